@@ -1,0 +1,121 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+"""What every test has: no network, one thread, and tiny models built in memory."""
+
+import os
+
+
+# Before torch is imported: two threads on two cores stall one another, and nothing may look for a hub.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+QUICKSTART = REPOSITORY / "recipes" / "quickstart"
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
+    "{% if not (loop.last and continue_final_message | default(false)) %}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+WORDS = (
+    "the a film movie was is it good bad great dull story plot actor scene and but not very so I we liked hated loved "
+    "found thought with of in to for this that had no one best worst ever seen again music user assistant question answer"
+).split()
+
+
+def make_tokenizer(chat: bool = False) -> Any:
+    """A word-level tokenizer of about 80 entries: letters, punctuation, WORDS, and special tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<|pad|>", "<|endoftext|>", "<|unk|>", "<|im_start|>", "<|im_end|>"]
+    spaced = [f"\u0120{word}" for word in WORDS]
+    letters = [chr(code) for code in range(33, 127)] + ["\u0120", "\u010a"]
+    vocabulary = list(dict.fromkeys([*special, *WORDS, *spaced, *letters]))
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token="<|unk|>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|pad|>",
+        eos_token="<|endoftext|>",
+        unk_token="<|unk|>",
+        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+        chat_template=CHAT_TEMPLATE if chat else None,
+        model_max_length=256,
+    )
+
+
+def make_model(vocab_size: int, *, seed: int = 0, num_labels: int = 0, **changes: Any) -> Any:
+    """A Llama of two layers and width 64 with sharp random weights, so that attention makes a difference."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+
+    settings = {
+        "vocab_size": vocab_size,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.15,
+        "pad_token_id": 0,
+        "bos_token_id": None,
+        "eos_token_id": 1,
+    }
+    config = LlamaConfig(**settings | changes, **({"num_labels": num_labels} if num_labels else {}))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = (LlamaForSequenceClassification if num_labels else LlamaForCausalLM)(config)
+    return model.eval()
+
+
+@pytest.fixture
+def tiny_tokenizer() -> Any:
+    return make_tokenizer()
+
+
+@pytest.fixture
+def chat_tokenizer() -> Any:
+    return make_tokenizer(chat=True)
+
+
+@pytest.fixture
+def tiny_model(tiny_tokenizer: Any) -> Any:
+    return make_model(len(tiny_tokenizer))
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A saved model with its tokenizer (which has a chat template)."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    tokenizer = make_tokenizer(chat=True)
+    make_model(len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_reward_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A saved sequence classifier with one label, with its tokenizer."""
+    folder = tmp_path_factory.mktemp("rewards") / "tiny-reward"
+    tokenizer = make_tokenizer(chat=True)
+    make_model(len(tokenizer), seed=1, num_labels=1).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def letter_reward(completions: list[Any], **_: Any) -> list[float]:
+    """A reward that a model can learn in seconds: how often "good" occurs, less how often "bad" does."""
+    texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+    return [float(text.count("good") - text.count("bad")) for text in texts]

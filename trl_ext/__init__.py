@@ -1,0 +1,82 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Alignment methods that TRL does not have, as trainers that behave like TRL's.
+
+Every name is imported when it is first used: `import trl_ext` costs milliseconds and imports no torch. The classes
+of the methods, `<Method>Trainer` and `<Method>Config`, are those that installed packages declare (see
+[`trl_ext.method`]).
+"""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+
+# Public names that belong to no method -> the file that has them.
+_SHARED = {
+    "DataError": "data",
+    "Discovery": "method",
+    "ExtConfig": "config",
+    "GenerationSettings": "sampling",
+    "Method": "method",
+    "RewardError": "rewards",
+    "discover": "method",
+    "evaluate_model": "evaluation",
+    "load_dataset": "data",
+    "load_rewards": "rewards",
+}
+
+# The methods' classes are open-ended, and no part of `import *`.
+__all__ = sorted(_SHARED)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value: Any = _version()
+    elif name in _SHARED:
+        value = getattr(importlib.import_module(f"{__name__}.{_SHARED[name]}"), name)
+    elif name.startswith("_"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    elif _is_submodule(name):
+        return importlib.import_module(f"{__name__}.{name}")
+    else:
+        value = _method_class(name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    from .method import discover
+
+    classes = {name for found in discover().methods.values() for name in found.method.class_names}
+    return sorted({*__all__, "__version__", *classes})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("trl-ext")
+    except PackageNotFoundError:  # a source tree on the path, not installed
+        return "unknown"
+
+
+def _is_submodule(name: str) -> bool:
+    here = Path(__file__).parent
+    return (here / f"{name}.py").is_file() or (here / name / "__init__.py").is_file()
+
+
+def _method_class(name: str) -> type:
+    from .method import discover, import_class
+
+    discovery = discover()
+    for found in discovery.methods.values():
+        reference = found.method.class_names.get(name)
+        if reference is not None:
+            return import_class(reference)
+    message = f"module {__name__!r} has no attribute {name!r}"
+    if discovery.broken:
+        broken = "; ".join(f"{b.name} of {b.source}: {b.error}" for b in discovery.broken)
+        message += f" (methods that could not be loaded: {broken})"
+    raise AttributeError(message)

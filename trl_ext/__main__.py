@@ -1,0 +1,12 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""`python -m trl_ext` is the command `trl-ext`."""
+
+import sys
+
+from trl_ext.cli import main
+
+
+if __name__ == "__main__":
+    sys.exit(main())

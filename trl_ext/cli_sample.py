@@ -1,0 +1,297 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+"""
+`trl-ext sample`: completions for prompts, scored and written as the data set that the trainers take.
+
+    trl-ext sample --model_name_or_path M --dataset_name prompts.jsonl --reward_model_name_or_path R \\
+        --num_generations 4 --max_completion_length 48 --output_file sampled.jsonl
+
+A row of the output has `prompt`, `completions`, `scores`, `ended` (whether each completion is whole) and the other
+columns of the data set; `sources` if there are several, `rewards` if there are several reward functions. Rows are
+written every few seconds or minutes; the same command goes on where an interrupted one has stopped, and ends with the
+same file.
+"""
+
+import dataclasses
+import errno
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets import Dataset
+from tqdm.auto import tqdm
+
+from .cli_models import LoadingArguments
+from .cli_parser import Parser, set_environment
+from .data import DataError
+from .models import load_tokenizer
+from .rewards import load_rewards
+from .sample_file import SampleFile, rows_fingerprint, weights_fingerprint
+from .sample_rows import load_rows
+from .sampler import Sampler, Source, losses
+from .sampling import DIVERSE_BEAM_SEARCH, GenerationSettings
+
+
+_EPILOG = (
+    "Sampling policies of arXiv 2304.05302: BP is --num_beams 4 --dataset_completions, DP the same with "
+    "--num_beam_groups 4 --diversity_penalty 1, D is DP without --dataset_completions, P is --dataset_completions "
+    "without a model. All models are in memory at once; to have them there one by one, sample with the first, then with "
+    "the second from the first one's output with --dataset_completions."
+)
+
+
+@dataclass
+class SampleArguments:
+    """What to sample, from which prompts, and where to. The meaning of each field is its help text."""
+
+    model_name_or_path: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Models to sample from: hub ids, directories, LoRA adapter directories."},
+    )
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Data set with a column `prompt` (text or messages): hub id, directory, or a .jsonl, .json, "
+            ".parquet or .csv file."
+        },
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a data set on the Hub."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to take the prompts from."})
+    max_num_prompts: int = field(default=0, metadata={"help": "Take the first so many prompts. 0 means all."})
+    dataset_completions: bool = field(
+        default=False, metadata={"help": "Whether the data set's own completions join the sampled ones."}
+    )
+    completion_columns: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Columns that these are in. By default `completions`, or `chosen` and `rejected`, or "
+            "`completion`, the first that there is."
+        },
+    )
+    output_file: str | None = field(
+        default=None, metadata={"help": "File for the rows: .jsonl or .parquet. An interrupted run is resumed."}
+    )
+    overwrite_output: bool = field(default=False, metadata={"help": "Whether to start over if the file exists."})
+    reward_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Sequence classifier with one label: hub id or directory."}
+    )
+    reward_funcs: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "More rewards: names of TRL's functions, dotted paths to functions, sequence classifiers. Without "
+            "any reward the rows have no scores."
+        },
+    )
+    reward_weights: list[float] | None = field(
+        default=None,
+        metadata={"help": "Weights of the rewards in the score, --reward_model_name_or_path first. All 1 by default."},
+    )
+    num_generations: int = field(default=4, metadata={"help": "Completions of a prompt from each model."})
+    max_completion_length: int = field(default=256, metadata={"help": "Longest completion, in tokens."})
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature. 0 takes the likeliest token."})
+    top_k: int = field(default=0, metadata={"help": "Sample among the k likeliest tokens. 0 means all."})
+    top_p: float = field(
+        default=1.0, metadata={"help": "Sample among the likeliest tokens whose probabilities sum to this."}
+    )
+    min_p: float = field(
+        default=0.0,
+        metadata={"help": "Sample among tokens at least this probable relative to the likeliest. 0 means off."},
+    )
+    repetition_penalty: float = field(default=1.0, metadata={"help": "Above 1 discourages repetition."})
+    num_beams: int = field(
+        default=1, metadata={"help": "Beams of a beam search; the best num_generations are kept. 1 means sampling."}
+    )
+    num_beam_groups: int = field(
+        default=1, metadata={"help": "Groups of a diverse beam search; needs --trust_remote_code. 1 means off."}
+    )
+    diversity_penalty: float = field(
+        default=0.0, metadata={"help": "What a group of beams pays for another group's token."}
+    )
+    custom_generate: str = field(
+        default=DIVERSE_BEAM_SEARCH,
+        metadata={"help": "Hub repository, or directory with a copy of it, that has the diverse beam search."},
+    )
+    deduplicate: bool = field(
+        default=False, metadata={"help": "Whether to keep one of several equal completions of a prompt."}
+    )
+    seed: int = field(default=42, metadata={"help": "Seed of the draws."})
+    generation_batch_size: int = field(
+        default=128,
+        metadata={"help": "Sequences that a model writes at once. Rows are saved after four times as many."},
+    )
+
+    def __post_init__(self) -> None:
+        self.model_name_or_path = list(dict.fromkeys(self.model_name_or_path))
+        if not self.model_name_or_path and not self.dataset_completions:
+            raise ValueError("nothing to sample: pass --model_name_or_path, or --dataset_completions to score those.")
+        if self.dataset_name is None:
+            raise ValueError("there are no prompts: pass --dataset_name.")
+        if self.output_file is None:
+            raise ValueError("there is nowhere to write to: pass --output_file.")
+        if os.path.realpath(self.output_file) == os.path.realpath(self.dataset_name):
+            raise ValueError(f"output_file is the data set itself, {self.dataset_name!r}: choose another name.")
+        if self.completion_columns and not self.dataset_completions:
+            raise ValueError("completion_columns has no effect without --dataset_completions.")
+        for name, least in (("max_num_prompts", 0), ("generation_batch_size", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        if self.reward_weights is not None and len(self.reward_weights) != len(self.rewards):
+            raise ValueError(
+                f"reward_weights has {len(self.reward_weights)} entries for {len(self.rewards)} rewards "
+                f"({', '.join(self.rewards)})."
+            )
+
+    @property
+    def rewards(self) -> list[str]:
+        """All rewards that are named, in the order of their weights."""
+        first = [self.reward_model_name_or_path] if self.reward_model_name_or_path else []
+        return [*first, *(self.reward_funcs or [])]
+
+
+@dataclass
+class SampleLoadingArguments(LoadingArguments):
+    """How the models are loaded. Reward models are not quantised, and compute in float32."""
+
+    dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "Data type of the weights and the arithmetic; `auto` is that of the checkpoint.",
+            "choices": ["auto", "bfloat16", "float16", "float32"],
+        },
+    )
+    load_in_4bit: bool = field(default=False, metadata={"help": "Whether to quantise the models to 4 bits."})
+
+
+def _check_environment() -> None:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
+        raise ValueError(
+            f"trl-ext sample runs as one process, but was started as {processes}: leave out `accelerate launch`. To "
+            "use several devices, run it once on each with a part of the prompts."
+        )
+
+
+def _settings(args: SampleArguments, loading: SampleLoadingArguments, dataset: Dataset) -> dict[str, Any]:
+    """All that the rows depend on."""
+    settings = {**dataclasses.asdict(args), **dataclasses.asdict(loading)}
+    del settings["output_file"], settings["overwrite_output"]
+    settings["contents of the data set"] = rows_fingerprint(dataset)
+    settings |= {f"weights of {name}": weights_fingerprint(name) for name in args.model_name_or_path}
+    return settings
+
+
+def run(args: SampleArguments, loading: SampleLoadingArguments) -> int:
+    """
+    Sample, score and write.
+
+    Returns:
+        `int`: 0; 130 after Ctrl-C. What was written before stays, and the same call goes on from there.
+    """
+    _check_environment()
+    names = {f.name for f in dataclasses.fields(GenerationSettings)} & {f.name for f in dataclasses.fields(args)}
+    settings = GenerationSettings(
+        **{name: getattr(args, name) for name in names}, trust_remote_code=loading.trust_remote_code
+    )
+    dataset, own_columns = load_rows(
+        str(args.dataset_name),
+        args.dataset_config,
+        args.dataset_train_split,
+        limit=args.max_num_prompts,
+        own=args.dataset_completions,
+        asked=args.completion_columns,
+    )
+    file = SampleFile(str(args.output_file), _settings(args, loading, dataset), overwrite=args.overwrite_output)
+    if file.complete:
+        print(f"{file.path} is complete, with {file.rows} rows (--overwrite_output starts over).")
+        return 0
+    sampler = Sampler(
+        [load_source(name, loading) for name in args.model_name_or_path],
+        settings,
+        load_rewards(args.rewards, trust_remote_code=loading.trust_remote_code),
+        args.reward_weights,
+        own_columns,
+        deduplicate=args.deduplicate,
+        seed=args.seed,
+        batch_size=args.generation_batch_size,
+        name_sources=len(args.model_name_or_path) + len(own_columns) > 1 or "sources" in dataset.column_names,
+    )
+    try:
+        seconds = _sample(sampler, dataset, file, 4 * max(1, args.generation_batch_size // args.num_generations))
+    except BaseException as error:
+        where = f"{file.rows_path} has {file.rows} whole rows" if file.rows else "no row was written yet"
+        print(f"\ntrl-ext sample: stopped; {where}. The same command goes on from there.", file=sys.stderr)
+        if isinstance(error, KeyboardInterrupt):
+            return 130
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise OSError(f"the disk is full: {file.path} (make room, then run the same command)") from error
+        raise
+    print(_summary(file, seconds))
+    return 0
+
+
+def load_source(name: str, loading: SampleLoadingArguments) -> Source:
+    """A model to sample from, with its tokenizer. Raises `OSError` if there is no such model."""
+    revision, trust = loading.model_revision, loading.trust_remote_code
+    tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust)
+    return Source(name, tokenizer, loading.load(name, revision=revision))
+
+
+def _sample(sampler: Sampler, dataset: Dataset, file: SampleFile, step: int) -> float:
+    """All batches that are not written yet; returns the seconds they took."""
+    models, begin = max(1, len(sampler.sources)), time.monotonic()
+    done = min(file.batches * step, len(dataset))
+    if done:
+        print(f"{file.path}: going on after {done} of {len(dataset)} prompts", file=sys.stderr)
+    # Off the terminal, lines in a log file are of more use than a bar.
+    bar = tqdm(total=len(dataset) * models, initial=done * models, unit="prompt", desc="sampling", disable=None)
+    said = begin
+    with bar:
+        for start in range(done, len(dataset), step):
+            rows = [dataset[i] for i in range(start, min(start + step, len(dataset)))]
+            batch = sampler(rows, start, bar.update)
+            file.append(batch.rows, batch.totals)
+            if bar.disable and time.monotonic() - said > 10:
+                said = time.monotonic()
+                print(f"{start + len(rows)} of {len(dataset)} prompts, {said - begin:.0f} s", file=sys.stderr)
+    if file.rows == 0:
+        raise DataError(f"no row is left of {len(dataset)}: {losses(file.totals)}.")
+    file.finish()
+    return time.monotonic() - begin
+
+
+def _summary(file: SampleFile, seconds: float) -> str:
+    totals, completions = file.totals, max(1, file.totals["completions"])
+    parts = [f"{file.path}: {file.rows} rows, {completions:.0f} completions in {seconds:.0f} s"]
+    if totals["score"] or totals["best_score"]:
+        parts.append(
+            f"score {totals['score'] / completions:.3f}, best of a row {totals['best_score'] / file.rows:.3f}"
+        )
+    if totals["tokens"]:
+        parts.append(f"{totals['tokens']:.0f} tokens sampled, {100 * totals['ended'] / completions:.0f} % ended")
+    return "; ".join([*parts, *filter(None, [losses(totals)])])
+
+
+def make_parser(prog: str = "trl-ext sample") -> Parser:
+    """The parser of the command's flags and YAML file."""
+    return Parser(
+        [SampleArguments, SampleLoadingArguments],
+        prog=prog,
+        description="Draw completions for prompts, score them and write a data set for the trainers.",
+        epilog=_EPILOG,
+    )
+
+
+def main(argv: list[str]) -> int:
+    """
+    `trl-ext sample`.
+
+    Returns:
+        `int`: See [`run`].
+
+    Raises:
+        `ValueError`, `OSError` or `ImportError`: Settings, data or models that cannot work.
+    """
+    set_environment(argv)
+    return run(*make_parser().parse_args_and_config(argv))

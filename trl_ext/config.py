@@ -1,0 +1,185 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Settings that mean the same for every method, on top of TRL's base config."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+import torch
+
+from .sampling import GenerationSettings
+from .upstream import BaseConfig
+
+
+@dataclass
+class ExtConfig(BaseConfig):
+    r"""
+    Base configuration of the methods of trl-ext.
+
+    Only the parameters that trl-ext adds or re-defaults are listed; all of [`~transformers.TrainingArguments`] is
+    there. Wherever a number switches something off, it is `0`.
+
+    Parameters:
+        > Parameters that control the model
+
+        model_init_kwargs (`dict[str, Any]` or `str`, *optional*):
+            Keyword arguments for `from_pretrained`, used when `model` is a string.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether to run code that comes with a model or tokenizer on the Hub.
+        disable_dropout (`bool`, *optional*, defaults to `True`):
+            Whether to switch dropout off, so that log-probabilities are those of the model that is used later.
+
+        > Parameters that control the data
+
+        dataset_num_proc (`int`, *optional*):
+            Processes that tokenise the data set.
+        chat_template_path (`str`, *optional*):
+            Jinja file, or directory or Hub id of a tokenizer, whose chat template is used instead of the tokenizer's.
+        max_length (`int`, *optional*, defaults to `1024`):
+            Longest prompt plus completion, in tokens. A longer completion loses its end; a row whose prompt alone is
+            this long is dropped, and the number of dropped rows is logged. `0` means no limit.
+        pad_to_multiple_of (`int`, *optional*, defaults to `0`):
+            Pad rows to a multiple of this length (`0`: no rounding).
+
+        > Parameters that control generation (TRL's names; used wherever a method samples)
+
+        num_generations (`int`, *optional*, defaults to `4`):
+            Completions sampled for a prompt.
+        generation_batch_size (`int`, *optional*, defaults to `0`):
+            Sequences that are generated at once on a device (`0`: 64 on CPU, 128 elsewhere).
+        max_completion_length (`int`, *optional*, defaults to `256`):
+            Longest sampled completion, in tokens.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Sampling temperature.
+        top_k (`int`, *optional*, defaults to `0`):
+            Sample among the k likeliest tokens (`0`: all).
+        top_p (`float`, *optional*, defaults to `1.0`):
+            Sample among the likeliest tokens whose probabilities sum to this.
+        min_p (`float`, *optional*, defaults to `0.0`):
+            Sample among tokens at least this probable relative to the likeliest (`0`: off).
+        repetition_penalty (`float`, *optional*, defaults to `1.0`):
+            Divides the logits of tokens that have occurred.
+        generation_kwargs (`dict[str, Any]` or `str`, *optional*):
+            Further keyword arguments for [`~transformers.GenerationConfig`].
+
+        > Parameters that control rewards
+
+        reward_weights (`list[float]`, *optional*):
+            Weight of each reward function. If not set, every weight is `1.0`.
+
+        > Parameters that control training
+
+        activation_offloading (`bool`, *optional*, defaults to `False`):
+            Whether to keep activations in CPU memory between forward and backward.
+
+        > Parameters that control logging
+
+        log_completions (`bool`, *optional*, defaults to `False`):
+            Whether to print sampled completions with their rewards and save them under `output_dir/completions`.
+        num_completions_to_print (`int`, *optional*, defaults to `4`):
+            Completions printed at a time.
+
+    > [!NOTE]
+    > Without an accelerator, `use_cpu` is set and `bf16` defaults to `False` (TRL's configs raise there).
+    """
+
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [
+        *BaseConfig._VALID_DICT_FIELDS,
+        "model_init_kwargs",
+        "generation_kwargs",
+    ]
+
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Keyword arguments for `from_pretrained`, used when `model` is a string."}
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Whether to run code that comes with a model or tokenizer on the Hub."}
+    )
+    disable_dropout: bool = field(default=True, metadata={"help": "Whether to switch dropout off."})
+
+    dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenise the data set."})
+    chat_template_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Jinja file, or directory or Hub id of a tokenizer, whose chat template is used instead of the "
+            "tokenizer's."
+        },
+    )
+    max_length: int = field(
+        default=1024,
+        metadata={
+            "help": "Longest prompt plus completion, in tokens. A longer completion loses its end; a row whose prompt "
+            "alone is this long is dropped. 0 means no limit."
+        },
+    )
+    pad_to_multiple_of: int = field(
+        default=0, metadata={"help": "Pad rows to a multiple of this length. 0 means no rounding."}
+    )
+
+    num_generations: int = field(default=4, metadata={"help": "Completions sampled for a prompt."})
+    generation_batch_size: int = field(
+        default=0,
+        metadata={"help": "Sequences that are generated at once on a device. 0 means 64 on CPU, 128 elsewhere."},
+    )
+    max_completion_length: int = field(default=256, metadata={"help": "Longest sampled completion, in tokens."})
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
+    top_k: int = field(default=0, metadata={"help": "Sample among the k likeliest tokens. 0 means all."})
+    top_p: float = field(
+        default=1.0, metadata={"help": "Sample among the likeliest tokens whose probabilities sum to this."}
+    )
+    min_p: float = field(
+        default=0.0,
+        metadata={"help": "Sample among tokens at least this probable relative to the likeliest. 0 means off."},
+    )
+    repetition_penalty: float = field(
+        default=1.0, metadata={"help": "Divides the logits of tokens that have occurred. 1 means off."}
+    )
+    generation_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Further keyword arguments for `GenerationConfig`."}
+    )
+
+    reward_weights: list[float] | None = field(
+        default=None, metadata={"help": "Weight of each reward function. If not set, every weight is 1."}
+    )
+
+    activation_offloading: bool = field(
+        default=False, metadata={"help": "Whether to keep activations in CPU memory between forward and backward."}
+    )
+
+    log_completions: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether to print sampled completions with their rewards and save them under "
+            "`output_dir/completions`."
+        },
+    )
+    num_completions_to_print: int = field(default=4, metadata={"help": "Completions printed at a time."})
+
+    def __post_init__(self) -> None:
+        if not torch.accelerator.is_available():
+            self.use_cpu = True
+        if self.use_cpu and self.bf16 is None:  # type: ignore[has-type]
+            self.bf16 = False  # exact numbers; bf16=True is honoured and pays where the CPU computes in bf16
+        super().__post_init__()
+        self._at_least("max_length", 0)
+        self._at_least("pad_to_multiple_of", 0)
+        self._at_least("num_generations", 1)
+        self._at_least("generation_batch_size", 0)
+        self._at_least("max_completion_length", 1)
+        self._at_least("top_k", 0)
+        if self.temperature <= 0:
+            raise ValueError(
+                f"`temperature` must be positive, got {self.temperature}. For greedy decoding pass "
+                "`generation_kwargs={'do_sample': False}`."
+            )
+
+    def generation_settings(self) -> GenerationSettings:
+        """The settings that [`~trl_ext.sampling.generate`] takes."""
+        names = {field.name for field in fields(GenerationSettings)} & {field.name for field in fields(self)}
+        return GenerationSettings(**{name: getattr(self, name) for name in names})
+
+    def _at_least(self, name: str, least: float) -> None:
+        value = getattr(self, name)
+        if value < least:
+            raise ValueError(f"`{name}` must be at least {least}, got {value}.")

@@ -1,0 +1,240 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Log-probabilities of completions, without (tokens, vocabulary) logits and, where it pays, with each prompt computed
+once.
+
+Letters: B prompts, N completions in all, L tokens a row, R tokens of a completion.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from .head import add_head
+from .models import base_of
+from .prefix import CASCADE, Layout, attention_inputs, build_rows, choose_form, supported_layout
+
+
+logger = logging.getLogger(__name__)
+
+SHARED_PREFIX_SETTINGS = ("auto", "always", "never")
+
+
+@dataclass
+class TokenLogps:
+    """
+    Per-token log-probabilities of the completions of a batch, in the layout of its rows.
+
+    Args:
+        logps (`torch.Tensor` of shape (rows, L)): log P of the token each position predicts, in nats; 0 elsewhere.
+        entropy (`torch.Tensor` of shape (rows, L)): Entropy of each of these predictions, in nats; 0 elsewhere.
+        is_top1 (`torch.Tensor` of shape (rows, L)): 1 where the token was the likeliest.
+        completion_index (`torch.Tensor` of shape (rows, L)): Completion that the token belongs to, -1 elsewhere.
+        num_completions (`int`): N.
+        form (`str`): `"separate"`, `"dense"` or `"cascade"`.
+        num_positions (`int`): Positions that went through the model, padding included.
+    """
+
+    logps: torch.Tensor
+    entropy: torch.Tensor
+    is_top1: torch.Tensor
+    completion_index: torch.Tensor
+    num_completions: int
+    form: str
+    num_positions: int
+
+    def sums(self) -> torch.Tensor:
+        """log P of each completion given its prompt, of shape (N,)."""
+        return self._sum(self.logps)
+
+    def lengths(self) -> torch.Tensor:
+        """Tokens of each completion, of shape (N,)."""
+        return self._sum(torch.ones_like(self.logps))
+
+    def _sum(self, values: torch.Tensor) -> torch.Tensor:
+        # One slot more than there are completions takes what belongs to none of them.
+        index = self.completion_index.flatten() % (self.num_completions + 1)
+        total = values.new_zeros(self.num_completions + 1)
+        return total.index_add(0, index, values.flatten())[:-1]
+
+
+class LogProbs:
+    """
+    Builds rows for a policy and computes log-probabilities from them.
+
+    The form of shared rows is judged from the model's config and confirmed once, before the first use, by comparing it
+    with separate rows on a few tokens; a model that computes something else gets separate rows.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The model, before any distributed wrapper.
+            Its forward gains a fused head (see [`~trl_ext.head.add_head`]); ordinary forwards and generation stay as
+            they are.
+        pad_token_id (`int`): Token in padding.
+        shared_prefix (`str`, *optional*, defaults to `"auto"`): `"auto"` shares a prompt where that is cheaper,
+            `"always"` shares wherever the model can, `"never"` keeps separate rows.
+        pad_to_multiple_of (`int`, *optional*, defaults to `0`): Round row lengths up to this (`0`: no rounding).
+
+    Raises:
+        `ValueError`: `shared_prefix` is none of the three.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        pad_token_id: int,
+        *,
+        shared_prefix: str = "auto",
+        pad_to_multiple_of: int = 0,
+    ) -> None:
+        if shared_prefix not in SHARED_PREFIX_SETTINGS:
+            raise ValueError(f"`shared_prefix` must be one of {SHARED_PREFIX_SETTINGS}, got {shared_prefix!r}.")
+        self.pad_token_id = pad_token_id
+        self.shared_prefix = shared_prefix
+        self.pad_to_multiple_of = pad_to_multiple_of
+        base = base_of(model)
+        self.layout = supported_layout(base) if shared_prefix != "never" else Layout("separate", "asked for")
+        if self.layout.form == "cascade":
+            base.set_attn_implementation(CASCADE)
+        self.attention = base.config.get_text_config()._attn_implementation
+        self.hidden_size = base.config.get_text_config().hidden_size
+        self._confirmed = self.layout.form == "separate"
+        add_head(base)
+
+    def __call__(
+        self, model: torch.nn.Module, prompts: list[list[int]], completions: list[list[list[int]]]
+    ) -> TokenLogps:
+        """
+        Log-probabilities of completions under `model`.
+
+        Args:
+            model (`torch.nn.Module`): The model, possibly in a distributed wrapper, or another one of the same
+                architecture with the fused head.
+            prompts (`list[list[int]]`): B prompts of at least one token.
+            completions (`list[list[list[int]]]`): For each prompt its completions, of at least one token each.
+        """
+        if not self._confirmed:
+            self._confirm(model)
+        form = choose_form(self.layout, prompts, completions, self.hidden_size, self.shared_prefix)
+        return self._forward(model, form, prompts, completions)
+
+    def _forward(self, model: torch.nn.Module, form: str, prompts: list, completions: list) -> TokenLogps:
+        parameter = next(model.parameters())
+        rows = build_rows(
+            prompts,
+            completions,
+            form=form,
+            pad_token_id=self.pad_token_id,
+            pad_to_multiple_of=0 if form == "cascade" else self.pad_to_multiple_of,
+        )
+        extra = attention_inputs(rows, self.attention, parameter.dtype, parameter.device)
+        outputs = model(
+            input_ids=rows["input_ids"].to(parameter.device),
+            position_ids=rows["position_ids"].to(parameter.device),
+            shift_labels=rows["shift_labels"].to(parameter.device),
+            fused_lm_head=True,
+            **extra,
+        )
+        index = rows["completion_index"].to(outputs.log_probs.device)
+        total = sum(map(len, completions))
+        positions = rows["input_ids"].numel()
+        return TokenLogps(outputs.log_probs, outputs.entropy, outputs.is_top1, index, total, form, positions)
+
+    @torch.no_grad()
+    def _confirm(self, model: torch.nn.Module) -> None:
+        """Compare shared with separate rows on a few tokens; on a difference, use separate rows from now on."""
+        self._confirmed = True
+        vocabulary = base_of(getattr(model, "module", model)).config.get_text_config().vocab_size
+        ids = [(7 * i + 3) % vocabulary for i in range(13)]
+        prompts, completions = [ids[:4], ids[2:4]], [[ids[4:8], ids[8:10]], [ids[10:13], ids[5:9]]]
+        sums = []
+        with _evaluating(model):
+            for form in ("separate", self.layout.form):
+                try:
+                    sums.append(self._forward(model, form, prompts, completions).sums())
+                except (RuntimeError, TypeError, ValueError) as error:
+                    self._fall_back(f"the model refuses them ({error})")
+                    return
+        parameter = next(model.parameters())
+        precise = parameter.dtype == torch.float32 and not torch.is_autocast_enabled(parameter.device.type)
+        difference = (sums[0] - sums[1]).abs().max().item()
+        if difference > (1e-3 if precise else 0.05) * max(1.0, sums[0].abs().max().item()):
+            self._fall_back(
+                f"the model computes something else with them (log-probabilities differ by {difference:.3g})"
+            )
+
+    def _fall_back(self, reason: str) -> None:
+        logger.warning("Prompts are not shared between completions: %s.", reason)
+        self.layout = Layout("separate", reason)
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+@torch.no_grad()
+def completion_logps(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    completions: list[list[list[int]]],
+    *,
+    pad_token_id: int,
+    batch_size: int = 64,
+    log_probs: LogProbs | None = None,
+) -> list[list[torch.Tensor]]:
+    """
+    Per-token log-probabilities of completions, without gradients.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): A causal language model; it is put in
+            evaluation mode for the time of the call.
+        prompts (`list[list[int]]`): B prompts.
+        completions (`list[list[list[int]]]`): For each prompt its completions; an empty one gets an empty tensor.
+        pad_token_id (`int`): Token in padding.
+        batch_size (`int`, *optional*, defaults to `64`): Completions in one forward (at least those of one prompt).
+        log_probs ([`LogProbs`], *optional*): The builder of rows to use; a new one by default.
+
+    Returns:
+        `list[list[torch.Tensor]]`: For each completion its log-probabilities in nats, of shape (R,), float32 on the
+        CPU.
+    """
+    log_probs = log_probs or LogProbs(model, pad_token_id)
+    results: list[list[torch.Tensor]] = [[torch.zeros(0) for _ in group] for group in completions]
+    kept = [(b, [k for k, c in enumerate(group) if c]) for b, group in enumerate(completions)]
+    # Rows of like length share a batch, so that little of it is padding.
+    kept = sorted(
+        (item for item in kept if item[1]),
+        key=lambda item: len(prompts[item[0]]) + max(len(c) for c in completions[item[0]]),
+    )
+    with _evaluating(model):
+        for chunk in _chunks(kept, batch_size):
+            groups = [[completions[b][k] for k in ks] for b, ks in chunk]
+            tokens = log_probs(model, [prompts[b] for b, _ in chunk], groups)
+            flat = [(b, k) for b, ks in chunk for k in ks]
+            for n, (b, k) in enumerate(flat):
+                results[b][k] = tokens.logps[tokens.completion_index == n].float().cpu()
+    return results
+
+
+def _chunks(items: list[tuple[int, list[int]]], size: int) -> Iterator[list[tuple[int, list[int]]]]:
+    chunk: list[tuple[int, list[int]]] = []
+    count = 0
+    for item in items:
+        if chunk and count + len(item[1]) > size:
+            yield chunk
+            chunk, count = [], 0
+        chunk.append(item)
+        count += len(item[1])
+    if chunk:
+        yield chunk

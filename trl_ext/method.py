@@ -1,0 +1,206 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What a method is, and how installed packages declare theirs: the whole plug-in system.
+
+A package, this one included, adds a method by an entry point that names a [`Method`]:
+
+```toml
+[project.entry-points."trl_ext.methods"]
+my_method = "my_package:METHOD"
+```
+
+Nothing here imports torch: classes are named by strings and imported when somebody asks for them.
+"""
+
+import dataclasses
+import importlib
+import re
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+
+
+GROUP = "trl_ext.methods"
+OWN_PACKAGE = "trl-ext"
+
+# Words of the command line; a method of that name could not be reached.
+RESERVED = ("sample", "evaluate", "methods", "env", "help")
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+@dataclass(frozen=True)
+class Method:
+    """
+    An alignment method: what the command line and the package need to know about it, and no more.
+
+    Args:
+        name (`str`):
+            Word of the command line: lower case letters, digits and underscores.
+        paper (`str`):
+            arXiv identifier of the paper, or `""`.
+        summary (`str`):
+            One line for `trl-ext methods`.
+        config (`str`):
+            `"package.module:Class"` of the config, a dataclass on top of [`~transformers.TrainingArguments`].
+        trainer (`str`):
+            `"package.module:Class"` of the trainer.
+        columns (`tuple[str, ...]`, *optional*, defaults to `()`):
+            Columns that its data set must have.
+
+    Raises:
+        `ValueError`: a malformed or reserved name, or a reference that is not `"package.module:Class"`.
+    """
+
+    name: str
+    paper: str
+    summary: str
+    config: str
+    trainer: str
+    columns: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(
+                f"{self.name!r} cannot name a method: use lower case letters, digits and underscores, a letter first."
+            )
+        if self.name in RESERVED:
+            raise ValueError(f"{self.name!r} is a command of trl-ext and cannot be the name of a method.")
+        for field in ("config", "trainer"):
+            reference = getattr(self, field)
+            if not isinstance(reference, str) or not _REFERENCE.fullmatch(reference):
+                raise ValueError(
+                    f"`{field}` of method {self.name!r} must be a string 'package.module:Class', got {reference!r}."
+                )
+
+    @property
+    def class_names(self) -> dict[str, str]:
+        """Name of each public class of the method -> the reference to it."""
+        return {reference.rpartition(":")[2]: reference for reference in (self.config, self.trainer)}
+
+    def config_class(self) -> type:
+        """Import and return the config class."""
+        return import_class(self.config)
+
+    def trainer_class(self) -> type:
+        """Import and return the trainer class."""
+        return import_class(self.trainer)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A method and the package that declares it."""
+
+    method: Method
+    package: str
+    version: str
+
+    @property
+    def source(self) -> str:
+        """Package and version, as shown to people."""
+        return f"{self.package} {self.version}"
+
+
+@dataclass(frozen=True)
+class Broken:
+    """An entry point whose method cannot be used, and why."""
+
+    name: str
+    package: str
+    version: str
+    error: str
+
+    @property
+    def source(self) -> str:
+        """Package and version, as shown to people."""
+        return f"{self.package} {self.version}"
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """
+    What [`discover`] found.
+
+    Attributes:
+        methods (`dict[str, Found]`):
+            Usable methods by name: those of this package first, then by package and name.
+        broken (`list[Broken]`):
+            Entry points that could not be used. They take nothing else down.
+    """
+
+    methods: dict[str, Found] = dataclasses.field(default_factory=dict)
+    broken: list[Broken] = dataclasses.field(default_factory=list)
+
+    def find(self, word: str) -> Found | None:
+        """The method called `word`, where a hyphen is as good as an underscore."""
+        return self.methods.get(canonical(word))
+
+
+def canonical(word: str) -> str:
+    """A method's name as it was typed -> as it is declared."""
+    return word.strip().lower().replace("-", "_")
+
+
+def discover() -> Discovery:
+    """
+    Find the methods of every installed package.
+
+    A package that fails to import, or whose entry point is no usable [`Method`], is listed under `broken`. Where two
+    packages claim one name, the first is kept (this package's own, else the first in alphabetical order, so that the
+    winner does not depend on the order of `sys.path`) and the other is listed under `broken`.
+    """
+    found = Discovery()
+    for entry in sorted(entry_points(group=GROUP), key=_rank):
+        package, version = _owner(entry)
+        try:
+            method = _load(entry)
+            kept = found.methods.get(method.name)
+            if kept is not None:
+                raise ValueError(f"the name {method.name!r} is taken by {kept.source}, which is kept")
+        # SystemExit too: a module that calls sys.exit() on import must not end everyone's command
+        except (Exception, SystemExit) as error:
+            found.broken.append(Broken(entry.name, package, version, _describe(error)))
+        else:
+            found.methods[method.name] = Found(method, package, version)
+    return found
+
+
+def import_class(reference: str) -> type:
+    """
+    Import the class that `"package.module:Class"` names.
+
+    Raises:
+        `ImportError`: the module does not import, or has no such class.
+    """
+    module_name, _, class_name = reference.rpartition(":")
+    module = importlib.import_module(module_name)
+    try:
+        return getattr(module, class_name)  # type: ignore[no-any-return]
+    except AttributeError:
+        raise ImportError(f"module {module_name!r} has no class {class_name!r}") from None
+
+
+def _load(entry: EntryPoint) -> Method:
+    method = entry.load()
+    if not isinstance(method, Method):
+        raise TypeError(f"{entry.value!r} must be a trl_ext.Method, but is a {type(method).__name__}")
+    if canonical(entry.name) != method.name:
+        raise ValueError(f"entry point {entry.name!r} names a method that calls itself {method.name!r}")
+    return method
+
+
+def _rank(entry: EntryPoint) -> tuple[bool, str, str]:
+    package, _ = _owner(entry)
+    return package != OWN_PACKAGE, package, entry.name
+
+
+def _owner(entry: EntryPoint) -> tuple[str, str]:
+    # an entry point made by hand belongs to no distribution
+    if entry.dist is None:
+        return entry.value.partition(":")[0].partition(".")[0], ""
+    return re.sub(r"[-_.]+", "-", entry.dist.name).lower(), entry.dist.version
+
+
+def _describe(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

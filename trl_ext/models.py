@@ -1,0 +1,308 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Load, quantise, wrap with PEFT, freeze: the one place that knows 4-bit."""
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from .upstream import create_model_from_path, disable_dropout_in_model
+
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from trl import ModelConfig
+
+    from .config import ExtConfig
+
+
+logger = logging.getLogger(__name__)
+
+
+def default_device() -> torch.device:
+    """The current accelerator, or the CPU."""
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+def is_peft_model(model: torch.nn.Module) -> bool:
+    """Whether `model` is a [`~peft.PeftModel`], without importing peft when nothing else has."""
+    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+
+
+def base_of(model: torch.nn.Module) -> PreTrainedModel:
+    """The transformers model inside a [`~peft.PeftModel`], or `model` itself."""
+    return model.get_base_model() if is_peft_model(model) else model  # type: ignore[operator,return-value]
+
+
+def is_quantized(model: torch.nn.Module) -> bool:
+    """Whether `model` was loaded in 8 or 4 bits."""
+    return bool(getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False))
+
+
+def quantization_config_from(model_args: "ModelConfig") -> BitsAndBytesConfig | None:
+    """
+    The bitsandbytes config that the command line asks for, or `None`.
+
+    The compute dtype is bfloat16 whatever `--dtype` says: TRL takes it from `--dtype`, whose default is float32, so
+    that 4-bit runs of its command line compute in float32.
+
+    Raises:
+        `ImportError`: bitsandbytes is missing.
+        `ValueError`: both 4-bit and 8-bit were asked for.
+    """
+    if not (model_args.load_in_4bit or model_args.load_in_8bit):
+        return None
+    if model_args.load_in_4bit and model_args.load_in_8bit:
+        raise ValueError("`load_in_4bit` and `load_in_8bit` exclude each other; set one of them.")
+    require_bitsandbytes()
+    if model_args.load_in_8bit:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=model_args.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=True,  # QLoRA's setting (arXiv 2305.14314, section 3)
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def require_bitsandbytes() -> None:
+    """Raise an `ImportError` that names the extra to install if bitsandbytes is missing."""
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "4-bit and 8-bit models need bitsandbytes, which is not installed: pip install 'trl-ext[quantization]'."
+        ) from error
+
+
+def load_tokenizer(
+    name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False, padding_side: str = "left"
+) -> PreTrainedTokenizerBase:
+    """
+    Load a tokenizer and give it a pad token (its end-of-sequence token) if it has none.
+
+    Args:
+        name_or_path (`str`): Hub id or directory; the directory of a LoRA adapter without a tokenizer falls back to
+            its base model's.
+        revision (`str`, *optional*): Branch, tag or commit on the Hub.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Whether to run code from the Hub.
+        padding_side (`str`, *optional*, defaults to `"left"`): Side that batches for generation are padded on.
+
+    Raises:
+        `OSError`: There is no such tokenizer.
+        `ValueError`: It has neither a pad nor an end-of-sequence token.
+    """
+    _require_exists(name_or_path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            name_or_path, revision=revision, trust_remote_code=trust_remote_code, padding_side=padding_side
+        )
+    except (OSError, ValueError):
+        base = adapter_base(name_or_path)
+        if base is None:
+            raise
+        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=trust_remote_code, padding_side=padding_side)
+    return ensure_pad_token(tokenizer)
+
+
+def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Pad with the end-of-sequence token where there is no pad token; raise `ValueError` if there is neither."""
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ValueError(
+                "The tokenizer has neither a pad token nor an end-of-sequence token. Set one before training: "
+                "`tokenizer.eos_token = ...` or `tokenizer.pad_token = ...`."
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def adapter_base(path: str) -> str | None:
+    """The base model of the LoRA adapter saved in directory `path`, or `None` if it holds no adapter."""
+    file = Path(path) / "adapter_config.json"
+    return json.loads(file.read_text())["base_model_name_or_path"] if file.is_file() else None
+
+
+def load_model(
+    name_or_path: str,
+    *,
+    quantization_config: BitsAndBytesConfig | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    head: str = "causal_lm",
+    num_labels: int = 1,
+    is_trainable: bool = False,
+    **init_kwargs: Any,
+) -> "PreTrainedModel | PeftModel":
+    """
+    Load a model, or a LoRA adapter with its base model.
+
+    Args:
+        name_or_path (`str`): Hub id or directory. The directory of a LoRA adapter gives a [`~peft.PeftModel`].
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): 4-bit or 8-bit loading.
+        revision (`str`, *optional*): Branch, tag or commit on the Hub.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Whether to run code from the Hub.
+        head (`str`, *optional*, defaults to `"causal_lm"`): `"causal_lm"` or `"sequence_classification"`.
+        num_labels (`int`, *optional*, defaults to `1`): Labels of a sequence classification head.
+        is_trainable (`bool`, *optional*, defaults to `False`): Whether a loaded adapter is trained further.
+        init_kwargs: Passed to `from_pretrained`; `dtype` defaults to float32, `device_map` to `"auto"` on an
+            accelerator and to none on the CPU.
+
+    Raises:
+        `OSError`: There is no such model.
+        `ImportError`: `quantization_config` is given and bitsandbytes is missing.
+    """
+    _require_exists(name_or_path)
+    base = adapter_base(name_or_path)
+    if quantization_config is not None:
+        require_bitsandbytes()
+        init_kwargs["quantization_config"] = quantization_config
+        # Modules that stay unquantised (norms, embeddings, head) follow the compute dtype unless asked otherwise.
+        init_kwargs.setdefault("dtype", getattr(quantization_config, "bnb_4bit_compute_dtype", None) or torch.bfloat16)
+    init_kwargs.update(trust_remote_code=trust_remote_code)
+    if revision is not None and base is None:
+        init_kwargs["revision"] = revision
+    if head == "sequence_classification":
+        init_kwargs["num_labels"] = num_labels
+        model = create_model_from_path(base or name_or_path, AutoModelForSequenceClassification, **init_kwargs)
+    elif head == "causal_lm":
+        model = create_model_from_path(base or name_or_path, **init_kwargs)
+    else:
+        raise ValueError(f"`head` must be 'causal_lm' or 'sequence_classification', got {head!r}.")
+    use_exact_4bit_on_cpu(model)
+    if base is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, name_or_path, is_trainable=is_trainable)
+    return model
+
+
+def _require_exists(name_or_path: str) -> None:
+    """A path that is written like one and is not there would be looked up on the Hub, with a misleading error."""
+    looks_like_path = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
+    if looks_like_path and not Path(name_or_path).expanduser().is_dir():
+        raise OSError(f"There is no model at {name_or_path!r}: the directory does not exist.")
+
+
+def use_exact_4bit_on_cpu(model: torch.nn.Module) -> None:
+    """
+    Keep 4-bit layers differentiable on the CPU.
+
+    On CPUs with AVX512-BF16, bitsandbytes repacks every 4-bit layer in the first forward in evaluation mode, for a
+    kernel without autograd: gradients of later training steps are then wrong, silently. Must run before any forward.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def wrap_with_peft(model: PreTrainedModel, peft_config: "PeftConfig | None", **kwargs: Any) -> torch.nn.Module:
+    """
+    Add the adapter of `peft_config` to `model`; without one, check that `model` can be trained as it is.
+
+    Trainable parameters on a quantised base are cast to bfloat16, as TRL does for QLoRA.
+
+    Raises:
+        `TypeError`: `peft_config` is not a [`~peft.PeftConfig`].
+        `ValueError`: `model` already has an adapter, the adapter is on the output head, or a quantised model would be
+            trained without one.
+    """
+    if peft_config is not None:
+        from peft import PeftConfig, get_peft_model
+
+        if not isinstance(peft_config, PeftConfig):
+            raise TypeError(f"`peft_config` must be a `peft.PeftConfig`, got `{type(peft_config).__name__}`.")
+        if is_peft_model(model):
+            raise ValueError(
+                "`peft_config` was given for a model that already has an adapter. Merge it first "
+                "(`model.merge_and_unload()`), or leave `peft_config` out to train the adapter that is there."
+            )
+        model = get_peft_model(model, peft_config, **kwargs)
+    elif is_quantized(model) and not is_peft_model(model):
+        raise ValueError(
+            "A quantised model cannot be trained without an adapter: pass `peft_config` "
+            "(`--use_peft` on the command line)."
+        )
+    if is_peft_model(model) and hasattr(model.get_output_embeddings(), "base_layer"):
+        raise ValueError(
+            "The adapter targets the output head, whose weight is read directly when log-probabilities are computed: "
+            "it would never be trained. Remove the head from `target_modules`."
+        )
+    if is_quantized(model):
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.bfloat16)
+    return model
+
+
+def load_policy(
+    model: "str | PreTrainedModel | PeftModel",
+    args: "ExtConfig",
+    quantization_config: BitsAndBytesConfig | None = None,
+    peft_config: "PeftConfig | None" = None,
+) -> Any:
+    """
+    The model that a trainer trains, from what its constructor was given.
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): A name or path, or a model.
+        args ([`~trl_ext.config.ExtConfig`]): The trainer's config.
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): For a name or path.
+        peft_config ([`~peft.PeftConfig`], *optional*): Adapter to add.
+
+    Raises:
+        `ValueError`: `quantization_config` is given twice or for a model that is loaded already; or see
+            [`wrap_with_peft`].
+    """
+    if isinstance(model, str):
+        init_kwargs: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type]
+        if quantization_config is not None and "quantization_config" in init_kwargs:
+            raise ValueError("`quantization_config` is given both to the trainer and in `model_init_kwargs`.")
+        init_kwargs.setdefault("quantization_config", quantization_config)
+        init_kwargs.setdefault("trust_remote_code", args.trust_remote_code)
+        if args.distributed_state.distributed_type != "NO":
+            init_kwargs["device_map"] = None  # each process places its own copy
+        model = load_model(model, is_trainable=True, **init_kwargs)
+    else:
+        if quantization_config is not None:
+            raise ValueError(
+                "`quantization_config` was given for a model that is loaded already. Pass the model as a name or "
+                "path, or quantise it when you load it."
+            )
+        if args.model_init_kwargs is not None:
+            logger.warning("`model_init_kwargs` is ignored: the model is loaded already.")
+        use_exact_4bit_on_cpu(model)
+    kwargs = {}
+    if args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3 and not is_quantized(model):
+        kwargs["autocast_adapter_dtype"] = False  # ZeRO-3 gathers parameters of one dtype only
+    model = wrap_with_peft(model, peft_config, **kwargs)
+    if is_peft_model(model) and args.gradient_checkpointing:
+        model.enable_input_require_grads()
+    if args.disable_dropout:
+        disable_dropout_in_model(model)
+    return model
+
+
+def freeze(model: PreTrainedModel) -> PreTrainedModel:
+    """Switch gradients off and evaluation mode on. A 4-bit base keeps trainable norms and embeddings otherwise."""
+    return model.requires_grad_(False).eval()
+
+
+@contextlib.contextmanager
+def adapter_disabled(model: torch.nn.Module) -> Iterator[None]:
+    """Inside this context a [`~peft.PeftModel`] computes what its base model computes."""
+    with model.disable_adapter():  # type: ignore[operator]
+        yield

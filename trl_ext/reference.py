@@ -1,0 +1,90 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The reference model of a KL term, in the cheapest form that the policy allows."""
+
+import copy
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, Trainer
+
+from .head import add_head
+from .logprobs import LogProbs, completion_logps
+from .models import adapter_disabled, base_of, freeze, is_peft_model
+from .upstream import disable_gradient_checkpointing, prepare_deepspeed, prepare_fsdp
+
+
+class Reference:
+    """
+    log pi_0 beside log pi: the policy's adapter switched off, the model that was given, or a frozen copy.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The policy, before training and before any
+            distributed wrapper.
+        ref_model ([`~transformers.PreTrainedModel`], *optional*): The reference; see above without one.
+
+    Raises:
+        `ValueError`: `ref_model` is the policy itself.
+    """
+
+    def __init__(self, model: Any, ref_model: PreTrainedModel | None = None) -> None:
+        if ref_model is model:
+            raise ValueError("`ref_model` and `model` are the same object; leave `ref_model` out to have a copy made.")
+        self.model: Any = None
+        if ref_model is not None or not is_peft_model(model):
+            self.model = freeze(copy.deepcopy(model) if ref_model is None else ref_model)
+            add_head(base_of(self.model))
+
+    def place(self, trainer: Trainer) -> None:
+        """Put a model of our own where the policy is, sharded as the policy is."""
+        if self.model is None:
+            return
+        if trainer.is_deepspeed_enabled:
+            self.model = prepare_deepspeed(self.model, trainer.accelerator)
+        elif trainer.is_fsdp_enabled:
+            self.model = prepare_fsdp(self.model, trainer.accelerator)
+        else:
+            self.model = trainer.accelerator.prepare_model(self.model, evaluation_mode=True)
+
+    def log_ratios(
+        self,
+        trainer: Trainer,
+        log_probs: LogProbs,
+        prompts: list[list[int]],
+        completions: list[list[list[int]]],
+        batch_size: int,
+    ) -> list[list[float]]:
+        """
+        log pi(y | x) - log pi_0(y | x) of each completion, in nats; its mean over samples of pi is the KL divergence.
+
+        Args:
+            trainer ([`~transformers.Trainer`]): Whose model is the policy.
+            log_probs ([`~trl_ext.logprobs.LogProbs`]): The trainer's.
+            prompts (`list[list[int]]`): B prompts.
+            completions (`list[list[list[int]]]`): For each prompt its completions.
+            batch_size (`int`): Completions in one forward.
+        """
+        policy = trainer.accelerator.unwrap_model(trainer.model)
+
+        def logps(model: torch.nn.Module) -> list[list[torch.Tensor]]:
+            return completion_logps(
+                model,
+                prompts,
+                completions,
+                pad_token_id=log_probs.pad_token_id,
+                batch_size=batch_size,
+                log_probs=log_probs,
+            )
+
+        with disable_gradient_checkpointing(policy, trainer.args.gradient_checkpointing_kwargs):
+            own = logps(trainer.model_wrapped)
+            if self.model is None:
+                with adapter_disabled(policy):
+                    reference = logps(trainer.model_wrapped)
+            else:
+                reference = logps(self.model)
+        return [
+            [float((p - q).sum()) for p, q in zip(group, others, strict=True)]
+            for group, others in zip(own, reference, strict=True)
+        ]

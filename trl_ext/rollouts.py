@@ -1,0 +1,196 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Completions drawn and scored in training, a round at a time, and kept until they have been trained on.
+
+A round is what one snapshot of the model samples. Rounds are stored with each checkpoint, so that a resumed run trains
+on the completions that the interrupted one had drawn.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .config import ExtConfig
+from .data import is_conversational
+from .meters import Meters
+from .rewards import Reward, score
+from .sampling import Completion
+from .upstream import print_prompt_completions_sample
+
+
+@dataclass
+class Rollout:
+    """
+    The completions of one prompt.
+
+    Args:
+        completion_ids (`list[list[int]]`): Token ids; completions that no reward function could score are left out.
+        scores (`list[float]`): Weighted sum of the rewards, minus the KL term if there is one.
+    """
+
+    completion_ids: list[list[int]]
+    scores: list[float]
+
+
+@dataclass
+class Round:
+    """
+    What one snapshot of the model sampled.
+
+    Args:
+        rollouts (`dict[int, Rollout]`): By row number.
+        table (`dict[str, list]`): For people: `prompt`, `completion`, the rewards by name and `score`, a row a
+            completion.
+        ended (`list[bool]`): For each sampled completion, whether the model ended it.
+        lengths (`list[int]`): For each sampled completion, its tokens.
+    """
+
+    rollouts: dict[int, Rollout]
+    table: dict[str, list[Any]] = field(default_factory=dict)
+    ended: list[bool] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+
+
+def score_round(
+    rows: list[dict[str, Any]],
+    completions: list[list[Completion]],
+    rewards: list[Reward],
+    weights: list[float] | None,
+    *,
+    max_length: int = 0,
+    penalty: Callable[[list[list[int]], list[list[list[int]]]], list[list[float]]] | None = None,
+    keep_dataset_completions: bool = False,
+    trainer_state: Any = None,
+) -> Round:
+    """
+    Score the completions of one round.
+
+    Args:
+        rows (`list[dict]`): Tokenised rows (see [`~trl_ext.data.prepare_dataset`]).
+        completions (`list[list[Completion]]`): K completions for each row.
+        rewards (`list[Reward]`): See [`~trl_ext.rewards.load_rewards`].
+        weights (`list[float]`, *optional*): One a reward; 1 by default.
+        max_length (`int`, *optional*, defaults to `0`): Longest prompt plus completion (`0`: no limit).
+        penalty (`Callable`, *optional*): From prompt and completion ids to what is subtracted from each score.
+        keep_dataset_completions (`bool`, *optional*, defaults to `False`): Whether each row's own completions join.
+        trainer_state (*optional*): Passed to the reward functions, as TRL does.
+
+    Raises:
+        `RewardError`: A reward function failed, or returned something else than a number a completion.
+    """
+    groups: list[list[Completion]] = []
+    for row, sampled in zip(rows, completions, strict=True):
+        own = _own_completions(row) if keep_dataset_completions else []
+        room = max_length - len(row["prompt_ids"]) if max_length else None
+        groups.append([Completion(c.text, c.ids[:room], c.ended) for c in [*sampled, *own]])
+    owners = [row for row, group in zip(rows, groups, strict=True) for _ in group]
+    flat = [completion for group in groups for completion in group]
+    ids = [completion.ids for completion in flat]
+    prompts = [row["prompt"] for row in owners]
+    texts = [_as_answer(row, completion.text) for row, completion in zip(owners, flat, strict=True)]
+    table = score(rewards, weights, prompts, texts, ids, {**_extra_columns(owners), "trainer_state": trainer_state})
+    prompt_ids, group_ids = [row["prompt_ids"] for row in rows], [[c.ids for c in group] for group in groups]
+    costs = [c for group in penalty(prompt_ids, group_ids) for c in group] if penalty else [0.0] * len(flat)
+    totals = [total - cost for total, cost in zip(table.total, costs, strict=True)]
+    rollouts, start = {}, 0
+    for row, group in zip(rows, groups, strict=True):
+        numbers = totals[start : start + len(group)]
+        kept = [(c.ids, s) for c, s in zip(group, numbers, strict=True) if math.isfinite(s) and c.ids]
+        rollouts[int(row["row_index"])] = Rollout([i for i, _ in kept], [s for _, s in kept])
+        start += len(group)
+    columns = {"prompt": prompts, "completion": texts, **table.by_name, "score": totals}
+    sampled_only = [c for group in completions for c in group]
+    return Round(rollouts, columns, [c.ended for c in sampled_only], [len(c.ids) for c in sampled_only])
+
+
+def _own_completions(row: dict[str, Any]) -> list[Completion]:
+    texts = row.get("completions") or []
+    plain = [text if isinstance(text, str) else text[-1].get("content") or "" for text in texts]
+    return [Completion(t, i, e) for t, i, e in zip(plain, row["completion_ids"], row["ended"], strict=True)]
+
+
+def _as_answer(row: dict[str, Any], text: str) -> Any:
+    return [{"role": "assistant", "content": text}] if is_conversational(row) else text
+
+
+def _extra_columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    own = {"prompt", "completions", "row_index", "prompt_ids", "completion_ids", "ended", "scores", "trainer_state"}
+    return {name: [row[name] for row in rows] for name in (rows[0] if rows else {}) if name not in own}
+
+
+# ---------------------------------------------------------------------------------------------------------- logging
+
+
+def measure_round(sampled: Round, rewards: list[Reward], meters: Meters) -> None:
+    """Add a round's metrics, under the names that TRL's GRPO uses."""
+    for reward in rewards:
+        meters.add_values(f"rewards/{reward.name}/mean", torch.tensor(sampled.table[reward.name]))
+    meters.add_values("reward", torch.tensor(sampled.table["score"]))
+    stds = [torch.tensor(r.scores).std() for r in sampled.rollouts.values() if len(r.scores) > 1]
+    if stds:
+        meters.add_values("reward_std", torch.stack(stds))
+    meters.add_values("completions/mean_length", torch.tensor(sampled.lengths, dtype=torch.float))
+    meters.add_values("completions/clipped_ratio", 1 - torch.tensor(sampled.ended, dtype=torch.float))
+
+
+def show_round(sampled: Round, args: ExtConfig, step: int, mode: str) -> None:
+    """Print some completions with their rewards, save all of them as Parquet, and send them to an open W&B run."""
+    import pandas as pd
+
+    table = dict(sampled.table)
+    folder = Path(args.output_dir) / "completions"
+    folder.mkdir(parents=True, exist_ok=True)
+    frame = pd.DataFrame({"step": [step] * len(table["prompt"]), **table})
+    frame.to_parquet(folder / f"{mode}_completions_{step:05d}.parquet")
+    prompts, completions = table.pop("prompt"), table.pop("completion")
+    print_prompt_completions_sample(prompts, completions, table, None, step, args.num_completions_to_print)
+    if "wandb" in (args.report_to or []):
+        import wandb
+
+        if wandb.run is not None:
+            wandb.log({f"{mode}_completions": wandb.Table(dataframe=frame)})
+
+
+# ---------------------------------------------------------------------------------------------------------- storage
+
+
+def save_rollouts(path: Path, rollouts: dict[int, Rollout], **state: Any) -> None:
+    """Write rollouts and some plain values to a JSON file, whole or not at all."""
+    document = {
+        **state,
+        "rollouts": {str(row): {"ids": r.completion_ids, "scores": r.scores} for row, r in rollouts.items()},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(document))
+    part.replace(path)
+
+
+def load_rollouts(path: Path) -> tuple[dict[int, Rollout], dict[str, Any]]:
+    """Rollouts and values that [`save_rollouts`] wrote."""
+    document = json.loads(path.read_text())
+    rollouts = {int(row): Rollout(r["ids"], r["scores"]) for row, r in document.pop("rollouts").items()}
+    return rollouts, document
+
+
+@contextmanager
+def seeded(seed: int, step: int, process: int) -> Iterator[None]:
+    """
+    Inside this context torch's generators start from (seed, step, process); afterwards they go on as before.
+
+    A round of samples then depends on nothing but the model and these numbers, which is what makes a resumed run equal
+    to an uninterrupted one.
+    """
+    accelerator = torch.accelerator.current_accelerator()
+    devices = [] if accelerator is None else [torch.accelerator.current_device_index()]
+    with torch.random.fork_rng(devices=devices, device_type=accelerator.type if accelerator else "cuda"):
+        torch.manual_seed((seed * 1_000_003 + step) * 4_099 + process)
+        yield

@@ -1,0 +1,114 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+When training samples: a schedule of rounds, each by one snapshot of the model, that survives an interruption.
+
+Micro-batches come from the data loader with prompts; they leave here with completions.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from datasets import Dataset
+
+from .rollouts import Rollout, load_rollouts, save_rollouts
+
+
+Batch = dict[str, Any]
+
+
+class Rounds:
+    """
+    Gives each micro-batch the completions of the current round, and starts a round when the last is used up.
+
+    Args:
+        sample (`Callable`): From tokenised rows to their rollouts by row number, with the current model.
+        accelerator ([`~accelerate.Accelerator`]): For sharing the rounds of a whole epoch between processes.
+        every_steps (`int`, *optional*, defaults to `0`): A round is the prompts of this many optimizer steps, within
+            an epoch. `0`: rounds by epochs.
+        every_epochs (`int`, *optional*, defaults to `0`): A round is the whole data set, sampled at the start of every
+            this many epochs. `0`: once, before the first.
+    """
+
+    def __init__(
+        self,
+        sample: Callable[[list[dict[str, Any]]], dict[int, Rollout]],
+        accelerator: Accelerator,
+        *,
+        every_steps: int = 0,
+        every_epochs: int = 0,
+    ) -> None:
+        self.sample, self.accelerator = sample, accelerator
+        self.every_steps, self.every_epochs = every_steps, every_epochs
+        self._rollouts: dict[int, Rollout] = {}
+        self._pending: deque[Batch] = deque()
+        self._pending_to_restore = 0
+        self._epoch = -1
+
+    def batches(self, loader: Iterator[Batch], num_batches: int, epoch: int, dataset: Dataset) -> list[Batch]:
+        """
+        The micro-batches of one optimizer step, with `completion_ids` and `scores`.
+
+        Args:
+            loader (`Iterator`): The rest of the epoch's micro-batches.
+            num_batches (`int`): Micro-batches of a step.
+            epoch (`int`): The current epoch, from 0.
+            dataset ([`~datasets.Dataset`]): The training rows, for rounds by epochs.
+        """
+        if self.every_steps:
+            self._refill(loader, num_batches)
+            taken = [self._pending.popleft() for _ in range(min(num_batches, len(self._pending)))]
+        else:
+            self._sample_epoch(epoch, dataset)
+            taken = [batch for _, batch in zip(range(num_batches), loader, strict=False)]
+        return [self._complete(batch) for batch in taken]
+
+    def _refill(self, loader: Iterator[Batch], num_batches: int) -> None:
+        if self._pending:
+            return
+        restored, self._pending_to_restore = self._pending_to_restore, 0
+        wanted = restored or self.every_steps * num_batches
+        self._pending.extend(batch for _, batch in zip(range(wanted), loader, strict=False))
+        if not restored:
+            self._rollouts = self.sample([row for batch in self._pending for row in batch["rows"]])
+
+    def _sample_epoch(self, epoch: int, dataset: Dataset) -> None:
+        due = self._epoch < 0 or (self.every_epochs > 0 and epoch - self._epoch >= self.every_epochs)
+        if not due:
+            return
+        self._epoch = epoch
+        mine = range(self.accelerator.process_index, len(dataset), self.accelerator.num_processes)
+        sampled = self.sample([dataset[i] for i in mine])
+        # The next epoch deals the rows to other processes.
+        parts = gather_object([sampled]) if self.accelerator.num_processes > 1 else [sampled]
+        self._rollouts = {row: rollout for part in parts for row, rollout in part.items()}
+
+    def _complete(self, batch: Batch) -> Batch:
+        rollouts = [self._rollouts[row] for row in batch["row_index"].tolist()]
+        return {
+            **batch,
+            "completion_ids": [rollout.completion_ids for rollout in rollouts],
+            "scores": [rollout.scores for rollout in rollouts],
+        }
+
+    def save(self, folder: Path) -> None:
+        """Store what is sampled and not yet used; each process has a file of its own."""
+        left = {row for batch in self._pending for row in batch["row_index"].tolist()}
+        kept = {row: r for row, r in self._rollouts.items() if row in left or not self.every_steps}
+        save_rollouts(self._file(folder), kept, epoch=self._epoch, pending=len(self._pending))
+
+    def restore(self, folder: Path | None) -> None:
+        """Go on from a checkpoint's folder; without one, or without a file there, start afresh."""
+        self._pending.clear()
+        self._rollouts, self._epoch, self._pending_to_restore = {}, -1, 0
+        if folder is not None and self._file(folder).is_file():
+            self._rollouts, state = load_rollouts(self._file(folder))
+            self._epoch, self._pending_to_restore = state["epoch"], state["pending"]
+
+    def _file(self, folder: Path) -> Path:
+        return folder / f"rollouts_{self.accelerator.process_index}.json"

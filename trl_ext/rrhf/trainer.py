@@ -1,0 +1,508 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The trainer of RRHF: rows of scored completions in, ranking and SFT losses out, with or without resampling."""
+
+import contextlib
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+
+import torch
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from transformers import (
+    BitsAndBytesConfig,
+    DataCollator,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    set_seed,
+)
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
+
+from ..data import TOKENIZED_COLUMNS, DataError, prepare_dataset, use_chat_template
+from ..logprobs import LogProbs, TokenLogps
+from ..meters import Meters
+from ..models import ensure_pad_token, load_policy, load_tokenizer
+from ..reference import Reference
+from ..rewards import RewardFunc, load_rewards
+from ..rollouts import Round, measure_round, score_round, seeded, show_round
+from ..rounds import Rounds
+from ..sampling import generate
+from ..upstream import (
+    BaseTrainer,
+    get_act_offloading_ctx_manager,
+    get_config_model_id,
+    global_then_local_main_first,
+    unwrap_model_for_generation,
+)
+from .config import RRHFConfig
+from .data import DataCollatorForScoredCompletions, group_index
+from .losses import best_completion, kendall_tau, normalized_logps, pair_accuracy, ranking_loss, sft_loss
+
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+
+logger = logging.get_logger(__name__)
+
+AnyDataset: TypeAlias = Dataset | IterableDataset
+EvalDataset: TypeAlias = AnyDataset | DatasetDict | IterableDatasetDict | dict[str, AnyDataset]
+
+
+class RRHFTrainer(BaseTrainer):
+    """
+    Trainer for Rank Responses to align Human Feedback (RRHF).
+
+    The method is described in [RRHF: Rank Responses to Align Language Models with Human Feedback without
+    tears](https://huggingface.co/papers/2304.05302).
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Model to be trained: a Hub id, a directory, or a model.
+        ref_model ([`~transformers.PreTrainedModel`], *optional*):
+            Reference of the KL term (`beta > 0`). By default the adapter switched off, or a frozen copy of `model`.
+            Without a KL term no reference is kept.
+        args ([`RRHFConfig`], *optional*):
+            Configuration; the defaults are the paper's.
+        data_collator (`DataCollator`, *optional*):
+            Defaults to [`~trl_ext.rrhf.data.DataCollatorForScoredCompletions`].
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Rows `prompt`, `completions`, `scores` (K may differ from row to row, scores may tie); or `prompt`,
+            `chosen`, `rejected` as for DPO; or, with `reward_funcs`, `prompt` alone. Plain text or messages.
+        eval_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or a `dict` of them, *optional*):
+            The same. On rows with scores, `evaluate()` reports how often the policy's own log-probabilities order two
+            completions as the scores do; on prompts alone, the rewards of what the policy writes.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer; by default the model's.
+        compute_metrics (`Callable`, *optional*):
+            Called at evaluation with predictions p (Eq. (1)) and label_ids the scores, one for each completion.
+        callbacks (`list` of [`~transformers.TrainerCallback`], *optional*):
+            Callbacks to add.
+        optimizers (`tuple`, *optional*, defaults to `(None, None)`):
+            Optimizer and scheduler to use.
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
+            Quantisation for a `model` given by name (QLoRA, with `peft_config`).
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            Adapter to train.
+        reward_funcs (`str`, `Callable`, [`~transformers.PreTrainedModel`] or a `list` of these, *optional*):
+            Reward functions as in TRL's GRPO; completions are then resampled as the config says.
+        reward_processing_classes (`list`, *optional*):
+            Tokenizers of the reward models.
+
+    Raises:
+        `ValueError`, `TypeError`: Arguments that contradict each other; the message says which.
+        [`~trl_ext.data.DataError`]: A row or column that cannot be used.
+
+    Examples:
+    ```python
+    >>> from datasets import load_dataset
+    >>> from trl_ext import RRHFConfig, RRHFTrainer
+
+    >>> trainer = RRHFTrainer(
+    ...     model="Qwen/Qwen2.5-0.5B-Instruct",
+    ...     args=RRHFConfig(output_dir="rrhf"),
+    ...     train_dataset=load_dataset("json", data_files="scored.jsonl", split="train"),
+    ... )
+    >>> trainer.train()
+    ```
+    """
+
+    _tag_names: ClassVar = ["trl", "trl-ext", "rrhf"]
+    _name = "RRHF"
+    _paper: ClassVar = {
+        "title": "RRHF: Rank Responses to Align Language Models with Human Feedback without tears",
+        "id": "2304.05302",
+        # docstyle-ignore
+        "citation": textwrap.dedent("""\
+            @inproceedings{yuan2023rrhf,
+                title        = {{RRHF: Rank Responses to Align Language Models with Human Feedback without tears}},
+                author       = {Hongyi Yuan and Zheng Yuan and Chuanqi Tan and Wei Wang and Songfang Huang and
+                                Fei Huang},
+                year         = 2023,
+                booktitle    = {Advances in Neural Information Processing Systems 36},
+            }"""),
+    }
+    # `_compute_loss` divides by the prompts of all micro-batches and processes of a step.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel | PeftModel",
+        ref_model: PreTrainedModel | None = None,
+        args: RRHFConfig | None = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: AnyDataset | None = None,
+        eval_dataset: EvalDataset | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: "PeftConfig | None" = None,
+        reward_funcs: RewardFunc | list[RewardFunc] | None = None,
+        reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase | None] | None = None,
+    ):
+        if args is None:
+            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = RRHFConfig(f"{name.rstrip('/').split('/')[-1]}-RRHF")
+        if not isinstance(train_dataset, Dataset | IterableDataset):
+            raise TypeError(
+                "`train_dataset` is required and must be a `Dataset` or `IterableDataset`, got "
+                f"`{type(train_dataset).__name__}`."
+            )
+        if isinstance(train_dataset, IterableDataset):
+            args.accelerator_config.dispatch_batches = False  # ragged lists cannot be concatenated across processes
+        set_seed(args.seed)  # an adapter's initial weights are random
+        if processing_class is None:
+            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            processing_class = load_tokenizer(name, trust_remote_code=args.trust_remote_code)
+        if not isinstance(processing_class, PreTrainedTokenizerBase):
+            raise TypeError(
+                f"`processing_class` must be a tokenizer, got `{type(processing_class).__name__}`: RRHF trains "
+                "language models; rows with images are not supported."
+            )
+        ensure_pad_token(processing_class)
+        if args.chat_template_path:
+            use_chat_template(processing_class, args.chat_template_path)
+        self._tokenizer = processing_class
+
+        # Data before the model: a bad row should not cost the time of loading weights.
+        self._dropped_rows = 0
+        columns = set(train_dataset.column_names or next(iter(train_dataset)))
+        train_dataset = self._prepare_dataset(train_dataset, args, "train")
+        eval_dataset = self._prepare_eval_dataset(eval_dataset, args)
+        self._samples = self._check_sampling(args, train_dataset, reward_funcs)
+
+        model = load_policy(model, args, quantization_config, peft_config)
+        model.config.get_text_config().pad_token_id = processing_class.pad_token_id
+        model.generation_config.pad_token_id = processing_class.pad_token_id
+        self.reference = self._load_reference(model, ref_model, args, self._samples)
+        self.log_probs = LogProbs(
+            model,
+            processing_class.pad_token_id,
+            shared_prefix=args.shared_prefix,
+            pad_to_multiple_of=args.pad_to_multiple_of,
+        )
+        self._raw_columns = columns if reward_funcs else set()
+
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator or DataCollatorForScoredCompletions(),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        if args.n_gpu > 1:
+            raise ValueError(
+                "Several GPUs are visible to one process, which `nn.DataParallel` cannot train here. Use `accelerate "
+                "launch`, or make one GPU visible with CUDA_VISIBLE_DEVICES."
+            )
+        self.rewards = (
+            load_rewards(
+                reward_funcs,
+                reward_processing_classes,
+                device=self.accelerator.device,
+                trust_remote_code=args.trust_remote_code,
+            )
+            if reward_funcs
+            else []
+        )
+        if args.reward_weights and len(args.reward_weights) != len(self.rewards):
+            raise ValueError(
+                f"`reward_weights` has {len(args.reward_weights)} entries for {len(self.rewards)} reward functions."
+            )
+        if self.reference is not None:
+            self.reference.place(self)
+        self._rounds = Rounds(
+            lambda rows: self._sample_round(rows).rollouts,
+            self.accelerator,
+            every_steps=args.resample_steps,
+            every_epochs=args.resample_epochs,
+        )
+        self._offload = (
+            get_act_offloading_ctx_manager(model=self.model)
+            if args.activation_offloading
+            else contextlib.nullcontext()
+        )
+        self._meters = {"train": Meters(), "eval": Meters()}
+        self._num_tokens = 0
+        self.model.add_model_tags(self._tag_names)
+
+    def _send_telemetry(self) -> None:
+        """Runs of a third party's trainer are not TRL's to count."""
+
+    # ------------------------------------------------------------------------------------------------ preparation
+
+    def _prepare_dataset(self, dataset: AnyDataset, args: RRHFConfig, name: str) -> AnyDataset:
+        with global_then_local_main_first():
+            dataset, dropped = prepare_dataset(
+                dataset, self._tokenizer, name=name, max_length=args.max_length, num_proc=args.dataset_num_proc
+            )
+        if dropped:
+            logger.warning(
+                f"{dropped} rows of the {name} data set were dropped: their prompt alone fills max_length="
+                f"{args.max_length}."
+            )
+        if name == "train":
+            self._dropped_rows = dropped
+        return dataset
+
+    def _prepare_eval_dataset(self, dataset: EvalDataset | None, args: RRHFConfig) -> Any:
+        if dataset is None:
+            return None
+        if isinstance(dataset, dict):
+            return {name: self._prepare_dataset(part, args, name) for name, part in dataset.items()}
+        return self._prepare_dataset(dataset, args, "eval")
+
+    @staticmethod
+    def _check_sampling(args: RRHFConfig, dataset: AnyDataset, reward_funcs: Any) -> bool:
+        """Whether training samples completions; raise if the settings ask for what cannot be done."""
+        has_completions = "completion_ids" in (dataset.column_names or next(iter(dataset)))
+        resamples = bool(args.resample_steps or args.resample_epochs)
+        if resamples and not reward_funcs:
+            raise ValueError("`resample_steps` and `resample_epochs` need `reward_funcs` to score new completions.")
+        if not has_completions and not reward_funcs:
+            raise DataError(
+                "The train data set has prompts but no completions. Add the columns `completions` and `scores` "
+                "(`trl-ext sample` makes them), or pass `reward_funcs` to sample in training."
+            )
+        if args.keep_dataset_completions and not has_completions:
+            raise DataError("`keep_dataset_completions` is set but the train data set has no completions.")
+        samples = resamples or not has_completions
+        if isinstance(dataset, IterableDataset) and samples and not args.resample_steps:
+            raise ValueError("A streamed data set has no epochs to sample for; set `resample_steps`.")
+        return samples
+
+    @staticmethod
+    def _load_reference(model: Any, ref_model: Any, args: RRHFConfig, samples: bool) -> Reference | None:
+        if args.beta and samples:
+            return Reference(model, ref_model)
+        if ref_model is not None:
+            logger.warning("`ref_model` is not used: RRHF needs none without a KL term (`beta`).")
+        if args.beta:
+            logger.warning("`beta` is ignored: RRHF has a KL term only for completions that are sampled in training.")
+        return None
+
+    def _set_signature_columns_if_needed(self) -> None:
+        # Reward functions are given the data set's other columns; preference rows became `prompt` and `completions`.
+        extra = self._raw_columns | {"prompt", "completions"} if self._raw_columns else set()
+        self._signature_columns = [*TOKENIZED_COLUMNS, *sorted(extra - set(TOKENIZED_COLUMNS))]
+
+    # --------------------------------------------------------------------------------------------------- sampling
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], int | None]:
+        """The micro-batches of one optimizer step, with completions, and the prompts of all processes in them."""
+        if self._samples:
+            epoch = int(self.state.epoch or 0)
+            batches = self._rounds.batches(epoch_iterator, num_batches, epoch, self.train_dataset)
+        else:
+            batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches:
+            return batches, None
+        prompts = sum(sum(1 for group in batch["completion_ids"] if group) for batch in batches)
+        count = torch.tensor(prompts, device=self.accelerator.device)
+        return batches, max(1, int(self.accelerator.reduce(count, reduction="sum")))
+
+    def _sample_round(self, rows: list[dict[str, Any]], mode: str = "train") -> Round:
+        """Sample and score completions for `rows` with the current model, and log what came out."""
+        args, process = self.args, self.accelerator.process_index
+        step = self.state.global_step if mode == "train" else -1  # every evaluation draws the same numbers
+        batch_size = args.generation_batch_size or (64 if self.accelerator.device.type == "cpu" else 128)
+        prompts = [row["prompt_ids"] for row in rows]
+        with (
+            seeded(args.seed, step, process),
+            unwrap_model_for_generation(self.model_wrapped, self.accelerator) as unwrapped,
+            torch.no_grad(),
+            self.compute_loss_context_manager(),
+        ):
+            completions = generate(
+                unwrapped, self._tokenizer, prompts, args.generation_settings(), batch_size=batch_size
+            )
+        sampled = score_round(
+            rows,
+            completions,
+            self.rewards,
+            args.reward_weights,
+            max_length=args.max_length,
+            penalty=self._kl_penalty if self.reference is not None and mode == "train" else None,
+            keep_dataset_completions=args.keep_dataset_completions and mode == "train",
+            trainer_state=self.state,
+        )
+        measure_round(sampled, self.rewards, self._meters[mode])
+        if args.log_completions and self.accelerator.is_main_process:
+            show_round(sampled, args, self.state.global_step, mode)
+        return sampled
+
+    def _kl_penalty(self, prompts: list[list[int]], completions: list[list[list[int]]]) -> list[list[float]]:
+        """beta * (log pi(y | x) - log pi_0(y | x)) for each completion, section 4.1."""
+        batch_size = max(self.args.num_generations, self.args.generation_batch_size or 64)
+        assert self.reference is not None
+        ratios = self.reference.log_ratios(self, self.log_probs, prompts, completions, batch_size)
+        self._meters["train"].add_values("kl", torch.tensor([x for group in ratios for x in group]))
+        return [[self.args.beta * x for x in group] for group in ratios]
+
+    # ------------------------------------------------------------------------------------------------------- loss
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """
+        Eq. (5): L = rank_weight * L_rank + sft_weight * L_ft, averaged over prompts.
+
+        With `num_items_in_batch` (the prompts of all micro-batches and processes of a step) the sum over this batch is
+        divided by that number, so that neither accumulation nor unequal batches change the gradient.
+        """
+        kept = [b for b, group in enumerate(inputs["completion_ids"]) if group]
+        if not kept:
+            return self._zero_loss(model, inputs)
+        prompts = [inputs["prompt_ids"][b] for b in kept]
+        completions = [inputs["completion_ids"][b] for b in kept]
+        tokens = self.log_probs(model, prompts, completions)
+        device = tokens.logps.device
+        scores_N = torch.tensor([s for b in kept for s in inputs["scores"][b]], device=device)
+        group_N = torch.tensor(group_index(completions), device=device)
+        sums_N, lengths_N = tokens.sums(), tokens.lengths()
+        p_N = normalized_logps(sums_N, lengths_N, self.args.length_penalty)
+        rank_B = ranking_loss(p_N, scores_N, group_N, len(kept), self.args.margin)
+        best_B = best_completion(scores_N, group_N, len(kept))
+        sft_B = sft_loss(sums_N, lengths_N, best_B, self.args.sft_reduction)
+        loss_B = self.args.rank_weight * rank_B + self.args.sft_weight * sft_B
+        self._measure(tokens, p_N, scores_N, group_N, best_B, rank_B, sft_B, prompts)
+        if num_items_in_batch is None:
+            loss = loss_B.mean()
+        else:
+            # Distributed wrappers average gradients over processes; the sum is what the count belongs to.
+            loss = loss_B.sum() / num_items_in_batch * self.accelerator.num_processes
+        return (loss, {"p": p_N, "scores": scores_N}) if return_outputs else loss
+
+    def _zero_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+        """A batch whose completions no reward function could score: every process still has to run the model."""
+        tokens = self.log_probs(model, inputs["prompt_ids"][:1], [[[self._tokenizer.pad_token_id]]])
+        return tokens.logps.sum() * 0.0
+
+    @torch.no_grad()
+    def _measure(
+        self,
+        tokens: TokenLogps,
+        p_N: torch.Tensor,
+        scores_N: torch.Tensor,
+        group_N: torch.Tensor,
+        best_B: torch.Tensor,
+        rank_B: torch.Tensor,
+        sft_B: torch.Tensor,
+        prompts: list[list[int]],
+    ) -> None:
+        meters = self._meters["train" if self.model.training else "eval"]
+        num_prompts = len(prompts)
+        meters.add_values("loss/rank", rank_B)
+        meters.add_values("loss/sft", sft_B)
+        meters.add("rewards/accuracies", *pair_accuracy(p_N, scores_N, group_N))
+        meters.add_values("kendall_tau", kendall_tau(p_N, scores_N, group_N, num_prompts))
+        is_best_N = torch.zeros_like(p_N, dtype=torch.bool)
+        is_best_N[best_B] = True
+        others_B = p_N.new_zeros(num_prompts).index_add(0, group_N, p_N * ~is_best_N)
+        others_B = others_B / (torch.bincount(group_N, minlength=num_prompts) - 1)  # NaN where K = 1
+        meters.add_values("logps/chosen", p_N[best_B])
+        meters.add_values("logps/rejected", others_B)
+        meters.add_values("rewards/margins", p_N[best_B] - others_B)
+        meters.add_values("logps/mean", p_N)
+        scored = tokens.completion_index >= 0
+        meters.add("entropy", tokens.entropy[scored].sum(), scored.sum())
+        meters.add("mean_token_accuracy", tokens.is_top1[scored].sum(), scored.sum())
+        if self.model.training:
+            self._num_tokens += sum(map(len, prompts)) + int(tokens.completion_index.ge(0).sum())
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        with self._offload:
+            return super().training_step(*args, **kwargs)
+
+    # ------------------------------------------------------------------------------------------------- evaluation
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """
+        Loss and metrics on `eval_dataset` (by default the constructor's), whose rows may have any of the forms that
+        training takes. `rewards/accuracies` is the pair accuracy of the policy as a reward model (section 4.5).
+        """
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            parts = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
+            ready = {
+                name: part
+                if "prompt_ids" in (part.column_names or [])
+                else self._prepare_dataset(part, self.args, "eval")
+                for name, part in parts.items()
+            }
+            if isinstance(eval_dataset, dict):
+                metrics: dict[str, float] = {}
+                for name, part in ready.items():
+                    metrics |= super().evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
+                return metrics
+            eval_dataset = ready[""]
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def prediction_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        if not any(inputs["completion_ids"]):
+            if not self.rewards:
+                raise DataError("The eval data set has prompts but no completions, and there are no `reward_funcs`.")
+            sampled = self._sample_round(inputs["rows"], "eval")
+            rollouts = [sampled.rollouts[row] for row in inputs["row_index"].tolist()]
+            inputs["completion_ids"] = [rollout.completion_ids for rollout in rollouts]
+            inputs["scores"] = [rollout.scores for rollout in rollouts]
+        with torch.no_grad(), self.compute_loss_context_manager():
+            if not any(inputs["completion_ids"]):
+                return self.compute_loss(model, inputs).detach(), None, None
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        if prediction_loss_only:
+            return loss.detach(), None, None
+        return loss.detach(), outputs["p"].detach(), outputs["scores"]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        mode = "train" if self.model.training else "eval"
+        metrics = self._meters[mode].pop(self.accelerator)
+        if mode == "eval":
+            prefix = next((key[: -len("_loss")] for key in logs if key.endswith("_loss")), "eval")
+            metrics = {f"{prefix}_{name}": value for name, value in metrics.items()}
+        elif metrics:
+            tokens = torch.tensor(self._num_tokens, device=self.accelerator.device)
+            metrics["num_tokens"] = float(self.accelerator.reduce(tokens, reduction="sum"))
+            metrics["dropped_rows"] = float(self._dropped_rows)
+        logs.update(metrics)
+        super().log(logs, start_time)
+
+    # ------------------------------------------------------------------------------------------------ checkpoints
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        path = resume_from_checkpoint
+        if path is True:
+            path = get_last_checkpoint(self.args.output_dir)
+        self._rounds.restore(Path(path) if isinstance(path, str) else None)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        name = self.args.hub_model_id.split("/")[-1] if self.args.hub_model_id else Path(self.args.output_dir).name
+        self.create_model_card(model_name=name)
+        if self._samples:
+            # Before everything else, so that no checkpoint that is otherwise whole lacks its round.
+            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+            self._rounds.save(folder)
+        super()._save_checkpoint(model, trial)

@@ -1,0 +1,296 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+"""
+Completions drawn from a language model: what the trainers, `trl-ext sample` and `trl-ext evaluate` have in common.
+
+P prompts, K completions a prompt, N = P x K sequences of one call of the model, T tokens.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+
+from .decoding import Draw, prompt_cache
+
+
+# Diverse beam search left transformers with version 5: `generate` runs it from this repository on the hub.
+DIVERSE_BEAM_SEARCH = "transformers-community/group-beam-search"
+_INSTEAD_OF_DIVERSE_BEAMS = (
+    "Diverse beam search is not part of transformers 5: it is code that `generate` downloads from the repository "
+    f"'{DIVERSE_BEAM_SEARCH}' (or finds in a local copy, `custom_generate`), and runs with `trust_remote_code`. "
+    "Without it, use a beam search (num_beam_groups 1, diversity_penalty 0) or, for variety, sample at a temperature "
+    "of 1.2 or more (num_beams 1)."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """
+    One completion of a prompt.
+
+    Args:
+        text (`str`): Decoded tokens without special ones, cut at the end of sequence; empty if that came first.
+        ids (`list[int]`): Token ids, with the end-of-sequence token if the model wrote one. Never empty.
+        ended (`bool`): Whether the model ended it, as opposed to reaching `max_completion_length`.
+    """
+
+    text: str
+    ids: list[int]
+    ended: bool
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """
+    How completions are drawn. Names and meanings are TRL's; zero switches a setting off.
+
+    Args:
+        num_generations (`int`, *optional*, defaults to `4`):
+            Completions a prompt, K.
+        max_completion_length (`int`, *optional*, defaults to `256`):
+            Most tokens a completion may have.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Sampling temperature. `0` takes the likeliest token each time, which gives one completion a prompt.
+        top_k (`int`, *optional*, defaults to `0`):
+            Sample from the `top_k` likeliest tokens.
+        top_p (`float`, *optional*, defaults to `1.0`):
+            Sample from the smallest set of likeliest tokens whose probabilities add up to `top_p`.
+        min_p (`float`, *optional*, defaults to `0.0`):
+            Sample from tokens at least `min_p` times as likely as the likeliest one.
+        repetition_penalty (`float`, *optional*, defaults to `1.0`):
+            Above one makes tokens that are already there less likely.
+        num_beams (`int`, *optional*, defaults to `1`):
+            Beams of a beam search, whose best `num_generations` are kept. `1` samples instead.
+        num_beam_groups (`int`, *optional*, defaults to `1`):
+            Groups of a diverse beam search.
+        diversity_penalty (`float`, *optional*, defaults to `0.0`):
+            What a group pays for a token that another group chose at the same position.
+        generation_kwargs (`dict[str, Any]`, *optional*):
+            Further fields of [`~transformers.GenerationConfig`]; they win over the fields above.
+        custom_generate (`str`, *optional*, defaults to `"transformers-community/group-beam-search"`):
+            Hub repository, or local copy of it, that has the diverse beam search.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether that code may be run.
+
+    Raises:
+        `ValueError`: A setting is out of its range, or two of them contradict each other.
+    """
+
+    num_generations: int = 4
+    max_completion_length: int = 256
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    num_beams: int = 1
+    num_beam_groups: int = 1
+    diversity_penalty: float = 0.0
+    generation_kwargs: dict[str, Any] | None = None
+    custom_generate: str = DIVERSE_BEAM_SEARCH
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("num_generations", "max_completion_length", "num_beams", "num_beam_groups"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}.")
+        for name in ("temperature", "top_k", "diversity_penalty"):
+            _require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}.")
+        _require(0 < self.top_p <= 1, f"top_p must be above 0 and at most 1 (1 = off), got {self.top_p}.")
+        _require(0 <= self.min_p <= 1, f"min_p must be between 0 (off) and 1, got {self.min_p}.")
+        _require(self.repetition_penalty > 0, f"repetition_penalty must be above 0, got {self.repetition_penalty}.")
+        _require(
+            self.num_beams == 1 or self.num_beams >= self.num_generations,
+            f"num_beams ({self.num_beams}) must be at least num_generations ({self.num_generations}): a beam search "
+            "returns at most as many completions as it has beams.",
+        )
+        _require(
+            self.num_beams % self.num_beam_groups == 0,
+            f"num_beams ({self.num_beams}) must be a multiple of num_beam_groups ({self.num_beam_groups}).",
+        )
+        _require(
+            (self.num_beam_groups > 1) == (self.diversity_penalty > 0),
+            "num_beam_groups above 1 and a diversity_penalty above 0 need each other (it is paid between groups), got "
+            f"{self.num_beam_groups} and {self.diversity_penalty}.",
+        )
+        _require(self.num_beam_groups == 1 or self.trust_remote_code, _INSTEAD_OF_DIVERSE_BEAMS)
+        _require(
+            self.temperature > 0 or self.num_beams > 1 or self.num_generations == 1,
+            f"temperature 0 gives the same completion every time, but num_generations is {self.num_generations}: ask "
+            "for one, or raise the temperature.",
+        )
+        reserved = sorted({"num_return_sequences", "max_new_tokens", "num_beams"} & set(self.generation_kwargs or {}))
+        _require(
+            not reserved,
+            f"generation_kwargs must not have {reserved}: use num_generations, max_completion_length and num_beams.",
+        )
+
+    @property
+    def own_sampling(self) -> bool:
+        """Whether [`~trl_ext.decoding.Draw`] samples; transformers does if there are `generation_kwargs`."""
+        return self.num_beams == 1 and self.temperature > 0 and not self.generation_kwargs
+
+    def generation_config(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+        """What `generate` is given: all that shapes the distribution, as models bring defaults (a hidden top-k)."""
+        sample = self.num_beams == 1 and self.temperature > 0 and not self.own_sampling
+        fields: dict[str, Any] = {
+            "max_new_tokens": self.max_completion_length,
+            "do_sample": sample,
+            "num_beams": self.num_beams,
+            "repetition_penalty": self.repetition_penalty,
+            "eos_token_id": eos_token_ids(model, tokenizer) or None,
+            "pad_token_id": pad_token_id(tokenizer),
+            "bos_token_id": tokenizer.bos_token_id,
+            "use_cache": True,
+            # Where transformers samples nothing: its own defaults, as others draw a warning
+            "temperature": self.temperature if sample else 1.0,
+            "top_k": self.top_k if sample else 50,
+            "top_p": self.top_p if sample else 1.0,
+            "min_p": self.min_p or None if sample else None,
+        }
+        if self.num_beam_groups > 1:
+            fields |= {"num_beam_groups": self.num_beam_groups, "diversity_penalty": self.diversity_penalty}
+        return GenerationConfig(**fields | (self.generation_kwargs or {}))
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids that end a completion: the tokenizer's, and the model's generation config's (chat models have several)."""
+    of_model = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = [tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])]
+    return sorted({i for i in ids if i is not None})
+
+
+def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that fills short rows; the end of sequence serves where the tokenizer has no padding."""
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    _require(pad is not None, "The tokenizer has neither a pad nor an eos token: set `tokenizer.pad_token`.")
+    return pad
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """
+    No dropout and no gradient checkpointing inside; every module's own mode is put back at the end.
+
+    Transformers' layers recompute only while they are in training mode, so leaving it is all it takes to have a cache.
+    """
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    settings: GenerationSettings,
+    *,
+    batch_size: int = 128,
+    progress: Callable[[int], Any] | None = None,
+) -> list[list[Completion]]:
+    """
+    Draws K completions of each prompt.
+
+    Chance comes from torch's global generator alone: `torch.manual_seed` before gives the same completions again.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            A causal language model, or a PEFT model around one. Its mode is restored afterwards.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        prompts (`list[list[int]]`):
+            Token ids of the prompts, as [`~trl_ext.data.encode_prompt`] makes them. None may be empty.
+        settings ([`GenerationSettings`]):
+            How to draw.
+        batch_size (`int`, *optional*, defaults to `128`):
+            Sequences in one call of the model: `batch_size // K` prompts, at least one.
+        progress (`Callable`, *optional*):
+            Called with the number of prompts just done, after each of those.
+
+    Returns:
+        `list[list[Completion]]`: K completions for each prompt, in the order of `prompts`.
+    """
+    _require(batch_size >= 1, f"batch_size must be at least 1, got {batch_size}.")
+    for i, prompt in enumerate(prompts):
+        _require(len(prompt) > 0, f"Prompt {i} has no tokens: there is nothing to continue.")
+    results: list[list[Completion]] = [[] for _ in prompts]
+    config = settings.generation_config(model, tokenizer)
+    step = max(1, batch_size // settings.num_generations)
+    # The K of one prompt may be drawn in several calls, the beams of one search may not.
+    most = batch_size if settings.num_beams == 1 else settings.num_generations
+    # Equal lengths together waste little on padding; the longest first, so that memory runs out at once or never.
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    with evaluation_mode(model), torch.no_grad():
+        for start in range(0, len(order), step):
+            chosen = order[start : start + step]
+            for done in range(0, settings.num_generations, most):
+                k = min(most, settings.num_generations - done)
+                rows = _sequences(model, tokenizer, [prompts[i] for i in chosen], k, settings, config)
+                for n, completion in enumerate(_completions(rows, tokenizer, config)):
+                    results[chosen[n // k]].append(completion)
+            if progress is not None:
+                progress(len(chosen))
+    return results
+
+
+def _sequences(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[Sequence[int]],
+    k: int,
+    settings: GenerationSettings,
+    config: GenerationConfig,
+) -> list[list[int]]:
+    """Generated ids (without the prompt, still padded) of prompts x k sequences, a prompt's k next to one another."""
+    width = max(map(len, prompts))
+    ids_PT = torch.tensor([[config.pad_token_id] * (width - len(p)) + list(p) for p in prompts], device=model.device)
+    mask_PT = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    extra: dict[str, Any] = {}
+    if settings.own_sampling:
+        extra["past_key_values"] = prompt_cache(model, ids_PT, mask_PT, k)
+        extra["logits_processor"] = LogitsProcessorList([Draw(settings)])
+        ids_PT, mask_PT = (tensor.repeat_interleave(k, dim=0) for tensor in (ids_PT, mask_PT))
+    else:
+        config = copy.deepcopy(config)
+        config.num_return_sequences = k
+        if config.stop_strings:
+            extra["tokenizer"] = tokenizer
+    if settings.num_beam_groups > 1:
+        extra |= {"custom_generate": settings.custom_generate, "trust_remote_code": settings.trust_remote_code}
+    try:
+        output = model.generate(input_ids=ids_PT, attention_mask=mask_PT, generation_config=config, **extra)
+    except OSError as error:
+        if settings.num_beam_groups == 1:
+            raise
+        raise OSError(f"Cannot load '{settings.custom_generate}'. {_INSTEAD_OF_DIVERSE_BEAMS}") from error
+    return output[:, width:].tolist()
+
+
+def _completions(
+    rows: list[list[int]], tokenizer: PreTrainedTokenizerBase, config: GenerationConfig
+) -> list[Completion]:
+    eos = set(config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id])
+    cut = []
+    for row in rows:
+        end = next((i + 1 for i, token in enumerate(row) if token in eos), None)
+        ids = row[:end]
+        # A row that something else has stopped (a stop string) is filled up with padding.
+        while end is None and len(ids) > 1 and ids[-1] == config.pad_token_id:
+            ids.pop()
+        cut.append((ids, end is not None or len(ids) < config.max_new_tokens))
+    texts = tokenizer.batch_decode([ids for ids, _ in cut], skip_special_tokens=True)
+    return [Completion(text=text, ids=ids, ended=ended) for text, (ids, ended) in zip(texts, cut, strict=True)]
