@@ -116,6 +116,6 @@ def tiny_reward_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def letter_reward(completions: list[Any], **_: Any) -> list[float]:
-    """A reward that a model can learn in seconds: how often "good" occurs, less how often "bad" does."""
+    """A reward that a model can learn in seconds: how often the letter "o" occurs, less how often "a" does."""
     texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
-    return [float(text.count("good") - text.count("bad")) for text in texts]
+    return [float(text.count("o") - text.count("a")) for text in texts]

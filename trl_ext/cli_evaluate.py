@@ -180,10 +180,13 @@ def run(args: EvaluateArguments, loading: LoadingArguments) -> int:
         num_completions=args.num_completions_to_print,
     )
     for name, reason in models.failures.items():
-        report.fail(name, reason)
+        _complain(name, reason)
     settings = args.settings()
     try:
-        for name in models.tokenizers:
+        for name in models.names:
+            if name in models.failures:
+                report.fail(name, models.failures[name])
+                continue
             draws = 1 if name == models.base or settings == untruncated(settings) else 2  # the second is for the KL
             try:
                 with _progress(name, draws * len(rows)) as progress:
@@ -194,6 +197,7 @@ def run(args: EvaluateArguments, loading: LoadingArguments) -> int:
             except Exception as error:  # whatever it is, the other models' numbers are worth having
                 logger.debug("measuring %s failed", name, exc_info=True)
                 report.fail(name, f"{type(error).__name__}: {error}")
+                _complain(name, f"{type(error).__name__}: {error}")
                 if name == models.base:
                     break  # the others are measured against it
             gc.collect()
@@ -218,6 +222,10 @@ def _check_output(path: str | None) -> None:
         raise ValueError(f"--output_file is a folder, name a file in it: {path}")
     if not os.access(folder, os.W_OK):
         raise ValueError(f"the folder of --output_file cannot be written to: {folder}")
+
+
+def _complain(model: str, reason: str) -> None:
+    print(f"trl-ext evaluate: error: model {model!r}: {reason}", file=sys.stderr)
 
 
 def _settings(

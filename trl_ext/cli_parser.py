@@ -174,13 +174,12 @@ def split_config(args: Sequence[str]) -> tuple[str, list[str]]:
     rest: list[str] = []
     words = iter(args)
     for word in words:
-        if word == "--config":
-            path = next(words, "")
+        flag, has_value, value = word.partition("=")
+        if flag == "--config":
+            path = value if has_value else next(words, "")
             if not path or path.startswith("--"):
                 raise ValueError("--config needs a file, e.g. --config recipe.yaml")
             found.append(path)
-        elif word.startswith("--config="):
-            found.append(word.partition("=")[2])
         else:
             rest.append(word)
     if len(found) > 1:

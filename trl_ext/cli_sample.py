@@ -37,8 +37,8 @@ from .sampling import DIVERSE_BEAM_SEARCH, GenerationSettings
 _EPILOG = (
     "Sampling policies of arXiv 2304.05302: BP is --num_beams 4 --dataset_completions, DP the same with "
     "--num_beam_groups 4 --diversity_penalty 1, D is DP without --dataset_completions, P is --dataset_completions "
-    "without a model. All models are in memory at once; to have them there one by one, sample with the first, then with "
-    "the second from the first one's output with --dataset_completions."
+    "without a model. All models are in memory at once; to have them there one by one, sample with the first, then "
+    "with the second from the first one's output with --dataset_completions."
 )
 
 
@@ -227,6 +227,8 @@ def run(args: SampleArguments, loading: SampleLoadingArguments) -> int:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise OSError(f"the disk is full: {file.path} (make room, then run the same command)") from error
         raise
+    if not file.rows:
+        raise DataError(f"no row is left of {len(dataset)}: {losses(file.totals)}.")
     print(_summary(file, seconds))
     return 0
 
@@ -234,8 +236,11 @@ def run(args: SampleArguments, loading: SampleLoadingArguments) -> int:
 def load_source(name: str, loading: SampleLoadingArguments) -> Source:
     """A model to sample from, with its tokenizer. Raises `OSError` if there is no such model."""
     revision, trust = loading.model_revision, loading.trust_remote_code
-    tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust)
-    return Source(name, tokenizer, loading.load(name, revision=revision))
+    try:
+        tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust)
+        return Source(name, tokenizer, loading.load(name, revision=revision))
+    except OSError as error:
+        raise OSError(f"Cannot load the model '{name}': {error}") from error
 
 
 def _sample(sampler: Sampler, dataset: Dataset, file: SampleFile, step: int) -> float:
@@ -255,9 +260,8 @@ def _sample(sampler: Sampler, dataset: Dataset, file: SampleFile, step: int) -> 
             if bar.disable and time.monotonic() - said > 10:
                 said = time.monotonic()
                 print(f"{start + len(rows)} of {len(dataset)} prompts, {said - begin:.0f} s", file=sys.stderr)
-    if file.rows == 0:
-        raise DataError(f"no row is left of {len(dataset)}: {losses(file.totals)}.")
-    file.finish()
+    if file.rows:
+        file.finish()
     return time.monotonic() - begin
 
 

@@ -48,6 +48,10 @@ class ExtConfig(BaseConfig):
             Completions sampled for a prompt.
         generation_batch_size (`int`, *optional*, defaults to `0`):
             Sequences that are generated at once on a device (`0`: 64 on CPU, 128 elsewhere).
+        cast_for_generation (`bool`, *optional*, defaults to `False`):
+            Whether to sample, in training with `bf16` and float32 weights, with a copy of the model in bfloat16. Autocast
+            converts every weight again for every token; the copy is faster (about twice on a CPU that computes in
+            bfloat16) and costs half of the weights' memory while it samples.
         max_completion_length (`int`, *optional*, defaults to `256`):
             Longest sampled completion, in tokens.
         temperature (`float`, *optional*, defaults to `1.0`):
@@ -121,6 +125,13 @@ class ExtConfig(BaseConfig):
     generation_batch_size: int = field(
         default=0,
         metadata={"help": "Sequences that are generated at once on a device. 0 means 64 on CPU, 128 elsewhere."},
+    )
+    cast_for_generation: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether to sample, in training with bf16 and float32 weights, with a copy of the model in bfloat16: "
+            "faster, for half of the weights' memory."
+        },
     )
     max_completion_length: int = field(default=256, metadata={"help": "Longest sampled completion, in tokens."})
     temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})

@@ -11,6 +11,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .data import DataError, encode_prompt, is_conversational
 from .metrics import distinct_n_and_se, mean_and_se, perplexity_and_se, response_kl
 from .models import is_peft_model
-from .policy import Policy, model_policy, same_vocabulary
+from .policy import Policy, can_read, model_policy
 from .rewards import Reward, score
 from .sampling import Completion, GenerationSettings
 
@@ -216,13 +217,16 @@ def _measure_kl(
         return result.leave_out("kl", "no base model was named")
     if policy.logps is None or base.logps is None:
         return result.leave_out("kl", "it has no log-probabilities" if policy.logps is None else "the base has none")
-    if not same_vocabulary(policy.tokenizer, base.tokenizer):
-        return result.leave_out("kl", f"its vocabulary is not that of {base.name}")
+    unreadable = f"{base.name} has another vocabulary"
+    if not can_read(base.tokenizer, policy.tokenizer, prompt_ids):
+        return result.leave_out("kl", unreadable)
     drawn = result.completions
     if settings != untruncated(settings):
         with _seeded(seed):
             drawn = policy.generate(prompt_ids, untruncated(settings))
     ids = _ids(drawn)
+    if not can_read(base.tokenizer, policy.tokenizer, chain.from_iterable(ids)):
+        return result.leave_out("kl", unreadable)
     pairs = zip(policy.logps(prompt_ids, ids), base.logps(prompt_ids, ids), strict=True)
     return result.record("kl", mean_and_se([response_kl(logps, base_logps) for logps, base_logps in pairs]))
 
@@ -237,7 +241,7 @@ def _measure_perplexity(
     if judge is None or judge.logps is None:
         return result.leave_out("perplexity", "no model to measure it under was named")
     ids = _ids(result.completions)
-    if not same_vocabulary(policy.tokenizer, judge.tokenizer):
+    if not can_read(judge.tokenizer, policy.tokenizer, chain(prompt_ids, *ids)):
         prompt_ids = [encode_prompt(judge.tokenizer, row["prompt"]) for row in rows]
         ids = [[_reread(judge.tokenizer, completion) for completion in drawn] for drawn in result.completions]
     return result.record("perplexity", perplexity_and_se(judge.logps(prompt_ids, ids)))

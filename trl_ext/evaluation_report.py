@@ -68,8 +68,7 @@ class Report:
         self._write()
 
     def fail(self, model: str, reason: str) -> None:
-        """Take in a model that could not be measured, say so and write the file."""
-        print(f"trl-ext evaluate: error: model {model!r}: {reason}", file=sys.stderr)
+        """Take in a model that could not be measured and write the file."""
         self.failed = True
         self.rows.append({"model": model, "error": reason})
         self._write()

@@ -97,6 +97,24 @@ def _is_plain_cpu(head: torch.nn.Module) -> bool:
     )
 
 
+def from_logits(logits: torch.Tensor, shift_labels: torch.Tensor) -> HeadOutput:
+    """
+    The same from whole logits, for models whose head is more than a matrix.
+
+    Args:
+        logits (`torch.Tensor` of shape (rows, L, V)): What the model's own forward returns.
+        shift_labels (`torch.Tensor` of shape (rows, L)): The token each position predicts, -100 for none.
+    """
+    mask = shift_labels != -100
+    all_log_probs = logits[mask].float().log_softmax(dim=-1)
+    labels = shift_labels[mask]
+    with torch.no_grad():
+        entropy = -(all_log_probs.exp() * all_log_probs).sum(dim=-1)
+        is_top1 = (all_log_probs.argmax(dim=-1) == labels).float()
+    values = (all_log_probs.gather(1, labels[:, None]).squeeze(1), entropy, is_top1)
+    return HeadOutput(*(x.new_zeros(mask.shape).masked_scatter(mask, x) for x in values))
+
+
 class ChunkedLogProbs(torch.autograd.Function):
     """log softmax(h W^T + b)[label] with its entropy, without ever holding (T, V) logits; both passes go by chunks."""
 

@@ -10,15 +10,15 @@ Letters: B prompts, N completions in all, L tokens a row, R tokens of a completi
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
 
-from .head import add_head
+from .head import add_head, from_logits
 from .models import base_of
 from .prefix import CASCADE, Layout, attention_inputs, build_rows, choose_form, supported_layout
+from .sampling import evaluation_mode
 
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,8 @@ class LogProbs:
     Builds rows for a policy and computes log-probabilities from them.
 
     The form of shared rows is judged from the model's config and confirmed once, before the first use, by comparing it
-    with separate rows on a few tokens; a model that computes something else gets separate rows.
+    with separate rows on a few tokens; a model that computes something else gets separate rows. The fused head is
+    compared with the model's own in the same way; a model whose head is more than a matrix gets whole logits.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The model, before any distributed wrapper.
@@ -103,7 +104,8 @@ class LogProbs:
             base.set_attn_implementation(CASCADE)
         self.attention = base.config.get_text_config()._attn_implementation
         self.hidden_size = base.config.get_text_config().hidden_size
-        self._confirmed = self.layout.form == "separate"
+        self.fused = True
+        self._confirmed = False
         add_head(base)
 
     def __call__(
@@ -132,14 +134,16 @@ class LogProbs:
             pad_token_id=self.pad_token_id,
             pad_to_multiple_of=0 if form == "cascade" else self.pad_to_multiple_of,
         )
-        extra = attention_inputs(rows, self.attention, parameter.dtype, parameter.device)
-        outputs = model(
-            input_ids=rows["input_ids"].to(parameter.device),
-            position_ids=rows["position_ids"].to(parameter.device),
-            shift_labels=rows["shift_labels"].to(parameter.device),
-            fused_lm_head=True,
-            **extra,
-        )
+        inputs = {"input_ids": rows["input_ids"].to(parameter.device)}
+        if form != "separate":  # otherwise the model counts as it likes: not all count from 0, or take positions
+            inputs["position_ids"] = rows["position_ids"].to(parameter.device)
+        inputs |= attention_inputs(rows, self.attention, parameter.dtype, parameter.device)
+        labels = rows["shift_labels"].to(parameter.device)
+        if self.fused:
+            outputs = model(**inputs, shift_labels=labels, fused_lm_head=True)
+        else:
+            logits = model(**inputs, use_cache=False).logits
+            outputs = from_logits(logits, labels.to(logits.device))
         index = rows["completion_index"].to(outputs.log_probs.device)
         total = sum(map(len, completions))
         positions = rows["input_ids"].numel()
@@ -147,40 +151,37 @@ class LogProbs:
 
     @torch.no_grad()
     def _confirm(self, model: torch.nn.Module) -> None:
-        """Compare shared with separate rows on a few tokens; on a difference, use separate rows from now on."""
+        """Compare, on a few tokens, the fused head with the model's own, and shared with separate rows."""
         self._confirmed = True
         vocabulary = base_of(getattr(model, "module", model)).config.get_text_config().vocab_size
         ids = [(7 * i + 3) % vocabulary for i in range(13)]
-        prompts, completions = [ids[:4], ids[2:4]], [[ids[4:8], ids[8:10]], [ids[10:13], ids[5:9]]]
-        sums = []
-        with _evaluating(model):
-            for form in ("separate", self.layout.form):
-                try:
-                    sums.append(self._forward(model, form, prompts, completions).sums())
-                except (RuntimeError, TypeError, ValueError) as error:
-                    self._fall_back(f"the model refuses them ({error})")
-                    return
+        probe = ([ids[:4], ids[2:4]], [[ids[4:8], ids[8:10]], [ids[10:13], ids[5:9]]])
+        with evaluation_mode(model):
+            self.fused = False
+            expected = self._forward(model, "separate", *probe).sums()
+            self.fused = True
+            fault = self._difference(model, "separate", probe, expected)
+            if fault is not None:
+                logger.warning("The logits of a batch are whole in memory: with the fused head %s.", fault)
+                self.fused = False
+            if self.layout.form != "separate":
+                fault = self._difference(model, self.layout.form, probe, expected)
+                if fault is not None:
+                    logger.warning("Prompts are not shared between completions: then %s.", fault)
+                    self.layout = Layout("separate", fault)
+
+    def _difference(self, model: torch.nn.Module, form: str, probe: tuple, expected: torch.Tensor) -> str | None:
+        """What is wrong with the log-probabilities that `form` gives, or `None`."""
+        try:
+            found = self._forward(model, form, *probe).sums()
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            return f"the model fails ({error})"
         parameter = next(model.parameters())
         precise = parameter.dtype == torch.float32 and not torch.is_autocast_enabled(parameter.device.type)
-        difference = (sums[0] - sums[1]).abs().max().item()
-        if difference > (1e-3 if precise else 0.05) * max(1.0, sums[0].abs().max().item()):
-            self._fall_back(
-                f"the model computes something else with them (log-probabilities differ by {difference:.3g})"
-            )
-
-    def _fall_back(self, reason: str) -> None:
-        logger.warning("Prompts are not shared between completions: %s.", reason)
-        self.layout = Layout("separate", reason)
-
-
-@contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
+        difference = (found - expected.to(found.device)).abs().max().item()
+        tolerance = (1e-3 if precise else 0.05) * max(1.0, expected.abs().max().item())
+        # Written so that NaN is a difference.
+        return None if difference <= tolerance else f"it computes something else (log P differs by {difference:.3g})"
 
 
 @torch.no_grad()
@@ -217,7 +218,7 @@ def completion_logps(
         (item for item in kept if item[1]),
         key=lambda item: len(prompts[item[0]]) + max(len(c) for c in completions[item[0]]),
     )
-    with _evaluating(model):
+    with evaluation_mode(model):
         for chunk in _chunks(kept, batch_size):
             groups = [[completions[b][k] for k in ks] for b, ks in chunk]
             tokens = log_probs(model, [prompts[b] for b, _ in chunk], groups)

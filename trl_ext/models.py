@@ -4,6 +4,7 @@
 """Load, quantise, wrap with PEFT, freeze: the one place that knows 4-bit."""
 
 import contextlib
+import copy
 import json
 import logging
 from collections.abc import Iterator
@@ -293,6 +294,13 @@ def load_policy(
         model.enable_input_require_grads()
     if args.disable_dropout:
         disable_dropout_in_model(model)
+    return model
+
+
+def sampling_copy(model: Any, args: "ExtConfig") -> Any:
+    """The model to sample with in training: a bfloat16 copy where `cast_for_generation` says so, else `model` itself."""
+    if args.cast_for_generation and args.bf16 and next(model.parameters()).dtype == torch.float32:
+        return freeze(copy.deepcopy(model).to(torch.bfloat16))
     return model
 
 

@@ -4,7 +4,7 @@
 """Whatever answers prompts, as evaluation sees it: a name, a tokenizer and two callables."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,5 +83,19 @@ def model_policy(
 
 
 def same_vocabulary(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
-    """Whether the two give every token the same id, so that one's ids can be scored by the other's model."""
+    """Whether the two have the same tokens under the same ids."""
     return tokenizer is other or tokenizer.get_vocab() == other.get_vocab()
+
+
+def can_read(reader: PreTrainedTokenizerBase, writer: PreTrainedTokenizerBase, ids: Iterable[Iterable[int]]) -> bool:
+    """
+    Whether token ids mean to `reader` what they mean to `writer`.
+
+    One vocabulary may extend the other (a padding token was added before training, say) as long as `reader` has every
+    token that occurs.
+    """
+    if reader is writer:
+        return True
+    known, written = reader.get_vocab(), writer.get_vocab()
+    extends = known.items() <= written.items() or written.items() <= known.items()
+    return extends and {token for row in ids for token in row} <= set(known.values())

@@ -29,6 +29,10 @@ from .upstream import sdpa_attention_forward, sdpa_mask
 
 CASCADE = "trl_ext_cascade"
 
+# Settings by which configs limit attention to near positions of a row, besides `layer_types`. A probe with few tokens
+# cannot see a window that is longer.
+_WINDOWS = ("sliding_window", "window_size", "attention_window_size", "attention_chunk_size")
+
 IGNORE = -100  # label of a position that predicts nothing, as everywhere in transformers
 
 
@@ -59,25 +63,32 @@ def supported_layout(model: PreTrainedModel) -> Layout:
         return Layout(
             "separate", f"layers of kind {', '.join(sorted(kinds - {'full_attention'}))} keep their own mask"
         )
-    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
-        return Layout("separate", "a sliding window keeps its own mask")
+    window = next((name for name in _WINDOWS if getattr(config, name, None)), None)
+    if window is not None and getattr(config, "use_sliding_window", True):
+        return Layout("separate", f"a window of attention (`{window}`) keeps its own mask")
     if model.config.is_encoder_decoder:
         return Layout("separate", "an encoder-decoder has no prompt in its decoder row")
+    if not getattr(config, "num_attention_heads", None):
+        return Layout("separate", "it has no attention heads")
     attention = config._attn_implementation
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if attention == CASCADE or (
         attention in ("sdpa", "flash_attention_2")
         and model._supports_attention_backend
         and model.device.type == "cuda"
         and torch.version.cuda is not None
         and torch.cuda.get_device_capability(model.device) >= (8, 0)
-        and head_dim % 8 == 0
-        and head_dim <= 256
+        and _flash_takes(config)
     ):
         return Layout("cascade", "two variable-length flash attention calls")
     if attention in ("sdpa", "eager"):
         return Layout("dense", f"a 4-dimensional mask under {attention} attention")
     return Layout("separate", f"attention {attention!r} takes no mask of our own")
+
+
+def _flash_takes(config: Any) -> bool:
+    """Whether torch's flash attention has the heads' width, and would leave out nothing that is done to scores."""
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return head_dim % 8 == 0 and head_dim <= 256 and not getattr(config, "attn_logit_softcapping", None)
 
 
 # ------------------------------------------------------------------------------------------------------------- rows

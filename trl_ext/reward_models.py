@@ -53,14 +53,16 @@ class ClassifierReward:
         cls, model: Any, tokenizer: Any, device: Any, batch_size: int, trust_remote_code: bool
     ) -> "ClassifierReward":
         """Loads what is missing: the model if it is a name, the tokenizer if it is `None`."""
-        if tokenizer is None:
-            name = model if isinstance(model, str) else model.config._name_or_path
-            tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code, padding_side="right")
-        if isinstance(model, str):
-            model = load_model(
-                model, head="sequence_classification", num_labels=1, trust_remote_code=trust_remote_code
-            )
-            device = default_device() if device is None else device
+        name = model if isinstance(model, str) else model.config._name_or_path
+        options = {"trust_remote_code": trust_remote_code}
+        try:
+            if tokenizer is None:
+                tokenizer = load_tokenizer(name, padding_side="right", **options)
+            if isinstance(model, str):
+                model = load_model(name, head="sequence_classification", num_labels=1, **options)
+                device = default_device() if device is None else device
+        except OSError as error:
+            raise OSError(f"Cannot load the reward model '{name}': {error}") from error
         if device is not None and not is_quantized(model):
             model.to(device)
         return cls(model.eval(), tokenizer, batch_size)

@@ -69,6 +69,8 @@ def load_rows(
     conversational = is_conversational(with_prompt(dataset[0]))
     for index, raw in enumerate(dataset):
         row = with_prompt(raw)
+        if not isinstance(row["prompt"], (str, list)):
+            raise DataError(f"Row {index}, column 'prompt': must be text or messages, got {row['prompt']!r}.")
         check_row({"prompt": row["prompt"]}, index, conversational)
         own_answers(row, index, own_columns)
     return dataset, own_columns
@@ -92,7 +94,7 @@ def completion_columns(columns: Sequence[str], asked: Sequence[str] | None) -> t
 
 def with_prompt(row: dict[str, Any]) -> dict[str, Any]:
     """The row with a `prompt`: that of a preference row without one is what `chosen` and `rejected` begin with."""
-    return row if "prompt" in row else extract_prompt(dict(row))
+    return row if "prompt" in row else row | extract_prompt({name: row[name] for name in ("chosen", "rejected")})
 
 
 def own_answers(
@@ -116,7 +118,7 @@ def own_answers(
         values = row[column] if listed else [row[column]]
         if not isinstance(values, list):
             raise DataError(f"Row {index}, column {column!r}: must be a list of completions, got {values!r}.")
-        flags = (row.get("ended") if listed else None) or [True] * len(values)
+        flags = row.get("ended") if listed else None
         sources = (row.get("sources") if listed else None) or [column] * len(values)
         contents = [
             [{"role": "assistant", "content": value}] if conversational and isinstance(value, str) else value
@@ -125,6 +127,7 @@ def own_answers(
         scores = [0.0] * len(values)  # made anew, so that those that are there need not be right
         checked = {"prompt": row["prompt"], "completions": contents, "scores": scores, "ended": flags}
         check_row(checked, index, conversational)
+        flags = flags or [True] * len(values)
         if len(sources) != len(values):
             raise DataError(
                 f"Row {index}, column 'sources': has {len(sources)} entries for {len(values)} completions."

@@ -284,13 +284,14 @@ def _completions(
     rows: list[list[int]], tokenizer: PreTrainedTokenizerBase, config: GenerationConfig
 ) -> list[Completion]:
     eos = set(config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id])
-    cut = []
-    for row in rows:
-        end = next((i + 1 for i, token in enumerate(row) if token in eos), None)
-        ids = row[:end]
-        # A row that something else has stopped (a stop string) is filled up with padding.
-        while end is None and len(ids) > 1 and ids[-1] == config.pad_token_id:
+    stops = [config.stop_strings] if isinstance(config.stop_strings, str) else config.stop_strings or []
+    ends = [next((i + 1 for i, token in enumerate(row) if token in eos), 0) for row in rows]
+    rows = [row[: end or None] for row, end in zip(rows, ends, strict=True)]
+    texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
+    completions = []
+    for text, ids, end in zip(texts, rows, ends, strict=True):
+        stopped = not end and any(stop in text for stop in stops)
+        while stopped and len(ids) > 1 and ids[-1] == config.pad_token_id:  # what follows a stop string
             ids.pop()
-        cut.append((ids, end is not None or len(ids) < config.max_new_tokens))
-    texts = tokenizer.batch_decode([ids for ids, _ in cut], skip_special_tokens=True)
-    return [Completion(text=text, ids=ids, ended=ended) for text, (ids, ended) in zip(texts, cut, strict=True)]
+        completions.append(Completion(text=text, ids=ids, ended=bool(end) or stopped))
+    return completions

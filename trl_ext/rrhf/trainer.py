@@ -26,7 +26,7 @@ from transformers.utils import logging
 from ..data import TOKENIZED_COLUMNS, DataError, prepare_dataset, use_chat_template
 from ..logprobs import LogProbs, TokenLogps
 from ..meters import Meters
-from ..models import ensure_pad_token, load_policy, load_tokenizer
+from ..models import ensure_pad_token, load_policy, load_tokenizer, sampling_copy
 from ..reference import Reference
 from ..rewards import RewardFunc, load_rewards
 from ..rollouts import Round, measure_round, score_round, seeded, show_round
@@ -326,7 +326,7 @@ class RRHFTrainer(BaseTrainer):
             self.compute_loss_context_manager(),
         ):
             completions = generate(
-                unwrapped, self._tokenizer, prompts, args.generation_settings(), batch_size=batch_size
+                sampling_copy(unwrapped, args), self._tokenizer, prompts, args.generation_settings(), batch_size=batch_size
             )
         sampled = score_round(
             rows,

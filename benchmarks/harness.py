@@ -1,0 +1,295 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+What every suite shares: alternating rounds, peak memory, the environment, and result files.
+
+A suite compares variants of one piece of work. They run in one process and take turns, one step each, in an order that
+rotates: whatever slows the machine down for a while slows all of them, so that ratios hold where seconds do not.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+
+# Before torch is imported. Nothing here needs a hub.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+
+import torch
+
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).resolve().parent / "results"
+SCHEMA = 1
+PACKAGES = ("trl-ext", "torch", "trl", "transformers", "accelerate", "peft", "bitsandbytes")
+CLOCKS = ("wall", "cpu")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """
+    One way to do the work.
+
+    Args:
+        name (`str`): Its name in results.
+        prepare (`Callable[[], None]`): What comes before a step and is not timed.
+        step (`Callable[[int], float]`): One step on the batch of this number; returns the loss.
+    """
+
+    name: str
+    prepare: Callable[[], None]
+    step: Callable[[int], float]
+
+
+def alternate(
+    variants: Sequence[Variant], *, rounds: int, batches: int, device: torch.device
+) -> dict[str, dict[str, list[float]]]:
+    """
+    Time `rounds` steps of each variant, in turns; round i is about batch i modulo `batches` for all of them.
+
+    Returns:
+        `dict`: For each variant the seconds of its steps under `"wall"` and `"cpu"` (CPU seconds of the process, all
+        threads), after one step on each batch that is not timed.
+    """
+    seconds: dict[str, dict[str, list[float]]] = {v.name: {clock: [] for clock in CLOCKS} for v in variants}
+    for i in range(batches + rounds):
+        turn = i % len(variants)
+        for variant in [*variants[turn:], *variants[:turn]]:
+            variant.prepare()
+            _synchronize(device)
+            wall, cpu = time.perf_counter(), time.process_time()
+            variant.step(i % batches)
+            _synchronize(device)
+            if i >= batches:
+                seconds[variant.name]["wall"].append(time.perf_counter() - wall)
+                seconds[variant.name]["cpu"].append(time.process_time() - cpu)
+    return seconds
+
+
+def clock_of(device: torch.device) -> str:
+    """
+    The clock that ratios are of: CPU time of the process where one thread does the work, else wall time.
+
+    CPU time leaves out the time that other processes held the core. With more threads it would count their waiting.
+    """
+    return "cpu" if device.type == "cpu" and torch.get_num_threads() == 1 else "wall"
+
+
+def peak_memory(variant: Variant, batch: int, device: torch.device) -> dict[str, int | None]:
+    """
+    Peak memory of one step, in bytes.
+
+    On CUDA `"above"` is the peak of allocated memory less what was allocated before the step, and `"reserved"` the peak
+    that the allocator held, weights included. On the CPU `"above"` is the same quantity from the allocations that
+    torch's profiler records (in a step that is not timed): exact and repeatable, while the resident size of a process
+    depends on what ran before and never falls. Both leave out the scratch space of libraries. `"reserved"` is then
+    `None`.
+    """
+    variant.prepare()
+    if device.type == "cuda":
+        _synchronize(device)
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        variant.step(batch)
+        _synchronize(device)
+        above = torch.cuda.max_memory_allocated(device) - before
+        return {"above": above, "reserved": torch.cuda.max_memory_reserved(device)}
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        variant.step(batch)
+    return {"above": max(_running_totals(profile), default=0), "reserved": None}
+
+
+def _running_totals(profile: Any) -> Iterator[int]:
+    """Bytes that are allocated and not yet freed after each allocation of the profile."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(file))
+        events = json.loads(file.read_text(encoding="utf-8"))["traceEvents"]
+    total = 0
+    for event in sorted((e for e in events if e.get("name") == "[memory]"), key=lambda e: e["ts"]):
+        total += event["args"]["Bytes"]
+        yield total
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+# -------------------------------------------------------------------------------------------------------- statistics
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, smallest and largest, to four digits."""
+    return {name: _round(f(values)) for name, f in (("median", statistics.median), ("min", min), ("max", max))}
+
+
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
+    """How many times `fast` is faster: the ratio of the medians, and the smallest and largest ratio in a round."""
+    rounds = [a / b for a, b in zip(slow, fast, strict=True)]
+    return {
+        "of_medians": _round(statistics.median(slow) / statistics.median(fast)),
+        "min": _round(min(rounds)),
+        "max": _round(max(rounds)),
+    }
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+# ------------------------------------------------------------------------------------------------------- environment
+
+
+def environment(device: torch.device, sources: Sequence[Path]) -> dict[str, Any]:
+    """
+    Versions, hardware, and what exactly was measured.
+
+    Args:
+        device (`torch.device`): Where the work ran.
+        sources (`Sequence[Path]`): Files whose code was measured; their digest says whether a later commit changed it.
+    """
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(sources))).hexdigest()[:16]
+    return {
+        "commit": _commit(),
+        "sources": {"digest": digest, "files": [path.relative_to(ROOT).as_posix() for path in sorted(sources)]},
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "hardware": {
+            "cpu": _cpu_model(),
+            "cores": os.cpu_count(),
+            "vector": torch.backends.cpu.get_cpu_capability(),
+            "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+            "cuda": torch.version.cuda,
+        },
+        "threads": {"torch": torch.get_num_threads(), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")},
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit, with `-dirty` where a tracked file differs from it; `None` outside a clone."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return run.stdout.strip()
+
+
+def _cpu_model() -> str:
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+# ----------------------------------------------------------------------------------------------------------- results
+
+
+def device_slug(device: torch.device) -> str:
+    """`"cpu"`, or the name of the GPU in lower case with dashes."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+
+
+def write_result(suite: str, device: torch.device, result: dict[str, Any], folder: Path = RESULTS) -> Path:
+    """
+    Add a result file; no file is ever overwritten (a second run of the day gets a number).
+
+    Args:
+        suite (`str`): Name of the suite.
+        device (`torch.device`): Where it ran.
+        result (`dict`): `cases`, `environment` and `settings`; see [`check_result`].
+        folder (`Path`, *optional*): Where to.
+    """
+    now = datetime.now(timezone.utc)
+    slug = device_slug(device)
+    result = {"schema": SCHEMA, "suite": suite, "device": slug, "time": now.isoformat(timespec="seconds"), **result}
+    check_result(result)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(1, 1000):
+        file = folder / f"{now.date()}-{suite}-{slug}{'' if number == 1 else f'-{number}'}.json"
+        try:
+            with file.open("x", encoding="utf-8") as stream:
+                stream.write(json.dumps(result, indent=1) + "\n")
+        except FileExistsError:
+            continue
+        return file
+    raise FileExistsError(f"{folder} has 999 results of today; name another folder with --output.")
+
+
+def read_results(suite: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
+    """All results of a suite, oldest first."""
+    results = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
+    return sorted((r for r in results if r["suite"] == suite), key=lambda r: r["time"])
+
+
+def check_result(result: dict[str, Any]) -> None:
+    """
+    Raise a `ValueError` that names the first place where a result is not as it should be.
+
+    A result has `schema`, `suite`, `device`, `time`, `settings` (with the seed), `environment` (commit, sources,
+    versions, hardware, threads) and `cases`; each case, in this order, `ratios` (name -> `of_medians`, `min`, `max`),
+    `name`, `settings` and `variants` (name -> `seconds` by clock as `median`, `min`, `max`; `memory`).
+    """
+    _require(result, "result", ("schema", "suite", "device", "time", "settings", "environment", "cases"))
+    if result["schema"] != SCHEMA:
+        raise ValueError(f"result: schema {result['schema']!r} is not {SCHEMA}.")
+    _require(result["settings"], "settings", ("seed", "rounds", "clock"))
+    _require(result["environment"], "environment", ("commit", "sources", "versions", "hardware", "threads"))
+    if not result["cases"]:
+        raise ValueError("cases: there are none.")
+    for i, case in enumerate(result["cases"]):
+        place = f"cases[{i}]"
+        _require(case, place, ("ratios", "name", "settings", "variants"))
+        for name, value in case["ratios"].items():
+            _require_spread(value, f"{place}.ratios.{name}", ("of_medians", "min", "max"))
+        for name, variant in case["variants"].items():
+            _require(variant, f"{place}.variants.{name}", ("seconds", "memory"))
+            _require(variant["seconds"], f"{place}.variants.{name}.seconds", CLOCKS)
+            for clock in CLOCKS:
+                value = variant["seconds"][clock]
+                _require_spread(value, f"{place}.variants.{name}.seconds.{clock}", ("median", "min", "max"))
+
+
+def _require(value: Any, place: str, keys: Sequence[str]) -> None:
+    if not isinstance(value, dict):
+        raise ValueError(f"{place}: a dict is needed, got {type(value).__name__}.")
+    missing = [key for key in keys if key not in value]
+    if missing:
+        raise ValueError(f"{place}: {', '.join(missing)} missing.")
+
+
+def _require_spread(value: Any, place: str, keys: Sequence[str]) -> None:
+    _require(value, place, keys)
+    middle, low, high = (value[key] for key in keys)
+    # The ratio of two medians may lie a little outside the ratios of the rounds; a median lies among its values.
+    if not (0 < low <= high and middle > 0 and (keys[0] != "median" or low <= middle <= high)):
+        raise ValueError(f"{place}: {value} is not a spread.")
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table; the first row is its head."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return [lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]]

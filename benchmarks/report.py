@@ -1,0 +1,58 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Write the tables of README.md from the results, or check that they are what the results give.
+
+    python -m benchmarks.report [--check]
+
+A suite's tables stand between `<!-- <suite>: begin -->` and `<!-- <suite>: end -->`.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .harness import RESULTS, read_results
+from .run import SUITES
+
+
+README = Path(__file__).resolve().parent / "README.md"
+
+
+def render(readme: str, results: Path = RESULTS) -> str:
+    """
+    `readme` with the tables of all suites renewed.
+
+    Raises:
+        `ValueError`: The markers of a suite are missing.
+    """
+    for suite in SUITES:
+        begin, end = f"<!-- {suite}: begin -->", f"<!-- {suite}: end -->"
+        before, found_begin, rest = readme.partition(begin)
+        _, found_end, after = rest.partition(end)
+        if not found_begin or not found_end:
+            raise ValueError(f"README.md has no lines {begin} and {end}.")
+        tables = importlib.import_module(f"benchmarks.{suite}").report(read_results(suite, results))
+        readme = f"{before}{begin}\n{tables.strip()}\n{end}{after}"
+    return readme
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.strip().split("\n\n")[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if README.md would change")
+    options = parser.parse_args(argv)
+    old = README.read_text(encoding="utf-8")
+    new = render(old)
+    if options.check:
+        if new != old:
+            print("README.md is not what the results give: run `python -m benchmarks.report`.", file=sys.stderr)
+        return int(new != old)
+    README.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

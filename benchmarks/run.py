@@ -1,0 +1,36 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Run a suite by name; without a name, list them.
+
+    python -m benchmarks.run [<suite> [its options]]
+
+A suite is a module of this folder with `main(argv) -> int`, which measures and writes results, and
+`report(results) -> str`, which makes its tables for README.md.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+
+SUITES = {
+    "rrhf_step": "seconds and peak memory of an RRHF training step: naive, TRL's head, shared prompts, TRL's DPO",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__.strip(), "", *(f"{name:<12} {what}" for name, what in SUITES.items()), sep="\n")
+        return 0
+    name, *rest = arguments
+    if name not in SUITES:
+        print(f"There is no suite {name!r}. Suites: {', '.join(SUITES)}.", file=sys.stderr)
+        return 2
+    return importlib.import_module(f"benchmarks.{name}").main(rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A stranger's plug-in package, written to a folder as `pip install --target` would leave it there."""
+
+import textwrap
+from pathlib import Path
+
+
+METHOD = """
+    from trl_ext import Method
+
+    METHOD = Method(
+        name="stranger",
+        paper="2401.00001",
+        summary="A method from somebody else's package.",
+        config="stranger_pkg.training:StrangerConfig",
+        trainer="stranger_pkg.training:StrangerTrainer",
+        columns=("text",),
+    )
+"""
+
+TRAINING = """
+    import json
+    from dataclasses import dataclass, field
+    from pathlib import Path
+
+    from trl import SFTConfig, SFTTrainer
+
+    @dataclass
+    class StrangerConfig(SFTConfig):
+        pull: float = field(default=1.0, metadata={"help": "How hard to pull.", "choices": [0.5, 1.0, 2.0]})
+        knots: int = field(default=3, metadata={"help": "Knots in the rope."})
+
+    class StrangerTrainer(SFTTrainer):
+        def compute_loss(self, *args, **kwargs):
+            return self.args.pull * super().compute_loss(*args, **kwargs)
+
+        def train(self, resume_from_checkpoint=None):
+            result = super().train(resume_from_checkpoint=resume_from_checkpoint)
+            fact = {"pull": self.args.pull, "rows": len(self.train_dataset)}
+            fact["processes"] = self.accelerator.num_processes
+            fact["distributed_type"] = str(self.accelerator.distributed_type.value)
+            if self.accelerator.is_main_process:
+                Path(self.args.output_dir, "stranger.json").write_text(json.dumps(fact))
+            return result
+"""
+
+
+def write_package(
+    folder: Path,
+    package: str = "stranger-pkg",
+    files: dict[str, str] | None = None,
+    entry_points: dict[str, str] | None = None,
+    version: str = "0.3",
+) -> Path:
+    """
+    Write an installed package: its modules, and the metadata that names its entry points.
+
+    Args:
+        folder (`Path`):
+            Where it is installed; to be put on `sys.path`.
+        package (`str`, *optional*, defaults to `"stranger-pkg"`):
+            Name of the distribution.
+        files (`dict[str, str]`, *optional*):
+            Source by file name, within the import package of the same name. If not set, a working method.
+        entry_points (`dict[str, str]`, *optional*):
+            Method name -> reference. If not set, that of the working method.
+        version (`str`, *optional*, defaults to `"0.3"`):
+            Version of the distribution.
+    """
+    module = package.replace("-", "_")
+    files = {"__init__.py": METHOD, "training.py": TRAINING} if files is None else files
+    entry_points = {"stranger": f"{module}:METHOD"} if entry_points is None else entry_points
+    (folder / module).mkdir(parents=True)
+    for name, source in files.items():
+        (folder / module / name).write_text(textwrap.dedent(source))
+    info = folder / f"{module}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
+    lines = [f"{name} = {reference}" for name, reference in entry_points.items()]
+    (info / "entry_points.txt").write_text("\n".join(["[trl_ext.methods]", *lines, ""]))
+    return folder
