@@ -19,14 +19,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-
-# Before torch is imported. Nothing here needs a hub.
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 import torch
 
@@ -88,15 +83,14 @@ def clock_of(device: torch.device) -> str:
     return "cpu" if device.type == "cpu" and torch.get_num_threads() == 1 else "wall"
 
 
-def peak_memory(variant: Variant, batch: int, device: torch.device) -> dict[str, int | None]:
+def peak_memory(variant: Variant, batch: int, device: torch.device) -> dict[str, int]:
     """
     Peak memory of one step, in bytes.
 
-    On CUDA `"above"` is the peak of allocated memory less what was allocated before the step, and `"reserved"` the peak
-    that the allocator held, weights included. On the CPU `"above"` is the same quantity from the allocations that
+    On CUDA `"above"` is the peak of allocated memory less what was allocated before the step, and `"reserved"` the
+    peak that the allocator held, weights included. On the CPU `"above"` is the same quantity from the allocations that
     torch's profiler records (in a step that is not timed): exact and repeatable, while the resident size of a process
-    depends on what ran before and never falls. Both leave out the scratch space of libraries. `"reserved"` is then
-    `None`.
+    depends on what ran before and never falls. Both leave out the scratch space of libraries.
     """
     variant.prepare()
     if device.type == "cuda":
@@ -110,7 +104,7 @@ def peak_memory(variant: Variant, batch: int, device: torch.device) -> dict[str,
         return {"above": above, "reserved": torch.cuda.max_memory_reserved(device)}
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         variant.step(batch)
-    return {"above": max(_running_totals(profile), default=0), "reserved": None}
+    return {"above": max(_running_totals(profile), default=0)}
 
 
 def _running_totals(profile: Any) -> Iterator[int]:
@@ -223,7 +217,7 @@ def write_result(suite: str, device: torch.device, result: dict[str, Any], folde
         result (`dict`): `cases`, `environment` and `settings`; see [`check_result`].
         folder (`Path`, *optional*): Where to.
     """
-    now = datetime.now(timezone.utc)
+    now = datetime.now(UTC)
     slug = device_slug(device)
     result = {"schema": SCHEMA, "suite": suite, "device": slug, "time": now.isoformat(timespec="seconds"), **result}
     check_result(result)

@@ -2,22 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-The work that `rrhf_step` measures: one model, ragged batches, and a training step on them in each of the forms compared.
+The work that `rrhf_step` measures: one model and a training step on it in each of the forms compared.
 
 Letters: B prompts, N = K * B completions.
 """
 
 import copy
-import random
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
-
-from .harness import Variant  # first: it sets the environment before torch is imported
-from .shapes import SHAPES, build
-
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -28,92 +23,13 @@ from trl_ext.prefix import Layout, choose_form
 from trl_ext.rrhf.losses import best_completion, normalized_logps, ranking_loss, sft_loss
 from trl_ext.upstream import add_fused_lm_head
 
+from .harness import Variant
+from .rrhf_cases import CASCADE, DENSE, DPO, NAIVE, OUR_ROWS, TRL_ROWS, Batch, Case, make_batch
+from .shapes import build
+
 
 PAD = 0
 IGNORE = -100
-
-# The variants. A ratio in a result is of an earlier one to a later one.
-ORDER = (DPO, NAIVE, TRL_ROWS, OUR_ROWS, DENSE, CASCADE) = (
-    "TRL's DPO",
-    "naive",
-    "rows, TRL's head",
-    "rows, our head",
-    "shared, dense mask",
-    "shared, cascade",
-)
-
-
-@dataclass(frozen=True)
-class Case:
-    """
-    A model and a batch.
-
-    Args:
-        model (`str`): One of [`~benchmarks.shapes.SHAPES`].
-        device (`str`): `"cpu"` or `"cuda"`.
-        completions (`int`): K.
-        prompts (`int`): B.
-        prompt_length, completion_length (`tuple[int, int]`): Shortest and longest, in tokens; lengths are uniform.
-        qlora (`bool`): nf4 with a LoRA adapter of rank 16 and gradient checkpointing, instead of full fine-tuning.
-        optimizer (`bool`): Include the step of AdamW (the memory anchor).
-        targets (`dict[str, float]`): What the fastest form of shared rows is to reach: times faster than `"naive"` and
-            `"rows"` (with TRL's head), times less `"memory"` above the weights than these, GiB `"reserved"` at most.
-    """
-
-    model: str
-    device: str
-    completions: int
-    prompts: int
-    prompt_length: tuple[int, int]
-    completion_length: tuple[int, int]
-    qlora: bool = False
-    optimizer: bool = False
-    targets: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        lengths = "-".join(
-            f"{letter}{low if low == high else f'{low}to{high}'}"
-            for letter, (low, high) in (("p", self.prompt_length), ("r", self.completion_length))
-        )
-        tags = ("-qlora" if self.qlora else "") + ("-optimizer" if self.optimizer else "")
-        return f"{self.device}/{self.model}{tags}/k{self.completions}-{lengths}-b{self.prompts}"
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the weights, and of those that stay unquantised."""
-        return torch.float32 if self.device == "cpu" else torch.bfloat16
-
-    @property
-    def exact(self) -> bool:
-        """Whether everything is computed in float32."""
-        return self.dtype == torch.float32 and not self.qlora
-
-
-# ------------------------------------------------------------------------------------------------------------- batch
-
-
-@dataclass(frozen=True)
-class Batch:
-    """B prompts, K completions of each, and their N scores: random, as the time of a step does not depend on them."""
-
-    prompts: list[list[int]]
-    completions: list[list[list[int]]]
-    scores: list[float]
-
-
-def make_batch(case: Case, seed: int) -> Batch:
-    rng = random.Random(seed)
-    vocabulary = SHAPES[case.model].vocab_size
-
-    def tokens(length: tuple[int, int]) -> list[int]:
-        return [rng.randrange(3, vocabulary) for _ in range(rng.randint(*length))]
-
-    return Batch(
-        [tokens(case.prompt_length) for _ in range(case.prompts)],
-        [[tokens(case.completion_length) for _ in range(case.completions)] for _ in range(case.prompts)],
-        [rng.gauss(0, 1) for _ in range(case.prompts * case.completions)],
-    )
 
 
 def separate_rows(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
@@ -216,20 +132,20 @@ class Workload:
         self.dpo.current_gradient_accumulation_steps = 1  # train() would set it
 
     def variants(self) -> list[Variant]:
-        """The forms that this device has; on CUDA our head is TRL's, so rows with it are not a variant of their own."""
-        steps: dict[str, tuple[str, Callable[[Batch], torch.Tensor]]] = {
+        """The forms that this device has. On CUDA our head is TRL's: separate rows with it are no variant."""
+        sums: dict[str, tuple[str, Callable[[Batch], torch.Tensor]]] = {
             NAIVE: ("", self._naive_sums),
             TRL_ROWS: ("trl", self._trl_sums),
         }
         for name in (OUR_ROWS, DENSE, CASCADE):
             if name in self.log_probs and (name != OUR_ROWS or self.device.type == "cpu"):
-                steps[name] = ("ours", lambda batch, name=name: self._our_sums(name, batch))
+                sums[name] = ("ours", partial(self._our_sums, name))
         variants = [
-            Variant(name, lambda n=name, h=head: self._prepare(n, h), lambda i, f=sums: self._step(f, i))
-            for name, (head, sums) in steps.items()
+            Variant(name, partial(self._prepare, name, head), partial(self._step, function))
+            for name, (head, function) in sums.items()
         ]
         if "dpo" in self.forwards:
-            variants.insert(0, Variant(DPO, lambda: self._prepare(DPO, "dpo"), self._dpo_step))
+            variants.insert(0, Variant(DPO, partial(self._prepare, DPO, "dpo"), self._dpo_step))
         return variants
 
     def _prepare(self, name: str, head: str) -> None:

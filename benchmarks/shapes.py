@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Models of the sizes that suites measure: random weights do, because a step takes as long with them as with others."""
+"""Models of the sizes that suites measure. Random weights do: a step takes as long with them as with others."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -376,6 +376,15 @@ def test_attention_nobody_knows_keeps_separate_rows():
     torch.testing.assert_close(tokens.sums(), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_device_without_flash_kernels_falls_back(monkeypatch):
+    monkeypatch.undo()  # the real kernels, which the CPU has not
+    model = llama(CASCADE)
+    expected = sums_by_loop(model, LONG_PROMPTS, LONG_COMPLETIONS).float()
+    tokens = LogProbs(model, 0, shared_prefix="always")(model, LONG_PROMPTS, LONG_COMPLETIONS)
+    assert tokens.form == "separate"
+    torch.testing.assert_close(tokens.sums(), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_confirmation_runs_once_and_leaves_no_trace(monkeypatch):
     model = llama().train()
     log_probs = LogProbs(model, 0, shared_prefix="always")
@@ -421,7 +430,7 @@ def test_bf16_autocast_stays_close_and_shares(caplog):
 
 
 def test_shared_prefix_has_three_settings():
-    with pytest.raises(ValueError, match="`shared_prefix` must be one of .*'sometimes'"):
+    with pytest.raises(ValueError, match=r"`shared_prefix` must be one of .*'sometimes'"):
         LogProbs(llama(), 0, shared_prefix="sometimes")
 
 

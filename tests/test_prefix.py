@@ -3,6 +3,7 @@
 
 """Rows that share their prompt: every prediction sees its own prompt and completion, in order, and nothing else."""
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -116,7 +117,7 @@ def visible_keys(form, rows):
     plan = attention_inputs(rows, CASCADE, torch.float32, CPU)["prefix_plan"]
     visible = torch.zeros(1, length, length, dtype=torch.bool)
     segments, prompts = plan.inside.cu_keys.tolist(), plan.across.cu_keys.tolist()
-    for start, end in zip(segments[:-1], segments[1:], strict=True):
+    for start, end in pairwise(segments):
         visible[0, start:end, start:end] = causal[start:end, start:end]
     blocks = [plan.prompt_tokens + start for start in plan.across.cu_queries.tolist()]
     for b in range(len(prompts) - 1):

@@ -76,6 +76,7 @@ def quantization_config_from(model_args: "ModelConfig") -> BitsAndBytesConfig | 
         bnb_4bit_quant_type=model_args.bnb_4bit_quant_type,
         bnb_4bit_use_double_quant=True,  # QLoRA's setting (arXiv 2305.14314, section 3)
         bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_quant_storage=model_args.bnb_4bit_quant_storage,
     )
 
 
@@ -218,8 +219,8 @@ def wrap_with_peft(model: PreTrainedModel, peft_config: "PeftConfig | None", **k
 
     Raises:
         `TypeError`: `peft_config` is not a [`~peft.PeftConfig`].
-        `ValueError`: `model` already has an adapter, the adapter is on the output head, or a quantised model would be
-            trained without one.
+        `ValueError`: `model` already has an adapter, the adapter is on the output head or adds tokens to the input, or
+            a quantised model would be trained without one.
     """
     if peft_config is not None:
         from peft import PeftConfig, get_peft_model
@@ -242,11 +243,21 @@ def wrap_with_peft(model: PreTrainedModel, peft_config: "PeftConfig | None", **k
             "The adapter targets the output head, whose weight is read directly when log-probabilities are computed: "
             "it would never be trained. Remove the head from `target_modules`."
         )
+    if is_peft_model(model) and _adds_tokens(model):
+        raise ValueError(
+            "The adapter puts virtual tokens in front of every row, so that positions and labels no longer match. Use "
+            "LoRA, another adapter of weights, or prefix tuning."
+        )
     if is_quantized(model):
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.bfloat16)
     return model
+
+
+def _adds_tokens(model: Any) -> bool:
+    config = model.active_peft_config
+    return config.is_prompt_learning and config.peft_type != "PREFIX_TUNING"
 
 
 def load_policy(

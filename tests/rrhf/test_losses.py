@@ -51,7 +51,7 @@ class Batch:
 
 
 def random_batch(seed, prompts=5):
-    """Six scores for up to six completions of a prompt, so that ties occur; K from 1 to 6; completions out of order."""
+    """Six scores for up to six completions of a prompt, so that ties occur; K from 1 to 6; in no order."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(high, size):

@@ -1,0 +1,103 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+"""The README's commands work as they are written, and every recipe is what the command takes."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from conftest import REPOSITORY
+from trl_ext.cli_train import make_parser
+from trl_ext.method import discover
+
+
+RECIPES = sorted(path for path in (REPOSITORY / "recipes").glob("*/*.yaml") if path.parent.name != "accelerate")
+DOCUMENTS = sorted([REPOSITORY / "README.md", *REPOSITORY.glob("*/README.md"), *REPOSITORY.glob("*/*/README.md")])
+
+
+def command(name: str) -> str:
+    text = (REPOSITORY / "README.md").read_text()
+    found = re.search(rf"<!-- command: {name} -->\n```bash\n(.+?)\n```", text, flags=re.DOTALL)
+    assert found is not None, f"README.md has no command {name!r}"
+    return found.group(1)
+
+
+def test_the_test_command_installs_and_runs_pytest() -> None:
+    assert command("tests") == 'pip install -e ".[test]" && pytest'
+
+
+@pytest.mark.slow
+def test_the_quickstart_raises_the_reward(tmp_path: Path) -> None:
+    """As written, in a copy of what a clone holds; the package is installed already, which is its first part."""
+    install, *steps = command("quickstart").split(" && ")
+    assert install == "pip install -e ."
+    shutil.copytree(REPOSITORY / "recipes", tmp_path / "recipes")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    printed = ""
+    for step in steps:
+        done = subprocess.run(
+            step,
+            shell=True,
+            cwd=tmp_path,
+            env={**os.environ, "PATH": path},
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        printed += done.stdout + done.stderr
+    base, aligned = json.loads((tmp_path / "outputs/quickstart/evaluation.json").read_text())["models"]
+    reward = "reward/imdb-2m-reward"
+    assert aligned[reward] > base[reward] + 1
+    assert 0 < aligned["kl"] < 15
+    assert base["kl"] == 0
+    assert "%|" in printed and "eval_reward" in printed, "no progress or reward was shown"
+    assert "prompt" in printed and "KL to base" in printed
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_recipe_is_parsed_strictly(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every key is a field (or a flag of accelerate), of the right type; the header says what, how and on what."""
+    header = path.read_text().split("\n\n")[0]
+    assert f"--config {path.relative_to(REPOSITORY)}" in header
+    assert "Hardware:" in header and ("UNTESTED" in header or "easured" in header)
+    if "trl-ext evaluate --config" in header:
+        from trl_ext.cli_evaluate import make_parser as make_evaluate_parser
+
+        make_evaluate_parser().parse_args_and_config(["--config", str(path)])
+        return
+    method = next(found.method for found in discover().methods.values() if found.method.name in header.split())
+    settings = yaml.safe_load(path.read_text())
+    parser = make_parser(method)
+    monkeypatch.chdir(tmp_path)
+    if not _has_accelerator() and settings.get("bf16"):
+        monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    namespace, extra = parser.parse_words(["--config", str(path)])
+    parser.build(namespace)
+    assert {word for word in extra.flags if word.startswith("--")} <= {"--num_processes"}
+
+
+def _has_accelerator() -> bool:
+    import torch
+
+    return torch.accelerator.is_available()
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):
+        if not target.startswith("http"):
+            assert (path.parent / target).resolve().exists(), f"{path.name} links to {target}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_documented_recipes_exist(path: Path) -> None:
+    for name in re.findall(r"--config (\S+\.yaml)", path.read_text()):
+        assert (REPOSITORY / name).is_file(), f"{path.name} names {name}"
