@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-What every suite shares: alternating rounds, peak memory, the environment, and result files.
+What every suite shares: alternating rounds, the environment, and result files (peak memory: memory.py).
 
 A suite compares variants of one piece of work. They run in one process and take turns, one step each, in an order that
 rotates: whatever slows the machine down for a while slows all of them, so that ratios hold where seconds do not.
@@ -15,9 +15,8 @@ import os
 import platform
 import statistics
 import subprocess
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -64,10 +63,10 @@ def alternate(
         turn = i % len(variants)
         for variant in [*variants[turn:], *variants[:turn]]:
             variant.prepare()
-            _synchronize(device)
+            synchronize(device)
             wall, cpu = time.perf_counter(), time.process_time()
             variant.step(i % batches)
-            _synchronize(device)
+            synchronize(device)
             if i >= batches:
                 seconds[variant.name]["wall"].append(time.perf_counter() - wall)
                 seconds[variant.name]["cpu"].append(time.process_time() - cpu)
@@ -83,43 +82,7 @@ def clock_of(device: torch.device) -> str:
     return "cpu" if device.type == "cpu" and torch.get_num_threads() == 1 else "wall"
 
 
-def peak_memory(variant: Variant, batch: int, device: torch.device) -> dict[str, int]:
-    """
-    Peak memory of one step, in bytes.
-
-    On CUDA `"above"` is the peak of allocated memory less what was allocated before the step, and `"reserved"` the
-    peak that the allocator held, weights included. On the CPU `"above"` is the same quantity from the allocations that
-    torch's profiler records (in a step that is not timed): exact and repeatable, while the resident size of a process
-    depends on what ran before and never falls. Both leave out the scratch space of libraries.
-    """
-    variant.prepare()
-    if device.type == "cuda":
-        _synchronize(device)
-        torch.cuda.empty_cache()
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        variant.step(batch)
-        _synchronize(device)
-        above = torch.cuda.max_memory_allocated(device) - before
-        return {"above": above, "reserved": torch.cuda.max_memory_reserved(device)}
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        variant.step(batch)
-    return {"above": max(_running_totals(profile), default=0)}
-
-
-def _running_totals(profile: Any) -> Iterator[int]:
-    """Bytes that are allocated and not yet freed after each allocation of the profile."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "trace.json"
-        profile.export_chrome_trace(str(file))
-        events = json.loads(file.read_text(encoding="utf-8"))["traceEvents"]
-    total = 0
-    for event in sorted((e for e in events if e.get("name") == "[memory]"), key=lambda e: e["ts"]):
-        total += event["args"]["Bytes"]
-        yield total
-
-
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -76,9 +76,9 @@ class Case:
 RAGGED = (64, 192)  # 128 tokens +- 50 %
 
 
-def _cpu_cases(model: str) -> list[Case]:
+def _cpu_cases(model: str, prompts: int) -> list[Case]:
     return [
-        Case(model, "cpu", 6, 4, (128, 128), RAGGED),
+        Case(model, "cpu", 6, prompts, (128, 128), RAGGED),
         Case(model, "cpu", 6, 2, (512, 512), RAGGED),
         # The IMDB task: openings of 16 words, and 48 tokens, few of which end sooner.
         Case(model, "cpu", 4, 8, (16, 28), (48, 48)),
@@ -88,8 +88,8 @@ def _cpu_cases(model: str) -> list[Case]:
 
 
 CASES = [
-    *_cpu_cases("imdb-2m"),
-    *_cpu_cases("imdb-7m"),
+    *_cpu_cases("imdb-2m", 4),
+    *_cpu_cases("imdb-7m", 2),
     Case("llama-1b", "cuda", 6, 8, (128, 128), RAGGED, targets={"naive": 2.0, "rows": 1.75, "memory": 3.0}),
     Case("llama-1b", "cuda", 6, 4, (512, 512), RAGGED, targets={"naive": 3.2, "rows": 2.6, "memory": 3.0}),
     Case("llama-8b", "cuda", 6, 8, (128, 128), RAGGED, qlora=True, targets={"rows": 1.85, "memory": 3.0}),

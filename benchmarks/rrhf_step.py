@@ -27,11 +27,11 @@ from .harness import (
     alternate,
     clock_of,
     environment,
-    peak_memory,
     ratio,
     spread,
     write_result,
 )
+from .memory import needed_memory, peak_memory
 from .rrhf_cases import CASES, DPO, NAIVE, ORDER, Case
 from .rrhf_tables import report
 from .rrhf_workload import Workload
@@ -41,7 +41,12 @@ from .shapes import SHAPES
 __all__ = ["main", "report"]
 
 SUITE = "rrhf_step"
-MEASURED = {"head", "prefix", "logprobs", "losses", "harness", "shapes", "rrhf_cases", "rrhf_workload", "rrhf_step"}
+# What decides the figures; a result keeps a digest of these.
+MEASURED = (
+    *("trl_ext/cascade.py", "trl_ext/head.py", "trl_ext/logprobs.py", "trl_ext/prefix.py", "trl_ext/rrhf/losses.py"),
+    *("benchmarks/harness.py", "benchmarks/memory.py", "benchmarks/shapes.py"),
+    *("benchmarks/rrhf_cases.py", "benchmarks/rrhf_workload.py", "benchmarks/rrhf_step.py"),
+)
 
 
 def check_agreement(work: Workload, variants: Sequence[Variant]) -> dict[str, float]:
@@ -91,10 +96,11 @@ def measure(case: Case, *, rounds: int, batches: int, seed: int) -> dict[str, An
     agreement = check_agreement(work, variants)
     seconds = alternate(variants, rounds=rounds, batches=batches, device=work.device)
     memory = {variant.name: peak_memory(variant, 0, work.device) for variant in variants}
+    needed = {name: needed_memory(value) for name, value in memory.items()}
     clock = clock_of(work.device)
     pairs = list(itertools.combinations([name for name in ORDER if name in seconds], 2))
     timing = {f"{a} / {b}": ratio(seconds[a][clock], seconds[b][clock]) for a, b in pairs}
-    space = {f"memory: {a} / {b}": ratio([memory[a]["above"]], [memory[b]["above"]]) for a, b in pairs}
+    space = {f"memory: {a} / {b}": ratio([needed[a]], [needed[b]]) for a, b in pairs}
     weights = None if case.qlora else SHAPES[case.model].weights
     return {
         "ratios": timing | space,
@@ -126,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--devices", nargs="+", choices=("cpu", "cuda"), default=["cpu", "cuda"])
     parser.add_argument("--cases", nargs="+", default=[""], help="parts of names of cases to run (default: all)")
-    parser.add_argument("--rounds", type=int, default=7, help="timed steps of each variant")
+    parser.add_argument("--rounds", type=int, default=5, help="timed steps of each variant")
     parser.add_argument("--batches", type=int, default=2, help="different batches, each also a step of warm-up")
     parser.add_argument("--seed", type=int, default=0, help="of weights and batches")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result file")
@@ -143,8 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(cases: Sequence[Case], device: torch.device, options: argparse.Namespace) -> bool:
     """Measure cases of one device and write their result file; one that fails does not cost the others."""
-    files = [*ROOT.glob("trl_ext/*.py"), *ROOT.glob("trl_ext/rrhf/*.py"), *ROOT.glob("benchmarks/*.py")]
-    facts = environment(device, [path for path in files if path.stem in MEASURED])
+    facts = environment(device, [ROOT / name for name in MEASURED])
     measured = []
     for case in cases:
         print(case.name, file=sys.stderr, flush=True)

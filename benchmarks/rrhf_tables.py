@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .harness import table
+from .memory import needed_memory
 from .rrhf_cases import CASCADE, CASES, DENSE, DPO, NAIVE, ORDER, OUR_ROWS, TRL_ROWS, Case
 
 
@@ -21,7 +22,12 @@ def report(results: Sequence[dict[str, Any]]) -> str:
         cases = [(case, newest.get(case.name, (None, None))[1]) for case in CASES if case.device == device]
         variants = [name for name in ORDER if name != (CASCADE if device == "cpu" else OUR_ROWS)]
         text = [f"### {title}", "", "Times faster than", "", *_speed_table(cases, device)]
-        text += ["", "Times less peak memory above the weights than", "", *_memory_table(cases, device)]
+        text += [
+            "",
+            "Times less peak memory above the weights (and, for DPO, above its reference model) than",
+            "",
+            *_memory_table(cases, device),
+        ]
         if any(measured for _, measured in cases):
             text += ["", "Seconds a step and peak memory above the weights", "", *_absolute_table(cases, variants)]
         used = {id(newest[c.name][0]): newest[c.name][0] for c, measured in cases if measured}
@@ -78,15 +84,15 @@ def _absolute_table(cases: Sequence[tuple[Case, Any]], variants: Sequence[str]) 
     for case, measured in cases:
         if measured is not None:
             clock = measured["settings"]["clock"]
-            cells = [measured["variants"].get(name) for name in variants]
-            rows.append(
-                [_label(case)]
-                + [
-                    f"{c['seconds'][clock]['median']:.3g} s, {c['memory']['above'] / 2**20:.0f} MiB" if c else "-"
-                    for c in cells
-                ]
-            )
+            rows.append([_label(case), *(_absolute(measured["variants"].get(name), clock) for name in variants)])
     return table(rows)
+
+
+def _absolute(variant: dict[str, Any] | None, clock: str) -> str:
+    if variant is None:
+        return "-"
+    seconds, mebibytes = variant["seconds"][clock]["median"], needed_memory(variant["memory"]) / 2**20
+    return f"{seconds:.3g} s, {mebibytes:.0f} MiB"
 
 
 def _label(case: Case) -> str:

@@ -30,6 +30,7 @@ from .shapes import build
 
 PAD = 0
 IGNORE = -100
+FORMS = {OUR_ROWS: "separate", DENSE: "dense", CASCADE: "cascade"}
 
 
 def separate_rows(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
@@ -191,7 +192,10 @@ class Workload:
         return self.model(**rows, fused_lm_head=True).log_probs.sum(dim=1)
 
     def _our_sums(self, name: str, batch: Batch) -> torch.Tensor:
-        tokens = self.log_probs[name](self.model, batch.prompts, batch.completions)
+        builder = self.log_probs[name]
+        tokens = builder(self.model, batch.prompts, batch.completions)
+        if tokens.form != FORMS[name] or not builder.fused:
+            raise RuntimeError(f"{name!r} fell back to {tokens.form!r} rows; nothing would be measured.")
         self.positions[name] = tokens.num_positions
         return tokens.sums()
 

@@ -28,7 +28,8 @@ CHAT_TEMPLATE = (
 
 WORDS = (
     "the a film movie was is it good bad great dull story plot actor scene and but not very so I we liked hated loved "
-    "found thought with of in to for this that had no one best worst ever seen again music user assistant question answer"
+    "found thought with of in to for this that had no one best worst ever seen again music user assistant question "
+    "answer"
 ).split()
 
 

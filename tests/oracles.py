@@ -3,8 +3,13 @@
 
 """Slow and plain: log-probabilities by a loop over full logits, and flash attention in a few lines of Python."""
 
+from itertools import pairwise
+
 import torch
 from torch import nn
+
+from trl_ext.cascade import CASCADE
+from trl_ext.prefix import attention_inputs
 
 
 # B prompts of lengths 5, 1, 2 and 9 with ragged groups, K = 1 among them, and completions of one token.
@@ -41,6 +46,25 @@ def gradients(model):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+def visible_keys(form, rows):
+    """(rows, L, L), true where a position may attend: read off what the model is given."""
+    length = rows["input_ids"].shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    if form == "separate":
+        return causal & rows["attention_mask"][:, None, :].bool()
+    if form == "dense":
+        return attention_inputs(rows, "sdpa", torch.float32, torch.device("cpu"))["attention_mask"][:, 0]
+    plan = attention_inputs(rows, CASCADE, torch.float32, torch.device("cpu"))["prefix_plan"]
+    visible = torch.zeros(1, length, length, dtype=torch.bool)
+    segments, prompts = plan.inside.cu_keys.tolist(), plan.across.cu_keys.tolist()
+    for start, end in pairwise(segments):
+        visible[0, start:end, start:end] = causal[start:end, start:end]
+    blocks = [plan.prompt_tokens + start for start in plan.across.cu_queries.tolist()]
+    for b in range(len(prompts) - 1):
+        visible[0, blocks[b] : blocks[b + 1], prompts[b] : prompts[b + 1]] = True
+    return visible
+
+
 def _scores(q, k, span, i, scale):
     queries = slice(span.cu_queries[i], span.cu_queries[i + 1])
     keys = slice(span.cu_keys[i], span.cu_keys[i + 1])
@@ -54,7 +78,7 @@ def _scores(q, k, span, i, scale):
 
 
 def flash_forward(q, k, v, span, scale):
-    """Stands in for `trl_ext.prefix.flash_forward` where there is no GPU."""
+    """Stands in for `trl_ext.cascade.flash_forward` where there is no GPU."""
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
     out, lse = torch.zeros_like(q), q.new_full((q.shape[1], q.shape[0]), -torch.inf)
@@ -66,7 +90,7 @@ def flash_forward(q, k, v, span, scale):
 
 
 def flash_backward(grad, q, k, v, out, lse, span, state, scale):
-    """Stands in for `trl_ext.prefix.flash_backward`: as the kernels, it takes probabilities to be e^(score - lse)."""
+    """Stands in for `trl_ext.cascade.flash_backward`: as the kernels, it takes probabilities to be e^(score - lse)."""
     kv_heads, group = k.shape[1], q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
     dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)

@@ -206,6 +206,14 @@ def test_duplicates_go_if_asked_to(tiny_model_dir, prompts):
     assert [row["completions"] for row in read_rows("all.jsonl")] == [row["completions"] * 3 for row in read_rows()]
 
 
+def test_the_first_of_several_stays():
+    own = write_rows(
+        "own.jsonl", [{"prompt": "a", "completions": ["x", "y", "x", "z"], "ended": [False, True, True, True]}]
+    )
+    sample(own, dataset_completions=True, deduplicate=True)
+    assert read_rows() == [{"prompt": "a", "completions": ["x", "y", "z"], "ended": [False, True, True]}]
+
+
 @pytest.mark.parametrize(
     ("row", "sources"),
     [
@@ -266,6 +274,13 @@ def test_seed_and_dtype(tiny_model_dir, prompts):
     texts = [Path(f"{name}.jsonl").read_text() for name in "abcd"]
     assert texts[0] == texts[1] != texts[2]
     assert texts[0] != texts[3]
+
+
+def test_each_batch_has_draws_of_its_own(tiny_model_dir):
+    same = write_rows("same.jsonl", [{"prompt": "the film"}] * 8)
+    sample(same, tiny_model_dir, max_completion_length=8, generation_batch_size=1, num_generations=1)  # four a batch
+    texts = [row["completions"][0] for row in read_rows()]
+    assert len(set(texts)) == 8
 
 
 # ------------------------------------------------------------------------------------------------------- interruptions
@@ -428,6 +443,11 @@ def test_long_prompts_are_dropped_and_counted(tiny_model_dir, capsys):
     sample(rows, tiny_model_dir, max_completion_length=20)
     assert [row["prompt"] for row in read_rows()] == ["a", "b"]
     assert "2 prompts too long for the model with max_completion_length" in capsys.readouterr().out
+    short = write_rows("short.jsonl", [{"prompt": p} for p in "ab"])
+    greedy = {"temperature": 0, "num_generations": 1, "max_completion_length": 20}
+    sample(rows, tiny_model_dir, "greedy.jsonl", **greedy)
+    sample(short, tiny_model_dir, "greedy_short.jsonl", **greedy)
+    assert read_rows("greedy.jsonl") == read_rows("greedy_short.jsonl"), "the others keep their own completions"
     only = write_rows("only.jsonl", [{"prompt": long}])
     with pytest.raises(DataError, match="no row is left of 1: 1 prompts too long"):
         sample(only, tiny_model_dir, "only_out.jsonl", max_completion_length=20)

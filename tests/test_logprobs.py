@@ -26,10 +26,12 @@ from oracles import (
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
+import trl_ext.cascade as cascade
 import trl_ext.logprobs as logprobs
 import trl_ext.prefix as prefix
+from trl_ext.cascade import CASCADE
 from trl_ext.logprobs import LogProbs, completion_logps
-from trl_ext.prefix import CASCADE, Layout
+from trl_ext.prefix import Layout
 from trl_ext.rrhf.losses import best_completion, normalized_logps, ranking_loss, sft_loss
 
 
@@ -42,8 +44,8 @@ SHARED = {"dense-sdpa": ("sdpa", "dense"), "dense-eager": ("eager", "dense"), "c
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch):
     """Python for the GPU's flash attention, so that the cascade runs everywhere."""
-    monkeypatch.setattr(prefix, "flash_forward", flash_forward)
-    monkeypatch.setattr(prefix, "flash_backward", flash_backward)
+    monkeypatch.setattr(cascade, "flash_forward", flash_forward)
+    monkeypatch.setattr(cascade, "flash_backward", flash_backward)
 
 
 def llama(attention="sdpa", **changes):
@@ -364,8 +366,8 @@ def test_numbers_are_right_whatever_the_positions_of_separate_rows_would_be():
 
 
 def test_attention_nobody_knows_keeps_separate_rows():
-    transformers.AttentionInterface.register("somebody_elses", prefix.sdpa_attention_forward)
-    transformers.AttentionMaskInterface.register("somebody_elses", prefix.sdpa_mask)
+    transformers.AttentionInterface.register("somebody_elses", cascade.sdpa_attention_forward)
+    transformers.AttentionMaskInterface.register("somebody_elses", cascade.sdpa_mask)
     model = llama("somebody_elses")
     expected = sums_by_loop(model, PROMPTS, COMPLETIONS).float()
     log_probs = LogProbs(model, 0, shared_prefix="always")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from conftest import REPOSITORY
+
 from trl_ext.cli_train import make_parser
 from trl_ext.method import discover
 

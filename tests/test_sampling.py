@@ -226,6 +226,16 @@ def test_number_and_order_whatever_the_batch(tiny_model, tiny_tokenizer, batch_s
     assert len(steps) == math.ceil(len(PROMPTS) / max(1, batch_size // 4))
 
 
+def test_equal_lengths_go_together(tiny_model, tiny_tokenizer, monkeypatch):
+    widths, real = [], tiny_model.generate
+    monkeypatch.setattr(
+        tiny_model, "generate", lambda **kwargs: widths.append(kwargs["input_ids"].shape[1]) or real(**kwargs)
+    )
+    settings = GenerationSettings(num_generations=2, max_completion_length=2)
+    generate(tiny_model, tiny_tokenizer, [[5] * n for n in (2, 9, 2, 5, 9, 5)], settings, batch_size=4)
+    assert widths == [9, 5, 2]
+
+
 def test_seed_decides(tiny_model, tiny_tokenizer):
     settings = GenerationSettings(num_generations=3, max_completion_length=6)
 

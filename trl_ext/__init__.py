@@ -23,7 +23,7 @@ _SHARED = {
     "RewardError": "rewards",
     "discover": "method",
     "evaluate_model": "evaluation",
-    "load_dataset": "data",
+    "load_dataset": "loading",
     "load_rewards": "rewards",
 }
 

@@ -32,9 +32,10 @@ from rich.progress import Progress
 
 from .cli_models import LoadingArguments, Models
 from .cli_parser import Parser, set_environment
-from .data import DataError, is_conversational, load_dataset
+from .data import DataError, is_conversational
 from .evaluation import untruncated
 from .evaluation_report import Report
+from .loading import load_dataset
 from .models import default_device
 from .rewards import load_rewards
 from .sampling import GenerationSettings

@@ -191,9 +191,8 @@ def run(args: SampleArguments, loading: SampleLoadingArguments) -> int:
     """
     _check_environment()
     names = {f.name for f in dataclasses.fields(GenerationSettings)} & {f.name for f in dataclasses.fields(args)}
-    settings = GenerationSettings(
-        **{name: getattr(args, name) for name in names}, trust_remote_code=loading.trust_remote_code
-    )
+    chosen = {name: getattr(args, name) for name in names}
+    settings = GenerationSettings(**chosen, trust_remote_code=loading.trust_remote_code)
     dataset, own_columns = load_rows(
         str(args.dataset_name),
         args.dataset_config,
@@ -235,10 +234,10 @@ def run(args: SampleArguments, loading: SampleLoadingArguments) -> int:
 
 def load_source(name: str, loading: SampleLoadingArguments) -> Source:
     """A model to sample from, with its tokenizer. Raises `OSError` if there is no such model."""
-    revision, trust = loading.model_revision, loading.trust_remote_code
+    revision = loading.model_revision
     try:
-        tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=trust)
-        return Source(name, tokenizer, loading.load(name, revision=revision))
+        tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=loading.trust_remote_code)
+        return Source(name, tokenizer, loading.load(name, revision))
     except OSError as error:
         raise OSError(f"Cannot load the model '{name}': {error}") from error
 

@@ -163,7 +163,7 @@ def load_datasets(script_args: Any, training_args: Any, mixture_args: Any) -> tu
     """
     from trl import get_dataset
 
-    from .data import load_dataset
+    from .loading import load_dataset
 
     if mixture_args.datasets:
         if script_args.dataset_name:

@@ -49,9 +49,9 @@ class ExtConfig(BaseConfig):
         generation_batch_size (`int`, *optional*, defaults to `0`):
             Sequences that are generated at once on a device (`0`: 64 on CPU, 128 elsewhere).
         cast_for_generation (`bool`, *optional*, defaults to `False`):
-            Whether to sample, in training with `bf16` and float32 weights, with a copy of the model in bfloat16. Autocast
-            converts every weight again for every token; the copy is faster (about twice on a CPU that computes in
-            bfloat16) and costs half of the weights' memory while it samples.
+            Whether to sample, in training with `bf16` and float32 weights, with a copy of the model in bfloat16.
+            Autocast converts every weight again for every token; the copy is faster (about twice on a CPU that computes
+            in bfloat16) and costs half of the weights' memory while it samples.
         max_completion_length (`int`, *optional*, defaults to `256`):
             Longest sampled completion, in tokens.
         temperature (`float`, *optional*, defaults to `1.0`):
@@ -129,8 +129,8 @@ class ExtConfig(BaseConfig):
     cast_for_generation: bool = field(
         default=False,
         metadata={
-            "help": "Whether to sample, in training with bf16 and float32 weights, with a copy of the model in bfloat16: "
-            "faster, for half of the weights' memory."
+            "help": "Whether to sample, in training with bf16 and float32 weights, with a copy of the model in "
+            "bfloat16: faster, for half of the weights' memory."
         },
     )
     max_completion_length: int = field(default=256, metadata={"help": "Longest sampled completion, in tokens."})
@@ -173,6 +173,9 @@ class ExtConfig(BaseConfig):
         if self.use_cpu and self.bf16 is None:  # type: ignore[has-type]
             self.bf16 = False  # exact numbers; bf16=True is honoured and pays where the CPU computes in bf16
         super().__post_init__()
+        for name in ("max_length", "pad_to_multiple_of", "generation_batch_size", "top_k", "min_p"):
+            if getattr(self, name) is None:
+                setattr(self, name, 0)  # how scripts written for TRL switch these off
         self._at_least("max_length", 0)
         self._at_least("pad_to_multiple_of", 0)
         self._at_least("num_generations", 1)
@@ -184,6 +187,7 @@ class ExtConfig(BaseConfig):
                 f"`temperature` must be positive, got {self.temperature}. For greedy decoding pass "
                 "`generation_kwargs={'do_sample': False}`."
             )
+        self.generation_settings()  # checks the rest now, rather than when the first completions are drawn
 
     def generation_settings(self) -> GenerationSettings:
         """The settings that [`~trl_ext.sampling.generate`] takes."""
@@ -192,5 +196,5 @@ class ExtConfig(BaseConfig):
 
     def _at_least(self, name: str, least: float) -> None:
         value = getattr(self, name)
-        if value < least:
-            raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+        if not isinstance(value, int | float) or value < least:
+            raise ValueError(f"`{name}` must be at least {least}, got {value!r}.")

@@ -18,88 +18,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import datasets
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from datasets import Dataset, IterableDataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import extract_prompt
 
-
-FILE_TYPES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 
 TOKENIZED_COLUMNS = ("row_index", "prompt_ids", "completion_ids", "ended", "scores")
 
 
 class DataError(ValueError):
     """A row or column that cannot be used; the message says which one and what to do."""
-
-
-# ---------------------------------------------------------------------------------------------------------- loading
-
-
-def load_dataset(
-    name: str, config: str | None = None, split: str | None = None, streaming: bool = False
-) -> Dataset | IterableDataset | DatasetDict | IterableDatasetDict:
-    """
-    Load a data set from the Hub, a local directory, or a local .jsonl, .json, .parquet or .csv file.
-
-    Args:
-        name (`str`): Hub id, directory or file.
-        config (`str`, *optional*): Configuration of a Hub data set.
-        split (`str`, *optional*): Split to return. Without it, all splits are returned. A file has the split `train`.
-        streaming (`bool`, *optional*, defaults to `False`): Whether to read rows as they are needed.
-
-    Raises:
-        `DataError`: The file or directory does not exist, cannot be read as what it claims to be, or has no such
-        split.
-    """
-    path = Path(name).expanduser()
-    if path.suffix in FILE_TYPES and not path.is_dir():
-        if not path.is_file():
-            raise DataError(f"There is no file {name!r}.")
-        if path.stat().st_size == 0:
-            raise DataError(f"{name!r} is empty.")
-        splits = _read_file(path, streaming)
-    elif path.is_dir() and (path / "dataset_dict.json").is_file():
-        splits = datasets.load_from_disk(str(path))
-    elif path.is_dir() and (path / "dataset_info.json").is_file() and (path / "state.json").is_file():
-        splits = DatasetDict(train=datasets.load_from_disk(str(path)))
-    elif name.startswith((".", "/", "~")) and not path.exists():
-        raise DataError(f"There is no file or directory {name!r}.")
-    else:
-        splits = datasets.load_dataset(str(path) if path.exists() else name, name=config, streaming=streaming)
-    if split is None:
-        return splits
-    if split not in splits:
-        raise DataError(f"{name!r} has no split {split!r}; it has {', '.join(map(repr, splits))}.")
-    return splits[split]
-
-
-def _read_file(path: Path, streaming: bool) -> DatasetDict | IterableDatasetDict:
-    try:
-        return datasets.load_dataset(FILE_TYPES[path.suffix], data_files=str(path), streaming=streaming)
-    except (datasets.exceptions.DatasetGenerationError, ValueError, TypeError, KeyError) as error:
-        reason = _json_fault(path) if FILE_TYPES[path.suffix] == "json" else None
-        raise DataError(f"{str(path)!r} cannot be read: {reason or error.__cause__ or error}") from error
-
-
-def _json_fault(path: Path) -> str | None:
-    """The first line that is not JSON, or whose column has another type than in the lines before."""
-    seen: dict[str, tuple[int, type]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-        try:
-            row = json.loads(line) if line.strip() else {}
-        except json.JSONDecodeError as error:
-            return None if path.suffix == ".json" else f"line {number} is not valid JSON ({error.msg})."
-        for column, value in row.items() if isinstance(row, dict) else ():
-            if value is None:
-                continue
-            first, kind = seen.setdefault(column, (number, type(value)))
-            if type(value) is not kind and {type(value), kind} != {int, float}:
-                return (
-                    f"column {column!r} is a {kind.__name__} in line {first} and a {type(value).__name__} in line "
-                    f"{number}. All rows must have the same form (conversational and plain rows cannot be mixed)."
-                )
-    return None
 
 
 # ----------------------------------------------------------------------------------------------------------- schema
@@ -138,7 +66,7 @@ def to_scored_rows(dataset: Dataset | IterableDataset, name: str, **map_kwargs: 
     if not columns:
         raise DataError(f"The {name} data set has no rows.")
     if "completions" in columns:
-        wanted = ["prompt", "completions"]
+        wanted = ["prompt", "completions", "scores"]
     elif "chosen" in columns or "rejected" in columns:
         wanted = ["chosen", "rejected"]
     else:
@@ -162,6 +90,13 @@ def column_names(dataset: Dataset | IterableDataset) -> list[str]:
     return list(dataset.column_names or next(iter(dataset), {}))
 
 
+def _first_row(dataset: Dataset | IterableDataset, name: str) -> dict[str, Any]:
+    row = next(iter(dataset), None)
+    if row is None:
+        raise DataError(f"The {name} data set has no rows.")
+    return row
+
+
 def check_row(row: dict[str, Any], index: int, conversational: bool) -> None:
     """
     Raise a [`DataError`] that names row, column and remedy if `row` does not follow the schema.
@@ -175,23 +110,23 @@ def check_row(row: dict[str, Any], index: int, conversational: bool) -> None:
     def fail(column: str, problem: str, item: str = "") -> None:
         raise DataError(f"Row {index}, column {column!r}: {item}{problem}")
 
-    _check_text(row["prompt"], conversational, partial(fail, "prompt"))
-    if row.get("completions") is None:
+    _check_text(row["prompt"], conversational, partial(fail, "prompt"), may_be_empty=conversational)
+    if "completions" not in row:
         return
-    completions = row["completions"]
+    completions, ended, scores = row["completions"], row.get("ended"), row.get("scores")
     if not isinstance(completions, list):
-        fail("completions", f"must be a list, got {type(completions).__name__}.")
+        fail("completions", f"must be a list, got {_kind(completions)}.")
     if not completions:
         fail("completions", "is empty (K = 0). Remove the row or give it at least one completion.")
-    ended = row.get("ended") or [True] * len(completions)
-    if len(ended) != len(completions):
-        fail("ended", f"has {len(ended)} entries for {len(completions)} completions.")
+    if ended is not None and (not isinstance(ended, list) or len(ended) != len(completions)):
+        fail("ended", f"must be a list of {len(completions)} booleans, one a completion, got {ended!r}.")
     for i, completion in enumerate(completions):
-        may_be_empty = bool(row.get("ended")) and ended[i]  # the model's first token was the end: a real answer
+        # An answer may be empty if its first token was the end. Messages then still have their end of turn to learn;
+        # empty text is a mistake unless a column says that it ended.
+        may_be_empty = bool(ended[i]) if ended else conversational
         _check_text(completion, conversational, partial(fail, "completions", item=f"[{i}] "), may_be_empty)
-    scores = row.get("scores") or []
-    if not scores:
-        fail("scores", "is missing. Give every completion a number (ranks will do, higher is better).")
+    if not isinstance(scores, list):
+        fail("scores", "must be a list with a number for every completion (ranks will do; higher is better).")
     if len(scores) != len(completions):
         fail("scores", f"has {len(scores)} entries for {len(completions)} completions.")
     for i, score in enumerate(scores):
@@ -201,23 +136,26 @@ def check_row(row: dict[str, Any], index: int, conversational: bool) -> None:
             fail("scores", f"[{i}] is {score}. Scores must be finite; remove the completion or score it.")
 
 
-def _check_text(value: Any, conversational: bool, fail: Callable[[str], None], may_be_empty: bool = False) -> None:
-    if conversational != isinstance(value, list):
-        kinds = ("a list of messages", "text")
-        expected, got = kinds if conversational else kinds[::-1]
-        fail(
-            f"is {got if isinstance(value, str | list) else type(value).__name__} where the first row has {expected}. "
-        )
+def _kind(value: Any) -> str:
+    kinds = {str: "text", list: "a list of messages", type(None): "nothing (null)"}
+    return kinds.get(type(value), f"`{type(value).__name__}`")
+
+
+def _check_text(value: Any, conversational: bool, fail: Callable[[str], None], may_be_empty: bool) -> None:
+    if not isinstance(value, list if conversational else str):
+        expected = "a list of messages" if conversational else "text"
+        fail(f"must be {expected}, as in the first row, got {_kind(value)}.")
     if isinstance(value, str):
         if not value and not may_be_empty:
-            fail("is empty text. Remove it, or say in a column `ended` that the model ended it there.")
+            fail("is empty text. Remove it; if a model ended it there, say so in a column `ended`.")
         return
     if not value:
         fail("has no messages.")
     for message in value:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             fail(f"holds {message!r}, which is no message: messages have a `role` and a `content`.")
-        # A message without content is a real answer: the chat template still renders the end of the turn.
+    if not may_be_empty and not value[-1].get("content"):
+        fail("ends with an empty message, although it was cut off (`ended` is false). Remove it.")
 
 
 # ----------------------------------------------------------------------------------------------------- tokenisation
@@ -243,8 +181,15 @@ def encode_prompt(
         `DataError`: The prompt is conversational and the tokenizer has no chat template.
     """
     if isinstance(prompt, str):
-        return list(tokenizer(prompt)["input_ids"])
+        return _encode(tokenizer, prompt)
     return _render(tokenizer, prompt, add_generation_prompt=True, **chat_template_kwargs)
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of a text, with the tokenizer's start token if it has one, without the end that some put after any text."""
+    ids = list(tokenizer(text)["input_ids"])
+    puts_end = tokenizer.eos_token_id is not None and tokenizer("x")["input_ids"][-1:] == [tokenizer.eos_token_id]
+    return ids[:-1] if puts_end else ids
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **kwargs: Any) -> list[int]:
@@ -263,7 +208,7 @@ def _encode_answer(
     if isinstance(prompt, str):
         eos = tokenizer.eos_token or ""
         text = prompt + completion + (eos if ended and not completion.endswith(eos) else "")
-        return list(tokenizer(text)["input_ids"])
+        return _encode(tokenizer, text)
     # An answer that was cut off is rendered without the template's end of turn.
     return _render(tokenizer, prompt + completion, continue_final_message=not ended, **chat_template_kwargs)
 
@@ -329,7 +274,7 @@ def prepare_dataset(
     """
     kwargs: dict[str, Any] = {"num_proc": num_proc} if isinstance(dataset, Dataset) else {}
     dataset = to_scored_rows(dataset, name, **kwargs)
-    conversational = is_conversational(next(iter(dataset)))
+    conversational = is_conversational(_first_row(dataset, name))
 
     def tokenize(row: dict[str, Any], index: int) -> dict[str, Any]:
         check_row(row, index, conversational)
@@ -338,6 +283,9 @@ def prepare_dataset(
             raise DataError(
                 f"Row {index}, column 'prompt': has no tokens, so nothing predicts the first answer token."
             )
+        for i, ids in enumerate(tokens.get("completion_ids", ())):
+            if not ids:
+                raise DataError(f"Row {index}, column 'completions': [{i}] has no tokens (the tokenizer has no end).")
         if max_length and "completion_ids" in tokens:
             room = max(max_length - len(tokens["prompt_ids"]), 0)
             tokens["completion_ids"] = [ids[:room] for ids in tokens["completion_ids"]]

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
+from .cascade import CASCADE
 from .head import add_head, from_logits
 from .models import base_of
-from .prefix import CASCADE, Layout, attention_inputs, build_rows, choose_form, supported_layout
+from .prefix import Layout, attention_inputs, build_rows, choose_form, supported_layout
 from .sampling import evaluation_mode
 
 

@@ -4,7 +4,6 @@
 """Load, quantise, wrap with PEFT, freeze: the one place that knows 4-bit."""
 
 import contextlib
-import copy
 import json
 import logging
 from collections.abc import Iterator
@@ -107,7 +106,7 @@ def load_tokenizer(
         `OSError`: There is no such tokenizer.
         `ValueError`: It has neither a pad nor an end-of-sequence token.
     """
-    _require_exists(name_or_path)
+    name_or_path = _existing(name_or_path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             name_or_path, revision=revision, trust_remote_code=trust_remote_code, padding_side=padding_side
@@ -167,8 +166,11 @@ def load_model(
         `OSError`: There is no such model.
         `ImportError`: `quantization_config` is given and bitsandbytes is missing.
     """
-    _require_exists(name_or_path)
+    name_or_path = _existing(name_or_path)
     base = adapter_base(name_or_path)
+    source = name_or_path if base is None else _existing(base)
+    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
+        raise OSError(f"There is no model in {source!r}: it holds neither config.json nor adapter_config.json.")
     if quantization_config is not None:
         require_bitsandbytes()
         init_kwargs["quantization_config"] = quantization_config
@@ -179,9 +181,9 @@ def load_model(
         init_kwargs["revision"] = revision
     if head == "sequence_classification":
         init_kwargs["num_labels"] = num_labels
-        model = create_model_from_path(base or name_or_path, AutoModelForSequenceClassification, **init_kwargs)
+        model = create_model_from_path(source, AutoModelForSequenceClassification, **init_kwargs)
     elif head == "causal_lm":
-        model = create_model_from_path(base or name_or_path, **init_kwargs)
+        model = create_model_from_path(source, **init_kwargs)
     else:
         raise ValueError(f"`head` must be 'causal_lm' or 'sequence_classification', got {head!r}.")
     use_exact_4bit_on_cpu(model)
@@ -192,11 +194,13 @@ def load_model(
     return model
 
 
-def _require_exists(name_or_path: str) -> None:
+def _existing(name_or_path: str) -> str:
     """A path that is written like one and is not there would be looked up on the Hub, with a misleading error."""
+    path = Path(name_or_path).expanduser()
     looks_like_path = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
-    if looks_like_path and not Path(name_or_path).expanduser().is_dir():
+    if looks_like_path and not path.is_dir():
         raise OSError(f"There is no model at {name_or_path!r}: the directory does not exist.")
+    return str(path) if path.is_dir() else name_or_path
 
 
 def use_exact_4bit_on_cpu(model: torch.nn.Module) -> None:
@@ -305,13 +309,6 @@ def load_policy(
         model.enable_input_require_grads()
     if args.disable_dropout:
         disable_dropout_in_model(model)
-    return model
-
-
-def sampling_copy(model: Any, args: "ExtConfig") -> Any:
-    """The model to sample with in training: a bfloat16 copy where `cast_for_generation` says so, else `model` itself."""
-    if args.cast_for_generation and args.bf16 and next(model.parameters()).dtype == torch.float32:
-        return freeze(copy.deepcopy(model).to(torch.bfloat16))
     return model
 
 

@@ -3,12 +3,12 @@
 
 """The reference model of a KL term, in the cheapest form that the policy allows."""
 
-import copy
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, Trainer
 
+from .copies import independent_copy
 from .head import add_head
 from .logprobs import LogProbs, completion_logps
 from .models import adapter_disabled, base_of, freeze, is_peft_model
@@ -33,7 +33,7 @@ class Reference:
             raise ValueError("`ref_model` and `model` are the same object; leave `ref_model` out to have a copy made.")
         self.model: Any = None
         if ref_model is not None or not is_peft_model(model):
-            self.model = freeze(copy.deepcopy(model) if ref_model is None else ref_model)
+            self.model = freeze(independent_copy(model) if ref_model is None else ref_model)
             add_head(base_of(self.model))
 
     def place(self, trainer: Trainer) -> None:

@@ -54,7 +54,7 @@ class ClassifierReward:
     ) -> "ClassifierReward":
         """Loads what is missing: the model if it is a name, the tokenizer if it is `None`."""
         name = model if isinstance(model, str) else model.config._name_or_path
-        options = {"trust_remote_code": trust_remote_code}
+        options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
         try:
             if tokenizer is None:
                 tokenizer = load_tokenizer(name, padding_side="right", **options)

@@ -16,7 +16,8 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import extract_prompt
 
-from .data import DataError, check_row, is_conversational, load_dataset
+from .data import DataError, check_row, is_conversational
+from .loading import load_dataset
 from .rewards import Reward, score
 from .sampling import Completion
 
@@ -50,7 +51,7 @@ def load_rows(
     The rows to sample for, all of them checked, and the columns whose completions are to join.
 
     Args:
-        name (`str`), config (`str`, *optional*), split (`str`): See [`~trl_ext.data.load_dataset`].
+        name (`str`), config (`str`, *optional*), split (`str`): See [`~trl_ext.loading.load_dataset`].
         limit (`int`, *optional*, defaults to `0`): Take the first so many rows (`0`: all).
         own (`bool`, *optional*, defaults to `False`): Whether the data set's own completions join.
         asked (`Sequence[str]`, *optional*): The columns they are in.
@@ -158,7 +159,10 @@ def sampled_answers(row: dict[str, Any], completions: Sequence[Completion], sour
 
 def merge(answers: Sequence[Answer], deduplicate: bool) -> list[Answer]:
     """The answers in their order; of those with the same content the first, if asked to."""
-    return list({str(a.content): a for a in reversed(answers)}.values())[::-1] if deduplicate else list(answers)
+    first: dict[str, Answer] = {}
+    for answer in answers:
+        first.setdefault(str(answer.content), answer)
+    return list(first.values()) if deduplicate else list(answers)
 
 
 def scored_rows(

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import letter_reward, make_model, make_tokenizer
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainerCallback
 
-from conftest import letter_reward, make_model, make_tokenizer
 from trl_ext import RRHFConfig, RRHFTrainer
+from trl_ext.copies import sampling_copy
 from trl_ext.data import DataError
 from trl_ext.rewards import RewardError
 
@@ -377,6 +378,26 @@ def test_the_kl_term_is_the_log_ratio_to_the_start(tmp_path: Path) -> None:
             assert cost == pytest.approx(0.5 * (logps[0] - logps[1]).item(), abs=1e-4)
 
 
+def test_copies_compute_with_their_own_weights(tmp_path: Path) -> None:
+    """A model that was trained before carries a patched forward, which refers to that model."""
+    model = make_model(len(make_tokenizer()))
+    rewards = {"reward_funcs": letter_reward, "args": {"beta": 0.5, "resample_steps": 1, "bf16": True}}
+    trainer(tmp_path, PROMPTS, model=model, **rewards).train()
+    run = trainer(tmp_path, PROMPTS, model=model, **rewards)
+    run.train()
+    assert run._kl_penalty([[5, 6, 7]], [[[10, 11, 12]]]) != [[0.0]]
+    run.args.cast_for_generation = True
+    copied = sampling_copy(run.accelerator.unwrap_model(run.model), run.args)
+    ids = torch.tensor([[5, 6, 7]])
+    before = copied(input_ids=ids).logits
+    assert before.dtype == torch.bfloat16
+    with torch.no_grad():
+        for parameter in run.model.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(copied(input_ids=ids).logits, before)
+    assert run.model(input_ids=ids).logits.abs().max() == 0
+
+
 def test_a_reference_is_kept_only_where_one_is_needed(tmp_path: Path) -> None:
     rewards = {"reward_funcs": letter_reward}
     assert trainer(tmp_path, PROMPTS, **rewards).reference is None
@@ -552,7 +573,7 @@ def test_a_failing_reward_is_named_and_checkpoints_stay(tmp_path: Path) -> None:
         tmp_path, PROMPTS, reward_funcs=fails_later,
         args={"resample_steps": 1, "save_strategy": "steps", "save_steps": 1},
     )  # fmt: skip
-    with pytest.raises(RewardError, match="fails_later.*the server is gone"):
+    with pytest.raises(RewardError, match=r"fails_later.*the server is gone"):
         run.train()
     checkpoint = tmp_path / "out" / "checkpoint-2"
     assert json.loads((checkpoint / "trainer_state.json").read_text())["global_step"] == 2

@@ -1,15 +1,15 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
-"""Run by test_distributed.py through `accelerate launch`: trains, and leaves weights, metrics and the process count."""
+"""Run by test_distributed.py through `accelerate launch`: trains, leaves weights, metrics and the process count."""
 
 import json
 import sys
 from pathlib import Path
 
 import torch
+from conftest import letter_reward, make_model, make_tokenizer
 from datasets import Dataset
 
-from conftest import letter_reward, make_model, make_tokenizer
 from trl_ext import RRHFConfig, RRHFTrainer
 
 

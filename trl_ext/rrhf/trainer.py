@@ -23,10 +23,11 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
+from ..copies import sampling_copy
 from ..data import TOKENIZED_COLUMNS, DataError, prepare_dataset, use_chat_template
 from ..logprobs import LogProbs, TokenLogps
 from ..meters import Meters
-from ..models import ensure_pad_token, load_policy, load_tokenizer, sampling_copy
+from ..models import ensure_pad_token, load_policy, load_tokenizer
 from ..reference import Reference
 from ..rewards import RewardFunc, load_rewards
 from ..rollouts import Round, measure_round, score_round, seeded, show_round
@@ -321,12 +322,20 @@ class RRHFTrainer(BaseTrainer):
         prompts = [row["prompt_ids"] for row in rows]
         with (
             seeded(args.seed, step, process),
-            unwrap_model_for_generation(self.model_wrapped, self.accelerator) as unwrapped,
+            unwrap_model_for_generation(
+                self.model_wrapped,
+                self.accelerator,
+                gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
+            ) as unwrapped,
             torch.no_grad(),
             self.compute_loss_context_manager(),
         ):
             completions = generate(
-                sampling_copy(unwrapped, args), self._tokenizer, prompts, args.generation_settings(), batch_size=batch_size
+                sampling_copy(unwrapped, args),
+                self._tokenizer,
+                prompts,
+                args.generation_settings(),
+                batch_size=batch_size,
             )
         sampled = score_round(
             rows,

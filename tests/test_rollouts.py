@@ -1,0 +1,276 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Rounds of sampled completions: their scores, what is left out, and how they survive an interruption."""
+
+import itertools
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+
+from trl_ext.config import ExtConfig
+from trl_ext.meters import Meters
+from trl_ext.rewards import Reward, RewardError
+from trl_ext.rollouts import (
+    Rollout,
+    Round,
+    load_rollouts,
+    measure_round,
+    save_rollouts,
+    score_round,
+    seeded,
+    show_round,
+)
+from trl_ext.sampling import Completion
+
+
+ROWS = [
+    {"row_index": 7, "prompt": "the film", "prompt_ids": [1, 2], "topic": "a"},
+    {"row_index": 3, "prompt": "so", "prompt_ids": [4], "topic": "b"},
+]
+COMPLETIONS = [
+    [Completion(" good", [5, 6], True), Completion(" bad bad", [7, 8, 9], False)],
+    [Completion(" good good", [5, 5, 6], True), Completion(" dull", [9], False)],
+]
+
+
+def good(completions, **_):
+    return [float(text.count("good")) for text in completions]
+
+
+def length(completion_ids, **_):
+    return [float(len(ids)) for ids in completion_ids]
+
+
+def only_if_dull(completions, **_):
+    return [1.0 if "dull" in text else None for text in completions]
+
+
+def reward(function):
+    return Reward(function.__name__, function)
+
+
+# ------------------------------------------------------------------------------------------------------------ scores
+
+
+def test_each_row_gets_its_completions_and_scores():
+    sampled = score_round(ROWS, COMPLETIONS, [reward(good)], None)
+    assert sampled.rollouts == {
+        7: Rollout([[5, 6], [7, 8, 9]], [1.0, 0.0]),
+        3: Rollout([[5, 5, 6], [9]], [2.0, 0.0]),
+    }
+    assert sampled.table == {
+        "prompt": ["the film", "the film", "so", "so"],
+        "completion": [" good", " bad bad", " good good", " dull"],
+        "good": [1.0, 0.0, 2.0, 0.0],
+        "score": [1.0, 0.0, 2.0, 0.0],
+    }
+    assert sampled.ended == [True, False, True, False]
+    assert sampled.lengths == [2, 3, 3, 1]
+
+
+def test_rewards_are_weighted():
+    sampled = score_round(ROWS, COMPLETIONS, [reward(good), reward(length)], [2.0, -1.0])
+    assert sampled.table["score"] == [2 * 1 - 2, -3.0, 2 * 2 - 3, -1.0]
+    assert [sampled.table[name] for name in ("good", "length")] == [[1.0, 0.0, 2.0, 0.0], [2.0, 3.0, 3.0, 1.0]]
+
+
+def test_what_no_reward_can_score_is_left_out():
+    sampled = score_round(ROWS, COMPLETIONS, [reward(only_if_dull)], None)
+    assert sampled.rollouts == {7: Rollout([], []), 3: Rollout([[9]], [1.0])}
+    both = score_round(ROWS, COMPLETIONS, [reward(only_if_dull), reward(good)], None)
+    assert both.rollouts[3].scores == [2.0, 1.0]  # a reward that does not apply counts nothing
+
+
+def test_a_penalty_is_subtracted():
+    def penalty(prompts, completions):
+        assert prompts == [[1, 2], [4]]
+        return [[0.1 * len(ids) for ids in group] for group in completions]
+
+    sampled = score_round(ROWS, COMPLETIONS, [reward(good)], None, penalty=penalty)
+    assert sampled.table["score"] == pytest.approx([1 - 0.2, -0.3, 2 - 0.3, -0.1])
+    assert sampled.rollouts[7].scores == pytest.approx([0.8, -0.3])
+    assert sampled.table["good"] == [1.0, 0.0, 2.0, 0.0]  # the reward itself, without the penalty
+
+
+def test_a_completion_is_cut_at_max_length():
+    sampled = score_round(ROWS, COMPLETIONS, [reward(good)], None, max_length=3)
+    assert sampled.rollouts[7].completion_ids == [[5], [7]]
+    assert sampled.rollouts[3].completion_ids == [[5, 5], [9]]
+
+
+def test_the_data_sets_own_completions_can_join():
+    rows = [
+        ROWS[0] | {"completions": [" good good good"], "completion_ids": [[5, 5, 5, 6]], "ended": [True]},
+        ROWS[1] | {"completions": [" bad"], "completion_ids": [[7, 6]], "ended": [True]},
+    ]
+    sampled = score_round(rows, COMPLETIONS, [reward(good)], None, keep_dataset_completions=True)
+    assert sampled.rollouts[7] == Rollout([[5, 6], [7, 8, 9], [5, 5, 5, 6]], [1.0, 0.0, 3.0])
+    assert sampled.rollouts[3] == Rollout([[5, 5, 6], [9], [7, 6]], [2.0, 0.0, 0.0])
+    assert sampled.lengths == [2, 3, 3, 1]  # what is measured is what the model wrote
+    alone = score_round(rows, COMPLETIONS, [reward(good)], None)
+    assert len(alone.rollouts[7].scores) == 2
+
+
+def test_conversations_are_scored_as_messages():
+    seen = {}
+
+    def remember(prompts, completions, **columns):
+        seen.update(prompts=prompts, completions=completions, **columns)
+        return [0.0] * len(prompts)
+
+    user = [{"role": "user", "content": "question"}]
+    rows = [{"row_index": 0, "prompt": user, "prompt_ids": [1]}]
+    own = {"completions": [[{"role": "assistant", "content": "bad"}]], "completion_ids": [[3]], "ended": [True]}
+    score_round(
+        [rows[0] | own], [[Completion("good", [2], True)]], [reward(remember)], None, keep_dataset_completions=True
+    )
+    assert seen["prompts"] == [user, user]
+    assert seen["completions"] == [[{"role": "assistant", "content": text}] for text in ("good", "bad")]
+
+
+def test_rewards_get_the_other_columns_and_the_trainers_state():
+    seen = {}
+
+    def remember(prompts, completions, **columns):
+        seen.update(columns)
+        return [0.0] * len(prompts)
+
+    state = SimpleNamespace(global_step=3)
+    score_round(ROWS, COMPLETIONS, [reward(remember)], None, trainer_state=state)
+    assert seen["topic"] == ["a", "a", "b", "b"]
+    assert seen["trainer_state"] is state
+    assert seen["completion_ids"] == [[5, 6], [7, 8, 9], [5, 5, 6], [9]]
+    assert not {"row_index", "prompt_ids", "scores"} & set(seen)
+
+
+@pytest.mark.parametrize("function", [lambda **_: [1.0], lambda **_: None, lambda **_: 1 / 0])
+def test_a_reward_that_fails_is_named(function):
+    with pytest.raises(RewardError, match="'broken'"):
+        score_round(ROWS, COMPLETIONS, [Reward("broken", function)], None)
+
+
+# ----------------------------------------------------------------------------------------------------------- logging
+
+
+class OneProcess:
+    num_processes = 1
+    device = torch.device("cpu")
+
+    @staticmethod
+    def reduce(table, reduction):
+        return table
+
+
+def test_metrics_have_grpos_names_and_these_values():
+    rewards = [reward(good), reward(length)]
+    meters = Meters()
+    measure_round(score_round(ROWS, COMPLETIONS, rewards, None), rewards, meters)
+    assert meters.pop(OneProcess()) == pytest.approx(
+        {
+            "rewards/good/mean": 0.75,
+            "rewards/length/mean": 9 / 4,
+            "reward": 3.0,
+            "reward_std": (0 + 8**0.5) / 2,  # scores 3, 3 of one prompt and 5, 1 of the other
+            "completions/mean_length": 9 / 4,
+            "completions/clipped_ratio": 0.5,
+        }
+    )
+
+
+def test_rewards_that_do_not_apply_do_not_enter_the_mean():
+    rewards = [reward(only_if_dull)]
+    meters = Meters()
+    measure_round(score_round(ROWS, COMPLETIONS, rewards, None), rewards, meters)
+    metrics = meters.pop(OneProcess())
+    assert (metrics["rewards/only_if_dull/mean"], metrics["reward"]) == (1.0, 1.0)
+    assert "reward_std" not in metrics  # a group of one has no spread
+
+
+def test_completions_are_printed_and_kept(tmp_path, capsys):
+    args = ExtConfig(output_dir=str(tmp_path), report_to="none", num_completions_to_print=2)
+    show_round(score_round(ROWS, COMPLETIONS, [reward(good)], None), args, step=12, mode="train")
+    shown = capsys.readouterr().out
+    assert "bad bad" in shown or "good" in shown
+    assert "12" in shown
+    table = pd.read_parquet(tmp_path / "completions" / "train_completions_00012.parquet")
+    assert table["completion"].tolist() == [" good", " bad bad", " good good", " dull"]
+    assert set(table.columns) == {"step", "prompt", "completion", "good", "score"}
+    assert table["step"].unique().tolist() == [12]
+
+
+# ----------------------------------------------------------------------------------------------------------- storage
+
+
+def test_rollouts_come_back_as_they_were(tmp_path):
+    rollouts = {7: Rollout([[5, 6], [7]], [0.1, -2.5]), 3: Rollout([], [])}
+    path = tmp_path / "checkpoint-4" / "rollouts_0.json"  # a folder that is not there yet
+    save_rollouts(path, rollouts, epoch=2, pending=5)
+    assert load_rollouts(path) == (rollouts, {"epoch": 2, "pending": 5})
+    assert [file.name for file in path.parent.iterdir()] == ["rollouts_0.json"]
+
+
+def test_an_interrupted_write_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "rollouts_0.json"
+    save_rollouts(path, {1: Rollout([[2]], [3.0])}, epoch=0, pending=0)
+
+    def full_disk(self, text, **_):
+        with self.open("w") as file:
+            file.write(text[: len(text) // 2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        save_rollouts(path, {1: Rollout([[9]], [9.0])}, epoch=1, pending=0)
+    assert load_rollouts(path) == ({1: Rollout([[2]], [3.0])}, {"epoch": 0, "pending": 0})
+
+
+def test_the_file_is_plain_json(tmp_path):
+    save_rollouts(tmp_path / "r.json", {1: Rollout([[2, 3]], [0.5])}, epoch=0, pending=1)
+    assert json.loads((tmp_path / "r.json").read_text()) == {
+        "epoch": 0,
+        "pending": 1,
+        "rollouts": {"1": {"ids": [[2, 3]], "scores": [0.5]}},
+    }
+
+
+def test_a_round_is_rollouts_at_least():
+    assert Round({1: Rollout([[2]], [0.0])}).table == {}
+
+
+# ------------------------------------------------------------------------------------------------------ random state
+
+
+def draw(*numbers):
+    with seeded(*numbers):
+        return torch.rand(4).tolist()
+
+
+def test_samples_depend_on_seed_step_and_process_alone():
+    first = draw(42, 3, 0)
+    torch.rand(17)
+    assert draw(42, 3, 0) == first
+    numbers = list(itertools.product((0, 1, 42), (-1, 0, 1, 2), (0, 1, 7)))
+    assert len({tuple(draw(*each)) for each in numbers}) == len(numbers)
+
+
+def test_the_generator_goes_on_as_before():
+    torch.manual_seed(0)
+    expected = torch.rand(3).tolist()
+    torch.manual_seed(0)
+    draw(42, 3, 0)
+    assert torch.rand(3).tolist() == expected
+
+
+def test_the_generator_goes_on_after_an_error():
+    torch.manual_seed(0)
+    expected = torch.rand(3).tolist()
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match="sampling failed"), seeded(42, 3, 0):
+        torch.rand(5)
+        raise ValueError("sampling failed")
+    assert torch.rand(3).tolist() == expected

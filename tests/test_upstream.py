@@ -1,0 +1,255 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+One contract per symbol of `trl_ext/upstream.py`: it is there, takes what we pass, and does what we count on.
+
+When a new release of TRL or transformers turns one of these red, the line in `upstream.py` is what has to change.
+"""
+
+import dataclasses
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import make_model
+from datasets import Dataset
+from transformers import AutoModelForSequenceClassification, LlamaForCausalLM, TrainingArguments
+
+from trl_ext import upstream
+
+
+ROOT = Path(__file__).resolve().parent.parent
+IDS = torch.arange(8, 28).view(2, 10)
+
+CONTRACTS = {}
+
+
+def contract(function):
+    """Marks the contract of the symbol that it is named after."""
+    CONTRACTS[function.__name__.removeprefix("test_")] = function
+    return function
+
+
+def takes(function, *positional, **keywords):
+    """Fails if `function` cannot be called so."""
+    inspect.signature(function).bind(*positional, **keywords)
+
+
+def test_every_symbol_has_a_contract():
+    assert set(upstream.__all__) == set(CONTRACTS)
+    assert all(hasattr(upstream, name) for name in upstream.__all__)
+
+
+@contract
+def test_BaseConfig(tmp_path):
+    assert issubclass(upstream.BaseConfig, TrainingArguments)
+    assert isinstance(upstream.BaseConfig._VALID_DICT_FIELDS, list)
+    fields = {field.name: field.default for field in dataclasses.fields(upstream.BaseConfig)}
+    assert fields["bf16"] is None  # what ExtConfig looks for before it decides for the CPU
+    assert "use_cpu" in fields
+    args = upstream.BaseConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none")
+    assert args.bf16 is False
+
+
+@contract
+def test_BaseTrainer(tmp_path):
+    trainer = upstream.BaseTrainer
+    names = ("model", "args", "data_collator", "train_dataset", "eval_dataset", "processing_class")
+    names += ("compute_metrics", "callbacks", "optimizers")
+    takes(inspect.unwrap(trainer.__init__.__wrapped__ if hasattr(trainer.__init__, "__wrapped__") else _trainer_init()),
+          None, **dict.fromkeys(names))  # fmt: skip
+    for name in ("_tag_names", "_name", "_paper", "loss_is_scaled_for_ga"):
+        assert hasattr(trainer, name)
+    takes(trainer._send_telemetry, None)
+    takes(trainer.create_model_card, None, model_name="x")
+    takes(trainer._save_checkpoint, None, None, None)
+    takes(trainer.get_batch_samples, None, iter(()), 2, torch.device("cpu"))
+    takes(trainer._set_signature_columns_if_needed, None)
+    takes(trainer.evaluate, None, None, None, "eval")
+    takes(trainer.prediction_step, None, None, {}, True, ignore_keys=None)
+    takes(trainer.compute_loss, None, None, {}, return_outputs=False, num_items_in_batch=None)
+    takes(trainer.training_step, None, None, {}, None)
+    takes(trainer.log, None, {}, None)
+    takes(trainer._get_output_dir, None, trial=None)
+    card = _a_trainer(tmp_path)
+    card.create_model_card(model_name="name")
+    text = (tmp_path / "README.md").read_text()
+    assert "A title of a paper" in text
+    assert "@article{key}" in text
+    assert "Method" in text
+
+
+def _trainer_init():
+    from transformers import Trainer
+
+    return Trainer.__init__
+
+
+def _a_trainer(folder):
+    class MethodTrainer(upstream.BaseTrainer):
+        _tag_names = ("trl", "method")
+        _name = "Method"
+        _paper = {"title": "A title of a paper", "id": "0000.00000", "citation": "@article{key}"}  # noqa: RUF012
+
+        def _send_telemetry(self):
+            pass
+
+    args = upstream.BaseConfig(output_dir=str(folder), use_cpu=True, bf16=False, report_to="none")
+    dataset = Dataset.from_dict({"input_ids": IDS.tolist()})
+    return MethodTrainer(model=make_model(64), args=args, train_dataset=dataset)
+
+
+@contract
+def test_add_fused_lm_head():
+    model = make_model(64)
+    expected = model(input_ids=IDS).logits.log_softmax(dim=-1)
+    upstream.add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
+    labels = IDS.roll(-1, dims=1)
+    labels[:, :4] = -100
+    output = model(input_ids=IDS, shift_labels=labels, fused_lm_head=True)
+    mask = labels != -100
+    found = expected.gather(-1, labels.clamp(min=0)[..., None]).squeeze(-1)
+    torch.testing.assert_close(output.log_probs, found * mask, rtol=1e-4, atol=1e-5)
+    assert output.entropy.shape == output.is_top1.shape == IDS.shape
+    torch.testing.assert_close(model(input_ids=IDS).logits.log_softmax(dim=-1), expected)
+
+
+@contract
+def test_create_model_from_path(tiny_model_dir, tiny_reward_dir):
+    create = upstream.create_model_from_path
+    model = create(tiny_model_dir, trust_remote_code=False)
+    assert isinstance(model, LlamaForCausalLM)
+    assert model.dtype == torch.float32
+    assert create(tiny_model_dir, dtype="bfloat16", device_map=None).dtype == torch.bfloat16
+    classifier = create(tiny_reward_dir, AutoModelForSequenceClassification, num_labels=1)
+    assert classifier.config.num_labels == 1
+
+
+@contract
+def test_disable_dropout_in_model():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5))
+    upstream.disable_dropout_in_model(model)
+    assert model[1].p == 0
+
+
+@contract
+def test_disable_gradient_checkpointing():
+    model = make_model(64)
+    model.gradient_checkpointing_enable()
+    with upstream.disable_gradient_checkpointing(model, {"use_reentrant": False}):
+        assert not model.is_gradient_checkpointing
+    assert model.is_gradient_checkpointing
+
+
+@contract
+def test_get_act_offloading_ctx_manager():
+    with upstream.get_act_offloading_ctx_manager(model=make_model(64)) as manager:
+        assert manager is not None
+
+
+@contract
+def test_get_config_model_id(tiny_model_dir):
+    model = upstream.create_model_from_path(tiny_model_dir)
+    assert upstream.get_config_model_id(model.config) == tiny_model_dir
+
+
+@contract
+def test_global_then_local_main_first():
+    with upstream.global_then_local_main_first():
+        pass
+
+
+@contract
+def test_prepare_deepspeed():
+    takes(upstream.prepare_deepspeed, make_model(64), Accelerator(cpu=True))
+
+
+@contract
+def test_prepare_fsdp():
+    takes(upstream.prepare_fsdp, make_model(64), Accelerator(cpu=True))
+
+
+@contract
+def test_print_prompt_completions_sample(capsys):
+    rewards = {"good": [1.0, 0.5], "score": [1.5, 0.25]}
+    upstream.print_prompt_completions_sample(["the film", "so"], ["was nice", "dull"], rewards, None, 12, 2)
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("the film", "was nice", "dull", "good", "12"))
+
+
+@contract
+def test_sdpa_attention_forward():
+    query, key, value = torch.randn(3, 1, 2, 5, 8)
+    module = torch.nn.Module()
+    module.is_causal, module.num_key_value_groups, module.training = True, 1, False
+    output, weights = upstream.sdpa_attention_forward(module, query, key, value, None, scaling=0.5, dropout=0.0)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=0.5)
+    torch.testing.assert_close(output, expected.transpose(1, 2))
+    assert weights is None
+
+
+@contract
+def test_sdpa_mask():
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register("contract", upstream.sdpa_attention_forward)
+    AttentionMaskInterface.register("contract", upstream.sdpa_mask)
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1, 1, 1], [1] * 10])
+    model = make_model(64)
+    expected = model(input_ids=IDS, attention_mask=mask).logits
+    model.set_attn_implementation("contract")
+    found = model(input_ids=IDS, attention_mask=mask).logits
+    torch.testing.assert_close(found[mask.bool()], expected[mask.bool()])
+
+
+@contract
+def test_unwrap_model_for_generation():
+    model, accelerator = make_model(64), Accelerator(cpu=True)
+    model.gradient_checkpointing_enable()
+    with upstream.unwrap_model_for_generation(
+        accelerator.prepare_model(model), accelerator, gradient_checkpointing_kwargs={"use_reentrant": False}
+    ) as unwrapped:
+        assert isinstance(unwrapped, LlamaForCausalLM)
+        assert not unwrapped.is_gradient_checkpointing
+    assert model.is_gradient_checkpointing
+
+
+# --------------------------------------------------------------------------------------------------------- lint rule
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from trl.trainer.utils import pad",
+        "from trl.models import prepare_fsdp",
+        "import trl.experimental.online_dpo",
+        "from trl.experimental import cpo",
+        "from trl.data_utils import extract_prompt",
+        "from transformers.trainer import Trainer",
+        "from transformers.masking_utils import sdpa_mask",
+        "from transformers.models.llama.modeling_llama import LlamaAttention",
+    ],
+)
+def test_the_lint_rule_catches_private_imports(tmp_path, line):
+    assert "TID251" in lint(f"{line}\n", "trl_ext/rrhf/trainer.py")
+    assert "TID251" not in lint(f"{line}\n", "trl_ext/upstream.py")
+
+
+def test_the_lint_rule_leaves_public_imports_alone():
+    public = "from transformers import Trainer\nfrom trl import DPOTrainer, extract_prompt\n"
+    assert "TID251" not in lint(public, "trl_ext/data.py")
+
+
+def lint(code, name):
+    """What ruff says of `code`, under the project's settings, if it stood in file `name`."""
+    pytest.importorskip("ruff")
+    command = [sys.executable, "-m", "ruff", "check", "--quiet", "--no-cache", "--select", "TID251"]
+    command += ["--output-format", "concise", "--stdin-filename", name, "-"]
+    result = subprocess.run(command, input=code, capture_output=True, text=True, cwd=ROOT, check=False, timeout=60)
+    assert result.returncode in (0, 1), result.stderr
+    return result.stdout
