@@ -36,6 +36,10 @@ def test_bf16_on_a_cpu_is_honoured(tmp_path):
     assert config(tmp_path, use_cpu=True).bf16 is False
 
 
+def test_activations_stay_where_they_are_on_a_cpu(tmp_path):
+    assert config(tmp_path, use_cpu=True, activation_offloading=True).activation_offloading is False
+
+
 def test_trls_base_defaults_are_kept(tmp_path):
     args = config(tmp_path)
     assert args.logging_steps == 10

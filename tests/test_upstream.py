@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import make_model
+from conftest import make_model, make_tokenizer
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, LlamaForCausalLM, TrainingArguments
 
@@ -59,10 +59,6 @@ def test_BaseConfig(tmp_path):
 @contract
 def test_BaseTrainer(tmp_path):
     trainer = upstream.BaseTrainer
-    names = ("model", "args", "data_collator", "train_dataset", "eval_dataset", "processing_class")
-    names += ("compute_metrics", "callbacks", "optimizers")
-    takes(inspect.unwrap(trainer.__init__.__wrapped__ if hasattr(trainer.__init__, "__wrapped__") else _trainer_init()),
-          None, **dict.fromkeys(names))  # fmt: skip
     for name in ("_tag_names", "_name", "_paper", "loss_is_scaled_for_ga"):
         assert hasattr(trainer, name)
     takes(trainer._send_telemetry, None)
@@ -84,12 +80,6 @@ def test_BaseTrainer(tmp_path):
     assert "Method" in text
 
 
-def _trainer_init():
-    from transformers import Trainer
-
-    return Trainer.__init__
-
-
 def _a_trainer(folder):
     class MethodTrainer(upstream.BaseTrainer):
         _tag_names = ("trl", "method")
@@ -101,7 +91,17 @@ def _a_trainer(folder):
 
     args = upstream.BaseConfig(output_dir=str(folder), use_cpu=True, bf16=False, report_to="none")
     dataset = Dataset.from_dict({"input_ids": IDS.tolist()})
-    return MethodTrainer(model=make_model(64), args=args, train_dataset=dataset)
+    return MethodTrainer(
+        model=make_model(64),
+        args=args,
+        data_collator=None,
+        train_dataset=dataset,
+        eval_dataset=None,
+        processing_class=make_tokenizer(),
+        compute_metrics=None,
+        callbacks=None,
+        optimizers=(None, None),
+    )
 
 
 @contract
@@ -148,8 +148,10 @@ def test_disable_gradient_checkpointing():
 
 @contract
 def test_get_act_offloading_ctx_manager():
-    with upstream.get_act_offloading_ctx_manager(model=make_model(64)) as manager:
-        assert manager is not None
+    takes(upstream.get_act_offloading_ctx_manager, model=make_model(64))
+    if torch.accelerator.is_available():  # it has nothing to offload from otherwise, and says so with an exception
+        with upstream.get_act_offloading_ctx_manager(model=make_model(64)) as manager:
+            assert manager is not None
 
 
 @contract

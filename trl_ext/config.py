@@ -172,6 +172,8 @@ class ExtConfig(BaseConfig):
             self.use_cpu = True
         if self.use_cpu and self.bf16 is None:  # type: ignore[has-type]
             self.bf16 = False  # exact numbers; bf16=True is honoured and pays where the CPU computes in bf16
+        if self.use_cpu:
+            self.activation_offloading = False  # they are in CPU memory already; TRL's context manager fails there
         super().__post_init__()
         for name in ("max_length", "pad_to_multiple_of", "generation_batch_size", "top_k", "min_p"):
             if getattr(self, name) is None:
