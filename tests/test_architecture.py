@@ -29,8 +29,13 @@ METHOD_FILES = {"__init__.py", "config.py", "data.py", "losses.py", "trainer.py"
 OPTIONAL_METHOD_FILES = {"generation.py", "model.py"}
 
 # Longer than the rule, and why that reads better. An entry that is no longer needed is an error.
-LONG_FILES: dict[str, str] = {}
-LONG_FUNCTIONS: dict[str, str] = {}
+LONG_FILES: dict[str, str] = {
+    "trl_ext/rrhf/trainer.py": "one class, a fifth of it documentation; what tells the method's story stays in one place",
+}
+LONG_FUNCTIONS: dict[str, str] = {
+    "trl_ext/rrhf/trainer.py:__init__": "TRL's constructor: its fourteen arguments are checked and used in the "
+    "order in which mistakes are cheapest to find",
+}
 
 
 def relative(path: Path) -> str:

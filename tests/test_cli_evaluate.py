@@ -17,7 +17,7 @@ from trl_ext.cli import main as trl_ext_main
 from trl_ext.cli_evaluate import EvaluateArguments, main, make_parser
 from trl_ext.data import DataError
 from trl_ext.evaluation_report import short_names
-from trl_ext.models import load_tokenizer
+from trl_ext.tokens import load_tokenizer
 
 
 METRICS = ["kl", "perplexity", "distinct_2", "completion_length", "ended"]

@@ -14,9 +14,10 @@ from datasets import load_dataset
 
 from trl_ext import sample_file
 from trl_ext.cli_sample import main
-from trl_ext.data import DataError, prepare_dataset
+from trl_ext.data import DataError
 from trl_ext.rewards import RewardError, load_rewards
 from trl_ext.sample_file import SampleFile
+from trl_ext.tokens import prepare_dataset
 
 
 PROMPTS = ["the film", "a", "I liked this movie", "we found the plot", "music", "the actor was", "no", "best", "it"]

@@ -18,13 +18,10 @@ from trl_ext.data import (
     DataError,
     check_row,
     column_names,
-    encode_prompt,
     is_conversational,
-    prepare_dataset,
     to_scored_rows,
-    tokenize_row,
-    use_chat_template,
 )
+from trl_ext.tokens import encode_prompt, prepare_dataset, tokenize_row, use_chat_template
 
 
 EOS, IM_END = "<|endoftext|>", "<|im_end|>"
@@ -306,12 +303,15 @@ def test_groups_may_be_ragged():
 
 
 @pytest.mark.parametrize("make", [Dataset.from_list, stream], ids=["map", "stream"])
-def test_long_completions_lose_their_end_and_long_prompts_their_row(make):
+def test_long_completions_lose_their_end_and_long_prompts_their_row(tiny_tokenizer, make):
     long = {"prompt": "the film was so very", "completions": [" good"], "scores": [1.0]}  # a prompt of 5 tokens
     full = {"prompt": "the film was so", "completions": [" good", " bad bad bad"], "scores": [1.0, 0.0]}
     rows, dropped = prepare([PLAIN, long, full], max_length=5, make=make)
     assert [row["row_index"] for row in rows] == [0, 2]
-    assert [[len(ids) for ids in row["completion_ids"]] for row in rows] == [[2, 2], [1, 1]]
+    assert [[tokens_of(tiny_tokenizer, ids) for ids in row["completion_ids"]] for row in rows] == [
+        [["Ġgood", EOS], ["Ġso", "Ġdull"]],
+        [["Ġgood"], ["Ġbad"]],
+    ]
     assert dropped == (0 if make is stream else 1)  # a stream is not read ahead
 
 

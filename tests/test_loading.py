@@ -9,8 +9,9 @@ import datasets
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 
-from trl_ext.data import DataError, prepare_dataset
+from trl_ext.data import DataError
 from trl_ext.loading import load_dataset
+from trl_ext.tokens import prepare_dataset
 
 
 ROWS = [

@@ -49,8 +49,9 @@ def test_pop_starts_anew():
     meters.add("x", 1.0, 1)
     assert meters.pop(OneProcess()) == {"x": 1.0}
     assert meters.pop(OneProcess()) == {}
-    meters.add("y", 2.0, 1)
-    assert meters.pop(OneProcess()) == {"y": 2.0}
+    meters.add("x", 2.0, 1)
+    meters.add("y", 3.0, 1)
+    assert meters.pop(OneProcess()) == {"x": 2.0, "y": 3.0}
 
 
 def test_meters_keep_no_graph():

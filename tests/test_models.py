@@ -22,16 +22,15 @@ from trl_ext.models import (
     adapter_disabled,
     base_of,
     default_device,
-    ensure_pad_token,
     freeze,
     is_peft_model,
     is_quantized,
     load_model,
     load_policy,
-    load_tokenizer,
     quantization_config_from,
     wrap_with_peft,
 )
+from trl_ext.tokens import ensure_pad_token, load_tokenizer
 
 
 NF4 = {

@@ -34,7 +34,7 @@ ROWS = [
 ]
 COMPLETIONS = [
     [Completion(" good", [5, 6], True), Completion(" bad bad", [7, 8, 9], False)],
-    [Completion(" good good", [5, 5, 6], True), Completion(" dull", [9], False)],
+    [Completion(" good good", [5, 5, 6], True), Completion(" dull", [9], True)],
 ]
 
 
@@ -69,7 +69,7 @@ def test_each_row_gets_its_completions_and_scores():
         "good": [1.0, 0.0, 2.0, 0.0],
         "score": [1.0, 0.0, 2.0, 0.0],
     }
-    assert sampled.ended == [True, False, True, False]
+    assert sampled.ended == [True, False, True, True]
     assert sampled.lengths == [2, 3, 3, 1]
 
 
@@ -177,7 +177,7 @@ def test_metrics_have_grpos_names_and_these_values():
             "reward": 3.0,
             "reward_std": (0 + 8**0.5) / 2,  # scores 3, 3 of one prompt and 5, 1 of the other
             "completions/mean_length": 9 / 4,
-            "completions/clipped_ratio": 0.5,
+            "completions/clipped_ratio": 0.25,
         }
     )
 

@@ -13,8 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
 
 from .evaluation import Evaluation, evaluate
-from .models import adapter_base, default_device, is_quantized, load_model, load_tokenizer, quantization_config_from
+from .models import adapter_base, default_device, is_quantized, load_model, quantization_config_from
 from .policy import Policy, model_policy, same_vocabulary
+from .tokens import load_tokenizer
 
 
 logger = logging.getLogger(__name__)

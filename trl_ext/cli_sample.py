@@ -26,12 +26,12 @@ from tqdm.auto import tqdm
 from .cli_models import LoadingArguments
 from .cli_parser import Parser, set_environment
 from .data import DataError
-from .models import load_tokenizer
 from .rewards import load_rewards
 from .sample_file import SampleFile, rows_fingerprint, weights_fingerprint
 from .sample_rows import load_rows
 from .sampler import Sampler, Source, losses
 from .sampling import DIVERSE_BEAM_SEARCH, GenerationSettings
+from .tokens import load_tokenizer
 
 
 _EPILOG = (

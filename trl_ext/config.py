@@ -50,8 +50,8 @@ class ExtConfig(BaseConfig):
             Sequences that are generated at once on a device (`0`: 64 on CPU, 128 elsewhere).
         cast_for_generation (`bool`, *optional*, defaults to `False`):
             Whether to sample, in training with `bf16` and float32 weights, with a copy of the model in bfloat16.
-            Autocast converts every weight again for every token; the copy is faster (about twice on a CPU that computes
-            in bfloat16) and costs half of the weights' memory while it samples.
+            Autocast converts every weight again for every token; the copy is faster (about twice on a CPU that
+            computes in bfloat16) and costs half of the weights' memory while it samples.
         max_completion_length (`int`, *optional*, defaults to `256`):
             Longest sampled completion, in tokens.
         temperature (`float`, *optional*, defaults to `1.0`):

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .data import DataError, encode_prompt, is_conversational
+from .data import DataError, is_conversational
 from .metrics import distinct_n_and_se, mean_and_se, perplexity_and_se, response_kl
 from .models import is_peft_model
 from .policy import Policy, can_read, model_policy
 from .rewards import Reward, score
 from .sampling import Completion, GenerationSettings
+from .tokens import encode_prompt
 
 
 @dataclass

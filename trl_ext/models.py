@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import (
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
 from .upstream import create_model_from_path, disable_dropout_in_model
@@ -89,48 +87,6 @@ def require_bitsandbytes() -> None:
         ) from error
 
 
-def load_tokenizer(
-    name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False, padding_side: str = "left"
-) -> PreTrainedTokenizerBase:
-    """
-    Load a tokenizer and give it a pad token (its end-of-sequence token) if it has none.
-
-    Args:
-        name_or_path (`str`): Hub id or directory; the directory of a LoRA adapter without a tokenizer falls back to
-            its base model's.
-        revision (`str`, *optional*): Branch, tag or commit on the Hub.
-        trust_remote_code (`bool`, *optional*, defaults to `False`): Whether to run code from the Hub.
-        padding_side (`str`, *optional*, defaults to `"left"`): Side that batches for generation are padded on.
-
-    Raises:
-        `OSError`: There is no such tokenizer.
-        `ValueError`: It has neither a pad nor an end-of-sequence token.
-    """
-    name_or_path = _existing(name_or_path)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            name_or_path, revision=revision, trust_remote_code=trust_remote_code, padding_side=padding_side
-        )
-    except (OSError, ValueError):
-        base = adapter_base(name_or_path)
-        if base is None:
-            raise
-        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=trust_remote_code, padding_side=padding_side)
-    return ensure_pad_token(tokenizer)
-
-
-def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Pad with the end-of-sequence token where there is no pad token; raise `ValueError` if there is neither."""
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise ValueError(
-                "The tokenizer has neither a pad token nor an end-of-sequence token. Set one before training: "
-                "`tokenizer.eos_token = ...` or `tokenizer.pad_token = ...`."
-            )
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
 def adapter_base(path: str) -> str | None:
     """The base model of the LoRA adapter saved in directory `path`, or `None` if it holds no adapter."""
     file = Path(path) / "adapter_config.json"
@@ -166,9 +122,9 @@ def load_model(
         `OSError`: There is no such model.
         `ImportError`: `quantization_config` is given and bitsandbytes is missing.
     """
-    name_or_path = _existing(name_or_path)
+    name_or_path = existing(name_or_path)
     base = adapter_base(name_or_path)
-    source = name_or_path if base is None else _existing(base)
+    source = name_or_path if base is None else existing(base)
     if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
         raise OSError(f"There is no model in {source!r}: it holds neither config.json nor adapter_config.json.")
     if quantization_config is not None:
@@ -194,7 +150,7 @@ def load_model(
     return model
 
 
-def _existing(name_or_path: str) -> str:
+def existing(name_or_path: str) -> str:
     """A path that is written like one and is not there would be looked up on the Hub, with a misleading error."""
     path = Path(name_or_path).expanduser()
     looks_like_path = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1

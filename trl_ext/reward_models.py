@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from .models import default_device, ensure_pad_token, is_quantized, load_model, load_tokenizer
+from .models import default_device, is_quantized, load_model
+from .tokens import ensure_pad_token, load_tokenizer
 
 
 logger = logging.getLogger(__name__)

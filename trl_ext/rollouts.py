@@ -74,7 +74,7 @@ def score_round(
     Score the completions of one round.
 
     Args:
-        rows (`list[dict]`): Tokenised rows (see [`~trl_ext.data.prepare_dataset`]).
+        rows (`list[dict]`): Tokenised rows (see [`~trl_ext.tokens.prepare_dataset`]).
         completions (`list[list[Completion]]`): K completions for each row.
         rewards (`list[Reward]`): See [`~trl_ext.rewards.load_rewards`].
         weights (`list[float]`, *optional*): One a reward; 1 by default.

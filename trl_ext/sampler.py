@@ -8,12 +8,13 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .data import DataError, encode_prompt
+from .data import DataError
 from .models import base_of
 from .rewards import Reward
 from .rollouts import seeded
 from .sample_rows import Answer, merge, own_answers, sampled_answers, scored_rows, with_prompt
 from .sampling import Completion, GenerationSettings, generate
+from .tokens import encode_prompt
 
 
 @dataclass

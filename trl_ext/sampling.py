@@ -213,7 +213,7 @@ def generate(
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer.
         prompts (`list[list[int]]`):
-            Token ids of the prompts, as [`~trl_ext.data.encode_prompt`] makes them. None may be empty.
+            Token ids of the prompts, as [`~trl_ext.tokens.encode_prompt`] makes them. None may be empty.
         settings ([`GenerationSettings`]):
             How to draw.
         batch_size (`int`, *optional*, defaults to `128`):

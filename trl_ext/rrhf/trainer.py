@@ -24,15 +24,16 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from ..copies import sampling_copy
-from ..data import TOKENIZED_COLUMNS, DataError, prepare_dataset, use_chat_template
+from ..data import DataError
 from ..logprobs import LogProbs, TokenLogps
 from ..meters import Meters
-from ..models import ensure_pad_token, load_policy, load_tokenizer
+from ..models import load_policy
 from ..reference import Reference
 from ..rewards import RewardFunc, load_rewards
 from ..rollouts import Round, measure_round, score_round, seeded, show_round
 from ..rounds import Rounds
 from ..sampling import generate
+from ..tokens import TOKENIZED_COLUMNS, ensure_pad_token, load_tokenizer, prepare_dataset, use_chat_template
 from ..upstream import (
     BaseTrainer,
     get_act_offloading_ctx_manager,

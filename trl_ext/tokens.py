@@ -1,0 +1,214 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Tokenizers, and rows of the schema as token ids."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from .data import DataError, check_row, first_row, is_conversational, to_scored_rows
+from .models import adapter_base, existing
+
+
+TOKENIZED_COLUMNS = ("row_index", "prompt_ids", "completion_ids", "ended", "scores")
+
+
+def load_tokenizer(
+    name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False, padding_side: str = "left"
+) -> PreTrainedTokenizerBase:
+    """
+    Load a tokenizer and give it a pad token (its end-of-sequence token) if it has none.
+
+    Args:
+        name_or_path (`str`): Hub id or directory; the directory of a LoRA adapter without a tokenizer falls back to
+            its base model's.
+        revision (`str`, *optional*): Branch, tag or commit on the Hub.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Whether to run code from the Hub.
+        padding_side (`str`, *optional*, defaults to `"left"`): Side that batches for generation are padded on.
+
+    Raises:
+        `OSError`: There is no such tokenizer.
+        `ValueError`: It has neither a pad nor an end-of-sequence token.
+    """
+    name_or_path = existing(name_or_path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            name_or_path, revision=revision, trust_remote_code=trust_remote_code, padding_side=padding_side
+        )
+    except (OSError, ValueError):
+        base = adapter_base(name_or_path)
+        if base is None:
+            raise
+        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=trust_remote_code, padding_side=padding_side)
+    return ensure_pad_token(tokenizer)
+
+
+def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Pad with the end-of-sequence token where there is no pad token; raise `ValueError` if there is neither."""
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ValueError(
+                "The tokenizer has neither a pad token nor an end-of-sequence token. Set one before training: "
+                "`tokenizer.eos_token = ...` or `tokenizer.pad_token = ...`."
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def use_chat_template(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+    """Give `tokenizer` the chat template in a Jinja file, or of the tokenizer in a directory or on the Hub."""
+    if Path(path).is_file():
+        tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
+    else:
+        tokenizer.chat_template = AutoTokenizer.from_pretrained(path).chat_template
+    if not tokenizer.chat_template:
+        raise DataError(f"`chat_template_path`: {path!r} holds no chat template.")
+
+
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[str, str]], **chat_template_kwargs: Any
+) -> list[int]:
+    """
+    Token ids that a model continues: a chat prompt is rendered up to the start of the answer.
+
+    Raises:
+        `DataError`: The prompt is conversational and the tokenizer has no chat template.
+    """
+    if isinstance(prompt, str):
+        return _encode(tokenizer, prompt)
+    return _render(tokenizer, prompt, add_generation_prompt=True, **chat_template_kwargs)
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of a text, with the tokenizer's start token if it has one, without the end that some put after any text."""
+    ids = list(tokenizer(text)["input_ids"])
+    puts_end = tokenizer.eos_token_id is not None and tokenizer("x")["input_ids"][-1:] == [tokenizer.eos_token_id]
+    return ids[:-1] if puts_end else ids
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **kwargs: Any) -> list[int]:
+    if tokenizer.chat_template is None:
+        raise DataError(
+            "The rows are conversational but the tokenizer has no chat template. Use a chat model's tokenizer, set "
+            "`tokenizer.chat_template`, or turn the rows into text."
+        )
+    return list(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **kwargs)["input_ids"])
+
+
+def _encode_answer(
+    tokenizer: PreTrainedTokenizerBase, prompt: Any, completion: Any, ended: bool, **chat_template_kwargs: Any
+) -> list[int]:
+    """Ids of prompt and completion together, so that neither a second start token nor another split can arise."""
+    if isinstance(prompt, str):
+        eos = tokenizer.eos_token or ""
+        text = prompt + completion + (eos if ended and not completion.endswith(eos) else "")
+        return _encode(tokenizer, text)
+    # An answer that was cut off is rendered without the template's end of turn.
+    return _render(tokenizer, prompt + completion, continue_final_message=not ended, **chat_template_kwargs)
+
+
+def _encode_alone(tokenizer: PreTrainedTokenizerBase, completion: str, ended: bool) -> list[int]:
+    eos = tokenizer.eos_token or ""
+    text = completion + (eos if ended and not completion.endswith(eos) else "")
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _common_prefix(a: list[int], b: list[int]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def tokenize_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """
+    Token ids of a row of the schema.
+
+    Returns:
+        `dict`: `prompt_ids` (`list[int]`); for rows with completions also `completion_ids` (`list[list[int]]`),
+        `ended` (`list[bool]`) and `scores` (`list[float]`). The prompt ends where the K renderings of prompt plus
+        completion begin to differ from the prompt alone, which is earlier than its last token when tokens merge.
+    """
+    tools = row.get("tools")
+    kwargs = dict(row.get("chat_template_kwargs") or {})
+    if tools:
+        kwargs["tools"] = json.loads(tools) if isinstance(tools, str) else tools
+    prompt_ids = encode_prompt(tokenizer, row["prompt"], **kwargs)
+    if row.get("completions") is None:
+        return {"prompt_ids": prompt_ids}
+    ended = [bool(flag) for flag in row.get("ended") or [True] * len(row["completions"])]
+    answers = [
+        _encode_answer(tokenizer, row["prompt"], completion, flag, **kwargs)
+        for completion, flag in zip(row["completions"], ended, strict=True)
+    ]
+    length = min(_common_prefix(prompt_ids, answer) for answer in answers)
+    if not length and isinstance(row["prompt"], str):
+        # An answer merges with the prompt's only token: keep the prompt, and tokenise the answers on their own.
+        length = len(prompt_ids)
+        pairs = zip(row["completions"], ended, strict=True)
+        answers = [prompt_ids + _encode_alone(tokenizer, text, flag) for text, flag in pairs]
+    return {
+        "prompt_ids": prompt_ids[:length],
+        "completion_ids": [answer[length:] for answer in answers],
+        "ended": ended,
+        "scores": [float(score) for score in row["scores"]],
+    }
+
+
+def prepare_dataset(
+    dataset: Dataset | IterableDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    name: str,
+    max_length: int,
+    num_proc: int | None = None,
+) -> tuple[Dataset | IterableDataset, int]:
+    """
+    Check, tokenise and truncate a data set of any form that [`to_scored_rows`] takes.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): Rows; other columns are kept.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The policy's tokenizer.
+        name (`str`): What messages call the data set.
+        max_length (`int`): Longest prompt plus completion, in tokens (`0`: no limit).
+        num_proc (`int`, *optional*): Processes that tokenise.
+
+    Returns:
+        The data set with the columns of [`tokenize_row`] and `row_index` (the row's number) added, and how many rows
+        were dropped because their prompt alone fills `max_length` (0 for a stream, which is not read ahead).
+
+    Raises:
+        `DataError`: A row or column is unusable, or no row is left.
+    """
+    kwargs: dict[str, Any] = {"num_proc": num_proc} if isinstance(dataset, Dataset) else {}
+    dataset = to_scored_rows(dataset, name, **kwargs)
+    conversational = is_conversational(first_row(dataset, name))
+
+    def tokenize(row: dict[str, Any], index: int) -> dict[str, Any]:
+        check_row(row, index, conversational)
+        tokens = {"row_index": index, **tokenize_row(row, tokenizer)}
+        if not tokens["prompt_ids"]:
+            raise DataError(
+                f"Row {index}, column 'prompt': has no tokens, so nothing predicts the first answer token."
+            )
+        for i, ids in enumerate(tokens.get("completion_ids", ())):
+            if not ids:
+                raise DataError(f"Row {index}, column 'completions': [{i}] has no tokens (the tokenizer has no end).")
+        if max_length and "completion_ids" in tokens:
+            room = max(max_length - len(tokens["prompt_ids"]), 0)
+            tokens["completion_ids"] = [ids[:room] for ids in tokens["completion_ids"]]
+        return tokens
+
+    if isinstance(dataset, Dataset):
+        kwargs["desc"] = f"Tokenising {name} data set"
+    dataset = dataset.map(tokenize, with_indices=True, **kwargs)
+    if not max_length:
+        return dataset, 0
+    kwargs.pop("desc", None)
+    kept = dataset.filter(lambda prompt_ids: len(prompt_ids) < max_length, input_columns="prompt_ids", **kwargs)
+    if not isinstance(dataset, Dataset):
+        return kept, 0
+    if len(kept) == 0:
+        raise DataError(f"Every prompt of the {name} data set fills max_length={max_length}. Raise `max_length`.")
+    return kept, len(dataset) - len(kept)
