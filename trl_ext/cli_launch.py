@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from .checkpoints import last_checkpoint
 from .cli_parser import Extra, Parser
 
 
@@ -124,7 +125,7 @@ def with_resume_hint(run: Callable[[], int], prog: str, output_dir: str | None, 
             print(f"\n{prog}: interrupted. {_resume_hint(output_dir)}", file=sys.stderr)
         return 130
     except Exception:
-        if not quiet and _newest_checkpoint(output_dir):
+        if not quiet and last_checkpoint(output_dir or "."):
             print(f"{prog}: stopped by an error. {_resume_hint(output_dir)}", file=sys.stderr)
         raise
 
@@ -218,16 +219,7 @@ def _exit_status(run: Callable[[], Any]) -> int:
 
 
 def _resume_hint(output_dir: str | None) -> str:
-    newest = _newest_checkpoint(output_dir)
+    newest = last_checkpoint(output_dir or ".")
     if newest is None:
         return f"No checkpoint in {output_dir} yet: nothing to resume (see --save_steps)."
     return f"To go on from there: --resume_from_checkpoint {newest}"
-
-
-def _newest_checkpoint(output_dir: str | None) -> Path | None:
-    # trainer_state.json is written last: a checkpoint cut off half-way has none
-    checkpoints = [
-        path for path in Path(output_dir or ".").glob("checkpoint-*") if (path / "trainer_state.json").is_file()
-    ]
-    numbered = [path for path in checkpoints if path.name.rpartition("-")[2].isdigit()]
-    return max(numbered, key=lambda path: int(path.name.rpartition("-")[2]), default=None)

@@ -465,6 +465,30 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         assert torch.equal(a, b), name
 
 
+def test_a_full_disk_leaves_the_last_checkpoint_usable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"resample_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    run = trainer(tmp_path, PROMPTS, reward_funcs=letter_reward, args=settings)
+    save = run.save_model
+
+    def full(output_dir: str | None = None, **kwargs: Any) -> None:
+        if str(output_dir).endswith("checkpoint-2"):
+            raise OSError(28, "No space left on device")
+        save(output_dir, **kwargs)
+
+    monkeypatch.setattr(run, "save_model", full)
+    with pytest.raises(OSError, match="No space left"):
+        run.train()
+    assert (tmp_path / "out" / "checkpoint-2").is_dir()  # begun, and no checkpoint
+    resumed = trainer(tmp_path, PROMPTS, reward_funcs=letter_reward, args=settings)
+    resumed.train(resume_from_checkpoint=True)
+    whole = trainer(
+        tmp_path, PROMPTS, reward_funcs=letter_reward, args={**settings, "output_dir": str(tmp_path / "w")}
+    )
+    whole.train()
+    for a, b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_the_checkpoint_has_a_card_with_the_paper(tmp_path: Path) -> None:
     run = trainer(tmp_path, args={"save_strategy": "steps", "save_steps": 1})
     run.train()

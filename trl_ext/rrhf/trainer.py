@@ -20,9 +20,9 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
+from ..checkpoints import last_checkpoint
 from ..copies import sampling_copy
 from ..data import DataError
 from ..logprobs import LogProbs, TokenLogps
@@ -504,9 +504,9 @@ class RRHFTrainer(BaseTrainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         path = resume_from_checkpoint
         if path is True:
-            path = get_last_checkpoint(self.args.output_dir)
+            path = last_checkpoint(self.args.output_dir) or True  # transformers says that there is none
         self._rounds.restore(Path(path) if isinstance(path, str) else None)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        return super().train(path, *args, **kwargs)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         name = self.args.hub_model_id.split("/")[-1] if self.args.hub_model_id else Path(self.args.output_dir).name
