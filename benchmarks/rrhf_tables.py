@@ -21,23 +21,31 @@ def report(results: Sequence[dict[str, Any]]) -> str:
     for device, title in (("cpu", "CPU, float32"), ("cuda", "GPU, bfloat16")):
         cases = [(case, newest.get(case.name, (None, None))[1]) for case in CASES if case.device == device]
         variants = [name for name in ORDER if name != (CASCADE if device == "cpu" else OUR_ROWS)]
-        text = [f"### {title}", "", "Times faster than", "", *_speed_table(cases, device)]
-        text += [
-            "",
-            "Times less peak memory above the weights (and, for DPO, above its reference model) than",
-            "",
-            *_memory_table(cases, device),
-        ]
+        best = variants[-1]
+        text = [f"### {title}", "", f"“{best}” is so many times faster than", "", *_speed_table(cases, device)]
+        text += ["", f"“{best}” takes so many times less memory than", "", *_memory_table(cases, device)]
         if any(measured for _, measured in cases):
-            text += ["", "Seconds a step and peak memory above the weights", "", *_absolute_table(cases, variants)]
+            text += ["", "Seconds a step, and peak memory above the weights", "", *_absolute_table(cases, variants)]
+            text += ["", _summary([measured for _, measured in cases if measured], variants)]
         used = {id(newest[c.name][0]): newest[c.name][0] for c, measured in cases if measured}
         text += [f"\n{_provenance(result)}" for result in used.values()]
         sections.append("\n".join(text))
     return "\n\n".join(sections)
 
 
+def _summary(cases: Sequence[dict[str, Any]], variants: Sequence[str]) -> str:
+    """The range of each ratio over the cases."""
+    *others, best = variants
+    ranges = []
+    for name in others:
+        values = [c["ratios"][f"{name} / {best}"]["of_medians"] for c in cases if f"{name} / {best}" in c["ratios"]]
+        if values:
+            ranges.append(f"{min(values):.1f} to {max(values):.1f} times faster than “{name}”")
+    return f"Over these {len(cases)} steps, “{best}” is {', '.join(ranges)}."
+
+
 def _speed_table(cases: Sequence[tuple[Case, Any]], device: str) -> list[str]:
-    best, head = (DENSE, "head: TRL's / ours") if device == "cpu" else (CASCADE, "dense mask")
+    best, head = (DENSE, "rows: TRL's head / ours") if device == "cpu" else (CASCADE, "dense mask")
     rows = [["step", "positions", NAIVE, TRL_ROWS, OUR_ROWS if device == "cpu" else "dense mask", DPO]]
     if device == "cpu":
         rows[0].append(head)

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from trl_ext.cascade import CASCADE
 from trl_ext.prefix import attention_inputs
@@ -105,12 +106,15 @@ def flash_backward(grad, q, k, v, out, lse, span, state, scale):
     return dq, *(x.unflatten(1, (kv_heads, group)).sum(dim=2) for x in (dk, dv))
 
 
-class Wrapper(nn.Module):
-    """What distributed training puts around a model."""
+class Wrapper(DistributedDataParallel):
+    """What distributed training puts around a model, for code that looks inside; it distributes nothing."""
 
     def __init__(self, module):
-        super().__init__()
+        nn.Module.__init__(self)
         self.module = module
 
     def forward(self, *args, **kwargs):
         return self.module(*args, **kwargs)
+
+    def train(self, mode=True):
+        return nn.Module.train(self, mode)

@@ -3,16 +3,9 @@
 
 """The row schema: every way into it, what becomes of the tokens, and errors that name row and column."""
 
-import itertools
-import json
-
 import pytest
 from conftest import make_tokenizer
 from datasets import Dataset, IterableDataset
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, processors
-from transformers import PreTrainedTokenizerFast
 
 from trl_ext.data import (
     DataError,
@@ -21,7 +14,7 @@ from trl_ext.data import (
     is_conversational,
     to_scored_rows,
 )
-from trl_ext.tokens import encode_prompt, prepare_dataset, tokenize_row, use_chat_template
+from trl_ext.tokens import encode_prompt, prepare_dataset
 
 
 EOS, IM_END = "<|endoftext|>", "<|im_end|>"
@@ -50,204 +43,12 @@ def tokens_of(tokenizer, ids):
     return tokenizer.convert_ids_to_tokens(ids)
 
 
-# -------------------------------------------------------------------------------------------------------- plain rows
-
-
-def test_plain_row(tiny_tokenizer):
-    row = tokenize_row(PLAIN, tiny_tokenizer)
-    assert tokens_of(tiny_tokenizer, row["prompt_ids"]) == ["the", "Ġfilm", "Ġwas"]
-    assert [tokens_of(tiny_tokenizer, ids) for ids in row["completion_ids"]] == [
-        ["Ġgood", EOS],
-        ["Ġso", "Ġdull", EOS],
-    ]
-    assert (row["scores"], row["ended"]) == ([1.0, 0.0], [True, True])
-
-
-def test_cut_answers_get_no_end(tiny_tokenizer):
-    row = tokenize_row(PLAIN | {"ended": [False, True]}, tiny_tokenizer)
-    assert [tokens_of(tiny_tokenizer, ids)[-1] for ids in row["completion_ids"]] == ["Ġgood", EOS]
-    assert row["ended"] == [False, True]
-
-
-def test_an_end_that_is_there_is_not_doubled(tiny_tokenizer):
-    row = tokenize_row(PLAIN | {"completions": [f" good{EOS}", " bad"]}, tiny_tokenizer)
-    assert [tokens_of(tiny_tokenizer, ids) for ids in row["completion_ids"]] == [["Ġgood", EOS], ["Ġbad", EOS]]
-
-
-def test_an_empty_answer_that_ended_is_its_end(tiny_tokenizer):
-    row = PLAIN | {"completions": ["", " bad"], "ended": [True, True]}
-    check_row(row, 0, conversational=False)
-    assert tokens_of(tiny_tokenizer, tokenize_row(row, tiny_tokenizer)["completion_ids"][0]) == [EOS]
-
-
-def test_scores_become_numbers_with_a_point(tiny_tokenizer):
-    assert tokenize_row(PLAIN | {"scores": [2, 1]}, tiny_tokenizer)["scores"] == [2.0, 1.0]
-
-
-# ------------------------------------------------------------------------------------------------- special tokens
-
-
-def with_template(template):
-    """The tokenizer with `template` put around every text, as those with a start or end token of their own do."""
-    tokenizer = make_tokenizer()
-    names = ["<|im_start|>", EOS]
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single=template, special_tokens=[(name, tokenizer.convert_tokens_to_ids(name)) for name in names]
-    )
-    tokenizer.bos_token = "<|im_start|>"
-    return tokenizer
-
-
-def test_one_start_token_and_no_second():
-    tokenizer = with_template("<|im_start|> $A")
-    row = tokenize_row(PLAIN, tokenizer)
-    assert tokens_of(tokenizer, row["prompt_ids"]) == ["<|im_start|>", "the", "Ġfilm", "Ġwas"]
-    for ids in row["completion_ids"]:
-        assert tokenizer.bos_token_id not in ids
-
-
-@pytest.mark.parametrize("template", [f"$A {EOS}", f"<|im_start|> $A {EOS}"])
-def test_tokenizers_that_end_every_text_do_not_end_prompts_or_cut_answers(template):
-    tokenizer = with_template(template)
-    assert encode_prompt(tokenizer, "the film was")[-1] == tokenizer.convert_tokens_to_ids("Ġwas")
-    row = tokenize_row(PLAIN | {"ended": [False, True]}, tokenizer)
-    assert row["prompt_ids"] == encode_prompt(tokenizer, "the film was")
-    assert [tokens_of(tokenizer, ids) for ids in row["completion_ids"]] == [["Ġgood"], ["Ġso", "Ġdull", EOS]]
-
-
-def test_a_start_token_that_is_the_end_token_stays():
-    """As OPT's: `</s>` before every text, and `</s>` when it is over."""
-    tokenizer = with_template(f"{EOS} $A")
-    assert tokens_of(tokenizer, encode_prompt(tokenizer, "the film")) == [EOS, "the", "Ġfilm"]
-
-
-def test_a_tokenizer_without_an_end():
-    tokenizer = make_tokenizer()
-    tokenizer.eos_token = None
-    row = tokenize_row(PLAIN, tokenizer)
-    assert [tokens_of(tokenizer, ids) for ids in row["completion_ids"]] == [["Ġgood"], ["Ġso", "Ġdull"]]
-    with pytest.raises(DataError, match=r"Row 0, column 'completions': \[1\] has no tokens"):
-        prepare([PLAIN | {"completions": [" good", ""], "ended": [True, True]}], tokenizer)
-
-
-# ------------------------------------------------------------------------------------------------------ token merges
-
-
-def make_merging_tokenizer():
-    """Byte-pair merges: "ab" and "abc" are tokens, as are "a", "b", "c" and "d"."""
-    vocabulary = {token: i for i, token in enumerate(["<eos>", "a", "b", "c", "d", "ab", "abc"])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges=[("a", "b"), ("ab", "c")]))
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>")
-
-
-@pytest.fixture
-def merging_tokenizer():
-    return make_merging_tokenizer()
-
-
-def test_tokens_that_merge_across_the_boundary(merging_tokenizer):
-    """ "da" + "b" is d ab: the model writes "ab" after "d", so the prompt ends before its last token."""
-    row = {"prompt": "da", "completions": ["b", "d"], "scores": [1.0, 0.0]}
-    tokens = tokenize_row(row, merging_tokenizer)
-    assert tokens_of(merging_tokenizer, tokens["prompt_ids"]) == ["d"]
-    assert [tokens_of(merging_tokenizer, ids) for ids in tokens["completion_ids"]] == [
-        ["ab", "<eos>"],
-        ["a", "d", "<eos>"],
-    ]
-
-
-def test_a_prompt_that_merges_away_is_named(merging_tokenizer):
-    rows = [
-        {"prompt": "dd", "completions": ["a"], "scores": [1]},
-        {"prompt": "a", "completions": ["b"], "scores": [1]},
-    ]
-    with pytest.raises(DataError, match="Row 1, column 'prompt': has no tokens"):
-        prepare(rows, merging_tokenizer)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    prompt=st.text("abcd", min_size=1, max_size=6),
-    completions=st.lists(st.text("abcd", min_size=1, max_size=6), min_size=1, max_size=4),
-    data=st.data(),
-)
-def test_prompt_and_completion_always_make_the_whole_text(prompt, completions, data):
-    tokenizer = make_merging_tokenizer()
-    ended = data.draw(st.lists(st.booleans(), min_size=len(completions), max_size=len(completions)))
-    row = {"prompt": prompt, "completions": completions, "scores": [0.0] * len(completions), "ended": ended}
-    tokens = tokenize_row(row, tokenizer)
-    for completion, ids, flag in zip(completions, tokens["completion_ids"], ended, strict=True):
-        whole = tokens["prompt_ids"] + ids
-        assert tokenizer.decode(whole) == prompt + completion + ("<eos>" if flag else "")
-        assert whole == tokenizer(prompt + completion + ("<eos>" if flag else ""))["input_ids"]
-    assert tokens["prompt_ids"] == tokenizer(prompt)["input_ids"][: len(tokens["prompt_ids"])]
-
-
-# ----------------------------------------------------------------------------------------------------- conversations
-
-
-def test_chat_row(chat_tokenizer):
-    row = tokenize_row(CHAT, chat_tokenizer)
-    assert chat_tokenizer.decode(row["prompt_ids"]) == "<|im_start|>user\nquestion<|im_end|>\n<|im_start|>assistant\n"
-    assert [chat_tokenizer.decode(ids) for ids in row["completion_ids"]] == [
-        "good film<|im_end|>\n",
-        "bad<|im_end|>\n",
-    ]
-    assert row["prompt_ids"] == encode_prompt(chat_tokenizer, USER)
-
-
-def test_a_cut_chat_answer_gets_no_end_of_turn(chat_tokenizer):
-    row = tokenize_row(CHAT | {"ended": [False, True]}, chat_tokenizer)
-    assert [chat_tokenizer.decode(ids) for ids in row["completion_ids"]] == ["good film", "bad<|im_end|>\n"]
-
-
-def test_an_empty_chat_answer_has_its_end_of_turn(chat_tokenizer):
-    (row,), _ = prepare([CHAT | {"completions": [says(""), says("bad")]}], chat_tokenizer)
-    assert chat_tokenizer.decode(row["completion_ids"][0]) == "<|im_end|>\n"
-
-
-def test_answers_of_several_messages(chat_tokenizer):
-    turns = [*says("good"), *USER, *says("bad")]
-    row = tokenize_row(CHAT | {"completions": [turns, says("bad")]}, chat_tokenizer)
-    assert chat_tokenizer.decode(row["completion_ids"][0]) == (
-        "good<|im_end|>\n<|im_start|>user\nquestion<|im_end|>\n<|im_start|>assistant\nbad<|im_end|>\n"
-    )
-
-
-@pytest.mark.parametrize("tools", [[{"name": "music"}], json.dumps([{"name": "music"}])])
-def test_the_template_gets_tools_and_keyword_arguments(chat_tokenizer, tools):
-    chat_tokenizer.chat_template = (
-        "{% for t in tools or [] %}{{ t.name }} {% endfor %}{{ style }}" + chat_tokenizer.chat_template
-    )
-    row = tokenize_row(CHAT | {"tools": tools, "chat_template_kwargs": {"style": "dull"}}, chat_tokenizer)
-    assert chat_tokenizer.decode(row["prompt_ids"]).startswith("music dull<|im_start|>user")
-
-
-def test_conversations_need_a_chat_template(tiny_tokenizer):
-    with pytest.raises(DataError, match="conversational but the tokenizer has no chat template"):
-        tokenize_row(CHAT, tiny_tokenizer)
-    with pytest.raises(DataError, match="conversational but the tokenizer has no chat template"):
-        encode_prompt(tiny_tokenizer, USER)
-
-
-def test_a_chat_template_from_a_file_or_a_tokenizer(tiny_tokenizer, tiny_model_dir, tmp_path):
-    (tmp_path / "plain.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
-    use_chat_template(tiny_tokenizer, str(tmp_path / "plain.jinja"))
-    assert tiny_tokenizer.decode(encode_prompt(tiny_tokenizer, USER)) == "question"
-    use_chat_template(tiny_tokenizer, tiny_model_dir)
-    assert "<|im_start|>" in tiny_tokenizer.chat_template
-    make_tokenizer().save_pretrained(tmp_path / "bare")
-    with pytest.raises(DataError, match=r"`chat_template_path`: .*bare.* holds no chat template"):
-        use_chat_template(tiny_tokenizer, str(tmp_path / "bare"))
+# --------------------------------------------------------------------------------------------------- preference data
 
 
 def test_is_conversational():
     assert is_conversational(CHAT)
     assert not is_conversational(PLAIN)
-
-
-# --------------------------------------------------------------------------------------------------- preference data
 
 
 @pytest.mark.parametrize("make", [Dataset.from_list, stream], ids=["map", "stream"])
@@ -279,58 +80,6 @@ def test_conversational_preferences(chat_tokenizer, implicit):
 def test_completions_win_over_preferences():
     (row,), _ = prepare([PLAIN | {"chosen": " x", "rejected": " y"}])
     assert row["completions"] == PLAIN["completions"]
-
-
-# -------------------------------------------------------------------------------------------------- whole data sets
-
-
-@pytest.mark.parametrize("make", [Dataset.from_list, stream], ids=["map", "stream"])
-def test_rows_are_numbered_and_other_columns_stay(make):
-    rows, dropped = prepare([PLAIN | {"topic": "a"}, PLAIN | {"topic": "b"}], make=make)
-    assert [(row["row_index"], row["topic"]) for row in rows] == [(0, "a"), (1, "b")]
-    assert dropped == 0
-
-
-def test_prompts_alone(tiny_tokenizer):
-    rows, _ = prepare([{"prompt": "the film"}, {"prompt": "so"}])
-    assert [row["prompt_ids"] for row in rows] == [encode_prompt(tiny_tokenizer, p) for p in ("the film", "so")]
-    assert "completion_ids" not in rows[0]
-
-
-def test_groups_may_be_ragged():
-    rows, _ = prepare([PLAIN, {"prompt": "so", "completions": [" bad"], "scores": [3]}])
-    assert [len(row["completion_ids"]) for row in rows] == [2, 1]
-
-
-@pytest.mark.parametrize("make", [Dataset.from_list, stream], ids=["map", "stream"])
-def test_long_completions_lose_their_end_and_long_prompts_their_row(tiny_tokenizer, make):
-    long = {"prompt": "the film was so very", "completions": [" good"], "scores": [1.0]}  # a prompt of 5 tokens
-    full = {"prompt": "the film was so", "completions": [" good", " bad bad bad"], "scores": [1.0, 0.0]}
-    rows, dropped = prepare([PLAIN, long, full], max_length=5, make=make)
-    assert [row["row_index"] for row in rows] == [0, 2]
-    assert [[tokens_of(tiny_tokenizer, ids) for ids in row["completion_ids"]] for row in rows] == [
-        [["Ġgood", EOS], ["Ġso", "Ġdull"]],
-        [["Ġgood"], ["Ġbad"]],
-    ]
-    assert dropped == (0 if make is stream else 1)  # a stream is not read ahead
-
-
-def test_no_limit():
-    (row,), dropped = prepare([PLAIN | {"prompt": "so " * 300}], max_length=0)
-    assert len(row["prompt_ids"]) > 300
-    assert dropped == 0
-
-
-def test_a_limit_that_drops_everything():
-    with pytest.raises(DataError, match="Every prompt of the train data set fills max_length=3"):
-        prepare([PLAIN, PLAIN], max_length=3)
-
-
-def test_processes_can_share_the_work(tiny_tokenizer):
-    rows = [PLAIN | {"prompt": word} for word in ("the", "so", "film", "was")]
-    alone, _ = prepare_dataset(Dataset.from_list(rows), tiny_tokenizer, name="train", max_length=9)
-    shared, _ = prepare_dataset(Dataset.from_list(rows), tiny_tokenizer, name="train", max_length=9, num_proc=2)
-    assert list(shared) == list(alone)
 
 
 # --------------------------------------------------------------------------------------------------------- bad input
@@ -442,16 +191,3 @@ def test_a_stream_that_declares_columns_but_has_no_rows(tiny_tokenizer):
     assert column_names(dataset)
     with pytest.raises(DataError, match="The train data set has no rows"):
         prepare_dataset(dataset, tiny_tokenizer, name="train", max_length=0)
-
-
-def test_streams_are_not_read_ahead(tiny_tokenizer):
-    seen = []
-
-    def endless():
-        for number in itertools.count():
-            seen.append(number)
-            yield PLAIN
-
-    dataset, _ = prepare_dataset(IterableDataset.from_generator(endless), tiny_tokenizer, name="train", max_length=64)
-    assert next(iter(dataset))["row_index"] == 0
-    assert len(seen) < 10

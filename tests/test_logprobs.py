@@ -378,12 +378,13 @@ def test_attention_nobody_knows_keeps_separate_rows():
     torch.testing.assert_close(tokens.sums(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_device_without_flash_kernels_falls_back(monkeypatch):
+def test_a_device_without_flash_kernels_steps_down_to_a_mask(monkeypatch):
     monkeypatch.undo()  # the real kernels, which the CPU has not
     model = llama(CASCADE)
     expected = sums_by_loop(model, LONG_PROMPTS, LONG_COMPLETIONS).float()
     tokens = LogProbs(model, 0, shared_prefix="always")(model, LONG_PROMPTS, LONG_COMPLETIONS)
-    assert tokens.form == "separate"
+    assert tokens.form == "dense"
+    assert model.config._attn_implementation == "sdpa"
     torch.testing.assert_close(tokens.sums(), expected, rtol=1e-4, atol=1e-4)
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_model, make_tokenizer
+from conftest import make_model
 from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
-from transformers import BitsAndBytesConfig, PreTrainedTokenizerFast
+from transformers import BitsAndBytesConfig
 from trl import ModelConfig
 
 import trl_ext.models as models
@@ -30,7 +30,7 @@ from trl_ext.models import (
     quantization_config_from,
     wrap_with_peft,
 )
-from trl_ext.tokens import ensure_pad_token, load_tokenizer
+from trl_ext.tokens import load_tokenizer
 
 
 NF4 = {
@@ -238,32 +238,6 @@ def test_a_directory_without_a_model(tmp_path):
         OSError, match=f"no model in '{tmp_path}': it holds neither config.json nor adapter_config.json"
     ):
         load_model(str(tmp_path))
-
-
-# --------------------------------------------------------------------------------------------------------- tokenizers
-
-
-def test_a_tokenizer_is_padded_on_the_left(tiny_model_dir):
-    assert load_tokenizer(tiny_model_dir).padding_side == "left"
-    assert load_tokenizer(tiny_model_dir, padding_side="right").padding_side == "right"
-
-
-def bare_tokenizer(**special):
-    return PreTrainedTokenizerFast(tokenizer_object=make_tokenizer().backend_tokenizer, **special)
-
-
-def test_a_tokenizer_without_pad_pads_with_the_end(tmp_path):
-    bare_tokenizer(eos_token="<|endoftext|>").save_pretrained(tmp_path)
-    tokenizer = load_tokenizer(str(tmp_path))
-    assert tokenizer.pad_token == "<|endoftext|>"
-    kept = bare_tokenizer(eos_token="<|endoftext|>", pad_token="<|pad|>")
-    assert ensure_pad_token(kept).pad_token == "<|pad|>"
-
-
-def test_a_tokenizer_with_neither_is_an_error(tmp_path):
-    bare_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="neither a pad token nor an end-of-sequence token"):
-        load_tokenizer(str(tmp_path))
 
 
 # ----------------------------------------------------------------------------------------------------------- adapters

@@ -228,6 +228,7 @@ def test_supported_layout_of_a_config(config, form, reason):
         ({"head_dim": 12}, "dense"),
         ({"hidden_size": 48}, "dense"),  # heads of 12
         ({"attn_logit_softcapping": 50.0}, "dense"),
+        ({"attention_dropout": 0.1}, "dense"),
         ({"layer_types": ["sliding_attention"]}, "separate"),
     ],
 )

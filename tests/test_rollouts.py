@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
+from accelerate import Accelerator, PartialState
 
 from trl_ext.config import ExtConfig
 from trl_ext.meters import Meters
@@ -23,7 +24,7 @@ from trl_ext.rollouts import (
     save_rollouts,
     score_round,
     seeded,
-    show_round,
+    show_tables,
 )
 from trl_ext.sampling import Completion
 
@@ -97,10 +98,11 @@ def test_a_penalty_is_subtracted():
     assert sampled.table["good"] == [1.0, 0.0, 2.0, 0.0]  # the reward itself, without the penalty
 
 
-def test_a_completion_is_cut_at_max_length():
+def test_a_completion_longer_than_max_length_is_left_out():
+    """Cut, it would not be what was scored."""
     sampled = score_round(ROWS, COMPLETIONS, [reward(good)], None, max_length=3)
-    assert sampled.rollouts[7].completion_ids == [[5], [7]]
-    assert sampled.rollouts[3].completion_ids == [[5, 5], [9]]
+    assert sampled.rollouts[7] == Rollout([], [])
+    assert sampled.rollouts[3] == Rollout([[9]], [0.0])
 
 
 def test_the_data_sets_own_completions_can_join():
@@ -111,7 +113,11 @@ def test_the_data_sets_own_completions_can_join():
     sampled = score_round(rows, COMPLETIONS, [reward(good)], None, keep_dataset_completions=True)
     assert sampled.rollouts[7] == Rollout([[5, 6], [7, 8, 9], [5, 5, 5, 6]], [1.0, 0.0, 3.0])
     assert sampled.rollouts[3] == Rollout([[5, 5, 6], [9], [7, 6]], [2.0, 0.0, 0.0])
-    assert sampled.lengths == [2, 3, 3, 1]  # what is measured is what the model wrote
+    assert sampled.lengths == [2, 3, 4, 3, 1, 2]
+    assert sampled.drawn == [True, True, False, True, True, False]
+    meters = Meters()
+    measure_round(sampled, [reward(good)], meters)  # what is measured is what the model wrote
+    assert meters.pop(Accelerator(cpu=True))["completions/mean_length"] == 9 / 4
     alone = score_round(rows, COMPLETIONS, [reward(good)], None)
     assert len(alone.rollouts[7].scores) == 2
 
@@ -193,7 +199,10 @@ def test_rewards_that_do_not_apply_do_not_enter_the_mean():
 
 def test_completions_are_printed_and_kept(tmp_path, capsys):
     args = ExtConfig(output_dir=str(tmp_path), report_to="none", num_completions_to_print=2)
-    show_round(score_round(ROWS, COMPLETIONS, [reward(good)], None), args, step=12, mode="train")
+    tables = [
+        score_round([row], [some], [reward(good)], None).table for row, some in zip(ROWS, COMPLETIONS, strict=True)
+    ]
+    show_tables(tables, PartialState(), args, step=12, mode="train")
     shown = capsys.readouterr().out
     assert "bad bad" in shown or "good" in shown
     assert "12" in shown

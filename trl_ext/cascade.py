@@ -130,7 +130,10 @@ def cascade_attention_forward(
     """An attention function for [`~transformers.AttentionInterface`]: a cascade for shared rows, else SDPA."""
     if prefix_plan is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))  # (1, H, T, D) -> (T, H, D)
+    # The kernels take one half-precision dtype; under autocast rotary positions leave queries and keys in float32.
+    device = query.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else value.dtype
+    q, k, v = (x[0].transpose(0, 1).to(dtype).contiguous() for x in (query, key, value))  # (1, H, T, D) -> (T, H, D)
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
     return CascadeAttention.apply(q, k, v, prefix_plan, scale).unsqueeze(0), None
 

@@ -51,7 +51,7 @@ class ExtConfig(BaseConfig):
         cast_for_generation (`bool`, *optional*, defaults to `False`):
             Whether to sample, in training with `bf16` and float32 weights, with a copy of the model in bfloat16.
             Autocast converts every weight again for every token; the copy is faster (about twice on a CPU that
-            computes in bfloat16) and costs half of the weights' memory while it samples.
+            computes in bfloat16) and costs the memory of a copy of the weights. Not under FSDP or DeepSpeed.
         max_completion_length (`int`, *optional*, defaults to `256`):
             Longest sampled completion, in tokens.
         temperature (`float`, *optional*, defaults to `1.0`):
@@ -130,7 +130,7 @@ class ExtConfig(BaseConfig):
         default=False,
         metadata={
             "help": "Whether to sample, in training with bf16 and float32 weights, with a copy of the model in "
-            "bfloat16: faster, for half of the weights' memory."
+            "bfloat16: faster, for the memory of a copy."
         },
     )
     max_completion_length: int = field(default=256, metadata={"help": "Longest sampled completion, in tokens."})
@@ -186,8 +186,8 @@ class ExtConfig(BaseConfig):
         self._at_least("top_k", 0)
         if self.temperature <= 0:
             raise ValueError(
-                f"`temperature` must be positive, got {self.temperature}. For greedy decoding pass "
-                "`generation_kwargs={'do_sample': False}`."
+                f"`temperature` must be positive, got {self.temperature}: completions are compared with one "
+                "another, so they have to differ."
             )
         self.generation_settings()  # checks the rest now, rather than when the first completions are drawn
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from transformers import PreTrainedModel
 
 from .cascade import CASCADE
@@ -100,14 +101,19 @@ class LogProbs:
         self.shared_prefix = shared_prefix
         self.pad_to_multiple_of = pad_to_multiple_of
         base = base_of(model)
-        self.layout = supported_layout(base) if shared_prefix != "never" else Layout("separate", "asked for")
-        if self.layout.form == "cascade":
-            base.set_attn_implementation(CASCADE)
-        self.attention = base.config.get_text_config()._attn_implementation
         self.hidden_size = base.config.get_text_config().hidden_size
         self.fused = True
         self._confirmed = False
+        self._judge(base)
         add_head(base)
+
+    def _judge(self, base: PreTrainedModel) -> None:
+        """Choose the form of shared rows from the config and the device."""
+        self._device = next(base.parameters()).device.type
+        self.layout = supported_layout(base) if self.shared_prefix != "never" else Layout("separate", "asked for")
+        if self.layout.form == "cascade":
+            base.set_attn_implementation(CASCADE)
+        self.attention = base.config.get_text_config()._attn_implementation
 
     def __call__(
         self, model: torch.nn.Module, prompts: list[list[int]], completions: list[list[list[int]]]
@@ -154,7 +160,11 @@ class LogProbs:
     def _confirm(self, model: torch.nn.Module) -> None:
         """Compare, on a few tokens, the fused head with the model's own, and shared with separate rows."""
         self._confirmed = True
-        vocabulary = base_of(getattr(model, "module", model)).config.get_text_config().vocab_size
+        inner = extract_model_from_parallel(model)
+        base = base_of(getattr(inner, "module", inner))
+        if next(base.parameters()).device.type != self._device:
+            self._judge(base)  # trainers move the model after they have taken it
+        vocabulary = base.config.get_text_config().vocab_size
         ids = [(7 * i + 3) % vocabulary for i in range(13)]
         probe = ([ids[:4], ids[2:4]], [[ids[4:8], ids[8:10]], [ids[10:13], ids[5:9]]])
         with evaluation_mode(model):
@@ -165,14 +175,35 @@ class LogProbs:
             if fault is not None:
                 logger.warning("The logits of a batch are whole in memory: with the fused head %s.", fault)
                 self.fused = False
-            if self.layout.form != "separate":
-                fault = self._difference(model, self.layout.form, probe, expected)
-                if fault is not None:
-                    logger.warning("Prompts are not shared between completions: then %s.", fault)
-                    self.layout = Layout("separate", fault)
+            altered = ([[(i + 5) % vocabulary for i in prompt] for prompt in probe[0]], probe[1])
+            effect = (self._forward(model, "separate", *altered).sums() - expected).abs().max().item()
+            while self.layout.form != "separate":
+                fault = self._difference(model, self.layout.form, probe, expected, effect)
+                if fault is None:
+                    logger.info("Prompts are shared between completions by %s.", self.layout.reason)
+                    break
+                self._step_down(base, fault)
 
-    def _difference(self, model: torch.nn.Module, form: str, probe: tuple, expected: torch.Tensor) -> str | None:
-        """What is wrong with the log-probabilities that `form` gives, or `None`."""
+    def _step_down(self, base: PreTrainedModel, fault: str) -> None:
+        """From flash attention to a mask, from a mask to separate rows."""
+        if self.layout.form == "cascade":
+            base.set_attn_implementation("sdpa")
+            self.attention = "sdpa"
+            logger.warning("Shared prompts go through a mask: with flash attention %s.", fault)
+            self.layout = Layout("dense", "a 4-dimensional mask under sdpa attention")
+        else:
+            logger.warning("Prompts are not shared between completions: then %s.", fault)
+            self.layout = Layout("separate", fault)
+
+    def _difference(
+        self, model: torch.nn.Module, form: str, probe: tuple, expected: torch.Tensor, effect: float = 0.0
+    ) -> str | None:
+        """
+        What is wrong with the log-probabilities that `form` gives, or `None`.
+
+        In half precision a difference is judged by `effect`, what another prompt does to them: a form that hides the
+        prompt must not pass for a rounding error.
+        """
         try:
             found = self._forward(model, form, *probe).sums()
         except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
@@ -180,7 +211,8 @@ class LogProbs:
         parameter = next(model.parameters())
         precise = parameter.dtype == torch.float32 and not torch.is_autocast_enabled(parameter.device.type)
         difference = (found - expected.to(found.device)).abs().max().item()
-        tolerance = (1e-3 if precise else 0.05) * max(1.0, expected.abs().max().item())
+        size = max(1.0, expected.abs().max().item())
+        tolerance = 1e-3 * size if precise else max(4e-3 * size, 0.2 * effect)
         # Written so that NaN is a difference.
         return None if difference <= tolerance else f"it computes something else (log P differs by {difference:.3g})"
 

@@ -86,7 +86,8 @@ def supported_layout(model: PreTrainedModel) -> Layout:
 def _flash_takes(config: Any) -> bool:
     """Whether torch's flash attention has the heads' width, and would leave out nothing that is done to scores."""
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return head_dim % 8 == 0 and head_dim <= 256 and not getattr(config, "attn_logit_softcapping", None)
+    changes_scores = getattr(config, "attn_logit_softcapping", None) or getattr(config, "attention_dropout", 0.0)
+    return head_dim % 8 == 0 and head_dim <= 256 and not changes_scores
 
 
 # ------------------------------------------------------------------------------------------------------------- rows
@@ -229,7 +230,9 @@ def attention_inputs(
         device (`torch.device`): Where the model is.
     """
     if "cu_segments" in rows:
-        return {"prefix_plan": CascadePlan(rows["cu_segments"], rows["cu_completions"], rows["cu_prompts"], device)}
+        plan = CascadePlan(rows["cu_segments"], rows["cu_completions"], rows["cu_prompts"], device)
+        # Without a mask transformers would see positions that start anew and build a (T, T) one; ours reads none.
+        return {"prefix_plan": plan, "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)}
     if "segment_ids" in rows:
         mask = dense_mask(rows["segment_ids"].to(device))
         if attention == "eager":

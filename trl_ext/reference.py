@@ -6,12 +6,12 @@
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from transformers import PreTrainedModel, Trainer
 
 from .copies import independent_copy
-from .head import add_head
 from .logprobs import LogProbs, completion_logps
-from .models import adapter_disabled, base_of, freeze, is_peft_model
+from .models import adapter_disabled, freeze, is_peft_model
 from .upstream import disable_gradient_checkpointing, prepare_deepspeed, prepare_fsdp
 
 
@@ -34,7 +34,7 @@ class Reference:
         self.model: Any = None
         if ref_model is not None or not is_peft_model(model):
             self.model = freeze(independent_copy(model) if ref_model is None else ref_model)
-            add_head(base_of(self.model))
+            self.log_probs: LogProbs | None = None  # its own: its attention may differ from the policy's
 
     def place(self, trainer: Trainer) -> None:
         """Put a model of our own where the policy is, sharded as the policy is."""
@@ -46,6 +46,12 @@ class Reference:
             self.model = prepare_fsdp(self.model, trainer.accelerator)
         else:
             self.model = trainer.accelerator.prepare_model(self.model, evaluation_mode=True)
+
+    def _builder(self, policy: LogProbs) -> LogProbs:
+        if self.log_probs is None:
+            model = extract_model_from_parallel(self.model)
+            self.log_probs = LogProbs(model, policy.pad_token_id, shared_prefix=policy.shared_prefix)
+        return self.log_probs
 
     def log_ratios(
         self,
@@ -67,23 +73,23 @@ class Reference:
         """
         policy = trainer.accelerator.unwrap_model(trainer.model)
 
-        def logps(model: torch.nn.Module) -> list[list[torch.Tensor]]:
+        def logps(model: torch.nn.Module, builder: LogProbs) -> list[list[torch.Tensor]]:
             return completion_logps(
                 model,
                 prompts,
                 completions,
                 pad_token_id=log_probs.pad_token_id,
                 batch_size=batch_size,
-                log_probs=log_probs,
+                log_probs=builder,
             )
 
         with disable_gradient_checkpointing(policy, trainer.args.gradient_checkpointing_kwargs):
-            own = logps(trainer.model_wrapped)
+            own = logps(trainer.model_wrapped, log_probs)
             if self.model is None:
                 with adapter_disabled(policy):
-                    reference = logps(trainer.model_wrapped)
+                    reference = logps(trainer.model_wrapped, log_probs)
             else:
-                reference = logps(self.model)
+                reference = logps(self.model, self._builder(log_probs))
         return [
             [float((p - q).sum()) for p, q in zip(group, others, strict=True)]
             for group, others in zip(own, reference, strict=True)

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from .config import ExtConfig
 from .data import is_conversational
@@ -49,12 +51,14 @@ class Round:
         rollouts (`dict[int, Rollout]`): By row number.
         table (`dict[str, list]`): For people: `prompt`, `completion`, the rewards by name and `score`, a row a
             completion.
-        ended (`list[bool]`): For each sampled completion, whether the model ended it.
-        lengths (`list[int]`): For each sampled completion, its tokens.
+        drawn (`list[bool]`): For each row of the table, whether the model drew it just now (or the data set had it).
+        ended (`list[bool]`): For each row of the table, whether its end is the completion's own.
+        lengths (`list[int]`): For each row of the table, its tokens.
     """
 
     rollouts: dict[int, Rollout]
     table: dict[str, list[Any]] = field(default_factory=dict)
+    drawn: list[bool] = field(default_factory=list)
     ended: list[bool] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
 
@@ -89,26 +93,29 @@ def score_round(
     groups: list[list[Completion]] = []
     for row, sampled in zip(rows, completions, strict=True):
         own = _own_completions(row) if keep_dataset_completions else []
-        room = max_length - len(row["prompt_ids"]) if max_length else None
-        groups.append([Completion(c.text, c.ids[:room], c.ended) for c in [*sampled, *own]])
+        groups.append([*sampled, *own])
     owners = [row for row, group in zip(rows, groups, strict=True) for _ in group]
     flat = [completion for group in groups for completion in group]
     ids = [completion.ids for completion in flat]
     prompts = [row["prompt"] for row in owners]
     texts = [_as_answer(row, completion.text) for row, completion in zip(owners, flat, strict=True)]
     table = score(rewards, weights, prompts, texts, ids, {**_extra_columns(owners), "trainer_state": trainer_state})
-    prompt_ids, group_ids = [row["prompt_ids"] for row in rows], [[c.ids for c in group] for group in groups]
-    costs = [c for group in penalty(prompt_ids, group_ids) for c in group] if penalty else [0.0] * len(flat)
+    # Only what the policy has just drawn pays for its distance from the reference.
+    prompt_ids, drawn_ids = [row["prompt_ids"] for row in rows], [[c.ids for c in group] for group in completions]
+    paid = penalty(prompt_ids, drawn_ids) if penalty else [[0.0] * len(group) for group in completions]
+    costs = [c for group, some in zip(groups, paid, strict=True) for c in some + [0.0] * (len(group) - len(some))]
     totals = [total - cost for total, cost in zip(table.total, costs, strict=True)]
     rollouts, start = {}, 0
     for row, group in zip(rows, groups, strict=True):
         numbers = totals[start : start + len(group)]
-        kept = [(c.ids, s) for c, s in zip(group, numbers, strict=True) if math.isfinite(s) and c.ids]
+        room = max_length - len(row["prompt_ids"]) if max_length else math.inf
+        # What is longer than the room was not scored as it would be trained on: it is left out.
+        kept = [(c.ids, s) for c, s in zip(group, numbers, strict=True) if math.isfinite(s) and 0 < len(c.ids) <= room]
         rollouts[int(row["row_index"])] = Rollout([i for i, _ in kept], [s for _, s in kept])
         start += len(group)
     columns = {"prompt": prompts, "completion": texts, **table.by_name, "score": totals}
-    sampled_only = [c for group in completions for c in group]
-    return Round(rollouts, columns, [c.ended for c in sampled_only], [len(c.ids) for c in sampled_only])
+    drawn = [i < len(some) for group, some in zip(groups, completions, strict=True) for i in range(len(group))]
+    return Round(rollouts, columns, drawn, [c.ended for c in flat], [len(c.ids) for c in flat])
 
 
 def _own_completions(row: dict[str, Any]) -> list[Completion]:
@@ -131,21 +138,31 @@ def _extra_columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
 
 def measure_round(sampled: Round, rewards: list[Reward], meters: Meters) -> None:
     """Add a round's metrics, under the names that TRL's GRPO uses."""
+    drawn = torch.tensor(sampled.drawn, dtype=torch.bool)
     for reward in rewards:
-        meters.add_values(f"rewards/{reward.name}/mean", torch.tensor(sampled.table[reward.name]))
-    meters.add_values("reward", torch.tensor(sampled.table["score"]))
+        meters.add_values(f"rewards/{reward.name}/mean", torch.tensor(sampled.table[reward.name])[drawn])
+    meters.add_values("reward", torch.tensor(sampled.table["score"])[drawn])
     stds = [torch.tensor(r.scores).std() for r in sampled.rollouts.values() if len(r.scores) > 1]
     if stds:
         meters.add_values("reward_std", torch.stack(stds))
-    meters.add_values("completions/mean_length", torch.tensor(sampled.lengths, dtype=torch.float))
-    meters.add_values("completions/clipped_ratio", 1 - torch.tensor(sampled.ended, dtype=torch.float))
+    meters.add_values("completions/mean_length", torch.tensor(sampled.lengths, dtype=torch.float)[drawn])
+    meters.add_values("completions/clipped_ratio", 1 - torch.tensor(sampled.ended, dtype=torch.float)[drawn])
 
 
-def show_round(sampled: Round, args: ExtConfig, step: int, mode: str) -> None:
-    """Print some completions with their rewards, save all of them as Parquet, and send them to an open W&B run."""
+def show_tables(
+    tables: list[dict[str, list[Any]]], accelerator: Accelerator, args: ExtConfig, step: int, mode: str
+) -> None:
+    """
+    Print some completions with their rewards, save all of them as Parquet, and send them to an open W&B run.
+
+    Every process calls this with its own tables; the main process writes those of all.
+    """
     import pandas as pd
 
-    table = dict(sampled.table)
+    tables = gather_object(tables) if accelerator.num_processes > 1 else tables
+    if not tables or not accelerator.is_main_process:
+        return
+    table = {name: [value for part in tables for value in part[name]] for name in tables[0]}
     folder = Path(args.output_dir) / "completions"
     folder.mkdir(parents=True, exist_ok=True)
     frame = pd.DataFrame({"step": [step] * len(table["prompt"]), **table})

@@ -7,11 +7,14 @@ When training samples: a schedule of rounds, each by one snapshot of the model, 
 Micro-batches come from the data loader with prompts; they leave here with completions.
 """
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from datasets import Dataset
@@ -19,7 +22,19 @@ from datasets import Dataset
 from .rollouts import Rollout, load_rollouts, save_rollouts
 
 
+logger = logging.getLogger(__name__)
+
 Batch = dict[str, Any]
+
+
+def _numbered(batches: list[Batch]) -> list[Batch]:
+    """Number the rows of a round: those of a stream that several workers read have no numbers of their own."""
+    numbers = count()
+    numbered = []
+    for batch in batches:
+        rows = [{**row, "row_index": next(numbers)} for row in batch["rows"]]
+        numbered.append({**batch, "rows": rows, "row_index": torch.tensor([row["row_index"] for row in rows])})
+    return numbered
 
 
 class Rounds:
@@ -73,8 +88,9 @@ class Rounds:
             return
         restored, self._pending_to_restore = self._pending_to_restore, 0
         wanted = restored or self.every_steps * num_batches
-        self._pending.extend(batch for _, batch in zip(range(wanted), loader, strict=False))
-        if not restored:
+        batches = [batch for _, batch in zip(range(wanted), loader, strict=False)]
+        self._pending.extend(_numbered(batches))
+        if batches and not restored:
             self._rollouts = self.sample([row for batch in self._pending for row in batch["rows"]])
 
     def _sample_epoch(self, epoch: int, dataset: Dataset) -> None:
@@ -82,8 +98,10 @@ class Rounds:
         if not due:
             return
         self._epoch = epoch
-        mine = range(self.accelerator.process_index, len(dataset), self.accelerator.num_processes)
-        sampled = self.sample([dataset[i] for i in mine])
+        # As many rows for each process, so that all call a sharded model equally often; a row twice does no harm.
+        processes = self.accelerator.num_processes
+        mine = range(self.accelerator.process_index, -(-len(dataset) // processes) * processes, processes)
+        sampled = self.sample([dataset[i % len(dataset)] for i in mine])
         # The next epoch deals the rows to other processes.
         parts = gather_object([sampled]) if self.accelerator.num_processes > 1 else [sampled]
         self._rollouts = {row: rollout for part in parts for row, rollout in part.items()}
@@ -98,17 +116,19 @@ class Rounds:
 
     def save(self, folder: Path) -> None:
         """Store what is sampled and not yet used; each process has a file of its own."""
-        left = {row for batch in self._pending for row in batch["row_index"].tolist()}
-        kept = {row: r for row, r in self._rollouts.items() if row in left or not self.every_steps}
+        left = [row for batch in self._pending for row in batch["row_index"].tolist()]
+        kept = {n: self._rollouts[row] for n, row in enumerate(left)} if self.every_steps else self._rollouts
         save_rollouts(self._file(folder), kept, epoch=self._epoch, pending=len(self._pending))
 
     def restore(self, folder: Path | None) -> None:
-        """Go on from a checkpoint's folder; without one, or without a file there, start afresh."""
+        """Go on from a checkpoint's folder; without one, or (with a warning) without a file there, start afresh."""
         self._pending.clear()
         self._rollouts, self._epoch, self._pending_to_restore = {}, -1, 0
         if folder is not None and self._file(folder).is_file():
             self._rollouts, state = load_rollouts(self._file(folder))
             self._epoch, self._pending_to_restore = state["epoch"], state["pending"]
+        elif folder is not None:
+            logger.warning("%s does not exist: completions are drawn anew.", self._file(folder))
 
     def _file(self, folder: Path) -> Path:
         return folder / f"rollouts_{self.accelerator.process_index}.json"

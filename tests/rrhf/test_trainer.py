@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import letter_reward, make_model, make_tokenizer
@@ -238,7 +239,7 @@ def test_evaluation_pools_pairs_over_batches_and_passes_them_on(tmp_path: Path) 
 
     def compute_metrics(prediction: Any) -> dict[str, float]:
         seen["p"], seen["scores"] = prediction.predictions, prediction.label_ids
-        return {"best_score": float(prediction.label_ids.max())}
+        return {"best_score": float(np.nanmax(prediction.label_ids))}
 
     by_size = []
     for size in (1, 4):
@@ -247,7 +248,11 @@ def test_evaluation_pools_pairs_over_batches_and_passes_them_on(tmp_path: Path) 
             compute_metrics=compute_metrics,
         )  # fmt: skip
         by_size.append(run.evaluate())
-        assert sorted(seen["scores"].tolist()) == sorted(float(s) for row in ROWS for s in row["scores"])
+        assert seen["scores"].shape == seen["p"].shape == (len(ROWS), 4)
+        for row, scores, p in zip(ROWS, seen["scores"], seen["p"], strict=True):
+            assert scores[: len(row["scores"])].tolist() == row["scores"]
+            assert np.isnan(scores[len(row["scores"]) :]).all() and np.isnan(p[len(row["scores"]) :]).all()
+            assert not np.isnan(p[: len(row["scores"])]).any()
     for name in ("eval_loss", "eval_rewards/accuracies", "eval_kendall_tau", "eval_logps/chosen"):
         assert by_size[0][name] == pytest.approx(by_size[1][name], abs=1e-4), name
     assert by_size[0]["eval_best_score"] == 3.0

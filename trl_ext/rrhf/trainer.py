@@ -4,6 +4,7 @@
 """The trainer of RRHF: rows of scored completions in, ranking and SFT losses out, with or without resampling."""
 
 import contextlib
+import os
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,13 +25,13 @@ from transformers.utils import logging
 
 from ..checkpoints import last_checkpoint
 from ..copies import sampling_copy
-from ..data import DataError
+from ..data import DataError, column_names
 from ..logprobs import LogProbs, TokenLogps
 from ..meters import Meters
 from ..models import load_policy
 from ..reference import Reference
 from ..rewards import RewardFunc, load_rewards
-from ..rollouts import Round, measure_round, score_round, seeded, show_round
+from ..rollouts import Round, measure_round, score_round, seeded, show_tables
 from ..rounds import Rounds
 from ..sampling import generate
 from ..tokens import TOKENIZED_COLUMNS, ensure_pad_token, load_tokenizer, prepare_dataset, use_chat_template
@@ -53,6 +54,10 @@ logger = logging.get_logger(__name__)
 
 AnyDataset: TypeAlias = Dataset | IterableDataset
 EvalDataset: TypeAlias = AnyDataset | DatasetDict | IterableDatasetDict | dict[str, AnyDataset]
+
+
+def _scored(dataset: Dataset) -> bool:
+    return "scores" in dataset.column_names
 
 
 class RRHFTrainer(BaseTrainer):
@@ -81,7 +86,8 @@ class RRHFTrainer(BaseTrainer):
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer; by default the model's.
         compute_metrics (`Callable`, *optional*):
-            Called at evaluation with predictions p (Eq. (1)) and label_ids the scores, one for each completion.
+            Called at evaluation with predictions p (Eq. (1)) and label_ids the scores, both of shape (rows, K) and NaN
+            where a row has fewer completions.
         callbacks (`list` of [`~transformers.TrainerCallback`], *optional*):
             Callbacks to add.
         optimizers (`tuple`, *optional*, defaults to `(None, None)`):
@@ -128,7 +134,7 @@ class RRHFTrainer(BaseTrainer):
                 booktitle    = {Advances in Neural Information Processing Systems 36},
             }"""),
     }
-    # `_compute_loss` divides by the prompts of all micro-batches and processes of a step.
+    # `compute_loss` divides by the prompts of all micro-batches and processes of a step.
     loss_is_scaled_for_ga = True
 
     def __init__(
@@ -161,7 +167,9 @@ class RRHFTrainer(BaseTrainer):
         set_seed(args.seed)  # an adapter's initial weights are random
         if processing_class is None:
             name = model if isinstance(model, str) else get_config_model_id(model.config)
-            processing_class = load_tokenizer(name, trust_remote_code=args.trust_remote_code)
+            kwargs = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
+            revision = kwargs.get("revision") if isinstance(model, str) else None
+            processing_class = load_tokenizer(name, revision=revision, trust_remote_code=args.trust_remote_code)
         if not isinstance(processing_class, PreTrainedTokenizerBase):
             raise TypeError(
                 f"`processing_class` must be a tokenizer, got `{type(processing_class).__name__}`: RRHF trains "
@@ -173,8 +181,8 @@ class RRHFTrainer(BaseTrainer):
         self._tokenizer = processing_class
 
         # Data before the model: a bad row should not cost the time of loading weights.
-        self._dropped_rows = 0
-        columns = set(train_dataset.column_names or next(iter(train_dataset)))
+        self._dropped_rows: int | None = None
+        columns = set(column_names(train_dataset))
         train_dataset = self._prepare_dataset(train_dataset, args, "train")
         eval_dataset = self._prepare_eval_dataset(eval_dataset, args)
         self._samples = self._check_sampling(args, train_dataset, reward_funcs)
@@ -234,7 +242,13 @@ class RRHFTrainer(BaseTrainer):
             if args.activation_offloading
             else contextlib.nullcontext()
         )
+        if args.cast_for_generation and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            raise ValueError(
+                "`cast_for_generation` copies the model, which DeepSpeed and FSDP have in pieces; unset it."
+            )
         self._meters = {"train": Meters(), "eval": Meters()}
+        self._eval_prefix, self._eval_batches, self._eval_width = "eval", 0, 0
+        self._eval_tables: list[dict[str, list[Any]]] = []
         self._num_tokens = 0
         self.model.add_model_tags(self._tag_names)
 
@@ -253,8 +267,8 @@ class RRHFTrainer(BaseTrainer):
                 f"{dropped} rows of the {name} data set were dropped: their prompt alone fills max_length="
                 f"{args.max_length}."
             )
-        if name == "train":
-            self._dropped_rows = dropped
+        if isinstance(dataset, Dataset) and self._dropped_rows is None:
+            self._dropped_rows = dropped  # of the train set, which comes first
         return dataset
 
     def _prepare_eval_dataset(self, dataset: EvalDataset | None, args: RRHFConfig) -> Any:
@@ -279,6 +293,11 @@ class RRHFTrainer(BaseTrainer):
         if args.keep_dataset_completions and not has_completions:
             raise DataError("`keep_dataset_completions` is set but the train data set has no completions.")
         samples = resamples or not has_completions
+        if reward_funcs and not samples:
+            logger.warning(
+                "The train data set has completions and neither `resample_steps` nor `resample_epochs` is set: "
+                "`reward_funcs` are used in evaluation only."
+            )
         if isinstance(dataset, IterableDataset) and samples and not args.resample_steps:
             raise ValueError("A streamed data set has no epochs to sample for; set `resample_steps`.")
         return samples
@@ -318,7 +337,8 @@ class RRHFTrainer(BaseTrainer):
     def _sample_round(self, rows: list[dict[str, Any]], mode: str = "train") -> Round:
         """Sample and score completions for `rows` with the current model, and log what came out."""
         args, process = self.args, self.accelerator.process_index
-        step = self.state.global_step if mode == "train" else -1  # every evaluation draws the same numbers
+        # Every evaluation draws the same numbers, and every batch of it others.
+        step = self.state.global_step if mode == "train" else -1 - self._eval_batches
         batch_size = args.generation_batch_size or (64 if self.accelerator.device.type == "cpu" else 128)
         prompts = [row["prompt_ids"] for row in rows]
         with (
@@ -349,8 +369,10 @@ class RRHFTrainer(BaseTrainer):
             trainer_state=self.state,
         )
         measure_round(sampled, self.rewards, self._meters[mode])
-        if args.log_completions and self.accelerator.is_main_process:
-            show_round(sampled, args, self.state.global_step, mode)
+        if args.log_completions and mode == "train":
+            show_tables([sampled.table], self.accelerator, args, self.state.global_step, mode)
+        elif args.log_completions:
+            self._eval_tables.append(sampled.table)
         return sampled
 
     def _kl_penalty(self, prompts: list[list[int]], completions: list[list[list[int]]]) -> list[list[float]]:
@@ -391,13 +413,15 @@ class RRHFTrainer(BaseTrainer):
         best_B = best_completion(scores_N, group_N, len(kept))
         sft_B = sft_loss(sums_N, lengths_N, best_B, self.args.sft_reduction)
         loss_B = self.args.rank_weight * rank_B + self.args.sft_weight * sft_B
-        self._measure(tokens, p_N, scores_N, group_N, best_B, rank_B, sft_B, prompts)
+        self._measure(tokens, p_N, scores_N, group_N, best_B, rank_B, sft_B)
+        if self.model.training:
+            self._num_tokens += sum(map(len, prompts)) + sum(len(c) for group in completions for c in group)
         if num_items_in_batch is None:
             loss = loss_B.mean()
         else:
             # Distributed wrappers average gradients over processes; the sum is what the count belongs to.
             loss = loss_B.sum() / num_items_in_batch * self.accelerator.num_processes
-        return (loss, {"p": p_N, "scores": scores_N}) if return_outputs else loss
+        return (loss, {"p": p_N, "scores": scores_N, "group": group_N}) if return_outputs else loss
 
     def _zero_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         """A batch whose completions no reward function could score: every process still has to run the model."""
@@ -414,10 +438,9 @@ class RRHFTrainer(BaseTrainer):
         best_B: torch.Tensor,
         rank_B: torch.Tensor,
         sft_B: torch.Tensor,
-        prompts: list[list[int]],
     ) -> None:
         meters = self._meters["train" if self.model.training else "eval"]
-        num_prompts = len(prompts)
+        num_prompts = len(best_B)
         meters.add_values("loss/rank", rank_B)
         meters.add_values("loss/sft", sft_B)
         meters.add("rewards/accuracies", *pair_accuracy(p_N, scores_N, group_N))
@@ -433,8 +456,6 @@ class RRHFTrainer(BaseTrainer):
         scored = tokens.completion_index >= 0
         meters.add("entropy", tokens.entropy[scored].sum(), scored.sum())
         meters.add("mean_token_accuracy", tokens.is_top1[scored].sum(), scored.sum())
-        if self.model.training:
-            self._num_tokens += sum(map(len, prompts)) + int(tokens.completion_index.ge(0).sum())
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         with self._offload:
@@ -452,21 +473,30 @@ class RRHFTrainer(BaseTrainer):
         Loss and metrics on `eval_dataset` (by default the constructor's), whose rows may have any of the forms that
         training takes. `rewards/accuracies` is the pair accuracy of the policy as a reward model (section 4.5).
         """
-        if eval_dataset is not None and not isinstance(eval_dataset, str):
-            parts = eval_dataset if isinstance(eval_dataset, dict) else {"": eval_dataset}
-            ready = {
-                name: part
-                if "prompt_ids" in (part.column_names or [])
-                else self._prepare_dataset(part, self.args, "eval")
-                for name, part in parts.items()
-            }
-            if isinstance(eval_dataset, dict):
-                metrics: dict[str, float] = {}
-                for name, part in ready.items():
-                    metrics |= super().evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
-                return metrics
-            eval_dataset = ready[""]
-        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if eval_dataset is None or isinstance(eval_dataset, str):
+            parts = self.eval_dataset if eval_dataset is None else self.eval_dataset[eval_dataset]
+        else:
+            parts = eval_dataset
+        if isinstance(parts, dict):
+            metrics: dict[str, float] = {}
+            for name, part in parts.items():
+                metrics |= self._evaluate_one(part, ignore_keys, f"{metric_key_prefix}_{name}")
+            return metrics
+        return self._evaluate_one(parts, ignore_keys, metric_key_prefix)
+
+    def _evaluate_one(self, dataset: Any, ignore_keys: list[str] | None, prefix: str) -> dict[str, float]:
+        if dataset is not None and "prompt_ids" not in column_names(dataset):
+            dataset = self._prepare_dataset(dataset, self.args, "eval")
+        self._eval_prefix, self._eval_batches = prefix, 0
+        widths = (
+            [len(scores) for scores in dataset["scores"]] if isinstance(dataset, Dataset) and _scored(dataset) else []
+        )
+        self._eval_width = max([self.args.num_generations, *widths])
+        metrics = super().evaluate(dataset, ignore_keys, prefix)
+        if self.args.log_completions:
+            tables, self._eval_tables = self._eval_tables, []
+            show_tables(tables, self.accelerator, self.args, self.state.global_step, prefix)
+        return metrics
 
     def prediction_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
@@ -474,8 +504,9 @@ class RRHFTrainer(BaseTrainer):
         if not any(inputs["completion_ids"]):
             if not self.rewards:
                 raise DataError("The eval data set has prompts but no completions, and there are no `reward_funcs`.")
-            sampled = self._sample_round(inputs["rows"], "eval")
-            rollouts = [sampled.rollouts[row] for row in inputs["row_index"].tolist()]
+            rows = [{**row, "row_index": n} for n, row in enumerate(inputs["rows"])]
+            rollouts = list(self._sample_round(rows, "eval").rollouts.values())
+            self._eval_batches += 1
             inputs["completion_ids"] = [rollout.completion_ids for rollout in rollouts]
             inputs["scores"] = [rollout.scores for rollout in rollouts]
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -484,28 +515,44 @@ class RRHFTrainer(BaseTrainer):
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         if prediction_loss_only:
             return loss.detach(), None, None
-        return loss.detach(), outputs["p"].detach(), outputs["scores"]
+        return loss.detach(), self._by_prompt(outputs, "p"), self._by_prompt(outputs, "scores")
+
+    def _by_prompt(self, outputs: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+        """The values of the completions as (B, K), NaN where a prompt has fewer: what Trainer gathers goes by rows."""
+        group_N = outputs["group"]
+        counts = torch.bincount(group_N)
+        table = outputs[name].new_full((len(counts), max(self._eval_width, int(counts.max()))), torch.nan)
+        first_N = torch.cat([counts.new_zeros(1), counts.cumsum(0)[:-1]])[group_N]
+        table[group_N, torch.arange(len(group_N), device=group_N.device) - first_N] = outputs[name].detach()
+        return table
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"
         metrics = self._meters[mode].pop(self.accelerator)
         if mode == "eval":
-            prefix = next((key[: -len("_loss")] for key in logs if key.endswith("_loss")), "eval")
-            metrics = {f"{prefix}_{name}": value for name, value in metrics.items()}
+            metrics = {f"{self._eval_prefix}_{name}": value for name, value in metrics.items()}
         elif metrics:
             tokens = torch.tensor(self._num_tokens, device=self.accelerator.device)
             metrics["num_tokens"] = float(self.accelerator.reduce(tokens, reduction="sum"))
-            metrics["dropped_rows"] = float(self._dropped_rows)
+            if self._dropped_rows is not None:
+                metrics["dropped_rows"] = float(self._dropped_rows)
         logs.update(metrics)
         super().log(logs, start_time)
 
     # ------------------------------------------------------------------------------------------------ checkpoints
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | os.PathLike | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         path = resume_from_checkpoint
         if path is True:
             path = last_checkpoint(self.args.output_dir) or True  # transformers says that there is none
-        self._rounds.restore(Path(path) if isinstance(path, str) else None)
+        elif isinstance(path, os.PathLike):
+            path = os.fspath(path)
+        if isinstance(path, str) and self._samples and self.args.ignore_data_skip:
+            raise ValueError(
+                "`ignore_data_skip` cannot resume sampling: a round belongs to the rows it was drawn for."
+            )
+        if self._samples:
+            self._rounds.restore(Path(path) if isinstance(path, str) else None)
         return super().train(path, *args, **kwargs)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
