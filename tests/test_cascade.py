@@ -67,6 +67,24 @@ def test_attention_function_scales_scores(stand_in, scaling):
     torch.testing.assert_close(found, expected.transpose(1, 2))
 
 
+def test_the_kernels_get_one_half_precision_dtype(monkeypatch):
+    """Under autocast rotary positions leave queries and keys in float32; without it the weights' dtype is theirs."""
+    seen = []
+
+    def remember(q, k, v, span, scale):
+        seen.append({x.dtype for x in (q, k, v)})
+        return flash_forward(q, k, v, span, scale)
+
+    monkeypatch.setattr(cascade, "flash_forward", remember)
+    rows = build_rows([[1, 2]], [[[3, 4]]], form="cascade", pad_token_id=PAD)
+    plan = attention_inputs(rows, CASCADE, torch.float32, CPU)["prefix_plan"]
+    query, key, value = torch.randn(3, 1, 2, 3, 16)
+    for autocast, dtype in ((True, torch.float32), (False, torch.bfloat16)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            cascade_attention_forward(None, query, key, value.to(dtype), None, scaling=1.0, prefix_plan=plan)
+    assert seen == [{torch.bfloat16}] * 4  # two calls each
+
+
 def test_without_shared_rows_the_attention_function_is_sdpa(tiny_model):
     ids = torch.arange(10, 22).view(2, 6)
     mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])  # generation pads on the left

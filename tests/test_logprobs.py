@@ -421,15 +421,32 @@ def test_another_model_of_the_same_kind_can_be_asked():
     torch.testing.assert_close(found, sums_by_loop(reference, PROMPTS, COMPLETIONS).float(), rtol=1e-4, atol=1e-4)
 
 
-def test_bf16_autocast_stays_close_and_shares(caplog):
+@pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "bf16 weights"])
+def test_bf16_stays_close_and_shares(caplog, autocast):
     model = llama()
     expected = sums_by_loop(model, PROMPTS, COMPLETIONS).float()
-    with torch.autocast("cpu", dtype=torch.bfloat16), caplog.at_level(logging.WARNING):
+    model = model if autocast else model.to(torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast), caplog.at_level(logging.WARNING):
         tokens = LogProbs(model, 0, shared_prefix="always")(model, PROMPTS, COMPLETIONS)
     assert tokens.form == "dense"
     assert tokens.logps.dtype == torch.float32
     assert not caplog.records
     assert (tokens.sums() - expected).abs().max() < 0.02 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_in_bf16_what_is_wrong_does_not_pass_for_a_rounding_error(monkeypatch, name):
+    model = llama().to(torch.bfloat16)
+    monkeypatch.setattr(*WRONG[name])
+    assert LogProbs(model, 0, shared_prefix="always")(model, PROMPTS, COMPLETIONS).form == "separate"
+
+
+def test_a_model_that_was_moved_is_judged_where_it_is():
+    """Trainers take a model on the CPU and move it later."""
+    model = llama()
+    log_probs = LogProbs(model, 0, shared_prefix="always")
+    log_probs._device, log_probs.layout = "elsewhere", Layout("separate", "as it was there")
+    assert log_probs(model, PROMPTS, COMPLETIONS).form == "dense"
 
 
 def test_shared_prefix_has_three_settings():
