@@ -8,7 +8,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import make_model
-from oracles import flash_backward, flash_forward
+from oracles import COMPLETIONS as GROUPS
+from oracles import PROMPTS as QUESTIONS
+from oracles import Wrapper, flash_backward, flash_forward, flat, sums_by_loop
+from peft import LoraConfig, get_peft_model
 
 import trl_ext.cascade as cascade
 import trl_ext.logprobs as logprobs
@@ -84,3 +87,75 @@ def test_the_model_itself_is_no_reference():
     model = make_model(64)
     with pytest.raises(ValueError, match="same object"):
         Reference(model, model)
+
+
+# ---------------------------------------------------------------------------------------------- after some training
+
+LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False}
+
+
+def placed_trainer(model, **flags):
+    accelerator = SimpleNamespace(
+        unwrap_model=lambda m: getattr(m, "module", m), prepare_model=lambda m, evaluation_mode: m
+    )
+    args = SimpleNamespace(gradient_checkpointing_kwargs=None)
+    flags = {"is_deepspeed_enabled": False, "is_fsdp_enabled": False} | flags
+    return SimpleNamespace(model=model, model_wrapped=Wrapper(model), accelerator=accelerator, args=args, **flags)
+
+
+def log_ratios(reference, model):
+    trainer = placed_trainer(model)
+    reference.place(trainer)
+    ratios = reference.log_ratios(trainer, LogProbs(model, 0), QUESTIONS, GROUPS, batch_size=4)
+    assert [len(group) for group in ratios] == [len(group) for group in GROUPS]
+    return torch.tensor(flat(ratios))
+
+
+def move(model):
+    """What training does to a model."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+
+
+@torch.no_grad()
+def ratios_by_loop(model, reference):
+    expected = sums_by_loop(model, QUESTIONS, GROUPS) - sums_by_loop(reference, QUESTIONS, GROUPS)
+    assert expected.abs().max() > 0.1
+    return expected.float()
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["a copy", "a model of one's own"])
+def test_full_fine_tuning_is_compared_with_a_model_that_stays(given):
+    model, start = make_model(64), make_model(64, seed=5 if given else 0)
+    LogProbs(model, 0)  # its fused head must not come along with the copy
+    reference = Reference(model, make_model(64, seed=5) if given else None)
+    assert not any(p.requires_grad for p in reference.model.parameters())
+    move(model)
+    torch.testing.assert_close(log_ratios(reference, model), ratios_by_loop(model, start), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_an_adapter_is_compared_with_its_base_and_costs_no_second_model(checkpointing):
+    base, model = make_model(64), get_peft_model(make_model(64), LoraConfig(**LORA))
+    model.train(checkpointing)
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    reference = Reference(model)
+    assert reference.model is None
+    ratios = log_ratios(reference, model)
+    assert model.training == checkpointing
+    assert model.is_gradient_checkpointing == checkpointing
+    model.eval()
+    torch.testing.assert_close(ratios, ratios_by_loop(model, base), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("backend", ["deepspeed", "fsdp"])
+def test_a_sharded_policy_has_a_sharded_reference(monkeypatch, backend):
+    monkeypatch.setattr(f"trl_ext.reference.prepare_{backend}", lambda model, accelerator: ("sharded", model))
+    reference = Reference(make_model(64))
+    frozen = reference.model
+    reference.place(placed_trainer(make_model(64), **{f"is_{backend}_enabled": True}))
+    assert reference.model == ("sharded", frozen)
