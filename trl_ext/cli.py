@@ -5,6 +5,7 @@
 
 import difflib
 import importlib
+import logging
 import os
 import sys
 import time
@@ -48,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         `int`: exit status. 2 for a user's error, 130 for Ctrl-C.
     """
+    # bitsandbytes advises to install kernels for a path that models.py switches off.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     arguments = list(sys.argv[1:] if argv is None else argv)
     word = arguments[0] if arguments else "--help"
     return guarded("trl-ext" if word.startswith("-") else f"trl-ext {word}", lambda: _dispatch(word, arguments[1:]))
