@@ -339,3 +339,12 @@ def test_a_tokenizer_with_neither_is_an_error(tmp_path):
     bare_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="neither a pad token nor an end-of-sequence token"):
         load_tokenizer(str(tmp_path))
+
+
+def test_preference_rows_are_named_by_their_own_columns(tiny_tokenizer):
+    rows = [
+        {"prompt": "the film", "chosen": " good", "rejected": " bad"},
+        {"prompt": "we", "chosen": " so", "rejected": ""},
+    ]
+    with pytest.raises(DataError, match="Row 1, column 'rejected': is empty text"):
+        prepare_dataset(Dataset.from_list(rows), tiny_tokenizer, name="train", max_length=0)

@@ -10,7 +10,7 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from .data import DataError, check_row, first_row, is_conversational, to_scored_rows
+from .data import DataError, check_row, column_names, first_row, is_conversational, to_scored_rows
 from .models import adapter_base, existing
 
 
@@ -156,6 +156,13 @@ def tokenize_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dic
     }
 
 
+def _as_preference(message: str) -> str:
+    """Name the user's own columns: `chosen` and `rejected` became the completions 0 and 1."""
+    for i, column in enumerate(("chosen", "rejected")):
+        message = message.replace(f"column 'completions': [{i}] ", f"column {column!r}: ")
+    return message
+
+
 def prepare_dataset(
     dataset: Dataset | IterableDataset,
     tokenizer: PreTrainedTokenizerBase,
@@ -182,11 +189,15 @@ def prepare_dataset(
         `DataError`: A row or column is unusable, or no row is left.
     """
     kwargs: dict[str, Any] = {"num_proc": num_proc} if isinstance(dataset, Dataset) else {}
+    is_preference = "chosen" in column_names(dataset)
     dataset = to_scored_rows(dataset, name, **kwargs)
     conversational = is_conversational(first_row(dataset, name))
 
     def tokenize(row: dict[str, Any], index: int) -> dict[str, Any]:
-        check_row(row, index, conversational)
+        try:
+            check_row(row, index, conversational)
+        except DataError as error:
+            raise DataError(_as_preference(str(error)) if is_preference else str(error)) from None
         tokens = {"row_index": index, **tokenize_row(row, tokenizer)}
         if not tokens["prompt_ids"]:
             raise DataError(
