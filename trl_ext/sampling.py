@@ -14,10 +14,21 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.generation import BaseStreamer
 
+from .completions import Completion, completions
 from .decoding import Draw, prompt_cache
 
+
+# Logits processors for the prompts of one call of the model: ids and mask of shape (P, T), padded on the left
+Processors = Callable[[torch.Tensor, torch.Tensor], Sequence[LogitsProcessor]]
 
 # Diverse beam search left transformers with version 5: `generate` runs it from this repository on the hub.
 DIVERSE_BEAM_SEARCH = "transformers-community/group-beam-search"
@@ -27,22 +38,6 @@ _INSTEAD_OF_DIVERSE_BEAMS = (
     "Without it, use a beam search (num_beam_groups 1, diversity_penalty 0) or, for variety, sample at a temperature "
     "of 1.2 or more (num_beams 1)."
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """
-    One completion of a prompt.
-
-    Args:
-        text (`str`): Decoded tokens without special ones, cut at the end of sequence; empty if that came first.
-        ids (`list[int]`): Token ids, with the end-of-sequence token if the model wrote one. Never empty.
-        ended (`bool`): Whether the model ended it, as opposed to reaching `max_completion_length`.
-    """
-
-    text: str
-    ids: list[int]
-    ended: bool
 
 
 @dataclass(frozen=True)
@@ -201,6 +196,8 @@ def generate(
     *,
     batch_size: int = 128,
     progress: Callable[[int], Any] | None = None,
+    processors: Processors | None = None,
+    streamer: BaseStreamer | None = None,
 ) -> list[list[Completion]]:
     """
     Draws K completions of each prompt.
@@ -220,6 +217,11 @@ def generate(
             Sequences in one call of the model: `batch_size // K` prompts, at least one.
         progress (`Callable`, *optional*):
             Called with the number of prompts just done, after each of those.
+        processors (`Callable`, *optional*):
+            `(ids_PT, mask_PT) -> processors`: called with the prompts of each call of the model, padded on the left,
+            for the [`~transformers.LogitsProcessor`]s that its logits go through before temperature and the rest.
+        streamer ([`~transformers.generation.streamers.BaseStreamer`], *optional*):
+            What `generate` puts tokens into; for a single prompt and one completion.
 
     Returns:
         `list[list[Completion]]`: K completions for each prompt, in the order of `prompts`.
@@ -239,8 +241,9 @@ def generate(
             chosen = order[start : start + step]
             for done in range(0, settings.num_generations, most):
                 k = min(most, settings.num_generations - done)
-                rows = _sequences(model, tokenizer, [prompts[i] for i in chosen], k, settings, config)
-                for n, completion in enumerate(_completions(rows, tokenizer, config)):
+                batch = [prompts[i] for i in chosen]
+                rows = _sequences(model, tokenizer, batch, k, settings, config, processors, streamer)
+                for n, completion in enumerate(completions(rows, tokenizer, config)):
                     results[chosen[n // k]].append(completion)
             if progress is not None:
                 progress(len(chosen))
@@ -254,21 +257,26 @@ def _sequences(
     k: int,
     settings: GenerationSettings,
     config: GenerationConfig,
+    processors: Processors | None,
+    streamer: BaseStreamer | None,
 ) -> list[list[int]]:
     """Generated ids (without the prompt, still padded) of prompts x k sequences, a prompt's k next to one another."""
     width = max(map(len, prompts))
     ids_PT = torch.tensor([[config.pad_token_id] * (width - len(p)) + list(p) for p in prompts], device=model.device)
     mask_PT = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    extra: dict[str, Any] = {}
+    extra: dict[str, Any] = {"streamer": streamer} if streamer is not None else {}
+    steps = list(processors(ids_PT, mask_PT)) if processors is not None else []
     if settings.own_sampling:
         extra["past_key_values"] = prompt_cache(model, ids_PT, mask_PT, k)
-        extra["logits_processor"] = LogitsProcessorList([Draw(settings)])
+        steps.append(Draw(settings))
         ids_PT, mask_PT = (tensor.repeat_interleave(k, dim=0) for tensor in (ids_PT, mask_PT))
     else:
         config = copy.deepcopy(config)
         config.num_return_sequences = k
         if config.stop_strings:
             extra["tokenizer"] = tokenizer
+    if steps:
+        extra["logits_processor"] = LogitsProcessorList(steps)
     if settings.num_beam_groups > 1:
         extra |= {"custom_generate": settings.custom_generate, "trust_remote_code": settings.trust_remote_code}
     try:
@@ -278,20 +286,3 @@ def _sequences(
             raise
         raise OSError(f"Cannot load '{settings.custom_generate}'. {_INSTEAD_OF_DIVERSE_BEAMS}") from error
     return output[:, width:].tolist()
-
-
-def _completions(
-    rows: list[list[int]], tokenizer: PreTrainedTokenizerBase, config: GenerationConfig
-) -> list[Completion]:
-    eos = set(config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id])
-    stops = [config.stop_strings] if isinstance(config.stop_strings, str) else config.stop_strings or []
-    ends = [next((i + 1 for i, token in enumerate(row) if token in eos), 0) for row in rows]
-    rows = [row[: end or None] for row, end in zip(rows, ends, strict=True)]
-    texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
-    completions = []
-    for text, ids, end in zip(texts, rows, ends, strict=True):
-        stopped = not end and any(stop in text for stop in stops)
-        while stopped and len(ids) > 1 and ids[-1] == config.pad_token_id:  # what follows a stop string
-            ids.pop()
-        completions.append(Completion(text=text, ids=ids, ended=bool(end) or stopped))
-    return completions
