@@ -14,7 +14,7 @@ from oracles import Wrapper, flash_backward, flash_forward, flat, sums_by_loop
 from peft import LoraConfig, get_peft_model
 
 import trl_ext.cascade as cascade
-import trl_ext.logprobs as logprobs
+import trl_ext.rows as rows
 from trl_ext.cascade import CASCADE
 from trl_ext.logprobs import LogProbs
 from trl_ext.prefix import Layout
@@ -37,7 +37,7 @@ def test_a_copy_is_at_no_distance_and_another_model_is_where_loops_say(monkeypat
     model = make_model(64)
     copied, other = Reference(model), Reference(model, make_model(64, seed=3))  # made before the attention is set
     if attention == CASCADE:
-        monkeypatch.setattr(logprobs, "supported_layout", lambda base: Layout("cascade", "a stand-in"))
+        monkeypatch.setattr(rows, "supported_layout", lambda base: Layout("cascade", "a stand-in"))
     log_probs = LogProbs(model, 0, shared_prefix="always")
     trainer = stand_in_trainer(model)
     for group in copied.log_ratios(trainer, log_probs, PROMPTS, COMPLETIONS, 4):
@@ -69,7 +69,7 @@ def test_the_cascade_casts_under_autocast_and_makes_no_square_mask(monkeypatch):
         return original(module, query, key, value, attention_mask, **kwargs)
 
     monkeypatch.setattr(cascade, "flash_forward", remember)
-    monkeypatch.setattr(logprobs, "supported_layout", lambda base: Layout("cascade", "a stand-in"))
+    monkeypatch.setattr(rows, "supported_layout", lambda base: Layout("cascade", "a stand-in"))
     cascade.AttentionInterface.register(CASCADE, attention)
     try:
         model = make_model(64)

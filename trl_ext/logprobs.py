@@ -16,16 +16,14 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from transformers import PreTrainedModel
 
-from .cascade import CASCADE
 from .head import add_head, from_logits
 from .models import base_of
-from .prefix import Layout, attention_inputs, build_rows, choose_form, supported_layout
+from .prefix import attention_inputs, build_rows
+from .rows import Probe, Rows
 from .sampling import evaluation_mode
 
 
 logger = logging.getLogger(__name__)
-
-SHARED_PREFIX_SETTINGS = ("auto", "always", "never")
 
 
 @dataclass
@@ -66,13 +64,12 @@ class TokenLogps:
         return total.index_add(0, index, values.flatten())[:-1]
 
 
-class LogProbs:
+class LogProbs(Rows):
     """
     Builds rows for a policy and computes log-probabilities from them.
 
-    The form of shared rows is judged from the model's config and confirmed once, before the first use, by comparing it
-    with separate rows on a few tokens; a model that computes something else gets separate rows. The fused head is
-    compared with the model's own in the same way; a model whose head is more than a matrix gets whole logits.
+    The form of the rows is chosen and confirmed as [`~trl_ext.rows.Rows`] says. The fused head is compared with the
+    model's own in the same way; a model whose head is more than a matrix gets whole logits.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The model, before any distributed wrapper.
@@ -87,6 +84,8 @@ class LogProbs:
         `ValueError`: `shared_prefix` is none of the three.
     """
 
+    unit = "log P"
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -95,25 +94,10 @@ class LogProbs:
         shared_prefix: str = "auto",
         pad_to_multiple_of: int = 0,
     ) -> None:
-        if shared_prefix not in SHARED_PREFIX_SETTINGS:
-            raise ValueError(f"`shared_prefix` must be one of {SHARED_PREFIX_SETTINGS}, got {shared_prefix!r}.")
-        self.pad_token_id = pad_token_id
-        self.shared_prefix = shared_prefix
-        self.pad_to_multiple_of = pad_to_multiple_of
         base = base_of(model)
-        self.hidden_size = base.config.get_text_config().hidden_size
         self.fused = True
-        self._confirmed = False
-        self._judge(base)
+        super().__init__(base, pad_token_id, shared_prefix=shared_prefix, pad_to_multiple_of=pad_to_multiple_of)
         add_head(base)
-
-    def _judge(self, base: PreTrainedModel) -> None:
-        """Choose the form of shared rows from the config and the device."""
-        self._device = next(base.parameters()).device.type
-        self.layout = supported_layout(base) if self.shared_prefix != "never" else Layout("separate", "asked for")
-        if self.layout.form == "cascade":
-            base.set_attn_implementation(CASCADE)
-        self.attention = base.config.get_text_config()._attn_implementation
 
     def __call__(
         self, model: torch.nn.Module, prompts: list[list[int]], completions: list[list[list[int]]]
@@ -129,8 +113,7 @@ class LogProbs:
         """
         if not self._confirmed:
             self._confirm(model)
-        form = choose_form(self.layout, prompts, completions, self.hidden_size, self.shared_prefix)
-        return self._forward(model, form, prompts, completions)
+        return self._forward(model, self._form(prompts, completions), prompts, completions)
 
     def _forward(self, model: torch.nn.Module, form: str, prompts: list, completions: list) -> TokenLogps:
         parameter = next(model.parameters())
@@ -141,9 +124,7 @@ class LogProbs:
             pad_token_id=self.pad_token_id,
             pad_to_multiple_of=0 if form == "cascade" else self.pad_to_multiple_of,
         )
-        inputs = {"input_ids": rows["input_ids"].to(parameter.device)}
-        if form != "separate":  # otherwise the model counts as it likes: not all count from 0, or take positions
-            inputs["position_ids"] = rows["position_ids"].to(parameter.device)
+        inputs = self._place(rows, form, parameter)
         inputs |= attention_inputs(rows, self.attention, parameter.dtype, parameter.device)
         labels = rows["shift_labels"].to(parameter.device)
         if self.fused:
@@ -156,65 +137,24 @@ class LogProbs:
         positions = rows["input_ids"].numel()
         return TokenLogps(outputs.log_probs, outputs.entropy, outputs.is_top1, index, total, form, positions)
 
-    @torch.no_grad()
+    def probe_of(self, model: torch.nn.Module, form: str, prompts: list, completions: list) -> torch.Tensor:
+        """log P of each completion, of shape (N,)."""
+        return self._forward(model, form, prompts, completions).sums()
+
     def _confirm(self, model: torch.nn.Module) -> None:
         """Compare, on a few tokens, the fused head with the model's own, and shared with separate rows."""
-        self._confirmed = True
         inner = extract_model_from_parallel(model)
-        base = base_of(getattr(inner, "module", inner))
-        if next(base.parameters()).device.type != self._device:
-            self._judge(base)  # trainers move the model after they have taken it
-        vocabulary = base.config.get_text_config().vocab_size
-        ids = [(7 * i + 3) % vocabulary for i in range(13)]
-        probe = ([ids[:4], ids[2:4]], [[ids[4:8], ids[8:10]], [ids[10:13], ids[5:9]]])
-        with evaluation_mode(model):
+        self._settle(model, base_of(getattr(inner, "module", inner)))
+
+    def _reference(self, model: torch.nn.Module, probe: Probe) -> torch.Tensor:
+        self.fused = False
+        expected = self.probe_of(model, "separate", *probe)
+        self.fused = True
+        fault = self._difference(model, "separate", probe, expected)
+        if fault is not None:
+            logger.warning("The logits of a batch are whole in memory: with the fused head %s.", fault)
             self.fused = False
-            expected = self._forward(model, "separate", *probe).sums()
-            self.fused = True
-            fault = self._difference(model, "separate", probe, expected)
-            if fault is not None:
-                logger.warning("The logits of a batch are whole in memory: with the fused head %s.", fault)
-                self.fused = False
-            altered = ([[(i + 5) % vocabulary for i in prompt] for prompt in probe[0]], probe[1])
-            effect = (self._forward(model, "separate", *altered).sums() - expected).abs().max().item()
-            while self.layout.form != "separate":
-                fault = self._difference(model, self.layout.form, probe, expected, effect)
-                if fault is None:
-                    logger.info("Prompts are shared between completions by %s.", self.layout.reason)
-                    break
-                self._step_down(base, fault)
-
-    def _step_down(self, base: PreTrainedModel, fault: str) -> None:
-        """From flash attention to a mask, from a mask to separate rows."""
-        if self.layout.form == "cascade":
-            base.set_attn_implementation("sdpa")
-            self.attention = "sdpa"
-            logger.warning("Shared prompts go through a mask: with flash attention %s.", fault)
-            self.layout = Layout("dense", "a 4-dimensional mask under sdpa attention")
-        else:
-            logger.warning("Prompts are not shared between completions: then %s.", fault)
-            self.layout = Layout("separate", fault)
-
-    def _difference(
-        self, model: torch.nn.Module, form: str, probe: tuple, expected: torch.Tensor, effect: float = 0.0
-    ) -> str | None:
-        """
-        What is wrong with the log-probabilities that `form` gives, or `None`.
-
-        In half precision a difference is judged by `effect`, what another prompt does to them: a form that hides the
-        prompt must not pass for a rounding error.
-        """
-        try:
-            found = self._forward(model, form, *probe).sums()
-        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-            return f"the model fails ({error})"
-        parameter = next(model.parameters())
-        precise = parameter.dtype == torch.float32 and not torch.is_autocast_enabled(parameter.device.type)
-        difference = (found - expected.to(found.device)).abs().max().item()
-        size = max(1.0, expected.abs().max().item())
-        tolerance = 1e-3 * size if precise else max(4e-3 * size, 0.2 * effect)
-        # Written so that NaN is a difference.
-        return None if difference <= tolerance else f"it computes something else (log P differs by {difference:.3g})"
+        return expected
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import (
+    AutoModel,
     AutoModelForSequenceClassification,
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -112,7 +113,8 @@ def load_model(
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): 4-bit or 8-bit loading.
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
         trust_remote_code (`bool`, *optional*, defaults to `False`): Whether to run code from the Hub.
-        head (`str`, *optional*, defaults to `"causal_lm"`): `"causal_lm"` or `"sequence_classification"`.
+        head (`str`, *optional*, defaults to `"causal_lm"`): `"causal_lm"`, `"sequence_classification"`, or `"none"`
+            for the layers below the head.
         num_labels (`int`, *optional*, defaults to `1`): Labels of a sequence classification head.
         is_trainable (`bool`, *optional*, defaults to `False`): Whether a loaded adapter is trained further.
         init_kwargs: Passed to `from_pretrained`; `dtype` defaults to float32, `device_map` to `"auto"` on an
@@ -140,8 +142,12 @@ def load_model(
         model = create_model_from_path(source, AutoModelForSequenceClassification, **init_kwargs)
     elif head == "causal_lm":
         model = create_model_from_path(source, **init_kwargs)
+    elif head == "none":
+        if base is not None:
+            raise ValueError(f"{name_or_path!r} is an adapter for a model with a head. Merge it into the model first.")
+        model = create_model_from_path(source, AutoModel, **init_kwargs)
     else:
-        raise ValueError(f"`head` must be 'causal_lm' or 'sequence_classification', got {head!r}.")
+        raise ValueError(f"`head` must be 'none', 'causal_lm' or 'sequence_classification', got {head!r}.")
     use_exact_4bit_on_cpu(model)
     if base is not None:
         from peft import PeftModel

@@ -13,6 +13,10 @@ no row carries it.
     separate    p1 p2 p3 a1 a2        shared    p1 p2 | p3 a1 a2 | p3 b1
                 p1 p2 p3 b1           position   0  1    2  3  4    2  3
 
+Rows for a model that judges the tokens of a completion, rather than predicting them, carry all of them and no copy.
+
+    separate    p1 p2 p3 a1 a2 a3     shared    p1 p2 p3 | a1 a2 a3 | b1 b2
+
 Letters: B prompts, N completions in all, L tokens a row, T tokens in all.
 """
 
@@ -100,6 +104,7 @@ def build_rows(
     form: str,
     pad_token_id: int,
     pad_to_multiple_of: int = 0,
+    predict: bool = True,
 ) -> dict[str, Any]:
     """
     Tensors for one forward over the completions of some prompts.
@@ -110,6 +115,8 @@ def build_rows(
         form (`str`): `"separate"`, `"dense"` or `"cascade"`.
         pad_token_id (`int`): Token in padding.
         pad_to_multiple_of (`int`, *optional*, defaults to `0`): Round row lengths up to this (`0`: no rounding).
+        predict (`bool`, *optional*, defaults to `True`): Whether the model predicts the completions' tokens. Otherwise
+            it judges each of them: labels and index belong to the token itself.
 
     Returns:
         `dict`: `input_ids`, `position_ids`, `shift_labels` (the token each position predicts, -100 for none) and
@@ -118,7 +125,7 @@ def build_rows(
         completion, -1 padding), or `cu_segments` (B + N + 1), `cu_completions` and `cu_prompts` (B + 1) for a cascade.
     """
     pieces = _cascade_pieces if form == "cascade" else _shared_pieces if form == "dense" else _separate_pieces
-    rows = pieces(prompts, completions)
+    rows = pieces(prompts, completions, int(predict))
     fill = {"input_ids": pad_token_id, "position_ids": 0, "shift_labels": IGNORE, "completion_index": -1}
     fill["segment_ids"] = -1
     columns = {
@@ -133,7 +140,7 @@ def build_rows(
     elif form == "dense":
         columns["segment_ids"] = segments
     else:
-        heads = [len(prompt) - 1 for prompt in prompts]
+        heads = [len(prompt) - predict for prompt in prompts]
         sizes = [[len(completion) for completion in group] for group in completions]
         columns["cu_segments"] = _cumulative(heads + [size for group in sizes for size in group])
         columns["cu_completions"] = _cumulative([sum(group) for group in sizes])
@@ -152,26 +159,29 @@ def _piece(ids: list[int], start: int, labels: list[int], index: int, segment: i
     }
 
 
-def _separate_pieces(prompts: list, completions: list) -> list[list[dict]]:
+# `back` is 1 where tokens are predicted, from one position before their own, and 0 where they are judged.
+
+
+def _separate_pieces(prompts: list, completions: list, back: int) -> list[list[dict]]:
     pairs = [(p, c) for p, group in zip(prompts, completions, strict=True) for c in group]
-    return [[_piece(p + c[:-1], 0, c, index, 0)] for index, (p, c) in enumerate(pairs)]
+    return [[_piece(p + c[: len(c) - back], 0, c, index, 0)] for index, (p, c) in enumerate(pairs)]
 
 
-def _completion_pieces(prompt: list[int], group: list[list[int]], first: int) -> list[dict]:
-    start = len(prompt) - 1
-    return [_piece([prompt[-1], *c[:-1]], start, c, first + i, i + 1) for i, c in enumerate(group)]
+def _completion_pieces(prompt: list[int], group: list[list[int]], first: int, back: int) -> list[dict]:
+    start = len(prompt) - back
+    return [_piece(prompt[start:] + c[: len(c) - back], start, c, first + i, i + 1) for i, c in enumerate(group)]
 
 
-def _shared_pieces(prompts: list, completions: list) -> list[list[dict]]:
+def _shared_pieces(prompts: list, completions: list, back: int) -> list[list[dict]]:
     firsts = accumulate((len(group) for group in completions), initial=0)
     return [
-        [_piece(p[:-1], 0, [], -1, 0), *_completion_pieces(p, group, first)]
+        [_piece(p[: len(p) - back], 0, [], -1, 0), *_completion_pieces(p, group, first, back)]
         for p, group, first in zip(prompts, completions, firsts, strict=False)
     ]
 
 
-def _cascade_pieces(prompts: list, completions: list) -> list[list[dict]]:
-    rows = _shared_pieces(prompts, completions)
+def _cascade_pieces(prompts: list, completions: list, back: int) -> list[list[dict]]:
+    rows = _shared_pieces(prompts, completions, back)
     return [[row[0] for row in rows] + [piece for row in rows for piece in row[1:]]]
 
 

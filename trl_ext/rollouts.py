@@ -36,10 +36,19 @@ class Rollout:
     Args:
         completion_ids (`list[list[int]]`): Token ids; completions that no reward function could score are left out.
         scores (`list[float]`): Weighted sum of the rewards, minus the KL term if there is one.
+        rewards (`dict[str, list[float]]`, *optional*): What each reward function said of them, NaN where it did not
+            apply.
     """
 
     completion_ids: list[list[int]]
     scores: list[float]
+    rewards: dict[str, list[float]] = field(default_factory=dict, compare=False)  # NaN is not equal to itself
+
+    def __add__(self, other: "Rollout") -> "Rollout":
+        """The completions of both, with the rewards that both have."""
+        both = self.rewards.keys() & other.rewards.keys()
+        rewards = {name: self.rewards[name] + other.rewards[name] for name in sorted(both)}
+        return Rollout(self.completion_ids + other.completion_ids, self.scores + other.scores, rewards)
 
 
 @dataclass
@@ -99,7 +108,7 @@ def score_round(
     ids = [completion.ids for completion in flat]
     prompts = [row["prompt"] for row in owners]
     texts = [_as_answer(row, completion.text) for row, completion in zip(owners, flat, strict=True)]
-    table = score(rewards, weights, prompts, texts, ids, {**_extra_columns(owners), "trainer_state": trainer_state})
+    table = score(rewards, weights, prompts, texts, ids, {**extra_columns(owners), "trainer_state": trainer_state})
     # Only what the policy has just drawn pays for its distance from the reference.
     prompt_ids, drawn_ids = [row["prompt_ids"] for row in rows], [[c.ids for c in group] for group in completions]
     paid = penalty(prompt_ids, drawn_ids) if penalty else [[0.0] * len(group) for group in completions]
@@ -110,8 +119,16 @@ def score_round(
         numbers = totals[start : start + len(group)]
         room = max_length - len(row["prompt_ids"]) if max_length else math.inf
         # What is longer than the room was not scored as it would be trained on: it is left out.
-        kept = [(c.ids, s) for c, s in zip(group, numbers, strict=True) if math.isfinite(s) and 0 < len(c.ids) <= room]
-        rollouts[int(row["row_index"])] = Rollout([i for i, _ in kept], [s for _, s in kept])
+        kept = [
+            n
+            for n, (c, s) in enumerate(zip(group, numbers, strict=True))
+            if math.isfinite(s) and 0 < len(c.ids) <= room
+        ]
+        rollouts[int(row["row_index"])] = Rollout(
+            [group[n].ids for n in kept],
+            [numbers[n] for n in kept],
+            {name: [values[start + n] for n in kept] for name, values in table.by_name.items()},
+        )
         start += len(group)
     columns = {"prompt": prompts, "completion": texts, **table.by_name, "score": totals}
     drawn = [i < len(some) for group, some in zip(groups, completions, strict=True) for i in range(len(group))]
@@ -128,8 +145,10 @@ def _as_answer(row: dict[str, Any], text: str) -> Any:
     return [{"role": "assistant", "content": text}] if is_conversational(row) else text
 
 
-def _extra_columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+def extra_columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The data set's own columns of some rows, which reward functions are given."""
     own = {"prompt", "completions", "row_index", "prompt_ids", "completion_ids", "ended", "scores", "trainer_state"}
+    own |= {"rewards", "token_rewards"}
     return {name: [row[name] for row in rows] for name in (rows[0] if rows else {}) if name not in own}
 
 
@@ -183,7 +202,10 @@ def save_rollouts(path: Path, rollouts: dict[int, Rollout], **state: Any) -> Non
     """Write rollouts and some plain values to a JSON file, whole or not at all."""
     document = {
         **state,
-        "rollouts": {str(row): {"ids": r.completion_ids, "scores": r.scores} for row, r in rollouts.items()},
+        "rollouts": {
+            str(row): {"ids": r.completion_ids, "scores": r.scores} | ({"rewards": r.rewards} if r.rewards else {})
+            for row, r in rollouts.items()
+        },
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
@@ -194,7 +216,9 @@ def save_rollouts(path: Path, rollouts: dict[int, Rollout], **state: Any) -> Non
 def load_rollouts(path: Path) -> tuple[dict[int, Rollout], dict[str, Any]]:
     """Rollouts and values that [`save_rollouts`] wrote."""
     document = json.loads(path.read_text())
-    rollouts = {int(row): Rollout(r["ids"], r["scores"]) for row, r in document.pop("rollouts").items()}
+    rollouts = {
+        int(row): Rollout(r["ids"], r["scores"], r.get("rewards", {})) for row, r in document.pop("rollouts").items()
+    }
     return rollouts, document
 
 

@@ -48,6 +48,8 @@ class Rounds:
             an epoch. `0`: rounds by epochs.
         every_epochs (`int`, *optional*, defaults to `0`): A round is the whole data set, sampled at the start of every
             this many epochs. `0`: once, before the first.
+        keep (`bool`, *optional*, defaults to `False`): Whether the completions of earlier rounds by epochs stay, so
+            that each round adds to them.
     """
 
     def __init__(
@@ -57,9 +59,10 @@ class Rounds:
         *,
         every_steps: int = 0,
         every_epochs: int = 0,
+        keep: bool = False,
     ) -> None:
         self.sample, self.accelerator = sample, accelerator
-        self.every_steps, self.every_epochs = every_steps, every_epochs
+        self.every_steps, self.every_epochs, self.keep = every_steps, every_epochs, keep
         self._rollouts: dict[int, Rollout] = {}
         self._pending: deque[Batch] = deque()
         self._pending_to_restore = 0
@@ -67,7 +70,7 @@ class Rounds:
 
     def batches(self, loader: Iterator[Batch], num_batches: int, epoch: int, dataset: Dataset) -> list[Batch]:
         """
-        The micro-batches of one optimizer step, with `completion_ids` and `scores`.
+        The micro-batches of one optimizer step, with `completion_ids`, `scores` and `rewards`.
 
         Args:
             loader (`Iterator`): The rest of the epoch's micro-batches.
@@ -104,7 +107,9 @@ class Rounds:
         sampled = self.sample([dataset[i % len(dataset)] for i in mine])
         # The next epoch deals the rows to other processes.
         parts = gather_object([sampled]) if self.accelerator.num_processes > 1 else [sampled]
-        self._rollouts = {row: rollout for part in parts for row, rollout in part.items()}
+        new = {row: rollout for part in parts for row, rollout in part.items()}
+        old = self._rollouts if self.keep else {}
+        self._rollouts = {row: old[row] + rollout if row in old else rollout for row, rollout in new.items()}
 
     def _complete(self, batch: Batch) -> Batch:
         rollouts = [self._rollouts[row] for row in batch["row_index"].tolist()]
@@ -112,6 +117,7 @@ class Rounds:
             **batch,
             "completion_ids": [rollout.completion_ids for rollout in rollouts],
             "scores": [rollout.scores for rollout in rollouts],
+            "rewards": [rollout.rewards for rollout in rollouts],
         }
 
     def save(self, folder: Path) -> None:

@@ -1,0 +1,101 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Moments of numbers that come in batches, on several processes: how well a prediction explains what happened."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+
+
+@dataclass
+class Running:
+    """
+    Running mean and deviation (Chan, Golub and LeVeque 1979): the same however the numbers are cut into batches.
+
+    Args:
+        count (`float`, *optional*, defaults to `0.0`): How many numbers there were.
+        mean (`float`, *optional*, defaults to `0.0`): Their mean.
+        square (`float`, *optional*, defaults to `0.0`): Sum of their squared distances from it.
+    """
+
+    count: float = 0.0
+    mean: float = 0.0
+    square: float = 0.0
+
+    def add(self, values: Sequence[float]) -> None:
+        """Take in numbers; NaN is left out."""
+        kept = [value for value in values if not math.isnan(value)]
+        if not kept:
+            return
+        mean = math.fsum(kept) / len(kept)
+        square = math.fsum((value - mean) ** 2 for value in kept)
+        total, shift = self.count + len(kept), mean - self.mean
+        self.square += square + shift**2 * self.count * len(kept) / total
+        self.mean += shift * len(kept) / total
+        self.count = total
+
+    @property
+    def std(self) -> float:
+        """Sample deviation; 1 where there are fewer than two numbers, or where all are the same."""
+        variance = self.square / (self.count - 1) if self.count > 1 else 0.0
+        return math.sqrt(variance) if variance > 0 else 1.0
+
+
+@dataclass
+class Pairs:
+    """
+    Sums over pairs of a prediction and what it predicts, by name.
+
+    Sums, in float64, rather than means of means: a figure does not depend on how the pairs were split into batches.
+    """
+
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def add(self, name: str, predicted: torch.Tensor, actual: torch.Tensor) -> None:
+        """Take in pairs: two tensors of one shape; pairs with a NaN are left out."""
+        known = ~(predicted.isnan() | actual.isnan())
+        x, y = (z.detach()[known].double().cpu() for z in (predicted, actual))
+        total = torch.stack(
+            [torch.tensor(float(len(x)), dtype=torch.float64)]
+            + [z.sum() for z in (x, y, x * x, y * y, x * y, (y - x).square())]
+        )
+        self.sums[name] = self.sums[name] + total if name in self.sums else total
+
+    def pop(self, accelerator: Accelerator, names: Sequence[str]) -> dict[str, dict[str, float]]:
+        """
+        Figures of the pairs of all processes since the last call.
+
+        Args:
+            accelerator ([`~accelerate.Accelerator`]): Adds up what the processes have.
+            names (`Sequence[str]`): Names to report, the same on every process.
+
+        Returns:
+            `dict[str, dict[str, float]]`: For each name that has pairs `correlation`, `r2` (1 - sum (y - x)^2 / sum (y
+            - mean y)^2), `explained_variance` (1 - Var(y - x) / Var y: as R^2, but without the constant error), and
+            `mean` of the prediction. What is not defined (a constant) is left out.
+        """
+        zero = torch.zeros(7, dtype=torch.float64)
+        table = torch.stack([self.sums.get(name, zero) for name in names]) if names else zero[None]
+        if accelerator.num_processes > 1:
+            # float64, which not every accelerator has, and a few numbers only
+            from accelerate.utils import gather_object
+
+            table = torch.stack(gather_object([table])).sum(dim=0)
+        self.sums.clear()
+        rows = zip(names, table.tolist(), strict=False)
+        return {name: _figures(*row) for name, row in rows if row[0]}
+
+
+def _figures(n: float, x: float, y: float, xx: float, yy: float, xy: float, error: float) -> dict[str, float]:
+    figures = {"mean": x / n}
+    var_x, var_y, cov = xx / n - (x / n) ** 2, yy / n - (y / n) ** 2, xy / n - x * y / n**2
+    if var_y > 1e-12 * max(1.0, yy / n):
+        figures["r2"] = 1 - error / n / var_y
+        figures["explained_variance"] = 1 - (error / n - ((y - x) / n) ** 2) / var_y
+        if var_x > 1e-12 * max(1.0, xx / n):
+            figures["correlation"] = cov / math.sqrt(var_x * var_y)
+    return figures

@@ -1,0 +1,66 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Returns of sequences of rewards, and means over tokens.
+
+Time goes to the right, and padding is on the right. `rewards_NT[n, t]` is what token t of sequence n is paid and
+`values_NT[n, t]` the value of the state that is credited with it and with everything after it; what follows the last
+token is worth 0. N sequences, T tokens.
+"""
+
+import torch
+
+
+def gae(
+    rewards_NT: torch.Tensor, values_NT: torch.Tensor, mask_NT: torch.Tensor, gamma: float = 1.0, lam: float = 0.95
+) -> torch.Tensor:
+    """
+    Generalised advantage estimation (arXiv 1506.02438, Eqs. (11) to (16)) -> advantages (N, T), 0 in padding.
+
+    delta_t = r_t + gamma V_t+1 - V_t and A_t = delta_t + gamma lam A_t+1, from the last token backwards.
+    """
+    mask_NT = mask_NT.to(values_NT.dtype)
+    values_NT = values_NT * mask_NT
+    next_NT = torch.cat([values_NT[:, 1:], values_NT.new_zeros(len(values_NT), 1)], dim=1)
+    delta_NT = (rewards_NT * mask_NT + gamma * next_NT - values_NT) * mask_NT
+    advantages, ahead_N = [], values_NT.new_zeros(len(values_NT))
+    for t in reversed(range(values_NT.shape[1])):
+        ahead_N = delta_NT[:, t] + gamma * lam * ahead_N
+        advantages.append(ahead_N)
+    return torch.stack(advantages[::-1], dim=1) if advantages else delta_NT
+
+
+def td_lambda(
+    rewards_NT: torch.Tensor, values_NT: torch.Tensor, mask_NT: torch.Tensor, gamma: float = 1.0, lam: float = 0.95
+) -> torch.Tensor:
+    """
+    TD(lambda) returns, A_t + V_t with the advantages of [`gae`] -> targets (N, T), 0 in padding.
+
+    `lam=1` gives the discounted sum of the rewards from t on (Monte-Carlo), `lam=0` r_t + gamma V_t+1. The target of
+    the last token is its reward. No gradient flows through a target: pass values without one, or detach the result.
+    """
+    return gae(rewards_NT, values_NT, mask_NT, gamma, lam) + values_NT * mask_NT.to(values_NT.dtype)
+
+
+def masked_mean(values: torch.Tensor, mask: torch.Tensor, dim: int | tuple[int, ...] | None = None) -> torch.Tensor:
+    """Mean of `values` where `mask` is true, over all or some dimensions; 0 where nothing is."""
+    mask = mask.to(values.dtype)
+    values = values.masked_fill(mask == 0, 0.0)  # what is masked out may be NaN
+    if dim is None:
+        return values.sum() / mask.sum().clamp(min=1)
+    return values.sum(dim) / mask.sum(dim).clamp(min=1)
+
+
+def whiten(values: torch.Tensor, mask: torch.Tensor, shift_mean: bool = True, eps: float = 1e-8) -> torch.Tensor:
+    """
+    `values` scaled to deviation 1 over the mask, and to mean 0 if `shift_mean`; 0 outside the mask.
+
+    The deviation is that of a sample (divisor n - 1); fewer than two values keep their scale.
+    """
+    count = mask.sum()
+    mean = masked_mean(values, mask)
+    variance = masked_mean((values - mean).square(), mask) * count / (count - 1).clamp(min=1)
+    scale = torch.where(count > 1, (variance + eps).rsqrt(), torch.ones_like(variance))
+    white = (values - mean) * scale
+    return (white if shift_mean else white + mean).masked_fill(mask == 0, 0.0)

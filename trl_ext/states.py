@@ -1,0 +1,97 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+What a model says of every token of the completions of a batch, with each prompt computed once where that pays.
+
+Letters: B prompts, N completions in all, T tokens of the longest of them, L tokens a row, C numbers a token.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from transformers import PreTrainedModel
+
+from .models import base_of
+from .prefix import attention_inputs, build_rows
+from .rows import Rows
+
+
+@dataclass
+class TokenStates:
+    """
+    Numbers for each token of the completions of a batch.
+
+    Args:
+        states (`torch.Tensor` of shape (N, T, C)): After each token; 0 in padding, which is on the right.
+        mask (`torch.Tensor` of shape (N, T)): True where there is a token.
+        form (`str`): `"separate"`, `"dense"` or `"cascade"`.
+        num_positions (`int`): Positions that went through the model, padding included.
+    """
+
+    states: torch.Tensor
+    mask: torch.Tensor
+    form: str
+    num_positions: int
+
+
+class States(Rows):
+    """
+    Builds rows for a model that judges the tokens of completions, and reads what it says of each.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): A model with a `backbone`, whose output has `values` of shape
+            (N, L) or (N, L, C) and a `last_hidden_state`; before any distributed wrapper.
+        pad_token_id (`int`): Token in padding.
+        kwargs: See [`~trl_ext.rows.Rows`].
+    """
+
+    unit = "the hidden state"
+
+    def __init__(self, model: PreTrainedModel, pad_token_id: int, **kwargs: object) -> None:
+        super().__init__(base_of(model.backbone), pad_token_id, **kwargs)  # type: ignore[arg-type]
+
+    def __call__(
+        self, model: torch.nn.Module, prompts: list[list[int]], completions: list[list[list[int]]]
+    ) -> TokenStates:
+        """
+        What `model` says after each token of the completions.
+
+        Args:
+            model (`torch.nn.Module`): The model, possibly in a distributed wrapper.
+            prompts (`list[list[int]]`): B prompts of at least one token.
+            completions (`list[list[list[int]]]`): For each prompt its completions, of at least one token each.
+        """
+        if not self._confirmed:
+            inner = extract_model_from_parallel(model)
+            self._settle(model, base_of(getattr(inner, "module", inner).backbone))
+        form = self._form(prompts, completions)
+        output, index, positions = self._forward(model, form, prompts, completions)
+        values = output.values if output.values.dim() == 3 else output.values[..., None]
+        lengths_N = torch.tensor([len(c) for group in completions for c in group], device=values.device)
+        mask_NT = torch.arange(int(max(lengths_N)), device=values.device) < lengths_N[:, None]
+        # Tokens of a completion are next to one another in every form, and completions in their order.
+        states = values.new_zeros(*mask_NT.shape, values.shape[-1])
+        states = states.masked_scatter(mask_NT[..., None], values[index.to(values.device) >= 0])
+        return TokenStates(states, mask_NT, form, positions)
+
+    def _forward(self, model: torch.nn.Module, form: str, prompts: list, completions: list) -> tuple:
+        parameter = next(model.parameters())
+        rows = build_rows(
+            prompts,
+            completions,
+            form=form,
+            pad_token_id=self.pad_token_id,
+            pad_to_multiple_of=0 if form == "cascade" else self.pad_to_multiple_of,
+            predict=False,
+        )
+        inputs = self._place(rows, form, parameter)
+        inputs |= attention_inputs(rows, self.attention, parameter.dtype, parameter.device)
+        return model(**inputs), rows["completion_index"], rows["input_ids"].numel()
+
+    def probe_of(self, model: torch.nn.Module, form: str, prompts: list, completions: list) -> torch.Tensor:
+        """Hidden states of all completion tokens, (tokens, D): the head may be zero still."""
+        output, index, _ = self._forward(model, form, prompts, completions)
+        hidden = output.last_hidden_state
+        return hidden[index.to(hidden.device) >= 0].float()
