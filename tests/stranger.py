@@ -17,7 +17,69 @@ METHOD = """
         config="stranger_pkg.training:StrangerConfig",
         trainer="stranger_pkg.training:StrangerTrainer",
         columns=("text",),
+        decoding="stranger_pkg.decoding:StrangerDecoding",
     )
+"""
+
+# A token is made likelier. `Policy`'s callables are those of the plain model, under a hook on its head.
+DECODING = """
+    import dataclasses
+    import math
+    from dataclasses import dataclass, field
+
+    import torch
+    from trl_ext.policy import model_policy
+
+    @dataclass
+    class StrangerDecoding:
+        stranger_token: int = field(default=0, metadata={"help": "Id of the token to pull towards. 0 means none."})
+        stranger_pull: list[float] = field(default_factory=lambda: [1.0], metadata={"help": "How hard, in nats."})
+
+        @property
+        def active(self):
+            return self.stranger_token != 0
+
+        def check(self):
+            if any(map(math.isnan, self.stranger_pull)):
+                raise ValueError("stranger_pull must be numbers")
+
+        def policies(self, model, tokenizer, *, name, batch_size, progress=None):
+            if self.stranger_token >= model.config.vocab_size:
+                raise ValueError(f"stranger_token {self.stranger_token} is no token of {name!r}")
+            plain = model_policy(model, tokenizer, name=name, batch_size=batch_size, progress=progress)
+            return [self._policy(plain, model, pull) for pull in self.stranger_pull]
+
+        def _policy(self, plain, model, pull):
+            bias = torch.zeros(model.config.vocab_size)
+            bias[self.stranger_token] = pull
+
+            def pulled(function):
+                def call(*args):
+                    hook = model.get_output_embeddings().register_forward_hook(lambda module, given, out: out + bias)
+                    try:
+                        return function(*args)
+                    finally:
+                        hook.remove()
+
+                return call
+
+            @torch.no_grad()
+            def logps(prompts, completions):
+                return [[one(prompt, ids) for ids in several] for prompt, several in zip(prompts, completions)]
+
+            def one(prompt, ids):
+                logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
+                return logits.log_softmax(-1).gather(-1, torch.tensor(ids)[:, None])[:, 0]
+
+            return dataclasses.replace(
+                plain,
+                name=f"{plain.name} pulled by {pull}",
+                generate=pulled(plain.generate),
+                stream=pulled(plain.stream),
+                logps=pulled(logps),
+                extras={"pull": pull},
+                series="pulled",
+            )
 """
 
 TRAINING = """
@@ -70,7 +132,7 @@ def write_package(
             Version of the distribution.
     """
     module = package.replace("-", "_")
-    files = {"__init__.py": METHOD, "training.py": TRAINING} if files is None else files
+    files = {"__init__.py": METHOD, "training.py": TRAINING, "decoding.py": DECODING} if files is None else files
     entry_points = {"stranger": f"{module}:METHOD"} if entry_points is None else entry_points
     (folder / module).mkdir(parents=True)
     for name, source in files.items():

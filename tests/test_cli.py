@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from trl_ext import cli_env, cli_train
+from trl_ext import cli, cli_env, cli_train
 from trl_ext.cli import guarded, main
 from trl_ext.cli_parser import read_config
-from trl_ext.method import discover
+from trl_ext.method import RESERVED, discover
 
 
 NAME = next(iter(discover().methods))
@@ -42,7 +42,15 @@ class TestDispatch:
         assert main(words) == 0
         lines = [line.split() for line in capsys.readouterr().out.splitlines()]
         first_words = {line[0] for line in lines if line}
-        assert {NAME, "sample", "evaluate", "methods", "env"} <= first_words
+        assert {NAME, "sample", "best_of_n", "evaluate", "generate", "chat", "methods", "env"} <= first_words
+
+    def test_every_command_is_a_reserved_word(self):
+        assert {*cli._COMMANDS, "help"} == set(RESERVED)
+
+    @pytest.mark.parametrize("word", ["best_of_n", "best-of-n"])
+    def test_hyphen_is_as_good_as_underscore(self, word, capsys):
+        assert main([word]) == 2
+        assert f"trl-ext {word}: error: nothing to sample" in capsys.readouterr().err
 
     def test_version(self, capsys):
         assert main(["--version"]) == 0
@@ -60,7 +68,8 @@ class TestDispatch:
 
     def test_unknown_command_far_from_everything_lists_all(self, capsys):
         assert main(["zzzzzz"]) == 2
-        assert f"there are env, evaluate, methods, {NAME}" in capsys.readouterr().err
+        words = sorted([*discover().methods, *cli._COMMANDS])
+        assert f"there are {', '.join(words)}" in capsys.readouterr().err
 
     def test_methods_takes_no_arguments(self, capsys):
         assert main(["methods", "--all"]) == 2

@@ -241,10 +241,10 @@ def test_a_model_that_fails_later_is_named_and_the_others_are_kept(
 def test_ctrl_c_keeps_what_was_finished(evaluate, changed_dir, tiny_model_dir, monkeypatch, capsys):
     measure = trl_ext.cli_evaluate.Models.measure
 
-    def interrupted(self, name, *args, **kwargs):
-        if name == changed_dir:
+    def interrupted(self, policy, *args, **kwargs):
+        if policy.name == changed_dir:
             raise KeyboardInterrupt
-        return measure(self, name, *args, **kwargs)
+        return measure(self, policy, *args, **kwargs)
 
     monkeypatch.setattr(trl_ext.cli_evaluate.Models, "measure", interrupted)
     status, report = evaluate("--model_name_or_path", tiny_model_dir, changed_dir)

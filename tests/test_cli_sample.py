@@ -12,7 +12,7 @@ import torch
 from conftest import make_model, make_tokenizer
 from datasets import load_dataset
 
-from trl_ext import sample_file
+from trl_ext import cli_best_of_n, sample_file
 from trl_ext.cli_sample import main
 from trl_ext.data import DataError
 from trl_ext.rewards import RewardError, load_rewards
@@ -114,6 +114,22 @@ def test_several_rewards_with_weights(tiny_model_dir, prompts):
         assert all((value >= 1000) == bool(row["label"]) for value in row["rewards"]["first_letter"])
         pairs = zip(*row["rewards"].values(), strict=True)
         assert row["scores"] == pytest.approx([a - 0.5 * b for a, b in pairs])
+
+
+def test_best_first_is_the_same_rows_in_another_order(tiny_model_dir, prompts):
+    funcs = ["sample_rewards.length", "sample_rewards:first_letter"]
+    sample(prompts, tiny_model_dir, reward_funcs=funcs)
+    words = ["--dataset_name", prompts, "--output_file", "best.jsonl", "--model_name_or_path", tiny_model_dir]
+    words += ["--max_completion_length", "5", "--num_generations", "3", "--generation_batch_size", "3"]
+    assert cli_best_of_n.main([*words, "--reward_funcs", *funcs]) == 0
+    for row, best in zip(read_rows(), read_rows("best.jsonl"), strict=True):
+        assert best["scores"] == sorted(row["scores"], reverse=True)
+        order = sorted(range(3), key=lambda i: -row["scores"][i])
+        for column in ("completions", "ended"):
+            assert best[column] == [row[column][i] for i in order]
+        assert best["rewards"] == {name: [x[i] for i in order] for name, x in row["rewards"].items()}
+    with pytest.raises(ValueError, match="best_first needs a reward"):
+        cli_best_of_n.main([*words, "--overwrite_output"])
 
 
 def test_conversations(tiny_model_dir):

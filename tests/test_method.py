@@ -55,16 +55,22 @@ class TestMethod:
         with pytest.raises(ValueError, match="cannot name a method"):
             Method(**{**GOOD, "name": name})
 
-    @pytest.mark.parametrize("name", ["sample", "evaluate", "methods", "env"])
+    @pytest.mark.parametrize("name", ["sample", "best_of_n", "evaluate", "generate", "chat", "methods", "env"])
     def test_name_of_a_command(self, name):
         with pytest.raises(ValueError, match=f"'{name}' is a command"):
             Method(**{**GOOD, "name": name})
 
-    @pytest.mark.parametrize("field", ["config", "trainer"])
+    @pytest.mark.parametrize("field", ["config", "trainer", "decoding"])
     @pytest.mark.parametrize("reference", ["pkg.module.Class", "pkg.module:", ":Class", "pkg:a.b", "", None, int])
     def test_malformed_reference(self, field, reference):
+        if (field, reference) == ("decoding", ""):  # most methods have none
+            assert Method(**GOOD, decoding="").decoding_class() is None
+            return
         with pytest.raises(ValueError, match=f"`{field}` of method 'some_method'"):
             Method(**{**GOOD, field: reference})
+
+    def test_decoding_is_imported_when_asked_for(self):
+        assert Method(**GOOD, decoding="collections:OrderedDict").decoding_class().__name__ == "OrderedDict"
 
     def test_import_class(self):
         assert import_class("collections:OrderedDict").__name__ == "OrderedDict"

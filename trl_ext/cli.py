@@ -17,7 +17,10 @@ from .method import Broken, Discovery, canonical, discover
 # Commands that are no method: what they do, and `main(argv) -> int` of the module that does it.
 _COMMANDS = {
     "sample": ("draw completions for prompts, score them, write a data set", "trl_ext.cli_sample"),
+    "best_of_n": ("draw n completions a prompt and write them, the best first", "trl_ext.cli_best_of_n"),
     "evaluate": ("measure models on prompts: reward, KL, perplexity, diversity", "trl_ext.cli_evaluate"),
+    "generate": ("answer prompts, on the terminal while it is written", "trl_ext.cli_generate"),
+    "chat": ("the same as a conversation", "trl_ext.cli_chat"),
     "methods": ("list the methods and the packages they come from", "trl_ext.cli"),
     "env": ("print what a bug report needs", "trl_ext.cli_env"),
 }
@@ -107,8 +110,8 @@ def _dispatch(word: str, arguments: list[str]) -> int:
         sys.path.append(os.getcwd())
     if word == "methods":
         return _print_methods(arguments)
-    if word in _COMMANDS:
-        return int(importlib.import_module(_COMMANDS[word][1]).main(arguments))
+    if (command := canonical(word)) in _COMMANDS:
+        return int(importlib.import_module(_COMMANDS[command][1]).main(arguments))
     discovery = discover()
     if discovery.find(word) is None:
         raise ValueError(_unknown(word, discovery))

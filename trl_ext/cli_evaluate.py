@@ -5,43 +5,39 @@
 
     trl-ext evaluate --model_name_or_path A B --base_model_name_or_path M --dataset_name prompts.jsonl \\
         --reward_funcs R1 R2 --output_file out.json
+    trl-ext evaluate --model_name_or_path M --best_of_n 4 16 64 --dataset_name prompts.jsonl --reward_funcs R \\
+        --frontier_file frontier.png
+
+What steers a frozen model is measured as well, on the base model: best-of-n, and what installed methods declare as
+their decoding, whose flags are then among those of the command (`trl-ext evaluate --help`).
 
 The file is JSON and has three keys. `settings`: every setting, the number of prompts, versions. `models`: one object
 per model, the base first, with `model` (its name), `reward/<name>`, `kl`, `perplexity`, `distinct_2`,
 `completion_length` and `ended`, each with its standard error under `<key>_se` (`null` where there is no number), and
-`notes` on what is missing and why; a model that failed has `model` and `error`. `completions`: for the first prompts,
-each model's completion and rewards. The file is written anew, in one piece, after every model.
+`notes` on what is missing and why; best-of-n has `kl_bound` where its KL is not measured; one of several settings has
+its `series` and its `extras` (the setting); a model that failed has `model` and `error`. `completions`: for the first
+prompts, each model's completion and rewards. The file is written anew, in one piece, after every model.
 """
 
 import dataclasses
-import gc
-import logging
-import os
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
-import torch
-from rich.console import Console
-from rich.progress import Progress
-
+from .cli_decoding import asked_for, decoding_classes, settings_of
+from .cli_measure import Measurement, complain
 from .cli_models import LoadingArguments, Models
 from .cli_parser import Parser, set_environment
-from .data import DataError, is_conversational
-from .evaluation import untruncated
-from .evaluation_report import Report
-from .loading import load_dataset
-from .models import default_device
+from .data import is_conversational
+from .evaluation_report import Report, check_writable
+from .frontier import check_frontier, frontier, write_frontier
+from .models import adapter_base, default_device
+from .policy import Decoding
+from .prompts import load_prompts
 from .rewards import load_rewards
 from .sampling import GenerationSettings
-
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -71,6 +67,19 @@ class EvaluateArguments:
     )
     reward_model_name_or_path: str | None = field(
         default=None, metadata={"help": "One more sequence classifier, as in `trl grpo`."}
+    )
+    best_of_n: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Measure best-of-n of the base model as well, for each of these n. One draw serves them all."
+        },
+    )
+    reward_weights: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Weights of the rewards in best-of-n's choice, --reward_model_name_or_path first. All 1 by "
+            "default; 0 makes a reward a judge that has no say."
+        },
     )
     dataset_name: str | None = field(
         default=None,
@@ -109,6 +118,10 @@ class EvaluateArguments:
     )
     num_completions_to_print: int = field(default=4, metadata={"help": "Prompts whose completions are shown."})
     output_file: str | None = field(default=None, metadata={"help": "JSON file for the results. It is replaced."})
+    frontier_file: str | None = field(
+        default=None,
+        metadata={"help": "Picture of reward over KL (.png, .svg or .pdf); its points go to a JSON file next to it."},
+    )
 
     def __post_init__(self) -> None:
         self.model_name_or_path = list(dict.fromkeys(self.model_name_or_path))
@@ -119,7 +132,23 @@ class EvaluateArguments:
         for name in ("max_num_prompts", "generation_batch_size", "num_completions_to_print"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}")
+        if min(self.best_of_n or [1]) < 1:
+            raise ValueError(f"`best_of_n` must be at least 1, got {min(self.best_of_n or [])}")
+        if not self.rewards:
+            for name in ("best_of_n", "frontier_file", "reward_weights"):
+                if getattr(self, name):
+                    raise ValueError(f"`{name}` needs a reward: pass --reward_funcs or --reward_model_name_or_path")
+        if self.reward_weights is not None and len(self.reward_weights) != len(self.rewards):
+            raise ValueError(
+                f"`reward_weights` has {len(self.reward_weights)} entries for {len(self.rewards)} rewards"
+            )
         self.settings()
+
+    @property
+    def rewards(self) -> list[str]:
+        """All rewards that are named, in the order of their weights."""
+        first = [self.reward_model_name_or_path] if self.reward_model_name_or_path else []
+        return [*first, *(self.reward_funcs or [])]
 
     def settings(self) -> GenerationSettings:
         """The fields that say how completions are drawn."""
@@ -127,106 +156,76 @@ class EvaluateArguments:
         return GenerationSettings(**{name: getattr(self, name) for name in names})
 
 
-def load_prompts(args: EvaluateArguments) -> list[dict[str, Any]]:
+def run(args: EvaluateArguments, loading: LoadingArguments, decodings: Sequence[Decoding] = ()) -> int:
     """
-    The rows to measure on.
+    Measure every model, then what steers the base; print and write what was found.
 
-    Raises:
-        [`~trl_ext.data.DataError`]: There are several splits and none was chosen, no row, or no column `prompt`.
-    """
-    name, split = str(args.dataset_name), args.dataset_test_split
-    if split is None:
-        splits = load_dataset(name, args.dataset_config)
-        if "test" not in splits and len(splits) != 1:
-            raise DataError(f"{name!r} has the splits {', '.join(splits)}: choose one with --dataset_test_split.")
-        dataset = splits["test"] if "test" in splits else next(iter(splits.values()))
-    else:
-        dataset = load_dataset(name, args.dataset_config, split)
-    if len(dataset) == 0:
-        raise DataError(f"{name!r} has no rows: there is nothing to measure on.")
-    if "prompt" not in dataset.column_names:
-        raise DataError(f"{name!r} has no column 'prompt'; it has {', '.join(map(repr, dataset.column_names))}.")
-    rows = list(dataset.select(range(min(args.max_num_prompts or len(dataset), len(dataset)))))
-    for index, row in enumerate(rows):
-        if not row["prompt"]:
-            raise DataError(f"{name!r}, row {index}: the prompt is empty.")
-    return rows
-
-
-def run(args: EvaluateArguments, loading: LoadingArguments) -> int:
-    """
-    Measure every model, print and write what was found.
+    Args:
+        args ([`EvaluateArguments`]): What to measure, on what, and how.
+        loading ([`~trl_ext.cli_models.LoadingArguments`]): How models are loaded.
+        decodings (`Sequence[Decoding]`, *optional*): What steers the base model; checked.
 
     Returns:
-        `int`: 0; 1 if a model failed or the file could not be written; 130 after Ctrl-C. What was measured before is
+        `int`: 0; 1 if a model failed or a file could not be written; 130 after Ctrl-C. What was measured before is
         printed and written all the same.
     """
-    _check_output(args.output_file)
-    rows = load_prompts(args)
-    specs = [*([args.reward_model_name_or_path] if args.reward_model_name_or_path else []), *(args.reward_funcs or [])]
-    rewards = load_rewards(specs, trust_remote_code=loading.trust_remote_code)
-    models = Models(
-        args.model_name_or_path,
-        loading,
-        base=args.base_model_name_or_path,
-        judge=args.perplexity_model_name_or_path,
-        batch_size=args.generation_batch_size,
-        conversational=is_conversational(rows[0]),
+    check_writable(args.output_file, "output_file")
+    if args.frontier_file is not None:
+        check_frontier(args.frontier_file)
+    rows = load_prompts(
+        str(args.dataset_name), args.dataset_config, args.dataset_test_split, limit=args.max_num_prompts
     )
+    rewards = load_rewards(args.rewards, trust_remote_code=loading.trust_remote_code)
+    models = _models(args, loading, decodings, is_conversational(rows[0]))
     report = Report(
         rows,
-        _settings(args, loading, models.base, len(rows)),
+        {**_settings(args, loading, models.base, len(rows)), **settings_of(decodings)},
         base=models.base,
         path=args.output_file,
         num_completions=args.num_completions_to_print,
     )
-    for name, reason in models.failures.items():
-        _complain(name, reason)
-    settings = args.settings()
-    try:
-        for name in models.names:
-            if name in models.failures:
-                report.fail(name, models.failures[name])
-                continue
-            draws = 1 if name == models.base or settings == untruncated(settings) else 2  # the second is for the KL
-            try:
-                with _progress(name, draws * len(rows)) as progress:
-                    found = models.measure(
-                        name, progress, rows=rows, rewards=rewards, settings=settings, seed=args.seed
-                    )
-                report.add(name, found)
-            except Exception as error:  # whatever it is, the other models' numbers are worth having
-                logger.debug("measuring %s failed", name, exc_info=True)
-                report.fail(name, f"{type(error).__name__}: {error}")
-                _complain(name, f"{type(error).__name__}: {error}")
-                if name == models.base:
-                    break  # the others are measured against it
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-    except KeyboardInterrupt:
-        print("\ntrl-ext evaluate: interrupted; the models below were finished", file=sys.stderr)
-        report.show()
-        return 130
+    status = Measurement(
+        models,
+        report,
+        rows,
+        rewards,
+        settings=args.settings(),
+        seed=args.seed,
+        ns=args.best_of_n or (),
+        reward_weights=args.reward_weights,
+        decodings=decodings,
+    )()
     report.show()
-    return 1 if report.failed else 0
+    if args.frontier_file is not None:
+        try:
+            write_frontier(frontier(report.rows, models.base), args.frontier_file)
+        except (OSError, ValueError) as error:
+            print(f"trl-ext evaluate: error: cannot draw {args.frontier_file}: {error}", file=sys.stderr)
+            report.failed = True
+    return status or int(report.failed)
 
 
-def _check_output(path: str | None) -> None:
-    """Find out before hours of work whether the file can be written."""
-    if path is None:
-        return
-    folder = Path(path).parent
-    if not folder.is_dir():
-        raise ValueError(f"the folder of --output_file does not exist: {folder}")
-    if Path(path).is_dir():
-        raise ValueError(f"--output_file is a folder, name a file in it: {path}")
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"the folder of --output_file cannot be written to: {folder}")
-
-
-def _complain(model: str, reason: str) -> None:
-    print(f"trl-ext evaluate: error: model {model!r}: {reason}", file=sys.stderr)
+def _models(
+    args: EvaluateArguments, loading: LoadingArguments, decodings: Sequence[Decoding], conversational: bool
+) -> Models:
+    base, steered = args.base_model_name_or_path, bool(decodings or args.best_of_n)
+    if base is None and steered and len(args.model_name_or_path) == 1 and not adapter_base(args.model_name_or_path[0]):
+        [base] = args.model_name_or_path
+    models = Models(
+        args.model_name_or_path,
+        loading,
+        base=base,
+        judge=args.perplexity_model_name_or_path,
+        batch_size=args.generation_batch_size,
+        conversational=conversational,
+    )
+    if models.base is None and (steered or args.frontier_file is not None):
+        raise ValueError(
+            "best-of-n, guidance and the frontier are relative to a base model: name it with --base_model_name_or_path"
+        )
+    for name, reason in models.failures.items():
+        complain(name, reason)
+    return models
 
 
 def _settings(
@@ -253,21 +252,11 @@ def _versions() -> dict[str, str | None]:
     return found
 
 
-@contextmanager
-def _progress(name: str, total: int) -> Iterator[Callable[[int], Any]]:
-    """A bar on the terminal's error stream, and one line with the time once the model is done."""
-    start = time.monotonic()
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(f"{Path(name).name}: sampling", total=total)
-        yield lambda done: bar.advance(task, done)
-    print(f"{name}: measured in {time.monotonic() - start:.0f} s", file=sys.stderr)
-
-
 def make_parser(prog: str = "trl-ext evaluate") -> Parser:
     """The parser of the command's flags and YAML file."""
+    own = [EvaluateArguments, LoadingArguments]
     return Parser(
-        [EvaluateArguments, LoadingArguments],
+        [*own, *decoding_classes(own)],
         prog=prog,
         description="Measure models on prompts: rewards, KL to the base model, perplexity, distinct-2, length.",
         epilog="A LoRA adapter is named by its directory. Prints a table; --output_file keeps it as JSON.",
@@ -285,4 +274,5 @@ def main(argv: list[str]) -> int:
         `ValueError`, `OSError` or `ImportError`: Settings that cannot work, found before anything was measured.
     """
     set_environment(argv)
-    return run(*make_parser().parse_args_and_config(argv))
+    args, loading, *decodings = make_parser().parse_args_and_config(argv)
+    return run(args, loading, asked_for(decodings))

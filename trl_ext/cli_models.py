@@ -15,6 +15,7 @@ from trl import ModelConfig
 from .evaluation import Evaluation, evaluate
 from .models import adapter_base, default_device, is_quantized, load_model, quantization_config_from
 from .policy import Policy, model_policy, same_vocabulary
+from .sampler import Source
 from .tokens import load_tokenizer
 
 
@@ -67,6 +68,32 @@ class LoadingArguments:
         if not is_quantized(model) and getattr(model, "hf_device_map", None) is None:
             model = model.to(default_device())
         return model.eval()  # type: ignore[no-any-return]
+
+
+def load_source(name: str, loading: LoadingArguments) -> Source:
+    """A model to sample from, with its tokenizer. Raises `OSError` if there is no such model."""
+    revision = loading.model_revision
+    try:
+        tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=loading.trust_remote_code)
+        return Source(name, tokenizer, loading.load(name, revision))
+    except OSError as error:
+        raise OSError(f"Cannot load the model '{name}': {error}") from error
+
+
+@dataclass(frozen=True)
+class Opened:
+    """
+    A model in memory.
+
+    Args:
+        policy ([`~trl_ext.policy.Policy`]): The model, as evaluation sees it.
+        base ([`~trl_ext.policy.Policy`], *optional*): What its KL is measured to; `policy` itself for the base.
+        model ([`~transformers.PreTrainedModel`]): The model.
+    """
+
+    policy: Policy
+    base: Policy | None
+    model: PreTrainedModel
 
 
 class Models:
@@ -124,14 +151,13 @@ class Models:
         if judge is not None:
             self._judge = self._policy(judge, loading.load(judge, quantise=False), self._tokenizer(judge))
 
-    def measure(self, name: str, progress: Callable[[int], Any] | None = None, **kwargs: Any) -> Evaluation:
+    def open(self, name: str, progress: Callable[[int], Any] | None = None) -> "Opened":
         """
-        Load a model, measure it and let it go.
+        Load a model. It goes when what is returned does.
 
         Args:
             name (`str`): One of `names`; the base comes before the others.
             progress (`Callable`, *optional*): Called with the number of prompts just answered, after each batch.
-            kwargs: What to measure, for [`~trl_ext.evaluation.evaluate`].
         """
         model = self.loading.load(name, revision=self._revision(name))
         policy = self._policy(name, model, self.tokenizers[name], progress=progress)
@@ -144,6 +170,10 @@ class Models:
             base = self._policy(self.base, model, self.tokenizers[self.base], use_adapter=False)
         elif self._base_of_all:
             base = self._base
+        return Opened(policy, base, model)
+
+    def measure(self, policy: Policy, base: Policy | None, **kwargs: Any) -> Evaluation:
+        """[`~trl_ext.evaluation.evaluate`] with the judge of these models."""
         return evaluate(policy, base=base, judge=self._judge, **kwargs)
 
     def _policy(self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **kwargs: Any) -> Policy:

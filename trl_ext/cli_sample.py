@@ -23,15 +23,14 @@ from typing import Any
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from .cli_models import LoadingArguments
+from .cli_models import LoadingArguments, load_source
 from .cli_parser import Parser, set_environment
 from .data import DataError
 from .rewards import load_rewards
 from .sample_file import SampleFile, rows_fingerprint, weights_fingerprint
 from .sample_rows import load_rows
-from .sampler import Sampler, Source, losses
+from .sampler import Sampler, losses
 from .sampling import DIVERSE_BEAM_SEARCH, GenerationSettings
-from .tokens import load_tokenizer
 
 
 _EPILOG = (
@@ -113,6 +112,9 @@ class SampleArguments:
         default=DIVERSE_BEAM_SEARCH,
         metadata={"help": "Hub repository, or directory with a copy of it, that has the diverse beam search."},
     )
+    best_first: bool = field(
+        default=False, metadata={"help": "Whether the completions of a row come with the best score first."}
+    )
     deduplicate: bool = field(
         default=False, metadata={"help": "Whether to keep one of several equal completions of a prompt."}
     )
@@ -137,6 +139,8 @@ class SampleArguments:
         for name, least in (("max_num_prompts", 0), ("generation_batch_size", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        if self.best_first and not self.rewards:
+            raise ValueError("best_first needs a reward: pass --reward_model_name_or_path or --reward_funcs.")
         if self.reward_weights is not None and len(self.reward_weights) != len(self.rewards):
             raise ValueError(
                 f"reward_weights has {len(self.reward_weights)} entries for {len(self.rewards)} rewards "
@@ -182,9 +186,9 @@ def _settings(args: SampleArguments, loading: SampleLoadingArguments, dataset: D
     return settings
 
 
-def run(args: SampleArguments, loading: SampleLoadingArguments) -> int:
+def run(args: SampleArguments, loading: SampleLoadingArguments, prog: str = "trl-ext sample") -> int:
     """
-    Sample, score and write.
+    Sample, score and write. `prog` is the command, for messages.
 
     Returns:
         `int`: 0; 130 after Ctrl-C. What was written before stays, and the same call goes on from there.
@@ -212,6 +216,7 @@ def run(args: SampleArguments, loading: SampleLoadingArguments) -> int:
         args.reward_weights,
         own_columns,
         deduplicate=args.deduplicate,
+        best_first=args.best_first,
         seed=args.seed,
         batch_size=args.generation_batch_size,
         name_sources=len(args.model_name_or_path) + len(own_columns) > 1 or "sources" in dataset.column_names,
@@ -220,7 +225,7 @@ def run(args: SampleArguments, loading: SampleLoadingArguments) -> int:
         seconds = _sample(sampler, dataset, file, 4 * max(1, args.generation_batch_size // args.num_generations))
     except BaseException as error:
         where = f"{file.rows_path} has {file.rows} whole rows" if file.rows else "no row was written yet"
-        print(f"\ntrl-ext sample: stopped; {where}. The same command goes on from there.", file=sys.stderr)
+        print(f"\n{prog}: stopped; {where}. The same command goes on from there.", file=sys.stderr)
         if isinstance(error, KeyboardInterrupt):
             return 130
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -230,16 +235,6 @@ def run(args: SampleArguments, loading: SampleLoadingArguments) -> int:
         raise DataError(f"no row is left of {len(dataset)}: {losses(file.totals)}.")
     print(_summary(file, seconds))
     return 0
-
-
-def load_source(name: str, loading: SampleLoadingArguments) -> Source:
-    """A model to sample from, with its tokenizer. Raises `OSError` if there is no such model."""
-    revision = loading.model_revision
-    try:
-        tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=loading.trust_remote_code)
-        return Source(name, tokenizer, loading.load(name, revision))
-    except OSError as error:
-        raise OSError(f"Cannot load the model '{name}': {error}") from error
 
 
 def _sample(sampler: Sampler, dataset: Dataset, file: SampleFile, step: int) -> float:

@@ -21,7 +21,7 @@ from .data import DataError, is_conversational
 from .metrics import distinct_n_and_se, mean_and_se, perplexity_and_se, response_kl
 from .models import is_peft_model
 from .policy import Policy, can_read, model_policy
-from .rewards import Reward, score
+from .rewards import Reward, RewardTable, score
 from .sampling import Completion, GenerationSettings
 from .tokens import encode_prompt
 
@@ -34,7 +34,8 @@ class Evaluation:
     Parameters:
         metrics (`dict[str, float | None]`):
             `reward/<name>`, `kl`, `perplexity`, `distinct_2`, `completion_length` and `ended`, each followed by its
-            standard error `<key>_se`. `None` where there is no number; `notes` says why.
+            standard error `<key>_se`. `None` where there is no number; `notes` says why. A policy whose KL is only
+            known to be below a number has that as `kl_bound`.
         notes (`dict[str, str]`):
             Why a metric is missing, or on how little it rests.
         completions (`list[list[Completion]]`):
@@ -126,10 +127,13 @@ def evaluate(
     - `reward/<name>`: [`~trl_ext.metrics.mean_and_se`] of each reward of the completions.
     - `kl`: mean of [`~trl_ext.metrics.response_kl`] to `base`, in nats per response of at most `max_completion_length`
       tokens. The responses are the policy's own at temperature 1 without any truncation: a second draw, unless
-      `settings` ask for just that. Exactly 0 where `base` is `policy`.
+      `settings` ask for just that. Exactly 0 where `base` is `policy`. A policy that has a `kl_bound` instead of
+      log-probabilities gets that as a metric of this name.
     - `perplexity`: [`~trl_ext.metrics.perplexity_and_se`] of the completions under `judge`, given their prompts. A
       judge with another vocabulary reads the completions' text; its perplexity is per token of its own.
-    - `distinct_2`: [`~trl_ext.metrics.distinct_n_and_se`] of the completions' tokens.
+    - `distinct_2`: [`~trl_ext.metrics.distinct_n_and_se`] of the completions' tokens; of the first
+      `num_generations` where a policy returns more of them for the sake of the other metrics, as it falls with the
+      number of completions.
     - `completion_length`: tokens of a completion, its end token included.
     - `ended`: share of completions that ended by an end token within `max_completion_length`.
 
@@ -160,7 +164,7 @@ def evaluate(
     _measure_rewards(result, rows, rewards)
     _measure_kl(result, policy, base, prompt_ids, settings, seed)
     _measure_perplexity(result, policy, judge or base, rows, prompt_ids)
-    result.record("distinct_2", distinct_n_and_se(ids))
+    result.record("distinct_2", distinct_n_and_se([row[: settings.num_generations] for row in ids]))
     result.record("completion_length", mean_and_se([[float(len(x)) for x in row] for row in ids]))
     result.record("ended", mean_and_se([[float(x.ended) for x in row] for row in result.completions]))
     if len(rows) == 1:
@@ -182,20 +186,41 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _measure_rewards(result: Evaluation, rows: Sequence[dict[str, Any]], rewards: Sequence[Reward]) -> None:
-    if not rewards:
-        return
-    flat = [(row, completion) for row, drawn in zip(rows, result.completions, strict=True) for completion in drawn]
+def score_completions(
+    rows: Sequence[dict[str, Any]],
+    completions: Sequence[Sequence[Completion]],
+    rewards: Sequence[Reward],
+    weights: Sequence[float] | None = None,
+) -> RewardTable:
+    """
+    The rewards of each completion of each row, all in one list, in the form and with the columns of the rows.
+
+    Args:
+        rows (`Sequence[dict[str, Any]]`): Rows with a `prompt`, and whatever columns the rewards take.
+        completions (`Sequence[Sequence[Completion]]`): The completions of each row.
+        rewards (`Sequence[Reward]`): From [`~trl_ext.rewards.load_rewards`].
+        weights (`Sequence[float]`, *optional*): One a reward, 1 by default.
+
+    Raises:
+        [`~trl_ext.rewards.RewardError`]: A reward function failed.
+    """
+    flat = [(row, completion) for row, drawn in zip(rows, completions, strict=True) for completion in drawn]
     chat = is_conversational(rows[0])
     names = [name for name in rows[0] if name not in ("prompt", "completion", "completions", "completion_ids")]
-    table = score(
+    return score(
         rewards,
-        None,
+        weights,
         [row["prompt"] for row, _ in flat],
         [[{"role": "assistant", "content": x.text}] if chat else x.text for _, x in flat],
         completion_ids=[x.ids for _, x in flat],
         columns={name: [row.get(name) for row, _ in flat] for name in names},
     )
+
+
+def _measure_rewards(result: Evaluation, rows: Sequence[dict[str, Any]], rewards: Sequence[Reward]) -> None:
+    if not rewards:
+        return
+    table = score_completions(rows, result.completions, rewards)
     for name, values in table.by_name.items():
         key = f"reward/{name}"
         result.rewards[name] = _regroup(values, result.completions)
@@ -216,6 +241,9 @@ def _measure_kl(
         return result.record("kl", (0.0, 0.0))
     if base is None:
         return result.leave_out("kl", "no base model was named")
+    if policy.logps is None and policy.kl_bound is not None:
+        result.metrics["kl_bound"] = policy.kl_bound
+        return result.leave_out("kl", f"not measured; at most {policy.kl_bound:.2f} nats")
     if policy.logps is None or base.logps is None:
         return result.leave_out("kl", "it has no log-probabilities" if policy.logps is None else "the base has none")
     unreadable = f"{base.name} has another vocabulary"

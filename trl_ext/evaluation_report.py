@@ -42,7 +42,7 @@ class Report:
 
     Attributes:
         rows (`list[dict]`): For each model `model`, the metrics of its [`~trl_ext.evaluation.Evaluation`] and `notes`,
-            or `model` and `error`.
+            where it is one of several settings `series` and `extras`; or `model` and `error`.
         failed (`bool`): Whether a model could not be measured or the file not be written.
     """
 
@@ -61,10 +61,11 @@ class Report:
         self.failed = False
         self._evaluations: dict[str, Evaluation] = {}
 
-    def add(self, model: str, found: Evaluation) -> None:
-        """Take in a measured model and write the file."""
+    def add(self, model: str, found: Evaluation, *, series: str = "", extras: Mapping[str, Any] | None = None) -> None:
+        """Take in a measured model, with the `series` and `extras` of its policy, and write the file."""
         self._evaluations[model] = found
-        self.rows.append({"model": model, **found.metrics, "notes": found.notes})
+        of_policy = {key: value for key, value in (("series", series), ("extras", dict(extras or {}))) if value}
+        self.rows.append({"model": model, **of_policy, **found.metrics, "notes": found.notes})
         self._write()
 
     def fail(self, model: str, reason: str) -> None:
@@ -123,6 +124,24 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def check_writable(path: str | None, flag: str) -> None:
+    """
+    Find out before hours of work whether a file can be written.
+
+    Raises:
+        `ValueError`: Its folder does not exist or cannot be written to, or it is a folder itself.
+    """
+    if path is None:
+        return
+    folder = Path(path).parent
+    if not folder.is_dir():
+        raise ValueError(f"the folder of --{flag} does not exist: {folder}")
+    if Path(path).is_dir():
+        raise ValueError(f"--{flag} is a folder, name a file in it: {path}")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"the folder of --{flag} cannot be written to: {folder}")
+
+
 def write_json(path: str, data: Any) -> None:
     """
     Write `data` to `path` in one piece: whatever happens, there is the old file or the new one.
@@ -155,6 +174,8 @@ def _models_table(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) 
         table.add_column(Text(_HEADINGS.get(key, key.replace("/", "\n", 1))), justify="right", overflow="fold")
     for row in rows:
         cells = ["failed"] if "error" in row else [_cell(row.get(key), row.get(f"{key}_se")) for key in keys]
+        if "kl_bound" in row:
+            cells[keys.index("kl")] = f"≤ {row['kl_bound']:.2f}"
         table.add_row(Text(labels[row["model"]]), *cells)
     return table
 

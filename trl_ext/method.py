@@ -24,7 +24,7 @@ GROUP = "trl_ext.methods"
 OWN_PACKAGE = "trl-ext"
 
 # Words of the command line; a method of that name could not be reached.
-RESERVED = ("sample", "evaluate", "methods", "env", "help")
+RESERVED = ("sample", "best_of_n", "evaluate", "generate", "chat", "methods", "env", "help")
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -48,6 +48,11 @@ class Method:
             `"package.module:Class"` of the trainer.
         columns (`tuple[str, ...]`, *optional*, defaults to `()`):
             Columns that its data set must have.
+        decoding (`str`, *optional*, defaults to `""`):
+            `"package.module:Class"` of its [`~trl_ext.policy.Decoding`]: how what it trains answers prompts together
+            with a frozen model. Empty where what it trains is an ordinary language model.
+        exports (`tuple[str, ...]`, *optional*, defaults to `()`):
+            `"package.module:Name"` of its further public names: `from trl_ext import Name` finds them too.
 
     Raises:
         `ValueError`: a malformed or reserved name, or a reference that is not `"package.module:Class"`.
@@ -59,6 +64,8 @@ class Method:
     config: str
     trainer: str
     columns: tuple[str, ...] = ()
+    decoding: str = ""
+    exports: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -67,17 +74,22 @@ class Method:
             )
         if self.name in RESERVED:
             raise ValueError(f"{self.name!r} is a command of trl-ext and cannot be the name of a method.")
-        for field in ("config", "trainer"):
+        for field in ("config", "trainer", *(["decoding"] if self.decoding != "" else [])):
             reference = getattr(self, field)
             if not isinstance(reference, str) or not _REFERENCE.fullmatch(reference):
                 raise ValueError(
                     f"`{field}` of method {self.name!r} must be a string 'package.module:Class', got {reference!r}."
                 )
+        for reference in self.exports:
+            if not isinstance(reference, str) or not _REFERENCE.fullmatch(reference):
+                raise ValueError(
+                    f"`exports` of method {self.name!r} must be strings 'package.module:Name', got {reference!r}."
+                )
 
     @property
     def class_names(self) -> dict[str, str]:
         """Name of each public class of the method -> the reference to it."""
-        return {reference.rpartition(":")[2]: reference for reference in (self.config, self.trainer)}
+        return {reference.rpartition(":")[2]: reference for reference in (self.config, self.trainer, *self.exports)}
 
     def config_class(self) -> type:
         """Import and return the config class."""
@@ -86,6 +98,10 @@ class Method:
     def trainer_class(self) -> type:
         """Import and return the trainer class."""
         return import_class(self.trainer)
+
+    def decoding_class(self) -> type | None:
+        """Import and return the class of its decoding, if it has one."""
+        return import_class(self.decoding) if self.decoding else None
 
 
 @dataclass(frozen=True)

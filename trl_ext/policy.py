@@ -1,12 +1,16 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Whatever answers prompts, as evaluation sees it: a name, a tokenizer and two callables."""
+"""Whatever answers prompts, as evaluation and `trl-ext generate` see it: a name, a tokenizer and a few callables.
+
+[`Policy`] is what is measured and what answers. [`Decoding`] is how a method makes policies from a frozen model and
+what it trained.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -14,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .logprobs import LogProbs, completion_logps
 from .models import adapter_disabled
 from .sampling import Completion, GenerationSettings, generate, pad_token_id
+from .streaming import TextStream
 
 
 @dataclass(frozen=True)
@@ -33,12 +38,79 @@ class Policy:
             `(prompt_ids, completion_ids) -> logps`: for each completion of each prompt the log-probabilities of its
             tokens, in nats, a tensor of shape `(T,)`, under the distribution that `generate` draws from at temperature
             1. Without it the KL is left out.
+        stream (`Callable`, *optional*):
+            `(prompt_ids, settings, show) -> completion`: one [`~trl_ext.sampling.Completion`] of one prompt, drawn as
+            `generate` draws; the settings ask for one. `show` is called with each new piece of its text as soon as
+            that is certain; the pieces add up to the completion's text. Without it the answer is shown when it is
+            complete.
+        extras (`dict[str, Any]`, *optional*):
+            What the report writes beside the metrics: the settings that tell this policy from its siblings (such as
+            `{"beta": 2.0}`). Values must have a form in JSON.
+        kl_bound (`float`, *optional*):
+            Upper bound of the KL to the model that it draws from, in nats a response, of a policy without `logps`.
+        series (`str`, *optional*, defaults to `""`):
+            Line of the reward-KL frontier that it is a point of. By default it is a line of its own.
     """
 
     name: str
     tokenizer: PreTrainedTokenizerBase
     generate: Callable[[list[list[int]], GenerationSettings], list[list[Completion]]]
     logps: Callable[[list[list[int]], list[list[list[int]]]], list[list[torch.Tensor]]] | None = None
+    stream: Callable[[list[int], GenerationSettings, Callable[[str], None]], Completion] | None = None
+    extras: dict[str, Any] = field(default_factory=dict)
+    kl_bound: float | None = None
+    series: str = ""
+
+
+@runtime_checkable
+class Decoding(Protocol):
+    """
+    How what a method trained answers prompts together with a frozen model.
+
+    A method names its class in [`~trl_ext.Method`]'s `decoding`. The class is a dataclass whose fields all have
+    defaults, with a `help` in their metadata: they become flags of `trl-ext evaluate` and `trl-ext generate`, so their
+    names must differ from the flags that are there and from those of other methods. Making an instance must load
+    nothing, and its module must import fast.
+    """
+
+    @property
+    def active(self) -> bool:
+        """Whether the user asked for it, that is, set its main field. Nothing else is called if not."""
+
+    def check(self) -> None:
+        """
+        Called before anything is loaded.
+
+        Raises:
+            `ValueError`: A setting is out of its range, or two of them contradict each other. The message names the
+                field and says what to do.
+        """
+
+    def policies(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str,
+        batch_size: int,
+        progress: Callable[[int], Any] | None = None,
+    ) -> list[Policy]:
+        """
+        Load what the settings name and make one [`Policy`] a setting, such as one a weight.
+
+        The policies share what was loaded, and are used one after the other, in any order, while `model` stays as it
+        is. They have different names, their settings in `extras`, and one `series`.
+
+        Args:
+            model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The frozen model, in evaluation mode.
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
+            name (`str`): What tables call the model; names of the policies start with it.
+            batch_size (`int`): Sequences that may be generated or scored at once.
+            progress (`Callable`, *optional*): To be called with the number of prompts just answered, after each batch.
+
+        Raises:
+            `ValueError` or `OSError`: Something cannot be loaded, or does not fit the model.
+        """
 
 
 def model_policy(
@@ -79,7 +151,14 @@ def model_policy(
                 model, prompt_ids, completion_ids, pad_token_id=pad, batch_size=batch_size, log_probs=rows
             )
 
-    return Policy(name=name, tokenizer=tokenizer, generate=sample, logps=logps)
+    def stream(ids: list[int], settings: GenerationSettings, show: Callable[[str], None]) -> Completion:
+        streamer = TextStream(tokenizer, show)
+        with adapter():
+            [[completion]] = generate(model, tokenizer, [ids], settings, streamer=streamer)
+        streamer.finish(completion.text)
+        return completion
+
+    return Policy(name=name, tokenizer=tokenizer, generate=sample, logps=logps, stream=stream)
 
 
 def same_vocabulary(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:

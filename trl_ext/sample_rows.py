@@ -173,6 +173,7 @@ def scored_rows(
     *,
     used_columns: Sequence[str] = (),
     name_sources: bool = False,
+    best_first: bool = False,
 ) -> list[dict[str, Any]]:
     """
     Rows of the schema: `prompt`, `completions`, `scores`, `ended`, and the other columns of the data set.
@@ -187,6 +188,8 @@ def scored_rows(
         weights (`list[float]`, *optional*): One a reward, 1 by default.
         used_columns (`Sequence[str]`, *optional*): Columns of the data set that have become completions.
         name_sources (`bool`, *optional*, defaults to `False`): Whether a column `sources` says where each comes from.
+        best_first (`bool`, *optional*, defaults to `False`): Whether the best score comes first; equals keep their
+            order.
 
     Raises:
         [`~trl_ext.rewards.RewardError`]: A reward function failed.
@@ -211,6 +214,8 @@ def scored_rows(
         kept = [n for n in numbers if not rewards or not math.isnan(table.total[n])]
         if not kept:
             continue
+        if rewards and best_first:
+            kept.sort(key=lambda n: -table.total[n])
         new = {"prompt": row["prompt"], "completions": [answers[n].content for n in kept]}
         if rewards:
             new["scores"] = [table.total[n] for n in kept]

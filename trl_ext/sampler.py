@@ -84,6 +84,7 @@ class Sampler:
         seed (`int`): Seed of the draws.
         batch_size (`int`): Sequences that a model writes at once.
         name_sources (`bool`): Whether a column `sources` says where each completion comes from.
+        best_first (`bool`): Whether the completions of a row come with the best score first.
     """
 
     sources: list[Source]
@@ -95,6 +96,7 @@ class Sampler:
     seed: int = 42
     batch_size: int = 128
     name_sources: bool = False
+    best_first: bool = False
 
     def __call__(
         self, rows: Sequence[dict[str, Any]], start: int, progress: Callable[[int], Any] = lambda done: None
@@ -138,6 +140,7 @@ class Sampler:
             self.weights,
             used_columns=self.own_columns,
             name_sources=self.name_sources,
+            best_first=self.best_first,
         )
         return Batch(made, _totals(made, groups, too_long=len(rows) - len(fits), tokens=tokens))
 

@@ -1,0 +1,41 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The prompts of a data set, for what answers them and trains nothing."""
+
+from typing import Any
+
+from .data import DataError
+from .loading import load_dataset
+
+
+def load_prompts(
+    name: str, config: str | None = None, split: str | None = None, *, limit: int = 0
+) -> list[dict[str, Any]]:
+    """
+    Rows with a `prompt`, and whatever other columns there are.
+
+    Args:
+        name (`str`), config (`str`, *optional*): See [`~trl_ext.loading.load_dataset`].
+        split (`str`, *optional*): The split. By default `test`, or the only one there is.
+        limit (`int`, *optional*, defaults to `0`): Take the first so many rows (`0`: all).
+
+    Raises:
+        [`~trl_ext.data.DataError`]: There are several splits and none was chosen, no row, or no column `prompt`.
+    """
+    if split is None:
+        splits = load_dataset(name, config)
+        if "test" not in splits and len(splits) != 1:
+            raise DataError(f"{name!r} has the splits {', '.join(splits)}: choose one with --dataset_test_split.")
+        dataset = splits["test"] if "test" in splits else next(iter(splits.values()))
+    else:
+        dataset = load_dataset(name, config, split)
+    if len(dataset) == 0:
+        raise DataError(f"{name!r} has no rows: there are no prompts.")
+    if "prompt" not in dataset.column_names:
+        raise DataError(f"{name!r} has no column 'prompt'; it has {', '.join(map(repr, dataset.column_names))}.")
+    rows = list(dataset.select(range(min(limit or len(dataset), len(dataset)))))
+    for index, row in enumerate(rows):
+        if not row["prompt"]:
+            raise DataError(f"{name!r}, row {index}: the prompt is empty.")
+    return rows
