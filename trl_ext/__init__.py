@@ -4,8 +4,8 @@
 """Alignment methods that TRL does not have, as trainers that behave like TRL's.
 
 Every name is imported when it is first used: `import trl_ext` costs milliseconds and imports no torch. The classes
-of the methods, `<Method>Trainer` and `<Method>Config`, are those that installed packages declare (see
-[`trl_ext.method`]).
+of the methods, `<Method>Trainer`, `<Method>Config` and what else a method exports, are those that installed packages
+declare (see [`trl_ext.method`]).
 """
 
 import importlib
@@ -16,11 +16,14 @@ from typing import Any
 # Public names that belong to no method -> the file that has them.
 _SHARED = {
     "DataError": "data",
+    "Decoding": "policy",
     "Discovery": "method",
     "ExtConfig": "config",
     "GenerationSettings": "sampling",
     "Method": "method",
+    "Policy": "policy",
     "RewardError": "rewards",
+    "best_of_n": "best_of",
     "discover": "method",
     "evaluate_model": "evaluation",
     "load_dataset": "loading",

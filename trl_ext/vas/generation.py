@@ -1,0 +1,435 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Decoding: a frozen model's logits, moved by what value models think of the likeliest next tokens.
+
+N sequences, P tokens of a prompt, S columns of the sequences so far, k candidates for the next token, H heads, V
+vocabulary.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..models import is_peft_model, quantization_config_from
+from ..policy import Policy
+from ..retokenize import Retokenizer, TextReader, vocabulary_difference
+from ..steering import steered_policy
+from ..tokens import load_tokenizer
+from ..tree_follow import Follower, PromptMask
+from ..weights import RowWeights, parse_weights
+from .model import ValueModel, vocabulary_digest
+
+
+Beta = float | Mapping[str, float] | Sequence[float | Mapping[str, float]]
+
+
+class ValueAugmentedLogitsProcessor(LogitsProcessor):
+    r"""
+    Moves the logits of the `top_k` likeliest tokens by what value models expect after them.
+
+    Reference code: with the candidates K, the `top_k` likeliest tokens, and v_a the value of the text with a at its
+    end, the logit of each a in K is raised by beta (v_a - mean over K of v); other tokens keep theirs. With several
+    heads the sum over them is added, K being taken once. Goes into `generate(..., logits_processor=[...])` of any
+    causal language model; temperature, top-p and the like come after it.
+
+    One forward a token, over the k candidates on the value model's own cache (see [`~trl_ext.tree.Tree`]). One
+    processor may serve one `generate` after another: it notices what is new.
+
+    Args:
+        value_model ([`ValueModel`] or `dict[str, ValueModel]`):
+            Value models. In a dictionary a model of one head is a head of the model's name; the heads of others are
+            called `"name/head"`, or `"head"` where there is only one of that name. Without it, heads have their names.
+        beta (`float`, `dict[str, float]` or a sequence of those, *optional*, defaults to `3.0`):
+            Weight of a head's values (3 is the reference code's). A number where there is one head, else a weight a
+            head (heads left out weigh 0). A list has one for each sequence of the batch, or for each prompt. Negative
+            weights steer away. May be assigned between calls. A beam search adds up scores that are not normalised,
+            unless `renormalize_logits=True` is passed to `generate`.
+        top_k (`int`, *optional*, defaults to `20`):
+            Candidates (20 is the reference code's).
+        pad_token_id (`int`, *optional*):
+            What rows are padded with on the left. By default the `tokenizer`'s, or the value model's.
+        attention_mask (`torch.Tensor` of shape `(N, P)`, *optional*):
+            Says what is padding in the prompts that come first. Without it, or with other prompts, it is the run of
+            `pad_token_id` that rows begin with; where that token also is the start or end of a text, a run that all
+            rows begin with is text.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            The language model's, to be compared with those of the value models.
+        value_tokenizer ([`~transformers.PreTrainedTokenizerBase`] or `dict` of those, *optional*):
+            The value models'. By default what they remember of theirs is compared.
+        retokenize (`bool`, *optional*, defaults to `False`):
+            Whether value models of another vocabulary read the text in their own tokens, each candidate from the first
+            token on: some fifty times slower. Needs `tokenizer` and `value_tokenizer`.
+
+    Attributes:
+        heads (`tuple[str, ...]`): Names that `beta` may have.
+        value_calls (`int`), value_tokens (`int`): Forwards of value models so far, and tokens fed in them.
+
+    Raises:
+        `ValueError`: `top_k` is not positive, `beta` is not finite or names a head that does not exist, or a
+            vocabulary differs; when called, `top_k` is larger than the vocabulary, `beta` does not fit the batch, or a
+            row has no tokens.
+    """
+
+    def __init__(
+        self,
+        value_model: ValueModel | Mapping[str, ValueModel],
+        beta: Beta = 3.0,
+        top_k: int = 20,
+        *,
+        pad_token_id: int | None = None,
+        attention_mask: torch.Tensor | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        value_tokenizer: PreTrainedTokenizerBase | Mapping[str, PreTrainedTokenizerBase] | None = None,
+        retokenize: bool = False,
+    ) -> None:
+        if top_k < 1:
+            raise ValueError(f"`top_k` must be at least 1, got {top_k}: without candidates there is nothing to guide.")
+        models = dict(value_model) if isinstance(value_model, Mapping) else {"": value_model}
+        if not models:
+            raise ValueError("`value_model` is an empty dictionary.")
+        others = value_tokenizer if isinstance(value_tokenizer, Mapping) else dict.fromkeys(models, value_tokenizer)
+        if retokenize and (tokenizer is None or None in map(others.get, models)):
+            raise ValueError("`retokenize` needs `tokenizer` and a `value_tokenizer` for each value model.")
+        self.guides: list[_Guide] = []
+        for name, model in models.items():
+            other, fault = others.get(name), ""
+            if tokenizer is not None:
+                fault = _vocabulary_fault(tokenizer, other or model, name)
+            if fault and not retokenize:
+                raise ValueError(fault)
+            translator = Retokenizer(tokenizer, other) if fault and tokenizer and other else None
+            self.guides.append(_Guide(model, name, sum(len(g.heads) for g in self.guides), translator))
+            self.guides[-1].checked = tokenizer is not None
+        self.heads = tuple(head for guide in self.guides for head in guide.heads)
+        self.top_k = top_k
+        self.beta = beta
+        config = tokenizer or next(iter(models.values())).config.get_text_config()
+        ends = [config.bos_token_id, *(e if isinstance(e := config.eos_token_id, list) else [e])]
+        pad = config.pad_token_id if pad_token_id is None else pad_token_id
+        self._mask = PromptMask(attention_mask, pad, also_text=pad in ends)
+
+    @property
+    def beta(self) -> Any:
+        """The weights, as they were given; assign new ones rather than changing these."""
+        return self._beta
+
+    @beta.setter
+    def beta(self, value: Any) -> None:
+        bare = [head.rpartition("/")[2] for head in self.heads]
+        aliases = {name: full for name, full in zip(bare, self.heads, strict=True) if bare.count(name) == 1}
+        aliases = {name: full for name, full in aliases.items() if name not in self.heads}
+        self._weights = RowWeights(value, self.heads, aliases=aliases, field="beta")
+        self._beta = value
+
+    @property
+    def attention_mask(self) -> torch.Tensor | None:
+        """The mask of the prompts that come first."""
+        return self._mask.given
+
+    @attention_mask.setter
+    def attention_mask(self, value: torch.Tensor | None) -> None:
+        self._mask = PromptMask(value, self._mask.pad_token_id, also_text=self._mask.also_text)
+        self.reset()
+
+    @property
+    def value_calls(self) -> int:
+        """Forwards of value models so far."""
+        return sum(guide.reader.calls for guide in self.guides)
+
+    @property
+    def value_tokens(self) -> int:
+        """Tokens fed to value models so far, padding included."""
+        return sum(guide.reader.tokens for guide in self.guides)
+
+    def reset(self) -> None:
+        """Give back the memory of the value models' caches."""
+        for guide in self.guides:
+            guide.reset()
+
+    @torch.no_grad()
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        n, vocabulary = scores.shape
+        if self.top_k > vocabulary:
+            raise ValueError(f"`top_k` is {self.top_k}, but the vocabulary has only {vocabulary} tokens.")
+        weights_NH = self._weights.tensor(n, scores.device)
+        if not self._weights.any():
+            return scores
+        top_Nk, candidates_Nk = scores.topk(self.top_k)
+        possible_Nk = top_Nk > -torch.inf  # another processor may have left fewer than k
+        added_Nk = torch.zeros_like(top_Nk, dtype=torch.float32)
+        for guide in self.guides:
+            if self._weights.any(guide.columns):
+                values_NkH = guide.values(input_ids, candidates_Nk, self._mask, vocabulary).to(scores.device)
+                centred_NkH = _centred(values_NkH, possible_Nk)
+                added_Nk += (centred_NkH * weights_NH[:, None, guide.columns]).sum(-1)
+        return scores.scatter_add(1, candidates_Nk, added_Nk.to(scores.dtype))
+
+
+def _centred(values_NkH: torch.Tensor, possible_Nk: torch.Tensor) -> torch.Tensor:
+    """Values less their mean over the candidates that are possible; 0 for the others."""
+    possible = possible_Nk[..., None]
+    mean = values_NkH.masked_fill(~possible, 0.0).sum(1, keepdim=True) / possible.sum(1, keepdim=True).clamp(min=1)
+    return (values_NkH - mean).masked_fill(~possible, 0.0)
+
+
+class _Guide:
+    """One value model, and where its heads are among all."""
+
+    def __init__(self, model: ValueModel, name: str, first: int, retokenizer: Retokenizer | None) -> None:
+        self.model, self.retokenizer, self.checked = model, retokenizer, False
+        names = list(model.head_names)
+        self.heads = names if not name else [name] if len(names) == 1 else [f"{name}/{head}" for head in names]
+        self.columns = slice(first, first + len(names))
+        self.vocabulary = model.config.get_text_config().vocab_size
+        self.device = next(model.parameters()).device
+        self.reader: Follower | TextReader
+        if retokenizer is None:
+            self.reader = Follower(model.backbone)
+        else:
+            self.reader = TextReader(model.backbone, retokenizer)
+
+    def reset(self) -> None:
+        if isinstance(self.reader, Follower):
+            self.reader.reset()
+
+    def values(self, ids: torch.Tensor, candidates: torch.Tensor, mask_of: Any, vocabulary: int) -> torch.Tensor:
+        """Values of the text with each candidate at its end, of shape (N, k, H)."""
+        if isinstance(self.reader, TextReader):
+            hidden = self.reader.branch(ids, mask_of(ids), candidates)
+        else:
+            if vocabulary != self.vocabulary:
+                self._check(ids, candidates, vocabulary)
+            hidden = self.reader.branch(ids.to(self.device), candidates.to(self.device), mask_of)
+        return self.model.value_of(hidden)
+
+    def _check(self, ids: torch.Tensor, candidates: torch.Tensor, vocabulary: int) -> None:
+        """Some models pad their vocabulary; then the tokenizers must say that it is one, and padding never occurs."""
+        if not self.checked:
+            raise ValueError(
+                f"The language model has {vocabulary} tokens and the value model {self.vocabulary}. If their "
+                "tokenizers are the same nevertheless, pass them (`tokenizer=`, `value_tokenizer=`), to be compared; "
+                "if not, add `retokenize=True`, which is slow."
+            )
+        largest = int(torch.cat([ids, candidates], 1).max())
+        if largest >= self.vocabulary:
+            raise ValueError(
+                f"Token {largest} is not in the vocabulary of the value model ({self.vocabulary} tokens)."
+            )
+
+
+# ------------------------------------------------------------------------------------------------------ vocabularies
+
+
+def _vocabulary_fault(tokenizer: PreTrainedTokenizerBase, other: Any, name: str = "") -> str:
+    who = f"value model {name!r}" if name else "value model"
+    advice = (
+        "Use a value model that was trained with the language model's tokenizer, or let it read the text in its own "
+        "tokens, which is slow: `retokenize=True` with `tokenizer` and `value_tokenizer`."
+    )
+    if not isinstance(other, PreTrainedTokenizerBase):
+        config = other.config
+        if not config.vocabulary or config.vocabulary == vocabulary_digest(tokenizer):
+            return ""
+        whose = f" ({config.tokenizer_name})" if config.tokenizer_name else ""
+        return f"The {who} was trained with another vocabulary{whose} than the language model's. {advice}"
+    difference = vocabulary_difference(tokenizer, other)
+    if difference is None:
+        return ""
+    token, mine, its = difference
+    return (
+        f"The {who} has another vocabulary than the language model: token {token} is {its!r} for it and {mine!r} for "
+        f"the language model. {advice}"
+    )
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, other: "PreTrainedTokenizerBase | ValueModel") -> None:
+    """
+    Check that token ids mean the same to a language model and to a value model.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The language model's.
+        other ([`~transformers.PreTrainedTokenizerBase`] or [`ValueModel`]): The value model's tokenizer, or the value
+            model, which remembers a digest of it. One tokenizer may have tokens more than the other.
+
+    Raises:
+        `ValueError`: They do not; says what to do.
+    """
+    fault = _vocabulary_fault(tokenizer, other)
+    if fault:
+        raise ValueError(fault)
+
+
+# ---------------------------------------------------------------------------------------------------------- policies
+
+
+def guided_policy(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    value_models: ValueModel | Mapping[str, ValueModel],
+    beta: Beta,
+    top_k: int = 20,
+    *,
+    name: str = "vas",
+    batch_size: int = 64,
+    progress: Callable[[int], Any] | None = None,
+    extras: dict[str, Any] | None = None,
+    series: str = "",
+    **settings: Any,
+) -> Policy:
+    """
+    The [`~trl_ext.policy.Policy`] of a language model under guidance.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The language model.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
+        value_models, beta, top_k: As for [`ValueAugmentedLogitsProcessor`]; one `beta` for all rows.
+        name, batch_size, progress, extras, series: As for [`~trl_ext.steering.steered_policy`].
+        settings: Passed to [`ValueAugmentedLogitsProcessor`].
+    """
+
+    def processors(ids_PT: torch.Tensor, mask_PT: torch.Tensor) -> list[LogitsProcessor]:
+        return [
+            ValueAugmentedLogitsProcessor(
+                value_models, beta, top_k, attention_mask=mask_PT, tokenizer=tokenizer, **settings
+            )
+        ]
+
+    processors(*torch.ones(2, 1, 1, dtype=torch.long))  # what is wrong is said before anything is generated
+    return steered_policy(
+        model,
+        tokenizer,
+        processors,
+        name=name,
+        batch_size=batch_size,
+        progress=progress,
+        extras=extras,
+        series=series,
+    )
+
+
+@dataclass
+class VASDecoding:
+    """
+    A frozen model guided by value models, as flags of `trl-ext evaluate` and `trl-ext generate`.
+
+    Parameters:
+        value_model_name_or_path (`list[str]`, *optional*):
+            Directories or Hub ids of value models; `name=path` gives one a name for `beta`, by default it has that of
+            its directory.
+        beta (`list[str]`, *optional*, defaults to `["3"]`):
+            Weights of the values, one policy each: a number where there is one head, or `head=weight,head=weight`.
+        guide_top_k (`int`, *optional*, defaults to `20`):
+            Candidates for each token.
+        value_load_in_4bit (`bool`, *optional*, defaults to `False`):
+            Load the value models in 4 bits.
+        value_retokenize (`bool`, *optional*, defaults to `False`):
+            Let value models with another vocabulary read the text in their own tokens, which is slow.
+    """
+
+    value_model_name_or_path: list[str] | None = field(
+        default=None,
+        metadata={"help": "Value models that guide the model: directories or Hub ids; name=path names one for beta."},
+    )
+    # 3 and 20 are the reference code's.
+    beta: list[str] = field(
+        default_factory=lambda: ["3"],
+        metadata={"help": "Weights of the values, one policy each: 2, or head=weight,head=weight."},
+    )
+    guide_top_k: int = field(default=20, metadata={"help": "Tokens that the value models look at in each step."})
+    value_load_in_4bit: bool = field(default=False, metadata={"help": "Load the value models in 4 bits."})
+    value_retokenize: bool = field(
+        default=False,
+        metadata={"help": "Let value models with another vocabulary read the text in their own tokens; slow."},
+    )
+
+    @property
+    def active(self) -> bool:
+        """Whether there is a value model."""
+        return bool(self.value_model_name_or_path)
+
+    def check(self) -> None:
+        """Raise `ValueError` for settings that cannot be."""
+        if self.guide_top_k < 1:
+            raise ValueError(f"`guide_top_k` must be at least 1, got {self.guide_top_k}.")
+        if not self.beta:
+            raise ValueError("`beta` is empty: give at least one weight.")
+        for text in self.beta:
+            weights = parse_weights(text, "beta")
+            names = list(weights) if isinstance(weights, dict) else ["value"]
+            RowWeights(weights, names, field="beta")  # NaN and infinity
+        self._named_paths()
+
+    def _named_paths(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for text in self.value_model_name_or_path or []:
+            name, equals, path = text.partition("=")
+            if not equals or "/" in name:
+                name, path = Path(text).name, text
+            if name in found:
+                raise ValueError(
+                    f"`value_model_name_or_path` has two value models called {name!r}: name them, as in "
+                    f"first={found[name]} second={path}."
+                )
+            found[name] = path
+        return found
+
+    def policies(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str,
+        batch_size: int,
+        progress: Callable[[int], Any] | None = None,
+    ) -> list[Policy]:
+        """One policy a `beta`; see [`~trl_ext.policy.Decoding`]."""
+        loaded = {key: self._load(path, model) for key, path in self._named_paths().items()}
+        value_models: Any = {key: value for key, (value, _) in loaded.items()}
+        tokenizers: Any = {key: other for key, (_, other) in loaded.items()}
+        if len(loaded) == 1:  # then heads go by their own names
+            [value_models], [tokenizers] = value_models.values(), tokenizers.values()
+        series = f"{name} + {', '.join(loaded)}"
+        found = []
+        for text in self.beta:
+            beta = parse_weights(text, "beta")
+            found.append(
+                guided_policy(
+                    model,
+                    tokenizer,
+                    value_models,
+                    beta,
+                    self.guide_top_k,
+                    name=f"{series}, beta {text}",
+                    batch_size=batch_size,
+                    progress=progress,
+                    extras={"beta": beta, "top_k": self.guide_top_k},
+                    series=series,
+                    value_tokenizer=tokenizers,
+                    retokenize=self.value_retokenize,
+                )
+            )
+        return found
+
+    def _load(self, path: str, model: PreTrainedModel) -> tuple[ValueModel, PreTrainedTokenizerBase | None]:
+        kwargs: dict[str, Any] = {"dtype": model.dtype}  # the language model's, --dtype; heads stay in float32
+        if self.value_load_in_4bit:
+            from trl import ModelConfig
+
+            kwargs = {"quantization_config": quantization_config_from(ModelConfig(load_in_4bit=True))}
+        config = AutoConfig.from_pretrained(path)
+        mine = getattr(config, "adapter", False) and config.backbone_name == model.config._name_or_path
+        if mine and len(self.value_model_name_or_path or []) == 1 and not is_peft_model(model):
+            kwargs = {"backbone": model}  # an adapter on the model that it guides: its weights are here already
+        value_model = ValueModel.from_pretrained(path, **kwargs).eval()
+        if "dtype" in kwargs:
+            value_model = value_model.to(model.device)
+        try:
+            return value_model, load_tokenizer(path)
+        except (OSError, ValueError):  # it was saved without; its digest of the vocabulary is compared
+            return value_model, None
