@@ -68,7 +68,7 @@ def test_a_recipe_is_parsed_strictly(path: Path, tmp_path: Path, monkeypatch: py
     header = path.read_text().split("\n\n")[0]
     assert f"--config {path.relative_to(REPOSITORY)}" in header
     assert "Hardware:" in header and ("UNTESTED" in header or "easured" in header)
-    if "trl-ext evaluate --config" in header:
+    if f"trl-ext evaluate --config {path.relative_to(REPOSITORY)}" in header:
         from trl_ext.cli_evaluate import make_parser as make_evaluate_parser
 
         make_evaluate_parser().parse_args_and_config(["--config", str(path)])
