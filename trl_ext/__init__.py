@@ -18,6 +18,7 @@ _SHARED = {
     "DataError": "data",
     "Decoding": "policy",
     "Discovery": "method",
+    "Endpoint": "endpoint",
     "ExtConfig": "config",
     "GenerationSettings": "sampling",
     "Method": "method",

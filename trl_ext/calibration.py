@@ -7,9 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .data import is_conversational
+from .moments import Pairs
 from .rewards import Reward, RewardTable, score
 from .rollouts import extra_columns
 from .sampling import GenerationSettings, generate
@@ -49,6 +52,33 @@ def half_way(rows: Sequence[dict[str, Any]], groups: Sequence[Sequence[list[int]
             if len(states) < limit and k < len(group) and len(group[k]) > 1:
                 states.append(HalfWay(row, group[k][: len(group[k]) // 2]))
     return states
+
+
+def starts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[dict[str, Any]],
+    settings: GenerationSettings,
+    limit: int,
+    *,
+    batch_size: int,
+) -> list[HalfWay]:
+    """
+    The rows' completions cut in the middle; where they have none, of one each that the model draws first.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]), tokenizer: What draws.
+        rows (`list[dict]`): Tokenised rows.
+        settings ([`~trl_ext.sampling.GenerationSettings`]): How to draw.
+        limit (`int`): How many are taken at most.
+        batch_size (`int`): Sequences drawn at once.
+    """
+    if rows and "completion_ids" in rows[0]:
+        return half_way(rows, [row["completion_ids"] for row in rows], limit)
+    rows = rows[:limit]
+    one = replace(settings, num_generations=1)
+    drawn = generate(model, tokenizer, [row["prompt_ids"] for row in rows], one, batch_size=batch_size)
+    return half_way(rows, [[completion.ids for completion in group] for group in drawn], limit)
 
 
 def roll_out(
@@ -99,3 +129,29 @@ def roll_out(
     ]
     columns = {**extra_columns(owners), "trainer_state": trainer_state}
     return score(rewards, weights, [row["prompt"] for row in owners], answers, ids, columns)
+
+
+def agreement(
+    values_NH: torch.Tensor, table: RewardTable, heads: Sequence[str], accelerator: Accelerator
+) -> dict[str, float]:
+    """
+    `calibration/r2` and `calibration/correlation` of values with the mean reward of what came of their texts.
+
+    Args:
+        values_NH (`torch.Tensor` of shape (N, H)): What each of N texts is said to be worth, in units of the rewards.
+        table ([`~trl_ext.rewards.RewardTable`]): From [`roll_out`], of these texts.
+        heads (`Sequence[str]`): Names of the H rewards; one that the table does not have is their weighted sum.
+        accelerator ([`~accelerate.Accelerator`]): Adds up what the processes have.
+
+    Returns:
+        `dict[str, float]`: The names end in `/head` where there are several.
+    """
+    pairs = Pairs()
+    for h, head in enumerate(heads):
+        rewards = torch.tensor(table.by_name.get(head, table.total), dtype=torch.float64)
+        pairs.add(head, values_NH[:, h], rewards.view(len(values_NH), -1).nanmean(dim=1))
+    metrics: dict[str, float] = {}
+    for head, figures in pairs.pop(accelerator, heads).items():
+        tail = f"/{head}" if len(heads) > 1 else ""
+        metrics |= {f"calibration/{name}{tail}": figures[name] for name in ("r2", "correlation") if name in figures}
+    return metrics

@@ -3,9 +3,11 @@
 
 """Moments of numbers that come in batches, on several processes: how well a prediction explains what happened."""
 
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -43,6 +45,46 @@ class Running:
         """Sample deviation; 1 where there are fewer than two numbers, or where all are the same."""
         variance = self.square / (self.count - 1) if self.count > 1 else 0.0
         return math.sqrt(variance) if variance > 0 else 1.0
+
+
+class RunningColumns:
+    """
+    A [`Running`] for each of several columns of numbers, alike on every process.
+
+    Args:
+        count (`int`): How many columns there are.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.columns = [Running() for _ in range(count)]
+
+    def add(self, numbers: Sequence[Sequence[float]], accelerator: Accelerator | None = None) -> None:
+        """Take in numbers for each column; with an accelerator, those of all its processes."""
+        parts = [numbers]
+        if accelerator is not None and accelerator.num_processes > 1:
+            from accelerate.utils import gather_object
+
+            parts = gather_object([numbers])
+        for i, running in enumerate(self.columns):
+            running.add([x for part in parts for x in part[i]])
+
+    @property
+    def means(self) -> list[float]:
+        """The mean of each column."""
+        return [running.mean for running in self.columns]
+
+    @property
+    def stds(self) -> list[float]:
+        """The deviation of each column."""
+        return [running.std for running in self.columns]
+
+    def save(self, file: Path) -> None:
+        """Write them to a JSON file."""
+        file.write_text(json.dumps([astuple(running) for running in self.columns]))
+
+    def load(self, file: Path) -> None:
+        """Go on from what [`save`] wrote."""
+        self.columns = [Running(*numbers) for numbers in json.loads(file.read_text())]
 
 
 @dataclass

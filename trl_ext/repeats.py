@@ -3,10 +3,11 @@
 
 """The order of rows in which every optimizer step comes several times in a row."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 
 import torch
 from torch.utils.data import Sampler
+from transformers import Trainer
 
 
 class RepeatedSteps(Sampler[int]):
@@ -30,6 +31,20 @@ class RepeatedSteps(Sampler[int]):
     ) -> None:
         self.num_rows, self.step_size, self.repeats = num_rows, step_size, repeats
         self.seed, self.epoch, self.shuffle = seed, epoch, shuffle
+
+    @classmethod
+    def of(cls, trainer: Trainer, dataset: Sized, repeats: int) -> "RepeatedSteps":
+        """Those of a trainer's optimizer steps, in the order that its settings ask for."""
+        args = trainer.args
+        step_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return cls(
+            len(dataset),
+            step_size,
+            repeats,
+            args.seed if args.data_seed is None else args.data_seed,
+            lambda: int(trainer.state.epoch or 0),
+            shuffle=args.train_sampling_strategy != "sequential",
+        )
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch())

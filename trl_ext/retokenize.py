@@ -7,11 +7,19 @@ One model's tokens as another model's: by way of their text.
 N sequences, S columns of them so far, k candidates for the next token, D hidden size.
 """
 
+import hashlib
+import json
+
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from .sampling import evaluation_mode, pad_token_id
 from .tree_forms import ReplayForm
+
+
+def vocabulary_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A short name of the vocabulary: equal for tokenizers that give the same ids the same tokens."""
+    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16]
 
 
 def vocabulary_difference(
@@ -28,6 +36,24 @@ def vocabulary_difference(
     tokens, others = ({i: token for token, i in vocabulary.items()} for vocabulary in (mine, theirs))
     first = next(i for i in sorted(tokens.keys() | others.keys()) if tokens.get(i) != others.get(i))
     return first, tokens.get(first), others.get(first)
+
+
+def vocabulary_fault(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, who: str) -> str:
+    """
+    What is wrong if token ids do not mean the same to a language model and to another, as a sentence; else `""`.
+
+    Args:
+        tokenizer, other ([`~transformers.PreTrainedTokenizerBase`]): The language model's, and the other's.
+        who (`str`): What to call the other.
+    """
+    difference = vocabulary_difference(tokenizer, other)
+    if difference is None:
+        return ""
+    token, mine, its = difference
+    return (
+        f"The {who} has another vocabulary than the language model: token {token} is {its!r} for it and {mine!r} for "
+        "the language model."
+    )
 
 
 class Retokenizer:

@@ -24,7 +24,7 @@ class TokenStates:
     Numbers for each token of the completions of a batch.
 
     Args:
-        states (`torch.Tensor` of shape (N, T, C)): After each token; 0 in padding, which is on the right.
+        states (`torch.Tensor` of shape (N, T, C)): Of each token; 0 in padding, which is on the right.
         mask (`torch.Tensor` of shape (N, T)): True where there is a token.
         form (`str`): `"separate"`, `"dense"` or `"cascade"`.
         num_positions (`int`): Positions that went through the model, padding included.
@@ -44,19 +44,22 @@ class States(Rows):
         model ([`~transformers.PreTrainedModel`]): A model with a `backbone`, whose output has `values` of shape
             (N, L) or (N, L, C) and a `last_hidden_state`; before any distributed wrapper.
         pad_token_id (`int`): Token in padding.
+        predict (`bool`, *optional*, defaults to `False`): Whether the model judges a token from the state before it:
+            its forward is then given `next_ids`, the token behind each position, -100 for none.
         kwargs: See [`~trl_ext.rows.Rows`].
     """
 
     unit = "the hidden state"
 
-    def __init__(self, model: PreTrainedModel, pad_token_id: int, **kwargs: object) -> None:
+    def __init__(self, model: PreTrainedModel, pad_token_id: int, *, predict: bool = False, **kwargs: object) -> None:
+        self.predict = predict
         super().__init__(base_of(model.backbone), pad_token_id, **kwargs)  # type: ignore[arg-type]
 
     def __call__(
         self, model: torch.nn.Module, prompts: list[list[int]], completions: list[list[list[int]]]
     ) -> TokenStates:
         """
-        What `model` says after each token of the completions.
+        What `model` says of each token of the completions.
 
         Args:
             model (`torch.nn.Module`): The model, possibly in a distributed wrapper.
@@ -84,9 +87,11 @@ class States(Rows):
             form=form,
             pad_token_id=self.pad_token_id,
             pad_to_multiple_of=0 if form == "cascade" else self.pad_to_multiple_of,
-            predict=False,
+            predict=self.predict,
         )
         inputs = self._place(rows, form, parameter)
+        if self.predict:
+            inputs["next_ids"] = rows["shift_labels"].to(parameter.device)
         inputs |= attention_inputs(rows, self.attention, parameter.dtype, parameter.device)
         return model(**inputs), rows["completion_index"], rows["input_ids"].numel()
 

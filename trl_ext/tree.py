@@ -74,6 +74,7 @@ class Tree:
         """Forget the prefixes, and give back their memory."""
         self._form.clear()
         self.siblings_Nk: torch.Tensor | None = None
+        self._branched_more = False
         self.ids_NS = self.mask_NS = torch.zeros(0, 0)
 
     @property
@@ -123,8 +124,36 @@ class Tree:
         self._check(candidates_Nk, "candidates")
         after = self.ids_NS[:, :0] if after_NT is None else self._check(after_NT, "tokens")
         hidden = self._forward(after, torch.ones_like(after, dtype=torch.bool), candidates_Nk)
-        self.siblings_Nk = candidates_Nk
+        self.siblings_Nk, self._branched_more = candidates_Nk, False
         return hidden[:, after.shape[1] :]
+
+    def branch_more(self, rows_R: torch.Tensor, candidates_Rk: torch.Tensor) -> torch.Tensor:
+        """
+        Try further siblings on some of the prefixes, after [`branch`].
+
+        Args:
+            rows_R (`torch.Tensor` of shape `(R,)`): The prefixes, each at most once.
+            candidates_Rk (`torch.Tensor` of shape `(R, k)`): Their further siblings. To [`keep`] they are the columns
+                behind those of `branch`.
+
+        Returns:
+            `torch.Tensor` of shape `(R, k, D)`: The hidden state of each.
+
+        Raises:
+            `ValueError`: Nothing was branched since the prefix last changed, or more was branched already.
+        """
+        if self.siblings_Nk is None or self._branched_more:
+            raise ValueError("Call `branch` first, and `branch_more` at most once after it.")
+        if candidates_Rk.ndim != 2 or len(candidates_Rk) != len(rows_R) or not candidates_Rk.shape[1]:
+            raise ValueError(f"The candidates have shape {tuple(candidates_Rk.shape)} for {len(rows_R)} rows.")
+        self.calls += 1
+        self.tokens += candidates_Rk.numel()
+        with torch.no_grad(), _evaluating(self.backbone):
+            hidden = self._form.forward_some(self.ids_NS, self.mask_NS, rows_R, candidates_Rk)
+        further = self.siblings_Nk.new_zeros(len(self.siblings_Nk), candidates_Rk.shape[1])
+        self.siblings_Nk = torch.cat([self.siblings_Nk, further.index_copy(0, rows_R, candidates_Rk)], 1)
+        self._branched_more = True
+        return hidden
 
     def keep(self, choice_N: torch.Tensor) -> None:
         """
@@ -156,9 +185,10 @@ class Tree:
         return self._forward(ids_NT, torch.ones_like(ids_NT, dtype=torch.bool), None)
 
     def reorder(self, rows: torch.Tensor) -> None:
-        """Take these rows, in this order: beams, repeats, what is left of a batch. Siblings are taken along."""
+        """Take these rows, in this order: beams, repeats, what is left of a batch. `branch`'s siblings come along."""
         self.ids_NS, self.mask_NS = self.ids_NS[rows], self.mask_NS[rows]
-        self.siblings_Nk = None if self.siblings_Nk is None else self.siblings_Nk[rows]
+        kept = self.siblings_Nk is not None and not self._branched_more
+        self.siblings_Nk = self.siblings_Nk[rows] if kept and self.siblings_Nk is not None else None
         self._form.select(rows)
 
     def crop(self, length: int) -> None:

@@ -70,6 +70,27 @@ class Follower:
             return tree.branch(candidates_Nk)
         return tree.branch(candidates_Nk, after_NT=ids_NS[:, tree.length :])
 
+    def read(
+        self, ids_NS: torch.Tensor, mask_of: Callable[[torch.Tensor], torch.Tensor | None] | None = None
+    ) -> torch.Tensor:
+        """
+        Hidden states after the sequences, of shape (N, D): one new token each, where they go on.
+
+        Args:
+            ids_NS, mask_of: As for [`branch`].
+
+        Raises:
+            `ValueError`: A sequence has no tokens.
+        """
+        tree, known = self.tree, self._resume(ids_NS)
+        if known and ids_NS.shape[1] == tree.length:  # asked again: its states are not kept
+            known = bool(tree.mask_NS[:, :-1].any(1).all())
+            if known:
+                tree.crop(tree.length - 1)
+        if known:
+            return tree.append(ids_NS[:, tree.length :])[:, -1]
+        return self._start(ids_NS, None if mask_of is None else mask_of(ids_NS))[:, -1]
+
     def _resume(self, ids: torch.Tensor) -> bool:
         """Bring the tree to a prefix of `ids` if it can be; a kept sibling makes it all of `ids`."""
         tree = self.tree
@@ -107,18 +128,17 @@ class Follower:
         same, hits = torch.stack([same, (siblings == ids[:, -1:]).any(1).all()]).tolist()
         return same, hits
 
-    def _start(self, ids: torch.Tensor, mask: torch.Tensor | None) -> None:
+    def _start(self, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         mask = torch.ones_like(ids) if mask is None else mask.to(ids)
         if len(ids) == 1:
-            self.tree.start(ids, mask)
-            return
+            return self.tree.start(ids, mask)
         rows, index = torch.unique(torch.cat([mask, ids], 1), dim=0, return_inverse=True)
         if len(rows) == len(ids):
-            self.tree.start(ids, mask)
-        else:  # several completions of a prompt
-            mask, ids = rows.chunk(2, 1)
-            self.tree.start(ids, mask)
-            self.tree.reorder(index)
+            return self.tree.start(ids, mask)
+        mask, ids = rows.chunk(2, 1)  # several completions of a prompt
+        hidden = self.tree.start(ids, mask)
+        self.tree.reorder(index)
+        return hidden[index]
 
 
 def left_padding(ids_NS: torch.Tensor, pad_token_id: int, *, also_text: bool) -> torch.Tensor:

@@ -57,7 +57,8 @@ class SharedForm:
         self.cache.layer_class_to_replicate = RoomyLayer
         self.stores: list[torch.Tensor] = []
         self.slots: list[list[tuple[Any, int]]] = []
-        self.length = 0
+        self.length = self.siblings = 0
+        self.further: tuple[torch.Tensor, list[torch.Tensor]] | None = None
 
     def forward(
         self, ids_NS: torch.Tensor, mask_NS: torch.Tensor, new: int, candidates_Nk: torch.Tensor | None
@@ -90,15 +91,36 @@ class SharedForm:
         ).last_hidden_state
         if not self.stores:
             self._pool()
+        self.siblings, self.further = k, None
         self._cut(columns)
+        return hidden
+
+    def forward_some(
+        self, ids_NS: torch.Tensor, mask_NS: torch.Tensor, rows_R: torch.Tensor, candidates_Rk: torch.Tensor
+    ) -> torch.Tensor:
+        """Hidden states of further siblings of some rows, on a copy of their part of the cache; (R, k, D)."""
+        whole, first, k, end = self.stores, self.siblings, candidates_Rk.shape[1], self.length
+        self._replace([store[:, :, :, : end + k].index_select(1, rows_R.to(store.device)) for store in whole])
+        try:
+            hidden = self.forward(ids_NS[rows_R], mask_NS[rows_R], 0, candidates_Rk)
+            more = [store[:, :, :, end : end + k].clone() for store in self.stores]
+        finally:
+            self._replace(whole)
+        self.siblings, self.further = first, (rows_R, more)
         return hidden
 
     def keep(self, choice_N: torch.Tensor) -> None:
         """Move the chosen sibling's entry to the end of the cache."""
         n, end = torch.arange(len(choice_N), device=choice_N.device), self.length
-        for store in self.stores:
-            rows, chosen = n.to(store.device), choice_N.to(store.device) + end
-            store[:, :, :, end] = store[:, rows, :, chosen].transpose(0, 1)  # indexing puts rows first
+        for i, store in enumerate(self.stores):
+            rows, chosen = n.to(store.device), choice_N.to(store.device)
+            here = chosen.clamp(max=self.siblings - 1) + end
+            store[:, :, :, end] = store[:, rows, :, here].transpose(0, 1)  # indexing puts rows first
+            if self.further is not None:
+                some, more = self.further[0].to(store.device), self.further[1][i]
+                later = (chosen[some] >= self.siblings).nonzero().squeeze(1)
+                columns = chosen[some[later]] - self.siblings
+                store[:, some[later], :, end] = more[:, later, :, columns].transpose(0, 1)
         self._cut(end + 1)
 
     def select(self, rows: torch.Tensor) -> None:
@@ -197,6 +219,12 @@ class ReplayForm:
 
     def clear(self) -> None:
         """There is nothing to forget."""
+
+    def forward_some(
+        self, ids_NS: torch.Tensor, mask_NS: torch.Tensor, rows_R: torch.Tensor, candidates_Rk: torch.Tensor
+    ) -> torch.Tensor:
+        """As [`SharedForm.forward_some`]."""
+        return self.forward(ids_NS[rows_R], mask_NS[rows_R], 0, candidates_Rk)
 
     def keep(self, choice_N: torch.Tensor) -> None:
         """There is nothing to keep."""

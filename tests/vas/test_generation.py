@@ -18,12 +18,8 @@ from transformers import (
 from trl_ext.policy import Decoding
 from trl_ext.retokenize import Retokenizer
 from trl_ext.sampling import GenerationSettings, generate
-from trl_ext.vas.generation import (
-    ValueAugmentedLogitsProcessor,
-    VASDecoding,
-    check_vocabulary,
-    guided_policy,
-)
+from trl_ext.vas.decoding import VASDecoding, guided_policy
+from trl_ext.vas.generation import ValueAugmentedLogitsProcessor, check_vocabulary
 from trl_ext.vas.model import ValueModel
 
 

@@ -595,7 +595,7 @@ def test_streams(tmp_path: Path) -> None:
         run.train()
         assert run.state.global_step == 2
         if rewards is None:
-            assert run._running[0].count == sum(len(row["scores"]) for row in ROWS)
+            assert run._running.columns[0].count == sum(len(row["scores"]) for row in ROWS)
             assert run.model.config.reward_std[0] != 1.0
 
 

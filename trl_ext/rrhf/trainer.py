@@ -3,15 +3,12 @@
 
 """The trainer of RRHF: rows of scored completions in, ranking and SFT losses out, with or without resampling."""
 
-import contextlib
-import os
 import textwrap
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from datasets import Dataset, IterableDataset
 from transformers import (
     BitsAndBytesConfig,
     DataCollator,
@@ -23,25 +20,18 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from ..checkpoints import last_checkpoint
 from ..copies import sampling_copy
 from ..data import DataError, column_names
+from ..ext_trainer import AnyDataset, EvalDataset, ExtTrainer
 from ..logprobs import LogProbs, TokenLogps
-from ..meters import Meters
 from ..models import load_policy
 from ..reference import Reference
-from ..rewards import RewardFunc, load_rewards
-from ..rollouts import Round, measure_round, score_round, seeded, show_tables
+from ..rewards import RewardFunc
+from ..rollouts import Round, score_round, seeded
 from ..rounds import Rounds
 from ..sampling import generate
-from ..tokens import TOKENIZED_COLUMNS, ensure_pad_token, load_tokenizer, prepare_dataset, use_chat_template
-from ..upstream import (
-    BaseTrainer,
-    get_act_offloading_ctx_manager,
-    get_config_model_id,
-    global_then_local_main_first,
-    unwrap_model_for_generation,
-)
+from ..tokens import prepare_dataset
+from ..upstream import get_config_model_id, unwrap_model_for_generation
 from .config import RRHFConfig
 from .data import DataCollatorForScoredCompletions, group_index
 from .losses import best_completion, kendall_tau, normalized_logps, pair_accuracy, ranking_loss, sft_loss
@@ -52,15 +42,12 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-AnyDataset: TypeAlias = Dataset | IterableDataset
-EvalDataset: TypeAlias = AnyDataset | DatasetDict | IterableDatasetDict | dict[str, AnyDataset]
-
 
 def _scored(dataset: Dataset) -> bool:
     return "scores" in dataset.column_names
 
 
-class RRHFTrainer(BaseTrainer):
+class RRHFTrainer(ExtTrainer):
     """
     Trainer for Rank Responses to align Human Feedback (RRHF).
 
@@ -154,50 +141,30 @@ class RRHFTrainer(BaseTrainer):
         reward_funcs: RewardFunc | list[RewardFunc] | None = None,
         reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase | None] | None = None,
     ):
+        name = model if isinstance(model, str) else get_config_model_id(model.config)
         if args is None:
-            name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = RRHFConfig(f"{name.rstrip('/').split('/')[-1]}-RRHF")
-        if not isinstance(train_dataset, Dataset | IterableDataset):
-            raise TypeError(
-                "`train_dataset` is required and must be a `Dataset` or `IterableDataset`, got "
-                f"`{type(train_dataset).__name__}`."
-            )
-        if isinstance(train_dataset, IterableDataset):
-            args.accelerator_config.dispatch_batches = False  # ragged lists cannot be concatenated across processes
+        self._check_train_dataset(train_dataset, args)
         set_seed(args.seed)  # an adapter's initial weights are random
-        if processing_class is None:
-            name = model if isinstance(model, str) else get_config_model_id(model.config)
-            kwargs = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
-            revision = kwargs.get("revision") if isinstance(model, str) else None
-            processing_class = load_tokenizer(name, revision=revision, trust_remote_code=args.trust_remote_code)
-        if not isinstance(processing_class, PreTrainedTokenizerBase):
-            raise TypeError(
-                f"`processing_class` must be a tokenizer, got `{type(processing_class).__name__}`: RRHF trains "
-                "language models; rows with images are not supported."
-            )
-        ensure_pad_token(processing_class)
-        if args.chat_template_path:
-            use_chat_template(processing_class, args.chat_template_path)
-        self._tokenizer = processing_class
+        self._tokenizer = self._load_tokenizer(name, model, args, processing_class)
 
-        # Data before the model: a bad row should not cost the time of loading weights.
-        self._dropped_rows: int | None = None
-        columns = set(column_names(train_dataset))
+        # Data and rewards before the model: a mistake there should not cost the time of loading weights.
+        self.rewards = self._load_rewards(reward_funcs, reward_processing_classes, args)
+        self._raw_columns = set(column_names(train_dataset)) if reward_funcs else set()
         train_dataset = self._prepare_dataset(train_dataset, args, "train")
         eval_dataset = self._prepare_eval_dataset(eval_dataset, args)
         self._samples = self._check_sampling(args, train_dataset, reward_funcs)
 
         model = load_policy(model, args, quantization_config, peft_config)
-        model.config.get_text_config().pad_token_id = processing_class.pad_token_id
-        model.generation_config.pad_token_id = processing_class.pad_token_id
+        model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
+        model.generation_config.pad_token_id = self._tokenizer.pad_token_id
         self.reference = self._load_reference(model, ref_model, args, self._samples)
         self.log_probs = LogProbs(
             model,
-            processing_class.pad_token_id,
+            self._tokenizer.pad_token_id,
             shared_prefix=args.shared_prefix,
             pad_to_multiple_of=args.pad_to_multiple_of,
         )
-        self._raw_columns = columns if reward_funcs else set()
 
         super().__init__(
             model=model,
@@ -205,30 +172,11 @@ class RRHFTrainer(BaseTrainer):
             data_collator=data_collator or DataCollatorForScoredCompletions(),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            processing_class=processing_class,
+            processing_class=self._tokenizer,
             compute_metrics=compute_metrics,
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        if args.n_gpu > 1:
-            raise ValueError(
-                "Several GPUs are visible to one process, which `nn.DataParallel` cannot train here. Use `accelerate "
-                "launch`, or make one GPU visible with CUDA_VISIBLE_DEVICES."
-            )
-        self.rewards = (
-            load_rewards(
-                reward_funcs,
-                reward_processing_classes,
-                device=self.accelerator.device,
-                trust_remote_code=args.trust_remote_code,
-            )
-            if reward_funcs
-            else []
-        )
-        if args.reward_weights and len(args.reward_weights) != len(self.rewards):
-            raise ValueError(
-                f"`reward_weights` has {len(args.reward_weights)} entries for {len(self.rewards)} reward functions."
-            )
         if self.reference is not None:
             self.reference.place(self)
         self._rounds = Rounds(
@@ -237,46 +185,19 @@ class RRHFTrainer(BaseTrainer):
             every_steps=args.resample_steps,
             every_epochs=args.resample_epochs,
         )
-        self._offload = (
-            get_act_offloading_ctx_manager(model=self.model)
-            if args.activation_offloading
-            else contextlib.nullcontext()
-        )
         if args.cast_for_generation and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             raise ValueError(
                 "`cast_for_generation` copies the model, which DeepSpeed and FSDP have in pieces; unset it."
             )
-        self._meters = {"train": Meters(), "eval": Meters()}
-        self._eval_prefix, self._eval_batches, self._eval_width = "eval", 0, 0
-        self._eval_tables: list[dict[str, list[Any]]] = []
-        self._num_tokens = 0
-        self.model.add_model_tags(self._tag_names)
-
-    def _send_telemetry(self) -> None:
-        """Runs of a third party's trainer are not TRL's to count."""
+        self._eval_width = 0
+        self._begin_metrics()
 
     # ------------------------------------------------------------------------------------------------ preparation
 
-    def _prepare_dataset(self, dataset: AnyDataset, args: RRHFConfig, name: str) -> AnyDataset:
-        with global_then_local_main_first():
-            dataset, dropped = prepare_dataset(
-                dataset, self._tokenizer, name=name, max_length=args.max_length, num_proc=args.dataset_num_proc
-            )
-        if dropped:
-            logger.warning(
-                f"{dropped} rows of the {name} data set were dropped: their prompt alone fills max_length="
-                f"{args.max_length}."
-            )
-        if isinstance(dataset, Dataset) and self._dropped_rows is None:
-            self._dropped_rows = dropped  # of the train set, which comes first
-        return dataset
-
-    def _prepare_eval_dataset(self, dataset: EvalDataset | None, args: RRHFConfig) -> Any:
-        if dataset is None:
-            return None
-        if isinstance(dataset, dict):
-            return {name: self._prepare_dataset(part, args, name) for name, part in dataset.items()}
-        return self._prepare_dataset(dataset, args, "eval")
+    def _tokenize(self, dataset: AnyDataset, args: RRHFConfig, name: str) -> tuple[AnyDataset, int]:
+        return prepare_dataset(
+            dataset, self._tokenizer, name=name, max_length=args.max_length, num_proc=args.dataset_num_proc
+        )
 
     @staticmethod
     def _check_sampling(args: RRHFConfig, dataset: AnyDataset, reward_funcs: Any) -> bool:
@@ -311,11 +232,6 @@ class RRHFTrainer(BaseTrainer):
         if args.beta:
             logger.warning("`beta` is ignored: RRHF has a KL term only for completions that are sampled in training.")
         return None
-
-    def _set_signature_columns_if_needed(self) -> None:
-        # Reward functions are given the data set's other columns; preference rows became `prompt` and `completions`.
-        extra = self._raw_columns | {"prompt", "completions"} if self._raw_columns else set()
-        self._signature_columns = [*TOKENIZED_COLUMNS, *sorted(extra - set(TOKENIZED_COLUMNS))]
 
     # --------------------------------------------------------------------------------------------------- sampling
 
@@ -368,11 +284,7 @@ class RRHFTrainer(BaseTrainer):
             keep_dataset_completions=args.keep_dataset_completions and mode == "train",
             trainer_state=self.state,
         )
-        measure_round(sampled, self.rewards, self._meters[mode])
-        if args.log_completions and mode == "train":
-            show_tables([sampled.table], self.accelerator, args, self.state.global_step, mode)
-        elif args.log_completions:
-            self._eval_tables.append(sampled.table)
+        self._show_round(sampled, mode)
         return sampled
 
     def _kl_penalty(self, prompts: list[list[int]], completions: list[list[list[int]]]) -> list[list[float]]:
@@ -463,40 +375,11 @@ class RRHFTrainer(BaseTrainer):
 
     # ------------------------------------------------------------------------------------------------- evaluation
 
-    def evaluate(
-        self,
-        eval_dataset: Any = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """
-        Loss and metrics on `eval_dataset` (by default the constructor's), whose rows may have any of the forms that
-        training takes. `rewards/accuracies` is the pair accuracy of the policy as a reward model (section 4.5).
-        """
-        if eval_dataset is None or isinstance(eval_dataset, str):
-            parts = self.eval_dataset if eval_dataset is None else self.eval_dataset[eval_dataset]
-        else:
-            parts = eval_dataset
-        if isinstance(parts, dict):
-            metrics: dict[str, float] = {}
-            for name, part in parts.items():
-                metrics |= self._evaluate_one(part, ignore_keys, f"{metric_key_prefix}_{name}")
-            return metrics
-        return self._evaluate_one(parts, ignore_keys, metric_key_prefix)
-
-    def _evaluate_one(self, dataset: Any, ignore_keys: list[str] | None, prefix: str) -> dict[str, float]:
-        if dataset is not None and "prompt_ids" not in column_names(dataset):
-            dataset = self._prepare_dataset(dataset, self.args, "eval")
-        self._eval_prefix, self._eval_batches = prefix, 0
+    def _before_evaluation(self, dataset: AnyDataset) -> None:
         widths = (
             [len(scores) for scores in dataset["scores"]] if isinstance(dataset, Dataset) and _scored(dataset) else []
         )
         self._eval_width = max([self.args.num_generations, *widths])
-        metrics = super().evaluate(dataset, ignore_keys, prefix)
-        if self.args.log_completions:
-            tables, self._eval_tables = self._eval_tables, []
-            show_tables(tables, self.accelerator, self.args, self.state.global_step, prefix)
-        return metrics
 
     def prediction_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
@@ -525,41 +408,3 @@ class RRHFTrainer(BaseTrainer):
         first_N = torch.cat([counts.new_zeros(1), counts.cumsum(0)[:-1]])[group_N]
         table[group_N, torch.arange(len(group_N), device=group_N.device) - first_N] = outputs[name].detach()
         return table
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        mode = "train" if self.model.training else "eval"
-        metrics = self._meters[mode].pop(self.accelerator)
-        if mode == "eval":
-            metrics = {f"{self._eval_prefix}_{name}": value for name, value in metrics.items()}
-        elif metrics:
-            tokens = torch.tensor(self._num_tokens, device=self.accelerator.device)
-            metrics["num_tokens"] = float(self.accelerator.reduce(tokens, reduction="sum"))
-            if self._dropped_rows is not None:
-                metrics["dropped_rows"] = float(self._dropped_rows)
-        logs.update(metrics)
-        super().log(logs, start_time)
-
-    # ------------------------------------------------------------------------------------------------ checkpoints
-
-    def train(self, resume_from_checkpoint: str | os.PathLike | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        path = resume_from_checkpoint
-        if path is True:
-            path = last_checkpoint(self.args.output_dir) or True  # transformers says that there is none
-        elif isinstance(path, os.PathLike):
-            path = os.fspath(path)
-        if isinstance(path, str) and self._samples and self.args.ignore_data_skip:
-            raise ValueError(
-                "`ignore_data_skip` cannot resume sampling: a round belongs to the rows it was drawn for."
-            )
-        if self._samples:
-            self._rounds.restore(Path(path) if isinstance(path, str) else None)
-        return super().train(path, *args, **kwargs)
-
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        name = self.args.hub_model_id.split("/")[-1] if self.args.hub_model_id else Path(self.args.output_dir).name
-        self.create_model_card(model_name=name)
-        if self._samples:
-            # Before everything else, so that no checkpoint that is otherwise whole lacks its round.
-            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-            self._rounds.save(folder)
-        super()._save_checkpoint(model, trial)

@@ -13,10 +13,11 @@ METHOD = Method(
     config="trl_ext.vas.config:VASConfig",
     trainer="trl_ext.vas.trainer:VASTrainer",
     columns=("prompt", "completions", "scores"),
-    decoding="trl_ext.vas.generation:VASDecoding",
+    decoding="trl_ext.vas.decoding:VASDecoding",
     exports=(
-        "trl_ext.vas.model:ValueConfig",
+        "trl_ext.vas.config:ValueConfig",
         "trl_ext.vas.model:ValueModel",
         "trl_ext.vas.generation:ValueAugmentedLogitsProcessor",
+        "trl_ext.vas.api:EndpointGuide",
     ),
 )

@@ -1,12 +1,77 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Settings of VAS; every default says where it comes from."""
+"""Settings of VAS, and what a value model knows of itself; every default says where it comes from."""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from transformers import PreTrainedTokenizerBase
+
+from ..backbone_model import BackboneConfig
 from ..config import ExtConfig
+from ..retokenize import vocabulary_digest
+
+
+FORMS = ("state", "action", "policy")  # of a value model
+
+
+class ValueConfig(BackboneConfig):
+    r"""
+    Configuration of a [`ValueModel`].
+
+    Args:
+        heads (`list[str]`, *optional*, defaults to `["reward"]`):
+            Names of the heads, one a reward.
+        form (`str`, *optional*, defaults to `"state"`):
+            `"state"`: V(s + a), from the state after a token. `"action"`: Q(s, a), from the state before it.
+            `"policy"`: Q(s, a), from the language model's own state.
+        action_rank (`int`, *optional*, defaults to `64`):
+            Rank of the part of Q(s, a) that depends on a.
+        reward_mean (`list[float]`, *optional*, defaults to zeros):
+            What was subtracted from the rewards of each head before they were learned.
+        reward_std (`list[float]`, *optional*, defaults to ones):
+            What they were divided by: a value of 1 is this much reward.
+        gamma (`float`, *optional*, defaults to `1.0`):
+            Discount of the targets that the values were trained on.
+        lam (`float`, *optional*, defaults to `0.95`):
+            lambda of these targets.
+        tokenizer_name (`str`, *optional*, defaults to `""`):
+            Tokenizer that the values were trained with.
+        vocabulary (`str`, *optional*, defaults to `""`):
+            Its [`~trl_ext.retokenize.vocabulary_digest`]; `""` if it is not known.
+        kwargs: Those of [`~trl_ext.backbone_model.BackboneConfig`].
+    """
+
+    model_type = "trl_ext_value"
+
+    heads: list[str] | None = None
+    form: str = "state"
+    action_rank: int = 64
+    reward_mean: list[float] | None = None
+    reward_std: list[float] | None = None
+    gamma: float = 1.0
+    lam: float = 0.95
+    tokenizer_name: str = ""
+    vocabulary: str = ""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.heads = list(self.heads or ["reward"])
+        if len(set(self.heads)) < len(self.heads):
+            raise ValueError(f"The heads of a value model must have different names, got {self.heads}.")
+        if self.form not in FORMS:
+            raise ValueError(f"The form of a value model must be one of {', '.join(FORMS)}, got {self.form!r}.")
+        if self.form != "state" and self.action_rank < 1:
+            raise ValueError(f"`action_rank` must be at least 1, got {self.action_rank}.")
+        self.head_only = self.form == "policy"
+        self.reward_mean = self.reward_mean or [0.0] * len(self.heads)
+        self.reward_std = self.reward_std or [1.0] * len(self.heads)
+        super().__post_init__(**kwargs)
+
+    def record_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Remember whose token ids the values are about."""
+        self.tokenizer_name = str(getattr(tokenizer, "name_or_path", "") or "")
+        self.vocabulary = vocabulary_digest(tokenizer)
 
 
 @dataclass
@@ -26,6 +91,12 @@ class VASConfig(ExtConfig):
             (and without `value_model`) the value model is an adapter and a head on the policy itself.
         value_model_init_kwargs (`dict[str, Any]` or `str`, *optional*):
             Keyword arguments for its `from_pretrained`.
+        value_form (`str`, *optional*, defaults to `"state"`):
+            What the value model reads: `"state"`, the text with the token that is judged at its end (exact, the
+            paper's). `"action"`, the text before it, which decoding then reads once for all candidates; `"policy"`,
+            the language model's own hidden state of that text: no backbone, and nothing more to read. Ours.
+        action_rank (`int`, *optional*, defaults to `64`):
+            Of the last two: rank of the part of the value that depends on the token. Ours.
         heads (`list[str]`, *optional*):
             Rewards that get a head each. By default those of the column `rewards`, or the reward functions if there
             are several; otherwise one head named `reward`, which learns the column `scores` or the weighted sum.
@@ -103,6 +174,17 @@ class VASConfig(ExtConfig):
     value_model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Keyword arguments for the `from_pretrained` of the value model."}
     )
+    value_form: str = field(
+        default="state",
+        metadata={
+            "help": "What the value model reads: the text with the token that is judged ('state', exact), the text "
+            "before it ('action'), or the language model's own hidden state of that ('policy').",
+            "choices": list(FORMS),
+        },
+    )
+    action_rank: int = field(
+        default=64, metadata={"help": "Rank of the part of the value that depends on the token; not of 'state'."}
+    )
     heads: list[str] | None = field(
         default=None,
         metadata={"help": "Rewards that get a head each. If not set, those of the data or of the reward functions."},
@@ -164,7 +246,13 @@ class VASConfig(ExtConfig):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f"`{name}` must be between 0 and 1, got {value!r}.")
-        for name in ("num_epochs_per_batch", "num_iterations", "sampling_candidates", "calibration_states"):
+        for name in (
+            "num_epochs_per_batch",
+            "num_iterations",
+            "sampling_candidates",
+            "calibration_states",
+            "action_rank",
+        ):
             self._at_least(name, 1)
         self._at_least("resample_steps", 0)
         self._at_least("calibration_rollouts", 0)
@@ -172,6 +260,8 @@ class VASConfig(ExtConfig):
             raise ValueError("`sampling_beta` is NaN.")
         if self.shared_prefix not in ("auto", "always", "never"):
             raise ValueError(f"`shared_prefix` must be 'auto', 'always' or 'never', got {self.shared_prefix!r}.")
+        if self.value_form not in FORMS:
+            raise ValueError(f"`value_form` must be one of {', '.join(map(repr, FORMS))}, got {self.value_form!r}.")
         if self.heads is not None and len(set(self.heads)) < len(self.heads):
             raise ValueError(f"`heads` must be different names, got {self.heads}.")
         self._check_rounds()

@@ -101,6 +101,37 @@ def heads_of(dataset: AnyDataset, name: str) -> list[str]:
     return [DEFAULT_HEAD]
 
 
+def choose_heads(
+    dataset: AnyDataset, names: Sequence[str], asked: Sequence[str] | None, *, rewarded: bool
+) -> list[str]:
+    """
+    Names of the heads, each with something to learn.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): The train data set, as it is given.
+        names (`Sequence[str]`): Names of the reward functions.
+        asked (`Sequence[str]`, *optional*): The heads that the user asked for.
+        rewarded (`bool`): Whether completions are sampled although the data set has some.
+
+    Raises:
+        `ValueError`: No reward function is for a head whose completions are sampled.
+    """
+    scored = bool({"completions", "chosen"} & set(column_names(dataset)))
+    if asked:
+        heads = list(asked)
+    elif scored:
+        heads = heads_of(dataset, "train")
+    else:
+        heads = list(names) if len(names) > 1 else [DEFAULT_HEAD]
+    unknown = [head for head in heads if head not in [*names, DEFAULT_HEAD]]
+    if unknown and (not scored or rewarded):
+        raise ValueError(
+            f"Nothing rewards sampled completions for the head {unknown[0]!r}. The reward functions are "
+            f"{', '.join(map(repr, names)) or 'none'}; {DEFAULT_HEAD!r} is their weighted sum."
+        )
+    return heads
+
+
 def prepare_values(
     dataset: AnyDataset,
     tokenizer: PreTrainedTokenizerBase,

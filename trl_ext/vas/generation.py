@@ -8,22 +8,16 @@ N sequences, P tokens of a prompt, S columns of the sequences so far, k candidat
 vocabulary.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers import AutoConfig, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
-from ..models import is_peft_model, quantization_config_from
-from ..policy import Policy
-from ..retokenize import Retokenizer, TextReader, vocabulary_difference
-from ..steering import steered_policy
-from ..tokens import load_tokenizer
+from ..retokenize import Retokenizer, TextReader, vocabulary_digest, vocabulary_fault
 from ..tree_follow import Follower, PromptMask
-from ..weights import RowWeights, parse_weights
-from .model import ValueModel, vocabulary_digest
+from ..weights import RowWeights
+from .model import ValueModel
 
 
 Beta = float | Mapping[str, float] | Sequence[float | Mapping[str, float]]
@@ -38,8 +32,9 @@ class ValueAugmentedLogitsProcessor(LogitsProcessor):
     heads the sum over them is added, K being taken once. Goes into `generate(..., logits_processor=[...])` of any
     causal language model; temperature, top-p and the like come after it.
 
-    One forward a token, over the k candidates on the value model's own cache (see [`~trl_ext.tree.Tree`]). One
-    processor may serve one `generate` after another: it notices what is new.
+    One forward a token, over the k candidates on the value model's own cache (see [`~trl_ext.tree.Tree`]); over the
+    last token alone where the value model has the form `"action"`, and none with `"policy"`. One processor may serve
+    one `generate` after another: it notices what is new.
 
     Args:
         value_model ([`ValueModel`] or `dict[str, ValueModel]`):
@@ -51,7 +46,8 @@ class ValueAugmentedLogitsProcessor(LogitsProcessor):
             weights steer away. May be assigned between calls. A beam search adds up scores that are not normalised,
             unless `renormalize_logits=True` is passed to `generate`.
         top_k (`int`, *optional*, defaults to `20`):
-            Candidates (20 is the reference code's).
+            Candidates (20 is the reference code's). With the forms `"action"` and `"policy"` more of them, up to the
+            whole vocabulary, cost next to nothing.
         pad_token_id (`int`, *optional*):
             What rows are padded with on the left. By default the `tokenizer`'s, or the value model's.
         attention_mask (`torch.Tensor` of shape `(N, P)`, *optional*):
@@ -71,9 +67,9 @@ class ValueAugmentedLogitsProcessor(LogitsProcessor):
         value_calls (`int`), value_tokens (`int`): Forwards of value models so far, and tokens fed in them.
 
     Raises:
-        `ValueError`: `top_k` is not positive, `beta` is not finite or names a head that does not exist, or a
-            vocabulary differs; when called, `top_k` is larger than the vocabulary, `beta` does not fit the batch, or a
-            row has no tokens.
+        `ValueError`: `top_k` is not positive, `beta` is not finite or names a head that does not exist, a vocabulary
+            differs, or a value model on the language model's states was loaded without it; when called, `top_k` is
+            larger than the vocabulary, `beta` does not fit the batch, or a row has no tokens.
     """
 
     def __init__(
@@ -140,12 +136,12 @@ class ValueAugmentedLogitsProcessor(LogitsProcessor):
     @property
     def value_calls(self) -> int:
         """Forwards of value models so far."""
-        return sum(guide.reader.calls for guide in self.guides)
+        return sum(guide.reader.calls for guide in self.guides if guide.reader)
 
     @property
     def value_tokens(self) -> int:
         """Tokens fed to value models so far, padding included."""
-        return sum(guide.reader.tokens for guide in self.guides)
+        return sum(guide.reader.tokens for guide in self.guides if guide.reader)
 
     def reset(self) -> None:
         """Give back the memory of the value models' caches."""
@@ -160,7 +156,10 @@ class ValueAugmentedLogitsProcessor(LogitsProcessor):
         weights_NH = self._weights.tensor(n, scores.device)
         if not self._weights.any():
             return scores
-        top_Nk, candidates_Nk = scores.topk(self.top_k)
+        if self.top_k < vocabulary:
+            top_Nk, candidates_Nk = scores.topk(self.top_k)
+        else:  # all of them, and none before another
+            top_Nk, candidates_Nk = scores, torch.arange(vocabulary, device=scores.device).expand(n, -1)
         possible_Nk = top_Nk > -torch.inf  # another processor may have left fewer than k
         added_Nk = torch.zeros_like(top_Nk, dtype=torch.float32)
         for guide in self.guides:
@@ -188,25 +187,42 @@ class _Guide:
         self.columns = slice(first, first + len(names))
         self.vocabulary = model.config.get_text_config().vocab_size
         self.device = next(model.parameters()).device
-        self.reader: Follower | TextReader
-        if retokenizer is None:
+        self.reader: Follower | TextReader | None = None
+        if model.config.form == "policy":
+            if model.captured is None:
+                raise ValueError(
+                    "The value model reads the states of the language model that it guides: load it with "
+                    "`ValueModel.from_pretrained(..., backbone=model)`, the model that generates."
+                )
+        elif retokenizer is None:
             self.reader = Follower(model.backbone)
         else:
             self.reader = TextReader(model.backbone, retokenizer)
+        if retokenizer is not None and model.config.form != "state":
+            raise ValueError(
+                f"A value model of the form {model.config.form!r} scores tokens of its own vocabulary and cannot be "
+                "used with another: use one of the form 'state'."
+            )
 
     def reset(self) -> None:
         if isinstance(self.reader, Follower):
             self.reader.reset()
+        if self.model.captured is not None:
+            self.model.captured.clear()
 
     def values(self, ids: torch.Tensor, candidates: torch.Tensor, mask_of: Any, vocabulary: int) -> torch.Tensor:
         """Values of the text with each candidate at its end, of shape (N, k, H)."""
         if isinstance(self.reader, TextReader):
-            hidden = self.reader.branch(ids, mask_of(ids), candidates)
-        else:
-            if vocabulary != self.vocabulary:
-                self._check(ids, candidates, vocabulary)
-            hidden = self.reader.branch(ids.to(self.device), candidates.to(self.device), mask_of)
-        return self.model.value_of(hidden)
+            return self.model.value_of(self.reader.branch(ids, mask_of(ids), candidates))
+        if vocabulary != self.vocabulary:
+            self._check(ids, candidates, vocabulary)
+        if self.reader is None:
+            assert self.model.captured is not None
+            return self.model.action_values(self.model.captured.after(ids), candidates)
+        ids, candidates = ids.to(self.device), candidates.to(self.device)
+        if self.model.config.form == "action":
+            return self.model.action_values(self.reader.read(ids, mask_of), candidates)
+        return self.model.value_of(self.reader.branch(ids, candidates, mask_of))
 
     def _check(self, ids: torch.Tensor, candidates: torch.Tensor, vocabulary: int) -> None:
         """Some models pad their vocabulary; then the tokenizers must say that it is one, and padding never occurs."""
@@ -228,23 +244,15 @@ class _Guide:
 
 def _vocabulary_fault(tokenizer: PreTrainedTokenizerBase, other: Any, name: str = "") -> str:
     who = f"value model {name!r}" if name else "value model"
-    advice = (
-        "Use a value model that was trained with the language model's tokenizer, or let it read the text in its own "
-        "tokens, which is slow: `retokenize=True` with `tokenizer` and `value_tokenizer`."
-    )
-    if not isinstance(other, PreTrainedTokenizerBase):
-        config = other.config
-        if not config.vocabulary or config.vocabulary == vocabulary_digest(tokenizer):
-            return ""
-        whose = f" ({config.tokenizer_name})" if config.tokenizer_name else ""
-        return f"The {who} was trained with another vocabulary{whose} than the language model's. {advice}"
-    difference = vocabulary_difference(tokenizer, other)
-    if difference is None:
-        return ""
-    token, mine, its = difference
-    return (
-        f"The {who} has another vocabulary than the language model: token {token} is {its!r} for it and {mine!r} for "
-        f"the language model. {advice}"
+    fault = ""
+    if isinstance(other, PreTrainedTokenizerBase):
+        fault = vocabulary_fault(tokenizer, other, who)
+    elif other.config.vocabulary not in ("", vocabulary_digest(tokenizer)):
+        whose = f" ({other.config.tokenizer_name})" if other.config.tokenizer_name else ""
+        fault = f"The {who} was trained with another vocabulary{whose} than the language model's."
+    return fault and (
+        f"{fault} Use a value model that was trained with the language model's tokenizer, or let it read the text in "
+        "its own tokens, which is slow: `retokenize=True` with `tokenizer` and `value_tokenizer`."
     )
 
 
@@ -263,173 +271,3 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, other: "PreTrainedToken
     fault = _vocabulary_fault(tokenizer, other)
     if fault:
         raise ValueError(fault)
-
-
-# ---------------------------------------------------------------------------------------------------------- policies
-
-
-def guided_policy(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    value_models: ValueModel | Mapping[str, ValueModel],
-    beta: Beta,
-    top_k: int = 20,
-    *,
-    name: str = "vas",
-    batch_size: int = 64,
-    progress: Callable[[int], Any] | None = None,
-    extras: dict[str, Any] | None = None,
-    series: str = "",
-    **settings: Any,
-) -> Policy:
-    """
-    The [`~trl_ext.policy.Policy`] of a language model under guidance.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The language model.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
-        value_models, beta, top_k: As for [`ValueAugmentedLogitsProcessor`]; one `beta` for all rows.
-        name, batch_size, progress, extras, series: As for [`~trl_ext.steering.steered_policy`].
-        settings: Passed to [`ValueAugmentedLogitsProcessor`].
-    """
-
-    def processors(ids_PT: torch.Tensor, mask_PT: torch.Tensor) -> list[LogitsProcessor]:
-        return [
-            ValueAugmentedLogitsProcessor(
-                value_models, beta, top_k, attention_mask=mask_PT, tokenizer=tokenizer, **settings
-            )
-        ]
-
-    processors(*torch.ones(2, 1, 1, dtype=torch.long))  # what is wrong is said before anything is generated
-    return steered_policy(
-        model,
-        tokenizer,
-        processors,
-        name=name,
-        batch_size=batch_size,
-        progress=progress,
-        extras=extras,
-        series=series,
-    )
-
-
-@dataclass
-class VASDecoding:
-    """
-    A frozen model guided by value models, as flags of `trl-ext evaluate` and `trl-ext generate`.
-
-    Parameters:
-        value_model_name_or_path (`list[str]`, *optional*):
-            Directories or Hub ids of value models; `name=path` gives one a name for `beta`, by default it has that of
-            its directory.
-        beta (`list[str]`, *optional*, defaults to `["3"]`):
-            Weights of the values, one policy each: a number where there is one head, or `head=weight,head=weight`.
-        guide_top_k (`int`, *optional*, defaults to `20`):
-            Candidates for each token.
-        value_load_in_4bit (`bool`, *optional*, defaults to `False`):
-            Load the value models in 4 bits.
-        value_retokenize (`bool`, *optional*, defaults to `False`):
-            Let value models with another vocabulary read the text in their own tokens, which is slow.
-    """
-
-    value_model_name_or_path: list[str] | None = field(
-        default=None,
-        metadata={"help": "Value models that guide the model: directories or Hub ids; name=path names one for beta."},
-    )
-    # 3 and 20 are the reference code's.
-    beta: list[str] = field(
-        default_factory=lambda: ["3"],
-        metadata={"help": "Weights of the values, one policy each: 2, or head=weight,head=weight."},
-    )
-    guide_top_k: int = field(default=20, metadata={"help": "Tokens that the value models look at in each step."})
-    value_load_in_4bit: bool = field(default=False, metadata={"help": "Load the value models in 4 bits."})
-    value_retokenize: bool = field(
-        default=False,
-        metadata={"help": "Let value models with another vocabulary read the text in their own tokens; slow."},
-    )
-
-    @property
-    def active(self) -> bool:
-        """Whether there is a value model."""
-        return bool(self.value_model_name_or_path)
-
-    def check(self) -> None:
-        """Raise `ValueError` for settings that cannot be."""
-        if self.guide_top_k < 1:
-            raise ValueError(f"`guide_top_k` must be at least 1, got {self.guide_top_k}.")
-        if not self.beta:
-            raise ValueError("`beta` is empty: give at least one weight.")
-        for text in self.beta:
-            weights = parse_weights(text, "beta")
-            names = list(weights) if isinstance(weights, dict) else ["value"]
-            RowWeights(weights, names, field="beta")  # NaN and infinity
-        self._named_paths()
-
-    def _named_paths(self) -> dict[str, str]:
-        found: dict[str, str] = {}
-        for text in self.value_model_name_or_path or []:
-            name, equals, path = text.partition("=")
-            if not equals or "/" in name:
-                name, path = Path(text).name, text
-            if name in found:
-                raise ValueError(
-                    f"`value_model_name_or_path` has two value models called {name!r}: name them, as in "
-                    f"first={found[name]} second={path}."
-                )
-            found[name] = path
-        return found
-
-    def policies(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        name: str,
-        batch_size: int,
-        progress: Callable[[int], Any] | None = None,
-    ) -> list[Policy]:
-        """One policy a `beta`; see [`~trl_ext.policy.Decoding`]."""
-        loaded = {key: self._load(path, model) for key, path in self._named_paths().items()}
-        value_models: Any = {key: value for key, (value, _) in loaded.items()}
-        tokenizers: Any = {key: other for key, (_, other) in loaded.items()}
-        if len(loaded) == 1:  # then heads go by their own names
-            [value_models], [tokenizers] = value_models.values(), tokenizers.values()
-        series = f"{name} + {', '.join(loaded)}"
-        found = []
-        for text in self.beta:
-            beta = parse_weights(text, "beta")
-            found.append(
-                guided_policy(
-                    model,
-                    tokenizer,
-                    value_models,
-                    beta,
-                    self.guide_top_k,
-                    name=f"{series}, beta {text}",
-                    batch_size=batch_size,
-                    progress=progress,
-                    extras={"beta": beta, "top_k": self.guide_top_k},
-                    series=series,
-                    value_tokenizer=tokenizers,
-                    retokenize=self.value_retokenize,
-                )
-            )
-        return found
-
-    def _load(self, path: str, model: PreTrainedModel) -> tuple[ValueModel, PreTrainedTokenizerBase | None]:
-        kwargs: dict[str, Any] = {"dtype": model.dtype}  # the language model's, --dtype; heads stay in float32
-        if self.value_load_in_4bit:
-            from trl import ModelConfig
-
-            kwargs = {"quantization_config": quantization_config_from(ModelConfig(load_in_4bit=True))}
-        config = AutoConfig.from_pretrained(path)
-        mine = getattr(config, "adapter", False) and config.backbone_name == model.config._name_or_path
-        if mine and len(self.value_model_name_or_path or []) == 1 and not is_peft_model(model):
-            kwargs = {"backbone": model}  # an adapter on the model that it guides: its weights are here already
-        value_model = ValueModel.from_pretrained(path, **kwargs).eval()
-        if "dtype" in kwargs:
-            value_model = value_model.to(model.device)
-        try:
-            return value_model, load_tokenizer(path)
-        except (OSError, ValueError):  # it was saved without; its digest of the vocabulary is compared
-            return value_model, None

@@ -3,19 +3,15 @@
 
 """The trainer of VAS: scored samples of a frozen model in, a value model out."""
 
-import contextlib
-import json
 import math
-import os
 import textwrap
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from accelerate.utils import gather_object
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from datasets import Dataset, IterableDataset
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -27,37 +23,29 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from ..calibration import half_way, roll_out
-from ..checkpoints import last_checkpoint
-from ..copies import sampling_copy
+from ..backbones import add_adapter
+from ..calibration import agreement, roll_out, starts
 from ..data import DataError, column_names
-from ..meters import Meters
-from ..models import freeze, is_peft_model, is_quantized, load_model, use_exact_4bit_on_cpu
-from ..moments import Pairs, Running
+from ..explained import Explained
+from ..ext_trainer import AnyDataset, EvalDataset, ExtTrainer
+from ..frozen import init_kwargs, load_frozen, place_frozen, sampling_batch_size, sampling_from
+from ..models import is_peft_model, is_quantized
+from ..moments import RunningColumns
 from ..repeats import RepeatedSteps
-from ..retokenize import vocabulary_difference
+from ..retokenize import vocabulary_fault
 from ..returns import td_lambda
-from ..rewards import RewardFunc, load_rewards
-from ..rollouts import Rollout, Round, measure_round, score_round, seeded, show_tables
+from ..rewards import RewardFunc
+from ..rollouts import Rollout, Round, score_round, seeded
 from ..rounds import Rounds
-from ..sampling import evaluation_mode, generate
+from ..sampling import generate
 from ..states import States, TokenStates
-from ..tokens import TOKENIZED_COLUMNS, ensure_pad_token, load_tokenizer, use_chat_template
-from ..upstream import (
-    BaseTrainer,
-    disable_dropout_in_model,
-    get_act_offloading_ctx_manager,
-    get_config_model_id,
-    global_then_local_main_first,
-    prepare_deepspeed,
-    prepare_fsdp,
-    unwrap_model_for_generation,
-)
-from .config import VASConfig
-from .data import DEFAULT_HEAD, DataCollatorForValues, heads_of, prepare_values, reward_tensors, totals
+from ..tokens import load_tokenizer
+from ..upstream import disable_dropout_in_model, get_config_model_id
+from .config import ValueConfig, VASConfig
+from .data import DataCollatorForValues, choose_heads, prepare_values, reward_tensors, totals
 from .generation import ValueAugmentedLogitsProcessor
 from .losses import discounted_return, normalize, value_loss
-from .model import ValueConfig, ValueModel, add_adapter
+from .model import ValueModel
 
 
 if TYPE_CHECKING:
@@ -65,13 +53,8 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-AnyDataset: TypeAlias = Dataset | IterableDataset
-EvalDataset: TypeAlias = AnyDataset | DatasetDict | IterableDatasetDict | dict[str, AnyDataset]
 
-THIRDS = ("early", "middle", "late")  # of a completion: what is hard to say early is easy late
-
-
-class VASTrainer(BaseTrainer):
+class VASTrainer(ExtTrainer):
     """
     Trainer for Value Augmented Sampling (VAS).
 
@@ -109,7 +92,7 @@ class VASTrainer(BaseTrainer):
         value_model (`str`, [`ValueModel`] or [`~transformers.PreTrainedModel`], *optional*):
             Backbone of the value model, or a value model to train further; by default the config's
             `value_model_name_or_path`. Without either, the value model is an adapter (`peft_config`) and a head on the
-            language model's own weights.
+            language model's own weights, or (`value_form="policy"`) a head on its states as they are.
 
     Raises:
         `ValueError`, `TypeError`: Arguments that contradict each other; the message says which.
@@ -144,6 +127,7 @@ class VASTrainer(BaseTrainer):
                 eprint       = {arXiv:2405.06639},
             }"""),
     }
+    _row_columns: ClassVar = ("token_rewards",)
     # `compute_loss` divides by the tokens of all micro-batches and processes of a step.
     loss_is_scaled_for_ga = True
 
@@ -165,13 +149,7 @@ class VASTrainer(BaseTrainer):
         name = model if isinstance(model, str) else get_config_model_id(model.config)
         if args is None:
             args = VASConfig(f"{name.rstrip('/').split('/')[-1]}-VAS")
-        if not isinstance(train_dataset, Dataset | IterableDataset):
-            raise TypeError(
-                "`train_dataset` is required and must be a `Dataset` or `IterableDataset`, got "
-                f"`{type(train_dataset).__name__}`."
-            )
-        if isinstance(train_dataset, IterableDataset):
-            args.accelerator_config.dispatch_batches = False  # ragged lists cannot be concatenated across processes
+        self._check_train_dataset(train_dataset, args)
         set_seed(args.seed)  # an adapter's initial weights are random
         self._tokenizer = self._load_tokenizer(name, model, args, processing_class)
         value_model = args.value_model_name_or_path if value_model is None else value_model
@@ -179,19 +157,19 @@ class VASTrainer(BaseTrainer):
         # Data and rewards before the models: a mistake there should not cost the time of loading weights.
         self.rewards = self._load_rewards(reward_funcs, reward_processing_classes, args)
         self._raw_columns = set(column_names(train_dataset)) if self.rewards else set()
-        self.heads = self._choose_heads(train_dataset, args)
-        self._dropped_rows: int | None = None
+        names = [reward.name for reward in self.rewards]
+        self.heads = choose_heads(train_dataset, names, args.heads, rewarded=args.num_iterations > 1)
         train_dataset = self._prepare_dataset(train_dataset, args, "train")
         eval_dataset = self._prepare_eval_dataset(eval_dataset, args)
         self._samples = self._check_sampling(args, train_dataset)
 
-        self.policy = self._load_policy(model, args, quantization_config, value_model, eval_dataset)
+        needs_policy = value_model is None or args.value_form == "policy" or self._needs_policy(args, eval_dataset)
+        self.policy = load_frozen(model, args, quantization_config) if needs_policy else None
         model = self._load_value_model(value_model, args, quantization_config, peft_config)
-        model.config.record_tokenizer(self._tokenizer)
-        model.config.gamma, model.config.lam = args.gamma, args.lam
         self.states = States(
             model,
             self._tokenizer.pad_token_id,
+            predict=args.value_form != "state",
             shared_prefix=args.shared_prefix,
             pad_to_multiple_of=args.pad_to_multiple_of,
         )
@@ -205,12 +183,13 @@ class VASTrainer(BaseTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        if args.n_gpu > 1:
-            raise ValueError(
-                "Several GPUs are visible to one process, which `nn.DataParallel` cannot train here. Use `accelerate "
-                "launch`, or make one GPU visible with CUDA_VISIBLE_DEVICES."
-            )
-        self._place_policy()
+        self._begin_metrics()
+        self.policy = place_frozen(self.policy, self, shared=self.model.shares_policy)
+        self._begin(train_dataset)
+
+    def _begin(self, dataset: AnyDataset) -> None:
+        """What training goes through with: rounds, targets, moments of the rewards, figures."""
+        args = self.args
         self._rounds = Rounds(
             lambda rows: self._sample_round(rows).rollouts,
             self.accelerator,
@@ -218,97 +197,24 @@ class VASTrainer(BaseTrainer):
             every_epochs=self._epochs_per_round(),
             keep=args.keep_samples,
         )
-        self._offload = (
-            get_act_offloading_ctx_manager(model=self.model)
-            if args.activation_offloading
-            else contextlib.nullcontext()
-        )
         self._targets: dict[str, torch.Tensor] = {}  # of the step that is being repeated, by the rows of a micro-batch
-        self._running = [Running() for _ in self.heads]
-        if args.normalize_rewards and not self._samples and isinstance(train_dataset, Dataset):
-            self._observe(train_dataset["token_rewards"], share=False)
-        self._meters = {"train": Meters(), "eval": Meters()}
-        self._pairs = {"train": Pairs(), "eval": Pairs()}
+        self._running = RunningColumns(len(self.heads))
+        if args.normalize_rewards and not self._samples and isinstance(dataset, Dataset):
+            self._observe(dataset["token_rewards"], share=False)
+        self._explained = Explained(self.heads)
         self._calibration: dict[str, float] = {}
-        self._eval_prefix, self._eval_batches = "eval", 0
-        self._eval_tables: list[dict[str, list[Any]]] = []
-        self._num_tokens = 0
-        self.model.add_model_tags(self._tag_names)
-
-    def _send_telemetry(self) -> None:
-        """Runs of a third party's trainer are not TRL's to count."""
 
     # ------------------------------------------------------------------------------------------------ preparation
 
-    @staticmethod
-    def _load_tokenizer(name: str, model: Any, args: VASConfig, processing_class: Any) -> PreTrainedTokenizerBase:
-        if processing_class is None:
-            kwargs = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
-            revision = kwargs.get("revision") if isinstance(model, str) else None
-            processing_class = load_tokenizer(name, revision=revision, trust_remote_code=args.trust_remote_code)
-        if not isinstance(processing_class, PreTrainedTokenizerBase):
-            raise TypeError(
-                f"`processing_class` must be a tokenizer, got `{type(processing_class).__name__}`: VAS steers "
-                "language models; rows with images are not supported."
-            )
-        ensure_pad_token(processing_class)
-        if args.chat_template_path:
-            use_chat_template(processing_class, args.chat_template_path)
-        return processing_class
+    def _tokenize(self, dataset: AnyDataset, args: VASConfig, name: str) -> tuple[AnyDataset, int]:
+        settings: dict[str, Any] = {"max_length": args.max_length, "num_proc": args.dataset_num_proc}
+        return prepare_values(dataset, self._tokenizer, name=name, heads=self.heads, **settings)
 
-    @staticmethod
-    def _load_rewards(reward_funcs: Any, processing_classes: Any, args: VASConfig) -> list[Any]:
-        kwargs = {"device": args.device, "trust_remote_code": args.trust_remote_code}
-        rewards = load_rewards(reward_funcs, processing_classes, **kwargs) if reward_funcs else []
-        if args.reward_weights and len(args.reward_weights) != len(rewards):
-            raise ValueError(
-                f"`reward_weights` has {len(args.reward_weights)} entries for {len(rewards)} reward functions."
-            )
-        return rewards
-
-    def _choose_heads(self, dataset: AnyDataset, args: VASConfig) -> list[str]:
-        """Names of the heads, and that there are rewards to train each."""
-        names = [reward.name for reward in self.rewards]
-        scored = bool({"completions", "chosen"} & set(column_names(dataset)))
-        if args.heads:
-            heads = list(args.heads)
-        elif scored:
-            heads = heads_of(dataset, "train")
-        else:
-            heads = names if len(names) > 1 else [DEFAULT_HEAD]
-        unknown = [head for head in heads if head not in [*names, DEFAULT_HEAD]]
-        if unknown and (not scored or args.num_iterations > 1):
-            raise ValueError(
-                f"Nothing rewards sampled completions for the head {unknown[0]!r}. The reward functions are "
-                f"{', '.join(map(repr, names)) or 'none'}; {DEFAULT_HEAD!r} is their weighted sum."
-            )
-        return heads
-
-    def _prepare_dataset(self, dataset: AnyDataset, args: VASConfig, name: str) -> AnyDataset:
-        with global_then_local_main_first():
-            dataset, dropped = prepare_values(
-                dataset,
-                self._tokenizer,
-                name=name,
-                max_length=args.max_length,
-                num_proc=args.dataset_num_proc,
-                heads=self.heads,
-            )
-        if dropped:
-            logger.warning(
-                f"{dropped} rows of the {name} data set were dropped: their prompt alone fills max_length="
-                f"{args.max_length}."
-            )
-        if isinstance(dataset, Dataset) and self._dropped_rows is None:
-            self._dropped_rows = dropped  # of the train set, which comes first
-        return dataset
-
-    def _prepare_eval_dataset(self, dataset: EvalDataset | None, args: VASConfig) -> Any:
-        if dataset is None:
-            return None
-        if isinstance(dataset, dict):
-            return {name: self._prepare_dataset(part, args, name) for name, part in dataset.items()}
-        return self._prepare_dataset(dataset, args, "eval")
+    def _needs_policy(self, args: VASConfig, evals: Any) -> bool:
+        """Whether something is sampled, in training or evaluation."""
+        parts = evals.values() if isinstance(evals, dict) else [evals]
+        prompts_alone = any(part is not None and "completion_ids" not in column_names(part) for part in parts)
+        return bool(self._samples or args.calibration_rollouts or prompts_alone)
 
     def _check_sampling(self, args: VASConfig, dataset: AnyDataset) -> bool:
         """Whether training samples completions; raise if the settings ask for what cannot be done."""
@@ -344,42 +250,34 @@ class VASTrainer(BaseTrainer):
 
     # ------------------------------------------------------------------------------------------------------ models
 
-    def _load_policy(self, model: Any, args: VASConfig, quantization_config: Any, value_model: Any, evals: Any) -> Any:
-        """The frozen model, or `None` where nothing needs it."""
-        parts = evals.values() if isinstance(evals, dict) else [evals]
-        prompts_alone = any(part is not None and "completion_ids" not in column_names(part) for part in parts)
-        if not (self._samples or args.calibration_rollouts or value_model is None or prompts_alone):
-            return None
-        if isinstance(model, str):
-            model = load_model(model, **_init_kwargs(args, args.model_init_kwargs, quantization_config))
-        use_exact_4bit_on_cpu(model)
-        return freeze(model)
-
     def _load_value_model(
         self, value_model: Any, args: VASConfig, quantization_config: Any, peft_config: Any
     ) -> ValueModel:
+        form: dict[str, Any] = {"form": args.value_form, "action_rank": args.action_rank}
         if value_model is None:
-            if peft_config is None:
+            if peft_config is None and args.value_form != "policy":
                 raise ValueError(
                     "There is no value model. Pass `value_model` (`value_model_name_or_path`: a small model with the "
                     "language model's tokenizer), or `peft_config` (`--use_peft`) for an adapter and a head on the "
-                    "language model itself."
+                    "language model itself, or set `value_form='policy'` for a head on its hidden states."
                 )
-            value_model = ValueModel.on_policy(self.policy, self.heads, peft_config=peft_config)
+            value_model = ValueModel.on_policy(self.policy, self.heads, peft_config=peft_config, **form)
         else:
             if isinstance(value_model, str):
                 self._check_tokenizer(value_model, args)
-                kwargs = _init_kwargs(args, args.value_model_init_kwargs, quantization_config)
-                value_model = _load_backbone(value_model, self.heads, kwargs)
+                kwargs = init_kwargs(args, args.value_model_init_kwargs, quantization_config)
+                value_model = _load_backbone(value_model, self.heads, kwargs, form, self.policy)
             elif not isinstance(value_model, ValueModel):
-                value_model = ValueModel.from_backbone(value_model, self.heads)
+                value_model = ValueModel.from_backbone(value_model, self.heads, **form)
             if peft_config is not None:
                 value_model.backbone = add_adapter(value_model.backbone, peft_config)
-        self._check_value_model(value_model)
+        self._check_value_model(value_model, args)
         if is_peft_model(value_model.backbone) and args.gradient_checkpointing:
             value_model.backbone.enable_input_require_grads()
         if args.disable_dropout:
             disable_dropout_in_model(value_model)
+        value_model.config.record_tokenizer(self._tokenizer)
+        value_model.config.gamma, value_model.config.lam = args.gamma, args.lam
         return value_model
 
     def _check_tokenizer(self, name: str, args: VASConfig) -> None:
@@ -388,21 +286,22 @@ class VASTrainer(BaseTrainer):
             tokenizer = load_tokenizer(name, trust_remote_code=args.trust_remote_code)
         except (OSError, ValueError):  # saved without one: what can be seen of the model itself is checked later
             return
-        difference = vocabulary_difference(self._tokenizer, tokenizer)
-        if difference is not None:
-            token, mine, theirs = difference
-            raise ValueError(
-                f"The value model {name!r} has another vocabulary than the language model: token {token} is "
-                f"{theirs!r} for it and {mine!r} for the language model. {_OTHER_VOCABULARY}"
-            )
+        fault = vocabulary_fault(self._tokenizer, tokenizer, f"value model {name!r}")
+        if fault:
+            raise ValueError(f"{fault} {_OTHER_VOCABULARY}")
 
-    def _check_value_model(self, model: ValueModel) -> None:
+    def _check_value_model(self, model: ValueModel, args: VASConfig) -> None:
         if list(model.head_names) != self.heads:
             raise ValueError(
                 f"The value model has the heads {', '.join(map(repr, model.head_names))}, but the data and settings "
                 f"ask for {', '.join(map(repr, self.heads))}. Set `heads` to those of the model, or begin a new one."
             )
-        if is_quantized(model.backbone) and not is_peft_model(model.backbone):
+        if model.config.form != args.value_form:
+            raise ValueError(
+                f"The value model has the form {model.config.form!r}, but `value_form` is {args.value_form!r}: set it "
+                "to that of the model, or begin a new one."
+            )
+        if is_quantized(model.backbone) and not model.saves_parts:
             raise ValueError(
                 "A quantised value model cannot be trained without an adapter: pass `peft_config` (`--use_peft` on "
                 "the command line)."
@@ -413,45 +312,13 @@ class VASTrainer(BaseTrainer):
                 f"The value model knows {rows} tokens, the tokenizer has {len(self._tokenizer)}. {_OTHER_VOCABULARY}"
             )
 
-    def _place_policy(self) -> None:
-        """Put the frozen model where it can sample, sharded as the value model is."""
-        if self.policy is None:
-            return
-        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        if sharded and self.model.shares_policy:
-            raise ValueError(
-                "An adapter on the language model's own weights cannot be trained under DeepSpeed or FSDP: pass a "
-                "`value_model` of its own."
-            )
-        if self.is_deepspeed_enabled:
-            self.policy = prepare_deepspeed(self.policy, self.accelerator)
-        elif self.is_fsdp_enabled:
-            self.policy = prepare_fsdp(self.policy, self.accelerator)
-        elif not is_quantized(self.policy):
-            self.policy.to(self.accelerator.device)
-
     # ---------------------------------------------------------------------------------------------------- sampling
-
-    def _set_signature_columns_if_needed(self) -> None:
-        # Reward functions are given the data set's other columns; preference rows became `prompt` and `completions`.
-        extra = self._raw_columns | {"prompt", "completions"} if self._raw_columns else set()
-        extra |= {"token_rewards"}
-        self._signature_columns = [*TOKENIZED_COLUMNS, *sorted(extra - set(TOKENIZED_COLUMNS))]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.args.num_epochs_per_batch == 1:
             return super()._get_train_sampler(train_dataset)
-        args, dataset = self.args, self.train_dataset if train_dataset is None else train_dataset
-        step_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        seed = args.seed if args.data_seed is None else args.data_seed
-        return RepeatedSteps(
-            len(dataset),
-            step_size,
-            args.num_epochs_per_batch,
-            seed,
-            lambda: int(self.state.epoch or 0),
-            shuffle=args.train_sampling_strategy != "sequential",
-        )
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        return RepeatedSteps.of(self, dataset, self.args.num_epochs_per_batch)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
@@ -501,18 +368,14 @@ class VASTrainer(BaseTrainer):
                     self._tokenizer,
                     [row["prompt_ids"] for row in rows],
                     args.generation_settings(),
-                    batch_size=self._generation_batch_size(),
+                    batch_size=sampling_batch_size(self),
                     processors=self._guides if guided else None,
                 )
             sampled = score_round(
                 rows, completions, self.rewards, args.reward_weights, max_length=args.max_length,
                 trainer_state=self.state,
             )  # fmt: skip
-            measure_round(sampled, self.rewards, self._meters[mode])
-            if args.log_completions and mode == "train":
-                show_tables([sampled.table], self.accelerator, args, self.state.global_step, mode)
-            elif args.log_completions:
-                self._eval_tables.append(sampled.table)
+            self._show_round(sampled, mode)
         if mode == "train" and args.normalize_rewards and not self._round():
             self._observe([self._by_head(r.rewards, r.scores) for r in sampled.rollouts.values()])
         return sampled
@@ -526,16 +389,8 @@ class VASTrainer(BaseTrainer):
         rewards = {head: totals([row["token_rewards"]], h) for h, head in enumerate(self.heads)}
         return Rollout(row["completion_ids"], row["scores"], rewards)
 
-    @contextlib.contextmanager
-    def _sampling_policy(self) -> Iterator[Any]:
-        """The frozen model, ready to draw from."""
-        with (
-            unwrap_model_for_generation(self.policy, self.accelerator) as policy,
-            evaluation_mode(self.model),  # what guides keeps a cache, which checkpointing in training does not allow
-            torch.no_grad(),
-            self.compute_loss_context_manager(),
-        ):
-            yield policy if self.model.shares_policy else sampling_copy(policy, self.args)
+    def _sampling_policy(self) -> Any:
+        return sampling_from(self.policy, self, shared=self.model.shares_policy)
 
     def _guides(self, ids_PT: torch.Tensor, mask_PT: torch.Tensor) -> list[ValueAugmentedLogitsProcessor]:
         args = self.args
@@ -551,20 +406,14 @@ class VASTrainer(BaseTrainer):
             )
         ]
 
-    def _generation_batch_size(self) -> int:
-        return self.args.generation_batch_size or (64 if self.accelerator.device.type == "cpu" else 128)
-
     def _observe(self, groups: list[Any], share: bool = True) -> None:
         """Take rewards into the mean and deviation that they are normalised by, alike on every process."""
         numbers = [totals(groups, h) for h in range(len(self.heads))]
-        parts = gather_object([numbers]) if share and self.accelerator.num_processes > 1 else [numbers]
-        for h, running in enumerate(self._running):
-            running.add([x for part in parts for x in part[h]])
+        self._running.add(numbers, self.accelerator if share else None)
         self._record_normalization()
 
     def _record_normalization(self) -> None:
-        self.model.config.reward_mean = [running.mean for running in self._running]
-        self.model.config.reward_std = [running.std for running in self._running]
+        self.model.config.reward_mean, self.model.config.reward_std = self._running.means, self._running.stds
 
     # -------------------------------------------------------------------------------------------------------- loss
 
@@ -636,34 +485,18 @@ class VASTrainer(BaseTrainer):
     def _measure(
         self, tokens: TokenStates, rewards_NTH: torch.Tensor, mask_NTH: torch.Tensor, loss_NTH: torch.Tensor
     ) -> None:
-        training = self.model.training
-        mode = "train" if training else "eval"
-        if not training:
+        mode = "train" if self.model.training else "eval"
+        if mode == "eval":
             self._meters[mode].add("loss", loss_NTH.sum(), tokens.mask.sum())  # pooled, as rows differ in tokens
-        lengths_N1 = tokens.mask.sum(dim=1, keepdim=True)
-        third_NT = torch.arange(tokens.mask.shape[1], device=tokens.mask.device) * len(THIRDS) // lengths_N1
-        for h, head in enumerate(self.heads):
-            actual_NT = discounted_return(rewards_NTH[..., h], tokens.mask, self.args.gamma)
-            mask_NT, values_NT = mask_NTH[..., h], tokens.states[..., h]
-            self._pairs[mode].add(head, values_NT[mask_NT], actual_NT[mask_NT])
-            for i, third in enumerate(THIRDS if not training else ()):
-                part_NT = mask_NT & (third_NT == i)
-                self._pairs[mode].add(f"{head}/{third}", values_NT[part_NT], actual_NT[part_NT])
+        by_head = [
+            discounted_return(rewards_NT, tokens.mask, self.args.gamma) for rewards_NT in rewards_NTH.unbind(-1)
+        ]
+        self._explained.add(mode, tokens.states, torch.stack(by_head, dim=-1), mask_NTH)
 
     def _figures(self, mode: str) -> dict[str, float]:
-        """How well the values explain the returns, by head where there are several."""
-        parts = ["", *(f"/{third}" for third in THIRDS)] if mode == "eval" else [""]
-        names = [f"{head}{part}" for head in self.heads for part in parts]
-        found = self._pairs[mode].pop(self.accelerator, names)
-        metrics = {}
-        for name, figures in found.items():
-            head, _, third = name.rpartition("/") if name not in self.heads else (name, "", "")
-            tail = (f"/{third}" if third else "") + (f"/{head}" if len(self.heads) > 1 else "")
-            metrics[f"explained_variance{tail}"] = figures.get("explained_variance", math.nan)
-            metrics[f"correlation{tail}"] = figures.get("correlation", math.nan)
-            if not third:
-                metrics[f"values/mean{tail}"] = figures["mean"]
-        return {name: value for name, value in metrics.items() if not math.isnan(value)}
+        """How well the values explain the returns, and in evaluation what came of half completions."""
+        calibration, self._calibration = (self._calibration, {}) if mode == "eval" else ({}, self._calibration)
+        return self._explained.pop(mode, self.accelerator) | calibration
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         with self._offload, self.model.hold_adapter():
@@ -671,40 +504,18 @@ class VASTrainer(BaseTrainer):
 
     # -------------------------------------------------------------------------------------------------- evaluation
 
-    def evaluate(
-        self,
-        eval_dataset: Any = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """
-        Loss against the returns themselves (as with `lam=1`), and how well the values explain and follow them, on
-        `eval_dataset` (by default the constructor's), whose rows may have any of the forms that training takes.
+        Loss against the returns themselves (as with `lam=1`), and how well the values explain and follow them, on a
+        data set (by default the constructor's), whose rows may have any of the forms that training takes.
 
         With `calibration_rollouts` also `calibration/r2` and `calibration/correlation` of the value half-way through a
         completion with the mean reward of continuations that the frozen model draws from there.
         """
-        if eval_dataset is None or isinstance(eval_dataset, str):
-            parts = self.eval_dataset if eval_dataset is None else self.eval_dataset[eval_dataset]
-        else:
-            parts = eval_dataset
-        if isinstance(parts, dict):
-            metrics: dict[str, float] = {}
-            for name, part in parts.items():
-                metrics |= self._evaluate_one(part, ignore_keys, f"{metric_key_prefix}_{name}")
-            return metrics
-        return self._evaluate_one(parts, ignore_keys, metric_key_prefix)
+        return super().evaluate(*args, **kwargs)
 
-    def _evaluate_one(self, dataset: Any, ignore_keys: list[str] | None, prefix: str) -> dict[str, float]:
-        if dataset is not None and "prompt_ids" not in column_names(dataset):
-            dataset = self._prepare_dataset(dataset, self.args, "eval")
-        self._eval_prefix, self._eval_batches = prefix, 0
-        self._calibration = self._calibrate(dataset) if self.args.calibration_rollouts and dataset is not None else {}
-        metrics = super().evaluate(dataset, ignore_keys, prefix)
-        if self.args.log_completions:
-            tables, self._eval_tables = self._eval_tables, []
-            show_tables(tables, self.accelerator, self.args, self.state.global_step, prefix)
-        return metrics
+    def _before_evaluation(self, dataset: AnyDataset) -> None:
+        self._calibration = self._calibrate(dataset) if self.args.calibration_rollouts else {}
 
     def prediction_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
@@ -725,33 +536,25 @@ class VASTrainer(BaseTrainer):
 
     def _calibrate(self, dataset: AnyDataset) -> dict[str, float]:
         """Correlation and R^2 of the value half-way with the mean reward of what the frozen model makes of it."""
-        args, processes = self.args, self.accelerator.num_processes
+        args, process = self.args, self.accelerator.process_index
         rows = list(dataset.take(args.calibration_states)) if isinstance(dataset, IterableDataset) else list(dataset)
-        settings = args.generation_settings()
-        with seeded(args.seed, -1_000_003, self.accelerator.process_index), self._sampling_policy() as policy:
-            batch_size = self._generation_batch_size()
-            if rows and "completion_ids" in rows[0]:
-                groups = [row["completion_ids"] for row in rows]
-            else:
-                rows = rows[: args.calibration_states]
-                one = replace(settings, num_generations=1)
-                prompts = [row["prompt_ids"] for row in rows]
-                drawn = generate(policy, self._tokenizer, prompts, one, batch_size=batch_size)
-                groups = [[completion.ids for completion in group] for group in drawn]
-            states = half_way(rows, groups, args.calibration_states)[self.accelerator.process_index :: processes]
+        settings, batch_size = args.generation_settings(), sampling_batch_size(self)
+        with seeded(args.seed, -1_000_003, process), self._sampling_policy() as policy:
+            states = starts(policy, self._tokenizer, rows, settings, args.calibration_states, batch_size=batch_size)
+            states = states[process :: self.accelerator.num_processes]
             settings = replace(settings, num_generations=args.calibration_rollouts)
             table = roll_out(
                 policy, self._tokenizer, states, settings, self.rewards, args.reward_weights,
                 batch_size=batch_size, trainer_state=self.state,
             )  # fmt: skip
             values_NH = self._values_at(states)
-        return self._compare(values_NH, table)
+        return agreement(values_NH, table, self.heads, self.accelerator)
 
     def _values_at(self, states: list[Any]) -> torch.Tensor:
         """Values of half completions, in units of the rewards."""
-        found = []
-        for start in range(0, len(states), self._generation_batch_size()):
-            part = states[start : start + self._generation_batch_size()]
+        found, size = [], sampling_batch_size(self)
+        for start in range(0, len(states), size):
+            part = states[start : start + size]
             tokens = self.states(self.model, [s.row["prompt_ids"] for s in part], [[s.completion_ids] for s in part])
             last_N = tokens.mask.sum(dim=1) - 1
             found.append(tokens.states[torch.arange(len(part)), last_N].float().cpu())
@@ -759,93 +562,27 @@ class VASTrainer(BaseTrainer):
         config = self.model.config
         return values_NH * torch.tensor(config.reward_std) + torch.tensor(config.reward_mean)
 
-    def _compare(self, values_NH: torch.Tensor, table: Any) -> dict[str, float]:
-        pairs = Pairs()
-        metrics: dict[str, float] = {}
-        for h, head in enumerate(self.heads):
-            rewards = torch.tensor(table.by_name.get(head, table.total), dtype=torch.float64)
-            pairs.add(head, values_NH[:, h], rewards.view(len(values_NH), -1).nanmean(dim=1))
-        for head, figures in pairs.pop(self.accelerator, self.heads).items():
-            tail = f"/{head}" if len(self.heads) > 1 else ""
-            metrics |= {
-                f"calibration/{name}{tail}": figures[name] for name in ("r2", "correlation") if name in figures
-            }
-        return metrics
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        mode = "train" if self.model.training else "eval"
-        metrics = self._meters[mode].pop(self.accelerator) | self._figures(mode)
-        if mode == "eval":
-            metrics |= self._calibration
-            self._calibration = {}
-            metrics = {f"{self._eval_prefix}_{name}": value for name, value in metrics.items()}
-        elif metrics:
-            tokens = torch.tensor(self._num_tokens, device=self.accelerator.device)
-            metrics["num_tokens"] = float(self.accelerator.reduce(tokens, reduction="sum"))
-            if self._dropped_rows is not None:
-                metrics["dropped_rows"] = float(self._dropped_rows)
-        logs.update(metrics)
-        super().log(logs, start_time)
-
     # ------------------------------------------------------------------------------------------------- checkpoints
 
-    def train(self, resume_from_checkpoint: str | os.PathLike | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        path = resume_from_checkpoint
-        if path is True:
-            path = last_checkpoint(self.args.output_dir) or True  # transformers says that there is none
-        elif isinstance(path, os.PathLike):
-            path = os.fspath(path)
-        if isinstance(path, str) and self._samples and self.args.ignore_data_skip:
-            raise ValueError(
-                "`ignore_data_skip` cannot resume sampling: a round belongs to the rows it was drawn for."
-            )
-        folder = Path(path) if isinstance(path, str) else None
-        if self._samples:
-            self._rounds.restore(folder)
-        self._targets = {}
-        if folder is not None:
-            self._restore_state(folder)
-        return super().train(path, *args, **kwargs)
-
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        name = self.args.hub_model_id.split("/")[-1] if self.args.hub_model_id else Path(self.args.output_dir).name
-        self.create_model_card(model_name=name)
-        # Before everything else, so that no checkpoint that is otherwise whole lacks its round.
-        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        folder.mkdir(parents=True, exist_ok=True)
-        if self._samples:
-            self._rounds.save(folder)
+    def _save_state(self, folder: Path) -> None:
         if self._targets and self.state.global_step % self.args.num_epochs_per_batch:
             save_file({k: v.cpu().contiguous() for k, v in self._targets.items()}, self._targets_file(folder))
         if self.args.normalize_rewards and self.accelerator.is_main_process:
-            moments = [[running.count, running.mean, running.square] for running in self._running]
-            (folder / "normalization.json").write_text(json.dumps(moments))
-        super()._save_checkpoint(model, trial)
+            self._running.save(folder / "normalization.json")
 
     def _targets_file(self, folder: Path) -> Path:
         return folder / f"targets_{self.accelerator.process_index}.safetensors"
 
-    def _restore_state(self, folder: Path) -> None:
+    def _restore_state(self, folder: Path | None) -> None:
         """Targets of a step that was being repeated, and what rewards are normalised by."""
+        self._targets = {}
+        if folder is None:
+            return
         if self._targets_file(folder).is_file():
             self._targets = load_file(self._targets_file(folder))
-        moments = folder / "normalization.json"
-        if self.args.normalize_rewards and moments.is_file():
-            self._running = [Running(*numbers) for numbers in json.loads(moments.read_text())]
+        if self.args.normalize_rewards and (folder / "normalization.json").is_file():
+            self._running.load(folder / "normalization.json")
             self._record_normalization()
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if not is_peft_model(self.model.backbone) or self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            self.model.load_adapter_and_head(resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        plain = not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
-        if is_peft_model(self.model.backbone) and plain:
-            self.model.load_adapter_and_head(self.state.best_model_checkpoint)
-        else:
-            super()._load_best_model()
 
 
 _OTHER_VOCABULARY = (
@@ -854,21 +591,14 @@ _OTHER_VOCABULARY = (
 )
 
 
-def _init_kwargs(args: VASConfig, init_kwargs: Any, quantization_config: Any) -> dict[str, Any]:
-    """Keyword arguments to load a model with, as the settings and the launch say."""
-    kwargs = dict(init_kwargs or {})
-    if quantization_config is not None and "quantization_config" in kwargs:
-        raise ValueError("`quantization_config` is given both to the trainer and in the keyword arguments of a model.")
-    kwargs.setdefault("quantization_config", quantization_config)
-    kwargs.setdefault("trust_remote_code", args.trust_remote_code)
-    if args.distributed_state.distributed_type != "NO":
-        kwargs["device_map"] = None  # each process places its own copy
-    return kwargs
-
-
-def _load_backbone(name: str, heads: list[str], kwargs: dict[str, Any]) -> ValueModel:
+def _load_backbone(
+    name: str, heads: list[str], kwargs: dict[str, Any], form: dict[str, Any], policy: Any
+) -> ValueModel:
     """A saved value model to train further, or a new one on the backbone of that name."""
     where = {key: kwargs[key] for key in ("revision", "trust_remote_code") if key in kwargs}
-    if isinstance(AutoConfig.from_pretrained(name, **where), ValueConfig):
+    config = AutoConfig.from_pretrained(name, **where)
+    if isinstance(config, ValueConfig):
+        if config.head_only:
+            return ValueModel.from_pretrained(name, is_trainable=True, backbone=policy, **where)
         return ValueModel.from_pretrained(name, is_trainable=True, **kwargs)
-    return ValueModel.from_backbone(name, heads, **kwargs)
+    return ValueModel.from_backbone(name, heads, **form, **kwargs)

@@ -1,0 +1,250 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What trainers do around their method: rows in, rounds, evaluation, metrics, checkpoints."""
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any, ClassVar, TypeAlias
+
+import torch
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from .checkpoints import last_checkpoint
+from .config import ExtConfig
+from .data import column_names
+from .meters import Meters
+from .rewards import Reward, load_rewards
+from .rollouts import Round, measure_round, show_tables
+from .rounds import Rounds
+from .tokens import TOKENIZED_COLUMNS, ensure_pad_token, load_tokenizer, use_chat_template
+from .upstream import BaseTrainer, get_act_offloading_ctx_manager, global_then_local_main_first
+
+
+logger = logging.get_logger(__name__)
+
+AnyDataset: TypeAlias = Dataset | IterableDataset
+EvalDataset: TypeAlias = AnyDataset | DatasetDict | IterableDatasetDict | dict[str, AnyDataset]
+
+
+class ExtTrainer(BaseTrainer):
+    """
+    Base of a method's trainer.
+
+    A subclass has `_tokenize`, `compute_loss` and `prediction_step`, and says in its constructor, before that of
+    transformers: `_tokenizer`, `rewards`, `_raw_columns` and `_samples`; after it `_rounds`, and calls
+    `_begin_metrics`.
+    """
+
+    _row_columns: ClassVar[tuple[str, ...]] = ()  # of tokenised rows, besides `TOKENIZED_COLUMNS`
+    _tokenizer: PreTrainedTokenizerBase
+    _rounds: Rounds
+    rewards: list[Reward]
+    _raw_columns: set[str]  # of the data set, where reward functions may ask for them
+    _samples = False  # whether training draws completions
+    _dropped_rows: int | None = None
+
+    def _send_telemetry(self) -> None:
+        """Runs of a third party's trainer are not TRL's to count."""
+
+    # ------------------------------------------------------------------------------------------------ preparation
+
+    @staticmethod
+    def _check_train_dataset(dataset: Any, args: ExtConfig) -> None:
+        if not isinstance(dataset, Dataset | IterableDataset):
+            raise TypeError(
+                "`train_dataset` is required and must be a `Dataset` or `IterableDataset`, got "
+                f"`{type(dataset).__name__}`."
+            )
+        if isinstance(dataset, IterableDataset):
+            args.accelerator_config.dispatch_batches = False  # ragged lists cannot be concatenated across processes
+
+    @classmethod
+    def _load_tokenizer(cls, name: str, model: Any, args: ExtConfig, processing_class: Any) -> PreTrainedTokenizerBase:
+        if processing_class is None:
+            kwargs = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
+            revision = kwargs.get("revision") if isinstance(model, str) else None
+            processing_class = load_tokenizer(name, revision=revision, trust_remote_code=args.trust_remote_code)
+        if not isinstance(processing_class, PreTrainedTokenizerBase):
+            raise TypeError(
+                f"`processing_class` must be a tokenizer, got `{type(processing_class).__name__}`: {cls._name} is for "
+                "language models; rows with images are not supported."
+            )
+        ensure_pad_token(processing_class)
+        if args.chat_template_path:
+            use_chat_template(processing_class, args.chat_template_path)
+        return processing_class
+
+    @staticmethod
+    def _load_rewards(reward_funcs: Any, processing_classes: Any, args: ExtConfig) -> list[Reward]:
+        kwargs: dict[str, Any] = {"device": args.device, "trust_remote_code": args.trust_remote_code}
+        rewards = load_rewards(reward_funcs, processing_classes, **kwargs) if reward_funcs else []
+        if args.reward_weights and len(args.reward_weights) != len(rewards):
+            raise ValueError(
+                f"`reward_weights` has {len(args.reward_weights)} entries for {len(rewards)} reward functions."
+            )
+        return rewards
+
+    def _tokenize(self, dataset: AnyDataset, args: Any, name: str) -> tuple[AnyDataset, int]:
+        """The rows of the data set called `name` as the collator takes them, and how many did not fit."""
+        raise NotImplementedError
+
+    def _prepare_dataset(self, dataset: AnyDataset, args: Any, name: str) -> AnyDataset:
+        with global_then_local_main_first():
+            dataset, dropped = self._tokenize(dataset, args, name)
+        if dropped:
+            logger.warning(
+                f"{dropped} rows of the {name} data set were dropped: their prompt alone fills max_length="
+                f"{args.max_length}."
+            )
+        if isinstance(dataset, Dataset) and self._dropped_rows is None:
+            self._dropped_rows = dropped  # of the train set, which comes first
+        return dataset
+
+    def _prepare_eval_dataset(self, dataset: EvalDataset | None, args: Any) -> Any:
+        if dataset is None:
+            return None
+        if isinstance(dataset, dict):
+            return {name: self._prepare_dataset(part, args, name) for name, part in dataset.items()}
+        return self._prepare_dataset(dataset, args, "eval")
+
+    def _set_signature_columns_if_needed(self) -> None:
+        # Reward functions are given the data set's other columns; preference rows became `prompt` and `completions`.
+        extra = self._raw_columns | {"prompt", "completions"} if self._raw_columns else set()
+        extra |= set(self._row_columns)
+        self._signature_columns = [*TOKENIZED_COLUMNS, *sorted(extra - set(TOKENIZED_COLUMNS))]
+
+    def _begin_metrics(self) -> None:
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                "Several GPUs are visible to one process, which `nn.DataParallel` cannot train here. Use `accelerate "
+                "launch`, or make one GPU visible with CUDA_VISIBLE_DEVICES."
+            )
+        offloads = self.args.activation_offloading
+        self._offload = get_act_offloading_ctx_manager(model=self.model) if offloads else contextlib.nullcontext()
+        self._meters = {"train": Meters(), "eval": Meters()}
+        self._eval_prefix, self._eval_batches = "eval", 0
+        self._eval_tables: list[dict[str, list[Any]]] = []
+        self._num_tokens = 0
+        self.model.add_model_tags(self._tag_names)
+
+    # --------------------------------------------------------------------------------------------------- metrics
+
+    def _show_round(self, sampled: Round, mode: str) -> None:
+        """Log what a round of sampling came to, and print completions where that is asked for."""
+        measure_round(sampled, self.rewards, self._meters[mode])
+        if self.args.log_completions and mode == "train":
+            show_tables([sampled.table], self.accelerator, self.args, self.state.global_step, mode)
+        elif self.args.log_completions:
+            self._eval_tables.append(sampled.table)
+
+    def _figures(self, mode: str) -> dict[str, float]:
+        """Metrics of a method's own, since the last log, that are no means."""
+        return {}
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        mode = "train" if self.model.training else "eval"
+        metrics = self._meters[mode].pop(self.accelerator) | self._figures(mode)
+        if mode == "eval":
+            metrics = {f"{self._eval_prefix}_{name}": value for name, value in metrics.items()}
+        elif metrics:
+            tokens = torch.tensor(self._num_tokens, device=self.accelerator.device)
+            metrics["num_tokens"] = float(self.accelerator.reduce(tokens, reduction="sum"))
+            if self._dropped_rows is not None:
+                metrics["dropped_rows"] = float(self._dropped_rows)
+        logs.update(metrics)
+        super().log(logs, start_time)
+
+    # ------------------------------------------------------------------------------------------------- evaluation
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """
+        Loss and metrics on `eval_dataset` (by default the constructor's), or on each of several.
+
+        Its rows may have any of the forms that training takes.
+        """
+        if eval_dataset is None or isinstance(eval_dataset, str):
+            parts = self.eval_dataset if eval_dataset is None else self.eval_dataset[eval_dataset]
+        else:
+            parts = eval_dataset
+        if isinstance(parts, dict):
+            metrics: dict[str, float] = {}
+            for name, part in parts.items():
+                metrics |= self._evaluate_one(part, ignore_keys, f"{metric_key_prefix}_{name}")
+            return metrics
+        return self._evaluate_one(parts, ignore_keys, metric_key_prefix)
+
+    def _before_evaluation(self, dataset: Any) -> None:
+        """What a method does with the tokenised rows before they are evaluated."""
+
+    def _evaluate_one(self, dataset: Any, ignore_keys: list[str] | None, prefix: str) -> dict[str, float]:
+        if dataset is not None and "prompt_ids" not in column_names(dataset):
+            dataset = self._prepare_dataset(dataset, self.args, "eval")
+        self._eval_prefix, self._eval_batches = prefix, 0
+        if dataset is not None:
+            self._before_evaluation(dataset)
+        metrics = super().evaluate(dataset, ignore_keys, prefix)
+        if self.args.log_completions:
+            tables, self._eval_tables = self._eval_tables, []
+            show_tables(tables, self.accelerator, self.args, self.state.global_step, prefix)
+        return metrics
+
+    # ------------------------------------------------------------------------------------------------ checkpoints
+
+    def _restore_state(self, folder: Path | None) -> None:
+        """What a method takes back from a checkpoint's folder; without one it starts afresh."""
+
+    def _save_state(self, folder: Path) -> None:
+        """What a method adds to a checkpoint."""
+
+    def train(self, resume_from_checkpoint: str | os.PathLike | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        path = resume_from_checkpoint
+        if path is True:
+            path = last_checkpoint(self.args.output_dir) or True  # transformers says that there is none
+        elif isinstance(path, os.PathLike):
+            path = os.fspath(path)
+        if isinstance(path, str) and self._samples and self.args.ignore_data_skip:
+            raise ValueError(
+                "`ignore_data_skip` cannot resume sampling: a round belongs to the rows it was drawn for."
+            )
+        folder = Path(path) if isinstance(path, str) else None
+        if self._samples:
+            self._rounds.restore(folder)
+        self._restore_state(folder)
+        return super().train(path, *args, **kwargs)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        name = self.args.hub_model_id.split("/")[-1] if self.args.hub_model_id else Path(self.args.output_dir).name
+        self.create_model_card(model_name=name)
+        # Before everything else, so that no checkpoint that is otherwise whole lacks its round.
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._samples:
+            self._rounds.save(folder)
+        self._save_state(folder)
+        super()._save_checkpoint(model, trial)
+
+    @property
+    def _loads_parts(self) -> bool:
+        """Whether a checkpoint of the model is put on a backbone that it does not hold."""
+        return getattr(self.model, "saves_parts", False) and not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self._loads_parts:
+            self.model.load_adapter_and_head(resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if self._loads_parts:
+            self.model.load_adapter_and_head(self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()

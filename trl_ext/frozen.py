@@ -1,0 +1,104 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A language model that training draws from and never changes: loaded, put where it can sample, sampled from."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import BitsAndBytesConfig, PreTrainedModel, Trainer
+
+from .config import ExtConfig
+from .copies import sampling_copy
+from .models import freeze, is_quantized, load_model, use_exact_4bit_on_cpu
+from .sampling import evaluation_mode
+from .upstream import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
+
+
+def init_kwargs(args: ExtConfig, given: Any, quantization_config: BitsAndBytesConfig | None) -> dict[str, Any]:
+    """
+    Keyword arguments to load a model with in training, as the settings and the launch say.
+
+    Args:
+        args ([`~trl_ext.config.ExtConfig`]): The trainer's config.
+        given (`dict`, *optional*): What the user gave.
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): What the trainer was given.
+
+    Raises:
+        `ValueError`: `quantization_config` is given twice.
+    """
+    kwargs: dict[str, Any] = dict(given or {})
+    if quantization_config is not None and "quantization_config" in kwargs:
+        raise ValueError("`quantization_config` is given both to the trainer and in the keyword arguments of a model.")
+    kwargs.setdefault("quantization_config", quantization_config)
+    kwargs.setdefault("trust_remote_code", args.trust_remote_code)
+    if args.distributed_state.distributed_type != "NO":
+        kwargs["device_map"] = None  # each process places its own copy
+    return kwargs
+
+
+def load_frozen(
+    model: str | PreTrainedModel, args: ExtConfig, quantization_config: BitsAndBytesConfig | None = None
+) -> Any:
+    """
+    A language model without gradients, from a name or a model.
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): Hub id, directory or model.
+        args ([`~trl_ext.config.ExtConfig`]): The trainer's config.
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): For a name.
+    """
+    if isinstance(model, str):
+        model = load_model(model, **init_kwargs(args, args.model_init_kwargs, quantization_config))
+    use_exact_4bit_on_cpu(model)
+    return freeze(model)
+
+
+def place_frozen(model: Any, trainer: Trainer, *, shared: bool = False) -> Any:
+    """
+    The model where it can sample, sharded as the trained one is.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*): From [`load_frozen`].
+        trainer ([`~transformers.Trainer`]): Whose model is trained.
+        shared (`bool`, *optional*, defaults to `False`): Whether what is trained stands on this model's own weights.
+
+    Raises:
+        `ValueError`: It does, under DeepSpeed or FSDP.
+    """
+    if model is None:
+        return None
+    if shared and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
+        raise ValueError(
+            "What stands on the language model's own weights cannot be trained under DeepSpeed or FSDP: train a model "
+            "of its own."
+        )
+    if trainer.is_deepspeed_enabled:
+        return prepare_deepspeed(model, trainer.accelerator)
+    if trainer.is_fsdp_enabled:
+        return prepare_fsdp(model, trainer.accelerator)
+    return model if is_quantized(model) else model.to(trainer.accelerator.device)
+
+
+@contextmanager
+def sampling_from(model: Any, trainer: Trainer, *, shared: bool = False) -> Iterator[Any]:
+    """
+    The frozen model, ready to draw from; the trained one, which may guide it, in evaluation mode.
+
+    Args:
+        model, trainer, shared: As for [`place_frozen`].
+    """
+    with (
+        unwrap_model_for_generation(model, trainer.accelerator) as policy,
+        evaluation_mode(trainer.model),  # what guides keeps a cache, which checkpointing in training does not allow
+        torch.no_grad(),
+        trainer.compute_loss_context_manager(),
+    ):
+        yield policy if shared else sampling_copy(policy, trainer.args)
+
+
+def sampling_batch_size(trainer: Trainer) -> int:
+    """Sequences to draw at once."""
+    return trainer.args.generation_batch_size or (64 if trainer.accelerator.device.type == "cpu" else 128)
