@@ -26,15 +26,26 @@ FUNCTION_LINES = 50
 
 # What a method's folder may hold. A name that is missing is a statement; a new name is a decision, made here.
 METHOD_FILES = {"__init__.py", "config.py", "data.py", "losses.py", "trainer.py"}
-OPTIONAL_METHOD_FILES = {"generation.py", "model.py"}
+OPTIONAL_METHOD_FILES = {
+    "api.py",
+    "generation.py",
+    "model.py",
+    "candidates.py",
+    "decoding.py",
+    "answers.py",
+    "policy.py",
+}
 
 # Longer than the rule, and why that reads better. An entry that is no longer needed is an error.
 LONG_FILES: dict[str, str] = {
+    "trl_ext/proxy_rlhf/trainer.py": "one class, a fifth of it documentation: the story of the method in one place",
+    "trl_ext/psle/trainer.py": "one class, a fifth of it documentation: the story of the method in one place",
     "trl_ext/rrhf/trainer.py": "one class, a fifth of it documentation: the story of the method in one place",
+    "trl_ext/vas/trainer.py": "one class, a sixth of it documentation: where samples and values come from and go to",
 }
 LONG_FUNCTIONS: dict[str, str] = {
-    "trl_ext/rrhf/trainer.py:__init__": "TRL's constructor: its fourteen arguments are checked and used in the "
-    "order in which mistakes are cheapest to find",
+    "trl_ext/psle/trainer.py:__init__": "TRL's constructor: its arguments are checked and used in the order in which "
+    "mistakes are cheapest to find",
 }
 
 

@@ -147,6 +147,33 @@ def test_shared_cache_is_exact(name, attention):
     walk(model, tree)
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_more_siblings_for_some_rows(name):
+    """They see their own prefix; each row may keep one of either; what follows is as if it had been read in order."""
+    model = backbone(name)
+    tree = Tree(model)
+    tree.start(*padded(PROMPTS))
+    rows = [list(prompt) for prompt in PROMPTS]
+    some = torch.tensor([3, 1])
+    for choice in ([0, 4, 2, 1], [3, 6, 0, 5], [1, 2, 3, 4]):
+        siblings, more = torch.tensor(SIBLINGS), torch.tensor(MORE)[some]
+        close(tree.branch(siblings), siblings_by_loop(model, rows, SIBLINGS))
+        found = tree.branch_more(some, more)
+        close(found, siblings_by_loop(model, [rows[i] for i in some], more.tolist()))
+        tree.keep(torch.tensor(choice))
+        for i, row in enumerate(rows):
+            row.append(SIBLINGS[i][choice[i]] if choice[i] < 4 else MORE[i][choice[i] - 4])
+    assert [row[mask].tolist() for row, mask in zip(tree.ids_NS, tree.mask_NS, strict=True)] == rows
+    assert tree.calls == 1 + 3 * 2
+    close(tree.append(torch.tensor([[9]] * 4))[:, 0], torch.stack([states(model, [*row, 9])[-1] for row in rows]))
+    with pytest.raises(ValueError, match="Call `branch` first"):
+        tree.branch_more(some, more)
+    tree.branch(siblings)
+    tree.branch_more(some, more)
+    with pytest.raises(ValueError, match="at most once"):
+        tree.branch_more(some, more)
+
+
 @pytest.mark.parametrize("name", REPLAYED)
 def test_others_are_replayed_exactly_and_say_so(name, caplog):
     model = backbone(name)

@@ -255,3 +255,18 @@ def lint(code, name):
     result = subprocess.run(command, input=code, capture_output=True, text=True, cwd=ROOT, check=False, timeout=60)
     assert result.returncode in (0, 1), result.stderr
     return result.stdout
+
+
+@contract
+def test_vllm_generation():
+    engine = upstream.vllm_generation()
+    names = """
+        model accelerator processing_class mode server_base_url server_host server_port group_port server_timeout
+        tensor_parallel_size gpu_memory_utilization max_model_length max_num_seqs enable_sleep_mode model_impl
+        trust_remote_code repetition_penalty temperature top_p top_k min_p max_completion_length logprobs
+        generation_kwargs
+    """
+    settings = dict.fromkeys(names.split())
+    takes(engine.__init__, None, **settings)
+    takes(engine.sync_weights, None)
+    takes(engine.generate, None, prompts=[], images=None, num_generations=1)

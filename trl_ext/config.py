@@ -198,5 +198,5 @@ class ExtConfig(BaseConfig):
 
     def _at_least(self, name: str, least: float) -> None:
         value = getattr(self, name)
-        if not isinstance(value, int | float) or value < least:
+        if not isinstance(value, int | float) or not value >= least:  # NaN is not below anything
             raise ValueError(f"`{name}` must be at least {least}, got {value!r}.")

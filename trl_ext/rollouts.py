@@ -38,17 +38,20 @@ class Rollout:
         scores (`list[float]`): Weighted sum of the rewards, minus the KL term if there is one.
         rewards (`dict[str, list[float]]`, *optional*): What each reward function said of them, NaN where it did not
             apply.
+        marks (`list[int]`, *optional*): A method's own number for each completion (how it came to be, say).
     """
 
     completion_ids: list[list[int]]
     scores: list[float]
     rewards: dict[str, list[float]] = field(default_factory=dict, compare=False)  # NaN is not equal to itself
+    marks: list[int] = field(default_factory=list)
 
     def __add__(self, other: "Rollout") -> "Rollout":
         """The completions of both, with the rewards that both have."""
         both = self.rewards.keys() & other.rewards.keys()
         rewards = {name: self.rewards[name] + other.rewards[name] for name in sorted(both)}
-        return Rollout(self.completion_ids + other.completion_ids, self.scores + other.scores, rewards)
+        marks = self.marks + other.marks
+        return Rollout(self.completion_ids + other.completion_ids, self.scores + other.scores, rewards, marks)
 
 
 @dataclass
@@ -82,6 +85,7 @@ def score_round(
     penalty: Callable[[list[list[int]], list[list[list[int]]]], list[list[float]]] | None = None,
     keep_dataset_completions: bool = False,
     trainer_state: Any = None,
+    marks: list[int] | None = None,
 ) -> Round:
     """
     Score the completions of one round.
@@ -95,6 +99,7 @@ def score_round(
         penalty (`Callable`, *optional*): From prompt and completion ids to what is subtracted from each score.
         keep_dataset_completions (`bool`, *optional*, defaults to `False`): Whether each row's own completions join.
         trainer_state (*optional*): Passed to the reward functions, as TRL does.
+        marks (`list[int]`, *optional*): One for each of a row's K completions, kept with those that are kept.
 
     Raises:
         `RewardError`: A reward function failed, or returned something else than a number a completion.
@@ -128,6 +133,7 @@ def score_round(
             [group[n].ids for n in kept],
             [numbers[n] for n in kept],
             {name: [values[start + n] for n in kept] for name, values in table.by_name.items()},
+            [marks[n] for n in kept] if marks else [],
         )
         start += len(group)
     columns = {"prompt": prompts, "completion": texts, **table.by_name, "score": totals}
@@ -203,7 +209,9 @@ def save_rollouts(path: Path, rollouts: dict[int, Rollout], **state: Any) -> Non
     document = {
         **state,
         "rollouts": {
-            str(row): {"ids": r.completion_ids, "scores": r.scores} | ({"rewards": r.rewards} if r.rewards else {})
+            str(row): {"ids": r.completion_ids, "scores": r.scores}
+            | ({"rewards": r.rewards} if r.rewards else {})
+            | ({"marks": r.marks} if r.marks else {})
             for row, r in rollouts.items()
         },
     }
@@ -217,7 +225,8 @@ def load_rollouts(path: Path) -> tuple[dict[int, Rollout], dict[str, Any]]:
     """Rollouts and values that [`save_rollouts`] wrote."""
     document = json.loads(path.read_text())
     rollouts = {
-        int(row): Rollout(r["ids"], r["scores"], r.get("rewards", {})) for row, r in document.pop("rollouts").items()
+        int(row): Rollout(r["ids"], r["scores"], r.get("rewards", {}), r.get("marks", []))
+        for row, r in document.pop("rollouts").items()
     }
     return rollouts, document
 

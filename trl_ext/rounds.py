@@ -70,7 +70,7 @@ class Rounds:
 
     def batches(self, loader: Iterator[Batch], num_batches: int, epoch: int, dataset: Dataset) -> list[Batch]:
         """
-        The micro-batches of one optimizer step, with `completion_ids`, `scores` and `rewards`.
+        The micro-batches of one optimizer step, with `completion_ids`, `scores`, `rewards` and `marks`.
 
         Args:
             loader (`Iterator`): The rest of the epoch's micro-batches.
@@ -118,6 +118,7 @@ class Rounds:
             "completion_ids": [rollout.completion_ids for rollout in rollouts],
             "scores": [rollout.scores for rollout in rollouts],
             "rewards": [rollout.rewards for rollout in rollouts],
+            "marks": [rollout.marks for rollout in rollouts],
         }
 
     def save(self, folder: Path) -> None:

@@ -34,6 +34,13 @@ from trl.trainer.utils import (
 )
 
 
+def vllm_generation() -> type:
+    """TRL's client and engine of vLLM; imported when asked for, as it imports vLLM where that is installed."""
+    from trl.generation.vllm_generation import VLLMGeneration
+
+    return VLLMGeneration
+
+
 __all__ = [
     "BaseConfig",
     "BaseTrainer",
@@ -50,4 +57,5 @@ __all__ = [
     "sdpa_attention_forward",
     "sdpa_mask",
     "unwrap_model_for_generation",
+    "vllm_generation",
 ]

@@ -1,0 +1,128 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+The equations of Proxy-RLHF: what decisions weigh, which distribution of tokens they induce, and the losses on them.
+
+The paper prints no objective; it says "PPO" and describes the process. Letters: N positions, k candidates a position
+in the order in which they are examined, M decisions, B prompts, K responses a prompt. `logits` are those of accepting.
+"""
+
+import torch
+from torch.nn.functional import logsigmoid
+
+
+def decision_logps(logits: torch.Tensor, accepted: torch.Tensor) -> torch.Tensor:
+    """Reconstruction: log p where a candidate was accepted, log (1 - p) where it was rejected, p = sigmoid(logit)."""
+    return logsigmoid(torch.where(accepted, logits, -logits))
+
+
+def decision_entropy(logits: torch.Tensor) -> torch.Tensor:
+    """Entropy of each decision in nats, -p log p - (1 - p) log (1 - p)."""
+    return -(logits.sigmoid() * logsigmoid(logits) + (-logits).sigmoid() * logsigmoid(-logits))
+
+
+def induced_logps(logits_Nk: torch.Tensor, valid_Nk: torch.Tensor, forced_last: bool = False) -> torch.Tensor:
+    """
+    Reconstruction: log q(c_j | order) = log p_j + sum over i < j of log (1 - p_i), plus what is forced -> (N, k).
+
+    Where all are rejected, the first candidate is taken, or with `forced_last` the last one, which is then taken
+    whatever its own p. -inf where there is no candidate.
+
+    Args:
+        logits_Nk (`torch.Tensor` of shape `(N, k)`): Logits of accepting, in the order of examination.
+        valid_Nk (`torch.Tensor` of shape `(N, k)`): True for candidates; they come before the rest.
+        forced_last (`bool`, *optional*, defaults to `False`): Which one is taken if none is accepted.
+    """
+    accept = logsigmoid(logits_Nk).masked_fill(~valid_Nk, -torch.inf)
+    reject = logsigmoid(-logits_Nk).masked_fill(~valid_Nk, 0.0)
+    before = reject.cumsum(1) - reject
+    q = accept + before
+    forced = valid_Nk.sum(1, keepdim=True) - 1 if forced_last else torch.zeros_like(valid_Nk[:, :1], dtype=torch.long)
+    none = reject.sum(1, keepdim=True)
+    return q.scatter(1, forced, torch.logaddexp(q.gather(1, forced), none))
+
+
+def marginal_logps(
+    logits_Nk: torch.Tensor, weights_Nk: torch.Tensor, chosen_N: torch.Tensor, forced_last: bool = False
+) -> torch.Tensor:
+    r"""
+    Reconstruction: log q(c) of a candidate under the sampled order, over all orders at once -> (N,).
+
+    Drawing without replacement is a race: candidate j arrives at an exponential time of rate w_j. One that arrived by
+    time t was accepted with probability p_j, so that
+
+        q(c) = p_c \int w_c e^{-w_c t} \prod_{j \ne c} (1 - p_j (1 - e^{-w_j t})) dt + P(none accepted) P(c is forced)
+
+    where c is forced with probability w_c (it comes first), or by the same integral with p = 1 turned round (it comes
+    last). With t = e^x the integrand is analytic and dies off on both sides, so the trapezoidal rule converges
+    exponentially: steps of 1/2 leave a relative error of about 1e-8, below that of float32.
+
+    Args:
+        logits_Nk (`torch.Tensor` of shape `(N, k)`): Logits of accepting, in any order.
+        weights_Nk (`torch.Tensor` of shape `(N, k)`): What candidates are drawn by; rows sum to 1, 0 is no candidate.
+        chosen_N (`torch.Tensor` of shape `(N,)`): Columns of the candidates in question.
+        forced_last (`bool`, *optional*, defaults to `False`): Which one is taken if none is accepted.
+    """
+    logits, weights = logits_Nk.double(), weights_Nk.double()
+    accept = logits.sigmoid().masked_fill(weights == 0, 0.0)
+    others = torch.ones_like(weights, dtype=torch.bool).scatter(1, chosen_N[:, None], False) & (weights > 0)
+    w = weights.gather(1, chosen_N[:, None])
+    x = torch.arange(-60, 11, dtype=weights.dtype, device=weights.device) / 2
+    # From e^-30 to e^5 of the mean time 1 / w at which this candidate arrives: outside is less than 1e-13.
+    time = x.exp() / w.clamp(min=1e-300)
+    density = x - x.exp()  # log of w t e^{-w t}, t being the derivative of t in x
+    arrived = -torch.expm1(-weights[:, :, None] * time[:, None, :])  # (N, k, nodes)
+
+    def integral(factors: torch.Tensor) -> torch.Tensor:
+        logs = factors.clamp(min=1e-300).log().masked_fill(~others[:, :, None], 0.0).sum(1)
+        return (density + logs).logsumexp(1) - torch.log(torch.tensor(2.0, dtype=weights.dtype))
+
+    own = accept.gather(1, chosen_N[:, None]).squeeze(1).log()
+    first = own + integral(1 - accept[:, :, None] * arrived)
+    none = logsigmoid(-logits).masked_fill(weights == 0, 0.0).sum(1)
+    forced = integral(arrived) if forced_last else w.squeeze(1).log()
+    return torch.logaddexp(first, none + forced).to(logits_Nk.dtype)
+
+
+def policy_loss(
+    logps_M: torch.Tensor, old_logps_M: torch.Tensor, advantages_M: torch.Tensor, cliprange: float
+) -> torch.Tensor:
+    """
+    PPO (arXiv 1707.06347), Eq. (7), negated -> one value a decision.
+
+    -min(ratio A, clip(ratio, 1 - cliprange, 1 + cliprange) A), ratio = exp(log p - old log p). `cliprange=0` does not
+    clip: the gradient at ratio 1 is then that of REINFORCE.
+    """
+    ratio = (logps_M - old_logps_M).exp()
+    loss = -ratio * advantages_M
+    if not cliprange:
+        return loss
+    return torch.maximum(loss, -ratio.clamp(1 - cliprange, 1 + cliprange) * advantages_M)
+
+
+def value_loss(
+    values_M: torch.Tensor, old_values_M: torch.Tensor, returns_M: torch.Tensor, cliprange_value: float
+) -> torch.Tensor:
+    """
+    TRL's PPO: 0.5 max((V - R)^2, (clip(V, V_old -+ cliprange_value) - R)^2) -> one value a decision.
+
+    `cliprange_value=0` does not clip.
+    """
+    loss = (values_M - returns_M).square()
+    if cliprange_value:
+        clipped = old_values_M + (values_M - old_values_M).clamp(-cliprange_value, cliprange_value)
+        loss = torch.maximum(loss, (clipped - returns_M).square())
+    return 0.5 * loss
+
+
+def leave_one_out(scores_BK: torch.Tensor) -> torch.Tensor:
+    """
+    REINFORCE leave-one-out (arXiv 2402.14740): score - mean score of the prompt's other responses -> (B, K).
+
+    NaN scores take no part and stay NaN, as does one that is alone.
+    """
+    known = ~scores_BK.isnan()
+    others = (known.sum(1, keepdim=True) - 1).clamp(min=0)
+    total = scores_BK.nansum(1, keepdim=True)
+    return scores_BK - (total - scores_BK) / torch.where(others > 0, others.to(scores_BK.dtype), torch.nan)

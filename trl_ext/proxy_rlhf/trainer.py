@@ -1,0 +1,645 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The trainer of Proxy-RLHF: prompts and rewards in, a proxy that steers a frozen model out."""
+
+import json
+import os
+import textwrap
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset, DatasetDict, IterableDataset
+from transformers import (
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    set_seed,
+)
+from transformers.utils import logging
+
+from ..checkpoints import last_checkpoint
+from ..completions import Completion
+from ..copies import sampling_copy
+from ..data import DataError, column_names
+from ..meters import Meters
+from ..models import freeze, is_quantized, load_model, use_exact_4bit_on_cpu
+from ..repeats import RepeatedSteps
+from ..returns import gae
+from ..rewards import RewardFunc, load_rewards
+from ..rollouts import measure_round, score_round, show_tables
+from ..sampling import eos_token_ids, evaluation_mode, pad_token_id
+from ..tokens import ensure_pad_token, load_tokenizer, prepare_dataset, use_chat_template
+from ..upstream import BaseTrainer, get_config_model_id, global_then_local_main_first
+from .answers import Answers, answer
+from .candidates import FrozenModel
+from .config import ProxyRLHFConfig
+from .data import Decisions, minibatch
+from .losses import decision_entropy, decision_logps, leave_one_out, policy_loss, value_loss
+from .model import ProxyModel
+
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+
+logger = logging.get_logger(__name__)
+
+EvalDataset: TypeAlias = Dataset | DatasetDict | dict[str, Dataset]
+
+# Positions between two at which the KL to the base model is measured for the log: there, all candidates go through the
+# language model.
+MEASURE_EVERY = 8
+CRITIC_CHUNK = 65_536
+
+
+class ProxyRLHFTrainer(BaseTrainer):
+    """
+    Trainer for Proxy-RLHF.
+
+    The method is described in [Proxy-RLHF: Decoupling Generation and Alignment in Large Language Model with
+    Proxy](https://huggingface.co/papers/2403.04283). What is trained, saved and pushed is the proxy, with its critic;
+    the language model stays as it is, bit for bit.
+
+    A round is the prompts of one batch, `per_device_train_batch_size` x `gradient_accumulation_steps` x processes of
+    them: they are answered, and the decisions are trained on in `num_ppo_epochs` x `num_mini_batches` optimizer steps.
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The frozen language model: a Hub id, a directory, or a model; also a LoRA model or one in 4 bits.
+        reward_funcs (`str`, `Callable`, [`~transformers.PreTrainedModel`] or a `list` of these):
+            Reward functions as in TRL's GRPO.
+        args ([`ProxyRLHFConfig`], *optional*):
+            Configuration.
+        train_dataset ([`~datasets.Dataset`]):
+            Rows with a `prompt`, plain text or messages. Other columns are given to the reward functions.
+        eval_dataset ([`~datasets.Dataset`] or a `dict` of them, *optional*):
+            The same; answered and scored in evaluation.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer; by default the language model's.
+        reward_processing_classes (`list`, *optional*):
+            Tokenizers of the reward models.
+        callbacks (`list` of [`~transformers.TrainerCallback`], *optional*):
+            Callbacks to add.
+        optimizers (`tuple`, *optional*, defaults to `(None, None)`):
+            Optimizer and scheduler to use.
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
+            Quantisation of a language model given by name.
+        peft_config (*optional*):
+            Not taken: nothing of the language model is trained, and the proxy is small as it is.
+        proxy_model (`str` or [`ProxyModel`], *optional*):
+            Proxy to train further; by default the config's `proxy_model_name_or_path`, or a new one.
+
+    Raises:
+        `ValueError`, `TypeError`: Arguments that contradict each other; the message says which.
+        [`~trl_ext.data.DataError`]: A row or column that cannot be used.
+
+    Examples:
+    ```python
+    >>> from datasets import load_dataset
+    >>> from trl_ext import ProxyRLHFConfig, ProxyRLHFTrainer
+
+    >>> trainer = ProxyRLHFTrainer(
+    ...     model="Qwen/Qwen2.5-7B-Instruct",
+    ...     reward_funcs="trl-lib/Qwen2-0.5B-Reward",
+    ...     args=ProxyRLHFConfig(output_dir="proxy"),
+    ...     train_dataset=load_dataset("trl-lib/ultrafeedback-prompt", split="train"),
+    ... )
+    >>> trainer.train()
+    ```
+    """
+
+    _tag_names: ClassVar = ["trl", "trl-ext", "proxy-rlhf"]
+    _name = "Proxy-RLHF"
+    _paper: ClassVar = {
+        "title": "Proxy-RLHF: Decoupling Generation and Alignment in Large Language Model with Proxy",
+        "id": "2403.04283",
+        # docstyle-ignore
+        "citation": textwrap.dedent("""\
+            @article{zhu2024proxy,
+                title        = {{Proxy-RLHF: Decoupling Generation and Alignment in Large Language Model with Proxy}},
+                author       = {Yu Zhu and Chuxiong Sun and Wenfei Yang and Wenqiang Wei and Bo Tang and Tianzhu Zhang
+                                and Zhiyu Li and Shifeng Zhang and Feiyu Xiong and Jie Hu and Mingchuan Yang},
+                year         = 2024,
+                eprint       = {arXiv:2403.04283},
+            }"""),
+    }
+    # `compute_loss` divides by the decisions of all micro-batches and processes of a step.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel | PeftModel",
+        reward_funcs: RewardFunc | list[RewardFunc] | None = None,
+        args: ProxyRLHFConfig | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: EvalDataset | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase | None] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: "PeftConfig | None" = None,
+        proxy_model: str | ProxyModel | None = None,
+    ):
+        name = model if isinstance(model, str) else get_config_model_id(model.config)
+        if args is None:
+            args = ProxyRLHFConfig(f"{name.rstrip('/').split('/')[-1]}-Proxy-RLHF")
+        _check_arguments(train_dataset, reward_funcs, peft_config)
+        set_seed(args.seed)  # a new proxy's weights are random
+        self._tokenizer = _tokenizer_of(name, model, args, processing_class)
+        self.rewards = load_rewards(
+            reward_funcs or [],
+            reward_processing_classes,
+            device=args.device,
+            trust_remote_code=args.trust_remote_code,
+        )
+        if args.reward_weights and len(args.reward_weights) != len(self.rewards):
+            raise ValueError(
+                f"`reward_weights` has {len(args.reward_weights)} entries for {len(self.rewards)} reward functions."
+            )
+        self.language_model = _frozen(model, args, quantization_config)
+        self.llm = FrozenModel(self.language_model)
+        self._max_length = min((n for n in (args.max_length, self.llm.context) if n), default=0)
+        self._dropped_rows = 0
+        train_dataset = self._prepare_dataset(train_dataset, args, "train")
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {key: self._prepare_dataset(part, args, key) for key, part in eval_dataset.items()}
+        elif eval_dataset is not None:
+            eval_dataset = self._prepare_dataset(eval_dataset, args, "eval")
+        super().__init__(
+            model=self._load_proxy(proxy_model, args),
+            args=args,
+            data_collator=_collate,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=self._tokenizer,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self._place(args)
+        self.trainable_share = sum(p.numel() for p in self.model.parameters()) / self._llm_size
+        logger.info(f"The proxy has {self.trainable_share:.2%} of the language model's parameters.")
+        self._decisions: Decisions | None = None
+        self._stopped = False
+        self._last_kl = torch.zeros(2)
+        self._meters = {"train": Meters(), "eval": Meters()}
+        self._eval_prefix, self._eval_batches = "eval", 0
+        self._eval_tables: list[dict[str, list[Any]]] = []
+        self._episodes = self._num_tokens = 0
+        self.model.add_model_tags(self._tag_names)
+
+    def _send_telemetry(self) -> None:
+        """Runs of a third party's trainer are not TRL's to count."""
+
+    # ------------------------------------------------------------------------------------------------ preparation
+
+    def _prepare_dataset(self, dataset: Any, args: ProxyRLHFConfig, name: str) -> Dataset:
+        columns = set(column_names(dataset))
+        if "prompt" in columns:
+            dataset = dataset.remove_columns(sorted(columns & {"completions", "scores", "chosen", "rejected"}))
+        with global_then_local_main_first():
+            prepared, dropped = prepare_dataset(
+                dataset, self._tokenizer, name=name, max_length=self._max_length, num_proc=args.dataset_num_proc
+            )
+        if dropped:
+            logger.warning(
+                f"{dropped} rows of the {name} data set were dropped: their prompt alone fills {self._max_length} "
+                "tokens (`max_length`, or the model's context)."
+            )
+        if name == "train":
+            self._dropped_rows = dropped
+        return prepared
+
+    def _load_proxy(self, proxy: Any, args: ProxyRLHFConfig) -> ProxyModel:
+        proxy = args.proxy_model_name_or_path if proxy is None else proxy
+        if proxy is None:
+            return ProxyModel.for_model(
+                self.language_model,
+                args.process(),
+                layer_sizes=args.proxy_layer_sizes,
+                critic=args.advantage_estimator == "gae",
+                initial_accept_rate=args.initial_accept_rate,
+            )
+        proxy = ProxyModel.from_pretrained(proxy) if isinstance(proxy, str) else proxy
+        proxy.check_model(self.language_model, allow_other=args.allow_other_model)
+        trained = proxy.config.decision_process
+        if trained.feature != args.feature:
+            raise ValueError(
+                f"The proxy sees the feature {trained.feature!r}, and the settings ask for {args.feature!r}: set "
+                f"feature={trained.feature!r}."
+            )
+        if args.advantage_estimator == "gae" and proxy.critic is None:
+            raise ValueError("The proxy has no critic, which advantage_estimator='gae' needs: set 'rloo'.")
+        proxy.config.process = args.process().as_dict()
+        return proxy.train()
+
+    def _place(self, args: ProxyRLHFConfig) -> None:
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            raise ValueError(
+                "Proxy-RLHF runs without DeepSpeed and FSDP: the language model is not trained, and the proxy is "
+                "small. Use `accelerate launch` with plain data parallelism, and for a model that is too large for a "
+                "device `load_in_4bit`, or one process with `model_init_kwargs={'device_map': 'auto'}`."
+            )
+        if args.n_gpu > 1:
+            raise ValueError(
+                "Several GPUs are visible to one process, which `nn.DataParallel` cannot train here. Use `accelerate "
+                "launch`, or make one GPU visible with CUDA_VISIBLE_DEVICES."
+            )
+        self._llm_size = self.language_model.num_parameters()
+        placed = is_quantized(self.language_model) or getattr(self.language_model, "hf_device_map", None)
+        if not placed:
+            self.language_model.to(self.accelerator.device)
+        self.llm = FrozenModel(sampling_copy(self.language_model, args))
+
+    # ---------------------------------------------------------------------------------------------------- batches
+
+    def _set_signature_columns_if_needed(self) -> None:
+        # Reward functions are given the data set's other columns.
+        self._signature_columns = column_names(self.train_dataset)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        args, dataset = self.args, self.train_dataset if train_dataset is None else train_dataset
+        return RepeatedSteps(
+            len(dataset),
+            args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            args.updates_per_round,
+            args.seed if args.data_seed is None else args.data_seed,
+            lambda: int(self.state.epoch or 0),
+            shuffle=args.train_sampling_strategy != "sequential",
+        )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], int | None]:
+        """
+        The micro-batches of one optimizer step: parts of one minibatch of decisions.
+
+        The rows of a round come once for each of its updates; the first time they are answered.
+        """
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches:
+            return batches, None
+        update = self.state.global_step % self.args.updates_per_round
+        if not update:
+            self._decisions = None  # its memory, before more is needed
+            self._decisions = self._start_round([row for batch in batches for row in batch["rows"]])
+            self._stopped = False
+        elif not self._stopped:
+            self._stopped = self._has_strayed()
+        decisions, args = self._decisions, self.args
+        if decisions is None:
+            raise RuntimeError("This checkpoint was written within a round, whose decisions are not in its folder.")
+        pass_number, part = divmod(update, args.num_mini_batches)
+        seed = (args.seed * 1_000_003 + self.state.global_step - part) * 31 + pass_number
+        index = minibatch(len(decisions), part, args.num_mini_batches, seed)
+        # Without order within a step, so that memory is read in one direction.
+        micro = [decisions[rows] for rows in index.sort().values.tensor_split(len(batches))]
+        count = torch.tensor(len(index), device=self.accelerator.device)
+        total = max(1, int(self.accelerator.reduce(count, reduction="sum")))
+        return [{f.name: getattr(part, f.name) for f in fields(part)} for part in micro], total
+
+    def _has_strayed(self) -> bool:
+        if not self.args.target_kl:
+            return False
+        total, count = self.accelerator.reduce(self._last_kl.to(self.accelerator.device), reduction="sum").tolist()
+        return bool(count) and total / count > self.args.target_kl
+
+    # ---------------------------------------------------------------------------------------------------- rollout
+
+    def _start_round(self, rows: list[dict[str, Any]]) -> Decisions:
+        """Answer the prompts of a round, score the answers, and say what each decision was worth."""
+        args = self.args
+        answers, scores = self._roll_out(rows, "train")
+        decisions = answers.decisions
+        assert decisions is not None
+        self._episodes += len(answers.ids)
+        self._num_tokens += sum(map(len, answers.ids)) + sum(len(r["prompt_ids"]) for r in rows) * args.num_generations
+        known = ~scores.isnan().to(decisions.response.device)[decisions.response]
+        decisions = decisions[known.nonzero().squeeze(1)]
+        none = not len(decisions)
+        if all(gather_object([none])) if self.accelerator.num_processes > 1 else none:
+            raise DataError(
+                f"Nothing was decided in the round of step {self.state.global_step}: no reward function scored any "
+                "response, or the candidates were truncated to one everywhere (`top_p`, `min_p`)."
+            )
+        self._estimate(decisions, scores.to(decisions.logps.device))
+        if args.whiten_advantages:
+            decisions.advantages = self._whitened(decisions.advantages)
+        return decisions
+
+    def _estimate(self, decisions: Decisions, scores_N: torch.Tensor) -> None:
+        """Set advantages, and with a critic values and returns."""
+        args = self.args
+        if args.advantage_estimator == "rloo":
+            paid = torch.zeros_like(scores_N).index_add(0, decisions.response, decisions.kl.to(scores_N.dtype))
+            worth_BK = leave_one_out((scores_N - args.kl_coef * paid).view(-1, args.num_generations))
+            # One that is alone has nothing to be compared with.
+            decisions.advantages = worth_BK.flatten()[decisions.response].nan_to_num(0.0).to(decisions.logps.dtype)
+            return
+        decisions.values = self._values(decisions.features)
+        rewards_M = -args.kl_coef * decisions.kl
+        rewards_M = torch.where(decisions.last(), rewards_M + scores_N[decisions.response], rewards_M)
+        values_NM, mask_NM = decisions.by_response(decisions.values)
+        rewards_NM, _ = decisions.by_response(rewards_M.to(values_NM.dtype))
+        advantages_NM = gae(rewards_NM, values_NM, mask_NM, args.gamma, args.lam)
+        decisions.advantages = advantages_NM[mask_NM]
+        decisions.returns = decisions.advantages + decisions.values
+
+    @torch.no_grad()
+    def _values(self, features: torch.Tensor) -> torch.Tensor:
+        proxy, device = self._proxy(), self.accelerator.device
+        parts = [proxy(part.to(device)).values for part in features.split(CRITIC_CHUNK)]
+        return torch.cat(parts).to(features.device) if parts else features.new_zeros(0, dtype=torch.float32)
+
+    def _whitened(self, advantages: torch.Tensor) -> torch.Tensor:
+        """Mean 0 and deviation 1 over the decisions of all processes."""
+        x = advantages.double()
+        moments = [float(len(x)), float(x.sum()), float(x.square().sum())]
+        parts = gather_object([moments]) if self.accelerator.num_processes > 1 else [moments]
+        count, total, square = (sum(column) for column in zip(*parts, strict=True))
+        mean = total / max(count, 1)
+        variance = max(square / max(count, 1) - mean**2, 0.0) * count / max(count - 1, 1)
+        return ((x - mean) / (variance + 1e-8) ** 0.5).to(advantages.dtype)
+
+    def _proxy(self) -> ProxyModel:
+        return self.accelerator.unwrap_model(self.model)  # type: ignore[no-any-return]
+
+    def _roll_out(self, rows: list[dict[str, Any]], mode: str) -> tuple[Answers, torch.Tensor]:
+        """Answers to `rows` and their scores (N,), NaN where no reward function applied; logs what came out."""
+        args, process = self.args, self.args.process()
+        train = mode == "train"
+        # Every evaluation draws the same numbers, and every batch of it others.
+        step = self.state.global_step if train else -1 - self._eval_batches
+        prompts = [row["prompt_ids"] for row in rows]
+        rooms = [self._max_length - len(p) for p in prompts] if self._max_length else None
+        every = (1 if args.kl_coef else min(MEASURE_EVERY, args.max_completion_length)) if process.exact else 0
+        with evaluation_mode(self.model), self.compute_loss_context_manager():
+            answers = answer(
+                self.llm, self._proxy(), process, prompts,
+                seeds=_seeds(rows, args.seed, step, args.num_generations),
+                max_new_tokens=args.max_completion_length, rooms=rooms,
+                eos=eos_token_ids(self.language_model, self._tokenizer), pad=pad_token_id(self._tokenizer),
+                batch_size=args.generation_batch_size or (64 if self.accelerator.device.type == "cpu" else 128),
+                record=train, measure_every=every, first_candidates=args.first_candidates,
+                store="cpu" if args.offload_decisions else None,
+            )  # fmt: skip
+        texts = self._tokenizer.batch_decode(answers.ids, skip_special_tokens=True)
+        flat = [Completion(t, i, e) for t, i, e in zip(texts, answers.ids, answers.ended, strict=True)]
+        k = args.num_generations
+        groups = [flat[i : i + k] for i in range(0, len(flat), k)]
+        sampled = score_round(rows, groups, self.rewards, args.reward_weights, trainer_state=self.state)
+        scores = torch.tensor(sampled.table["score"])
+        meters = self._meters[mode]
+        measure_round(sampled, self.rewards, meters)
+        self._measure_answers(answers, scores, meters)
+        if args.log_completions and train:
+            show_tables([sampled.table], self.accelerator, args, self.state.global_step, mode)
+        elif args.log_completions:
+            self._eval_tables.append(sampled.table)
+        return answers, scores - args.missing_eos_penalty * ~torch.tensor(answers.ended)
+
+    def _measure_answers(self, answers: Answers, scores: torch.Tensor, meters: Meters) -> None:
+        tokens, asked = sum(map(len, answers.ids)), answers.asked.sum()
+        examined, rejected, forced = (x.sum() for x in (answers.examined, answers.rejected, answers.forced))
+        meters.add("accept_rate", examined - rejected, examined)
+        meters.add("candidates_per_token", examined, tokens)
+        meters.add("forced_share", forced, asked)
+        meters.add("decided_share", asked, tokens)
+        penalty = self.args.missing_eos_penalty * (~torch.tensor(answers.ended)).float()
+        meters.add_values("objective/scores", scores - penalty)
+        meters.add("val/num_eos_tokens", sum(answers.ended), 1)
+        if self.args.process().exact:
+            meters.add_values("objective/kl", answers.kl)
+            meters.add_values("objective/non_score_reward", -self.args.kl_coef * answers.kl)
+            meters.add_values("objective/rlhf_reward", scores - penalty - self.args.kl_coef * answers.kl)
+
+    # ------------------------------------------------------------------------------------------------------- loss
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """
+        Clipped policy loss + `vf_coef` x value loss - `entropy_coef` x entropy, averaged over decisions.
+
+        With `num_items_in_batch` (the decisions of all micro-batches and processes of a step) the sum over this batch
+        is divided by that number, so that neither accumulation nor unequal batches change the gradient.
+        """
+        args = self.args
+        output = model(inputs["features"])
+        logps = decision_logps(output.logits, inputs["accepted"])
+        policy = policy_loss(logps, inputs["logps"], inputs["advantages"], args.cliprange)
+        entropy = decision_entropy(output.logits)
+        loss_M = policy - args.entropy_coef * entropy
+        value = None
+        if output.values is not None and args.advantage_estimator == "gae":
+            value = value_loss(output.values, inputs["values"], inputs["returns"], args.cliprange_value)
+            loss_M = loss_M + args.vf_coef * value
+        elif output.values is not None:
+            loss_M = loss_M + 0.0 * output.values  # DDP waits for every parameter's gradient
+        self._measure_update(inputs, output, logps, policy, entropy, value)
+        count = len(loss_M) if num_items_in_batch is None else num_items_in_batch
+        # Distributed wrappers average gradients over processes; the sum is what the count belongs to.
+        scale = 1 if num_items_in_batch is None else self.accelerator.num_processes
+        loss = loss_M.sum() / max(count, 1) * scale
+        return (loss, {"logits": output.logits}) if return_outputs else loss
+
+    @torch.no_grad()
+    def _measure_update(
+        self,
+        inputs: dict[str, Any],
+        output: Any,
+        logps: torch.Tensor,
+        policy: torch.Tensor,
+        entropy: torch.Tensor,
+        value: torch.Tensor | None,
+    ) -> None:
+        """Under the names of TRL's PPO."""
+        meters, cliprange = self._meters["train"], self.args.cliprange
+        log_ratio = logps - inputs["logps"]
+        ratio = log_ratio.exp()
+        # (r - 1) - log r: never negative, and without bias (arXiv 1707.06347's KL; TRL halves a square)
+        kl = (ratio - 1 - log_ratio).sum()
+        self._last_kl = torch.stack([kl, kl.new_tensor(float(len(ratio)))]).cpu()
+        meters.add("policy/approxkl_avg", kl, len(ratio))
+        if cliprange:
+            meters.add_values("policy/clipfrac_avg", ((ratio - 1).abs() > cliprange).float())
+        meters.add_values("policy/entropy_avg", entropy)
+        meters.add_values("loss/policy_avg", policy)
+        meters.add_values("val/ratio", ratio)
+        if value is not None:
+            meters.add_values("loss/value_avg", value)
+            if self.args.cliprange_value:
+                moved = (output.values - inputs["values"]).abs() > self.args.cliprange_value
+                meters.add_values("val/clipfrac_avg", moved.float())
+
+    def training_step(self, model: torch.nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One micro-batch; nothing, and no gradients, once a round has come too far (`target_kl`)."""
+        if self._stopped:
+            return torch.zeros((), device=self.accelerator.device)
+        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+        return loss
+
+    # ------------------------------------------------------------------------------------------------- evaluation
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Answer the prompts of `eval_dataset` (by default the constructor's), and score the answers."""
+        if eval_dataset is None or isinstance(eval_dataset, str):
+            parts = self.eval_dataset if eval_dataset is None else self.eval_dataset[eval_dataset]
+        else:
+            parts = eval_dataset
+        if isinstance(parts, dict):
+            metrics: dict[str, float] = {}
+            for name, part in parts.items():
+                metrics |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
+            return metrics
+        if parts is not None and "prompt_ids" not in column_names(parts):
+            parts = self._prepare_dataset(parts, self.args, "eval")
+        self._eval_prefix, self._eval_batches = metric_key_prefix, 0
+        metrics = super().evaluate(parts, ignore_keys, metric_key_prefix)
+        if self.args.log_completions:
+            tables, self._eval_tables = self._eval_tables, []
+            show_tables(tables, self.accelerator, self.args, self.state.global_step, metric_key_prefix)
+        return metrics
+
+    def prediction_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        self._roll_out(inputs["rows"], "eval")
+        self._eval_batches += 1
+        return None, None, None
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        mode = "train" if self.model.training else "eval"
+        metrics = self._meters[mode].pop(self.accelerator)
+        if mode == "eval":
+            metrics = {f"{self._eval_prefix}_{name}": value for name, value in metrics.items()}
+        elif metrics:
+            counts = torch.tensor([self._episodes, self._num_tokens], device=self.accelerator.device)
+            episodes, tokens = self.accelerator.reduce(counts, reduction="sum").tolist()
+            metrics |= {"episode": float(episodes), "num_tokens": float(tokens)}
+            metrics |= {"trainable_share": self.trainable_share, "dropped_rows": float(self._dropped_rows)}
+        logs.update(metrics)
+        super().log(logs, start_time)
+
+    # ------------------------------------------------------------------------------------------------ checkpoints
+
+    def train(self, resume_from_checkpoint: str | os.PathLike | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        path = resume_from_checkpoint
+        if path is True:
+            path = last_checkpoint(self.args.output_dir) or True  # transformers says that there is none
+        elif isinstance(path, os.PathLike):
+            path = os.fspath(path)
+        if isinstance(path, str) and self.args.ignore_data_skip:
+            raise ValueError("`ignore_data_skip` cannot resume a round: it belongs to the rows it was drawn for.")
+        self._decisions, self._stopped = None, False
+        if isinstance(path, str):
+            self._restore(Path(path))
+        return super().train(path, *args, **kwargs)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        name = self.args.hub_model_id.split("/")[-1] if self.args.hub_model_id else Path(self.args.output_dir).name
+        self.create_model_card(model_name=name)
+        # Before everything else, so that no checkpoint that is otherwise whole lacks its round.
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._decisions is not None and self.state.global_step % self.args.updates_per_round:
+            self._decisions.save(self._file(folder, "safetensors"))
+        state = {
+            "stopped": self._stopped,
+            "last_kl": self._last_kl.tolist(),
+            "episodes": self._episodes,
+            "num_tokens": self._num_tokens,
+        }
+        self._file(folder, "json").write_text(json.dumps(state))
+        super()._save_checkpoint(model, trial)
+
+    def _file(self, folder: Path, kind: str) -> Path:
+        return folder / f"decisions_{self.accelerator.process_index}.{kind}"
+
+    def _restore(self, folder: Path) -> None:
+        if self._file(folder, "json").is_file():
+            state = json.loads(self._file(folder, "json").read_text())
+            self._stopped, self._last_kl = state["stopped"], torch.tensor(state["last_kl"])
+            self._episodes, self._num_tokens = state["episodes"], state["num_tokens"]
+        if self._file(folder, "safetensors").is_file():
+            device = "cpu" if self.args.offload_decisions else self.accelerator.device
+            self._decisions = Decisions.load(self._file(folder, "safetensors")).to(device)
+
+
+def _check_arguments(train_dataset: Any, reward_funcs: Any, peft_config: Any) -> None:
+    if peft_config is not None:
+        raise ValueError(
+            "`peft_config` (`--use_peft`) was given, but nothing of the language model is trained here: the proxy "
+            "decides on its tokens from outside, and is a small network trained as a whole. Leave it out; for a "
+            "language model with an adapter of its own, pass that model."
+        )
+    if isinstance(train_dataset, IterableDataset):
+        raise TypeError(
+            "`train_dataset` is a stream, and the rows of a round are read once for each of its updates. Load it "
+            "(`Dataset.from_list(list(stream.take(n)))`)."
+        )
+    if not isinstance(train_dataset, Dataset):
+        raise TypeError(f"`train_dataset` is required and must be a `Dataset`, got `{type(train_dataset).__name__}`.")
+    if not reward_funcs:
+        raise ValueError(
+            "`reward_funcs` is required: what the proxy learns is their score of whole responses "
+            "(`--reward_model_name_or_path`, `--reward_funcs`)."
+        )
+
+
+def _tokenizer_of(name: str, model: Any, args: ProxyRLHFConfig, processing_class: Any) -> PreTrainedTokenizerBase:
+    if processing_class is None:
+        kwargs = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
+        revision = kwargs.get("revision") if isinstance(model, str) else None
+        processing_class = load_tokenizer(name, revision=revision, trust_remote_code=args.trust_remote_code)
+    if not isinstance(processing_class, PreTrainedTokenizerBase):
+        raise TypeError(f"`processing_class` must be a tokenizer, got `{type(processing_class).__name__}`.")
+    ensure_pad_token(processing_class)
+    if args.chat_template_path:
+        use_chat_template(processing_class, args.chat_template_path)
+    return processing_class
+
+
+def _frozen(model: Any, args: ProxyRLHFConfig, quantization_config: Any) -> Any:
+    """The language model, without gradients and in evaluation mode."""
+    if isinstance(model, str):
+        kwargs: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type]
+        if quantization_config is not None and "quantization_config" in kwargs:
+            raise ValueError("`quantization_config` is given both to the trainer and in `model_init_kwargs`.")
+        kwargs.setdefault("quantization_config", quantization_config)
+        kwargs.setdefault("trust_remote_code", args.trust_remote_code)
+        if args.distributed_state.distributed_type != "NO":
+            kwargs["device_map"] = None  # each process places its own copy
+        model = load_model(model, **kwargs)
+    elif quantization_config is not None:
+        raise ValueError("`quantization_config` was given for a model that is loaded already.")
+    use_exact_4bit_on_cpu(model)
+    return freeze(model)
+
+
+def _collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"row_index": torch.tensor([row["row_index"] for row in rows]), "rows": rows}
+
+
+def _seeds(rows: list[dict[str, Any]], seed: int, step: int, k: int) -> list[int]:
+    """A seed a response, of run, step and row alone: a round does not depend on how it is dealt to processes."""
+    seen: Counter[int] = Counter()
+    seeds = []
+    for row in rows:
+        number = int(row["row_index"])
+        first = ((seed * 1_000_003 + step) * 1_000_003 + number) * 4_099 + seen[number] * k
+        seeds += [(first + j) % 2**62 for j in range(k)]
+        seen[number] += 1
+    return seeds
