@@ -3,16 +3,20 @@
 
 """What may come next, asked of a server: its likeliest tokens, or several short continuations."""
 
+import random
 import threading
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
+from .decoding import next_token_probabilities
 from .endpoint import Endpoint
 from .endpoint_answers import Answer, ask, takes_ids
 from .endpoint_faults import BadAnswer, EndpointError, MissingLogprobs, RequestRefused, TooFewLogprobs
 from .endpoint_tokens import Option, ServedText, TokenNames
+from .sampling import GenerationSettings
 
 
 _OR_SAMPLES = "or use block mode, which needs samples only."
@@ -153,3 +157,18 @@ def draw_blocks(endpoint: Endpoint, text: ServedText, count: int, length: int, *
         text.check_continued(answers[0].prompt_tokens)
         found += answers[: count - len(found)]
     return found
+
+
+def request_fields(settings: GenerationSettings) -> dict[str, Any]:
+    """Fields of a request. `top_k` and `min_p` are not OpenAI's: only where they are asked for."""
+    more = {name: value for name in ("top_k", "min_p") if (value := getattr(settings, name))}
+    return {"temperature": settings.temperature, "top_p": settings.top_p, **more}
+
+
+def draw_option(logits_k: torch.Tensor, settings: GenerationSettings, rng: random.Random) -> int:
+    """The option drawn from logits of shape (k,): the likeliest at temperature 0."""
+    if not settings.temperature:
+        return int(logits_k.argmax())
+    weights_1C, order_1C = next_token_probabilities(logits_k[None], settings)
+    [column] = rng.choices(range(weights_1C.shape[1]), weights_1C[0].tolist())
+    return column if order_1C is None else int(order_1C[0, column])

@@ -154,6 +154,25 @@ def test_values_start_at_zero_and_can_leave_it(form: str) -> None:
     assert (model.backbone.embed_tokens.weight.grad is None) == (form == "policy")
 
 
+@pytest.mark.parametrize("rank", [5, 100])
+@pytest.mark.parametrize("form", FORMS)
+def test_actions_start_where_the_embeddings_are(form: str, rank: int) -> None:
+    """Tokens that are alike are alike; each column of the embeddings counts by its deviation, however large it is."""
+    policy = make_model(64)
+    with torch.no_grad():
+        policy.lm_head.weight.copy_(policy.model.embed_tokens.weight)
+        for weight in (policy.lm_head.weight, policy.model.embed_tokens.weight):
+            weight[7] = weight[9]
+            weight[11] = 2 * weight.mean(0) - weight[9]
+            weight[:, 3] = weight[:, 3] * 1000 + 5
+    make = ValueModel.on_policy if form == "policy" else ValueModel.from_backbone
+    actions = make(policy, form=form, action_rank=rank).action.actions.weight.detach()
+    torch.testing.assert_close(actions.norm(dim=1), torch.ones(64))
+    torch.testing.assert_close(actions[7], actions[9])
+    assert actions[9] @ actions[11] < -0.9
+    assert actions[20:40].mean(0).norm() < 0.6, "one large column does not decide"
+
+
 def test_settings_that_cannot_be(tmp_path: Path) -> None:
     policy = make_model(64)
     with pytest.raises(ValueError, match="must be one of state, action, policy"):

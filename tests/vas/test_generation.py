@@ -380,6 +380,16 @@ def test_reused_for_unrelated_prompts(tiny_model, value):
     assert run(tiny_model, processor, others, 5) == [greedy(tiny_model, [(value, 0, 3.0)], p, 5) for p in others]
 
 
+def test_padding_where_the_config_names_none(tiny_model, tiny_tokenizer, value):
+    """The tokenizer's padding is remembered from training: most models' configs say nothing of it."""
+    expected = [greedy(tiny_model, [(value, 0, 3.0)], prompt, 4) for prompt in PROMPTS]
+    value.config.get_text_config().pad_token_id = None
+    value.config.pad_token_id = 0
+    assert run(tiny_model, ValueAugmentedLogitsProcessor(value, 3.0, K), PROMPTS, 4) == expected
+    value.config.record_tokenizer(tiny_tokenizer)
+    assert value.config.pad_token_id == tiny_tokenizer.pad_token_id
+
+
 def test_mask_of_other_prompts(tiny_model, value):
     """A mask belongs to the prompts that come first; others are told by their padding, or refused."""
     mask = left_padded(PROMPTS)[1]

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Candidates for the next token: who proposes them, which there are, in which order they are examined, and which one is taken.
+Candidates for the next token: who proposes them, in which order they are examined, and which one is taken.
 
 N rows, V vocabulary, k candidates.
 """

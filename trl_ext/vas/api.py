@@ -22,11 +22,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..decoding import next_token_probabilities
 from ..endpoint import Endpoint
 from ..endpoint_answers import Answer, Prompt
 from ..endpoint_batch import Served, answer_all, answer_file, served_policy
-from ..endpoint_next import NextTokens, draw_blocks
+from ..endpoint_next import NextTokens, draw_blocks, draw_option, request_fields
 from ..endpoint_tokens import Option, ServedText
 from ..policy import Policy
 from ..sampling import Completion, GenerationSettings, evaluation_mode
@@ -36,6 +35,8 @@ from .model import ValueModel
 
 
 Beta = float | Mapping[str, float]
+
+_ONE = GenerationSettings(num_generations=1)
 
 
 class EndpointGuide:
@@ -103,6 +104,12 @@ class EndpointGuide:
         if mode == "token" or value_tokenizer is None:
             self._make |= {"tokenizer": tokenizer, "retokenize": retokenize}
         models = value_models if isinstance(value_models, Mapping) else {"": value_models}
+        for model in models.values():
+            form = model.config.form
+            if form == "policy" or (mode == "block" and form != "state"):
+                raise ValueError(
+                    f"A value model of the form {form!r} cannot guide a server in {mode} mode: use 'state'."
+                )
         by_name = value_tokenizer if isinstance(value_tokenizer, Mapping) else dict.fromkeys(models, value_tokenizer)
         self._tokenizers = [by_name.get(model) for model in models]
         self._lock = threading.Lock()  # of the value models
@@ -140,7 +147,7 @@ class EndpointGuide:
             `ValueError`: The prompt is empty, the settings have what an endpoint cannot do, or the server's model has
                 another vocabulary than the tokenizer.
         """
-        settings = _checked(settings or GenerationSettings(num_generations=1), self.mode)
+        settings = _checked(settings or _ONE, self.mode)
         token = self.mode == "token"
         text = self.next.text(prompt) if token else ServedText(self.tokenizer, prompt, chat=self.chat, by_id=False)
         processor = self._processor(beta, len(text.ids))
@@ -164,8 +171,9 @@ class EndpointGuide:
             logps_k = torch.tensor([option.logprob for option in options])
             with self._lock:
                 guided_k = _guided(processor, text.ids, options, logps_k, len(self.tokenizer))
-            chosen = _drawn(guided_k, settings, rng)
-            kl += float(guided_k.log_softmax(0)[chosen] - logps_k[chosen])
+            chosen = draw_option(guided_k, settings, rng)
+            new_k = guided_k.log_softmax(0)
+            kl += float((new_k.exp() * (new_k - logps_k)).sum())
             tails.append(max(0.0, 1.0 - float(logps_k.exp().sum())))
             ended = options[chosen].end
             if not ended:
@@ -184,7 +192,7 @@ class EndpointGuide:
         kl, written, ended = 0.0, 0, False
         while not ended and written < settings.max_completion_length:
             length = min(self.block_length, settings.max_completion_length - written)
-            blocks = draw_blocks(self.endpoint, text, self.num_blocks, length, **_sampling(settings))
+            blocks = draw_blocks(self.endpoint, text, self.num_blocks, length, **request_fields(settings))
             with self._lock:
                 logits_n = self._values(processor, text, blocks)
             weights = logits_n.softmax(0).tolist()
@@ -221,24 +229,32 @@ class EndpointGuide:
         end = [self.tokenizer.eos_token_id] if ended or not text.answer_ids else []
         return Served(Completion(text.answer, [*text.answer_ids, *end], ended), kl, tail)
 
-    def answer_all(self, prompts: Sequence[Prompt], settings: GenerationSettings, **kwargs: Any) -> list[list[Served]]:
+    def answer_all(
+        self, prompts: Sequence[Prompt], settings: GenerationSettings | None = None, **kwargs: Any
+    ) -> list[list[Served]]:
         """Answer prompts, several at once: [`~trl_ext.endpoint_batch.answer_all`]."""
-        return answer_all(self.answer, prompts, settings, workers=self.endpoint.max_concurrency, **kwargs)
+        return answer_all(self.answer, prompts, settings or _ONE, workers=self.endpoint.max_concurrency, **kwargs)
 
     def answer_file(
-        self, rows: Sequence[dict[str, Any]], output_file: str, settings: GenerationSettings, **kwargs: Any
+        self,
+        rows: Sequence[dict[str, Any]],
+        output_file: str,
+        settings: GenerationSettings | None = None,
+        **kwargs: Any,
     ) -> int:
         """Answer the prompts of a data set into a file, to be resumed: [`~trl_ext.endpoint_batch.answer_file`]."""
         made_with = {
             "endpoint": [self.endpoint.base_url, self.endpoint.model, self.endpoint.extra_body],
             "guide": [self.mode, self.chat, self.beta, self.top_k, self.num_blocks, self.block_length],
-            "value heads": [float(guide.model.head.weight.double().norm()) for guide in self._processor(None).guides],
+            "values": [
+                float(sum(p.double().norm() for p in g.model.parameters())) for g in self._processor(None).guides
+            ],
         }
-        return answer_file(self.answer, rows, output_file, settings, self.endpoint, made_with, **kwargs)
+        return answer_file(self.answer, rows, output_file, settings or _ONE, self.endpoint, made_with, **kwargs)
 
     def policy(self, name: str = "api", *, beta: Beta | None = None, **fields: Any) -> Policy:
         """
-        The guided server as a [`~trl_ext.policy.Policy`], for `trl-ext evaluate` and `trl-ext generate`.
+        The guided server as a [`~trl_ext.policy.Policy`], for [`~trl_ext.evaluation.evaluate`].
 
         Args:
             name (`str`, *optional*, defaults to `"api"`): What tables call it.
@@ -259,12 +275,6 @@ def _checked(settings: GenerationSettings, mode: str) -> GenerationSettings:
     return settings
 
 
-def _sampling(settings: GenerationSettings) -> dict[str, Any]:
-    """Fields of a request. `top_k` and `min_p` are not OpenAI's: only where they are asked for."""
-    more = {name: value for name in ("top_k", "min_p") if (value := getattr(settings, name))}
-    return {"temperature": settings.temperature, "top_p": settings.top_p, **more}
-
-
 def _guided(
     processor: ValueAugmentedLogitsProcessor,
     ids: list[int],
@@ -279,14 +289,6 @@ def _guided(
     return processor(torch.tensor([ids]), scores_1V)[0, tokens_k]
 
 
-def _drawn(logits_k: torch.Tensor, settings: GenerationSettings, rng: random.Random) -> int:
-    if not settings.temperature:
-        return int(logits_k.argmax())
-    weights_1C, order_1C = next_token_probabilities(logits_k[None], settings)
-    [column] = rng.choices(range(weights_1C.shape[1]), weights_1C[0].tolist())
-    return column if order_1C is None else int(order_1C[0, column])
-
-
 @torch.no_grad()
 def _last_values(model: ValueModel, rows: list[list[int]]) -> torch.Tensor:
     """Values after the last token of each row, shape (N, H)."""
@@ -298,3 +300,7 @@ def _last_values(model: ValueModel, rows: list[list[int]]) -> torch.Tensor:
     with evaluation_mode(model):
         hidden_NTD = model(ids_NT, attention_mask=mask_NT).last_hidden_state
     return model.value_of(hidden_NTD[torch.arange(len(rows), device=model.device), last_N])
+
+
+def _norm(model: ValueModel) -> float:
+    return float(sum(p.detach().double().norm() for p in model.parameters()))  # another training changes it

@@ -54,6 +54,7 @@ class ValueConfig(BackboneConfig):
     lam: float = 0.95
     tokenizer_name: str = ""
     vocabulary: str = ""
+    pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.heads = list(self.heads or ["reward"])
@@ -72,6 +73,7 @@ class ValueConfig(BackboneConfig):
         """Remember whose token ids the values are about."""
         self.tokenizer_name = str(getattr(tokenizer, "name_or_path", "") or "")
         self.vocabulary = vocabulary_digest(tokenizer)
+        self.pad_token_id = tokenizer.pad_token_id
 
 
 @dataclass

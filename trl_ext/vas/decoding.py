@@ -144,7 +144,8 @@ class VASDecoding:
         loaded = {key: self._load(path, model) for key, path in self._named_paths().items()}
         value_models: Any = {key: value for key, (value, _) in loaded.items()}
         tokenizers: Any = {key: other for key, (_, other) in loaded.items()}
-        if len(loaded) == 1:  # then heads go by their own names
+        named = any(f"{key}=" in text for key in loaded for text in self.value_model_name_or_path or [])
+        if len(loaded) == 1 and not named:  # then heads go by their own names
             [value_models], [tokenizers] = value_models.values(), tokenizers.values()
         series = f"{name} + {', '.join(loaded)}"
         found = []

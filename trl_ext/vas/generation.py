@@ -107,7 +107,10 @@ class ValueAugmentedLogitsProcessor(LogitsProcessor):
         self.beta = beta
         config = tokenizer or next(iter(models.values())).config.get_text_config()
         ends = [config.bos_token_id, *(e if isinstance(e := config.eos_token_id, list) else [e])]
-        pad = config.pad_token_id if pad_token_id is None else pad_token_id
+        trained = None if tokenizer else next(iter(models.values())).config.pad_token_id
+        # Many models' configs name none; `generate` then pads with the end, and so do most tokenizers.
+        known = (pad_token_id, trained, config.pad_token_id, ends[1] if attention_mask is None else None)
+        pad = next((token for token in known if token is not None), None)
         self._mask = PromptMask(attention_mask, pad, also_text=pad in ends)
 
     @property

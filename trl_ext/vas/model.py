@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, PreTrainedModel
 
+from ..action_head import ActionHead
 from ..backbone_model import BackboneModel
 from ..backbones import load_backbone
 from ..models import base_of
@@ -44,36 +45,6 @@ class ValueOutput(NamedTuple):
     values: torch.Tensor
     last_hidden_state: torch.Tensor
     past_key_values: Any = None
-
-
-class ActionHead(nn.Module):
-    """
-    The part of Q(s, a) that depends on a: <u_a, W h>, with W of shape (r, D) for each head and u of shape (V, r).
-
-    W starts at zero, so that Q starts at zero, and u with rows of random directions and length 1, so that W learns at
-    the pace of a head whose input is the hidden state itself.
-
-    Args:
-        hidden_size (`int`), vocabulary (`int`), rank (`int`), heads (`int`): D, V, r and H.
-    """
-
-    def __init__(self, hidden_size: int, vocabulary: int, rank: int, heads: int) -> None:
-        super().__init__()
-        self.query = nn.Linear(hidden_size, heads * rank, bias=False, dtype=torch.float32)
-        self.actions = nn.Embedding(vocabulary, rank, dtype=torch.float32)
-
-    def reset(self) -> None:
-        """Draw u, and let W be zero."""
-        nn.init.zeros_(self.query.weight)
-        nn.init.normal_(self.actions.weight, std=self.actions.embedding_dim**-0.5)
-
-    def forward(self, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """(..., k, H), of hidden states (..., D) and token ids (..., k)."""
-        query = self.query(hidden).unflatten(-1, (-1, self.actions.embedding_dim))  # (..., H, r)
-        if ids.shape[-1] * 4 < self.actions.num_embeddings:
-            return self.actions(ids) @ query.transpose(-1, -2)
-        every = query @ self.actions.weight.T  # (..., H, V): less than the embeddings of so many tokens
-        return every.gather(-1, ids[..., None, :].expand(*every.shape[:-1], -1)).transpose(-1, -2)
 
 
 class ValueModel(BackboneModel):
@@ -159,7 +130,7 @@ class ValueModel(BackboneModel):
         model, name = load_backbone(
             backbone, quantization_config=quantization_config, peft_config=peft_config, **init_kwargs
         )
-        return cls._made(model, name, heads, form, action_rank)
+        return cls._made(model, name, heads, form, action_rank, base_of(model).get_input_embeddings())
 
     @classmethod
     def on_policy(
@@ -192,14 +163,17 @@ class ValueModel(BackboneModel):
             raise ValueError(f"A value model of the form {form!r} {wants}.")
         if form == "policy":
             name = str(getattr(policy.config, "_name_or_path", "") or "")
-            made = cls._made(base_of(policy).base_model, name, heads, form, action_rank)
+            base = base_of(policy)
+            made = cls._made(base.base_model, name, heads, form, action_rank, base.get_output_embeddings())
         else:
             made = cls.from_backbone(policy, heads, form=form, action_rank=action_rank, peft_config=peft_config)
         made._share()
         return made
 
     @classmethod
-    def _made(cls, model: Any, name: str, heads: Sequence[str], form: str, action_rank: int) -> "ValueModel":
+    def _made(
+        cls, model: Any, name: str, heads: Sequence[str], form: str, action_rank: int, embeddings: Any
+    ) -> "ValueModel":
         config = ValueConfig(
             backbone_config=base_of(model).config,
             heads=list(heads),
@@ -207,7 +181,15 @@ class ValueModel(BackboneModel):
             action_rank=action_rank,
             backbone_name=name,
         )
-        return cls(config, model).to_device_of(model)
+        made = cls(config, model)
+        weight = getattr(embeddings, "weight", None)
+        if (
+            form != "state"
+            and weight is not None
+            and weight.shape == (config.get_text_config().vocab_size, made.head.in_features)
+        ):
+            made.action.start_from(weight)
+        return made.to_device_of(model)
 
     # --------------------------------------------------------------------------------------------------- forward
 
@@ -279,7 +261,7 @@ class ValueModel(BackboneModel):
         """
         Values (..., k, H), float32, of texts with each of the tokens (..., k) behind the hidden states (..., D).
 
-        Reconstruction: Q(s, a) = v(h) + <u_a, W h>, see [`ActionHead`].
+        Reconstruction: Q(s, a) = v(h) + <u_a, W h>, see [`~trl_ext.action_head.ActionHead`].
         """
         with torch.autocast(hidden.device.type, enabled=False):
             states = hidden.to(self.head.weight.dtype)
