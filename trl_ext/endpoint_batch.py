@@ -27,7 +27,7 @@ class Served:
         completion ([`~trl_ext.sampling.Completion`]):
             Its text and token ids.
         kl (`float`):
-            What drawing it here changed, in nats. By tokens: the KL of each step's guided distribution to the server's,
+            What drawing it here changed, in nats. By tokens: the KL of each guided distribution to the server's,
             at temperature 1, summed over the answer; its mean is the KL to the server's model. By blocks: the sum over
             rounds of log(n times the probability of the block kept among n), whose mean is an upper bound of it.
         tail (`float`):
