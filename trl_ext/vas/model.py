@@ -99,7 +99,7 @@ class ValueModel(BackboneModel):
         heads: Sequence[str] = ("reward",),
         *,
         form: str = "state",
-        action_rank: int = 64,
+        action_rank: int = 256,
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: "PeftConfig | None" = None,
         **init_kwargs: Any,
@@ -113,7 +113,7 @@ class ValueModel(BackboneModel):
                 weights are used, not copied.
             heads (`Sequence[str]`, *optional*, defaults to `("reward",)`):
                 Names of the heads.
-            form (`str`, *optional*, defaults to `"state"`), action_rank (`int`, *optional*, defaults to `64`):
+            form (`str`, *optional*, defaults to `"state"`), action_rank (`int`, *optional*, defaults to `256`):
                 See [`ValueConfig`].
             quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
                 4-bit or 8-bit loading of a backbone given by name.
@@ -139,7 +139,7 @@ class ValueModel(BackboneModel):
         heads: Sequence[str] = ("reward",),
         *,
         form: str = "state",
-        action_rank: int = 64,
+        action_rank: int = 256,
         peft_config: "PeftConfig | None" = None,
     ) -> "ValueModel":
         """
@@ -151,7 +151,7 @@ class ValueModel(BackboneModel):
             policy ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): A causal language model; one with an
                 adapter of its own only with the form `"policy"`, which then reads the states that it has with it.
             heads (`Sequence[str]`, *optional*, defaults to `("reward",)`): Names of the heads.
-            form (`str`, *optional*, defaults to `"state"`), action_rank (`int`, *optional*, defaults to `64`):
+            form (`str`, *optional*, defaults to `"state"`), action_rank (`int`, *optional*, defaults to `256`):
                 See [`ValueConfig`].
             peft_config ([`~peft.PeftConfig`], *optional*): The adapter, for the other two forms.
 
