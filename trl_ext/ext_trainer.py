@@ -35,17 +35,18 @@ class ExtTrainer(BaseTrainer):
     Base of a method's trainer.
 
     A subclass has `_tokenize`, `compute_loss` and `prediction_step`, and says in its constructor, before that of
-    transformers: `_tokenizer`, `rewards`, `_raw_columns` and `_samples`; after it `_rounds`, and calls
+    transformers: `_tokenizer`, `rewards`, `_raw_columns` and `_samples`; after it `_rounds`, if it has such, and calls
     `_begin_metrics`.
     """
 
     _row_columns: ClassVar[tuple[str, ...]] = ()  # of tokenised rows, besides `TOKENIZED_COLUMNS`
     _tokenizer: PreTrainedTokenizerBase
-    _rounds: Rounds
+    _rounds: Rounds | None = None
     rewards: list[Reward]
     _raw_columns: set[str]  # of the data set, where reward functions may ask for them
     _samples = False  # whether training draws completions
     _dropped_rows: int | None = None
+    _train_prefix = ""  # of the names of metrics in training
 
     def _send_telemetry(self) -> None:
         """Runs of a third party's trainer are not TRL's to count."""
@@ -92,13 +93,17 @@ class ExtTrainer(BaseTrainer):
         """The rows of the data set called `name` as the collator takes them, and how many did not fit."""
         raise NotImplementedError
 
+    def _longest_row(self, args: Any) -> int:
+        """Most tokens of a row (`0`: no limit)."""
+        return int(args.max_length)
+
     def _prepare_dataset(self, dataset: AnyDataset, args: Any, name: str) -> AnyDataset:
         with global_then_local_main_first():
             dataset, dropped = self._tokenize(dataset, args, name)
         if dropped:
             logger.warning(
                 f"{dropped} rows of the {name} data set were dropped: their prompt alone fills max_length="
-                f"{args.max_length}."
+                f"{self._longest_row(args)}."
             )
         if isinstance(dataset, Dataset) and self._dropped_rows is None:
             self._dropped_rows = dropped  # of the train set, which comes first
@@ -145,16 +150,19 @@ class ExtTrainer(BaseTrainer):
         """Metrics of a method's own, since the last log, that are no means."""
         return {}
 
+    def _totals(self) -> dict[str, float]:
+        """Metrics of training that count from its start."""
+        tokens = torch.tensor(self._num_tokens, device=self.accelerator.device)
+        totals = {"num_tokens": float(self.accelerator.reduce(tokens, reduction="sum"))}
+        return totals if self._dropped_rows is None else totals | {"dropped_rows": float(self._dropped_rows)}
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"
         metrics = self._meters[mode].pop(self.accelerator) | self._figures(mode)
         if mode == "eval":
             metrics = {f"{self._eval_prefix}_{name}": value for name, value in metrics.items()}
         elif metrics:
-            tokens = torch.tensor(self._num_tokens, device=self.accelerator.device)
-            metrics["num_tokens"] = float(self.accelerator.reduce(tokens, reduction="sum"))
-            if self._dropped_rows is not None:
-                metrics["dropped_rows"] = float(self._dropped_rows)
+            metrics = {f"{self._train_prefix}{name}": value for name, value in (metrics | self._totals()).items()}
         logs.update(metrics)
         super().log(logs, start_time)
 
@@ -216,7 +224,7 @@ class ExtTrainer(BaseTrainer):
                 "`ignore_data_skip` cannot resume sampling: a round belongs to the rows it was drawn for."
             )
         folder = Path(path) if isinstance(path, str) else None
-        if self._samples:
+        if self._samples and self._rounds is not None:
             self._rounds.restore(folder)
         self._restore_state(folder)
         return super().train(path, *args, **kwargs)
@@ -227,7 +235,7 @@ class ExtTrainer(BaseTrainer):
         # Before everything else, so that no checkpoint that is otherwise whole lacks its round.
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
         folder.mkdir(parents=True, exist_ok=True)
-        if self._samples:
+        if self._samples and self._rounds is not None:
             self._rounds.save(folder)
         self._save_state(folder)
         super()._save_checkpoint(model, trial)

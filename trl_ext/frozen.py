@@ -79,7 +79,8 @@ def place_frozen(model: Any, trainer: Trainer, *, shared: bool = False) -> Any:
         return prepare_deepspeed(model, trainer.accelerator)
     if trainer.is_fsdp_enabled:
         return prepare_fsdp(model, trainer.accelerator)
-    return model if is_quantized(model) else model.to(trainer.accelerator.device)
+    placed = is_quantized(model) or getattr(model, "hf_device_map", None)  # over several devices, possibly
+    return model if placed else model.to(trainer.accelerator.device)
 
 
 @contextmanager

@@ -4,17 +4,16 @@
 """The trainer of Proxy-RLHF: prompts and rewards in, a proxy that steers a frozen model out."""
 
 import json
-import os
 import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from accelerate.utils import gather_object
-from datasets import Dataset, DatasetDict, IterableDataset
+from datasets import Dataset, IterableDataset
 from transformers import (
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -24,19 +23,19 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from ..checkpoints import last_checkpoint
 from ..completions import Completion
 from ..copies import sampling_copy
 from ..data import DataError, column_names
+from ..ext_trainer import AnyDataset, EvalDataset, ExtTrainer
+from ..frozen import load_frozen, place_frozen
 from ..meters import Meters
-from ..models import freeze, is_quantized, load_model, use_exact_4bit_on_cpu
 from ..repeats import RepeatedSteps
 from ..returns import gae
-from ..rewards import RewardFunc, load_rewards
-from ..rollouts import measure_round, score_round, show_tables
+from ..rewards import RewardFunc
+from ..rollouts import score_round
 from ..sampling import eos_token_ids, evaluation_mode, pad_token_id
-from ..tokens import ensure_pad_token, load_tokenizer, prepare_dataset, use_chat_template
-from ..upstream import BaseTrainer, get_config_model_id, global_then_local_main_first
+from ..tokens import prepare_dataset
+from ..upstream import get_config_model_id
 from .answers import Answers, answer
 from .candidates import FrozenModel
 from .config import ProxyRLHFConfig
@@ -50,15 +49,13 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-EvalDataset: TypeAlias = Dataset | DatasetDict | dict[str, Dataset]
-
 # Positions between two at which the KL to the base model is measured for the log: there, all candidates go through the
 # language model.
 MEASURE_EVERY = 8
 CRITIC_CHUNK = 65_536
 
 
-class ProxyRLHFTrainer(BaseTrainer):
+class ProxyRLHFTrainer(ExtTrainer):
     """
     Trainer for Proxy-RLHF.
 
@@ -129,6 +126,7 @@ class ProxyRLHFTrainer(BaseTrainer):
                 eprint       = {arXiv:2403.04283},
             }"""),
     }
+    _samples = True
     # `compute_loss` divides by the decisions of all micro-batches and processes of a step.
     loss_is_scaled_for_ga = True
 
@@ -150,28 +148,16 @@ class ProxyRLHFTrainer(BaseTrainer):
         name = model if isinstance(model, str) else get_config_model_id(model.config)
         if args is None:
             args = ProxyRLHFConfig(f"{name.rstrip('/').split('/')[-1]}-Proxy-RLHF")
-        _check_arguments(train_dataset, reward_funcs, peft_config)
+        _check_arguments(model, train_dataset, reward_funcs, quantization_config, peft_config)
         set_seed(args.seed)  # a new proxy's weights are random
-        self._tokenizer = _tokenizer_of(name, model, args, processing_class)
-        self.rewards = load_rewards(
-            reward_funcs or [],
-            reward_processing_classes,
-            device=args.device,
-            trust_remote_code=args.trust_remote_code,
-        )
-        if args.reward_weights and len(args.reward_weights) != len(self.rewards):
-            raise ValueError(
-                f"`reward_weights` has {len(args.reward_weights)} entries for {len(self.rewards)} reward functions."
-            )
-        self.language_model = _frozen(model, args, quantization_config)
+        self._tokenizer = self._load_tokenizer(name, model, args, processing_class)
+        self.rewards = self._load_rewards(reward_funcs, reward_processing_classes, args)
+        self.language_model = load_frozen(model, args, quantization_config)
         self.llm = FrozenModel(self.language_model)
         self._max_length = min((n for n in (args.max_length, self.llm.context) if n), default=0)
-        self._dropped_rows = 0
+        self._raw_columns = set(column_names(train_dataset))
         train_dataset = self._prepare_dataset(train_dataset, args, "train")
-        if isinstance(eval_dataset, dict):
-            eval_dataset = {key: self._prepare_dataset(part, args, key) for key, part in eval_dataset.items()}
-        elif eval_dataset is not None:
-            eval_dataset = self._prepare_dataset(eval_dataset, args, "eval")
+        eval_dataset = self._prepare_eval_dataset(eval_dataset, args)
         super().__init__(
             model=self._load_proxy(proxy_model, args),
             args=args,
@@ -188,33 +174,21 @@ class ProxyRLHFTrainer(BaseTrainer):
         self._decisions: Decisions | None = None
         self._stopped = False
         self._last_kl = torch.zeros(2)
-        self._meters = {"train": Meters(), "eval": Meters()}
-        self._eval_prefix, self._eval_batches = "eval", 0
-        self._eval_tables: list[dict[str, list[Any]]] = []
-        self._episodes = self._num_tokens = 0
-        self.model.add_model_tags(self._tag_names)
-
-    def _send_telemetry(self) -> None:
-        """Runs of a third party's trainer are not TRL's to count."""
+        self._episodes = 0
+        self._begin_metrics()
 
     # ------------------------------------------------------------------------------------------------ preparation
 
-    def _prepare_dataset(self, dataset: Any, args: ProxyRLHFConfig, name: str) -> Dataset:
+    def _longest_row(self, args: ProxyRLHFConfig) -> int:
+        return self._max_length
+
+    def _tokenize(self, dataset: AnyDataset, args: ProxyRLHFConfig, name: str) -> tuple[AnyDataset, int]:
         columns = set(column_names(dataset))
         if "prompt" in columns:
             dataset = dataset.remove_columns(sorted(columns & {"completions", "scores", "chosen", "rejected"}))
-        with global_then_local_main_first():
-            prepared, dropped = prepare_dataset(
-                dataset, self._tokenizer, name=name, max_length=self._max_length, num_proc=args.dataset_num_proc
-            )
-        if dropped:
-            logger.warning(
-                f"{dropped} rows of the {name} data set were dropped: their prompt alone fills {self._max_length} "
-                "tokens (`max_length`, or the model's context)."
-            )
-        if name == "train":
-            self._dropped_rows = dropped
-        return prepared
+        return prepare_dataset(
+            dataset, self._tokenizer, name=name, max_length=self._max_length, num_proc=args.dataset_num_proc
+        )
 
     def _load_proxy(self, proxy: Any, args: ProxyRLHFConfig) -> ProxyModel:
         proxy = args.proxy_model_name_or_path if proxy is None else proxy
@@ -246,22 +220,11 @@ class ProxyRLHFTrainer(BaseTrainer):
                 "small. Use `accelerate launch` with plain data parallelism, and for a model that is too large for a "
                 "device `load_in_4bit`, or one process with `model_init_kwargs={'device_map': 'auto'}`."
             )
-        if args.n_gpu > 1:
-            raise ValueError(
-                "Several GPUs are visible to one process, which `nn.DataParallel` cannot train here. Use `accelerate "
-                "launch`, or make one GPU visible with CUDA_VISIBLE_DEVICES."
-            )
         self._llm_size = self.language_model.num_parameters()
-        placed = is_quantized(self.language_model) or getattr(self.language_model, "hf_device_map", None)
-        if not placed:
-            self.language_model.to(self.accelerator.device)
+        self.language_model = place_frozen(self.language_model, self)
         self.llm = FrozenModel(sampling_copy(self.language_model, args))
 
     # ---------------------------------------------------------------------------------------------------- batches
-
-    def _set_signature_columns_if_needed(self) -> None:
-        # Reward functions are given the data set's other columns.
-        self._signature_columns = column_names(self.train_dataset)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         args, dataset = self.args, self.train_dataset if train_dataset is None else train_dataset
@@ -396,12 +359,8 @@ class ProxyRLHFTrainer(BaseTrainer):
         sampled = score_round(rows, groups, self.rewards, args.reward_weights, trainer_state=self.state)
         scores = torch.tensor(sampled.table["score"])
         meters = self._meters[mode]
-        measure_round(sampled, self.rewards, meters)
+        self._show_round(sampled, mode)
         self._measure_answers(answers, scores, meters)
-        if args.log_completions and train:
-            show_tables([sampled.table], self.accelerator, args, self.state.global_step, mode)
-        elif args.log_completions:
-            self._eval_tables.append(sampled.table)
         return answers, scores - args.missing_eos_penalty * ~torch.tensor(answers.ended)
 
     def _measure_answers(self, answers: Answers, scores: torch.Tensor, meters: Meters) -> None:
@@ -491,28 +450,6 @@ class ProxyRLHFTrainer(BaseTrainer):
 
     # ------------------------------------------------------------------------------------------------- evaluation
 
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Answer the prompts of `eval_dataset` (by default the constructor's), and score the answers."""
-        if eval_dataset is None or isinstance(eval_dataset, str):
-            parts = self.eval_dataset if eval_dataset is None else self.eval_dataset[eval_dataset]
-        else:
-            parts = eval_dataset
-        if isinstance(parts, dict):
-            metrics: dict[str, float] = {}
-            for name, part in parts.items():
-                metrics |= self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}")
-            return metrics
-        if parts is not None and "prompt_ids" not in column_names(parts):
-            parts = self._prepare_dataset(parts, self.args, "eval")
-        self._eval_prefix, self._eval_batches = metric_key_prefix, 0
-        metrics = super().evaluate(parts, ignore_keys, metric_key_prefix)
-        if self.args.log_completions:
-            tables, self._eval_tables = self._eval_tables, []
-            show_tables(tables, self.accelerator, self.args, self.state.global_step, metric_key_prefix)
-        return metrics
-
     def prediction_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
@@ -520,40 +457,17 @@ class ProxyRLHFTrainer(BaseTrainer):
         self._eval_batches += 1
         return None, None, None
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        mode = "train" if self.model.training else "eval"
-        metrics = self._meters[mode].pop(self.accelerator)
-        if mode == "eval":
-            metrics = {f"{self._eval_prefix}_{name}": value for name, value in metrics.items()}
-        elif metrics:
-            counts = torch.tensor([self._episodes, self._num_tokens], device=self.accelerator.device)
-            episodes, tokens = self.accelerator.reduce(counts, reduction="sum").tolist()
-            metrics |= {"episode": float(episodes), "num_tokens": float(tokens)}
-            metrics |= {"trainable_share": self.trainable_share, "dropped_rows": float(self._dropped_rows)}
-        logs.update(metrics)
-        super().log(logs, start_time)
+    def _totals(self) -> dict[str, float]:
+        episodes = torch.tensor(self._episodes, device=self.accelerator.device)
+        return {
+            **super()._totals(),
+            "episode": float(self.accelerator.reduce(episodes, reduction="sum")),
+            "trainable_share": self.trainable_share,
+        }
 
     # ------------------------------------------------------------------------------------------------ checkpoints
 
-    def train(self, resume_from_checkpoint: str | os.PathLike | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        path = resume_from_checkpoint
-        if path is True:
-            path = last_checkpoint(self.args.output_dir) or True  # transformers says that there is none
-        elif isinstance(path, os.PathLike):
-            path = os.fspath(path)
-        if isinstance(path, str) and self.args.ignore_data_skip:
-            raise ValueError("`ignore_data_skip` cannot resume a round: it belongs to the rows it was drawn for.")
-        self._decisions, self._stopped = None, False
-        if isinstance(path, str):
-            self._restore(Path(path))
-        return super().train(path, *args, **kwargs)
-
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        name = self.args.hub_model_id.split("/")[-1] if self.args.hub_model_id else Path(self.args.output_dir).name
-        self.create_model_card(model_name=name)
-        # Before everything else, so that no checkpoint that is otherwise whole lacks its round.
-        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        folder.mkdir(parents=True, exist_ok=True)
+    def _save_state(self, folder: Path) -> None:
         if self._decisions is not None and self.state.global_step % self.args.updates_per_round:
             self._decisions.save(self._file(folder, "safetensors"))
         state = {
@@ -563,12 +477,14 @@ class ProxyRLHFTrainer(BaseTrainer):
             "num_tokens": self._num_tokens,
         }
         self._file(folder, "json").write_text(json.dumps(state))
-        super()._save_checkpoint(model, trial)
 
     def _file(self, folder: Path, kind: str) -> Path:
         return folder / f"decisions_{self.accelerator.process_index}.{kind}"
 
-    def _restore(self, folder: Path) -> None:
+    def _restore_state(self, folder: Path | None) -> None:
+        self._decisions, self._stopped = None, False
+        if folder is None:
+            return
         if self._file(folder, "json").is_file():
             state = json.loads(self._file(folder, "json").read_text())
             self._stopped, self._last_kl = state["stopped"], torch.tensor(state["last_kl"])
@@ -578,7 +494,11 @@ class ProxyRLHFTrainer(BaseTrainer):
             self._decisions = Decisions.load(self._file(folder, "safetensors")).to(device)
 
 
-def _check_arguments(train_dataset: Any, reward_funcs: Any, peft_config: Any) -> None:
+def _check_arguments(
+    model: Any, train_dataset: Any, reward_funcs: Any, quantization_config: Any, peft_config: Any
+) -> None:
+    if quantization_config is not None and not isinstance(model, str):
+        raise ValueError("`quantization_config` was given for a model that is loaded already.")
     if peft_config is not None:
         raise ValueError(
             "`peft_config` (`--use_peft`) was given, but nothing of the language model is trained here: the proxy "
@@ -597,36 +517,6 @@ def _check_arguments(train_dataset: Any, reward_funcs: Any, peft_config: Any) ->
             "`reward_funcs` is required: what the proxy learns is their score of whole responses "
             "(`--reward_model_name_or_path`, `--reward_funcs`)."
         )
-
-
-def _tokenizer_of(name: str, model: Any, args: ProxyRLHFConfig, processing_class: Any) -> PreTrainedTokenizerBase:
-    if processing_class is None:
-        kwargs = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
-        revision = kwargs.get("revision") if isinstance(model, str) else None
-        processing_class = load_tokenizer(name, revision=revision, trust_remote_code=args.trust_remote_code)
-    if not isinstance(processing_class, PreTrainedTokenizerBase):
-        raise TypeError(f"`processing_class` must be a tokenizer, got `{type(processing_class).__name__}`.")
-    ensure_pad_token(processing_class)
-    if args.chat_template_path:
-        use_chat_template(processing_class, args.chat_template_path)
-    return processing_class
-
-
-def _frozen(model: Any, args: ProxyRLHFConfig, quantization_config: Any) -> Any:
-    """The language model, without gradients and in evaluation mode."""
-    if isinstance(model, str):
-        kwargs: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type]
-        if quantization_config is not None and "quantization_config" in kwargs:
-            raise ValueError("`quantization_config` is given both to the trainer and in `model_init_kwargs`.")
-        kwargs.setdefault("quantization_config", quantization_config)
-        kwargs.setdefault("trust_remote_code", args.trust_remote_code)
-        if args.distributed_state.distributed_type != "NO":
-            kwargs["device_map"] = None  # each process places its own copy
-        model = load_model(model, **kwargs)
-    elif quantization_config is not None:
-        raise ValueError("`quantization_config` was given for a model that is loaded already.")
-    use_exact_4bit_on_cpu(model)
-    return freeze(model)
 
 
 def _collate(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -3,18 +3,17 @@
 
 """The trainer of PSLE (PLE): prompts and principles in; iterations of answering both ways, comparing and learning."""
 
-import contextlib
 import copy
 import os
 import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from accelerate.utils import gather_object
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from datasets import Dataset, IterableDataset
 from transformers import (
     BitsAndBytesConfig,
     PreTrainedModel,
@@ -26,22 +25,15 @@ from transformers.utils import logging
 
 from ..checkpoints import last_checkpoint
 from ..data import column_names
+from ..ext_trainer import AnyDataset, EvalDataset, ExtTrainer
 from ..loading import load_dataset
 from ..logprobs import LogProbs, TokenLogps
-from ..meters import Meters
 from ..models import load_policy
 from ..reference import Reference
-from ..rewards import RewardFunc, load_rewards
-from ..rollouts import Round, measure_round, score_round, seeded, show_tables
+from ..rewards import RewardFunc
+from ..rollouts import Round, score_round, seeded
 from ..rounds import Rounds
-from ..tokens import ensure_pad_token, load_tokenizer, use_chat_template
-from ..upstream import (
-    BaseTrainer,
-    get_act_offloading_ctx_manager,
-    get_config_model_id,
-    global_then_local_main_first,
-    unwrap_model_for_generation,
-)
+from ..upstream import get_config_model_id, global_then_local_main_first, unwrap_model_for_generation
 from .config import PSLEConfig
 from .data import (
     DataCollatorForPrompts,
@@ -61,13 +53,10 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-AnyDataset: TypeAlias = Dataset | IterableDataset
-EvalDataset: TypeAlias = AnyDataset | DatasetDict | IterableDatasetDict | dict[str, AnyDataset]
-
 WARM_UP = "warm_up"  # its folder in `output_dir`, and the prefix of its metrics
 
 
-class PSLETrainer(BaseTrainer):
+class PSLETrainer(ExtTrainer):
     """
     Trainer for Progressively Selective Label Enhancement (PSLE), later called Progressively Label Enhancement (PLE).
 
@@ -138,6 +127,9 @@ class PSLETrainer(BaseTrainer):
     }
     args: PSLEConfig
     train_dataset: AnyDataset
+    _rounds: Rounds
+    _row_columns: ClassVar = ("guided_ids",)
+    _samples = True
     # `compute_loss` divides by the prompts of all micro-batches and processes of a step.
     loss_is_scaled_for_ga = True
 
@@ -157,17 +149,17 @@ class PSLETrainer(BaseTrainer):
         sft_dataset: Dataset | None = None,
         ref_model: PreTrainedModel | None = None,
     ):
+        name = model if isinstance(model, str) else get_config_model_id(model.config)
         if args is None:
-            name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = PSLEConfig(f"{name.rstrip('/').split('/')[-1]}-PSLE")
         self._check_arguments(args, reward_funcs, train_dataset, optimizers)
         set_seed(args.seed)  # an adapter's initial weights are random
-        self._tokenizer = self._load_tokenizer(model, processing_class, args)
+        self._tokenizer = self._load_tokenizer(name, model, args, processing_class)
 
-        # Data before the model: a bad row should not cost the time of loading weights.
-        self._dropped_rows: int | None = None
+        # Data and rewards before the model: a mistake there should not cost the time of loading weights.
+        self.rewards = self._load_rewards(reward_funcs, reward_processing_classes, args)
         self._principles = load_principles(args)
-        columns = set(column_names(train_dataset))
+        self._raw_columns = set(column_names(train_dataset))
         train_dataset = self._prepare_dataset(train_dataset, args, "train")
         eval_dataset = self._prepare_eval_dataset(eval_dataset, args)
         self._sft_dataset = self._prepare_sft_dataset(sft_dataset, args)
@@ -192,7 +184,6 @@ class PSLETrainer(BaseTrainer):
             shared_prefix=args.shared_prefix,
             pad_to_multiple_of=args.pad_to_multiple_of,
         )
-        self._raw_columns = columns
 
         super().__init__(
             model=model,
@@ -205,16 +196,6 @@ class PSLETrainer(BaseTrainer):
             optimizers=optimizers,
         )
         self._check_devices(args)
-        self.rewards = load_rewards(
-            reward_funcs,
-            reward_processing_classes,
-            device=self.accelerator.device,
-            trust_remote_code=args.trust_remote_code,
-        )
-        if args.reward_weights and len(args.reward_weights) != len(self.rewards):
-            raise ValueError(
-                f"`reward_weights` has {len(args.reward_weights)} entries for {len(self.rewards)} reward functions."
-            )
         if self.reference is not None:
             self.reference.place(self)
         self.engine = Engine(self.model, self._tokenizer, args, self.accelerator)
@@ -225,88 +206,32 @@ class PSLETrainer(BaseTrainer):
             every_steps=args.resample_steps,
             every_epochs=args.epochs_per_iteration,
         )
-        self._offload = (
-            get_act_offloading_ctx_manager(model=self.model)
-            if args.activation_offloading
-            else contextlib.nullcontext()
-        )
         self._warming_up = False
-        self._meters = {"train": Meters(), "eval": Meters()}
-        self._eval_prefix, self._eval_batches = "eval", 0
-        self._eval_tables: list[dict[str, list[Any]]] = []
-        self._num_tokens = 0
-        self.model.add_model_tags(self._tag_names)
-
-    def _send_telemetry(self) -> None:
-        """Runs of a third party's trainer are not TRL's to count."""
+        self._begin_metrics()
 
     # ------------------------------------------------------------------------------------------------ preparation
 
-    @staticmethod
-    def _check_arguments(args: PSLEConfig, reward_funcs: Any, dataset: Any, optimizers: Any) -> None:
-        if not isinstance(dataset, Dataset | IterableDataset):
-            raise TypeError(
-                "`train_dataset` is required and must be a `Dataset` or `IterableDataset`, got "
-                f"`{type(dataset).__name__}`."
-            )
+    @classmethod
+    def _check_arguments(cls, args: PSLEConfig, reward_funcs: Any, dataset: Any, optimizers: Any) -> None:
+        cls._check_train_dataset(dataset, args)
         if not reward_funcs:
             raise ValueError("`reward_funcs` are required: PSLE learns from the rewards of its own answers.")
-        if isinstance(dataset, IterableDataset):
-            if not args.resample_steps or args.max_steps <= 0:
-                raise ValueError(
-                    "A streamed data set has no length to sample an iteration for: set `resample_steps` and "
-                    "`max_steps` (an iteration is then `max_steps` / `num_iterations` steps)."
-                )
-            args.accelerator_config.dispatch_batches = False  # ragged lists cannot be concatenated across processes
+        if isinstance(dataset, IterableDataset) and (not args.resample_steps or args.max_steps <= 0):
+            raise ValueError(
+                "A streamed data set has no length to sample an iteration for: set `resample_steps` and "
+                "`max_steps` (an iteration is then `max_steps` / `num_iterations` steps)."
+            )
         if args.sft_epochs and any(part is not None for part in optimizers):
             raise ValueError("`optimizers` cannot serve warm-up and iterations both: leave them or `sft_epochs` out.")
 
     def _check_devices(self, args: PSLEConfig) -> None:
-        if args.n_gpu > 1:
-            raise ValueError(
-                "Several GPUs are visible to one process, which `nn.DataParallel` cannot train here. Use `accelerate "
-                "launch`, or make one GPU visible with CUDA_VISIBLE_DEVICES."
-            )
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         for name in ("cast_for_generation", "use_transformers_continuous_batching"):
             if sharded and getattr(args, name):
                 raise ValueError(f"`{name}` needs the model whole, which DeepSpeed and FSDP have in pieces; unset it.")
 
-    @staticmethod
-    def _load_tokenizer(model: Any, tokenizer: Any, args: PSLEConfig) -> PreTrainedTokenizerBase:
-        if tokenizer is None:
-            name = model if isinstance(model, str) else get_config_model_id(model.config)
-            kwargs = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
-            revision = kwargs.get("revision") if isinstance(model, str) else None
-            tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=args.trust_remote_code)
-        if not isinstance(tokenizer, PreTrainedTokenizerBase):
-            raise TypeError(
-                f"`processing_class` must be a tokenizer, got `{type(tokenizer).__name__}`: PSLE trains language "
-                "models; rows with images are not supported."
-            )
-        ensure_pad_token(tokenizer)
-        if args.chat_template_path:
-            use_chat_template(tokenizer, args.chat_template_path)
-        return tokenizer
-
-    def _prepare_dataset(self, dataset: AnyDataset, args: PSLEConfig, name: str) -> AnyDataset:
-        with global_then_local_main_first():
-            dataset, dropped = prepare_prompts(dataset, self._tokenizer, self._principles, args, name=name)
-        if dropped:
-            logger.warning(
-                f"{dropped} rows of the {name} data set were dropped: their prompt alone fills max_length="
-                f"{args.max_length}."
-            )
-        if isinstance(dataset, Dataset) and self._dropped_rows is None:
-            self._dropped_rows = dropped  # of the train set, which comes first
-        return dataset
-
-    def _prepare_eval_dataset(self, dataset: EvalDataset | None, args: PSLEConfig) -> Any:
-        if dataset is None:
-            return None
-        if isinstance(dataset, dict):
-            return {name: self._prepare_dataset(part, args, name) for name, part in dataset.items()}
-        return self._prepare_dataset(dataset, args, "eval")
+    def _tokenize(self, dataset: AnyDataset, args: PSLEConfig, name: str) -> tuple[AnyDataset, int]:
+        return prepare_prompts(dataset, self._tokenizer, self._principles, args, name=name)
 
     def _prepare_sft_dataset(self, dataset: Dataset | None, args: PSLEConfig) -> Dataset | None:
         if not (args.sft_epochs or args.sft_mix):
@@ -320,10 +245,6 @@ class PSLETrainer(BaseTrainer):
             dataset = splits["train"] if "train" in splits else next(iter(splits.values()))
         with global_then_local_main_first():
             return prepare_answers(dataset, self._tokenizer, args)[0]
-
-    def _set_signature_columns_if_needed(self) -> None:
-        own = ["row_index", "prompt", "prompt_ids", "guided_ids", "completion_ids"]
-        self._signature_columns = [*own, *sorted(self._raw_columns - set(own))]
 
     # --------------------------------------------------------------------------------------------------- sampling
 
@@ -414,7 +335,6 @@ class PSLETrainer(BaseTrainer):
             samples = gather_object([sample]) if self.accelerator.num_processes > 1 else [sample]
             self.iterations.observe(samples, args.reward_scaling, args.two_sided)
             self._report(not args.resample_steps)
-        measure_round(sampled, self.rewards, meters)
         scores, view = torch.tensor(sampled.table["score"]), torch.tensor(views)
         meters.add_values("rewards/plain", scores[view == 0])
         meters.add_values("rewards/guided", scores[view == 1])
@@ -424,10 +344,7 @@ class PSLETrainer(BaseTrainer):
         meters.add_values("distinct_2", torch.tensor([sample.distinct_2]))
         meters.add("completions/empty_ratio", sample.empty, sample.answers)
         sampled.table["guided"] = [float(v) for v in views]  # TRL prints such columns as numbers
-        if args.log_completions and mode == "train":
-            show_tables([sampled.table], self.accelerator, args, self.state.global_step, mode)
-        elif args.log_completions:
-            self._eval_tables.append(sampled.table)
+        self._show_round(sampled, mode)
 
     def _kl_penalty(self, prompts: list[list[int]], completions: list[list[list[int]]]) -> list[list[float]]:
         """beta * (log pi(y | x) - log pi_0(y | x)) for each answer, given the plain prompt."""
@@ -551,37 +468,6 @@ class PSLETrainer(BaseTrainer):
 
     # ------------------------------------------------------------------------------------------------- evaluation
 
-    def evaluate(
-        self,
-        eval_dataset: Any = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """
-        Rewards of what the policy writes to the prompts of `eval_dataset` (by default the constructor's), with and
-        without a principle, and the loss of these answers at the current threshold.
-        """
-        if eval_dataset is None or isinstance(eval_dataset, str):
-            parts = self.eval_dataset if eval_dataset is None else self.eval_dataset[eval_dataset]
-        else:
-            parts = eval_dataset
-        if isinstance(parts, dict):
-            metrics: dict[str, float] = {}
-            for name, part in parts.items():
-                metrics |= self._evaluate_one(part, ignore_keys, f"{metric_key_prefix}_{name}")
-            return metrics
-        return self._evaluate_one(parts, ignore_keys, metric_key_prefix)
-
-    def _evaluate_one(self, dataset: Any, ignore_keys: list[str] | None, prefix: str) -> dict[str, float]:
-        if dataset is not None and "guided_ids" not in column_names(dataset):
-            dataset = self._prepare_dataset(dataset, self.args, "eval")
-        self._eval_prefix, self._eval_batches = prefix, 0
-        metrics = super().evaluate(dataset, ignore_keys, prefix)
-        if self.args.log_completions:
-            tables, self._eval_tables = self._eval_tables, []
-            show_tables(tables, self.accelerator, self.args, self.state.global_step, prefix)
-        return metrics
-
     def prediction_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
@@ -596,24 +482,15 @@ class PSLETrainer(BaseTrainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             return self.compute_loss(model, inputs | answers).detach(), None, None
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        mode = self._mode()
-        metrics = self._meters[mode].pop(self.accelerator)
-        if mode == "eval":
-            metrics = {f"{self._eval_prefix}_{name}": value for name, value in metrics.items()}
-        elif metrics:
-            tokens = torch.tensor(self._num_tokens, device=self.accelerator.device)
-            metrics["num_tokens"] = float(self.accelerator.reduce(tokens, reduction="sum"))
-            if self._warming_up:
-                metrics = {f"{WARM_UP}/{name}": value for name, value in metrics.items()}
-            else:
-                metrics["iteration"] = float(self.iterations.number + 1)
-                metrics["threshold"] = self.iterations.threshold
-                metrics["reward_scale"] = self.iterations.scale
-                if self._dropped_rows is not None:
-                    metrics["dropped_rows"] = float(self._dropped_rows)
-        logs.update(metrics)
-        super().log(logs, start_time)
+    def _totals(self) -> dict[str, float]:
+        if self._warming_up:
+            return {name: value for name, value in super()._totals().items() if name != "dropped_rows"}
+        return {
+            **super()._totals(),
+            "iteration": float(self.iterations.number + 1),
+            "threshold": self.iterations.threshold,
+            "reward_scale": self.iterations.scale,
+        }
 
     # ------------------------------------------------------------------------------------------------ checkpoints
 
@@ -628,17 +505,10 @@ class PSLETrainer(BaseTrainer):
             path = last_checkpoint(self.args.output_dir) or last_checkpoint(warm_up) or True
         elif isinstance(path, os.PathLike):
             path = os.fspath(path)
-        if isinstance(path, str) and self.args.ignore_data_skip:
-            raise ValueError(
-                "`ignore_data_skip` cannot resume sampling: a round belongs to the rows it was drawn for."
-            )
         in_warm_up = isinstance(path, str) and Path(path).resolve().parent.name == WARM_UP
         if self.args.sft_epochs and (in_warm_up or not path):
             self._warm_up(path if in_warm_up else None)
             path = None
-        folder = Path(path) if isinstance(path, str) else None
-        self.iterations = self._restored(folder)
-        self._rounds.restore(folder)
         output = super().train(path, *args, **kwargs)
         self._report(self.args.resample_steps > 0)
         return output
@@ -652,34 +522,30 @@ class PSLETrainer(BaseTrainer):
         self.args.learning_rate = args.sft_learning_rate or args.learning_rate
         self.args.eval_strategy, self.args.eval_on_start = "no", False
         self.args.load_best_model_at_end, self.args.push_to_hub = False, False
-        self.train_dataset, self._warming_up = self._sft_dataset, True
+        self.train_dataset, self._warming_up, self._samples = self._sft_dataset, True, False
+        self._train_prefix = f"{WARM_UP}/"
         try:
             super().train(path)
         finally:
-            self.args, self.train_dataset, self._warming_up = args, dataset, False
+            self.args, self.train_dataset, self._warming_up, self._samples = args, dataset, False, True
+            self._train_prefix = ""
             self.optimizer, self.lr_scheduler = None, None
 
-    def _restored(self, folder: Path | None) -> Iterations:
-        if folder is None:
-            return Iterations(self.args.threshold)
-        file = self._state_file(folder)
-        if file.is_file():
-            return Iterations.load(file)
-        logger.warning("%s does not exist: the threshold starts anew.", file)
-        return Iterations(self.args.threshold)
+    def _restore_state(self, folder: Path | None) -> None:
+        self.iterations = Iterations(self.args.threshold)
+        if folder is None or self._warming_up:
+            return
+        if self._state_file(folder).is_file():
+            self.iterations = Iterations.load(self._state_file(folder))
+        else:
+            logger.warning("%s does not exist: the threshold starts anew.", self._state_file(folder))
 
     def _state_file(self, folder: Path) -> Path:
         return folder / f"iterations_{self.accelerator.process_index}.json"
 
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        name = self.args.hub_model_id.split("/")[-1] if self.args.hub_model_id else Path(self.args.output_dir).name
-        self.create_model_card(model_name=name)
+    def _save_state(self, folder: Path) -> None:
         if not self._warming_up:
-            # Before everything else, so that no checkpoint that is otherwise whole lacks its round.
-            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-            self._rounds.save(folder)
             self.iterations.save(self._state_file(folder))
-        super()._save_checkpoint(model, trial)
 
 
 PLETrainer = PSLETrainer

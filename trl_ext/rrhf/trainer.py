@@ -121,6 +121,7 @@ class RRHFTrainer(ExtTrainer):
                 booktitle    = {Advances in Neural Information Processing Systems 36},
             }"""),
     }
+    _rounds: Rounds
     # `compute_loss` divides by the prompts of all micro-batches and processes of a step.
     loss_is_scaled_for_ga = True
 

@@ -128,6 +128,7 @@ class VASTrainer(ExtTrainer):
             }"""),
     }
     _row_columns: ClassVar = ("token_rewards",)
+    _rounds: Rounds
     # `compute_loss` divides by the tokens of all micro-batches and processes of a step.
     loss_is_scaled_for_ga = True
 
