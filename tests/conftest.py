@@ -19,6 +19,8 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 QUICKSTART = REPOSITORY / "recipes" / "quickstart"
+# What is slow by nature (killed runs, thousands of steps, whole quickstarts) has a short form; this asks for the long.
+LONG = os.environ.get("TRL_EXT_LONG", "0") not in ("", "0")
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
