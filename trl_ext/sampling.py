@@ -130,9 +130,17 @@ class GenerationSettings:
         """Whether [`~trl_ext.decoding.Draw`] samples; transformers does if there are `generation_kwargs`."""
         return self.num_beams == 1 and self.temperature > 0 and not self.generation_kwargs
 
-    def generation_config(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-        """What `generate` is given: all that shapes the distribution, as models bring defaults (a hidden top-k)."""
-        sample = self.num_beams == 1 and self.temperature > 0 and not self.own_sampling
+    def generation_config(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, own_sampling: bool | None = None
+    ) -> GenerationConfig:
+        """
+        What `generate` is given: all that shapes the distribution, as models bring defaults (a hidden top-k).
+
+        With `own_sampling`, by default as the property says, the config leaves sampling to
+        [`~trl_ext.decoding.Draw`]; an engine that draws by the config alone needs `False`.
+        """
+        own = self.own_sampling if own_sampling is None else own_sampling
+        sample = self.num_beams == 1 and self.temperature > 0 and not own
         fields: dict[str, Any] = {
             "max_new_tokens": self.max_completion_length,
             "do_sample": sample,

@@ -189,6 +189,7 @@ def test_answers_to_imitate(tmp_path, form):
         ({"rank_weight": 0.0, "sft_weight": 0.0}, "nothing to learn"),
         ({"reward_scaling": "minmax"}, "reward_scaling"),
         ({"use_vllm": True, "use_transformers_continuous_batching": True}, "exclude"),
+        ({"use_transformers_continuous_batching": True, "repetition_penalty": 1.2}, "repetition_penalty"),
         ({"vllm_mode": "cloud"}, "vllm_mode"),
         ({"beta": -1.0}, "beta"),
         ({"sft_mix": -1.0}, "sft_mix"),

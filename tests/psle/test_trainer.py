@@ -423,25 +423,42 @@ def test_qlora(tmp_path: Path, tiny_model_dir: str) -> None:
 # ---------------------------------------------------------------------------------------------------------- engines
 
 
-def test_continuous_batching_draws_the_same_distribution(tmp_path: Path) -> None:
+CONTINUOUS = {
+    "use_transformers_continuous_batching": True,
+    "transformers_continuous_batching_config": {"max_memory_percent": 0.05},
+}
+
+
+def test_continuous_batching_writes_what_generate_writes(tmp_path: Path) -> None:
     """With one candidate a token there is no chance, and both engines must write the same."""
     tables = []
-    for continuous in (False, True):
-        run = trainer(
-            tmp_path,
-            args={
-                "use_transformers_continuous_batching": continuous,
-                "transformers_continuous_batching_config": {"max_memory_percent": 0.05},
-                "top_k": 1,
-                "num_iterations": 1,
-            },
-        )
+    for engine in ({}, CONTINUOUS):
+        run = trainer(tmp_path, args={**engine, "top_k": 1, "num_iterations": 1})
         attention = run.model.config._attn_implementation
         rows = [run.train_dataset[i] for i in range(6)]
         tables.append(run._sample_round(rows).table["completion"])
         assert run.model.config._attn_implementation == attention
         run.train()
     assert tables[0] == tables[1]
+
+
+@pytest.mark.parametrize("engine", [{}, CONTINUOUS], ids=["generate", "continuous"])
+def test_engines_sample(tmp_path: Path, engine: dict) -> None:
+    """First tokens come as often as truncated probabilities say."""
+    n, settings = 400, {"temperature": 0.8, "top_k": 6, "top_p": 0.9}
+    run = trainer(tmp_path, args={**engine, **settings, "num_generations": n, "max_completion_length": 1})
+    prompt = run.train_dataset[0]["prompt_ids"]
+    torch.manual_seed(0)
+    [group] = run.engine.drawer(run.model)([prompt])
+    with torch.no_grad():
+        top, ids = (run.model(torch.tensor([prompt])).logits[0, -1] / 0.8).topk(6)
+    p = top.softmax(0)
+    p = p * (p.cumsum(0) - p < 0.9)
+    p = p / p.sum()
+    found = torch.tensor([completion.ids[0] for completion in group])
+    share = torch.stack([(found == token).float().mean() for token in ids])
+    assert len(found) == n and 0.05 < float(p.max()) < 0.9
+    assert bool(((share - p).abs() <= 4 * (p * (1 - p) / n).sqrt() + 1e-6).all()), (share, p)
 
 
 def test_vllm_is_asked_for_politely(tmp_path: Path, tiny_model_dir: str) -> None:

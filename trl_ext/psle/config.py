@@ -295,6 +295,11 @@ class PSLEConfig(ExtConfig):
             )
         if self.use_vllm and self.use_transformers_continuous_batching:
             raise ValueError("`use_vllm` and `use_transformers_continuous_batching` exclude each other.")
+        if self.use_transformers_continuous_batching and self.repetition_penalty != 1:
+            raise ValueError(
+                "`repetition_penalty` is not applied by transformers' continuous batching, which knows the last token "
+                "of a text only: leave one of the two out."
+            )
 
 
 PLEConfig = PSLEConfig

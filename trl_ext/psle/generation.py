@@ -108,7 +108,7 @@ class Engine:
     def _continuously(self, model: PreTrainedModel, prompts: list[list[int]]) -> list[list[Completion]]:
         from transformers.generation import ContinuousBatchingConfig
 
-        config = self.settings.generation_config(model, self.tokenizer)
+        config = self.settings.generation_config(model, self.tokenizer, own_sampling=False)
         # Transformers' own share (0.9) leaves no memory for the backward pass.
         given: Any = self.args.transformers_continuous_batching_config or {}
         kwargs = {"max_memory_percent": 0.5, **given}
