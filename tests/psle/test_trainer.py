@@ -382,6 +382,13 @@ def test_sft_mix_adds_to_the_loss(tmp_path: Path) -> None:
     assert both == pytest.approx(alone - 0.5 * (logps[0][0] + logps[1][0]).item() / 2, abs=1e-4)
 
 
+def test_rows_are_mixed_in_for_the_prompts_that_count(tmp_path: Path) -> None:
+    """The mean of the mixed rows keeps its weight where rewards are missing; without any, there is no step."""
+    run = trainer(tmp_path, args={"sft_mix": 0.5}, sft_dataset=Dataset.from_list(ANSWERS))
+    assert len(run._mixed(0, BATCH)) == 2  # of three prompts
+    assert run._mixed(0, {**BATCH, "marks": [[0], [], [1]]}) == []
+
+
 # --------------------------------------------------------------------------------------------------------- adapters
 
 
@@ -425,7 +432,7 @@ def test_qlora(tmp_path: Path, tiny_model_dir: str) -> None:
 
 CONTINUOUS = {
     "use_transformers_continuous_batching": True,
-    "transformers_continuous_batching_config": {"max_memory_percent": 0.05},
+    "transformers_continuous_batching_config": {"num_blocks": 64, "max_batch_tokens": 256},
 }
 
 
@@ -589,6 +596,10 @@ def test_collapse_is_reported(tmp_path: Path, said: list[str]) -> None:
         ({"args": {"principles": None}}, ["Row 0", "no principle", "principles_file"]),
         ({"args": {"principles": ["good " * 260]}}, ["Row 0", "no room", "256"]),
         ({"args": {"max_completion_length": 255}}, ["Row 0", "no room", "256"]),
+        (
+            {"eval_dataset": Dataset.from_list([*PROMPTS, {"prompt": "the " * 250}])},
+            ["Row 6", "no room", "256"],
+        ),
         ({"reward_funcs": []}, ["reward_funcs"]),
         ({"args": {"reward_weights": [1.0, 2.0]}}, ["reward_weights", "2", "1"]),
         ({"args": {"sft_epochs": 1}}, ["sft_dataset_name"]),

@@ -169,12 +169,9 @@ class PSLETrainer(ExtTrainer):
         text_config.pad_token_id = self._tokenizer.pad_token_id
         model.generation_config.pad_token_id = self._tokenizer.pad_token_id
         self._context = int(getattr(text_config, "max_position_embeddings", 0) or 0)
-        if isinstance(train_dataset, Dataset):
-            check_room(
-                train_dataset.select_columns(["row_index", "prompt_ids", "guided_ids"]),
-                self._context,
-                args.max_completion_length,
-            )
+        self._check_room(train_dataset, args)
+        for part in eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]:
+            self._check_room(part, args)
         self.reference = Reference(model, ref_model) if args.beta else None
         if ref_model is not None and not args.beta:
             logger.warning("`ref_model` is not used: PSLE needs none without a KL term (`beta`).")
@@ -233,6 +230,11 @@ class PSLETrainer(ExtTrainer):
     def _tokenize(self, dataset: AnyDataset, args: PSLEConfig, name: str) -> tuple[AnyDataset, int]:
         return prepare_prompts(dataset, self._tokenizer, self._principles, args, name=name)
 
+    def _check_room(self, dataset: Any, args: PSLEConfig) -> None:
+        if isinstance(dataset, Dataset):  # rows of a stream are checked when they come
+            rows = dataset.select_columns(["row_index", "prompt_ids", "guided_ids"])
+            check_room(rows, self._context, args.max_completion_length)
+
     def _prepare_sft_dataset(self, dataset: Dataset | None, args: PSLEConfig) -> Dataset | None:
         if not (args.sft_epochs or args.sft_mix):
             if dataset is not None or args.sft_dataset_name:
@@ -281,19 +283,19 @@ class PSLETrainer(ExtTrainer):
                 logger.warning(text)
 
     def _mixed(self, i: int, batch: dict[str, Any]) -> list[dict[str, Any]]:
-        """As many rows of the SFT set as the batch has prompts; chance depends on the step alone, so it resumes."""
+        """As many rows of the SFT set as the loss counts prompts; chance depends on the step alone, so it resumes."""
         if not self.args.sft_mix or self._sft_dataset is None:
             return []
         generator = torch.Generator().manual_seed(
             (self.args.seed * 1_000_003 + self.state.global_step) * 4_099 + i * 257 + self.accelerator.process_index
         )
-        chosen = torch.randint(len(self._sft_dataset), (len(batch["prompt_ids"]),), generator=generator)
+        chosen = torch.randint(len(self._sft_dataset), (len(self._kept(batch)),), generator=generator)
         return [self._sft_dataset[n] for n in chosen.tolist()]
 
     def _sample_round(self, rows: list[dict[str, Any]], mode: str = "train") -> Round:
         """Answer `rows` both ways with the current model, score the answers, and log what came out."""
         args = self.args
-        if isinstance(self.train_dataset, IterableDataset):
+        if mode == "eval" or isinstance(self.train_dataset, IterableDataset):
             check_room(rows, self._context, args.max_completion_length)
         # Every evaluation draws the same numbers, and every batch of it others.
         step = self.state.global_step if mode == "train" else -1 - self._eval_batches
