@@ -3,7 +3,27 @@
 
 """Which checkpoint a run can go on from."""
 
+import json
 from pathlib import Path
+
+
+# Written last, by the main process: where it is whole, all else is.
+_STATE = "trainer_state.json"
+
+
+def is_whole(folder: str | Path) -> bool:
+    """Whether the checkpoint in `folder` was written to its end."""
+    try:
+        json.loads((Path(folder) / _STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def begin(folder: str | Path) -> None:
+    """From here on `folder` is no whole checkpoint, whatever an earlier run has left there."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    (Path(folder) / _STATE).unlink(missing_ok=True)
 
 
 def last_checkpoint(output_dir: str | Path) -> str | None:
@@ -11,11 +31,23 @@ def last_checkpoint(output_dir: str | Path) -> str | None:
     The newest checkpoint in `output_dir` that is whole, or `None`.
 
     transformers takes the highest number. A run that was stopped while it saved (disk full, killed) leaves a folder of
-    that number from which nothing can be loaded; the trainer's state is written last, so its file tells them apart.
+    that number from which nothing can be loaded.
     """
     numbers = {
         int(folder.name.rpartition("-")[2]): folder
         for folder in Path(output_dir).glob("checkpoint-*")
-        if folder.name.rpartition("-")[2].isdigit() and (folder / "trainer_state.json").is_file()
+        if folder.name.rpartition("-")[2].isdigit()
     }
-    return str(numbers[max(numbers)]) if numbers else None
+    return next((str(numbers[n]) for n in sorted(numbers, reverse=True) if is_whole(numbers[n])), None)
+
+
+def check_whole(folder: str | Path) -> None:
+    """
+    Raise a `ValueError` that names the newest whole checkpoint beside `folder` if that is none.
+    """
+    if is_whole(folder):
+        return
+    newest = last_checkpoint(Path(folder).parent)
+    what = "was not written to its end" if Path(folder).is_dir() else "does not exist"
+    hint = f"The newest whole one beside it is {newest}." if newest else "There is no whole one beside it."
+    raise ValueError(f"The checkpoint {str(folder)!r} {what}, so nothing can be resumed from it. {hint}")

@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .checkpoints import last_checkpoint
+from .checkpoints import begin, check_whole, last_checkpoint
 from .config import ExtConfig
 from .data import column_names
 from .meters import Meters
@@ -224,6 +224,8 @@ class ExtTrainer(BaseTrainer):
                 "`ignore_data_skip` cannot resume sampling: a round belongs to the rows it was drawn for."
             )
         folder = Path(path) if isinstance(path, str) else None
+        if folder is not None:
+            check_whole(folder)
         if self._samples and self._rounds is not None:
             self._rounds.restore(folder)
         self._restore_state(folder)
@@ -232,13 +234,23 @@ class ExtTrainer(BaseTrainer):
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         name = self.args.hub_model_id.split("/")[-1] if self.args.hub_model_id else Path(self.args.output_dir).name
         self.create_model_card(model_name=name)
-        # Before everything else, so that no checkpoint that is otherwise whole lacks its round.
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        folder.mkdir(parents=True, exist_ok=True)
-        if self._samples and self._rounds is not None:
-            self._rounds.save(folder)
-        self._save_state(folder)
-        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            begin(folder)
+        try:
+            # Before everything else, so that no checkpoint that is otherwise whole lacks its round.
+            if self._samples and self._rounds is not None:
+                self._rounds.save(folder)
+            self._save_state(folder)
+            self.accelerator.wait_for_everyone()  # what makes it whole is the main process's to write, and the last
+            super()._save_checkpoint(model, trial)
+        except Exception as error:
+            newest = last_checkpoint(folder.parent)
+            error.add_note(
+                f"The checkpoint {folder} was not written to its end (is the disk full?). "
+                + (f"A run can be resumed from {newest}." if newest else "There is none before it.")
+            )
+            raise
 
     @property
     def _loads_parts(self) -> bool:

@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from .whole import write_text
+
 
 @dataclass
 class Running:
@@ -79,8 +81,8 @@ class RunningColumns:
         return [running.std for running in self.columns]
 
     def save(self, file: Path) -> None:
-        """Write them to a JSON file."""
-        file.write_text(json.dumps([astuple(running) for running in self.columns]))
+        """Write them to a JSON file, whole or not at all."""
+        write_text(file, json.dumps([astuple(running) for running in self.columns]))
 
     def load(self, file: Path) -> None:
         """Go on from what [`save`] wrote."""

@@ -26,6 +26,7 @@ from .meters import Meters
 from .rewards import Reward, score
 from .sampling import Completion
 from .upstream import print_prompt_completions_sample
+from .whole import replacing, write_text
 
 
 @dataclass
@@ -189,9 +190,9 @@ def show_tables(
         return
     table = {name: [value for part in tables for value in part[name]] for name in tables[0]}
     folder = Path(args.output_dir) / "completions"
-    folder.mkdir(parents=True, exist_ok=True)
     frame = pd.DataFrame({"step": [step] * len(table["prompt"]), **table})
-    frame.to_parquet(folder / f"{mode}_completions_{step:05d}.parquet")
+    with replacing(folder / f"{mode}_completions_{step:05d}.parquet") as part:
+        frame.to_parquet(part)
     prompts, completions = table.pop("prompt"), table.pop("completion")
     print_prompt_completions_sample(prompts, completions, table, None, step, args.num_completions_to_print)
     if "wandb" in (args.report_to or []):
@@ -215,10 +216,7 @@ def save_rollouts(path: Path, rollouts: dict[int, Rollout], **state: Any) -> Non
             for row, r in rollouts.items()
         },
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(document))
-    part.replace(path)
+    write_text(path, json.dumps(document))
 
 
 def load_rollouts(path: Path) -> tuple[dict[int, Rollout], dict[str, Any]]:

@@ -5,13 +5,12 @@
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from pathlib import Path
 from typing import Any
 
 from .sample_file import SampleFile, rows_fingerprint
+from .whole import replacing
 
 
 ROW_INDEX = "row_index"  # column of the output: number of the row it was made from
@@ -103,9 +102,6 @@ def _written(file: SampleFile) -> list[dict[str, Any]]:
 def _sort(file: SampleFile) -> None:
     """The same lines in the order of the rows; should it be cut short, the next run sorts again."""
     lines = [line for line in file.rows_path.read_bytes().split(b"\n") if line]
-    part = Path(f"{file.rows_path}.part")
-    with part.open("wb") as output:
-        output.writelines(line + b"\n" for line in sorted(lines, key=lambda line: json.loads(line)[ROW_INDEX]))
-        output.flush()
-        os.fsync(output.fileno())
-    os.replace(part, file.rows_path)
+    lines.sort(key=lambda line: json.loads(line)[ROW_INDEX])
+    with replacing(file.rows_path) as part:
+        part.write_bytes(b"".join(line + b"\n" for line in lines))

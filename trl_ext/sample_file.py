@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .data import DataError
+from .whole import replacing, write_text
 
 
 _STATE = ("complete", "batches", "rows", "bytes", "totals")
@@ -143,9 +144,8 @@ class SampleFile:
         if self.complete:
             return
         if self.path != self.rows_path:
-            part = Path(f"{self.path}.part")
-            _to_parquet(self.rows_path, part)
-            os.replace(part, self.path)
+            with replacing(self.path) as part:
+                _to_parquet(self.rows_path, part)
         self.complete = True
         self._save_state()
         if self.path != self.rows_path:
@@ -153,12 +153,7 @@ class SampleFile:
 
     def _save_state(self) -> None:
         state = {name: getattr(self, name) for name in (*_STATE, "settings")}
-        part = Path(f"{self.state_path}.part")
-        with part.open("w", encoding="utf-8") as file:
-            json.dump(state, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, self.state_path)
+        write_text(self.state_path, json.dumps(state, indent=2))
 
 
 def rows_fingerprint(dataset: Iterable[dict[str, Any]]) -> str:

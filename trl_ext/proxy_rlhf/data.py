@@ -11,7 +11,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+
+from ..whole import write_tensors
 
 
 @dataclass
@@ -92,8 +94,8 @@ class Decisions:
         return self.response != following
 
     def save(self, path: Path) -> None:
-        """Write them to a safetensors file."""
-        save_file({f.name: getattr(self, f.name).cpu().contiguous() for f in fields(self)}, path)
+        """Write them to a safetensors file, whole or not at all."""
+        write_tensors(path, {f.name: getattr(self, f.name) for f in fields(self)})
 
     @classmethod
     def load(cls, path: Path) -> "Decisions":

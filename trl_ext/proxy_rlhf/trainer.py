@@ -36,6 +36,7 @@ from ..rollouts import score_round
 from ..sampling import eos_token_ids, evaluation_mode, pad_token_id
 from ..tokens import prepare_dataset
 from ..upstream import get_config_model_id
+from ..whole import write_text
 from .answers import Answers, answer
 from .candidates import FrozenModel
 from .config import ProxyRLHFConfig
@@ -476,7 +477,7 @@ class ProxyRLHFTrainer(ExtTrainer):
             "episodes": self._episodes,
             "num_tokens": self._num_tokens,
         }
-        self._file(folder, "json").write_text(json.dumps(state))
+        write_text(self._file(folder, "json"), json.dumps(state))
 
     def _file(self, folder: Path, kind: str) -> Path:
         return folder / f"decisions_{self.accelerator.process_index}.{kind}"

@@ -21,6 +21,7 @@ from ..moments import Running
 from ..rollouts import Rollout
 from ..sampling import evaluation_mode, generate
 from ..upstream import vllm_generation
+from ..whole import write_text
 from .config import PSLEConfig
 from .data import GUIDED, PLAIN
 from .losses import decayed
@@ -288,10 +289,7 @@ class Iterations:
 
     def save(self, path: Path) -> None:
         """Write the state to a JSON file, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(asdict(self)))
-        part.replace(path)
+        write_text(path, json.dumps(asdict(self)))
 
     @classmethod
     def load(cls, path: Path) -> "Iterations":

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from datasets import Dataset, IterableDataset
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     BitsAndBytesConfig,
@@ -41,6 +41,7 @@ from ..sampling import generate
 from ..states import States, TokenStates
 from ..tokens import load_tokenizer
 from ..upstream import disable_dropout_in_model, get_config_model_id
+from ..whole import write_tensors
 from .config import ValueConfig, VASConfig
 from .data import DataCollatorForValues, choose_heads, prepare_values, reward_tensors, totals
 from .generation import ValueAugmentedLogitsProcessor
@@ -567,7 +568,7 @@ class VASTrainer(ExtTrainer):
 
     def _save_state(self, folder: Path) -> None:
         if self._targets and self.state.global_step % self.args.num_epochs_per_batch:
-            save_file({k: v.cpu().contiguous() for k, v in self._targets.items()}, self._targets_file(folder))
+            write_tensors(self._targets_file(folder), self._targets)
         if self.args.normalize_rewards and self.accelerator.is_main_process:
             self._running.save(folder / "normalization.json")
 
