@@ -65,6 +65,28 @@ def test_whatever_prompts_come_as(model: Any, tokenizer: Any) -> None:
     assert torch.equal(first, proxy.generate(model, TEXTS[0], tokenizer=tokenizer, max_new_tokens=6))
 
 
+def test_models_in_training_mode(model: Any, tokenizer: Any) -> None:
+    """Answers are those of the model without dropout and checkpointing, and it is left as it was."""
+    proxy = make_proxy(model)
+    common = {"max_new_tokens": 6, "seed": 3, "tokenizer": tokenizer}
+    expected = proxy.generate(model, TEXTS, **common)
+    model.config.attention_dropout = 0.5
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    model.gradient_checkpointing_enable()
+    model.train()
+    proxy.train()
+    assert torch.equal(proxy.generate(model, TEXTS, **common), expected)
+    assert model.training and proxy.training
+
+
+def test_a_head_smaller_than_the_vocabulary(model: Any) -> None:
+    """More candidates than it has tokens are not to be had."""
+    model.lm_head = torch.nn.Linear(64, 4, bias=False)
+    found = make_proxy(model).generate(model, [[100, 9]], max_new_tokens=5, eos_token_id=0)
+    assert int(found[0, 2:].max()) < 4
+
+
 def test_chat(model: Any) -> None:
     chat = make_tokenizer(chat=True)
     found = make_proxy(model).generate(
@@ -194,6 +216,9 @@ def test_other_architectures(tokenizer: Any) -> None:
         ({"inputs": []}, "no prompts"),
         ({"inputs": [list(range(3, 60)) * 5]}, "fills the model's context of 256"),
         ({"streamer": object()}, "one answer, but 3"),
+        ({"inputs": [[5], [7, 500]]}, "Prompt 1 has token 500, but the vocabulary"),
+        ({"max_new_tokens": -1}, "`max_new_tokens` must be at least 1"),
+        ({"num_return_sequences": 0}, "`num_return_sequences` must be at least 1"),
     ],
 )
 def test_bad_input(model: Any, tokenizer: Any, given: dict[str, Any], message: str) -> None:

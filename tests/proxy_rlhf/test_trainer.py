@@ -257,8 +257,29 @@ def test_the_critic_is_saved_and_trained_further(tmp_path: Path) -> None:
     assert same(state_of(further.model), state_of(trainer.model))
     with pytest.raises(ValueError, match="sees the feature 'candidate'"):
         make_trainer(tmp_path / "c", model=model, proxy_model=proxy, feature="context")
-    with pytest.raises(ValueError, match="other weights"):
-        make_trainer(tmp_path / "c", model=make_model(len(make_tokenizer()), seed=9), proxy_model=proxy)
+
+
+def test_a_proxy_goes_on_with_another_model(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When asked explicitly; from then on it is the other one's, and what changed in the process is said."""
+    said: list[str] = []
+    monkeypatch.setattr("trl_ext.proxy_rlhf.trainer.logger.warning", said.append)
+    first, other = (make_model(len(make_tokenizer()), seed=seed) for seed in (0, 9))
+    first.config._name_or_path, other.config._name_or_path = "org/first", "org/other"
+    make_trainer(tmp_path / "a", model=first).save_model()
+    with pytest.raises(ValueError, match=r"'org/first'.*'org/other'.*other weights"):
+        make_trainer(tmp_path / "b", model=other, proxy_model=str(tmp_path / "a"))
+    assert not said
+    settings = {"allow_other_model": True, "order": "descending", "top_k": 5}
+    make_trainer(tmp_path / "b", model=other, proxy_model=str(tmp_path / "a"), **settings).save_model()
+    assert "may not hold" in caplog.text
+    assert len(said) == 1 and "top_k 6 -> 5" in said[0] and "order 'sampled' -> 'descending'" in said[0]
+    proxy = ProxyModel.from_pretrained(tmp_path / "b")
+    proxy.check_model(other)
+    assert proxy.config.decision_process.top_k == 5
+    with pytest.raises(ValueError, match=r"'org/other'.*'org/first'"):
+        proxy.check_model(first)
 
 
 def test_updates_end_when_they_have_strayed(tmp_path: Path) -> None:
@@ -268,6 +289,22 @@ def test_updates_end_when_they_have_strayed(tmp_path: Path) -> None:
     assert len(logs) == 4
     assert [("policy/approxkl_avg" in log) for log in logs] == [True, True, False, False]
     assert logs[2]["loss"] == 0
+
+
+def test_how_far_a_step_has_strayed_is_over_all_of_its_parts(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    decisions = trainer._start_round(list(trainer.train_dataset))
+    with torch.no_grad():
+        trainer.model.actor[-1].bias.add_(0.5)
+    found = []
+    for parts in (1, 3):
+        trainer._last_kl = torch.zeros(2)
+        for rows in torch.arange(len(decisions)).tensor_split(parts):
+            part = decisions[rows]
+            trainer.compute_loss(trainer.model, {n: getattr(part, n) for n in Decisions.__dataclass_fields__})
+        found.append(trainer._last_kl)
+    assert found[0][1] == len(decisions) and found[0][0] > 0
+    torch.testing.assert_close(found[0], found[1])
 
 
 def test_accumulation_changes_nothing(tmp_path: Path) -> None:
@@ -304,6 +341,7 @@ def fails(**_: Any) -> list[float]:
         ({"rows": [{"text": "x"}]}, DataError, "prompt"),
         ({"rows": [{"prompt": "the " * 300}]}, DataError, "max_length"),
         ({"reward_weights": [1.0, 2.0]}, ValueError, "2 entries for 1"),
+        ({"model": make_model(20)}, ValueError, "has token 192, but the vocabulary of LlamaForCausalLM has 20 tokens"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -346,6 +384,7 @@ def test_out_of_memory_says_what_helps(tmp_path: Path, monkeypatch: pytest.Monke
         ({"kl_coef": 0.1, "max_candidates": 3}, "max_candidates=0"),
         ({"num_ppo_epochs": 0}, "`num_ppo_epochs`"),
         ({"cliprange": -1}, "`cliprange`"),
+        ({"generation_kwargs": {"stop_strings": ["."]}}, "stop_strings.* do nothing here"),
     ],
 )
 def test_settings_that_cannot_be(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

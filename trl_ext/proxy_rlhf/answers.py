@@ -117,6 +117,7 @@ def answer(
     for i, prompt in enumerate(prompts):
         if not len(prompt):
             raise ValueError(f"Prompt {i} has no tokens: there is nothing to continue.")
+        llm.check_tokens([prompt], f"Prompt {i}")
     k = len(seeds) // len(prompts)
     limits = [min(max_new_tokens, max(room, 1)) for room in rooms or [max_new_tokens] * len(prompts)]
     # Equal lengths together waste little on padding, and memory runs out at once or never.

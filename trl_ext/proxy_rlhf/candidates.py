@@ -7,6 +7,7 @@ Candidates for the next token: who proposes them, in which order they are examin
 N rows, V vocabulary, k candidates.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 
 from ..decoding import next_token_probabilities
 from ..models import base_of
-from ..sampling import GenerationSettings
+from ..sampling import GenerationSettings, evaluation_mode
 
 
 ORDERS = ("sampled", "descending")
@@ -117,24 +118,35 @@ class FrozenModel:
         self.embedding = base.get_input_embeddings()
         self.device = self.embedding.weight.device
         config = base.config.get_text_config()
-        self.vocabulary, self.width = config.vocab_size, config.hidden_size
+        self.width = config.hidden_size
         self.context = int(getattr(config, "max_position_embeddings", 0) or 0)
         self._cap = getattr(config, "final_logit_softcapping", None)
         self._scale = _logit_scale(config)
-        self._check(name)
+        with evaluation_mode(model):  # dropout would differ from pass to pass
+            self._check(name)
 
     @torch.no_grad()
     def _check(self, name: str) -> None:
-        ids = torch.arange(1, 5, device=self.device)[None] % self.vocabulary
+        ids = torch.arange(1, 5, device=self.device)[None] % self.embedding.num_embeddings
         hidden = getattr(self.backbone(input_ids=ids), "last_hidden_state", None)
         if hidden is None:
             raise ValueError(f"{name} does not return `last_hidden_state`, which the proxy decides by.")
         expected = self.model(input_ids=ids).logits.float()
+        self.vocabulary = expected.shape[-1]  # of the head: a config may say more
         error = (self.logits(hidden) - expected).abs().max() / expected.abs().max().clamp(min=1e-6)
         if not error < 0.05:
             raise ValueError(
                 f"The logits of {name} are not its head of its last hidden state (they differ by {error:.2g} of their "
                 "size): it changes them in a way that is not known here."
+            )
+
+    def check_tokens(self, texts: Sequence[Sequence[int]], who: str) -> None:
+        """Raise `ValueError` if token ids of a text are none of the model's; `who` is whose they are."""
+        highest, rows = max((max(text) for text in texts if len(text)), default=0), self.embedding.num_embeddings
+        if highest >= rows:
+            raise ValueError(
+                f"{who} has token {highest}, but the vocabulary of {type(base_of(self.model)).__name__} has {rows} "
+                "tokens: use the model's own tokenizer, or resize the model's embedding to it."
             )
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

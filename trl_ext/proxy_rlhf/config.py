@@ -183,6 +183,11 @@ class ProxyRLHFConfig(ExtConfig):
             raise ValueError(f"`advantage_estimator` must be 'gae' or 'rloo', got {self.advantage_estimator!r}.")
         if self.advantage_estimator == "rloo" and self.num_generations < 2:
             raise ValueError("advantage_estimator='rloo' compares responses of a prompt: set num_generations=4, say.")
+        if self.generation_kwargs:
+            raise ValueError(
+                f"`generation_kwargs` ({', '.join(self.generation_kwargs)}) do nothing here: what proposes candidates "
+                "are `temperature`, `top_k`, `top_p`, `min_p` and `repetition_penalty` alone."
+            )
         process = self.process()
         if self.kl_coef and not process.exact:
             raise ValueError(

@@ -14,7 +14,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.generation import StopStringCriteria
 
-from ..sampling import eos_token_ids
+from ..sampling import eos_token_ids, evaluation_mode
 from ..tokens import encode_prompt
 from .answers import Answers, answer
 from .candidates import FrozenModel
@@ -119,6 +119,11 @@ def generate(
     if stops and tokenizer is None:
         raise ValueError("`stop_strings` need `tokenizer`: they are looked for in text.")
     limit = max_new_tokens or config.max_new_tokens or 256
+    for name, value, least in (
+        ("max_new_tokens", limit, 1), ("num_return_sequences", num_return_sequences, 1), ("batch_size", batch_size, 0)
+    ):  # fmt: skip
+        if value < least:
+            raise ValueError(f"`{name}` must be at least {least}, got {value}.")
     rooms = [llm.context - len(p) for p in prompts] if llm.context else None
     check_rooms(rooms, llm.context)
     n = len(prompts) * num_return_sequences
@@ -127,14 +132,15 @@ def generate(
     if streamer is not None:
         streamer.put(torch.tensor(prompts[0]))
     made = torch.Generator().manual_seed(int(torch.randint(2**62, ())) if seed is None else seed)
-    answers = answer(
-        llm, proxy, now, prompts,
-        seeds=torch.randint(2**62, (n,), generator=made).tolist(), max_new_tokens=limit, rooms=rooms,
-        eos=[eos] if isinstance(eos, int) else eos or [], pad=pad, batch_size=batch_size or n, greedy=greedy,
-        first_candidates=first_candidates,
-        show=None if streamer is None else lambda ids: streamer.put(torch.tensor(ids)),
-        stop=StopStringCriteria(tokenizer, stops) if stops and tokenizer is not None else None,
-    )  # fmt: skip
+    with evaluation_mode(model), evaluation_mode(proxy):  # no dropout, and a cache
+        answers = answer(
+            llm, proxy, now, prompts,
+            seeds=torch.randint(2**62, (n,), generator=made).tolist(), max_new_tokens=limit, rooms=rooms,
+            eos=[eos] if isinstance(eos, int) else eos or [], pad=pad, batch_size=batch_size or n, greedy=greedy,
+            first_candidates=first_candidates,
+            show=None if streamer is None else lambda ids: streamer.put(torch.tensor(ids)),
+            stop=StopStringCriteria(tokenizer, stops) if stops and tokenizer is not None else None,
+        )  # fmt: skip
     if streamer is not None:
         streamer.end()
     return _output(answers, prompts, num_return_sequences, pad, tokenizer, llm.device, return_dict)

@@ -27,7 +27,7 @@ from ..completions import Completion
 from ..copies import sampling_copy
 from ..data import DataError, column_names
 from ..ext_trainer import AnyDataset, EvalDataset, ExtTrainer
-from ..frozen import load_frozen, place_frozen
+from ..frozen import load_frozen, place_frozen, sampling_batch_size
 from ..meters import Meters
 from ..repeats import RepeatedSteps
 from ..returns import gae
@@ -42,7 +42,7 @@ from .candidates import FrozenModel
 from .config import ProxyRLHFConfig
 from .data import Decisions, minibatch
 from .losses import decision_entropy, decision_logps, leave_one_out, policy_loss, value_loss
-from .model import ProxyModel
+from .model import ProxyModel, llm_digest, llm_name
 
 
 if TYPE_CHECKING:
@@ -155,6 +155,7 @@ class ProxyRLHFTrainer(ExtTrainer):
         self.rewards = self._load_rewards(reward_funcs, reward_processing_classes, args)
         self.language_model = load_frozen(model, args, quantization_config)
         self.llm = FrozenModel(self.language_model)
+        self.llm.check_tokens([[max(self._tokenizer.get_vocab().values())]], "The tokenizer")
         self._max_length = min((n for n in (args.max_length, self.llm.context) if n), default=0)
         self._raw_columns = set(column_names(train_dataset))
         train_dataset = self._prepare_dataset(train_dataset, args, "train")
@@ -211,7 +212,13 @@ class ProxyRLHFTrainer(ExtTrainer):
             )
         if args.advantage_estimator == "gae" and proxy.critic is None:
             raise ValueError("The proxy has no critic, which advantage_estimator='gae' needs: set 'rloo'.")
-        proxy.config.process = args.process().as_dict()
+        now = args.process().as_dict()
+        changed = {n: f"{n} {old!r} -> {now[n]!r}" for n, old in trained.as_dict().items() if old != now[n]}
+        if changed:
+            logger.warning(f"The proxy has decided in another process so far: {', '.join(changed.values())}.")
+        proxy.config.process = now
+        # It is now this model's, which may be another than it came with.
+        proxy.config.llm_name, proxy.config.llm_digest = llm_name(self.language_model), llm_digest(self.language_model)
         return proxy.train()
 
     def _place(self, args: ProxyRLHFConfig) -> None:
@@ -228,15 +235,8 @@ class ProxyRLHFTrainer(ExtTrainer):
     # ---------------------------------------------------------------------------------------------------- batches
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        args, dataset = self.args, self.train_dataset if train_dataset is None else train_dataset
-        return RepeatedSteps(
-            len(dataset),
-            args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
-            args.updates_per_round,
-            args.seed if args.data_seed is None else args.data_seed,
-            lambda: int(self.state.epoch or 0),
-            shuffle=args.train_sampling_strategy != "sequential",
-        )
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        return RepeatedSteps.of(self, dataset, self.args.updates_per_round)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
@@ -256,6 +256,7 @@ class ProxyRLHFTrainer(ExtTrainer):
             self._stopped = False
         elif not self._stopped:
             self._stopped = self._has_strayed()
+        self._last_kl = torch.zeros(2)  # of the step that begins
         decisions, args = self._decisions, self.args
         if decisions is None:
             raise RuntimeError("This checkpoint was written within a round, whose decisions are not in its folder.")
@@ -349,7 +350,7 @@ class ProxyRLHFTrainer(ExtTrainer):
                 seeds=_seeds(rows, args.seed, step, args.num_generations),
                 max_new_tokens=args.max_completion_length, rooms=rooms,
                 eos=eos_token_ids(self.language_model, self._tokenizer), pad=pad_token_id(self._tokenizer),
-                batch_size=args.generation_batch_size or (64 if self.accelerator.device.type == "cpu" else 128),
+                batch_size=sampling_batch_size(self),
                 record=train, measure_every=every, first_candidates=args.first_candidates,
                 store="cpu" if args.offload_decisions else None,
             )  # fmt: skip
@@ -429,7 +430,7 @@ class ProxyRLHFTrainer(ExtTrainer):
         ratio = log_ratio.exp()
         # (r - 1) - log r: never negative, and without bias (arXiv 1707.06347's KL; TRL halves a square)
         kl = (ratio - 1 - log_ratio).sum()
-        self._last_kl = torch.stack([kl, kl.new_tensor(float(len(ratio)))]).cpu()
+        self._last_kl = self._last_kl + torch.stack([kl, kl.new_tensor(float(len(ratio)))]).cpu()
         meters.add("policy/approxkl_avg", kl, len(ratio))
         if cliprange:
             meters.add_values("policy/clipfrac_avg", ((ratio - 1).abs() > cliprange).float())
