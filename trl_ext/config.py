@@ -12,6 +12,9 @@ from .sampling import GenerationSettings
 from .upstream import BaseConfig
 
 
+NAN_ACTIONS = ("stop", "skip")
+
+
 @dataclass
 class ExtConfig(BaseConfig):
     r"""
@@ -71,8 +74,16 @@ class ExtConfig(BaseConfig):
 
         reward_weights (`list[float]`, *optional*):
             Weight of each reward function. If not set, every weight is `1.0`.
+        nan_rewards (`str`, *optional*, defaults to `"skip"`):
+            What to do if a reward function returns NaN in training or evaluation (`None` says that it does not apply):
+            `"skip"` leaves that reward out, as TRL does, with a warning that names function, step and rows; `"stop"`
+            is an error.
 
         > Parameters that control training
+
+        nan_loss (`str`, *optional*, defaults to `"stop"`):
+            What to do if a loss is NaN or infinite: `"stop"` with an error that names step and rows, or `"skip"` the
+            optimizer step with a warning and count it (`skipped_steps`).
 
         activation_offloading (`bool`, *optional*, defaults to `False`):
             Whether to keep activations in CPU memory between forward and backward.
@@ -154,6 +165,21 @@ class ExtConfig(BaseConfig):
         default=None, metadata={"help": "Weight of each reward function. If not set, every weight is 1."}
     )
 
+    nan_rewards: str = field(
+        default="skip",
+        metadata={
+            "help": "What to do if a reward function returns NaN: 'skip' that reward with a warning, or 'stop'.",
+            "choices": list(NAN_ACTIONS),
+        },
+    )
+
+    nan_loss: str = field(
+        default="stop",
+        metadata={
+            "help": "What to do if a loss is NaN or infinite: 'stop' with an error, or 'skip' the optimizer step.",
+            "choices": list(NAN_ACTIONS),
+        },
+    )
     activation_offloading: bool = field(
         default=False, metadata={"help": "Whether to keep activations in CPU memory between forward and backward."}
     )
@@ -184,6 +210,9 @@ class ExtConfig(BaseConfig):
         self._at_least("generation_batch_size", 0)
         self._at_least("max_completion_length", 1)
         self._at_least("top_k", 0)
+        for name in ("nan_loss", "nan_rewards"):
+            if getattr(self, name) not in NAN_ACTIONS:
+                raise ValueError(f"`{name}` must be 'stop' or 'skip', got {getattr(self, name)!r}.")
         if self.temperature <= 0:
             raise ValueError(
                 f"`temperature` must be positive, got {self.temperature}: completions are compared with one "

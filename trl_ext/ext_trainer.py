@@ -17,6 +17,7 @@ from .checkpoints import begin, check_whole, last_checkpoint
 from .config import ExtConfig
 from .data import column_names
 from .meters import Meters
+from .nonfinite import LossGuard, check_rewards
 from .rewards import Reward, load_rewards
 from .rollouts import Round, measure_round, show_tables
 from .rounds import Rounds
@@ -129,6 +130,8 @@ class ExtTrainer(BaseTrainer):
                 "launch`, or make one GPU visible with CUDA_VISIBLE_DEVICES."
             )
         offloads = self.args.activation_offloading
+        self._guard = LossGuard(self, self.args.nan_loss)
+        self.add_callback(self._guard)
         self._offload = get_act_offloading_ctx_manager(model=self.model) if offloads else contextlib.nullcontext()
         self._meters = {"train": Meters(), "eval": Meters()}
         self._eval_prefix, self._eval_batches = "eval", 0
@@ -140,6 +143,9 @@ class ExtTrainer(BaseTrainer):
 
     def _show_round(self, sampled: Round, mode: str) -> None:
         """Log what a round of sampling came to, and print completions where that is asked for."""
+        check_rewards(sampled.nans, len(sampled.drawn), self.args.nan_rewards, self.state.global_step)
+        if sampled.nans:
+            self._meters[mode].add("rewards/nan_ratio", len(sampled.nans), len(sampled.drawn))
         measure_round(sampled, self.rewards, self._meters[mode])
         if self.args.log_completions and mode == "train":
             show_tables([sampled.table], self.accelerator, self.args, self.state.global_step, mode)
@@ -154,6 +160,8 @@ class ExtTrainer(BaseTrainer):
         """Metrics of training that count from its start."""
         tokens = torch.tensor(self._num_tokens, device=self.accelerator.device)
         totals = {"num_tokens": float(self.accelerator.reduce(tokens, reduction="sum"))}
+        if self.args.nan_loss == "skip":
+            totals["skipped_steps"] = float(self._guard.skipped)
         return totals if self._dropped_rows is None else totals | {"dropped_rows": float(self._dropped_rows)}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -165,6 +173,10 @@ class ExtTrainer(BaseTrainer):
             metrics = {f"{self._train_prefix}{name}": value for name, value in (metrics | self._totals()).items()}
         logs.update(metrics)
         super().log(logs, start_time)
+
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        return self._guard.check(loss, inputs, self.state.global_step + 1)
 
     # ------------------------------------------------------------------------------------------------- evaluation
 

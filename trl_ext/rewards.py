@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
@@ -122,10 +122,13 @@ class RewardTable:
             Weighted sum of each completion's rewards; NaN where no function applied.
         by_name (`dict[str, list[float]]`):
             Each function's own rewards, unweighted; NaN where it did not apply.
+        nans (`list[tuple[str, int]]`, *optional*):
+            Functions that returned NaN itself, rather than `None`, and for which completions.
     """
 
     total: list[float]
     by_name: dict[str, list[float]]
+    nans: list[tuple[str, int]] = field(default_factory=list)
 
 
 def score(
@@ -140,16 +143,11 @@ def score(
     Calls every reward function and adds up what they say, as TRL does: a `None` or NaN is left out of the sum.
 
     Args:
-        rewards (`list[Reward]`):
-            The reward functions.
-        weights (`list[float]`, *optional*):
-            One a function; all 1 by default.
-        prompts (`list`):
-            One a completion: each prompt is repeated for its completions.
-        completions (`list`):
-            The completions, N of them.
-        completion_ids (`list[list[int]]`, *optional*):
-            Their token ids.
+        rewards (`list[Reward]`): The reward functions.
+        weights (`list[float]`, *optional*): One a function; all 1 by default.
+        prompts (`list`): One a completion: each prompt is repeated for its completions.
+        completions (`list`): The completions, N of them.
+        completion_ids (`list[list[int]]`, *optional*): Their token ids.
         columns (`dict[str, Any]`, *optional*):
             The data set's other columns, repeated as the prompts are, and whatever else the functions are to be given.
 
@@ -174,17 +172,16 @@ def score(
     if not completions:
         return RewardTable(total=[], by_name={reward.name: [] for reward in rewards})
     nan = float("nan")
-    by_name = {
-        reward.name: [
-            nan if value is None else value for value in reward(prompts, completions, completion_ids, **columns or {})
-        ]
-        for reward in rewards
-    }
+    said = {reward.name: reward(prompts, completions, completion_ids, **columns or {}) for reward in rewards}
+    nans = [
+        (name, i) for name, values in said.items() for i, x in enumerate(values) if x is not None and math.isnan(x)
+    ]
+    by_name = {name: [nan if value is None else value for value in values] for name, values in said.items()}
     total = []
     for values in zip(*by_name.values(), strict=True):
         known = [w * v for w, v in zip(weights, values, strict=True) if not math.isnan(v)]
         total.append(sum(known) if known else nan)
-    return RewardTable(total=total, by_name=by_name)
+    return RewardTable(total, by_name, nans)
 
 
 def load_rewards(

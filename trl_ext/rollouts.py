@@ -67,6 +67,7 @@ class Round:
         drawn (`list[bool]`): For each row of the table, whether the model drew it just now (or the data set had it).
         ended (`list[bool]`): For each row of the table, whether its end is the completion's own.
         lengths (`list[int]`): For each row of the table, its tokens.
+        nans (`list[tuple[str, int]]`): Reward functions that returned NaN, and for completions of which rows.
     """
 
     rollouts: dict[int, Rollout]
@@ -74,6 +75,7 @@ class Round:
     drawn: list[bool] = field(default_factory=list)
     ended: list[bool] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
+    nans: list[tuple[str, int]] = field(default_factory=list)
 
 
 def score_round(
@@ -139,7 +141,8 @@ def score_round(
         start += len(group)
     columns = {"prompt": prompts, "completion": texts, **table.by_name, "score": totals}
     drawn = [i < len(some) for group, some in zip(groups, completions, strict=True) for i in range(len(group))]
-    return Round(rollouts, columns, drawn, [c.ended for c in flat], [len(c.ids) for c in flat])
+    nans = [(name, int(owners[i].get("data_row", owners[i]["row_index"]))) for name, i in table.nans]
+    return Round(rollouts, columns, drawn, [c.ended for c in flat], [len(c.ids) for c in flat], nans)
 
 
 def _own_completions(row: dict[str, Any]) -> list[Completion]:
@@ -155,7 +158,7 @@ def _as_answer(row: dict[str, Any], text: str) -> Any:
 def extra_columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
     """The data set's own columns of some rows, which reward functions are given."""
     own = {"prompt", "completions", "row_index", "prompt_ids", "completion_ids", "ended", "scores", "trainer_state"}
-    own |= {"rewards", "token_rewards"}
+    own |= {"rewards", "token_rewards", "data_row"}
     return {name: [row[name] for row in rows] for name in (rows[0] if rows else {}) if name not in own}
 
 

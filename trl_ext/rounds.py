@@ -28,12 +28,17 @@ Batch = dict[str, Any]
 
 
 def _numbered(batches: list[Batch]) -> list[Batch]:
-    """Number the rows of a round: those of a stream that several workers read have no numbers of their own."""
+    """
+    Number the rows of a round: those of a stream that several workers read have no numbers of their own.
+
+    What messages call them, their numbers in the data set, is then `data_row`.
+    """
     numbers = count()
     numbered = []
     for batch in batches:
-        rows = [{**row, "row_index": next(numbers)} for row in batch["rows"]]
-        numbered.append({**batch, "rows": rows, "row_index": torch.tensor([row["row_index"] for row in rows])})
+        rows = [{**row, "row_index": next(numbers), "data_row": row["row_index"]} for row in batch["rows"]]
+        columns = {name: torch.tensor([row[name] for row in rows]) for name in ("row_index", "data_row")}
+        numbered.append({**batch, "rows": rows, **columns})
     return numbered
 
 

@@ -1,0 +1,77 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+"""A trainer of each method, on the tiniest models, for tests of what all of them promise."""
+
+from pathlib import Path
+from typing import Any
+
+from conftest import letter_reward, make_model, make_tokenizer
+from datasets import Dataset
+
+from trl_ext.method import discover
+
+
+METHODS = ("rrhf", "vas", "psle", "proxy_rlhf")
+
+OPENINGS = "the film|a great story|I found|the plot was|one of|music and|it is|we loved".split("|")
+PROMPTS = [{"prompt": text} for text in OPENINGS]
+SCORED = [{**row, "completions": [" was good", " was bad", " is on"], "scores": [2.0, 0.0, 1.0]} for row in PROMPTS]
+
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "rrhf": {"resample_steps": 1, "num_generations": 2},
+    "vas": {"num_epochs_per_batch": 1, "resample_steps": 1, "num_generations": 2},
+    "psle": {"principles": ["good film"], "resample_steps": 1, "num_iterations": 1000},
+    "proxy_rlhf": {"top_k": 5, "num_ppo_epochs": 1, "num_mini_batches": 1},
+}
+
+
+def make_trainer(
+    method: str,
+    folder: Path,
+    rows: list[dict[str, Any]] | None = None,
+    *,
+    chat: bool = False,
+    reward_funcs: Any = letter_reward,
+    **settings: Any,
+) -> Any:
+    """
+    A trainer that samples its completions anew for every step, from prompts.
+
+    Args:
+        method (`str`): Its name.
+        folder (`Path`): Where it writes to.
+        rows (`list[dict]`, *optional*): Its data set.
+        chat (`bool`, *optional*): Whether the tokenizer has a chat template.
+        reward_funcs (*optional*): A reward that falls and rises with letters, unless another is given.
+        settings: Fields of its config.
+    """
+    tokenizer = make_tokenizer(chat=chat)
+    made = discover().methods[method].method
+    defaults = {
+        "max_completion_length": 6,
+        "max_length": 64,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-3,
+        "gradient_checkpointing": False,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": 1,
+    }
+    given = {name: value for name, value in (defaults | _SETTINGS[method] | settings).items() if value is not None}
+    args = made.config_class()(output_dir=str(folder), **given)
+    more = {"value_model": make_model(len(tokenizer), seed=1)} if method == "vas" else {}
+    return made.trainer_class()(
+        model=make_model(len(tokenizer)),
+        args=args,
+        train_dataset=Dataset.from_list(PROMPTS if rows is None else rows),
+        processing_class=tokenizer,
+        reward_funcs=reward_funcs,
+        **more,
+    )
+
+
+def losses(trainer: Any) -> list[float]:
+    """The losses that were logged."""
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
