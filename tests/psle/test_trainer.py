@@ -184,6 +184,34 @@ def test_the_reward_rises(tmp_path: Path, schedule: dict) -> None:
     assert after["eval_rewards/plain"] > before["eval_rewards/plain"] + 0.5
 
 
+def test_the_kl_term_is_subtracted_from_the_reward(tmp_path: Path) -> None:
+    """beta x (log pi - log pi_0) of each answer to the plain prompt, in training; the metric is of plain answers."""
+    run = trainer(tmp_path, args={"beta": 0.5})
+    with torch.no_grad():
+        for parameter in run.model.parameters():
+            parameter.add_(0.03 * torch.randn_like(parameter))
+    rows = [run.train_dataset[i] for i in range(6)]
+    for mode, beta in (("train", 0.5), ("eval", 0.0)):
+        sampled = run._sample_round(rows, mode)
+        batch = {
+            "prompt_ids": [row["prompt_ids"] for row in rows],
+            "completion_ids": [sampled.rollouts[i].completion_ids for i in range(6)],
+        }
+        with torch.no_grad():
+            ours, first = (logps_by_loop(m, batch) for m in (run.model, make_model(len(run._tokenizer))))
+        plain = []
+        for i, group in enumerate(batch["completion_ids"]):
+            ratios = [float(a - b) * len(c) for a, b, c in zip(ours[i], first[i], group, strict=True)]
+            rewards = sampled.rollouts[i].rewards["letter_reward"]
+            expected = [r - beta * x for r, x in zip(rewards, ratios, strict=True)]
+            assert sampled.rollouts[i].scores == pytest.approx(expected, abs=1e-3)
+            plain += ratios[:2]
+        assert max(map(abs, plain)) > 0.1
+        if mode == "train":
+            kl = run._meters["train"].pop(run.accelerator)["kl"]
+            assert kl == pytest.approx(sum(plain) / len(plain), abs=1e-3)
+
+
 # ------------------------------------------------------------------------------------------------------------ views
 
 
@@ -532,6 +560,30 @@ def test_metrics_have_their_names(tmp_path: Path) -> None:
 
     table = pd.read_parquet(tmp_path / "out" / "completions" / "train_completions_00000.parquet")
     assert table["guided"].value_counts().to_dict() == {0.0: 12, 1.0: 12}
+
+
+def test_metrics_are_of_what_they_name(tmp_path: Path) -> None:
+    """Plain answers are worth 0 and 2, guided ones 1 and 3: gaps of 1, 3, -1 and 1, of which one is ranked."""
+
+    def reward(prompts: list[str], **_: Any) -> list[float]:
+        return [[0.0, 2.0, 1.0, 3.0][i % 4] for i in range(len(prompts))]
+
+    run = trainer(tmp_path, reward_funcs=reward, args={"reward_scaling": "none", "threshold": 1.5})
+    rounds: list[Any] = []
+    sample = run._sample_round
+    run._sample_round = lambda *args: rounds.append(sample(*args)) or rounds[-1]
+    found = run.evaluate(Dataset.from_list(PROMPTS[:2]))
+    assert found["eval_rewards/plain"] == 1 and found["eval_rewards/guided"] == 2 and found["eval_rewards/gap"] == 1
+    assert found["eval_principle_win_rate"] == 0.75 and found["eval_ranked_share"] == 0.25
+    answers = [rollout.completion_ids for rollout in rounds[0].rollouts.values()]
+    prompts = [run._tokenizer(row["prompt"]).input_ids for row in PROMPTS[:2]]
+    with torch.no_grad():
+        l = logps_by_loop(run.model, {"prompt_ids": prompts, "completion_ids": answers})
+    l = [[x.item() for x in group] for group in l]
+    rank = [max(0.0, a[0] - a[3]) for a in l]
+    assert found["eval_loss/rank"] == pytest.approx(sum(rank) / 2, abs=1e-4)
+    assert found["eval_logps/plain"] == pytest.approx(sum(a[0] + a[1] for a in l) / 4, abs=1e-4)
+    assert found["eval_logps/guided"] == pytest.approx(sum(a[2] + a[3] for a in l) / 4, abs=1e-4)
 
 
 def test_evaluation_leaves_the_state_alone(tmp_path: Path) -> None:
