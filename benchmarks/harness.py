@@ -154,6 +154,20 @@ def _commit() -> str | None:
     return run.stdout.strip()
 
 
+def refuse_dirty(allowed: bool) -> None:
+    """
+    Stop before hours of measuring what no commit can give again.
+
+    Raises:
+        `SystemExit`: A tracked file differs from the commit, and this was not allowed.
+    """
+    commit = _commit()
+    if not allowed and commit is not None and commit.endswith("-dirty"):
+        raise SystemExit(
+            "The tree differs from its commit: commit first, or measure it all the same with --allow_dirty."
+        )
+
+
 def _cpu_model() -> str:
     file = Path("/proc/cpuinfo")
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
@@ -206,19 +220,26 @@ def check_result(result: dict[str, Any]) -> None:
     """
     Raise a `ValueError` that names the first place where a result is not as it should be.
 
-    A result has `schema`, `suite`, `device`, `time`, `settings` (with the seed), `environment` (commit, sources,
-    versions, hardware, threads) and `cases`; each case, in this order, `ratios` (name -> `of_medians`, `min`, `max`),
-    `name`, `settings` and `variants` (name -> `seconds` by clock as `median`, `min`, `max`; `memory`).
+    A result has `schema`, `suite`, `device`, `time`, `settings`, `environment` (commit, sources, versions, hardware,
+    threads) and `cases`. Where variants take turns, a case has, in this order, `ratios` (name -> `of_medians`, `min`,
+    `max`), `name`, `settings` and `variants` (name -> `seconds` by clock as `median`, `min`, `max`; `memory`), and the
+    settings have the seed. Where outcomes are measured, a case has `name`, `seed`, `settings`, `metrics` and `cost`,
+    and the settings have the seeds.
     """
     _require(result, "result", ("schema", "suite", "device", "time", "settings", "environment", "cases"))
     if result["schema"] != SCHEMA:
         raise ValueError(f"result: schema {result['schema']!r} is not {SCHEMA}.")
-    _require(result["settings"], "settings", ("seed", "rounds", "clock"))
     _require(result["environment"], "environment", ("commit", "sources", "versions", "hardware", "threads"))
     if not result["cases"]:
         raise ValueError("cases: there are none.")
+    outcomes = "seeds" in result["settings"]
+    if not outcomes:
+        _require(result["settings"], "settings", ("seed", "rounds", "clock"))
     for i, case in enumerate(result["cases"]):
         place = f"cases[{i}]"
+        if outcomes:
+            _require(case, place, ("name", "seed", "settings", "metrics", "cost"))
+            continue
         _require(case, place, ("ratios", "name", "settings", "variants"))
         for name, value in case["ratios"].items():
             _require_spread(value, f"{place}.ratios.{name}", ("of_medians", "min", "max"))

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Write the tables of README.md from the results, or check that they are what the results give.
+Write the tables of README.md and the pictures from the results, or check that the tables are what the results give.
 
     python -m benchmarks.report [--check]
 
@@ -51,6 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("README.md is not what the results give: run `python -m benchmarks.report`.", file=sys.stderr)
         return int(new != old)
     README.write_text(new, encoding="utf-8")
+    for suite in SUITES:
+        module = importlib.import_module(f"benchmarks.{suite}")
+        if hasattr(module, "draw"):
+            for picture in module.draw(read_results(suite)):
+                print("drew", picture)
     return 0
 
 

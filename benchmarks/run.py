@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 
 SUITES = {
+    "quality": "reward, KL, fluency and cost of the four methods beside TRL's DPO and GRPO and best-of-n",
     "rrhf_step": "seconds and peak memory of an RRHF training step: naive, TRL's head, shared prompts, TRL's DPO",
     "vas_decode": "tokens/s of value-guided decoding: unguided, candidate by candidate, tiled, ours",
     "vas_train": "tokens/s of a VAS training step: separate rows, shared prompts, TRL's RewardTrainer",

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .harness import RESULTS, ROOT, clock_of, environment, write_result
+from .harness import RESULTS, ROOT, clock_of, environment, refuse_dirty, write_result
 
 
 NOT_MEASURED = "not measured"
@@ -48,7 +48,9 @@ class Suite:
         parser.add_argument("--batches", type=int, default=2, help="different batches, each also a run of warm-up")
         parser.add_argument("--seed", type=int, default=0, help="of weights and batches")
         parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result file")
+        parser.add_argument("--allow_dirty", action="store_true", help="measure a tree that differs from its commit")
         options = parser.parse_args(argv)
+        refuse_dirty(options.allow_dirty)
         failed = False
         for device in map(torch.device, options.devices):
             if device.type == "cuda" and not torch.cuda.is_available():

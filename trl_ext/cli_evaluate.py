@@ -13,10 +13,11 @@ their decoding, whose flags are then among those of the command (`trl-ext evalua
 
 The file is JSON and has three keys. `settings`: every setting, the number of prompts, versions. `models`: one object
 per model, the base first, with `model` (its name), `reward/<name>`, `kl`, `perplexity`, `distinct_2`,
-`completion_length` and `ended`, each with its standard error under `<key>_se` (`null` where there is no number), and
-`notes` on what is missing and why; best-of-n has `kl_bound` where its KL is not measured; one of several settings has
-its `series` and its `extras` (the setting); a model that failed has `model` and `error`. `completions`: for the first
-prompts, each model's completion and rewards. The file is written anew, in one piece, after every model.
+`completion_length` and `ended`, each with its standard error under `<key>_se` (`null` where there is no number),
+`generation_seconds` (wall time of drawing the completions) and `notes` on what is missing and why; best-of-n has
+`kl_bound` where its KL is not measured; one of several settings has its `series` and its `extras` (the setting); a
+model that failed has `model` and `error`. `completions`: for the first prompts, each model's completion and rewards.
+The file is written anew, in one piece, after every model.
 """
 
 import dataclasses

@@ -9,6 +9,7 @@ the usual case of a transformers model. `metrics.py` defines the numbers.
 
 import contextlib
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -42,12 +43,15 @@ class Evaluation:
             The completions that were measured, for each prompt.
         rewards (`dict[str, list[list[float]]]`):
             By name the reward of each completion of each prompt; NaN where the function gave none.
+        seconds (`float`):
+            Wall time that drawing the completions took.
     """
 
     metrics: dict[str, float | None] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     completions: list[list[Completion]] = field(default_factory=list)
     rewards: dict[str, list[list[float]]] = field(default_factory=dict)
+    seconds: float = field(default=0.0, compare=False)
 
     def record(self, key: str, value_and_se: tuple[float, float]) -> None:
         """Store a metric and its standard error; a number that is not finite becomes `None`, as JSON has none."""
@@ -157,8 +161,10 @@ def evaluate(
         raise DataError("There is no prompt to evaluate on: the data set is empty.")
     prompt_ids = [encode_prompt(policy.tokenizer, _prompt(row, index)) for index, row in enumerate(rows)]
     result = Evaluation()
+    started = time.perf_counter()
     with _seeded(seed):
         result.completions = policy.generate(prompt_ids, settings)
+    result.seconds = time.perf_counter() - started
     ids = _ids(result.completions)
 
     _measure_rewards(result, rows, rewards)

@@ -41,8 +41,9 @@ class Report:
         num_completions (`int`, *optional*, defaults to `4`): Prompts whose completions are shown.
 
     Attributes:
-        rows (`list[dict]`): For each model `model`, the metrics of its [`~trl_ext.evaluation.Evaluation`] and `notes`,
-            where it is one of several settings `series` and `extras`; or `model` and `error`.
+        rows (`list[dict]`): For each model `model`, the metrics of its [`~trl_ext.evaluation.Evaluation`],
+            `generation_seconds` (wall time of drawing the measured completions) and `notes`; where it is one of
+            several settings `series` and `extras`; or `model` and `error`.
         failed (`bool`): Whether a model could not be measured or the file not be written.
     """
 
@@ -65,7 +66,8 @@ class Report:
         """Take in a measured model, with the `series` and `extras` of its policy, and write the file."""
         self._evaluations[model] = found
         of_policy = {key: value for key, value in (("series", series), ("extras", dict(extras or {}))) if value}
-        self.rows.append({"model": model, **of_policy, **found.metrics, "notes": found.notes})
+        seconds = {"generation_seconds": round(found.seconds, 3)}
+        self.rows.append({"model": model, **of_policy, **found.metrics, **seconds, "notes": found.notes})
         self._write()
 
     def fail(self, model: str, reason: str) -> None:

@@ -9,6 +9,8 @@ Points are plain data, so that those of several runs can be put together before 
 
 import importlib.util
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,21 @@ _SUFFIXES = (".png", ".svg", ".pdf")
 # Okabe and Ito's colours, which people who see few colours tell apart, but for the two that are faint on white.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#8C6D00", "#333333")
 _MARKERS = "osD^vP"
-_INK = "#222222"
+
+
+@dataclass(frozen=True)
+class _Page:
+    """Colours of what is not data."""
+
+    ground: str
+    ink: str
+    grid: str
+
+
+_LIGHT = _Page("white", "#222222", "#e3e3e3")
+_DARK = _Page("#0d1117", "#e6edf3", "#30363d")
+# The same hues, light enough for a dark ground.
+_ON_DARK = ("#56B4E9", "#FF8C42", "#2EC4A0", "#D77FCB", "#E0B400", "#B8C0C8")
 
 
 def check_frontier(path: str) -> None:
@@ -99,17 +115,18 @@ def write_frontier(data: Mapping[str, Any], path: str) -> None:
     draw_frontier(data, path)
 
 
-def draw_frontier(data: Mapping[str, Any], path: str, *, title: str = "") -> None:
+def draw_frontier(data: Mapping[str, Any], path: str, *, title: str = "", dark: bool = False) -> None:
     """
     Draw a frontier: a panel a reward, a line a series, error bars of one standard error.
 
     A KL that is an upper bound is drawn hollow and dashed, and the legend says so: the truth lies to its left. The
-    picture brings its white ground along, so that it can be read on a dark page as well.
+    picture brings its ground along, so that it can be read on any page.
 
     Args:
         data (`Mapping[str, Any]`): What [`frontier`] returns.
         path (`str`): File to write, .png, .svg or .pdf.
         title (`str`, *optional*): A heading.
+        dark (`bool`, *optional*, defaults to `False`): Whether to draw on a dark ground.
 
     Raises:
         `ValueError`: There is no point.
@@ -119,37 +136,42 @@ def draw_frontier(data: Mapping[str, Any], path: str, *, title: str = "") -> Non
 
     if not data["series"] or not data["rewards"]:
         raise ValueError("no model has both a KL and a reward")
-    panels = len(data["rewards"])
-    figure = Figure(figsize=(6.4 * panels + 0.6, 4.8), layout="constrained", facecolor="white")
+    panels, page = len(data["rewards"]), _DARK if dark else _LIGHT
+    # A row of the legend takes room from the picture.
+    height = 4.8 + 0.2 * max(0, len(data["series"]) // 3 - 1)
+    figure = Figure(figsize=(6.4 * panels + 0.6, height), layout="constrained", facecolor=page.ground)
     for axes, reward in zip(figure.subplots(1, panels, squeeze=False)[0], data["rewards"], strict=True):
-        _draw_panel(axes, data, reward)
+        _draw_panel(axes, data, reward, page, _ON_DARK if dark else _COLOURS)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(3, len(labels)), frameon=False, labelcolor=_INK
+        handles, labels, loc="outside lower center", ncols=min(3, len(labels)), frameon=False, labelcolor=page.ink
     )
     if title:
-        figure.suptitle(title, color=_INK)
+        figure.suptitle(title, color=page.ink)
     figure.savefig(path, dpi=160)
 
 
-def _draw_panel(axes: Any, data: Mapping[str, Any], reward: str) -> None:
-    axes.set_facecolor("white")
-    axes.set_xlabel(f"{data['x']['name']} ({data['x']['unit']})", color=_INK)
-    axes.set_ylabel(f"{reward} (mean reward, ± 1 s.e.)", color=_INK)
-    axes.grid(color="#e3e3e3", linewidth=0.7)
+def _draw_panel(axes: Any, data: Mapping[str, Any], reward: str, page: _Page, colours: Sequence[str]) -> None:
+    axes.set_facecolor(page.ground)
+    axes.set_xlabel(f"{data['x']['name']} ({data['x']['unit']})", color=page.ink)
+    axes.set_ylabel(f"{reward} (mean reward, ± 1 s.e.)", color=page.ink)
+    axes.grid(color=page.grid, linewidth=0.7)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=_INK)
+    axes.tick_params(colors=page.ink)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(page.ink)
     base = next((s["points"][0] for s in data["series"] if s["name"] == "base"), None)
-    styles = iter([(colour, _MARKERS[i]) for i, colour in enumerate(_COLOURS)] * (1 + len(data["series"])))
+    # Colours come round before markers do: with more series than colours, the same colour has another marker.
+    styles = ((colours[i % len(colours)], _MARKERS[(i + i // len(colours)) % len(_MARKERS)]) for i in count())
     axes.margins(x=0.09, y=0.08)
     for number, series in enumerate(data["series"]):
         points = [p for p in series["points"] if p["rewards"][reward]["value"] is not None]
         if not points:
             continue
         if series["name"] == "base":
-            _draw_points(axes, points, reward, label="base", colour=_INK, marker="*")
+            _draw_points(axes, points, reward, label="base", colour=page.ink, marker="*", page=page)
             continue
         colour, marker = next(styles)
         bound = any(point["bound"] for point in points)
@@ -159,12 +181,19 @@ def _draw_panel(axes: Any, data: Mapping[str, Any], reward: str) -> None:
             xy = [(point["kl"], point["rewards"][reward]["value"]) for point in sorted(with_base, key=_kl)]
             axes.plot(*zip(*xy, strict=True), color=colour, linewidth=1.3, linestyle="--" if bound else "-", alpha=0.7)
         label = series["name"] + (" (KL: upper bound, not measured)" if bound else "")
-        _draw_points(axes, points, reward, label=label, colour=colour, marker=marker)
-        _annotate(axes, points, reward, colour, above=number % 2 == 1)
+        _draw_points(axes, points, reward, label=label, colour=colour, marker=marker, page=page)
+        _annotate(axes, points, reward, colour, page, above=number % 2 == 1)
 
 
 def _draw_points(
-    axes: Any, points: Sequence[Mapping[str, Any]], reward: str, *, label: str, colour: str, marker: str
+    axes: Any,
+    points: Sequence[Mapping[str, Any]],
+    reward: str,
+    *,
+    label: str,
+    colour: str,
+    marker: str,
+    page: _Page,
 ) -> None:
     bound = any(point["bound"] for point in points)
     axes.errorbar(
@@ -175,7 +204,7 @@ def _draw_points(
         fmt=marker,
         color=colour,
         markersize=11 if marker == "*" else 6,
-        markerfacecolor="white" if bound else colour,
+        markerfacecolor=page.ground if bound else colour,
         elinewidth=1.1,
         capsize=2.5,
         label=label,
@@ -183,7 +212,9 @@ def _draw_points(
     )
 
 
-def _annotate(axes: Any, points: Sequence[Mapping[str, Any]], reward: str, colour: str, *, above: bool) -> None:
+def _annotate(
+    axes: Any, points: Sequence[Mapping[str, Any]], reward: str, colour: str, page: _Page, *, above: bool
+) -> None:
     """At each point the settings in which it differs from its siblings, on one side of its line."""
     from matplotlib.patheffects import withStroke
 
@@ -199,7 +230,7 @@ def _annotate(axes: Any, points: Sequence[Mapping[str, Any]], reward: str, colou
                 textcoords="offset points",
                 fontsize=8,
                 color=colour,
-                path_effects=[withStroke(linewidth=2.5, foreground="white")],
+                path_effects=[withStroke(linewidth=2.5, foreground=page.ground)],
                 zorder=2.2,  # above the lines, below the points
             )
 

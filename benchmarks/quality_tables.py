@@ -1,0 +1,174 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The tables and the picture of README.md about the suite `quality`."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from trl_ext.frontier import draw_frontier
+
+from .harness import table
+from .suite import NOT_MEASURED
+
+
+PICTURES = {"light": "quality-{preset}.png", "dark": "quality-{preset}-dark.png"}
+_DECIMALS = {"reward": 2, "kl": 2, "perplexity": 1, "distinct_2": 2, "completion_length": 1, "ended": 2}
+_HEADS = {
+    "reward": "reward",
+    "kl": "KL to base",
+    "perplexity": "perplexity",
+    "distinct_2": "distinct-2",
+    "completion_length": "tokens",
+    "ended": "ended",
+}
+
+
+def tables(results: Sequence[dict[str, Any]]) -> str:
+    """Of each preset the newest result: outcomes, costs, where it comes from."""
+    newest = {result["settings"]["preset"]: result for result in results}
+    if not newest:
+        return NOT_MEASURED
+    return "\n\n".join(_section(preset, result) for preset, result in sorted(newest.items()))
+
+
+def _section(preset: str, result: dict[str, Any]) -> str:
+    cases = by_name(result)
+    light, dark = (name.format(preset=preset) for name in PICTURES.values())
+    lines = [
+        f"### Preset `{preset}`",
+        "",
+        *table(_outcomes(cases)),
+        "",
+        f'<picture><source media="(prefers-color-scheme: dark)" srcset="results/{dark}">'
+        f'<img src="results/{light}" alt="Reward over KL to the base model, one point an arm and setting"></picture>',
+        "",
+        "What it cost",
+        "",
+        *table(_costs(cases)),
+        "",
+        _provenance(result),
+    ]
+    failed = [f"{failure['arm']} (seed {failure['seed']})" for failure in result.get("failures", [])]
+    return "\n".join([*lines, *([f"\nFailed: {', '.join(failed)}."] if failed else [])])
+
+
+def by_name(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The cases of each arm and setting, one a seed, in the order of the result."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for case in result["cases"]:
+        found.setdefault(case["name"], []).append(case)
+    return found
+
+
+def mean_and_spread(values: Sequence[float | None]) -> tuple[float, float] | None:
+    """Mean over seeds, and how far the farthest seed is from it."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    mean = statistics.fmean(known)
+    return mean, max(abs(value - mean) for value in known)
+
+
+def _outcomes(cases: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
+    rows = [["", *_HEADS.values(), "reward, other prompts"]]
+    for name, seeds in cases.items():
+        metrics = [case["metrics"] for case in seeds]
+        cells = [_cell([m.get(key) for m in metrics], _DECIMALS[key]) for key in _HEADS]
+        if metrics[0].get("kl") is None and metrics[0].get("kl_bound") is not None:
+            cells[1] = f"≤ {metrics[0]['kl_bound']:.2f}"
+        rows.append([name, *cells, _cell([case["other"].get("reward") for case in seeds], 2)])
+    return rows
+
+
+def _costs(cases: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
+    rows = [
+        [
+            "",
+            "trained parameters",
+            "CPU seconds: training, samples",
+            "peak memory, MiB",
+            "completions sampled",
+            "tokens read in training",
+            "time of an answer's token, × base",
+            "through the model for a token",
+        ]
+    ]
+    for name, seeds in cases.items():
+        costs = [case["cost"] for case in seeds]
+        trained = [_cell([cost.get(key) for cost in costs], 0) for key in ("cpu_seconds", "samples_cpu_seconds")]
+        rows.append(
+            [
+                name,
+                *(_cell([cost.get(key) for cost in costs[:1]], 0) for key in ("trainable_parameters",)),
+                trained[0] + (f", {trained[1]}" if trained[1] != "-" else ""),
+                _cell([cost.get("peak_mib") for cost in costs], 0),
+                _cell([cost.get("completions") for cost in costs[:1]], 0),
+                _cell([cost.get("tokens_read") for cost in costs[:1]], 0),
+                _cell([case["metrics"].get("time_of_base") for case in seeds], 2),
+                seeds[0]["through"],
+            ]
+        )
+    return rows
+
+
+def _cell(values: Sequence[float | None], decimals: int) -> str:
+    """`mean ± largest distance of a seed`; one seed alone has none."""
+    found = mean_and_spread(values)
+    if found is None:
+        return "-"
+    mean, spread = found
+    return f"{mean:,.{decimals}f}" + (f" ± {spread:,.{decimals}f}" if len(values) > 1 else "")
+
+
+def _provenance(result: dict[str, Any]) -> str:
+    facts, settings = result["environment"], result["settings"]
+    versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("torch", "transformers", "trl"))
+    hardware = facts["hardware"]["gpu"] or f"{facts['hardware']['cpu']}, one thread a process"
+    seeds = ", ".join(map(str, settings["seeds"]))
+    return (
+        f"{result['time'][:10]}: {hardware}; seeds {seeds}: mean ± the largest distance of a seed from it; "
+        f"{versions}; commit {facts['commit']}, sources {facts['sources']['digest']}."
+    )
+
+
+def points(result: dict[str, Any]) -> dict[str, Any]:
+    """Mean over seeds of each arm and setting, in the form of [`~trl_ext.frontier.frontier`]."""
+    series: dict[str, list[dict[str, Any]]] = {}
+    for name, seeds in by_name(result).items():
+        metrics = [case["metrics"] for case in seeds]
+        bound = metrics[0].get("kl") is None
+        kl = mean_and_spread([m.get("kl_bound" if bound else "kl") for m in metrics])
+        reward = mean_and_spread([m["reward"] for m in metrics])
+        if kl is None or reward is None:
+            continue
+        word, _, value = name.rpartition(", ")[2].partition(" ")  # "VAS, beta 2"
+        varied = word in ("beta", "n") and value
+        point = {
+            "model": name,
+            "kl": kl[0],
+            "kl_se": None if bound else kl[1],
+            "bound": bound,
+            "extras": {word: value} if varied else {},
+            "rewards": {"reward": {"value": reward[0], "se": reward[1]}},
+        }
+        series.setdefault(seeds[0]["series"] if varied or name == "base" else name, []).append(point)
+    return {
+        "x": {"name": "KL to the base model", "unit": "nats per response"},
+        "y": {"name": "mean reward", "unit": "the reward model's logit"},
+        "rewards": ["reward"],
+        "series": [{"name": name, "points": sorted(found, key=lambda p: p["kl"])} for name, found in series.items()],
+    }
+
+
+def draw(results: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
+    """Draw the pictures of the newest result of each preset, for a light and for a dark page."""
+    drawn = []
+    for preset, result in {result["settings"]["preset"]: result for result in results}.items():
+        for mode, name in PICTURES.items():
+            drawn.append(folder / name.format(preset=preset))
+            title = "Reward over KL to the base, mean of seeds; bars: the farthest seed"
+            draw_frontier(points(result), str(drawn[-1]), title=title, dark=mode == "dark")
+    return drawn
