@@ -5,8 +5,8 @@
 What the suite `quality` compares: the four methods, TRL's DPO and GRPO, best-of-n, a principle in the prompt.
 
 All trained arms get the same prompts, the same reward and the same number of sampled completions ([`Task.budget`]);
-those that train on scored samples share one file of them. Each arm has one setting, chosen in exploratory runs with
-another seed than those reported (README.md says which were tried).
+those that train on scored samples share one file of them. Each arm has one setting, taken from runs on a larger model
+(recipes/rrhf/README.md describes its task): none was tuned on the task here.
 """
 
 from dataclasses import dataclass, field
