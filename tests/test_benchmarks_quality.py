@@ -7,6 +7,8 @@ import copy
 import json
 import os
 import sys
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ sys.path.insert(0, str(REPOSITORY))  # `benchmarks` is not part of the package
 
 from benchmarks import harness, quality, quality_process, quality_tables
 from benchmarks.quality_arms import PRESETS, Arm, Task, arms
-from benchmarks.quality_train import preference_rows, with_text_before
+from benchmarks.quality_train import preference_rows, read_rows, with_text_before
 from trl_ext.evaluation import evaluate
 from trl_ext.policy import model_policy
 from trl_ext.rewards import load_rewards
@@ -75,8 +77,7 @@ def test_every_trained_arm_samples_the_same_number_of_completions(preset):
 def test_prompts_measured_are_not_those_trained_on():
     task = PRESETS["cpu"]
     train, held_out, other = (
-        {json.loads(line)["prompt"] for line in open(path, encoding="utf-8")}
-        for path in (task.train, task.evaluation, task.other)
+        {row["prompt"] for row in read_rows(path)} for path in (task.train, task.evaluation, task.other)
     )
     assert len(train) == task.prompts and len(held_out) >= 160 and len(other) >= 80
     assert not train & held_out and not train & other and not held_out & other
@@ -119,15 +120,15 @@ class Commands:
         self.asked.append(command)
         if self.failing and any(self.failing in word for word in command):
             raise quality_process.Failed(f"see {log}")
-        flags = dict(zip(command, command[1:], strict=False))
+        flags = dict(pairwise(command))
         if "evaluate" in command or "principle" in command:
-            config = json.load(open(command[-1])) if "principle" in command else {}
+            config = json.loads(Path(command[-1]).read_text()) if "principle" in command else {}
             file = flags.get("--output_file") or config["output_file"]
             rows = [self.row("base", 0.0), self.row("trained", 2.0)]
-            json.dump({"models": rows}, open(file, "w"))
+            Path(file).write_text(json.dumps({"models": rows}))
         elif "sample" in command:
             rows = [{"prompt": "p", "completions": ["a", "b"], "scores": [0.0, 1.0]}]
-            open(flags["--output_file"], "w").write("\n".join(map(json.dumps, rows)))
+            Path(flags["--output_file"]).write_text("\n".join(map(json.dumps, rows)))
         return quality_process.Finished({"seconds": 2.0, "cpu_seconds": 1.0, "peak_mib": 3}, [{"num_tokens": "7"}])
 
     @staticmethod
@@ -168,7 +169,7 @@ def test_arms_are_run_once_and_kept(tmp_path, commands):
     assert found["TRL's DPO", 0]["cost"]["samples_cpu_seconds"] == 1.0
     assert found["TRL's DPO", 0]["metrics"]["time_of_base"] == 3.0
     config = json.loads((tmp_path / "w" / "rrhf-ip-3-1" / "config.json").read_text())
-    assert config["seed"] == 1 and len(open(config["dataset_name"]).readlines()) == Task().rows // 3
+    assert config["seed"] == 1 and len(read_rows(config["dataset_name"])) == Task().rows // 3
     assert sum("sample" in command for command in commands.asked) == 2  # one a seed, for the arms that need it
 
     commands.asked.clear()
