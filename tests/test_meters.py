@@ -99,10 +99,20 @@ class Processes:
 
 
 def test_processes_are_pooled_and_may_have_met_different_metrics(monkeypatch):
-    monkeypatch.setattr("accelerate.utils.gather_object", lambda mine: [*mine, ["reward", "x"]])
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda mine: [*mine, [["reward", "x"], [], []]])
     meters = Meters()
     meters.add("x", 1.0, 1)
     meters.add("mine", 6.0, 2)
     # The other process: reward 9 over 3 values, x 5 over 2; the names are sorted: mine, reward, x.
     others = torch.tensor([[0.0, 0.0], [9.0, 3.0], [5.0, 2.0]])
     assert meters.pop(Processes(others)) == pytest.approx({"mine": 3.0, "reward": 3.0, "x": 2.0})
+
+
+def test_deviation_and_extremes_are_of_all_values():
+    meters, values = Meters(), torch.tensor([3.0, -1.0, 7.0, 2.0])
+    for part in (values[:1], values[1:], torch.tensor([NAN])):
+        meters.add_deviation("std", part)
+    for part in (values[:3], values[3:], values[:0]):
+        meters.add_extremes("least", "most", part)
+    assert meters.pop(OneProcess) == pytest.approx({"std": float(values.std()), "least": -1.0, "most": 7.0})
+    assert meters.pop(OneProcess) == {}

@@ -179,10 +179,15 @@ def test_metrics_have_grpos_names_and_these_values():
     assert meters.pop(OneProcess()) == pytest.approx(
         {
             "rewards/good/mean": 0.75,
+            "rewards/good/std": (11 / 12) ** 0.5,  # 1, 0, 2, 0
             "rewards/length/mean": 9 / 4,
+            "rewards/length/std": (11 / 12) ** 0.5,  # 2, 3, 3, 1
             "reward": 3.0,
             "reward_std": (0 + 8**0.5) / 2,  # scores 3, 3 of one prompt and 5, 1 of the other
             "completions/mean_length": 9 / 4,
+            "completions/min_length": 1.0,
+            "completions/max_length": 3.0,
+            "completions/mean_terminated_length": 2.0,
             "completions/clipped_ratio": 0.25,
         }
     )

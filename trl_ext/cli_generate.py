@@ -178,8 +178,14 @@ def _output(
     settings = {**dataclasses.asdict(args), **dataclasses.asdict(loading), **settings_of(decodings)}
     del settings["output_file"], settings["overwrite_output"]
     settings["contents of the data set"] = rows_fingerprint(rows)
-    settings[f"weights of {args.model_name_or_path}"] = weights_fingerprint(str(args.model_name_or_path))
+    named = [args.model_name_or_path, *(x for value in settings_of(decodings).values() for x in _texts(value))]
+    settings |= {f"weights of {name}": found for name in named if (found := weights_fingerprint(str(name)))}
     return SampleFile(args.output_file, settings, overwrite=args.overwrite_output)
+
+
+def _texts(value: Any) -> list[str]:
+    """The texts of a setting, any of which may name a directory with weights."""
+    return [x for x in (value if isinstance(value, list) else [value]) if isinstance(x, str)]
 
 
 def _load(

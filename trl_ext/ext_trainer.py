@@ -136,7 +136,7 @@ class ExtTrainer(BaseTrainer):
         self._meters = {"train": Meters(), "eval": Meters()}
         self._eval_prefix, self._eval_batches = "eval", 0
         self._eval_tables: list[dict[str, list[Any]]] = []
-        self._num_tokens = 0
+        self._num_tokens = 0  # read by this process and not counted yet
         self.model.add_model_tags(self._tag_names)
 
     # --------------------------------------------------------------------------------------------------- metrics
@@ -163,6 +163,12 @@ class ExtTrainer(BaseTrainer):
         if self.args.nan_loss == "skip":
             totals["skipped_steps"] = float(self._guard.skipped)
         return totals if self._dropped_rows is None else totals | {"dropped_rows": float(self._dropped_rows)}
+
+    def _count_tokens(self) -> None:
+        """Put what all processes read into the trainer's state, which goes into checkpoints."""
+        tokens = torch.tensor(self._num_tokens, device=self.accelerator.device)
+        self.state.num_input_tokens_seen += int(self.accelerator.reduce(tokens, reduction="sum"))
+        self._num_tokens = 0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = "train" if self.model.training else "eval"
@@ -250,6 +256,7 @@ class ExtTrainer(BaseTrainer):
         if self.args.should_save:
             begin(folder)
         try:
+            self._count_tokens()
             # Before everything else, so that no checkpoint that is otherwise whole lacks its round.
             if self._samples and self._rounds is not None:
                 self._rounds.save(folder)

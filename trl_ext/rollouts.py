@@ -169,13 +169,18 @@ def measure_round(sampled: Round, rewards: list[Reward], meters: Meters) -> None
     """Add a round's metrics, under the names that TRL's GRPO uses."""
     drawn = torch.tensor(sampled.drawn, dtype=torch.bool)
     for reward in rewards:
-        meters.add_values(f"rewards/{reward.name}/mean", torch.tensor(sampled.table[reward.name])[drawn])
+        values = torch.tensor(sampled.table[reward.name], dtype=torch.float)[drawn]
+        meters.add_values(f"rewards/{reward.name}/mean", values)
+        meters.add_deviation(f"rewards/{reward.name}/std", values)
     meters.add_values("reward", torch.tensor(sampled.table["score"])[drawn])
     stds = [torch.tensor(r.scores).std() for r in sampled.rollouts.values() if len(r.scores) > 1]
     if stds:
         meters.add_values("reward_std", torch.stack(stds))
-    meters.add_values("completions/mean_length", torch.tensor(sampled.lengths, dtype=torch.float)[drawn])
-    meters.add_values("completions/clipped_ratio", 1 - torch.tensor(sampled.ended, dtype=torch.float)[drawn])
+    lengths, ended = torch.tensor(sampled.lengths, dtype=torch.float)[drawn], torch.tensor(sampled.ended)[drawn]
+    meters.add_values("completions/mean_length", lengths)
+    meters.add_extremes("completions/min_length", "completions/max_length", lengths)
+    meters.add_values("completions/mean_terminated_length", lengths[ended])
+    meters.add_values("completions/clipped_ratio", 1 - ended.float())
 
 
 def show_tables(

@@ -476,7 +476,6 @@ class ProxyRLHFTrainer(ExtTrainer):
             "stopped": self._stopped,
             "last_kl": self._last_kl.tolist(),
             "episodes": self._episodes,
-            "num_tokens": self._num_tokens,
         }
         write_text(self._file(folder, "json"), json.dumps(state))
 
@@ -490,7 +489,7 @@ class ProxyRLHFTrainer(ExtTrainer):
         if self._file(folder, "json").is_file():
             state = json.loads(self._file(folder, "json").read_text())
             self._stopped, self._last_kl = state["stopped"], torch.tensor(state["last_kl"])
-            self._episodes, self._num_tokens = state["episodes"], state["num_tokens"]
+            self._episodes = state["episodes"]
         if self._file(folder, "safetensors").is_file():
             device = "cpu" if self.args.offload_decisions else self.accelerator.device
             self._decisions = Decisions.load(self._file(folder, "safetensors")).to(device)

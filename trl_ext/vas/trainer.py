@@ -5,7 +5,7 @@
 
 import math
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,6 +25,7 @@ from transformers.utils import logging
 
 from ..backbones import add_adapter
 from ..calibration import agreement, roll_out, starts
+from ..copies import sampling_copy
 from ..data import DataError, column_names
 from ..explained import Explained
 from ..ext_trainer import AnyDataset, EvalDataset, ExtTrainer
@@ -371,7 +372,7 @@ class VASTrainer(ExtTrainer):
                     [row["prompt_ids"] for row in rows],
                     args.generation_settings(),
                     batch_size=sampling_batch_size(self),
-                    processors=self._guides if guided else None,
+                    processors=self._guides() if guided else None,
                 )
             sampled = score_round(
                 rows, completions, self.rewards, args.reward_weights, max_length=args.max_length,
@@ -394,19 +395,26 @@ class VASTrainer(ExtTrainer):
     def _sampling_policy(self) -> Any:
         return sampling_from(self.policy, self, shared=self.model.shares_policy)
 
-    def _guides(self, ids_PT: torch.Tensor, mask_PT: torch.Tensor) -> list[ValueAugmentedLogitsProcessor]:
+    def _guides(self) -> Callable[[torch.Tensor, torch.Tensor], list[ValueAugmentedLogitsProcessor]]:
+        """What makes the guide of a batch of prompts, with the value model as it is now."""
         args = self.args
         weights = dict(zip([reward.name for reward in self.rewards], args.reward_weights or [], strict=False))
         beta = {head: args.sampling_beta * weights.get(head, 1.0) for head in self.heads}
-        return [
-            ValueAugmentedLogitsProcessor(
-                self.model,
-                beta=beta if len(beta) > 1 else args.sampling_beta,
-                top_k=args.sampling_candidates,
-                pad_token_id=self._tokenizer.pad_token_id,
-                attention_mask=mask_PT,
-            )
-        ]
+        # A copy of an adapter on the policy would be a copy of the policy.
+        value_model = self.model if self.model.shares_policy else sampling_copy(self.model, args)
+
+        def guides(ids_PT: torch.Tensor, mask_PT: torch.Tensor) -> list[ValueAugmentedLogitsProcessor]:
+            return [
+                ValueAugmentedLogitsProcessor(
+                    value_model,
+                    beta=beta if len(beta) > 1 else args.sampling_beta,
+                    top_k=args.sampling_candidates,
+                    pad_token_id=self._tokenizer.pad_token_id,
+                    attention_mask=mask_PT,
+                )
+            ]
+
+        return guides
 
     def _observe(self, groups: list[Any], share: bool = True) -> None:
         """Take rewards into the mean and deviation that they are normalised by, alike on every process."""
