@@ -3,6 +3,8 @@
 
 """Metrics over more than one step and more than one process: means, deviations, extremes."""
 
+from typing import Any
+
 import torch
 from accelerate import Accelerator
 
@@ -78,7 +80,7 @@ def _reduced(
     accelerator: Accelerator,
     *,
     most: bool = False,
-) -> dict[str, list[float]]:
+) -> dict[str, Any]:
     """By name the sum, or the largest, over processes; `empty` stands for what this one has not met."""
     if not names:
         return {}
