@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 
 from trl_ext import cli_launch, cli_train
 from trl_ext.cli_launch import launch_arguments, needs_launcher, resolve_accelerate_config, with_resume_hint
@@ -65,6 +66,23 @@ class TestLaunch:
         assert flag == "--config_file"
         assert Path(path).name == "zero2.yaml"
         assert self.arguments(parser, {"accelerate_config": "zero2"}) == [flag, path]
+
+    @pytest.mark.parametrize("name", ["single_gpu", "multi_gpu", "fsdp2", "zero2", "zero3"])
+    def test_our_accelerate_configs(self, name):
+        from accelerate.commands.config.config_args import load_config_from_file
+        from accelerate.commands.launch import launch_command_parser
+
+        path = resolve_accelerate_config(name)
+        assert Path(path).parent == REPOSITORY / "recipes" / "accelerate"
+        config = load_config_from_file(path)  # raises for a key that accelerate does not know
+        kind = {"single_gpu": "NO", "multi_gpu": "MULTI_GPU", "fsdp2": "FSDP"}.get(name, "DEEPSPEED")
+        assert config.distributed_type.value == kind
+        assert (config.mixed_precision, config.num_processes) == ("bf16", 1 if name == "single_gpu" else 8)
+        flags = {action.dest for action in launch_command_parser()._actions}
+        assert not {*config.fsdp_config, *config.deepspeed_config} - flags
+        assert config.fsdp_config.get("fsdp_version", 2) == 2
+        assert config.deepspeed_config.get("zero_stage", 0) == {"zero2": 2, "zero3": 3}.get(name, 0)
+        assert f"--accelerate_config {name}" in Path(path).read_text()
 
     def test_accelerate_config_of_ones_own(self, tmp_path):
         path = tmp_path / "mine.yaml"

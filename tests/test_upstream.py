@@ -172,11 +172,6 @@ def test_prepare_deepspeed():
 
 
 @contract
-def test_prepare_fsdp():
-    takes(upstream.prepare_fsdp, make_model(64), Accelerator(cpu=True))
-
-
-@contract
 def test_print_prompt_completions_sample(capsys):
     rewards = {"good": [1.0, 0.5], "score": [1.5, 0.25]}
     upstream.print_prompt_completions_sample(["the film", "so"], ["was nice", "dull"], rewards, None, 12, 2)

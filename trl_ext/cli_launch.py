@@ -53,16 +53,19 @@ def launch_arguments(extra: Extra, parser: Parser) -> list[str]:
 
 def resolve_accelerate_config(name: str) -> str:
     """
-    Path of an accelerate config: a file, or the name of one in `recipes/accelerate` or among TRL's (`zero2`, ...).
+    Path of an accelerate config: a file, or the name of one of ours (`fsdp2`, ...) or of TRL's.
+
+    Ours are `recipes/accelerate`, in an installed package `trl_ext/accelerate_configs`.
 
     Raises:
         `ValueError`: neither; the message lists the names.
     """
     if Path(name).is_file():
         return name
-    recipes = Path(__file__).resolve().parent.parent / "recipes" / "accelerate"
-    packaged = Path(str(importlib.resources.files("trl"))) / "accelerate_configs"
-    known = {path.stem: path for folder in (packaged, recipes) for path in sorted(folder.glob("*.yaml"))}
+    package = Path(__file__).resolve().parent
+    ours = (package / "accelerate_configs", package.parent / "recipes" / "accelerate")
+    theirs = Path(str(importlib.resources.files("trl"))) / "accelerate_configs"
+    known = {path.stem: path for folder in (theirs, *ours) for path in sorted(folder.glob("*.yaml"))}
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""

@@ -51,6 +51,9 @@ class ExtConfig(BaseConfig):
             Completions sampled for a prompt.
         generation_batch_size (`int`, *optional*, defaults to `0`):
             Sequences that are generated at once on a device (`0`: 64 on CPU, 128 elsewhere).
+        ds3_gather_for_generation (`bool`, *optional*, defaults to `True`):
+            Whether a model in pieces (DeepSpeed ZeRO-3, and FSDP2 as well) is whole on each device while it samples.
+            `False`: its layers are fetched for each token, for a model that does not fit a device.
         cast_for_generation (`bool`, *optional*, defaults to `False`):
             Whether to sample, in training with `bf16` and float32 weights, with a copy of the model in bfloat16.
             Autocast converts every weight again for every token; the copy is faster (about twice on a CPU that
@@ -136,6 +139,13 @@ class ExtConfig(BaseConfig):
     generation_batch_size: int = field(
         default=0,
         metadata={"help": "Sequences that are generated at once on a device. 0 means 64 on CPU, 128 elsewhere."},
+    )
+    ds3_gather_for_generation: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether a model in pieces (DeepSpeed ZeRO-3, FSDP2) is whole on each device while it samples. "
+            "Switch it off for a model that does not fit a device; sampling is then slow."
+        },
     )
     cast_for_generation: bool = field(
         default=False,

@@ -13,6 +13,7 @@ import torch
 from transformers import DynamicCache, DynamicLayer, LogitsProcessor, PreTrainedModel
 
 from .models import base_of
+from .sharding import is_sharded
 
 
 if TYPE_CHECKING:
@@ -100,11 +101,11 @@ def prompt_cache(
     """
     Keys and values of all prompt tokens but the last, computed once a prompt and repeated for its K sequences.
 
-    `None` where that is no plain attention cache (recurrent layers, sliding windows, prompt tuning): `generate` then
-    computes the prompts itself.
+    `None` where that is no plain attention cache (recurrent layers, sliding windows, prompt tuning), and for a model
+    in pieces, whose forwards have to be as many for prompts of one token: `generate` then computes the prompts itself.
     """
     adapters = getattr(model, "peft_config", {}).values()
-    if ids_PT.shape[1] == 1 or any(adapter.is_prompt_learning for adapter in adapters):
+    if ids_PT.shape[1] == 1 or is_sharded(model) or any(adapter.is_prompt_learning for adapter in adapters):
         return None
     inputs: dict[str, Any] = {"input_ids": ids_PT[:, :-1], "attention_mask": mask_PT[:, :-1], "use_cache": True}
     accepted = inspect.signature(type(base_of(model)).forward).parameters

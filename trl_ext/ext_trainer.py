@@ -21,6 +21,7 @@ from .nonfinite import LossGuard, check_rewards
 from .rewards import Reward, load_rewards
 from .rollouts import Round, measure_round, show_tables
 from .rounds import Rounds
+from .sharding import check_launch
 from .tokens import TOKENIZED_COLUMNS, ensure_pad_token, load_tokenizer, use_chat_template
 from .upstream import BaseTrainer, get_act_offloading_ctx_manager, global_then_local_main_first
 
@@ -124,11 +125,7 @@ class ExtTrainer(BaseTrainer):
         self._signature_columns = [*TOKENIZED_COLUMNS, *sorted(extra - set(TOKENIZED_COLUMNS))]
 
     def _begin_metrics(self) -> None:
-        if self.args.n_gpu > 1:
-            raise ValueError(
-                "Several GPUs are visible to one process, which `nn.DataParallel` cannot train here. Use `accelerate "
-                "launch`, or make one GPU visible with CUDA_VISIBLE_DEVICES."
-            )
+        check_launch(self)
         offloads = self.args.activation_offloading
         self._guard = LossGuard(self, self.args.nan_loss)
         self.add_callback(self._guard)

@@ -14,7 +14,7 @@ from .config import ExtConfig
 from .copies import sampling_copy
 from .models import freeze, is_quantized, load_model, use_exact_4bit_on_cpu
 from .sampling import evaluation_mode
-from .upstream import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
+from .sharding import shard, whole
 
 
 def init_kwargs(args: ExtConfig, given: Any, quantization_config: BitsAndBytesConfig | None) -> dict[str, Any]:
@@ -58,7 +58,9 @@ def load_frozen(
 
 def place_frozen(model: Any, trainer: Trainer, *, shared: bool = False) -> Any:
     """
-    The model where it can sample, sharded as the trained one is.
+    The model where it can sample: in pieces if the trained one is, else whole on each process.
+
+    A quantised model, or one that is on several devices, stays where it is.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*): From [`load_frozen`].
@@ -75,29 +77,27 @@ def place_frozen(model: Any, trainer: Trainer, *, shared: bool = False) -> Any:
             "What stands on the language model's own weights cannot be trained under DeepSpeed or FSDP: train a model "
             "of its own."
         )
-    if trainer.is_deepspeed_enabled:
-        return prepare_deepspeed(model, trainer.accelerator)
-    if trainer.is_fsdp_enabled:
-        return prepare_fsdp(model, trainer.accelerator)
     placed = is_quantized(model) or getattr(model, "hf_device_map", None)  # over several devices, possibly
-    return model if placed else model.to(trainer.accelerator.device)
+    return model if placed else shard(model, trainer)
 
 
 @contextmanager
 def sampling_from(model: Any, trainer: Trainer, *, shared: bool = False) -> Iterator[Any]:
     """
-    The frozen model, ready to draw from; the trained one, which may guide it, in evaluation mode.
+    The frozen model, ready to draw from; the trained one, which may guide it, whole and in evaluation mode.
 
     Args:
         model, trainer, shared: As for [`place_frozen`].
     """
+    args, accelerator = trainer.args, trainer.accelerator
     with (
-        unwrap_model_for_generation(model, trainer.accelerator) as policy,
+        whole(model, accelerator, gather=args.ds3_gather_for_generation) as policy,
+        whole(trainer.model_wrapped, accelerator, checkpointing=args.gradient_checkpointing_kwargs),
         evaluation_mode(trainer.model),  # what guides keeps a cache, which checkpointing in training does not allow
         torch.no_grad(),
         trainer.compute_loss_context_manager(),
     ):
-        yield policy if shared else sampling_copy(policy, trainer.args)
+        yield policy if shared else sampling_copy(policy, args)
 
 
 def sampling_batch_size(trainer: Trainer) -> int:

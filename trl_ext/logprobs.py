@@ -21,6 +21,7 @@ from .models import base_of
 from .prefix import attention_inputs, build_rows
 from .rows import Probe, Rows
 from .sampling import evaluation_mode
+from .sharding import behind
 
 
 logger = logging.getLogger(__name__)
@@ -147,6 +148,10 @@ class LogProbs(Rows):
         self._settle(model, base_of(getattr(inner, "module", inner)))
 
     def _reference(self, model: torch.nn.Module, probe: Probe) -> torch.Tensor:
+        if hasattr(next(model.parameters()), "ds_id"):
+            # ZeRO-3 fetches weights in the order in which the forward before used them: one through the model's own
+            # head would have it fetch the head when TRL's does. TRL's is used without a comparison.
+            return super()._reference(model, probe)
         self.fused = False
         expected = self.probe_of(model, "separate", *probe)
         self.fused = True
@@ -191,13 +196,16 @@ def completion_logps(
         (item for item in kept if item[1]),
         key=lambda item: len(prompts[item[0]]) + max(len(c) for c in completions[item[0]]),
     )
+    chunks = list(_chunks(kept, batch_size))
     with evaluation_mode(model):
-        for chunk in _chunks(kept, batch_size):
+        for chunk in chunks:
             groups = [[completions[b][k] for k in ks] for b, ks in chunk]
             tokens = log_probs(model, [prompts[b] for b, _ in chunk], groups)
             flat = [(b, k) for b, ks in chunk for k in ks]
             for n, (b, k) in enumerate(flat):
                 results[b][k] = tokens.logps[tokens.completion_index == n].float().cpu()
+        for _ in behind(model, len(chunks)):
+            log_probs(model, [[pad_token_id]], [[[pad_token_id]]])
     return results
 
 

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, Trainer
 from .copies import independent_copy
 from .logprobs import LogProbs, completion_logps
 from .models import adapter_disabled, freeze, is_peft_model
-from .upstream import disable_gradient_checkpointing, prepare_deepspeed, prepare_fsdp
+from .sharding import shard
+from .upstream import disable_gradient_checkpointing
 
 
 class Reference:
@@ -40,10 +41,8 @@ class Reference:
         """Put a model of our own where the policy is, sharded as the policy is."""
         if self.model is None:
             return
-        if trainer.is_deepspeed_enabled:
-            self.model = prepare_deepspeed(self.model, trainer.accelerator)
-        elif trainer.is_fsdp_enabled:
-            self.model = prepare_fsdp(self.model, trainer.accelerator)
+        if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+            self.model = shard(self.model, trainer)
         else:
             self.model = trainer.accelerator.prepare_model(self.model, evaluation_mode=True)
 

@@ -25,6 +25,7 @@ from transformers.generation import BaseStreamer
 
 from .completions import Completion, completions
 from .decoding import Draw, prompt_cache
+from .sharding import behind, synchrony
 
 
 # Logits processors for the prompts of one call of the model: ids and mask of shape (P, T), padded on the left
@@ -244,6 +245,7 @@ def generate(
     most = batch_size if settings.num_beams == 1 else settings.num_generations
     # Equal lengths together waste little on padding; the longest first, so that memory runs out at once or never.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    calls = -(-len(order) // step) * -(-settings.num_generations // most)
     with evaluation_mode(model), torch.no_grad():
         for start in range(0, len(order), step):
             chosen = order[start : start + step]
@@ -255,6 +257,8 @@ def generate(
                     results[chosen[n // k]].append(completion)
             if progress is not None:
                 progress(len(chosen))
+        for _ in behind(model, calls):
+            _sequences(model, tokenizer, [[config.pad_token_id]], 1, settings, config, None, None)
     return results
 
 
@@ -272,7 +276,7 @@ def _sequences(
     width = max(map(len, prompts))
     ids_PT = torch.tensor([[config.pad_token_id] * (width - len(p)) + list(p) for p in prompts], device=model.device)
     mask_PT = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    extra: dict[str, Any] = {"streamer": streamer} if streamer is not None else {}
+    extra: dict[str, Any] = synchrony(model) | ({"streamer": streamer} if streamer is not None else {})
     steps = list(processors(ids_PT, mask_PT)) if processors is not None else []
     if settings.own_sampling:
         extra["past_key_values"] = prompt_cache(model, ids_PT, mask_PT, k)

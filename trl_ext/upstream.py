@@ -13,8 +13,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from trl.models import (
     get_act_offloading_ctx_manager,  # activations in CPU memory between forward and backward
-    prepare_deepspeed,  # a frozen reference under DeepSpeed ...
-    prepare_fsdp,  # ... and under FSDP
+    prepare_deepspeed,  # a frozen model under DeepSpeed
 )
 from trl.models.utils import (
     disable_gradient_checkpointing,  # forwards without gradients while checkpointing is on
@@ -52,7 +51,6 @@ __all__ = [
     "get_config_model_id",
     "global_then_local_main_first",
     "prepare_deepspeed",
-    "prepare_fsdp",
     "print_prompt_completions_sample",
     "sdpa_attention_forward",
     "sdpa_mask",

@@ -1,46 +1,66 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
-"""Two processes compute what one does with the same global batch."""
 
-import json
-import os
-import subprocess
-import sys
+"""Two processes compute what one does with the same global batch, however they share the models."""
+
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from conftest import letter_reward
+from datasets import Dataset
+from two_processes import assert_equal, model_of, on_one, on_two
+
+from trl_ext import ProxyRLHFConfig, ProxyRLHFTrainer
 
 
-HERE = Path(__file__).parent
-LAUNCH = {
-    1: [sys.executable],
-    2: [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"],
+STARTS = ["the", "a", "one", "this", "that", "no", "we liked the", "I hated this"]
+
+
+def make(folder: str, batch_size: int, **changes: Any) -> ProxyRLHFTrainer:
+    settings: dict[str, Any] = {
+        "output_dir": folder,
+        "bf16": False,
+        "per_device_train_batch_size": batch_size,
+        "per_device_eval_batch_size": batch_size,
+        "num_train_epochs": 2,
+        "num_ppo_epochs": 2,
+        "num_mini_batches": 1,
+        "max_completion_length": 6,
+        "top_k": 6,
+        "kl_coef": 0.1,
+        "target_kl": 0.5,
+        "proxy_layer_sizes": [16],
+        "learning_rate": 3e-3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+    }
+    rows = Dataset.from_list([{"prompt": f"{start} film"} for start in STARTS])
+    return ProxyRLHFTrainer(
+        model_of(folder),
+        letter_reward,
+        ProxyRLHFConfig(**settings | changes),
+        rows,
+        rows,
+    )
+
+
+# Each answer has chance of its own, whichever process draws it.
+CASES = {
+    "critic": make,
+    "context": partial(make, advantage_estimator="rloo", num_generations=2, feature="context"),
 }
 
 
-def run(folder: Path, processes: int, batch_size: int) -> dict[str, Any]:
-    folder.mkdir()
-    environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    port = ["--main_process_port=0"] if processes > 1 else []
-    script = [str(HERE / "two_processes.py"), str(folder), str(batch_size)]
-    done = subprocess.run(
-        [*LAUNCH[processes], *port, *script], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    result["weights"] = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes)]
-    return result
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return on_one(CASES, tmp_path_factory.mktemp("one"))
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    """Answers too: each has chance of its own, whichever process draws it."""
-    one, two = run(tmp_path / "one", 1, 4), run(tmp_path / "two", 2, 2)
-    assert (one["processes"], two["processes"]) == (1, 2)
-    assert two["losses"] == pytest.approx(one["losses"], abs=1e-4)
-    assert two["rewards"] == pytest.approx(one["rewards"], abs=1e-4)
-    assert two["episodes"] == one["episodes"]
-    for name, value in one["weights"][0].items():
-        torch.testing.assert_close(two["weights"][0][name], value, atol=1e-4, rtol=1e-4, msg=name)
-        assert torch.equal(two["weights"][0][name], two["weights"][1][name]), name
+@pytest.mark.parametrize("kind", ["multi_gpu", "fsdp2", "zero2", "zero3"])
+def test_two_processes_equal_one(one: dict[str, Any], kind: str, tmp_path: Path) -> None:
+    two = on_two(__file__, kind, tmp_path, list(CASES))
+    for name in CASES:
+        assert_equal(one[name], two[name], kind)

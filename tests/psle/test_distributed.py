@@ -1,59 +1,83 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
-"""Two processes compute what one does with the same global batch."""
+
+"""Two processes compute what one does with the same global batch, however they share the model."""
 
 import json
-import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from conftest import letter_reward
+from datasets import Dataset
+from peft import LoraConfig
+from two_processes import assert_equal, model_of, on_one, on_two
+
+from trl_ext import PSLEConfig, PSLETrainer
 
 
-HERE = Path(__file__).parent
-LAUNCH = {
-    1: [sys.executable],
-    2: [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"],
+STARTS = ["the", "a", "one", "this", "that", "no", "we liked the", "I hated this"]
+
+
+def make(folder: str, batch_size: int, *, lora: bool = False, **changes: Any) -> PSLETrainer:
+    settings: dict[str, Any] = {
+        "output_dir": folder,
+        "bf16": False,
+        "principles": ["so good", "no music"],
+        "per_device_train_batch_size": batch_size,
+        "per_device_eval_batch_size": batch_size,
+        "num_iterations": 2,
+        "learning_rate": 1e-3,
+        "gradient_checkpointing": lora,
+        "logging_steps": 1,
+        "save_steps": 3,
+        "save_only_model": True,
+        "report_to": [],
+        "max_completion_length": 4,
+        "num_generations": 2,
+        # One candidate a token leaves no chance, so the answers do not depend on who draws them.
+        "top_k": 1,
+    }
+    rows = Dataset.from_list([{"prompt": f"{start} film"} for start in STARTS])
+    return PSLETrainer(
+        model_of(folder),
+        letter_reward,
+        PSLEConfig(**settings | changes),
+        rows,
+        rows,
+        peft_config=LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear") if lora else None,
+    )
+
+
+CASES = {
+    "full": make,
+    "lora": partial(make, lora=True, beta=0.1),
+    "drawn": partial(make, resample_steps=1, top_k=0),
 }
 
 
-def run(folder: Path, processes: int, schedule: int, batch_size: int, top_k: int) -> dict[str, Any]:
-    folder.mkdir()
-    environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    port = ["--main_process_port=0"] if processes > 1 else []
-    script = [str(HERE / "two_processes.py"), str(folder), str(schedule), str(batch_size), str(top_k)]
-    done = subprocess.run(
-        [*LAUNCH[processes], *port, *script], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    result["weights"] = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes)]
-    result["states"] = [
-        json.loads((folder / "checkpoint-3" / f"iterations_{rank}.json").read_text()) for rank in range(processes)
-    ]
-    return result
+def states(folder: Path, processes: int) -> list[dict[str, Any]]:
+    """What each process keeps of the iterations in a checkpoint."""
+    files = [folder / "checkpoint-3" / f"iterations_{process}.json" for process in range(processes)]
+    return [json.loads(file.read_text()) for file in files]
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    """One candidate a token leaves no chance, so the answers do not depend on who draws them."""
-    one, two = run(tmp_path / "one", 1, 0, 4, 1), run(tmp_path / "two", 2, 0, 2, 1)
-    assert (one["processes"], two["processes"]) == (1, 2)
-    assert len(one["logs"]) == 4
-    for a, b in zip(one["logs"], two["logs"], strict=True):
-        assert b == pytest.approx(a, abs=1e-4)
-    for name, value in one["weights"][0].items():
-        torch.testing.assert_close(two["weights"][0][name], value, atol=1e-4, rtol=1e-4, msg=name)
-        assert torch.equal(two["weights"][0][name], two["weights"][1][name]), name
-    for state in two["states"]:
-        assert state["rewards"] == pytest.approx(one["states"][0]["rewards"], abs=1e-6)
-        assert state["threshold"] == one["states"][0]["threshold"]
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("one")
+    return folder, on_one({name: CASES[name] for name in ("full", "lora")}, folder)
 
 
-def test_two_processes_agree_on_the_state_when_each_draws_its_own(tmp_path: Path) -> None:
-    two = run(tmp_path / "two", 2, 1, 2, 0)
-    assert two["states"][0] == two["states"][1]
-    for name, value in two["weights"][0].items():
-        assert torch.equal(value, two["weights"][1][name]), name
+@pytest.mark.parametrize("kind", ["multi_gpu", "fsdp2", "zero2", "zero3"])
+def test_two_processes_equal_one(one: tuple[Path, dict[str, Any]], kind: str, tmp_path: Path) -> None:
+    two = on_two(__file__, kind, tmp_path, list(CASES))
+    for name, result in one[1].items():
+        assert_equal(result, two[name], kind)
+        expected = states(one[0] / name, 1)[0]
+        for state in states(tmp_path / name, 2):
+            assert state["rewards"] == pytest.approx(expected["rewards"], rel=1e-5)
+            assert state["threshold"] == expected["threshold"]
+    # When each process draws answers of its own, they agree on what they have seen all the same.
+    first, second = states(tmp_path / "drawn", 2)
+    assert first == second

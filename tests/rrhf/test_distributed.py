@@ -1,56 +1,83 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
-"""Two processes compute what one does with the same global batch."""
 
-import json
-import os
-import subprocess
-import sys
+"""Two processes compute what one does with the same global batch, however they share the model."""
+
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from conftest import letter_reward
+from datasets import Dataset
+from peft import LoraConfig
+from two_processes import assert_equal, model_of, on_one, on_two
+
+from trl_ext import RRHFConfig, RRHFTrainer
 
 
-HERE = Path(__file__).parent
-LAUNCH = {
-    1: [sys.executable],
-    2: [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"],
+WORDS = ["good", "very bad", "dull and not great", "worst ever seen", "best"]
+ROWS = [
+    {
+        "prompt": f"{start} film",
+        "completions": [f" {WORDS[(i + j) % 5]}" for j in range(1 + i % 4)],
+        "scores": [float((i + j) % 3) for j in range(1 + i % 4)],
+    }
+    for i, start in enumerate(["the", "a", "one", "this", "that", "no", "we liked the", "I hated this"])
+]
+PROMPTS = [{"prompt": row["prompt"]} for row in ROWS]
+
+
+def make(folder: str, batch_size: int, *, online: bool = False, lora: bool = False, **changes: Any) -> RRHFTrainer:
+    settings: dict[str, Any] = {
+        "output_dir": folder,
+        "bf16": False,
+        "per_device_train_batch_size": batch_size,
+        "per_device_eval_batch_size": batch_size,
+        "num_train_epochs": 2,
+        "learning_rate": 1e-3,
+        "gradient_checkpointing": lora,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "num_generations": 2,
+        "max_completion_length": 4,
+    }
+    return RRHFTrainer(
+        model_of(folder),
+        args=RRHFConfig(**settings | changes),
+        train_dataset=Dataset.from_list(PROMPTS if online else ROWS),
+        eval_dataset=Dataset.from_list(PROMPTS if online else ROWS),
+        peft_config=LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear") if lora else None,
+        reward_funcs=letter_reward if online else None,
+    )
+
+
+# Most tokens end an answer, so that processes are done at different times.
+ENDS = {"eos_token_id": list(range(1, 120))}
+CASES = {
+    "full": make,
+    "lora": partial(make, lora=True),
+    # One candidate a token leaves no chance, so the answers do not depend on who draws them.
+    "online": partial(make, online=True, resample_epochs=2, top_k=1, beta=0.1),
+}
+DRAWN = {"generation_kwargs": ENDS, "generation_batch_size": 2, "beta": 0.1, "max_completion_length": 8}
+UNEVEN = {
+    "drawn": partial(make, online=True, resample_steps=1, **DRAWN),
+    "drawn in pieces": partial(make, online=True, resample_steps=1, ds3_gather_for_generation=False, **DRAWN),
 }
 
 
-def run(folder: Path, processes: int, sampling: str, batch_size: int) -> dict[str, Any]:
-    folder.mkdir()
-    environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    port = ["--main_process_port=0"] if processes > 1 else []
-    script = [str(HERE / "two_processes.py"), str(folder), sampling, str(batch_size)]
-    done = subprocess.run(
-        [*LAUNCH[processes], *port, *script], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    result: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    result["weights"] = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes)]
-    return result
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return on_one(CASES, tmp_path_factory.mktemp("one"))
 
 
-def test_two_processes_equal_one(tmp_path: Path) -> None:
-    one = run(tmp_path / "one", 1, "offline", 4)
-    two = run(tmp_path / "two", 2, "offline", 2)
-    assert (two["processes"], two["type"]) == (2, "DistributedType.MULTI_CPU")
-    assert one["processes"] == 1
-    assert two["losses"] == pytest.approx(one["losses"], abs=1e-4)
-    assert two["tokens"] == one["tokens"]
-    assert two["metrics"] == pytest.approx(one["metrics"], abs=1e-4)
-    for name, value in one["weights"][0].items():
-        torch.testing.assert_close(two["weights"][0][name], value, atol=1e-4, rtol=1e-4, msg=name)
-        assert torch.equal(two["weights"][0][name], two["weights"][1][name]), name
-
-
-def test_two_processes_share_a_round_over_epochs(tmp_path: Path) -> None:
-    """The second epoch deals rows to other processes than the first, which sampled them."""
-    two = run(tmp_path / "two", 2, "online", 1)
-    assert two["processes"] == 2
-    assert len(two["losses"]) == 8
-    for name, value in two["weights"][0].items():
-        assert torch.equal(value, two["weights"][1][name]), name
+@pytest.mark.parametrize("kind", ["multi_gpu", "fsdp2", "zero2", "zero3"])
+def test_two_processes_equal_one(one: dict[str, Any], kind: str, tmp_path: Path) -> None:
+    uneven = UNEVEN if kind in ("fsdp2", "zero3") else {}
+    two = on_two(__file__, kind, tmp_path, [*CASES, *uneven])
+    for name in CASES:
+        assert_equal(one[name], two[name], kind)
+    for name in uneven:
+        assert len(two[name]["logs"]) == 4

@@ -119,7 +119,7 @@ class FrozenModel:
         self.device = self.embedding.weight.device
         config = base.config.get_text_config()
         self.width = config.hidden_size
-        self.context = int(getattr(config, "max_position_embeddings", 0) or 0)
+        self.context = context_of(model)
         self._cap = getattr(config, "final_logit_softcapping", None)
         self._scale = _logit_scale(config)
         with evaluation_mode(model):  # dropout would differ from pass to pass
@@ -156,6 +156,11 @@ class FrozenModel:
             hidden = hidden.to(weight.dtype)
         logits = self.head(hidden).float() * self._scale
         return logits if not self._cap else self._cap * torch.tanh(logits / self._cap)
+
+
+def context_of(model: Any) -> int:
+    """Positions that a language model has (`0`: not known)."""
+    return int(getattr(base_of(model).config.get_text_config(), "max_position_embeddings", 0) or 0)
 
 
 def _logit_scale(config: Any) -> float:

@@ -125,6 +125,9 @@ class ProxyModel(PreTrainedModel):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
 
+    def get_input_embeddings(self) -> None:
+        """There are none, which those who divide a model among processes ask about."""
+
     @classmethod
     def for_model(cls, model: Any, process: Process | None = None, **settings: Any) -> "ProxyModel":
         """

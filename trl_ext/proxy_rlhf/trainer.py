@@ -34,11 +34,12 @@ from ..returns import gae
 from ..rewards import RewardFunc
 from ..rollouts import score_round
 from ..sampling import eos_token_ids, evaluation_mode, pad_token_id
+from ..sharding import whole
 from ..tokens import prepare_dataset
 from ..upstream import get_config_model_id
 from ..whole import write_text
 from .answers import Answers, answer
-from .candidates import FrozenModel
+from .candidates import FrozenModel, context_of
 from .config import ProxyRLHFConfig
 from .data import Decisions, minibatch
 from .losses import decision_entropy, decision_logps, leave_one_out, policy_loss, value_loss
@@ -154,9 +155,7 @@ class ProxyRLHFTrainer(ExtTrainer):
         self._tokenizer = self._load_tokenizer(name, model, args, processing_class)
         self.rewards = self._load_rewards(reward_funcs, reward_processing_classes, args)
         self.language_model = load_frozen(model, args, quantization_config)
-        self.llm = FrozenModel(self.language_model)
-        self.llm.check_tokens([[max(self._tokenizer.get_vocab().values())]], "The tokenizer")
-        self._max_length = min((n for n in (args.max_length, self.llm.context) if n), default=0)
+        self._max_length = min((n for n in (args.max_length, context_of(self.language_model)) if n), default=0)
         self._raw_columns = set(column_names(train_dataset))
         train_dataset = self._prepare_dataset(train_dataset, args, "train")
         eval_dataset = self._prepare_eval_dataset(eval_dataset, args)
@@ -171,7 +170,8 @@ class ProxyRLHFTrainer(ExtTrainer):
             optimizers=optimizers,
         )
         self._place(args)
-        self.trainable_share = sum(p.numel() for p in self.model.parameters()) / self._llm_size
+        own = sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters())
+        self.trainable_share = own / self._llm_size
         logger.info(f"The proxy has {self.trainable_share:.2%} of the language model's parameters.")
         self._decisions: Decisions | None = None
         self._stopped = False
@@ -222,15 +222,17 @@ class ProxyRLHFTrainer(ExtTrainer):
         return proxy.train()
 
     def _place(self, args: ProxyRLHFConfig) -> None:
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+        if not args.ds3_gather_for_generation:
             raise ValueError(
-                "Proxy-RLHF runs without DeepSpeed and FSDP: the language model is not trained, and the proxy is "
-                "small. Use `accelerate launch` with plain data parallelism, and for a model that is too large for a "
-                "device `load_in_4bit`, or one process with `model_init_kwargs={'device_map': 'auto'}`."
+                "`ds3_gather_for_generation` cannot be switched off: answers are drawn with parts of the language "
+                "model, which has to be whole for that. For one that does not fit a device: `load_in_4bit`, or one "
+                "process with `model_init_kwargs={'device_map': 'auto'}`."
             )
-        self._llm_size = self.language_model.num_parameters()
+        self._llm_size = sum(getattr(p, "ds_numel", p.numel()) for p in self.language_model.parameters())
         self.language_model = place_frozen(self.language_model, self)
-        self.llm = FrozenModel(sampling_copy(self.language_model, args))
+        with whole(self.language_model, self.accelerator) as model:
+            self.llm = FrozenModel(sampling_copy(model, args))
+        self.llm.check_tokens([[max(self._tokenizer.get_vocab().values())]], "The tokenizer")
 
     # ---------------------------------------------------------------------------------------------------- batches
 
@@ -318,8 +320,9 @@ class ProxyRLHFTrainer(ExtTrainer):
 
     @torch.no_grad()
     def _values(self, features: torch.Tensor) -> torch.Tensor:
-        proxy, device = self._proxy(), self.accelerator.device
-        parts = [proxy(part.to(device)).values for part in features.split(CRITIC_CHUNK)]
+        device = self.accelerator.device
+        with whole(self.model_wrapped, self.accelerator) as proxy:
+            parts = [proxy(part.to(device)).values for part in features.split(CRITIC_CHUNK)]
         return torch.cat(parts).to(features.device) if parts else features.new_zeros(0, dtype=torch.float32)
 
     def _whitened(self, advantages: torch.Tensor) -> torch.Tensor:
@@ -344,7 +347,12 @@ class ProxyRLHFTrainer(ExtTrainer):
         prompts = [row["prompt_ids"] for row in rows]
         rooms = [self._max_length - len(p) for p in prompts] if self._max_length else None
         every = (1 if args.kl_coef else min(MEASURE_EVERY, args.max_completion_length)) if process.exact else 0
-        with evaluation_mode(self.model), self.compute_loss_context_manager():
+        with (
+            whole(self.language_model, self.accelerator),
+            whole(self.model_wrapped, self.accelerator),
+            evaluation_mode(self.model),
+            self.compute_loss_context_manager(),
+        ):
             answers = answer(
                 self.llm, self._proxy(), process, prompts,
                 seeds=_seeds(rows, args.seed, step, args.num_generations),
@@ -374,7 +382,7 @@ class ProxyRLHFTrainer(ExtTrainer):
         meters.add("decided_share", asked, tokens)
         penalty = self.args.missing_eos_penalty * (~torch.tensor(answers.ended)).float()
         meters.add_values("objective/scores", scores - penalty)
-        meters.add("val/num_eos_tokens", sum(answers.ended), 1)
+        meters.add("val/num_eos_tokens", sum(answers.ended), 1 / self.accelerator.num_processes)  # of a round
         if self.args.process().exact:
             meters.add_values("objective/kl", answers.kl)
             meters.add_values("objective/non_score_reward", -self.args.kl_coef * answers.kl)

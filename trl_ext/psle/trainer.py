@@ -33,7 +33,8 @@ from ..reference import Reference
 from ..rewards import RewardFunc
 from ..rollouts import Round, score_round, seeded
 from ..rounds import Rounds
-from ..upstream import get_config_model_id, global_then_local_main_first, unwrap_model_for_generation
+from ..sharding import whole
+from ..upstream import get_config_model_id, global_then_local_main_first
 from .config import PSLEConfig
 from .data import (
     DataCollatorForPrompts,
@@ -222,10 +223,11 @@ class PSLETrainer(ExtTrainer):
             raise ValueError("`optimizers` cannot serve warm-up and iterations both: leave them or `sft_epochs` out.")
 
     def _check_devices(self, args: PSLEConfig) -> None:
-        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        for name in ("cast_for_generation", "use_transformers_continuous_batching"):
-            if sharded and getattr(args, name):
-                raise ValueError(f"`{name}` needs the model whole, which DeepSpeed and FSDP have in pieces; unset it.")
+        if args.use_transformers_continuous_batching and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            raise ValueError(
+                "`use_transformers_continuous_batching` is not for models that DeepSpeed or FSDP have in pieces; "
+                "unset it."
+            )
 
     def _tokenize(self, dataset: AnyDataset, args: PSLEConfig, name: str) -> tuple[AnyDataset, int]:
         return prepare_prompts(dataset, self._tokenizer, self._principles, args, name=name)
@@ -302,10 +304,11 @@ class PSLETrainer(ExtTrainer):
         start = time.perf_counter()
         with (
             seeded(args.seed, step, self.accelerator.process_index),
-            unwrap_model_for_generation(
+            whole(
                 self.model_wrapped,
                 self.accelerator,
-                gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
+                gather=args.ds3_gather_for_generation,
+                checkpointing=args.gradient_checkpointing_kwargs,
             ) as unwrapped,
             torch.no_grad(),
             self.compute_loss_context_manager(),

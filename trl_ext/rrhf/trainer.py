@@ -30,8 +30,9 @@ from ..rewards import RewardFunc
 from ..rollouts import Round, score_round, seeded
 from ..rounds import Rounds
 from ..sampling import generate
+from ..sharding import whole
 from ..tokens import prepare_dataset
-from ..upstream import get_config_model_id, unwrap_model_for_generation
+from ..upstream import get_config_model_id
 from .config import RRHFConfig
 from .data import DataCollatorForScoredCompletions, group_index
 from .losses import best_completion, kendall_tau, normalized_logps, pair_accuracy, ranking_loss, sft_loss
@@ -186,10 +187,6 @@ class RRHFTrainer(ExtTrainer):
             every_steps=args.resample_steps,
             every_epochs=args.resample_epochs,
         )
-        if args.cast_for_generation and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
-            raise ValueError(
-                "`cast_for_generation` copies the model, which DeepSpeed and FSDP have in pieces; unset it."
-            )
         self._eval_width = 0
         self._begin_metrics()
 
@@ -260,10 +257,11 @@ class RRHFTrainer(ExtTrainer):
         prompts = [row["prompt_ids"] for row in rows]
         with (
             seeded(args.seed, step, process),
-            unwrap_model_for_generation(
+            whole(
                 self.model_wrapped,
                 self.accelerator,
-                gradient_checkpointing_kwargs=args.gradient_checkpointing_kwargs,
+                gather=args.ds3_gather_for_generation,
+                checkpointing=args.gradient_checkpointing_kwargs,
             ) as unwrapped,
             torch.no_grad(),
             self.compute_loss_context_manager(),

@@ -1,0 +1,174 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Training on two CPU processes, as the files of `recipes/accelerate` say, against training on one.
+
+A method's `test_distributed.py` has functions `CASES[name](folder, batch_size) -> trainer`, which load
+`model_of(folder)` by name, as users do: FSDP2 and ZeRO-3 take part in loading. `on_two` starts this file under
+`accelerate launch`; each process makes the trainers of the cases one after another (they share what importing torch
+costs), trains them and leaves what came out in the case's folder.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from accelerate.commands.launch import launch_command, launch_command_parser
+from conftest import make_model, make_tokenizer
+
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TYPES = {"multi_gpu": "MULTI_CPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
+TIMEOUT = 500  # seconds; processes that wait for each other would wait for half an hour
+BATCH = 4  # prompts of a step, over all processes
+# What depends on the clock, or (distinct_2) is about what one process drew.
+_OWN = ("runtime", "per_second", "time", "seconds/generation", "seconds/reward", "seconds/update", "distinct_2")
+
+Case = Callable[[str, int], Any]
+
+
+# -------------------------------------------------------------------------------------------------------- the tests
+
+
+def model_of(folder: str, seed: int = 0) -> str:
+    """The directory of a model and its tokenizer, for the case of that folder."""
+    return str(Path(folder).parent / f"model-{seed}")
+
+
+def _save_models(folder: Path) -> None:
+    tokenizer = make_tokenizer()
+    for seed in (0, 1):
+        path = model_of(str(folder / "case"), seed)
+        make_model(len(tokenizer), seed=seed).save_pretrained(path)
+        tokenizer.save_pretrained(path)
+
+
+def on_one(cases: dict[str, Case], folder: Path) -> dict[str, Any]:
+    """What the cases come to on one process, by name; run in this one."""
+    _save_models(folder)
+    return {name: _train(make, folder / name, BATCH) for name, make in cases.items()}
+
+
+def on_two(test_file: str, kind: str, folder: Path, cases: list[str]) -> dict[str, Any]:
+    """The same on two processes, with a config of `recipes/accelerate`."""
+    if kind.startswith("zero"):
+        pytest.importorskip("deepspeed", reason="DeepSpeed is not installed: pip install 'trl-ext[deepspeed]'")
+    config = REPOSITORY / "recipes" / "accelerate" / f"{kind}.yaml"
+    # `--num_processes` and full precision for the comparison; everything else is the file's.
+    launch = ["--config_file", str(config), "--num_processes=2", "--mixed_precision=no", "--main_process_port=0"]
+    _save_models(folder)
+    path = f"{REPOSITORY / 'tests'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    # Launched from here, since importing torch once more only to launch would take seconds.
+    with patch.dict(os.environ, {"PYTHONPATH": path, "DS_ACCELERATOR": "cpu"}):
+        launch_command(launch_command_parser().parse_args([*launch, __file__, test_file, kind, str(folder), *cases]))
+    return {name: _result(folder / name) for name in cases}
+
+
+def assert_equal(one: dict[str, Any], two: dict[str, Any], kind: str) -> None:
+    """Two processes of this kind computed what one did, and left the same files."""
+    assert (one["processes"], one["type"]) == (1, "NO")
+    assert (two["processes"], two["type"]) == (2, TYPES[kind])
+    assert len(one["logs"]) == len(two["logs"]) > 2
+    for a, b in zip([*one["logs"], one["metrics"]], [*two["logs"], two["metrics"]], strict=True):
+        assert a.keys() == b.keys()
+        wrong = {n: (a[n], b[n]) for n in a if b[n] != pytest.approx(a[n], abs=1e-4, rel=1e-4, nan_ok=True)}
+        assert not wrong, f"on one process and on two: {wrong}"
+    assert two["weights"].keys() == one["weights"].keys()
+    for name, value in one["weights"].items():
+        torch.testing.assert_close(
+            two["weights"][name], value, atol=1e-4, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+# ----------------------------------------------------------------------------------------------------- the processes
+
+
+def _train(make: Case, folder: Path, batch_size: int) -> dict[str, Any]:
+    """Train and evaluate what `make` makes, and say what came out."""
+    from accelerate.utils import gather_object
+
+    trainer = make(str(folder), batch_size)
+    trainer.train()
+    metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
+    trainer.save_model(str(folder / "final"))
+    trainer.accelerator.wait_for_everyone()
+    if trainer.accelerator.distributed_type.value in ("NO", "MULTI_CPU"):
+        state = trainer.accelerator.unwrap_model(trainer.model).state_dict()
+        digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in state.values())).hexdigest()
+        assert len(set(gather_object([digest]))) == 1, "the processes have different weights"
+    if trainer.is_world_process_zero():
+        logs = [_numbers(log) for log in trainer.state.log_history if "loss" in log]
+        result = {
+            "processes": trainer.accelerator.num_processes,
+            "type": trainer.accelerator.distributed_type.value,
+            "logs": logs,
+            "metrics": _numbers(metrics),
+        }
+        (folder / "result.json").write_text(json.dumps(result))
+    return _result(folder) if trainer.is_world_process_zero() else {}
+
+
+def _numbers(log: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in log.items() if not name.endswith(_OWN)}
+
+
+def _result(folder: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    files = sorted((folder / "final").rglob("*.safetensors"))
+    weights = {
+        f"{file.relative_to(folder / 'final')}: {name}": value
+        for file in files
+        for name, value in load_file(file).items()
+    }
+    return {**json.loads((folder / "result.json").read_text()), "weights": weights}
+
+
+def use_fsdp_on_cpu() -> None:
+    """accelerate turns FSDP on for accelerators only, and trains with DDP otherwise without a word."""
+    from accelerate import state
+    from accelerate.utils import DistributedType
+
+    original = state.AcceleratorState.__init__
+
+    def init(self: Any, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
+        original(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+            if self._mixed_precision != "no":
+                fsdp_plugin.set_mixed_precision(self._mixed_precision)
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+            state.PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    state.AcceleratorState.__init__ = init
+
+
+def main(test_file: str, kind: str, folder: str, *cases: str) -> None:
+    signal.alarm(TIMEOUT)
+    if kind == "fsdp2":
+        use_fsdp_on_cpu()
+    elif kind.startswith("zero"):
+        import deepspeed
+
+        # On a GPU transformers does this in time; without one, models would be divided among one process.
+        deepspeed.init_distributed(dist_backend="gloo")
+    spec = importlib.util.spec_from_file_location("cases", test_file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    known = {**module.CASES, **getattr(module, "UNEVEN", {})}
+    for name in cases:
+        _train(known[name], Path(folder) / name, BATCH // 2)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
