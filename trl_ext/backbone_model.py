@@ -245,7 +245,9 @@ class BackboneModel(PreTrainedModel):
                 other sizes, or cannot be found for an adapter.
         """
         hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "subfolder") if name in kwargs}
-        config = kwargs.pop("config", None) or AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub)
+        config = kwargs.pop("config", None) or AutoConfig.from_pretrained(
+            pretrained_model_name_or_path, trust_remote_code=False, **hub
+        )
         path = str(pretrained_model_name_or_path)
         if not isinstance(config, cls.config_class):
             raise ValueError(
@@ -256,6 +258,7 @@ class BackboneModel(PreTrainedModel):
             return cls._from_parts(path, config, backbone, is_trainable, hub, kwargs)
         if backbone is not None:
             raise ValueError(f"`backbone` was given for a {cls.what} that was saved with a backbone of its own.")
+        kwargs.setdefault("use_safetensors", True)
         model = super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
         use_exact_4bit_on_cpu(model)
         return model

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from .models import base_of, is_peft_model, is_quantized, load_model, use_exact_4bit_on_cpu, wrap_with_peft
+from .models import (
+    base_of,
+    is_peft_model,
+    is_quantized,
+    load_model,
+    refuse_pickled,
+    use_exact_4bit_on_cpu,
+    wrap_with_peft,
+)
 
 
 if TYPE_CHECKING:
@@ -89,6 +97,7 @@ def with_saved_adapter(
     """
     from peft import PeftModel
 
+    refuse_pickled(str(Path(path) / folder))
     inside = "/".join(part for part in (hub.pop("subfolder", None), folder) if part)
     if Path(path).is_dir():
         model = PeftModel.from_pretrained(base, str(Path(path) / inside), is_trainable=is_trainable)

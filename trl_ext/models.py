@@ -88,6 +88,17 @@ def require_bitsandbytes() -> None:
         ) from error
 
 
+def refuse_pickled(folder: str) -> None:
+    """Raise an `OSError` if a directory holds weights in files that are unpickled, and none in safetensors."""
+    names = {path.name for path in Path(folder).glob("*") if path.name.startswith(("pytorch_model", "adapter_model"))}
+    pickled = sorted(name for name in names if name.endswith(".bin"))
+    if pickled and not any(Path(folder).glob("*.safetensors")):
+        raise OSError(
+            f"{folder!r} has its weights in {pickled[0]}, which is unpickled; only safetensors are loaded. Convert "
+            "them (load with transformers, `save_pretrained`), or pass `use_safetensors=False` in `model_init_kwargs`."
+        )
+
+
 def adapter_base(path: str) -> str | None:
     """The base model of the LoRA adapter saved in directory `path`, or `None` if it holds no adapter."""
     file = Path(path) / "adapter_config.json"
@@ -118,10 +129,10 @@ def load_model(
         num_labels (`int`, *optional*, defaults to `1`): Labels of a sequence classification head.
         is_trainable (`bool`, *optional*, defaults to `False`): Whether a loaded adapter is trained further.
         init_kwargs: Passed to `from_pretrained`; `dtype` defaults to float32, `device_map` to `"auto"` on an
-            accelerator and to none on the CPU.
+            accelerator and to none on the CPU, `use_safetensors` to `True`.
 
     Raises:
-        `OSError`: There is no such model.
+        `OSError`: There is no such model, or its weights are pickled.
         `ImportError`: `quantization_config` is given and bitsandbytes is missing.
     """
     name_or_path = existing(name_or_path)
@@ -135,6 +146,9 @@ def load_model(
         # Modules that stay unquantised (norms, embeddings, head) follow the compute dtype unless asked otherwise.
         init_kwargs.setdefault("dtype", getattr(quantization_config, "bnb_4bit_compute_dtype", None) or torch.bfloat16)
     init_kwargs.update(trust_remote_code=trust_remote_code)
+    if init_kwargs.setdefault("use_safetensors", True):
+        for folder in {source, name_or_path}:
+            refuse_pickled(folder)
     if revision is not None and base is None:
         init_kwargs["revision"] = revision
     if head == "sequence_classification":

@@ -64,7 +64,7 @@ def use_chat_template(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
     if Path(path).is_file():
         tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
     else:
-        tokenizer.chat_template = AutoTokenizer.from_pretrained(path).chat_template
+        tokenizer.chat_template = AutoTokenizer.from_pretrained(path, trust_remote_code=False).chat_template
     if not tokenizer.chat_template:
         raise DataError(f"`chat_template_path`: {path!r} holds no chat template.")
 

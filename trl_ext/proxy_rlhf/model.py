@@ -129,6 +129,24 @@ class ProxyModel(PreTrainedModel):
         """There are none, which those who divide a model among processes ask about."""
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> "ProxyModel":
+        """
+        As for any [`~transformers.PreTrainedModel`], from safetensors alone.
+
+        Raises:
+            `ValueError`: What is saved there is another kind of model.
+        """
+        hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "subfolder") if name in kwargs}
+        saved, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)
+        if saved.get("model_type") != ProxyConfig.model_type:
+            raise ValueError(
+                f"{str(pretrained_model_name_or_path)!r} holds a model of type {saved.get('model_type')!r} and no "
+                "proxy. Make one for it with `ProxyModel.for_model`, and train it."
+            )
+        kwargs.setdefault("use_safetensors", True)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[no-any-return]
+
+    @classmethod
     def for_model(cls, model: Any, process: Process | None = None, **settings: Any) -> "ProxyModel":
         """
         A new proxy for a language model, on its device.

@@ -175,7 +175,7 @@ class VASDecoding:
             from trl import ModelConfig
 
             kwargs = {"quantization_config": quantization_config_from(ModelConfig(load_in_4bit=True))}
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         mine = getattr(config, "adapter", False) and config.backbone_name == model.config._name_or_path
         alone = len(self.value_model_name_or_path or []) == 1 and not is_peft_model(model)
         if getattr(config, "head_only", False) or (mine and alone):
