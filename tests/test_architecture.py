@@ -40,7 +40,6 @@ OPTIONAL_METHOD_FILES = {
 LONG_FILES: dict[str, str] = {
     "trl_ext/vas/api.py": "one class, half of it documentation: both ways of asking a server, side by side",
     "trl_ext/proxy_rlhf/trainer.py": "one class, a fifth of it documentation: the story of the method in one place",
-    "trl_ext/psle/config.py": "one dataclass, whose every field is said twice: for people, and for flags",
     "trl_ext/psle/trainer.py": "one class, a fifth of it documentation: the story of the method in one place",
     "trl_ext/rrhf/trainer.py": "one class, a fifth of it documentation: the story of the method in one place",
     "trl_ext/vas/trainer.py": "one class, a sixth of it documentation: where samples and values come from and go to",

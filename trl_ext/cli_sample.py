@@ -23,7 +23,7 @@ from typing import Any
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from .cli_models import LoadingArguments, load_source
+from .cli_models import LoadingArguments, load_sources
 from .cli_parser import Parser, set_environment
 from .data import DataError
 from .rewards import load_rewards
@@ -31,6 +31,7 @@ from .sample_file import SampleFile, rows_fingerprint, weights_fingerprint
 from .sample_rows import load_rows
 from .sampler import Sampler, losses
 from .sampling import DIVERSE_BEAM_SEARCH, GenerationSettings
+from .vllm_settings import VLLMSettings
 
 
 _EPILOG = (
@@ -150,8 +151,7 @@ class SampleArguments:
     @property
     def rewards(self) -> list[str]:
         """All rewards that are named, in the order of their weights."""
-        first = [self.reward_model_name_or_path] if self.reward_model_name_or_path else []
-        return [*first, *(self.reward_funcs or [])]
+        return [*filter(None, [self.reward_model_name_or_path]), *(self.reward_funcs or [])]
 
 
 @dataclass
@@ -166,6 +166,11 @@ class SampleLoadingArguments(LoadingArguments):
         },
     )
     load_in_4bit: bool = field(default=False, metadata={"help": "Whether to quantise the models to 4 bits."})
+
+
+@dataclass
+class SampleEngineArguments(VLLMSettings, SampleLoadingArguments):
+    """The same, and whether vLLM loads them and draws."""
 
 
 def _check_environment() -> None:
@@ -210,7 +215,7 @@ def run(args: SampleArguments, loading: SampleLoadingArguments, prog: str = "trl
         print(f"{file.path} is complete, with {file.rows} rows (--overwrite_output starts over).")
         return 0
     sampler = Sampler(
-        [load_source(name, loading) for name in args.model_name_or_path],
+        load_sources(args.model_name_or_path, loading, settings, args.generation_batch_size),
         settings,
         load_rewards(args.rewards, trust_remote_code=loading.trust_remote_code),
         args.reward_weights,
@@ -274,7 +279,7 @@ def _summary(file: SampleFile, seconds: float) -> str:
 def make_parser(prog: str = "trl-ext sample") -> Parser:
     """The parser of the command's flags and YAML file."""
     return Parser(
-        [SampleArguments, SampleLoadingArguments],
+        [SampleArguments, SampleEngineArguments],
         prog=prog,
         description="Draw completions for prompts, score them and write a data set for the trainers.",
         epilog=_EPILOG,

@@ -10,6 +10,7 @@ import torch
 
 from .config import ExtConfig
 from .models import base_of, freeze
+from .sharding import gathered
 
 
 # What fused heads (ours, TRL's) and accelerate leave on an instance.
@@ -33,7 +34,8 @@ def independent_copy(model: Any) -> Any:
     patched = [module for module in {id(m): m for m in (model, base_of(model))}.values() if "forward" in vars(module)]
     saved = [{k: vars(module).pop(k) for k in PATCHES if k in vars(module)} for module in patched]
     try:
-        return copy.deepcopy(model)
+        with gathered(model):
+            return copy.deepcopy(model)
     finally:
         for module, attributes in zip(patched, saved, strict=True):
             vars(module).update(attributes)

@@ -26,11 +26,14 @@ class Source:
         name (`str`): What the column `sources` and messages call it.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
         model ([`~transformers.PreTrainedModel`]): The model.
+        draw (`Callable`, *optional*): What draws, from prompts to K completions each; by default transformers, from
+            the model.
     """
 
     name: str
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel
+    draw: Callable[[list[list[int]]], list[list[Completion]]] | None = None
 
     def room(self, settings: GenerationSettings) -> int:
         """
@@ -147,6 +150,10 @@ class Sampler:
     def _draw(
         self, source: Source, prompts: list[list[int]], start: int, place: int, progress: Callable[[int], Any]
     ) -> list[list[Completion]]:
+        if source.draw is not None:
+            drawn = source.draw(prompts)
+            progress(len(prompts))
+            return drawn
         with seeded(self.seed, start, place):
             return generate(
                 source.model,

@@ -139,6 +139,19 @@ def _unsharded(model: nn.Module) -> Iterator[None]:
             module.reshard()
 
 
+@contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Inside this context the weights of a model that ZeRO-3 has loaded in pieces, and not wrapped yet, are here."""
+    parameters = [parameter for parameter in model.parameters() if hasattr(parameter, "ds_id")]
+    if not parameters:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(parameters):
+        yield
+
+
 def is_sharded(model: nn.Module) -> bool:
     """Whether weights of the model are elsewhere, so that its forwards have to be as many on every process."""
     return any(

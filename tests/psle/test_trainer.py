@@ -14,6 +14,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from psle_oracle import oracle
 from transformers import TrainerCallback
+from vllm_stand_in import use_stand_in
 
 from trl_ext import PSLEConfig, PSLETrainer
 from trl_ext.data import DataError
@@ -515,20 +516,7 @@ def test_vllm_is_asked_for_politely(tmp_path: Path, tiny_model_dir: str) -> None
 
 def test_vllm_path_with_a_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What we give TRL's class and what we make of its answers; vLLM itself has not been run."""
-    calls: list[Any] = []
-
-    class StandIn:
-        def __init__(self, **settings: Any) -> None:
-            calls.append(settings)
-
-        def sync_weights(self) -> None:
-            calls.append("sync")
-
-        def generate(self, prompts: list, images: None, num_generations: int) -> tuple:
-            calls.append((len(prompts), num_generations))
-            return prompts, [[10 + i % 7, 11, 1] for i in range(len(prompts))], None, None
-
-    monkeypatch.setattr("trl_ext.psle.generation.vllm_generation", lambda: StandIn)
+    calls = use_stand_in(monkeypatch)
     run = trainer(tmp_path, args={"use_vllm": True, "top_k": 7})
     run.train()
     assert calls[0]["top_k"] == 7 and calls[0]["mode"] == "colocate" and calls[0]["server_base_url"] is None

@@ -5,17 +5,17 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
 
-from ..config import ExtConfig
+from ..engines import EngineConfig
 
 
 @dataclass
-class PSLEConfig(ExtConfig):
+class PSLEConfig(EngineConfig):
     r"""
     Configuration class for the [`PSLETrainer`]; `PLEConfig` is the same class by the method's later name.
 
     This class includes only the parameters that are specific to PSLE training. For the others, see
+    [`~trl_ext.engines.EngineConfig`] (continuous batching), [`~trl_ext.vllm_settings.VLLMSettings`],
     [`~trl_ext.config.ExtConfig`] and [`~transformers.TrainingArguments`]. The paper is
     [PSLE](https://huggingface.co/papers/2408.02599).
 
@@ -95,26 +95,6 @@ class PSLEConfig(ExtConfig):
             Weight of the SFT loss on as many rows of that set as there are prompts, in every step: a guard against
             collapse. `0.0`, as in the paper: none.
 
-        > Parameters that control the engine that draws answers (names and meanings are those of TRL's GRPO)
-
-        use_transformers_continuous_batching (`bool`, *optional*, defaults to `False`):
-            Whether to draw answers with transformers' continuous batching.
-        transformers_continuous_batching_config (`dict[str, Any]` or `str`, *optional*):
-            Keyword arguments for its config.
-        use_vllm (`bool`, *optional*, defaults to `False`):
-            Whether to draw answers with vLLM, by TRL's integration. Not for 4-bit models.
-        vllm_mode (`str`, *optional*, defaults to `"colocate"`): `"colocate"` or `"server"`.
-        vllm_model_impl (`str`, *optional*, defaults to `"vllm"`): `"vllm"` or `"transformers"`.
-        vllm_enable_sleep_mode (`bool`, *optional*, defaults to `False`): Free the engine's memory while training.
-        vllm_gpu_memory_utilization (`float`, *optional*, defaults to `0.3`): Share of the GPU for the engine.
-        vllm_max_model_length (`int`, *optional*, defaults to `0`): Context of the engine. `0`: the model's.
-        vllm_tensor_parallel_size (`int`, *optional*, defaults to `1`): GPUs that share a model.
-        vllm_server_base_url (`str`, *optional*, defaults to `""`): Address of the server, in place of host and port.
-        vllm_server_host (`str`, *optional*, defaults to `"0.0.0.0"`): Host of the server.
-        vllm_server_port (`int`, *optional*, defaults to `8000`): Port of the server.
-        vllm_server_timeout (`float`, *optional*, defaults to `240.0`): Seconds to wait for the server.
-        vllm_group_port (`int`, *optional*, defaults to `51216`): Port for sending weights to the server.
-
         > Parameters whose defaults differ
 
         learning_rate (`float`, *optional*, defaults to `1e-5`): Ours; the paper's is not known.
@@ -124,8 +104,6 @@ class PSLEConfig(ExtConfig):
     > [!NOTE]
     > `per_device_train_batch_size` counts prompts, each with all of its answers.
     """
-
-    _VALID_DICT_FIELDS: ClassVar = [*ExtConfig._VALID_DICT_FIELDS, "transformers_continuous_batching_config"]
 
     learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate."})
     num_train_epochs: float = field(
@@ -222,31 +200,6 @@ class PSLEConfig(ExtConfig):
         default=0.0, metadata={"help": "Weight of the SFT loss on rows of the SFT set in every step. 0 means none."}
     )
 
-    use_transformers_continuous_batching: bool = field(
-        default=False, metadata={"help": "Whether to draw answers with transformers' continuous batching."}
-    )
-    transformers_continuous_batching_config: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Keyword arguments for `transformers.generation.ContinuousBatchingConfig`."}
-    )
-    use_vllm: bool = field(default=False, metadata={"help": "Whether to draw answers with vLLM."})
-    vllm_mode: str = field(
-        default="colocate", metadata={"help": "'colocate' or 'server'.", "choices": ["colocate", "server"]}
-    )
-    vllm_model_impl: str = field(
-        default="vllm", metadata={"help": "'vllm' or 'transformers'.", "choices": ["vllm", "transformers"]}
-    )
-    vllm_enable_sleep_mode: bool = field(
-        default=False, metadata={"help": "Whether to free the memory of the engine while training."}
-    )
-    vllm_gpu_memory_utilization: float = field(default=0.3, metadata={"help": "Share of the GPU for the engine."})
-    vllm_max_model_length: int = field(default=0, metadata={"help": "Context of the engine. 0: the model's."})
-    vllm_tensor_parallel_size: int = field(default=1, metadata={"help": "GPUs that share a model."})
-    vllm_server_base_url: str = field(default="", metadata={"help": "Address of the vLLM server."})
-    vllm_server_host: str = field(default="0.0.0.0", metadata={"help": "Host of the vLLM server."})
-    vllm_server_port: int = field(default=8000, metadata={"help": "Port of the vLLM server."})
-    vllm_server_timeout: float = field(default=240.0, metadata={"help": "Seconds to wait for the vLLM server."})
-    vllm_group_port: int = field(default=51216, metadata={"help": "Port for sending weights to the vLLM server."})
-
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("num_iterations", "epochs_per_iteration"):
@@ -277,7 +230,7 @@ class PSLEConfig(ExtConfig):
             raise ValueError(f"`reward_temperature` must be positive, got {self.reward_temperature}.")
 
     def _check_choices(self) -> None:
-        for name in ("principle_role", "reward_scaling", "sft_target", "shared_prefix", "vllm_mode"):
+        for name in ("principle_role", "reward_scaling", "sft_target", "shared_prefix"):
             choices = type(self).__dataclass_fields__[name].metadata["choices"]
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
@@ -292,13 +245,6 @@ class PSLEConfig(ExtConfig):
         if self.sft_target == "best" and self.rank_weight:
             raise ValueError(
                 "`sft_target: best` imitates one answer to a prompt and ranks none: set `rank_weight: 0`."
-            )
-        if self.use_vllm and self.use_transformers_continuous_batching:
-            raise ValueError("`use_vllm` and `use_transformers_continuous_batching` exclude each other.")
-        if self.use_transformers_continuous_batching and self.repetition_penalty != 1:
-            raise ValueError(
-                "`repetition_penalty` is not applied by transformers' continuous batching, which knows the last token "
-                "of a text only: leave one of the two out."
             )
 
 

@@ -5,41 +5,23 @@
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ..completions import Completion, completions
-from ..copies import sampling_copy
+from ..completions import Completion
+from ..engines import Draw
 from ..metrics import distinct_n
-from ..models import base_of, is_quantized
 from ..moments import Running
 from ..rollouts import Rollout
-from ..sampling import evaluation_mode, generate
-from ..upstream import vllm_generation
 from ..whole import write_text
-from .config import PSLEConfig
 from .data import GUIDED, PLAIN
 from .losses import decayed
 
 
 logger = logging.get_logger(__name__)
-
-# What vLLM is given of our settings: these with the prefix `vllm_`, and those as they are.
-_VLLM_SETTINGS = (
-    "mode server_host server_port group_port server_timeout tensor_parallel_size gpu_memory_utilization "
-    "enable_sleep_mode model_impl"
-).split()
-_SAMPLING_SETTINGS = (
-    "trust_remote_code repetition_penalty temperature top_p top_k min_p max_completion_length generation_kwargs"
-).split()
-
-# From prompts to K completions each.
-Draw = Callable[[list[list[int]]], list[list[Completion]]]
 
 
 def both_views(rows: list[dict[str, Any]], iteration: int, draw: Draw) -> list[list[Completion]]:
@@ -65,106 +47,6 @@ def both_views(rows: list[dict[str, Any]], iteration: int, draw: Draw) -> list[l
     answers = draw(plain + guided)
     rest = iter(answers[len(plain) :])
     return [own + (next(rest) if row["guided_ids"] else []) for row, own in zip(rows, answers, strict=False)]
-
-
-# ---------------------------------------------------------------------------------------------------------- engines
-
-
-class Engine:
-    """
-    What draws answers: transformers' `generate`, its continuous batching, or vLLM by TRL's integration.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The policy.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
-        args ([`PSLEConfig`]): The settings.
-        accelerator ([`~accelerate.Accelerator`]): For vLLM.
-
-    Raises:
-        `ValueError`: vLLM and a quantised model, or a setting that the engine cannot do.
-        `ImportError`: vLLM is not installed.
-    """
-
-    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, args: PSLEConfig, accelerator: Any) -> None:
-        self.tokenizer, self.args, self.accelerator = tokenizer, args, accelerator
-        self.batch_size = args.generation_batch_size or (64 if accelerator.device.type == "cpu" else 128)
-        self.settings = args.generation_settings()
-        self._vllm = self._start_vllm(model) if args.use_vllm else None
-
-    def drawer(self, model: Any) -> Draw:
-        """
-        A function that draws from `model` as it is now; to be called without gradients.
-
-        Args:
-            model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The unwrapped policy.
-        """
-        if self._vllm is not None:
-            self._vllm.sync_weights()
-            return self._by_vllm
-        copy = sampling_copy(model, self.args)
-        if self.args.use_transformers_continuous_batching:
-            return lambda prompts: self._continuously(copy, prompts)
-        return lambda prompts: generate(copy, self.tokenizer, prompts, self.settings, batch_size=self.batch_size)
-
-    def _continuously(self, model: PreTrainedModel, prompts: list[list[int]]) -> list[list[Completion]]:
-        from transformers.generation import ContinuousBatchingConfig
-
-        config = self.settings.generation_config(model, self.tokenizer, own_sampling=False)
-        # Transformers' own share (0.9) leaves no memory for the backward pass.
-        given: Any = self.args.transformers_continuous_batching_config or {}
-        kwargs = {"max_memory_percent": 0.5, **given}
-        k = self.settings.num_generations
-        with evaluation_mode(model):
-            found = model.generate_batch(
-                [list(prompt) for prompt in prompts for _ in range(k)],
-                generation_config=config,
-                continuous_batching_config=ContinuousBatchingConfig(**kwargs),
-                progress_bar=False,
-            )
-        ids = [output.generated_tokens for output in found.values()]
-        if len(ids) != k * len(prompts) or not all(ids):
-            raise RuntimeError(
-                f"Continuous batching returned {sum(map(bool, ids))} answers of {k * len(prompts)}. Give it more "
-                "memory (`transformers_continuous_batching_config`), or leave it out."
-            )
-        return self._grouped([list(x) for x in ids], config)
-
-    def _by_vllm(self, prompts: list[list[int]]) -> list[list[Completion]]:
-        k = self.settings.num_generations
-        repeated = [prompt for prompt in prompts for _ in range(k)]
-        assert self._vllm is not None
-        _, ids, _, _ = self._vllm.generate(prompts=repeated, images=None, num_generations=k)
-        return self._grouped([list(x) for x in ids], self.settings.generation_config(self._policy, self.tokenizer))
-
-    def _grouped(self, ids: list[list[int]], config: Any) -> list[list[Completion]]:
-        k, flat = self.settings.num_generations, completions(ids, self.tokenizer, config)
-        return [flat[i : i + k] for i in range(0, len(flat), k)]
-
-    def _start_vllm(self, model: Any) -> Any:
-        if is_quantized(base_of(model)):
-            raise ValueError(
-                "`use_vllm` cannot be used with a 4-bit or 8-bit model: vLLM is given the merged weights before each "
-                "round, and a quantised base cannot be merged with its adapter without rounding it anew. Leave "
-                "`use_vllm` out (transformers draws the answers), or train LoRA on a model in 16 bits."
-            )
-        args = self.args
-        self._policy = base_of(model)
-        try:
-            return vllm_generation()(
-                model=model,
-                accelerator=self.accelerator,
-                processing_class=self.tokenizer,
-                server_base_url=args.vllm_server_base_url or None,
-                max_model_length=args.vllm_max_model_length or None,
-                max_num_seqs=self.batch_size,
-                logprobs=0,
-                **{name: getattr(args, f"vllm_{name}") for name in _VLLM_SETTINGS},
-                **{name: getattr(args, name) for name in _SAMPLING_SETTINGS},
-            )
-        except ImportError as error:
-            raise ImportError(
-                "`use_vllm` is set, but vLLM is not installed: pip install 'trl-ext[vllm]', or leave `use_vllm` out."
-            ) from error
 
 
 # ------------------------------------------------------------------------------------------------------- iterations

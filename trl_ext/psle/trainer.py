@@ -25,6 +25,7 @@ from transformers.utils import logging
 
 from ..checkpoints import last_checkpoint
 from ..data import column_names
+from ..engines import Engine
 from ..ext_trainer import AnyDataset, EvalDataset, ExtTrainer
 from ..loading import load_dataset
 from ..logprobs import LogProbs, TokenLogps
@@ -45,7 +46,7 @@ from .data import (
     prepare_prompts,
     view_marks,
 )
-from .generation import Engine, Iterations, Sample, both_views
+from .generation import Iterations, Sample, both_views
 from .losses import is_ranked, prompt_means, ranking_loss, sft_weights, weighted_sft_loss
 
 
@@ -193,7 +194,6 @@ class PSLETrainer(ExtTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        self._check_devices(args)
         if self.reference is not None:
             self.reference.place(self)
         self.engine = Engine(self.model, self._tokenizer, args, self.accelerator)
@@ -221,13 +221,6 @@ class PSLETrainer(ExtTrainer):
             )
         if args.sft_epochs and any(part is not None for part in optimizers):
             raise ValueError("`optimizers` cannot serve warm-up and iterations both: leave them or `sft_epochs` out.")
-
-    def _check_devices(self, args: PSLEConfig) -> None:
-        if args.use_transformers_continuous_batching and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
-            raise ValueError(
-                "`use_transformers_continuous_batching` is not for models that DeepSpeed or FSDP have in pieces; "
-                "unset it."
-            )
 
     def _tokenize(self, dataset: AnyDataset, args: PSLEConfig, name: str) -> tuple[AnyDataset, int]:
         return prepare_prompts(dataset, self._tokenizer, self._principles, args, name=name)
@@ -307,7 +300,7 @@ class PSLETrainer(ExtTrainer):
             whole(
                 self.model_wrapped,
                 self.accelerator,
-                gather=args.ds3_gather_for_generation,
+                gather=self.engine.gathers,
                 checkpointing=args.gradient_checkpointing_kwargs,
             ) as unwrapped,
             torch.no_grad(),

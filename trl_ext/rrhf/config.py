@@ -5,15 +5,16 @@
 
 from dataclasses import dataclass, field
 
-from ..config import ExtConfig
+from ..engines import EngineConfig
 
 
 @dataclass
-class RRHFConfig(ExtConfig):
+class RRHFConfig(EngineConfig):
     r"""
     Configuration class for the [`RRHFTrainer`].
 
     This class includes only the parameters that are specific to RRHF training. For the others, see
+    [`~trl_ext.engines.EngineConfig`] (continuous batching), [`~trl_ext.vllm_settings.VLLMSettings`],
     [`~trl_ext.config.ExtConfig`] and [`~transformers.TrainingArguments`]. Section and equation numbers are those of
     [RRHF](https://huggingface.co/papers/2304.05302).
 

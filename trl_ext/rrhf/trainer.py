@@ -20,8 +20,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from ..copies import sampling_copy
 from ..data import DataError, column_names
+from ..engines import Engine
 from ..ext_trainer import AnyDataset, EvalDataset, ExtTrainer
 from ..logprobs import LogProbs, TokenLogps
 from ..models import load_policy
@@ -29,7 +29,6 @@ from ..reference import Reference
 from ..rewards import RewardFunc
 from ..rollouts import Round, score_round, seeded
 from ..rounds import Rounds
-from ..sampling import generate
 from ..sharding import whole
 from ..tokens import prepare_dataset
 from ..upstream import get_config_model_id
@@ -181,6 +180,7 @@ class RRHFTrainer(ExtTrainer):
         )
         if self.reference is not None:
             self.reference.place(self)
+        self.engine = Engine(self.model, self._tokenizer, args, self.accelerator)
         self._rounds = Rounds(
             lambda rows: self._sample_round(rows).rollouts,
             self.accelerator,
@@ -204,6 +204,8 @@ class RRHFTrainer(ExtTrainer):
         resamples = bool(args.resample_steps or args.resample_epochs)
         if resamples and not reward_funcs:
             raise ValueError("`resample_steps` and `resample_epochs` need `reward_funcs` to score new completions.")
+        if args.use_vllm and not reward_funcs:
+            raise ValueError("`use_vllm` needs `reward_funcs` to score completions: without, none are drawn.")
         if not has_completions and not reward_funcs:
             raise DataError(
                 "The train data set has prompts but no completions. Add the columns `completions` and `scores` "
@@ -253,26 +255,18 @@ class RRHFTrainer(ExtTrainer):
         args, process = self.args, self.accelerator.process_index
         # Every evaluation draws the same numbers, and every batch of it others.
         step = self.state.global_step if mode == "train" else -1 - self._eval_batches
-        batch_size = args.generation_batch_size or (64 if self.accelerator.device.type == "cpu" else 128)
-        prompts = [row["prompt_ids"] for row in rows]
         with (
             seeded(args.seed, step, process),
             whole(
                 self.model_wrapped,
                 self.accelerator,
-                gather=args.ds3_gather_for_generation,
+                gather=self.engine.gathers,
                 checkpointing=args.gradient_checkpointing_kwargs,
             ) as unwrapped,
             torch.no_grad(),
             self.compute_loss_context_manager(),
         ):
-            completions = generate(
-                sampling_copy(unwrapped, args),
-                self._tokenizer,
-                prompts,
-                args.generation_settings(),
-                batch_size=batch_size,
-            )
+            completions = self.engine.drawer(unwrapped)([row["prompt_ids"] for row in rows])
         sampled = score_round(
             rows,
             completions,

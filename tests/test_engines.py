@@ -1,0 +1,98 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""vLLM as `trl-ext sample` and several processes use it, with a stand-in: vLLM itself has not been run."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from accelerate.utils import DistributedType
+from conftest import letter_reward, make_model, make_tokenizer
+from datasets import Dataset
+from vllm_stand_in import use_stand_in
+
+from trl_ext import RRHFConfig, RRHFTrainer
+from trl_ext import engines as engines_file
+from trl_ext.cli_sample import main
+from trl_ext.engines import VLLM, Engine, EngineConfig
+from trl_ext.sampling import GenerationSettings
+from trl_ext.vllm_settings import VLLMSettings
+
+
+PROMPTS = [{"prompt": f"the {word} film"} for word in ("good", "bad", "great", "dull")]
+
+
+def accelerator(processes=1, kind=DistributedType.NO):
+    return SimpleNamespace(num_processes=processes, distributed_type=kind, device=SimpleNamespace(type="cpu"))
+
+
+def test_rrhf_samples_with_vllm(tmp_path, monkeypatch):
+    calls = use_stand_in(monkeypatch)
+    tokenizer = make_tokenizer()
+    settings = {"num_generations": 3, "resample_steps": 1, "per_device_train_batch_size": 2, "report_to": []}
+    args = RRHFConfig(str(tmp_path), use_vllm=True, vllm_mode="server", vllm_server_port=8001, top_p=0.9, **settings)
+    trainer = RRHFTrainer(
+        make_model(len(tokenizer)),
+        args=args,
+        train_dataset=Dataset.from_list(PROMPTS),
+        processing_class=tokenizer,
+        reward_funcs=letter_reward,
+    )
+    assert not trainer.engine.gathers  # it is sent a model in pieces piece by piece
+    trainer.args.max_steps = 2
+    trainer.train()
+    assert (calls[0]["mode"], calls[0]["server_port"], calls[0]["top_p"]) == ("server", 8001, 0.9)
+    assert calls[1:] == ["sync", (6, 3)] * 2
+    args.resample_steps = 0
+    with pytest.raises(ValueError, match="`use_vllm` needs `reward_funcs`"):
+        RRHFTrainer(
+            make_model(len(tokenizer)),
+            args=args,
+            train_dataset=Dataset.from_list(PROMPTS),
+            processing_class=tokenizer,
+        )
+
+
+def test_processes_ask_a_server_for_equally_many(monkeypatch):
+    """TRL's client deals the answers out by the number of prompts of one process."""
+    calls = use_stand_in(monkeypatch)
+    monkeypatch.setattr(engines_file, "gather_object", lambda mine: [*mine, 4])
+    tokenizer = make_tokenizer()
+    settings = GenerationSettings(num_generations=2)
+    draw = VLLM(make_model(64), tokenizer, settings, VLLMSettings(use_vllm=True), accelerator(2), batch_size=8)
+    for prompts in ([[5], [6], [7]], []):
+        found = draw(prompts)
+        assert calls.pop() == (8, 2)
+        assert [len(group) for group in found] == [2] * len(prompts)
+
+
+def test_sample_with_vllm(tmp_path, monkeypatch, tiny_model_dir):
+    calls = use_stand_in(monkeypatch)
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PROMPTS))
+    command = ["--model_name_or_path", tiny_model_dir, "--dataset_name", str(tmp_path / "prompts.jsonl")]
+    command += ["--num_generations", "2", "--max_completion_length", "5", "--use_vllm"]
+    assert main([*command, "--output_file", str(tmp_path / "out.jsonl"), "--vllm_gpu_memory_utilization", "0.5"]) == 0
+    assert (calls[0]["model"].name_or_path, calls[0]["gpu_memory_utilization"]) == (tiny_model_dir, 0.5)
+    assert not calls[0]["model"].named_modules()  # no weights here, beside those that vLLM loads
+    assert calls[1:] == [(8, 2)]
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [len(row["completions"]) for row in rows] == [2] * 4
+    for wrong, message in (
+        (["--load_in_4bit"], "load_in_4bit is not for --use_vllm"),
+        (["--num_beams", "2"], "no beam search"),
+        (["--vllm_mode", "cloud"], "vllm_mode"),
+    ):
+        with pytest.raises((ValueError, SystemExit), match=None if wrong[0] == "--vllm_mode" else message):
+            main([*command, "--output_file", str(tmp_path / "other.jsonl"), *wrong])
+
+
+def test_settings_that_exclude_each_other(tmp_path):
+    with pytest.raises(ValueError, match="exclude each other"):
+        EngineConfig(str(tmp_path), use_vllm=True, use_transformers_continuous_batching=True)
+    with pytest.raises(ValueError, match="`vllm_mode` must be one of colocate, server"):
+        EngineConfig(str(tmp_path), vllm_mode="cloud")
+    args = EngineConfig(str(tmp_path), use_transformers_continuous_batching=True)
+    for kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        with pytest.raises(ValueError, match="not for models that DeepSpeed or FSDP have in pieces"):
+            Engine(make_model(64), make_tokenizer(), args, accelerator(2, kind))

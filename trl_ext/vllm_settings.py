@@ -1,0 +1,54 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Settings of vLLM wherever something samples, under the names of TRL's GRPO."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class VLLMSettings:
+    """
+    Whether and how vLLM draws completions. It has been run with a stand-in only.
+
+    Parameters:
+        use_vllm (`bool`, *optional*, defaults to `False`):
+            Whether to draw completions with vLLM, by TRL's integration. Not for 4-bit models.
+        vllm_mode (`str`, *optional*, defaults to `"colocate"`): `"colocate"` or `"server"`.
+        vllm_model_impl (`str`, *optional*, defaults to `"vllm"`): `"vllm"` or `"transformers"`.
+        vllm_enable_sleep_mode (`bool`, *optional*, defaults to `False`): Free the engine's memory while training.
+        vllm_gpu_memory_utilization (`float`, *optional*, defaults to `0.3`): Share of the GPU for the engine.
+        vllm_max_model_length (`int`, *optional*, defaults to `0`): Context of the engine. `0`: the model's.
+        vllm_tensor_parallel_size (`int`, *optional*, defaults to `1`): GPUs that share a model.
+        vllm_server_base_url (`str`, *optional*, defaults to `""`): Address of the server, in place of host and port.
+        vllm_server_host (`str`, *optional*, defaults to `"0.0.0.0"`): Host of the server.
+        vllm_server_port (`int`, *optional*, defaults to `8000`): Port of the server.
+        vllm_server_timeout (`float`, *optional*, defaults to `240.0`): Seconds to wait for the server.
+        vllm_group_port (`int`, *optional*, defaults to `51216`): Port for sending weights to the server.
+    """
+
+    use_vllm: bool = field(default=False, metadata={"help": "Whether to draw completions with vLLM."})
+    vllm_mode: str = field(
+        default="colocate", metadata={"help": "'colocate' or 'server'.", "choices": ["colocate", "server"]}
+    )
+    vllm_model_impl: str = field(
+        default="vllm", metadata={"help": "'vllm' or 'transformers'.", "choices": ["vllm", "transformers"]}
+    )
+    vllm_enable_sleep_mode: bool = field(
+        default=False, metadata={"help": "Whether to free the memory of the engine while training."}
+    )
+    vllm_gpu_memory_utilization: float = field(default=0.3, metadata={"help": "Share of the GPU for the engine."})
+    vllm_max_model_length: int = field(default=0, metadata={"help": "Context of the engine. 0: the model's."})
+    vllm_tensor_parallel_size: int = field(default=1, metadata={"help": "GPUs that share a model."})
+    vllm_server_base_url: str = field(default="", metadata={"help": "Address of the vLLM server."})
+    vllm_server_host: str = field(default="0.0.0.0", metadata={"help": "Host of the vLLM server."})
+    vllm_server_port: int = field(default=8000, metadata={"help": "Port of the vLLM server."})
+    vllm_server_timeout: float = field(default=240.0, metadata={"help": "Seconds to wait for the vLLM server."})
+    vllm_group_port: int = field(default=51216, metadata={"help": "Port for sending weights to the vLLM server."})
+
+    def check_vllm(self) -> None:
+        """Raise `ValueError` if a choice is none."""
+        for name in ("vllm_mode", "vllm_model_impl"):
+            choices = VLLMSettings.__dataclass_fields__[name].metadata["choices"]
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
