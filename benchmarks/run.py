@@ -6,8 +6,9 @@ Run a suite by name; without a name, list them.
 
     python -m benchmarks.run [<suite> [its options]]
 
-A suite is a module of this folder with `main(argv) -> int`, which measures and writes results, and
-`report(results) -> str`, which makes its tables for README.md.
+`speed` and `memory` run all suites that time variants against one another (each measures both). A suite is a module
+of this folder with `main(argv) -> int`, which measures and writes results, and `report(results) -> str`, which makes
+its tables for README.md.
 """
 
 import importlib
@@ -18,9 +19,14 @@ from collections.abc import Sequence
 SUITES = {
     "quality": "reward, KL, fluency and cost of the four methods beside TRL's DPO and GRPO and best-of-n",
     "rrhf_step": "seconds and peak memory of an RRHF training step: naive, TRL's head, shared prompts, TRL's DPO",
+    "scaling": "how time grows with K, lengths, prompts, the model and candidates: slopes beside those of arithmetic",
     "vas_decode": "tokens/s of value-guided decoding: unguided, candidate by candidate, tiled, ours",
     "vas_train": "tokens/s of a VAS training step: separate rows, shared prompts, TRL's RewardTrainer",
 }
+
+
+# Names for several: all that take turns.
+GROUPS = {name: [suite for suite in SUITES if suite not in ("quality", "scaling")] for name in ("speed", "memory")}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,10 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(__doc__.strip(), "", *(f"{name:<12} {what}" for name, what in SUITES.items()), sep="\n")
         return 0
     name, *rest = arguments
-    if name not in SUITES:
-        print(f"There is no suite {name!r}. Suites: {', '.join(SUITES)}.", file=sys.stderr)
+    if name not in SUITES and name not in GROUPS:
+        print(f"There is no suite {name!r}. Suites: {', '.join([*SUITES, *GROUPS])}.", file=sys.stderr)
         return 2
-    return importlib.import_module(f"benchmarks.{name}").main(rest)
+    return max(importlib.import_module(f"benchmarks.{suite}").main(rest) for suite in GROUPS.get(name, [name]))
 
 
 if __name__ == "__main__":
