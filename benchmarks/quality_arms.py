@@ -151,6 +151,12 @@ def arms(task: Task) -> list[Arm]:
             {**one_by_one, **sampling, "resample_epochs": 1, "num_train_epochs": 3, "max_rows": task.rows // 3},
         ),
         Arm("RRHF, OP-k", "RRHF", "rrhf", {**one_by_one, **half, "resample_steps": 1, "num_train_epochs": 2}),
+        Arm(
+            "RRHF, OP-k with a KL term",
+            "RRHF",
+            "rrhf",
+            {**one_by_one, **half, "resample_steps": 1, "num_train_epochs": 2, "beta": 0.05},
+        ),
         Arm("PSLE", "PSLE", "psle", psle),
         Arm(
             "Proxy-RLHF, sampled",
