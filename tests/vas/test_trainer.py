@@ -534,9 +534,9 @@ def test_rounds_add_samples_drawn_under_guidance(tmp_path: Path, keep: bool, sco
     )  # fmt: skip
     original = run._guides
 
-    def guides(ids: torch.Tensor, mask: torch.Tensor) -> Any:
+    def guides() -> Any:
         guided.append(run.state.epoch)
-        return original(ids, mask)
+        return original()
 
     run._guides = guides  # type: ignore[method-assign]
     sizes: list[int] = []
@@ -549,6 +549,15 @@ def test_rounds_add_samples_drawn_under_guidance(tmp_path: Path, keep: bool, sco
     run.train()
     assert sizes == ([3, 3, 6, 6, 9, 9] if keep else [3] * 6)
     assert sorted(set(guided)) == [2.0, 4.0]
+
+
+def test_guidance_is_computed_from_a_copy_where_sampling_is_cast(tmp_path: Path) -> None:
+    settings = {"num_iterations": 2, "sampling_beta": 2.0, "bf16": True, "cast_for_generation": True}
+    run = trainer(tmp_path, PROMPTS[:4], reward_funcs=letter_reward, args=settings)
+    ids = torch.ones(1, 3, dtype=torch.long)
+    [guide] = run._guides()(ids, torch.ones_like(ids))
+    dtypes = {p.dtype for p in guide.guides[0].model.backbone.parameters()}
+    assert dtypes == {torch.bfloat16} and {p.dtype for p in run.model.parameters()} == {torch.float32}
 
 
 def test_guidance_raises_the_reward(tmp_path: Path) -> None:
