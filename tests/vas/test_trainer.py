@@ -552,7 +552,8 @@ def test_rounds_add_samples_drawn_under_guidance(tmp_path: Path, keep: bool, sco
 
 
 def test_guidance_is_computed_from_a_copy_where_sampling_is_cast(tmp_path: Path) -> None:
-    settings = {"num_iterations": 2, "sampling_beta": 2.0, "bf16": True, "cast_for_generation": True}
+    settings = {"num_iterations": 2, "num_train_epochs": 2, "sampling_beta": 2.0, "bf16": True}
+    settings["cast_for_generation"] = True
     run = trainer(tmp_path, PROMPTS[:4], reward_funcs=letter_reward, args=settings)
     ids = torch.ones(1, 3, dtype=torch.long)
     [guide] = run._guides()(ids, torch.ones_like(ids))
