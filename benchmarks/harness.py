@@ -10,6 +10,7 @@ rotates: whatever slows the machine down for a while slows all of them, so that 
 
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -103,6 +104,19 @@ def ratio(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
         "min": _round(min(rounds)),
         "max": _round(max(rounds)),
     }
+
+
+def spreads(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """The spread of a variant's seconds on each clock."""
+    return {clock: spread(values) for clock, values in seconds.items()}
+
+
+def pair_ratios(
+    seconds: dict[str, dict[str, list[float]]], order: Sequence[str], clock: str
+) -> dict[str, dict[str, float]]:
+    """How many times faster each variant is than each that comes before it in `order`, as `"earlier / later"`."""
+    pairs = itertools.combinations(order, 2)
+    return {f"{a} / {b}": ratio(seconds[a][clock], seconds[b][clock]) for a, b in pairs}
 
 
 def _round(value: float) -> float:

@@ -27,8 +27,9 @@ from .harness import (
     alternate,
     clock_of,
     environment,
+    pair_ratios,
     ratio,
-    spread,
+    spreads,
     write_result,
 )
 from .memory import needed_memory, peak_memory
@@ -46,6 +47,7 @@ MEASURED = (
     *("trl_ext/cascade.py", "trl_ext/head.py", "trl_ext/logprobs.py", "trl_ext/prefix.py", "trl_ext/rrhf/losses.py"),
     *("benchmarks/harness.py", "benchmarks/memory.py", "benchmarks/shapes.py"),
     *("benchmarks/rrhf_cases.py", "benchmarks/rrhf_workload.py", "benchmarks/rrhf_step.py"),
+    "benchmarks/trainers.py",
 )
 
 
@@ -98,9 +100,9 @@ def measure(case: Case, *, rounds: int, batches: int, seed: int) -> dict[str, An
     memory = {variant.name: peak_memory(variant, 0, work.device) for variant in variants}
     needed = {name: needed_memory(value) for name, value in memory.items()}
     clock = clock_of(work.device)
-    pairs = list(itertools.combinations([name for name in ORDER if name in seconds], 2))
-    timing = {f"{a} / {b}": ratio(seconds[a][clock], seconds[b][clock]) for a, b in pairs}
-    space = {f"memory: {a} / {b}": ratio([needed[a]], [needed[b]]) for a, b in pairs}
+    order = [name for name in ORDER if name in seconds]
+    timing = pair_ratios(seconds, order, clock)
+    space = {f"memory: {a} / {b}": ratio([needed[a]], [needed[b]]) for a, b in itertools.combinations(order, 2)}
     weights = None if case.qlora else SHAPES[case.model].weights
     return {
         "ratios": timing | space,
@@ -114,7 +116,7 @@ def measure(case: Case, *, rounds: int, batches: int, seed: int) -> dict[str, An
         },
         "variants": {
             name: {
-                "seconds": {clock: spread(values) for clock, values in clocks.items()},
+                "seconds": spreads(clocks),
                 "memory": memory[name],
                 "positions": work.positions[name],
             }

@@ -9,7 +9,6 @@ Letters: B prompts, N = K * B completions.
 
 import copy
 import tempfile
-import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -26,6 +25,7 @@ from trl_ext.upstream import add_fused_lm_head
 from .harness import Variant
 from .rrhf_cases import CASCADE, DENSE, DPO, NAIVE, OUR_ROWS, TRL_ROWS, Batch, Case, make_batch
 from .shapes import build
+from .trainers import make_tokenizer, trainer_args
 
 
 PAD = 0
@@ -113,22 +113,14 @@ class Workload:
         from trl import DPOConfig, DPOTrainer
 
         disable_progress_bars()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # TRL and transformers disagree on the name of a setting
-            args = DPOConfig(
-                self._folder.name,
-                use_cpu=self.device.type == "cpu",
-                bf16=False,  # the weights have the dtype of all variants
-                gradient_checkpointing=self.case.qlora,
-                max_length=None,
-                report_to=[],
-            )
+        settings = {"gradient_checkpointing": self.case.qlora, "max_length": None}
+        args = trainer_args(DPOConfig, self._folder.name, self.device, **settings)
         self.dpo: Any = DPOTrainer(
             self.model,
             reference,
             args=args,
             train_dataset=Dataset.from_dict({"prompt": ["a"], "chosen": [" b"], "rejected": [" c"]}),
-            processing_class=_tokenizer(),
+            processing_class=make_tokenizer(),
         )
         self.dpo.current_gradient_accumulation_steps = 1  # train() would set it
 
@@ -203,14 +195,3 @@ class Workload:
         """What `shared_prefix="auto"` would do with the first batch."""
         best, batch = self.log_probs.get(CASCADE, self.log_probs[DENSE]), self.batches[0]
         return choose_form(best.layout, batch.prompts, batch.completions, best.hidden_size)
-
-
-def _tokenizer() -> Any:
-    """A trainer insists on a tokenizer; this one knows the three words of its data set."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = {word: i for i, word in enumerate(("<pad>", "<eos>", "a", "b", "c"))}
-    core = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<pad>")

@@ -22,6 +22,9 @@ SUITES = {
     "scaling": "how time grows with K, lengths, prompts, the model and candidates: slopes beside those of arithmetic",
     "vas_decode": "tokens/s of value-guided decoding: unguided, candidate by candidate, tiled, ours",
     "vas_train": "tokens/s of a VAS training step: separate rows, shared prompts, TRL's RewardTrainer",
+    "proxy_decode": "tokens/s of Proxy-RLHF's decoding: plain, one candidate at a time, ours with 4, 8 and 20",
+    "proxy_update": "seconds of Proxy-RLHF's PPO update, against an epoch of policy gradient through the model",
+    "psle_step": "seconds a prompt of PSLE's generation, reward and update, against TRL's GRPO",
 }
 
 

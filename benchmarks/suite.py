@@ -93,6 +93,36 @@ def newest(results: Sequence[dict[str, Any]], cases: Sequence[Any], device: str)
     return [(case, *found.get(case.name, (None, None))) for case in cases if case.device == device]
 
 
+Rows = Sequence[tuple[Any, Any, Any]]  # of `newest`
+
+
+def sections(
+    results: Sequence[dict[str, Any]],
+    cases: Sequence[Any],
+    titles: dict[str, str],
+    ratios: Callable[[Rows], list[str]],
+    heading: str,
+    more: Callable[[Rows], list[str]],
+) -> str:
+    """
+    The tables of a suite: a section a device, of each case the newest measurement.
+
+    Args:
+        results, cases: As for [`newest`].
+        titles (`dict[str, str]`): By device, in order.
+        ratios (`Callable`): Lines of the first table.
+        heading (`str`), more (`Callable`): A second table, left out where nothing has been measured.
+    """
+    made = []
+    for device, title in titles.items():
+        rows = newest(results, cases, device)
+        text = [f"### {title}", "", *ratios(rows)]
+        if any(measured for _, _, measured in rows):
+            text += ["", heading, "", *more(rows)]
+        made.append("\n".join([*text, *provenances(rows)]))
+    return "\n\n".join(made)
+
+
 def cell(measured: dict[str, Any] | None, name: str, goal: str = "") -> str:
     """A ratio, the smallest and largest of a round in parentheses, the goal in brackets."""
     goal = f" [{goal}]" if goal else ""

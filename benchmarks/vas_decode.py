@@ -9,7 +9,6 @@ Tokens a second of value-guided decoding: a model alone, guided the naive way, g
 N sequences (the batch), P tokens of a prompt, S columns of a sequence so far, k candidates for each token.
 """
 
-import itertools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,7 +21,7 @@ from transformers import LogitsProcessor
 from trl_ext.vas.generation import ValueAugmentedLogitsProcessor
 from trl_ext.vas.model import ValueModel
 
-from .harness import ROOT, Variant, alternate, clock_of, ratio, spread
+from .harness import ROOT, Variant, alternate, clock_of, pair_ratios, spreads
 from .memory import peak_memory
 from .shapes import SHAPES, build
 from .suite import Suite
@@ -204,10 +203,9 @@ def measure(case: Case, *, rounds: int, batches: int, seed: int) -> dict[str, An
     variants, agreement = work.variants(), check_agreement(work)
     seconds = alternate(variants, rounds=rounds, batches=batches, device=work.device)
     clock = clock_of(work.device)
-    pairs = list(itertools.combinations(ORDER, 2))
     weights = {name: SHAPES[name].weights for name in (case.policy, case.value)}
     return {
-        "ratios": {f"{a} / {b}": ratio(seconds[a][clock], seconds[b][clock]) for a, b in pairs},
+        "ratios": pair_ratios(seconds, ORDER, clock),
         "name": case.name,
         "settings": {
             **asdict(case),
@@ -218,7 +216,7 @@ def measure(case: Case, *, rounds: int, batches: int, seed: int) -> dict[str, An
         },
         "variants": {
             variant.name: {
-                "seconds": {clock: spread(values) for clock, values in seconds[variant.name].items()},
+                "seconds": spreads(seconds[variant.name]),
                 # On the CPU it would be told by torch's profiler, which takes minutes over so many small operations.
                 "memory": peak_memory(variant, 0, work.device) if case.device == "cuda" else {},
                 "value_model": work.counts.get(variant.name, {"calls": 0, "tokens": 0}),

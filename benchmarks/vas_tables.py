@@ -9,32 +9,24 @@ from typing import Any
 from . import vas_decode, vas_train
 from .harness import table
 from .memory import needed_memory
-from .suite import NOT_MEASURED, cell, newest, provenances
+from .suite import NOT_MEASURED, Rows, cell, sections
 from .vas_decode import BY_ONE, OURS, PLAIN, TILED
 from .vas_train import REWARD, SEPARATE, SHARED
 
 
 SIGNS = {PLAIN: "≤", BY_ONE: "≥"}
 
-Row = tuple[Any, Any, Any]  # a case, the result that holds its measurement, and this; or `None`s
-
-
 # ------------------------------------------------------------------------------------------------------------ decoding
 
 
 def decode_tables(results: Sequence[dict[str, Any]]) -> str:
     """Of each case the newest measurement, targets in brackets."""
-    sections = []
-    for device, title in (("cpu", "CPU"), ("cuda", "GPU")):
-        rows = newest(results, vas_decode.CASES, device)
-        text = [f"### {title}", "", *_decode_ratios(rows)]
-        if any(measured for _, _, measured in rows):
-            text += ["", "Tokens a second, all rows together", "", *_decode_speeds(rows)]
-        sections.append("\n".join([*text, *provenances(rows)]))
-    return "\n\n".join(sections)
+    titles = {"cpu": "CPU", "cuda": "GPU"}
+    heading = "Tokens a second, all rows together"
+    return sections(results, vas_decode.CASES, titles, _decode_ratios, heading, _decode_speeds)
 
 
-def _decode_ratios(rows: Sequence[Row]) -> list[str]:
+def _decode_ratios(rows: Rows) -> list[str]:
     head = ["decoding", "ours: × the time of unguided", *(f"ours: times faster than {n}" for n in (BY_ONE, TILED))]
     lines = [[*head, "guidance alone", "agreement of values"]]
     for case, _, measured in rows:
@@ -60,7 +52,7 @@ def _guidance_alone(measured: dict[str, Any]) -> str:
     return f"{slow / fast:.1f}" if fast > 0 else "-"
 
 
-def _decode_speeds(rows: Sequence[Row]) -> list[str]:
+def _decode_speeds(rows: Rows) -> list[str]:
     variants = (PLAIN, BY_ONE, TILED, OURS)
     lines = [["decoding", *variants, "value tokens fed: one by one, tiled, ours"]]
     for case, _, measured in rows:
@@ -82,17 +74,12 @@ def _decode_label(case: vas_decode.Case) -> str:
 
 def train_tables(results: Sequence[dict[str, Any]]) -> str:
     """Of each case the newest measurement, targets in brackets."""
-    sections = []
-    for device, title in (("cpu", "CPU, float32"), ("cuda", "GPU, bfloat16")):
-        rows = newest(results, vas_train.CASES, device)
-        text = [f"### {title}", "", *_train_ratios(rows)]
-        if any(measured for _, _, measured in rows):
-            text += ["", "Completion tokens a second, and peak memory above the weights", "", *_train_speeds(rows)]
-        sections.append("\n".join([*text, *provenances(rows)]))
-    return "\n\n".join(sections)
+    titles = {"cpu": "CPU, float32", "cuda": "GPU, bfloat16"}
+    heading = "Completion tokens a second, and peak memory above the weights"
+    return sections(results, vas_train.CASES, titles, _train_ratios, heading, _train_speeds)
 
 
-def _train_ratios(rows: Sequence[Row]) -> list[str]:
+def _train_ratios(rows: Rows) -> list[str]:
     """The form that the trainer's default takes is the one that has the target."""
     lines = [["step", "positions", SHARED, SEPARATE, "`auto` takes", f"memory: {SHARED}", "agreement of variants"]]
     for case, _, measured in rows:
@@ -119,7 +106,7 @@ def _train_ratios(rows: Sequence[Row]) -> list[str]:
     return table(lines)
 
 
-def _train_speeds(rows: Sequence[Row]) -> list[str]:
+def _train_speeds(rows: Rows) -> list[str]:
     lines = [["step", *vas_train.ORDER]]
     for case, _, measured in rows:
         if measured is not None:

@@ -14,7 +14,6 @@ import itertools
 import math
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -30,11 +29,12 @@ from trl_ext.vas.config import VASConfig
 from trl_ext.vas.model import ValueModel
 from trl_ext.vas.trainer import VASTrainer
 
-from .harness import ROOT, Variant, alternate, clock_of, ratio, spread
+from .harness import ROOT, Variant, alternate, clock_of, pair_ratios, ratio, spreads
 from .memory import needed_memory, peak_memory
 from .rrhf_cases import RAGGED, Batch, make_batch
 from .shapes import SHAPES, build
 from .suite import Suite
+from .trainers import make_tokenizer, trainer_args
 
 
 # The variants. A ratio in a result is of an earlier one to a later one.
@@ -131,27 +131,17 @@ class Workload:
             trainer.current_gradient_accumulation_steps = 1  # train() would set it
         self.positions: dict[str, int] = {}
 
-    def _args(self, config: Any, **settings: Any) -> Any:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # TRL and transformers disagree on the name of a setting
-            return config(
-                self._folder.name,
-                use_cpu=self.device.type == "cpu",
-                bf16=False,  # the weights have the dtype of all variants
-                gradient_checkpointing=False,
-                report_to=[],
-                **settings,
-            )
-
     def _vas(self, model: Any, shared_prefix: str) -> VASTrainer:
         """Its data set is a formality, batches come from here. Each step computes targets; by default every other."""
         value_model = ValueModel.from_backbone(model)
         value_model.head.weight.data.copy_(self.head)
         return VASTrainer(
             "a policy that is never loaded",
-            args=self._args(VASConfig, shared_prefix=shared_prefix, num_epochs_per_batch=1),
+            args=trainer_args(
+                VASConfig, self._folder.name, self.device, shared_prefix=shared_prefix, num_epochs_per_batch=1
+            ),
             train_dataset=Dataset.from_dict({"prompt": ["a"], "completions": [[" b"]], "scores": [[1.0]]}),
-            processing_class=_tokenizer(),
+            processing_class=make_tokenizer(),
             value_model=value_model,
         )
 
@@ -163,9 +153,9 @@ class Workload:
         classifier.score.weight.data.copy_(self.head)
         return RewardTrainer(
             classifier.train(),
-            args=self._args(RewardConfig, max_length=None),
+            args=trainer_args(RewardConfig, self._folder.name, self.device, max_length=None),
             train_dataset=Dataset.from_dict({"chosen_ids": [[2, 3]], "rejected_ids": [[2, 4]]}),
-            processing_class=_tokenizer(),
+            processing_class=make_tokenizer(),
         )
 
     def variants(self) -> list[Variant]:
@@ -280,7 +270,7 @@ def measure(case: Case, *, rounds: int, batches: int, seed: int) -> dict[str, An
     clock, pairs = clock_of(work.device), list(itertools.combinations(ORDER, 2))
     weights = SHAPES[case.model].weights
     return {
-        "ratios": {f"{a} / {b}": ratio(seconds[a][clock], seconds[b][clock]) for a, b in pairs}
+        "ratios": pair_ratios(seconds, ORDER, clock)
         | {f"memory: {a} / {b}": ratio([needed[a]], [needed[b]]) for a, b in pairs},
         "name": case.name,
         "settings": {
@@ -294,7 +284,7 @@ def measure(case: Case, *, rounds: int, batches: int, seed: int) -> dict[str, An
         },
         "variants": {
             name: {
-                "seconds": {clock: spread(values) for clock, values in seconds[name].items()},
+                "seconds": spreads(seconds[name]),
                 "memory": memory[name],
                 "positions": work.positions[name],
             }
@@ -303,17 +293,6 @@ def measure(case: Case, *, rounds: int, batches: int, seed: int) -> dict[str, An
         "agreement": agreement,
         "auto": work.chosen_form(),
     }
-
-
-def _tokenizer() -> Any:
-    """A trainer insists on a tokenizer; this one knows the words of its data set."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = {word: i for i, word in enumerate(("<pad>", "<eos>", "a", "b", "c"))}
-    core = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<pad>")
 
 
 SUITE = Suite(
@@ -325,7 +304,7 @@ SUITE = Suite(
         *("trl_ext/cascade.py", "trl_ext/prefix.py", "trl_ext/returns.py", "trl_ext/rows.py", "trl_ext/states.py"),
         *("trl_ext/vas/data.py", "trl_ext/vas/losses.py", "trl_ext/vas/model.py", "trl_ext/vas/trainer.py"),
         *("benchmarks/harness.py", "benchmarks/memory.py", "benchmarks/shapes.py"),
-        *("benchmarks/suite.py", "benchmarks/rrhf_cases.py", "benchmarks/vas_train.py"),
+        *("benchmarks/suite.py", "benchmarks/trainers.py", "benchmarks/rrhf_cases.py", "benchmarks/vas_train.py"),
     ),
 )
 

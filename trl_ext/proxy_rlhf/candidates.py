@@ -10,6 +10,7 @@ N rows, V vocabulary, k candidates.
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
@@ -93,6 +94,10 @@ class Process:
         return self.order == "descending" or self.max_candidates in (0, self.top_k)
 
 
+# Vocabulary of the head of each model that has been looked at: doing so takes two forwards.
+_LOOKED_AT: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+
+
 class FrozenModel:
     """
     The parts of a causal language model that the process needs.
@@ -122,23 +127,25 @@ class FrozenModel:
         self.context = context_of(model)
         self._cap = getattr(config, "final_logit_softcapping", None)
         self._scale = _logit_scale(config)
-        with evaluation_mode(model):  # dropout would differ from pass to pass
-            self._check(name)
+        if model not in _LOOKED_AT:
+            with evaluation_mode(model):  # dropout would differ from pass to pass
+                _LOOKED_AT[model] = self._check(name)
+        self.vocabulary = _LOOKED_AT[model]  # of the head: a config may say more
 
     @torch.no_grad()
-    def _check(self, name: str) -> None:
+    def _check(self, name: str) -> int:
         ids = torch.arange(1, 5, device=self.device)[None] % self.embedding.num_embeddings
         hidden = getattr(self.backbone(input_ids=ids), "last_hidden_state", None)
         if hidden is None:
             raise ValueError(f"{name} does not return `last_hidden_state`, which the proxy decides by.")
         expected = self.model(input_ids=ids).logits.float()
-        self.vocabulary = expected.shape[-1]  # of the head: a config may say more
         error = (self.logits(hidden) - expected).abs().max() / expected.abs().max().clamp(min=1e-6)
         if not error < 0.05:
             raise ValueError(
                 f"The logits of {name} are not its head of its last hidden state (they differ by {error:.2g} of their "
                 "size): it changes them in a way that is not known here."
             )
+        return int(expected.shape[-1])
 
     def check_tokens(self, texts: Sequence[Sequence[int]], who: str) -> None:
         """Raise `ValueError` if token ids of a text are none of the model's; `who` is whose they are."""

@@ -1,0 +1,186 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The benchmarks of Proxy-RLHF and PSLE measure what they say: variants agree, tables show what was measured."""
+
+import copy
+import sys
+
+import pytest
+import torch
+from conftest import REPOSITORY
+
+
+sys.path.insert(0, str(REPOSITORY))  # `benchmarks` is not part of the package
+
+from benchmarks import harness, proxy_decode, proxy_update, psle_step, run
+from benchmarks.proxy_decode import OURS, PLAIN, SEQUENTIAL
+from benchmarks.proxy_update import GRADIENT, PPO
+from benchmarks.psle_step import GRPO, SEPARATE, SHARED
+from benchmarks.shapes import SHAPES
+
+
+CPU = torch.device("cpu")
+DECODE = proxy_decode.Case("tiny", "cpu", "float32", 2, 6, 6)
+UPDATE = proxy_update.Case("tiny", "cpu", 4, 6, 5, rows=2)
+STEP = psle_step.Case("tiny", "cpu", 4, 2, 7, 5)
+SUITES = (proxy_decode.SUITE, proxy_update.SUITE, psle_step.SUITE)
+
+
+@pytest.fixture(scope="module")
+def decoding():
+    return proxy_decode.Workload(DECODE, batches=1, seed=0)
+
+
+@pytest.fixture(scope="module")
+def updating():
+    return proxy_update.Workload(UPDATE, seed=0)
+
+
+@pytest.fixture(scope="module")
+def stepping():
+    return psle_step.Workload(STEP, seed=0)
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """A case of each suite."""
+    cases = zip((proxy_decode, proxy_update, psle_step), (DECODE, UPDATE, STEP), strict=True)
+    return {module.SUITE.name: module.measure(case, rounds=1, batches=1, seed=0) for module, case in cases}
+
+
+def result_of(suite, case, **ratios):
+    """A result of the suite's first case with some ratios set."""
+    case = {**copy.deepcopy(case), "name": suite.cases[0].name}
+    for name, middle in ratios.items():
+        case["ratios"][name]["of_medians"] = middle
+    facts = harness.environment(CPU, [REPOSITORY / name for name in suite.sources])
+    settings = {"seed": 0, "rounds": 1, "batches": 1, "clock": "cpu"}
+    return {"time": "2026-01-02T00:00:00+00:00", "settings": settings, "environment": facts, "cases": [case]}
+
+
+@pytest.mark.parametrize("suite", SUITES, ids=lambda suite: suite.name)
+def test_a_suite_is_well_formed(suite, measured, tmp_path):
+    assert suite.name in run.SUITES
+    assert len({case.name for case in suite.cases}) == len(suite.cases)
+    assert {case.device for case in suite.cases} == {"cpu", "cuda"}
+    assert {case.model for case in suite.cases} <= SHAPES.keys()
+    assert all((REPOSITORY / name).is_file() for name in suite.sources)
+    harness.write_result(suite.name, CPU, result_of(suite, measured[suite.name]), tmp_path)
+    assert len(harness.read_results(suite.name, tmp_path)) == 1
+
+
+# -------------------------------------------------------------------------------------------------- proxy_decode
+
+
+def test_a_measured_decoding(measured):
+    case = measured["proxy_decode"]
+    assert list(case["variants"]) == list(proxy_decode.ORDER) and len(case["ratios"]) == 10  # every pair
+    assert case["agreement"] == {"tokens": 1.0}
+    counts = {name: variant["counts"] for name, variant in case["variants"].items()}
+    assert counts[SEQUENTIAL]["examined"] == counts[OURS[20]]["examined"] > 1
+    assert counts[SEQUENTIAL]["forwards"] >= counts[SEQUENTIAL]["examined"]  # rows wait for one another
+    assert counts[PLAIN] == {}
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_the_sequential_form_takes_the_same_tokens(decoding, k):
+    """Also where all candidates are rejected, of which there are few."""
+    assert torch.equal(decoding.ours(k, 0) if k in OURS else _ours(decoding, k), decoding.sequential(k, 0))
+
+
+def _ours(work, k):
+    settings = {"max_new_tokens": DECODE.new, "eos_token_id": [], "top_k": k, "seed": work.seed}
+    return work.proxy.generate(work.model, work.prompts[0], **settings)[:, DECODE.prompt :]
+
+
+def test_answers_that_differ_are_not_timed(decoding, monkeypatch):
+    monkeypatch.setattr(decoding, "sequential", lambda k, i: decoding.plain(i))
+    with pytest.raises(RuntimeError, match="takes other tokens than the sequential form"):
+        proxy_decode.check_agreement(decoding)
+
+
+def test_tables_of_decoding(measured):
+    empty = proxy_decode.report([])
+    assert "not measured [≤ 1.35]" in empty and "Tokens a second" not in empty
+    text = proxy_decode.report(
+        [result_of(proxy_decode.SUITE, measured["proxy_decode"], **{f"{OURS[4]} / {PLAIN}": 1.21})]
+    )
+    assert "**1.21**" in text and "2026-01-02" in text and "| 100% |" in text
+
+
+# -------------------------------------------------------------------------------------------------- proxy_update
+
+
+def test_a_measured_update(measured):
+    case = measured["proxy_update"]
+    assert list(case["ratios"]) == [f"{GRADIENT} / {PPO}"] and case["agreement"]["logps"] < 1e-5
+    assert case["settings"]["tokens"] == 4 * 5 <= case["settings"]["decisions"]
+    assert case["settings"]["trainable"][GRADIENT] > 0
+
+
+def test_an_update_goes_four_times_over_all_decisions(updating, monkeypatch):
+    seen = []
+    step = updating.trainer.training_step
+    monkeypatch.setattr(
+        updating.trainer, "training_step", lambda *args: seen.append(args[1]["features"]) or step(*args)
+    )
+    updating._ppo_step(0)
+    assert len(seen) == 16 and sum(map(len, seen)) == 4 * len(updating.decisions)
+    everything = torch.cat(seen[:4]).float().sum(0)
+    torch.testing.assert_close(everything, updating.decisions.features.float().sum(0), atol=1e-2, rtol=1e-3)
+
+
+def test_decisions_that_do_not_belong_to_the_proxy_are_not_timed(updating):
+    updating.decisions.logps += 1
+    with pytest.raises(RuntimeError, match="weighed otherwise than when they were made"):
+        proxy_update.check_agreement(updating)
+    updating.decisions.logps -= 1
+
+
+def test_tables_of_updates(measured):
+    assert "not measured [≥ 30]" in proxy_update.report([])
+    text = proxy_update.report(
+        [result_of(proxy_update.SUITE, measured["proxy_update"], **{f"{GRADIENT} / {PPO}": 12.3})]
+    )
+    assert "**12.30**" in text and "Seconds of an update" in text
+
+
+# ----------------------------------------------------------------------------------------------------- psle_step
+
+
+def test_a_measured_step(measured):
+    case = measured["psle_step"]
+    assert {name.partition(":")[0] for name in case["variants"]} == set(psle_step.PHASES)
+    assert len(case["ratios"]) == 4 and max(case["agreement"].values()) < 1e-4
+    memory = {name: variant["memory"] for name, variant in case["variants"].items()}
+    assert all(bool(found) == name.startswith("update") for name, found in memory.items())
+
+
+def test_phases_are_of_as_many_answers(stepping):
+    ours, theirs = stepping.generate_psle(), stepping.generate_grpo()
+    assert len(ours) == len(theirs) == STEP.prompts * STEP.answers == len(stepping.reward_psle())
+    assert {len(ids) for ids in ours + theirs} == {STEP.new}
+    assert stepping.psle[SHARED].args.num_generations * 2 == stepping.grpo.args.num_generations
+    forms = []
+    for name in (SHARED, SEPARATE):
+        trainer = stepping.psle[name]
+        trainer.log_probs.shared_prefix = "always" if name == SHARED else "never"
+        forms.append(trainer.log_probs(trainer.model, stepping.prompts, stepping.answers).form)
+    assert forms == ["dense", "separate"]
+
+
+def test_trainers_that_see_other_weights_are_not_timed(stepping):
+    with torch.no_grad():
+        stepping.grpo.model.lm_head.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="the trainers disagree"):
+        psle_step.check_agreement(stepping)
+
+
+def test_tables_of_steps(measured):
+    empty = psle_step.report([])
+    assert "not measured [≤ 0.8]" in empty and "not measured [≤ 0.6]" in empty and "not measured [≤ 1]" in empty
+    text = psle_step.report(
+        [result_of(psle_step.SUITE, measured["psle_step"], **{f"update: {SHARED} / {GRPO}": 0.55})]
+    )
+    assert "**0.55** [≤ 0.8]" in text and "Milliseconds a prompt" in text
