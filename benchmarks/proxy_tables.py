@@ -25,7 +25,7 @@ def decode_tables(results: Sequence[dict[str, Any]]) -> str:
 
 def _decode_ratios(rows: Rows) -> list[str]:
     slow = [f"{name}: × the time of plain" for name in (*OURS.values(), SEQUENTIAL)]
-    lines = [["decoding", *slow, f"{OURS[20]}: times faster than candidate by candidate", "same tokens"]]
+    lines = [["decoding", *slow, f"{OURS[20]}: times faster than candidate by candidate", "tokens that differ"]]
     for case, _, measured in rows:
         goals = {name: f"≤ {value:g}" for name, value in case.targets.items()}
         lines.append(

@@ -206,6 +206,7 @@ def measure(case: Case, *, rounds: int, batches: int, seed: int) -> dict[str, An
         "settings": {
             **asdict(case),
             "clock": clock,
+            "dtype": str(case.dtype).removeprefix("torch."),
             "lora_rank": LORA_RANK,
             "weights": weights.relative_to(ROOT).as_posix() if weights else "random",
             "shape": asdict(SHAPES[case.model]),
