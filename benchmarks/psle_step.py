@@ -328,7 +328,13 @@ SUITE = Suite(
     measure=measure,
     sources=(
         *(f"trl_ext/{name}.py" for name in ("cascade", "decoding", "head", "logprobs", "prefix", "rollouts", "rows")),
-        *("trl_ext/sampling.py", "trl_ext/psle/data.py", "trl_ext/psle/generation.py", "trl_ext/psle/losses.py"),
+        *(
+            "trl_ext/engines.py",
+            "trl_ext/sampling.py",
+            "trl_ext/psle/data.py",
+            "trl_ext/psle/generation.py",
+            "trl_ext/psle/losses.py",
+        ),
         *("trl_ext/psle/trainer.py", "benchmarks/harness.py", "benchmarks/memory.py", "benchmarks/shapes.py"),
         *("benchmarks/suite.py", "benchmarks/trainers.py", "benchmarks/psle_step.py"),
     ),
