@@ -191,6 +191,28 @@ def test_log_probabilities_are_those_of_the_walk(order: str, feature: str) -> No
         assert float(found.kl[i]) == pytest.approx(float(logps[i][0].sum() - base_logps), abs=1e-3)
 
 
+def test_the_kl_is_estimated_from_some_positions() -> None:
+    """From every second: twice what it is there."""
+    model, process = make_model(V), Process(top_k=6)
+    proxy, llm = make_proxy(model, process), FrozenModel(model)
+    found = answer(llm, proxy, process, PROMPTS, seeds=range(4), max_new_tokens=7, measure_every=2)
+    logps = proxy_logps(llm, proxy, process, PROMPTS, [[ids] for ids in found.ids], pad_token_id=0)
+    for i, (prompt, ids) in enumerate(zip(PROMPTS, found.ids, strict=True)):
+        base = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+        gaps = logps[i][0] - base.gather(1, torch.tensor(ids)[:, None])[:, 0]
+        assert float(found.kl[i]) == pytest.approx(2 * float(gaps[1::2].sum()), abs=1e-3)
+
+
+def test_answers_end_where_their_room_does() -> None:
+    model, process = make_model(V), Process(top_k=6)
+    llm, proxy = FrozenModel(model), make_proxy(model, process)
+    whole = answer(llm, proxy, process, PROMPTS, seeds=range(8), max_new_tokens=5)
+    found = answer(llm, proxy, process, PROMPTS, seeds=range(8), max_new_tokens=5, rooms=[3, 9, 1, 4])
+    lengths = [3, 3, 5, 5, 1, 1, 4, 4]
+    assert found.ids == [ids[:n] for ids, n in zip(whole.ids, lengths, strict=True)]
+    assert not any(found.ended)
+
+
 @pytest.mark.parametrize("first", [0, 2])
 @pytest.mark.parametrize("feature", ["candidate", "context"])
 def test_recorded_decisions(first: int, feature: str) -> None:
@@ -257,6 +279,11 @@ def test_candidates_in_descending_order_and_their_base_log_probabilities() -> No
     assert found.tokens.tolist() == logits.topk(4).indices.tolist()
     torch.testing.assert_close(found.base_logps, logits.log_softmax(1).gather(1, found.tokens))
     torch.testing.assert_close(found.weights, (logits.topk(4).values / 0.5).softmax(1))
+    # A penalty changes who is proposed, and not what the model thinks of them.
+    seen = logits.topk(2).indices
+    found = propose(logits, Process(top_k=4, repetition_penalty=9.0, order="descending"), None, seen)
+    assert not bool((found.tokens[:, :1] == seen).any())
+    torch.testing.assert_close(found.base_logps, logits.log_softmax(1).gather(1, found.tokens))
 
 
 def test_choice() -> None:

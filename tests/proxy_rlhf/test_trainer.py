@@ -88,18 +88,26 @@ def test_advantages_against_loops(tmp_path: Path) -> None:
 
 def test_leave_one_out_needs_no_critic(tmp_path: Path) -> None:
     trainer = make_trainer(
-        tmp_path, advantage_estimator="rloo", num_generations=3, whiten_advantages=False, num_train_epochs=1
-    )
+        tmp_path, advantage_estimator="rloo", num_generations=3, whiten_advantages=False, num_train_epochs=1,
+        kl_coef=0.3,
+    )  # fmt: skip
     assert trainer.model.critic is None
     rows = list(trainer.train_dataset)
     decisions = trainer._start_round(rows)
-    _, scores = trainer._roll_out(rows, "train")
+    answers, scores = trainer._roll_out(rows, "train")
+    scores = scores - 0.3 * answers.kl  # at all positions there is something to decide
+    assert float(answers.kl.abs().min()) > 0.01
     for i in range(len(decisions)):
         response = int(decisions.response[i])
         group = range(response // 3 * 3, response // 3 * 3 + 3)
         others = [float(scores[j]) for j in group if j != response]
         assert float(decisions.advantages[i]) == pytest.approx(float(scores[response]) - sum(others) / 2, abs=1e-5)
     trainer.train()
+
+
+def test_whitening_keeps_the_order(tmp_path: Path) -> None:
+    found = make_trainer(tmp_path)._whitened(torch.tensor([1.0, 2.0, 6.0]))
+    torch.testing.assert_close(found, (torch.tensor([1.0, 2.0, 6.0]) - 3) / 7**0.5)
 
 
 def test_loss_is_the_mean_over_the_decisions(tmp_path: Path) -> None:
@@ -174,6 +182,31 @@ def test_metrics(tmp_path: Path) -> None:
     metrics = trainer.evaluate()
     assert {"eval_reward", "eval_accept_rate", "eval_objective/kl"} <= set(metrics)
     assert metrics["eval_reward"] == trainer.evaluate()["eval_reward"]
+
+
+def test_metrics_of_a_round_are_of_what_they_name(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, kl_coef=0.2, missing_eos_penalty=0.5, top_p=0.5, initial_accept_rate=0.2)
+    answers, scores = trainer._roll_out(list(trainer.train_dataset), "train")
+    found = trainer._meters["train"].pop(trainer.accelerator)
+    tokens, examined, rejected, forced, asked = (
+        float(sum(x))
+        for x in (map(len, answers.ids), answers.examined, answers.rejected, answers.forced, answers.asked)
+    )
+    assert 0 < forced < asked < tokens < examined  # so that no two of them can be mistaken for one another
+    kl, total = float(answers.kl.mean()), float(scores.mean())
+    expected = {
+        "accept_rate": (examined - rejected) / examined,
+        "candidates_per_token": examined / tokens,
+        "forced_share": forced / asked,
+        "decided_share": asked / tokens,
+        "objective/kl": kl,
+        "objective/non_score_reward": -0.2 * kl,
+        "objective/scores": total,
+        "objective/rlhf_reward": total - 0.2 * kl,
+        "val/num_eos_tokens": sum(answers.ended),
+        "completions/mean_length": tokens / len(answers.ids),
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-4)
 
 
 class StopAt(TrainerCallback):

@@ -574,6 +574,20 @@ def test_metrics_are_of_what_they_name(tmp_path: Path) -> None:
     assert found["eval_logps/guided"] == pytest.approx(sum(a[2] + a[3] for a in l) / 4, abs=1e-4)
 
 
+def test_rounds_draw_other_answers_and_repeat_themselves(tmp_path: Path) -> None:
+    """Chance is that of the step in training, and in evaluation of the batch; evaluation draws other numbers."""
+    run = trainer(tmp_path)
+    rows = [run.train_dataset[i] for i in range(6)]
+
+    def drawn(mode: str, step: int, batch: int) -> list[str]:
+        run.state.global_step, run._eval_batches = step, batch
+        return run._sample_round(rows, mode).table["completion"]
+
+    found = [drawn(*where) for where in (("train", 0, 0), ("train", 1, 0), ("eval", 0, 0), ("eval", 0, 1))]
+    assert all(a != b for i, a in enumerate(found) for b in found[:i])
+    assert drawn("train", 1, 5) == found[1] and drawn("eval", 7, 1) == found[3]
+
+
 def test_evaluation_leaves_the_state_alone(tmp_path: Path) -> None:
     run = trainer(tmp_path)
     a, b = run.evaluate(Dataset.from_list(PROMPTS)), run.evaluate(Dataset.from_list(PROMPTS))
