@@ -5,8 +5,9 @@
 
 import itertools
 import json
+import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -215,6 +216,19 @@ def test_completions_are_printed_and_kept(tmp_path, capsys):
     assert table["completion"].tolist() == [" good", " bad bad", " good good", " dull"]
     assert set(table.columns) == {"step", "prompt", "completion", "good", "score"}
     assert table["step"].unique().tolist() == [12]
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_completions_go_to_trackers_that_take_tables(tmp_path, monkeypatch, name):
+    sent = []
+    tracker = ModuleType(name)
+    tracker.run, tracker.log, tracker.Table = object(), sent.append, lambda dataframe: list(dataframe.columns)
+    monkeypatch.setitem(sys.modules, name, tracker)
+    args = ExtConfig(output_dir=str(tmp_path), report_to="none")
+    args.report_to = [name]
+    table = {"prompt": ["p"], "completion": ["c"], "score": [1.0]}
+    show_tables([table], PartialState(), args, step=3, mode="train")
+    assert sent == [{"train_completions": ["step", "prompt", "completion", "score"]}]
 
 
 # ----------------------------------------------------------------------------------------------------------- storage

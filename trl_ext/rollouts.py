@@ -8,6 +8,7 @@ A round is what one snapshot of the model samples. Rounds are stored with each c
 on the completions that the interrupted one had drawn.
 """
 
+import importlib
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -187,7 +188,7 @@ def show_tables(
     tables: list[dict[str, list[Any]]], accelerator: Accelerator, args: ExtConfig, step: int, mode: str
 ) -> None:
     """
-    Print some completions with their rewards, save all of them as Parquet, and send them to an open W&B run.
+    Print some completions with their rewards, save all as Parquet, and send them to an open W&B or Trackio run.
 
     Every process calls this with its own tables; the main process writes those of all.
     """
@@ -203,11 +204,10 @@ def show_tables(
         frame.to_parquet(part)
     prompts, completions = table.pop("prompt"), table.pop("completion")
     print_prompt_completions_sample(prompts, completions, table, None, step, args.num_completions_to_print)
-    if "wandb" in (args.report_to or []):
-        import wandb
-
-        if wandb.run is not None:
-            wandb.log({f"{mode}_completions": wandb.Table(dataframe=frame)})
+    for tracker in set(args.report_to or []) & {"wandb", "trackio"}:
+        module = importlib.import_module(tracker)
+        if tracker == "trackio" or module.run is not None:
+            module.log({f"{mode}_completions": module.Table(dataframe=frame)})
 
 
 # ---------------------------------------------------------------------------------------------------------- storage
