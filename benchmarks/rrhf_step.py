@@ -7,48 +7,33 @@ Seconds and peak memory of an RRHF training step (forward, loss, backward), one 
     python -m benchmarks.rrhf_step [--devices cpu cuda] [--cases TEXT ...] [--rounds N] [--output FOLDER]
 """
 
-import argparse
-import gc
 import itertools
 import math
 import sys
-import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from .harness import (
-    RESULTS,
     ROOT,
     Variant,
     alternate,
     clock_of,
-    environment,
     pair_ratios,
     ratio,
     spreads,
-    write_result,
 )
 from .memory import needed_memory, peak_memory
 from .rrhf_cases import CASES, DPO, NAIVE, ORDER, Case
 from .rrhf_tables import report
 from .rrhf_workload import Workload
 from .shapes import SHAPES
+from .suite import Suite
 
 
 __all__ = ["main", "report"]
-
-SUITE = "rrhf_step"
-# What decides the figures; a result keeps a digest of these.
-MEASURED = (
-    *("trl_ext/cascade.py", "trl_ext/head.py", "trl_ext/logprobs.py", "trl_ext/prefix.py", "trl_ext/rrhf/losses.py"),
-    *("benchmarks/harness.py", "benchmarks/memory.py", "benchmarks/shapes.py"),
-    *("benchmarks/rrhf_cases.py", "benchmarks/rrhf_workload.py", "benchmarks/rrhf_step.py"),
-    "benchmarks/trainers.py",
-)
 
 
 def check_agreement(work: Workload, variants: Sequence[Variant]) -> dict[str, float]:
@@ -127,50 +112,23 @@ def measure(case: Case, *, rounds: int, batches: int, seed: int) -> dict[str, An
     }
 
 
+SUITE = Suite(
+    name="rrhf_step",
+    what="Seconds and peak memory of an RRHF training step.",
+    cases=CASES,
+    measure=measure,
+    # What decides the figures; a result keeps a digest of these.
+    sources=(
+        *("trl_ext/cascade.py", "trl_ext/head.py", "trl_ext/logprobs.py", "trl_ext/prefix.py"),
+        *("trl_ext/rrhf/losses.py", "benchmarks/harness.py", "benchmarks/memory.py", "benchmarks/shapes.py"),
+        *("benchmarks/rrhf_cases.py", "benchmarks/rrhf_workload.py", "benchmarks/rrhf_step.py"),
+    ),
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and write one result file a device."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.rrhf_step", description="Seconds and peak memory of an RRHF training step."
-    )
-    parser.add_argument("--devices", nargs="+", choices=("cpu", "cuda"), default=["cpu", "cuda"])
-    parser.add_argument("--cases", nargs="+", default=[""], help="parts of names of cases to run (default: all)")
-    parser.add_argument("--rounds", type=int, default=5, help="timed steps of each variant")
-    parser.add_argument("--batches", type=int, default=2, help="different batches, each also a step of warm-up")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and batches")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result file")
-    options = parser.parse_args(argv)
-    failed = False
-    for device in map(torch.device, options.devices):
-        if device.type == "cuda" and not torch.cuda.is_available():
-            print("no GPU: the cases for one were not run")
-            continue
-        chosen = [c for c in CASES if c.device == device.type and any(part in c.name for part in options.cases)]
-        failed |= not run(chosen, device, options)
-    return int(failed)
-
-
-def run(cases: Sequence[Case], device: torch.device, options: argparse.Namespace) -> bool:
-    """Measure cases of one device and write their result file; one that fails does not cost the others."""
-    facts = environment(device, [ROOT / name for name in MEASURED])
-    measured = []
-    for case in cases:
-        print(case.name, file=sys.stderr, flush=True)
-        try:
-            measured.append(measure(case, rounds=options.rounds, batches=options.batches, seed=options.seed))
-        except Exception:
-            traceback.print_exc()
-            continue
-        finally:
-            gc.collect()  # a model and the trainer around it hold one another
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-        for name, value in measured[-1]["ratios"].items():
-            print(f"  {value['of_medians']:6.2f}  {name}", file=sys.stderr, flush=True)
-    settings = {name: getattr(options, name) for name in ("seed", "rounds", "batches")} | {"clock": clock_of(device)}
-    if measured:
-        result = {"settings": settings, "environment": facts, "cases": measured}
-        print("wrote", write_result(SUITE, device, result, options.output))
-    return len(measured) == len(cases)
+    return SUITE.main(argv)
 
 
 if __name__ == "__main__":

@@ -50,12 +50,12 @@ class Suite:
         parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result file")
         parser.add_argument("--allow_dirty", action="store_true", help="measure a tree that differs from its commit")
         options = parser.parse_args(argv)
-        refuse_dirty(options.allow_dirty)
         failed = False
         for device in map(torch.device, options.devices):
             if device.type == "cuda" and not torch.cuda.is_available():
                 print("no GPU: the cases for one were not run")
                 continue
+            refuse_dirty(options.allow_dirty)
             chosen = [c for c in self.cases if any(part in c.name for part in options.cases)]
             failed |= not self.run([c for c in chosen if c.device == device.type], device, options)
         return int(failed)
