@@ -155,8 +155,8 @@ class ExtTrainer(BaseTrainer):
 
     def _totals(self) -> dict[str, float]:
         """Metrics of training that count from its start."""
-        tokens = torch.tensor(self._num_tokens, device=self.accelerator.device)
-        totals = {"num_tokens": float(self.accelerator.reduce(tokens, reduction="sum"))}
+        self._count_tokens()
+        totals = {"num_tokens": float(self.state.num_input_tokens_seen)}
         if self.args.nan_loss == "skip":
             totals["skipped_steps"] = float(self._guard.skipped)
         return totals if self._dropped_rows is None else totals | {"dropped_rows": float(self._dropped_rows)}

@@ -234,6 +234,18 @@ def test_metrics_have_their_names(tmp_path: Path) -> None:
     assert logs["num_tokens"] == tokens
 
 
+def test_tokens_are_counted_over_checkpoints_and_resuming(tmp_path: Path) -> None:
+    settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 2}
+    whole, resumed = Losses(), Losses()
+    trainer(tmp_path, callbacks=[whole], args=settings).train()
+    trainer(tmp_path, callbacks=[resumed], args=settings).train(
+        resume_from_checkpoint=tmp_path / "out" / "checkpoint-2"
+    )
+    counted = [log["num_tokens"] for log in whole.logs if "num_tokens" in log]
+    assert counted == sorted(set(counted)) and len(counted) == 4
+    assert [log["num_tokens"] for log in resumed.logs if "num_tokens" in log] == counted[2:]
+
+
 def test_evaluation_pools_pairs_over_batches_and_passes_them_on(tmp_path: Path) -> None:
     seen: dict[str, Any] = {}
 
