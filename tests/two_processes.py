@@ -7,7 +7,8 @@ Training on two CPU processes, as the files of `recipes/accelerate` say, against
 A method's `test_distributed.py` has functions `CASES[name](folder, batch_size) -> trainer`, which load
 `model_of(folder)` by name, as users do: FSDP2 and ZeRO-3 take part in loading. `on_two` starts this file under
 `accelerate launch`; each process makes the trainers of the cases one after another (they share what importing torch
-costs), trains them and leaves what came out in the case's folder.
+costs), trains them, trains those that left a `checkpoint-2` again from there, and leaves what came out in the case's
+folder.
 """
 
 import hashlib
@@ -83,11 +84,15 @@ def assert_equal(one: dict[str, Any], two: dict[str, Any], kind: str) -> None:
         assert a.keys() == b.keys()
         wrong = {n: (a[n], b[n]) for n in a if b[n] != pytest.approx(a[n], abs=1e-4, rel=1e-4, nan_ok=True)}
         assert not wrong, f"on one process and on two: {wrong}"
-    assert two["weights"].keys() == one["weights"].keys()
-    for name, value in one["weights"].items():
-        torch.testing.assert_close(
-            two["weights"][name], value, atol=1e-4, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
-        )
+    _assert_close(two["weights"], one["weights"])
+    if two["resumed"]:
+        _assert_close(two["resumed"], two["weights"])
+
+
+def _assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-4, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
 # ----------------------------------------------------------------------------------------------------- the processes
@@ -101,6 +106,11 @@ def _train(make: Case, folder: Path, batch_size: int) -> dict[str, Any]:
     trainer.train()
     metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
     trainer.save_model(str(folder / "final"))
+    checkpoint = folder / "checkpoint-2"
+    if checkpoint.is_dir():
+        again = make(str(folder), batch_size)
+        again.train(resume_from_checkpoint=str(checkpoint))
+        again.save_model(str(folder / "resumed"))
     trainer.accelerator.wait_for_everyone()
     if trainer.accelerator.distributed_type.value in ("NO", "MULTI_CPU"):
         state = trainer.accelerator.unwrap_model(trainer.model).state_dict()
@@ -123,15 +133,15 @@ def _numbers(log: dict[str, float]) -> dict[str, float]:
 
 
 def _result(folder: Path) -> dict[str, Any]:
+    result = json.loads((folder / "result.json").read_text())
+    return {**result, "weights": _saved(folder / "final"), "resumed": _saved(folder / "resumed")}
+
+
+def _saved(folder: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
-    files = sorted((folder / "final").rglob("*.safetensors"))
-    weights = {
-        f"{file.relative_to(folder / 'final')}: {name}": value
-        for file in files
-        for name, value in load_file(file).items()
-    }
-    return {**json.loads((folder / "result.json").read_text()), "weights": weights}
+    files = sorted(folder.rglob("*.safetensors"))
+    return {f"{f.relative_to(folder)}: {name}": value for f in files for name, value in load_file(f).items()}
 
 
 def use_fsdp_on_cpu() -> None:

@@ -24,6 +24,8 @@ from torch.distributed.tensor import DTensor
 if TYPE_CHECKING:
     from transformers import Trainer
 
+_whole: list[nn.Module] = []  # models in a context of `whole`
+
 
 def check_launch(trainer: "Trainer") -> None:
     """
@@ -113,7 +115,11 @@ def whole(
             yield unwrapped
             return
         with _unsharded(unwrapped):
-            yield unwrapped
+            _whole.append(unwrapped)
+            try:
+                yield unwrapped
+            finally:
+                _whole.pop()
 
 
 @contextmanager
@@ -154,10 +160,10 @@ def gathered(model: nn.Module) -> Iterator[None]:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether weights of the model are elsewhere, so that its forwards have to be as many on every process."""
-    return any(
-        isinstance(parameter, DTensor) or getattr(getattr(parameter, "ds_status", None), "name", "") == "NOT_AVAILABLE"
-        for parameter in model.parameters()
-    )
+    if any(model is other for other in _whole):
+        return False
+    # Which of its parameters ZeRO-3 has here now depends on what it has computed last.
+    return any(isinstance(parameter, DTensor) or hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
 def synchrony(model: nn.Module) -> dict[str, bool]:

@@ -49,7 +49,7 @@ def make(folder: str, batch_size: int, **changes: Any) -> ProxyRLHFTrainer:
 
 # Each answer has chance of its own, whichever process draws it.
 CASES = {
-    "critic": make,
+    "critic": partial(make, save_strategy="steps", save_steps=2),
     "context": partial(make, advantage_estimator="rloo", num_generations=2, feature="context"),
 }
 

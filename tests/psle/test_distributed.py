@@ -31,8 +31,8 @@ def make(folder: str, batch_size: int, *, lora: bool = False, **changes: Any) ->
         "learning_rate": 1e-3,
         "gradient_checkpointing": lora,
         "logging_steps": 1,
-        "save_steps": 3,
-        "save_only_model": True,
+        "save_strategy": "steps",
+        "save_steps": 2 if lora else 4,
         "report_to": [],
         "max_completion_length": 4,
         "num_generations": 2,
@@ -59,7 +59,7 @@ CASES = {
 
 def states(folder: Path, processes: int) -> list[dict[str, Any]]:
     """What each process keeps of the iterations in a checkpoint."""
-    files = [folder / "checkpoint-3" / f"iterations_{process}.json" for process in range(processes)]
+    files = [folder / "checkpoint-4" / f"iterations_{process}.json" for process in range(processes)]
     return [json.loads(file.read_text()) for file in files]
 
 

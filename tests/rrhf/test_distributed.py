@@ -3,6 +3,8 @@
 
 """Two processes compute what one does with the same global batch, however they share the model."""
 
+import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,20 +45,26 @@ def make(folder: str, batch_size: int, *, online: bool = False, lora: bool = Fal
         "num_generations": 2,
         "max_completion_length": 4,
     }
+
+    def reward(completions: list[str], prompts: list[str], **_: Any) -> list[float]:
+        with Path(folder, f"asked_{os.environ.get('RANK', '0')}").open("a") as file:
+            file.write(json.dumps(prompts) + "\n")
+        return letter_reward(completions)
+
     return RRHFTrainer(
         model_of(folder),
         args=RRHFConfig(**settings | changes),
         train_dataset=Dataset.from_list(PROMPTS if online else ROWS),
         eval_dataset=Dataset.from_list(PROMPTS if online else ROWS),
         peft_config=LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear") if lora else None,
-        reward_funcs=letter_reward if online else None,
+        reward_funcs=reward if online else None,
     )
 
 
 # Most tokens end an answer, so that processes are done at different times.
 ENDS = {"eos_token_id": list(range(1, 120))}
 CASES = {
-    "full": make,
+    "full": partial(make, save_strategy="steps", save_steps=2),
     "lora": partial(make, lora=True),
     # One candidate a token leaves no chance, so the answers do not depend on who draws them.
     "online": partial(make, online=True, resample_epochs=2, top_k=1, beta=0.1),
@@ -79,5 +87,10 @@ def test_two_processes_equal_one(one: dict[str, Any], kind: str, tmp_path: Path)
     two = on_two(__file__, kind, tmp_path, [*CASES, *uneven])
     for name in CASES:
         assert_equal(one[name], two[name], kind)
+    # Each process scored its own prompts, each with all of its completions; together they scored all.
+    asked = [(tmp_path / "online" / f"asked_{rank}").read_text().splitlines()[0] for rank in range(2)]
+    first, second = (json.loads(line) for line in asked)
+    assert first[::2] == first[1::2] and second[::2] == second[1::2]
+    assert sorted(first[::2] + second[::2]) == sorted(row["prompt"] for row in PROMPTS)
     for name in uneven:
         assert len(two[name]["logs"]) == 4

@@ -60,7 +60,7 @@ def make(folder: str, batch_size: int, *, online: bool = False, lora: bool = Fal
 
 CASES = {
     "full": make,
-    "lora": partial(make, lora=True),
+    "lora": partial(make, lora=True, save_strategy="steps", save_steps=2),
     "online": partial(make, online=True, num_iterations=2, sampling_beta=1.0, calibration_rollouts=2),
 }
 
