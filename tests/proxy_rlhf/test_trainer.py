@@ -137,6 +137,21 @@ def test_minibatches_are_parts_of_one_shuffle() -> None:
     assert torch.cat(parts).tolist() != list(range(10))
 
 
+def test_every_pass_goes_through_all_decisions_in_another_order(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, rows=PROMPTS[:4])
+    seen: list[torch.Tensor] = []
+    compute_loss = trainer.compute_loss
+    trainer.compute_loss = lambda model, inputs, *args, **kwargs: (
+        seen.append(inputs["advantages"].clone()) or compute_loss(model, inputs, *args, **kwargs)
+    )
+    trainer.train()
+    everything = trainer._decisions.advantages.sort().values
+    assert len(seen) == 4
+    for part in (seen[:2], seen[2:]):
+        assert torch.equal(torch.cat(part).sort().values, everything)
+    assert not torch.equal(seen[0], seen[2])
+
+
 @pytest.mark.parametrize(
     "settings",
     [{}, {"order": "descending", "feature": "context"}, {"advantage_estimator": "rloo", "num_generations": 4}],
