@@ -277,6 +277,9 @@ def test_four_bits(tmp_path: Path, tiny_model_dir: str) -> None:
     before = state_of(trainer.language_model)
     trainer.train()
     assert same(before, state_of(trainer.language_model))
+    # Of all parameters of the model, however they are packed.
+    whole = make_model(len(make_tokenizer(chat=True))).num_parameters()
+    assert trainer.trainable_share == pytest.approx(trainer.model.num_parameters() / whole)
 
 
 def test_chat_prompts_and_their_columns(tmp_path: Path) -> None:

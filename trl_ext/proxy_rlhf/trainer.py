@@ -228,7 +228,9 @@ class ProxyRLHFTrainer(ExtTrainer):
                 "model, which has to be whole for that. For one that does not fit a device: `load_in_4bit`, or one "
                 "process with `model_init_kwargs={'device_map': 'auto'}`."
             )
-        self._llm_size = sum(getattr(p, "ds_numel", p.numel()) for p in self.language_model.parameters())
+        # Weights in 4 bits are packed, which transformers counts right; those that ZeRO-3 has in pieces, as none.
+        sizes = (getattr(p, "ds_numel", 0) for p in self.language_model.parameters())
+        self._llm_size = self.language_model.num_parameters() or sum(sizes)
         self.language_model = place_frozen(self.language_model, self)
         with whole(self.language_model, self.accelerator) as model:
             self.llm = FrozenModel(sampling_copy(model, args))
