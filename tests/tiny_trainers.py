@@ -30,6 +30,7 @@ def make_trainer(
     folder: Path,
     rows: list[dict[str, Any]] | None = None,
     *,
+    eval_rows: list[dict[str, Any]] | None = None,
     chat: bool = False,
     reward_funcs: Any = letter_reward,
     **settings: Any,
@@ -41,6 +42,7 @@ def make_trainer(
         method (`str`): Its name.
         folder (`Path`): Where it writes to.
         rows (`list[dict]`, *optional*): Its data set.
+        eval_rows (`list[dict]`, *optional*): What it is evaluated on.
         chat (`bool`, *optional*): Whether the tokenizer has a chat template.
         reward_funcs (*optional*): A reward that falls and rises with letters, unless another is given.
         settings: Fields of its config.
@@ -66,6 +68,7 @@ def make_trainer(
         model=make_model(len(tokenizer)),
         args=args,
         train_dataset=Dataset.from_list(PROMPTS if rows is None else rows),
+        eval_dataset=Dataset.from_list(eval_rows) if eval_rows else None,
         processing_class=tokenizer,
         reward_funcs=reward_funcs,
         **more,
