@@ -5,11 +5,14 @@
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 
 from trl_ext import cli, cli_env, cli_train
 from trl_ext.cli import guarded, main
@@ -99,16 +102,38 @@ class TestEnv:
         import trl
 
         assert main(["env"]) == 0
-        facts = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line)
+        facts = dict(re.split(r" {2,}", line, maxsplit=1) for line in capsys.readouterr().out.splitlines() if line)
         assert facts["torch"] == torch.__version__
         assert facts["trl"] == trl.__version__
         assert facts["python"].startswith(".".join(map(str, sys.version_info[:3])))
         assert facts["cores"] == str(os.cpu_count())
-        assert facts["memory"].endswith("GiB")
+        assert re.fullmatch(r"[\d.]+ of [\d.]+ GiB free", facts["memory"])
+        assert {"accelerator", "accelerator memory", "also", "accelerate config", "platform", "git commit"} <= set(
+            facts
+        )
         assert {"transformers", "peft", "accelerate", "datasets", "bitsandbytes", "vllm", "deepspeed"} <= set(facts)
 
     def test_says_what_is_not_installed(self):
         assert cli_env._version("no-such-package-at-all") == "not installed"
+        found = cli_env._version("no-such-package-at-all", "plots")
+        assert found == "not installed: pip install 'trl-ext[plots]'"
+
+    def test_names_extras_that_there_are(self):
+        extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        for package, extra in cli_env._OPTIONAL.items():
+            assert any(line.startswith((package, f"trl[{package}]")) for line in extras[extra]), package
+
+    def test_every_missing_package_is_one_of_an_extra(self):
+        """Errors about it say which; a plug-in's class that is missing is no package."""
+        extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        found = []
+        for path in sorted((REPOSITORY / "trl_ext").rglob("*.py")):
+            for call in re.findall(r"raise ImportError\((.*?)\)(?: from .*)?\n", path.read_text(), flags=re.DOTALL):
+                if "has no class" not in call:
+                    found += re.findall(r"pip install 'trl-ext\[(\w+)\]'", call) or [f"none: {path.name}: {call}"]
+        assert sorted(set(found)) == sorted({"deepspeed", "plots", "quantization", "vllm"}) and set(found) <= set(
+            extras
+        )
 
 
 class TestGuarded:

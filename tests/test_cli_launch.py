@@ -211,3 +211,13 @@ class TestResume:
         with pytest.raises(OSError, match="No space left"):
             with_resume_hint(disk_full, "p", str(tmp_path))
         assert "checkpoint-5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--use_deepspeed"], ["--config_file", resolve_accelerate_config("zero2")]])
+def test_deepspeed_that_is_not_installed_names_the_extra(arguments, monkeypatch):
+    real = cli_launch.importlib.util.find_spec
+    monkeypatch.setattr(
+        cli_launch.importlib.util, "find_spec", lambda name: None if name == "deepspeed" else real(name)
+    )
+    with pytest.raises(ImportError, match=r"pip install 'trl-ext\[deepspeed\]'"):
+        cli_launch.launch([*arguments, "--num_processes", "2"], NAME, [])

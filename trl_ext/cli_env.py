@@ -12,18 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
-_PACKAGES = (
-    "trl-ext",
-    "torch",
-    "trl",
-    "transformers",
-    "peft",
-    "accelerate",
-    "datasets",
-    "bitsandbytes",
-    "vllm",
-    "deepspeed",
-)
+_PACKAGES = ("trl-ext", "torch", "trl", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy")
+# With the extra that installs it.
+_OPTIONAL = {"bitsandbytes": "quantization", "vllm": "vllm", "deepspeed": "deepspeed", "matplotlib": "plots"}
+# What transformers uses if it is there: attention, and where `report_to` sends metrics to.
+_FOUND = ("flash-attn", "kernels", "liger-kernel", "wandb", "trackio", "tensorboard")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -44,10 +37,15 @@ def environment() -> dict[str, str]:
     """Names and values, in the order in which they are shown."""
     facts = {"python": f"{platform.python_version()} ({sys.executable})", "platform": platform.platform()}
     facts |= {package: _version(package) for package in _PACKAGES}
+    facts |= {package: _version(package, extra) for package, extra in _OPTIONAL.items()}
+    found = {package: _version(package) for package in _FOUND}
+    facts["also"] = ", ".join(f"{name} {version}" for name, version in found.items() if version != _MISSING) or "-"
     facts["git commit"] = _commit()
     facts["accelerator"] = _accelerator()
+    facts["accelerator memory"] = _accelerator_memory()
     facts["cores"] = str(os.cpu_count() or "unknown")
     facts["memory"] = _memory()
+    facts["accelerate config"] = _accelerate_config()
     facts["launcher"] = " ".join(f"{name}={os.environ[name]}" for name in _VARIABLES if name in os.environ) or "-"
     return facts
 
@@ -56,11 +54,14 @@ def environment() -> dict[str, str]:
 _VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "HF_HUB_OFFLINE", "WORLD_SIZE", "ACCELERATE_USE_CPU")
 
 
-def _version(package: str) -> str:
+_MISSING = "not installed"
+
+
+def _version(package: str, extra: str = "") -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        return f"{_MISSING}: pip install 'trl-ext[{extra}]'" if extra else _MISSING
 
 
 def _commit() -> str:
@@ -99,9 +100,35 @@ def _accelerator() -> str:
     return f"{len(names)} x {', '.join(sorted(set(names)))}{runtime}"
 
 
+def _accelerator_memory() -> str:
+    try:
+        import torch
+    except ImportError:
+        return "unknown"
+    if not torch.accelerator.is_available():
+        return "-"
+    kind = torch.accelerator.current_accelerator()
+    assert kind is not None
+    module = getattr(torch, kind.type)
+    if not hasattr(module, "mem_get_info"):
+        return "unknown"
+    pairs = [module.mem_get_info(index) for index in range(torch.accelerator.device_count())]
+    return ", ".join(f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free" for free, total in pairs)
+
+
 def _memory() -> str:
     try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        page = os.sysconf("SC_PAGE_SIZE")
+        total, free = (page * os.sysconf(name) / 2**30 for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))
     except (AttributeError, ValueError, OSError):  # no POSIX
         return "unknown"
-    return f"{total / 2**30:.1f} GiB"
+    return f"{free:.1f} of {total:.1f} GiB free"
+
+
+def _accelerate_config() -> str:
+    """The file that `accelerate config` has left, which every launch reads."""
+    try:
+        from accelerate.commands.config.config_args import default_config_file
+    except ImportError as error:
+        return f"unknown: {error}"
+    return default_config_file if os.path.isfile(default_config_file) else "-"

@@ -5,7 +5,9 @@
 
 import difflib
 import importlib.resources
+import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -108,6 +110,7 @@ def launch(arguments: Sequence[str], method_name: str, script_arguments: Sequenc
 
     Raises:
         `ValueError`: what was asked for would silently run a single process.
+        `ImportError`: DeepSpeed was asked for and is not installed.
         `KeyboardInterrupt`: training was interrupted.
     """
     from accelerate.commands.launch import launch_command, launch_command_parser
@@ -116,6 +119,7 @@ def launch(arguments: Sequence[str], method_name: str, script_arguments: Sequenc
     options = parser.parse_args(["--module", *arguments, TRAINING_MODULE, method_name, *script_arguments])
     _fill_in(options)
     _spread_over_cpu(options)
+    _check_deepspeed(options)
     return _exit_status(lambda: launch_command(options))
 
 
@@ -199,6 +203,13 @@ def _spread_over_cpu(options: Any) -> None:
             "--cpu with --num_processes above 1 would run a single process; hide the accelerator (for NVIDIA: "
             "CUDA_VISIBLE_DEVICES='') and leave --cpu out"
         )
+
+
+def _check_deepspeed(options: Any) -> None:
+    text = Path(options.config_file).read_text(encoding="utf-8") if options.config_file else ""
+    asked = options.use_deepspeed or re.search(r"^distributed_type:\s*['\"]?DEEPSPEED", text, flags=re.MULTILINE)
+    if asked and importlib.util.find_spec("deepspeed") is None:
+        raise ImportError("DeepSpeed is asked for, but it is not installed: pip install 'trl-ext[deepspeed]'.")
 
 
 def _exit_status(run: Callable[[], Any]) -> int:
