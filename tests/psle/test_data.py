@@ -134,7 +134,7 @@ def test_no_principle(tmp_path):
     rows = Dataset.from_list([{"prompt": "the film", "principle": "good"}, {"prompt": "a story", "principle": ""}])
     with pytest.raises(DataError, match=r"Row 1 of the train data set has no principle.*principles_file"):
         prepare_prompts(rows, tokenizer, [], config(tmp_path), name="train")
-    best = config(tmp_path, sft_target="best", rank_weight=0.0)
+    best = config(tmp_path, sft_target="best", rank_weight=0.0, num_generations=4)
     assert prepare_prompts(rows, tokenizer, [], best, name="train")[0]["guided_ids"][:] == [[], []]
 
 
@@ -186,6 +186,7 @@ def test_answers_to_imitate(tmp_path, form):
         ({"principle_role": "tool"}, "principle_role"),
         ({"sft_target": "worst"}, "sft_target"),
         ({"sft_target": "best"}, "rank_weight: 0"),
+        ({"sft_target": "best", "rank_weight": 0.0}, "num_generations"),
         ({"rank_weight": 0.0, "sft_weight": 0.0}, "nothing to learn"),
         ({"reward_scaling": "minmax"}, "reward_scaling"),
         ({"use_vllm": True, "use_transformers_continuous_batching": True}, "exclude"),

@@ -246,6 +246,8 @@ class PSLEConfig(EngineConfig):
             raise ValueError(
                 "`sft_target: best` imitates one answer to a prompt and ranks none: set `rank_weight: 0`."
             )
+        if self.sft_target == "best" and self.num_generations < 2:
+            raise ValueError("`sft_target: best` of a single answer chooses nothing: set `num_generations` to 4, say.")
 
 
 PLEConfig = PSLEConfig
