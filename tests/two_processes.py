@@ -114,7 +114,9 @@ def _train(make: Case, folder: Path, batch_size: int) -> dict[str, Any]:
     trainer.accelerator.wait_for_everyone()
     if trainer.accelerator.distributed_type.value in ("NO", "MULTI_CPU"):
         state = trainer.accelerator.unwrap_model(trainer.model).state_dict()
-        digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in state.values())).hexdigest()
+        digest = hashlib.sha256(
+            b"".join(value.flatten().view(torch.uint8).numpy().tobytes() for value in state.values())
+        ).hexdigest()
         assert len(set(gather_object([digest]))) == 1, "the processes have different weights"
     if trainer.is_world_process_zero():
         logs = [_numbers(log) for log in trainer.state.log_history if "loss" in log]
