@@ -107,8 +107,9 @@ class Reward:
                 f"The reward function '{self.name}' returned {value!r} for completion {i}, where a number was "
                 "expected, or None if it does not apply."
             )
-        if math.isinf(value):
-            raise RewardError(f"The reward function '{self.name}' returned {value} for completion {i}.")
+        if abs(value) > sys.float_info.max:  # an integer may be too large for a float as well
+            text = "too large an integer" if isinstance(value, int) else value
+            raise RewardError(f"The reward function '{self.name}' returned {text} for completion {i}.")
         return float(value)
 
 
