@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_trainers import METHODS, make_trainer
 
-from trl_ext.checkpoints import begin, check_whole, is_whole, last_checkpoint
+from trl_ext.checkpoints import begin, check_resumable, is_whole, last_checkpoint
 from trl_ext.whole import replacing, write_tensors, write_text
 
 
@@ -22,6 +22,7 @@ def checkpoint(folder: Path, number: int, state: str = "{}") -> Path:
     path = folder / f"checkpoint-{number}"
     path.mkdir(parents=True)
     (path / "trainer_state.json").write_text(state)
+    (path / "optimizer.pt").touch()
     return path
 
 
@@ -44,11 +45,20 @@ class TestLastCheckpoint:
 
     def test_a_broken_one_that_is_named(self, tmp_path: Path) -> None:
         whole, broken = checkpoint(tmp_path, 2), checkpoint(tmp_path, 4, "")
-        check_whole(whole)
+        check_resumable(whole)
         with pytest.raises(ValueError, match=r"checkpoint-4' was not written to its end.* is .*checkpoint-2\.$"):
-            check_whole(broken)
+            check_resumable(broken)
         with pytest.raises(ValueError, match=r"nowhere/checkpoint-1' does not exist.*There is no whole one"):
-            check_whole(tmp_path / "nowhere" / "checkpoint-1")
+            check_resumable(tmp_path / "nowhere" / "checkpoint-1")
+
+    def test_one_without_the_optimizer_is_another_run(self, tmp_path: Path) -> None:
+        whole, bare = checkpoint(tmp_path, 2), checkpoint(tmp_path, 4)
+        (bare / "optimizer.pt").unlink()
+        assert last_checkpoint(tmp_path) == str(whole)
+        with pytest.raises(ValueError, match=r"checkpoint-4' was saved with `save_only_model`.*checkpoint-2\.$"):
+            check_resumable(bare)
+        (bare / "global_step4").mkdir()  # DeepSpeed's
+        check_resumable(bare)
 
     def test_the_trainer_refuses_it(self, tmp_path: Path) -> None:
         broken = checkpoint(tmp_path, 4, "")

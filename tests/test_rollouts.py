@@ -100,10 +100,19 @@ def test_a_penalty_is_subtracted():
 
 
 def test_a_completion_longer_than_max_length_is_left_out():
-    """Cut, it would not be what was scored."""
+    """Cut now, it would not be what was scored."""
     sampled = score_round(ROWS, COMPLETIONS, [reward(good)], None, max_length=3)
     assert sampled.rollouts[7] == Rollout([], [])
     assert sampled.rollouts[3] == Rollout([[9]], [0.0])
+
+
+def test_a_completion_longer_than_max_length_is_cut_before_it_is_scored(tiny_tokenizer):
+    [ids] = tiny_tokenizer(["good film good plot"])["input_ids"]
+    row = ROWS[0] | {"prompt_ids": [1, 2]}
+    drawn = [[Completion("good film good plot", ids, True)]]
+    sampled = score_round([row], drawn, [reward(good)], None, max_length=2 + 2, tokenizer=tiny_tokenizer)
+    assert sampled.rollouts[7] == Rollout([ids[:2]], [1.0]) and sampled.ended == [False] and sampled.lengths == [2]
+    assert sampled.table["completion"] == [tiny_tokenizer.decode(ids[:2])]
 
 
 def test_the_data_sets_own_completions_can_join():

@@ -187,7 +187,8 @@ def _settings(args: SampleArguments, loading: SampleLoadingArguments, dataset: D
     settings = {**dataclasses.asdict(args), **dataclasses.asdict(loading)}
     del settings["output_file"], settings["overwrite_output"]
     settings["contents of the data set"] = rows_fingerprint(dataset)
-    settings |= {f"weights of {name}": weights_fingerprint(name) for name in args.model_name_or_path}
+    named = [*args.model_name_or_path, *args.rewards]
+    settings |= {f"weights of {name}": found for name in named if (found := weights_fingerprint(name))}
     return settings
 
 

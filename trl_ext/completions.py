@@ -24,6 +24,14 @@ class Completion:
     ended: bool
 
 
+def cut(completion: Completion, room: int, tokenizer: PreTrainedTokenizerBase) -> Completion:
+    """The first `room` tokens of a completion; all of it where it fits, or where there is no room at all."""
+    if not 0 < room < len(completion.ids):
+        return completion
+    ids = completion.ids[:room]
+    return Completion(text=tokenizer.decode(ids, skip_special_tokens=True), ids=ids, ended=False)
+
+
 def completions(
     rows: list[list[int]], tokenizer: PreTrainedTokenizerBase, config: GenerationConfig
 ) -> list[Completion]:

@@ -138,7 +138,7 @@ def _check_text(value: Any, conversational: bool, fail: Callable[[str], None], m
         fail(f"must be {expected}, as in the first row, got {_kind(value)}.")
     if isinstance(value, str):
         if not value and not may_be_empty:
-            fail("is empty text. Remove it; if a model ended it there, say so in a column `ended`.")
+            fail("is empty text. Remove it; if a model ended a completion there, say so in a column `ended`.")
         return
     if not value:
         fail("has no messages.")

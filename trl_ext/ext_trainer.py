@@ -13,10 +13,11 @@ from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .checkpoints import begin, check_whole, last_checkpoint
+from .checkpoints import begin, check_resumable, last_checkpoint
 from .config import ExtConfig
 from .data import column_names
 from .meters import Meters
+from .models import cast_adapter
 from .nonfinite import LossGuard, check_rewards
 from .rewards import Reward, load_rewards
 from .rollouts import Round, measure_round, show_tables
@@ -70,7 +71,14 @@ class ExtTrainer(BaseTrainer):
         if processing_class is None:
             kwargs = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
             revision = kwargs.get("revision") if isinstance(model, str) else None
-            processing_class = load_tokenizer(name, revision=revision, trust_remote_code=args.trust_remote_code)
+            try:
+                processing_class = load_tokenizer(name, revision=revision, trust_remote_code=args.trust_remote_code)
+            except OSError as error:
+                raise OSError(
+                    f"Cannot load the tokenizer of the model {name!r}, which is no directory here: {error}"
+                    if not os.path.isdir(name)
+                    else f"Cannot load the tokenizer of the model {name!r}: {error}"
+                ) from error
         if not isinstance(processing_class, PreTrainedTokenizerBase):
             raise TypeError(
                 f"`processing_class` must be a tokenizer, got `{type(processing_class).__name__}`: {cls._name} is for "
@@ -144,6 +152,11 @@ class ExtTrainer(BaseTrainer):
         if sampled.nans:
             self._meters[mode].add("rewards/nan_ratio", len(sampled.nans), len(sampled.drawn))
         measure_round(sampled, self.rewards, self._meters[mode])
+        if sampled.drawn and not any(rollout.scores for rollout in sampled.rollouts.values()):
+            logger.warning(
+                f"Step {self.state.global_step}: none of the {len(sampled.drawn)} completions has a score: nothing "
+                "is learned from them: the reward functions returned no number."
+            )
         if self.args.log_completions and mode == "train":
             show_tables([sampled.table], self.accelerator, self.args, self.state.global_step, mode)
         elif self.args.log_completions:
@@ -240,7 +253,7 @@ class ExtTrainer(BaseTrainer):
             )
         folder = Path(path) if isinstance(path, str) else None
         if folder is not None:
-            check_whole(folder)
+            check_resumable(folder)
         if self._samples and self._rounds is not None:
             self._rounds.restore(folder)
         self._restore_state(folder)
@@ -278,9 +291,11 @@ class ExtTrainer(BaseTrainer):
             self.model.load_adapter_and_head(resume_from_checkpoint)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+            cast_adapter(self.model)
 
     def _load_best_model(self) -> None:
         if self._loads_parts:
             self.model.load_adapter_and_head(self.state.best_model_checkpoint)
         else:
             super()._load_best_model()
+            cast_adapter(self.model)

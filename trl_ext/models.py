@@ -228,11 +228,20 @@ def wrap_with_peft(model: PreTrainedModel, peft_config: "PeftConfig | None", **k
             "The adapter puts virtual tokens in front of every row, so that positions and labels no longer match. Use "
             "LoRA, another adapter of weights, or prefix tuning."
         )
+    cast_adapter(model)
+    return model
+
+
+def cast_adapter(model: torch.nn.Module) -> None:
+    """
+    Cast what is trained on a quantised base to bfloat16.
+
+    To be called whenever weights were loaded into the adapter, too: PEFT makes them float32 then.
+    """
     if is_quantized(model):
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.bfloat16)
-    return model
 
 
 def _adds_tokens(model: Any) -> bool:

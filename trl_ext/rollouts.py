@@ -20,12 +20,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from transformers import PreTrainedTokenizerBase
 
+from .completions import Completion, cut
 from .config import ExtConfig
 from .data import is_conversational
 from .meters import Meters
 from .rewards import Reward, score
-from .sampling import Completion
 from .upstream import print_prompt_completions_sample
 from .whole import replacing, write_text
 
@@ -86,6 +87,7 @@ def score_round(
     weights: list[float] | None,
     *,
     max_length: int = 0,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     penalty: Callable[[list[list[int]], list[list[list[int]]]], list[list[float]]] | None = None,
     keep_dataset_completions: bool = False,
     trainer_state: Any = None,
@@ -100,6 +102,8 @@ def score_round(
         rewards (`list[Reward]`): See [`~trl_ext.rewards.load_rewards`].
         weights (`list[float]`, *optional*): One a reward; 1 by default.
         max_length (`int`, *optional*, defaults to `0`): Longest prompt plus completion (`0`: no limit).
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): Cuts completions that are longer, before
+            they are scored; without it they are left out.
         penalty (`Callable`, *optional*): From prompt and completion ids to what is subtracted from each score.
         keep_dataset_completions (`bool`, *optional*, defaults to `False`): Whether each row's own completions join.
         trainer_state (*optional*): Passed to the reward functions, as TRL does.
@@ -108,6 +112,9 @@ def score_round(
     Raises:
         `RewardError`: A reward function failed, or returned something else than a number a completion.
     """
+    if tokenizer is not None and max_length:
+        rooms = [max_length - len(row["prompt_ids"]) for row in rows]
+        completions = [[cut(c, n, tokenizer) for c in some] for some, n in zip(completions, rooms, strict=True)]
     groups: list[list[Completion]] = []
     for row, sampled in zip(rows, completions, strict=True):
         own = _own_completions(row) if keep_dataset_completions else []
@@ -127,7 +134,7 @@ def score_round(
     for row, group in zip(rows, groups, strict=True):
         numbers = totals[start : start + len(group)]
         room = max_length - len(row["prompt_ids"]) if max_length else math.inf
-        # What is longer than the room was not scored as it would be trained on: it is left out.
+        # What is still longer than the room was not scored as it would be trained on: it is left out.
         kept = [
             n
             for n, (c, s) in enumerate(zip(group, numbers, strict=True))

@@ -14,7 +14,8 @@ import torch
 from conftest import letter_reward, make_model, make_tokenizer
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import TrainerCallback
+from transformers import BitsAndBytesConfig, TrainerCallback
+from transformers.utils import logging
 
 from trl_ext import RRHFConfig, RRHFTrainer
 from trl_ext.copies import sampling_copy
@@ -234,6 +235,27 @@ def test_metrics_have_their_names(tmp_path: Path) -> None:
     assert logs["num_tokens"] == tokens
 
 
+def test_an_evaluation_that_cannot_be_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="The eval data set has prompts but no completions"):
+        trainer(tmp_path, eval_dataset=Dataset.from_list([{"prompt": "the film"}]))
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="of the model 'models/nowhere', which is no directory here"):
+        RRHFTrainer("models/nowhere", args=config(tmp_path), train_dataset=Dataset.from_list(ROWS))
+
+
+def test_a_round_without_any_score_is_told(tmp_path: Path, caplog: Any) -> None:
+    prompts = [{"prompt": row["prompt"]} for row in ROWS]
+    run = trainer(tmp_path, prompts, reward_funcs=lambda completions, **_: [None] * len(completions),
+                  args={"max_steps": 1, "resample_steps": 1, "max_completion_length": 3})  # fmt: skip
+    logger = logging.get_logger("trl_ext.ext_trainer")
+    logger.addHandler(caplog.handler)
+    run.train()
+    logger.removeHandler(caplog.handler)
+    assert "none of the" in caplog.text and "nothing is learned" in caplog.text
+
+
 def test_tokens_are_counted_over_checkpoints_and_resuming(tmp_path: Path) -> None:
     settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 2}
     whole, resumed = Losses(), Losses()
@@ -299,8 +321,6 @@ def _base_name(run: RRHFTrainer, name: str) -> str:
 
 @pytest.mark.parametrize("use_dora", [False, True])
 def test_qlora_gradients_survive_an_evaluation(tmp_path: Path, tiny_model_dir: str, use_dora: bool) -> None:
-    from transformers import BitsAndBytesConfig
-
     pytest.importorskip("bitsandbytes")
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -480,6 +500,26 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     resumed.train(resume_from_checkpoint=str(checkpoint))
     for (name, a), b in zip(whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("four_bit", [False, True])
+def test_a_resumed_adapter_equals_an_uninterrupted_one(tmp_path: Path, four_bit: bool) -> None:
+    if four_bit:
+        pytest.importorskip("bitsandbytes")
+    make_model(len(make_tokenizer())).save_pretrained(tmp_path / "model")
+    settings = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2}
+    kwargs = {"model": str(tmp_path / "model"), "peft_config": LoraConfig(r=4, target_modules="all-linear")}
+    if four_bit:
+        kwargs["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    whole = trainer(tmp_path, args=settings, **kwargs)
+    whole.train()
+    resumed = trainer(tmp_path, args={**settings, "output_dir": str(tmp_path / "resumed")}, **kwargs)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    states = [{n: p for n, p in run.model.named_parameters() if p.requires_grad} for run in (whole, resumed)]
+    assert states[0].keys() == states[1].keys() and states[0]
+    for name, value in states[0].items():
+        assert value.dtype == states[1][name].dtype == (torch.bfloat16 if four_bit else torch.float32)
+        assert torch.equal(value, states[1][name]), name
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_usable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -317,6 +317,7 @@ class PSLETrainer(ExtTrainer):
             self.rewards,
             args.reward_weights,
             max_length=args.max_length,
+            tokenizer=self._tokenizer,
             penalty=self._kl_penalty if self.reference is not None and mode == "train" else None,
             trainer_state=self.state,
             marks=marks,

@@ -155,6 +155,7 @@ class RRHFTrainer(ExtTrainer):
         train_dataset = self._prepare_dataset(train_dataset, args, "train")
         eval_dataset = self._prepare_eval_dataset(eval_dataset, args)
         self._samples = self._check_sampling(args, train_dataset, reward_funcs)
+        self._check_evaluation(eval_dataset, reward_funcs)
 
         model = load_policy(model, args, quantization_config, peft_config)
         model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
@@ -224,6 +225,17 @@ class RRHFTrainer(ExtTrainer):
         return samples
 
     @staticmethod
+    def _check_evaluation(dataset: Any, reward_funcs: Any) -> None:
+        """Now, and not when the first evaluation comes."""
+        for name, part in (dataset if isinstance(dataset, dict) else {"eval": dataset}).items():
+            columns = column_names(part) if part is not None else []
+            if columns and not reward_funcs and "completion_ids" not in columns:
+                raise DataError(
+                    f"The {name} data set has prompts but no completions. Add the columns `completions` and `scores` "
+                    "(`trl-ext sample` makes them), or pass `reward_funcs` to sample in evaluation."
+                )
+
+    @staticmethod
     def _load_reference(model: Any, ref_model: Any, args: RRHFConfig, samples: bool) -> Reference | None:
         if args.beta and samples:
             return Reference(model, ref_model)
@@ -273,6 +285,7 @@ class RRHFTrainer(ExtTrainer):
             self.rewards,
             args.reward_weights,
             max_length=args.max_length,
+            tokenizer=self._tokenizer,
             penalty=self._kl_penalty if self.reference is not None and mode == "train" else None,
             keep_dataset_completions=args.keep_dataset_completions and mode == "train",
             trainer_state=self.state,

@@ -376,7 +376,7 @@ class VASTrainer(ExtTrainer):
                 )
             sampled = score_round(
                 rows, completions, self.rewards, args.reward_weights, max_length=args.max_length,
-                trainer_state=self.state,
+                tokenizer=self._tokenizer, trainer_state=self.state,
             )  # fmt: skip
             self._show_round(sampled, mode)
         if mode == "train" and args.normalize_rewards and not self._round():
