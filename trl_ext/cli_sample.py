@@ -187,8 +187,7 @@ def _settings(args: SampleArguments, loading: SampleLoadingArguments, dataset: D
     settings = {**dataclasses.asdict(args), **dataclasses.asdict(loading)}
     del settings["output_file"], settings["overwrite_output"]
     settings["contents of the data set"] = rows_fingerprint(dataset)
-    named = [*args.model_name_or_path, *args.rewards]
-    settings |= {f"weights of {name}": found for name in named if (found := weights_fingerprint(name))}
+    settings |= {f"weights of {x}": weights_fingerprint(x) for x in [*args.model_name_or_path, *args.rewards]}
     return settings
 
 
