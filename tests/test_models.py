@@ -26,11 +26,10 @@ from trl_ext.models import (
     is_peft_model,
     is_quantized,
     load_model,
-    load_policy,
     quantization_config_from,
-    wrap_with_peft,
 )
 from trl_ext.tokens import load_tokenizer
+from trl_ext.trainable import load_policy, wrap_with_peft
 
 
 NF4 = {
@@ -317,7 +316,7 @@ def test_quantisation_is_asked_for_once(tiny_model_dir, tmp_path):
 
 def test_init_kwargs_of_a_loaded_model_are_ignored_aloud(tmp_path, caplog):
     model = make_model(64)
-    with caplog.at_level(logging.WARNING, logger="trl_ext.models"):
+    with caplog.at_level(logging.WARNING, logger="trl_ext.trainable"):
         assert load_policy(model, settings(tmp_path, model_init_kwargs={"dtype": "bfloat16"})) is model
     assert "`model_init_kwargs` is ignored" in caplog.text
     assert model.dtype == torch.float32

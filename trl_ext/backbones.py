@@ -19,8 +19,8 @@ from .models import (
     load_model,
     refuse_pickled,
     use_exact_4bit_on_cpu,
-    wrap_with_peft,
 )
+from .trainable import wrap_with_peft
 
 
 if TYPE_CHECKING:

@@ -17,13 +17,13 @@ from .checkpoints import begin, check_resumable, last_checkpoint
 from .config import ExtConfig
 from .data import column_names
 from .meters import Meters
-from .models import cast_adapter
 from .nonfinite import LossGuard, check_rewards
 from .rewards import Reward, load_rewards
 from .rollouts import Round, measure_round, show_tables
 from .rounds import Rounds
 from .sharding import check_launch
 from .tokens import TOKENIZED_COLUMNS, ensure_pad_token, load_tokenizer, use_chat_template
+from .trainable import cast_adapter
 from .upstream import BaseTrainer, get_act_offloading_ctx_manager, global_then_local_main_first
 
 
@@ -74,11 +74,8 @@ class ExtTrainer(BaseTrainer):
             try:
                 processing_class = load_tokenizer(name, revision=revision, trust_remote_code=args.trust_remote_code)
             except OSError as error:
-                raise OSError(
-                    f"Cannot load the tokenizer of the model {name!r}, which is no directory here: {error}"
-                    if not os.path.isdir(name)
-                    else f"Cannot load the tokenizer of the model {name!r}: {error}"
-                ) from error
+                where = "" if os.path.isdir(name) else ", which is no directory here"
+                raise OSError(f"Cannot load the tokenizer of the model {name!r}{where}: {error}") from error
         if not isinstance(processing_class, PreTrainedTokenizerBase):
             raise TypeError(
                 f"`processing_class` must be a tokenizer, got `{type(processing_class).__name__}`: {cls._name} is for "

@@ -29,12 +29,12 @@ from ..engines import Engine
 from ..ext_trainer import AnyDataset, EvalDataset, ExtTrainer
 from ..loading import load_dataset
 from ..logprobs import LogProbs, TokenLogps
-from ..models import load_policy
 from ..reference import Reference
 from ..rewards import RewardFunc
 from ..rollouts import Round, score_round, seeded
 from ..rounds import Rounds
 from ..sharding import whole
+from ..trainable import load_policy
 from ..upstream import get_config_model_id, global_then_local_main_first
 from .config import PSLEConfig
 from .data import (

@@ -24,13 +24,13 @@ from ..data import DataError, column_names
 from ..engines import Engine
 from ..ext_trainer import AnyDataset, EvalDataset, ExtTrainer
 from ..logprobs import LogProbs, TokenLogps
-from ..models import load_policy
 from ..reference import Reference
 from ..rewards import RewardFunc
 from ..rollouts import Round, score_round, seeded
 from ..rounds import Rounds
 from ..sharding import whole
 from ..tokens import prepare_dataset
+from ..trainable import load_policy
 from ..upstream import get_config_model_id
 from .config import RRHFConfig
 from .data import DataCollatorForScoredCompletions, group_index
