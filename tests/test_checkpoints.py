@@ -114,7 +114,13 @@ def train(method: str, folder: Path, resume: bool = False) -> dict[str, torch.Te
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return cache(lambda method: train(method, tmp_path_factory.mktemp("undisturbed") / method))
+    """From a method: the folder of a run of four steps, and its weights."""
+
+    def run(method: str) -> tuple[Path, dict[str, torch.Tensor]]:
+        folder = tmp_path_factory.mktemp("undisturbed")
+        return folder, train(method, folder)
+
+    return cache(run)
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full")
@@ -141,15 +147,15 @@ def test_a_full_disk_costs_the_checkpoint_that_was_being_saved(
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
     (broken / file).unlink(missing_ok=True)  # room was made
     for name, value in train(method, tmp_path, resume=True).items():
-        assert torch.equal(value, undisturbed(method)[name]), name
+        assert torch.equal(value, undisturbed(method)[1][name]), name
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_checkpoint_holds_nothing_pickled_of_ours(method: str, tmp_path: Path) -> None:
+def test_a_checkpoint_holds_nothing_pickled_of_ours(method: str, undisturbed: Any) -> None:
     """Weights are safetensors, state is JSON or safetensors; the files of transformers' training loop are its own."""
-    train(method, tmp_path)
-    names = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    folder, _ = undisturbed(method)
+    names = {path.name for path in folder.rglob("*") if path.is_file()}
     transformers_own = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"}
     assert transformers_own <= names
     others = names - transformers_own
@@ -161,5 +167,5 @@ def test_a_checkpoint_holds_nothing_pickled_of_ours(method: str, tmp_path: Path)
         "proxy_rlhf": {"decisions_0.safetensors", "decisions_0.json"},
     }
     assert states[method] <= names
-    for path in tmp_path.rglob("*.json"):
+    for path in folder.rglob("*.json"):
         json.loads(path.read_text())

@@ -24,7 +24,7 @@ from trl_ext.nonfinite import NonFiniteLossError
 
 
 FUZZ = settings(
-    max_examples=150 if LONG else 4,
+    max_examples=150 if LONG else 3,
     deadline=None,
     derandomize=not LONG,
     database=None,

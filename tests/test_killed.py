@@ -73,7 +73,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     openings = "the film|a great story|I found|the plot was|one of|music and|it is|we loved|a dull|the actor|this|had"
     prompts = [{"prompt": text} for text in openings.split("|")]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, prompts)))
-    (folder / "eval.jsonl").write_text("\n".join(map(json.dumps, prompts[:4])))
+    (folder / "eval.jsonl").write_text("\n".join(map(json.dumps, prompts[:2])))
     answers = [{**row, "completion": " was good"} for row in prompts]
     (folder / "sft.jsonl").write_text("\n".join(map(json.dumps, answers)))
     return folder
@@ -99,7 +99,7 @@ def training(method: str, folder: Path, output: Path) -> list[str]:
         "logging_steps": 1,
         "save_steps": 3,
         "eval_strategy": "steps",
-        "eval_steps": 2,
+        "eval_steps": 4,
         "log_completions": "true",
         "num_completions_to_print": 1,
         "report_to": "none",

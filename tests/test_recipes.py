@@ -94,7 +94,7 @@ def test_a_name_says_what_the_file_does(path: Path) -> None:
     assert settings.get("load_in_4bit", False) == (trained in ("qlora", "frozen4bit"))
     assert settings.get("num_processes", 1) == (8 if hardware == "8gpu" else 1)
     if hardware == "8gpu":
-        assert settings["accelerate_config"] == ("fsdp2" if path.parent.name != "proxy_rlhf" else "multi_gpu")
+        assert settings["accelerate_config"] == "fsdp2"
 
 
 def test_the_list_has_all_of_them() -> None:
