@@ -25,7 +25,7 @@ def trainer(kind=DistributedType.NO, processes=1, *, fsdp=0, n_gpu=0, **args):
 
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch):
-    for name in ("WORLD_SIZE", "ACCELERATE_USE_FSDP"):
+    for name in ("LOCAL_RANK", "WORLD_SIZE", "ACCELERATE_USE_FSDP"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -40,6 +40,8 @@ def test_what_is_as_it_was_asked_for(monkeypatch):
 
 def test_processes_that_would_each_train_by_themselves(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    check_launch(trainer())  # of a scheduler, perhaps
+    monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(ValueError, match="2 processes were launched, and each would train by itself"):
         check_launch(trainer())
 

@@ -4,7 +4,7 @@
 """
 Training on two CPU processes, as the files of `recipes/accelerate` say, against training on one.
 
-A method's `test_distributed.py` has functions `CASES[name](folder, batch_size) -> trainer`, which load
+A method's `test_distributed.py` has functions `CASES[name](folder, batch_size) -> trainer` (and `MORE`), which load
 `model_of(folder)` by name, as users do: FSDP2 and ZeRO-3 take part in loading. `on_two` starts this file under
 `accelerate launch`; each process makes the trainers of the cases one after another (they share what importing torch
 costs), trains them, trains those that left a `checkpoint-2` again from there, and leaves what came out in the case's
@@ -69,8 +69,10 @@ def on_two(test_file: str, kind: str, folder: Path, cases: list[str]) -> dict[st
     launch = ["--config_file", str(config), "--num_processes=2", "--mixed_precision=no", "--main_process_port=0"]
     _save_models(folder)
     path = f"{REPOSITORY / 'tests'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    # Launched from here, since importing torch once more only to launch would take seconds.
-    with patch.dict(os.environ, {"PYTHONPATH": path, "DS_ACCELERATOR": "cpu"}):
+    # Launched from here, since importing torch once more only to launch would take seconds; the launcher would leave
+    # handlers of signals here.
+    environment = {"PYTHONPATH": path, "DS_ACCELERATOR": "cpu", "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGQUIT"}
+    with patch.dict(os.environ, environment):
         launch_command(launch_command_parser().parse_args([*launch, __file__, test_file, kind, str(folder), *cases]))
     return {name: _result(folder / name) for name in cases}
 
@@ -177,7 +179,7 @@ def main(test_file: str, kind: str, folder: str, *cases: str) -> None:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    known = {**module.CASES, **getattr(module, "UNEVEN", {})}
+    known = {**module.CASES, **getattr(module, "MORE", {})}
     for name in cases:
         _train(known[name], Path(folder) / name, BATCH // 2)
 

@@ -40,7 +40,7 @@ def check_launch(trainer: "Trainer") -> None:
             "Several GPUs are visible to one process, which `nn.DataParallel` cannot train here. Use `accelerate "
             "launch`, or make one GPU visible with CUDA_VISIBLE_DEVICES."
         )
-    launched = int(os.environ.get("WORLD_SIZE") or 1)
+    launched = int(os.environ.get("WORLD_SIZE") or 1) if "LOCAL_RANK" in os.environ else 1
     if launched > 1 and trainer.accelerator.num_processes == 1:
         raise ValueError(
             f"{launched} processes were launched, and each would train by itself: something has set accelerate up for "

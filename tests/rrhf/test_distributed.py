@@ -70,7 +70,7 @@ CASES = {
     "online": partial(make, online=True, resample_epochs=2, top_k=1, beta=0.1),
 }
 DRAWN = {"generation_kwargs": ENDS, "generation_batch_size": 2, "beta": 0.1, "max_completion_length": 8}
-UNEVEN = {
+MORE = {
     "drawn": partial(make, online=True, resample_steps=1, **DRAWN),
     "drawn in pieces": partial(make, online=True, resample_steps=1, ds3_gather_for_generation=False, **DRAWN),
 }
@@ -83,7 +83,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ["multi_gpu", "fsdp2", "zero2", "zero3"])
 def test_two_processes_equal_one(one: dict[str, Any], kind: str, tmp_path: Path) -> None:
-    uneven = UNEVEN if kind in ("fsdp2", "zero3") else {}
+    uneven = MORE if kind in ("fsdp2", "zero3") else {}
     two = on_two(__file__, kind, tmp_path, [*CASES, *uneven])
     for name in CASES:
         assert_equal(one[name], two[name], kind)

@@ -28,7 +28,9 @@ ROWS = [
 PROMPTS = [{"prompt": row["prompt"]} for row in ROWS]
 
 
-def make(folder: str, batch_size: int, *, online: bool = False, lora: bool = False, **changes: Any) -> VASTrainer:
+def make(
+    folder: str, batch_size: int, *, online: bool = False, lora: bool = False, own: bool = True, **changes: Any
+) -> VASTrainer:
     settings: dict[str, Any] = {
         "output_dir": folder,
         "bf16": False,
@@ -54,7 +56,7 @@ def make(folder: str, batch_size: int, *, online: bool = False, lora: bool = Fal
         Dataset.from_list(PROMPTS if online else ROWS),
         Dataset.from_list(ROWS),
         peft_config=LoraConfig(target_modules="all-linear") if lora else None,
-        value_model=model_of(folder, 1),
+        value_model=model_of(folder, 1) if own else None,
     )
 
 
@@ -65,14 +67,19 @@ CASES = {
 }
 
 
+# An adapter on the language model's own weights is for DDP only.
+MORE = {"shared": partial(make, lora=True, own=False, online=True, num_iterations=2, sampling_beta=1.0)}
+
+
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return on_one(CASES, tmp_path_factory.mktemp("one"))
+    return on_one(CASES | MORE, tmp_path_factory.mktemp("one"))
 
 
 @pytest.mark.parametrize("kind", ["multi_gpu", "fsdp2", "zero2", "zero3"])
 def test_two_processes_equal_one(one: dict[str, Any], kind: str, tmp_path: Path) -> None:
-    two = on_two(__file__, kind, tmp_path, list(CASES))
+    cases = [*CASES, *(MORE if kind == "multi_gpu" else {})]
+    two = on_two(__file__, kind, tmp_path, cases)
     assert "eval_calibration/r2" in two["online"]["metrics"]
-    for name in CASES:
+    for name in cases:
         assert_equal(one[name], two[name], kind)
