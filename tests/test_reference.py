@@ -154,7 +154,7 @@ def test_an_adapter_is_compared_with_its_base_and_costs_no_second_model(checkpoi
 
 @pytest.mark.parametrize("backend", ["deepspeed", "fsdp"])
 def test_a_sharded_policy_has_a_sharded_reference(monkeypatch, backend):
-    monkeypatch.setattr(f"trl_ext.reference.prepare_{backend}", lambda model, accelerator: ("sharded", model))
+    monkeypatch.setattr("trl_ext.reference.shard", lambda model, trainer: ("sharded", model))
     reference = Reference(make_model(64))
     frozen = reference.model
     reference.place(placed_trainer(make_model(64), **{f"is_{backend}_enabled": True}))
