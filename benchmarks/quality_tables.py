@@ -157,7 +157,7 @@ def points(result: dict[str, Any]) -> dict[str, Any]:
         series.setdefault(seeds[0]["series"] if varied or name == "base" else name, []).append(point)
     return {
         "x": {"name": "KL to the base model", "unit": "nats per response"},
-        "y": {"name": "mean reward", "unit": "the reward model's logit"},
+        "y": {"name": "mean reward", "unit": "the reward model's logit", "bars": "mean of seeds and the farthest"},
         "rewards": ["reward"],
         "series": [{"name": name, "points": sorted(found, key=lambda p: p["kl"])} for name, found in series.items()],
     }
@@ -169,6 +169,6 @@ def draw(results: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
     for preset, result in {result["settings"]["preset"]: result for result in results}.items():
         for mode, name in PICTURES.items():
             drawn.append(folder / name.format(preset=preset))
-            title = "Reward over KL to the base, mean of seeds; bars: the farthest seed"
+            title = "Reward over KL to the base model"
             draw_frontier(points(result), str(drawn[-1]), title=title, dark=mode == "dark")
     return drawn

@@ -138,13 +138,19 @@ def draw_frontier(data: Mapping[str, Any], path: str, *, title: str = "", dark: 
         raise ValueError("no model has both a KL and a reward")
     panels, page = len(data["rewards"]), _DARK if dark else _LIGHT
     # A row of the legend takes room from the picture.
-    height = 4.8 + 0.2 * max(0, len(data["series"]) // 3 - 1)
+    height = 4.8 + 0.3 * max(0, len(data["series"]) // 2 - 2)
     figure = Figure(figsize=(6.4 * panels + 0.6, height), layout="constrained", facecolor=page.ground)
     for axes, reward in zip(figure.subplots(1, panels, squeeze=False)[0], data["rewards"], strict=True):
         _draw_panel(axes, data, reward, page, _ON_DARK if dark else _COLOURS)
     handles, labels = figure.axes[0].get_legend_handles_labels()
+    columns = 3 if max(map(len, labels)) * len(labels) < 90 else 2  # long names side by side would be cut off
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(3, len(labels)), frameon=False, labelcolor=page.ink
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=min(columns, len(labels)),
+        frameon=False,
+        labelcolor=page.ink,
     )
     if title:
         figure.suptitle(title, color=page.ink)
@@ -154,7 +160,7 @@ def draw_frontier(data: Mapping[str, Any], path: str, *, title: str = "", dark: 
 def _draw_panel(axes: Any, data: Mapping[str, Any], reward: str, page: _Page, colours: Sequence[str]) -> None:
     axes.set_facecolor(page.ground)
     axes.set_xlabel(f"{data['x']['name']} ({data['x']['unit']})", color=page.ink)
-    axes.set_ylabel(f"{reward} (mean reward, ± 1 s.e.)", color=page.ink)
+    axes.set_ylabel(f"{reward} (mean reward, {data['y'].get('bars', '± 1 s.e.')})", color=page.ink)
     axes.grid(color=page.grid, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.tick_params(colors=page.ink)
