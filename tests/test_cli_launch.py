@@ -187,6 +187,7 @@ class TestResume:
         (folder / name).mkdir()
         if complete:
             (folder / name / "trainer_state.json").write_text("{}")
+            (folder / name / "optimizer.pt").touch()
 
     def interrupted(self):
         raise KeyboardInterrupt
