@@ -200,7 +200,7 @@ def base(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
 
 def psle(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
     """PSLE and its baselines."""
-    from trl_ext.psle import PSLEConfig, PSLETrainer
+    from trl_ext import PSLEConfig, PSLETrainer
 
     args = PSLEConfig(generation_batch_size=bench.task.batch, **bench.fields(arm, seed))
     trainer = PSLETrainer(bench.task.model, bench.reward, args, Dataset.from_list(bench.prompts))
@@ -212,7 +212,7 @@ def psle(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
 
 def proxy_rlhf(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
     """Proxy-RLHF."""
-    from trl_ext.proxy_rlhf import ProxyRLHFConfig, ProxyRLHFTrainer
+    from trl_ext import ProxyRLHFConfig, ProxyRLHFTrainer
 
     args = ProxyRLHFConfig(generation_batch_size=bench.task.batch, **bench.fields(arm, seed))
     trainer = ProxyRLHFTrainer(bench.model, bench.reward, args, Dataset.from_list(bench.prompts))
@@ -264,7 +264,7 @@ def samples(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
 
 def value(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
     """A value model, left in a folder, and how well it foresees what half a completion leads to."""
-    from trl_ext.vas import VASConfig, VASTrainer
+    from trl_ext import VASConfig, VASTrainer
 
     fields = {"num_generations": 4, **bench.fields(arm, seed)}
     trunk = fields.pop("trunk")
