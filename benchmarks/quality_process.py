@@ -42,9 +42,14 @@ class Finished:
         return float(found[-1]) if found else None
 
 
-def run(arguments: Sequence[str], log: Path) -> Finished:
+def run(arguments: Sequence[str], log: Path, python: str = sys.executable) -> Finished:
     """
     Run `python <arguments>` with one thread, its output in a file.
+
+    Args:
+        arguments (`Sequence[str]`): What Python runs.
+        log (`Path`): Where its output goes.
+        python (`str`, *optional*): Another Python than this one.
 
     Raises:
         [`Failed`]: It ended with an error.
@@ -53,7 +58,7 @@ def run(arguments: Sequence[str], log: Path) -> Finished:
     started = time.perf_counter()
     with log.open("w", encoding="utf-8") as stream:
         process = subprocess.Popen(
-            [sys.executable, *arguments], cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream
+            [python, *arguments], cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream
         )
         try:
             _, status, usage = os.wait4(process.pid, 0)
