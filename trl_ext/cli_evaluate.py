@@ -9,7 +9,8 @@
         --frontier_file frontier.png
 
 What steers a frozen model is measured as well, on the base model: best-of-n, and what installed methods declare as
-their decoding, whose flags are then among those of the command (`trl-ext evaluate --help`).
+their decoding, whose flags are then among those of the command (`trl-ext evaluate --help`). Where such flags name a
+server, its model is measured too; it has no KL, and no perplexity but under a model that is named.
 
 The file is JSON and has three keys. `settings`: every setting, the number of prompts, versions. `models`: one object
 per model, the base first, with `model` (its name), `reward/<name>`, `kl`, `perplexity`, `distinct_2`,
@@ -35,7 +36,7 @@ from .data import is_conversational
 from .evaluation_report import Report, check_writable
 from .frontier import check_frontier, frontier, write_frontier
 from .models import adapter_base, default_device
-from .policy import Decoding
+from .policy import Decoding, served_at_once
 from .prompts import load_prompts
 from .rewards import load_rewards
 from .sampling import GenerationSettings
@@ -126,8 +127,6 @@ class EvaluateArguments:
 
     def __post_init__(self) -> None:
         self.model_name_or_path = list(dict.fromkeys(self.model_name_or_path))
-        if not self.model_name_or_path and self.base_model_name_or_path is None:
-            raise ValueError("there is no model to measure: pass --model_name_or_path")
         if self.dataset_name is None:
             raise ValueError("there are no prompts to measure on: pass --dataset_name")
         for name in ("max_num_prompts", "generation_batch_size", "num_completions_to_print"):
@@ -170,6 +169,8 @@ def run(args: EvaluateArguments, loading: LoadingArguments, decodings: Sequence[
         `int`: 0; 1 if a model failed or a file could not be written; 130 after Ctrl-C. What was measured before is
         printed and written all the same.
     """
+    if not served_at_once(decodings) and not args.model_name_or_path and args.base_model_name_or_path is None:
+        raise ValueError("there is no model to measure: pass --model_name_or_path")
     check_writable(args.output_file, "output_file")
     if args.frontier_file is not None:
         check_frontier(args.frontier_file)
@@ -209,7 +210,8 @@ def run(args: EvaluateArguments, loading: LoadingArguments, decodings: Sequence[
 def _models(
     args: EvaluateArguments, loading: LoadingArguments, decodings: Sequence[Decoding], conversational: bool
 ) -> Models:
-    base, steered = args.base_model_name_or_path, bool(decodings or args.best_of_n)
+    steering = [decoding for decoding in decodings if not served_at_once([decoding])]
+    base, steered = args.base_model_name_or_path, bool(steering or args.best_of_n)
     if base is None and steered and len(args.model_name_or_path) == 1 and not adapter_base(args.model_name_or_path[0]):
         [base] = args.model_name_or_path
     models = Models(
