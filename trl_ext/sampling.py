@@ -75,7 +75,7 @@ class GenerationSettings:
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether that code may be run.
         cuda_graphs (`str`, *optional*, defaults to `"auto"`):
-            Whether a token is one replay of a CUDA graph, in a cache of fixed size: `"auto"` on a GPU wherever that can
+            Whether a token is one replay of a CUDA graph, in a cache of fixed size: `"auto"` on a GPU where that can
             be, `"always"` (an error says why it cannot be), `"never"`. The distribution is the same.
 
     Raises:
