@@ -25,6 +25,7 @@ from transformers.generation import BaseStreamer
 
 from .completions import Completion, completions
 from .decoding import Draw, prompt_cache
+from .models import cache_name
 from .sharding import behind, synchrony
 
 
@@ -73,6 +74,9 @@ class GenerationSettings:
             Hub repository, or local copy of it, that has the diverse beam search.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether that code may be run.
+        cuda_graphs (`str`, *optional*, defaults to `"auto"`):
+            Whether a token is one replay of a CUDA graph, in a cache of fixed size: `"auto"` on a GPU where that can
+            be, `"always"` (an error says why it cannot be), `"never"`. The distribution is the same.
 
     Raises:
         `ValueError`: A setting is out of its range, or two of them contradict each other.
@@ -91,6 +95,7 @@ class GenerationSettings:
     generation_kwargs: dict[str, Any] | None = None
     custom_generate: str = DIVERSE_BEAM_SEARCH
     trust_remote_code: bool = False
+    cuda_graphs: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("num_generations", "max_completion_length", "num_beams", "num_beam_groups"):
@@ -119,6 +124,10 @@ class GenerationSettings:
             self.temperature > 0 or self.num_beams > 1 or self.num_generations == 1,
             f"temperature 0 gives the same completion every time, but num_generations is {self.num_generations}: ask "
             "for one, or raise the temperature.",
+        )
+        _require(
+            self.cuda_graphs in ("auto", "always", "never"),
+            f"cuda_graphs must be one of auto, always, never, got {self.cuda_graphs!r}.",
         )
         reserved = sorted({"num_return_sequences", "max_new_tokens", "num_beams"} & set(self.generation_kwargs or {}))
         _require(
@@ -279,8 +288,13 @@ def _sequences(
     extra: dict[str, Any] = synchrony(model) | ({"streamer": streamer} if streamer is not None else {})
     steps = list(processors(ids_PT, mask_PT)) if processors is not None else []
     if settings.own_sampling:
-        extra["past_key_values"] = prompt_cache(model, ids_PT, mask_PT, k)
         steps.append(Draw(settings))
+    static = _static(model, steps, settings, config, streamer)
+    if static is not None:
+        extra["custom_generate"] = static
+    if settings.own_sampling:
+        if static is None:
+            extra[cache_name(model)] = prompt_cache(model, ids_PT, mask_PT, k)
         ids_PT, mask_PT = (tensor.repeat_interleave(k, dim=0) for tensor in (ids_PT, mask_PT))
     else:
         config = copy.deepcopy(config)
@@ -298,3 +312,24 @@ def _sequences(
             raise
         raise OSError(f"Cannot load '{settings.custom_generate}'. {_INSTEAD_OF_DIVERSE_BEAMS}") from error
     return output[:, width:].tolist()
+
+
+def _static(
+    model: PreTrainedModel,
+    steps: Sequence[LogitsProcessor],
+    settings: GenerationSettings,
+    config: GenerationConfig,
+    streamer: BaseStreamer | None,
+) -> Callable[..., Any] | None:
+    """The loop of fixed shapes, where it is wanted and serves."""
+    if settings.cuda_graphs == "never" or (settings.cuda_graphs == "auto" and model.device.type != "cuda"):
+        return None
+    from .static_generate import static_generate, static_reason
+
+    reason = "tokens are streamed one by one" if streamer is not None else static_reason(model, steps, (), config)
+    penalties = config.repetition_penalty not in (None, 1.0) or settings.generation_kwargs or config.stop_strings
+    if not reason and penalties:
+        reason = "`repetition_penalty` and `generation_kwargs` may look at the text so far"
+    if reason and settings.cuda_graphs == "always":
+        raise ValueError(f"cuda_graphs is 'always', but {reason}. Set it to 'auto' to use the ordinary loop there.")
+    return None if reason else static_generate

@@ -17,11 +17,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation import StopStringCriteria
 
 from ..completions import Completion, completions
+from ..frozen_model import FrozenModel
 from ..policy import Policy
 from ..sampling import GenerationSettings, eos_token_ids, evaluation_mode, pad_token_id
 from ..streaming import TextStream
 from .answers import Answers, answer
-from .candidates import FrozenModel, Process
+from .candidates import Process
 from .decoding import Walk
 from .model import ProxyModel
 

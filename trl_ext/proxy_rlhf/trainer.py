@@ -28,6 +28,7 @@ from ..copies import sampling_copy
 from ..data import DataError, column_names
 from ..ext_trainer import AnyDataset, EvalDataset, ExtTrainer
 from ..frozen import load_frozen, place_frozen, sampling_batch_size
+from ..frozen_model import FrozenModel, context_of
 from ..meters import Meters
 from ..repeats import RepeatedSteps
 from ..returns import gae
@@ -39,7 +40,6 @@ from ..tokens import prepare_dataset
 from ..upstream import get_config_model_id
 from ..whole import write_text
 from .answers import Answers, answer
-from .candidates import FrozenModel, context_of
 from .config import ProxyRLHFConfig
 from .data import Decisions, minibatch
 from .losses import decision_entropy, decision_logps, leave_one_out, policy_loss, value_loss
