@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from . import ppo_environment
 from .harness import CLOCKS, ROOT, clock_of, pair_ratios, spreads, table
 from .quality_arms import MODELS, PPO
-from .quality_process import Failed, run, trainable_parameters
-from .quality_train import read_rows
+from .quality_process import run, trainable_parameters
 from .shapes import SHAPES
 from .suite import NOT_MEASURED, Rows, Suite, cell, sections
+from .text import pieces
 
 
 # The variants. A ratio in a result is of an earlier one to a later one.
 ORDER = (TRL, OURS) = (PPO, "Proxy-RLHF")
-PROMPTS = ROOT / "recipes" / "quickstart" / "prompts_train.jsonl"
 # Of both: as in the suite `quality`, in float32.
 COMMON = {
     "num_ppo_epochs": 4,
@@ -91,9 +91,7 @@ def write_models(case: Case, folder: Path, seed: int) -> tuple[str, str]:
 def write_prompts(case: Case, file: Path) -> None:
     """Prompts of exactly as many tokens: pieces of the training prompts, one after the other."""
     tokenizer = AutoTokenizer.from_pretrained(MODELS / "imdb-2m")
-    ids = tokenizer(" ".join(row["prompt"] for row in read_rows(str(PROMPTS))))["input_ids"]
-    texts = (tokenizer.decode(ids[i : i + case.prompt]) for i in range(0, len(ids), case.prompt))
-    whole = [text for text in texts if len(tokenizer(text)["input_ids"]) == case.prompt][: case.responses]
+    whole = list(islice(pieces(tokenizer, case.prompt), case.responses))
     if len(whole) < case.responses:
         raise ValueError(f"{case.name}: there is text for {len(whole)} prompts of {case.prompt} tokens only.")
     file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in whole), encoding="utf-8")
@@ -127,10 +125,7 @@ def run_variant(variant: str, config: dict[str, Any], folder: Path) -> dict[str,
     file.write_text(json.dumps(config), encoding="utf-8")
     modules = {TRL: "benchmarks.ppo_driver", OURS: "benchmarks.proxy_round"}
     python = ppo_environment.python() if variant == TRL else sys.executable
-    try:
-        run(["-m", modules[variant], str(file)], folder / "log", python)
-    except Failed as error:  # its folder goes
-        raise Failed(f"{error}, which ends:\n{(folder / 'log').read_text(encoding='utf-8')[-2000:]}") from error
+    run(["-m", modules[variant], str(file)], folder / "log", python, keep=True)
     found: dict[str, Any] = json.loads(Path(config["rounds_file"]).read_text(encoding="utf-8"))
     return found
 
