@@ -11,7 +11,8 @@ import torch
 
 
 WARM_UP = 2  # calls before a recording: libraries choose their kernels and workspaces in the first
-KEPT = 1  # loops that a model keeps, each with its room and graph
+# Loops that a model keeps, each with its room and graph: more of a small model, whose rooms are small.
+KEPT, SMALL, KEPT_OF_SMALL = 1, 5e8, 6
 
 
 class Replay:
@@ -97,4 +98,7 @@ def loops_of(model: torch.nn.Module) -> Loops:
     Args:
         model (`torch.nn.Module`): The model that they run.
     """
-    return model.__dict__.setdefault("_trl_ext_loops", Loops())
+    if "_trl_ext_loops" not in model.__dict__:
+        small = sum(p.numel() for p in model.parameters()) < SMALL
+        model.__dict__["_trl_ext_loops"] = Loops(KEPT_OF_SMALL if small else KEPT)
+    return model.__dict__["_trl_ext_loops"]

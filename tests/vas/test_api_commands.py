@@ -14,7 +14,7 @@ from scripted_server import ModelServer, ScriptedServer
 
 from trl_ext import cli_evaluate, cli_generate
 from trl_ext.endpoint import Endpoint
-from trl_ext.sampling import GenerationSettings
+from trl_ext.generation_settings import GenerationSettings
 from trl_ext.vas.api import EndpointGuide
 from trl_ext.vas.decoding import VASDecoding
 from trl_ext.vas.model import ValueModel
