@@ -12,6 +12,7 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
+import math
 import os
 import platform
 import statistics
@@ -117,6 +118,13 @@ def pair_ratios(
     """How many times faster each variant is than each that comes before it in `order`, as `"earlier / later"`."""
     pairs = itertools.combinations(order, 2)
     return {f"{a} / {b}": ratio(seconds[a][clock], seconds[b][clock]) for a, b in pairs}
+
+
+def slope(sizes: Sequence[float], values: Sequence[float]) -> float:
+    """Of the least-squares line through the logarithms."""
+    x, y = ([math.log(v) for v in values] for values in (sizes, values))
+    middle = sum(x) / len(x)
+    return sum((a - middle) * b for a, b in zip(x, y, strict=True)) / sum((a - middle) ** 2 for a in x)
 
 
 def _round(value: float) -> float:

@@ -21,11 +21,12 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
 from trl_ext.evaluation import evaluate, score_completions
+from trl_ext.generation_settings import GenerationSettings
 from trl_ext.policy import Policy, model_policy
 from trl_ext.prompts import load_prompts
 from trl_ext.proxy_rlhf.policy import proxy_policy
 from trl_ext.rewards import Reward, load_rewards
-from trl_ext.sampling import GenerationSettings, generate
+from trl_ext.sampling import generate
 from trl_ext.tokens import encode_prompt
 from trl_ext.vas.decoding import guided_policy
 from trl_ext.vas.model import ValueModel
@@ -238,9 +239,18 @@ def grpo(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
         train_dataset=Dataset.from_list(bench.prompts),
         peft_config=LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
-    policy = model_policy(trainer.model, bench.tokenizer, name=arm.name, batch_size=bench.task.batch)
-    milestones = _train(trainer, arm, lambda: bench.measure(policy, seed))
+    milestones = _train(trainer, arm, lambda: bench.measure(_merged(bench, trainer.model, arm.name), seed))
     return _cases(arm, seed, milestones, trainer, _parameters(trainer.model), bench.model.num_parameters())
+
+
+def _merged(bench: Bench, adapted: Any, name: str) -> Policy:
+    """A model of its own with the adapter merged: TRL's forward of the one in training is not for measuring."""
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+    fresh = AutoModelForCausalLM.from_pretrained(bench.task.model, dtype=torch.float32).to(bench.device)
+    copy = get_peft_model(fresh, adapted.peft_config["default"])
+    set_peft_model_state_dict(copy, get_peft_model_state_dict(adapted))
+    return model_policy(copy.merge_and_unload().eval(), bench.tokenizer, name=name, batch_size=bench.task.batch)
 
 
 def samples(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:

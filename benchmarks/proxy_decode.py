@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from trl_ext.proxy_rlhf.candidates import FrozenModel, Process
+from trl_ext.frozen_model import FrozenModel
+from trl_ext.proxy_rlhf.candidates import Process
 from trl_ext.proxy_rlhf.decoding import Walk
 from trl_ext.proxy_rlhf.model import ProxyModel
 
@@ -124,7 +125,14 @@ class Workload:
         """Tokens (N, new) that the proxy lets pass."""
         ids = self.prompts[i]
         found = self.proxy.generate(
-            self.model, ids, max_new_tokens=self.case.new, eos_token_id=[], top_k=k, seed=self.seed, return_dict=True
+            self.model,
+            ids,
+            max_new_tokens=self.case.new,
+            eos_token_id=[],
+            top_k=k,
+            seed=self.seed,
+            return_dict=True,
+            cuda_graphs="never",  # see graph_decode.py
         )
         self._count(OURS[k], int(found.examined.sum()), None)
         return found.sequences[:, ids.shape[1] :]

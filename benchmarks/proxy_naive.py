@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from trl_ext.proxy_rlhf.candidates import Dice, FrozenModel, Process, propose
+from trl_ext.frozen_model import FrozenModel
+from trl_ext.models import cache_name
+from trl_ext.proxy_rlhf.candidates import Dice, Process, propose
 
 
 class Sequential:
@@ -70,5 +72,5 @@ class Sequential:
 
     def _read(self, ids: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
         self.forwards += 1
-        output = self.llm.backbone(input_ids=ids, past_key_values=cache, use_cache=True)
+        output = self.llm.backbone(input_ids=ids, use_cache=True, **{cache_name(self.llm.backbone): cache})
         return output.last_hidden_state[:, -1]

@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Reward, KL, fluency, diversity and cost of the four methods beside TRL's DPO and GRPO, best-of-n and a principle.
+Reward, KL, fluency, diversity and cost of the four methods beside TRL's DPO, GRPO and PPO, best-of-n and a principle.
 
     python -m benchmarks.run quality --preset cpu
 
 Each arm is trained and measured for each seed with the commands that users have, in processes of their own; what is
 done already is kept (`--work`), so an interrupted run goes on where it was. See quality_arms.py for the arms.
+TRL's PPO runs in an environment of its own (ppo_environment.py), and is skipped where that cannot be made.
 """
 
 import argparse
@@ -23,13 +24,14 @@ from typing import Any
 
 import torch
 
+from . import ppo_environment
 from .harness import RESULTS, ROOT, environment, refuse_dirty, write_result
 from .quality_arms import PRESETS, PRINCIPLE, TRAINING, Arm, Task, arms
 from .quality_process import Failed, run, trainable_parameters
 from .quality_train import read_rows
 
 
-MEASURED = ["benchmarks/quality.py", "benchmarks/quality_arms.py", "benchmarks/quality_train.py"]
+MEASURED = [f"benchmarks/{name}.py" for name in ("quality", "quality_arms", "quality_train", "ppo_driver")]
 METRICS = ("reward", "kl", "perplexity", "distinct_2", "completion_length", "ended")
 
 
@@ -127,11 +129,14 @@ class Runner:
             sampling = {"max_completion_length": task.max_completion_length, "top_k": task.top_k}
             config = {**sampling, **config, "reward_model_name_or_path": task.reward}
         _write(folder / "config.json", json.dumps(config, indent=1))
-        if arm.command in ("dpo", "grpo"):
+        log, python = folder / "train.log", sys.executable
+        if arm.command == "ppo":
+            command, python = ["-m", "benchmarks.ppo_driver", str(folder / "config.json")], ppo_environment.python()
+        elif arm.command in ("dpo", "grpo"):
             command = ["-m", "benchmarks.quality_train", arm.command, str(folder / "config.json")]
         else:  # JSON is YAML
             command = ["-m", "trl_ext", arm.command, "--config", str(folder / "config.json")]
-        found = run(command, folder / "train.log")
+        found = run(command, log, python)
         cost = {
             **found.cost,
             "tokens_read": found.last("num_tokens"),
@@ -242,7 +247,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise SystemExit(f"no arm is named so; there are: {', '.join(arm.name for arm in arms(task))}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     facts = environment(device, [ROOT / name for name in MEASURED])
-    cases, failures = [], []
+    cases, failures, skipped = [], [], []
     with ThreadPoolExecutor(options.jobs) as pool:
         if any(arm.samples for arm in chosen):
             list(pool.map(runner.samples, options.seeds))
@@ -250,14 +255,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         for arm, seed, job in jobs:
             try:
                 cases += job.result()
+            except ppo_environment.Unavailable as reason:
+                skipped.append({"arm": arm.name, "seed": seed, "reason": str(reason)})
+                print(f"{arm.name}, seed {seed}: skipped. {reason}", file=sys.stderr)
             except Exception as error:  # the other arms' numbers are worth having
                 failures.append({"arm": arm.name, "seed": seed, "error": f"{type(error).__name__}: {error}"})
                 print(f"{arm.name}, seed {seed}: {failures[-1]['error']}", file=sys.stderr)
             else:
                 print(f"{arm.name}, seed {seed}: done", file=sys.stderr, flush=True)
     settings = {"preset": options.preset, "seeds": options.seeds, "task": dataclasses.asdict(task)}
-    result = {"settings": settings, "environment": facts, "cases": cases, "failures": failures}
+    result = {"settings": settings, "environment": facts, "cases": cases, "failures": failures, "skipped": skipped}
     if cases:
+        # Where the clone lies is nobody's business, and runs in different places are of one task.
+        result = json.loads(json.dumps(result).replace(f"{ROOT}/", ""))
         print("wrote", write_result("quality", device, result, options.output))
     return int(bool(failures))
 

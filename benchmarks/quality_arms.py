@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-What the suite `quality` compares: the four methods, TRL's DPO and GRPO, best-of-n, a principle in the prompt.
+What the suite `quality` compares: the four methods, TRL's DPO, GRPO and PPO, best-of-n, a principle in the prompt.
 
 All trained arms get the same prompts, the same reward and the same number of sampled completions ([`Task.budget`]);
 those that train on scored samples share one file of them. Each arm has one setting, taken from runs on a larger model
@@ -16,6 +16,7 @@ from .harness import ROOT
 
 
 MODELS = ROOT / "recipes" / "quickstart" / "models"
+PPO = "TRL's PPO (trl 1.12)"
 PRINCIPLE = "The following is a positive movie review.\n"
 
 # Fields of all that train: of TRL's trainers as of ours.
@@ -95,7 +96,8 @@ class Arm:
     Args:
         name (`str`): In tables.
         series (`str`): Its line in the picture.
-        command (`str`, *optional*): `"rrhf"`, ... of `trl-ext`, or `"dpo"`, `"grpo"` of TRL; empty: no training.
+        command (`str`, *optional*): `"rrhf"`, ... of `trl-ext`, or `"dpo"`, `"grpo"`, `"ppo"` of TRL; empty: no
+            training.
         fields (`dict`, *optional*): Fields of its training config beside those of the task.
         samples (`bool`, *optional*, defaults to `False`): Whether it trains on the file of scored samples.
         decoding (`dict`, *optional*): Flags of `trl-ext evaluate` for what is not an ordinary model; `"@"` stands for
@@ -129,6 +131,18 @@ def arms(task: Task) -> list[Arm]:
         "learning_rate": 3e-3,
         "lr_scheduler_type": "constant",
     }
+    # Batches, minibatches and epochs are Proxy-RLHF's; what is not said is TRL's default (kl_coef 0.05: GRPO's beta
+    # here). In float32: TRL's PPO draws outside of autocast, so that with it its ratios would begin away from 1.
+    ppo = {
+        "per_device_train_batch_size": 64,
+        "num_mini_batches": 4,
+        "total_episodes": task.budget,
+        "temperature": 1.0,
+        "stop_token": "eos",
+        "num_sample_generations": 0,
+        "learning_rate": task.learning_rate,
+        "bf16": False,
+    }
     psle = {
         "principles": [PRINCIPLE.strip()],
         "num_generations": 1,
@@ -142,6 +156,7 @@ def arms(task: Task) -> list[Arm]:
         Arm("best of n", "best of n", decoding={"best_of_n": [4, 16, 64, 128]}, answers=1, through="n"),
         Arm("TRL's DPO", "TRL's DPO", "dpo", {**one_by_one, "beta": 0.1}, samples=True),
         Arm("TRL's GRPO", "TRL's GRPO", "grpo", {**one_by_one, **sampling, "beta": 0.05}),
+        Arm(PPO, PPO, "ppo", ppo),
         Arm("RRHF, offline", "RRHF", "rrhf", one_by_one, samples=True),
         Arm(
             "RRHF, IP-3",

@@ -42,9 +42,15 @@ class Finished:
         return float(found[-1]) if found else None
 
 
-def run(arguments: Sequence[str], log: Path) -> Finished:
+def run(arguments: Sequence[str], log: Path, python: str = sys.executable, *, keep: bool = False) -> Finished:
     """
     Run `python <arguments>` with one thread, its output in a file.
+
+    Args:
+        arguments (`Sequence[str]`): What Python runs.
+        log (`Path`): Where its output goes.
+        python (`str`, *optional*): Another Python than this one.
+        keep (`bool`, *optional*, defaults to `False`): Whether an error tells how the log ends: its folder goes.
 
     Raises:
         [`Failed`]: It ended with an error.
@@ -53,7 +59,7 @@ def run(arguments: Sequence[str], log: Path) -> Finished:
     started = time.perf_counter()
     with log.open("w", encoding="utf-8") as stream:
         process = subprocess.Popen(
-            [sys.executable, *arguments], cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream
+            [python, *arguments], cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream
         )
         try:
             _, status, usage = os.wait4(process.pid, 0)
@@ -63,7 +69,8 @@ def run(arguments: Sequence[str], log: Path) -> Finished:
             raise
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise Failed(f"`python {' '.join(arguments[:3])} ...` ended with status {process.returncode}: see {log}")
+        told = f", which ends:\n{log.read_text(encoding='utf-8')[-2000:]}" if keep else ""
+        raise Failed(f"`python {' '.join(arguments[:3])} ...` ended with status {process.returncode}: see {log}{told}")
     cost = {
         "seconds": round(time.perf_counter() - started, 1),
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),

@@ -11,6 +11,7 @@ from typing import Any
 from trl_ext.frontier import draw_frontier
 
 from .harness import table
+from .quality_arms import Task, arms
 from .suite import NOT_MEASURED
 
 
@@ -27,11 +28,55 @@ HEADS = {
 
 
 def tables(results: Sequence[dict[str, Any]]) -> str:
-    """Of each preset the newest result: outcomes, costs, where it comes from."""
-    newest = {result["settings"]["preset"]: result for result in results}
-    if not newest:
+    """Of each preset the newest measurement of each arm and seed: outcomes, costs, where they come from."""
+    found = merged(results)
+    if not found:
         return NOT_MEASURED
-    return "\n\n".join(_section(preset, result) for preset, result in sorted(newest.items()))
+    return "\n\n".join(_section(preset, result) for preset, result in sorted(found.items()))
+
+
+def merged(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """
+    The results of each preset as one, so that a later file may bring an arm or a seed.
+
+    Args:
+        results (`Sequence[dict]`): Oldest first. Those of another task than the newest of their preset are left out.
+
+    Returns:
+        `dict`: By preset a result with the newest case of each name and seed, in the order of the suite's arms; what
+            failed or was skipped and has no case; and under `from` the results that cases come from.
+    """
+    found = {}
+    for preset in sorted({result["settings"]["preset"] for result in results}):
+        of_preset = [result for result in results if result["settings"]["preset"] == preset]
+        task = of_preset[-1]["settings"].get("task")
+        used = [result for result in of_preset if result["settings"].get("task") == task]
+        newest = {(case["name"], case["seed"]): (case, result) for result in used for case in result["cases"]}
+        kept = sorted(newest.values(), key=lambda pair: _place(pair[0]["name"]))
+        measured = {(_arm(name), seed) for name, seed in newest}
+        missing = {
+            kind: [
+                gone for result in used for gone in result.get(kind, []) if (gone["arm"], gone["seed"]) not in measured
+            ]
+            for kind in ("failures", "skipped")
+        }
+        sources = [result for result in used if any(result is source for _, source in kept)]
+        found[preset] = {"cases": [case for case, _ in kept], "from": sources, **missing}
+        for source in sources:  # whose cases are which
+            names = dict.fromkeys(_arm(case["name"]) for case, result in kept if result is source)
+            found[preset].setdefault("arms", []).append(list(names))
+    return found
+
+
+def _arm(case: str) -> str:
+    """The arm of a case, whose name may go on with a setting: "VAS, beta 2.0"."""
+    names = [arm.name for arm in arms(Task()) if case == arm.name or case.startswith(f"{arm.name}, ")]
+    return max(names, key=len, default=case)
+
+
+def _place(case: str) -> int:
+    names = [arm.name for arm in arms(Task())]
+    return names.index(_arm(case)) if _arm(case) in names else len(names)
 
 
 def _section(preset: str, result: dict[str, Any]) -> str:
@@ -49,10 +94,12 @@ def _section(preset: str, result: dict[str, Any]) -> str:
         "",
         *table(_costs(cases)),
         "",
-        provenance(result),
+        "\n\n".join(_provenances(result)),
     ]
-    failed = [f"{failure['arm']} (seed {failure['seed']})" for failure in result.get("failures", [])]
-    return "\n".join([*lines, *([f"\nFailed: {', '.join(failed)}."] if failed else [])])
+    for kind, told in (("failures", "Failed"), ("skipped", "Skipped")):
+        if gone := [f"{failure['arm']} (seed {failure['seed']})" for failure in result[kind]]:
+            lines.append(f"\n{told}: {', '.join(gone)}.")
+    return "\n".join(lines)
 
 
 def by_name(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -123,13 +170,22 @@ def outcome(values: Sequence[float | None], decimals: int) -> str:
     return f"{mean:,.{decimals}f}" + (f" ± {spread:,.{decimals}f}" if len(values) > 1 else "")
 
 
-def provenance(result: dict[str, Any]) -> str:
+def _provenances(result: dict[str, Any]) -> list[str]:
+    """A line for each result that cases come from; where there are several, all but the one with most say which."""
+    most = max(result["arms"], key=len)
+    return [
+        provenance(source, "" if names is most else f" ({', '.join(names)})")
+        for source, names in zip(result["from"], result["arms"], strict=True)
+    ]
+
+
+def provenance(result: dict[str, Any], told: str = "") -> str:
     facts, settings = result["environment"], result["settings"]
     versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("torch", "transformers", "trl"))
     hardware = facts["hardware"]["gpu"] or f"{facts['hardware']['cpu']}, one thread a process"
     seeds = ", ".join(map(str, settings["seeds"]))
     return (
-        f"{result['time'][:10]}: {hardware}; seeds {seeds}: mean ± the largest distance of a seed from it; "
+        f"{result['time'][:10]}{told}: {hardware}; seeds {seeds}: mean ± the largest distance of a seed from it; "
         f"{versions}; commit {facts['commit']}, sources {facts['sources']['digest']}."
     )
 
@@ -164,9 +220,9 @@ def points(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def draw(results: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
-    """Draw the pictures of the newest result of each preset, for a light and for a dark page."""
+    """Draw the pictures of each preset, for a light and for a dark page."""
     drawn = []
-    for preset, result in {result["settings"]["preset"]: result for result in results}.items():
+    for preset, result in merged(results).items():
         for mode, name in PICTURES.items():
             drawn.append(folder / name.format(preset=preset))
             title = "Reward over KL to the base model"

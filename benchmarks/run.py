@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 
 SUITES = {
-    "quality": "reward, KL, fluency and cost of the four methods beside TRL's DPO and GRPO and best-of-n",
+    "quality": "reward, KL, fluency and cost of the four methods beside TRL's DPO, GRPO, PPO and best-of-n",
     "imdb": "Proxy-RLHF, PSLE and VAS on the IMDB task: settings, ablations and seeds, on one GPU",
     "rrhf_step": "seconds and peak memory of an RRHF training step: naive, TRL's head, shared prompts, TRL's DPO",
     "scaling": "how time grows with K, lengths, prompts, the model and candidates: slopes beside those of arithmetic",
@@ -25,6 +25,7 @@ SUITES = {
     "vas_train": "tokens/s of a VAS training step: separate rows, shared prompts, TRL's RewardTrainer",
     "proxy_decode": "tokens/s of Proxy-RLHF's decoding: plain, one candidate at a time, ours with 4, 8 and 20",
     "proxy_update": "seconds of Proxy-RLHF's PPO update, against an epoch of policy gradient through the model",
+    "ppo_round": "seconds and memory of a round of Proxy-RLHF, against TRL's PPO as TRL last had it",
     "psle_step": "seconds a prompt of PSLE's generation, reward and update, against TRL's GRPO",
 }
 

@@ -10,7 +10,6 @@ Along an axis one size changes and the rest stays. The slope is that of a least-
 time): 1 is proportional, 0 constant. Beside it stands the slope of the multiplications that the same steps need.
 """
 
-import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,9 +19,11 @@ from typing import Any
 import torch
 
 from . import rrhf_cases, vas_decode
-from .harness import Variant, alternate, clock_of, ratio, spread, table
+from .harness import Variant, alternate, clock_of, ratio, slope, spread, table
 from .rrhf_cases import DENSE, NAIVE, OUR_ROWS
 from .rrhf_workload import Workload as Step
+from .scaling_processes import Processes
+from .scaling_processes import measure as measure_processes
 from .shapes import SHAPES, Shape
 from .suite import NOT_MEASURED, Suite, newest, provenances
 from .vas_decode import BY_ONE, OURS, PLAIN
@@ -99,14 +100,20 @@ def _axes(device: str, model: str) -> list[Axis]:
     ]  # fmt: skip
 
 
-CASES = _axes("cpu", "imdb-2m")
+CASES: list[Axis | Processes] = [
+    *_axes("cpu", "imdb-2m"),
+    Processes("rrhf", "processes (1 to 2): an RRHF step on 8 prompts of 6 completions", batch=8),
+    Processes("psle", "processes (1 to 2): a PSLE iteration on 32 prompts", batch=32),
+]
 
 
 # ----------------------------------------------------------------------------------------------------------- measuring
 
 
-def measure(axis: Axis, *, rounds: int, batches: int, seed: int) -> dict[str, Any]:
+def measure(axis: Axis | Processes, *, rounds: int, batches: int, seed: int) -> dict[str, Any]:
     """One axis, as a case of a result file: each variant at each size takes its turn."""
+    if isinstance(axis, Processes):
+        return measure_processes(axis, rounds=rounds, batches=batches, seed=seed)
     device = torch.device(axis.device)
     works = [_workload(point.case, batches, seed) for point in axis.points]
     # Each size has one batch, so that its slope is not that of lengths that were drawn.
@@ -151,13 +158,6 @@ def _first(step: Callable[[int], float], _: int) -> float:
     return step(0)
 
 
-def slope(sizes: Sequence[float], values: Sequence[float]) -> float:
-    """Of the least-squares line through the logarithms."""
-    x, y = ([math.log(v) for v in values] for values in (sizes, values))
-    middle = sum(x) / len(x)
-    return sum((a - middle) * b for a, b in zip(x, y, strict=True)) / sum((a - middle) ** 2 for a in x)
-
-
 def multiplications(variant: str, work: Step | Decoding) -> float:
     """
     That one step needs in the forward; the backward is twice as many of each, so slopes are the same.
@@ -193,6 +193,7 @@ SUITE = Suite(
             "trl_ext/vas/generation.py",
         ),
         *("benchmarks/harness.py", "benchmarks/shapes.py", "benchmarks/scaling.py"),
+        *("benchmarks/scaling_processes.py", "benchmarks/process_steps.py", "benchmarks/rounds.py"),
         *("benchmarks/rrhf_workload.py", "benchmarks/vas_decode.py", "benchmarks/vas_naive.py"),
     ),
 )

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from transformers import DynamicCache, LogitsProcessor
 
+from trl_ext.models import cache_name
+
 
 class NaiveValues(LogitsProcessor):
     """
@@ -65,4 +67,5 @@ class NaiveValues(LogitsProcessor):
     def _read(self, ids: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
         self.value_calls += 1
         self.value_tokens += ids.numel()
-        return self.model.backbone(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
+        backbone = self.model.backbone
+        return backbone(input_ids=ids, use_cache=True, **{cache_name(backbone): cache}).last_hidden_state

@@ -18,13 +18,13 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(REPOSITORY))  # `benchmarks` is not part of the package
 
-from benchmarks import harness, quality, quality_process, quality_tables
+from benchmarks import harness, ppo_environment, quality, quality_process, quality_tables
 from benchmarks.quality_arms import PRESETS, Arm, Task, arms
 from benchmarks.quality_train import preference_rows, read_rows, with_text_before
 from trl_ext.evaluation import evaluate
+from trl_ext.generation_settings import GenerationSettings
 from trl_ext.policy import model_policy
 from trl_ext.rewards import load_rewards
-from trl_ext.sampling import GenerationSettings
 
 
 METRICS = {"reward": 1.0, "reward_se": 0.1, "perplexity": 20.0, "distinct_2": 0.5, "completion_length": 40.0}
@@ -59,6 +59,8 @@ def completions_sampled(arm, task):
         return task.rows * task.num_generations
     if arm.command == "psle":
         return fields["num_iterations"] * task.rows * 2 * fields["num_generations"]
+    if arm.command == "ppo":
+        return fields["total_episodes"]
     if arm.command == "proxy_rlhf":
         return fields["max_steps"] // 16 * fields["per_device_train_batch_size"]
     rows = fields.get("max_rows", task.rows)
@@ -69,7 +71,7 @@ def completions_sampled(arm, task):
 def test_every_trained_arm_samples_the_same_number_of_completions(preset):
     task = PRESETS[preset]
     trained = [arm for arm in arms(task) if arm.command not in ("", "principle")]
-    assert len({arm.command for arm in trained}) == 6
+    assert len({arm.command for arm in trained}) == 7
     for arm in trained:
         assert completions_sampled(arm, task) == pytest.approx(task.budget, rel=0.01), arm.name
 
@@ -114,10 +116,11 @@ class Commands:
     """In place of processes: what was asked for, and files such as the commands leave."""
 
     def __init__(self, failing=""):
-        self.asked, self.failing = [], failing
+        self.asked, self.failing, self.pythons = [], failing, []
 
-    def __call__(self, command, log):
+    def __call__(self, command, log, python=sys.executable):
         self.asked.append(command)
+        self.pythons.append(python)
         if self.failing and any(self.failing in word for word in command):
             raise quality_process.Failed(f"see {log}")
         flags = dict(pairwise(command))
@@ -188,6 +191,58 @@ def test_an_arm_that_fails_is_named_and_does_not_cost_the_others(tmp_path, comma
     assert result["failures"][0]["arm"] == "TRL's DPO" and "train.log" in capsys.readouterr().err
 
 
+def flags_of(tmp_path, *more):
+    return ["--allow_dirty", "--seeds", "0", "--work", f"{tmp_path}/w", "--output", f"{tmp_path}/o", *more]
+
+
+def test_ppo_runs_in_its_own_environment(tmp_path, commands, monkeypatch):
+    monkeypatch.setattr(ppo_environment, "python", lambda: "another/python")
+    assert quality.main(flags_of(tmp_path, "--arms", "TRL's PPO", "DPO")) == 0
+    [place] = [i for i, command in enumerate(commands.asked) if "benchmarks.ppo_driver" in command]
+    assert [i for i, python in enumerate(commands.pythons) if python == "another/python"] == [place]
+    config = json.loads(Path(commands.asked[place][-1]).read_text())
+    assert config["total_episodes"] == Task().budget and config["max_completion_length"] == 48
+    [file] = (tmp_path / "o").iterdir()
+    assert str(REPOSITORY) not in file.read_text()  # where the clone lies is not told
+
+
+def test_without_an_index_ppo_is_skipped_and_that_is_said(tmp_path, commands, monkeypatch, capsys):
+    monkeypatch.setattr(ppo_environment, "_run", refusing := Refusing(fails_at="pip"))
+    monkeypatch.setattr(ppo_environment, "FOLDER", tmp_path / "environment")
+    monkeypatch.setattr(ppo_environment.python, "__defaults__", (tmp_path / "environment",))
+    assert quality.main(flags_of(tmp_path, "--arms", "TRL's PPO", "DPO")) == 0
+    result = json.loads(next((tmp_path / "o").iterdir()).read_text())
+    assert {c["name"] for c in result["cases"]} == {"TRL's DPO"} and not result["failures"]
+    assert result["skipped"][0]["arm"] == "TRL's PPO (trl 1.12)" and "no index" in result["skipped"][0]["reason"]
+    assert "skipped. no index" in capsys.readouterr().err
+    assert "Skipped: TRL's PPO (trl 1.12) (seed 0)." in quality_tables.tables([result])
+    refusing.fails_at = "nothing"
+    environment = tmp_path / "environment"
+    assert ppo_environment.python(environment) == str(environment / "bin" / "python")  # what was begun is made anew
+    refusing.fails_at = "venv"
+    assert ppo_environment.python(environment) == str(environment / "bin" / "python")  # and then it is there
+
+
+class Refusing:
+    """In place of the commands that make an environment."""
+
+    def __init__(self, fails_at):
+        self.fails_at = fails_at
+
+    def __call__(self, command, folder):
+        if self.fails_at in command:
+            raise ppo_environment.Unavailable("no index")
+        if "venv" in command:
+            (folder / "lib" / "python3" / "site-packages").mkdir(parents=True)
+
+
+def test_what_a_failed_environment_says(tmp_path):
+    with pytest.raises(
+        ppo_environment.Unavailable, match=r"-c raise SystemExit.*says 'no such thing'.*by the commands in"
+    ):
+        ppo_environment._run([sys.executable, "-c", "raise SystemExit('no such thing')"], tmp_path)
+
+
 def test_a_tree_that_differs_from_its_commit_is_refused(monkeypatch):
     monkeypatch.setattr(harness, "_commit", lambda: "0123456789ab-dirty")
     with pytest.raises(SystemExit, match="--allow_dirty"):
@@ -216,6 +271,25 @@ def test_tables_give_mean_and_farthest_seed():
     text = quality_tables.tables([result])
     assert "| X | 2.50 ± 0.50 | 2.00 ± 0.00 |" in text and "| base | 0.00 |" in text and "1.50 ± 0.50 |" in text
     assert quality_tables.tables([]) == "not measured"
+
+
+def test_a_later_file_brings_an_arm_and_renews_a_seed():
+    first = result_of(case("base", 0, reward=0.0), case("VAS, beta 1.0", 0), case("VAS, beta 1.0", 1, reward=2.0))
+    first["failures"] = [{"arm": "TRL's PPO (trl 1.12)", "seed": s, "error": "x"} for s in (0, 1)]
+    second = result_of(case("VAS, beta 1.0", 1, reward=5.0), case("TRL's PPO (trl 1.12)", 0, reward=4.0))
+    second |= {"time": "2026-03-04T00:00:00+00:00"}
+    [result] = quality_tables.merged([first, second]).values()
+    found = [(c["name"], c["seed"], c["metrics"]["reward"]) for c in result["cases"]]
+    ppo = ("TRL's PPO (trl 1.12)", 0, 4.0)
+    assert found == [("base", 0, 0.0), ppo, ("VAS, beta 1.0", 0, 1.0), ("VAS, beta 1.0", 1, 5.0)]
+    text = quality_tables.tables([first, second])
+    assert "2026-01-02: " in text and "2026-03-04 (TRL's PPO (trl 1.12), VAS): " in text
+    assert "Failed: TRL's PPO (trl 1.12) (seed 1)." in text  # seed 0 is there now
+    second["settings"]["task"] = {"prompts": 3}  # what is measured on other prompts stands alone
+    assert [c["name"] for c in quality_tables.merged([first, second])["cpu"]["cases"]] == [
+        "TRL's PPO (trl 1.12)",
+        "VAS, beta 1.0",
+    ]
 
 
 def test_points_of_one_setting_are_a_line(tmp_path):

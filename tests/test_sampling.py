@@ -4,11 +4,13 @@
 
 import itertools
 import math
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import make_model
+from packaging.version import Version
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
@@ -26,7 +28,9 @@ from transformers import (
 )
 
 from trl_ext.decoding import RoomyLayer, draw, next_token_probabilities, prompt_cache
-from trl_ext.sampling import GenerationSettings, generate
+from trl_ext.generation_settings import GenerationSettings
+from trl_ext.models import cache_name
+from trl_ext.sampling import generate
 
 
 LIKELIEST = {"num_generations": 1, "top_k": 1}  # sampling, by way of the cache, yet with one possible outcome
@@ -176,6 +180,10 @@ def test_adapter_takes_part(tiny_model, tiny_tokenizer):
     assert [c[0].ids for c in found] == expected
 
 
+@pytest.mark.skipif(
+    cache_name(make_model(8)) == "cache" and Version(version("peft")) < Version("0.22"),
+    reason="this peft looks for the cache under the name it had before transformers 5.24, and repeats virtual tokens",
+)
 def test_prompt_tuning_is_left_to_transformers(tiny_model, tiny_tokenizer):
     from peft import PromptTuningConfig, get_peft_model
 

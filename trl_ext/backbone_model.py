@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 
 from .backbones import AdapterSwitch, headless, with_saved_adapter
 from .capture import LastStates
-from .models import base_of, freeze, is_peft_model, load_model, use_exact_4bit_on_cpu
+from .models import base_of, cache_name, cache_of, freeze, is_peft_model, load_model, use_exact_4bit_on_cpu
 
 
 ADAPTER_FOLDER = "adapter"  # in the directory of a saved model that is an adapter and a head
@@ -132,13 +132,13 @@ class BackboneModel(PreTrainedModel):
         if position_ids is not None:
             kwargs["position_ids"] = position_ids
         if past_key_values is not None:
-            kwargs["past_key_values"] = past_key_values
+            kwargs[cache_name(self.backbone)] = past_key_values
         if "use_cache" in accepted:
             kwargs["use_cache"] = past_key_values is not None if use_cache is None else use_cache
         kwargs.pop("return_dict", None)
         with torch.no_grad() if self.config.head_only else nullcontext():
             output = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-        return output.last_hidden_state, getattr(output, "past_key_values", None)
+        return output.last_hidden_state, cache_of(output)
 
     def train(self, mode: bool = True) -> Any:
         """As for any module; layers that are another model's as they are stay in evaluation mode."""

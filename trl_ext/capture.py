@@ -44,7 +44,7 @@ class LastStates:
 
     def _take(self, ids: torch.Tensor | None, kwargs: dict[str, Any], output: Any) -> None:
         self.hidden_NLD, self.ids_NL = output.last_hidden_state.detach(), ids
-        columns, cache = self.hidden_NLD.shape[1], kwargs.get("past_key_values")
+        columns, cache = self.hidden_NLD.shape[1], kwargs.get("cache", kwargs.get("past_key_values"))
         if columns == 1:
             self._before = None  # it is the last column, however many there were: no need to ask a device
         else:

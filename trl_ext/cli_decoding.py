@@ -75,13 +75,13 @@ def settings_of(decodings: Iterable[Decoding]) -> dict[str, Any]:
 
 def policies(
     decodings: Iterable[Decoding],
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerBase | None,
     *,
     name: str,
     batch_size: int,
     progress: Callable[[int], Any] | None = None,
 ) -> Iterator[Policy]:
-    """The policies of all decodings on one model, loaded decoding by decoding."""
+    """The policies of all decodings on one model, loaded decoding by decoding; `None` for those that bring theirs."""
     for decoding in decodings:
         yield from decoding.policies(model, tokenizer, name=name, batch_size=batch_size, progress=progress)

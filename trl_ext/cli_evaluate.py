@@ -9,7 +9,8 @@
         --frontier_file frontier.png
 
 What steers a frozen model is measured as well, on the base model: best-of-n, and what installed methods declare as
-their decoding, whose flags are then among those of the command (`trl-ext evaluate --help`).
+their decoding, whose flags are then among those of the command (`trl-ext evaluate --help`). Where such flags name a
+server, its model is measured too; it has no KL, and no perplexity but under a model that is named.
 
 The file is JSON and has three keys. `settings`: every setting, the number of prompts, versions. `models`: one object
 per model, the base first, with `model` (its name), `reward/<name>`, `kl`, `perplexity`, `distinct_2`,
@@ -34,11 +35,11 @@ from .cli_parser import Parser, set_environment
 from .data import is_conversational
 from .evaluation_report import Report, check_writable
 from .frontier import check_frontier, frontier, write_frontier
+from .generation_settings import CUDA_GRAPHS, GenerationSettings
 from .models import adapter_base, default_device
-from .policy import Decoding
+from .policy import Decoding, served_at_once
 from .prompts import load_prompts
 from .rewards import load_rewards
-from .sampling import GenerationSettings
 
 
 @dataclass
@@ -112,6 +113,7 @@ class EvaluateArguments:
         metadata={"help": "Sample among tokens at least this probable relative to the likeliest. 0 means off."},
     )
     repetition_penalty: float = field(default=1.0, metadata={"help": "Above 1 discourages repetition."})
+    cuda_graphs: str = field(default="auto", metadata=CUDA_GRAPHS)
     seed: int = field(default=42, metadata={"help": "Seed of the draws, the same for every model."})
     generation_batch_size: int = field(
         default=0,
@@ -126,8 +128,6 @@ class EvaluateArguments:
 
     def __post_init__(self) -> None:
         self.model_name_or_path = list(dict.fromkeys(self.model_name_or_path))
-        if not self.model_name_or_path and self.base_model_name_or_path is None:
-            raise ValueError("there is no model to measure: pass --model_name_or_path")
         if self.dataset_name is None:
             raise ValueError("there are no prompts to measure on: pass --dataset_name")
         for name in ("max_num_prompts", "generation_batch_size", "num_completions_to_print"):
@@ -170,6 +170,8 @@ def run(args: EvaluateArguments, loading: LoadingArguments, decodings: Sequence[
         `int`: 0; 1 if a model failed or a file could not be written; 130 after Ctrl-C. What was measured before is
         printed and written all the same.
     """
+    if not served_at_once(decodings) and not args.model_name_or_path and args.base_model_name_or_path is None:
+        raise ValueError("there is no model to measure: pass --model_name_or_path")
     check_writable(args.output_file, "output_file")
     if args.frontier_file is not None:
         check_frontier(args.frontier_file)
@@ -209,7 +211,8 @@ def run(args: EvaluateArguments, loading: LoadingArguments, decodings: Sequence[
 def _models(
     args: EvaluateArguments, loading: LoadingArguments, decodings: Sequence[Decoding], conversational: bool
 ) -> Models:
-    base, steered = args.base_model_name_or_path, bool(decodings or args.best_of_n)
+    steering = [decoding for decoding in decodings if not served_at_once([decoding])]
+    base, steered = args.base_model_name_or_path, bool(steering or args.best_of_n)
     if base is None and steered and len(args.model_name_or_path) == 1 and not adapter_base(args.model_name_or_path[0]):
         [base] = args.model_name_or_path
     models = Models(

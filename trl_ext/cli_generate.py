@@ -10,7 +10,7 @@
 
 Prompts come from --prompt, from a data set, or from the terminal, a line a prompt. `chat` keeps the conversation.
 What steers a frozen model at decoding is set by the flags of the methods that have such a thing; several settings
-answer each prompt in turn.
+answer each prompt in turn. Where such flags name a server, its model answers and none is loaded.
 
 A row of the output has `prompt`, `completions`, `ended`, the other columns of the data set and, where several settings
 answer, `sources`. It is written as soon as it is there; with --prompt or a data set, the same command goes on where an
@@ -31,11 +31,12 @@ from .cli_models import load_source
 from .cli_parser import Parser, set_environment
 from .cli_sample import SampleLoadingArguments
 from .cli_terminal import answer_typed, as_message, print_row, show_answer
+from .endpoint_faults import EndpointError
+from .generation_settings import CUDA_GRAPHS, GenerationSettings
 from .models import default_device
-from .policy import Decoding, model_policy
+from .policy import Decoding, model_policy, served_at_once
 from .prompts import load_prompts
 from .sample_file import SampleFile, rows_fingerprint, weights_fingerprint
-from .sampling import GenerationSettings
 
 
 @dataclass
@@ -81,9 +82,11 @@ class GenerateArguments:
         metadata={"help": "Sample among tokens at least this probable relative to the likeliest. 0 means off."},
     )
     repetition_penalty: float = field(default=1.0, metadata={"help": "Above 1 discourages repetition."})
+    cuda_graphs: str = field(default="auto", metadata=CUDA_GRAPHS)
     seed: int = field(default=42, metadata={"help": "Seed of the draws."})
     generation_batch_size: int = field(
-        default=0, metadata={"help": "Sequences that are written at once. 0 means 64 on CPU, 128 elsewhere."}
+        default=0,
+        metadata={"help": "Sequences that are written at once. 0 means 64 on CPU, 128 elsewhere; a server's number."},
     )
     output_file: str | None = field(
         default=None, metadata={"help": "File for the answers: .jsonl or .parquet. An interrupted run is resumed."}
@@ -91,8 +94,6 @@ class GenerateArguments:
     overwrite_output: bool = field(default=False, metadata={"help": "Whether to start over if the file exists."})
 
     def __post_init__(self) -> None:
-        if self.model_name_or_path is None:
-            raise ValueError("there is no model to answer: pass --model_name_or_path.")
         if self.prompt is not None and self.dataset_name is not None:
             raise ValueError("prompts come from --prompt or from --dataset_name, not from both.")
         for index, prompt in enumerate(self.prompt or []):
@@ -139,8 +140,15 @@ def run(
         chat (`bool`, *optional*, defaults to `False`): Whether each prompt goes on with the conversation.
 
     Returns:
-        `int`: 0; 130 after Ctrl-C. What was answered before is shown and written all the same.
+        `int`: 0; 1 if a server failed for good; 130 after Ctrl-C. What was answered before is shown and written all
+        the same.
     """
+    if (args.model_name_or_path is None) is not bool(served_at_once(decodings)):
+        raise ValueError(
+            "there is no model to answer: pass --model_name_or_path."
+            if args.model_name_or_path is None
+            else "a server's model answers: leave out --model_name_or_path, or what names the server."
+        )
     if chat and not args.interactive:
         raise ValueError("chat reads from the terminal: leave out --prompt and --dataset_name, or use generate.")
     rows = args.rows()
@@ -159,11 +167,16 @@ def run(
         if args.interactive:
             answer_typed(answerer, file, start, keep=chat)
         else:
-            _answer_rows(answerer, file, [as_message(row, start) for row in rows], args)
+            size = 1 if args.prompt is not None else max(1, _batch_size(args, decodings) // args.num_generations)
+            _answer_rows(answerer, file, [as_message(row, start) for row in rows], size, shown=args.prompt is not None)
     except KeyboardInterrupt:
         where = f"; {file.rows_path} has {file.rows} rows" if file is not None else ""
         print(f"\ntrl-ext {'chat' if chat else 'generate'}: interrupted{where}", file=sys.stderr)
         return 130
+    except EndpointError as error:
+        kept = f" {file.rows_path} has {file.rows} rows; the same command goes on there." if file is not None else ""
+        print(f"trl-ext {'chat' if chat else 'generate'}: error: {error}{kept}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -178,7 +191,7 @@ def _output(
     settings = {**dataclasses.asdict(args), **dataclasses.asdict(loading), **settings_of(decodings)}
     del settings["output_file"], settings["overwrite_output"]
     settings["contents of the data set"] = rows_fingerprint(rows)
-    named = [args.model_name_or_path, *(x for value in settings_of(decodings).values() for x in _texts(value))]
+    named = [args.model_name_or_path or "", *(x for value in settings_of(decodings).values() for x in _texts(value))]
     settings |= {f"weights of {name}": found for name in named if (found := weights_fingerprint(str(name)))}
     return SampleFile(args.output_file, settings, overwrite=args.overwrite_output)
 
@@ -191,12 +204,21 @@ def _texts(value: Any) -> list[str]:
 def _load(
     args: GenerateArguments, loading: SampleLoadingArguments, decodings: Sequence[Decoding]
 ) -> tuple[Answerer, PreTrainedTokenizerBase]:
-    source = load_source(str(args.model_name_or_path), loading)
-    size = args.generation_batch_size or (64 if default_device().type == "cpu" else 128)
+    size = _batch_size(args, decodings)
+    if args.model_name_or_path is None:
+        served = list(policies(decodings, None, None, name="", batch_size=size))
+        return Answerer(served, args.settings(), args.seed), served[0].tokenizer
+    source = load_source(args.model_name_or_path, loading)
     model, tokenizer = source.model, source.tokenizer
     steered = list(policies(decodings, model, tokenizer, name=source.name, batch_size=size))
     answering = steered or [model_policy(model, tokenizer, name=source.name, batch_size=size)]
     return Answerer(answering, args.settings(), args.seed, source.room(args.settings())), tokenizer
+
+
+def _batch_size(args: GenerateArguments, decodings: Sequence[Decoding]) -> int:
+    """Answers at once; a batch of a server's is as many as it is asked for at once, so that few are under way."""
+    usual = 64 if default_device().type == "cpu" else 128
+    return args.generation_batch_size or served_at_once(decodings) or usual
 
 
 def _opening(args: GenerateArguments, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, str]] | None:
@@ -210,16 +232,15 @@ def _opening(args: GenerateArguments, tokenizer: PreTrainedTokenizerBase) -> lis
 
 
 def _answer_rows(
-    answerer: Answerer, file: SampleFile | None, rows: list[dict[str, Any]], args: GenerateArguments
+    answerer: Answerer, file: SampleFile | None, rows: list[dict[str, Any]], step: int, *, shown: bool
 ) -> None:
-    size = args.generation_batch_size or (64 if default_device().type == "cpu" else 128)
-    step = 1 if args.prompt is not None else max(1, size // args.num_generations)
+    """Answer `step` rows at a time, each row `shown` while it is written or printed when it is done."""
     done = 0 if file is None else min(file.batches * step, len(rows))
     if done:
         print(f"going on after {done} of {len(rows)} prompts", file=sys.stderr)
     for begin in range(done, len(rows), step):
         batch = rows[begin : begin + step]
-        if args.prompt is not None:
+        if shown:
             answers = [show_answer(answerer, batch[0], begin, with_prompt=len(rows) > 1)]
         else:
             answers = answerer.batch(batch, begin)

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 
 from .best_of import best_of_n_policies
+from .cli_decoding import policies
 from .cli_models import Models, Opened
 from .cli_progress import PromptProgress
 from .evaluation import untruncated
 from .evaluation_report import Report
-from .policy import Decoding, Policy
+from .generation_settings import GenerationSettings
+from .policy import Decoding, Policy, served_at_once
 from .rewards import Reward
-from .sampling import GenerationSettings
 
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class Measurement:
         seed (`int`): Seed of the draws, the same for every policy.
         ns (`Sequence[int]`, *optional*): The n of best-of-n of the base.
         reward_weights (`Sequence[float]`, *optional*): What decides there which is best.
-        decodings (`Sequence[Decoding]`, *optional*): What steers the base; checked.
+        decodings (`Sequence[Decoding]`, *optional*): What steers the base, or a model of its own; checked.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Measurement:
                 gc.collect()
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
+            self._decodings(None)
         except KeyboardInterrupt:
             print("\ntrl-ext evaluate: interrupted; the models below were finished", file=sys.stderr)
             return 130
@@ -99,11 +101,23 @@ class Measurement:
         for policy in self._best_of_n(base):
             with self._failing(policy.name):
                 self._policy(policy, base)
+        self._decodings(opened)
+
+    def _decodings(self, opened: Opened | None) -> None:
+        """Those that steer a model that was opened, or those that bring their own."""
+        base = None if opened is None else opened.policy
         for decoding in self.decodings:
-            with self._failing(f"{base.name} {type(decoding).__name__}"):
-                batch_size, progress = self.models.batch_size, self.progress
-                for policy in decoding.policies(
-                    opened.model, base.tokenizer, name=base.name, batch_size=batch_size, progress=progress
+            if bool(at_once := served_at_once([decoding])) is not (opened is None):
+                continue
+            told = f"{base.name} " if base is not None else ""
+            with self._failing(f"{told}{type(decoding).__name__}"):
+                for policy in policies(
+                    [decoding],
+                    None if opened is None else opened.model,
+                    None if base is None else base.tokenizer,
+                    name=told.rstrip(),
+                    batch_size=at_once or self.models.batch_size,
+                    progress=self.progress,
                 ):
                     with self._failing(policy.name):
                         self._policy(policy, base)

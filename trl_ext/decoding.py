@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import DynamicCache, DynamicLayer, LogitsProcessor, PreTrainedModel
 
-from .models import base_of
+from .models import base_of, cache_of
 from .sharding import is_sharded
 
 
 if TYPE_CHECKING:
-    from .sampling import GenerationSettings
+    from .generation_settings import GenerationSettings
 
 
 def next_token_probabilities(
@@ -113,7 +113,7 @@ def prompt_cache(
         inputs["position_ids"] = (mask_PT[:, :-1].cumsum(-1) - 1).clamp(min=0)
     if "logits_to_keep" in accepted:  # nobody asks for the logits of the prompt
         inputs["logits_to_keep"] = 1
-    cache: Any = getattr(model(**inputs), "past_key_values", None)
+    cache: Any = cache_of(model(**inputs))
     if type(cache) is not DynamicCache or any(type(layer) is not DynamicLayer for layer in cache.layers):
         return None
     for i, layer in enumerate(cache.layers):

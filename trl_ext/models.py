@@ -4,6 +4,7 @@
 """Load, quantise, freeze: the one place that knows 4-bit (what is trained on it: trainable.py)."""
 
 import contextlib
+import inspect
 import json
 import logging
 from collections.abc import Iterator
@@ -42,6 +43,23 @@ def is_peft_model(model: torch.nn.Module) -> bool:
 def base_of(model: torch.nn.Module) -> PreTrainedModel:
     """The transformers model inside a [`~peft.PeftModel`], or `model` itself."""
     return model.get_base_model() if is_peft_model(model) else model  # type: ignore[operator,return-value]
+
+
+def cache_name(model: torch.nn.Module) -> str:
+    """
+    What a model's forward calls its cache of keys and values: `"cache"` since transformers 5.24, `"past_key_values"`
+    before, and in code from elsewhere.
+
+    Args:
+        model (`torch.nn.Module`): The model, or a [`~peft.PeftModel`] around it.
+    """
+    parameters = inspect.signature(type(base_of(model)).forward).parameters
+    return "cache" if "cache" in parameters else "past_key_values"
+
+
+def cache_of(output: Any) -> Any:
+    """The cache that a model's output holds, under either name; `None` if there is none."""
+    return getattr(output, "cache", None) if hasattr(output, "cache") else getattr(output, "past_key_values", None)
 
 
 def is_quantized(model: torch.nn.Module) -> bool:

@@ -15,9 +15,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .generation_settings import GenerationSettings, pad_token_id
 from .logprobs import LogProbs, completion_logps
 from .models import adapter_disabled
-from .sampling import Completion, GenerationSettings, generate, pad_token_id
+from .sampling import Completion, generate
 from .streaming import TextStream
 
 
@@ -71,6 +72,8 @@ class Decoding(Protocol):
     defaults, with a `help` in their metadata: they become flags of `trl-ext evaluate` and `trl-ext generate`, so their
     names must differ from the flags that are there and from those of other methods. Making an instance must load
     nothing, and its module must import fast.
+
+    A class may have one thing more, the property `served_at_once`; see [`served_at_once`].
     """
 
     @property
@@ -111,6 +114,16 @@ class Decoding(Protocol):
         Raises:
             `ValueError` or `OSError`: Something cannot be loaded, or does not fit the model.
         """
+
+
+def served_at_once(decodings: Iterable[Decoding]) -> int:
+    """
+    How many answers decodings draw at once from models of their own, servers' say; 0 where none has one.
+
+    A decoding that brings its model says so by a property of this name above 0. It is then asked for policies without
+    a model and a tokenizer: both are `None`.
+    """
+    return max((getattr(decoding, "served_at_once", 0) for decoding in decodings), default=0)
 
 
 def model_policy(

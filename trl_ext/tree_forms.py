@@ -16,7 +16,7 @@ import torch
 from transformers import DynamicCache
 
 from .decoding import RoomyLayer
-from .models import base_of
+from .models import base_of, cache_name
 
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers whose mask is ours to give
@@ -49,6 +49,7 @@ class SharedForm:
         self.config = base_of(backbone).config.get_text_config()
         self.eager = self.config._attn_implementation == "eager"
         self.forward_kwargs = forward_kwargs
+        self.cache_name = cache_name(backbone)
         self.clear()
 
     def clear(self) -> None:
@@ -85,8 +86,8 @@ class SharedForm:
             input_ids=ids,
             position_ids=positions,
             attention_mask=self._masks(mask_NS, new, k),
-            past_key_values=self.cache,
             use_cache=True,
+            **{self.cache_name: self.cache},
             **self.forward_kwargs,
         ).last_hidden_state
         if not self.stores:

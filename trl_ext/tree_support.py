@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from .cascade import CASCADE
-from .models import base_of, is_quantized
+from .models import base_of, cache_name, is_quantized
 from .sampling import evaluation_mode
 from .tree_forms import FULL, SLIDING, ReplayForm, SharedForm
 
@@ -47,7 +47,7 @@ def shared_support(backbone: torch.nn.Module, forward_kwargs: Mapping[str, Any])
     if key not in known:
         kinds, reason = _judge(base)
         if not reason:
-            with torch.no_grad(), evaluation_mode(backbone), _short_window(base):
+            with torch.no_grad(), evaluation_mode(backbone), short_window(base):
                 reason = _fault(backbone, SharedForm(backbone, kinds, forward_kwargs), forward_kwargs)
         if reason:
             logger.warning(
@@ -77,12 +77,12 @@ def _judge(base: Any) -> tuple[set[str], str]:
         return kinds, (
             f"{config._attn_implementation} takes no mask of ours; load it with `attn_implementation='sdpa'` instead"
         )
-    missing = {"position_ids", "past_key_values"} - set(inspect.signature(type(base).forward).parameters)
+    missing = {"position_ids", cache_name(base)} - set(inspect.signature(type(base).forward).parameters)
     return kinds, f"its forward takes no `{min(missing)}`" if missing else ""
 
 
 @contextmanager
-def _short_window(base: torch.nn.Module) -> Iterator[None]:
+def short_window(base: torch.nn.Module) -> Iterator[None]:
     """A few tokens cannot tell whether a window of thousands is respected, so it is shortened meanwhile."""
     config: Any = base.config.get_text_config()  # type: ignore[union-attr,operator]
     window = getattr(config, "sliding_window", None)

@@ -9,8 +9,9 @@ import pytest
 import torch
 from conftest import make_model
 
+from trl_ext.frozen_model import FrozenModel
 from trl_ext.proxy_rlhf.answers import answer
-from trl_ext.proxy_rlhf.candidates import Dice, FrozenModel, Process, choose, propose
+from trl_ext.proxy_rlhf.candidates import Dice, Process, choose, propose
 from trl_ext.proxy_rlhf.decoding import Walk
 from trl_ext.proxy_rlhf.losses import decision_logps
 from trl_ext.proxy_rlhf.model import ProxyModel

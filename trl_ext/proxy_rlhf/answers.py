@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from transformers.generation import StopStringCriteria
 
-from .candidates import FEATURES, Dice, FrozenModel, Process
+from ..frozen_model import FrozenModel
+from .candidates import FEATURES, Dice, Process
 from .data import Decisions
 from .decoding import Walk
+from .static import StaticWalk, static_walk, static_walk_fault
 
 
 @dataclass
@@ -90,6 +92,7 @@ def answer(
     stop: StopStringCriteria | None = None,
     show: Callable[[list[int]], Any] | None = None,
     store: torch.device | str | None = None,
+    cuda_graphs: str = "auto",
 ) -> Answers:
     """
     Answer prompts.
@@ -110,8 +113,11 @@ def answer(
         stop ([`~transformers.StopStringCriteria`], *optional*): Further ends.
         show (`Callable`, *optional*): Called with the tokens (N,) of each position; for a single text.
         store (`torch.device`, *optional*): Where decisions are kept; by default where they were made.
+        cuda_graphs (`str`): Whether a token is one replay of a CUDA graph: `"auto"` on a GPU, `"always"`,
+            `"never"`. The answers are the same.
 
     Raises:
+        `ValueError`: `cuda_graphs` is `"always"` where it cannot be.
         `RuntimeError`: Out of memory; the message says which settings help.
     """
     for i, prompt in enumerate(prompts):
@@ -132,10 +138,17 @@ def answer(
             batch = _Batch(llm, [prompts[i] for i in chosen], pad, [limits[i] for i in chosen for _ in some], set(eos))
             dice = Dice([seeds[i * k + j] for i in chosen for j in some], _columns(llm, process), llm.device)
             try:
-                walk = Walk(
-                    llm, proxy.accept_logits, process, batch.ids_PT, batch.mask_PT,
-                    repeats=len(some), dice=dice, greedy=greedy, record=record, first_candidates=first_candidates,
-                )  # fmt: skip
+                if _is_static(cuda_graphs, llm, process, len(batch.limits), first_candidates, stop):
+                    walk: Any = static_walk(
+                        llm, proxy, process, len(batch.limits), batch.width + max(batch.limits),
+                        greedy=greedy, ends=sorted(batch.eos),
+                    )  # fmt: skip
+                    walk.start(batch.ids_PT, batch.mask_PT, len(some), dice, batch.limits, record)
+                else:
+                    walk = Walk(
+                        llm, proxy.accept_logits, process, batch.ids_PT, batch.mask_PT,
+                        repeats=len(some), dice=dice, greedy=greedy, record=record, first_candidates=first_candidates,
+                    )  # fmt: skip
                 parts.append(batch.run(walk, measure_every, stop, show, store))
             except RuntimeError as error:
                 if not _out_of_memory(error):
@@ -146,6 +159,15 @@ def answer(
                     "`feature='context'`, a smaller `max_completion_length`, a 4-bit model (`load_in_4bit`)."
                 ) from error
     return Answers.join(parts).in_order(places)
+
+
+def _is_static(wanted: str, llm: FrozenModel, process: Process, rows: int, first: int, stop: Any) -> bool:
+    if wanted == "never" or (wanted == "auto" and (llm.device.type != "cuda" or first)):
+        return False
+    reason = "stop strings look at the text so far" if stop is not None else static_walk_fault(llm, process, rows)
+    if reason and wanted == "always":
+        raise ValueError(f"`cuda_graphs` is 'always', but the loop of fixed shapes cannot be used: {reason}.")
+    return not reason
 
 
 def _columns(llm: FrozenModel, process: Process) -> int:
@@ -170,15 +192,20 @@ class _Batch:
         self.mask_PT = torch.tensor(mask, device=llm.device)
         self.width, self.limits, self.eos, self.llm = width, limits, eos, llm
 
-    def run(self, walk: Walk, measure_every: int, stop: Any, show: Any, store: torch.device | str | None) -> Answers:
+    def run(
+        self, walk: Walk | StaticWalk, measure_every: int, stop: Any, show: Any, store: torch.device | str | None
+    ) -> Answers:
         n, device = len(self.limits), self.llm.device
+        if isinstance(walk, StaticWalk) and not (walk.record or measure_every or show):
+            ids, ended, (examined, rejected, forced, asked) = walk.run()
+            return Answers(ids, ended, examined, rejected, forced, asked, torch.full((n,), torch.nan))
         store = device if store is None else store
         alive = torch.arange(n, device=device)
         limits = torch.tensor(self.limits, device=device)
         ends = torch.tensor(sorted(self.eos), device=device, dtype=torch.long)
         counts = torch.zeros(4, n, dtype=torch.long, device=device)
         kl = torch.full((n,), 0.0 if measure_every else torch.nan, device=device)
-        drawn, records, ended = [], [], torch.zeros(n, dtype=torch.bool, device=device)
+        drawn, records, over_N = [], [], torch.zeros(n, dtype=torch.bool, device=device)
         for t in range(max(self.limits)):
             # Another residue in every batch would tie the figure to the batch: the middle of each stretch.
             measured = bool(measure_every) and t % measure_every == measure_every // 2
@@ -195,8 +222,8 @@ class _Batch:
                 show(step.tokens.tolist())
             over = torch.isin(step.tokens, ends)
             if stop is not None:
-                over = over | stop(walk.tree.ids_NS[:, self.width :], None).to(over.device)  # type: ignore[arg-type]
-            ended[alive] = over
+                over = over | stop(walk.tree.ids_NS[:, self.width :], None).to(over.device)  # type: ignore[arg-type,union-attr]
+            over_N[alive] = over
             going = ~over & (limits[alive] > t + 1)
             if not bool(going.all()):
                 alive = alive[going]
@@ -210,4 +237,4 @@ class _Batch:
         decisions = Decisions.collect(records, FEATURES[walk.process.feature] * self.llm.width).to(store)
         examined, rejected, forced, asked = counts.cpu()
         kept = decisions if walk.record else None
-        return Answers(found, ended.tolist(), examined, rejected, forced, asked, kl.cpu(), kept)
+        return Answers(found, over_N.tolist(), examined, rejected, forced, asked, kl.cpu(), kept)

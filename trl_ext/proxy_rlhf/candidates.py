@@ -7,17 +7,14 @@ Candidates for the next token: who proposes them, in which order they are examin
 N rows, V vocabulary, k candidates.
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from ..decoding import next_token_probabilities
-from ..models import base_of
-from ..sampling import GenerationSettings, evaluation_mode
+from ..generation_settings import GenerationSettings
 
 
 ORDERS = ("sampled", "descending")
@@ -94,89 +91,6 @@ class Process:
         return self.order == "descending" or self.max_candidates in (0, self.top_k)
 
 
-# Vocabulary of the head of each model that has been looked at: doing so takes two forwards.
-_LOOKED_AT: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
-
-
-class FrozenModel:
-    """
-    The parts of a causal language model that the process needs.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The language model.
-
-    Raises:
-        `ValueError`: It does not give its hidden states, or its logits are not head(hidden state) in a known way.
-    """
-
-    def __init__(self, model: Any) -> None:
-        if any(adapter.is_prompt_learning for adapter in getattr(model, "peft_config", {}).values()):
-            raise ValueError("The adapter puts virtual tokens in front of every row; use LoRA, or merge it.")
-        base: Any = base_of(model)
-        name = type(base).__name__
-        self.model, self.head, self.backbone = model, base.get_output_embeddings(), base.base_model
-        if self.backbone is base or self.head is None:
-            raise ValueError(
-                f"{name} has no model below a language model head, so its hidden states cannot be had. Load it with "
-                "`AutoModelForCausalLM`."
-            )
-        self.embedding = base.get_input_embeddings()
-        self.device = self.embedding.weight.device
-        config = base.config.get_text_config()
-        self.width = config.hidden_size
-        self.context = context_of(model)
-        self._cap = getattr(config, "final_logit_softcapping", None)
-        self._scale = _logit_scale(config)
-        if model not in _LOOKED_AT:
-            with evaluation_mode(model):  # dropout would differ from pass to pass
-                _LOOKED_AT[model] = self._check(name)
-        self.vocabulary = _LOOKED_AT[model]  # of the head: a config may say more
-
-    @torch.no_grad()
-    def _check(self, name: str) -> int:
-        ids = torch.arange(1, 5, device=self.device)[None] % self.embedding.num_embeddings
-        hidden = getattr(self.backbone(input_ids=ids), "last_hidden_state", None)
-        if hidden is None:
-            raise ValueError(f"{name} does not return `last_hidden_state`, which the proxy decides by.")
-        expected = self.model(input_ids=ids).logits.float()
-        error = (self.logits(hidden) - expected).abs().max() / expected.abs().max().clamp(min=1e-6)
-        if not error < 0.05:
-            raise ValueError(
-                f"The logits of {name} are not its head of its last hidden state (they differ by {error:.2g} of their "
-                "size): it changes them in a way that is not known here."
-            )
-        return int(expected.shape[-1])
-
-    def check_tokens(self, texts: Sequence[Sequence[int]], who: str) -> None:
-        """Raise `ValueError` if token ids of a text are none of the model's; `who` is whose they are."""
-        highest, rows = max((max(text) for text in texts if len(text)), default=0), self.embedding.num_embeddings
-        if highest >= rows:
-            raise ValueError(
-                f"{who} has token {highest}, but the vocabulary of {type(base_of(self.model)).__name__} has {rows} "
-                "tokens: use the model's own tokenizer, or resize the model's embedding to it."
-            )
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits (..., V), float32, after hidden states (..., D)."""
-        weight = self.head.weight if hasattr(self.head, "weight") else None
-        if weight is not None and weight.is_floating_point():
-            hidden = hidden.to(weight.dtype)
-        logits = self.head(hidden).float() * self._scale
-        return logits if not self._cap else self._cap * torch.tanh(logits / self._cap)
-
-
-def context_of(model: Any) -> int:
-    """Positions that a language model has (`0`: not known)."""
-    return int(getattr(base_of(model).config.get_text_config(), "max_position_embeddings", 0) or 0)
-
-
-def _logit_scale(config: Any) -> float:
-    scale = 1.0
-    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
-        scale *= getattr(config, name, None) or 1.0
-    return scale / (getattr(config, "logits_scaling", None) or 1.0)
-
-
 class Dice:
     """
     Uniform numbers for each row from a generator of its own: no row depends on what it is batched with.
@@ -204,6 +118,13 @@ class Dice:
         numbers = self._block[:, self._next]
         self._next += 1
         return numbers[:, 0], numbers[:, 1]
+
+    def table(self, positions: int) -> torch.Tensor:
+        """The numbers of the first positions at once, (N, at least `positions`, 2, columns); then `roll` goes on."""
+        shape = (self.positions, 2, self.columns)
+        blocks = range(-(-positions // self.positions))
+        rows = [torch.cat([torch.rand(shape, generator=g) for _ in blocks]) for g in self.generators]
+        return torch.stack(rows).to(self.device)
 
     def keep(self, rows: torch.Tensor) -> None:
         """Go on with these rows only."""

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 
 import torch
 
+from ..frozen_model import FrozenModel
 from ..tree import Tree
-from .candidates import Dice, FrozenModel, Process, Proposals, choose, propose
+from .candidates import Dice, Process, Proposals, choose, propose
 from .losses import decision_logps, induced_logps, marginal_logps
 
 
@@ -129,7 +130,7 @@ class Walk:
         first = columns if measure or process.feature == "context" else self._first(*found.tokens.shape)
         features = self._features(found.tokens[:, :first])
         logits = self.accept_logits(features)
-        accepted = _accepts(logits, chance)
+        accepted = accepts(logits, chance)
         more, late = torch.zeros(0, dtype=torch.long), None
         if first < columns:
             more = ((asked[:, :first] & ~accepted).sum(1) == first).logical_and(valid[:, first]).nonzero().squeeze(1)
@@ -137,21 +138,14 @@ class Walk:
         if len(more):
             late = self.tree.branch_more(more, found.tokens[more, first:])
             logits[more, first:] = self.accept_logits(late)
-            accepted[more, first:] = _accepts(logits[more, first:], None if chance is None else chance[more, first:])
+            accepted[more, first:] = accepts(logits[more, first:], None if chance is None else chance[more, first:])
         choice, examined, forced = choose(accepted, asked, valid, process.forced)
         tokens = found.tokens.gather(1, choice[:, None]).squeeze(1)
         kl = self._kl(found, logits, choice) if measure else None
-        records = self._records(features, late, more, logits, accepted, examined, kl) if self.record else {}
+        records = self.records(features, late, more, logits, accepted, examined, kl) if self.record else {}
         self._read(tokens, choice, features, late, more, first)
         rejected = (examined & ~accepted).sum(1)
         return Step(tokens, examined.sum(1), rejected, forced, asked.any(1), kl, records)
-
-    def log_q(self, found: Proposals, logits_Nk: torch.Tensor, choice_N: torch.Tensor) -> torch.Tensor:
-        """log q of the candidates in these columns, over all orders that they may come in."""
-        last = self.process.forced == "last"
-        if self.process.order == "descending":
-            return induced_logps(logits_Nk, found.valid, last).gather(1, choice_N[:, None]).squeeze(1)
-        return marginal_logps(logits_Nk, found.weights, choice_N, last)
 
     @torch.no_grad()
     def follow(self, tokens_N: torch.Tensor) -> torch.Tensor:
@@ -170,7 +164,7 @@ class Walk:
         same = (found.tokens == tokens_N[:, None]) & found.valid
         known, choice = same.any(1), same.int().argmax(1)
         features = self._features(found.tokens)
-        log_q = self.log_q(found, self.accept_logits(features), choice).masked_fill(~known, -torch.inf)
+        log_q = chosen_logps(self.process, found, self.accept_logits(features), choice).masked_fill(~known, -torch.inf)
         # A row whose token is no sibling has no entry to keep: where there is one, all are read in the usual way.
         if self.process.feature == "candidate" and bool(known.all()):
             self.tree.keep(choice)
@@ -181,7 +175,7 @@ class Walk:
 
     def _kl(self, found: Proposals, logits: torch.Tensor, choice: torch.Tensor) -> torch.Tensor:
         base = found.base_logps.gather(1, choice[:, None]).squeeze(1)
-        return self.log_q(found, logits, choice) - base
+        return chosen_logps(self.process, found, logits, choice) - base
 
     def _first(self, rows: int, columns: int) -> int:
         """Candidates in the first forward."""
@@ -221,7 +215,7 @@ class Walk:
             self.hidden_ND[more] = torch.where(beyond[:, None], taken, self.hidden_ND[more])
 
     @staticmethod
-    def _records(
+    def records(
         features: torch.Tensor,
         late: torch.Tensor | None,
         more: torch.Tensor,
@@ -247,7 +241,16 @@ class Walk:
         return {"features": kept, "accepted": accepted, "logps": logps, "row": rows, "kl": paid}
 
 
-def _accepts(logits: torch.Tensor, chance: torch.Tensor | None) -> torch.Tensor:
+def chosen_logps(process: Process, found: Proposals, logits_Nk: torch.Tensor, choice_N: torch.Tensor) -> torch.Tensor:
+    """log q of the candidates in these columns, (N,), over all orders that they may come in."""
+    last = process.forced == "last"
+    if process.order == "descending":
+        return induced_logps(logits_Nk, found.valid, last).gather(1, choice_N[:, None]).squeeze(1)
+    return marginal_logps(logits_Nk, found.weights, choice_N, last)
+
+
+def accepts(logits: torch.Tensor, chance: torch.Tensor | None) -> torch.Tensor:
+    """Which candidates are accepted: by chance, or where that is at least as likely as not."""
     if chance is None:
         return logits >= 0
     return chance[..., : logits.shape[-1]] < logits.sigmoid()

@@ -14,10 +14,11 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.generation import StopStringCriteria
 
-from ..sampling import eos_token_ids, evaluation_mode
+from ..frozen_model import FrozenModel
+from ..generation_settings import eos_token_ids
+from ..sampling import evaluation_mode
 from ..tokens import encode_prompt
 from .answers import Answers, answer
-from .candidates import FrozenModel
 
 
 class ProxyGenerateOutput(NamedTuple):
@@ -60,6 +61,7 @@ def generate(
     seed: int | None = None,
     batch_size: int = 0,
     first_candidates: int = 0,
+    cuda_graphs: str = "auto",
     return_dict: bool = False,
     **process: Any,
 ) -> Any:
@@ -88,6 +90,9 @@ def generate(
         batch_size (`int`, *optional*, defaults to `0`): Answers at once (`0`: all).
         first_candidates (`int`, *optional*, defaults to `0`): Candidates that go through the model first, the others
             where all of these are rejected. `0` chooses by the size of the batch. The answers are the same.
+        cuda_graphs (`str`, *optional*, defaults to `"auto"`): Whether a token is one replay of a CUDA graph:
+            `"auto"` on a GPU where it can be, `"always"` (an error says why it cannot), `"never"`. Answers are
+            the same.
         return_dict (`bool`, *optional*, defaults to `False`): Whether to return a [`ProxyGenerateOutput`].
         process: Fields of the [`Process`] to be changed: `top_k`, `top_p`, `min_p`, `temperature`,
             `repetition_penalty`, `order`, `forced`, `max_candidates`. By default as it was in training.
@@ -137,7 +142,7 @@ def generate(
             llm, proxy, now, prompts,
             seeds=torch.randint(2**62, (n,), generator=made).tolist(), max_new_tokens=limit, rooms=rooms,
             eos=[eos] if isinstance(eos, int) else eos or [], pad=pad, batch_size=batch_size or n, greedy=greedy,
-            first_candidates=first_candidates,
+            first_candidates=first_candidates, cuda_graphs=cuda_graphs,
             show=None if streamer is None else lambda ids: streamer.put(torch.tensor(ids)),
             stop=StopStringCriteria(tokenizer, stops) if stops and tokenizer is not None else None,
         )  # fmt: skip

@@ -8,13 +8,14 @@ N sequences, P tokens of a prompt, S columns of the sequences so far, k candidat
 vocabulary.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from ..retokenize import Retokenizer, TextReader, vocabulary_digest, vocabulary_fault
+from ..static_support import static_fault
 from ..tree_follow import Follower, PromptMask
 from ..weights import RowWeights
 from .model import ValueModel
@@ -92,7 +93,7 @@ class ValueAugmentedLogitsProcessor(LogitsProcessor):
         others = value_tokenizer if isinstance(value_tokenizer, Mapping) else dict.fromkeys(models, value_tokenizer)
         if retokenize and (tokenizer is None or None in map(others.get, models)):
             raise ValueError("`retokenize` needs `tokenizer` and a `value_tokenizer` for each value model.")
-        self.guides: list[_Guide] = []
+        self.guides: list[Guide] = []
         for name, model in models.items():
             other, fault = others.get(name), ""
             if tokenizer is not None:
@@ -100,7 +101,7 @@ class ValueAugmentedLogitsProcessor(LogitsProcessor):
             if fault and not retokenize:
                 raise ValueError(fault)
             translator = Retokenizer(tokenizer, other) if fault and tokenizer and other else None
-            self.guides.append(_Guide(model, name, sum(len(g.heads) for g in self.guides), translator))
+            self.guides.append(Guide(model, name, sum(len(g.heads) for g in self.guides), translator))
             self.guides[-1].checked = tokenizer is not None
         self.heads = tuple(head for guide in self.guides for head in guide.heads)
         self.top_k = top_k
@@ -154,23 +155,80 @@ class ValueAugmentedLogitsProcessor(LogitsProcessor):
     @torch.no_grad()
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         n, vocabulary = scores.shape
-        if self.top_k > vocabulary:
-            raise ValueError(f"`top_k` is {self.top_k}, but the vocabulary has only {vocabulary} tokens.")
+        self._check_top_k(vocabulary)
         weights_NH = self._weights.tensor(n, scores.device)
         if not self._weights.any():
             return scores
+        weighing = [guide for guide in self.guides if self._weights.any(guide.columns)]
+        return self.moved(
+            scores, weights_NH, weighing, lambda guide, ids: guide.values(input_ids, ids, self._mask, vocabulary)
+        )
+
+    def moved(
+        self,
+        scores_NV: torch.Tensor,
+        weights_NH: torch.Tensor,
+        guides: Sequence["Guide"],
+        values: Callable[["Guide", torch.Tensor], torch.Tensor],
+    ) -> Any:
+        """
+        The logits with the weighted and centred values of the candidates added.
+
+        Args:
+            scores_NV (`torch.Tensor` of shape `(N, V)`): The language model's logits.
+            weights_NH (`torch.Tensor` of shape `(N, H)`): Weight of each head.
+            guides (`Sequence`): The value models that are asked.
+            values (`Callable`): From one of those and candidates (N, k) to their values (N, k, heads).
+        """
+        n, vocabulary = scores_NV.shape
         if self.top_k < vocabulary:
-            top_Nk, candidates_Nk = scores.topk(self.top_k)
+            top_Nk, candidates_Nk = scores_NV.topk(self.top_k)
         else:  # all of them, and none before another
-            top_Nk, candidates_Nk = scores, torch.arange(vocabulary, device=scores.device).expand(n, -1)
+            top_Nk, candidates_Nk = scores_NV, torch.arange(vocabulary, device=scores_NV.device).expand(n, -1)
         possible_Nk = top_Nk > -torch.inf  # another processor may have left fewer than k
         added_Nk = torch.zeros_like(top_Nk, dtype=torch.float32)
+        for guide in guides:
+            centred_NkH = _centred(values(guide, candidates_Nk).to(scores_NV.device), possible_Nk)
+            added_Nk += (centred_NkH * weights_NH[:, None, guide.columns]).sum(-1)
+        return scores_NV.scatter_add(1, candidates_Nk, added_Nk.to(scores_NV.dtype))
+
+    def weights(self, n: int, device: torch.device) -> torch.Tensor:
+        """Weight of each head in each of n rows, (N, H)."""
+        return self._weights.tensor(n, device)
+
+    def _check_top_k(self, vocabulary: int) -> None:
+        if self.top_k > vocabulary:
+            raise ValueError(f"`top_k` is {self.top_k}, but the vocabulary has only {vocabulary} tokens.")
+
+    # ------------------------------------------------- in a loop of fixed shapes: see trl_ext.static_generate
+
+    def static_fault(self, vocabulary: int) -> str:
+        """Why the static loop cannot guide; empty if it can."""
+        self._check_top_k(vocabulary)
         for guide in self.guides:
-            if self._weights.any(guide.columns):
-                values_NkH = guide.values(input_ids, candidates_Nk, self._mask, vocabulary).to(scores.device)
-                centred_NkH = _centred(values_NkH, possible_Nk)
-                added_Nk += (centred_NkH * weights_NH[:, None, guide.columns]).sum(-1)
-        return scores.scatter_add(1, candidates_Nk, added_Nk.to(scores.dtype))
+            if guide.retokenizer is not None:
+                return "a value model reads the text in tokens of its own"
+            if guide.vocabulary != vocabulary:
+                return "a value model has more or fewer tokens than the language model"
+            fault = static_fault(guide.model.backbone) if guide.model.config.form != "policy" else ""
+            if fault:
+                return f"a value model cannot be read there: {fault}"
+        return ""
+
+    def static_key(self) -> Any:
+        """What a guide of the loop depends on beside prompts and weights."""
+        models = [(id(g.model), g.model.head.weight.data_ptr(), g.columns.start) for g in self.guides]
+        return type(self), self.top_k, *models
+
+    def static_columns(self) -> int:
+        """Room for the candidates of a token."""
+        return self.top_k if any(g.model.config.form == "state" for g in self.guides) else 0
+
+    def static_guide(self, rows: int, columns: int) -> Any:
+        """The guide of such a loop."""
+        from .static import StaticValues
+
+        return StaticValues(self, rows, columns)
 
 
 def _centred(values_NkH: torch.Tensor, possible_Nk: torch.Tensor) -> torch.Tensor:
@@ -180,7 +238,7 @@ def _centred(values_NkH: torch.Tensor, possible_Nk: torch.Tensor) -> torch.Tenso
     return (values_NkH - mean).masked_fill(~possible, 0.0)
 
 
-class _Guide:
+class Guide:
     """One value model, and where its heads are among all."""
 
     def __init__(self, model: ValueModel, name: str, first: int, retokenizer: Retokenizer | None) -> None:

@@ -1,0 +1,104 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A step that is recorded once and replayed: a CUDA graph on a GPU, a plain call elsewhere."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+
+
+WARM_UP = 2  # calls before a recording: libraries choose their kernels and workspaces in the first
+# Loops that a model keeps, each with its room and graph: more of a small model, whose rooms are small.
+KEPT, SMALL, KEPT_OF_SMALL = 1, 5e8, 6
+
+
+class Replay:
+    """
+    A function without arguments whose inputs and outputs are tensors that stay where they are.
+
+    On a CUDA device it is called a few times and then recorded as a graph; from then on a call replays the graph, one
+    launch however many kernels there are. Elsewhere a call is a call.
+
+    Args:
+        step (`Callable`): The function. It must not wait for the device, nor depend on anything but tensors.
+        state (`Sequence[torch.Tensor]`): Tensors that it changes and reads again: they are as before after recording.
+        device (`torch.device`): Where it computes.
+    """
+
+    def __init__(self, step: Callable[[], Any], state: Sequence[torch.Tensor], device: torch.device) -> None:
+        self.step, self.state, self.device = step, list(state), device
+        self._graph: Any = None
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        if self.device.type != "cuda":
+            self.step()
+            return
+        if self._graph is None:
+            self._record()
+        self._graph.replay()
+
+    def _record(self) -> None:
+        before = [tensor.clone() for tensor in self.state]
+        chance = torch.cuda.get_rng_state(self.device)
+        side = torch.cuda.Stream(self.device)
+        side.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP):
+                self.step()
+        torch.cuda.current_stream(self.device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.step()
+        for tensor, kept in zip(self.state, before, strict=True):
+            tensor.copy_(kept)
+        torch.cuda.set_rng_state(chance, self.device)
+        self._graph = graph
+
+
+class Loops:
+    """
+    The loops last used with a model, by what they were made for. They go with the model, and not into copies of it.
+
+    Args:
+        most (`int`, *optional*, defaults to `1`): How many are kept.
+    """
+
+    def __init__(self, most: int = KEPT) -> None:
+        self.most = most
+        self._loops: OrderedDict[Hashable, Any] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """The loop for this key, made if need be; the one unused for longest gives way first, with its memory."""
+        if key not in self._loops:
+            while len(self._loops) >= self.most:
+                self._loops.popitem(last=False)
+            self._loops[key] = make()
+        self._loops.move_to_end(key)
+        return self._loops[key]
+
+    def clear(self) -> None:
+        """Give back their memory."""
+        self._loops.clear()
+
+    def __deepcopy__(self, memo: Any) -> "Loops":
+        return Loops(self.most)
+
+    def __reduce__(self) -> Any:
+        return Loops, (self.most,)
+
+
+def loops_of(model: torch.nn.Module) -> Loops:
+    """
+    The loops of a model, kept in an attribute of it: a dictionary elsewhere would keep the model alive.
+
+    Args:
+        model (`torch.nn.Module`): The model that they run.
+    """
+    if "_trl_ext_loops" not in model.__dict__:
+        small = sum(p.numel() for p in model.parameters()) < SMALL
+        model.__dict__["_trl_ext_loops"] = Loops(KEPT_OF_SMALL if small else KEPT)
+    return model.__dict__["_trl_ext_loops"]

@@ -1,0 +1,283 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+The loop of `generate` in a room of fixed size: a token is one replay of a CUDA graph, whatever steers it.
+
+    model.generate(**inputs, logits_processor=[...], custom_generate=static_generate)
+
+        token -> backbone -> hidden state -> head -> logits -> processors -> next token, written to its place
+        \\________________________ one graph, nothing waits for the device ________________________/
+
+N rows, P tokens of a prompt, S columns of the room, V vocabulary, D hidden size.
+"""
+
+import logging
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.generation import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
+
+from .decoding import Draw, draw
+from .frozen_model import FrozenModel
+from .models import base_of
+from .replay import Replay, loops_of
+from .sharding import synchrony
+from .static_guide import StaticProcessor
+from .static_support import static_fault
+from .static_tree import StaticTree
+
+
+logger = logging.getLogger(__name__)
+
+# Processors that look at the logits alone, and their settings.
+_WARPERS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
+BUCKET = 64  # rooms have a multiple of so many columns, so that a loop serves prompts of other lengths
+LOOK = 16  # tokens between two looks at whether all rows have ended: each look waits for the device
+
+
+def static_reason(model: Any, processors: Sequence[Any], criteria: Sequence[Any], config: GenerationConfig) -> str:
+    """
+    Why [`static_generate`] cannot do what is asked; empty if it can.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The language model.
+        processors (`Sequence[LogitsProcessor]`): All that its logits go through.
+        criteria (`Sequence[StoppingCriteria]`): What ends a text.
+        config ([`~transformers.GenerationConfig`]): The settings.
+    """
+    try:
+        llm = FrozenModel(model)
+    except ValueError as error:
+        return str(error)
+    if synchrony(model):
+        return "the model is in pieces on several processes"
+    if config.num_beams > 1:
+        return "it has no beam search"
+    if config.return_dict_in_generate:
+        return "it returns tokens alone (`return_dict_in_generate`)"
+    for processor in processors:
+        if isinstance(processor, StaticProcessor):
+            fault = processor.static_fault(llm.vocabulary)
+            if fault:
+                return fault
+        elif type(processor) not in _WARPERS and type(processor) is not Draw:
+            return f"{type(processor).__name__} looks at the text so far"
+    for criterion in criteria:
+        if type(criterion) not in (EosTokenCriteria, MaxLengthCriteria):
+            return f"{type(criterion).__name__} looks at the text so far"
+    return static_fault(llm.backbone)
+
+
+@torch.no_grad()
+def static_generate(
+    model: Any,
+    input_ids: torch.Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    **model_kwargs: Any,
+) -> torch.Tensor:
+    """
+    What `generate` runs with `custom_generate=static_generate`; the tokens are those of its own loop.
+
+    Raises:
+        `ValueError`: It cannot do what is asked; says why.
+    """
+    reason = static_reason(model, logits_processor, stopping_criteria, generation_config)
+    if reason:
+        raise ValueError(f"The static loop cannot be used: {reason}. Leave out `custom_generate`.")
+    rows, width = input_ids.shape
+    longest = next(c.max_length for c in stopping_criteria if isinstance(c, MaxLengthCriteria))
+    new = longest - width
+    behind = max([p.static_columns() for p in logits_processor if isinstance(p, StaticProcessor)], default=0)
+    columns = -(-(longest + behind + 1) // BUCKET) * BUCKET
+    ends = [i for c in stopping_criteria if isinstance(c, EosTokenCriteria) for i in c.eos_token_id.tolist()]
+    pad = int(generation_config.pad_token_id or 0) if generation_config.pad_token_id is not None else None
+    key = (rows, columns, tuple(ends), pad, generation_config.do_sample, *map(_key, logits_processor))
+    loop = loops_of(base_of(model)).get(
+        (*key, *state_of(model)),
+        lambda: StaticLoop(model, rows, columns, logits_processor, ends, pad, generation_config.do_sample),
+    )
+    mask = model_kwargs.get("attention_mask")
+    mask = torch.ones_like(input_ids) if mask is None else mask
+    return torch.cat([input_ids, loop.run(input_ids, mask, logits_processor, new)], 1)
+
+
+def sequences(
+    model: Any,
+    ids_PT: torch.Tensor,
+    mask_PT: torch.Tensor,
+    k: int,
+    settings: Any,
+    config: GenerationConfig,
+    steps: Sequence[Any],
+    streamer: Any,
+) -> torch.Tensor | None:
+    """
+    Prompts and answers, (P x k, T), as [`~trl_ext.sampling.generate`] asks for them.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The language model.
+        ids_PT, mask_PT (`torch.Tensor` of shape `(P, T)`): Prompts, padded on the left.
+        k (`int`): Answers a prompt.
+        settings ([`~trl_ext.sampling.GenerationSettings`]), config ([`~transformers.GenerationConfig`]): How to draw.
+        steps (`Sequence[LogitsProcessor]`): What logits go through.
+        streamer: What tokens are put into, if anything.
+
+    Returns:
+        `torch.Tensor`, or `None` where the ordinary loop has to do it.
+
+    Raises:
+        `ValueError`: This loop is to be used always, and cannot be.
+    """
+    penalties = config.repetition_penalty not in (None, 1.0) or settings.generation_kwargs or config.stop_strings
+    if streamer is not None:
+        reason = "tokens are streamed one by one"
+    elif penalties:
+        reason = "`repetition_penalty` and `generation_kwargs` may look at the text so far"
+    elif k > 1 and not settings.own_sampling:
+        reason = "several answers are asked for without sampling"
+    else:
+        reason = static_reason(model, steps, (), config)
+    always = settings.cuda_graphs == "always"
+    if reason and always:
+        raise ValueError(f"`cuda_graphs` is 'always', but {reason}. Set it to 'auto' to use the ordinary loop there.")
+    if reason:
+        return None
+    try:
+        return model.generate(
+            input_ids=ids_PT.repeat_interleave(k, 0),
+            attention_mask=mask_PT.repeat_interleave(k, 0),
+            generation_config=config,
+            logits_processor=LogitsProcessorList(steps),
+            custom_generate=static_generate,
+        )
+    except torch.OutOfMemoryError:
+        forget_loops(model)
+        if always:
+            raise
+        logger.warning("There is no memory for a cache of full length from the start; the ordinary loop is used.")
+        return None
+
+
+def forget_loops(model: Any) -> None:
+    """Give back the memory of the loops that were used with a model; training may need it."""
+    loops_of(base_of(model)).clear()
+
+
+def _key(processor: Any) -> Hashable:
+    if isinstance(processor, StaticProcessor):
+        return processor.static_key()
+    if isinstance(processor, Draw):
+        settings = processor.settings
+        return Draw, settings.temperature, settings.top_k, settings.top_p, settings.min_p
+    return type(processor), *sorted((name, value) for name, value in vars(processor).items())
+
+
+class StaticLoop:
+    """
+    A language model's room, the rooms of what steers it, and the graph of a token.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The language model.
+        rows (`int`), columns (`int`): N and S.
+        processors (`Sequence[LogitsProcessor]`): What its logits go through; others of the same keys may follow.
+        ends (`Sequence[int]`): Tokens that end a text.
+        pad (`int` or `None`): What follows an end.
+        sample (`bool`): Whether a token is drawn, or the likeliest is taken.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        rows: int,
+        columns: int,
+        processors: Sequence[Any],
+        ends: Sequence[int],
+        pad: int | None,
+        sample: bool,
+    ) -> None:
+        self.llm, self.sample = FrozenModel(model), sample
+        device = self.llm.device
+        self.tree = StaticTree(self.llm.backbone, rows, columns)
+        self.steps: list[Any] = [
+            p.static_guide(rows, columns) if isinstance(p, StaticProcessor) else p for p in processors
+        ]
+        self.token_N1 = torch.zeros(rows, 1, dtype=torch.long, device=device)
+        self.written_NS = torch.zeros(rows, columns, dtype=torch.long, device=device)
+        self.ended_N1 = torch.zeros(rows, 1, dtype=torch.bool, device=device)
+        self.count_1 = torch.zeros(1, dtype=torch.long, device=device)
+        self.ends = torch.tensor(list(ends), dtype=torch.long, device=device)
+        self.pad = torch.tensor(0 if pad is None else pad, device=device)
+        state = [self.tree.length_1, self.token_N1, self.written_NS, self.ended_N1, self.count_1]
+        for step in self.steps:
+            state += getattr(step, "state", [])
+        self.next = Replay(self._next, state, device)
+
+    def run(self, ids_NP: torch.Tensor, mask_NP: torch.Tensor, processors: Sequence[Any], new: int) -> torch.Tensor:
+        """
+        Up to `new` tokens for each row, (N, T): as many as the row that ends last has.
+
+        Args:
+            ids_NP, mask_NP (`torch.Tensor` of shape `(N, P)`): Prompts, padded on the left.
+            processors (`Sequence[LogitsProcessor]`): Those of this call.
+            new (`int`): The most.
+        """
+        # Without the last token: the graph begins with it. Where there is no other, it is read for the shapes alone.
+        alone = ids_NP.shape[1] == 1
+        before, mask = (ids_NP, mask_NP) if alone else (ids_NP[:, :-1], mask_NP[:, :-1])
+        self.tree.start(before, mask)
+        for step, processor in zip(self.steps, processors, strict=True):
+            if isinstance(processor, StaticProcessor):
+                step.start(processor, before, mask)
+        if alone:
+            for tree in (self.tree, *(tree for step in self.steps for tree in getattr(step, "trees", ()))):
+                tree.cut(0)
+        self.token_N1.copy_(ids_NP[:, -1:])
+        self.ended_N1.zero_()
+        self.count_1.zero_()
+        for t in range(1, new + 1):
+            self.next()
+            if len(self.ends) and t % LOOK == 0 and bool(self.ended_N1.all()):
+                break
+        written = self.written_NS[:, :t].clone()
+        if not len(self.ends):
+            return written
+        hits = torch.isin(written, self.ends)
+        lengths = torch.where(hits.any(1), hits.int().argmax(1) + 1, t)
+        return written[:, : int(lengths.max())]
+
+    def _next(self) -> None:
+        hidden_ND = self.tree.append(self.token_N1)
+        scores = self.llm.logits(hidden_ND)
+        for step in self.steps:
+            steers = hasattr(step, "state")
+            scores = step(scores, self.token_N1, hidden_ND) if steers else step(self.token_N1, scores)
+        token = draw(scores.softmax(-1)) if self.sample else scores.argmax(-1, keepdim=True)
+        if len(self.ends):
+            token = torch.where(self.ended_N1, self.pad, token)
+            self.ended_N1.logical_or_(torch.isin(token, self.ends))
+        self.written_NS.index_copy_(1, self.count_1, token)
+        self.token_N1.copy_(token)
+        self.count_1.add_(1)
+
+
+def state_of(model: Any) -> tuple[Hashable, ...]:
+    """What a graph has recorded beside its inputs: where weights are, which adapters work, autocast."""
+    base = base_of(model)
+    tuners = (m for m in base.modules() if hasattr(m, "disable_adapters") and hasattr(m, "merged_adapters"))
+    tuner: Any = next(tuners, None)
+    adapters = tuner and (tuple(tuner.active_adapters), tuner.disable_adapters, tuple(tuner.merged_adapters))
+    weights = [m.weight.data_ptr() for m in (base.get_input_embeddings(), base.get_output_embeddings())]
+    last = list(base.parameters())[-1].data_ptr()
+    return adapters, *weights, last, torch.is_autocast_enabled(base.device.type)
