@@ -56,6 +56,11 @@ def asked(job: Job, bench: Bench) -> dict[str, Any]:
     return json.loads(json.dumps({"task": asdict(bench.task), "arm": asdict(job.arm), "overrides": bench.overrides}))
 
 
+def _is_done(job: Job, bench: Bench) -> bool:
+    found = job.result()
+    return found is not None and "error" not in found and found["asked"] == asked(job, bench)
+
+
 def run_all(
     jobs: Sequence[Job], task: Task, work: Path, overrides: dict[str, Any], processes: int, limit: float
 ) -> bool:
@@ -72,7 +77,7 @@ def run_all(
         `bool`: Whether the time sufficed.
     """
     bench = Bench(task, work, overrides)
-    todo = [job for job in jobs if (job.result() or {}).get("asked") != asked(job, bench) or "error" in job.result()]
+    todo = [job for job in jobs if not _is_done(job, bench)]
     for job in todo:
         job.file.unlink(missing_ok=True)
     if not processes:
@@ -115,7 +120,7 @@ def _work(todo: Sequence[Job], bench: Bench, counter: Any, number: int) -> None:
         if index >= len(todo):
             return
         job = todo[index]
-        # What it needs was begun before, and is done, or was done in an earlier run.
+        # What it needs was begun before, and will be done if its process lives; or was done in an earlier run.
         for name in job.arm.needs:
             while (file := files.get((name, job.seed))) is not None and not file.is_file():
                 time.sleep(WAIT)
