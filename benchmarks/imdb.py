@@ -20,6 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .harness import RESULTS, ROOT, environment, refuse_dirty, write_result
 from .imdb_arms import METHODS, Arm, Task, chosen, tuned
 
@@ -70,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Whether there is a GPU must be asked without starting on it, or no fork could.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if torch.cuda.is_available():
+        sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]  # its import starts on the GPU
     from .imdb_jobs import Job, run_all
 
     names = [field.name for field in dataclasses.fields(Task)]
@@ -104,8 +108,6 @@ def _import_all() -> None:
 
 def _write(jobs: Sequence[Any], task: Task, options: argparse.Namespace, seeds: Sequence[int]) -> int:
     """The result file of what is done; 1 if something is not."""
-    import torch
-
     cases, failures = [], []
     for job in jobs:
         found = job.result() or {"error": "not done in the time that was given"}

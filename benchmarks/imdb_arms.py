@@ -48,7 +48,7 @@ class Task:
     max_completion_length: int = 48
     top_k: int = 50
     samples: int = 12
-    batch: int = 1500
+    batch: int = 750
 
     @classmethod
     def of(cls, models: Path, data: Path, **changes: Any) -> "Task":
@@ -91,7 +91,8 @@ _HALF = (0.5, 1.0)
 _SNAPSHOT = {
     "principles": [PRINCIPLE],
     "num_iterations": 8,
-    "per_device_train_batch_size": 128,
+    "prompts": 2048,
+    "per_device_train_batch_size": 64,
     "learning_rate": 3e-5,
     "lr_scheduler_type": "constant_with_warmup",
     "warmup_steps": 2,
@@ -102,6 +103,8 @@ _FRESH = {
     **_SNAPSHOT,
     "resample_steps": 1,
     "num_iterations": 2,
+    "prompts": 6000,
+    "per_device_train_batch_size": 128,
     "num_generations": 2,
     "two_sided": True,
     "beta": 0.04,
@@ -231,8 +234,8 @@ def _samples() -> list[Arm]:
 
 
 def _vas_values() -> list[Arm]:
-    again = {"num_iterations": 2, "num_train_epochs": 2, "sampling_beta": 2.0, "sampling_candidates": 50,
-             "num_generations": 8}  # fmt: skip
+    again = {"num_iterations": 2, "num_train_epochs": 2, "sampling_beta": 2.0, "sampling_candidates": 20,
+             "num_generations": 4}  # fmt: skip
     return [
         _value(_AGAIN, "reward", **again),
         _value(_SEVEN, "reward"),
@@ -248,7 +251,7 @@ def _vas_chosen() -> list[Arm]:
     frontier = [_guide(value, k) for value in (_SEVEN, _TWO) for k in (50, 20, 10)]
     others = [
         _guide(_AGAIN, 50, (1.0, 2.0, 3.0, 4.0, 6.0)),
-        _guide(_POLICY_TRUNK, 50),
+        _guide(_POLICY_TRUNK, 50, (2.0,)),
         _guide("7 M value, action form", 50, (1.0, 2.0, 3.0)),
         _guide("head on the policy, policy form", 50, (1.0, 2.0, 3.0)),
         _guide("reward model as value", 20, (1.0, 2.0, 3.0)),

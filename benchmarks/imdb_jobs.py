@@ -84,11 +84,11 @@ def run_all(
         for job in todo:
             _do(job, bench)
         return True
-    if torch.cuda.is_initialized():
-        raise RuntimeError("The GPU is in use by this process already: a fork of it could not use it.")
-    fork = multiprocessing.get_context("fork")
-    counter = fork.Value("i", 0)
-    workers = [fork.Process(target=_work, args=(todo, bench, counter, n)) for n in range(min(processes, len(todo)))]
+    if started := torch.cuda.is_initialized():
+        print("something imported has started on the GPU, so each process imports anew", file=sys.stderr, flush=True)
+    context: Any = multiprocessing.get_context("spawn" if started else "fork")
+    counter = context.Value("i", 0)
+    workers = [context.Process(target=_work, args=(todo, bench, counter, n)) for n in range(min(processes, len(todo)))]
     deadline = time.monotonic() + limit if limit else float("inf")
     for worker in workers:
         worker.start()

@@ -203,8 +203,10 @@ def psle(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
     """PSLE and its baselines."""
     from trl_ext import PSLEConfig, PSLETrainer
 
-    args = PSLEConfig(generation_batch_size=bench.task.batch, **bench.fields(arm, seed))
-    trainer = PSLETrainer(bench.task.model, bench.reward, args, Dataset.from_list(bench.prompts))
+    fields = bench.fields(arm, seed)
+    rows = bench.prompts[: fields.pop("prompts")]
+    args = PSLEConfig(generation_batch_size=bench.task.batch, **fields)
+    trainer = PSLETrainer(bench.task.model, bench.reward, args, Dataset.from_list(rows))
     policy = model_policy(trainer.model, bench.tokenizer, name=arm.name, batch_size=bench.task.batch)
     milestones = _train(trainer, arm, lambda: bench.measure(policy, seed, other=True))
     trained = _parameters(trainer.model)
