@@ -114,8 +114,7 @@ def _write(jobs: Sequence[Any], task: Task, options: argparse.Namespace, seeds: 
         if "error" in found:
             failures.append({"arm": job.arm.name, "seed": job.seed, "error": found["error"]})
             print(f"{job.arm.name}, seed {job.seed}: {found['error']}", file=sys.stderr)
-            continue
-        cases += [{**case, "job_seconds": found["seconds"]} for case in found["cases"]]
+        cases += [{**case, "job_seconds": found.get("seconds")} for case in job.cases()]
     for case in cases:
         shown = {name: round(value, 3) for name, value in case["metrics"].items() if value and "_se" not in name}
         print(f"{case['name']}, seed {case['seed']}: {shown}, {case['cost'].get('seconds')} s", flush=True)

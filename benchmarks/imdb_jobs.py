@@ -50,6 +50,20 @@ class Job:
         """What was found, or what went wrong; `None` if it is not done."""
         return json.loads(self.file.read_text(encoding="utf-8")) if self.file.is_file() else None
 
+    def cases(self) -> list[dict[str, Any]]:
+        """All cases that are there, of a job that is not done those that it had when it was ended."""
+        found = self.result()
+        if found is not None and "cases" in found:
+            return list(found["cases"])
+        half = self.file.with_suffix(".half")
+        return list(json.loads(half.read_text(encoding="utf-8"))) if half.is_file() else []
+
+    def write(self, found: Any, suffix: str = ".json") -> None:
+        """Leave something in the job's file, in one piece."""
+        part = self.file.with_suffix(".part")
+        part.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        part.replace(self.file.with_suffix(suffix))
+
 
 def asked(job: Job, bench: Bench) -> dict[str, Any]:
     """What a job is about, as it is written beside its result: another one does not count as done."""
@@ -79,7 +93,8 @@ def run_all(
     bench = Bench(task, work, overrides)
     todo = [job for job in jobs if not _is_done(job, bench)]
     for job in todo:
-        job.file.unlink(missing_ok=True)
+        for suffix in (".json", ".half"):
+            job.file.with_suffix(suffix).unlink(missing_ok=True)
     if not processes:
         for job in todo:
             _do(job, bench)
@@ -131,15 +146,14 @@ def _do(job: Job, bench: Bench) -> None:
     """A job, its result or its error in its file."""
     started = time.perf_counter()
     found: dict[str, Any] = {"asked": asked(job, bench)}
+    bench.keep = lambda cases: job.write(cases, ".half")
     try:
         found["cases"] = _kind(job.arm)(bench, job.arm, job.seed)
     except Exception as error:  # the other arms' numbers are worth having
         traceback.print_exc()
         found["error"] = f"{type(error).__name__}: {error}"
     found["seconds"] = round(time.perf_counter() - started, 1)
-    part = job.file.with_suffix(".part")
-    part.write_text(json.dumps(found, indent=1), encoding="utf-8")
-    part.replace(job.file)
+    job.write(found)
     sys.stdout.flush()
 
 

@@ -48,6 +48,10 @@ QUIET: dict[str, Any] = {
 }
 
 
+def _forget(cases: list[dict[str, Any]]) -> None:
+    """Nothing: not everyone wants cases before an arm is done."""
+
+
 @dataclass
 class Bench:
     """
@@ -57,11 +61,13 @@ class Bench:
         task ([`~benchmarks.imdb_arms.Task`]): Models and prompts.
         work (`Path`): Where arms leave what others read.
         overrides (`dict`, *optional*): Fields that replace those of trained arms (short runs).
+        keep (`Callable`, *optional*): Called with the cases so far whenever an arm that goes on has a new one.
     """
 
     task: Task
     work: Path
     overrides: dict[str, Any] = field(default_factory=dict)
+    keep: Callable[[list[dict[str, Any]]], None] = _forget
 
     @cached_property
     def device(self) -> torch.device:
@@ -145,6 +151,7 @@ class Milestones(TrainerCallback):
         self.marks, self.measure = marks, measure
         self.found: list[tuple[float, dict[str, Any], float]] = []
         self.started, self.spent = time.perf_counter(), 0.0
+        self.after: Callable[[], None] = lambda: None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.steps = {max(1, round(mark * state.max_steps)): mark for mark in self.marks}
@@ -155,6 +162,7 @@ class Milestones(TrainerCallback):
             now = time.perf_counter()
             trained = now - self.started - self.spent
             self.found.append((self.steps[state.global_step], self.measure(), round(trained, 1)))
+            self.after()
             self.spent += time.perf_counter() - now
 
 
@@ -177,12 +185,17 @@ def _cases(
     ]  # fmt: skip
 
 
-def _train(trainer: Any, arm: Arm, measure: Callable[[], dict[str, Any]]) -> Milestones:
+def _train(
+    bench: Bench, trainer: Any, arm: Arm, seed: int, measure: Callable[[], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Train, and measure at the arm's marks: a case for each."""
     milestones = Milestones(arm.marks, measure)
+    sizes = _parameters(trainer.model), bench.model.num_parameters()
+    milestones.after = lambda: bench.keep(_cases(arm, seed, milestones, trainer, *sizes))
     trainer.add_callback(milestones)
     trainer.train()
     shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
-    return milestones
+    return _cases(arm, seed, milestones, trainer, *sizes)
 
 
 def _parameters(model: Any) -> int:
@@ -208,9 +221,7 @@ def psle(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
     args = PSLEConfig(generation_batch_size=bench.task.batch, **fields)
     trainer = PSLETrainer(bench.task.model, bench.reward, args, Dataset.from_list(rows))
     policy = model_policy(trainer.model, bench.tokenizer, name=arm.name, batch_size=bench.task.batch)
-    milestones = _train(trainer, arm, lambda: bench.measure(policy, seed, other=True))
-    trained = _parameters(trainer.model)
-    return _cases(arm, seed, milestones, trainer, trained, bench.model.num_parameters())
+    return _train(bench, trainer, arm, seed, lambda: bench.measure(policy, seed, other=True))
 
 
 def proxy_rlhf(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
@@ -219,10 +230,8 @@ def proxy_rlhf(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
 
     args = ProxyRLHFConfig(generation_batch_size=bench.task.batch, **bench.fields(arm, seed))
     trainer = ProxyRLHFTrainer(bench.model, bench.reward, args, Dataset.from_list(bench.prompts))
-    proxy = trainer.model
-    policy = proxy_policy(bench.model, bench.tokenizer, proxy, name=arm.name, batch_size=bench.task.batch)
-    milestones = _train(trainer, arm, lambda: bench.measure(policy, seed))
-    return _cases(arm, seed, milestones, trainer, _parameters(proxy), bench.model.num_parameters())
+    policy = proxy_policy(bench.model, bench.tokenizer, trainer.model, name=arm.name, batch_size=bench.task.batch)
+    return _train(bench, trainer, arm, seed, lambda: bench.measure(policy, seed))
 
 
 def grpo(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
@@ -241,8 +250,7 @@ def grpo(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
         train_dataset=Dataset.from_list(bench.prompts),
         peft_config=LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
-    milestones = _train(trainer, arm, lambda: bench.measure(_merged(bench, trainer.model, arm.name), seed))
-    return _cases(arm, seed, milestones, trainer, _parameters(trainer.model), bench.model.num_parameters())
+    return _train(bench, trainer, arm, seed, lambda: bench.measure(_merged(bench, trainer.model, arm.name), seed))
 
 
 def _merged(bench: Bench, adapted: Any, name: str) -> Policy:
@@ -314,6 +322,7 @@ def guide(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
         cases.append(
             {"name": f"{arm.name}, beta {beta:g}", "seed": seed, "settings": settings, "cost": {}, **measured}
         )
+        bench.keep(cases)
     return cases
 
 

@@ -4,6 +4,7 @@
 """Runs of the suite `imdb`: what is done is kept, what fails is named, tables say what results say."""
 
 import json
+import pickle
 import sys
 import time
 from pathlib import Path
@@ -152,6 +153,7 @@ def kinds(monkeypatch):
         raise RuntimeError("out of luck")
 
     def slow(bench, arm, seed):
+        bench.keep([{"name": arm.name, "seed": seed, "settings": {}, "metrics": {"reward": 0.5}, "cost": {}}])
         time.sleep(60)
 
     for name, function in {"good": good, "bad": bad, "slow": slow}.items():
@@ -184,6 +186,12 @@ def test_at_the_limit_what_runs_is_ended_and_what_is_done_is_there(kinds, tmp_pa
     assert not run_all(jobs, TASK, tmp_path, {}, 2, 2.0)
     assert time.monotonic() - started < 20
     assert jobs[0].result()["cases"] and jobs[1].result() is None
+    assert [case["metrics"] for case in jobs[1].cases()] == [{"reward": 0.5}]  # what it had measured until then
+
+
+def test_what_workers_are_given_can_be_sent_to_another_process(tmp_path):
+    assert pickle.loads(pickle.dumps(Bench(TASK, tmp_path))).task == TASK
+    assert pickle.loads(pickle.dumps(jobs_of(tmp_path, "base")[0])).file.name == "base-0.json"
 
 
 def test_an_arm_waits_for_what_it_needs(kinds, monkeypatch, tmp_path):
