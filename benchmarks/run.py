@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 SUITES = {
     "quality": "reward, KL, fluency and cost of the four methods beside TRL's DPO, GRPO, PPO and best-of-n",
+    "imdb": "Proxy-RLHF, PSLE and VAS on the IMDB task: settings, ablations and seeds, on one GPU",
     "rrhf_step": "seconds and peak memory of an RRHF training step: naive, TRL's head, shared prompts, TRL's DPO",
     "scaling": "how time grows with K, lengths, prompts, the model and candidates: slopes beside those of arithmetic",
     "vas_decode": "tokens/s of value-guided decoding: unguided, candidate by candidate, tiled, ours",
@@ -32,7 +33,9 @@ SUITES = {
 
 
 # Names for several: all that take turns.
-GROUPS = {name: [suite for suite in SUITES if suite not in ("quality", "scaling")] for name in ("speed", "memory")}
+GROUPS = {
+    name: [suite for suite in SUITES if suite not in ("quality", "imdb", "scaling")] for name in ("speed", "memory")
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
