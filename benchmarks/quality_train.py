@@ -31,7 +31,8 @@ from trl_ext.tokens import encode_prompt
 
 def read_rows(path: str, limit: int = 0) -> list[dict[str, Any]]:
     """The rows of a .jsonl file, or the first `limit` of them."""
-    rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    # Not `splitlines`, for which a line also ends at separators that may stand in a string.
+    rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").split("\n") if line.strip()]
     return rows[:limit] if limit else rows
 
 

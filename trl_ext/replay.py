@@ -73,7 +73,7 @@ class Loops:
         self._loops: OrderedDict[Hashable, Any] = OrderedDict()
 
     def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """The loop for this key, with its size as `nbytes`; made if need be, and then those unused for longest give way."""
+        """The loop for this key, whose size is its `nbytes`; if it must be made, those unused for longest give way."""
         loops = self._loops
         if key not in loops:
             while loops and (len(loops) >= self.most or sum(x.nbytes for x in loops.values()) > self.idle):
