@@ -17,7 +17,7 @@ from .suite import NOT_MEASURED
 
 PICTURES = {"light": "quality-{preset}.png", "dark": "quality-{preset}-dark.png"}
 _DECIMALS = {"reward": 2, "kl": 2, "perplexity": 1, "distinct_2": 2, "completion_length": 1, "ended": 2}
-_HEADS = {
+HEADS = {
     "reward": "reward",
     "kl": "KL to base",
     "perplexity": "perplexity",
@@ -120,13 +120,13 @@ def mean_and_spread(values: Sequence[float | None]) -> tuple[float, float] | Non
 
 
 def _outcomes(cases: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
-    rows = [["", *_HEADS.values(), "reward, other prompts"]]
+    rows = [["", *HEADS.values(), "reward, other prompts"]]
     for name, seeds in cases.items():
         metrics = [case["metrics"] for case in seeds]
-        cells = [_cell([m.get(key) for m in metrics], _DECIMALS[key]) for key in _HEADS]
+        cells = [outcome([m.get(key) for m in metrics], _DECIMALS[key]) for key in HEADS]
         if metrics[0].get("kl") is None and metrics[0].get("kl_bound") is not None:
             cells[1] = f"≤ {metrics[0]['kl_bound']:.2f}"
-        rows.append([name, *cells, _cell([case["other"].get("reward") for case in seeds], 2)])
+        rows.append([name, *cells, outcome([case["other"].get("reward") for case in seeds], 2)])
     return rows
 
 
@@ -145,23 +145,23 @@ def _costs(cases: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
     ]
     for name, seeds in cases.items():
         costs = [case["cost"] for case in seeds]
-        trained = [_cell([cost.get(key) for cost in costs], 0) for key in ("cpu_seconds", "samples_cpu_seconds")]
+        trained = [outcome([cost.get(key) for cost in costs], 0) for key in ("cpu_seconds", "samples_cpu_seconds")]
         rows.append(
             [
                 name,
-                *(_cell([cost.get(key) for cost in costs[:1]], 0) for key in ("trainable_parameters",)),
+                *(outcome([cost.get(key) for cost in costs[:1]], 0) for key in ("trainable_parameters",)),
                 trained[0] + (f", {trained[1]}" if trained[1] != "-" else ""),
-                _cell([cost.get("peak_mib") for cost in costs], 0),
-                _cell([cost.get("completions") for cost in costs[:1]], 0),
-                _cell([cost.get("tokens_read") for cost in costs[:1]], 0),
-                _cell([case["metrics"].get("time_of_base") for case in seeds], 2),
+                outcome([cost.get("peak_mib") for cost in costs], 0),
+                outcome([cost.get("completions") for cost in costs[:1]], 0),
+                outcome([cost.get("tokens_read") for cost in costs[:1]], 0),
+                outcome([case["metrics"].get("time_of_base") for case in seeds], 2),
                 seeds[0]["through"],
             ]
         )
     return rows
 
 
-def _cell(values: Sequence[float | None], decimals: int) -> str:
+def outcome(values: Sequence[float | None], decimals: int) -> str:
     """`mean ± largest distance of a seed`; one seed alone has none."""
     found = mean_and_spread(values)
     if found is None:
@@ -174,12 +174,12 @@ def _provenances(result: dict[str, Any]) -> list[str]:
     """A line for each result that cases come from; where there are several, all but the one with most say which."""
     most = max(result["arms"], key=len)
     return [
-        _provenance(source, "" if names is most else f" ({', '.join(names)})")
+        provenance(source, "" if names is most else f" ({', '.join(names)})")
         for source, names in zip(result["from"], result["arms"], strict=True)
     ]
 
 
-def _provenance(result: dict[str, Any], told: str) -> str:
+def provenance(result: dict[str, Any], told: str = "") -> str:
     facts, settings = result["environment"], result["settings"]
     versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("torch", "transformers", "trl"))
     hardware = facts["hardware"]["gpu"] or f"{facts['hardware']['cpu']}, one thread a process"

@@ -22,10 +22,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_ext.evaluation import Evaluation, evaluate
 from trl_ext.evaluation_report import Report
+from trl_ext.generation_settings import GenerationSettings
 from trl_ext.policy import Policy, model_policy
 from trl_ext.prompts import load_prompts
 from trl_ext.rewards import load_rewards
-from trl_ext.sampling import GenerationSettings
 from trl_ext.tokens import encode_prompt
 
 

@@ -44,10 +44,11 @@ def check_agreement(work: Workload, variants: Sequence[Variant]) -> dict[str, fl
         `dict`: The largest difference of a loss, and the largest relative difference of all gradients together.
 
     Raises:
-        `RuntimeError`: They differ by more than 1e-4 in float32 (by more than rounding, in bfloat16); or the loss of
+        `RuntimeError`: They differ by more than 1e-4 in float32 (in bfloat16, by more than the rounding of 16 layers
+            of random weights, which parts gradients by 0.05 to 0.15 whichever way rows are laid out); or the loss of
             DPO is not log 2, which it is while policy and reference are the same.
     """
-    limits = {"loss": 1e-4, "gradient": 1e-4} if work.case.exact else {"loss": 5e-2, "gradient": 0.1}
+    limits = {"loss": 1e-4, "gradient": 1e-4} if work.case.exact else {"loss": 5e-2, "gradient": 0.25}
     found = dict.fromkeys(limits, 0.0)
     first: tuple[float, list[torch.Tensor]] | None = None
     for variant in variants:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 SUITES = {
     "quality": "reward, KL, fluency and cost of the four methods beside TRL's DPO, GRPO, PPO and best-of-n",
+    "imdb": "Proxy-RLHF, PSLE and VAS on the IMDB task: settings, ablations and seeds, on one GPU",
     "rrhf_step": "seconds and peak memory of an RRHF training step: naive, TRL's head, shared prompts, TRL's DPO",
     "scaling": "how time grows with K, lengths, prompts, the model and candidates: slopes beside those of arithmetic",
     "vas_decode": "tokens/s of value-guided decoding: unguided, candidate by candidate, tiled, ours",
@@ -25,12 +26,16 @@ SUITES = {
     "proxy_decode": "tokens/s of Proxy-RLHF's decoding: plain, one candidate at a time, ours with 4, 8 and 20",
     "proxy_update": "seconds of Proxy-RLHF's PPO update, against an epoch of policy gradient through the model",
     "ppo_round": "seconds and memory of a round of Proxy-RLHF, against TRL's PPO as TRL last had it",
+    "graph_decode": "tokens/s of decoding by CUDA graphs: unguided, by VAS in its three forms, by Proxy-RLHF",
+    "card_memory": "peak memory of each method on one card, an 8B in 4 bits, and the settings that lower it",
     "psle_step": "seconds a prompt of PSLE's generation, reward and update, against TRL's GRPO",
 }
 
 
 # Names for several: all that take turns.
-GROUPS = {name: [suite for suite in SUITES if suite not in ("quality", "scaling")] for name in ("speed", "memory")}
+GROUPS = {
+    name: [suite for suite in SUITES if suite not in ("quality", "imdb", "scaling")] for name in ("speed", "memory")
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

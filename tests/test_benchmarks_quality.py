@@ -22,9 +22,9 @@ from benchmarks import harness, ppo_environment, quality, quality_process, quali
 from benchmarks.quality_arms import PRESETS, Arm, Task, arms
 from benchmarks.quality_train import preference_rows, read_rows, with_text_before
 from trl_ext.evaluation import evaluate
+from trl_ext.generation_settings import GenerationSettings
 from trl_ext.policy import model_policy
 from trl_ext.rewards import load_rewards
-from trl_ext.sampling import GenerationSettings
 
 
 METRICS = {"reward": 1.0, "reward_se": 0.1, "perplexity": 20.0, "distinct_2": 0.5, "completion_length": 40.0}

@@ -12,9 +12,10 @@ import torch
 
 from trl_ext.best_of import best_of_n, best_of_n_policies, kl_bound
 from trl_ext.evaluation import evaluate
+from trl_ext.generation_settings import GenerationSettings
 from trl_ext.policy import Policy, model_policy
 from trl_ext.rewards import Reward, RewardError
-from trl_ext.sampling import Completion, GenerationSettings
+from trl_ext.sampling import Completion
 
 
 PROMPTS = ["the film", "a", "we liked"]

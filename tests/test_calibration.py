@@ -7,8 +7,8 @@ import torch
 from conftest import letter_reward, make_model, make_tokenizer
 
 from trl_ext.calibration import HalfWay, half_way, roll_out
+from trl_ext.generation_settings import GenerationSettings
 from trl_ext.rewards import load_rewards
-from trl_ext.sampling import GenerationSettings
 
 
 def test_completions_are_cut_in_the_middle_one_of_each_row_first():

@@ -14,8 +14,8 @@ from conftest import make_model, make_tokenizer
 from trl_ext import cli_chat
 from trl_ext.cli_generate import main
 from trl_ext.data import DataError
+from trl_ext.generation_settings import GenerationSettings
 from trl_ext.policy import model_policy
-from trl_ext.sampling import GenerationSettings
 from trl_ext.streaming import TextStream
 
 

@@ -11,7 +11,7 @@ import torch
 from trl import DPOConfig, GRPOConfig
 
 from trl_ext.config import ExtConfig
-from trl_ext.sampling import GenerationSettings
+from trl_ext.generation_settings import GenerationSettings
 
 
 OWN_FIELDS = {field.name for field in dataclasses.fields(ExtConfig)} - {

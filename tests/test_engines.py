@@ -16,7 +16,7 @@ from trl_ext import RRHFConfig, RRHFTrainer
 from trl_ext import engines as engines_file
 from trl_ext.cli_sample import main
 from trl_ext.engines import VLLM, Engine, EngineConfig
-from trl_ext.sampling import GenerationSettings
+from trl_ext.generation_settings import GenerationSettings
 from trl_ext.vllm_settings import VLLMSettings
 
 

@@ -14,10 +14,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from trl_ext.data import DataError
 from trl_ext.evaluation import evaluate, evaluate_model
+from trl_ext.generation_settings import GenerationSettings
 from trl_ext.metrics import distinct_n
 from trl_ext.policy import Policy, model_policy
 from trl_ext.rewards import RewardError, load_rewards
-from trl_ext.sampling import Completion, GenerationSettings
+from trl_ext.sampling import Completion
 
 
 WORDS = ["<eos>", "a", "b", "c", "d"]

@@ -28,8 +28,9 @@ from transformers import (
 )
 
 from trl_ext.decoding import RoomyLayer, draw, next_token_probabilities, prompt_cache
+from trl_ext.generation_settings import GenerationSettings
 from trl_ext.models import cache_name
-from trl_ext.sampling import GenerationSettings, generate
+from trl_ext.sampling import generate
 
 
 LIKELIEST = {"num_generations": 1, "top_k": 1}  # sampling, by way of the cache, yet with one possible outcome

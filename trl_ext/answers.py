@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from .data import is_conversational
+from .generation_settings import GenerationSettings
 from .policy import Policy
 from .rollouts import seeded
-from .sampling import Completion, GenerationSettings
+from .sampling import Completion
 from .tokens import encode_prompt
 
 

@@ -15,11 +15,12 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .evaluation import score_completions
+from .generation_settings import GenerationSettings
 from .models import load_model
 from .policy import Policy, model_policy
 from .rewards import Reward, RewardFunc, load_rewards
 from .rollouts import seeded
-from .sampling import Completion, GenerationSettings
+from .sampling import Completion
 from .tokens import encode_prompt, load_tokenizer
 
 

@@ -12,10 +12,11 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .data import is_conversational
+from .generation_settings import GenerationSettings
 from .moments import Pairs
 from .rewards import Reward, RewardTable, score
 from .rollouts import extra_columns
-from .sampling import GenerationSettings, generate
+from .sampling import generate
 
 
 @dataclass(frozen=True)

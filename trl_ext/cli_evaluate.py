@@ -35,11 +35,11 @@ from .cli_parser import Parser, set_environment
 from .data import is_conversational
 from .evaluation_report import Report, check_writable
 from .frontier import check_frontier, frontier, write_frontier
+from .generation_settings import CUDA_GRAPHS, GenerationSettings
 from .models import adapter_base, default_device
 from .policy import Decoding, served_at_once
 from .prompts import load_prompts
 from .rewards import load_rewards
-from .sampling import GenerationSettings
 
 
 @dataclass
@@ -113,6 +113,7 @@ class EvaluateArguments:
         metadata={"help": "Sample among tokens at least this probable relative to the likeliest. 0 means off."},
     )
     repetition_penalty: float = field(default=1.0, metadata={"help": "Above 1 discourages repetition."})
+    cuda_graphs: str = field(default="auto", metadata=CUDA_GRAPHS)
     seed: int = field(default=42, metadata={"help": "Seed of the draws, the same for every model."})
     generation_batch_size: int = field(
         default=0,

@@ -32,11 +32,11 @@ from .cli_parser import Parser, set_environment
 from .cli_sample import SampleLoadingArguments
 from .cli_terminal import answer_typed, as_message, print_row, show_answer
 from .endpoint_faults import EndpointError
+from .generation_settings import CUDA_GRAPHS, GenerationSettings
 from .models import default_device
 from .policy import Decoding, model_policy, served_at_once
 from .prompts import load_prompts
 from .sample_file import SampleFile, rows_fingerprint, weights_fingerprint
-from .sampling import GenerationSettings
 
 
 @dataclass
@@ -82,6 +82,7 @@ class GenerateArguments:
         metadata={"help": "Sample among tokens at least this probable relative to the likeliest. 0 means off."},
     )
     repetition_penalty: float = field(default=1.0, metadata={"help": "Above 1 discourages repetition."})
+    cuda_graphs: str = field(default="auto", metadata=CUDA_GRAPHS)
     seed: int = field(default=42, metadata={"help": "Seed of the draws."})
     generation_batch_size: int = field(
         default=0,

@@ -18,9 +18,9 @@ from .cli_models import Models, Opened
 from .cli_progress import PromptProgress
 from .evaluation import untruncated
 from .evaluation_report import Report
+from .generation_settings import GenerationSettings
 from .policy import Decoding, Policy, served_at_once
 from .rewards import Reward
-from .sampling import GenerationSettings
 
 
 logger = logging.getLogger(__name__)

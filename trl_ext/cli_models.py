@@ -19,10 +19,10 @@ from transformers import (
 from trl import ModelConfig
 
 from .evaluation import Evaluation, evaluate
+from .generation_settings import GenerationSettings
 from .models import adapter_base, default_device, is_quantized, load_model, quantization_config_from
 from .policy import Policy, model_policy, same_vocabulary
 from .sampler import Source
-from .sampling import GenerationSettings
 from .tokens import load_tokenizer
 from .vllm_settings import VLLMSettings
 

@@ -26,11 +26,11 @@ from tqdm.auto import tqdm
 from .cli_models import LoadingArguments, load_sources
 from .cli_parser import Parser, set_environment
 from .data import DataError
+from .generation_settings import CUDA_GRAPHS, DIVERSE_BEAM_SEARCH, GenerationSettings
 from .rewards import load_rewards
 from .sample_file import SampleFile, rows_fingerprint, weights_fingerprint
 from .sample_rows import load_rows
 from .sampler import Sampler, losses
-from .sampling import DIVERSE_BEAM_SEARCH, GenerationSettings
 from .vllm_settings import VLLMSettings
 
 
@@ -96,10 +96,10 @@ class SampleArguments:
         default=1.0, metadata={"help": "Sample among the likeliest tokens whose probabilities sum to this."}
     )
     min_p: float = field(
-        default=0.0,
-        metadata={"help": "Sample among tokens at least this probable relative to the likeliest. 0 means off."},
+        default=0.0, metadata={"help": "Sample among tokens this probable relative to the likeliest. 0 means off."}
     )
     repetition_penalty: float = field(default=1.0, metadata={"help": "Above 1 discourages repetition."})
+    cuda_graphs: str = field(default="auto", metadata=CUDA_GRAPHS)
     num_beams: int = field(
         default=1, metadata={"help": "Beams of a beam search; the best num_generations are kept. 1 means sampling."}
     )

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from .sampling import GenerationSettings
+from .generation_settings import CUDA_GRAPHS, GenerationSettings
 from .upstream import BaseConfig
 
 
@@ -70,6 +70,9 @@ class ExtConfig(BaseConfig):
             Sample among tokens at least this probable relative to the likeliest (`0`: off).
         repetition_penalty (`float`, *optional*, defaults to `1.0`):
             Divides the logits of tokens that have occurred.
+        cuda_graphs (`str`, *optional*, defaults to `"auto"`):
+            Whether a sampled token is one replay of a CUDA graph, in a cache of fixed size: `"auto"` on a GPU where
+            that can be, `"always"` (an error says why it cannot), `"never"`. The distribution is the same.
         generation_kwargs (`dict[str, Any]` or `str`, *optional*):
             Further keyword arguments for [`~transformers.GenerationConfig`].
 
@@ -167,6 +170,7 @@ class ExtConfig(BaseConfig):
     repetition_penalty: float = field(
         default=1.0, metadata={"help": "Divides the logits of tokens that have occurred. 1 means off."}
     )
+    cuda_graphs: str = field(default="auto", metadata=CUDA_GRAPHS)
     generation_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Further keyword arguments for `GenerationConfig`."}
     )

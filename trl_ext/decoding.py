@@ -17,7 +17,7 @@ from .sharding import is_sharded
 
 
 if TYPE_CHECKING:
-    from .sampling import GenerationSettings
+    from .generation_settings import GenerationSettings
 
 
 def next_token_probabilities(

@@ -13,9 +13,10 @@ from transformers import PreTrainedTokenizerBase
 
 from .endpoint import Endpoint
 from .endpoint_answers import Prompt
+from .generation_settings import GenerationSettings
 from .policy import Policy
 from .row_jobs import run_rows
-from .sampling import Completion, GenerationSettings
+from .sampling import Completion
 
 
 @dataclass(frozen=True, slots=True)

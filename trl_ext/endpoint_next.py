@@ -16,7 +16,7 @@ from .endpoint import Endpoint
 from .endpoint_answers import Answer, ask, takes_ids
 from .endpoint_faults import BadAnswer, EndpointError, MissingLogprobs, RequestRefused, TooFewLogprobs
 from .endpoint_tokens import Option, ServedText, TokenNames
-from .sampling import GenerationSettings
+from .generation_settings import GenerationSettings
 
 
 _OR_SAMPLES = "or use block mode, which needs samples only."

@@ -14,8 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .completions import Completion, completions
 from .config import ExtConfig
 from .copies import sampling_copy
+from .generation_settings import GenerationSettings
 from .models import base_of, is_quantized
-from .sampling import GenerationSettings, evaluation_mode, generate
+from .sampling import evaluation_mode, generate
+from .static_generate import forget_loops
 from .upstream import vllm_generation
 from .vllm_settings import VLLMSettings
 
@@ -195,7 +197,13 @@ class Engine:
         copy = sampling_copy(model, self.args)
         if self.args.use_transformers_continuous_batching:
             return lambda prompts: self._continuously(copy, prompts)
-        return lambda prompts: generate(copy, self.tokenizer, prompts, self.settings, batch_size=self.batch_size)
+        return lambda prompts: self._generated(copy, prompts)
+
+    def _generated(self, model: PreTrainedModel, prompts: list[list[int]]) -> list[list[Completion]]:
+        try:
+            return generate(model, self.tokenizer, prompts, self.settings, batch_size=self.batch_size)
+        finally:
+            forget_loops(model)  # the step that follows may need their memory
 
     def _continuously(self, model: PreTrainedModel, prompts: list[list[int]]) -> list[list[Completion]]:
         from transformers.generation import ContinuousBatchingConfig

@@ -19,11 +19,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .data import DataError, is_conversational
+from .generation_settings import GenerationSettings
 from .metrics import distinct_n_and_se, mean_and_se, perplexity_and_se, response_kl
 from .models import is_peft_model
 from .policy import Policy, can_read, model_policy
 from .rewards import Reward, RewardTable, score
-from .sampling import Completion, GenerationSettings
+from .sampling import Completion
 from .tokens import encode_prompt
 
 

@@ -15,9 +15,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .generation_settings import GenerationSettings, pad_token_id
 from .logprobs import LogProbs, completion_logps
 from .models import adapter_disabled
-from .sampling import Completion, GenerationSettings, generate, pad_token_id
+from .sampling import Completion, generate
 from .streaming import TextStream
 
 

@@ -13,7 +13,8 @@ import json
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from .sampling import evaluation_mode, pad_token_id
+from .generation_settings import pad_token_id
+from .sampling import evaluation_mode
 from .tree_forms import ReplayForm
 
 

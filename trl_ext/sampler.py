@@ -9,11 +9,12 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .data import DataError
+from .generation_settings import GenerationSettings
 from .models import base_of
 from .rewards import Reward
 from .rollouts import seeded
 from .sample_rows import Answer, merge, own_answers, sampled_answers, scored_rows, with_prompt
-from .sampling import Completion, GenerationSettings, generate
+from .sampling import Completion, generate
 from .tokens import encode_prompt
 
 

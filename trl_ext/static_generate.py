@@ -12,8 +12,9 @@ The loop of `generate` in a room of fixed size: a token is one replay of a CUDA 
 N rows, P tokens of a prompt, S columns of the room, V vocabulary, D hidden size.
 """
 
+import logging
 from collections.abc import Hashable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from transformers import (
@@ -31,45 +32,17 @@ from .frozen_model import FrozenModel
 from .models import base_of
 from .replay import Replay, loops_of
 from .sharding import synchrony
+from .static_guide import StaticProcessor
 from .static_support import static_fault
 from .static_tree import StaticTree
 
+
+logger = logging.getLogger(__name__)
 
 # Processors that look at the logits alone, and their settings.
 _WARPERS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
 BUCKET = 64  # rooms have a multiple of so many columns, so that a loop serves prompts of other lengths
 LOOK = 16  # tokens between two looks at whether all rows have ended: each look waits for the device
-
-
-class StaticGuide(Protocol):
-    """What a steering processor does in a loop of fixed shapes; it serves other processors of the same key too."""
-
-    state: list[torch.Tensor]
-    trees: list[StaticTree]
-
-    def start(self, processor: Any, ids_NP: torch.Tensor, mask_NP: torch.Tensor) -> None:
-        """Read prompts without their last token, and the processor's settings of the moment."""
-
-    def __call__(self, scores_NV: torch.Tensor, token_N1: torch.Tensor, hidden_ND: torch.Tensor) -> torch.Tensor:
-        """Scores after the token, whose hidden state in the language model is given."""
-        ...
-
-
-@runtime_checkable
-class StaticProcessor(Protocol):
-    """A logits processor that can work in such a loop."""
-
-    def static_fault(self, vocabulary: int) -> str:
-        """Why it cannot in this case, or nothing."""
-
-    def static_key(self) -> Hashable:
-        """Equal for processors that can use one another's guide."""
-
-    def static_columns(self) -> int:
-        """Columns that it needs behind the text."""
-
-    def static_guide(self, rows: int, columns: int) -> StaticGuide:
-        """The guide, in a room of its own."""
 
 
 def static_reason(model: Any, processors: Sequence[Any], criteria: Sequence[Any], config: GenerationConfig) -> str:
@@ -140,6 +113,68 @@ def static_generate(
     return torch.cat([input_ids, loop.run(input_ids, mask, logits_processor, new)], 1)
 
 
+def sequences(
+    model: Any,
+    ids_PT: torch.Tensor,
+    mask_PT: torch.Tensor,
+    k: int,
+    settings: Any,
+    config: GenerationConfig,
+    steps: Sequence[Any],
+    streamer: Any,
+) -> torch.Tensor | None:
+    """
+    Prompts and answers, (P x k, T), as [`~trl_ext.sampling.generate`] asks for them.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The language model.
+        ids_PT, mask_PT (`torch.Tensor` of shape `(P, T)`): Prompts, padded on the left.
+        k (`int`): Answers a prompt.
+        settings ([`~trl_ext.sampling.GenerationSettings`]), config ([`~transformers.GenerationConfig`]): How to draw.
+        steps (`Sequence[LogitsProcessor]`): What logits go through.
+        streamer: What tokens are put into, if anything.
+
+    Returns:
+        `torch.Tensor`, or `None` where the ordinary loop has to do it.
+
+    Raises:
+        `ValueError`: This loop is to be used always, and cannot be.
+    """
+    penalties = config.repetition_penalty not in (None, 1.0) or settings.generation_kwargs or config.stop_strings
+    if streamer is not None:
+        reason = "tokens are streamed one by one"
+    elif penalties:
+        reason = "`repetition_penalty` and `generation_kwargs` may look at the text so far"
+    elif k > 1 and not settings.own_sampling:
+        reason = "several answers are asked for without sampling"
+    else:
+        reason = static_reason(model, steps, (), config)
+    always = settings.cuda_graphs == "always"
+    if reason and always:
+        raise ValueError(f"`cuda_graphs` is 'always', but {reason}. Set it to 'auto' to use the ordinary loop there.")
+    if reason:
+        return None
+    try:
+        return model.generate(
+            input_ids=ids_PT.repeat_interleave(k, 0),
+            attention_mask=mask_PT.repeat_interleave(k, 0),
+            generation_config=config,
+            logits_processor=LogitsProcessorList(steps),
+            custom_generate=static_generate,
+        )
+    except torch.OutOfMemoryError:
+        forget_loops(model)
+        if always:
+            raise
+        logger.warning("There is no memory for a cache of full length from the start; the ordinary loop is used.")
+        return None
+
+
+def forget_loops(model: Any) -> None:
+    """Give back the memory of the loops that were used with a model; training may need it."""
+    loops_of(base_of(model)).clear()
+
+
 def _key(processor: Any) -> Hashable:
     if isinstance(processor, StaticProcessor):
         return processor.static_key()
@@ -188,6 +223,11 @@ class StaticLoop:
         for step in self.steps:
             state += getattr(step, "state", [])
         self.next = Replay(self._next, state, device)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rooms."""
+        return self.tree.nbytes + sum(tree.nbytes for step in self.steps for tree in getattr(step, "trees", ()))
 
     def run(self, ids_NP: torch.Tensor, mask_NP: torch.Tensor, processors: Sequence[Any], new: int) -> torch.Tensor:
         """

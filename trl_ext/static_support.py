@@ -49,18 +49,23 @@ def _look(backbone: torch.nn.Module) -> str:
         return reason
     with torch.no_grad(), evaluation_mode(backbone), short_window(base):
         try:
-            found, expected = _walks(backbone)
+            found, expected, other = _walks(backbone)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as failure:
             return f"its forward fails there ({failure})"
-    error = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
-    limit = 1e-3 if base.dtype == torch.float32 and not torch.is_autocast_enabled(base.device.type) else 0.03
-    if bool(error.mean() <= limit):  # written so that NaN is a fault
+    error, effect = ((x - expected).norm(dim=-1) / expected.norm(dim=-1) for x in (found, other))
+    precise = base.dtype == torch.float32 and not torch.is_autocast_enabled(base.device.type)
+    # In half precision judged by what another token in the prompt does. Written so that NaN is a fault.
+    if bool(error.max() <= 1e-3 if precise else error.mean() <= max(0.03, 0.5 * float(effect.mean()))):
         return ""
     return f"it computes something else there (hidden states differ by {error.max():.2g} of their size)"
 
 
-def _walks(backbone: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """Hidden states along one walk, here and on an ordinary cache; the second row has two columns of padding."""
+def _walks(backbone: torch.nn.Module) -> tuple[torch.Tensor, ...]:
+    """
+    Hidden states along one walk: here, on an ordinary cache, and there with another token in the prompt.
+
+    The second row has two columns of padding.
+    """
     base: Any = base_of(backbone)
     config = base.config.get_text_config()
     device = base.get_input_embeddings().weight.device
@@ -72,11 +77,19 @@ def _walks(backbone: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     found = [tree.start(ids[:, :7], mask[:, :7])[:, None], tree.branch(siblings)]
     tree.keep(choice)
     found += [tree.branch(siblings, after_N1=ids[:, 8:9]), tree.append(ids[:, 9:10])[:, None]]
-    form = SharedForm(backbone, tree.kinds, {})
+    other = ids.clone()
+    other[:, 4] = (ids[:, 4] + 5) % config.vocab_size
+    expected = [_ordinary(SharedForm(backbone, tree.kinds, {}), x, mask, siblings, choice) for x in (ids, other)]
+    return torch.cat(found, 1).float(), *expected
+
+
+def _ordinary(
+    form: SharedForm, ids: torch.Tensor, mask: torch.Tensor, siblings: torch.Tensor, choice: torch.Tensor
+) -> torch.Tensor:
     path = torch.cat([ids[:, :7], siblings.gather(1, choice[:, None]), ids[:, 8:]], 1)
     expected = [form.forward(ids[:, :7], mask[:, :7], 7, None)[:, -1:]]
     expected.append(form.forward(ids[:, :7], mask[:, :7], 0, siblings))
     form.keep(choice)
     expected.append(form.forward(path[:, :9], mask[:, :9], 1, siblings)[:, 1:])
     expected.append(form.forward(path[:, :10], mask[:, :10], 1, None))
-    return torch.cat(found, 1).float(), torch.cat(expected, 1).float()
+    return torch.cat(expected, 1).float()

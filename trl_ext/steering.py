@@ -15,9 +15,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .completions import Completion
+from .generation_settings import GenerationSettings, pad_token_id
 from .models import base_of
 from .policy import Policy
-from .sampling import GenerationSettings, Processors, evaluation_mode, generate, pad_token_id
+from .sampling import Processors, evaluation_mode, generate
 from .streaming import TextStream
 
 

@@ -14,11 +14,11 @@ from transformers import AutoModel, AutoModelForCausalLM, BitsAndBytesConfig, GP
 
 from trl_ext import ProxyConfig, ProxyModel
 from trl_ext.cli import main
+from trl_ext.generation_settings import GenerationSettings
 from trl_ext.policy import Decoding
 from trl_ext.proxy_rlhf.candidates import Process
 from trl_ext.proxy_rlhf.model import default_layer_sizes, llm_digest
 from trl_ext.proxy_rlhf.policy import ProxyDecoding, proxy_policy
-from trl_ext.sampling import GenerationSettings
 from trl_ext.streaming import TextStream
 
 

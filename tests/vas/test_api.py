@@ -20,7 +20,7 @@ from trl_ext.endpoint_faults import (
     RequestRefused,
     TooFewLogprobs,
 )
-from trl_ext.sampling import GenerationSettings
+from trl_ext.generation_settings import GenerationSettings
 from trl_ext.vas.api import EndpointGuide
 from trl_ext.vas.generation import ValueAugmentedLogitsProcessor
 from trl_ext.vas.model import ValueModel

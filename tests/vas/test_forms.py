@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, TrainerCallback
 
 from trl_ext import ValueAugmentedLogitsProcessor, ValueConfig, ValueModel, VASConfig, VASTrainer
-from trl_ext.sampling import GenerationSettings, generate
+from trl_ext.generation_settings import GenerationSettings
+from trl_ext.sampling import generate
 from trl_ext.vas.decoding import VASDecoding, guided_policy
 
 

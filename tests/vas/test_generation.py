@@ -15,9 +15,10 @@ from transformers import (
     TextStreamer,
 )
 
+from trl_ext.generation_settings import GenerationSettings
 from trl_ext.policy import Decoding
 from trl_ext.retokenize import Retokenizer
-from trl_ext.sampling import GenerationSettings, generate
+from trl_ext.sampling import generate
 from trl_ext.vas.decoding import VASDecoding, guided_policy
 from trl_ext.vas.generation import ValueAugmentedLogitsProcessor, check_vocabulary
 from trl_ext.vas.model import ValueModel

@@ -14,7 +14,7 @@ import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from ..decoding import next_token_probabilities
-from ..sampling import GenerationSettings
+from ..generation_settings import GenerationSettings
 
 
 ORDERS = ("sampled", "descending")

@@ -15,7 +15,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.generation import StopStringCriteria
 
 from ..frozen_model import FrozenModel
-from ..sampling import eos_token_ids, evaluation_mode
+from ..generation_settings import eos_token_ids
+from ..sampling import evaluation_mode
 from ..tokens import encode_prompt
 from .answers import Answers, answer
 
@@ -90,7 +91,8 @@ def generate(
         first_candidates (`int`, *optional*, defaults to `0`): Candidates that go through the model first, the others
             where all of these are rejected. `0` chooses by the size of the batch. The answers are the same.
         cuda_graphs (`str`, *optional*, defaults to `"auto"`): Whether a token is one replay of a CUDA graph:
-            `"auto"` on a GPU where it can be, `"always"` (an error says why it cannot), `"never"`. Answers are the same.
+            `"auto"` on a GPU where it can be, `"always"` (an error says why it cannot), `"never"`. Answers are
+            the same.
         return_dict (`bool`, *optional*, defaults to `False`): Whether to return a [`ProxyGenerateOutput`].
         process: Fields of the [`Process`] to be changed: `top_k`, `top_p`, `min_p`, `temperature`,
             `repetition_penalty`, `order`, `forced`, `max_candidates`. By default as it was in training.

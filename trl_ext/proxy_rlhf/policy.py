@@ -18,8 +18,9 @@ from transformers.generation import StopStringCriteria
 
 from ..completions import Completion, completions
 from ..frozen_model import FrozenModel
+from ..generation_settings import GenerationSettings, eos_token_ids, pad_token_id
 from ..policy import Policy
-from ..sampling import GenerationSettings, eos_token_ids, evaluation_mode, pad_token_id
+from ..sampling import evaluation_mode
 from ..streaming import TextStream
 from .answers import Answers, answer
 from .candidates import Process
@@ -74,6 +75,7 @@ def proxy_policy(
                 max_new_tokens=settings.max_completion_length, rooms=rooms, eos=eos_token_ids(model, tokenizer),
                 pad=pad_token_id(tokenizer), batch_size=batch_size, greedy=greedy or not settings.temperature,
                 stop=StopStringCriteria(tokenizer, config.stop_strings) if config.stop_strings else None, show=show,
+                cuda_graphs=settings.cuda_graphs,
             )  # fmt: skip
         flat = completions(answers.ids, tokenizer, config)
         if progress is not None:

@@ -21,8 +21,9 @@ from .candidates import Dice, Process, Proposals, choose, propose
 from .decoding import Step, Walk, accepts, chosen_logps
 
 
-# Rows times candidates in one forward up to which it is worth its arithmetic: rows that have accepted wait for none.
-WIDEST = 1024
+# Tokens in one forward, times the model's weights, up to which the arithmetic of candidates that nobody examines costs
+# less than asking the device whether there are any: 512 tokens through 8 billion weights.
+WIDEST = 512 * 8e9
 
 
 def static_walk_fault(llm: FrozenModel, process: Process, rows: int) -> str:
@@ -36,8 +37,9 @@ def static_walk_fault(llm: FrozenModel, process: Process, rows: int) -> str:
     """
     if process.repetition_penalty != 1:
         return "a repetition penalty looks at the text so far"
-    if process.feature == "candidate" and rows * process.top_k > WIDEST:
-        return f"{rows} rows of {process.top_k} candidates are more than {WIDEST} tokens in a forward"
+    weights = sum(p.numel() for p in llm.backbone.parameters())
+    if process.feature == "candidate" and rows * process.top_k * weights > WIDEST:
+        return f"{rows} rows of {process.top_k} candidates are too many for one forward of a model of this size"
     return static_fault(llm.backbone)
 
 
@@ -82,6 +84,11 @@ class StaticWalk:
         self.next = Replay(self._next, [*state, self.count_1], device)
         self.record = False
         self.alive = self.row_N
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the room."""
+        return self.tree.nbytes
 
     def start(
         self, ids_PT: torch.Tensor, mask_PT: torch.Tensor, repeats: int, dice: Dice, limits: list[int], record: bool

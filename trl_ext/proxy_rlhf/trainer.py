@@ -29,12 +29,13 @@ from ..data import DataError, column_names
 from ..ext_trainer import AnyDataset, EvalDataset, ExtTrainer
 from ..frozen import load_frozen, place_frozen, sampling_batch_size
 from ..frozen_model import FrozenModel, context_of
+from ..generation_settings import eos_token_ids, pad_token_id
 from ..meters import Meters
 from ..repeats import RepeatedSteps
 from ..returns import gae
 from ..rewards import RewardFunc
 from ..rollouts import score_round
-from ..sampling import eos_token_ids, evaluation_mode, pad_token_id
+from ..sampling import evaluation_mode
 from ..sharding import whole
 from ..tokens import prepare_dataset
 from ..upstream import get_config_model_id
@@ -362,6 +363,7 @@ class ProxyRLHFTrainer(ExtTrainer):
                 eos=eos_token_ids(self.language_model, self._tokenizer), pad=pad_token_id(self._tokenizer),
                 batch_size=sampling_batch_size(self),
                 record=train, measure_every=every, first_candidates=args.first_candidates,
+                cuda_graphs=args.cuda_graphs,
                 store="cpu" if args.offload_decisions else None,
             )  # fmt: skip
         texts = self._tokenizer.batch_decode(answers.ids, skip_special_tokens=True)
@@ -440,7 +442,7 @@ class ProxyRLHFTrainer(ExtTrainer):
         ratio = log_ratio.exp()
         # (r - 1) - log r: never negative, and without bias (arXiv 1707.06347's KL; TRL halves a square)
         kl = (ratio - 1 - log_ratio).sum()
-        self._last_kl = self._last_kl + torch.stack([kl, kl.new_tensor(float(len(ratio)))]).cpu()
+        self._last_kl = self._last_kl.to(kl.device) + torch.stack([kl, kl.new_tensor(float(len(ratio)))])
         meters.add("policy/approxkl_avg", kl, len(ratio))
         if cliprange:
             meters.add_values("policy/clipfrac_avg", ((ratio - 1).abs() > cliprange).float())

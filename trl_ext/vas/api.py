@@ -27,8 +27,9 @@ from ..endpoint_answers import Answer, Prompt
 from ..endpoint_batch import Served, answer_all, answer_file, served_policy
 from ..endpoint_next import NextTokens, draw_blocks, draw_option, request_fields
 from ..endpoint_tokens import Option, ServedText
+from ..generation_settings import GenerationSettings
 from ..policy import Policy
-from ..sampling import Completion, GenerationSettings, evaluation_mode
+from ..sampling import Completion, evaluation_mode
 from ..tokens import encode_prompt
 from .generation import ValueAugmentedLogitsProcessor
 from .model import ValueModel

@@ -1,0 +1,175 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""How completions are drawn: settings under TRL's names, and what `generate` is given for them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+# The field `cuda_graphs` of what samples.
+CUDA_GRAPHS = {
+    "help": "Whether a token is one replay of a CUDA graph, in a cache of fixed size: 'auto' on a GPU where that can "
+    "be, 'always' (an error says why it cannot), 'never'.",
+    "choices": ["auto", "always", "never"],
+}
+
+# Diverse beam search left transformers with version 5: `generate` runs it from this repository on the hub.
+DIVERSE_BEAM_SEARCH = "transformers-community/group-beam-search"
+INSTEAD_OF_DIVERSE_BEAMS = (
+    "Diverse beam search is not part of transformers 5: it is code that `generate` downloads from the repository "
+    f"'{DIVERSE_BEAM_SEARCH}' (or finds in a local copy, `custom_generate`), and runs with `trust_remote_code`. "
+    "Without it, use a beam search (num_beam_groups 1, diversity_penalty 0) or, for variety, sample at a temperature "
+    "of 1.2 or more (num_beams 1)."
+)
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """
+    How completions are drawn. Names and meanings are TRL's; zero switches a setting off.
+
+    Args:
+        num_generations (`int`, *optional*, defaults to `4`):
+            Completions a prompt, K.
+        max_completion_length (`int`, *optional*, defaults to `256`):
+            Most tokens a completion may have.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Sampling temperature. `0` takes the likeliest token each time, which gives one completion a prompt.
+        top_k (`int`, *optional*, defaults to `0`):
+            Sample from the `top_k` likeliest tokens.
+        top_p (`float`, *optional*, defaults to `1.0`):
+            Sample from the smallest set of likeliest tokens whose probabilities add up to `top_p`.
+        min_p (`float`, *optional*, defaults to `0.0`):
+            Sample from tokens at least `min_p` times as likely as the likeliest one.
+        repetition_penalty (`float`, *optional*, defaults to `1.0`):
+            Above one makes tokens that are already there less likely.
+        num_beams (`int`, *optional*, defaults to `1`):
+            Beams of a beam search, whose best `num_generations` are kept. `1` samples instead.
+        num_beam_groups (`int`, *optional*, defaults to `1`):
+            Groups of a diverse beam search.
+        diversity_penalty (`float`, *optional*, defaults to `0.0`):
+            What a group pays for a token that another group chose at the same position.
+        generation_kwargs (`dict[str, Any]`, *optional*):
+            Further fields of [`~transformers.GenerationConfig`]; they win over the fields above.
+        custom_generate (`str`, *optional*, defaults to `"transformers-community/group-beam-search"`):
+            Hub repository, or local copy of it, that has the diverse beam search.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether that code may be run.
+        cuda_graphs (`str`, *optional*, defaults to `"auto"`):
+            Whether a token is one replay of a CUDA graph, in a cache of fixed size: `"auto"` on a GPU where that can
+            be, `"always"` (an error says why it cannot be), `"never"`. The distribution is the same.
+
+    Raises:
+        `ValueError`: A setting is out of its range, or two of them contradict each other.
+    """
+
+    num_generations: int = 4
+    max_completion_length: int = 256
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    num_beams: int = 1
+    num_beam_groups: int = 1
+    diversity_penalty: float = 0.0
+    generation_kwargs: dict[str, Any] | None = None
+    custom_generate: str = DIVERSE_BEAM_SEARCH
+    trust_remote_code: bool = False
+    cuda_graphs: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("num_generations", "max_completion_length", "num_beams", "num_beam_groups"):
+            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}.")
+        for name in ("temperature", "top_k", "diversity_penalty"):
+            require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}.")
+        require(0 < self.top_p <= 1, f"top_p must be above 0 and at most 1 (1 = off), got {self.top_p}.")
+        require(0 <= self.min_p <= 1, f"min_p must be between 0 (off) and 1, got {self.min_p}.")
+        require(self.repetition_penalty > 0, f"repetition_penalty must be above 0, got {self.repetition_penalty}.")
+        require(
+            self.num_beams == 1 or self.num_beams >= self.num_generations,
+            f"num_beams ({self.num_beams}) must be at least num_generations ({self.num_generations}): a beam search "
+            "returns at most as many completions as it has beams.",
+        )
+        require(
+            self.num_beams % self.num_beam_groups == 0,
+            f"num_beams ({self.num_beams}) must be a multiple of num_beam_groups ({self.num_beam_groups}).",
+        )
+        require(
+            (self.num_beam_groups > 1) == (self.diversity_penalty > 0),
+            "num_beam_groups above 1 and a diversity_penalty above 0 need each other (it is paid between groups), got "
+            f"{self.num_beam_groups} and {self.diversity_penalty}.",
+        )
+        require(self.num_beam_groups == 1 or self.trust_remote_code, INSTEAD_OF_DIVERSE_BEAMS)
+        require(
+            self.temperature > 0 or self.num_beams > 1 or self.num_generations == 1,
+            f"temperature 0 gives the same completion every time, but num_generations is {self.num_generations}: ask "
+            "for one, or raise the temperature.",
+        )
+        require(
+            self.cuda_graphs in CUDA_GRAPHS["choices"],
+            f"cuda_graphs must be one of auto, always, never, got {self.cuda_graphs!r}.",
+        )
+        reserved = sorted({"num_return_sequences", "max_new_tokens", "num_beams"} & set(self.generation_kwargs or {}))
+        require(
+            not reserved,
+            f"generation_kwargs must not have {reserved}: use num_generations, max_completion_length and num_beams.",
+        )
+
+    @property
+    def own_sampling(self) -> bool:
+        """Whether [`~trl_ext.decoding.Draw`] samples; transformers does if there are `generation_kwargs`."""
+        return self.num_beams == 1 and self.temperature > 0 and not self.generation_kwargs
+
+    def generation_config(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, own_sampling: bool | None = None
+    ) -> GenerationConfig:
+        """
+        What `generate` is given: all that shapes the distribution, as models bring defaults (a hidden top-k).
+
+        With `own_sampling`, by default as the property says, the config leaves sampling to
+        [`~trl_ext.decoding.Draw`]; an engine that draws by the config alone needs `False`.
+        """
+        own = self.own_sampling if own_sampling is None else own_sampling
+        sample = self.num_beams == 1 and self.temperature > 0 and not own
+        fields: dict[str, Any] = {
+            "max_new_tokens": self.max_completion_length,
+            "do_sample": sample,
+            "num_beams": self.num_beams,
+            "repetition_penalty": self.repetition_penalty,
+            "eos_token_id": eos_token_ids(model, tokenizer) or None,
+            "pad_token_id": pad_token_id(tokenizer),
+            "bos_token_id": tokenizer.bos_token_id,
+            "use_cache": True,
+            # Where transformers samples nothing: its own defaults, as others draw a warning
+            "temperature": self.temperature if sample else 1.0,
+            "top_k": self.top_k if sample else 50,
+            "top_p": self.top_p if sample else 1.0,
+            "min_p": self.min_p or None if sample else None,
+        }
+        if self.num_beam_groups > 1:
+            fields |= {"num_beam_groups": self.num_beam_groups, "diversity_penalty": self.diversity_penalty}
+        return GenerationConfig(**fields | (self.generation_kwargs or {}))
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise a `ValueError` with the message unless the condition holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids that end a completion: the tokenizer's, and the model's generation config's (chat models have several)."""
+    of_model = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = [tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])]
+    return sorted({i for i in ids if i is not None})
+
+
+def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that fills short rows; the end of sequence serves where the tokenizer has no padding."""
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    require(pad is not None, "The tokenizer has neither a pad nor an eos token: set `tokenizer.pad_token`.")
+    return pad
