@@ -101,7 +101,8 @@ class Workload:
         kwargs: dict[str, Any] = {"device": self.device, "dtype": getattr(torch, case.dtype)}
         self.policy = build(case.policy, **kwargs, seed=seed).eval()
         self.policy.generation_config.eos_token_id = None  # every sequence gets as many tokens
-        loops_of(self.policy).most = len(ORDER)  # all are used in turns
+        loops = loops_of(self.policy)
+        loops.most, loops.idle = len(ORDER), 2**40  # all are used in turns
         value = build(case.value, **kwargs, seed=seed + 1)
         self.values = {
             "state": ValueModel.from_backbone(value).eval(),

@@ -156,10 +156,10 @@ def _psle_chosen() -> list[Arm]:
 
 _PROXY = {
     "top_k": 20,
-    "per_device_train_batch_size": 256,
-    "num_train_epochs": 2,
+    "per_device_train_batch_size": 128,
+    "num_train_epochs": 2,  # 94 rounds
     "proxy_layer_sizes": [256],
-    "learning_rate": 3e-3,
+    "learning_rate": 1e-3,
     "lr_scheduler_type": "constant",
 }
 
@@ -181,26 +181,25 @@ GRPO = Arm(
 def _proxy_tuned() -> list[Arm]:
     return [
         BASE,
-        _proxy("sampled, candidate, lr 3e-3"),
-        _proxy("sampled, candidate, lr 1e-3", learning_rate=1e-3),
-        _proxy("sampled, candidate, lr 3e-3, hidden 128", proxy_layer_sizes=[128]),
-        _proxy("sampled, candidate, lr 3e-3, entropy 0.05", entropy_coef=0.05),
-        _proxy("sampled, candidate, lr 3e-3, kl 0.05", kl_coef=0.05),
-        _proxy("sampled, candidate, lr 3e-3, top-k 50", top_k=50),
-        _proxy("sampled, candidate, lr 3e-3, accept 0.8 at first", initial_accept_rate=0.8),
-        _proxy("sampled, context, lr 3e-3", feature="context"),
-        _proxy("sampled, context, lr 3e-3, kl 0.05", feature="context", kl_coef=0.05),
-        _proxy("descending, candidate, lr 1e-3", order="descending", learning_rate=1e-3),
-        _proxy("descending, context, lr 1e-3", order="descending", feature="context", learning_rate=1e-3),
+        _proxy("sampled, candidate, lr 3e-3", learning_rate=3e-3),
+        _proxy("sampled, candidate, lr 1e-3"),
+        _proxy("sampled, candidate, lr 1e-3, hidden 128", proxy_layer_sizes=[128]),
+        _proxy("sampled, candidate, lr 1e-3, entropy 0.05", entropy_coef=0.05),
+        _proxy("sampled, candidate, lr 1e-3, kl 0.05", kl_coef=0.05),
+        _proxy("sampled, candidate, lr 1e-3, top-k 50", top_k=50),
+        _proxy("sampled, candidate, lr 1e-3, accept 0.8 at first", initial_accept_rate=0.8),
+        _proxy("sampled, context, lr 1e-3", feature="context"),
+        _proxy("sampled, context, lr 1e-3, kl 0.05", feature="context", kl_coef=0.05),
+        _proxy("descending, candidate, lr 1e-3", order="descending"),
+        _proxy("descending, context, lr 1e-3", order="descending", feature="context"),
         GRPO,
     ]
 
 
 def _proxy_chosen() -> list[Arm]:
-    both = [("sampled", 3e-3), ("descending", 1e-3)]
     arms = [
-        _proxy(f"{order}, {feature}", order=order, feature=feature, learning_rate=rate)
-        for order, rate in both
+        _proxy(f"{order}, {feature}", order=order, feature=feature)
+        for order in ("sampled", "descending")
         for feature in ("candidate", "context")
     ]
     return [BASE, *arms, GRPO]

@@ -34,7 +34,7 @@ def make_trainer(config: dict[str, Any]) -> PPOTrainer:
     """
     model, reward = config.pop("model_name_or_path"), config.pop("reward_model_name_or_path")
     tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
-    lines = Path(config.pop("dataset_name")).read_text(encoding="utf-8").splitlines()
+    lines = Path(config.pop("dataset_name")).read_text(encoding="utf-8").strip().split("\n")
     rows = [{"input_ids": tokenizer(json.loads(line)["prompt"])["input_ids"]} for line in lines]
     dataset, rounds_file = Dataset.from_list(rows), config.pop("rounds_file", None)
     config["response_length"] = config.pop("max_completion_length")

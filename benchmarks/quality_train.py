@@ -31,7 +31,7 @@ from trl_ext.tokens import encode_prompt
 
 def read_rows(path: str, limit: int = 0) -> list[dict[str, Any]]:
     """The rows of a .jsonl file, or the first `limit` of them."""
-    # Not `splitlines`: texts may have separators of lines and paragraphs that JSON does not escape.
+    # Not `splitlines`, for which a line also ends at separators that may stand in a string.
     rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").split("\n") if line.strip()]
     return rows[:limit] if limit else rows
 

@@ -26,6 +26,8 @@ SUITES = {
     "proxy_decode": "tokens/s of Proxy-RLHF's decoding: plain, one candidate at a time, ours with 4, 8 and 20",
     "proxy_update": "seconds of Proxy-RLHF's PPO update, against an epoch of policy gradient through the model",
     "ppo_round": "seconds and memory of a round of Proxy-RLHF, against TRL's PPO as TRL last had it",
+    "graph_decode": "tokens/s of decoding by CUDA graphs: unguided, by VAS in its three forms, by Proxy-RLHF",
+    "card_memory": "peak memory of each method on one card, an 8B in 4 bits, and the settings that lower it",
     "psle_step": "seconds a prompt of PSLE's generation, reward and update, against TRL's GRPO",
 }
 

@@ -229,6 +229,8 @@ def test_committed_results_are_well_formed():
     assert len(results) == len(list(harness.RESULTS.glob("*.json"))) > 0
     for result in results:
         harness.check_result(result)
+        if result["suite"] == "ppo_round":  # its variants learn different things
+            continue
         exact = [case for case in result["cases"] if case["settings"].get("dtype") == "float32"]
         assert all(value <= 1e-4 for case in exact for value in case["agreement"].values())
 

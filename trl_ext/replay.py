@@ -11,8 +11,8 @@ import torch
 
 
 WARM_UP = 2  # calls before a recording: libraries choose their kernels and workspaces in the first
-# Loops that a model keeps, each with its room and graph: more of a small model, whose rooms are small.
-KEPT, SMALL, KEPT_OF_SMALL = 1, 5e8, 6
+# Loops that a model keeps, and how many bytes those may have that are not in use.
+KEPT, IDLE = 6, 2**30
 
 
 class Replay:
@@ -64,31 +64,33 @@ class Loops:
     The loops last used with a model, by what they were made for. They go with the model, and not into copies of it.
 
     Args:
-        most (`int`, *optional*, defaults to `1`): How many are kept.
+        most (`int`, *optional*, defaults to `6`): How many are kept.
+        idle (`int`, *optional*, defaults to 1 GiB): Bytes that those may have which are not in use.
     """
 
-    def __init__(self, most: int = KEPT) -> None:
-        self.most = most
+    def __init__(self, most: int = KEPT, idle: int = IDLE) -> None:
+        self.most, self.idle = most, idle
         self._loops: OrderedDict[Hashable, Any] = OrderedDict()
 
     def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """The loop for this key, made if need be; the one unused for longest gives way first, with its memory."""
-        if key not in self._loops:
-            while len(self._loops) >= self.most:
-                self._loops.popitem(last=False)
-            self._loops[key] = make()
-        self._loops.move_to_end(key)
-        return self._loops[key]
+        """The loop for this key, whose size is its `nbytes`; if it must be made, those unused for longest give way."""
+        loops = self._loops
+        if key not in loops:
+            while loops and (len(loops) >= self.most or sum(x.nbytes for x in loops.values()) > self.idle):
+                loops.popitem(last=False)
+            loops[key] = make()
+        loops.move_to_end(key)
+        return loops[key]
 
     def clear(self) -> None:
         """Give back their memory."""
         self._loops.clear()
 
     def __deepcopy__(self, memo: Any) -> "Loops":
-        return Loops(self.most)
+        return Loops(self.most, self.idle)
 
     def __reduce__(self) -> Any:
-        return Loops, (self.most,)
+        return Loops, (self.most, self.idle)
 
 
 def loops_of(model: torch.nn.Module) -> Loops:
@@ -98,7 +100,4 @@ def loops_of(model: torch.nn.Module) -> Loops:
     Args:
         model (`torch.nn.Module`): The model that they run.
     """
-    if "_trl_ext_loops" not in model.__dict__:
-        small = sum(p.numel() for p in model.parameters()) < SMALL
-        model.__dict__["_trl_ext_loops"] = Loops(KEPT_OF_SMALL if small else KEPT)
-    return model.__dict__["_trl_ext_loops"]
+    return model.__dict__.setdefault("_trl_ext_loops", Loops())

@@ -224,6 +224,11 @@ class StaticLoop:
             state += getattr(step, "state", [])
         self.next = Replay(self._next, state, device)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rooms."""
+        return self.tree.nbytes + sum(tree.nbytes for step in self.steps for tree in getattr(step, "trees", ()))
+
     def run(self, ids_NP: torch.Tensor, mask_NP: torch.Tensor, processors: Sequence[Any], new: int) -> torch.Tensor:
         """
         Up to `new` tokens for each row, (N, T): as many as the row that ends last has.

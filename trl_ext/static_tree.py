@@ -135,6 +135,11 @@ class StaticTree:
         self.pads_N = torch.zeros(rows, dtype=torch.long, device=self.device)
         self.column_S = torch.arange(columns, device=self.device)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the room; 0 before the first prompts."""
+        return sum(store.nbytes for store in self.room.stores) if self.room is not None else 0
+
     @torch.no_grad()
     def start(self, ids_NP: torch.Tensor, mask_NP: torch.Tensor) -> torch.Tensor:
         """

@@ -3,6 +3,7 @@
 
 """A server's model under guidance, from the command line: the guide's answers, resumed, measured, and bad input."""
 
+import io
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from conftest import make_model, make_tokenizer
 from scripted_server import ModelServer, ScriptedServer
 
-from trl_ext import cli_evaluate, cli_generate
+from trl_ext import cli_chat, cli_evaluate, cli_generate
 from trl_ext.endpoint import Endpoint
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.vas.api import EndpointGuide
@@ -175,3 +176,15 @@ def test_a_value_model_without_a_tokenizer_asks_for_the_servers(server, words, v
         cli_generate.main([*words, "--prompt", "we"])
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     assert cli_generate.main([*words, *GREEDY, "--prompt", "we", "--endpoint_tokenizer", f"{tmp_path}/tokenizer"]) == 0
+
+
+def test_a_conversation_goes_on(server, words, value_dir, tmp_path, monkeypatch, capsys):
+    chat = make_tokenizer(chat=True)
+    chat.save_pretrained(tmp_path / "chat")
+    monkeypatch.setattr("sys.stdin", io.StringIO("the film\na story\n"))
+    more = [*GREEDY, "--endpoint_tokenizer", f"{tmp_path}/chat"]
+    assert cli_chat.main([*words, *more]) == 0
+    sent = [chat.decode(body["prompt"]) for _, body, _ in server.requests if isinstance(body["prompt"], list)]
+    first, last = sent[1], sent[-1]  # the very first finds out whether ids are taken
+    assert "the film" in first and "a story" not in first
+    assert last.startswith(first) and "a story" in last

@@ -85,6 +85,11 @@ class StaticWalk:
         self.record = False
         self.alive = self.row_N
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the room."""
+        return self.tree.nbytes
+
     def start(
         self, ids_PT: torch.Tensor, mask_PT: torch.Tensor, repeats: int, dice: Dice, limits: list[int], record: bool
     ) -> None:
