@@ -25,7 +25,8 @@ class Meters:
 
     def add(self, name: str, total: torch.Tensor | float, count: torch.Tensor | float) -> None:
         """Add `total`, the sum of `count` values of the metric `name`."""
-        total, count = (torch.as_tensor(x).detach().float() for x in (total, count))
+        total = torch.as_tensor(total).detach().float()
+        count = torch.as_tensor(count, device=total.device).detach().float()  # they meet again in one tensor
         self._sums[name] = self._sums[name] + total if name in self._sums else total
         self._counts[name] = self._counts[name] + count if name in self._counts else count
 
