@@ -45,6 +45,10 @@ BUCKET = 64  # rooms have a multiple of so many columns, so that a loop serves p
 LOOK = 16  # tokens between two looks at whether all rows have ended: each look waits for the device
 
 
+class Unavailable(ValueError):
+    """The loop cannot do what is asked; the message says why."""
+
+
 def static_reason(model: Any, processors: Sequence[Any], criteria: Sequence[Any], config: GenerationConfig) -> str:
     """
     Why [`static_generate`] cannot do what is asked; empty if it can.
@@ -91,11 +95,11 @@ def static_generate(
     What `generate` runs with `custom_generate=static_generate`; the tokens are those of its own loop.
 
     Raises:
-        `ValueError`: It cannot do what is asked; says why.
+        [`Unavailable`]: It cannot do what is asked; says why.
     """
     reason = static_reason(model, logits_processor, stopping_criteria, generation_config)
     if reason:
-        raise ValueError(f"The static loop cannot be used: {reason}. Leave out `custom_generate`.")
+        raise Unavailable(f"The static loop cannot be used: {reason}. Leave out `custom_generate`.")
     rows, width = input_ids.shape
     longest = next(c.max_length for c in stopping_criteria if isinstance(c, MaxLengthCriteria))
     new = longest - width
@@ -162,6 +166,10 @@ def sequences(
             logits_processor=LogitsProcessorList(steps),
             custom_generate=static_generate,
         )
+    except Unavailable:  # by what the model's own generation config adds
+        if always:
+            raise
+        return None
     except torch.OutOfMemoryError:
         forget_loops(model)
         if always:

@@ -205,6 +205,8 @@ class ValueAugmentedLogitsProcessor(LogitsProcessor):
     def static_fault(self, vocabulary: int) -> str:
         """Why the static loop cannot guide; empty if it can."""
         self._check_top_k(vocabulary)
+        if type(self) is not ValueAugmentedLogitsProcessor:
+            return f"{type(self).__name__} may do something else with the logits"
         for guide in self.guides:
             if guide.retokenizer is not None:
                 return "a value model reads the text in tokens of its own"
@@ -217,7 +219,7 @@ class ValueAugmentedLogitsProcessor(LogitsProcessor):
 
     def static_key(self) -> Any:
         """What a guide of the loop depends on beside prompts and weights."""
-        models = [(id(g.model), g.model.head.weight.data_ptr(), g.columns.start) for g in self.guides]
+        models = [(id(g.model), *(p.data_ptr() for p in _ends(g.model)), g.columns.start) for g in self.guides]
         return type(self), self.top_k, *models
 
     def static_columns(self) -> int:
@@ -229,6 +231,12 @@ class ValueAugmentedLogitsProcessor(LogitsProcessor):
         from .static import StaticValues
 
         return StaticValues(self, rows, columns)
+
+
+def _ends(model: ValueModel) -> list[torch.Tensor]:
+    """Its first and its last weights, to see whether they have moved."""
+    weights = list(model.parameters())
+    return [weights[0], weights[-1], model.head.weight]
 
 
 def _centred(values_NkH: torch.Tensor, possible_Nk: torch.Tensor) -> torch.Tensor:
