@@ -155,7 +155,7 @@ class StaticWalk:
             self.next()
             if len(self.ends) and t % LOOK == 0 and bool(self.over_N.all()):
                 break
-        written, counts = self.written_NS[:, :t].cpu(), self.counts_5N.cpu()
+        written, counts = self.written_NS[:, :t].cpu(), self.counts_5N.clone().cpu()
         ids = [row[:length] for row, length in zip(written.tolist(), counts[4].tolist(), strict=True)]
         return ids, self.ended_N.tolist(), counts[:4]
 
