@@ -1,307 +1,269 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
-"""The room of fixed size and its loop against the ordinary tree and transformers' own `generate`."""
+"""The room of fixed size and its loop: against uncached forwards, and against the ordinary loop of `generate`."""
 
 import copy
-import pickle
 from typing import Any
 
 import pytest
 import torch
-from conftest import make_model
-from test_tree import CONFIGS, PROMPTS, SIBLINGS, backbone, close, padded, siblings_by_loop
-from transformers import LogitsProcessor, MaxTimeCriteria
+from conftest import make_model, make_tokenizer
+from peft import LoraConfig, get_peft_model
+from test_tree import PROMPTS, REPLAYED, SHARED, SIBLINGS, backbone, padded, siblings_by_loop, states
+from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper
 
 from trl_ext.generation_settings import GenerationSettings
+from trl_ext.models import base_of
 from trl_ext.replay import Loops, Replay, loops_of
 from trl_ext.sampling import generate
-from trl_ext.static_generate import BUCKET, Unavailable, forget_loops, static_generate
+from trl_ext.static_generate import forget_loops, static_generate
 from trl_ext.static_support import static_fault
 from trl_ext.static_tree import STATIC, StaticTree
-from trl_ext.tree import Tree
 
 
-SERVED = [name for name in CONFIGS if name not in ("bloom", "mamba")]
+# -------------------------------------------------------------------------------------------------------------- tree
 
 
-# ---------------------------------------------------------------------------------------------------------- the room
-
-
-@pytest.mark.parametrize("name", SERVED)
-def test_siblings_are_exact(name: str) -> None:
-    """As in one uncached forward a sibling, whatever the padding; and again after one was kept."""
+@pytest.mark.parametrize("name", SHARED)
+def test_hidden_states_are_those_of_separate_forwards(name: str) -> None:
+    """Rows of other lengths; siblings, a kept one, siblings behind a further token, and a token alone."""
     model = backbone(name)
-    assert not static_fault(model)
-    ids, mask = padded(PROMPTS)
+    rows = [list(row) for row in PROMPTS]
+    assert static_fault(model) == ""
+    tree = StaticTree(model, len(rows), 24)
+    expected = torch.stack([states(model, row)[-1] for row in rows])
+    torch.testing.assert_close(tree.start(*padded(rows)), expected, atol=1e-4, rtol=1e-4)
     siblings = torch.tensor(SIBLINGS)
-    tree = StaticTree(model, len(PROMPTS), ids.shape[1] + siblings.shape[1] + 3)
-    tree.start(ids, mask)
-    assert close(tree.branch(siblings), siblings_by_loop(model, PROMPTS, SIBLINGS))
-    choice = torch.tensor([1, 0, 2, 1][: len(PROMPTS)]) % siblings.shape[1]
+    found = tree.branch(siblings)
+    torch.testing.assert_close(found, siblings_by_loop(model, rows, SIBLINGS), atol=1e-4, rtol=1e-4)
+    choice = torch.tensor([0, 3, 1, 2])
     tree.keep(choice)
-    longer = [[*p, s[c]] for p, s, c in zip(PROMPTS, SIBLINGS, choice.tolist(), strict=True)]
-    assert close(tree.branch(siblings), siblings_by_loop(model, longer, SIBLINGS))
-    after = torch.tensor([[7]] * len(PROMPTS))
+    rows = [[*row, some[i]] for row, some, i in zip(rows, SIBLINGS, choice.tolist(), strict=True)]
+    after = torch.tensor([[50], [51], [52], [53]])
     found = tree.branch(siblings, after_N1=after)
-    assert close(found, siblings_by_loop(model, [[*p, 7] for p in longer], SIBLINGS))
-    assert int(tree.length_1) == ids.shape[1] + 2
+    rows = [[*row, *token] for row, token in zip(rows, after.tolist(), strict=True)]
+    torch.testing.assert_close(found, siblings_by_loop(model, rows, SIBLINGS), atol=1e-4, rtol=1e-4)
+    found = tree.append(after + 4)
+    expected = torch.stack([states(model, [*row, 54 + i])[-1] for i, row in enumerate(rows)])
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert int(tree.length_1) == max(map(len, PROMPTS)) + 3
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral sliding", "gemma2"])
-def test_many_steps_equal_the_ordinary_tree(name: str) -> None:
+def test_a_room_that_was_full_is_used_again() -> None:
+    """What other prompts left behind, even if it is longer, is not seen; NaN, which no mask can hide, neither."""
+    model = backbone()
+    tree = StaticTree(model, 4, 24)
+    tree.start(*padded([row * 2 for row in PROMPTS]))
+    for _ in range(3):
+        tree.append(torch.full((4, 1), 7))
+    assert tree.room is not None
+    for store in tree.room.stores:
+        store.fill_(torch.nan)
+    tree.start(*padded(PROMPTS))
+    found = tree.branch(torch.tensor(SIBLINGS))
+    torch.testing.assert_close(found, siblings_by_loop(model, PROMPTS, SIBLINGS), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", REPLAYED)
+def test_other_models_are_refused(name: str) -> None:
     model = backbone(name)
-    ids, mask = padded(PROMPTS)
-    tree, room = Tree(model), StaticTree(model, len(PROMPTS), 64)
-    assert close(room.start(ids, mask), tree.start(ids, mask)[:, -1])
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(12):
-        siblings = torch.randint(3, 60, (len(PROMPTS), 5), generator=generator)
-        assert close(room.branch(siblings), tree.branch(siblings))
-        choice = torch.randint(5, (len(PROMPTS),), generator=generator)
-        room.keep(choice)
-        tree.keep(choice)
-        token = torch.randint(3, 60, (len(PROMPTS), 1), generator=generator)
-        assert close(room.append(token), tree.append(token)[:, -1])
+    assert static_fault(model)
+    with pytest.raises(ValueError, match="cannot share a cache"):
+        StaticTree(model, 1, 8)
 
 
-def test_a_room_serves_one_batch_after_another() -> None:
-    model = backbone("llama")
-    ids, mask = padded(PROMPTS)
-    room = StaticTree(model, len(PROMPTS), 64)
-    room.start(ids.flip(0), mask.flip(0))
-    room.append(torch.tensor([[5]] * len(PROMPTS)))
-    room.start(ids, mask)
-    assert close(room.branch(torch.tensor(SIBLINGS)), siblings_by_loop(model, PROMPTS, SIBLINGS))
+@pytest.mark.parametrize("fault", ["siblings see one another", "padding is seen", "no token of its own"])
+def test_a_model_that_computes_something_else_is_found_out(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = StaticTree._mask
+
+    def wrong(self: Any, q: int, after: int, kind: str) -> torch.Tensor:
+        mask, column = whole(self, q, after, kind), self.column_S
+        if fault == "siblings see one another":
+            return mask.masked_fill((column >= self.length_1) & (column < self.length_1 + q), 0.0)
+        if fault == "padding is seen":
+            return mask.masked_fill(column < self.length_1, 0.0)
+        own = column == (self.length_1 + column[:q])[:, None]
+        return mask.masked_fill(own, torch.finfo(mask.dtype).min)
+
+    monkeypatch.setattr(StaticTree, "_mask", wrong)
+    assert "computes something else" in static_fault(backbone())
 
 
-def test_attention_is_put_back_even_after_an_error() -> None:
-    model = backbone("llama")
-    kept = model.config._attn_implementation
-    room = StaticTree(model, 1, 32)
-    room.start(torch.tensor([[3, 4]]), torch.ones(1, 2))
+def test_the_attention_of_the_model_is_put_back() -> None:
+    model = backbone()
+    tree = StaticTree(model, 4, 24)
+    tree.start(*padded(PROMPTS))
+    tree.branch(torch.tensor(SIBLINGS))
+    assert model.config._attn_implementation == "sdpa" != STATIC
     with pytest.raises(IndexError):
-        room.append(torch.tensor([[10_000]]))
-    assert model.config._attn_implementation == kept != STATIC
+        tree.branch(torch.full((4, 2), 10_000))
+    assert model.config._attn_implementation == "sdpa"
 
 
-def test_models_that_cannot_are_named() -> None:
-    assert static_fault(backbone("bloom")) and static_fault(backbone("mamba"))
+# ------------------------------------------------------------------------------------------------------------ replay
 
 
-def test_a_model_that_computes_something_else_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mask that lets siblings see one another must not pass."""
-    mask = StaticTree._mask
-
-    def leaky(self: Any, q: int, after: int, kind: str) -> torch.Tensor:
-        found = mask(self, q, after, kind)
-        column = self.column_S
-        new = (column >= self.length_1) & (column < self.length_1 + q)
-        return found.masked_fill(new, 0.0)
-
-    monkeypatch.setattr(StaticTree, "_mask", leaky)
-    assert "something else" in static_fault(backbone("llama"))
+def test_a_replay_without_a_gpu_is_a_call() -> None:
+    count = torch.zeros(1)
+    step = Replay(lambda: count.add_(1), [count], torch.device("cpu"))
+    step()
+    step()
+    assert count.item() == 2
 
 
-# ---------------------------------------------------------------------------------------------------------- the loop
-
-
-def both(model: Any, ids: torch.Tensor, mask: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `generate` makes with its own loop and with ours."""
-    found = []
-    for extra in ({}, {"custom_generate": static_generate}):
-        torch.manual_seed(0)
-        found.append(model.generate(ids, attention_mask=mask, **kwargs, **extra))
-    return found[0], found[1]
-
-
-@pytest.mark.parametrize("new", [1, 7, 40])
-def test_greedy_tokens_are_those_of_generate(new: int) -> None:
-    model = make_model(60, initializer_range=0.3)
-    ids, mask = padded(PROMPTS)
-    expected, found = both(model, ids, mask, max_new_tokens=new, do_sample=False)
-    assert torch.equal(found, expected)
-
-
-def test_rows_end_where_they_end() -> None:
-    """A token that greedy decoding meets is made an end: padding follows it, and the longest row sets the width."""
-    model = make_model(60, initializer_range=0.3)
-    ids, mask = padded(PROMPTS)
-    free, _ = both(model, ids, mask, max_new_tokens=40, do_sample=False, eos_token_id=None)
-    ends = [int(free[0, ids.shape[1] + 3]), int(free[1, ids.shape[1] + 20])]
-    expected, found = both(model, ids, mask, max_new_tokens=40, do_sample=False, eos_token_id=ends, pad_token_id=0)
-    assert torch.equal(found, expected)
-    assert (found[0, ids.shape[1] + 4 :] == 0).all()
-
-
-def test_prompts_of_one_token() -> None:
-    model = make_model(60, initializer_range=0.3)
-    ids = torch.tensor([[5], [9]])
-    expected, found = both(model, ids, torch.ones_like(ids), max_new_tokens=9, do_sample=False)
-    assert torch.equal(found, expected)
-
-
-def test_draws_are_those_of_the_ordinary_loop(tiny_model: Any, tiny_tokenizer: Any) -> None:
-    """The same chance, so the same tokens; K answers to a prompt, of prompts of several lengths."""
-    for changes in ({}, {"top_k": 5}, {"top_p": 0.8, "temperature": 0.7}, {"min_p": 0.1}):
-        found = []
-        for wanted in ("never", "always"):
-            torch.manual_seed(0)
-            settings = GenerationSettings(num_generations=3, max_completion_length=20, cuda_graphs=wanted, **changes)
-            answers = generate(tiny_model, tiny_tokenizer, PROMPTS, settings)
-            found.append([[c.ids for c in group] for group in answers])
-        assert found[0] == found[1]
-
-
-def test_sampling_of_transformers_has_the_same_distribution() -> None:
-    """It draws by another rule, so the frequencies of the first token are compared with its probabilities."""
-    model = make_model(12)
-    ids = torch.tensor([[3, 4, 5]]).repeat(4000, 1)
-    torch.manual_seed(0)
-    found = model.generate(ids, max_new_tokens=1, do_sample=True, top_k=0, custom_generate=static_generate)
-    with torch.no_grad():
-        expected = model(ids[:1]).logits[0, -1].softmax(-1)
-    frequencies = torch.bincount(found[:, -1], minlength=12) / len(ids)
-    assert (frequencies - expected).abs().max() < 0.03
-
-
-def test_a_loop_is_kept_for_the_same_sizes_and_follows_weights() -> None:
-    model = make_model(60, initializer_range=0.3)
-    ids, mask = padded(PROMPTS)
-    both(model, ids, mask, max_new_tokens=5, do_sample=False)
-    [loop] = loops_of(model)._loops.values()
-    both(model, ids[:, -3:], mask[:, -3:], max_new_tokens=6, do_sample=False)  # another bucket would be another loop
-    assert list(loops_of(model)._loops.values()) == [loop] and loop.tree.columns == BUCKET
-    with torch.no_grad():
-        model.lm_head.weight.mul_(-1)  # training changes weights where they are
-    expected, found = both(model, ids, mask, max_new_tokens=5, do_sample=False)
-    assert torch.equal(found, expected)
-    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))  # and this elsewhere
-    expected, found = both(model, ids, mask, max_new_tokens=5, do_sample=False)
-    assert torch.equal(found, expected)
-    assert len(loops_of(model)._loops) == 2
-    forget_loops(model)
-    assert not loops_of(model)._loops
-
-
-def test_adapters_make_a_difference() -> None:
-    from peft import LoraConfig, get_peft_model
-
-    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    model = get_peft_model(make_model(60, initializer_range=0.3), lora).eval()
-    ids, mask = padded(PROMPTS)
-    adapted, found = both(model, ids, mask, max_new_tokens=8, do_sample=False)
-    assert torch.equal(found, adapted)
-    with model.disable_adapter():
-        bare, found = both(model, ids, mask, max_new_tokens=8, do_sample=False)
-    assert torch.equal(found, bare) and not torch.equal(bare, adapted)
-
-
-class _Looks(LogitsProcessor):
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        return scores
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "told"),
-    [
-        ({"logits_processor": [_Looks()]}, "_Looks looks at the text"),
-        ({"stopping_criteria": [MaxTimeCriteria(60.0)]}, "MaxTimeCriteria looks at the text"),
-        ({"repetition_penalty": 1.5}, "RepetitionPenaltyLogitsProcessor looks"),
-        ({"return_dict_in_generate": True}, "returns tokens alone"),
-        ({"num_beams": 2}, "no beam search"),
-    ],
-)
-def test_what_it_cannot_do_is_said(kwargs: dict[str, Any], told: str) -> None:
-    model = make_model(60)
-    ids = torch.tensor([[3, 4]])
-    with pytest.raises(Unavailable, match=told):
-        model.generate(ids, max_new_tokens=2, do_sample=False, custom_generate=static_generate, **kwargs)
-
-
-def test_always_is_an_error_where_it_cannot_be(tiny_model: Any, tiny_tokenizer: Any) -> None:
-    settings = GenerationSettings(num_generations=1, max_completion_length=4, repetition_penalty=1.5)
-    always = GenerationSettings(
-        num_generations=1, max_completion_length=4, repetition_penalty=1.5, cuda_graphs="always"
-    )
-    assert generate(tiny_model, tiny_tokenizer, PROMPTS, settings)
-    with pytest.raises(ValueError, match="'always', but `repetition_penalty`"):
-        generate(tiny_model, tiny_tokenizer, PROMPTS, always)
-    with pytest.raises(ValueError, match="cuda_graphs must be one of"):
-        GenerationSettings(cuda_graphs="sometimes")
-
-
-def test_what_a_models_own_config_adds_is_met_by_the_ordinary_loop(
-    tiny_model: Any, tiny_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a GPU, where the loop is tried by itself: here it is asked for."""
-    from trl_ext import static_generate as module
-
-    tiny_model.generation_config.no_repeat_ngram_size = 2
-    settings = GenerationSettings(num_generations=1, temperature=0.0, max_completion_length=12)
-    expected = generate(tiny_model, tiny_tokenizer, PROMPTS, settings)
-    tried = []
-    monkeypatch.setattr(
-        "trl_ext.sampling._in_a_fixed_room",
-        lambda *args: tried.append(1) or module.sequences(*args[:4], settings, *args[5:]),
-    )
-    found = generate(tiny_model, tiny_tokenizer, PROMPTS, settings)
-    assert tried and [g[0].ids for g in found] == [g[0].ids for g in expected]
-
-
-# --------------------------------------------------------------------------------------------------------- keeping
-
-
-class _Sized:
+class Sized:
     def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes
 
 
-def test_loops_give_way_by_number_and_by_size() -> None:
-    loops = Loops(most=2, idle=10)
-    for key in "abc":
-        loops.get(key, lambda: _Sized(1))
-    assert list(loops._loops) == ["b", "c"]
-    loops.get("b", lambda: pytest.fail("it was kept"))
-    loops.get("large", lambda: _Sized(100))
-    assert list(loops._loops) == ["b", "large"]
-    loops.get("last", lambda: _Sized(1))  # what is idle by then is too much
-    assert list(loops._loops) == ["last"]
+def test_loops_are_kept_by_use_number_and_size() -> None:
+    loops = Loops(most=2, idle=100)
+    first = loops.get("a", lambda: Sized(10))
+    assert loops.get("a", lambda: Sized(10)) is first
+    second = loops.get("b", lambda: Sized(10))
+    assert loops.get("a", lambda: Sized(10)) is first  # used: "b" is the one to go
+    loops.get("c", lambda: Sized(10))
+    assert loops.get("a", lambda: Sized(10)) is first
+    assert loops.get("b", lambda: Sized(200)) is not second
+    large = loops.get("b", lambda: Sized(0))
+    loops.get("d", lambda: Sized(10))  # "b" is above what may lie idle
+    assert loops.get("b", lambda: Sized(0)) is not large
 
 
-def test_copies_of_a_model_have_no_loops() -> None:
+def test_loops_stay_out_of_copies() -> None:
     model = make_model(60)
-    loops_of(model).get("key", lambda: _Sized(1))
+    loops_of(model).get("a", lambda: Sized(1))
     assert not loops_of(copy.deepcopy(model))._loops
-    assert not pickle.loads(pickle.dumps(loops_of(model)))._loops
+    assert len(loops_of(model)._loops) == 1
+    forget_loops(model)
+    assert not loops_of(model)._loops
+
+
+# ---------------------------------------------------------------------------------------------------------- generate
+
+
+PROMPT_IDS = [[15, 16, 17], [19], [11, 12, 13, 14, 15, 16, 17], [20, 21]]
+
+
+@pytest.fixture
+def tokenizer() -> Any:
+    return make_tokenizer()
+
+
+@pytest.fixture
+def model(tokenizer: Any) -> Any:
+    return make_model(len(tokenizer))
+
+
+def drawn(
+    model: Any, tokenizer: Any, wanted: str, prompts: Any = PROMPT_IDS, **settings: Any
+) -> list[list[list[int]]]:
+    made = GenerationSettings(cuda_graphs=wanted, **{"max_completion_length": 20} | settings)
+    torch.manual_seed(3)
+    found = generate(model, tokenizer, prompts, made)
+    return [[completion.ids for completion in group] for group in found]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.0, "num_generations": 1},
+        {},
+        {"temperature": 0.7, "top_k": 5},
+        {"top_p": 0.8, "min_p": 0.05, "num_generations": 2},
+    ],
+    ids=["greedy", "sampled", "top-k", "top-p and min-p"],
+)
+def test_the_tokens_are_those_of_the_ordinary_loop(model: Any, tokenizer: Any, settings: dict) -> None:
+    expected = drawn(model, tokenizer, "never", **settings)
+    assert drawn(model, tokenizer, "always", **settings) == expected
     assert loops_of(model)._loops
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: elsewhere a replay is a call")
-def test_a_recording_changes_nothing_and_replays_what_was_recorded() -> None:
-    count = torch.zeros(1, device="cuda")
-    drawn = torch.zeros(1, device="cuda")
-
-    def step() -> None:
-        count.add_(1)
-        drawn.copy_(torch.rand(1, device="cuda"))
-
-    torch.manual_seed(0)
-    expected = [torch.rand(1, device="cuda").item() for _ in range(3)]
-    torch.manual_seed(0)
-    replay, found = Replay(step, [count, drawn], torch.device("cuda")), []
-    for _ in range(3):
-        replay()
-        found.append(drawn.item())
-    assert count.item() == 3
-    assert len(set(found)) == 3 and found[0] == pytest.approx(expected[0])
+@pytest.mark.parametrize("prompts", [[[15]], [[15], [16]], [[15], [16, 17, 18]]])
+def test_prompts_of_one_token(model: Any, tokenizer: Any, prompts: list[list[int]]) -> None:
+    expected = drawn(model, tokenizer, "never", prompts)
+    assert drawn(model, tokenizer, "always", prompts) == expected
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_graphs_equal_generate() -> None:
-    model = make_model(60, initializer_range=0.3).cuda()
-    ids, mask = (x.cuda() for x in padded(PROMPTS))
-    for _ in range(2):
-        expected, found = both(model, ids, mask, max_new_tokens=30, do_sample=False)
-        assert torch.equal(found, expected)
+def test_rows_end_at_their_own_tokens(model: Any, tokenizer: Any) -> None:
+    """Several ends, met at different places, some after the loop has looked; what follows an end is padding."""
+    ids, mask = padded(PROMPT_IDS)
+    free = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=24, do_sample=False, eos_token_id=None)
+    width = ids.shape[1]
+    ends = [int(free[0, width + 2]), int(free[2, width + 5])]
+    common = {"max_new_tokens": 40, "do_sample": False, "eos_token_id": ends, "pad_token_id": 0}
+    expected = model.generate(input_ids=ids, attention_mask=mask, **common)
+    found = model.generate(input_ids=ids, attention_mask=mask, custom_generate=static_generate, **common)
+    assert torch.equal(found, expected)
+    assert (found[0, width + 3 :] == 0).all()
+
+
+def test_a_loop_serves_other_prompts_and_is_made_anew_for_other_weights(model: Any, tokenizer: Any) -> None:
+    drawn(model, tokenizer, "always", [[15, 16, 17], [19]])
+    [loop] = loops_of(model)._loops.values()
+    others = [[20, 21, 22, 23, 24], [11, 12]]
+    expected = drawn(model, tokenizer, "never", others)
+    assert drawn(model, tokenizer, "always", others) == expected
+    assert list(loops_of(model)._loops.values()) == [loop]
+    drawn(model, tokenizer, "always", others, top_k=3)
+    assert len(loops_of(model)._loops) == 2
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.flip(0).clone())
+    expected = drawn(model, tokenizer, "never", others)
+    assert drawn(model, tokenizer, "always", others) == expected
+
+
+def test_an_adapter_switched_off_is_another_loop(model: Any, tokenizer: Any) -> None:
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    on = drawn(adapted, tokenizer, "always")
+    assert on == drawn(adapted, tokenizer, "never")
+    with adapted.disable_adapter():
+        off = drawn(adapted, tokenizer, "always")
+        assert off == drawn(adapted, tokenizer, "never") != on
+    assert drawn(adapted, tokenizer, "always") == on
+    assert len(loops_of(base_of(adapted))._loops) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"repetition_penalty": 1.2}, "text so far"),
+        ({"generation_kwargs": {"min_new_tokens": 3}}, "text so far"),
+        ({"num_beams": 2, "num_generations": 1}, "no beam search"),
+    ],
+)
+def test_what_it_cannot_do_is_refused_or_left_to_the_ordinary_loop(
+    model: Any, tokenizer: Any, settings: dict, reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        drawn(model, tokenizer, "always", **settings)
+    assert drawn(model, tokenizer, "auto", **settings) == drawn(model, tokenizer, "never", **settings)
+
+
+def test_generate_says_why_it_cannot(model: Any) -> None:
+    ids = torch.tensor([[15, 16]])
+    common: dict[str, Any] = {"max_new_tokens": 3, "custom_generate": static_generate, "pad_token_id": 0}
+    for extra, reason in (
+        ({"num_beams": 2}, "beam"),
+        ({"return_dict_in_generate": True}, "return_dict_in_generate"),
+        ({"logits_processor": LogitsProcessorList([RepetitionPenaltyLogitsProcessor(1.1)])}, "RepetitionPenalty"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            model.generate(ids, **common, **extra)
+    assert model.generate(ids, logits_processor=[TemperatureLogitsWarper(0.5)], **common).shape[1] <= 5
+    with pytest.raises(ValueError, match="cuda_graphs must be one of"):
+        GenerationSettings(cuda_graphs="sometimes")
+
+
+# --------------------------------------------------------------------------------------------------------------- GPU
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: records CUDA graphs")
+def test_a_graph_gives_the_tokens_of_the_ordinary_loop(model: Any, tokenizer: Any) -> None:
+    model.cuda()
+    for settings in ({"temperature": 0.0, "num_generations": 1}, {"temperature": 0.8, "top_p": 0.9}):
+        expected = drawn(model, tokenizer, "never", **settings)
+        for _ in range(2):  # recorded, and replayed
+            found = drawn(model, tokenizer, "always", **settings)
+            if not settings["temperature"]:
+                assert found == expected

@@ -159,6 +159,8 @@ class StaticTree:
             self.room = self._room()
         for store, read in zip(self.room.stores, self.form.stores, strict=True):
             store[:, :, :, :columns] = read[:, index, :, :columns]
+            # What is masked still takes part in a product: NaN that a text left here would be in all that follow.
+            store[:, :, :, columns:].zero_()
         self.form.clear()
         self.length_1.fill_(columns)
         self.pads_N.copy_(columns - mask_NP.long().sum(1))
@@ -176,8 +178,7 @@ class StaticTree:
         stores = []
         for store in self.form.stores:
             shape = (store.shape[0], self.rows, store.shape[2], self.columns, store.shape[4])
-            # Zeros: what is masked still takes part in a product, and whatever lay there may be NaN.
-            stores.append(store.new_zeros(shape))
+            stores.append(store.new_empty(shape))
         return Room(stores, slots)
 
     def append(self, ids_N1: torch.Tensor) -> torch.Tensor:
