@@ -3,11 +3,12 @@
 
 """The tables of the suite `imdb`: what each method reached, with which settings, and what was tried before."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 from .harness import table
-from .imdb_arms import METHODS
+from .imdb_arms import METHODS, chosen, tuned
 from .quality_tables import HEADS, by_name, outcome, provenance
 from .suite import NOT_MEASURED
 
@@ -15,37 +16,83 @@ from .suite import NOT_MEASURED
 TITLES = {"proxy_rlhf": "Proxy-RLHF", "psle": "PSLE", "vas": "VAS"}
 
 
-def newest(results: Sequence[dict[str, Any]], method: str, tune: bool) -> dict[str, Any] | None:
-    """The newest result of a method, of its arms or of the settings that were tried."""
-    of = [r for r in results if (r["settings"]["method"], r["settings"]["tune"]) == (method, tune)]
-    return max(of, key=lambda result: result["time"], default=None)
+# What makes results those of one task: how much goes through the model at once does not.
+_TASK = ("model", "reward", "prompts", "evaluated", "max_completion_length", "top_k")
+
+
+def merged(results: Sequence[dict[str, Any]], method: str, tune: bool) -> list[dict[str, Any]]:
+    """
+    The results of a method, of its arms or of the settings that were tried: one for each task.
+
+    A later file may bring an arm or a seed: of each name and seed the newest case counts.
+
+    Args:
+        results (`Sequence[dict]`): Oldest first.
+        method (`str`), tune (`bool`): Which.
+
+    Returns:
+        `list[dict]`: Each with `cases`, in the order of the suite's arms; `failures` without those done since; under
+            `from` the results that cases come from; `settings` of the newest. Larger tasks first.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        if (result["settings"]["method"], result["settings"]["tune"]) == (method, tune):
+            task = result["settings"].get("task", {})
+            key = json.dumps([[task.get(name) for name in _TASK], result["settings"].get("fields", {})])
+            groups.setdefault(key, []).append(result)
+    order = [arm.name for arm in (tuned if tune else chosen)(method)]
+
+    def place(name: str) -> tuple[int, str]:
+        found = [i for i, arm in enumerate(order) if name == arm or name.startswith(f"{arm}, ")]
+        return (max(found, key=lambda i: len(order[i])) if found else len(order)), name
+
+    made = []
+    for of in groups.values():
+        newest = {(case["name"], case["seed"]): (case, result) for result in of for case in result["cases"]}
+        kept = sorted(newest.values(), key=lambda pair: place(pair[0]["name"]))
+        failures = {(f["arm"], f["seed"]): f for result in of for f in result.get("failures", [])}
+        made.append(
+            {
+                "cases": [case for case, _ in kept],
+                "failures": [f for key, f in failures.items() if key not in newest],
+                "from": [result for result in of if any(result is source for _, source in kept)],
+                "settings": of[-1]["settings"],
+            }
+        )
+    return sorted(made, key=lambda result: -len(str(result["settings"].get("task", {}).get("prompts", ""))))
 
 
 def overview(results: Sequence[dict[str, Any]]) -> str:
     """Which method was measured when and on what."""
     rows = [["method", "settings tried", "measured"]]
     for method in METHODS:
-        found = [newest(results, method, tune) for tune in (True, False)]
-        told = [NOT_MEASURED if result is None else _when(result) for result in found]
+        found = [merged(results, method, tune) for tune in (True, False)]
+        told = ["; ".join(map(_when, of)) or NOT_MEASURED for of in found]
         rows.append([f"[{TITLES[method]}](../trl_ext/{method}/README.md)", *told])
     return "\n".join(table(rows))
 
 
 def _when(result: dict[str, Any]) -> str:
-    failed = len(result.get("failures", []))
-    where = result["environment"]["hardware"]["gpu"] or "CPU"
-    return f"{result['time'][:10]}, {where}, {len(by_name(result))} rows" + (
-        f", {failed} runs failed" if failed else ""
+    failed = len(result["failures"])
+    places = sorted({source["environment"]["hardware"]["gpu"] or "CPU" for source in result["from"]})
+    day = max(source["time"] for source in result["from"])[:10]
+    return f"{day}, {_model(result)}, {' and '.join(places)}, {len(by_name(result))} rows" + (
+        f", {failed} runs not done" if failed else ""
     )
+
+
+def _model(result: dict[str, Any]) -> str:
+    return str(result["settings"].get("task", {}).get("model", "imdb-7m"))
 
 
 def tables(results: Sequence[dict[str, Any]], method: str) -> str:
     """A method's outcomes over seeds, then the settings that were tried with one seed."""
     parts = []
     for tune, title in ((False, ""), (True, "Settings tried, one seed")):
-        result = newest(results, method, tune)
-        if result is not None:
-            parts.append("\n".join([*([title, ""] if title else []), *_section(result)]))
+        for result in merged(results, method, tune):
+            fields = ", ".join(f"{name}: {value}" for name, value in result["settings"].get("fields", {}).items())
+            told = ", ".join(filter(None, [title, _model(result), fields and f"all with {fields}"]))
+            parts.append("\n".join([f"{told}:", "", *_section(result)]))
     return "\n\n".join(parts) or NOT_MEASURED
 
 
@@ -56,8 +103,8 @@ def _section(result: dict[str, Any]) -> list[str]:
     if values:
         lines += [*table(_values(values)), ""]
     lines += [*table(_outcomes({name: seeds for name, seeds in cases.items() if name not in values})), ""]
-    lines.append(provenance(result))
-    failed = [f"{failure['arm']} (seed {failure['seed']})" for failure in result.get("failures", [])]
+    lines.append("\n\n".join(map(provenance, result["from"])))
+    failed = [f"{failure['arm']} (seed {failure['seed']})" for failure in result["failures"]]
     return [*lines, *(["", f"Not done: {', '.join(failed)}."] if failed else [])]
 
 

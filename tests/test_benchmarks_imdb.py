@@ -248,13 +248,21 @@ def test_tables_have_mean_spread_and_perplexity_in_bases():
     assert imdb_tables.tables([], "psle") == "not measured"
 
 
-def test_tables_show_the_newest_of_each_kind_and_value_models_apart():
-    old = result_of("vas", case("old", 0, 1.0), when="2026-01-01T00:00:00+00:00")
+def test_tables_merge_files_by_name_and_seed_and_value_models_apart():
+    """A later file may bring an arm, a seed or a better run; another task has a table of its own."""
+    failed = {"arm": "k = 20", "seed": 1, "error": "RuntimeError: out of luck"}
+    old = result_of("vas", case("k = 20", 0, 1.0), case("k = 10", 0, 4.0), when="2026-01-01T00:00:00+00:00")
+    old["failures"] = [failed, {**failed, "seed": 2}]
     value = {"name": "7 M value", "seed": 0, "settings": {}, "metrics": {"r2": 0.81, "correlation": 0.9}, "cost": {}}
-    new, tried = result_of("vas", case("new", 0, 1.0), value), result_of("vas", case("tried", 0, 1.0), tune=True)
-    text = imdb_tables.tables([old, new, tried], "vas")
-    assert "| old |" not in text and "| new |" in text and "0.810" in text
-    assert text.index("| new |") < text.index("Settings tried, one seed") < text.index("| tried |")
+    new = result_of("vas", case("k = 20", 0, 3.0), case("k = 20", 1, 5.0), value)
+    tried, small = result_of("vas", case("tried", 0, 1.0), tune=True), result_of("vas", case("small", 0, 1.0))
+    small["settings"] |= {"task": {"model": "imdb-2m"}, "fields": {"prompts": 256}}
+    text = imdb_tables.tables([old, new, tried, small], "vas")
+    (row,) = [line for line in text.splitlines() if line.startswith("| k = 20 |")]
+    assert "4.00 ± 1.00" in row and "| k = 10 | 4.00 |" in text and "0.810" in text
+    assert "Not done: k = 20 (seed 2)." in text and text.count("2026-01-0") == 4
+    assert "imdb-2m, all with prompts: 256:" in text
+    assert text.index("| k = 20 |") < text.index("Settings tried, one seed") < text.index("| tried |")
     assert "not measured" in imdb_tables.overview([new]) and "2 rows" in imdb_tables.overview([new])
 
 
