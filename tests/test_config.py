@@ -101,6 +101,7 @@ def test_generation_settings_carry_every_field_that_both_have(tmp_path):
         "top_p": 0.9,
         "min_p": 0.1,
         "repetition_penalty": 1.2,
+        "cuda_graphs": "never",
         "generation_kwargs": {"do_sample": True},
         "trust_remote_code": True,
     }
