@@ -312,3 +312,16 @@ def test_from_whole_logits_equals_the_chunked_head(none):
 class _Logits:
     def __init__(self, logits):
         self.logits = logits
+
+
+def test_labels_that_are_not_shifted_are_for_trls_head():
+    """A model that a trainer of ours has used goes on in TRL's, which may pass `labels`."""
+    from trl_ext.upstream import add_fused_lm_head
+
+    ids = torch.arange(2, 14).reshape(2, 6)
+    labels = ids.masked_fill(ids % 5 == 0, -100)
+    ours, theirs = make_model(60), make_model(60)
+    add_head(ours)
+    add_fused_lm_head(theirs, outputs=("log_probs", "entropy", "is_top1"))
+    found, expected = (m(input_ids=ids, labels=labels, fused_lm_head=True).log_probs for m in (ours, theirs))
+    torch.testing.assert_close(found, expected)

@@ -73,7 +73,7 @@ def add_head(model: PreTrainedModel) -> None:
     @functools.wraps(type(model).forward)
     def forward(self: Any, *args: Any, fused_lm_head: bool = False, shift_labels: Any = None, **kwargs: Any) -> Any:
         head = self.get_output_embeddings()
-        if not fused_lm_head or not _is_plain_cpu(head):
+        if not fused_lm_head or shift_labels is None or not _is_plain_cpu(head):  # `labels` are for TRL's
             if shift_labels is not None:
                 kwargs["shift_labels"] = shift_labels
             return fused_forward(*args, fused_lm_head=fused_lm_head, **kwargs)
