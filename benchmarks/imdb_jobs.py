@@ -11,6 +11,7 @@ may have touched the GPU before, as its state does not survive a fork. What is d
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import time
 import traceback
@@ -125,6 +126,7 @@ def _work(todo: Sequence[Job], bench: Bench, counter: Any, number: int) -> None:
     log = os.open(bench.work / f"worker-{number}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whatever the parent has set up: it ends this one when time is up
     torch.set_num_threads(1)
     if torch.cuda.is_available():
         torch.backends.cuda.matmul.allow_tf32 = True
