@@ -67,6 +67,11 @@ def is_quantized(model: torch.nn.Module) -> bool:
     return bool(getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False))
 
 
+def has_quantized_weights(model: torch.nn.Module) -> bool:
+    """Whether `model` has such weights; it may be the layers below a head, which do not know how they were loaded."""
+    return is_quantized(model) or any(not parameter.is_floating_point() for parameter in model.parameters())
+
+
 def quantization_config_from(model_args: "ModelConfig") -> BitsAndBytesConfig | None:
     """
     The bitsandbytes config that the command line asks for, or `None`.

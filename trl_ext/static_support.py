@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from .models import base_of, is_quantized
+from .models import base_of, has_quantized_weights
 from .sampling import evaluation_mode
 from .sharding import is_sharded
 from .static_tree import StaticTree
@@ -42,7 +42,7 @@ def _look(backbone: torch.nn.Module) -> str:
         return "it is in pieces on several devices"
     if len({parameter.device for parameter in base.parameters()}) > 1:
         return "it is on several devices"
-    if is_quantized(base):
+    if has_quantized_weights(base):
         return "its weights are quantised"
     _, reason = shared_support(backbone, {})
     if reason:

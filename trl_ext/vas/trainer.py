@@ -40,6 +40,7 @@ from ..rollouts import Rollout, Round, score_round, seeded
 from ..rounds import Rounds
 from ..sampling import generate
 from ..states import States, TokenStates
+from ..static_generate import forget_loops
 from ..tokens import load_tokenizer
 from ..upstream import disable_dropout_in_model, get_config_model_id
 from ..whole import write_tensors
@@ -374,6 +375,7 @@ class VASTrainer(ExtTrainer):
                     batch_size=sampling_batch_size(self),
                     processors=self._guides() if guided else None,
                 )
+                forget_loops(policy)  # the value model's training may need their memory
             sampled = score_round(
                 rows, completions, self.rewards, args.reward_weights, max_length=args.max_length,
                 tokenizer=self._tokenizer, trainer_state=self.state,
