@@ -301,7 +301,3 @@ def _last_values(model: ValueModel, rows: list[list[int]]) -> torch.Tensor:
     with evaluation_mode(model):
         hidden_NTD = model(ids_NT, attention_mask=mask_NT).last_hidden_state
     return model.value_of(hidden_NTD[torch.arange(len(rows), device=model.device), last_N])
-
-
-def _norm(model: ValueModel) -> float:
-    return float(sum(p.detach().double().norm() for p in model.parameters()))  # another training changes it
