@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_model
+from test_static import CAPPED
 from test_tree import PROMPTS, backbone, close, padded
 
 from trl_ext.generation_settings import GenerationSettings
@@ -19,7 +20,7 @@ from trl_ext.tree import Tree
 
 @pytest.mark.parametrize("name", ["llama", "mistral sliding", "gemma2"])
 def test_many_steps_equal_the_ordinary_tree(name: str) -> None:
-    model = backbone(name)
+    model = backbone(name, CAPPED.get(name))
     ids, mask = padded(PROMPTS)
     tree, room = Tree(model), StaticTree(model, len(PROMPTS), 64)
     assert close(room.start(ids, mask), tree.start(ids, mask)[:, -1])

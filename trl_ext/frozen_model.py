@@ -13,8 +13,8 @@ from .models import base_of
 from .sampling import evaluation_mode
 
 
-# Vocabulary of the head of each model that has been looked at: doing so takes two forwards.
-_LOOKED_AT: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+# Shape and vocabulary of the head of each model that has been looked at: doing so takes two forwards.
+_LOOKED_AT: WeakKeyDictionary[Any, tuple[Any, int]] = WeakKeyDictionary()
 
 
 class FrozenModel:
@@ -46,10 +46,12 @@ class FrozenModel:
         self.context = context_of(model)
         self._cap = getattr(config, "final_logit_softcapping", None)
         self._scale = _logit_scale(config)
-        if model not in _LOOKED_AT:
+        shape = getattr(getattr(self.head, "weight", None), "shape", None)  # another after a resize
+        known = _LOOKED_AT.get(model)
+        if known is None or known[0] != shape:
             with evaluation_mode(model):  # dropout would differ from pass to pass
-                _LOOKED_AT[model] = self._check(name)
-        self.vocabulary = _LOOKED_AT[model]  # of the head: a config may say more
+                known = _LOOKED_AT[model] = shape, self._check(name)
+        self.vocabulary = known[1]  # of the head: a config may say more
 
     @torch.no_grad()
     def _check(self, name: str) -> int:

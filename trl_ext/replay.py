@@ -3,8 +3,11 @@
 
 """A step that is recorded once and replayed: a CUDA graph on a GPU, a plain call elsewhere."""
 
+import threading
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,13 +26,16 @@ class Replay:
     launch however many kernels there are. Elsewhere a call is a call.
 
     Args:
-        step (`Callable`): The function. It must not wait for the device, nor depend on anything but tensors.
+        step (`Callable`): The function. It must not wait for the device, nor depend on anything but tensors. The owner
+            of a method, which keeps this in turn, is not kept alive by it: its room is free as soon as it goes.
         state (`Sequence[torch.Tensor]`): Tensors that it changes and reads again: they are as before after recording.
         device (`torch.device`): Where it computes.
     """
 
     def __init__(self, step: Callable[[], Any], state: Sequence[torch.Tensor], device: torch.device) -> None:
-        self.step, self.state, self.device = step, list(state), device
+        owned = weakref.WeakMethod(step) if hasattr(step, "__self__") else None
+        self.step: Callable[[], Any] = step if owned is None else lambda: owned()()  # type: ignore[misc]
+        self.state, self.device = list(state), device
         self._graph: Any = None
 
     @torch.no_grad()
@@ -37,26 +43,41 @@ class Replay:
         if self.device.type != "cuda":
             self.step()
             return
-        if self._graph is None:
-            self._record()
-        self._graph.replay()
+        with torch.cuda.device(self.device):
+            if self._graph is None:
+                self._record()
+            self._graph.replay()
 
     def _record(self) -> None:
         before = [tensor.clone() for tensor in self.state]
         chance = torch.cuda.get_rng_state(self.device)
         side = torch.cuda.Stream(self.device)
         side.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UP):
+        with _no_kept_casts():
+            with torch.cuda.stream(side):
+                for _ in range(WARM_UP):
+                    self.step()
+                    for tensor, kept in zip(self.state, before, strict=True):
+                        tensor.copy_(kept)
+            torch.cuda.current_stream(self.device).wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            # Other threads (a data loader's, which pins memory) may use the device meanwhile.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self.step()
-        torch.cuda.current_stream(self.device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.step()
-        for tensor, kept in zip(self.state, before, strict=True):
-            tensor.copy_(kept)
         torch.cuda.set_rng_state(chance, self.device)
         self._graph = graph
+
+
+@contextmanager
+def _no_kept_casts() -> Iterator[None]:
+    """Autocast keeps casts of weights until its context ends; a graph would read that memory ever after."""
+    kept = torch.is_autocast_cache_enabled()
+    torch.clear_autocast_cache()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(kept)
 
 
 class Loops:
@@ -66,10 +87,14 @@ class Loops:
     Args:
         most (`int`, *optional*, defaults to `6`): How many are kept.
         idle (`int`, *optional*, defaults to 1 GiB): Bytes that those may have which are not in use.
+
+    Attributes:
+        lock (`threading.RLock`): To be held while a loop runs: there is one room, whatever the number of threads.
     """
 
     def __init__(self, most: int = KEPT, idle: int = IDLE) -> None:
         self.most, self.idle = most, idle
+        self.lock = threading.RLock()
         self._loops: OrderedDict[Hashable, Any] = OrderedDict()
 
     def get(self, key: Hashable, make: Callable[[], Any]) -> Any:

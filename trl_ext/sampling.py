@@ -53,6 +53,16 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """As [`evaluation_mode`], for what happens at every token: a look at one flag where a model is in it already."""
+    if not model.training:
+        yield
+        return
+    with evaluation_mode(model):
+        yield
+
+
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -29,7 +29,7 @@ from transformers.generation import EosTokenCriteria, MaxLengthCriteria, Stoppin
 
 from .decoding import Draw, draw
 from .frozen_model import FrozenModel
-from .models import base_of
+from .models import base_of, cache_name
 from .replay import Replay, loops_of
 from .sharding import synchrony
 from .static_guide import StaticProcessor
@@ -46,7 +46,16 @@ LOOK = 16  # tokens between two looks at whether all rows have ended: each look 
 
 
 class Unavailable(ValueError):
-    """The loop cannot do what is asked; the message says why."""
+    """
+    The loop cannot do what is asked; the message says why.
+
+    Args:
+        reason (`str`): Why.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"The static loop cannot be used: {reason}. Leave out `custom_generate`.")
+        self.reason = reason
 
 
 def static_reason(model: Any, processors: Sequence[Any], criteria: Sequence[Any], config: GenerationConfig) -> str:
@@ -59,19 +68,22 @@ def static_reason(model: Any, processors: Sequence[Any], criteria: Sequence[Any]
         criteria (`Sequence[StoppingCriteria]`): What ends a text.
         config ([`~transformers.GenerationConfig`]): The settings.
     """
+    if synchrony(model).get("synced_gpus"):
+        return "the model is in pieces on several processes"
+    if (config.num_beams or 1) > 1:
+        return "it has no beam search"
+    if config.return_dict_in_generate:
+        return "it returns tokens alone (`return_dict_in_generate`)"
+    base = base_of(model)
+    if "_original_forward" in vars(base) and not torch.is_autocast_enabled(base.device.type):
+        return "accelerate has wrapped its forward; call it inside `accelerator.autocast()`"
     try:
         llm = FrozenModel(model)
     except ValueError as error:
         return str(error)
-    if synchrony(model):
-        return "the model is in pieces on several processes"
-    if config.num_beams > 1:
-        return "it has no beam search"
-    if config.return_dict_in_generate:
-        return "it returns tokens alone (`return_dict_in_generate`)"
     for processor in processors:
         if isinstance(processor, StaticProcessor):
-            fault = processor.static_fault(llm.vocabulary)
+            fault = processor.static_fault(llm)
             if fault:
                 return fault
         elif type(processor) not in _WARPERS and type(processor) is not Draw:
@@ -94,27 +106,56 @@ def static_generate(
     """
     What `generate` runs with `custom_generate=static_generate`; the tokens are those of its own loop.
 
+    Sampled ones are drawn from the same distribution; the loop may draw a few more than it returns, so that with the
+    same seed a second call draws others than after the ordinary loop. A streamer gets the prompt alone. One call at a
+    time, from whatever threads.
+
     Raises:
         [`Unavailable`]: It cannot do what is asked; says why.
     """
-    reason = static_reason(model, logits_processor, stopping_criteria, generation_config)
-    if reason:
-        raise Unavailable(f"The static loop cannot be used: {reason}. Leave out `custom_generate`.")
-    rows, width = input_ids.shape
-    longest = next(c.max_length for c in stopping_criteria if isinstance(c, MaxLengthCriteria))
-    new = longest - width
-    behind = max([p.static_columns() for p in logits_processor if isinstance(p, StaticProcessor)], default=0)
-    columns = -(-(longest + behind + 1) // BUCKET) * BUCKET
-    ends = [i for c in stopping_criteria if isinstance(c, EosTokenCriteria) for i in c.eos_token_id.tolist()]
-    pad = int(generation_config.pad_token_id or 0) if generation_config.pad_token_id is not None else None
-    key = (rows, columns, tuple(ends), pad, generation_config.do_sample, *map(_key, logits_processor))
-    loop = loops_of(base_of(model)).get(
-        (*key, *state_of(model)),
-        lambda: StaticLoop(model, rows, columns, logits_processor, ends, pad, generation_config.do_sample),
-    )
-    mask = model_kwargs.get("attention_mask")
-    mask = torch.ones_like(input_ids) if mask is None else mask
-    return torch.cat([input_ids, loop.run(input_ids, mask, logits_processor, new)], 1)
+    loops = loops_of(base_of(model))
+    with loops.lock:
+        reason = static_reason(model, logits_processor, stopping_criteria, generation_config)
+        reason = reason or _input_fault(model, input_ids, model_kwargs)
+        if reason:
+            raise Unavailable(reason)
+        rows, width = input_ids.shape
+        longest = next(c.max_length for c in stopping_criteria if isinstance(c, MaxLengthCriteria))
+        behind = max([p.static_columns() for p in logits_processor if isinstance(p, StaticProcessor)], default=0)
+        columns = -(-(longest + behind + 1) // BUCKET) * BUCKET
+        ends = [i for c in stopping_criteria if isinstance(c, EosTokenCriteria) for i in c.eos_token_id.tolist()]
+        pad = None if generation_config.pad_token_id is None else int(generation_config.pad_token_id)
+        key = (rows, columns, tuple(ends), pad, generation_config.do_sample, *map(_key, logits_processor))
+        loop = loops.get(
+            (*key, *state_of(model)),
+            lambda: StaticLoop(model, rows, columns, logits_processor, ends, pad, generation_config.do_sample),
+        )
+        found = loop.run(input_ids, _mask(input_ids, model_kwargs), logits_processor, longest - width)
+    return torch.cat([input_ids, found], 1)
+
+
+def _mask(ids_NP: torch.Tensor, given: dict[str, Any]) -> torch.Tensor:
+    mask = given.get("attention_mask")
+    return torch.ones_like(ids_NP) if mask is None else mask
+
+
+def _input_fault(model: Any, ids_NP: torch.Tensor, given: dict[str, Any]) -> str:
+    """Why the loop cannot begin with what `generate` was given."""
+    if given.get("inputs_embeds") is not None or not ids_NP.shape[1]:
+        return "it begins with token ids, at least one a row"
+    cache = given.get(cache_name(model))
+    if cache is not None and cache.get_seq_length():
+        return "the cache that it was given has tokens already"
+    mask = _mask(ids_NP, given)
+    if mask.shape != ids_NP.shape:
+        return f"the attention mask has shape {tuple(mask.shape)} for ids of shape {tuple(ids_NP.shape)}"
+    mask = mask.bool()
+    if bool((mask[:, 1:] < mask[:, :-1]).any()) or not bool(mask[:, -1].all()):
+        return "prompts are not padded on the left"
+    positions = given.get("position_ids")  # those that `generate` makes itself, or the caller's
+    if positions is not None and not torch.equal(positions.expand_as(mask)[mask], (mask.cumsum(1) - 1)[mask]):
+        return "positions of tokens were given that are not those of the attention mask"
+    return ""
 
 
 def sequences(
@@ -144,38 +185,42 @@ def sequences(
     Raises:
         `ValueError`: This loop is to be used always, and cannot be.
     """
-    penalties = config.repetition_penalty not in (None, 1.0) or settings.generation_kwargs or config.stop_strings
-    if streamer is not None:
-        reason = "tokens are streamed one by one"
-    elif penalties:
-        reason = "`repetition_penalty` and `generation_kwargs` may look at the text so far"
-    elif k > 1 and not settings.own_sampling:
-        reason = "several answers are asked for without sampling"
-    else:
-        reason = static_reason(model, steps, (), config)
     always = settings.cuda_graphs == "always"
-    if reason and always:
-        raise ValueError(f"`cuda_graphs` is 'always', but {reason}. Set it to 'auto' to use the ordinary loop there.")
-    if reason:
-        return None
     try:
-        return model.generate(
-            input_ids=ids_PT.repeat_interleave(k, 0),
-            attention_mask=mask_PT.repeat_interleave(k, 0),
-            generation_config=config,
-            logits_processor=LogitsProcessorList(steps),
-            custom_generate=static_generate,
-        )
-    except Unavailable:  # by what the model's own generation config adds
+        with loops_of(base_of(model)).lock:
+            reason = _asked_fault(k, settings, config, streamer) or static_reason(model, steps, (), config)
+            if reason:
+                raise Unavailable(reason)
+            return model.generate(
+                input_ids=ids_PT.repeat_interleave(k, 0),
+                attention_mask=mask_PT.repeat_interleave(k, 0),
+                generation_config=config,
+                logits_processor=LogitsProcessorList(steps),
+                custom_generate=static_generate,
+            )
+    except Unavailable as fault:  # at once, or by what the model's own generation config adds
         if always:
-            raise
-        return None
+            raise ValueError(
+                f"`cuda_graphs` is 'always', but {fault.reason}. Set it to 'auto' to use the ordinary loop there."
+            ) from fault
+        logger.info("The ordinary loop is used: %s.", fault.reason)
     except torch.OutOfMemoryError:
         forget_loops(model)
         if always:
             raise
         logger.warning("There is no memory for a cache of full length from the start; the ordinary loop is used.")
-        return None
+    return None
+
+
+def _asked_fault(k: int, settings: Any, config: GenerationConfig, streamer: Any) -> str:
+    """Why the loop cannot serve these settings; empty if nothing speaks against them."""
+    if streamer is not None:
+        return "tokens are streamed one by one"
+    if config.repetition_penalty not in (None, 1.0) or settings.generation_kwargs or config.stop_strings:
+        return "`repetition_penalty` and `generation_kwargs` may look at the text so far"
+    if k > 1 and not settings.own_sampling:
+        return "several answers are asked for without sampling"
+    return ""
 
 
 def forget_loops(model: Any) -> None:
@@ -286,11 +331,18 @@ class StaticLoop:
 
 
 def state_of(model: Any) -> tuple[Hashable, ...]:
-    """What a graph has recorded beside its inputs: where weights are, which adapters work, autocast."""
+    """What a graph has recorded of a model beside its inputs: where weights are, adapters, attention, dtypes."""
     base = base_of(model)
     tuners = (m for m in base.modules() if hasattr(m, "disable_adapters") and hasattr(m, "merged_adapters"))
     tuner: Any = next(tuners, None)
     adapters = tuner and (tuple(tuner.active_adapters), tuner.disable_adapters, tuple(tuner.merged_adapters))
-    weights = [m.weight.data_ptr() for m in (base.get_input_embeddings(), base.get_output_embeddings())]
-    last = list(base.parameters())[-1].data_ptr()
-    return adapters, *weights, last, torch.is_autocast_enabled(base.device.type)
+    scales = [tuple(m.scaling.items()) for m in base.modules() if isinstance(getattr(m, "scaling", None), dict)]
+    kind = base.device.type
+    autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
+    attention = base.config.get_text_config()._attn_implementation
+    return adapters, *scales, weights_of(base), attention, autocast
+
+
+def weights_of(module: torch.nn.Module) -> Hashable:
+    """Where a module's weights are: others in their place make another graph."""
+    return tuple((parameter.data_ptr(), parameter.dtype) for parameter in module.parameters())

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from .frozen_model import FrozenModel
 from .static_tree import StaticTree
 
 
@@ -29,8 +30,8 @@ class StaticGuide(Protocol):
 class StaticProcessor(Protocol):
     """A logits processor that can work in such a loop."""
 
-    def static_fault(self, vocabulary: int) -> str:
-        """Why it cannot in this case, or nothing."""
+    def static_fault(self, llm: FrozenModel) -> str:
+        """Why it cannot for this language model, or nothing."""
 
     def static_key(self) -> Hashable:
         """Equal for processors that can use one another's guide."""

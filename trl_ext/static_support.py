@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from .models import base_of, has_quantized_weights
+from .replay import Replay, loops_of
 from .sampling import evaluation_mode
 from .sharding import is_sharded
 from .static_tree import StaticTree
@@ -29,11 +30,12 @@ def static_fault(backbone: torch.nn.Module) -> str:
         backbone (`torch.nn.Module`): The model, or a [`~peft.PeftModel`] around it.
     """
     base = base_of(backbone)
-    known = _FAULTS.setdefault(base, {})
-    key = (base.config.get_text_config()._attn_implementation, base.dtype, base.device.type)
-    if key not in known:
-        known[key] = _look(backbone)
-    return known[key]
+    with loops_of(base).lock:  # who looks or runs changes the model's settings for a while
+        known = _FAULTS.setdefault(base, {})
+        key = (base.config.get_text_config()._attn_implementation, base.dtype, base.device.type)
+        if key not in known:
+            known[key] = _look(backbone)
+        return known[key]
 
 
 def _look(backbone: torch.nn.Module) -> str:
@@ -44,18 +46,23 @@ def _look(backbone: torch.nn.Module) -> str:
         return "it is on several devices"
     if has_quantized_weights(base):
         return "its weights are quantised"
+    config: Any = base.config.get_text_config()
+    if getattr(config, "attn_logit_softcapping", None) and config._attn_implementation != "eager":
+        return "its attention leaves out the cap on scores; load it with `attn_implementation='eager'`"
     _, reason = shared_support(backbone, {})
     if reason:
         return reason
     with torch.no_grad(), evaluation_mode(backbone), short_window(base):
         try:
             found, expected, other = _walks(backbone)
+        except torch.OutOfMemoryError:
+            raise  # another time there may be enough
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as failure:
             return f"its forward fails there ({failure})"
     error, effect = ((x - expected).norm(dim=-1) / expected.norm(dim=-1) for x in (found, other))
     precise = base.dtype == torch.float32 and not torch.is_autocast_enabled(base.device.type)
     # In half precision judged by what another token in the prompt does. Written so that NaN is a fault.
-    if bool(error.max() <= 1e-3 if precise else error.mean() <= max(0.03, 0.5 * float(effect.mean()))):
+    if bool(error.max() <= 1e-3 if precise else error.mean() <= max(0.03, 0.25 * float(effect.mean()))):
         return ""
     return f"it computes something else there (hidden states differ by {error.max():.2g} of their size)"
 
@@ -64,7 +71,8 @@ def _walks(backbone: torch.nn.Module) -> tuple[torch.Tensor, ...]:
     """
     Hidden states along one walk: here, on an ordinary cache, and there with another token in the prompt.
 
-    The second row has two columns of padding.
+    The second row has two columns of padding. At the end a step is recorded: some forwards wait for the device, which
+    no graph can do.
     """
     base: Any = base_of(backbone)
     config = base.config.get_text_config()
@@ -77,6 +85,7 @@ def _walks(backbone: torch.nn.Module) -> tuple[torch.Tensor, ...]:
     found = [tree.start(ids[:, :7], mask[:, :7])[:, None], tree.branch(siblings)]
     tree.keep(choice)
     found += [tree.branch(siblings, after_N1=ids[:, 8:9]), tree.append(ids[:, 9:10])[:, None]]
+    Replay(lambda: tree.branch(siblings, after_N1=ids[:, 10:11]), [tree.length_1], device)()
     other = ids.clone()
     other[:, 4] = (ids[:, 4] + 5) % config.vocab_size
     expected = [_ordinary(SharedForm(backbone, tree.kinds, {}), x, mask, siblings, choice) for x in (ids, other)]

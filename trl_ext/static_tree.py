@@ -22,12 +22,15 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from .models import base_of
+from .sampling import evaluating
 from .tree_forms import SLIDING, SharedForm
 from .tree_support import shared_support
 from .upstream import sdpa_mask
 
 
 STATIC = "trl_ext_static"  # the name of its attention, as transformers knows it
+# What layers may hand to attention that changes its result: sinks, biases by distance.
+_NOT_HERE = ("s_aux", "position_bias")
 
 
 def static_attention_forward(
@@ -51,7 +54,13 @@ def static_attention_forward(
         query (`torch.Tensor` of shape (N, heads, q, C)), key, value (`torch.Tensor` of shape (N, H, S, C)): States.
         attention_mask (`torch.Tensor` of shape (N, 1, q, S)): Added to the scores.
         scaling, softcap (`float`, *optional*): Of the scores.
+
+    Raises:
+        `ValueError`: The layer asks for what is not computed here.
     """
+    for name in _NOT_HERE:
+        if kwargs.get(name) is not None:
+            raise ValueError(f"its attention has `{name}`")
     n, heads, q, channels = query.shape
     groups = heads // key.shape[1]
     scale = channels**-0.5 if scaling is None else scaling
@@ -154,7 +163,8 @@ class StaticTree:
         columns = ids_NP.shape[1]
         both, index = torch.unique(torch.cat([mask_NP.long(), ids_NP], 1), dim=0, return_inverse=True)
         mask, ids = both.chunk(2, 1)
-        hidden = self.form.forward(ids, mask.bool(), columns, None)
+        with evaluating(self.backbone):
+            hidden = self.form.forward(ids, mask.bool(), columns, None)
         if self.room is None:
             self.room = self._room()
         for store, read in zip(self.room.stores, self.form.stores, strict=True):
@@ -214,7 +224,7 @@ class StaticTree:
         # Siblings stand side by side: all of them are one position behind the prefix.
         offset_q = self.column_S[:q].clamp(max=after)
         masks = {kind: self._mask(q, after, kind) for kind in self.kinds}
-        with static_attention(self.config):
+        with static_attention(self.config), evaluating(self.backbone):
             hidden = self.backbone(
                 input_ids=ids_Nq,
                 position_ids=(self.length_1 - self.pads_N)[:, None] + offset_q,

@@ -11,14 +11,13 @@ Several next tokens tried on one prefix: k siblings in one forward over a shared
 N prefixes (rows), P tokens of a prompt, S columns of a prefix, T new tokens, k siblings a prefix, D hidden size.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from .models import is_peft_model
-from .sampling import evaluation_mode
+from .sampling import evaluating
 from .tree_forms import ReplayForm, SharedForm
 from .tree_support import shared_support
 
@@ -148,7 +147,7 @@ class Tree:
             raise ValueError(f"The candidates have shape {tuple(candidates_Rk.shape)} for {len(rows_R)} rows.")
         self.calls += 1
         self.tokens += candidates_Rk.numel()
-        with torch.no_grad(), _evaluating(self.backbone):
+        with torch.no_grad(), evaluating(self.backbone):
             hidden = self._form.forward_some(self.ids_NS, self.mask_NS, rows_R, candidates_Rk)
         further = self.siblings_Nk.new_zeros(len(self.siblings_Nk), candidates_Rk.shape[1])
         self.siblings_Nk = torch.cat([self.siblings_Nk, further.index_copy(0, rows_R, candidates_Rk)], 1)
@@ -225,15 +224,5 @@ class Tree:
             self._extend(ids, mask)
         self.calls += 1
         self.tokens += ids.numel() + (0 if candidates is None else candidates.numel())
-        with _evaluating(self.backbone):
+        with evaluating(self.backbone):
             return self._form.forward(self.ids_NS, self.mask_NS, new, candidates)
-
-
-@contextmanager
-def _evaluating(backbone: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode; a look at one flag where it is on already, as this happens for every token."""
-    if not backbone.training:
-        yield
-        return
-    with evaluation_mode(backbone):
-        yield

@@ -114,6 +114,8 @@ def _fault(backbone: torch.nn.Module, shared: SharedForm, forward_kwargs: Mappin
     effect = _distance(_walk(replay, other), expected).mean()
     try:
         error = _distance(_walk(shared, ids), expected)
+    except torch.OutOfMemoryError:
+        raise  # another time there may be enough
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as failure:
         return f"its forward fails there ({failure})"
     precise = base.dtype == torch.float32 and not is_quantized(base) and not torch.is_autocast_enabled(device.type)

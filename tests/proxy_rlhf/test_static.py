@@ -184,6 +184,32 @@ def test_counts_are_those_of_their_own_batch(model: Any) -> None:
     check_equal(answers(model, proxy, "always", batch_size=2), answers(model, proxy, "never"))
 
 
+def test_without_memory_for_the_room_the_ordinary_loop_goes_on(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the chance that the room would have had, though some of it was used already."""
+    proxy = make_proxy(model)
+    expected = answers(model, proxy, "never", record=True)
+
+    def full(self: Any, *args: Any) -> None:
+        args[3].table(max(args[4]))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(static.StaticWalk, "start", full)
+    with pytest.raises(RuntimeError, match="Out of memory while answering 8 prompts at once"):
+        answers(model, proxy, "always")
+    assert not loops_of(model)._loops
+    monkeypatch.setattr("trl_ext.proxy_rlhf.answers._is_static", lambda *args: True)  # as on a GPU
+    check_equal(answers(model, proxy, "auto", record=True), expected)
+    assert not loops_of(model)._loops
+
+
+def test_other_weights_of_a_proxy_make_another_loop(model: Any) -> None:
+    proxy = make_proxy(model)
+    answers(model, proxy, "always")
+    proxy.actor[0].weight = torch.nn.Parameter(-proxy.actor[0].weight)
+    check_equal(answers(model, proxy, "always"), answers(model, proxy, "never"))
+    assert len(loops_of(model)._loops) == 2
+
+
 def test_a_stream_is_shown_every_token(model: Any) -> None:
     proxy, shown = make_proxy(model), []
     found = answers(model, proxy, "always", PROMPTS[:1], repeats=1, max_new_tokens=9, show=shown.append)

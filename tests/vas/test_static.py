@@ -10,6 +10,7 @@ from conftest import make_model, make_tokenizer
 from peft import LoraConfig
 
 from trl_ext import ValueAugmentedLogitsProcessor, ValueModel
+from trl_ext.frozen_model import FrozenModel
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.replay import loops_of
 from trl_ext.sampling import generate
@@ -146,6 +147,29 @@ def test_a_value_model_of_another_vocabulary_is_refused(policy: Any, tokenizer: 
     other = ValueModel.from_backbone(make_model(policy.config.vocab_size + 3)).eval()
     with pytest.raises(ValueError, match="static loop cannot be used"):
         tokens(policy, other, 2.0, static=True)
+
+
+def test_a_value_model_elsewhere_is_left_to_the_ordinary_loop(policy: Any) -> None:
+    processor = ValueAugmentedLogitsProcessor(make_value("state", policy), 2.0, K, pad_token_id=0)
+    assert processor.static_fault(FrozenModel(policy)) == ""
+    processor.guides[0].device = torch.device("meta")
+    assert "another device" in processor.static_fault(FrozenModel(policy))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_other_weights_of_a_value_model_make_another_loop(policy: Any, form: str) -> None:
+    value = make_value(form, policy)
+    processor = ValueAugmentedLogitsProcessor(value, 2.0, K, pad_token_id=0)
+    keys = [processor.static_key()]
+    with torch.no_grad():
+        value.head.weight.add_(1)
+    assert processor.static_key() == keys[0]
+    heads = [value.head] if form == "state" else [value.head, value.action.query, value.action.actions]
+    layers = [] if form == "policy" else [value.backbone.layers[0].mlp.up_proj]
+    for module in heads + layers:
+        module.weight = torch.nn.Parameter(module.weight.clone())
+        keys.append(processor.static_key())
+    assert len(set(keys)) == len(keys)
 
 
 def test_a_policy_that_cannot_is_refused_with_always_and_served_with_auto(policy: Any, tokenizer: Any) -> None:

@@ -7,18 +7,25 @@ Answers: a frozen model proposes and a proxy decides, token by token, until ever
 P prompts, N = P x K texts, T tokens.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from transformers.generation import StopStringCriteria
 
 from ..frozen_model import FrozenModel
+from ..models import base_of
+from ..replay import loops_of
 from .candidates import FEATURES, Dice, Process
 from .data import Decisions
 from .decoding import Walk
 from .static import StaticWalk, static_walk, static_walk_fault
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -136,20 +143,16 @@ def answer(
             some = range(done, min(done + batch_size, k))
             places += [i * k + j for i in chosen for j in some]
             batch = _Batch(llm, [prompts[i] for i in chosen], pad, [limits[i] for i in chosen for _ in some], set(eos))
-            dice = Dice([seeds[i * k + j] for i in chosen for j in some], _columns(llm, process), llm.device)
+            walk = partial(
+                _walk, llm, proxy, process, batch, [seeds[i * k + j] for i in chosen for j in some],
+                greedy=greedy, record=record, first_candidates=first_candidates,
+            )  # fmt: skip
+            run = partial(batch.run, measure_every=measure_every, stop=stop, show=show, store=store)
             try:
                 if _is_static(cuda_graphs, llm, process, len(batch.limits), first_candidates, stop):
-                    walk: Any = static_walk(
-                        llm, proxy, process, len(batch.limits), batch.width + max(batch.limits),
-                        greedy=greedy, ends=sorted(batch.eos),
-                    )  # fmt: skip
-                    walk.start(batch.ids_PT, batch.mask_PT, len(some), dice, batch.limits, record)
+                    parts.append(_in_a_room(walk, run, llm, cuda_graphs))
                 else:
-                    walk = Walk(
-                        llm, proxy.accept_logits, process, batch.ids_PT, batch.mask_PT,
-                        repeats=len(some), dice=dice, greedy=greedy, record=record, first_candidates=first_candidates,
-                    )  # fmt: skip
-                parts.append(batch.run(walk, measure_every, stop, show, store))
+                    parts.append(run(walk(static=False)))
             except RuntimeError as error:
                 if not _out_of_memory(error):
                     raise
@@ -168,6 +171,46 @@ def _is_static(wanted: str, llm: FrozenModel, process: Process, rows: int, first
     if reason and wanted == "always":
         raise ValueError(f"`cuda_graphs` is 'always', but the loop of fixed shapes cannot be used: {reason}.")
     return not reason
+
+
+def _walk(
+    llm: FrozenModel,
+    proxy: Any,
+    process: Process,
+    batch: "_Batch",
+    seeds: list[int],
+    *,
+    static: bool,
+    greedy: bool,
+    record: bool,
+    first_candidates: int,
+) -> Walk | StaticWalk:
+    """The walk of a batch, its prompts read; chance is the same whichever walk it is."""
+    n, repeats = len(batch.limits), len(batch.limits) // len(batch.ids_PT)
+    dice = Dice(seeds, _columns(llm, process), llm.device)
+    if not static:
+        return Walk(
+            llm, proxy.accept_logits, process, batch.ids_PT, batch.mask_PT,
+            repeats=repeats, dice=dice, greedy=greedy, record=record, first_candidates=first_candidates,
+        )  # fmt: skip
+    longest = batch.width + max(batch.limits)
+    walk = static_walk(llm, proxy, process, n, longest, greedy=greedy, ends=sorted(batch.eos))
+    walk.start(batch.ids_PT, batch.mask_PT, repeats, dice, batch.limits, record)
+    return walk
+
+
+def _in_a_room(walk: Any, run: Callable[[Any], Answers], llm: FrozenModel, wanted: str) -> Answers:
+    """In a room for whole texts; where there is no memory for that, from the start with a cache that grows."""
+    loops = loops_of(base_of(llm.model))
+    try:
+        with loops.lock:
+            return run(walk(static=True))
+    except RuntimeError as error:
+        loops.clear()
+        if wanted == "always" or not _out_of_memory(error):
+            raise
+        logger.warning("There is no memory for a cache of full length from the start; the ordinary loop is used.")
+    return run(walk(static=False))
 
 
 def _columns(llm: FrozenModel, process: Process) -> int:

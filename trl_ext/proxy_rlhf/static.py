@@ -14,7 +14,7 @@ import torch
 from ..frozen_model import FrozenModel
 from ..models import base_of
 from ..replay import Replay, loops_of
-from ..static_generate import BUCKET, LOOK, state_of
+from ..static_generate import BUCKET, LOOK, state_of, weights_of
 from ..static_support import static_fault
 from ..static_tree import StaticTree
 from .candidates import Dice, Process, Proposals, choose, propose
@@ -193,7 +193,7 @@ def static_walk(
         longest (`int`): Tokens.
     """
     columns = -(-(longest + process.top_k + 1) // BUCKET) * BUCKET
-    key = ("walk", id(proxy), proxy.actor[-1].weight.data_ptr(), process, rows, columns, greedy, tuple(ends))
+    key = ("walk", id(proxy), weights_of(proxy), process, rows, columns, greedy, tuple(ends))
     return loops_of(base_of(llm.model)).get(
         (*key, *state_of(llm.model)),
         lambda: StaticWalk(llm, proxy, process, rows, columns, greedy=greedy, ends=ends),

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
+from ..frozen_model import FrozenModel
 from ..retokenize import Retokenizer, TextReader, vocabulary_digest, vocabulary_fault
+from ..static_generate import state_of, weights_of
 from ..static_support import static_fault
 from ..tree_follow import Follower, PromptMask
 from ..weights import RowWeights
@@ -202,15 +204,17 @@ class ValueAugmentedLogitsProcessor(LogitsProcessor):
 
     # ------------------------------------------------- in a loop of fixed shapes: see trl_ext.static_generate
 
-    def static_fault(self, vocabulary: int) -> str:
-        """Why the static loop cannot guide; empty if it can."""
-        self._check_top_k(vocabulary)
+    def static_fault(self, llm: FrozenModel) -> str:
+        """Why the static loop cannot guide this language model; empty if it can."""
+        self._check_top_k(llm.vocabulary)
         if type(self) is not ValueAugmentedLogitsProcessor:
             return f"{type(self).__name__} may do something else with the logits"
         for guide in self.guides:
             if guide.retokenizer is not None:
                 return "a value model reads the text in tokens of its own"
-            if guide.vocabulary != vocabulary:
+            if guide.device != llm.device:
+                return "a value model is on another device"
+            if guide.vocabulary != llm.vocabulary:
                 return "a value model has more or fewer tokens than the language model"
             fault = static_fault(guide.model.backbone) if guide.model.config.form != "policy" else ""
             if fault:
@@ -219,8 +223,12 @@ class ValueAugmentedLogitsProcessor(LogitsProcessor):
 
     def static_key(self) -> Any:
         """What a guide of the loop depends on beside prompts and weights."""
-        models = [(id(g.model), *(p.data_ptr() for p in _ends(g.model)), g.columns.start) for g in self.guides]
-        return type(self), self.top_k, *models
+        parts = []
+        for guide in self.guides:
+            model = guide.model
+            heads = [weights_of(part) for name, part in model.named_children() if name != "backbone"]
+            parts.append((id(model), guide.columns.start, state_of(model.backbone), *heads))
+        return type(self), self.top_k, *parts
 
     def static_columns(self) -> int:
         """Room for the candidates of a token."""
@@ -231,12 +239,6 @@ class ValueAugmentedLogitsProcessor(LogitsProcessor):
         from .static import StaticValues
 
         return StaticValues(self, rows, columns)
-
-
-def _ends(model: ValueModel) -> list[torch.Tensor]:
-    """Its first and its last weights, to see whether they have moved."""
-    weights = list(model.parameters())
-    return [weights[0], weights[-1], model.head.weight]
 
 
 def _centred(values_NkH: torch.Tensor, possible_Nk: torch.Tensor) -> torch.Tensor:
