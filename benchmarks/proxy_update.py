@@ -19,6 +19,7 @@ import torch
 from datasets import Dataset, disable_progress_bars
 
 from trl_ext.logprobs import LogProbs
+from trl_ext.moments import whitened
 from trl_ext.proxy_rlhf.config import ProxyRLHFConfig
 from trl_ext.proxy_rlhf.data import Decisions, minibatch
 from trl_ext.proxy_rlhf.trainer import ProxyRLHFTrainer
@@ -136,7 +137,7 @@ class Workload:
         """Values, advantages, and `num_ppo_epochs` x `num_mini_batches` steps on the decisions of the round."""
         trainer, args, total = self.trainer, self.trainer.args, 0.0
         trainer._estimate(self.decisions, self.scores.to(self.decisions.logps.device))
-        self.decisions.advantages = trainer._whitened(self.decisions.advantages)
+        self.decisions.advantages = whitened(self.decisions.advantages, trainer.accelerator)
         for update in range(args.updates_per_round):
             epoch, part = divmod(update, args.num_mini_batches)
             some = self.decisions[minibatch(len(self.decisions), part, args.num_mini_batches, epoch).sort().values]

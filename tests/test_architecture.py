@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,7 @@ OPTIONAL_METHOD_FILES = {
 
 # Longer than the rule, and why that reads better. An entry that is no longer needed is an error.
 LONG_FILES: dict[str, str] = {
+    "trl_ext/ext_trainer.py": "one class, the base of all trainers: a run's parts in their order",
     "trl_ext/vas/api.py": "one class, half of it documentation: both ways of asking a server, side by side",
     "trl_ext/proxy_rlhf/trainer.py": "one class, a fifth of it documentation: the story of the method in one place",
     "trl_ext/psle/trainer.py": "one class, a fifth of it documentation: the story of the method in one place",
@@ -126,6 +128,18 @@ def test_shared_files_never_spell_a_methods_name(path):
     for folder in METHOD_FOLDERS:
         pattern = re.compile(rf"(?<![a-z]){folder.name}(?![a-z])", re.IGNORECASE)
         assert not [word for word in words if pattern.search(word)]
+
+
+def test_contributing_names_every_file():
+    """Its table of shared files, none forgotten and none gone; and the files that a method's directory may hold."""
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = page[page.index("| file | what it knows |") : page.index("There are two seams")]
+    named = re.findall(r"`([\w*]+\.py)`", "".join(line.split("|")[1] for line in table.splitlines() if "|" in line))
+    shared = {path.name for path in FILES if path.parent == PACKAGE and path.name[:2] != "__"}
+    assert {name for name in shared if not any(fnmatch(name, one) for one in named)} == set()
+    assert {one for one in named if not any(fnmatch(name, one) for name in shared)} == set()
+    rule = page[page.index("A method's directory holds") : page.index("A file that is missing is a statement")]
+    assert set(re.findall(r"`(\w+\.py)`", rule)) == METHOD_FILES | OPTIONAL_METHOD_FILES
 
 
 def test_no_drawer_for_odds_and_ends():

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trl_ext.moments import Pairs, Running
+from trl_ext.moments import Pairs, Running, whitened
 
 
 @given(st.lists(st.lists(st.floats(-1e3, 1e3), max_size=5), max_size=6))
@@ -61,3 +61,14 @@ def test_what_is_not_defined_is_left_out():
     assert set(found["constant return"]) == {"mean"}
     assert set(found["constant value"]) == {"mean", "r2", "explained_variance"}
     assert found["constant value"]["explained_variance"] == pytest.approx(0.0)
+
+
+def test_whitening():
+    """By hand; the order stays, a single value has no scale, and in half precision sums do not overflow."""
+    accelerator = Accelerator(cpu=True)
+    values = torch.tensor([1.0, 2.0, 6.0])
+    torch.testing.assert_close(whitened(values, accelerator), (values - 3) / 7**0.5)
+    assert whitened(torch.tensor([3.0]), accelerator).tolist() == [0.0]
+    assert whitened(torch.zeros(0), accelerator).shape == (0,)
+    large = whitened(torch.tensor([60_000.0, 0.0, -60_000.0], dtype=torch.float16), accelerator)
+    assert large.dtype == torch.float16 and large.tolist() == pytest.approx([1.0, 0.0, -1.0], abs=1e-3)

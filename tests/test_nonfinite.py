@@ -142,5 +142,5 @@ def test_none_says_that_a_function_does_not_apply(tmp_path: Path, warnings: list
 
 @pytest.mark.parametrize("name", ["nan_loss", "nan_rewards"])
 def test_settings(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=rf"`{name}` must be 'stop' or 'skip', got 'ignore'"):
+    with pytest.raises(ValueError, match=rf"`{name}` must be one of stop, skip, got 'ignore'"):
         make_trainer("rrhf", tmp_path, **{name: "ignore"})

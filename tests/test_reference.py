@@ -26,7 +26,7 @@ COMPLETIONS = [[[20, 21, 22], [23]], [[24, 25], [26, 27, 28]]]
 
 
 def stand_in_trainer(model):
-    args = SimpleNamespace(gradient_checkpointing_kwargs=None)
+    args = SimpleNamespace(gradient_checkpointing_kwargs=None, generation_batch_size=4)
     return SimpleNamespace(accelerator=Accelerator(cpu=True), model=model, model_wrapped=model, args=args)
 
 
@@ -40,10 +40,10 @@ def test_a_copy_is_at_no_distance_and_another_model_is_where_loops_say(monkeypat
         monkeypatch.setattr(rows, "supported_layout", lambda base: Layout("cascade", "a stand-in"))
     log_probs = LogProbs(model, 0, shared_prefix="always")
     trainer = stand_in_trainer(model)
-    for group in copied.log_ratios(trainer, log_probs, PROMPTS, COMPLETIONS, 4):
+    for group in copied.log_ratios(trainer, log_probs, PROMPTS, COMPLETIONS):
         assert group == pytest.approx([0.0, 0.0], abs=1e-4)
     assert log_probs.layout.form == ("cascade" if attention == CASCADE else "dense")
-    ratios = other.log_ratios(trainer, log_probs, PROMPTS, COMPLETIONS, 4)
+    ratios = other.log_ratios(trainer, log_probs, PROMPTS, COMPLETIONS)
     models = make_model(64), make_model(64, seed=3)
     for prompt, completions, found in zip(PROMPTS, COMPLETIONS, ratios, strict=True):
         for completion, ratio in zip(completions, found, strict=True):
@@ -98,7 +98,7 @@ def placed_trainer(model, **flags):
     accelerator = SimpleNamespace(
         unwrap_model=lambda m: getattr(m, "module", m), prepare_model=lambda m, evaluation_mode: m
     )
-    args = SimpleNamespace(gradient_checkpointing_kwargs=None)
+    args = SimpleNamespace(gradient_checkpointing_kwargs=None, generation_batch_size=4)
     flags = {"is_deepspeed_enabled": False, "is_fsdp_enabled": False} | flags
     return SimpleNamespace(model=model, model_wrapped=Wrapper(model), accelerator=accelerator, args=args, **flags)
 
@@ -106,7 +106,7 @@ def placed_trainer(model, **flags):
 def log_ratios(reference, model):
     trainer = placed_trainer(model)
     reference.place(trainer)
-    ratios = reference.log_ratios(trainer, LogProbs(model, 0), QUESTIONS, GROUPS, batch_size=4)
+    ratios = reference.log_ratios(trainer, LogProbs(model, 0), QUESTIONS, GROUPS)
     assert [len(group) for group in ratios] == [len(group) for group in GROUPS]
     return torch.tensor(flat(ratios))
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_ext.returns import gae, masked_mean, td_lambda, whiten
+from trl_ext.returns import gae, td_lambda
 
 
 def loop_targets(rewards, values, gamma, lam):
@@ -89,25 +89,3 @@ def test_the_last_target_is_the_reward_and_values_pull_targets_their_way():
 
 def test_no_tokens():
     assert td_lambda(torch.zeros(2, 0), torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.bool)).shape == (2, 0)
-
-
-def test_masked_mean():
-    values = torch.tensor([[1.0, 2.0, torch.nan], [4.0, torch.nan, torch.nan]])
-    mask = ~values.isnan()
-    assert masked_mean(values, mask).item() == pytest.approx(7 / 3)
-    assert masked_mean(values, mask, dim=1).tolist() == [1.5, 4.0]
-    assert masked_mean(values, torch.zeros_like(mask)).item() == 0
-
-
-@pytest.mark.parametrize("shift_mean", [True, False])
-def test_whitening(shift_mean):
-    values = torch.tensor([[1.0, 4.0, 99.0], [6.0, 9.0, -99.0]])
-    mask = values.abs() < 50
-    white = whiten(values, mask, shift_mean)
-    kept = values[mask]
-    assert white[mask].std().item() == pytest.approx(1.0, abs=1e-5)
-    mean = 0.0 if shift_mean else kept.mean().item()
-    expected = (kept - kept.mean()) / kept.std() + mean
-    torch.testing.assert_close(white[mask], expected)
-    assert (white[~mask] == 0).all()
-    assert whiten(torch.tensor([3.0]), torch.tensor([True])).tolist() == [0.0]

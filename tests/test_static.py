@@ -26,7 +26,8 @@ from trl_ext.generation_settings import GenerationSettings
 from trl_ext.models import base_of, cache_name, cache_of
 from trl_ext.replay import Loops, Replay, loops_of
 from trl_ext.sampling import generate
-from trl_ext.static_generate import forget_loops, sequences, state_of, static_generate, static_reason
+from trl_ext.static_generate import forget_loops, sequences, static_generate, static_reason
+from trl_ext.static_loop import state_of
 from trl_ext.static_support import static_fault
 from trl_ext.static_tree import STATIC, StaticTree
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .data import is_conversational
+from .data import as_answer
 from .generation_settings import GenerationSettings
 from .policy import Policy
 from .rollouts import seeded
@@ -96,10 +96,9 @@ class Answerer:
         return ids
 
     def _row(self, row: dict[str, Any], drawn: Sequence[Completion]) -> dict[str, Any]:
-        chat = is_conversational(row)
         made: dict[str, Any] = {
             "prompt": row["prompt"],
-            "completions": [[{"role": "assistant", "content": c.text}] if chat else c.text for c in drawn],
+            "completions": [as_answer(row, c.text) for c in drawn],
             "ended": [completion.ended for completion in drawn],
         }
         if len(self.policies) > 1:

@@ -11,11 +11,10 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .data import is_conversational
+from .data import as_answer, extra_columns
 from .generation_settings import GenerationSettings
 from .moments import Pairs
 from .rewards import Reward, RewardTable, score
-from .rollouts import extra_columns
 from .sampling import generate
 
 
@@ -124,10 +123,7 @@ def roll_out(
         owners += [state.row] * len(group)
         ids += [state.completion_ids + completion.ids[:room] for completion in group]
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-    answers = [
-        [{"role": "assistant", "content": text}] if is_conversational(row) else text
-        for row, text in zip(owners, texts, strict=True)
-    ]
+    answers = [as_answer(row, text) for row, text in zip(owners, texts, strict=True)]
     columns = {**extra_columns(owners), "trainer_state": trainer_state}
     return score(rewards, weights, [row["prompt"] for row in owners], answers, ids, columns)
 

@@ -37,6 +37,7 @@ from .models import default_device
 from .policy import Decoding, model_policy, served_at_once
 from .prompts import load_prompts
 from .sample_file import SampleFile, rows_fingerprint, weights_fingerprint
+from .sampling import usual_batch_size
 
 
 @dataclass
@@ -217,8 +218,7 @@ def _load(
 
 def _batch_size(args: GenerateArguments, decodings: Sequence[Decoding]) -> int:
     """Answers at once; a batch of a server's is as many as it is asked for at once, so that few are under way."""
-    usual = 64 if default_device().type == "cpu" else 128
-    return args.generation_batch_size or served_at_once(decodings) or usual
+    return args.generation_batch_size or served_at_once(decodings) or usual_batch_size(default_device())
 
 
 def _opening(args: GenerateArguments, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, str]] | None:

@@ -23,6 +23,7 @@ from .generation_settings import GenerationSettings
 from .models import adapter_base, default_device, is_quantized, load_model, quantization_config_from
 from .policy import Policy, model_policy, same_vocabulary
 from .sampler import Source
+from .sampling import usual_batch_size
 from .tokens import load_tokenizer
 from .vllm_settings import VLLMSettings
 
@@ -201,7 +202,7 @@ class Models:
         conversational: bool = False,
     ) -> None:
         self.loading = loading
-        self.batch_size = batch_size or (64 if default_device().type == "cpu" else 128)
+        self.batch_size = batch_size or usual_batch_size(default_device())
         self.base = base if base is not None else _base_of_adapters(names)
         self._asked_for, self._base_of_all = list(names), base is not None
         others = [name for name in names if not _same(name, self.base)]

@@ -224,9 +224,7 @@ class ExtConfig(BaseConfig):
         self._at_least("generation_batch_size", 0)
         self._at_least("max_completion_length", 1)
         self._at_least("top_k", 0)
-        for name in ("nan_loss", "nan_rewards"):
-            if getattr(self, name) not in NAN_ACTIONS:
-                raise ValueError(f"`{name}` must be 'stop' or 'skip', got {getattr(self, name)!r}.")
+        self._check_choices()
         if self.temperature <= 0:
             raise ValueError(
                 f"`temperature` must be positive, got {self.temperature}: completions are compared with one "
@@ -238,6 +236,16 @@ class ExtConfig(BaseConfig):
         """The settings that [`~trl_ext.sampling.generate`] takes."""
         names = {field.name for field in fields(GenerationSettings)} & {field.name for field in fields(self)}
         return GenerationSettings(**{name: getattr(self, name) for name in names})
+
+    def _check_choices(self) -> None:
+        """That every setting of ours that is a choice is one of those that its field names."""
+        upstream = {each.name for each in fields(BaseConfig)}
+        for each in fields(self):
+            choices = () if each.name in upstream else each.metadata.get("choices", ())
+            if choices and getattr(self, each.name) not in choices:
+                raise ValueError(
+                    f"`{each.name}` must be one of {', '.join(choices)}, got {getattr(self, each.name)!r}."
+                )
 
     def _at_least(self, name: str, least: float) -> None:
         value = getattr(self, name)

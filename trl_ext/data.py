@@ -12,12 +12,15 @@ counts as ended, as in TRL. Preference data (`chosen`, `rejected`, with or witho
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 from datasets import Dataset, IterableDataset
 from trl import extract_prompt
+
+
+AnyDataset: TypeAlias = Dataset | IterableDataset
 
 
 class DataError(ValueError):
@@ -27,6 +30,23 @@ class DataError(ValueError):
 def is_conversational(row: dict[str, Any]) -> bool:
     """Whether the prompt of `row` is a list of messages rather than text."""
     return isinstance(row["prompt"], list)
+
+
+def as_answer(row: dict[str, Any], text: str) -> str | list[dict[str, str]]:
+    """Text in the form of the row's prompt: as it is, or as a message of the assistant."""
+    return [{"role": "assistant", "content": text}] if is_conversational(row) else text
+
+
+# What rows have of ours: from the data set's form, and from tokenisation.
+_OWN_COLUMNS = frozenset(
+    "prompt completion completions ended scores rewards token_rewards trainer_state row_index data_row prompt_ids "
+    "completion_ids".split()
+)
+
+
+def extra_columns(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The data set's other columns of some rows, which reward functions are given, in training as in evaluation."""
+    return {name: [row.get(name) for row in rows] for name in (rows[0] if rows else {}) if name not in _OWN_COLUMNS}
 
 
 def preference_to_scored(row: dict[str, Any]) -> dict[str, Any]:
@@ -40,7 +60,7 @@ def preference_to_scored(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def to_scored_rows(dataset: Dataset | IterableDataset, name: str, **map_kwargs: Any) -> Dataset | IterableDataset:
+def to_scored_rows(dataset: AnyDataset, name: str, **map_kwargs: Any) -> AnyDataset:
     """
     Bring a data set into the row schema; preference data becomes K = 2.
 
@@ -74,14 +94,14 @@ def to_scored_rows(dataset: Dataset | IterableDataset, name: str, **map_kwargs: 
     return dataset
 
 
-def column_names(dataset: Dataset | IterableDataset) -> list[str]:
+def column_names(dataset: AnyDataset) -> list[str]:
     """Columns of a data set, read off its first row where a stream does not declare them; empty without rows."""
     if isinstance(dataset, Dataset):
         return list(dataset.column_names) if len(dataset) else []
     return list(dataset.column_names or next(iter(dataset), {}))
 
 
-def first_row(dataset: Dataset | IterableDataset, name: str) -> dict[str, Any]:
+def first_row(dataset: AnyDataset, name: str) -> dict[str, Any]:
     row = next(iter(dataset), None)
     if row is None:
         raise DataError(f"The {name} data set has no rows.")

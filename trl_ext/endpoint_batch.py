@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from .data import as_answer
 from .endpoint import Endpoint
 from .endpoint_answers import Prompt
 from .generation_settings import GenerationSettings
@@ -114,11 +115,8 @@ def answer_file(
     def work(index: int, row: dict[str, Any]) -> dict[str, Any]:
         prompt = row["prompt"]
         found = [answer(prompt, settings, seed=f"{seed} {index} {k}") for k in range(settings.num_generations)]
-        texts: list[Any] = [served.completion.text for served in found]
-        if not isinstance(prompt, str):
-            texts = [[{"role": "assistant", "content": text}] for text in texts]
         return row | {
-            "completions": texts,
+            "completions": [as_answer(row, served.completion.text) for served in found],
             "ended": [served.completion.ended for served in found],
             "kl": [served.kl for served in found],
             "tail": [served.tail for served in found],

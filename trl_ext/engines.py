@@ -3,20 +3,23 @@
 
 """What draws completions: transformers' `generate`, its continuous batching, or vLLM by TRL's integration."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from .completions import Completion, completions
 from .config import ExtConfig
 from .copies import sampling_copy
 from .generation_settings import GenerationSettings
 from .models import base_of, is_quantized
-from .sampling import evaluation_mode, generate
+from .sampling import evaluation_mode, generate, usual_batch_size
+from .sharding import whole
 from .static_generate import forget_loops
 from .upstream import vllm_generation
 from .vllm_settings import VLLMSettings
@@ -172,7 +175,7 @@ class Engine:
                 "`use_transformers_continuous_batching` is not for models that DeepSpeed or FSDP have in pieces; "
                 "unset it."
             )
-        self.batch_size = args.generation_batch_size or (64 if accelerator.device.type == "cpu" else 128)
+        self.batch_size = args.generation_batch_size or usual_batch_size(accelerator.device)
         self.settings = args.generation_settings()
         self._vllm: VLLM | None = None
         if args.use_vllm:
@@ -183,6 +186,26 @@ class Engine:
     def gathers(self) -> bool:
         """Whether a model in pieces has to be whole before [`Engine.drawer`]: vLLM is sent it piece by piece."""
         return self.args.ds3_gather_for_generation and self._vllm is None
+
+    @contextmanager
+    def drawing(self, trainer: Trainer) -> Iterator[Draw]:
+        """
+        A function that draws from the model in training as it is now.
+
+        Args:
+            trainer ([`~transformers.Trainer`]): Whose model it is.
+        """
+        with (
+            whole(
+                trainer.model_wrapped,
+                trainer.accelerator,
+                gather=self.gathers,
+                checkpointing=trainer.args.gradient_checkpointing_kwargs,
+            ) as unwrapped,
+            torch.no_grad(),
+            trainer.compute_loss_context_manager(),
+        ):
+            yield self.drawer(unwrapped)
 
     def drawer(self, model: Any) -> Draw:
         """

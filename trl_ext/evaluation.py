@@ -7,24 +7,22 @@
 the usual case of a transformers model. `metrics.py` defines the numbers.
 """
 
-import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .data import DataError, is_conversational
+from .data import DataError, as_answer, extra_columns
 from .generation_settings import GenerationSettings
 from .metrics import distinct_n_and_se, mean_and_se, perplexity_and_se, response_kl
 from .models import is_peft_model
 from .policy import Policy, can_read, model_policy
 from .rewards import Reward, RewardTable, score
-from .sampling import Completion
+from .sampling import Completion, chance
 from .tokens import encode_prompt
 
 
@@ -163,7 +161,7 @@ def evaluate(
     prompt_ids = [encode_prompt(policy.tokenizer, _prompt(row, index)) for index, row in enumerate(rows)]
     result = Evaluation()
     started = time.perf_counter()
-    with _seeded(seed):
+    with chance(seed):
         result.completions = policy.generate(prompt_ids, settings)
     result.seconds = time.perf_counter() - started
     ids = _ids(result.completions)
@@ -186,13 +184,6 @@ def _prompt(row: dict[str, Any], index: int) -> Any:
     return prompt
 
 
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        yield
-
-
 def score_completions(
     rows: Sequence[dict[str, Any]],
     completions: Sequence[Sequence[Completion]],
@@ -212,15 +203,13 @@ def score_completions(
         [`~trl_ext.rewards.RewardError`]: A reward function failed.
     """
     flat = [(row, completion) for row, drawn in zip(rows, completions, strict=True) for completion in drawn]
-    chat = is_conversational(rows[0])
-    names = [name for name in rows[0] if name not in ("prompt", "completion", "completions", "completion_ids")]
     return score(
         rewards,
         weights,
         [row["prompt"] for row, _ in flat],
-        [[{"role": "assistant", "content": x.text}] if chat else x.text for _, x in flat],
+        [as_answer(row, x.text) for row, x in flat],
         completion_ids=[x.ids for _, x in flat],
-        columns={name: [row.get(name) for row, _ in flat] for name in names},
+        columns=extra_columns([row for row, _ in flat]),
     )
 
 
@@ -258,7 +247,7 @@ def _measure_kl(
         return result.leave_out("kl", unreadable)
     drawn = result.completions
     if settings != untruncated(settings):
-        with _seeded(seed):
+        with chance(seed):
             drawn = policy.generate(prompt_ids, untruncated(settings))
     ids = _ids(drawn)
     if not can_read(base.tokenizer, policy.tokenizer, chain.from_iterable(ids)):

@@ -5,6 +5,7 @@
 
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
@@ -15,11 +16,11 @@ from transformers.utils import logging
 
 from .checkpoints import begin, check_resumable, last_checkpoint
 from .config import ExtConfig
-from .data import column_names
+from .data import AnyDataset, column_names
 from .meters import Meters
 from .nonfinite import LossGuard, check_rewards
 from .rewards import Reward, load_rewards
-from .rollouts import Round, measure_round, show_tables
+from .rollouts import Round, measure_round, seeded, show_tables
 from .rounds import Rounds
 from .sharding import check_launch
 from .tokens import TOKENIZED_COLUMNS, ensure_pad_token, load_tokenizer, use_chat_template
@@ -29,7 +30,6 @@ from .upstream import BaseTrainer, get_act_offloading_ctx_manager, global_then_l
 
 logger = logging.get_logger(__name__)
 
-AnyDataset: TypeAlias = Dataset | IterableDataset
 EvalDataset: TypeAlias = AnyDataset | DatasetDict | IterableDatasetDict | dict[str, AnyDataset]
 
 
@@ -187,8 +187,41 @@ class ExtTrainer(BaseTrainer):
         logs.update(metrics)
         super().log(logs, start_time)
 
+    # ----------------------------------------------------------------------------------------------- a step's parts
+
+    def _chance(self, mode: str) -> contextlib.AbstractContextManager[None]:
+        """Where the draws of a round begin: every evaluation has the same ones, and every batch of it others."""
+        step = self.state.global_step if mode == "train" else -1 - self._eval_batches
+        return seeded(self.args.seed, step, self.accelerator.process_index)
+
+    def _mean(self, total: torch.Tensor, own: int, count: torch.Tensor | int | None) -> torch.Tensor:
+        """
+        The mean of a step's losses, as far as this batch goes.
+
+        Args:
+            total (`torch.Tensor`): Sum of this batch's.
+            own (`int`): How many it has.
+            count (`int` or `torch.Tensor`, *optional*): How many all micro-batches and processes of the step have.
+                Dividing by them, neither accumulation nor unequal batches change the gradient.
+        """
+        if count is None:
+            return total / max(own, 1)
+        # Distributed wrappers average gradients over processes; the sum is what the count belongs to.
+        return total / count * self.accelerator.num_processes
+
+    def _zero_loss(self, read: Callable[[Any, Any], torch.Tensor], inputs: dict[str, Any]) -> torch.Tensor:
+        """
+        The loss of a batch whose completions no reward function could score: every process has to run the model.
+
+        Args:
+            read (`Callable`): From prompts and completions to a tensor that the model's weights are in.
+            inputs (`dict`): The batch.
+        """
+        return read(inputs["prompt_ids"][:1], [[[self._tokenizer.pad_token_id]]]).sum() * 0.0
+
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss = super().training_step(model, inputs, *args, **kwargs)
+        with self._offload:
+            loss = super().training_step(model, inputs, *args, **kwargs)
         return self._guard.check(loss, inputs, self.state.global_step + 1)
 
     # ------------------------------------------------------------------------------------------------- evaluation

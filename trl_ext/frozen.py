@@ -13,7 +13,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, Trainer
 from .config import ExtConfig
 from .copies import sampling_copy
 from .models import freeze, is_quantized, load_model, use_exact_4bit_on_cpu
-from .sampling import evaluation_mode
+from .sampling import evaluation_mode, usual_batch_size
 from .sharding import shard, whole
 
 
@@ -102,4 +102,4 @@ def sampling_from(model: Any, trainer: Trainer, *, shared: bool = False) -> Iter
 
 def sampling_batch_size(trainer: Trainer) -> int:
     """Sequences to draw at once."""
-    return trainer.args.generation_batch_size or (64 if trainer.accelerator.device.type == "cpu" else 128)
+    return trainer.args.generation_batch_size or usual_batch_size(trainer.accelerator.device)

@@ -36,8 +36,8 @@ class Meters:
         self.add(name, values.nan_to_num().sum(), known.sum())
 
     def add_deviation(self, name: str, values: torch.Tensor) -> None:
-        """Let `name` be the standard deviation of all values added so; NaN is left out."""
-        known = values[~values.isnan()].detach().double()
+        """Let `name` be the standard deviation of all values added so, kept on the CPU; NaN is left out."""
+        known = values[~values.isnan()].detach().cpu().double()
         moments = torch.stack([torch.ones_like(known).sum(), known.sum(), known.square().sum()])
         self._moments[name] = self._moments[name] + moments if name in self._moments else moments
 
@@ -45,7 +45,7 @@ class Meters:
         """Let the two names be the smallest and the largest of all values added so."""
         for name, signed in ((f"-{smallest}", -values), (largest, values)):
             if len(values):
-                most = signed.detach().double().max()
+                most = signed.detach().cpu().double().max()
                 self._largest[name] = torch.maximum(self._largest[name], most) if name in self._largest else most
 
     def pop(self, accelerator: Accelerator) -> dict[str, float]:
@@ -85,7 +85,9 @@ def _reduced(
     """By name the sum, or the largest, over processes; `empty` stands for what this one has not met."""
     if not names:
         return {}
-    table = torch.stack([found.get(name, empty).to(accelerator.device, empty.dtype) for name in names])
+    # Not every accelerator has float64 (Apple's), and such a one is not asked where there is nobody to add up with.
+    device = accelerator.device if accelerator.num_processes > 1 else torch.device("cpu")
+    table = torch.stack([found.get(name, empty).to(device).to(empty.dtype) for name in names])
     if most and accelerator.num_processes > 1:
         table = accelerator.gather(table[None]).amax(0)
     elif not most:

@@ -89,6 +89,25 @@ class RunningColumns:
         self.columns = [Running(*numbers) for numbers in json.loads(file.read_text())]
 
 
+def whitened(values_M: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
+    """
+    `values_M` moved to mean 0 and scaled to deviation 1, both over the values of all processes -> (M,).
+
+    The deviation is that of a sample (divisor n - 1), its square raised by 1e-8 (TRL's PPO, 1.12). A single value
+    becomes 0. In float64 on the CPU: not every accelerator has it.
+    """
+    x_M = values_M.detach().cpu().double()
+    parts = [[float(len(x_M)), float(x_M.sum()), float(x_M.square().sum())]]
+    if accelerator.num_processes > 1:
+        from accelerate.utils import gather_object
+
+        parts = gather_object(parts)
+    count, total, square = (sum(column) for column in zip(*parts, strict=True))
+    mean = total / max(count, 1)
+    variance = max(square / max(count, 1) - mean**2, 0.0) * count / max(count - 1, 1)
+    return ((x_M - mean) / (variance + 1e-8) ** 0.5).to(values_M)
+
+
 @dataclass
 class Pairs:
     """

@@ -10,6 +10,7 @@ from accelerate.utils import extract_model_from_parallel
 from transformers import PreTrainedModel, Trainer
 
 from .copies import independent_copy
+from .frozen import sampling_batch_size
 from .logprobs import LogProbs, completion_logps
 from .models import adapter_disabled, freeze, is_peft_model
 from .sharding import shard
@@ -58,7 +59,6 @@ class Reference:
         log_probs: LogProbs,
         prompts: list[list[int]],
         completions: list[list[list[int]]],
-        batch_size: int,
     ) -> list[list[float]]:
         """
         log pi(y | x) - log pi_0(y | x) of each completion, in nats; its mean over samples of pi is the KL divergence.
@@ -67,9 +67,9 @@ class Reference:
             trainer ([`~transformers.Trainer`]): Whose model is the policy.
             log_probs ([`~trl_ext.logprobs.LogProbs`]): The trainer's.
             prompts (`list[list[int]]`): B prompts.
-            completions (`list[list[list[int]]]`): For each prompt its completions.
-            batch_size (`int`): Completions in one forward.
+            completions (`list[list[list[int]]]`): For each prompt its completions; those of one go together.
         """
+        batch_size = max(sampling_batch_size(trainer), *map(len, completions), 1)
         policy = trainer.accelerator.unwrap_model(trainer.model)
 
         def logps(model: torch.nn.Module, builder: LogProbs) -> list[list[torch.Tensor]]:

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Returns of sequences of rewards, and means over tokens.
+Returns of sequences of rewards.
 
 Time goes to the right, and padding is on the right. `rewards_NT[n, t]` is what token t of sequence n is paid and
 `values_NT[n, t]` the value of the state that is credited with it and with everything after it; what follows the last
@@ -41,26 +41,3 @@ def td_lambda(
     the last token is its reward. No gradient flows through a target: pass values without one, or detach the result.
     """
     return gae(rewards_NT, values_NT, mask_NT, gamma, lam) + values_NT * mask_NT.to(values_NT.dtype)
-
-
-def masked_mean(values: torch.Tensor, mask: torch.Tensor, dim: int | tuple[int, ...] | None = None) -> torch.Tensor:
-    """Mean of `values` where `mask` is true, over all or some dimensions; 0 where nothing is."""
-    mask = mask.to(values.dtype)
-    values = values.masked_fill(mask == 0, 0.0)  # what is masked out may be NaN
-    if dim is None:
-        return values.sum() / mask.sum().clamp(min=1)
-    return values.sum(dim) / mask.sum(dim).clamp(min=1)
-
-
-def whiten(values: torch.Tensor, mask: torch.Tensor, shift_mean: bool = True, eps: float = 1e-8) -> torch.Tensor:
-    """
-    `values` scaled to deviation 1 over the mask, and to mean 0 if `shift_mean`; 0 outside the mask.
-
-    The deviation is that of a sample (divisor n - 1); fewer than two values keep their scale.
-    """
-    count = mask.sum()
-    mean = masked_mean(values, mask)
-    variance = masked_mean((values - mean).square(), mask) * count / (count - 1).clamp(min=1)
-    scale = torch.where(count > 1, (variance + eps).rsqrt(), torch.ones_like(variance))
-    white = (values - mean) * scale
-    return (white if shift_mean else white + mean).masked_fill(mask == 0, 0.0)

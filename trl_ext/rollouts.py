@@ -24,9 +24,10 @@ from transformers import PreTrainedTokenizerBase
 
 from .completions import Completion, cut
 from .config import ExtConfig
-from .data import is_conversational
+from .data import as_answer, extra_columns
 from .meters import Meters
 from .rewards import Reward, score
+from .sampling import chance
 from .upstream import print_prompt_completions_sample
 from .whole import replacing, write_text
 
@@ -123,7 +124,7 @@ def score_round(
     flat = [completion for group in groups for completion in group]
     ids = [completion.ids for completion in flat]
     prompts = [row["prompt"] for row in owners]
-    texts = [_as_answer(row, completion.text) for row, completion in zip(owners, flat, strict=True)]
+    texts = [as_answer(row, completion.text) for row, completion in zip(owners, flat, strict=True)]
     table = score(rewards, weights, prompts, texts, ids, {**extra_columns(owners), "trainer_state": trainer_state})
     # Only what the policy has just drawn pays for its distance from the reference.
     prompt_ids, drawn_ids = [row["prompt_ids"] for row in rows], [[c.ids for c in group] for group in completions]
@@ -157,17 +158,6 @@ def _own_completions(row: dict[str, Any]) -> list[Completion]:
     texts = row.get("completions") or []
     plain = [text if isinstance(text, str) else text[-1].get("content") or "" for text in texts]
     return [Completion(t, i, e) for t, i, e in zip(plain, row["completion_ids"], row["ended"], strict=True)]
-
-
-def _as_answer(row: dict[str, Any], text: str) -> Any:
-    return [{"role": "assistant", "content": text}] if is_conversational(row) else text
-
-
-def extra_columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
-    """The data set's own columns of some rows, which reward functions are given."""
-    own = {"prompt", "completions", "row_index", "prompt_ids", "completion_ids", "ended", "scores", "trainer_state"}
-    own |= {"rewards", "token_rewards", "data_row"}
-    return {name: [row[name] for row in rows] for name in (rows[0] if rows else {}) if name not in own}
 
 
 # ---------------------------------------------------------------------------------------------------------- logging
@@ -252,8 +242,5 @@ def seeded(seed: int, step: int, process: int) -> Iterator[None]:
     A round of samples then depends on nothing but the model and these numbers, which is what makes a resumed run equal
     to an uninterrupted one.
     """
-    accelerator = torch.accelerator.current_accelerator()
-    devices = [] if accelerator is None else [torch.accelerator.current_device_index()]
-    with torch.random.fork_rng(devices=devices, device_type=accelerator.type if accelerator else "cuda"):
-        torch.manual_seed((seed * 1_000_003 + step) * 4_099 + process)
+    with chance((seed * 1_000_003 + step) * 4_099 + process):
         yield

@@ -63,6 +63,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
 
 
+def usual_batch_size(device: torch.device) -> int:
+    """Sequences at once where `generation_batch_size` says none: 64 on a CPU, 128 elsewhere."""
+    return 64 if device.type == "cpu" else 128
+
+
+@contextmanager
+def chance(number: int) -> Iterator[None]:
+    """Inside this context torch's generators start from `number`; afterwards they go on as before."""
+    accelerator = torch.accelerator.current_accelerator()
+    devices = [] if accelerator is None else [torch.accelerator.current_device_index()]
+    with torch.random.fork_rng(devices=devices, device_type=accelerator.type if accelerator else "cuda"):
+        torch.manual_seed(number)
+        yield
+
+
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -18,6 +18,7 @@ from transformers import BitsAndBytesConfig, TrainerCallback
 from trl_ext import ProxyModel, ProxyRLHFConfig, ProxyRLHFTrainer
 from trl_ext.data import DataError
 from trl_ext.proxy_rlhf.data import Decisions, minibatch
+from trl_ext.proxy_rlhf.trainer import _seeds
 
 
 STARTS = ("the film", "a story of music", "we", "I liked the", "no one", "one scene", "it was", "this actor")
@@ -105,9 +106,31 @@ def test_leave_one_out_needs_no_critic(tmp_path: Path) -> None:
     trainer.train()
 
 
-def test_whitening_keeps_the_order(tmp_path: Path) -> None:
-    found = make_trainer(tmp_path)._whitened(torch.tensor([1.0, 2.0, 6.0]))
-    torch.testing.assert_close(found, (torch.tensor([1.0, 2.0, 6.0]) - 3) / 7**0.5)
+def test_what_is_logged_of_the_kl_is_what_was_paid(tmp_path: Path) -> None:
+    """Of each position at its last decision; where there was nothing to decide, at the last one of the response."""
+    trainer = make_trainer(tmp_path, kl_coef=0.3, top_p=0.6)
+    answers, _ = trainer._roll_out(list(trainer.train_dataset), "train")
+    kept, n = answers.decisions, len(answers.ids)
+    assert (kept.kl[kept.accepted] != 0).all() and (kept.kl[~kept.accepted] == 0).any()
+    assert (answers.asked < torch.tensor([len(ids) for ids in answers.ids])).any()
+    paid = torch.zeros(n).index_add(0, kept.response, kept.kl)
+    decided = answers.asked > 0
+    assert not torch.allclose(paid[decided], answers.kl[decided], atol=1e-3)
+    whole = kept.paying(answers.kl)
+    paid = torch.zeros(n).index_add(0, whole.response, whole.kl)
+    torch.testing.assert_close(paid[decided], answers.kl[decided])
+    assert torch.equal(whole.kl[~whole.last()], kept.kl[~kept.last()])
+    decisions = trainer._start_round(list(trainer.train_dataset))
+    paid = torch.zeros(n).index_add(0, decisions.response, decisions.kl)
+    torch.testing.assert_close(paid[decided], answers.kl[decided], atol=1e-5, rtol=1e-5)
+
+
+def test_a_row_that_comes_twice_has_answers_of_its_own(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    row = trainer.train_dataset[0]
+    seeds = _seeds([row, trainer.train_dataset[1], row], 0, 5, 3)
+    assert len(set(seeds)) == 9
+    assert _seeds([row], 0, 5, 3) == seeds[:3]
 
 
 def test_loss_is_the_mean_over_the_decisions(tmp_path: Path) -> None:
@@ -431,7 +454,7 @@ def test_out_of_memory_says_what_helps(tmp_path: Path, monkeypatch: pytest.Monke
         ({"top_k": 1}, "nothing to decide"),
         ({"gamma": 1.5}, "`gamma` must be between 0 and 1"),
         ({"advantage_estimator": "rloo"}, "num_generations"),
-        ({"advantage_estimator": "a2c"}, "'gae' or 'rloo'"),
+        ({"advantage_estimator": "a2c"}, "one of gae, rloo"),
         ({"kl_coef": 0.1, "max_candidates": 3}, "max_candidates=0"),
         ({"num_ppo_epochs": 0}, "`num_ppo_epochs`"),
         ({"cliprange": -1}, "`cliprange`"),

@@ -88,11 +88,11 @@ def same(a: PSLETrainer, b: PSLETrainer) -> bool:
 
 # ------------------------------------------------------------------------------------------------------------- loss
 
-# Two prompts with answers, one of which has lost its guided view; rewards with a wide and a narrow gap.
+# Two prompts with answers and one that has lost its guided view; gaps in reward that are wide either way, and narrow.
 BATCH: dict[str, Any] = {
     "prompt_ids": [[5, 9, 3], [6], [7, 8]],
     "completion_ids": [[[10, 11, 12], [14], [15, 16]], [[9]], [[20, 21], [22], [23, 24, 25], [26]]],
-    "scores": [[0.0, 3.0, 0.5], [1.0], [1.0, -1.0, 1.1, 4.0]],
+    "scores": [[0.0, 3.0, 0.5], [1.0], [3.0, -1.0, 1.1, 4.0]],
     "marks": [[0, 1, 1], [0], [0, 0, 1, 1]],
 }
 

@@ -146,8 +146,9 @@ def step_gradients(tmp_path: Path, batch_size: int, accumulation: int, **changes
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
             gradients.extend(parameter.grad.clone() for parameter in model.parameters())
 
+    given = {name: changes.pop(name) for name in ("rows", "reward_funcs") if name in changes}
     settings = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation, **changes}
-    run = trainer(tmp_path, args={"max_steps": 1, "max_grad_norm": 1e9, **settings}, callbacks=[Grab()])
+    run = trainer(tmp_path, args={"max_steps": 1, "max_grad_norm": 1e9, **settings}, callbacks=[Grab()], **given)
     run.train()
     return gradients
 
@@ -413,6 +414,38 @@ def test_the_kl_term_is_the_log_ratio_to_the_start(tmp_path: Path) -> None:
                 logits = model(input_ids=torch.tensor([prompt + completion])).logits[0].log_softmax(-1)
                 logps.append(sum(logits[len(prompt) - 1 + t, token] for t, token in enumerate(completion)))
             assert cost == pytest.approx(0.5 * (logps[0] - logps[1]).item(), abs=1e-4)
+
+
+def test_evaluation_pays_nothing_for_the_distance(tmp_path: Path) -> None:
+    told: list[float] = []
+
+    def reward(prompts: Any, completions: Any, **kwargs: Any) -> list[float]:
+        told.extend(letter_reward(completions))
+        return told[-len(completions) :]
+
+    settings = {"beta": 5.0, "resample_steps": 1, "learning_rate": 1e-2}
+    run = trainer(tmp_path, PROMPTS, reward_funcs=reward, args=settings)
+    run.train()
+    told.clear()
+    found = run.evaluate(Dataset.from_list(PROMPTS))
+    assert found["eval_reward"] == pytest.approx(sum(told) / len(told), abs=1e-4)
+    assert run._kl_penalty([[5, 6, 7]], [[[10, 11, 12]]]) != [[0.0]]  # there would be something to pay
+
+
+def test_a_prompt_without_scores_does_not_count(tmp_path: Path) -> None:
+    """Neither to the gradient nor to what it is divided by."""
+
+    def some(prompts: Any, completions: Any, **kwargs: Any) -> list[float | None]:
+        return [None if prompt == PROMPTS[2]["prompt"] else 1.0 for prompt in prompts]
+
+    settings = {"top_k": 1, "resample_steps": 1}  # greedy: completions do not depend on the batch
+    gradients = [
+        step_gradients(tmp_path, len(rows), 1, rows=rows, reward_funcs=some, **settings)
+        for rows in (PROMPTS[:3], PROMPTS[:2])
+    ]
+    assert gradients[0][0].abs().max() > 0
+    for with_it, without in zip(*gradients, strict=True):
+        torch.testing.assert_close(with_it, without, atol=2e-5, rtol=1e-4)
 
 
 def test_copies_compute_with_their_own_weights(tmp_path: Path) -> None:

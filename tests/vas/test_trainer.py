@@ -561,6 +561,21 @@ def test_guidance_is_computed_from_a_copy_where_sampling_is_cast(tmp_path: Path)
     assert dtypes == {torch.bfloat16} and {p.dtype for p in run.model.parameters()} == {torch.float32}
 
 
+def test_guidance_in_training_has_the_weights_of_the_rewards(tmp_path: Path) -> None:
+    def one(completions: Any, **kwargs: Any) -> list[float]:
+        return [1.0] * len(completions)
+
+    def other(completions: Any, **kwargs: Any) -> list[float]:
+        return [0.0] * len(completions)
+
+    settings = {"num_iterations": 2, "num_train_epochs": 2, "sampling_beta": 3.0, "reward_weights": [2.0, -0.5]}
+    made = value_model(make_tokenizer(), ("one", "other"))
+    run = trainer(tmp_path, PROMPTS[:4], reward_funcs=[one, other], value_model=made, args=settings)
+    ids = torch.ones(1, 3, dtype=torch.long)
+    [guide] = run._guides()(ids, torch.ones_like(ids))
+    assert guide.beta == {"one": 6.0, "other": -1.5}
+
+
 def test_guidance_raises_the_reward(tmp_path: Path) -> None:
     log = Log()
     run = trainer(

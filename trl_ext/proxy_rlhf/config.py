@@ -179,8 +179,6 @@ class ProxyRLHFConfig(ExtConfig):
             self._at_least(name, 0)
         self._at_least("target_kl", 0)
         self._at_least("first_candidates", 0)
-        if self.advantage_estimator not in ("gae", "rloo"):
-            raise ValueError(f"`advantage_estimator` must be 'gae' or 'rloo', got {self.advantage_estimator!r}.")
         if self.advantage_estimator == "rloo" and self.num_generations < 2:
             raise ValueError("advantage_estimator='rloo' compares responses of a prompt: set num_generations=4, say.")
         if self.generation_kwargs:

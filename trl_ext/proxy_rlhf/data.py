@@ -93,6 +93,15 @@ class Decisions:
         following = torch.cat([self.response[1:], self.response.new_full((min(1, len(self)),), -1)])
         return self.response != following
 
+    def paying(self, kl_N: torch.Tensor) -> "Decisions":
+        """
+        The same, with the KL of each whole response (N,) paid: that of positions where there was nothing to decide,
+        which earlier decisions led to, at its last decision.
+        """
+        kl_N = kl_N.to(self.kl)
+        rest_N = kl_N - torch.zeros_like(kl_N).index_add(0, self.response, self.kl)
+        return replace(self, kl=torch.where(self.last(), self.kl + rest_N[self.response], self.kl))
+
     def save(self, path: Path) -> None:
         """Write them to a safetensors file, whole or not at all."""
         write_tensors(path, {f.name: getattr(self, f.name) for f in fields(self)})

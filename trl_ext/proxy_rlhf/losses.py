@@ -64,7 +64,9 @@ def marginal_logps(
         chosen_N (`torch.Tensor` of shape `(N,)`): Columns of the candidates in question.
         forced_last (`bool`, *optional*, defaults to `False`): Which one is taken if none is accepted.
     """
-    logits, weights = logits_Nk.double(), weights_Nk.double()
+    device = torch.device("cpu") if logits_Nk.device.type == "mps" else logits_Nk.device  # Apple's has no float64
+    logits, weights = (x.to(device, torch.float64) for x in (logits_Nk, weights_Nk))
+    chosen_N = chosen_N.to(device)
     accept = logits.sigmoid().masked_fill(weights == 0, 0.0)
     others = torch.ones_like(weights, dtype=torch.bool).scatter(1, chosen_N[:, None], False) & (weights > 0)
     w = weights.gather(1, chosen_N[:, None])
@@ -82,7 +84,7 @@ def marginal_logps(
     first = own + integral(1 - accept[:, :, None] * arrived)
     none = logsigmoid(-logits).masked_fill(weights == 0, 0.0).sum(1)
     forced = integral(arrived) if forced_last else w.squeeze(1).log()
-    return torch.logaddexp(first, none + forced).to(logits_Nk.dtype)
+    return torch.logaddexp(first, none + forced).to(logits_Nk)
 
 
 def policy_loss(

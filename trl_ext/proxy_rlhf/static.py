@@ -14,7 +14,7 @@ import torch
 from ..frozen_model import FrozenModel
 from ..models import base_of
 from ..replay import Replay, loops_of
-from ..static_generate import BUCKET, LOOK, state_of, weights_of
+from ..static_loop import BUCKET, LOOK, state_of, weights_of
 from ..static_support import static_fault
 from ..static_tree import StaticTree
 from .candidates import Dice, Process, Proposals, choose, propose

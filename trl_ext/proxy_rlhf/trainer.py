@@ -25,12 +25,13 @@ from transformers.utils import logging
 
 from ..completions import Completion
 from ..copies import sampling_copy
-from ..data import DataError, column_names
-from ..ext_trainer import AnyDataset, EvalDataset, ExtTrainer
+from ..data import AnyDataset, DataError, column_names
+from ..ext_trainer import EvalDataset, ExtTrainer
 from ..frozen import load_frozen, place_frozen, sampling_batch_size
 from ..frozen_model import FrozenModel, context_of
 from ..generation_settings import eos_token_ids, pad_token_id
 from ..meters import Meters
+from ..moments import whitened
 from ..repeats import RepeatedSteps
 from ..returns import gae
 from ..rewards import RewardFunc
@@ -298,9 +299,11 @@ class ProxyRLHFTrainer(ExtTrainer):
                 f"Nothing was decided in the round of step {self.state.global_step}: no reward function scored any "
                 "response, or the candidates were truncated to one everywhere (`top_p`, `min_p`)."
             )
+        if args.kl_coef and args.process().exact:
+            decisions = decisions.paying(answers.kl)
         self._estimate(decisions, scores.to(decisions.logps.device))
         if args.whiten_advantages:
-            decisions.advantages = self._whitened(decisions.advantages)
+            decisions.advantages = whitened(decisions.advantages, self.accelerator)
         return decisions
 
     def _estimate(self, decisions: Decisions, scores_N: torch.Tensor) -> None:
@@ -327,16 +330,6 @@ class ProxyRLHFTrainer(ExtTrainer):
         with whole(self.model_wrapped, self.accelerator) as proxy:
             parts = [proxy(part.to(device)).values for part in features.split(CRITIC_CHUNK)]
         return torch.cat(parts).to(features.device) if parts else features.new_zeros(0, dtype=torch.float32)
-
-    def _whitened(self, advantages: torch.Tensor) -> torch.Tensor:
-        """Mean 0 and deviation 1 over the decisions of all processes."""
-        x = advantages.double()
-        moments = [float(len(x)), float(x.sum()), float(x.square().sum())]
-        parts = gather_object([moments]) if self.accelerator.num_processes > 1 else [moments]
-        count, total, square = (sum(column) for column in zip(*parts, strict=True))
-        mean = total / max(count, 1)
-        variance = max(square / max(count, 1) - mean**2, 0.0) * count / max(count - 1, 1)
-        return ((x - mean) / (variance + 1e-8) ** 0.5).to(advantages.dtype)
 
     def _proxy(self) -> ProxyModel:
         return self.accelerator.unwrap_model(self.model)  # type: ignore[no-any-return]
@@ -420,10 +413,7 @@ class ProxyRLHFTrainer(ExtTrainer):
         elif output.values is not None:
             loss_M = loss_M + 0.0 * output.values  # DDP waits for every parameter's gradient
         self._measure_update(inputs, output, logps, policy, entropy, value)
-        count = len(loss_M) if num_items_in_batch is None else num_items_in_batch
-        # Distributed wrappers average gradients over processes; the sum is what the count belongs to.
-        scale = 1 if num_items_in_batch is None else self.accelerator.num_processes
-        loss = loss_M.sum() / max(count, 1) * scale
+        loss = self._mean(loss_M.sum(), len(loss_M), num_items_in_batch)
         return (loss, {"logits": output.logits}) if return_outputs else loss
 
     @torch.no_grad()

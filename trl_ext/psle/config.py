@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field
 
 from ..engines import EngineConfig
+from ..rows import SHARED_PREFIX_SETTINGS
 
 
 @dataclass
@@ -185,7 +186,7 @@ class PSLEConfig(EngineConfig):
         metadata={
             "help": "Whether a prompt is computed once for all of its answers: 'auto' where that is cheaper, "
             "'always' wherever the model can, 'never'.",
-            "choices": ["auto", "always", "never"],
+            "choices": list(SHARED_PREFIX_SETTINGS),
         },
     )
 
@@ -207,7 +208,7 @@ class PSLEConfig(EngineConfig):
         for name in "resample_steps rank_weight sft_weight margin beta sft_epochs sft_mix sft_learning_rate".split():
             self._at_least(name, 0)
         self._check_threshold()
-        self._check_choices()
+        self._check_template()
         epochs = self.num_iterations * self.epochs_per_iteration
         if self.num_train_epochs not in (0, epochs):
             raise ValueError(
@@ -229,11 +230,7 @@ class PSLEConfig(EngineConfig):
         if not 0 < self.reward_temperature < math.inf:
             raise ValueError(f"`reward_temperature` must be positive, got {self.reward_temperature}.")
 
-    def _check_choices(self) -> None:
-        for name in ("principle_role", "reward_scaling", "sft_target", "shared_prefix"):
-            choices = type(self).__dataclass_fields__[name].metadata["choices"]
-            if getattr(self, name) not in choices:
-                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+    def _check_template(self) -> None:
         if "{principle}" not in self.principle_template or "{prompt}" not in self.principle_template:
             raise ValueError(
                 f"`principle_template` must contain {{principle}} and {{prompt}}, got {self.principle_template!r}."

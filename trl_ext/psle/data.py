@@ -6,18 +6,16 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ..data import DataError, column_names, first_row
+from ..data import AnyDataset, DataError, column_names, first_row
 from ..tokens import encode_prompt, prepare_dataset
 from .config import PSLEConfig
 
-
-AnyDataset: TypeAlias = Dataset | IterableDataset
 
 # The views of a prompt, as marked on each answer.
 PLAIN, GUIDED = 0, 1

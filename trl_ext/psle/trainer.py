@@ -24,16 +24,15 @@ from transformers import (
 from transformers.utils import logging
 
 from ..checkpoints import last_checkpoint
-from ..data import column_names
+from ..data import AnyDataset, column_names
 from ..engines import Engine
-from ..ext_trainer import AnyDataset, EvalDataset, ExtTrainer
+from ..ext_trainer import EvalDataset, ExtTrainer
 from ..loading import load_dataset
 from ..logprobs import LogProbs, TokenLogps
 from ..reference import Reference
 from ..rewards import RewardFunc
-from ..rollouts import Round, score_round, seeded
+from ..rollouts import Round, score_round
 from ..rounds import Rounds
-from ..sharding import whole
 from ..trainable import load_policy
 from ..upstream import get_config_model_id, global_then_local_main_first
 from .config import PSLEConfig
@@ -292,21 +291,9 @@ class PSLETrainer(ExtTrainer):
         args = self.args
         if mode == "eval" or isinstance(self.train_dataset, IterableDataset):
             check_room(rows, self._context, args.max_completion_length)
-        # Every evaluation draws the same numbers, and every batch of it others.
-        step = self.state.global_step if mode == "train" else -1 - self._eval_batches
         start = time.perf_counter()
-        with (
-            seeded(args.seed, step, self.accelerator.process_index),
-            whole(
-                self.model_wrapped,
-                self.accelerator,
-                gather=self.engine.gathers,
-                checkpointing=args.gradient_checkpointing_kwargs,
-            ) as unwrapped,
-            torch.no_grad(),
-            self.compute_loss_context_manager(),
-        ):
-            answers = both_views(rows, self.iterations.number, self.engine.drawer(unwrapped))
+        with self._chance(mode), self.engine.drawing(self) as draw:
+            answers = both_views(rows, self.iterations.number, draw)
         drawn = time.perf_counter()
         guided = bool(rows) and len(answers[0]) > args.num_generations
         marks = view_marks(args.num_generations, guided)
@@ -348,8 +335,7 @@ class PSLETrainer(ExtTrainer):
     def _kl_penalty(self, prompts: list[list[int]], completions: list[list[list[int]]]) -> list[list[float]]:
         """beta * (log pi(y | x) - log pi_0(y | x)) for each answer, given the plain prompt."""
         assert self.reference is not None
-        batch_size = max(len(completions[0]), self.args.generation_batch_size or 64)
-        ratios = self.reference.log_ratios(self, self.log_probs, prompts, completions, batch_size)
+        ratios = self.reference.log_ratios(self, self.log_probs, prompts, completions)
         # Only what the policy drew from the plain prompt estimates its distance from the reference.
         plain = [x for group in ratios for x in group[: self.args.num_generations]]
         self._meters["train"].add_values("kl", torch.tensor(plain))
@@ -379,7 +365,7 @@ class PSLETrainer(ExtTrainer):
         """
         kept, mixed = self._kept(inputs), inputs.get("mixed") or []
         if not kept and not mixed:
-            return self._zero_loss(model, inputs)
+            return self._zero_loss(lambda prompts, some: self.log_probs(model, prompts, some).logps, inputs)
         prompts = [inputs["prompt_ids"][b] for b in kept] + [row["prompt_ids"] for row in mixed]
         completions = [inputs["completion_ids"][b] for b in kept]
         answers = sum(map(len, completions))
@@ -397,11 +383,7 @@ class PSLETrainer(ExtTrainer):
         self._measure(tokens, l_N[answers:] if mixed else None)
         if self.model.training:
             self._num_tokens += sum(map(len, prompts)) + sum(len(c) for group in completions for c in group)
-        if num_items_in_batch is None:
-            loss = total / max(1, len(kept))
-        else:
-            # Distributed wrappers average gradients over processes; the sum is what the count belongs to.
-            loss = total / num_items_in_batch * self.accelerator.num_processes
+        loss = self._mean(total, len(kept), num_items_in_batch)
         return (loss, {"logps": l_N}) if return_outputs else loss
 
     def _prompt_losses(self, l_N: torch.Tensor, inputs: dict[str, Any], kept: list[int]) -> torch.Tensor:
@@ -430,11 +412,6 @@ class PSLETrainer(ExtTrainer):
         loss_M = torch.where(ranked_M, args.rank_weight * rank_M, args.sft_weight * sft_M)
         return prompt_means(loss_M, prompt_M, len(kept))
 
-    def _zero_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
-        """A batch whose answers no reward function could score: every process still has to run the model."""
-        tokens = self.log_probs(model, inputs["prompt_ids"][:1], [[[self._tokenizer.pad_token_id]]])
-        return tokens.logps.sum() * 0.0
-
     def _mode(self) -> str:
         return "train" if self.model.training else "eval"
 
@@ -460,8 +437,7 @@ class PSLETrainer(ExtTrainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         start = time.perf_counter()
-        with self._offload:
-            loss = super().training_step(*args, **kwargs)
+        loss = super().training_step(*args, **kwargs)
         self._meters["train"].add("seconds/update", time.perf_counter() - start, len(args[1]["prompt_ids"]))
         return loss
 

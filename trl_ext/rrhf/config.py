@@ -6,6 +6,7 @@
 from dataclasses import dataclass, field
 
 from ..engines import EngineConfig
+from ..rows import SHARED_PREFIX_SETTINGS
 
 
 @dataclass
@@ -95,7 +96,7 @@ class RRHFConfig(EngineConfig):
         metadata={
             "help": "Whether a prompt is computed once for all of its completions: 'auto' where that is cheaper, "
             "'always' wherever the model can, 'never'.",
-            "choices": ["auto", "always", "never"],
+            "choices": list(SHARED_PREFIX_SETTINGS),
         },
     )
 
@@ -123,10 +124,6 @@ class RRHFConfig(EngineConfig):
         for name in ("length_penalty", "rank_weight", "sft_weight", "margin", "resample_steps", "resample_epochs"):
             self._at_least(name, 0)
         self._at_least("beta", 0)
-        if self.sft_reduction not in ("mean", "sum"):
-            raise ValueError(f"`sft_reduction` must be 'mean' or 'sum', got {self.sft_reduction!r}.")
-        if self.shared_prefix not in ("auto", "always", "never"):
-            raise ValueError(f"`shared_prefix` must be 'auto', 'always' or 'never', got {self.shared_prefix!r}.")
         if self.resample_steps and self.resample_epochs:
             raise ValueError(
                 "`resample_steps` (OP-k) and `resample_epochs` (IP-n) exclude each other; set one of them to 0."

@@ -20,15 +20,14 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from ..data import DataError, column_names
+from ..data import AnyDataset, DataError, column_names
 from ..engines import Engine
-from ..ext_trainer import AnyDataset, EvalDataset, ExtTrainer
+from ..ext_trainer import EvalDataset, ExtTrainer
 from ..logprobs import LogProbs, TokenLogps
 from ..reference import Reference
 from ..rewards import RewardFunc
-from ..rollouts import Round, score_round, seeded
+from ..rollouts import Round, score_round
 from ..rounds import Rounds
-from ..sharding import whole
 from ..tokens import prepare_dataset
 from ..trainable import load_policy
 from ..upstream import get_config_model_id
@@ -264,21 +263,9 @@ class RRHFTrainer(ExtTrainer):
 
     def _sample_round(self, rows: list[dict[str, Any]], mode: str = "train") -> Round:
         """Sample and score completions for `rows` with the current model, and log what came out."""
-        args, process = self.args, self.accelerator.process_index
-        # Every evaluation draws the same numbers, and every batch of it others.
-        step = self.state.global_step if mode == "train" else -1 - self._eval_batches
-        with (
-            seeded(args.seed, step, process),
-            whole(
-                self.model_wrapped,
-                self.accelerator,
-                gather=self.engine.gathers,
-                checkpointing=args.gradient_checkpointing_kwargs,
-            ) as unwrapped,
-            torch.no_grad(),
-            self.compute_loss_context_manager(),
-        ):
-            completions = self.engine.drawer(unwrapped)([row["prompt_ids"] for row in rows])
+        args = self.args
+        with self._chance(mode), self.engine.drawing(self) as draw:
+            completions = draw([row["prompt_ids"] for row in rows])
         sampled = score_round(
             rows,
             completions,
@@ -295,9 +282,8 @@ class RRHFTrainer(ExtTrainer):
 
     def _kl_penalty(self, prompts: list[list[int]], completions: list[list[list[int]]]) -> list[list[float]]:
         """beta * (log pi(y | x) - log pi_0(y | x)) for each completion, section 4.1."""
-        batch_size = max(self.args.num_generations, self.args.generation_batch_size or 64)
         assert self.reference is not None
-        ratios = self.reference.log_ratios(self, self.log_probs, prompts, completions, batch_size)
+        ratios = self.reference.log_ratios(self, self.log_probs, prompts, completions)
         self._meters["train"].add_values("kl", torch.tensor([x for group in ratios for x in group]))
         return [[self.args.beta * x for x in group] for group in ratios]
 
@@ -318,7 +304,7 @@ class RRHFTrainer(ExtTrainer):
         """
         kept = [b for b, group in enumerate(inputs["completion_ids"]) if group]
         if not kept:
-            return self._zero_loss(model, inputs)
+            return self._zero_loss(lambda prompts, some: self.log_probs(model, prompts, some).logps, inputs)
         prompts = [inputs["prompt_ids"][b] for b in kept]
         completions = [inputs["completion_ids"][b] for b in kept]
         tokens = self.log_probs(model, prompts, completions)
@@ -334,17 +320,8 @@ class RRHFTrainer(ExtTrainer):
         self._measure(tokens, p_N, scores_N, group_N, best_B, rank_B, sft_B)
         if self.model.training:
             self._num_tokens += sum(map(len, prompts)) + sum(len(c) for group in completions for c in group)
-        if num_items_in_batch is None:
-            loss = loss_B.mean()
-        else:
-            # Distributed wrappers average gradients over processes; the sum is what the count belongs to.
-            loss = loss_B.sum() / num_items_in_batch * self.accelerator.num_processes
+        loss = self._mean(loss_B.sum(), len(loss_B), num_items_in_batch)
         return (loss, {"p": p_N, "scores": scores_N, "group": group_N}) if return_outputs else loss
-
-    def _zero_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
-        """A batch whose completions no reward function could score: every process still has to run the model."""
-        tokens = self.log_probs(model, inputs["prompt_ids"][:1], [[[self._tokenizer.pad_token_id]]])
-        return tokens.logps.sum() * 0.0
 
     @torch.no_grad()
     def _measure(
@@ -374,10 +351,6 @@ class RRHFTrainer(ExtTrainer):
         scored = tokens.completion_index >= 0
         meters.add("entropy", tokens.entropy[scored].sum(), scored.sum())
         meters.add("mean_token_accuracy", tokens.is_top1[scored].sum(), scored.sum())
-
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        with self._offload:
-            return super().training_step(*args, **kwargs)
 
     # ------------------------------------------------------------------------------------------------- evaluation
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from ..backbone_model import BackboneConfig
 from ..config import ExtConfig
 from ..retokenize import vocabulary_digest
+from ..rows import SHARED_PREFIX_SETTINGS
 
 
 FORMS = ("state", "action", "policy")  # of a value model
@@ -131,7 +132,7 @@ class VASConfig(ExtConfig):
         sampling_candidates (`int`, *optional*, defaults to `20`):
             Likeliest tokens that such guidance chooses from. Reference (k of its decoding).
         keep_samples (`bool`, *optional*, defaults to `True`):
-            Whether a round trains on the samples of earlier rounds too. Ours: what was measured to help did.
+            Whether a round trains on the samples of earlier rounds too. Ours; not measured.
         resample_steps (`int`, *optional*, defaults to `0`):
             Draw the samples for this many optimizer steps at a time, instead of for the whole data set; needed for a
             stream of prompts. `0`: not by steps.
@@ -231,7 +232,7 @@ class VASConfig(ExtConfig):
         metadata={
             "help": "Whether a prompt is computed once for all of its completions: 'auto' where that is cheaper, "
             "'always' wherever the model can, 'never'.",
-            "choices": ["auto", "always", "never"],
+            "choices": list(SHARED_PREFIX_SETTINGS),
         },
     )
 
@@ -262,10 +263,6 @@ class VASConfig(ExtConfig):
         self._at_least("calibration_rollouts", 0)
         if self.sampling_beta != self.sampling_beta:
             raise ValueError("`sampling_beta` is NaN.")
-        if self.shared_prefix not in ("auto", "always", "never"):
-            raise ValueError(f"`shared_prefix` must be 'auto', 'always' or 'never', got {self.shared_prefix!r}.")
-        if self.value_form not in FORMS:
-            raise ValueError(f"`value_form` must be one of {', '.join(map(repr, FORMS))}, got {self.value_form!r}.")
         if self.heads is not None and len(set(self.heads)) < len(self.heads):
             raise ValueError(f"`heads` must be different names, got {self.heads}.")
         self._check_rounds()

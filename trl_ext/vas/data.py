@@ -15,19 +15,17 @@ Letters: B prompts, N completions in all, T tokens of the longest, H heads.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ..data import DataError, column_names, first_row
+from ..data import AnyDataset, DataError, column_names, first_row
 from ..tokens import prepare_dataset
 
 
 DEFAULT_HEAD = "reward"  # of a data set with scores alone, and of one reward function
-
-AnyDataset: TypeAlias = Dataset | IterableDataset
 
 
 @dataclass

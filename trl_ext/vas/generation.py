@@ -16,7 +16,7 @@ from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from ..frozen_model import FrozenModel
 from ..retokenize import Retokenizer, TextReader, vocabulary_digest, vocabulary_fault
-from ..static_generate import state_of, weights_of
+from ..static_loop import state_of, weights_of
 from ..static_support import static_fault
 from ..tree_follow import Follower, PromptMask
 from ..weights import RowWeights

@@ -26,9 +26,9 @@ from transformers.utils import logging
 from ..backbones import add_adapter
 from ..calibration import agreement, roll_out, starts
 from ..copies import sampling_copy
-from ..data import DataError, column_names
+from ..data import AnyDataset, DataError, column_names
 from ..explained import Explained
-from ..ext_trainer import AnyDataset, EvalDataset, ExtTrainer
+from ..ext_trainer import EvalDataset, ExtTrainer
 from ..frozen import init_kwargs, load_frozen, place_frozen, sampling_batch_size, sampling_from
 from ..models import is_peft_model, is_quantized
 from ..moments import RunningColumns
@@ -359,14 +359,12 @@ class VASTrainer(ExtTrainer):
 
     def _sample_round(self, rows: list[dict[str, Any]], mode: str = "train") -> Round:
         """Sample and score completions for `rows`, and log what came out."""
-        args, process = self.args, self.accelerator.process_index
+        args = self.args
         if mode == "train" and not self._round() and "completion_ids" in (rows[0] if rows else {}):
             sampled = Round({row["row_index"]: self._own(row) for row in rows})  # the data set's, in the first round
         else:
-            # Every evaluation draws the same numbers, and every batch of it others.
-            step = self.state.global_step if mode == "train" else -1 - self._eval_batches
             guided = bool(mode == "train" and self._round() and args.sampling_beta)
-            with seeded(args.seed, step, process), self._sampling_policy() as policy:
+            with self._chance(mode), self._sampling_policy() as policy:
                 completions = generate(
                     policy,
                     self._tokenizer,
@@ -444,7 +442,7 @@ class VASTrainer(ExtTrainer):
         """
         kept = [b for b, group in enumerate(inputs["completion_ids"]) if group]
         if not kept:
-            return self._zero_loss(model, inputs)
+            return self._zero_loss(lambda prompts, some: self.states(model, prompts, some).states, inputs)
         prompts = [inputs["prompt_ids"][b] for b in kept]
         completions = [inputs["completion_ids"][b] for b in kept]
         tokens = self.states(model, prompts, completions)
@@ -462,11 +460,7 @@ class VASTrainer(ExtTrainer):
         self._measure(tokens, rewards_NTH, mask_NTH, loss_NTH)
         if self.model.training:
             self._num_tokens += sum(map(len, prompts)) + sum(lengths)
-        if num_items_in_batch is None:
-            loss = loss_NTH.sum() / sum(lengths)
-        else:
-            # Distributed wrappers average gradients over processes; the sum is what the count belongs to.
-            loss = loss_NTH.sum() / num_items_in_batch * self.accelerator.num_processes
+        loss = self._mean(loss_NTH.sum(), sum(lengths), num_items_in_batch)
         return (loss, {"values": tokens.states}) if return_outputs else loss
 
     def _targets_of(self, inputs: dict[str, Any], tokens: TokenStates, rewards_NTH: torch.Tensor) -> torch.Tensor:
@@ -488,11 +482,6 @@ class VASTrainer(ExtTrainer):
             self._targets[key] = targets_NTH
         return targets_NTH
 
-    def _zero_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
-        """A batch whose completions no reward function could score: every process still has to run the model."""
-        tokens = self.states(model, inputs["prompt_ids"][:1], [[[self._tokenizer.pad_token_id]]])
-        return tokens.states.sum() * 0.0
-
     @torch.no_grad()
     def _measure(
         self, tokens: TokenStates, rewards_NTH: torch.Tensor, mask_NTH: torch.Tensor, loss_NTH: torch.Tensor
@@ -511,7 +500,7 @@ class VASTrainer(ExtTrainer):
         return self._explained.pop(mode, self.accelerator) | calibration
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        with self._offload, self.model.hold_adapter():
+        with self.model.hold_adapter():
             return super().training_step(*args, **kwargs)
 
     # -------------------------------------------------------------------------------------------------- evaluation
