@@ -340,6 +340,9 @@ def report(results: Sequence[dict[str, Any]]) -> str:
     """The table of README.md: of each case the newest measurement on a GPU."""
     on_gpu = [result for result in results if result["environment"]["hardware"]["gpu"]]
     newest = {case["name"]: (case, result) for result in on_gpu for case in result["cases"]}
+    if not newest:
+        goals = [f"{name} ≤ {value:g} GiB" for name, value in TARGETS.items()]
+        return f"Not measured yet: {len(cases())} settings. Goal: {', '.join(goals)} reserved at the peak."
     lines = [["method", "what", "setting", "peak reserved, GiB", "peak allocated", "before the step", "s", "16 GB"]]
     for case in sorted(cases(), key=lambda c: c.method):
         told = ", ".join(f"{name}: {str(value).lower()}" for name, value in case.switches.items()) or "default"

@@ -137,8 +137,13 @@ def _psle_tuned() -> list[Arm]:
 
 def _psle_chosen() -> list[Arm]:
     chosen = _FRESH
+    # Mostly ranking, in larger steps, and a stronger pull back: what was tried kept twice the variety at this reward.
+    ranked = {**_FRESH, "rank_weight": 10.0, "learning_rate": 1e-4, "beta": 0.05}
     return [
         BASE,
+        _psle("PSLE, ranking x 10, lr 1e-4", ranked),
+        _psle("ranking only, lr 1e-4", ranked, sft_weight=0.0),
+        _psle("weighted SFT only, lr 1e-4", ranked, rank_weight=0.0),
         _psle("PSLE", chosen),
         _psle("PSLE, no KL term, lr 1e-4", chosen, beta=0.0, learning_rate=1e-4),
         _psle("ranking only", chosen, sft_weight=0.0),

@@ -104,8 +104,13 @@ def _section(result: dict[str, Any]) -> list[str]:
         lines += [*table(_values(values)), ""]
     lines += [*table(_outcomes({name: seeds for name, seeds in cases.items() if name not in values})), ""]
     lines.append("\n\n".join(map(provenance, result["from"])))
-    failed = [f"{failure['arm']} (seed {failure['seed']})" for failure in result["failures"]]
-    return [*lines, *(["", f"Not done: {', '.join(failed)}."] if failed else [])]
+    failed: dict[str, list[str]] = {}  # by what ended them
+    for failure in result["failures"]:
+        failed.setdefault(failure["error"].strip().splitlines()[-1], []).append(
+            f"{failure['arm']} ({failure['seed']})"
+        )
+    told = [f"Not done (seed): {', '.join(runs)}. They ended with “{error}”" for error, runs in failed.items()]
+    return [*lines, *(line for each in told for line in ("", each))]
 
 
 def _values(cases: dict[str, list[dict[str, Any]]]) -> list[list[str]]:

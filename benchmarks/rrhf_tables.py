@@ -9,9 +9,7 @@ from typing import Any
 from .harness import table
 from .memory import needed_memory
 from .rrhf_cases import CASCADE, CASES, DENSE, DPO, NAIVE, ORDER, OUR_ROWS, TRL_ROWS, Case
-
-
-NOT_MEASURED = "not measured"
+from .suite import NOT_MEASURED, or_goals
 
 
 def report(results: Sequence[dict[str, Any]]) -> str:
@@ -22,8 +20,14 @@ def report(results: Sequence[dict[str, Any]]) -> str:
         cases = [(case, newest.get(case.name, (None, None))[1]) for case in CASES if case.device == device]
         variants = [name for name in ORDER if name != (CASCADE if device == "cpu" else OUR_ROWS)]
         best = variants[-1]
-        text = [f"### {title}", "", f"“{best}” is so many times faster than", "", *_speed_table(cases, device)]
-        text += ["", f"“{best}” takes so many times less memory than", "", *_memory_table(cases, device)]
+        text = [
+            f"### {title}",
+            "",
+            f"“{best}” is so many times faster than",
+            "",
+            *or_goals(_speed_table(cases, device)),
+        ]
+        text += ["", f"“{best}” takes so many times less memory than", "", *or_goals(_memory_table(cases, device))]
         if any(measured for _, measured in cases):
             text += ["", "Seconds a step, and peak memory above the weights", "", *_absolute_table(cases, variants)]
             text += ["", _summary([measured for _, measured in cases if measured], variants)]

@@ -116,11 +116,26 @@ def sections(
     made = []
     for device, title in titles.items():
         rows = newest(results, cases, device)
-        text = [f"### {title}", "", *ratios(rows)]
+        text = [f"### {title}", "", *or_goals(ratios(rows))]
         if any(measured for _, _, measured in rows):
             text += ["", heading, "", *more(rows)]
         made.append("\n".join([*text, *provenances(rows)]))
     return "\n\n".join(made)
+
+
+def or_goals(lines: Sequence[str]) -> list[str]:
+    """The lines of a table, or where nothing in it was measured, those of a list of its cases and their goals."""
+    head, _, *rows = ([part.strip() for part in line.strip("| ").split(" | ")] for line in lines)
+    if not all(value.startswith(NOT_MEASURED) or value in ("-", "default") for row in rows for value in row[1:]):
+        return list(lines)
+    made = [f"{NOT_MEASURED[0].upper()}{NOT_MEASURED[1:]} yet:", ""]
+    for name, *values in rows:
+        asked = [
+            (of, value.removeprefix(NOT_MEASURED).strip(" []")) for of, value in zip(head[1:], values, strict=True)
+        ]
+        goals = [f"{of} {goal}" for of, goal in asked if goal not in ("", "-")]
+        made.append(f"- {name}" + (f"; goals: {', '.join(goals)}" if goals else ""))
+    return made
 
 
 def cell(measured: dict[str, Any] | None, name: str, goal: str = "") -> str:

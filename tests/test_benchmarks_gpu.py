@@ -53,7 +53,7 @@ def test_tables_of_graph_decode(decoded: dict[str, Any], monkeypatch: pytest.Mon
     text = graph_decode.report([result_of("graph_decode", decoded, **settings)])
     ratio = decoded["ratios"][f"{FORMS['state']} / {PLAIN}"]["of_medians"]
     assert f"**{ratio:.2f}** [≤ 1.3]" in text and "0% at most" in text
-    assert "not measured" in graph_decode.report([])
+    assert "Not measured" in graph_decode.report([])
 
 
 @pytest.mark.parametrize("kind", sorted({case.kind for case in card_memory.cases()}))

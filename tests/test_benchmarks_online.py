@@ -102,7 +102,7 @@ def test_answers_that_differ_are_not_timed(decoding, monkeypatch):
 
 def test_tables_of_decoding(measured):
     empty = proxy_decode.report([])
-    assert "not measured [≤ 1.35]" in empty and "Tokens a second" not in empty
+    assert "≤ 1.35" in empty and "Not measured yet" in empty and "Tokens a second" not in empty
     text = proxy_decode.report(
         [result_of(proxy_decode.SUITE, measured["proxy_decode"], **{f"{OURS[4]} / {PLAIN}": 1.21})]
     )
@@ -139,7 +139,7 @@ def test_decisions_that_do_not_belong_to_the_proxy_are_not_timed(updating):
 
 
 def test_tables_of_updates(measured):
-    assert "not measured [≥ 30]" in proxy_update.report([])
+    assert "≥ 30" in proxy_update.report([])
     text = proxy_update.report(
         [result_of(proxy_update.SUITE, measured["proxy_update"], **{f"{GRADIENT} / {PPO}": 12.3})]
     )
@@ -179,7 +179,7 @@ def test_trainers_that_see_other_weights_are_not_timed(stepping):
 
 def test_tables_of_steps(measured):
     empty = psle_step.report([])
-    assert "not measured [≤ 0.8]" in empty and "not measured [≤ 0.6]" in empty and "not measured [≤ 1]" in empty
+    assert "≤ 0.8" in empty and "≤ 0.6" in empty and "≤ 1" in empty and "| not" not in empty
     text = psle_step.report(
         [result_of(psle_step.SUITE, measured["psle_step"], **{f"update: {SHARED} / {GRPO}": 0.55})]
     )

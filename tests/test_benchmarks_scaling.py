@@ -56,7 +56,7 @@ def test_a_result_is_well_formed_and_its_table_says_the_slopes(measured, monkeyp
     axis = Axis("cpu/rrhf/tiny", "tiny", (Point(2, tiny(2)), Point(4, tiny(4))), (NAIVE, OUR_ROWS, DENSE))
     monkeypatch.setattr(scaling, "CASES", [axis])
     assert f"| tiny | {NAIVE} | {measured['slopes'][NAIVE]['measured']:.2f} | 1.00 |" in scaling.report([result])
-    assert "not measured" in scaling.report([])
+    assert "ot measured" in scaling.report([])
 
 
 def test_axes_are_named_apart_and_grow():

@@ -192,7 +192,12 @@ def load_model(
 
 
 def existing(name_or_path: str) -> str:
-    """A path that is written like one and is not there would be looked up on the Hub, with a misleading error."""
+    """
+    The path of a model's directory, or its id on the Hub.
+
+    Raises:
+        `OSError`: What is written like a path is no directory: the Hub would be asked, with a misleading error.
+    """
     path = Path(name_or_path).expanduser()
     looks_like_path = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
     if looks_like_path and not path.is_dir():

@@ -53,7 +53,13 @@ class ClassifierReward:
     def load(
         cls, model: Any, tokenizer: Any, device: Any, batch_size: int, trust_remote_code: bool
     ) -> "ClassifierReward":
-        """Loads what is missing: the model if it is a name, the tokenizer if it is `None`."""
+        """
+        Loads what is missing: the model if it is a name, the tokenizer if it is `None`.
+
+        Raises:
+            `OSError`: One of them cannot be loaded; names the model.
+            `ValueError`: The model gives several numbers a text.
+        """
         name = model if isinstance(model, str) else model.config._name_or_path
         options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
         try:

@@ -60,7 +60,13 @@ def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerB
 
 
 def use_chat_template(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
-    """Give `tokenizer` the chat template in a Jinja file, or of the tokenizer in a directory or on the Hub."""
+    """
+    Give `tokenizer` the chat template in a Jinja file, or of the tokenizer in a directory or on the Hub.
+
+    Raises:
+        `DataError`: It is empty there.
+        `OSError`: There is no such tokenizer.
+    """
     if Path(path).is_file():
         tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
     else:

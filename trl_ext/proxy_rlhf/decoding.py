@@ -224,6 +224,19 @@ class Walk:
         examined: torch.Tensor,
         kl: torch.Tensor | None,
     ) -> dict[str, torch.Tensor]:
+        """
+        A token's decisions, one entry an examined candidate, row by row in the order of examination.
+
+        N rows, k candidates, D hidden size; the first F candidates were computed at once, the others for some rows.
+
+        Args:
+            features (`torch.Tensor` of shape `(N, F, D)`): What the proxy decided on.
+            late (`torch.Tensor` of shape `(M, k - F, D)` or `None`), more (`torch.Tensor` of shape `(M,)`): The
+                features of the others, and the rows that they are of.
+            logits (`torch.Tensor` of shape `(N, k)`), accepted, examined (`torch.Tensor` of shape `(N, k)`): The
+                proxy's logits, and which candidates were accepted and looked at.
+            kl (`torch.Tensor` of shape `(N,)` or `None`): The token's log q - log pi_0, as far as it is known.
+        """
         rows, columns = examined.nonzero(as_tuple=True)
         first = features.shape[1]
         kept = features[rows, columns.clamp(max=first - 1)].to(torch.bfloat16)

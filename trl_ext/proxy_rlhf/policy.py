@@ -104,7 +104,12 @@ def proxy_policy(
 
 
 def narrowed(process: Process, settings: GenerationSettings) -> Process:
-    """The process under generation settings of which the stricter holds; temperatures are multiplied."""
+    """
+    The process under generation settings of which the stricter holds; temperatures are multiplied.
+
+    Raises:
+        `ValueError`: Beams are asked for, or the settings leave a process that cannot be.
+    """
     if settings.num_beams > 1:
         raise ValueError("A proxy decides on one token after another: set num_beams to 1.")
     changes: dict[str, Any] = {
