@@ -35,7 +35,7 @@ from .text import pieces
 # The variants. A ratio in a result is of an earlier one to a later one.
 ORDER = (TRL, OURS) = (PPO, "Proxy-RLHF")
 # Of both: as in the suite `quality`, in float32.
-COMMON = {
+COMMON: dict[str, Any] = {
     "num_ppo_epochs": 4,
     "num_mini_batches": 4,
     "logging_steps": 1,

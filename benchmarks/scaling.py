@@ -170,11 +170,11 @@ def multiplications(variant: str, work: Step | Decoding) -> float:
         fed = work.counts[variant]["tokens"] if variant != PLAIN else 0
         policy = linear_weights(SHAPES[case.policy]) * case.batch * (case.prompt + case.new)
         return float(policy + linear_weights(SHAPES[case.value]) * fed)
-    case, positions = work.case, work.positions[variant]
-    shape = SHAPES[case.model]
-    rows = case.prompts * (1 if variant == DENSE else case.completions)
+    batch, positions = work.case, work.positions[variant]
+    shape = SHAPES[batch.model]
+    rows = batch.prompts * (1 if variant == DENSE else batch.completions)
     pairs = rows * (positions / rows) ** 2
-    scored = positions if variant == NAIVE else case.prompts * case.completions * case.completion_length[0]
+    scored = positions if variant == NAIVE else batch.prompts * batch.completions * batch.completion_length[0]
     attention = 2 * shape.num_hidden_layers * shape.hidden_size * pairs
     return linear_weights(shape) * positions + attention + shape.hidden_size * shape.vocab_size * scored
 

@@ -191,7 +191,8 @@ def check_agreement(work: Workload) -> dict[str, float]:
 
 def check_form(processor: ValueAugmentedLogitsProcessor) -> None:
     """Raise a `RuntimeError` if siblings are read from their first token each time: that is not what is measured."""
-    trees = [guide.reader.tree for guide in processor.guides]
+    readers: list[Any] = [guide.reader for guide in processor.guides]
+    trees = [reader.tree for reader in readers]
     for tree in trees:
         if tree.form != "shared":
             raise RuntimeError(f"{OURS!r} fell back to {tree.form!r} ({tree.reason}); nothing would be measured.")
