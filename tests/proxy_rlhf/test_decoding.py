@@ -314,3 +314,19 @@ def test_choice() -> None:
 def test_processes_that_cannot_be(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Process(**changes)
+
+
+@pytest.mark.parametrize("order", ["sampled", "descending"])
+@pytest.mark.parametrize("feature", ["candidate", "context"])
+def test_a_token_that_ties_with_the_last_candidate_has_a_probability(order: str, feature: str) -> None:
+    """Which of two equals is a candidate is up to rounding, so up to the batch; a less likely one stays impossible."""
+    model = make_model(V)
+    process = Process(top_k=4, order=order, feature=feature)
+    proxy = make_proxy(model, process)
+    best = model(torch.tensor([PROMPTS[0]])).logits[0, -1].topk(6).indices.tolist()
+    with torch.no_grad():
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())  # no longer the embedding
+        model.lm_head.weight[best[4]] = model.lm_head.weight[best[3]]
+    llm, texts = FrozenModel(model), [[best[i]] for i in (3, 4, 5)]
+    [[one, other, outside]] = proxy_logps(llm, proxy, process, PROMPTS[:1], [texts], pad_token_id=0)
+    assert bool(torch.isfinite(one)) and bool(torch.isfinite(other)) and float(outside) == -torch.inf

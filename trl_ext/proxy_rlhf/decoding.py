@@ -29,6 +29,10 @@ from .losses import decision_logps, induced_logps, marginal_logps
 WIDE_FORWARD = {"cpu": 16}
 WIDE_FORWARD_ELSEWHERE = 100
 FIRST_CANDIDATES = 4  # that go ahead then
+# How far apart, in nats, rounding of hidden states in their dtype may put equals: some units in the last place of a
+# logit of 10.
+EQUAL = {torch.float32: 1e-3, torch.float64: 1e-6}
+EQUAL_ELSEWHERE = 0.1
 
 
 @dataclass
@@ -156,11 +160,12 @@ class Walk:
             tokens_N (`torch.Tensor` of shape `(N,)`): The next token of each row.
 
         Returns:
-            `torch.Tensor` of shape `(N,)`: log q, over all orders; -inf where the token is no candidate.
+            `torch.Tensor` of shape `(N,)`: log q, over all orders; -inf where the token is no candidate, nor as likely
+                as the least likely one.
         """
         # Any order will do: log q is that over all of them.
         middle = torch.full((len(tokens_N), self.process.top_k), 0.5, device=tokens_N.device)
-        found = self.propose(middle[:, : self.llm.vocabulary])
+        found = self._with_equals(self.propose(middle[:, : self.llm.vocabulary]), tokens_N)
         same = (found.tokens == tokens_N[:, None]) & found.valid
         known, choice = same.any(1), same.int().argmax(1)
         features = self._features(found.tokens)
@@ -172,6 +177,25 @@ class Walk:
         else:
             self.hidden_ND = self.tree.append(tokens_N[:, None])[:, -1]
         return log_q
+
+    def _with_equals(self, found: Proposals, tokens_N: torch.Tensor) -> Proposals:
+        """
+        The candidates, of which the least likely is the given token where the two are equals.
+
+        Which of two equally likely tokens is the last candidate is up to rounding, that is, to what a text is batched
+        with: a token that was taken in one batch would be impossible in another.
+        """
+        outside = ~((found.tokens == tokens_N[:, None]) & found.valid).any(1, keepdim=True)
+        if self.process.repetition_penalty != 1 or not bool(outside.any()):
+            return found
+        logps = self.llm.logits(self.hidden_ND).log_softmax(-1).gather(1, tokens_N[:, None])
+        last = found.weights.masked_fill(~found.valid, torch.inf).argmin(1, keepdim=True)
+        taken = outside & (found.base_logps.gather(1, last) - logps < EQUAL.get(self.hidden_ND.dtype, EQUAL_ELSEWHERE))
+        tokens, base_logps = (
+            whole.scatter(1, last, torch.where(taken, one, whole.gather(1, last)))
+            for whole, one in ((found.tokens, tokens_N[:, None]), (found.base_logps, logps))
+        )
+        return Proposals(tokens, found.weights, base_logps)
 
     def _kl(self, found: Proposals, logits: torch.Tensor, choice: torch.Tensor) -> torch.Tensor:
         base = found.base_logps.gather(1, choice[:, None]).squeeze(1)
