@@ -30,6 +30,7 @@ METHOD_FILES = {"__init__.py", "config.py", "data.py", "losses.py", "trainer.py"
 OPTIONAL_METHOD_FILES = {
     "api.py",
     "generation.py",
+    "loading.py",
     "model.py",
     "candidates.py",
     "decoding.py",

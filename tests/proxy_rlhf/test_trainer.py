@@ -338,7 +338,7 @@ def test_a_proxy_goes_on_with_another_model(
 ) -> None:
     """When asked explicitly; from then on it is the other one's, and what changed in the process is said."""
     said: list[str] = []
-    monkeypatch.setattr("trl_ext.proxy_rlhf.trainer.logger.warning", said.append)
+    monkeypatch.setattr("trl_ext.proxy_rlhf.loading.logger.warning", said.append)
     first, other = (make_model(len(make_tokenizer()), seed=seed) for seed in (0, 9))
     first.config._name_or_path, other.config._name_or_path = "org/first", "org/other"
     make_trainer(tmp_path / "a", model=first).save_model()

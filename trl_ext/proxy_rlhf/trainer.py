@@ -44,8 +44,9 @@ from ..whole import write_text
 from .answers import Answers, answer
 from .config import ProxyRLHFConfig
 from .data import Decisions, minibatch
+from .loading import load_proxy
 from .losses import decision_entropy, decision_logps, leave_one_out, policy_loss, value_loss
-from .model import ProxyModel, llm_digest, llm_name
+from .model import ProxyModel
 
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ class ProxyRLHFTrainer(ExtTrainer):
         train_dataset = self._prepare_dataset(train_dataset, args, "train")
         eval_dataset = self._prepare_eval_dataset(eval_dataset, args)
         super().__init__(
-            model=self._load_proxy(proxy_model, args),
+            model=load_proxy(proxy_model, self.language_model, args),
             args=args,
             data_collator=_collate,
             train_dataset=train_dataset,
@@ -193,35 +194,6 @@ class ProxyRLHFTrainer(ExtTrainer):
         return prepare_dataset(
             dataset, self._tokenizer, name=name, max_length=self._max_length, num_proc=args.dataset_num_proc
         )
-
-    def _load_proxy(self, proxy: Any, args: ProxyRLHFConfig) -> ProxyModel:
-        proxy = args.proxy_model_name_or_path if proxy is None else proxy
-        if proxy is None:
-            return ProxyModel.for_model(
-                self.language_model,
-                args.process(),
-                layer_sizes=args.proxy_layer_sizes,
-                critic=args.advantage_estimator == "gae",
-                initial_accept_rate=args.initial_accept_rate,
-            )
-        proxy = ProxyModel.from_pretrained(proxy) if isinstance(proxy, str) else proxy
-        proxy.check_model(self.language_model, allow_other=args.allow_other_model)
-        trained = proxy.config.decision_process
-        if trained.feature != args.feature:
-            raise ValueError(
-                f"The proxy sees the feature {trained.feature!r}, and the settings ask for {args.feature!r}: set "
-                f"feature={trained.feature!r}."
-            )
-        if args.advantage_estimator == "gae" and proxy.critic is None:
-            raise ValueError("The proxy has no critic, which advantage_estimator='gae' needs: set 'rloo'.")
-        now = args.process().as_dict()
-        changed = {n: f"{n} {old!r} -> {now[n]!r}" for n, old in trained.as_dict().items() if old != now[n]}
-        if changed:
-            logger.warning(f"The proxy has decided in another process so far: {', '.join(changed.values())}.")
-        proxy.config.process = now
-        # It is now this model's, which may be another than it came with.
-        proxy.config.llm_name, proxy.config.llm_digest = llm_name(self.language_model), llm_digest(self.language_model)
-        return proxy.train()
 
     def _place(self, args: ProxyRLHFConfig) -> None:
         if not args.ds3_gather_for_generation:

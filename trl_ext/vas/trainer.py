@@ -14,7 +14,6 @@ import torch
 from datasets import Dataset, IterableDataset
 from safetensors.torch import load_file
 from transformers import (
-    AutoConfig,
     BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -23,17 +22,14 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from ..backbones import add_adapter
 from ..calibration import agreement, roll_out, starts
 from ..copies import sampling_copy
 from ..data import AnyDataset, DataError, column_names
 from ..explained import Explained
 from ..ext_trainer import EvalDataset, ExtTrainer
-from ..frozen import init_kwargs, load_frozen, place_frozen, sampling_batch_size, sampling_from
-from ..models import is_peft_model, is_quantized
+from ..frozen import load_frozen, place_frozen, sampling_batch_size, sampling_from
 from ..moments import RunningColumns
 from ..repeats import RepeatedSteps
-from ..retokenize import vocabulary_fault
 from ..returns import td_lambda
 from ..rewards import RewardFunc
 from ..rollouts import Rollout, Round, score_round, seeded
@@ -41,12 +37,12 @@ from ..rounds import Rounds
 from ..sampling import generate
 from ..states import States, TokenStates
 from ..static_generate import forget_loops
-from ..tokens import load_tokenizer
-from ..upstream import disable_dropout_in_model, get_config_model_id
+from ..upstream import get_config_model_id
 from ..whole import write_tensors
-from .config import ValueConfig, VASConfig
+from .config import VASConfig
 from .data import DataCollatorForValues, choose_heads, prepare_values, reward_tensors, totals
 from .generation import ValueAugmentedLogitsProcessor
+from .loading import load_value_model
 from .losses import discounted_return, normalize, value_loss
 from .model import ValueModel
 
@@ -169,7 +165,9 @@ class VASTrainer(ExtTrainer):
 
         needs_policy = value_model is None or args.value_form == "policy" or self._needs_policy(args, eval_dataset)
         self.policy = load_frozen(model, args, quantization_config) if needs_policy else None
-        model = self._load_value_model(value_model, args, quantization_config, peft_config)
+        model = load_value_model(
+            value_model, self.policy, self._tokenizer, self.heads, args, quantization_config, peft_config
+        )
         self.states = States(
             model,
             self._tokenizer.pad_token_id,
@@ -251,70 +249,6 @@ class VASTrainer(ExtTrainer):
 
     def _epochs_per_round(self) -> int:
         return int(self.args.num_train_epochs // self.args.num_iterations) if self.args.num_iterations > 1 else 0
-
-    # ------------------------------------------------------------------------------------------------------ models
-
-    def _load_value_model(
-        self, value_model: Any, args: VASConfig, quantization_config: Any, peft_config: Any
-    ) -> ValueModel:
-        form: dict[str, Any] = {"form": args.value_form, "action_rank": args.action_rank}
-        if value_model is None:
-            if peft_config is None and args.value_form != "policy":
-                raise ValueError(
-                    "There is no value model. Pass `value_model` (`value_model_name_or_path`: a small model with the "
-                    "language model's tokenizer), or `peft_config` (`--use_peft`) for an adapter and a head on the "
-                    "language model itself, or set `value_form='policy'` for a head on its hidden states."
-                )
-            value_model = ValueModel.on_policy(self.policy, self.heads, peft_config=peft_config, **form)
-        else:
-            if isinstance(value_model, str):
-                self._check_tokenizer(value_model, args)
-                kwargs = init_kwargs(args, args.value_model_init_kwargs, quantization_config)
-                value_model = _load_backbone(value_model, self.heads, kwargs, form, self.policy)
-            elif not isinstance(value_model, ValueModel):
-                value_model = ValueModel.from_backbone(value_model, self.heads, **form)
-            if peft_config is not None:
-                value_model.backbone = add_adapter(value_model.backbone, peft_config)
-        self._check_value_model(value_model, args)
-        if is_peft_model(value_model.backbone) and args.gradient_checkpointing:
-            value_model.backbone.enable_input_require_grads()
-        if args.disable_dropout:
-            disable_dropout_in_model(value_model)
-        value_model.config.record_tokenizer(self._tokenizer)
-        value_model.config.gamma, value_model.config.lam = args.gamma, args.lam
-        return value_model
-
-    def _check_tokenizer(self, name: str, args: VASConfig) -> None:
-        """A value model given by name must read the language model's tokens."""
-        try:
-            tokenizer = load_tokenizer(name, trust_remote_code=args.trust_remote_code)
-        except (OSError, ValueError):  # saved without one: what can be seen of the model itself is checked later
-            return
-        fault = vocabulary_fault(self._tokenizer, tokenizer, f"value model {name!r}")
-        if fault:
-            raise ValueError(f"{fault} {_OTHER_VOCABULARY}")
-
-    def _check_value_model(self, model: ValueModel, args: VASConfig) -> None:
-        if list(model.head_names) != self.heads:
-            raise ValueError(
-                f"The value model has the heads {', '.join(map(repr, model.head_names))}, but the data and settings "
-                f"ask for {', '.join(map(repr, self.heads))}. Set `heads` to those of the model, or begin a new one."
-            )
-        if model.config.form != args.value_form:
-            raise ValueError(
-                f"The value model has the form {model.config.form!r}, but `value_form` is {args.value_form!r}: set it "
-                "to that of the model, or begin a new one."
-            )
-        if is_quantized(model.backbone) and not model.saves_parts:
-            raise ValueError(
-                "A quantised value model cannot be trained without an adapter: pass `peft_config` (`--use_peft` on "
-                "the command line)."
-            )
-        rows = model.get_input_embeddings().num_embeddings
-        if rows < max(self._tokenizer.get_vocab().values()) + 1:
-            raise ValueError(
-                f"The value model knows {rows} tokens, the tokenizer has {len(self._tokenizer)}. {_OTHER_VOCABULARY}"
-            )
 
     # ---------------------------------------------------------------------------------------------------- sampling
 
@@ -584,22 +518,3 @@ class VASTrainer(ExtTrainer):
         if self.args.normalize_rewards and (folder / "normalization.json").is_file():
             self._running.load(folder / "normalization.json")
             self._record_normalization()
-
-
-_OTHER_VOCABULARY = (
-    "Values are learned for the language model's tokens: take a value model with its tokenizer (a smaller model of "
-    "the same family), or an adapter and a head on the language model itself (`peft_config`, no `value_model`)."
-)
-
-
-def _load_backbone(
-    name: str, heads: list[str], kwargs: dict[str, Any], form: dict[str, Any], policy: Any
-) -> ValueModel:
-    """A saved value model to train further, or a new one on the backbone of that name."""
-    where = {key: kwargs[key] for key in ("revision", "trust_remote_code") if key in kwargs}
-    config = AutoConfig.from_pretrained(name, **where)
-    if isinstance(config, ValueConfig):
-        if config.head_only:
-            return ValueModel.from_pretrained(name, is_trainable=True, backbone=policy, **where)
-        return ValueModel.from_pretrained(name, is_trainable=True, **kwargs)
-    return ValueModel.from_backbone(name, heads, **form, **kwargs)
