@@ -109,6 +109,7 @@ def test_bad_settings_are_refused_before_anything_is_loaded(good, tiny_model_dir
             evaluate("./no/such/model", *arguments)
 
     fails("stranger_pull must be numbers", "--stranger_token", good, "--stranger_pull", "nan")
+    fails("`stranger_pull` does nothing without `stranger_token`", "--stranger_pull", "2")
     fails("`best_of_n` must be at least 1, got 0", "--best_of_n", "0", "--reward_funcs", "goods_reward.goods")
     fails("`best_of_n` needs a reward", "--best_of_n", "4")
     fails("`frontier_file` needs a reward", "--frontier_file", "out.png")

@@ -6,6 +6,7 @@
 import dataclasses
 import os
 import textwrap
+from typing import ClassVar
 
 import pytest
 
@@ -84,6 +85,15 @@ class TestYamlValues:
         path = yaml_file(line)
         with pytest.raises(ValueError, match=f"{path}: {message}"):
             Parser([Fields], prog="p").parse_args_and_config(["--config", path])
+
+    def test_null_switches_off_what_it_does_in_scripts(self, yaml_file):
+        @dataclasses.dataclass
+        class Off:
+            none_is_zero: ClassVar = ("longest",)
+            longest: int = 8
+
+        [fields] = Parser([Off], prog="p").parse_args_and_config(["--config", yaml_file("longest: null")])
+        assert fields.longest == 0
 
     def test_flags_win(self, yaml_file):
         path = yaml_file("number: 3\ntext: file")

@@ -181,6 +181,26 @@ def test_load_a_classifier(tiny_reward_dir):
     assert model(input_ids=IDS).logits.shape == (2, 1)
 
 
+def test_another_kind_of_model_is_refused(tiny_model_dir, tiny_reward_dir, tmp_path):
+    """Before its weights are read: what follows would fail deep inside, or not at all."""
+    with pytest.raises(ValueError, match=r"a sequence classifier \(LlamaForSequenceClassification\)"):
+        load_model(tiny_reward_dir)
+    assert load_model(tiny_reward_dir, head="none").config.hidden_size  # as the trunk of something
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "trl_ext_value"}))
+    for head in ("causal_lm", "sequence_classification"):
+        with pytest.raises(ValueError, match="was trained beside a language model and is none"):
+            load_model(str(tmp_path), head=head)
+
+
+@pytest.mark.parametrize("load", ["ValueModel", "ProxyModel"])
+@pytest.mark.parametrize("name", ["./no/such", "nosuch"])
+def test_what_stands_beside_a_model_and_cannot_be_loaded_is_named(load, name):
+    import trl_ext
+
+    with pytest.raises(OSError, match=rf"Cannot load the \w+( model)? '{name}', which is no directory here"):
+        getattr(trl_ext, load).from_pretrained(name)
+
+
 def test_unknown_head(tiny_model_dir):
     with pytest.raises(ValueError, match="'causal_lm' or 'sequence_classification', got 'value'"):
         load_model(tiny_model_dir, head="value")

@@ -333,6 +333,12 @@ def test_generation_kwargs_reach_transformers(tiny_model, tiny_tokenizer):
     assert not set(banned) & {i for c in found[0] for i in c.ids}
 
 
+def test_a_misspelt_generation_kwarg_is_refused(tiny_model, tiny_tokenizer):
+    settings = GenerationSettings(generation_kwargs={"tempreature": 1.0})
+    with pytest.raises(ValueError, match="'tempreature', which `generate` does not know; did you mean 'temperature'"):
+        generate(tiny_model, tiny_tokenizer, [[5, 6]], settings)
+
+
 def logp(model, prompt, ids):
     with torch.no_grad():
         logps = model(torch.tensor([[*prompt, *ids]])).logits[0].log_softmax(-1)

@@ -19,7 +19,16 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 
 from .backbones import AdapterSwitch, headless, with_saved_adapter
 from .capture import LastStates
-from .models import base_of, cache_name, cache_of, freeze, is_peft_model, load_model, use_exact_4bit_on_cpu
+from .models import (
+    base_of,
+    cache_name,
+    cache_of,
+    freeze,
+    is_peft_model,
+    load_model,
+    saved_config,
+    use_exact_4bit_on_cpu,
+)
 
 
 ADAPTER_FOLDER = "adapter"  # in the directory of a saved model that is an adapter and a head
@@ -241,14 +250,13 @@ class BackboneModel(PreTrainedModel):
                 `revision`, ...).
 
         Raises:
+            `OSError`: There is no such model.
             `ValueError`: What is saved there is another kind of model; or `backbone` was given for a whole one, has
                 other sizes, or cannot be found for an adapter.
         """
         hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "subfolder") if name in kwargs}
-        config = kwargs.pop("config", None) or AutoConfig.from_pretrained(
-            pretrained_model_name_or_path, trust_remote_code=False, **hub
-        )
         path = str(pretrained_model_name_or_path)
+        config = kwargs.pop("config", None) or saved_config(cls.what, path, **hub)
         if not isinstance(config, cls.config_class):
             raise ValueError(
                 f"{path!r} holds a model of type {config.model_type!r} and no {cls.what}. Make one from it with "

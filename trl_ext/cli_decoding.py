@@ -60,12 +60,25 @@ def asked_for(decodings: Iterable[Any]) -> list[Decoding]:
     Those that the user set, checked.
 
     Raises:
-        `ValueError`: Settings that a decoding refuses.
+        `ValueError`: Settings that a decoding refuses, or of one whose main field is not set.
     """
-    active = [decoding for decoding in decodings if decoding.active]
-    for decoding in active:
-        decoding.check()
+    active = []
+    for decoding in decodings:
+        if decoding.active:
+            decoding.check()
+            active.append(decoding)
+            continue
+        given = [
+            field.name for field in dataclasses.fields(decoding) if getattr(decoding, field.name) != _default(field)
+        ]
+        if given:
+            main = dataclasses.fields(decoding)[0].name
+            raise ValueError(f"`{given[0]}` does nothing without `{main}`: set that too, or leave it out.")
     return active
+
+
+def _default(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def settings_of(decodings: Iterable[Decoding]) -> dict[str, Any]:

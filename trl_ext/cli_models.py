@@ -20,7 +20,7 @@ from trl import ModelConfig
 
 from .evaluation import Evaluation, evaluate
 from .generation_settings import GenerationSettings
-from .models import adapter_base, default_device, is_quantized, load_model, quantization_config_from
+from .models import adapter_base, default_device, is_quantized, load_model, quantization_config_from, unloadable
 from .policy import Policy, model_policy, same_vocabulary
 from .sampler import Source
 from .sampling import usual_batch_size
@@ -86,7 +86,7 @@ def load_source(name: str, loading: LoadingArguments) -> Source:
         tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=loading.trust_remote_code)
         return Source(name, tokenizer, loading.load(name, revision))
     except OSError as error:
-        raise OSError(f"Cannot load the model '{name}': {error}") from error
+        raise unloadable("model", name, error) from error
 
 
 @dataclass

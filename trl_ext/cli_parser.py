@@ -135,7 +135,8 @@ class Parser(TrlParser):
         actions = [action for action in self._actions if action.dest == dest and dest != "help"]
         for action in actions:
             try:
-                action.default = convert(value, self._annotation(dest), action.choices)
+                off = value is None and any(dest in getattr(of, "none_is_zero", ()) for of in self.dataclass_types)
+                action.default = 0 if off else convert(value, self._annotation(dest), action.choices)
             except ValueError as error:
                 raise ValueError(f"{config_path}: `{key}` {error}") from None
             action.required = False

@@ -105,6 +105,9 @@ class ExtConfig(BaseConfig):
     > Without an accelerator, `use_cpu` is set and `bf16` defaults to `False` (TRL's configs raise there).
     """
 
+    # How scripts and recipes written for TRL switch these off.
+    none_is_zero: ClassVar = ("max_length", "pad_to_multiple_of", "generation_batch_size", "top_k", "min_p")
+
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [
         *BaseConfig._VALID_DICT_FIELDS,
         "model_init_kwargs",
@@ -215,9 +218,9 @@ class ExtConfig(BaseConfig):
         if self.use_cpu:
             self.activation_offloading = False  # they are in CPU memory already; TRL's context manager fails there
         super().__post_init__()
-        for name in ("max_length", "pad_to_multiple_of", "generation_batch_size", "top_k", "min_p"):
+        for name in self.none_is_zero:
             if getattr(self, name) is None:
-                setattr(self, name, 0)  # how scripts written for TRL switch these off
+                setattr(self, name, 0)
         self._at_least("max_length", 0)
         self._at_least("pad_to_multiple_of", 0)
         self._at_least("num_generations", 1)

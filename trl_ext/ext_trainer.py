@@ -18,6 +18,7 @@ from .checkpoints import begin, check_resumable, last_checkpoint
 from .config import ExtConfig
 from .data import AnyDataset, column_names
 from .meters import Meters
+from .models import unloadable
 from .nonfinite import LossGuard, check_rewards
 from .rewards import Reward, load_rewards
 from .rollouts import Round, measure_round, seeded, show_tables
@@ -74,8 +75,7 @@ class ExtTrainer(BaseTrainer):
             try:
                 processing_class = load_tokenizer(name, revision=revision, trust_remote_code=args.trust_remote_code)
             except OSError as error:
-                where = "" if os.path.isdir(name) else ", which is no directory here"
-                raise OSError(f"Cannot load the tokenizer of the model {name!r}{where}: {error}") from error
+                raise unloadable("tokenizer of the model", name, error) from error
         if not isinstance(processing_class, PreTrainedTokenizerBase):
             raise TypeError(
                 f"`processing_class` must be a tokenizer, got `{type(processing_class).__name__}`: {cls._name} is for "

@@ -3,6 +3,7 @@
 
 """How completions are drawn: settings under TRL's names, and what `generate` is given for them."""
 
+import difflib
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,6 +153,12 @@ class GenerationSettings:
         }
         if self.num_beam_groups > 1:
             fields |= {"num_beam_groups": self.num_beam_groups, "diversity_penalty": self.diversity_penalty}
+        for name in self.generation_kwargs or {}:
+            # Code that `generate` downloads for groups of beams has settings of its own.
+            if not hasattr(GenerationConfig(), name) and self.num_beam_groups == 1:
+                near = difflib.get_close_matches(name, vars(GenerationConfig()), n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"`generation_kwargs` has {name!r}, which `generate` does not know{hint}")
         return GenerationConfig(**fields | (self.generation_kwargs or {}))
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
     BitsAndBytesConfig,
@@ -120,6 +121,37 @@ def refuse_pickled(folder: str) -> None:
         )
 
 
+def refuse_other_kinds(folder: str, head: str) -> None:
+    """Raise a `ValueError` if a directory holds what was trained beside a language model, or a classifier for one."""
+    file = Path(folder) / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    kind, classes = str(config.get("model_type")), config.get("architectures") or []
+    if kind.startswith("trl_ext_"):
+        raise ValueError(
+            f"{folder!r} holds a model of type {kind!r}, which was trained beside a language model and is none: name "
+            "the language model here, and this one by its own setting (`trl-ext generate --help`)."
+        )
+    if head == "causal_lm" and classes and all(name.endswith("ForSequenceClassification") for name in classes):
+        raise ValueError(
+            f"{folder!r} holds a sequence classifier ({classes[0]}), which scores texts and writes none: name a "
+            "language model here, and this one as a reward (`reward_funcs`)."
+        )
+
+
+def unloadable(what: str, name: str, error: Exception) -> OSError:
+    """What to raise where a model or tokenizer that a user named cannot be loaded: names it, and its kind."""
+    where = "" if Path(name).expanduser().is_dir() else ", which is no directory here"
+    return OSError(f"Cannot load the {what} {name!r}{where}: {error}")
+
+
+def saved_config(what: str, name: str, **hub: Any) -> Any:
+    """The config of a model that a user named. Raises what [`unloadable`] makes."""
+    try:
+        return AutoConfig.from_pretrained(existing(name), trust_remote_code=hub.pop("trust_remote_code", False), **hub)
+    except OSError as error:
+        raise unloadable(what, name, error) from error
+
+
 def adapter_base(path: str) -> str | None:
     """The base model of the LoRA adapter saved in directory `path`, or `None` if it holds no adapter."""
     file = Path(path) / "adapter_config.json"
@@ -154,6 +186,7 @@ def load_model(
 
     Raises:
         `OSError`: There is no such model, or its weights are pickled.
+        `ValueError`: A directory holds another kind of model than is asked for.
         `ImportError`: `quantization_config` is given and bitsandbytes is missing.
     """
     name_or_path = existing(name_or_path)
@@ -170,6 +203,7 @@ def load_model(
     if init_kwargs.setdefault("use_safetensors", True):
         for folder in {source, name_or_path}:
             refuse_pickled(folder)
+    refuse_other_kinds(source, head)
     if revision is not None and base is None:
         init_kwargs["revision"] = revision
     if head == "sequence_classification":

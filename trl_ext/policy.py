@@ -70,8 +70,9 @@ class Decoding(Protocol):
 
     A method names its class in [`~trl_ext.Method`]'s `decoding`. The class is a dataclass whose fields all have
     defaults, with a `help` in their metadata: they become flags of `trl-ext evaluate` and `trl-ext generate`, so their
-    names must differ from the flags that are there and from those of other methods. Making an instance must load
-    nothing, and its module must import fast.
+    names must differ from the flags that are there and from those of other methods. The first is the main one: the
+    others do nothing without it, and setting them alone is an error. Making an instance must load nothing, and its
+    module must import fast.
 
     A class may have one thing more, the property `served_at_once`; see [`served_at_once`].
     """

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from .models import default_device, is_quantized, load_model
+from .models import default_device, is_quantized, load_model, unloadable
 from .tokens import ensure_pad_token, load_tokenizer
 
 
@@ -69,7 +69,7 @@ class ClassifierReward:
                 model = load_model(name, head="sequence_classification", num_labels=1, **options)
                 device = default_device() if device is None else device
         except OSError as error:
-            raise OSError(f"Cannot load the reward model '{name}': {error}") from error
+            raise unloadable("reward model", name, error) from error
         if device is not None and not is_quantized(model):
             model.to(device)
         return cls(model.eval(), tokenizer, batch_size)

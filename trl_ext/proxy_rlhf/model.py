@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
-from ..models import base_of
+from ..models import base_of, existing, unloadable
 from .candidates import FEATURES, Process
 from .generation import generate
 
@@ -134,13 +134,18 @@ class ProxyModel(PreTrainedModel):
         As for any [`~transformers.PreTrainedModel`], from safetensors alone.
 
         Raises:
+            `OSError`: There is no such model.
             `ValueError`: What is saved there is another kind of model.
         """
         hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "subfolder") if name in kwargs}
-        saved, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub)
+        path = str(pretrained_model_name_or_path)
+        try:
+            saved, _ = PreTrainedConfig.get_config_dict(existing(path), **hub)
+        except OSError as error:
+            raise unloadable("proxy", path, error) from error
         if saved.get("model_type") != ProxyConfig.model_type:
             raise ValueError(
-                f"{str(pretrained_model_name_or_path)!r} holds a model of type {saved.get('model_type')!r} and no "
+                f"{path!r} holds a model of type {saved.get('model_type')!r} and no "
                 "proxy. Make one for it with `ProxyModel.for_model`, and train it."
             )
         kwargs.setdefault("use_safetensors", True)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..models import default_device, is_peft_model, quantization_config_from
+from ..models import default_device, is_peft_model, quantization_config_from, saved_config
 from ..policy import Policy
 from ..steering import steered_policy
 from ..tokens import load_tokenizer
@@ -279,7 +279,7 @@ class VASDecoding:
             from trl import ModelConfig
 
             kwargs = {"quantization_config": quantization_config_from(ModelConfig(load_in_4bit=True))}
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        config = saved_config("value model", path)
         head_only = getattr(config, "head_only", False)
         if model is None and head_only:
             raise ValueError(

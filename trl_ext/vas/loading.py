@@ -5,11 +5,11 @@
 
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ..backbones import add_adapter
 from ..frozen import init_kwargs
-from ..models import is_peft_model, is_quantized
+from ..models import is_peft_model, is_quantized, saved_config
 from ..retokenize import vocabulary_fault
 from ..tokens import load_tokenizer
 from ..upstream import disable_dropout_in_model
@@ -46,6 +46,7 @@ def load_value_model(
         peft_config ([`~peft.PeftConfig`], *optional*): Adapter on its backbone.
 
     Raises:
+        `OSError`: There is no model of that name.
         `ValueError`: There is nothing to make one of, or it has another vocabulary, other heads or another form.
     """
     form: dict[str, Any] = {"form": args.value_form, "action_rank": args.action_rank}
@@ -117,7 +118,7 @@ def _load_backbone(
 ) -> ValueModel:
     """A saved value model to train further, or a new one on the backbone of that name."""
     where = {key: kwargs[key] for key in ("revision", "trust_remote_code") if key in kwargs}
-    config = AutoConfig.from_pretrained(name, **where)
+    config = saved_config("value model", name, **where)
     if isinstance(config, ValueConfig):
         if config.head_only:
             return ValueModel.from_pretrained(name, is_trainable=True, backbone=policy, **where)
