@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.utils import cached_file
 
 from .backbones import AdapterSwitch, headless, with_saved_adapter
 from .capture import LastStates
@@ -211,8 +213,6 @@ class BackboneModel(PreTrainedModel):
         Args:
             path (`str`): The directory.
         """
-        from safetensors.torch import load_file
-
         if is_peft_model(self.backbone):
             from peft import set_peft_model_state_dict
 
@@ -221,8 +221,6 @@ class BackboneModel(PreTrainedModel):
         self._load_heads(Path(path) / "model.safetensors")
 
     def _load_heads(self, file: Any) -> None:
-        from safetensors.torch import load_file
-
         weights = load_file(file)
         for name, head in self._heads():
             start = f"{name}."
@@ -275,27 +273,20 @@ class BackboneModel(PreTrainedModel):
     def _from_parts(
         cls, path: str, config: BackboneConfig, backbone: Any, is_trainable: bool, hub: dict, kwargs: dict
     ) -> Any:
-        from transformers.utils import cached_file
-
         if backbone is not None:
             base: Any = base_of(backbone).base_model if config.head_only else headless(backbone)
-            mine, its = (
-                (c.hidden_size, c.vocab_size) for c in (base.config.get_text_config(), config.get_text_config())
-            )
+            configs = base.config.get_text_config(), config.get_text_config()
+            mine, its = ((c.hidden_size, c.vocab_size) for c in configs)
             if mine != its:
-                raise ValueError(
-                    f"{path!r} is for a model of width {its[0]} with {its[1]} tokens; `backbone` has {mine[0]} and "
-                    f"{mine[1]}."
-                )
+                text = "is for a model of width {} with {} tokens; `backbone` has {} and {}."
+                raise ValueError(f"{path!r} {text.format(*its, *mine)}")
         elif config.backbone_name:
             init = {name: value for name, value in kwargs.items() if name not in hub}
             base = load_model(config.backbone_name, head="none", **init)
         else:
             part = "an adapter" if config.adapter else "a head"
-            raise ValueError(
-                f"{path!r} holds {part} whose backbone had no name. Pass it: `{cls.__name__}.from_pretrained(..., "
-                "backbone=model)`."
-            )
+            what = f"`{cls.__name__}.from_pretrained(..., backbone=model)`"
+            raise ValueError(f"{path!r} holds {part} whose backbone had no name. Pass it: {what}.")
         if config.adapter:
             base = with_saved_adapter(base, path, ADAPTER_FOLDER, is_trainable=is_trainable, **hub)
         model = cls(config, base)
