@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from .harness import RESULTS, ROOT, environment, refuse_dirty, write_result
-from .imdb_arms import METHODS, Arm, Task, chosen, tuned
+from .imdb_arms import METHODS, NOT_BEGUN, Arm, Task, chosen, tuned
 
 
 MEASURED = ["benchmarks/imdb_arms.py", "benchmarks/imdb_train.py"]
@@ -110,7 +110,7 @@ def _write(jobs: Sequence[Any], task: Task, options: argparse.Namespace, seeds: 
     """The result file of what is done; 1 if something is not."""
     cases, failures = [], []
     for job in jobs:
-        found = job.result() or {"error": "not done in the time that was given"}
+        found = job.result() or {"error": NOT_BEGUN}
         if "error" in found:
             failures.append({"arm": job.arm.name, "seed": job.seed, "error": found["error"]})
             print(f"{job.arm.name}, seed {job.seed}: {found['error']}", file=sys.stderr)

@@ -18,6 +18,7 @@ from .harness import ROOT
 METHODS = ("proxy_rlhf", "psle", "vas")
 PRINCIPLE = "The following is a positive movie review."
 BETAS = (0.5, 1.0, 2.0, 3.0, 5.0)
+NOT_BEGUN = "not done in the time that was given"  # what a result says of an arm that nothing is known of
 PARTS = 4  # the prompts that are sampled for VAS are dealt to as many jobs
 
 
@@ -142,8 +143,6 @@ def _psle_chosen() -> list[Arm]:
     return [
         BASE,
         _psle("PSLE, ranking x 10, lr 1e-4", ranked),
-        _psle("ranking only, lr 1e-4", ranked, sft_weight=0.0),
-        _psle("weighted SFT only, lr 1e-4", ranked, rank_weight=0.0),
         _psle("PSLE", chosen),
         _psle("PSLE, no KL term, lr 1e-4", chosen, beta=0.0, learning_rate=1e-4),
         _psle("ranking only", chosen, sft_weight=0.0),

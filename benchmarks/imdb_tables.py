@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .harness import table
-from .imdb_arms import METHODS, chosen, tuned
+from .imdb_arms import METHODS, NOT_BEGUN, chosen, tuned
 from .quality_tables import HEADS, by_name, outcome, provenance
 from .suite import NOT_MEASURED
 
@@ -54,7 +54,10 @@ def merged(results: Sequence[dict[str, Any]], method: str, tune: bool) -> list[d
         made.append(
             {
                 "cases": [case for case, _ in kept],
-                "failures": [f for key, f in failures.items() if key not in newest],
+                # Of settings to try, those that nobody began are no news.
+                "failures": [
+                    f for key, f in failures.items() if key not in newest and not (tune and f["error"] == NOT_BEGUN)
+                ],
                 "from": [result for result in of if any(result is source for _, source in kept)],
                 "settings": of[-1]["settings"],
             }
@@ -109,7 +112,7 @@ def _section(result: dict[str, Any]) -> list[str]:
         failed.setdefault(failure["error"].strip().splitlines()[-1], []).append(
             f"{failure['arm']} ({failure['seed']})"
         )
-    told = [f"Not done (seed): {', '.join(runs)}. They ended with “{error}”" for error, runs in failed.items()]
+    told = [f"Not done (seed): {', '.join(runs)}: “{error}”." for error, runs in failed.items()]
     return [*lines, *(line for each in told for line in ("", each))]
 
 

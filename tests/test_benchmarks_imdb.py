@@ -260,7 +260,7 @@ def test_tables_merge_files_by_name_and_seed_and_value_models_apart():
     text = imdb_tables.tables([old, new, tried, small], "vas")
     (row,) = [line for line in text.splitlines() if line.startswith("| k = 20 |")]
     assert "4.00 ± 1.00" in row and "| k = 10 | 4.00 |" in text and "0.810" in text
-    assert "Not done (seed): k = 20 (2). They ended with “RuntimeError: out of luck”" in text
+    assert "Not done (seed): k = 20 (2): “RuntimeError: out of luck”." in text
     assert text.count("2026-01-0") == 4
     assert "imdb-2m, all with prompts: 256:" in text
     assert text.index("| k = 20 |") < text.index("Settings tried, one seed") < text.index("| tried |")
