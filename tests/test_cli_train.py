@@ -162,6 +162,7 @@ class TestTrain:
             (["--dataset_name="], "set dataset_name"),
             (["--model_name_or_path="], "set model_name_or_path"),
             (["--temperature", "-1"], "temperature"),
+            (["--output_dir", __file__], "`output_dir`"),
         ],
     )
     def test_errors_are_one_line_and_status_2(self, recipe, words, message, capsys):

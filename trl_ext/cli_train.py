@@ -112,6 +112,7 @@ def main(argv: Sequence[str], *, launched: bool = False) -> int:
     for_launcher = [] if launched else launch_arguments(extra, parser)
     script_args, model_args, training_args, mixture_args = parser.build(namespace)
     _require(script_args, model_args, mixture_args)
+    _make_folder(training_args.output_dir)
     if not launched and needs_launcher(for_launcher):
         ours = _without(arguments, extra.flags)
         run: Callable[[], int] = lambda: launch(for_launcher, found.method.name, ours)  # noqa: E731
@@ -248,6 +249,16 @@ def _require(script_args: Any, model_args: Any, mixture_args: Any) -> None:
         raise ValueError(
             "set dataset_name (a Hub id, a local directory, or a .jsonl, .json, .parquet or .csv file) or `datasets`"
         )
+
+
+def _make_folder(output_dir: str) -> None:
+    """Now, rather than after the data and the models are loaded."""
+    try:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"`output_dir` {output_dir!r} cannot be made ({error.strerror}): set another one.") from error
+    if not os.access(output_dir, os.W_OK):
+        raise OSError(f"`output_dir` {output_dir!r} cannot be written to: set another one.")
 
 
 def _split(splits: Any, name: str, source: str, setting: str) -> Any:
