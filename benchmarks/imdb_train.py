@@ -272,7 +272,12 @@ def samples(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
     drawn = generate(bench.model, bench.tokenizer, ids, settings, batch_size=2 * bench.task.batch)
     scores = iter(score_completions(rows, drawn, bench.rewards).total)
     scored = [
-        {"prompt": row["prompt"], "completions": [x.text for x in group], "scores": [next(scores) for _ in group]}
+        {
+            "prompt": row["prompt"],
+            "completions": [x.text for x in group],
+            "ended": [x.ended for x in group],  # one that ends at once has no text, and one that was cut off no end
+            "scores": [next(scores) for _ in group],
+        }
         for row, group in zip(rows, drawn, strict=True)
     ]
     lines = map(json.dumps, scored)

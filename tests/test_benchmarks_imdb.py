@@ -114,7 +114,7 @@ def test_values_learn_from_all_parts_and_guide(tmp_path):
         if arm.kind == "samples":
             assert KINDS["samples"](bench, arm, 0) == []
             rows = imdb_train.read_rows(str(bench.folder(name, 0) / "samples.jsonl"))
-            assert len(rows) == 2 and all(len(row["scores"]) == 2 for row in rows)
+            assert len(rows) == 2 and all(len(row["scores"]) == len(row["ended"]) == 2 for row in rows)
     (value,) = KINDS["value"](bench, arms["2 M value"], 0)
     assert value["cost"]["samples"] == 16 and value["metrics"]["r2"] <= 1
     cases = KINDS["guide"](bench, arms["2 M value, k = 10"], 0)
