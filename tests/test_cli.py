@@ -198,3 +198,17 @@ class TestHelp:
                 status = left.code
             assert status == 0
             assert f"usage: trl-ext {command}" in capsys.readouterr().out
+
+
+def test_a_tracker_that_is_not_installed_is_one_line(capsys):
+    def run():
+        raise RuntimeError("WandbCallback requires wandb to be installed. Run `pip install wandb`.")
+
+    assert guarded("p", run) == 2
+    assert capsys.readouterr().err.startswith("p: error: WandbCallback requires wandb")
+
+    def bug():
+        raise RuntimeError("shapes")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        guarded("p", bug)

@@ -3,6 +3,7 @@
 
 """`accelerate launch` behind the command: its flags, when it is needed, how it ends."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -212,6 +213,10 @@ class TestResume:
         with pytest.raises(OSError, match="No space left"):
             with_resume_hint(disk_full, "p", str(tmp_path))
         assert "checkpoint-5" in capsys.readouterr().err
+        os.utime(tmp_path / "checkpoint-5", (0, 0))  # another run's: this one came to nothing
+        with pytest.raises(OSError, match="No space left"):
+            with_resume_hint(disk_full, "p", str(tmp_path))
+        assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["--use_deepspeed"], ["--config_file", resolve_accelerate_config("zero2")]])

@@ -86,6 +86,15 @@ class TestYamlValues:
         with pytest.raises(ValueError, match=f"{path}: {message}"):
             Parser([Fields], prog="p").parse_args_and_config(["--config", path])
 
+    def test_a_key_that_comes_twice(self, yaml_file):
+        path = yaml_file("number: 3\ntext: a\nnumber: 4")
+        with pytest.raises(ValueError, match="the key 'number' comes twice, in line 3 again"):
+            read_config(path)
+
+    def test_a_folder_is_no_config(self, tmp_path):
+        with pytest.raises(OSError, match="is a folder: name a YAML file in it"):
+            read_config(str(tmp_path))
+
     def test_null_switches_off_what_it_does_in_scripts(self, yaml_file):
         @dataclasses.dataclass
         class Off:

@@ -186,6 +186,8 @@ def test_another_kind_of_model_is_refused(tiny_model_dir, tiny_reward_dir, tmp_p
     with pytest.raises(ValueError, match=r"a sequence classifier \(LlamaForSequenceClassification\)"):
         load_model(tiny_reward_dir)
     assert load_model(tiny_reward_dir, head="none").config.hidden_size  # as the trunk of something
+    with pytest.raises(ValueError, match=r"a language model \(LlamaForCausalLM\), which has no score"):
+        load_model(tiny_model_dir, head="sequence_classification")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "trl_ext_value"}))
     for head in ("causal_lm", "sequence_classification"):
         with pytest.raises(ValueError, match="was trained beside a language model and is none"):

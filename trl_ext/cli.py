@@ -73,8 +73,10 @@ def guarded(prog: str, run: Callable[[], int]) -> int:
     except BrokenPipeError:  # `trl-ext ... | head`; the interpreter's own flush at exit must not complain either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError, ImportError) as error:
-        if os.environ.get("TRL_EXT_DEBUG", "0") not in ("", "0"):
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        missing = "to be installed" in str(error)  # what transformers raises of a tracker in `report_to`
+        bug = isinstance(error, RuntimeError) and not missing
+        if bug or os.environ.get("TRL_EXT_DEBUG", "0") not in ("", "0"):
             raise
         rank = os.environ.get("RANK", "0")
         if rank != "0":

@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -124,7 +125,8 @@ def launch(arguments: Sequence[str], method_name: str, script_arguments: Sequenc
 
 
 def with_resume_hint(run: Callable[[], int], prog: str, output_dir: str | None, *, quiet: bool = False) -> int:
-    """Run; if it is cut short, say which checkpoint it can go on from."""
+    """Run; if it is cut short, say which checkpoint it can go on from: of an error, one that it wrote itself."""
+    started = time.time()
     try:
         return run()
     except KeyboardInterrupt:
@@ -132,7 +134,8 @@ def with_resume_hint(run: Callable[[], int], prog: str, output_dir: str | None, 
             print(f"\n{prog}: interrupted. {_resume_hint(output_dir)}", file=sys.stderr)
         return 130
     except Exception:
-        if not quiet and last_checkpoint(output_dir or "."):
+        newest = last_checkpoint(output_dir or ".")
+        if not quiet and newest and os.path.getmtime(newest) >= started - 1:
             print(f"{prog}: stopped by an error. {_resume_hint(output_dir)}", file=sys.stderr)
         raise
 

@@ -200,15 +200,34 @@ def read_config(path: str) -> dict[str, Any]:
 
     try:
         with open(path, encoding="utf-8") as file:
-            config = yaml.safe_load(file)
+            config = yaml.load(file, Loader=_unique_keys())
     except FileNotFoundError:
         raise FileNotFoundError(f"config file not found: {path}") from None
+    except IsADirectoryError:
+        raise IsADirectoryError(f"the config {path} is a folder: name a YAML file in it") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no YAML: {error}") from error
     if not isinstance(config, dict):
         kind = "empty" if config is None else f"a {type(config).__name__}"
         raise ValueError(f"{path} must contain a YAML mapping (`key: value` lines), but is {kind}")
     return config
+
+
+def _unique_keys() -> Any:
+    """YAML's safe loader, but that of two equal keys of a mapping it does not silently take the last."""
+    import yaml
+
+    class UniqueKeys(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen: set[Any] = set()
+            for key, _ in node.value:
+                if key.tag != "tag:yaml.org,2002:merge" and (key.tag, key.value) in seen:
+                    raise yaml.YAMLError(f"the key {key.value!r} comes twice, in line {key.start_mark.line + 1} again")
+                if isinstance(key.value, str):
+                    seen.add((key.tag, key.value))
+            return super().construct_mapping(node, deep)
+
+    return UniqueKeys
 
 
 def set_environment(args: Sequence[str]) -> None:

@@ -229,11 +229,13 @@ def run(args: SampleArguments, loading: SampleLoadingArguments, prog: str = "trl
     try:
         seconds = _sample(sampler, dataset, file, 4 * max(1, args.generation_batch_size // args.num_generations))
     except BaseException as error:
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
         where = f"{file.rows_path} has {file.rows} whole rows" if file.rows else "no row was written yet"
-        print(f"\n{prog}: stopped; {where}. The same command goes on from there.", file=sys.stderr)
+        if file.rows or full or isinstance(error, KeyboardInterrupt):  # else the command itself may be what is wrong
+            print(f"\n{prog}: stopped; {where}. The same command goes on from there.", file=sys.stderr)
         if isinstance(error, KeyboardInterrupt):
             return 130
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        if full:
             raise OSError(f"the disk is full: {file.path} (make room, then run the same command)") from error
         raise
     if not file.rows:
@@ -244,13 +246,12 @@ def run(args: SampleArguments, loading: SampleLoadingArguments, prog: str = "trl
 
 def _sample(sampler: Sampler, dataset: Dataset, file: SampleFile, step: int) -> float:
     """All batches that are not written yet; returns the seconds they took."""
-    models, begin = max(1, len(sampler.sources)), time.monotonic()
+    models, begin = max(1, len(sampler.sources)), (said := time.monotonic())
     done = min(file.batches * step, len(dataset))
     if done:
         print(f"{file.path}: going on after {done} of {len(dataset)} prompts", file=sys.stderr)
     # Off the terminal, lines in a log file are of more use than a bar.
     bar = tqdm(total=len(dataset) * models, initial=done * models, unit="prompt", desc="sampling", disable=None)
-    said = begin
     with bar:
         for start in range(done, len(dataset), step):
             rows = [dataset[i] for i in range(start, min(start + step, len(dataset)))]
@@ -268,9 +269,8 @@ def _summary(file: SampleFile, seconds: float) -> str:
     totals, completions = file.totals, max(1, file.totals["completions"])
     parts = [f"{file.path}: {file.rows} rows, {completions:.0f} completions in {seconds:.0f} s"]
     if totals["score"] or totals["best_score"]:
-        parts.append(
-            f"score {totals['score'] / completions:.3f}, best of a row {totals['best_score'] / file.rows:.3f}"
-        )
+        best = totals["best_score"] / file.rows
+        parts.append(f"score {totals['score'] / completions:.3f}, best of a row {best:.3f}")
     if totals["tokens"]:
         parts.append(f"{totals['tokens']:.0f} tokens sampled, {100 * totals['ended'] / completions:.0f} % ended")
     return "; ".join([*parts, *filter(None, [losses(totals)])])

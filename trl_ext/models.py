@@ -121,20 +121,31 @@ def refuse_pickled(folder: str) -> None:
         )
 
 
-def refuse_other_kinds(folder: str, head: str) -> None:
-    """Raise a `ValueError` if a directory holds what was trained beside a language model, or a classifier for one."""
-    file = Path(folder) / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+def refuse_other_kinds(name: str, config: dict[str, Any], head: str) -> None:
+    """
+    Raise a `ValueError` if a model is of another kind than is asked for.
+
+    Args:
+        name (`str`): What the user named.
+        config (`dict`): Its `model_type` and `architectures`, as they were saved.
+        head (`str`): As for [`load_model`].
+    """
     kind, classes = str(config.get("model_type")), config.get("architectures") or []
     if kind.startswith("trl_ext_"):
         raise ValueError(
-            f"{folder!r} holds a model of type {kind!r}, which was trained beside a language model and is none: name "
+            f"{name!r} holds a model of type {kind!r}, which was trained beside a language model and is none: name "
             "the language model here, and this one by its own setting (`trl-ext generate --help`)."
         )
-    if head == "causal_lm" and classes and all(name.endswith("ForSequenceClassification") for name in classes):
+    if head == "causal_lm" and classes and all(one.endswith("ForSequenceClassification") for one in classes):
         raise ValueError(
-            f"{folder!r} holds a sequence classifier ({classes[0]}), which scores texts and writes none: name a "
+            f"{name!r} holds a sequence classifier ({classes[0]}), which scores texts and writes none: name a "
             "language model here, and this one as a reward (`reward_funcs`)."
+        )
+    writes = classes and all(one.endswith(("CausalLM", "LMHeadModel")) for one in classes)
+    if head == "sequence_classification" and writes:
+        raise ValueError(
+            f"{name!r} holds a language model ({classes[0]}), which has no score: a new one would give random "
+            "numbers. Name a sequence classifier with one label as the reward."
         )
 
 
@@ -203,7 +214,10 @@ def load_model(
     if init_kwargs.setdefault("use_safetensors", True):
         for folder in {source, name_or_path}:
             refuse_pickled(folder)
-    refuse_other_kinds(source, head)
+    saved = Path(source) / "config.json"
+    scored = base is not None and head == "sequence_classification"  # the adapter of a reward brings its score
+    if saved.is_file() and not scored:
+        refuse_other_kinds(source, json.loads(saved.read_text(encoding="utf-8")), head)
     if revision is not None and base is None:
         init_kwargs["revision"] = revision
     if head == "sequence_classification":
@@ -217,6 +231,8 @@ def load_model(
         model = create_model_from_path(source, AutoModel, **init_kwargs)
     else:
         raise ValueError(f"`head` must be 'none', 'causal_lm' or 'sequence_classification', got {head!r}.")
+    if not (saved.is_file() or scored):  # from the Hub
+        refuse_other_kinds(source, {"architectures": model.config.architectures}, head)
     use_exact_4bit_on_cpu(model)
     if base is not None:
         from peft import PeftModel

@@ -246,6 +246,17 @@ def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
         RRHFTrainer("models/nowhere", args=config(tmp_path), train_dataset=Dataset.from_list(ROWS))
 
 
+def test_rows_without_a_pair_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("trl_ext.rrhf.trainer.logger.warning", said.append)
+    alone = [{"prompt": r["prompt"], "completions": r["completions"][:1], "scores": r["scores"][:1]} for r in ROWS]
+    trainer(tmp_path, alone)
+    assert any("no pair to rank" in text for text in said)
+    said.clear()
+    trainer(tmp_path)
+    assert not said
+
+
 def test_a_round_without_any_score_is_told(tmp_path: Path, caplog: Any) -> None:
     prompts = [{"prompt": row["prompt"]} for row in ROWS]
     run = trainer(tmp_path, prompts, reward_funcs=lambda completions, **_: [None] * len(completions),

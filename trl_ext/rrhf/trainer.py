@@ -219,6 +219,9 @@ class RRHFTrainer(ExtTrainer):
                 "The train data set has completions and neither `resample_steps` nor `resample_epochs` is set: "
                 "`reward_funcs` are used in evaluation only."
             )
+        ranks = isinstance(dataset, Dataset) and not samples and args.rank_weight
+        if ranks and all(len(ids) < 2 for ids in dataset["completion_ids"]):
+            logger.warning("Every row has one completion: there is no pair to rank, and what is left is SFT.")
         if isinstance(dataset, IterableDataset) and samples and not args.resample_steps:
             raise ValueError("A streamed data set has no epochs to sample for; set `resample_steps`.")
         return samples
