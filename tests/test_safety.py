@@ -163,7 +163,7 @@ class TestRemoteCode:
         make_tokenizer().save_pretrained(folder)
         config = json.loads((folder / "config.json").read_text())
         auto = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model", "AutoModel": "code.Model"}
-        config |= {"model_type": "of_its_own", "auto_map": auto}
+        config |= {"model_type": "of_its_own", "auto_map": auto, "architectures": ["Model"]}
         (folder / "config.json").write_text(json.dumps(config))
         (folder / "code.py").write_text(f"import os\nos.mkdir({str(trace)!r})\n")
         for head in ("causal_lm", "sequence_classification", "none"):

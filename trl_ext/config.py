@@ -3,6 +3,7 @@
 
 """Settings that mean the same for every method, on top of TRL's base config."""
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -254,3 +255,5 @@ class ExtConfig(BaseConfig):
         value = getattr(self, name)
         if not isinstance(value, int | float) or not value >= least:  # NaN is not below anything
             raise ValueError(f"`{name}` must be at least {least}, got {value!r}.")
+        if value == math.inf:
+            raise ValueError(f"`{name}` must be finite, got {value!r}.")

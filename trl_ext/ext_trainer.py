@@ -4,6 +4,7 @@
 """What trainers do around their method: rows in, rounds, evaluation, metrics, checkpoints."""
 
 import contextlib
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers.utils import logging
 
 from .checkpoints import begin, check_resumable, last_checkpoint
 from .config import ExtConfig
-from .data import AnyDataset, column_names
+from .data import AnyDataset, DataError, column_names
 from .meters import Meters
 from .models import unloadable
 from .nonfinite import LossGuard, check_rewards
@@ -69,6 +70,8 @@ class ExtTrainer(BaseTrainer):
 
     @classmethod
     def _load_tokenizer(cls, name: str, model: Any, args: ExtConfig, processing_class: Any) -> PreTrainedTokenizerBase:
+        if not isinstance(args, ExtConfig):
+            raise TypeError(f"`args` must be the config of {cls._name}'s trainer, got `{type(args).__name__}`.")
         if processing_class is None:
             kwargs = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
             revision = kwargs.get("revision") if isinstance(model, str) else None
@@ -94,6 +97,8 @@ class ExtTrainer(BaseTrainer):
             raise ValueError(
                 f"`reward_weights` has {len(args.reward_weights)} entries for {len(rewards)} reward functions."
             )
+        if not all(map(math.isfinite, args.reward_weights or [])):
+            raise ValueError(f"`reward_weights` must be finite, got {args.reward_weights}.")
         return rewards
 
     def _tokenize(self, dataset: AnyDataset, args: Any, name: str) -> tuple[AnyDataset, int]:
@@ -122,6 +127,23 @@ class ExtTrainer(BaseTrainer):
         if isinstance(dataset, dict):
             return {name: self._prepare_dataset(part, args, name) for name, part in dataset.items()}
         return self._prepare_dataset(dataset, args, "eval")
+
+    def _check_context(self, train: AnyDataset, evals: Any, args: ExtConfig, context: int) -> None:
+        """Raise a `DataError` for a row that is longer than the model's positions: it would fail in a deep layer."""
+        parts = evals if isinstance(evals, dict) else {"eval": evals}
+        for name, part in {"train": train, **parts}.items():
+            if not isinstance(part, Dataset) or not len(part) or not context:
+                continue
+            given = part["completion_ids"] if "completion_ids" in part.column_names else [[[]]] * len(part)
+            drawn = args.max_completion_length if given[0] == [[]] or (name == "train" and self._samples) else 0
+            for index, (prompt, completions) in enumerate(zip(part["prompt_ids"], given, strict=True)):
+                length = len(prompt) + max(drawn, *map(len, completions), 0)
+                if length > context:
+                    raise DataError(
+                        f"Row {index} of the {name} data set comes to {length} tokens"
+                        + (f" with `max_completion_length` ({drawn})" if drawn else "")
+                        + f", but the model has room for {context}: set `max_length` lower, or drop long rows."
+                    )
 
     def _set_signature_columns_if_needed(self) -> None:
         # Reward functions are given the data set's other columns; preference rows became `prompt` and `completions`.

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, Trainer
 from .copies import independent_copy
 from .frozen import sampling_batch_size
 from .logprobs import LogProbs, completion_logps
-from .models import adapter_disabled, freeze, is_peft_model
+from .models import adapter_disabled, freeze, is_peft_model, load_model
 from .sharding import shard
 from .upstream import disable_gradient_checkpointing
 
@@ -24,15 +24,18 @@ class Reference:
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The policy, before training and before any
             distributed wrapper.
-        ref_model ([`~transformers.PreTrainedModel`], *optional*): The reference; see above without one.
+        ref_model ([`~transformers.PreTrainedModel`] or `str`, *optional*): The reference, or its directory or Hub id;
+            see above without one.
 
     Raises:
         `ValueError`: `ref_model` is the policy itself.
     """
 
-    def __init__(self, model: Any, ref_model: PreTrainedModel | None = None) -> None:
+    def __init__(self, model: Any, ref_model: PreTrainedModel | str | None = None) -> None:
         if ref_model is model:
             raise ValueError("`ref_model` and `model` are the same object; leave `ref_model` out to have a copy made.")
+        if isinstance(ref_model, str):
+            ref_model = load_model(ref_model, dtype=model.dtype)
         self.model: Any = None
         if ref_model is not None or not is_peft_model(model):
             self.model = freeze(independent_copy(model) if ref_model is None else ref_model)

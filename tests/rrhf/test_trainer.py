@@ -246,6 +246,28 @@ def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
         RRHFTrainer("models/nowhere", args=config(tmp_path), train_dataset=Dataset.from_list(ROWS))
 
 
+def test_a_row_beyond_the_models_positions_is_named(tmp_path: Path) -> None:
+    long = {"prompt": "the film was good " * 8, "completions": ["good", "bad"], "scores": [1, 0]}
+    model = make_model(len(make_tokenizer()), max_position_embeddings=24)
+    with pytest.raises(DataError, match=r"Row 1 of the train data set comes to \d+ tokens, but .* room for 24"):
+        trainer(tmp_path, [*ROWS[:1], long], model=model)
+    with pytest.raises(DataError, match=r"with `max_completion_length` \(60\), but the model has room for 24"):
+        trainer(tmp_path, [{"prompt": "the film"}], model=model, reward_funcs=lambda completions, **_: [0.0] * 3,
+                args={"resample_steps": 1, "max_completion_length": 60})  # fmt: skip
+
+
+def test_arguments_of_another_kind_are_named(tmp_path: Path) -> None:
+    from trl import DPOConfig
+
+    model = make_model(len(make_tokenizer()))
+    with pytest.raises(TypeError, match="must be the config of RRHF's trainer, got `DPOConfig`"):
+        theirs = DPOConfig(str(tmp_path), use_cpu=True, bf16=False)
+        rows = Dataset.from_list(ROWS)
+        RRHFTrainer(model, args=theirs, train_dataset=rows, processing_class=make_tokenizer())
+    with pytest.raises(ValueError, match="`beta` must be finite, got inf"):
+        config(tmp_path, beta=float("inf"))
+
+
 def test_rows_without_a_pair_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr("trl_ext.rrhf.trainer.logger.warning", said.append)

@@ -23,6 +23,7 @@ from transformers.utils import logging
 from ..data import AnyDataset, DataError, column_names
 from ..engines import Engine
 from ..ext_trainer import EvalDataset, ExtTrainer
+from ..frozen_model import context_of
 from ..logprobs import LogProbs, TokenLogps
 from ..reference import Reference
 from ..rewards import RewardFunc
@@ -157,6 +158,7 @@ class RRHFTrainer(ExtTrainer):
         self._check_evaluation(eval_dataset, reward_funcs)
 
         model = load_policy(model, args, quantization_config, peft_config)
+        self._check_context(train_dataset, eval_dataset, args, context_of(model))
         model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
         model.generation_config.pad_token_id = self._tokenizer.pad_token_id
         self.reference = self._load_reference(model, ref_model, args, self._samples)

@@ -28,6 +28,7 @@ from ..data import AnyDataset, DataError, column_names
 from ..explained import Explained
 from ..ext_trainer import EvalDataset, ExtTrainer
 from ..frozen import load_frozen, place_frozen, sampling_batch_size, sampling_from
+from ..frozen_model import context_of
 from ..moments import RunningColumns
 from ..repeats import RepeatedSteps
 from ..returns import td_lambda
@@ -168,6 +169,8 @@ class VASTrainer(ExtTrainer):
         model = load_value_model(
             value_model, self.policy, self._tokenizer, self.heads, args, quantization_config, peft_config
         )
+        rooms = [context_of(each) for each in (model.backbone, self.policy) if each is not None]
+        self._check_context(train_dataset, eval_dataset, args, min((room for room in rooms if room), default=0))
         self.states = States(
             model,
             self._tokenizer.pad_token_id,
