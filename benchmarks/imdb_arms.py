@@ -17,7 +17,7 @@ from .harness import ROOT
 
 METHODS = ("proxy_rlhf", "psle", "vas")
 PRINCIPLE = "The following is a positive movie review."
-BETAS = (0.5, 1.0, 2.0, 3.0, 5.0)
+BETAS = (1.0, 2.0, 3.0, 5.0, 8.0)
 NOT_BEGUN = "not done in the time that was given"  # what a result says of an arm that nothing is known of
 PARTS = 4  # the prompts that are sampled for VAS are dealt to as many jobs
 
