@@ -17,7 +17,7 @@ from conftest import REPOSITORY
 sys.path.insert(0, str(REPOSITORY))  # `benchmarks` is not part of the package
 
 from benchmarks import harness, imdb, imdb_jobs, imdb_tables, imdb_train, report
-from benchmarks.imdb_arms import METHODS, Arm, Task, chosen, tuned
+from benchmarks.imdb_arms import BETAS, METHODS, Arm, Task, chosen, tuned
 from benchmarks.imdb_jobs import Job, run_all
 from benchmarks.imdb_train import KINDS, Bench, Milestones, slug
 
@@ -118,7 +118,7 @@ def test_values_learn_from_all_parts_and_guide(tmp_path):
     (value,) = KINDS["value"](bench, arms["2 M value"], 0)
     assert value["cost"]["samples"] == 16 and value["metrics"]["r2"] <= 1
     cases = KINDS["guide"](bench, arms["2 M value, k = 10"], 0)
-    assert [case["settings"]["betas"] for case in cases] == [0.5, 1.0, 2.0, 3.0, 5.0]
+    assert [case["settings"]["betas"] for case in cases] == list(BETAS)
     assert cases[-1]["metrics"]["kl"] != cases[0]["metrics"]["kl"]
 
 
