@@ -54,6 +54,15 @@ def test_rrhf_samples_with_vllm(tmp_path, monkeypatch):
         )
 
 
+def test_vllm_has_settings_of_its_own(tmp_path, monkeypatch):
+    calls, tokenizer = use_stand_in(monkeypatch), make_tokenizer()
+    args = EngineConfig(str(tmp_path), use_vllm=True, generation_kwargs={"presence_penalty": 0.5})
+    draw = Engine(make_model(64), tokenizer, args, accelerator()).drawer(make_model(64))
+    assert calls[0]["generation_kwargs"] == {"presence_penalty": 0.5} and len(draw([[5], [6]])) == 2
+    with pytest.raises(ValueError, match="`generation_kwargs` has 'presence_penalty', which `generate` does not know"):
+        EngineConfig(str(tmp_path), generation_kwargs={"presence_penalty": 0.5})
+
+
 def test_processes_ask_a_server_for_equally_many(monkeypatch):
     """TRL's client deals the answers out by the number of prompts of one process."""
     calls = use_stand_in(monkeypatch)

@@ -234,7 +234,9 @@ class ExtConfig(BaseConfig):
                 f"`temperature` must be positive, got {self.temperature}: completions are compared with one "
                 "another, so they have to differ."
             )
-        self.generation_settings()  # checks the rest now, rather than when the first completions are drawn
+        settings = self.generation_settings()  # checks the rest now, rather than when the first completions are drawn
+        if not getattr(self, "use_vllm", False):
+            settings.check_generation_kwargs()
 
     def generation_settings(self) -> GenerationSettings:
         """The settings that [`~trl_ext.sampling.generate`] takes."""

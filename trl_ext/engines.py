@@ -5,7 +5,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -144,7 +144,8 @@ class VLLM:
         _, ids, _, _ = self._engine.generate(
             prompts=[prompt for prompt in asked for _ in range(k)], images=None, num_generations=k
         )
-        config = self.settings.generation_config(self._policy, self.tokenizer)
+        # For where completions end; `generation_kwargs` are vLLM's here.
+        config = replace(self.settings, generation_kwargs=None).generation_config(self._policy, self.tokenizer)
         return grouped([list(x) for x in ids], k, self.tokenizer, config)[: len(prompts)]
 
     def _eos(self) -> int:

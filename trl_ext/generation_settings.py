@@ -120,6 +120,22 @@ class GenerationSettings:
             f"generation_kwargs must not have {reserved}: use num_generations, max_completion_length and num_beams.",
         )
 
+    def check_generation_kwargs(self) -> None:
+        """
+        Check what transformers is to draw with; vLLM has names of its own.
+
+        Raises:
+            `ValueError`: `generation_kwargs` has a name that `generate` does not know.
+        """
+        if self.num_beam_groups > 1:  # code that `generate` downloads for groups of beams has settings of its own
+            return
+        known = vars(GenerationConfig())
+        for name in self.generation_kwargs or {}:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else "."
+                raise ValueError(f"`generation_kwargs` has {name!r}, which `generate` does not know{hint}")
+
     @property
     def own_sampling(self) -> bool:
         """Whether [`~trl_ext.decoding.Draw`] samples; transformers does if there are `generation_kwargs`."""
@@ -153,12 +169,7 @@ class GenerationSettings:
         }
         if self.num_beam_groups > 1:
             fields |= {"num_beam_groups": self.num_beam_groups, "diversity_penalty": self.diversity_penalty}
-        for name in self.generation_kwargs or {}:
-            # Code that `generate` downloads for groups of beams has settings of its own.
-            if not hasattr(GenerationConfig(), name) and self.num_beam_groups == 1:
-                near = difflib.get_close_matches(name, vars(GenerationConfig()), n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"`generation_kwargs` has {name!r}, which `generate` does not know{hint}")
+        self.check_generation_kwargs()
         return GenerationConfig(**fields | (self.generation_kwargs or {}))
 
 

@@ -311,13 +311,14 @@ def test_several_epochs_an_iteration_and_a_constant_threshold(tmp_path: Path) ->
     assert set(log.of("threshold")) == {0.2}
 
 
-def test_streams_have_iterations_by_steps(tmp_path: Path) -> None:
-    log = Logs()
+@pytest.mark.parametrize("streaming", [True, False])
+def test_iterations_by_steps(tmp_path: Path, streaming: bool) -> None:
+    log, rows = Logs(), Dataset.from_list(PROMPTS * 4)
     run = PSLETrainer(
         make_model(len(make_tokenizer())),
         letter_reward,
         config(tmp_path, resample_steps=1, max_steps=4),
-        Dataset.from_list(PROMPTS * 4).to_iterable_dataset(),
+        rows.to_iterable_dataset() if streaming else rows,
         processing_class=make_tokenizer(),
         callbacks=[log],
     )

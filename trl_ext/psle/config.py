@@ -38,7 +38,7 @@ class PSLEConfig(EngineConfig):
 
         num_iterations (`int`, *optional*, defaults to `8`):
             Iterations: sample for the whole data set, train on it, lower the threshold. As many as the paper's curves
-            show.
+            show. With `resample_steps` and `max_steps` an iteration is `max_steps / num_iterations` steps instead.
         epochs_per_iteration (`int`, *optional*, defaults to `1`):
             Passes over the data set within an iteration. Ours.
         resample_steps (`int`, *optional*, defaults to `0`):

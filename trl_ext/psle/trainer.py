@@ -262,10 +262,11 @@ class PSLETrainer(ExtTrainer):
 
     def _begin(self, epoch: int) -> None:
         """Enter the iteration that the next step belongs to."""
-        if isinstance(self.train_dataset, IterableDataset):
-            number = self.state.global_step * self.args.num_iterations // self.args.max_steps
+        args = self.args
+        if args.resample_steps and args.max_steps > 0:  # nothing is tied to passes over the data
+            number = self.state.global_step * args.num_iterations // args.max_steps
         else:
-            number = epoch // self.args.epochs_per_iteration
+            number = epoch // args.epochs_per_iteration
         if number > self.iterations.number:
             self._report(self.args.resample_steps > 0)
             self.iterations.advance(number, self.args.threshold_decay)
