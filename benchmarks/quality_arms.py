@@ -150,6 +150,16 @@ def arms(task: Task) -> list[Arm]:
         "learning_rate": task.learning_rate,
         **few,
     }
+    # The settings of recipes/psle/imdb-7m_full_imdb_cpu.yaml: four answers of the current model to a prompt and pass.
+    ranked = {
+        **psle,
+        "num_generations": 2,
+        "num_iterations": task.num_generations // 4,
+        "resample_steps": 1,
+        "rank_weight": 10.0,
+        "two_sided": True,
+        "beta": 0.05,
+    }
     return [
         Arm("base", "base"),
         Arm("base with the principle in its prompt", "principle in the prompt", command="principle"),
@@ -173,6 +183,7 @@ def arms(task: Task) -> list[Arm]:
             {**one_by_one, **half, "resample_steps": 1, "num_train_epochs": 2, "beta": 0.05},
         ),
         Arm("PSLE", "PSLE", "psle", psle),
+        Arm("PSLE, mostly ranking, with a KL term", "PSLE", "psle", ranked),
         Arm(
             "Proxy-RLHF, sampled",
             "Proxy-RLHF",
