@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from .checkpoints import begin, check_resumable, last_checkpoint
 from .config import ExtConfig
-from .data import AnyDataset, DataError, column_names
+from .data import AnyDataset, column_names
 from .meters import Meters
 from .models import unloadable
 from .nonfinite import LossGuard, check_rewards
@@ -25,7 +25,7 @@ from .rewards import Reward, load_rewards
 from .rollouts import Round, measure_round, seeded, show_tables
 from .rounds import Rounds
 from .sharding import check_launch
-from .tokens import TOKENIZED_COLUMNS, ensure_pad_token, load_tokenizer, use_chat_template
+from .tokens import TOKENIZED_COLUMNS, check_positions, ensure_pad_token, load_tokenizer, use_chat_template
 from .trainable import cast_adapter
 from .upstream import BaseTrainer, get_act_offloading_ctx_manager, global_then_local_main_first
 
@@ -50,6 +50,7 @@ class ExtTrainer(BaseTrainer):
     rewards: list[Reward]
     _raw_columns: set[str]  # of the data set, where reward functions may ask for them
     _samples = False  # whether training draws completions
+    _context = 0  # positions that the models have which read rows (`0`: not known, or a method's own to check)
     _dropped_rows: int | None = None
     _train_prefix = ""  # of the names of metrics in training
 
@@ -130,20 +131,28 @@ class ExtTrainer(BaseTrainer):
 
     def _check_context(self, train: AnyDataset, evals: Any, args: ExtConfig, context: int) -> None:
         """Raise a `DataError` for a row that is longer than the model's positions: it would fail in a deep layer."""
-        parts = evals if isinstance(evals, dict) else {"eval": evals}
-        for name, part in {"train": train, **parts}.items():
-            if not isinstance(part, Dataset) or not len(part) or not context:
-                continue
-            given = part["completion_ids"] if "completion_ids" in part.column_names else [[[]]] * len(part)
-            drawn = args.max_completion_length if given[0] == [[]] or (name == "train" and self._samples) else 0
-            for index, (prompt, completions) in enumerate(zip(part["prompt_ids"], given, strict=True)):
-                length = len(prompt) + max(drawn, *map(len, completions), 0)
-                if length > context:
-                    raise DataError(
-                        f"Row {index} of the {name} data set comes to {length} tokens"
-                        + (f" with `max_completion_length` ({drawn})" if drawn else "")
-                        + f", but the model has room for {context}: set `max_length` lower, or drop long rows."
-                    )
+        self._context = context
+        self._check_room(train, args, "train", samples=self._samples)
+        for name, part in evals.items() if isinstance(evals, dict) else [("", evals)]:
+            self._check_room(part, args, f"eval {name!r}" if name else "eval")
+
+    def _check_room(self, dataset: Any, args: Any, name: str, *, samples: bool = False) -> None:
+        """
+        The same for one tokenised data set.
+
+        Args:
+            dataset ([`~datasets.Dataset`]): Its rows. Anything else is not looked at: rows of a stream come later.
+            args ([`~trl_ext.config.ExtConfig`]): The trainer's config.
+            name (`str`): What messages call it.
+            samples (`bool`, *optional*, defaults to `False`): Whether completions are drawn for rows that have some.
+        """
+        if not isinstance(dataset, Dataset) or not self._context:
+            return
+        drawn = args.max_completion_length if samples or "completion_ids" not in dataset.column_names else 0
+        # Most runs set lengths with which no row can be too long: millions of rows need not be read to know.
+        limit = self._longest_row(args)
+        if not limit or limit + drawn > self._context:
+            check_positions(dataset, self._context, name=name, drawn=drawn)
 
     def _set_signature_columns_if_needed(self) -> None:
         # Reward functions are given the data set's other columns; preference rows became `prompt` and `completions`.
@@ -276,6 +285,7 @@ class ExtTrainer(BaseTrainer):
     def _evaluate_one(self, dataset: Any, ignore_keys: list[str] | None, prefix: str) -> dict[str, float]:
         if dataset is not None and "prompt_ids" not in column_names(dataset):
             dataset = self._prepare_dataset(dataset, self.args, "eval")
+            self._check_room(dataset, self.args, "eval")
         self._eval_prefix, self._eval_batches = prefix, 0
         if dataset is not None:
             self._before_evaluation(dataset)

@@ -27,6 +27,7 @@ from ..checkpoints import last_checkpoint
 from ..data import AnyDataset, column_names
 from ..engines import Engine
 from ..ext_trainer import EvalDataset, ExtTrainer
+from ..frozen_model import context_of
 from ..loading import load_dataset
 from ..logprobs import LogProbs, TokenLogps
 from ..reference import Reference
@@ -166,13 +167,9 @@ class PSLETrainer(ExtTrainer):
         self._sft_dataset = self._prepare_sft_dataset(sft_dataset, args)
 
         model = load_policy(model, args, quantization_config, peft_config)
-        text_config = model.config.get_text_config()
-        text_config.pad_token_id = self._tokenizer.pad_token_id
+        model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
         model.generation_config.pad_token_id = self._tokenizer.pad_token_id
-        self._context = int(getattr(text_config, "max_position_embeddings", 0) or 0)
-        self._check_room(train_dataset, args)
-        for part in eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]:
-            self._check_room(part, args)
+        self._check_context(train_dataset, eval_dataset, args, context_of(model))
         self.reference = Reference(model, ref_model) if args.beta else None
         if ref_model is not None and not args.beta:
             logger.warning("`ref_model` is not used: PSLE needs none without a KL term (`beta`).")
@@ -224,10 +221,11 @@ class PSLETrainer(ExtTrainer):
     def _tokenize(self, dataset: AnyDataset, args: PSLEConfig, name: str) -> tuple[AnyDataset, int]:
         return prepare_prompts(dataset, self._tokenizer, self._principles, args, name=name)
 
-    def _check_room(self, dataset: Any, args: PSLEConfig) -> None:
+    def _check_room(self, dataset: Any, args: PSLEConfig, name: str, *, samples: bool = True) -> None:
         if isinstance(dataset, Dataset):  # rows of a stream are checked when they come
             rows = dataset.select_columns(["row_index", "prompt_ids", "guided_ids"])
             check_room(rows, self._context, args.max_completion_length)
+        super()._check_room(dataset, args, name, samples=samples)  # prompts without a principle
 
     def _prepare_sft_dataset(self, dataset: Dataset | None, args: PSLEConfig) -> Dataset | None:
         if not (args.sft_epochs or args.sft_mix):
