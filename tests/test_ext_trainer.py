@@ -2,16 +2,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every trainer checks of its arguments: rows that fit the model's positions, the config's class."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from conftest import letter_reward, make_model, make_tokenizer
 from datasets import Dataset
+from tiny_trainers import METHODS as ALL
 from tiny_trainers import PROMPTS, SCORED, make_trainer
 
 from trl_ext import RRHFConfig, RRHFTrainer, ValueModel, VASConfig, VASTrainer
+from trl_ext.config import ExtConfig
 from trl_ext.data import DataError
+from trl_ext.ext_trainer import ExtTrainer
+from trl_ext.method import discover
 
 
 LONG = "the film was good " * 8  # 33 tokens
@@ -126,3 +131,56 @@ def test_what_evaluate_is_given_is_checked_before_anything_is_drawn(tmp_path: Pa
     with pytest.raises(DataError, match=r"Row 8, column 'prompt': with its principle .* context of 256"):
         trainer.evaluate(Dataset.from_list([*PROMPTS, {"prompt": LONG}]))
     assert not scored
+
+
+# ------------------------------------------------------------------------------------------------------------- config
+
+
+@dataclass
+class OwnConfig(RRHFConfig):
+    """A plug-in's, with a setting more."""
+
+    knots: int = 3
+
+
+class OwnTrainer(RRHFTrainer):
+    """A plug-in's trainer on top of one of ours."""
+
+    _config_class: ClassVar[type[OwnConfig]] = OwnConfig
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_the_config_of_another_trainer_is_refused(tmp_path: Path, method: str) -> None:
+    """Whichever it is, before anything is looked at that it might lack."""
+    found = {name: discover().methods[name].method for name in ALL}
+    trainer_class, own = found[method].trainer_class(), found[method].config_class()
+    others = [found[name].config_class() for name in ALL if name != method] + [ExtConfig]
+    for other in others:
+        with pytest.raises(
+            TypeError, match=f"`args` of `{trainer_class.__name__}` must be a `{own.__name__}`, got `{other.__name__}`"
+        ):
+            trainer_class("no/such-model", args=other(str(tmp_path), use_cpu=True), train_dataset=None)
+    with pytest.raises(TypeError, match=f"must be a `{own.__name__}`, got `dict`"):
+        trainer_class("no/such-model", args={"output_dir": "out"}, train_dataset=None)
+
+
+def test_a_plug_ins_trainer_asks_for_its_own_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the default `output_dir` is made there
+    tokenizer = make_tokenizer()
+    given = {"train_dataset": Dataset.from_list(SCORED), "processing_class": tokenizer}
+    model = make_model(len(tokenizer))
+    own = OwnConfig(str(tmp_path / "out"), knots=5, **SETTINGS)
+    assert OwnTrainer(model, args=own, **given).args.knots == 5
+    assert RRHFTrainer(model, args=own, **given).args.knots == 5  # a trainer takes its config with more in it
+    with pytest.raises(TypeError, match="`args` of `OwnTrainer` must be a `OwnConfig`, got `RRHFConfig`"):
+        OwnTrainer(model, args=RRHFConfig(str(tmp_path / "out"), **SETTINGS), **given)
+    assert OwnTrainer(model, **given).args.knots == 3  # without one, its own
+
+
+def test_a_trainer_that_names_no_config_takes_any_of_ours(tmp_path: Path) -> None:
+    class Bare(ExtTrainer):
+        pass
+
+    Bare._check_config(RRHFConfig(str(tmp_path), **SETTINGS))
+    with pytest.raises(TypeError, match="`args` of `Bare` must be a `ExtConfig`, got `object`"):
+        Bare._check_config(object())

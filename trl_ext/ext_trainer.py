@@ -39,11 +39,12 @@ class ExtTrainer(BaseTrainer):
     """
     Base of a method's trainer.
 
-    A subclass has `_tokenize`, `compute_loss` and `prediction_step`, and says in its constructor, before that of
-    transformers: `_tokenizer`, `rewards`, `_raw_columns` and `_samples`; after it `_rounds`, if it has such, and calls
-    `_begin_metrics`.
+    A subclass has `_config_class`, `_tokenize`, `compute_loss` and `prediction_step`. Its constructor calls
+    `_check_config` first; before that of transformers it says `_tokenizer`, `rewards`, `_raw_columns` and `_samples`,
+    after it `_rounds`, if it has such, and calls `_begin_metrics`.
     """
 
+    _config_class: ClassVar[type[ExtConfig]] = ExtConfig  # what `args` must be, and is by default
     _row_columns: ClassVar[tuple[str, ...]] = ()  # of tokenised rows, besides `TOKENIZED_COLUMNS`
     _tokenizer: PreTrainedTokenizerBase
     _rounds: Rounds | None = None
@@ -59,6 +60,14 @@ class ExtTrainer(BaseTrainer):
 
     # ------------------------------------------------------------------------------------------------ preparation
 
+    @classmethod
+    def _check_config(cls, args: Any) -> None:
+        """Raise a `TypeError` for the config of another trainer: settings of the same name may mean something else."""
+        if not isinstance(args, cls._config_class):
+            raise TypeError(
+                f"`args` of `{cls.__name__}` must be a `{cls._config_class.__name__}`, got `{type(args).__name__}`."
+            )
+
     @staticmethod
     def _check_train_dataset(dataset: Any, args: ExtConfig) -> None:
         if not isinstance(dataset, Dataset | IterableDataset):
@@ -71,8 +80,6 @@ class ExtTrainer(BaseTrainer):
 
     @classmethod
     def _load_tokenizer(cls, name: str, model: Any, args: ExtConfig, processing_class: Any) -> PreTrainedTokenizerBase:
-        if not isinstance(args, ExtConfig):
-            raise TypeError(f"`args` must be the config of {cls._name}'s trainer, got `{type(args).__name__}`.")
         if processing_class is None:
             kwargs = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
             revision = kwargs.get("revision") if isinstance(model, str) else None

@@ -113,6 +113,7 @@ class PSLETrainer(ExtTrainer):
     ```
     """
 
+    _config_class: ClassVar[type[PSLEConfig]] = PSLEConfig
     _tag_names: ClassVar = ["trl", "trl-ext", "psle"]
     _name = "PSLE"
     _paper: ClassVar = {
@@ -153,7 +154,8 @@ class PSLETrainer(ExtTrainer):
     ):
         name = model if isinstance(model, str) else get_config_model_id(model.config)
         if args is None:
-            args = PSLEConfig(f"{name.rstrip('/').split('/')[-1]}-PSLE")
+            args = self._config_class(f"{name.rstrip('/').split('/')[-1]}-PSLE")
+        self._check_config(args)
         self._check_arguments(args, reward_funcs, train_dataset, optimizers)
         set_seed(args.seed)  # an adapter's initial weights are random
         self._tokenizer = self._load_tokenizer(name, model, args, processing_class)

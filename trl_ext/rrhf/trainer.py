@@ -106,6 +106,7 @@ class RRHFTrainer(ExtTrainer):
     ```
     """
 
+    _config_class: ClassVar[type[RRHFConfig]] = RRHFConfig
     _tag_names: ClassVar = ["trl", "trl-ext", "rrhf"]
     _name = "RRHF"
     _paper: ClassVar = {
@@ -144,7 +145,8 @@ class RRHFTrainer(ExtTrainer):
     ):
         name = model if isinstance(model, str) else get_config_model_id(model.config)
         if args is None:
-            args = RRHFConfig(f"{name.rstrip('/').split('/')[-1]}-RRHF")
+            args = self._config_class(f"{name.rstrip('/').split('/')[-1]}-RRHF")
+        self._check_config(args)
         self._check_train_dataset(train_dataset, args)
         set_seed(args.seed)  # an adapter's initial weights are random
         self._tokenizer = self._load_tokenizer(name, model, args, processing_class)
