@@ -91,8 +91,10 @@ class PSLETrainer(ExtTrainer):
             Adapter to train.
         sft_dataset ([`~datasets.Dataset`], *optional*):
             Answers to imitate, in place of `sft_dataset_name` of the config.
-        ref_model ([`~transformers.PreTrainedModel`], *optional*):
-            Reference of the KL term (`beta > 0`). By default the adapter switched off, or a frozen copy of `model`.
+        ref_model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):
+            Reference of the KL term (`beta > 0`): a model, or a directory or Hub id, which is loaded as `model` is
+            (`trust_remote_code`, `model_init_kwargs`, `quantization_config`). By default the adapter switched off, or
+            a frozen copy of `model`.
 
     Raises:
         `ValueError`, `TypeError`: Arguments that contradict each other; the message says which.
@@ -150,7 +152,7 @@ class PSLETrainer(ExtTrainer):
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: "PeftConfig | None" = None,
         sft_dataset: Dataset | None = None,
-        ref_model: PreTrainedModel | None = None,
+        ref_model: "str | PreTrainedModel | PeftModel | None" = None,
     ):
         name = model if isinstance(model, str) else get_config_model_id(model.config)
         if args is None:
@@ -172,7 +174,7 @@ class PSLETrainer(ExtTrainer):
         model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
         model.generation_config.pad_token_id = self._tokenizer.pad_token_id
         self._check_context(train_dataset, eval_dataset, args, context_of(model))
-        self.reference = Reference(model, ref_model) if args.beta else None
+        self.reference = Reference(model, ref_model, args, quantization_config) if args.beta else None
         if ref_model is not None and not args.beta:
             logger.warning("`ref_model` is not used: PSLE needs none without a KL term (`beta`).")
         self.log_probs = LogProbs(
