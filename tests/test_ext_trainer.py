@@ -184,3 +184,28 @@ def test_a_trainer_that_names_no_config_takes_any_of_ours(tmp_path: Path) -> Non
     Bare._check_config(RRHFConfig(str(tmp_path), **SETTINGS))
     with pytest.raises(TypeError, match="`args` of `Bare` must be a `ExtConfig`, got `object`"):
         Bare._check_config(object())
+
+
+# ----------------------------------------------------------------------------------------------------- other settings
+
+
+@pytest.mark.parametrize("method", ALL)
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), -float("inf")])
+def test_weights_of_rewards_that_are_no_numbers_are_refused(tmp_path: Path, method: str, weight: float) -> None:
+    with pytest.raises(ValueError, match=f"`reward_weights` must be finite, got .*{weight}"):
+        make_trainer(method, tmp_path, reward_weights=[weight])
+
+
+def test_one_principle_may_be_a_text(tmp_path: Path) -> None:
+    """Not its letters, one a principle."""
+    one, several = ({"principles": principles} for principles in ("good film", ["good film"]))
+    ours, theirs = (make_trainer("psle", tmp_path, **given) for given in (one, several))
+    assert ours.args.principles == ["good film"]
+    assert ours.train_dataset["guided_ids"][:] == theirs.train_dataset["guided_ids"][:]
+    assert all(len(each) == 1 for each in ours.train_dataset["guided_ids"])
+
+
+def test_one_head_may_be_a_text(tmp_path: Path) -> None:
+    assert VASConfig(str(tmp_path), use_cpu=True, heads="reward").heads == ["reward"]
+    trainer = make_trainer("vas", tmp_path, heads="letter_reward")
+    assert trainer.heads == ["letter_reward"] == list(trainer.model.config.heads)
