@@ -22,6 +22,7 @@ from benchmarks.rrhf_cases import CASCADE, CASES, DENSE, DPO, NAIVE, OUR_ROWS, T
 from benchmarks.rrhf_tables import report as tables
 from benchmarks.rrhf_workload import Workload
 from benchmarks.shapes import SHAPES
+from benchmarks.suite import or_goals
 from trl_ext.prefix import Layout
 
 
@@ -273,3 +274,14 @@ def test_suites_run_by_name(capsys, tmp_path):
     said = capsys.readouterr().err
     assert "Suites: " in said and "rrhf_step" in said
     assert run.main(["rrhf_step", "--cases", "no such case", "--devices", "cpu", "--output", str(tmp_path)]) == 0
+
+
+def test_a_table_without_a_measurement_is_a_list_of_goals():
+    head = ["| case | time | memory |", "|---|---|---|"]
+    nothing = [*head, "| small | not measured [>= 2] | - |", "| large | not measured | not measured [<= 0.5] |"]
+    assert or_goals([*nothing, "| bare | not measured | - |"]) == [
+        "Not measured yet:", "", "- small; goals: time >= 2", "- large; goals: memory <= 0.5",
+        "- bare",
+    ]  # fmt: skip
+    some = [*nothing, "| other | 2.1 [>= 2] | - |"]
+    assert or_goals(some) == some

@@ -87,6 +87,12 @@ class TestDispatch:
         assert module.returncode == command.returncode == 0
         assert module.stdout == command.stdout
 
+    def test_the_file_of_the_command_is_the_command_too(self):
+        result = subprocess.run([sys.executable, "-m", "trl_ext.cli", "methods"], capture_output=True, text=True)
+        assert result.returncode == 0 and "rrhf" in result.stdout, result.stderr
+        result = subprocess.run([sys.executable, "-m", "trl_ext.cli", "no_such"], capture_output=True, text=True)
+        assert result.returncode == 2 and "there is no method or command 'no_such'" in result.stderr
+
     def test_a_reader_that_leaves_early_is_no_error(self):
         process = subprocess.Popen(
             [sys.executable, "-m", "trl_ext", "methods"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -5,6 +5,7 @@
 
 import importlib.util
 import json
+import os
 import shutil
 
 import pytest
@@ -16,7 +17,7 @@ import trl_ext.evaluation_report
 from trl_ext.cli import main as trl_ext_main
 from trl_ext.cli_evaluate import EvaluateArguments, main, make_parser
 from trl_ext.data import DataError
-from trl_ext.evaluation_report import short_names
+from trl_ext.evaluation_report import check_writable, short_names
 from trl_ext.tokens import load_tokenizer
 
 
@@ -290,6 +291,15 @@ def test_bad_data(prompts, changed_dir, tmp_path):
     fails(split, DataError, "no split 'test'; it has 'train'")
 
 
+def test_a_file_is_tried_and_leaves_nothing(tmp_path):
+    (tmp_path / "there.json").write_text("old")
+    for name in ("there.json", "new.json"):
+        check_writable(str(tmp_path / name), "output_file")
+    check_writable(None, "output_file")
+    assert [path.name for path in tmp_path.iterdir()] == ["there.json"]
+    assert (tmp_path / "there.json").read_text() == "old"
+
+
 def test_bad_settings(prompts, changed_dir, tmp_path):
     def given(*more: str) -> list[str]:
         return ["--model_name_or_path", changed_dir, "--dataset_name", prompts, *more]
@@ -300,6 +310,10 @@ def test_bad_settings(prompts, changed_dir, tmp_path):
         given("--output_file", str(tmp_path / "no" / "out.json")), ValueError, "folder of --output_file does not exist"
     )
     fails(given("--output_file", str(tmp_path)), ValueError, "--output_file is a folder")
+    if os.path.isdir("/proc/self"):  # no file can be made there, whatever its permissions say to whom
+        nowhere = ["--model_name_or_path", "./no/model", "--dataset_name", "./no/rows.jsonl"]
+        nowhere += ["--output_file", "/proc/self/out.json"]
+        fails(nowhere, ValueError, "--output_file cannot be written in /proc")
     fails(given("--base_model_name_or_path", "./no/base"), OSError, "'./no/base'")
     fails(given("--perplexity_model_name_or_path", "./no/judge"), OSError, "no/judge")
     fails(given("--reward_funcs", "eval_rewards.missing"), ValueError, "missing")

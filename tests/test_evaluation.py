@@ -207,7 +207,8 @@ def test_rewards_get_the_text_the_ids_and_the_columns_and_their_mean_is_reported
         return [float(t) + len(ids) for t, ids in zip(target, completion_ids, strict=True)]
 
     drawn = [[completion(1, EOS), completion(2)], [completion(3, 3), completion(EOS)]]
-    rows = [{"prompt": "a b", "target": 10, "completions": ["x"]}, {"prompt": "c", "target": 20, "completions": ["y"]}]
+    own = {"completions": ["x"], "scores": [1.0], "ended": [True], "rewards": {"old": [1.0]}}  # of other completions
+    rows = [{"prompt": "a b", "target": 10, **own}, {"prompt": "c", "target": 20, **own}]
     found = evaluate(saying(model_policy(model, tokenizer), drawn), rows, load_rewards([reward]), settings=PLAIN)
     assert seen["prompts"] == ["a b", "a b", "c", "c"]
     assert seen["completions"] == ["a", "b", "c c", ""]

@@ -153,6 +153,16 @@ class TestPackage:
         assert {"RRHFConfig", "RRHFTrainer", "StrangerTrainer", "Method", "discover"} <= set(dir(trl_ext))
         del trl_ext.StrangerTrainer  # kept by the package once found
 
+    def test_a_star_imports_what_belongs_to_no_method(self):
+        """Names that are imported when they are used are there all the same; the methods' are for asking by name."""
+        found: dict[str, object] = {}
+        exec("from trl_ext import *", found)
+        names = {name for name in found if name != "__builtins__"}
+        assert names == set(trl_ext.__all__) <= set(dir(trl_ext))
+        assert {"DataError", "Decoding", "ExtConfig", "Method", "best_of_n", "load_dataset"} <= names
+        assert not any(name.endswith("Trainer") for name in names)
+        assert found["Method"] is Method
+
     def test_unknown_name_also_says_which_plugins_are_broken(self, folder):
         write_package(folder, "broken-pkg", {"__init__.py": "import no_such_module"}, {"broken": "broken_pkg:METHOD"})
         with pytest.raises(AttributeError, match=r"no attribute 'BrokenTrainer' .*broken of broken-pkg 0\.3: Module"):

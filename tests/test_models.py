@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_model
+from conftest import make_model, make_tokenizer
 from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
-from transformers import BitsAndBytesConfig
+from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 from trl import ModelConfig
 
 import trl_ext.models as models
@@ -28,6 +28,7 @@ from trl_ext.models import (
     load_model,
     quantization_config_from,
 )
+from trl_ext.rewards import load_rewards
 from trl_ext.tokens import load_tokenizer
 from trl_ext.trainable import load_policy, wrap_with_peft
 
@@ -192,6 +193,51 @@ def test_another_kind_of_model_is_refused(tiny_model_dir, tiny_reward_dir, tmp_p
     for head in ("causal_lm", "sequence_classification"):
         with pytest.raises(ValueError, match="was trained beside a language model and is none"):
             load_model(str(tmp_path), head=head)
+
+
+@pytest.mark.parametrize(
+    ("head", "saved", "message"),
+    [
+        (
+            "causal_lm",
+            {"num_labels": 1},
+            r"'org/some-model' holds a sequence classifier \(LlamaForSequenceClassification",
+        ),
+        ("sequence_classification", {}, r"'org/some-model' holds a language model \(LlamaForCausalLM\), which has no"),
+    ],
+)
+def test_another_kind_of_model_on_the_hub_is_refused(monkeypatch, head, saved, message):
+    """Its config is there when it has been loaded, and says what its repository holds."""
+
+    def from_the_hub(name, *_, **__):
+        assert name == "org/some-model"
+        model = make_model(80, **saved)
+        model.config.architectures = [type(model).__name__]
+        return model
+
+    monkeypatch.setattr("trl_ext.models.create_model_from_path", from_the_hub)
+    with pytest.raises(ValueError, match=message):
+        load_model("org/some-model", head=head)
+    other = {"causal_lm": "sequence_classification", "sequence_classification": "causal_lm"}[head]
+    assert load_model("org/some-model", head=other).config.architectures  # what it is
+
+
+def test_the_adapter_of_a_reward_brings_its_score(tiny_model_dir, tmp_path):
+    """Its base may be a language model, which has no score itself and is refused without the adapter."""
+    scorer = AutoModelForSequenceClassification.from_pretrained(tiny_model_dir, num_labels=1)
+    adapted = get_peft_model(scorer, LoraConfig(r=2, task_type="SEQ_CLS", target_modules=["q_proj"]))
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.3)
+    adapted.save_pretrained(tmp_path / "reward")
+    loaded = load_model(str(tmp_path / "reward"), head="sequence_classification")
+    adapted.config.pad_token_id = loaded.config.pad_token_id = 0
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(input_ids=IDS).logits, adapted.eval()(input_ids=IDS).logits)
+    make_tokenizer(chat=True).save_pretrained(tmp_path / "reward")
+    (reward,) = load_rewards(str(tmp_path / "reward"))
+    assert len(reward(["the film"], [" was good"])) == 1
 
 
 @pytest.mark.parametrize("load", ["ValueModel", "ProxyModel"])

@@ -7,16 +7,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import make_model
+from conftest import letter_reward, make_model, make_tokenizer
+from datasets import Dataset
 from oracles import COMPLETIONS as GROUPS
 from oracles import PROMPTS as QUESTIONS
 from oracles import Wrapper, flash_backward, flash_forward, flat, sums_by_loop
 from peft import LoraConfig, get_peft_model
+from transformers import BitsAndBytesConfig
 
 import trl_ext.cascade as cascade
 import trl_ext.rows as rows
 from trl_ext.cascade import CASCADE
 from trl_ext.logprobs import LogProbs
+from trl_ext.method import discover
+from trl_ext.models import is_quantized, load_model
 from trl_ext.prefix import Layout
 from trl_ext.reference import Reference
 
@@ -87,6 +91,121 @@ def test_the_model_itself_is_no_reference():
     model = make_model(64)
     with pytest.raises(ValueError, match="same object"):
         Reference(model, model)
+
+
+# ------------------------------------------------------------------------------------------------- forms of ref_model
+
+
+def named_trainer(method, folder, model, **kwargs):
+    """A trainer with a KL term whose completions are drawn in training."""
+    settings = {"output_dir": str(folder), "use_cpu": True, "report_to": "none", "gradient_checkpointing": False}
+    settings |= {"beta": 0.1, "max_completion_length": 4, "num_generations": 2, **kwargs.pop("args", {})}
+    settings |= {"psle": {"principles": ["good"]}, "rrhf": {}}[method]
+    made = discover().methods[method].method
+    return made.trainer_class()(
+        model,
+        args=made.config_class()(**settings),
+        train_dataset=Dataset.from_list([{"prompt": "the film"}]),
+        reward_funcs=letter_reward,
+        **kwargs,
+    )
+
+
+@pytest.fixture(scope="module")
+def other_dir(tmp_path_factory):
+    """A saved model with other weights than `tiny_model_dir`'s."""
+    folder = tmp_path_factory.mktemp("reference") / "other"
+    make_model(len(make_tokenizer(chat=True)), seed=9).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("method", ["rrhf", "psle"])
+@pytest.mark.parametrize("form", ["a name", "a model", "none"])
+def test_forms_of_the_reference(method, form, tmp_path, tiny_model_dir, other_dir):
+    other = load_model(other_dir)
+    given = {"a name": other_dir, "a model": other, "none": None}[form]
+    run = named_trainer(method, tmp_path, tiny_model_dir, ref_model=given)
+    expected = load_model(tiny_model_dir) if given is None else other
+    reference = run.reference.model
+    assert reference is not run.model
+    assert (reference is given) == (form == "a model")
+    for mine, theirs in zip(reference.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(mine, theirs) and not mine.requires_grad
+    run.train()
+    assert run.state.global_step
+    assert all(map(torch.equal, reference.parameters(), expected.parameters()))
+
+
+@pytest.mark.parametrize("method", ["rrhf", "psle"])
+def test_a_reference_by_name_is_loaded_as_the_policy_is(method, tmp_path, tiny_model_dir, other_dir, monkeypatch):
+    seen = {}
+
+    def remember(name, **kwargs):
+        seen[name] = kwargs
+        return load_model(name, **kwargs)
+
+    monkeypatch.setattr("trl_ext.reference.load_model", remember)
+    loading = {"trust_remote_code": True, "model_init_kwargs": {"attn_implementation": "eager", "revision": "v2"}}
+    run = named_trainer(method, tmp_path, tiny_model_dir, ref_model=other_dir, args=loading)
+    assert seen[other_dir]["trust_remote_code"] is True
+    assert seen[other_dir]["dtype"] == torch.float32  # the policy's
+    assert "revision" not in seen[other_dir]  # of the policy's repository
+    assert run.reference.model.config._attn_implementation == "eager"
+    half = {"model_init_kwargs": {"dtype": "bfloat16"}, "gradient_checkpointing": False}
+    run = named_trainer(method, tmp_path, tiny_model_dir, ref_model=tiny_model_dir, args=half)
+    assert run.reference.model.dtype == torch.bfloat16
+    assert seen[tiny_model_dir]["trust_remote_code"] is False
+    loading["trust_remote_code"] = False
+    named_trainer(method, tmp_path, tiny_model_dir, ref_model=tiny_model_dir, args=loading)
+    assert seen[tiny_model_dir]["revision"] == "v2"  # the same one
+
+
+def test_a_reference_by_name_follows_a_policy_that_was_given(tmp_path, tiny_model_dir, other_dir):
+    """In its dtype, so that the two differ by what was learned and not by rounding."""
+    tokenizer = make_tokenizer(chat=True)
+    model = load_model(tiny_model_dir, dtype=torch.bfloat16)
+    run = named_trainer("rrhf", tmp_path, model, ref_model=other_dir, processing_class=tokenizer)
+    assert run.reference.model.dtype == torch.bfloat16
+
+
+def test_a_policy_in_four_bits_is_compared_with_a_name_in_four_bits(tmp_path, tiny_model_dir, other_dir):
+    pytest.importorskip("bitsandbytes")
+    four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    given = {"quantization_config": four_bits, "peft_config": LoraConfig(r=2, target_modules=["q_proj"])}
+    run = named_trainer("rrhf", tmp_path, tiny_model_dir, ref_model=other_dir, **given)
+    assert is_quantized(run.reference.model)
+    run.train()
+
+
+@pytest.mark.parametrize("method", ["rrhf", "psle"])
+def test_a_reference_that_is_none_is_named(method, tmp_path, tiny_model_dir, tiny_reward_dir):
+    with pytest.raises(OSError, match=r"There is no model at '\./no-such-model'"):
+        named_trainer(method, tmp_path, tiny_model_dir, ref_model="./no-such-model")
+    with pytest.raises(ValueError, match="holds a sequence classifier"):
+        named_trainer(method, tmp_path, tiny_model_dir, ref_model=tiny_reward_dir)
+    with pytest.raises(TypeError, match=r"`ref_model` must be a model, or .* as text, got `PosixPath`"):
+        named_trainer(method, tmp_path, tiny_model_dir, ref_model=tmp_path)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_as_many_completions_at_once_on_any_device(device, monkeypatch):
+    """What sampling does at once on a GPU is twice that; a forward of whole texts needs more memory."""
+    sizes = []
+
+    def count(model, prompts, completions, *, batch_size, **_):
+        sizes.append(batch_size)
+        return [[torch.zeros(len(ids)) for ids in group] for group in completions]
+
+    monkeypatch.setattr("trl_ext.reference.completion_logps", count)
+    model = make_model(64)
+    reference = Reference(model)
+    trainer = placed_trainer(model)
+    trainer.accelerator.device = torch.device(device)
+    for asked, found in ((0, 64), (4, 4), (1, 2)):  # those of one prompt go together
+        trainer.args.generation_batch_size = asked
+        sizes.clear()
+        reference.log_ratios(trainer, LogProbs(model, 0), PROMPTS, COMPLETIONS)
+        assert sizes == [found, found]
 
 
 # ---------------------------------------------------------------------------------------------- after some training

@@ -171,3 +171,7 @@ def _unknown(word: str, discovery: Discovery) -> str:
 
 def _describe(broken: Broken) -> str:
     return f"{broken.name} of {broken.source}: {broken.error}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -5,10 +5,10 @@
 
 import json
 import math
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 from rich.console import Console
@@ -130,6 +130,8 @@ def check_writable(path: str | None, flag: str) -> None:
     """
     Find out before hours of work whether a file can be written.
 
+    A file is made beside it and removed: permissions alone do not say so of read-only, full or remote disks.
+
     Raises:
         `ValueError`: Its folder does not exist or cannot be written to, or it is a folder itself.
     """
@@ -140,8 +142,12 @@ def check_writable(path: str | None, flag: str) -> None:
         raise ValueError(f"the folder of --{flag} does not exist: {folder}")
     if Path(path).is_dir():
         raise ValueError(f"--{flag} is a folder, name a file in it: {path}")
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"the folder of --{flag} cannot be written to: {folder}")
+    try:
+        with NamedTemporaryFile(dir=folder, prefix=Path(path).name) as probe:
+            probe.write(b"0")
+            probe.flush()
+    except OSError as error:
+        raise ValueError(f"--{flag} cannot be written in {folder} ({error.strerror}): name another file") from error
 
 
 def write_json(path: str, data: Any) -> None:

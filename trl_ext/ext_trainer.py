@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from .checkpoints import begin, check_resumable, last_checkpoint
 from .config import ExtConfig
-from .data import AnyDataset, DataError, column_names
+from .data import AnyDataset, column_names
 from .meters import Meters
 from .models import unloadable
 from .nonfinite import LossGuard, check_rewards
@@ -25,7 +25,7 @@ from .rewards import Reward, load_rewards
 from .rollouts import Round, measure_round, seeded, show_tables
 from .rounds import Rounds
 from .sharding import check_launch
-from .tokens import TOKENIZED_COLUMNS, ensure_pad_token, load_tokenizer, use_chat_template
+from .tokens import TOKENIZED_COLUMNS, check_positions, ensure_pad_token, load_tokenizer, use_chat_template
 from .trainable import cast_adapter
 from .upstream import BaseTrainer, get_act_offloading_ctx_manager, global_then_local_main_first
 
@@ -39,17 +39,19 @@ class ExtTrainer(BaseTrainer):
     """
     Base of a method's trainer.
 
-    A subclass has `_tokenize`, `compute_loss` and `prediction_step`, and says in its constructor, before that of
-    transformers: `_tokenizer`, `rewards`, `_raw_columns` and `_samples`; after it `_rounds`, if it has such, and calls
-    `_begin_metrics`.
+    A subclass has `_config_class`, `_tokenize`, `compute_loss` and `prediction_step`. Its constructor calls
+    `_check_config` first; before that of transformers it says `_tokenizer`, `rewards`, `_raw_columns` and `_samples`,
+    after it `_rounds`, if it has such, and calls `_begin_metrics`.
     """
 
+    _config_class: ClassVar[type[ExtConfig]] = ExtConfig  # what `args` must be, and is by default
     _row_columns: ClassVar[tuple[str, ...]] = ()  # of tokenised rows, besides `TOKENIZED_COLUMNS`
     _tokenizer: PreTrainedTokenizerBase
     _rounds: Rounds | None = None
     rewards: list[Reward]
     _raw_columns: set[str]  # of the data set, where reward functions may ask for them
     _samples = False  # whether training draws completions
+    _context = 0  # positions that the models have which read rows (`0`: not known, or a method's own to check)
     _dropped_rows: int | None = None
     _train_prefix = ""  # of the names of metrics in training
 
@@ -57,6 +59,14 @@ class ExtTrainer(BaseTrainer):
         """Runs of a third party's trainer are not TRL's to count."""
 
     # ------------------------------------------------------------------------------------------------ preparation
+
+    @classmethod
+    def _check_config(cls, args: Any) -> None:
+        """Raise a `TypeError` for the config of another trainer: settings of the same name may mean something else."""
+        if not isinstance(args, cls._config_class):
+            raise TypeError(
+                f"`args` of `{cls.__name__}` must be a `{cls._config_class.__name__}`, got `{type(args).__name__}`."
+            )
 
     @staticmethod
     def _check_train_dataset(dataset: Any, args: ExtConfig) -> None:
@@ -70,8 +80,6 @@ class ExtTrainer(BaseTrainer):
 
     @classmethod
     def _load_tokenizer(cls, name: str, model: Any, args: ExtConfig, processing_class: Any) -> PreTrainedTokenizerBase:
-        if not isinstance(args, ExtConfig):
-            raise TypeError(f"`args` must be the config of {cls._name}'s trainer, got `{type(args).__name__}`.")
         if processing_class is None:
             kwargs = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
             revision = kwargs.get("revision") if isinstance(model, str) else None
@@ -130,20 +138,28 @@ class ExtTrainer(BaseTrainer):
 
     def _check_context(self, train: AnyDataset, evals: Any, args: ExtConfig, context: int) -> None:
         """Raise a `DataError` for a row that is longer than the model's positions: it would fail in a deep layer."""
-        parts = evals if isinstance(evals, dict) else {"eval": evals}
-        for name, part in {"train": train, **parts}.items():
-            if not isinstance(part, Dataset) or not len(part) or not context:
-                continue
-            given = part["completion_ids"] if "completion_ids" in part.column_names else [[[]]] * len(part)
-            drawn = args.max_completion_length if given[0] == [[]] or (name == "train" and self._samples) else 0
-            for index, (prompt, completions) in enumerate(zip(part["prompt_ids"], given, strict=True)):
-                length = len(prompt) + max(drawn, *map(len, completions), 0)
-                if length > context:
-                    raise DataError(
-                        f"Row {index} of the {name} data set comes to {length} tokens"
-                        + (f" with `max_completion_length` ({drawn})" if drawn else "")
-                        + f", but the model has room for {context}: set `max_length` lower, or drop long rows."
-                    )
+        self._context = context
+        self._check_room(train, args, "train", samples=self._samples)
+        for name, part in evals.items() if isinstance(evals, dict) else [("", evals)]:
+            self._check_room(part, args, f"eval {name!r}" if name else "eval")
+
+    def _check_room(self, dataset: Any, args: Any, name: str, *, samples: bool = False) -> None:
+        """
+        The same for one tokenised data set.
+
+        Args:
+            dataset ([`~datasets.Dataset`]): Its rows. Anything else is not looked at: rows of a stream come later.
+            args ([`~trl_ext.config.ExtConfig`]): The trainer's config.
+            name (`str`): What messages call it.
+            samples (`bool`, *optional*, defaults to `False`): Whether completions are drawn for rows that have some.
+        """
+        if not isinstance(dataset, Dataset) or not self._context:
+            return
+        drawn = args.max_completion_length if samples or "completion_ids" not in dataset.column_names else 0
+        # Most runs set lengths with which no row can be too long: millions of rows need not be read to know.
+        limit = self._longest_row(args)
+        if not limit or limit + drawn > self._context:
+            check_positions(dataset, self._context, name=name, drawn=drawn)
 
     def _set_signature_columns_if_needed(self) -> None:
         # Reward functions are given the data set's other columns; preference rows became `prompt` and `completions`.
@@ -276,6 +292,7 @@ class ExtTrainer(BaseTrainer):
     def _evaluate_one(self, dataset: Any, ignore_keys: list[str] | None, prefix: str) -> dict[str, float]:
         if dataset is not None and "prompt_ids" not in column_names(dataset):
             dataset = self._prepare_dataset(dataset, self.args, "eval")
+            self._check_room(dataset, self.args, "eval")
         self._eval_prefix, self._eval_batches = prefix, 0
         if dataset is not None:
             self._before_evaluation(dataset)

@@ -197,7 +197,7 @@ def load_model(
 
     Raises:
         `OSError`: There is no such model, or its weights are pickled.
-        `ValueError`: A directory holds another kind of model than is asked for.
+        `ValueError`: The directory or the repository on the Hub holds another kind of model than is asked for.
         `ImportError`: `quantization_config` is given and bitsandbytes is missing.
     """
     name_or_path = existing(name_or_path)

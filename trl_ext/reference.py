@@ -3,18 +3,28 @@
 
 """The reference model of a KL term, in the cheapest form that the policy allows."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
-from transformers import PreTrainedModel, Trainer
+from transformers import BitsAndBytesConfig, PreTrainedModel, Trainer
 
+from .config import ExtConfig
 from .copies import independent_copy
-from .frozen import sampling_batch_size
+from .frozen import init_kwargs
 from .logprobs import LogProbs, completion_logps
-from .models import adapter_disabled, freeze, is_peft_model, load_model
+from .models import adapter_disabled, base_of, freeze, is_peft_model, load_model
 from .sharding import shard
 from .upstream import disable_gradient_checkpointing
+
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+# Completions that go through both models at once where `generation_batch_size` says none. Sampling takes more on a
+# GPU, one new token of each; here whole texts with all of their states are in memory.
+BATCH_SIZE = 64
 
 
 class Reference:
@@ -24,18 +34,33 @@ class Reference:
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The policy, before training and before any
             distributed wrapper.
-        ref_model ([`~transformers.PreTrainedModel`] or `str`, *optional*): The reference, or its directory or Hub id;
-            see above without one.
+        ref_model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*): The reference, or its
+            directory or Hub id; see above without one.
+        args ([`~trl_ext.config.ExtConfig`], *optional*): The trainer's config, which says how a reference that is
+            named is loaded: as the policy is, in the policy's dtype unless `model_init_kwargs` has another. Their
+            `revision` counts only where the reference has the policy's name.
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): For a reference that is named.
 
     Raises:
+        `TypeError`: `ref_model` is neither a model nor a name.
         `ValueError`: `ref_model` is the policy itself.
     """
 
-    def __init__(self, model: Any, ref_model: PreTrainedModel | str | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        ref_model: "str | PreTrainedModel | PeftModel | None" = None,
+        args: ExtConfig | None = None,
+        quantization_config: BitsAndBytesConfig | None = None,
+    ) -> None:
         if ref_model is model:
             raise ValueError("`ref_model` and `model` are the same object; leave `ref_model` out to have a copy made.")
         if isinstance(ref_model, str):
-            ref_model = load_model(ref_model, dtype=model.dtype)
+            ref_model = _load(ref_model, model, args, quantization_config)
+        elif ref_model is not None and not isinstance(ref_model, torch.nn.Module):
+            raise TypeError(
+                f"`ref_model` must be a model, or its directory or Hub id as text, got `{type(ref_model).__name__}`."
+            )
         self.model: Any = None
         if ref_model is not None or not is_peft_model(model):
             self.model = freeze(independent_copy(model) if ref_model is None else ref_model)
@@ -72,7 +97,7 @@ class Reference:
             prompts (`list[list[int]]`): B prompts.
             completions (`list[list[list[int]]]`): For each prompt its completions; those of one go together.
         """
-        batch_size = max(sampling_batch_size(trainer), *map(len, completions), 1)
+        batch_size = max(trainer.args.generation_batch_size or BATCH_SIZE, *map(len, completions), 1)
         policy = trainer.accelerator.unwrap_model(trainer.model)
 
         def logps(model: torch.nn.Module, builder: LogProbs) -> list[list[torch.Tensor]]:
@@ -96,3 +121,12 @@ class Reference:
             [float((p - q).sum()) for p, q in zip(group, others, strict=True)]
             for group, others in zip(own, reference, strict=True)
         ]
+
+
+def _load(name: str, policy: Any, args: ExtConfig | None, quantization_config: BitsAndBytesConfig | None) -> Any:
+    kwargs = init_kwargs(args, args.model_init_kwargs, quantization_config) if args is not None else {}
+    if name != base_of(policy).name_or_path:
+        kwargs.pop("revision", None)  # of another repository
+    if kwargs.get("quantization_config") is None:
+        kwargs.setdefault("dtype", policy.dtype)
+    return load_model(name, **kwargs)

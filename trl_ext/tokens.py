@@ -229,3 +229,26 @@ def prepare_dataset(
     if len(kept) == 0:
         raise DataError(f"Every prompt of the {name} data set fills max_length={max_length}. Raise `max_length`.")
     return kept, len(dataset) - len(kept)
+
+
+def check_positions(dataset: Dataset, context: int, *, name: str, drawn: int = 0) -> None:
+    """
+    Raise a `DataError` if a row is longer than the positions that a model has.
+
+    Args:
+        dataset ([`~datasets.Dataset`]): What [`prepare_dataset`] returns.
+        context (`int`): The positions.
+        name (`str`): What messages call the data set.
+        drawn (`int`, *optional*, defaults to `0`): Tokens of the longest completion that a model draws for its rows.
+    """
+    columns = [name for name in ("row_index", "prompt_ids", "completion_ids") if name in dataset.column_names]
+    for row in dataset.select_columns(columns):
+        length = len(row["prompt_ids"]) + max(drawn, *map(len, row.get("completion_ids") or ()), 0)
+        if length > context:
+            raise DataError(
+                f"Row {row['row_index']} of the {name} data set comes to {length} tokens"
+                + (f" with `max_completion_length` ({drawn})" if drawn else "")
+                + f", but the model has room for {context}: set `max_length`"
+                + (" or `max_completion_length`" if drawn else "")
+                + " lower, or drop long rows."
+            )

@@ -11,7 +11,7 @@ from conftest import make_model
 
 from trl_ext.frozen_model import FrozenModel
 from trl_ext.proxy_rlhf.answers import answer
-from trl_ext.proxy_rlhf.candidates import Dice, Process, choose, propose
+from trl_ext.proxy_rlhf.candidates import Dice, Process, choose, penalised, propose
 from trl_ext.proxy_rlhf.decoding import Walk
 from trl_ext.proxy_rlhf.losses import decision_logps
 from trl_ext.proxy_rlhf.model import ProxyModel
@@ -330,3 +330,128 @@ def test_a_token_that_ties_with_the_last_candidate_has_a_probability(order: str,
     llm, texts = FrozenModel(model), [[best[i]] for i in (3, 4, 5)]
     [[one, other, outside]] = proxy_logps(llm, proxy, process, PROMPTS[:1], [texts], pad_token_id=0)
     assert bool(torch.isfinite(one)) and bool(torch.isfinite(other)) and float(outside) == -torch.inf
+
+
+def tied_model(
+    process: Process, prompts: list[list[int]], dtype: torch.dtype = torch.float32
+) -> tuple[Any, list, list]:
+    """
+    A model in which, after each prompt, the token after the last candidate has the very logit of that one.
+
+    Returns:
+        The model, and for each prompt its last candidate and the tokens from that one's equal on.
+    """
+    model = make_model(V).to(dtype)
+    llm = FrozenModel(model)
+    with torch.no_grad():
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())  # no longer the embedding
+        lasts, others, used = [], [], set()
+        for prompt in prompts:
+            hidden = llm.backbone(torch.tensor([prompt])).last_hidden_state[:, -1]
+            ids = torch.tensor([prompt])
+            found = propose(llm.logits(hidden), process, torch.full((1, process.top_k), 0.5), ids)
+            valid = found.weights.masked_fill(~found.valid, torch.inf)
+            last = int(found.tokens[0, valid.argmin()])
+            scores = penalised(llm.logits(hidden), process, ids)[0]
+            below = [t for t in scores.argsort(descending=True).tolist() if scores[t] < scores[last]]
+            other = next(t for t in below if t not in used and t not in prompt)
+            assert not used & {last, other}  # one prompt's ties would be another's
+            used |= {last, other}
+            # A penalised last candidate is less than its logit says; its equal has that logit without a penalty.
+            ratio = float(scores[last] / llm.logits(hidden)[0, last])
+            model.lm_head.weight[other] = model.lm_head.weight[last] * ratio
+            lasts.append(last)
+            others.append([other, *[t for t in below if t != other]])
+    return model, lasts, others
+
+
+def first_logps(model: Any, process: Process, prompts: list[list[int]], tokens: list[list[int]]) -> list[list[float]]:
+    proxy, groups = make_proxy(model, process), [[[token] for token in some] for some in tokens]
+    found = proxy_logps(FrozenModel(model), proxy, process, prompts, groups, pad_token_id=0)
+    return [[float(one) for one in group] for group in found]
+
+
+TIES = {
+    "plain": {},
+    "descending": {"order": "descending"},
+    "top_p": {"top_p": 0.7, "top_k": 12},
+    "the last is forced": {"forced": "last"},
+    "descending, the last is forced": {"order": "descending", "forced": "last"},
+    "max_candidates": {"order": "descending", "max_candidates": 3},
+    "temperature": {"temperature": 0.5},
+}
+
+
+@pytest.mark.parametrize("settings", TIES.values(), ids=TIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_ties_in_all_forms_of_the_process(settings: dict[str, Any], dtype: torch.dtype) -> None:
+    """The equal of the last candidate is possible, as if it were that one; what is less likely stays impossible."""
+    process = Process(**{"top_k": 4, **settings})
+    model, [last], [others] = tied_model(process, PROMPTS[:1], dtype)
+    with torch.no_grad():
+        logits = FrozenModel(model).logits(model.model(torch.tensor(PROMPTS[:1])).last_hidden_state[:, -1])
+    found = propose(logits, process, torch.full((1, process.top_k), 0.5))
+    assert len({last, others[0]} & set(found.tokens[found.valid].tolist())) == 1  # one of the two is left out
+    [[one, other, far]] = first_logps(model, process, PROMPTS[:1], [[last, others[0], others[-1]]])
+    assert one > -torch.inf and other > -torch.inf and far == -torch.inf
+    if process.forced == "last" and process.order == "descending":
+        # Nobody asks about the last one: what is left after the others rejected, which are the same for both.
+        assert other == pytest.approx(one, abs=1e-3)
+
+
+@pytest.mark.parametrize("order", ["sampled", "descending"])
+@pytest.mark.parametrize("penalty", [1.5, 0.7])
+def test_ties_are_of_the_scores_that_choose(order: str, penalty: float) -> None:
+    """With a repetition penalty, not of the model's own probabilities: these may tie where the scores do not."""
+    prompt = PROMPTS[0]
+    plain = make_model(V)(torch.tensor([prompt])).logits[0, -1]
+    process = Process(top_k=4, order=order, repetition_penalty=penalty)
+    model, [last], [others] = tied_model(process, [prompt])
+    [[one, other, far]] = first_logps(model, process, [prompt], [[last, others[0], others[-1]]])
+    assert one > -torch.inf and other > -torch.inf and far == -torch.inf
+    # A token of the prompt with the last candidate's own logit, which the penalty puts behind it or before it.
+    model = make_model(V)
+    with torch.no_grad():
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+        best = [t for t in plain.argsort(descending=True).tolist() if t not in prompt]
+        last = best[3]
+        assert plain[last] > 0
+        for token in prompt:  # out of the way
+            model.lm_head.weight[token] = -model.lm_head.weight[best[0]]
+        model.lm_head.weight[prompt[0]] = model.lm_head.weight[last]
+    ids = [prompt[0], last]
+    [[repeated, fresh]] = first_logps(model, process, [prompt], [ids])
+    if penalty > 1:
+        assert repeated == -torch.inf and fresh > -torch.inf
+    else:
+        assert repeated > -torch.inf and fresh == -torch.inf
+
+
+def test_rows_with_and_without_a_tie_in_one_batch() -> None:
+    """Each row has what it has alone: a tie in one of them changes nothing in the others."""
+    process = Process(top_k=4, order="descending")
+    model, lasts, others = tied_model(process, PROMPTS[:2])
+    llm, proxy = FrozenModel(model), make_proxy(model, process)
+    best = [int(model(torch.tensor([prompt])).logits[0, -1].argmax()) for prompt in PROMPTS[:2]]
+    tokens = [[best[0], others[0][0], others[0][-1], lasts[0]], [others[1][-1], lasts[1], others[1][0], best[1]]]
+    together = first_logps(model, process, PROMPTS[:2], tokens)
+    for prompt, some, found in zip(PROMPTS, tokens, together, strict=False):
+        for token, logp in zip(some, found, strict=True):
+            [[alone]] = proxy_logps(llm, proxy, process, [prompt], [[[token]]], pad_token_id=0)
+            assert logp == pytest.approx(float(alone), abs=1e-4) or logp == float(alone) == -torch.inf
+    assert [[logp > -torch.inf for logp in group] for group in together] == [
+        [True, True, False, True],
+        [False, True, True, True],
+    ]
+
+
+@pytest.mark.parametrize("behind", [0.0005, 0.002])
+def test_what_counts_as_a_tie(behind: float) -> None:
+    """In float32 less than a thousandth in the logit."""
+    process = Process(top_k=4, order="descending")
+    model, [last], [others] = tied_model(process, PROMPTS[:1])
+    logit = float(model(torch.tensor(PROMPTS[:1])).logits[0, -1, last])
+    with torch.no_grad():
+        model.lm_head.weight[others[0]] *= 1 - behind / logit
+    [[found]] = first_logps(model, process, PROMPTS[:1], [others[:1]])
+    assert (found > -torch.inf) == (behind < 0.001)

@@ -10,7 +10,14 @@ import pytest
 import torch
 from conftest import make_model, make_tokenizer
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModel, AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from trl_ext import ProxyConfig, ProxyModel
 from trl_ext.cli import main
@@ -217,6 +224,7 @@ def test_other_architectures(tokenizer: Any) -> None:
         ({"inputs": [list(range(3, 60)) * 5]}, "fills the model's context of 256"),
         ({"streamer": object()}, "one answer, but 3"),
         ({"inputs": [[5], [7, 500]]}, "Prompt 1 has token 500, but the vocabulary"),
+        ({"max_new_tokens": 0}, "`max_new_tokens` must be at least 1, got 0"),
         ({"max_new_tokens": -1}, "`max_new_tokens` must be at least 1"),
         ({"num_return_sequences": 0}, "`num_return_sequences` must be at least 1"),
     ],
@@ -225,6 +233,14 @@ def test_bad_input(model: Any, tokenizer: Any, given: dict[str, Any], message: s
     arguments = {"inputs": TEXTS, "tokenizer": tokenizer} | given
     with pytest.raises(ValueError, match=message):
         make_proxy(model).generate(model, arguments.pop("inputs"), **arguments)
+
+
+def test_the_length_of_answers_where_nobody_says_one(model: Any, tokenizer: Any) -> None:
+    proxy, common = make_proxy(model), {"tokenizer": tokenizer, "eos_token_id": 10_000, "seed": 1, "return_dict": True}
+    config = GenerationConfig(max_new_tokens=3)
+    assert proxy.generate(model, TEXTS[:1], generation_config=config, **common).lengths.tolist() == [3]
+    found = proxy.generate(model, TEXTS[:1], generation_config=config, max_new_tokens=5, **common)
+    assert found.lengths.tolist() == [5]
 
 
 def test_the_share_of_parameters() -> None:

@@ -260,7 +260,7 @@ def test_arguments_of_another_kind_are_named(tmp_path: Path) -> None:
     from trl import DPOConfig
 
     model = make_model(len(make_tokenizer()))
-    with pytest.raises(TypeError, match="must be the config of RRHF's trainer, got `DPOConfig`"):
+    with pytest.raises(TypeError, match="`args` of `RRHFTrainer` must be a `RRHFConfig`, got `DPOConfig`"):
         theirs = DPOConfig(str(tmp_path), use_cpu=True, bf16=False)
         rows = Dataset.from_list(ROWS)
         RRHFTrainer(model, args=theirs, train_dataset=rows, processing_class=make_tokenizer())

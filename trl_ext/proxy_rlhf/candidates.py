@@ -159,6 +159,13 @@ class Proposals:
         return (columns < counts - int(forced == "last")) & (counts > 1)
 
 
+def penalised(logits_NV: torch.Tensor, process: Process, ids_NS: torch.Tensor | None) -> torch.Tensor:
+    """Logits (N, V) by which candidates are chosen: less for tokens of the texts so far, where the process says so."""
+    if process.repetition_penalty == 1 or ids_NS is None:
+        return logits_NV
+    return RepetitionPenaltyLogitsProcessor(process.repetition_penalty)(ids_NS, logits_NV.clone())
+
+
 def propose(
     logits_NV: torch.Tensor, process: Process, uniform_Nk: torch.Tensor | None, ids_NS: torch.Tensor | None = None
 ) -> Proposals:
@@ -171,10 +178,7 @@ def propose(
         uniform_Nk (`torch.Tensor` of shape `(N, k)` or `None`): Chance of the sampled order.
         ids_NS (`torch.Tensor` of shape `(N, S)`, *optional*): The texts so far, for the repetition penalty.
     """
-    scores = logits_NV
-    if process.repetition_penalty != 1 and ids_NS is not None:
-        scores = RepetitionPenaltyLogitsProcessor(process.repetition_penalty)(ids_NS, logits_NV.clone())
-    weights, tokens = next_token_probabilities(scores, process.settings())
+    weights, tokens = next_token_probabilities(penalised(logits_NV, process, ids_NS), process.settings())
     assert tokens is not None  # top-k has sorted them
     weights = weights / weights.sum(1, keepdim=True)
     if process.order == "sampled":

@@ -20,7 +20,7 @@ import torch
 
 from ..frozen_model import FrozenModel
 from ..tree import Tree
-from .candidates import Dice, Process, Proposals, choose, propose
+from .candidates import Dice, Process, Proposals, choose, penalised, propose
 from .losses import decision_logps, induced_logps, marginal_logps
 
 
@@ -29,8 +29,8 @@ from .losses import decision_logps, induced_logps, marginal_logps
 WIDE_FORWARD = {"cpu": 16}
 WIDE_FORWARD_ELSEWHERE = 100
 FIRST_CANDIDATES = 4  # that go ahead then
-# How far apart, in nats, rounding of hidden states in their dtype may put equals: some units in the last place of a
-# logit of 10.
+# How far behind the last candidate, in logits, a token may be and count as its equal. Batches round apart by more in
+# deeper models: this is a thousand units in the last place of a float32 of 10, not two of a bfloat16, 13 of a float16.
 EQUAL = {torch.float32: 1e-3, torch.float64: 1e-6}
 EQUAL_ELSEWHERE = 0.1
 
@@ -180,17 +180,21 @@ class Walk:
 
     def _with_equals(self, found: Proposals, tokens_N: torch.Tensor) -> Proposals:
         """
-        The candidates, of which the least likely is the given token where the two are equals.
+        The candidates, of which the least likely is the given token where the two are equals (`EQUAL`).
 
         Which of two equally likely tokens is the last candidate is up to rounding, that is, to what a text is batched
-        with: a token that was taken in one batch would be impossible in another.
+        with: a token that was taken in one batch would be impossible in another. What `top_p` and `min_p` leave out by
+        the rounding of their bounds stays impossible, unless it ties with the last one that is left.
         """
         outside = ~((found.tokens == tokens_N[:, None]) & found.valid).any(1, keepdim=True)
-        if self.process.repetition_penalty != 1 or not bool(outside.any()):
+        if not bool(outside.any()):
             return found
-        logps = self.llm.logits(self.hidden_ND).log_softmax(-1).gather(1, tokens_N[:, None])
+        logits = self.llm.logits(self.hidden_ND)
+        scores = penalised(logits, self.process, self.tree.ids_NS)  # which decide what is a candidate
         last = found.weights.masked_fill(~found.valid, torch.inf).argmin(1, keepdim=True)
-        taken = outside & (found.base_logps.gather(1, last) - logps < EQUAL.get(self.hidden_ND.dtype, EQUAL_ELSEWHERE))
+        behind = scores.gather(1, found.tokens.gather(1, last)) - scores.gather(1, tokens_N[:, None])
+        taken = outside & (behind < EQUAL.get(self.hidden_ND.dtype, EQUAL_ELSEWHERE))
+        logps = logits.log_softmax(-1).gather(1, tokens_N[:, None])
         tokens, base_logps = (
             whole.scatter(1, last, torch.where(taken, one, whole.gather(1, last)))
             for whole, one in ((found.tokens, tokens_N[:, None]), (found.base_logps, logps))

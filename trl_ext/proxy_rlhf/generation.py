@@ -51,7 +51,7 @@ def generate(
     input_ids: torch.Tensor | None = None,
     attention_mask: torch.Tensor | None = None,
     generation_config: GenerationConfig | None = None,
-    max_new_tokens: int = 0,
+    max_new_tokens: int | None = None,
     num_return_sequences: int = 1,
     greedy: bool = False,
     stop_strings: str | list[str] | None = None,
@@ -123,7 +123,7 @@ def generate(
     stops = stop_strings or config.stop_strings
     if stops and tokenizer is None:
         raise ValueError("`stop_strings` need `tokenizer`: they are looked for in text.")
-    limit = max_new_tokens or config.max_new_tokens or 256
+    limit = (config.max_new_tokens or 256) if max_new_tokens is None else max_new_tokens
     for name, value, least in (
         ("max_new_tokens", limit, 1), ("num_return_sequences", num_return_sequences, 1), ("batch_size", batch_size, 0)
     ):  # fmt: skip

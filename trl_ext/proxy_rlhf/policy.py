@@ -47,10 +47,11 @@ def proxy_policy(
     Its settings narrow the process that the proxy was trained in: `temperature` multiplies the process's (0 decides
     greedily in descending order), of `top_k`, `top_p` and `min_p` the stricter holds.
 
-    Log-probabilities are those of the distribution that the decisions induce, exactly: see
+    Log-probabilities are those of the distribution that the decisions induce, computed and not estimated: see
     [`~trl_ext.proxy_rlhf.losses.induced_logps`] for the descending order and
-    [`~trl_ext.proxy_rlhf.losses.marginal_logps`] for the sampled one. They are left out where it is not computed: a
-    sampled order of which `max_candidates` are examined, and greedy decisions.
+    [`~trl_ext.proxy_rlhf.losses.marginal_logps`] for the sampled one. A token that rounding alone keeps from being the
+    last candidate counts as that one ([`proxy_logps`]). They are left out where they are not computed: a sampled order
+    of which `max_candidates` are examined, and greedy decisions.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The language model.
@@ -148,7 +149,8 @@ def proxy_logps(
 
     Returns:
         `list[list[torch.Tensor]]`: For each completion the log-probabilities of its tokens in nats, of shape (T,),
-        float32 on the CPU; -inf for a token that is no candidate.
+        float32 on the CPU; -inf for a token that is no candidate. One that ties with the last candidate up to rounding
+        (0.001 in the logit in float32, 0.1 in half precision) has the log-probability that it has in that one's place.
 
     Raises:
         `ValueError`: It is not computed for this process.

@@ -116,6 +116,7 @@ class ProxyRLHFTrainer(ExtTrainer):
     ```
     """
 
+    _config_class: ClassVar[type[ProxyRLHFConfig]] = ProxyRLHFConfig
     _tag_names: ClassVar = ["trl", "trl-ext", "proxy-rlhf"]
     _name = "Proxy-RLHF"
     _paper: ClassVar = {
@@ -152,7 +153,8 @@ class ProxyRLHFTrainer(ExtTrainer):
     ):
         name = model if isinstance(model, str) else get_config_model_id(model.config)
         if args is None:
-            args = ProxyRLHFConfig(f"{name.rstrip('/').split('/')[-1]}-Proxy-RLHF")
+            args = self._config_class(f"{name.rstrip('/').split('/')[-1]}-Proxy-RLHF")
+        self._check_config(args)
         _check_arguments(model, train_dataset, reward_funcs, quantization_config, peft_config)
         set_seed(args.seed)  # a new proxy's weights are random
         self._tokenizer = self._load_tokenizer(name, model, args, processing_class)

@@ -27,6 +27,7 @@ from ..checkpoints import last_checkpoint
 from ..data import AnyDataset, column_names
 from ..engines import Engine
 from ..ext_trainer import EvalDataset, ExtTrainer
+from ..frozen_model import context_of
 from ..loading import load_dataset
 from ..logprobs import LogProbs, TokenLogps
 from ..reference import Reference
@@ -90,8 +91,10 @@ class PSLETrainer(ExtTrainer):
             Adapter to train.
         sft_dataset ([`~datasets.Dataset`], *optional*):
             Answers to imitate, in place of `sft_dataset_name` of the config.
-        ref_model ([`~transformers.PreTrainedModel`], *optional*):
-            Reference of the KL term (`beta > 0`). By default the adapter switched off, or a frozen copy of `model`.
+        ref_model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):
+            Reference of the KL term (`beta > 0`): a model, or a directory or Hub id, which is loaded as `model` is
+            (`trust_remote_code`, `model_init_kwargs`, `quantization_config`). By default the adapter switched off, or
+            a frozen copy of `model`.
 
     Raises:
         `ValueError`, `TypeError`: Arguments that contradict each other; the message says which.
@@ -112,6 +115,7 @@ class PSLETrainer(ExtTrainer):
     ```
     """
 
+    _config_class: ClassVar[type[PSLEConfig]] = PSLEConfig
     _tag_names: ClassVar = ["trl", "trl-ext", "psle"]
     _name = "PSLE"
     _paper: ClassVar = {
@@ -148,11 +152,12 @@ class PSLETrainer(ExtTrainer):
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: "PeftConfig | None" = None,
         sft_dataset: Dataset | None = None,
-        ref_model: PreTrainedModel | None = None,
+        ref_model: "str | PreTrainedModel | PeftModel | None" = None,
     ):
         name = model if isinstance(model, str) else get_config_model_id(model.config)
         if args is None:
-            args = PSLEConfig(f"{name.rstrip('/').split('/')[-1]}-PSLE")
+            args = self._config_class(f"{name.rstrip('/').split('/')[-1]}-PSLE")
+        self._check_config(args)
         self._check_arguments(args, reward_funcs, train_dataset, optimizers)
         set_seed(args.seed)  # an adapter's initial weights are random
         self._tokenizer = self._load_tokenizer(name, model, args, processing_class)
@@ -166,14 +171,10 @@ class PSLETrainer(ExtTrainer):
         self._sft_dataset = self._prepare_sft_dataset(sft_dataset, args)
 
         model = load_policy(model, args, quantization_config, peft_config)
-        text_config = model.config.get_text_config()
-        text_config.pad_token_id = self._tokenizer.pad_token_id
+        model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
         model.generation_config.pad_token_id = self._tokenizer.pad_token_id
-        self._context = int(getattr(text_config, "max_position_embeddings", 0) or 0)
-        self._check_room(train_dataset, args)
-        for part in eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]:
-            self._check_room(part, args)
-        self.reference = Reference(model, ref_model) if args.beta else None
+        self._check_context(train_dataset, eval_dataset, args, context_of(model))
+        self.reference = Reference(model, ref_model, args, quantization_config) if args.beta else None
         if ref_model is not None and not args.beta:
             logger.warning("`ref_model` is not used: PSLE needs none without a KL term (`beta`).")
         self.log_probs = LogProbs(
@@ -224,10 +225,11 @@ class PSLETrainer(ExtTrainer):
     def _tokenize(self, dataset: AnyDataset, args: PSLEConfig, name: str) -> tuple[AnyDataset, int]:
         return prepare_prompts(dataset, self._tokenizer, self._principles, args, name=name)
 
-    def _check_room(self, dataset: Any, args: PSLEConfig) -> None:
+    def _check_room(self, dataset: Any, args: PSLEConfig, name: str, *, samples: bool = True) -> None:
         if isinstance(dataset, Dataset):  # rows of a stream are checked when they come
             rows = dataset.select_columns(["row_index", "prompt_ids", "guided_ids"])
             check_room(rows, self._context, args.max_completion_length)
+        super()._check_room(dataset, args, name, samples=samples)  # prompts without a principle
 
     def _prepare_sft_dataset(self, dataset: Dataset | None, args: PSLEConfig) -> Dataset | None:
         if not (args.sft_epochs or args.sft_mix):

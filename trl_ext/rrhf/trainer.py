@@ -57,8 +57,10 @@ class RRHFTrainer(ExtTrainer):
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Model to be trained: a Hub id, a directory, or a model.
-        ref_model ([`~transformers.PreTrainedModel`], *optional*):
-            Reference of the KL term (`beta > 0`). By default the adapter switched off, or a frozen copy of `model`.
+        ref_model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):
+            Reference of the KL term (`beta > 0`): a model, or a directory or Hub id, which is loaded as `model` is
+            (`trust_remote_code`, `model_init_kwargs`, `quantization_config`). By default the adapter switched off, or
+            a frozen copy of `model`.
             Without a KL term no reference is kept.
         args ([`RRHFConfig`], *optional*):
             Configuration; the defaults are the paper's.
@@ -106,6 +108,7 @@ class RRHFTrainer(ExtTrainer):
     ```
     """
 
+    _config_class: ClassVar[type[RRHFConfig]] = RRHFConfig
     _tag_names: ClassVar = ["trl", "trl-ext", "rrhf"]
     _name = "RRHF"
     _paper: ClassVar = {
@@ -128,7 +131,7 @@ class RRHFTrainer(ExtTrainer):
     def __init__(
         self,
         model: "str | PreTrainedModel | PeftModel",
-        ref_model: PreTrainedModel | None = None,
+        ref_model: "str | PreTrainedModel | PeftModel | None" = None,
         args: RRHFConfig | None = None,
         data_collator: DataCollator | None = None,
         train_dataset: AnyDataset | None = None,
@@ -144,7 +147,8 @@ class RRHFTrainer(ExtTrainer):
     ):
         name = model if isinstance(model, str) else get_config_model_id(model.config)
         if args is None:
-            args = RRHFConfig(f"{name.rstrip('/').split('/')[-1]}-RRHF")
+            args = self._config_class(f"{name.rstrip('/').split('/')[-1]}-RRHF")
+        self._check_config(args)
         self._check_train_dataset(train_dataset, args)
         set_seed(args.seed)  # an adapter's initial weights are random
         self._tokenizer = self._load_tokenizer(name, model, args, processing_class)
@@ -161,7 +165,7 @@ class RRHFTrainer(ExtTrainer):
         self._check_context(train_dataset, eval_dataset, args, context_of(model))
         model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
         model.generation_config.pad_token_id = self._tokenizer.pad_token_id
-        self.reference = self._load_reference(model, ref_model, args, self._samples)
+        self.reference = self._load_reference(model, ref_model, args, quantization_config)
         self.log_probs = LogProbs(
             model,
             self._tokenizer.pad_token_id,
@@ -239,10 +243,11 @@ class RRHFTrainer(ExtTrainer):
                     "(`trl-ext sample` makes them), or pass `reward_funcs` to sample in evaluation."
                 )
 
-    @staticmethod
-    def _load_reference(model: Any, ref_model: Any, args: RRHFConfig, samples: bool) -> Reference | None:
-        if args.beta and samples:
-            return Reference(model, ref_model)
+    def _load_reference(
+        self, model: Any, ref_model: Any, args: RRHFConfig, quantization_config: Any
+    ) -> Reference | None:
+        if args.beta and self._samples:
+            return Reference(model, ref_model, args, quantization_config)
         if ref_model is not None:
             logger.warning("`ref_model` is not used: RRHF needs none without a KL term (`beta`).")
         if args.beta:

@@ -113,6 +113,7 @@ class VASTrainer(ExtTrainer):
     ```
     """
 
+    _config_class: ClassVar[type[VASConfig]] = VASConfig
     _tag_names: ClassVar = ["trl", "trl-ext", "vas"]
     _name = "VAS"
     _paper: ClassVar = {
@@ -149,7 +150,8 @@ class VASTrainer(ExtTrainer):
     ):
         name = model if isinstance(model, str) else get_config_model_id(model.config)
         if args is None:
-            args = VASConfig(f"{name.rstrip('/').split('/')[-1]}-VAS")
+            args = self._config_class(f"{name.rstrip('/').split('/')[-1]}-VAS")
+        self._check_config(args)
         self._check_train_dataset(train_dataset, args)
         set_seed(args.seed)  # an adapter's initial weights are random
         self._tokenizer = self._load_tokenizer(name, model, args, processing_class)
