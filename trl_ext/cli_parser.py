@@ -14,7 +14,7 @@ from typing import Any, NoReturn, get_type_hints
 from trl import TrlParser
 
 from .cli_help import HelpFormatter, sections
-from .cli_values import convert
+from .field_types import convert
 
 
 @dataclasses.dataclass(frozen=True)

@@ -337,7 +337,7 @@ def test_value_model_of_another_vocabulary(server, tokenizer):
         ({"top_k": 10_000}, "top_k"),
         ({"num_blocks": 1}, "num_blocks"),
         ({"block_length": 0}, "block_length"),
-        ({"beta": math.nan}, "must be finite"),
+        ({"beta": math.nan}, "must be a finite number"),
         ({"beta": {"speed": 1.0}}, "'speed', which does not exist"),
         ({"end_tokens": ["<|stop|>"]}, "end_tokens"),
     ],

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
+from ..field_types import check_value
 from ..frozen_model import FrozenModel
 from ..retokenize import Retokenizer, TextReader, vocabulary_digest, vocabulary_fault
 from ..static_loop import state_of, weights_of
@@ -70,9 +71,9 @@ class ValueAugmentedLogitsProcessor(LogitsProcessor):
         value_calls (`int`), value_tokens (`int`): Forwards of value models so far, and tokens fed in them.
 
     Raises:
-        `ValueError`: `top_k` is not positive, `beta` is not finite or names a head that does not exist, a vocabulary
-            differs, or a value model on the language model's states was loaded without it; when called, `top_k` is
-            larger than the vocabulary, `beta` does not fit the batch, or a row has no tokens.
+        `ValueError`: `top_k` is no positive whole number, `beta` is not finite or names a head that does not exist, a
+            vocabulary differs, or a value model on the language model's states was loaded without it; when called,
+            `top_k` is larger than the vocabulary, `beta` does not fit the batch, or a row has no tokens.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class ValueAugmentedLogitsProcessor(LogitsProcessor):
         value_tokenizer: PreTrainedTokenizerBase | Mapping[str, PreTrainedTokenizerBase] | None = None,
         retokenize: bool = False,
     ) -> None:
+        top_k = check_value("top_k", top_k, int)
         if top_k < 1:
             raise ValueError(f"`top_k` must be at least 1, got {top_k}: without candidates there is nothing to guide.")
         models = dict(value_model) if isinstance(value_model, Mapping) else {"": value_model}
