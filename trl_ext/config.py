@@ -89,8 +89,8 @@ class ExtConfig(BaseConfig):
         > Parameters that control training
 
         nan_loss (`str`, *optional*, defaults to `"stop"`):
-            What to do if a loss is NaN or infinite: `"stop"` with an error that names step and rows, or `"skip"` the
-            optimizer step with a warning and count it (`skipped_steps`).
+            What to do if a loss or the gradient of a step is NaN or infinite: `"stop"` with an error that names step
+            and rows, or `"skip"` the optimizer step with a warning and count it (`skipped_steps`).
 
         activation_offloading (`bool`, *optional*, defaults to `False`):
             Whether to keep activations in CPU memory between forward and backward.
@@ -194,7 +194,8 @@ class ExtConfig(BaseConfig):
     nan_loss: str = field(
         default="stop",
         metadata={
-            "help": "What to do if a loss is NaN or infinite: 'stop' with an error, or 'skip' the optimizer step.",
+            "help": "What to do if a loss or a gradient is NaN or infinite: 'stop' with an error, or 'skip' the "
+            "optimizer step.",
             "choices": list(NAN_ACTIONS),
         },
     )
