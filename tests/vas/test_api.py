@@ -368,6 +368,12 @@ def test_empty_prompt(server, tokenizer, value_model, prompt):
         guide(server, value_model, tokenizer).answer(prompt)
 
 
+def test_a_single_prompt_is_no_list_of_them(server, tokenizer, value_model):
+    for prompt in ("the film", [5, 6]):
+        with pytest.raises(ValueError, match="`prompts` must be a list of prompts"):
+            guide(server, value_model, tokenizer).answer_all(prompt)
+
+
 # ----------------------------------------------------------------------------------------------------------- batches
 
 
