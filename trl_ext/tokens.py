@@ -207,7 +207,7 @@ def prepare_dataset(
         tokens = {"row_index": index, **tokenize_row(row, tokenizer)}
         if not tokens["prompt_ids"]:
             raise DataError(
-                f"Row {index}, column 'prompt': has no tokens, so nothing predicts the first answer token."
+                f"Row {index}, column 'prompt': has no tokens, so nothing predicts the first answer token. Remove it."
             )
         for i, ids in enumerate(tokens.get("completion_ids", ())):
             if not ids:
