@@ -64,7 +64,7 @@ def load_value_model(
             kwargs = init_kwargs(args, args.value_model_init_kwargs, quantization_config)
             value_model = _load_backbone(value_model, heads, kwargs, form, policy)
         elif not isinstance(value_model, ValueModel):
-            value_model = ValueModel.from_backbone(value_model, heads, **form)
+            value_model = _begin(value_model, heads, form)
         if peft_config is not None:
             value_model.backbone = add_adapter(value_model.backbone, peft_config)
     _check_value_model(value_model, tokenizer, heads, args)
@@ -123,4 +123,14 @@ def _load_backbone(
         if config.head_only:
             return ValueModel.from_pretrained(name, is_trainable=True, backbone=policy, **where)
         return ValueModel.from_pretrained(name, is_trainable=True, **kwargs)
-    return ValueModel.from_backbone(name, heads, **form, **kwargs)
+    return _begin(name, heads, form, **kwargs)
+
+
+def _begin(backbone: Any, heads: list[str], form: dict[str, Any], **kwargs: Any) -> ValueModel:
+    if form["form"] == "policy":
+        raise ValueError(
+            "`value_form='policy'` is a head on the language model's own states, and has no other backbone: leave out "
+            "`value_model` (`value_model_name_or_path`) or name a saved value model of this form there; or set "
+            "`value_form='action'`."
+        )
+    return ValueModel.from_backbone(backbone, heads, **form, **kwargs)
