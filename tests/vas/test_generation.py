@@ -774,6 +774,24 @@ def test_flags_that_cannot_be(settings, message):
         VASDecoding(**{"value_model_name_or_path": ["x"]} | settings).check()
 
 
+@pytest.mark.parametrize(
+    ("names", "beta", "message"),
+    [
+        ([""], "helpfull=1", "weight for 'helpfull', which does not exist; there is 'helpful', 'short'"),
+        ([""], "2", "`beta` is one number for helpful, short: say which, as in helpful=2 on the command line"),
+        (["one=", "other="], "helpfull=1", "there is 'one/helpful', 'one/short', 'other/helpful', 'other/short'"),
+        (["one=", "other="], "short=1", "weight for 'short', which does not exist"),
+    ],
+)
+def test_heads_that_do_not_exist_are_found_before_anything_is_loaded(two, names, beta, message, tmp_path):
+    two.config.save_pretrained(tmp_path / "two")  # there are no weights to load
+    with pytest.raises(ValueError, match=message):
+        VASDecoding([f"{name}{tmp_path / 'two'}" for name in names], beta=[beta]).check()
+    VASDecoding(
+        [f"{name}{tmp_path / 'two'}" for name in names], beta=["one/short=1" if names[1:] else "short=1"]
+    ).check()
+
+
 def test_generation_config_of_the_policy_is_left_alone(tiny_model, value):
     before = tiny_model.generation_config.to_dict()
     config = GenerationConfig(max_new_tokens=2, do_sample=False, pad_token_id=0)

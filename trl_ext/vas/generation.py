@@ -125,10 +125,7 @@ class ValueAugmentedLogitsProcessor(LogitsProcessor):
 
     @beta.setter
     def beta(self, value: Any) -> None:
-        bare = [head.rpartition("/")[2] for head in self.heads]
-        aliases = {name: full for name, full in zip(bare, self.heads, strict=True) if bare.count(name) == 1}
-        aliases = {name: full for name, full in aliases.items() if name not in self.heads}
-        self._weights = RowWeights(value, self.heads, aliases=aliases, field="beta")
+        self._weights = head_weights(value, self.heads)
         self._beta = value
 
     @property
@@ -250,13 +247,26 @@ def _centred(values_NkH: torch.Tensor, possible_Nk: torch.Tensor) -> torch.Tenso
     return (values_NkH - mean).masked_fill(~possible, 0.0)
 
 
+def full_names(name: str, heads: Sequence[str]) -> list[str]:
+    """What `beta` calls the heads of a value model of this name (`""` for one without)."""
+    return list(heads) if not name else [name] if len(heads) == 1 else [f"{name}/{head}" for head in heads]
+
+
+def head_weights(beta: Any, heads: Sequence[str]) -> RowWeights:
+    """The weights of heads by their full names, or by what comes after the `/` where only one is called that."""
+    bare = [head.rpartition("/")[2] for head in heads]
+    aliases = {name: full for name, full in zip(bare, heads, strict=True) if bare.count(name) == 1}
+    aliases = {name: full for name, full in aliases.items() if name not in heads}
+    return RowWeights(beta, heads, aliases=aliases, field="beta")
+
+
 class Guide:
     """One value model, and where its heads are among all."""
 
     def __init__(self, model: ValueModel, name: str, first: int, retokenizer: Retokenizer | None) -> None:
         self.model, self.retokenizer, self.checked = model, retokenizer, False
         names = list(model.head_names)
-        self.heads = names if not name else [name] if len(names) == 1 else [f"{name}/{head}" for head in names]
+        self.heads = full_names(name, names)
         self.columns = slice(first, first + len(names))
         self.vocabulary = model.config.get_text_config().vocab_size
         self.device = next(model.parameters()).device

@@ -3,6 +3,7 @@
 
 """The value model that is trained: saved before, begun on another model, or an adapter and a head on the policy."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -13,7 +14,9 @@ from ..models import is_peft_model, is_quantized, saved_config
 from ..retokenize import vocabulary_fault
 from ..tokens import load_tokenizer
 from ..upstream import disable_dropout_in_model
+from ..weights import parse_weights
 from .config import ValueConfig, VASConfig
+from .generation import full_names, head_weights
 from .model import ValueModel
 
 
@@ -75,6 +78,32 @@ def load_value_model(
     value_model.config.record_tokenizer(tokenizer)
     value_model.config.gamma, value_model.config.lam = args.gamma, args.lam
     return value_model
+
+
+def check_betas(betas: Sequence[str], value_models: Mapping[str, str]) -> None:
+    """
+    Check weights of heads against the configs of saved value models, before anything is loaded.
+
+    Args:
+        betas (`Sequence[str]`): Weights, as they are written on the command line.
+        value_models (`Mapping[str, str]`): Directories or Hub ids by name; `""` for one whose heads go by their own.
+
+    Raises:
+        `ValueError`: A weight is no number, or of a head that does not exist.
+    """
+    heads: list[str] = []
+    for name, path in value_models.items():
+        try:
+            config = saved_config("value model", path)
+        except (OSError, ValueError):  # said where it is loaded
+            config = None
+        if not isinstance(config, ValueConfig):
+            heads = []
+            break
+        heads += full_names(name, config.heads or ())
+    for text in betas:
+        weights = parse_weights(text, "beta")
+        head_weights(weights, heads or (list(weights) if isinstance(weights, dict) else ["value"]))
 
 
 def _check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, args: VASConfig) -> None:
