@@ -98,6 +98,9 @@ class TestHelper:
         policy, _ = saying(tiny_tokenizer, [1])
         with pytest.raises(ValueError, match="n must be at least 1, got 0"):
             best_of_n(policy, ["a"], FIRST, 0)
+        for prompt, kind in (("The film", "text"), ([{"role": "user", "content": "a"}], "conversation")):
+            with pytest.raises(ValueError, match=f"must be a list of prompts, got a single {kind}: put it in a list"):
+                best_of_n(policy, prompt, FIRST, 2)
         with pytest.raises(ValueError, match="needs a reward"):
             best_of_n(policy, ["a"], [], 2)
         with pytest.raises(ValueError, match="'least' has 1 entries for 2 prompts"):

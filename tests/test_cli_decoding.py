@@ -3,14 +3,16 @@
 
 """A stranger's way of decoding, under `trl-ext evaluate` and `generate`: nothing here knows a method of ours."""
 
+import dataclasses
 import json
+import math
 import sys
 
 import pytest
 from stranger import DECODING, METHOD, write_package
 
 from trl_ext import cli_evaluate, cli_generate
-from trl_ext.cli_decoding import decoding_classes
+from trl_ext.cli_decoding import asked_for, decoding_classes
 from trl_ext.policy import Decoding
 
 
@@ -49,6 +51,32 @@ def evaluate(model, *arguments):
 def by_model(path="out.json"):
     with open(path) as file:
         return {row["model"]: row for row in json.load(file)["models"]}
+
+
+@dataclasses.dataclass
+class Idle:
+    """A decoding that nobody asked for, and that makes something of its defaults."""
+
+    path: str | None = None
+    weight: float = math.nan
+    names: list[str] | None = None
+    strength: float = 3
+
+    active = False
+
+    def __post_init__(self):
+        self.names, self.weight = tuple(self.names or ["a"]), float(f"{self.weight}")
+
+
+def test_a_setting_is_given_if_it_is_not_the_default():
+    assert asked_for([Idle(), Idle(strength=3.0), Idle(names=["a"])]) == []
+    for given, name in (
+        ({"weight": 1.0}, "weight"),
+        ({"names": ["b"]}, "names"),
+        ({"strength": math.nan}, "strength"),
+    ):
+        with pytest.raises(ValueError, match=f"`{name}` does nothing without `path`"):
+            asked_for([Idle(**given)])
 
 
 def test_evaluate_measures_each_setting_beside_the_base_and_best_of_n(good, tiny_model_dir, capsys):

@@ -104,6 +104,16 @@ class TestLaunch:
         with pytest.raises(ValueError, match="unexpected argument 'stray'"):
             self.arguments(parser, flags=["--multi_gpu", "stray"])
 
+    def test_values_of_another_type_are_named_with_their_flag(self, parser):
+        for flags in (["--num_processes", "two"], ["--num-processes=two"]):
+            with pytest.raises(ValueError, match=rf"^{flags[0].partition('=')[0]} must be a whole number, got 'two'$"):
+                self.arguments(parser, flags=flags)
+        with pytest.raises(ValueError, match=r"^`num_processes` must be a whole number, got 'two'$"):
+            self.arguments(parser, {"num_processes": "two"})
+        with pytest.raises(ValueError, match=r"^--mixed_precision must be one of no, fp16, .*got 'half'"):
+            self.arguments(parser, flags=["--mixed_precision", "half"])
+        assert self.arguments(parser, {"num_processes": 2.0}) == ["--num_processes", "2"]
+
     @pytest.mark.parametrize("flags", [["--module"], ["--no_python"]])
     def test_what_runs_is_not_the_users_choice(self, parser, flags):
         with pytest.raises(ValueError, match="unknown flag"):

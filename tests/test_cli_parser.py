@@ -91,6 +91,24 @@ class TestYamlValues:
         with pytest.raises(ValueError, match="the key 'number' comes twice, in line 3 again"):
             read_config(path)
 
+    def test_a_key_that_comes_twice_in_two_spellings(self, yaml_file):
+        path = yaml_file("num-iterations: 3\nnum_iterations: 4")
+        with pytest.raises(ValueError, match=f"{path}: `num-iterations` and `num_iterations` are two spellings"):
+            read_config(path)
+        nested = {"mapping": {"a-b": 1, "a_b": 2}}  # only keys of ours are spelt both ways
+        assert read_config(yaml_file("mapping: {a-b: 1, a_b: 2}")) == nested
+
+    def test_what_is_merged_is_replaced(self, yaml_file):
+        """As YAML means it, also where what is merged was merged itself."""
+        text = (
+            "a: &a {one: 1, two: 1}\nb: &b\n  <<: *a\n  two: 2\nc:\n  <<: *b\n  one: 3\nd:\n  <<: [*b, *a]\n  two: 4"
+        )
+        config = read_config(yaml_file(text))
+        assert (config["b"], config["c"]) == ({"one": 1, "two": 2}, {"one": 3, "two": 2})
+        assert config["d"] == {"one": 1, "two": 4}
+        with pytest.raises(ValueError, match="the key 'y' comes twice, in line 3 again"):
+            read_config(yaml_file("a: &a {x: 1}\nb: {<<: *a, y: 2,\n  y: 3}"))
+
     def test_a_folder_is_no_config(self, tmp_path):
         with pytest.raises(OSError, match="is a folder: name a YAML file in it"):
             read_config(str(tmp_path))

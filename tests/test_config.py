@@ -6,12 +6,14 @@
 import dataclasses
 import re
 
+import numpy as np
 import pytest
 import torch
 from trl import DPOConfig, GRPOConfig
 
 from trl_ext.config import ExtConfig
 from trl_ext.generation_settings import GenerationSettings
+from trl_ext.method import discover
 
 
 OWN_FIELDS = {field.name for field in dataclasses.fields(ExtConfig)} - {
@@ -55,13 +57,68 @@ def test_trls_base_defaults_are_kept(tmp_path):
         ("generation_batch_size", -1),
         ("max_completion_length", 0),
         ("top_k", -1),
-        ("max_length", "auto"),
     ],
 )
 def test_numbers_out_of_range(tmp_path, field, value):
     least = 1 if value == 0 else 0
     with pytest.raises(ValueError, match=f"`{field}` must be at least {least}, got {value!r}"):
         config(tmp_path, **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "wanted"),
+    [
+        ("max_length", "auto", "a whole number"),
+        ("top_k", 2.5, "a whole number"),
+        ("num_generations", "4", "a whole number"),
+        ("top_p", "0.5", "a number"),
+        ("temperature", None, "a number"),
+        ("temperature", float("nan"), "a number"),
+        ("top_k", True, "a whole number"),
+        ("disable_dropout", "yes", "true or false"),
+        ("nan_loss", 1, "a text"),
+        ("reward_weights", [1.0, "2"], "a number"),
+    ],
+)
+def test_values_of_another_type_are_named(tmp_path, field, value, wanted):
+    named = value[1] if isinstance(value, list) else value
+    with pytest.raises(ValueError, match=f"`{field}` must be {wanted}, got {re.escape(repr(named))}"):
+        config(tmp_path, **{field: value})
+
+
+def test_values_of_a_like_type_become_the_fields(tmp_path):
+    args = config(
+        tmp_path, top_k=np.int64(5), top_p=np.float32(0.5), temperature=2, reward_weights=(1, 2.5), disable_dropout=0
+    )
+    assert [type(x) for x in (args.top_k, args.top_p, args.temperature)] == [int, float, float]
+    assert args.reward_weights == [1.0, 2.5] and args.disable_dropout is False
+
+
+@pytest.mark.parametrize(
+    ("method", "field", "value", "message"),
+    [
+        ("rrhf", "rank_weight", "1", "must be a number, got '1'"),
+        ("psle", "threshold", "a", "must be a number, got 'a'"),
+        ("psle", "threshold", float("nan"), "must be a number, got nan"),
+        ("vas", "lam", "a", "must be a number, got 'a'"),
+        ("vas", "heads", [1, 2], "must be a text, got 1"),
+        ("proxy_rlhf", "lam", "a", "must be a number, got 'a'"),
+        ("proxy_rlhf", "top_k", 2.5, "must be a whole number, got 2.5"),
+        ("proxy_rlhf", "proxy_layer_sizes", [64, 2.5], "must be a whole number, got 2.5"),
+    ],
+)
+def test_fields_of_methods_are_checked_alike(tmp_path, method, field, value, message):
+    with pytest.raises(ValueError, match=f"`{field}` {message}"):
+        discover().methods[method].method.config_class()(output_dir=str(tmp_path), report_to="none", **{field: value})
+
+
+@pytest.mark.parametrize("sizes", [[0], [-1], [64, 0]])
+def test_layers_have_a_width(tmp_path, sizes):
+    made = discover().methods["proxy_rlhf"].method.config_class()
+    with pytest.raises(
+        ValueError, match=rf"`proxy_layer_sizes\[{len(sizes) - 1}\]` must be at least 1, got {sizes[-1]}"
+    ):
+        made(output_dir=str(tmp_path), report_to="none", proxy_layer_sizes=sizes)
 
 
 OFF = ["max_length", "pad_to_multiple_of", "generation_batch_size", "top_k", "min_p"]

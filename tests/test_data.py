@@ -108,7 +108,7 @@ BAD_PLAIN_ROWS = {
     "true score": ({"scores": [True, 1.0]}, "scores", r"\[0\] must be a number, got True"),
     "too few ended": ({"ended": [True]}, "ended", "must be a list of 2 booleans"),
     "ended is no list": ({"ended": True}, "ended", "must be a list of 2 booleans"),
-    "empty prompt": ({"prompt": ""}, "prompt", "is empty text"),
+    "empty prompt": ({"prompt": ""}, "prompt", "is empty text. Remove the row, or begin the text(?!.*`ended`)"),
     "null prompt": ({"prompt": None}, "prompt", "must be text.*got nothing"),
     "number prompt": ({"prompt": 3}, "prompt", "must be text.*got `int`"),
     "chat prompt": ({"prompt": USER}, "prompt", "must be text, as in the first row, got a list of messages"),

@@ -36,6 +36,75 @@ def poison(trainer: Any, step: int, value: float = math.nan) -> dict[int, list[t
     return weights
 
 
+class SpoiltGradient(torch.autograd.Function):
+    """A number with a gradient that is none."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: torch.Tensor, value: float) -> torch.Tensor:
+        ctx.value = value
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        return torch.full_like(gradient, ctx.value), None
+
+
+def spoil(trainer: Any, calls: tuple[int, ...], value: float = math.nan) -> tuple[list[Any], list[Any]]:
+    """Let the gradient of micro-batches (from 0) be `value`; returns the weights before each, and its row numbers."""
+    inner, weights, rows = trainer.compute_loss, [], []
+
+    def compute_loss(model: Any, inputs: Any, **kwargs: Any) -> torch.Tensor:
+        weights.append([p.detach().clone() for p in trainer.model.parameters()])
+        rows.append([OPENINGS.index(row["prompt"]) for row in inputs.get("rows", [])])
+        loss = inner(model, inputs, **kwargs)
+        return SpoiltGradient.apply(loss, value) if len(weights) - 1 in calls else loss
+
+    trainer.compute_loss = compute_loss
+    return weights, rows
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
+@pytest.mark.parametrize("method", METHODS)
+def test_training_stops_at_a_gradient_that_is_nan(method: str, max_grad_norm: float, tmp_path: Path) -> None:
+    trainer = make_trainer(method, tmp_path, max_steps=3, max_grad_norm=max_grad_norm)
+    weights, _ = spoil(trainer, (1,))
+    with pytest.raises(
+        NonFiniteLossError, match=r"^The gradient of step 2 is not finite.*\((rows|responses of the) .*\d"
+    ):
+        trainer.train()
+    assert len(weights) == 2 and equal(weights[1], list(trainer.model.parameters()))
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_step_whose_gradient_is_not_finite_is_left_out(
+    value: float, max_grad_norm: float, tmp_path: Path, warnings: list[str]
+) -> None:
+    trainer = make_trainer(
+        "rrhf", tmp_path, max_steps=3, nan_loss="skip", weight_decay=0.1, max_grad_norm=max_grad_norm,
+        gradient_accumulation_steps=2,
+    )  # fmt: skip
+    weights, rows = spoil(trainer, (3,), value)  # the second of step 2's two
+    trainer.train()
+    assert equal(weights[2], weights[4]), "the step was taken"
+    assert not equal(weights[4], list(trainer.model.parameters())), "nothing was learned afterwards"
+    named = ", ".join(map(str, sorted({*rows[2], *rows[3]})))
+    assert warnings == [f"The gradient of step 2 is not finite, its loss is (rows {named}). The step is left out."]
+    assert [entry["skipped_steps"] for entry in trainer.state.log_history if "loss" in entry] == [0, 1, 1]
+
+
+def test_gradients_of_a_scaled_loss_are_the_scalers(tmp_path: Path) -> None:
+    """In fp16 the scaler finds its scale by gradients that overflow, and leaves their steps out by itself."""
+    trainer = make_trainer("rrhf", tmp_path)
+    trainer.accelerator.scaler = object()
+    next(trainer.model.parameters()).grad = torch.full_like(next(trainer.model.parameters()), math.inf)
+    trainer._guard.on_pre_optimizer_step(trainer.args, trainer.state, trainer.control, model=trainer.model)
+    trainer.accelerator.scaler = None
+    with pytest.raises(NonFiniteLossError, match="gradient of step 1 is not finite"):
+        trainer._guard.on_pre_optimizer_step(trainer.args, trainer.state, trainer.control, model=trainer.model)
+
+
 def equal(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 

@@ -239,6 +239,17 @@ def test_conversations_need_a_chat_template(tiny_tokenizer):
         encode_prompt(tiny_tokenizer, USER)
 
 
+def test_a_directory_without_a_tokenizer_is_named(tiny_model, tmp_path):
+    with pytest.raises(OSError, match=f"There is no model in '{tmp_path}': it holds neither config.json"):
+        load_tokenizer(str(tmp_path))
+    tiny_model.save_pretrained(tmp_path)
+    with pytest.raises(OSError, match=rf"No tokenizer can be loaded from '{tmp_path}'.*save_pretrained"):
+        load_tokenizer(str(tmp_path))
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(OSError, match=rf"No tokenizer can be loaded from '{tmp_path}'"):
+        load_tokenizer(str(tmp_path))
+
+
 def test_a_chat_template_from_a_file_or_a_tokenizer(tiny_tokenizer, tiny_model_dir, tmp_path):
     (tmp_path / "plain.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     use_chat_template(tiny_tokenizer, str(tmp_path / "plain.jinja"))

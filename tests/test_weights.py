@@ -60,8 +60,9 @@ def test_which_are_used():
 def test_what_cannot_be():
     for given, message in (
         ({"d": 1}, "weights` has a weight for 'd', which does not exist; there is 'a', 'b'"),
-        ([{"a": 1}, {"a": float("nan")}], "weights` of row 1 must be finite, got nan for 'a'"),
-        (1.0, r"one number for a, b: say which, as in \{'a': 1.0\}"),
+        ([{"a": 1}, {"a": float("nan")}], "weights` of row 1 must be a finite number, got nan for 'a'"),
+        (1.0, r"one number for a, b: say which, as in a=1 on the command line and \{'a': 1\} in Python"),
+        ({"a": "x"}, "must be a finite number, got 'x' for 'a'"),
         ([], "empty list"),
     ):
         with pytest.raises(ValueError, match=message):

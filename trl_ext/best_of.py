@@ -18,6 +18,7 @@ from .evaluation import score_completions
 from .generation_settings import GenerationSettings
 from .models import load_model
 from .policy import Policy, model_policy
+from .prompts import check_several
 from .rewards import Reward, RewardFunc, load_rewards
 from .rollouts import seeded
 from .sampling import Completion
@@ -103,9 +104,11 @@ def best_of_n(
         `list[list[Scored]]`: For each prompt its n completions, the best first; those without a score come last.
 
     Raises:
-        `ValueError`: `n` or the settings cannot be had, there is no reward, or a list has another length.
+        `ValueError`: `n` or the settings cannot be had, there is no reward, a list has another length, or a single
+            prompt was passed.
         [`~trl_ext.rewards.RewardError`]: A reward function failed.
     """
+    check_several(prompts)
     policy = model if isinstance(model, Policy) else _model_policy(model, processing_class, batch_size)
     rows = [{"prompt": prompt} for prompt in prompts]
     for name, values in (columns or {}).items():

@@ -68,17 +68,14 @@ def asked_for(decodings: Iterable[Any]) -> list[Decoding]:
             decoding.check()
             active.append(decoding)
             continue
-        given = [
-            field.name for field in dataclasses.fields(decoding) if getattr(decoding, field.name) != _default(field)
-        ]
+        # What the class itself makes of its defaults. By `repr` too: NaN is not equal to itself.
+        names, untouched = [field.name for field in dataclasses.fields(decoding)], type(decoding)()
+        pairs = {name: (getattr(decoding, name), getattr(untouched, name)) for name in names}
+        given = [name for name, (value, default) in pairs.items() if value != default and repr(value) != repr(default)]
         if given:
-            main = dataclasses.fields(decoding)[0].name
+            main = names[0]
             raise ValueError(f"`{given[0]}` does nothing without `{main}`: set that too, or leave it out.")
     return active
-
-
-def _default(field: dataclasses.Field) -> Any:
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def settings_of(decodings: Iterable[Decoding]) -> dict[str, Any]:

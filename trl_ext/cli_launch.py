@@ -19,6 +19,7 @@ from typing import Any
 
 from .checkpoints import last_checkpoint
 from .cli_parser import Extra, Parser
+from .field_types import convert
 
 
 TRAINING_MODULE = "trl_ext.cli_train"
@@ -154,7 +155,7 @@ def _from_yaml(action: Any, value: Any) -> list[str]:
         return [flag] if value else []
     if isinstance(value, bool) and action.choices is not None and "no" in action.choices:
         value = "yes" if value else "no"  # YAML 1.1 reads a bare `no` as false
-    return [flag, str(value).lower() if isinstance(value, bool) else str(value)]
+    return [flag, _text_of(value, action, f"`{action.dest}`")]
 
 
 def _from_flags(flags: Sequence[str], actions: dict[str, Any], parser: Parser) -> list[str]:
@@ -168,11 +169,21 @@ def _from_flags(flags: Sequence[str], actions: dict[str, Any], parser: Parser) -
             arguments += ["--config_file", resolve_accelerate_config(name)]
         elif flag not in by_flag:
             raise ValueError(parser.unknown_flag(word, [*actions, "accelerate_config"]))
-        elif has_value or by_flag[flag].nargs == 0:
+        elif by_flag[flag].nargs == 0:
             arguments.append(word)
         else:
-            arguments += [word, _value_of(flag, words)]
+            text = _text_of(value if has_value else _value_of(flag, words), by_flag[flag], flag)
+            arguments += [f"{flag}={text}"] if has_value else [flag, text]
     return arguments
+
+
+def _text_of(value: Any, action: Any, name: str) -> str:
+    """A value as accelerate's parser reads it, which would print its usage if it is of another type."""
+    try:
+        value = convert(value, action.type if action.type in (int, float) else Any, action.choices)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from None
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _value_of(flag: str, words: Any) -> str:

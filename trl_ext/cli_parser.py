@@ -14,7 +14,7 @@ from typing import Any, NoReturn, get_type_hints
 from trl import TrlParser
 
 from .cli_help import HelpFormatter, sections
-from .cli_values import convert
+from .field_types import convert
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +193,7 @@ def read_config(path: str) -> dict[str, Any]:
     The mapping in a YAML file.
 
     Raises:
-        `ValueError`: no YAML (with line and column), or no mapping.
+        `ValueError`: no YAML (with line and column), no mapping, or a key twice.
         `OSError`: the file cannot be read.
     """
     import yaml
@@ -210,6 +210,11 @@ def read_config(path: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         kind = "empty" if config is None else f"a {type(config).__name__}"
         raise ValueError(f"{path} must contain a YAML mapping (`key: value` lines), but is {kind}")
+    spelt: dict[str, Any] = {}
+    for key in config:
+        other = spelt.setdefault(str(key).replace("-", "_"), key)
+        if other != key:
+            raise ValueError(f"{path}: `{other}` and `{key}` are two spellings of one key: leave one of them out")
     return config
 
 
@@ -218,14 +223,17 @@ def _unique_keys() -> Any:
     import yaml
 
     class UniqueKeys(yaml.SafeLoader):
-        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            # As it is written: later, what `<<` brings in stands beside what replaces it, as often as it is merged.
+            node = super().compose_mapping_node(anchor)
             seen: set[Any] = set()
             for key, _ in node.value:
-                if key.tag != "tag:yaml.org,2002:merge" and (key.tag, key.value) in seen:
+                if not isinstance(key.value, str) or key.tag == "tag:yaml.org,2002:merge":
+                    continue
+                if (key.tag, key.value) in seen:
                     raise yaml.YAMLError(f"the key {key.value!r} comes twice, in line {key.start_mark.line + 1} again")
-                if isinstance(key.value, str):
-                    seen.add((key.tag, key.value))
-            return super().construct_mapping(node, deep)
+                seen.add((key.tag, key.value))
+            return node
 
     return UniqueKeys
 

@@ -3,12 +3,12 @@
 
 """Settings that mean the same for every method, on top of TRL's base config."""
 
-import math
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
 
+from .field_types import check_at_least, check_fields
 from .generation_settings import CUDA_GRAPHS, GenerationSettings
 from .upstream import BaseConfig
 
@@ -89,8 +89,8 @@ class ExtConfig(BaseConfig):
         > Parameters that control training
 
         nan_loss (`str`, *optional*, defaults to `"stop"`):
-            What to do if a loss is NaN or infinite: `"stop"` with an error that names step and rows, or `"skip"` the
-            optimizer step with a warning and count it (`skipped_steps`).
+            What to do if a loss or the gradient of a step is NaN or infinite: `"stop"` with an error that names step
+            and rows, or `"skip"` the optimizer step with a warning and count it (`skipped_steps`).
 
         activation_offloading (`bool`, *optional*, defaults to `False`):
             Whether to keep activations in CPU memory between forward and backward.
@@ -100,7 +100,7 @@ class ExtConfig(BaseConfig):
         log_completions (`bool`, *optional*, defaults to `False`):
             Whether to print sampled completions with their rewards and save them under `output_dir/completions`.
         num_completions_to_print (`int`, *optional*, defaults to `4`):
-            Completions printed at a time.
+            Completions printed at a time (`None`, TRL's default: all).
 
     > [!NOTE]
     > Without an accelerator, `use_cpu` is set and `bf16` defaults to `False` (TRL's configs raise there).
@@ -194,7 +194,8 @@ class ExtConfig(BaseConfig):
     nan_loss: str = field(
         default="stop",
         metadata={
-            "help": "What to do if a loss is NaN or infinite: 'stop' with an error, or 'skip' the optimizer step.",
+            "help": "What to do if a loss or a gradient is NaN or infinite: 'stop' with an error, or 'skip' the "
+            "optimizer step.",
             "choices": list(NAN_ACTIONS),
         },
     )
@@ -209,7 +210,7 @@ class ExtConfig(BaseConfig):
             "`output_dir/completions`."
         },
     )
-    num_completions_to_print: int = field(default=4, metadata={"help": "Completions printed at a time."})
+    num_completions_to_print: int | None = field(default=4, metadata={"help": "Completions printed at a time."})
 
     def __post_init__(self) -> None:
         if not torch.accelerator.is_available():
@@ -222,6 +223,7 @@ class ExtConfig(BaseConfig):
         for name in self.none_is_zero:
             if getattr(self, name) is None:
                 setattr(self, name, 0)
+        check_fields(self, self._own())
         self._at_least("max_length", 0)
         self._at_least("pad_to_multiple_of", 0)
         self._at_least("num_generations", 1)
@@ -245,17 +247,15 @@ class ExtConfig(BaseConfig):
 
     def _check_choices(self) -> None:
         """That every setting of ours that is a choice is one of those that its field names."""
+        for name, each in self._own().items():
+            choices = each.metadata.get("choices", ())
+            if choices and getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+
+    def _own(self) -> dict[str, Field]:
+        """The fields that transformers and TRL do not have."""
         upstream = {each.name for each in fields(BaseConfig)}
-        for each in fields(self):
-            choices = () if each.name in upstream else each.metadata.get("choices", ())
-            if choices and getattr(self, each.name) not in choices:
-                raise ValueError(
-                    f"`{each.name}` must be one of {', '.join(choices)}, got {getattr(self, each.name)!r}."
-                )
+        return {each.name: each for each in fields(self) if each.name not in upstream}
 
     def _at_least(self, name: str, least: float) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, int | float) or not value >= least:  # NaN is not below anything
-            raise ValueError(f"`{name}` must be at least {least}, got {value!r}.")
-        if value == math.inf:
-            raise ValueError(f"`{name}` must be finite, got {value!r}.")
+        check_at_least(name, getattr(self, name), least)

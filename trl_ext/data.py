@@ -121,7 +121,8 @@ def check_row(row: dict[str, Any], index: int, conversational: bool) -> None:
     def fail(column: str, problem: str, item: str = "") -> NoReturn:
         raise DataError(f"Row {index}, column {column!r}: {item}{problem}")
 
-    _check_text(row["prompt"], conversational, partial(fail, "prompt"), may_be_empty=conversational)
+    remedy = "Remove the row, or begin the text: nothing predicts the first token of an answer to it."
+    _check_text(row["prompt"], conversational, partial(fail, "prompt"), conversational, remedy)
     if "completions" not in row:
         return
     completions, ended, scores = row["completions"], row.get("ended"), row.get("scores")
@@ -135,7 +136,8 @@ def check_row(row: dict[str, Any], index: int, conversational: bool) -> None:
         # An answer may be empty if its first token was the end. Messages then still have their end of turn to learn;
         # empty text is a mistake unless a column says that it ended.
         may_be_empty = bool(ended[i]) if ended else conversational
-        _check_text(completion, conversational, partial(fail, "completions", item=f"[{i}] "), may_be_empty)
+        remedy = "Remove it; if a model ended a completion there, say so in a column `ended`."
+        _check_text(completion, conversational, partial(fail, "completions", item=f"[{i}] "), may_be_empty, remedy)
     if not isinstance(scores, list):
         fail("scores", "must be a list with a number for every completion (ranks will do; higher is better).")
     if len(scores) != len(completions):
@@ -152,13 +154,15 @@ def _kind(value: Any) -> str:
     return kinds.get(type(value), f"`{type(value).__name__}`")
 
 
-def _check_text(value: Any, conversational: bool, fail: Callable[[str], None], may_be_empty: bool) -> None:
+def _check_text(
+    value: Any, conversational: bool, fail: Callable[[str], None], may_be_empty: bool, remedy: str
+) -> None:
     if not isinstance(value, list if conversational else str):
         expected = "a list of messages" if conversational else "text"
         fail(f"must be {expected}, as in the first row, got {_kind(value)}.")
     if isinstance(value, str):
         if not value and not may_be_empty:
-            fail("is empty text. Remove it; if a model ended a completion there, say so in a column `ended`.")
+            fail(f"is empty text. {remedy}")
         return
     if not value:
         fail("has no messages.")

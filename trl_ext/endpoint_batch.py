@@ -16,6 +16,7 @@ from .endpoint import Endpoint
 from .endpoint_answers import Prompt
 from .generation_settings import GenerationSettings
 from .policy import Policy
+from .prompts import check_several
 from .row_jobs import run_rows
 from .sampling import Completion
 
@@ -60,7 +61,11 @@ def answer_all(
         workers (`int`): Threads.
         seed (`int` or `str`, *optional*, defaults to `0`): Each answer gets its own from it.
         progress (`Callable`, *optional*): Called with 1 for each prompt that is done.
+
+    Raises:
+        `ValueError`: A single prompt was passed.
     """
+    check_several(prompts)
     with ThreadPoolExecutor(workers) as pool:
         jobs = [
             [pool.submit(answer, prompt, settings, seed=f"{seed} {i} {k}") for k in range(settings.num_generations)]

@@ -4,10 +4,12 @@
 """How completions are drawn: settings under TRL's names, and what `generate` is given for them."""
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from .field_types import check_fields
 
 
 # The field `cuda_graphs` of what samples.
@@ -83,6 +85,7 @@ class GenerationSettings:
     cuda_graphs: str = "auto"
 
     def __post_init__(self) -> None:
+        check_fields(self, [each.name for each in fields(self)])
         for name in ("num_generations", "max_completion_length", "num_beams", "num_beam_groups"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}.")
         for name in ("temperature", "top_k", "diversity_penalty"):

@@ -121,6 +121,13 @@ def refuse_pickled(folder: str) -> None:
         )
 
 
+def refuse_empty(folder: str) -> None:
+    """Raise an `OSError` if a directory holds no model."""
+    names = ("config.json", "adapter_config.json")
+    if Path(folder).is_dir() and not any((Path(folder) / name).is_file() for name in names):
+        raise OSError(f"There is no model in {folder!r}: it holds neither {' nor '.join(names)}.")
+
+
 def refuse_other_kinds(name: str, config: dict[str, Any], head: str) -> None:
     """
     Raise a `ValueError` if a model is of another kind than is asked for.
@@ -203,8 +210,7 @@ def load_model(
     name_or_path = existing(name_or_path)
     base = adapter_base(name_or_path)
     source = name_or_path if base is None else existing(base)
-    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
-        raise OSError(f"There is no model in {source!r}: it holds neither config.json nor adapter_config.json.")
+    refuse_empty(source)
     if quantization_config is not None:
         require_bitsandbytes()
         init_kwargs["quantization_config"] = quantization_config

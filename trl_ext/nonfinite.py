@@ -1,12 +1,13 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What training does about a loss or a reward that is no number: it is named, and then stopped at or left out."""
+"""What training does about a loss, gradient or reward that is no number: it is named, then stopped at or left out."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
@@ -19,12 +20,16 @@ SHOWN = 8  # rows that a message names
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss is NaN or infinite. The message says in which step, and of which rows."""
+    """The loss or its gradient is NaN or infinite. The message says in which step, and of which rows."""
 
 
 class LossGuard(TrainerCallback):
     """
-    Looks at the loss of each micro-batch before the optimizer uses its gradient.
+    Looks at the loss of each micro-batch, and at the gradient of each step, before the optimizer uses it.
+
+    A gradient may be NaN where the loss is a number (the square root of 0, a sum that overflows in half precision);
+    clipping then makes all of it NaN. In fp16 the gradient is left to the scaler of the loss, which is made to leave
+    steps out, and with DeepSpeed to its engine, which steps before anybody can look.
 
     Args:
         trainer ([`~transformers.Trainer`]): The trainer that asks it.
@@ -34,7 +39,7 @@ class LossGuard(TrainerCallback):
         skipped (`int`): Steps that were left out so far.
 
     Raises:
-        `ValueError`: DeepSpeed, which steps before anybody can look, and `"skip"`.
+        `ValueError`: DeepSpeed and `"skip"`.
     """
 
     def __init__(self, trainer: Trainer, action: str) -> None:
@@ -42,6 +47,7 @@ class LossGuard(TrainerCallback):
             raise ValueError("`nan_loss='skip'` cannot be used with DeepSpeed, which takes its step by itself.")
         self.accelerator, self.action, self.skipped = trainer.accelerator, action, 0
         self._found = False
+        self._rows: list[tuple[str, torch.Tensor]] = []  # of the step's micro-batches
 
     def check(self, loss: torch.Tensor, inputs: Mapping[str, Any], step: int) -> torch.Tensor:
         """
@@ -50,26 +56,28 @@ class LossGuard(TrainerCallback):
         Raises:
             [`NonFiniteLossError`]: It is none, and the action is to stop.
         """
+        rows = _rows_of(inputs)
+        self._rows += rows
         if torch.isfinite(loss).all():
             return loss
-        text = f"The loss of step {step} is {loss.mean().item()}{_rows_of(inputs)}."
-        if self.action == "stop":
-            raise NonFiniteLossError(
-                f"{text} Look at these rows, lower `learning_rate`, or train in bf16 rather than fp16; "
-                "`nan_loss='skip'` leaves such steps out."
-            )
-        logger.warning(f"{text} The step is left out.")
+        self._tell(f"The loss of step {step} is {loss.mean().item()}{_named(_numbers(rows))}.")
         self._found = True
         return torch.zeros_like(loss)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.action == "stop":
-            return
-        found = torch.tensor(float(self._found), device=self.accelerator.device)
-        self._found = False
-        if not self.accelerator.reduce(found, reduction="sum"):
-            return
         model = kwargs["model"]
+        scaled = getattr(self.accelerator, "scaler", None) is not None
+        largest = torch.zeros(()) if scaled else _largest(model)
+        device = self.accelerator.device
+        found = torch.stack([torch.tensor(float(self._found)), 1.0 - torch.isfinite(largest).float().cpu()])
+        # All processes decide alike: each may hold another part of the gradient.
+        in_loss, in_gradient = self.accelerator.reduce(found.to(device), reduction="sum").tolist()
+        rows, self._rows, self._found = self._rows, [], False
+        if not (in_loss or in_gradient):
+            return
+        if not in_loss:
+            numbers = gather_object(_numbers(rows))
+            self._tell(f"The gradient of step {state.global_step + 1} is not finite, its loss is{_named(numbers)}.")
         if not all(bool(torch.isfinite(_local(p)).all()) for p in model.parameters() if p.requires_grad):
             raise NonFiniteLossError(
                 f"After step {state.global_step} the weights themselves are not finite: nothing is left to skip. "
@@ -78,17 +86,43 @@ class LossGuard(TrainerCallback):
         model.zero_grad()  # the optimizer leaves what has no gradient as it is
         self.skipped += 1
 
+    def _tell(self, text: str) -> None:
+        if self.action == "stop":
+            raise NonFiniteLossError(
+                f"{text} Look at these rows, lower `learning_rate`, or train in bf16 rather than fp16; "
+                "`nan_loss='skip'` leaves such steps out."
+            )
+        logger.warning(f"{text} The step is left out.")
+
+
+def _largest(model: torch.nn.Module) -> torch.Tensor:
+    """The largest entry of the gradient by size, as far as it is here; NaN if there is one. A norm may overflow."""
+    gradients = [_local(p.grad) for p in model.parameters() if p.grad is not None]
+    gradients = [gradient for gradient in gradients if gradient.numel()]
+    return torch.nn.utils.get_total_norm(gradients, norm_type=torch.inf) if gradients else torch.zeros(())
+
 
 def _local(parameter: torch.Tensor) -> torch.Tensor:
     parameter = parameter.detach()
     return parameter.to_local() if hasattr(parameter, "to_local") else parameter
 
 
-def _rows_of(inputs: Mapping[str, Any]) -> str:
+def _rows_of(inputs: Mapping[str, Any]) -> list[tuple[str, torch.Tensor]]:
+    """What messages call the entries of a batch, with their numbers; empty if it has none."""
     for name, what in (("data_row", "rows"), ("row_index", "rows"), ("response", "responses of the round")):
         if isinstance(inputs.get(name), torch.Tensor):
-            return f" ({what} {_listed(inputs[name].unique().tolist())})"
-    return ""
+            return [(what, inputs[name])]
+    return []
+
+
+def _numbers(rows: Sequence[tuple[str, torch.Tensor]]) -> list[tuple[str, int]]:
+    return [(what, number) for what, numbers in rows for number in numbers.flatten().tolist()]
+
+
+def _named(numbers: Sequence[tuple[str, int]]) -> str:
+    if not numbers:
+        return ""
+    return f" ({numbers[0][0]} {_listed(sorted({number for _, number in numbers}))})"
 
 
 def _listed(numbers: Sequence[int]) -> str:

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The prompts of a data set, for what answers them and trains nothing."""
+"""Prompts alone, of a data set or from Python, for what answers them and trains nothing."""
 
 from typing import Any
 
@@ -39,3 +39,19 @@ def load_prompts(
         if not row["prompt"]:
             raise DataError(f"{name!r}, row {index}: the prompt is empty.")
     return rows
+
+
+def check_several(prompts: Any) -> None:
+    """
+    Raise a `ValueError` if a single prompt was passed where several belong.
+
+    Text would be answered letter by letter, a conversation message by message, token ids number by number.
+    """
+    first = None if isinstance(prompts, str) or not len(prompts) else prompts[0]
+    for kind, found in (
+        ("text", isinstance(prompts, str)),
+        ("conversation", isinstance(first, dict)),
+        ("list of token ids", isinstance(first, int)),
+    ):
+        if found:
+            raise ValueError(f"`prompts` must be a list of prompts, got a single {kind}: put it in a list.")

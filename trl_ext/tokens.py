@@ -11,7 +11,7 @@ from datasets import Dataset, IterableDataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .data import DataError, check_row, column_names, first_row, is_conversational, to_scored_rows
-from .models import adapter_base, existing
+from .models import adapter_base, existing, refuse_empty
 
 
 TOKENIZED_COLUMNS = ("row_index", "prompt_ids", "completion_ids", "ended", "scores")
@@ -39,8 +39,14 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(
             name_or_path, revision=revision, trust_remote_code=trust_remote_code, padding_side=padding_side
         )
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
         base = adapter_base(name_or_path)
+        if base is None and Path(name_or_path).is_dir():  # transformers speaks of sentencepiece, and of no directory
+            if not any((Path(name_or_path) / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json")):
+                refuse_empty(name_or_path)
+            raise OSError(
+                f"No tokenizer can be loaded from {name_or_path!r}; is it there (`tokenizer.save_pretrained`)? {error}"
+            ) from error
         if base is None:
             raise
         tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=trust_remote_code, padding_side=padding_side)
@@ -207,7 +213,7 @@ def prepare_dataset(
         tokens = {"row_index": index, **tokenize_row(row, tokenizer)}
         if not tokens["prompt_ids"]:
             raise DataError(
-                f"Row {index}, column 'prompt': has no tokens, so nothing predicts the first answer token."
+                f"Row {index}, column 'prompt': has no tokens, so nothing predicts the first answer token. Remove it."
             )
         for i, ids in enumerate(tokens.get("completion_ids", ())):
             if not ids:

@@ -51,7 +51,8 @@ class RowWeights:
         field (`str`, *optional*, defaults to `"weights"`): What errors call it.
 
     Raises:
-        `ValueError`: A weight is not finite, a name is not there, or a number was given where there are several names.
+        `ValueError`: A weight is no finite number, a name is not there, or a number was given where there are several
+            names.
         `TypeError`: It is none of these.
     """
 
@@ -78,7 +79,8 @@ class RowWeights:
             if len(self.names) > 1:
                 raise ValueError(
                     f"`{self.field}`{where} is one number for {', '.join(self.names)}: say which, as in "
-                    f"{{{self.names[0]!r}: {float(given)}}}."
+                    f"{self.names[0]}={float(given):g} on the command line and "
+                    f"{{{self.names[0]!r}: {float(given):g}}} in Python."
                 )
             given = {self.names[0]: given}
         if not isinstance(given, Mapping):
@@ -91,8 +93,8 @@ class RowWeights:
                     f"`{self.field}`{where} has a weight for {name!r}, which does not exist; there is "
                     f"{', '.join(map(repr, self.names))}."
                 )
-            if not math.isfinite(weight):
-                raise ValueError(f"`{self.field}`{where} must be finite, got {weight} for {name!r}.")
+            if not isinstance(weight, Real) or not math.isfinite(weight):
+                raise ValueError(f"`{self.field}`{where} must be a finite number, got {weight!r} for {name!r}.")
             found[known] = float(weight)
         return list(found.values())
 

@@ -226,6 +226,10 @@ def test_other_architectures(tokenizer: Any) -> None:
         ({"inputs": [[5], [7, 500]]}, "Prompt 1 has token 500, but the vocabulary"),
         ({"max_new_tokens": 0}, "`max_new_tokens` must be at least 1, got 0"),
         ({"max_new_tokens": -1}, "`max_new_tokens` must be at least 1"),
+        ({"max_new_tokens": "5"}, "`max_new_tokens` must be a whole number, got '5'"),
+        ({"top_k": 2.5}, "`top_k` must be a whole number, got 2.5"),
+        ({"temperature": "a"}, "`temperature` must be a number, got 'a'"),
+        ({"temperature": float("nan")}, "`temperature` must be a number, got nan"),
         ({"num_return_sequences": 0}, "`num_return_sequences` must be at least 1"),
     ],
 )
@@ -241,6 +245,12 @@ def test_the_length_of_answers_where_nobody_says_one(model: Any, tokenizer: Any)
     assert proxy.generate(model, TEXTS[:1], generation_config=config, **common).lengths.tolist() == [3]
     found = proxy.generate(model, TEXTS[:1], generation_config=config, max_new_tokens=5, **common)
     assert found.lengths.tolist() == [5]
+
+
+@pytest.mark.parametrize(("sizes", "message"), [([0], "at least 1, got 0"), ([16, -2], "1, got -2"), ([2.5], "whole")])
+def test_layers_have_a_width(model: Any, sizes: list[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=rf"`layer_sizes.*{message}"):
+        ProxyModel.for_model(model, layer_sizes=sizes)
 
 
 def test_the_share_of_parameters() -> None:

@@ -337,7 +337,7 @@ def test_value_model_of_another_vocabulary(server, tokenizer):
         ({"top_k": 10_000}, "top_k"),
         ({"num_blocks": 1}, "num_blocks"),
         ({"block_length": 0}, "block_length"),
-        ({"beta": math.nan}, "must be finite"),
+        ({"beta": math.nan}, "must be a finite number"),
         ({"beta": {"speed": 1.0}}, "'speed', which does not exist"),
         ({"end_tokens": ["<|stop|>"]}, "end_tokens"),
     ],
@@ -366,6 +366,12 @@ def test_settings_that_an_endpoint_has_not(server, tokenizer, value_model, mode,
 def test_empty_prompt(server, tokenizer, value_model, prompt):
     with pytest.raises(ValueError, match="has no tokens"):
         guide(server, value_model, tokenizer).answer(prompt)
+
+
+def test_a_single_prompt_is_no_list_of_them(server, tokenizer, value_model):
+    for prompt in ("the film", [5, 6]):
+        with pytest.raises(ValueError, match="`prompts` must be a list of prompts"):
+            guide(server, value_model, tokenizer).answer_all(prompt)
 
 
 # ----------------------------------------------------------------------------------------------------------- batches

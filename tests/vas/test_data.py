@@ -100,6 +100,13 @@ def test_what_cannot_be_used_is_named(change, heads, words):
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+def test_rewards_of_another_shape_are_not_ignored():
+    by_completion = ROW | {"rewards": [{"kind": 1.0, "short": 0.0}, {"kind": 0.5, "short": 2.0}]}
+    for call in (lambda data: heads_of(data, "train"), lambda data: prepare(list(data))):
+        with pytest.raises(DataError, match=r"Row 0, column 'rewards': must be a dictionary from names .*got list"):
+            call(Dataset.from_list([by_completion]))
+
+
 def test_a_head_without_a_column():
     with pytest.raises(DataError, match=r"'short'.*no column `rewards`"):
         prepare([ROW], ["short"])

@@ -698,8 +698,8 @@ def test_four_bits(tmp_path: Path, tiny_model_dir: str) -> None:
 @pytest.mark.parametrize(
     ("form", "kwargs", "words"),
     [
-        ("policy", {"value_model": make_model(193)}, ["on_policy"]),
-        ("policy", {"peft_config": LoraConfig(**LORA)}, ["policy", "takes no adapter"]),
+        ("policy", {"value_model": make_model(193)}, ["leave out `value_model`", "value_form='action'"]),
+        ("policy", {"peft_config": LoraConfig(**LORA)}, ["policy", "takes no adapter", "--use_peft"]),
         ("action", {"value_model": None}, ["no value model", "value_form='policy'"]),
     ],
 )

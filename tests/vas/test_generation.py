@@ -522,11 +522,14 @@ def test_decoding_with_an_adapter_on_the_policy(tiny_model_dir, tmp_path):
     [
         ({"top_k": 0}, ValueError, "`top_k` must be at least 1, got 0"),
         ({"top_k": -3}, ValueError, "`top_k` must be at least 1, got -3"),
-        ({"beta": float("nan")}, ValueError, "`beta` must be finite, got nan for 'reward'"),
-        ({"beta": [1.0, float("inf")]}, ValueError, "`beta` of row 1 must be finite"),
+        ({"beta": float("nan")}, ValueError, "`beta` must be a finite number, got nan for 'reward'"),
+        ({"beta": [1.0, float("inf")]}, ValueError, "`beta` of row 1 must be a finite number"),
         ({"beta": {"helpfull": 1.0}}, ValueError, "weight for 'helpfull', which does not exist; there is 'reward'"),
         ({"beta": [{"reward": 1.0}, {"x": 1}]}, ValueError, "`beta` of row 1 has a weight for 'x'"),
+        ({"top_k": 1.5}, ValueError, "`top_k` must be a whole number, got 1.5"),
+        ({"top_k": None}, ValueError, "`top_k` must be a whole number, got None"),
         ({"beta": []}, ValueError, "empty list"),
+        ({"beta": {"reward": "x"}}, ValueError, "`beta` must be a finite number, got 'x' for 'reward'"),
         ({"beta": "3"}, TypeError, "must be a number or a dictionary, got str"),
         ({"retokenize": True}, ValueError, "`retokenize` needs `tokenizer` and a `value_tokenizer`"),
         ({"value_model": {}}, ValueError, "`value_model` is an empty dictionary"),
@@ -539,7 +542,9 @@ def test_settings_that_cannot_be(value, settings, error, message):
 
 
 def test_one_number_for_several_heads(value, two):
-    with pytest.raises(ValueError, match=r"one number for helpful, short: say which, as in \{'helpful': 3.0\}"):
+    with pytest.raises(
+        ValueError, match=r"one number for helpful, short: say which, as in helpful=3 .*\{'helpful': 3\}"
+    ):
         ValueAugmentedLogitsProcessor(two)
     with pytest.raises(ValueError, match="there is 'a', 'b/helpful', 'b/short'"):
         ValueAugmentedLogitsProcessor({"a": value, "b": two}, {"reward": 1.0, "nothing": 1.0})
@@ -755,7 +760,7 @@ def test_decoding_in_four_bits_and_with_another_tokenizer(tiny_model, tiny_token
     ("settings", "message"),
     [
         ({"guide_top_k": 0}, "`guide_top_k` must be at least 1"),
-        ({"beta": ["nan"]}, "`beta` must be finite"),
+        ({"beta": ["nan"]}, "`beta` must be a finite number"),
         ({"beta": ["kind=2,short"]}, "name=number,name=number"),
         ({"beta": ["kind=2,kind=3"]}, "different names"),
         ({"beta": ["much"]}, "`beta` must be a number"),
@@ -767,6 +772,24 @@ def test_decoding_in_four_bits_and_with_another_tokenizer(tiny_model, tiny_token
 def test_flags_that_cannot_be(settings, message):
     with pytest.raises(ValueError, match=message):
         VASDecoding(**{"value_model_name_or_path": ["x"]} | settings).check()
+
+
+@pytest.mark.parametrize(
+    ("names", "beta", "message"),
+    [
+        ([""], "helpfull=1", "weight for 'helpfull', which does not exist; there is 'helpful', 'short'"),
+        ([""], "2", "`beta` is one number for helpful, short: say which, as in helpful=2 on the command line"),
+        (["one=", "other="], "helpfull=1", "there is 'one/helpful', 'one/short', 'other/helpful', 'other/short'"),
+        (["one=", "other="], "short=1", "weight for 'short', which does not exist"),
+    ],
+)
+def test_heads_that_do_not_exist_are_found_before_anything_is_loaded(two, names, beta, message, tmp_path):
+    two.config.save_pretrained(tmp_path / "two")  # there are no weights to load
+    with pytest.raises(ValueError, match=message):
+        VASDecoding([f"{name}{tmp_path / 'two'}" for name in names], beta=[beta]).check()
+    VASDecoding(
+        [f"{name}{tmp_path / 'two'}" for name in names], beta=["one/short=1" if names[1:] else "short=1"]
+    ).check()
 
 
 def test_generation_config_of_the_policy_is_left_alone(tiny_model, value):

@@ -7,13 +7,14 @@ Candidates for the next token: who proposes them, in which order they are examin
 N rows, V vocabulary, k candidates.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from ..decoding import next_token_probabilities
+from ..field_types import check_fields
 from ..generation_settings import GenerationSettings
 
 
@@ -56,6 +57,7 @@ class Process:
     max_candidates: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self, [each.name for each in fields(self)])
         if self.top_k < 2:
             raise ValueError(
                 f"`top_k` must be at least 2, got {self.top_k}: with a single candidate there is nothing to decide, "

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
 from ..config import ExtConfig
+from ..field_types import check_at_least
 from .candidates import FEATURES, FORCED, ORDERS, Process
 
 
@@ -179,6 +180,8 @@ class ProxyRLHFConfig(ExtConfig):
             self._at_least(name, 0)
         self._at_least("target_kl", 0)
         self._at_least("first_candidates", 0)
+        for i, size in enumerate(self.proxy_layer_sizes or []):
+            check_at_least(f"proxy_layer_sizes[{i}]", size, 1)
         if self.advantage_estimator == "rloo" and self.num_generations < 2:
             raise ValueError("advantage_estimator='rloo' compares responses of a prompt: set num_generations=4, say.")
         if self.generation_kwargs:

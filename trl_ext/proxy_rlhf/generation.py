@@ -14,6 +14,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.generation import StopStringCriteria
 
+from ..field_types import check_at_least, check_value
 from ..frozen_model import FrozenModel
 from ..generation_settings import eos_token_ids
 from ..sampling import evaluation_mode
@@ -123,12 +124,11 @@ def generate(
     stops = stop_strings or config.stop_strings
     if stops and tokenizer is None:
         raise ValueError("`stop_strings` need `tokenizer`: they are looked for in text.")
-    limit = (config.max_new_tokens or 256) if max_new_tokens is None else max_new_tokens
-    for name, value, least in (
-        ("max_new_tokens", limit, 1), ("num_return_sequences", num_return_sequences, 1), ("batch_size", batch_size, 0)
-    ):  # fmt: skip
-        if value < least:
-            raise ValueError(f"`{name}` must be at least {least}, got {value}.")
+    usual = config.max_new_tokens or 256
+    limit = _whole("max_new_tokens", usual if max_new_tokens is None else max_new_tokens, 1)
+    num_return_sequences = _whole("num_return_sequences", num_return_sequences, 1)
+    batch_size = _whole("batch_size", batch_size, 0)
+    first_candidates = _whole("first_candidates", first_candidates, 0)
     rooms = [llm.context - len(p) for p in prompts] if llm.context else None
     check_rooms(rooms, llm.context)
     n = len(prompts) * num_return_sequences
@@ -176,6 +176,12 @@ def check_rooms(rooms: list[int] | None, context: int) -> None:
             raise ValueError(
                 f"Prompt {i} has {context - room} tokens, which fills the model's context of {context}: shorten it."
             )
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    number: int = check_value(name, value, int)
+    check_at_least(name, number, least)
+    return number
 
 
 def _ends(model: Any, tokenizer: Any, config: GenerationConfig) -> list[int]:

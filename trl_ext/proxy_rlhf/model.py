@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from ..field_types import check_at_least, check_value
 from ..models import base_of, existing, unloadable
 from .candidates import FEATURES, Process
 from .generation import generate
@@ -56,7 +57,10 @@ class ProxyConfig(PreTrainedConfig):
     llm_digest: str = ""
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.layer_sizes = list(self.layer_sizes or default_layer_sizes(self.llm_hidden_size))
+        sizes: list[int] = check_value("layer_sizes", self.layer_sizes or [], list[int])
+        self.layer_sizes = sizes or default_layer_sizes(self.llm_hidden_size)
+        for i, size in enumerate(self.layer_sizes):
+            check_at_least(f"layer_sizes[{i}]", size, 1)
         if not 0 < self.initial_accept_rate < 1:
             raise ValueError(f"`initial_accept_rate` must be between 0 and 1, got {self.initial_accept_rate}.")
         self.process = Process(**self.process or {}).as_dict()

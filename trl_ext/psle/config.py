@@ -235,8 +235,6 @@ class PSLEConfig(EngineConfig):
             raise ValueError(
                 f"`principle_template` must contain {{principle}} and {{prompt}}, got {self.principle_template!r}."
             )
-        if isinstance(self.principles, str):
-            self.principles = [self.principles]  # type: ignore[unreachable]
         if self.principles and self.principles_file:
             raise ValueError("`principles` and `principles_file` are both given; leave one of them out.")
         if self.rank_weight == 0 and self.sft_weight == 0:

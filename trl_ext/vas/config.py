@@ -261,10 +261,6 @@ class VASConfig(ExtConfig):
             self._at_least(name, 1)
         self._at_least("resample_steps", 0)
         self._at_least("calibration_rollouts", 0)
-        if self.sampling_beta != self.sampling_beta:
-            raise ValueError("`sampling_beta` is NaN.")
-        if isinstance(self.heads, str):
-            self.heads = [self.heads]  # type: ignore[unreachable]
         if self.heads is not None and len(set(self.heads)) < len(self.heads):
             raise ValueError(f"`heads` must be different names, got {self.heads}.")
         self._check_rounds()

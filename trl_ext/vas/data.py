@@ -93,10 +93,20 @@ def totals(token_rewards: Sequence[Sequence[Sequence[Sequence[float]]]], head: i
 def heads_of(dataset: AnyDataset, name: str) -> list[str]:
     """The heads that a data set asks for: the names of the column `rewards`, or the one of its scores."""
     if "rewards" in column_names(dataset):
-        row = first_row(dataset, name)
-        if isinstance(row["rewards"], dict) and row["rewards"]:
-            return list(row["rewards"])
+        return list(_named_rewards(first_row(dataset, name), 0)) or [DEFAULT_HEAD]
     return [DEFAULT_HEAD]
+
+
+def _named_rewards(row: dict[str, Any], index: int) -> dict[str, Any]:
+    """The column `rewards` of a row; empty without one."""
+    rewards = row.get("rewards")
+    if rewards is not None and not isinstance(rewards, dict):
+        raise DataError(
+            f"Row {index}, column 'rewards': must be a dictionary from names to lists with an entry for every "
+            f"completion, as in {{'kind': [0.5, 1.0]}}, got {type(rewards).__name__} {str(rewards)[:60]!r}. If it is "
+            "something else, rename it."
+        )
+    return rewards or {}
 
 
 def choose_heads(
@@ -212,8 +222,8 @@ def _add_rewards(row: dict[str, Any], heads: list[str], max_length: int, name: s
 
 def _entries(row: dict[str, Any], head: str, count: int) -> tuple[str, list[Any]]:
     """Column of a head, for messages, and what it says of each completion."""
-    named = row.get("rewards")
-    if isinstance(named, dict) and head in named:
+    named = _named_rewards(row, row["row_index"])
+    if head in named:
         entries = named[head] if named[head] is not None else [None] * count
         if not isinstance(entries, list) or len(entries) != count:
             raise DataError(
@@ -223,7 +233,7 @@ def _entries(row: dict[str, Any], head: str, count: int) -> tuple[str, list[Any]
         return f"'rewards', {head!r}", entries
     if head == DEFAULT_HEAD:
         return "'scores'", row.get("token_scores") or row["scores"]
-    have = ", ".join(map(repr, named)) if isinstance(named, dict) else "no column `rewards`"
+    have = ", ".join(map(repr, named)) or "no column `rewards`"
     raise DataError(f"Row {row['row_index']}, column 'rewards': has nothing for the head {head!r}; there is {have}.")
 
 

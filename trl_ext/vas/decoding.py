@@ -16,8 +16,9 @@ from ..models import default_device, is_peft_model, quantization_config_from, sa
 from ..policy import Policy
 from ..steering import steered_policy
 from ..tokens import load_tokenizer
-from ..weights import RowWeights, parse_weights
+from ..weights import parse_weights
 from .generation import Beta, ValueAugmentedLogitsProcessor
+from .loading import check_betas
 from .model import ValueModel
 
 
@@ -151,11 +152,7 @@ class VASDecoding:
             raise ValueError(f"`guide_top_k` must be at least 1, got {self.guide_top_k}.")
         if not self.beta:
             raise ValueError("`beta` is empty: give at least one weight.")
-        for text in self.beta:
-            weights = parse_weights(text, "beta")
-            names = list(weights) if isinstance(weights, dict) else ["value"]
-            RowWeights(weights, names, field="beta")  # NaN and infinity
-        self._named_paths()
+        check_betas(self.beta, {"" if self._alone() else name: path for name, path in self._named_paths().items()})
         if self.endpoint:
             self._check_endpoint()
         elif self.endpoint_model or self.endpoint_tokenizer:
@@ -197,6 +194,10 @@ class VASDecoding:
             found[name] = path
         return found
 
+    def _alone(self) -> bool:
+        """Whether heads go by their own names: there is one value model, and it was given none."""
+        return self.value_model_name_or_path == [*self._named_paths().values()][:1]
+
     def policies(
         self,
         model: PreTrainedModel | None,
@@ -210,8 +211,7 @@ class VASDecoding:
         loaded = {key: self._load(path, model) for key, path in self._named_paths().items()}
         value_models: Any = {key: value for key, (value, _) in loaded.items()}
         tokenizers: Any = {key: other for key, (_, other) in loaded.items()}
-        named = any(f"{key}=" in text for key in loaded for text in self.value_model_name_or_path or [])
-        if len(loaded) == 1 and not named:  # then heads go by their own names
+        if self._alone():
             [value_models], [tokenizers] = value_models.values(), tokenizers.values()
         if model is None or tokenizer is None:
             return self._served(value_models, tokenizers, f"{self.endpoint_model} + {', '.join(loaded)}", progress)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
+from ..field_types import check_value
 from ..frozen_model import FrozenModel
 from ..retokenize import Retokenizer, TextReader, vocabulary_digest, vocabulary_fault
 from ..static_loop import state_of, weights_of
@@ -70,9 +71,9 @@ class ValueAugmentedLogitsProcessor(LogitsProcessor):
         value_calls (`int`), value_tokens (`int`): Forwards of value models so far, and tokens fed in them.
 
     Raises:
-        `ValueError`: `top_k` is not positive, `beta` is not finite or names a head that does not exist, a vocabulary
-            differs, or a value model on the language model's states was loaded without it; when called, `top_k` is
-            larger than the vocabulary, `beta` does not fit the batch, or a row has no tokens.
+        `ValueError`: `top_k` is no positive whole number, `beta` is not finite or names a head that does not exist, a
+            vocabulary differs, or a value model on the language model's states was loaded without it; when called,
+            `top_k` is larger than the vocabulary, `beta` does not fit the batch, or a row has no tokens.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class ValueAugmentedLogitsProcessor(LogitsProcessor):
         value_tokenizer: PreTrainedTokenizerBase | Mapping[str, PreTrainedTokenizerBase] | None = None,
         retokenize: bool = False,
     ) -> None:
+        top_k = check_value("top_k", top_k, int)
         if top_k < 1:
             raise ValueError(f"`top_k` must be at least 1, got {top_k}: without candidates there is nothing to guide.")
         models = dict(value_model) if isinstance(value_model, Mapping) else {"": value_model}
@@ -123,10 +125,7 @@ class ValueAugmentedLogitsProcessor(LogitsProcessor):
 
     @beta.setter
     def beta(self, value: Any) -> None:
-        bare = [head.rpartition("/")[2] for head in self.heads]
-        aliases = {name: full for name, full in zip(bare, self.heads, strict=True) if bare.count(name) == 1}
-        aliases = {name: full for name, full in aliases.items() if name not in self.heads}
-        self._weights = RowWeights(value, self.heads, aliases=aliases, field="beta")
+        self._weights = head_weights(value, self.heads)
         self._beta = value
 
     @property
@@ -248,13 +247,26 @@ def _centred(values_NkH: torch.Tensor, possible_Nk: torch.Tensor) -> torch.Tenso
     return (values_NkH - mean).masked_fill(~possible, 0.0)
 
 
+def full_names(name: str, heads: Sequence[str]) -> list[str]:
+    """What `beta` calls the heads of a value model of this name (`""` for one without)."""
+    return list(heads) if not name else [name] if len(heads) == 1 else [f"{name}/{head}" for head in heads]
+
+
+def head_weights(beta: Any, heads: Sequence[str]) -> RowWeights:
+    """The weights of heads by their full names, or by what comes after the `/` where only one is called that."""
+    bare = [head.rpartition("/")[2] for head in heads]
+    aliases = {name: full for name, full in zip(bare, heads, strict=True) if bare.count(name) == 1}
+    aliases = {name: full for name, full in aliases.items() if name not in heads}
+    return RowWeights(beta, heads, aliases=aliases, field="beta")
+
+
 class Guide:
     """One value model, and where its heads are among all."""
 
     def __init__(self, model: ValueModel, name: str, first: int, retokenizer: Retokenizer | None) -> None:
         self.model, self.retokenizer, self.checked = model, retokenizer, False
         names = list(model.head_names)
-        self.heads = names if not name else [name] if len(names) == 1 else [f"{name}/{head}" for head in names]
+        self.heads = full_names(name, names)
         self.columns = slice(first, first + len(names))
         self.vocabulary = model.config.get_text_config().vocab_size
         self.device = next(model.parameters()).device

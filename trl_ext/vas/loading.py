@@ -3,6 +3,7 @@
 
 """The value model that is trained: saved before, begun on another model, or an adapter and a head on the policy."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -13,7 +14,9 @@ from ..models import is_peft_model, is_quantized, saved_config
 from ..retokenize import vocabulary_fault
 from ..tokens import load_tokenizer
 from ..upstream import disable_dropout_in_model
+from ..weights import parse_weights
 from .config import ValueConfig, VASConfig
+from .generation import full_names, head_weights
 from .model import ValueModel
 
 
@@ -64,7 +67,7 @@ def load_value_model(
             kwargs = init_kwargs(args, args.value_model_init_kwargs, quantization_config)
             value_model = _load_backbone(value_model, heads, kwargs, form, policy)
         elif not isinstance(value_model, ValueModel):
-            value_model = ValueModel.from_backbone(value_model, heads, **form)
+            value_model = _begin(value_model, heads, form)
         if peft_config is not None:
             value_model.backbone = add_adapter(value_model.backbone, peft_config)
     _check_value_model(value_model, tokenizer, heads, args)
@@ -75,6 +78,32 @@ def load_value_model(
     value_model.config.record_tokenizer(tokenizer)
     value_model.config.gamma, value_model.config.lam = args.gamma, args.lam
     return value_model
+
+
+def check_betas(betas: Sequence[str], value_models: Mapping[str, str]) -> None:
+    """
+    Check weights of heads against the configs of saved value models, before anything is loaded.
+
+    Args:
+        betas (`Sequence[str]`): Weights, as they are written on the command line.
+        value_models (`Mapping[str, str]`): Directories or Hub ids by name; `""` for one whose heads go by their own.
+
+    Raises:
+        `ValueError`: A weight is no number, or of a head that does not exist.
+    """
+    heads: list[str] = []
+    for name, path in value_models.items():
+        try:
+            config = saved_config("value model", path)
+        except (OSError, ValueError):  # said where it is loaded
+            config = None
+        if not isinstance(config, ValueConfig):
+            heads = []
+            break
+        heads += full_names(name, config.heads or ())
+    for text in betas:
+        weights = parse_weights(text, "beta")
+        head_weights(weights, heads or (list(weights) if isinstance(weights, dict) else ["value"]))
 
 
 def _check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, args: VASConfig) -> None:
@@ -123,4 +152,14 @@ def _load_backbone(
         if config.head_only:
             return ValueModel.from_pretrained(name, is_trainable=True, backbone=policy, **where)
         return ValueModel.from_pretrained(name, is_trainable=True, **kwargs)
-    return ValueModel.from_backbone(name, heads, **form, **kwargs)
+    return _begin(name, heads, form, **kwargs)
+
+
+def _begin(backbone: Any, heads: list[str], form: dict[str, Any], **kwargs: Any) -> ValueModel:
+    if form["form"] == "policy":
+        raise ValueError(
+            "`value_form='policy'` is a head on the language model's own states, and has no other backbone: leave out "
+            "`value_model` (`value_model_name_or_path`) or name a saved value model of this form there; or set "
+            "`value_form='action'`."
+        )
+    return ValueModel.from_backbone(backbone, heads, **form, **kwargs)

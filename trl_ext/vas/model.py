@@ -159,8 +159,8 @@ class ValueModel(BackboneModel):
             `ValueError`: An adapter is missing, or given where there is none.
         """
         if (peft_config is None) != (form == "policy"):
-            wants = "takes no adapter" if form == "policy" else "needs an adapter (`peft_config`) on the policy"
-            raise ValueError(f"A value model of the form {form!r} {wants}.")
+            wants = "takes no adapter: leave out" if form == "policy" else "on the policy needs an adapter: pass"
+            raise ValueError(f"A value model of the form {form!r} {wants} `peft_config` (`--use_peft`).")
         if form == "policy":
             name = str(getattr(policy.config, "_name_or_path", "") or "")
             base = base_of(policy)
