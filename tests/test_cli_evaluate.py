@@ -128,6 +128,16 @@ def test_base_model_and_adapter_in_one_table(
         assert word in out
 
 
+def test_prompts_that_leave_no_room_are_not_measured(evaluate, prompts, tiny_model_dir, capsys):
+    """Past its positions a model writes nonsense, which would be measured as well as anything."""
+    with open(prompts, "a") as file:
+        file.write(json.dumps({"prompt": "a " * 300}) + "\n")
+    assert evaluate("--model_name_or_path", tiny_model_dir)[0] == 1
+    message = "prompt 4 has 600 tokens, but with max_completion_length (6) the model has room for 250: shorten either"
+    assert message in capsys.readouterr().err
+    assert evaluate("--model_name_or_path", tiny_model_dir, "--max_num_prompts", "4")[0] == 0
+
+
 def test_an_adapter_brings_its_base_and_agrees_with_the_base_named(evaluate, tiny_model_dir, adapter_dir):
     alone = evaluate("--model_name_or_path", adapter_dir)[1]
     named = evaluate("--model_name_or_path", adapter_dir, "--base_model_name_or_path", tiny_model_dir)[1]

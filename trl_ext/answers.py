@@ -24,13 +24,11 @@ class Answerer:
         policies (`list[Policy]`): Each of them answers each prompt.
         settings ([`~trl_ext.sampling.GenerationSettings`]): How answers are drawn.
         seed (`int`, *optional*, defaults to `42`): Seed of the draws.
-        room (`int`, *optional*, defaults to `0`): Longest prompt, in tokens; `0` is no limit.
     """
 
     policies: list[Policy]
     settings: GenerationSettings
     seed: int = 42
-    room: int = 0
 
     def batch(self, rows: Sequence[dict[str, Any]], start: int) -> list[dict[str, Any]]:
         """
@@ -88,11 +86,7 @@ class Answerer:
         ids = encode_prompt(policy.tokenizer, prompt)
         if not ids:
             raise ValueError(f"prompt {number} has no tokens: there is nothing to answer.")
-        if self.room and len(ids) > self.room:
-            raise ValueError(
-                f"prompt {number} has {len(ids)} tokens, but with max_completion_length "
-                f"({self.settings.max_completion_length}) the model has room for {self.room}: shorten either."
-            )
+        policy.check_room([ids], self.settings, first=number)
         return ids
 
     def _row(self, row: dict[str, Any], drawn: Sequence[Completion]) -> dict[str, Any]:

@@ -104,8 +104,8 @@ def best_of_n(
         `list[list[Scored]]`: For each prompt its n completions, the best first; those without a score come last.
 
     Raises:
-        `ValueError`: `n` or the settings cannot be had, there is no reward, a list has another length, or a single
-            prompt was passed.
+        `ValueError`: `n` or the settings cannot be had, there is no reward, a list has another length, a single
+            prompt was passed, or one is too long for the model.
         [`~trl_ext.rewards.RewardError`]: A reward function failed.
     """
     check_several(prompts)
@@ -120,6 +120,7 @@ def best_of_n(
     rewards = _loaded(reward_funcs)
     settings = _with_n(settings or GenerationSettings(), n)
     ids = [encode_prompt(policy.tokenizer, prompt) for prompt in prompts]
+    policy.check_room(ids, settings)
     with seeded(seed, 0, 0):
         drawn = policy.generate(ids, settings)
     return [sorted(row, key=_rank) for row in _scored(rows, drawn, rewards, reward_weights)]
@@ -185,6 +186,7 @@ class _Pool:
             extras={"n": n},
             kl_bound=bound,
             series="best-of-n",
+            context=self.policy.context,
         )
 
     def drawn(self, prompt_ids: list[list[int]], settings: GenerationSettings) -> list[list[Scored]]:

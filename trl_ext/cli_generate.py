@@ -210,10 +210,11 @@ def _load(
         served = list(policies(decodings, None, None, name="", batch_size=size))
         return Answerer(served, args.settings(), args.seed), served[0].tokenizer
     source = load_source(args.model_name_or_path, loading)
+    source.room(args.settings())  # raises where no prompt at all would fit
     model, tokenizer = source.model, source.tokenizer
     steered = list(policies(decodings, model, tokenizer, name=source.name, batch_size=size))
     answering = steered or [model_policy(model, tokenizer, name=source.name, batch_size=size)]
-    return Answerer(answering, args.settings(), args.seed, source.room(args.settings())), tokenizer
+    return Answerer(answering, args.settings(), args.seed), tokenizer
 
 
 def _batch_size(args: GenerateArguments, decodings: Sequence[Decoding]) -> int:

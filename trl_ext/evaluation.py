@@ -153,12 +153,13 @@ def evaluate(
         seed (`int`, *optional*, defaults to `42`): Seed of the draws.
 
     Raises:
-        [`~trl_ext.data.DataError`]: There is no row, or one has no prompt.
+        [`~trl_ext.data.DataError`]: There is no row, or one has no prompt, or one too long for the policy's model.
         [`~trl_ext.rewards.RewardError`]: A reward function failed.
     """
     if not rows:
         raise DataError("There is no prompt to evaluate on: the data set is empty.")
     prompt_ids = [encode_prompt(policy.tokenizer, _prompt(row, index)) for index, row in enumerate(rows)]
+    policy.check_room(prompt_ids, settings)
     result = Evaluation()
     started = time.perf_counter()
     with chance(seed):

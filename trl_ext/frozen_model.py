@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from .models import base_of
+from .models import base_of, use_exact_4bit_on_cpu
 from .sampling import evaluation_mode
 
 
@@ -31,6 +31,9 @@ class FrozenModel:
     def __init__(self, model: Any) -> None:
         if any(adapter.is_prompt_learning for adapter in getattr(model, "peft_config", {}).values()):
             raise ValueError("The adapter puts virtual tokens in front of every row; use LoRA, or merge it.")
+        # One that the user loaded in 4 bits and not by `load_model`: on some CPUs bitsandbytes repacks its layers in
+        # the first forward, fails for widths that its kernel does not have, and rounds otherwise than training did.
+        use_exact_4bit_on_cpu(model)
         base: Any = base_of(model)
         name = type(base).__name__
         self.model, self.head, self.backbone = model, base.get_output_embeddings(), base.base_model

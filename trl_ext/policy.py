@@ -8,13 +8,15 @@ what it trained.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .data import DataError
+from .frozen_model import context_of
 from .generation_settings import GenerationSettings, pad_token_id
 from .logprobs import LogProbs, completion_logps
 from .models import adapter_disabled
@@ -51,6 +53,8 @@ class Policy:
             Upper bound of the KL to the model that it draws from, in nats a response, of a policy without `logps`.
         series (`str`, *optional*, defaults to `""`):
             Line of the reward-KL frontier that it is a point of. By default it is a line of its own.
+        context (`int`, *optional*, defaults to `0`):
+            Tokens that a prompt and its completion may have together (`0`: not known).
     """
 
     name: str
@@ -61,6 +65,27 @@ class Policy:
     extras: dict[str, Any] = field(default_factory=dict)
     kl_bound: float | None = None
     series: str = ""
+    context: int = 0
+
+    def check_room(self, prompt_ids: Sequence[Sequence[int]], settings: GenerationSettings, first: int = 0) -> None:
+        """
+        Check that completions of the longest fit behind prompts: a model past its positions writes nonsense, or fails.
+
+        Args:
+            prompt_ids (`Sequence[Sequence[int]]`): Token ids of prompts.
+            settings ([`~trl_ext.sampling.GenerationSettings`]): How they are answered.
+            first (`int`, *optional*, defaults to `0`): Number of the first one, for the message.
+
+        Raises:
+            [`~trl_ext.data.DataError`]: One is too long. The message has its number.
+        """
+        longest = settings.max_completion_length
+        for number, ids in enumerate(prompt_ids, start=first):
+            if self.context and len(ids) + longest > self.context:
+                raise DataError(
+                    f"prompt {number} has {len(ids)} tokens, but with max_completion_length ({longest}) the model has "
+                    f"room for {max(self.context - longest, 0)}: shorten either."
+                )
 
 
 @runtime_checkable
@@ -172,7 +197,8 @@ def model_policy(
         streamer.finish(completion.text)
         return completion
 
-    return Policy(name=name, tokenizer=tokenizer, generate=sample, logps=logps, stream=stream)
+    context = context_of(model)
+    return Policy(name=name, tokenizer=tokenizer, generate=sample, logps=logps, stream=stream, context=context)
 
 
 def same_vocabulary(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:

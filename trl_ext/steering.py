@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .completions import Completion
+from .frozen_model import context_of
 from .generation_settings import GenerationSettings, pad_token_id
 from .models import base_of
 from .policy import Policy
@@ -73,6 +74,7 @@ def steered_policy(
         stream=stream,
         extras=extras or {},
         series=series,
+        context=context_of(model),
     )
 
 

@@ -194,6 +194,18 @@ def test_an_adapter_of_the_language_model_takes_part(model: Any, tokenizer: Any)
     assert torch.equal(found, plain)
 
 
+def test_a_model_that_was_loaded_in_four_bits_elsewhere(tokenizer: Any, tmp_path: Path) -> None:
+    """On CPUs with bfloat16 bitsandbytes would repack its layers for a kernel that has no room for this width."""
+    pytest.importorskip("bitsandbytes")
+    make_model(len(tokenizer), intermediate_size=136).save_pretrained(tmp_path)
+    four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=four, device_map={"": "cpu"})
+    layers = [module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
+    assert layers
+    make_proxy(model).generate(model, TEXTS, tokenizer=tokenizer, max_new_tokens=3)
+    assert not any(layer.support_avx512bf16_for_cpu for layer in layers)
+
+
 def test_other_architectures(tokenizer: Any) -> None:
     torch.manual_seed(0)
     gpt2 = GPT2LMHeadModel(

@@ -101,7 +101,8 @@ def proxy_policy(
         )
 
     exact = process.exact and not greedy
-    return Policy(name, tokenizer, sample, logps if exact else None, stream, extras or {}, series=series)
+    more: dict[str, Any] = {"extras": extras or {}, "series": series, "context": llm.context}
+    return Policy(name, tokenizer, sample, logps if exact else None, stream, **more)
 
 
 def narrowed(process: Process, settings: GenerationSettings) -> Process:
