@@ -6,6 +6,7 @@
 import json
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ from trl_ext.models import (
     is_quantized,
     load_model,
     quantization_config_from,
+    saved_config,
 )
 from trl_ext.rewards import load_rewards
 from trl_ext.tokens import load_tokenizer
@@ -300,11 +302,12 @@ def test_home_directories_are_found(monkeypatch, tiny_model_dir):
     assert load_model(path).config.vocab_size == len(load_tokenizer(path))
 
 
-def test_a_directory_without_a_model(tmp_path):
+@pytest.mark.parametrize("load", [load_model, partial(saved_config, "value model")])
+def test_a_directory_without_a_model(load, tmp_path):
     with pytest.raises(
         OSError, match=f"no model in '{tmp_path}': it holds neither config.json nor adapter_config.json"
     ):
-        load_model(str(tmp_path))
+        load(str(tmp_path))
 
 
 # ----------------------------------------------------------------------------------------------------------- adapters

@@ -165,6 +165,7 @@ def unloadable(what: str, name: str, error: Exception) -> OSError:
 def saved_config(what: str, name: str, **hub: Any) -> Any:
     """The config of a model that a user named. Raises what [`unloadable`] makes."""
     try:
+        refuse_empty(existing(name))
         return AutoConfig.from_pretrained(existing(name), trust_remote_code=hub.pop("trust_remote_code", False), **hub)
     except OSError as error:
         raise unloadable(what, name, error) from error

@@ -44,9 +44,10 @@ def load_tokenizer(
         if base is None and Path(name_or_path).is_dir():  # transformers speaks of sentencepiece, and of no directory
             if not any((Path(name_or_path) / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json")):
                 refuse_empty(name_or_path)
-            raise OSError(
-                f"No tokenizer can be loaded from {name_or_path!r}; is it there (`tokenizer.save_pretrained`)? {error}"
-            ) from error
+                raise OSError(
+                    f"There is no tokenizer in {name_or_path!r}: save it beside the model (`save_pretrained`)."
+                ) from error
+            raise OSError(f"The tokenizer in {name_or_path!r} cannot be loaded: {error}") from error
         if base is None:
             raise
         tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=trust_remote_code, padding_side=padding_side)
