@@ -192,7 +192,7 @@ def test_a_trainer_that_names_no_config_takes_any_of_ours(tmp_path: Path) -> Non
 @pytest.mark.parametrize("method", ALL)
 @pytest.mark.parametrize("weight", [float("nan"), float("inf"), -float("inf")])
 def test_weights_of_rewards_that_are_no_numbers_are_refused(tmp_path: Path, method: str, weight: float) -> None:
-    with pytest.raises(ValueError, match=f"`reward_weights` must be finite, got .*{weight}"):
+    with pytest.raises(ValueError, match=f"`reward_weights` must be (finite|a number), got .*{weight}"):
         make_trainer(method, tmp_path, reward_weights=[weight])
 
 

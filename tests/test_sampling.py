@@ -397,7 +397,7 @@ def test_diverse_beam_search_out_of_reach_says_what_to_use(tiny_model, tiny_toke
         ({"num_generations": 0}, "num_generations must be at least 1, got 0"),
         ({"max_completion_length": 0}, "max_completion_length must be at least 1"),
         ({"temperature": -1}, "temperature must not be negative"),
-        ({"temperature": float("nan")}, "temperature must not be negative"),
+        ({"temperature": float("nan")}, "`temperature` must be a number, got nan"),
         ({"top_k": -1}, "top_k must not be negative"),
         ({"top_p": 0}, "top_p must be above 0"),
         ({"top_p": 1.1}, "top_p must be above 0 and at most 1"),
