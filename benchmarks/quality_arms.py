@@ -150,7 +150,7 @@ def arms(task: Task) -> list[Arm]:
         "learning_rate": task.learning_rate,
         **few,
     }
-    # The settings of recipes/psle/imdb-7m_full_imdb_cpu.yaml: four answers of the current model to a prompt and pass.
+    # The loss of recipes/psle/imdb-7m_full_imdb_cpu.yaml: four answers of the current model to a prompt and pass.
     ranked = {
         **psle,
         "num_generations": 2,

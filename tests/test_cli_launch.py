@@ -105,6 +105,8 @@ class TestLaunch:
             self.arguments(parser, flags=["--multi_gpu", "stray"])
 
     def test_values_of_another_type_are_named_with_their_flag(self, parser):
+        with pytest.raises(ValueError, match="--num_processes must be at least 1, got 0"):
+            self.arguments(parser, {}, ["--num_processes", "0"])
         for flags in (["--num_processes", "two"], ["--num-processes=two"]):
             with pytest.raises(ValueError, match=rf"^{flags[0].partition('=')[0]} must be a whole number, got 'two'$"):
                 self.arguments(parser, flags=flags)

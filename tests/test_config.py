@@ -5,12 +5,14 @@
 
 import dataclasses
 import re
+from enum import Enum
 
 import numpy as np
 import pytest
 import torch
 from trl import DPOConfig, GRPOConfig
 
+from trl_ext import PSLEConfig
 from trl_ext.config import ExtConfig
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.method import discover
@@ -199,3 +201,22 @@ def test_defaults_of_trl_fields_are_valid_here(tmp_path, other):
     for name, value in shared.items():
         if value is not None:
             assert getattr(args, name) == value
+
+
+class Kind(Enum):
+    A = "a"
+    B = "b"
+
+
+@dataclasses.dataclass
+class PluginConfig(ExtConfig):
+    kind: Kind = Kind.A
+    limit: int = None  # type: ignore[assignment]
+
+
+def test_what_plugins_and_trl_write_is_taken(tmp_path):
+    assert PluginConfig(str(tmp_path)).kind is Kind.A and PluginConfig(str(tmp_path), kind=Kind.B).kind is Kind.B
+    args = PSLEConfig(str(tmp_path), principles_file=tmp_path / "p.txt", vllm_max_model_length=None)
+    assert args.principles_file == str(tmp_path / "p.txt") and args.vllm_max_model_length == 0
+    args = PSLEConfig(str(tmp_path), principles_file=None, vllm_server_base_url=None, sft_dataset_name=None)
+    assert args.principles_file == args.vllm_server_base_url == args.sft_dataset_name == ""

@@ -4,6 +4,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -16,6 +17,7 @@ from trl_ext import RRHFConfig, RRHFTrainer, ValueModel, VASConfig, VASTrainer
 from trl_ext.config import ExtConfig
 from trl_ext.data import DataError
 from trl_ext.ext_trainer import ExtTrainer
+from trl_ext.frozen_model import context_of
 from trl_ext.method import discover
 
 
@@ -209,3 +211,14 @@ def test_one_head_may_be_a_text(tmp_path: Path) -> None:
     assert VASConfig(str(tmp_path), use_cpu=True, heads="reward").heads == ["reward"]
     trainer = make_trainer("vas", tmp_path, heads="letter_reward")
     assert trainer.heads == ["letter_reward"] == list(trainer.model.config.heads)
+
+
+def test_scaled_rotary_positions_count() -> None:
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 1e4}
+    config = SimpleNamespace(max_position_embeddings=64, rope_parameters=rope)
+    model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: config))
+    assert context_of(model) == 256
+    config.rope_parameters = {"rope_type": "default", "rope_theta": 1e4}
+    assert context_of(model) == 64
+    config.rope_parameters = {"full_attention": rope, "sliding_attention": {"rope_type": "default"}}
+    assert context_of(model) == 256

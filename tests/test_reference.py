@@ -170,11 +170,16 @@ def test_a_reference_by_name_follows_a_policy_that_was_given(tmp_path, tiny_mode
 
 def test_a_policy_in_four_bits_is_compared_with_a_name_in_four_bits(tmp_path, tiny_model_dir, other_dir):
     pytest.importorskip("bitsandbytes")
+    tokenizer = make_tokenizer(chat=True)
     four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
     given = {"quantization_config": four_bits, "peft_config": LoraConfig(r=2, target_modules=["q_proj"])}
     run = named_trainer("rrhf", tmp_path, tiny_model_dir, ref_model=other_dir, **given)
     assert is_quantized(run.reference.model)
     run.train()
+    mine = load_model(tiny_model_dir, quantization_config=four_bits)  # of a policy that the user loaded, too
+    adapter = LoraConfig(r=2, target_modules=["q_proj"])
+    run = named_trainer("rrhf", tmp_path, mine, ref_model=other_dir, peft_config=adapter, processing_class=tokenizer)
+    assert is_quantized(run.reference.model)
 
 
 @pytest.mark.parametrize("method", ["rrhf", "psle"])

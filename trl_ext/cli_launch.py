@@ -183,6 +183,8 @@ def _text_of(value: Any, action: Any, name: str) -> str:
         value = convert(value, action.type if action.type in (int, float) else Any, action.choices)
     except ValueError as error:
         raise ValueError(f"{name} {error}") from None
+    if action.dest == "num_processes" and value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

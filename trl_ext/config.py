@@ -223,6 +223,9 @@ class ExtConfig(BaseConfig):
         for name in self.none_is_zero:
             if getattr(self, name) is None:
                 setattr(self, name, 0)
+        for name, each in self._own().items():
+            if getattr(self, name) is None and each.default == "":  # TRL's way to leave a text out
+                setattr(self, name, "")
         check_fields(self, self._own())
         self._at_least("max_length", 0)
         self._at_least("pad_to_multiple_of", 0)
@@ -250,7 +253,7 @@ class ExtConfig(BaseConfig):
         for name, each in self._own().items():
             choices = each.metadata.get("choices", ())
             if choices and getattr(self, name) not in choices:
-                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+                raise ValueError(f"`{name}` must be one of {', '.join(map(str, choices))}, got {getattr(self, name)!r}.")
 
     def _own(self) -> dict[str, Field]:
         """The fields that transformers and TRL do not have."""

@@ -143,7 +143,7 @@ def check_writable(path: str | None, flag: str) -> None:
     if Path(path).is_dir():
         raise ValueError(f"--{flag} is a folder, name a file in it: {path}")
     try:
-        with NamedTemporaryFile(dir=folder, prefix=Path(path).name) as probe:
+        with NamedTemporaryFile(dir=folder, prefix=".trl-ext-") as probe:
             probe.write(b"0")
             probe.flush()
     except OSError as error:

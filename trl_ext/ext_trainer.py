@@ -148,7 +148,7 @@ class ExtTrainer(BaseTrainer):
         The same for one tokenised data set.
 
         Args:
-            dataset ([`~datasets.Dataset`]): Its rows. Anything else is not looked at: rows of a stream come later.
+            dataset ([`~datasets.Dataset`]): Its rows. Anything else, a stream, is not looked at.
             args ([`~trl_ext.config.ExtConfig`]): The trainer's config.
             name (`str`): What messages call it.
             samples (`bool`, *optional*, defaults to `False`): Whether completions are drawn for rows that have some.

@@ -12,6 +12,7 @@ import contextlib
 import difflib
 import functools
 import math
+import os
 import types
 from collections.abc import Callable, Iterable
 from enum import Enum
@@ -58,7 +59,7 @@ def convert(value: Any, annotation: Any, choices: Iterable[Any] | None = None, *
     if converter is not None:
         return converter(value, written)
     if isinstance(origin, type) and issubclass(origin, Enum):
-        return _choose(value, [member.value for member in origin])
+        return value if isinstance(value, origin) else _choose(value, [member.value for member in origin])
     if origin is types.NoneType and value is not None:
         raise ValueError(f"must be empty, got {value!r}")
     if origin is dict and not isinstance(value, dict):
@@ -94,14 +95,19 @@ def check_fields(instance: Any, names: Iterable[str]) -> None:
     annotations = _annotations(cls)
     for name in names:
         value = getattr(instance, name)
-        found = check_value(name, value, annotations[name])
+        if value is cls.__dataclass_fields__[name].default:  # `x: int = None` is common
+            continue
+        found = check_value(name, value, annotations.get(name, Any))
         if found is not value:
             object.__setattr__(instance, name, found)
 
 
 @functools.cache
 def _annotations(cls: type) -> dict[str, Any]:
-    return get_type_hints(cls)
+    try:
+        return get_type_hints(cls)
+    except NameError:  # of a plug-in: names that only type checkers import
+        return {}
 
 
 def check_at_least(name: str, value: Any, least: float) -> None:
@@ -175,8 +181,8 @@ def _to_int(value: Any, written: bool) -> int:
 
 
 def _to_str(value: Any, written: bool) -> str:
-    if isinstance(value, str):
-        return value
+    if isinstance(value, str | os.PathLike):
+        return os.fspath(value)
     if not written or value is None or isinstance(value, (list, dict)):
         raise ValueError(f"must be a text, got {value!r}")
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -93,7 +93,15 @@ class FrozenModel:
 
 def context_of(model: Any) -> int:
     """Positions that a language model has (`0`: not known)."""
-    return int(getattr(base_of(model).config.get_text_config(), "max_position_embeddings", 0) or 0)
+    config = base_of(model).config.get_text_config()
+    positions = int(getattr(config, "max_position_embeddings", 0) or 0)
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    # YaRN and its like reach further, and some configs still say what there was before. Some have one a kind of layer.
+    for scaling in (rope, *rope.values()) if positions else ():
+        if isinstance(scaling, dict) and scaling.get("factor"):
+            before = scaling.get("original_max_position_embeddings") or config.max_position_embeddings
+            positions = max(positions, int(scaling["factor"] * before))
+    return positions
 
 
 def _logit_scale(config: Any) -> float:

@@ -97,7 +97,8 @@ class LossGuard(TrainerCallback):
 
 def _largest(model: torch.nn.Module) -> torch.Tensor:
     """The largest entry of the gradient by size, as far as it is here; NaN if there is one. A norm may overflow."""
-    gradients = [_local(p.grad) for p in model.parameters() if p.grad is not None]
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    gradients = [_local(g.coalesce().values() if g.is_sparse else g) for g in gradients]
     gradients = [gradient for gradient in gradients if gradient.numel()]
     return torch.nn.utils.get_total_norm(gradients, norm_type=torch.inf) if gradients else torch.zeros(())
 

@@ -47,7 +47,9 @@ def check_several(prompts: Any) -> None:
 
     Text would be answered letter by letter, a conversation message by message, token ids number by number.
     """
-    first = None if isinstance(prompts, str) or not len(prompts) else prompts[0]
+    if not hasattr(prompts, "__len__"):
+        raise ValueError(f"`prompts` must be a list of prompts, got {type(prompts).__name__}.")
+    first = None if isinstance(prompts, str) else next(iter(prompts), None)
     for kind, found in (
         ("text", isinstance(prompts, str)),
         ("conversation", isinstance(first, dict)),

@@ -13,7 +13,7 @@ from .config import ExtConfig
 from .copies import independent_copy
 from .frozen import init_kwargs
 from .logprobs import LogProbs, completion_logps
-from .models import adapter_disabled, base_of, freeze, is_peft_model, load_model
+from .models import adapter_disabled, base_of, freeze, is_peft_model, is_quantized, load_model
 from .sharding import shard
 from .upstream import disable_gradient_checkpointing
 
@@ -127,6 +127,8 @@ def _load(name: str, policy: Any, args: ExtConfig | None, quantization_config: B
     kwargs = init_kwargs(args, args.model_init_kwargs, quantization_config) if args is not None else {}
     if name != base_of(policy).name_or_path:
         kwargs.pop("revision", None)  # of another repository
+    if kwargs.get("quantization_config") is None and is_quantized(base_of(policy)):
+        kwargs["quantization_config"] = base_of(policy).config.quantization_config
     if kwargs.get("quantization_config") is None:
         kwargs.setdefault("dtype", policy.dtype)
     return load_model(name, **kwargs)

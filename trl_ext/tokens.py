@@ -17,6 +17,9 @@ from .models import adapter_base, existing, refuse_empty
 TOKENIZED_COLUMNS = ("row_index", "prompt_ids", "completion_ids", "ended", "scores")
 
 
+_TOKENIZER_FILES = "tokenizer_config.json tokenizer.json tokenizer.model spiece.model vocab.json vocab.txt".split()
+
+
 def load_tokenizer(
     name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False, padding_side: str = "left"
 ) -> PreTrainedTokenizerBase:
@@ -42,7 +45,7 @@ def load_tokenizer(
     except (OSError, ValueError) as error:
         base = adapter_base(name_or_path)
         if base is None and Path(name_or_path).is_dir():  # transformers speaks of sentencepiece, and of no directory
-            if not any((Path(name_or_path) / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json")):
+            if not any((Path(name_or_path) / name).is_file() for name in _TOKENIZER_FILES):
                 refuse_empty(name_or_path)
                 raise OSError(
                     f"There is no tokenizer in {name_or_path!r}: save it beside the model (`save_pretrained`)."

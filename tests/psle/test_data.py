@@ -203,3 +203,10 @@ def test_settings_that_cannot_be_meant(tmp_path, changes, words):
 
 def test_epochs_follow_from_iterations(tmp_path):
     assert config(tmp_path, num_iterations=3, epochs_per_iteration=2).num_train_epochs == 6
+
+
+def test_a_plain_prompt_without_room_is_an_error_in_streams_too() -> None:
+    row = {"row_index": 3, "prompt_ids": [0] * 300, "guided_ids": []}
+    with pytest.raises(DataError, match=r"Row 3, column 'prompt': it comes to 308 .* room for 256"):
+        check_room([row], 256, 8)
+    check_room([row], 308, 8)

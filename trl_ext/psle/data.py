@@ -212,7 +212,7 @@ def _guided_ids(
 
 def check_room(rows: Any, context: int, max_completion_length: int) -> None:
     """
-    Raise a `DataError` if a principle leaves no room for an answer in the model's context.
+    Raise a `DataError` if a prompt, or its principle, leaves no room for an answer in the model's context.
 
     Args:
         rows: Rows with `prompt_ids` and `guided_ids`.
@@ -220,11 +220,18 @@ def check_room(rows: Any, context: int, max_completion_length: int) -> None:
         max_completion_length (`int`): Tokens of the longest answer.
     """
     for row in rows if context else ():
+        plain = len(row["prompt_ids"])
         longest = max(map(len, row["guided_ids"]), default=0)
+        if plain + max_completion_length > context and longest <= plain:
+            raise DataError(
+                f"Row {row['row_index']}, column 'prompt': it comes to {plain + max_completion_length} tokens with "
+                f"`max_completion_length` ({max_completion_length}), but the model has room for {context}: lower that, "
+                "or drop long prompts by `max_length`."
+            )
         if longest + max_completion_length > context:
             raise DataError(
                 f"Row {row['row_index']}, column 'prompt': with its principle it has {longest} tokens "
-                f"({len(row['prompt_ids'])} without), which leaves no room for {max_completion_length} more in the "
+                f"({plain} without), which leaves no room for {max_completion_length} more in the "
                 f"model's context of {context}. Shorten the principle, lower `max_completion_length`, or drop long "
                 "prompts by `max_length`."
             )
