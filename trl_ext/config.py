@@ -107,7 +107,13 @@ class ExtConfig(BaseConfig):
     """
 
     # How scripts and recipes written for TRL switch these off.
-    none_is_zero: ClassVar = ("max_length", "pad_to_multiple_of", "generation_batch_size", "top_k", "min_p")
+    none_is_zero: ClassVar[tuple[str, ...]] = (
+        "max_length",
+        "pad_to_multiple_of",
+        "generation_batch_size",
+        "top_k",
+        "min_p",
+    )
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [
         *BaseConfig._VALID_DICT_FIELDS,
@@ -253,7 +259,9 @@ class ExtConfig(BaseConfig):
         for name, each in self._own().items():
             choices = each.metadata.get("choices", ())
             if choices and getattr(self, name) not in choices:
-                raise ValueError(f"`{name}` must be one of {', '.join(map(str, choices))}, got {getattr(self, name)!r}.")
+                raise ValueError(
+                    f"`{name}` must be one of {', '.join(map(str, choices))}, got {getattr(self, name)!r}."
+                )
 
     def _own(self) -> dict[str, Field]:
         """The fields that transformers and TRL do not have."""

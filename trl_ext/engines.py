@@ -53,7 +53,7 @@ class EngineConfig(VLLMSettings, ExtConfig):
 
     _VALID_DICT_FIELDS: ClassVar = [*ExtConfig._VALID_DICT_FIELDS, "transformers_continuous_batching_config"]
 
-    none_is_zero: ClassVar = (*ExtConfig.none_is_zero, "vllm_max_model_length")
+    none_is_zero: ClassVar[tuple[str, ...]] = (*ExtConfig.none_is_zero, "vllm_max_model_length")
 
     use_transformers_continuous_batching: bool = field(
         default=False, metadata={"help": "Whether to draw completions with transformers' continuous batching."}

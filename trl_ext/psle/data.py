@@ -225,8 +225,8 @@ def check_room(rows: Any, context: int, max_completion_length: int) -> None:
         if plain + max_completion_length > context and longest <= plain:
             raise DataError(
                 f"Row {row['row_index']}, column 'prompt': it comes to {plain + max_completion_length} tokens with "
-                f"`max_completion_length` ({max_completion_length}), but the model has room for {context}: lower that, "
-                "or drop long prompts by `max_length`."
+                f"`max_completion_length` ({max_completion_length}), but the model has room for {context}: lower "
+                "that, or drop long prompts by `max_length`."
             )
         if longest + max_completion_length > context:
             raise DataError(
