@@ -105,6 +105,8 @@ class TestHelper:
             best_of_n(policy, ["a"], [], 2)
         with pytest.raises(ValueError, match="'least' has 1 entries for 2 prompts"):
             best_of_n(policy, ["a", "the"], FIRST, 1, columns={"least": [5]})
+        with pytest.raises(ValueError, match="`reward_weights` must be finite"):
+            best_of_n(policy, ["a"], FIRST, 2, reward_weights=[float("nan")])
         with pytest.raises(ValueError, match="temperature 0"):
             best_of_n(policy, ["a"], FIRST, 2, settings=GenerationSettings(num_generations=1, temperature=0.0))
         with pytest.raises(ValueError, match="processing_class"):

@@ -93,7 +93,7 @@ class TestYamlValues:
 
     def test_a_key_that_comes_twice_in_two_spellings(self, yaml_file):
         path = yaml_file("num-iterations: 3\nnum_iterations: 4")
-        with pytest.raises(ValueError, match=f"{path}: `num-iterations` and `num_iterations` are two spellings"):
+        with pytest.raises(ValueError, match=f"{path}: 'num-iterations' and 'num_iterations' are two spellings"):
             read_config(path)
         nested = {"mapping": {"a-b": 1, "a_b": 2}}  # only keys of ours are spelt both ways
         assert read_config(yaml_file("mapping: {a-b: 1, a_b: 2}")) == nested

@@ -541,7 +541,7 @@ def test_values_that_json_does_not_know(tiny_model_dir):
         ({"generation_batch_size": 0}, "generation_batch_size must be at least 1"),
         ({"temperature": 0}, "the same completion every time"),
         ({"reward_funcs": "nothing_like_that"}, "Unknown reward function 'nothing_like_that'"),
-        ({"reward_weights": [1, 2]}, "reward_weights has 2 entries for 0 rewards"),
+        ({"reward_weights": [1, 2]}, "`reward_weights` has 2 entries for 0 reward functions"),
         ({"completion_columns": "text"}, "no effect without --dataset_completions"),
         ({"output": "out.csv"}, "must end in .jsonl or .parquet"),
         ({"output": "folder.jsonl"}, "is a directory"),

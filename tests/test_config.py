@@ -5,6 +5,7 @@
 
 import dataclasses
 import re
+from collections import OrderedDict
 from enum import Enum
 
 import numpy as np
@@ -80,6 +81,10 @@ def test_numbers_out_of_range(tmp_path, field, value):
         ("disable_dropout", "yes", "true or false"),
         ("nan_loss", 1, "a text"),
         ("reward_weights", [1.0, "2"], "a number"),
+        ("learning_rate", "1e-4", "a number"),  # from here on transformers' own
+        ("num_train_epochs", "8", "a number"),
+        ("gradient_accumulation_steps", 1.5, "a whole number"),
+        ("gradient_checkpointing", "false", "true or false"),
     ],
 )
 def test_values_of_another_type_are_named(tmp_path, field, value, wanted):
@@ -212,10 +217,16 @@ class Kind(Enum):
 class PluginConfig(ExtConfig):
     kind: Kind = Kind.A
     limit: int = None  # type: ignore[assignment]
+    layers: list[str] = dataclasses.field(default_factory=list, metadata={"choices": ["q", "k", "v"]})
+    extra: dict[str, int] | str = ""
 
 
 def test_what_plugins_and_trl_write_is_taken(tmp_path):
     assert PluginConfig(str(tmp_path)).kind is Kind.A and PluginConfig(str(tmp_path), kind=Kind.B).kind is Kind.B
+    assert PluginConfig(str(tmp_path), layers=["q", "v"]).layers == ["q", "v"]
+    with pytest.raises(ValueError, match=r"`layers` must be one of q, k, v, got \['q', 'o'\]"):
+        PluginConfig(str(tmp_path), layers=["q", "o"])
+    assert PluginConfig(str(tmp_path), extra=OrderedDict(a=1)).extra == {"a": 1}
     args = PSLEConfig(str(tmp_path), principles_file=tmp_path / "p.txt", vllm_max_model_length=None)
     assert args.principles_file == str(tmp_path / "p.txt") and args.vllm_max_model_length == 0
     args = PSLEConfig(str(tmp_path), principles_file=None, vllm_server_base_url=None, sft_dataset_name=None)

@@ -35,7 +35,8 @@ def scored_trainer(folder: Path, method: str, context: int, rows: Any = SCORED, 
     tokenizer = make_tokenizer()
     settings = {"output_dir": str(folder), **SETTINGS, **kwargs.pop("args", {})}
     model = make_model(len(tokenizer), max_position_embeddings=context)
-    given = {"train_dataset": Dataset.from_list(rows), "eval_dataset": eval_rows, "processing_class": tokenizer}
+    train = Dataset.from_list(rows) if isinstance(rows, list) else rows
+    given = {"train_dataset": train, "eval_dataset": eval_rows, "processing_class": tokenizer}
     if method == "rrhf":
         return RRHFTrainer(model, args=RRHFConfig(**settings), **given, **kwargs)
     value_model = ValueModel.from_backbone(kwargs.pop("value_backbone", None) or model)
@@ -81,6 +82,15 @@ def test_rows_that_are_passed_to_evaluate_are_checked(tmp_path: Path, method: st
     assert "eval_loss" in trainer.evaluate(Dataset.from_list(SCORED))
     with pytest.raises(DataError, match=r"Row 1 of the eval data set comes to \d+ tokens, but .* room for 24"):
         trainer.evaluate(Dataset.from_list([*SCORED[:1], fits(200)]))
+
+
+@METHODS
+def test_a_row_of_a_stream_is_checked_when_it_comes(tmp_path: Path, method: str) -> None:
+    stream = Dataset.from_list([*SCORED, fits(200)]).to_iterable_dataset()
+    run = scored_trainer(tmp_path, method, 24, stream, args={"max_steps": 20, "per_device_train_batch_size": 1})
+    with pytest.raises(DataError, match=r"Row 8 of the train data set comes to \d+ tokens, but .* room for 24"):
+        run.train()
+    assert run.state.global_step > 0
 
 
 @pytest.mark.parametrize("small", ["model", "value"])

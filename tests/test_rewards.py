@@ -127,8 +127,10 @@ def test_ctrl_c_passes():
 
 
 def test_lengths_and_names_are_checked():
-    with pytest.raises(ValueError, match=r"reward_weights has 2 entries for 1 reward functions: \['said'\]"):
+    with pytest.raises(ValueError, match=r"`reward_weights` has 2 entries for 1 reward functions \(said\)"):
         score([reward([1, 2])], [1.0, 2.0], **PLAIN)
+    with pytest.raises(ValueError, match=r"`reward_weights` must be finite, got \[inf\]"):
+        score([reward([1, 2])], [float("inf")], **PLAIN)
     with pytest.raises(ValueError, match="1 prompts for 2 completions"):
         score([reward([1, 2])], None, ["a"], ["b", "c"])
     with pytest.raises(ValueError, match="different names"):

@@ -15,6 +15,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .evaluation import score_completions
+from .field_types import check_reward_weights
 from .generation_settings import GenerationSettings
 from .models import load_model
 from .policy import Policy, model_policy
@@ -118,6 +119,7 @@ def best_of_n(
     if not rows:
         return []
     rewards = _loaded(reward_funcs)
+    check_reward_weights(reward_weights, [reward.name for reward in rewards])
     settings = _with_n(settings or GenerationSettings(), n)
     ids = [encode_prompt(policy.tokenizer, prompt) for prompt in prompts]
     policy.check_room(ids, settings)
@@ -153,7 +155,7 @@ def best_of_n_policies(
     Raises:
         `ValueError`: There is no reward, or an n below 1.
     """
-    _loaded(rewards)
+    check_reward_weights(reward_weights, [reward.name for reward in _loaded(rewards)])
     pool = _Pool(policy, list(rows), list(rewards), reward_weights, max(ns, default=1))
     return [pool.policy_of(n) for n in dict.fromkeys(ns)]
 

@@ -34,6 +34,7 @@ from .cli_models import LoadingArguments, Models
 from .cli_parser import Parser, set_environment
 from .data import is_conversational
 from .evaluation_report import Report, check_writable
+from .field_types import check_reward_weights
 from .frontier import check_frontier, frontier, write_frontier
 from .generation_settings import CUDA_GRAPHS, GenerationSettings
 from .models import adapter_base, default_device
@@ -139,10 +140,7 @@ class EvaluateArguments:
             for name in ("best_of_n", "frontier_file", "reward_weights"):
                 if getattr(self, name):
                     raise ValueError(f"`{name}` needs a reward: pass --reward_funcs or --reward_model_name_or_path")
-        if self.reward_weights is not None and len(self.reward_weights) != len(self.rewards):
-            raise ValueError(
-                f"`reward_weights` has {len(self.reward_weights)} entries for {len(self.rewards)} rewards"
-            )
+        check_reward_weights(self.reward_weights, self.rewards)
         self.settings()
 
     @property

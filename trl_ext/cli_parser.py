@@ -214,7 +214,7 @@ def read_config(path: str) -> dict[str, Any]:
     for key in config:
         other = spelt.setdefault(str(key).replace("-", "_"), key)
         if other != key:
-            raise ValueError(f"{path}: `{other}` and `{key}` are two spellings of one key: leave one of them out")
+            raise ValueError(f"{path}: {other!r} and {key!r} are two spellings of one key: leave one of them out")
     return config
 
 

@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from .cli_models import LoadingArguments, load_sources
 from .cli_parser import Parser, set_environment
 from .data import DataError
+from .field_types import check_reward_weights
 from .generation_settings import CUDA_GRAPHS, DIVERSE_BEAM_SEARCH, GenerationSettings
 from .rewards import load_rewards
 from .sample_file import SampleFile, rows_fingerprint, weights_fingerprint
@@ -142,11 +143,7 @@ class SampleArguments:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
         if self.best_first and not self.rewards:
             raise ValueError("best_first needs a reward: pass --reward_model_name_or_path or --reward_funcs.")
-        if self.reward_weights is not None and len(self.reward_weights) != len(self.rewards):
-            raise ValueError(
-                f"reward_weights has {len(self.reward_weights)} entries for {len(self.rewards)} rewards "
-                f"({', '.join(self.rewards)})."
-            )
+        check_reward_weights(self.reward_weights, self.rewards)
 
     @property
     def rewards(self) -> list[str]:

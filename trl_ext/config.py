@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from .field_types import check_at_least, check_fields
+from .field_types import check_at_least, check_fields, number_fields
 from .generation_settings import CUDA_GRAPHS, GenerationSettings
 from .upstream import BaseConfig
 
@@ -90,7 +90,8 @@ class ExtConfig(BaseConfig):
 
         nan_loss (`str`, *optional*, defaults to `"stop"`):
             What to do if a loss or the gradient of a step is NaN or infinite: `"stop"` with an error that names step
-            and rows, or `"skip"` the optimizer step with a warning and count it (`skipped_steps`).
+            and rows, or `"skip"` the optimizer step with a warning and count it (`skipped_steps`). Gradients are left
+            to the scaler of the loss in fp16 and to DeepSpeed's engine, with which steps cannot be skipped.
 
         activation_offloading (`bool`, *optional*, defaults to `False`):
             Whether to keep activations in CPU memory between forward and backward.
@@ -201,7 +202,7 @@ class ExtConfig(BaseConfig):
         default="stop",
         metadata={
             "help": "What to do if a loss or a gradient is NaN or infinite: 'stop' with an error, or 'skip' the "
-            "optimizer step.",
+            "optimizer step. Of gradients, fp16's scaler and DeepSpeed's engine take care themselves.",
             "choices": list(NAN_ACTIONS),
         },
     )
@@ -225,6 +226,7 @@ class ExtConfig(BaseConfig):
             self.bf16 = False  # exact numbers; bf16=True is honoured and pays where the CPU computes in bf16
         if self.use_cpu:
             self.activation_offloading = False  # they are in CPU memory already; TRL's context manager fails there
+        check_fields(self, number_fields(BaseConfig))  # transformers compares and multiplies what it is given
         super().__post_init__()
         for name in self.none_is_zero:
             if getattr(self, name) is None:
@@ -258,10 +260,9 @@ class ExtConfig(BaseConfig):
         """That every setting of ours that is a choice is one of those that its field names."""
         for name, each in self._own().items():
             choices = each.metadata.get("choices", ())
-            if choices and getattr(self, name) not in choices:
-                raise ValueError(
-                    f"`{name}` must be one of {', '.join(map(str, choices))}, got {getattr(self, name)!r}."
-                )
+            value = getattr(self, name)
+            if choices and not all(item in choices for item in (value if isinstance(value, list) else [value])):
+                raise ValueError(f"`{name}` must be one of {', '.join(map(str, choices))}, got {value!r}.")
 
     def _own(self) -> dict[str, Field]:
         """The fields that transformers and TRL do not have."""

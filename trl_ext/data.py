@@ -108,6 +108,28 @@ def first_row(dataset: AnyDataset, name: str) -> dict[str, Any]:
     return row
 
 
+def with_check(dataset: AnyDataset, check: Callable[[dict[str, Any]], None], columns: Sequence[str]) -> AnyDataset:
+    """
+    A data set all of whose rows pass a check, which raises for one that does not.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
+            Its rows. They are read at once; those of a stream are looked at when they come.
+        check (`Callable`): Called with each row.
+        columns (`Sequence[str]`): What it looks at.
+    """
+    if isinstance(dataset, Dataset):
+        for row in dataset.select_columns([name for name in columns if name in dataset.column_names]):
+            check(row)
+        return dataset
+
+    def passed(row: dict[str, Any]) -> dict[str, Any]:
+        check(row)
+        return row
+
+    return dataset.map(passed)
+
+
 def check_row(row: dict[str, Any], index: int, conversational: bool) -> None:
     """
     Raise a [`DataError`] that names row, column and remedy if `row` does not follow the schema.

@@ -4,7 +4,6 @@
 """What trainers do around their method: rows in, rounds, evaluation, metrics, checkpoints."""
 
 import contextlib
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from transformers.utils import logging
 from .checkpoints import begin, check_resumable, last_checkpoint
 from .config import ExtConfig
 from .data import AnyDataset, column_names
+from .field_types import check_reward_weights
 from .meters import Meters
 from .models import unloadable
 from .nonfinite import LossGuard, check_rewards
@@ -101,12 +101,7 @@ class ExtTrainer(BaseTrainer):
     def _load_rewards(reward_funcs: Any, processing_classes: Any, args: ExtConfig) -> list[Reward]:
         kwargs: dict[str, Any] = {"device": args.device, "trust_remote_code": args.trust_remote_code}
         rewards = load_rewards(reward_funcs, processing_classes, **kwargs) if reward_funcs else []
-        if args.reward_weights and len(args.reward_weights) != len(rewards):
-            raise ValueError(
-                f"`reward_weights` has {len(args.reward_weights)} entries for {len(rewards)} reward functions."
-            )
-        if not all(map(math.isfinite, args.reward_weights or [])):
-            raise ValueError(f"`reward_weights` must be finite, got {args.reward_weights}.")
+        check_reward_weights(args.reward_weights or None, [reward.name for reward in rewards])
         return rewards
 
     def _tokenize(self, dataset: AnyDataset, args: Any, name: str) -> tuple[AnyDataset, int]:
@@ -136,30 +131,32 @@ class ExtTrainer(BaseTrainer):
             return {name: self._prepare_dataset(part, args, name) for name, part in dataset.items()}
         return self._prepare_dataset(dataset, args, "eval")
 
-    def _check_context(self, train: AnyDataset, evals: Any, args: ExtConfig, context: int) -> None:
-        """Raise a `DataError` for a row that is longer than the model's positions: it would fail in a deep layer."""
+    def _check_context(self, train: AnyDataset, evals: Any, args: ExtConfig, context: int) -> tuple[AnyDataset, Any]:
+        """Both with a `DataError` for a row longer than the model's positions, which would fail in a deep layer."""
         self._context = context
-        self._check_room(train, args, "train", samples=self._samples)
-        for name, part in evals.items() if isinstance(evals, dict) else [("", evals)]:
-            self._check_room(part, args, f"eval {name!r}" if name else "eval")
+        train = self._check_room(train, args, "train", samples=self._samples)
+        if isinstance(evals, dict):
+            return train, {name: self._check_room(part, args, f"eval {name!r}") for name, part in evals.items()}
+        return train, evals if evals is None else self._check_room(evals, args, "eval")
 
-    def _check_room(self, dataset: Any, args: Any, name: str, *, samples: bool = False) -> None:
+    def _check_room(self, dataset: AnyDataset, args: Any, name: str, *, samples: bool = False) -> AnyDataset:
         """
-        The same for one tokenised data set.
+        The same for one tokenised data set; a stream's rows are looked at when they come.
 
         Args:
-            dataset ([`~datasets.Dataset`]): Its rows. Anything else, a stream, is not looked at.
+            dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): Its rows.
             args ([`~trl_ext.config.ExtConfig`]): The trainer's config.
             name (`str`): What messages call it.
             samples (`bool`, *optional*, defaults to `False`): Whether completions are drawn for rows that have some.
         """
-        if not isinstance(dataset, Dataset) or not self._context:
-            return
-        drawn = args.max_completion_length if samples or "completion_ids" not in dataset.column_names else 0
+        if not self._context:
+            return dataset
+        drawn = args.max_completion_length if samples or "completion_ids" not in column_names(dataset) else 0
         # Most runs set lengths with which no row can be too long: millions of rows need not be read to know.
         limit = self._longest_row(args)
         if not limit or limit + drawn > self._context:
-            check_positions(dataset, self._context, name=name, drawn=drawn)
+            return check_positions(dataset, self._context, name=name, drawn=drawn)
+        return dataset
 
     def _set_signature_columns_if_needed(self) -> None:
         # Reward functions are given the data set's other columns; preference rows became `prompt` and `completions`.
@@ -292,7 +289,7 @@ class ExtTrainer(BaseTrainer):
     def _evaluate_one(self, dataset: Any, ignore_keys: list[str] | None, prefix: str) -> dict[str, float]:
         if dataset is not None and "prompt_ids" not in column_names(dataset):
             dataset = self._prepare_dataset(dataset, self.args, "eval")
-            self._check_room(dataset, self.args, "eval")
+            dataset = self._check_room(dataset, self.args, "eval")
         self._eval_prefix, self._eval_batches = prefix, 0
         if dataset is not None:
             self._before_evaluation(dataset)

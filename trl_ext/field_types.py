@@ -14,7 +14,7 @@ import functools
 import math
 import os
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from numbers import Integral, Real
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -102,6 +102,12 @@ def check_fields(instance: Any, names: Iterable[str]) -> None:
             object.__setattr__(instance, name, found)
 
 
+def number_fields(cls: type) -> list[str]:
+    """The fields of a dataclass that hold a number or a truth value, or nothing."""
+    plain = {int, float, bool, types.NoneType}
+    return [name for name, kind in _annotations(cls).items() if {*(get_args(kind) or (kind,))} <= plain]
+
+
 @functools.cache
 def _annotations(cls: type) -> dict[str, Any]:
     try:
@@ -118,11 +124,32 @@ def check_at_least(name: str, value: Any, least: float) -> None:
         raise ValueError(f"`{name}` must be finite, got {value!r}.")
 
 
+def check_reward_weights(weights: Sequence[float] | None, names: Sequence[str]) -> list[float]:
+    """
+    The weight of each reward; all are 1 if none is given.
+
+    Args:
+        weights (`Sequence[float]`, *optional*): What was given.
+        names (`Sequence[str]`): Names of the rewards.
+
+    Raises:
+        `ValueError`: There are more or fewer, or one is NaN or infinite, which would make every score so.
+    """
+    if weights is None:
+        return [1.0] * len(names)
+    if len(weights) != len(names):
+        named = f" ({', '.join(names)})" if names else ""
+        raise ValueError(f"`reward_weights` has {len(weights)} entries for {len(names)} reward functions{named}.")
+    if not all(map(math.isfinite, weights)):
+        raise ValueError(f"`reward_weights` must be finite, got {list(weights)}.")
+    return list(weights)
+
+
 def _convert_union(value: Any, alternatives: tuple[Any, ...], written: bool) -> Any:
     if value is None and types.NoneType in alternatives:
         return None
     # the alternative that the value already is comes before those it could be turned into: "1" stays a string
-    kinds = sorted(alternatives, key=lambda kind: _origin(kind) is not type(value))
+    kinds = sorted(alternatives, key=lambda kind: _distance(value, _origin(kind)))
     problems = []
     for kind in kinds:
         if kind is not types.NoneType:
@@ -131,6 +158,11 @@ def _convert_union(value: Any, alternatives: tuple[Any, ...], written: bool) -> 
             except ValueError as error:
                 problems.append(str(error))
     raise ValueError(problems[0] if problems else f"cannot be {value!r}")
+
+
+def _distance(value: Any, kind: Any) -> int:
+    """0 if the value is of this very type, 1 if of one derived from it, 2 if of neither."""
+    return 0 if type(value) is kind else 1 if isinstance(kind, type) and isinstance(value, kind) else 2
 
 
 def _origin(annotation: Any) -> Any:

@@ -77,7 +77,8 @@ class LossGuard(TrainerCallback):
             return
         if not in_loss:
             numbers = gather_object(_numbers(rows))
-            self._tell(f"The gradient of step {state.global_step + 1} is not finite, its loss is{_named(numbers)}.")
+            text = f"The gradient of step {state.global_step + 1} is not finite, its loss is{_named(numbers)}."
+            self._tell(text, warns=self.accelerator.is_main_process)  # all processes know the same of it
         if not all(bool(torch.isfinite(_local(p)).all()) for p in model.parameters() if p.requires_grad):
             raise NonFiniteLossError(
                 f"After step {state.global_step} the weights themselves are not finite: nothing is left to skip. "
@@ -86,13 +87,14 @@ class LossGuard(TrainerCallback):
         model.zero_grad()  # the optimizer leaves what has no gradient as it is
         self.skipped += 1
 
-    def _tell(self, text: str) -> None:
+    def _tell(self, text: str, warns: bool = True) -> None:
         if self.action == "stop":
             raise NonFiniteLossError(
                 f"{text} Look at these rows, lower `learning_rate`, or train in bf16 rather than fp16; "
                 "`nan_loss='skip'` leaves such steps out."
             )
-        logger.warning(f"{text} The step is left out.")
+        if warns:
+            logger.warning(f"{text} The step is left out.")
 
 
 def _largest(model: torch.nn.Module) -> torch.Tensor:

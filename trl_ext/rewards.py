@@ -23,6 +23,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from .field_types import check_reward_weights
 from .reward_models import ClassifierReward
 
 
@@ -157,15 +158,11 @@ def score(
 
     Raises:
         `RewardError`: See [`Reward`].
-        `ValueError`: The weights or the lists do not match in length, or two functions have one name.
+        `ValueError`: The weights or the lists do not match in length, a weight is not finite, or two functions have
+            one name.
     """
-    weights = [1.0] * len(rewards) if weights is None else list(weights)
-    if len(weights) != len(rewards):
-        raise ValueError(
-            f"reward_weights has {len(weights)} entries for {len(rewards)} reward functions: "
-            f"{[reward.name for reward in rewards]}."
-        )
     names = [reward.name for reward in rewards]
+    weights = check_reward_weights(weights, names)
     if len(set(names)) < len(names):
         raise ValueError(f"Reward functions must have different names, got {names}.")
     if len(prompts) != len(completions):

@@ -10,7 +10,16 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from .data import DataError, check_row, column_names, first_row, is_conversational, to_scored_rows
+from .data import (
+    AnyDataset,
+    DataError,
+    check_row,
+    column_names,
+    first_row,
+    is_conversational,
+    to_scored_rows,
+    with_check,
+)
 from .models import adapter_base, existing, refuse_empty
 
 
@@ -241,18 +250,21 @@ def prepare_dataset(
     return kept, len(dataset) - len(kept)
 
 
-def check_positions(dataset: Dataset, context: int, *, name: str, drawn: int = 0) -> None:
+def check_positions(dataset: AnyDataset, context: int, *, name: str, drawn: int = 0) -> AnyDataset:
     """
-    Raise a `DataError` if a row is longer than the positions that a model has.
+    A data set of which a row that is longer than a model's positions is an error, by [`~trl_ext.data.with_check`].
 
     Args:
-        dataset ([`~datasets.Dataset`]): What [`prepare_dataset`] returns.
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): What [`prepare_dataset`] returns.
         context (`int`): The positions.
         name (`str`): What messages call the data set.
         drawn (`int`, *optional*, defaults to `0`): Tokens of the longest completion that a model draws for its rows.
+
+    Raises:
+        `DataError`: A row is longer.
     """
-    columns = [name for name in ("row_index", "prompt_ids", "completion_ids") if name in dataset.column_names]
-    for row in dataset.select_columns(columns):
+
+    def check(row: dict[str, Any]) -> None:
         length = len(row["prompt_ids"]) + max(drawn, *map(len, row.get("completion_ids") or ()), 0)
         if length > context:
             raise DataError(
@@ -262,3 +274,5 @@ def check_positions(dataset: Dataset, context: int, *, name: str, drawn: int = 0
                 + (" or `max_completion_length`" if drawn else "")
                 + " lower, or drop long rows."
             )
+
+    return with_check(dataset, check, ("row_index", "prompt_ids", "completion_ids"))

@@ -139,11 +139,11 @@ def test_no_principle(tmp_path):
 
 
 def test_a_principle_that_exceeds_the_context_is_named():
-    row = {"row_index": 7, "prompt_ids": [1] * 5, "guided_ids": [[1] * 9, [1] * 20]}
-    check_room([row], 30, 10)
-    check_room([row], 0, 1000)
+    rows = Dataset.from_list([{"row_index": 7, "prompt_ids": [1] * 5, "guided_ids": [[1] * 9, [1] * 20]}])
+    check_room(rows, 30, 10)
+    check_room(rows, 0, 1000)
     with pytest.raises(DataError, match=r"Row 7.*20 tokens \(5 without\).*context of 29"):
-        check_room([row], 29, 10)
+        check_room(rows, 29, 10)
 
 
 @pytest.mark.parametrize("form", ["prompt", "messages", "text"])
@@ -205,8 +205,10 @@ def test_epochs_follow_from_iterations(tmp_path):
     assert config(tmp_path, num_iterations=3, epochs_per_iteration=2).num_train_epochs == 6
 
 
-def test_a_plain_prompt_without_room_is_an_error_in_streams_too() -> None:
-    row = {"row_index": 3, "prompt_ids": [0] * 300, "guided_ids": []}
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_plain_prompt_without_room_is_an_error_in_streams_too(streamed: bool) -> None:
+    rows = Dataset.from_list([{"row_index": 3, "prompt_ids": [0] * 300, "guided_ids": [[0]]}])
+    dataset = rows.to_iterable_dataset() if streamed else rows
     with pytest.raises(DataError, match=r"Row 3, column 'prompt': it comes to 308 .* room for 256"):
-        check_room([row], 256, 8)
-    check_room([row], 308, 8)
+        list(check_room(dataset, 256, 8))
+    assert len(list(check_room(dataset, 308, 8))) == 1

@@ -402,6 +402,12 @@ def test_warm_up_imitates_answers_given_their_prompt(tmp_path: Path) -> None:
     assert run.compute_loss(run.model, batch).item() == pytest.approx(expected.item(), abs=1e-4)
 
 
+def test_an_answer_to_imitate_beyond_the_models_positions_is_named(tmp_path: Path) -> None:
+    answers = Dataset.from_list([*ANSWERS, {"prompt": "the film", "completion": " was good" * 200}])
+    with pytest.raises(DataError, match=r"Row 4 of the SFT data set comes to \d+ tokens, but .* room for"):
+        trainer(tmp_path, args={"sft_mix": 0.5}, sft_dataset=answers)
+
+
 def test_sft_mix_adds_to_the_loss(tmp_path: Path) -> None:
     run = trainer(tmp_path, args={"sft_mix": 0.5}, sft_dataset=Dataset.from_list(ANSWERS))
     alone = run.compute_loss(run.model, BATCH).item()

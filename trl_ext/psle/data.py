@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ..data import AnyDataset, DataError, column_names, first_row
+from ..data import AnyDataset, DataError, column_names, first_row, with_check
 from ..tokens import encode_prompt, prepare_dataset
 from .config import PSLEConfig
 
@@ -210,16 +210,20 @@ def _guided_ids(
     return ids
 
 
-def check_room(rows: Any, context: int, max_completion_length: int) -> None:
+def check_room(dataset: AnyDataset, context: int, max_completion_length: int) -> AnyDataset:
     """
-    Raise a `DataError` if a prompt, or its principle, leaves no room for an answer in the model's context.
+    A data set of which a prompt that leaves no room for an answer, by itself or with its principle, is an error.
 
     Args:
-        rows: Rows with `prompt_ids` and `guided_ids`.
+        dataset (`AnyDataset`): Rows with `prompt_ids` and `guided_ids`.
         context (`int`): The model's positions (`0`: without limit).
         max_completion_length (`int`): Tokens of the longest answer.
+
+    Raises:
+        `DataError`: At once, or when a stream comes to such a row.
     """
-    for row in rows if context else ():
+
+    def check(row: dict[str, Any]) -> None:
         plain = len(row["prompt_ids"])
         longest = max(map(len, row["guided_ids"]), default=0)
         if plain + max_completion_length > context and longest <= plain:
@@ -235,6 +239,8 @@ def check_room(rows: Any, context: int, max_completion_length: int) -> None:
                 f"model's context of {context}. Shorten the principle, lower `max_completion_length`, or drop long "
                 "prompts by `max_length`."
             )
+
+    return with_check(dataset, check, ("row_index", "prompt_ids", "guided_ids")) if context else dataset
 
 
 def prepare_answers(
@@ -261,9 +267,8 @@ def prepare_answers(
         if form == ("messages",):
             prompt, answer = row["messages"][:-1], row["messages"][-1:]
         elif form == ("text",):
-            # A text has no prompt: its first word predicts the rest.
-            head, space, tail = row["text"].partition(" ")
-            prompt, answer = head, space + tail
+            prompt, space, tail = row["text"].partition(" ")  # there is no prompt: the first word predicts the rest
+            answer = space + tail
         else:
             prompt, answer = row["prompt"], row["completion"]
         return {"prompt": prompt, "completions": [answer], "scores": [0.0]}
@@ -284,7 +289,6 @@ def view_marks(num_generations: int, guided: bool) -> list[int]:
 def pairs(marks: list[list[int]]) -> list[tuple[int, int, int]]:
     """
     (prompt, plain answer, guided answer) of each pair of a batch: every plain with every guided answer of a prompt.
-
     Answers are numbered through the batch: `[[0, 1], [0, 0, 1]]` gives `[(0, 0, 1), (1, 2, 4), (1, 3, 4)]`.
     """
     found, start = [], 0

@@ -173,7 +173,7 @@ class PSLETrainer(ExtTrainer):
         model = load_policy(model, args, quantization_config, peft_config)
         model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
         model.generation_config.pad_token_id = self._tokenizer.pad_token_id
-        self._check_context(train_dataset, eval_dataset, args, context_of(model))
+        train_dataset, eval_dataset = self._check_context(train_dataset, eval_dataset, args, context_of(model))
         self.reference = Reference(model, ref_model, args, quantization_config) if args.beta else None
         if ref_model is not None and not args.beta:
             logger.warning("`ref_model` is not used: PSLE needs none without a KL term (`beta`).")
@@ -225,11 +225,15 @@ class PSLETrainer(ExtTrainer):
     def _tokenize(self, dataset: AnyDataset, args: PSLEConfig, name: str) -> tuple[AnyDataset, int]:
         return prepare_prompts(dataset, self._tokenizer, self._principles, args, name=name)
 
-    def _check_room(self, dataset: Any, args: PSLEConfig, name: str, *, samples: bool = True) -> None:
-        if isinstance(dataset, Dataset):  # rows of a stream are checked when they come
-            rows = dataset.select_columns(["row_index", "prompt_ids", "guided_ids"])
-            check_room(rows, self._context, args.max_completion_length)
-        super()._check_room(dataset, args, name, samples=samples)  # prompts without a principle
+    def _check_context(self, train: AnyDataset, evals: Any, args: PSLEConfig, context: int) -> tuple[AnyDataset, Any]:
+        checked = super()._check_context(train, evals, args, context)
+        if self._sft_dataset is not None:
+            super()._check_room(self._sft_dataset, args, "SFT")
+        return checked
+
+    def _check_room(self, dataset: AnyDataset, args: PSLEConfig, name: str, *, samples: bool = True) -> AnyDataset:
+        dataset = check_room(dataset, self._context, args.max_completion_length)
+        return super()._check_room(dataset, args, name, samples=samples)  # prompts without a principle
 
     def _prepare_sft_dataset(self, dataset: Dataset | None, args: PSLEConfig) -> Dataset | None:
         if not (args.sft_epochs or args.sft_mix):
@@ -292,8 +296,6 @@ class PSLETrainer(ExtTrainer):
     def _sample_round(self, rows: list[dict[str, Any]], mode: str = "train") -> Round:
         """Answer `rows` both ways with the current model, score the answers, and log what came out."""
         args = self.args
-        if mode == "eval" or isinstance(self.train_dataset, IterableDataset):
-            check_room(rows, self._context, args.max_completion_length)
         start = time.perf_counter()
         with self._chance(mode), self.engine.drawing(self) as draw:
             answers = both_views(rows, self.iterations.number, draw)

@@ -162,7 +162,7 @@ class RRHFTrainer(ExtTrainer):
         self._check_evaluation(eval_dataset, reward_funcs)
 
         model = load_policy(model, args, quantization_config, peft_config)
-        self._check_context(train_dataset, eval_dataset, args, context_of(model))
+        train_dataset, eval_dataset = self._check_context(train_dataset, eval_dataset, args, context_of(model))
         model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
         model.generation_config.pad_token_id = self._tokenizer.pad_token_id
         self.reference = self._load_reference(model, ref_model, args, quantization_config)

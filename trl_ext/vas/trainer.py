@@ -172,7 +172,8 @@ class VASTrainer(ExtTrainer):
             value_model, self.policy, self._tokenizer, self.heads, args, quantization_config, peft_config
         )
         rooms = [context_of(each) for each in (model.backbone, self.policy) if each is not None]
-        self._check_context(train_dataset, eval_dataset, args, min((room for room in rooms if room), default=0))
+        room = min((room for room in rooms if room), default=0)
+        train_dataset, eval_dataset = self._check_context(train_dataset, eval_dataset, args, room)
         self.states = States(
             model,
             self._tokenizer.pad_token_id,
