@@ -4,6 +4,7 @@
 """Tokenizers, and rows of the schema as token ids."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,15 +105,15 @@ def encode_prompt(
         `DataError`: The prompt is conversational and the tokenizer has no chat template.
     """
     if isinstance(prompt, str):
-        return _encode(tokenizer, prompt)
+        return _encode(tokenizer, [prompt])[0]
     return _render(tokenizer, prompt, add_generation_prompt=True, **chat_template_kwargs)
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of a text, with the tokenizer's start token if it has one, without the end that some put after any text."""
-    ids = list(tokenizer(text)["input_ids"])
-    puts_end = tokenizer.eos_token_id is not None and tokenizer("x")["input_ids"][-1:] == [tokenizer.eos_token_id]
-    return ids[:-1] if puts_end else ids
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of texts, with the tokenizer's start token if it has one, without the end that some put after any text."""
+    *several, probe = tokenizer([*texts, "x"])["input_ids"]  # in one call, which costs more than the texts
+    puts_end = tokenizer.eos_token_id is not None and probe[-1:] == [tokenizer.eos_token_id]
+    return [list(ids[:-1] if puts_end else ids) for ids in several]
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **kwargs: Any) -> list[int]:
@@ -124,22 +125,9 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], 
     return list(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **kwargs)["input_ids"])
 
 
-def _encode_answer(
-    tokenizer: PreTrainedTokenizerBase, prompt: Any, completion: Any, ended: bool, **chat_template_kwargs: Any
-) -> list[int]:
-    """Ids of prompt and completion together, so that neither a second start token nor another split can arise."""
-    if isinstance(prompt, str):
-        eos = tokenizer.eos_token or ""
-        text = prompt + completion + (eos if ended and not completion.endswith(eos) else "")
-        return _encode(tokenizer, text)
-    # An answer that was cut off is rendered without the template's end of turn.
-    return _render(tokenizer, prompt + completion, continue_final_message=not ended, **chat_template_kwargs)
-
-
-def _encode_alone(tokenizer: PreTrainedTokenizerBase, completion: str, ended: bool) -> list[int]:
+def _with_end(tokenizer: PreTrainedTokenizerBase, completion: str, ended: bool) -> str:
     eos = tokenizer.eos_token or ""
-    text = completion + (eos if ended and not completion.endswith(eos) else "")
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return completion + (eos if ended and not completion.endswith(eos) else "")
 
 
 def _common_prefix(a: list[int], b: list[int]) -> int:
@@ -159,20 +147,25 @@ def tokenize_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dic
     kwargs = dict(row.get("chat_template_kwargs") or {})
     if tools:
         kwargs["tools"] = json.loads(tools) if isinstance(tools, str) else tools
-    prompt_ids = encode_prompt(tokenizer, row["prompt"], **kwargs)
-    if row.get("completions") is None:
-        return {"prompt_ids": prompt_ids}
-    ended = [bool(flag) for flag in row.get("ended") or [True] * len(row["completions"])]
-    answers = [
-        _encode_answer(tokenizer, row["prompt"], completion, flag, **kwargs)
-        for completion, flag in zip(row["completions"], ended, strict=True)
-    ]
+    prompt, completions = row["prompt"], row.get("completions")
+    if completions is None:
+        return {"prompt_ids": encode_prompt(tokenizer, prompt, **kwargs)}
+    ended = [bool(flag) for flag in row.get("ended") or [True] * len(completions)]
+    # Prompt and completion together, so that neither a second start token nor another split can arise.
+    if isinstance(prompt, str):
+        texts = [_with_end(tokenizer, text, flag) for text, flag in zip(completions, ended, strict=True)]
+        prompt_ids, *answers = _encode(tokenizer, [prompt, *(prompt + text for text in texts)])
+    else:
+        prompt_ids = encode_prompt(tokenizer, prompt, **kwargs)
+        answers = [  # one that was cut off is rendered without the template's end of turn
+            _render(tokenizer, prompt + answer, continue_final_message=not flag, **kwargs)
+            for answer, flag in zip(completions, ended, strict=True)
+        ]
     length = min(_common_prefix(prompt_ids, answer) for answer in answers)
-    if not length and isinstance(row["prompt"], str):
+    if not length and isinstance(prompt, str):
         # An answer merges with the prompt's only token: keep the prompt, and tokenise the answers on their own.
         length = len(prompt_ids)
-        pairs = zip(row["completions"], ended, strict=True)
-        answers = [prompt_ids + _encode_alone(tokenizer, text, flag) for text, flag in pairs]
+        answers = [prompt_ids + list(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     return {
         "prompt_ids": prompt_ids[:length],
         "completion_ids": [answer[length:] for answer in answers],
