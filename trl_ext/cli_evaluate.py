@@ -151,8 +151,7 @@ class EvaluateArguments:
 
     def settings(self) -> GenerationSettings:
         """The fields that say how completions are drawn."""
-        names = {f.name for f in dataclasses.fields(GenerationSettings)} & {f.name for f in dataclasses.fields(self)}
-        return GenerationSettings(**{name: getattr(self, name) for name in names})
+        return GenerationSettings.of(self)
 
 
 def run(args: EvaluateArguments, loading: LoadingArguments, decodings: Sequence[Decoding] = ()) -> int:

@@ -116,8 +116,7 @@ class GenerateArguments:
 
     def settings(self) -> GenerationSettings:
         """The fields that say how answers are drawn."""
-        names = {f.name for f in dataclasses.fields(GenerationSettings)} & {f.name for f in dataclasses.fields(self)}
-        return GenerationSettings(**{name: getattr(self, name) for name in names})
+        return GenerationSettings.of(self)
 
     def rows(self) -> list[dict[str, Any]]:
         """The prompts that are known before."""

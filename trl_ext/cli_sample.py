@@ -196,9 +196,7 @@ def run(args: SampleArguments, loading: SampleLoadingArguments, prog: str = "trl
         `int`: 0; 130 after Ctrl-C. What was written before stays, and the same call goes on from there.
     """
     _check_environment()
-    names = {f.name for f in dataclasses.fields(GenerationSettings)} & {f.name for f in dataclasses.fields(args)}
-    chosen = {name: getattr(args, name) for name in names}
-    settings = GenerationSettings(**chosen, trust_remote_code=loading.trust_remote_code)
+    settings = GenerationSettings.of(args, trust_remote_code=loading.trust_remote_code)
     dataset, own_columns = load_rows(
         str(args.dataset_name),
         args.dataset_config,

@@ -253,8 +253,7 @@ class ExtConfig(BaseConfig):
 
     def generation_settings(self) -> GenerationSettings:
         """The settings that [`~trl_ext.sampling.generate`] takes."""
-        names = {field.name for field in fields(GenerationSettings)} & {field.name for field in fields(self)}
-        return GenerationSettings(**{name: getattr(self, name) for name in names})
+        return GenerationSettings.of(self)
 
     def _check_choices(self) -> None:
         """That every setting of ours that is a choice is one of those that its field names."""

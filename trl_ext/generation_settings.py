@@ -123,6 +123,12 @@ class GenerationSettings:
             f"generation_kwargs must not have {reserved}: use num_generations, max_completion_length and num_beams.",
         )
 
+    @classmethod
+    def of(cls, source: Any, **changes: Any) -> "GenerationSettings":
+        """The fields that a dataclass of more settings, a config or a command's, has of these; `changes` win."""
+        names = {each.name for each in fields(cls)} & {each.name for each in fields(source)}
+        return cls(**{name: getattr(source, name) for name in names} | changes)
+
     def check_generation_kwargs(self) -> None:
         """
         Check what transformers is to draw with; vLLM has names of its own.
