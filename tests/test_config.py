@@ -222,6 +222,7 @@ class PluginConfig(ExtConfig):
 
 
 def test_what_plugins_and_trl_write_is_taken(tmp_path):
+    assert config(tmp_path, max_grad_norm=None, logging_steps=0.1).max_grad_norm is None
     assert PluginConfig(str(tmp_path)).kind is Kind.A and PluginConfig(str(tmp_path), kind=Kind.B).kind is Kind.B
     assert PluginConfig(str(tmp_path), layers=["q", "v"]).layers == ["q", "v"]
     with pytest.raises(ValueError, match=r"`layers` must be one of q, k, v, got \['q', 'o'\]"):

@@ -226,7 +226,8 @@ class ExtConfig(BaseConfig):
             self.bf16 = False  # exact numbers; bf16=True is honoured and pays where the CPU computes in bf16
         if self.use_cpu:
             self.activation_offloading = False  # they are in CPU memory already; TRL's context manager fails there
-        check_fields(self, number_fields(BaseConfig))  # transformers compares and multiplies what it is given
+        # transformers compares and multiplies what it is given; `None` it understands in more places than it declares.
+        check_fields(self, [name for name in number_fields(BaseConfig) if getattr(self, name) is not None])
         super().__post_init__()
         for name in self.none_is_zero:
             if getattr(self, name) is None:
