@@ -207,7 +207,8 @@ def _proxy_chosen() -> list[Arm]:
         for order in ("sampled", "descending")
         for feature in ("candidate", "context")
     ]
-    return [BASE, *arms, GRPO]
+    wider = _proxy("sampled, candidate, 50 candidates", top_k=50)  # more of the model's variety is left to it
+    return [BASE, *arms, wider, GRPO]
 
 
 # ------------------------------------------------------------------------------------------------------------- VAS
