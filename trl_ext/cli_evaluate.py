@@ -36,7 +36,7 @@ from .data import is_conversational
 from .evaluation_report import Report, check_writable
 from .field_types import check_reward_weights
 from .frontier import check_frontier, frontier, write_frontier
-from .generation_settings import CUDA_GRAPHS, GenerationSettings
+from .generation_settings import GenerationSettings, setting
 from .models import adapter_base, default_device
 from .policy import Decoding, served_at_once
 from .prompts import load_prompts
@@ -98,23 +98,15 @@ class EvaluateArguments:
     max_num_prompts: int = field(default=0, metadata={"help": "Measure on the first so many prompts. 0 means all."})
     num_generations: int = field(default=1, metadata={"help": "Completions of a prompt."})
     max_completion_length: int = field(default=256, metadata={"help": "Longest completion, in tokens."})
-    temperature: float = field(
-        default=1.0,
-        metadata={
-            "help": "Sampling temperature of the completions. 0 takes the likeliest token. The KL is always measured "
-            "on a draw at temperature 1 from the whole distribution, whatever the settings here say."
-        },
+    temperature: float = setting(
+        "temperature",
+        "The KL is always measured on a draw at temperature 1 from the whole distribution, whatever the settings say.",
     )
-    top_k: int = field(default=0, metadata={"help": "Sample among the k likeliest tokens. 0 means all."})
-    top_p: float = field(
-        default=1.0, metadata={"help": "Sample among the likeliest tokens whose probabilities sum to this."}
-    )
-    min_p: float = field(
-        default=0.0,
-        metadata={"help": "Sample among tokens at least this probable relative to the likeliest. 0 means off."},
-    )
-    repetition_penalty: float = field(default=1.0, metadata={"help": "Above 1 discourages repetition."})
-    cuda_graphs: str = field(default="auto", metadata=CUDA_GRAPHS)
+    top_k: int = setting("top_k")
+    top_p: float = setting("top_p")
+    min_p: float = setting("min_p")
+    repetition_penalty: float = setting("repetition_penalty")
+    cuda_graphs: str = setting("cuda_graphs")
     seed: int = field(default=42, metadata={"help": "Seed of the draws, the same for every model."})
     generation_batch_size: int = field(
         default=0,

@@ -32,7 +32,7 @@ from .cli_parser import Parser, set_environment
 from .cli_sample import SampleLoadingArguments
 from .cli_terminal import answer_typed, as_message, print_row, show_answer
 from .endpoint_faults import EndpointError
-from .generation_settings import CUDA_GRAPHS, GenerationSettings
+from .generation_settings import GenerationSettings, setting
 from .models import default_device
 from .policy import Decoding, model_policy, served_at_once
 from .prompts import load_prompts
@@ -73,17 +73,12 @@ class GenerateArguments:
     )
     num_generations: int = field(default=1, metadata={"help": "Answers to a prompt."})
     max_completion_length: int = field(default=256, metadata={"help": "Longest answer, in tokens."})
-    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature. 0 takes the likeliest token."})
-    top_k: int = field(default=0, metadata={"help": "Sample among the k likeliest tokens. 0 means all."})
-    top_p: float = field(
-        default=1.0, metadata={"help": "Sample among the likeliest tokens whose probabilities sum to this."}
-    )
-    min_p: float = field(
-        default=0.0,
-        metadata={"help": "Sample among tokens at least this probable relative to the likeliest. 0 means off."},
-    )
-    repetition_penalty: float = field(default=1.0, metadata={"help": "Above 1 discourages repetition."})
-    cuda_graphs: str = field(default="auto", metadata=CUDA_GRAPHS)
+    temperature: float = setting("temperature")
+    top_k: int = setting("top_k")
+    top_p: float = setting("top_p")
+    min_p: float = setting("min_p")
+    repetition_penalty: float = setting("repetition_penalty")
+    cuda_graphs: str = setting("cuda_graphs")
     seed: int = field(default=42, metadata={"help": "Seed of the draws."})
     generation_batch_size: int = field(
         default=0,

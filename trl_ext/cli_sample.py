@@ -27,7 +27,7 @@ from .cli_models import LoadingArguments, load_sources
 from .cli_parser import Parser, set_environment
 from .data import DataError
 from .field_types import check_reward_weights
-from .generation_settings import CUDA_GRAPHS, DIVERSE_BEAM_SEARCH, GenerationSettings
+from .generation_settings import DIVERSE_BEAM_SEARCH, GenerationSettings, setting
 from .rewards import load_rewards
 from .sample_file import SampleFile, rows_fingerprint, weights_fingerprint
 from .sample_rows import load_rows
@@ -91,16 +91,12 @@ class SampleArguments:
     )
     num_generations: int = field(default=4, metadata={"help": "Completions of a prompt from each model."})
     max_completion_length: int = field(default=256, metadata={"help": "Longest completion, in tokens."})
-    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature. 0 takes the likeliest token."})
-    top_k: int = field(default=0, metadata={"help": "Sample among the k likeliest tokens. 0 means all."})
-    top_p: float = field(
-        default=1.0, metadata={"help": "Sample among the likeliest tokens whose probabilities sum to this."}
-    )
-    min_p: float = field(
-        default=0.0, metadata={"help": "Sample among tokens this probable relative to the likeliest. 0 means off."}
-    )
-    repetition_penalty: float = field(default=1.0, metadata={"help": "Above 1 discourages repetition."})
-    cuda_graphs: str = field(default="auto", metadata=CUDA_GRAPHS)
+    temperature: float = setting("temperature")
+    top_k: int = setting("top_k")
+    top_p: float = setting("top_p")
+    min_p: float = setting("min_p")
+    repetition_penalty: float = setting("repetition_penalty")
+    cuda_graphs: str = setting("cuda_graphs")
     num_beams: int = field(
         default=1, metadata={"help": "Beams of a beam search; the best num_generations are kept. 1 means sampling."}
     )

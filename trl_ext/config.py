@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from .field_types import check_at_least, check_fields, number_fields
-from .generation_settings import CUDA_GRAPHS, GenerationSettings
+from .generation_settings import GenerationSettings, setting
 from .upstream import BaseConfig
 
 
@@ -169,19 +169,12 @@ class ExtConfig(BaseConfig):
         },
     )
     max_completion_length: int = field(default=256, metadata={"help": "Longest sampled completion, in tokens."})
-    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature."})
-    top_k: int = field(default=0, metadata={"help": "Sample among the k likeliest tokens. 0 means all."})
-    top_p: float = field(
-        default=1.0, metadata={"help": "Sample among the likeliest tokens whose probabilities sum to this."}
-    )
-    min_p: float = field(
-        default=0.0,
-        metadata={"help": "Sample among tokens at least this probable relative to the likeliest. 0 means off."},
-    )
-    repetition_penalty: float = field(
-        default=1.0, metadata={"help": "Divides the logits of tokens that have occurred. 1 means off."}
-    )
-    cuda_graphs: str = field(default="auto", metadata=CUDA_GRAPHS)
+    temperature: float = setting("temperature")
+    top_k: int = setting("top_k")
+    top_p: float = setting("top_p")
+    min_p: float = setting("min_p")
+    repetition_penalty: float = setting("repetition_penalty")
+    cuda_graphs: str = setting("cuda_graphs")
     generation_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Further keyword arguments for `GenerationConfig`."}
     )

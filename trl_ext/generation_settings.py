@@ -4,7 +4,7 @@
 """How completions are drawn: settings under TRL's names, and what `generate` is given for them."""
 
 import difflib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -12,11 +12,17 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from .field_types import check_fields
 
 
-# The field `cuda_graphs` of what samples.
-CUDA_GRAPHS = {
-    "help": "Whether a token is one replay of a CUDA graph, in a cache of fixed size: 'auto' on a GPU where that can "
-    "be, 'always' (an error says why it cannot), 'never'.",
-    "choices": ["auto", "always", "never"],
+CUDA_GRAPHS = ["auto", "always", "never"]
+
+# What the help says of the settings that configs and commands have too.
+_HELP = {
+    "temperature": "Sampling temperature. 0 takes the likeliest token.",
+    "top_k": "Sample among the k likeliest tokens. 0 means all.",
+    "top_p": "Sample among the likeliest tokens whose probabilities sum to this.",
+    "min_p": "Sample among tokens at least this probable relative to the likeliest. 0 means off.",
+    "repetition_penalty": "Above 1 discourages repetition.",
+    "cuda_graphs": "Whether a token is one replay of a CUDA graph, in a cache of fixed size: 'auto' on a GPU where "
+    "that can be, 'always' (an error says why it cannot), 'never'.",
 }
 
 # Diverse beam search left transformers with version 5: `generate` runs it from this repository on the hub.
@@ -114,7 +120,7 @@ class GenerationSettings:
             "for one, or raise the temperature.",
         )
         require(
-            self.cuda_graphs in CUDA_GRAPHS["choices"],
+            self.cuda_graphs in CUDA_GRAPHS,
             f"cuda_graphs must be one of auto, always, never, got {self.cuda_graphs!r}.",
         )
         reserved = sorted({"num_return_sequences", "max_new_tokens", "num_beams"} & set(self.generation_kwargs or {}))
@@ -180,6 +186,20 @@ class GenerationSettings:
             fields |= {"num_beam_groups": self.num_beam_groups, "diversity_penalty": self.diversity_penalty}
         self.check_generation_kwargs()
         return GenerationConfig(**fields | (self.generation_kwargs or {}))
+
+
+def setting(name: str, further_help: str = "") -> Any:
+    """
+    One of [`GenerationSettings`] as the field of another dataclass: with its default, help and choices.
+
+    Args:
+        name (`str`): Of the setting, and of the field.
+        further_help (`str`, *optional*): What else there is to say of it.
+    """
+    metadata: dict[str, Any] = {"help": f"{_HELP[name]} {further_help}".strip()}
+    if name == "cuda_graphs":
+        metadata["choices"] = CUDA_GRAPHS
+    return field(default=getattr(GenerationSettings, name), metadata=metadata)
 
 
 def require(condition: bool, message: str) -> None:
