@@ -29,6 +29,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 import trl_ext.cascade as cascade
 import trl_ext.logprobs as logprobs
 import trl_ext.prefix as prefix
+import trl_ext.rows as shared_rows
 from trl_ext.cascade import CASCADE
 from trl_ext.logprobs import LogProbs, completion_logps
 from trl_ext.prefix import Layout
@@ -275,7 +276,7 @@ def running_positions(prompts, completions, original=prefix.build_rows, **kwargs
 WRONG = {
     "mask without segments": (prefix, "dense_mask", plain_causal),
     "mask without prompt": (prefix, "dense_mask", without_prompt),
-    "positions": (logprobs, "build_rows", running_positions),
+    "positions": (shared_rows, "build_rows", running_positions),
 }
 
 

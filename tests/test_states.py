@@ -22,7 +22,7 @@ from oracles import (
 
 import trl_ext.cascade as cascade
 import trl_ext.prefix as prefix
-import trl_ext.states as states_file
+import trl_ext.rows as shared_rows
 from trl_ext.cascade import CASCADE
 from trl_ext.states import States
 from trl_ext.vas.model import ValueModel
@@ -112,7 +112,7 @@ def running_positions(prompts, completions, original=prefix.build_rows, **kwargs
 
 
 @pytest.mark.parametrize(
-    "fault", [(prefix, "dense_mask", forget_prompt), (states_file, "build_rows", running_positions)]
+    "fault", [(prefix, "dense_mask", forget_prompt), (shared_rows, "build_rows", running_positions)]
 )
 def test_what_is_wrong_is_seen_although_the_head_is_zero(monkeypatch, caplog, fault):
     model = ValueModel.from_backbone(make_model(64))

@@ -11,6 +11,7 @@ Letters: B prompts, N completions in all, L tokens a row, R tokens of a completi
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
@@ -18,7 +19,6 @@ from transformers import PreTrainedModel
 
 from .head import add_head, from_logits
 from .models import base_of
-from .prefix import attention_inputs, build_rows
 from .rows import Probe, Rows
 from .sampling import evaluation_mode
 from .sharding import behind
@@ -77,9 +77,7 @@ class LogProbs(Rows):
             Its forward gains a fused head (see [`~trl_ext.head.add_head`]); ordinary forwards and generation stay as
             they are.
         pad_token_id (`int`): Token in padding.
-        shared_prefix (`str`, *optional*, defaults to `"auto"`): `"auto"` shares a prompt where that is cheaper,
-            `"always"` shares wherever the model can, `"never"` keeps separate rows.
-        pad_to_multiple_of (`int`, *optional*, defaults to `0`): Round row lengths up to this (`0`: no rounding).
+        kwargs: `shared_prefix` and `pad_to_multiple_of`; see [`~trl_ext.rows.Rows`].
 
     Raises:
         `ValueError`: `shared_prefix` is none of the three.
@@ -87,17 +85,10 @@ class LogProbs(Rows):
 
     unit = "log P"
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        pad_token_id: int,
-        *,
-        shared_prefix: str = "auto",
-        pad_to_multiple_of: int = 0,
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, pad_token_id: int, **kwargs: Any) -> None:
         base = base_of(model)
         self.fused = True
-        super().__init__(base, pad_token_id, shared_prefix=shared_prefix, pad_to_multiple_of=pad_to_multiple_of)
+        super().__init__(base, pad_token_id, **kwargs)
         add_head(base)
 
     def __call__(
@@ -117,17 +108,8 @@ class LogProbs(Rows):
         return self._forward(model, self._form(prompts, completions), prompts, completions)
 
     def _forward(self, model: torch.nn.Module, form: str, prompts: list, completions: list) -> TokenLogps:
-        parameter = next(model.parameters())
-        rows = build_rows(
-            prompts,
-            completions,
-            form=form,
-            pad_token_id=self.pad_token_id,
-            pad_to_multiple_of=0 if form == "cascade" else self.pad_to_multiple_of,
-        )
-        inputs = self._place(rows, form, parameter)
-        inputs |= attention_inputs(rows, self.attention, parameter.dtype, parameter.device)
-        labels = rows["shift_labels"].to(parameter.device)
+        rows, inputs = self._lay_out(model, form, prompts, completions, predict=True)
+        labels = rows["shift_labels"].to(inputs["input_ids"].device)
         if self.fused:
             outputs = model(**inputs, shift_labels=labels, fused_lm_head=True)
         else:

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .cascade import CASCADE
-from .prefix import Layout, choose_form, supported_layout
+from .prefix import Layout, attention_inputs, build_rows, choose_form, supported_layout
 from .sampling import evaluation_mode
 
 
@@ -73,11 +73,24 @@ class Rows:
     def _form(self, prompts: list, completions: list) -> str:
         return choose_form(self.layout, prompts, completions, self.hidden_size, self.shared_prefix)
 
-    def _place(self, rows: dict[str, torch.Tensor], form: str, parameter: torch.Tensor) -> dict[str, Any]:
-        inputs = {"input_ids": rows["input_ids"].to(parameter.device)}
+    def _lay_out(
+        self, model: torch.nn.Module, form: str, prompts: list, completions: list, *, predict: bool
+    ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """The rows of a batch, as [`~trl_ext.prefix.build_rows`] gives them, and what `model` is called with."""
+        parameter = next(model.parameters())
+        multiple = 0 if form == "cascade" else self.pad_to_multiple_of
+        rows = build_rows(
+            prompts,
+            completions,
+            form=form,
+            pad_token_id=self.pad_token_id,
+            pad_to_multiple_of=multiple,
+            predict=predict,
+        )
+        inputs: dict[str, Any] = {"input_ids": rows["input_ids"].to(parameter.device)}
         if form != "separate":  # otherwise the model counts as it likes: not all count from 0, or take positions
             inputs["position_ids"] = rows["position_ids"].to(parameter.device)
-        return inputs
+        return rows, inputs | attention_inputs(rows, self.attention, parameter.dtype, parameter.device)
 
     @torch.no_grad()
     def _settle(self, model: torch.nn.Module, base: PreTrainedModel) -> None:

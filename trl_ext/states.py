@@ -8,13 +8,13 @@ Letters: B prompts, N completions in all, T tokens of the longest of them, L tok
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
 from transformers import PreTrainedModel
 
 from .models import base_of
-from .prefix import attention_inputs, build_rows
 from .rows import Rows
 
 
@@ -51,9 +51,9 @@ class States(Rows):
 
     unit = "the hidden state"
 
-    def __init__(self, model: PreTrainedModel, pad_token_id: int, *, predict: bool = False, **kwargs: object) -> None:
+    def __init__(self, model: PreTrainedModel, pad_token_id: int, *, predict: bool = False, **kwargs: Any) -> None:
         self.predict = predict
-        super().__init__(base_of(model.backbone), pad_token_id, **kwargs)  # type: ignore[arg-type]
+        super().__init__(base_of(model.backbone), pad_token_id, **kwargs)
 
     def __call__(
         self, model: torch.nn.Module, prompts: list[list[int]], completions: list[list[list[int]]]
@@ -80,19 +80,9 @@ class States(Rows):
         return TokenStates(states, mask_NT, form, positions)
 
     def _forward(self, model: torch.nn.Module, form: str, prompts: list, completions: list) -> tuple:
-        parameter = next(model.parameters())
-        rows = build_rows(
-            prompts,
-            completions,
-            form=form,
-            pad_token_id=self.pad_token_id,
-            pad_to_multiple_of=0 if form == "cascade" else self.pad_to_multiple_of,
-            predict=self.predict,
-        )
-        inputs = self._place(rows, form, parameter)
+        rows, inputs = self._lay_out(model, form, prompts, completions, predict=self.predict)
         if self.predict:
-            inputs["next_ids"] = rows["shift_labels"].to(parameter.device)
-        inputs |= attention_inputs(rows, self.attention, parameter.dtype, parameter.device)
+            inputs["next_ids"] = rows["shift_labels"].to(inputs["input_ids"].device)
         return model(**inputs), rows["completion_index"], rows["input_ids"].numel()
 
     def probe_of(self, model: torch.nn.Module, form: str, prompts: list, completions: list) -> torch.Tensor:
