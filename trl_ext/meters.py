@@ -26,7 +26,8 @@ class Meters:
     def add(self, name: str, total: torch.Tensor | float, count: torch.Tensor | float) -> None:
         """Add `total`, the sum of `count` values of the metric `name`."""
         total = torch.as_tensor(total).detach().float()
-        count = torch.as_tensor(count, device=total.device).detach().float()  # they meet again in one tensor
+        # Filled in on the device: a copy to it would wait for all that the device still has to do.
+        count = count.detach().to(total) if isinstance(count, torch.Tensor) else total.new_full((), count)
         self._sums[name] = self._sums[name] + total if name in self._sums else total
         self._counts[name] = self._counts[name] + count if name in self._counts else count
 

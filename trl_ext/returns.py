@@ -18,17 +18,18 @@ def gae(
     """
     Generalised advantage estimation (arXiv 1506.02438, Eqs. (11) to (16)) -> advantages (N, T), 0 in padding.
 
-    delta_t = r_t + gamma V_t+1 - V_t and A_t = delta_t + gamma lam A_t+1, from the last token backwards.
+    delta_t = r_t + gamma V_t+1 - V_t and A_t = delta_t + gamma lam A_t+1, the sum over i of (gamma lam)^i delta_t+i.
+    It is added up by doubling, in log2 T operations on whole tensors: a loop over tokens is thousands of kernels.
     """
     mask_NT = mask_NT.to(values_NT.dtype)
     values_NT = values_NT * mask_NT
     next_NT = torch.cat([values_NT[:, 1:], values_NT.new_zeros(len(values_NT), 1)], dim=1)
     delta_NT = (rewards_NT * mask_NT + gamma * next_NT - values_NT) * mask_NT
-    advantages, ahead_N = [], values_NT.new_zeros(len(values_NT))
-    for t in reversed(range(values_NT.shape[1])):
-        ahead_N = delta_NT[:, t] + gamma * lam * ahead_N
-        advantages.append(ahead_N)
-    return torch.stack(advantages[::-1], dim=1) if advantages else delta_NT
+    advantages_NT, reach = delta_NT, 1  # the sum over i < reach
+    while reach < delta_NT.shape[1]:
+        ahead_NT = torch.nn.functional.pad(advantages_NT[:, reach:], (0, reach))
+        advantages_NT, reach = advantages_NT + (gamma * lam) ** reach * ahead_NT, 2 * reach
+    return advantages_NT
 
 
 def td_lambda(

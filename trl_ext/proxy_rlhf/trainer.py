@@ -406,7 +406,7 @@ class ProxyRLHFTrainer(ExtTrainer):
         ratio = log_ratio.exp()
         # (r - 1) - log r: never negative, and without bias (arXiv 1707.06347's KL; TRL halves a square)
         kl = (ratio - 1 - log_ratio).sum()
-        self._last_kl = self._last_kl.to(kl.device) + torch.stack([kl, kl.new_tensor(float(len(ratio)))])
+        self._last_kl = self._last_kl.to(kl.device) + torch.stack([kl, kl.new_full((), len(ratio))])
         meters.add("policy/approxkl_avg", kl, len(ratio))
         if cliprange:
             meters.add_values("policy/clipfrac_avg", ((ratio - 1).abs() > cliprange).float())
