@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trl_ext.returns import gae, td_lambda
+from trl_ext.returns import discounted_sums, gae, td_lambda
 
 
 def loop_targets(rewards, values, gamma, lam):
@@ -48,6 +48,24 @@ def tensors(sequences, padding=0):
         for t, (reward, value) in enumerate(sequence):
             rewards[n, t], values[n, t], mask[n, t] = reward, value, True
     return rewards, values, mask
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.lists(st.floats(-5, 5), min_size=1, max_size=9), min_size=1, max_size=4),
+    st.sampled_from([0.0, 0.5, 1.0]),
+)
+def test_sums_are_of_what_is_still_to_come(sequences, discount):
+    paid = torch.zeros(len(sequences), max(map(len, sequences)) + 1)
+    for n, sequence in enumerate(sequences):
+        paid[n, : len(sequence)] = torch.tensor(sequence)
+    found = discounted_sums(paid, discount)
+    for n, sequence in enumerate(sequences):
+        expected = [sum(discount**i * x for i, x in enumerate(sequence[t:])) for t in range(len(sequence))]
+        assert found[n, : len(sequence)].tolist() == pytest.approx(expected, abs=1e-4)
+        assert (found[n, len(sequence) :] == 0).all()
+    heads = torch.stack([paid, -2 * paid], dim=2)
+    torch.testing.assert_close(discounted_sums(heads, discount), torch.stack([found, -2 * found], dim=2))
 
 
 @settings(deadline=None)

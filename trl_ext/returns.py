@@ -12,24 +12,32 @@ token is worth 0. N sequences, T tokens.
 import torch
 
 
+def discounted_sums(paid_NT: torch.Tensor, discount: float = 1.0) -> torch.Tensor:
+    """
+    Sum over i of discount^i x_t+i -> (N, T, ...), of sequences that are 0 in padding.
+
+    Added up by doubling, in log2 T operations on whole tensors: a loop over tokens would be two kernels for each.
+    """
+    sums_NT, reach = paid_NT, 1  # over i < reach
+    while reach < paid_NT.shape[1]:
+        ahead_NT = torch.cat([sums_NT[:, reach:], torch.zeros_like(sums_NT[:, :reach])], dim=1)
+        sums_NT, reach = sums_NT + discount**reach * ahead_NT, 2 * reach
+    return sums_NT
+
+
 def gae(
     rewards_NT: torch.Tensor, values_NT: torch.Tensor, mask_NT: torch.Tensor, gamma: float = 1.0, lam: float = 0.95
 ) -> torch.Tensor:
     """
     Generalised advantage estimation (arXiv 1506.02438, Eqs. (11) to (16)) -> advantages (N, T), 0 in padding.
 
-    delta_t = r_t + gamma V_t+1 - V_t and A_t = delta_t + gamma lam A_t+1, the sum over i of (gamma lam)^i delta_t+i.
-    It is added up by doubling, in log2 T operations on whole tensors: a loop over tokens is thousands of kernels.
+    delta_t = r_t + gamma V_t+1 - V_t and A_t = delta_t + gamma lam A_t+1.
     """
     mask_NT = mask_NT.to(values_NT.dtype)
     values_NT = values_NT * mask_NT
     next_NT = torch.cat([values_NT[:, 1:], values_NT.new_zeros(len(values_NT), 1)], dim=1)
     delta_NT = (rewards_NT * mask_NT + gamma * next_NT - values_NT) * mask_NT
-    advantages_NT, reach = delta_NT, 1  # the sum over i < reach
-    while reach < delta_NT.shape[1]:
-        ahead_NT = torch.nn.functional.pad(advantages_NT[:, reach:], (0, reach))
-        advantages_NT, reach = advantages_NT + (gamma * lam) ** reach * ahead_NT, 2 * reach
-    return advantages_NT
+    return discounted_sums(delta_NT, gamma * lam)
 
 
 def td_lambda(

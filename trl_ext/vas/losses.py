@@ -20,16 +20,6 @@ def value_loss(values_NTH: torch.Tensor, targets_NTH: torch.Tensor, mask_NTH: to
     return 0.5 * error_NTH.square()
 
 
-def discounted_return(rewards_NT: torch.Tensor, mask_NT: torch.Tensor, gamma: float = 1.0) -> torch.Tensor:
-    """Reconstruction: sum over k of gamma^k r_t+k, what V_t is to say -> (N, T), 0 in padding."""
-    total_N, columns = rewards_NT.new_zeros(len(rewards_NT)), []
-    paid_NT = rewards_NT.masked_fill(~mask_NT, 0.0)
-    for t in reversed(range(paid_NT.shape[1])):
-        total_N = paid_NT[:, t] + gamma * total_N
-        columns.append(total_N)
-    return (torch.stack(columns[::-1], dim=1) if columns else paid_NT).masked_fill(~mask_NT, 0.0)
-
-
 def normalize(
     rewards_NTH: torch.Tensor, mask_NT: torch.Tensor, mean_H: torch.Tensor, std_H: torch.Tensor
 ) -> torch.Tensor:

@@ -31,7 +31,7 @@ from ..frozen import load_frozen, place_frozen, sampling_batch_size, sampling_fr
 from ..frozen_model import context_of
 from ..moments import RunningColumns
 from ..repeats import RepeatedSteps
-from ..returns import td_lambda
+from ..returns import discounted_sums, td_lambda
 from ..rewards import RewardFunc
 from ..rollouts import Rollout, Round, score_round, seeded
 from ..rounds import Rounds
@@ -44,7 +44,7 @@ from .config import VASConfig
 from .data import DataCollatorForValues, choose_heads, prepare_values, reward_tensors, totals
 from .generation import ValueAugmentedLogitsProcessor
 from .loading import load_value_model
-from .losses import discounted_return, normalize, value_loss
+from .losses import normalize, value_loss
 from .model import ValueModel
 
 
@@ -429,10 +429,7 @@ class VASTrainer(ExtTrainer):
         mode = "train" if self.model.training else "eval"
         if mode == "eval":
             self._meters[mode].add("loss", loss_NTH.sum(), tokens.mask.sum())  # pooled, as rows differ in tokens
-        by_head = [
-            discounted_return(rewards_NT, tokens.mask, self.args.gamma) for rewards_NT in rewards_NTH.unbind(-1)
-        ]
-        self._explained.add(mode, tokens.states, torch.stack(by_head, dim=-1), mask_NTH)
+        self._explained.add(mode, tokens.states, discounted_sums(rewards_NTH, self.args.gamma), mask_NTH)
 
     def _figures(self, mode: str) -> dict[str, float]:
         """How well the values explain the returns, and in evaluation what came of half completions."""
