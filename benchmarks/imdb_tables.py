@@ -32,7 +32,8 @@ def merged(results: Sequence[dict[str, Any]], method: str, tune: bool) -> list[d
 
     Returns:
         `list[dict]`: Each with `cases`, in the order of the suite's arms; `failures` without those done since; under
-            `from` the results that cases come from; `settings` of the newest. Larger tasks first.
+            `from` the results that cases come from; `settings` of the newest. Larger tasks first; one whose arms a
+            larger one has, all of them, is left out.
     """
     groups: dict[str, list[dict[str, Any]]] = {}
     for result in results:
@@ -42,9 +43,12 @@ def merged(results: Sequence[dict[str, Any]], method: str, tune: bool) -> list[d
             groups.setdefault(key, []).append(result)
     order = [arm.name for arm in (tuned if tune else chosen)(method)]
 
+    def arm_of(name: str) -> str:
+        found = [arm for arm in order if name == arm or name.startswith(f"{arm}, ")]
+        return max(found, key=len) if found else name
+
     def place(name: str) -> tuple[int, str]:
-        found = [i for i, arm in enumerate(order) if name == arm or name.startswith(f"{arm}, ")]
-        return (max(found, key=lambda i: len(order[i])) if found else len(order)), name
+        return (order.index(arm_of(name)) if arm_of(name) in order else len(order)), name
 
     made = []
     for of in groups.values():
@@ -62,7 +66,9 @@ def merged(results: Sequence[dict[str, Any]], method: str, tune: bool) -> list[d
                 "settings": of[-1]["settings"],
             }
         )
-    return sorted(made, key=lambda result: -len(str(result["settings"].get("task", {}).get("prompts", ""))))
+    made.sort(key=lambda result: -(result["settings"].get("task", {}).get("prompts") or 0))
+    arms = [{arm_of(case["name"]) for case in result["cases"]} for result in made]
+    return [result for i, result in enumerate(made) if arms[i] - set().union(*arms[:i])]
 
 
 def overview(results: Sequence[dict[str, Any]]) -> str:

@@ -59,10 +59,14 @@ def test_what_the_issue_asks_for_is_among_the_arms():
     assert psle["ranking only"]["sft_weight"] == 0 and psle["weighted SFT only"]["rank_weight"] == 0
     assert psle["constant threshold"]["threshold_decay"] == 1
     assert psle["context distillation"]["sft_target"] == "guided" and psle["best-of-4 SFT"]["num_generations"] == 4
-    proxies = {(a.fields["order"], a.fields["feature"]) for a in chosen("proxy_rlhf") if a.kind == "proxy_rlhf"}
+    proxies = {(f.get("order", "sampled"), f.get("feature", "candidate")) for f in _fields("proxy_rlhf", "proxy_rlhf")}
     assert proxies == {(order, feature) for order in ("sampled", "descending") for feature in ("candidate", "context")}
-    guides = [arm.fields for arm in chosen("vas") if arm.kind == "guide"]
+    guides = _fields("vas", "guide")
     assert {g["k"] for g in guides if g["value"] == "2 M value"} == {10, 20, 50} and len(guides[0]["betas"]) == 5
+
+
+def _fields(method, kind):
+    return [arm.fields for arm in chosen(method) if arm.kind == kind]
 
 
 def test_needed_arms_come_along_and_unknown_ones_are_refused():
@@ -265,6 +269,18 @@ def test_tables_merge_files_by_name_and_seed_and_value_models_apart():
     assert "imdb-2m, all with prompts: 256:" in text
     assert text.index("| k = 20 |") < text.index("Settings tried, one seed") < text.index("| tried |")
     assert "not measured" in imdb_tables.overview([new]) and "2 rows" in imdb_tables.overview([new])
+
+
+def test_a_smaller_task_is_shown_for_what_the_larger_lacks():
+    arms = ("base", "7 M value, k = 50, beta 2", "7 M value, k = 50, beta 3")
+    large, same, further = (
+        result_of("vas", *(case(name, 0, 1.0) for name in names)) for names in (arms, arms[:2], arms)
+    )
+    further["cases"].append(case("7 M value, action form, k = 50, beta 2", 0, 1.0))
+    for result, prompts in ((large, 6000), (same, 900), (further, 1500)):
+        result["settings"] |= {"task": {"model": "imdb-7m", "prompts": prompts}}
+    found = imdb_tables.merged([same, further, large], "vas", False)
+    assert [result["settings"]["task"]["prompts"] for result in found] == [6000, 1500]
 
 
 def test_every_methods_page_has_its_tables():
