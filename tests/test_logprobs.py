@@ -295,7 +295,7 @@ def test_wrong_masks_and_positions_are_seen(monkeypatch, caplog, name):
 def assert_falls_back(model, caplog, expected, setting="always"):
     log_probs = LogProbs(model, 0, shared_prefix=setting)
     assert log_probs.layout.form == "dense"
-    with caplog.at_level(logging.WARNING, logger="trl_ext.logprobs"):
+    with caplog.at_level(logging.WARNING, logger="trl_ext.rows"):
         tokens = log_probs(model, PROMPTS, COMPLETIONS)
         log_probs(model, PROMPTS, COMPLETIONS)
     assert log_probs.layout.form == tokens.form == "separate"

@@ -81,6 +81,9 @@ def test_targets_equal_loops_whatever_the_padding(sequences, gamma, lam, padding
         assert row == pytest.approx(forward_view(r, v, gamma, lam), abs=1e-9)
     advantages = gae(rewards, values, mask, gamma, lam)
     torch.testing.assert_close(advantages[mask], (found - values)[mask])
+    heads = [torch.stack([x, -2 * x], dim=2) for x in (rewards, values)]
+    by_head = td_lambda(*heads, mask[..., None], gamma, lam)
+    torch.testing.assert_close(by_head, torch.stack([found, -2 * found], dim=2))
 
 
 def test_worked_numbers():

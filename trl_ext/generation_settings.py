@@ -14,17 +14,6 @@ from .field_types import check_fields
 
 CUDA_GRAPHS = ["auto", "always", "never"]
 
-# What the help says of the settings that configs and commands have too.
-_HELP = {
-    "temperature": "Sampling temperature. 0 takes the likeliest token.",
-    "top_k": "Sample among the k likeliest tokens. 0 means all.",
-    "top_p": "Sample among the likeliest tokens whose probabilities sum to this.",
-    "min_p": "Sample among tokens at least this probable relative to the likeliest. 0 means off.",
-    "repetition_penalty": "Above 1 discourages repetition.",
-    "cuda_graphs": "Whether a token is one replay of a CUDA graph, in a cache of fixed size: 'auto' on a GPU where "
-    "that can be, 'always' (an error says why it cannot), 'never'.",
-}
-
 # Diverse beam search left transformers with version 5: `generate` runs it from this repository on the hub.
 DIVERSE_BEAM_SEARCH = "transformers-community/group-beam-search"
 INSTEAD_OF_DIVERSE_BEAMS = (
@@ -77,18 +66,30 @@ class GenerationSettings:
 
     num_generations: int = 4
     max_completion_length: int = 256
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature. 0 takes the likeliest token."})
+    top_k: int = field(default=0, metadata={"help": "Sample among the k likeliest tokens. 0 means all."})
+    top_p: float = field(
+        default=1.0, metadata={"help": "Sample among the likeliest tokens whose probabilities sum to this."}
+    )
+    min_p: float = field(
+        default=0.0,
+        metadata={"help": "Sample among tokens at least this probable relative to the likeliest. 0 means off."},
+    )
+    repetition_penalty: float = field(default=1.0, metadata={"help": "Above 1 discourages repetition."})
     num_beams: int = 1
     num_beam_groups: int = 1
     diversity_penalty: float = 0.0
     generation_kwargs: dict[str, Any] | None = None
     custom_generate: str = DIVERSE_BEAM_SEARCH
     trust_remote_code: bool = False
-    cuda_graphs: str = "auto"
+    cuda_graphs: str = field(
+        default="auto",
+        metadata={
+            "help": "Whether a token is one replay of a CUDA graph, in a cache of fixed size: 'auto' on a GPU where "
+            "that can be, 'always' (an error says why it cannot), 'never'.",
+            "choices": CUDA_GRAPHS,
+        },
+    )
 
     def __post_init__(self) -> None:
         check_fields(self, [each.name for each in fields(self)])
@@ -193,13 +194,13 @@ def setting(name: str, further_help: str = "") -> Any:
     One of [`GenerationSettings`] as the field of another dataclass: with its default, help and choices.
 
     Args:
-        name (`str`): Of the setting, and of the field.
+        name (`str`): Of the setting, which has a help, and of the field.
         further_help (`str`, *optional*): What else there is to say of it.
     """
-    metadata: dict[str, Any] = {"help": f"{_HELP[name]} {further_help}".strip()}
-    if name == "cuda_graphs":
-        metadata["choices"] = CUDA_GRAPHS
-    return field(default=getattr(GenerationSettings, name), metadata=metadata)
+    own = GenerationSettings.__dataclass_fields__[name]
+    return field(
+        default=own.default, metadata={**own.metadata, "help": f"{own.metadata['help']} {further_help}".strip()}
+    )
 
 
 def require(condition: bool, message: str) -> None:

@@ -31,11 +31,12 @@ def gae(
     """
     Generalised advantage estimation (arXiv 1506.02438, Eqs. (11) to (16)) -> advantages (N, T), 0 in padding.
 
-    delta_t = r_t + gamma V_t+1 - V_t and A_t = delta_t + gamma lam A_t+1.
+    delta_t = r_t + gamma V_t+1 - V_t and A_t = delta_t + gamma lam A_t+1. More dimensions may follow (heads, say); the
+    mask then has them too, or 1 in their place.
     """
     mask_NT = mask_NT.to(values_NT.dtype)
     values_NT = values_NT * mask_NT
-    next_NT = torch.cat([values_NT[:, 1:], values_NT.new_zeros(len(values_NT), 1)], dim=1)
+    next_NT = torch.cat([values_NT[:, 1:], torch.zeros_like(values_NT[:, :1])], dim=1)
     delta_NT = (rewards_NT * mask_NT + gamma * next_NT - values_NT) * mask_NT
     return discounted_sums(delta_NT, gamma * lam)
 

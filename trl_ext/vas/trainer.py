@@ -413,11 +413,8 @@ class VASTrainer(ExtTrainer):
         if self.model.training and key in self._targets:
             return self._targets[key].to(tokens.states.device)
         lam = self.args.lam if self.model.training else 1.0
-        by_head = [
-            td_lambda(rewards_NTH[..., h], tokens.states[..., h].detach(), tokens.mask, self.args.gamma, lam)
-            for h in range(len(self.heads))
-        ]
-        targets_NTH = torch.stack(by_head, dim=-1)
+        values_NTH, mask_NT1 = tokens.states.detach(), tokens.mask[..., None]
+        targets_NTH = td_lambda(rewards_NTH, values_NTH, mask_NT1, self.args.gamma, lam)
         if self.model.training and self.args.num_epochs_per_batch > 1:
             self._targets[key] = targets_NTH
         return targets_NTH
