@@ -32,8 +32,8 @@ def merged(results: Sequence[dict[str, Any]], method: str, tune: bool) -> list[d
 
     Returns:
         `list[dict]`: Each with `cases`, in the order of the suite's arms; `failures` without those done since; under
-            `from` the results that cases come from; `settings` of the newest. Larger tasks first; one whose arms a
-            larger one has, all of them, is left out.
+            `from` the results that cases come from; `settings` of the newest. Larger tasks first; what has no arm
+            that a larger task of the same models lacks is left out.
     """
     groups: dict[str, list[dict[str, Any]]] = {}
     for result in results:
@@ -66,9 +66,29 @@ def merged(results: Sequence[dict[str, Any]], method: str, tune: bool) -> list[d
                 "settings": of[-1]["settings"],
             }
         )
-    made.sort(key=lambda result: -(result["settings"].get("task", {}).get("prompts") or 0))
+    made.sort(key=lambda result: -_sizes(result)[0])
     arms = [{arm_of(case["name"]) for case in result["cases"]} for result in made]
-    return [result for i, result in enumerate(made) if arms[i] - set().union(*arms[:i])]
+
+    def is_held(i: int) -> bool:
+        return any(arms[i] <= arms[j] and _is_smaller(made[i], made[j]) for j in range(i))
+
+    return [result for i, result in enumerate(made) if not is_held(i)]
+
+
+def _sizes(result: dict[str, Any]) -> tuple[int, int]:
+    task = result["settings"].get("task", {})
+    return task.get("prompts") or 0, task.get("evaluated") or 0
+
+
+def _is_smaller(result: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether the tasks differ in prompts alone, of which the other has more to train on and no fewer to measure."""
+    alike = [
+        [*(each["settings"].get("task", {}).get(name) for name in _TASK if name not in ("prompts", "evaluated")),
+         each["settings"].get("fields", {})]
+        for each in (result, other)
+    ]  # fmt: skip
+    (prompts, evaluated), (more, no_less) = _sizes(result), _sizes(other)
+    return alike[0] == alike[1] and prompts < more and evaluated <= no_less
 
 
 def overview(results: Sequence[dict[str, Any]]) -> str:

@@ -3,6 +3,7 @@
 
 """Runs of the suite `imdb`: what is done is kept, what fails is named, tables say what results say."""
 
+import copy
 import json
 import pickle
 import sys
@@ -277,10 +278,17 @@ def test_a_smaller_task_is_shown_for_what_the_larger_lacks():
         result_of("vas", *(case(name, 0, 1.0) for name in names)) for names in (arms, arms[:2], arms)
     )
     further["cases"].append(case("7 M value, action form, k = 50, beta 2", 0, 1.0))
-    for result, prompts in ((large, 6000), (same, 900), (further, 1500)):
-        result["settings"] |= {"task": {"model": "imdb-7m", "prompts": prompts}}
-    found = imdb_tables.merged([same, further, large], "vas", False)
-    assert [result["settings"]["task"]["prompts"] for result in found] == [6000, 1500]
+    measured, other = copy.deepcopy(same), copy.deepcopy(same)
+    for result, model, prompts, evaluated in (
+        (large, "imdb-7m", 6000, 200),
+        (same, "imdb-7m", 900, 200),
+        (further, "imdb-7m", 1500, 200),
+        (measured, "imdb-7m", 800, 600),  # on more prompts than the large one
+        (other, "imdb-2m", 700, 200),
+    ):
+        result["settings"] |= {"task": {"model": model, "prompts": prompts, "evaluated": evaluated}}
+    found = imdb_tables.merged([same, measured, other, further, large], "vas", False)
+    assert [result["settings"]["task"]["prompts"] for result in found] == [6000, 1500, 800, 700]
 
 
 def test_every_methods_page_has_its_tables():
