@@ -221,7 +221,7 @@ _VALUE = {
     "num_epochs_per_batch": 1,
     "per_device_train_batch_size": 16,
 }
-# As in recipes/vas/imdb-7m_full_imdb_cpu.yaml; 6e-4 and 16 prompts made values that foresee a little less.
+# As in recipes/vas/imdb-7m_full_imdb_cpu.yaml.
 _RECIPE = {"learning_rate": 3e-4, "per_device_train_batch_size": 8, "bf16": True}
 _SAMPLED = tuple(f"samples {part}" for part in range(PARTS))
 _SEVEN, _POLICY_TRUNK, _TWO = "7 M value", "7 M value from the policy's trunk", "2 M value"
