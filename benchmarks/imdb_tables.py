@@ -24,7 +24,7 @@ def merged(results: Sequence[dict[str, Any]], method: str, tune: bool) -> list[d
     """
     The results of a method, of its arms or of the settings that were tried: one for each task.
 
-    A later file may bring an arm or a seed: of each name and seed the newest case counts.
+    A later file may bring an arm or a seed: of each arm and seed the cases of the newest file that has any count.
 
     Args:
         results (`Sequence[dict]`): Oldest first.
@@ -52,15 +52,23 @@ def merged(results: Sequence[dict[str, Any]], method: str, tune: bool) -> list[d
 
     made = []
     for of in groups.values():
-        newest = {(case["name"], case["seed"]): (case, result) for result in of for case in result["cases"]}
-        kept = sorted(newest.values(), key=lambda pair: place(pair[0]["name"]))
-        failures = {(f["arm"], f["seed"]): f for result in of for f in result.get("failures", [])}
+        newest = {(arm_of(case["name"]), case["seed"]): result for result in of for case in result["cases"]}
+        kept = [
+            (case, result)
+            for result in of
+            for case in result["cases"]
+            if newest[arm_of(case["name"]), case["seed"]] is result
+        ]
+        kept.sort(key=lambda pair: place(pair[0]["name"]))
+        failures = {(f["arm"], f["seed"]): (f, result) for result in of for f in result.get("failures", [])}
         made.append(
             {
                 "cases": [case for case, _ in kept],
                 # Of settings to try, those that nobody began are no news.
                 "failures": [
-                    f for key, f in failures.items() if key not in newest and not (tune and f["error"] == NOT_BEGUN)
+                    f
+                    for key, (f, result) in failures.items()
+                    if newest.get(key, result) is result and not (tune and f["error"] == NOT_BEGUN)
                 ],
                 "from": [result for result in of if any(result is source for _, source in kept)],
                 "settings": of[-1]["settings"],
@@ -143,7 +151,16 @@ def _section(result: dict[str, Any]) -> list[str]:
 
 
 def _values(cases: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
-    rows = [["value model", "R² half-way", "correlation", "trained parameters", "samples", "seconds of training"]]
+    rows = [
+        [
+            "value model",
+            "R² half-way",
+            "correlation",
+            "trained parameters",
+            "samples of the data set",
+            "seconds of training",
+        ]
+    ]
     for name, seeds in cases.items():
         cells = [outcome([case["metrics"][key] for case in seeds], 3) for key in ("r2", "correlation")]
         costs = [seeds[0]["cost"].get(key) for key in ("trainable_parameters", "samples")]

@@ -291,6 +291,18 @@ def test_a_smaller_task_is_shown_for_what_the_larger_lacks():
     assert [result["settings"]["task"]["prompts"] for result in found] == [6000, 1500, 800, 700]
 
 
+def test_an_arm_done_anew_is_not_mixed_with_what_it_was():
+    """A value trained otherwise has weights of guidance of its own: no row of the earlier one stays beside them."""
+    first = result_of("vas", *(case(f"7 M value, k = 50, beta {beta}", 0, 1.0) for beta in (1, 2)))
+    first["failures"] = [{"arm": "7 M value, k = 50", "seed": 0, "error": "no time"}]
+    [alone] = imdb_tables.merged([first], "vas", False)
+    anew = result_of("vas", case("7 M value, k = 50, beta 1", 0, 2.0), case("7 M value, k = 20, beta 1", 0, 2.0))
+    [found] = imdb_tables.merged([first, anew], "vas", False)
+    assert len(alone["cases"]) == 2 and len(alone["failures"]) == 1
+    assert [c["name"] for c in found["cases"]] == ["7 M value, k = 50, beta 1", "7 M value, k = 20, beta 1"]
+    assert found["failures"] == [] and found["from"] == [anew]
+
+
 def test_every_methods_page_has_its_tables():
     pages = report.render_all()
     for path in imdb.pages():

@@ -132,7 +132,7 @@ class VASConfig(ExtConfig):
         sampling_candidates (`int`, *optional*, defaults to `20`):
             Likeliest tokens that such guidance chooses from. Reference (k of its decoding).
         keep_samples (`bool`, *optional*, defaults to `True`):
-            Whether a round trains on the samples of earlier rounds too. Ours; not measured.
+            Whether a round trains on the samples of earlier rounds too. Ours; its effect was not measured by itself.
         resample_steps (`int`, *optional*, defaults to `0`):
             Draw the samples for this many optimizer steps at a time, instead of for the whole data set; needed for a
             stream of prompts. `0`: not by steps.
