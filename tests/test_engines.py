@@ -4,9 +4,11 @@
 """vLLM as `trl-ext sample` and several processes use it, with a stand-in: vLLM itself has not been run."""
 
 import json
+import weakref
 from types import SimpleNamespace
 
 import pytest
+from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from conftest import letter_reward, make_model, make_tokenizer
 from datasets import Dataset
@@ -42,8 +44,9 @@ def test_rrhf_samples_with_vllm(tmp_path, monkeypatch):
     assert not trainer.engine.gathers  # it is sent a model in pieces piece by piece
     trainer.args.max_steps = 2
     trainer.train()
-    assert (calls[0]["mode"], calls[0]["server_port"], calls[0]["top_p"]) == ("server", 8001, 0.9)
-    assert calls[1:] == ["sync", (6, 3)] * 2
+    assert calls[0]["base_url"] == "http://0.0.0.0:8001"
+    assert [call if call == "sync" else (call[0], call[1]["n"]) for call in calls[1:]] == ["sync", (2, 3)] * 2
+    assert calls[2][1]["top_p"] == 0.9
     args.resample_steps = 0
     with pytest.raises(ValueError, match="`use_vllm` needs `reward_funcs`"):
         RRHFTrainer(
@@ -57,15 +60,43 @@ def test_rrhf_samples_with_vllm(tmp_path, monkeypatch):
 def test_vllm_has_settings_of_its_own(tmp_path, monkeypatch):
     calls, tokenizer = use_stand_in(monkeypatch), make_tokenizer()
     args = EngineConfig(str(tmp_path), use_vllm=True, generation_kwargs={"presence_penalty": 0.5})
-    draw = Engine(make_model(64), tokenizer, args, accelerator()).drawer(make_model(64))
-    assert calls[0]["generation_kwargs"] == {"presence_penalty": 0.5} and len(draw([[5], [6]])) == 2
+    engine = Engine(make_model(64), tokenizer, args, Accelerator())
+    found = engine.drawer(make_model(64))([[5], [6]])
+    assert len(found) == 2 and calls[2][1]["presence_penalty"] == 0.5
     with pytest.raises(ValueError, match="`generation_kwargs` has 'presence_penalty', which `generate` does not know"):
         EngineConfig(str(tmp_path), generation_kwargs={"presence_penalty": 0.5})
 
 
+def test_vllm_ends_before_the_process_group(tmp_path, monkeypatch):
+    """Its shutdown, which its collection starts, needs the group that `end` destroys."""
+    use_stand_in(monkeypatch)
+    tokenizer = make_tokenizer()
+    trainer = RRHFTrainer(
+        make_model(len(tokenizer)),
+        args=RRHFConfig(str(tmp_path), use_vllm=True, num_generations=2, resample_steps=1, report_to=[]),
+        train_dataset=Dataset.from_list(PROMPTS),
+        processing_class=tokenizer,
+        reward_funcs=letter_reward,
+    )
+    left, alive = weakref.ref(trainer.engine._vllm._engine.llm), []
+    monkeypatch.setattr(trainer.accelerator, "end_training", lambda: alive.append(left() is not None))
+    trainer.end()
+    assert alive == [False]
+
+
 def test_processes_ask_a_server_for_equally_many(monkeypatch):
     """TRL's client deals the answers out by the number of prompts of one process."""
-    calls = use_stand_in(monkeypatch)
+    calls = []
+
+    class Generation:
+        def __init__(self, **settings):
+            pass
+
+        def generate(self, prompts, images, num_generations):
+            calls.append((len(prompts), num_generations))
+            return prompts, [[10, 11, 1]] * len(prompts), None, None
+
+    monkeypatch.setattr(engines_file, "vllm_generation", lambda: Generation)
     monkeypatch.setattr(engines_file, "gather_object", lambda mine: [*mine, 4])
     tokenizer = make_tokenizer()
     settings = GenerationSettings(num_generations=2)
@@ -82,14 +113,14 @@ def test_sample_with_vllm(tmp_path, monkeypatch, tiny_model_dir):
     command = ["--model_name_or_path", tiny_model_dir, "--dataset_name", str(tmp_path / "prompts.jsonl")]
     command += ["--num_generations", "2", "--max_completion_length", "5", "--use_vllm"]
     assert main([*command, "--output_file", str(tmp_path / "out.jsonl"), "--vllm_gpu_memory_utilization", "0.5"]) == 0
-    assert (calls[0]["model"].name_or_path, calls[0]["gpu_memory_utilization"]) == (tiny_model_dir, 0.5)
-    assert not calls[0]["model"].named_modules()  # no weights here, beside those that vLLM loads
-    assert calls[1:] == [(8, 2)]
+    assert (calls[0]["model"], calls[0]["gpu_memory_utilization"]) == (tiny_model_dir, 0.5)
+    assert [call[0] for call in calls[1:]] == [8]  # and no weights are sent: vLLM loaded them
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [len(row["completions"]) for row in rows] == [2] * 4
     for wrong, message in (
         (["--load_in_4bit"], "load_in_4bit is not for --use_vllm"),
         (["--num_beams", "2"], "no beam search"),
+        (["--vllm_enable_sleep_mode"], "vllm_enable_sleep_mode is for training"),
         (["--vllm_mode", "cloud"], "vllm_mode"),
     ):
         with pytest.raises((ValueError, SystemExit), match=None if wrong[0] == "--vllm_mode" else message):

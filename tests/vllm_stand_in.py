@@ -1,27 +1,77 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What TRL's class for vLLM is asked for, without vLLM."""
+"""What TRL asks of vLLM, without vLLM: TRL's own code between us and it runs."""
 
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from trl_ext.upstream import vllm_generation
+
+
+def _answers(count: int) -> list[list[int]]:
+    return [[10 + i % 7, 11, 1] for i in range(count)]
+
 
 def use_stand_in(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Put something in its place; returns the list of what it was asked for, which grows."""
+    """
+    Put something in its place; returns the list of what it was asked for, which grows: the settings of the engine or
+    of the client, `"sync"` for each time all weights were sent, and the number of prompts with the sampling settings.
+    """
+    module = sys.modules[vllm_generation().__module__]
     calls: list[Any] = []
 
-    class StandIn:
+    def synced() -> None:
+        if calls[-1] == "weights":
+            calls[-1] = "sync"
+
+    def weights(sent: Any) -> None:
+        if [name for name, *_ in sent] and calls[-1] != "weights":
+            calls.append("weights")
+
+    class LLM:
         def __init__(self, **settings: Any) -> None:
             calls.append(settings)
+            self.reset_prefix_cache = synced
+            runner = SimpleNamespace(model_runner=SimpleNamespace(model=SimpleNamespace(load_weights=weights)))
+            self.llm_engine = SimpleNamespace(model_executor=SimpleNamespace(driver_worker=runner))
 
-        def sync_weights(self) -> None:
-            calls.append("sync")
+        def generate(self, prompts: list[dict[str, Any]], *, sampling_params: dict[str, Any], use_tqdm: bool) -> list:
+            calls.append((len(prompts), sampling_params))
+            return [
+                SimpleNamespace(
+                    prompt_token_ids=prompt["prompt_token_ids"],
+                    outputs=[SimpleNamespace(token_ids=tuple(ids), logprobs=None)],
+                )
+                for prompt, ids in zip(prompts, _answers(len(prompts)), strict=True)
+            ]
 
-        def generate(self, prompts: list, images: None, num_generations: int) -> tuple:
-            calls.append((len(prompts), num_generations))
-            return prompts, [[10 + i % 7, 11, 1] for i in range(len(prompts))], None, None
+    class Client:
+        def __init__(self, **settings: Any) -> None:
+            calls.append(settings)
+            self.reset_prefix_cache = synced
 
-    monkeypatch.setattr("trl_ext.engines.vllm_generation", lambda: StandIn)
+        def init_communicator(self, device: Any) -> None:
+            """The weights' way is not tried."""
+
+        def update_named_params(self, metadata: list, sent: Any) -> None:
+            weights(sent)
+
+        def generate(self, prompts: list[list[int]], features: None, **sampling: Any) -> dict[str, Any]:
+            calls.append((len(prompts), sampling))
+            return {
+                "prompt_ids": prompts,
+                "completion_ids": _answers(len(prompts) * sampling["n"]),
+                "logprobs": None,
+            }
+
+    for name, stand_in in {"LLM": LLM, "SamplingParams": dict, "VLLMClient": Client}.items():
+        monkeypatch.setattr(module, name, stand_in, raising=False)
+    monkeypatch.setattr(module, "is_vllm_available", lambda: True)
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):  # TRL sets them
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     return calls

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from transformers import (
     AutoConfig,
     GenerationConfig,
@@ -89,17 +90,19 @@ def load_source(name: str, loading: LoadingArguments) -> Source:
         raise unloadable("model", name, error) from error
 
 
-@dataclass
-class NamedModel:
-    """What there is to know of a model that vLLM loads, by its name."""
+class NamedModel(torch.nn.Module):
+    """
+    What there is to know of a model that vLLM loads, by its name; a module without weights.
 
-    name_or_path: str
-    config: PreTrainedConfig
-    generation_config: GenerationConfig
+    Args:
+        name_or_path (`str`): Its path or name on the Hub.
+        config ([`~transformers.PreTrainedConfig`]): Its config.
+        generation_config ([`~transformers.GenerationConfig`]): How it generates.
+    """
 
-    def named_modules(self) -> list[Any]:
-        """None are here."""
-        return []
+    def __init__(self, name_or_path: str, config: PreTrainedConfig, generation_config: GenerationConfig) -> None:
+        super().__init__()
+        self.name_or_path, self.config, self.generation_config = name_or_path, config, generation_config
 
 
 def load_sources(
@@ -130,6 +133,8 @@ def _vllm_source(
 
     if adapter_base(name) is not None:
         raise ValueError(f"{name!r} is an adapter, and vLLM takes whole models: merge it first (`merge_and_unload`).")
+    if vllm.vllm_enable_sleep_mode:
+        raise ValueError("vllm_enable_sleep_mode is for training, which sends vLLM its weights anew: leave it out.")
     usual = {
         "load_in_4bit": False,
         "load_in_8bit": False,

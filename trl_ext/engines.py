@@ -3,6 +3,7 @@
 
 """What draws completions: transformers' `generate`, its continuous batching, or vLLM by TRL's integration."""
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -189,6 +190,12 @@ class Engine:
     def gathers(self) -> bool:
         """Whether a model in pieces has to be whole before [`Engine.drawer`]: vLLM is sent it piece by piece."""
         return self.args.ds3_gather_for_generation and self._vllm is None
+
+    def close(self) -> None:
+        """Let vLLM go, before the process group that it uses is destroyed. Nothing can be drawn with it any more."""
+        if self._vllm is not None:
+            self._vllm = None
+            gc.collect()  # vLLM shuts down as it is collected
 
     @contextmanager
     def drawing(self, trainer: Trainer) -> Iterator[Draw]:

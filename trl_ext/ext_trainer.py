@@ -17,6 +17,7 @@ from transformers.utils import logging
 from .checkpoints import begin, check_resumable, last_checkpoint
 from .config import ExtConfig
 from .data import AnyDataset, column_names
+from .engines import Engine
 from .field_types import check_reward_weights
 from .meters import Meters
 from .models import unloadable
@@ -48,6 +49,7 @@ class ExtTrainer(BaseTrainer):
     _row_columns: ClassVar[tuple[str, ...]] = ()  # of tokenised rows, besides `TOKENIZED_COLUMNS`
     _tokenizer: PreTrainedTokenizerBase
     _rounds: Rounds | None = None
+    engine: Engine | None = None  # what draws from the model in training
     rewards: list[Reward]
     _raw_columns: set[str]  # of the data set, where reward functions may ask for them
     _samples = False  # whether training draws completions
@@ -57,6 +59,12 @@ class ExtTrainer(BaseTrainer):
 
     def _send_telemetry(self) -> None:
         """Runs of a third party's trainer are not TRL's to count."""
+
+    def end(self) -> None:
+        """See [`~transformers.Trainer.end`]; before it, vLLM is let go, which uses the group that it destroys."""
+        if self.engine is not None:
+            self.engine.close()
+        super().end()
 
     # ------------------------------------------------------------------------------------------------ preparation
 

@@ -522,12 +522,13 @@ def test_vllm_is_asked_for_politely(tmp_path: Path, tiny_model_dir: str) -> None
 
 
 def test_vllm_path_with_a_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What we give TRL's class and what we make of its answers; vLLM itself has not been run."""
+    """What TRL's class asks of vLLM, and what we make of its answers; vLLM itself: tests/test_vllm.py."""
     calls = use_stand_in(monkeypatch)
     run = trainer(tmp_path, args={"use_vllm": True, "top_k": 7})
     run.train()
-    assert calls[0]["top_k"] == 7 and calls[0]["mode"] == "colocate" and calls[0]["server_base_url"] is None
-    assert calls[1:] == ["sync", (24, 2)] * 2
+    assert calls[0]["gpu_memory_utilization"] == 0.3
+    assert [call if call == "sync" else call[0] for call in calls[1:]] == ["sync", 24] * 2
+    assert calls[2][1]["top_k"] == 7
 
 
 # ------------------------------------------------------------------------------------------------------ diagnostics

@@ -115,6 +115,7 @@ class PSLETrainer(ExtTrainer):
     ```
     """
 
+    engine: Engine
     _config_class: ClassVar[type[PSLEConfig]] = PSLEConfig
     _tag_names: ClassVar = ["trl", "trl-ext", "psle"]
     _name = "PSLE"

@@ -108,6 +108,7 @@ class RRHFTrainer(ExtTrainer):
     ```
     """
 
+    engine: Engine
     _config_class: ClassVar[type[RRHFConfig]] = RRHFConfig
     _tag_names: ClassVar = ["trl", "trl-ext", "rrhf"]
     _name = "RRHF"

