@@ -3,6 +3,7 @@
 """A server in a thread that does what a test tells it: faults on demand, or OpenAI's protocol over a tiny model."""
 
 import json
+import socket
 import sys
 import threading
 import time
@@ -12,6 +13,13 @@ from typing import Any
 
 
 CUT, HALF, SILENT = "cut the connection", "cut it in the middle of the answer", "do not answer"
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 class ScriptedServer:

@@ -45,8 +45,8 @@ def test_rrhf_samples_with_vllm(tmp_path, monkeypatch):
     trainer.args.max_steps = 2
     trainer.train()
     assert calls[0]["base_url"] == "http://0.0.0.0:8001"
-    assert [call if call == "sync" else (call[0], call[1]["n"]) for call in calls[1:]] == ["sync", (2, 3)] * 2
-    assert calls[2][1]["top_p"] == 0.9
+    assert [call if call == "sync" else (call[0], call[1]["n"]) for call in calls[2:]] == ["sync", (2, 3)] * 2
+    assert calls[1] == "group" and calls[3][1]["top_p"] == 0.9
     args.resample_steps = 0
     with pytest.raises(ValueError, match="`use_vllm` needs `reward_funcs`"):
         RRHFTrainer(
@@ -96,7 +96,7 @@ def test_processes_ask_a_server_for_equally_many(monkeypatch):
             calls.append((len(prompts), num_generations))
             return prompts, [[10, 11, 1]] * len(prompts), None, None
 
-    monkeypatch.setattr(engines_file, "vllm_generation", lambda: Generation)
+    monkeypatch.setattr(engines_file, "vllm_generation", lambda **_: Generation)
     monkeypatch.setattr(engines_file, "gather_object", lambda mine: [*mine, 4])
     tokenizer = make_tokenizer()
     settings = GenerationSettings(num_generations=2)
@@ -117,6 +117,11 @@ def test_sample_with_vllm(tmp_path, monkeypatch, tiny_model_dir):
     assert [call[0] for call in calls[1:]] == [8]  # and no weights are sent: vLLM loaded them
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [len(row["completions"]) for row in rows] == [2] * 4
+    calls.clear()
+    server = ["--vllm_mode", "server", "--vllm_server_base_url", "http://there:8000"]
+    assert main([*command, "--output_file", str(tmp_path / "served.jsonl"), *server]) == 0
+    assert calls[0]["base_url"] == "http://there:8000"
+    assert [(call if isinstance(call, str) else call[0]) for call in calls[1:]] == [4]  # no group for sending weights
     for wrong, message in (
         (["--load_in_4bit"], "load_in_4bit is not for --use_vllm"),
         (["--num_beams", "2"], "no beam search"),

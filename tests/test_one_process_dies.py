@@ -9,7 +9,6 @@ tested for all; with `TRL_EXT_LONG=1` all four are, and either process.
 """
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -17,16 +16,11 @@ from pathlib import Path
 
 import pytest
 from conftest import LONG
+from scripted_server import free_port
 from tiny_trainers import METHODS
 
 
 HERE = Path(__file__).parent
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from scripted_server import free_port
 
 
 pytest.importorskip("vllm", reason="vLLM is not installed (pip install 'trl-ext[vllm]')")
@@ -34,11 +35,15 @@ if not torch.cuda.is_available():
 """
 
 
+def environment() -> dict[str, str]:
+    """Of a process that runs vLLM."""
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "2"}
+
+
 def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A process of its own: an engine leaves its environment and its process group behind."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"} | {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "2"}
     command = [sys.executable, "-c", START + code, *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500, check=False)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return done
 
@@ -130,3 +135,24 @@ def test_sampling_by_the_command_line(tmp_path):
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [len(row["completions"]) for row in rows] == [3] * 4
     assert all(text for row in rows for text in row["completions"])
+
+
+def test_sampling_from_a_server(tmp_path):
+    """Any server of vLLM: no weights are sent."""
+    file, out, port = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl", free_port()
+    file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in TEXTS))
+    serve = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(MODELS / "imdb-2m")]
+    serve += ["--host", "127.0.0.1", "--port", str(port), "--max-logprobs", "-1"]
+    command = ["sample", "--model_name_or_path", str(MODELS / "imdb-2m"), "--dataset_name", str(file), "--use_vllm"]
+    command += ["--num_generations", "3", "--max_completion_length", "8", "--output_file", str(out)]
+    command += ["--vllm_mode", "server", "--vllm_server_base_url", f"http://127.0.0.1:{port}"]
+    with (tmp_path / "server.log").open("w") as log:
+        server = subprocess.Popen(serve, env=environment(), stdout=log, stderr=log)
+        try:
+            run("from trl_ext.cli import main\nsys.exit(main(sys.argv[1:]))", *command)
+        finally:
+            server.terminate()
+            server.wait(60)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [len(row["completions"]) for row in rows] == [3] * 4
+    assert len({text for row in rows for text in row["completions"]}) > 8

@@ -19,7 +19,8 @@ def _answers(count: int) -> list[list[int]]:
 def use_stand_in(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """
     Put something in its place; returns the list of what it was asked for, which grows: the settings of the engine or
-    of the client, `"sync"` for each time all weights were sent, and the number of prompts with the sampling settings.
+    of the client, `"group"` where the client joins the server's for sending weights, `"sync"` for each time that all
+    weights were sent, and the number of prompts with the sampling settings.
     """
     module = sys.modules[vllm_generation().__module__]
     calls: list[Any] = []
@@ -50,12 +51,12 @@ def use_stand_in(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             ]
 
     class Client:
-        def __init__(self, **settings: Any) -> None:
-            calls.append(settings)
+        def __init__(self, base_url: str, **settings: Any) -> None:
+            calls.append({"base_url": base_url, **settings})
             self.reset_prefix_cache = synced
 
         def init_communicator(self, device: Any) -> None:
-            """The weights' way is not tried."""
+            calls.append("group")
 
         def update_named_params(self, metadata: list, sent: Any) -> None:
             weights(sent)

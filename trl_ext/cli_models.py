@@ -153,7 +153,9 @@ def _vllm_source(
         generation_config = GenerationConfig(eos_token_id=getattr(config, "eos_token_id", None))
     tokenizer = load_tokenizer(name, **trust)
     model: Any = NamedModel(name, config, generation_config)
-    draw = VLLM(model, tokenizer, settings, vllm, Accelerator(), batch_size=batch_size, **trust)
+    draw = VLLM(
+        model, tokenizer, settings, vllm, Accelerator(), batch_size=batch_size, sends_weights=False, **trust
+    )  # fmt: skip
     return Source(name, tokenizer, model, draw)
 
 

@@ -87,6 +87,7 @@ class VLLM:
         args ([`~trl_ext.vllm_settings.VLLMSettings`]): How to run vLLM.
         accelerator ([`~accelerate.Accelerator`]): The processes that draw.
         batch_size (`int`): Sequences at once.
+        sends_weights (`bool`, *optional*, defaults to `True`): Whether [`VLLM.sync_weights`] will be called.
         trust_remote_code (`bool`, *optional*, defaults to `False`): Whether to run code from the Hub.
 
     Raises:
@@ -103,6 +104,7 @@ class VLLM:
         accelerator: Accelerator,
         *,
         batch_size: int,
+        sends_weights: bool = True,
         trust_remote_code: bool = False,
     ) -> None:
         self.tokenizer, self.settings, self.accelerator = tokenizer, settings, accelerator
@@ -116,7 +118,7 @@ class VLLM:
         if settings.num_beams > 1:
             raise ValueError("`use_vllm` has no beam search: leave `num_beams` out.")
         try:
-            self._engine = vllm_generation()(
+            self._engine = vllm_generation(sends_weights=sends_weights)(
                 model=model,
                 accelerator=accelerator,
                 processing_class=tokenizer,

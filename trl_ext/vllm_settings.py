@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 @dataclass
 class VLLMSettings:
     """
-    Whether and how vLLM draws completions. Colocated it has been run on a CPU, the server with a stand-in only.
+    Whether and how vLLM draws completions. It has been run on a CPU; weights sent to a server with a stand-in only.
 
     Parameters:
         use_vllm (`bool`, *optional*, defaults to `False`):
