@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from scripted_server import free_port
 
 
@@ -35,14 +36,26 @@ if not torch.cuda.is_available():
 """
 
 
+MAIN = """
+from accelerate import PartialState
+from trl_ext.cli import main
+status = main(sys.argv[1:])
+print(f"{PartialState().num_processes} processes")
+sys.exit(status)
+"""
+
+
 def environment() -> dict[str, str]:
     """Of a process that runs vLLM."""
     return {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "2"}
 
 
-def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A process of its own: an engine leaves its environment and its process group behind."""
-    command = [sys.executable, "-c", START + code, *arguments]
+def run(folder: Path, code: str, *arguments: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    """In processes of their own: an engine leaves its environment and its process group behind."""
+    script = folder / "run.py"
+    script.write_text(START + code)
+    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={free_port()}"]
+    command = [sys.executable, *(launcher if processes > 1 else []), str(script), *arguments]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return done
@@ -92,15 +105,17 @@ with torch.no_grad():
         print("kept", (changed.base_layer.weight - before).abs().max().item())
 engine.close()
 """
-    done = run(code, str(MODELS / "imdb-2m"), str(tmp_path), str(adapter), *TEXTS)
+    done = run(tmp_path, code, str(MODELS / "imdb-2m"), str(tmp_path), str(adapter), *TEXTS)
     found = {line.split()[0]: float(line.split()[1]) for line in done.stdout.splitlines() if len(line.split()) == 2}
     assert found["first"] < 0.2 and found["new"] < 0.2, found  # two or three steps of bfloat16
     assert found["old"] > 1, found  # the weights did change
     assert found.get("kept", 0.0) < 0.01, found  # and merging for vLLM left the base as it was
 
 
-@pytest.mark.parametrize("method", ["rrhf", "psle"])
-def test_training_by_the_command_line(tmp_path, method):
+@pytest.mark.parametrize(("method", "processes"), [("rrhf", 1), ("psle", 1), ("rrhf", 2)])
+def test_training_by_the_command_line(tmp_path, method, processes):
+    if torch.cuda.is_available() and torch.cuda.device_count() < processes:
+        pytest.skip(f"{processes} processes want as many GPUs")
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in TEXTS * 4))
     own = {
@@ -121,7 +136,8 @@ def test_training_by_the_command_line(tmp_path, method):
         "--logging_steps",
         "1",
     ]
-    done = run("from trl_ext.cli import main\nsys.exit(main(sys.argv[1:]))", *command)
+    done = run(tmp_path, MAIN, *command, processes=processes)
+    assert f"{processes} processes" in done.stdout
     assert (tmp_path / "out" / "model.safetensors").exists()
     assert "Invalid process group" not in done.stderr, done.stderr[-2000:]  # vLLM went before it
 
@@ -131,7 +147,7 @@ def test_sampling_by_the_command_line(tmp_path):
     file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in TEXTS))
     command = ["sample", "--model_name_or_path", str(MODELS / "imdb-2m"), "--dataset_name", str(file), "--use_vllm"]
     command += ["--num_generations", "3", "--max_completion_length", "8", "--output_file", str(out)]
-    run("from trl_ext.cli import main\nsys.exit(main(sys.argv[1:]))", *command)
+    run(tmp_path, MAIN, *command)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [len(row["completions"]) for row in rows] == [3] * 4
     assert all(text for row in rows for text in row["completions"])
@@ -149,7 +165,7 @@ def test_sampling_from_a_server(tmp_path):
     with (tmp_path / "server.log").open("w") as log:
         server = subprocess.Popen(serve, env=environment(), stdout=log, stderr=log)
         try:
-            run("from trl_ext.cli import main\nsys.exit(main(sys.argv[1:]))", *command)
+            run(tmp_path, MAIN, *command)
         finally:
             server.terminate()
             server.wait(60)
