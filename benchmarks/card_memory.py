@@ -74,8 +74,13 @@ class Case:
 
     @property
     def name(self) -> str:
-        told = ", ".join(f"{name} {value}" for name, value in self.switches.items())
-        return f"{self.method} {self.what}" + (f" ({told})" if told else "")
+        changed = ", ".join(f"{name} {value}" for name, value in self.switches.items())
+        return f"{self.method} {self.what}" + (f" ({changed})" if changed else "")
+
+    @property
+    def setting(self) -> str:
+        """The switches as tables tell them."""
+        return ", ".join(f"{name}: {str(value).lower()}" for name, value in self.switches.items()) or "default"
 
 
 def cases() -> list[Case]:
@@ -105,12 +110,21 @@ class Card:
         policy, value (`str`): Two of [`~benchmarks.shapes.SHAPES`].
         device (`torch.device`): The card.
         prompt, new (`int`): Tokens of a prompt, and of a completion.
+        dtype (`torch.dtype`): Of what is not in 4 bits.
     """
 
-    def __init__(self, policy: str, value: str, device: torch.device, prompt: int = 256, new: int = 128) -> None:
-        self.names, self.device, self.prompt, self.new = (policy, value), device, prompt, new
-        self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        self.model = build(policy, device=device, dtype=self.dtype, four_bit=True).eval()
+    def __init__(
+        self,
+        policy: str,
+        value: str,
+        device: torch.device,
+        *,
+        prompt: int = 256,
+        new: int = 128,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        self.names, self.device, self.prompt, self.new, self.dtype = (policy, value), device, prompt, new, dtype
+        self.model = build(policy, device=device, dtype=dtype, four_bit=True).eval()
         self.vocabulary = SHAPES[policy].vocab_size
         self.model.generation_config.eos_token_id = None
         self.tokenizer = make_tokenizer(self.vocabulary - 1)
@@ -326,8 +340,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         refuse_dirty(options.allow_dirty)
         facts = environment(device, [ROOT / "benchmarks" / "card_memory.py", ROOT / "benchmarks" / "shapes.py"])
-        lengths = {} if device.type == "cuda" else {"prompt": 32, "new": 16}
-        found = list(measured(Card(options.policy, options.value, device, **lengths), chosen))
+        small: Any = {} if device.type == "cuda" else {"prompt": 32, "new": 16, "dtype": torch.float32}
+        found = list(measured(Card(options.policy, options.value, device, **small), chosen))
         done &= len(found) == len(chosen)
         if found:
             settings = {"seeds": [0], "policy": options.policy, "value": options.value, "card": CARD}
@@ -345,16 +359,23 @@ def report(results: Sequence[dict[str, Any]]) -> str:
         return f"Not measured yet: {len(cases())} settings. Goal: {', '.join(goals)} reserved at the peak."
     lines = [["method", "what", "setting", "peak reserved, GiB", "peak allocated", "before the step", "s", "16 GB"]]
     for case in sorted(cases(), key=lambda c: c.method):
-        told = ", ".join(f"{name}: {str(value).lower()}" for name, value in case.switches.items()) or "default"
         goal = f" [≤ {TARGETS[case.name]:g}]" if case.name in TARGETS else ""
         if case.name not in newest:
-            lines.append([case.method, case.what, told, NOT_MEASURED + goal, *["-"] * 4])
+            lines.append([case.method, case.what, case.setting, NOT_MEASURED + goal, *["-"] * 4])
             continue
         found = newest[case.name][0]["metrics"]
         sizes = [f"{found[key] / GIB:.2f}" for key in ("reserved", "allocated", "static")]
         fits = "fits" if found["reserved"] / GIB <= CARD else "does not fit"
         lines.append(
-            [case.method, case.what, told, f"**{sizes[0]}**{goal}", *sizes[1:], f"{found['seconds']:.2g}", fits]
+            [
+                case.method,
+                case.what,
+                case.setting,
+                f"**{sizes[0]}**{goal}",
+                *sizes[1:],
+                f"{found['seconds']:.2g}",
+                fits,
+            ]
         )
     sources = {id(result): result for _, result in newest.values()}
     return "\n".join([*table(lines), *(f"\n{_provenance(result)}" for result in sources.values())])

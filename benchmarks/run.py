@@ -28,13 +28,15 @@ SUITES = {
     "ppo_round": "seconds and memory of a round of Proxy-RLHF, against TRL's PPO as TRL last had it",
     "graph_decode": "tokens/s of decoding by CUDA graphs: unguided, by VAS in its three forms, by Proxy-RLHF",
     "card_memory": "peak memory of each method on one card, an 8B in 4 bits, and the settings that lower it",
+    "card_count": "what the tensors of card_memory's cases occupy, counted on a CPU",
     "psle_step": "seconds a prompt of PSLE's generation, reward and update, against TRL's GRPO",
 }
 
 
 # Names for several: all that take turns.
 GROUPS = {
-    name: [suite for suite in SUITES if suite not in ("quality", "imdb", "scaling")] for name in ("speed", "memory")
+    name: [suite for suite in SUITES if suite not in ("quality", "imdb", "scaling", "card_count")]
+    for name in ("speed", "memory")
 }
 
 

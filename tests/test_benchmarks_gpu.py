@@ -2,14 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The suites that are for GPUs, on a CPU with tiny models: the code runs, and their tables say what results say."""
 
+import contextlib
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import card_memory, graph_decode, harness
+from benchmarks import card_count, card_memory, graph_decode, harness
 from benchmarks.card_memory import Card
 from benchmarks.graph_decode import FORMS, GENERATE, PLAIN, PROXY
+from benchmarks.hollow import Hollow
+from benchmarks.tally import Tally, occupied
 
 
 TINY = graph_decode.Case("tiny", "tiny", "cpu", "float32", 2, 6, 6, targets={FORMS["state"]: 1.3})
@@ -59,7 +62,9 @@ def test_tables_of_graph_decode(decoded: dict[str, Any], monkeypatch: pytest.Mon
 @pytest.mark.parametrize("kind", sorted({case.kind for case in card_memory.cases()}))
 def test_everything_that_a_card_does_runs(kind: str) -> None:
     case = next(case for case in card_memory.cases() if case.kind == kind)
-    found = card_memory.measure(Card("tiny", "tiny", torch.device("cpu"), prompt=24, new=16), case)
+    found = card_memory.measure(
+        Card("tiny", "tiny", torch.device("cpu"), prompt=24, new=16, dtype=torch.float32), case
+    )
     assert found["name"] == case.name and found["metrics"]["seconds"] > 0
     harness.check_result(result_of("card_memory", found, seeds=[0]))
 
@@ -83,3 +88,63 @@ def test_the_table_of_a_card_says_what_fits() -> None:
     assert of_large.endswith("| does not fit |")
     on_cpu = card_memory.report([result_of("card_memory", *cases, **settings)])
     assert "7.00" not in on_cpu  # memory of a CPU is another thing
+
+
+def test_a_tally_counts_what_is_made_and_not_freed() -> None:
+    before = torch.ones(1000)
+    with Tally() as tally:
+        x = before * 2  # 4,000 bytes
+        x.add_(before)  # none
+        y = torch.cat([x, x])  # 8,000
+        z = x[:10]  # a view: none
+        del x, y
+        assert tally.total == 4000  # the view keeps its storage
+        del z
+        w = torch.zeros(100, dtype=torch.bfloat16)  # 200
+    assert (tally.peak, tally.total) == (12_000, 200)
+    del w
+    assert tally.total == 0
+
+
+def test_what_is_occupied_counts_a_storage_once() -> None:
+    before = occupied()
+    x = torch.zeros(1 << 20)
+    views = [x[:10], x.view(2, -1)]
+    assert occupied() - before == 4 << 20
+    del x, views
+    assert occupied() == before
+
+
+@pytest.mark.parametrize("kind", sorted({case.kind for case in card_memory.cases()}))
+def test_steps_without_arithmetic_occupy_what_steps_with_it_do(kind: str) -> None:
+    case = next(case for case in card_memory.cases() if case.kind == kind)
+    found = []
+    for mode in (contextlib.nullcontext(), Hollow()):
+        torch.manual_seed(0)
+        with mode:
+            found.append(card_count.count(Card("tiny", "tiny", torch.device("cpu"), prompt=24, new=16), case))
+    real, hollow = found
+    assert hollow["static"] == real["static"] and real["peak"] > real["static"]
+    # Which tokens are drawn, and which a proxy accepts, depends on what is computed.
+    assert hollow["peak"] == pytest.approx(real["peak"], rel={"decide": 0.1, "guide": 0.01}.get(kind, 0))
+
+
+def test_nothing_is_computed_without_arithmetic() -> None:
+    a, b = torch.ones(3, 4), torch.ones(4, 5)
+    with Hollow():
+        assert not (a @ b).any() and (a @ b).shape == (3, 5) and (a + 1 == 2).all()
+        assert (a.T.contiguous() @ b[:3]).stride() == (5, 1)
+        big = torch.nn.Linear(4, 1 << 19, dtype=torch.bfloat16)
+    assert big.weight.dtype == torch.bfloat16 and not big.weight.any()
+    assert (a @ b == 4).all()
+
+
+def test_counting_writes_a_result_and_its_table(tmp_path: Any) -> None:
+    arguments = ["--policy", "tiny", "--value", "tiny", "--cases", "RRHF step, 1 prompt"]
+    assert card_count.main([*arguments, "--allow_dirty", "--output", str(tmp_path)]) == 0
+    results = harness.read_results("card_count", tmp_path)
+    [case] = results[0]["cases"]
+    rows = card_count.report(results).splitlines()
+    [row] = [row for row in rows if "step, 1 prompt × 6" in row]
+    assert f"**{case['metrics']['peak'] / card_memory.GIB:.2f}** [≤ 7.5 reserved]" in row
+    assert len([row for row in rows if "not measured" in row]) == len(card_memory.cases()) - 1

@@ -1,0 +1,109 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+What the tensors of `card_memory`'s cases occupy, counted without a card.
+
+    python -m benchmarks.card_count [--cases TEXT ...] [--output FOLDER]
+
+The same steps run on the CPU, in bfloat16, at full size and without their arithmetic.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+import trl_ext.head
+
+from .card_memory import GIB, TARGETS, Card, Case, cases
+from .harness import RESULTS, ROOT, environment, refuse_dirty, table, write_result
+from .hollow import Hollow
+from .shapes import SHAPES
+from .suite import NOT_MEASURED
+from .tally import Tally, occupied
+
+
+CHUNK_ELEMENTS = 1 << 23  # logits at a time: 32 MiB in float32, about the tile that TRL's head has on a GPU
+
+
+def count(card: Card, case: Case) -> dict[str, int]:
+    """Bytes before the second of two steps, and at its peak; the first makes the optimizer's states."""
+    step = getattr(card, case.kind)(case.batch, **case.switches)
+    step()
+    before = occupied()
+    with Tally() as tally:
+        step()
+    return {"static": before, "peak": before + tally.peak}
+
+
+def counted(policy: str, value: str, chosen: Sequence[Case]) -> Iterator[dict[str, Any]]:
+    """Cases with their counts, as soon as each is done."""
+    with Hollow(), patch.object(trl_ext.head, "CHUNK_ELEMENTS", CHUNK_ELEMENTS):
+        card = Card(policy, value, torch.device("cpu"))
+        for case in chosen:
+            started = time.perf_counter()
+            sizes = count(card, case)
+            gib = {name: round(size / GIB, 2) for name, size in sizes.items()}
+            print(f"{case.name}: {gib} GiB, {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+            yield {"name": case.name, "seed": 0, "settings": asdict(case), "metrics": sizes, "cost": {}}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Count and write a result file."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.card_count", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--cases", nargs="+", default=[""], help="parts of names of cases to run (default: all)")
+    parser.add_argument("--policy", default="llama-8b", choices=SHAPES)
+    parser.add_argument("--value", default="llama-1b", choices=SHAPES)
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result file")
+    parser.add_argument("--allow_dirty", action="store_true", help="measure a tree that differs from its commit")
+    options = parser.parse_args(argv)
+    chosen = [case for case in cases() if any(part in case.name for part in options.cases)]
+    if not chosen:
+        parser.error(f"--cases: no case has {' or '.join(options.cases)} in its name.")
+    refuse_dirty(options.allow_dirty)
+    files = [
+        ROOT / "benchmarks" / name
+        for name in ("card_count.py", "card_memory.py", "hollow.py", "shapes.py", "tally.py")
+    ]
+    facts = environment(torch.device("cpu"), files)
+    settings = {"seeds": [0], "policy": options.policy, "value": options.value}
+    found = list(counted(options.policy, options.value, chosen))
+    result = {"settings": settings, "environment": facts, "cases": found}
+    print("wrote", write_result("card_count", torch.device("cpu"), result, options.output))
+    return 0
+
+
+def report(results: Sequence[dict[str, Any]]) -> str:
+    """The table of README.md: of each case the newest count."""
+    newest = {case["name"]: (case, result) for result in results for case in result["cases"]}
+    lines = [["method", "what", "setting", "tensors at the peak, GiB", "before the step"]]
+    for case in sorted(cases(), key=lambda c: c.method):
+        shown = [NOT_MEASURED, "-"]
+        if case.name in newest:
+            found = newest[case.name][0]["metrics"]
+            shown = [f"**{found['peak'] / GIB:.2f}**", f"{found['static'] / GIB:.2f}"]
+        if case.name in TARGETS:
+            shown[0] += f" [≤ {TARGETS[case.name]:g} reserved]"
+        lines.append([case.method, case.what, case.setting, *shown])
+    sources = {id(result): result for _, result in newest.values()}
+    return "\n".join([*table(lines), *(f"\n{_provenance(result)}" for result in sources.values())])
+
+
+def _provenance(result: dict[str, Any]) -> str:
+    facts, settings = result["environment"], result["settings"]
+    versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("torch", "transformers", "trl"))
+    return (
+        f"{result['time'][:10]}: counted on a CPU; {settings['policy']} in nf4, value model {settings['value']}; "
+        f"{versions}; commit {facts['commit']}, sources {facts['sources']['digest']}."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Steps of large models without their arithmetic: tensors have their sizes and live as long, and hold zeros."""
+
+import mmap
+from typing import Any
+
+import torch
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+
+# Where the time goes. Everything else is computed: what a step does must not depend on what these would give.
+SKIPPED = {
+    "aten::mm",
+    "aten::addmm",
+    "aten::bmm",
+    "aten::baddbmm",
+    "aten::linear",
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "aten::_scaled_dot_product_flash_attention_for_cpu_backward",
+    "bitsandbytes::gemm_4bit",
+    "bitsandbytes::quantize_4bit",
+    "bitsandbytes::quantize_blockwise",
+    "bitsandbytes::dequantize_4bit",
+    "bitsandbytes::dequantize_blockwise",
+    "aten::empty",  # so that weights that are drawn in place may stay what they are
+}
+IN_PLACE = {"aten::normal_", "aten::uniform_"}
+# Not zero, so that hidden states are not: a check that compares two ways of computing them would find 0 / 0.
+ONES = {"aten::embedding"}
+
+LAZY = 1 << 20  # bytes from which memory is asked for in pages that take no room until they are written
+
+
+class Hollow(TorchDispatchMode):
+    """In it, operations in `SKIPPED` give zeros of the right shape, strides and dtype, on the CPU."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func._schema.name
+        if name in IN_PLACE:
+            return args[0]
+        if name in ONES:
+            return func(*args, **kwargs).fill_(1)
+        return self._like(func, args, kwargs) if name in SKIPPED else func(*args, **kwargs)
+
+    def _like(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Zeros in place of what `func` would give."""
+        with FakeTensorMode() as fake:
+            given = tree_map_only(torch.Tensor, fake.from_tensor, (args, kwargs))
+            out = func(*given[0], **given[1])
+        return tree_map_only(torch.Tensor, _zeros, out)
+
+
+def _zeros(like: torch.Tensor) -> torch.Tensor:
+    if like.is_meta or like.device.type != "cpu":
+        return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
+    size = like.untyped_storage().nbytes()
+    if size < LAZY:
+        flat = torch.zeros(size // like.element_size(), dtype=like.dtype)
+    else:
+        flat = torch.frombuffer(mmap.mmap(-1, size), dtype=like.dtype)
+    return flat.as_strided(like.shape, like.stride())
