@@ -38,6 +38,10 @@ LAZY = 1 << 20  # bytes from which memory is asked for in pages that take no roo
 class Hollow(TorchDispatchMode):
     """In it, operations in `SKIPPED` give zeros of the right shape, strides and dtype, on the CPU."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._fake = FakeTensorMode()
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func._schema.name
@@ -49,8 +53,8 @@ class Hollow(TorchDispatchMode):
 
     def _like(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Zeros in place of what `func` would give."""
-        with FakeTensorMode() as fake:
-            given = tree_map_only(torch.Tensor, fake.from_tensor, (args, kwargs))
+        with self._fake:
+            given = tree_map_only(torch.Tensor, self._fake.from_tensor, (args, kwargs))
             out = func(*given[0], **given[1])
         return tree_map_only(torch.Tensor, _zeros, out)
 
