@@ -4,7 +4,7 @@
 """The tables of the suite `imdb`: what each method reached, with which settings, and what was tried before."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .harness import table
@@ -24,7 +24,8 @@ def merged(results: Sequence[dict[str, Any]], method: str, tune: bool) -> list[d
     """
     The results of a method, of its arms or of the settings that were tried: one for each task.
 
-    A later file may bring an arm or a seed: of each arm and seed the cases of the newest file that has any count.
+    A later file may bring an arm or a seed: of each arm and seed the cases of the newest file that has any count, and
+    none of an arm whose needs, a value say, have come out otherwise since.
 
     Args:
         results (`Sequence[dict]`): Oldest first.
@@ -41,7 +42,8 @@ def merged(results: Sequence[dict[str, Any]], method: str, tune: bool) -> list[d
             task = result["settings"].get("task", {})
             key = json.dumps([[task.get(name) for name in _TASK], result["settings"].get("fields", {})])
             groups.setdefault(key, []).append(result)
-    order = [arm.name for arm in (tuned if tune else chosen)(method)]
+    arms_of = (tuned if tune else chosen)(method)
+    order, needs = [arm.name for arm in arms_of], {arm.name: arm.needs for arm in arms_of}
 
     def arm_of(name: str) -> str:
         found = [arm for arm in order if name == arm or name.startswith(f"{arm}, ")]
@@ -52,23 +54,17 @@ def merged(results: Sequence[dict[str, Any]], method: str, tune: bool) -> list[d
 
     made = []
     for of in groups.values():
-        newest = {(arm_of(case["name"]), case["seed"]): result for result in of for case in result["cases"]}
-        kept = [
-            (case, result)
-            for result in of
-            for case in result["cases"]
-            if newest[arm_of(case["name"]), case["seed"]] is result
-        ]
+        newest, kept = _current(of, arm_of, needs)
         kept.sort(key=lambda pair: place(pair[0]["name"]))
-        failures = {(f["arm"], f["seed"]): (f, result) for result in of for f in result.get("failures", [])}
+        failures = {(f["arm"], f["seed"]): (f, i) for i, result in enumerate(of) for f in result.get("failures", [])}
         made.append(
             {
                 "cases": [case for case, _ in kept],
                 # Of settings to try, those that nobody began are no news.
                 "failures": [
                     f
-                    for key, (f, result) in failures.items()
-                    if newest.get(key, result) is result and not (tune and f["error"] == NOT_BEGUN)
+                    for key, (f, i) in failures.items()
+                    if newest.get(key, i) <= i and not (tune and f["error"] == NOT_BEGUN)
                 ],
                 "from": [result for result in of if any(result is source for _, source in kept)],
                 "settings": of[-1]["settings"],
@@ -81,6 +77,29 @@ def merged(results: Sequence[dict[str, Any]], method: str, tune: bool) -> list[d
         return any(arms[i] <= arms[j] and _is_smaller(made[i], made[j]) for j in range(i))
 
     return [result for i, result in enumerate(made) if not is_held(i)]
+
+
+def _current(
+    of: Sequence[dict[str, Any]], arm_of: Callable[[str], str], needs: dict[str, tuple[str, ...]]
+) -> tuple[dict[tuple[str, int], int], list[tuple[dict[str, Any], dict[str, Any]]]]:
+    """Of each arm and seed the number of its newest file, and the cases with their files that are shown."""
+    came: list[dict[tuple[str, int], list[Any]]] = [{} for _ in of]  # by file, what came out of an arm
+    for i, result in enumerate(of):
+        for case in result["cases"]:
+            came[i].setdefault((arm_of(case["name"]), case["seed"]), []).append(case["metrics"])
+    newest = {key: i for i, found in enumerate(came) for key in found}
+
+    def is_current(arm: str, seed: int, i: int) -> bool:
+        needed = [(need, seed) for need in needs.get(arm, ()) if (need, seed) in came[i]]
+        return newest[arm, seed] == i and all(came[i][key] == came[newest[key]][key] for key in needed)
+
+    kept = [
+        (case, result)
+        for i, result in enumerate(of)
+        for case in result["cases"]
+        if is_current(arm_of(case["name"]), case["seed"], i)
+    ]
+    return newest, kept
 
 
 def _sizes(result: dict[str, Any]) -> tuple[int, int]:

@@ -303,6 +303,17 @@ def test_an_arm_done_anew_is_not_mixed_with_what_it_was():
     assert found["failures"] == [] and found["from"] == [anew]
 
 
+def test_guidance_by_a_value_that_was_trained_otherwise_since_is_not_shown():
+    first = result_of("vas", case("7 M value", 0, 1.0), case("7 M value, k = 50, beta 1", 0, 1.0))
+    same = result_of("vas", case("7 M value", 0, 1.0), case("7 M value, k = 20, beta 1", 0, 2.0))
+    [found] = imdb_tables.merged([first, same], "vas", False)
+    assert len(found["cases"]) == 3
+    other = result_of("vas", case("7 M value", 0, 3.0))
+    other["failures"] = [{"arm": "7 M value, k = 50", "seed": 0, "error": "out of memory"}]
+    [found] = imdb_tables.merged([first, other], "vas", False)
+    assert [each["name"] for each in found["cases"]] == ["7 M value"] and found["failures"] == other["failures"]
+
+
 def test_every_methods_page_has_its_tables():
     pages = report.render_all()
     for path in imdb.pages():
