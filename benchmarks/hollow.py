@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 
 # Where the time goes. Everything else is computed: what a step does must not depend on what these would give.
@@ -28,6 +28,12 @@ SKIPPED = {
     "bitsandbytes::dequantize_blockwise",
     "aten::empty",  # so that weights that are drawn in place may stay what they are
 }
+# Skipped where the tensor is large and of floats: activations, whose values nothing else depends on. Otherwise the
+# machine would need as much memory as the step that it counts.
+IF_LARGE = {
+    f"aten::{name}"
+    for name in "add sub mul neg pow silu silu_backward sigmoid _to_copy clone cat rsqrt mean div".split()
+}
 IN_PLACE = {"aten::normal_", "aten::uniform_"}
 # Not zero, so that hidden states are not: a check that compares two ways of computing them would find 0 / 0.
 ONES = {"aten::embedding"}
@@ -36,7 +42,7 @@ LAZY = 1 << 20  # bytes from which memory is asked for in pages that take no roo
 
 
 class Hollow(TorchDispatchMode):
-    """In it, operations in `SKIPPED` give zeros of the right shape, strides and dtype, on the CPU."""
+    """In it, what `SKIPPED` and `IF_LARGE` say gives zeros of the right shape, strides and dtype, on the CPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +55,9 @@ class Hollow(TorchDispatchMode):
             return args[0]
         if name in ONES:
             return func(*args, **kwargs).fill_(1)
-        return self._like(func, args, kwargs) if name in SKIPPED else func(*args, **kwargs)
+        if name in SKIPPED or (name in IF_LARGE and _is_large(args)):
+            return self._like(func, args, kwargs)
+        return func(*args, **kwargs)
 
     def _like(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Zeros in place of what `func` would give."""
@@ -57,6 +65,11 @@ class Hollow(TorchDispatchMode):
             given = tree_map_only(torch.Tensor, self._fake.from_tensor, (args, kwargs))
             out = func(*given[0], **given[1])
         return tree_map_only(torch.Tensor, _zeros, out)
+
+
+def _is_large(args: Any) -> bool:
+    first = next((x for x in tree_leaves(args) if isinstance(x, torch.Tensor)), None)
+    return first is not None and first.is_floating_point() and first.numel() * first.element_size() >= LAZY
 
 
 def _zeros(like: torch.Tensor) -> torch.Tensor:
