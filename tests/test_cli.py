@@ -4,6 +4,7 @@
 """The command: dispatch, help, errors, and what a bug report needs."""
 
 import dataclasses
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -124,18 +125,22 @@ class TestEnv:
         found = cli_env._version("no-such-package-at-all", "plots")
         assert found == "not installed: pip install 'trl-ext[plots]'"
 
+    def test_finds_a_build_of_another_name(self, monkeypatch):
+        monkeypatch.setattr("importlib.metadata.packages_distributions", lambda: {"a_module": ["torch"]})
+        assert cli_env._version("a_module", "vllm") == f"{importlib.metadata.version('torch')} (torch)"
+
     def test_names_extras_that_there_are(self):
         extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         for package, extra in cli_env._OPTIONAL.items():
             assert any(line.startswith((package, f"trl[{package}]")) for line in extras[extra]), package
 
     def test_every_missing_package_is_one_of_an_extra(self):
-        """Errors about it say which; a plug-in's class that is missing is no package."""
+        """Errors about it say which; a plug-in's missing class is no package, nor what is there and does not import."""
         extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         found = []
         for path in sorted((REPOSITORY / "trl_ext").rglob("*.py")):
             for call in re.findall(r"raise ImportError\((.*?)\)(?: from .*)?\n", path.read_text(), flags=re.DOTALL):
-                if "has no class" not in call:
+                if "has no class" not in call and "is installed, but" not in call:
                     found += re.findall(r"pip install 'trl-ext\[(\w+)\]'", call) or [f"none: {path.name}: {call}"]
         assert sorted(set(found)) == sorted({"deepspeed", "plots", "quantization", "vllm"}) and set(found) <= set(
             extras

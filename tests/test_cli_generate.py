@@ -117,6 +117,12 @@ def test_typed_prompts(plain_dir, typed, capsys):
     assert [row["prompt"] for row in read()] == ["the film", "a plot", "music"]
 
 
+def test_no_prompts_at_all(plain_dir, typed):
+    typed("\n")
+    with pytest.raises(ValueError, match="there are no prompts: pass --prompt or --dataset_name, or write"):
+        run(plain_dir)
+
+
 def test_conversation_goes_on_until_it_is_reset(tiny_model_dir, typed):
     typed("film\nplot\n/reset\nmusic\n")
     assert run(tiny_model_dir, "--output_file", "out.jsonl", call=cli_chat.main) == 0

@@ -90,6 +90,13 @@ class TestLaunch:
         path.write_text("distributed_type: 'NO'")
         assert resolve_accelerate_config(str(path)) == str(path)
 
+    @pytest.mark.parametrize("text", ["learning_rate: 1e-4", "", "- a\n- b"])
+    def test_file_that_is_no_accelerate_config(self, tmp_path, text):
+        path = tmp_path / "mine.yaml"
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"mine.yaml' is no accelerate config: it has no `distributed_type`"):
+            resolve_accelerate_config(str(path))
+
     def test_unknown_accelerate_config_lists_the_names(self):
         with pytest.raises(ValueError, match=r"'zeroo2' is no file and none of .*zero2.*did you mean zero2"):
             resolve_accelerate_config("zeroo2")

@@ -128,7 +128,7 @@ def test_best_first_is_the_same_rows_in_another_order(tiny_model_dir, prompts):
         for column in ("completions", "ended"):
             assert best[column] == [row[column][i] for i in order]
         assert best["rewards"] == {name: [x[i] for i in order] for name, x in row["rewards"].items()}
-    with pytest.raises(ValueError, match="best_first needs a reward"):
+    with pytest.raises(ValueError, match="without a reward none is best"):
         cli_best_of_n.main([*words, "--overwrite_output"])
 
 

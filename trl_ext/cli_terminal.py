@@ -31,8 +31,9 @@ def answer_typed(
         start (`list[dict[str, str]]`, *optional*): Messages that a conversation begins with; `None` continues text.
         keep (`bool`): Whether each line goes on with the conversation.
     """
-    messages, number = start, 0 if file is None else file.rows
+    messages, number, asked = start, 0 if file is None else file.rows, False
     for line in _lines(keep):
+        asked = True
         if keep and line == "/reset":
             messages = start
             continue
@@ -47,6 +48,8 @@ def answer_typed(
             messages = [*row["prompt"], *answer["completions"][0]]
         if file is not None:
             file.append([answer])
+    if not asked and not sys.stdin.isatty():
+        raise ValueError("there are no prompts: pass --prompt or --dataset_name, or write some to the standard input.")
 
 
 def _lines(keep: bool) -> Iterator[str]:

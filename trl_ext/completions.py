@@ -55,3 +55,11 @@ def completions(
             ids.pop()
         found.append(Completion(text=text, ids=ids, ended=bool(end) or stopped))
     return found
+
+
+def grouped(
+    ids: list[list[int]], k: int, tokenizer: PreTrainedTokenizerBase, config: GenerationConfig
+) -> list[list[Completion]]:
+    """Generated ids, k to a prompt, as completions."""
+    flat = completions(ids, tokenizer, config)
+    return [flat[i : i + k] for i in range(0, len(flat), k)]

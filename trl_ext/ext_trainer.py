@@ -29,6 +29,7 @@ from .sharding import check_launch
 from .tokens import TOKENIZED_COLUMNS, check_positions, ensure_pad_token, load_tokenizer, use_chat_template
 from .trainable import cast_adapter
 from .upstream import BaseTrainer, get_act_offloading_ctx_manager, global_then_local_main_first
+from .vllm_settings import VLLMSettings
 
 
 logger = logging.get_logger(__name__)
@@ -157,14 +158,19 @@ class ExtTrainer(BaseTrainer):
             name (`str`): What messages call it.
             samples (`bool`, *optional*, defaults to `False`): Whether completions are drawn for rows that have some.
         """
-        if not self._context:
-            return dataset
         drawn = args.max_completion_length if samples or "completion_ids" not in column_names(dataset) else 0
+        context = self._context_of_draws(args) if drawn else self._context
+        if not context:
+            return dataset
         # Most runs set lengths with which no row can be too long: millions of rows need not be read to know.
         limit = self._longest_row(args)
-        if not limit or limit + drawn > self._context:
-            return check_positions(dataset, self._context, name=name, drawn=drawn)
+        if not limit or limit + drawn > context:
+            return check_positions(dataset, context, name=name, drawn=drawn)
         return dataset
+
+    def _context_of_draws(self, args: Any) -> int:
+        """Positions that what draws has, which may be fewer than the model's."""
+        return args.vllm_context(self._context) if isinstance(args, VLLMSettings) else self._context
 
     def _set_signature_columns_if_needed(self) -> None:
         # Reward functions are given the data set's other columns; preference rows became `prompt` and `completions`.

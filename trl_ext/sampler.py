@@ -29,12 +29,14 @@ class Source:
         model ([`~transformers.PreTrainedModel`]): The model.
         draw (`Callable`, *optional*): What draws, from prompts to K completions each; by default transformers, from
             the model.
+        context (`int`, *optional*, defaults to `0`): Longest text of what draws, if that is less than the model's.
     """
 
     name: str
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel
     draw: Callable[[list[list[int]]], list[list[Completion]]] | None = None
+    context: int = 0
 
     def room(self, settings: GenerationSettings) -> int:
         """
@@ -43,7 +45,8 @@ class Source:
         Raises:
             `ValueError`: There is none.
         """
-        positions = getattr(base_of(self.model).config.get_text_config(), "max_position_embeddings", None)
+        own = getattr(base_of(self.model).config.get_text_config(), "max_position_embeddings", None)
+        positions = min(filter(None, [own, self.context]), default=0)
         if positions and positions <= settings.max_completion_length:
             raise ValueError(
                 f"max_completion_length ({settings.max_completion_length}) leaves no room for a prompt: {self.name!r} "
@@ -106,7 +109,8 @@ class Sampler:
         self, rows: Sequence[dict[str, Any]], start: int, progress: Callable[[int], Any] = lambda done: None
     ) -> Batch:
         """
-        One batch. What is drawn depends on the rows, the seed and `start` alone, not on what was drawn before.
+        One batch. What is drawn depends on the rows, the seed and `start` alone, not on what was drawn before; but a
+        vLLM server draws by a chance of its own.
 
         Args:
             rows (`Sequence[dict]`): Rows of the data set.
@@ -151,11 +155,11 @@ class Sampler:
     def _draw(
         self, source: Source, prompts: list[list[int]], start: int, place: int, progress: Callable[[int], Any]
     ) -> list[list[Completion]]:
-        if source.draw is not None:
-            drawn = source.draw(prompts)
-            progress(len(prompts))
-            return drawn
         with seeded(self.seed, start, place):
+            if source.draw is not None:
+                drawn = source.draw(prompts)
+                progress(len(prompts))
+                return drawn
             return generate(
                 source.model,
                 source.tokenizer,

@@ -3,13 +3,23 @@
 
 """Settings of vLLM wherever something samples, under the names of TRL's GRPO."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+
+
+# Where vLLM is and what it may take of a machine: what it draws does not depend on these.
+WHEREABOUTS = tuple(
+    f"vllm_{name}"
+    for name in (
+        "server_base_url server_host server_port server_timeout group_port gpu_memory_utilization tensor_parallel_size"
+    ).split()
+)
 
 
 @dataclass
 class VLLMSettings:
     """
-    Whether and how vLLM draws completions. It has been run on a CPU; weights sent to a server with a stand-in only.
+    Whether and how vLLM draws completions. It has been run on a CPU; training there needs a patch that keeps vLLM from
+    packing its weights (`tests/test_vllm.py` has it). Weights were sent to a server with a stand-in only.
 
     Parameters:
         use_vllm (`bool`, *optional*, defaults to `False`):
@@ -46,9 +56,40 @@ class VLLMSettings:
     vllm_server_timeout: float = field(default=240.0, metadata={"help": "Seconds to wait for the vLLM server."})
     vllm_group_port: int = field(default=51216, metadata={"help": "Port for sending weights to the vLLM server."})
 
+    @property
+    def vllm_address(self) -> str:
+        """Where a server is."""
+        return self.vllm_server_base_url or f"http://{self.vllm_server_host}:{self.vllm_server_port}"
+
     def check_vllm(self) -> None:
-        """Raise `ValueError` if a choice is none."""
+        """Raise `ValueError` if a choice is none, or a number out of its range."""
         for name in ("vllm_mode", "vllm_model_impl"):
             choices = VLLMSettings.__dataclass_fields__[name].metadata["choices"]
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+        for name, is_right, need in (
+            ("vllm_tensor_parallel_size", self.vllm_tensor_parallel_size >= 1, "at least 1"),
+            ("vllm_max_model_length", self.vllm_max_model_length >= 0, "at least 0 (the model's)"),
+            ("vllm_gpu_memory_utilization", 0 < self.vllm_gpu_memory_utilization <= 1, "above 0 and at most 1"),
+            ("vllm_server_timeout", self.vllm_server_timeout > 0, "above 0"),
+        ):
+            if not is_right:
+                raise ValueError(f"`{name}` must be {need}, got {getattr(self, name)}.")
+        if not self.vllm_address.startswith(("http://", "https://")):
+            raise ValueError(f"`vllm_server_base_url` must begin with http:// or https://, got {self.vllm_address!r}.")
+
+    def check_used(self) -> None:
+        """Raise `ValueError` if something is set that has no effect."""
+        for each in fields(VLLMSettings):
+            if not self.use_vllm and getattr(self, each.name) != each.default:
+                raise ValueError(f"`{each.name}` has no effect without `use_vllm`.")
+
+    def vllm_context(self, positions: int) -> int:
+        """
+        Longest text, prompt and completion, of a model that has so many positions.
+
+        Args:
+            positions (`int`): Of the model; `0` for no limit.
+        """
+        limits = [positions, self.vllm_max_model_length if self.use_vllm and self.vllm_mode == "colocate" else 0]
+        return min(filter(None, limits), default=0)
