@@ -6,7 +6,7 @@ What the tensors of `card_memory`'s cases occupy, counted without a card.
 
     python -m benchmarks.card_count [--cases TEXT ...] [--output FOLDER]
 
-The same steps run on the CPU, in bfloat16, at full size and without their arithmetic.
+The same steps run on the CPU, in bfloat16, at full size, in the forms of a GPU and without their arithmetic.
 """
 
 import argparse
@@ -21,6 +21,8 @@ from unittest.mock import patch
 import torch
 
 import trl_ext.head
+import trl_ext.rows
+from trl_ext.prefix import Layout
 
 from .card_memory import GIB, TARGETS, Card, Case, cases
 from .harness import RESULTS, ROOT, environment, refuse_dirty, table, write_result
@@ -30,16 +32,18 @@ from .suite import NOT_MEASURED
 from .tally import Tally, occupied
 
 
-CHUNK_ELEMENTS = 1 << 23  # logits at a time: 32 MiB in float32, about the tile that TRL's head has on a GPU
+# Logits at a time: some 100 MiB with what is made of them. TRL's head, on a GPU, has tiles of 66 to 256 MiB.
+_CHUNKS = ("CHUNK_ELEMENTS", 1 << 23)
 
 
 def countable() -> list[Case]:
-    """Cases that need something else here: without what moves tensors to the host, and forms of rows for GPUs."""
-    return [
-        case
-        for case in cases()
-        if not case.switches.get("offload_decisions") and case.switches.get("shared_prefix") != "dense"
-    ]
+    """Cases but for what moves tensors to the host, which is the same memory here."""
+    return [case for case in cases() if not case.switches.get("offload_decisions")]
+
+
+def gpu_layout(model: Any) -> Layout:
+    """The form of shared rows on a GPU, whatever computes it."""
+    return Layout("cascade", "as on a GPU")
 
 
 def count(card: Card, case: Case) -> dict[str, int]:
@@ -54,7 +58,8 @@ def count(card: Card, case: Case) -> dict[str, int]:
 
 def counted(policy: str, value: str, chosen: Sequence[Case]) -> Iterator[dict[str, Any]]:
     """Cases with their counts, as soon as each is done."""
-    with Hollow(), patch.object(trl_ext.head, "CHUNK_ELEMENTS", CHUNK_ELEMENTS):
+    rows, head = patch.object(trl_ext.rows, "supported_layout", gpu_layout), patch.object(trl_ext.head, *_CHUNKS)
+    with Hollow(), rows, head:
         card = Card(policy, value, torch.device("cpu"))
         for case in chosen:
             started = time.perf_counter()

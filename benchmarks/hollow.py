@@ -21,6 +21,8 @@ SKIPPED = {
     "aten::linear",
     "aten::_scaled_dot_product_flash_attention_for_cpu",
     "aten::_scaled_dot_product_flash_attention_for_cpu_backward",
+    "aten::_flash_attention_forward",  # there is none for CPUs, and none is needed
+    "aten::_flash_attention_backward",
     "bitsandbytes::gemm_4bit",
     "bitsandbytes::quantize_4bit",
     "bitsandbytes::quantize_blockwise",

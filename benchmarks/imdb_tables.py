@@ -90,8 +90,13 @@ def _current(
     newest = {key: i for i, found in enumerate(came) for key in found}
 
     def is_current(arm: str, seed: int, i: int) -> bool:
-        needed = [(need, seed) for need in needs.get(arm, ()) if (need, seed) in came[i]]
-        return newest[arm, seed] == i and all(came[i][key] == came[newest[key]][key] for key in needed)
+        # What the arm was given: of its own file, or of the last one before that has it.
+        given = [
+            (key, next((j for j in range(i, -1, -1) if key in came[j]), None))
+            for key in ((need, seed) for need in needs.get(arm, ()))
+        ]
+        same = (came[j][key] == came[newest[key]][key] for key, j in given if j is not None)
+        return newest[arm, seed] == i and all(same)
 
     kept = [
         (case, result)

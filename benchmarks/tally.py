@@ -24,7 +24,8 @@ class Tally(TorchDispatchMode):
     Counts the bytes of tensors that are made inside it, from the operation that makes a storage until it is freed.
 
     Scratch space inside an operation is not seen, but for that of `INSIDE`, nor what an allocator adds by rounding and
-    by pieces that it cannot use.
+    by pieces that it cannot use, nor tensors made of Python's numbers. What was there before stays counted as it was,
+    freed or not.
 
     Attributes:
         peak (`int`): Most bytes at a time.

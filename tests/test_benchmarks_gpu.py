@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks import card_count, card_memory, graph_decode, harness
+from benchmarks import hollow as hollow_file
 from benchmarks.card_memory import Card
 from benchmarks.graph_decode import FORMS, GENERATE, PLAIN, PROXY
 from benchmarks.hollow import Hollow
@@ -115,8 +116,31 @@ def test_what_is_occupied_counts_a_storage_once() -> None:
     assert occupied() == before
 
 
+def test_a_tally_counts_what_only_autograd_holds_and_a_weight_that_is_made_inside() -> None:
+    w = torch.ones(1000, requires_grad=True)
+    with Tally() as tally:
+        y = w.exp().sum()  # the backward pass wants the exponentials
+        assert tally.total == 4004
+        y.backward()
+        del y
+    assert tally.total == 4000  # the gradient
+    from bitsandbytes.nn import Linear4bit
+
+    layer = Linear4bit(256, 512, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4").to("cpu")
+    layer.support_avx512bf16_for_cpu = False
+    rows = torch.ones(64, 256, dtype=torch.bfloat16)
+    with Tally() as tally, torch.no_grad():
+        out = layer(rows)
+    assert tally.peak >= out.nbytes + 256 * 512 * 2 and tally.total == out.nbytes
+
+
+@pytest.mark.parametrize("lazy", [1 << 20, 1])
 @pytest.mark.parametrize("kind", sorted({case.kind for case in card_memory.cases()}))
-def test_steps_without_arithmetic_occupy_what_steps_with_it_do(kind: str) -> None:
+def test_steps_without_arithmetic_occupy_what_steps_with_it_do(
+    kind: str, lazy: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `lazy` 1 every tensor is a large one, as nearly all are at full size."""
+    monkeypatch.setattr(hollow_file, "LAZY", lazy)
     case = next(case for case in card_memory.cases() if case.kind == kind)
     found = []
     for mode in (contextlib.nullcontext(), Hollow()):

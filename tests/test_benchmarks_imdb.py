@@ -312,6 +312,9 @@ def test_guidance_by_a_value_that_was_trained_otherwise_since_is_not_shown():
     other["failures"] = [{"arm": "7 M value, k = 50", "seed": 0, "error": "out of memory"}]
     [found] = imdb_tables.merged([first, other], "vas", False)
     assert [each["name"] for each in found["cases"]] == ["7 M value"] and found["failures"] == other["failures"]
+    alone = result_of("vas", case("7 M value, k = 20, beta 1", 0, 2.0))  # guided by the first one's value
+    [found] = imdb_tables.merged([first, alone, other], "vas", False)
+    assert [each["name"] for each in found["cases"]] == ["7 M value"]
 
 
 def test_every_methods_page_has_its_tables():

@@ -90,11 +90,16 @@ class TestLaunch:
         path.write_text("distributed_type: 'NO'")
         assert resolve_accelerate_config(str(path)) == str(path)
 
-    @pytest.mark.parametrize("text", ["learning_rate: 1e-4", "", "- a\n- b"])
+        path = tmp_path / "mine.json"
+        path.write_text('{\n\t"distributed_type": "NO"\n}')  # tabs, which YAML has not
+        assert resolve_accelerate_config(str(path)) == str(path)
+
+    @pytest.mark.parametrize("text", ["learning_rate: 1e-4", "", "- a\n- b", "a: [1"])
     def test_file_that_is_no_accelerate_config(self, tmp_path, text):
         path = tmp_path / "mine.yaml"
         path.write_text(text)
-        with pytest.raises(ValueError, match=r"mine.yaml' is no accelerate config: it has no `distributed_type`"):
+        said = "while parsing" if text == "a: [1" else "it has no `distributed_type`"
+        with pytest.raises(ValueError, match=rf"mine.yaml' is no accelerate config: {said}"):
             resolve_accelerate_config(str(path))
 
     def test_unknown_accelerate_config_lists_the_names(self):

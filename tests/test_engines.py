@@ -7,6 +7,7 @@ import json
 import weakref
 from types import SimpleNamespace
 
+import numpy
 import pytest
 import torch
 from accelerate import Accelerator
@@ -21,6 +22,7 @@ from trl_ext.cli_sample import main
 from trl_ext.engines import Engine, EngineConfig
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.rollouts import seeded
+from trl_ext.tokens import check_positions
 from trl_ext.vllm_engine import VLLM
 from trl_ext.vllm_settings import VLLMSettings
 
@@ -122,7 +124,8 @@ def test_processes_that_share_a_model_draw_alike(monkeypatch, size, alike):
             pass
 
         def generate(self, prompts, images, num_generations):
-            return prompts, [torch.randint(10, 60, (8,)).tolist() for _ in prompts], None, None
+            by_torch = torch.randint(10, 60, (4,)).tolist()
+            return prompts, [by_torch + numpy.random.randint(10, 60, 4).tolist() for _ in prompts], None, None
 
     monkeypatch.setattr(engine_file, "vllm_generation", lambda **_: Generation)
     args = VLLMSettings(use_vllm=True, vllm_tensor_parallel_size=size)
@@ -136,6 +139,7 @@ def test_processes_that_share_a_model_draw_alike(monkeypatch, size, alike):
         gathered = lambda mine: [4] * 4 if mine == [4] else seeds if mine == [seeds[rank]] else None  # noqa: B023, E731
         monkeypatch.setattr(engine_file, "gather_object", gathered)
         draw = VLLM(make_model(64), make_tokenizer(), GenerationSettings(num_generations=1), args, here, batch_size=8)
+        numpy.random.seed(rank)  # as vLLM does
         with seeded(7, 1, rank):
             drawn.append([group[0].ids for group in draw([[5]] * 4)])
     assert (drawn[0] == drawn[1], drawn[2] == drawn[3], drawn[0] == drawn[2]) == (alike, alike, False)
@@ -146,7 +150,7 @@ def test_vllm_is_not_given_twice_what_is_a_setting(tmp_path, monkeypatch, name):
     """With `n` it would return more completions, which would go to the wrong prompts."""
     use_stand_in(monkeypatch)
     args = EngineConfig(str(tmp_path), use_vllm=True, generation_kwargs={name: 2})
-    with pytest.raises(ValueError, match=f"must not have '{name}' with `use_vllm`: set `"):
+    with pytest.raises(ValueError, match=f"must not have '{name}' with .*set `"):
         Engine(make_model(64), make_tokenizer(), args, Accelerator())
     draw = Engine(make_model(64), make_tokenizer(), EngineConfig(str(tmp_path), use_vllm=True), Accelerator())._vllm
     draw._engine.generation_kwargs = {"n": 2}
@@ -167,6 +171,9 @@ def test_faults_of_a_server_name_it(tmp_path, monkeypatch):
         draw([[5]])
     draw._engine.vllm_client.update_named_params = fails
     with pytest.raises(ConnectionError, match="Request failed"):
+        draw.sync_weights()
+    draw._engine.vllm_client.update_named_params = lambda *_: int(None)  # a bug is no fault of the server
+    with pytest.raises(TypeError, match="NoneType"):
         draw.sync_weights()
 
 
@@ -198,7 +205,7 @@ def test_the_context_of_vllm_is_minded(tmp_path, monkeypatch):
     use_stand_in(monkeypatch)
     tokenizer = make_tokenizer()
     settings = {"num_generations": 2, "resample_steps": 1, "max_completion_length": 8, "report_to": []}
-    for context, words in ((12, "prompt"), (64, None)):
+    for context, words in ((12, "`vllm_max_model_length` is 12"), (64, None)):
         args = RRHFConfig(str(tmp_path), use_vllm=True, vllm_max_model_length=context, **settings)
         data = Dataset.from_list([{"prompt": "the good film " * 4}])
         call = lambda: RRHFTrainer(  # noqa: E731
@@ -206,12 +213,23 @@ def test_the_context_of_vllm_is_minded(tmp_path, monkeypatch):
             reward_funcs=letter_reward,
         )  # fmt: skip
         if words:
-            with pytest.raises(ValueError, match=str(context)):
+            with pytest.raises(ValueError, match=words):
                 call()
         else:
             call()
+    rows = [{"row_index": 0, "prompt_ids": [5] * 4, "completion_ids": [[6] * 44]}]  # its own, which vLLM does not see
+    assert len(check_positions(Dataset.from_list(rows), 64, name="train", drawn=4, drawn_context=16)) == 1
     assert VLLMSettings(use_vllm=True, vllm_max_model_length=12).vllm_context(0) == 12
     assert VLLMSettings(use_vllm=False, vllm_max_model_length=12).vllm_context(20) == 20
+
+
+def test_a_server_may_know_the_model_by_another_path(tmp_path):
+    """The last part of the name counts; trainers call all models checkpoint-N."""
+    same, this = engine_file._own_name, tmp_path / "run" / "checkpoint-10"
+    this.mkdir(parents=True)
+    assert same("org/model") == same("/models/model/") == "model"
+    assert same(str(this)) == same("elsewhere/run/checkpoint-10") != same("other/checkpoint-10")
+    assert same(str(tmp_path / "run" / ".")) == "run"
 
 
 @pytest.mark.parametrize(
@@ -220,8 +238,12 @@ def test_the_context_of_vllm_is_minded(tmp_path, monkeypatch):
         {"vllm_tensor_parallel_size": 0},
         {"vllm_max_model_length": -1},
         {"vllm_gpu_memory_utilization": 3.0},
-        {"vllm_server_timeout": 0.0},
+        {"vllm_server_timeout": -1.0},
+        {"vllm_server_port": 99999},
+        {"vllm_group_port": 0},
+        {"vllm_server_host": "http://there"},
         {"vllm_server_base_url": "localhost:8000"},
+        {"vllm_server_base_url": "http://"},
     ],
 )
 def test_numbers_out_of_their_range(tmp_path, wrong):
@@ -245,6 +267,7 @@ def test_sample_with_vllm(tmp_path, monkeypatch, tiny_model_dir):
     assert [call[0] for call in calls[1:]] == [8]  # and no weights are sent: vLLM loaded them
     assert [len(group) for group in texts] == [2] * 4
     torch.manual_seed(5)  # the seed alone decides
+    numpy.random.seed(5)
     assert sample("again") == texts != sample("other", "--seed", "1")
     calls.clear()
     server = ["--vllm_mode", "server", "--vllm_server_base_url", "http://there:8000"]

@@ -115,7 +115,7 @@ def test_rows_are_not_read_where_none_can_be_too_long(
     tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    monkeypatch.setattr("trl_ext.ext_trainer.check_positions", lambda rows, context, name, drawn: read.append(name))
+    monkeypatch.setattr("trl_ext.ext_trainer.check_positions", lambda rows, context, name, **_: read.append(name))
     evals = Dataset.from_list(PROMPTS)
     scored_trainer(tmp_path, method, 24, eval_rows=evals, reward_funcs=letter_reward, args={"max_length": 18})
     assert read == []

@@ -7,6 +7,7 @@ import sys
 from types import SimpleNamespace
 from typing import Any
 
+import numpy
 import pytest
 import torch
 
@@ -14,8 +15,10 @@ from trl_ext.upstream import vllm_generation
 
 
 def _answers(count: int) -> list[list[int]]:
-    """By torch's generator, as vLLM draws."""
-    return [[*torch.randint(10, 50, (3,)).tolist(), 1] for _ in range(count)]
+    """By torch's generator and by numpy's, as vLLM's two runners draw."""
+    return [
+        [*torch.randint(10, 50, (2,)).tolist(), *numpy.random.randint(10, 50, 2).tolist(), 1] for _ in range(count)
+    ]
 
 
 def use_stand_in(monkeypatch: pytest.MonkeyPatch, served: str = "a model") -> list[Any]:

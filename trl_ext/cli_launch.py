@@ -6,6 +6,7 @@
 import difflib
 import importlib.resources
 import importlib.util
+import json
 import os
 import re
 import signal
@@ -67,7 +68,11 @@ def resolve_accelerate_config(name: str) -> str:
         `ValueError`: neither; the message lists the names. Or a file that is no accelerate config.
     """
     if Path(name).is_file():
-        found = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+        load = json.loads if name.endswith(".json") else yaml.safe_load
+        try:
+            found = load(Path(name).read_text(encoding="utf-8"))
+        except (yaml.YAMLError, ValueError) as error:
+            raise ValueError(f"accelerate_config {name!r} is no accelerate config: {error}") from error
         if not isinstance(found, dict) or "distributed_type" not in found:
             raise ValueError(
                 f"accelerate_config {name!r} is no accelerate config: it has no `distributed_type` "

@@ -183,8 +183,8 @@ def _check_environment() -> None:
 def _settings(args: SampleArguments, loading: SampleLoadingArguments, dataset: Dataset) -> dict[str, Any]:
     """All that the rows depend on."""
     settings = {**dataclasses.asdict(args), **dataclasses.asdict(loading)}
-    for name in ("output_file", "overwrite_output", *WHEREABOUTS):
-        settings.pop(name, None)
+    del settings["output_file"], settings["overwrite_output"]
+    settings |= {each.name: each.default for each in dataclasses.fields(VLLMSettings) if each.name in WHEREABOUTS}
     settings["contents of the data set"] = rows_fingerprint(dataset)
     settings |= {f"weights of {x}": weights_fingerprint(x) for x in [*args.model_name_or_path, *args.rewards]}
     return settings

@@ -159,13 +159,15 @@ class ExtTrainer(BaseTrainer):
             samples (`bool`, *optional*, defaults to `False`): Whether completions are drawn for rows that have some.
         """
         drawn = args.max_completion_length if samples or "completion_ids" not in column_names(dataset) else 0
-        context = self._context_of_draws(args) if drawn else self._context
-        if not context:
+        drawn_context = self._context_of_draws(args) if drawn else 0
+        drawn_context *= drawn_context != self._context  # the model's own is checked in any case
+        shortest = min(filter(None, [self._context, drawn_context]), default=0)
+        if not shortest:
             return dataset
         # Most runs set lengths with which no row can be too long: millions of rows need not be read to know.
         limit = self._longest_row(args)
-        if not limit or limit + drawn > context:
-            return check_positions(dataset, context, name=name, drawn=drawn)
+        if not limit or limit + drawn > shortest:
+            return check_positions(dataset, self._context, name=name, drawn=drawn, drawn_context=drawn_context)
         return dataset
 
     def _context_of_draws(self, args: Any) -> int:

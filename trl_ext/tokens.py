@@ -243,7 +243,9 @@ def prepare_dataset(
     return kept, len(dataset) - len(kept)
 
 
-def check_positions(dataset: AnyDataset, context: int, *, name: str, drawn: int = 0) -> AnyDataset:
+def check_positions(
+    dataset: AnyDataset, context: int, *, name: str, drawn: int = 0, drawn_context: int = 0
+) -> AnyDataset:
     """
     A data set of which a row that is longer than a model's positions is an error, by [`~trl_ext.data.with_check`].
 
@@ -252,14 +254,22 @@ def check_positions(dataset: AnyDataset, context: int, *, name: str, drawn: int 
         context (`int`): The positions.
         name (`str`): What messages call the data set.
         drawn (`int`, *optional*, defaults to `0`): Tokens of the longest completion that a model draws for its rows.
+        drawn_context (`int`, *optional*, defaults to `0`): The positions of what draws, if it has fewer.
 
     Raises:
         `DataError`: A row is longer.
     """
 
     def check(row: dict[str, Any]) -> None:
-        length = len(row["prompt_ids"]) + max(drawn, *map(len, row.get("completion_ids") or ()), 0)
-        if length > context:
+        prompt = len(row["prompt_ids"])
+        if drawn and 0 < drawn_context < prompt + drawn:
+            raise DataError(
+                f"Row {row['row_index']} of the {name} data set comes to {prompt + drawn} tokens with "
+                f"`max_completion_length` ({drawn}), but `vllm_max_model_length` is {drawn_context}: set it higher, "
+                "`max_length` or `max_completion_length` lower, or drop long rows."
+            )
+        length = prompt + max(drawn, *map(len, row.get("completion_ids") or ()), 0)
+        if 0 < context < length:
             raise DataError(
                 f"Row {row['row_index']} of the {name} data set comes to {length} tokens"
                 + (f" with `max_completion_length` ({drawn})" if drawn else "")

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -17,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from .completions import Completion, grouped
 from .generation_settings import GenerationSettings
 from .models import base_of, is_quantized
-from .rollouts import seeded
+from .sampling import chance
 from .upstream import vllm_generation
 from .vllm_settings import VLLMSettings
 
@@ -29,7 +31,7 @@ _VLLM_SETTINGS = (
 ).split()
 _SAMPLING_SETTINGS = "repetition_penalty temperature top_p top_k min_p max_completion_length generation_kwargs".split()
 # Names of vLLM's sampling settings for which there are settings of ours.
-_OURS = {"n": "num_generations", "max_tokens": "max_completion_length", "seed": "seed"}
+_OURS = {"n": "num_generations", "max_tokens": "max_completion_length"}
 _OURS |= {name: name for name in ("repetition_penalty", "temperature", "top_p", "top_k", "min_p")}
 
 
@@ -74,7 +76,7 @@ class VLLM:
                 "round, and a quantised base cannot be merged with its adapter without rounding it anew. Leave "
                 "`use_vllm` out (transformers draws the completions), or train LoRA on a model in 16 bits."
             )
-        _check(settings)
+        _check(settings, args)
         self._parallel = args.vllm_tensor_parallel_size if args.vllm_mode == "colocate" else 1
         self._address = args.vllm_address if args.vllm_mode == "server" else None
         with self._faults():
@@ -129,17 +131,21 @@ class VLLM:
     @contextmanager
     def _chance(self) -> Iterator[None]:
         """
-        Processes that share a model draw alike: each of them samples the tokens that all of them go on from.
+        What vLLM draws follows torch's generator, whichever its runner draws by: torch's or numpy's.
 
-        A trainer's processes have chances of their own, which is right for all others.
+        Processes that share a model draw alike: each of them samples the tokens that all of them go on from. A
+        trainer's processes have chances of their own, which is right for all others.
         """
-        if self._parallel == 1:
-            yield
-            return
-        own = int(torch.randint(2**31, ()))
-        first = self.accelerator.process_index // self._parallel * self._parallel
-        with seeded(gather_object([own])[first], 0, 0):
-            yield
+        number = int(torch.randint(2**31, ()))
+        if self._parallel > 1:
+            number = gather_object([number])[self.accelerator.process_index // self._parallel * self._parallel]
+        before = numpy.random.get_state()
+        numpy.random.seed(number)
+        try:
+            with chance(number):
+                yield
+        finally:
+            numpy.random.set_state(before)
 
     @contextmanager
     def _faults(self) -> Iterator[None]:
@@ -156,7 +162,7 @@ class VLLM:
                 "pip install 'trl-ext[vllm]', or leave `use_vllm` out."
             ) from error
         except Exception as error:
-            if self._address is None:
+            if self._address is None or not (type(error) is Exception or isinstance(error, OSError)):
                 raise
             raise ConnectionError(f"the vLLM server at {self._address}: {error}") from error
 
@@ -164,23 +170,29 @@ class VLLM:
         """No weights are sent: another model's token ids would be read by this one's tokenizer."""
         client = getattr(self._engine, "vllm_client", None)  # one process has it
         served = name if client is None else str(client.model)
-        if _last(served) != _last(name):
+        if _own_name(served) != _own_name(name):
             raise ValueError(
                 f"the vLLM server at {self._address} has {served!r}, not {name!r}. If it is the same model, start the "
-                f"server with `--served-model-name {_last(name)}`."
+                f"server with `--served-model-name {_own_name(name)}`."
             )
 
 
-def _check(settings: GenerationSettings) -> None:
+def _check(settings: GenerationSettings, args: VLLMSettings) -> None:
     if settings.num_beams > 1:
         raise ValueError("`use_vllm` has no beam search: leave `num_beams` out.")
     if settings.cuda_graphs == "always":
         raise ValueError("`cuda_graphs` is for transformers' loop, which `use_vllm` has not: leave it out.")
+    if "seed" in (settings.generation_kwargs or {}) and args.vllm_mode == "colocate":
+        raise ValueError(
+            "`generation_kwargs` must not have 'seed' with colocated vLLM, which would write the same completion of a "
+            "prompt every time: set `seed`, which decides already."
+        )
     for name in settings.generation_kwargs or {}:
         if name in _OURS:
             raise ValueError(f"`generation_kwargs` must not have {name!r} with `use_vllm`: set `{_OURS[name]}`.")
 
 
-def _last(name: str) -> str:
-    """The model's own name, of its path or its name on the Hub."""
-    return name.rstrip("/").rpartition("/")[2]
+def _own_name(name: str) -> str:
+    """The last part of a path or a name on the Hub; of a trainer's checkpoint with its directory."""
+    parts = (str(Path(name).resolve()) if Path(name).is_dir() else name.rstrip("/")).split("/")
+    return "/".join(parts[-2:] if parts[-1].startswith("checkpoint-") else parts[-1:])

@@ -4,6 +4,7 @@
 """Settings of vLLM wherever something samples, under the names of TRL's GRPO."""
 
 from dataclasses import dataclass, field, fields
+from urllib.parse import urlparse
 
 
 # Where vLLM is and what it may take of a machine: what it draws does not depend on these.
@@ -71,12 +72,18 @@ class VLLMSettings:
             ("vllm_tensor_parallel_size", self.vllm_tensor_parallel_size >= 1, "at least 1"),
             ("vllm_max_model_length", self.vllm_max_model_length >= 0, "at least 0 (the model's)"),
             ("vllm_gpu_memory_utilization", 0 < self.vllm_gpu_memory_utilization <= 1, "above 0 and at most 1"),
-            ("vllm_server_timeout", self.vllm_server_timeout > 0, "above 0"),
+            ("vllm_server_timeout", self.vllm_server_timeout >= 0, "at least 0"),
+            ("vllm_server_port", 0 < self.vllm_server_port < 65536, "between 1 and 65535"),
+            ("vllm_group_port", 0 < self.vllm_group_port < 65536, "between 1 and 65535"),
+            ("vllm_server_host", not set(self.vllm_server_host) & set("/ "), "a name or a number, no address"),
         ):
             if not is_right:
                 raise ValueError(f"`{name}` must be {need}, got {getattr(self, name)}.")
-        if not self.vllm_address.startswith(("http://", "https://")):
-            raise ValueError(f"`vllm_server_base_url` must begin with http:// or https://, got {self.vllm_address!r}.")
+        url = urlparse(self.vllm_server_base_url)
+        if self.vllm_server_base_url and not (url.scheme in ("http", "https") and url.hostname):
+            raise ValueError(
+                f"`vllm_server_base_url` must be an address like http://localhost:8000, got {url.geturl()!r}."
+            )
 
     def check_used(self) -> None:
         """Raise `ValueError` if something is set that has no effect."""
