@@ -727,3 +727,9 @@ def test_the_checkpoint_has_a_card_with_the_paper(tmp_path: Path) -> None:
     run.train()
     card = (tmp_path / "out" / "README.md").read_text()
     assert "2408.02599" in card and "liu2025progressively" in card and "trl-ext" in card
+
+
+def test_the_context_of_vllm_is_named_where_it_is_what_limits(tmp_path: Path) -> None:
+    settings = {"max_completion_length": 8, "use_vllm": True, "vllm_max_model_length": 9}
+    with pytest.raises(DataError, match=r"context of 9.* Or raise `vllm_max_model_length`"):
+        trainer(tmp_path, args=settings)

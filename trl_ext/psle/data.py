@@ -210,14 +210,15 @@ def _guided_ids(
     return ids
 
 
-def check_room(dataset: AnyDataset, context: int, max_completion_length: int) -> AnyDataset:
+def check_room(dataset: AnyDataset, context: int, max_completion_length: int, hint: str = "") -> AnyDataset:
     """
     A data set of which a prompt that leaves no room for an answer, by itself or with its principle, is an error.
 
     Args:
         dataset (`AnyDataset`): Rows with `prompt_ids` and `guided_ids`.
-        context (`int`): The model's positions (`0`: without limit).
+        context (`int`): Positions of what draws (`0`: without limit).
         max_completion_length (`int`): Tokens of the longest answer.
+        hint (`str`, *optional*): What else helps, at the end of messages.
 
     Raises:
         `DataError`: At once, or when a stream comes to such a row.
@@ -230,14 +231,13 @@ def check_room(dataset: AnyDataset, context: int, max_completion_length: int) ->
             raise DataError(
                 f"Row {row['row_index']}, column 'prompt': it comes to {plain + max_completion_length} tokens with "
                 f"`max_completion_length` ({max_completion_length}), but the model has room for {context}: lower "
-                "that, or drop long prompts by `max_length`."
+                "that, or drop long prompts by `max_length`." + hint
             )
         if longest + max_completion_length > context:
             raise DataError(
-                f"Row {row['row_index']}, column 'prompt': with its principle it has {longest} tokens "
-                f"({plain} without), which leaves no room for {max_completion_length} more in the "
-                f"model's context of {context}. Shorten the principle, lower `max_completion_length`, or drop long "
-                "prompts by `max_length`."
+                f"Row {row['row_index']}, column 'prompt': with its principle it has {longest} tokens ({plain} "
+                f"without), which has no room for {max_completion_length} more in the model's context of {context}. "
+                "Shorten the principle, lower `max_completion_length`, or drop long prompts by `max_length`." + hint
             )
 
     return with_check(dataset, check, ("row_index", "prompt_ids", "guided_ids")) if context else dataset

@@ -233,7 +233,9 @@ class PSLETrainer(ExtTrainer):
         return checked
 
     def _check_room(self, dataset: AnyDataset, args: PSLEConfig, name: str, *, samples: bool = True) -> AnyDataset:
-        dataset = check_room(dataset, self._context_of_draws(args), args.max_completion_length)
+        context = self._context_of_draws(args)
+        hint = "" if context == self._context else " Or raise `vllm_max_model_length`, which is what limits it."
+        dataset = check_room(dataset, context, args.max_completion_length, hint)
         return super()._check_room(dataset, args, name, samples=samples)  # prompts without a principle
 
     def _prepare_sft_dataset(self, dataset: Dataset | None, args: PSLEConfig) -> Dataset | None:
