@@ -122,6 +122,7 @@ def test_best_first_is_the_same_rows_in_another_order(tiny_model_dir, prompts):
     words = ["--dataset_name", prompts, "--output_file", "best.jsonl", "--model_name_or_path", tiny_model_dir]
     words += ["--max_completion_length", "5", "--num_generations", "3", "--generation_batch_size", "3"]
     assert cli_best_of_n.main([*words, "--reward_funcs", *funcs]) == 0
+    assert "vllm" not in Path("best.jsonl.state.json").read_text()  # a setting that the command does not have
     for row, best in zip(read_rows(), read_rows("best.jsonl"), strict=True):
         assert best["scores"] == sorted(row["scores"], reverse=True)
         order = sorted(range(3), key=lambda i: -row["scores"][i])

@@ -113,8 +113,11 @@ engine.close()
     assert found.get("kept", 0.0) < 0.01, found  # and merging for vLLM left the base as it was
 
 
-@pytest.mark.parametrize(("method", "processes"), [("rrhf", 1), ("psle", 1), ("rrhf", 2)])
-def test_training_by_the_command_line(tmp_path, method, processes):
+@pytest.mark.parametrize(
+    ("method", "processes", "sharing"),
+    [("rrhf", 1, 1), ("psle", 1, 1), ("rrhf", 2, 1), ("rrhf", 2, 2), ("psle", 2, 2)],
+)
+def test_training_by_the_command_line(tmp_path, method, processes, sharing):
     if torch.cuda.is_available() and torch.cuda.device_count() < processes:
         pytest.skip(f"{processes} processes want as many GPUs")
     file = tmp_path / "prompts.jsonl"
@@ -134,6 +137,8 @@ def test_training_by_the_command_line(tmp_path, method, processes):
         "--save_strategy",
         "no",
         "--use_vllm",
+        "--vllm_tensor_parallel_size",
+        str(sharing),
         "--logging_steps",
         "1",
     ]

@@ -184,7 +184,7 @@ def _settings(args: SampleArguments, loading: SampleLoadingArguments, dataset: D
     """All that the rows depend on."""
     settings = {**dataclasses.asdict(args), **dataclasses.asdict(loading)}
     del settings["output_file"], settings["overwrite_output"]
-    settings |= {each.name: each.default for each in dataclasses.fields(VLLMSettings) if each.name in WHEREABOUTS}
+    settings |= {name: value for name, value in WHEREABOUTS.items() if name in settings}
     settings["contents of the data set"] = rows_fingerprint(dataset)
     settings |= {f"weights of {x}": weights_fingerprint(x) for x in [*args.model_name_or_path, *args.rewards]}
     return settings
@@ -198,7 +198,8 @@ def run(args: SampleArguments, loading: SampleLoadingArguments, prog: str = "trl
         `int`: 0; 130 after Ctrl-C. What was written before stays, and the same call goes on from there.
     """
     _check_environment()
-    if isinstance(loading, VLLMSettings) and loading.use_vllm and loading.vllm_mode == "server" and args.seed != 42:
+    served = isinstance(loading, VLLMSettings) and loading.use_vllm and loading.vllm_mode == "server"
+    if served and args.seed != SampleArguments.seed:
         raise ValueError("seed has no effect on a vLLM server, which draws by a chance of its own: leave it out.")
     settings = GenerationSettings.of(args, trust_remote_code=loading.trust_remote_code)
     dataset, own_columns = load_rows(

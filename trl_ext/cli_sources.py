@@ -55,7 +55,7 @@ def _vllm_source(
 ) -> Source:
     from accelerate import Accelerator
 
-    from .engines import VLLM
+    from .vllm_engine import VLLM
 
     if adapter_base(name) is not None:
         raise ValueError(f"{name!r} is an adapter, and vLLM takes whole models: merge it first (`merge_and_unload`).")

@@ -160,7 +160,8 @@ class ExtTrainer(BaseTrainer):
         """
         drawn = args.max_completion_length if samples or "completion_ids" not in column_names(dataset) else 0
         drawn_context = self._context_of_draws(args) if drawn else 0
-        drawn_context *= drawn_context != self._context  # the model's own is checked in any case
+        if drawn_context == self._context:
+            drawn_context = 0  # the model's own is checked in any case
         shortest = min(filter(None, [self._context, drawn_context]), default=0)
         if not shortest:
             return dataset

@@ -48,9 +48,11 @@ class Source:
         own = getattr(base_of(self.model).config.get_text_config(), "max_position_embeddings", None)
         positions = min(filter(None, [own, self.context]), default=0)
         if positions and positions <= settings.max_completion_length:
+            limit = f"vllm_max_model_length is {positions}"
+            if positions != self.context:
+                limit = f"{self.name!r} has {positions} positions"
             raise ValueError(
-                f"max_completion_length ({settings.max_completion_length}) leaves no room for a prompt: {self.name!r} "
-                f"has {positions} positions."
+                f"max_completion_length ({settings.max_completion_length}) leaves no room for a prompt: {limit}."
             )
         return positions - settings.max_completion_length if positions else 0
 

@@ -7,15 +7,6 @@ from dataclasses import dataclass, field, fields
 from urllib.parse import urlparse
 
 
-# Where vLLM is and what it may take of a machine: what it draws does not depend on these.
-WHEREABOUTS = tuple(
-    f"vllm_{name}"
-    for name in (
-        "server_base_url server_host server_port server_timeout group_port gpu_memory_utilization tensor_parallel_size"
-    ).split()
-)
-
-
 @dataclass
 class VLLMSettings:
     """
@@ -88,7 +79,7 @@ class VLLMSettings:
     def check_used(self) -> None:
         """Raise `ValueError` if something is set that has no effect."""
         for each in fields(VLLMSettings):
-            if not self.use_vllm and getattr(self, each.name) != each.default:
+            if not self.use_vllm and getattr(self, each.name) not in (each.default, None):
                 raise ValueError(f"`{each.name}` has no effect without `use_vllm`.")
 
     def vllm_context(self, positions: int) -> int:
@@ -100,3 +91,11 @@ class VLLMSettings:
         """
         limits = [positions, self.vllm_max_model_length if self.use_vllm and self.vllm_mode == "colocate" else 0]
         return min(filter(None, limits), default=0)
+
+
+# Where vLLM is and what it may take of a machine, with the defaults: what it draws does not depend on these.
+WHEREABOUTS = {
+    each.name: each.default
+    for each in fields(VLLMSettings)
+    if each.name.startswith(("vllm_server_", "vllm_group_", "vllm_gpu_", "vllm_tensor_"))
+}
