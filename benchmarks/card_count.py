@@ -24,8 +24,8 @@ import trl_ext.head
 import trl_ext.rows
 from trl_ext.prefix import Layout
 
-from .card_memory import GIB, TARGETS, Card, Case, cases
-from .harness import RESULTS, ROOT, environment, refuse_dirty, table, write_result
+from .card_memory import GIB, TARGETS, Card, Case, cases, with_provenance
+from .harness import RESULTS, ROOT, environment, refuse_dirty, write_result
 from .hollow import Hollow
 from .shapes import SHAPES
 from .suite import NOT_MEASURED
@@ -106,17 +106,7 @@ def report(results: Sequence[dict[str, Any]]) -> str:
         if case.name in TARGETS:
             shown[0] += f" [≤ {TARGETS[case.name]:g} reserved]"
         lines.append([case.method, case.what, case.setting, *shown])
-    sources = {id(result): result for _, result in newest.values()}
-    return "\n".join([*table(lines), *(f"\n{_provenance(result)}" for result in sources.values())])
-
-
-def _provenance(result: dict[str, Any]) -> str:
-    facts, settings = result["environment"], result["settings"]
-    versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("torch", "transformers", "trl"))
-    return (
-        f"{result['time'][:10]}: counted on a CPU; {settings['policy']} in nf4, value model {settings['value']}; "
-        f"{versions}; commit {facts['commit']}, sources {facts['sources']['digest']}."
-    )
+    return with_provenance(lines, newest)
 
 
 if __name__ == "__main__":

@@ -380,17 +380,21 @@ def report(results: Sequence[dict[str, Any]]) -> str:
                 fits,
             ]
         )
-    sources = {id(result): result for _, result in newest.values()}
-    return "\n".join([*table(lines), *(f"\n{_provenance(result)}" for result in sources.values())])
+    return with_provenance(lines, newest)
 
 
-def _provenance(result: dict[str, Any]) -> str:
-    facts, settings = result["environment"], result["settings"]
-    versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("torch", "transformers", "trl"))
-    return (
-        f"{result['time'][:10]}: {facts['hardware']['gpu']}; {settings['policy']} in nf4, value model "
-        f"{settings['value']}; {versions}; commit {facts['commit']}, sources {facts['sources']['digest']}."
-    )
+def with_provenance(lines: list[list[str]], newest: dict[str, tuple[Any, dict[str, Any]]]) -> str:
+    """A table, and a line for each result that its cases come from (name -> case, result)."""
+    told = []
+    for result in {id(result): result for _, result in newest.values()}.values():
+        facts, settings = result["environment"], result["settings"]
+        versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("torch", "transformers", "trl"))
+        told.append(
+            f"\n{result['time'][:10]}: {facts['hardware']['gpu'] or 'counted on a CPU'}; {settings['policy']} in nf4, "
+            f"value model {settings['value']}; {versions}; commit {facts['commit']}, sources "
+            f"{facts['sources']['digest']}."
+        )
+    return "\n".join([*table(lines), *told])
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def test_steps_without_arithmetic_occupy_what_steps_with_it_do(
     real, hollow = found
     assert hollow["static"] == real["static"] and real["peak"] > real["static"]
     # Which tokens are drawn, and which a proxy accepts, depends on what is computed.
-    assert hollow["peak"] == pytest.approx(real["peak"], rel={"decide": 0.1, "guide": 0.01}.get(kind, 0))
+    assert hollow["peak"] == pytest.approx(real["peak"], rel={"decide": 0.05, "guide": 0.01}.get(kind, 0))
 
 
 def test_nothing_is_computed_without_arithmetic() -> None:
