@@ -153,7 +153,7 @@ def test_qlora_with_an_optimizer_runs_through_the_same_code():
     case = Case("tiny", "cpu", 2, 2, (12, 12), (3, 6), qlora=True, optimizer=True)
     found = rrhf_step.measure(case, rounds=1, batches=1, seed=0)
     assert list(found["variants"]) == ON_CPU
-    assert 0 < found["agreement"]["gradient"] < 0.1
+    assert found["agreement"]["gradient"] < 0.1  # on some processors the variants agree to the last bit
 
 
 def test_the_gpu_variants_run_on_a_stand_in_for_flash_attention(monkeypatch):

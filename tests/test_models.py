@@ -31,6 +31,7 @@ from trl_ext.models import (
     saved_config,
 )
 from trl_ext.rewards import load_rewards
+from trl_ext.sampling import chance
 from trl_ext.tokens import load_tokenizer
 from trl_ext.trainable import load_policy, wrap_with_peft
 
@@ -420,7 +421,21 @@ def test_freeze():
 
 
 def test_default_device(monkeypatch):
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: None)
+    monkeypatch.setattr(torch._C, "_accelerator_getAccelerator", lambda: None)
     assert default_device() == torch.device("cpu")
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("xpu"))
-    assert default_device() == torch.device("xpu")
+    monkeypatch.setattr(torch._C, "_accelerator_getAccelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert default_device() == torch.device("cuda")
+
+
+def test_a_torch_compiled_for_an_accelerator_that_is_not_there(monkeypatch):
+    """PyPI's torch for Linux is compiled for CUDA; on a machine without a GPU it names `cuda` unless asked to look."""
+    monkeypatch.setattr(torch._C, "_accelerator_getAccelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert torch.accelerator.current_accelerator() == torch.device("cuda")
+    assert default_device() == torch.device("cpu")
+    expected = torch.manual_seed(3) and torch.rand(2)
+    before = torch.get_rng_state()
+    with chance(3):
+        torch.testing.assert_close(torch.rand(2), expected)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -93,7 +93,7 @@ def _accelerator() -> str:
         return f"unknown: {error}"
     if not torch.accelerator.is_available():
         return "none (CPU)"
-    kind = torch.accelerator.current_accelerator()
+    kind = torch.accelerator.current_accelerator(check_available=True)
     assert kind is not None
     module = getattr(torch, kind.type)
     if not hasattr(module, "get_device_name"):
@@ -110,7 +110,7 @@ def _accelerator_memory() -> str:
         return "unknown"
     if not torch.accelerator.is_available():
         return "-"
-    kind = torch.accelerator.current_accelerator()
+    kind = torch.accelerator.current_accelerator(check_available=True)
     assert kind is not None
     module = getattr(torch, kind.type)
     if not hasattr(module, "mem_get_info"):

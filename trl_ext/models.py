@@ -32,8 +32,12 @@ logger = logging.getLogger(__name__)
 
 
 def default_device() -> torch.device:
-    """The current accelerator, or the CPU."""
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
+    """
+    The accelerator that this machine has, or the CPU.
+
+    Without `check_available` torch names what it was compiled for: a CUDA build on a machine without a GPU.
+    """
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def is_peft_model(model: torch.nn.Module) -> bool:

@@ -71,7 +71,7 @@ def usual_batch_size(device: torch.device) -> int:
 @contextmanager
 def chance(number: int) -> Iterator[None]:
     """Inside this context torch's generators start from `number`; afterwards they go on as before."""
-    accelerator = torch.accelerator.current_accelerator()
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
     devices = [] if accelerator is None else [torch.accelerator.current_device_index()]
     with torch.random.fork_rng(devices=devices, device_type=accelerator.type if accelerator else "cuda"):
         torch.manual_seed(number)
