@@ -55,7 +55,7 @@ def make_trainer(config: dict[str, Any]) -> Any:
         args = RRHFConfig(config["folder"], max_steps=rounds + 1, **settings)
         return RRHFTrainer(model, args=args, train_dataset=Dataset.from_list(rows))
     prompts = [{"prompt": row["prompt"]} for row in read_rows(str(PROMPTS), batch)]
-    sampling = {"max_completion_length": NEW, "top_k": 50, "principles": [PRINCIPLE.strip()]}
+    sampling: dict[str, Any] = {"max_completion_length": NEW, "top_k": 50, "principles": [PRINCIPLE.strip()]}
     args = PSLEConfig(config["folder"], num_iterations=rounds + 1, **sampling, **settings)
     reward = str(MODELS / "imdb-2m-reward")
     return PSLETrainer(model, reward_funcs=reward, args=args, train_dataset=Dataset.from_list(prompts))

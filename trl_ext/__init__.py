@@ -5,7 +5,7 @@
 
 Every name is imported when it is first used: `import trl_ext` costs milliseconds and imports no torch. The classes
 of the methods, `<Method>Trainer`, `<Method>Config` and what else a method exports, are those that installed packages
-declare (see [`trl_ext.method`]).
+declare (see [`trl_ext.method`]). Editors and type checkers read `__init__.pyi` instead of this file.
 """
 
 import importlib

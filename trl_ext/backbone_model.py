@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from safetensors.torch import load_file
@@ -234,7 +234,7 @@ class BackboneModel(PreTrainedModel):
         backbone: PreTrainedModel | None = None,
         is_trainable: bool = False,
         **kwargs: Any,
-    ) -> Any:
+    ) -> Self:
         """
         Load a saved model.
 

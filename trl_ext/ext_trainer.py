@@ -46,6 +46,7 @@ class ExtTrainer(BaseTrainer):
     after it `_rounds`, if it has such, and calls `_begin_metrics`.
     """
 
+    args: ExtConfig
     _config_class: ClassVar[type[ExtConfig]] = ExtConfig  # what `args` must be, and is by default
     _row_columns: ClassVar[tuple[str, ...]] = ()  # of tokenised rows, besides `TOKENIZED_COLUMNS`
     _tokenizer: PreTrainedTokenizerBase

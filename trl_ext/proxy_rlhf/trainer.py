@@ -116,6 +116,7 @@ class ProxyRLHFTrainer(ExtTrainer):
     ```
     """
 
+    args: ProxyRLHFConfig
     _config_class: ClassVar[type[ProxyRLHFConfig]] = ProxyRLHFConfig
     _tag_names: ClassVar = ["trl", "trl-ext", "proxy-rlhf"]
     _name = "Proxy-RLHF"

@@ -108,6 +108,7 @@ class RRHFTrainer(ExtTrainer):
     ```
     """
 
+    args: RRHFConfig
     engine: Engine
     _config_class: ClassVar[type[RRHFConfig]] = RRHFConfig
     _tag_names: ClassVar = ["trl", "trl-ext", "rrhf"]

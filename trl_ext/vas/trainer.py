@@ -113,6 +113,7 @@ class VASTrainer(ExtTrainer):
     ```
     """
 
+    args: VASConfig
     _config_class: ClassVar[type[VASConfig]] = VASConfig
     _tag_names: ClassVar = ["trl", "trl-ext", "vas"]
     _name = "VAS"
