@@ -63,7 +63,7 @@ ProxyRLHFTrainer(model="model", args=ProxyRLHFConfig("out"), train_dataset=rows,
 
 # the rest
 discover().methods["rrhf"].method.summary.upper()
-load_dataset("rows.jsonl", spilt="train")  # error: "spilt"
+load_dataset("rows.jsonl", spilt="train")  # error: No overload variant of "load_dataset"
 values: ValueModel = ProxyModel.from_pretrained("proxy")  # error: expression has type "ProxyModel"
 proxy: ProxyModel = ValueModel.from_pretrained("values")  # error: expression has type "ValueModel"
 """

@@ -5,19 +5,31 @@
 
 import json
 from pathlib import Path
+from typing import overload
 
 import datasets
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from datasets import DatasetDict, IterableDatasetDict
 
-from .data import DataError
+from .data import AnyDataset, DataError
 
 
 FILE_TYPES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
+# With `split` a type checker knows that the result is a dataset, which trainers take, and no dictionary of datasets.
+@overload
+def load_dataset(name: str, config: str | None = None, *, split: str, streaming: bool = False) -> AnyDataset: ...
+
+
+@overload
 def load_dataset(
     name: str, config: str | None = None, split: str | None = None, streaming: bool = False
-) -> Dataset | IterableDataset | DatasetDict | IterableDatasetDict:
+) -> AnyDataset | DatasetDict | IterableDatasetDict: ...
+
+
+def load_dataset(
+    name: str, config: str | None = None, split: str | None = None, streaming: bool = False
+) -> AnyDataset | DatasetDict | IterableDatasetDict:
     """
     Load a data set from the Hub, a local directory, or a local .jsonl, .json, .parquet or .csv file.
 
