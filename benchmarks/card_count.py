@@ -20,9 +20,9 @@ from unittest.mock import patch
 
 import torch
 
-import trl_ext.head
-import trl_ext.rows
-from trl_ext.prefix import Layout
+import trl_ext.logprobs.lm_head
+import trl_ext.logprobs.row_layout
+from trl_ext.logprobs.shared_prefix import Layout
 
 from .card_memory import GIB, TARGETS, Card, Case, cases, with_provenance
 from .harness import RESULTS, ROOT, environment, refuse_dirty, write_result
@@ -58,7 +58,10 @@ def count(card: Card, case: Case) -> dict[str, int]:
 
 def counted(policy: str, value: str, chosen: Sequence[Case]) -> Iterator[dict[str, Any]]:
     """Cases with their counts, as soon as each is done."""
-    rows, head = patch.object(trl_ext.rows, "supported_layout", gpu_layout), patch.object(trl_ext.head, *_CHUNKS)
+    rows, head = (
+        patch.object(trl_ext.logprobs.row_layout, "supported_layout", gpu_layout),
+        patch.object(trl_ext.logprobs.lm_head, *_CHUNKS),
+    )
     with Hollow(), rows, head:
         card = Card(policy, value, torch.device("cpu"))
         for case in chosen:

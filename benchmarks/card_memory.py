@@ -23,21 +23,21 @@ from typing import Any
 import torch
 from datasets import Dataset, disable_progress_bars
 
-from trl_ext.frozen_model import FrozenModel
+from trl_ext.generation.generate import generate
 from trl_ext.generation_settings import GenerationSettings
-from trl_ext.logprobs import LogProbs
-from trl_ext.models import base_of
-from trl_ext.prefix import Layout
-from trl_ext.proxy_rlhf.answers import answer
-from trl_ext.proxy_rlhf.candidates import Process
-from trl_ext.proxy_rlhf.model import ProxyModel
-from trl_ext.psle.losses import weighted_sft_loss
-from trl_ext.sampling import generate
-from trl_ext.trainable import wrap_with_peft
-from trl_ext.vas.config import VASConfig
-from trl_ext.vas.generation import ValueAugmentedLogitsProcessor
-from trl_ext.vas.model import ValueModel
-from trl_ext.vas.trainer import VASTrainer
+from trl_ext.logprobs.logprobs import LogProbs
+from trl_ext.logprobs.shared_prefix import Layout
+from trl_ext.methods.proxy_rlhf.decision_process import Process
+from trl_ext.methods.proxy_rlhf.decoding.batch import answer
+from trl_ext.methods.proxy_rlhf.model import ProxyModel
+from trl_ext.methods.psle.losses import weighted_sft_loss
+from trl_ext.methods.vas.config import VASConfig
+from trl_ext.methods.vas.decoding.logits_processor import ValueAugmentedLogitsProcessor
+from trl_ext.methods.vas.trainer import VASTrainer
+from trl_ext.methods.vas.value_model.model import ValueModel
+from trl_ext.models.adapters import wrap_with_peft
+from trl_ext.models.backbone_and_head import FrozenModel
+from trl_ext.models.load import base_of
 
 from .harness import RESULTS, ROOT, environment, refuse_dirty, synchronize, table, write_result
 from .rrhf_cases import Case as Sizes

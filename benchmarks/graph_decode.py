@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-from trl_ext.proxy_rlhf.candidates import Process
-from trl_ext.proxy_rlhf.model import ProxyModel
-from trl_ext.replay import loops_of
-from trl_ext.static_generate import static_generate
-from trl_ext.vas.generation import ValueAugmentedLogitsProcessor
-from trl_ext.vas.model import ValueModel
+from trl_ext.decoding.cuda_graph import loops_of
+from trl_ext.decoding.static_generate import static_generate
+from trl_ext.methods.proxy_rlhf.decision_process import Process
+from trl_ext.methods.proxy_rlhf.model import ProxyModel
+from trl_ext.methods.vas.decoding.logits_processor import ValueAugmentedLogitsProcessor
+from trl_ext.methods.vas.value_model.model import ValueModel
 
 from .harness import ROOT, Variant, alternate, clock_of, pair_ratios, spreads, table
 from .memory import peak_memory
@@ -212,8 +212,16 @@ SUITE = Suite(
     measure=measure,
     sources=(
         *(f"trl_ext/{name}.py" for name in ("static_tree", "static_generate", "replay", "frozen_model", "tree_forms")),
-        *("trl_ext/vas/generation.py", "trl_ext/vas/static.py", "trl_ext/vas/model.py"),
-        *("trl_ext/proxy_rlhf/static.py", "trl_ext/proxy_rlhf/answers.py", "trl_ext/proxy_rlhf/candidates.py"),
+        *(
+            "trl_ext/methods/vas/decoding/logits_processor.py",
+            "trl_ext/methods/vas/decoding/logits_processor.py",
+            "trl_ext/methods/vas/value_model/model.py",
+        ),
+        *(
+            "trl_ext/methods/proxy_rlhf/decoding/static_walk.py",
+            "trl_ext/methods/proxy_rlhf/decoding/batch.py",
+            "trl_ext/methods/proxy_rlhf/decoding/candidates.py",
+        ),
         *("benchmarks/harness.py", "benchmarks/memory.py", "benchmarks/shapes.py", "benchmarks/suite.py"),
         "benchmarks/graph_decode.py",
     ),

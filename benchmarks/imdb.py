@@ -99,9 +99,9 @@ def _import_all() -> None:
     import peft
     from trl import GRPOTrainer
 
-    import trl_ext.proxy_rlhf.trainer
-    import trl_ext.psle.trainer
-    import trl_ext.vas.trainer
+    import trl_ext.methods.proxy_rlhf.trainer
+    import trl_ext.methods.psle.trainer
+    import trl_ext.methods.vas.trainer
 
     assert peft and GRPOTrainer and trl_ext
 

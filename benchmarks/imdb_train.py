@@ -20,16 +20,17 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
-from trl_ext.evaluation import evaluate, score_completions
+from trl_ext.data.prompts import load_prompts
+from trl_ext.data.tokenization import encode_prompt
+from trl_ext.evaluation.evaluate import evaluate
+from trl_ext.generation.generate import generate
 from trl_ext.generation_settings import GenerationSettings
-from trl_ext.policy import Policy, model_policy
-from trl_ext.prompts import load_prompts
-from trl_ext.proxy_rlhf.policy import proxy_policy
-from trl_ext.rewards import Reward, load_rewards
-from trl_ext.sampling import generate
-from trl_ext.tokens import encode_prompt
-from trl_ext.vas.decoding import guided_policy
-from trl_ext.vas.model import ValueModel
+from trl_ext.inference.policy import Policy, model_policy
+from trl_ext.methods.proxy_rlhf.policies import proxy_policy
+from trl_ext.methods.vas.policies import guided_policy
+from trl_ext.methods.vas.value_model.model import ValueModel
+from trl_ext.rewards.functions import Reward, load_rewards
+from trl_ext.rewards.scoring import score_completions
 
 from .imdb_arms import PARTS, Arm, Task
 from .quality_process import trainable_parameters

@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from . import ppo_environment
+from benchmarks import ppo_environment
+
 from .harness import CLOCKS, ROOT, clock_of, pair_ratios, spreads, table
 from .quality_arms import MODELS, PPO
 from .quality_process import run, trainable_parameters
@@ -172,7 +173,7 @@ SUITE = Suite(
     cases=CASES,
     measure=measure,
     sources=(
-        *("trl_ext/returns.py", "trl_ext/tree.py", "trl_ext/reward_models.py"),
+        *("trl_ext/training/returns.py", "trl_ext/decoding/token_tree.py", "trl_ext/rewards/classifiers.py"),
         *(f"trl_ext/proxy_rlhf/{name}.py" for name in ("data", "generation", "losses", "model", "trainer")),
         *(
             f"benchmarks/{name}.py"

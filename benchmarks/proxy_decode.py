@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from trl_ext.frozen_model import FrozenModel
-from trl_ext.proxy_rlhf.candidates import Process
-from trl_ext.proxy_rlhf.decoding import Walk
-from trl_ext.proxy_rlhf.model import ProxyModel
+from trl_ext.methods.proxy_rlhf.decision_process import Process
+from trl_ext.methods.proxy_rlhf.decoding.walk import Walk
+from trl_ext.methods.proxy_rlhf.model import ProxyModel
+from trl_ext.models.backbone_and_head import FrozenModel
 
 from .harness import ROOT, Variant, alternate, clock_of, pair_ratios, spreads
 from .memory import peak_memory
@@ -217,7 +217,7 @@ SUITE = Suite(
     cases=CASES,
     measure=measure,
     sources=(
-        *("trl_ext/tree.py", "trl_ext/tree_forms.py", "trl_ext/decoding.py"),
+        *("trl_ext/decoding/token_tree.py", "trl_ext/decoding/tree_backends.py", "trl_ext/decoding/token_sampling.py"),
         *(f"trl_ext/proxy_rlhf/{name}.py" for name in ("answers", "candidates", "decoding", "generation", "model")),
         *("benchmarks/harness.py", "benchmarks/memory.py", "benchmarks/shapes.py", "benchmarks/suite.py"),
         *("benchmarks/proxy_decode.py", "benchmarks/proxy_naive.py"),

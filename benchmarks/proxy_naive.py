@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from trl_ext.frozen_model import FrozenModel
-from trl_ext.models import cache_name
-from trl_ext.proxy_rlhf.candidates import Dice, Process, propose
+from trl_ext.methods.proxy_rlhf.decision_process import Process
+from trl_ext.methods.proxy_rlhf.decoding.candidates import Dice, propose
+from trl_ext.models.backbone_and_head import FrozenModel
+from trl_ext.models.load import cache_name
 
 
 class Sequential:
@@ -26,9 +27,10 @@ class Sequential:
     of an accepted candidate serves the next position.
 
     Args:
-        llm ([`~trl_ext.proxy_rlhf.candidates.FrozenModel`]): The language model.
-        proxy ([`~trl_ext.proxy_rlhf.model.ProxyModel`]): The proxy.
-        process ([`~trl_ext.proxy_rlhf.candidates.Process`]): With the feature `"candidate"`, and forced `"first"`.
+        llm ([`~trl_ext.methods.proxy_rlhf.decoding.candidates.FrozenModel`]): The language model.
+        proxy ([`~trl_ext.methods.proxy_rlhf.model.ProxyModel`]): The proxy.
+        process ([`~trl_ext.methods.proxy_rlhf.decision_process.Process`]): With the feature `"candidate"`, and forced
+            `"first"`.
 
     Attributes:
         forwards (`int`), examined (`int`): Of the last call: forwards after the prompt's, and candidates asked about.

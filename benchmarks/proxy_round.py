@@ -18,8 +18,8 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trl_ext.proxy_rlhf.config import ProxyRLHFConfig
-from trl_ext.proxy_rlhf.trainer import ProxyRLHFTrainer
+from trl_ext.methods.proxy_rlhf.config import ProxyRLHFConfig
+from trl_ext.methods.proxy_rlhf.trainer import ProxyRLHFTrainer
 
 from .quality_train import read_rows
 from .rounds import RoundClock

@@ -6,7 +6,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from . import proxy_decode, proxy_update
+from benchmarks import proxy_decode, proxy_update
+
 from .harness import table
 from .proxy_decode import CANDIDATES, OURS, PLAIN, SEQUENTIAL
 from .proxy_update import GRADIENT, PPO

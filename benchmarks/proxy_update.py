@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from datasets import Dataset, disable_progress_bars
 
-from trl_ext.logprobs import LogProbs
-from trl_ext.moments import whitened
-from trl_ext.proxy_rlhf.config import ProxyRLHFConfig
-from trl_ext.proxy_rlhf.data import Decisions, minibatch
-from trl_ext.proxy_rlhf.trainer import ProxyRLHFTrainer
+from trl_ext.logprobs.logprobs import LogProbs
+from trl_ext.methods.proxy_rlhf.config import ProxyRLHFConfig
+from trl_ext.methods.proxy_rlhf.data import Decisions, minibatch
+from trl_ext.methods.proxy_rlhf.trainer import ProxyRLHFTrainer
+from trl_ext.training.statistics import whitened
 
 from .harness import ROOT, Variant, alternate, clock_of, pair_ratios, spreads
 from .memory import peak_memory
@@ -232,7 +232,7 @@ SUITE = Suite(
     cases=CASES,
     measure=measure,
     sources=(
-        *("trl_ext/logprobs.py", "trl_ext/head.py", "trl_ext/returns.py"),
+        *("trl_ext/logprobs/logprobs.py", "trl_ext/logprobs/lm_head.py", "trl_ext/training/returns.py"),
         *(f"trl_ext/proxy_rlhf/{name}.py" for name in ("data", "losses", "model", "trainer")),
         *("benchmarks/harness.py", "benchmarks/memory.py", "benchmarks/shapes.py", "benchmarks/suite.py"),
         *("benchmarks/trainers.py", "benchmarks/proxy_update.py"),

@@ -24,13 +24,13 @@ from datasets import Dataset, disable_progress_bars
 from transformers import AutoModelForSequenceClassification
 from trl import GRPOConfig, GRPOTrainer
 
-from trl_ext.completions import Completion
-from trl_ext.psle.config import PSLEConfig
-from trl_ext.psle.data import view_marks
-from trl_ext.psle.generation import both_views
-from trl_ext.psle.trainer import PSLETrainer
-from trl_ext.rollouts import score_round
-from trl_ext.tokens import load_tokenizer
+from trl_ext.data.completion import Completion
+from trl_ext.methods.psle.config import PSLEConfig
+from trl_ext.methods.psle.data import view_marks
+from trl_ext.methods.psle.iterations import both_views
+from trl_ext.methods.psle.trainer import PSLETrainer
+from trl_ext.models.tokenizers import load_tokenizer
+from trl_ext.training.rollouts import score_round
 
 from .harness import ROOT, Variant, alternate, clock_of, ratio, spreads
 from .memory import peak_memory
@@ -329,13 +329,13 @@ SUITE = Suite(
     sources=(
         *(f"trl_ext/{name}.py" for name in ("cascade", "decoding", "head", "logprobs", "prefix", "rollouts", "rows")),
         *(
-            "trl_ext/engines.py",
-            "trl_ext/sampling.py",
-            "trl_ext/psle/data.py",
-            "trl_ext/psle/generation.py",
-            "trl_ext/psle/losses.py",
+            "trl_ext/training/engine.py",
+            "trl_ext/generation/generate.py",
+            "trl_ext/methods/psle/data.py",
+            "trl_ext/methods/psle/iterations.py",
+            "trl_ext/methods/psle/losses.py",
         ),
-        *("trl_ext/psle/trainer.py", "benchmarks/harness.py", "benchmarks/memory.py", "benchmarks/shapes.py"),
+        *("trl_ext/methods/psle/trainer.py", "benchmarks/harness.py", "benchmarks/memory.py", "benchmarks/shapes.py"),
         *("benchmarks/suite.py", "benchmarks/trainers.py", "benchmarks/psle_step.py"),
     ),
 )

@@ -6,7 +6,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from . import psle_step
+from benchmarks import psle_step
+
 from .harness import table
 from .psle_step import GRPO, PHASES, SEPARATE, SHARED
 from .suite import NOT_MEASURED, Rows, cell, sections

@@ -24,7 +24,8 @@ from typing import Any
 
 import torch
 
-from . import ppo_environment
+from benchmarks import ppo_environment
+
 from .harness import RESULTS, ROOT, environment, refuse_dirty, write_result
 from .quality_arms import PRESETS, PRINCIPLE, TRAINING, Arm, Task, arms
 from .quality_process import Failed, run, trainable_parameters

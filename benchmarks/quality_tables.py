@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trl_ext.frontier import draw_frontier
+from trl_ext.evaluation.frontier import draw_frontier
 
 from .harness import table
 from .quality_arms import Task, arms
@@ -191,7 +191,7 @@ def provenance(result: dict[str, Any], told: str = "") -> str:
 
 
 def points(result: dict[str, Any]) -> dict[str, Any]:
-    """Mean over seeds of each arm and setting, in the form of [`~trl_ext.frontier.frontier`]."""
+    """Mean over seeds of each arm and setting, in the form of [`~trl_ext.evaluation.frontier.frontier`]."""
     series: dict[str, list[dict[str, Any]]] = {}
     for name, seeds in by_name(result).items():
         metrics = [case["metrics"] for case in seeds]

@@ -20,13 +20,13 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trl_ext.evaluation import Evaluation, evaluate
-from trl_ext.evaluation_report import Report
+from trl_ext.data.prompts import load_prompts
+from trl_ext.data.tokenization import encode_prompt
+from trl_ext.evaluation.evaluate import Evaluation, evaluate
+from trl_ext.evaluation.report import Report
 from trl_ext.generation_settings import GenerationSettings
-from trl_ext.policy import Policy, model_policy
-from trl_ext.prompts import load_prompts
-from trl_ext.rewards import load_rewards
-from trl_ext.tokens import encode_prompt
+from trl_ext.inference.policy import Policy, model_policy
+from trl_ext.rewards.functions import load_rewards
 
 
 def read_rows(path: str, limit: int = 0) -> list[dict[str, Any]]:

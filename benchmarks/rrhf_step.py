@@ -16,15 +16,7 @@ from typing import Any
 
 import torch
 
-from .harness import (
-    ROOT,
-    Variant,
-    alternate,
-    clock_of,
-    pair_ratios,
-    ratio,
-    spreads,
-)
+from .harness import ROOT, Variant, alternate, clock_of, pair_ratios, ratio, spreads
 from .memory import needed_memory, peak_memory
 from .rrhf_cases import CASES, DPO, NAIVE, ORDER, Case
 from .rrhf_tables import report
@@ -120,8 +112,13 @@ SUITE = Suite(
     measure=measure,
     # What decides the figures; a result keeps a digest of these.
     sources=(
-        *("trl_ext/cascade.py", "trl_ext/head.py", "trl_ext/logprobs.py", "trl_ext/prefix.py"),
-        *("trl_ext/rrhf/losses.py", "benchmarks/harness.py", "benchmarks/memory.py", "benchmarks/shapes.py"),
+        *(
+            "trl_ext/logprobs/prefix_attention.py",
+            "trl_ext/logprobs/lm_head.py",
+            "trl_ext/logprobs/logprobs.py",
+            "trl_ext/logprobs/shared_prefix.py",
+        ),
+        *("trl_ext/methods/rrhf/losses.py", "benchmarks/harness.py", "benchmarks/memory.py", "benchmarks/shapes.py"),
         *("benchmarks/rrhf_cases.py", "benchmarks/rrhf_workload.py", "benchmarks/rrhf_step.py"),
     ),
 )

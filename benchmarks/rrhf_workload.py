@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from trl_ext.logprobs import LogProbs
-from trl_ext.models import base_of
-from trl_ext.prefix import Layout, choose_form
-from trl_ext.rrhf.losses import best_completion, normalized_logps, ranking_loss, sft_loss
+from trl_ext.logprobs.logprobs import LogProbs
+from trl_ext.logprobs.shared_prefix import Layout, choose_form
+from trl_ext.methods.rrhf.losses import best_completion, normalized_logps, ranking_loss, sft_loss
+from trl_ext.models.load import base_of
 from trl_ext.upstream import add_fused_lm_head
 
 from .harness import Variant

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from . import rrhf_cases, vas_decode
+from benchmarks import rrhf_cases, vas_decode
+
 from .harness import Variant, alternate, clock_of, ratio, slope, spread, table
 from .rrhf_cases import DENSE, NAIVE, OUR_ROWS
 from .rrhf_workload import Workload as Step
@@ -186,11 +187,11 @@ SUITE = Suite(
     measure=measure,
     sources=(
         *(
-            "trl_ext/head.py",
-            "trl_ext/logprobs.py",
-            "trl_ext/prefix.py",
-            "trl_ext/tree.py",
-            "trl_ext/vas/generation.py",
+            "trl_ext/logprobs/lm_head.py",
+            "trl_ext/logprobs/logprobs.py",
+            "trl_ext/logprobs/shared_prefix.py",
+            "trl_ext/decoding/token_tree.py",
+            "trl_ext/methods/vas/decoding/logits_processor.py",
         ),
         *("benchmarks/harness.py", "benchmarks/shapes.py", "benchmarks/scaling.py"),
         *("benchmarks/scaling_processes.py", "benchmarks/process_steps.py", "benchmarks/rounds.py"),

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from trl_ext.models import load_model, use_exact_4bit_on_cpu
-from trl_ext.trainable import wrap_with_peft
+from trl_ext.models.adapters import wrap_with_peft
+from trl_ext.models.load import load_model, use_exact_4bit_on_cpu
 
 from .harness import ROOT
 

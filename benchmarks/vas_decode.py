@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor
 
-from trl_ext.vas.generation import ValueAugmentedLogitsProcessor
-from trl_ext.vas.model import ValueModel
+from trl_ext.methods.vas.decoding.logits_processor import ValueAugmentedLogitsProcessor
+from trl_ext.methods.vas.value_model.model import ValueModel
 
 from .harness import ROOT, Variant, alternate, clock_of, pair_ratios, spreads
 from .memory import peak_memory
@@ -234,8 +234,13 @@ SUITE = Suite(
     cases=CASES,
     measure=measure,
     sources=(
-        *("trl_ext/tree.py", "trl_ext/tree_follow.py", "trl_ext/tree_forms.py", "trl_ext/decoding.py"),
-        *("trl_ext/vas/generation.py", "trl_ext/vas/model.py"),
+        *(
+            "trl_ext/decoding/token_tree.py",
+            "trl_ext/methods/vas/decoding/tree_follower.py",
+            "trl_ext/decoding/tree_backends.py",
+            "trl_ext/decoding/token_sampling.py",
+        ),
+        *("trl_ext/methods/vas/decoding/logits_processor.py", "trl_ext/methods/vas/value_model/model.py"),
         *("benchmarks/harness.py", "benchmarks/memory.py", "benchmarks/shapes.py"),
         *("benchmarks/suite.py", "benchmarks/vas_decode.py", "benchmarks/vas_naive.py"),
     ),

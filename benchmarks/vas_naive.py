@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, LogitsProcessor
 
-from trl_ext.models import cache_name
+from trl_ext.models.load import cache_name
 
 
 class NaiveValues(LogitsProcessor):
@@ -25,7 +25,7 @@ class NaiveValues(LogitsProcessor):
     the cache being copied for it.
 
     Args:
-        value_model ([`~trl_ext.vas.model.ValueModel`]): A value model with one head.
+        value_model ([`~trl_ext.methods.vas.value_model.model.ValueModel`]): A value model with one head.
         beta (`float`): Weight of the values.
         top_k (`int`): k.
         chunk (`int`): c.

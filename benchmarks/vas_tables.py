@@ -6,7 +6,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from . import vas_decode, vas_train
+from benchmarks import vas_decode, vas_train
+
 from .harness import table
 from .memory import needed_memory
 from .suite import NOT_MEASURED, Rows, cell, sections

@@ -24,10 +24,10 @@ from datasets import Dataset, disable_progress_bars
 from transformers import AutoModelForSequenceClassification
 from trl import RewardConfig, RewardTrainer
 
-from trl_ext.prefix import choose_form
-from trl_ext.vas.config import VASConfig
-from trl_ext.vas.model import ValueModel
-from trl_ext.vas.trainer import VASTrainer
+from trl_ext.logprobs.shared_prefix import choose_form
+from trl_ext.methods.vas.config import VASConfig
+from trl_ext.methods.vas.trainer import VASTrainer
+from trl_ext.methods.vas.value_model.model import ValueModel
 
 from .harness import ROOT, Variant, alternate, clock_of, pair_ratios, ratio, spreads
 from .memory import needed_memory, peak_memory
@@ -301,8 +301,19 @@ SUITE = Suite(
     cases=CASES,
     measure=measure,
     sources=(
-        *("trl_ext/cascade.py", "trl_ext/prefix.py", "trl_ext/returns.py", "trl_ext/rows.py", "trl_ext/states.py"),
-        *("trl_ext/vas/data.py", "trl_ext/vas/losses.py", "trl_ext/vas/model.py", "trl_ext/vas/trainer.py"),
+        *(
+            "trl_ext/logprobs/prefix_attention.py",
+            "trl_ext/logprobs/shared_prefix.py",
+            "trl_ext/training/returns.py",
+            "trl_ext/logprobs/row_layout.py",
+            "trl_ext/methods/vas/token_values.py",
+        ),
+        *(
+            "trl_ext/methods/vas/data.py",
+            "trl_ext/methods/vas/losses.py",
+            "trl_ext/methods/vas/value_model/model.py",
+            "trl_ext/methods/vas/trainer.py",
+        ),
         *("benchmarks/harness.py", "benchmarks/memory.py", "benchmarks/shapes.py"),
         *("benchmarks/suite.py", "benchmarks/trainers.py", "benchmarks/rrhf_cases.py", "benchmarks/vas_train.py"),
     ),

@@ -70,7 +70,7 @@ def durations(log: Path) -> dict[str, list[float]]:
 
 
 def _serve() -> None:
-    from trl_ext.cli import main
+    from trl_ext.cli.main import main
 
     # What a user's shell has not either.
     for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE"):
@@ -120,10 +120,10 @@ def _killer(delay: float) -> int:
 
 def _watch() -> dict[str, Any]:
     """Let everything that trains and samples say what it does; returns what says when to kill."""
-    from trl_ext.ext_trainer import ExtTrainer
+    from trl_ext.data.resumable_file import SampleFile
+    from trl_ext.inference.dataset_sampler import Sampler
     from trl_ext.method import discover
-    from trl_ext.sample_file import SampleFile
-    from trl_ext.sampler import Sampler
+    from trl_ext.training.trainer import ExtTrainer
 
     chosen: dict[str, Any] = {"phase": "", "number": 0, "trigger": -1}
 

@@ -28,7 +28,7 @@ DECODING = """
     from dataclasses import dataclass, field
 
     import torch
-    from trl_ext.policy import model_policy
+    from trl_ext.inference.policy import model_policy
 
     @dataclass
     class StrangerDecoding:

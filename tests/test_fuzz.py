@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from tiny_trainers import METHODS, losses, make_trainer
 
-from trl_ext.nonfinite import NonFiniteLossError
+from trl_ext.training.nonfinite import NonFiniteLossError
 
 
 FUZZ = settings(

@@ -147,8 +147,8 @@ class TestPackage:
         write_package(folder)
         from trl_ext import RRHFConfig, RRHFTrainer, StrangerTrainer
 
-        assert RRHFTrainer is import_class("trl_ext.rrhf.trainer:RRHFTrainer")
-        assert RRHFConfig is import_class("trl_ext.rrhf.config:RRHFConfig")
+        assert RRHFTrainer is import_class("trl_ext.methods.rrhf.trainer:RRHFTrainer")
+        assert RRHFConfig is import_class("trl_ext.methods.rrhf.config:RRHFConfig")
         assert StrangerTrainer.__module__ == "stranger_pkg.training"
         assert {"RRHFConfig", "RRHFTrainer", "StrangerTrainer", "Method", "discover"} <= set(dir(trl_ext))
         del trl_ext.StrangerTrainer  # kept by the package once found

@@ -12,9 +12,9 @@ import pytest
 import yaml
 from conftest import LONG, REPOSITORY
 
-from trl_ext.cli import main
-from trl_ext.cli_launch import launch_arguments
-from trl_ext.cli_train import make_parser
+from trl_ext.cli.launch import launch_arguments
+from trl_ext.cli.main import main
+from trl_ext.cli.train import make_parser
 from trl_ext.method import discover
 
 
@@ -42,7 +42,7 @@ def test_a_recipe_is_parsed_strictly(path: Path, tmp_path: Path, monkeypatch: py
     assert f"--config {path.relative_to(REPOSITORY)}" in header
     assert "Hardware:" in header and ("UNTESTED" in header or "easured" in header)
     if method_of(path) == "evaluate":
-        from trl_ext.cli_evaluate import make_parser as make_evaluate_parser
+        from trl_ext.cli.evaluate import make_parser as make_evaluate_parser
 
         make_evaluate_parser().parse_args_and_config(["--config", str(path)])
         return

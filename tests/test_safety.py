@@ -21,12 +21,11 @@ from peft import LoraConfig, get_peft_model
 from tiny_trainers import METHODS, make_trainer
 
 from trl_ext import ProxyModel, ValueModel
-from trl_ext.cli_evaluate import EvaluateArguments
-from trl_ext.cli_models import LoadingArguments
-from trl_ext.cli_sample import SampleLoadingArguments
+from trl_ext.cli.evaluate import EvaluateArguments
+from trl_ext.cli.models import LoadingArguments, SampleLoadingArguments
 from trl_ext.method import discover
-from trl_ext.models import load_model
-from trl_ext.rewards import load_rewards
+from trl_ext.models.load import load_model
+from trl_ext.rewards.functions import load_rewards
 
 
 SOURCES = sorted((REPOSITORY / "trl_ext").rglob("*.py"))

@@ -233,13 +233,13 @@ def test_unwrap_model_for_generation():
     ],
 )
 def test_the_lint_rule_catches_private_imports(tmp_path, line):
-    assert "TID251" in lint(f"{line}\n", "trl_ext/rrhf/trainer.py")
+    assert "TID251" in lint(f"{line}\n", "trl_ext/methods/rrhf/trainer.py")
     assert "TID251" not in lint(f"{line}\n", "trl_ext/upstream.py")
 
 
 def test_the_lint_rule_leaves_public_imports_alone():
     public = "from transformers import Trainer\nfrom trl import DPOTrainer, extract_prompt\n"
-    assert "TID251" not in lint(public, "trl_ext/data.py")
+    assert "TID251" not in lint(public, "trl_ext/data/schema.py")
 
 
 def lint(code, name):

@@ -15,20 +15,20 @@ from typing import Any
 
 # Public names that belong to no method -> the file that has them.
 _SHARED = {
-    "DataError": "data",
-    "Decoding": "policy",
+    "DataError": "data.schema",
+    "Decoding": "inference.policy",
     "Discovery": "method",
-    "Endpoint": "endpoint",
-    "ExtConfig": "config",
-    "GenerationSettings": "sampling",
+    "Endpoint": "endpoint.client",
+    "ExtConfig": "training.config",
+    "GenerationSettings": "generation_settings",
     "Method": "method",
-    "Policy": "policy",
-    "RewardError": "rewards",
-    "best_of_n": "best_of",
+    "Policy": "inference.policy",
+    "RewardError": "rewards.functions",
+    "best_of_n": "inference.best_of_n",
     "discover": "method",
-    "evaluate_model": "evaluation",
-    "load_dataset": "loading",
-    "load_rewards": "rewards",
+    "evaluate_model": "evaluation.evaluate",
+    "load_dataset": "data.load",
+    "load_rewards": "rewards.functions",
 }
 
 # The methods' classes are open-ended, and no part of `import *`.

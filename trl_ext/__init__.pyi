@@ -11,35 +11,35 @@
 # Classes of other packages' methods are not here: in typed code, import them from the package that defines them.
 # `tests/test_typing.py` compares this file with the names that `trl_ext` has at run time.
 
-from .best_of import best_of_n as best_of_n
-from .config import ExtConfig as ExtConfig
-from .data import DataError as DataError
-from .endpoint import Endpoint as Endpoint
-from .evaluation import evaluate_model as evaluate_model
-from .loading import load_dataset as load_dataset
+from .data.load import load_dataset as load_dataset
+from .data.schema import DataError as DataError
+from .endpoint.client import Endpoint as Endpoint
+from .evaluation.evaluate import evaluate_model as evaluate_model
+from .generation_settings import GenerationSettings as GenerationSettings
+from .inference.best_of_n import best_of_n as best_of_n
+from .inference.policy import Decoding as Decoding
+from .inference.policy import Policy as Policy
 from .method import Discovery as Discovery
 from .method import Method as Method
 from .method import discover as discover
-from .policy import Decoding as Decoding
-from .policy import Policy as Policy
-from .proxy_rlhf.config import ProxyRLHFConfig as ProxyRLHFConfig
-from .proxy_rlhf.model import ProxyConfig as ProxyConfig
-from .proxy_rlhf.model import ProxyModel as ProxyModel
-from .proxy_rlhf.trainer import ProxyRLHFTrainer as ProxyRLHFTrainer
-from .psle.config import PLEConfig as PLEConfig
-from .psle.config import PSLEConfig as PSLEConfig
-from .psle.trainer import PLETrainer as PLETrainer
-from .psle.trainer import PSLETrainer as PSLETrainer
-from .rewards import RewardError as RewardError
-from .rewards import load_rewards as load_rewards
-from .rrhf.config import RRHFConfig as RRHFConfig
-from .rrhf.trainer import RRHFTrainer as RRHFTrainer
-from .sampling import GenerationSettings as GenerationSettings
-from .vas.api import EndpointGuide as EndpointGuide
-from .vas.config import ValueConfig as ValueConfig
-from .vas.config import VASConfig as VASConfig
-from .vas.generation import ValueAugmentedLogitsProcessor as ValueAugmentedLogitsProcessor
-from .vas.model import ValueModel as ValueModel
-from .vas.trainer import VASTrainer as VASTrainer
+from .methods.proxy_rlhf.config import ProxyRLHFConfig as ProxyRLHFConfig
+from .methods.proxy_rlhf.model import ProxyConfig as ProxyConfig
+from .methods.proxy_rlhf.model import ProxyModel as ProxyModel
+from .methods.proxy_rlhf.trainer import ProxyRLHFTrainer as ProxyRLHFTrainer
+from .methods.psle.config import PLEConfig as PLEConfig
+from .methods.psle.config import PSLEConfig as PSLEConfig
+from .methods.psle.trainer import PLETrainer as PLETrainer
+from .methods.psle.trainer import PSLETrainer as PSLETrainer
+from .methods.rrhf.config import RRHFConfig as RRHFConfig
+from .methods.rrhf.trainer import RRHFTrainer as RRHFTrainer
+from .methods.vas.config import VASConfig as VASConfig
+from .methods.vas.decoding.endpoint_guide import EndpointGuide as EndpointGuide
+from .methods.vas.decoding.logits_processor import ValueAugmentedLogitsProcessor as ValueAugmentedLogitsProcessor
+from .methods.vas.trainer import VASTrainer as VASTrainer
+from .methods.vas.value_model.config import ValueConfig as ValueConfig
+from .methods.vas.value_model.model import ValueModel as ValueModel
+from .rewards.functions import RewardError as RewardError
+from .rewards.functions import load_rewards as load_rewards
+from .training.config import ExtConfig as ExtConfig
 
 __version__: str

@@ -5,7 +5,7 @@
 
 import sys
 
-from trl_ext.cli import main
+from .cli.main import main
 
 
 if __name__ == "__main__":

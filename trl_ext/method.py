@@ -49,8 +49,8 @@ class Method:
         columns (`tuple[str, ...]`, *optional*, defaults to `()`):
             Columns that its data set must have.
         decoding (`str`, *optional*, defaults to `""`):
-            `"package.module:Class"` of its [`~trl_ext.policy.Decoding`]: how what it trains answers prompts together
-            with a frozen model. Empty where what it trains is an ordinary language model.
+            `"package.module:Class"` of its [`~trl_ext.inference.policy.Decoding`]: how what it trains answers prompts
+            together with a frozen model. Empty where what it trains is an ordinary language model.
         exports (`tuple[str, ...]`, *optional*, defaults to `()`):
             `"package.module:Name"` of its further public names: `from trl_ext import Name` finds them too.
 

@@ -1,0 +1,321 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The comparison gives all arms the same means, keeps what is done, and its tables say what its results say."""
+
+import copy
+import json
+import os
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPOSITORY
+from safetensors.torch import save_file
+
+
+sys.path.insert(0, str(REPOSITORY))  # `benchmarks` is not part of the package
+
+from benchmarks import harness, ppo_environment, quality, quality_process, quality_tables
+from benchmarks.quality_arms import PRESETS, Arm, Task, arms
+from benchmarks.quality_train import preference_rows, read_rows, with_text_before
+from trl_ext.evaluation.evaluate import evaluate
+from trl_ext.generation_settings import GenerationSettings
+from trl_ext.inference.policy import model_policy
+from trl_ext.rewards.functions import load_rewards
+
+
+METRICS = {"reward": 1.0, "reward_se": 0.1, "perplexity": 20.0, "distinct_2": 0.5, "completion_length": 40.0}
+
+
+def case(name, seed, *, reward=1.0, kl=2.0, series="a", **cost):
+    metrics = {**METRICS, "reward": reward, "kl": kl, "kl_se": 0.2, "ended": 0.5, "time_of_base": 1.5}
+    given = {"seed": seed, "settings": {}, "series": series, "through": "1", "other": {"reward": reward - 1}}
+    return {"name": name, **given, "metrics": metrics, "cost": cost}
+
+
+def result_of(*cases):
+    return {
+        "schema": harness.SCHEMA,
+        "suite": "quality",
+        "device": "cpu",
+        "time": "2026-01-02T00:00:00+00:00",
+        "settings": {"preset": "cpu", "seeds": [0, 1]},
+        "environment": harness.environment(torch.device("cpu"), [REPOSITORY / name for name in quality.MEASURED]),
+        "cases": list(cases),
+        "failures": [],
+    }
+
+
+# -------------------------------------------------------------------------------------------------------------- arms
+
+
+def completions_sampled(arm, task):
+    """How many completions a trained arm samples, from its own settings."""
+    fields = arm.fields
+    if arm.samples:
+        return task.rows * task.num_generations
+    if arm.command == "psle":
+        return fields["num_iterations"] * task.rows * 2 * fields["num_generations"]
+    if arm.command == "ppo":
+        return fields["total_episodes"]
+    if arm.command == "proxy_rlhf":
+        return fields["max_steps"] // 16 * fields["per_device_train_batch_size"]
+    rows = fields.get("max_rows", task.rows)
+    return fields["num_train_epochs"] * rows * fields["num_generations"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_trained_arm_samples_the_same_number_of_completions(preset):
+    task = PRESETS[preset]
+    trained = [arm for arm in arms(task) if arm.command not in ("", "principle")]
+    assert len({arm.command for arm in trained}) == 7
+    for arm in trained:
+        assert completions_sampled(arm, task) == pytest.approx(task.budget, rel=0.01), arm.name
+
+
+def test_prompts_measured_are_not_those_trained_on():
+    task = PRESETS["cpu"]
+    train, held_out, other = (
+        {row["prompt"] for row in read_rows(path)} for path in (task.train, task.evaluation, task.other)
+    )
+    assert len(train) == task.prompts and len(held_out) >= 160 and len(other) >= 80
+    assert not train & held_out and not train & other and not held_out & other
+
+
+def test_dpo_gets_the_best_and_the_worst():
+    rows = [
+        {"prompt": "p", "completions": ["a", "b", "c"], "scores": [0.0, 2.0, -1.0]},
+        {"prompt": "q", "completions": ["a", "b"], "scores": [1.0, 1.0]},
+    ]
+    assert preference_rows(rows) == [{"prompt": "p", "chosen": "b", "rejected": "c"}]
+
+
+def test_a_principle_is_read_and_is_not_measured(tiny_model, tiny_tokenizer):
+    base = model_policy(tiny_model, tiny_tokenizer, name="base")
+    policy = with_text_before(base, "be kind ")
+    [prompt] = tiny_tokenizer(["this film"])["input_ids"]
+    longer = tiny_tokenizer("be kind ")["input_ids"] + prompt
+    [[logps]] = policy.logps([prompt], [[[5, 6]]])
+    [[expected]] = base.logps([longer], [[[5, 6]]])
+    torch.testing.assert_close(logps, expected)
+    assert not torch.allclose(logps, base.logps([prompt], [[[5, 6]]])[0][0])
+    seen = []
+    rewards = load_rewards(lambda prompts, completions, **_: seen.extend(prompts) or [0.0] * len(prompts))
+    settings = GenerationSettings(max_completion_length=4)
+    found = evaluate(policy, [{"prompt": "this film"}] * 2, rewards, settings=settings, base=base)
+    assert set(seen) == {"this film"} and found.metrics["kl"] is not None
+
+
+# ------------------------------------------------------------------------------------------------------------ running
+
+
+class Commands:
+    """In place of processes: what was asked for, and files such as the commands leave."""
+
+    def __init__(self, failing=""):
+        self.asked, self.failing, self.pythons = [], failing, []
+
+    def __call__(self, command, log, python=sys.executable):
+        self.asked.append(command)
+        self.pythons.append(python)
+        if self.failing and any(self.failing in word for word in command):
+            raise quality_process.Failed(f"see {log}")
+        flags = dict(pairwise(command))
+        if "evaluate" in command or "principle" in command:
+            config = json.loads(Path(command[-1]).read_text()) if "principle" in command else {}
+            file = flags.get("--output_file") or config["output_file"]
+            rows = [self.row("base", 0.0), self.row("trained", 2.0)]
+            Path(file).write_text(json.dumps({"models": rows}))
+        elif "sample" in command:
+            rows = [{"prompt": "p", "completions": ["a", "b"], "scores": [0.0, 1.0]}]
+            Path(flags["--output_file"]).write_text("\n".join(map(json.dumps, rows)))
+        return quality_process.Finished({"seconds": 2.0, "cpu_seconds": 1.0, "peak_mib": 3}, [{"num_tokens": "7"}])
+
+    @staticmethod
+    def row(name, reward):
+        return {
+            **{key: value for key, value in METRICS.items() if not key.startswith("reward")},
+            **{"model": name, "reward/imdb-2m-reward": reward, "reward/imdb-2m-reward_se": 0.1},
+            **{"kl": reward, "kl_se": 0.1, "ended": 0.5, "generation_seconds": 1.0 + reward, "extras": {}},
+        }
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    commands = Commands()
+    monkeypatch.setattr(quality, "run", commands)
+    return commands
+
+
+def test_arms_are_run_once_and_kept(tmp_path, commands):
+    flags = [
+        "--allow_dirty",
+        "--seeds",
+        "0",
+        "1",
+        "--jobs",
+        "1",
+        "--work",
+        f"{tmp_path}/w",
+        "--output",
+        f"{tmp_path}/o",
+    ]
+    assert quality.main([*flags, "--arms", "base", "DPO", "IP-3"]) == 0
+    [file] = (tmp_path / "o").iterdir()
+    result = json.loads(file.read_text())
+    harness.check_result(result)
+    found = {(c["name"], c["seed"]): c for c in result["cases"]}
+    assert len(found) == 8 and found["base", 0]["metrics"]["reward"] == 0 and found["TRL's DPO", 1]["seed"] == 1
+    assert found["TRL's DPO", 0]["cost"]["samples_cpu_seconds"] == 1.0
+    assert found["TRL's DPO", 0]["metrics"]["time_of_base"] == 3.0
+    config = json.loads((tmp_path / "w" / "rrhf-ip-3-1" / "config.json").read_text())
+    assert config["seed"] == 1 and len(read_rows(config["dataset_name"])) == Task().rows // 3
+    assert sum("sample" in command for command in commands.asked) == 2  # one a seed, for the arms that need it
+
+    commands.asked.clear()
+    assert quality.main([*flags, "--arms", "base", "DPO", "IP-3"]) == 0
+    assert commands.asked == []
+    assert quality.main([*flags, "--arms", "base", "--answers", "3"]) == 0  # another task is measured anew
+    assert len(commands.asked) == 8  # two arms have "base" in their names
+
+
+def test_an_arm_that_fails_is_named_and_does_not_cost_the_others(tmp_path, commands, capsys):
+    commands.failing = "dpo"
+    flags = ["--allow_dirty", "--seeds", "0", "--work", f"{tmp_path}/w", "--output", f"{tmp_path}/o"]
+    assert quality.main([*flags, "--arms", "base", "DPO"]) == 1
+    result = json.loads(next((tmp_path / "o").iterdir()).read_text())
+    assert {c["name"] for c in result["cases"]} == {"base", "base with the principle in its prompt"}
+    assert result["failures"][0]["arm"] == "TRL's DPO" and "train.log" in capsys.readouterr().err
+
+
+def flags_of(tmp_path, *more):
+    return ["--allow_dirty", "--seeds", "0", "--work", f"{tmp_path}/w", "--output", f"{tmp_path}/o", *more]
+
+
+def test_ppo_runs_in_its_own_environment(tmp_path, commands, monkeypatch):
+    monkeypatch.setattr(ppo_environment, "python", lambda: "another/python")
+    assert quality.main(flags_of(tmp_path, "--arms", "TRL's PPO", "DPO")) == 0
+    [place] = [i for i, command in enumerate(commands.asked) if "benchmarks.ppo_driver" in command]
+    assert [i for i, python in enumerate(commands.pythons) if python == "another/python"] == [place]
+    config = json.loads(Path(commands.asked[place][-1]).read_text())
+    assert config["total_episodes"] == Task().budget and config["max_completion_length"] == 48
+    [file] = (tmp_path / "o").iterdir()
+    assert str(REPOSITORY) not in file.read_text()  # where the clone lies is not told
+
+
+def test_without_an_index_ppo_is_skipped_and_that_is_said(tmp_path, commands, monkeypatch, capsys):
+    monkeypatch.setattr(ppo_environment, "_run", refusing := Refusing(fails_at="pip"))
+    monkeypatch.setattr(ppo_environment, "FOLDER", tmp_path / "environment")
+    monkeypatch.setattr(ppo_environment.python, "__defaults__", (tmp_path / "environment",))
+    assert quality.main(flags_of(tmp_path, "--arms", "TRL's PPO", "DPO")) == 0
+    result = json.loads(next((tmp_path / "o").iterdir()).read_text())
+    assert {c["name"] for c in result["cases"]} == {"TRL's DPO"} and not result["failures"]
+    assert result["skipped"][0]["arm"] == "TRL's PPO (trl 1.12)" and "no index" in result["skipped"][0]["reason"]
+    assert "skipped. no index" in capsys.readouterr().err
+    assert "Skipped: TRL's PPO (trl 1.12) (seed 0)." in quality_tables.tables([result])
+    refusing.fails_at = "nothing"
+    environment = tmp_path / "environment"
+    assert ppo_environment.python(environment) == str(environment / "bin" / "python")  # what was begun is made anew
+    refusing.fails_at = "venv"
+    assert ppo_environment.python(environment) == str(environment / "bin" / "python")  # and then it is there
+
+
+class Refusing:
+    """In place of the commands that make an environment."""
+
+    def __init__(self, fails_at):
+        self.fails_at = fails_at
+
+    def __call__(self, command, folder):
+        if self.fails_at in command:
+            raise ppo_environment.Unavailable("no index")
+        if "venv" in command:
+            (folder / "lib" / "python3" / "site-packages").mkdir(parents=True)
+
+
+def test_what_a_failed_environment_says(tmp_path):
+    with pytest.raises(
+        ppo_environment.Unavailable, match=r"-c raise SystemExit.*says 'no such thing'.*by the commands in"
+    ):
+        ppo_environment._run([sys.executable, "-c", "raise SystemExit('no such thing')"], tmp_path)
+
+
+def test_a_tree_that_differs_from_its_commit_is_refused(monkeypatch):
+    monkeypatch.setattr(harness, "_commit", lambda: "0123456789ab-dirty")
+    with pytest.raises(SystemExit, match="--allow_dirty"):
+        quality.main([])
+
+
+def test_what_a_process_costs(tmp_path):
+    code = "print(\"{'loss': '1.5', 'num_tokens': '12'}\"); x = bytearray(50 << 20); print('{no dict}')"
+    found = quality_process.run(["-c", code], tmp_path / "log")
+    assert found.cost["peak_mib"] > 50 and found.last("num_tokens") == 12 and found.last("kl") is None
+    with pytest.raises(quality_process.Failed, match="status 3: see"):
+        quality_process.run(["-c", "raise SystemExit(3)"], tmp_path / "log")
+
+
+def test_parameters_are_counted_in_what_was_saved(tmp_path):
+    assert quality_process.trainable_parameters(tmp_path) is None
+    save_file({"a": torch.zeros(2, 3), "b": torch.zeros(())}, os.fspath(tmp_path / "model.safetensors"))
+    assert quality_process.trainable_parameters(tmp_path) == 7
+
+
+# ------------------------------------------------------------------------------------------------------------ reports
+
+
+def test_tables_give_mean_and_farthest_seed():
+    result = result_of(case("base", 0, reward=0.0, kl=0.0), case("X", 0, reward=2.0), case("X", 1, reward=3.0))
+    text = quality_tables.tables([result])
+    assert "| X | 2.50 ± 0.50 | 2.00 ± 0.00 |" in text and "| base | 0.00 |" in text and "1.50 ± 0.50 |" in text
+    assert quality_tables.tables([]) == "not measured"
+
+
+def test_a_later_file_brings_an_arm_and_renews_a_seed():
+    first = result_of(case("base", 0, reward=0.0), case("VAS, beta 1.0", 0), case("VAS, beta 1.0", 1, reward=2.0))
+    first["failures"] = [{"arm": "TRL's PPO (trl 1.12)", "seed": s, "error": "x"} for s in (0, 1)]
+    second = result_of(case("VAS, beta 1.0", 1, reward=5.0), case("TRL's PPO (trl 1.12)", 0, reward=4.0))
+    second |= {"time": "2026-03-04T00:00:00+00:00"}
+    [result] = quality_tables.merged([first, second]).values()
+    found = [(c["name"], c["seed"], c["metrics"]["reward"]) for c in result["cases"]]
+    ppo = ("TRL's PPO (trl 1.12)", 0, 4.0)
+    assert found == [("base", 0, 0.0), ppo, ("VAS, beta 1.0", 0, 1.0), ("VAS, beta 1.0", 1, 5.0)]
+    text = quality_tables.tables([first, second])
+    assert "2026-01-02: " in text and "2026-03-04 (TRL's PPO (trl 1.12), VAS): " in text
+    assert "Failed: TRL's PPO (trl 1.12) (seed 1)." in text  # seed 0 is there now
+    second["settings"]["task"] = {"prompts": 3}  # what is measured on other prompts stands alone
+    assert [c["name"] for c in quality_tables.merged([first, second])["cpu"]["cases"]] == [
+        "TRL's PPO (trl 1.12)",
+        "VAS, beta 1.0",
+    ]
+
+
+def test_points_of_one_setting_are_a_line(tmp_path):
+    cases = [case("base", 0, reward=0.0, kl=0.0, series="base")]
+    cases += [case(f"VAS, beta {b}", 0, reward=b, kl=b, series="VAS") for b in (2, 1)] + [case("RRHF, OP-k", 0)]
+    bounded = case("best of n, n 4", 0, series="best of n")
+    bounded["metrics"] |= {"kl": None, "kl_bound": 0.64}
+    data = quality_tables.points(result_of(*cases, bounded))
+    series = {s["name"]: s["points"] for s in data["series"]}
+    assert [p["kl"] for p in series["VAS"]] == [1, 2] and series["VAS"][0]["extras"] == {"beta": "1"}
+    assert series["best of n"][0]["bound"] and series["RRHF, OP-k"][0]["extras"] == {}
+    pytest.importorskip("matplotlib")
+    drawn = quality_tables.draw([result_of(*cases, bounded)], tmp_path)
+    assert [file.name for file in drawn] == ["quality-cpu.png", "quality-cpu-dark.png"] and drawn[1].stat().st_size
+
+
+@pytest.mark.parametrize("key", ["name", "seed", "settings", "metrics", "cost"])
+def test_a_malformed_outcome_is_refused(key):
+    result = result_of(case("X", 0))
+    harness.check_result(result)
+    broken = copy.deepcopy(result)
+    del broken["cases"][0][key]
+    with pytest.raises(ValueError, match=rf"cases\[0\]: {key} missing"):
+        harness.check_result(broken)
+
+
+def test_arms_have_names_of_their_own():
+    names = [arm.name for arm in arms(Task())]
+    assert len(set(names)) == len(names) and all(isinstance(arm, Arm) for arm in arms(Task()))

@@ -1,0 +1,287 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Benchmarks measure what they say; results are well formed; the committed tables are what the results give."""
+
+import argparse
+import copy
+import json
+import sys
+
+import pytest
+import torch
+from conftest import REPOSITORY
+from oracles.logprobs import flash_backward, flash_forward
+
+
+sys.path.insert(0, str(REPOSITORY))  # `benchmarks` is not part of the package
+
+from benchmarks import harness, report, rrhf_step, run
+from benchmarks.memory import needed_memory, peak_memory
+from benchmarks.rrhf_cases import CASCADE, CASES, DENSE, DPO, NAIVE, OUR_ROWS, TRL_ROWS, Case, make_batch
+from benchmarks.rrhf_tables import report as tables
+from benchmarks.rrhf_workload import Workload
+from benchmarks.shapes import SHAPES
+from benchmarks.suite import or_goals
+from trl_ext.logprobs.shared_prefix import Layout
+
+
+CPU = torch.device("cpu")
+# Prompts long enough that sharing them takes more than a third off the positions.
+TINY = Case("tiny", "cpu", 4, 2, (12, 12), (3, 6))
+ON_CPU = [DPO, NAIVE, TRL_ROWS, OUR_ROWS, DENSE]
+
+
+@pytest.fixture(autouse=True)
+def committed(monkeypatch):
+    """What is being worked on differs from its commit, which suites refuse to measure."""
+    monkeypatch.setattr(harness, "_commit", lambda: "0123456789ab")
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return rrhf_step.measure(TINY, rounds=1, batches=1, seed=0)
+
+
+def result_of(*cases):
+    files = [REPOSITORY / name for name in rrhf_step.SUITE.sources]
+    settings = {"seed": 0, "rounds": 1, "batches": 1, "clock": "cpu"}
+    return {"settings": settings, "environment": harness.environment(CPU, files), "cases": list(cases)}
+
+
+def counting(name, log):
+    return harness.Variant(name, lambda: log.append(f"prepare {name}"), lambda i: log.append(f"{name}{i}") or 0.0)
+
+
+# ----------------------------------------------------------------------------------------------------------- harness
+
+
+def test_variants_take_turns_on_the_same_batch():
+    log = []
+    seconds = harness.alternate([counting("a", log), counting("b", log)], rounds=2, batches=1, device=CPU)
+    steps = [entry for entry in log if not entry.startswith("prepare")]
+    assert steps == ["a0", "b0", "b0", "a0", "a0", "b0"]  # one round of warm-up, and the order rotates
+    assert [len(clocks[clock]) for clocks in seconds.values() for clock in harness.CLOCKS] == [2, 2, 2, 2]
+    assert log[::2] == [f"prepare {step[0]}" for step in steps]
+
+
+def test_ratio_and_spread():
+    assert harness.ratio([2.0, 8.0, 6.0], [1.0, 2.0, 4.0]) == {"of_medians": 3.0, "min": 1.5, "max": 4.0}
+    assert harness.spread([3.0, 1.0, 2.0]) == {"median": 2.0, "min": 1.0, "max": 3.0}
+
+
+def test_peak_memory_is_of_what_lives_at_once():
+    mebibyte = 2**20
+
+    def step(_):
+        first = torch.ones(3 * mebibyte // 4)
+        second = first + 1  # 6 MiB live
+        del first, second
+        torch.ones(mebibyte)  # 4 MiB more, but not at the same time
+        return 0.0
+
+    memory = peak_memory(harness.Variant("step", lambda: None, step), 0, CPU)
+    assert memory["above"] == pytest.approx(6 * mebibyte, rel=1e-3)  # and a scalar or two
+    assert needed_memory({"above": 1}) == 1
+    assert needed_memory({"above": 1, "resident": 2}) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the resident size is read from /proc")
+def test_resident_growth_leaves_out_what_is_never_touched():
+    def step(_):
+        torch.empty(2**26)  # 256 MiB
+        torch.ones(2**24)  # 64 MiB
+        return 0.0
+
+    memory = peak_memory(harness.Variant("step", lambda: None, step), 0, CPU)
+    assert memory["above"] == pytest.approx(2**28, rel=1e-3)
+    if "resident" in memory:  # a container may forbid it
+        assert 0.9 * 2**26 <= memory["resident"] < 2**27
+
+
+def test_results_are_added_and_never_overwritten(tmp_path, measured):
+    files = [harness.write_result("rrhf_step", CPU, result_of(measured), tmp_path) for _ in range(2)]
+    assert files[0] != files[1]
+    assert files[0].name.endswith("-rrhf_step-cpu.json") and files[1].name.endswith("-rrhf_step-cpu-2.json")
+    assert [r["suite"] for r in harness.read_results("rrhf_step", tmp_path)] == ["rrhf_step"] * 2
+    assert harness.read_results("another", tmp_path) == []
+    assert next(iter(json.loads(files[0].read_text())["cases"][0])) == "ratios"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("schema",), 99, "schema 99"),
+        (("settings", "seed"), None, "settings: seed missing"),
+        (("environment", "hardware"), None, "environment: hardware missing"),
+        (("cases",), [], "cases: there are none"),
+        (("cases", 0, "variants", NAIVE, "seconds", "cpu", "median"), -1.0, "is not a spread"),
+        (("cases", 0, "ratios", f"{NAIVE} / {DENSE}", "max"), None, "max missing"),
+    ],
+)
+def test_a_malformed_result_is_refused(tmp_path, measured, path, value, message):
+    file = harness.write_result("rrhf_step", CPU, result_of(measured), tmp_path)
+    result = json.loads(file.read_text())
+    harness.check_result(result)
+    place = result
+    for key in path[:-1]:
+        place = place[key]
+    if value is None:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = value
+    with pytest.raises(ValueError, match=message):
+        harness.check_result(result)
+
+
+# --------------------------------------------------------------------------------------------------------- the suite
+
+
+def test_a_measured_case(measured):
+    assert list(measured["variants"]) == ON_CPU
+    assert len(measured["ratios"]) == 2 * 10  # every pair, in time and in memory
+    assert measured["agreement"]["loss"] < 1e-5 and measured["agreement"]["gradient"] < 1e-5
+    positions = {name: variant["positions"] for name, variant in measured["variants"].items()}
+    assert positions[NAIVE] == positions[TRL_ROWS] == positions[DPO]
+    assert positions[NAIVE] - positions[OUR_ROWS] == 8  # ours leave out the last token of a row
+    assert positions[OUR_ROWS] / positions[DENSE] > 1.5
+    memory = {name: variant["memory"]["above"] for name, variant in measured["variants"].items()}
+    assert 0 < memory[DENSE] < memory[OUR_ROWS] < memory[NAIVE]
+
+
+def test_qlora_with_an_optimizer_runs_through_the_same_code():
+    case = Case("tiny", "cpu", 2, 2, (12, 12), (3, 6), qlora=True, optimizer=True)
+    found = rrhf_step.measure(case, rounds=1, batches=1, seed=0)
+    assert list(found["variants"]) == ON_CPU
+    assert found["agreement"]["gradient"] < 0.1  # on some processors the variants agree to the last bit
+
+
+def test_the_gpu_variants_run_on_a_stand_in_for_flash_attention(monkeypatch):
+    monkeypatch.setattr("trl_ext.logprobs.prefix_attention.flash_forward", flash_forward)
+    monkeypatch.setattr("trl_ext.logprobs.prefix_attention.flash_backward", flash_backward)
+    monkeypatch.setattr("trl_ext.logprobs.row_layout.supported_layout", lambda model: Layout("cascade", "a stand-in"))
+    work = Workload(TINY, batches=1, seed=0)
+    variants = work.variants()
+    assert [v.name for v in variants] == [*ON_CPU, CASCADE]
+    assert rrhf_step.check_agreement(work, variants)["gradient"] < 1e-5
+    assert work.chosen_form() == "cascade"
+    assert work.positions[CASCADE] <= work.positions[DENSE]
+
+
+def test_a_variant_that_computes_something_else_is_not_timed():
+    work = Workload(TINY, batches=1, seed=0)
+    *right, wrong = work.variants()
+
+    def flipped(i):
+        loss = wrong.step(i)
+        for parameter in work.model.parameters():
+            parameter.grad.neg_()
+        return loss
+
+    with pytest.raises(RuntimeError, match="disagrees with 'naive'"):
+        rrhf_step.check_agreement(work, [*right, harness.Variant(wrong.name, wrong.prepare, flipped)])
+
+
+def test_a_fallback_is_not_timed():
+    work = Workload(TINY, batches=1, seed=0)
+    work.log_probs[DENSE].shared_prefix = "never"
+    with pytest.raises(RuntimeError, match="fell back to 'separate'"):
+        rrhf_step.check_agreement(work, work.variants())
+
+
+def test_batches_are_ragged_and_repeatable():
+    case = CASES[0]
+    batch = make_batch(case, 3)
+    assert make_batch(case, 3) == batch != make_batch(case, 4)
+    lengths = [len(c) for group in batch.completions for c in group]
+    assert len(lengths) == len(batch.scores) == case.prompts * case.completions
+    low, high = case.completion_length
+    assert low <= min(lengths) < max(lengths) <= high
+    assert {len(p) for p in batch.prompts} == {case.prompt_length[0]}
+
+
+def test_a_failing_case_does_not_cost_the_others(tmp_path, monkeypatch, capsys):
+    broken = Case("tiny", "cpu", 2, 1, (4, 4), (0, 0))
+    options = argparse.Namespace(rounds=1, batches=1, seed=0, output=tmp_path)
+    assert not rrhf_step.SUITE.run([broken, TINY], CPU, options)
+    (result,) = harness.read_results("rrhf_step", tmp_path)
+    assert [case["name"] for case in result["cases"]] == [TINY.name]
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_without_a_gpu_its_cases_are_left_out_and_that_is_said(tmp_path, capsys):
+    assert rrhf_step.main(["--devices", "cuda", "--output", str(tmp_path)]) == 0
+    assert "no GPU" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_cases_have_names_of_their_own_and_known_models():
+    assert len({case.name for case in CASES}) == len(CASES)
+    assert {case.model for case in CASES} <= SHAPES.keys()
+    assert {case.device for case in CASES} == {"cpu", "cuda"}
+
+
+# -------------------------------------------------------------------------------------------------------- the tables
+
+
+def test_the_committed_tables_are_what_the_committed_results_give():
+    readme = report.README.read_text(encoding="utf-8")
+    assert report.render(readme) == readme, "run `python -m benchmarks.report`"
+    assert report.main(["--check"]) == 0
+
+
+def test_committed_results_are_well_formed():
+    results = [result for suite in run.SUITES for result in harness.read_results(suite)]
+    assert len(results) == len(list(harness.RESULTS.glob("*.json"))) > 0
+    for result in results:
+        harness.check_result(result)
+        if result["suite"] == "ppo_round":  # its variants learn different things
+            continue
+        exact = [case for case in result["cases"] if case["settings"].get("dtype") == "float32"]
+        assert all(value <= 1e-4 for case in exact for value in case["agreement"].values())
+
+
+def test_tables_show_the_newest_result_and_say_what_was_not_measured(measured):
+    case = CASES[0]
+    old, new = (result_of({**copy.deepcopy(measured), "name": case.name}) for _ in range(2))
+    old["time"], new["time"] = "2026-01-01T00:00:00+00:00", "2026-01-02T00:00:00+00:00"
+    name = f"{TRL_ROWS} / {DENSE}"
+    old["cases"][0]["ratios"][name]["of_medians"] = 11.11
+    new["cases"][0]["ratios"][name]["of_medians"] = 22.22
+    text = tables([old, new])
+    assert "**22.22**" in text and "11.11" not in text
+    assert "2026-01-02" in text and "2026-01-01" not in text
+    assert "| not measured |" in text  # beside what was
+    assert "Not measured yet:" in text and "≥ 1.75" in text and "≤ 7.5" in text
+    assert not [line for line in text.splitlines() if line.startswith("| llama-1b")]
+
+
+def test_render_renews_only_between_the_markers(tmp_path):
+    marked = "\n".join(f"<!-- {suite}: begin -->\nstale\n<!-- {suite}: end -->" for suite in run.SUITES)
+    page = f"above\n{marked}\nbelow\n"
+    once = report.render(page, tmp_path)
+    assert once.startswith("above\n") and once.endswith("\nbelow\n") and "stale" not in once
+    assert report.render(once, tmp_path) == once
+    with pytest.raises(ValueError, match=f"{next(iter(run.SUITES))}: begin"):
+        report.render("nothing here", tmp_path)
+
+
+def test_suites_run_by_name(capsys, tmp_path):
+    assert run.main([]) == 0
+    assert "rrhf_step" in capsys.readouterr().out
+    assert run.main(["rrhf_stop"]) == 2
+    said = capsys.readouterr().err
+    assert "Suites: " in said and "rrhf_step" in said
+    assert run.main(["rrhf_step", "--cases", "no such case", "--devices", "cpu", "--output", str(tmp_path)]) == 0
+
+
+def test_a_table_without_a_measurement_is_a_list_of_goals():
+    head = ["| case | time | memory |", "|---|---|---|"]
+    nothing = [*head, "| small | not measured [>= 2] | - |", "| large | not measured | not measured [<= 0.5] |"]
+    assert or_goals([*nothing, "| bare | not measured | - |"]) == [
+        "Not measured yet:", "", "- small; goals: time >= 2", "- large; goals: memory <= 0.5",
+        "- bare",
+    ]  # fmt: skip
+    some = [*nothing, "| other | 2.1 [>= 2] | - |"]
+    assert or_goals(some) == some

@@ -1,0 +1,220 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A stranger's way of decoding, under `trl-ext evaluate` and `generate`: nothing here knows a method of ours."""
+
+import dataclasses
+import json
+import math
+import sys
+
+import pytest
+from stranger import DECODING, METHOD, write_package
+
+from trl_ext.cli import evaluate as cli_evaluate
+from trl_ext.cli import generate as cli_generate
+from trl_ext.cli.decoding_flags import asked_for, decoding_classes
+from trl_ext.inference.policy import Decoding
+
+
+REWARD = """
+def goods(completions, **kwargs):
+    return [float(text.count("good")) for text in completions]
+"""
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """A folder on `sys.path` for packages; what is imported from it is forgotten afterwards."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "goods_reward.py").write_text(REWARD)
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n" for p in ("the", "a film", "we")))
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def good(site, tiny_tokenizer):
+    """The stranger's package is installed; the id of a token that it can pull towards."""
+    write_package(site)
+    return str(tiny_tokenizer.convert_tokens_to_ids("good"))
+
+
+def evaluate(model, *arguments):
+    fixed = ["--dataset_name", "prompts.jsonl", "--max_completion_length", "6", "--num_generations", "4"]
+    return cli_evaluate.main(["--model_name_or_path", model, *fixed, "--output_file", "out.json", *arguments])
+
+
+def by_model(path="out.json"):
+    with open(path) as file:
+        return {row["model"]: row for row in json.load(file)["models"]}
+
+
+@dataclasses.dataclass
+class Idle:
+    """A decoding that nobody asked for, and that makes something of its defaults."""
+
+    path: str | None = None
+    weight: float = math.nan
+    names: list[str] | None = None
+    strength: float = 3
+
+    active = False
+
+    def __post_init__(self):
+        self.names, self.weight = tuple(self.names or ["a"]), float(f"{self.weight}")
+
+
+def test_a_setting_is_given_if_it_is_not_the_default():
+    assert asked_for([Idle(), Idle(strength=3.0), Idle(names=["a"])]) == []
+    for given, name in (
+        ({"weight": 1.0}, "weight"),
+        ({"names": ["b"]}, "names"),
+        ({"strength": math.nan}, "strength"),
+    ):
+        with pytest.raises(ValueError, match=f"`{name}` does nothing without `path`"):
+            asked_for([Idle(**given)])
+
+
+def test_evaluate_measures_each_setting_beside_the_base_and_best_of_n(good, tiny_model_dir, capsys):
+    pytest.importorskip("matplotlib")
+    status = evaluate(
+        tiny_model_dir, "--stranger_token", good, "--stranger_pull", "3", "6", "9", "--best_of_n", "2", "4",
+        "--reward_funcs", "goods_reward.goods", "--frontier_file", "frontier.png",
+    )  # fmt: skip
+    assert status == 0
+    rows = by_model()
+    pulled = [f"{tiny_model_dir} pulled by {pull}" for pull in (3.0, 6.0, 9.0)]
+    best = [f"{tiny_model_dir} best of {n}" for n in (2, 4)]
+    assert list(rows) == [tiny_model_dir, *best, *pulled]
+    assert rows[tiny_model_dir]["kl"] == 0.0
+    assert [rows[name]["extras"] for name in pulled] == [{"pull": 3.0}, {"pull": 6.0}, {"pull": 9.0}]
+    kls = [rows[name]["kl"] for name in pulled]
+    assert kls == sorted(kls) and kls[-1] > 1  # the guided policies' own log-probabilities are used
+    rewards = [rows[name]["reward/goods"] for name in [tiny_model_dir, *pulled]]
+    assert rewards == sorted(rewards) and rewards[-1] > 3
+    assert [rows[name]["kl"] for name in best] == [None, None]
+    assert rows[best[1]]["reward/goods"] >= rows[best[0]]["reward/goods"]
+
+    with open("out.json") as file:
+        settings = json.load(file)["settings"]
+    assert (settings["stranger_token"], settings["stranger_pull"]) == (int(good), [3.0, 6.0, 9.0])
+    with open("frontier.points.json") as file:
+        series = {entry["name"]: entry["points"] for entry in json.load(file)["series"]}
+    assert list(series) == ["base", "best-of-n", "pulled"]
+    assert [point["kl"] for point in series["pulled"]] == kls
+    out = capsys.readouterr().out
+    assert "≤ 0.64" in out
+    assert "kl: not measured; at most 0.64 nats" in out
+
+
+def test_evaluate_without_the_flags_is_what_it_was(good, tiny_model_dir):
+    assert evaluate(tiny_model_dir) == 0
+    [row] = by_model().values()
+    assert row["notes"]["kl"] == "no base model was named"
+    assert "extras" not in row
+
+
+def test_a_decoding_that_does_not_fit_the_model_leaves_the_others_their_numbers(good, tiny_model_dir, capsys):
+    assert (
+        evaluate(
+            tiny_model_dir, "--stranger_token", "9999", "--best_of_n", "2", "--reward_funcs", "goods_reward.goods"
+        )
+        == 1
+    )
+    rows = by_model()
+    assert rows[f"{tiny_model_dir} best of 2"]["reward/goods"] >= 0
+    assert "stranger_token 9999 is no token" in rows[f"{tiny_model_dir} StrangerDecoding"]["error"]
+    assert "stranger_token 9999 is no token" in capsys.readouterr().err
+
+
+def test_bad_settings_are_refused_before_anything_is_loaded(good, tiny_model_dir):
+    def fails(message, *arguments):
+        with pytest.raises(ValueError, match=message):
+            evaluate("./no/such/model", *arguments)
+
+    fails("stranger_pull must be numbers", "--stranger_token", good, "--stranger_pull", "nan")
+    fails("`stranger_pull` does nothing without `stranger_token`", "--stranger_pull", "2")
+    fails("`best_of_n` must be at least 1, got 0", "--best_of_n", "0", "--reward_funcs", "goods_reward.goods")
+    fails("`best_of_n` needs a reward", "--best_of_n", "4")
+    fails("`frontier_file` needs a reward", "--frontier_file", "out.png")
+    fails("`reward_weights` has 2 entries for 1", "--reward_funcs", "goods_reward.goods", "--reward_weights", "1", "0")
+    fails("must end in .png", "--frontier_file", "out.jpeg", "--reward_funcs", "goods_reward.goods")
+    with pytest.raises(ValueError, match="name it with --base_model_name_or_path"):
+        cli_evaluate.main(
+            ["--model_name_or_path", tiny_model_dir, "./other", "--dataset_name", "prompts.jsonl", "--best_of_n", "2",
+             "--reward_funcs", "goods_reward.goods"]
+        )  # fmt: skip
+
+
+def test_several_models_are_measured_and_the_named_base_is_steered(good, tiny_model_dir, site):
+    import shutil
+
+    other = str(site / "other")
+    shutil.copytree(tiny_model_dir, other)
+    assert evaluate(other, "--base_model_name_or_path", tiny_model_dir, "--stranger_token", good) == 0
+    assert list(by_model()) == [tiny_model_dir, f"{tiny_model_dir} pulled by 1.0", other]
+
+
+def test_generate_answers_with_each_setting(good, tiny_model_dir, capsys):
+    words = ["--model_name_or_path", tiny_model_dir, "--stranger_token", good, "--max_completion_length", "4"]
+    assert (
+        cli_generate.main([*words, "--prompt", "the film", "--stranger_pull", "90", "0", "--output_file", "a.jsonl"])
+        == 0
+    )
+    out = capsys.readouterr().out
+    with open("a.jsonl") as file:
+        [row] = map(json.loads, file)
+    assert row["completions"][0][0]["content"] == "goodgoodgoodgood"
+    assert row["sources"] == [f"{tiny_model_dir} pulled by 90.0", f"{tiny_model_dir} pulled by 0.0"]
+    assert f"[{row['sources'][0]}]\ngoodgoodgoodgood\n[{row['sources'][1]}]\n" in out
+
+
+def test_help_names_the_flags(good, capsys):
+    for module in (cli_evaluate, cli_generate):
+        with pytest.raises(SystemExit):
+            module.main(["--help"])
+        out = capsys.readouterr().out
+        assert "StrangerDecoding" in out
+        assert "--stranger_pull" in out
+
+
+def test_the_protocol_is_what_the_stranger_has(good):
+    [cls] = [cls for cls in decoding_classes([]) if cls.__name__ == "StrangerDecoding"]
+    assert isinstance(cls(), Decoding)
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("class StrangerDecoding: pass", "TypeError: StrangerDecoding must be a dataclass with `active`"),
+        (DECODING.replace("stranger_token", "seed"), "ValueError: its field `seed` is already a flag of Evaluate"),
+        (
+            DECODING.replace("stranger_pull", "config"),
+            "ValueError: its field `config` is already a flag of the command",
+        ),
+        (DECODING.replace("default=0, ", "", 1), "its field `stranger_token` has no default"),
+    ],
+)
+def test_an_unusable_one_is_named_and_takes_nothing_down(site, source, reason, capsys):
+    write_package(site, files={"__init__.py": METHOD, "decoding.py": source})
+    write_package(
+        site,
+        "other-pkg",
+        {
+            "__init__.py": METHOD.replace('name="stranger"', 'name="other"').replace("stranger_pkg", "other_pkg"),
+            "decoding.py": DECODING.replace("stranger_", "other_"),
+        },
+        {"other": "other_pkg:METHOD"},
+    )
+    names = {field for cls in decoding_classes([cli_evaluate.EvaluateArguments]) for field in cls.__dataclass_fields__}
+    assert "other_pull" in names
+    assert "stranger_pull" not in names
+    error = capsys.readouterr().err
+    assert "trl-ext: stranger-pkg 0.3: the decoding of stranger is not usable: " in error
+    assert reason in error

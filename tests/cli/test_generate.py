@@ -1,0 +1,186 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""`trl-ext generate` and `trl-ext chat`: answers on the terminal and in the file, resumed, and bad input."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_model, make_tokenizer
+
+from trl_ext.cli import chat as cli_chat
+from trl_ext.cli.generate import main
+from trl_ext.data.schema import DataError
+from trl_ext.generation.streaming import TextStream
+from trl_ext.generation_settings import GenerationSettings
+from trl_ext.inference.policy import model_policy
+
+
+@pytest.fixture(scope="module")
+def plain_dir(tmp_path_factory):
+    """A model whose tokenizer has no chat template."""
+    folder = tmp_path_factory.mktemp("models") / "plain"
+    tokenizer = make_tokenizer()
+    make_model(len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def typed(monkeypatch):
+    """What is typed, or piped in."""
+    return lambda text: monkeypatch.setattr("sys.stdin", io.StringIO(text))
+
+
+def run(model, *words, call=main):
+    return call(["--model_name_or_path", model, "--max_completion_length", "5", *words])
+
+
+def read(path="out.jsonl"):
+    return [json.loads(line) for line in Path(path).read_text().split("\n") if line]
+
+
+def test_prompt_is_continued(plain_dir, capsys):
+    assert run(plain_dir, "--prompt", "the film", "--output_file", "out.jsonl") == 0
+    [row] = read()
+    assert list(row) == ["prompt", "completions", "ended"]
+    assert capsys.readouterr().out == row["completions"][0] + "\n"
+
+
+def test_chat_model_is_asked_unless_told_not_to(tiny_model_dir):
+    for name, words, prompt in (
+        ("a", [], [{"role": "user", "content": "film"}]),
+        ("b", ["--system_prompt", "so"], [{"role": "system", "content": "so"}, {"role": "user", "content": "film"}]),
+        ("c", ["--apply_chat_template", "false"], "film"),
+    ):
+        assert run(tiny_model_dir, "--prompt", "film", "--output_file", f"{name}.jsonl", *words) == 0
+        [row] = read(f"{name}.jsonl")
+        assert row["prompt"] == prompt
+        assert isinstance(row["completions"][0], str) == isinstance(prompt, str)
+
+
+def test_data_set_is_answered_in_batches_and_keeps_its_columns(plain_dir, capsys):
+    Path("in.jsonl").write_text("".join(json.dumps({"prompt": p, "id": i}) + "\n" for i, p in enumerate("abc")))
+    words = ["--dataset_name", "in.jsonl", "--num_generations", "2", "--generation_batch_size", "4"]
+    assert run(plain_dir, *words, "--output_file", "out.parquet") == 0
+    from datasets import load_dataset
+
+    rows = list(load_dataset("parquet", data_files="out.parquet", split="train"))
+    assert [(row["prompt"], row["id"], len(row["completions"])) for row in rows] == [
+        ("a", 0, 2),
+        ("b", 1, 2),
+        ("c", 2, 2),
+    ]
+    assert "> a\n" in capsys.readouterr().out
+    assert run(plain_dir, *words, "--output_file", "out.parquet") == 0
+    assert "is complete, with 3 rows" in capsys.readouterr().out
+
+
+def test_interrupted_goes_on_to_the_same_file(plain_dir, monkeypatch, capsys):
+    words = ["--prompt", "the", "film", "was", "--output_file"]
+    assert run(plain_dir, *words, "whole.jsonl") == 0
+    from trl_ext.inference.answerer import Answerer
+
+    one = Answerer.one
+
+    def interrupted(self, row, number, *rest):
+        if number == 2:
+            raise KeyboardInterrupt
+        return one(self, row, number, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Answerer, "one", interrupted)
+        assert run(plain_dir, *words, "out.jsonl") == 130
+    assert len(read()) == 2
+    assert "out.jsonl has 2 rows" in capsys.readouterr().err
+    assert run(plain_dir, *words, "out.jsonl") == 0
+    assert "going on after 2 of 3 prompts" in capsys.readouterr().err
+    assert read() == read("whole.jsonl")
+
+
+def test_typed_prompts(plain_dir, typed, capsys):
+    typed("the film\n\na plot\n")
+    assert run(plain_dir, "--output_file", "out.jsonl") == 0
+    rows = read()
+    assert [row["prompt"] for row in rows] == ["the film", "a plot"]
+    assert capsys.readouterr().out == "".join(row["completions"][0] + "\n" for row in rows)
+    typed("music")
+    assert run(plain_dir, "--output_file", "out.jsonl") == 0
+    assert [row["prompt"] for row in read()] == ["the film", "a plot", "music"]
+
+
+def test_no_prompts_at_all(plain_dir, typed):
+    typed("\n")
+    with pytest.raises(ValueError, match="there are no prompts: pass --prompt or --dataset_name, or write"):
+        run(plain_dir)
+
+
+def test_conversation_goes_on_until_it_is_reset(tiny_model_dir, typed):
+    typed("film\nplot\n/reset\nmusic\n")
+    assert run(tiny_model_dir, "--output_file", "out.jsonl", call=cli_chat.main) == 0
+    first, second, third = read()
+    assert second["prompt"] == [*first["prompt"], *first["completions"][0], {"role": "user", "content": "plot"}]
+    assert third["prompt"] == [{"role": "user", "content": "music"}]
+
+
+def test_conversation_that_is_too_long_says_so_and_lives(tiny_model_dir, typed, capsys):
+    typed("a " * 300 + "\nfilm\n")
+    assert run(tiny_model_dir, "--output_file", "out.jsonl", call=cli_chat.main) == 0
+    assert len(read()) == 1
+    error = capsys.readouterr().err
+    assert "has room for 251: shorten either. /reset begins anew." in error
+
+
+def test_refused(plain_dir, tiny_model_dir, typed):
+    typed("")
+
+    def fails(message, *words, model=plain_dir, error=ValueError, call=main):
+        with pytest.raises(error, match=message):
+            run(model, *words, call=call)
+
+    fails("prompt 1 is empty", "--prompt", "a", "")
+    fails("not from both", "--prompt", "a", "--dataset_name", "in.jsonl")
+    fails("system_prompt needs a chat model", "--prompt", "a", "--system_prompt", "b")
+    fails("has room for 251", "--prompt", "a " * 300)
+    fails("to .jsonl, not 'out.parquet'", "--output_file", "out.parquet")
+    fails("temperature 0", "--prompt", "a", "--temperature", "0", "--num_generations", "2")
+    fails("'./none'", "--prompt", "a", model="./none", error=OSError)
+    fails("in.jsonl", "--dataset_name", "in.jsonl", error=DataError)
+    fails("has no chat template", call=cli_chat.main)
+    fails("leave out --prompt", "--prompt", "a", call=cli_chat.main, model=tiny_model_dir)
+    with pytest.raises(ValueError, match="pass --model_name_or_path"):
+        main(["--prompt", "a"])
+
+
+class TestStreaming:
+    def test_pieces_add_up_to_what_generate_draws(self, tiny_model, tiny_tokenizer):
+        policy = model_policy(tiny_model, tiny_tokenizer)
+        for temperature in (0.0, 1.0):
+            settings = GenerationSettings(num_generations=1, max_completion_length=12, temperature=temperature)
+            pieces: list[str] = []
+            torch.manual_seed(3)
+            streamed = policy.stream([7, 9], settings, pieces.append)
+            torch.manual_seed(3)
+            assert [[streamed]] == policy.generate([[7, 9]], settings)
+            assert "".join(pieces) == streamed.text
+            assert len(pieces) > 1
+
+    def test_half_a_character_and_blanks_are_held_back(self):
+        texts = {(1,): "a ", (1, 2): "a \ufffd", (1, 2, 3): "a é", (1, 2, 3, 4): "a é\n"}
+        tokenizer = type("T", (), {"decode": lambda self, ids, **_: texts[tuple(ids)]})()
+        pieces: list[str] = []
+        stream = TextStream(tokenizer, pieces.append)
+        stream.put(torch.tensor([[5, 6]]))  # the prompt
+        for token in (1, 2, 3, 4):
+            stream.put(torch.tensor([token]))
+        assert pieces == ["a", " é"]
+        stream.finish("a é\n")
+        assert "".join(pieces) == "a é\n"

@@ -1,0 +1,230 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The command: dispatch, help, errors, and what a bug report needs."""
+
+import dataclasses
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+from trl_ext.cli import env as cli_env
+from trl_ext.cli import main as cli
+from trl_ext.cli import train as cli_train
+from trl_ext.cli.errors import guarded
+from trl_ext.cli.main import main
+from trl_ext.cli.parser import read_config
+from trl_ext.method import RESERVED, discover
+
+
+NAME = next(iter(discover().methods))
+
+
+@pytest.fixture(scope="module")
+def parser():
+    """A method's parser, without a YAML file's defaults in it: not for tests that read one."""
+    return cli_train.make_parser(discover().methods[NAME].method)
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch):
+    """No launcher around the tests, and no `accelerate config` of the person who runs them."""
+    for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "TRL_EXT_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+    from accelerate.commands.config import config_args
+
+    monkeypatch.setattr(config_args, "default_config_file", "/nonexistent/default_config.yaml")
+
+
+class TestDispatch:
+    @pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
+    def test_help_lists_methods_and_commands(self, words, capsys):
+        assert main(words) == 0
+        lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+        first_words = {line[0] for line in lines if line}
+        assert {NAME, "sample", "best_of_n", "evaluate", "generate", "chat", "methods", "env"} <= first_words
+
+    def test_every_command_is_a_reserved_word(self):
+        assert {*cli._COMMANDS, "help"} == set(RESERVED)
+
+    @pytest.mark.parametrize("word", ["best_of_n", "best-of-n"])
+    def test_hyphen_is_as_good_as_underscore(self, word, capsys):
+        assert main([word]) == 2
+        assert f"trl-ext {word}: error: nothing to sample" in capsys.readouterr().err
+
+    def test_version(self, capsys):
+        assert main(["--version"]) == 0
+        assert capsys.readouterr().out == f"trl-ext {cli_env._version('trl-ext')}\n"
+
+    @pytest.mark.parametrize(
+        ("word", "near"),
+        [("evalute", "evaluate"), ("sampel", "sample"), (NAME[:-1], NAME), ("method", "methods")],
+    )
+    def test_unknown_command_names_the_nearest(self, word, near, capsys):
+        assert main([word]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"trl-ext {word}: error: there is no method or command '{word}'; did you mean ")
+        assert near in error
+
+    def test_unknown_command_far_from_everything_lists_all(self, capsys):
+        assert main(["zzzzzz"]) == 2
+        words = sorted([*discover().methods, *cli._COMMANDS])
+        assert f"there are {', '.join(words)}" in capsys.readouterr().err
+
+    def test_methods_takes_no_arguments(self, capsys):
+        assert main(["methods", "--all"]) == 2
+        assert "takes no arguments" in capsys.readouterr().err
+
+    def test_module_and_console_script_are_the_same_command(self):
+        script = Path(sys.executable).with_name("trl-ext")
+        if not script.exists():
+            pytest.skip("trl-ext is on the path but not installed")
+        module = subprocess.run([sys.executable, "-m", "trl_ext", "methods"], capture_output=True, text=True)
+        command = subprocess.run([str(script), "methods"], capture_output=True, text=True)
+        assert module.returncode == command.returncode == 0
+        assert module.stdout == command.stdout
+
+    def test_the_file_of_the_command_is_the_command_too(self):
+        result = subprocess.run([sys.executable, "-m", "trl_ext.cli", "methods"], capture_output=True, text=True)
+        assert result.returncode == 0 and "rrhf" in result.stdout, result.stderr
+        result = subprocess.run([sys.executable, "-m", "trl_ext.cli", "no_such"], capture_output=True, text=True)
+        assert result.returncode == 2 and "there is no method or command 'no_such'" in result.stderr
+
+    def test_a_reader_that_leaves_early_is_no_error(self):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "trl_ext", "methods"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait() == 0
+
+
+class TestEnv:
+    def test_has_what_a_bug_report_needs(self, capsys):
+        import torch
+        import trl
+
+        assert main(["env"]) == 0
+        facts = dict(re.split(r" {2,}", line, maxsplit=1) for line in capsys.readouterr().out.splitlines() if line)
+        assert facts["torch"] == torch.__version__
+        assert facts["trl"] == trl.__version__
+        assert facts["python"].startswith(".".join(map(str, sys.version_info[:3])))
+        assert facts["cores"] == str(os.cpu_count())
+        assert re.fullmatch(r"[\d.]+ of [\d.]+ GiB free", facts["memory"])
+        assert {"accelerator", "accelerator memory", "also", "accelerate config", "platform", "git commit"} <= set(
+            facts
+        )
+        assert {"transformers", "peft", "accelerate", "datasets", "bitsandbytes", "vllm", "deepspeed"} <= set(facts)
+
+    def test_says_what_is_not_installed(self):
+        assert cli_env._version("no-such-package-at-all") == "not installed"
+        found = cli_env._version("no-such-package-at-all", "plots")
+        assert found == "not installed: pip install 'trl-ext[plots]'"
+
+    def test_finds_a_build_of_another_name(self, monkeypatch):
+        monkeypatch.setattr("importlib.metadata.packages_distributions", lambda: {"a_module": ["torch"]})
+        assert cli_env._version("a_module", "vllm") == f"{importlib.metadata.version('torch')} (torch)"
+
+    def test_names_extras_that_there_are(self):
+        extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        for package, extra in cli_env._OPTIONAL.items():
+            assert any(line.startswith((package, f"trl[{package}]")) for line in extras[extra]), package
+
+    def test_every_missing_package_is_one_of_an_extra(self):
+        """Errors about it say which; a plug-in's class is no package, nor what is there and does not import."""
+        extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        found = []
+        for path in sorted((REPOSITORY / "trl_ext").rglob("*.py")):
+            for call in re.findall(
+                r"raise ImportError\((.*?)\)(?: from [^\n]*)?\n", path.read_text(), flags=re.DOTALL
+            ):
+                if "has no class" not in call and "is installed, but" not in call:
+                    found += re.findall(r"pip install 'trl-ext\[(\w+)\]'", call) or [f"none: {path.name}: {call}"]
+        assert sorted(set(found)) == sorted({"deepspeed", "plots", "quantization", "vllm"}) and set(found) <= set(
+            extras
+        )
+
+
+class TestGuarded:
+    def fail(self, error):
+        def run():
+            raise error
+
+        return run
+
+    def test_user_errors_are_one_line_and_status_2(self, capsys):
+        assert guarded("trl-ext x", self.fail(ValueError("two\n  lines"))) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith("trl-ext x: error: two lines")
+
+    def test_only_errors_from_elsewhere_point_at_the_traceback(self, capsys):
+        guarded("trl-ext x", self.fail(ValueError("theirs")))
+        assert "TRL_EXT_DEBUG=1" in capsys.readouterr().err
+        guarded("trl-ext x", lambda: read_config("/no/such/file.yaml"))
+        assert "TRL_EXT_DEBUG=1" not in capsys.readouterr().err
+
+    def test_debug_shows_the_traceback(self, monkeypatch):
+        monkeypatch.setenv("TRL_EXT_DEBUG", "1")
+        with pytest.raises(ValueError, match="broken"):
+            guarded("trl-ext x", self.fail(ValueError("broken")))
+
+    def test_bugs_keep_theirs(self):
+        with pytest.raises(ZeroDivisionError):
+            guarded("trl-ext x", self.fail(ZeroDivisionError()))
+
+    def test_ctrl_c(self, capsys):
+        assert guarded("trl-ext x", self.fail(KeyboardInterrupt())) == 130
+        assert "interrupted" in capsys.readouterr().err
+
+
+class TestHelp:
+    def test_method_help_has_every_field_with_default_and_meaning(self, capsys):
+        with pytest.raises(SystemExit) as left:
+            main([NAME, "--help"])
+        assert left.value.code == 0
+        text = capsys.readouterr().out
+        config = discover().methods[NAME].method.config_class()
+        fields = {field.name: field for field in dataclasses.fields(config) if field.init}
+        for name in [*fields, "model_name_or_path", "lora_r", "load_in_4bit", "dataset_name", "reward_funcs"]:
+            assert f"  --{name}" in text, name
+        entries = text.split("\n  --")[1:]
+        assert len(entries) > 150
+        for entry in entries:
+            assert "(default:" in " ".join(entry.split()), entry
+            assert len(entry.split("(default:")[0].split()) > 3, f"no meaning: {entry}"
+
+    def test_own_fields_come_before_those_of_every_training(self, parser):
+        text = parser.format_help()
+        config = discover().methods[NAME].method.config
+        assert text.index(f"{config.rpartition(':')[2]}:") < text.index("\nTrainingArguments:")
+        assert text.index("--max_length") < text.index("\nTrainingArguments:") < text.index("--output_dir")
+
+    def test_commands_have_help_too(self, capsys):
+        for command in ("sample", "evaluate", "methods", "env"):
+            try:
+                status = main([command, "--help"])
+            except SystemExit as left:
+                status = left.code
+            assert status == 0
+            assert f"usage: trl-ext {command}" in capsys.readouterr().out
+
+
+def test_a_tracker_that_is_not_installed_is_one_line(capsys):
+    def run():
+        raise RuntimeError("WandbCallback requires wandb to be installed. Run `pip install wandb`.")
+
+    assert guarded("p", run) == 2
+    assert capsys.readouterr().err.startswith("p: error: WandbCallback requires wandb")
+
+    def bug():
+        raise RuntimeError("shapes")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        guarded("p", bug)

@@ -1,0 +1,193 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The training script: data, arguments, a training from a recipe, and bad input."""
+
+import dataclasses
+import json
+import textwrap
+from types import SimpleNamespace
+
+import pytest
+
+from trl_ext.cli import main as cli
+from trl_ext.cli import train as cli_train
+from trl_ext.cli.main import main
+from trl_ext.method import Method, discover
+
+
+NAME = "rrhf"  # a method that trains on rows with completions, as the tests below do
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch):
+    """No launcher around the tests, and no `accelerate config` of the person who runs them."""
+    for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "TRL_EXT_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+    from accelerate.commands.config import config_args
+
+    monkeypatch.setattr(config_args, "default_config_file", "/nonexistent/default_config.yaml")
+
+
+@pytest.fixture
+def yaml_file(tmp_path):
+    def write(text: str) -> str:
+        path = tmp_path / "config.yaml"
+        path.write_text(textwrap.dedent(text))
+        return str(path)
+
+    return write
+
+
+class TestArguments:
+    def test_launcher_flags_are_taken_out_of_ours(self):
+        words = ["--seed", "2", "--num_processes", "2", "--multi_gpu", "--config", "a.yaml", "--run_name", "2"]
+        ours = cli_train._without(words, ["--num_processes", "2", "--multi_gpu"])
+        assert ours == ["--seed", "2", "--config", "a.yaml", "--run_name", "2"]
+
+    @pytest.mark.parametrize(
+        ("value", "meaning"), [("true", True), ("False", None), (None, None), ("out/checkpoint-3", "out/checkpoint-3")]
+    )
+    def test_resume_from(self, value, meaning):
+        assert cli_train._resume_from(value) == meaning
+
+
+class TestDatasets:
+    @pytest.fixture
+    def files(self, tmp_path):
+        for name, rows in (("train", 3), ("other", 2)):
+            lines = [json.dumps({"prompt": f"{name} {i}", "chosen": "a", "rejected": "b"}) for i in range(rows)]
+            (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+        return tmp_path
+
+    def load(self, strategy="no", **arguments):
+        script = cli_train.TrainArguments(**{key: str(value) for key, value in arguments.items()})
+        return cli_train.load_datasets(script, SimpleNamespace(eval_strategy=strategy), SimpleNamespace(datasets=[]))
+
+    def test_one_file(self, files):
+        train, evaluation = self.load(dataset_name=files / "train.jsonl")
+        assert len(train) == 3
+        assert evaluation is None
+
+    def test_another_file_to_evaluate_on(self, files):
+        arguments = {"dataset_name": files / "train.jsonl", "eval_dataset_name": files / "other.jsonl"}
+        train, evaluation = self.load("steps", **arguments)
+        assert (len(train), len(evaluation)) == (3, 2)
+        with pytest.warns(UserWarning, match="`eval_dataset_name` is not used"):
+            assert self.load("no", **arguments)[1] is None
+
+    def test_splits_of_a_directory(self, files):
+        (files / "other.jsonl").rename(files / "test.jsonl")
+        train, evaluation = self.load("epoch", dataset_name=files)
+        assert (len(train), len(evaluation)) == (3, 2)
+
+    def test_missing_splits_name_those_found(self, files):
+        with pytest.raises(
+            ValueError, match=r"train\.jsonl has no split 'test' but train: set `dataset_test_split`, set"
+        ):
+            self.load("steps", dataset_name=files / "train.jsonl")
+        with pytest.raises(ValueError, match=r"has no split 'first' but train: set `dataset_train_split`$"):
+            self.load(dataset_name=files / "train.jsonl", dataset_train_split="first")
+
+
+class TestTrainerArguments:
+    class Trainer:
+        def __init__(self, model=None, args=None, train_dataset=None):
+            self.given = {"model": model, "args": args, "train_dataset": train_dataset}
+
+    def test_unset_arguments_are_left_out(self):
+        trainer = cli_train.build_trainer(self.Trainer, model="m", args=1, peft_config=None)
+        assert trainer.given == {"model": "m", "args": 1, "train_dataset": None}
+
+    @pytest.mark.parametrize("name", ["reward_funcs", "peft_config", "quantization_config", "eval_dataset"])
+    def test_set_arguments_that_it_does_not_take(self, name):
+        with pytest.raises(ValueError, match=f"Trainer takes no `{name}`: .*--"):
+            cli_train.build_trainer(self.Trainer, model="m", **{name: "set"})
+
+    def test_model_init_kwargs(self):
+        model = SimpleNamespace(model_revision="main", attn_implementation=None, dtype="auto")
+        args = SimpleNamespace(model_init_kwargs={"revision": "mine", "use_cache": False})
+        cli_train.add_model_init_kwargs(args, model)
+        assert args.model_init_kwargs == {"revision": "mine", "dtype": "auto", "use_cache": False}
+        cli_train.add_model_init_kwargs(SimpleNamespace(), model)  # a stranger's config may have no such field
+
+
+class TestTrain:
+    @pytest.fixture
+    def recipe(self, tmp_path, tiny_model_dir, yaml_file):
+        rows = [
+            {"prompt": f"the film {i}", "completions": [" was good", " was very bad", " is on"], "scores": [2, 0, 1]}
+            for i in range(8)
+        ]
+        (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        return yaml_file(f"""
+            model_name_or_path: {tiny_model_dir}
+            dataset_name: {tmp_path / "rows.jsonl"}
+            output_dir: {tmp_path / "out"}
+            max_steps: 4
+            save_steps: 2
+            per_device_train_batch_size: 2
+            gradient_checkpointing: false
+            learning_rate: 1e-3
+            report_to: none
+            logging_steps: 1
+            disable_tqdm: true
+        """)
+
+    def test_a_method_from_a_recipe(self, recipe, tmp_path, capsys):
+        assert main([NAME.replace("_", "-"), "--config", recipe, "--seed", "5"]) == 0
+        assert f"Saved to {tmp_path / 'out'}" in capsys.readouterr().out
+        state = json.loads((tmp_path / "out" / "checkpoint-4" / "trainer_state.json").read_text())
+        assert state["global_step"] == 4
+        assert (tmp_path / "out" / "model.safetensors").is_file()
+
+    def test_goes_on_from_the_newest_checkpoint(self, recipe, tmp_path):
+        assert main([NAME, "--config", recipe, "--max_steps", "2"]) == 0
+        assert main([NAME, "--config", recipe, "--resume_from_checkpoint", "true"]) == 0
+        state = json.loads((tmp_path / "out" / "checkpoint-4" / "trainer_state.json").read_text())
+        steps = [entry["step"] for entry in state["log_history"] if "loss" in entry]
+        assert steps == [1, 2, 3, 4]
+
+    def test_adapter_and_dtype(self, recipe, tmp_path):
+        assert main([NAME, "--config", recipe, "--use_peft", "--lora_r", "4", "--dtype", "auto"]) == 0
+        adapter = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+        assert adapter["r"] == 4
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["--length_penaltyy", "1"], "unknown flag '--length_penaltyy'"),
+            (["--dataset_name", "/no/file.jsonl"], "/no/file.jsonl"),
+            (["--model_name_or_path", "/no/model"], "/no/model"),
+            (["--eval_strategy", "steps", "--eval_steps", "1"], "has no split 'test' but train"),
+            (["--dataset_name="], "set dataset_name"),
+            (["--model_name_or_path="], "set model_name_or_path"),
+            (["--temperature", "-1"], "temperature"),
+            (["--output_dir", __file__], "`output_dir`"),
+        ],
+    )
+    def test_errors_are_one_line_and_status_2(self, recipe, words, message, capsys):
+        assert main([NAME, "--config", recipe, *words]) == 2
+        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("trl-ext")]
+        assert len(errors) == 1
+        assert errors[0].startswith(f"trl-ext {NAME}: error: ")
+        assert message in errors[0]
+
+    def test_unknown_key_in_the_file(self, recipe, capsys):
+        with open(recipe, "a") as file:
+            file.write("\nlength_penaltyy: 1\n")
+        assert main([NAME, "--config", recipe]) == 2
+        assert f"{recipe}: unknown key 'length_penaltyy'; did you mean 'length_penalty'?" in capsys.readouterr().err
+
+    def test_no_such_method(self):
+        with pytest.raises(ValueError, match="there is no method 'nothing'"):
+            cli_train.main(["nothing"])
+
+    def test_method_whose_classes_do_not_import(self, monkeypatch, capsys):
+        broken = Method("broken", "", "", "no_such_module:Config", "no_such_module:Trainer")
+        discovery = discover()
+        discovery.methods["broken"] = dataclasses.replace(discovery.methods[NAME], method=broken)
+        monkeypatch.setattr(cli, "discover", lambda: discovery)
+        monkeypatch.setattr(cli_train, "discover", lambda: discovery)
+        assert main(["broken"]) == 2
+        assert "no_such_module" in capsys.readouterr().err

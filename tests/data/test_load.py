@@ -1,0 +1,170 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Data sets from files and directories of every kind, and what is said about those that cannot be read."""
+
+import json
+
+import datasets
+import pytest
+from datasets import Dataset, DatasetDict, IterableDataset
+
+from trl_ext.data.load import load_dataset
+from trl_ext.data.schema import DataError
+from trl_ext.data.tokenization import prepare_dataset
+
+
+ROWS = [
+    {"prompt": "the film was", "completions": [" good", " bad"], "scores": [1.0, 0.0]},
+    {"prompt": "so", "completions": [" dull"], "scores": [0.5]},
+]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """A data set that is read from a file is cached; tests must not meet one another's."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def write_lines(path, rows):
+    return write(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_rows(path):
+    if path.suffix == ".jsonl":
+        return write_lines(path, ROWS)
+    if path.suffix == ".json":
+        return write(path, json.dumps(ROWS, indent=1))
+    Dataset.from_list(ROWS).to_parquet(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
+def test_a_file(tmp_path, suffix):
+    name = write_rows(tmp_path / f"rows{suffix}")
+    assert list(load_dataset(name, split="train")) == ROWS
+    assert list(load_dataset(name)) == ["train"]
+
+
+def test_a_csv_file(tmp_path):
+    name = write(tmp_path / "rows.csv", "prompt,chosen,rejected\nthe film was, good, bad\n")
+    assert list(load_dataset(name, split="train")) == [
+        {"prompt": "the film was", "chosen": " good", "rejected": " bad"}
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
+def test_a_streamed_file(tmp_path, suffix):
+    dataset = load_dataset(write_rows(tmp_path / f"rows{suffix}"), split="train", streaming=True)
+    assert isinstance(dataset, IterableDataset)
+    assert list(dataset) == ROWS
+
+
+def test_a_file_in_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_rows(tmp_path / "rows.jsonl")
+    assert list(load_dataset("~/rows.jsonl", split="train")) == ROWS
+
+
+def test_a_directory_of_files(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write_lines(folder / "train.jsonl", ROWS)
+    write_lines(folder / "test.jsonl", ROWS[:1])
+    splits = load_dataset(str(folder))
+    assert {name: len(split) for name, split in splits.items()} == {"train": 2, "test": 1}
+    assert list(load_dataset(str(folder), split="test")) == ROWS[:1]
+
+
+def test_a_directory_that_save_to_disk_wrote(tmp_path):
+    dataset = Dataset.from_list(ROWS)
+    dataset.save_to_disk(tmp_path / "one")
+    DatasetDict(train=dataset, validation=dataset.select([1])).save_to_disk(tmp_path / "two")
+    assert list(load_dataset(str(tmp_path / "one"), split="train")) == ROWS
+    assert list(load_dataset(str(tmp_path / "two"), split="validation")) == ROWS[1:]
+
+
+def test_a_split_that_is_not_there(tmp_path):
+    name = write_rows(tmp_path / "rows.jsonl")
+    with pytest.raises(DataError, match="has no split 'test'; it has 'train'"):
+        load_dataset(name, split="test")
+    DatasetDict(a=Dataset.from_list(ROWS), b=Dataset.from_list(ROWS)).save_to_disk(tmp_path / "two")
+    with pytest.raises(DataError, match="has no split 'test'; it has 'a', 'b'"):
+        load_dataset(str(tmp_path / "two"), split="test")
+
+
+@pytest.mark.parametrize("name", ["no.jsonl", "no/such.parquet", "/no/such.csv", "./no.json"])
+def test_a_file_that_is_not_there(name):
+    with pytest.raises(DataError, match=f"There is no file '{name}'"):
+        load_dataset(name)
+
+
+@pytest.mark.parametrize("name", ["./no/such", "/no/such", "~/no-such-data"])
+def test_a_directory_that_is_not_there(name):
+    with pytest.raises(DataError, match=f"There is no file or directory '{name}'"):
+        load_dataset(name)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
+@pytest.mark.parametrize("text", ["", "\n\n"])
+def test_an_empty_file(tmp_path, suffix, text):
+    name = write(tmp_path / f"rows{suffix}", text)
+    with pytest.raises(DataError, match=r"rows.*(is empty|cannot be read|has no rows)"):
+        load_dataset(name)
+
+
+def test_a_line_that_is_not_json(tmp_path):
+    name = write(tmp_path / "rows.jsonl", json.dumps(ROWS[0]) + '\n{"prompt": "x", \n')
+    with pytest.raises(DataError, match=r"rows.jsonl' cannot be read: line 2 is not valid JSON"):
+        load_dataset(name)
+
+
+CHAT_PROMPT = {"prompt": [{"role": "user", "content": "x"}]}
+CHAT_ANSWER = {"completions": [[{"role": "assistant", "content": "x"}]], "scores": [1.0]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (CHAT_PROMPT, "Row 2, column 'prompt': must be text"),
+        (CHAT_ANSWER, r"Row 2, column 'completions': \[0\] must be text"),
+        ({"scores": ["high", "low"]}, r"Row 2, column 'scores': \[0\] must be a number, got 'high'"),
+        ({"scores": "high"}, "Row 2, column 'scores': must be a list"),
+        ({"scores": [float("nan"), 1.0]}, r"Row 2, column 'scores': \[0\] (is nan|must be a number)"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_rows_of_several_forms_arrive_as_they_are_and_are_named(tmp_path, tiny_tokenizer, suffix, change, message):
+    rows = [*ROWS, ROWS[0] | change]
+    path = tmp_path / f"rows{suffix}"
+    name = write_lines(path, rows) if suffix == ".jsonl" else write(path, json.dumps(rows))
+    with pytest.raises(DataError, match=message):
+        prepare_dataset(load_dataset(name, split="train"), tiny_tokenizer, name="train", max_length=0)
+
+
+def test_a_row_of_another_form_late_in_a_large_file(tmp_path):
+    """Beyond the first ten megabytes, from which types are read by default."""
+    name = write_lines(tmp_path / "rows.jsonl", [ROWS[0] | {"prompt": "x" * 100_000}] * 110 + [ROWS[0] | CHAT_PROMPT])
+    assert (tmp_path / "rows.jsonl").stat().st_size > 10 << 20
+    assert load_dataset(name, split="train")[-1]["prompt"] == CHAT_PROMPT["prompt"]
+
+
+def test_whole_numbers_and_others_mix(tmp_path):
+    rows = [ROWS[0] | {"weight": 1, "scores": [1, 0.5]}, ROWS[1] | {"weight": 0.5, "scores": [2]}]
+    name = write_lines(tmp_path / "rows.jsonl", rows)
+    assert load_dataset(name, split="train")["weight"] == [1.0, 0.5]
+
+
+def test_a_json_file_that_is_not_json(tmp_path):
+    with pytest.raises(DataError, match=r"rows.json' cannot be read"):
+        load_dataset(write(tmp_path / "rows.json", "[{]"))
+
+
+def test_a_parquet_file_that_is_not_parquet(tmp_path):
+    with pytest.raises(DataError, match=r"rows.parquet' cannot be read"):
+        load_dataset(write(tmp_path / "rows.parquet", "prompt,chosen\n"))

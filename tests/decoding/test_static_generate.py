@@ -1,0 +1,271 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+"""Decoding over a static KV cache against the ordinary loop of `generate`."""
+
+import gc
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_model, make_tokenizer
+from oracles.token_tree import PROMPTS, SIBLINGS, backbone, padded
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+)
+
+from trl_ext.decoding.cuda_graph import loops_of
+from trl_ext.decoding.static_generate import forget_loops, sequences, static_generate, static_reason
+from trl_ext.decoding.static_loop import state_of
+from trl_ext.decoding.static_support import static_fault
+from trl_ext.decoding.static_tree import StaticTree
+from trl_ext.generation.generate import generate
+from trl_ext.generation_settings import GenerationSettings
+from trl_ext.models.load import base_of, cache_name, cache_of
+
+
+PROMPT_IDS = [[15, 16, 17], [19], [11, 12, 13, 14, 15, 16, 17], [20, 21]]
+
+
+@pytest.fixture
+def tokenizer() -> Any:
+    return make_tokenizer()
+
+
+@pytest.fixture
+def model(tokenizer: Any) -> Any:
+    return make_model(len(tokenizer))
+
+
+def drawn(
+    model: Any, tokenizer: Any, wanted: str, prompts: Any = PROMPT_IDS, **settings: Any
+) -> list[list[list[int]]]:
+    made = GenerationSettings(cuda_graphs=wanted, **{"max_completion_length": 20} | settings)
+    torch.manual_seed(3)
+    found = generate(model, tokenizer, prompts, made)
+    return [[completion.ids for completion in group] for group in found]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.0, "num_generations": 1},
+        {},
+        {"temperature": 0.7, "top_k": 5},
+        {"top_p": 0.8, "min_p": 0.05, "num_generations": 2},
+    ],
+    ids=["greedy", "sampled", "top-k", "top-p and min-p"],
+)
+def test_the_tokens_are_those_of_the_ordinary_loop(model: Any, tokenizer: Any, settings: dict) -> None:
+    expected = drawn(model, tokenizer, "never", **settings)
+    assert drawn(model, tokenizer, "always", **settings) == expected
+    assert loops_of(model)._loops
+
+
+@pytest.mark.parametrize("prompts", [[[15]], [[15], [16]], [[15], [16, 17, 18]]])
+def test_prompts_of_one_token(model: Any, tokenizer: Any, prompts: list[list[int]]) -> None:
+    expected = drawn(model, tokenizer, "never", prompts)
+    assert drawn(model, tokenizer, "always", prompts) == expected
+
+
+def test_rows_end_at_their_own_tokens(model: Any, tokenizer: Any) -> None:
+    """Several ends, met at different places, some after the loop has looked; what follows an end is padding."""
+    ids, mask = padded(PROMPT_IDS)
+    free = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=24, do_sample=False, eos_token_id=None)
+    width = ids.shape[1]
+    ends = [int(free[0, width + 2]), int(free[2, width + 5])]
+    common = {"max_new_tokens": 40, "do_sample": False, "eos_token_id": ends, "pad_token_id": 0}
+    expected = model.generate(input_ids=ids, attention_mask=mask, **common)
+    found = model.generate(input_ids=ids, attention_mask=mask, custom_generate=static_generate, **common)
+    assert torch.equal(found, expected)
+    assert (found[0, width + 3 :] == 0).all()
+
+
+def test_a_loop_serves_other_prompts_and_is_made_anew_for_other_weights(model: Any, tokenizer: Any) -> None:
+    drawn(model, tokenizer, "always", [[15, 16, 17], [19]])
+    [loop] = loops_of(model)._loops.values()
+    others = [[20, 21, 22, 23, 24], [11, 12]]
+    expected = drawn(model, tokenizer, "never", others)
+    assert drawn(model, tokenizer, "always", others) == expected
+    assert list(loops_of(model)._loops.values()) == [loop]
+    drawn(model, tokenizer, "always", others, top_k=3)
+    assert len(loops_of(model)._loops) == 2
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.flip(0).clone())
+    expected = drawn(model, tokenizer, "never", others)
+    assert drawn(model, tokenizer, "always", others) == expected
+    assert len(loops_of(model)._loops) == 3
+
+
+def test_whatever_a_graph_would_record_makes_another_loop(model: Any) -> None:
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    base = base_of(adapted)
+    layer = base.model.layers[0].mlp.up_proj
+    states = [state_of(adapted)]
+
+    def changed() -> bool:
+        states.append(state_of(adapted))
+        return states[-1] not in states[:-1]
+
+    layer.scaling["default"] *= 2
+    assert changed()
+    layer.base_layer.weight = torch.nn.Parameter(layer.base_layer.weight.clone())
+    assert changed()
+    base.set_attn_implementation("eager")
+    assert changed()
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype=dtype):
+            assert changed()
+    with torch.no_grad():
+        layer.base_layer.weight.add_(1)  # an optimizer's step: in place
+    assert not changed()
+
+
+def test_a_loop_that_is_forgotten_is_gone_at_once(model: Any, tokenizer: Any) -> None:
+    """Its memory is wanted by what comes next; the collector of cycles comes when it likes."""
+    drawn(model, tokenizer, "always")
+    [loop] = map(weakref.ref, loops_of(model)._loops.values())
+    gc.disable()
+    try:
+        forget_loops(model)
+        assert loop() is None
+    finally:
+        gc.enable()
+
+
+def test_threads_take_turns(model: Any) -> None:
+    ids = [torch.tensor([[15 + i, 16, 17]]) for i in range(8)]
+    common: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    expected = [model.generate(x, **common) for x in ids]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda x: model.generate(x, custom_generate=static_generate, **common), ids))
+    assert all(map(torch.equal, found, expected))
+
+
+def test_dropout_is_off(tokenizer: Any) -> None:
+    """A value model that is being trained guides as it is, whatever its mode."""
+    model = backbone("gpt2")
+    expected = StaticTree(model, 4, 24).start(*padded(PROMPTS))
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    model.train()
+    tree = StaticTree(model, 4, 24)
+    torch.testing.assert_close(tree.start(*padded(PROMPTS)), expected)
+    siblings = torch.tensor(SIBLINGS)
+    torch.testing.assert_close(tree.branch(siblings), tree.branch(siblings))
+    assert model.training
+
+
+def test_an_adapter_switched_off_is_another_loop(model: Any, tokenizer: Any) -> None:
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    on = drawn(adapted, tokenizer, "always")
+    assert on == drawn(adapted, tokenizer, "never")
+    with adapted.disable_adapter():
+        off = drawn(adapted, tokenizer, "always")
+        assert off == drawn(adapted, tokenizer, "never") != on
+    assert drawn(adapted, tokenizer, "always") == on
+    assert len(loops_of(base_of(adapted))._loops) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"repetition_penalty": 1.2}, "text so far"),
+        ({"generation_kwargs": {"min_new_tokens": 3}}, "text so far"),
+        ({"num_beams": 2, "num_generations": 1}, "no beam search"),
+    ],
+)
+def test_what_it_cannot_do_is_refused_or_left_to_the_ordinary_loop(
+    model: Any, tokenizer: Any, settings: dict, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=f"'always', but .*{reason}"):
+        drawn(model, tokenizer, "always", **settings)
+    monkeypatch.setattr("trl_ext.generation.generate._in_a_fixed_room", sequences)  # as on a GPU
+    assert drawn(model, tokenizer, "auto", **settings) == drawn(model, tokenizer, "never", **settings)
+    assert not loops_of(model)._loops
+    assert drawn(model, tokenizer, "auto") == drawn(model, tokenizer, "never")
+    assert loops_of(model)._loops
+
+
+def test_without_memory_the_ordinary_loop_goes_on(model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the look at a model, which is not taken for its fault, and in the room."""
+    expected = drawn(model, tokenizer, "never")
+
+    def full(*args: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("trl_ext.generation.generate._in_a_fixed_room", sequences)
+    for target in ("trl_ext.decoding.static_support._walks", "trl_ext.decoding.static_tree.StaticTree.start"):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, full)
+            assert drawn(model, tokenizer, "auto") == expected
+            with pytest.raises(torch.OutOfMemoryError):
+                drawn(model, tokenizer, "always")
+        assert not loops_of(model)._loops
+        assert static_fault(model.model) == ""
+
+
+def test_processes_that_have_a_model_each_are_none_in_pieces(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = drawn(model, tokenizer, "never")
+    monkeypatch.setattr("trl_ext.decoding.static_generate.synchrony", lambda model: {"synced_gpus": False})
+    assert drawn(model, tokenizer, "always") == expected
+    monkeypatch.setattr("trl_ext.decoding.static_generate.synchrony", lambda model: {"synced_gpus": True})
+    # Every process has to call a model in pieces as often as the others: not even a look is taken.
+    monkeypatch.setattr("trl_ext.decoding.static_generate.FrozenModel", lambda model: pytest.fail("a look"))
+    with pytest.raises(ValueError, match="in pieces on several processes"):
+        drawn(model, tokenizer, "always")
+
+
+def test_mixed_precision_of_accelerate_is_heeded(model: Any, tokenizer: Any) -> None:
+    model._original_forward = model.forward  # as `accelerator.prepare` leaves it
+    with pytest.raises(ValueError, match="accelerate has wrapped its forward"):
+        drawn(model, tokenizer, "always")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = drawn(model, tokenizer, "always")
+    assert [len(group) for group in found] == [len(group) for group in drawn(model, tokenizer, "never")]
+
+
+def test_generate_says_why_it_cannot(model: Any) -> None:
+    ids = torch.tensor([[15, 16], [17, 18]])
+    common: dict[str, Any] = {"max_new_tokens": 3, "custom_generate": static_generate, "pad_token_id": 0}
+    prefilled = model(ids[:, :1], use_cache=True)
+    for extra, reason in (
+        ({"attention_mask": torch.tensor([[1, 1], [1, 0]])}, "not padded on the left"),
+        ({"position_ids": torch.tensor([[1, 2], [0, 1]])}, "positions of tokens"),
+        ({cache_name(model): cache_of(prefilled)}, "has tokens already"),
+        ({"inputs_embeds": model.get_input_embeddings()(ids)}, "begins with token ids"),
+        ({"num_beams": 2}, "beam"),
+        ({"return_dict_in_generate": True}, "return_dict_in_generate"),
+        ({"logits_processor": LogitsProcessorList([RepetitionPenaltyLogitsProcessor(1.1)])}, "RepetitionPenalty"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            model.generate(ids, **common, **extra)
+    mask, positions = torch.tensor([[1, 1], [0, 1]]), torch.tensor([[0, 1], [0, 0]])
+    given = {"attention_mask": mask, "position_ids": positions, "logits_processor": [TemperatureLogitsWarper(0.5)]}
+    free = {"do_sample": False, "eos_token_id": None}
+    expected = model.generate(ids, **{**common, "custom_generate": None}, **given, **free)
+    assert torch.equal(model.generate(ids, **common, **given, **free), expected)
+    assert static_reason(model, (), (), GenerationConfig()) == ""
+    with pytest.raises(ValueError, match="cuda_graphs must be one of"):
+        GenerationSettings(cuda_graphs="sometimes")
+
+
+# --------------------------------------------------------------------------------------------------------------- GPU
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: records CUDA graphs")
+def test_a_graph_gives_the_tokens_of_the_ordinary_loop(model: Any, tokenizer: Any) -> None:
+    model.cuda()
+    for settings in ({"temperature": 0.0, "num_generations": 1}, {"temperature": 0.8, "top_p": 0.9}):
+        expected = drawn(model, tokenizer, "never", **settings)
+        recorded, replayed = (drawn(model, tokenizer, "always", **settings) for _ in range(2))
+        assert recorded == replayed
+        if not settings["temperature"]:  # chance on a GPU is drawn in other portions by a graph
+            assert recorded == expected

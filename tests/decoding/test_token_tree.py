@@ -1,0 +1,313 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+"""Siblings on a shared cache against one uncached forward a sibling, without padding, cache or batch."""
+
+import logging
+
+import pytest
+import torch
+from conftest import make_model
+from oracles.token_tree import (
+    CONFIGS,
+    MORE,
+    PROMPTS,
+    REPLAYED,
+    SHARED,
+    SIBLINGS,
+    SMALL,
+    VOCABULARY,
+    backbone,
+    close,
+    padded,
+    siblings_by_loop,
+    states,
+)
+from transformers import (
+    AutoModel,
+    BitsAndBytesConfig,
+    GPT2Config,
+)
+
+from trl_ext.decoding import tree_backends as tree_forms
+from trl_ext.decoding import tree_support
+from trl_ext.decoding.token_tree import Tree
+
+
+def walk(model, tree):
+    """Every operation, each checked against loops over plain sequences."""
+    ids, mask = padded(PROMPTS)
+    rows = [list(row) for row in PROMPTS]
+    hidden = tree.start(ids, mask)
+    for n, row in enumerate(rows):
+        assert close(hidden[n, -len(row) :], states(model, row))
+    for siblings in (SIBLINGS, MORE):  # the first are tried and left
+        assert close(tree.branch(torch.tensor(siblings)), siblings_by_loop(model, rows, siblings))
+    tree.keep(torch.tensor([2, 0, 1, 2]))
+    rows = [[*row, tokens[i]] for row, tokens, i in zip(rows, MORE, (2, 0, 1, 2), strict=True)]
+    found = tree.branch(torch.tensor(SIBLINGS), after_NT=torch.tensor([[50, 51], [52, 53], [54, 55], [56, 57]]))
+    rows = [[*row, 50 + 2 * n, 51 + 2 * n] for n, row in enumerate(rows)]
+    assert close(found, siblings_by_loop(model, rows, SIBLINGS))
+    tree.reorder(torch.tensor([2, 2, 0, 1]))
+    rows, siblings = [rows[n] for n in (2, 2, 0, 1)], [SIBLINGS[n] for n in (2, 2, 0, 1)]
+    tree.keep(torch.tensor([3, 0, 1, 1]))  # the siblings came along
+    rows = [[*row, tokens[i]] for row, tokens, i in zip(rows, siblings, (3, 0, 1, 1), strict=True)]
+    hidden = tree.append(torch.tensor([[3], [4], [5], [6]]))
+    rows = [[*row, 3 + n] for n, row in enumerate(rows)]
+    assert close(hidden[:, 0], torch.stack([states(model, row)[-1] for row in rows]))
+    assert close(tree.branch(torch.tensor(MORE)), siblings_by_loop(model, rows, MORE))
+    tree.crop(tree.length - 3)
+    rows = [row[:-3] for row in rows]
+    assert close(tree.branch(torch.tensor(SIBLINGS)), siblings_by_loop(model, rows, SIBLINGS))
+    tree.reorder(torch.tensor([3, 1]))
+    rows = [rows[3], rows[1]]
+    assert close(tree.branch(torch.tensor(SIBLINGS[:2])), siblings_by_loop(model, rows, SIBLINGS[:2]))
+    assert tree.ids_NS.shape == tree.mask_NS.shape == (2, tree.length)
+    assert [ids[mask].tolist() for ids, mask in zip(tree.ids_NS, tree.mask_NS, strict=True)] == rows
+
+
+# Gemma 2 caps its scores, which SDPA cannot.
+@pytest.mark.parametrize(
+    ("name", "attention"),
+    [
+        (name, attention)
+        for name in SHARED
+        for attention in ("sdpa", "eager")
+        if (name, attention) != ("gemma2", "sdpa")
+    ],
+)
+def test_shared_cache_is_exact(name, attention):
+    model = backbone(name, attention)
+    tree = Tree(model)
+    assert (tree.form, tree.reason) == ("shared", "")
+    walk(model, tree)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_more_siblings_for_some_rows(name):
+    """They see their own prefix; each row may keep one of either; what follows is as if it had been read in order."""
+    model = backbone(name)
+    tree = Tree(model)
+    tree.start(*padded(PROMPTS))
+    rows = [list(prompt) for prompt in PROMPTS]
+    some = torch.tensor([3, 1])
+    for choice in ([0, 4, 2, 1], [3, 6, 0, 5], [1, 2, 3, 4]):
+        siblings, more = torch.tensor(SIBLINGS), torch.tensor(MORE)[some]
+        close(tree.branch(siblings), siblings_by_loop(model, rows, SIBLINGS))
+        found = tree.branch_more(some, more)
+        close(found, siblings_by_loop(model, [rows[i] for i in some], more.tolist()))
+        tree.keep(torch.tensor(choice))
+        for i, row in enumerate(rows):
+            row.append(SIBLINGS[i][choice[i]] if choice[i] < 4 else MORE[i][choice[i] - 4])
+    assert [row[mask].tolist() for row, mask in zip(tree.ids_NS, tree.mask_NS, strict=True)] == rows
+    assert tree.calls == 1 + 3 * 2
+    close(tree.append(torch.tensor([[9]] * 4))[:, 0], torch.stack([states(model, [*row, 9])[-1] for row in rows]))
+    with pytest.raises(ValueError, match="Call `branch` first"):
+        tree.branch_more(some, more)
+    tree.branch(siblings)
+    tree.branch_more(some, more)
+    with pytest.raises(ValueError, match="at most once"):
+        tree.branch_more(some, more)
+
+
+@pytest.mark.parametrize("name", REPLAYED)
+def test_others_are_replayed_exactly_and_say_so(name, caplog):
+    model = backbone(name)
+    with caplog.at_level(logging.WARNING, logger="trl_ext"):
+        tree = Tree(model)
+        Tree(model)
+    assert tree.form == "replay"
+    assert tree.reason
+    assert [
+        record.message
+        for record in caplog.records
+        if type(model).__name__ in record.message and "slow" in record.message
+    ] == [caplog.records[0].message]
+    walk(model, tree)
+
+
+def test_replay_in_several_forwards(monkeypatch):
+    monkeypatch.setattr(tree_forms, "REPLAY_POSITIONS", 40)
+    model = backbone("mamba")
+    walk(model, Tree(model))
+
+
+def test_attention_that_takes_no_mask_is_replayed_and_named():
+    """flash and flex attention; neither can be loaded here, so the config says it."""
+    model = backbone()
+    model.config._attn_implementation = "flash_attention_2"
+    tree = Tree(model)
+    assert tree.form == "replay"
+    assert "flash_attention_2" in tree.reason
+    assert "attn_implementation='sdpa'" in tree.reason
+
+
+def test_a_model_that_ignores_the_mask_is_found_out(monkeypatch):
+    """A model that looks right by its config, and in which siblings would see each other."""
+    model = backbone()
+    real = model.forward
+
+    def deaf(**kwargs):
+        mask = kwargs.get("attention_mask")
+        if mask is not None and mask.ndim == 4:
+            kwargs["attention_mask"] = None
+        return real(**kwargs)
+
+    monkeypatch.setattr(model, "forward", deaf)
+    for dtype in (torch.float32, torch.bfloat16):
+        tree = Tree(model.to(dtype))
+        assert tree.form == "replay"
+        assert "computes something else" in tree.reason
+    walk(model.float(), Tree(model))
+
+
+def test_a_model_that_ignores_its_window_is_found_out(monkeypatch):
+    """The window is far longer than what is tried."""
+    model = backbone("mistral sliding")
+    model.config.sliding_window = 1000
+    monkeypatch.setattr(tree_support, "SLIDING", "full_attention")
+    assert Tree(model).form == "replay"
+    assert model.config.sliding_window == 1000
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
+def test_half_precision_keeps_the_shared_form(name):
+    model = backbone(name, dtype=torch.bfloat16)
+    tree = Tree(model)
+    assert tree.form == "shared"
+    ids, mask = padded(PROMPTS)
+    tree.start(ids, mask)
+    found, expected = tree.branch(torch.tensor(SIBLINGS)), siblings_by_loop(model, PROMPTS, SIBLINGS)
+    assert ((found - expected).norm(dim=-1) / expected.norm(dim=-1)).mean() < 0.05
+
+
+def test_one_sibling_one_row_no_mask():
+    model = backbone()
+    tree = Tree(model)
+    tree.start(torch.tensor([PROMPTS[0]]))
+    assert close(tree.branch(torch.tensor([[22]])), siblings_by_loop(model, PROMPTS[:1], [[22]]))
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_long_answers_outgrow_the_room(name):
+    model = backbone(name)
+    tree = Tree(model)
+    ids, mask = padded(PROMPTS[:2])
+    tree.start(ids, mask)
+    rows = [list(row) for row in PROMPTS[:2]]
+    for step in range(100):
+        siblings = [[(step + i) % VOCABULARY, (3 * step + 7 * i + 1) % VOCABULARY] for i in (0, 5)]
+        found = tree.branch(torch.tensor(siblings))
+        tree.keep(torch.tensor([step % 2, 0]))
+        if step % 33 == 0:
+            assert close(found, siblings_by_loop(model, rows, siblings), 3e-4)
+        rows = [[*row, tokens[i]] for row, tokens, i in zip(rows, siblings, (step % 2, 0), strict=True)]
+    assert tree.length > 64 + 5
+    assert close(tree.branch(torch.tensor(MORE[:2])), siblings_by_loop(model, rows, MORE[:2]), 3e-4)
+
+
+def test_every_token_is_fed_once():
+    model = backbone()
+    tree, forwards, real = Tree(model), [], model.forward
+    model.forward = lambda **kwargs: forwards.append(kwargs["input_ids"].shape) or real(**kwargs)
+    ids, mask = padded(PROMPTS)
+    tree.start(ids, mask)
+    for step in range(10):
+        tree.branch(torch.tensor(SIBLINGS))
+        tree.keep(torch.tensor([step % 4, 0, 1, 3]))
+    assert forwards == [(4, 8)] + [(4, 4)] * 10
+    assert (tree.calls, tree.tokens) == (11, 4 * 8 + 10 * 4 * 4)
+    assert tree.length == 18
+
+
+def test_a_tree_starts_anew():
+    model = backbone()
+    tree = Tree(model)
+    for prompts in (PROMPTS, PROMPTS[1:3], [[9, 8, 7]]):
+        tree.start(*padded(prompts))
+        siblings = SIBLINGS[: len(prompts)]
+        assert close(tree.branch(torch.tensor(siblings)), siblings_by_loop(model, prompts, siblings))
+
+
+def test_training_mode_comes_back_and_dropout_is_off():
+    torch.manual_seed(0)
+    model = AutoModel.from_config(GPT2Config(**SMALL, n_head=4, resid_pdrop=0.5)).eval()
+    expected = siblings_by_loop(model, PROMPTS, SIBLINGS)
+    model.train()
+    tree = Tree(model)
+    tree.start(*padded(PROMPTS))
+    found = tree.branch(torch.tensor(SIBLINGS))
+    assert close(found, expected)
+    assert not found.requires_grad
+    assert all(module.training for module in model.modules())
+
+
+def test_adapter_takes_part():
+    from peft import LoraConfig, PromptTuningConfig, get_peft_model
+
+    before = siblings_by_loop(backbone(), PROMPTS, SIBLINGS)
+    model = get_peft_model(backbone(), LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    model.eval()
+    tree = Tree(model)
+    tree.start(*padded(PROMPTS))
+    found = tree.branch(torch.tensor(SIBLINGS))
+    assert close(found, siblings_by_loop(model, PROMPTS, SIBLINGS))
+    assert not close(found, before, 0.1)
+    with pytest.raises(ValueError, match="virtual tokens"):
+        Tree(get_peft_model(backbone(), PromptTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=3)))
+
+
+def test_four_bits(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    from trl_ext.models.load import use_exact_4bit_on_cpu
+
+    make_model(VOCABULARY).save_pretrained(tmp_path)
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    model = AutoModel.from_pretrained(tmp_path, quantization_config=config, dtype=torch.float32).eval()
+    use_exact_4bit_on_cpu(model)
+    tree = Tree(model)
+    assert tree.form == "shared"
+    walk(model, tree)
+
+
+def test_bad_input():
+    model = backbone()
+    tree = Tree(model)
+    with pytest.raises(ValueError, match="call `start` first"):
+        tree.branch(torch.tensor([[1]]))
+    ids, mask = padded(PROMPTS)
+    with pytest.raises(ValueError, match=r"Row 1 has no tokens"):
+        tree.start(ids, mask * torch.tensor([1, 0, 1, 1])[:, None])
+    with pytest.raises(ValueError, match="Row 0 has no tokens"):
+        tree.start(torch.zeros(2, 0, dtype=torch.long))
+    with pytest.raises(ValueError, match="Row 0 has padding on the right: pad prompts on the left"):
+        tree.start(ids, mask.flip(1))
+    with pytest.raises(ValueError, match=r"mask has shape \(4, 3\), the ids have \(4, 8\)"):
+        tree.start(ids, mask[:, :3])
+    tree.start(ids, mask)
+    with pytest.raises(ValueError, match="no siblings to keep"):
+        tree.keep(torch.tensor([0, 0, 0, 0]))
+    for wrong in (torch.tensor([[1, 2]]), torch.tensor([1, 2, 3, 4]), torch.zeros(4, 0, dtype=torch.long)):
+        with pytest.raises(ValueError, match="wanted is"):
+            tree.branch(wrong)
+        with pytest.raises(ValueError, match="wanted is"):
+            tree.append(wrong)
+    tree.branch(torch.tensor(SIBLINGS))
+    tree.keep(torch.tensor([0, 0, 0, 0]))
+    with pytest.raises(ValueError, match="no siblings to keep"):
+        tree.keep(torch.tensor([0, 0, 0, 0]))
+    for length in (100, 0, 3):  # the row of one token has none in the first three columns
+        with pytest.raises(ValueError, match=f"Cannot keep {length} of 9 columns"):
+            tree.crop(length)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", SHARED)
+def test_on_a_gpu(name):
+    model = backbone(name)
+    expected = siblings_by_loop(model, PROMPTS, SIBLINGS)
+    tree = Tree(model.cuda())
+    assert tree.form == "shared"
+    ids, mask = padded(PROMPTS)
+    tree.start(ids.cuda(), mask.cuda())
+    assert close(tree.branch(torch.tensor(SIBLINGS).cuda()).cpu(), expected, 2e-3)

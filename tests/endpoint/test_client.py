@@ -1,0 +1,380 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+import json
+import math
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+from scripted_server import CUT, HALF, SILENT, ScriptedServer, completion
+
+from trl_ext.endpoint.client import Endpoint
+from trl_ext.endpoint.errors import (
+    BadAnswer,
+    EndpointBusy,
+    EndpointClosed,
+    EndpointFailed,
+    EndpointUnreachable,
+    RequestRefused,
+)
+from trl_ext.endpoint.protocol import ask, read, takes_ids
+
+
+@pytest.fixture
+def server():
+    made = ScriptedServer()
+    yield made
+    made.close()
+
+
+def client(server, **settings):
+    return Endpoint(server.url, "m", **{"backoff": 0.01, "timeout": 5.0, "max_retries": 3, **settings})
+
+
+def error(status, message="no", **headers):
+    return status, headers, {"error": {"message": message}}
+
+
+# ------------------------------------------------------------------------------------------------------------- faults
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [error(429), error(500), error(503), error(408), CUT, HALF, (200, {}, b'{"choices": [{"te'), (200, {}, b"<html>")],
+    ids=["429", "500", "503", "408", "cut", "cut in the middle", "half a JSON", "no JSON"],
+)
+def test_what_passes_is_tried_again(server, fault):
+    server.script = [fault, fault]
+    endpoint = client(server)
+    [answer] = ask(endpoint, "The film")
+    assert answer.text == "ok"
+    assert endpoint.cost.requests == len(server.requests) == 3
+    assert endpoint.cost.retries == 2
+    assert len({json.dumps(body, sort_keys=True) for _, body, _ in server.requests}) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "says"),
+    [
+        (error(429, "slow down"), EndpointBusy, "status 429: .*slow down"),
+        (error(500, "broken"), EndpointFailed, "status 500: .*broken"),
+        (CUT, EndpointUnreachable, "the connection failed"),
+        (HALF, EndpointUnreachable, "the connection failed .*IncompleteRead"),
+        ((200, {}, b"<html>"), BadAnswer, "no JSON: <html>"),
+    ],
+    ids=["429", "500", "cut", "cut in the middle", "no JSON"],
+)
+def test_what_stays_is_reported_with_what_the_server_said(server, fault, kind, says):
+    server.script = [fault] * 10
+    endpoint = client(server, max_retries=2)
+    with pytest.raises(kind, match=f"{says}(.|\n)*tried 3 times") as caught:
+        ask(endpoint, "x")
+    assert caught.value.transient
+    assert server.url in str(caught.value)
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 422])
+def test_what_is_refused_is_not_tried_again(server, status):
+    server.script = [error(status, "the prompt is too long")]
+    with pytest.raises(RequestRefused, match=f"status {status}.*the prompt is too long") as caught:
+        ask(client(server), "x")
+    assert caught.value.status == status
+    assert len(server.requests) == 1
+
+
+def test_no_credit_is_not_waited_for(server):
+    server.script = [(429, {}, {"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}})]
+    with pytest.raises(EndpointBusy, match="quota"):
+        ask(client(server), "x")
+    assert len(server.requests) == 1
+
+
+def test_timeout(server):
+    server.script = [SILENT]
+    [answer] = ask(client(server, timeout=0.1), "x")
+    assert answer.text == "ok"
+    server.script = [SILENT] * 3
+    with pytest.raises(EndpointUnreachable, match=r"no answer within 0\.1 s"):
+        ask(client(server, timeout=0.1, max_retries=1), "x")
+
+
+def test_nobody_there(server):
+    server.close()
+    with pytest.raises(EndpointUnreachable, match="ConnectionRefused"):
+        ask(client(server, max_retries=1), "x")
+
+
+def test_back_off_doubles_up_to_the_limit(server, monkeypatch):
+    monkeypatch.setattr("random.uniform", lambda *_: 1.0)
+    server.script = [error(500)] * 5
+    endpoint = client(server, backoff=1.0, max_wait=5.0, max_retries=5)
+    waits = []
+    monkeypatch.setattr(endpoint, "_wait", waits.append)
+    ask(endpoint, "x")
+    assert [wait for wait in waits if wait > 0] == [1.0, 2.0, 4.0, 5.0, 5.0]
+
+
+@pytest.mark.parametrize("form", ["seconds", "date"])
+def test_retry_after_is_kept_to(server, form):
+    soon = format_datetime(datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=2), usegmt=True)
+    server.script = [error(429, **{"Retry-After": "0.3" if form == "seconds" else soon})]
+    start = time.monotonic()
+    ask(client(server), "x")
+    assert time.monotonic() - start > (0.3 if form == "seconds" else 0.9)
+
+
+@pytest.mark.parametrize("value", ["soon", "nan", "inf", "-5", ""])
+def test_retry_after_that_means_nothing(server, value):
+    server.script = [error(429, **{"Retry-After": value})]
+    assert ask(client(server), "x")[0].text == "ok"
+
+
+def test_retry_after_beyond_patience_ends_the_run(server):
+    server.script = [error(429, **{"Retry-After": "3600"})]
+    with pytest.raises(EndpointBusy, match="asks to wait 3600 s"):
+        ask(client(server), "x")
+    assert len(server.requests) == 1
+
+
+def test_429_holds_up_all_threads(server):
+    server.script = [error(429, **{"Retry-After": "0.4"})]
+    endpoint = client(server)
+    first = threading.Thread(target=ask, args=(endpoint, "a"))
+    first.start()
+    time.sleep(0.15)
+    ask(endpoint, "b")
+    first.join()
+    assert server.times[1] - server.times[0] > 0.38
+
+
+def test_close_ends_the_waiting(server):
+    server.script = [error(429, **{"Retry-After": "30"})]
+    endpoint = client(server)
+    caught = []
+
+    def work():
+        try:
+            ask(endpoint, "x")
+        except EndpointClosed as closed:
+            caught.append(closed)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    time.sleep(0.15)
+    endpoint.close()
+    thread.join(2)
+    assert caught
+    with pytest.raises(EndpointClosed):
+        ask(endpoint, "x")
+
+
+# ----------------------------------------------------------------------------------------------------- many requests
+
+
+def test_concurrency_is_limited(server):
+    full = threading.Event()
+
+    def slow(path, body):
+        if server.at_once == 3:
+            full.set()
+        full.wait(5)
+        return completion("ok")
+
+    server.answer = slow
+    endpoint = client(server, max_concurrency=3, timeout=10)
+    threads = [threading.Thread(target=ask, args=(endpoint, "x")) for _ in range(9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert full.is_set()
+    assert server.most_at_once == 3
+    assert endpoint.cost.requests == 9
+
+
+def test_connections_are_kept_and_replaced(server):
+    endpoint = client(server)
+    for _ in range(5):
+        ask(endpoint, "x")
+    assert server.connections == 1
+    endpoint._idle[0].sock.close()  # as if it had been idle for too long
+    server.script = []
+    ask(endpoint, "x")
+    assert server.connections == 2
+
+
+def test_a_kept_connection_that_the_server_closed_costs_no_try(server):
+    endpoint = client(server, max_retries=0)
+    server.answer = lambda path, body: (200, {"X": "y"}, completion("ok"))
+    ask(endpoint, "x")
+    server.script = [CUT]
+    assert ask(endpoint, "x")[0].text == "ok"
+
+
+def test_cost(server):
+    server.script = [error(500), (200, {}, {"choices": [{"text": "a"}]})]
+    server.answer = lambda path, body: completion("a", "b", prompt_tokens=7)
+    endpoint = client(server)
+    ask(endpoint, "x")
+    assert endpoint.cost.uncounted == 1
+    ask(endpoint, "x", n=2)
+    cost = endpoint.cost
+    assert (cost.requests, cost.retries, cost.prompt_tokens, cost.completion_tokens) == (3, 1, 7, 2)
+
+
+# --------------------------------------------------------------------------------------------------- key and address
+
+
+def test_key_comes_from_the_environment_and_stays_there(server, monkeypatch, caplog):
+    monkeypatch.setenv("A_KEY", "sk-secret")
+    server.script = [error(401, "Incorrect API key provided: sk-secret."), (200, {}, b"sk-secret " * 100)]
+    endpoint = client(server, api_key_variable="A_KEY", max_retries=0)
+    with pytest.raises(RequestRefused, match=r"provided: \[key\]") as refused:
+        ask(endpoint, "x")
+    with pytest.raises(BadAnswer) as bad:
+        ask(endpoint, "x")
+    assert server.requests[0][2]["Authorization"] == "Bearer sk-secret"
+    for text in (str(refused.value), str(bad.value), repr(endpoint), caplog.text):
+        assert "sk-s" not in text
+
+
+def test_no_key_is_sent_unless_its_variable_is_named(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    ask(client(server), "x")
+    assert "Authorization" not in server.requests[0][2]
+
+
+@pytest.mark.parametrize("value", [None, "", "a\nb", "ключ"])
+def test_key_that_is_none(server, monkeypatch, value):
+    monkeypatch.delenv("A_KEY", raising=False)
+    if value is not None:
+        monkeypatch.setenv("A_KEY", value)
+    with pytest.raises(ValueError, match="A_KEY") as caught:
+        client(server, api_key_variable="A_KEY")
+    assert not value or value not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"base_url": "localhost:8000"}, "must be an address"),
+        ({"base_url": "ftp://x/v1"}, "must be an address"),
+        ({"base_url": "http://me:word@x/v1"}, "holds a password"),
+        ({"timeout": 0}, "timeout"),
+        ({"max_retries": -1}, "max_retries"),
+        ({"max_concurrency": 0}, "max_concurrency"),
+        ({"backoff": math.nan}, "backoff"),
+    ],
+)
+def test_settings_out_of_range(settings, says):
+    with pytest.raises(ValueError, match=says) as caught:
+        Endpoint(**{"base_url": "http://x/v1", "model": "m", **settings})
+    assert "word" not in str(caught.value).replace("password", "")
+
+
+# ------------------------------------------------------------------------------------------------ asking and reading
+
+
+def test_requests_of_both_endpoints(server):
+    endpoint = client(server, extra_body={"min_p": 0.0})
+    ask(endpoint, [1, 2], n=3, max_tokens=5, logprobs=4, by_id=True, temperature=0.5)
+    path, body, _ = server.requests[0]
+    assert path == "/v1/completions"
+    assert body == {
+        "model": "m",
+        "prompt": [1, 2],
+        "n": 3,
+        "max_tokens": 5,
+        "logprobs": 4,
+        "temperature": 0.5,
+        "return_tokens_as_token_ids": True,
+        "min_p": 0.0,
+    }
+    messages = [{"role": "user", "content": "q"}]
+    server.answer = lambda path, body: {"choices": [{"message": {"content": None}, "finish_reason": "stop"}]}
+    [answer] = ask(endpoint, messages, partial="so", logprobs=4)
+    path, body, _ = server.requests[1]
+    assert path == "/v1/chat/completions"
+    assert body["messages"] == [*messages, {"role": "assistant", "content": "so"}]
+    assert (body["logprobs"], body["top_logprobs"]) == (True, 4)
+    assert (body["add_generation_prompt"], body["continue_final_message"]) == (False, True)
+    assert (answer.text, answer.ended) == ("", True)
+    ask(endpoint, messages)
+    assert "continue_final_message" not in server.requests[2][1]
+
+
+def test_candidates_in_each_form():
+    table = {"top_logprobs": [{" a": -1.0, " b": -0.5, "": -0.1, "\ufffd": -3.0}]}
+    [answer] = read(completion("x", logprobs=table), "here")
+    assert [(c.text, c.logprob, c.id) for c in answer.candidates[0]] == [(" b", -0.5, None), (" a", -1.0, None)]
+    assert answer.listed == 4
+    [answer] = read(completion("x", logprobs={"top_logprobs": [{"token_id:7": -1.0, "token_id:": -2.0}]}), "here")
+    assert [(c.text, c.id) for c in answer.candidates[0]] == [("", 7), ("token_id:", None)]
+    entries = [{"token": "a", "logprob": -2, "id": 4}, {"token": "\ufffd", "logprob": -1, "id": 5}]
+    [answer] = read(completion("x", logprobs={"content": [{"token": "a", "top_logprobs": entries}]}), "here")
+    assert [(c.text, c.id) for c in answer.candidates[0]] == [("", 5), ("a", 4)]
+
+
+def test_a_drawn_token_that_was_not_asked_for_is_no_candidate():
+    def texts(keep, drawn, **table):
+        logprobs = {"tokens": [drawn], "top_logprobs": [table]}
+        return [c.text for c in read(completion("x", logprobs=logprobs), "here", keep)[0].candidates[0]]
+
+    table = {"a": -1.0, "b": -2.0, "c": -5.0}
+    assert texts(2, "c", **table) == ["a", "b"]
+    assert texts(3, "c", **table) == ["a", "b", "c"]
+    # Two hidden tokens in one entry: three were asked for, and the third here is the one that was drawn
+    assert texts(3, "c", **{"a": -1.0, "": -2.0, "c": -5.0}) == ["a"]
+    assert texts(3, "a", **{"a": -1.0, "": -2.0, "c": -5.0}) == ["a", "c"]
+
+
+def test_answers_come_in_the_order_of_their_index():
+    body = completion("a", "b", "c")
+    body["choices"].reverse()
+    assert [answer.text for answer in read(body, "here")] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"choices": []},
+        {"choices": "x"},
+        {"choices": [3]},
+        {"choices": [{"index": 0}]},
+        {"choices": [{"text": 5}]},
+        {"error": {"message": "overloaded"}},
+        completion("x", logprobs={"top_logprobs": [{"a": "likely"}]}),
+        completion("x", logprobs={"top_logprobs": [{"a": math.nan}]}),
+        completion("x", logprobs={"top_logprobs": [{"a": 0.7}]}),
+        completion("x", logprobs={"content": [{"top_logprobs": [{"logprob": -1}]}]}),
+        completion("x", logprobs=[1]),
+    ],
+)
+def test_answers_of_another_form(body):
+    with pytest.raises(BadAnswer, match="here: "):
+        read(body, "here")
+
+
+def test_whether_ids_are_taken(server):
+    server.answer = lambda path, body: completion("x", logprobs={"top_logprobs": [{"token_id:5": -1.0}]})
+    assert takes_ids(client(server), [3])
+    server.answer = lambda path, body: completion("x", logprobs={"top_logprobs": [{"x": -1.0}]})
+    assert not takes_ids(client(server), [3])
+    server.answer = lambda path, body: completion("x")
+    assert not takes_ids(client(server), [3])
+    for status in (400, 422, 500):
+        server.answer = lambda path, body, status=status: error(status)
+        before = len(server.requests)
+        assert not takes_ids(client(server), [3])
+        assert len(server.requests) == before + (3 if status == 500 else 1)
+    server.script = [error(500), CUT]
+    server.answer = lambda path, body: completion("x", logprobs={"top_logprobs": [{"token_id:5": -1.0}]})
+    assert takes_ids(client(server, max_retries=0), [3])
+    server.answer = lambda path, body: error(429)
+    with pytest.raises(EndpointBusy):
+        takes_ids(client(server), [3])

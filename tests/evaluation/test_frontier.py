@@ -1,0 +1,107 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The reward-KL frontier: its points, its picture, and what it refuses."""
+
+import json
+
+import pytest
+
+from trl_ext.evaluation.frontier import check_frontier, draw_frontier, frontier, write_frontier
+
+
+pytest.importorskip("matplotlib")
+
+
+def row(model, kl, reward, **more):
+    return {
+        "model": model, "reward/r": reward, "reward/r_se": 0.1, "kl": kl, "kl_se": None if kl is None else 0.05,
+        "perplexity": 3.0, "notes": {}, **more,
+    }  # fmt: skip
+
+
+ROWS = [
+    row("m/base", 0.0, 0.5),
+    row("m/tuned", 2.0, 1.5),
+    row("m/base best of 16", None, 2.0, kl_bound=1.8, series="best-of-n", extras={"n": 16}),
+    row("m/base best of 4", None, 1.0, kl_bound=0.6, series="best-of-n", extras={"n": 4}),
+    row("m/base b=2", 3.0, 2.5, series="m/base guided", extras={"beta": 2.0, "k": 20}),
+    row("m/base b=1", 1.0, 1.2, series="m/base guided", extras={"beta": 1.0, "k": 20}),
+    {"model": "m/torn", "error": "OSError: torn"},
+    row("m/foreign", None, 1.0),
+]
+
+
+def test_points():
+    data = frontier(ROWS, "m/base")
+    assert data["rewards"] == ["r"]
+    assert data["x"] == {"name": "KL to the base model", "unit": "nats per response"}
+    series = {entry["name"]: entry["points"] for entry in data["series"]}
+    assert list(series) == ["base", "tuned", "best-of-n", "base guided"]
+    assert [(point["kl"], point["bound"], point["kl_se"]) for point in series["best-of-n"]] == [
+        (0.6, True, None),
+        (1.8, True, None),
+    ]
+    assert [(point["extras"]["beta"], point["rewards"]["r"]["value"]) for point in series["base guided"]] == [
+        (1.0, 1.2),
+        (2.0, 2.5),
+    ]
+    assert not series["base guided"][0]["bound"]
+    assert json.loads(json.dumps(data)) == data
+
+
+def test_picture_says_what_it_shows(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: (drawn.append(self), save(self, *args, **kw)))
+    write_frontier(frontier(ROWS, "m/base"), str(tmp_path / "out.svg"))
+    [figure] = drawn
+    [axes] = figure.axes
+    assert axes.get_xlabel() == "KL to the base model (nats per response)"
+    assert axes.get_ylabel() == "r (mean reward, ± 1 s.e.)"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "base",
+        "tuned",
+        "best-of-n (KL: upper bound, not measured)",
+        "base guided",
+    ]
+    # what is varied is at the points, what is the same everywhere (k 20) is not
+    assert [text.get_text() for text in axes.texts] == ["n 4", "n 16", "beta 1", "beta 2"]
+    dashed = [list(line.get_xdata()) for line in axes.lines if line.get_linestyle() == "--"]
+    assert dashed == [[0.0, 0.6, 1.8]]  # from the base on
+    assert json.loads((tmp_path / "out.points.json").read_text()) == frontier(ROWS, "m/base")
+
+
+def test_png_has_an_opaque_ground(tmp_path):
+    from matplotlib.image import imread
+
+    draw_frontier(frontier(ROWS, "m/base"), str(tmp_path / "out.png"), title="A title")
+    pixels = imread(tmp_path / "out.png")
+    assert min(pixels.shape[:2]) > 400
+    assert (pixels[..., 3] == 1).all()
+    assert pixels[0, 0, :3].tolist() == [1, 1, 1]
+
+
+def test_points_without_an_error_or_a_number_are_drawn_or_left_out(tmp_path):
+    rows = [row("b", 0.0, 0.5), row("x", 1.0, None), row("y", 2.0, 1.0)]
+    rows[2]["kl_se"] = rows[2]["reward/r_se"] = None
+    draw_frontier(frontier(rows, "b"), str(tmp_path / "out.png"))
+    assert (tmp_path / "out.png").stat().st_size > 1000
+
+
+def test_nothing_to_draw(tmp_path):
+    with pytest.raises(ValueError, match="no model has both a KL and a reward"):
+        write_frontier(frontier([ROWS[-1]], None), str(tmp_path / "out.png"))
+
+
+def test_refused_before_anything_is_measured(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"must end in .png, .svg or .pdf, got 'out.jpeg'"):
+        check_frontier("out.jpeg")
+    with pytest.raises(ValueError, match="folder of --frontier_file does not exist"):
+        check_frontier(str(tmp_path / "no" / "out.png"))
+    check_frontier(str(tmp_path / "out.png"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"trl-ext\[plots\]"):
+        check_frontier(str(tmp_path / "out.png"))

@@ -1,0 +1,337 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+"""ProxyModel: `generate` and all it takes, what it refuses, storage, and the command line's policies."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_model, make_tokenizer
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
+
+from trl_ext import ProxyConfig, ProxyModel
+from trl_ext.cli.main import main
+from trl_ext.generation.streaming import TextStream
+from trl_ext.generation_settings import GenerationSettings
+from trl_ext.inference.policy import Decoding
+from trl_ext.methods.proxy_rlhf.decision_process import Process
+from trl_ext.methods.proxy_rlhf.model import default_layer_sizes, llm_digest
+from trl_ext.methods.proxy_rlhf.policies import ProxyDecoding, proxy_policy
+
+
+TEXTS = ["the film", "a story of music with", "we"]
+
+
+@pytest.fixture
+def tokenizer() -> Any:
+    return make_tokenizer()
+
+
+@pytest.fixture
+def model(tokenizer: Any) -> Any:
+    return make_model(len(tokenizer))
+
+
+def make_proxy(model: Any, **fields: Any) -> ProxyModel:
+    torch.manual_seed(0)
+    proxy = ProxyModel.for_model(model, Process(**{"top_k": 6} | fields), layer_sizes=[16]).eval()
+    with torch.no_grad():
+        proxy.actor[-1].weight.normal_(0, 1)
+    return proxy
+
+
+def test_whatever_prompts_come_as(model: Any, tokenizer: Any) -> None:
+    """Text, a tokenizer's output, tensors and lists of ids: the same answers, whole batch or row by row."""
+    proxy = make_proxy(model)
+    tokenizer.padding_side = "left"
+    batch = tokenizer(TEXTS, return_tensors="pt", padding=True)
+    lists = [tokenizer(text)["input_ids"] for text in TEXTS]
+    common = {"max_new_tokens": 6, "seed": 3, "tokenizer": tokenizer}
+    expected = proxy.generate(model, TEXTS, **common)
+    for given in (batch, lists):
+        assert torch.equal(proxy.generate(model, given, **common), expected)
+    assert torch.equal(
+        proxy.generate(model, batch["input_ids"], attention_mask=batch["attention_mask"], **common), expected
+    )
+    assert torch.equal(proxy.generate(model, **batch, **common), expected)
+    assert torch.equal(proxy.generate(model, TEXTS, batch_size=1, **common), expected)
+    assert torch.equal(expected[:, : batch["input_ids"].shape[1]], batch["input_ids"])
+    torch.manual_seed(5)
+    first = proxy.generate(model, TEXTS[0], tokenizer=tokenizer, max_new_tokens=6)
+    torch.manual_seed(5)
+    assert torch.equal(first, proxy.generate(model, TEXTS[0], tokenizer=tokenizer, max_new_tokens=6))
+
+
+def test_models_in_training_mode(model: Any, tokenizer: Any) -> None:
+    """Answers are those of the model without dropout and checkpointing, and it is left as it was."""
+    proxy = make_proxy(model)
+    common = {"max_new_tokens": 6, "seed": 3, "tokenizer": tokenizer}
+    expected = proxy.generate(model, TEXTS, **common)
+    model.config.attention_dropout = 0.5
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    model.gradient_checkpointing_enable()
+    model.train()
+    proxy.train()
+    assert torch.equal(proxy.generate(model, TEXTS, **common), expected)
+    assert model.training and proxy.training
+
+
+def test_a_head_smaller_than_the_vocabulary(model: Any) -> None:
+    """More candidates than it has tokens are not to be had."""
+    model.lm_head = torch.nn.Linear(64, 4, bias=False)
+    found = make_proxy(model).generate(model, [[100, 9]], max_new_tokens=5, eos_token_id=0)
+    assert int(found[0, 2:].max()) < 4
+
+
+def test_chat(model: Any) -> None:
+    chat = make_tokenizer(chat=True)
+    found = make_proxy(model).generate(
+        model, [{"role": "user", "content": "the film"}], tokenizer=chat, max_new_tokens=3, return_dict=True
+    )
+    assert len(found.sequences) == 1
+
+
+def test_counts_texts_and_several_answers(model: Any, tokenizer: Any) -> None:
+    proxy = make_proxy(model)
+    found = proxy.generate(
+        model, TEXTS, tokenizer=tokenizer, max_new_tokens=8, num_return_sequences=3, return_dict=True, seed=0
+    )
+    assert len(found.texts) == len(found.sequences) == 9
+    assert len({*found.texts[:3]}) > 1
+    taken = found.lengths  # one of the examined candidates a token, unless all were rejected
+    assert torch.equal(found.examined - found.rejected, taken - found.forced)
+    width = found.sequences.shape[1] - found.lengths.max()
+    for row, length, text in zip(found.sequences, found.lengths, found.texts, strict=True):
+        assert tokenizer.decode(row[width : width + length], skip_special_tokens=True) == text
+
+
+def test_most_candidates_examined(model: Any, tokenizer: Any) -> None:
+    proxy = make_proxy(model)
+    with torch.no_grad():
+        proxy.actor[-1].bias.fill_(-100.0)
+    found = proxy.generate(model, TEXTS, tokenizer=tokenizer, max_new_tokens=5, max_candidates=2, return_dict=True)
+    assert torch.equal(found.examined, 2 * found.lengths)
+    assert torch.equal(found.forced, found.lengths)
+
+
+def test_streaming_and_stop_strings(model: Any, tokenizer: Any) -> None:
+    proxy = make_proxy(model)
+    whole = proxy.generate(model, TEXTS[0], tokenizer=tokenizer, max_new_tokens=20, seed=1, return_dict=True)
+    pieces: list[str] = []
+    stream = TextStream(tokenizer, pieces.append)
+    proxy.generate(model, TEXTS[0], tokenizer=tokenizer, max_new_tokens=20, seed=1, streamer=stream)
+    stream.finish(whole.texts[0])
+    assert "".join(pieces) == whole.texts[0]
+    assert len(pieces) > 3
+    stop = whole.texts[0][len(whole.texts[0]) // 2 :][:2]
+    cut = proxy.generate(
+        model, TEXTS[0], tokenizer=tokenizer, max_new_tokens=20, seed=1, stop_strings=[stop], return_dict=True
+    )
+    assert stop in cut.texts[0]
+    assert whole.texts[0].startswith(cut.texts[0])
+    assert len(cut.texts[0]) < len(whole.texts[0])
+    assert cut.ended.tolist() == [True]
+
+
+def test_storage(model: Any, tmp_path: Path) -> None:
+    proxy = make_proxy(model, order="descending", temperature=0.7)
+    proxy.save_pretrained(tmp_path)
+    for loaded in (ProxyModel.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
+        assert isinstance(loaded, ProxyModel)
+        assert loaded.config.decision_process == Process(top_k=6, order="descending", temperature=0.7)
+        for name, value in proxy.state_dict().items():
+            assert torch.equal(loaded.state_dict()[name], value), name
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
+
+
+def test_the_wrong_model_is_named(tokenizer: Any, model: Any, caplog: pytest.LogCaptureFixture) -> None:
+    model.config._name_or_path = "org/right"
+    proxy = make_proxy(model)
+    narrow = make_model(len(tokenizer), hidden_size=32)
+    narrow.config._name_or_path = "org/narrow"
+    with pytest.raises(ValueError, match=r"'org/right'.*64.*'org/narrow'.*32"):
+        proxy.generate(narrow, TEXTS, tokenizer=tokenizer)
+    other = make_model(len(tokenizer), seed=1)
+    other.config._name_or_path = "org/other"
+    with pytest.raises(ValueError, match=r"'org/right'.*'org/other'.*other weights"):
+        proxy.generate(other, TEXTS, tokenizer=tokenizer)
+    proxy.generate(other, TEXTS, tokenizer=tokenizer, max_new_tokens=2, allow_other_model=True)
+    assert "may not hold" in caplog.text
+
+
+def test_a_model_is_known_again(model: Any, tiny_model_dir: str) -> None:
+    """In another precision or in 4 bits; not with an adapter of its own."""
+    digest = llm_digest(AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32))
+    assert llm_digest(AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.bfloat16)) == digest
+    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)
+    four = AutoModelForCausalLM.from_pretrained(tiny_model_dir, quantization_config=quantization)
+    assert llm_digest(four) == digest
+    lora = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny_model_dir),
+        LoraConfig(target_modules="all-linear", init_lora_weights=False),
+    )
+    assert llm_digest(lora) not in ("", digest)
+
+
+def test_an_adapter_of_the_language_model_takes_part(model: Any, tokenizer: Any) -> None:
+    lora = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear", init_lora_weights=False)).eval()
+    proxy = make_proxy(lora, order="descending")
+    with torch.no_grad():
+        proxy.actor[-1].bias.fill_(100.0)
+    found = proxy.generate(lora, TEXTS[0], tokenizer=tokenizer, max_new_tokens=8)
+    plain = lora.generate(**tokenizer(TEXTS[0], return_tensors="pt"), max_new_tokens=8, do_sample=False)
+    assert torch.equal(found, plain)
+
+
+def test_a_model_that_was_loaded_in_four_bits_elsewhere(tokenizer: Any, tmp_path: Path) -> None:
+    """On CPUs with bfloat16 bitsandbytes would repack its layers for a kernel that has no room for this width."""
+    pytest.importorskip("bitsandbytes")
+    make_model(len(tokenizer), intermediate_size=136).save_pretrained(tmp_path)
+    four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=four, device_map={"": "cpu"})
+    layers = [module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
+    assert layers
+    make_proxy(model).generate(model, TEXTS, tokenizer=tokenizer, max_new_tokens=3)
+    assert not any(layer.support_avx512bf16_for_cpu for layer in layers)
+
+
+def test_other_architectures(tokenizer: Any) -> None:
+    torch.manual_seed(0)
+    gpt2 = GPT2LMHeadModel(
+        GPT2Config(vocab_size=60, n_embd=32, n_layer=2, n_head=2, n_positions=64, bos_token_id=1, eos_token_id=1)
+    ).eval()
+    proxy = make_proxy(gpt2, order="descending")
+    with torch.no_grad():
+        proxy.actor[-1].bias.fill_(100.0)
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(
+        proxy.generate(gpt2, ids, max_new_tokens=8),
+        gpt2.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=1),
+    )
+    with pytest.raises(ValueError, match="no model below a language model head"):
+        proxy.generate(gpt2.transformer, ids, allow_other_model=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"top_k": 1}, "nothing to decide"),
+        ({"beams": 3}, "takes no 'beams'"),
+        ({"feature": "context"}, "takes no 'feature'"),
+        ({"stop_strings": "x", "tokenizer": None, "inputs": [[5]]}, "`stop_strings` need `tokenizer`"),
+        ({"tokenizer": None}, "need `tokenizer`"),
+        ({"inputs": None}, "no prompts"),
+        ({"inputs": []}, "no prompts"),
+        ({"inputs": [list(range(3, 60)) * 5]}, "fills the model's context of 256"),
+        ({"streamer": object()}, "one answer, but 3"),
+        ({"inputs": [[5], [7, 500]]}, "Prompt 1 has token 500, but the vocabulary"),
+        ({"max_new_tokens": 0}, "`max_new_tokens` must be at least 1, got 0"),
+        ({"max_new_tokens": -1}, "`max_new_tokens` must be at least 1"),
+        ({"max_new_tokens": "5"}, "`max_new_tokens` must be a whole number, got '5'"),
+        ({"top_k": 2.5}, "`top_k` must be a whole number, got 2.5"),
+        ({"temperature": "a"}, "`temperature` must be a number, got 'a'"),
+        ({"temperature": float("nan")}, "`temperature` must be a number, got nan"),
+        ({"num_return_sequences": 0}, "`num_return_sequences` must be at least 1"),
+    ],
+)
+def test_bad_input(model: Any, tokenizer: Any, given: dict[str, Any], message: str) -> None:
+    arguments = {"inputs": TEXTS, "tokenizer": tokenizer} | given
+    with pytest.raises(ValueError, match=message):
+        make_proxy(model).generate(model, arguments.pop("inputs"), **arguments)
+
+
+def test_the_length_of_answers_where_nobody_says_one(model: Any, tokenizer: Any) -> None:
+    proxy, common = make_proxy(model), {"tokenizer": tokenizer, "eos_token_id": 10_000, "seed": 1, "return_dict": True}
+    config = GenerationConfig(max_new_tokens=3)
+    assert proxy.generate(model, TEXTS[:1], generation_config=config, **common).lengths.tolist() == [3]
+    found = proxy.generate(model, TEXTS[:1], generation_config=config, max_new_tokens=5, **common)
+    assert found.lengths.tolist() == [5]
+
+
+@pytest.mark.parametrize(("sizes", "message"), [([0], "at least 1, got 0"), ([16, -2], "1, got -2"), ([2.5], "whole")])
+def test_layers_have_a_width(model: Any, sizes: list[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=rf"`layer_sizes.*{message}"):
+        ProxyModel.for_model(model, layer_sizes=sizes)
+
+
+def test_the_share_of_parameters() -> None:
+    """Under 1 % from a billion parameters on."""
+    for width, parameters in [(2048, 1.24e9), (4096, 8.0e9), (1536, 1.5e9)]:
+        proxy = ProxyModel(ProxyConfig(llm_hidden_size=width))
+        assert sum(p.numel() for p in proxy.parameters()) < 0.01 * parameters
+    assert default_layer_sizes(4096) == [1024, 256]
+    rate = ProxyModel(ProxyConfig(llm_hidden_size=64, initial_accept_rate=0.8)).accept_logits(torch.randn(100, 64))
+    assert float(rate.sigmoid().mean()) == pytest.approx(0.8, abs=0.02)
+
+
+# ------------------------------------------------------------------------------------------------------ policies
+
+
+def test_a_policy(model: Any, tokenizer: Any) -> None:
+    proxy = make_proxy(model)
+    policy = proxy_policy(model, tokenizer, proxy, batch_size=4)
+    prompts = [tokenizer(text)["input_ids"] for text in TEXTS]
+    settings = GenerationSettings(num_generations=3, max_completion_length=6)
+    torch.manual_seed(0)
+    groups = policy.generate(prompts, settings)
+    assert [len(group) for group in groups] == [3, 3, 3]
+    assert policy.logps is not None
+    logps = policy.logps(prompts, [[c.ids for c in group] for group in groups])
+    assert all(
+        bool(x.isfinite().all()) and len(x) == len(c.ids)
+        for g, h in zip(logps, groups, strict=True)
+        for x, c in zip(g, h, strict=True)
+    )
+    assert proxy_policy(model, tokenizer, proxy, Process(top_k=6, max_candidates=3)).logps is None
+    assert proxy_policy(model, tokenizer, proxy, greedy=True).logps is None
+    greedy = GenerationSettings(num_generations=1, max_completion_length=6, temperature=0.0)
+    assert policy.generate(prompts, greedy) == policy.generate(prompts, greedy)
+    pieces: list[str] = []
+    assert policy.stream is not None
+    completion = policy.stream(
+        prompts[0], GenerationSettings(num_generations=1, max_completion_length=8), pieces.append
+    )
+    assert "".join(pieces) == completion.text
+    with pytest.raises(ValueError, match="num_beams"):
+        policy.generate(prompts, GenerationSettings(num_generations=1, num_beams=2))
+
+
+def test_decoding() -> None:
+    assert isinstance(ProxyDecoding(), Decoding)
+    assert not ProxyDecoding().active
+    assert ProxyDecoding(proxy_name_or_path=["x"]).active
+    with pytest.raises(ValueError, match="proxy_top_k"):
+        ProxyDecoding(proxy_top_k=1).check()
+    with pytest.raises(ValueError, match="order"):
+        ProxyDecoding(proxy_order="random").check()
+
+
+def test_commands_take_a_proxy(tiny_model_dir: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
+    make_proxy(model).save_pretrained(tmp_path / "proxy")
+    common = ["--model_name_or_path", tiny_model_dir, "--proxy_name_or_path", str(tmp_path / "proxy")]
+    assert main(["generate", *common, "--prompt", "the film", "--max_completion_length", "5"]) == 0
+    capsys.readouterr()
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in TEXTS))
+    report = tmp_path / "report.json"
+    evaluate = [
+        "evaluate", *common, "--base_model_name_or_path", tiny_model_dir, "--dataset_name", str(prompts),
+        "--reward_funcs", "conftest:letter_reward", "--max_completion_length", "5", "--num_generations", "2",
+        "--output_file", str(report),
+    ]  # fmt: skip
+    assert main(evaluate) == 0
+    text = report.read_text()
+    assert "+ proxy" in text
+    assert '"kl"' in text

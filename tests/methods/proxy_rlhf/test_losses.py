@@ -1,0 +1,149 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+"""The equations against plain loops, enumeration and worked numbers; signs of gradients."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from trl_ext.methods.proxy_rlhf.losses import (
+    decision_entropy,
+    decision_logps,
+    induced_logps,
+    leave_one_out,
+    marginal_logps,
+    policy_loss,
+    value_loss,
+)
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def test_log_probabilities_of_decisions() -> None:
+    logits = torch.tensor([0.3, -2.0, 5.0])
+    found = decision_logps(logits, torch.tensor([True, False, False]))
+    expected = [math.log(sigmoid(0.3)), math.log(1 - sigmoid(-2.0)), math.log(1 - sigmoid(5.0))]
+    torch.testing.assert_close(found, torch.tensor(expected))
+
+
+def test_entropy_is_largest_at_a_half() -> None:
+    p = sigmoid(1.2)
+    expected = -p * math.log(p) - (1 - p) * math.log(1 - p)
+    found = decision_entropy(torch.tensor([0.0, 1.2, -1.2, 50.0]))
+    torch.testing.assert_close(found, torch.tensor([math.log(2), expected, expected, 0.0]))
+
+
+def oracle_q(p: list[float], forced_last: bool) -> list[float]:
+    """What comes of every outcome of asking about every candidate."""
+    q = [0.0] * len(p)
+    for outcome in itertools.product([True, False], repeat=len(p)):
+        chance = math.prod(x if yes else 1 - x for x, yes in zip(p, outcome, strict=True))
+        taken = outcome.index(True) if any(outcome) else len(p) - 1 if forced_last else 0
+        q[taken] += chance
+    return q
+
+
+@pytest.mark.parametrize("forced_last", [False, True])
+def test_induced_distribution(forced_last: bool) -> None:
+    torch.manual_seed(0)
+    logits, counts = torch.randn(6, 5) * 2, [5, 4, 3, 2, 1, 5]
+    valid = torch.arange(5) < torch.tensor(counts)[:, None]
+    found = induced_logps(logits, valid, forced_last).exp()
+    for row, count in enumerate(counts):
+        expected = oracle_q([sigmoid(float(x)) for x in logits[row, :count]], forced_last)
+        torch.testing.assert_close(found[row, :count], torch.tensor(expected))
+        assert not found[row, count:].any()
+    torch.testing.assert_close(found.sum(1), torch.ones(6))
+
+
+def oracle_marginal(p: list[float], w: list[float], forced_last: bool) -> list[float]:
+    """The mean of the induced distribution over every order, weighted by its chance in draws without replacement."""
+    q = [0.0] * len(p)
+    for order in itertools.permutations(range(len(p))):
+        chance = math.prod(w[c] / math.fsum(w[d] for d in order[i:]) for i, c in enumerate(order))
+        for c, x in zip(order, oracle_q([p[c] for c in order], forced_last), strict=True):
+            q[c] += chance * x
+    return q
+
+
+@pytest.mark.parametrize("forced_last", [False, True])
+@pytest.mark.parametrize("spread", [0.5, 4.0, 12.0])
+def test_distribution_over_all_orders(forced_last: bool, spread: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(3, 5, generator=generator) * 2
+    weights = (torch.randn(3, 5, generator=generator) * spread).softmax(1)
+    for row in range(3):
+        p = [sigmoid(float(x)) for x in logits[row]]
+        expected = oracle_marginal(p, weights[row].double().tolist(), forced_last)
+        rows = logits[row].expand(5, 5), weights[row].expand(5, 5)
+        found = marginal_logps(*rows, torch.arange(5), forced_last)
+        torch.testing.assert_close(found, torch.tensor(expected).log(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("forced_last", [False, True])
+def test_distribution_over_all_orders_sums_to_one(forced_last: bool) -> None:
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(20, generator=generator) * 3
+    weights = (torch.randn(20, generator=generator) * 3).softmax(0)
+    weights[17:] = 0
+    weights = weights / weights.sum()
+    found = marginal_logps(logits.expand(17, 20), weights.expand(17, 20), torch.arange(17), forced_last)
+    assert float(found.exp().sum()) == pytest.approx(1, abs=1e-5)
+
+
+def test_equal_decisions_leave_the_first_draw() -> None:
+    """Always accepting is drawing from the weights; so is always rejecting, where the first is forced."""
+    weights = torch.tensor([0.6, 0.3, 0.1]).expand(3, 3)
+    for logit in (40.0, -40.0):
+        found = marginal_logps(torch.full((3, 3), logit), weights, torch.arange(3))
+        torch.testing.assert_close(found.exp(), weights[0])
+
+
+def test_policy_loss_against_loops() -> None:
+    generator = torch.Generator().manual_seed(3)
+    new, old, advantages = (torch.randn(40, generator=generator) * 0.5 for _ in range(3))
+    expected = []
+    for n, o, a in zip(new.tolist(), old.tolist(), advantages.tolist(), strict=True):
+        ratio = math.exp(n - o)
+        expected.append(-min(ratio * a, max(0.8, min(1.2, ratio)) * a))
+    torch.testing.assert_close(policy_loss(new, old, advantages, 0.2), torch.tensor(expected))
+    ratio = (new - old).exp()
+    torch.testing.assert_close(policy_loss(new, old, advantages, 0), -ratio * advantages)
+
+
+def test_signs_of_gradients() -> None:
+    """A decision that turned out well becomes likelier, whether it was to accept or to reject."""
+    for accepted, advantage in itertools.product([True, False], [1.0, -1.0]):
+        logits = torch.zeros(1, requires_grad=True)
+        logps = decision_logps(logits, torch.tensor([accepted]))
+        policy_loss(logps, logps.detach(), torch.tensor([advantage]), 0.2).sum().backward()
+        direction = -logits.grad[0]  # type: ignore[index]
+        assert float(direction) * (1 if accepted else -1) * advantage == pytest.approx(0.5)
+
+
+def test_clipping_stops_the_gradient_on_one_side_only() -> None:
+    for log_ratio, advantage, moves in [(0.5, 1.0, False), (0.5, -1.0, True), (-0.5, 1.0, True), (-0.5, -1.0, False)]:
+        logps = torch.tensor([log_ratio], requires_grad=True)
+        policy_loss(logps, torch.zeros(1), torch.tensor([advantage]), 0.2).sum().backward()
+        assert bool(logps.grad.any()) == moves  # type: ignore[union-attr]
+
+
+def test_value_loss() -> None:
+    values, old, returns = torch.tensor([1.0, 3.0, 0.1]), torch.tensor([0.0, 0.0, 0.0]), torch.tensor([2.0, 2.0, 0.0])
+    torch.testing.assert_close(value_loss(values, old, returns, 0.0), torch.tensor([0.5, 0.5, 0.005]))
+    # Clipped to 0.2: (0.2 - 2)^2 is the larger
+    torch.testing.assert_close(value_loss(values, old, returns, 0.2), torch.tensor([1.62, 1.62, 0.005]))
+    pulled = torch.tensor([1.0], requires_grad=True)
+    value_loss(pulled, torch.tensor([1.0]), torch.tensor([2.0]), 0.2).sum().backward()
+    assert float(pulled.grad) == -1.0  # type: ignore[arg-type]
+
+
+def test_leave_one_out() -> None:
+    nan = math.nan
+    found = leave_one_out(torch.tensor([[1.0, 2.0, 6.0], [1.0, nan, 3.0], [nan, 5.0, nan]]))
+    expected = torch.tensor([[-3.0, -1.5, 4.5], [-2.0, nan, 2.0], [nan, nan, nan]])
+    torch.testing.assert_close(found, expected, equal_nan=True)

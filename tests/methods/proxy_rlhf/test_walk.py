@@ -1,0 +1,458 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+"""The decision process against a loop that runs the whole model for every candidate, and its sanity properties."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_model
+
+from trl_ext.methods.proxy_rlhf.decision_process import Process
+from trl_ext.methods.proxy_rlhf.decoding.batch import answer
+from trl_ext.methods.proxy_rlhf.decoding.candidates import Dice, choose, penalised, propose
+from trl_ext.methods.proxy_rlhf.decoding.walk import Walk
+from trl_ext.methods.proxy_rlhf.losses import decision_logps
+from trl_ext.methods.proxy_rlhf.model import ProxyModel
+from trl_ext.methods.proxy_rlhf.policies import proxy_logps
+from trl_ext.models.backbone_and_head import FrozenModel
+
+
+V = 60
+PROMPTS = [[5, 9, 11, 3], [7, 2], [30, 31, 32, 33, 34, 35], [8]]
+EOS = 1
+
+
+def make_proxy(model: Any, process: Process, *, sharp: float = 3.0) -> ProxyModel:
+    """A proxy with opinions: without, it accepts everything with a half."""
+    torch.manual_seed(4)
+    proxy = ProxyModel.for_model(model, process).eval()
+    with torch.no_grad():
+        proxy.actor[-1].weight.normal_(0, sharp / proxy.config.layer_sizes[-1] ** 0.5)
+        if proxy.critic is not None:
+            proxy.critic[-1].weight.normal_(0, 0.3)
+    return proxy
+
+
+def always(logit: float) -> Any:
+    return lambda features: features.new_full(features.shape[:-1], logit, dtype=torch.float32)
+
+
+@torch.no_grad()
+def oracle(
+    model: Any, accept_logits: Any, process: Process, prompt: list[int], seed: int, length: int, greedy: bool = False
+) -> tuple[list[int], int, int, int]:
+    """One text, one candidate at a time, with a forward of the whole model for each. Returns also the counts."""
+    dice = Dice([seed], min(process.top_k, V), torch.device("cpu"))
+    ids, examined, rejected, forced = list(prompt), 0, 0, 0
+    backbone = model.get_base_model().model if hasattr(model, "get_base_model") else model.model
+    for _ in range(length):
+        order, chance = dice.roll()
+        logits = model(torch.tensor([ids])).logits[0, -1].float() / process.temperature
+        values, tokens = logits.topk(process.top_k)
+        weights, total, kept = values.softmax(0).tolist(), 0.0, []
+        for token, weight in zip(tokens.tolist(), weights, strict=True):
+            if total < process.top_p:
+                kept.append((token, weight))
+            total += weight
+        mass = sum(weight for _, weight in kept)
+        if process.order == "sampled":
+            arrivals = [-torch.log1p(-order[0, i]).item() / (w / mass) for i, (_, w) in enumerate(kept)]
+            kept = [kept[i] for i in sorted(range(len(kept)), key=lambda i: arrivals[i])]
+        kept = kept[: process.max_candidates or None]
+        taken = None
+        asked = len(kept) if len(kept) > 1 else 0
+        for column, (token, _) in enumerate(kept[: asked - (process.forced == "last" and asked > 0)]):
+            after = backbone(torch.tensor([[*ids, token]])).last_hidden_state[0, -1]
+            before = backbone(torch.tensor([ids])).last_hidden_state[0, -1]
+            embedded = model.get_input_embeddings().weight[token]
+            feature = after if process.feature == "candidate" else torch.cat([before, embedded])
+            logit = float(accept_logits(feature[None])[0])
+            p = torch.sigmoid(torch.tensor(logit)).item()
+            examined += 1
+            if (p >= 0.5) if greedy else (float(chance[0, column]) < p):
+                taken = token
+                break
+            rejected += 1
+        if taken is None:
+            forced += asked > 0
+            taken = kept[0 if process.forced == "first" else -1][0]
+        ids.append(taken)
+        if taken == EOS:
+            break
+    return ids[len(prompt) :], examined, rejected, forced
+
+
+PROCESSES = [
+    Process(top_k=6, order=order, feature=feature, forced=forced, top_p=top_p, temperature=1.3, max_candidates=most)
+    for order, feature, forced, (top_p, most) in itertools.product(
+        ["sampled", "descending"], ["candidate", "context"], ["first", "last"], [(1.0, 0), (0.6, 0), (1.0, 3)]
+    )
+]
+
+
+@pytest.mark.parametrize(
+    "process", PROCESSES, ids=lambda p: f"{p.order}-{p.feature}-{p.forced}-{p.top_p}-{p.max_candidates}"
+)
+def test_answers_are_those_of_the_loop(process: Process) -> None:
+    """Batched, left-padded, with shared prompts, and however many candidates go first."""
+    model = make_model(V)
+    proxy = make_proxy(model, process)
+    llm, seeds = FrozenModel(model), list(range(2 * len(PROMPTS)))
+    expected = [oracle(model, proxy.accept_logits, process, PROMPTS[i // 2], i, 8) for i in seeds]
+    for first, batch_size in [(0, 64), (2, 64), (1, 3), (6, 1)]:
+        found = answer(
+            llm, proxy, process, PROMPTS, seeds=seeds, max_new_tokens=8, eos=[EOS], batch_size=batch_size,
+            first_candidates=first,
+        )  # fmt: skip
+        assert found.ids == [ids for ids, *_ in expected]
+        counts = zip(found.examined.tolist(), found.rejected.tolist(), found.forced.tolist(), strict=True)
+        assert list(counts) == [tuple(rest) for _, *rest in expected]
+        assert found.ended == [ids[-1] == EOS for ids, *_ in expected]
+    assert sum(rejected for _, _, rejected, _ in expected) > 10
+
+
+def test_greedy_decisions() -> None:
+    model, process = make_model(V), Process(top_k=5, order="descending")
+    proxy = make_proxy(model, process)
+    found = answer(
+        FrozenModel(model), proxy, process, PROMPTS, seeds=range(4), max_new_tokens=8, eos=[EOS], greedy=True
+    )
+    expected = [oracle(model, proxy.accept_logits, process, p, 0, 8, greedy=True)[0] for p in PROMPTS]
+    assert found.ids == expected
+
+
+def test_always_accepting_in_descending_order_is_greedy_decoding() -> None:
+    model, process = make_model(V), Process(top_k=5, order="descending")
+    proxy = make_proxy(model, process)
+    proxy.accept_logits = always(100.0)  # type: ignore[method-assign]
+    found = answer(FrozenModel(model), proxy, process, PROMPTS, seeds=range(4), max_new_tokens=10, eos=[EOS])
+    for prompt, ids in zip(PROMPTS, found.ids, strict=True):
+        plain = model.generate(torch.tensor([prompt]), max_new_tokens=10, do_sample=False, eos_token_id=EOS)
+        assert plain[0, len(prompt) :].tolist() == ids
+    assert found.examined.tolist() == [len(ids) for ids in found.ids]
+    assert not found.rejected.any()
+
+
+@pytest.mark.parametrize("logit", [100.0, -100.0], ids=["always", "never"])
+def test_always_accepting_in_sampled_order_is_truncated_sampling(logit: float) -> None:
+    """By counts of 4,000 draws of one token; never accepting is the same where the first is forced."""
+    model = make_model(V)
+    process = Process(top_k=8, top_p=0.9, temperature=1.5, order="sampled")
+    llm, n = FrozenModel(model), 4000
+    walk = Walk(
+        llm, always(logit), process, torch.tensor([PROMPTS[0]]), torch.ones(1, 4, dtype=torch.long), repeats=n,
+        dice=Dice(list(range(n)), 8, torch.device("cpu")), first_candidates=2,
+    )  # fmt: skip
+    tokens = walk.step().tokens
+    logits = model(torch.tensor([PROMPTS[0]])).logits[0, -1].float() / 1.5
+    top, ids = logits.topk(8)
+    p = top.softmax(0)
+    p = torch.where(p.cumsum(0) - p < 0.9, p, torch.zeros(()))
+    p = p / p.sum()
+    share = torch.stack([(tokens == token).float().mean() for token in ids])
+    error = (p * (1 - p) / n).sqrt()
+    assert bool(((share - p).abs() <= 4 * error + 1e-6).all())
+
+
+@pytest.mark.parametrize("order", ["sampled", "descending"])
+@pytest.mark.parametrize("forced", ["first", "last"])
+def test_tokens_come_as_often_as_their_log_probabilities_say(order: str, forced: str) -> None:
+    """Candidates, decisions and what is forced together, by counts; and the log-probabilities sum to 1."""
+    model = make_model(V)
+    process = Process(top_k=6, order=order, forced=forced)
+    proxy, llm, n = make_proxy(model, process), FrozenModel(model), 4000
+    prompt = PROMPTS[2]
+    walk = Walk(
+        llm, proxy.accept_logits, process, torch.tensor([prompt]), torch.ones(1, 6, dtype=torch.long), repeats=n,
+        dice=Dice(list(range(n)), 6, torch.device("cpu")), first_candidates=3,
+    )  # fmt: skip
+    tokens = walk.step().tokens
+    ids = model(torch.tensor([prompt])).logits[0, -1].topk(6).indices.tolist()
+    [logps] = proxy_logps(llm, proxy, process, [prompt], [[[token] for token in ids]], pad_token_id=0)
+    p = torch.cat(logps).exp()
+    assert float(p.sum()) == pytest.approx(1, abs=1e-5)
+    share = torch.stack([(tokens == token).float().mean() for token in ids])
+    assert bool(((share - p).abs() <= 4 * (p * (1 - p) / n).sqrt() + 1e-6).all())
+    [[[outside]]] = proxy_logps(llm, proxy, process, [prompt], [[[EOS if EOS not in ids else 0]]], pad_token_id=0)
+    assert outside == -torch.inf
+
+
+@pytest.mark.parametrize("order", ["sampled", "descending"])
+@pytest.mark.parametrize("feature", ["candidate", "context"])
+def test_log_probabilities_are_those_of_the_walk(order: str, feature: str) -> None:
+    """What is measured while answering is what is computed of the finished answers, less the base model's."""
+    model, process = make_model(V), Process(top_k=6, order=order, feature=feature)
+    proxy, llm = make_proxy(model, process), FrozenModel(model)
+    found = answer(llm, proxy, process, PROMPTS, seeds=range(4), max_new_tokens=6, eos=[EOS], measure_every=1)
+    logps = proxy_logps(llm, proxy, process, PROMPTS, [[ids] for ids in found.ids], pad_token_id=0, batch_size=3)
+    for i, (prompt, ids) in enumerate(zip(PROMPTS, found.ids, strict=True)):
+        base = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+        base_logps = base.gather(1, torch.tensor(ids)[:, None]).sum()
+        assert float(found.kl[i]) == pytest.approx(float(logps[i][0].sum() - base_logps), abs=1e-3)
+
+
+def test_the_kl_is_estimated_from_some_positions() -> None:
+    """From every second: twice what it is there."""
+    model, process = make_model(V), Process(top_k=6)
+    proxy, llm = make_proxy(model, process), FrozenModel(model)
+    found = answer(llm, proxy, process, PROMPTS, seeds=range(4), max_new_tokens=7, measure_every=2)
+    logps = proxy_logps(llm, proxy, process, PROMPTS, [[ids] for ids in found.ids], pad_token_id=0)
+    for i, (prompt, ids) in enumerate(zip(PROMPTS, found.ids, strict=True)):
+        base = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+        gaps = logps[i][0] - base.gather(1, torch.tensor(ids)[:, None])[:, 0]
+        assert float(found.kl[i]) == pytest.approx(2 * float(gaps[1::2].sum()), abs=1e-3)
+
+
+def test_answers_end_where_their_room_does() -> None:
+    model, process = make_model(V), Process(top_k=6)
+    llm, proxy = FrozenModel(model), make_proxy(model, process)
+    whole = answer(llm, proxy, process, PROMPTS, seeds=range(8), max_new_tokens=5)
+    found = answer(llm, proxy, process, PROMPTS, seeds=range(8), max_new_tokens=5, rooms=[3, 9, 1, 4])
+    lengths = [3, 3, 5, 5, 1, 1, 4, 4]
+    assert found.ids == [ids[:n] for ids, n in zip(whole.ids, lengths, strict=True)]
+    assert not any(found.ended)
+
+
+@pytest.mark.parametrize("first", [0, 2])
+@pytest.mark.parametrize("feature", ["candidate", "context"])
+def test_recorded_decisions(first: int, feature: str) -> None:
+    """Their log-probabilities from the stored features are those at the time, one set for each examined candidate."""
+    model, process = make_model(V), Process(top_k=6, feature=feature)
+    proxy, llm = make_proxy(model, process), FrozenModel(model)
+    found = answer(
+        llm, proxy, process, PROMPTS, seeds=range(8), max_new_tokens=7, eos=[EOS], record=True, batch_size=3,
+        first_candidates=first,
+    )  # fmt: skip
+    kept = found.decisions
+    assert kept is not None
+    assert torch.bincount(kept.response, minlength=8).tolist() == found.examined.tolist()
+    assert bool((kept.response.diff() >= 0).all())
+    rejected = torch.zeros(8, dtype=torch.long).index_add(0, kept.response, (~kept.accepted).long())
+    assert rejected.tolist() == found.rejected.tolist()
+    assert kept.features.dtype == torch.bfloat16
+    output = proxy(kept.features)
+    torch.testing.assert_close(decision_logps(output.logits, kept.accepted), kept.logps, rtol=0, atol=1e-5)
+
+
+def test_a_position_with_one_candidate_asks_nothing() -> None:
+    model, process = make_model(V), Process(top_k=6, top_p=1e-6)
+    found = answer(
+        FrozenModel(model), make_proxy(model, process), process, PROMPTS, seeds=range(4), max_new_tokens=5, eos=[EOS],
+        record=True,
+    )  # fmt: skip
+    assert not found.examined.any()
+    assert not found.asked.any()
+    assert found.decisions is not None
+    assert len(found.decisions) == 0
+
+
+def test_one_forward_a_token() -> None:
+    """The prompt in one, then one a token for all candidates; or two where the first few are all rejected."""
+    model, process = make_model(V), Process(top_k=6, order="descending")
+    llm = FrozenModel(model)
+    for logit, first, calls in [(100.0, 0, 1), (-100.0, 6, 1), (100.0, 2, 1), (-100.0, 2, 2)]:
+        ids = torch.tensor([PROMPTS[0]])
+        dice = Dice([0], 6, torch.device("cpu"))
+        walk = Walk(llm, always(logit), process, ids, torch.ones_like(ids), dice=dice, first_candidates=first)
+        before = walk.tree.calls
+        for _ in range(5):
+            walk.step()
+        assert walk.tree.calls - before == 5 * calls
+        assert walk.tree.form == "shared"
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_models_that_cannot_share_a_cache(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slow form gives the same answers."""
+    model, process = make_model(V, attn_implementation=attention), Process(top_k=4)
+    proxy = make_proxy(model, process)
+    seeds = range(4)
+    expected = answer(FrozenModel(model), proxy, process, PROMPTS, seeds=seeds, max_new_tokens=5, first_candidates=2)
+    monkeypatch.setattr("trl_ext.decoding.token_tree.shared_support", lambda *_: (set(), "for the test"))
+    found = answer(FrozenModel(model), proxy, process, PROMPTS, seeds=seeds, max_new_tokens=5, first_candidates=2)
+    assert found.ids == expected.ids
+
+
+def test_candidates_in_descending_order_and_their_base_log_probabilities() -> None:
+    logits = torch.randn(3, V, generator=torch.Generator().manual_seed(0))
+    found = propose(logits, Process(top_k=4, temperature=0.5, order="descending"), None)
+    assert found.tokens.tolist() == logits.topk(4).indices.tolist()
+    torch.testing.assert_close(found.base_logps, logits.log_softmax(1).gather(1, found.tokens))
+    torch.testing.assert_close(found.weights, (logits.topk(4).values / 0.5).softmax(1))
+    # A penalty changes who is proposed, and not what the model thinks of them.
+    seen = logits.topk(2).indices
+    found = propose(logits, Process(top_k=4, repetition_penalty=1.7, order="descending"), None, seen)
+    assert bool((found.tokens != logits.topk(4).indices).any()) and bool(torch.isin(found.tokens, seen).any())
+    torch.testing.assert_close(found.base_logps, logits.log_softmax(1).gather(1, found.tokens))
+
+
+def test_choice() -> None:
+    accepted = torch.tensor([[0, 1, 1], [0, 0, 0], [1, 1, 1], [0, 0, 1]]).bool()
+    asked = torch.tensor([[1, 1, 1], [1, 1, 1], [0, 0, 0], [1, 1, 0]]).bool()
+    valid = torch.tensor([[1, 1, 1], [1, 1, 1], [1, 0, 0], [1, 1, 1]]).bool()
+    choice, examined, forced = choose(accepted, asked, valid, "first")
+    assert choice.tolist() == [1, 0, 0, 0]
+    assert examined.int().tolist() == [[1, 1, 0], [1, 1, 1], [0, 0, 0], [1, 1, 0]]
+    assert forced.tolist() == [False, True, False, True]
+    assert choose(accepted, asked, valid, "last")[0].tolist() == [1, 2, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"top_k": 1}, "nothing to decide"),
+        ({"top_k": 0}, "at least 2"),
+        ({"max_candidates": 1}, "nothing to decide"),
+        ({"temperature": 0.0}, "greedy"),
+        ({"order": "random"}, "one of sampled, descending"),
+        ({"feature": "logits"}, "one of candidate, context"),
+        ({"forced": "best"}, "one of first, last"),
+        ({"top_p": 0.0}, "top_p"),
+    ],
+)
+def test_processes_that_cannot_be(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Process(**changes)
+
+
+@pytest.mark.parametrize("order", ["sampled", "descending"])
+@pytest.mark.parametrize("feature", ["candidate", "context"])
+def test_a_token_that_ties_with_the_last_candidate_has_a_probability(order: str, feature: str) -> None:
+    """Which of two equals is a candidate is up to rounding, so up to the batch; a less likely one stays impossible."""
+    model = make_model(V)
+    process = Process(top_k=4, order=order, feature=feature)
+    proxy = make_proxy(model, process)
+    best = model(torch.tensor([PROMPTS[0]])).logits[0, -1].topk(6).indices.tolist()
+    with torch.no_grad():
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())  # no longer the embedding
+        model.lm_head.weight[best[4]] = model.lm_head.weight[best[3]]
+    llm, texts = FrozenModel(model), [[best[i]] for i in (3, 4, 5)]
+    [[one, other, outside]] = proxy_logps(llm, proxy, process, PROMPTS[:1], [texts], pad_token_id=0)
+    assert bool(torch.isfinite(one)) and bool(torch.isfinite(other)) and float(outside) == -torch.inf
+
+
+def tied_model(
+    process: Process, prompts: list[list[int]], dtype: torch.dtype = torch.float32
+) -> tuple[Any, list, list]:
+    """
+    A model in which, after each prompt, the token after the last candidate has the very logit of that one.
+
+    Returns:
+        The model, and for each prompt its last candidate and the tokens from that one's equal on.
+    """
+    model = make_model(V).to(dtype)
+    llm = FrozenModel(model)
+    with torch.no_grad():
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())  # no longer the embedding
+        lasts, others, used = [], [], set()
+        for prompt in prompts:
+            hidden = llm.backbone(torch.tensor([prompt])).last_hidden_state[:, -1]
+            ids = torch.tensor([prompt])
+            found = propose(llm.logits(hidden), process, torch.full((1, process.top_k), 0.5), ids)
+            valid = found.weights.masked_fill(~found.valid, torch.inf)
+            last = int(found.tokens[0, valid.argmin()])
+            scores = penalised(llm.logits(hidden), process, ids)[0]
+            below = [t for t in scores.argsort(descending=True).tolist() if scores[t] < scores[last]]
+            other = next(t for t in below if t not in used and t not in prompt)
+            assert not used & {last, other}  # one prompt's ties would be another's
+            used |= {last, other}
+            # A penalised last candidate is less than its logit says; its equal has that logit without a penalty.
+            ratio = float(scores[last] / llm.logits(hidden)[0, last])
+            model.lm_head.weight[other] = model.lm_head.weight[last] * ratio
+            lasts.append(last)
+            others.append([other, *[t for t in below if t != other]])
+    return model, lasts, others
+
+
+def first_logps(model: Any, process: Process, prompts: list[list[int]], tokens: list[list[int]]) -> list[list[float]]:
+    proxy, groups = make_proxy(model, process), [[[token] for token in some] for some in tokens]
+    found = proxy_logps(FrozenModel(model), proxy, process, prompts, groups, pad_token_id=0)
+    return [[float(one) for one in group] for group in found]
+
+
+TIES = {
+    "plain": {},
+    "descending": {"order": "descending"},
+    "top_p": {"top_p": 0.7, "top_k": 12},
+    "the last is forced": {"forced": "last"},
+    "descending, the last is forced": {"order": "descending", "forced": "last"},
+    "max_candidates": {"order": "descending", "max_candidates": 3},
+    "temperature": {"temperature": 0.5},
+}
+
+
+@pytest.mark.parametrize("settings", TIES.values(), ids=TIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_ties_in_all_forms_of_the_process(settings: dict[str, Any], dtype: torch.dtype) -> None:
+    """The equal of the last candidate is possible, as if it were that one; what is less likely stays impossible."""
+    process = Process(**{"top_k": 4, **settings})
+    model, [last], [others] = tied_model(process, PROMPTS[:1], dtype)
+    with torch.no_grad():
+        logits = FrozenModel(model).logits(model.model(torch.tensor(PROMPTS[:1])).last_hidden_state[:, -1])
+    found = propose(logits, process, torch.full((1, process.top_k), 0.5))
+    assert len({last, others[0]} & set(found.tokens[found.valid].tolist())) == 1  # one of the two is left out
+    [[one, other, far]] = first_logps(model, process, PROMPTS[:1], [[last, others[0], others[-1]]])
+    assert one > -torch.inf and other > -torch.inf and far == -torch.inf
+    if process.forced == "last" and process.order == "descending":
+        # Nobody asks about the last one: what is left after the others rejected, which are the same for both.
+        assert other == pytest.approx(one, abs=1e-3)
+
+
+@pytest.mark.parametrize("order", ["sampled", "descending"])
+@pytest.mark.parametrize("penalty", [1.5, 0.7])
+def test_ties_are_of_the_scores_that_choose(order: str, penalty: float) -> None:
+    """With a repetition penalty, not of the model's own probabilities: these may tie where the scores do not."""
+    prompt = PROMPTS[0]
+    plain = make_model(V)(torch.tensor([prompt])).logits[0, -1]
+    process = Process(top_k=4, order=order, repetition_penalty=penalty)
+    model, [last], [others] = tied_model(process, [prompt])
+    [[one, other, far]] = first_logps(model, process, [prompt], [[last, others[0], others[-1]]])
+    assert one > -torch.inf and other > -torch.inf and far == -torch.inf
+    # A token of the prompt with the last candidate's own logit, which the penalty puts behind it or before it.
+    model = make_model(V)
+    with torch.no_grad():
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+        best = [t for t in plain.argsort(descending=True).tolist() if t not in prompt]
+        last = best[3]
+        assert plain[last] > 0
+        for token in prompt:  # out of the way
+            model.lm_head.weight[token] = -model.lm_head.weight[best[0]]
+        model.lm_head.weight[prompt[0]] = model.lm_head.weight[last]
+    ids = [prompt[0], last]
+    [[repeated, fresh]] = first_logps(model, process, [prompt], [ids])
+    if penalty > 1:
+        assert repeated == -torch.inf and fresh > -torch.inf
+    else:
+        assert repeated > -torch.inf and fresh == -torch.inf
+
+
+def test_rows_with_and_without_a_tie_in_one_batch() -> None:
+    """Each row has what it has alone: a tie in one of them changes nothing in the others."""
+    process = Process(top_k=4, order="descending")
+    model, lasts, others = tied_model(process, PROMPTS[:2])
+    llm, proxy = FrozenModel(model), make_proxy(model, process)
+    best = [int(model(torch.tensor([prompt])).logits[0, -1].argmax()) for prompt in PROMPTS[:2]]
+    tokens = [[best[0], others[0][0], others[0][-1], lasts[0]], [others[1][-1], lasts[1], others[1][0], best[1]]]
+    together = first_logps(model, process, PROMPTS[:2], tokens)
+    for prompt, some, found in zip(PROMPTS, tokens, together, strict=False):
+        for token, logp in zip(some, found, strict=True):
+            [[alone]] = proxy_logps(llm, proxy, process, [prompt], [[[token]]], pad_token_id=0)
+            assert logp == pytest.approx(float(alone), abs=1e-4) or logp == float(alone) == -torch.inf
+    assert [[logp > -torch.inf for logp in group] for group in together] == [
+        [True, True, False, True],
+        [False, True, True, True],
+    ]
+
+
+@pytest.mark.parametrize("behind", [0.0005, 0.002])
+def test_what_counts_as_a_tie(behind: float) -> None:
+    """In float32 less than a thousandth in the logit."""
+    process = Process(top_k=4, order="descending")
+    model, [last], [others] = tied_model(process, PROMPTS[:1])
+    logit = float(model(torch.tensor(PROMPTS[:1])).logits[0, -1, last])
+    with torch.no_grad():
+        model.lm_head.weight[others[0]] *= 1 - behind / logit
+    [[found]] = first_logps(model, process, PROMPTS[:1], [others[:1]])
+    assert (found > -torch.inf) == (behind < 0.001)

@@ -1,0 +1,735 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+"""PSLETrainer: the losses through the whole path, both views, iterations, resuming, baselines, and what it refuses."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import letter_reward, make_model, make_tokenizer
+from datasets import Dataset
+from oracles.psle import oracle
+from peft import LoraConfig
+from transformers import TrainerCallback
+from vllm_stand_in import use_stand_in
+
+from trl_ext import PSLEConfig, PSLETrainer
+from trl_ext.data.schema import DataError
+from trl_ext.methods.psle.iterations import both_views
+from trl_ext.rewards.functions import RewardError
+
+
+PROMPTS = [{"prompt": text} for text in ("the film", "a story of music", "we", "I liked the", "no one", "one scene")]
+ANSWERS = [{"prompt": "the film", "completion": f" was {word}"} for word in ("good", "bad", "dull", "great")]
+SAVES = {"save_strategy": "steps", "save_steps": 1}
+
+
+def config(tmp_path: Path, **changes: Any) -> PSLEConfig:
+    settings = {
+        "output_dir": str(tmp_path / "out"),
+        "per_device_train_batch_size": 2,
+        "per_device_eval_batch_size": 2,
+        "num_iterations": 2,
+        "learning_rate": 1e-3,
+        "gradient_checkpointing": False,
+        "report_to": [],
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "max_completion_length": 5,
+        "num_generations": 2,
+        "principles": ["so good"],
+    }
+    return PSLEConfig(**settings | changes)
+
+
+def trainer(tmp_path: Path, rows: list[dict] | None = None, **kwargs: Any) -> PSLETrainer:
+    settings = kwargs.pop("args", {})
+    tokenizer = kwargs.pop("processing_class", None) or make_tokenizer()
+    model = kwargs.pop("model", None) or make_model(len(tokenizer))
+    return PSLETrainer(
+        model,
+        kwargs.pop("reward_funcs", letter_reward),
+        config(tmp_path, **settings),
+        Dataset.from_list(rows or PROMPTS),
+        processing_class=tokenizer,
+        **kwargs,
+    )
+
+
+class Logs(TrainerCallback):
+    def __init__(self) -> None:
+        self.logs: list[dict[str, float]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        self.logs.append(dict(logs))
+
+    def of(self, name: str) -> list[float]:
+        return [log[name] for log in self.logs if name in log]
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    texts: list[str] = []
+    monkeypatch.setattr("trl_ext.methods.psle.trainer.logger.warning", lambda text, *rest: texts.append(str(text)))
+    return texts
+
+
+def weights(run: PSLETrainer) -> list[torch.Tensor]:
+    return [value.clone() for value in run.model.state_dict().values()]
+
+
+def same(a: PSLETrainer, b: PSLETrainer) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(weights(a), weights(b), strict=True))
+
+
+# ------------------------------------------------------------------------------------------------------------- loss
+
+# Two prompts with answers and one that has lost its guided view; gaps in reward that are wide either way, and narrow.
+BATCH: dict[str, Any] = {
+    "prompt_ids": [[5, 9, 3], [6], [7, 8]],
+    "completion_ids": [[[10, 11, 12], [14], [15, 16]], [[9]], [[20, 21], [22], [23, 24, 25], [26]]],
+    "scores": [[0.0, 3.0, 0.5], [1.0], [3.0, -1.0, 1.1, 4.0]],
+    "marks": [[0, 1, 1], [0], [0, 0, 1, 1]],
+}
+
+
+def logps_by_loop(model: Any, batch: dict[str, Any]) -> list[list[torch.Tensor]]:
+    found = []
+    for prompt, group in zip(batch["prompt_ids"], batch["completion_ids"], strict=True):
+        found.append([])
+        for ids in group:
+            logits = model(input_ids=torch.tensor([prompt + ids])).logits[0].log_softmax(-1)
+            found[-1].append(sum(logits[len(prompt) - 1 + t][x] for t, x in enumerate(ids)) / len(ids))
+    return found
+
+
+@pytest.mark.parametrize("shared_prefix", ["always", "never"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"threshold": 0.7},
+        {"threshold": 0.2, "rank_weight": 10.0, "sft_weight": 0.5, "margin": 0.3, "reward_temperature": 2.0},
+        {"threshold": 0.7, "two_sided": True},
+    ],
+)
+def test_loss_and_gradients_are_the_loops(tmp_path: Path, shared_prefix: str, settings: dict) -> None:
+    run = trainer(tmp_path, args={"shared_prefix": shared_prefix, **settings})
+    run.iterations.scale = 2.0
+    reference = make_model(len(run._tokenizer))
+    logps = logps_by_loop(reference, BATCH)
+    names = {"rank_weight": "rank", "sft_weight": "sft", "reward_temperature": "temperature"}
+    rewards = [[x / 2.0 for x in group] for group in BATCH["scores"]]
+    losses = oracle(logps, rewards, BATCH["marks"], **{names.get(k, k): v for k, v in settings.items()})
+    expected = (losses[0] + losses[2]) / 2  # the prompt without a pair does not count
+    expected.backward()
+    loss = run.compute_loss(run.model, BATCH)
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-4)
+    for (name, mine), theirs in zip(run.model.named_parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-4, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_baselines_by_settings(tmp_path: Path) -> None:
+    def loss(**settings: Any) -> float:
+        run = trainer(tmp_path, args={"threshold": 0.2, "reward_scaling": "none", **settings})
+        return run.compute_loss(run.model, BATCH).item()
+
+    l = [[x.item() for x in group] for group in logps_by_loop(make_model(len(make_tokenizer())), BATCH)]
+    marks, scores = BATCH["marks"], BATCH["scores"]
+    distilled = [-(l[0][1] + l[0][2]) / 2, -(l[2][2] + l[2][3]) / 2]
+    assert loss(rank_weight=0.0, sft_target="guided") == pytest.approx(sum(distilled) / 2, abs=1e-4)
+    assert loss(rank_weight=0.0, sft_target="best") == pytest.approx(-(l[0][1] + l[1][0] + l[2][3]) / 3, abs=1e-4)
+    weighted = oracle(l, scores, marks, math.inf)
+    assert loss(rank_weight=0.0) == pytest.approx((weighted[0] + weighted[2]) / 2, abs=1e-4)
+    ranked = oracle(l, scores, marks, 0.2, sft=0.0)
+    assert loss(sft_weight=0.0) == pytest.approx((ranked[0] + ranked[2]) / 2, abs=1e-4)
+
+
+def step_gradients(tmp_path: Path, batch_size: int, accumulation: int, **changes: Any) -> list[torch.Tensor]:
+    gradients: list[torch.Tensor] = []
+
+    class Grab(TrainerCallback):
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            gradients.extend(parameter.grad.clone() for parameter in model.parameters())
+
+    settings = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation, **changes}
+    run = trainer(tmp_path, args={"max_steps": 1, "max_grad_norm": 1e9, **settings}, callbacks=[Grab()])
+    run.train()
+    return gradients
+
+
+def test_accumulation_does_not_change_the_gradient(tmp_path: Path) -> None:
+    whole = step_gradients(tmp_path, 6, 1)
+    for batch_size, accumulation, changes in ((1, 6, {}), (4, 2, {}), (6, 1, {"gradient_checkpointing": True})):
+        for a, b in zip(whole, step_gradients(tmp_path, batch_size, accumulation, **changes), strict=True):
+            torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("schedule", [{}, {"resample_steps": 1}])
+def test_the_reward_rises(tmp_path: Path, schedule: dict) -> None:
+    log = Logs()
+    run = trainer(
+        tmp_path,
+        PROMPTS * 4,
+        callbacks=[log],
+        args={"num_iterations": 10, "learning_rate": 2e-3, "rank_weight": 10.0, "per_device_train_batch_size": 8}
+        | schedule,
+    )
+    before = run.evaluate(Dataset.from_list(PROMPTS * 4))
+    run.train()
+    after = run.evaluate(Dataset.from_list(PROMPTS * 4))
+    assert after["eval_rewards/plain"] > before["eval_rewards/plain"] + 0.5
+
+
+def test_the_kl_term_is_subtracted_from_the_reward(tmp_path: Path) -> None:
+    """beta x (log pi - log pi_0) of each answer to the plain prompt, in training; the metric is of plain answers."""
+    run = trainer(tmp_path, args={"beta": 0.5})
+    with torch.no_grad():
+        for parameter in run.model.parameters():
+            parameter.add_(0.03 * torch.randn_like(parameter))
+    rows = [run.train_dataset[i] for i in range(6)]
+    for mode, beta in (("train", 0.5), ("eval", 0.0)):
+        sampled = run._sample_round(rows, mode)
+        batch = {
+            "prompt_ids": [row["prompt_ids"] for row in rows],
+            "completion_ids": [sampled.rollouts[i].completion_ids for i in range(6)],
+        }
+        with torch.no_grad():
+            ours, first = (logps_by_loop(m, batch) for m in (run.model, make_model(len(run._tokenizer))))
+        plain = []
+        for i, group in enumerate(batch["completion_ids"]):
+            ratios = [float(a - b) * len(c) for a, b, c in zip(ours[i], first[i], group, strict=True)]
+            rewards = sampled.rollouts[i].rewards["letter_reward"]
+            expected = [r - beta * x for r, x in zip(rewards, ratios, strict=True)]
+            assert sampled.rollouts[i].scores == pytest.approx(expected, abs=1e-3)
+            plain += ratios[:2]
+        assert max(map(abs, plain)) > 0.1
+        if mode == "train":
+            kl = run._meters["train"].pop(run.accelerator)["kl"]
+            assert kl == pytest.approx(sum(plain) / len(plain), abs=1e-3)
+
+
+# ------------------------------------------------------------------------------------------------------------ views
+
+
+def test_rewards_and_training_see_the_plain_prompt_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, list] = {"rewards": [], "topics": [], "trained": [], "generated": []}
+
+    def reward(prompts: list[str], completions: list[str], topic: list[str], **columns: Any) -> list[float]:
+        assert "guided_ids" not in columns and "prompt_ids" not in columns
+        seen["rewards"] += prompts
+        seen["topics"] += topic
+        return letter_reward(completions)
+
+    rows = [{**row, "topic": str(i)} for i, row in enumerate(PROMPTS)]
+    run = trainer(tmp_path, rows, reward_funcs=reward, args={"num_iterations": 1})
+    forward, generate = run.log_probs._forward, run.model.generate
+
+    def spy_forward(model: Any, form: str, prompts: list, completions: list) -> Any:
+        seen["trained"] += prompts if model.training else []
+        return forward(model, form, prompts, completions)
+
+    def spy_generate(**kwargs: Any) -> Any:
+        seen["generated"].append(kwargs["attention_mask"].sum(1).tolist())
+        return generate(**kwargs)
+
+    monkeypatch.setattr(run.log_probs, "_forward", spy_forward)
+    monkeypatch.setattr(run.model, "generate", spy_generate)
+    run.train()
+    texts = [row["prompt"] for row in rows]
+    assert sorted(seen["rewards"]) == sorted(texts * 4)
+    assert sorted(set(seen["topics"])) == [str(i) for i in range(6)]
+    plain = [run._tokenizer(text).input_ids for text in texts]
+    assert all(prompt in plain for prompt in seen["trained"]) and len(seen["trained"]) >= 6
+    # One call for both prompts of all rows: 6 rows, 2 views, 2 answers each.
+    (lengths,) = seen["generated"]
+    guided = [len(run._tokenizer("so good\n" + text).input_ids) for text in texts]
+    assert sorted(lengths) == sorted((guided + [len(p) for p in plain]) * 2)
+
+
+def test_rows_take_turns_with_principles() -> None:
+    rows = [{"row_index": i, "prompt_ids": [i], "guided_ids": [[10], [20], [30]]} for i in range(3)]
+    rows.append({"row_index": 3, "prompt_ids": [3], "guided_ids": []})
+    drawn: list = []
+
+    def draw(prompts: list[list[int]]) -> list:
+        drawn.append(prompts)
+        return [[f"{prompt[0]}a", f"{prompt[0]}b"] for prompt in prompts]
+
+    assert both_views(rows, 0, draw)[1:] == [["1a", "1b", "20a", "20b"], ["2a", "2b", "30a", "30b"], ["3a", "3b"]]
+    assert both_views(rows, 2, draw)[0] == ["0a", "0b", "30a", "30b"]
+    assert drawn[0] == [[0], [1], [2], [3], [10], [20], [30]]
+
+
+def test_chat_prompts_and_row_principles(tmp_path: Path) -> None:
+    def chat(text: str) -> list[dict[str, str]]:
+        return [{"role": "user", "content": text}]
+
+    rows = [{"prompt": chat(row["prompt"]), "principle": "no music" if i else ""} for i, row in enumerate(PROMPTS)]
+
+    def reward(prompts: list[Any], completions: list[Any], **_: Any) -> list[float]:
+        assert all(prompt[-1]["role"] == "user" and len(prompt) == 1 for prompt in prompts)
+        return letter_reward(completions)
+
+    tokenizer = make_tokenizer(chat=True)
+    run = trainer(tmp_path, rows, processing_class=tokenizer, reward_funcs=reward, args={"num_iterations": 1})
+    assert "no music" in tokenizer.decode(run.train_dataset[1]["guided_ids"][0])
+    assert "so good" in tokenizer.decode(run.train_dataset[0]["guided_ids"][0])
+    run.train()
+
+
+# ------------------------------------------------------------------------------------------------------- iterations
+
+
+@pytest.mark.parametrize(("schedule", "expected"), [({}, [0, 3, 6]), ({"resample_steps": 1}, [*range(9)])])
+def test_snapshots_and_decay(tmp_path: Path, schedule: dict, expected: list[int]) -> None:
+    log, steps = Logs(), []
+    run = trainer(
+        tmp_path, callbacks=[log], args={"num_iterations": 3, "threshold": 0.4, "threshold_decay": 0.5, **schedule}
+    )
+    sample = run._sample_round
+    run._rounds.sample = lambda rows: steps.append(run.state.global_step) or sample(rows).rollouts
+    run.train()
+    assert steps == expected
+    assert log.of("threshold") == [0.4] * 3 + [0.2] * 3 + [0.1] * 3
+    assert log.of("iteration") == [1.0] * 3 + [2.0] * 3 + [3.0] * 3
+    assert run.state.global_step == 9
+
+
+def test_several_epochs_an_iteration_and_a_constant_threshold(tmp_path: Path) -> None:
+    log, rounds = Logs(), []
+    run = trainer(tmp_path, callbacks=[log], args={"epochs_per_iteration": 2, "threshold_decay": 1.0})
+    sample = run._sample_round
+    run._rounds.sample = lambda rows: rounds.append(len(rows)) or sample(rows).rollouts
+    run.train()
+    assert rounds == [6, 6] and run.state.global_step == 12
+    assert log.of("iteration") == [1.0] * 6 + [2.0] * 6
+    assert set(log.of("threshold")) == {0.2}
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_iterations_by_steps(tmp_path: Path, streaming: bool) -> None:
+    log, rows = Logs(), Dataset.from_list(PROMPTS * 4)
+    run = PSLETrainer(
+        make_model(len(make_tokenizer())),
+        letter_reward,
+        config(tmp_path, resample_steps=1, max_steps=4),
+        rows.to_iterable_dataset() if streaming else rows,
+        processing_class=make_tokenizer(),
+        callbacks=[log],
+    )
+    run.train()
+    assert log.of("iteration") == [1.0, 1.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize("scaling", ["running", "batch", "none"])
+def test_scale_of_rewards(tmp_path: Path, scaling: str) -> None:
+    rounds: list[list[float]] = []
+
+    def reward(completions: list[str], **_: Any) -> list[float]:
+        rounds.append([10 * x for x in letter_reward(completions)])
+        return rounds[-1]
+
+    run = trainer(tmp_path, reward_funcs=reward, args={"reward_scaling": scaling})
+    run.train()
+    assert len(rounds) == 2
+    everything = torch.tensor(rounds[0] + rounds[1])
+    expected = {"running": everything.std().item(), "batch": torch.tensor(rounds[1]).std().item(), "none": 1.0}
+    assert run.iterations.scale == pytest.approx(expected[scaling], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "stop"),
+    [
+        ({}, 2),
+        ({}, 3),
+        ({}, 4),
+        ({"resample_steps": 2, "reward_scaling": "batch"}, 5),
+        ({"sft_mix": 0.5, "epochs_per_iteration": 2}, 5),
+        ({"beta": 0.1}, 4),
+    ],
+)
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, schedule: dict, stop: int) -> None:
+    settings = {"num_iterations": 3, **SAVES, **schedule}
+    sft = {"sft_dataset": Dataset.from_list(ANSWERS)} if "sft_mix" in schedule else {}
+    whole = trainer(tmp_path, args={**settings, "output_dir": str(tmp_path / "whole")}, **sft)
+    whole.train()
+    checkpoint = tmp_path / "whole" / f"checkpoint-{stop}"
+    state = json.loads((checkpoint / "iterations_0.json").read_text())
+    assert state["number"] == (stop - 1) // (3 * schedule.get("epochs_per_iteration", 1))
+    assert state["threshold"] == pytest.approx(0.2 * 0.9 ** state["number"])
+    assert state["rewards"]["count"] > 0 and (checkpoint / "rollouts_0.json").is_file()
+    log = Logs()
+    resumed = trainer(tmp_path, args={**settings, "output_dir": str(tmp_path / "resumed")}, callbacks=[log], **sft)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert same(whole, resumed)
+    assert resumed.iterations.rewards == whole.iterations.rewards
+    assert resumed.iterations.tally == whole.iterations.tally
+    later = [x for x in whole.state.log_history if "threshold" in x and x["step"] > stop]
+    assert log.of("threshold") == [x["threshold"] for x in later]
+    assert log.of("loss") == [x["loss"] for x in later]
+
+
+# ---------------------------------------------------------------------------------------------------------- warm-up
+
+
+def test_warm_up_then_iterations_and_resume_in_each(tmp_path: Path) -> None:
+    settings = {"sft_epochs": 2, "sft_learning_rate": 5e-3, **SAVES}
+    answers = {"sft_dataset": Dataset.from_list(ANSWERS)}
+    log = Logs()
+    whole = trainer(tmp_path, args=settings | {"output_dir": str(tmp_path / "whole")}, callbacks=[log], **answers)
+    whole.train()
+    losses = [x["loss"] for x in log.logs if "warm_up/num_tokens" in x]
+    assert len(losses) == 4 and losses[-1] < losses[0] - 0.5
+    assert whole.state.global_step == 6 and log.of("iteration") == [1.0] * 3 + [2.0] * 3
+    assert log.of("learning_rate")[0] == 5e-3 and max(log.of("learning_rate")[4:]) <= 1e-3
+    for stop in ("warm_up/checkpoint-3", "warm_up/checkpoint-4", "checkpoint-2"):
+        resumed = trainer(tmp_path, args=settings | {"output_dir": str(tmp_path / stop)}, **answers)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / stop))
+        assert same(whole, resumed), stop
+
+
+def test_warm_up_imitates_answers_given_their_prompt(tmp_path: Path) -> None:
+    run = trainer(tmp_path, args={"sft_epochs": 1}, sft_dataset=Dataset.from_list(ANSWERS))
+    assert run._sft_dataset is not None
+    batch = run.data_collator([run._sft_dataset[i] for i in range(4)])
+    logps = logps_by_loop(make_model(len(run._tokenizer)), batch)
+    expected = -sum(group[0] for group in logps) / 4
+    assert run.compute_loss(run.model, batch).item() == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_an_answer_to_imitate_beyond_the_models_positions_is_named(tmp_path: Path) -> None:
+    answers = Dataset.from_list([*ANSWERS, {"prompt": "the film", "completion": " was good" * 200}])
+    with pytest.raises(DataError, match=r"Row 4 of the SFT data set comes to \d+ tokens, but .* room for"):
+        trainer(tmp_path, args={"sft_mix": 0.5}, sft_dataset=answers)
+
+
+def test_sft_mix_adds_to_the_loss(tmp_path: Path) -> None:
+    run = trainer(tmp_path, args={"sft_mix": 0.5}, sft_dataset=Dataset.from_list(ANSWERS))
+    alone = run.compute_loss(run.model, BATCH).item()
+    rows = [run._sft_dataset[i] for i in range(2)]
+    logps = logps_by_loop(run.model, run.data_collator(rows))
+    both = run.compute_loss(run.model, BATCH | {"mixed": rows}).item()
+    # Two prompts have pairs; the batch's loss is a mean over those.
+    assert both == pytest.approx(alone - 0.5 * (logps[0][0] + logps[1][0]).item() / 2, abs=1e-4)
+
+
+def test_rows_are_mixed_in_for_the_prompts_that_count(tmp_path: Path) -> None:
+    """The mean of the mixed rows keeps its weight where rewards are missing; without any, there is no step."""
+    run = trainer(tmp_path, args={"sft_mix": 0.5}, sft_dataset=Dataset.from_list(ANSWERS))
+    assert len(run._mixed(0, BATCH)) == 2  # of three prompts
+    assert run._mixed(0, {**BATCH, "marks": [[0], [], [1]]}) == []
+
+
+# --------------------------------------------------------------------------------------------------------- adapters
+
+
+def test_lora_trains_the_adapter_alone(tmp_path: Path) -> None:
+    run = trainer(
+        tmp_path,
+        peft_config=LoraConfig(r=4, target_modules="all-linear"),
+        args={"gradient_checkpointing": True, "beta": 0.05},
+    )
+    run.train()
+    moved = {name for name, p in run.model.named_parameters() if p.requires_grad and p.abs().sum() > 0}
+    assert moved and all("lora" in name for name in moved)
+    run.save_model(tmp_path / "adapter")
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def quantized() -> Any:
+    from transformers import BitsAndBytesConfig
+
+    pytest.importorskip("bitsandbytes")
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+
+
+def test_qlora(tmp_path: Path, tiny_model_dir: str) -> None:
+    log = Logs()
+    run = PSLETrainer(
+        tiny_model_dir,
+        letter_reward,
+        config(tmp_path, bf16=True, num_iterations=1),
+        Dataset.from_list(PROMPTS),
+        quantization_config=quantized(),
+        peft_config=LoraConfig(r=4, target_modules="all-linear"),
+        callbacks=[log],
+    )
+    run.train()
+    assert all(math.isfinite(x) for x in log.of("loss")) and any(x > 0 for x in log.of("grad_norm"))
+
+
+# ---------------------------------------------------------------------------------------------------------- engines
+
+
+CONTINUOUS = {
+    "use_transformers_continuous_batching": True,
+    "transformers_continuous_batching_config": {"num_blocks": 64, "max_batch_tokens": 256},
+}
+
+
+def test_continuous_batching_writes_what_generate_writes(tmp_path: Path) -> None:
+    """With one candidate a token there is no chance, and both engines must write the same."""
+    tables = []
+    for engine in ({}, CONTINUOUS):
+        run = trainer(tmp_path, args={**engine, "top_k": 1, "num_iterations": 1})
+        attention = run.model.config._attn_implementation
+        rows = [run.train_dataset[i] for i in range(6)]
+        tables.append(run._sample_round(rows).table["completion"])
+        assert run.model.config._attn_implementation == attention
+        run.train()
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.parametrize("engine", [{}, CONTINUOUS], ids=["generate", "continuous"])
+def test_engines_sample(tmp_path: Path, engine: dict) -> None:
+    """First tokens come as often as truncated probabilities say."""
+    n, settings = 400, {"temperature": 0.8, "top_k": 6, "top_p": 0.9}
+    run = trainer(tmp_path, args={**engine, **settings, "num_generations": n, "max_completion_length": 1})
+    prompt = run.train_dataset[0]["prompt_ids"]
+    torch.manual_seed(0)
+    [group] = run.engine.drawer(run.model)([prompt])
+    with torch.no_grad():
+        top, ids = (run.model(torch.tensor([prompt])).logits[0, -1] / 0.8).topk(6)
+    p = top.softmax(0)
+    p = p * (p.cumsum(0) - p < 0.9)
+    p = p / p.sum()
+    found = torch.tensor([completion.ids[0] for completion in group])
+    share = torch.stack([(found == token).float().mean() for token in ids])
+    assert len(found) == n and 0.05 < float(p.max()) < 0.9
+    assert bool(((share - p).abs() <= 4 * (p * (1 - p) / n).sqrt() + 1e-6).all()), (share, p)
+
+
+def test_vllm_is_asked_for_politely(tmp_path: Path, tiny_model_dir: str) -> None:
+    try:
+        import vllm  # noqa: F401
+    except ImportError:
+        with pytest.raises(ImportError, match=r"trl-ext\[vllm\]"):
+            trainer(tmp_path, args={"use_vllm": True})
+    with pytest.raises(ValueError, match=r"use_vllm.*4-bit.*merged"):
+        PSLETrainer(
+            tiny_model_dir,
+            letter_reward,
+            config(tmp_path, use_vllm=True),
+            Dataset.from_list(PROMPTS),
+            quantization_config=quantized(),
+            peft_config=LoraConfig(r=4, target_modules="all-linear"),
+        )
+
+
+def test_vllm_path_with_a_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What TRL's class asks of vLLM, and what we make of its answers; vLLM itself: tests/generation/test_vllm.py."""
+    calls = use_stand_in(monkeypatch)
+    run = trainer(tmp_path, args={"use_vllm": True, "top_k": 7})
+    run.train()
+    assert calls[0]["gpu_memory_utilization"] == 0.3
+    assert [call if call == "sync" else call[0] for call in calls[1:]] == ["sync", 24] * 2
+    assert calls[2][1]["top_k"] == 7
+
+
+# ------------------------------------------------------------------------------------------------------ diagnostics
+
+
+def test_metrics_have_their_names(tmp_path: Path) -> None:
+    log = Logs()
+    run = trainer(
+        tmp_path,
+        callbacks=[log],
+        eval_dataset={"a": Dataset.from_list(PROMPTS[:3]), "b": Dataset.from_list(PROMPTS)},
+        args={"threshold": 0.01, "eval_strategy": "epoch", "beta": 0.1, "log_completions": True},
+    )
+    run.train()
+    assert set(log.logs[0]) >= {
+        "loss", "loss/sft", "threshold", "iteration", "reward_scale", "ranked_share", "principle_win_rate",
+        "rewards/plain", "rewards/guided", "rewards/gap", "rewards/letter_reward/mean", "reward", "reward_std",
+        "distinct_2", "logps/plain", "logps/guided", "completions/mean_length", "completions/clipped_ratio",
+        "completions/empty_ratio", "entropy", "mean_token_accuracy", "num_tokens", "dropped_rows", "kl",
+        "seconds/generation", "seconds/reward",
+    }  # fmt: skip
+    assert log.of("loss/rank") and log.of("seconds/update")
+    assert log.of("eval_a_rewards/plain") and log.of("eval_b_principle_win_rate")
+    import pandas as pd
+
+    table = pd.read_parquet(tmp_path / "out" / "completions" / "train_completions_00000.parquet")
+    assert table["guided"].value_counts().to_dict() == {0.0: 12, 1.0: 12}
+
+
+def test_metrics_are_of_what_they_name(tmp_path: Path) -> None:
+    """Plain answers are worth 0 and 2, guided ones 1 and 3: gaps of 1, 3, -1 and 1, of which one is ranked."""
+
+    def reward(prompts: list[str], **_: Any) -> list[float]:
+        return [[0.0, 2.0, 1.0, 3.0][i % 4] for i in range(len(prompts))]
+
+    run = trainer(tmp_path, reward_funcs=reward, args={"reward_scaling": "none", "threshold": 1.5})
+    rounds: list[Any] = []
+    sample = run._sample_round
+    run._sample_round = lambda *args: rounds.append(sample(*args)) or rounds[-1]
+    found = run.evaluate(Dataset.from_list(PROMPTS[:2]))
+    assert found["eval_rewards/plain"] == 1 and found["eval_rewards/guided"] == 2 and found["eval_rewards/gap"] == 1
+    assert found["eval_principle_win_rate"] == 0.75 and found["eval_ranked_share"] == 0.25
+    answers = [rollout.completion_ids for rollout in rounds[0].rollouts.values()]
+    prompts = [run._tokenizer(row["prompt"]).input_ids for row in PROMPTS[:2]]
+    with torch.no_grad():
+        l = logps_by_loop(run.model, {"prompt_ids": prompts, "completion_ids": answers})
+    l = [[x.item() for x in group] for group in l]
+    rank = [max(0.0, a[0] - a[3]) for a in l]
+    assert found["eval_loss/rank"] == pytest.approx(sum(rank) / 2, abs=1e-4)
+    assert found["eval_logps/plain"] == pytest.approx(sum(a[0] + a[1] for a in l) / 4, abs=1e-4)
+    assert found["eval_logps/guided"] == pytest.approx(sum(a[2] + a[3] for a in l) / 4, abs=1e-4)
+
+
+def test_rounds_draw_other_answers_and_repeat_themselves(tmp_path: Path) -> None:
+    """Chance is that of the step in training, and in evaluation of the batch; evaluation draws other numbers."""
+    run = trainer(tmp_path)
+    rows = [run.train_dataset[i] for i in range(6)]
+
+    def drawn(mode: str, step: int, batch: int) -> list[str]:
+        run.state.global_step, run._eval_batches = step, batch
+        return run._sample_round(rows, mode).table["completion"]
+
+    found = [drawn(*where) for where in (("train", 0, 0), ("train", 1, 0), ("eval", 0, 0), ("eval", 0, 1))]
+    assert all(a != b for i, a in enumerate(found) for b in found[:i])
+    assert drawn("train", 1, 5) == found[1] and drawn("eval", 7, 1) == found[3]
+
+
+def test_evaluation_leaves_the_state_alone(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    a, b = run.evaluate(Dataset.from_list(PROMPTS)), run.evaluate(Dataset.from_list(PROMPTS))
+    assert a["eval_rewards/plain"] == b["eval_rewards/plain"]
+    assert run.iterations.rewards.count == 0 and run.iterations.tally == {}
+
+
+def test_a_principle_that_does_nothing_is_reported(tmp_path: Path, said: list[str]) -> None:
+    def against(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+        return [float((i // 2) % 2 == 0) for i in range(len(prompts))]  # the first two of four are the plain ones
+
+    trainer(tmp_path, reward_funcs=against).train()
+    assert [text for text in said if "principle does nothing" in text and text.startswith("Iteration 1")]
+    assert len([text for text in said if "guided" in text]) == 1
+
+
+@pytest.mark.parametrize("schedule", [{}, {"resample_steps": 1}])
+@pytest.mark.parametrize(("sign", "words"), [(1.0, "above the threshold"), (-1.0, "not above the threshold")])
+def test_everything_on_one_side_of_the_threshold_works_and_is_said(
+    tmp_path: Path, said: list[str], schedule: dict, sign: float, words: str
+) -> None:
+    def reward(prompts: list[str], **_: Any) -> list[float]:
+        return [sign * ((i // 2) % 2) for i in range(len(prompts))]
+
+    log = Logs()
+    trainer(tmp_path, reward_funcs=reward, callbacks=[log], args=schedule).train()
+    found = [text for text in said if f"every pair is {words}" in text]
+    assert [text.partition(":")[0] for text in found] == ["Iteration 1", "Iteration 2"]
+    assert set(log.of("ranked_share")) == {float(sign > 0)}
+
+
+def test_rewards_without_spread_and_empty_answers_work_and_are_said(tmp_path: Path, said: list[str]) -> None:
+    tokenizer = make_tokenizer()
+    model = make_model(len(tokenizer))
+    trainer(tmp_path, model=model, reward_funcs=lambda prompts, **_: [1.0] * len(prompts)).train()
+    assert any("all rewards are the same" in text for text in said)
+    log = Logs()
+    run = trainer(
+        tmp_path, callbacks=[log], args={"generation_kwargs": {"forced_eos_token_id": 1}, "max_completion_length": 1}
+    )
+    run.train()
+    assert any("all answers are empty" in text for text in said)
+    assert set(log.of("completions/empty_ratio")) == {1.0}
+    assert all(math.isfinite(loss) for loss in log.of("loss"))
+
+
+def test_collapse_is_reported(tmp_path: Path, said: list[str]) -> None:
+    run = trainer(tmp_path)
+    run.iterations.first_distinct_2 = 3.0
+    run._sample_round([run.train_dataset[i] for i in range(6)])
+    assert any("diversity of answers collapses" in text for text in said)
+
+
+# --------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [
+        ({"args": {"principles": None}}, ["Row 0", "no principle", "principles_file"]),
+        ({"args": {"principles": ["good " * 260]}}, ["Row 0", "no room", "256"]),
+        ({"args": {"max_completion_length": 255}}, ["Row 0", "no room", "256"]),
+        (
+            {"eval_dataset": Dataset.from_list([*PROMPTS, {"prompt": "the " * 250}])},
+            ["Row 6", "no room", "256"],
+        ),
+        ({"reward_funcs": []}, ["reward_funcs"]),
+        ({"args": {"reward_weights": [1.0, 2.0]}}, ["reward_weights", "2", "1"]),
+        ({"args": {"sft_epochs": 1}}, ["sft_dataset_name"]),
+        ({"args": {"max_length": 1}}, ["max_length"]),
+        ({"rows": [{"text": "the film"}]}, ["'prompt'", "'text'"]),
+        ({"rows": [{"prompt": ""}]}, ["Row 0", "prompt", "empty"]),
+        ({"rows": [{"prompt": [{"role": "user", "content": "we"}]}]}, ["chat template"]),
+        ({"quantization_config": object()}, ["loaded already"]),
+    ],
+)
+def test_what_cannot_work_is_said(tmp_path: Path, kwargs: dict, words: list[str]) -> None:
+    with pytest.raises(ValueError) as caught:
+        trainer(tmp_path, kwargs.pop("rows", None), **kwargs)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_wrong_types_and_streams_without_length(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="train_dataset"):
+        PSLETrainer(make_model(10), letter_reward, config(tmp_path), processing_class=make_tokenizer())
+    with pytest.raises(TypeError, match="processing_class"):
+        trainer(tmp_path, model=make_model(10), processing_class=object())
+    with pytest.raises(ValueError, match="resample_steps"):
+        PSLETrainer(
+            make_model(10),
+            letter_reward,
+            config(tmp_path),
+            Dataset.from_list(PROMPTS).to_iterable_dataset(),
+            processing_class=make_tokenizer(),
+        )
+
+
+def test_rewards_that_fail_or_do_not_apply(tmp_path: Path) -> None:
+    def fails(**_: Any) -> list[float]:
+        raise RuntimeError("the server is gone")
+
+    with pytest.raises(RewardError, match=r"fails.*server is gone"):
+        trainer(tmp_path, reward_funcs=fails).train()
+
+    def sometimes(prompts: list[str], completions: list[str], **_: Any) -> list[float | None]:
+        values = letter_reward(completions)
+        return [None if p == "we" else v for p, v in zip(prompts, values, strict=True)]
+
+    log = Logs()
+    trainer(tmp_path, reward_funcs=sometimes, callbacks=[log], args={"per_device_train_batch_size": 1}).train()
+    assert all(math.isfinite(loss) for loss in log.of("loss"))
+
+
+def test_best_of_n_needs_no_principle(tmp_path: Path) -> None:
+    log = Logs()
+    run = trainer(
+        tmp_path,
+        callbacks=[log],
+        args={"principles": None, "sft_target": "best", "rank_weight": 0.0, "num_generations": 4},
+    )
+    run.train()
+    assert log.of("loss/sft") and not log.of("rewards/guided")
+    with pytest.raises(DataError, match="no principle"):
+        trainer(tmp_path, args={"principles": None, "rank_weight": 0.0})
+
+
+def test_the_checkpoint_has_a_card_with_the_paper(tmp_path: Path) -> None:
+    run = trainer(tmp_path, args=SAVES | {"num_iterations": 1})
+    run.train()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "2408.02599" in card and "liu2025progressively" in card and "trl-ext" in card
+
+
+def test_the_context_of_vllm_is_named_where_it_is_what_limits(tmp_path: Path) -> None:
+    settings = {"max_completion_length": 8, "use_vllm": True, "vllm_max_model_length": 9}
+    with pytest.raises(DataError, match=r"context of 9.* Or raise `vllm_max_model_length`"):
+        trainer(tmp_path, args=settings)

@@ -1,0 +1,44 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Half completions, and what the model makes of them."""
+
+import torch
+from conftest import letter_reward, make_model, make_tokenizer
+
+from trl_ext.generation_settings import GenerationSettings
+from trl_ext.methods.vas.calibration import HalfWay, half_way, roll_out
+from trl_ext.rewards.functions import load_rewards
+
+
+def test_completions_are_cut_in_the_middle_one_of_each_row_first():
+    rows = [{"prompt_ids": [1, 2]}, {"prompt_ids": [3]}]
+    groups = [[[5, 6, 7], [8, 9]], [[4], [10, 11, 12, 13]]]
+    states = half_way(rows, groups, 10)
+    assert states == [HalfWay(rows[0], [5]), HalfWay(rows[0], [8]), HalfWay(rows[1], [10, 11])]
+    assert states[2].prefix == [3, 10, 11]
+    assert half_way(rows, groups, 1) == states[:1]
+    assert half_way([], [], 3) == []
+
+
+def test_the_whole_is_scored_and_as_long_as_a_completion_may_be():
+    tokenizer = make_tokenizer()
+    model = make_model(len(tokenizer))
+    rows = [{"prompt": "the film", "prompt_ids": tokenizer("the film").input_ids, "topic": "x"}]
+    start = tokenizer(" good story").input_ids
+    seen = []
+
+    def reward(prompts, completions, completion_ids, topic, **_):
+        seen.append((prompts, completions, completion_ids, topic))
+        return letter_reward(completions)
+
+    states = [HalfWay(rows[0], start), HalfWay(rows[0], start[:1])]
+    settings = GenerationSettings(num_generations=3, max_completion_length=5)
+    torch.manual_seed(0)
+    table = roll_out(model, tokenizer, states, settings, load_rewards(reward), None, batch_size=4)
+    prompts, completions, ids, topic = seen[0]
+    assert prompts == ["the film"] * 6 and topic == ["x"] * 6
+    assert table.total == letter_reward(completions)
+    assert all(row[:2] == start for row in ids[:3]) and all(row[:1] == start[:1] for row in ids[3:])
+    assert all(len(row) == 5 or row[-1] == tokenizer.eos_token_id for row in ids)
+    assert completions[0] == tokenizer.decode(ids[0], skip_special_tokens=True)

@@ -1,0 +1,280 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+"""Reward functions as TRL takes them, and clear errors where they are not."""
+
+import asyncio
+import functools
+import logging
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_model, make_tokenizer
+
+from trl_ext.rewards.classifiers import ClassifierReward
+from trl_ext.rewards.functions import Reward, RewardError, load_rewards
+from trl_ext.rewards.scoring import score
+
+
+PLAIN = {"prompts": ["the film", "a"], "completions": [" is good", " bad plot and so"]}
+MESSAGES = {
+    "prompts": [[{"role": "user", "content": "the film"}]] * 2,
+    "completions": [[{"role": "assistant", "content": text}] for text in ("is good", "<think>\nx\n</think>\nbad")],
+}
+
+
+def length(completions, **_):
+    return [len(text) for text in completions]
+
+
+def reward(output):
+    """A reward function that says `output`, whatever it is asked."""
+    return Reward("said", lambda **_: output)
+
+
+@pytest.fixture
+def classifier():
+    return make_model(len(make_tokenizer()), seed=1, num_labels=1)
+
+
+# ------------------------------------------------------------------------------------------------------------ scoring
+
+
+def test_score_is_the_weighted_sum():
+    rewards = [reward([1.0, 2.0]), Reward("other", lambda **_: [10, -10])]
+    table = score(rewards, [2.0, -0.5], **PLAIN)
+    assert table.total == [2 * 1 - 0.5 * 10, 2 * 2 + 0.5 * 10]
+    assert table.by_name == {"said": [1.0, 2.0], "other": [10.0, -10.0]}
+    assert score(rewards, None, **PLAIN).total == [11.0, -8.0]
+
+
+def test_none_and_nan_are_left_out():
+    table = score([reward([None, math.nan]), Reward("other", lambda **_: [None, 3.0])], [5.0, 2.0], **PLAIN)
+    assert math.isnan(table.total[0])
+    assert table.total[1] == 6.0
+    assert [math.isnan(value) for value in table.by_name["said"]] == [True, True]
+    assert math.isnan(table.by_name["other"][0])
+
+
+def test_functions_see_what_trl_gives_them():
+    seen = {}
+
+    def look(**kwargs):
+        seen.update(kwargs)
+        return [0.0, 0.0]
+
+    score([Reward("look", look)], None, **PLAIN, completion_ids=[[1], [2, 3]], columns={"label": [1, 0], "step": 7})
+    assert seen == PLAIN | {"completion_ids": [[1], [2, 3]], "label": [1, 0], "step": 7}
+
+
+@pytest.mark.parametrize("output", [torch.tensor([1, 2]), np.array([1.0, 2.0]), (1, 2.0), [np.float32(1), True + 1]])
+def test_numbers_of_any_kind(output):
+    values = score([reward(output)], None, **PLAIN).total
+    assert values == [1.0, 2.0]
+    assert all(type(value) is float for value in values)
+
+
+def test_nothing_to_score():
+    table = score([reward([])], None, [], [])
+    assert (table.total, table.by_name) == ([], {"said": []})
+
+
+def test_async_functions_also_in_a_running_loop():
+    async def later(completions, **_):
+        await asyncio.sleep(0)
+        return [1.0, 2.0]
+
+    async def notebook():
+        return score(load_rewards(later), None, **PLAIN)
+
+    assert score(load_rewards(later), None, **PLAIN).total == [1.0, 2.0]
+    assert asyncio.run(notebook()).total == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (None, "'said' returned None where a list"),
+        (3.0, "'said' returned 3.0 where a list"),
+        ("12", "'said' returned '12' where a list"),
+        ([1.0], "'said' returned 1 rewards for 2 completions"),
+        ([1.0, "2"], "'said' returned '2' for completion 1"),
+        ([1.0, [2]], r"'said' returned \[2\] for completion 1"),
+        ([math.inf, 1.0], "'said' returned inf for completion 0"),
+    ],
+)
+def test_wrong_output_names_the_function(output, message):
+    with pytest.raises(RewardError, match=message):
+        score([reward(output)], None, **PLAIN)
+
+
+def test_a_function_that_raises_is_named_and_chained():
+    def broken(**_):
+        raise KeyError("gold")
+
+    with pytest.raises(RewardError, match=r"'broken' raised KeyError: 'gold'.*2 completions.*\['label'\]") as caught:
+        score(load_rewards(broken), None, **PLAIN, columns={"label": [1, 2]})
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_ctrl_c_passes():
+    def interrupted(**_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score(load_rewards(interrupted), None, **PLAIN)
+
+
+def test_lengths_and_names_are_checked():
+    with pytest.raises(ValueError, match=r"`reward_weights` has 2 entries for 1 reward functions \(said\)"):
+        score([reward([1, 2])], [1.0, 2.0], **PLAIN)
+    with pytest.raises(ValueError, match=r"`reward_weights` must be finite, got \[inf\]"):
+        score([reward([1, 2])], [float("inf")], **PLAIN)
+    with pytest.raises(ValueError, match="1 prompts for 2 completions"):
+        score([reward([1, 2])], None, ["a"], ["b", "c"])
+    with pytest.raises(ValueError, match="different names"):
+        score([reward([1, 2]), reward([1, 2])], None, **PLAIN)
+
+
+# ------------------------------------------------------------------------------------------------------------ loading
+
+
+def test_names_of_trl():
+    rewards = load_rewards(["think_format_reward", "get_soft_overlong_punishment", "get_repetition_penalty_reward"])
+    assert rewards[0].name == "think_format_reward"
+    table = score(rewards, None, **MESSAGES, completion_ids=[[7] * 8, list(range(1280))])
+    by_name = list(table.by_name.values())
+    assert by_name[0] == [0.0, 1.0]
+    assert by_name[1] == [0.0, -1.0]  # TRL's settings: 1280 tokens, of which 256 are punished
+    assert by_name[2][0] < by_name[2][1] == 0.0
+
+
+@pytest.mark.parametrize("spec", ["my_rewards.length", "my_rewards:length", "my_package.inner:length"])
+def test_paths_to_functions_also_in_the_current_directory(spec, tmp_path, monkeypatch):
+    code = "def length(completions, **_):\n    return [len(text) for text in completions]\n"
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "inner.py").write_text(code)
+    (tmp_path / "my_rewards.py").write_text(code)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    [found] = load_rewards(spec)
+    assert found.name == "length"
+    assert found(**PLAIN) == [8, 16]
+
+
+def test_names_of_callables():
+    class Judge:
+        def __call__(self, completions, **_):
+            return [0.0] * len(completions)
+
+    rewards = load_rewards([length, functools.partial(length, unit=1), Judge(), length])
+    assert [r.name for r in rewards] == ["length", "length_2", "Judge", "length_3"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("no_such_reward", "Unknown reward function 'no_such_reward'.*think_format_reward.*directory"),
+        ("./no/such/model", "Unknown reward function './no/such/model'"),
+        ("/no/such/model", "Unknown reward function '/no/such/model'"),
+        ("no_such_module.f", "no module 'no_such_module'"),
+        ("json.no_such_function", "module 'json' has no function 'no_such_function'"),
+        ("json.decoder:NaN", "module 'json.decoder' has no function 'NaN'"),
+        (3, "3 is no reward function"),
+    ],
+)
+def test_what_cannot_be_found(spec, message):
+    with pytest.raises(ValueError, match=message):
+        load_rewards([spec])
+
+
+def test_a_module_that_fails_says_itself_why(tmp_path, monkeypatch):
+    (tmp_path / "needs_more.py").write_text("import not_installed_anywhere\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="not_installed_anywhere"):
+        load_rewards("needs_more.f")
+
+
+def test_processing_classes_must_match():
+    with pytest.raises(ValueError, match="2 reward processing classes for 1 reward functions"):
+        load_rewards([length], [None, None])
+
+
+# -------------------------------------------------------------------------------------------------------- classifiers
+
+
+def alone(model, tokenizer, text):
+    """The logit of one text: no batch, no padding."""
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        return float(model(ids).logits[0, 0])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_classifier_judges_prompt_and_completion(classifier, tiny_tokenizer, batch_size):
+    prompts = ["the film", "a", "we", "I liked this movie", "b"]
+    completions = [" is good", " bad plot and so it was", "", " but not the music", " x"]
+    [found] = load_rewards(classifier, tiny_tokenizer, batch_size=batch_size)
+    expected = [alone(classifier, tiny_tokenizer, p + c) for p, c in zip(prompts, completions, strict=True)]
+    assert found(prompts, completions) == pytest.approx(expected, abs=1e-5)
+    assert len({round(value, 3) for value in expected}) == 5
+
+
+def test_classifier_from_a_directory(tiny_reward_dir, tiny_tokenizer):
+    from transformers import AutoModelForSequenceClassification
+
+    [found] = load_rewards(tiny_reward_dir)
+    assert found.name == "tiny-reward"
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_reward_dir)
+    expected = [alone(model, tiny_tokenizer, p + c) for p, c in zip(*PLAIN.values(), strict=True)]
+    assert found(**PLAIN) == pytest.approx(expected, abs=1e-5)
+    assert not found.func.model.training
+
+
+def test_classifier_reads_messages_through_its_chat_template(classifier, tiny_tokenizer, chat_tokenizer):
+    [found] = load_rewards(classifier, chat_tokenizer)
+    text = "<|im_start|>user\nthe film<|im_end|>\n<|im_start|>assistant\nis good<|im_end|>\n"
+    assert found(**MESSAGES)[0] == pytest.approx(alone(classifier, chat_tokenizer, text), abs=1e-5)
+    with pytest.raises(RewardError, match="tokenizer has no chat template"):
+        load_rewards(classifier, tiny_tokenizer)[0](**MESSAGES)
+
+
+def test_classifier_cuts_the_beginning(tiny_tokenizer, caplog):
+    model = make_model(len(tiny_tokenizer), num_labels=1, max_position_embeddings=8)
+    [found] = load_rewards(model, tiny_tokenizer)
+    with caplog.at_level(logging.WARNING):
+        values = found(["the film", "b"], [" was good but not so good in the end of it" + " very" * 9, "c"])
+    assert values[0] == pytest.approx(alone(model, tiny_tokenizer, " very" * 8), abs=1e-5)
+    assert "8 positions are cut" in caplog.text
+
+
+def test_classifier_without_pad_token(classifier, tiny_tokenizer):
+    expected = load_rewards(classifier, make_tokenizer())[0](**PLAIN)
+    tiny_tokenizer.pad_token = None
+    assert load_rewards(classifier, tiny_tokenizer)[0](**PLAIN) == pytest.approx(expected, abs=1e-5)
+
+
+def test_classifier_leaves_no_gradients(classifier, tiny_tokenizer):
+    load_rewards(classifier, tiny_tokenizer)[0](**PLAIN)
+    assert all(parameter.grad is None for parameter in classifier.parameters())
+
+
+def test_classifiers_that_cannot_be(classifier, tiny_tokenizer):
+    with pytest.raises(ValueError, match="has 3 labels"):
+        load_rewards(make_model(len(tiny_tokenizer), num_labels=3), tiny_tokenizer)
+    with pytest.raises(RewardError, match="completion 1 and its prompt are empty"):
+        load_rewards(classifier, tiny_tokenizer)[0](["a", ""], ["b", ""])
+    with torch.no_grad():
+        classifier.score.weight.fill_(math.nan)
+    with pytest.raises(RewardError, match="logit for completion 0 is nan"):
+        load_rewards(classifier, tiny_tokenizer)[0](**PLAIN)
+    with pytest.raises(OSError, match="nobody/no-such-reward"):
+        load_rewards("nobody/no-such-reward")
+
+
+def test_classifier_on_its_own(classifier, tiny_tokenizer):
+    assert ClassifierReward(classifier, tiny_tokenizer)(**PLAIN) == load_rewards(classifier, tiny_tokenizer)[0](
+        **PLAIN
+    )

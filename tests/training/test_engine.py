@@ -1,0 +1,324 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""vLLM as trainers, `trl-ext sample` and several processes use it, with a stand-in; `test_vllm.py` has vLLM itself."""
+
+import json
+import weakref
+from types import SimpleNamespace
+
+import numpy
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from conftest import letter_reward, make_model, make_tokenizer
+from datasets import Dataset
+from vllm_stand_in import use_stand_in
+
+from trl_ext import RRHFConfig, RRHFTrainer
+from trl_ext.cli.sample import main
+from trl_ext.data.tokenization import check_positions
+from trl_ext.generation import vllm as engine_file
+from trl_ext.generation.vllm import VLLM
+from trl_ext.generation.vllm_settings import VLLMSettings
+from trl_ext.generation_settings import GenerationSettings
+from trl_ext.seeds import seeded
+from trl_ext.training.engine import Engine, EngineConfig
+
+
+PROMPTS = [{"prompt": f"the {word} film"} for word in ("good", "bad", "great", "dull")]
+
+
+def accelerator(processes=1, kind=DistributedType.NO):
+    device = SimpleNamespace(type="cpu")
+    return SimpleNamespace(num_processes=processes, process_index=0, distributed_type=kind, device=device)
+
+
+def test_rrhf_samples_with_vllm(tmp_path, monkeypatch):
+    calls = use_stand_in(monkeypatch)
+    tokenizer = make_tokenizer()
+    settings = {"num_generations": 3, "resample_steps": 1, "per_device_train_batch_size": 2, "report_to": []}
+    args = RRHFConfig(str(tmp_path), use_vllm=True, vllm_mode="server", vllm_server_port=8001, top_p=0.9, **settings)
+    trainer = RRHFTrainer(
+        make_model(len(tokenizer)),
+        args=args,
+        train_dataset=Dataset.from_list(PROMPTS),
+        processing_class=tokenizer,
+        reward_funcs=letter_reward,
+    )
+    assert not trainer.engine.gathers  # it is sent a model in pieces piece by piece
+    trainer.args.max_steps = 2
+    trainer.train()
+    assert calls[0]["base_url"] == "http://0.0.0.0:8001"
+    assert [call if call == "sync" else (call[0], call[1]["n"]) for call in calls[2:]] == ["sync", (2, 3)] * 2
+    assert calls[1] == "group" and calls[3][1]["top_p"] == 0.9
+    args.resample_steps = 0
+    with pytest.raises(ValueError, match="`use_vllm` needs `reward_funcs`"):
+        RRHFTrainer(
+            make_model(len(tokenizer)),
+            args=args,
+            train_dataset=Dataset.from_list(PROMPTS),
+            processing_class=tokenizer,
+        )
+
+
+def test_vllm_has_settings_of_its_own(tmp_path, monkeypatch):
+    calls, tokenizer = use_stand_in(monkeypatch), make_tokenizer()
+    args = EngineConfig(str(tmp_path), use_vllm=True, generation_kwargs={"presence_penalty": 0.5})
+    engine = Engine(make_model(64), tokenizer, args, Accelerator())
+    found = engine.drawer(make_model(64))([[5], [6]])
+    assert len(found) == 2 and calls[2][1]["presence_penalty"] == 0.5
+    with pytest.raises(ValueError, match="`generation_kwargs` has 'presence_penalty', which `generate` does not know"):
+        EngineConfig(str(tmp_path), generation_kwargs={"presence_penalty": 0.5})
+
+
+def test_vllm_ends_before_the_process_group(tmp_path, monkeypatch):
+    """Its shutdown, which its collection starts, needs the group that `end` destroys."""
+    use_stand_in(monkeypatch)
+    tokenizer = make_tokenizer()
+    trainer = RRHFTrainer(
+        make_model(len(tokenizer)),
+        args=RRHFConfig(str(tmp_path), use_vllm=True, num_generations=2, resample_steps=1, report_to=[]),
+        train_dataset=Dataset.from_list(PROMPTS),
+        processing_class=tokenizer,
+        reward_funcs=letter_reward,
+    )
+    left, alive = weakref.ref(trainer.engine._vllm._engine.llm), []
+    monkeypatch.setattr(trainer.accelerator, "end_training", lambda: alive.append(left() is not None))
+    trainer.end()
+    assert alive == [False]
+    with pytest.raises(RuntimeError, match="vLLM ended with the trainer"):  # not: transformers draws instead
+        trainer.engine.drawer(trainer.model)
+
+
+def test_processes_ask_a_server_for_equally_many(monkeypatch):
+    """TRL's client deals the answers out by the number of prompts of one process."""
+    calls = []
+
+    class Generation:
+        def __init__(self, **settings):
+            pass
+
+        def generate(self, prompts, images, num_generations):
+            calls.append((len(prompts), num_generations))
+            return prompts, [[10, 11, 1]] * len(prompts), None, None
+
+    monkeypatch.setattr(engine_file, "vllm_generation", lambda **_: Generation)
+    monkeypatch.setattr(engine_file, "gather_object", lambda mine: [*mine, 4])
+    tokenizer = make_tokenizer()
+    settings = GenerationSettings(num_generations=2)
+    draw = VLLM(make_model(64), tokenizer, settings, VLLMSettings(use_vllm=True), accelerator(2), batch_size=8)
+    for prompts in ([[5], [6], [7]], []):
+        found = draw(prompts)
+        assert calls.pop() == (8, 2)
+        assert [len(group) for group in found] == [2] * len(prompts)
+
+
+@pytest.mark.parametrize(("size", "alike"), [(1, False), (2, True)])
+def test_processes_that_share_a_model_draw_alike(monkeypatch, size, alike):
+    """Each of them samples the tokens that all go on from; a trainer seeds every process otherwise."""
+
+    class Generation:
+        def __init__(self, **settings):
+            pass
+
+        def generate(self, prompts, images, num_generations):
+            by_torch = torch.randint(10, 60, (4,)).tolist()
+            return prompts, [by_torch + numpy.random.randint(10, 60, 4).tolist() for _ in prompts], None, None
+
+    monkeypatch.setattr(engine_file, "vllm_generation", lambda **_: Generation)
+    args = VLLMSettings(use_vllm=True, vllm_tensor_parallel_size=size)
+    seeds, drawn = [], []
+    for rank in range(4):
+        with seeded(7, 1, rank):
+            seeds.append(int(torch.randint(2**31, ())))
+    for rank in range(4):
+        here = accelerator(4)
+        here.process_index = rank
+        gathered = lambda mine: [4] * 4 if mine == [4] else seeds if mine == [seeds[rank]] else None  # noqa: B023, E731
+        monkeypatch.setattr(engine_file, "gather_object", gathered)
+        draw = VLLM(make_model(64), make_tokenizer(), GenerationSettings(num_generations=1), args, here, batch_size=8)
+        numpy.random.seed(rank)  # as vLLM does
+        with seeded(7, 1, rank):
+            drawn.append([group[0].ids for group in draw([[5]] * 4)])
+    assert (drawn[0] == drawn[1], drawn[2] == drawn[3], drawn[0] == drawn[2]) == (alike, alike, False)
+
+
+@pytest.mark.parametrize("name", ["n", "max_tokens", "seed", "temperature", "top_k"])
+def test_vllm_is_not_given_twice_what_is_a_setting(tmp_path, monkeypatch, name):
+    """With `n` it would return more completions, which would go to the wrong prompts."""
+    use_stand_in(monkeypatch)
+    args = EngineConfig(str(tmp_path), use_vllm=True, generation_kwargs={name: 2})
+    with pytest.raises(ValueError, match=f"must not have '{name}' with .*set `"):
+        Engine(make_model(64), make_tokenizer(), args, Accelerator())
+    draw = Engine(make_model(64), make_tokenizer(), EngineConfig(str(tmp_path), use_vllm=True), Accelerator())._vllm
+    draw._engine.generation_kwargs = {"n": 2}
+    with pytest.raises(RuntimeError, match="vLLM returned 16 completions, where 2 prompts ask for 4 each"):
+        draw([[5], [6]])
+
+
+def test_faults_of_a_server_name_it(tmp_path, monkeypatch):
+    use_stand_in(monkeypatch)
+    args = EngineConfig(str(tmp_path), use_vllm=True, vllm_mode="server", vllm_server_timeout=7.0)
+    draw = Engine(make_model(64), make_tokenizer(), args, Accelerator())._vllm
+
+    def fails(*args, **kwargs):
+        raise Exception("Request failed: 400, too long")
+
+    draw._engine.vllm_client.generate = fails
+    with pytest.raises(ConnectionError, match=r"vLLM server at http://0.0.0.0:8000: Request failed: 400, too long"):
+        draw([[5]])
+    draw._engine.vllm_client.update_named_params = fails
+    with pytest.raises(ConnectionError, match="Request failed"):
+        draw.sync_weights()
+    draw._engine.vllm_client.update_named_params = lambda *_: int(None)  # a bug is no fault of the server
+    with pytest.raises(TypeError, match="NoneType"):
+        draw.sync_weights()
+
+
+def test_vllm_on_a_cpu_takes_no_weights(tmp_path, monkeypatch):
+    use_stand_in(monkeypatch)
+    engine = Engine(make_model(64), make_tokenizer(), EngineConfig(str(tmp_path), use_vllm=True), Accelerator())
+
+    def packed():
+        raise AttributeError("'Parameter' object has no attribute 'weight_loader'")
+
+    monkeypatch.setattr(engine._vllm._engine, "sync_weights", packed)
+    with pytest.raises(OSError, match=r"vLLM took no weights .*weight_loader.* on a GPU"):
+        engine.drawer(make_model(64))
+
+
+@pytest.mark.parametrize(("is_there", "said"), [(False, "is not installed"), (True, "cannot be used: no libcudart")])
+def test_what_is_said_where_vllm_does_not_import(tmp_path, monkeypatch, is_there, said):
+    def missing(**_):
+        raise ImportError("no libcudart")
+
+    monkeypatch.setattr(engine_file, "vllm_generation", missing)
+    monkeypatch.setattr(engine_file, "find_spec", lambda name: object() if is_there else None)
+    with pytest.raises(ImportError, match=said):
+        Engine(make_model(64), make_tokenizer(), EngineConfig(str(tmp_path), use_vllm=True), Accelerator())
+
+
+def test_the_context_of_vllm_is_minded(tmp_path, monkeypatch):
+    """Longer rows are an error before training, not vLLM's in the middle of it."""
+    use_stand_in(monkeypatch)
+    tokenizer = make_tokenizer()
+    settings = {"num_generations": 2, "resample_steps": 1, "max_completion_length": 8, "report_to": []}
+    for context, words in ((12, "`vllm_max_model_length` is 12"), (64, None)):
+        args = RRHFConfig(str(tmp_path), use_vllm=True, vllm_max_model_length=context, **settings)
+        data = Dataset.from_list([{"prompt": "the good film " * 4}])
+        call = lambda: RRHFTrainer(  # noqa: E731
+            make_model(len(tokenizer)), args=args, train_dataset=data, processing_class=tokenizer,  # noqa: B023
+            reward_funcs=letter_reward,
+        )  # fmt: skip
+        if words:
+            with pytest.raises(ValueError, match=words):
+                call()
+        else:
+            call()
+    rows = [{"row_index": 0, "prompt_ids": [5] * 4, "completion_ids": [[6] * 44]}]  # its own, which vLLM does not see
+    assert len(check_positions(Dataset.from_list(rows), 64, name="train", drawn=4, drawn_context=16)) == 1
+    assert VLLMSettings(use_vllm=True, vllm_max_model_length=12).vllm_context(0) == 12
+    assert VLLMSettings(use_vllm=False, vllm_max_model_length=12).vllm_context(20) == 20
+
+
+def test_a_server_may_know_the_model_by_another_path(tmp_path):
+    """The last part of the name counts; trainers call all models checkpoint-N."""
+    same, this = engine_file._own_name, tmp_path / "run" / "checkpoint-10"
+    this.mkdir(parents=True)
+    assert same("org/model") == same("/models/model/") == "model"
+    assert same(str(this)) == same("elsewhere/run/checkpoint-10") != same("other/checkpoint-10")
+    assert same(str(tmp_path / "run" / ".")) == "run"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"vllm_tensor_parallel_size": 0},
+        {"vllm_max_model_length": -1},
+        {"vllm_gpu_memory_utilization": 3.0},
+        {"vllm_server_timeout": -1.0},
+        {"vllm_server_port": 99999},
+        {"vllm_group_port": 0},
+        {"vllm_server_host": "http://there"},
+        {"vllm_server_base_url": "localhost:8000"},
+        {"vllm_server_base_url": "http://"},
+    ],
+)
+def test_numbers_out_of_their_range(tmp_path, wrong):
+    with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must "):
+        EngineConfig(str(tmp_path), **wrong)
+
+
+def test_sample_with_vllm(tmp_path, monkeypatch, tiny_model_dir):
+    calls = use_stand_in(monkeypatch, served=tiny_model_dir)
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PROMPTS))
+    command = ["--model_name_or_path", tiny_model_dir, "--dataset_name", str(tmp_path / "prompts.jsonl")]
+    command += ["--num_generations", "2", "--max_completion_length", "5", "--use_vllm"]
+
+    def sample(name, *more):
+        out = tmp_path / f"{name}.jsonl"
+        assert main([*command, "--output_file", str(out), *more]) == 0
+        return [json.loads(line)["completions"] for line in out.read_text().splitlines()]
+
+    texts = sample("out", "--vllm_gpu_memory_utilization", "0.5")
+    assert (calls[0]["model"], calls[0]["gpu_memory_utilization"]) == (tiny_model_dir, 0.5)
+    assert [call[0] for call in calls[1:]] == [8]  # and no weights are sent: vLLM loaded them
+    assert [len(group) for group in texts] == [2] * 4
+    torch.manual_seed(5)  # the seed alone decides
+    numpy.random.seed(5)
+    assert sample("again") == texts != sample("other", "--seed", "1")
+    calls.clear()
+    server = ["--vllm_mode", "server", "--vllm_server_base_url", "http://there:8000"]
+    sample("served", *server, "--vllm_server_timeout", "9")
+    assert calls[0] == {"base_url": "http://there:8000", "connection_timeout": 9.0}
+    assert [(call if isinstance(call, str) else call[0]) for call in calls[1:]] == [4]  # no group for sending weights
+    calls.clear()
+    sample("there", "--vllm_mode", "server", "--vllm_server_host", "there", "--vllm_server_port", "8001")
+    assert calls[0]["base_url"] == "http://there:8001"
+    # Where the server is, and what vLLM may take of the machine, may change while a file is written.
+    assert main([*command, "--output_file", str(tmp_path / "there.jsonl"), *server]) == 0
+
+
+def test_sample_refuses_what_vllm_cannot_do(tmp_path, monkeypatch, tiny_model_dir):
+    use_stand_in(monkeypatch, served="another/model")
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PROMPTS))
+    command = ["--dataset_name", str(tmp_path / "prompts.jsonl"), "--max_completion_length", "5"]
+    command += ["--output_file", str(tmp_path / "out.jsonl")]
+    this = ["--model_name_or_path", tiny_model_dir]
+    for wrong, message in (
+        (["--load_in_4bit"], "load_in_4bit is not for --use_vllm"),
+        (["--num_beams", "4"], "no beam search"),
+        (["--cuda_graphs", "always"], "`cuda_graphs` is for transformers' loop"),
+        (["--vllm_enable_sleep_mode"], "vllm_enable_sleep_mode is for training"),
+        (["--vllm_tensor_parallel_size", "2"], "trl-ext sample is one"),
+        (["--vllm_mode", "server"], r"has 'another/model', not .* `--served-model-name tiny"),
+        (["--vllm_mode", "server", "--seed", "1"], "seed has no effect on a vLLM server"),
+        (["--use_vllm", "false", "--vllm_mode", "server"], "`vllm_mode` has no effect without `use_vllm`"),
+    ):
+        with pytest.raises((ValueError, SystemExit), match=message):
+            main([*command, *this, "--use_vllm", *wrong])
+    with pytest.raises(OSError, match="nowhere"):
+        main([*command, "--model_name_or_path", "./nowhere", "--use_vllm"])
+    with pytest.raises(ValueError, match=r"leaves no room for a prompt: vllm_max_model_length is 5\."):
+        main([*command, *this, "--use_vllm", "--vllm_max_model_length", "5"])
+    for context, rows in ((6, 0), (64, 4)):
+        done = [*command[:-1], str(tmp_path / f"{context}.jsonl"), *this, "--use_vllm"]
+        done += ["--vllm_max_model_length", str(context)]
+        if rows:
+            assert main(done) == 0
+        else:
+            with pytest.raises(ValueError, match="4 prompts too long for the model with max_completion_length"):
+                main(done)
+
+
+def test_settings_that_exclude_each_other(tmp_path):
+    with pytest.raises(ValueError, match="exclude each other"):
+        EngineConfig(str(tmp_path), use_vllm=True, use_transformers_continuous_batching=True)
+    with pytest.raises(ValueError, match="`vllm_mode` must be one of colocate, server"):
+        EngineConfig(str(tmp_path), vllm_mode="cloud")
+    args = EngineConfig(str(tmp_path), use_transformers_continuous_batching=True)
+    for kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        with pytest.raises(ValueError, match="not for models that DeepSpeed or FSDP have in pieces"):
+            Engine(make_model(64), make_tokenizer(), args, accelerator(2, kind))

@@ -1,0 +1,118 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Means that do not depend on how values were split into micro-batches and processes."""
+
+import math
+
+import pytest
+import torch
+from accelerate import Accelerator
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trl_ext.training.meters import Meters
+
+
+NAN = math.nan
+
+
+class OneProcess:
+    num_processes = 1
+    device = torch.device("cpu")
+
+    @staticmethod
+    def reduce(table, reduction):
+        assert reduction == "sum"
+        return table
+
+
+def test_a_mean_is_over_values_and_not_over_batches():
+    meters = Meters()
+    meters.add_values("reward", torch.tensor([1.0, 2.0, 3.0]))
+    meters.add_values("reward", torch.tensor([10.0]))
+    meters.add("pairs", 3.0, 4)
+    meters.add("pairs", torch.tensor(0.0), torch.tensor(2.0))
+    assert meters.pop(OneProcess()) == pytest.approx({"reward": 4.0, "pairs": 0.5})
+
+
+def test_nan_is_no_value():
+    meters = Meters()
+    meters.add_values("tau", torch.tensor([NAN, 1.0, NAN, 0.0]))
+    meters.add_values("never", torch.tensor([NAN]))
+    assert meters.pop(OneProcess()) == {"tau": 0.5}
+
+
+def test_pop_starts_anew():
+    meters = Meters()
+    assert meters.pop(OneProcess()) == {}
+    meters.add("x", 1.0, 1)
+    assert meters.pop(OneProcess()) == {"x": 1.0}
+    assert meters.pop(OneProcess()) == {}
+    meters.add("x", 2.0, 1)
+    meters.add("y", 3.0, 1)
+    assert meters.pop(OneProcess()) == {"x": 2.0, "y": 3.0}
+
+
+def test_meters_keep_no_graph():
+    value = torch.tensor([1.0, 2.0], requires_grad=True)
+    meters = Meters()
+    meters.add_values("x", value)
+    meters.add("y", value.sum(), 1)
+    assert not any(total.requires_grad for total in meters._sums.values())
+
+
+def test_whole_numbers_and_truths_can_be_added():
+    meters = Meters()
+    meters.add("right", torch.tensor([True, False, True]).sum(), 3)
+    meters.add_values("low precision", torch.tensor([0.5, 1.5], dtype=torch.bfloat16))
+    assert meters.pop(OneProcess()) == pytest.approx({"right": 2 / 3, "low precision": 1.0})
+
+
+def test_it_works_with_an_accelerator():
+    meters = Meters()
+    meters.add_values("x", torch.tensor([1.0, 4.0]))
+    assert meters.pop(Accelerator(cpu=True)) == {"x": 2.5}
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.lists(st.floats(-100, 100, width=32), max_size=5), min_size=1, max_size=5))
+def test_how_values_are_split_does_not_matter(batches):
+    split, whole = Meters(), Meters()
+    for batch in batches:
+        split.add_values("x", torch.tensor(batch))
+    whole.add_values("x", torch.tensor([value for batch in batches for value in batch]))
+    assert split.pop(OneProcess()) == pytest.approx(whole.pop(OneProcess()), rel=1e-4, abs=1e-4)
+
+
+class Processes:
+    """Two processes in one: what each would send is collected, and each gets the sum."""
+
+    num_processes = 2
+    device = torch.device("cpu")
+
+    def __init__(self, others):
+        self.others = others
+
+    def reduce(self, table, reduction):
+        return table + self.others.to(table)
+
+
+def test_processes_are_pooled_and_may_have_met_different_metrics(monkeypatch):
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda mine: [*mine, [["reward", "x"], [], []]])
+    meters = Meters()
+    meters.add("x", 1.0, 1)
+    meters.add("mine", 6.0, 2)
+    # The other process: reward 9 over 3 values, x 5 over 2; the names are sorted: mine, reward, x.
+    others = torch.tensor([[0.0, 0.0], [9.0, 3.0], [5.0, 2.0]])
+    assert meters.pop(Processes(others)) == pytest.approx({"mine": 3.0, "reward": 3.0, "x": 2.0})
+
+
+def test_deviation_and_extremes_are_of_all_values():
+    meters, values = Meters(), torch.tensor([3.0, -1.0, 7.0, 2.0])
+    for part in (values[:1], values[1:], torch.tensor([NAN])):
+        meters.add_deviation("std", part)
+    for part in (values[:3], values[3:], values[:0]):
+        meters.add_extremes("least", "most", part)
+    assert meters.pop(OneProcess) == pytest.approx({"std": float(values.std()), "least": -1.0, "most": 7.0})
+    assert meters.pop(OneProcess) == {}

@@ -1,0 +1,33 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Steps that follow themselves."""
+
+import pytest
+
+from trl_ext.training.row_order import RepeatedSteps
+
+
+@pytest.mark.parametrize(("rows", "step", "repeats"), [(8, 4, 2), (7, 4, 2), (3, 4, 3), (5, 1, 2)])
+def test_each_step_comes_several_times_and_no_row_is_left_out(rows, step, repeats):
+    sampler = RepeatedSteps(rows, step, repeats, seed=3, epoch=lambda: 0)
+    order = list(sampler)
+    assert len(order) == len(sampler)
+    steps = [order[i : i + step] for i in range(0, len(order), step)]
+    assert len(steps) == -(-rows // step) * repeats
+    for i in range(0, len(steps), repeats):
+        assert all(other == steps[i] for other in steps[i : i + repeats])
+    once = [row for i in range(0, len(steps), repeats) for row in steps[i]]
+    assert sorted(once[:rows]) == list(range(rows))
+    assert once[rows:] == [once[i % rows] for i in range(rows, len(once))]
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    epoch = [0]
+    sampler = RepeatedSteps(20, 4, 2, seed=3, epoch=lambda: epoch[0])
+    first = list(sampler)
+    assert list(sampler) == first
+    epoch[0] = 1
+    assert list(sampler) != first
+    assert list(RepeatedSteps(20, 4, 2, seed=4, epoch=lambda: 0)) != first
+    assert list(RepeatedSteps(5, 5, 1, seed=4, epoch=lambda: 0, shuffle=False)) == [0, 1, 2, 3, 4]

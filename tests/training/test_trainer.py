@@ -1,0 +1,234 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+"""What every trainer checks of its arguments: rows that fit the model's positions, the config's class."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+from conftest import letter_reward, make_model, make_tokenizer
+from datasets import Dataset
+from tiny_trainers import METHODS as ALL
+from tiny_trainers import PROMPTS, SCORED, make_trainer
+
+from trl_ext import RRHFConfig, RRHFTrainer, ValueModel, VASConfig, VASTrainer
+from trl_ext.data.schema import DataError
+from trl_ext.method import discover
+from trl_ext.models.load import context_of
+from trl_ext.training.config import ExtConfig
+from trl_ext.training.trainer import ExtTrainer
+
+
+LONG = "the film was good " * 8  # 33 tokens
+SETTINGS = {"use_cpu": True, "report_to": "none", "gradient_checkpointing": False, "max_completion_length": 6}
+
+
+def fits(length: int, **changes: Any) -> dict[str, Any]:
+    """A row with completions."""
+    return {"prompt": LONG[:length], "completions": [" good", " bad"], "scores": [1.0, 0.0], **changes}
+
+
+def scored_trainer(folder: Path, method: str, context: int, rows: Any = SCORED, eval_rows: Any = None, **kwargs: Any):
+    """A trainer whose model (VAS: either of the two) has this many positions."""
+    tokenizer = make_tokenizer()
+    settings = {"output_dir": str(folder), **SETTINGS, **kwargs.pop("args", {})}
+    model = make_model(len(tokenizer), max_position_embeddings=context)
+    train = Dataset.from_list(rows) if isinstance(rows, list) else rows
+    given = {"train_dataset": train, "eval_dataset": eval_rows, "processing_class": tokenizer}
+    if method == "rrhf":
+        return RRHFTrainer(model, args=RRHFConfig(**settings), **given, **kwargs)
+    value_model = ValueModel.from_backbone(kwargs.pop("value_backbone", None) or model)
+    settings["num_epochs_per_batch"] = 1
+    return VASTrainer(model, args=VASConfig(**settings), **given, value_model=value_model, **kwargs)
+
+
+METHODS = pytest.mark.parametrize("method", ["rrhf", "vas"])
+
+
+# ------------------------------------------------------------------------------------------------------------ context
+
+
+@METHODS
+def test_the_train_set_is_checked_whatever_parts_of_the_evaluation_are_called(tmp_path: Path, method: str) -> None:
+    short = Dataset.from_list(SCORED)
+    with pytest.raises(DataError, match=r"Row 8 of the train data set comes to \d+ tokens, but .* room for 24"):
+        scored_trainer(tmp_path, method, 24, [*SCORED, fits(200)], {"train": short, "other": short})
+
+
+@METHODS
+def test_a_long_row_of_the_evaluation_is_named_with_its_part(tmp_path: Path, method: str) -> None:
+    short, long = Dataset.from_list(SCORED), Dataset.from_list([*SCORED[:1], fits(200)])
+    with pytest.raises(DataError, match=r"Row 1 of the eval data set comes to \d+ tokens, but .* room for 24"):
+        scored_trainer(tmp_path, method, 24, eval_rows=long)
+    with pytest.raises(DataError, match=r"Row 1 of the eval 'train' data set comes to"):
+        scored_trainer(tmp_path, method, 24, eval_rows={"other": short, "train": long})
+
+
+@METHODS
+def test_prompts_of_an_evaluation_need_room_for_what_is_drawn(tmp_path: Path, method: str) -> None:
+    """The train set's completions are given, and short; those of the evaluation are drawn."""
+    prompts = Dataset.from_list(PROMPTS)
+    settings = {"max_completion_length": 23}
+    with pytest.raises(DataError, match=r"of the eval data set .* with `max_completion_length` \(23\), but .* 24"):
+        scored_trainer(tmp_path, method, 24, eval_rows=prompts, reward_funcs=letter_reward, args=settings)
+    scored_trainer(tmp_path, method, 24, eval_rows=prompts, reward_funcs=letter_reward)
+
+
+@METHODS
+def test_rows_that_are_passed_to_evaluate_are_checked(tmp_path: Path, method: str) -> None:
+    trainer = scored_trainer(tmp_path, method, 24)
+    assert "eval_loss" in trainer.evaluate(Dataset.from_list(SCORED))
+    with pytest.raises(DataError, match=r"Row 1 of the eval data set comes to \d+ tokens, but .* room for 24"):
+        trainer.evaluate(Dataset.from_list([*SCORED[:1], fits(200)]))
+
+
+@METHODS
+def test_a_row_of_a_stream_is_checked_when_it_comes(tmp_path: Path, method: str) -> None:
+    stream = Dataset.from_list([*SCORED, fits(200)]).to_iterable_dataset()
+    run = scored_trainer(tmp_path, method, 24, stream, args={"max_steps": 20, "per_device_train_batch_size": 1})
+    with pytest.raises(DataError, match=r"Row 8 of the train data set comes to \d+ tokens, but .* room for 24"):
+        run.train()
+    assert run.state.global_step > 0
+
+
+@pytest.mark.parametrize("small", ["model", "value"])
+def test_the_shorter_of_two_models_counts(tmp_path: Path, small: str) -> None:
+    """The language model takes part only where something is drawn, and is what it is checked for then."""
+    sizes = (24, 256) if small == "model" else (256, 24)
+    backbone = make_model(len(make_tokenizer()), max_position_embeddings=sizes[1])
+    given = {"value_backbone": backbone, "reward_funcs": letter_reward, "args": {"max_completion_length": 23}}
+    with pytest.raises(DataError, match=r"with `max_completion_length` \(23\), but the model has room for 24"):
+        scored_trainer(tmp_path, "vas", sizes[0], PROMPTS, **given)
+
+
+def test_a_row_keeps_its_number_where_others_were_dropped(tmp_path: Path) -> None:
+    """Row 0 fills `max_length` alone and is dropped; row 2 of the file is the one that is too long."""
+    rows = [fits(72), *SCORED[:1], fits(60)]
+    with pytest.raises(DataError, match="Row 2 of the train data set comes to"):
+        scored_trainer(tmp_path, "rrhf", 14, rows, args={"max_length": 16})
+
+
+@METHODS
+def test_rows_are_not_read_where_none_can_be_too_long(
+    tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    monkeypatch.setattr("trl_ext.training.trainer.check_positions", lambda rows, context, name, **_: read.append(name))
+    evals = Dataset.from_list(PROMPTS)
+    scored_trainer(tmp_path, method, 24, eval_rows=evals, reward_funcs=letter_reward, args={"max_length": 18})
+    assert read == []
+    scored_trainer(tmp_path, method, 24, eval_rows=evals, reward_funcs=letter_reward, args={"max_length": 19})
+    assert read == ["eval"]  # 6 are drawn
+    scored_trainer(tmp_path, method, 24, eval_rows=evals, reward_funcs=letter_reward, args={"max_length": 0})
+    assert read == ["eval", "train", "eval"]
+
+
+def test_plain_prompts_are_checked_where_there_are_no_principles(tmp_path: Path) -> None:
+    settings = {"sft_target": "best", "rank_weight": 0.0, "num_generations": 2, "max_completion_length": 250}
+    with pytest.raises(DataError, match=r"with `max_completion_length` \(250\), but the model has room for 256"):
+        make_trainer("psle", tmp_path, [{"prompt": LONG}], **settings)
+
+
+def test_what_evaluate_is_given_is_checked_before_anything_is_drawn(tmp_path: Path) -> None:
+    scored: list[int] = []
+
+    def reward(completions: list[str], **_: Any) -> list[float]:
+        scored.append(len(completions))
+        return [0.0] * len(completions)
+
+    settings = {"max_completion_length": 230, "per_device_eval_batch_size": 2}
+    trainer = make_trainer("psle", tmp_path, reward_funcs=reward, **settings)
+    with pytest.raises(DataError, match=r"Row 8, column 'prompt': with its principle .* context of 256"):
+        trainer.evaluate(Dataset.from_list([*PROMPTS, {"prompt": LONG}]))
+    assert not scored
+
+
+# ------------------------------------------------------------------------------------------------------------- config
+
+
+@dataclass
+class OwnConfig(RRHFConfig):
+    """A plug-in's, with a setting more."""
+
+    knots: int = 3
+
+
+class OwnTrainer(RRHFTrainer):
+    """A plug-in's trainer on top of one of ours."""
+
+    _config_class: ClassVar[type[OwnConfig]] = OwnConfig
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_the_config_of_another_trainer_is_refused(tmp_path: Path, method: str) -> None:
+    """Whichever it is, before anything is looked at that it might lack."""
+    found = {name: discover().methods[name].method for name in ALL}
+    trainer_class, own = found[method].trainer_class(), found[method].config_class()
+    others = [found[name].config_class() for name in ALL if name != method] + [ExtConfig]
+    for other in others:
+        with pytest.raises(
+            TypeError, match=f"`args` of `{trainer_class.__name__}` must be a `{own.__name__}`, got `{other.__name__}`"
+        ):
+            trainer_class("no/such-model", args=other(str(tmp_path), use_cpu=True), train_dataset=None)
+    with pytest.raises(TypeError, match=f"must be a `{own.__name__}`, got `dict`"):
+        trainer_class("no/such-model", args={"output_dir": "out"}, train_dataset=None)
+
+
+def test_a_plug_ins_trainer_asks_for_its_own_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the default `output_dir` is made there
+    tokenizer = make_tokenizer()
+    given = {"train_dataset": Dataset.from_list(SCORED), "processing_class": tokenizer}
+    model = make_model(len(tokenizer))
+    own = OwnConfig(str(tmp_path / "out"), knots=5, **SETTINGS)
+    assert OwnTrainer(model, args=own, **given).args.knots == 5
+    assert RRHFTrainer(model, args=own, **given).args.knots == 5  # a trainer takes its config with more in it
+    with pytest.raises(TypeError, match="`args` of `OwnTrainer` must be a `OwnConfig`, got `RRHFConfig`"):
+        OwnTrainer(model, args=RRHFConfig(str(tmp_path / "out"), **SETTINGS), **given)
+    assert OwnTrainer(model, **given).args.knots == 3  # without one, its own
+
+
+def test_a_trainer_that_names_no_config_takes_any_of_ours(tmp_path: Path) -> None:
+    class Bare(ExtTrainer):
+        pass
+
+    Bare._check_config(RRHFConfig(str(tmp_path), **SETTINGS))
+    with pytest.raises(TypeError, match="`args` of `Bare` must be a `ExtConfig`, got `object`"):
+        Bare._check_config(object())
+
+
+# ----------------------------------------------------------------------------------------------------- other settings
+
+
+@pytest.mark.parametrize("method", ALL)
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), -float("inf")])
+def test_weights_of_rewards_that_are_no_numbers_are_refused(tmp_path: Path, method: str, weight: float) -> None:
+    with pytest.raises(ValueError, match=f"`reward_weights` must be (finite|a number), got .*{weight}"):
+        make_trainer(method, tmp_path, reward_weights=[weight])
+
+
+def test_one_principle_may_be_a_text(tmp_path: Path) -> None:
+    """Not its letters, one a principle."""
+    one, several = ({"principles": principles} for principles in ("good film", ["good film"]))
+    ours, theirs = (make_trainer("psle", tmp_path, **given) for given in (one, several))
+    assert ours.args.principles == ["good film"]
+    assert ours.train_dataset["guided_ids"][:] == theirs.train_dataset["guided_ids"][:]
+    assert all(len(each) == 1 for each in ours.train_dataset["guided_ids"])
+
+
+def test_one_head_may_be_a_text(tmp_path: Path) -> None:
+    assert VASConfig(str(tmp_path), use_cpu=True, heads="reward").heads == ["reward"]
+    trainer = make_trainer("vas", tmp_path, heads="letter_reward")
+    assert trainer.heads == ["letter_reward"] == list(trainer.model.config.heads)
+
+
+def test_scaled_rotary_positions_count() -> None:
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 1e4}
+    config = SimpleNamespace(max_position_embeddings=64, rope_parameters=rope)
+    model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: config))
+    assert context_of(model) == 256
+    config.rope_parameters = {"rope_type": "default", "rope_theta": 1e4}
+    assert context_of(model) == 64
+    config.rope_parameters = {"full_attention": rope, "sliding_attention": {"rope_type": "default"}}
+    assert context_of(model) == 256

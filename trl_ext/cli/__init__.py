@@ -1,0 +1,7 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The command `trl-ext`: one module for each subcommand, and the parsing they share.
+
+Imports everything below it; nothing imports it.
+"""

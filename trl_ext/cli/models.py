@@ -1,0 +1,245 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Models that a command line names: how they are loaded, which one is the base of which, who is in memory when."""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from trl import ModelConfig
+
+from trl_ext.evaluation.evaluate import Evaluation, evaluate
+from trl_ext.generation.generate import usual_batch_size
+from trl_ext.inference.policy import Policy, Source, model_policy
+from trl_ext.models.load import (
+    adapter_base,
+    default_device,
+    is_quantized,
+    load_model,
+    quantization_config_from,
+    unloadable,
+)
+from trl_ext.models.tokenizers import load_tokenizer, same_vocabulary
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class LoadingArguments:
+    """How every model of the call is loaded, the base and the judge of the perplexity included."""
+
+    model_revision: str = field(
+        default="main", metadata={"help": "Branch, tag or commit of the models under --model_name_or_path."}
+    )
+    dtype: str = field(
+        default="float32",
+        metadata={
+            "help": "Data type of the weights and the arithmetic.",
+            "choices": ["auto", "bfloat16", "float16", "float32"],
+        },
+    )
+    attn_implementation: str | None = field(default=None, metadata={"help": "Attention implementation to use."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Whether to run code that comes with a model or tokenizer on the Hub."}
+    )
+    load_in_4bit: bool = field(
+        default=False, metadata={"help": "Whether to quantise the models to 4 bits; not the judge of the perplexity."}
+    )
+    load_in_8bit: bool = field(default=False, metadata={"help": "The same with 8 bits."})
+    bnb_4bit_quant_type: str = field(
+        default="nf4", metadata={"help": "Type of 4-bit quantisation.", "choices": ["nf4", "fp4"]}
+    )
+
+    def load(self, name: str, revision: str | None = None, quantise: bool = True) -> PreTrainedModel:
+        """A causal language model, on the default device and in evaluation mode."""
+        config = ModelConfig(
+            load_in_4bit=self.load_in_4bit,
+            load_in_8bit=self.load_in_8bit,
+            bnb_4bit_quant_type=self.bnb_4bit_quant_type,
+        )
+        kwargs: dict[str, Any] = {"dtype": self.dtype}
+        if self.attn_implementation is not None:
+            kwargs["attn_implementation"] = self.attn_implementation
+        model = load_model(
+            name,
+            quantization_config=quantization_config_from(config) if quantise else None,
+            revision=revision,
+            trust_remote_code=self.trust_remote_code,
+            **kwargs,
+        )
+        if not is_quantized(model) and getattr(model, "hf_device_map", None) is None:
+            model = model.to(default_device())
+        return model.eval()  # type: ignore[no-any-return]
+
+
+def load_source(name: str, loading: LoadingArguments) -> Source:
+    """A model to sample from, with its tokenizer. Raises `OSError` if there is no such model."""
+    revision = loading.model_revision
+    try:
+        tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=loading.trust_remote_code)
+        return Source(name, tokenizer, loading.load(name, revision))
+    except OSError as error:
+        raise unloadable("model", name, error) from error
+
+
+@dataclass(frozen=True)
+class Opened:
+    """
+    A model in memory.
+
+    Args:
+        policy ([`~trl_ext.inference.policy.Policy`]): The model, as evaluation sees it.
+        base ([`~trl_ext.inference.policy.Policy`], *optional*): What its KL is measured to; `policy` itself for the
+            base.
+        model ([`~transformers.PreTrainedModel`]): The model.
+    """
+
+    policy: Policy
+    base: Policy | None
+    model: PreTrainedModel
+
+
+class Models:
+    """
+    The models of a call, one after the other: no two are in memory at once that need not be.
+
+    Args:
+        names (`Sequence[str]`): The models to measure: hub ids, directories, LoRA adapter directories.
+        loading ([`LoadingArguments`]): How to load them.
+        base (`str`, *optional*): The base of them all. By default the base of those that are adapters.
+        judge (`str`, *optional*): The model that the perplexity is measured under. By default the base.
+        batch_size (`int`, *optional*, defaults to `0`): Sequences that are generated or scored at once (`0`: 64 on
+            CPU, 128 elsewhere).
+        conversational (`bool`, *optional*, defaults to `False`): Whether the prompts are messages.
+
+    Attributes:
+        base (`str`, *optional*): The base model.
+        names (`list[str]`): The models to measure, the base first.
+        failures (`dict[str, str]`): Models without a tokenizer that can be loaded, with the reason.
+
+    Raises:
+        `OSError` or `ValueError`: The base, the judge or the only other model cannot be loaded, or the adapters have
+            several bases and none was named.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        loading: LoadingArguments,
+        *,
+        base: str | None = None,
+        judge: str | None = None,
+        batch_size: int = 0,
+        conversational: bool = False,
+    ) -> None:
+        self.loading = loading
+        self.batch_size = batch_size or usual_batch_size(default_device())
+        self.base = base if base is not None else _base_of_adapters(names)
+        self._asked_for, self._base_of_all = list(names), base is not None
+        others = [name for name in names if not _same(name, self.base)]
+        self.names = others if self.base is None else [self.base, *others]
+        self.failures: dict[str, str] = {}
+        self.tokenizers: dict[str, PreTrainedTokenizerBase] = {}
+        for name in self.names:  # before anything is measured, so that a misspelt name shows at once
+            try:
+                self.tokenizers[name] = self._tokenizer(name)
+            except (OSError, ValueError) as error:
+                if name == self.base or others == [name]:
+                    raise type(error)(f"model {name!r}: {error}") from error
+                self.failures[name] = f"{type(error).__name__}: {error}"
+        if self.base is not None and conversational:
+            self._lend_chat_template(self.base)
+        self._base: Policy | None = None
+        self._judge: Policy | None = None
+        if judge is not None:
+            self._judge = self._policy(judge, loading.load(judge, quantise=False), self._tokenizer(judge))
+
+    def open(self, name: str, progress: Callable[[int], Any] | None = None) -> "Opened":
+        """
+        Load a model. It goes when what is returned does.
+
+        Args:
+            name (`str`): One of `names`; the base comes before the others.
+            progress (`Callable`, *optional*): Called with the number of prompts just answered, after each batch.
+        """
+        model = self.loading.load(name, revision=self._revision(name))
+        policy = self._policy(name, model, self.tokenizers[name], progress=progress)
+        base: Policy | None = None
+        if name == self.base:
+            base = policy
+            if self._base_of_all and not all(self._shares_base(other) for other in self.names[1:]):
+                self._base = policy
+        elif self.base is not None and self._shares_base(name):
+            base = self._policy(self.base, model, self.tokenizers[self.base], use_adapter=False)
+        elif self._base_of_all:
+            base = self._base
+        return Opened(policy, base, model)
+
+    def measure(self, policy: Policy, base: Policy | None, **kwargs: Any) -> Evaluation:
+        """[`~trl_ext.evaluation.evaluate.evaluate`] with the judge of these models."""
+        return evaluate(policy, base=base, judge=self._judge, **kwargs)
+
+    def _policy(self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **kwargs: Any) -> Policy:
+        return model_policy(model, tokenizer, name=name, batch_size=self.batch_size, **kwargs)
+
+    def _shares_base(self, name: str) -> bool:
+        """Whether `name` is an adapter on the base: it is then measured against itself without the adapter."""
+        own = adapter_base(name)
+        return own is not None and _same(own, self.base)
+
+    def _revision(self, name: str) -> str | None:
+        return self.loading.model_revision if name in self._asked_for else None
+
+    def _tokenizer(self, name: str) -> PreTrainedTokenizerBase:
+        return load_tokenizer(name, revision=self._revision(name), trust_remote_code=self.loading.trust_remote_code)
+
+    def _lend_chat_template(self, base: str) -> None:
+        """A base without a chat template is prompted with that of the first model that has its vocabulary."""
+        own = self.tokenizers[base]
+        for name, tokenizer in self.tokenizers.items():
+            if own.chat_template is None and tokenizer.chat_template is not None and same_vocabulary(tokenizer, own):
+                own.chat_template = tokenizer.chat_template
+                logger.warning("%s has no chat template; it is prompted with that of %s.", base, name)
+
+
+def _base_of_adapters(names: Sequence[str]) -> str | None:
+    bases: list[str] = []
+    for name in names:
+        base = adapter_base(name)
+        if base is not None and not any(_same(base, other) for other in bases):
+            bases.append(base)
+    if len(bases) > 1:
+        raise ValueError(
+            f"the adapters have different base models ({', '.join(bases)}): name one with --base_model_name_or_path, "
+            "or measure them one by one"
+        )
+    return bases[0] if bases else None
+
+
+def _same(name: str, other: str | None) -> bool:
+    """Whether two names are one model: the same word, or two paths to one directory."""
+    if other is None or name == other:
+        return name == other
+    return os.path.isdir(name) and os.path.realpath(name) == os.path.realpath(other)
+
+
+@dataclass
+class SampleLoadingArguments(LoadingArguments):
+    """How the models are loaded. Reward models are not quantised, and compute in float32."""
+
+    dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "Data type of the weights and the arithmetic; `auto` is that of the checkpoint.",
+            "choices": ["auto", "bfloat16", "float16", "float32"],
+        },
+    )
+    load_in_4bit: bool = field(default=False, metadata={"help": "Whether to quantise the models to 4 bits."})

@@ -1,0 +1,301 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""`trl-ext <method>`: one training script for every method.
+
+It is what `accelerate launch` runs, as `python -m trl_ext.cli.train <method> ...`, and runs in the caller's own
+process where no launcher is needed.
+"""
+
+import inspect
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trl import ScriptArguments
+
+from trl_ext.method import Found, Method, discover
+
+from .launch import launch, launch_arguments, needs_launcher, with_resume_hint
+from .parser import Parser, set_environment
+
+
+@dataclass
+class TrainArguments(ScriptArguments):
+    """
+    Where the data and the rewards come from: TRL's script arguments, and rewards as in `trl grpo`.
+
+    Args:
+        dataset_name (`str`, *optional*):
+            Hub id, local directory, or local .jsonl, .json, .parquet or .csv file.
+        eval_dataset_name (`str`, *optional*):
+            The same, for evaluation, where it is not a split of `dataset_name`.
+        reward_model_name_or_path (`str`, *optional*):
+            Reward model: a classifier with one label, by hub id or directory.
+        reward_funcs (`list[str]`, *optional*):
+            Reward functions: names of TRL's, dotted paths (`package.module.function`), classifiers.
+    """
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Data set to train on: a Hub id, a local directory, or a local .jsonl, .json, .parquet or .csv "
+            "file. Ignored if `datasets` is given."
+        },
+    )
+    eval_dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Data set to evaluate on, given like `dataset_name`. If not set, `dataset_test_split` of "
+            "`dataset_name` is used. Needs `eval_strategy`."
+        },
+    )
+    reward_model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Reward model: a sequence classifier with one label, by Hub id or local directory."},
+    )
+    reward_funcs: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Reward functions: names of TRL's own (e.g. `think_format_reward`), dotted paths (e.g. "
+            "`my_lib.rewards.my_reward`), and classifiers by Hub id or local directory."
+        },
+    )
+
+
+def make_parser(method: Method, prog: str | None = None) -> Parser:
+    """
+    The parser of a method: data and rewards, model, the method's config, data set mixture.
+
+    Raises:
+        `ImportError`: the method's config class cannot be imported.
+    """
+    from trl import DatasetMixtureConfig, ModelConfig
+
+    paper = f" (https://huggingface.co/papers/{method.paper})" if method.paper else ""
+    columns = f" Data set columns: {', '.join(method.columns)}." if method.columns else ""
+    return Parser(
+        (TrainArguments, ModelConfig, method.config_class(), DatasetMixtureConfig),
+        prog=prog or f"trl-ext {method.name}",
+        description=f"{method.summary}{paper}{columns}",
+        epilog="Flags win over the YAML file. Any flag of `accelerate launch` can be given too, e.g. "
+        "--num_processes 2; --accelerate_config takes a file or the name of a packaged one, e.g. zero2. "
+        "`--no_<field>` sets a field to false.",
+    )
+
+
+def main(argv: Sequence[str], *, launched: bool = False) -> int:
+    """
+    Train: `argv` is the method's name and its arguments.
+
+    Everything that can be wrong with the arguments is found here, in one process, before anything is launched.
+
+    Args:
+        argv (`Sequence[str]`):
+            The method's name, then flags.
+        launched (`bool`, *optional*, defaults to `False`):
+            Whether this is the script under `accelerate launch`. The launching process has then checked the arguments
+            and taken accelerate's flags out.
+
+    Returns:
+        `int`: exit status.
+    """
+    found = _find(argv[0])
+    arguments = list(argv[1:])
+    set_environment(arguments)
+    parser = make_parser(found.method)
+    namespace, extra = parser.parse_words(arguments)
+    for_launcher = [] if launched else launch_arguments(extra, parser)
+    script_args, model_args, training_args, mixture_args = parser.build(namespace)
+    _require(script_args, model_args, mixture_args)
+    _make_folder(training_args.output_dir)
+    if not launched and needs_launcher(for_launcher):
+        ours = _without(arguments, extra.flags)
+        run: Callable[[], int] = lambda: launch(for_launcher, found.method.name, ours)  # noqa: E731
+        return with_resume_hint(run, parser.prog, training_args.output_dir)
+    return with_resume_hint(
+        lambda: train(found, script_args, model_args, training_args, mixture_args),
+        parser.prog,
+        training_args.output_dir,
+        quiet=launched,
+    )
+
+
+def train(found: Found, script_args: Any, model_args: Any, training_args: Any, mixture_args: Any) -> int:
+    """Load, train, save, push."""
+    # First thing: an import error of the method must not come after minutes of loading data.
+    trainer_class = found.method.trainer_class()
+    train_dataset, eval_dataset = load_datasets(script_args, training_args, mixture_args)
+    add_model_init_kwargs(training_args, model_args)
+    trainer = build_trainer(
+        trainer_class,
+        model=model_args.model_name_or_path,
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        **_optional_arguments(script_args, model_args),
+    )
+    trainer.train(resume_from_checkpoint=_resume_from(training_args.resume_from_checkpoint))
+    trainer.save_model(training_args.output_dir)
+    trainer.accelerator.print(f"Saved to {training_args.output_dir}")
+    if training_args.push_to_hub:
+        # a card must not name a file of this machine as its data set
+        name = script_args.dataset_name
+        trainer.push_to_hub(dataset_name=None if name is None or Path(name).exists() else name)
+        trainer.accelerator.print(f"Pushed to https://huggingface.co/{trainer.hub_model_id}")
+    trainer.end()
+    if trainer.accelerator.num_processes > 1:
+        # gloo: freeing the DDP model joins a thread of the process group while holding the GIL, and that thread may be
+        # waiting for the GIL to drop its last tensor (torch 2.13: one rank hangs). Asleep, we do not hold it.
+        time.sleep(1)
+    return 0
+
+
+def load_datasets(script_args: Any, training_args: Any, mixture_args: Any) -> tuple[Any, Any]:
+    """
+    The sets to train and, unless `eval_strategy` is `"no"`, to evaluate on.
+
+    Raises:
+        `ValueError`: a split that does not exist; the message names those found.
+    """
+    from trl import get_dataset
+
+    from trl_ext.data.load import load_dataset
+
+    if mixture_args.datasets:
+        if script_args.dataset_name:
+            warnings.warn("`datasets` and `dataset_name` are both given; `dataset_name` is ignored.", stacklevel=2)
+        source, splits = "datasets", get_dataset(mixture_args)
+    else:
+        source = script_args.dataset_name
+        splits = load_dataset(source, script_args.dataset_config, streaming=script_args.dataset_streaming)
+    train_set = _split(splits, script_args.dataset_train_split, source, "dataset_train_split")
+    if str(getattr(training_args.eval_strategy, "value", training_args.eval_strategy)) == "no":
+        if script_args.eval_dataset_name:
+            warnings.warn("`eval_dataset_name` is not used, as `eval_strategy` is 'no'.", stacklevel=2)
+        return train_set, None
+    if script_args.eval_dataset_name:
+        source, splits = script_args.eval_dataset_name, load_dataset(script_args.eval_dataset_name)
+        if len(splits) == 1:
+            return train_set, next(iter(splits.values()))
+    return train_set, _split(splits, script_args.dataset_test_split, source, "dataset_test_split")
+
+
+def add_model_init_kwargs(training_args: Any, model_args: Any) -> None:
+    """Put revision, attention and dtype of the command line under the config's own `model_init_kwargs`, which win."""
+    if not hasattr(training_args, "model_init_kwargs"):
+        return
+    kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+    }
+    kwargs |= training_args.model_init_kwargs or {}
+    training_args.model_init_kwargs = {key: value for key, value in kwargs.items() if value is not None}
+
+
+def build_trainer(trainer_class: type, **arguments: Any) -> Any:
+    """
+    Construct a trainer with those of `arguments` that are set; one that it does not take is an error if it was set.
+
+    Raises:
+        `ValueError`: the trainer has no such parameter.
+    """
+    parameters = inspect.signature(trainer_class).parameters
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    given = {name: value for name, value in arguments.items() if value is not None}
+    for name in given:
+        if name not in parameters and not takes_any:
+            raise ValueError(f"{trainer_class.__name__} takes no `{name}`{_FLAGS_BEHIND.get(name, '')}")
+    return trainer_class(**given)
+
+
+_FLAGS_BEHIND = {
+    "reward_funcs": ": leave --reward_funcs and --reward_model_name_or_path out",
+    "peft_config": ": leave --use_peft out",
+    "quantization_config": ": leave --load_in_4bit and --load_in_8bit out",
+    "eval_dataset": ": set --eval_strategy no",
+}
+
+
+def _optional_arguments(script_args: Any, model_args: Any) -> dict[str, Any]:
+    from trl import get_peft_config
+
+    from trl_ext.models.load import quantization_config_from
+
+    model = [script_args.reward_model_name_or_path] if script_args.reward_model_name_or_path else []
+    return {
+        "quantization_config": quantization_config_from(model_args),
+        "peft_config": get_peft_config(model_args),
+        "reward_funcs": model + (script_args.reward_funcs or []) or None,
+    }
+
+
+def _find(name: str) -> Found:
+    found = discover().find(name)
+    if found is None:
+        raise ValueError(f"there is no method '{name}'; `trl-ext methods` lists those installed")
+    return found
+
+
+def _require(script_args: Any, model_args: Any, mixture_args: Any) -> None:
+    if not model_args.model_name_or_path:
+        raise ValueError("set model_name_or_path: a Hub id or a local directory")
+    if not script_args.dataset_name and not mixture_args.datasets:
+        raise ValueError(
+            "set dataset_name (a Hub id, a local directory, or a .jsonl, .json, .parquet or .csv file) or `datasets`"
+        )
+
+
+def _make_folder(output_dir: str) -> None:
+    """Now, rather than after the data and the models are loaded."""
+    try:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"`output_dir` {output_dir!r} cannot be made ({error.strerror}): set another one.") from error
+    if not os.access(output_dir, os.W_OK):
+        raise OSError(f"`output_dir` {output_dir!r} cannot be written to: set another one.")
+
+
+def _split(splits: Any, name: str, source: str, setting: str) -> Any:
+    if name not in splits:
+        raise ValueError(
+            f"{source} has no split '{name}' but {', '.join(splits)}: set `{setting}`"
+            + (", set `eval_dataset_name`, or set `eval_strategy` to 'no'" if setting == "dataset_test_split" else "")
+        )
+    return splits[name]
+
+
+def _resume_from(value: str | bool | None) -> str | bool | None:
+    """`true` means the newest checkpoint in `output_dir`; anything else is a path."""
+    words: dict[Any, bool | None] = {"true": True, "false": None, True: True, False: None, "": None}
+    return words.get(value.lower() if isinstance(value, str) else value, value)
+
+
+def _without(arguments: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """`arguments` less the subsequence `flags`. Each flag is followed by its value, so the first match is the one."""
+    rest = list(flags)
+    kept = []
+    for word in arguments:
+        if rest and word == rest[0]:
+            rest.pop(0)
+        else:
+            kept.append(word)
+    return kept
+
+
+def _launched_main() -> int:
+    from .errors import guarded
+
+    if os.getcwd() not in sys.path:  # reward functions of the user's own
+        sys.path.append(os.getcwd())
+    return guarded(f"trl-ext {sys.argv[1]}", lambda: main(sys.argv[1:], launched=True))
+
+
+if __name__ == "__main__":
+    sys.exit(_launched_main())

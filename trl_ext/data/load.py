@@ -1,0 +1,87 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Data sets from the Hub, a directory or a file."""
+
+import json
+from pathlib import Path
+from typing import overload
+
+import datasets
+from datasets import DatasetDict, IterableDatasetDict
+
+from .schema import AnyDataset, DataError
+
+
+FILE_TYPES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+
+
+# With `split` a type checker knows that the result is a dataset, which trainers take, and no dictionary of datasets.
+@overload
+def load_dataset(name: str, config: str | None = None, *, split: str, streaming: bool = False) -> AnyDataset: ...
+
+
+@overload
+def load_dataset(
+    name: str, config: str | None = None, split: str | None = None, streaming: bool = False
+) -> AnyDataset | DatasetDict | IterableDatasetDict: ...
+
+
+def load_dataset(
+    name: str, config: str | None = None, split: str | None = None, streaming: bool = False
+) -> AnyDataset | DatasetDict | IterableDatasetDict:
+    """
+    Load a data set from the Hub, a local directory, or a local .jsonl, .json, .parquet or .csv file.
+
+    Args:
+        name (`str`): Hub id, directory or file.
+        config (`str`, *optional*): Configuration of a Hub data set.
+        split (`str`, *optional*): Split to return. Without it, all splits are returned. A file has the split `train`.
+        streaming (`bool`, *optional*, defaults to `False`): Whether to read rows as they are needed.
+
+    Raises:
+        `DataError`: The file or directory does not exist, cannot be read as what it claims to be, or has no such
+        split.
+    """
+    path = Path(name).expanduser()
+    if path.suffix in FILE_TYPES and not path.is_dir():
+        if not path.is_file():
+            raise DataError(f"There is no file {name!r}.")
+        if path.stat().st_size == 0:
+            raise DataError(f"{name!r} is empty.")
+        splits = _read_file(path, streaming)
+    elif path.is_dir() and (path / "dataset_dict.json").is_file():
+        splits = datasets.load_from_disk(str(path))
+    elif path.is_dir() and (path / "dataset_info.json").is_file() and (path / "state.json").is_file():
+        splits = DatasetDict(train=datasets.load_from_disk(str(path)))
+    elif name.startswith((".", "/", "~")) and not path.exists():
+        raise DataError(f"There is no file or directory {name!r}.")
+    else:
+        splits = datasets.load_dataset(str(path) if path.exists() else name, name=config, streaming=streaming)
+    if split is None:
+        return splits
+    if split not in splits:
+        raise DataError(f"{name!r} has no split {split!r}; it has {', '.join(map(repr, splits))}.")
+    return splits[split]
+
+
+def _read_file(path: Path, streaming: bool) -> DatasetDict | IterableDatasetDict:
+    kind, kwargs = FILE_TYPES[path.suffix], {}
+    if kind == "json":
+        # Types come from the first chunk, and a row of another form in a later one silently becomes text.
+        kwargs["chunksize"] = min(max(path.stat().st_size, 10 << 20), 256 << 20)
+    try:
+        return datasets.load_dataset(kind, data_files=str(path), streaming=streaming, **kwargs)
+    except (datasets.exceptions.DatasetGenerationError, ValueError, TypeError, KeyError) as error:
+        reason = _broken_line(path) if path.suffix == ".jsonl" else None
+        raise DataError(f"{str(path)!r} cannot be read: {reason or error.__cause__ or error}") from error
+
+
+def _broken_line(path: Path) -> str | None:
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                json.loads(line if line.strip() else "null")
+            except json.JSONDecodeError as error:
+                return f"line {number} is not valid JSON ({error.msg})."
+    return None

@@ -1,0 +1,60 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Prompts alone, of a data set or from Python, for what answers them and trains nothing."""
+
+from typing import Any
+
+from .load import load_dataset
+from .schema import DataError
+
+
+def load_prompts(
+    name: str, config: str | None = None, split: str | None = None, *, limit: int = 0
+) -> list[dict[str, Any]]:
+    """
+    Rows with a `prompt`, and whatever other columns there are.
+
+    Args:
+        name (`str`), config (`str`, *optional*): See [`~trl_ext.data.load.load_dataset`].
+        split (`str`, *optional*): The split. By default `test`, or the only one there is.
+        limit (`int`, *optional*, defaults to `0`): Take the first so many rows (`0`: all).
+
+    Raises:
+        [`~trl_ext.data.schema.DataError`]: There are several splits and none was chosen, no row, or no column
+        `prompt`.
+    """
+    if split is None:
+        splits = load_dataset(name, config)
+        if "test" not in splits and len(splits) != 1:
+            raise DataError(f"{name!r} has the splits {', '.join(splits)}: choose one with --dataset_test_split.")
+        dataset = splits["test"] if "test" in splits else next(iter(splits.values()))
+    else:
+        dataset = load_dataset(name, config, split)
+    if len(dataset) == 0:
+        raise DataError(f"{name!r} has no rows: there are no prompts.")
+    if "prompt" not in dataset.column_names:
+        raise DataError(f"{name!r} has no column 'prompt'; it has {', '.join(map(repr, dataset.column_names))}.")
+    rows = list(dataset.select(range(min(limit or len(dataset), len(dataset)))))
+    for index, row in enumerate(rows):
+        if not row["prompt"]:
+            raise DataError(f"{name!r}, row {index}: the prompt is empty.")
+    return rows
+
+
+def check_several(prompts: Any) -> None:
+    """
+    Raise a `ValueError` if a single prompt was passed where several belong.
+
+    Text would be answered letter by letter, a conversation message by message, token ids number by number.
+    """
+    if not hasattr(prompts, "__len__"):
+        raise ValueError(f"`prompts` must be a list of prompts, got {type(prompts).__name__}.")
+    first = None if isinstance(prompts, str) else next(iter(prompts), None)
+    for kind, found in (
+        ("text", isinstance(prompts, str)),
+        ("conversation", isinstance(first, dict)),
+        ("list of token ids", isinstance(first, int)),
+    ):
+        if found:
+            raise ValueError(f"`prompts` must be a list of prompts, got a single {kind}: put it in a list.")

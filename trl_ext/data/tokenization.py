@@ -1,0 +1,229 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Tokenizers, and rows of the schema as token ids."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from .schema import (
+    AnyDataset,
+    DataError,
+    check_row,
+    column_names,
+    first_row,
+    is_conversational,
+    to_scored_rows,
+    with_check,
+)
+
+
+TOKENIZED_COLUMNS = ("row_index", "prompt_ids", "completion_ids", "ended", "scores")
+
+
+def use_chat_template(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+    """
+    Give `tokenizer` the chat template in a Jinja file, or of the tokenizer in a directory or on the Hub.
+
+    Raises:
+        `DataError`: It is empty there.
+        `OSError`: There is no such tokenizer.
+    """
+    if Path(path).is_file():
+        tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
+    else:
+        tokenizer.chat_template = AutoTokenizer.from_pretrained(path, trust_remote_code=False).chat_template
+    if not tokenizer.chat_template:
+        raise DataError(f"`chat_template_path`: {path!r} holds no chat template.")
+
+
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[str, str]], **chat_template_kwargs: Any
+) -> list[int]:
+    """
+    Token ids that a model continues: a chat prompt is rendered up to the start of the answer.
+
+    Raises:
+        `DataError`: The prompt is conversational and the tokenizer has no chat template.
+    """
+    if isinstance(prompt, str):
+        return _encode(tokenizer, [prompt])[0]
+    return _render(tokenizer, prompt, add_generation_prompt=True, **chat_template_kwargs)
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of texts, with the tokenizer's start token if it has one, without the end that some put after any text."""
+    *several, probe = tokenizer([*texts, "x"])["input_ids"]  # in one call, which costs more than the texts
+    puts_end = tokenizer.eos_token_id is not None and probe[-1:] == [tokenizer.eos_token_id]
+    return [list(ids[:-1] if puts_end else ids) for ids in several]
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **kwargs: Any) -> list[int]:
+    if tokenizer.chat_template is None:
+        raise DataError(
+            "The rows are conversational but the tokenizer has no chat template. Use a chat model's tokenizer, set "
+            "`tokenizer.chat_template`, or turn the rows into text."
+        )
+    return list(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **kwargs)["input_ids"])
+
+
+def _with_end(tokenizer: PreTrainedTokenizerBase, completion: str, ended: bool) -> str:
+    eos = tokenizer.eos_token or ""
+    return completion + (eos if ended and not completion.endswith(eos) else "")
+
+
+def _common_prefix(a: list[int], b: list[int]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def tokenize_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """
+    Token ids of a row of the schema.
+
+    Returns:
+        `dict`: `prompt_ids` (`list[int]`); for rows with completions also `completion_ids` (`list[list[int]]`),
+        `ended` (`list[bool]`) and `scores` (`list[float]`). The prompt ends where the K renderings of prompt plus
+        completion begin to differ from the prompt alone, which is earlier than its last token when tokens merge.
+    """
+    tools = row.get("tools")
+    kwargs = dict(row.get("chat_template_kwargs") or {})
+    if tools:
+        kwargs["tools"] = json.loads(tools) if isinstance(tools, str) else tools
+    prompt, completions = row["prompt"], row.get("completions")
+    if completions is None:
+        return {"prompt_ids": encode_prompt(tokenizer, prompt, **kwargs)}
+    ended = [bool(flag) for flag in row.get("ended") or [True] * len(completions)]
+    # Prompt and completion together, so that neither a second start token nor another split can arise.
+    if isinstance(prompt, str):
+        texts = [_with_end(tokenizer, text, flag) for text, flag in zip(completions, ended, strict=True)]
+        prompt_ids, *answers = _encode(tokenizer, [prompt, *(prompt + text for text in texts)])
+    else:
+        prompt_ids = encode_prompt(tokenizer, prompt, **kwargs)
+        answers = [  # one that was cut off is rendered without the template's end of turn
+            _render(tokenizer, prompt + answer, continue_final_message=not flag, **kwargs)
+            for answer, flag in zip(completions, ended, strict=True)
+        ]
+    length = min(_common_prefix(prompt_ids, answer) for answer in answers)
+    if not length and isinstance(prompt, str):
+        # An answer merges with the prompt's only token: keep the prompt, and tokenise the answers on their own.
+        length = len(prompt_ids)
+        answers = [prompt_ids + list(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    return {
+        "prompt_ids": prompt_ids[:length],
+        "completion_ids": [answer[length:] for answer in answers],
+        "ended": ended,
+        "scores": [float(score) for score in row["scores"]],
+    }
+
+
+def _as_preference(message: str) -> str:
+    """Name the user's own columns: `chosen` and `rejected` became the completions 0 and 1."""
+    for i, column in enumerate(("chosen", "rejected")):
+        message = message.replace(f"column 'completions': [{i}] ", f"column {column!r}: ")
+    return message
+
+
+def prepare_dataset(
+    dataset: Dataset | IterableDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    name: str,
+    max_length: int,
+    num_proc: int | None = None,
+) -> tuple[Dataset | IterableDataset, int]:
+    """
+    Check, tokenise and truncate a data set of any form that [`to_scored_rows`] takes.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): Rows; other columns are kept.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The policy's tokenizer.
+        name (`str`): What messages call the data set.
+        max_length (`int`): Longest prompt plus completion, in tokens (`0`: no limit).
+        num_proc (`int`, *optional*): Processes that tokenise.
+
+    Returns:
+        The data set with the columns of [`tokenize_row`] and `row_index` (the row's number) added, and how many rows
+        were dropped because their prompt alone fills `max_length` (0 for a stream, which is not read ahead).
+
+    Raises:
+        `DataError`: A row or column is unusable, or no row is left.
+    """
+    kwargs: dict[str, Any] = {"num_proc": num_proc} if isinstance(dataset, Dataset) else {}
+    is_preference = "chosen" in column_names(dataset)
+    dataset = to_scored_rows(dataset, name, **kwargs)
+    conversational = is_conversational(first_row(dataset, name))
+
+    def tokenize(row: dict[str, Any], index: int) -> dict[str, Any]:
+        try:
+            check_row(row, index, conversational)
+        except DataError as error:
+            raise DataError(_as_preference(str(error)) if is_preference else str(error)) from None
+        tokens = {"row_index": index, **tokenize_row(row, tokenizer)}
+        if not tokens["prompt_ids"]:
+            raise DataError(
+                f"Row {index}, column 'prompt': has no tokens, so nothing predicts the first answer token. Remove it."
+            )
+        for i, ids in enumerate(tokens.get("completion_ids", ())):
+            if not ids:
+                raise DataError(f"Row {index}, column 'completions': [{i}] has no tokens (the tokenizer has no end).")
+        if max_length and "completion_ids" in tokens:
+            room = max(max_length - len(tokens["prompt_ids"]), 0)
+            tokens["completion_ids"] = [ids[:room] for ids in tokens["completion_ids"]]
+        return tokens
+
+    if isinstance(dataset, Dataset):
+        kwargs["desc"] = f"Tokenising {name} data set"
+    dataset = dataset.map(tokenize, with_indices=True, **kwargs)
+    if not max_length:
+        return dataset, 0
+    kwargs.pop("desc", None)
+    kept = dataset.filter(lambda prompt_ids: len(prompt_ids) < max_length, input_columns="prompt_ids", **kwargs)
+    if not isinstance(dataset, Dataset):
+        return kept, 0
+    if len(kept) == 0:
+        raise DataError(f"Every prompt of the {name} data set fills max_length={max_length}. Raise `max_length`.")
+    return kept, len(dataset) - len(kept)
+
+
+def check_positions(
+    dataset: AnyDataset, context: int, *, name: str, drawn: int = 0, drawn_context: int = 0
+) -> AnyDataset:
+    """
+    A data set of which a row that is longer than a model's positions is an error, by
+    [`~trl_ext.data.schema.with_check`].
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): What [`prepare_dataset`] returns.
+        context (`int`): The positions.
+        name (`str`): What messages call the data set.
+        drawn (`int`, *optional*, defaults to `0`): Tokens of the longest completion that a model draws for its rows.
+        drawn_context (`int`, *optional*, defaults to `0`): The positions of what draws, if it has fewer.
+
+    Raises:
+        `DataError`: A row is longer.
+    """
+
+    def check(row: dict[str, Any]) -> None:
+        prompt = len(row["prompt_ids"])
+        if drawn and 0 < drawn_context < prompt + drawn:
+            raise DataError(
+                f"Row {row['row_index']} of the {name} data set comes to {prompt + drawn} tokens with "
+                f"`max_completion_length` ({drawn}), but `vllm_max_model_length` is {drawn_context}: set it higher, "
+                "`max_length` or `max_completion_length` lower, or drop long rows."
+            )
+        length = prompt + max(drawn, *map(len, row.get("completion_ids") or ()), 0)
+        if 0 < context < length:
+            raise DataError(
+                f"Row {row['row_index']} of the {name} data set comes to {length} tokens"
+                + (f" with `max_completion_length` ({drawn})" if drawn else "")
+                + f", but the model has room for {context}: set `max_length`"
+                + (" or `max_completion_length`" if drawn else "")
+                + " lower, or drop long rows."
+            )
+
+    return with_check(dataset, check, ("row_index", "prompt_ids", "completion_ids"))

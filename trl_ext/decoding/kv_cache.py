@@ -1,0 +1,65 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""KV caches: room for several tokens at once, and the cache of a prompt."""
+
+import inspect
+from typing import Any
+
+import torch
+from transformers import DynamicCache, DynamicLayer, PreTrainedModel
+
+from trl_ext.models.load import base_of, cache_of
+from trl_ext.models.sharding import is_sharded
+
+
+class RoomyLayer(DynamicLayer):
+    """A cache layer that writes new tokens into spare room, where its parent copies all of itself for each token."""
+
+    room = 64
+    keys: torch.Tensor
+    values: torch.Tensor
+    buffers: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        old = self.get_seq_length()
+        new = old + key_states.shape[-2]
+        if self.buffers is None or self.buffers[0].shape[-2] < new:
+            longer = [s.new_empty(*s.shape[:2], new + self.room, s.shape[3]) for s in (key_states, value_states)]
+            if old:
+                longer[0][:, :, :old], longer[1][:, :, :old] = self.keys, self.values
+            self.buffers = (longer[0], longer[1])
+        self.buffers[0][:, :, old:new], self.buffers[1][:, :, old:new] = key_states, value_states
+        self.keys, self.values = (buffer[:, :, :new] for buffer in self.buffers)
+        return self.keys, self.values
+
+
+def prompt_cache(
+    model: PreTrainedModel, ids_PT: torch.Tensor, mask_PT: torch.Tensor, repeats: int
+) -> DynamicCache | None:
+    """
+    Keys and values of all prompt tokens but the last, computed once a prompt and repeated for its K sequences.
+
+    `None` where that is no plain attention cache (recurrent layers, sliding windows, prompt tuning), and for a model
+    in pieces, whose forwards have to be as many for prompts of one token: `generate` then computes the prompts itself.
+    """
+    adapters = getattr(model, "peft_config", {}).values()
+    if ids_PT.shape[1] == 1 or is_sharded(model) or any(adapter.is_prompt_learning for adapter in adapters):
+        return None
+    inputs: dict[str, Any] = {"input_ids": ids_PT[:, :-1], "attention_mask": mask_PT[:, :-1], "use_cache": True}
+    accepted = inspect.signature(type(base_of(model)).forward).parameters
+    if "position_ids" in accepted:
+        inputs["position_ids"] = (mask_PT[:, :-1].cumsum(-1) - 1).clamp(min=0)
+    if "logits_to_keep" in accepted:  # nobody asks for the logits of the prompt
+        inputs["logits_to_keep"] = 1
+    cache: Any = cache_of(model(**inputs))
+    if type(cache) is not DynamicCache or any(type(layer) is not DynamicLayer for layer in cache.layers):
+        return None
+    for i, layer in enumerate(cache.layers):
+        cache.layers[i] = RoomyLayer()
+        cache.layers[i].update(layer.keys.repeat_interleave(repeats, 0), layer.values.repeat_interleave(repeats, 0))
+    return cache

@@ -1,0 +1,229 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Several next tokens tried on one prefix: k siblings in one forward over a shared cache, the chosen one's entry kept.
+
+        prefix          siblings
+    p1 p2 p3 p4     a    b    c         each sees p1..p4 and itself, and has position 4;
+     0  1  2  3     4    4    4         keep(1): the prefix is p1 p2 p3 p4 b, and b is not read again
+
+N prefixes (rows), P tokens of a prompt, S columns of a prefix, T new tokens, k siblings a prefix, D hidden size.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from trl_ext.models.load import is_peft_model
+from trl_ext.models.modes import evaluating
+
+from .tree_backends import ReplayForm, SharedForm
+from .tree_support import shared_support
+
+
+class Tree:
+    """
+    A causal transformer's cache of N prefixes, on which k sibling tokens a prefix are tried in one forward.
+
+    Exact: hidden states are those of separate uncached forwards, up to rounding. Whether a model's attention can do
+    that is judged from its config and confirmed once a model by comparing the two on a few tokens; for others the
+    siblings are computed as rows of their own, from the first token on (`form` says which, `reason` why).
+
+    Args:
+        backbone ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            A model without language-model head (as `AutoModel` gives), whose output has a `last_hidden_state`. It is
+            run in evaluation mode and without gradients.
+        forward_kwargs (`dict`, *optional*):
+            Further arguments of its forward.
+
+    Attributes:
+        form (`str`):
+            `"shared"` or `"replay"`.
+        reason (`str`):
+            Why the siblings cannot share a cache; empty if they do.
+        ids_NS (`torch.Tensor` of shape `(N, S)`):
+            The prefixes.
+        mask_NS (`torch.Tensor` of shape `(N, S)`):
+            True where they are not padding.
+        siblings_Nk (`torch.Tensor` of shape `(N, k)` or `None`):
+            The siblings that [`keep`] would choose from.
+        calls (`int`), tokens (`int`):
+            Forwards of the backbone so far, and tokens fed in them (padding included).
+
+    Raises:
+        `ValueError`: The backbone's adapter adds tokens to the input.
+    """
+
+    def __init__(self, backbone: torch.nn.Module, *, forward_kwargs: Mapping[str, Any] | None = None) -> None:
+        kwargs = forward_kwargs or {}
+        if is_peft_model(backbone) and any(a.is_prompt_learning for a in backbone.peft_config.values()):  # type: ignore[union-attr,operator]
+            raise ValueError(
+                "The adapter puts virtual tokens in front of every row, so that columns and tokens no longer match. "
+                "Use LoRA or another adapter of weights."
+            )
+        self.backbone = backbone
+        kinds, self.reason = shared_support(backbone, kwargs)
+        self.form = "replay" if self.reason else "shared"
+        self._form = ReplayForm(backbone, kwargs) if self.reason else SharedForm(backbone, kinds, kwargs)
+        self.calls = self.tokens = 0
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the prefixes, and give back their memory."""
+        self._form.clear()
+        self.siblings_Nk: torch.Tensor | None = None
+        self._branched_more = False
+        self.ids_NS = self.mask_NS = torch.zeros(0, 0)
+
+    @property
+    def length(self) -> int:
+        """Columns of the prefix, padding included."""
+        return self.ids_NS.shape[1]
+
+    def start(self, ids_NP: torch.Tensor, mask_NP: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        Read prompts; what was there before is forgotten.
+
+        Args:
+            ids_NP (`torch.Tensor` of shape `(N, P)`): Token ids, padded on the left.
+            mask_NP (`torch.Tensor` of shape `(N, P)`, *optional*): 1 for tokens, 0 for padding.
+
+        Returns:
+            `torch.Tensor` of shape `(N, P, D)`: Hidden states; those at padding mean nothing.
+
+        Raises:
+            `ValueError`: A row has no tokens, or padding that is not on the left.
+        """
+        mask = torch.ones_like(ids_NP, dtype=torch.bool) if mask_NP is None else mask_NP.to(ids_NP.device).bool()
+        if mask.shape != ids_NP.shape:
+            raise ValueError(f"The mask has shape {tuple(mask.shape)}, the ids have {tuple(ids_NP.shape)}.")
+        for fault, what in (
+            (~mask.any(1), "has no tokens: there is nothing to continue."),
+            ((mask[:, 1:] < mask[:, :-1]).any(1), "has padding on the right: pad prompts on the left."),
+        ):
+            if fault.any():
+                raise ValueError(f"Row {int(fault.nonzero()[0])} {what}")
+        self.clear()
+        self.ids_NS, self.mask_NS = ids_NP[:, :0], mask[:, :0]
+        return self._forward(ids_NP, mask, None)
+
+    def branch(self, candidates_Nk: torch.Tensor, after_NT: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        Try sibling tokens, in one forward. The prefix stays what it is.
+
+        Args:
+            candidates_Nk (`torch.Tensor` of shape `(N, k)`): The siblings of each prefix.
+            after_NT (`torch.Tensor` of shape `(N, T)`, *optional*): Ordinary tokens that the prefix is first extended
+                by, in the same forward.
+
+        Returns:
+            `torch.Tensor` of shape `(N, k, D)`: The hidden state of each sibling.
+        """
+        self._check(candidates_Nk, "candidates")
+        after = self.ids_NS[:, :0] if after_NT is None else self._check(after_NT, "tokens")
+        hidden = self._forward(after, torch.ones_like(after, dtype=torch.bool), candidates_Nk)
+        self.siblings_Nk, self._branched_more = candidates_Nk, False
+        return hidden[:, after.shape[1] :]
+
+    def branch_more(self, rows_R: torch.Tensor, candidates_Rk: torch.Tensor) -> torch.Tensor:
+        """
+        Try further siblings on some of the prefixes, after [`branch`].
+
+        Args:
+            rows_R (`torch.Tensor` of shape `(R,)`): The prefixes, each at most once.
+            candidates_Rk (`torch.Tensor` of shape `(R, k)`): Their further siblings. To [`keep`] they are the columns
+                behind those of `branch`.
+
+        Returns:
+            `torch.Tensor` of shape `(R, k, D)`: The hidden state of each.
+
+        Raises:
+            `ValueError`: Nothing was branched since the prefix last changed, or more was branched already.
+        """
+        if self.siblings_Nk is None or self._branched_more:
+            raise ValueError("Call `branch` first, and `branch_more` at most once after it.")
+        if candidates_Rk.ndim != 2 or len(candidates_Rk) != len(rows_R) or not candidates_Rk.shape[1]:
+            raise ValueError(f"The candidates have shape {tuple(candidates_Rk.shape)} for {len(rows_R)} rows.")
+        self.calls += 1
+        self.tokens += candidates_Rk.numel()
+        with torch.no_grad(), evaluating(self.backbone):
+            hidden = self._form.forward_some(self.ids_NS, self.mask_NS, rows_R, candidates_Rk)
+        further = self.siblings_Nk.new_zeros(len(self.siblings_Nk), candidates_Rk.shape[1])
+        self.siblings_Nk = torch.cat([self.siblings_Nk, further.index_copy(0, rows_R, candidates_Rk)], 1)
+        self._branched_more = True
+        return hidden
+
+    def keep(self, choice_N: torch.Tensor) -> None:
+        """
+        Extend each prefix by one of its siblings, which is not read again.
+
+        Args:
+            choice_N (`torch.Tensor` of shape `(N,)`): Which one: a column of the last `candidates_Nk`.
+
+        Raises:
+            `ValueError`: Nothing was branched since the prefix last changed.
+        """
+        if self.siblings_Nk is None:
+            raise ValueError("There are no siblings to keep one of: call `branch` first, and `keep` once after it.")
+        chosen = self.siblings_Nk.gather(1, choice_N[:, None])
+        self._form.keep(choice_N)
+        self._extend(chosen, torch.ones_like(chosen, dtype=torch.bool))
+
+    def append(self, ids_NT: torch.Tensor) -> torch.Tensor:
+        """
+        Extend each prefix by ordinary tokens.
+
+        Args:
+            ids_NT (`torch.Tensor` of shape `(N, T)`): At least one token a row.
+
+        Returns:
+            `torch.Tensor` of shape `(N, T, D)`: Their hidden states.
+        """
+        self._check(ids_NT, "tokens")
+        return self._forward(ids_NT, torch.ones_like(ids_NT, dtype=torch.bool), None)
+
+    def reorder(self, rows: torch.Tensor) -> None:
+        """Take these rows, in this order: beams, repeats, what is left of a batch. `branch`'s siblings come along."""
+        self.ids_NS, self.mask_NS = self.ids_NS[rows], self.mask_NS[rows]
+        kept = self.siblings_Nk is not None and not self._branched_more
+        self.siblings_Nk = self.siblings_Nk[rows] if kept and self.siblings_Nk is not None else None
+        self._form.select(rows)
+
+    def crop(self, length: int) -> None:
+        """
+        Keep the first `length` columns.
+
+        Raises:
+            `ValueError`: There are fewer, or a row would be left without tokens.
+        """
+        if length > self.length or not bool(self.mask_NS[:, :length].any(1).all()):
+            raise ValueError(f"Cannot keep {length} of {self.length} columns: they must hold a token of every row.")
+        if length < self.length:
+            self.ids_NS, self.mask_NS, self.siblings_Nk = self.ids_NS[:, :length], self.mask_NS[:, :length], None
+            self._form.crop(length)
+
+    def _check(self, ids: torch.Tensor, what: str) -> torch.Tensor:
+        if not self.length:
+            raise ValueError("The tree has no prefix yet: call `start` first.")
+        if ids.ndim != 2 or len(ids) != len(self.ids_NS) or not ids.shape[1]:
+            raise ValueError(
+                f"The {what} have shape {tuple(ids.shape)}; wanted is (N, at least 1) for the {len(self.ids_NS)} "
+                "prefixes of the tree."
+            )
+        return ids
+
+    def _extend(self, ids: torch.Tensor, mask: torch.Tensor) -> None:
+        self.ids_NS, self.mask_NS = torch.cat([self.ids_NS, ids], 1), torch.cat([self.mask_NS, mask], 1)
+        self.siblings_Nk = None
+
+    @torch.no_grad()
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, candidates: torch.Tensor | None) -> torch.Tensor:
+        new = ids.shape[1]
+        if new:
+            self._extend(ids, mask)
+        self.calls += 1
+        self.tokens += ids.numel() + (0 if candidates is None else candidates.numel())
+        with evaluating(self.backbone):
+            return self._form.forward(self.ids_NS, self.mask_NS, new, candidates)

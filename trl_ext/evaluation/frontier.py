@@ -1,0 +1,245 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The reward-KL frontier: how much reward a way of steering buys, and how far from the base model it goes for it.
+
+[`frontier`] makes points of what was measured, [`draw_frontier`] draws them, [`write_frontier`] does both for a file.
+Points are plain data, so that those of several runs can be put together before they are drawn.
+"""
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from .report import check_writable, short_names, write_json
+
+
+_SUFFIXES = (".png", ".svg", ".pdf")
+# Okabe and Ito's colours, which people who see few colours tell apart, but for the two that are faint on white.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#8C6D00", "#333333")
+_MARKERS = "osD^vP"
+
+
+@dataclass(frozen=True)
+class _Page:
+    """Colours of what is not data."""
+
+    ground: str
+    ink: str
+    grid: str
+
+
+_LIGHT = _Page("white", "#222222", "#e3e3e3")
+_DARK = _Page("#0d1117", "#e6edf3", "#30363d")
+# The same hues, light enough for a dark ground.
+_ON_DARK = ("#56B4E9", "#FF8C42", "#2EC4A0", "#D77FCB", "#E0B400", "#B8C0C8")
+
+
+def check_frontier(path: str) -> None:
+    """
+    Find out before hours of work whether the picture can be drawn.
+
+    Raises:
+        `ValueError`: Its name ends in something else than .png, .svg or .pdf, or it cannot be written.
+        `ImportError`: matplotlib is missing.
+    """
+    if Path(path).suffix not in _SUFFIXES:
+        raise ValueError(f"--frontier_file must end in {', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]}, got {path!r}")
+    check_writable(path, "frontier_file")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError("--frontier_file needs matplotlib: pip install 'trl-ext[plots]'")
+
+
+def frontier(rows: Sequence[Mapping[str, Any]], base: str | None) -> dict[str, Any]:
+    """
+    Points of the frontier.
+
+    Args:
+        rows (`Sequence[Mapping[str, Any]]`): Models as [`~trl_ext.evaluation.report.Report`] has them.
+        base (`str`, *optional*): The base model among them.
+
+    Returns:
+        `dict[str, Any]`: `x` and `y` (what the axes show, with their units), `rewards` (their names) and `series`. A
+        series has a `name` and `points` in the order of their KL; a point has `model`, `kl`, `kl_se`, `bound` (whether
+        the KL is an upper bound that was not measured), `extras` (the setting), and `rewards` with `value` and `se` by
+        name. The series of the base is called `base`. Models without a KL, and those that failed, are left out.
+    """
+    short = short_names([row["model"] for row in rows])
+    names = list(dict.fromkeys(_reward(key) for row in rows for key in row if _reward(key) and f"{key}_se" in row))
+    series: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        bound = row.get("kl") is None
+        kl = row.get("kl_bound") if bound else row["kl"]
+        if "error" in row or kl is None:
+            continue
+        point = {
+            "model": row["model"],
+            "kl": kl,
+            "kl_se": None if bound else row.get("kl_se"),
+            "bound": bound,
+            "extras": row.get("extras", {}),
+            "rewards": {name: {"value": row[f"reward/{name}"], "se": row[f"reward/{name}_se"]} for name in names},
+        }
+        name = "base" if row["model"] == base else row.get("series") or short[row["model"]]
+        if base is not None:  # a series is named after what it steers, perhaps a long path
+            name = name.replace(base, short.get(base, base))
+        series.setdefault(name, []).append(point)
+    return {
+        "x": {"name": "KL to the base model", "unit": "nats per response"},
+        "y": {"name": "mean reward", "unit": "the reward function's own"},
+        "rewards": names,
+        "series": [{"name": name, "points": sorted(points, key=_kl)} for name, points in series.items()],
+    }
+
+
+def _reward(key: str) -> str:
+    return key.removeprefix("reward/") if key.startswith("reward/") else ""
+
+
+def _kl(point: Mapping[str, Any]) -> float:
+    return float(point["kl"])
+
+
+def write_frontier(data: Mapping[str, Any], path: str) -> None:
+    """
+    Draw the frontier, and write its points as JSON beside it: those of `out.png` are in `out.points.json`.
+
+    Raises:
+        `ValueError`: There is no point.
+        `OSError`: A file cannot be written.
+    """
+    write_json(str(Path(path).with_suffix(".points.json")), data)
+    draw_frontier(data, path)
+
+
+def draw_frontier(data: Mapping[str, Any], path: str, *, title: str = "", dark: bool = False) -> None:
+    """
+    Draw a frontier: a panel a reward, a line a series, error bars of one standard error.
+
+    A KL that is an upper bound is drawn hollow and dashed, and the legend says so: the truth lies to its left. The
+    picture brings its ground along, so that it can be read on any page.
+
+    Args:
+        data (`Mapping[str, Any]`): What [`frontier`] returns.
+        path (`str`): File to write, .png, .svg or .pdf.
+        title (`str`, *optional*): A heading.
+        dark (`bool`, *optional*, defaults to `False`): Whether to draw on a dark ground.
+
+    Raises:
+        `ValueError`: There is no point.
+        `OSError`: The file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    if not data["series"] or not data["rewards"]:
+        raise ValueError("no model has both a KL and a reward")
+    panels, page = len(data["rewards"]), _DARK if dark else _LIGHT
+    # A row of the legend takes room from the picture.
+    height = 4.8 + 0.3 * max(0, len(data["series"]) // 2 - 2)
+    figure = Figure(figsize=(6.4 * panels + 0.6, height), layout="constrained", facecolor=page.ground)
+    for axes, reward in zip(figure.subplots(1, panels, squeeze=False)[0], data["rewards"], strict=True):
+        _draw_panel(axes, data, reward, page, _ON_DARK if dark else _COLOURS)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    columns = 3 if max(map(len, labels)) * len(labels) < 90 else 2  # long names side by side would be cut off
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=min(columns, len(labels)),
+        frameon=False,
+        labelcolor=page.ink,
+    )
+    if title:
+        figure.suptitle(title, color=page.ink)
+    figure.savefig(path, dpi=160)
+
+
+def _draw_panel(axes: Any, data: Mapping[str, Any], reward: str, page: _Page, colours: Sequence[str]) -> None:
+    axes.set_facecolor(page.ground)
+    axes.set_xlabel(f"{data['x']['name']} ({data['x']['unit']})", color=page.ink)
+    axes.set_ylabel(f"{reward} (mean reward, {data['y'].get('bars', '± 1 s.e.')})", color=page.ink)
+    axes.grid(color=page.grid, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=page.ink)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(page.ink)
+    base = next((s["points"][0] for s in data["series"] if s["name"] == "base"), None)
+    # Colours come round before markers do: with more series than colours, the same colour has another marker.
+    styles = ((colours[i % len(colours)], _MARKERS[(i + i // len(colours)) % len(_MARKERS)]) for i in count())
+    axes.margins(x=0.09, y=0.08)
+    for number, series in enumerate(data["series"]):
+        points = [p for p in series["points"] if p["rewards"][reward]["value"] is not None]
+        if not points:
+            continue
+        if series["name"] == "base":
+            _draw_points(axes, points, reward, label="base", colour=page.ink, marker="*", page=page)
+            continue
+        colour, marker = next(styles)
+        bound = any(point["bound"] for point in points)
+        # A line says that one setting is varied; it begins where the setting is off, at the base.
+        if any(point["extras"] for point in points):
+            with_base = [base, *points] if base and base["rewards"][reward]["value"] is not None else points
+            xy = [(point["kl"], point["rewards"][reward]["value"]) for point in sorted(with_base, key=_kl)]
+            axes.plot(*zip(*xy, strict=True), color=colour, linewidth=1.3, linestyle="--" if bound else "-", alpha=0.7)
+        label = series["name"] + (" (KL: upper bound, not measured)" if bound else "")
+        _draw_points(axes, points, reward, label=label, colour=colour, marker=marker, page=page)
+        _annotate(axes, points, reward, colour, page, above=number % 2 == 1)
+
+
+def _draw_points(
+    axes: Any,
+    points: Sequence[Mapping[str, Any]],
+    reward: str,
+    *,
+    label: str,
+    colour: str,
+    marker: str,
+    page: _Page,
+) -> None:
+    bound = any(point["bound"] for point in points)
+    axes.errorbar(
+        [point["kl"] for point in points],
+        [point["rewards"][reward]["value"] for point in points],
+        yerr=[point["rewards"][reward]["se"] or 0.0 for point in points],
+        xerr=[point["kl_se"] or 0.0 for point in points],
+        fmt=marker,
+        color=colour,
+        markersize=11 if marker == "*" else 6,
+        markerfacecolor=page.ground if bound else colour,
+        elinewidth=1.1,
+        capsize=2.5,
+        label=label,
+        zorder=4 if marker == "*" else 3,
+    )
+
+
+def _annotate(
+    axes: Any, points: Sequence[Mapping[str, Any]], reward: str, colour: str, page: _Page, *, above: bool
+) -> None:
+    """At each point the settings in which it differs from its siblings, on one side of its line."""
+    from matplotlib.patheffects import withStroke
+
+    varied = [key for key in points[0]["extras"] if len({str(point["extras"].get(key)) for point in points}) > 1]
+    for point in points:
+        text = ", ".join(f"{key} {_short(point['extras'].get(key))}" for key in varied)
+        if text:
+            axes.annotate(
+                text,
+                (point["kl"], point["rewards"][reward]["value"]),
+                xytext=(-6, 6) if above else (6, -11),
+                ha="right" if above else "left",
+                textcoords="offset points",
+                fontsize=8,
+                color=colour,
+                path_effects=[withStroke(linewidth=2.5, foreground=page.ground)],
+                zorder=2.2,  # above the lines, below the points
+            )
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

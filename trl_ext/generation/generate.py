@@ -1,0 +1,157 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+"""
+Completions drawn from a language model: what the trainers, `trl-ext sample` and `trl-ext evaluate` have in common.
+
+P prompts, K completions a prompt, N = P x K sequences of one call of the model, T tokens.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.generation import BaseStreamer
+
+from trl_ext.data.completion import Completion
+from trl_ext.decoding.kv_cache import prompt_cache
+from trl_ext.decoding.token_sampling import Draw
+from trl_ext.generation_settings import INSTEAD_OF_DIVERSE_BEAMS, GenerationSettings, require
+from trl_ext.models.load import cache_name
+from trl_ext.models.modes import evaluation_mode
+from trl_ext.models.sharding import behind, synchrony
+
+from .completions import completions
+
+
+# Logits processors for the prompts of one call of the model: ids and mask of shape (P, T), padded on the left
+Processors = Callable[[torch.Tensor, torch.Tensor], Sequence[LogitsProcessor]]
+
+
+def usual_batch_size(device: torch.device) -> int:
+    """Sequences at once where `generation_batch_size` says none: 64 on a CPU, 128 elsewhere."""
+    return 64 if device.type == "cpu" else 128
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    settings: GenerationSettings,
+    *,
+    batch_size: int = 128,
+    progress: Callable[[int], Any] | None = None,
+    processors: Processors | None = None,
+    streamer: BaseStreamer | None = None,
+) -> list[list[Completion]]:
+    """
+    Draws K completions of each prompt.
+
+    Chance comes from torch's global generator alone: `torch.manual_seed` before gives the same completions again.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            A causal language model, or a PEFT model around one. Its mode is restored afterwards.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        prompts (`list[list[int]]`):
+            Token ids of the prompts, as [`~trl_ext.data.tokenization.encode_prompt`] makes them. None may be empty.
+        settings ([`GenerationSettings`]):
+            How to draw.
+        batch_size (`int`, *optional*, defaults to `128`):
+            Sequences in one call of the model: `batch_size // K` prompts, at least one.
+        progress (`Callable`, *optional*):
+            Called with the number of prompts just done, after each of those.
+        processors (`Callable`, *optional*):
+            `(ids_PT, mask_PT) -> processors`: called with the prompts of each call of the model, padded on the left,
+            for the [`~transformers.LogitsProcessor`]s that its logits go through before temperature and the rest.
+        streamer ([`~transformers.generation.streamers.BaseStreamer`], *optional*):
+            What `generate` puts tokens into; for a single prompt and one completion.
+
+    Returns:
+        `list[list[Completion]]`: K completions for each prompt, in the order of `prompts`.
+    """
+    require(batch_size >= 1, f"batch_size must be at least 1, got {batch_size}.")
+    for i, prompt in enumerate(prompts):
+        require(len(prompt) > 0, f"Prompt {i} has no tokens: there is nothing to continue.")
+    results: list[list[Completion]] = [[] for _ in prompts]
+    config = settings.generation_config(model, tokenizer)
+    step = max(1, batch_size // settings.num_generations)
+    # The K of one prompt may be drawn in several calls, the beams of one search may not.
+    most = batch_size if settings.num_beams == 1 else settings.num_generations
+    # Equal lengths together waste little on padding; the longest first, so that memory runs out at once or never.
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    calls = -(-len(order) // step) * -(-settings.num_generations // most)
+    with evaluation_mode(model), torch.no_grad():
+        for start in range(0, len(order), step):
+            chosen = order[start : start + step]
+            for done in range(0, settings.num_generations, most):
+                k = min(most, settings.num_generations - done)
+                batch = [prompts[i] for i in chosen]
+                rows = _sequences(model, tokenizer, batch, k, settings, config, processors, streamer)
+                for n, completion in enumerate(completions(rows, tokenizer, config)):
+                    results[chosen[n // k]].append(completion)
+            if progress is not None:
+                progress(len(chosen))
+        for _ in behind(model, calls):
+            _sequences(model, tokenizer, [[config.pad_token_id]], 1, settings, config, None, None)
+    return results
+
+
+def _sequences(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[Sequence[int]],
+    k: int,
+    settings: GenerationSettings,
+    config: GenerationConfig,
+    processors: Processors | None,
+    streamer: BaseStreamer | None,
+) -> list[list[int]]:
+    """Generated ids (without the prompt, still padded) of prompts x k sequences, a prompt's k next to one another."""
+    width = max(map(len, prompts))
+    ids_PT = torch.tensor([[config.pad_token_id] * (width - len(p)) + list(p) for p in prompts], device=model.device)
+    mask_PT = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    extra: dict[str, Any] = synchrony(model) | ({"streamer": streamer} if streamer is not None else {})
+    steps = list(processors(ids_PT, mask_PT)) if processors is not None else []
+    if settings.own_sampling:
+        steps.append(Draw(settings))
+    output = _in_a_fixed_room(model, ids_PT, mask_PT, k, settings, config, steps, streamer)
+    if output is not None:
+        return output[:, width:].tolist()
+    if settings.own_sampling:
+        extra[cache_name(model)] = prompt_cache(model, ids_PT, mask_PT, k)
+        ids_PT, mask_PT = (tensor.repeat_interleave(k, dim=0) for tensor in (ids_PT, mask_PT))
+    else:
+        config = copy.deepcopy(config)
+        config.num_return_sequences = k
+        if config.stop_strings:
+            extra["tokenizer"] = tokenizer
+    if steps:
+        extra["logits_processor"] = LogitsProcessorList(steps)
+    if settings.num_beam_groups > 1:
+        extra |= {"custom_generate": settings.custom_generate, "trust_remote_code": settings.trust_remote_code}
+    try:
+        output = model.generate(input_ids=ids_PT, attention_mask=mask_PT, generation_config=config, **extra)
+    except OSError as error:
+        if settings.num_beam_groups == 1:
+            raise
+        raise OSError(f"Cannot load '{settings.custom_generate}'. {INSTEAD_OF_DIVERSE_BEAMS}") from error
+    return output[:, width:].tolist()
+
+
+def _in_a_fixed_room(model: PreTrainedModel, ids_PT: torch.Tensor, *others: Any) -> torch.Tensor | None:
+    """What [`~trl_ext.decoding.static_generate.sequences`] makes, where its loop may be used."""
+    wanted = others[2].cuda_graphs
+    if wanted == "never" or (wanted == "auto" and ids_PT.device.type != "cuda"):
+        return None
+    from trl_ext.decoding.static_generate import sequences
+
+    return sequences(model, ids_PT, *others)

@@ -1,0 +1,205 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Log-probabilities of completions, without (tokens, vocabulary) logits and, where it pays, with each prompt computed
+once.
+
+Letters: B prompts, N completions in all, L tokens a row, R tokens of a completion.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from transformers import PreTrainedModel
+
+from trl_ext.models.load import base_of
+from trl_ext.models.modes import evaluation_mode
+from trl_ext.models.sharding import behind
+
+from .lm_head import add_head, from_logits
+from .row_layout import Probe, Rows
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class TokenLogps:
+    """
+    Per-token log-probabilities of the completions of a batch, in the layout of its rows.
+
+    Args:
+        logps (`torch.Tensor` of shape (rows, L)): log P of the token each position predicts, in nats; 0 elsewhere.
+        entropy (`torch.Tensor` of shape (rows, L)): Entropy of each of these predictions, in nats; 0 elsewhere.
+        is_top1 (`torch.Tensor` of shape (rows, L)): 1 where the token was the likeliest.
+        completion_index (`torch.Tensor` of shape (rows, L)): Completion that the token belongs to, -1 elsewhere.
+        num_completions (`int`): N.
+        form (`str`): `"separate"`, `"dense"` or `"cascade"`.
+        num_positions (`int`): Positions that went through the model, padding included.
+    """
+
+    logps: torch.Tensor
+    entropy: torch.Tensor
+    is_top1: torch.Tensor
+    completion_index: torch.Tensor
+    num_completions: int
+    form: str
+    num_positions: int
+
+    def sums(self) -> torch.Tensor:
+        """log P of each completion given its prompt, of shape (N,)."""
+        return self._sum(self.logps)
+
+    def lengths(self) -> torch.Tensor:
+        """Tokens of each completion, of shape (N,)."""
+        return self._sum(torch.ones_like(self.logps))
+
+    def _sum(self, values: torch.Tensor) -> torch.Tensor:
+        # One slot more than there are completions takes what belongs to none of them.
+        index = self.completion_index.flatten() % (self.num_completions + 1)
+        total = values.new_zeros(self.num_completions + 1)
+        return total.index_add(0, index, values.flatten())[:-1]
+
+
+class LogProbs(Rows):
+    """
+    Builds rows for a policy and computes log-probabilities from them.
+
+    The form of the rows is chosen and confirmed as [`~trl_ext.logprobs.row_layout.Rows`] says. The fused head is
+    compared with the model's own in the same way; a model whose head is more than a matrix gets whole logits.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The model, before any distributed wrapper.
+            Its forward gains a fused head (see [`~trl_ext.logprobs.lm_head.add_head`]); ordinary forwards and
+            generation stay as they are.
+        pad_token_id (`int`): Token in padding.
+        kwargs: `shared_prefix` and `pad_to_multiple_of`; see [`~trl_ext.logprobs.row_layout.Rows`].
+
+    Raises:
+        `ValueError`: `shared_prefix` is none of the three.
+    """
+
+    unit = "log P"
+
+    def __init__(self, model: PreTrainedModel, pad_token_id: int, **kwargs: Any) -> None:
+        base = base_of(model)
+        self.fused = True
+        super().__init__(base, pad_token_id, **kwargs)
+        add_head(base)
+
+    def __call__(
+        self, model: torch.nn.Module, prompts: list[list[int]], completions: list[list[list[int]]]
+    ) -> TokenLogps:
+        """
+        Log-probabilities of completions under `model`.
+
+        Args:
+            model (`torch.nn.Module`): The model, possibly in a distributed wrapper, or another one of the same
+                architecture with the fused head.
+            prompts (`list[list[int]]`): B prompts of at least one token.
+            completions (`list[list[list[int]]]`): For each prompt its completions, of at least one token each.
+        """
+        if not self._confirmed:
+            self._confirm(model)
+        return self._forward(model, self._form(prompts, completions), prompts, completions)
+
+    def _forward(self, model: torch.nn.Module, form: str, prompts: list, completions: list) -> TokenLogps:
+        rows, inputs = self._lay_out(model, form, prompts, completions, predict=True)
+        labels = rows["shift_labels"].to(inputs["input_ids"].device)
+        if self.fused:
+            outputs = model(**inputs, shift_labels=labels, fused_lm_head=True)
+        else:
+            logits = model(**inputs, use_cache=False).logits
+            outputs = from_logits(logits, labels.to(logits.device))
+        index = rows["completion_index"].to(outputs.log_probs.device)
+        total = sum(map(len, completions))
+        positions = rows["input_ids"].numel()
+        return TokenLogps(outputs.log_probs, outputs.entropy, outputs.is_top1, index, total, form, positions)
+
+    def probe_of(self, model: torch.nn.Module, form: str, prompts: list, completions: list) -> torch.Tensor:
+        """log P of each completion, of shape (N,)."""
+        return self._forward(model, form, prompts, completions).sums()
+
+    def _confirm(self, model: torch.nn.Module) -> None:
+        """Compare, on a few tokens, the fused head with the model's own, and shared with separate rows."""
+        inner = extract_model_from_parallel(model)
+        self._settle(model, base_of(getattr(inner, "module", inner)))
+
+    def _reference(self, model: torch.nn.Module, probe: Probe) -> torch.Tensor:
+        if hasattr(next(model.parameters()), "ds_id"):
+            # ZeRO-3 fetches weights in the order in which the forward before used them: one through the model's own
+            # head would have it fetch the head when TRL's does. TRL's is used without a comparison.
+            return super()._reference(model, probe)
+        self.fused = False
+        expected = self.probe_of(model, "separate", *probe)
+        self.fused = True
+        fault = self._difference(model, "separate", probe, expected)
+        if fault is not None:
+            logger.warning("The logits of a batch are whole in memory: with the fused head %s.", fault)
+            self.fused = False
+        return expected
+
+
+@torch.no_grad()
+def completion_logps(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    completions: list[list[list[int]]],
+    *,
+    pad_token_id: int,
+    batch_size: int = 64,
+    log_probs: LogProbs | None = None,
+) -> list[list[torch.Tensor]]:
+    """
+    Per-token log-probabilities of completions, without gradients.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): A causal language model; it is put in
+            evaluation mode for the time of the call.
+        prompts (`list[list[int]]`): B prompts.
+        completions (`list[list[list[int]]]`): For each prompt its completions; an empty one gets an empty tensor.
+        pad_token_id (`int`): Token in padding.
+        batch_size (`int`, *optional*, defaults to `64`): Completions in one forward (at least those of one prompt).
+        log_probs ([`LogProbs`], *optional*): The builder of rows to use; a new one by default.
+
+    Returns:
+        `list[list[torch.Tensor]]`: For each completion its log-probabilities in nats, of shape (R,), float32 on the
+        CPU.
+    """
+    log_probs = log_probs or LogProbs(model, pad_token_id)
+    results: list[list[torch.Tensor]] = [[torch.zeros(0) for _ in group] for group in completions]
+    kept = [(b, [k for k, c in enumerate(group) if c]) for b, group in enumerate(completions)]
+    # Rows of like length share a batch, so that little of it is padding.
+    kept = sorted(
+        (item for item in kept if item[1]),
+        key=lambda item: len(prompts[item[0]]) + max(len(c) for c in completions[item[0]]),
+    )
+    chunks = list(_chunks(kept, batch_size))
+    with evaluation_mode(model):
+        for chunk in chunks:
+            groups = [[completions[b][k] for k in ks] for b, ks in chunk]
+            tokens = log_probs(model, [prompts[b] for b, _ in chunk], groups)
+            flat = [(b, k) for b, ks in chunk for k in ks]
+            for n, (b, k) in enumerate(flat):
+                results[b][k] = tokens.logps[tokens.completion_index == n].float().cpu()
+        for _ in behind(model, len(chunks)):
+            log_probs(model, [[pad_token_id]], [[[pad_token_id]]])
+    return results
+
+
+def _chunks(items: list[tuple[int, list[int]]], size: int) -> Iterator[list[tuple[int, list[int]]]]:
+    chunk: list[tuple[int, list[int]]] = []
+    count = 0
+    for item in items:
+        if chunk and count + len(item[1]) > size:
+            yield chunk
+            chunk, count = [], 0
+        chunk.append(item)
+        count += len(item[1])
+    if chunk:
+        yield chunk

@@ -1,0 +1,7 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Decoding with a proxy: the walk over candidate tokens, in transformers' loop and in CUDA graphs.
+
+Imports the rest of the method and what the method may import, but not its trainer.
+"""

@@ -1,0 +1,210 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+`proxy.generate(model, prompts)`: what is given and returned is as for a model's own `generate`.
+
+P prompts, N = P x K texts, T tokens.
+"""
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers.generation import StopStringCriteria
+
+from trl_ext.data.tokenization import encode_prompt
+from trl_ext.generation_settings import eos_token_ids
+from trl_ext.models.backbone_and_head import FrozenModel
+from trl_ext.models.modes import evaluation_mode
+from trl_ext.validation import check_at_least, check_value
+
+from .batch import Answers, answer
+
+
+class ProxyGenerateOutput(NamedTuple):
+    """
+    What [`ProxyModel.generate`] returns with `return_dict=True`.
+
+    Args:
+        sequences (`torch.Tensor` of shape `(N, T)`): Prompt and answer, padded.
+        texts (`list[str]` or `None`): The answers, if there was a tokenizer.
+        lengths, examined, rejected, forced (`torch.Tensor` of shape `(N,)`): Tokens of each answer; candidates that
+            the proxy was asked about and that it rejected; tokens that were taken because all were rejected.
+        ended (`torch.Tensor` of shape `(N,)`): Whether an end of sequence or stop string came.
+    """
+
+    sequences: torch.Tensor
+    texts: list[str] | None
+    lengths: torch.Tensor
+    examined: torch.Tensor
+    rejected: torch.Tensor
+    forced: torch.Tensor
+    ended: torch.Tensor
+
+
+def generate(
+    proxy: Any,
+    model: Any,
+    inputs: Any = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    input_ids: torch.Tensor | None = None,
+    attention_mask: torch.Tensor | None = None,
+    generation_config: GenerationConfig | None = None,
+    max_new_tokens: int | None = None,
+    num_return_sequences: int = 1,
+    greedy: bool = False,
+    stop_strings: str | list[str] | None = None,
+    eos_token_id: int | list[int] | None = None,
+    pad_token_id: int | None = None,
+    streamer: Any = None,
+    seed: int | None = None,
+    batch_size: int = 0,
+    first_candidates: int = 0,
+    cuda_graphs: str = "auto",
+    return_dict: bool = False,
+    **process: Any,
+) -> Any:
+    """
+    Answer prompts with a language model whose tokens the proxy accepts or rejects.
+
+    Args:
+        proxy ([`ProxyModel`]): The proxy.
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The language model.
+        inputs (`str`, a `list` of those, a conversation or a `list` of those, `torch.Tensor` or a tokenizer's output):
+            The prompts. Text needs `tokenizer`; tensors are padded on the left, with `attention_mask`.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): The model's.
+        input_ids (`torch.Tensor`, *optional*): Other name of `inputs`.
+        attention_mask (`torch.Tensor`, *optional*): 1 for tokens, 0 for padding.
+        generation_config ([`~transformers.GenerationConfig`], *optional*): By default the model's. Its ends of
+            sequence, padding, `max_new_tokens` and `stop_strings` are used; what shapes the distribution is the
+            process's.
+        max_new_tokens (`int`, *optional*): Longest answer; by default the generation config's, or 256.
+        num_return_sequences (`int`, *optional*, defaults to `1`): Answers a prompt.
+        greedy (`bool`, *optional*, defaults to `False`): Accept where the proxy thinks it at least as likely as not.
+            In descending order answers are then deterministic.
+        stop_strings (`str` or `list[str]`, *optional*): Texts that end an answer; need `tokenizer`.
+        eos_token_id, pad_token_id (*optional*): By default the generation config's and the tokenizer's.
+        streamer ([`~transformers.generation.streamers.BaseStreamer`], *optional*): For a single answer.
+        seed (`int`, *optional*): Seed of the draws; by default torch's global generator gives one.
+        batch_size (`int`, *optional*, defaults to `0`): Answers at once (`0`: all).
+        first_candidates (`int`, *optional*, defaults to `0`): Candidates that go through the model first, the others
+            where all of these are rejected. `0` chooses by the size of the batch. The answers are the same.
+        cuda_graphs (`str`, *optional*, defaults to `"auto"`): Whether a token is one replay of a CUDA graph:
+            `"auto"` on a GPU where it can be, `"always"` (an error says why it cannot), `"never"`. Answers are
+            the same.
+        return_dict (`bool`, *optional*, defaults to `False`): Whether to return a [`ProxyGenerateOutput`].
+        process: Fields of the [`Process`] to be changed: `top_k`, `top_p`, `min_p`, `temperature`,
+            `repetition_penalty`, `order`, `forced`, `max_candidates`. By default as it was in training.
+
+    Returns:
+        `torch.Tensor` of shape `(N, T)`: Prompts and answers, as `model.generate` returns them, or a
+        [`ProxyGenerateOutput`].
+
+    Raises:
+        `ValueError`: An argument that is unknown or contradicts another; a prompt that fills the context.
+    """
+    trained = proxy.config.decision_process
+    unknown = sorted(set(process) - set(trained.as_dict()) | ({"feature"} & set(process)))
+    if unknown:
+        raise ValueError(
+            f"`generate` of a proxy takes no {', '.join(map(repr, unknown))}; what proposes are "
+            f"{', '.join(n for n in trained.as_dict() if n != 'feature')}."
+        )
+    now = replace(trained, **process)
+    llm = FrozenModel(model)
+    prompts = _prompts(input_ids if inputs is None else inputs, attention_mask, tokenizer)
+    if not prompts:
+        raise ValueError("There are no prompts.")
+    config = generation_config or getattr(model, "generation_config", None) or GenerationConfig()
+    eos = eos_token_id if eos_token_id is not None else _ends(model, tokenizer, config)
+    pads = (pad_token_id, getattr(tokenizer, "pad_token_id", None), config.pad_token_id, 0)
+    pad = next(p for p in pads if p is not None)
+    stops = stop_strings or config.stop_strings
+    if stops and tokenizer is None:
+        raise ValueError("`stop_strings` need `tokenizer`: they are looked for in text.")
+    usual = config.max_new_tokens or 256
+    limit = _whole("max_new_tokens", usual if max_new_tokens is None else max_new_tokens, 1)
+    num_return_sequences = _whole("num_return_sequences", num_return_sequences, 1)
+    batch_size = _whole("batch_size", batch_size, 0)
+    first_candidates = _whole("first_candidates", first_candidates, 0)
+    rooms = [llm.context - len(p) for p in prompts] if llm.context else None
+    check_rooms(rooms, llm.context)
+    n = len(prompts) * num_return_sequences
+    if streamer is not None and n > 1:
+        raise ValueError(f"A streamer takes one answer, but {n} were asked for.")
+    if streamer is not None:
+        streamer.put(torch.tensor(prompts[0]))
+    made = torch.Generator().manual_seed(int(torch.randint(2**62, ())) if seed is None else seed)
+    with evaluation_mode(model), evaluation_mode(proxy):  # no dropout, and a cache
+        answers = answer(
+            llm, proxy, now, prompts,
+            seeds=torch.randint(2**62, (n,), generator=made).tolist(), max_new_tokens=limit, rooms=rooms,
+            eos=[eos] if isinstance(eos, int) else eos or [], pad=pad, batch_size=batch_size or n, greedy=greedy,
+            first_candidates=first_candidates, cuda_graphs=cuda_graphs,
+            show=None if streamer is None else lambda ids: streamer.put(torch.tensor(ids)),
+            stop=StopStringCriteria(tokenizer, stops) if stops and tokenizer is not None else None,
+        )  # fmt: skip
+    if streamer is not None:
+        streamer.end()
+    return _output(answers, prompts, num_return_sequences, pad, tokenizer, llm.device, return_dict)
+
+
+def _output(
+    answers: Answers, prompts: list[list[int]], k: int, pad: int, tokenizer: Any, device: Any, return_dict: bool
+) -> Any:
+    owners = [p for p in prompts for _ in range(k)]
+    before, after = max(map(len, prompts)), max(map(len, answers.ids))
+    rows = [
+        [pad] * (before - len(p)) + p + ids + [pad] * (after - len(ids))
+        for p, ids in zip(owners, answers.ids, strict=True)
+    ]
+    sequences = torch.tensor(rows, device=device)
+    if not return_dict:
+        return sequences
+    texts = None if tokenizer is None else tokenizer.batch_decode(answers.ids, skip_special_tokens=True)
+    lengths = torch.tensor([len(ids) for ids in answers.ids])
+    counts = (answers.examined, answers.rejected, answers.forced)
+    return ProxyGenerateOutput(sequences, texts, lengths, *counts, torch.tensor(answers.ended))
+
+
+def check_rooms(rooms: list[int] | None, context: int) -> None:
+    """Raise `ValueError` for a prompt that leaves no room in the context."""
+    for i, room in enumerate(rooms or []):
+        if room < 1:
+            raise ValueError(
+                f"Prompt {i} has {context - room} tokens, which fills the model's context of {context}: shorten it."
+            )
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    number: int = check_value(name, value, int)
+    check_at_least(name, number, least)
+    return number
+
+
+def _ends(model: Any, tokenizer: Any, config: GenerationConfig) -> list[int]:
+    given = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    of_tokenizer = eos_token_ids(model, tokenizer) if tokenizer is not None else []
+    return sorted({i for i in [*given, *of_tokenizer] if i is not None})
+
+
+def _prompts(inputs: Any, mask: torch.Tensor | None, tokenizer: PreTrainedTokenizerBase | None) -> list[list[int]]:
+    """Token ids of whatever was given."""
+    if hasattr(inputs, "keys") and "input_ids" in inputs:
+        mask, inputs = inputs.get("attention_mask", mask), inputs["input_ids"]
+    if isinstance(inputs, torch.Tensor):
+        rows = inputs if inputs.ndim == 2 else inputs[None]
+        kept = torch.ones_like(rows) if mask is None else mask.reshape(rows.shape)
+        return [row[keep.bool()].tolist() for row, keep in zip(rows, kept, strict=True)]
+    if inputs is None:
+        raise ValueError("There are no prompts: pass text with a `tokenizer`, or token ids.")
+    several = not isinstance(inputs, str) and not (inputs and isinstance(inputs[0], dict))
+    prompts = list(inputs) if several else [inputs]
+    if all(isinstance(p, list) and p and isinstance(p[0], int) for p in prompts):
+        return prompts
+    if tokenizer is None:
+        raise ValueError("Prompts that are text need `tokenizer`.")
+    return [encode_prompt(tokenizer, prompt) for prompt in prompts]

@@ -1,0 +1,267 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+A frozen model with a proxy, as `trl-ext evaluate` and `trl-ext generate` see it.
+
+N texts, T tokens of one, k candidates.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation import StopStringCriteria
+
+from trl_ext.data.completion import Completion
+from trl_ext.generation.completions import completions
+from trl_ext.generation.streaming import TextStream
+from trl_ext.generation_settings import GenerationSettings, eos_token_ids, pad_token_id
+from trl_ext.inference.policy import Policy
+from trl_ext.models.backbone_and_head import FrozenModel
+from trl_ext.models.modes import evaluation_mode
+
+from .decision_process import Process
+from .decoding.batch import Answers, answer
+from .decoding.walk import Walk
+from .model import ProxyModel
+
+
+def proxy_policy(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    proxy: ProxyModel,
+    process: Process | None = None,
+    *,
+    greedy: bool = False,
+    name: str = "proxy",
+    batch_size: int = 64,
+    progress: Callable[[int], Any] | None = None,
+    extras: dict[str, Any] | None = None,
+    series: str = "",
+) -> Policy:
+    """
+    The [`~trl_ext.inference.policy.Policy`] of a language model whose tokens a proxy accepts or rejects.
+
+    Its settings narrow the process that the proxy was trained in: `temperature` multiplies the process's (0 decides
+    greedily in descending order), of `top_k`, `top_p` and `min_p` the stricter holds.
+
+    Log-probabilities are those of the distribution that the decisions induce, computed and not estimated: see
+    [`~trl_ext.methods.proxy_rlhf.losses.induced_logps`] for the descending order and
+    [`~trl_ext.methods.proxy_rlhf.losses.marginal_logps`] for the sampled one. A token that rounding alone keeps from
+    being the last candidate counts as that one ([`proxy_logps`]). They are left out where they are not computed: a
+    sampled order of which `max_candidates` are examined, and greedy decisions.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The language model.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
+        proxy ([`ProxyModel`]): The proxy.
+        process ([`Process`], *optional*): By default the one it was trained in.
+        greedy (`bool`, *optional*, defaults to `False`): Whether the likelier decision is taken, not drawn.
+        name, batch_size, progress, extras, series: As for [`~trl_ext.inference.steered.steered_policy`].
+    """
+    process = process or proxy.config.decision_process
+    llm = FrozenModel(model)
+
+    def run(prompts: list[list[int]], settings: GenerationSettings, show: Any = None) -> list[list[Completion]]:
+        now = narrowed(process, settings)
+        config = settings.generation_config(model, tokenizer)
+        k = settings.num_generations
+        rooms = [llm.context - len(p) for p in prompts] if llm.context else None
+        with evaluation_mode(model), evaluation_mode(proxy):
+            answers: Answers = answer(
+                llm, proxy, now, prompts,
+                seeds=torch.randint(2**62, (len(prompts) * k,)).tolist(),
+                max_new_tokens=settings.max_completion_length, rooms=rooms, eos=eos_token_ids(model, tokenizer),
+                pad=pad_token_id(tokenizer), batch_size=batch_size, greedy=greedy or not settings.temperature,
+                stop=StopStringCriteria(tokenizer, config.stop_strings) if config.stop_strings else None, show=show,
+                cuda_graphs=settings.cuda_graphs,
+            )  # fmt: skip
+        flat = completions(answers.ids, tokenizer, config)
+        if progress is not None:
+            progress(len(prompts))
+        return [flat[i : i + k] for i in range(0, len(flat), k)]
+
+    def sample(prompts: list[list[int]], settings: GenerationSettings) -> list[list[Completion]]:
+        # By parts, so that there is progress to be shown.
+        step = max(1, batch_size // settings.num_generations) * 4
+        return [group for i in range(0, len(prompts), step) for group in run(prompts[i : i + step], settings)]
+
+    def stream(ids: list[int], settings: GenerationSettings, show: Callable[[str], None]) -> Completion:
+        streamer = TextStream(tokenizer, show)
+        streamer.put(None)
+        [[completion]] = run([ids], settings, lambda tokens: streamer.put(torch.tensor(tokens)))
+        streamer.finish(completion.text)
+        return completion
+
+    def logps(prompts: list[list[int]], groups: list[list[list[int]]]) -> list[list[torch.Tensor]]:
+        return proxy_logps(
+            llm, proxy, process, prompts, groups, pad_token_id=pad_token_id(tokenizer), batch_size=batch_size
+        )
+
+    exact = process.exact and not greedy
+    more: dict[str, Any] = {"extras": extras or {}, "series": series, "context": llm.context}
+    return Policy(name, tokenizer, sample, logps if exact else None, stream, **more)
+
+
+def narrowed(process: Process, settings: GenerationSettings) -> Process:
+    """
+    The process under generation settings of which the stricter holds; temperatures are multiplied.
+
+    Raises:
+        `ValueError`: Beams are asked for, or the settings leave a process that cannot be.
+    """
+    if settings.num_beams > 1:
+        raise ValueError("A proxy decides on one token after another: set num_beams to 1.")
+    changes: dict[str, Any] = {
+        "top_k": min(process.top_k, settings.top_k or process.top_k),
+        "top_p": min(process.top_p, settings.top_p),
+        "min_p": max(process.min_p, settings.min_p),
+        "repetition_penalty": process.repetition_penalty * settings.repetition_penalty,
+    }
+    if settings.temperature:
+        changes["temperature"] = process.temperature * settings.temperature
+    else:
+        changes["order"] = "descending"
+    return replace(process, **changes)
+
+
+@torch.no_grad()
+def proxy_logps(
+    llm: FrozenModel,
+    proxy: ProxyModel,
+    process: Process,
+    prompts: list[list[int]],
+    groups: list[list[list[int]]],
+    *,
+    pad_token_id: int,
+    batch_size: int = 64,
+) -> list[list[torch.Tensor]]:
+    """
+    Log-probabilities of completions under the distribution that the decisions induce.
+
+    Args:
+        llm ([`FrozenModel`]), proxy ([`ProxyModel`]), process ([`Process`]): Who proposes, who decides, and how.
+        prompts (`list[list[int]]`): Prompts of at least one token.
+        groups (`list[list[list[int]]]`): For each prompt its completions; an empty one gets an empty tensor.
+        pad_token_id (`int`): Token in padding.
+        batch_size (`int`): Completions at once.
+
+    Returns:
+        `list[list[torch.Tensor]]`: For each completion the log-probabilities of its tokens in nats, of shape (T,),
+        float32 on the CPU; -inf for a token that is no candidate. One that ties with the last candidate up to rounding
+        (0.001 in the logit in float32, 0.1 in half precision) has the log-probability that it has in that one's place.
+
+    Raises:
+        `ValueError`: It is not computed for this process.
+    """
+    if not process.exact:
+        raise ValueError("Log-probabilities under a sampled order with `max_candidates` are not computed.")
+    results: list[list[torch.Tensor]] = [[torch.zeros(0) for _ in group] for group in groups]
+    rows = [(b, i) for b, group in enumerate(groups) for i, ids in enumerate(group) if ids]
+    rows.sort(key=lambda row: -len(groups[row[0]][row[1]]))
+    for start in range(0, len(rows), batch_size):
+        chunk = rows[start : start + batch_size]
+        texts = [groups[b][i] for b, i in chunk]
+        width = max(len(prompts[b]) for b, _ in chunk)
+        ids = torch.tensor([[pad_token_id] * (width - len(prompts[b])) + list(prompts[b]) for b, _ in chunk])
+        mask = torch.tensor([[0] * (width - len(prompts[b])) + [1] * len(prompts[b]) for b, _ in chunk])
+        walk = Walk(llm, proxy.accept_logits, process, ids.to(llm.device), mask.to(llm.device))
+        columns = []
+        for t in range(len(texts[0])):
+            tokens = torch.tensor([text[t] if t < len(text) else pad_token_id for text in texts], device=llm.device)
+            columns.append(walk.follow(tokens))
+        found_NT = torch.stack(columns, 1).float().cpu()
+        for (b, i), text, found in zip(chunk, texts, found_NT, strict=True):
+            results[b][i] = found[: len(text)]
+    return results
+
+
+@dataclass
+class ProxyDecoding:
+    """
+    A frozen model with a proxy, as flags of `trl-ext evaluate` and `trl-ext generate`.
+
+    Parameters:
+        proxy_name_or_path (`list[str]`, *optional*):
+            Directories or Hub ids of proxies, one policy each.
+        proxy_greedy (`bool`, *optional*, defaults to `False`):
+            Whether the proxy takes the likelier decision, rather than drawing it.
+        proxy_order (`str`, *optional*, defaults to `""`):
+            Order in which candidates are examined. By default the one of training.
+        proxy_top_k (`int`, *optional*, defaults to `0`):
+            Candidates are among the k likeliest tokens (`0`: as in training).
+        proxy_max_candidates (`int`, *optional*, defaults to `0`):
+            Candidates examined at most (`0`: as in training).
+        proxy_allow_other_model (`bool`, *optional*, defaults to `False`):
+            Whether the model may be another than the one that the proxy was trained on.
+    """
+
+    proxy_name_or_path: list[str] | None = field(
+        default=None, metadata={"help": "Proxies that accept or reject the model's tokens: directories or Hub ids."}
+    )
+    proxy_greedy: bool = field(
+        default=False, metadata={"help": "Whether the proxy takes the likelier decision, rather than drawing it."}
+    )
+    proxy_order: str = field(
+        default="",
+        metadata={
+            "help": "Order in which candidates are examined. By default the one of training.",
+            "choices": ["", "sampled", "descending"],
+        },
+    )
+    proxy_top_k: int = field(
+        default=0, metadata={"help": "Candidates are among the k likeliest tokens. 0 means as in training."}
+    )
+    proxy_max_candidates: int = field(
+        default=0, metadata={"help": "Candidates examined at most. 0 means as in training."}
+    )
+    proxy_allow_other_model: bool = field(
+        default=False, metadata={"help": "Whether the model may be another than the one the proxy was trained on."}
+    )
+
+    @property
+    def active(self) -> bool:
+        """Whether there is a proxy."""
+        return bool(self.proxy_name_or_path)
+
+    def check(self) -> None:
+        """Raise `ValueError` for settings that cannot be."""
+        for name in ("proxy_top_k", "proxy_max_candidates"):
+            if getattr(self, name) < 0 or getattr(self, name) == 1:
+                raise ValueError(
+                    f"`{name}` must be 0 (as in training) or at least 2, got {getattr(self, name)}: of a single "
+                    "candidate there is nothing to decide."
+                )
+        self._changed(Process())
+
+    def _changed(self, process: Process) -> Process:
+        given = {"order": self.proxy_order, "top_k": self.proxy_top_k, "max_candidates": self.proxy_max_candidates}
+        return replace(process, **{name: value for name, value in given.items() if value})  # type: ignore[arg-type]
+
+    def policies(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str,
+        batch_size: int,
+        progress: Callable[[int], Any] | None = None,
+    ) -> list[Policy]:
+        """One policy a proxy; see [`~trl_ext.inference.policy.Decoding`]."""
+        found = []
+        for path in self.proxy_name_or_path or []:
+            proxy = ProxyModel.from_pretrained(path).eval().to(model.device)
+            proxy.check_model(model, allow_other=self.proxy_allow_other_model)
+            process = self._changed(proxy.config.decision_process)
+            found.append(
+                proxy_policy(
+                    model, tokenizer, proxy, process, greedy=self.proxy_greedy, name=f"{name} + {Path(path).name}",
+                    batch_size=batch_size, progress=progress,
+                    extras={"proxy": path, "greedy": self.proxy_greedy, **process.as_dict()}, series=name,
+                )
+            )  # fmt: skip
+        return found

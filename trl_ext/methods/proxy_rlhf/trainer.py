@@ -1,0 +1,515 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The trainer of Proxy-RLHF: prompts and rewards in, a proxy that steers a frozen model out."""
+
+import json
+import textwrap
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset, IterableDataset
+from transformers import (
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    set_seed,
+)
+from transformers.utils import logging
+
+from trl_ext.atomic_files import write_text
+from trl_ext.data.completion import Completion
+from trl_ext.data.schema import AnyDataset, DataError, column_names
+from trl_ext.data.tokenization import prepare_dataset
+from trl_ext.generation_settings import eos_token_ids, pad_token_id
+from trl_ext.models.backbone_and_head import FrozenModel
+from trl_ext.models.load import context_of
+from trl_ext.models.modes import evaluation_mode
+from trl_ext.models.sharding import whole
+from trl_ext.rewards.functions import RewardFunc
+from trl_ext.training.copies import sampling_copy
+from trl_ext.training.meters import Meters
+from trl_ext.training.model_loading import load_frozen, place_frozen, sampling_batch_size
+from trl_ext.training.returns import gae
+from trl_ext.training.rollouts import score_round
+from trl_ext.training.row_order import RepeatedSteps
+from trl_ext.training.statistics import whitened
+from trl_ext.training.trainer import EvalDataset, ExtTrainer
+from trl_ext.upstream import get_config_model_id
+
+from .config import ProxyRLHFConfig
+from .data import Decisions, minibatch
+from .decoding.batch import Answers, answer
+from .loading import load_proxy
+from .losses import decision_entropy, decision_logps, leave_one_out, policy_loss, value_loss
+from .model import ProxyModel
+
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+
+logger = logging.get_logger(__name__)
+
+# Positions between two at which the KL to the base model is measured for the log: there, all candidates go through the
+# language model.
+MEASURE_EVERY = 8
+CRITIC_CHUNK = 65_536
+
+
+class ProxyRLHFTrainer(ExtTrainer):
+    """
+    Trainer for Proxy-RLHF.
+
+    The method is described in [Proxy-RLHF: Decoupling Generation and Alignment in Large Language Model with
+    Proxy](https://huggingface.co/papers/2403.04283). What is trained, saved and pushed is the proxy, with its critic;
+    the language model stays as it is, bit for bit.
+
+    A round is the prompts of one batch, `per_device_train_batch_size` x `gradient_accumulation_steps` x processes of
+    them: they are answered, and the decisions are trained on in `num_ppo_epochs` x `num_mini_batches` optimizer steps.
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The frozen language model: a Hub id, a directory, or a model; also a LoRA model or one in 4 bits.
+        reward_funcs (`str`, `Callable`, [`~transformers.PreTrainedModel`] or a `list` of these):
+            Reward functions as in TRL's GRPO.
+        args ([`ProxyRLHFConfig`], *optional*):
+            Configuration.
+        train_dataset ([`~datasets.Dataset`]):
+            Rows with a `prompt`, plain text or messages. Other columns are given to the reward functions.
+        eval_dataset ([`~datasets.Dataset`] or a `dict` of them, *optional*):
+            The same; answered and scored in evaluation.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer; by default the language model's.
+        reward_processing_classes (`list`, *optional*):
+            Tokenizers of the reward models.
+        callbacks (`list` of [`~transformers.TrainerCallback`], *optional*):
+            Callbacks to add.
+        optimizers (`tuple`, *optional*, defaults to `(None, None)`):
+            Optimizer and scheduler to use.
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
+            Quantisation of a language model given by name.
+        peft_config (*optional*):
+            Not taken: nothing of the language model is trained, and the proxy is small as it is.
+        proxy_model (`str` or [`ProxyModel`], *optional*):
+            Proxy to train further; by default the config's `proxy_model_name_or_path`, or a new one.
+
+    Raises:
+        `ValueError`, `TypeError`: Arguments that contradict each other; the message says which.
+        [`~trl_ext.data.schema.DataError`]: A row or column that cannot be used.
+
+    Examples:
+    ```python
+    >>> from datasets import load_dataset
+    >>> from trl_ext import ProxyRLHFConfig, ProxyRLHFTrainer
+
+    >>> trainer = ProxyRLHFTrainer(
+    ...     model="Qwen/Qwen2.5-7B-Instruct",
+    ...     reward_funcs="trl-lib/Qwen2-0.5B-Reward",
+    ...     args=ProxyRLHFConfig(output_dir="proxy"),
+    ...     train_dataset=load_dataset("trl-lib/ultrafeedback-prompt", split="train"),
+    ... )
+    >>> trainer.train()
+    ```
+    """
+
+    args: ProxyRLHFConfig
+    _config_class: ClassVar[type[ProxyRLHFConfig]] = ProxyRLHFConfig
+    _tag_names: ClassVar = ["trl", "trl-ext", "proxy-rlhf"]
+    _name = "Proxy-RLHF"
+    _paper: ClassVar = {
+        "title": "Proxy-RLHF: Decoupling Generation and Alignment in Large Language Model with Proxy",
+        "id": "2403.04283",
+        # docstyle-ignore
+        "citation": textwrap.dedent("""\
+            @article{zhu2024proxy,
+                title        = {{Proxy-RLHF: Decoupling Generation and Alignment in Large Language Model with Proxy}},
+                author       = {Yu Zhu and Chuxiong Sun and Wenfei Yang and Wenqiang Wei and Bo Tang and Tianzhu Zhang
+                                and Zhiyu Li and Shifeng Zhang and Feiyu Xiong and Jie Hu and Mingchuan Yang},
+                year         = 2024,
+                eprint       = {arXiv:2403.04283},
+            }"""),
+    }
+    _samples = True
+    # `compute_loss` divides by the decisions of all micro-batches and processes of a step.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: "str | PreTrainedModel | PeftModel",
+        reward_funcs: RewardFunc | list[RewardFunc] | None = None,
+        args: ProxyRLHFConfig | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: EvalDataset | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase | None] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: "PeftConfig | None" = None,
+        proxy_model: str | ProxyModel | None = None,
+    ):
+        name = model if isinstance(model, str) else get_config_model_id(model.config)
+        if args is None:
+            args = self._config_class(f"{name.rstrip('/').split('/')[-1]}-Proxy-RLHF")
+        self._check_config(args)
+        _check_arguments(model, train_dataset, reward_funcs, quantization_config, peft_config)
+        set_seed(args.seed)  # a new proxy's weights are random
+        self._tokenizer = self._load_tokenizer(name, model, args, processing_class)
+        self.rewards = self._load_rewards(reward_funcs, reward_processing_classes, args)
+        self.language_model = load_frozen(model, args, quantization_config)
+        self._max_length = min((n for n in (args.max_length, context_of(self.language_model)) if n), default=0)
+        self._raw_columns = set(column_names(train_dataset))
+        train_dataset = self._prepare_dataset(train_dataset, args, "train")
+        eval_dataset = self._prepare_eval_dataset(eval_dataset, args)
+        super().__init__(
+            model=load_proxy(proxy_model, self.language_model, args),
+            args=args,
+            data_collator=_collate,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=self._tokenizer,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self._place(args)
+        own = sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters())
+        self.trainable_share = own / self._llm_size
+        logger.info(f"The proxy has {self.trainable_share:.2%} of the language model's parameters.")
+        self._decisions: Decisions | None = None
+        self._stopped = False
+        self._last_kl = torch.zeros(2)
+        self._episodes = 0
+        self._begin_metrics()
+
+    # ------------------------------------------------------------------------------------------------ preparation
+
+    def _longest_row(self, args: ProxyRLHFConfig) -> int:
+        return self._max_length
+
+    def _tokenize(self, dataset: AnyDataset, args: ProxyRLHFConfig, name: str) -> tuple[AnyDataset, int]:
+        columns = set(column_names(dataset))
+        if "prompt" in columns:
+            dataset = dataset.remove_columns(sorted(columns & {"completions", "scores", "chosen", "rejected"}))
+        return prepare_dataset(
+            dataset, self._tokenizer, name=name, max_length=self._max_length, num_proc=args.dataset_num_proc
+        )
+
+    def _place(self, args: ProxyRLHFConfig) -> None:
+        if not args.ds3_gather_for_generation:
+            raise ValueError(
+                "`ds3_gather_for_generation` cannot be switched off: answers are drawn with parts of the language "
+                "model, which has to be whole for that. For one that does not fit a device: `load_in_4bit`, or one "
+                "process with `model_init_kwargs={'device_map': 'auto'}`."
+            )
+        # Weights in 4 bits are packed, which transformers counts right; those that ZeRO-3 has in pieces, as none.
+        sizes = (getattr(p, "ds_numel", 0) for p in self.language_model.parameters())
+        self._llm_size = self.language_model.num_parameters() or sum(sizes)
+        self.language_model = place_frozen(self.language_model, self)
+        with whole(self.language_model, self.accelerator) as model:
+            self.llm = FrozenModel(sampling_copy(model, args))
+        self.llm.check_tokens([[max(self._tokenizer.get_vocab().values())]], "The tokenizer")
+
+    # ---------------------------------------------------------------------------------------------------- batches
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        return RepeatedSteps.of(self, dataset, self.args.updates_per_round)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], int | None]:
+        """
+        The micro-batches of one optimizer step: parts of one minibatch of decisions.
+
+        The rows of a round come once for each of its updates; the first time they are answered.
+        """
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches:
+            return batches, None
+        update = self.state.global_step % self.args.updates_per_round
+        if not update:
+            self._decisions = None  # its memory, before more is needed
+            self._decisions = self._start_round([row for batch in batches for row in batch["rows"]])
+            self._stopped = False
+        elif not self._stopped:
+            self._stopped = self._has_strayed()
+        self._last_kl = torch.zeros(2)  # of the step that begins
+        decisions, args = self._decisions, self.args
+        if decisions is None:
+            raise RuntimeError("This checkpoint was written within a round, whose decisions are not in its folder.")
+        pass_number, part = divmod(update, args.num_mini_batches)
+        seed = (args.seed * 1_000_003 + self.state.global_step - part) * 31 + pass_number
+        index = minibatch(len(decisions), part, args.num_mini_batches, seed)
+        # Without order within a step, so that memory is read in one direction.
+        micro = [decisions[rows] for rows in index.sort().values.tensor_split(len(batches))]
+        count = torch.tensor(len(index), device=self.accelerator.device)
+        total = max(1, int(self.accelerator.reduce(count, reduction="sum")))
+        return [{f.name: getattr(part, f.name) for f in fields(part)} for part in micro], total
+
+    def _has_strayed(self) -> bool:
+        if not self.args.target_kl:
+            return False
+        total, count = self.accelerator.reduce(self._last_kl.to(self.accelerator.device), reduction="sum").tolist()
+        return bool(count) and total / count > self.args.target_kl
+
+    # ---------------------------------------------------------------------------------------------------- rollout
+
+    def _start_round(self, rows: list[dict[str, Any]]) -> Decisions:
+        """Answer the prompts of a round, score the answers, and say what each decision was worth."""
+        args = self.args
+        answers, scores = self._roll_out(rows, "train")
+        decisions = answers.decisions
+        assert decisions is not None
+        self._episodes += len(answers.ids)
+        self._num_tokens += sum(map(len, answers.ids)) + sum(len(r["prompt_ids"]) for r in rows) * args.num_generations
+        known = ~scores.isnan().to(decisions.response.device)[decisions.response]
+        decisions = decisions[known.nonzero().squeeze(1)]
+        none = not len(decisions)
+        if all(gather_object([none])) if self.accelerator.num_processes > 1 else none:
+            raise DataError(
+                f"Nothing was decided in the round of step {self.state.global_step}: no reward function scored any "
+                "response, or the candidates were truncated to one everywhere (`top_p`, `min_p`)."
+            )
+        if args.kl_coef and args.process().exact:
+            decisions = decisions.paying(answers.kl)
+        self._estimate(decisions, scores.to(decisions.logps.device))
+        if args.whiten_advantages:
+            decisions.advantages = whitened(decisions.advantages, self.accelerator)
+        return decisions
+
+    def _estimate(self, decisions: Decisions, scores_N: torch.Tensor) -> None:
+        """Set advantages, and with a critic values and returns."""
+        args = self.args
+        if args.advantage_estimator == "rloo":
+            paid = torch.zeros_like(scores_N).index_add(0, decisions.response, decisions.kl.to(scores_N.dtype))
+            worth_BK = leave_one_out((scores_N - args.kl_coef * paid).view(-1, args.num_generations))
+            # One that is alone has nothing to be compared with.
+            decisions.advantages = worth_BK.flatten()[decisions.response].nan_to_num(0.0).to(decisions.logps.dtype)
+            return
+        decisions.values = self._values(decisions.features)
+        rewards_M = -args.kl_coef * decisions.kl
+        rewards_M = torch.where(decisions.last(), rewards_M + scores_N[decisions.response], rewards_M)
+        values_NM, mask_NM = decisions.by_response(decisions.values)
+        rewards_NM, _ = decisions.by_response(rewards_M.to(values_NM.dtype))
+        advantages_NM = gae(rewards_NM, values_NM, mask_NM, args.gamma, args.lam)
+        decisions.advantages = advantages_NM[mask_NM]
+        decisions.returns = decisions.advantages + decisions.values
+
+    @torch.no_grad()
+    def _values(self, features: torch.Tensor) -> torch.Tensor:
+        device = self.accelerator.device
+        with whole(self.model_wrapped, self.accelerator) as proxy:
+            parts = [proxy(part.to(device)).values for part in features.split(CRITIC_CHUNK)]
+        return torch.cat(parts).to(features.device) if parts else features.new_zeros(0, dtype=torch.float32)
+
+    def _proxy(self) -> ProxyModel:
+        return self.accelerator.unwrap_model(self.model)  # type: ignore[no-any-return]
+
+    def _roll_out(self, rows: list[dict[str, Any]], mode: str) -> tuple[Answers, torch.Tensor]:
+        """Answers to `rows` and their scores (N,), NaN where no reward function applied; logs what came out."""
+        args, process = self.args, self.args.process()
+        train = mode == "train"
+        # Every evaluation draws the same numbers, and every batch of it others.
+        step = self.state.global_step if train else -1 - self._eval_batches
+        prompts = [row["prompt_ids"] for row in rows]
+        rooms = [self._max_length - len(p) for p in prompts] if self._max_length else None
+        every = (1 if args.kl_coef else min(MEASURE_EVERY, args.max_completion_length)) if process.exact else 0
+        with (
+            whole(self.language_model, self.accelerator),
+            whole(self.model_wrapped, self.accelerator),
+            evaluation_mode(self.model),
+            self.compute_loss_context_manager(),
+        ):
+            answers = answer(
+                self.llm, self._proxy(), process, prompts,
+                seeds=_seeds(rows, args.seed, step, args.num_generations),
+                max_new_tokens=args.max_completion_length, rooms=rooms,
+                eos=eos_token_ids(self.language_model, self._tokenizer), pad=pad_token_id(self._tokenizer),
+                batch_size=sampling_batch_size(self),
+                record=train, measure_every=every, first_candidates=args.first_candidates,
+                cuda_graphs=args.cuda_graphs,
+                store="cpu" if args.offload_decisions else None,
+            )  # fmt: skip
+        texts = self._tokenizer.batch_decode(answers.ids, skip_special_tokens=True)
+        flat = [Completion(t, i, e) for t, i, e in zip(texts, answers.ids, answers.ended, strict=True)]
+        k = args.num_generations
+        groups = [flat[i : i + k] for i in range(0, len(flat), k)]
+        sampled = score_round(rows, groups, self.rewards, args.reward_weights, trainer_state=self.state)
+        scores = torch.tensor(sampled.table["score"])
+        meters = self._meters[mode]
+        self._show_round(sampled, mode)
+        self._measure_answers(answers, scores, meters)
+        return answers, scores - args.missing_eos_penalty * ~torch.tensor(answers.ended)
+
+    def _measure_answers(self, answers: Answers, scores: torch.Tensor, meters: Meters) -> None:
+        tokens, asked = sum(map(len, answers.ids)), answers.asked.sum()
+        examined, rejected, forced = (x.sum() for x in (answers.examined, answers.rejected, answers.forced))
+        meters.add("accept_rate", examined - rejected, examined)
+        meters.add("candidates_per_token", examined, tokens)
+        meters.add("forced_share", forced, asked)
+        meters.add("decided_share", asked, tokens)
+        penalty = self.args.missing_eos_penalty * (~torch.tensor(answers.ended)).float()
+        meters.add_values("objective/scores", scores - penalty)
+        meters.add("val/num_eos_tokens", sum(answers.ended), 1 / self.accelerator.num_processes)  # of a round
+        if self.args.process().exact:
+            meters.add_values("objective/kl", answers.kl)
+            meters.add_values("objective/non_score_reward", -self.args.kl_coef * answers.kl)
+            meters.add_values("objective/rlhf_reward", scores - penalty - self.args.kl_coef * answers.kl)
+
+    # ------------------------------------------------------------------------------------------------------- loss
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """
+        Clipped policy loss + `vf_coef` x value loss - `entropy_coef` x entropy, averaged over decisions.
+
+        With `num_items_in_batch` (the decisions of all micro-batches and processes of a step) the sum over this batch
+        is divided by that number, so that neither accumulation nor unequal batches change the gradient.
+        """
+        args = self.args
+        output = model(inputs["features"])
+        logps = decision_logps(output.logits, inputs["accepted"])
+        policy = policy_loss(logps, inputs["logps"], inputs["advantages"], args.cliprange)
+        entropy = decision_entropy(output.logits)
+        loss_M = policy - args.entropy_coef * entropy
+        value = None
+        if output.values is not None and args.advantage_estimator == "gae":
+            value = value_loss(output.values, inputs["values"], inputs["returns"], args.cliprange_value)
+            loss_M = loss_M + args.vf_coef * value
+        elif output.values is not None:
+            loss_M = loss_M + 0.0 * output.values  # DDP waits for every parameter's gradient
+        self._measure_update(inputs, output, logps, policy, entropy, value)
+        loss = self._mean(loss_M.sum(), len(loss_M), num_items_in_batch)
+        return (loss, {"logits": output.logits}) if return_outputs else loss
+
+    @torch.no_grad()
+    def _measure_update(
+        self,
+        inputs: dict[str, Any],
+        output: Any,
+        logps: torch.Tensor,
+        policy: torch.Tensor,
+        entropy: torch.Tensor,
+        value: torch.Tensor | None,
+    ) -> None:
+        """Under the names of TRL's PPO."""
+        meters, cliprange = self._meters["train"], self.args.cliprange
+        log_ratio = logps - inputs["logps"]
+        ratio = log_ratio.exp()
+        # (r - 1) - log r: never negative, and without bias (arXiv 1707.06347's KL; TRL halves a square)
+        kl = (ratio - 1 - log_ratio).sum()
+        self._last_kl = self._last_kl.to(kl.device) + torch.stack([kl, kl.new_full((), len(ratio))])
+        meters.add("policy/approxkl_avg", kl, len(ratio))
+        if cliprange:
+            meters.add_values("policy/clipfrac_avg", ((ratio - 1).abs() > cliprange).float())
+        meters.add_values("policy/entropy_avg", entropy)
+        meters.add_values("loss/policy_avg", policy)
+        meters.add_values("val/ratio", ratio)
+        if value is not None:
+            meters.add_values("loss/value_avg", value)
+            if self.args.cliprange_value:
+                moved = (output.values - inputs["values"]).abs() > self.args.cliprange_value
+                meters.add_values("val/clipfrac_avg", moved.float())
+
+    def training_step(self, model: torch.nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One micro-batch; nothing, and no gradients, once a round has come too far (`target_kl`)."""
+        if self._stopped:
+            return torch.zeros((), device=self.accelerator.device)
+        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
+        return loss
+
+    # ------------------------------------------------------------------------------------------------- evaluation
+
+    def prediction_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        self._roll_out(inputs["rows"], "eval")
+        self._eval_batches += 1
+        return None, None, None
+
+    def _totals(self) -> dict[str, float]:
+        episodes = torch.tensor(self._episodes, device=self.accelerator.device)
+        return {
+            **super()._totals(),
+            "episode": float(self.accelerator.reduce(episodes, reduction="sum")),
+            "trainable_share": self.trainable_share,
+        }
+
+    # ------------------------------------------------------------------------------------------------ checkpoints
+
+    def _save_state(self, folder: Path) -> None:
+        if self._decisions is not None and self.state.global_step % self.args.updates_per_round:
+            self._decisions.save(self._file(folder, "safetensors"))
+        state = {
+            "stopped": self._stopped,
+            "last_kl": self._last_kl.tolist(),
+            "episodes": self._episodes,
+        }
+        write_text(self._file(folder, "json"), json.dumps(state))
+
+    def _file(self, folder: Path, kind: str) -> Path:
+        return folder / f"decisions_{self.accelerator.process_index}.{kind}"
+
+    def _restore_state(self, folder: Path | None) -> None:
+        self._decisions, self._stopped = None, False
+        if folder is None:
+            return
+        if self._file(folder, "json").is_file():
+            state = json.loads(self._file(folder, "json").read_text())
+            self._stopped, self._last_kl = state["stopped"], torch.tensor(state["last_kl"])
+            self._episodes = state["episodes"]
+        if self._file(folder, "safetensors").is_file():
+            device = "cpu" if self.args.offload_decisions else self.accelerator.device
+            self._decisions = Decisions.load(self._file(folder, "safetensors")).to(device)
+
+
+def _check_arguments(
+    model: Any, train_dataset: Any, reward_funcs: Any, quantization_config: Any, peft_config: Any
+) -> None:
+    if quantization_config is not None and not isinstance(model, str):
+        raise ValueError("`quantization_config` was given for a model that is loaded already.")
+    if peft_config is not None:
+        raise ValueError(
+            "`peft_config` (`--use_peft`) was given, but nothing of the language model is trained here: the proxy "
+            "decides on its tokens from outside, and is a small network trained as a whole. Leave it out; for a "
+            "language model with an adapter of its own, pass that model."
+        )
+    if isinstance(train_dataset, IterableDataset):
+        raise TypeError(
+            "`train_dataset` is a stream, and the rows of a round are read once for each of its updates. Load it "
+            "(`Dataset.from_list(list(stream.take(n)))`)."
+        )
+    if not isinstance(train_dataset, Dataset):
+        raise TypeError(f"`train_dataset` is required and must be a `Dataset`, got `{type(train_dataset).__name__}`.")
+    if not reward_funcs:
+        raise ValueError(
+            "`reward_funcs` is required: what the proxy learns is their score of whole responses "
+            "(`--reward_model_name_or_path`, `--reward_funcs`)."
+        )
+
+
+def _collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"row_index": torch.tensor([row["row_index"] for row in rows]), "rows": rows}
+
+
+def _seeds(rows: list[dict[str, Any]], seed: int, step: int, k: int) -> list[int]:
+    """A seed a response, of run, step and row alone: a round does not depend on how it is dealt to processes."""
+    seen: Counter[int] = Counter()
+    seeds = []
+    for row in rows:
+        number = int(row["row_index"])
+        first = ((seed * 1_000_003 + step) * 1_000_003 + number) * 4_099 + seen[number] * k
+        seeds += [(first + j) % 2**62 for j in range(k)]
+        seen[number] += 1
+    return seeds

@@ -1,0 +1,181 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""How PSLE draws answers, and what it remembers of them: two views, the engines that draw, the iterations' state."""
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging
+
+from trl_ext.atomic_files import write_text
+from trl_ext.data.completion import Completion
+from trl_ext.evaluation.metrics import distinct_n
+from trl_ext.training.engine import Draw
+from trl_ext.training.rollouts import Rollout
+from trl_ext.training.statistics import Running
+
+from .data import GUIDED, PLAIN
+from .losses import decayed
+
+
+logger = logging.get_logger(__name__)
+
+
+def both_views(rows: list[dict[str, Any]], iteration: int, draw: Draw) -> list[list[Completion]]:
+    """
+    Answers to each row's plain prompt, then to its guided one; both prompts of all rows are given to `draw` together.
+
+    Of several principles, a row takes the next one with each iteration, and its neighbour starts with the next.
+
+    Args:
+        rows (`list[dict]`): Rows with `row_index`, `prompt_ids` and `guided_ids` (empty: plain answers only).
+        iteration (`int`): The current iteration, from 0.
+        draw (`Callable`): From prompts to K completions each.
+
+    Returns:
+        `list[list[Completion]]`: For each row K plain and K guided answers (or K plain ones).
+    """
+    plain = [row["prompt_ids"] for row in rows]
+    guided = [
+        row["guided_ids"][(int(row["row_index"]) + iteration) % len(row["guided_ids"])]
+        for row in rows
+        if row["guided_ids"]
+    ]
+    answers = draw(plain + guided)
+    rest = iter(answers[len(plain) :])
+    return [own + (next(rest) if row["guided_ids"] else []) for row, own in zip(rows, answers, strict=False)]
+
+
+# ------------------------------------------------------------------------------------------------------- iterations
+
+
+@dataclass
+class Sample:
+    """What one process drew in a round, in numbers; those of all processes are pooled."""
+
+    rewards: list[float] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)
+    answers: int = 0
+    empty: int = 0
+    distinct_2: float = math.nan
+
+    @classmethod
+    def of(cls, rollouts: list[Rollout], answers: list[list[Completion]]) -> "Sample":
+        """The rewards of `rollouts`, the reward gaps of all pairs in them, and figures of `answers`."""
+        rewards = [reward for rollout in rollouts for reward in rollout.scores]
+        gaps = []
+        for rollout in rollouts:
+            by_view = [[s for s, m in zip(rollout.scores, rollout.marks, strict=True) if m == v] for v in (0, 1)]
+            gaps += [guided - plain for plain in by_view[PLAIN] for guided in by_view[GUIDED]]
+        flat = [completion for group in answers for completion in group]
+        distinct = distinct_n([completion.ids for completion in flat])
+        return cls(rewards, gaps, len(flat), sum(not c.text.strip() for c in flat), distinct)
+
+
+@dataclass
+class Iterations:
+    """
+    The state of the iterations: what a checkpoint has to keep for a run to go on as if it had not stopped.
+
+    Args:
+        threshold (`float`): Of the current iteration, in units of `scale`.
+        number (`int`, *optional*, defaults to `0`): The current iteration, from 0.
+        rewards ([`~trl_ext.training.statistics.Running`], *optional*): Of all rewards so far.
+        scale (`float`, *optional*, defaults to `1.0`): What rewards are divided by.
+        first_distinct_2 (`float`, *optional*, defaults to NaN): Distinct-2 of the first round.
+        tally (`dict[str, float]`, *optional*): Sums over the rounds of the current iteration.
+        said (`list[str]`, *optional*): Warnings that are not repeated.
+    """
+
+    threshold: float
+    number: int = 0
+    rewards: Running = field(default_factory=Running)
+    scale: float = 1.0
+    first_distinct_2: float = math.nan
+    tally: dict[str, float] = field(default_factory=dict)
+    said: list[str] = field(default_factory=list)
+
+    def advance(self, number: int, decay: float) -> None:
+        """Go on to iteration `number`: the threshold decays once for each iteration that ended."""
+        for _ in range(number - self.number):
+            self.threshold = decayed(self.threshold, decay)
+        if number > self.number:
+            self.number, self.tally = number, {}
+
+    def observe(self, samples: list[Sample], scaling: str, two_sided: bool) -> None:
+        """Take in what all processes drew in a round: the scale of rewards first, then how its pairs compare."""
+        rewards = [reward for sample in samples for reward in sample.rewards]
+        gaps = [gap for sample in samples for gap in sample.gaps]
+        self.rewards.add(rewards)
+        batch = Running()
+        batch.add(rewards)
+        self.scale = {"running": self.rewards.std, "batch": batch.std, "none": 1.0}[scaling]
+        known = [sample.distinct_2 for sample in samples if not math.isnan(sample.distinct_2)]
+        distinct = sum(known) / len(known) if known else math.nan
+        if math.isnan(self.first_distinct_2):
+            self.first_distinct_2 = distinct
+        ranked = sum((abs(gap) if two_sided else gap) / self.scale > self.threshold for gap in gaps)
+        for name, value in {
+            "rounds": 1.0,
+            "answers": sum(sample.answers for sample in samples),
+            "empty": sum(sample.empty for sample in samples),
+            "rewards": float(len(rewards)),
+            "spread": batch.square,
+            "pairs": float(len(gaps)),
+            "gap": math.fsum(gaps),
+            "ranked": float(ranked),
+            "distinct_2": 0.0 if math.isnan(distinct) else distinct,
+        }.items():
+            self.tally[name] = self.tally.get(name, 0.0) + value
+
+    def warnings(self, ranks: bool = True) -> list[str]:
+        """
+        What a user should know about the iteration as far as it was sampled; of what tends to last, once a run.
+
+        Args:
+            ranks (`bool`, *optional*, defaults to `True`): Whether pairs above the threshold are ranked at all.
+        """
+        t = self.tally
+        found: dict[str, str] = {}
+        if not t:
+            return []
+        if t["answers"] and t["empty"] == t["answers"]:
+            found["empty"] = "all answers are empty; there is nothing to learn but to stop at once."
+        if t["rewards"] > 1 and t["spread"] == 0:
+            found["spread"] = "all rewards are the same, so answers cannot be told apart; check the reward function."
+        elif t["pairs"] and t["gap"] <= 0:
+            gap = f"(by {t['gap'] / t['pairs']:.3g} in the mean reward)"
+            found["principle"] = (
+                f"plain answers have caught up with guided ones {gap}; what is ranked now is mostly chance."
+                if self.number
+                else f"guided answers are not better than plain ones {gap}: the principle does nothing; try another, "
+                "or another `principle_role`."
+            )
+        if ranks and t["pairs"] and t["ranked"] in (0, t["pairs"]):
+            side, what = ("above", "ranked") if t["ranked"] else ("not above", "imitated")
+            found["threshold"] = (
+                f"every pair is {side} the threshold of {self.threshold:.3g} (x {self.scale:.3g}), so all are {what}."
+            )
+        if t["distinct_2"] / t["rounds"] < 0.5 * self.first_distinct_2:
+            found["diversity"] = (
+                f"the diversity of answers collapses: distinct-2 is {t['distinct_2'] / t['rounds']:.2f}, after "
+                f"{self.first_distinct_2:.2f} at first. Fewer iterations, a smaller `learning_rate`, `beta` or "
+                "`sft_mix` keep it."
+            )
+        new = {kind: text for kind, text in found.items() if kind not in self.said}
+        self.said += [kind for kind in new if kind in ("principle", "diversity")]
+        return [f"Iteration {self.number + 1}: {text}" for text in new.values()]
+
+    def save(self, path: Path) -> None:
+        """Write the state to a JSON file, whole or not at all."""
+        write_text(path, json.dumps(asdict(self)))
+
+    @classmethod
+    def load(cls, path: Path) -> "Iterations":
+        """The state that [`Iterations.save`] wrote."""
+        state = json.loads(path.read_text())
+        return cls(**{**state, "rewards": Running(**state["rewards"])})

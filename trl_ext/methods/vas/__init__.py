@@ -1,0 +1,23 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""VAS (arXiv 2405.06639): a value model of a frozen language model's samples, which steers it when it answers."""
+
+from trl_ext.method import Method
+
+
+METHOD = Method(
+    name="vas",
+    paper="2405.06639",
+    summary="Train a value model on a frozen model's scored samples; it steers that model's decoding.",
+    config="trl_ext.methods.vas.config:VASConfig",
+    trainer="trl_ext.methods.vas.trainer:VASTrainer",
+    columns=("prompt", "completions", "scores"),
+    decoding="trl_ext.methods.vas.policies:VASDecoding",
+    exports=(
+        "trl_ext.methods.vas.value_model.config:ValueConfig",
+        "trl_ext.methods.vas.value_model.model:ValueModel",
+        "trl_ext.methods.vas.decoding.logits_processor:ValueAugmentedLogitsProcessor",
+        "trl_ext.methods.vas.decoding.endpoint_guide:EndpointGuide",
+    ),
+)

@@ -1,0 +1,155 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What half a completion leads to: continuations of it by the model that began it, and their rewards."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from trl_ext.data.schema import as_answer, extra_columns
+from trl_ext.generation.generate import generate
+from trl_ext.generation_settings import GenerationSettings
+from trl_ext.rewards.functions import Reward
+from trl_ext.rewards.scoring import RewardTable, score
+from trl_ext.training.statistics import Pairs
+
+
+@dataclass(frozen=True)
+class HalfWay:
+    """
+    A completion that was cut in the middle.
+
+    Args:
+        row (`dict`): The tokenised row that it belongs to.
+        completion_ids (`list[int]`): Its first half, at least one token.
+    """
+
+    row: dict[str, Any]
+    completion_ids: list[int]
+
+    @property
+    def prefix(self) -> list[int]:
+        """Prompt and half a completion."""
+        return self.row["prompt_ids"] + self.completion_ids
+
+
+def half_way(rows: Sequence[dict[str, Any]], groups: Sequence[Sequence[list[int]]], limit: int) -> list[HalfWay]:
+    """
+    Completions of two tokens or more, each cut in the middle: first one of each row, then the next one of each.
+
+    Args:
+        rows (`list[dict]`): Tokenised rows.
+        groups (`list[list[list[int]]]`): The completions of each row.
+        limit (`int`): How many are taken at most.
+    """
+    states: list[HalfWay] = []
+    for k in range(max(map(len, groups), default=0)):
+        for row, group in zip(rows, groups, strict=True):
+            if len(states) < limit and k < len(group) and len(group[k]) > 1:
+                states.append(HalfWay(row, group[k][: len(group[k]) // 2]))
+    return states
+
+
+def starts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[dict[str, Any]],
+    settings: GenerationSettings,
+    limit: int,
+    *,
+    batch_size: int,
+) -> list[HalfWay]:
+    """
+    The rows' completions cut in the middle; where they have none, of one each that the model draws first.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]), tokenizer: What draws.
+        rows (`list[dict]`): Tokenised rows.
+        settings ([`~trl_ext.generation.generate.GenerationSettings`]): How to draw.
+        limit (`int`): How many are taken at most.
+        batch_size (`int`): Sequences drawn at once.
+    """
+    if rows and "completion_ids" in rows[0]:
+        return half_way(rows, [row["completion_ids"] for row in rows], limit)
+    rows = rows[:limit]
+    one = replace(settings, num_generations=1)
+    drawn = generate(model, tokenizer, [row["prompt_ids"] for row in rows], one, batch_size=batch_size)
+    return half_way(rows, [[completion.ids for completion in group] for group in drawn], limit)
+
+
+def roll_out(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    states: Sequence[HalfWay],
+    settings: GenerationSettings,
+    rewards: Sequence[Reward],
+    weights: Sequence[float] | None,
+    *,
+    batch_size: int,
+    trainer_state: Any = None,
+    progress: Callable[[int], Any] | None = None,
+) -> RewardTable:
+    """
+    Draw the rest of each completion several times, and score the whole.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]), tokenizer: What draws.
+        states (`list[HalfWay]`): Where to go on from.
+        settings ([`~trl_ext.generation.generate.GenerationSettings`]): Its `num_generations` are drawn for each
+            state; its `max_completion_length` is the longest completion, the given half included.
+        rewards (`list[Reward]`), weights (`list[float]`, *optional*): See [`~trl_ext.rewards.scoring.score`].
+        batch_size (`int`): Sequences drawn at once.
+        trainer_state (*optional*): Passed to the reward functions.
+        progress (`Callable`, *optional*): See [`~trl_ext.generation.generate.generate`].
+
+    Returns:
+        [`~trl_ext.rewards.scoring.RewardTable`]: `num_generations` entries for each state, in their order.
+    """
+    rooms = [max(settings.max_completion_length - len(state.completion_ids), 1) for state in states]
+    drawn = generate(
+        model,
+        tokenizer,
+        [state.prefix for state in states],
+        replace(settings, max_completion_length=max(rooms)),
+        batch_size=batch_size,
+        progress=progress,
+    )
+    owners, ids = [], []
+    for state, room, group in zip(states, rooms, drawn, strict=True):
+        owners += [state.row] * len(group)
+        ids += [state.completion_ids + completion.ids[:room] for completion in group]
+    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    answers = [as_answer(row, text) for row, text in zip(owners, texts, strict=True)]
+    columns = {**extra_columns(owners), "trainer_state": trainer_state}
+    return score(rewards, weights, [row["prompt"] for row in owners], answers, ids, columns)
+
+
+def agreement(
+    values_NH: torch.Tensor, table: RewardTable, heads: Sequence[str], accelerator: Accelerator
+) -> dict[str, float]:
+    """
+    `calibration/r2` and `calibration/correlation` of values with the mean reward of what came of their texts.
+
+    Args:
+        values_NH (`torch.Tensor` of shape (N, H)): What each of N texts is said to be worth, in units of the rewards.
+        table ([`~trl_ext.rewards.scoring.RewardTable`]): From [`roll_out`], of these texts.
+        heads (`Sequence[str]`): Names of the H rewards; one that the table does not have is their weighted sum.
+        accelerator ([`~accelerate.Accelerator`]): Adds up what the processes have.
+
+    Returns:
+        `dict[str, float]`: The names end in `/head` where there are several.
+    """
+    pairs = Pairs()
+    for h, head in enumerate(heads):
+        rewards = torch.tensor(table.by_name.get(head, table.total), dtype=torch.float64)
+        pairs.add(head, values_NH[:, h], rewards.view(len(values_NH), -1).nanmean(dim=1))
+    metrics: dict[str, float] = {}
+    for head, figures in pairs.pop(accelerator, heads).items():
+        tail = f"/{head}" if len(heads) > 1 else ""
+        metrics |= {f"calibration/{name}{tail}": figures[name] for name in ("r2", "correlation") if name in figures}
+    return metrics

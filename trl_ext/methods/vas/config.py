@@ -1,0 +1,217 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Settings of VAS, and what a value model knows of itself; every default says where it comes from."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from trl_ext.logprobs.row_layout import SHARED_PREFIX_SETTINGS
+from trl_ext.training.config import ExtConfig
+
+
+FORMS = ("state", "action", "policy")  # of a value model
+
+
+@dataclass
+class VASConfig(ExtConfig):
+    r"""
+    Configuration class for the [`VASTrainer`].
+
+    This class includes only the parameters that are specific to VAS training. For the others, see
+    [`~trl_ext.training.config.ExtConfig`] and [`~transformers.TrainingArguments`]. "Reference" is the authors' code
+    for [Value Augmented Sampling](https://huggingface.co/papers/2405.06639).
+
+    Parameters:
+        > Parameters that control the value model
+
+        value_model_name_or_path (`str`, *optional*):
+            Backbone of the value model, or a saved value model to train further: a Hub id or a directory. Without it
+            (and without `value_model`) the value model is an adapter and a head on the policy itself.
+        value_model_init_kwargs (`dict[str, Any]` or `str`, *optional*):
+            Keyword arguments for its `from_pretrained`.
+        value_form (`str`, *optional*, defaults to `"state"`):
+            What the value model reads: `"state"`, the text with the token that is judged at its end (exact, the
+            paper's). `"action"`, the text before it, which decoding then reads once for all candidates; `"policy"`,
+            the language model's own hidden state of that text: no backbone, and nothing more to read. Ours.
+        action_rank (`int`, *optional*, defaults to `256`):
+            Of the last two: rank of the part of the value that depends on the token. Ours: on film reviews (one run
+            each) 256 moved candidates more as a well-trained exact value does than 64 did; over a whole vocabulary it
+            costs a few per cent of decoding more.
+        heads (`list[str]`, *optional*):
+            Rewards that get a head each. By default those of the column `rewards`, or the reward functions if there
+            are several; otherwise one head named `reward`, which learns the column `scores` or the weighted sum.
+
+        > Parameters that control the targets
+
+        gamma (`float`, *optional*, defaults to `1.0`):
+            Discount. Reference.
+        lam (`float`, *optional*, defaults to `0.95`):
+            lambda of the TD(lambda) targets; `1.0` is Monte-Carlo: each token learns what its completion was paid in
+            the end. Reference.
+        num_epochs_per_batch (`int`, *optional*, defaults to `2`):
+            Updates on each batch in a row, towards targets from the values before the first of them. Reference.
+        normalize_rewards (`bool`, *optional*, defaults to `False`):
+            Whether to learn (reward - mean) / deviation. Mean and deviation are saved with the value model, and the
+            weights given to it in decoding are then in units of 1 / deviation. They are those of the scored data set,
+            of the first round of sampling, or, for a stream, of what has been read so far.
+
+        > Parameters that control sampling in training (prompts alone, with `reward_funcs`)
+
+        num_iterations (`int`, *optional*, defaults to `1`):
+            Rounds. In the first one samples come from the frozen model alone (or are those of the data set); for each
+            further round new ones are drawn, as `sampling_beta` says. `num_train_epochs` is dealt evenly to the
+            rounds and must be a multiple. The paper has one round.
+        sampling_beta (`float`, *optional*, defaults to `0.0`):
+            Weight of the current values in drawing samples after the first round, times `reward_weights` if there are
+            several heads. `0.0`: the frozen model alone, as in the paper.
+        sampling_candidates (`int`, *optional*, defaults to `20`):
+            Likeliest tokens that such guidance chooses from. Reference (k of its decoding).
+        keep_samples (`bool`, *optional*, defaults to `True`):
+            Whether a round trains on the samples of earlier rounds too. Ours; its effect was not measured by itself.
+        resample_steps (`int`, *optional*, defaults to `0`):
+            Draw the samples for this many optimizer steps at a time, instead of for the whole data set; needed for a
+            stream of prompts. `0`: not by steps.
+        num_generations (`int`, *optional*, defaults to `4`):
+            Completions sampled for a prompt.
+
+        > Parameters that control the computation
+
+        shared_prefix (`str`, *optional*, defaults to `"auto"`):
+            Whether a prompt is computed once for all of its completions: `"auto"` where that is cheaper, `"always"`
+            wherever the model can, `"never"`. The result is the same.
+
+        > Parameters that control evaluation
+
+        calibration_rollouts (`int`, *optional*, defaults to `0`):
+            In `evaluate`, cut completions half-way, draw this many continuations of each with the frozen model, and
+            compare the value with their mean reward (needs `reward_funcs`). The paper draws 10. `0`: not done.
+        calibration_states (`int`, *optional*, defaults to `256`):
+            Completions that are cut for that, at most.
+
+        > Parameters whose defaults differ
+
+        learning_rate (`float`, *optional*, defaults to `1.41e-5`): Reference; for a value model of a few million
+            parameters 3e-4 to 1e-3 is better.
+        num_train_epochs (`float`, *optional*, defaults to `1.0`): Ours: more samples are better than more epochs.
+
+    > [!NOTE]
+    > The reference trains on batches of 32 samples. `per_device_train_batch_size` counts prompts, each with all of its
+    > completions: its default (8) with 4 completions each is 32 samples on one device.
+    """
+
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*ExtConfig._VALID_DICT_FIELDS, "value_model_init_kwargs"]
+
+    learning_rate: float = field(default=1.41e-5, metadata={"help": "The initial learning rate."})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "Total number of training epochs to perform."})
+
+    value_model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Backbone of the value model, or a saved value model to train further. If not set, the value "
+            "model is an adapter and a head on the policy itself."
+        },
+    )
+    value_model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Keyword arguments for the `from_pretrained` of the value model."}
+    )
+    value_form: str = field(
+        default="state",
+        metadata={
+            "help": "What the value model reads: the text with the token that is judged ('state', exact), the text "
+            "before it ('action'), or the language model's own hidden state of that ('policy').",
+            "choices": list(FORMS),
+        },
+    )
+    action_rank: int = field(
+        default=256, metadata={"help": "Rank of the part of the value that depends on the token; not of 'state'."}
+    )
+    heads: list[str] | None = field(
+        default=None,
+        metadata={"help": "Rewards that get a head each. If not set, those of the data or of the reward functions."},
+    )
+
+    gamma: float = field(default=1.0, metadata={"help": "Discount of the targets."})
+    lam: float = field(default=0.95, metadata={"help": "lambda of the TD(lambda) targets; 1 is Monte-Carlo."})
+    num_epochs_per_batch: int = field(
+        default=2,
+        metadata={"help": "Updates on each batch in a row, towards targets from the values before the first of them."},
+    )
+    normalize_rewards: bool = field(
+        default=False,
+        metadata={"help": "Whether to learn (reward - mean) / deviation, which are saved with the value model."},
+    )
+
+    num_iterations: int = field(
+        default=1, metadata={"help": "Rounds: for each one after the first, new completions are drawn."}
+    )
+    sampling_beta: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of the current values in drawing completions after the first round. 0 means the frozen "
+            "model alone."
+        },
+    )
+    sampling_candidates: int = field(
+        default=20, metadata={"help": "Likeliest tokens that guidance by `sampling_beta` chooses from."}
+    )
+    keep_samples: bool = field(
+        default=True, metadata={"help": "Whether a round trains on the completions of earlier rounds too."}
+    )
+    resample_steps: int = field(
+        default=0,
+        metadata={"help": "Draw completions for this many optimizer steps at a time. 0 means for the whole data set."},
+    )
+
+    shared_prefix: str = field(
+        default="auto",
+        metadata={
+            "help": "Whether a prompt is computed once for all of its completions: 'auto' where that is cheaper, "
+            "'always' wherever the model can, 'never'.",
+            "choices": list(SHARED_PREFIX_SETTINGS),
+        },
+    )
+
+    calibration_rollouts: int = field(
+        default=0,
+        metadata={
+            "help": "In evaluation, continuations drawn from completions cut half-way, whose mean reward the value is "
+            "compared with. 0 means none."
+        },
+    )
+    calibration_states: int = field(default=256, metadata={"help": "Completions that are cut for that, at most."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("gamma", "lam"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ValueError(f"`{name}` must be between 0 and 1, got {value!r}.")
+        for name in (
+            "num_epochs_per_batch",
+            "num_iterations",
+            "sampling_candidates",
+            "calibration_states",
+            "action_rank",
+        ):
+            self._at_least(name, 1)
+        self._at_least("resample_steps", 0)
+        self._at_least("calibration_rollouts", 0)
+        if self.heads is not None and len(set(self.heads)) < len(self.heads):
+            raise ValueError(f"`heads` must be different names, got {self.heads}.")
+        self._check_rounds()
+
+    def _check_rounds(self) -> None:
+        if self.resample_steps and self.num_iterations > 1:
+            raise ValueError(
+                "`resample_steps` and `num_iterations` exclude each other: set one of them (0 and 1 are off)."
+            )
+        if self.resample_steps and self.num_epochs_per_batch > 1:
+            raise ValueError(
+                "`resample_steps` draws samples for batches that are read once: set num_epochs_per_batch=1."
+            )
+        if self.num_iterations > 1 and (self.num_train_epochs / self.num_iterations) % 1:
+            raise ValueError(
+                f"`num_train_epochs` ({self.num_train_epochs}) must be a multiple of `num_iterations` "
+                f"({self.num_iterations}): each round trains for as many whole epochs."
+            )

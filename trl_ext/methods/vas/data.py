@@ -1,0 +1,254 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Rewards of completions, one or several a completion, at its end or token by token.
+
+A row of the schema has a number for each completion in `scores`, or a list of numbers, one a token. A column `rewards`
+(`{"name": [number, ...], ...}`, as `trl-ext sample` writes it for several reward functions) gives each name a head;
+`null` means that this reward does not apply. Here they all become `token_rewards`: for each completion and head a list
+of one number (at the end), of one a token, or of none (unknown).
+
+Letters: B prompts, N completions in all, T tokens of the longest, H heads.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from trl_ext.data.schema import AnyDataset, DataError, column_names, first_row
+from trl_ext.data.tokenization import prepare_dataset
+
+
+DEFAULT_HEAD = "reward"  # of a data set with scores alone, and of one reward function
+
+
+@dataclass
+class DataCollatorForValues:
+    """
+    Groups tokenised rows; nothing is padded here, because the form of the rows is chosen for each batch.
+
+    A batch is a `dict` with `row_index` (`torch.Tensor` of shape (B,)), `prompt_ids` (`list[list[int]]`),
+    `completion_ids` (`list[list[list[int]]]`) and `token_rewards`, both of which are empty lists for rows that get
+    their completions in training, and `rows` (the rows as they are, for reward functions).
+
+    Examples:
+    ```python
+    >>> from trl_ext.methods.vas.data import DataCollatorForValues
+
+    >>> row = {"row_index": 7, "prompt_ids": [1, 2], "completion_ids": [[3], [4, 5]]}
+    >>> batch = DataCollatorForValues()([row | {"token_rewards": [[[0.5]], [[1.0]]]}])
+    >>> batch["completion_ids"], batch["token_rewards"]
+    ([[[3], [4, 5]]], [[[[0.5]], [[1.0]]]])
+    ```
+    """
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "row_index": torch.tensor([row["row_index"] for row in rows]),
+            "prompt_ids": [row["prompt_ids"] for row in rows],
+            "completion_ids": [row.get("completion_ids") or [] for row in rows],
+            "token_rewards": [row.get("token_rewards") or [] for row in rows],
+            "rows": rows,
+        }
+
+
+def reward_tensors(
+    token_rewards: Sequence[Sequence[Sequence[Sequence[float]]]], lengths: Sequence[int], num_heads: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    What each token is paid.
+
+    Args:
+        token_rewards (`list`): For each of B prompts, its completions, the heads: a list of numbers, see above.
+        lengths (`list[int]`): Tokens of each of the N completions.
+        num_heads (`int`): H.
+
+    Returns:
+        Rewards of shape (N, T, H), 0 where nothing is paid, and whether they are known, of shape (N, H).
+    """
+    flat = [completion for group in token_rewards for completion in group]
+    rewards = torch.zeros(len(flat), max(lengths, default=0), num_heads)
+    known = torch.zeros(len(flat), num_heads, dtype=torch.bool)
+    for n, (by_head, length) in enumerate(zip(flat, lengths, strict=True)):
+        for h, numbers in enumerate(by_head):
+            if len(numbers):
+                known[n, h] = True
+                rewards[n, length - len(numbers) : length, h] = torch.tensor(numbers)
+    return rewards, known
+
+
+def totals(token_rewards: Sequence[Sequence[Sequence[Sequence[float]]]], head: int) -> list[float]:
+    """The reward of each completion for one head, summed over its tokens; NaN where it is not known."""
+    return [
+        math.fsum(by_head[head]) if len(by_head[head]) else math.nan for group in token_rewards for by_head in group
+    ]
+
+
+def heads_of(dataset: AnyDataset, name: str) -> list[str]:
+    """The heads that a data set asks for: the names of the column `rewards`, or the one of its scores."""
+    if "rewards" in column_names(dataset):
+        return list(_named_rewards(first_row(dataset, name), 0)) or [DEFAULT_HEAD]
+    return [DEFAULT_HEAD]
+
+
+def _named_rewards(row: dict[str, Any], index: int) -> dict[str, Any]:
+    """The column `rewards` of a row; empty without one."""
+    rewards = row.get("rewards")
+    if rewards is not None and not isinstance(rewards, dict):
+        raise DataError(
+            f"Row {index}, column 'rewards': must be a dictionary from names to lists with an entry for every "
+            f"completion, as in {{'kind': [0.5, 1.0]}}, got {type(rewards).__name__} {str(rewards)[:60]!r}. If it is "
+            "something else, rename it."
+        )
+    return rewards or {}
+
+
+def choose_heads(
+    dataset: AnyDataset, names: Sequence[str], asked: Sequence[str] | None, *, rewarded: bool
+) -> list[str]:
+    """
+    Names of the heads, each with something to learn.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): The train data set, as it is given.
+        names (`Sequence[str]`): Names of the reward functions.
+        asked (`Sequence[str]`, *optional*): The heads that the user asked for.
+        rewarded (`bool`): Whether completions are sampled although the data set has some.
+
+    Raises:
+        `ValueError`: No reward function is for a head whose completions are sampled.
+    """
+    scored = bool({"completions", "chosen"} & set(column_names(dataset)))
+    if asked:
+        heads = list(asked)
+    elif scored:
+        heads = heads_of(dataset, "train")
+    else:
+        heads = list(names) if len(names) > 1 else [DEFAULT_HEAD]
+    unknown = [head for head in heads if head not in [*names, DEFAULT_HEAD]]
+    if unknown and (not scored or rewarded):
+        raise ValueError(
+            f"Nothing rewards sampled completions for the head {unknown[0]!r}. The reward functions are "
+            f"{', '.join(map(repr, names)) or 'none'}; {DEFAULT_HEAD!r} is their weighted sum."
+        )
+    return heads
+
+
+def prepare_values(
+    dataset: AnyDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    name: str,
+    max_length: int,
+    num_proc: int | None = None,
+    heads: Sequence[str] = (DEFAULT_HEAD,),
+) -> tuple[AnyDataset, int]:
+    """
+    Check, tokenise and truncate a data set, with the rewards of its completions as `token_rewards`.
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): Rows of the schema, or prompts alone.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The policy's tokenizer.
+        name (`str`): What messages call the data set.
+        max_length (`int`): Longest prompt plus completion, in tokens (`0`: no limit).
+        num_proc (`int`, *optional*): Processes that tokenise.
+        heads (`Sequence[str]`, *optional*, defaults to `("reward",)`): Names of the heads; `reward` is the column
+            `scores` unless `rewards` has that name.
+
+    Returns:
+        The data set, and how many rows were dropped because their prompt alone fills `max_length`.
+
+    Raises:
+        [`~trl_ext.data.schema.DataError`]: A row or column is unusable; the message names it.
+    """
+    kwargs: dict[str, Any] = {"num_proc": num_proc} if isinstance(dataset, Dataset) else {}
+    if "completions" in column_names(dataset) and _has_lists(first_row(dataset, name).get("scores")):
+        dataset = dataset.map(_split_scores, with_indices=True, **kwargs)
+    # Lengths are checked before anything is cut off.
+    dataset, dropped = prepare_dataset(dataset, tokenizer, name=name, max_length=0, num_proc=num_proc)
+    if "completion_ids" in column_names(dataset):
+        arguments = {"heads": list(heads), "max_length": max_length, "name": name}
+        dataset = dataset.map(_add_rewards, fn_kwargs=arguments, **kwargs)
+    if max_length:
+        before = len(dataset) if isinstance(dataset, Dataset) else 0
+        dataset = dataset.filter(lambda ids: len(ids) < max_length, input_columns="prompt_ids", **kwargs)
+        if isinstance(dataset, Dataset):
+            dropped += before - len(dataset)
+            if not len(dataset):
+                raise DataError(
+                    f"Every prompt of the {name} data set fills max_length={max_length}. Raise `max_length`."
+                )
+    return dataset, dropped
+
+
+def _has_lists(scores: Any) -> bool:
+    return isinstance(scores, list) and any(isinstance(score, list) for score in scores)
+
+
+def _split_scores(row: dict[str, Any], index: int) -> dict[str, Any]:
+    """Scores token by token become their sums, which the schema knows, and a column of their own."""
+    scores = row["scores"]
+    if not isinstance(scores, list):
+        raise DataError(f"Row {index}, column 'scores': must be a list with an entry for every completion.")
+    for i, numbers in enumerate(scores):
+        if not isinstance(numbers, list) or any(not isinstance(x, int | float) for x in numbers):
+            raise DataError(
+                f"Row {index}, column 'scores': [{i}] must be a list of numbers, one a token, as in the first row, "
+                f"got {numbers!r}."
+            )
+    return {"scores": [math.fsum(numbers) for numbers in scores], "token_scores": scores}
+
+
+def _add_rewards(row: dict[str, Any], heads: list[str], max_length: int, name: str) -> dict[str, Any]:
+    ids, ended, index = row["completion_ids"], row["ended"], row["row_index"]
+    made: list[list[list[float]]] = [[] for _ in ids]
+    for head in heads:
+        column, entries = _entries(row, head, len(ids))
+        for i, entry in enumerate(entries):
+            where = f"Row {index} of the {name} data set, column {column}: [{i}] "
+            made[i].append(_numbers(entry, len(ids[i]), ended[i], where))
+    if max_length:
+        room = max(max_length - len(row["prompt_ids"]), 0)
+        made = [[r[:room] if len(r) > 1 else r for r in by_head] for by_head in made]
+        ids = [completion[:room] for completion in ids]
+    return {"completion_ids": ids, "token_rewards": made}
+
+
+def _entries(row: dict[str, Any], head: str, count: int) -> tuple[str, list[Any]]:
+    """Column of a head, for messages, and what it says of each completion."""
+    named = _named_rewards(row, row["row_index"])
+    if head in named:
+        entries = named[head] if named[head] is not None else [None] * count
+        if not isinstance(entries, list) or len(entries) != count:
+            raise DataError(
+                f"Row {row['row_index']}, column 'rewards', {head!r}: must be a list of {count} entries, one a "
+                "completion."
+            )
+        return f"'rewards', {head!r}", entries
+    if head == DEFAULT_HEAD:
+        return "'scores'", row.get("token_scores") or row["scores"]
+    have = ", ".join(map(repr, named)) or "no column `rewards`"
+    raise DataError(f"Row {row['row_index']}, column 'rewards': has nothing for the head {head!r}; there is {have}.")
+
+
+def _numbers(entry: Any, length: int, ended: bool, where: str) -> list[float]:
+    if entry is None:
+        return []
+    numbers = entry if isinstance(entry, list) else [entry]
+    for x in numbers:
+        if isinstance(x, bool) or not isinstance(x, int | float) or not math.isfinite(x):
+            raise DataError(f"{where}must be finite numbers, got {x!r}. Leave out the completion, or score it.")
+    if isinstance(entry, list) and ended and len(numbers) == length - 1:
+        numbers = [*numbers, 0.0]  # the end of sequence, which was added here, is paid nothing
+    if isinstance(entry, list) and len(numbers) != length:
+        raise DataError(
+            f"{where}has {len(numbers)} rewards for {length} tokens. Rewards token by token are for the tokens that "
+            "the policy's tokenizer makes of the completion; without the end of sequence one less will do."
+        )
+    return [float(x) for x in numbers]

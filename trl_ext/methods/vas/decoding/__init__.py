@@ -1,0 +1,7 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Decoding guided by a value model: in transformers' `generate`, in CUDA graphs and on a server's tokens.
+
+Imports the value model and what the method may import, but not its trainer.
+"""

@@ -1,0 +1,305 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+"""
+Value models steer a model behind an API, which gives its likeliest next tokens, or samples and nothing else.
+
+Token mode: for each token, the server names its `top_k` likeliest; their log-probabilities are raised by beta times
+their values, one is drawn, and the prefix with it is sent again. What the server does not name is unknown and is never
+drawn: the base distribution is cut to the tokens that it names, and the answer's `tail` says how much was cut off.
+
+Block mode: each round, the server writes `num_blocks` short continuations, and one of them is kept, with probabilities
+softmax(beta times value). Reconstruction: the same closed form with blocks for actions, and samples for the sum over
+them; the paper steers an API by its token probabilities only.
+"""
+
+import math
+import random
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from trl_ext.data.completion import Completion
+from trl_ext.data.tokenization import encode_prompt
+from trl_ext.endpoint.client import Endpoint
+from trl_ext.endpoint.next_tokens import NextTokens, draw_blocks, draw_option, request_fields
+from trl_ext.endpoint.protocol import Answer, Prompt
+from trl_ext.endpoint.tokens import Option, ServedText
+from trl_ext.generation_settings import GenerationSettings
+from trl_ext.inference.policy import Policy
+from trl_ext.inference.served import Served, answer_all, answer_file, served_policy
+from trl_ext.models.modes import evaluation_mode
+
+from ..value_model.model import ValueModel
+from .logits_processor import ValueAugmentedLogitsProcessor
+
+
+Beta = float | Mapping[str, float]
+
+_ONE = GenerationSettings(num_generations=1)
+
+
+class EndpointGuide:
+    """
+    A server's model, steered by value models. Safe to use from several threads.
+
+    In token mode an answer takes one request a token, in block mode one a round (`num_blocks` where the server takes
+    no `n`). The value models compute for one answer at a time.
+
+    Args:
+        endpoint ([`~trl_ext.endpoint.client.Endpoint`]):
+            The server.
+        value_models ([`ValueModel`] or `dict[str, ValueModel]`):
+            As for [`ValueAugmentedLogitsProcessor`].
+        beta (`float` or `dict[str, float]`):
+            Weight of the values, one for all heads or one each, likewise. Each call may bring its own.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            That of the server's model. In block mode, the value models' will do.
+        mode (`str`, *optional*, defaults to `"token"`):
+            `"token"` or `"block"`.
+        chat (`bool`, *optional*, defaults to `False`):
+            Whether to use the chat endpoint; it must be able to go on in the middle of an answer. Otherwise messages
+            are rendered here, by the tokenizer's chat template, for the completions endpoint.
+        top_k (`int`, *optional*, defaults to `20`):
+            Tokens to ask for and choose among. Servers have a limit, often 20 (vLLM: `--max-logprobs`).
+        num_blocks (`int`, *optional*, defaults to `8`):
+            Continuations a round in block mode.
+        block_length (`int`, *optional*, defaults to `16`):
+            Their length, in tokens.
+        end_tokens (`Sequence[str]`, *optional*):
+            Tokens that end an answer, besides the tokenizer's end of sequence.
+        value_tokenizer, retokenize (*optional*):
+            For value models of another vocabulary, as for [`ValueAugmentedLogitsProcessor`]; in block mode
+            `value_tokenizer` alone will do.
+
+    Raises:
+        `ValueError`: A setting is out of its range, or a value model is of another vocabulary.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        value_models: ValueModel | Mapping[str, ValueModel],
+        beta: Beta,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        mode: str = "token",
+        chat: bool = False,
+        top_k: int = 20,
+        num_blocks: int = 8,
+        block_length: int = 16,
+        end_tokens: Sequence[str] = (),
+        value_tokenizer: PreTrainedTokenizerBase | Mapping[str, PreTrainedTokenizerBase] | None = None,
+        retokenize: bool = False,
+    ) -> None:
+        if mode not in ("token", "block"):
+            raise ValueError(f"mode must be 'token' or 'block', got {mode!r}.")
+        for name, number, least in (("num_blocks", num_blocks, 2), ("block_length", block_length, 1)):
+            if number < least:
+                raise ValueError(f"{name} must be at least {least}, got {number}.")
+        self.endpoint, self.tokenizer, self.mode, self.chat = endpoint, tokenizer, mode, chat
+        self.beta, self.top_k, self.num_blocks, self.block_length = beta, top_k, num_blocks, block_length
+        self.next = NextTokens(endpoint, tokenizer, top_k, chat=chat, ends=end_tokens)
+        self._make: dict[str, Any] = {"value_model": value_models, "top_k": top_k, "value_tokenizer": value_tokenizer}
+        if mode == "token" or value_tokenizer is None:
+            self._make |= {"tokenizer": tokenizer, "retokenize": retokenize}
+        models = value_models if isinstance(value_models, Mapping) else {"": value_models}
+        for model in models.values():
+            form = model.config.form
+            if form == "policy" or (mode == "block" and form != "state"):
+                raise ValueError(
+                    f"A value model of the form {form!r} cannot guide a server in {mode} mode: use 'state'."
+                )
+        by_name = value_tokenizer if isinstance(value_tokenizer, Mapping) else dict.fromkeys(models, value_tokenizer)
+        self._tokenizers = [by_name.get(model) for model in models]
+        self._lock = threading.Lock()  # of the value models
+        self._processor(beta)  # what is wrong is said before anything is sent
+
+    def _processor(self, beta: Beta | None, width: int = 1) -> ValueAugmentedLogitsProcessor:
+        with self._lock:
+            return ValueAugmentedLogitsProcessor(
+                beta=self.beta if beta is None else beta, attention_mask=torch.ones(1, width).long(), **self._make
+            )
+
+    def answer(
+        self,
+        prompt: Prompt,
+        settings: GenerationSettings | None = None,
+        *,
+        beta: Beta | None = None,
+        seed: int | str = 0,
+        show: Callable[[str], None] | None = None,
+    ) -> Served:
+        """
+        Answer a prompt once.
+
+        Args:
+            prompt (`str`, `list[int]` or `list[dict]`): Text, ids or messages.
+            settings ([`~trl_ext.generation.generate.GenerationSettings`], *optional*): Its `temperature`, `top_k`,
+                `top_p`, `min_p` and `max_completion_length`. Token mode applies them to the guided candidates, block
+                mode sends them.
+            beta (`float` or `dict[str, float]`, *optional*): Instead of the guide's own.
+            seed (`int` or `str`, *optional*, defaults to `0`): Of the draws; a server draws blocks by its own.
+            show (`Callable`, *optional*): Called with the whole text so far, whenever it has grown.
+
+        Raises:
+            [`~trl_ext.endpoint.errors.EndpointError`]: The server failed, or does not do what the mode needs.
+            `ValueError`: The prompt is empty, the settings have what an endpoint cannot do, or the server's model has
+                another vocabulary than the tokenizer.
+        """
+        settings = _checked(settings or _ONE, self.mode)
+        token = self.mode == "token"
+        text = self.next.text(prompt) if token else ServedText(self.tokenizer, prompt, chat=self.chat, by_id=False)
+        processor = self._processor(beta, len(text.ids))
+        write = self._tokens if token else self._blocks
+        return write(text, settings, processor, random.Random(seed), show or (lambda _: None))
+
+    def _tokens(
+        self,
+        text: ServedText,
+        settings: GenerationSettings,
+        processor: ValueAugmentedLogitsProcessor,
+        rng: random.Random,
+        show: Callable[[str], None],
+    ) -> Served:
+        tails: list[float] = []
+        kl, ended = 0.0, False
+        while not ended and len(tails) < settings.max_completion_length:
+            options = self.next.after(text)
+            if ended := not options:
+                break
+            logps_k = torch.tensor([option.logprob for option in options])
+            with self._lock:
+                guided_k = _guided(processor, text.ids, options, logps_k, len(self.tokenizer))
+            chosen = draw_option(guided_k, settings, rng)
+            new_k = guided_k.log_softmax(0)
+            kl += float((new_k.exp() * (new_k - logps_k)).sum())
+            tails.append(max(0.0, 1.0 - float(logps_k.exp().sum())))
+            ended = options[chosen].end
+            if not ended:
+                text.add_token(options[chosen].id, options[chosen].text)
+                show(text.answer)
+        return self._answer(text, ended, kl, sum(tails) / max(1, len(tails)))
+
+    def _blocks(
+        self,
+        text: ServedText,
+        settings: GenerationSettings,
+        processor: ValueAugmentedLogitsProcessor,
+        rng: random.Random,
+        show: Callable[[str], None],
+    ) -> Served:
+        kl, written, ended = 0.0, 0, False
+        while not ended and written < settings.max_completion_length:
+            length = min(self.block_length, settings.max_completion_length - written)
+            blocks = draw_blocks(self.endpoint, text, self.num_blocks, length, **request_fields(settings))
+            with self._lock:
+                logits_n = self._values(processor, text, blocks)
+            weights = logits_n.softmax(0).tolist()
+            [chosen] = rng.choices(range(len(blocks)), weights)
+            kl += math.log(len(blocks) * weights[chosen])
+            block, ended = blocks[chosen].text, blocks[chosen].ended
+            written += length
+            if not block and not ended:  # the context is full
+                break
+            text.add_text(block)
+            show(text.answer)
+        return self._answer(text, ended, kl, 0.0)
+
+    def _values(
+        self, processor: ValueAugmentedLogitsProcessor, text: ServedText, blocks: list[Answer]
+    ) -> torch.Tensor:
+        """Weighted values of the text with each of the blocks at its end, shape (n,)."""
+        total_n = torch.zeros(len(blocks))
+        weights_H = processor._weights.tensor(1, torch.device("cpu"))[0]
+        for guide, tokenizer in zip(processor.guides, self._tokenizers, strict=True):
+            own = tokenizer or self.tokenizer
+            rows = [
+                text.with_text(block.text)
+                if own is self.tokenizer
+                else encode_prompt(own, text.head + text.answer + block.text)
+                for block in blocks
+            ]
+            ends = [[own.eos_token_id] if block.ended and own.eos_token_id is not None else [] for block in blocks]
+            values_nH = _last_values(guide.model, [row + end for row, end in zip(rows, ends, strict=True)])
+            total_n += values_nH.cpu() @ weights_H[guide.columns]
+        return total_n
+
+    def _answer(self, text: ServedText, ended: bool, kl: float, tail: float) -> Served:
+        end = [self.tokenizer.eos_token_id] if ended or not text.answer_ids else []
+        return Served(Completion(text.answer, [*text.answer_ids, *end], ended), kl, tail)
+
+    def answer_all(
+        self, prompts: Sequence[Prompt], settings: GenerationSettings | None = None, **kwargs: Any
+    ) -> list[list[Served]]:
+        """Answer prompts, several at once: [`~trl_ext.inference.served.answer_all`]."""
+        return answer_all(self.answer, prompts, settings or _ONE, workers=self.endpoint.max_concurrency, **kwargs)
+
+    def answer_file(
+        self,
+        rows: Sequence[dict[str, Any]],
+        output_file: str,
+        settings: GenerationSettings | None = None,
+        **kwargs: Any,
+    ) -> int:
+        """Answer the prompts of a data set into a file, to be resumed: [`~trl_ext.inference.served.answer_file`]."""
+        made_with = {
+            "endpoint": [self.endpoint.base_url, self.endpoint.model, self.endpoint.extra_body],
+            "guide": [self.mode, self.chat, self.beta, self.top_k, self.num_blocks, self.block_length],
+            "values": [
+                float(sum(p.double().norm() for p in g.model.parameters())) for g in self._processor(None).guides
+            ],
+        }
+        return answer_file(self.answer, rows, output_file, settings or _ONE, self.endpoint, made_with, **kwargs)
+
+    def policy(self, name: str = "api", *, beta: Beta | None = None, **fields: Any) -> Policy:
+        """
+        The guided server as a [`~trl_ext.inference.policy.Policy`], for [`~trl_ext.evaluation.evaluate.evaluate`].
+
+        Args:
+            name (`str`, *optional*, defaults to `"api"`): What tables call it.
+            beta (`float` or `dict[str, float]`, *optional*): Instead of the guide's own.
+            fields: Further fields of the policy: `series`.
+        """
+        beta = self.beta if beta is None else beta
+        extras = {"beta": beta, "mode": self.mode, "model": self.endpoint.model}
+        answer = partial(self.answer, beta=beta)
+        return served_policy(answer, self.tokenizer, self.endpoint, name=name, extras=extras, **fields)
+
+
+def _checked(settings: GenerationSettings, mode: str) -> GenerationSettings:
+    if settings.num_beams > 1 or settings.repetition_penalty != 1 or settings.generation_kwargs:
+        raise ValueError("An endpoint takes no num_beams, repetition_penalty or generation_kwargs: unset them.")
+    if mode == "block" and not settings.temperature:
+        raise ValueError("temperature 0 draws the same block every time: raise it, or use mode='token'.")
+    return settings
+
+
+def _guided(
+    processor: ValueAugmentedLogitsProcessor,
+    ids: list[int],
+    options: list[Option],
+    logps_k: torch.Tensor,
+    vocabulary: int,
+) -> torch.Tensor:
+    """Logits of the options under guidance, shape (k,): what is not among them has none."""
+    tokens_k = torch.tensor([option.id for option in options])
+    scores_1V = torch.full((1, vocabulary), -torch.inf).scatter(1, tokens_k[None], logps_k[None])
+    processor.top_k = len(options)
+    return processor(torch.tensor([ids]), scores_1V)[0, tokens_k]
+
+
+@torch.no_grad()
+def _last_values(model: ValueModel, rows: list[list[int]]) -> torch.Tensor:
+    """Values after the last token of each row, shape (N, H)."""
+    width = max(map(len, rows))
+    pad = rows[0][0]  # whatever: nothing looks at what follows it
+    ids_NT = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=model.device)
+    last_N = torch.tensor([len(row) - 1 for row in rows], device=model.device)
+    mask_NT = (torch.arange(width, device=model.device) <= last_N[:, None]).long()
+    with evaluation_mode(model):
+        hidden_NTD = model(ids_NT, attention_mask=mask_NT).last_hidden_state
+    return model.value_of(hidden_NTD[torch.arange(len(rows), device=model.device), last_N])

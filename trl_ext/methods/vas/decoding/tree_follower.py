@@ -1,0 +1,204 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+A tree that follows a `generate` which knows nothing of it: from the ids so far, it finds what happened since.
+
+N sequences, S columns of them so far, k siblings a sequence, D hidden size.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from trl_ext.decoding.token_tree import Tree
+
+
+class Follower:
+    """
+    Siblings of whatever sequences a logits processor is called with.
+
+    What it recognises costs no more than it must: a chosen sibling is kept, another token is read in the same forward
+    as the next siblings, rows that a beam search moved or dropped are moved or dropped, a return to an earlier column
+    is a cut. Anything else starts anew, equal prompts being read once.
+
+    Args:
+        backbone ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): As for
+            [`~trl_ext.decoding.token_tree.Tree`].
+        forward_kwargs (`dict`, *optional*): As for [`~trl_ext.decoding.token_tree.Tree`].
+    """
+
+    def __init__(self, backbone: torch.nn.Module, *, forward_kwargs: Mapping[str, Any] | None = None) -> None:
+        self.tree = Tree(backbone, forward_kwargs=forward_kwargs)
+
+    @property
+    def calls(self) -> int:
+        """Forwards of the backbone so far."""
+        return self.tree.calls
+
+    @property
+    def tokens(self) -> int:
+        """Tokens fed in them, padding included."""
+        return self.tree.tokens
+
+    def reset(self) -> None:
+        """Forget the sequences, and give back their memory."""
+        self.tree.clear()
+
+    def branch(
+        self,
+        ids_NS: torch.Tensor,
+        candidates_Nk: torch.Tensor,
+        mask_of: Callable[[torch.Tensor], torch.Tensor | None] | None = None,
+    ) -> torch.Tensor:
+        """
+        Hidden states of the siblings, of shape (N, k, D).
+
+        Args:
+            ids_NS (`torch.Tensor` of shape `(N, S)`): The sequences so far, padded on the left.
+            candidates_Nk (`torch.Tensor` of shape `(N, k)`): The siblings.
+            mask_of (`Callable`, *optional*): `ids_NS -> mask_NS`, called where sequences are read anew: 1 for tokens,
+                0 for padding. Without it nothing is padding.
+
+        Raises:
+            `ValueError`: A sequence has no tokens.
+        """
+        if not self._resume(ids_NS):
+            self._start(ids_NS, None if mask_of is None else mask_of(ids_NS))
+        tree = self.tree
+        if ids_NS.shape[1] == tree.length:
+            return tree.branch(candidates_Nk)
+        return tree.branch(candidates_Nk, after_NT=ids_NS[:, tree.length :])
+
+    def read(
+        self, ids_NS: torch.Tensor, mask_of: Callable[[torch.Tensor], torch.Tensor | None] | None = None
+    ) -> torch.Tensor:
+        """
+        Hidden states after the sequences, of shape (N, D): one new token each, where they go on.
+
+        Args:
+            ids_NS, mask_of: As for [`branch`].
+
+        Raises:
+            `ValueError`: A sequence has no tokens.
+        """
+        tree, known = self.tree, self._resume(ids_NS)
+        if known and ids_NS.shape[1] == tree.length:  # asked again: its states are not kept
+            known = bool(tree.mask_NS[:, :-1].any(1).all())
+            if known:
+                tree.crop(tree.length - 1)
+        if known:
+            return tree.append(ids_NS[:, tree.length :])[:, -1]
+        return self._start(ids_NS, None if mask_of is None else mask_of(ids_NS))[:, -1]
+
+    def _resume(self, ids: torch.Tensor) -> bool:
+        """Bring the tree to a prefix of `ids` if it can be; a kept sibling makes it all of `ids`."""
+        tree = self.tree
+        if not tree.length or ids.device != tree.ids_NS.device:
+            return False
+        known = tree.ids_NS
+        if ids.shape[1] < tree.length:
+            known = known[:, : ids.shape[1]]
+            back = len(ids) == len(known) and torch.equal(ids, known)
+            if back and bool(tree.mask_NS[:, : ids.shape[1]].any(1).all()):
+                tree.crop(ids.shape[1])
+                return True
+            return False
+        head = ids[:, : tree.length]
+        same, hits = self._compare(ids, head)
+        if not same:
+            matches = (head[:, None] == known).all(-1)
+            if not bool(matches.any(1).all()):
+                return False
+            tree.reorder(matches.int().argmax(1))
+            hits = self._compare(ids, head)[1]
+        if hits:
+            assert tree.siblings_Nk is not None
+            tree.keep((tree.siblings_Nk == ids[:, -1:]).int().argmax(1))
+        return True
+
+    def _compare(self, ids: torch.Tensor, head: torch.Tensor) -> tuple[bool, bool]:
+        """Whether the rows are the tree's, and go on with one of their siblings each: one wait for the device."""
+        known, siblings = self.tree.ids_NS, self.tree.siblings_Nk
+        if len(ids) != len(known):
+            return False, False
+        same = (head == known).all()
+        if siblings is None or ids.shape[1] != self.tree.length + 1:
+            return bool(same), False
+        same, hits = torch.stack([same, (siblings == ids[:, -1:]).any(1).all()]).tolist()
+        return same, hits
+
+    def _start(self, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        mask = torch.ones_like(ids) if mask is None else mask.to(ids)
+        if len(ids) == 1:
+            return self.tree.start(ids, mask)
+        rows, index = torch.unique(torch.cat([mask, ids], 1), dim=0, return_inverse=True)
+        if len(rows) == len(ids):
+            return self.tree.start(ids, mask)
+        mask, ids = rows.chunk(2, 1)  # several completions of a prompt
+        hidden = self.tree.start(ids, mask)
+        self.tree.reorder(index)
+        return hidden[index]
+
+
+def left_padding(ids_NS: torch.Tensor, pad_token_id: int, *, also_text: bool) -> torch.Tensor:
+    """
+    Which columns are tokens, told from the run of padding that rows begin with.
+
+    Args:
+        ids_NS (`torch.Tensor` of shape `(N, S)`): Token ids.
+        pad_token_id (`int`): The id of padding.
+        also_text (`bool`): Whether texts may begin with this id too, as those of GPT-2 do, whose start, end and
+            padding are one token. What all rows begin with is then taken for text.
+
+    Returns:
+        `torch.Tensor` of shape `(N, S)`: True for tokens.
+    """
+    runs = (ids_NS == pad_token_id).long().cumprod(1).sum(1, keepdim=True)
+    if also_text and ids_NS.shape[0]:
+        runs = runs - runs.min()
+    return torch.arange(ids_NS.shape[1], device=ids_NS.device) >= runs
+
+
+class PromptMask:
+    """
+    What is padding in sequences that are read anew.
+
+    Args:
+        given (`torch.Tensor` of shape `(N, P)`, *optional*): The mask of the prompts that come first, one row a
+            sequence or a prompt. Other prompts are told by their padding.
+        pad_token_id (`int`, *optional*): The id of padding.
+        also_text (`bool`): As for [`left_padding`].
+    """
+
+    def __init__(self, given: torch.Tensor | None, pad_token_id: int | None, *, also_text: bool) -> None:
+        self.given, self.pad_token_id, self.also_text = given, pad_token_id, also_text
+        self._prompts: torch.Tensor | None = None
+
+    def __call__(self, ids_NS: torch.Tensor) -> torch.Tensor:
+        """
+        Mask of shape (N, S): 1 for tokens.
+
+        Raises:
+            `ValueError`: There are no columns; or the mask that was given is of other prompts, and nothing says how
+                these are padded.
+        """
+        n, columns = ids_NS.shape
+        if not columns:
+            raise ValueError("Row 0 has no tokens: there is nothing to continue.")
+        given = self.given
+        if given is not None and n % len(given) == 0 and given.shape[1] <= columns:
+            mask_NP = given.to(ids_NS).repeat_interleave(n // len(given), 0)
+            prompts_NP = ids_NS[:, : given.shape[1]]
+            if self._prompts is None:
+                self._prompts = prompts_NP.clone()
+            if torch.equal(self._prompts, prompts_NP):
+                return torch.nn.functional.pad(mask_NP, (0, columns - given.shape[1]), value=1)
+        if self.pad_token_id is not None:
+            return left_padding(ids_NS, self.pad_token_id, also_text=self.also_text).long()
+        if given is None:
+            return torch.ones_like(ids_NS)
+        raise ValueError(
+            "These are not the prompts that `attention_mask` was given for: give theirs, or a `pad_token_id`."
+        )

@@ -1,0 +1,273 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+A model of ours on somebody's layers: how those are run, and how it is saved and comes back.
+
+N sequences, T tokens, D hidden size.
+"""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModel, PreTrainedModel
+from transformers.utils import cached_file
+
+from trl_ext.models.load import (
+    base_of,
+    cache_name,
+    cache_of,
+    freeze,
+    is_peft_model,
+    load_model,
+    saved_config,
+    use_exact_4bit_on_cpu,
+)
+
+from .backbones import AdapterSwitch, headless, with_saved_adapter
+from .config import BackboneConfig
+from .state_capture import LastStates
+
+
+ADAPTER_FOLDER = "adapter"  # in the directory of a saved model that is an adapter and a head
+
+
+class BackboneModel(PreTrainedModel):
+    """
+    A backbone, and heads that subclasses add.
+
+    The backbone's weights are the model's own; or it is an adapter on those of another model (`adapter`), or another
+    model's layers as they are (`head_only`). Only what is the model's own is saved.
+
+    Args:
+        config ([`BackboneConfig`]): Its configuration.
+        backbone ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*): A model without a head; by
+            default a new one with random weights.
+    """
+
+    config_class = BackboneConfig
+    base_model_prefix = "backbone"
+    supports_gradient_checkpointing = True
+    what: ClassVar[str] = "model"  # in messages
+    # What the backbone supports is for the backbone to say.
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
+
+    def __init__(self, config: BackboneConfig, backbone: Any = None) -> None:
+        super().__init__(config)
+        if backbone is None:
+            kwargs: dict[str, Any] = {"dtype": torch.get_default_dtype()}
+            if config._attn_implementation:
+                kwargs["attn_implementation"] = config._attn_implementation
+            backbone = AutoModel.from_config(config.backbone_config, **kwargs)
+        else:
+            for module in backbone.modules():  # `post_init` would draw new weights for an adapter's layers
+                module._is_hf_initialized = True
+        self.backbone = freeze(backbone) if config.head_only else backbone
+        self.shares_policy = False
+        self.switch: AdapterSwitch | None = None
+        self.captured: LastStates | None = None
+
+    def to_device_of(self, backbone: Any) -> Any:
+        """Put the heads where the backbone ends."""
+        device = list(backbone.parameters())[-1].device
+        for _, head in self._heads():
+            head.to(device)
+        return self.train(backbone.training)
+
+    def _heads(self) -> Iterator[tuple[str, nn.Module]]:
+        return ((name, module) for name, module in self.named_children() if name != "backbone")
+
+    # --------------------------------------------------------------------------------------------------- forward
+
+    def encode(
+        self,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        past_key_values: Any,
+        use_cache: bool | None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, Any]:
+        """
+        Hidden states of the backbone, of shape (N, T, D), and its cache if asked for.
+
+        Args:
+            input_ids (`torch.Tensor` of shape (N, T)): Token ids, padded on either side.
+            attention_mask (`torch.Tensor` of shape (N, T)): 1 for tokens, 0 for padding; with `past_key_values` over
+                all columns so far.
+            position_ids (`torch.Tensor` of shape (N, T)): By default each row counts its own tokens.
+            past_key_values: Cache of earlier tokens.
+            use_cache (`bool`): Whether to return a cache; by default if one was given.
+            kwargs: Passed to the backbone.
+        """
+        accepted = inspect.signature(type(base_of(self.backbone)).forward).parameters
+        plain = attention_mask is not None and attention_mask.dim() == 2
+        if position_ids is None and plain and "position_ids" in accepted:
+            tokens = input_ids if input_ids is not None else kwargs["inputs_embeds"]
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]  # type: ignore[union-attr]
+        if position_ids is not None:
+            kwargs["position_ids"] = position_ids
+        if past_key_values is not None:
+            kwargs[cache_name(self.backbone)] = past_key_values
+        if "use_cache" in accepted:
+            kwargs["use_cache"] = past_key_values is not None if use_cache is None else use_cache
+        kwargs.pop("return_dict", None)
+        with torch.no_grad() if self.config.head_only else nullcontext():
+            output = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        return output.last_hidden_state, cache_of(output)
+
+    def train(self, mode: bool = True) -> Any:
+        """As for any module; layers that are another model's as they are stay in evaluation mode."""
+        super().train(mode)
+        if self.config.head_only:
+            self.backbone.eval()
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        return base_of(self.backbone).get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        base_of(self.backbone).set_input_embeddings(value)
+
+    # -------------------------------------------------------------------------------------- on another model's weights
+
+    def _share(self) -> None:
+        """The backbone's weights are another model's, which goes on computing what it did."""
+        self.shares_policy = True
+        if self.config.head_only:
+            self.captured = LastStates(self.backbone)
+        else:
+            self.switch = AdapterSwitch(self.backbone)
+
+    @contextmanager
+    def hold_adapter(self) -> Iterator[None]:
+        """
+        Inside this context an adapter on another's weights stays on, see
+        [`~trl_ext.methods.vas.value_model.backbones.AdapterSwitch`].
+        """
+        with self.switch.hold() if self.switch is not None else nullcontext():
+            yield
+
+    # ---------------------------------------------------------------------------------------------------- storage
+
+    @property
+    def saves_parts(self) -> bool:
+        """Whether the backbone's weights are left out of what is saved."""
+        return is_peft_model(self.backbone) or self.config.head_only
+
+    def save_pretrained(self, save_directory: Any, *args: Any, state_dict: Any = None, **kwargs: Any) -> None:
+        """
+        Write config and weights (safetensors) to a directory; with an adapter those of adapter and head alone.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): The directory; it is created.
+            state_dict (`dict`, *optional*): Weights to save instead of the model's own.
+            args, kwargs: As for any [`~transformers.PreTrainedModel`].
+        """
+        self.config.adapter = is_peft_model(self.backbone)
+        given = state_dict or {}
+        if self.config.adapter and kwargs.get("is_main_process", True):
+            inner = {k.removeprefix("backbone."): v for k, v in given.items() if k.startswith("backbone.")}
+            self.backbone.save_pretrained(Path(save_directory) / ADAPTER_FOLDER, state_dict=inner or None)
+        if self.saves_parts:
+            own = {f"{name}.{k}": v for name, head in self._heads() for k, v in head.state_dict().items()}
+            state_dict = own | {name: value for name, value in given.items() if name in own}
+        super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
+
+    def load_adapter_and_head(self, path: str) -> None:
+        """
+        Take the weights of adapter and head from a directory that [`BackboneModel.save_pretrained`] wrote.
+
+        Args:
+            path (`str`): The directory.
+        """
+        if is_peft_model(self.backbone):
+            from peft import set_peft_model_state_dict
+
+            weights = load_file(Path(path) / ADAPTER_FOLDER / "adapter_model.safetensors")
+            set_peft_model_state_dict(self.backbone, weights)
+        self._load_heads(Path(path) / "model.safetensors")
+
+    def _load_heads(self, file: Any) -> None:
+        weights = load_file(file)
+        for name, head in self._heads():
+            start = f"{name}."
+            head.load_state_dict({k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)})
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: Any,
+        *args: Any,
+        backbone: PreTrainedModel | None = None,
+        is_trainable: bool = False,
+        **kwargs: Any,
+    ) -> Self:
+        """
+        Load a saved model.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): Directory or Hub id.
+            backbone ([`~transformers.PreTrainedModel`], *optional*): For a saved adapter or head, the model to put it
+                on, whose weights are shared: a policy goes on computing what it did. By default the backbone is loaded
+                by the name it had.
+            is_trainable (`bool`, *optional*, defaults to `False`): Whether a saved adapter is to be trained further.
+            args, kwargs: As for any [`~transformers.PreTrainedModel`] (`quantization_config`, `device_map`, `dtype`,
+                `revision`, ...).
+
+        Raises:
+            `OSError`: There is no such model.
+            `ValueError`: What is saved there is another kind of model; or `backbone` was given for a whole one, has
+                other sizes, or cannot be found for an adapter.
+        """
+        hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "subfolder") if name in kwargs}
+        path = str(pretrained_model_name_or_path)
+        config = kwargs.pop("config", None) or saved_config(cls.what, path, **hub)
+        if not isinstance(config, cls.config_class):
+            raise ValueError(
+                f"{path!r} holds a model of type {config.model_type!r} and no {cls.what}. Make one from it with "
+                f"`{cls.__name__}.from_backbone`, and train it."
+            )
+        if config.adapter or config.head_only:
+            return cls._from_parts(path, config, backbone, is_trainable, hub, kwargs)
+        if backbone is not None:
+            raise ValueError(f"`backbone` was given for a {cls.what} that was saved with a backbone of its own.")
+        kwargs.setdefault("use_safetensors", True)
+        model = super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
+        use_exact_4bit_on_cpu(model)
+        return model
+
+    @classmethod
+    def _from_parts(
+        cls, path: str, config: BackboneConfig, backbone: Any, is_trainable: bool, hub: dict, kwargs: dict
+    ) -> Any:
+        if backbone is not None:
+            base: Any = base_of(backbone).base_model if config.head_only else headless(backbone)
+            configs = base.config.get_text_config(), config.get_text_config()
+            mine, its = ((c.hidden_size, c.vocab_size) for c in configs)
+            if mine != its:
+                text = "is for a model of width {} with {} tokens; `backbone` has {} and {}."
+                raise ValueError(f"{path!r} {text.format(*its, *mine)}")
+        elif config.backbone_name:
+            init = {name: value for name, value in kwargs.items() if name not in hub}
+            base = load_model(config.backbone_name, head="none", **init)
+        else:
+            part = "an adapter" if config.adapter else "a head"
+            what = f"`{cls.__name__}.from_pretrained(..., backbone=model)`"
+            raise ValueError(f"{path!r} holds {part} whose backbone had no name. Pass it: {what}.")
+        if config.adapter:
+            base = with_saved_adapter(base, path, ADAPTER_FOLDER, is_trainable=is_trainable, **hub)
+        model = cls(config, base)
+        model._load_heads(cached_file(path, "model.safetensors", **hub))
+        model = model.to_device_of(base).eval()
+        for _, head in model._heads():
+            head.requires_grad_(is_trainable)
+        if backbone is not None:
+            model._share()
+        return model

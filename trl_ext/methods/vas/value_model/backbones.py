@@ -1,0 +1,140 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The layers of a model below its head, for a head of another kind: with weights of their own, or with another's."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import BitsAndBytesConfig, PreTrainedModel
+
+from trl_ext.models.adapters import wrap_with_peft
+from trl_ext.models.load import base_of, is_peft_model, is_quantized, load_model, refuse_pickled, use_exact_4bit_on_cpu
+
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+
+
+def headless(model: Any) -> PreTrainedModel:
+    """
+    The part of a language model or classifier below its head; a model without a head is returned as it is.
+
+    Raises:
+        `ValueError`: An adapter is on it, whose names would no longer fit.
+    """
+    if is_peft_model(model):
+        if base_of(model).base_model is base_of(model):
+            return model
+        raise ValueError(
+            "The backbone of a value model has an adapter already. Merge it first (`model.merge_and_unload()`)."
+        )
+    return model.base_model
+
+
+def load_backbone(
+    backbone: str | PreTrainedModel,
+    *,
+    quantization_config: BitsAndBytesConfig | None = None,
+    peft_config: "PeftConfig | None" = None,
+    **init_kwargs: Any,
+) -> tuple[Any, str]:
+    """
+    A model without a head, and the name it goes by (`""` if it has none).
+
+    Args:
+        backbone (`str` or [`~transformers.PreTrainedModel`]): Hub id, directory or model; of a model object the
+            weights are used, not copied.
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): For a backbone given by name.
+        peft_config ([`~peft.PeftConfig`], *optional*): Adapter to add.
+        init_kwargs: Passed to `from_pretrained`.
+
+    Raises:
+        `ValueError`: A model object was given with `quantization_config`, or has an adapter on a head that it would
+            lose.
+    """
+    if isinstance(backbone, str):
+        name = backbone
+        model: Any = load_model(backbone, head="none", quantization_config=quantization_config, **init_kwargs)
+    elif quantization_config is not None:
+        raise ValueError("`quantization_config` was given for a backbone that is loaded already.")
+    else:
+        name = str(getattr(backbone.config, "_name_or_path", "") or "")
+        model = headless(backbone)
+    use_exact_4bit_on_cpu(model)
+    return (model if peft_config is None else add_adapter(model, peft_config)), name
+
+
+def add_adapter(model: PreTrainedModel, peft_config: "PeftConfig") -> torch.nn.Module:
+    """Add an adapter to a backbone; the task that `peft_config` names is that of the language model it is not."""
+    peft_config = copy.copy(peft_config)
+    peft_config.task_type = None
+    return wrap_with_peft(model, peft_config)
+
+
+def with_saved_adapter(
+    base: PreTrainedModel, path: str, folder: str, *, is_trainable: bool = False, **hub: Any
+) -> "PeftModel":
+    """
+    Put a saved adapter on a backbone.
+
+    Args:
+        base ([`~transformers.PreTrainedModel`]): The backbone.
+        path (`str`), folder (`str`): Directory or Hub id, and the folder in it.
+        is_trainable (`bool`, *optional*, defaults to `False`): Whether it is to be trained further.
+        hub: `revision`, `token`, `cache_dir`, `subfolder` (that the folder is in).
+    """
+    from peft import PeftModel
+
+    refuse_pickled(str(Path(path) / folder))
+    inside = "/".join(part for part in (hub.pop("subfolder", None), folder) if part)
+    if Path(path).is_dir():
+        model = PeftModel.from_pretrained(base, str(Path(path) / inside), is_trainable=is_trainable)
+    else:
+        model = PeftModel.from_pretrained(base, path, subfolder=inside, is_trainable=is_trainable, **hub)
+    if is_quantized(base):  # as in training, see `wrap_with_peft`
+        for name, parameter in model.named_parameters():
+            if "lora_" in name and parameter.is_floating_point():
+                parameter.data = parameter.data.to(torch.bfloat16)
+    return model
+
+
+class AdapterSwitch:
+    """
+    An adapter on the weights of a model that goes on computing what it did: it is on only while the backbone computes.
+
+    Args:
+        backbone ([`~peft.PeftModel`]): The adapter around the layers of the other model.
+    """
+
+    def __init__(self, backbone: torch.nn.Module) -> None:
+        self.backbone = backbone
+        self._holding = 0
+        self._turn(False)
+        backbone.register_forward_pre_hook(lambda *_: self._turn(True))
+        backbone.register_forward_hook(lambda *_: self._turn(self._holding > 0), always_call=True)
+
+    def _turn(self, on: bool) -> None:
+        # PEFT's own switch takes the adapter's parameters out of training as well, between forward and backward.
+        for module in self.backbone.modules():
+            if hasattr(module, "_disable_adapters"):
+                module._disable_adapters = not on
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """
+        Inside this context the adapter stays on, also between forwards.
+
+        Training needs that: gradient checkpointing computes layers again in the backward pass.
+        """
+        self._holding += 1
+        self._turn(True)
+        try:
+            yield
+        finally:
+            self._holding -= 1
+            self._turn(self._holding > 0)

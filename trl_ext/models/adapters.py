@@ -1,0 +1,73 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The model that a trainer trains: whole, or an adapter on it, on a quantised base as well."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedModel
+
+from .load import is_peft_model, is_quantized
+
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+
+def wrap_with_peft(model: PreTrainedModel, peft_config: "PeftConfig | None", **kwargs: Any) -> torch.nn.Module:
+    """
+    Add the adapter of `peft_config` to `model`; without one, check that `model` can be trained as it is.
+
+    Trainable parameters on a quantised base are cast to bfloat16, as TRL does for QLoRA.
+
+    Raises:
+        `TypeError`: `peft_config` is not a [`~peft.PeftConfig`].
+        `ValueError`: `model` already has an adapter, the adapter is on the output head or adds tokens to the input, or
+            a quantised model would be trained without one.
+    """
+    if peft_config is not None:
+        from peft import PeftConfig, get_peft_model
+
+        if not isinstance(peft_config, PeftConfig):
+            raise TypeError(f"`peft_config` must be a `peft.PeftConfig`, got `{type(peft_config).__name__}`.")
+        if is_peft_model(model):
+            raise ValueError(
+                "`peft_config` was given for a model that already has an adapter. Merge it first "
+                "(`model.merge_and_unload()`), or leave `peft_config` out to train the adapter that is there."
+            )
+        model = get_peft_model(model, peft_config, **kwargs)
+    elif is_quantized(model) and not is_peft_model(model):
+        raise ValueError(
+            "A quantised model cannot be trained without an adapter: pass `peft_config` "
+            "(`--use_peft` on the command line)."
+        )
+    if is_peft_model(model) and hasattr(model.get_output_embeddings(), "base_layer"):
+        raise ValueError(
+            "The adapter targets the output head, whose weight is read directly when log-probabilities are computed: "
+            "it would never be trained. Remove the head from `target_modules`."
+        )
+    if is_peft_model(model) and _adds_tokens(model):
+        raise ValueError(
+            "The adapter puts virtual tokens in front of every row, so that positions and labels no longer match. Use "
+            "LoRA, another adapter of weights, or prefix tuning."
+        )
+    cast_adapter(model)
+    return model
+
+
+def cast_adapter(model: torch.nn.Module) -> None:
+    """
+    Cast what is trained on a quantised base to bfloat16.
+
+    To be called whenever weights were loaded into the adapter, too: PEFT makes them float32 then.
+    """
+    if is_quantized(model):
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def _adds_tokens(model: Any) -> bool:
+    config = model.active_peft_config
+    return config.is_prompt_learning and config.peft_type != "PREFIX_TUNING"

@@ -1,0 +1,303 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Load, quantise, freeze: the one place that knows 4-bit (what is trained on it: trainable.py)."""
+
+import contextlib
+import inspect
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+)
+
+from trl_ext.upstream import create_model_from_path
+
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from trl import ModelConfig
+
+
+logger = logging.getLogger(__name__)
+
+
+def default_device() -> torch.device:
+    """
+    The accelerator that this machine has, or the CPU.
+
+    Without `check_available` torch names what it was compiled for: a CUDA build on a machine without a GPU.
+    """
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def is_peft_model(model: torch.nn.Module) -> bool:
+    """Whether `model` is a [`~peft.PeftModel`], without importing peft when nothing else has."""
+    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+
+
+def base_of(model: torch.nn.Module) -> PreTrainedModel:
+    """The transformers model inside a [`~peft.PeftModel`], or `model` itself."""
+    return model.get_base_model() if is_peft_model(model) else model  # type: ignore[operator,return-value]
+
+
+def cache_name(model: torch.nn.Module) -> str:
+    """
+    What a model's forward calls its cache of keys and values: `"cache"` since transformers 5.24, `"past_key_values"`
+    before, and in code from elsewhere.
+
+    Args:
+        model (`torch.nn.Module`): The model, or a [`~peft.PeftModel`] around it.
+    """
+    parameters = inspect.signature(type(base_of(model)).forward).parameters
+    return "cache" if "cache" in parameters else "past_key_values"
+
+
+def cache_of(output: Any) -> Any:
+    """The cache that a model's output holds, under either name; `None` if there is none."""
+    return getattr(output, "cache", None) if hasattr(output, "cache") else getattr(output, "past_key_values", None)
+
+
+def is_quantized(model: torch.nn.Module) -> bool:
+    """Whether `model` was loaded in 8 or 4 bits."""
+    return bool(getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False))
+
+
+def has_quantized_weights(model: torch.nn.Module) -> bool:
+    """Whether `model` has such weights; it may be the layers below a head, which do not know how they were loaded."""
+    return is_quantized(model) or any(not parameter.is_floating_point() for parameter in model.parameters())
+
+
+def quantization_config_from(model_args: "ModelConfig") -> BitsAndBytesConfig | None:
+    """
+    The bitsandbytes config that the command line asks for, or `None`.
+
+    The compute dtype is bfloat16 whatever `--dtype` says: TRL takes it from `--dtype`, whose default is float32, so
+    that 4-bit runs of its command line compute in float32.
+
+    Raises:
+        `ImportError`: bitsandbytes is missing.
+        `ValueError`: both 4-bit and 8-bit were asked for.
+    """
+    if not (model_args.load_in_4bit or model_args.load_in_8bit):
+        return None
+    if model_args.load_in_4bit and model_args.load_in_8bit:
+        raise ValueError("`load_in_4bit` and `load_in_8bit` exclude each other; set one of them.")
+    require_bitsandbytes()
+    if model_args.load_in_8bit:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=model_args.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=True,  # QLoRA's setting (arXiv 2305.14314, section 3)
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_quant_storage=model_args.bnb_4bit_quant_storage,
+    )
+
+
+def require_bitsandbytes() -> None:
+    """Raise an `ImportError` that names the extra to install if bitsandbytes is missing."""
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "4-bit and 8-bit models need bitsandbytes, which is not installed: pip install 'trl-ext[quantization]'."
+        ) from error
+
+
+def refuse_pickled(folder: str) -> None:
+    """Raise an `OSError` if a directory holds weights in files that are unpickled, and none in safetensors."""
+    names = {path.name for path in Path(folder).glob("*") if path.name.startswith(("pytorch_model", "adapter_model"))}
+    pickled = sorted(name for name in names if name.endswith(".bin"))
+    if pickled and not any(Path(folder).glob("*.safetensors")):
+        raise OSError(
+            f"{folder!r} has its weights in {pickled[0]}, which is unpickled; only safetensors are loaded. Convert "
+            "them (load with transformers, `save_pretrained`), or pass `use_safetensors=False` in `model_init_kwargs`."
+        )
+
+
+def refuse_empty(folder: str) -> None:
+    """Raise an `OSError` if a directory holds no model."""
+    names = ("config.json", "adapter_config.json")
+    if Path(folder).is_dir() and not any((Path(folder) / name).is_file() for name in names):
+        raise OSError(f"There is no model in {folder!r}: it holds neither {' nor '.join(names)}.")
+
+
+def refuse_other_kinds(name: str, config: dict[str, Any], head: str) -> None:
+    """
+    Raise a `ValueError` if a model is of another kind than is asked for.
+
+    Args:
+        name (`str`): What the user named.
+        config (`dict`): Its `model_type` and `architectures`, as they were saved.
+        head (`str`): As for [`load_model`].
+    """
+    kind, classes = str(config.get("model_type")), config.get("architectures") or []
+    if kind.startswith("trl_ext_"):
+        raise ValueError(
+            f"{name!r} holds a model of type {kind!r}, which was trained beside a language model and is none: name "
+            "the language model here, and this one by its own setting (`trl-ext generate --help`)."
+        )
+    if head == "causal_lm" and classes and all(one.endswith("ForSequenceClassification") for one in classes):
+        raise ValueError(
+            f"{name!r} holds a sequence classifier ({classes[0]}), which scores texts and writes none: name a "
+            "language model here, and this one as a reward (`reward_funcs`)."
+        )
+    writes = classes and all(one.endswith(("CausalLM", "LMHeadModel")) for one in classes)
+    if head == "sequence_classification" and writes:
+        raise ValueError(
+            f"{name!r} holds a language model ({classes[0]}), which has no score: a new one would give random "
+            "numbers. Name a sequence classifier with one label as the reward."
+        )
+
+
+def unloadable(what: str, name: str, error: Exception) -> OSError:
+    """What to raise where a model or tokenizer that a user named cannot be loaded: names it, and its kind."""
+    where = "" if Path(name).expanduser().is_dir() else ", which is no directory here"
+    return OSError(f"Cannot load the {what} {name!r}{where}: {error}")
+
+
+def saved_config(what: str, name: str, **hub: Any) -> Any:
+    """The config of a model that a user named. Raises what [`unloadable`] makes."""
+    try:
+        refuse_empty(existing(name))
+        return AutoConfig.from_pretrained(existing(name), trust_remote_code=hub.pop("trust_remote_code", False), **hub)
+    except OSError as error:
+        raise unloadable(what, name, error) from error
+
+
+def adapter_base(path: str) -> str | None:
+    """The base model of the LoRA adapter saved in directory `path`, or `None` if it holds no adapter."""
+    file = Path(path) / "adapter_config.json"
+    return json.loads(file.read_text())["base_model_name_or_path"] if file.is_file() else None
+
+
+def load_model(
+    name_or_path: str,
+    *,
+    quantization_config: BitsAndBytesConfig | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    head: str = "causal_lm",
+    num_labels: int = 1,
+    is_trainable: bool = False,
+    **init_kwargs: Any,
+) -> "PreTrainedModel | PeftModel":
+    """
+    Load a model, or a LoRA adapter with its base model.
+
+    Args:
+        name_or_path (`str`): Hub id or directory. The directory of a LoRA adapter gives a [`~peft.PeftModel`].
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): 4-bit or 8-bit loading.
+        revision (`str`, *optional*): Branch, tag or commit on the Hub.
+        trust_remote_code (`bool`, *optional*, defaults to `False`): Whether to run code from the Hub.
+        head (`str`, *optional*, defaults to `"causal_lm"`): `"causal_lm"`, `"sequence_classification"`, or `"none"`
+            for the layers below the head.
+        num_labels (`int`, *optional*, defaults to `1`): Labels of a sequence classification head.
+        is_trainable (`bool`, *optional*, defaults to `False`): Whether a loaded adapter is trained further.
+        init_kwargs: Passed to `from_pretrained`; `dtype` defaults to float32, `device_map` to `"auto"` on an
+            accelerator and to none on the CPU, `use_safetensors` to `True`.
+
+    Raises:
+        `OSError`: There is no such model, or its weights are pickled.
+        `ValueError`: The directory or the repository on the Hub holds another kind of model than is asked for.
+        `ImportError`: `quantization_config` is given and bitsandbytes is missing.
+    """
+    name_or_path = existing(name_or_path)
+    base = adapter_base(name_or_path)
+    source = name_or_path if base is None else existing(base)
+    refuse_empty(source)
+    if quantization_config is not None:
+        require_bitsandbytes()
+        init_kwargs["quantization_config"] = quantization_config
+        # Modules that stay unquantised (norms, embeddings, head) follow the compute dtype unless asked otherwise.
+        init_kwargs.setdefault("dtype", getattr(quantization_config, "bnb_4bit_compute_dtype", None) or torch.bfloat16)
+    init_kwargs.update(trust_remote_code=trust_remote_code)
+    if init_kwargs.setdefault("use_safetensors", True):
+        for folder in {source, name_or_path}:
+            refuse_pickled(folder)
+    saved = Path(source) / "config.json"
+    scored = base is not None and head == "sequence_classification"  # the adapter of a reward brings its score
+    if saved.is_file() and not scored:
+        refuse_other_kinds(source, json.loads(saved.read_text(encoding="utf-8")), head)
+    if revision is not None and base is None:
+        init_kwargs["revision"] = revision
+    if head == "sequence_classification":
+        init_kwargs["num_labels"] = num_labels
+        model = create_model_from_path(source, AutoModelForSequenceClassification, **init_kwargs)
+    elif head == "causal_lm":
+        model = create_model_from_path(source, **init_kwargs)
+    elif head == "none":
+        if base is not None:
+            raise ValueError(f"{name_or_path!r} is an adapter for a model with a head. Merge it into the model first.")
+        model = create_model_from_path(source, AutoModel, **init_kwargs)
+    else:
+        raise ValueError(f"`head` must be 'none', 'causal_lm' or 'sequence_classification', got {head!r}.")
+    if not (saved.is_file() or scored):  # from the Hub
+        refuse_other_kinds(source, {"architectures": model.config.architectures}, head)
+    use_exact_4bit_on_cpu(model)
+    if base is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, name_or_path, is_trainable=is_trainable)
+    return model
+
+
+def existing(name_or_path: str) -> str:
+    """
+    The path of a model's directory, or its id on the Hub.
+
+    Raises:
+        `OSError`: What is written like a path is no directory: the Hub would be asked, with a misleading error.
+    """
+    path = Path(name_or_path).expanduser()
+    looks_like_path = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
+    if looks_like_path and not path.is_dir():
+        raise OSError(f"There is no model at {name_or_path!r}: the directory does not exist.")
+    return str(path) if path.is_dir() else name_or_path
+
+
+def use_exact_4bit_on_cpu(model: torch.nn.Module) -> None:
+    """
+    Keep 4-bit layers differentiable on the CPU.
+
+    On CPUs with AVX512-BF16, bitsandbytes repacks every 4-bit layer in the first forward in evaluation mode, for a
+    kernel without autograd: gradients of later training steps are then wrong, silently. Must run before any forward.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def freeze(model: PreTrainedModel) -> PreTrainedModel:
+    """Switch gradients off and evaluation mode on. A 4-bit base keeps trainable norms and embeddings otherwise."""
+    return model.requires_grad_(False).eval()
+
+
+@contextlib.contextmanager
+def adapter_disabled(model: torch.nn.Module) -> Iterator[None]:
+    """Inside this context a [`~peft.PeftModel`] computes what its base model computes."""
+    with model.disable_adapter():  # type: ignore[operator]
+        yield
+
+
+def context_of(model: Any) -> int:
+    """Positions that a language model has (`0`: not known)."""
+    config = base_of(model).config.get_text_config()
+    positions = int(getattr(config, "max_position_embeddings", 0) or 0)
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    # YaRN and its like reach further, and some configs still say what there was before. Some have one a kind of layer.
+    for scaling in (rope, *rope.values()) if positions else ():
+        if isinstance(scaling, dict) and scaling.get("factor"):
+            before = scaling.get("original_max_position_embeddings") or config.max_position_embeddings
+            positions = max(positions, int(scaling["factor"] * before))
+    return positions

@@ -1,0 +1,202 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Values as the type of a field wants them.
+
+From a YAML file, where much is text: what argparse checks for flags, and TRL for neither. From Python, where
+dataclasses take whatever they are given.
+"""
+
+import contextlib
+import difflib
+import functools
+import math
+import os
+import types
+from collections.abc import Callable, Iterable
+from enum import Enum
+from numbers import Integral, Real
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+
+_TRUE = ("yes", "true", "t", "y", "1")
+_FALSE = ("no", "false", "f", "n", "0")
+
+
+def convert(value: Any, annotation: Any, choices: Iterable[Any] | None = None, *, written: bool = True) -> Any:
+    """
+    A value as the type of a field wants it.
+
+    Args:
+        value (`Any`):
+            What the YAML file says, or what was passed in Python.
+        annotation (`Any`):
+            Type of the field.
+        choices (`Iterable[Any]`, *optional*):
+            The only values that the field may have.
+        written (`bool`, *optional*, defaults to `True`):
+            Whether it was written in a file, where numbers may be text (YAML 1.1 reads 2e-5 as that). From Python,
+            text is text.
+
+    Raises:
+        `ValueError`: it cannot be had; the message continues "`key` ...".
+    """
+    if choices is not None and value is not None:
+        several = isinstance(value, list)
+        return [_choose(item, list(choices)) for item in value] if several else _choose(value, list(choices))
+    if annotation is Any:
+        return value
+    origin, arguments = _origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return _convert_union(value, arguments, written)
+    if origin is Literal:
+        return _choose(value, list(arguments))
+    if origin is list:
+        items = value if isinstance(value, list | tuple) else [value]
+        return [convert(item, arguments[0] if arguments else Any, written=written) for item in items]
+    converter = _SCALARS.get(origin)
+    if converter is not None:
+        return converter(value, written)
+    if isinstance(origin, type) and issubclass(origin, Enum):
+        return value if isinstance(value, origin) else _choose(value, [member.value for member in origin])
+    if origin is types.NoneType and value is not None:
+        raise ValueError(f"must be empty, got {value!r}")
+    if origin is dict and not isinstance(value, dict):
+        raise ValueError(f"must be a mapping, got {value!r}")
+    return value
+
+
+def check_value(name: str, value: Any, annotation: Any) -> Any:
+    """
+    What was passed in Python for a setting, as its type wants it.
+
+    Raises:
+        `ValueError`: It is of another type; names the setting.
+    """
+    try:
+        return convert(value, annotation, written=False)
+    except ValueError as error:
+        raise ValueError(f"`{name}` {error}.") from None
+
+
+def check_fields(instance: Any, names: Iterable[str]) -> None:
+    """
+    Check fields of a dataclass against their annotations, and store them as those want them (`2` as `2.0`).
+
+    Args:
+        instance (`Any`): The dataclass; may be frozen.
+        names (`Iterable[str]`): The fields.
+
+    Raises:
+        `ValueError`: A field has a value of another type; names it.
+    """
+    cls: Any = type(instance)
+    annotations = _annotations(cls)
+    for name in names:
+        value = getattr(instance, name)
+        if value is cls.__dataclass_fields__[name].default:  # `x: int = None` is common
+            continue
+        found = check_value(name, value, annotations.get(name, Any))
+        if found is not value:
+            object.__setattr__(instance, name, found)
+
+
+def number_fields(cls: type) -> list[str]:
+    """The fields of a dataclass that hold a number or a truth value, or nothing."""
+    plain = {int, float, bool, types.NoneType}
+    return [name for name, kind in _annotations(cls).items() if {*(get_args(kind) or (kind,))} <= plain]
+
+
+@functools.cache
+def _annotations(cls: type) -> dict[str, Any]:
+    try:
+        return get_type_hints(cls)
+    except NameError:  # of a plug-in: names that only type checkers import
+        return {}
+
+
+def check_at_least(name: str, value: Any, least: float) -> None:
+    """Raise a `ValueError` that names the setting if it is no finite number of at least `least`."""
+    if not isinstance(value, int | float) or not value >= least:  # NaN is not below anything
+        raise ValueError(f"`{name}` must be at least {least}, got {value!r}.")
+    if value == math.inf:
+        raise ValueError(f"`{name}` must be finite, got {value!r}.")
+
+
+def _convert_union(value: Any, alternatives: tuple[Any, ...], written: bool) -> Any:
+    if value is None and types.NoneType in alternatives:
+        return None
+    # the alternative that the value already is comes before those it could be turned into: "1" stays a string
+    kinds = sorted(alternatives, key=lambda kind: _distance(value, _origin(kind)))
+    problems = []
+    for kind in kinds:
+        if kind is not types.NoneType:
+            try:
+                return convert(value, kind, written=written)
+            except ValueError as error:
+                problems.append(str(error))
+    raise ValueError(problems[0] if problems else f"cannot be {value!r}")
+
+
+def _distance(value: Any, kind: Any) -> int:
+    """0 if the value is of this very type, 1 if of one derived from it, 2 if of neither."""
+    return 0 if type(value) is kind else 1 if isinstance(kind, type) and isinstance(value, kind) else 2
+
+
+def _origin(annotation: Any) -> Any:
+    return annotation if get_origin(annotation) is None else get_origin(annotation)
+
+
+def _choose(value: Any, choices: list[Any]) -> Any:
+    words = {str(getattr(choice, "value", choice)): choice for choice in choices}
+    if isinstance(value, bool):  # YAML 1.1 reads a bare `no` as false
+        for word in _FALSE if value is False else _TRUE:
+            if word in words:
+                return words[word]
+    if str(value) in words:
+        return words[str(value)]
+    near = difflib.get_close_matches(str(value), words, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ValueError(f"must be one of {', '.join(words)}, got {value!r}{hint}")
+
+
+def _to_bool(value: Any, written: bool) -> bool:
+    if isinstance(value, bool):
+        return value
+    if (written or not isinstance(value, str)) and str(value).lower() in _TRUE + _FALSE:
+        return str(value).lower() in _TRUE
+    raise ValueError(f"must be true or false, got {value!r}")
+
+
+def _to_number(value: Any, written: bool) -> float:
+    number = math.nan
+    if not isinstance(value, bool) and isinstance(value, (Real, str) if written else Real):
+        with contextlib.suppress(ValueError):
+            number = float(value)
+    if math.isnan(number):  # NaN is above and below nothing, and would pass the checks of a range
+        raise ValueError(f"must be a number, got {value!r}")
+    return number
+
+
+def _to_int(value: Any, written: bool) -> int:
+    if not isinstance(value, bool) and isinstance(value, Integral):
+        return int(value)
+    try:
+        number = _to_number(value, written)
+        if number == int(number):
+            return int(number)
+    except (ValueError, OverflowError):
+        pass
+    raise ValueError(f"must be a whole number, got {value!r}")
+
+
+def _to_str(value: Any, written: bool) -> str:
+    if isinstance(value, str | os.PathLike):
+        return os.fspath(value)
+    if not written or value is None or isinstance(value, (list, dict)):
+        raise ValueError(f"must be a text, got {value!r}")
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+_SCALARS: dict[Any, Callable[[Any, bool], Any]] = {bool: _to_bool, int: _to_int, float: _to_number, str: _to_str}
