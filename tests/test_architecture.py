@@ -4,14 +4,17 @@
 """The rules of CONTRIBUTING that a machine can watch."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from trl_ext import upstream
 from trl_ext.method import discover
 
 
@@ -156,11 +159,86 @@ def test_private_upstream_names_only_in_upstream(path):
             assert is_within(name, "trl.rewards"), f"{name}: import it in upstream.py"
 
 
+ACCESSORS = ("getattr", "hasattr", "setattr", "delattr")
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def own_names() -> set[str]:
+    """Every name that the package defines: functions, classes, arguments, variables and attributes."""
+    names = set()
+    for path in FILES:
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                names.add(node.name)
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self":
+                names |= {node.attr} if isinstance(node.ctx, ast.Store) else set()
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                names.add(node.id)
+    return names
+
+
+def private_attributes(module: ast.Module) -> Iterator[tuple[str, str]]:
+    """Private attributes that a file reads or sets, also by `getattr` and its like: the name and the expression."""
+    for node in ast.walk(module):
+        if isinstance(node, ast.Attribute) and is_private(node.attr):
+            yield node.attr, ast.unparse(node)
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ACCESSORS:
+            name = getattr(node.args[1], "value", "") if len(node.args) > 1 else ""
+            if isinstance(name, str) and is_private(name):
+                yield name, ast.unparse(node)
+
+
+def test_private_attributes_of_libraries_only_in_upstream():
+    """A private attribute is one that the package defines, or a hook of `upstream.HOOKS` on a subclass of ours."""
+    own, hooks = own_names(), {name for names in upstream.HOOKS.values() for name in names}
+    wrong = []
+    for path in FILES:
+        if path != PACKAGE / "upstream.py":
+            for name, expression in private_attributes(tree(path)):
+                owner = expression.partition(".")[0]
+                on_ours = owner in ("self", "super()", "cls") or owner.endswith("Config")
+                if name not in own and not name.startswith("_trl_ext_") and not (name in hooks and on_ours):
+                    wrong.append(f"{relative(path)}: {expression}")
+    assert not wrong
+
+
+def test_private_attributes_are_found():
+    found = private_attributes(ast.parse("model._inside.x = getattr(self, '_other') + own.__dict__['_third']"))
+    assert [name for name, _ in found] == ["_inside", "_other"]
+
+
+def test_overridden_private_names_are_hooks():
+    """Private names of a library's class that a class of ours defines too; and no hook that nothing uses."""
+    ours = {cls for path in FILES if path.name != "__main__.py" for cls in classes(path)}
+    overridden = {
+        name
+        for cls in ours
+        for name in vars(cls)
+        if is_private(name)
+        for base in cls.__mro__[1:]
+        if base.__module__.partition(".")[0] not in ("trl_ext", "typing", "abc") and name in vars(base)
+    }
+    overridden -= {"_backward_cls", "_abc_impl"}  # set by torch and Python on each subclass
+    hooks = {name for names in upstream.HOOKS.values() for name in names}
+    called = {name for path in FILES for name, expression in private_attributes(tree(path)) if "self." in expression}
+    assert overridden <= hooks
+    assert hooks <= overridden | called
+
+
+def classes(path: Path) -> list[type]:
+    """The classes that a file of the package defines."""
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    values = vars(importlib.import_module(name)).values()
+    return [value for value in values if isinstance(value, type) and value.__module__ == name]
+
+
 def test_upstream_imports_only_upstream():
     names = imports(PACKAGE / "upstream.py")
     assert names
-    assert {name.partition(".")[0] for name in names} <= {"trl", "transformers"}
-    assert not [name for name in names if is_within(name, "trl.experimental")]
+    assert not [name for name in names if is_within(name, "trl.experimental") or is_within(name, "trl_ext")]
 
 
 def test_every_python_file_has_the_licence_header():

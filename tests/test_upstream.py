@@ -7,6 +7,7 @@ One contract per symbol of `trl_ext/upstream.py`: it is there, takes what we pas
 When a new release of TRL or transformers turns one of these red, the line in `upstream.py` is what has to change.
 """
 
+import argparse
 import dataclasses
 import inspect
 import subprocess
@@ -18,7 +19,15 @@ import torch
 from accelerate import Accelerator
 from conftest import make_model, make_tokenizer
 from datasets import Dataset
-from transformers import AutoModelForSequenceClassification, LlamaForCausalLM, TrainingArguments
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Trainer,
+    TrainingArguments,
+)
 
 from trl_ext import upstream
 
@@ -214,6 +223,144 @@ def test_unwrap_model_for_generation():
         assert isinstance(unwrapped, LlamaForCausalLM)
         assert not unwrapped.is_gradient_checkpointing
     assert model.is_gradient_checkpointing
+
+
+@contract
+def test_HOOKS():
+    """Each private name is one of the library's class, so that what we define is called, and with what we take."""
+    owners = {
+        "argparse.HelpFormatter": argparse.HelpFormatter,
+        "transformers.PreTrainedModel": PreTrainedModel,
+        "transformers.Trainer": Trainer,
+        "transformers.TrainingArguments": TrainingArguments,
+        "trl.BaseTrainer": upstream.BaseTrainer,
+    }
+    assert set(upstream.HOOKS) == set(owners)
+    missing = [(owner, name) for owner in owners for name in upstream.HOOKS[owner] if not hasattr(owners[owner], name)]
+    assert not missing
+    takes(argparse.HelpFormatter._format_action_invocation, None, None)
+    takes(argparse.HelpFormatter._get_help_string, None, None)
+    takes(PreTrainedModel._init_weights, None, None)
+    takes(Trainer._get_train_sampler, None, None)
+    takes(Trainer._load_from_checkpoint, None, "folder", None)
+    takes(Trainer._load_best_model, None)
+
+
+@contract
+def test_parser_actions():
+    from accelerate.commands.launch import launch_command_parser
+
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--first", type=int, choices=(1, 2))
+    [action] = upstream.parser_actions(parser)
+    assert (action.dest, action.type, action.choices, action.default) == ("first", int, (1, 2), None)
+    assert "num_processes" in {action.dest for action in upstream.parser_actions(launch_command_parser())}
+
+
+@contract
+def test_attention_implementation():
+    model = make_model(64)
+    for name in ("eager", "sdpa"):
+        model.set_attn_implementation(name)
+        assert upstream.attention_implementation(model.config) == name
+
+
+@contract
+def test_attention_switched():
+    """A registered attention is called inside the context and only there, even after an error."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    calls = []
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        return upstream.sdpa_attention_forward(*args, **kwargs)
+
+    AttentionInterface.register("counted", counted)
+    AttentionMaskInterface.register("counted", upstream.sdpa_mask)
+    model = make_model(64)
+    with pytest.raises(KeyError), upstream.attention_switched(model.config, "counted"):
+        model(input_ids=IDS)
+        raise KeyError
+    assert len(calls) == model.config.num_hidden_layers
+    model(input_ids=IDS)
+    assert len(calls) == model.config.num_hidden_layers
+
+
+@contract
+def test_supports_attention_backend():
+    assert upstream.supports_attention_backend(make_model(64))
+
+
+@contract
+def test_mark_initialized():
+    """`post_init` leaves the weights of a marked module as they are, and initializes those of another."""
+
+    class Around(PreTrainedModel):
+        config_class = LlamaConfig
+
+        def __init__(self, config, marked):
+            super().__init__(config)
+            self.inner = torch.nn.Linear(2, 2)
+            torch.nn.init.constant_(self.inner.weight, 7.0)
+            if marked:
+                upstream.mark_initialized(self.inner)
+            self.post_init()
+
+        def _init_weights(self, module):
+            if isinstance(module, torch.nn.Linear):
+                torch.nn.init.zeros_(module.weight)
+
+    assert (Around(LlamaConfig(), True).inner.weight == 7.0).all()
+    assert (Around(LlamaConfig(), False).inner.weight == 0.0).all()
+
+
+@contract
+def test_switch_adapters():
+    """The adapter is left out of the forward pass and stays trainable."""
+    model = make_model(64)
+    expected = model(input_ids=IDS).logits
+    peft = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    trainable = [p.requires_grad for p in peft.parameters()]
+    upstream.switch_adapters(peft, False)
+    torch.testing.assert_close(peft(input_ids=IDS).logits, expected)
+    assert [p.requires_grad for p in peft.parameters()] == trainable
+    upstream.switch_adapters(peft, True)
+    assert not torch.allclose(peft(input_ids=IDS).logits, expected)
+
+
+@contract
+def test_initialize_fsdp2():
+    assert_fsdp2_has("_lazy_init")
+
+
+@contract
+def test_fsdp2_parameter_groups():
+    """`tests/models/test_sharding.py` runs both on two processes; here, what they read is still there."""
+    assert_fsdp2_has("_fsdp_param_groups", "post_forward_mesh_info")
+
+
+def assert_fsdp2_has(*names):
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.fsdp._fully_shard import _fsdp_param_group, _fsdp_state
+
+    assert hasattr(FSDPModule, "_get_fsdp_state")
+    source = inspect.getsource(_fsdp_state) + inspect.getsource(_fsdp_param_group)
+    assert [name for name in names if name not in source] == []
+
+
+@contract
+def test_flash_attention_forward():
+    schema = str(torch.ops.aten._flash_attention_forward.default._schema)
+    for part in ("cum_seq_q", "max_q", "dropout_p", "is_causal", "return_debug_mask", "scale"):
+        assert part in schema
+
+
+@contract
+def test_flash_attention_backward():
+    schema = str(torch.ops.aten._flash_attention_backward.default._schema)
+    for part in ("logsumexp", "cum_seq_q", "max_q", "dropout_p", "is_causal", "rng_state", "scale"):
+        assert part in schema
 
 
 # --------------------------------------------------------------------------------------------------------- lint rule

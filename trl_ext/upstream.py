@@ -2,11 +2,23 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Every symbol of TRL and transformers that we use and that is not documented API: the one file a release can break.
+What we use of TRL, transformers, torch, PEFT and argparse that is not documented API: the one file that a release of
+theirs can break.
 
-A line here says why we need the symbol. `tests/test_upstream.py` holds one contract a symbol (it exists and takes the
-parameters we pass); a lint rule forbids such imports anywhere else.
+Each entry says why we need it: imported symbols, functions around private attributes, and in `HOOKS` the private names
+that our subclasses override or call. `tests/test_upstream.py` has one contract for each (it exists, takes the
+parameters we pass, does what we count on). A lint rule forbids such imports elsewhere, and
+`tests/test_architecture.py` such attributes.
 """
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
 
 # What our attention does for rows that share nothing, and the mask that goes with it.
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -58,20 +70,132 @@ def vllm_generation(*, sends_weights: bool = True) -> type:
     return Answers
 
 
+# Private names of a library's class that our subclasses define or call, and why.
+HOOKS: dict[str, tuple[str, ...]] = {
+    "argparse.HelpFormatter": (
+        "_format_action_invocation",  # `--name TYPE` once for a flag and its aliases
+        "_get_help_string",  # the default of a setting, left out where there is none
+    ),
+    "transformers.PreTrainedModel": (
+        "_init_weights",  # value heads and proxies start from their own distribution
+        "_no_split_modules",  # layers that a device map keeps on one device
+        "_keep_in_fp32_modules",  # heads that a half-precision load leaves in float32
+        "_keep_in_fp32_modules_strict",
+        "_supports_attention_backend",  # a wrapper supports what its backbone supports
+        "_supports_flash_attn",
+        "_supports_flex_attn",
+        "_supports_sdpa",
+    ),
+    "transformers.Trainer": (
+        "_get_output_dir",  # where the checkpoint that is about to be written will be
+        "_get_train_sampler",  # the order of rows that a rollout schedule needs
+        "_load_best_model",  # parts of a model (a head, an adapter) are not a whole state dict
+        "_load_from_checkpoint",
+        "_save_checkpoint",  # rollouts and counts belong to a checkpoint
+        "_set_signature_columns_if_needed",  # columns of tokenized rows that the collator takes
+    ),
+    "transformers.TrainingArguments": (
+        "_VALID_DICT_FIELDS",  # settings that the command line takes as JSON
+    ),
+    "trl.BaseTrainer": (
+        "_name",  # the model card's name of the method, its tags and its paper
+        "_paper",
+        "_send_telemetry",  # usage statistics are left to users
+        "_tag_names",
+    ),
+}
+
+# Variable-length flash attention as torch itself calls it: the public function returns no log-sum-exp, by which two
+# calls are merged, and its backward pass takes no merged one.
+flash_attention_forward = torch.ops.aten._flash_attention_forward
+flash_attention_backward = torch.ops.aten._flash_attention_backward
+
+
+def parser_actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """The arguments of a parser in their order, of ours and of `accelerate launch`: argparse has no public list."""
+    return parser._actions
+
+
+def attention_implementation(config: PretrainedConfig) -> str:
+    """Name of the attention that a model with this config computes ("sdpa", "eager", ...): only a setter is public."""
+    return config._attn_implementation
+
+
+@contextmanager
+def attention_switched(config: PretrainedConfig, name: str) -> Iterator[None]:
+    """
+    Uses another registered attention inside this context, for layers that read `config` in their forward pass.
+
+    `set_attn_implementation` also checks and rebuilds; it is too slow for every token.
+    """
+    kept = config._attn_implementation
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = kept
+
+
+def supports_attention_backend(model: PreTrainedModel) -> bool:
+    """Whether the layers of `model` call an attention that was registered under a name of ours."""
+    return bool(model._supports_attention_backend)
+
+
+def mark_initialized(module: nn.Module) -> None:
+    """Keeps the weights of `module` when a model around it is initialized."""
+    module._is_hf_initialized = True  # type: ignore[assignment]
+
+
+def switch_adapters(module: nn.Module, on: bool) -> None:
+    """
+    Switches PEFT's layers inside `module` on or off.
+
+    PEFT's own switch also sets `requires_grad` of the adapter, which would take it out of training.
+    """
+    for layer in module.modules():
+        if hasattr(layer, "_disable_adapters"):
+            layer._disable_adapters = not on
+
+
+def initialize_fsdp2(model: nn.Module) -> None:
+    """Makes `model` the root of its FSDP2 modules, as its first forward pass would."""
+    model._get_fsdp_state()._lazy_init()  # type: ignore[operator]
+
+
+def fsdp2_parameter_groups(module: nn.Module) -> list[Any]:
+    """
+    The groups of parameters that an FSDP2 module gathers together.
+
+    `set_reshard_after_forward` sets what a group does after a forward pass; nothing public returns what it did before.
+    """
+    return list(module._get_fsdp_state()._fsdp_param_groups)  # type: ignore[operator]
+
+
 __all__ = [
+    "HOOKS",
     "BaseConfig",
     "BaseTrainer",
     "add_fused_lm_head",
+    "attention_implementation",
+    "attention_switched",
     "create_model_from_path",
     "disable_dropout_in_model",
     "disable_gradient_checkpointing",
+    "flash_attention_backward",
+    "flash_attention_forward",
+    "fsdp2_parameter_groups",
     "get_act_offloading_ctx_manager",
     "get_config_model_id",
     "global_then_local_main_first",
+    "initialize_fsdp2",
+    "mark_initialized",
+    "parser_actions",
     "prepare_deepspeed",
     "print_prompt_completions_sample",
     "sdpa_attention_forward",
     "sdpa_mask",
+    "supports_attention_backend",
+    "switch_adapters",
     "unwrap_model_for_generation",
     "vllm_generation",
 ]

@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from trl_ext.training.checkpoints import last_checkpoint
+from trl_ext.upstream import parser_actions
 from trl_ext.validation import convert
 
 from .parser import Extra, Parser
@@ -158,7 +159,7 @@ def with_resume_hint(run: Callable[[], int], prog: str, output_dir: str | None, 
 def _accelerate_actions() -> dict[str, Any]:
     from accelerate.commands.launch import launch_command_parser
 
-    return {action.dest: action for action in launch_command_parser()._actions if action.dest not in _OURS}
+    return {action.dest: action for action in parser_actions(launch_command_parser()) if action.dest not in _OURS}
 
 
 def _from_yaml(action: Any, value: Any) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any, NoReturn, get_type_hints
 
 from trl import TrlParser
 
+from trl_ext.upstream import parser_actions
 from trl_ext.validation import convert
 
 
@@ -121,10 +122,10 @@ class Parser(TrlParser):
 
     def format_help(self) -> str:
         """The fields of the caller's dataclasses first, those that every `transformers` training has last."""
-        formatter = self._get_formatter()
+        formatter = self.formatter_class(prog=self.prog)
         formatter.add_text(f"usage: {self.prog} [--config FILE.yaml] [--FIELD VALUE ...]")
         formatter.add_text(self.description)
-        for title, actions in sections(self.dataclass_types, self._actions):
+        for title, actions in sections(self.dataclass_types, parser_actions(self)):
             formatter.start_section(title)
             formatter.add_arguments(actions)
             formatter.end_section()
@@ -133,7 +134,7 @@ class Parser(TrlParser):
 
     def _set_default(self, key: str, value: Any, config_path: str) -> bool:
         dest = str(key).replace("-", "_")
-        actions = [action for action in self._actions if action.dest == dest and dest != "help"]
+        actions = [action for action in parser_actions(self) if action.dest == dest and dest != "help"]
         for action in actions:
             try:
                 off = value is None and any(dest in getattr(of, "none_is_zero", ()) for of in self.dataclass_types)
@@ -157,7 +158,7 @@ class Parser(TrlParser):
             raise ValueError(str(error)) from error
 
     def _nearest(self, word: str, more_words: Iterable[str], prefix: str = "") -> str:
-        words = {action.dest for action in self._actions} | set(more_words) | {"config"}
+        words = {action.dest for action in parser_actions(self)} | set(more_words) | {"config"}
         near = difflib.get_close_matches(word.replace("-", "_"), sorted(words), n=1, cutoff=0.6)
         return f"; did you mean '{prefix}{near[0]}'?" if near else f"; {self.prog} --help lists what there is"
 

@@ -17,6 +17,7 @@ import torch
 
 from trl_ext.models.backbone_and_head import FrozenModel
 from trl_ext.models.load import base_of
+from trl_ext.upstream import attention_implementation
 
 from .cuda_graph import Replay
 from .static_tree import StaticTree
@@ -129,7 +130,7 @@ def state_of(model: Any) -> tuple[Hashable, ...]:
     scales = [tuple(m.scaling.items()) for m in base.modules() if isinstance(getattr(m, "scaling", None), dict)]
     kind = base.device.type
     autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
-    attention = base.config.get_text_config()._attn_implementation
+    attention = attention_implementation(base.config.get_text_config())
     return adapters, *scales, weights_of(base), attention, autocast
 
 

@@ -11,6 +11,7 @@ import torch
 from trl_ext.models.load import base_of, has_quantized_weights
 from trl_ext.models.modes import evaluation_mode
 from trl_ext.models.sharding import is_sharded
+from trl_ext.upstream import attention_implementation
 
 from .cuda_graph import Replay, loops_of
 from .static_tree import StaticTree
@@ -33,7 +34,7 @@ def static_fault(backbone: torch.nn.Module) -> str:
     base = base_of(backbone)
     with loops_of(base).lock:  # who looks or runs changes the model's settings for a while
         known = _FAULTS.setdefault(base, {})
-        key = (base.config.get_text_config()._attn_implementation, base.dtype, base.device.type)
+        key = (attention_implementation(base.config.get_text_config()), base.dtype, base.device.type)
         if key not in known:
             known[key] = _look(backbone)
         return known[key]
@@ -48,7 +49,7 @@ def _look(backbone: torch.nn.Module) -> str:
     if has_quantized_weights(base):
         return "its weights are quantised"
     config: Any = base.config.get_text_config()
-    if getattr(config, "attn_logit_softcapping", None) and config._attn_implementation != "eager":
+    if getattr(config, "attn_logit_softcapping", None) and attention_implementation(config) != "eager":
         return "its attention leaves out the cap on scores; load it with `attn_implementation='eager'`"
     _, reason = shared_support(backbone, {})
     if reason:

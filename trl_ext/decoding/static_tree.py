@@ -15,8 +15,7 @@ knows and attends to the whole room under a mask, so that its shapes and address
 N rows, P tokens of a prompt, S columns of the room, k siblings a row, D hidden size, L layers, H heads, C channels.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from trl_ext.models.load import base_of
 from trl_ext.models.modes import evaluating
-from trl_ext.upstream import sdpa_mask
+from trl_ext.upstream import attention_switched, sdpa_mask
 
 from .tree_backends import SLIDING, SharedForm
 from .tree_support import shared_support
@@ -251,12 +250,6 @@ class StaticTree:
         return torch.zeros_like(sees, dtype=dtype).masked_fill_(~sees, torch.finfo(dtype).min)[:, None]
 
 
-@contextmanager
-def static_attention(config: Any) -> Iterator[None]:
+def static_attention(config: Any) -> AbstractContextManager[None]:
     """The attention of this file, in a model whose layers read `config`."""
-    kept = config._attn_implementation
-    config._attn_implementation = STATIC
-    try:
-        yield
-    finally:
-        config._attn_implementation = kept
+    return attention_switched(config, STATIC)

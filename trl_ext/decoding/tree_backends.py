@@ -16,6 +16,7 @@ import torch
 from transformers import DynamicCache
 
 from trl_ext.models.load import base_of, cache_name
+from trl_ext.upstream import attention_implementation
 
 from .kv_cache import RoomyLayer
 
@@ -48,7 +49,7 @@ class SharedForm:
         self.backbone = backbone
         self.kinds = kinds
         self.config = base_of(backbone).config.get_text_config()
-        self.eager = self.config._attn_implementation == "eager"
+        self.eager = attention_implementation(self.config) == "eager"
         self.forward_kwargs = forward_kwargs
         self.cache_name = cache_name(backbone)
         self.clear()

@@ -15,6 +15,7 @@ import torch
 from trl_ext.logprobs.prefix_attention import CASCADE
 from trl_ext.models.load import base_of, cache_name, is_quantized
 from trl_ext.models.modes import evaluation_mode
+from trl_ext.upstream import attention_implementation
 
 from .tree_backends import FULL, SLIDING, ReplayForm, SharedForm
 
@@ -44,7 +45,7 @@ def shared_support(backbone: torch.nn.Module, forward_kwargs: Mapping[str, Any])
     """
     base = base_of(backbone)
     known = _FOUND.setdefault(base, {})
-    key = (base.config.get_text_config()._attn_implementation, base.dtype, base.device.type)
+    key = (attention_implementation(base.config.get_text_config()), base.dtype, base.device.type)
     if key not in known:
         kinds, reason = _judge(base)
         if not reason:
@@ -74,9 +75,10 @@ def _judge(base: Any) -> tuple[set[str], str]:
         return kinds, f"it has layers of kind {', '.join(sorted(kinds - {FULL, SLIDING}))}"
     if base.config.is_encoder_decoder:
         return kinds, "it is an encoder-decoder"
-    if config._attn_implementation not in _MASKED_ATTENTION:
+    if attention_implementation(config) not in _MASKED_ATTENTION:
         return kinds, (
-            f"{config._attn_implementation} takes no mask of ours; load it with `attn_implementation='sdpa'` instead"
+            f"{attention_implementation(config)} takes no custom attention mask; load the model with "
+            "`attn_implementation='sdpa'` instead"
         )
     missing = {"position_ids", cache_name(base)} - set(inspect.signature(type(base).forward).parameters)
     return kinds, f"its forward takes no `{min(missing)}`" if missing else ""

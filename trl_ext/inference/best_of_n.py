@@ -23,6 +23,7 @@ from trl_ext.models.tokenizers import load_tokenizer
 from trl_ext.rewards.functions import Reward, RewardFunc, load_rewards
 from trl_ext.rewards.scoring import check_reward_weights, score_completions
 from trl_ext.seeds import seeded
+from trl_ext.upstream import get_config_model_id
 
 from .policy import Policy, model_policy
 
@@ -245,7 +246,7 @@ def _loaded(reward_funcs: Any) -> list[Reward]:
 
 
 def _model_policy(model: PreTrainedModel | str, tokenizer: PreTrainedTokenizerBase | None, batch_size: int) -> Policy:
-    name = model if isinstance(model, str) else str(getattr(model.config, "_name_or_path", "") or "model")
+    name = model if isinstance(model, str) else (get_config_model_id(model.config) or "model")
     if tokenizer is None:
         if name == "model":
             raise ValueError("the model says not where it is from: pass its tokenizer as processing_class.")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from trl_ext.upstream import sdpa_attention_forward, sdpa_mask
+from trl_ext.upstream import flash_attention_backward, flash_attention_forward, sdpa_attention_forward, sdpa_mask
 
 
 CASCADE = "trl_ext_cascade"  # the name of this attention, as transformers knows it
@@ -54,9 +54,7 @@ def flash_forward(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, span: Span, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
     """torch's own variable-length flash attention: (T, H, D) inputs -> output (T, H, D), log-sum-exp (H, T), state."""
-    out, lse, state, unused, _ = torch.ops.aten._flash_attention_forward(
-        q, k, v, *span[:4], 0.0, span.causal, False, scale=scale
-    )
+    out, lse, state, unused, _ = flash_attention_forward(q, k, v, *span[:4], 0.0, span.causal, False, scale=scale)
     return out, lse, [state, unused]
 
 
@@ -72,9 +70,7 @@ def flash_backward(
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of q, k and v given the output and log-sum-exp of the whole row of scores, not only of this call's."""
-    return torch.ops.aten._flash_attention_backward(
-        grad, q, k, v, out, lse, *span[:4], 0.0, span.causal, *state, scale=scale
-    )
+    return flash_attention_backward(grad, q, k, v, out, lse, *span[:4], 0.0, span.causal, *state, scale=scale)
 
 
 class CascadeAttention(torch.autograd.Function):

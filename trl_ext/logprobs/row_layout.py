@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from trl_ext.models.modes import evaluation_mode
+from trl_ext.upstream import attention_implementation
 
 from .prefix_attention import CASCADE
 from .shared_prefix import Layout, attention_inputs, build_rows, choose_form, supported_layout
@@ -69,7 +70,7 @@ class Rows:
         self.layout = supported_layout(base) if self.shared_prefix != "never" else Layout("separate", "asked for")
         if self.layout.form == "cascade":
             base.set_attn_implementation(CASCADE)
-        self.attention = base.config.get_text_config()._attn_implementation
+        self.attention = attention_implementation(base.config.get_text_config())
 
     def _form(self, prompts: list, completions: list) -> str:
         return choose_form(self.layout, prompts, completions, self.hidden_size, self.shared_prefix)

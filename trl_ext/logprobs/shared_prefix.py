@@ -28,6 +28,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from trl_ext.upstream import attention_implementation, supports_attention_backend
+
 from .prefix_attention import CASCADE, CascadePlan
 
 
@@ -72,10 +74,10 @@ def supported_layout(model: PreTrainedModel) -> Layout:
         return Layout("separate", "an encoder-decoder has no prompt in its decoder row")
     if not getattr(config, "num_attention_heads", None):
         return Layout("separate", "it has no attention heads")
-    attention = config._attn_implementation
+    attention = attention_implementation(config)
     if attention == CASCADE or (
         attention in ("sdpa", "flash_attention_2")
-        and model._supports_attention_backend
+        and supports_attention_backend(model)
         and model.device.type == "cuda"
         and torch.version.cuda is not None
         and torch.cuda.get_device_capability(model.device) >= (8, 0)

@@ -125,15 +125,16 @@ def whole(
 @contextmanager
 def _unsharded(model: nn.Module) -> Iterator[None]:
     """Inside this context the modules that FSDP2 has in pieces are whole, also after a forward."""
+    from trl_ext.upstream import fsdp2_parameter_groups, initialize_fsdp2
+
     kept = []
     modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
     if isinstance(model, FSDPModule):
         # Whichever module computes first takes itself for the outermost; parts of a model may be called in between.
-        model._get_fsdp_state()._lazy_init()
+        initialize_fsdp2(model)
     try:
         for module in modules:
-            # `set_reshard_after_forward` would do for the first half of it: what it was is not public.
-            for group in module._get_fsdp_state()._fsdp_param_groups:
+            for group in fsdp2_parameter_groups(module):
                 kept.append((group, group.post_forward_mesh_info))
                 group.post_forward_mesh_info = None
             module.unshard()

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trl_ext.models.load import default_device, is_quantized, load_model, unloadable
 from trl_ext.models.tokenizers import ensure_pad_token, load_tokenizer
+from trl_ext.upstream import get_config_model_id
 
 
 logger = logging.getLogger(__name__)
@@ -38,8 +39,8 @@ class ClassifierReward:
         config: Any = model.config
         if getattr(config, "num_labels", 1) != 1:
             raise ValueError(
-                f"The reward model '{config._name_or_path}' has {config.num_labels} labels: a reward is one number, "
-                "so it must have been trained with num_labels=1."
+                f"The reward model '{get_config_model_id(config)}' has {config.num_labels} labels: a reward is one "
+                "number, so it must have been trained with num_labels=1."
             )
         ensure_pad_token(tokenizer)
         # Classifiers read the last position that is not padding, and know the padding by this id.
@@ -60,7 +61,7 @@ class ClassifierReward:
             `OSError`: One of them cannot be loaded; names the model.
             `ValueError`: The model gives several numbers a text.
         """
-        name = model if isinstance(model, str) else model.config._name_or_path
+        name = model if isinstance(model, str) else get_config_model_id(model.config)
         options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
         try:
             if tokenizer is None:

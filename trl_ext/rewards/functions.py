@@ -22,6 +22,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from trl_ext.upstream import get_config_model_id
+
 from .classifiers import ClassifierReward
 
 
@@ -207,7 +209,7 @@ def _name(spec: Any) -> str:
         is_path = spec not in _BUILT_IN and (os.path.isdir(spec) or "/" in spec)
         return os.path.basename(os.path.abspath(spec)) if is_path else spec.replace(":", ".").rpartition(".")[2]
     if isinstance(spec, nn.Module):
-        path = str(getattr(spec.config, "_name_or_path", "")).rstrip("/")
+        path = get_config_model_id(spec.config).rstrip("/")
         return path.rpartition("/")[2] or type(spec).__name__
     while isinstance(spec, functools.partial):
         spec = spec.func

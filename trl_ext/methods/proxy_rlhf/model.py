@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from trl_ext.models.load import base_of, existing, unloadable
+from trl_ext.upstream import get_config_model_id
 from trl_ext.validation import check_at_least, check_value
 
 from .decision_process import FEATURES, Process
@@ -256,7 +257,7 @@ def _network(width: int, sizes: list[int]) -> nn.Sequential:
 
 def llm_name(model: Any) -> str:
     """What a language model was loaded from, an adapter's own name included."""
-    name = str(getattr(base_of(model).config, "_name_or_path", "") or "")
+    name = str(get_config_model_id(base_of(model).config) or "")
     return f"{name} with an adapter" if hasattr(model, "peft_config") else name
 
 

@@ -16,6 +16,7 @@ from trl_ext.inference.policy import Policy
 from trl_ext.inference.steered import steered_policy
 from trl_ext.models.load import default_device, is_peft_model, quantization_config_from, saved_config
 from trl_ext.models.tokenizers import load_tokenizer
+from trl_ext.upstream import get_config_model_id
 
 from .decoding.logits_processor import Beta, ValueAugmentedLogitsProcessor
 from .head_weights import parse_weights
@@ -289,7 +290,7 @@ class VASDecoding:
                 "train one of its own (`trl-ext vas --value_model_name_or_path ...`)."
             )
         if model is not None:
-            mine = getattr(config, "adapter", False) and config.backbone_name == model.config._name_or_path
+            mine = getattr(config, "adapter", False) and config.backbone_name == get_config_model_id(model.config)
             alone = len(self.value_model_name_or_path or []) == 1 and not is_peft_model(model)
             if head_only or (mine and alone):
                 kwargs = {"backbone": model}  # it stands on the model that it guides: the weights are here already

@@ -29,6 +29,7 @@ from trl_ext.models.load import (
     saved_config,
     use_exact_4bit_on_cpu,
 )
+from trl_ext.upstream import attention_implementation, mark_initialized
 
 from .backbones import AdapterSwitch, headless, with_saved_adapter
 from .config import BackboneConfig
@@ -62,12 +63,12 @@ class BackboneModel(PreTrainedModel):
         super().__init__(config)
         if backbone is None:
             kwargs: dict[str, Any] = {"dtype": torch.get_default_dtype()}
-            if config._attn_implementation:
-                kwargs["attn_implementation"] = config._attn_implementation
+            if attention_implementation(config):
+                kwargs["attn_implementation"] = attention_implementation(config)
             backbone = AutoModel.from_config(config.backbone_config, **kwargs)
         else:
             for module in backbone.modules():  # `post_init` would draw new weights for an adapter's layers
-                module._is_hf_initialized = True
+                mark_initialized(module)
         self.backbone = freeze(backbone) if config.head_only else backbone
         self.shares_policy = False
         self.switch: AdapterSwitch | None = None

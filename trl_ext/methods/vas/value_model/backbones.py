@@ -14,6 +14,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from trl_ext.models.adapters import wrap_with_peft
 from trl_ext.models.load import base_of, is_peft_model, is_quantized, load_model, refuse_pickled, use_exact_4bit_on_cpu
+from trl_ext.upstream import get_config_model_id, switch_adapters
 
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def load_backbone(
     elif quantization_config is not None:
         raise ValueError("`quantization_config` was given for a backbone that is loaded already.")
     else:
-        name = str(getattr(backbone.config, "_name_or_path", "") or "")
+        name = get_config_model_id(backbone.config) or ""
         model = headless(backbone)
     use_exact_4bit_on_cpu(model)
     return (model if peft_config is None else add_adapter(model, peft_config)), name
@@ -119,10 +120,7 @@ class AdapterSwitch:
         backbone.register_forward_hook(lambda *_: self._turn(self._holding > 0), always_call=True)
 
     def _turn(self, on: bool) -> None:
-        # PEFT's own switch takes the adapter's parameters out of training as well, between forward and backward.
-        for module in self.backbone.modules():
-            if hasattr(module, "_disable_adapters"):
-                module._disable_adapters = not on
+        switch_adapters(self.backbone, on)
 
     @contextmanager
     def hold(self) -> Iterator[None]:

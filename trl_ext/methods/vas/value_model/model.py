@@ -19,6 +19,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, PreTrainedModel
 
 from trl_ext.models.load import base_of
+from trl_ext.upstream import get_config_model_id
 
 from .action_head import ActionHead
 from .backbone_model import BackboneModel
@@ -163,7 +164,7 @@ class ValueModel(BackboneModel):
             wants = "takes no adapter: leave out" if form == "policy" else "on the policy needs an adapter: pass"
             raise ValueError(f"A value model of the form {form!r} {wants} `peft_config` (`--use_peft`).")
         if form == "policy":
-            name = str(getattr(policy.config, "_name_or_path", "") or "")
+            name = get_config_model_id(policy.config) or ""
             base = base_of(policy)
             made = cls._made(base.base_model, name, heads, form, action_rank, base.get_output_embeddings())
         else:
