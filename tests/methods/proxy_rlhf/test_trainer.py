@@ -116,7 +116,7 @@ def test_what_is_logged_of_the_kl_is_what_was_paid(tmp_path: Path) -> None:
     paid = torch.zeros(n).index_add(0, kept.response, kept.kl)
     decided = answers.asked > 0
     assert not torch.allclose(paid[decided], answers.kl[decided], atol=1e-3)
-    whole = kept.paying(answers.kl)
+    whole = kept.with_total_kl(answers.kl)
     paid = torch.zeros(n).index_add(0, whole.response, whole.kl)
     torch.testing.assert_close(paid[decided], answers.kl[decided])
     assert torch.equal(whole.kl[~whole.last()], kept.kl[~kept.last()])
