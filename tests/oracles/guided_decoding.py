@@ -9,6 +9,7 @@ import torch
 from conftest import make_model
 
 from trl_ext import ValueModel
+from trl_ext.data.tokenization import left_padded
 
 
 PROMPTS = [[15, 16, 17], [19], [11, 12, 13, 14, 15, 16, 17], [20, 21]]
@@ -88,18 +89,11 @@ def greedy(
     return ids[len(prompt) :]
 
 
-def left_padded(prompts: list[list[int]], pad: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask."""
-    width = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts])
-    return ids, torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-
-
 def run_generate(
     policy: Any, processor: Any, prompts: list[list[int]], length: int = 8, **kwargs: Any
 ) -> list[list[int]]:
     """Completions by `generate` with a logits processor, as users call it; greedy unless `kwargs` say otherwise."""
-    ids, mask = left_padded(prompts)
+    ids, mask = left_padded(prompts, 0)
     kwargs = {"do_sample": False, "pad_token_id": 0, "eos_token_id": EOS} | kwargs
     output = policy.generate(
         input_ids=ids, attention_mask=mask, max_new_tokens=length, logits_processor=[processor], **kwargs

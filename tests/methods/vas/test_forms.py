@@ -17,7 +17,6 @@ from oracles.guided_decoding import (
     K,
     greedy,
     guided_logits,
-    left_padded,
     make_value,
     randomize,
     run_generate,
@@ -28,6 +27,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, TrainerCallback
 
 from trl_ext import ValueAugmentedLogitsProcessor, ValueConfig, ValueModel, VASConfig, VASTrainer
+from trl_ext.data.tokenization import left_padded
 from trl_ext.generation.generate import generate
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.methods.vas.policies import VASDecoding, guided_policy
@@ -175,7 +175,7 @@ def test_an_action_value_reads_one_token_a_step(tiny_model: Any, beta: float) ->
     """Row by row of a batch of different lengths, over tokens chosen among the candidates or not."""
     value = make_value("action", tiny_model)
     processor = ValueAugmentedLogitsProcessor(value, beta, K, pad_token_id=0)
-    ids, mask = left_padded(PROMPTS)
+    ids, mask = left_padded(PROMPTS, 0)
     for step in range(5):
         with torch.no_grad():
             positions = (mask.cumsum(1) - 1).clamp(min=0)

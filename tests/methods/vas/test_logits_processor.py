@@ -13,7 +13,6 @@ from oracles.guided_decoding import (
     K,
     greedy,
     guided_logits,
-    left_padded,
     run_generate,
     state_value,
 )
@@ -25,10 +24,11 @@ from transformers import (
     TextStreamer,
 )
 
+from trl_ext.data.tokenization import left_padded
 from trl_ext.generation.generate import generate
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.inference.policy import Decoding
-from trl_ext.methods.vas.decoding.guide import vocabulary_mismatch
+from trl_ext.methods.vas.decoding.guide import value_vocabulary_mismatch
 from trl_ext.methods.vas.decoding.logits_processor import ValueAugmentedLogitsProcessor
 from trl_ext.methods.vas.decoding.retokenize import Retokenizer
 from trl_ext.methods.vas.policies import VASDecoding, guided_policy
@@ -61,7 +61,7 @@ def two(tiny_tokenizer):
 def test_logits_are_those_of_the_formula(tiny_model, value, beta):
     """Row by row of a batch of different lengths, and over several tokens, chosen among the candidates or not."""
     processor = ValueAugmentedLogitsProcessor(value, beta, K, pad_token_id=0)
-    ids, mask = left_padded(PROMPTS)
+    ids, mask = left_padded(PROMPTS, 0)
     for step in range(6):
         with torch.no_grad():
             positions = (mask.cumsum(1) - 1).clamp(min=0)
@@ -152,7 +152,7 @@ def test_rows_that_have_ended_do_not_disturb_the_others(tiny_model, value):
     ends = greedy(tiny_model, [(value, 0, 3.0)], PROMPTS[0], 3)[2]
     expected = [greedy(tiny_model, [(value, 0, 3.0)], prompt, 10, eos=ends) for prompt in PROMPTS]
     assert len({len(row) for row in expected}) > 1
-    ids, mask = left_padded(PROMPTS)
+    ids, mask = left_padded(PROMPTS, 0)
     processor = ValueAugmentedLogitsProcessor(value, 3.0, K, attention_mask=mask)
     output = tiny_model.generate(
         ids,
@@ -251,7 +251,7 @@ def test_beam_search(tiny_model, value):
     """Against a beam search over the formula's scores, so with the cache's rows moved about."""
     beams, length = 3, 5
     processor = ValueAugmentedLogitsProcessor(value, 2.0, K)
-    ids, mask = left_padded(PROMPTS[:3])
+    ids, mask = left_padded(PROMPTS[:3], 0)
     output = tiny_model.generate(
         ids,
         attention_mask=mask,
@@ -357,7 +357,7 @@ def test_padding_where_the_config_names_none(tiny_model, tiny_tokenizer, value):
 
 def test_mask_of_other_prompts(tiny_model, value):
     """A mask belongs to the prompts that come first; others are told by their padding, or refused."""
-    mask = left_padded(PROMPTS)[1]
+    mask = left_padded(PROMPTS, 0)[1]
     processor = ValueAugmentedLogitsProcessor(value, 3.0, K, attention_mask=mask, pad_token_id=0)
     others = [[37, 38, 39, 40, 41, 42, 43], [33, 34], [44, 45], [36]]
     for prompts in (PROMPTS, others):
@@ -368,7 +368,7 @@ def test_mask_of_other_prompts(tiny_model, value):
     run_generate(tiny_model, processor, PROMPTS, 4)
     with pytest.raises(ValueError, match="not the prompts that `attention_mask` was given for"):
         run_generate(tiny_model, processor, others, 4)
-    processor.attention_mask = left_padded(others)[1]
+    processor.attention_mask = left_padded(others, 0)[1]
     expected = [greedy(tiny_model, [(value, 0, 3.0)], prompt, 4) for prompt in others]
     assert run_generate(tiny_model, processor, others, 4) == expected
 
@@ -377,7 +377,7 @@ def test_padding_that_is_also_the_start_of_a_text(tiny_model, value):
     """As with GPT-2: every prompt starts with the token that pads."""
     prompts = [[1, *prompt] for prompt in PROMPTS]
     expected = [greedy(tiny_model, [(value, 0, 3.0)], prompt, 4) for prompt in prompts]
-    ids, mask = left_padded(prompts, pad=1)
+    ids, mask = left_padded(prompts, 1)
     for settings in ({"pad_token_id": 1}, {"attention_mask": mask}):
         processor = ValueAugmentedLogitsProcessor(value, 3.0, K, **settings)
         output = tiny_model.generate(
@@ -555,19 +555,19 @@ def other_tokenizer():
 def test_a_vocabulary_that_differs_is_refused(tiny_model, tiny_tokenizer, value):
     other = other_tokenizer()
     message = r"token 0 is '<s>' for it and '<\|pad\|>' for the language model.*retokenize=True"
-    assert re.search(message, vocabulary_mismatch(tiny_tokenizer, other))
+    assert re.search(message, value_vocabulary_mismatch(tiny_tokenizer, other))
     with pytest.raises(ValueError, match=message):
         ValueAugmentedLogitsProcessor(value, tokenizer=tiny_tokenizer, value_tokenizer=other)
-    assert not vocabulary_mismatch(tiny_tokenizer, value)  # its config has no digest of a vocabulary
+    assert not value_vocabulary_mismatch(tiny_tokenizer, value)  # its config has no digest of a vocabulary
     value.config.record_tokenizer(other)
     with pytest.raises(ValueError, match="trained with another vocabulary"):
         ValueAugmentedLogitsProcessor({"kind": value}, tokenizer=tiny_tokenizer)
     value.config.record_tokenizer(tiny_tokenizer)
-    assert not vocabulary_mismatch(tiny_tokenizer, value)
+    assert not value_vocabulary_mismatch(tiny_tokenizer, value)
     longer = make_tokenizer()
     longer.add_tokens(["<more>"])
-    assert not vocabulary_mismatch(tiny_tokenizer, longer)
-    assert not vocabulary_mismatch(longer, tiny_tokenizer)
+    assert not value_vocabulary_mismatch(tiny_tokenizer, longer)
+    assert not value_vocabulary_mismatch(longer, tiny_tokenizer)
 
 
 def test_vocabularies_of_different_size(tiny_tokenizer, value):
@@ -596,7 +596,7 @@ def test_retokenize(tiny_model, tiny_tokenizer):
         text = tiny_tokenizer.decode(ids, skip_special_tokens=True)
         return state_value(value, other(text)["input_ids"] + ([1] if ids[-1] == 1 else []))
 
-    ids, _ = left_padded(PROMPTS)
+    ids, _ = left_padded(PROMPTS, 0)
     logits = torch.randn(4, len(tiny_tokenizer), generator=torch.Generator().manual_seed(0))
     logits[:, 1] = 9.0  # the end is a candidate
     found = processor(ids, logits)

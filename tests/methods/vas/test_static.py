@@ -7,16 +7,17 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_model, make_tokenizer
-from oracles.guided_decoding import PROMPTS, K, left_padded, make_value, randomize
+from oracles.guided_decoding import PROMPTS, K, make_value, randomize
 from peft import LoraConfig
 
 from trl_ext import ValueAugmentedLogitsProcessor, ValueModel
-from trl_ext.decoding.cuda_graph import loops_of
+from trl_ext.data.tokenization import left_padded
+from trl_ext.decoding.cuda_graph import cached_loops
 from trl_ext.decoding.static_generate import static_generate
 from trl_ext.generation.generate import generate
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.methods.vas.policies import guided_policy
-from trl_ext.models.backbone_and_head import FrozenModel
+from trl_ext.models.backbone_and_head import BackboneAndHead
 
 
 FORMS = ["state", "action", "policy"]
@@ -43,7 +44,7 @@ def value_model(form: str, policy: Any, heads: tuple[str, ...] = ("reward",), se
 
 def tokens(policy: Any, value: Any, beta: Any, *, static: bool, prompts: Any = PROMPTS, **kwargs: Any) -> torch.Tensor:
     """Greedy tokens of a `generate` under guidance."""
-    ids, mask = left_padded(prompts)
+    ids, mask = left_padded(prompts, 0)
     processor = ValueAugmentedLogitsProcessor(value, beta, kwargs.pop("top_k", K), attention_mask=mask)
     common = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None, "max_new_tokens": 12} | kwargs
     if static:
@@ -55,7 +56,7 @@ def tokens(policy: Any, value: Any, beta: Any, *, static: bool, prompts: Any = P
 @pytest.mark.parametrize("heads", [("reward",), HEADS], ids=["one head", "two heads"])
 @pytest.mark.parametrize("form", [*FORMS, "adapter"])
 def test_tokens_are_those_of_the_ordinary_loop(policy: Any, form: str, heads: tuple[str, ...]) -> None:
-    """Rows of other lengths, a weight for each row and head, and all of the vocabulary as candidates."""
+    """SharedPrefixRows of other lengths, a weight for each row and head, and all of the vocabulary as candidates."""
     value = value_model(form, policy, heads)
     unguided = tokens(policy, value, dict.fromkeys(heads, 0.0), static=False)
     per_row = [{head: (-1) ** i * (i + j) / 2 for j, head in enumerate(heads, 1)} for i in range(len(PROMPTS))]
@@ -75,15 +76,15 @@ def test_weights_and_prompts_are_inputs_of_a_loop(policy: Any) -> None:
     """Other ones are no reason to make another; other value models and another k are."""
     value, other = value_model("state", policy), value_model("state", policy, seed=8)
     tokens(policy, value, 1.0, static=True)
-    [loop] = loops_of(policy)._loops.values()
+    [loop] = cached_loops(policy)._loops.values()
     for beta, prompts in ((-2.0, PROMPTS), (3.0, [[30, 31], [32], [33, 34, 35], [36]])):
         expected = tokens(policy, value, beta, static=False, prompts=prompts)
         assert torch.equal(tokens(policy, value, beta, static=True, prompts=prompts), expected)
-    assert list(loops_of(policy)._loops.values()) == [loop]
+    assert list(cached_loops(policy)._loops.values()) == [loop]
     for changed, top_k in ((other, K), (value, K + 1)):
         expected = tokens(policy, changed, 2.0, static=False, top_k=top_k)
         assert torch.equal(tokens(policy, changed, 2.0, static=True, top_k=top_k), expected)
-    assert len(loops_of(policy)._loops) == 3
+    assert len(cached_loops(policy)._loops) == 3
 
 
 def test_a_head_that_was_trained_on_is_read_anew(policy: Any) -> None:
@@ -133,9 +134,9 @@ def test_a_value_model_of_another_vocabulary_is_refused(policy: Any, tokenizer: 
 
 def test_a_value_model_elsewhere_is_left_to_the_ordinary_loop(policy: Any) -> None:
     processor = ValueAugmentedLogitsProcessor(value_model("state", policy), 2.0, K, pad_token_id=0)
-    assert processor.static_fault(FrozenModel(policy)) == ""
+    assert processor.static_unsupported_reason(BackboneAndHead(policy)) == ""
     processor.guides[0].device = torch.device("meta")
-    assert "another device" in processor.static_fault(FrozenModel(policy))
+    assert "another device" in processor.static_unsupported_reason(BackboneAndHead(policy))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -177,7 +178,7 @@ def test_a_policy_that_cannot_is_refused_with_always_and_served_with_auto(policy
 def test_a_graph_gives_the_tokens_of_the_ordinary_loop(policy: Any, form: str) -> None:
     policy.cuda()
     value = value_model(form, policy).cuda()
-    ids, mask = (x.cuda() for x in left_padded(PROMPTS))
+    ids, mask = (x.cuda() for x in left_padded(PROMPTS, 0))
     common = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None, "max_new_tokens": 12}
     for beta in (2.0, -2.0):  # recorded, and replayed with another weight
         made = [ValueAugmentedLogitsProcessor(value, beta, K, attention_mask=mask) for _ in range(2)]

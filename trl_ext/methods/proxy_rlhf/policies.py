@@ -17,11 +17,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation import StopStringCriteria
 
 from trl_ext.data.completion import Completion
+from trl_ext.data.tokenization import left_padded
 from trl_ext.generation.completions import completions
 from trl_ext.generation.streaming import TextStream
 from trl_ext.generation_settings import GenerationSettings, eos_token_ids, pad_token_id
 from trl_ext.inference.policy import Policy
-from trl_ext.models.backbone_and_head import FrozenModel
+from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.models.modes import evaluation_mode
 
 from .decision_process import DecisionProcess
@@ -61,10 +62,10 @@ def proxy_policy(
         proxy ([`ProxyModel`]): The proxy.
         process ([`DecisionProcess`], *optional*): By default the one it was trained in.
         greedy (`bool`, *optional*, defaults to `False`): Whether the likelier decision is taken, not drawn.
-        name, batch_size, progress, extras, series: As for [`~trl_ext.inference.steered.steered_policy`].
+        name, batch_size, progress, extras, series: As for [`~trl_ext.inference.guided.policy_with_processors`].
     """
     process = process or proxy.config.decision_process
-    llm = FrozenModel(model)
+    llm = BackboneAndHead(model)
 
     def run(prompts: list[list[int]], settings: GenerationSettings, show: Any = None) -> list[list[Completion]]:
         now = narrowed(process, settings)
@@ -132,7 +133,7 @@ def narrowed(process: DecisionProcess, settings: GenerationSettings) -> Decision
 
 @torch.no_grad()
 def proxy_logps(
-    llm: FrozenModel,
+    llm: BackboneAndHead,
     proxy: ProxyModel,
     process: DecisionProcess,
     prompts: list[list[int]],
@@ -145,7 +146,7 @@ def proxy_logps(
     Log-probabilities of completions under the distribution that the decisions induce.
 
     Args:
-        llm ([`FrozenModel`]), proxy ([`ProxyModel`]), process ([`DecisionProcess`]): The model,
+        llm ([`BackboneAndHead`]), proxy ([`ProxyModel`]), process ([`DecisionProcess`]): The model,
             the proxy and the process.
         prompts (`list[list[int]]`): Prompts of at least one token.
         groups (`list[list[list[int]]]`): For each prompt its completions; an empty one gets an empty tensor.
@@ -168,10 +169,8 @@ def proxy_logps(
     for start in range(0, len(rows), batch_size):
         chunk = rows[start : start + batch_size]
         texts = [groups[b][i] for b, i in chunk]
-        width = max(len(prompts[b]) for b, _ in chunk)
-        ids = torch.tensor([[pad_token_id] * (width - len(prompts[b])) + list(prompts[b]) for b, _ in chunk])
-        mask = torch.tensor([[0] * (width - len(prompts[b])) + [1] * len(prompts[b]) for b, _ in chunk])
-        walk = Walk(llm, proxy.accept_logits, process, ids.to(llm.device), mask.to(llm.device))
+        ids, mask = left_padded([prompts[b] for b, _ in chunk], pad_token_id, llm.device)
+        walk = Walk(llm, proxy.accept_logits, process, ids, mask)
         columns = []
         for t in range(len(texts[0])):
             tokens = torch.tensor([text[t] if t < len(text) else pad_token_id for text in texts], device=llm.device)

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from trl_ext.models.load import is_peft_model, is_quantized, saved_config
-from trl_ext.models.tokenizers import load_tokenizer, vocabulary_fault
+from trl_ext.models.tokenizers import load_tokenizer, vocabulary_mismatch
 from trl_ext.training.model_loading import init_kwargs
 from trl_ext.upstream import disable_dropout_in_model
 
@@ -88,7 +88,7 @@ def _check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, args: VASCon
         own = load_tokenizer(name, trust_remote_code=args.trust_remote_code)
     except (OSError, ValueError):  # saved without a tokenizer: the size of its vocabulary is checked later
         return
-    reason = vocabulary_fault(tokenizer, own, f"value model {name!r}")
+    reason = vocabulary_mismatch(tokenizer, own, f"value model {name!r}")
     if reason:
         raise ValueError(f"{reason} {_OTHER_VOCABULARY}")
 

@@ -15,7 +15,7 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from transformers import PreTrainedModel
 
-from trl_ext.logprobs.row_layout import Rows
+from trl_ext.logprobs.row_layout import SharedPrefixRows
 from trl_ext.models.load import base_of
 
 
@@ -37,7 +37,7 @@ class TokenValues:
     num_positions: int
 
 
-class CompletionValues(Rows):
+class CompletionValues(SharedPrefixRows):
     """
     Computes the values of the tokens of completions: lays out the rows, runs the model, and gathers its values.
 
@@ -47,7 +47,7 @@ class CompletionValues(Rows):
         pad_token_id (`int`): Token id of padding.
         predict (`bool`, *optional*, defaults to `False`): Whether the value of a token is computed from the hidden
             state before it. The model then receives `next_ids`, the token after each position, -100 for none.
-        kwargs: See [`~trl_ext.logprobs.row_layout.Rows`].
+        kwargs: See [`~trl_ext.logprobs.row_layout.SharedPrefixRows`].
     """
 
     unit = "the hidden state"

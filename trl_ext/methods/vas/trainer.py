@@ -24,9 +24,9 @@ from transformers.utils import logging
 
 from trl_ext.atomic_files import write_tensors
 from trl_ext.data.schema import AnyDataset, DataError, column_names
-from trl_ext.decoding.static_generate import forget_loops
+from trl_ext.decoding.static_generate import release_static_caches
 from trl_ext.generation.generate import generate
-from trl_ext.models.load import context_of
+from trl_ext.models.load import context_length
 from trl_ext.rewards.functions import RewardFunc
 from trl_ext.seeds import seeded
 from trl_ext.training.copies import sampling_copy
@@ -74,7 +74,7 @@ class VASTrainer(ExtTrainer):
         args ([`VASConfig`], *optional*):
             Configuration. The defaults are those of the authors' code.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            Rows with `prompt`, `completions` and `scores` (a number per completion, or a list of numbers, one per
+            SharedPrefixRows with `prompt`, `completions` and `scores` (a number per completion, or a list of numbers, one per
             token), and `rewards` for several heads, as `trl-ext sample` writes them from the frozen model; or, with
             `reward_funcs`, a prompt-only dataset. Plain text or messages.
         eval_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or a `dict` of them, *optional*):
@@ -174,7 +174,7 @@ class VASTrainer(ExtTrainer):
         model = load_value_model(
             value_model, self.policy, self._tokenizer, self.heads, args, quantization_config, peft_config
         )
-        contexts = [context_of(each) for each in (model.backbone, self.policy) if each is not None]
+        contexts = [context_length(each) for each in (model.backbone, self.policy) if each is not None]
         context = min((length for length in contexts if length), default=0)
         train_dataset, eval_dataset = self._check_context(train_dataset, eval_dataset, args, context)
         self.token_values = CompletionValues(
@@ -316,7 +316,7 @@ class VASTrainer(ExtTrainer):
                     batch_size=sampling_batch_size(self),
                     processors=self._guides() if guided else None,
                 )
-                forget_loops(policy)  # frees the memory of CUDA graphs for the training of the value model
+                release_static_caches(policy)  # frees the memory of CUDA graphs for the training of the value model
             sampled = score_round(
                 rows, completions, self.rewards, args.reward_weights, max_length=args.max_length,
                 tokenizer=self._tokenizer, trainer_state=self.state,

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from transformers.generation import StopStringCriteria
 
-from trl_ext.decoding.cuda_graph import loops_of
-from trl_ext.models.backbone_and_head import FrozenModel
+from trl_ext.data.tokenization import left_padded
+from trl_ext.decoding.cuda_graph import cached_loops
+from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.models.load import base_of
 
 from ..data import Decisions
@@ -85,7 +86,7 @@ class ProxyCompletions:
 
 @torch.no_grad()
 def complete(
-    llm: FrozenModel,
+    llm: BackboneAndHead,
     proxy: Any,
     process: DecisionProcess,
     prompts: Sequence[Sequence[int]],
@@ -109,7 +110,7 @@ def complete(
     Answer prompts.
 
     Args:
-        llm ([`FrozenModel`]), proxy ([`ProxyModel`]), process ([`DecisionProcess`]): The model,
+        llm ([`BackboneAndHead`]), proxy ([`ProxyModel`]), process ([`DecisionProcess`]): The model,
             the proxy and the process.
         prompts (`list[list[int]]`): Token ids.
         seeds (`list[int]`): Chance: one a text, P x K of them, the K of a prompt next to one another.
@@ -169,7 +170,7 @@ def complete(
     return ProxyCompletions.join(parts).in_order(places)
 
 
-def _is_static(wanted: str, llm: FrozenModel, process: DecisionProcess, rows: int, first: int, stop: Any) -> bool:
+def _is_static(wanted: str, llm: BackboneAndHead, process: DecisionProcess, rows: int, first: int, stop: Any) -> bool:
     if wanted == "never" or (wanted == "auto" and (llm.device.type != "cuda" or first)):
         return False
     reason = "stop strings look at the text so far" if stop is not None else static_walk_reason(llm, process, rows)
@@ -179,7 +180,7 @@ def _is_static(wanted: str, llm: FrozenModel, process: DecisionProcess, rows: in
 
 
 def _walk(
-    llm: FrozenModel,
+    llm: BackboneAndHead,
     proxy: Any,
     process: DecisionProcess,
     batch: "_Batch",
@@ -204,9 +205,9 @@ def _walk(
     return walk
 
 
-def _run_static(walk: Any, run: Callable[[Any], ProxyCompletions], llm: FrozenModel, wanted: str) -> ProxyCompletions:
+def _run_static(walk: Any, run: Callable[[Any], ProxyCompletions], llm: BackboneAndHead, wanted: str) -> ProxyCompletions:
     """In a room for whole texts; where there is no memory for that, from the start with a cache that grows."""
-    loops = loops_of(base_of(llm.model))
+    loops = cached_loops(base_of(llm.model))
     try:
         with loops.lock:
             return run(walk(static=True))
@@ -218,7 +219,7 @@ def _run_static(walk: Any, run: Callable[[Any], ProxyCompletions], llm: FrozenMo
     return run(walk(static=False))
 
 
-def _columns(llm: FrozenModel, process: DecisionProcess) -> int:
+def _columns(llm: BackboneAndHead, process: DecisionProcess) -> int:
     return min(process.top_k, llm.vocabulary)
 
 
@@ -231,14 +232,10 @@ class _Batch:
     """Prompts that are answered together."""
 
     def __init__(
-        self, llm: FrozenModel, prompts: list[Sequence[int]], pad: int, limits: list[int], eos: set[int]
+        self, llm: BackboneAndHead, prompts: list[Sequence[int]], pad: int, limits: list[int], eos: set[int]
     ) -> None:
-        width = max(map(len, prompts))
-        rows = [[pad] * (width - len(p)) + list(p) for p in prompts]
-        self.ids_PT = torch.tensor(rows, device=llm.device)
-        mask = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
-        self.mask_PT = torch.tensor(mask, device=llm.device)
-        self.width, self.limits, self.eos, self.llm = width, limits, eos, llm
+        self.ids_PT, self.mask_PT = left_padded(prompts, pad, llm.device)
+        self.width, self.limits, self.eos, self.llm = self.ids_PT.shape[1], limits, eos, llm
 
     def run(
         self, walk: Walk | StaticWalk, measure_every: int, stop: Any, show: Any, store: torch.device | str | None

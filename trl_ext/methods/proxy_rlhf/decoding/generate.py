@@ -16,7 +16,7 @@ from transformers.generation import StopStringCriteria
 
 from trl_ext.data.tokenization import encode_prompt
 from trl_ext.generation_settings import eos_token_ids
-from trl_ext.models.backbone_and_head import FrozenModel
+from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.models.modes import evaluation_mode
 from trl_ext.validation import check_at_least, check_value
 
@@ -114,7 +114,7 @@ def generate(
             f"{', '.join(n for n in trained.as_dict() if n != 'feature')}."
         )
     now = replace(trained, **process)
-    llm = FrozenModel(model)
+    llm = BackboneAndHead(model)
     prompts = _prompts(input_ids if inputs is None else inputs, attention_mask, tokenizer)
     if not prompts:
         raise ValueError("There are no prompts.")

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 
 from trl_ext.decoding.token_tree import Tree
-from trl_ext.models.backbone_and_head import FrozenModel
+from trl_ext.models.backbone_and_head import BackboneAndHead
 
 from ..decision_process import DecisionProcess
 from ..losses import decision_logps, induced_logps, marginal_logps
@@ -27,7 +27,7 @@ from .candidates import Proposals, choose, penalized_logits, propose
 from .per_row_rng import PerRowRNG
 
 
-# Rows times candidates in one forward above which it takes noticeably longer than one of a token each (measured on a
+# SharedPrefixRows times candidates in one forward above which it takes noticeably longer than one of a token each (measured on a
 # GPU with 8B shapes); on a CPU every token counts.
 WIDE_FORWARD = {"cpu": 16}
 WIDE_FORWARD_ELSEWHERE = 100
@@ -65,7 +65,7 @@ class Walk:
     Texts under way.
 
     Args:
-        llm ([`FrozenModel`]): The language model.
+        llm ([`BackboneAndHead`]): The language model.
         accept_logits (`Callable`): From features (..., F) to logits (...) of accepting.
         process ([`DecisionProcess`]): The decision process.
         ids_PT, mask_PT (`torch.Tensor` of shape `(P, T)`): Prompts, padded on the left.
@@ -80,7 +80,7 @@ class Walk:
 
     def __init__(
         self,
-        llm: FrozenModel,
+        llm: BackboneAndHead,
         accept_logits: Callable[[torch.Tensor], torch.Tensor],
         process: DecisionProcess,
         ids_PT: torch.Tensor,

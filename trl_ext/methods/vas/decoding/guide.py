@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from trl_ext.models.tokenizers import vocabulary_digest, vocabulary_fault
+from trl_ext.models.tokenizers import vocabulary_digest, vocabulary_mismatch
 
 from ..head_weights import full_names
 from ..value_model.model import ValueModel
@@ -60,7 +60,7 @@ class Guide:
         self.tokenizers_match = tokenizer is not None
         self.retokenizer: Retokenizer | None = None
         if tokenizer is not None:
-            mismatch = vocabulary_mismatch(tokenizer, value_tokenizer or model, name)
+            mismatch = value_vocabulary_mismatch(tokenizer, value_tokenizer or model, name)
             if mismatch:
                 if not retokenize or value_tokenizer is None:
                     raise ValueError(mismatch)
@@ -137,7 +137,7 @@ class Guide:
             )
 
 
-def vocabulary_mismatch(
+def value_vocabulary_mismatch(
     tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase | ValueModel, name: str = ""
 ) -> str:
     """
@@ -152,7 +152,7 @@ def vocabulary_mismatch(
     who = f"value model {name!r}" if name else "value model"
     reason = ""
     if isinstance(other, PreTrainedTokenizerBase):
-        reason = vocabulary_fault(tokenizer, other, who)
+        reason = vocabulary_mismatch(tokenizer, other, who)
     elif other.config.vocabulary not in ("", vocabulary_digest(tokenizer)):
         trained_with = f" ({other.config.tokenizer_name})" if other.config.tokenizer_name else ""
         reason = f"The {who} was trained with another vocabulary{trained_with} than the language model's."

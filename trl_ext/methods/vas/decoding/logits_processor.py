@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
-from trl_ext.decoding.static_loop import state_of, weights_of
-from trl_ext.decoding.static_support import static_fault
+from trl_ext.decoding.static_loop import graph_key, weights_key
+from trl_ext.decoding.static_support import static_unsupported_reason
 from trl_ext.decoding.static_tree import StaticTree
-from trl_ext.models.backbone_and_head import FrozenModel
+from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.validation import check_value
 
 from ..head_weights import head_weights
@@ -208,7 +208,7 @@ class ValueAugmentedLogitsProcessor(LogitsProcessor):
 
     # -------------------------------------------------- CUDA-graph decoding: see `trl_ext/decoding/static_generate.py`
 
-    def static_fault(self, llm: FrozenModel) -> str:
+    def static_unsupported_reason(self, llm: BackboneAndHead) -> str:
         """Why CUDA-graph decoding cannot guide this language model; `""` if it can."""
         self._check_top_k(llm.vocabulary)
         if type(self) is not ValueAugmentedLogitsProcessor:
@@ -220,7 +220,7 @@ class ValueAugmentedLogitsProcessor(LogitsProcessor):
                 return "a value model is on another device"
             if guide.vocabulary != llm.vocabulary:
                 return "a value model has more or fewer tokens than the language model"
-            reason = static_fault(guide.model.backbone) if guide.model.config.form != "policy" else ""
+            reason = static_unsupported_reason(guide.model.backbone) if guide.model.config.form != "policy" else ""
             if reason:
                 return f"a value model cannot be read there: {reason}"
         return ""
@@ -230,8 +230,8 @@ class ValueAugmentedLogitsProcessor(LogitsProcessor):
         parts = []
         for guide in self.guides:
             model = guide.model
-            heads = [weights_of(part) for name, part in model.named_children() if name != "backbone"]
-            parts.append((id(model), guide.columns.start, state_of(model.backbone), *heads))
+            heads = [weights_key(part) for name, part in model.named_children() if name != "backbone"]
+            parts.append((id(model), guide.columns.start, graph_key(model.backbone), *heads))
         return type(self), self.top_k, *parts
 
     def static_columns(self) -> int:

@@ -21,7 +21,7 @@ class Follower:
 
     It compares the sequences with those of the previous call, and reuses the KV cache where it can. If the new token
     was a candidate, its cache entry is kept; another token is read in the same forward pass as the next candidates.
-    Rows that a beam search reordered or dropped are reordered or dropped in the cache, and if sequences became
+    SharedPrefixRows that a beam search reordered or dropped are reordered or dropped in the cache, and if sequences became
     shorter, the cache is cropped. All other sequences are read again from the start, equal ones once.
 
     Args:
@@ -122,13 +122,13 @@ class Follower:
             tree.reorder(matches.int().argmax(1))
             hits = self._compare(ids, head)[1]
         if hits:
-            assert tree.siblings_Nk is not None
-            tree.keep((tree.siblings_Nk == ids[:, -1:]).int().argmax(1))
+            assert tree.branches_Nk is not None
+            tree.keep((tree.branches_Nk == ids[:, -1:]).int().argmax(1))
         return True
 
     def _compare(self, ids: torch.Tensor, head: torch.Tensor) -> tuple[bool, bool]:
         """Whether the rows are those of the tree, and each continues with one of its candidates. Synchronises once."""
-        known, siblings = self.tree.ids_NS, self.tree.siblings_Nk
+        known, siblings = self.tree.ids_NS, self.tree.branches_Nk
         if len(ids) != len(known):
             return False, False
         same = (head == known).all()
