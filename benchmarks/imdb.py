@@ -138,7 +138,7 @@ def report(results: Sequence[dict[str, Any]]) -> str:
 
 def pages() -> dict[Path, str]:
     """The pages that have tables of their own, and which method's."""
-    return {ROOT / "trl_ext" / method / "README.md": method for method in METHODS}
+    return {ROOT / "trl_ext" / "methods" / method / "README.md": method for method in METHODS}
 
 
 def page(results: Sequence[dict[str, Any]], method: str) -> str:
