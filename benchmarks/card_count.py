@@ -25,7 +25,7 @@ import trl_ext.logprobs.row_layout
 from trl_ext.logprobs.shared_prefix import Layout
 
 from .card_memory import GIB, TARGETS, Card, Case, cases, with_provenance
-from .harness import RESULTS, ROOT, environment, refuse_dirty, write_result
+from .harness import RESULTS, environment, refuse_dirty, write_result
 from .hollow import Hollow
 from .shapes import SHAPES
 from .suite import NOT_MEASURED
@@ -85,16 +85,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not chosen:
         parser.error(f"--cases: no case has {' or '.join(options.cases)} in its name.")
     refuse_dirty(options.allow_dirty)
-    files = [
-        ROOT / "benchmarks" / name
-        for name in ("card_count.py", "card_memory.py", "hollow.py", "shapes.py", "tally.py")
-    ]
-    facts = environment(torch.device("cpu"), files)
+    facts = environment(torch.device("cpu"), measures())
     settings = {"seeds": [0], "policy": options.policy, "value": options.value}
     found = list(counted(options.policy, options.value, chosen))
     result = {"settings": settings, "environment": facts, "cases": found}
     print("wrote", write_result("card_count", torch.device("cpu"), result, options.output))
     return 0
+
+
+def measures() -> set[Any]:
+    """What measures; a result keeps fingerprints of all that it runs through."""
+    return {counted, Card, Case}
 
 
 def report(results: Sequence[dict[str, Any]]) -> str:

@@ -39,7 +39,7 @@ from trl_ext.models.adapters import wrap_with_peft
 from trl_ext.models.backbone_and_head import FrozenModel
 from trl_ext.models.load import base_of
 
-from .harness import RESULTS, ROOT, environment, refuse_dirty, synchronize, table, write_result
+from .harness import RESULTS, environment, origin, refuse_dirty, synchronize, table, write_result
 from .rrhf_cases import Case as Sizes
 from .rrhf_cases import make_batch
 from .rrhf_workload import PAD, rrhf_loss
@@ -342,7 +342,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("no GPU: the cases for one were not run")
             continue
         refuse_dirty(options.allow_dirty)
-        facts = environment(device, [ROOT / "benchmarks" / "card_memory.py", ROOT / "benchmarks" / "shapes.py"])
+        facts = environment(device, measures())
         small: Any = {} if device.type == "cuda" else {"prompt": 32, "new": 16, "dtype": torch.float32}
         found = list(measured(Card(options.policy, options.value, device, **small), chosen))
         done &= len(found) == len(chosen)
@@ -351,6 +351,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             result = {"settings": settings, "environment": facts, "cases": found}
             print("wrote", write_result("card_memory", device, result, options.output))
     return int(not done)
+
+
+def measures() -> set[Any]:
+    """What measures; a result keeps fingerprints of all that it runs through."""
+    return {measure, Card, Case}
 
 
 def report(results: Sequence[dict[str, Any]]) -> str:
@@ -391,8 +396,7 @@ def with_provenance(lines: list[list[str]], newest: dict[str, tuple[Any, dict[st
         versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("torch", "transformers", "trl"))
         told.append(
             f"\n{result['time'][:10]}: {facts['hardware']['gpu'] or 'counted on a CPU'}; {settings['policy']} in nf4, "
-            f"value model {settings['value']}; {versions}; commit {facts['commit']}, sources "
-            f"{facts['sources']['digest']}."
+            f"value model {settings['value']}; {versions}; {origin(result)}."
         )
     return "\n".join([*table(lines), *told])
 

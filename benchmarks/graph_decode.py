@@ -210,21 +210,6 @@ SUITE = Suite(
     what="Tokens a second of decoding with a cache of fixed size and a CUDA graph.",
     cases=CASES,
     measure=measure,
-    sources=(
-        *(f"trl_ext/{name}.py" for name in ("static_tree", "static_generate", "replay", "frozen_model", "tree_forms")),
-        *(
-            "trl_ext/methods/vas/decoding/logits_processor.py",
-            "trl_ext/methods/vas/decoding/logits_processor.py",
-            "trl_ext/methods/vas/value_model/model.py",
-        ),
-        *(
-            "trl_ext/methods/proxy_rlhf/decoding/static_walk.py",
-            "trl_ext/methods/proxy_rlhf/decoding/batch.py",
-            "trl_ext/methods/proxy_rlhf/decoding/candidates.py",
-        ),
-        *("benchmarks/harness.py", "benchmarks/memory.py", "benchmarks/shapes.py", "benchmarks/suite.py"),
-        "benchmarks/graph_decode.py",
-    ),
 )
 
 

@@ -8,7 +8,6 @@ A suite compares variants of one piece of work. They run in one process and take
 rotates: whatever slows the machine down for a while slows all of them, so that ratios hold where seconds do not.
 """
 
-import hashlib
 import importlib.metadata
 import itertools
 import json
@@ -18,13 +17,15 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from .measured_code import reached, stamp
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -134,18 +135,18 @@ def _round(value: float) -> float:
 # ------------------------------------------------------------------------------------------------------- environment
 
 
-def environment(device: torch.device, sources: Sequence[Path]) -> dict[str, Any]:
+def environment(device: torch.device, measures: Iterable[Any]) -> dict[str, Any]:
     """
     Versions, hardware, and what exactly was measured.
 
     Args:
         device (`torch.device`): Where the work ran.
-        sources (`Sequence[Path]`): Files whose code was measured; their digest says whether a later commit changed it.
+        measures (`Iterable`): Functions and classes that measure; the fingerprints of all that they run through say
+            whether a later commit changed it (see measured_code.py).
     """
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(sources))).hexdigest()[:16]
     return {
         "commit": _commit(),
-        "sources": {"digest": digest, "files": [path.relative_to(ROOT).as_posix() for path in sorted(sources)]},
+        "sources": stamp(reached(measures, ROOT)),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "hardware": {
             "cpu": _cpu_model(),
@@ -287,6 +288,15 @@ def _require_spread(value: Any, place: str, keys: Sequence[str]) -> None:
     # The ratio of two medians may lie a little outside the ratios of the rounds; a median lies among its values.
     if not (0 < low <= high and middle > 0 and (keys[0] != "median" or low <= middle <= high)):
         raise ValueError(f"{place}: {value} is not a spread.")
+
+
+def origin(result: dict[str, Any]) -> str:
+    """The commit that a result measured and the digest of its code; true of every later commit too."""
+    commit, sources = result["environment"]["commit"], result["environment"]["sources"]
+    if "definitions" not in sources:
+        return f"commit {commit}, whose code is not in the history"
+    same = f", as committed in {sources['commit']}" if "commit" in sources else ""
+    return f"commit {commit}{same}, code {sources['digest']}"
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -26,9 +26,6 @@ from .harness import RESULTS, ROOT, environment, refuse_dirty, write_result
 from .imdb_arms import METHODS, NOT_BEGUN, Arm, Task, chosen, tuned
 
 
-MEASURED = ["benchmarks/imdb_arms.py", "benchmarks/imdb_train.py"]
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run imdb", description=__doc__.split("\n\n")[0])
     parser.add_argument("--method", choices=METHODS, required=True)
@@ -122,11 +119,18 @@ def _write(jobs: Sequence[Any], task: Task, options: argparse.Namespace, seeds: 
                 "fields": options.fields, "task": {key: Path(value).name if isinstance(value, str) else value
                                                    for key, value in dataclasses.asdict(task).items()}}  # fmt: skip
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    facts = environment(device, [ROOT / name for name in MEASURED])
+    facts = environment(device, measures())
     if cases:
         result = {"settings": settings, "environment": facts, "cases": cases, "failures": failures}
         print("wrote", write_result("imdb", device, result, options.output))
     return int(bool(failures))
+
+
+def measures() -> set[Any]:
+    """What measures; a result keeps fingerprints of all that it runs through."""
+    from .imdb_jobs import run_all
+
+    return {run_all, Task, Arm}
 
 
 def report(results: Sequence[dict[str, Any]]) -> str:
@@ -138,7 +142,7 @@ def report(results: Sequence[dict[str, Any]]) -> str:
 
 def pages() -> dict[Path, str]:
     """The pages that have tables of their own, and which method's."""
-    return {ROOT / "trl_ext" / method / "README.md": method for method in METHODS}
+    return {ROOT / "trl_ext" / "methods" / method / "README.md": method for method in METHODS}
 
 
 def page(results: Sequence[dict[str, Any]], method: str) -> str:

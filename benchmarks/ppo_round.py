@@ -172,14 +172,6 @@ SUITE = Suite(
     what="Seconds and memory of a round of Proxy-RLHF, against TRL's PPO as TRL last had it.",
     cases=CASES,
     measure=measure,
-    sources=(
-        *("trl_ext/training/returns.py", "trl_ext/decoding/token_tree.py", "trl_ext/rewards/classifiers.py"),
-        *(f"trl_ext/proxy_rlhf/{name}.py" for name in ("data", "generation", "losses", "model", "trainer")),
-        *(
-            f"benchmarks/{name}.py"
-            for name in ("harness", "ppo_driver", "ppo_round", "proxy_round", "rounds", "suite")
-        ),
-    ),
 )
 
 

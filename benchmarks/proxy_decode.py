@@ -216,12 +216,6 @@ SUITE = Suite(
     what="Tokens a second of Proxy-RLHF's decoding.",
     cases=CASES,
     measure=measure,
-    sources=(
-        *("trl_ext/decoding/token_tree.py", "trl_ext/decoding/tree_backends.py", "trl_ext/decoding/token_sampling.py"),
-        *(f"trl_ext/proxy_rlhf/{name}.py" for name in ("answers", "candidates", "decoding", "generation", "model")),
-        *("benchmarks/harness.py", "benchmarks/memory.py", "benchmarks/shapes.py", "benchmarks/suite.py"),
-        *("benchmarks/proxy_decode.py", "benchmarks/proxy_naive.py"),
-    ),
 )
 
 

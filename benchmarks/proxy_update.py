@@ -231,12 +231,6 @@ SUITE = Suite(
     what="Seconds of Proxy-RLHF's update on a round of responses.",
     cases=CASES,
     measure=measure,
-    sources=(
-        *("trl_ext/logprobs/logprobs.py", "trl_ext/logprobs/lm_head.py", "trl_ext/training/returns.py"),
-        *(f"trl_ext/proxy_rlhf/{name}.py" for name in ("data", "losses", "model", "trainer")),
-        *("benchmarks/harness.py", "benchmarks/memory.py", "benchmarks/shapes.py", "benchmarks/suite.py"),
-        *("benchmarks/trainers.py", "benchmarks/proxy_update.py"),
-    ),
 )
 
 

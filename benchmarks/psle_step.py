@@ -326,18 +326,6 @@ SUITE = Suite(
     what="Seconds a prompt of PSLE's generation, reward and update.",
     cases=CASES,
     measure=measure,
-    sources=(
-        *(f"trl_ext/{name}.py" for name in ("cascade", "decoding", "head", "logprobs", "prefix", "rollouts", "rows")),
-        *(
-            "trl_ext/training/engine.py",
-            "trl_ext/generation/generate.py",
-            "trl_ext/methods/psle/data.py",
-            "trl_ext/methods/psle/iterations.py",
-            "trl_ext/methods/psle/losses.py",
-        ),
-        *("trl_ext/methods/psle/trainer.py", "benchmarks/harness.py", "benchmarks/memory.py", "benchmarks/shapes.py"),
-        *("benchmarks/suite.py", "benchmarks/trainers.py", "benchmarks/psle_step.py"),
-    ),
 )
 
 

@@ -32,7 +32,6 @@ from .quality_process import Failed, run, trainable_parameters
 from .quality_train import read_rows
 
 
-MEASURED = [f"benchmarks/{name}.py" for name in ("quality", "quality_arms", "quality_train", "ppo_driver")]
 METRICS = ("reward", "kl", "perplexity", "distinct_2", "completion_length", "ended")
 
 
@@ -247,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not chosen:
         raise SystemExit(f"no arm is named so; there are: {', '.join(arm.name for arm in arms(task))}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    facts = environment(device, [ROOT / name for name in MEASURED])
+    facts = environment(device, measures())
     cases, failures, skipped = [], [], []
     with ThreadPoolExecutor(options.jobs) as pool:
         if any(arm.samples for arm in chosen):
@@ -271,6 +270,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = json.loads(json.dumps(result).replace(f"{ROOT}/", ""))
         print("wrote", write_result("quality", device, result, options.output))
     return int(bool(failures))
+
+
+def measures() -> set[Any]:
+    """What measures; a result keeps fingerprints of all that it runs through."""
+    return {Runner, Task, Arm}
 
 
 def report(results: Sequence[dict[str, Any]]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from trl_ext.evaluation.frontier import draw_frontier
 
-from .harness import table
+from .harness import origin, table
 from .quality_arms import Task, arms
 from .suite import NOT_MEASURED
 
@@ -186,7 +186,7 @@ def provenance(result: dict[str, Any], told: str = "") -> str:
     seeds = ", ".join(map(str, settings["seeds"]))
     return (
         f"{result['time'][:10]}{told}: {hardware}; seeds {seeds}: mean ± the largest distance of a seed from it; "
-        f"{versions}; commit {facts['commit']}, sources {facts['sources']['digest']}."
+        f"{versions}; {origin(result)}."
     )
 
 

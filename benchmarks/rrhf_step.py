@@ -110,17 +110,6 @@ SUITE = Suite(
     what="Seconds and peak memory of an RRHF training step.",
     cases=CASES,
     measure=measure,
-    # What decides the figures; a result keeps a digest of these.
-    sources=(
-        *(
-            "trl_ext/logprobs/prefix_attention.py",
-            "trl_ext/logprobs/lm_head.py",
-            "trl_ext/logprobs/logprobs.py",
-            "trl_ext/logprobs/shared_prefix.py",
-        ),
-        *("trl_ext/methods/rrhf/losses.py", "benchmarks/harness.py", "benchmarks/memory.py", "benchmarks/shapes.py"),
-        *("benchmarks/rrhf_cases.py", "benchmarks/rrhf_workload.py", "benchmarks/rrhf_step.py"),
-    ),
 )
 
 

@@ -6,7 +6,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from .harness import table
+from .harness import origin, table
 from .memory import needed_memory
 from .rrhf_cases import CASCADE, CASES, DENSE, DPO, NAIVE, ORDER, OUR_ROWS, TRL_ROWS, Case
 from .suite import NOT_MEASURED, or_goals
@@ -140,6 +140,6 @@ def _provenance(result: dict[str, Any]) -> str:
     clock = {"cpu": "CPU time of the process", "wall": "wall time"}[settings["clock"]]
     return (
         f"{result['time'][:10]}: {hardware}, {facts['threads']['torch']} thread(s); {clock}, {settings['rounds']} "
-        f"rounds over {settings['batches']} batches, seed {settings['seed']}; {versions}; commit {facts['commit']}, "
-        f"sources {facts['sources']['digest']}."
+        f"rounds over {settings['batches']} batches, seed {settings['seed']}; {versions}; "
+        f"{origin(result)}."
     )

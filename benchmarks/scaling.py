@@ -185,18 +185,6 @@ SUITE = Suite(
     what="How time grows with one size.",
     cases=CASES,
     measure=measure,
-    sources=(
-        *(
-            "trl_ext/logprobs/lm_head.py",
-            "trl_ext/logprobs/logprobs.py",
-            "trl_ext/logprobs/shared_prefix.py",
-            "trl_ext/decoding/token_tree.py",
-            "trl_ext/methods/vas/decoding/logits_processor.py",
-        ),
-        *("benchmarks/harness.py", "benchmarks/shapes.py", "benchmarks/scaling.py"),
-        *("benchmarks/scaling_processes.py", "benchmarks/process_steps.py", "benchmarks/rounds.py"),
-        *("benchmarks/rrhf_workload.py", "benchmarks/vas_decode.py", "benchmarks/vas_naive.py"),
-    ),
 )
 
 

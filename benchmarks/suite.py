@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from .harness import RESULTS, ROOT, clock_of, environment, refuse_dirty, write_result
+from .harness import RESULTS, clock_of, environment, origin, refuse_dirty, write_result
 
 
 NOT_MEASURED = "not measured"
@@ -30,14 +30,16 @@ class Suite:
         what (`str`): One line for `--help`.
         cases (`Sequence`): Settings of what is measured; each has a `name`, and a `device` (`"cpu"` or `"cuda"`).
         measure (`Callable`): `(case, rounds=, batches=, seed=) -> dict`, a case of a result file.
-        sources (`Sequence[str]`): Files that decide the figures; a result keeps a digest of them.
     """
 
     name: str
     what: str
     cases: Sequence[Any]
     measure: Callable[..., dict[str, Any]]
-    sources: Sequence[str]
+
+    def measures(self) -> set[Any]:
+        """What measures; a result keeps fingerprints of all that it runs through, and the settings of its cases."""
+        return {self.measure, *map(type, self.cases)}
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Measure and write one result file a device."""
@@ -62,7 +64,7 @@ class Suite:
 
     def run(self, cases: Sequence[Any], device: torch.device, options: argparse.Namespace) -> bool:
         """Measure cases of one device and write their result file; one that fails does not cost the others."""
-        facts = environment(device, [ROOT / name for name in self.sources])
+        facts = environment(device, self.measures())
         measured = []
         for case in cases:
             print(case.name, file=sys.stderr, flush=True)
@@ -159,8 +161,7 @@ def provenance(result: dict[str, Any]) -> str:
     clock = {"cpu": "CPU time of the process", "wall": "wall time"}[settings["clock"]]
     return (
         f"{result['time'][:10]}: {hardware}, {facts['threads']['torch']} thread(s); {clock}, {settings['rounds']} "
-        f"rounds over {batches}, seed {settings['seed']}; {versions}; commit {facts['commit']}, "
-        f"sources {facts['sources']['digest']}."
+        f"rounds over {batches}, seed {settings['seed']}; {versions}; {origin(result)}."
     )
 
 

@@ -233,17 +233,6 @@ SUITE = Suite(
     what="Tokens a second of value-guided decoding.",
     cases=CASES,
     measure=measure,
-    sources=(
-        *(
-            "trl_ext/decoding/token_tree.py",
-            "trl_ext/methods/vas/decoding/tree_follower.py",
-            "trl_ext/decoding/tree_backends.py",
-            "trl_ext/decoding/token_sampling.py",
-        ),
-        *("trl_ext/methods/vas/decoding/logits_processor.py", "trl_ext/methods/vas/value_model/model.py"),
-        *("benchmarks/harness.py", "benchmarks/memory.py", "benchmarks/shapes.py"),
-        *("benchmarks/suite.py", "benchmarks/vas_decode.py", "benchmarks/vas_naive.py"),
-    ),
 )
 
 

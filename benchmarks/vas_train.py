@@ -300,23 +300,6 @@ SUITE = Suite(
     what="Tokens a second of a VAS training step.",
     cases=CASES,
     measure=measure,
-    sources=(
-        *(
-            "trl_ext/logprobs/prefix_attention.py",
-            "trl_ext/logprobs/shared_prefix.py",
-            "trl_ext/training/returns.py",
-            "trl_ext/logprobs/row_layout.py",
-            "trl_ext/methods/vas/token_values.py",
-        ),
-        *(
-            "trl_ext/methods/vas/data.py",
-            "trl_ext/methods/vas/losses.py",
-            "trl_ext/methods/vas/value_model/model.py",
-            "trl_ext/methods/vas/trainer.py",
-        ),
-        *("benchmarks/harness.py", "benchmarks/memory.py", "benchmarks/shapes.py"),
-        *("benchmarks/suite.py", "benchmarks/trainers.py", "benchmarks/rrhf_cases.py", "benchmarks/vas_train.py"),
-    ),
 )
 
 

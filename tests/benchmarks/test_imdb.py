@@ -233,7 +233,7 @@ def test_the_command_writes_a_result_and_names_what_is_missing(kinds, monkeypatc
 
 
 def result_of(method, *cases, tune=False, when="2026-01-02T00:00:00+00:00"):
-    facts = harness.environment(torch.device("cpu"), [REPOSITORY / name for name in imdb.MEASURED])
+    facts = harness.environment(torch.device("cpu"), imdb.measures())
     settings = {"method": method, "tune": tune, "seeds": [0, 1]}
     common = {"schema": harness.SCHEMA, "suite": "imdb", "device": "cpu", "time": when}
     return {**common, "settings": settings, "environment": facts, "cases": list(cases), "failures": []}

@@ -27,7 +27,7 @@ TINY = Case("imdb-2m", responses=4, prompt=8, new=4)
 
 
 def result_of(suite, *cases):
-    facts = harness.environment(torch.device("cpu"), [REPOSITORY / name for name in suite.sources])
+    facts = harness.environment(torch.device("cpu"), suite.measures())
     settings = {"seed": 0, "rounds": 2, "batches": 1, "clock": "cpu"}
     head = {"schema": harness.SCHEMA, "suite": suite.name, "device": "cpu", "time": "2026-01-02T00:00:00+00:00"}
     return head | {"settings": settings, "environment": facts, "cases": list(cases)}

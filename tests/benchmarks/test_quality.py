@@ -43,7 +43,7 @@ def result_of(*cases):
         "device": "cpu",
         "time": "2026-01-02T00:00:00+00:00",
         "settings": {"preset": "cpu", "seeds": [0, 1]},
-        "environment": harness.environment(torch.device("cpu"), [REPOSITORY / name for name in quality.MEASURED]),
+        "environment": harness.environment(torch.device("cpu"), quality.measures()),
         "cases": list(cases),
         "failures": [],
     }

@@ -48,7 +48,7 @@ def test_separate_rows_grow_with_k_and_shared_ones_less(measured):
 
 
 def test_a_result_is_well_formed_and_its_table_says_the_slopes(measured, monkeypatch):
-    facts = harness.environment(torch.device("cpu"), [REPOSITORY / name for name in scaling.SUITE.sources])
+    facts = harness.environment(torch.device("cpu"), scaling.SUITE.measures())
     settings = {"seed": 0, "rounds": 2, "batches": 1, "clock": "cpu"}
     result = {"schema": harness.SCHEMA, "suite": "scaling", "device": "cpu", "time": "2026-01-02T00:00:00+00:00"}
     result |= {"settings": settings, "environment": facts, "cases": [measured]}

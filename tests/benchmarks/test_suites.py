@@ -44,9 +44,12 @@ def measured():
 
 
 def result_of(*cases):
-    files = [REPOSITORY / name for name in rrhf_step.SUITE.sources]
     settings = {"seed": 0, "rounds": 1, "batches": 1, "clock": "cpu"}
-    return {"settings": settings, "environment": harness.environment(CPU, files), "cases": list(cases)}
+    return {
+        "settings": settings,
+        "environment": harness.environment(CPU, rrhf_step.SUITE.measures()),
+        "cases": list(cases),
+    }
 
 
 def counting(name, log):
