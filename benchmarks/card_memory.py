@@ -36,7 +36,7 @@ from trl_ext.methods.vas.decoding.logits_processor import ValueAugmentedLogitsPr
 from trl_ext.methods.vas.trainer import VASTrainer
 from trl_ext.methods.vas.value_model.model import ValueModel
 from trl_ext.models.adapters import wrap_with_peft
-from trl_ext.models.backbone_and_head import FrozenModel
+from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.models.load import base_of
 
 from .harness import RESULTS, environment, origin, refuse_dirty, synchronize, table, write_result
@@ -192,7 +192,7 @@ class Card:
 
     def decide(self, batch: int, *, offload_decisions: bool = False, first_candidates: int = 0) -> Callable[[], Any]:
         """The last 16 tokens of each row, their decisions, and an update on as many as a whole round would have."""
-        llm = FrozenModel(self.model)
+        llm = BackboneAndHead(self.model)
         proxy = ProxyModel.for_model(self.model, Process(), initial_accept_rate=0.5)
         optimizer = torch.optim.AdamW(proxy.parameters(), lr=0.0)
         prompts = self.prompts(batch, self.prompt + self.new - 16)

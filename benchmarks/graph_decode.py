@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from trl_ext.decoding.cuda_graph import loops_of
+from trl_ext.decoding.cuda_graph import cached_loops
 from trl_ext.decoding.static_generate import static_generate
 from trl_ext.methods.proxy_rlhf.decision_process import Process
 from trl_ext.methods.proxy_rlhf.model import ProxyModel
@@ -101,7 +101,7 @@ class Workload:
         kwargs: dict[str, Any] = {"device": self.device, "dtype": getattr(torch, case.dtype)}
         self.policy = build(case.policy, **kwargs, seed=seed).eval()
         self.policy.generation_config.eos_token_id = None  # every sequence gets as many tokens
-        loops = loops_of(self.policy)
+        loops = cached_loops(self.policy)
         loops.most, loops.idle = len(ORDER), 2**40  # all are used in turns
         value = build(case.value, **kwargs, seed=seed + 1)
         self.values = {

@@ -20,7 +20,7 @@ import torch
 from trl_ext.methods.proxy_rlhf.decision_process import Process
 from trl_ext.methods.proxy_rlhf.decoding.walk import Walk
 from trl_ext.methods.proxy_rlhf.model import ProxyModel
-from trl_ext.models.backbone_and_head import FrozenModel
+from trl_ext.models.backbone_and_head import BackboneAndHead
 
 from .harness import ROOT, Variant, alternate, clock_of, pair_ratios, spreads
 from .memory import peak_memory
@@ -89,7 +89,7 @@ class Workload:
         self.case, self.device, self.seed = case, torch.device(case.device), seed
         self.model = build(case.model, device=self.device, dtype=getattr(torch, case.dtype), seed=seed).eval()
         self.model.generation_config.eos_token_id = None  # every sequence gets as many tokens
-        self.llm = FrozenModel(self.model)
+        self.llm = BackboneAndHead(self.model)
         self.proxy = ProxyModel.for_model(self.model, Process(), initial_accept_rate=ACCEPT_RATE).eval()
         generator = torch.Generator().manual_seed(seed)
         shape = (case.batch, case.prompt)

@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 from trl_ext.methods.proxy_rlhf.decision_process import Process
 from trl_ext.methods.proxy_rlhf.decoding.candidates import Dice, propose
-from trl_ext.models.backbone_and_head import FrozenModel
+from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.models.load import cache_name
 
 
@@ -27,7 +27,7 @@ class Sequential:
     of an accepted candidate serves the next position.
 
     Args:
-        llm ([`~trl_ext.methods.proxy_rlhf.decoding.candidates.FrozenModel`]): The language model.
+        llm ([`~trl_ext.methods.proxy_rlhf.decoding.candidates.BackboneAndHead`]): The language model.
         proxy ([`~trl_ext.methods.proxy_rlhf.model.ProxyModel`]): The proxy.
         process ([`~trl_ext.methods.proxy_rlhf.decision_process.Process`]): With the feature `"candidate"`, and forced
             `"first"`.
@@ -36,7 +36,7 @@ class Sequential:
         forwards (`int`), examined (`int`): Of the last call: forwards after the prompt's, and candidates asked about.
     """
 
-    def __init__(self, llm: FrozenModel, proxy: Any, process: Process) -> None:
+    def __init__(self, llm: BackboneAndHead, proxy: Any, process: Process) -> None:
         self.llm, self.proxy, self.process = llm, proxy, process
         self.forwards = self.examined = 0
 

@@ -77,8 +77,8 @@ def test_what_a_models_own_config_adds_is_met_by_the_ordinary_loop(
     expected = generate(tiny_model, tiny_tokenizer, PROMPTS, settings)
     tried = []
     monkeypatch.setattr(
-        "trl_ext.generation.generate._in_a_fixed_room",
-        lambda *args: tried.append(1) or module.sequences(*args[:4], settings, *args[5:]),
+        "trl_ext.generation.generate._static_generate",
+        lambda *args: tried.append(1) or module.generate_static(*args[:4], settings, *args[5:]),
     )
     found = generate(tiny_model, tiny_tokenizer, PROMPTS, settings)
     assert tried and [g[0].ids for g in found] == [g[0].ids for g in expected]

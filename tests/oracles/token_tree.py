@@ -78,7 +78,7 @@ def states(model, ids):
     return model(input_ids=torch.tensor([ids])).last_hidden_state[0]
 
 
-def siblings_by_loop(model, rows, siblings):
+def branches_by_loop(model, rows, siblings):
     return torch.stack(
         [
             torch.stack([states(model, [*row, token])[-1] for token in tokens])

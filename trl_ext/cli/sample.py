@@ -33,7 +33,7 @@ from trl_ext.generation_settings import DIVERSE_BEAM_SEARCH, GenerationSettings,
 from trl_ext.inference.dataset_rows import load_rows
 from trl_ext.inference.dataset_sampler import Sampler, losses
 from trl_ext.inference.policy import Source
-from trl_ext.models.load import adapter_base, unloadable
+from trl_ext.models.load import adapter_base, loading_error
 from trl_ext.models.tokenizers import load_tokenizer
 from trl_ext.rewards.functions import load_rewards
 from trl_ext.rewards.scoring import check_reward_weights
@@ -355,7 +355,7 @@ def _vllm_source(
     try:
         config = AutoConfig.from_pretrained(name, **trust)
     except (OSError, ValueError) as error:
-        raise unloadable("model", name, error) from error
+        raise loading_error("model", name, error) from error
     try:
         generation_config = GenerationConfig.from_pretrained(name)
     except OSError:  # it has none

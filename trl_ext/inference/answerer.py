@@ -87,7 +87,7 @@ class Answerer:
         ids = encode_prompt(policy.tokenizer, prompt)
         if not ids:
             raise ValueError(f"prompt {number} has no tokens: there is nothing to answer.")
-        policy.check_room([ids], self.settings, first=number)
+        policy.check_context_length([ids], self.settings, first=number)
         return ids
 
     def _row(self, row: dict[str, Any], drawn: Sequence[Completion]) -> dict[str, Any]:

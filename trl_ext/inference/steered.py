@@ -18,7 +18,7 @@ from trl_ext.data.completion import Completion
 from trl_ext.generation.generate import Processors, generate
 from trl_ext.generation.streaming import TextStream
 from trl_ext.generation_settings import GenerationSettings, pad_token_id
-from trl_ext.models.load import base_of, context_of
+from trl_ext.models.load import base_of, context_length
 from trl_ext.models.modes import evaluation_mode
 
 from .policy import Policy
@@ -76,7 +76,7 @@ def steered_policy(
         stream=stream,
         extras=extras or {},
         series=series,
-        context=context_of(model),
+        context=context_length(model),
     )
 
 

@@ -11,14 +11,14 @@ from conftest import make_model, make_tokenizer
 from transformers import BitsAndBytesConfig
 
 from trl_ext import ProxyModel
-from trl_ext.decoding.cuda_graph import loops_of
+from trl_ext.decoding.cuda_graph import cached_loops
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.methods.proxy_rlhf.decision_process import Process
 from trl_ext.methods.proxy_rlhf.decoding import static_walk as static
 from trl_ext.methods.proxy_rlhf.decoding.batch import Answers, answer
 from trl_ext.methods.proxy_rlhf.decoding.candidates import Dice
 from trl_ext.methods.proxy_rlhf.policies import proxy_policy
-from trl_ext.models.backbone_and_head import FrozenModel
+from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.models.load import load_model
 
 
@@ -49,7 +49,7 @@ def answers(model: Any, proxy: Any, wanted: str, prompts: Any = PROMPTS, repeats
     settings = {"max_new_tokens": 40, "eos": [1]} | settings
     seeds = list(range(len(prompts) * repeats))
     process = proxy.config.decision_process
-    return answer(FrozenModel(model), proxy, process, prompts, seeds=seeds, cuda_graphs=wanted, **settings)
+    return answer(BackboneAndHead(model), proxy, process, prompts, seeds=seeds, cuda_graphs=wanted, **settings)
 
 
 def check_equal(found: Answers, expected: Answers) -> None:
@@ -81,7 +81,7 @@ def test_tokens_and_decisions_are_those_of_the_ordinary_loop(
         expected = answers(model, proxy, "never", **settings)
         check_equal(answers(model, proxy, "always", **settings), expected)
     assert expected.forced.any() and expected.rejected.any()
-    assert loops_of(model)._loops
+    assert cached_loops(model)._loops
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_more_positions_than_are_drawn_at_once(model: Any) -> None:
 def test_a_loop_serves_other_prompts_and_a_proxy_that_learns(model: Any) -> None:
     proxy = make_proxy(model)
     before = answers(model, proxy, "always")
-    [loop] = loops_of(model)._loops.values()
+    [loop] = cached_loops(model)._loops.values()
     others = [[30, 31], [32], [33, 34, 35], [36]]
     check_equal(answers(model, proxy, "always", others), answers(model, proxy, "never", others))
     with torch.no_grad():  # an optimizer writes where the weights are
@@ -130,10 +130,10 @@ def test_a_loop_serves_other_prompts_and_a_proxy_that_learns(model: Any) -> None
     expected = answers(model, proxy, "never")
     check_equal(answers(model, proxy, "always"), expected)
     assert before.ids != expected.ids
-    assert list(loops_of(model)._loops.values()) == [loop]
+    assert list(cached_loops(model)._loops.values()) == [loop]
     another = make_proxy(model, bias=2.0)
     check_equal(answers(model, another, "always"), answers(model, another, "never"))
-    assert len(loops_of(model)._loops) == 2
+    assert len(cached_loops(model)._loops) == 2
 
 
 def test_generate_and_policies(model: Any, tokenizer: Any) -> None:
@@ -197,10 +197,10 @@ def test_without_memory_for_the_room_the_ordinary_loop_goes_on(model: Any, monke
     monkeypatch.setattr(static.StaticWalk, "start", full)
     with pytest.raises(RuntimeError, match="Out of memory while answering 8 prompts at once"):
         answers(model, proxy, "always")
-    assert not loops_of(model)._loops
+    assert not cached_loops(model)._loops
     monkeypatch.setattr("trl_ext.methods.proxy_rlhf.decoding.batch._is_static", lambda *args: True)  # as on a GPU
     check_equal(answers(model, proxy, "auto", record=True), expected)
-    assert not loops_of(model)._loops
+    assert not cached_loops(model)._loops
 
 
 def test_other_weights_of_a_proxy_make_another_loop(model: Any) -> None:
@@ -208,7 +208,7 @@ def test_other_weights_of_a_proxy_make_another_loop(model: Any) -> None:
     answers(model, proxy, "always")
     proxy.actor[0].weight = torch.nn.Parameter(-proxy.actor[0].weight)
     check_equal(answers(model, proxy, "always"), answers(model, proxy, "never"))
-    assert len(loops_of(model)._loops) == 2
+    assert len(cached_loops(model)._loops) == 2
 
 
 def test_a_stream_is_shown_every_token(model: Any) -> None:

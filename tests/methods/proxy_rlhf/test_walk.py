@@ -16,7 +16,7 @@ from trl_ext.methods.proxy_rlhf.decoding.walk import Walk
 from trl_ext.methods.proxy_rlhf.losses import decision_logps
 from trl_ext.methods.proxy_rlhf.model import ProxyModel
 from trl_ext.methods.proxy_rlhf.policies import proxy_logps
-from trl_ext.models.backbone_and_head import FrozenModel
+from trl_ext.models.backbone_and_head import BackboneAndHead
 
 
 V = 60
@@ -99,7 +99,7 @@ def test_answers_are_those_of_the_loop(process: Process) -> None:
     """Batched, left-padded, with shared prompts, and however many candidates go first."""
     model = make_model(V)
     proxy = make_proxy(model, process)
-    llm, seeds = FrozenModel(model), list(range(2 * len(PROMPTS)))
+    llm, seeds = BackboneAndHead(model), list(range(2 * len(PROMPTS)))
     expected = [oracle(model, proxy.accept_logits, process, PROMPTS[i // 2], i, 8) for i in seeds]
     for first, batch_size in [(0, 64), (2, 64), (1, 3), (6, 1)]:
         found = answer(
@@ -117,7 +117,7 @@ def test_greedy_decisions() -> None:
     model, process = make_model(V), Process(top_k=5, order="descending")
     proxy = make_proxy(model, process)
     found = answer(
-        FrozenModel(model), proxy, process, PROMPTS, seeds=range(4), max_new_tokens=8, eos=[EOS], greedy=True
+        BackboneAndHead(model), proxy, process, PROMPTS, seeds=range(4), max_new_tokens=8, eos=[EOS], greedy=True
     )
     expected = [oracle(model, proxy.accept_logits, process, p, 0, 8, greedy=True)[0] for p in PROMPTS]
     assert found.ids == expected
@@ -127,7 +127,7 @@ def test_always_accepting_in_descending_order_is_greedy_decoding() -> None:
     model, process = make_model(V), Process(top_k=5, order="descending")
     proxy = make_proxy(model, process)
     proxy.accept_logits = always(100.0)  # type: ignore[method-assign]
-    found = answer(FrozenModel(model), proxy, process, PROMPTS, seeds=range(4), max_new_tokens=10, eos=[EOS])
+    found = answer(BackboneAndHead(model), proxy, process, PROMPTS, seeds=range(4), max_new_tokens=10, eos=[EOS])
     for prompt, ids in zip(PROMPTS, found.ids, strict=True):
         plain = model.generate(torch.tensor([prompt]), max_new_tokens=10, do_sample=False, eos_token_id=EOS)
         assert plain[0, len(prompt) :].tolist() == ids
@@ -140,7 +140,7 @@ def test_always_accepting_in_sampled_order_is_truncated_sampling(logit: float) -
     """By counts of 4,000 draws of one token; never accepting is the same where the first is forced."""
     model = make_model(V)
     process = Process(top_k=8, top_p=0.9, temperature=1.5, order="sampled")
-    llm, n = FrozenModel(model), 4000
+    llm, n = BackboneAndHead(model), 4000
     walk = Walk(
         llm, always(logit), process, torch.tensor([PROMPTS[0]]), torch.ones(1, 4, dtype=torch.long), repeats=n,
         dice=Dice(list(range(n)), 8, torch.device("cpu")), first_candidates=2,
@@ -162,7 +162,7 @@ def test_tokens_come_as_often_as_their_log_probabilities_say(order: str, forced:
     """Candidates, decisions and what is forced together, by counts; and the log-probabilities sum to 1."""
     model = make_model(V)
     process = Process(top_k=6, order=order, forced=forced)
-    proxy, llm, n = make_proxy(model, process), FrozenModel(model), 4000
+    proxy, llm, n = make_proxy(model, process), BackboneAndHead(model), 4000
     prompt = PROMPTS[2]
     walk = Walk(
         llm, proxy.accept_logits, process, torch.tensor([prompt]), torch.ones(1, 6, dtype=torch.long), repeats=n,
@@ -184,7 +184,7 @@ def test_tokens_come_as_often_as_their_log_probabilities_say(order: str, forced:
 def test_log_probabilities_are_those_of_the_walk(order: str, feature: str) -> None:
     """What is measured while answering is what is computed of the finished answers, less the base model's."""
     model, process = make_model(V), Process(top_k=6, order=order, feature=feature)
-    proxy, llm = make_proxy(model, process), FrozenModel(model)
+    proxy, llm = make_proxy(model, process), BackboneAndHead(model)
     found = answer(llm, proxy, process, PROMPTS, seeds=range(4), max_new_tokens=6, eos=[EOS], measure_every=1)
     logps = proxy_logps(llm, proxy, process, PROMPTS, [[ids] for ids in found.ids], pad_token_id=0, batch_size=3)
     for i, (prompt, ids) in enumerate(zip(PROMPTS, found.ids, strict=True)):
@@ -196,7 +196,7 @@ def test_log_probabilities_are_those_of_the_walk(order: str, feature: str) -> No
 def test_the_kl_is_estimated_from_some_positions() -> None:
     """From every second: twice what it is there."""
     model, process = make_model(V), Process(top_k=6)
-    proxy, llm = make_proxy(model, process), FrozenModel(model)
+    proxy, llm = make_proxy(model, process), BackboneAndHead(model)
     found = answer(llm, proxy, process, PROMPTS, seeds=range(4), max_new_tokens=7, measure_every=2)
     logps = proxy_logps(llm, proxy, process, PROMPTS, [[ids] for ids in found.ids], pad_token_id=0)
     for i, (prompt, ids) in enumerate(zip(PROMPTS, found.ids, strict=True)):
@@ -207,7 +207,7 @@ def test_the_kl_is_estimated_from_some_positions() -> None:
 
 def test_answers_end_where_their_room_does() -> None:
     model, process = make_model(V), Process(top_k=6)
-    llm, proxy = FrozenModel(model), make_proxy(model, process)
+    llm, proxy = BackboneAndHead(model), make_proxy(model, process)
     whole = answer(llm, proxy, process, PROMPTS, seeds=range(8), max_new_tokens=5)
     found = answer(llm, proxy, process, PROMPTS, seeds=range(8), max_new_tokens=5, rooms=[3, 9, 1, 4])
     lengths = [3, 3, 5, 5, 1, 1, 4, 4]
@@ -220,7 +220,7 @@ def test_answers_end_where_their_room_does() -> None:
 def test_recorded_decisions(first: int, feature: str) -> None:
     """Their log-probabilities from the stored features are those at the time, one set for each examined candidate."""
     model, process = make_model(V), Process(top_k=6, feature=feature)
-    proxy, llm = make_proxy(model, process), FrozenModel(model)
+    proxy, llm = make_proxy(model, process), BackboneAndHead(model)
     found = answer(
         llm, proxy, process, PROMPTS, seeds=range(8), max_new_tokens=7, eos=[EOS], record=True, batch_size=3,
         first_candidates=first,
@@ -239,8 +239,8 @@ def test_recorded_decisions(first: int, feature: str) -> None:
 def test_a_position_with_one_candidate_asks_nothing() -> None:
     model, process = make_model(V), Process(top_k=6, top_p=1e-6)
     found = answer(
-        FrozenModel(model), make_proxy(model, process), process, PROMPTS, seeds=range(4), max_new_tokens=5, eos=[EOS],
-        record=True,
+        BackboneAndHead(model), make_proxy(model, process), process, PROMPTS, seeds=range(4), max_new_tokens=5,
+        eos=[EOS], record=True,
     )  # fmt: skip
     assert not found.examined.any()
     assert not found.asked.any()
@@ -251,7 +251,7 @@ def test_a_position_with_one_candidate_asks_nothing() -> None:
 def test_one_forward_a_token() -> None:
     """The prompt in one, then one a token for all candidates; or two where the first few are all rejected."""
     model, process = make_model(V), Process(top_k=6, order="descending")
-    llm = FrozenModel(model)
+    llm = BackboneAndHead(model)
     for logit, first, calls in [(100.0, 0, 1), (-100.0, 6, 1), (100.0, 2, 1), (-100.0, 2, 2)]:
         ids = torch.tensor([PROMPTS[0]])
         dice = Dice([0], 6, torch.device("cpu"))
@@ -269,9 +269,11 @@ def test_models_that_cannot_share_a_cache(attention: str, monkeypatch: pytest.Mo
     model, process = make_model(V, attn_implementation=attention), Process(top_k=4)
     proxy = make_proxy(model, process)
     seeds = range(4)
-    expected = answer(FrozenModel(model), proxy, process, PROMPTS, seeds=seeds, max_new_tokens=5, first_candidates=2)
+    expected = answer(
+        BackboneAndHead(model), proxy, process, PROMPTS, seeds=seeds, max_new_tokens=5, first_candidates=2
+    )
     monkeypatch.setattr("trl_ext.decoding.token_tree.shared_support", lambda *_: (set(), "for the test"))
-    found = answer(FrozenModel(model), proxy, process, PROMPTS, seeds=seeds, max_new_tokens=5, first_candidates=2)
+    found = answer(BackboneAndHead(model), proxy, process, PROMPTS, seeds=seeds, max_new_tokens=5, first_candidates=2)
     assert found.ids == expected.ids
 
 
@@ -328,7 +330,7 @@ def test_a_token_that_ties_with_the_last_candidate_has_a_probability(order: str,
     with torch.no_grad():
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())  # no longer the embedding
         model.lm_head.weight[best[4]] = model.lm_head.weight[best[3]]
-    llm, texts = FrozenModel(model), [[best[i]] for i in (3, 4, 5)]
+    llm, texts = BackboneAndHead(model), [[best[i]] for i in (3, 4, 5)]
     [[one, other, outside]] = proxy_logps(llm, proxy, process, PROMPTS[:1], [texts], pad_token_id=0)
     assert bool(torch.isfinite(one)) and bool(torch.isfinite(other)) and float(outside) == -torch.inf
 
@@ -343,7 +345,7 @@ def tied_model(
         The model, and for each prompt its last candidate and the tokens from that one's equal on.
     """
     model = make_model(V).to(dtype)
-    llm = FrozenModel(model)
+    llm = BackboneAndHead(model)
     with torch.no_grad():
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())  # no longer the embedding
         lasts, others, used = [], [], set()
@@ -368,7 +370,7 @@ def tied_model(
 
 def first_logps(model: Any, process: Process, prompts: list[list[int]], tokens: list[list[int]]) -> list[list[float]]:
     proxy, groups = make_proxy(model, process), [[[token] for token in some] for some in tokens]
-    found = proxy_logps(FrozenModel(model), proxy, process, prompts, groups, pad_token_id=0)
+    found = proxy_logps(BackboneAndHead(model), proxy, process, prompts, groups, pad_token_id=0)
     return [[float(one) for one in group] for group in found]
 
 
@@ -390,7 +392,7 @@ def test_ties_in_all_forms_of_the_process(settings: dict[str, Any], dtype: torch
     process = Process(**{"top_k": 4, **settings})
     model, [last], [others] = tied_model(process, PROMPTS[:1], dtype)
     with torch.no_grad():
-        logits = FrozenModel(model).logits(model.model(torch.tensor(PROMPTS[:1])).last_hidden_state[:, -1])
+        logits = BackboneAndHead(model).logits(model.model(torch.tensor(PROMPTS[:1])).last_hidden_state[:, -1])
     found = propose(logits, process, torch.full((1, process.top_k), 0.5))
     assert len({last, others[0]} & set(found.tokens[found.valid].tolist())) == 1  # one of the two is left out
     [[one, other, far]] = first_logps(model, process, PROMPTS[:1], [[last, others[0], others[-1]]])
@@ -432,7 +434,7 @@ def test_rows_with_and_without_a_tie_in_one_batch() -> None:
     """Each row has what it has alone: a tie in one of them changes nothing in the others."""
     process = Process(top_k=4, order="descending")
     model, lasts, others = tied_model(process, PROMPTS[:2])
-    llm, proxy = FrozenModel(model), make_proxy(model, process)
+    llm, proxy = BackboneAndHead(model), make_proxy(model, process)
     best = [int(model(torch.tensor([prompt])).logits[0, -1].argmax()) for prompt in PROMPTS[:2]]
     tokens = [[best[0], others[0][0], others[0][-1], lasts[0]], [others[1][-1], lasts[1], others[1][0], best[1]]]
     together = first_logps(model, process, PROMPTS[:2], tokens)

@@ -10,12 +10,12 @@ from conftest import make_model, make_tokenizer
 from peft import LoraConfig
 
 from trl_ext import ValueAugmentedLogitsProcessor, ValueModel
-from trl_ext.decoding.cuda_graph import loops_of
+from trl_ext.decoding.cuda_graph import cached_loops
 from trl_ext.decoding.static_generate import static_generate
 from trl_ext.generation.generate import generate
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.methods.vas.policies import guided_policy
-from trl_ext.models.backbone_and_head import FrozenModel
+from trl_ext.models.backbone_and_head import BackboneAndHead
 
 
 PROMPTS = [[15, 16, 17], [19], [11, 12, 13, 14, 15, 16, 17], [20, 21]]
@@ -93,15 +93,15 @@ def test_weights_and_prompts_are_inputs_of_a_loop(policy: Any) -> None:
     """Other ones are no reason to make another; other value models and another k are."""
     value, other = make_value("state", policy), make_value("state", policy, seed=8)
     tokens(policy, value, 1.0, static=True)
-    [loop] = loops_of(policy)._loops.values()
+    [loop] = cached_loops(policy)._loops.values()
     for beta, prompts in ((-2.0, PROMPTS), (3.0, [[30, 31], [32], [33, 34, 35], [36]])):
         expected = tokens(policy, value, beta, static=False, prompts=prompts)
         assert torch.equal(tokens(policy, value, beta, static=True, prompts=prompts), expected)
-    assert list(loops_of(policy)._loops.values()) == [loop]
+    assert list(cached_loops(policy)._loops.values()) == [loop]
     for changed, top_k in ((other, K), (value, K + 1)):
         expected = tokens(policy, changed, 2.0, static=False, top_k=top_k)
         assert torch.equal(tokens(policy, changed, 2.0, static=True, top_k=top_k), expected)
-    assert len(loops_of(policy)._loops) == 3
+    assert len(cached_loops(policy)._loops) == 3
 
 
 def test_a_head_that_was_trained_on_is_read_anew(policy: Any) -> None:
@@ -151,9 +151,9 @@ def test_a_value_model_of_another_vocabulary_is_refused(policy: Any, tokenizer: 
 
 def test_a_value_model_elsewhere_is_left_to_the_ordinary_loop(policy: Any) -> None:
     processor = ValueAugmentedLogitsProcessor(make_value("state", policy), 2.0, K, pad_token_id=0)
-    assert processor.static_fault(FrozenModel(policy)) == ""
+    assert processor.static_unsupported_reason(BackboneAndHead(policy)) == ""
     processor.guides[0].device = torch.device("meta")
-    assert "another device" in processor.static_fault(FrozenModel(policy))
+    assert "another device" in processor.static_unsupported_reason(BackboneAndHead(policy))
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
-from trl_ext.models.load import base_of, existing, unloadable
+from trl_ext.models.load import base_of, loading_error, resolve_model_path
 from trl_ext.upstream import get_config_model_id
 from trl_ext.validation import check_at_least, check_value
 
@@ -146,9 +146,9 @@ class ProxyModel(PreTrainedModel):
         hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "subfolder") if name in kwargs}
         path = str(pretrained_model_name_or_path)
         try:
-            saved, _ = PreTrainedConfig.get_config_dict(existing(path), **hub)
+            saved, _ = PreTrainedConfig.get_config_dict(resolve_model_path(path), **hub)
         except OSError as error:
-            raise unloadable("proxy", path, error) from error
+            raise loading_error("proxy", path, error) from error
         if saved.get("model_type") != ProxyConfig.model_type:
             raise ValueError(
                 f"{path!r} holds a model of type {saved.get('model_type')!r} and no "

@@ -21,7 +21,7 @@ from trl_ext.generation.completions import completions
 from trl_ext.generation.streaming import TextStream
 from trl_ext.generation_settings import GenerationSettings, eos_token_ids, pad_token_id
 from trl_ext.inference.policy import Policy
-from trl_ext.models.backbone_and_head import FrozenModel
+from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.models.modes import evaluation_mode
 
 from .decision_process import Process
@@ -64,7 +64,7 @@ def proxy_policy(
         name, batch_size, progress, extras, series: As for [`~trl_ext.inference.steered.steered_policy`].
     """
     process = process or proxy.config.decision_process
-    llm = FrozenModel(model)
+    llm = BackboneAndHead(model)
 
     def run(prompts: list[list[int]], settings: GenerationSettings, show: Any = None) -> list[list[Completion]]:
         now = narrowed(process, settings)
@@ -131,7 +131,7 @@ def narrowed(process: Process, settings: GenerationSettings) -> Process:
 
 @torch.no_grad()
 def proxy_logps(
-    llm: FrozenModel,
+    llm: BackboneAndHead,
     proxy: ProxyModel,
     process: Process,
     prompts: list[list[int]],
@@ -144,7 +144,7 @@ def proxy_logps(
     Log-probabilities of completions under the distribution that the decisions induce.
 
     Args:
-        llm ([`FrozenModel`]), proxy ([`ProxyModel`]), process ([`Process`]): Who proposes, who decides, and how.
+        llm ([`BackboneAndHead`]), proxy ([`ProxyModel`]), process ([`Process`]): Who proposes, who decides, and how.
         prompts (`list[list[int]]`): Prompts of at least one token.
         groups (`list[list[list[int]]]`): For each prompt its completions; an empty one gets an empty tensor.
         pad_token_id (`int`): Token in padding.

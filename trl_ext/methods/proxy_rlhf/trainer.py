@@ -28,10 +28,10 @@ from trl_ext.data.completion import Completion
 from trl_ext.data.schema import AnyDataset, DataError, column_names
 from trl_ext.data.tokenization import prepare_dataset
 from trl_ext.generation_settings import eos_token_ids, pad_token_id
-from trl_ext.models.backbone_and_head import FrozenModel
-from trl_ext.models.load import context_of
+from trl_ext.models.backbone_and_head import BackboneAndHead
+from trl_ext.models.load import context_length
 from trl_ext.models.modes import evaluation_mode
-from trl_ext.models.sharding import whole
+from trl_ext.models.sharding import gathered
 from trl_ext.rewards.functions import RewardFunc
 from trl_ext.training.copies import sampling_copy
 from trl_ext.training.meters import Meters
@@ -163,7 +163,7 @@ class ProxyRLHFTrainer(ExtTrainer):
         self._tokenizer = self._load_tokenizer(name, model, args, processing_class)
         self.rewards = self._load_rewards(reward_funcs, reward_processing_classes, args)
         self.language_model = load_frozen(model, args, quantization_config)
-        self._max_length = min((n for n in (args.max_length, context_of(self.language_model)) if n), default=0)
+        self._max_length = min((n for n in (args.max_length, context_length(self.language_model)) if n), default=0)
         self._raw_columns = set(column_names(train_dataset))
         train_dataset = self._prepare_dataset(train_dataset, args, "train")
         eval_dataset = self._prepare_eval_dataset(eval_dataset, args)
@@ -211,8 +211,8 @@ class ProxyRLHFTrainer(ExtTrainer):
         sizes = (getattr(p, "ds_numel", 0) for p in self.language_model.parameters())
         self._llm_size = self.language_model.num_parameters() or sum(sizes)
         self.language_model = place_frozen(self.language_model, self)
-        with whole(self.language_model, self.accelerator) as model:
-            self.llm = FrozenModel(sampling_copy(model, args))
+        with gathered(self.language_model, self.accelerator) as model:
+            self.llm = BackboneAndHead(sampling_copy(model, args))
         self.llm.check_tokens([[max(self._tokenizer.get_vocab().values())]], "The tokenizer")
 
     # ---------------------------------------------------------------------------------------------------- batches
@@ -304,7 +304,7 @@ class ProxyRLHFTrainer(ExtTrainer):
     @torch.no_grad()
     def _values(self, features: torch.Tensor) -> torch.Tensor:
         device = self.accelerator.device
-        with whole(self.model_wrapped, self.accelerator) as proxy:
+        with gathered(self.model_wrapped, self.accelerator) as proxy:
             parts = [proxy(part.to(device)).values for part in features.split(CRITIC_CHUNK)]
         return torch.cat(parts).to(features.device) if parts else features.new_zeros(0, dtype=torch.float32)
 
@@ -321,8 +321,8 @@ class ProxyRLHFTrainer(ExtTrainer):
         rooms = [self._max_length - len(p) for p in prompts] if self._max_length else None
         every = (1 if args.kl_coef else min(MEASURE_EVERY, args.max_completion_length)) if process.exact else 0
         with (
-            whole(self.language_model, self.accelerator),
-            whole(self.model_wrapped, self.accelerator),
+            gathered(self.language_model, self.accelerator),
+            gathered(self.model_wrapped, self.accelerator),
             evaluation_mode(self.model),
             self.compute_loss_context_manager(),
         ):

@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from transformers import PreTrainedModel
 
-from trl_ext.logprobs.row_layout import Rows
+from trl_ext.logprobs.row_layout import SharedPrefixRows
 from trl_ext.models.load import base_of
 
 
@@ -36,7 +36,7 @@ class TokenStates:
     num_positions: int
 
 
-class States(Rows):
+class States(SharedPrefixRows):
     """
     Builds rows for a model that judges the tokens of completions, and reads what it says of each.
 
@@ -46,7 +46,7 @@ class States(Rows):
         pad_token_id (`int`): Token in padding.
         predict (`bool`, *optional*, defaults to `False`): Whether the model judges a token from the state before it:
             its forward is then given `next_ids`, the token behind each position, -100 for none.
-        kwargs: See [`~trl_ext.logprobs.row_layout.Rows`].
+        kwargs: See [`~trl_ext.logprobs.row_layout.SharedPrefixRows`].
     """
 
     unit = "the hidden state"

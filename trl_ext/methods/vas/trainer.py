@@ -24,9 +24,9 @@ from transformers.utils import logging
 
 from trl_ext.atomic_files import write_tensors
 from trl_ext.data.schema import AnyDataset, DataError, column_names
-from trl_ext.decoding.static_generate import forget_loops
+from trl_ext.decoding.static_generate import release_static_caches
 from trl_ext.generation.generate import generate
-from trl_ext.models.load import context_of
+from trl_ext.models.load import context_length
 from trl_ext.rewards.functions import RewardFunc
 from trl_ext.seeds import seeded
 from trl_ext.training.copies import sampling_copy
@@ -174,7 +174,7 @@ class VASTrainer(ExtTrainer):
         model = load_value_model(
             value_model, self.policy, self._tokenizer, self.heads, args, quantization_config, peft_config
         )
-        rooms = [context_of(each) for each in (model.backbone, self.policy) if each is not None]
+        rooms = [context_length(each) for each in (model.backbone, self.policy) if each is not None]
         room = min((room for room in rooms if room), default=0)
         train_dataset, eval_dataset = self._check_context(train_dataset, eval_dataset, args, room)
         self.states = States(
@@ -316,7 +316,7 @@ class VASTrainer(ExtTrainer):
                     batch_size=sampling_batch_size(self),
                     processors=self._guides() if guided else None,
                 )
-                forget_loops(policy)  # the value model's training may need their memory
+                release_static_caches(policy)  # the value model's training may need their memory
             sampled = score_round(
                 rows, completions, self.rewards, args.reward_weights, max_length=args.max_length,
                 tokenizer=self._tokenizer, trainer_state=self.state,

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from transformers.generation import StopStringCriteria
 
-from trl_ext.decoding.cuda_graph import loops_of
-from trl_ext.models.backbone_and_head import FrozenModel
+from trl_ext.decoding.cuda_graph import cached_loops
+from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.models.load import base_of
 
 from ..data import Decisions
@@ -83,7 +83,7 @@ class Answers:
 
 @torch.no_grad()
 def answer(
-    llm: FrozenModel,
+    llm: BackboneAndHead,
     proxy: Any,
     process: Process,
     prompts: Sequence[Sequence[int]],
@@ -107,7 +107,7 @@ def answer(
     Answer prompts.
 
     Args:
-        llm ([`FrozenModel`]), proxy ([`ProxyModel`]), process ([`Process`]): Who proposes, who decides, and how.
+        llm ([`BackboneAndHead`]), proxy ([`ProxyModel`]), process ([`Process`]): Who proposes, who decides, and how.
         prompts (`list[list[int]]`): Token ids.
         seeds (`list[int]`): Chance: one a text, P x K of them, the K of a prompt next to one another.
         max_new_tokens (`int`): Longest answer.
@@ -166,7 +166,7 @@ def answer(
     return Answers.join(parts).in_order(places)
 
 
-def _is_static(wanted: str, llm: FrozenModel, process: Process, rows: int, first: int, stop: Any) -> bool:
+def _is_static(wanted: str, llm: BackboneAndHead, process: Process, rows: int, first: int, stop: Any) -> bool:
     if wanted == "never" or (wanted == "auto" and (llm.device.type != "cuda" or first)):
         return False
     reason = "stop strings look at the text so far" if stop is not None else static_walk_fault(llm, process, rows)
@@ -176,7 +176,7 @@ def _is_static(wanted: str, llm: FrozenModel, process: Process, rows: int, first
 
 
 def _walk(
-    llm: FrozenModel,
+    llm: BackboneAndHead,
     proxy: Any,
     process: Process,
     batch: "_Batch",
@@ -201,9 +201,9 @@ def _walk(
     return walk
 
 
-def _in_a_room(walk: Any, run: Callable[[Any], Answers], llm: FrozenModel, wanted: str) -> Answers:
+def _in_a_room(walk: Any, run: Callable[[Any], Answers], llm: BackboneAndHead, wanted: str) -> Answers:
     """In a room for whole texts; where there is no memory for that, from the start with a cache that grows."""
-    loops = loops_of(base_of(llm.model))
+    loops = cached_loops(base_of(llm.model))
     try:
         with loops.lock:
             return run(walk(static=True))
@@ -215,7 +215,7 @@ def _in_a_room(walk: Any, run: Callable[[Any], Answers], llm: FrozenModel, wante
     return run(walk(static=False))
 
 
-def _columns(llm: FrozenModel, process: Process) -> int:
+def _columns(llm: BackboneAndHead, process: Process) -> int:
     return min(process.top_k, llm.vocabulary)
 
 
@@ -228,7 +228,7 @@ class _Batch:
     """Prompts that are answered together."""
 
     def __init__(
-        self, llm: FrozenModel, prompts: list[Sequence[int]], pad: int, limits: list[int], eos: set[int]
+        self, llm: BackboneAndHead, prompts: list[Sequence[int]], pad: int, limits: list[int], eos: set[int]
     ) -> None:
         width = max(map(len, prompts))
         rows = [[pad] * (width - len(p)) + list(p) for p in prompts]

@@ -16,7 +16,7 @@ from transformers.generation import StopStringCriteria
 
 from trl_ext.data.tokenization import encode_prompt
 from trl_ext.generation_settings import eos_token_ids
-from trl_ext.models.backbone_and_head import FrozenModel
+from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.models.modes import evaluation_mode
 from trl_ext.validation import check_at_least, check_value
 
@@ -114,7 +114,7 @@ def generate(
             f"{', '.join(n for n in trained.as_dict() if n != 'feature')}."
         )
     now = replace(trained, **process)
-    llm = FrozenModel(model)
+    llm = BackboneAndHead(model)
     prompts = _prompts(input_ids if inputs is None else inputs, attention_mask, tokenizer)
     if not prompts:
         raise ValueError("There are no prompts.")
@@ -131,7 +131,7 @@ def generate(
     batch_size = _whole("batch_size", batch_size, 0)
     first_candidates = _whole("first_candidates", first_candidates, 0)
     rooms = [llm.context - len(p) for p in prompts] if llm.context else None
-    check_rooms(rooms, llm.context)
+    check_context_lengths(rooms, llm.context)
     n = len(prompts) * num_return_sequences
     if streamer is not None and n > 1:
         raise ValueError(f"A streamer takes one answer, but {n} were asked for.")
@@ -170,7 +170,7 @@ def _output(
     return ProxyGenerateOutput(sequences, texts, lengths, *counts, torch.tensor(answers.ended))
 
 
-def check_rooms(rooms: list[int] | None, context: int) -> None:
+def check_context_lengths(rooms: list[int] | None, context: int) -> None:
     """Raise `ValueError` for a prompt that leaves no room in the context."""
     for i, room in enumerate(rooms or []):
         if room < 1:

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from trl_ext.decoding.cuda_graph import Replay, loops_of
-from trl_ext.decoding.static_loop import BUCKET, LOOK, state_of, weights_of
-from trl_ext.decoding.static_support import static_fault
+from trl_ext.decoding.cuda_graph import Replay, cached_loops
+from trl_ext.decoding.static_loop import CHECK_EVERY, COLUMN_MULTIPLE, graph_key, weights_key
+from trl_ext.decoding.static_support import static_unsupported_reason
 from trl_ext.decoding.static_tree import StaticTree
-from trl_ext.models.backbone_and_head import FrozenModel
+from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.models.load import base_of
 
 from ..decision_process import Process
@@ -28,12 +28,12 @@ from .walk import Step, Walk, accepts, chosen_logps
 WIDEST = 512 * 8e9
 
 
-def static_walk_fault(llm: FrozenModel, process: Process, rows: int) -> str:
+def static_walk_fault(llm: BackboneAndHead, process: Process, rows: int) -> str:
     """
     Why the process cannot run in a loop of fixed shapes, or should not; empty if it can.
 
     Args:
-        llm ([`~trl_ext.models.backbone_and_head.FrozenModel`]): The language model.
+        llm ([`~trl_ext.models.backbone_and_head.BackboneAndHead`]): The language model.
         process ([`~trl_ext.methods.proxy_rlhf.decision_process.Process`]): The decision process.
         rows (`int`): N.
     """
@@ -42,7 +42,7 @@ def static_walk_fault(llm: FrozenModel, process: Process, rows: int) -> str:
     weights = sum(p.numel() for p in llm.backbone.parameters())
     if process.feature == "candidate" and rows * process.top_k * weights > WIDEST:
         return f"{rows} rows of {process.top_k} candidates are too many for one forward of a model of this size"
-    return static_fault(llm.backbone)
+    return static_unsupported_reason(llm.backbone)
 
 
 class StaticWalk:
@@ -58,7 +58,7 @@ class StaticWalk:
 
     def __init__(
         self,
-        llm: FrozenModel,
+        llm: BackboneAndHead,
         proxy: Any,
         process: Process,
         rows: int,
@@ -156,7 +156,7 @@ class StaticWalk:
         """Tokens of each text, whether it ended, and the counts (4, N) of examined, rejected, forced, asked."""
         for t in range(1, int(self.limits_N.max()) + 1):
             self.next()
-            if len(self.ends) and t % LOOK == 0 and bool(self.over_N.all()):
+            if len(self.ends) and t % CHECK_EVERY == 0 and bool(self.over_N.all()):
                 break
         written, counts = self.written_NS[:, :t].cpu(), self.counts_5N.clone().cpu()
         ids = [row[:length] for row, length in zip(written.tolist(), counts[4].tolist(), strict=True)]
@@ -186,7 +186,7 @@ class StaticWalk:
 
 
 def static_walk(
-    llm: FrozenModel, proxy: Any, process: Process, rows: int, longest: int, *, greedy: bool, ends: list[int]
+    llm: BackboneAndHead, proxy: Any, process: Process, rows: int, longest: int, *, greedy: bool, ends: list[int]
 ) -> StaticWalk:
     """
     A walk in a room for texts of `longest` tokens, prompts included: the one that was used last, if it fits.
@@ -195,9 +195,9 @@ def static_walk(
         llm, proxy, process, rows, greedy, ends: As for [`StaticWalk`].
         longest (`int`): Tokens.
     """
-    columns = -(-(longest + process.top_k + 1) // BUCKET) * BUCKET
-    key = ("walk", id(proxy), weights_of(proxy), process, rows, columns, greedy, tuple(ends))
-    return loops_of(base_of(llm.model)).get(
-        (*key, *state_of(llm.model)),
+    columns = -(-(longest + process.top_k + 1) // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
+    key = ("walk", id(proxy), weights_key(proxy), process, rows, columns, greedy, tuple(ends))
+    return cached_loops(base_of(llm.model)).get(
+        (*key, *graph_key(llm.model)),
         lambda: StaticWalk(llm, proxy, process, rows, columns, greedy=greedy, ends=ends),
     )

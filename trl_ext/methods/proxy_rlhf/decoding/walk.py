@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 
 from trl_ext.decoding.token_tree import Tree
-from trl_ext.models.backbone_and_head import FrozenModel
+from trl_ext.models.backbone_and_head import BackboneAndHead
 
 from ..decision_process import Process
 from ..losses import decision_logps, induced_logps, marginal_logps
@@ -64,7 +64,7 @@ class Walk:
     Texts under way.
 
     Args:
-        llm ([`FrozenModel`]): The language model.
+        llm ([`BackboneAndHead`]): The language model.
         accept_logits (`Callable`): From features (..., F) to logits (...) of accepting.
         process ([`Process`]): The decision process.
         ids_PT, mask_PT (`torch.Tensor` of shape `(P, T)`): Prompts, padded on the left.
@@ -79,7 +79,7 @@ class Walk:
 
     def __init__(
         self,
-        llm: FrozenModel,
+        llm: BackboneAndHead,
         accept_logits: Callable[[torch.Tensor], torch.Tensor],
         process: Process,
         ids_PT: torch.Tensor,

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
-from trl_ext.decoding.static_loop import state_of, weights_of
-from trl_ext.decoding.static_support import static_fault
+from trl_ext.decoding.static_loop import graph_key, weights_key
+from trl_ext.decoding.static_support import static_unsupported_reason
 from trl_ext.decoding.static_tree import StaticTree
-from trl_ext.models.backbone_and_head import FrozenModel
-from trl_ext.models.tokenizers import vocabulary_digest, vocabulary_fault
+from trl_ext.models.backbone_and_head import BackboneAndHead
+from trl_ext.models.tokenizers import vocabulary_digest, vocabulary_mismatch
 from trl_ext.validation import check_value
 
 from ..head_weights import head_weights
@@ -105,7 +105,7 @@ class ValueAugmentedLogitsProcessor(LogitsProcessor):
         for name, model in models.items():
             other, fault = others.get(name), ""
             if tokenizer is not None:
-                fault = _vocabulary_fault(tokenizer, other or model, name)
+                fault = _vocabulary_mismatch(tokenizer, other or model, name)
             if fault and not retokenize:
                 raise ValueError(fault)
             translator = Retokenizer(tokenizer, other) if fault and tokenizer and other else None
@@ -207,7 +207,7 @@ class ValueAugmentedLogitsProcessor(LogitsProcessor):
 
     # ------------------------------------------------- in a loop of fixed shapes: see trl_ext.decoding.static_generate
 
-    def static_fault(self, llm: FrozenModel) -> str:
+    def static_unsupported_reason(self, llm: BackboneAndHead) -> str:
         """Why the static loop cannot guide this language model; empty if it can."""
         self._check_top_k(llm.vocabulary)
         if type(self) is not ValueAugmentedLogitsProcessor:
@@ -219,7 +219,7 @@ class ValueAugmentedLogitsProcessor(LogitsProcessor):
                 return "a value model is on another device"
             if guide.vocabulary != llm.vocabulary:
                 return "a value model has more or fewer tokens than the language model"
-            fault = static_fault(guide.model.backbone) if guide.model.config.form != "policy" else ""
+            fault = static_unsupported_reason(guide.model.backbone) if guide.model.config.form != "policy" else ""
             if fault:
                 return f"a value model cannot be read there: {fault}"
         return ""
@@ -229,8 +229,8 @@ class ValueAugmentedLogitsProcessor(LogitsProcessor):
         parts = []
         for guide in self.guides:
             model = guide.model
-            heads = [weights_of(part) for name, part in model.named_children() if name != "backbone"]
-            parts.append((id(model), guide.columns.start, state_of(model.backbone), *heads))
+            heads = [weights_key(part) for name, part in model.named_children() if name != "backbone"]
+            parts.append((id(model), guide.columns.start, graph_key(model.backbone), *heads))
         return type(self), self.top_k, *parts
 
     def static_columns(self) -> int:
@@ -253,11 +253,11 @@ def _centred(values_NkH: torch.Tensor, possible_Nk: torch.Tensor) -> torch.Tenso
 # ------------------------------------------------------------------------------------------------------ vocabularies
 
 
-def _vocabulary_fault(tokenizer: PreTrainedTokenizerBase, other: Any, name: str = "") -> str:
+def _vocabulary_mismatch(tokenizer: PreTrainedTokenizerBase, other: Any, name: str = "") -> str:
     who = f"value model {name!r}" if name else "value model"
     fault = ""
     if isinstance(other, PreTrainedTokenizerBase):
-        fault = vocabulary_fault(tokenizer, other, who)
+        fault = vocabulary_mismatch(tokenizer, other, who)
     elif other.config.vocabulary not in ("", vocabulary_digest(tokenizer)):
         whose = f" ({other.config.tokenizer_name})" if other.config.tokenizer_name else ""
         fault = f"The {who} was trained with another vocabulary{whose} than the language model's."
@@ -279,7 +279,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, other: "PreTrainedToken
     Raises:
         `ValueError`: They do not; says what to do.
     """
-    fault = _vocabulary_fault(tokenizer, other)
+    fault = _vocabulary_mismatch(tokenizer, other)
     if fault:
         raise ValueError(fault)
 

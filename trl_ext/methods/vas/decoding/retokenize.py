@@ -10,7 +10,7 @@ N sequences, S columns of them so far, k candidates for the next token, D hidden
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from trl_ext.decoding.tree_backends import ReplayForm
+from trl_ext.decoding.tree_backends import RecomputeBackend
 from trl_ext.generation_settings import pad_token_id
 from trl_ext.models.modes import evaluation_mode
 
@@ -71,7 +71,7 @@ class TextReader:
 
     def __init__(self, backbone: torch.nn.Module, retokenizer: Retokenizer) -> None:
         self.backbone, self.retokenizer = backbone, retokenizer
-        self.form = ReplayForm(backbone, {})
+        self.form = RecomputeBackend(backbone, {})
         self.calls = self.tokens = 0
 
     @torch.no_grad()

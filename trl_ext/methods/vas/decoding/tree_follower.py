@@ -114,13 +114,13 @@ class Follower:
             tree.reorder(matches.int().argmax(1))
             hits = self._compare(ids, head)[1]
         if hits:
-            assert tree.siblings_Nk is not None
-            tree.keep((tree.siblings_Nk == ids[:, -1:]).int().argmax(1))
+            assert tree.branches_Nk is not None
+            tree.keep((tree.branches_Nk == ids[:, -1:]).int().argmax(1))
         return True
 
     def _compare(self, ids: torch.Tensor, head: torch.Tensor) -> tuple[bool, bool]:
         """Whether the rows are the tree's, and go on with one of their siblings each: one wait for the device."""
-        known, siblings = self.tree.ids_NS, self.tree.siblings_Nk
+        known, siblings = self.tree.ids_NS, self.tree.branches_Nk
         if len(ids) != len(known):
             return False, False
         same = (head == known).all()

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from trl_ext.models.load import is_peft_model, is_quantized, saved_config
-from trl_ext.models.tokenizers import load_tokenizer, vocabulary_fault
+from trl_ext.models.tokenizers import load_tokenizer, vocabulary_mismatch
 from trl_ext.training.model_loading import init_kwargs
 from trl_ext.upstream import disable_dropout_in_model
 
@@ -112,7 +112,7 @@ def _check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, args: VASCon
         own = load_tokenizer(name, trust_remote_code=args.trust_remote_code)
     except (OSError, ValueError):  # saved without one: what can be seen of the model itself is checked later
         return
-    fault = vocabulary_fault(tokenizer, own, f"value model {name!r}")
+    fault = vocabulary_mismatch(tokenizer, own, f"value model {name!r}")
     if fault:
         raise ValueError(f"{fault} {_OTHER_VOCABULARY}")
 
