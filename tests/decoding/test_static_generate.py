@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_model, make_tokenizer
-from oracles.token_tree import PROMPTS, SIBLINGS, backbone, padded
+from oracles.token_tree import PROMPTS, SIBLINGS, backbone
 from peft import LoraConfig, get_peft_model
 from transformers import (
     GenerationConfig,
@@ -19,6 +19,7 @@ from transformers import (
     TemperatureLogitsWarper,
 )
 
+from trl_ext.data.tokenization import left_padded
 from trl_ext.decoding.cuda_graph import cached_loops
 from trl_ext.decoding.static_generate import (
     generate_static,
@@ -80,7 +81,7 @@ def test_prompts_of_one_token(model: Any, tokenizer: Any, prompts: list[list[int
 
 def test_rows_end_at_their_own_tokens(model: Any, tokenizer: Any) -> None:
     """Several ends, met at different places, some after the loop has looked; what follows an end is padding."""
-    ids, mask = padded(PROMPT_IDS)
+    ids, mask = left_padded(PROMPT_IDS, 0)
     free = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=24, do_sample=False, eos_token_id=None)
     width = ids.shape[1]
     ends = [int(free[0, width + 2]), int(free[2, width + 5])]
@@ -154,13 +155,13 @@ def test_threads_take_turns(model: Any) -> None:
 def test_dropout_is_off(tokenizer: Any) -> None:
     """A value model that is being trained guides as it is, whatever its mode."""
     model = backbone("gpt2")
-    expected = StaticTree(model, 4, 24).start(*padded(PROMPTS))
+    expected = StaticTree(model, 4, 24).start(*left_padded(PROMPTS, 0))
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.5
     model.train()
     tree = StaticTree(model, 4, 24)
-    torch.testing.assert_close(tree.start(*padded(PROMPTS)), expected)
+    torch.testing.assert_close(tree.start(*left_padded(PROMPTS, 0)), expected)
     siblings = torch.tensor(SIBLINGS)
     torch.testing.assert_close(tree.branch(siblings), tree.branch(siblings))
     assert model.training

@@ -18,7 +18,6 @@ from oracles.token_tree import (
     SMALL,
     backbone,
     branches_by_loop,
-    padded,
     states,
 )
 from transformers import (
@@ -26,6 +25,7 @@ from transformers import (
     GptOssConfig,
 )
 
+from trl_ext.data.tokenization import left_padded
 from trl_ext.decoding.cuda_graph import LoopCache, Replay, cached_loops
 from trl_ext.decoding.static_generate import release_static_caches
 from trl_ext.decoding.static_support import static_unsupported_reason
@@ -43,7 +43,7 @@ def test_hidden_states_are_those_of_separate_forwards(name: str) -> None:
     assert static_unsupported_reason(model) == ""
     tree = StaticTree(model, len(rows), 24)
     expected = torch.stack([states(model, row)[-1] for row in rows])
-    torch.testing.assert_close(tree.start(*padded(rows)), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(tree.start(*left_padded(rows, 0)), expected, atol=1e-4, rtol=1e-4)
     siblings = torch.tensor(SIBLINGS)
     found = tree.branch(siblings)
     torch.testing.assert_close(found, branches_by_loop(model, rows, SIBLINGS), atol=1e-4, rtol=1e-4)
@@ -64,13 +64,13 @@ def test_a_room_that_was_full_is_used_again() -> None:
     """What other prompts left behind, even if it is longer, is not seen; NaN, which no mask can hide, neither."""
     model = backbone()
     tree = StaticTree(model, 4, 24)
-    tree.start(*padded([row * 2 for row in PROMPTS]))
+    tree.start(*left_padded([row * 2 for row in PROMPTS], 0))
     for _ in range(3):
         tree.append(torch.full((4, 1), 7))
     assert tree.cache is not None
     for store in tree.cache.stores:
         store.fill_(torch.nan)
-    tree.start(*padded(PROMPTS))
+    tree.start(*left_padded(PROMPTS, 0))
     found = tree.branch(torch.tensor(SIBLINGS))
     torch.testing.assert_close(found, branches_by_loop(model, PROMPTS, SIBLINGS), atol=1e-4, rtol=1e-4)
 
@@ -116,7 +116,7 @@ def test_a_model_that_computes_something_else_is_found_out(fault: str, monkeypat
 def test_the_attention_of_the_model_is_put_back() -> None:
     model = backbone()
     tree = StaticTree(model, 4, 24)
-    tree.start(*padded(PROMPTS))
+    tree.start(*left_padded(PROMPTS, 0))
     tree.branch(torch.tensor(SIBLINGS))
     assert model.config._attn_implementation == "sdpa" != STATIC
     with pytest.raises(IndexError):

@@ -19,7 +19,6 @@ from oracles.token_tree import (
     backbone,
     branches_by_loop,
     close,
-    padded,
     states,
 )
 from transformers import (
@@ -28,6 +27,7 @@ from transformers import (
     GPT2Config,
 )
 
+from trl_ext.data.tokenization import left_padded
 from trl_ext.decoding import tree_backends as tree_forms
 from trl_ext.decoding import tree_support
 from trl_ext.decoding.token_tree import Tree
@@ -35,7 +35,7 @@ from trl_ext.decoding.token_tree import Tree
 
 def walk(model, tree):
     """Every operation, each checked against loops over plain sequences."""
-    ids, mask = padded(PROMPTS)
+    ids, mask = left_padded(PROMPTS, 0)
     rows = [list(row) for row in PROMPTS]
     hidden = tree.start(ids, mask)
     for n, row in enumerate(rows):
@@ -87,7 +87,7 @@ def test_more_siblings_for_some_rows(name):
     """They see their own prefix; each row may keep one of either; what follows is as if it had been read in order."""
     model = backbone(name)
     tree = Tree(model)
-    tree.start(*padded(PROMPTS))
+    tree.start(*left_padded(PROMPTS, 0))
     rows = [list(prompt) for prompt in PROMPTS]
     some = torch.tensor([3, 1])
     for choice in ([0, 4, 2, 1], [3, 6, 0, 5], [1, 2, 3, 4]):
@@ -174,7 +174,7 @@ def test_half_precision_keeps_the_shared_form(name):
     model = backbone(name, dtype=torch.bfloat16)
     tree = Tree(model)
     assert tree.form == "shared"
-    ids, mask = padded(PROMPTS)
+    ids, mask = left_padded(PROMPTS, 0)
     tree.start(ids, mask)
     found, expected = tree.branch(torch.tensor(SIBLINGS)), branches_by_loop(model, PROMPTS, SIBLINGS)
     assert ((found - expected).norm(dim=-1) / expected.norm(dim=-1)).mean() < 0.05
@@ -191,7 +191,7 @@ def test_one_sibling_one_row_no_mask():
 def test_long_answers_outgrow_the_room(name):
     model = backbone(name)
     tree = Tree(model)
-    ids, mask = padded(PROMPTS[:2])
+    ids, mask = left_padded(PROMPTS[:2], 0)
     tree.start(ids, mask)
     rows = [list(row) for row in PROMPTS[:2]]
     for step in range(100):
@@ -209,7 +209,7 @@ def test_every_token_is_fed_once():
     model = backbone()
     tree, forwards, real = Tree(model), [], model.forward
     model.forward = lambda **kwargs: forwards.append(kwargs["input_ids"].shape) or real(**kwargs)
-    ids, mask = padded(PROMPTS)
+    ids, mask = left_padded(PROMPTS, 0)
     tree.start(ids, mask)
     for step in range(10):
         tree.branch(torch.tensor(SIBLINGS))
@@ -223,7 +223,7 @@ def test_a_tree_starts_anew():
     model = backbone()
     tree = Tree(model)
     for prompts in (PROMPTS, PROMPTS[1:3], [[9, 8, 7]]):
-        tree.start(*padded(prompts))
+        tree.start(*left_padded(prompts, 0))
         siblings = SIBLINGS[: len(prompts)]
         assert close(tree.branch(torch.tensor(siblings)), branches_by_loop(model, prompts, siblings))
 
@@ -234,7 +234,7 @@ def test_training_mode_comes_back_and_dropout_is_off():
     expected = branches_by_loop(model, PROMPTS, SIBLINGS)
     model.train()
     tree = Tree(model)
-    tree.start(*padded(PROMPTS))
+    tree.start(*left_padded(PROMPTS, 0))
     found = tree.branch(torch.tensor(SIBLINGS))
     assert close(found, expected)
     assert not found.requires_grad
@@ -248,7 +248,7 @@ def test_adapter_takes_part():
     model = get_peft_model(backbone(), LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False))
     model.eval()
     tree = Tree(model)
-    tree.start(*padded(PROMPTS))
+    tree.start(*left_padded(PROMPTS, 0))
     found = tree.branch(torch.tensor(SIBLINGS))
     assert close(found, branches_by_loop(model, PROMPTS, SIBLINGS))
     assert not close(found, before, 0.1)
@@ -274,7 +274,7 @@ def test_bad_input():
     tree = Tree(model)
     with pytest.raises(ValueError, match="call `start` first"):
         tree.branch(torch.tensor([[1]]))
-    ids, mask = padded(PROMPTS)
+    ids, mask = left_padded(PROMPTS, 0)
     with pytest.raises(ValueError, match=r"Row 1 has no tokens"):
         tree.start(ids, mask * torch.tensor([1, 0, 1, 1])[:, None])
     with pytest.raises(ValueError, match="Row 0 has no tokens"):
@@ -308,6 +308,6 @@ def test_on_a_gpu(name):
     expected = branches_by_loop(model, PROMPTS, SIBLINGS)
     tree = Tree(model.cuda())
     assert tree.form == "shared"
-    ids, mask = padded(PROMPTS)
+    ids, mask = left_padded(PROMPTS, 0)
     tree.start(ids.cuda(), mask.cuda())
     assert close(tree.branch(torch.tensor(SIBLINGS).cuda()).cpu(), expected, 2e-3)

@@ -21,6 +21,7 @@ from transformers import (
 from transformers.generation import BaseStreamer
 
 from trl_ext.data.completion import Completion
+from trl_ext.data.tokenization import left_padded
 from trl_ext.decoding.kv_cache import prompt_cache
 from trl_ext.decoding.token_sampling import SamplingProcessor
 from trl_ext.generation_settings import INSTEAD_OF_DIVERSE_BEAMS, GenerationSettings, require
@@ -116,9 +117,8 @@ def _sequences(
     streamer: BaseStreamer | None,
 ) -> list[list[int]]:
     """Generated ids (without the prompt, still padded) of prompts x k sequences, a prompt's k next to one another."""
-    width = max(map(len, prompts))
-    ids_PT = torch.tensor([[config.pad_token_id] * (width - len(p)) + list(p) for p in prompts], device=model.device)
-    mask_PT = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    ids_PT, mask_PT = left_padded(prompts, config.pad_token_id, model.device)
+    width = ids_PT.shape[1]
     extra: dict[str, Any] = synced_gpus_kwargs(model) | ({"streamer": streamer} if streamer is not None else {})
     steps = list(processors(ids_PT, mask_PT)) if processors is not None else []
     if settings.own_sampling:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, TrainerCallback
 
 from trl_ext import ValueAugmentedLogitsProcessor, ValueConfig, ValueModel, VASConfig, VASTrainer
+from trl_ext.data.tokenization import left_padded
 from trl_ext.generation.generate import generate
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.methods.vas.policies import VASDecoding, guided_policy
@@ -87,14 +88,8 @@ def greedy(policy: Any, guides: list, prompt: list[int], length: int, k: int = K
     return ids[len(prompt) :]
 
 
-def left_padded(prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    width = max(map(len, prompts))
-    ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
-    return ids, torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-
-
 def run(policy: Any, processor: Any, prompts: list, length: int = 6, **kwargs: Any) -> list[list[int]]:
-    ids, mask = left_padded(prompts)
+    ids, mask = left_padded(prompts, 0)
     kwargs = {"do_sample": False, "pad_token_id": 0, "eos_token_id": 1} | kwargs
     output = policy.generate(
         input_ids=ids, attention_mask=mask, max_new_tokens=length, logits_processor=[processor], **kwargs
@@ -241,7 +236,7 @@ def test_an_action_value_reads_one_token_a_step(tiny_model: Any, beta: float) ->
     """Row by row of a batch of different lengths, over tokens chosen among the candidates or not."""
     value = make_value("action", tiny_model)
     processor = ValueAugmentedLogitsProcessor(value, beta, K, pad_token_id=0)
-    ids, mask = left_padded(PROMPTS)
+    ids, mask = left_padded(PROMPTS, 0)
     for step in range(5):
         with torch.no_grad():
             positions = (mask.cumsum(1) - 1).clamp(min=0)

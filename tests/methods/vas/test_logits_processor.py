@@ -15,6 +15,7 @@ from transformers import (
     TextStreamer,
 )
 
+from trl_ext.data.tokenization import left_padded
 from trl_ext.generation.generate import generate
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.inference.policy import Decoding
@@ -45,12 +46,6 @@ def value(tiny_tokenizer):
 @pytest.fixture
 def two(tiny_tokenizer):
     return make_value(len(tiny_tokenizer), ("helpful", "short"), seed=8)
-
-
-def left_padded(prompts, pad=0):
-    width = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts])
-    return ids, torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
 
 
 @torch.no_grad()
@@ -85,7 +80,7 @@ def greedy(policy, guides, prompt, length, k=K, eos=1):
 
 def run(policy, processor, prompts, length=8, **kwargs):
     """`generate` as users call it; ids up to the end of sequence."""
-    ids, mask = left_padded(prompts)
+    ids, mask = left_padded(prompts, 0)
     kwargs = {"do_sample": False, "pad_token_id": 0, "eos_token_id": 1} | kwargs
     output = policy.generate(
         input_ids=ids, attention_mask=mask, max_new_tokens=length, logits_processor=[processor], **kwargs
@@ -101,7 +96,7 @@ def run(policy, processor, prompts, length=8, **kwargs):
 def test_logits_are_those_of_the_formula(tiny_model, value, beta):
     """Row by row of a batch of different lengths, and over several tokens, chosen among the candidates or not."""
     processor = ValueAugmentedLogitsProcessor(value, beta, K, pad_token_id=0)
-    ids, mask = left_padded(PROMPTS)
+    ids, mask = left_padded(PROMPTS, 0)
     for step in range(6):
         with torch.no_grad():
             positions = (mask.cumsum(1) - 1).clamp(min=0)
@@ -192,7 +187,7 @@ def test_rows_that_have_ended_do_not_disturb_the_others(tiny_model, value):
     ends = greedy(tiny_model, [(value, 0, 3.0)], PROMPTS[0], 3)[2]
     expected = [greedy(tiny_model, [(value, 0, 3.0)], prompt, 10, eos=ends) for prompt in PROMPTS]
     assert len({len(row) for row in expected}) > 1
-    ids, mask = left_padded(PROMPTS)
+    ids, mask = left_padded(PROMPTS, 0)
     processor = ValueAugmentedLogitsProcessor(value, 3.0, K, attention_mask=mask)
     output = tiny_model.generate(
         ids,
@@ -289,7 +284,7 @@ def test_beam_search(tiny_model, value):
     """Against a beam search over the formula's scores, so with the cache's rows moved about."""
     beams, length = 3, 5
     processor = ValueAugmentedLogitsProcessor(value, 2.0, K)
-    ids, mask = left_padded(PROMPTS[:3])
+    ids, mask = left_padded(PROMPTS[:3], 0)
     output = tiny_model.generate(
         ids,
         attention_mask=mask,
@@ -393,7 +388,7 @@ def test_padding_where_the_config_names_none(tiny_model, tiny_tokenizer, value):
 
 def test_mask_of_other_prompts(tiny_model, value):
     """A mask belongs to the prompts that come first; others are told by their padding, or refused."""
-    mask = left_padded(PROMPTS)[1]
+    mask = left_padded(PROMPTS, 0)[1]
     processor = ValueAugmentedLogitsProcessor(value, 3.0, K, attention_mask=mask, pad_token_id=0)
     others = [[37, 38, 39, 40, 41, 42, 43], [33, 34], [44, 45], [36]]
     for prompts in (PROMPTS, others):
@@ -404,7 +399,7 @@ def test_mask_of_other_prompts(tiny_model, value):
     run(tiny_model, processor, PROMPTS, 4)
     with pytest.raises(ValueError, match="not the prompts that `attention_mask` was given for"):
         run(tiny_model, processor, others, 4)
-    processor.attention_mask = left_padded(others)[1]
+    processor.attention_mask = left_padded(others, 0)[1]
     expected = [greedy(tiny_model, [(value, 0, 3.0)], prompt, 4) for prompt in others]
     assert run(tiny_model, processor, others, 4) == expected
 
@@ -413,7 +408,7 @@ def test_padding_that_is_also_the_start_of_a_text(tiny_model, value):
     """As with GPT-2: every prompt starts with the token that pads."""
     prompts = [[1, *prompt] for prompt in PROMPTS]
     expected = [greedy(tiny_model, [(value, 0, 3.0)], prompt, 4) for prompt in prompts]
-    ids, mask = left_padded(prompts, pad=1)
+    ids, mask = left_padded(prompts, 1)
     for settings in ({"pad_token_id": 1}, {"attention_mask": mask}):
         processor = ValueAugmentedLogitsProcessor(value, 3.0, K, **settings)
         output = tiny_model.generate(
@@ -633,7 +628,7 @@ def test_retokenize(tiny_model, tiny_tokenizer):
         text = tiny_tokenizer.decode(ids, skip_special_tokens=True)
         return last_value(value, other(text)["input_ids"] + ([1] if ids[-1] == 1 else []))
 
-    ids, _ = left_padded(PROMPTS)
+    ids, _ = left_padded(PROMPTS, 0)
     logits = torch.randn(4, len(tiny_tokenizer), generator=torch.Generator().manual_seed(0))
     logits[:, 1] = 9.0  # the end is a candidate
     found = processor(ids, logits)

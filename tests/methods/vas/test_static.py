@@ -10,6 +10,7 @@ from conftest import make_model, make_tokenizer
 from peft import LoraConfig
 
 from trl_ext import ValueAugmentedLogitsProcessor, ValueModel
+from trl_ext.data.tokenization import left_padded
 from trl_ext.decoding.cuda_graph import cached_loops
 from trl_ext.decoding.static_generate import static_generate
 from trl_ext.generation.generate import generate
@@ -53,15 +54,9 @@ def make_value(form: str, policy: Any, heads: tuple[str, ...] = ("reward",), see
     return model.eval()
 
 
-def left_padded(prompts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    width = max(map(len, prompts))
-    ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
-    return ids, torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-
-
 def tokens(policy: Any, value: Any, beta: Any, *, static: bool, prompts: Any = PROMPTS, **kwargs: Any) -> torch.Tensor:
     """Greedy tokens of a `generate` under guidance."""
-    ids, mask = left_padded(prompts)
+    ids, mask = left_padded(prompts, 0)
     processor = ValueAugmentedLogitsProcessor(value, beta, kwargs.pop("top_k", K), attention_mask=mask)
     common = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None, "max_new_tokens": 12} | kwargs
     if static:
@@ -195,7 +190,7 @@ def test_a_policy_that_cannot_is_refused_with_always_and_served_with_auto(policy
 def test_a_graph_gives_the_tokens_of_the_ordinary_loop(policy: Any, form: str) -> None:
     policy.cuda()
     value = make_value(form, policy).cuda()
-    ids, mask = (x.cuda() for x in left_padded(PROMPTS))
+    ids, mask = (x.cuda() for x in left_padded(PROMPTS, 0))
     common = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None, "max_new_tokens": 12}
     for beta in (2.0, -2.0):  # recorded, and replayed with another weight
         made = [ValueAugmentedLogitsProcessor(value, beta, K, attention_mask=mask) for _ in range(2)]

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation import StopStringCriteria
 
 from trl_ext.data.completion import Completion
+from trl_ext.data.tokenization import left_padded
 from trl_ext.generation.completions import completions
 from trl_ext.generation.streaming import TextStream
 from trl_ext.generation_settings import GenerationSettings, eos_token_ids, pad_token_id
@@ -166,10 +167,8 @@ def proxy_logps(
     for start in range(0, len(rows), batch_size):
         chunk = rows[start : start + batch_size]
         texts = [groups[b][i] for b, i in chunk]
-        width = max(len(prompts[b]) for b, _ in chunk)
-        ids = torch.tensor([[pad_token_id] * (width - len(prompts[b])) + list(prompts[b]) for b, _ in chunk])
-        mask = torch.tensor([[0] * (width - len(prompts[b])) + [1] * len(prompts[b]) for b, _ in chunk])
-        walk = Walk(llm, proxy.accept_logits, process, ids.to(llm.device), mask.to(llm.device))
+        ids, mask = left_padded([prompts[b] for b, _ in chunk], pad_token_id, llm.device)
+        walk = Walk(llm, proxy.accept_logits, process, ids, mask)
         columns = []
         for t in range(len(texts[0])):
             tokens = torch.tensor([text[t] if t < len(text) else pad_token_id for text in texts], device=llm.device)

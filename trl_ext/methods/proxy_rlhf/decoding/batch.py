@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers.generation import StopStringCriteria
 
+from trl_ext.data.tokenization import left_padded
 from trl_ext.decoding.cuda_graph import cached_loops
 from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.models.load import base_of
@@ -230,12 +231,8 @@ class _Batch:
     def __init__(
         self, llm: BackboneAndHead, prompts: list[Sequence[int]], pad: int, limits: list[int], eos: set[int]
     ) -> None:
-        width = max(map(len, prompts))
-        rows = [[pad] * (width - len(p)) + list(p) for p in prompts]
-        self.ids_PT = torch.tensor(rows, device=llm.device)
-        mask = [[0] * (width - len(p)) + [1] * len(p) for p in prompts]
-        self.mask_PT = torch.tensor(mask, device=llm.device)
-        self.width, self.limits, self.eos, self.llm = width, limits, eos, llm
+        self.ids_PT, self.mask_PT = left_padded(prompts, pad, llm.device)
+        self.width, self.limits, self.eos, self.llm = self.ids_PT.shape[1], limits, eos, llm
 
     def run(
         self, walk: Walk | StaticWalk, measure_every: int, stop: Any, show: Any, store: torch.device | str | None
