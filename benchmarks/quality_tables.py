@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trl_ext.evaluation.frontier import draw_frontier
+from trl_ext.evaluation.frontier import plot_frontier
 
 from .harness import origin, table
 from .quality_arms import Task, arms
@@ -226,5 +226,5 @@ def draw(results: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
         for mode, name in PICTURES.items():
             drawn.append(folder / name.format(preset=preset))
             title = "Reward over KL to the base model"
-            draw_frontier(points(result), str(drawn[-1]), title=title, dark=mode == "dark")
+            plot_frontier(points(result), str(drawn[-1]), title=title, dark=mode == "dark")
     return drawn

@@ -62,7 +62,7 @@ def proxy_policy(
         proxy ([`ProxyModel`]): The proxy.
         process ([`Process`], *optional*): By default the one it was trained in.
         greedy (`bool`, *optional*, defaults to `False`): Whether the likelier decision is taken, not drawn.
-        name, batch_size, progress, extras, series: As for [`~trl_ext.inference.steered.steered_policy`].
+        name, batch_size, progress, extras, series: As for [`~trl_ext.inference.guided.policy_with_processors`].
     """
     process = process or proxy.config.decision_process
     llm = BackboneAndHead(model)

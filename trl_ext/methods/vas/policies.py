@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
+from trl_ext.inference.guided import policy_with_processors
 from trl_ext.inference.policy import Policy
-from trl_ext.inference.steered import steered_policy
 from trl_ext.models.load import default_device, is_peft_model, quantization_config_from, saved_config
 from trl_ext.models.tokenizers import load_tokenizer
 from trl_ext.upstream import get_config_model_id
@@ -45,7 +45,7 @@ def guided_policy(
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The language model.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
         value_models, beta, top_k: As for [`ValueAugmentedLogitsProcessor`]; one `beta` for all rows.
-        name, batch_size, progress, extras, series: As for [`~trl_ext.inference.steered.steered_policy`].
+        name, batch_size, progress, extras, series: As for [`~trl_ext.inference.guided.policy_with_processors`].
         settings: Passed to [`ValueAugmentedLogitsProcessor`].
     """
 
@@ -57,7 +57,7 @@ def guided_policy(
         ]
 
     processors(*torch.ones(2, 1, 1, dtype=torch.long))  # what is wrong is said before anything is generated
-    return steered_policy(
+    return policy_with_processors(
         model,
         tokenizer,
         processors,

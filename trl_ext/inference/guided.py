@@ -27,7 +27,7 @@ from .policy import Policy
 LOGITS = 2**27  # numbers in one forward's logits: half a gigabyte in float32
 
 
-def steered_policy(
+def policy_with_processors(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     processors: Processors,
@@ -60,7 +60,9 @@ def steered_policy(
 
     def logps(prompt_ids: list[list[int]], completion_ids: list[list[list[int]]]) -> list[list[torch.Tensor]]:
         pad = pad_token_id(tokenizer)
-        return steered_logps(model, processors, prompt_ids, completion_ids, pad_token_id=pad, batch_size=batch_size)
+        return logps_with_processors(
+            model, processors, prompt_ids, completion_ids, pad_token_id=pad, batch_size=batch_size
+        )
 
     def stream(ids: list[int], settings: GenerationSettings, show: Callable[[str], None]) -> Completion:
         streamer = TextStream(tokenizer, show)
@@ -81,7 +83,7 @@ def steered_policy(
 
 
 @torch.no_grad()
-def steered_logps(
+def logps_with_processors(
     model: PreTrainedModel,
     processors: Processors,
     prompts: list[list[int]],

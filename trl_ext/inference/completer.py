@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trl_ext.data.completion import Completion
-from trl_ext.data.schema import as_answer
+from trl_ext.data.schema import as_completion
 from trl_ext.data.tokenization import encode_prompt
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.seeds import seeded
@@ -17,7 +17,7 @@ from .policy import Policy
 
 
 @dataclass(frozen=True)
-class Answerer:
+class Completer:
     """
     What answers prompts.
 
@@ -93,7 +93,7 @@ class Answerer:
     def _row(self, row: dict[str, Any], drawn: Sequence[Completion]) -> dict[str, Any]:
         made: dict[str, Any] = {
             "prompt": row["prompt"],
-            "completions": [as_answer(row, c.text) for c in drawn],
+            "completions": [as_completion(row, c.text) for c in drawn],
             "ended": [completion.ended for completion in drawn],
         }
         if len(self.policies) > 1:
