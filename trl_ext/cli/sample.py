@@ -28,7 +28,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
 from trl_ext.data.resumable_file import ResumableFile, rows_fingerprint, weights_fingerprint
 from trl_ext.data.schema import DataError
-from trl_ext.generation.vllm_settings import WHEREABOUTS, VLLMSettings
+from trl_ext.generation.vllm_settings import SERVER_FIELDS, VLLMSettings
 from trl_ext.generation_settings import DIVERSE_BEAM_SEARCH, GenerationSettings, setting
 from trl_ext.inference.dataset_rows import load_rows
 from trl_ext.inference.dataset_sampler import Sampler, losses
@@ -176,7 +176,7 @@ def _settings(args: SampleArguments, loading: SampleLoadingArguments, dataset: D
     """All that the rows depend on."""
     settings = {**dataclasses.asdict(args), **dataclasses.asdict(loading)}
     del settings["output_file"], settings["overwrite_output"]
-    settings |= {name: value for name, value in WHEREABOUTS.items() if name in settings}
+    settings |= {name: value for name, value in SERVER_FIELDS.items() if name in settings}
     settings["contents of the data set"] = rows_fingerprint(dataset)
     settings |= {f"weights of {x}": weights_fingerprint(x) for x in [*args.model_name_or_path, *args.rewards]}
     return settings

@@ -21,7 +21,7 @@ def _answers(count: int) -> list[list[int]]:
     ]
 
 
-def use_stand_in(monkeypatch: pytest.MonkeyPatch, served: str = "a model") -> list[Any]:
+def mock_vllm(monkeypatch: pytest.MonkeyPatch, served: str = "a model") -> list[Any]:
     """
     Put something in its place, where servers have the model `served`.
 
