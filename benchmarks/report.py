@@ -12,14 +12,13 @@ true. Whether that code has changed since differs from commit to commit: `--chan
 """
 
 import argparse
-import importlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .harness import RESULTS, ROOT, origin, read_results
-from .measured_code import changes, fingerprints, reached
-from .run import SUITES
+from .harness.measure import RESULTS, ROOT, origin, read_results
+from .harness.measured_code import changes, fingerprints, reached
+from .run import SUITES, module_of
 
 
 README = Path(__file__).resolve().parent / "README.md"
@@ -33,7 +32,7 @@ def render(readme: str, results: Path = RESULTS) -> str:
         `ValueError`: The markers of a suite are missing.
     """
     for suite in SUITES:
-        tables = importlib.import_module(f"benchmarks.{suite}").report(read_results(suite, results))
+        tables = module_of(suite).report(read_results(suite, results))
         readme = renewed(readme, suite, tables)
     return readme
 
@@ -57,7 +56,7 @@ def render_all(results: Path = RESULTS) -> dict[Path, str]:
     """All pages that have tables, as they ought to be."""
     pages = {README: render(README.read_text(encoding="utf-8"), results)}
     for suite in SUITES:
-        module = importlib.import_module(f"benchmarks.{suite}")
+        module = module_of(suite)
         for path, part in module.pages().items() if hasattr(module, "pages") else ():
             text = pages.get(path) or path.read_text(encoding="utf-8")
             pages[path] = renewed(text, suite, module.page(read_results(suite, results), part))
@@ -74,7 +73,7 @@ def changed(results: Path = RESULTS) -> Iterator[tuple[str, list[str]]]:
     """
     for suite in SUITES:
         found = read_results(suite, results)
-        module = importlib.import_module(f"benchmarks.{suite}")
+        module = module_of(suite)
         now = reached(getattr(module, "SUITE", module).measures(), ROOT) if found else {}
         for result in found:
             sources = result["environment"]["sources"]
@@ -111,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for path in stale:
         path.write_text(pages[path], encoding="utf-8")
     for suite in SUITES:
-        module = importlib.import_module(f"benchmarks.{suite}")
+        module = module_of(suite)
         if hasattr(module, "draw"):
             for picture in module.draw(read_results(suite)):
                 print("drew", picture)

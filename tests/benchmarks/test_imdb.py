@@ -17,10 +17,12 @@ from conftest import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY))  # `benchmarks` is not part of the package
 
-from benchmarks import harness, imdb, imdb_jobs, imdb_tables, imdb_train, report
-from benchmarks.imdb_arms import BETAS, METHODS, Arm, Task, chosen, tuned
-from benchmarks.imdb_jobs import Job, run_all
-from benchmarks.imdb_train import KINDS, Bench, Milestones, slug
+from benchmarks import report
+from benchmarks.harness import measure as harness
+from benchmarks.quality import imdb, imdb_jobs, imdb_tables, imdb_train
+from benchmarks.quality.imdb_arms import BETAS, METHODS, Arm, Task, chosen, tuned
+from benchmarks.quality.imdb_jobs import Job, run_all
+from benchmarks.quality.imdb_train import KINDS, Bench, Milestones, slug
 
 
 MODELS = REPOSITORY / "recipes" / "quickstart" / "models"

@@ -3,7 +3,6 @@
 
 """What counts as a change of the code that a suite measures; expected sets are read off the small packages below."""
 
-import importlib
 import sys
 
 import pytest
@@ -12,8 +11,9 @@ from conftest import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY))  # `benchmarks` is not part of the package
 
-from benchmarks import report, rrhf_step, run
-from benchmarks.measured_code import Code, changes, reached, reference, stamp
+from benchmarks import report, run
+from benchmarks.harness.measured_code import Code, changes, reached, reference, stamp
+from benchmarks.speed import rrhf_step
 
 
 MEASURE = "benchmarks.suite_a:measure"
@@ -231,7 +231,7 @@ def test_what_is_not_in_the_history_is_not_said_to_be_unchanged():
 def test_every_suite_reaches_its_trainer_or_model():
     found = {}
     for suite in run.SUITES:
-        module = importlib.import_module(f"benchmarks.{suite}")
+        module = run.module_of(suite)
         found[suite] = names(reached(getattr(module, "SUITE", module).measures(), REPOSITORY))
     assert {"RRHFTrainer", "PSLETrainer", "VASTrainer", "ProxyRLHFTrainer"} <= found["quality"]  # by the command line
     assert {"PSLETrainer", "VASTrainer", "ProxyRLHFTrainer"} <= found["imdb"]
@@ -242,7 +242,7 @@ def test_every_suite_reaches_its_trainer_or_model():
 
 
 def test_the_report_says_of_each_result_whether_its_code_has_changed(capsys):
-    assert reference(rrhf_step.measure) == "benchmarks.rrhf_step:measure"
+    assert reference(rrhf_step.measure) == "benchmarks.speed.rrhf_step:measure"
     assert report.main(["--changes", "rrhf_step"]) == 0
     lines = capsys.readouterr().out.splitlines()
     told = [line for line in lines if not line.startswith("    ")]

@@ -13,11 +13,13 @@ from conftest import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY))  # `benchmarks` is not part of the package
 
-from benchmarks import harness, proxy_decode, proxy_update, psle_step, run
-from benchmarks.proxy_decode import OURS, PLAIN, SEQUENTIAL
-from benchmarks.proxy_update import GRADIENT, PPO
-from benchmarks.psle_step import GRPO, SEPARATE, SHARED
-from benchmarks.shapes import SHAPES
+from benchmarks import run
+from benchmarks.harness import measure as harness
+from benchmarks.harness.models import SHAPES
+from benchmarks.speed import proxy_decode, proxy_update, psle_step
+from benchmarks.speed.proxy_decode import OURS, PLAIN, SEQUENTIAL
+from benchmarks.speed.proxy_update import GRADIENT, PPO
+from benchmarks.speed.psle_step import GRPO, SEPARATE, SHARED
 
 
 CPU = torch.device("cpu")

@@ -16,11 +16,13 @@ from conftest import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY))  # `benchmarks` is not part of the package
 
-from benchmarks import harness, ppo_environment, ppo_round, process_steps, proxy_round, scaling, scaling_processes
-from benchmarks.ppo_round import OURS, TRL, Case
-from benchmarks.quality_train import read_rows
-from benchmarks.rounds import RoundClock
-from benchmarks.scaling_processes import Processes
+from benchmarks.harness import measure as harness
+from benchmarks.harness import ppo_environment
+from benchmarks.harness.round_clock import RoundClock
+from benchmarks.harness.text import read_rows
+from benchmarks.speed import ppo_round, process_steps, proxy_round, scaling, scaling_processes
+from benchmarks.speed.ppo_round import OURS, TRL, Case
+from benchmarks.speed.scaling_processes import Processes
 
 
 TINY = Case("imdb-2m", responses=4, prompt=8, new=4)

@@ -12,11 +12,12 @@ from conftest import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY))  # `benchmarks` is not part of the package
 
-from benchmarks import harness, scaling
-from benchmarks.rrhf_cases import DENSE, NAIVE, OUR_ROWS, Case
-from benchmarks.scaling import Axis, Point
-from benchmarks.scaling_processes import Processes
-from benchmarks.shapes import SHAPES, build
+from benchmarks.harness import measure as harness
+from benchmarks.harness.models import SHAPES, build
+from benchmarks.speed import scaling
+from benchmarks.speed.rrhf_cases import DENSE, NAIVE, OUR_ROWS, Case
+from benchmarks.speed.scaling import Axis, Point
+from benchmarks.speed.scaling_processes import Processes
 
 
 def tiny(k):

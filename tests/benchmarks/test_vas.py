@@ -15,12 +15,14 @@ from conftest import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY))  # `benchmarks` is not part of the package
 
-from benchmarks import harness, run, vas_decode, vas_train
-from benchmarks.shapes import SHAPES
-from benchmarks.suite import Suite, newest
-from benchmarks.vas_decode import BY_ONE, OURS, PLAIN, TILED
-from benchmarks.vas_naive import NaiveValues
-from benchmarks.vas_train import REWARD, SEPARATE, SHARED
+from benchmarks import run
+from benchmarks.harness import measure as harness
+from benchmarks.harness.models import SHAPES
+from benchmarks.harness.suite import Suite, newest
+from benchmarks.speed import vas_decode, vas_train
+from benchmarks.speed.vas_decode import BY_ONE, OURS, PLAIN, TILED
+from benchmarks.speed.vas_naive import NaiveValues
+from benchmarks.speed.vas_train import REWARD, SEPARATE, SHARED
 
 
 CPU = torch.device("cpu")
