@@ -57,9 +57,7 @@ PHRASES = {
 STILL = (
     "CHANGELOG.md",
     "CONTRIBUTING.md",
-    "README.md",
     "benchmarks/",
-    "recipes/",
     "trl_ext/",
 )
 
