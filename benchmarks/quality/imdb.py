@@ -134,7 +134,7 @@ def measures() -> set[Any]:
 
 
 def report(results: Sequence[dict[str, Any]]) -> str:
-    """What has been run, for README.md; the tables are on the methods' pages."""
+    """What has been run, for README.md; the tables are on the pages in `results`."""
     from .imdb_tables import overview
 
     return overview(results)
@@ -142,7 +142,7 @@ def report(results: Sequence[dict[str, Any]]) -> str:
 
 def pages() -> dict[Path, str]:
     """The pages that have tables of their own, and which method's."""
-    return {ROOT / "trl_ext" / "methods" / method / "README.md": method for method in METHODS}
+    return {RESULTS / f"{method}.md": method for method in METHODS}
 
 
 def page(results: Sequence[dict[str, Any]], method: str) -> str:

@@ -129,7 +129,7 @@ def overview(results: Sequence[dict[str, Any]]) -> str:
     for method in METHODS:
         found = [merged(results, method, tune) for tune in (True, False)]
         told = ["; ".join(map(_when, of)) or NOT_MEASURED for of in found]
-        rows.append([f"[{TITLES[method]}](../trl_ext/methods/{method}/README.md)", *told])
+        rows.append([f"[{TITLES[method]}](results/{method}.md)", *told])
     return "\n".join(table(rows))
 
 
