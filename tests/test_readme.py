@@ -15,7 +15,9 @@ from conftest import REPOSITORY
 
 
 FOLDERS = ("trl_ext", "recipes", "benchmarks")
-DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *(page for name in FOLDERS for page in (REPOSITORY / name).rglob("*.md"))])
+DOCUMENTS = sorted(
+    [*REPOSITORY.glob("*.md"), *(page for name in FOLDERS for page in (REPOSITORY / name).rglob("*.md"))]
+)
 
 
 def command(name: str) -> str:
