@@ -7,13 +7,14 @@ Run a suite by name; without a name, list them.
     python -m benchmarks.run [<suite> [its options]]
 
 `speed` and `memory` run all suites that time variants against one another (each measures both). A suite is a module
-of this folder with `main(argv) -> int`, which measures and writes results, and `report(results) -> str`, which makes
+of a folder here with `main(argv) -> int`, which measures and writes results, and `report(results) -> str`, which makes
 its tables for README.md.
 """
 
 import importlib
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 
 SUITES = {
@@ -40,6 +41,12 @@ GROUPS = {
 }
 
 
+def module_of(suite: str) -> ModuleType:
+    """The module of a suite."""
+    folder = "quality" if suite in ("quality", "imdb") else "memory" if suite.startswith("card") else "speed"
+    return importlib.import_module(f"benchmarks.{folder}.{suite}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -49,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in SUITES and name not in GROUPS:
         print(f"There is no suite {name!r}. Suites: {', '.join([*SUITES, *GROUPS])}.", file=sys.stderr)
         return 2
-    return max(importlib.import_module(f"benchmarks.{suite}").main(rest) for suite in GROUPS.get(name, [name]))
+    return max(module_of(suite).main(rest) for suite in GROUPS.get(name, [name]))
 
 
 if __name__ == "__main__":

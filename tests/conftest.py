@@ -10,6 +10,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+# The servers that tests start are on this machine, whatever proxy the environment has for others.
+os.environ["no_proxy"] = f"127.0.0.1,{os.environ.get('no_proxy', os.environ.get('NO_PROXY', ''))}"
+os.environ["NO_PROXY"] = os.environ["no_proxy"]
 
 from pathlib import Path
 from typing import Any

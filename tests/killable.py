@@ -120,7 +120,7 @@ def _killer(delay: float) -> int:
 
 def _watch() -> dict[str, Any]:
     """Let everything that trains and samples say what it does; returns what says when to kill."""
-    from trl_ext.data.resumable_file import SampleFile
+    from trl_ext.data.resumable_file import ResumableFile
     from trl_ext.inference.dataset_sampler import Sampler
     from trl_ext.method import discover
     from trl_ext.training.trainer import ExtTrainer
@@ -149,8 +149,8 @@ def _watch() -> dict[str, Any]:
         watch(trainer, "_roll_out" if hasattr(trainer, "_roll_out") else "_sample_round", "sample")
         watch(trainer, "training_step", "step")
     watch(Sampler, "__call__", "sample")
-    watch(SampleFile, "append", "save")
-    watch(SampleFile, "finish", "finish")
+    watch(ResumableFile, "append", "save")
+    watch(ResumableFile, "finish", "finish")
     return chosen
 
 

@@ -33,6 +33,8 @@ class ScriptedServer:
         self.script: list[Any] = []
         self.requests: list[tuple[str, dict[str, Any], dict[str, str]]] = []
         self.times: list[float] = []
+        self.tunnels: list[str] = []  # to which hosts a client asked it, as a proxy, for one
+        self.sockets: list[socket.socket] = []
         self.connections = self.most_at_once = self.at_once = 0
         self.lock = threading.Lock()
         self.closing = threading.Event()
@@ -46,9 +48,17 @@ class ScriptedServer:
                 super().setup()
                 with outer.lock:
                     outer.connections += 1
+                    outer.sockets.append(self.connection)
 
             def do_POST(self) -> None:
                 outer.handle(self)
+
+            def do_GET(self) -> None:
+                outer.handle(self)
+
+            def do_CONNECT(self) -> None:
+                outer.tunnels.append(self.path)
+                self.send_error(403, "No tunnels here")
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -73,8 +83,13 @@ class ScriptedServer:
         self.server.shutdown()
         self.server.server_close()
 
+    def hang_up(self) -> None:
+        """Close all connections, without notice."""
+        for each in self.sockets:
+            each.shutdown(socket.SHUT_RDWR)
+
     def handle(self, handler: BaseHTTPRequestHandler) -> None:
-        body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
+        body = json.loads(handler.rfile.read(int(handler.headers.get("Content-Length", 0))) or "{}")
         with self.lock:
             self.requests.append((handler.path, body, dict(handler.headers)))
             self.times.append(time.monotonic())

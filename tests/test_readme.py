@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
-"""The README's commands work as they are written, and what documents name is there."""
+"""The README's commands work as they are written, and the files and headings that pages link to exist."""
 
 import json
 import os
@@ -14,7 +14,10 @@ import pytest
 from conftest import REPOSITORY
 
 
-DOCUMENTS = sorted([REPOSITORY / "README.md", *REPOSITORY.glob("*/README.md"), *REPOSITORY.glob("*/*/README.md")])
+FOLDERS = ("trl_ext", "recipes", "benchmarks")
+DOCUMENTS = sorted(
+    [*REPOSITORY.glob("*.md"), *(page for name in FOLDERS for page in (REPOSITORY / name).rglob("*.md"))]
+)
 
 
 def command(name: str) -> str:
@@ -57,11 +60,21 @@ def test_the_quickstart_raises_the_reward(tmp_path: Path) -> None:
     assert "prompt" in printed and "KL to base" in printed
 
 
+def anchors(path: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
-def test_links_lead_somewhere(path: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):
-        if not target.startswith("http"):
-            assert (path.parent / target).resolve().exists(), f"{path.name} links to {target}"
+def test_links_and_anchors_exist(path: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", path.read_text()):
+        if target.startswith("http"):
+            continue
+        page = (path.parent / target).resolve() if target else path
+        assert page.exists(), f"{path.name} links to {target}"
+        assert not anchor or anchor in anchors(page), f"{path.name} links to {target}#{anchor}"
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))

@@ -55,11 +55,7 @@ PHRASES = {
 
 # Files and folders that are still to be cleaned. An entry that is no longer needed is an error.
 STILL = (
-    "CHANGELOG.md",
-    "CONTRIBUTING.md",
-    "README.md",
     "benchmarks/",
-    "recipes/",
     "trl_ext/",
 )
 

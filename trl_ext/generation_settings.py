@@ -155,7 +155,8 @@ class GenerationSettings:
     @property
     def own_sampling(self) -> bool:
         """
-        Whether [`~trl_ext.decoding.token_sampling.Draw`] samples; transformers does if there are `generation_kwargs`.
+        Whether [`~trl_ext.decoding.token_sampling.SamplingProcessor`] samples; with `generation_kwargs`, transformers
+        does.
         """
         return self.num_beams == 1 and self.temperature > 0 and not self.generation_kwargs
 
@@ -166,7 +167,7 @@ class GenerationSettings:
         What `generate` is given: all that shapes the distribution, as models bring defaults (a hidden top-k).
 
         With `own_sampling`, by default as the property says, the config leaves sampling to
-        [`~trl_ext.decoding.token_sampling.Draw`]; an engine that draws by the config alone needs `False`.
+        [`~trl_ext.decoding.token_sampling.SamplingProcessor`]; an engine that draws by the config alone needs `False`.
         """
         own = self.own_sampling if own_sampling is None else own_sampling
         sample = self.num_beams == 1 and self.temperature > 0 and not own

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import card_count, card_memory, graph_decode, harness
-from benchmarks import hollow as hollow_file
-from benchmarks.card_memory import Card
-from benchmarks.graph_decode import FORMS, GENERATE, PLAIN, PROXY
-from benchmarks.hollow import Hollow
-from benchmarks.tally import Tally, occupied
+from benchmarks.harness import measure as harness
+from benchmarks.memory import card_count, card_memory
+from benchmarks.memory import shape_only as hollow_file
+from benchmarks.memory.card_memory import Card
+from benchmarks.memory.shape_only import Hollow
+from benchmarks.memory.tally import Tally, occupied
+from benchmarks.speed import graph_decode
+from benchmarks.speed.graph_decode import FORMS, GENERATE, PLAIN, PROXY
 
 
 TINY = graph_decode.Case("tiny", "tiny", "cpu", "float32", 2, 6, 6, targets={FORMS["state"]: 1.3})
@@ -25,7 +27,7 @@ def decoded() -> dict[str, Any]:
 
 
 def result_of(suite: str, *cases: Any, gpu: str | None = None, **settings: Any) -> dict[str, Any]:
-    facts = harness.environment(torch.device("cpu"), [harness.ROOT / "benchmarks" / f"{suite}.py"])
+    facts = harness.environment(torch.device("cpu"), [card_memory.measure])
     facts["hardware"]["gpu"] = gpu
     common = {"schema": harness.SCHEMA, "suite": suite, "device": "cpu", "time": "2026-01-02T00:00:00+00:00"}
     return {**common, "settings": settings, "environment": facts, "cases": list(cases)}

@@ -17,10 +17,12 @@ from conftest import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY))  # `benchmarks` is not part of the package
 
-from benchmarks import harness, imdb, imdb_jobs, imdb_tables, imdb_train, report
-from benchmarks.imdb_arms import BETAS, METHODS, Arm, Task, chosen, tuned
-from benchmarks.imdb_jobs import Job, run_all
-from benchmarks.imdb_train import KINDS, Bench, Milestones, slug
+from benchmarks import report
+from benchmarks.harness import measure as harness
+from benchmarks.quality import imdb, imdb_jobs, imdb_tables, imdb_train
+from benchmarks.quality.imdb_arms import BETAS, METHODS, Arm, Task, chosen, tuned
+from benchmarks.quality.imdb_jobs import Job, run_all
+from benchmarks.quality.imdb_train import KINDS, Bench, Milestones, slug
 
 
 MODELS = REPOSITORY / "recipes" / "quickstart" / "models"
@@ -233,7 +235,7 @@ def test_the_command_writes_a_result_and_names_what_is_missing(kinds, monkeypatc
 
 
 def result_of(method, *cases, tune=False, when="2026-01-02T00:00:00+00:00"):
-    facts = harness.environment(torch.device("cpu"), [REPOSITORY / name for name in imdb.MEASURED])
+    facts = harness.environment(torch.device("cpu"), imdb.measures())
     settings = {"method": method, "tune": tune, "seeds": [0, 1]}
     common = {"schema": harness.SCHEMA, "suite": "imdb", "device": "cpu", "time": when}
     return {**common, "settings": settings, "environment": facts, "cases": list(cases), "failures": []}

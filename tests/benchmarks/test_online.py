@@ -13,11 +13,13 @@ from conftest import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY))  # `benchmarks` is not part of the package
 
-from benchmarks import harness, proxy_decode, proxy_update, psle_step, run
-from benchmarks.proxy_decode import OURS, PLAIN, SEQUENTIAL
-from benchmarks.proxy_update import GRADIENT, PPO
-from benchmarks.psle_step import GRPO, SEPARATE, SHARED
-from benchmarks.shapes import SHAPES
+from benchmarks import run
+from benchmarks.harness import measure as harness
+from benchmarks.harness.models import SHAPES
+from benchmarks.speed import proxy_decode, proxy_update, psle_step
+from benchmarks.speed.proxy_decode import OURS, PLAIN, SEQUENTIAL
+from benchmarks.speed.proxy_update import GRADIENT, PPO
+from benchmarks.speed.psle_step import GRPO, SEPARATE, SHARED
 
 
 CPU = torch.device("cpu")
@@ -54,7 +56,7 @@ def result_of(suite, case, **ratios):
     case = {**copy.deepcopy(case), "name": suite.cases[0].name}
     for name, middle in ratios.items():
         case["ratios"][name]["of_medians"] = middle
-    facts = harness.environment(CPU, [REPOSITORY / name for name in suite.sources])
+    facts = harness.environment(CPU, suite.measures())
     settings = {"seed": 0, "rounds": 1, "batches": 1, "clock": "cpu"}
     return {"time": "2026-01-02T00:00:00+00:00", "settings": settings, "environment": facts, "cases": [case]}
 
@@ -65,7 +67,6 @@ def test_a_suite_is_well_formed(suite, measured, tmp_path):
     assert len({case.name for case in suite.cases}) == len(suite.cases)
     assert {case.device for case in suite.cases} == {"cpu", "cuda"}
     assert {case.model for case in suite.cases} <= SHAPES.keys()
-    assert all((REPOSITORY / name).is_file() for name in suite.sources)
     harness.write_result(suite.name, CPU, result_of(suite, measured[suite.name]), tmp_path)
     assert len(harness.read_results(suite.name, tmp_path)) == 1
 

@@ -16,18 +16,20 @@ from conftest import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY))  # `benchmarks` is not part of the package
 
-from benchmarks import harness, ppo_environment, ppo_round, process_steps, proxy_round, scaling, scaling_processes
-from benchmarks.ppo_round import OURS, TRL, Case
-from benchmarks.quality_train import read_rows
-from benchmarks.rounds import RoundClock
-from benchmarks.scaling_processes import Processes
+from benchmarks.harness import measure as harness
+from benchmarks.harness import ppo_environment
+from benchmarks.harness.round_clock import RoundClock
+from benchmarks.harness.text import read_rows
+from benchmarks.speed import ppo_round, process_steps, proxy_round, scaling, scaling_processes
+from benchmarks.speed.ppo_round import OURS, TRL, Case
+from benchmarks.speed.scaling_processes import Processes
 
 
 TINY = Case("imdb-2m", responses=4, prompt=8, new=4)
 
 
 def result_of(suite, *cases):
-    facts = harness.environment(torch.device("cpu"), [REPOSITORY / name for name in suite.sources])
+    facts = harness.environment(torch.device("cpu"), suite.measures())
     settings = {"seed": 0, "rounds": 2, "batches": 1, "clock": "cpu"}
     head = {"schema": harness.SCHEMA, "suite": suite.name, "device": "cpu", "time": "2026-01-02T00:00:00+00:00"}
     return head | {"settings": settings, "environment": facts, "cases": list(cases)}

@@ -18,9 +18,13 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(REPOSITORY))  # `benchmarks` is not part of the package
 
-from benchmarks import harness, ppo_environment, quality, quality_process, quality_tables
-from benchmarks.quality_arms import PRESETS, Arm, Task, arms
-from benchmarks.quality_train import preference_rows, read_rows, with_text_before
+from benchmarks.harness import measure as harness
+from benchmarks.harness import ppo_environment
+from benchmarks.harness import process as quality_process
+from benchmarks.harness.text import read_rows
+from benchmarks.quality import quality, quality_tables
+from benchmarks.quality.quality_arms import PRESETS, Arm, Task, arms
+from benchmarks.quality.quality_train import preference_rows, with_text_before
 from trl_ext.evaluation.evaluate import evaluate
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.inference.policy import model_policy
@@ -43,7 +47,7 @@ def result_of(*cases):
         "device": "cpu",
         "time": "2026-01-02T00:00:00+00:00",
         "settings": {"preset": "cpu", "seeds": [0, 1]},
-        "environment": harness.environment(torch.device("cpu"), [REPOSITORY / name for name in quality.MEASURED]),
+        "environment": harness.environment(torch.device("cpu"), quality.measures()),
         "cases": list(cases),
         "failures": [],
     }
@@ -198,7 +202,7 @@ def flags_of(tmp_path, *more):
 def test_ppo_runs_in_its_own_environment(tmp_path, commands, monkeypatch):
     monkeypatch.setattr(ppo_environment, "python", lambda: "another/python")
     assert quality.main(flags_of(tmp_path, "--arms", "TRL's PPO", "DPO")) == 0
-    [place] = [i for i, command in enumerate(commands.asked) if "benchmarks.ppo_driver" in command]
+    [place] = [i for i, command in enumerate(commands.asked) if "benchmarks.harness.ppo_driver" in command]
     assert [i for i, python in enumerate(commands.pythons) if python == "another/python"] == [place]
     config = json.loads(Path(commands.asked[place][-1]).read_text())
     assert config["total_episodes"] == Task().budget and config["max_completion_length"] == 48

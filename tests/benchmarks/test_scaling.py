@@ -12,11 +12,12 @@ from conftest import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY))  # `benchmarks` is not part of the package
 
-from benchmarks import harness, scaling
-from benchmarks.rrhf_cases import DENSE, NAIVE, OUR_ROWS, Case
-from benchmarks.scaling import Axis, Point
-from benchmarks.scaling_processes import Processes
-from benchmarks.shapes import SHAPES, build
+from benchmarks.harness import measure as harness
+from benchmarks.harness.models import SHAPES, build
+from benchmarks.speed import scaling
+from benchmarks.speed.rrhf_cases import DENSE, NAIVE, OUR_ROWS, Case
+from benchmarks.speed.scaling import Axis, Point
+from benchmarks.speed.scaling_processes import Processes
 
 
 def tiny(k):
@@ -48,7 +49,7 @@ def test_separate_rows_grow_with_k_and_shared_ones_less(measured):
 
 
 def test_a_result_is_well_formed_and_its_table_says_the_slopes(measured, monkeypatch):
-    facts = harness.environment(torch.device("cpu"), [REPOSITORY / name for name in scaling.SUITE.sources])
+    facts = harness.environment(torch.device("cpu"), scaling.SUITE.measures())
     settings = {"seed": 0, "rounds": 2, "batches": 1, "clock": "cpu"}
     result = {"schema": harness.SCHEMA, "suite": "scaling", "device": "cpu", "time": "2026-01-02T00:00:00+00:00"}
     result |= {"settings": settings, "environment": facts, "cases": [measured]}

@@ -16,13 +16,15 @@ from oracles.logprobs import flash_backward, flash_forward
 
 sys.path.insert(0, str(REPOSITORY))  # `benchmarks` is not part of the package
 
-from benchmarks import harness, report, rrhf_step, run
-from benchmarks.memory import needed_memory, peak_memory
-from benchmarks.rrhf_cases import CASCADE, CASES, DENSE, DPO, NAIVE, OUR_ROWS, TRL_ROWS, Case, make_batch
-from benchmarks.rrhf_tables import report as tables
-from benchmarks.rrhf_workload import Workload
-from benchmarks.shapes import SHAPES
-from benchmarks.suite import or_goals
+from benchmarks import report, run
+from benchmarks.harness import measure as harness
+from benchmarks.harness.memory import needed_memory, peak_memory
+from benchmarks.harness.models import SHAPES
+from benchmarks.harness.suite import or_goals
+from benchmarks.speed import rrhf_step
+from benchmarks.speed.rrhf_cases import CASCADE, CASES, DENSE, DPO, NAIVE, OUR_ROWS, TRL_ROWS, Case, make_batch
+from benchmarks.speed.rrhf_tables import report as tables
+from benchmarks.speed.rrhf_workload import Workload
 from trl_ext.logprobs.shared_prefix import Layout
 
 
@@ -44,9 +46,12 @@ def measured():
 
 
 def result_of(*cases):
-    files = [REPOSITORY / name for name in rrhf_step.SUITE.sources]
     settings = {"seed": 0, "rounds": 1, "batches": 1, "clock": "cpu"}
-    return {"settings": settings, "environment": harness.environment(CPU, files), "cases": list(cases)}
+    return {
+        "settings": settings,
+        "environment": harness.environment(CPU, rrhf_step.SUITE.measures()),
+        "cases": list(cases),
+    }
 
 
 def counting(name, log):

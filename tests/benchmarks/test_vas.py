@@ -5,6 +5,7 @@
 
 import argparse
 import copy
+import functools
 import sys
 
 import pytest
@@ -14,12 +15,14 @@ from conftest import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY))  # `benchmarks` is not part of the package
 
-from benchmarks import harness, run, vas_decode, vas_train
-from benchmarks.shapes import SHAPES
-from benchmarks.suite import Suite, newest
-from benchmarks.vas_decode import BY_ONE, OURS, PLAIN, TILED
-from benchmarks.vas_naive import NaiveValues
-from benchmarks.vas_train import REWARD, SEPARATE, SHARED
+from benchmarks import run
+from benchmarks.harness import measure as harness
+from benchmarks.harness.models import SHAPES
+from benchmarks.harness.suite import Suite, newest
+from benchmarks.speed import vas_decode, vas_train
+from benchmarks.speed.vas_decode import BY_ONE, OURS, PLAIN, TILED
+from benchmarks.speed.vas_naive import NaiveValues
+from benchmarks.speed.vas_train import REWARD, SEPARATE, SHARED
 
 
 CPU = torch.device("cpu")
@@ -51,7 +54,7 @@ def decoding():
 
 def result_of(suite, *cases):
     settings = {"seed": 0, "rounds": 1, "batches": 1, "clock": "cpu"}
-    facts = harness.environment(CPU, [REPOSITORY / name for name in suite.sources])
+    facts = harness.environment(CPU, suite.measures())
     return {"settings": settings, "environment": facts, "cases": list(cases)}
 
 
@@ -183,7 +186,6 @@ def test_a_suite_is_well_formed(suite):
     assert suite.name in run.SUITES
     assert len({case.name for case in suite.cases}) == len(suite.cases)
     assert {case.device for case in suite.cases} == {"cpu", "cuda"}
-    assert all((REPOSITORY / name).is_file() for name in suite.sources)
     for case in suite.cases:
         models = {case.policy, case.value} if suite is vas_decode.SUITE else {case.model}
         assert models <= SHAPES.keys()
@@ -191,13 +193,14 @@ def test_a_suite_is_well_formed(suite):
 
 
 def test_a_failing_case_does_not_cost_the_others(tmp_path, capsys, decoded):
+    @functools.wraps(vas_decode.measure)
     def measure(case, **settings):
         if case.top_k == 99:
             raise RuntimeError("broken")
         return decoded
 
     broken = vas_decode.Case("tiny", "tiny", "cpu", "float32", 2, 6, 4, top_k=99)
-    suite = Suite("vas_decode", "a test", [broken, DECODE], measure, vas_decode.SUITE.sources)
+    suite = Suite("vas_decode", "a test", [broken, DECODE], measure)
     assert suite.main(["--devices", "cpu", "--rounds", "1", "--output", str(tmp_path)]) == 1
     (result,) = harness.read_results("vas_decode", tmp_path)
     assert [case["name"] for case in result["cases"]] == [DECODE.name]

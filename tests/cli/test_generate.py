@@ -87,9 +87,9 @@ def test_data_set_is_answered_in_batches_and_keeps_its_columns(plain_dir, capsys
 def test_interrupted_goes_on_to_the_same_file(plain_dir, monkeypatch, capsys):
     words = ["--prompt", "the", "film", "was", "--output_file"]
     assert run(plain_dir, *words, "whole.jsonl") == 0
-    from trl_ext.inference.answerer import Answerer
+    from trl_ext.inference.completer import Completer
 
-    one = Answerer.one
+    one = Completer.one
 
     def interrupted(self, row, number, *rest):
         if number == 2:
@@ -97,7 +97,7 @@ def test_interrupted_goes_on_to_the_same_file(plain_dir, monkeypatch, capsys):
         return one(self, row, number, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Answerer, "one", interrupted)
+        patch.setattr(Completer, "one", interrupted)
         assert run(plain_dir, *words, "out.jsonl") == 130
     assert len(read()) == 2
     assert "out.jsonl has 2 rows" in capsys.readouterr().err

@@ -14,8 +14,8 @@ from datasets import load_dataset
 
 from trl_ext.cli import best_of_n as cli_best_of_n
 from trl_ext.cli.sample import main
-from trl_ext.data import resumable_file as sample_file
-from trl_ext.data.resumable_file import SampleFile
+from trl_ext.data import resumable_file
+from trl_ext.data.resumable_file import ResumableFile
 from trl_ext.data.schema import DataError
 from trl_ext.data.tokenization import prepare_dataset
 from trl_ext.rewards.functions import RewardError, load_rewards
@@ -317,7 +317,7 @@ def stop_at(monkeypatch, name, number, error):
             raise error
         return real(*args)
 
-    monkeypatch.setattr(sample_file.os, name, stub)
+    monkeypatch.setattr(resumable_file.os, name, stub)
 
 
 def whole(tiny_model_dir, prompts, output="whole.jsonl"):
@@ -580,16 +580,16 @@ def test_one_process(tiny_model_dir, prompts, monkeypatch):
 
 
 def test_totals_are_sums_over_what_is_written(tmp_path):
-    file = SampleFile("rows.jsonl", {"seed": 1})
+    file = ResumableFile("rows.jsonl", {"seed": 1})
     file.append([{"prompt": "ä\u2028"}], {"tokens": 3})
     file.append([], {"tokens": 4, "ended": 1})
-    again = SampleFile("rows.jsonl", {"seed": 1})
+    again = ResumableFile("rows.jsonl", {"seed": 1})
     assert (again.batches, again.rows, again.totals) == (2, 1, {"tokens": 7, "ended": 1})
     assert read_rows("rows.jsonl") == [{"prompt": "ä\u2028"}]
 
 
 def test_half_a_surrogate_pair_is_written(tmp_path):
-    SampleFile("rows.jsonl", {}).append([{"prompt": "\ud83d!"}])
+    ResumableFile("rows.jsonl", {}).append([{"prompt": "\ud83d!"}])
     assert read_rows("rows.jsonl") == [{"prompt": "?!"}]
 
 

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, processors
 from transformers import PreTrainedTokenizerFast
 
 from trl_ext.data.schema import DataError, check_row
-from trl_ext.data.tokenization import encode_prompt, prepare_dataset, tokenize_row, use_chat_template
+from trl_ext.data.tokenization import encode_prompt, left_padded, prepare_dataset, tokenize_row, use_chat_template
 from trl_ext.models.tokenizers import ensure_pad_token, load_tokenizer
 
 
@@ -326,6 +326,13 @@ def test_streams_are_not_read_ahead(tiny_tokenizer):
 def test_a_tokenizer_is_padded_on_the_left(tiny_model_dir):
     assert load_tokenizer(tiny_model_dir).padding_side == "left"
     assert load_tokenizer(tiny_model_dir, padding_side="right").padding_side == "right"
+
+
+def test_prompts_are_padded_on_the_left():
+    """Worked by hand."""
+    ids, mask = left_padded([[5, 6], [7], [8, 9, 4]], 1)
+    assert ids.tolist() == [[1, 5, 6], [1, 1, 7], [8, 9, 4]]
+    assert mask.tolist() == [[0, 1, 1], [0, 0, 1], [1, 1, 1]]
 
 
 def bare_tokenizer(**special):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_model, make_tokenizer
-from oracles.token_tree import PROMPTS, SIBLINGS, backbone, padded
+from oracles.token_tree import PROMPTS, SIBLINGS, backbone
 from peft import LoraConfig, get_peft_model
 from transformers import (
     GenerationConfig,
@@ -19,10 +19,16 @@ from transformers import (
     TemperatureLogitsWarper,
 )
 
-from trl_ext.decoding.cuda_graph import loops_of
-from trl_ext.decoding.static_generate import forget_loops, sequences, static_generate, static_reason
-from trl_ext.decoding.static_loop import state_of
-from trl_ext.decoding.static_support import static_fault
+from trl_ext.data.tokenization import left_padded
+from trl_ext.decoding.cuda_graph import cached_loops
+from trl_ext.decoding.static_generate import (
+    generate_static,
+    release_static_caches,
+    static_generate,
+    unsupported_reason,
+)
+from trl_ext.decoding.static_loop import graph_key
+from trl_ext.decoding.static_support import static_unsupported_reason
 from trl_ext.decoding.static_tree import StaticTree
 from trl_ext.generation.generate import generate
 from trl_ext.generation_settings import GenerationSettings
@@ -64,7 +70,7 @@ def drawn(
 def test_the_tokens_are_those_of_the_ordinary_loop(model: Any, tokenizer: Any, settings: dict) -> None:
     expected = drawn(model, tokenizer, "never", **settings)
     assert drawn(model, tokenizer, "always", **settings) == expected
-    assert loops_of(model)._loops
+    assert cached_loops(model)._loops
 
 
 @pytest.mark.parametrize("prompts", [[[15]], [[15], [16]], [[15], [16, 17, 18]]])
@@ -75,7 +81,7 @@ def test_prompts_of_one_token(model: Any, tokenizer: Any, prompts: list[list[int
 
 def test_rows_end_at_their_own_tokens(model: Any, tokenizer: Any) -> None:
     """Several ends, met at different places, some after the loop has looked; what follows an end is padding."""
-    ids, mask = padded(PROMPT_IDS)
+    ids, mask = left_padded(PROMPT_IDS, 0)
     free = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=24, do_sample=False, eos_token_id=None)
     width = ids.shape[1]
     ends = [int(free[0, width + 2]), int(free[2, width + 5])]
@@ -88,27 +94,27 @@ def test_rows_end_at_their_own_tokens(model: Any, tokenizer: Any) -> None:
 
 def test_a_loop_serves_other_prompts_and_is_made_anew_for_other_weights(model: Any, tokenizer: Any) -> None:
     drawn(model, tokenizer, "always", [[15, 16, 17], [19]])
-    [loop] = loops_of(model)._loops.values()
+    [loop] = cached_loops(model)._loops.values()
     others = [[20, 21, 22, 23, 24], [11, 12]]
     expected = drawn(model, tokenizer, "never", others)
     assert drawn(model, tokenizer, "always", others) == expected
-    assert list(loops_of(model)._loops.values()) == [loop]
+    assert list(cached_loops(model)._loops.values()) == [loop]
     drawn(model, tokenizer, "always", others, top_k=3)
-    assert len(loops_of(model)._loops) == 2
+    assert len(cached_loops(model)._loops) == 2
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.flip(0).clone())
     expected = drawn(model, tokenizer, "never", others)
     assert drawn(model, tokenizer, "always", others) == expected
-    assert len(loops_of(model)._loops) == 3
+    assert len(cached_loops(model)._loops) == 3
 
 
 def test_whatever_a_graph_would_record_makes_another_loop(model: Any) -> None:
     adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
     base = base_of(adapted)
     layer = base.model.layers[0].mlp.up_proj
-    states = [state_of(adapted)]
+    states = [graph_key(adapted)]
 
     def changed() -> bool:
-        states.append(state_of(adapted))
+        states.append(graph_key(adapted))
         return states[-1] not in states[:-1]
 
     layer.scaling["default"] *= 2
@@ -128,10 +134,10 @@ def test_whatever_a_graph_would_record_makes_another_loop(model: Any) -> None:
 def test_a_loop_that_is_forgotten_is_gone_at_once(model: Any, tokenizer: Any) -> None:
     """Its memory is wanted by what comes next; the collector of cycles comes when it likes."""
     drawn(model, tokenizer, "always")
-    [loop] = map(weakref.ref, loops_of(model)._loops.values())
+    [loop] = map(weakref.ref, cached_loops(model)._loops.values())
     gc.disable()
     try:
-        forget_loops(model)
+        release_static_caches(model)
         assert loop() is None
     finally:
         gc.enable()
@@ -149,13 +155,13 @@ def test_threads_take_turns(model: Any) -> None:
 def test_dropout_is_off(tokenizer: Any) -> None:
     """A value model that is being trained guides as it is, whatever its mode."""
     model = backbone("gpt2")
-    expected = StaticTree(model, 4, 24).start(*padded(PROMPTS))
+    expected = StaticTree(model, 4, 24).start(*left_padded(PROMPTS, 0))
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.5
     model.train()
     tree = StaticTree(model, 4, 24)
-    torch.testing.assert_close(tree.start(*padded(PROMPTS)), expected)
+    torch.testing.assert_close(tree.start(*left_padded(PROMPTS, 0)), expected)
     siblings = torch.tensor(SIBLINGS)
     torch.testing.assert_close(tree.branch(siblings), tree.branch(siblings))
     assert model.training
@@ -169,7 +175,7 @@ def test_an_adapter_switched_off_is_another_loop(model: Any, tokenizer: Any) -> 
         off = drawn(adapted, tokenizer, "always")
         assert off == drawn(adapted, tokenizer, "never") != on
     assert drawn(adapted, tokenizer, "always") == on
-    assert len(loops_of(base_of(adapted))._loops) == 2
+    assert len(cached_loops(base_of(adapted))._loops) == 2
 
 
 @pytest.mark.parametrize(
@@ -185,11 +191,11 @@ def test_what_it_cannot_do_is_refused_or_left_to_the_ordinary_loop(
 ) -> None:
     with pytest.raises(ValueError, match=f"'always', but .*{reason}"):
         drawn(model, tokenizer, "always", **settings)
-    monkeypatch.setattr("trl_ext.generation.generate._in_a_fixed_room", sequences)  # as on a GPU
+    monkeypatch.setattr("trl_ext.generation.generate._static_generate", generate_static)  # as on a GPU
     assert drawn(model, tokenizer, "auto", **settings) == drawn(model, tokenizer, "never", **settings)
-    assert not loops_of(model)._loops
+    assert not cached_loops(model)._loops
     assert drawn(model, tokenizer, "auto") == drawn(model, tokenizer, "never")
-    assert loops_of(model)._loops
+    assert cached_loops(model)._loops
 
 
 def test_without_memory_the_ordinary_loop_goes_on(model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,26 +205,26 @@ def test_without_memory_the_ordinary_loop_goes_on(model: Any, tokenizer: Any, mo
     def full(*args: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("trl_ext.generation.generate._in_a_fixed_room", sequences)
+    monkeypatch.setattr("trl_ext.generation.generate._static_generate", generate_static)
     for target in ("trl_ext.decoding.static_support._walks", "trl_ext.decoding.static_tree.StaticTree.start"):
         with monkeypatch.context() as patch:
             patch.setattr(target, full)
             assert drawn(model, tokenizer, "auto") == expected
             with pytest.raises(torch.OutOfMemoryError):
                 drawn(model, tokenizer, "always")
-        assert not loops_of(model)._loops
-        assert static_fault(model.model) == ""
+        assert not cached_loops(model)._loops
+        assert static_unsupported_reason(model.model) == ""
 
 
 def test_processes_that_have_a_model_each_are_none_in_pieces(
     model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = drawn(model, tokenizer, "never")
-    monkeypatch.setattr("trl_ext.decoding.static_generate.synchrony", lambda model: {"synced_gpus": False})
+    monkeypatch.setattr("trl_ext.decoding.static_generate.synced_gpus_kwargs", lambda model: {"synced_gpus": False})
     assert drawn(model, tokenizer, "always") == expected
-    monkeypatch.setattr("trl_ext.decoding.static_generate.synchrony", lambda model: {"synced_gpus": True})
+    monkeypatch.setattr("trl_ext.decoding.static_generate.synced_gpus_kwargs", lambda model: {"synced_gpus": True})
     # Every process has to call a model in pieces as often as the others: not even a look is taken.
-    monkeypatch.setattr("trl_ext.decoding.static_generate.FrozenModel", lambda model: pytest.fail("a look"))
+    monkeypatch.setattr("trl_ext.decoding.static_generate.BackboneAndHead", lambda model: pytest.fail("a look"))
     with pytest.raises(ValueError, match="in pieces on several processes"):
         drawn(model, tokenizer, "always")
 
@@ -252,7 +258,7 @@ def test_generate_says_why_it_cannot(model: Any) -> None:
     free = {"do_sample": False, "eos_token_id": None}
     expected = model.generate(ids, **{**common, "custom_generate": None}, **given, **free)
     assert torch.equal(model.generate(ids, **common, **given, **free), expected)
-    assert static_reason(model, (), (), GenerationConfig()) == ""
+    assert unsupported_reason(model, (), (), GenerationConfig()) == ""
     with pytest.raises(ValueError, match="cuda_graphs must be one of"):
         GenerationSettings(cuda_graphs="sometimes")
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_model
-from oracles.token_tree import CAPPED, PROMPTS, backbone, close, padded
+from oracles.token_tree import CAPPED, PROMPTS, backbone, close
 
+from trl_ext.data.tokenization import left_padded
 from trl_ext.decoding.cuda_graph import Replay
 from trl_ext.decoding.static_generate import static_generate
 from trl_ext.decoding.static_tree import StaticTree
@@ -20,7 +21,7 @@ from trl_ext.generation_settings import GenerationSettings
 @pytest.mark.parametrize("name", ["llama", "mistral sliding", "gemma2"])
 def test_many_steps_equal_the_ordinary_tree(name: str) -> None:
     model = backbone(name, CAPPED.get(name))
-    ids, mask = padded(PROMPTS)
+    ids, mask = left_padded(PROMPTS, 0)
     tree, room = Tree(model), StaticTree(model, len(PROMPTS), 64)
     assert close(room.start(ids, mask), tree.start(ids, mask)[:, -1])
     generator = torch.Generator().manual_seed(0)
@@ -46,7 +47,7 @@ def both(model: Any, ids: torch.Tensor, mask: torch.Tensor, **kwargs: Any) -> tu
 def test_rows_end_where_they_end() -> None:
     """A token that greedy decoding meets is made an end: padding follows it, and the longest row sets the width."""
     model = make_model(60, initializer_range=0.3)
-    ids, mask = padded(PROMPTS)
+    ids, mask = left_padded(PROMPTS, 0)
     free, _ = both(model, ids, mask, max_new_tokens=40, do_sample=False, eos_token_id=None)
     ends = [int(free[0, ids.shape[1] + 3]), int(free[1, ids.shape[1] + 20])]
     expected, found = both(model, ids, mask, max_new_tokens=40, do_sample=False, eos_token_id=ends, pad_token_id=0)
@@ -77,8 +78,8 @@ def test_what_a_models_own_config_adds_is_met_by_the_ordinary_loop(
     expected = generate(tiny_model, tiny_tokenizer, PROMPTS, settings)
     tried = []
     monkeypatch.setattr(
-        "trl_ext.generation.generate._in_a_fixed_room",
-        lambda *args: tried.append(1) or module.sequences(*args[:4], settings, *args[5:]),
+        "trl_ext.generation.generate._static_generate",
+        lambda *args: tried.append(1) or module.generate_static(*args[:4], settings, *args[5:]),
     )
     found = generate(tiny_model, tiny_tokenizer, PROMPTS, settings)
     assert tried and [g[0].ids for g in found] == [g[0].ids for g in expected]

@@ -17,8 +17,7 @@ from oracles.token_tree import (
     SIBLINGS,
     SMALL,
     backbone,
-    padded,
-    siblings_by_loop,
+    branches_by_loop,
     states,
 )
 from transformers import (
@@ -26,9 +25,10 @@ from transformers import (
     GptOssConfig,
 )
 
-from trl_ext.decoding.cuda_graph import Loops, Replay, loops_of
-from trl_ext.decoding.static_generate import forget_loops
-from trl_ext.decoding.static_support import static_fault
+from trl_ext.data.tokenization import left_padded
+from trl_ext.decoding.cuda_graph import LoopCache, Replay, cached_loops
+from trl_ext.decoding.static_generate import release_static_caches
+from trl_ext.decoding.static_support import static_unsupported_reason
 from trl_ext.decoding.static_tree import STATIC, StaticTree
 
 
@@ -40,20 +40,20 @@ def test_hidden_states_are_those_of_separate_forwards(name: str) -> None:
     """Rows of other lengths; siblings, a kept one, siblings behind a further token, and a token alone."""
     model = backbone(name, CAPPED.get(name))
     rows = [list(row) for row in PROMPTS]
-    assert static_fault(model) == ""
+    assert static_unsupported_reason(model) == ""
     tree = StaticTree(model, len(rows), 24)
     expected = torch.stack([states(model, row)[-1] for row in rows])
-    torch.testing.assert_close(tree.start(*padded(rows)), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(tree.start(*left_padded(rows, 0)), expected, atol=1e-4, rtol=1e-4)
     siblings = torch.tensor(SIBLINGS)
     found = tree.branch(siblings)
-    torch.testing.assert_close(found, siblings_by_loop(model, rows, SIBLINGS), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found, branches_by_loop(model, rows, SIBLINGS), atol=1e-4, rtol=1e-4)
     choice = torch.tensor([0, 3, 1, 2])
     tree.keep(choice)
     rows = [[*row, some[i]] for row, some, i in zip(rows, SIBLINGS, choice.tolist(), strict=True)]
     after = torch.tensor([[50], [51], [52], [53]])
     found = tree.branch(siblings, after_N1=after)
     rows = [[*row, *token] for row, token in zip(rows, after.tolist(), strict=True)]
-    torch.testing.assert_close(found, siblings_by_loop(model, rows, SIBLINGS), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found, branches_by_loop(model, rows, SIBLINGS), atol=1e-4, rtol=1e-4)
     found = tree.append(after + 4)
     expected = torch.stack([states(model, [*row, 54 + i])[-1] for i, row in enumerate(rows)])
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
@@ -64,21 +64,21 @@ def test_a_room_that_was_full_is_used_again() -> None:
     """What other prompts left behind, even if it is longer, is not seen; NaN, which no mask can hide, neither."""
     model = backbone()
     tree = StaticTree(model, 4, 24)
-    tree.start(*padded([row * 2 for row in PROMPTS]))
+    tree.start(*left_padded([row * 2 for row in PROMPTS], 0))
     for _ in range(3):
         tree.append(torch.full((4, 1), 7))
-    assert tree.room is not None
-    for store in tree.room.stores:
+    assert tree.cache is not None
+    for store in tree.cache.stores:
         store.fill_(torch.nan)
-    tree.start(*padded(PROMPTS))
+    tree.start(*left_padded(PROMPTS, 0))
     found = tree.branch(torch.tensor(SIBLINGS))
-    torch.testing.assert_close(found, siblings_by_loop(model, PROMPTS, SIBLINGS), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found, branches_by_loop(model, PROMPTS, SIBLINGS), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", REPLAYED)
 def test_other_models_are_refused(name: str) -> None:
     model = backbone(name)
-    assert static_fault(model)
+    assert static_unsupported_reason(model)
     with pytest.raises(ValueError, match="cannot share a cache"):
         StaticTree(model, 1, 8)
 
@@ -88,10 +88,12 @@ def test_attention_that_takes_more_is_refused() -> None:
     small = {"num_local_experts": 2, "num_experts_per_tok": 1, "head_dim": 16, "sliding_window": 64}
     config = GptOssConfig(**SMALL, **HEADS, **small, layer_types=["full_attention", "sliding_attention"])
     for dtype in (torch.float32, torch.bfloat16):
-        assert "s_aux" in static_fault(AutoModel.from_config(config, attn_implementation="eager", dtype=dtype).eval())
+        assert "s_aux" in static_unsupported_reason(
+            AutoModel.from_config(config, attn_implementation="eager", dtype=dtype).eval()
+        )
     capped = backbone()
     capped.config.attn_logit_softcapping = 50.0
-    assert "attn_implementation='eager'" in static_fault(capped)
+    assert "attn_implementation='eager'" in static_unsupported_reason(capped)
 
 
 @pytest.mark.parametrize("fault", ["siblings see one another", "padding is seen", "no token of its own"])
@@ -108,13 +110,13 @@ def test_a_model_that_computes_something_else_is_found_out(fault: str, monkeypat
         return mask.masked_fill(own, torch.finfo(mask.dtype).min)
 
     monkeypatch.setattr(StaticTree, "_mask", wrong)
-    assert "computes something else" in static_fault(backbone())
+    assert "computes something else" in static_unsupported_reason(backbone())
 
 
 def test_the_attention_of_the_model_is_put_back() -> None:
     model = backbone()
     tree = StaticTree(model, 4, 24)
-    tree.start(*padded(PROMPTS))
+    tree.start(*left_padded(PROMPTS, 0))
     tree.branch(torch.tensor(SIBLINGS))
     assert model.config._attn_implementation == "sdpa" != STATIC
     with pytest.raises(IndexError):
@@ -139,7 +141,7 @@ class Sized:
 
 
 def test_loops_are_kept_by_use_number_and_size() -> None:
-    loops = Loops(most=2, idle=100)
+    loops = LoopCache(most=2, idle=100)
     first = loops.get("a", lambda: Sized(10))
     assert loops.get("a", lambda: Sized(10)) is first
     second = loops.get("b", lambda: Sized(10))
@@ -154,8 +156,8 @@ def test_loops_are_kept_by_use_number_and_size() -> None:
 
 def test_loops_stay_out_of_copies() -> None:
     model = make_model(60)
-    loops_of(model).get("a", lambda: Sized(1))
-    assert not loops_of(copy.deepcopy(model))._loops
-    assert len(loops_of(model)._loops) == 1
-    forget_loops(model)
-    assert not loops_of(model)._loops
+    cached_loops(model).get("a", lambda: Sized(1))
+    assert not cached_loops(copy.deepcopy(model))._loops
+    assert len(cached_loops(model)._loops) == 1
+    release_static_caches(model)
+    assert not cached_loops(model)._loops

@@ -17,9 +17,8 @@ from oracles.token_tree import (
     SMALL,
     VOCABULARY,
     backbone,
+    branches_by_loop,
     close,
-    padded,
-    siblings_by_loop,
     states,
 )
 from transformers import (
@@ -28,6 +27,7 @@ from transformers import (
     GPT2Config,
 )
 
+from trl_ext.data.tokenization import left_padded
 from trl_ext.decoding import tree_backends as tree_forms
 from trl_ext.decoding import tree_support
 from trl_ext.decoding.token_tree import Tree
@@ -35,18 +35,18 @@ from trl_ext.decoding.token_tree import Tree
 
 def walk(model, tree):
     """Every operation, each checked against loops over plain sequences."""
-    ids, mask = padded(PROMPTS)
+    ids, mask = left_padded(PROMPTS, 0)
     rows = [list(row) for row in PROMPTS]
     hidden = tree.start(ids, mask)
     for n, row in enumerate(rows):
         assert close(hidden[n, -len(row) :], states(model, row))
     for siblings in (SIBLINGS, MORE):  # the first are tried and left
-        assert close(tree.branch(torch.tensor(siblings)), siblings_by_loop(model, rows, siblings))
+        assert close(tree.branch(torch.tensor(siblings)), branches_by_loop(model, rows, siblings))
     tree.keep(torch.tensor([2, 0, 1, 2]))
     rows = [[*row, tokens[i]] for row, tokens, i in zip(rows, MORE, (2, 0, 1, 2), strict=True)]
     found = tree.branch(torch.tensor(SIBLINGS), after_NT=torch.tensor([[50, 51], [52, 53], [54, 55], [56, 57]]))
     rows = [[*row, 50 + 2 * n, 51 + 2 * n] for n, row in enumerate(rows)]
-    assert close(found, siblings_by_loop(model, rows, SIBLINGS))
+    assert close(found, branches_by_loop(model, rows, SIBLINGS))
     tree.reorder(torch.tensor([2, 2, 0, 1]))
     rows, siblings = [rows[n] for n in (2, 2, 0, 1)], [SIBLINGS[n] for n in (2, 2, 0, 1)]
     tree.keep(torch.tensor([3, 0, 1, 1]))  # the siblings came along
@@ -54,13 +54,13 @@ def walk(model, tree):
     hidden = tree.append(torch.tensor([[3], [4], [5], [6]]))
     rows = [[*row, 3 + n] for n, row in enumerate(rows)]
     assert close(hidden[:, 0], torch.stack([states(model, row)[-1] for row in rows]))
-    assert close(tree.branch(torch.tensor(MORE)), siblings_by_loop(model, rows, MORE))
+    assert close(tree.branch(torch.tensor(MORE)), branches_by_loop(model, rows, MORE))
     tree.crop(tree.length - 3)
     rows = [row[:-3] for row in rows]
-    assert close(tree.branch(torch.tensor(SIBLINGS)), siblings_by_loop(model, rows, SIBLINGS))
+    assert close(tree.branch(torch.tensor(SIBLINGS)), branches_by_loop(model, rows, SIBLINGS))
     tree.reorder(torch.tensor([3, 1]))
     rows = [rows[3], rows[1]]
-    assert close(tree.branch(torch.tensor(SIBLINGS[:2])), siblings_by_loop(model, rows, SIBLINGS[:2]))
+    assert close(tree.branch(torch.tensor(SIBLINGS[:2])), branches_by_loop(model, rows, SIBLINGS[:2]))
     assert tree.ids_NS.shape == tree.mask_NS.shape == (2, tree.length)
     assert [ids[mask].tolist() for ids, mask in zip(tree.ids_NS, tree.mask_NS, strict=True)] == rows
 
@@ -87,14 +87,14 @@ def test_more_siblings_for_some_rows(name):
     """They see their own prefix; each row may keep one of either; what follows is as if it had been read in order."""
     model = backbone(name)
     tree = Tree(model)
-    tree.start(*padded(PROMPTS))
+    tree.start(*left_padded(PROMPTS, 0))
     rows = [list(prompt) for prompt in PROMPTS]
     some = torch.tensor([3, 1])
     for choice in ([0, 4, 2, 1], [3, 6, 0, 5], [1, 2, 3, 4]):
         siblings, more = torch.tensor(SIBLINGS), torch.tensor(MORE)[some]
-        close(tree.branch(siblings), siblings_by_loop(model, rows, SIBLINGS))
+        close(tree.branch(siblings), branches_by_loop(model, rows, SIBLINGS))
         found = tree.branch_more(some, more)
-        close(found, siblings_by_loop(model, [rows[i] for i in some], more.tolist()))
+        close(found, branches_by_loop(model, [rows[i] for i in some], more.tolist()))
         tree.keep(torch.tensor(choice))
         for i, row in enumerate(rows):
             row.append(SIBLINGS[i][choice[i]] if choice[i] < 4 else MORE[i][choice[i] - 4])
@@ -174,9 +174,9 @@ def test_half_precision_keeps_the_shared_form(name):
     model = backbone(name, dtype=torch.bfloat16)
     tree = Tree(model)
     assert tree.form == "shared"
-    ids, mask = padded(PROMPTS)
+    ids, mask = left_padded(PROMPTS, 0)
     tree.start(ids, mask)
-    found, expected = tree.branch(torch.tensor(SIBLINGS)), siblings_by_loop(model, PROMPTS, SIBLINGS)
+    found, expected = tree.branch(torch.tensor(SIBLINGS)), branches_by_loop(model, PROMPTS, SIBLINGS)
     assert ((found - expected).norm(dim=-1) / expected.norm(dim=-1)).mean() < 0.05
 
 
@@ -184,14 +184,14 @@ def test_one_sibling_one_row_no_mask():
     model = backbone()
     tree = Tree(model)
     tree.start(torch.tensor([PROMPTS[0]]))
-    assert close(tree.branch(torch.tensor([[22]])), siblings_by_loop(model, PROMPTS[:1], [[22]]))
+    assert close(tree.branch(torch.tensor([[22]])), branches_by_loop(model, PROMPTS[:1], [[22]]))
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
 def test_long_answers_outgrow_the_room(name):
     model = backbone(name)
     tree = Tree(model)
-    ids, mask = padded(PROMPTS[:2])
+    ids, mask = left_padded(PROMPTS[:2], 0)
     tree.start(ids, mask)
     rows = [list(row) for row in PROMPTS[:2]]
     for step in range(100):
@@ -199,17 +199,17 @@ def test_long_answers_outgrow_the_room(name):
         found = tree.branch(torch.tensor(siblings))
         tree.keep(torch.tensor([step % 2, 0]))
         if step % 33 == 0:
-            assert close(found, siblings_by_loop(model, rows, siblings), 3e-4)
+            assert close(found, branches_by_loop(model, rows, siblings), 3e-4)
         rows = [[*row, tokens[i]] for row, tokens, i in zip(rows, siblings, (step % 2, 0), strict=True)]
     assert tree.length > 64 + 5
-    assert close(tree.branch(torch.tensor(MORE[:2])), siblings_by_loop(model, rows, MORE[:2]), 3e-4)
+    assert close(tree.branch(torch.tensor(MORE[:2])), branches_by_loop(model, rows, MORE[:2]), 3e-4)
 
 
 def test_every_token_is_fed_once():
     model = backbone()
     tree, forwards, real = Tree(model), [], model.forward
     model.forward = lambda **kwargs: forwards.append(kwargs["input_ids"].shape) or real(**kwargs)
-    ids, mask = padded(PROMPTS)
+    ids, mask = left_padded(PROMPTS, 0)
     tree.start(ids, mask)
     for step in range(10):
         tree.branch(torch.tensor(SIBLINGS))
@@ -223,18 +223,18 @@ def test_a_tree_starts_anew():
     model = backbone()
     tree = Tree(model)
     for prompts in (PROMPTS, PROMPTS[1:3], [[9, 8, 7]]):
-        tree.start(*padded(prompts))
+        tree.start(*left_padded(prompts, 0))
         siblings = SIBLINGS[: len(prompts)]
-        assert close(tree.branch(torch.tensor(siblings)), siblings_by_loop(model, prompts, siblings))
+        assert close(tree.branch(torch.tensor(siblings)), branches_by_loop(model, prompts, siblings))
 
 
 def test_training_mode_comes_back_and_dropout_is_off():
     torch.manual_seed(0)
     model = AutoModel.from_config(GPT2Config(**SMALL, n_head=4, resid_pdrop=0.5)).eval()
-    expected = siblings_by_loop(model, PROMPTS, SIBLINGS)
+    expected = branches_by_loop(model, PROMPTS, SIBLINGS)
     model.train()
     tree = Tree(model)
-    tree.start(*padded(PROMPTS))
+    tree.start(*left_padded(PROMPTS, 0))
     found = tree.branch(torch.tensor(SIBLINGS))
     assert close(found, expected)
     assert not found.requires_grad
@@ -244,13 +244,13 @@ def test_training_mode_comes_back_and_dropout_is_off():
 def test_adapter_takes_part():
     from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
-    before = siblings_by_loop(backbone(), PROMPTS, SIBLINGS)
+    before = branches_by_loop(backbone(), PROMPTS, SIBLINGS)
     model = get_peft_model(backbone(), LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False))
     model.eval()
     tree = Tree(model)
-    tree.start(*padded(PROMPTS))
+    tree.start(*left_padded(PROMPTS, 0))
     found = tree.branch(torch.tensor(SIBLINGS))
-    assert close(found, siblings_by_loop(model, PROMPTS, SIBLINGS))
+    assert close(found, branches_by_loop(model, PROMPTS, SIBLINGS))
     assert not close(found, before, 0.1)
     with pytest.raises(ValueError, match="virtual tokens"):
         Tree(get_peft_model(backbone(), PromptTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=3)))
@@ -274,7 +274,7 @@ def test_bad_input():
     tree = Tree(model)
     with pytest.raises(ValueError, match="call `start` first"):
         tree.branch(torch.tensor([[1]]))
-    ids, mask = padded(PROMPTS)
+    ids, mask = left_padded(PROMPTS, 0)
     with pytest.raises(ValueError, match=r"Row 1 has no tokens"):
         tree.start(ids, mask * torch.tensor([1, 0, 1, 1])[:, None])
     with pytest.raises(ValueError, match="Row 0 has no tokens"):
@@ -305,9 +305,9 @@ def test_bad_input():
 @pytest.mark.parametrize("name", SHARED)
 def test_on_a_gpu(name):
     model = backbone(name)
-    expected = siblings_by_loop(model, PROMPTS, SIBLINGS)
+    expected = branches_by_loop(model, PROMPTS, SIBLINGS)
     tree = Tree(model.cuda())
     assert tree.form == "shared"
-    ids, mask = padded(PROMPTS)
+    ids, mask = left_padded(PROMPTS, 0)
     tree.start(ids.cuda(), mask.cuda())
     assert close(tree.branch(torch.tensor(SIBLINGS).cuda()).cpu(), expected, 2e-3)

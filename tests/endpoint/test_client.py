@@ -7,6 +7,7 @@ import threading
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from importlib.util import find_spec
 
 import pytest
 from scripted_server import CUT, HALF, SILENT, ScriptedServer, completion
@@ -62,8 +63,8 @@ def test_what_passes_is_tried_again(server, fault):
         (error(429, "slow down"), EndpointBusy, "status 429: .*slow down"),
         (error(500, "broken"), EndpointFailed, "status 500: .*broken"),
         (CUT, EndpointUnreachable, "the connection failed"),
-        (HALF, EndpointUnreachable, "the connection failed .*IncompleteRead"),
-        ((200, {}, b"<html>"), BadAnswer, "no JSON: <html>"),
+        (HALF, EndpointUnreachable, "the connection failed .*without sending complete"),
+        ((200, {}, b"<html>"), BadAnswer, "not JSON: <html>"),
     ],
     ids=["429", "500", "cut", "cut in the middle", "no JSON"],
 )
@@ -104,7 +105,7 @@ def test_timeout(server):
 
 def test_nobody_there(server):
     server.close()
-    with pytest.raises(EndpointUnreachable, match="ConnectionRefused"):
+    with pytest.raises(EndpointUnreachable, match="Connection refused"):
         ask(client(server, max_retries=1), "x")
 
 
@@ -201,18 +202,31 @@ def test_connections_are_kept_and_replaced(server):
     for _ in range(5):
         ask(endpoint, "x")
     assert server.connections == 1
-    endpoint._idle[0].sock.close()  # as if it had been idle for too long
-    server.script = []
+    server.hang_up()  # as servers do with a connection that is idle for too long
     ask(endpoint, "x")
-    assert server.connections == 2
+    assert (server.connections, endpoint.cost.requests, endpoint.cost.retries) == (2, 6, 0)
 
 
-def test_a_kept_connection_that_the_server_closed_costs_no_try(server):
-    endpoint = client(server, max_retries=0)
-    server.answer = lambda path, body: (200, {"X": "y"}, completion("ok"))
-    ask(endpoint, "x")
-    server.script = [CUT]
-    assert ask(endpoint, "x")[0].text == "ok"
+def test_close_lets_answers_arrive_and_then_closes_the_connections(server):
+    """Closing a connection under a thread that reads from it would leave the thread waiting for its timeout."""
+    asked, go = threading.Event(), threading.Event()
+
+    def slow(path, body):
+        asked.set()
+        go.wait(5)
+        return completion("ok")
+
+    server.answer = slow
+    endpoint, found = client(server), []
+    thread = threading.Thread(target=lambda: found.extend(ask(endpoint, "x")))
+    thread.start()
+    asked.wait(5)
+    endpoint.close()
+    assert not endpoint._client.is_closed
+    go.set()
+    thread.join(5)
+    assert [answer.text for answer in found] == ["ok"] and endpoint._client.is_closed
+    endpoint.close()  # a second time does nothing
 
 
 def test_cost(server):
@@ -263,7 +277,7 @@ def test_key_that_is_none(server, monkeypatch, value):
     [
         ({"base_url": "localhost:8000"}, "must be an address"),
         ({"base_url": "ftp://x/v1"}, "must be an address"),
-        ({"base_url": "http://me:word@x/v1"}, "holds a password"),
+        ({"base_url": "http://me:word@x/v1"}, "contains a password"),
         ({"timeout": 0}, "timeout"),
         ({"max_retries": -1}, "max_retries"),
         ({"max_concurrency": 0}, "max_concurrency"),
@@ -274,6 +288,64 @@ def test_settings_out_of_range(settings, says):
     with pytest.raises(ValueError, match=says) as caught:
         Endpoint(**{"base_url": "http://x/v1", "model": "m", **settings})
     assert "word" not in str(caught.value).replace("password", "")
+
+
+# ------------------------------------------------------------------------------------------------------------ proxies
+
+
+@pytest.fixture
+def proxy():
+    made = ScriptedServer(lambda path, body: completion("by the proxy"))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def environment(monkeypatch, proxy):
+    """Sets the environment's proxies to those in `names`, and `NO_PROXY` to `no_proxy`."""
+
+    def set_proxies(*names, no_proxy=""):
+        for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+            monkeypatch.delenv(name.lower(), raising=False)
+            monkeypatch.setenv(name, proxy.url.removesuffix("/v1") if name in names else "")
+        monkeypatch.setenv("NO_PROXY", no_proxy)
+
+    return set_proxies
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "ALL_PROXY"])
+def test_requests_go_through_the_proxy_of_the_environment(proxy, environment, name):
+    """A proxy of plain HTTP is sent the whole address in place of the path (RFC 9112, 3.2.2)."""
+    environment(name)
+    endpoint = Endpoint("http://model.invalid:8000/v1", "m")  # a host that has no address
+    assert [ask(endpoint, "x")[0].text for _ in range(2)] == ["by the proxy"] * 2
+    assert [path for path, *_ in proxy.requests] == ["http://model.invalid:8000/v1/completions"] * 2
+    assert proxy.connections == 1
+
+
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "ALL_PROXY"])
+def test_secure_requests_ask_the_proxy_for_a_tunnel(proxy, environment, name):
+    environment(name)
+    with pytest.raises(EndpointUnreachable, match=r"the connection failed .*403 No tunnels here"):
+        ask(Endpoint("https://model.invalid/v1", "m", max_retries=0), "x")
+    assert proxy.tunnels == ["model.invalid:443"] and not proxy.requests
+
+
+def test_hosts_in_no_proxy_are_reached_directly(server, proxy, environment):
+    environment("HTTP_PROXY", no_proxy="other.invalid, 127.0.0.1")
+    assert ask(client(server), "x")[0].text == "ok"
+    assert not proxy.requests
+    environment("HTTP_PROXY", no_proxy="other.invalid")
+    assert ask(client(server), "x")[0].text == "by the proxy"
+    environment("HTTPS_PROXY")  # for other addresses than this one
+    assert ask(client(server), "x")[0].text == "ok"
+
+
+@pytest.mark.skipif(bool(find_spec("socksio")), reason="only where the package for SOCKS is not installed")
+def test_a_socks_proxy_needs_a_package(monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1080")
+    with pytest.raises(ImportError, match=r"pip install 'httpx2\[socks\]', or unset"):
+        Endpoint("https://model.invalid/v1", "m")
 
 
 # ------------------------------------------------------------------------------------------------ asking and reading

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from trl_ext.evaluation.frontier import check_frontier, draw_frontier, frontier, write_frontier
+from trl_ext.evaluation.frontier import check_frontier, frontier, plot_frontier, write_frontier
 
 
 pytest.importorskip("matplotlib")
@@ -77,7 +77,7 @@ def test_picture_says_what_it_shows(tmp_path, monkeypatch):
 def test_png_has_an_opaque_ground(tmp_path):
     from matplotlib.image import imread
 
-    draw_frontier(frontier(ROWS, "m/base"), str(tmp_path / "out.png"), title="A title")
+    plot_frontier(frontier(ROWS, "m/base"), str(tmp_path / "out.png"), title="A title")
     pixels = imread(tmp_path / "out.png")
     assert min(pixels.shape[:2]) > 400
     assert (pixels[..., 3] == 1).all()
@@ -87,7 +87,7 @@ def test_png_has_an_opaque_ground(tmp_path):
 def test_points_without_an_error_or_a_number_are_drawn_or_left_out(tmp_path):
     rows = [row("b", 0.0, 0.5), row("x", 1.0, None), row("y", 2.0, 1.0)]
     rows[2]["kl_se"] = rows[2]["reward/r_se"] = None
-    draw_frontier(frontier(rows, "b"), str(tmp_path / "out.png"))
+    plot_frontier(frontier(rows, "b"), str(tmp_path / "out.png"))
     assert (tmp_path / "out.png").stat().st_size > 1000
 
 

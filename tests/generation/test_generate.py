@@ -27,8 +27,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from trl_ext.decoding.kv_cache import RoomyLayer, prompt_cache
-from trl_ext.decoding.token_sampling import draw, next_token_probabilities
+from trl_ext.decoding.kv_cache import PreallocatedCacheLayer, prompt_cache
+from trl_ext.decoding.token_sampling import next_token_probabilities, sample_columns
 from trl_ext.generation.generate import generate
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.models.load import cache_name
@@ -88,7 +88,7 @@ def test_distribution_is_that_of_transformers(settings):
 def test_draw_is_as_likely_as_the_weights():
     torch.manual_seed(0)
     weights = torch.tensor([0.0, 3.0, 0.0, 1.0, 4.0, 0.0])
-    drawn = draw(weights.expand(80_000, -1))
+    drawn = sample_columns(weights.expand(80_000, -1))
     assert drawn.shape == (80_000, 1)
     shares = drawn.squeeze(1).bincount(minlength=6) / 80_000
     assert torch.allclose(shares, weights / 8, atol=0.008)  # more than four standard deviations
@@ -97,9 +97,9 @@ def test_draw_is_as_likely_as_the_weights():
 
 def test_draw_never_passes_the_last_weight(monkeypatch):
     monkeypatch.setattr(torch, "rand_like", torch.ones_like)  # what rounding can make of the largest number below one
-    assert draw(torch.tensor([[0.3, 0.7, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]])).tolist() == [[1], [0]]
+    assert sample_columns(torch.tensor([[0.3, 0.7, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]])).tolist() == [[1], [0]]
     monkeypatch.setattr(torch, "rand_like", torch.zeros_like)
-    assert draw(torch.tensor([[0.0, 0.3, 0.7, 0.0]])).tolist() == [[1]]
+    assert sample_columns(torch.tensor([[0.0, 0.3, 0.7, 0.0]])).tolist() == [[1]]
 
 
 def test_samples_follow_the_models_distribution(tiny_model, tiny_tokenizer):
@@ -137,7 +137,7 @@ def assert_like(counts, probabilities):
 @pytest.mark.parametrize("settings", [LIKELIEST, {"num_generations": 1, "temperature": 0}], ids=["cache", "plain"])
 def test_batch_of_unequal_prompts_equals_one_by_one(tiny_model, tiny_tokenizer, settings):
     """70 tokens: more than the spare room of the cache, which grows on the way."""
-    assert RoomyLayer.room < 70
+    assert PreallocatedCacheLayer.spare < 70
     found = generate(tiny_model, tiny_tokenizer, PROMPTS, GenerationSettings(max_completion_length=70, **settings))
     assert [c[0].ids for c in found] == [greedy_loop(tiny_model, prompt, 70) for prompt in PROMPTS]
 

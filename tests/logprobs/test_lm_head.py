@@ -10,7 +10,7 @@ from conftest import make_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import trl_ext.logprobs.lm_head as head
-from trl_ext.logprobs.lm_head import ChunkedLogProbs, add_head, from_logits
+from trl_ext.logprobs.lm_head import ChunkedLogProbs, add_fused_head, from_logits
 
 
 T, D, V = 23, 16, 97
@@ -125,7 +125,7 @@ def test_logits_are_never_whole_in_memory(monkeypatch):
 def test_a_models_forward_never_holds_the_logits(monkeypatch):
     monkeypatch.setattr(head, "CHUNK_ELEMENTS", 1024)
     model = make_model(1024, hidden_size=16, intermediate_size=16, num_hidden_layers=1)
-    add_head(model)
+    add_fused_head(model)
     ids = torch.randint(0, 1024, (4, 64), generator=torch.Generator().manual_seed(0))
     with Largest() as seen:
         model(input_ids=ids, shift_labels=ids, fused_lm_head=True).log_probs.sum().backward()
@@ -177,7 +177,7 @@ def assert_head_is_right(model):
     expected[0].sum().backward()
     expected_grads = {name: p.grad for name, p in model.named_parameters()}
     model.zero_grad()
-    add_head(model)
+    add_fused_head(model)
     output = model(input_ids=ids, shift_labels=labels, fused_lm_head=True)
     found = (output.log_probs, output.entropy, output.is_top1)
     for one, other in zip(found, expected, strict=True):
@@ -241,7 +241,7 @@ class Sharded(torch.nn.Parameter):
 def test_a_weight_that_is_not_plain_takes_trls_head(monkeypatch):
     model = make_model(V)
     ids, labels = batch()
-    add_head(model)
+    add_fused_head(model)
     expected = model(input_ids=ids, shift_labels=labels, fused_lm_head=True)
     model.lm_head.weight = Sharded(model.lm_head.weight.detach())
     monkeypatch.setattr(ChunkedLogProbs, "apply", None)  # a call would fail
@@ -260,7 +260,7 @@ def test_a_zero3_weight_takes_trls_head():
 
 def test_a_batch_without_labels_is_differentiable():
     model = make_model(V)
-    add_head(model)
+    add_fused_head(model)
     ids, labels = batch()
     output = model(input_ids=ids, shift_labels=torch.full_like(labels, -100), fused_lm_head=True)
     assert output.log_probs.shape == ids.shape
@@ -272,7 +272,7 @@ def test_a_batch_without_labels_is_differentiable():
 
 def test_other_calls_are_as_before():
     model, plain = make_model(V), make_model(V)
-    add_head(model)
+    add_fused_head(model)
     ids, labels = batch()
     torch.testing.assert_close(model(input_ids=ids).logits, plain(input_ids=ids).logits)
     torch.testing.assert_close(model(input_ids=ids, labels=ids).loss, plain(input_ids=ids, labels=ids).loss)
@@ -286,9 +286,9 @@ def test_other_calls_are_as_before():
 
 def test_the_head_is_added_once():
     model = make_model(V)
-    add_head(model)
+    add_fused_head(model)
     forward = model.forward
-    add_head(model)
+    add_fused_head(model)
     assert model.forward == forward
 
 
@@ -321,7 +321,7 @@ def test_labels_that_are_not_shifted_are_for_trls_head():
     ids = torch.arange(2, 14).reshape(2, 6)
     labels = ids.masked_fill(ids % 5 == 0, -100)
     ours, theirs = make_model(60), make_model(60)
-    add_head(ours)
+    add_fused_head(ours)
     add_fused_lm_head(theirs, outputs=("log_probs", "entropy", "is_top1"))
     found, expected = (m(input_ids=ids, labels=labels, fused_lm_head=True).log_probs for m in (ours, theirs))
     torch.testing.assert_close(found, expected)

@@ -417,7 +417,7 @@ def test_another_model_of_the_same_kind_can_be_asked():
     model = llama()
     log_probs = LogProbs(model, 0, shared_prefix="always")
     reference = llama(seed=3)
-    logprobs.add_head(reference)
+    logprobs.add_fused_head(reference)
     found = log_probs(reference, PROMPTS, COMPLETIONS).sums()
     torch.testing.assert_close(found, sums_by_loop(reference, PROMPTS, COMPLETIONS).float(), rtol=1e-4, atol=1e-4)
 

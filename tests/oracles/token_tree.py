@@ -66,19 +66,13 @@ def backbone(name="llama", attention=None, dtype=torch.float32):
     return AutoModel.from_config(CONFIGS[name](), attn_implementation=attention, dtype=dtype).eval()
 
 
-def padded(rows):
-    width = max(map(len, rows))
-    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
-    return ids, torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-
-
 @torch.no_grad()
 def states(model, ids):
     """Hidden states of one sequence, of shape (T, D): what everything here must come to."""
     return model(input_ids=torch.tensor([ids])).last_hidden_state[0]
 
 
-def siblings_by_loop(model, rows, siblings):
+def branches_by_loop(model, rows, siblings):
     return torch.stack(
         [
             torch.stack([states(model, [*row, token])[-1] for token in tokens])

@@ -8,7 +8,7 @@ import torch
 from conftest import make_model
 from peft import LoraConfig, get_peft_model
 
-from trl_ext.logprobs.lm_head import add_head
+from trl_ext.logprobs.lm_head import add_fused_head
 from trl_ext.models.load import base_of
 from trl_ext.training.config import ExtConfig
 from trl_ext.training.copies import independent_copy, sampling_copy
@@ -37,14 +37,14 @@ def test_sampling_copy_leaves_the_model_alone(tmp_path):
 def test_a_copy_does_not_follow_the_model(wrap):
     """A deep copy of a model with a fused head would compute with the weights of the first."""
     model = wrap(make_model(64))
-    add_head(base_of(model))
+    add_fused_head(base_of(model))
     expected = model(input_ids=IDS).logits.detach()
     copied = independent_copy(model)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
     torch.testing.assert_close(copied(input_ids=IDS).logits, expected)
-    add_head(base_of(copied))
+    add_fused_head(base_of(copied))
     labels = torch.full_like(IDS, 5)
     found = copied(input_ids=IDS, shift_labels=labels, fused_lm_head=True).log_probs
     torch.testing.assert_close(found, expected.log_softmax(dim=-1)[..., 5], rtol=1e-4, atol=1e-4)
@@ -52,7 +52,7 @@ def test_a_copy_does_not_follow_the_model(wrap):
 
 def test_the_model_keeps_its_head():
     model = make_model(64)
-    add_head(model)
+    add_fused_head(model)
     forward = model.forward
     independent_copy(model)
     assert model.forward == forward

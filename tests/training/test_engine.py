@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from conftest import letter_reward, make_model, make_tokenizer
 from datasets import Dataset
-from vllm_stand_in import use_stand_in
+from vllm_mock import mock_vllm
 
 from trl_ext import RRHFConfig, RRHFTrainer
 from trl_ext.cli.sample import main
@@ -36,7 +36,7 @@ def accelerator(processes=1, kind=DistributedType.NO):
 
 
 def test_rrhf_samples_with_vllm(tmp_path, monkeypatch):
-    calls = use_stand_in(monkeypatch)
+    calls = mock_vllm(monkeypatch)
     tokenizer = make_tokenizer()
     settings = {"num_generations": 3, "resample_steps": 1, "per_device_train_batch_size": 2, "report_to": []}
     args = RRHFConfig(str(tmp_path), use_vllm=True, vllm_mode="server", vllm_server_port=8001, top_p=0.9, **settings)
@@ -64,7 +64,7 @@ def test_rrhf_samples_with_vllm(tmp_path, monkeypatch):
 
 
 def test_vllm_has_settings_of_its_own(tmp_path, monkeypatch):
-    calls, tokenizer = use_stand_in(monkeypatch), make_tokenizer()
+    calls, tokenizer = mock_vllm(monkeypatch), make_tokenizer()
     args = EngineConfig(str(tmp_path), use_vllm=True, generation_kwargs={"presence_penalty": 0.5})
     engine = Engine(make_model(64), tokenizer, args, Accelerator())
     found = engine.drawer(make_model(64))([[5], [6]])
@@ -75,7 +75,7 @@ def test_vllm_has_settings_of_its_own(tmp_path, monkeypatch):
 
 def test_vllm_ends_before_the_process_group(tmp_path, monkeypatch):
     """Its shutdown, which its collection starts, needs the group that `end` destroys."""
-    use_stand_in(monkeypatch)
+    mock_vllm(monkeypatch)
     tokenizer = make_tokenizer()
     trainer = RRHFTrainer(
         make_model(len(tokenizer)),
@@ -148,7 +148,7 @@ def test_processes_that_share_a_model_draw_alike(monkeypatch, size, alike):
 @pytest.mark.parametrize("name", ["n", "max_tokens", "seed", "temperature", "top_k"])
 def test_vllm_is_not_given_twice_what_is_a_setting(tmp_path, monkeypatch, name):
     """With `n` it would return more completions, which would go to the wrong prompts."""
-    use_stand_in(monkeypatch)
+    mock_vllm(monkeypatch)
     args = EngineConfig(str(tmp_path), use_vllm=True, generation_kwargs={name: 2})
     with pytest.raises(ValueError, match=f"must not have '{name}' with .*set `"):
         Engine(make_model(64), make_tokenizer(), args, Accelerator())
@@ -159,7 +159,7 @@ def test_vllm_is_not_given_twice_what_is_a_setting(tmp_path, monkeypatch, name):
 
 
 def test_faults_of_a_server_name_it(tmp_path, monkeypatch):
-    use_stand_in(monkeypatch)
+    mock_vllm(monkeypatch)
     args = EngineConfig(str(tmp_path), use_vllm=True, vllm_mode="server", vllm_server_timeout=7.0)
     draw = Engine(make_model(64), make_tokenizer(), args, Accelerator())._vllm
 
@@ -178,7 +178,7 @@ def test_faults_of_a_server_name_it(tmp_path, monkeypatch):
 
 
 def test_vllm_on_a_cpu_takes_no_weights(tmp_path, monkeypatch):
-    use_stand_in(monkeypatch)
+    mock_vllm(monkeypatch)
     engine = Engine(make_model(64), make_tokenizer(), EngineConfig(str(tmp_path), use_vllm=True), Accelerator())
 
     def packed():
@@ -202,7 +202,7 @@ def test_what_is_said_where_vllm_does_not_import(tmp_path, monkeypatch, is_there
 
 def test_the_context_of_vllm_is_minded(tmp_path, monkeypatch):
     """Longer rows are an error before training, not vLLM's in the middle of it."""
-    use_stand_in(monkeypatch)
+    mock_vllm(monkeypatch)
     tokenizer = make_tokenizer()
     settings = {"num_generations": 2, "resample_steps": 1, "max_completion_length": 8, "report_to": []}
     for context, words in ((12, "`vllm_max_model_length` is 12"), (64, None)):
@@ -252,7 +252,7 @@ def test_numbers_out_of_their_range(tmp_path, wrong):
 
 
 def test_sample_with_vllm(tmp_path, monkeypatch, tiny_model_dir):
-    calls = use_stand_in(monkeypatch, served=tiny_model_dir)
+    calls = mock_vllm(monkeypatch, served=tiny_model_dir)
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PROMPTS))
     command = ["--model_name_or_path", tiny_model_dir, "--dataset_name", str(tmp_path / "prompts.jsonl")]
     command += ["--num_generations", "2", "--max_completion_length", "5", "--use_vllm"]
@@ -282,7 +282,7 @@ def test_sample_with_vllm(tmp_path, monkeypatch, tiny_model_dir):
 
 
 def test_sample_refuses_what_vllm_cannot_do(tmp_path, monkeypatch, tiny_model_dir):
-    use_stand_in(monkeypatch, served="another/model")
+    mock_vllm(monkeypatch, served="another/model")
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PROMPTS))
     command = ["--dataset_name", str(tmp_path / "prompts.jsonl"), "--max_completion_length", "5"]
     command += ["--output_file", str(tmp_path / "out.jsonl")]

@@ -16,7 +16,7 @@ from tiny_trainers import PROMPTS, SCORED, make_trainer
 from trl_ext import RRHFConfig, RRHFTrainer, ValueModel, VASConfig, VASTrainer
 from trl_ext.data.schema import DataError
 from trl_ext.method import discover
-from trl_ext.models.load import context_of
+from trl_ext.models.load import context_length
 from trl_ext.training.config import ExtConfig
 from trl_ext.training.trainer import ExtTrainer
 
@@ -227,8 +227,8 @@ def test_scaled_rotary_positions_count() -> None:
     rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 1e4}
     config = SimpleNamespace(max_position_embeddings=64, rope_parameters=rope)
     model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: config))
-    assert context_of(model) == 256
+    assert context_length(model) == 256
     config.rope_parameters = {"rope_type": "default", "rope_theta": 1e4}
-    assert context_of(model) == 64
+    assert context_length(model) == 64
     config.rope_parameters = {"full_attention": rope, "sliding_attention": {"rope_type": "default"}}
-    assert context_of(model) == 256
+    assert context_length(model) == 256

@@ -26,11 +26,11 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from trl_ext.data.prompts import load_prompts
-from trl_ext.data.resumable_file import SampleFile, rows_fingerprint, weights_fingerprint
+from trl_ext.data.resumable_file import ResumableFile, rows_fingerprint, weights_fingerprint
 from trl_ext.endpoint.errors import EndpointError
 from trl_ext.generation.generate import usual_batch_size
 from trl_ext.generation_settings import GenerationSettings, setting
-from trl_ext.inference.answerer import Answerer
+from trl_ext.inference.completer import Completer
 from trl_ext.inference.policy import Decoding, model_policy, served_at_once
 from trl_ext.models.load import default_device
 
@@ -151,19 +151,21 @@ def run(
     if file is not None and file.complete:
         print(f"{file.path} is complete, with {file.rows} rows (--overwrite_output starts over).")
         return 0
-    answerer, tokenizer = _load(args, loading, decodings)
+    completer, tokenizer = _load(args, loading, decodings)
     if chat and (tokenizer.chat_template is None or not args.apply_chat_template):
         raise ValueError(f"{args.model_name_or_path!r} has no chat template: use `trl-ext generate`.")
-    if chat and len(answerer.policies) > 1:
-        names = ", ".join(policy.name for policy in answerer.policies)
+    if chat and len(completer.policies) > 1:
+        names = ", ".join(policy.name for policy in completer.policies)
         raise ValueError(f"a conversation takes one setting, got {names}: `trl-ext generate` compares several.")
     start = _opening(args, tokenizer)
     try:
         if args.interactive:
-            answer_typed(answerer, file, start, keep=chat)
+            answer_typed(completer, file, start, keep=chat)
         else:
             size = 1 if args.prompt is not None else max(1, _batch_size(args, decodings) // args.num_generations)
-            _answer_rows(answerer, file, [as_message(row, start) for row in rows], size, shown=args.prompt is not None)
+            _answer_rows(
+                completer, file, [as_message(row, start) for row in rows], size, shown=args.prompt is not None
+            )
     except KeyboardInterrupt:
         where = f"; {file.rows_path} has {file.rows} rows" if file is not None else ""
         print(f"\ntrl-ext {'chat' if chat else 'generate'}: interrupted{where}", file=sys.stderr)
@@ -180,7 +182,7 @@ def _output(
     loading: SampleLoadingArguments,
     decodings: Sequence[Decoding],
     rows: Iterable[dict[str, Any]],
-) -> SampleFile | None:
+) -> ResumableFile | None:
     if args.output_file is None:
         return None
     settings = {**dataclasses.asdict(args), **dataclasses.asdict(loading), **settings_of(decodings)}
@@ -188,7 +190,7 @@ def _output(
     settings["contents of the data set"] = rows_fingerprint(rows)
     named = [args.model_name_or_path or "", *(x for value in settings_of(decodings).values() for x in _texts(value))]
     settings |= {f"weights of {name}": found for name in named if (found := weights_fingerprint(str(name)))}
-    return SampleFile(args.output_file, settings, overwrite=args.overwrite_output)
+    return ResumableFile(args.output_file, settings, overwrite=args.overwrite_output)
 
 
 def _texts(value: Any) -> list[str]:
@@ -198,17 +200,17 @@ def _texts(value: Any) -> list[str]:
 
 def _load(
     args: GenerateArguments, loading: SampleLoadingArguments, decodings: Sequence[Decoding]
-) -> tuple[Answerer, PreTrainedTokenizerBase]:
+) -> tuple[Completer, PreTrainedTokenizerBase]:
     size = _batch_size(args, decodings)
     if args.model_name_or_path is None:
         served = list(policies(decodings, None, None, name="", batch_size=size))
-        return Answerer(served, args.settings(), args.seed), served[0].tokenizer
+        return Completer(served, args.settings(), args.seed), served[0].tokenizer
     source = load_source(args.model_name_or_path, loading)
     source.room(args.settings())  # raises where no prompt at all would fit
     model, tokenizer = source.model, source.tokenizer
     steered = list(policies(decodings, model, tokenizer, name=source.name, batch_size=size))
     answering = steered or [model_policy(model, tokenizer, name=source.name, batch_size=size)]
-    return Answerer(answering, args.settings(), args.seed), tokenizer
+    return Completer(answering, args.settings(), args.seed), tokenizer
 
 
 def _batch_size(args: GenerateArguments, decodings: Sequence[Decoding]) -> int:
@@ -227,7 +229,7 @@ def _opening(args: GenerateArguments, tokenizer: PreTrainedTokenizerBase) -> lis
 
 
 def _answer_rows(
-    answerer: Answerer, file: SampleFile | None, rows: list[dict[str, Any]], step: int, *, shown: bool
+    completer: Completer, file: ResumableFile | None, rows: list[dict[str, Any]], step: int, *, shown: bool
 ) -> None:
     """Answer `step` rows at a time, each row `shown` while it is written or printed when it is done."""
     done = 0 if file is None else min(file.batches * step, len(rows))
@@ -236,9 +238,9 @@ def _answer_rows(
     for begin in range(done, len(rows), step):
         batch = rows[begin : begin + step]
         if shown:
-            answers = [show_answer(answerer, batch[0], begin, with_prompt=len(rows) > 1)]
+            answers = [show_answer(completer, batch[0], begin, with_prompt=len(rows) > 1)]
         else:
-            answers = answerer.batch(batch, begin)
+            answers = completer.batch(batch, begin)
             for answer in answers:
                 print_row(answer)
         if file is not None:

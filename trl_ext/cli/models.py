@@ -23,8 +23,8 @@ from trl_ext.models.load import (
     default_device,
     is_quantized,
     load_model,
+    loading_error,
     quantization_config_from,
-    unloadable,
 )
 from trl_ext.models.tokenizers import load_tokenizer, same_vocabulary
 
@@ -87,7 +87,7 @@ def load_source(name: str, loading: LoadingArguments) -> Source:
         tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=loading.trust_remote_code)
         return Source(name, tokenizer, loading.load(name, revision))
     except OSError as error:
-        raise unloadable("model", name, error) from error
+        raise loading_error("model", name, error) from error
 
 
 @dataclass(frozen=True)

@@ -26,14 +26,14 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
-from trl_ext.data.resumable_file import SampleFile, rows_fingerprint, weights_fingerprint
+from trl_ext.data.resumable_file import ResumableFile, rows_fingerprint, weights_fingerprint
 from trl_ext.data.schema import DataError
-from trl_ext.generation.vllm_settings import WHEREABOUTS, VLLMSettings
+from trl_ext.generation.vllm_settings import SERVER_FIELDS, VLLMSettings
 from trl_ext.generation_settings import DIVERSE_BEAM_SEARCH, GenerationSettings, setting
 from trl_ext.inference.dataset_rows import load_rows
 from trl_ext.inference.dataset_sampler import Sampler, losses
 from trl_ext.inference.policy import Source
-from trl_ext.models.load import adapter_base, unloadable
+from trl_ext.models.load import adapter_base, loading_error
 from trl_ext.models.tokenizers import load_tokenizer
 from trl_ext.rewards.functions import load_rewards
 from trl_ext.rewards.scoring import check_reward_weights
@@ -176,7 +176,7 @@ def _settings(args: SampleArguments, loading: SampleLoadingArguments, dataset: D
     """All that the rows depend on."""
     settings = {**dataclasses.asdict(args), **dataclasses.asdict(loading)}
     del settings["output_file"], settings["overwrite_output"]
-    settings |= {name: value for name, value in WHEREABOUTS.items() if name in settings}
+    settings |= {name: value for name, value in SERVER_FIELDS.items() if name in settings}
     settings["contents of the data set"] = rows_fingerprint(dataset)
     settings |= {f"weights of {x}": weights_fingerprint(x) for x in [*args.model_name_or_path, *args.rewards]}
     return settings
@@ -202,7 +202,7 @@ def run(args: SampleArguments, loading: SampleLoadingArguments, prog: str = "trl
         own=args.dataset_completions,
         asked=args.completion_columns,
     )
-    file = SampleFile(str(args.output_file), _settings(args, loading, dataset), overwrite=args.overwrite_output)
+    file = ResumableFile(str(args.output_file), _settings(args, loading, dataset), overwrite=args.overwrite_output)
     if file.complete:
         print(f"{file.path} is complete, with {file.rows} rows (--overwrite_output starts over).")
         return 0
@@ -236,7 +236,7 @@ def run(args: SampleArguments, loading: SampleLoadingArguments, prog: str = "trl
     return 0
 
 
-def _sample(sampler: Sampler, dataset: Dataset, file: SampleFile, step: int) -> float:
+def _sample(sampler: Sampler, dataset: Dataset, file: ResumableFile, step: int) -> float:
     """All batches that are not written yet; returns the seconds they took."""
     models, begin = max(1, len(sampler.sources)), (said := time.monotonic())
     done = min(file.batches * step, len(dataset))
@@ -257,7 +257,7 @@ def _sample(sampler: Sampler, dataset: Dataset, file: SampleFile, step: int) -> 
     return time.monotonic() - begin
 
 
-def _summary(file: SampleFile, seconds: float) -> str:
+def _summary(file: ResumableFile, seconds: float) -> str:
     totals, completions = file.totals, max(1, file.totals["completions"])
     parts = [f"{file.path}: {file.rows} rows, {completions:.0f} completions in {seconds:.0f} s"]
     if totals["score"] or totals["best_score"]:
@@ -355,7 +355,7 @@ def _vllm_source(
     try:
         config = AutoConfig.from_pretrained(name, **trust)
     except (OSError, ValueError) as error:
-        raise unloadable("model", name, error) from error
+        raise loading_error("model", name, error) from error
     try:
         generation_config = GenerationConfig.from_pretrained(name)
     except OSError:  # it has none

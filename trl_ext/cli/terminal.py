@@ -7,9 +7,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from trl_ext.data.resumable_file import SampleFile
+from trl_ext.data.resumable_file import ResumableFile
 from trl_ext.data.schema import DataError
-from trl_ext.inference.answerer import Answerer
+from trl_ext.inference.completer import Completer
 
 
 def as_message(row: dict[str, Any], start: list[dict[str, str]] | None) -> dict[str, Any]:
@@ -20,14 +20,14 @@ def as_message(row: dict[str, Any], start: list[dict[str, str]] | None) -> dict[
 
 
 def answer_typed(
-    answerer: Answerer, file: SampleFile | None, start: list[dict[str, str]] | None, *, keep: bool
+    completer: Completer, file: ResumableFile | None, start: list[dict[str, str]] | None, *, keep: bool
 ) -> None:
     """
     Answer each line of the input, until it ends.
 
     Args:
-        answerer ([`~trl_ext.inference.answerer.Answerer`]): What answers.
-        file ([`~trl_ext.data.resumable_file.SampleFile`], *optional*): Where the answers are written.
+        completer ([`~trl_ext.inference.completer.Completer`]): What answers.
+        file ([`~trl_ext.data.resumable_file.ResumableFile`], *optional*): Where the answers are written.
         start (`list[dict[str, str]]`, *optional*): Messages that a conversation begins with; `None` continues text.
         keep (`bool`): Whether each line goes on with the conversation.
     """
@@ -39,7 +39,7 @@ def answer_typed(
             continue
         row = as_message({"prompt": line}, messages)
         try:
-            answer = show_answer(answerer, row, number)
+            answer = show_answer(completer, row, number)
         except (ValueError, DataError) as error:  # too long, say: what was said before is not to be lost for it
             print(f"{error}{' /reset begins anew.' if keep else ''}", file=sys.stderr)
             continue
@@ -67,9 +67,9 @@ def _lines(keep: bool) -> Iterator[str]:
             yield line.rstrip("\n")
 
 
-def show_answer(answerer: Answerer, row: dict[str, Any], number: int, with_prompt: bool = False) -> dict[str, Any]:
+def show_answer(completer: Completer, row: dict[str, Any], number: int, with_prompt: bool = False) -> dict[str, Any]:
     """Answer a row and print the answers while they are written."""
-    several = len(answerer.policies) > 1 or answerer.settings.num_generations > 1
+    several = len(completer.policies) > 1 or completer.settings.num_generations > 1
     if with_prompt:
         print(f"> {_text(row['prompt'])}")
     written = False
@@ -82,7 +82,7 @@ def show_answer(answerer: Answerer, row: dict[str, Any], number: int, with_promp
         if several:
             print(f"[{name}]")
 
-    answer = answerer.one(row, number, lambda piece: print(piece, end="", flush=True), title)
+    answer = completer.one(row, number, lambda piece: print(piece, end="", flush=True), title)
     print(flush=True)
     return answer
 

@@ -25,7 +25,7 @@ from .schema import DataError
 _STATE = ("complete", "batches", "rows", "bytes", "totals")
 
 
-class SampleFile:
+class ResumableFile:
     """
     The output of a run that may be interrupted and resumed.
 
@@ -250,7 +250,7 @@ def run_rows(
         `ValueError`: The file is that of another run.
         `Exception`: What `work` raised first, with a note that names the row and says how many are written.
     """
-    file = SampleFile(output_file, settings | {"contents of the rows": rows_fingerprint(rows)}, overwrite=overwrite)
+    file = ResumableFile(output_file, settings | {"contents of the rows": rows_fingerprint(rows)}, overwrite=overwrite)
     if file.complete:
         return 0
     done = {row[ROW_INDEX] for row in _written(file)}
@@ -277,7 +277,7 @@ def run_rows(
     return len(missing)
 
 
-def _write(file: SampleFile, job: Future[dict[str, Any]], index: int, total: int) -> None:
+def _write(file: ResumableFile, job: Future[dict[str, Any]], index: int, total: int) -> None:
     try:
         row = job.result()
     except Exception as error:
@@ -286,7 +286,7 @@ def _write(file: SampleFile, job: Future[dict[str, Any]], index: int, total: int
     file.append([row | {ROW_INDEX: index}])
 
 
-def _save_the_rest(file: SampleFile, jobs: dict[Future[dict[str, Any]], int]) -> None:
+def _save_the_rest(file: ResumableFile, jobs: dict[Future[dict[str, Any]], int]) -> None:
     """Rows that were done after the failure that ended the run."""
     written = {row[ROW_INDEX] for row in _written(file)}
     for job, index in jobs.items():
@@ -294,11 +294,11 @@ def _save_the_rest(file: SampleFile, jobs: dict[Future[dict[str, Any]], int]) ->
             file.append([job.result() | {ROW_INDEX: index}])
 
 
-def _written(file: SampleFile) -> list[dict[str, Any]]:
+def _written(file: ResumableFile) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.rows_path.read_text(encoding="utf-8").split("\n") if line]
 
 
-def _sort(file: SampleFile) -> None:
+def _sort(file: ResumableFile) -> None:
     """The same lines in the order of the rows; should it be cut short, the next run sorts again."""
     lines = [line for line in file.rows_path.read_bytes().split(b"\n") if line]
     lines.sort(key=lambda line: json.loads(line)[ROW_INDEX])

@@ -32,7 +32,7 @@ def is_conversational(row: dict[str, Any]) -> bool:
     return isinstance(row["prompt"], list)
 
 
-def as_answer(row: dict[str, Any], text: str) -> str | list[dict[str, str]]:
+def as_completion(row: dict[str, Any], text: str) -> str | list[dict[str, str]]:
     """Text in the form of the row's prompt: as it is, or as a message of the assistant."""
     return [{"role": "assistant", "content": text}] if is_conversational(row) else text
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset, IterableDataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -24,6 +25,27 @@ from .schema import (
 
 
 TOKENIZED_COLUMNS = ("row_index", "prompt_ids", "completion_ids", "ended", "scores")
+
+
+def left_padded(
+    rows: Sequence[Sequence[int]], pad_token_id: int, device: torch.device | str | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Token ids as one batch, padded on the left, as generation continues them.
+
+    Args:
+        rows (`Sequence[Sequence[int]]`): Token ids of N sequences, the longest of T tokens.
+        pad_token_id (`int`): Token in padding.
+        device (`torch.device` or `str`, *optional*): Where to put the tensors.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]` of shapes `(N, T)`: Token ids, and a mask that is 1 for tokens and 0 for
+        padding.
+    """
+    width = max(len(row) for row in rows)
+    ids = [[pad_token_id] * (width - len(row)) + list(row) for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
 def use_chat_template(tokenizer: PreTrainedTokenizerBase, path: str) -> None:

@@ -80,7 +80,7 @@ def _no_kept_casts() -> Iterator[None]:
         torch.set_autocast_cache_enabled(kept)
 
 
-class Loops:
+class LoopCache:
     """
     The loops last used with a model, by what they were made for. They go with the model, and not into copies of it.
 
@@ -111,18 +111,18 @@ class Loops:
         """Give back their memory."""
         self._loops.clear()
 
-    def __deepcopy__(self, memo: Any) -> "Loops":
-        return Loops(self.most, self.idle)
+    def __deepcopy__(self, memo: Any) -> "LoopCache":
+        return LoopCache(self.most, self.idle)
 
     def __reduce__(self) -> Any:
-        return Loops, (self.most, self.idle)
+        return LoopCache, (self.most, self.idle)
 
 
-def loops_of(model: torch.nn.Module) -> Loops:
+def cached_loops(model: torch.nn.Module) -> LoopCache:
     """
     The loops of a model, kept in an attribute of it: a dictionary elsewhere would keep the model alive.
 
     Args:
         model (`torch.nn.Module`): The model that they run.
     """
-    return model.__dict__.setdefault("_trl_ext_loops", Loops())
+    return model.__dict__.setdefault("_trl_ext_loops", LoopCache())

@@ -13,10 +13,10 @@ from trl_ext.models.load import base_of, cache_of
 from trl_ext.models.sharding import is_sharded
 
 
-class RoomyLayer(DynamicLayer):
+class PreallocatedCacheLayer(DynamicLayer):
     """A cache layer that writes new tokens into spare room, where its parent copies all of itself for each token."""
 
-    room = 64
+    spare = 64
     keys: torch.Tensor
     values: torch.Tensor
     buffers: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -29,7 +29,7 @@ class RoomyLayer(DynamicLayer):
         old = self.get_seq_length()
         new = old + key_states.shape[-2]
         if self.buffers is None or self.buffers[0].shape[-2] < new:
-            longer = [s.new_empty(*s.shape[:2], new + self.room, s.shape[3]) for s in (key_states, value_states)]
+            longer = [s.new_empty(*s.shape[:2], new + self.spare, s.shape[3]) for s in (key_states, value_states)]
             if old:
                 longer[0][:, :, :old], longer[1][:, :, :old] = self.keys, self.values
             self.buffers = (longer[0], longer[1])
@@ -60,6 +60,6 @@ def prompt_cache(
     if type(cache) is not DynamicCache or any(type(layer) is not DynamicLayer for layer in cache.layers):
         return None
     for i, layer in enumerate(cache.layers):
-        cache.layers[i] = RoomyLayer()
+        cache.layers[i] = PreallocatedCacheLayer()
         cache.layers[i].update(layer.keys.repeat_interleave(repeats, 0), layer.values.repeat_interleave(repeats, 0))
     return cache

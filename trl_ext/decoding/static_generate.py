@@ -24,14 +24,14 @@ from transformers import (
 )
 from transformers.generation import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
 
-from trl_ext.models.backbone_and_head import FrozenModel
+from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.models.load import base_of, cache_name
-from trl_ext.models.sharding import synchrony
+from trl_ext.models.sharding import synced_gpus_kwargs
 
-from .cuda_graph import loops_of
-from .static_loop import BUCKET, StaticLoop, StaticProcessor, state_of
-from .static_support import static_fault
-from .token_sampling import Draw
+from .cuda_graph import cached_loops
+from .static_loop import COLUMN_MULTIPLE, StaticLoop, StaticProcessor, graph_key
+from .static_support import static_unsupported_reason
+from .token_sampling import SamplingProcessor
 
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,9 @@ class Unavailable(ValueError):
         self.reason = reason
 
 
-def static_reason(model: Any, processors: Sequence[Any], criteria: Sequence[Any], config: GenerationConfig) -> str:
+def unsupported_reason(
+    model: Any, processors: Sequence[Any], criteria: Sequence[Any], config: GenerationConfig
+) -> str:
     """
     Why [`static_generate`] cannot do what is asked; empty if it can.
 
@@ -63,7 +65,7 @@ def static_reason(model: Any, processors: Sequence[Any], criteria: Sequence[Any]
         criteria (`Sequence[StoppingCriteria]`): What ends a text.
         config ([`~transformers.GenerationConfig`]): The settings.
     """
-    if synchrony(model).get("synced_gpus"):
+    if synced_gpus_kwargs(model).get("synced_gpus"):
         return "the model is in pieces on several processes"
     if (config.num_beams or 1) > 1:
         return "it has no beam search"
@@ -73,20 +75,20 @@ def static_reason(model: Any, processors: Sequence[Any], criteria: Sequence[Any]
     if "_original_forward" in vars(base) and not torch.is_autocast_enabled(base.device.type):
         return "accelerate has wrapped its forward; call it inside `accelerator.autocast()`"
     try:
-        llm = FrozenModel(model)
+        llm = BackboneAndHead(model)
     except ValueError as error:
         return str(error)
     for processor in processors:
         if isinstance(processor, StaticProcessor):
-            fault = processor.static_fault(llm)
+            fault = processor.static_unsupported_reason(llm)
             if fault:
                 return fault
-        elif type(processor) not in _WARPERS and type(processor) is not Draw:
+        elif type(processor) not in _WARPERS and type(processor) is not SamplingProcessor:
             return f"{type(processor).__name__} looks at the text so far"
     for criterion in criteria:
         if type(criterion) not in (EosTokenCriteria, MaxLengthCriteria):
             return f"{type(criterion).__name__} looks at the text so far"
-    return static_fault(llm.backbone)
+    return static_unsupported_reason(llm.backbone)
 
 
 @torch.no_grad()
@@ -108,21 +110,21 @@ def static_generate(
     Raises:
         [`Unavailable`]: It cannot do what is asked; says why.
     """
-    loops = loops_of(base_of(model))
+    loops = cached_loops(base_of(model))
     with loops.lock:
-        reason = static_reason(model, logits_processor, stopping_criteria, generation_config)
+        reason = unsupported_reason(model, logits_processor, stopping_criteria, generation_config)
         reason = reason or _input_fault(model, input_ids, model_kwargs)
         if reason:
             raise Unavailable(reason)
         rows, width = input_ids.shape
         longest = next(c.max_length for c in stopping_criteria if isinstance(c, MaxLengthCriteria))
         behind = max([p.static_columns() for p in logits_processor if isinstance(p, StaticProcessor)], default=0)
-        columns = -(-(longest + behind + 1) // BUCKET) * BUCKET
+        columns = -(-(longest + behind + 1) // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
         ends = [i for c in stopping_criteria if isinstance(c, EosTokenCriteria) for i in c.eos_token_id.tolist()]
         pad = None if generation_config.pad_token_id is None else int(generation_config.pad_token_id)
         key = (rows, columns, tuple(ends), pad, generation_config.do_sample, *map(_key, logits_processor))
         loop = loops.get(
-            (*key, *state_of(model)),
+            (*key, *graph_key(model)),
             lambda: StaticLoop(model, rows, columns, logits_processor, ends, pad, generation_config.do_sample),
         )
         found = loop.run(input_ids, _mask(input_ids, model_kwargs), logits_processor, longest - width)
@@ -153,7 +155,7 @@ def _input_fault(model: Any, ids_NP: torch.Tensor, given: dict[str, Any]) -> str
     return ""
 
 
-def sequences(
+def generate_static(
     model: Any,
     ids_PT: torch.Tensor,
     mask_PT: torch.Tensor,
@@ -183,8 +185,8 @@ def sequences(
     """
     always = settings.cuda_graphs == "always"
     try:
-        with loops_of(base_of(model)).lock:
-            reason = _asked_fault(k, settings, config, streamer) or static_reason(model, steps, (), config)
+        with cached_loops(base_of(model)).lock:
+            reason = _asked_fault(k, settings, config, streamer) or unsupported_reason(model, steps, (), config)
             if reason:
                 raise Unavailable(reason)
             return model.generate(
@@ -201,7 +203,7 @@ def sequences(
             ) from fault
         logger.info("The ordinary loop is used: %s.", fault.reason)
     except torch.OutOfMemoryError:
-        forget_loops(model)
+        release_static_caches(model)
         if always:
             raise
         logger.warning("There is no memory for a cache of full length from the start; the ordinary loop is used.")
@@ -219,15 +221,15 @@ def _asked_fault(k: int, settings: Any, config: GenerationConfig, streamer: Any)
     return ""
 
 
-def forget_loops(model: Any) -> None:
+def release_static_caches(model: Any) -> None:
     """Give back the memory of the loops that were used with a model; training may need it."""
-    loops_of(base_of(model)).clear()
+    cached_loops(base_of(model)).clear()
 
 
 def _key(processor: Any) -> Hashable:
     if isinstance(processor, StaticProcessor):
         return processor.static_key()
-    if isinstance(processor, Draw):
+    if isinstance(processor, SamplingProcessor):
         settings = processor.settings
-        return Draw, settings.temperature, settings.top_k, settings.top_p, settings.min_p
+        return SamplingProcessor, settings.temperature, settings.top_k, settings.top_p, settings.min_p
     return type(processor), *sorted((name, value) for name, value in vars(processor).items())

@@ -15,17 +15,17 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from trl_ext.models.backbone_and_head import FrozenModel
+from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.models.load import base_of
 from trl_ext.upstream import attention_implementation
 
 from .cuda_graph import Replay
 from .static_tree import StaticTree
-from .token_sampling import draw
+from .token_sampling import sample_columns
 
 
-BUCKET = 64  # rooms have a multiple of so many columns, so that a loop serves prompts of other lengths
-LOOK = 16  # tokens between two looks at whether all rows have ended: each look waits for the device
+COLUMN_MULTIPLE = 64  # rooms have a multiple of so many columns, so that a loop serves prompts of other lengths
+CHECK_EVERY = 16  # tokens between two looks at whether all rows have ended: each look waits for the device
 
 
 class StaticLoop:
@@ -51,7 +51,7 @@ class StaticLoop:
         pad: int | None,
         sample: bool,
     ) -> None:
-        self.llm, self.sample = FrozenModel(model), sample
+        self.llm, self.sample = BackboneAndHead(model), sample
         device = self.llm.device
         self.tree = StaticTree(self.llm.backbone, rows, columns)
         self.steps: list[Any] = [
@@ -97,7 +97,7 @@ class StaticLoop:
         self.count_1.zero_()
         for t in range(1, new + 1):
             self.next()
-            if len(self.ends) and t % LOOK == 0 and bool(self.ended_N1.all()):
+            if len(self.ends) and t % CHECK_EVERY == 0 and bool(self.ended_N1.all()):
                 break
         written = self.written_NS[:, :t].clone()
         if not len(self.ends):
@@ -112,7 +112,7 @@ class StaticLoop:
         for step in self.steps:
             steers = hasattr(step, "state")
             scores = step(scores, self.token_N1, hidden_ND) if steers else step(self.token_N1, scores)
-        token = draw(scores.softmax(-1)) if self.sample else scores.argmax(-1, keepdim=True)
+        token = sample_columns(scores.softmax(-1)) if self.sample else scores.argmax(-1, keepdim=True)
         if len(self.ends):
             token = torch.where(self.ended_N1, self.pad, token)
             self.ended_N1.logical_or_(torch.isin(token, self.ends))
@@ -121,7 +121,7 @@ class StaticLoop:
         self.count_1.add_(1)
 
 
-def state_of(model: Any) -> tuple[Hashable, ...]:
+def graph_key(model: Any) -> tuple[Hashable, ...]:
     """What a graph has recorded of a model beside its inputs: where weights are, adapters, attention, dtypes."""
     base = base_of(model)
     tuners = (m for m in base.modules() if hasattr(m, "disable_adapters") and hasattr(m, "merged_adapters"))
@@ -131,10 +131,10 @@ def state_of(model: Any) -> tuple[Hashable, ...]:
     kind = base.device.type
     autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
     attention = attention_implementation(base.config.get_text_config())
-    return adapters, *scales, weights_of(base), attention, autocast
+    return adapters, *scales, weights_key(base), attention, autocast
 
 
-def weights_of(module: torch.nn.Module) -> Hashable:
+def weights_key(module: torch.nn.Module) -> Hashable:
     """Where a module's weights are: others in their place make another graph."""
     return tuple((parameter.data_ptr(), parameter.dtype) for parameter in module.parameters())
 
@@ -157,7 +157,7 @@ class StaticGuide(Protocol):
 class StaticProcessor(Protocol):
     """A logits processor that can work in such a loop."""
 
-    def static_fault(self, llm: FrozenModel) -> str:
+    def static_unsupported_reason(self, llm: BackboneAndHead) -> str:
         """Why it cannot for this language model, or nothing."""
 
     def static_key(self) -> Hashable:

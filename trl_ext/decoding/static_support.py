@@ -13,16 +13,16 @@ from trl_ext.models.modes import evaluation_mode
 from trl_ext.models.sharding import is_sharded
 from trl_ext.upstream import attention_implementation
 
-from .cuda_graph import Replay, loops_of
+from .cuda_graph import Replay, cached_loops
 from .static_tree import StaticTree
-from .tree_backends import SharedForm
+from .tree_backends import SharedCacheBackend
 from .tree_support import shared_support, short_window
 
 
 _FAULTS: "WeakKeyDictionary[torch.nn.Module, dict[Any, str]]" = WeakKeyDictionary()
 
 
-def static_fault(backbone: torch.nn.Module) -> str:
+def static_unsupported_reason(backbone: torch.nn.Module) -> str:
     """
     Why a model's siblings cannot be computed in a room of fixed size; empty if they can.
 
@@ -32,7 +32,7 @@ def static_fault(backbone: torch.nn.Module) -> str:
         backbone (`torch.nn.Module`): The model, or a [`~peft.PeftModel`] around it.
     """
     base = base_of(backbone)
-    with loops_of(base).lock:  # who looks or runs changes the model's settings for a while
+    with cached_loops(base).lock:  # who looks or runs changes the model's settings for a while
         known = _FAULTS.setdefault(base, {})
         key = (attention_implementation(base.config.get_text_config()), base.dtype, base.device.type)
         if key not in known:
@@ -90,12 +90,14 @@ def _walks(backbone: torch.nn.Module) -> tuple[torch.Tensor, ...]:
     Replay(lambda: tree.branch(siblings, after_N1=ids[:, 10:11]), [tree.length_1], device)()
     other = ids.clone()
     other[:, 4] = (ids[:, 4] + 5) % config.vocab_size
-    expected = [_ordinary(SharedForm(backbone, tree.kinds, {}), x, mask, siblings, choice) for x in (ids, other)]
+    expected = [
+        _ordinary(SharedCacheBackend(backbone, tree.kinds, {}), x, mask, siblings, choice) for x in (ids, other)
+    ]
     return torch.cat(found, 1).float(), *expected
 
 
 def _ordinary(
-    form: SharedForm, ids: torch.Tensor, mask: torch.Tensor, siblings: torch.Tensor, choice: torch.Tensor
+    form: SharedCacheBackend, ids: torch.Tensor, mask: torch.Tensor, siblings: torch.Tensor, choice: torch.Tensor
 ) -> torch.Tensor:
     path = torch.cat([ids[:, :7], siblings.gather(1, choice[:, None]), ids[:, 8:]], 1)
     expected = [form.forward(ids[:, :7], mask[:, :7], 7, None)[:, -1:]]

@@ -25,7 +25,7 @@ from trl_ext.models.load import base_of
 from trl_ext.models.modes import evaluating
 from trl_ext.upstream import attention_switched, sdpa_mask
 
-from .tree_backends import SLIDING, SharedForm
+from .tree_backends import SLIDING, SharedCacheBackend
 from .tree_support import shared_support
 
 
@@ -79,7 +79,7 @@ AttentionInterface.register(STATIC, static_attention_forward)
 AttentionMaskInterface.register(STATIC, sdpa_mask)
 
 
-class Room:
+class StaticKVCache:
     """
     Keys and values of all layers in one tensor for each shape; to the layers, it is their cache.
 
@@ -120,7 +120,8 @@ class StaticTree:
     """
     Prefixes in a room of fixed size, on which sibling tokens are tried.
 
-    Raises `ValueError` where [`~trl_ext.decoding.static_support.static_fault`] gives a reason: ask it first.
+    Raises `ValueError` where [`~trl_ext.decoding.static_support.static_unsupported_reason`] gives a reason: ask it
+    first.
 
     Args:
         backbone ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): As for
@@ -140,8 +141,8 @@ class StaticTree:
         self.backbone, self.rows, self.columns, self.kinds = backbone, rows, columns, kinds
         self.config: Any = base.config.get_text_config()
         self.device = base.get_input_embeddings().weight.device
-        self.form = SharedForm(backbone, kinds, {})  # reads prompts
-        self.room: Room | None = None
+        self.form = SharedCacheBackend(backbone, kinds, {})  # reads prompts
+        self.cache: StaticKVCache | None = None
         self.length_1 = torch.zeros(1, dtype=torch.long, device=self.device)
         self.pads_N = torch.zeros(rows, dtype=torch.long, device=self.device)
         self.column_S = torch.arange(columns, device=self.device)
@@ -149,7 +150,7 @@ class StaticTree:
     @property
     def nbytes(self) -> int:
         """Bytes of the room; 0 before the first prompts."""
-        return sum(store.nbytes for store in self.room.stores) if self.room is not None else 0
+        return sum(store.nbytes for store in self.cache.stores) if self.cache is not None else 0
 
     @torch.no_grad()
     def start(self, ids_NP: torch.Tensor, mask_NP: torch.Tensor) -> torch.Tensor:
@@ -167,9 +168,9 @@ class StaticTree:
         mask, ids = both.chunk(2, 1)
         with evaluating(self.backbone):
             hidden = self.form.forward(ids, mask.bool(), columns, None)
-        if self.room is None:
-            self.room = self._room()
-        for store, read in zip(self.room.stores, self.form.stores, strict=True):
+        if self.cache is None:
+            self.cache = self._room()
+        for store, read in zip(self.cache.stores, self.form.stores, strict=True):
             store[:, :, :, :columns] = read[:, index, :, :columns]
             # What is masked still takes part in a product: NaN that a text left here would be in all that follow.
             store[:, :, :, columns:].zero_()
@@ -182,7 +183,7 @@ class StaticTree:
         """Forget what is behind this many columns."""
         self.length_1.fill_(columns)
 
-    def _room(self) -> Room:
+    def _room(self) -> StaticKVCache:
         layers = [id(layer) for layer in self.form.cache.layers]
         slots = [[(layers.index(id(layer)), side) for layer, side in row] for row in self.form.slots]
         if sum(map(len, slots)) != 2 * len(layers):
@@ -191,7 +192,7 @@ class StaticTree:
         for store in self.form.stores:
             shape = (store.shape[0], self.rows, store.shape[2], self.columns, store.shape[4])
             stores.append(store.new_empty(shape))
-        return Room(stores, slots)
+        return StaticKVCache(stores, slots)
 
     def append(self, ids_N1: torch.Tensor) -> torch.Tensor:
         """Extend each prefix by a token (N, 1); its hidden state (N, D)."""
@@ -214,15 +215,15 @@ class StaticTree:
 
     def keep(self, choice_N: torch.Tensor) -> None:
         """Extend each prefix by one of the siblings that the last forward tried."""
-        assert self.room is not None
-        self.room.move(self.length_1 + choice_N, self.length_1)
+        assert self.cache is not None
+        self.cache.move(self.length_1 + choice_N, self.length_1)
         self.length_1.add_(1)
 
     @torch.no_grad()
     def _forward(self, ids_Nq: torch.Tensor, after: int) -> torch.Tensor:
         q = ids_Nq.shape[1]
-        assert self.room is not None
-        self.room.columns = self.length_1 + self.column_S[:q]
+        assert self.cache is not None
+        self.cache.columns = self.length_1 + self.column_S[:q]
         # Siblings stand side by side: all of them are one position behind the prefix.
         offset_q = self.column_S[:q].clamp(max=after)
         masks = {kind: self._mask(q, after, kind) for kind in self.kinds}
@@ -232,7 +233,7 @@ class StaticTree:
                 position_ids=(self.length_1 - self.pads_N)[:, None] + offset_q,
                 attention_mask=masks if len(masks) > 1 else masks.popitem()[1],
                 use_cache=True,
-                **{self.form.cache_name: self.room},
+                **{self.form.cache_name: self.cache},
             ).last_hidden_state
         if after:
             self.length_1.add_(after)

@@ -42,7 +42,7 @@ def next_token_probabilities(
     return weights, tokens
 
 
-def draw(weights_NC: torch.Tensor) -> torch.Tensor:
+def sample_columns(weights_NC: torch.Tensor) -> torch.Tensor:
     """
     One column a row, as likely as its weight: where the running sum passes a uniform number. Shape `(N, 1)`.
 
@@ -55,7 +55,7 @@ def draw(weights_NC: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(sums, uniform, right=True)
 
 
-class Draw(LogitsProcessor):
+class SamplingProcessor(LogitsProcessor):
     """Last processor of a greedy `generate`: leaves the drawn token as the likeliest."""
 
     def __init__(self, settings: "GenerationSettings") -> None:
@@ -63,5 +63,5 @@ class Draw(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         weights, tokens = next_token_probabilities(scores, self.settings)
-        drawn = draw(weights)
+        drawn = sample_columns(weights)
         return scores.zero_().scatter_(1, drawn if tokens is None else tokens.gather(1, drawn), 1.0)

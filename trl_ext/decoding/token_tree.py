@@ -19,7 +19,7 @@ import torch
 from trl_ext.models.load import is_peft_model
 from trl_ext.models.modes import evaluating
 
-from .tree_backends import ReplayForm, SharedForm
+from .tree_backends import RecomputeBackend, SharedCacheBackend
 from .tree_support import shared_support
 
 
@@ -47,7 +47,7 @@ class Tree:
             The prefixes.
         mask_NS (`torch.Tensor` of shape `(N, S)`):
             True where they are not padding.
-        siblings_Nk (`torch.Tensor` of shape `(N, k)` or `None`):
+        branches_Nk (`torch.Tensor` of shape `(N, k)` or `None`):
             The siblings that [`keep`] would choose from.
         calls (`int`), tokens (`int`):
             Forwards of the backbone so far, and tokens fed in them (padding included).
@@ -66,14 +66,14 @@ class Tree:
         self.backbone = backbone
         kinds, self.reason = shared_support(backbone, kwargs)
         self.form = "replay" if self.reason else "shared"
-        self._form = ReplayForm(backbone, kwargs) if self.reason else SharedForm(backbone, kinds, kwargs)
+        self._form = RecomputeBackend(backbone, kwargs) if self.reason else SharedCacheBackend(backbone, kinds, kwargs)
         self.calls = self.tokens = 0
         self.clear()
 
     def clear(self) -> None:
         """Forget the prefixes, and give back their memory."""
         self._form.clear()
-        self.siblings_Nk: torch.Tensor | None = None
+        self.branches_Nk: torch.Tensor | None = None
         self._branched_more = False
         self.ids_NS = self.mask_NS = torch.zeros(0, 0)
 
@@ -124,7 +124,7 @@ class Tree:
         self._check(candidates_Nk, "candidates")
         after = self.ids_NS[:, :0] if after_NT is None else self._check(after_NT, "tokens")
         hidden = self._forward(after, torch.ones_like(after, dtype=torch.bool), candidates_Nk)
-        self.siblings_Nk, self._branched_more = candidates_Nk, False
+        self.branches_Nk, self._branched_more = candidates_Nk, False
         return hidden[:, after.shape[1] :]
 
     def branch_more(self, rows_R: torch.Tensor, candidates_Rk: torch.Tensor) -> torch.Tensor:
@@ -142,7 +142,7 @@ class Tree:
         Raises:
             `ValueError`: Nothing was branched since the prefix last changed, or more was branched already.
         """
-        if self.siblings_Nk is None or self._branched_more:
+        if self.branches_Nk is None or self._branched_more:
             raise ValueError("Call `branch` first, and `branch_more` at most once after it.")
         if candidates_Rk.ndim != 2 or len(candidates_Rk) != len(rows_R) or not candidates_Rk.shape[1]:
             raise ValueError(f"The candidates have shape {tuple(candidates_Rk.shape)} for {len(rows_R)} rows.")
@@ -150,8 +150,8 @@ class Tree:
         self.tokens += candidates_Rk.numel()
         with torch.no_grad(), evaluating(self.backbone):
             hidden = self._form.forward_some(self.ids_NS, self.mask_NS, rows_R, candidates_Rk)
-        further = self.siblings_Nk.new_zeros(len(self.siblings_Nk), candidates_Rk.shape[1])
-        self.siblings_Nk = torch.cat([self.siblings_Nk, further.index_copy(0, rows_R, candidates_Rk)], 1)
+        further = self.branches_Nk.new_zeros(len(self.branches_Nk), candidates_Rk.shape[1])
+        self.branches_Nk = torch.cat([self.branches_Nk, further.index_copy(0, rows_R, candidates_Rk)], 1)
         self._branched_more = True
         return hidden
 
@@ -165,9 +165,9 @@ class Tree:
         Raises:
             `ValueError`: Nothing was branched since the prefix last changed.
         """
-        if self.siblings_Nk is None:
+        if self.branches_Nk is None:
             raise ValueError("There are no siblings to keep one of: call `branch` first, and `keep` once after it.")
-        chosen = self.siblings_Nk.gather(1, choice_N[:, None])
+        chosen = self.branches_Nk.gather(1, choice_N[:, None])
         self._form.keep(choice_N)
         self._extend(chosen, torch.ones_like(chosen, dtype=torch.bool))
 
@@ -187,8 +187,8 @@ class Tree:
     def reorder(self, rows: torch.Tensor) -> None:
         """Take these rows, in this order: beams, repeats, what is left of a batch. `branch`'s siblings come along."""
         self.ids_NS, self.mask_NS = self.ids_NS[rows], self.mask_NS[rows]
-        kept = self.siblings_Nk is not None and not self._branched_more
-        self.siblings_Nk = self.siblings_Nk[rows] if kept and self.siblings_Nk is not None else None
+        kept = self.branches_Nk is not None and not self._branched_more
+        self.branches_Nk = self.branches_Nk[rows] if kept and self.branches_Nk is not None else None
         self._form.select(rows)
 
     def crop(self, length: int) -> None:
@@ -201,7 +201,7 @@ class Tree:
         if length > self.length or not bool(self.mask_NS[:, :length].any(1).all()):
             raise ValueError(f"Cannot keep {length} of {self.length} columns: they must hold a token of every row.")
         if length < self.length:
-            self.ids_NS, self.mask_NS, self.siblings_Nk = self.ids_NS[:, :length], self.mask_NS[:, :length], None
+            self.ids_NS, self.mask_NS, self.branches_Nk = self.ids_NS[:, :length], self.mask_NS[:, :length], None
             self._form.crop(length)
 
     def _check(self, ids: torch.Tensor, what: str) -> torch.Tensor:
@@ -216,7 +216,7 @@ class Tree:
 
     def _extend(self, ids: torch.Tensor, mask: torch.Tensor) -> None:
         self.ids_NS, self.mask_NS = torch.cat([self.ids_NS, ids], 1), torch.cat([self.mask_NS, mask], 1)
-        self.siblings_Nk = None
+        self.branches_Nk = None
 
     @torch.no_grad()
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor, candidates: torch.Tensor | None) -> torch.Tensor:

@@ -18,7 +18,7 @@ from transformers import DynamicCache
 from trl_ext.models.load import base_of, cache_name
 from trl_ext.upstream import attention_implementation
 
-from .kv_cache import RoomyLayer
+from .kv_cache import PreallocatedCacheLayer
 
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers whose mask is ours to give
@@ -27,7 +27,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers whose m
 REPLAY_POSITIONS = 32_768
 
 
-class SharedForm:
+class SharedCacheBackend:
     """
     Siblings as the last k columns of one forward over the cached prefix.
 
@@ -57,7 +57,7 @@ class SharedForm:
     def clear(self) -> None:
         """Forget the prefix."""
         self.cache = DynamicCache()
-        self.cache.layer_class_to_replicate = RoomyLayer
+        self.cache.layer_class_to_replicate = PreallocatedCacheLayer
         self.stores: list[torch.Tensor] = []
         self.slots: list[list[tuple[Any, int]]] = []
         self.length = self.siblings = 0
@@ -138,7 +138,7 @@ class SharedForm:
 
     def _pool(self) -> None:
         """After the first forward: one tensor (tensors, N, heads, columns, channels) for all of one shape."""
-        alike: dict[Any, list[tuple[RoomyLayer, int]]] = defaultdict(list)
+        alike: dict[Any, list[tuple[PreallocatedCacheLayer, int]]] = defaultdict(list)
         for layer in self.cache.layers:
             for side, buffer in enumerate(layer.buffers or ()):  # a layer that reads another one's keys has none
                 alike[buffer.shape, buffer.dtype, buffer.device].append((layer, side))
@@ -151,7 +151,7 @@ class SharedForm:
             return
         larger = []
         for store in self.stores:
-            shape = (*store.shape[:3], columns + max(RoomyLayer.room, columns // 4), store.shape[4])
+            shape = (*store.shape[:3], columns + max(PreallocatedCacheLayer.spare, columns // 4), store.shape[4])
             larger.append(store.new_empty(shape))
             larger[-1][:, :, :, : self.length] = store[:, :, :, : self.length]
         self._replace(larger)
@@ -204,7 +204,7 @@ class SharedForm:
         return torch.zeros_like(sees, dtype=dtype).masked_fill_(~sees, torch.finfo(dtype).min)[:, None]
 
 
-class ReplayForm:
+class RecomputeBackend:
     """
     Siblings as rows of their own, read from their first token each time: slow, and right for any causal model.
 
@@ -226,7 +226,7 @@ class ReplayForm:
     def forward_some(
         self, ids_NS: torch.Tensor, mask_NS: torch.Tensor, rows_R: torch.Tensor, candidates_Rk: torch.Tensor
     ) -> torch.Tensor:
-        """As [`SharedForm.forward_some`]."""
+        """As [`SharedCacheBackend.forward_some`]."""
         return self.forward(ids_NS[rows_R], mask_NS[rows_R], 0, candidates_Rk)
 
     def keep(self, choice_N: torch.Tensor) -> None:
@@ -241,7 +241,7 @@ class ReplayForm:
     def forward(
         self, ids_NS: torch.Tensor, mask_NS: torch.Tensor, new: int, candidates_Nk: torch.Tensor | None
     ) -> torch.Tensor:
-        """As [`SharedForm.forward`]."""
+        """As [`SharedCacheBackend.forward`]."""
         n, columns = ids_NS.shape
         sizes = mask_NS.sum(1, keepdim=True)
         column = torch.arange(columns, device=ids_NS.device)

@@ -17,7 +17,7 @@ from trl_ext.models.load import base_of, cache_name, is_quantized
 from trl_ext.models.modes import evaluation_mode
 from trl_ext.upstream import attention_implementation
 
-from .tree_backends import FULL, SLIDING, ReplayForm, SharedForm
+from .tree_backends import FULL, SLIDING, RecomputeBackend, SharedCacheBackend
 
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def shared_support(backbone: torch.nn.Module, forward_kwargs: Mapping[str, Any])
         kinds, reason = _judge(base)
         if not reason:
             with torch.no_grad(), evaluation_mode(backbone), short_window(base):
-                reason = _fault(backbone, SharedForm(backbone, kinds, forward_kwargs), forward_kwargs)
+                reason = _fault(backbone, SharedCacheBackend(backbone, kinds, forward_kwargs), forward_kwargs)
         if reason:
             logger.warning(
                 "Sibling tokens of %s are read from their first token each time, which is slow: %s.",
@@ -99,7 +99,7 @@ def short_window(base: torch.nn.Module) -> Iterator[None]:
         config.sliding_window = window
 
 
-def _fault(backbone: torch.nn.Module, shared: SharedForm, forward_kwargs: Mapping[str, Any]) -> str:
+def _fault(backbone: torch.nn.Module, shared: SharedCacheBackend, forward_kwargs: Mapping[str, Any]) -> str:
     """
     Compare the two forms over a prompt, siblings, a kept one, further tokens with siblings, and tokens alone.
 
@@ -110,7 +110,7 @@ def _fault(backbone: torch.nn.Module, shared: SharedForm, forward_kwargs: Mappin
     vocabulary = base.config.get_text_config().vocab_size  # type: ignore[union-attr]
     device = base.get_input_embeddings().weight.device
     ids = torch.tensor([[(7 * i + 3) % vocabulary for i in range(14)]] * 2, device=device)
-    replay = ReplayForm(backbone, forward_kwargs)
+    replay = RecomputeBackend(backbone, forward_kwargs)
     expected = _walk(replay, ids)
     other = ids.clone()
     other[:, 4] = (ids[:, 4] + 5) % vocabulary
@@ -128,7 +128,7 @@ def _fault(backbone: torch.nn.Module, shared: SharedForm, forward_kwargs: Mappin
     return f"it computes something else there (hidden states differ by {error.max():.2g} of their size)"
 
 
-def _walk(form: SharedForm | ReplayForm, ids: torch.Tensor) -> torch.Tensor:
+def _walk(form: SharedCacheBackend | RecomputeBackend, ids: torch.Tensor) -> torch.Tensor:
     """Hidden states of one walk, of shape (2, 11, D); the second row has two columns of padding."""
     device = ids.device
     mask = torch.ones_like(ids, dtype=torch.bool)

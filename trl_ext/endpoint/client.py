@@ -1,14 +1,15 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 """
-A client of servers that speak OpenAI's protocol: requests, their faults and what they cost.
+HTTP client for servers with an OpenAI-compatible API: connections, retries, errors and a count of requests and tokens.
 
-Faults are in `endpoint_faults.py`; what is asked and how an answer is read, in `endpoint_answers.py`. The standard
-library is enough.
+What requests contain and how answers are read is in `protocol.py`, the types of errors are in `errors.py`. Retries are
+a loop of our own: a 429 delays all threads, a `Retry-After` beyond the limit ends the run, and `close` interrupts the
+waits, none of which a library for retries does.
 """
 
-import http.client
 import json
+import math
 import os
 import random
 import ssl
@@ -16,21 +17,22 @@ import threading
 import time
 from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import urlsplit
 
-from .errors import BadAnswer, EndpointClosed, EndpointError, EndpointUnreachable, excerpt, of_status
+import httpx2
+
+from .errors import BadAnswer, EndpointClosed, EndpointError, EndpointUnreachable, error_of_status, excerpt
 
 
 @dataclass(frozen=True)
 class Cost:
     """
-    What a run has cost.
+    Number of requests and tokens of a run.
 
     Attributes:
-        requests (`int`): Requests that were sent, those that failed included.
-        retries (`int`): How many of them repeated one that had failed.
-        prompt_tokens (`int`), completion_tokens (`int`): As the server counted them.
-        uncounted (`int`): Answers whose tokens the server did not count.
+        requests (`int`): Requests sent, failed ones included.
+        retries (`int`): Those of them that repeated a failed one.
+        prompt_tokens (`int`), completion_tokens (`int`): Tokens, as counted by the server.
+        uncounted (`int`): Answers without a token count.
     """
 
     requests: int = 0
@@ -44,33 +46,38 @@ class Endpoint:
     """
     One model of one server. Safe to use from several threads.
 
-    A request that fails for a while (429, 5xx, a cut connection, no answer in time, an answer that is no JSON) is sent
-    again: after `backoff` seconds, twice that, four times that, each times a random number between 0.5 and 1.5, but
-    never before the time that the server's `Retry-After` names. A 429 holds up the requests of all threads.
+    Requests with a temporary failure (429, 5xx, a lost connection, a timeout, an answer that is not JSON) are sent
+    again: after `backoff` seconds, then twice that, four times that, each multiplied by a random number between 0.5
+    and 1.5, and never before the time in the server's `Retry-After`. A 429 delays the requests of all threads.
+
+    The environment's proxies are used: `HTTP_PROXY`, `HTTPS_PROXY` and `ALL_PROXY`, except for the hosts in
+    `NO_PROXY`. Where they are set, a server on your own machine belongs in `NO_PROXY`.
 
     Args:
         base_url (`str`):
-            Address up to and with the version, `http://localhost:8000/v1`. It must not hold a password.
+            Address up to and including the version, such as `http://localhost:8000/v1`. It must not contain a
+            password.
         model (`str`):
             Name of the model on the server.
         api_key_variable (`str`, *optional*, defaults to `""`):
-            Environment variable that holds the key, `OPENAI_API_KEY` for instance. Without a name none is sent. The
-            key appears in no message, representation or file.
+            Environment variable with the API key, such as `OPENAI_API_KEY`. Empty: no key is sent. The key appears in
+            no message, representation or file.
         timeout (`float`, *optional*, defaults to `60.0`):
-            Seconds to wait for the connection, and for each part of the answer.
+            Seconds to wait for the connection, and for each part of the answer. `inf` waits forever.
         max_retries (`int`, *optional*, defaults to `6`):
-            How often a request is repeated. `0`: never.
+            How often a failed request is repeated.
         backoff (`float`, *optional*, defaults to `0.5`):
-            Seconds before the first repetition.
+            Seconds before the first retry.
         max_wait (`float`, *optional*, defaults to `60.0`):
-            Longest wait before a repetition, in seconds. A server that asks for a longer one ends the run instead.
+            Longest wait before a retry, in seconds. If the server asks for a longer one, the request fails.
         max_concurrency (`int`, *optional*, defaults to `8`):
-            Requests under way at once.
+            Requests in flight at once. Further ones wait for their turn.
         extra_body (`dict[str, Any]`, *optional*):
-            Fields to add to every request, for what only this server knows.
+            Fields to add to every request, for options that only this server has.
 
     Raises:
-        `ValueError`: A setting is out of its range, the address is none, or the environment has no key.
+        `ValueError`: A setting is out of range, the address is invalid, or the environment has no such key.
+        `ImportError`: The environment's proxy is a SOCKS proxy, and the package for it is not installed.
     """
 
     def __init__(
@@ -92,17 +99,17 @@ class Endpoint:
         for name, value in (("max_retries", max_retries), ("backoff", backoff), ("max_wait", max_wait)):
             if not value >= 0:
                 raise ValueError(f"{name} must not be negative, got {value}.")
+        _check_address(base_url)
         self.base_url, self.model = base_url.rstrip("/"), model
-        self._address = _address(self.base_url)
         self._key = _key(api_key_variable)
         self.timeout, self.max_retries, self.backoff, self.max_wait = timeout, max_retries, backoff, max_wait
         self.max_concurrency = max_concurrency
         self.extra_body = dict(extra_body or {})
-        self._slots = threading.BoundedSemaphore(max_concurrency)
-        self._lock = threading.Lock()
-        self._idle: list[http.client.HTTPConnection] = []
+        self._client = _http_client(self._key, timeout, max_concurrency)
+        self._lock = threading.Lock()  # of the fields below
         self._cost = Cost()
         self._not_before = 0.0
+        self._in_flight = 0
         self._closed = threading.Event()
 
     def __repr__(self) -> str:
@@ -110,36 +117,45 @@ class Endpoint:
 
     @property
     def cost(self) -> Cost:
-        """What all requests so far have cost."""
+        """Requests and tokens so far."""
         return self._cost
 
     def close(self) -> None:
-        """Close the connections, and end the waiting of every thread with an [`EndpointClosed`]."""
+        """Refuse further requests: threads that wait to send one get [`EndpointClosed`], answers under way arrive."""
         self._closed.set()
-        with self._lock:
-            idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.close()
+        self._disconnect_if_unused()
+
+    def get(self, path: str) -> dict[str, Any]:
+        """
+        Fetch what the server has at a path. Failures are not retried.
+
+        Args:
+            path (`str`): The part after the base address, such as `models`.
+
+        Raises:
+            [`EndpointError`]: It failed; the message contains the server's.
+        """
+        self._wait(0.0)
+        return self._send("GET", path, None, retry=False)
 
     def post(self, path: str, body: dict[str, Any], *, max_retries: int | None = None) -> dict[str, Any]:
         """
-        Send `body` and return the answer.
+        Send a request and return the answer.
 
         Args:
-            path (`str`): What follows the base address, `completions` or `chat/completions`.
+            path (`str`): The part after the base address, `completions` or `chat/completions`.
             body (`dict[str, Any]`): The request. The model's name and `extra_body` are added.
-            max_retries (`int`, *optional*): Instead of the client's own.
+            max_retries (`int`, *optional*): Replaces the client's own.
 
         Raises:
-            [`EndpointError`]: It failed for good. The message says what the server said.
+            [`EndpointError`]: It failed for good; the message contains the server's.
         """
         data = json.dumps({"model": self.model, **body, **self.extra_body}).encode()
         tries = 1 + (self.max_retries if max_retries is None else max_retries)
         for attempt in range(tries):
             try:
                 self._wait(self._not_before - time.monotonic())
-                with self._slots:
-                    return self._count(self._send(path, data, again=attempt > 0))
+                return self._count(self._send("POST", path, data, retry=attempt > 0))
             except EndpointError as error:
                 if not error.transient or attempt == tries - 1:
                     raise self._final(error, attempt + 1) from error.__cause__
@@ -148,12 +164,15 @@ class Endpoint:
 
     def _wait(self, seconds: float) -> None:
         if self._closed.wait(seconds) if seconds > 0 else self._closed.is_set():
-            raise EndpointClosed(f"The client of {self.base_url} was closed.")
+            raise self._closed_error()
+
+    def _closed_error(self) -> EndpointClosed:
+        return EndpointClosed(f"The client of {self.base_url} was closed.")
 
     def _delay(self, error: EndpointError, attempt: int) -> float:
-        """Seconds to wait after a failure, as announced to the other threads where it concerns them."""
+        """Seconds until the next try. A delay that the server asks for applies to the other threads too."""
         if error.retry_after > self.max_wait:
-            raise self._final(error, attempt + 1, f" It asks to wait {error.retry_after:.0f} s, max_wait is less.")
+            raise self._final(error, attempt + 1, f" It asks to wait {error.retry_after:.0f} s, longer than max_wait.")
         own = min(self.backoff * 2**attempt, self.max_wait) * random.uniform(0.5, 1.5)
         delay = max(own, error.retry_after)
         if error.status == 429 or error.retry_after:
@@ -178,80 +197,64 @@ class Endpoint:
             )
         return answer
 
-    def _send(self, path: str, data: bytes, again: bool) -> dict[str, Any]:
-        """One request, without repetition; but a kept connection that the server has closed meanwhile is replaced."""
-        with self._lock:
-            self._cost = replace(self._cost, requests=self._cost.requests + 1, retries=self._cost.retries + again)
-            kept = self._idle.pop() if self._idle else None
+    def _send(self, method: str, path: str, data: bytes | None, *, retry: bool) -> dict[str, Any]:
+        """One try of a request."""
         where = f"{self.base_url}/{path}"
+        response = self._exchange(method, where, data, retry)
+        if response.status_code != 200:
+            raise error_of_status(where, response.status_code, response.headers, self._excerpt(response))
         try:
-            status, headers, raw = self._exchange(kept, path, data)
-        except TimeoutError as error:
-            raise EndpointUnreachable(f"{where}: no answer within {self.timeout:g} s.", transient=True) from error
-        except ssl.SSLError as error:
-            raise EndpointUnreachable(f"{where}: no secure connection ({error}).") from error
-        except (OSError, http.client.HTTPException) as error:
-            reason = self._masked(f"{type(error).__name__}: {error}")
-            raise EndpointUnreachable(f"{where}: the connection failed ({reason}).", transient=True) from error
-        if status != 200:
-            raise of_status(where, status, headers, self._said(raw))
-        try:
-            answer = json.loads(raw)
+            answer = json.loads(response.content)
         except ValueError as error:
-            message = f"{where}: the answer is no JSON: {self._said(raw)}"
-            raise BadAnswer(message, status=status, transient=True) from error
+            message = f"{where}: the answer is not JSON: {self._excerpt(response)}"
+            raise BadAnswer(message, status=200, transient=True) from error
         if not isinstance(answer, dict):
-            raise BadAnswer(f"{where}: the answer is no JSON object: {self._said(raw)}", status=status)
+            raise BadAnswer(f"{where}: the answer is not a JSON object: {self._excerpt(response)}", status=200)
         return answer
 
-    def _exchange(
-        self, kept: http.client.HTTPConnection | None, path: str, data: bytes
-    ) -> tuple[int, http.client.HTTPMessage, bytes]:
-        secure, host, port, prefix = self._address
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
-        kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-        connection = kept or kind(host, port, timeout=self.timeout)
-        try:
-            connection.request("POST", f"{prefix}/{path}", body=data, headers=headers)
-            response = connection.getresponse()
-        except (ConnectionError, http.client.BadStatusLine):
-            connection.close()
-            if kept is None:
-                raise
-            return self._exchange(None, path, data)
-        except BaseException:
-            connection.close()
-            raise
-        try:
-            raw = response.read()
-        except BaseException:
-            connection.close()
-            raise
+    def _exchange(self, method: str, where: str, data: bytes | None, retry: bool) -> httpx2.Response:
         with self._lock:
-            if response.will_close or self._closed.is_set():
-                connection.close()
-            else:
-                self._idle.append(connection)
-        return response.status, response.headers, raw
+            if self._closed.is_set():
+                raise self._closed_error()
+            self._in_flight += 1
+            self._cost = replace(self._cost, requests=self._cost.requests + 1, retries=self._cost.retries + retry)
+        try:
+            return self._client.request(method, where, content=data)
+        except httpx2.TimeoutException as error:
+            raise EndpointUnreachable(f"{where}: no answer within {self.timeout:g} s.", transient=True) from error
+        except httpx2.RequestError as error:
+            reason = self._masked(f"{type(error).__name__}: {error}")
+            if _is_tls_error(error):
+                raise EndpointUnreachable(f"{where}: no secure connection ({reason}).") from error
+            raise EndpointUnreachable(f"{where}: the connection failed ({reason}).", transient=True) from error
+        finally:
+            with self._lock:
+                self._in_flight -= 1
+            self._disconnect_if_unused()
 
-    def _said(self, raw: bytes) -> str:
-        return excerpt(self._masked(raw.decode("utf-8", errors="replace")))
+    def _disconnect_if_unused(self) -> None:
+        with self._lock:
+            if self._closed.is_set() and not self._in_flight:
+                self._client.close()
+
+    def _excerpt(self, response: httpx2.Response) -> str:
+        return excerpt(self._masked(response.content.decode("utf-8", errors="replace")))
 
     def _masked(self, text: str) -> str:
         return text.replace(self._key, "[key]") if self._key else text
 
 
-def _address(base_url: str) -> tuple[bool, str, int | None, str]:
-    parts = urlsplit(base_url)
-    if parts.username or parts.password:
+def _check_address(base_url: str) -> None:
+    try:
+        url = httpx2.URL(base_url)
+    except httpx2.InvalidURL as error:
+        raise ValueError(f"base_url is not a valid address ({error}).") from error
+    if url.userinfo:
         raise ValueError(
-            "base_url holds a password: leave it out, and name the environment variable that holds the key."
+            "base_url contains a password: leave it out, and name the environment variable that holds the key."
         )
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+    if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
         raise ValueError(f"base_url must be an address such as http://localhost:8000/v1, got {base_url!r}.")
-    return parts.scheme == "https", parts.hostname, parts.port, parts.path
 
 
 def _key(variable: str) -> str:
@@ -261,5 +264,32 @@ def _key(variable: str) -> str:
     if not key:
         raise ValueError(f"api_key_variable names {variable!r}, which is not set in the environment.")
     if not key.isascii() or not key.isprintable():
-        raise ValueError(f"The environment variable {variable!r} holds no key: it has characters that no key has.")
+        raise ValueError(f"The environment variable {variable!r} does not hold a key: a key is printable ASCII.")
     return key
+
+
+def _http_client(key: str, timeout: float, max_concurrency: int) -> httpx2.Client:
+    headers = {"Content-Type": "application/json", "Accept": "application/json"}
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
+    try:
+        return httpx2.Client(
+            headers=headers,
+            timeout=httpx2.Timeout(timeout if timeout < math.inf else None, pool=None),
+            # The connections are the limit on concurrency: requests above it wait for one.
+            limits=httpx2.Limits(max_connections=max_concurrency, max_keepalive_connections=max_concurrency),
+        )
+    except ImportError as error:
+        raise ImportError(
+            "The environment (ALL_PROXY, HTTP_PROXY or HTTPS_PROXY) names a SOCKS proxy: pip install 'httpx2[socks]', "
+            "or unset the variable."
+        ) from error
+
+
+def _is_tls_error(error: BaseException | None) -> bool:
+    """Whether a failed TLS handshake, such as an untrusted certificate, caused an error."""
+    while error is not None:
+        if isinstance(error, ssl.SSLError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,27 +1,27 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What can go wrong with a server, as types: what it was, and whether another try may help."""
+"""Errors of servers: a type for each kind, and whether another try may succeed."""
 
-import http.client
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 
-# Worth another try: the server was busy, restarting, or something between us and it failed.
+# Worth another try: the server is busy or restarting, or something between us and it failed.
 _TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
-# What a 429 says that no waiting cures.
+# Reasons for a 429 that waiting does not cure.
 _OUT_OF_CREDIT = ("insufficient_quota", "billing_not_active", "billing_hard_limit_reached")
 
 
 class EndpointError(RuntimeError):
     """
-    A server could not be used. The subclasses say why.
+    A request to a server failed. The subclass is the kind of failure.
 
     Attributes:
-        status (`int`): HTTP status, `0` where there was none.
-        transient (`bool`): Whether another try may succeed. If it was raised nevertheless, the tries are used up.
-        retry_after (`float`): Seconds that the server asked to wait, `0` where it did not.
+        status (`int`): HTTP status; `0` if there was no response.
+        transient (`bool`): Whether another try may succeed. If it was raised nevertheless, no tries were left.
+        retry_after (`float`): Seconds that the server asked to wait; `0` if it did not ask.
     """
 
     def __init__(self, message: str, *, status: int = 0, transient: bool = False, retry_after: float = 0.0) -> None:
@@ -30,11 +30,11 @@ class EndpointError(RuntimeError):
 
 
 class EndpointUnreachable(EndpointError):
-    """No connection, a connection that was cut, or no answer in time."""
+    """The connection could not be made or was lost, or there was no answer in time."""
 
 
 class EndpointBusy(EndpointError):
-    """Status 429: too many requests, or no credit."""
+    """Status 429: too many requests, or no credit left."""
 
 
 class EndpointFailed(EndpointError):
@@ -46,23 +46,31 @@ class RequestRefused(EndpointError):
 
 
 class BadAnswer(EndpointError):
-    """Status 200 with something else than the protocol has: no JSON, no choices, numbers that are none."""
+    """Status 200, but the body does not follow the protocol: not JSON, no choices, or an invalid number."""
 
 
 class MissingLogprobs(EndpointError):
-    """The server does not say how likely tokens are."""
+    """The server returns no log-probabilities."""
 
 
 class TooFewLogprobs(MissingLogprobs):
-    """The server names fewer tokens than were asked for."""
+    """The server returns log-probabilities of fewer tokens than requested."""
 
 
 class EndpointClosed(EndpointError):
-    """The client was closed while the request waited."""
+    """The client was closed before the request was sent."""
 
 
-def of_status(where: str, status: int, headers: http.client.HTTPMessage, text: str) -> EndpointError:
-    """The fault that an HTTP status other than 200 stands for."""
+def error_of_status(where: str, status: int, headers: Mapping[str, str], text: str) -> EndpointError:
+    """
+    The error for an HTTP status other than 200.
+
+    Args:
+        where (`str`): Address, for the message.
+        status (`int`): HTTP status.
+        headers (`Mapping[str, str]`): Headers of the response, looked up in any case.
+        text (`str`): Body of the response, for the message.
+    """
     message = f"{where}: status {status}: {text}"
     if status == 429:
         transient = not any(word in text for word in _OUT_OF_CREDIT)
@@ -72,8 +80,8 @@ def of_status(where: str, status: int, headers: http.client.HTTPMessage, text: s
     return kind(message, status=status, transient=transient, retry_after=_retry_after(headers) if transient else 0.0)
 
 
-def _retry_after(headers: http.client.HTTPMessage) -> float:
-    """Seconds that the server asks to wait: a number, or the time until a date."""
+def _retry_after(headers: Mapping[str, str]) -> float:
+    """Seconds that the server asks to wait, from a header with a number or a date."""
     value = headers.get("Retry-After") or ""
     try:
         return max(float(value), 0.0) if float(value) < float("inf") else 0.0
@@ -88,6 +96,6 @@ def _retry_after(headers: http.client.HTTPMessage) -> float:
 
 
 def excerpt(text: str, length: int = 300) -> str:
-    """What a server said, short enough for a message."""
+    """A server's message on one line, shortened to fit in an error."""
     text = " ".join(text.split())
     return (text[:length] + "...") if len(text) > length else text or "(nothing)"

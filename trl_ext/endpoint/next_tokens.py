@@ -140,7 +140,7 @@ class NextTokens:
         return options
 
 
-def draw_blocks(endpoint: Endpoint, text: ServedText, count: int, length: int, **sampling: Any) -> list[Answer]:
+def sample_blocks(endpoint: Endpoint, text: ServedText, count: int, length: int, **sampling: Any) -> list[Answer]:
     """
     Several continuations of a text.
 
@@ -166,7 +166,7 @@ def request_fields(settings: GenerationSettings) -> dict[str, Any]:
     return {"temperature": settings.temperature, "top_p": settings.top_p, **more}
 
 
-def draw_option(logits_k: torch.Tensor, settings: GenerationSettings, rng: random.Random) -> int:
+def sample_option(logits_k: torch.Tensor, settings: GenerationSettings, rng: random.Random) -> int:
     """The option drawn from logits of shape (k,): the likeliest at temperature 0."""
     if not settings.temperature:
         return int(logits_k.argmax())

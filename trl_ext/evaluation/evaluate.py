@@ -164,7 +164,7 @@ def evaluate(
     if not rows:
         raise DataError("There is no prompt to evaluate on: the data set is empty.")
     prompt_ids = [encode_prompt(policy.tokenizer, _prompt(row, index)) for index, row in enumerate(rows)]
-    policy.check_room(prompt_ids, settings)
+    policy.check_context_length(prompt_ids, settings)
     result = Evaluation()
     started = time.perf_counter()
     with chance(seed):

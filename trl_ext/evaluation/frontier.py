@@ -3,7 +3,7 @@
 
 """The reward-KL frontier: how much reward a way of steering buys, and how far from the base model it goes for it.
 
-[`frontier`] makes points of what was measured, [`draw_frontier`] draws them, [`write_frontier`] does both for a file.
+[`frontier`] makes points of what was measured, [`plot_frontier`] draws them, [`write_frontier`] does both for a file.
 Points are plain data, so that those of several runs can be put together before they are drawn.
 """
 
@@ -112,10 +112,10 @@ def write_frontier(data: Mapping[str, Any], path: str) -> None:
         `OSError`: A file cannot be written.
     """
     write_json(str(Path(path).with_suffix(".points.json")), data)
-    draw_frontier(data, path)
+    plot_frontier(data, path)
 
 
-def draw_frontier(data: Mapping[str, Any], path: str, *, title: str = "", dark: bool = False) -> None:
+def plot_frontier(data: Mapping[str, Any], path: str, *, title: str = "", dark: bool = False) -> None:
     """
     Draw a frontier: a panel a reward, a line a series, error bars of one standard error.
 

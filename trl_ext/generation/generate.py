@@ -21,12 +21,13 @@ from transformers import (
 from transformers.generation import BaseStreamer
 
 from trl_ext.data.completion import Completion
+from trl_ext.data.tokenization import left_padded
 from trl_ext.decoding.kv_cache import prompt_cache
-from trl_ext.decoding.token_sampling import Draw
+from trl_ext.decoding.token_sampling import SamplingProcessor
 from trl_ext.generation_settings import INSTEAD_OF_DIVERSE_BEAMS, GenerationSettings, require
 from trl_ext.models.load import cache_name
 from trl_ext.models.modes import evaluation_mode
-from trl_ext.models.sharding import behind, synchrony
+from trl_ext.models.sharding import catch_up_calls, synced_gpus_kwargs
 
 from .completions import completions
 
@@ -100,7 +101,7 @@ def generate(
                     results[chosen[n // k]].append(completion)
             if progress is not None:
                 progress(len(chosen))
-        for _ in behind(model, calls):
+        for _ in catch_up_calls(model, calls):
             _sequences(model, tokenizer, [[config.pad_token_id]], 1, settings, config, None, None)
     return results
 
@@ -116,14 +117,13 @@ def _sequences(
     streamer: BaseStreamer | None,
 ) -> list[list[int]]:
     """Generated ids (without the prompt, still padded) of prompts x k sequences, a prompt's k next to one another."""
-    width = max(map(len, prompts))
-    ids_PT = torch.tensor([[config.pad_token_id] * (width - len(p)) + list(p) for p in prompts], device=model.device)
-    mask_PT = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
-    extra: dict[str, Any] = synchrony(model) | ({"streamer": streamer} if streamer is not None else {})
+    ids_PT, mask_PT = left_padded(prompts, config.pad_token_id, model.device)
+    width = ids_PT.shape[1]
+    extra: dict[str, Any] = synced_gpus_kwargs(model) | ({"streamer": streamer} if streamer is not None else {})
     steps = list(processors(ids_PT, mask_PT)) if processors is not None else []
     if settings.own_sampling:
-        steps.append(Draw(settings))
-    output = _in_a_fixed_room(model, ids_PT, mask_PT, k, settings, config, steps, streamer)
+        steps.append(SamplingProcessor(settings))
+    output = _static_generate(model, ids_PT, mask_PT, k, settings, config, steps, streamer)
     if output is not None:
         return output[:, width:].tolist()
     if settings.own_sampling:
@@ -147,11 +147,11 @@ def _sequences(
     return output[:, width:].tolist()
 
 
-def _in_a_fixed_room(model: PreTrainedModel, ids_PT: torch.Tensor, *others: Any) -> torch.Tensor | None:
-    """What [`~trl_ext.decoding.static_generate.sequences`] makes, where its loop may be used."""
+def _static_generate(model: PreTrainedModel, ids_PT: torch.Tensor, *others: Any) -> torch.Tensor | None:
+    """What [`~trl_ext.decoding.static_generate.generate_static`] makes, where its loop may be used."""
     wanted = others[2].cuda_graphs
     if wanted == "never" or (wanted == "auto" and ids_PT.device.type != "cuda"):
         return None
-    from trl_ext.decoding.static_generate import sequences
+    from trl_ext.decoding.static_generate import generate_static
 
-    return sequences(model, ids_PT, *others)
+    return generate_static(model, ids_PT, *others)

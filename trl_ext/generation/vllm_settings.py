@@ -94,7 +94,7 @@ class VLLMSettings:
 
 
 # Where vLLM is and what it may take of a machine, with the defaults: what it draws does not depend on these.
-WHEREABOUTS = {
+SERVER_FIELDS = {
     each.name: each.default
     for each in fields(VLLMSettings)
     if each.name.startswith(("vllm_server_", "vllm_group_", "vllm_gpu_", "vllm_tensor_"))

@@ -124,7 +124,7 @@ def best_of_n(
     check_reward_weights(reward_weights, [reward.name for reward in rewards])
     settings = _with_n(settings or GenerationSettings(), n)
     ids = [encode_prompt(policy.tokenizer, prompt) for prompt in prompts]
-    policy.check_room(ids, settings)
+    policy.check_context_length(ids, settings)
     with seeded(seed, 0, 0):
         drawn = policy.generate(ids, settings)
     return [sorted(row, key=_rank) for row in _scored(rows, drawn, rewards, reward_weights)]

@@ -18,7 +18,7 @@ from trl import extract_prompt
 
 from trl_ext.data.completion import Completion
 from trl_ext.data.load import load_dataset
-from trl_ext.data.schema import DataError, as_answer, check_row, is_conversational
+from trl_ext.data.schema import DataError, as_completion, check_row, is_conversational
 from trl_ext.rewards.functions import Reward
 from trl_ext.rewards.scoring import score
 
@@ -122,7 +122,7 @@ def own_answers(
             raise DataError(f"Row {index}, column {column!r}: must be a list of completions, got {values!r}.")
         flags = row.get("ended") if listed else None
         sources = (row.get("sources") if listed else None) or [column] * len(values)
-        contents = [as_answer(row, value) if isinstance(value, str) else value for value in values]
+        contents = [as_completion(row, value) if isinstance(value, str) else value for value in values]
         scores = [0.0] * len(values)  # made anew, so that those that are there need not be right
         checked = {"prompt": row["prompt"], "completions": contents, "scores": scores, "ended": flags}
         check_row(checked, index, conversational)
@@ -147,7 +147,7 @@ def _ids(content: Any, tokenizer: PreTrainedTokenizerBase | None) -> list[int] |
 
 def sampled_answers(row: dict[str, Any], completions: Sequence[Completion], source: str) -> list[Answer]:
     """What a model said, in the form of the row's prompt."""
-    return [Answer(as_answer(row, c.text), c.ids, c.ended, source) for c in completions]
+    return [Answer(as_completion(row, c.text), c.ids, c.ended, source) for c in completions]
 
 
 def merge(answers: Sequence[Answer], deduplicate: bool) -> list[Answer]:

@@ -22,7 +22,7 @@ from trl_ext.generation.generate import generate
 from trl_ext.generation.streaming import TextStream
 from trl_ext.generation_settings import GenerationSettings, pad_token_id
 from trl_ext.logprobs.logprobs import LogProbs, completion_logps
-from trl_ext.models.load import adapter_disabled, base_of, context_of
+from trl_ext.models.load import adapter_disabled, base_of, context_length
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,9 @@ class Policy:
     series: str = ""
     context: int = 0
 
-    def check_room(self, prompt_ids: Sequence[Sequence[int]], settings: GenerationSettings, first: int = 0) -> None:
+    def check_context_length(
+        self, prompt_ids: Sequence[Sequence[int]], settings: GenerationSettings, first: int = 0
+    ) -> None:
         """
         Check that completions of the longest fit behind prompts: a model past its positions writes nonsense, or fails.
 
@@ -198,7 +200,7 @@ def model_policy(
         streamer.finish(completion.text)
         return completion
 
-    context = context_of(model)
+    context = context_length(model)
     return Policy(name=name, tokenizer=tokenizer, generate=sample, logps=logps, stream=stream, context=context)
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from trl_ext.data.completion import Completion
 from trl_ext.data.prompts import check_several
 from trl_ext.data.resumable_file import run_rows
-from trl_ext.data.schema import as_answer
+from trl_ext.data.schema import as_completion
 from trl_ext.endpoint.client import Endpoint
 from trl_ext.endpoint.protocol import Prompt
 from trl_ext.generation_settings import GenerationSettings
@@ -122,7 +122,7 @@ def answer_file(
         prompt = row["prompt"]
         found = [answer(prompt, settings, seed=f"{seed} {index} {k}") for k in range(settings.num_generations)]
         return row | {
-            "completions": [as_answer(row, served.completion.text) for served in found],
+            "completions": [as_completion(row, served.completion.text) for served in found],
             "ended": [served.completion.ended for served in found],
             "kl": [served.kl for served in found],
             "tail": [served.tail for served in found],

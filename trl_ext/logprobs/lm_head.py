@@ -51,7 +51,7 @@ class HeadOutput:
     is_top1: torch.Tensor
 
 
-def add_head(model: PreTrainedModel) -> None:
+def add_fused_head(model: PreTrainedModel) -> None:
     """
     Let `model(..., shift_labels=labels, fused_lm_head=True)` return log-probabilities instead of logits, once.
 

@@ -19,10 +19,10 @@ from transformers import PreTrainedModel
 
 from trl_ext.models.load import base_of
 from trl_ext.models.modes import evaluation_mode
-from trl_ext.models.sharding import behind
+from trl_ext.models.sharding import catch_up_calls
 
-from .lm_head import add_head, from_logits
-from .row_layout import Probe, Rows
+from .lm_head import add_fused_head, from_logits
+from .row_layout import Probe, SharedPrefixRows
 
 
 logger = logging.getLogger(__name__)
@@ -66,19 +66,19 @@ class TokenLogps:
         return total.index_add(0, index, values.flatten())[:-1]
 
 
-class LogProbs(Rows):
+class LogProbs(SharedPrefixRows):
     """
     Builds rows for a policy and computes log-probabilities from them.
 
-    The form of the rows is chosen and confirmed as [`~trl_ext.logprobs.row_layout.Rows`] says. The fused head is
-    compared with the model's own in the same way; a model whose head is more than a matrix gets whole logits.
+    The form of the rows is chosen and verified as in [`~trl_ext.logprobs.row_layout.SharedPrefixRows`]. The fused
+    head is compared with the model's own in the same way; a model whose head is more than a matrix gets whole logits.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The model, before any distributed wrapper.
-            Its forward gains a fused head (see [`~trl_ext.logprobs.lm_head.add_head`]); ordinary forwards and
+            Its forward gains a fused head (see [`~trl_ext.logprobs.lm_head.add_fused_head`]); ordinary forwards and
             generation stay as they are.
         pad_token_id (`int`): Token in padding.
-        kwargs: `shared_prefix` and `pad_to_multiple_of`; see [`~trl_ext.logprobs.row_layout.Rows`].
+        kwargs: `shared_prefix` and `pad_to_multiple_of`; see [`~trl_ext.logprobs.row_layout.SharedPrefixRows`].
 
     Raises:
         `ValueError`: `shared_prefix` is none of the three.
@@ -90,7 +90,7 @@ class LogProbs(Rows):
         base = base_of(model)
         self.fused = True
         super().__init__(base, pad_token_id, **kwargs)
-        add_head(base)
+        add_fused_head(base)
 
     def __call__(
         self, model: torch.nn.Module, prompts: list[list[int]], completions: list[list[list[int]]]
@@ -187,7 +187,7 @@ def completion_logps(
             flat = [(b, k) for b, ks in chunk for k in ks]
             for n, (b, k) in enumerate(flat):
                 results[b][k] = tokens.logps[tokens.completion_index == n].float().cpu()
-        for _ in behind(model, len(chunks)):
+        for _ in catch_up_calls(model, len(chunks)):
             log_probs(model, [[pad_token_id]], [[[pad_token_id]]])
     return results
 

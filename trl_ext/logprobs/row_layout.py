@@ -23,7 +23,7 @@ SHARED_PREFIX_SETTINGS = ("auto", "always", "never")
 Probe = tuple[list[list[int]], list[list[list[int]]]]
 
 
-class Rows:
+class SharedPrefixRows:
     """
     What the completions of a batch are laid out as. Subclasses say what is computed from them.
 

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from .load import base_of, context_of, use_exact_4bit_on_cpu
+from .load import base_of, context_length, use_exact_4bit_on_cpu
 from .modes import evaluation_mode
 
 
@@ -17,7 +17,7 @@ from .modes import evaluation_mode
 _LOOKED_AT: WeakKeyDictionary[Any, tuple[Any, int]] = WeakKeyDictionary()
 
 
-class FrozenModel:
+class BackboneAndHead:
     """
     A causal language model as what gives hidden states and what makes logits of them: its backbone and its head.
 
@@ -46,7 +46,7 @@ class FrozenModel:
         self.device = self.embedding.weight.device
         config = base.config.get_text_config()
         self.width = config.hidden_size
-        self.context = context_of(model)
+        self.context = context_length(model)
         self._cap = getattr(config, "final_logit_softcapping", None)
         self._scale = _logit_scale(config)
         shape = getattr(getattr(self.head, "weight", None), "shape", None)  # another after a resize

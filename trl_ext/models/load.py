@@ -160,19 +160,21 @@ def refuse_other_kinds(name: str, config: dict[str, Any], head: str) -> None:
         )
 
 
-def unloadable(what: str, name: str, error: Exception) -> OSError:
+def loading_error(what: str, name: str, error: Exception) -> OSError:
     """What to raise where a model or tokenizer that a user named cannot be loaded: names it, and its kind."""
     where = "" if Path(name).expanduser().is_dir() else ", which is no directory here"
     return OSError(f"Cannot load the {what} {name!r}{where}: {error}")
 
 
 def saved_config(what: str, name: str, **hub: Any) -> Any:
-    """The config of a model that a user named. Raises what [`unloadable`] makes."""
+    """The config of a model that a user named. Raises what [`loading_error`] makes."""
     try:
-        refuse_empty(existing(name))
-        return AutoConfig.from_pretrained(existing(name), trust_remote_code=hub.pop("trust_remote_code", False), **hub)
+        refuse_empty(resolve_model_path(name))
+        return AutoConfig.from_pretrained(
+            resolve_model_path(name), trust_remote_code=hub.pop("trust_remote_code", False), **hub
+        )
     except OSError as error:
-        raise unloadable(what, name, error) from error
+        raise loading_error(what, name, error) from error
 
 
 def adapter_base(path: str) -> str | None:
@@ -212,9 +214,9 @@ def load_model(
         `ValueError`: The directory or the repository on the Hub holds another kind of model than is asked for.
         `ImportError`: `quantization_config` is given and bitsandbytes is missing.
     """
-    name_or_path = existing(name_or_path)
+    name_or_path = resolve_model_path(name_or_path)
     base = adapter_base(name_or_path)
-    source = name_or_path if base is None else existing(base)
+    source = name_or_path if base is None else resolve_model_path(base)
     refuse_empty(source)
     if quantization_config is not None:
         require_bitsandbytes()
@@ -252,7 +254,7 @@ def load_model(
     return model
 
 
-def existing(name_or_path: str) -> str:
+def resolve_model_path(name_or_path: str) -> str:
     """
     The path of a model's directory, or its id on the Hub.
 
@@ -290,7 +292,7 @@ def adapter_disabled(model: torch.nn.Module) -> Iterator[None]:
         yield
 
 
-def context_of(model: Any) -> int:
+def context_length(model: Any) -> int:
     """Positions that a language model has (`0`: not known)."""
     config = base_of(model).config.get_text_config()
     positions = int(getattr(config, "max_position_embeddings", 0) or 0)

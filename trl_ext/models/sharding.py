@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 if TYPE_CHECKING:
     from transformers import Trainer
 
-_whole: list[nn.Module] = []  # models in a context of `whole`
+_gathered: list[nn.Module] = []  # models in a context of `gathered`
 
 
 def check_launch(trainer: "Trainer") -> None:
@@ -92,7 +92,7 @@ def shard(model: Any, trainer: "Trainer") -> Any:
 
 
 @contextmanager
-def whole(
+def gathered(
     model: Any, accelerator: Accelerator, *, gather: bool = True, checkpointing: dict[str, Any] | None = None
 ) -> Iterator[Any]:
     """
@@ -115,11 +115,11 @@ def whole(
             yield unwrapped
             return
         with _unsharded(unwrapped):
-            _whole.append(unwrapped)
+            _gathered.append(unwrapped)
             try:
                 yield unwrapped
             finally:
-                _whole.pop()
+                _gathered.pop()
 
 
 @contextmanager
@@ -147,7 +147,7 @@ def _unsharded(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def gathered(model: nn.Module) -> Iterator[None]:
+def gathered_parameters(model: nn.Module) -> Iterator[None]:
     """Inside this context the weights of a model that ZeRO-3 has loaded in pieces, and not wrapped yet, are here."""
     parameters = [parameter for parameter in model.parameters() if hasattr(parameter, "ds_id")]
     if not parameters:
@@ -161,18 +161,18 @@ def gathered(model: nn.Module) -> Iterator[None]:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether weights of the model are elsewhere, so that its forwards have to be as many on every process."""
-    if any(model is other for other in _whole):
+    if any(model is other for other in _gathered):
         return False
     # Which of its parameters ZeRO-3 has here now depends on what it has computed last.
     return any(isinstance(parameter, DTensor) or hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
-def synchrony(model: nn.Module) -> dict[str, bool]:
+def synced_gpus_kwargs(model: nn.Module) -> dict[str, bool]:
     """What `generate` is to be told: transformers takes models that are whole for a while for sharded ones."""
     return {"synced_gpus": is_sharded(model)} if torch.distributed.is_initialized() else {}
 
 
-def behind(model: nn.Module, calls: int) -> range:
+def catch_up_calls(model: nn.Module, calls: int) -> range:
     """
     As many numbers as this process has called a sharded model less often than the one that called it most.
 

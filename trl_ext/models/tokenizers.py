@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from .load import adapter_base, existing, refuse_empty
+from .load import adapter_base, refuse_empty, resolve_model_path
 
 
 def same_vocabulary(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
@@ -53,7 +53,7 @@ def vocabulary_difference(
     return first, tokens.get(first), others.get(first)
 
 
-def vocabulary_fault(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, who: str) -> str:
+def vocabulary_mismatch(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, who: str) -> str:
     """
     What is wrong if token ids do not mean the same to a language model and to another, as a sentence; else `""`.
 
@@ -91,7 +91,7 @@ def load_tokenizer(
         `OSError`: There is no such tokenizer.
         `ValueError`: It has neither a pad nor an end-of-sequence token.
     """
-    name_or_path = existing(name_or_path)
+    name_or_path = resolve_model_path(name_or_path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             name_or_path, revision=revision, trust_remote_code=trust_remote_code, padding_side=padding_side

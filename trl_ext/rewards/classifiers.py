@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from trl_ext.models.load import default_device, is_quantized, load_model, unloadable
+from trl_ext.models.load import default_device, is_quantized, load_model, loading_error
 from trl_ext.models.tokenizers import ensure_pad_token, load_tokenizer
 from trl_ext.upstream import get_config_model_id
 
@@ -70,7 +70,7 @@ class ClassifierReward:
                 model = load_model(name, head="sequence_classification", num_labels=1, **options)
                 device = default_device() if device is None else device
         except OSError as error:
-            raise unloadable("reward model", name, error) from error
+            raise loading_error("reward model", name, error) from error
         if device is not None and not is_quantized(model):
             model.to(device)
         return cls(model.eval(), tokenizer, batch_size)

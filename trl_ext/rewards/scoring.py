@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trl_ext.data.completion import Completion
-from trl_ext.data.schema import as_answer, extra_columns
+from trl_ext.data.schema import as_completion, extra_columns
 
 from .functions import Reward
 
@@ -56,7 +56,7 @@ def score_completions(
         rewards,
         weights,
         [row["prompt"] for row, _ in flat],
-        [as_answer(row, x.text) for row, x in flat],
+        [as_completion(row, x.text) for row, x in flat],
         completion_ids=[x.ids for _, x in flat],
         columns=extra_columns([row for row, _ in flat]),
     )

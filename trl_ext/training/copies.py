@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from trl_ext.models.load import base_of, freeze
-from trl_ext.models.sharding import gathered
+from trl_ext.models.sharding import gathered_parameters
 
 from .config import ExtConfig
 
@@ -35,7 +35,7 @@ def independent_copy(model: Any) -> Any:
     patched = [module for module in {id(m): m for m in (model, base_of(model))}.values() if "forward" in vars(module)]
     saved = [{k: vars(module).pop(k) for k in PATCHES if k in vars(module)} for module in patched]
     try:
-        with gathered(model):
+        with gathered_parameters(model):
             return copy.deepcopy(model)
     finally:
         for module, attributes in zip(patched, saved, strict=True):

@@ -15,13 +15,13 @@ from accelerate.utils import DistributedType
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 from trl_ext.data.completion import Completion
-from trl_ext.decoding.static_generate import forget_loops
+from trl_ext.decoding.static_generate import release_static_caches
 from trl_ext.generation.completions import grouped
 from trl_ext.generation.generate import generate, usual_batch_size
 from trl_ext.generation.vllm import VLLM
 from trl_ext.generation.vllm_settings import VLLMSettings
 from trl_ext.models.modes import evaluation_mode
-from trl_ext.models.sharding import whole
+from trl_ext.models.sharding import gathered
 
 from .config import ExtConfig
 from .copies import sampling_copy
@@ -121,7 +121,7 @@ class Engine:
             trainer ([`~transformers.Trainer`]): Whose model it is.
         """
         with (
-            whole(
+            gathered(
                 trainer.model_wrapped,
                 trainer.accelerator,
                 gather=self.gathers,
@@ -156,7 +156,7 @@ class Engine:
         try:
             return generate(model, self.tokenizer, prompts, self.settings, batch_size=self.batch_size)
         finally:
-            forget_loops(model)  # the step that follows may need their memory
+            release_static_caches(model)  # the step that follows may need their memory
 
     def _continuously(self, model: PreTrainedModel, prompts: list[list[int]]) -> list[list[Completion]]:
         from transformers.generation import ContinuousBatchingConfig

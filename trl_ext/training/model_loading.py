@@ -15,7 +15,7 @@ from trl_ext.generation.generate import usual_batch_size
 from trl_ext.models.adapters import wrap_with_peft
 from trl_ext.models.load import freeze, is_peft_model, is_quantized, load_model, use_exact_4bit_on_cpu
 from trl_ext.models.modes import evaluation_mode
-from trl_ext.models.sharding import shard, whole
+from trl_ext.models.sharding import gathered, shard
 from trl_ext.upstream import disable_dropout_in_model
 
 from .config import ExtConfig
@@ -103,8 +103,8 @@ def sampling_from(model: Any, trainer: Trainer, *, shared: bool = False) -> Iter
     """
     args, accelerator = trainer.args, trainer.accelerator
     with (
-        whole(model, accelerator, gather=args.ds3_gather_for_generation) as policy,
-        whole(trainer.model_wrapped, accelerator, checkpointing=args.gradient_checkpointing_kwargs),
+        gathered(model, accelerator, gather=args.ds3_gather_for_generation) as policy,
+        gathered(trainer.model_wrapped, accelerator, checkpointing=args.gradient_checkpointing_kwargs),
         evaluation_mode(trainer.model),  # what guides keeps a cache, which checkpointing in training does not allow
         torch.no_grad(),
         trainer.compute_loss_context_manager(),

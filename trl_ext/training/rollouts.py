@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trl_ext.atomic_files import replacing, write_text
 from trl_ext.data.completion import Completion, cut
-from trl_ext.data.schema import as_answer, extra_columns
+from trl_ext.data.schema import as_completion, extra_columns
 from trl_ext.rewards.functions import Reward
 from trl_ext.rewards.scoring import score
 from trl_ext.upstream import print_prompt_completions_sample
@@ -124,7 +124,7 @@ def score_round(
     flat = [completion for group in groups for completion in group]
     ids = [completion.ids for completion in flat]
     prompts = [row["prompt"] for row in owners]
-    texts = [as_answer(row, completion.text) for row, completion in zip(owners, flat, strict=True)]
+    texts = [as_completion(row, completion.text) for row, completion in zip(owners, flat, strict=True)]
     table = score(rewards, weights, prompts, texts, ids, {**extra_columns(owners), "trainer_state": trainer_state})
     # Only what the policy has just drawn pays for its distance from the reference.
     prompt_ids, drawn_ids = [row["prompt_ids"] for row in rows], [[c.ids for c in group] for group in completions]

@@ -18,7 +18,7 @@ from trl_ext.data.schema import AnyDataset, column_names
 from trl_ext.data.tokenization import TOKENIZED_COLUMNS, check_positions, use_chat_template
 from trl_ext.generation.vllm_settings import VLLMSettings
 from trl_ext.models.adapters import cast_adapter
-from trl_ext.models.load import unloadable
+from trl_ext.models.load import loading_error
 from trl_ext.models.sharding import check_launch
 from trl_ext.models.tokenizers import ensure_pad_token, load_tokenizer
 from trl_ext.rewards.functions import Reward, load_rewards
@@ -99,7 +99,7 @@ class ExtTrainer(BaseTrainer):
             try:
                 processing_class = load_tokenizer(name, revision=revision, trust_remote_code=args.trust_remote_code)
             except OSError as error:
-                raise unloadable("tokenizer of the model", name, error) from error
+                raise loading_error("tokenizer of the model", name, error) from error
         if not isinstance(processing_class, PreTrainedTokenizerBase):
             raise TypeError(
                 f"`processing_class` must be a tokenizer, got `{type(processing_class).__name__}`: {cls._name} is for "
@@ -147,12 +147,14 @@ class ExtTrainer(BaseTrainer):
     def _check_context(self, train: AnyDataset, evals: Any, args: ExtConfig, context: int) -> tuple[AnyDataset, Any]:
         """Both with a `DataError` for a row longer than the model's positions, which would fail in a deep layer."""
         self._context = context
-        train = self._check_room(train, args, "train", samples=self._samples)
+        train = self._check_context_length(train, args, "train", samples=self._samples)
         if isinstance(evals, dict):
-            return train, {name: self._check_room(part, args, f"eval {name!r}") for name, part in evals.items()}
-        return train, evals if evals is None else self._check_room(evals, args, "eval")
+            return train, {
+                name: self._check_context_length(part, args, f"eval {name!r}") for name, part in evals.items()
+            }
+        return train, evals if evals is None else self._check_context_length(evals, args, "eval")
 
-    def _check_room(self, dataset: AnyDataset, args: Any, name: str, *, samples: bool = False) -> AnyDataset:
+    def _check_context_length(self, dataset: AnyDataset, args: Any, name: str, *, samples: bool = False) -> AnyDataset:
         """
         The same for one tokenised data set; a stream's rows are looked at when they come.
 
@@ -310,7 +312,7 @@ class ExtTrainer(BaseTrainer):
     def _evaluate_one(self, dataset: Any, ignore_keys: list[str] | None, prefix: str) -> dict[str, float]:
         if dataset is not None and "prompt_ids" not in column_names(dataset):
             dataset = self._prepare_dataset(dataset, self.args, "eval")
-            dataset = self._check_room(dataset, self.args, "eval")
+            dataset = self._check_context_length(dataset, self.args, "eval")
         self._eval_prefix, self._eval_batches = prefix, 0
         if dataset is not None:
             self._before_evaluation(dataset)

@@ -248,8 +248,8 @@ def test_recorded_decisions(first: int, feature: str) -> None:
 def test_a_position_with_one_candidate_asks_nothing() -> None:
     model, process = make_model(V), DecisionProcess(top_k=6, top_p=1e-6)
     found = complete(
-        BackboneAndHead(model), make_proxy(model, process), process, PROMPTS, seeds=range(4), max_new_tokens=5, eos=[EOS],
-        record=True,
+        BackboneAndHead(model), make_proxy(model, process), process, PROMPTS, seeds=range(4), max_new_tokens=5,
+        eos=[EOS], record=True,
     )  # fmt: skip
     assert not found.examined.any()
     assert not found.asked.any()
@@ -278,9 +278,13 @@ def test_models_that_cannot_share_a_cache(attention: str, monkeypatch: pytest.Mo
     model, process = make_model(V, attn_implementation=attention), DecisionProcess(top_k=4)
     proxy = make_proxy(model, process)
     seeds = range(4)
-    expected = complete(BackboneAndHead(model), proxy, process, PROMPTS, seeds=seeds, max_new_tokens=5, first_candidates=2)
+    expected = complete(
+        BackboneAndHead(model), proxy, process, PROMPTS, seeds=seeds, max_new_tokens=5, first_candidates=2
+    )
     monkeypatch.setattr("trl_ext.decoding.token_tree.shared_support", lambda *_: (set(), "for the test"))
-    found = complete(BackboneAndHead(model), proxy, process, PROMPTS, seeds=seeds, max_new_tokens=5, first_candidates=2)
+    found = complete(
+        BackboneAndHead(model), proxy, process, PROMPTS, seeds=seeds, max_new_tokens=5, first_candidates=2
+    )
     assert found.ids == expected.ids
 
 

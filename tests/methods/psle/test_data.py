@@ -10,7 +10,13 @@ from datasets import Dataset
 
 from trl_ext.data.schema import DataError
 from trl_ext.methods.psle.config import PLEConfig, PSLEConfig
-from trl_ext.methods.psle.data import check_room, load_principles, prepare_answers, prepare_prompts, with_principle
+from trl_ext.methods.psle.data import (
+    check_context_length,
+    load_principles,
+    prepare_answers,
+    prepare_prompts,
+    with_principle,
+)
 
 
 TEMPLATE = "{principle}\n{prompt}"
@@ -134,10 +140,10 @@ def test_no_principle(tmp_path):
 
 def test_a_principle_that_exceeds_the_context_is_named():
     rows = Dataset.from_list([{"row_index": 7, "prompt_ids": [1] * 5, "guided_ids": [[1] * 9, [1] * 20]}])
-    check_room(rows, 30, 10)
-    check_room(rows, 0, 1000)
+    check_context_length(rows, 30, 10)
+    check_context_length(rows, 0, 1000)
     with pytest.raises(DataError, match=r"Row 7.*20 tokens \(5 without\).*context of 29"):
-        check_room(rows, 29, 10)
+        check_context_length(rows, 29, 10)
 
 
 @pytest.mark.parametrize("form", ["prompt", "messages", "text"])
@@ -204,5 +210,5 @@ def test_a_plain_prompt_without_room_is_an_error_in_streams_too(streamed: bool) 
     rows = Dataset.from_list([{"row_index": 3, "prompt_ids": [0] * 300, "guided_ids": [[0]]}])
     dataset = rows.to_iterable_dataset() if streamed else rows
     with pytest.raises(DataError, match=r"Row 3, column 'prompt': it comes to 308 .* room for 256"):
-        list(check_room(dataset, 256, 8))
-    assert len(list(check_room(dataset, 308, 8))) == 1
+        list(check_context_length(dataset, 256, 8))
+    assert len(list(check_context_length(dataset, 308, 8))) == 1

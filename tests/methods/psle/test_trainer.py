@@ -14,7 +14,7 @@ from datasets import Dataset
 from oracles.psle import oracle
 from peft import LoraConfig
 from transformers import TrainerCallback
-from vllm_stand_in import use_stand_in
+from vllm_mock import mock_vllm
 
 from trl_ext import PSLEConfig, PSLETrainer
 from trl_ext.data.schema import DataError
@@ -521,9 +521,9 @@ def test_vllm_is_asked_for_politely(tmp_path: Path, tiny_model_dir: str) -> None
         )
 
 
-def test_vllm_path_with_a_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_path_with_a_mock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What TRL's class asks of vLLM, and what we make of its answers; vLLM itself: tests/generation/test_vllm.py."""
-    calls = use_stand_in(monkeypatch)
+    calls = mock_vllm(monkeypatch)
     run = trainer(tmp_path, args={"use_vllm": True, "top_k": 7})
     run.train()
     assert calls[0]["gpu_memory_utilization"] == 0.3

@@ -56,7 +56,7 @@ def tokens(policy: Any, value: Any, beta: Any, *, static: bool, prompts: Any = P
 @pytest.mark.parametrize("heads", [("reward",), HEADS], ids=["one head", "two heads"])
 @pytest.mark.parametrize("form", [*FORMS, "adapter"])
 def test_tokens_are_those_of_the_ordinary_loop(policy: Any, form: str, heads: tuple[str, ...]) -> None:
-    """SharedPrefixRows of other lengths, a weight for each row and head, and all of the vocabulary as candidates."""
+    """Rows of other lengths, a weight for each row and head, and all of the vocabulary as candidates."""
     value = value_model(form, policy, heads)
     unguided = tokens(policy, value, dict.fromkeys(heads, 0.0), static=False)
     per_row = [{head: (-1) ** i * (i + j) / 2 for j, head in enumerate(heads, 1)} for i in range(len(PROMPTS))]

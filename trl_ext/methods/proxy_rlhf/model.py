@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
-from trl_ext.models.load import base_of, resolve_model_path, loading_error
+from trl_ext.models.load import base_of, loading_error, resolve_model_path
 from trl_ext.upstream import get_config_model_id
 from trl_ext.validation import check_at_least, check_value
 

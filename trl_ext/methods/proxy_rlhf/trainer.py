@@ -81,7 +81,7 @@ class ProxyRLHFTrainer(ExtTrainer):
         args ([`ProxyRLHFConfig`], *optional*):
             Configuration.
         train_dataset ([`~datasets.Dataset`]):
-            SharedPrefixRows with a `prompt`, plain text or messages. Other columns are given to the reward functions.
+            Rows with a `prompt`, plain text or messages. Other columns are given to the reward functions.
         eval_dataset ([`~datasets.Dataset`] or a `dict` of them, *optional*):
             The same; answered and scored in evaluation.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):

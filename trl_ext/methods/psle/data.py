@@ -211,7 +211,7 @@ def _guided_ids(
     return ids
 
 
-def check_room(dataset: AnyDataset, context: int, max_completion_length: int, hint: str = "") -> AnyDataset:
+def check_context_length(dataset: AnyDataset, context: int, max_completion_length: int, hint: str = "") -> AnyDataset:
     """
     A data set of which a prompt that leaves no room for an answer, by itself or with its principle, is an error.
 

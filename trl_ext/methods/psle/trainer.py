@@ -26,7 +26,7 @@ from transformers.utils import logging
 from trl_ext.data.load import load_dataset
 from trl_ext.data.schema import AnyDataset, column_names
 from trl_ext.logprobs.logprobs import LogProbs, TokenLogps
-from trl_ext.models.load import context_of
+from trl_ext.models.load import context_length
 from trl_ext.rewards.functions import RewardFunc
 from trl_ext.training.checkpoints import last_checkpoint
 from trl_ext.training.engine import Engine
@@ -40,7 +40,7 @@ from trl_ext.upstream import get_config_model_id, global_then_local_main_first
 from .config import PSLEConfig
 from .data import (
     DataCollatorForPrompts,
-    check_room,
+    check_context_length,
     load_principles,
     pairs,
     prepare_answers,
@@ -175,7 +175,7 @@ class PSLETrainer(ExtTrainer):
         model = load_policy(model, args, quantization_config, peft_config)
         model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
         model.generation_config.pad_token_id = self._tokenizer.pad_token_id
-        train_dataset, eval_dataset = self._check_context(train_dataset, eval_dataset, args, context_of(model))
+        train_dataset, eval_dataset = self._check_context(train_dataset, eval_dataset, args, context_length(model))
         self.reference = Reference(model, ref_model, args, quantization_config) if args.beta else None
         if ref_model is not None and not args.beta:
             logger.warning("`ref_model` is not used: PSLE needs none without a KL term (`beta`).")
@@ -230,14 +230,16 @@ class PSLETrainer(ExtTrainer):
     def _check_context(self, train: AnyDataset, evals: Any, args: PSLEConfig, context: int) -> tuple[AnyDataset, Any]:
         checked = super()._check_context(train, evals, args, context)
         if self._sft_dataset is not None:
-            super()._check_room(self._sft_dataset, args, "SFT")
+            super()._check_context_length(self._sft_dataset, args, "SFT")
         return checked
 
-    def _check_room(self, dataset: AnyDataset, args: PSLEConfig, name: str, *, samples: bool = True) -> AnyDataset:
+    def _check_context_length(
+        self, dataset: AnyDataset, args: PSLEConfig, name: str, *, samples: bool = True
+    ) -> AnyDataset:
         context = self._context_of_draws(args)
         hint = "" if context == self._context else " Or raise `vllm_max_model_length`, which is what limits it."
-        dataset = check_room(dataset, context, args.max_completion_length, hint)
-        return super()._check_room(dataset, args, name, samples=samples)  # prompts without a principle
+        dataset = check_context_length(dataset, context, args.max_completion_length, hint)
+        return super()._check_context_length(dataset, args, name, samples=samples)  # prompts without a principle
 
     def _prepare_sft_dataset(self, dataset: Dataset | None, args: PSLEConfig) -> Dataset | None:
         if not (args.sft_epochs or args.sft_mix):

@@ -23,7 +23,7 @@ from transformers.utils import logging
 from trl_ext.data.schema import AnyDataset, DataError, column_names
 from trl_ext.data.tokenization import prepare_dataset
 from trl_ext.logprobs.logprobs import LogProbs, TokenLogps
-from trl_ext.models.load import context_of
+from trl_ext.models.load import context_length
 from trl_ext.rewards.functions import RewardFunc
 from trl_ext.training.engine import Engine
 from trl_ext.training.model_loading import load_policy
@@ -165,7 +165,7 @@ class RRHFTrainer(ExtTrainer):
         self._check_evaluation(eval_dataset, reward_funcs)
 
         model = load_policy(model, args, quantization_config, peft_config)
-        train_dataset, eval_dataset = self._check_context(train_dataset, eval_dataset, args, context_of(model))
+        train_dataset, eval_dataset = self._check_context(train_dataset, eval_dataset, args, context_length(model))
         model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
         model.generation_config.pad_token_id = self._tokenizer.pad_token_id
         self.reference = self._load_reference(model, ref_model, args, quantization_config)

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trl_ext.data.schema import as_answer, extra_columns
+from trl_ext.data.schema import as_completion, extra_columns
 from trl_ext.generation.generate import generate
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.rewards.functions import Reward
@@ -126,7 +126,7 @@ def roll_out(
         owners += [state.row] * len(group)
         ids += [state.completion_ids + completion.ids[:room] for completion in group]
     texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-    answers = [as_answer(row, text) for row, text in zip(owners, texts, strict=True)]
+    answers = [as_completion(row, text) for row, text in zip(owners, texts, strict=True)]
     columns = {**extra_columns(owners), "trainer_state": trainer_state}
     return score(rewards, weights, [row["prompt"] for row in owners], answers, ids, columns)
 

@@ -157,7 +157,7 @@ def prepare_values(
     Check, tokenise and truncate a dataset, and add the rewards of its completions as `token_rewards`.
 
     Args:
-        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): SharedPrefixRows with scored completions, or a
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): Rows with scored completions, or a
             prompt-only dataset.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The language model's tokenizer.
         name (`str`): Name of the dataset in messages.

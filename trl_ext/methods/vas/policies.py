@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 import torch
 from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
-from trl_ext.inference.policy import Policy
 from trl_ext.inference.guided import policy_with_processors
+from trl_ext.inference.policy import Policy
 from trl_ext.models.load import default_device, is_peft_model, quantization_config_from, saved_config
 from trl_ext.models.tokenizers import load_tokenizer
 from trl_ext.upstream import get_config_model_id

@@ -74,7 +74,7 @@ class VASTrainer(ExtTrainer):
         args ([`VASConfig`], *optional*):
             Configuration. The defaults are those of the authors' code.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            SharedPrefixRows with `prompt`, `completions` and `scores` (a number per completion, or a list of numbers, one per
+            Rows with `prompt`, `completions` and `scores` (a number per completion, or a list of numbers, one per
             token), and `rewards` for several heads, as `trl-ext sample` writes them from the frozen model; or, with
             `reward_funcs`, a prompt-only dataset. Plain text or messages.
         eval_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or a `dict` of them, *optional*):

@@ -205,7 +205,9 @@ def _walk(
     return walk
 
 
-def _run_static(walk: Any, run: Callable[[Any], ProxyCompletions], llm: BackboneAndHead, wanted: str) -> ProxyCompletions:
+def _run_static(
+    walk: Any, run: Callable[[Any], ProxyCompletions], llm: BackboneAndHead, wanted: str
+) -> ProxyCompletions:
     """In a room for whole texts; where there is no memory for that, from the start with a cache that grows."""
     loops = cached_loops(base_of(llm.model))
     try:

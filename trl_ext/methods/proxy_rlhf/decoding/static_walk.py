@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from trl_ext.decoding.cuda_graph import Replay, cached_loops
-from trl_ext.decoding.static_loop import COLUMN_MULTIPLE, CHECK_EVERY, graph_key, weights_key
+from trl_ext.decoding.static_loop import CHECK_EVERY, COLUMN_MULTIPLE, graph_key, weights_key
 from trl_ext.decoding.static_support import static_unsupported_reason
 from trl_ext.decoding.static_tree import StaticTree
 from trl_ext.models.backbone_and_head import BackboneAndHead
@@ -192,7 +192,14 @@ class StaticWalk:
 
 
 def static_walk(
-    llm: BackboneAndHead, proxy: Any, process: DecisionProcess, rows: int, longest: int, *, greedy: bool, ends: list[int]
+    llm: BackboneAndHead,
+    proxy: Any,
+    process: DecisionProcess,
+    rows: int,
+    longest: int,
+    *,
+    greedy: bool,
+    ends: list[int],
 ) -> StaticWalk:
     """
     A walk in a room for texts of `longest` tokens, prompts included: the one that was used last, if it fits.

@@ -27,7 +27,7 @@ from .candidates import Proposals, choose, penalized_logits, propose
 from .per_row_rng import PerRowRNG
 
 
-# SharedPrefixRows times candidates in one forward above which it takes noticeably longer than one of a token each (measured on a
+# Rows times candidates in one forward above which it takes noticeably longer than one of a token each (measured on a
 # GPU with 8B shapes); on a CPU every token counts.
 WIDE_FORWARD = {"cpu": 16}
 WIDE_FORWARD_ELSEWHERE = 100

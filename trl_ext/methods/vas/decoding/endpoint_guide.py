@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from trl_ext.data.completion import Completion
 from trl_ext.data.tokenization import encode_prompt
 from trl_ext.endpoint.client import Endpoint
-from trl_ext.endpoint.next_tokens import NextTokens, draw_blocks, draw_option, request_fields
+from trl_ext.endpoint.next_tokens import NextTokens, request_fields, sample_blocks, sample_option
 from trl_ext.endpoint.protocol import Answer, Prompt
 from trl_ext.endpoint.tokens import Option, ServedText
 from trl_ext.generation_settings import GenerationSettings
@@ -174,7 +174,7 @@ class EndpointGuide:
             logps_k = torch.tensor([option.logprob for option in options])
             with self._lock:
                 guided_k = _guided(processor, text.ids, options, logps_k, len(self.tokenizer))
-            chosen = draw_option(guided_k, settings, rng)
+            chosen = sample_option(guided_k, settings, rng)
             new_k = guided_k.log_softmax(0)
             kl += float((new_k.exp() * (new_k - logps_k)).sum())
             tails.append(max(0.0, 1.0 - float(logps_k.exp().sum())))
@@ -195,7 +195,7 @@ class EndpointGuide:
         kl, written, ended = 0.0, 0, False
         while not ended and written < settings.max_completion_length:
             length = min(self.block_length, settings.max_completion_length - written)
-            blocks = draw_blocks(self.endpoint, text, self.num_blocks, length, **request_fields(settings))
+            blocks = sample_blocks(self.endpoint, text, self.num_blocks, length, **request_fields(settings))
             with self._lock:
                 logits_n = self._values(processor, text, blocks)
             weights = logits_n.softmax(0).tolist()

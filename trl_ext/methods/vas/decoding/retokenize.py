@@ -10,7 +10,8 @@ N sequences, S columns of them so far, k candidates for the next token, D hidden
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from trl_ext.decoding.tree_backends import ReplayForm
+from trl_ext.data.tokenization import left_padded
+from trl_ext.decoding.tree_backends import RecomputeBackend
 from trl_ext.generation_settings import pad_token_id
 from trl_ext.models.modes import evaluation_mode
 
@@ -71,7 +72,7 @@ class TextReader:
 
     def __init__(self, backbone: torch.nn.Module, retokenizer: Retokenizer) -> None:
         self.backbone, self.retokenizer = backbone, retokenizer
-        self.form = ReplayForm(backbone, {})
+        self.form = RecomputeBackend(backbone, {})
         self.calls = self.tokens = 0
 
     @torch.no_grad()
@@ -83,10 +84,8 @@ class TextReader:
             `ValueError`: A sequence has no text.
         """
         rows = self.retokenizer.rows(ids_NS, mask_NS, candidates_Nk)
-        width, pad = max(map(len, rows)), pad_token_id(self.retokenizer.other)
         device = next(self.backbone.parameters()).device
-        ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
-        mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows], device=device)
+        ids, mask = left_padded(rows, pad_token_id(self.retokenizer.other), device)
         self.calls += 1
         self.tokens += ids.numel()
         with evaluation_mode(self.backbone):

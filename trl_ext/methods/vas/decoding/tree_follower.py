@@ -21,7 +21,7 @@ class Follower:
 
     It compares the sequences with those of the previous call, and reuses the KV cache where it can. If the new token
     was a candidate, its cache entry is kept; another token is read in the same forward pass as the next candidates.
-    SharedPrefixRows that a beam search reordered or dropped are reordered or dropped in the cache, and if sequences became
+    Rows that a beam search reordered or dropped are reordered or dropped in the cache, and if sequences became
     shorter, the cache is cropped. All other sequences are read again from the start, equal ones once.
 
     Args:

@@ -56,7 +56,7 @@ class LastHiddenStates:
 
         Args:
             ids_NS (`torch.Tensor` of shape `(N, S)`): Sequences that the last forward pass has read; it may have read
-                further tokens after them. SharedPrefixRows may be repeated, if it read each of them once.
+                further tokens after them. Rows may be repeated, if it read each of them once.
 
         Returns:
             `torch.Tensor` of shape `(N, D)`.

@@ -1,0 +1,305 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+What every suite shares: alternating rounds, the environment, and result files (peak memory: memory.py).
+
+A suite compares variants of one piece of work. They run in one process and take turns, one step each, in an order that
+rotates: whatever slows the machine down for a while slows all of them, so that ratios hold where seconds do not.
+"""
+
+import importlib.metadata
+import itertools
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .measured_code import reached, stamp
+
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+SCHEMA = 1
+PACKAGES = ("trl-ext", "torch", "trl", "transformers", "accelerate", "peft", "bitsandbytes")
+CLOCKS = ("wall", "cpu")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """
+    One way to do the work.
+
+    Args:
+        name (`str`): Its name in results.
+        prepare (`Callable[[], None]`): What comes before a step and is not timed.
+        step (`Callable[[int], float]`): One step on the batch of this number; returns the loss.
+    """
+
+    name: str
+    prepare: Callable[[], None]
+    step: Callable[[int], float]
+
+
+def alternate(
+    variants: Sequence[Variant], *, rounds: int, batches: int, device: torch.device
+) -> dict[str, dict[str, list[float]]]:
+    """
+    Time `rounds` steps of each variant, in turns; round i is about batch i modulo `batches` for all of them.
+
+    Returns:
+        `dict`: For each variant the seconds of its steps under `"wall"` and `"cpu"` (CPU seconds of the process, all
+        threads), after one step on each batch that is not timed.
+    """
+    seconds: dict[str, dict[str, list[float]]] = {v.name: {clock: [] for clock in CLOCKS} for v in variants}
+    for i in range(batches + rounds):
+        turn = i % len(variants)
+        for variant in [*variants[turn:], *variants[:turn]]:
+            variant.prepare()
+            synchronize(device)
+            wall, cpu = time.perf_counter(), time.process_time()
+            variant.step(i % batches)
+            synchronize(device)
+            if i >= batches:
+                seconds[variant.name]["wall"].append(time.perf_counter() - wall)
+                seconds[variant.name]["cpu"].append(time.process_time() - cpu)
+    return seconds
+
+
+def clock_of(device: torch.device) -> str:
+    """
+    The clock that ratios are of: CPU time of the process where one thread does the work, else wall time.
+
+    CPU time leaves out the time that other processes held the core. With more threads it would count their waiting.
+    """
+    return "cpu" if device.type == "cpu" and torch.get_num_threads() == 1 else "wall"
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+# -------------------------------------------------------------------------------------------------------- statistics
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, smallest and largest, to four digits."""
+    return {name: _round(f(values)) for name, f in (("median", statistics.median), ("min", min), ("max", max))}
+
+
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
+    """How many times `fast` is faster: the ratio of the medians, and the smallest and largest ratio in a round."""
+    rounds = [a / b for a, b in zip(slow, fast, strict=True)]
+    return {
+        "of_medians": _round(statistics.median(slow) / statistics.median(fast)),
+        "min": _round(min(rounds)),
+        "max": _round(max(rounds)),
+    }
+
+
+def spreads(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """The spread of a variant's seconds on each clock."""
+    return {clock: spread(values) for clock, values in seconds.items()}
+
+
+def pair_ratios(
+    seconds: dict[str, dict[str, list[float]]], order: Sequence[str], clock: str
+) -> dict[str, dict[str, float]]:
+    """How many times faster each variant is than each that comes before it in `order`, as `"earlier / later"`."""
+    pairs = itertools.combinations(order, 2)
+    return {f"{a} / {b}": ratio(seconds[a][clock], seconds[b][clock]) for a, b in pairs}
+
+
+def slope(sizes: Sequence[float], values: Sequence[float]) -> float:
+    """Of the least-squares line through the logarithms."""
+    x, y = ([math.log(v) for v in values] for values in (sizes, values))
+    middle = sum(x) / len(x)
+    return sum((a - middle) * b for a, b in zip(x, y, strict=True)) / sum((a - middle) ** 2 for a in x)
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+# ------------------------------------------------------------------------------------------------------- environment
+
+
+def environment(device: torch.device, measures: Iterable[Any]) -> dict[str, Any]:
+    """
+    Versions, hardware, and what exactly was measured.
+
+    Args:
+        device (`torch.device`): Where the work ran.
+        measures (`Iterable`): Functions and classes that measure; the fingerprints of all that they run through say
+            whether a later commit changed it (see measured_code.py).
+    """
+    return {
+        "commit": _commit(),
+        "sources": stamp(reached(measures, ROOT)),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "hardware": {
+            "cpu": _cpu_model(),
+            "cores": os.cpu_count(),
+            "vector": torch.backends.cpu.get_cpu_capability(),
+            "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+            "cuda": torch.version.cuda,
+        },
+        "threads": {"torch": torch.get_num_threads(), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")},
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit, with `-dirty` where a tracked file differs from it; `None` outside a clone."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return run.stdout.strip()
+
+
+def refuse_dirty(allowed: bool) -> None:
+    """
+    Stop before hours of measuring what no commit can give again.
+
+    Raises:
+        `SystemExit`: A tracked file differs from the commit, and this was not allowed.
+    """
+    commit = _commit()
+    if not allowed and commit is not None and commit.endswith("-dirty"):
+        raise SystemExit(
+            "The tree differs from its commit: commit first, or measure it all the same with --allow_dirty."
+        )
+
+
+def _cpu_model() -> str:
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+# ----------------------------------------------------------------------------------------------------------- results
+
+
+def device_slug(device: torch.device) -> str:
+    """`"cpu"`, or the name of the GPU in lower case with dashes."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+
+
+def write_result(suite: str, device: torch.device, result: dict[str, Any], folder: Path = RESULTS) -> Path:
+    """
+    Add a result file; no file is ever overwritten (a second run of the day gets a number).
+
+    Args:
+        suite (`str`): Name of the suite.
+        device (`torch.device`): Where it ran.
+        result (`dict`): `cases`, `environment` and `settings`; see [`check_result`].
+        folder (`Path`, *optional*): Where to.
+    """
+    now = datetime.now(UTC)
+    slug = device_slug(device)
+    result = {"schema": SCHEMA, "suite": suite, "device": slug, "time": now.isoformat(timespec="seconds"), **result}
+    check_result(result)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(1, 1000):
+        file = folder / f"{now.date()}-{suite}-{slug}{'' if number == 1 else f'-{number}'}.json"
+        try:
+            with file.open("x", encoding="utf-8") as stream:
+                stream.write(json.dumps(result, indent=1) + "\n")
+        except FileExistsError:
+            continue
+        return file
+    raise FileExistsError(f"{folder} has 999 results of today; name another folder with --output.")
+
+
+def read_results(suite: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
+    """All results of a suite, oldest first."""
+    results = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
+    return sorted((r for r in results if r["suite"] == suite), key=lambda r: r["time"])
+
+
+def check_result(result: dict[str, Any]) -> None:
+    """
+    Raise a `ValueError` that names the first place where a result is not as it should be.
+
+    A result has `schema`, `suite`, `device`, `time`, `settings`, `environment` (commit, sources, versions, hardware,
+    threads) and `cases`. Where variants take turns, a case has, in this order, `ratios` (name -> `of_medians`, `min`,
+    `max`), `name`, `settings` and `variants` (name -> `seconds` by clock as `median`, `min`, `max`; `memory`), and the
+    settings have the seed. Where outcomes are measured, a case has `name`, `seed`, `settings`, `metrics` and `cost`,
+    and the settings have the seeds.
+    """
+    _require(result, "result", ("schema", "suite", "device", "time", "settings", "environment", "cases"))
+    if result["schema"] != SCHEMA:
+        raise ValueError(f"result: schema {result['schema']!r} is not {SCHEMA}.")
+    _require(result["environment"], "environment", ("commit", "sources", "versions", "hardware", "threads"))
+    if not result["cases"]:
+        raise ValueError("cases: there are none.")
+    outcomes = "seeds" in result["settings"]
+    if not outcomes:
+        _require(result["settings"], "settings", ("seed", "rounds", "clock"))
+    for i, case in enumerate(result["cases"]):
+        place = f"cases[{i}]"
+        if outcomes:
+            _require(case, place, ("name", "seed", "settings", "metrics", "cost"))
+            continue
+        _require(case, place, ("ratios", "name", "settings", "variants"))
+        for name, value in case["ratios"].items():
+            _require_spread(value, f"{place}.ratios.{name}", ("of_medians", "min", "max"))
+        for name, variant in case["variants"].items():
+            _require(variant, f"{place}.variants.{name}", ("seconds", "memory"))
+            _require(variant["seconds"], f"{place}.variants.{name}.seconds", CLOCKS)
+            for clock in CLOCKS:
+                value = variant["seconds"][clock]
+                _require_spread(value, f"{place}.variants.{name}.seconds.{clock}", ("median", "min", "max"))
+
+
+def _require(value: Any, place: str, keys: Sequence[str]) -> None:
+    if not isinstance(value, dict):
+        raise ValueError(f"{place}: a dict is needed, got {type(value).__name__}.")
+    missing = [key for key in keys if key not in value]
+    if missing:
+        raise ValueError(f"{place}: {', '.join(missing)} missing.")
+
+
+def _require_spread(value: Any, place: str, keys: Sequence[str]) -> None:
+    _require(value, place, keys)
+    middle, low, high = (value[key] for key in keys)
+    # The ratio of two medians may lie a little outside the ratios of the rounds; a median lies among its values.
+    if not (0 < low <= high and middle > 0 and (keys[0] != "median" or low <= middle <= high)):
+        raise ValueError(f"{place}: {value} is not a spread.")
+
+
+def origin(result: dict[str, Any]) -> str:
+    """The commit that a result measured and the digest of its code; true of every later commit too."""
+    commit, sources = result["environment"]["commit"], result["environment"]["sources"]
+    if "definitions" not in sources:
+        return f"commit {commit}, whose code is not in the history"
+    same = f", as committed in {sources['commit']}" if "commit" in sources else ""
+    return f"commit {commit}{same}, code {sources['digest']}"
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table; the first row is its head."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return [lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]]

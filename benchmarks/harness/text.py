@@ -1,0 +1,31 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Text of a given number of tokens, for suites that hand trainers text: the quickstart's prompts in pieces."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .measure import ROOT
+
+
+PROMPTS = ROOT / "recipes" / "quickstart" / "prompts_train.jsonl"
+PRINCIPLE = "The following is a positive movie review.\n"
+
+
+def read_rows(path: str, limit: int = 0) -> list[dict[str, Any]]:
+    """The rows of a .jsonl file, or the first `limit` of them."""
+    # Not `splitlines`, for which a line also ends at separators that may stand in a string.
+    rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").split("\n") if line.strip()]
+    return rows[:limit] if limit else rows
+
+
+def pieces(tokenizer: Any, tokens: int) -> Iterator[str]:
+    """The training prompts, one after the other, in pieces that have `tokens` tokens each when split by themselves."""
+    ids = [i for row in read_rows(str(PROMPTS)) for i in tokenizer(" " + row["prompt"])["input_ids"]]
+    for start in range(0, len(ids) - tokens + 1, tokens):
+        text = tokenizer.decode(ids[start : start + tokens])
+        if len(tokenizer(text)["input_ids"]) == tokens:
+            yield text

@@ -1,0 +1,405 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Peak memory of each method on one card: an 8B in 4 bits, and the settings that lower it.
+
+    python -m benchmarks.run card_memory [--devices cuda] [--cases TEXT ...] [--output FOLDER]
+
+Weights are random (nf4 with double quantisation; LoRA of rank 16 on all linear layers where the model is trained).
+"""
+
+import argparse
+import gc
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, disable_progress_bars
+
+from trl_ext.generation.generate import generate
+from trl_ext.generation_settings import GenerationSettings
+from trl_ext.logprobs.logprobs import LogProbs
+from trl_ext.logprobs.shared_prefix import Layout
+from trl_ext.methods.proxy_rlhf.decision_process import DecisionProcess
+from trl_ext.methods.proxy_rlhf.decoding.batch import complete
+from trl_ext.methods.proxy_rlhf.model import ProxyModel
+from trl_ext.methods.psle.losses import weighted_sft_loss
+from trl_ext.methods.vas.config import VASConfig
+from trl_ext.methods.vas.decoding.logits_processor import ValueAugmentedLogitsProcessor
+from trl_ext.methods.vas.trainer import VASTrainer
+from trl_ext.methods.vas.value_model.model import ValueModel
+from trl_ext.models.adapters import wrap_with_peft
+from trl_ext.models.backbone_and_head import BackboneAndHead
+from trl_ext.models.load import base_of
+
+from ..harness.measure import RESULTS, environment, origin, refuse_dirty, synchronize, table, write_result
+from ..harness.models import LORA_TARGETS, SHAPES, build
+from ..harness.suite import NOT_MEASURED
+from ..harness.trainers import make_tokenizer, trainer_args
+from ..speed.rrhf_cases import Case as Sizes
+from ..speed.rrhf_cases import make_batch
+from ..speed.rrhf_workload import PAD, rrhf_loss
+
+
+GIB = 2**30
+CARD = 15.0  # GiB that 16 GiB leave beside the CUDA context and a screen
+TARGETS = {"RRHF step, 1 prompt × 6": 7.5}
+
+
+@dataclass(frozen=True)
+class Case:
+    """
+    Something that a method does, at one size.
+
+    Args:
+        method (`str`): Its method, in tables.
+        what (`str`): What it does.
+        kind (`str`): Function of [`Card`].
+        batch (`int`): Prompts at once.
+        switches (`dict`, *optional*): Settings that differ from the default.
+    """
+
+    method: str
+    what: str
+    kind: str
+    batch: int
+    switches: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        changed = ", ".join(f"{name} {value}" for name, value in self.switches.items())
+        return f"{self.method} {self.what}" + (f" ({changed})" if changed else "")
+
+    @property
+    def setting(self) -> str:
+        """The switches as tables tell them."""
+        return ", ".join(f"{name}: {str(value).lower()}" for name, value in self.switches.items()) or "default"
+
+
+def cases() -> list[Case]:
+    """In the order in which the model is built up: frozen, then with an adapter."""
+    found = [
+        *(Case("VAS", f"guided sampling, {n} rows, k = 20, 1B value", "guide", n) for n in (1, 8, 16)),
+        Case("VAS", "training the 1B value with LoRA, 4 prompts × 6", "value", 4),
+        Case("VAS", "training the 1B value with LoRA, 4 prompts × 6", "value", 4, {"gradient_checkpointing": False}),
+        Case("VAS", "training the 1B value with LoRA, 4 prompts × 6", "value", 4, {"shared_prefix": "never"}),
+        *(Case("Proxy-RLHF", f"round of {n} rows, k = 20, and its update", "decide", n) for n in (1, 8, 32)),
+        Case("Proxy-RLHF", "round of 32 rows, k = 20, and its update", "decide", 32, {"offload_decisions": True}),
+        Case("Proxy-RLHF", "round of 32 rows, k = 20, and its update", "decide", 32, {"first_candidates": 20}),
+        *(Case("PSLE", f"sampling for {n} prompts × 2", "sample", n) for n in (4, 16)),
+        *(Case("PSLE", f"step, {n} prompts × 2", "imitate", n) for n in (1, 4, 8)),
+        *(Case("RRHF", f"step, {n} prompt{'s' * (n > 1)} × 6", "rank", n) for n in (1, 4)),
+    ]
+    for switches in ({"shared_prefix": "never"}, {"gradient_checkpointing": False}, {"shared_prefix": "dense"}):
+        found.append(Case("RRHF", "step, 4 prompts × 6", "rank", 4, switches))
+    return found
+
+
+class Card:
+    """
+    The models, and what is done with them.
+
+    Args:
+        policy, value (`str`): Two of [`~benchmarks.harness.models.SHAPES`].
+        device (`torch.device`): The card.
+        prompt, new (`int`): Tokens of a prompt, and of a completion.
+        dtype (`torch.dtype`): Of what is not in 4 bits.
+    """
+
+    def __init__(
+        self,
+        policy: str,
+        value: str,
+        device: torch.device,
+        *,
+        prompt: int = 256,
+        new: int = 128,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        self.names, self.device, self.prompt, self.new, self.dtype = (policy, value), device, prompt, new, dtype
+        self.model = build(policy, device=device, dtype=dtype, four_bit=True).eval()
+        self.vocabulary = SHAPES[policy].vocab_size
+        self.model.generation_config.eos_token_id = None
+        self.tokenizer = make_tokenizer(self.vocabulary - 1)
+        self.trained: Any = None
+        self._folder = tempfile.TemporaryDirectory()
+        disable_progress_bars()
+
+    def prompts(self, count: int, length: int = 0) -> list[list[int]]:
+        """Random ids."""
+        generator = torch.Generator().manual_seed(0)
+        shape = (count, length or self.prompt)
+        return torch.randint(5, self.vocabulary - 1, shape, generator=generator).tolist()
+
+    def sizes(self, completions: int, prompts: int) -> Any:
+        """A batch of scored completions between half and one and a half times as long as a completion is."""
+        lengths = (self.new // 2, self.new + self.new // 2)
+        model = self.names[0]
+        return make_batch(Sizes(model, self.device.type, completions, prompts, (self.prompt,) * 2, lengths), 0)
+
+    # ----------------------------------------------------------------------------------------------- frozen model
+
+    def guide(self, batch: int) -> Callable[[], Any]:
+        """The last 16 of a completion's tokens, after all that come before them."""
+        value = ValueModel.from_backbone(build(self.names[1], device=self.device, dtype=self.dtype)).eval()
+        value.head.weight.data.normal_()
+        ids = torch.tensor(self.prompts(batch, self.prompt + self.new - 16), device=self.device)
+
+        def step() -> None:
+            processor = ValueAugmentedLogitsProcessor(value, 3.0, min(20, self.vocabulary))
+            mask = torch.ones_like(ids)
+            self.model.generate(
+                ids, attention_mask=mask, max_new_tokens=16, do_sample=True, logits_processor=[processor]
+            )
+
+        return step
+
+    def value(self, batch: int, *, gradient_checkpointing: bool = True, **switches: Any) -> Callable[[], Any]:
+        """A training step of a value model with an adapter, AdamW included."""
+        settings = {"num_epochs_per_batch": 1, "bf16": self.dtype == torch.bfloat16, **switches}
+        settings["gradient_checkpointing"] = gradient_checkpointing
+        trainer = VASTrainer(
+            "a policy that is never loaded",
+            args=trainer_args(VASConfig, self._folder.name, self.device, **settings),
+            train_dataset=Dataset.from_dict({"prompt": ["a"], "completions": [[" b"]], "scores": [[1.0]]}),
+            processing_class=self.tokenizer,
+            value_model=build(self.names[1], device=self.device, dtype=self.dtype),
+            peft_config=_lora(),
+        )
+        trainer.current_gradient_accumulation_steps = 1  # train() would set it, and begin what follows
+        if gradient_checkpointing:
+            trainer.model.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
+        trainer.create_optimizer()
+        sized = self.sizes(6, batch)
+        rows = [
+            {"row_index": b, "prompt_ids": p, "completion_ids": group, "token_rewards": [[[1.0]]] * len(group)}
+            for b, (p, group) in enumerate(zip(sized.prompts, sized.completions, strict=True))
+        ]
+
+        def step() -> None:
+            trainer.training_step(trainer.model, trainer.data_collator(rows))
+            trainer.optimizer.step()
+            trainer.model.zero_grad()
+
+        return step
+
+    def decide(self, batch: int, *, offload_decisions: bool = False, first_candidates: int = 0) -> Callable[[], Any]:
+        """The last 16 tokens of each row, their decisions, and an update on as many as a whole round would have."""
+        llm = BackboneAndHead(self.model)
+        proxy = ProxyModel.for_model(self.model, DecisionProcess(), initial_accept_rate=0.5)
+        optimizer = torch.optim.AdamW(proxy.parameters(), lr=0.0)
+        prompts = self.prompts(batch, self.prompt + self.new - 16)
+
+        def step() -> None:
+            answers = complete(
+                llm, proxy, DecisionProcess(), prompts, seeds=list(range(batch)), max_new_tokens=16, batch_size=batch,
+                record=True, first_candidates=first_candidates, store="cpu" if offload_decisions else None,
+            )  # fmt: skip
+            assert answers.decisions is not None
+            features = answers.decisions.features
+            round_ = features.repeat(self.new // 16, 1)  # what a round keeps
+            minibatch = round_[: len(round_) // 4].to(self.device)
+            output = proxy.train()(minibatch)
+            (output.logits.square().mean() + output.values.square().mean()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            proxy.eval()
+
+        return step
+
+    # ------------------------------------------------------------------------------------------ with an adapter
+
+    def adapted(self, gradient_checkpointing: bool = True) -> Any:
+        """The model with an adapter in bfloat16, made once."""
+        if self.trained is None:
+            self.trained = wrap_with_peft(self.model, _lora())
+            for parameter in self.trained.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.to(self.dtype)
+            self.trained.enable_input_require_grads()
+            trained = [p for p in self.trained.parameters() if p.requires_grad]
+            self.optimizer = torch.optim.AdamW(trained, lr=0.0)
+            self.log_probs = LogProbs(self.trained, PAD, shared_prefix="auto")
+            self.layout = self.log_probs.layout
+        if gradient_checkpointing:
+            self.trained.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        else:
+            self.trained.gradient_checkpointing_disable()
+        return self.trained.train()
+
+    def sample(self, batch: int) -> Callable[[], Any]:
+        """Plain and guided answers: twice as many prompts."""
+        model = self.adapted().eval()
+        prompts = self.prompts(2 * batch, self.prompt + self.new - 16)
+        settings = GenerationSettings(num_generations=1, max_completion_length=16)
+        return lambda: generate(model, self.tokenizer, prompts, settings, batch_size=len(prompts))
+
+    def imitate(self, batch: int) -> Callable[[], Any]:
+        """A step of weighted SFT on two answers to a prompt; ranking reads the same log-probabilities."""
+        return self._step(self.sizes(2, batch), {}, lambda tokens, sized: _imitation(tokens))
+
+    def rank(self, batch: int, **switches: Any) -> Callable[[], Any]:
+        """A step of RRHF on six completions of a prompt."""
+        return self._step(self.sizes(6, batch), switches, lambda tokens, sized: rrhf_loss(tokens.sums(), sized))
+
+    def _step(self, sized: Any, switches: dict[str, Any], loss: Callable[[Any, Any], torch.Tensor]) -> Any:
+        model = self.adapted(switches.get("gradient_checkpointing", True))
+        log_probs, shared = self.log_probs, switches.get("shared_prefix", "auto")
+        plain = shared in ("never", "dense")
+        log_probs.layout = Layout("dense", "compared") if shared == "dense" else self.layout
+        log_probs.shared_prefix = "always" if shared == "dense" else shared
+        base_of(model).set_attn_implementation("sdpa" if plain else log_probs.attention)
+
+        def step() -> None:
+            loss(log_probs(model, sized.prompts, sized.completions), sized).backward()
+            self.optimizer.step()
+            model.zero_grad()
+
+        return step
+
+
+def _imitation(tokens: Any) -> torch.Tensor:
+    means = tokens.sums() / tokens.lengths().to(tokens.sums().device)
+    plain, guided = means[0::2], means[1::2]
+    return weighted_sft_loss(plain, guided, torch.full_like(plain, 0.5)).mean()
+
+
+def _lora() -> Any:
+    from peft import LoraConfig
+
+    return LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=list(LORA_TARGETS), task_type="CAUSAL_LM")
+
+
+def measure(card: Card, case: Case) -> dict[str, Any]:
+    """Peaks in bytes and seconds of the second of two steps: the first makes optimizer states and chooses kernels."""
+    step = getattr(card, case.kind)(case.batch, **case.switches)
+    step()
+    synchronize(card.device)
+    gc.collect()
+    cuda = card.device.type == "cuda"
+    static = 0
+    if cuda:
+        torch.cuda.empty_cache()
+        static = torch.cuda.memory_allocated(card.device)
+        torch.cuda.reset_peak_memory_stats(card.device)
+    started = time.perf_counter()
+    step()
+    synchronize(card.device)
+    seconds = time.perf_counter() - started
+    peaks = {"allocated": 0, "reserved": 0}
+    if cuda:
+        peaks["allocated"] = torch.cuda.max_memory_allocated(card.device)
+        peaks["reserved"] = torch.cuda.max_memory_reserved(card.device)
+    return {
+        "name": case.name,
+        "seed": 0,
+        "settings": asdict(case),
+        "metrics": {"static": static, **peaks, "seconds": round(seconds, 3)},
+        "cost": {},
+    }
+
+
+def measured(card: Card, chosen: Sequence[Case]) -> Iterator[dict[str, Any]]:
+    """The cases that could be measured; the others are named with their error."""
+    for case in chosen:
+        try:
+            found = measure(card, case)
+        except Exception:  # the others' figures are worth having
+            print(case.name, file=sys.stderr)
+            traceback.print_exc()
+        else:
+            gib = {key: f"{found['metrics'][key] / GIB:.2f}" for key in ("static", "allocated", "reserved")}
+            print(f"{case.name}: {gib}, {found['metrics']['seconds']} s", file=sys.stderr, flush=True)
+            yield found
+        gc.collect()
+        if card.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and write a result file."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run card_memory", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--devices", nargs="+", choices=("cpu", "cuda"), default=["cuda"])
+    parser.add_argument("--cases", nargs="+", default=[""], help="parts of names of cases to run (default: all)")
+    parser.add_argument("--policy", default="llama-8b", choices=SHAPES)
+    parser.add_argument("--value", default="llama-1b", choices=SHAPES)
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result file")
+    parser.add_argument("--allow_dirty", action="store_true", help="measure a tree that differs from its commit")
+    for name in ("rounds", "batches", "seed"):  # of the other suites of the group; there is nothing to repeat here
+        parser.add_argument(f"--{name}", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    chosen = [case for case in cases() if any(part in case.name for part in options.cases)]
+    done = True
+    for device in map(torch.device, options.devices):
+        if device.type == "cuda" and not torch.cuda.is_available():
+            print("no GPU: the cases for one were not run")
+            continue
+        refuse_dirty(options.allow_dirty)
+        facts = environment(device, measures())
+        small: Any = {} if device.type == "cuda" else {"prompt": 32, "new": 16, "dtype": torch.float32}
+        found = list(measured(Card(options.policy, options.value, device, **small), chosen))
+        done &= len(found) == len(chosen)
+        if found:
+            settings = {"seeds": [0], "policy": options.policy, "value": options.value, "card": CARD}
+            result = {"settings": settings, "environment": facts, "cases": found}
+            print("wrote", write_result("card_memory", device, result, options.output))
+    return int(not done)
+
+
+def measures() -> set[Any]:
+    """What measures; a result keeps fingerprints of all that it runs through."""
+    return {measure, Card, Case}
+
+
+def report(results: Sequence[dict[str, Any]]) -> str:
+    """The table of README.md: of each case the newest measurement on a GPU."""
+    on_gpu = [result for result in results if result["environment"]["hardware"]["gpu"]]
+    newest = {case["name"]: (case, result) for result in on_gpu for case in result["cases"]}
+    if not newest:
+        goals = [f"{name} ≤ {value:g} GiB" for name, value in TARGETS.items()]
+        return f"Not measured yet: {len(cases())} settings. Goal: {', '.join(goals)} reserved at the peak."
+    lines = [["method", "what", "setting", "peak reserved, GiB", "peak allocated", "before the step", "s", "16 GB"]]
+    for case in sorted(cases(), key=lambda c: c.method):
+        goal = f" [≤ {TARGETS[case.name]:g}]" if case.name in TARGETS else ""
+        if case.name not in newest:
+            lines.append([case.method, case.what, case.setting, NOT_MEASURED + goal, *["-"] * 4])
+            continue
+        found = newest[case.name][0]["metrics"]
+        sizes = [f"{found[key] / GIB:.2f}" for key in ("reserved", "allocated", "static")]
+        fits = "fits" if found["reserved"] / GIB <= CARD else "does not fit"
+        lines.append(
+            [
+                case.method,
+                case.what,
+                case.setting,
+                f"**{sizes[0]}**{goal}",
+                *sizes[1:],
+                f"{found['seconds']:.2g}",
+                fits,
+            ]
+        )
+    return with_provenance(lines, newest)
+
+
+def with_provenance(lines: list[list[str]], newest: dict[str, tuple[Any, dict[str, Any]]]) -> str:
+    """A table, and a line for each result that its cases come from (name -> case, result)."""
+    told = []
+    for result in {id(result): result for _, result in newest.values()}.values():
+        facts, settings = result["environment"], result["settings"]
+        versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("torch", "transformers", "trl"))
+        told.append(
+            f"\n{result['time'][:10]}: {facts['hardware']['gpu'] or 'counted on a CPU'}; {settings['policy']} in nf4, "
+            f"value model {settings['value']}; {versions}; {origin(result)}."
+        )
+    return "\n".join([*table(lines), *told])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

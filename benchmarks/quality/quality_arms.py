@@ -1,0 +1,217 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+What the suite `quality` compares: the four methods, TRL's DPO, GRPO and PPO, best-of-n, a principle in the prompt.
+
+All trained arms get the same prompts, the same reward and the same number of sampled completions ([`Task.budget`]);
+those that train on scored samples share one file of them. Each arm has one setting, taken from runs on a larger model
+(recipes/rrhf/README.md describes its task): none was tuned on the task here.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..harness.measure import ROOT
+from ..harness.models import MODELS
+from ..harness.ppo_environment import PPO
+from ..harness.text import PRINCIPLE
+
+
+# Fields of all that train: of TRL's trainers as of ours.
+TRAINING: dict[str, Any] = {
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "gradient_checkpointing": False,
+    "bf16": True,
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """
+    Models, prompts and how much may be sampled.
+
+    Args:
+        model, reward, value (`str`): The policy, the reward (a sequence classifier), the trunk of value models.
+        train, evaluation, other (`str`): Files of prompts: to train on, to measure on, and of another kind.
+        prompts (`int`): Training prompts used.
+        passes (`int`): How often each is sampled for the budget.
+        num_generations (`int`): Completions a prompt and pass.
+        answers (`int`): Completions a prompt that are measured.
+        batch (`int`): Prompts of a step.
+    """
+
+    model: str = str(MODELS / "imdb-2m")
+    reward: str = str(MODELS / "imdb-2m-reward")
+    value: str = str(MODELS / "imdb-2m")
+    train: str = str(ROOT / "recipes" / "quickstart" / "prompts_train.jsonl")
+    evaluation: str = str(ROOT / "benchmarks" / "prompts" / "films.jsonl")
+    other: str = str(ROOT / "benchmarks" / "prompts" / "books_and_restaurants.jsonl")
+    prompts: int = 200
+    passes: int = 2
+    num_generations: int = 8
+    answers: int = 2
+    batch: int = 16
+    max_completion_length: int = 48
+    top_k: int = 50
+    learning_rate: float = 1e-4
+
+    @property
+    def rows(self) -> int:
+        """Rows to train on: every prompt once a pass."""
+        return self.prompts * self.passes
+
+    @property
+    def budget(self) -> int:
+        """Completions that a trained arm may sample."""
+        return self.rows * self.num_generations
+
+
+PRESETS = {
+    # What is in the repository, on two CPU cores.
+    "cpu": Task(),
+    # The IMDB task of recipes/rrhf/README.md, whose models and prompts are not in the repository.
+    "gpu": Task(
+        model="models/imdb-7m",
+        reward="models/imdb-7m-reward",
+        value="models/imdb-7m",
+        train="data/imdb_prompts_train.jsonl",
+        evaluation="data/imdb_prompts_eval.jsonl",
+        prompts=6000,
+        passes=1,
+        batch=64,
+        learning_rate=3e-5,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """
+    One way to get answers.
+
+    Args:
+        name (`str`): In tables.
+        series (`str`): Its line in the picture.
+        command (`str`, *optional*): `"rrhf"`, ... of `trl-ext`, or `"dpo"`, `"grpo"`, `"ppo"` of TRL; empty: no
+            training.
+        fields (`dict`, *optional*): Fields of its training config beside those of the task.
+        samples (`bool`, *optional*, defaults to `False`): Whether it trains on the file of scored samples.
+        decoding (`dict`, *optional*): Flags of `trl-ext evaluate` for what is not an ordinary model; `"@"` stands for
+            what was trained.
+        answers (`int`, *optional*): Completions a prompt that are measured, where they differ from the task's.
+        through (`str`, *optional*): What goes through the language model for a token of an answer.
+    """
+
+    name: str
+    series: str
+    command: str = ""
+    fields: dict[str, Any] = field(default_factory=dict)
+    samples: bool = False
+    decoding: dict[str, Any] = field(default_factory=dict)
+    answers: int = 0
+    through: str = "1"
+
+
+def arms(task: Task) -> list[Arm]:
+    """All arms of a task."""
+    sampling = {"num_generations": task.num_generations}
+    # The ranking methods see half as many completions of a prompt at a time, of twice as many prompts.
+    half = {"num_generations": task.num_generations // 2}
+    few = {"per_device_train_batch_size": task.batch}
+    one_by_one = {"learning_rate": task.learning_rate, "num_train_epochs": 1, **few}
+    proxy = {
+        "top_k": 20,
+        "per_device_train_batch_size": 64,
+        "max_steps": 16 * (task.budget // 64),  # 4 epochs of 4 minibatches on the decisions of each round
+        "proxy_layer_sizes": [128],
+        "learning_rate": 3e-3,
+        "lr_scheduler_type": "constant",
+    }
+    # Batches, minibatches and epochs are Proxy-RLHF's; what is not said is TRL's default (kl_coef 0.05: GRPO's beta
+    # here). In float32: TRL's PPO draws outside of autocast, so that with it its ratios would begin away from 1.
+    ppo = {
+        "per_device_train_batch_size": 64,
+        "num_mini_batches": 4,
+        "total_episodes": task.budget,
+        "temperature": 1.0,
+        "stop_token": "eos",
+        "num_sample_generations": 0,
+        "learning_rate": task.learning_rate,
+        "bf16": False,
+    }
+    psle = {
+        "principles": [PRINCIPLE.strip()],
+        "num_generations": 1,
+        "num_iterations": task.num_generations // 2,
+        "learning_rate": task.learning_rate,
+        **few,
+    }
+    # The loss of recipes/psle/imdb-7m_full_imdb_cpu.yaml: four answers of the current model to a prompt and pass.
+    ranked = {
+        **psle,
+        "num_generations": 2,
+        "num_iterations": task.num_generations // 4,
+        "resample_steps": 1,
+        "rank_weight": 10.0,
+        "two_sided": True,
+        "beta": 0.05,
+    }
+    return [
+        Arm("base", "base"),
+        Arm("base with the principle in its prompt", "principle in the prompt", command="principle"),
+        Arm("best of n", "best of n", decoding={"best_of_n": [4, 16, 64, 128]}, answers=1, through="n"),
+        Arm("TRL's DPO", "TRL's DPO", "dpo", {**one_by_one, "beta": 0.1}, samples=True),
+        Arm("TRL's GRPO", "TRL's GRPO", "grpo", {**one_by_one, **sampling, "beta": 0.05}),
+        Arm(PPO, PPO, "ppo", ppo),
+        Arm("RRHF, offline", "RRHF", "rrhf", one_by_one, samples=True),
+        Arm(
+            "RRHF, IP-3",
+            "RRHF",
+            "rrhf",
+            # Three rounds on a third of the rows with all completions: the budget.
+            {**one_by_one, **sampling, "resample_epochs": 1, "num_train_epochs": 3, "max_rows": task.rows // 3},
+        ),
+        Arm("RRHF, OP-k", "RRHF", "rrhf", {**one_by_one, **half, "resample_steps": 1, "num_train_epochs": 2}),
+        Arm(
+            "RRHF, OP-k with a KL term",
+            "RRHF",
+            "rrhf",
+            {**one_by_one, **half, "resample_steps": 1, "num_train_epochs": 2, "beta": 0.05},
+        ),
+        Arm("PSLE", "PSLE", "psle", psle),
+        Arm("PSLE, mostly ranking, with a KL term", "PSLE", "psle", ranked),
+        Arm(
+            "Proxy-RLHF, sampled",
+            "Proxy-RLHF",
+            "proxy_rlhf",
+            {**proxy, "order": "sampled"},
+            decoding={"proxy_name_or_path": ["@"]},
+            through="k = 20 siblings in one forward",
+        ),
+        Arm(
+            "Proxy-RLHF, descending",
+            "Proxy-RLHF",
+            "proxy_rlhf",
+            {**proxy, "order": "descending"},
+            decoding={"proxy_name_or_path": ["@"]},
+            through="k = 20 siblings in one forward",
+        ),
+        Arm(
+            "VAS",
+            "VAS",
+            "vas",
+            {
+                "value_model_name_or_path": task.value,
+                "learning_rate": 1e-3 if task.value == task.model else task.learning_rate,
+                "num_train_epochs": 1,
+                "num_epochs_per_batch": 1,
+                "per_device_train_batch_size": 8,
+            },
+            samples=True,
+            decoding={"value_model_name_or_path": ["@"], "beta": ["1", "2", "4"], "guide_top_k": 50},
+            through="1, and k = 50 siblings through the value model",
+        ),
+    ]

@@ -1,0 +1,252 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Tokens a second of value-guided decoding: a model alone, guided the naive way, guided by ours.
+
+    python -m benchmarks.run vas_decode [--devices cpu cuda] [--cases TEXT ...] [--rounds N] [--output FOLDER]
+
+N sequences (the batch), P tokens of a prompt, S columns of a sequence so far, k candidates for each token.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from transformers import LogitsProcessor
+
+from trl_ext.methods.vas.decoding.logits_processor import ValueAugmentedLogitsProcessor
+from trl_ext.methods.vas.value_model.model import ValueModel
+
+from ..harness.measure import ROOT, Variant, alternate, clock_of, pair_ratios, spreads
+from ..harness.memory import peak_memory
+from ..harness.models import SHAPES, build
+from ..harness.suite import Suite
+from .vas_naive import NaiveValues
+
+
+# The variants. A ratio in a result is of an earlier one to a later one.
+ORDER = (BY_ONE, TILED, OURS, PLAIN) = ("candidate by candidate", "tiled", "ours", "unguided")
+BETA = 3.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """
+    A policy, a value model and a batch.
+
+    Args:
+        policy, value (`str`): Two of [`~benchmarks.harness.models.SHAPES`] with the same vocabulary.
+        device (`str`): `"cpu"` or `"cuda"`.
+        dtype (`str`): Of the weights of both.
+        batch (`int`): N.
+        prompt (`int`): P; all prompts are as long.
+        new (`int`): Tokens that are generated for each.
+        top_k (`int`): k.
+        targets (`dict[str, float]`): What ours is to reach: times the time of `"unguided"` at most, times faster than
+            `"candidate by candidate"` at least.
+    """
+
+    policy: str
+    value: str
+    device: str
+    dtype: str
+    batch: int
+    prompt: int
+    new: int
+    top_k: int = 20
+    targets: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        sizes = f"b{self.batch}-k{self.top_k}-p{self.prompt}-n{self.new}"
+        return f"{self.device}/{self.policy}+{self.value}/{self.dtype}-{sizes}"
+
+    @property
+    def exact(self) -> bool:
+        """Whether everything is computed in float32."""
+        return self.dtype == "float32"
+
+
+CASES = [
+    *(
+        Case("imdb-7m", "imdb-2m", "cpu", dtype, batch, 64, 32, targets={BY_ONE: 5.0})
+        for dtype in ("float32", "bfloat16")
+        for batch in (1, 16)
+    ),
+    *(
+        Case("llama-8b", "llama-1b", "cuda", "bfloat16", batch, 256, 64, targets={PLAIN: 1.75, BY_ONE: 6.5})
+        for batch in (1, 16)
+    ),
+]
+
+
+class Workload:
+    """
+    A policy, a value model with random weights in its head, and prompts of random tokens.
+
+    Args:
+        case ([`Case`]): Models and sizes.
+        batches (`int`): How many batches of prompts to make.
+        seed (`int`): Of weights and prompts.
+    """
+
+    def __init__(self, case: Case, batches: int, seed: int) -> None:
+        self.case, self.device = case, torch.device(case.device)
+        kwargs: dict[str, Any] = {"device": self.device, "dtype": getattr(torch, case.dtype)}
+        self.policy = build(case.policy, **kwargs, seed=seed).eval()
+        self.policy.generation_config.eos_token_id = None  # every sequence gets as many tokens
+        self.value_model = ValueModel.from_backbone(build(case.value, **kwargs, seed=seed + 1)).eval()
+        generator = torch.Generator().manual_seed(seed)
+        width, vocabulary = SHAPES[case.value].hidden_size, SHAPES[case.policy].vocab_size
+        head = torch.randn(1, width, generator=generator) / width**0.5
+        self.value_model.head.weight.data.copy_(head)
+        self.prompts = [
+            torch.randint(3, vocabulary, (case.batch, case.prompt), generator=generator).to(self.device)
+            for _ in range(batches)
+        ]
+        self.counts: dict[str, dict[str, int]] = {}
+
+    def processors(self) -> dict[str, Callable[[], Any]]:
+        """What makes a processor of each guided variant, as new as a request is."""
+        settings = (self.value_model, BETA, self.case.top_k)
+        return {
+            BY_ONE: partial(NaiveValues, *settings, chunk=1),
+            TILED: partial(NaiveValues, *settings, chunk=self.case.top_k),
+            OURS: partial(ValueAugmentedLogitsProcessor, *settings),
+        }
+
+    def variants(self) -> list[Variant]:
+        """Guided ones and the policy alone; a step is a `generate`, reading the prompts included."""
+        makers = {**self.processors(), PLAIN: None}
+        return [Variant(name, lambda: None, partial(self._step, name, makers[name])) for name in ORDER]
+
+    def _step(self, name: str, make: Callable[[], Any] | None, i: int) -> float:
+        processor = make() if make is not None else None
+        self.generate(i, [processor] if processor is not None else [])
+        if processor is not None:
+            self.counts[name] = {"calls": processor.value_calls, "tokens": processor.value_tokens}
+        return 0.0
+
+    def generate(self, i: int, processors: list[LogitsProcessor]) -> torch.Tensor:
+        """Tokens of shape (N, new), greedily, for batch i."""
+        ids = self.prompts[i]
+        kwargs: dict[str, Any] = {"max_new_tokens": self.case.new, "do_sample": False}
+        mask = torch.ones_like(ids)
+        return self.policy.generate(ids, attention_mask=mask, logits_processor=processors, **kwargs)[:, ids.shape[1] :]
+
+
+class _Recorder(LogitsProcessor):
+    """Notes what a processor is called with and what it answers."""
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+        self.calls: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        before, after = scores.clone(), self.processor(input_ids, scores)
+        self.calls.append((input_ids.clone(), before, after.clone()))
+        return after
+
+
+def check_agreement(work: Workload) -> dict[str, float]:
+    """
+    Compare what the guided variants add to the logits along one path, and their tokens, before anything is timed.
+
+    The path is that of the naive form, candidate by candidate; the others are asked about each of its steps.
+
+    Returns:
+        `dict`: The largest difference of a centred value; where weights are not float32, as a share of the deviation
+        of these values.
+
+    Raises:
+        `RuntimeError`: Values differ by more than 1e-4 in float32 (by more than rounding, otherwise); tokens differ in
+            float32; guidance changes no token; or ours fell back to its slow form.
+    """
+    case, found = work.case, 0.0
+    makers = work.processors()
+    path = _Recorder(makers[BY_ONE]())
+    tokens = work.generate(0, [path])
+    if torch.equal(tokens, work.generate(0, [])):
+        raise RuntimeError(f"{case.name}: guidance changes no token; nothing would be compared.")
+    added = [(after - before) / BETA for _, before, after in path.calls]
+    # In half precision the values of two forms differ as those of two runs of one form on other hardware would.
+    scale = 1.0 if case.exact else torch.cat([x[x != 0] for x in added]).std().item()
+    limit = 1e-4 if case.exact else 0.15
+    for name in (TILED, OURS):
+        processor = makers[name]()
+        for (ids, before, _), expected in zip(path.calls, added, strict=True):
+            difference = ((processor(ids, before.clone()) - before) / BETA - expected).abs().max().item() / scale
+            if not difference <= limit:
+                raise RuntimeError(f"{case.name}: values of {name!r} differ from {BY_ONE!r} by {difference:.2g}.")
+            found = max(found, difference)
+        if case.exact and not torch.equal(work.generate(0, [makers[name]()]), tokens):
+            raise RuntimeError(f"{case.name}: {name!r} chooses other tokens than {BY_ONE!r}.")
+    check_form(processor)
+    return {"values": found}
+
+
+def check_form(processor: ValueAugmentedLogitsProcessor) -> None:
+    """Raise a `RuntimeError` if siblings are read from their first token each time: that is not what is measured."""
+    readers: list[Any] = [guide.reader for guide in processor.guides]
+    trees = [reader.tree for reader in readers]
+    for tree in trees:
+        if tree.form != "shared":
+            raise RuntimeError(f"{OURS!r} fell back to {tree.form!r} ({tree.reason}); nothing would be measured.")
+
+
+def measure(case: Case, *, rounds: int, batches: int, seed: int) -> dict[str, Any]:
+    """One case of a result file; ratios first, each of a variant to a later one of [`ORDER`]."""
+    work = Workload(case, batches, seed)
+    variants, agreement = work.variants(), check_agreement(work)
+    seconds = alternate(variants, rounds=rounds, batches=batches, device=work.device)
+    clock = clock_of(work.device)
+    weights = {name: SHAPES[name].weights for name in (case.policy, case.value)}
+    return {
+        "ratios": pair_ratios(seconds, ORDER, clock),
+        "name": case.name,
+        "settings": {
+            **asdict(case),
+            "clock": clock,
+            "beta": BETA,
+            "weights": {name: w.relative_to(ROOT).as_posix() if w else "random" for name, w in weights.items()},
+            "shapes": {name: asdict(SHAPES[name]) for name in weights},
+        },
+        "variants": {
+            variant.name: {
+                "seconds": spreads(seconds[variant.name]),
+                # On the CPU it would be told by torch's profiler, which takes minutes over so many small operations.
+                "memory": peak_memory(variant, 0, work.device) if case.device == "cuda" else {},
+                "value_model": work.counts.get(variant.name, {"calls": 0, "tokens": 0}),
+            }
+            for variant in variants
+        },
+        "agreement": agreement,
+    }
+
+
+SUITE = Suite(
+    name="vas_decode",
+    what="Tokens a second of value-guided decoding.",
+    cases=CASES,
+    measure=measure,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and write one result file a device."""
+    return SUITE.main(argv)
+
+
+def report(results: Sequence[dict[str, Any]]) -> str:
+    """The tables of README.md."""
+    from .vas_tables import decode_tables
+
+    return decode_tables(results)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,319 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Tokens a second of a VAS training step, against a step of TRL's reward trainer on the same completions.
+
+    python -m benchmarks.run vas_train [--devices cpu cuda] [--cases TEXT ...] [--rounds N] [--output FOLDER]
+
+B prompts with K completions each, N = K * B.
+"""
+
+import copy
+import itertools
+import math
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from datasets import Dataset, disable_progress_bars
+from transformers import AutoModelForSequenceClassification
+from trl import RewardConfig, RewardTrainer
+
+from trl_ext.logprobs.shared_prefix import choose_form
+from trl_ext.methods.vas.config import VASConfig
+from trl_ext.methods.vas.trainer import VASTrainer
+from trl_ext.methods.vas.value_model.model import ValueModel
+
+from ..harness.measure import ROOT, Variant, alternate, clock_of, pair_ratios, ratio, spreads
+from ..harness.memory import needed_memory, peak_memory
+from ..harness.models import SHAPES, build
+from ..harness.suite import Suite
+from ..harness.trainers import make_tokenizer, trainer_args
+from .rrhf_cases import RAGGED, Batch, make_batch
+
+
+# The variants. A ratio in a result is of an earlier one to a later one.
+ORDER = (REWARD, SEPARATE, SHARED) = ("TRL's RewardTrainer", "VAS, separate rows", "VAS, shared prompts")
+
+
+@dataclass(frozen=True)
+class Case:
+    """
+    A model and a batch.
+
+    Args:
+        model (`str`): One of [`~benchmarks.harness.models.SHAPES`], for the value model and for the reward model.
+        device (`str`): `"cpu"` or `"cuda"`.
+        completions (`int`): K; even, as the reward trainer takes pairs.
+        prompts (`int`): B.
+        prompt_length, completion_length (`tuple[int, int]`): Shortest and longest, in tokens; lengths are uniform.
+        targets (`dict[str, float]`): Tokens a second of VAS that are to be reached, as a multiple of a variant's.
+    """
+
+    model: str
+    device: str
+    completions: int
+    prompts: int
+    prompt_length: tuple[int, int]
+    completion_length: tuple[int, int]
+    targets: dict[str, float] = field(default_factory=lambda: {REWARD: 0.8})
+
+    @property
+    def name(self) -> str:
+        lengths = "-".join(
+            f"{letter}{low if low == high else f'{low}to{high}'}"
+            for letter, (low, high) in (("p", self.prompt_length), ("r", self.completion_length))
+        )
+        return f"{self.device}/{self.model}/k{self.completions}-{lengths}-b{self.prompts}"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return torch.float32 if self.device == "cpu" else torch.bfloat16
+
+
+# The IMDB task (openings of 16 words, and 48 tokens), and longer texts.
+_IMDB, _LONG = ((16, 28), (48, 48)), ((128, 128), RAGGED)
+
+CASES = [
+    *(
+        Case(model, "cpu", completions, prompts, *lengths)
+        for model in ("imdb-2m", "imdb-7m")
+        for completions, prompts, lengths in ((4, 8, _IMDB), (8, 4, _IMDB), (4, 4, _LONG), (8, 2, _LONG))
+    ),
+    *(Case("llama-1b", "cuda", completions, prompts, *_LONG) for completions, prompts in ((4, 8), (8, 4))),
+]
+
+
+class _Watched:
+    """The rows of a trainer, with a note of the form that they last took."""
+
+    def __init__(self, states: Any) -> None:
+        self.states = states
+        self.form, self.positions = "", 0
+
+    def __call__(self, *args: Any) -> Any:
+        tokens = self.states(*args)
+        self.form, self.positions = tokens.form, tokens.num_positions
+        return tokens
+
+
+class Workload:
+    """
+    Three trainers with models of equal weights, and batches for them.
+
+    Args:
+        case ([`Case`]): The model and the sizes of batches.
+        batches (`int`): How many batches to make.
+        seed (`int`): Of weights and batches.
+    """
+
+    def __init__(self, case: Case, batches: int, seed: int) -> None:
+        self.case, self.device = case, torch.device(case.device)
+        self.batches = [make_batch(case, seed + i) for i in range(batches)]  # type: ignore[arg-type]
+        self._folder = tempfile.TemporaryDirectory()
+        disable_progress_bars()
+        model = build(case.model, device=self.device, dtype=case.dtype, seed=seed)
+        width = SHAPES[case.model].hidden_size
+        self.head = torch.randn(1, width, generator=torch.Generator().manual_seed(seed)) / width**0.5
+        settings = {SEPARATE: "never", SHARED: "always"}
+        self.trainers: dict[str, Any] = {n: self._vas(copy.deepcopy(model), s) for n, s in settings.items()}
+        self.watched = {name: _Watched(trainer.token_values) for name, trainer in self.trainers.items()}
+        for name, trainer in self.trainers.items():
+            trainer.token_values = self.watched[name]
+        self.trainers[REWARD] = self._reward(model)
+        for trainer in self.trainers.values():
+            trainer.current_gradient_accumulation_steps = 1  # train() would set it
+        self.positions: dict[str, int] = {}
+
+    def _vas(self, model: Any, shared_prefix: str) -> VASTrainer:
+        """Its data set is a formality, batches come from here. Each step computes targets; by default every other."""
+        value_model = ValueModel.from_backbone(model)
+        value_model.head.weight.data.copy_(self.head)
+        return VASTrainer(
+            "a policy that is never loaded",
+            args=trainer_args(
+                VASConfig, self._folder.name, self.device, shared_prefix=shared_prefix, num_epochs_per_batch=1
+            ),
+            train_dataset=Dataset.from_dict({"prompt": ["a"], "completions": [[" b"]], "scores": [[1.0]]}),
+            processing_class=make_tokenizer(),
+            value_model=value_model,
+        )
+
+    def _reward(self, model: Any) -> Any:
+        config = copy.deepcopy(model.config)
+        config.num_labels = 1
+        classifier = AutoModelForSequenceClassification.from_config(config, dtype=self.case.dtype).to(self.device)
+        classifier.model = model.model
+        classifier.score.weight.data.copy_(self.head)
+        return RewardTrainer(
+            classifier.train(),
+            args=trainer_args(RewardConfig, self._folder.name, self.device, max_length=None),
+            train_dataset=Dataset.from_dict({"chosen_ids": [[2, 3]], "rejected_ids": [[2, 4]]}),
+            processing_class=make_tokenizer(),
+        )
+
+    def variants(self) -> list[Variant]:
+        """A step is collation from lists of ids, forward, loss with its metrics, backward."""
+        steps: dict[str, Callable[[int], float]] = {
+            REWARD: self._reward_step,
+            SEPARATE: partial(self._vas_step, SEPARATE, "separate"),
+            SHARED: partial(self._vas_step, SHARED, ""),
+        }
+        return [Variant(name, self._prepare, step) for name, step in steps.items()]
+
+    def _prepare(self) -> None:
+        for trainer in self.trainers.values():
+            trainer.model.zero_grad(set_to_none=True)
+
+    def inputs(self, name: str, batch: Batch) -> dict[str, Any]:
+        """What a trainer's collator makes of a batch."""
+        if name == REWARD:
+            return self.trainers[name].data_collator(
+                [
+                    {"chosen_ids": prompt + group[j], "rejected_ids": prompt + group[j + 1]}
+                    for prompt, group in zip(batch.prompts, batch.completions, strict=True)
+                    for j in range(0, len(group), 2)
+                ]
+            )
+        k = self.case.completions
+        return self.trainers[name].data_collator(
+            [
+                {
+                    "row_index": b,
+                    "prompt_ids": prompt,
+                    "completion_ids": group,
+                    "token_rewards": [[[score]] for score in batch.scores[b * k : (b + 1) * k]],
+                }
+                for b, (prompt, group) in enumerate(zip(batch.prompts, batch.completions, strict=True))
+            ]
+        )
+
+    def _reward_step(self, i: int) -> float:
+        inputs = self.inputs(REWARD, self.batches[i])
+        self.positions[REWARD] = inputs["input_ids"].numel()
+        return self.trainers[REWARD].training_step(self.trainers[REWARD].model, inputs).item()
+
+    def _vas_step(self, name: str, form: str, i: int) -> float:
+        trainer, watched = self.trainers[name], self.watched[name]
+        loss = trainer.training_step(trainer.model, self.inputs(name, self.batches[i])).item()
+        if watched.form != form and (form or watched.form == "separate"):
+            raise RuntimeError(f"{name!r} fell back to {watched.form!r} rows; nothing would be measured.")
+        self.positions[name] = watched.positions
+        return loss
+
+    def tokens(self, i: int) -> int:
+        """Tokens of the completions of a batch."""
+        return sum(len(c) for group in self.batches[i].completions for c in group)
+
+    @torch.no_grad()
+    def last_values(self) -> torch.Tensor:
+        """The value of each completion of the first batch at its end, of shape (N,): what a reward model reads off."""
+        batch = self.batches[0]
+        tokens = self.watched[SEPARATE](self.trainers[SEPARATE].model, batch.prompts, batch.completions)
+        return tokens.values[..., 0].gather(1, tokens.mask.sum(1, keepdim=True) - 1)[:, 0]
+
+    def chosen_form(self) -> str:
+        """What `shared_prefix="auto"` would do with the first batch."""
+        states, batch = self.watched[SHARED].states, self.batches[0]
+        return choose_form(states.layout, batch.prompts, batch.completions, states.hidden_size)
+
+
+def check_agreement(work: Workload, variants: Sequence[Variant]) -> dict[str, float]:
+    """
+    Compare losses and gradients of the two forms of VAS, and the loss of the reward trainer with what it is for the
+    values of VAS, before anything is timed.
+
+    Returns:
+        `dict`: The largest difference of a loss, and the relative difference of all gradients together.
+
+    Raises:
+        `RuntimeError`: They differ by more than 1e-4 in float32 (by more than rounding, in bfloat16).
+    """
+    exact = work.case.dtype == torch.float32
+    limits = {"loss": 1e-4, "gradient": 1e-4} if exact else {"loss": 5e-2, "gradient": 0.1}
+    losses, gradients = {}, {}
+    for variant in variants:
+        variant.prepare()
+        losses[variant.name] = variant.step(0)
+        trained = work.trainers[variant.name].model.parameters()
+        gradients[variant.name] = [p.grad.clone() for p in trained if p.grad is not None]
+    chosen_P, rejected_P = work.last_values().view(-1, 2).unbind(1)
+    expected = -torch.nn.functional.logsigmoid(chosen_P - rejected_P).mean().item()
+    apart = math.sqrt(sum(_squares(a - b) for a, b in zip(gradients[SEPARATE], gradients[SHARED], strict=True)))
+    found = {
+        "loss": max(abs(losses[REWARD] - expected), abs(losses[SEPARATE] - losses[SHARED])),
+        "gradient": apart / math.sqrt(sum(map(_squares, gradients[SEPARATE]))),
+    }
+    if not all(found[key] <= limit for key, limit in limits.items()):
+        raise RuntimeError(f"{work.case.name}: the variants disagree: {found}.")
+    return found
+
+
+def _squares(values: torch.Tensor) -> float:
+    return values.float().pow(2).sum().item()
+
+
+def measure(case: Case, *, rounds: int, batches: int, seed: int) -> dict[str, Any]:
+    """One case of a result file; ratios first, each of a variant to a later one of [`ORDER`]."""
+    work = Workload(case, batches, seed)
+    variants = work.variants()
+    agreement = check_agreement(work, variants)
+    seconds = alternate(variants, rounds=rounds, batches=batches, device=work.device)
+    memory = {variant.name: peak_memory(variant, 0, work.device) for variant in variants}
+    needed = {name: needed_memory(value) for name, value in memory.items()}
+    clock, pairs = clock_of(work.device), list(itertools.combinations(ORDER, 2))
+    weights = SHAPES[case.model].weights
+    return {
+        "ratios": pair_ratios(seconds, ORDER, clock)
+        | {f"memory: {a} / {b}": ratio([needed[a]], [needed[b]]) for a, b in pairs},
+        "name": case.name,
+        "settings": {
+            **asdict(case),
+            "clock": clock,
+            "dtype": str(case.dtype).removeprefix("torch."),
+            "weights": weights.relative_to(ROOT).as_posix() if weights else "random",
+            "shape": asdict(SHAPES[case.model]),
+            # Of the batches that rounds took turns over.
+            "tokens": sum(work.tokens(i % batches) for i in range(rounds)) / rounds,
+        },
+        "variants": {
+            name: {
+                "seconds": spreads(seconds[name]),
+                "memory": memory[name],
+                "positions": work.positions[name],
+            }
+            for name in ORDER
+        },
+        "agreement": agreement,
+        "auto": work.chosen_form(),
+    }
+
+
+SUITE = Suite(
+    name="vas_train",
+    what="Tokens a second of a VAS training step.",
+    cases=CASES,
+    measure=measure,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and write one result file a device."""
+    return SUITE.main(argv)
+
+
+def report(results: Sequence[dict[str, Any]]) -> str:
+    """The tables of README.md."""
+    from .vas_tables import train_tables
+
+    return train_tables(results)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
