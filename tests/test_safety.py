@@ -170,7 +170,7 @@ class TestRemoteCode:
                 load_model(str(folder), head=head)
         with pytest.raises(ValueError, match="trust_remote_code"):
             ValueModel.from_pretrained(str(folder))
-        with pytest.raises(ValueError, match="holds a model of type 'of_its_own' and no proxy"):
+        with pytest.raises(ValueError, match="is a model of type 'of_its_own', not a proxy"):
             ProxyModel.from_pretrained(str(folder))
         assert not trace.exists()
 

@@ -158,7 +158,7 @@ def test_refused(server, words, value_dir, tiny_model_dir, monkeypatch):
     fails("leave out --model_name_or_path", "--model_name_or_path", tiny_model_dir)
     fails("pass --value_model_name_or_path", without=["--value_model_name_or_path"])
     fails("pass --endpoint_model", without=["--endpoint_model"])
-    fails("give its address, `endpoint`", without=["--endpoint"])
+    fails("set `endpoint`", without=["--endpoint"])
     fails("endpoint_body` is not valid JSON", "--endpoint_body", "{")
     fails("must be a JSON object", "--endpoint_body", "[1]")
     fails("must be at least 1, got 0", "--endpoint_concurrency", "0")

@@ -100,7 +100,7 @@ def roll_out(
     Draw the rest of each completion several times, and score the whole.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]), tokenizer: What draws.
+        model ([`~transformers.PreTrainedModel`]), tokenizer: The language model and its tokenizer.
         states (`list[HalfCompletion]`): The half completions.
         settings ([`~trl_ext.generation.generate.GenerationSettings`]): Its `num_generations` are drawn for each
             state; its `max_completion_length` is the longest completion, the given half included.
