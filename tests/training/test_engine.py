@@ -286,7 +286,7 @@ def test_sample_refuses_what_vllm_cannot_do(tmp_path, monkeypatch, tiny_model_di
             main([*command, *this, "--use_vllm", *wrong])
     with pytest.raises(OSError, match="nowhere"):
         main([*command, "--model_name_or_path", "./nowhere", "--use_vllm"])
-    with pytest.raises(ValueError, match=r"leaves no room for a prompt: vllm_max_model_length is 5\."):
+    with pytest.raises(ValueError, match=r"leaves no tokens for a prompt: vllm_max_model_length is 5\."):
         main([*command, *this, "--use_vllm", "--vllm_max_model_length", "5"])
     for context, rows in ((6, 0), (64, 4)):
         done = [*command[:-1], str(tmp_path / f"{context}.jsonl"), *this, "--use_vllm"]
