@@ -20,16 +20,14 @@ from transformers import (
 )
 
 from trl_ext.data.tokenization import left_padded
-from trl_ext.decoding.cuda_graph import cached_loops
+from trl_ext.decoding.cuda_graph import cached_loops, graph_key
 from trl_ext.decoding.static_generate import (
     generate_static,
     release_static_caches,
     static_generate,
     unsupported_reason,
 )
-from trl_ext.decoding.static_loop import graph_key
-from trl_ext.decoding.static_support import static_unsupported_reason
-from trl_ext.decoding.static_tree import StaticTree
+from trl_ext.decoding.static_tree import StaticTree, static_unsupported_reason
 from trl_ext.generation.generate import generate
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.models.load import base_of, cache_name, cache_of
@@ -183,7 +181,7 @@ def test_an_adapter_switched_off_is_another_loop(model: Any, tokenizer: Any) -> 
     [
         ({"repetition_penalty": 1.2}, "text so far"),
         ({"generation_kwargs": {"min_new_tokens": 3}}, "text so far"),
-        ({"num_beams": 2, "num_generations": 1}, "no beam search"),
+        ({"num_beams": 2, "num_generations": 1}, "does not support beam search"),
     ],
 )
 def test_what_it_cannot_do_is_refused_or_left_to_the_ordinary_loop(
@@ -206,7 +204,7 @@ def test_without_memory_the_ordinary_loop_goes_on(model: Any, tokenizer: Any, mo
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("trl_ext.generation.generate._static_generate", generate_static)
-    for target in ("trl_ext.decoding.static_support._walks", "trl_ext.decoding.static_tree.StaticTree.start"):
+    for target in ("trl_ext.decoding.static_tree._static_probe_walk", "trl_ext.decoding.static_tree.StaticTree.start"):
         with monkeypatch.context() as patch:
             patch.setattr(target, full)
             assert drawn(model, tokenizer, "auto") == expected
@@ -223,9 +221,9 @@ def test_processes_that_have_a_model_each_are_none_in_pieces(
     monkeypatch.setattr("trl_ext.decoding.static_generate.synced_gpus_kwargs", lambda model: {"synced_gpus": False})
     assert drawn(model, tokenizer, "always") == expected
     monkeypatch.setattr("trl_ext.decoding.static_generate.synced_gpus_kwargs", lambda model: {"synced_gpus": True})
-    # Every process has to call a model in pieces as often as the others: not even a look is taken.
-    monkeypatch.setattr("trl_ext.decoding.static_generate.BackboneAndHead", lambda model: pytest.fail("a look"))
-    with pytest.raises(ValueError, match="in pieces on several processes"):
+    # Every process has to call a sharded model as often as the others, so that it is not even verified.
+    monkeypatch.setattr("trl_ext.decoding.static_generate.BackboneAndHead", lambda model: pytest.fail("a forward"))
+    with pytest.raises(ValueError, match="sharded over several processes"):
         drawn(model, tokenizer, "always")
 
 
@@ -244,7 +242,7 @@ def test_generate_says_why_it_cannot(model: Any) -> None:
     prefilled = model(ids[:, :1], use_cache=True)
     for extra, reason in (
         ({"attention_mask": torch.tensor([[1, 1], [1, 0]])}, "not padded on the left"),
-        ({"position_ids": torch.tensor([[1, 2], [0, 1]])}, "positions of tokens"),
+        ({"position_ids": torch.tensor([[1, 2], [0, 1]])}, "positions that were passed"),
         ({cache_name(model): cache_of(prefilled)}, "has tokens already"),
         ({"inputs_embeds": model.get_input_embeddings()(ids)}, "begins with token ids"),
         ({"num_beams": 2}, "beam"),

@@ -28,8 +28,7 @@ from transformers import (
 from trl_ext.data.tokenization import left_padded
 from trl_ext.decoding.cuda_graph import LoopCache, Replay, cached_loops
 from trl_ext.decoding.static_generate import release_static_caches
-from trl_ext.decoding.static_support import static_unsupported_reason
-from trl_ext.decoding.static_tree import STATIC, StaticTree
+from trl_ext.decoding.static_tree import STATIC, StaticTree, static_unsupported_reason
 
 
 # -------------------------------------------------------------------------------------------------------------- tree

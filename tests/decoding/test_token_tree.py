@@ -28,8 +28,7 @@ from transformers import (
 )
 
 from trl_ext.data.tokenization import left_padded
-from trl_ext.decoding import tree_backends as tree_forms
-from trl_ext.decoding import tree_support
+from trl_ext.decoding import tree_backends
 from trl_ext.decoding.token_tree import Tree
 
 
@@ -126,7 +125,7 @@ def test_others_are_replayed_exactly_and_say_so(name, caplog):
 
 
 def test_replay_in_several_forwards(monkeypatch):
-    monkeypatch.setattr(tree_forms, "REPLAY_POSITIONS", 40)
+    monkeypatch.setattr(tree_backends, "RECOMPUTE_POSITIONS", 40)
     model = backbone("mamba")
     walk(model, Tree(model))
 
@@ -164,7 +163,7 @@ def test_a_model_that_ignores_its_window_is_found_out(monkeypatch):
     """The window is far longer than what is tried."""
     model = backbone("mistral sliding")
     model.config.sliding_window = 1000
-    monkeypatch.setattr(tree_support, "SLIDING", "full_attention")
+    monkeypatch.setattr(tree_backends, "SLIDING", "full_attention")
     assert Tree(model).form == "replay"
     assert model.config.sliding_window == 1000
 

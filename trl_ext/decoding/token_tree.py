@@ -19,8 +19,7 @@ import torch
 from trl_ext.models.load import is_peft_model
 from trl_ext.models.modes import evaluating
 
-from .tree_backends import RecomputeBackend, SharedCacheBackend
-from .tree_support import shared_support
+from .tree_backends import RecomputeBackend, SharedCacheBackend, shared_cache_support
 
 
 class Tree:
@@ -64,15 +63,18 @@ class Tree:
                 "Use LoRA or another adapter of weights."
             )
         self.backbone = backbone
-        kinds, self.reason = shared_support(backbone, kwargs)
+        kinds, reason = shared_cache_support(backbone, kwargs)
+        self.reason = reason or ""
         self.form = "replay" if self.reason else "shared"
-        self._form = RecomputeBackend(backbone, kwargs) if self.reason else SharedCacheBackend(backbone, kinds, kwargs)
+        self._backend = (
+            RecomputeBackend(backbone, kwargs) if self.reason else SharedCacheBackend(backbone, kinds, kwargs)
+        )
         self.calls = self.tokens = 0
         self.clear()
 
     def clear(self) -> None:
         """Forget the prefixes, and give back their memory."""
-        self._form.clear()
+        self._backend.clear()
         self.branches_Nk: torch.Tensor | None = None
         self._branched_more = False
         self.ids_NS = self.mask_NS = torch.zeros(0, 0)
@@ -149,7 +151,7 @@ class Tree:
         self.calls += 1
         self.tokens += candidates_Rk.numel()
         with torch.no_grad(), evaluating(self.backbone):
-            hidden = self._form.forward_some(self.ids_NS, self.mask_NS, rows_R, candidates_Rk)
+            hidden = self._backend.forward_some(self.ids_NS, self.mask_NS, rows_R, candidates_Rk)
         further = self.branches_Nk.new_zeros(len(self.branches_Nk), candidates_Rk.shape[1])
         self.branches_Nk = torch.cat([self.branches_Nk, further.index_copy(0, rows_R, candidates_Rk)], 1)
         self._branched_more = True
@@ -168,7 +170,7 @@ class Tree:
         if self.branches_Nk is None:
             raise ValueError("There are no siblings to keep one of: call `branch` first, and `keep` once after it.")
         chosen = self.branches_Nk.gather(1, choice_N[:, None])
-        self._form.keep(choice_N)
+        self._backend.keep(choice_N)
         self._extend(chosen, torch.ones_like(chosen, dtype=torch.bool))
 
     def append(self, ids_NT: torch.Tensor) -> torch.Tensor:
@@ -189,7 +191,7 @@ class Tree:
         self.ids_NS, self.mask_NS = self.ids_NS[rows], self.mask_NS[rows]
         kept = self.branches_Nk is not None and not self._branched_more
         self.branches_Nk = self.branches_Nk[rows] if kept and self.branches_Nk is not None else None
-        self._form.select(rows)
+        self._backend.select(rows)
 
     def crop(self, length: int) -> None:
         """
@@ -202,7 +204,7 @@ class Tree:
             raise ValueError(f"Cannot keep {length} of {self.length} columns: they must hold a token of every row.")
         if length < self.length:
             self.ids_NS, self.mask_NS, self.branches_Nk = self.ids_NS[:, :length], self.mask_NS[:, :length], None
-            self._form.crop(length)
+            self._backend.crop(length)
 
     def _check(self, ids: torch.Tensor, what: str) -> torch.Tensor:
         if not self.length:
@@ -226,4 +228,4 @@ class Tree:
         self.calls += 1
         self.tokens += ids.numel() + (0 if candidates is None else candidates.numel())
         with evaluating(self.backbone):
-            return self._form.forward(self.ids_NS, self.mask_NS, new, candidates)
+            return self._backend.forward(self.ids_NS, self.mask_NS, new, candidates)

@@ -21,8 +21,8 @@ from oracles.logprobs import (
 )
 
 import trl_ext.logprobs.prefix_attention as cascade
-import trl_ext.logprobs.row_layout as shared_rows
 import trl_ext.logprobs.shared_prefix as prefix
+import trl_ext.logprobs.shared_prefix as shared_rows
 from trl_ext.logprobs.prefix_attention import CASCADE
 from trl_ext.methods.vas.token_values import CompletionValues
 from trl_ext.methods.vas.value_model.model import ValueModel
