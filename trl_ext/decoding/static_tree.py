@@ -10,7 +10,7 @@ replay.
         keep(1)    p1 p2 p3 p4  b                  length = 5: b's entry has moved to column 4
 
 Prompts are computed on an ordinary cache and copied. From then on every forward pass writes at columns that are a
-tensor on the device and attends to the whole cache under a mask, so that shapes and addresses never change.
+tensor on the device and attends to all of the cache under a mask, so that shapes and addresses never change.
 
 N rows, P tokens of a prompt, S columns of the cache, k candidates per row, D hidden size, L layers, H heads, C
 channels.
@@ -48,7 +48,7 @@ def static_attention_forward(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """
-    Attention of a few queries to a whole cache; an attention function for [`~transformers.AttentionInterface`].
+    Attention of a few queries to all of a static KV cache, for [`~transformers.AttentionInterface`].
 
     The query heads of a group become rows of one matrix product with the keys that they share. SDPA with a mask would
     copy the cache once for each of them.

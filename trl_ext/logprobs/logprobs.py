@@ -36,7 +36,7 @@ class TokenLogps:
     Args:
         logps (`torch.Tensor` of shape (rows, L)): log P of the token each position predicts, in nats; 0 elsewhere.
         entropy (`torch.Tensor` of shape (rows, L)): Entropy of each of these predictions, in nats; 0 elsewhere.
-        is_top1 (`torch.Tensor` of shape (rows, L)): 1 where the token was the likeliest.
+        is_top1 (`torch.Tensor` of shape (rows, L)): 1 where the token was the most likely one.
         completion_index (`torch.Tensor` of shape (rows, L)): Completion that the token belongs to, -1 elsewhere.
         num_completions (`int`): N.
         form (`str`): `"separate"`, `"dense"` or `"cascade"` (see [`~trl_ext.logprobs.shared_prefix.Layout`]).
@@ -76,8 +76,8 @@ class LogProbs(SharedPrefixRows):
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The model, before any distributed wrapper.
-            Its forward gains a fused head (see [`~trl_ext.logprobs.lm_head.add_fused_head`]); ordinary forwards and
-            generation stay as they are.
+            Its forward gains a fused head (see [`~trl_ext.logprobs.lm_head.add_fused_head`]); other forward
+            passes and generation do not change.
         pad_token_id (`int`): Token in padding.
         kwargs: `shared_prefix` and `pad_to_multiple_of`; see [`~trl_ext.logprobs.shared_prefix.SharedPrefixRows`].
 
