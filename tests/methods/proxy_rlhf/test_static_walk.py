@@ -167,7 +167,7 @@ def test_what_cannot_be_is_said_or_left_to_the_ordinary_loop(
         answers(model, proxy, "always")
     monkeypatch.undo()
     small = load_model(tiny_model_dir, quantization_config=BitsAndBytesConfig(load_in_4bit=True))
-    with pytest.raises(ValueError, match="quantised"):
+    with pytest.raises(ValueError, match="quantized"):
         answers(small, make_proxy(small), "always")
 
 
