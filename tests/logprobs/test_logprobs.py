@@ -28,7 +28,6 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import trl_ext.logprobs.logprobs as logprobs
 import trl_ext.logprobs.prefix_attention as cascade
-import trl_ext.logprobs.row_layout as shared_rows
 import trl_ext.logprobs.shared_prefix as prefix
 from trl_ext.logprobs.logprobs import LogProbs, completion_logps
 from trl_ext.logprobs.prefix_attention import CASCADE
@@ -250,7 +249,7 @@ def test_batches_can_be_split(setup):
     assert_close_in_size(gradients(model), expected)
 
 
-# --------------------------------------------------------------------------------------- what the confirmation is for
+# --------------------------------------------------------------------------------------- what the verification is for
 
 
 def plain_causal(segment_ids):
@@ -276,26 +275,26 @@ def running_positions(prompts, completions, original=prefix.build_rows, **kwargs
 WRONG = {
     "mask without segments": (prefix, "dense_mask", plain_causal),
     "mask without prompt": (prefix, "dense_mask", without_prompt),
-    "positions": (shared_rows, "build_rows", running_positions),
+    "positions": (prefix, "build_rows", running_positions),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_masks_and_positions_are_seen(monkeypatch, caplog, name):
-    """With a wrong mask the numbers differ (so the tests above can see one), and the confirmation falls back."""
+    """With a wrong mask the numbers differ (so that the tests above can see one), and the verification falls back."""
     model = llama()
     expected = sums_by_loop(model, PROMPTS, COMPLETIONS).float()
     monkeypatch.setattr(*WRONG[name])
-    unconfirmed = LogProbs(model, 0, shared_prefix="always")
-    unconfirmed._confirmed = True
-    assert (unconfirmed(model, PROMPTS, COMPLETIONS).sums() - expected).abs().max() > 0.1
+    unverified = LogProbs(model, 0, shared_prefix="always")
+    monkeypatch.setattr(unverified, "verify", lambda model: None)
+    assert (unverified(model, PROMPTS, COMPLETIONS).sums() - expected).abs().max() > 0.1
     assert_falls_back(model, caplog, expected)
 
 
 def assert_falls_back(model, caplog, expected, setting="always"):
     log_probs = LogProbs(model, 0, shared_prefix=setting)
     assert log_probs.layout.form == "dense"
-    with caplog.at_level(logging.WARNING, logger="trl_ext.logprobs.row_layout"):
+    with caplog.at_level(logging.WARNING, logger="trl_ext.logprobs.shared_prefix"):
         tokens = log_probs(model, PROMPTS, COMPLETIONS)
         log_probs(model, PROMPTS, COMPLETIONS)
     assert log_probs.layout.form == tokens.form == "separate"
@@ -389,16 +388,16 @@ def test_a_device_without_flash_kernels_steps_down_to_a_mask(monkeypatch):
     torch.testing.assert_close(tokens.sums(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_confirmation_runs_once_and_leaves_no_trace(monkeypatch):
+def test_verification_runs_once_per_model_and_leaves_no_trace():
     model = llama().train()
-    log_probs = LogProbs(model, 0, shared_prefix="always")
     calls = []
-    monkeypatch.setattr(
-        LogProbs, "_confirm", lambda self, m, original=LogProbs._confirm: calls.append(m) or original(self, m)
-    )
-    log_probs(model, PROMPTS, COMPLETIONS)
-    log_probs(model, PROMPTS, COMPLETIONS)
-    assert calls == [model]
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    for _ in range(2):
+        log_probs = LogProbs(model, 0, shared_prefix="always")
+        log_probs(model, PROMPTS, COMPLETIONS)
+        log_probs(model, PROMPTS, COMPLETIONS)
+    # Fused head and shared rows, each with its reference; then the batches.
+    assert len(calls) == 4 + 4
     assert model.training
     assert not gradients(model)
 
@@ -585,7 +584,7 @@ HEADS = {
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_heads_that_are_more_than_a_matrix_get_whole_logits(name, caplog):
+def test_heads_that_are_more_than_a_matrix_get_full_logits(name, caplog):
     model_class, config_class, settings = HEADS[name]
     torch.manual_seed(0)
     model = getattr(transformers, model_class)(getattr(transformers, config_class)(**settings)).eval()
@@ -597,7 +596,7 @@ def test_heads_that_are_more_than_a_matrix_get_whole_logits(name, caplog):
     with caplog.at_level(logging.WARNING, logger="trl_ext.logprobs.logprobs"):
         tokens = log_probs(model, PROMPTS, COMPLETIONS)
     assert not log_probs.fused
-    assert any("whole in memory" in record.message for record in caplog.records)
+    assert any("full logits" in record.message for record in caplog.records)
     torch.testing.assert_close(tokens.sums(), expected, rtol=1e-4, atol=1e-4)
     tokens.sums().square().sum().backward()
     assert_close_in_size(gradients(model), expected_gradients)

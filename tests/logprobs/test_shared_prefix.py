@@ -201,7 +201,7 @@ def model_of(device="cpu", backend=True, **config):
         ({"layer_types": ["full_attention", "full_attention"]}, "dense", "sdpa"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "separate", "sliding_attention"),
         ({"layer_types": ["linear_attention"]}, "separate", "linear_attention"),
-        ({"sliding_window": 4096}, "separate", "sliding_window"),
+        ({"sliding_window": 4096}, "separate", "sliding_attention"),
         ({"sliding_window": 4096, "use_sliding_window": False}, "dense", "sdpa"),
         ({"sliding_window": None}, "dense", "sdpa"),
         ({"window_size": 256}, "separate", "window_size"),

@@ -249,7 +249,7 @@ def test_the_adapter_of_a_reward_brings_its_score(tiny_model_dir, tmp_path):
 def test_what_stands_beside_a_model_and_cannot_be_loaded_is_named(load, name):
     import trl_ext
 
-    with pytest.raises(OSError, match=rf"Cannot load the \w+( model)? '{name}', which is no directory here"):
+    with pytest.raises(OSError, match=rf"Cannot load the \w+( model)? '{name}', which is no local directory"):
         getattr(trl_ext, load).from_pretrained(name)
 
 

@@ -219,7 +219,7 @@ def test_other_architectures(tokenizer: Any) -> None:
         proxy.generate(gpt2, ids, max_new_tokens=8),
         gpt2.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=1),
     )
-    with pytest.raises(ValueError, match="no model below a language model head"):
+    with pytest.raises(ValueError, match="no backbone below a language model head"):
         proxy.generate(gpt2.transformer, ids, allow_other_model=True)
 
 

@@ -167,7 +167,7 @@ def test_unsupported_settings_raise_with_always_and_fall_back_with_auto(
         answers(model, proxy, "always")
     monkeypatch.undo()
     small = load_model(tiny_model_dir, quantization_config=BitsAndBytesConfig(load_in_4bit=True))
-    with pytest.raises(ValueError, match="quantised"):
+    with pytest.raises(ValueError, match="quantized"):
         answers(small, make_proxy(small), "always")
 
 

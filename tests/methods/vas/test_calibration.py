@@ -35,10 +35,11 @@ def test_complete_texts_are_scored_and_respect_the_maximum_length():
     states = [HalfCompletion(rows[0], start), HalfCompletion(rows[0], start[:1])]
     settings = GenerationSettings(num_generations=3, max_completion_length=5)
     torch.manual_seed(0)
-    table = roll_out(model, tokenizer, states, settings, load_rewards(reward), None, batch_size=4)
+    groups = roll_out(model, tokenizer, states, settings, load_rewards(reward), None, batch_size=4)
     prompts, completions, ids, topic = seen[0]
     assert prompts == ["the film"] * 6 and topic == ["x"] * 6
-    assert table.total == letter_reward(completions)
+    assert [scored.score for group in groups for scored in group] == letter_reward(completions)
+    assert [[scored.completion.ids for scored in group] for group in groups] == [ids[:3], ids[3:]]
     assert all(row[:2] == start for row in ids[:3]) and all(row[:1] == start[:1] for row in ids[3:])
     assert all(len(row) == 5 or row[-1] == tokenizer.eos_token_id for row in ids)
     assert completions[0] == tokenizer.decode(ids[0], skip_special_tokens=True)

@@ -21,8 +21,8 @@ from oracles.logprobs import (
 )
 
 import trl_ext.logprobs.prefix_attention as cascade
-import trl_ext.logprobs.row_layout as shared_rows
 import trl_ext.logprobs.shared_prefix as prefix
+import trl_ext.logprobs.shared_prefix as shared_rows
 from trl_ext.logprobs.prefix_attention import CASCADE
 from trl_ext.methods.vas.token_values import CompletionValues
 from trl_ext.methods.vas.value_model.model import ValueModel
@@ -120,7 +120,7 @@ def test_probe_detects_errors_with_a_zero_head(monkeypatch, caplog, fault):
     with caplog.at_level(logging.WARNING):
         tokens = CompletionValues(model, 0, shared_prefix="always")(model, PROMPTS, COMPLETIONS)
     assert tokens.form == "separate"
-    assert "the hidden state differs" in caplog.text
+    assert "hidden states differ" in caplog.text
 
 
 def test_model_in_a_distributed_wrapper():

@@ -575,7 +575,7 @@ def test_streamed_datasets(tmp_path: Path) -> None:
         run.train()
         assert run.state.global_step == 2
         if rewards is None:
-            assert run._running.columns[0].count == sum(len(row["scores"]) for row in ROWS)
+            assert run._reward_statistics.columns[0].count == sum(len(row["scores"]) for row in ROWS)
             assert run.model.config.reward_std[0] != 1.0
 
 
@@ -698,7 +698,7 @@ def test_errors_name_the_row(tmp_path: Path, change: dict, words: list[str]) -> 
         (PROMPTS, {}, ["prompts but no completions", "reward_funcs"]),
         (ROWS, {"args": {"num_iterations": 2, "num_train_epochs": 2}}, ["num_iterations", "reward_funcs"]),
         (ROWS, {"args": {"calibration_rollouts": 2}}, ["calibration_rollouts", "reward_funcs"]),
-        (ROWS, {"reward_funcs": letter_reward, "args": {"resample_steps": 2}}, ["resample_steps", "prompts alone"]),
+        (ROWS, {"reward_funcs": letter_reward, "args": {"resample_steps": 2}}, ["resample_steps", "prompt-only"]),
         (
             PROMPTS,
             {"reward_funcs": letter_reward, "args": {"reward_weights": [1.0, 2.0]}},
@@ -718,7 +718,7 @@ def test_invalid_arguments(tmp_path: Path, rows: list[dict], kwargs: dict, words
 
 def test_contradictory_settings(tmp_path: Path) -> None:
     for changes, word in (
-        ({"resample_steps": 1, "num_iterations": 2, "num_train_epochs": 2}, "exclude"),
+        ({"resample_steps": 1, "num_iterations": 2, "num_train_epochs": 2}, "cannot be combined"),
         ({"resample_steps": 1, "num_epochs_per_batch": 2}, "num_epochs_per_batch"),
         ({"num_iterations": 2, "num_train_epochs": 3}, "multiple"),
         ({"num_iterations": 0}, "num_iterations"),

@@ -16,9 +16,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation import StopStringCriteria
 
-from trl_ext.data.completion import Completion
+from trl_ext.data.completion import Completion, decode_groups
 from trl_ext.data.tokenization import left_padded
-from trl_ext.generation.completions import completions
 from trl_ext.generation.streaming import TextStream
 from trl_ext.generation_settings import GenerationSettings, eos_token_ids, pad_token_id
 from trl_ext.inference.policy import Policy
@@ -81,10 +80,9 @@ def proxy_policy(
                 stop=StopStringCriteria(tokenizer, config.stop_strings) if config.stop_strings else None, show=show,
                 cuda_graphs=settings.cuda_graphs,
             )  # fmt: skip
-        flat = completions(found.ids, tokenizer, config)
         if progress is not None:
             progress(len(prompts))
-        return [flat[i : i + k] for i in range(0, len(flat), k)]
+        return decode_groups(found.ids, k, tokenizer, config)
 
     def sample(prompts: list[list[int]], settings: GenerationSettings) -> list[list[Completion]]:
         # In several calls, so that there is progress to report

@@ -11,10 +11,8 @@ from typing import Any
 
 import torch
 
-from trl_ext.decoding.cuda_graph import Replay, cached_loops
-from trl_ext.decoding.static_loop import CHECK_EVERY, COLUMN_MULTIPLE, graph_key, weights_key
-from trl_ext.decoding.static_support import static_unsupported_reason
-from trl_ext.decoding.static_tree import StaticTree
+from trl_ext.decoding.cuda_graph import CHECK_EVERY, Replay, cached_loops, graph_key, weights_key
+from trl_ext.decoding.static_tree import StaticTree, static_columns, static_unsupported_reason
 from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.models.load import base_of
 
@@ -213,7 +211,7 @@ def static_walk(
         llm, proxy, process, rows, greedy, ends: As for [`StaticWalk`].
         longest (`int`): Maximum number of tokens of a sequence, prompt included.
     """
-    columns = -(-(longest + process.top_k + 1) // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
+    columns = static_columns(longest + process.top_k + 1)
     key = ("walk", id(proxy), weights_key(proxy), process, rows, columns, greedy, tuple(ends))
     return cached_loops(base_of(llm.model)).get(
         (*key, *graph_key(llm.model)),

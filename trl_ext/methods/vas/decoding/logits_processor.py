@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
-from trl_ext.decoding.static_loop import graph_key, weights_key
-from trl_ext.decoding.static_support import static_unsupported_reason
-from trl_ext.decoding.static_tree import StaticTree
+from trl_ext.decoding.cuda_graph import graph_key, weights_key
+from trl_ext.decoding.static_tree import StaticTree, static_unsupported_reason
 from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.validation import check_value
 
