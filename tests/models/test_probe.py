@@ -30,7 +30,7 @@ def run(found, dtype=torch.float32, model=None, altered=None, tolerance=TOLERANC
         (float("nan"), torch.bfloat16, False),
     ],
 )
-def test_the_bound_is_for_the_largest_error_in_float32_and_for_the_mean_in_half_precision(distance, dtype, passes):
+def test_the_largest_error_counts_in_float32_and_the_mean_in_half_precision(distance, dtype, passes):
     """One of four vectors is this far from its reference."""
     found = EXPECTED.clone()
     found[0, 1] = distance

@@ -3,13 +3,12 @@
 
 """KV caches for `generate`: preallocated in steps, and computed once per prompt for its completions."""
 
-import inspect
 from typing import Any
 
 import torch
 from transformers import DynamicCache, DynamicLayer, PreTrainedModel
 
-from trl_ext.models.load import base_of, cache_of
+from trl_ext.models.load import accepts_argument, cache_of, has_virtual_tokens
 from trl_ext.models.sharding import is_sharded
 
 
@@ -54,14 +53,12 @@ def prompt_cache(
             layers, sliding windows, prompt tuning), and for a sharded model, in which all processes need the same
             number of forward passes, prompts of one token included. `generate` then computes the prompts itself.
     """
-    adapters = getattr(model, "peft_config", {}).values()
-    if ids_PT.shape[1] == 1 or is_sharded(model) or any(adapter.is_prompt_learning for adapter in adapters):
+    if ids_PT.shape[1] == 1 or is_sharded(model) or has_virtual_tokens(model):
         return None
     inputs: dict[str, Any] = {"input_ids": ids_PT[:, :-1], "attention_mask": mask_PT[:, :-1], "use_cache": True}
-    accepted = inspect.signature(type(base_of(model)).forward).parameters
-    if "position_ids" in accepted:
+    if accepts_argument(model, "position_ids"):
         inputs["position_ids"] = (mask_PT[:, :-1].cumsum(-1) - 1).clamp(min=0)
-    if "logits_to_keep" in accepted:  # the logits of the prompt are not needed
+    if accepts_argument(model, "logits_to_keep"):  # the logits of the prompt are not needed
         inputs["logits_to_keep"] = 1
     cache: Any = cache_of(model(**inputs))
     if type(cache) is not DynamicCache or any(type(layer) is not DynamicLayer for layer in cache.layers):

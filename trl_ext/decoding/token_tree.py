@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from trl_ext.models.load import is_peft_model
+from trl_ext.models.load import has_virtual_tokens
 from trl_ext.models.modes import evaluating
 
 from .tree_backends import RecomputeBackend, SharedCacheBackend, shared_cache_support
@@ -57,7 +57,7 @@ class Tree:
 
     def __init__(self, backbone: torch.nn.Module, *, forward_kwargs: Mapping[str, Any] | None = None) -> None:
         kwargs = forward_kwargs or {}
-        if is_peft_model(backbone) and any(a.is_prompt_learning for a in backbone.peft_config.values()):  # type: ignore[union-attr,operator]
+        if has_virtual_tokens(backbone):
             raise ValueError(
                 "The adapter adds virtual tokens to the start of every row, so that columns and tokens do not match. "
                 "Use LoRA or another adapter of weights."

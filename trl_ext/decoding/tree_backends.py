@@ -11,7 +11,6 @@ N prefixes, S columns of a prefix (left-padded), F of them new in this forward p
 size.
 """
 
-import inspect
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -23,7 +22,7 @@ from transformers import DynamicCache
 
 from trl_ext.logprobs.prefix_attention import CASCADE
 from trl_ext.models.architecture import FULL, SLIDING, layer_kinds
-from trl_ext.models.load import base_of, cache_name
+from trl_ext.models.load import accepts_argument, base_of, cache_name
 from trl_ext.models.probe import Tolerance, probe, probe_tokens
 from trl_ext.upstream import attention_implementation
 
@@ -231,7 +230,7 @@ class RecomputeBackend:
     def __init__(self, backbone: torch.nn.Module, forward_kwargs: Mapping[str, Any]) -> None:
         self.backbone = backbone
         self.forward_kwargs = dict(forward_kwargs)
-        if "use_cache" in inspect.signature(type(base_of(backbone)).forward).parameters:
+        if accepts_argument(backbone, "use_cache"):
             self.forward_kwargs["use_cache"] = False
 
     def clear(self) -> None:
@@ -331,8 +330,10 @@ def _read_config(base: Any) -> tuple[set[str], str | None]:
             f"{attention_implementation(config)} takes no custom attention mask; load the model with "
             "`attn_implementation='sdpa'` instead"
         )
-    missing = {"position_ids", cache_name(base)} - set(inspect.signature(type(base).forward).parameters)
-    return kinds, f"its forward takes no `{min(missing)}`" if missing else None
+    for name in (cache_name(base), "position_ids"):
+        if not accepts_argument(base, name):
+            return kinds, f"its forward takes no `{name}`"
+    return kinds, None
 
 
 def branching_reason(

@@ -7,7 +7,6 @@ A frozen model whose logits go through logits processors, as a policy.
 N sequences, P tokens of a prompt, T tokens of a completion, V vocabulary.
 """
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,7 @@ from trl_ext.data.completion import Completion
 from trl_ext.generation.generate import Processors, generate
 from trl_ext.generation.streaming import TextStream
 from trl_ext.generation_settings import GenerationSettings, pad_token_id
-from trl_ext.models.load import base_of, context_length
+from trl_ext.models.load import accepts_argument, base_of, context_length
 from trl_ext.models.modes import evaluation_mode
 
 from .policy import Policy
@@ -161,12 +160,11 @@ def _batch_logps(
     ids = torch.tensor(rows, device=model.device)
     mask = torch.tensor(masks, device=model.device)
     inputs: dict[str, Any] = {"input_ids": ids[:, :-1], "attention_mask": mask[:, :-1]}
-    accepted = inspect.signature(type(base_of(model)).forward).parameters
-    if "position_ids" in accepted:
+    if accepts_argument(model, "position_ids"):
         inputs["position_ids"] = (mask[:, :-1].cumsum(-1) - 1).clamp(min=0)
-    if "logits_to_keep" in accepted:
+    if accepts_argument(model, "logits_to_keep"):
         inputs["logits_to_keep"] = completion_width
-    if "use_cache" in accepted:
+    if accepts_argument(model, "use_cache"):
         inputs["use_cache"] = False
     logits = model(**inputs).logits[:, -completion_width:]
     steps = processors(ids[:, :prompt_width], mask[:, :prompt_width])

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .architecture import logit_cap, logit_scale
-from .load import base_of, context_length, use_exact_4bit_on_cpu
+from .load import base_of, context_length, has_virtual_tokens, use_exact_4bit_on_cpu
 from .probe import Tolerance, probe, probe_tokens
 
 
@@ -30,7 +30,7 @@ class BackboneAndHead:
     """
 
     def __init__(self, model: Any) -> None:
-        if any(adapter.is_prompt_learning for adapter in getattr(model, "peft_config", {}).values()):
+        if has_virtual_tokens(model):
             raise ValueError("The adapter adds virtual tokens to the start of every row. Use LoRA, or merge it.")
         # A user may have loaded the model in 4 bits without `load_model`. On some CPUs bitsandbytes then repacks its
         # layers in the first forward pass, fails for widths that its kernel lacks, and rounds differently than in

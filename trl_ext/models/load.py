@@ -4,6 +4,7 @@
 """Loads and freezes models, in 4 or 8 bits too, and returns what other modules need to know of a loaded model."""
 
 import contextlib
+import functools
 import inspect
 import json
 import logging
@@ -50,6 +51,28 @@ def base_of(model: torch.nn.Module) -> PreTrainedModel:
     return model.get_base_model() if is_peft_model(model) else model  # type: ignore[operator,return-value]
 
 
+def accepts_argument(model: torch.nn.Module, name: str) -> bool:
+    """
+    Whether the forward of a model has an argument of this name. A fused head or a wrapper around it does not matter.
+
+    Args:
+        model (`torch.nn.Module`): The model, or a [`~peft.PeftModel`] around it.
+        name (`str`): Name of the argument.
+    """
+    model_class: type = type(base_of(model))
+    return name in _forward_arguments(model_class)
+
+
+@functools.cache
+def _forward_arguments(model_class: type) -> frozenset[str]:
+    return frozenset(inspect.signature(model_class.forward).parameters)  # type: ignore[attr-defined]
+
+
+def has_virtual_tokens(model: torch.nn.Module) -> bool:
+    """Whether an adapter of `model` adds virtual tokens to its input or its cache (prompt learning)."""
+    return any(adapter.is_prompt_learning for adapter in getattr(model, "peft_config", {}).values())
+
+
 def cache_name(model: torch.nn.Module) -> str:
     """
     Name of the KV cache among the arguments of a model: `"cache"` since transformers 5.24, `"past_key_values"` before
@@ -58,8 +81,7 @@ def cache_name(model: torch.nn.Module) -> str:
     Args:
         model (`torch.nn.Module`): The model, or a [`~peft.PeftModel`] around it.
     """
-    parameters = inspect.signature(type(base_of(model)).forward).parameters
-    return "cache" if "cache" in parameters else "past_key_values"
+    return "cache" if accepts_argument(model, "cache") else "past_key_values"
 
 
 def cache_of(output: Any) -> Any:

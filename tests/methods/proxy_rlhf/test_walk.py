@@ -281,7 +281,7 @@ def test_models_without_a_shared_cache(attention: str, monkeypatch: pytest.Monke
     expected = complete(
         BackboneAndHead(model), proxy, process, PROMPTS, seeds=seeds, max_new_tokens=5, first_candidates=2
     )
-    monkeypatch.setattr("trl_ext.decoding.token_tree.shared_support", lambda *_: (set(), "for the test"))
+    monkeypatch.setattr("trl_ext.decoding.token_tree.shared_cache_support", lambda *_: (set(), "for the test"))
     found = complete(
         BackboneAndHead(model), proxy, process, PROMPTS, seeds=seeds, max_new_tokens=5, first_candidates=2
     )

@@ -244,7 +244,7 @@ class ValueAugmentedLogitsProcessor(LogitsProcessor):
 
 class StaticValues:
     """
-    Values for CUDA-graph decoding; a [`~trl_ext.decoding.static_loop.StaticGuide`] with a static KV cache.
+    Values for CUDA-graph decoding; a [`~trl_ext.decoding.static_generate.StaticGuide`] with a static KV cache.
 
     In each step, a value model of the form `"state"` reads the last token and the candidates after it in one forward
     pass, one of the form `"action"` reads the last token only, and one of the form `"policy"` reads nothing.
