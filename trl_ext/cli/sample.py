@@ -21,9 +21,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
 from trl_ext.data.completion import Completion
 from trl_ext.data.resumable_file import ResumableFile, rows_fingerprint, weights_fingerprint
@@ -351,7 +352,8 @@ def _vllm_policy(
     except (OSError, ValueError) as error:
         raise loading_error("model", name, error) from error
     tokenizer = load_tokenizer(name, **trust)
-    model = PreTrainedModel(config)  # without layers: vLLM loads the weights
+    model: Any = torch.nn.Module()  # without layers, as vLLM loads the weights: these attributes are all that is read
+    model.name_or_path, model.config = name, config
     limit = vllm.vllm_context(0)
     if 0 < limit <= settings.max_completion_length:
         raise ValueError(
@@ -370,7 +372,7 @@ def _vllm_policy(
 
 def _vllm_backend(
     name: str,
-    model: PreTrainedModel,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     settings: GenerationSettings,
     vllm: VLLMSettings,
