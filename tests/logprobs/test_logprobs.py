@@ -456,7 +456,7 @@ def test_shared_prefix_has_three_settings():
 
 def test_never_keeps_the_models_attention():
     log_probs = LogProbs(llama(), 0, shared_prefix="never")
-    assert log_probs.layout == Layout("separate", "asked for")
+    assert log_probs.layout == Layout("separate", "`shared_prefix` is 'never'")
 
 
 def test_auto_shares_where_that_is_cheaper():

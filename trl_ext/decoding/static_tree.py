@@ -270,20 +270,26 @@ def static_unsupported_reason(backbone: torch.nn.Module) -> str:
         backbone (`torch.nn.Module`): The model, or a [`~peft.PeftModel`] around it.
     """
     base = base_of(backbone)
-    config: Any = base.config.get_text_config()
+    with cached_loops(base).lock:  # the verification and every loop change the model's settings for a while
+        reason = _config_reason(backbone, base)
+        if reason is None:
+            _, reason = shared_cache_support(backbone, {})
+        if reason is None:
+            reason = branching_reason(backbone, STATIC, lambda ids: _static_probe_walk(backbone, ids))
+    return reason or ""
+
+
+def _config_reason(backbone: torch.nn.Module, base: Any) -> str | None:
     if is_sharded(backbone):
         return "it is sharded over several devices"
     if len({parameter.device for parameter in base.parameters()}) > 1:
         return "it is on several devices"
     if has_quantized_weights(base):
         return "its weights are quantized"
+    config = base.config.get_text_config()
     if score_cap(config) and attention_implementation(config) != "eager":
         return "its attention leaves out the cap on scores; load it with `attn_implementation='eager'`"
-    with cached_loops(base).lock:  # the verification and every loop change the model's settings for a while
-        _, reason = shared_cache_support(backbone, {})
-        if reason is None:
-            reason = branching_reason(backbone, STATIC, lambda ids: _static_probe_walk(backbone, ids))
-        return reason or ""
+    return None
 
 
 def _static_probe_walk(backbone: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:

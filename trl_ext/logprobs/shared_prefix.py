@@ -390,7 +390,10 @@ class SharedPrefixRows:
     def _choose_layout(self, base: PreTrainedModel) -> None:
         """Chooses the form of shared rows from the config and the device."""
         self._device = next(base.parameters()).device.type
-        self.layout = supported_layout(base) if self.shared_prefix != "never" else Layout("separate", "asked for")
+        if self.shared_prefix == "never":
+            self.layout = Layout("separate", "`shared_prefix` is 'never'")
+        else:
+            self.layout = supported_layout(base)
         if self.layout.form == "cascade":
             base.set_attn_implementation(CASCADE)
         self.attention = attention_implementation(base.config.get_text_config())
