@@ -61,19 +61,6 @@ def changed_dir(tiny_model_dir, tmp_path_factory):
     return str(path)
 
 
-@pytest.fixture(scope="module")
-def adapter_dir(tiny_model_dir, tmp_path_factory):
-    """A LoRA adapter of the tiny model, without a tokenizer."""
-    from peft import LoraConfig, get_peft_model
-
-    path = tmp_path_factory.mktemp("adapter") / "adapter"
-    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
-    torch.manual_seed(2)
-    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj", "o_proj"], init_lora_weights=False))
-    adapted.save_pretrained(path)
-    return str(path)
-
-
 @pytest.fixture
 def evaluate(prompts, tmp_path):
     """Run the command on the prompts; the exit status and what was written."""

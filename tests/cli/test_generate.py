@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_model, make_tokenizer
 
 from trl_ext.cli.generate import chat, main
 from trl_ext.data.schema import DataError
@@ -19,13 +18,9 @@ from trl_ext.inference.policy import model_policy
 
 
 @pytest.fixture(scope="module")
-def plain_dir(tmp_path_factory):
+def plain_dir(save_model, tmp_path_factory):
     """A model whose tokenizer has no chat template."""
-    folder = tmp_path_factory.mktemp("models") / "plain"
-    tokenizer = make_tokenizer()
-    make_model(len(tokenizer)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+    return save_model(tmp_path_factory.mktemp("models") / "plain")
 
 
 @pytest.fixture(autouse=True)

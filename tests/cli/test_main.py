@@ -49,6 +49,12 @@ class TestDispatch:
         assert main([word]) == 2
         assert f"trl-ext {word}: error: there is nothing to sample" in capsys.readouterr().err
 
+    def test_environment_of_the_yaml_file_is_set_first(self, yaml_file, monkeypatch):
+        """Also of a command that then fails: its module and what that imports may read the variables."""
+        monkeypatch.setenv("TRL_EXT_TEST_VARIABLE", "before")
+        assert main(["sample", "--config", yaml_file("env: {TRL_EXT_TEST_VARIABLE: 7}")]) == 2
+        assert os.environ["TRL_EXT_TEST_VARIABLE"] == "7"
+
     def test_version(self, capsys):
         assert main(["--version"]) == 0
         assert capsys.readouterr().out == f"trl-ext {cli_env._version('trl-ext')}\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_model, make_tokenizer
+from conftest import make_tokenizer
 from datasets import load_dataset
 
 from trl_ext.cli.sample import best_of_n, main
@@ -180,16 +180,6 @@ def test_settings_in_a_file(tiny_model_dir, prompts):
 
 
 # --------------------------------------------------------------------------------------- models, policies, beam search
-
-
-@pytest.fixture
-def adapter_dir(tiny_model_dir, tmp_path):
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
-    get_peft_model(model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).save_pretrained("adapter")
-    return "adapter"
 
 
 def test_completions_of_models_and_of_the_dataset_are_merged(tiny_model_dir, adapter_dir):
@@ -412,12 +402,10 @@ def test_other_settings_are_named(tiny_model_dir, prompts, monkeypatch):
     assert len(read_rows()) == 9
 
 
-def test_other_weights_under_the_same_name(prompts, monkeypatch):
-    tokenizer = make_tokenizer()
-    tokenizer.save_pretrained("model")
-    make_model(len(tokenizer)).save_pretrained("model")
+def test_other_weights_under_the_same_name(save_model, prompts, monkeypatch):
+    save_model("model")
     interrupted("model", prompts, monkeypatch)
-    make_model(len(tokenizer), seed=1).save_pretrained("model")
+    save_model("model", seed=1)
     with pytest.raises(ValueError, match="weights of model was"):
         sample(prompts, "model", **BATCHES)
 
@@ -477,10 +465,8 @@ def test_long_prompts_are_dropped_and_counted(tiny_model_dir, capsys):
         sample(rows, tiny_model_dir, "no_room.jsonl", max_completion_length=256)
 
 
-def test_chat_prompts_need_a_chat_template(tmp_path):
-    tokenizer = make_tokenizer(chat=False)
-    tokenizer.save_pretrained("plain")
-    make_model(len(tokenizer)).save_pretrained("plain")
+def test_chat_prompts_need_a_chat_template(save_model):
+    save_model("plain")
     chats = write_rows("chats.jsonl", [{"prompt": [{"role": "user", "content": "film?"}]}])
     with pytest.raises(DataError, match=r"'plain': .*no chat template"):
         sample(chats, "plain")

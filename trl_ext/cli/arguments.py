@@ -24,7 +24,7 @@ class PromptArguments:
         default=None,
         metadata={
             "help": "Dataset with a column `prompt` (text or messages): Hub id, directory, or a .jsonl, .json, "
-            ".parquet or .csv file. Its other columns are passed to the rewards and kept in the output."
+            ".parquet or .csv file."
         },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset on the Hub."})
@@ -42,7 +42,8 @@ class RewardArguments:
         default=None,
         metadata={
             "help": "Reward functions: names of TRL's own (e.g. `think_format_reward`), dotted paths (e.g. "
-            "`my_lib.rewards.my_reward`), and sequence classifiers by Hub id or directory."
+            "`my_lib.rewards.my_reward`), and sequence classifiers by Hub id or directory. They receive the "
+            "dataset's other columns."
         },
     )
 
