@@ -21,8 +21,8 @@ from peft import LoraConfig, get_peft_model
 from tiny_trainers import METHODS, make_trainer
 
 from trl_ext import ProxyModel, ValueModel
-from trl_ext.cli.evaluate import EvaluateArguments
-from trl_ext.cli.models import LoadingArguments, SampleLoadingArguments
+from trl_ext.cli.arguments import LoadingArguments
+from trl_ext.cli.evaluate import EvaluateArguments, EvaluateLoadingArguments
 from trl_ext.method import discover
 from trl_ext.models.load import load_model
 from trl_ext.rewards.functions import load_rewards
@@ -136,7 +136,7 @@ def test_nothing_of_ours_is_pickled() -> None:
 
 class TestRemoteCode:
     def test_it_is_off_wherever_it_can_be_set(self) -> None:
-        classes = [LoadingArguments, SampleLoadingArguments, EvaluateArguments]
+        classes = [LoadingArguments, EvaluateLoadingArguments, EvaluateArguments]
         classes += [discover().methods[name].method.config_class() for name in METHODS]
         fields = [field for cls in classes for field in dataclasses.fields(cls) if field.name == "trust_remote_code"]
         assert len(fields) >= 2 + len(METHODS)

@@ -13,7 +13,6 @@ import torch
 from conftest import make_model, make_tokenizer
 from scripted_server import ModelServer, ScriptedServer
 
-from trl_ext.cli import chat as cli_chat
 from trl_ext.cli import evaluate as cli_evaluate
 from trl_ext.cli import generate as cli_generate
 from trl_ext.endpoint.client import Endpoint
@@ -111,7 +110,7 @@ def test_a_failed_dataset_is_resumed(server, flags, value_dir, tokenizer, capsys
 
     server.answer = fail_at_the_third
     assert cli_generate.main(command) == 1
-    assert "no credit" in (error := capsys.readouterr().err) and "has 2 rows; the same command goes on" in error
+    assert "no credit" in (error := capsys.readouterr().err) and "has 2 rows; the same command resumes" in error
     server.answer, before = model, len(server.requests)
     assert cli_generate.main(command) == 0
     rows = read("out.jsonl")
@@ -155,7 +154,7 @@ def test_refused(server, flags, value_dir, tiny_model_dir, monkeypatch):
         with pytest.raises(ValueError, match=message):
             cli_generate.main([*given, "--prompt", "we", *changes])
 
-    fails("leave out --model_name_or_path", "--model_name_or_path", tiny_model_dir)
+    fails("remove --model_name_or_path", "--model_name_or_path", tiny_model_dir)
     fails("pass --value_model_name_or_path", without=["--value_model_name_or_path"])
     fails("pass --endpoint_model", without=["--endpoint_model"])
     fails("need the server's address: set `endpoint`", without=["--endpoint"])
@@ -185,7 +184,7 @@ def test_a_conversation_of_two_turns(server, flags, value_dir, tmp_path, monkeyp
     chat.save_pretrained(tmp_path / "chat")
     monkeypatch.setattr("sys.stdin", io.StringIO("the film\na story\n"))
     more = [*GREEDY, "--endpoint_tokenizer", f"{tmp_path}/chat"]
-    assert cli_chat.main([*flags, *more]) == 0
+    assert cli_generate.chat([*flags, *more]) == 0
     sent = [chat.decode(body["prompt"]) for _, body, _ in server.requests if isinstance(body["prompt"], list)]
     first, last = sent[1], sent[-1]  # the very first request finds out whether ids are accepted
     assert "the film" in first and "a story" not in first
