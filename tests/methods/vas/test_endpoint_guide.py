@@ -452,7 +452,7 @@ def test_resumed_file_is_the_uninterrupted_one(server, model, tokenizer, value_m
         except EndpointFailed as error:
             failures += 1
             made += len(read_rows(path)) - before
-            assert any("the same call goes on there" in note for note in error.__notes__)
+            assert any("the same call resumes there" in note for note in error.__notes__)
             assert any("at row " in note for note in error.__notes__)
     assert read_rows(path) == read_rows(whole)
     assert made == len(ROWS)
