@@ -214,7 +214,7 @@ def test_rewards_that_do_not_apply_are_counted(evaluate, changed_dir, capsys):
     _, report = evaluate("--model_name_or_path", changed_dir, "--reward_funcs", "eval_rewards.sometimes")
     assert report["models"][0]["reward/sometimes"] == 1.0
     assert report["completions"][0]["models"][changed_dir]["rewards"] == {"sometimes": None}
-    assert "reward/sometimes: no number for 1 of 4 completions" in capsys.readouterr().out
+    assert "reward/sometimes: not defined for 1 of 4 completions" in capsys.readouterr().out
 
 
 def test_a_model_that_does_not_exist_is_named_and_the_others_are_kept(evaluate, changed_dir, tiny_model_dir, capsys):

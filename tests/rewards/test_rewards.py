@@ -143,9 +143,9 @@ def test_async_functions_also_in_a_running_loop():
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        (None, "'constant' returned None where a list"),
-        (3.0, "'constant' returned 3.0 where a list"),
-        ("12", "'constant' returned '12' where a list"),
+        (None, "'constant' returned None, but must return a list"),
+        (3.0, "'constant' returned 3.0, but must return a list"),
+        ("12", "'constant' returned '12', but must return a list"),
         ([1.0], "'constant' returned 1 rewards for 2 completions"),
         ([1.0, "2"], "'constant' returned '2' for completion 1"),
         ([1.0, [2]], r"'constant' returned \[2\] for completion 1"),
@@ -236,7 +236,7 @@ def test_names_of_callables():
         ("no_such_module.f", "no module 'no_such_module'"),
         ("json.no_such_function", "module 'json' has no function 'no_such_function'"),
         ("json.decoder:NaN", "module 'json.decoder' has no function 'NaN'"),
-        (3, "3 is no reward function"),
+        (3, "3 is not a reward function"),
     ],
 )
 def test_what_cannot_be_found(spec, message):
@@ -301,7 +301,7 @@ def test_classifier_cuts_the_beginning(tiny_tokenizer, caplog):
     with caplog.at_level(logging.WARNING):
         values = found(["the film", "b"], [" was good but not so good in the end of it" + " very" * 9, "c"])
     assert values[0] == pytest.approx(alone(model, tiny_tokenizer, " very" * 8), abs=1e-5)
-    assert "8 positions are cut" in caplog.text
+    assert "8 tokens are truncated" in caplog.text
 
 
 def test_classifier_without_pad_token(classifier, tiny_tokenizer):

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A completion: its text, its token ids, and whether the model ended it. Made of generated token ids, or truncated."""
+"""A completion: its text, its token ids and whether the model ended it. Decoding and truncation of completions."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +20,8 @@ class Completion:
         text (`str`):
             Decoded tokens without special ones, up to the end-of-sequence token; empty if that came first.
         ids (`list[int]`):
-            Token ids, with the end-of-sequence token if the model generated one. Empty only for a completion of a
-            dataset that was not tokenized.
+            Token ids, with the end-of-sequence token if the model generated one. Empty only if the completion comes
+            from a dataset and is not tokenized.
         ended (`bool`):
             Whether the model ended it, as opposed to reaching `max_completion_length`.
         source (`str`, *optional*, defaults to `""`):
@@ -54,7 +54,7 @@ def decode_completions(
     sequences: list[list[int]], tokenizer: PreTrainedTokenizerBase, config: GenerationConfig
 ) -> list[Completion]:
     """
-    Completions of generated token ids: each sequence up to its end, and its text.
+    Completions made of generated token ids: each sequence is cut after its end and decoded.
 
     Args:
         sequences (`list[list[int]]`): What `generate` returned, without the prompts.
@@ -83,6 +83,6 @@ def decode_completions(
 def decode_groups(
     sequences: list[list[int]], group_size: int, tokenizer: PreTrainedTokenizerBase, config: GenerationConfig
 ) -> list[list[Completion]]:
-    """[`decode_completions`] of sequences of which `group_size` in a row belong to one prompt, grouped by prompt."""
+    """[`decode_completions`], grouped by prompt: each run of `group_size` sequences belongs to one prompt."""
     completions = decode_completions(sequences, tokenizer, config)
     return [completions[i : i + group_size] for i in range(0, len(completions), group_size)]

@@ -249,9 +249,9 @@ def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_row_beyond_the_models_positions_is_named(tmp_path: Path) -> None:
     long = {"prompt": "the film was good " * 8, "completions": ["good", "bad"], "scores": [1, 0]}
     model = make_model(len(make_tokenizer()), max_position_embeddings=24)
-    with pytest.raises(DataError, match=r"Row 1 of the train data set comes to \d+ tokens, but .* room for 24"):
+    with pytest.raises(DataError, match=r"Row 1 of the train dataset has \d+ tokens, but .* context length is 24"):
         trainer(tmp_path, [*ROWS[:1], long], model=model)
-    with pytest.raises(DataError, match=r"with `max_completion_length` \(60\), but the model has room for 24"):
+    with pytest.raises(DataError, match=r"with `max_completion_length` \(60\), but the model's context length is 24"):
         trainer(tmp_path, [{"prompt": "the film"}], model=model, reward_funcs=lambda completions, **_: [0.0] * 3,
                 args={"resample_steps": 1, "max_completion_length": 60})  # fmt: skip
 
