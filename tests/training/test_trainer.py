@@ -127,8 +127,7 @@ def test_rows_are_not_read_where_none_can_be_too_long(
 
 def test_plain_prompts_are_checked_where_there_are_no_principles(tmp_path: Path) -> None:
     settings = {"sft_target": "best", "rank_weight": 0.0, "num_generations": 2, "max_completion_length": 250}
-    message = r"with `max_completion_length` \(250\), but the model's context length is 256"
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=r"with `max_completion_length` \(250\), but the model has room for 256"):
         make_trainer("psle", tmp_path, [{"prompt": LONG}], **settings)
 
 
