@@ -218,13 +218,14 @@ def _check_environment(prog: str) -> None:
 def _sample(sampler: DatasetSampler, dataset: Dataset, file: ResumableFile, step: int, progress: Progress) -> float:
     """All batches that are not written yet; returns the seconds they took."""
     models, begin = max(1, len(sampler.policies)), (reported := time.monotonic())
-    done = min(file.batches * step, len(dataset))
+    starts = file.missing_batches(len(dataset), step)
+    done = starts.start
     if done:
         print(f"{file.path}: resuming after {done} of {len(dataset)} prompts", file=sys.stderr)
     # Outside a terminal, lines in a log file are of more use than a bar.
     bar = tqdm(total=len(dataset) * models, initial=done * models, unit="prompt", desc="sampling", disable=None)
     with bar, progress.shown_by(bar.update):
-        for start in range(done, len(dataset), step):
+        for start in starts:
             rows = [dataset[i] for i in range(start, min(start + step, len(dataset)))]
             batch = sampler(rows, start)
             file.append(batch.rows, batch.totals)
