@@ -103,7 +103,7 @@ def roll_out(
         model ([`~transformers.PreTrainedModel`]), tokenizer: The model that generates.
         states (`list[HalfCompletion]`): The prompts with half a completion.
         settings ([`~trl_ext.generation_settings.GenerationSettings`]): `num_generations` is the number of
-            continuations of each state; `max_completion_length` limits the whole completion, its given half included.
+            continuations of each state; `max_completion_length` limits the complete text, the given half included.
         rewards (`list[Reward]`), weights (`list[float]`, *optional*): See
             [`~trl_ext.rewards.scoring.score_completions`].
         batch_size (`int`): Sequences in one call of the model.

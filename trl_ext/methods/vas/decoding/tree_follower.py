@@ -128,13 +128,13 @@ class Follower:
 
     def _compare(self, ids: torch.Tensor, head: torch.Tensor) -> tuple[bool, bool]:
         """Whether the rows are those of the tree, and each continues with one of its candidates. Synchronises once."""
-        known, siblings = self.tree.ids_NS, self.tree.branches_Nk
+        known, branches = self.tree.ids_NS, self.tree.branches_Nk
         if len(ids) != len(known):
             return False, False
         same = (head == known).all()
-        if siblings is None or ids.shape[1] != self.tree.length + 1:
+        if branches is None or ids.shape[1] != self.tree.length + 1:
             return bool(same), False
-        same, hits = torch.stack([same, (siblings == ids[:, -1:]).any(1).all()]).tolist()
+        same, hits = torch.stack([same, (branches == ids[:, -1:]).any(1).all()]).tolist()
         return same, hits
 
     def _start(self, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

@@ -31,9 +31,9 @@ from trl_ext.models.load import (
 )
 from trl_ext.upstream import attention_implementation, mark_initialized
 
-from .backbones import AdapterSwitch, headless, with_saved_adapter
+from .backbones import headless, with_saved_adapter
 from .config import BackboneConfig
-from .state_capture import LastHiddenStates
+from .shared_weights import AdapterSwitch, LastHiddenStates
 
 
 ADAPTER_FOLDER = "adapter"  # in the directory of a saved model that is an adapter and a head
@@ -156,7 +156,7 @@ class BackboneModel(PreTrainedModel):
     def hold_adapter(self) -> Iterator[None]:
         """
         Inside this context an adapter on shared weights stays enabled; see
-        [`~trl_ext.methods.vas.value_model.backbones.AdapterSwitch`].
+        [`~trl_ext.methods.vas.value_model.shared_weights.AdapterSwitch`].
         """
         with self.switch.hold() if self.switch is not None else nullcontext():
             yield

@@ -1,11 +1,9 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Backbones of value models: models without a head, adapters on them, and weights shared with another model."""
+"""Backbones of value models: loading models without their head, and adapters on them."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +12,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from trl_ext.models.adapters import wrap_with_peft
 from trl_ext.models.load import base_of, is_peft_model, is_quantized, load_model, refuse_pickled, use_exact_4bit_on_cpu
-from trl_ext.upstream import get_config_model_id, switch_adapters
+from trl_ext.upstream import get_config_model_id
 
 
 if TYPE_CHECKING:
@@ -105,37 +103,3 @@ def with_saved_adapter(
             if "lora_" in name and parameter.is_floating_point():
                 parameter.data = parameter.data.to(torch.bfloat16)
     return model
-
-
-class AdapterSwitch:
-    """
-    Enables an adapter only while the backbone runs, so that the model whose weights it shares is unchanged.
-
-    Args:
-        backbone ([`~peft.PeftModel`]): The adapter around the backbone of the other model.
-    """
-
-    def __init__(self, backbone: torch.nn.Module) -> None:
-        self.backbone = backbone
-        self._holding = 0
-        self._turn(False)
-        backbone.register_forward_pre_hook(lambda *_: self._turn(True))
-        backbone.register_forward_hook(lambda *_: self._turn(self._holding > 0), always_call=True)
-
-    def _turn(self, on: bool) -> None:
-        switch_adapters(self.backbone, on)
-
-    @contextmanager
-    def hold(self) -> Iterator[None]:
-        """
-        Inside this context the adapter stays enabled, also between forward passes.
-
-        Training needs this: gradient checkpointing runs layers again in the backward pass.
-        """
-        self._holding += 1
-        self._turn(True)
-        try:
-            yield
-        finally:
-            self._holding -= 1
-            self._turn(self._holding > 0)

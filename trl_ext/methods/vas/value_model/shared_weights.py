@@ -2,15 +2,56 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Captures the hidden states of a language model's last forward pass, so that a value head can reuse them.
+What a value model needs to share the weights of a language model, whose outputs must not change.
+
+With an adapter on the weights: a switch that enables the adapter only while the value model runs. With a head on the
+language model's own hidden states: the states of its last forward pass.
 
 Letters: N sequences, S columns of the sequences so far, L columns of the last forward pass, D hidden size.
 """
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+from trl_ext.upstream import switch_adapters
+
+
+class AdapterSwitch:
+    """
+    Enables an adapter only while the backbone runs, so that the model whose weights it shares is unchanged.
+
+    Args:
+        backbone ([`~peft.PeftModel`]): The adapter around the backbone of the other model.
+    """
+
+    def __init__(self, backbone: torch.nn.Module) -> None:
+        self.backbone = backbone
+        self._holding = 0
+        self._turn(False)
+        backbone.register_forward_pre_hook(lambda *_: self._turn(True))
+        backbone.register_forward_hook(lambda *_: self._turn(self._holding > 0), always_call=True)
+
+    def _turn(self, on: bool) -> None:
+        switch_adapters(self.backbone, on)
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """
+        Inside this context the adapter stays enabled, also between forward passes.
+
+        Training needs this: gradient checkpointing runs layers again in the backward pass.
+        """
+        self._holding += 1
+        self._turn(True)
+        try:
+            yield
+        finally:
+            self._holding -= 1
+            self._turn(self._holding > 0)
 
 
 class LastHiddenStates:
