@@ -25,7 +25,7 @@ from trl_ext.models.load import is_peft_model
 from trl_ext.models.tokenizers import can_read
 from trl_ext.rewards.functions import Reward
 from trl_ext.rewards.scoring import score_completions
-from trl_ext.seeds import chance
+from trl_ext.seeds import fork_rng
 
 from .metrics import distinct_n_and_se, mean_and_se, perplexity_and_se, response_kl
 
@@ -167,7 +167,7 @@ def evaluate(
     policy.check_context_length(prompt_ids, settings)
     result = Evaluation()
     started = time.perf_counter()
-    with chance(seed):
+    with fork_rng(seed):
         result.completions = policy.generate(prompt_ids, settings)
     result.seconds = time.perf_counter() - started
     ids = _ids(result.completions)
@@ -224,7 +224,7 @@ def _measure_kl(
         return result.leave_out("kl", unreadable)
     drawn = result.completions
     if settings != untruncated(settings):
-        with chance(seed):
+        with fork_rng(seed):
             drawn = policy.generate(prompt_ids, untruncated(settings))
     ids = _ids(drawn)
     if not can_read(base.tokenizer, policy.tokenizer, chain.from_iterable(ids)):

@@ -13,7 +13,7 @@ from trl_ext.methods.psle.config import PLEConfig, PSLEConfig
 from trl_ext.methods.psle.data import (
     check_context_length,
     load_principles,
-    prepare_answers,
+    prepare_sft_dataset,
     prepare_prompts,
     with_principle,
 )
@@ -156,14 +156,14 @@ def test_answers_to_imitate(tmp_path, form):
         },
         "text": {"text": "the film was good"},
     }[form]
-    dataset, _ = prepare_answers(Dataset.from_list([row]), tokenizer, config(tmp_path))
+    dataset, _ = prepare_sft_dataset(Dataset.from_list([row]), tokenizer, config(tmp_path))
     ids = dataset[0]["prompt_ids"] + dataset[0]["completion_ids"][0]
     if form == "messages":
         assert ids == tokenizer.apply_chat_template(row["messages"], tokenize=True, return_dict=True)["input_ids"]
     else:
         assert ids == tokenizer("the film was good<|endoftext|>").input_ids
     with pytest.raises(DataError, match="'answer'"):
-        prepare_answers(Dataset.from_list([{"answer": "x"}]), tokenizer, config(tmp_path))
+        prepare_sft_dataset(Dataset.from_list([{"answer": "x"}]), tokenizer, config(tmp_path))
 
 
 # ----------------------------------------------------------------------------------------------------------- config

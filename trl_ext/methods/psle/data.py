@@ -244,7 +244,7 @@ def check_context_length(dataset: AnyDataset, context: int, max_completion_lengt
     return with_check(dataset, check, ("row_index", "prompt_ids", "guided_ids")) if context else dataset
 
 
-def prepare_answers(
+def prepare_sft_dataset(
     dataset: AnyDataset, tokenizer: PreTrainedTokenizerBase, args: PSLEConfig
 ) -> tuple[AnyDataset, int]:
     """
