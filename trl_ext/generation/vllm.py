@@ -152,7 +152,7 @@ class VLLM:
         before = numpy.random.get_state()
         numpy.random.seed(seed)
         try:
-            with chance(seed):
+            with fork_rng(seed):
                 yield
         finally:
             numpy.random.set_state(before)

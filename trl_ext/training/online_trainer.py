@@ -67,7 +67,9 @@ class OnlineTrainer(ExtTrainer):
         **kwargs: Any,
     ) -> None:
         model = load_policy(model, args, quantization_config, peft_config)
-        train_dataset, eval_dataset = self._check_context_lengths(train_dataset, eval_dataset, args, context_length(model))
+        train_dataset, eval_dataset = self._check_context_lengths(
+            train_dataset, eval_dataset, args, context_length(model)
+        )
         model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
         model.generation_config.pad_token_id = self._tokenizer.pad_token_id
         self.reference = self._load_reference(model, ref_model, args, quantization_config)

@@ -13,8 +13,8 @@ from trl_ext.methods.psle.config import PLEConfig, PSLEConfig
 from trl_ext.methods.psle.data import (
     check_context_length,
     load_principles,
-    prepare_sft_dataset,
     prepare_prompts,
+    prepare_sft_dataset,
     with_principle,
 )
 
