@@ -305,5 +305,5 @@ def test_settings_that_exclude_each_other(tmp_path):
         EngineConfig(str(tmp_path), vllm_mode="cloud")
     args = EngineConfig(str(tmp_path), use_transformers_continuous_batching=True)
     for kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        with pytest.raises(ValueError, match="not for models that DeepSpeed or FSDP have in pieces"):
+        with pytest.raises(ValueError, match="does not support models that DeepSpeed or FSDP has sharded"):
             Engine(make_model(64), make_tokenizer(), args, accelerator(2, kind))

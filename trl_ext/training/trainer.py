@@ -293,10 +293,6 @@ class ExtTrainer(BaseTrainer):
         meters.add("entropy", tokens.entropy[scored].sum(), scored.sum())
         meters.add("mean_token_accuracy", tokens.is_top1[scored].sum(), scored.sum())
 
-    def _other_metrics(self, mode: str) -> dict[str, float]:
-        """Metrics of a method since the last log that are not kept in `_meters`."""
-        return {}
-
     def _totals(self) -> dict[str, float]:
         """Metrics that count from the start of training."""
         self._count_tokens()
@@ -321,7 +317,7 @@ class ExtTrainer(BaseTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         mode = self._mode
-        metrics = self._meters[mode].pop(self.accelerator) | self._other_metrics(mode)
+        metrics = self._meters[mode].pop(self.accelerator)
         if mode == "eval":
             metrics = {f"{self._eval_prefix}_{name}": value for name, value in metrics.items()}
         elif metrics:

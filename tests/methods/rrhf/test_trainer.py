@@ -237,7 +237,7 @@ def test_metrics_have_their_names(tmp_path: Path) -> None:
 
 
 def test_an_evaluation_that_cannot_be_is_refused_at_once(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="The eval data set has prompts but no completions"):
+    with pytest.raises(DataError, match="The eval dataset has prompts but no completions"):
         trainer(tmp_path, eval_dataset=Dataset.from_list([{"prompt": "the film"}]))
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.data.schema import as_completion, extra_columns
@@ -16,7 +15,7 @@ from trl_ext.generation.generate import generate
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.rewards.functions import Reward
 from trl_ext.rewards.scoring import RewardTable, score
-from trl_ext.training.statistics import Pairs
+from trl_ext.training.meters import Meters
 
 
 @dataclass(frozen=True)
@@ -131,27 +130,24 @@ def roll_out(
     return score(rewards, weights, [row["prompt"] for row in owners], answers, ids, columns)
 
 
-def calibration_metrics(
-    values_NH: torch.Tensor, table: RewardTable, heads: Sequence[str], accelerator: Accelerator
-) -> dict[str, float]:
+def measure_calibration(meters: Meters, heads: Sequence[str], values_NH: torch.Tensor, table: RewardTable) -> None:
     """
-    `calibration/r2` and `calibration/correlation` of values with the mean reward of the continuations.
+    Add to `calibration/r2` and `calibration/correlation` of values with the mean reward of the continuations.
+
+    With several heads, the names end in `/head`.
 
     Args:
+        meters ([`~trl_ext.training.meters.Meters`]): The metrics.
+        heads (`Sequence[str]`): Names of the H heads; one that the table does not have is the weighted sum.
         values_NH (`torch.Tensor` of shape `(N, H)`): Values of N half completions, in units of the rewards.
         table ([`~trl_ext.rewards.scoring.RewardTable`]): Rewards of their continuations, from [`roll_out`].
-        heads (`Sequence[str]`): Names of the H heads; one that the table does not have is the weighted sum.
-        accelerator ([`~accelerate.Accelerator`]): Sums over the processes.
-
-    Returns:
-        `dict[str, float]`: The metrics; with several heads, their names end in `/head`.
     """
-    pairs = Pairs()
     for h, head in enumerate(heads):
         rewards = torch.tensor(table.by_name.get(head, table.total), dtype=torch.float64)
-        pairs.add(head, values_NH[:, h], rewards.view(len(values_NH), -1).nanmean(dim=1))
-    metrics: dict[str, float] = {}
-    for head, figures in pairs.pop(accelerator, heads).items():
-        tail = f"/{head}" if len(heads) > 1 else ""
-        metrics |= {f"calibration/{name}{tail}": figures[name] for name in ("r2", "correlation") if name in figures}
-    return metrics
+        suffix = f"/{head}" if len(heads) > 1 else ""
+        meters.add_pairs(
+            values_NH[:, h],
+            rewards.view(len(values_NH), -1).nanmean(dim=1),
+            r2=f"calibration/r2{suffix}",
+            correlation=f"calibration/correlation{suffix}",
+        )

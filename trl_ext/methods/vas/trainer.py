@@ -37,11 +37,11 @@ from trl_ext.training.row_order import RepeatedSteps
 from trl_ext.training.statistics import RunningColumns
 from trl_ext.training.trainer import EvalDataset, ExtTrainer
 
-from .calibration import HalfCompletion, calibration_metrics, roll_out, sample_halves
+from .calibration import HalfCompletion, measure_calibration, roll_out, sample_halves
 from .config import VASConfig
 from .data import DataCollatorForValues, choose_heads, prepare_values, reward_tensors, total_rewards
 from .decoding.logits_processor import ValueAugmentedLogitsProcessor
-from .explained_variance import ExplainedVariance
+from .explained_variance import measure_values
 from .loading import load_value_model
 from .losses import normalize, value_loss
 from .token_values import CompletionValues, TokenValues
@@ -199,8 +199,6 @@ class VASTrainer(ExtTrainer):
         self._reward_statistics = RunningColumns(len(self.heads))
         if args.normalize_rewards and not self._samples and isinstance(dataset, Dataset):
             self._update_normalization(dataset["token_rewards"], gather=False)
-        self._explained_variance = ExplainedVariance(self.heads)
-        self._calibration: dict[str, float] = {}
 
     # ------------------------------------------------------------------------------------------------ preparation
 
@@ -413,18 +411,11 @@ class VASTrainer(ExtTrainer):
     def _measure(
         self, tokens: TokenValues, rewards_NTH: torch.Tensor, mask_NTH: torch.Tensor, loss_NTH: torch.Tensor
     ) -> None:
-        if self._mode == "eval":
-            self._meters["eval"].add("loss", loss_NTH.sum(), tokens.mask.sum())  # averaged over all tokens
+        meters, evaluates = self._meters[self._mode], self._mode == "eval"
+        if evaluates:
+            meters.add("loss", loss_NTH.sum(), tokens.mask.sum())  # averaged over all tokens
         returns_NTH = discounted_sums(rewards_NTH, self.args.gamma)
-        self._explained_variance.add(self._mode, tokens.values, returns_NTH, mask_NTH)
-
-    def _other_metrics(self, mode: str) -> dict[str, float]:
-        """Explained variance of the values, and in evaluation their calibration."""
-        metrics = self._explained_variance.pop(mode, self.accelerator)
-        if mode == "eval":
-            metrics |= self._calibration
-            self._calibration = {}
-        return metrics
+        measure_values(meters, self.heads, tokens.values, returns_NTH, mask_NTH, thirds=evaluates)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         with self.model.hold_adapter():
@@ -443,7 +434,8 @@ class VASTrainer(ExtTrainer):
         return super().evaluate(*args, **kwargs)
 
     def _before_evaluation(self, dataset: AnyDataset) -> None:
-        self._calibration = self._calibrate(dataset) if self.args.calibration_rollouts else {}
+        if self.args.calibration_rollouts:
+            self._calibrate(dataset)
 
     def prediction_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
@@ -460,8 +452,8 @@ class VASTrainer(ExtTrainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             return self.compute_loss(model, inputs).detach(), None, None
 
-    def _calibrate(self, dataset: AnyDataset) -> dict[str, float]:
-        """Correlation and R^2 of values of half completions with the mean reward of their sampled continuations."""
+    def _calibrate(self, dataset: AnyDataset) -> None:
+        """Compare values of half completions with the mean reward of their sampled continuations."""
         args, process = self.args, self.accelerator.process_index
         rows = list(dataset.take(args.calibration_states)) if isinstance(dataset, IterableDataset) else list(dataset)
         settings, batch_size = args.generation_settings(), sampling_batch_size(self)
@@ -476,7 +468,7 @@ class VASTrainer(ExtTrainer):
                 batch_size=batch_size, trainer_state=self.state,
             )  # fmt: skip
             values_NH = self._values_at(states)
-        return calibration_metrics(values_NH, table, self.heads, self.accelerator)
+        measure_calibration(self._meters["eval"], self.heads, values_NH, table)
 
     def _values_at(self, halves: list[HalfCompletion]) -> torch.Tensor:
         """Values of half completions, of shape (N, H), in units of the rewards."""
