@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Completions drawn and scored in training, a round at a time, and kept until they have been trained on.
+Scored completions of a round: scoring, metrics, tables of completions, and files in checkpoints.
 
-A round is what one snapshot of the model samples. Rounds are stored with each checkpoint, so that a resumed run trains
-on the completions that the interrupted one had drawn.
+A round is the set of completions that one snapshot of the model generates. Checkpoints store it, so that a resumed run
+trains on the same completions.
 """
 
 import importlib
@@ -35,14 +35,13 @@ from .meters import Meters
 @dataclass
 class Rollout:
     """
-    The completions of one prompt.
+    The scored completions of one prompt.
 
     Args:
-        completion_ids (`list[list[int]]`): Token ids; completions that no reward function could score are left out.
+        completion_ids (`list[list[int]]`): Token ids, without completions that no reward function scored.
         scores (`list[float]`): Weighted sum of the rewards, minus the KL term if there is one.
-        rewards (`dict[str, list[float]]`, *optional*): What each reward function said of them, NaN where it did not
-            apply.
-        marks (`list[int]`, *optional*): A method's own number for each completion (how it came to be, say).
+        rewards (`dict[str, list[float]]`, *optional*): Rewards by reward function, NaN where one did not apply.
+        marks (`list[int]`, *optional*): A number per completion that a method gives it, such as how it was generated.
     """
 
     completion_ids: list[list[int]]
@@ -61,16 +60,16 @@ class Rollout:
 @dataclass
 class Round:
     """
-    What one snapshot of the model sampled.
+    The completions of a round.
 
     Args:
-        rollouts (`dict[int, Rollout]`): By row number.
-        table (`dict[str, list]`): For people: `prompt`, `completion`, the rewards by name and `score`, a row a
-            completion.
-        drawn (`list[bool]`): For each row of the table, whether the model drew it just now (or the data set had it).
-        ended (`list[bool]`): For each row of the table, whether its end is the completion's own.
-        lengths (`list[int]`): For each row of the table, its tokens.
-        nans (`list[tuple[str, int]]`): Reward functions that returned NaN, and for completions of which rows.
+        rollouts (`dict[int, Rollout]`): The scored completions by row number.
+        table (`dict[str, list]`): All completions, one per row: `prompt`, `completion`, the rewards by name, `score`.
+        drawn (`list[bool]`): For each row of the table, whether the model generated it in this round, rather than the
+            dataset having it.
+        ended (`list[bool]`): For each row of the table, whether the completion ended by itself.
+        lengths (`list[int]`): For each row of the table, its number of tokens.
+        nans (`list[tuple[str, int]]`): Reward functions that returned NaN, and the row of each such completion.
     """
 
     rollouts: dict[int, Rollout]
@@ -164,7 +163,7 @@ def _own_completions(row: dict[str, Any]) -> list[Completion]:
 
 
 def measure_round(sampled: Round, rewards: list[Reward], meters: Meters) -> None:
-    """Add a round's metrics, under the names that TRL's GRPO uses."""
+    """Record the metrics of a round, under the names that TRL's GRPO uses."""
     drawn = torch.tensor(sampled.drawn, dtype=torch.bool)
     for reward in rewards:
         values = torch.tensor(sampled.table[reward.name], dtype=torch.float)[drawn]
@@ -185,9 +184,9 @@ def show_tables(
     tables: list[dict[str, list[Any]]], accelerator: Accelerator, args: ExtConfig, step: int, mode: str
 ) -> None:
     """
-    Print some completions with their rewards, save all as Parquet, and send them to an open W&B or Trackio run.
+    Print some completions with their rewards, save all of them as Parquet, and send them to a W&B or Trackio run.
 
-    Every process calls this with its own tables; the main process writes those of all.
+    Every process calls this with its own tables; the main process writes those of all processes.
     """
     import pandas as pd
 
@@ -211,7 +210,7 @@ def show_tables(
 
 
 def save_rollouts(path: Path, rollouts: dict[int, Rollout], **state: Any) -> None:
-    """Write rollouts and some plain values to a JSON file, whole or not at all."""
+    """Write rollouts and further values to a JSON file, atomically."""
     document = {
         **state,
         "rollouts": {
@@ -225,7 +224,7 @@ def save_rollouts(path: Path, rollouts: dict[int, Rollout], **state: Any) -> Non
 
 
 def load_rollouts(path: Path) -> tuple[dict[int, Rollout], dict[str, Any]]:
-    """Rollouts and values that [`save_rollouts`] wrote."""
+    """Load the rollouts and values that [`save_rollouts`] wrote."""
     document = json.loads(path.read_text())
     rollouts = {
         int(row): Rollout(r["ids"], r["scores"], r.get("rewards", {}), r.get("marks", []))

@@ -33,8 +33,8 @@ from trl_ext.models.modes import evaluation_mode
 from trl_ext.models.sharding import gathered
 from trl_ext.rewards.functions import RewardFunc
 from trl_ext.training.copies import sampling_copy
+from trl_ext.training.frozen_model import load_frozen, place_frozen, sampling_batch_size
 from trl_ext.training.meters import Meters
-from trl_ext.training.model_loading import load_frozen, place_frozen, sampling_batch_size
 from trl_ext.training.returns import gae
 from trl_ext.training.rollouts import score_round
 from trl_ext.training.row_order import RepeatedSteps

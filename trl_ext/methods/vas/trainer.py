@@ -29,7 +29,7 @@ from trl_ext.models.load import context_length
 from trl_ext.rewards.functions import RewardFunc
 from trl_ext.seeds import seeded
 from trl_ext.training.copies import sampling_copy
-from trl_ext.training.model_loading import load_frozen, place_frozen, sampling_batch_size, sampling_from
+from trl_ext.training.frozen_model import load_frozen, place_frozen, sampling_batch_size, sampling_from
 from trl_ext.training.returns import discounted_sums, td_lambda
 from trl_ext.training.rollouts import Rollout, Round, score_round
 from trl_ext.training.rounds import Rounds
