@@ -74,7 +74,7 @@ class ExtConfig(BaseConfig):
             Divides the logits of tokens that have occurred.
         cuda_graphs (`str`, *optional*, defaults to `"auto"`):
             Whether each decoding step replays a CUDA graph over a static KV cache: `"auto"` on a GPU where the model
-            supports it, `"always"` (an error gives the reason if it does not), `"never"`. The distribution is the same.
+            supports it, `"always"` (an error if it does not), `"never"`. The distribution is the same.
         generation_kwargs (`dict[str, Any]` or `str`, *optional*):
             Further keyword arguments for [`~transformers.GenerationConfig`].
 

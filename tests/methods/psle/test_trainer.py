@@ -659,11 +659,11 @@ def test_collapse_is_reported(tmp_path: Path, said: list[str]) -> None:
     ("kwargs", "words"),
     [
         ({"args": {"principles": None}}, ["Row 0", "no principle", "principles_file"]),
-        ({"args": {"principles": ["good " * 260]}}, ["Row 0", "no room", "256"]),
-        ({"args": {"max_completion_length": 255}}, ["Row 0", "no room", "256"]),
+        ({"args": {"principles": ["good " * 260]}}, ["Row 0", "context length", "256"]),
+        ({"args": {"max_completion_length": 255}}, ["Row 0", "context length", "256"]),
         (
             {"eval_dataset": Dataset.from_list([*PROMPTS, {"prompt": "the " * 250}])},
-            ["Row 6", "no room", "256"],
+            ["Row 6", "context length", "256"],
         ),
         ({"reward_funcs": []}, ["reward_funcs"]),
         ({"args": {"reward_weights": [1.0, 2.0]}}, ["reward_weights", "2", "1"]),
@@ -734,5 +734,5 @@ def test_the_checkpoint_has_a_card_with_the_paper(tmp_path: Path) -> None:
 
 def test_the_context_of_vllm_is_named_where_it_is_what_limits(tmp_path: Path) -> None:
     settings = {"max_completion_length": 8, "use_vllm": True, "vllm_max_model_length": 9}
-    with pytest.raises(DataError, match=r"context of 9.* Or raise `vllm_max_model_length`"):
+    with pytest.raises(DataError, match=r"context length of 9.* Or raise `vllm_max_model_length`"):
         trainer(tmp_path, args=settings)
