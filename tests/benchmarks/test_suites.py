@@ -164,7 +164,9 @@ def test_qlora_with_an_optimizer_runs_through_the_same_code():
 def test_the_gpu_variants_run_on_a_stand_in_for_flash_attention(monkeypatch):
     monkeypatch.setattr("trl_ext.logprobs.prefix_attention.flash_forward", flash_forward)
     monkeypatch.setattr("trl_ext.logprobs.prefix_attention.flash_backward", flash_backward)
-    monkeypatch.setattr("trl_ext.logprobs.row_layout.supported_layout", lambda model: Layout("cascade", "a stand-in"))
+    monkeypatch.setattr(
+        "trl_ext.logprobs.shared_prefix.supported_layout", lambda model: Layout("cascade", "a stand-in")
+    )
     work = Workload(TINY, batches=1, seed=0)
     variants = work.variants()
     assert [v.name for v in variants] == [*ON_CPU, CASCADE]

@@ -133,7 +133,10 @@ def test_prompts_that_leave_no_room_are_not_measured(evaluate, prompts, tiny_mod
     with open(prompts, "a") as file:
         file.write(json.dumps({"prompt": "a " * 300}) + "\n")
     assert evaluate("--model_name_or_path", tiny_model_dir)[0] == 1
-    message = "prompt 4 has 301 tokens, but with max_completion_length (6) the model has room for 250: shorten either"
+    message = (
+        "prompt 4 has 301 tokens, but with max_completion_length (6) the model's context length leaves 250 for it: "
+        "shorten either"
+    )
     assert message in capsys.readouterr().err
     assert evaluate("--model_name_or_path", tiny_model_dir, "--max_num_prompts", "4")[0] == 0
 

@@ -136,7 +136,7 @@ def test_conversation_that_is_too_long_says_so_and_lives(tiny_model_dir, typed, 
     assert run(tiny_model_dir, "--output_file", "out.jsonl", call=cli_chat.main) == 0
     assert len(read()) == 1
     error = capsys.readouterr().err
-    assert "has room for 251: shorten either. /reset begins anew." in error
+    assert "context length leaves 251 for it: shorten either. /reset begins anew." in error
 
 
 def test_refused(plain_dir, tiny_model_dir, typed):
@@ -149,7 +149,7 @@ def test_refused(plain_dir, tiny_model_dir, typed):
     fails("prompt 1 is empty", "--prompt", "a", "")
     fails("not from both", "--prompt", "a", "--dataset_name", "in.jsonl")
     fails("system_prompt needs a chat model", "--prompt", "a", "--system_prompt", "b")
-    fails("has room for 251", "--prompt", "a " * 300)
+    fails("context length leaves 251 for it", "--prompt", "a " * 300)
     fails("to .jsonl, not 'out.parquet'", "--output_file", "out.parquet")
     fails("temperature 0", "--prompt", "a", "--temperature", "0", "--num_generations", "2")
     fails("'./none'", "--prompt", "a", model="./none", error=OSError)

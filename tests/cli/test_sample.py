@@ -470,7 +470,9 @@ def test_long_prompts_are_dropped_and_counted(tiny_model_dir, capsys):
     only = write_rows("only.jsonl", [{"prompt": long}])
     with pytest.raises(DataError, match="no row is left of 1: 1 prompts too long"):
         sample(only, tiny_model_dir, "only_out.jsonl", max_completion_length=20)
-    with pytest.raises(ValueError, match=r"max_completion_length \(256\) leaves no room .* has 256 positions"):
+    with pytest.raises(
+        ValueError, match=r"max_completion_length \(256\) leaves no tokens .* context length of .* is 256"
+    ):
         sample(rows, tiny_model_dir, "no_room.jsonl", max_completion_length=256)
 
 

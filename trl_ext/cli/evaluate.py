@@ -34,8 +34,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich import progress as rich_progress
 from rich.console import Console
-from rich.progress import Progress
 
 from trl_ext.data.prompts import load_prompts
 from trl_ext.data.schema import is_conversational
@@ -44,13 +44,13 @@ from trl_ext.evaluation.frontier import check_frontier, frontier, write_frontier
 from trl_ext.evaluation.report import Report, check_writable
 from trl_ext.generation_settings import GenerationSettings, setting
 from trl_ext.inference.best_of_n import best_of_n_policies
-from trl_ext.inference.policy import Decoding, Policy, served_at_once
+from trl_ext.inference.policy import Decoding, Policy, Progress, served_at_once
 from trl_ext.models.load import adapter_base, default_device
 from trl_ext.rewards.functions import Reward, load_rewards
 from trl_ext.rewards.scoring import check_reward_weights
 
 from .decoding_flags import asked_for, decoding_classes, policies, settings_of
-from .models import LoadingArguments, Models, Opened
+from .models import LoadingArguments, Models
 from .parser import Parser, set_environment
 
 
@@ -317,7 +317,7 @@ class Measurement:
         self.models, self.report, self.rows, self.rewards = models, report, rows, rewards
         self.settings, self.seed = settings, seed
         self.ns, self.reward_weights, self.decodings = ns, reward_weights, decodings
-        self.progress = PromptProgress()
+        self.progress = Progress()
 
     def __call__(self) -> int:
         """Measure all; returns 130 after Ctrl-C, else 0."""
@@ -339,42 +339,41 @@ class Measurement:
     def _model(self, name: str) -> bool:
         measured = False
         with self._failing(name):
-            opened = self.models.open(name, self.progress)
-            self._policy(opened.policy, opened.base)
+            policy, base = self.models.open(name, self.progress)
+            self._policy(policy, base)
             measured = True
             if name == self.models.base:
-                self._steered(opened)
+                self._guided(policy)
         return measured
 
     def _policy(self, policy: Policy, base: Policy | None) -> None:
         with_kl = policy is not base and policy.logps is not None and self.settings != untruncated(self.settings)
-        with self.progress.of(policy.name, (2 if with_kl else 1) * len(self.rows)):  # the KL takes a draw of its own
+        with progress_bar(self.progress, policy.name, (2 if with_kl else 1) * len(self.rows)):  # the KL samples again
             found = self.models.measure(
                 policy, base, rows=self.rows, rewards=self.rewards, settings=self.settings, seed=self.seed
             )
         self.report.add(policy.name, found, series=policy.series, extras=policy.extras)
 
-    def _steered(self, opened: Opened) -> None:
-        """What steers the base: best-of-n, and the decodings that the user asked for."""
-        base = opened.policy
+    def _guided(self, base: Policy) -> None:
+        """Measure best-of-n of the base and the decodings that the user asked for."""
         for policy in self._best_of_n(base):
             with self._failing(policy.name):
                 self._policy(policy, base)
-        self._decodings(opened)
+        self._decodings(base)
 
-    def _decodings(self, opened: Opened | None) -> None:
-        """Those that steer a model that was opened, or those that bring their own."""
-        base = None if opened is None else opened.policy
+    def _decodings(self, base: Policy | None) -> None:
+        """Measure the decodings that guide the base model, or without one those that bring their own model."""
         for decoding in self.decodings:
-            if bool(at_once := served_at_once([decoding])) is not (opened is None):
+            at_once = served_at_once([decoding])
+            if bool(at_once) is not (base is None):
                 continue
-            told = f"{base.name} " if base is not None else ""
-            with self._failing(f"{told}{type(decoding).__name__}"):
+            prefix = "" if base is None else f"{base.name} "
+            with self._failing(f"{prefix}{type(decoding).__name__}"):
                 for policy in policies(
                     [decoding],
-                    None if opened is None else opened.model,
+                    None if base is None else base.model,
                     None if base is None else base.tokenizer,
-                    name=told.rstrip(),
+                    name="" if base is None else base.name,
                     batch_size=at_once or self.models.batch_size,
                     progress=self.progress,
                 ):
@@ -401,25 +400,20 @@ def complain(model: str, reason: str) -> None:
     print(f"trl-ext evaluate: error: model {model!r}: {reason}", file=sys.stderr)
 
 
-class PromptProgress:
-    """What policies call with the number of prompts just answered, whichever of them is at work."""
+@contextmanager
+def progress_bar(progress: Progress, name: str, total: int) -> Iterator[None]:
+    """
+    A bar on the terminal's error stream, and one line with the time when `name` is done.
 
-    def __init__(self) -> None:
-        self._advance = lambda done: None
-
-    def __call__(self, done: int) -> None:
-        self._advance(done)
-
-    @contextmanager
-    def of(self, name: str, total: int) -> Iterator[None]:
-        """A bar on the terminal's error stream, and one line with the time once `name` is done."""
-        start = time.monotonic()
-        console = Console(stderr=True)
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-            task = bar.add_task(f"{Path(name).name}: sampling", total=total)
-            self._advance = lambda done: bar.advance(task, done)
-            try:
-                yield
-            finally:
-                self._advance = lambda done: None
-        print(f"{name}: measured in {time.monotonic() - start:.0f} s", file=sys.stderr)
+    Args:
+        progress ([`~trl_ext.inference.policy.Progress`]): Called by the policy that is measured.
+        name (`str`): Name of the policy.
+        total (`int`): Number of prompts to complete.
+    """
+    start = time.monotonic()
+    console = Console(stderr=True)
+    with rich_progress.Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(f"{Path(name).name}: sampling", total=total)
+        with progress.shown_by(lambda done: bar.advance(task, done)):
+            yield
+    print(f"{name}: measured in {time.monotonic() - start:.0f} s", file=sys.stderr)

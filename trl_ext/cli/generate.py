@@ -31,11 +31,11 @@ from trl_ext.endpoint.errors import EndpointError
 from trl_ext.generation.generate import usual_batch_size
 from trl_ext.generation_settings import GenerationSettings, setting
 from trl_ext.inference.completer import Completer
-from trl_ext.inference.policy import Decoding, model_policy, served_at_once
+from trl_ext.inference.policy import Decoding, served_at_once
 from trl_ext.models.load import default_device
 
 from .decoding_flags import asked_for, decoding_classes, policies, settings_of
-from .models import SampleLoadingArguments, load_source
+from .models import SampleLoadingArguments, load_policy
 from .parser import Parser, set_environment
 from .terminal import answer_typed, as_message, print_row, show_answer
 
@@ -205,12 +205,10 @@ def _load(
     if args.model_name_or_path is None:
         served = list(policies(decodings, None, None, name="", batch_size=size))
         return Completer(served, args.settings(), args.seed), served[0].tokenizer
-    source = load_source(args.model_name_or_path, loading)
-    source.room(args.settings())  # raises where no prompt at all would fit
-    model, tokenizer = source.model, source.tokenizer
-    steered = list(policies(decodings, model, tokenizer, name=source.name, batch_size=size))
-    answering = steered or [model_policy(model, tokenizer, name=source.name, batch_size=size)]
-    return Completer(answering, args.settings(), args.seed), tokenizer
+    policy = load_policy(args.model_name_or_path, loading, batch_size=size)
+    policy.max_prompt_length(args.settings())  # an error if no prompt at all would fit
+    guided = list(policies(decodings, policy.model, policy.tokenizer, name=policy.name, batch_size=size))
+    return Completer(guided or [policy], args.settings(), args.seed), policy.tokenizer
 
 
 def _batch_size(args: GenerateArguments, decodings: Sequence[Decoding]) -> int:

@@ -17,7 +17,7 @@ from trl import ModelConfig
 
 from trl_ext.evaluation.evaluate import Evaluation, evaluate
 from trl_ext.generation.generate import usual_batch_size
-from trl_ext.inference.policy import Policy, Source, model_policy
+from trl_ext.inference.policy import Policy, model_policy
 from trl_ext.models.load import (
     adapter_base,
     default_device,
@@ -80,31 +80,22 @@ class LoadingArguments:
         return model.eval()  # type: ignore[no-any-return]
 
 
-def load_source(name: str, loading: LoadingArguments) -> Source:
-    """A model to sample from, with its tokenizer. Raises `OSError` if there is no such model."""
+def load_policy(
+    name: str, loading: LoadingArguments, *, batch_size: int = 64, progress: Callable[[int], Any] | None = None
+) -> Policy:
+    """
+    Load a model with its tokenizer, as a [`~trl_ext.inference.policy.Policy`].
+
+    Raises:
+        `OSError`: There is no such model.
+    """
     revision = loading.model_revision
     try:
         tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=loading.trust_remote_code)
-        return Source(name, tokenizer, loading.load(name, revision))
+        model = loading.load(name, revision)
     except OSError as error:
         raise loading_error("model", name, error) from error
-
-
-@dataclass(frozen=True)
-class Opened:
-    """
-    A model in memory.
-
-    Args:
-        policy ([`~trl_ext.inference.policy.Policy`]): The model, as evaluation sees it.
-        base ([`~trl_ext.inference.policy.Policy`], *optional*): What its KL is measured to; `policy` itself for the
-            base.
-        model ([`~transformers.PreTrainedModel`]): The model.
-    """
-
-    policy: Policy
-    base: Policy | None
-    model: PreTrainedModel
+    return model_policy(model, tokenizer, name=name, batch_size=batch_size, progress=progress)
 
 
 class Models:
@@ -162,13 +153,17 @@ class Models:
         if judge is not None:
             self._judge = self._policy(judge, loading.load(judge, quantise=False), self._tokenizer(judge))
 
-    def open(self, name: str, progress: Callable[[int], Any] | None = None) -> "Opened":
+    def open(self, name: str, progress: Callable[[int], Any] | None = None) -> tuple[Policy, Policy | None]:
         """
-        Load a model. It goes when what is returned does.
+        Load a model. Its memory is released with the last reference to the policies.
 
         Args:
             name (`str`): One of `names`; the base comes before the others.
-            progress (`Callable`, *optional*): Called with the number of prompts just answered, after each batch.
+            progress (`Callable`, *optional*): Called with the number of prompts just completed, after each batch.
+
+        Returns:
+            `tuple[Policy, Policy | None]`: The policy of the model, and the one that its KL is measured to; for the
+            base model both are the same.
         """
         model = self.loading.load(name, revision=self._revision(name))
         policy = self._policy(name, model, self.tokenizers[name], progress=progress)
@@ -181,7 +176,7 @@ class Models:
             base = self._policy(self.base, model, self.tokenizers[self.base], use_adapter=False)
         elif self._base_of_all:
             base = self._base
-        return Opened(policy, base, model)
+        return policy, base
 
     def measure(self, policy: Policy, base: Policy | None, **kwargs: Any) -> Evaluation:
         """[`~trl_ext.evaluation.evaluate.evaluate`] with the judge of these models."""

@@ -17,28 +17,29 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import AutoConfig, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
+from trl_ext.data.completion import Completion
 from trl_ext.data.resumable_file import ResumableFile, rows_fingerprint, weights_fingerprint
 from trl_ext.data.schema import DataError
 from trl_ext.endpoint.vllm_server import VLLMServer
 from trl_ext.generation.vllm_settings import SERVER_FIELDS, VLLMSettings
 from trl_ext.generation_settings import DIVERSE_BEAM_SEARCH, GenerationSettings, setting
-from trl_ext.inference.dataset_rows import load_rows
-from trl_ext.inference.dataset_sampler import Sampler, losses
-from trl_ext.inference.policy import Source
-from trl_ext.models.load import adapter_base, loading_error
+from trl_ext.inference.dataset_sampler import DatasetSampler, describe_dropped, load_rows
+from trl_ext.inference.policy import Policy, Progress
+from trl_ext.models.load import adapter_base, context_length, loading_error
 from trl_ext.models.tokenizers import load_tokenizer
 from trl_ext.rewards.functions import load_rewards
 from trl_ext.rewards.scoring import check_reward_weights
 
-from .models import LoadingArguments, SampleLoadingArguments, load_source
+from .models import LoadingArguments, SampleLoadingArguments, load_policy
 from .parser import Parser, set_environment
 
 
@@ -206,8 +207,9 @@ def run(args: SampleArguments, loading: SampleLoadingArguments, prog: str = "trl
     if file.complete:
         print(f"{file.path} is complete, with {file.rows} rows (--overwrite_output starts over).")
         return 0
-    sampler = Sampler(
-        load_sources(args.model_name_or_path, loading, settings, args.generation_batch_size),
+    progress = Progress()
+    sampler = DatasetSampler(
+        load_policies(args.model_name_or_path, loading, settings, args.generation_batch_size, progress),
         settings,
         load_rewards(args.rewards, trust_remote_code=loading.trust_remote_code),
         args.reward_weights,
@@ -215,11 +217,12 @@ def run(args: SampleArguments, loading: SampleLoadingArguments, prog: str = "trl
         deduplicate=args.deduplicate,
         best_first=args.best_first,
         seed=args.seed,
-        batch_size=args.generation_batch_size,
+        progress=progress,
         name_sources=len(args.model_name_or_path) + len(own_columns) > 1 or "sources" in dataset.column_names,
     )
     try:
-        seconds = _sample(sampler, dataset, file, 4 * max(1, args.generation_batch_size // args.num_generations))
+        step = 4 * max(1, args.generation_batch_size // args.num_generations)
+        seconds = _sample(sampler, dataset, file, step, progress)
     except BaseException as error:
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC
         where = f"{file.rows_path} has {file.rows} whole rows" if file.rows else "no row was written yet"
@@ -231,23 +234,23 @@ def run(args: SampleArguments, loading: SampleLoadingArguments, prog: str = "trl
             raise OSError(f"the disk is full: {file.path} (make room, then run the same command)") from error
         raise
     if not file.rows:
-        raise DataError(f"no row is left of {len(dataset)}: {losses(file.totals)}.")
+        raise DataError(f"no row is left of {len(dataset)}: {describe_dropped(file.totals)}.")
     print(_summary(file, seconds))
     return 0
 
 
-def _sample(sampler: Sampler, dataset: Dataset, file: ResumableFile, step: int) -> float:
+def _sample(sampler: DatasetSampler, dataset: Dataset, file: ResumableFile, step: int, progress: Progress) -> float:
     """All batches that are not written yet; returns the seconds they took."""
-    models, begin = max(1, len(sampler.sources)), (said := time.monotonic())
+    models, begin = max(1, len(sampler.policies)), (said := time.monotonic())
     done = min(file.batches * step, len(dataset))
     if done:
         print(f"{file.path}: going on after {done} of {len(dataset)} prompts", file=sys.stderr)
     # Off the terminal, lines in a log file are of more use than a bar.
     bar = tqdm(total=len(dataset) * models, initial=done * models, unit="prompt", desc="sampling", disable=None)
-    with bar:
+    with bar, progress.shown_by(bar.update):
         for start in range(done, len(dataset), step):
             rows = [dataset[i] for i in range(start, min(start + step, len(dataset)))]
-            batch = sampler(rows, start, bar.update)
+            batch = sampler(rows, start)
             file.append(batch.rows, batch.totals)
             if bar.disable and time.monotonic() - said > 10:
                 said = time.monotonic()
@@ -265,7 +268,7 @@ def _summary(file: ResumableFile, seconds: float) -> str:
         parts.append(f"score {totals['score'] / completions:.3f}, best of a row {best:.3f}")
     if totals["tokens"]:
         parts.append(f"{totals['tokens']:.0f} tokens sampled, {100 * totals['ended'] / completions:.0f} % ended")
-    return "; ".join([*parts, *filter(None, [losses(totals)])])
+    return "; ".join([*parts, *filter(None, [describe_dropped(totals)])])
 
 
 def make_parser(prog: str = "trl-ext sample") -> Parser:
@@ -292,27 +295,36 @@ def main(argv: list[str]) -> int:
     return run(*make_parser().parse_args_and_config(argv))
 
 
-def load_sources(
-    names: Sequence[str], loading: LoadingArguments, settings: GenerationSettings, batch_size: int
-) -> list[Source]:
+def load_policies(
+    names: Sequence[str],
+    loading: LoadingArguments,
+    settings: GenerationSettings,
+    batch_size: int,
+    progress: Callable[[int], Any],
+) -> list[Policy]:
     """
-    Models to sample from, by transformers or, if `loading` has vLLM's settings and they say so, by vLLM.
+    Models to sample from, by transformers or, if `loading` has vLLM's settings and they ask for it, by vLLM.
 
     Raises:
         `OSError`: There is no such model.
-        `ValueError`: Of several models, an adapter, or one that is to be loaded otherwise than it was saved, for vLLM.
+        `ValueError`: vLLM is to load several models, an adapter, or a model in another form than it was saved in.
         `ImportError`: vLLM is not installed.
     """
     if not isinstance(loading, VLLMSettings) or not loading.use_vllm:
-        return [load_source(name, loading) for name in names]
+        return [load_policy(name, loading, batch_size=batch_size, progress=progress) for name in names]
     if len(names) != 1:
         raise ValueError("--use_vllm is for one model at a time: sample with one, then from its output with the next.")
-    return [_vllm_source(names[0], loading, settings, loading, batch_size)]
+    return [_vllm_policy(names[0], loading, settings, loading, batch_size, progress)]
 
 
-def _vllm_source(
-    name: str, loading: LoadingArguments, settings: GenerationSettings, vllm: VLLMSettings, batch_size: int
-) -> Source:
+def _vllm_policy(
+    name: str,
+    loading: LoadingArguments,
+    settings: GenerationSettings,
+    vllm: VLLMSettings,
+    batch_size: int,
+    progress: Callable[[int], Any],
+) -> Policy:
     if adapter_base(name) is not None:
         raise ValueError(
             f"{name!r} is an adapter, and vLLM needs a full model: merge it first (`merge_and_unload` of PEFT)."
@@ -340,9 +352,36 @@ def _vllm_source(
     except (OSError, ValueError) as error:
         raise loading_error("model", name, error) from error
     tokenizer = load_tokenizer(name, **trust)
-    model = PreTrainedModel(config)  # without layers: vLLM loads the weights
+    model: Any = torch.nn.Module()  # without layers, as vLLM loads the weights: these attributes are all that is read
+    model.name_or_path, model.config = name, config
+    limit = vllm.vllm_context(0)
+    if 0 < limit <= settings.max_completion_length:
+        raise ValueError(
+            f"max_completion_length ({settings.max_completion_length}) leaves no tokens for a prompt: "
+            f"vllm_max_model_length is {limit}."
+        )
+    backend = _vllm_backend(name, model, tokenizer, settings, vllm, batch_size, loading.trust_remote_code)
+
+    def generate(prompts: list[list[int]], settings: GenerationSettings) -> list[list[Completion]]:
+        completions = backend(prompts)
+        progress(len(prompts))
+        return completions
+
+    return Policy(name, tokenizer, generate, context=vllm.vllm_context(context_length(model)))
+
+
+def _vllm_backend(
+    name: str,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: GenerationSettings,
+    vllm: VLLMSettings,
+    batch_size: int,
+    trust_remote_code: bool,
+) -> Callable[[list[list[int]]], list[list[Completion]]]:
+    """A function that generates completions with a vLLM server, or with vLLM in this process."""
     if vllm.vllm_mode == "server":
-        return Source(name, tokenizer, model, VLLMServer(name, tokenizer, settings, vllm))
+        return VLLMServer(name, tokenizer, settings, vllm)
     from accelerate import Accelerator
 
     from trl_ext.generation.vllm import VLLM
@@ -350,6 +389,13 @@ def _vllm_source(
     try:
         model.generation_config = GenerationConfig.from_pretrained(name)
     except OSError:  # it has none
-        model.generation_config = GenerationConfig(eos_token_id=getattr(config, "eos_token_id", None))
-    engine = VLLM(model, tokenizer, settings, vllm, Accelerator(), batch_size=batch_size, **trust)
-    return Source(name, tokenizer, model, engine, vllm.vllm_context(0))
+        model.generation_config = GenerationConfig(eos_token_id=getattr(model.config, "eos_token_id", None))
+    return VLLM(
+        model,
+        tokenizer,
+        settings,
+        vllm,
+        Accelerator(),
+        batch_size=batch_size,
+        trust_remote_code=trust_remote_code,
+    )

@@ -18,7 +18,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.data.completion import Completion
 from trl_ext.data.schema import DataError
-from trl_ext.data.tokenization import encode_prompt
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.inference.policy import Policy, model_policy
 from trl_ext.models.load import is_peft_model
@@ -61,7 +60,7 @@ class Evaluation:
         for name, value in zip((key, f"{key}_se"), value_and_se, strict=True):
             self.metrics[name] = value if math.isfinite(value) else None
 
-    def leave_out(self, key: str, reason: str) -> None:
+    def skip_metric(self, key: str, reason: str) -> None:
         """Store that there is no such metric, and why."""
         self.record(key, (math.nan, math.nan))
         self.notes[key] = reason
@@ -163,7 +162,7 @@ def evaluate(
     """
     if not rows:
         raise DataError("There is no prompt to evaluate on: the data set is empty.")
-    prompt_ids = [encode_prompt(policy.tokenizer, _prompt(row, index)) for index, row in enumerate(rows)]
+    prompt_ids = [policy.encode(_prompt(row, index)) for index, row in enumerate(rows)]
     policy.check_context_length(prompt_ids, settings)
     result = Evaluation()
     started = time.perf_counter()
@@ -193,13 +192,15 @@ def _prompt(row: dict[str, Any], index: int) -> Any:
 def _measure_rewards(result: Evaluation, rows: Sequence[dict[str, Any]], rewards: Sequence[Reward]) -> None:
     if not rewards:
         return
-    table = score_completions(rows, result.completions, rewards)
-    for name, values in table.by_name.items():
-        key = f"reward/{name}"
-        result.rewards[name] = _regroup(values, result.completions)
-        result.record(key, mean_and_se(result.rewards[name]))
-        if missing := sum(math.isnan(value) for value in values):
-            result.notes[key] = f"no number for {missing} of {len(values)} completions"
+    scored = score_completions(rows, result.completions, rewards)
+    for reward in rewards:
+        key = f"reward/{reward.name}"
+        values = [[completion.rewards[reward.name] for completion in group] for group in scored]
+        result.rewards[reward.name] = values
+        result.record(key, mean_and_se(values))
+        missing = sum(math.isnan(value) for group in values for value in group)
+        if missing:
+            result.notes[key] = f"no number for {missing} of {sum(map(len, values))} completions"
 
 
 def _measure_kl(
@@ -213,22 +214,22 @@ def _measure_kl(
     if base is policy:
         return result.record("kl", (0.0, 0.0))
     if base is None:
-        return result.leave_out("kl", "no base model was named")
+        return result.skip_metric("kl", "no base model was named")
     if policy.logps is None and policy.kl_bound is not None:
         result.metrics["kl_bound"] = policy.kl_bound
-        return result.leave_out("kl", f"not measured; at most {policy.kl_bound:.2f} nats")
+        return result.skip_metric("kl", f"not measured; at most {policy.kl_bound:.2f} nats")
     if policy.logps is None or base.logps is None:
-        return result.leave_out("kl", "it has no log-probabilities" if policy.logps is None else "the base has none")
+        return result.skip_metric("kl", "it has no log-probabilities" if policy.logps is None else "the base has none")
     unreadable = f"{base.name} has another vocabulary"
     if not can_read(base.tokenizer, policy.tokenizer, prompt_ids):
-        return result.leave_out("kl", unreadable)
+        return result.skip_metric("kl", unreadable)
     drawn = result.completions
     if settings != untruncated(settings):
         with fork_rng(seed):
             drawn = policy.generate(prompt_ids, untruncated(settings))
     ids = _ids(drawn)
     if not can_read(base.tokenizer, policy.tokenizer, chain.from_iterable(ids)):
-        return result.leave_out("kl", unreadable)
+        return result.skip_metric("kl", unreadable)
     pairs = zip(policy.logps(prompt_ids, ids), base.logps(prompt_ids, ids), strict=True)
     return result.record("kl", mean_and_se([response_kl(logps, base_logps) for logps, base_logps in pairs]))
 
@@ -241,10 +242,10 @@ def _measure_perplexity(
     prompt_ids: list[list[int]],
 ) -> None:
     if judge is None or judge.logps is None:
-        return result.leave_out("perplexity", "no model to measure it under was named")
+        return result.skip_metric("perplexity", "no model to measure it under was named")
     ids = _ids(result.completions)
     if not can_read(judge.tokenizer, policy.tokenizer, chain(prompt_ids, *ids)):
-        prompt_ids = [encode_prompt(judge.tokenizer, row["prompt"]) for row in rows]
+        prompt_ids = [judge.encode(row["prompt"]) for row in rows]
         ids = [[_reread(judge.tokenizer, completion) for completion in drawn] for drawn in result.completions]
     return result.record("perplexity", perplexity_and_se(judge.logps(prompt_ids, ids)))
 
@@ -257,9 +258,3 @@ def _reread(tokenizer: PreTrainedTokenizerBase, completion: Completion) -> list[
 
 def _ids(drawn: list[list[Completion]]) -> list[list[list[int]]]:
     return [[completion.ids for completion in row] for row in drawn]
-
-
-def _regroup(values: Sequence[Any], like: Sequence[Sequence[Any]]) -> list[list[Any]]:
-    """One value a completion, in order, as one list a prompt."""
-    iterator = iter(values)
-    return [[next(iterator) for _ in row] for row in like]

@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.generation import BaseStreamer
 
-from trl_ext.data.completion import Completion
+from trl_ext.data.completion import Completion, decode_completions
 from trl_ext.data.tokenization import left_padded
 from trl_ext.decoding.kv_cache import prompt_cache
 from trl_ext.decoding.token_sampling import SamplingProcessor
@@ -28,8 +28,6 @@ from trl_ext.generation_settings import INSTEAD_OF_DIVERSE_BEAMS, GenerationSett
 from trl_ext.models.load import cache_name
 from trl_ext.models.modes import evaluation_mode
 from trl_ext.models.sharding import catch_up_calls, synced_gpus_kwargs
-
-from .completions import completions
 
 
 # Logits processors for the prompts of one call of the model: ids and mask of shape (P, T), padded on the left
@@ -97,7 +95,7 @@ def generate(
                 k = min(most, settings.num_generations - done)
                 batch = [prompts[i] for i in chosen]
                 rows = _sequences(model, tokenizer, batch, k, settings, config, processors, streamer)
-                for n, completion in enumerate(completions(rows, tokenizer, config)):
+                for n, completion in enumerate(decode_completions(rows, tokenizer, config)):
                     results[chosen[n // k]].append(completion)
             if progress is not None:
                 progress(len(chosen))

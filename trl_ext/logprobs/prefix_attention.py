@@ -69,7 +69,7 @@ def flash_backward(
     state: list[torch.Tensor],
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of q, k and v given the output and log-sum-exp of the whole row of scores, not only of this call's."""
+    """Gradients of q, k and v, from the output and log-sum-exp over all scores of a row, those of other calls too."""
     return flash_attention_backward(grad, q, k, v, out, lse, *span[:4], 0.0, span.causal, *state, scale=scale)
 
 

@@ -14,13 +14,12 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-from trl_ext.data.completion import Completion
+from trl_ext.data.completion import Completion, decode_groups
 from trl_ext.decoding.static_generate import release_static_caches
-from trl_ext.generation.completions import grouped
 from trl_ext.generation.generate import generate, usual_batch_size
 from trl_ext.generation.vllm import VLLM
 from trl_ext.generation.vllm_settings import VLLMSettings
-from trl_ext.logprobs.row_layout import SHARED_PREFIX_SETTINGS
+from trl_ext.logprobs.shared_prefix import SHARED_PREFIX_SETTINGS
 from trl_ext.models.modes import evaluation_mode
 from trl_ext.models.sharding import gathered
 
@@ -211,4 +210,4 @@ class Engine:
                 f"Continuous batching returned {sum(map(bool, ids))} of {k * len(prompts)} completions. Give it more "
                 "memory (`transformers_continuous_batching_config`), or unset it."
             )
-        return grouped([list(x) for x in ids], k, self.tokenizer, config)
+        return decode_groups([list(x) for x in ids], k, self.tokenizer, config)
