@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""How completions are drawn: settings under TRL's names, and what `generate` is given for them."""
+"""Settings of generation, under TRL's names, and the `GenerationConfig` made of them."""
 
 import difflib
 from dataclasses import dataclass, field, fields
@@ -27,38 +27,38 @@ INSTEAD_OF_DIVERSE_BEAMS = (
 @dataclass(frozen=True)
 class GenerationSettings:
     """
-    How completions are drawn. Names and meanings are TRL's; zero switches a setting off.
+    Settings of generation, with TRL's names and meanings. `0` switches a setting off.
 
     Args:
         num_generations (`int`, *optional*, defaults to `4`):
-            Completions a prompt, K.
+            Number of completions per prompt, K.
         max_completion_length (`int`, *optional*, defaults to `256`):
-            Most tokens a completion may have.
+            Maximum length of a completion, in tokens.
         temperature (`float`, *optional*, defaults to `1.0`):
-            Sampling temperature. `0` takes the likeliest token each time, which gives one completion a prompt.
+            Sampling temperature. `0` always takes the most likely token, so a prompt has a single completion.
         top_k (`int`, *optional*, defaults to `0`):
-            Sample from the `top_k` likeliest tokens.
+            Sample from the `top_k` most likely tokens.
         top_p (`float`, *optional*, defaults to `1.0`):
-            Sample from the smallest set of likeliest tokens whose probabilities add up to `top_p`.
+            Sample from the smallest set of most likely tokens whose probabilities sum to `top_p`.
         min_p (`float`, *optional*, defaults to `0.0`):
-            Sample from tokens at least `min_p` times as likely as the likeliest one.
+            Sample from tokens at least `min_p` times as likely as the most likely one.
         repetition_penalty (`float`, *optional*, defaults to `1.0`):
-            Above one makes tokens that are already there less likely.
+            Values above 1 make tokens that have occurred less likely.
         num_beams (`int`, *optional*, defaults to `1`):
-            Beams of a beam search, whose best `num_generations` are kept. `1` samples instead.
+            Number of beams of a beam search, of which the best `num_generations` are kept. `1` samples instead.
         num_beam_groups (`int`, *optional*, defaults to `1`):
-            Groups of a diverse beam search.
+            Number of groups of a diverse beam search.
         diversity_penalty (`float`, *optional*, defaults to `0.0`):
-            What a group pays for a token that another group chose at the same position.
+            Subtracted from the score of a token that another group has chosen at the same position.
         generation_kwargs (`dict[str, Any]`, *optional*):
-            Further fields of [`~transformers.GenerationConfig`]; they win over the fields above.
+            Further fields of [`~transformers.GenerationConfig`]; they override the settings above.
         custom_generate (`str`, *optional*, defaults to `"transformers-community/group-beam-search"`):
-            Hub repository, or local copy of it, that has the diverse beam search.
+            Hub repository with the code of the diverse beam search, or a local copy of it.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
-            Whether that code may be run.
+            Whether to run that code.
         cuda_graphs (`str`, *optional*, defaults to `"auto"`):
-            Whether a token is one replay of a CUDA graph, in a cache of fixed size: `"auto"` on a GPU where that can
-            be, `"always"` (an error says why it cannot be), `"never"`. The distribution is the same.
+            Whether each decoding step replays a CUDA graph over a static KV cache: `"auto"` on a GPU where the model
+            supports it, `"always"` (an error if it does not), `"never"`. The distribution is the same.
 
     Raises:
         `ValueError`: A setting is out of its range, or two of them contradict each other.
@@ -66,14 +66,14 @@ class GenerationSettings:
 
     num_generations: int = 4
     max_completion_length: int = 256
-    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature. 0 takes the likeliest token."})
-    top_k: int = field(default=0, metadata={"help": "Sample among the k likeliest tokens. 0 means all."})
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature. 0 takes the most likely token."})
+    top_k: int = field(default=0, metadata={"help": "Sample from the k most likely tokens. 0 means all."})
     top_p: float = field(
-        default=1.0, metadata={"help": "Sample among the likeliest tokens whose probabilities sum to this."}
+        default=1.0, metadata={"help": "Sample from the most likely tokens whose probabilities sum to this."}
     )
     min_p: float = field(
         default=0.0,
-        metadata={"help": "Sample among tokens at least this probable relative to the likeliest. 0 means off."},
+        metadata={"help": "Sample from tokens at least this probable relative to the most likely one. 0: off."},
     )
     repetition_penalty: float = field(default=1.0, metadata={"help": "Above 1 discourages repetition."})
     num_beams: int = 1
@@ -85,8 +85,8 @@ class GenerationSettings:
     cuda_graphs: str = field(
         default="auto",
         metadata={
-            "help": "Whether a token is one replay of a CUDA graph, in a cache of fixed size: 'auto' on a GPU where "
-            "that can be, 'always' (an error says why it cannot), 'never'.",
+            "help": "Whether each decoding step replays a CUDA graph over a static KV cache: 'auto' on a GPU where "
+            "the model supports it, 'always' (an error if it does not), 'never'.",
             "choices": CUDA_GRAPHS,
         },
     )
@@ -111,7 +111,7 @@ class GenerationSettings:
         )
         require(
             (self.num_beam_groups > 1) == (self.diversity_penalty > 0),
-            "num_beam_groups above 1 and a diversity_penalty above 0 need each other (it is paid between groups), got "
+            "num_beam_groups above 1 and a diversity_penalty above 0 must be set together, got "
             f"{self.num_beam_groups} and {self.diversity_penalty}.",
         )
         require(self.num_beam_groups == 1 or self.trust_remote_code, INSTEAD_OF_DIVERSE_BEAMS)
@@ -132,18 +132,18 @@ class GenerationSettings:
 
     @classmethod
     def of(cls, source: Any, **changes: Any) -> "GenerationSettings":
-        """The fields that a dataclass of more settings, a config or a command's, has of these; `changes` win."""
+        """The settings in the fields of another dataclass, such as a trainer's config; `changes` override them."""
         names = {each.name for each in fields(cls)} & {each.name for each in fields(source)}
         return cls(**{name: getattr(source, name) for name in names} | changes)
 
     def check_generation_kwargs(self) -> None:
         """
-        Check what transformers is to draw with; vLLM has names of its own.
+        Check `generation_kwargs` for generation with transformers; vLLM has other names.
 
         Raises:
             `ValueError`: `generation_kwargs` has a name that `generate` does not know.
         """
-        if self.num_beam_groups > 1:  # code that `generate` downloads for groups of beams has settings of its own
+        if self.num_beam_groups > 1:  # the code that `generate` downloads for it has other settings
             return
         known = vars(GenerationConfig())
         for name in self.generation_kwargs or {}:
@@ -164,10 +164,13 @@ class GenerationSettings:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, own_sampling: bool | None = None
     ) -> GenerationConfig:
         """
-        What `generate` is given: all that shapes the distribution, as models bring defaults (a hidden top-k).
+        The config for `generate`. It sets everything that shapes the distribution, since models bring defaults.
 
-        With `own_sampling`, by default as the property says, the config leaves sampling to
-        [`~trl_ext.decoding.token_sampling.SamplingProcessor`]; an engine that draws by the config alone needs `False`.
+        Args:
+            model ([`~transformers.PreTrainedModel`]): The model that generates.
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
+            own_sampling (`bool`, *optional*): Whether the config leaves sampling to
+                [`~trl_ext.decoding.token_sampling.SamplingProcessor`]; by default as the property `own_sampling`.
         """
         own = self.own_sampling if own_sampling is None else own_sampling
         sample = self.num_beams == 1 and self.temperature > 0 and not own
@@ -180,7 +183,7 @@ class GenerationSettings:
             "pad_token_id": pad_token_id(tokenizer),
             "bos_token_id": tokenizer.bos_token_id,
             "use_cache": True,
-            # Where transformers samples nothing: its own defaults, as others draw a warning
+            # Without sampling by transformers, its defaults: other values cause a warning.
             "temperature": self.temperature if sample else 1.0,
             "top_k": self.top_k if sample else 50,
             "top_p": self.top_p if sample else 1.0,
@@ -194,11 +197,11 @@ class GenerationSettings:
 
 def setting(name: str, further_help: str = "") -> Any:
     """
-    One of [`GenerationSettings`] as the field of another dataclass: with its default, help and choices.
+    A field of another dataclass with the default, help and choices of one of [`GenerationSettings`].
 
     Args:
-        name (`str`): Of the setting, which has a help, and of the field.
-        further_help (`str`, *optional*): What else there is to say of it.
+        name (`str`): Name of the setting and of the field.
+        further_help (`str`, *optional*): Text to append to the help.
     """
     own = GenerationSettings.__dataclass_fields__[name]
     return field(
@@ -213,14 +216,14 @@ def require(condition: bool, message: str) -> None:
 
 
 def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids that end a completion: the tokenizer's, and the model's generation config's (chat models have several)."""
+    """Ids that end a completion: those of the tokenizer and of the model's generation config."""
     of_model = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids = [tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])]
     return sorted({i for i in ids if i is not None})
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id that fills short rows; the end of sequence serves where the tokenizer has no padding."""
+    """The id of the padding token, or of the end of sequence if the tokenizer has no padding token."""
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     require(pad is not None, "The tokenizer has neither a pad nor an eos token: set `tokenizer.pad_token`.")
     return pad

@@ -40,6 +40,6 @@ def test_sharded_unless_it_is_quantized_or_on_several_devices(monkeypatch, kind)
 
 @pytest.mark.parametrize("kind", [{"fsdp": True}, {"deepspeed": True}])
 def test_a_model_that_shares_its_weights_is_not_sharded(kind):
-    with pytest.raises(ValueError, match="shares the weights .* cannot be trained under DeepSpeed or FSDP"):
+    with pytest.raises(ValueError, match=r"shares the weights .* cannot be trained under DeepSpeed or FSDP"):
         place_frozen(make_model(64), trainer(**kind), shared=True)
     assert place_frozen(make_model(64), trainer(), shared=True) is not None
