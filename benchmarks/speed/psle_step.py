@@ -223,7 +223,7 @@ class Workload:
         """Answers to both views of all prompts, in the order of prompts."""
         trainer = self.psle[SHARED]
         with torch.no_grad():
-            groups = both_views(self.rows, 0, trainer.engine.drawer(trainer.model))
+            groups = both_views(self.rows, 0, trainer.engine.generate_function(trainer.model))
         return [completion.ids for group in groups for completion in group]
 
     def generate_grpo(self) -> list[list[int]]:

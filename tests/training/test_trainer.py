@@ -193,9 +193,10 @@ def test_a_trainer_that_names_no_config_takes_any_of_ours(tmp_path: Path) -> Non
     class Bare(ExtTrainer):
         pass
 
-    Bare._check_config(RRHFConfig(str(tmp_path), **SETTINGS))
+    args = RRHFConfig(str(tmp_path), **SETTINGS)
+    assert Bare._config_for("some/model", args) is args
     with pytest.raises(TypeError, match="`args` of `Bare` must be a `ExtConfig`, got `object`"):
-        Bare._check_config(object())
+        Bare._config_for("some/model", object())
 
 
 # ----------------------------------------------------------------------------------------------------- other settings
