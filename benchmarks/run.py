@@ -14,7 +14,8 @@ its tables for README.md.
 import importlib
 import sys
 from collections.abc import Sequence
-from types import ModuleType
+
+from .harness.suite import Suite
 
 
 SUITES = {
@@ -41,10 +42,11 @@ GROUPS = {
 }
 
 
-def module_of(suite: str) -> ModuleType:
-    """The module of a suite."""
-    folder = "quality" if suite in ("quality", "imdb") else "memory" if suite.startswith("card") else "speed"
-    return importlib.import_module(f"benchmarks.{folder}.{suite}")
+def suite_of(name: str) -> Suite:
+    """The suite of a name in [`SUITES`]."""
+    folder = "quality" if name in ("quality", "imdb") else "memory" if name.startswith("card") else "speed"
+    found: Suite = importlib.import_module(f"benchmarks.{folder}.{name}").SUITE
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in SUITES and name not in GROUPS:
         print(f"There is no suite {name!r}. Suites: {', '.join([*SUITES, *GROUPS])}.", file=sys.stderr)
         return 2
-    return max(module_of(suite).main(rest) for suite in GROUPS.get(name, [name]))
+    return max(suite_of(suite).main(rest) for suite in GROUPS.get(name, [name]))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .measure import ROOT
+from .results import ROOT
 
 
 class Failed(RuntimeError):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .measure import ROOT
+from .results import ROOT
 
 
 PROMPTS = ROOT / "recipes" / "quickstart" / "prompts_train.jsonl"

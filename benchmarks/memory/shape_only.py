@@ -43,7 +43,7 @@ ONES = {"aten::embedding"}
 LAZY = 1 << 20  # bytes from which memory is asked for in pages that take no room until they are written
 
 
-class Hollow(TorchDispatchMode):
+class ShapeOnlyMode(TorchDispatchMode):
     """In it, what `SKIPPED` and `IF_LARGE` say gives zeros of the right shape, strides and dtype, on the CPU."""
 
     def __init__(self) -> None:

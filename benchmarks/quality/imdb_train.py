@@ -11,9 +11,8 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,10 +33,10 @@ from trl_ext.rewards.scoring import score_completions
 
 from ..harness.process import trainable_parameters
 from ..harness.text import read_rows
+from .experiment import METRICS, Bench
 from .imdb_arms import PARTS, Arm, Task
 
 
-METRICS = ("reward", "kl", "perplexity", "distinct_2", "completion_length", "ended")
 QUIET: dict[str, Any] = {
     "logging_steps": 100,
     "save_strategy": "no",
@@ -49,26 +48,14 @@ QUIET: dict[str, Any] = {
 }
 
 
-def _forget(cases: list[dict[str, Any]]) -> None:
-    """Nothing: not everyone wants cases before an arm is done."""
-
-
 @dataclass
-class Bench:
-    """
-    A task on this process's device; what several arms use is loaded once.
-
-    Args:
-        task ([`~benchmarks.quality.imdb_arms.Task`]): Models and prompts.
-        work (`Path`): Where arms leave what others read.
-        overrides (`dict`, *optional*): Fields that replace those of trained arms (short runs).
-        keep (`Callable`, *optional*): Called with the cases so far whenever an arm that goes on has a new one.
-    """
+class ImdbBench(Bench):
+    """Trains and measures arms on this process's device; what several arms use is loaded once."""
 
     task: Task
-    work: Path
-    overrides: dict[str, Any] = field(default_factory=dict)
-    keep: Callable[[list[dict[str, Any]]], None] = _forget
+
+    def do(self, arm: Arm, seed: int) -> list[dict[str, Any]]:
+        return KINDS[arm.kind](self, arm, seed)
 
     @cached_property
     def device(self) -> torch.device:
@@ -114,10 +101,6 @@ class Bench:
         folder = self.folder(arm.name, seed) / "run"
         return {**QUIET, **sampling, **arm.fields, **self.overrides, "seed": seed, "output_dir": str(folder)}
 
-    def folder(self, name: str, seed: int) -> Path:
-        """Where an arm leaves what others read."""
-        return self.work / f"{slug(name)}-{seed}"
-
     def measure(self, policy: Policy, seed: int, other: bool = False) -> dict[str, Any]:
         """A policy's metrics on the evaluation prompts, and on those of another kind."""
         kl_of = self.base if policy is not self.base else policy
@@ -132,11 +115,6 @@ class Bench:
                  for key, value in found.metrics.items() if key.startswith("reward/")}  # fmt: skip
         kept = {key: found.metrics.get(key) for name in METRICS[1:] for key in (name, f"{name}_se")}
         return {**named, **kept, "seconds": round(found.seconds, 2)}
-
-
-def slug(name: str) -> str:
-    """A name as part of a file's."""
-    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
 
 
 class Milestones(TrainerCallback):
@@ -187,7 +165,7 @@ def _cases(
 
 
 def _train(
-    bench: Bench, trainer: Any, arm: Arm, seed: int, measure: Callable[[], dict[str, Any]]
+    bench: ImdbBench, trainer: Any, arm: Arm, seed: int, measure: Callable[[], dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Train, and measure at the arm's marks: a case for each."""
     milestones = Milestones(arm.marks, measure)
@@ -206,14 +184,14 @@ def _parameters(model: Any) -> int:
 # ------------------------------------------------------------------------------------------------------------- arms
 
 
-def base(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
+def base(bench: ImdbBench, arm: Arm, seed: int) -> list[dict[str, Any]]:
     """The untrained policy."""
     return [
         {"name": arm.name, "seed": seed, "settings": {}, "cost": {}, **bench.measure(bench.base, seed, other=True)}
     ]
 
 
-def psle(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
+def psle(bench: ImdbBench, arm: Arm, seed: int) -> list[dict[str, Any]]:
     """PSLE and its baselines."""
     from trl_ext import PSLEConfig, PSLETrainer
 
@@ -225,7 +203,7 @@ def psle(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
     return _train(bench, trainer, arm, seed, lambda: bench.measure(policy, seed, other=True))
 
 
-def proxy_rlhf(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
+def proxy_rlhf(bench: ImdbBench, arm: Arm, seed: int) -> list[dict[str, Any]]:
     """Proxy-RLHF."""
     from trl_ext import ProxyRLHFConfig, ProxyRLHFTrainer
 
@@ -235,7 +213,7 @@ def proxy_rlhf(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
     return _train(bench, trainer, arm, seed, lambda: bench.measure(policy, seed))
 
 
-def grpo(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
+def grpo(bench: ImdbBench, arm: Arm, seed: int) -> list[dict[str, Any]]:
     """TRL's GRPO with an adapter; `per_device_train_batch_size` counts prompts, as ours does."""
     from peft import LoraConfig
     from trl import GRPOConfig, GRPOTrainer
@@ -254,7 +232,7 @@ def grpo(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
     return _train(bench, trainer, arm, seed, lambda: bench.measure(_merged(bench, trainer.model, arm.name), seed))
 
 
-def _merged(bench: Bench, adapted: Any, name: str) -> Policy:
+def _merged(bench: ImdbBench, adapted: Any, name: str) -> Policy:
     """A model of its own with the adapter merged: TRL's forward of the one in training is not for measuring."""
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
@@ -264,7 +242,7 @@ def _merged(bench: Bench, adapted: Any, name: str) -> Policy:
     return model_policy(copy.merge_and_unload().eval(), bench.tokenizer, name=name, batch_size=bench.task.batch)
 
 
-def samples(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
+def samples(bench: ImdbBench, arm: Arm, seed: int) -> list[dict[str, Any]]:
     """Scored samples of the frozen policy, a part of the prompts; they are a file, not a case."""
     part, rows = arm.fields["part"], bench.prompts[arm.fields["part"] :: PARTS]
     settings = bench.settings(num_generations=bench.task.samples)
@@ -288,7 +266,7 @@ def samples(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
     return []
 
 
-def value(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
+def value(bench: ImdbBench, arm: Arm, seed: int) -> list[dict[str, Any]]:
     """A value model, left in a folder, and how well it foresees what half a completion leads to."""
     from trl_ext import VASConfig, VASTrainer
 
@@ -315,7 +293,7 @@ def value(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
     return [{"name": arm.name, "seed": seed, "settings": arm.fields, "metrics": metrics, "cost": cost}]
 
 
-def guide(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
+def guide(bench: ImdbBench, arm: Arm, seed: int) -> list[dict[str, Any]]:
     """The policy under guidance, for several weights."""
     values = _value_model(bench, arm, seed)
     cases = []
@@ -332,7 +310,7 @@ def guide(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
     return cases
 
 
-def _value_model(bench: Bench, arm: Arm, seed: int) -> ValueModel:
+def _value_model(bench: ImdbBench, arm: Arm, seed: int) -> ValueModel:
     if arm.needs:
         config = json.loads((bench.folder(arm.needs[0], seed) / "value" / "config.json").read_text())
         shared = {"backbone": bench.model} if config["form"] == "policy" else {}
@@ -345,6 +323,6 @@ def _value_model(bench: Bench, arm: Arm, seed: int) -> ValueModel:
     return made.eval().to(bench.device)
 
 
-KINDS: dict[str, Callable[[Bench, Arm, int], list[dict[str, Any]]]] = {
+KINDS: dict[str, Callable[[ImdbBench, Arm, int], list[dict[str, Any]]]] = {
     function.__name__: function for function in (base, psle, proxy_rlhf, grpo, samples, value, guide)
 }

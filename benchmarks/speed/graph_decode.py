@@ -9,9 +9,8 @@ Decoding in a cache of fixed size, a token being one replay of a CUDA graph: ung
 N sequences (the batch), P tokens of a prompt, k candidates for each token.
 """
 
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -24,10 +23,10 @@ from trl_ext.methods.proxy_rlhf.model import ProxyModel
 from trl_ext.methods.vas.decoding.logits_processor import ValueAugmentedLogitsProcessor
 from trl_ext.methods.vas.value_model.model import ValueModel
 
-from ..harness.measure import ROOT, Variant, alternate, clock_of, pair_ratios, spreads, table
-from ..harness.memory import peak_memory
 from ..harness.models import SHAPES, build
-from ..harness.suite import NOT_MEASURED, Rows, Suite, cell, sections
+from ..harness.suite import TimedSuite, compare
+from ..harness.tables import Column, Table, median_seconds, ratio_column, sections
+from ..harness.timing import Variant
 
 
 GENERATE = "plain `generate`"
@@ -129,7 +128,7 @@ class Workload:
             **{name: partial(self.decide, k, "always") for k, name in PROXY.items()},
             PLAIN: partial(self.generate, None, static=True),
         }
-        return [Variant(name, lambda: None, partial(_step, steps[name])) for name in ORDER]
+        return [Variant(name, steps[name]) for name in ORDER]
 
     def generate(self, form: str | None, i: int, *, static: bool) -> torch.Tensor:
         """Tokens (N, new), greedily, guided by a value model or not."""
@@ -145,11 +144,6 @@ class Workload:
         ids, new = self.prompts[i], self.case.new
         kwargs: dict[str, Any] = {"eos_token_id": [], "seed": self.seed, "cuda_graphs": cuda_graphs}
         return self.proxy.generate(self.policy, ids, max_new_tokens=new, top_k=k, **kwargs)[:, ids.shape[1] :]
-
-
-def _step(answer: Callable[[int], Any], i: int) -> float:
-    answer(i)
-    return 0.0
 
 
 def check_agreement(work: Workload) -> dict[str, float]:
@@ -178,85 +172,65 @@ def check_agreement(work: Workload) -> dict[str, float]:
 
 
 def measure(case: Case, *, rounds: int, batches: int, seed: int) -> dict[str, Any]:
-    """One case of a result file; ratios first, each of a variant to a later one of [`ORDER`]."""
+    """One case of a result file."""
     work = Workload(case, batches, seed)
-    agreement, variants = check_agreement(work), work.variants()
-    seconds = alternate(variants, rounds=rounds, batches=batches, device=work.device)
-    clock = clock_of(work.device)
-    weights = {name: SHAPES[name].weights for name in (case.policy, case.value)}
-    return {
-        "ratios": pair_ratios(seconds, ORDER, clock),
-        "name": case.name,
-        "settings": {
-            **asdict(case),
-            "clock": clock,
+    agreement = check_agreement(work)
+    return compare(
+        case,
+        work.variants(),
+        rounds=rounds,
+        batches=batches,
+        memory_of=lambda name: case.device == "cuda",
+        settings={
             "beta": BETA,
             "top_k": TOP_K,
-            "weights": {name: w.relative_to(ROOT).as_posix() if w else "random" for name, w in weights.items()},
+            "weights": {name: SHAPES[name].weights_name for name in (case.policy, case.value)},
         },
-        "variants": {
-            variant.name: {
-                "seconds": spreads(seconds[variant.name]),
-                "memory": peak_memory(variant, 0, work.device) if case.device == "cuda" else {},
-            }
-            for variant in variants
-        },
-        "agreement": agreement,
-    }
+        agreement=agreement,
+    )
 
 
-SUITE = Suite(
-    name="graph_decode",
-    what="Tokens a second of decoding with a cache of fixed size and a CUDA graph.",
-    cases=CASES,
-    measure=measure,
-)
+# ------------------------------------------------------------------------------------------------------------- tables
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and write one result file a device."""
-    return SUITE.main(argv)
-
-
-def report(results: Sequence[dict[str, Any]]) -> str:
-    """The tables of README.md."""
-    titles = {"cpu": "CPU (no graph: the code path alone)", "cuda": "GPU"}
-    return sections(results, CASES, titles, _ratios, "Tokens a second, all rows together", _speeds)
-
-
-def _ratios(rows: Rows) -> list[str]:
-    names = (*FORMS.values(), *PROXY.values())
-    head = ["decoding", *(f"{name}: × the time of unguided" for name in names)]
-    faster = [f"{name}: times faster than plain `generate`" for name in (FORMS["state"], PROXY[4], PLAIN)]
-    lines = [[*head, *faster, "tokens that differ from the ordinary loop's"]]
-    for case, _, measured in rows:
-        goals = {name: f"≤ {value:g}" for name, value in case.targets.items()}
-        least = {name: f"≥ {value:g}" for name, value in case.speedups.items()}
-        apart = NOT_MEASURED if measured is None else f"{max(measured['agreement'].values()):.0%} at most"
-        lines.append(
-            [
-                _label(case),
-                *(cell(measured, f"{name} / {PLAIN}", goals.get(name, "")) for name in names),
-                *(cell(measured, f"{GENERATE} / {n}", least.get(n, "")) for n in (FORMS["state"], PROXY[4], PLAIN)),
-                apart,
-            ]
+def tables(results: Sequence[dict[str, Any]]) -> str:
+    """How much time guidance costs under CUDA graphs, how much they save, and tokens per second."""
+    slower = [
+        ratio_column(f"{name}: × the time of unguided", f"{name} / {PLAIN}", "≤", name)
+        for name in (*FORMS.values(), *PROXY.values())
+    ]
+    faster = [
+        replace(
+            ratio_column(f"{name}: times faster than plain `generate`", f"{GENERATE} / {name}"),
+            goal=partial(_speedup_goal, name),
         )
-    return table(lines)
+        for name in (FORMS["state"], PROXY[4], PLAIN)
+    ]
+    apart = Column("tokens that differ from the ordinary loop's", _differ)
+    speeds = [Column(name, partial(_speed, name)) for name in ORDER]
+    found = [
+        Table("decoding", _label, [*slower, *faster, apart]),
+        Table("decoding", _label, speeds, "Tokens a second, all rows together", measured_only=True),
+    ]
+    return sections(results, CASES, {"cpu": "CPU (no graph: the code path alone)", "cuda": "GPU"}, found)
 
 
-def _speeds(rows: Rows) -> list[str]:
-    lines = [["decoding", *ORDER]]
-    for case, _, measured in rows:
-        if measured is not None:
-            clock, made = measured["settings"]["clock"], case.batch * case.new
-            speeds = [made / measured["variants"][name]["seconds"][clock]["median"] for name in ORDER]
-            lines.append([_label(case), *(f"{speed:.0f}" for speed in speeds)])
-    return table(lines)
+def _speedup_goal(name: str, case: Case, measured: dict[str, Any] | None) -> str:
+    return f"≥ {case.speedups[name]:g}" if name in case.speedups else ""
+
+
+def _differ(case: Case, measured: dict[str, Any]) -> str:
+    return f"{max(measured['agreement'].values()):.0%} at most"
+
+
+def _speed(name: str, case: Case, measured: dict[str, Any]) -> str:
+    return f"{case.batch * case.new / median_seconds(measured, name):.0f}"
 
 
 def _label(case: Case) -> str:
     return f"{case.policy} + {case.value}, {case.dtype}: {case.batch} × (prompt {case.prompt}, {case.new} new)"
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+SUITE = TimedSuite(
+    "graph_decode", "Tokens per second of decoding with a static KV cache and a CUDA graph.", CASES, measure, tables
+)

@@ -9,7 +9,6 @@ Tokens a second of Proxy-RLHF's decoding: a model alone, a forward for every exa
 N sequences (the batch), P tokens of a prompt, k candidates for each token.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -22,10 +21,10 @@ from trl_ext.methods.proxy_rlhf.decoding.walk import Walk
 from trl_ext.methods.proxy_rlhf.model import ProxyModel
 from trl_ext.models.backbone_and_head import BackboneAndHead
 
-from ..harness.measure import ROOT, Variant, alternate, clock_of, pair_ratios, spreads
-from ..harness.memory import peak_memory
 from ..harness.models import SHAPES, build
-from ..harness.suite import Suite
+from ..harness.suite import TimedSuite, compare
+from ..harness.tables import Column, Table, median_seconds, ratio_column, sections
+from ..harness.timing import Variant
 from .proxy_naive import Sequential
 
 
@@ -106,12 +105,7 @@ class Workload:
             **{name: partial(self.ours, k) for k, name in OURS.items()},
             PLAIN: self.plain,
         }
-        return [Variant(name, lambda: None, partial(self._step, steps[name])) for name in ORDER]
-
-    @staticmethod
-    def _step(answer: Callable[[int], Any], i: int) -> float:
-        answer(i)
-        return 0.0
+        return [Variant(name, steps[name]) for name in ORDER]
 
     def plain(self, i: int) -> torch.Tensor:
         """Tokens (N, new) of the model alone, greedily."""
@@ -183,53 +177,62 @@ def check_agreement(work: Workload) -> dict[str, float]:
 
 
 def measure(case: Case, *, rounds: int, batches: int, seed: int) -> dict[str, Any]:
-    """One case of a result file; ratios first, each of a variant to a later one of [`ORDER`]."""
+    """One case of a result file."""
     work = Workload(case, batches, seed)
-    variants, agreement = work.variants(), check_agreement(work)
-    seconds = alternate(variants, rounds=rounds, batches=batches, device=work.device)
-    clock, weights = clock_of(work.device), SHAPES[case.model].weights
-    return {
-        "ratios": pair_ratios(seconds, ORDER, clock),
-        "name": case.name,
-        "settings": {
-            **asdict(case),
-            "clock": clock,
+    agreement = check_agreement(work)
+    return compare(
+        case,
+        work.variants(),
+        rounds=rounds,
+        batches=batches,
+        memory_of=lambda name: case.device == "cuda",
+        facts=lambda name: {"counts": work.counts.get(name, {})},
+        settings={
             "accept_rate": ACCEPT_RATE,
-            "weights": weights.relative_to(ROOT).as_posix() if weights else "random",
+            "weights": SHAPES[case.model].weights_name,
             "shape": asdict(SHAPES[case.model]),
             "proxy_share": work.proxy.num_parameters() / work.model.num_parameters(),
         },
-        "variants": {
-            variant.name: {
-                "seconds": spreads(seconds[variant.name]),
-                "memory": peak_memory(variant, 0, work.device) if case.device == "cuda" else {},
-                "counts": work.counts.get(variant.name, {}),
-            }
-            for variant in variants
-        },
-        "agreement": agreement,
-    }
+        agreement=agreement,
+    )
 
 
-SUITE = Suite(
-    name="proxy_decode",
-    what="Tokens a second of Proxy-RLHF's decoding.",
-    cases=CASES,
-    measure=measure,
-)
+# ------------------------------------------------------------------------------------------------------------- tables
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and write one result file a device."""
-    return SUITE.main(argv)
+def tables(results: Sequence[dict[str, Any]]) -> str:
+    """How much time the proxy costs, and tokens per second."""
+    slower = [
+        ratio_column(f"{name}: × the time of plain", f"{name} / {PLAIN}", "≤", name)
+        for name in (*OURS.values(), SEQUENTIAL)
+    ]
+    faster = ratio_column(f"{OURS[20]}: times faster than candidate by candidate", f"{SEQUENTIAL} / {OURS[20]}")
+    differ = Column("tokens that differ", lambda case, measured: f"{measured['agreement']['tokens']:.0%}")
+    speeds = [Column(name, partial(_speed, name)) for name in (PLAIN, SEQUENTIAL, *OURS.values())]
+    examined = Column(f"candidates examined a token: k = {', '.join(map(str, CANDIDATES))}", _examined)
+    forwards = Column("forwards a token, one by one", _forwards)
+    heading = "Tokens a second, all rows together"
+    found = [
+        Table("decoding", _label, [*slower, faster, differ]),
+        Table("decoding", _label, [*speeds, examined, forwards], heading, measured_only=True),
+    ]
+    return sections(results, CASES, {"cpu": "CPU", "cuda": "GPU"}, found)
 
 
-def report(results: Sequence[dict[str, Any]]) -> str:
-    """The tables of README.md."""
-    from .proxy_tables import decode_tables
-
-    return decode_tables(results)
+def _speed(name: str, case: Case, measured: dict[str, Any]) -> str:
+    return f"{case.batch * case.new / median_seconds(measured, name):.0f}"
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _examined(case: Case, measured: dict[str, Any]) -> str:
+    return ", ".join(f"{measured['variants'][OURS[k]]['counts']['examined']:.2f}" for k in CANDIDATES)
+
+
+def _forwards(case: Case, measured: dict[str, Any]) -> str:
+    return f"{measured['variants'][SEQUENTIAL]['counts']['forwards']:.2f}"
+
+
+def _label(case: Case) -> str:
+    return f"{case.model}, {case.dtype}: {case.batch} × (prompt {case.prompt}, {case.new} new)"
+
+
+SUITE = TimedSuite("proxy_decode", "Tokens per second of Proxy-RLHF's decoding.", CASES, measure, tables)

@@ -12,7 +12,6 @@ B prompts, K answers to each, N = K * B; T tokens of an answer.
 import copy
 import math
 import random
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -32,10 +31,10 @@ from trl_ext.methods.psle.trainer import PSLETrainer
 from trl_ext.models.tokenizers import load_tokenizer
 from trl_ext.training.rollouts import score_round
 
-from ..harness.measure import ROOT, Variant, alternate, clock_of, ratio, spreads
-from ..harness.memory import peak_memory
-from ..harness.models import SHAPES, build
-from ..harness.suite import Suite
+from ..harness.models import MODELS, SHAPES, build
+from ..harness.suite import TimedSuite, compare
+from ..harness.tables import Column, Table, agreement_column, median_seconds, ratio_column, sections
+from ..harness.timing import Variant
 from ..harness.trainers import make_tokenizer, trainer_args
 
 
@@ -43,7 +42,7 @@ GRPO, SHARED, SEPARATE = "TRL's GRPO", "PSLE", "PSLE, separate rows"
 # The variants, a phase each. A ratio in a result is of GRPO's time to the other's of the same phase.
 PHASES = {"generation": (GRPO, SHARED), "reward": (GRPO, SHARED), "update": (GRPO, SEPARATE, SHARED)}
 # Whatever the model, answers are scored by the reward model that is in the repository.
-TOKENIZER, REWARD = (ROOT / "recipes/quickstart/models" / name for name in ("imdb-2m", "imdb-2m-reward"))
+TOKENIZER, REWARD = MODELS / "imdb-2m", MODELS / "imdb-2m-reward"
 PRINCIPLE = 9  # tokens that a principle puts before a prompt
 TOP_K = 50
 
@@ -208,12 +207,7 @@ class Workload:
             f"update: {GRPO}": self.update_grpo,
             **{f"update: {name}": partial(self.update_psle, name) for name in (SEPARATE, SHARED)},
         }
-        return [Variant(name, self._prepare, partial(self._step, step)) for name, step in steps.items()]
-
-    @staticmethod
-    def _step(do: Callable[[], Any], _: int) -> float:
-        do()
-        return 0.0
+        return [Variant(name, partial(_of_the_batch, step), self._prepare) for name, step in steps.items()]
 
     def _prepare(self) -> None:
         for trainer in (*self.psle.values(), self.grpo):
@@ -258,6 +252,10 @@ class Workload:
         return loss.item()  # type: ignore[no-any-return]
 
 
+def _of_the_batch(step: Callable[[], Any], _: int) -> Any:
+    return step()
+
+
 @torch.no_grad()
 def check_agreement(work: Workload) -> dict[str, float]:
     """
@@ -293,53 +291,60 @@ def check_agreement(work: Workload) -> dict[str, float]:
 def measure(case: Case, *, rounds: int, batches: int, seed: int) -> dict[str, Any]:
     """One case of a result file; ratios are shares of GRPO's time. All rounds are about one batch."""
     work = Workload(case, seed)
-    agreement, variants = check_agreement(work), work.variants()
-    seconds = alternate(variants, rounds=rounds, batches=batches, device=work.device)
-    clock, weights = clock_of(work.device), SHAPES[case.model].weights
-    memory = {v.name: peak_memory(v, 0, work.device) for v in variants if v.name.startswith("update")}
-    return {
-        "ratios": {
-            f"{phase}: {name} / {GRPO}": ratio(seconds[f"{phase}: {name}"][clock], seconds[f"{phase}: {GRPO}"][clock])
+    agreement = check_agreement(work)
+    return compare(
+        case,
+        work.variants(),
+        rounds=rounds,
+        batches=batches,
+        pairs={
+            f"{phase}: {name} / {GRPO}": (f"{phase}: {name}", f"{phase}: {GRPO}")
             for phase, names in PHASES.items()
             for name in names
             if name != GRPO
         },
-        "name": case.name,
-        "settings": {
-            **asdict(case),
-            "clock": clock,
+        memory_of=lambda name: name.startswith("update"),
+        settings={
             "dtype": str(case.dtype).removeprefix("torch."),
-            "weights": weights.relative_to(ROOT).as_posix() if weights else "random",
+            "weights": SHAPES[case.model].weights_name,
             "shape": asdict(SHAPES[case.model]),
             "top_k": TOP_K,
             "principle": PRINCIPLE,
         },
-        "variants": {
-            name: {"seconds": spreads(values), "memory": memory.get(name, {})} for name, values in seconds.items()
-        },
-        "agreement": agreement,
-    }
+        agreement=agreement,
+    )
 
 
-SUITE = Suite(
-    name="psle_step",
-    what="Seconds a prompt of PSLE's generation, reward and update.",
-    cases=CASES,
-    measure=measure,
-)
+# ------------------------------------------------------------------------------------------------------------- tables
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and write one result file a device."""
-    return SUITE.main(argv)
+def tables(results: Sequence[dict[str, Any]]) -> str:
+    """The share of GRPO's time that each phase takes, and milliseconds."""
+    ratios = []
+    for phase, names in PHASES.items():
+        ratios.append(ratio_column(f"{phase}: × the time of GRPO", f"{phase}: {SHARED} / {GRPO}", "≤", phase))
+        if SEPARATE in names:
+            ratios.append(ratio_column(f"{phase}, separate rows", f"{phase}: {SEPARATE} / {GRPO}"))
+    ratios += [Column("all three", _all_phases), agreement_column("agreement")]
+    shown: dict[str, tuple[str, ...]] = {phase: (f"{phase}: {GRPO}", f"{phase}: {SHARED}") for phase in PHASES}
+    shown |= {f"update: {SEPARATE}": (f"update: {SEPARATE}",)}
+    seconds = [Column(head, partial(_milliseconds, names)) for head, names in shown.items()]
+    heading = f"Milliseconds a prompt: {GRPO}, {SHARED}"
+    found = [Table("batch", _label, ratios), Table("batch", _label, seconds, heading, measured_only=True)]
+    return sections(results, CASES, {"cpu": "CPU, float32", "cuda": "GPU, bfloat16"}, found)
 
 
-def report(results: Sequence[dict[str, Any]]) -> str:
-    """The tables of README.md."""
-    from .psle_tables import step_tables
-
-    return step_tables(results)
+def _all_phases(case: Case, measured: dict[str, Any]) -> str:
+    ours, theirs = (sum(median_seconds(measured, f"{phase}: {name}") for phase in PHASES) for name in (SHARED, GRPO))
+    return f"{ours / theirs:.2f}"
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _milliseconds(names: Sequence[str], case: Case, measured: dict[str, Any]) -> str:
+    return ", ".join(f"{median_seconds(measured, name) / case.prompts * 1e3:.3g}" for name in names)
+
+
+def _label(case: Case) -> str:
+    return f"{case.model}: {case.prompts} × (prompt {case.prompt}, {case.answers} × {case.new})"
+
+
+SUITE = TimedSuite("psle_step", "Seconds per prompt of PSLE's generation, reward and update.", CASES, measure, tables)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..harness.measure import CLOCKS, ROOT, ratio, slope, spread
 from ..harness.process import run
+from ..harness.results import ROOT
+from ..harness.timing import CLOCKS, ratio, slope, spread, spreads
 
 
 LAUNCH = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "recipes" / "accelerate" / "multi_gpu.yaml")]
@@ -67,9 +68,9 @@ def measure(axis: Processes, *, rounds: int, batches: int, seed: int) -> dict[st
         "name": axis.name,
         "settings": {"what": axis.what, "sizes": list(axis.sizes), "batch": axis.batch, "clock": "cpu and wall"},
         "variants": {
-            f"{name}, {size}": {"seconds": {clock: spread(s) for clock, s in clocks_of.items()}, "memory": {}}
+            f"{name}, {size}": {"seconds": spreads(by_clock), "memory": {}}
             for name in clocks
-            for size, clocks_of in seconds.items()
+            for size, by_clock in seconds.items()
         },
         "slopes": slopes,
     }

@@ -9,7 +9,6 @@ Tokens a second of value-guided decoding: a model alone, guided the naive way, g
 N sequences (the batch), P tokens of a prompt, S columns of a sequence so far, k candidates for each token.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -21,10 +20,10 @@ from transformers import LogitsProcessor
 from trl_ext.methods.vas.decoding.logits_processor import ValueAugmentedLogitsProcessor
 from trl_ext.methods.vas.value_model.model import ValueModel
 
-from ..harness.measure import ROOT, Variant, alternate, clock_of, pair_ratios, spreads
-from ..harness.memory import peak_memory
 from ..harness.models import SHAPES, build
-from ..harness.suite import Suite
+from ..harness.suite import TimedSuite, compare
+from ..harness.tables import Column, Table, agreement_column, median_seconds, ratio_column, sections
+from ..harness.timing import Variant
 from .vas_naive import NaiveValues
 
 
@@ -122,14 +121,13 @@ class Workload:
     def variants(self) -> list[Variant]:
         """Guided ones and the policy alone; a step is a `generate`, reading the prompts included."""
         makers = {**self.processors(), PLAIN: None}
-        return [Variant(name, lambda: None, partial(self._step, name, makers[name])) for name in ORDER]
+        return [Variant(name, partial(self._step, name, makers[name])) for name in ORDER]
 
-    def _step(self, name: str, make: Callable[[], Any] | None, i: int) -> float:
+    def _step(self, name: str, make: Callable[[], Any] | None, i: int) -> None:
         processor = make() if make is not None else None
         self.generate(i, [processor] if processor is not None else [])
         if processor is not None:
             self.counts[name] = {"calls": processor.value_calls, "tokens": processor.value_tokens}
-        return 0.0
 
     def generate(self, i: int, processors: list[LogitsProcessor]) -> torch.Tensor:
         """Tokens of shape (N, new), greedily, for batch i."""
@@ -199,54 +197,66 @@ def check_form(processor: ValueAugmentedLogitsProcessor) -> None:
 
 
 def measure(case: Case, *, rounds: int, batches: int, seed: int) -> dict[str, Any]:
-    """One case of a result file; ratios first, each of a variant to a later one of [`ORDER`]."""
+    """One case of a result file."""
     work = Workload(case, batches, seed)
-    variants, agreement = work.variants(), check_agreement(work)
-    seconds = alternate(variants, rounds=rounds, batches=batches, device=work.device)
-    clock = clock_of(work.device)
-    weights = {name: SHAPES[name].weights for name in (case.policy, case.value)}
-    return {
-        "ratios": pair_ratios(seconds, ORDER, clock),
-        "name": case.name,
-        "settings": {
-            **asdict(case),
-            "clock": clock,
+    agreement = check_agreement(work)
+    models = (case.policy, case.value)
+    return compare(
+        case,
+        work.variants(),
+        rounds=rounds,
+        batches=batches,
+        # On the CPU torch's profiler would measure it, which takes minutes over so many small operations.
+        memory_of=lambda name: case.device == "cuda",
+        facts=lambda name: {"value_model": work.counts.get(name, {"calls": 0, "tokens": 0})},
+        settings={
             "beta": BETA,
-            "weights": {name: w.relative_to(ROOT).as_posix() if w else "random" for name, w in weights.items()},
-            "shapes": {name: asdict(SHAPES[name]) for name in weights},
+            "weights": {name: SHAPES[name].weights_name for name in models},
+            "shapes": {name: asdict(SHAPES[name]) for name in models},
         },
-        "variants": {
-            variant.name: {
-                "seconds": spreads(seconds[variant.name]),
-                # On the CPU it would be told by torch's profiler, which takes minutes over so many small operations.
-                "memory": peak_memory(variant, 0, work.device) if case.device == "cuda" else {},
-                "value_model": work.counts.get(variant.name, {"calls": 0, "tokens": 0}),
-            }
-            for variant in variants
-        },
-        "agreement": agreement,
-    }
+        agreement=agreement,
+    )
 
 
-SUITE = Suite(
-    name="vas_decode",
-    what="Tokens a second of value-guided decoding.",
-    cases=CASES,
-    measure=measure,
-)
+# ------------------------------------------------------------------------------------------------------------- tables
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and write one result file a device."""
-    return SUITE.main(argv)
+def tables(results: Sequence[dict[str, Any]]) -> str:
+    """How much time guidance costs, and tokens per second."""
+    ratios = [
+        ratio_column("ours: × the time of unguided", f"{OURS} / {PLAIN}", "≤", PLAIN),
+        ratio_column(f"ours: times faster than {BY_ONE}", f"{BY_ONE} / {OURS}", "≥", BY_ONE),
+        ratio_column(f"ours: times faster than {TILED}", f"{TILED} / {OURS}"),
+        Column("guidance alone", _guidance_alone),
+        agreement_column("agreement of values"),
+    ]
+    speeds = [Column(name, partial(_speed, name)) for name in (PLAIN, BY_ONE, TILED, OURS)]
+    fed = Column("value tokens fed: one by one, tiled, ours", _tokens_fed)
+    heading = "Tokens a second, all rows together"
+    found = [
+        Table("decoding", _label, ratios),
+        Table("decoding", _label, [*speeds, fed], heading, measured_only=True),
+    ]
+    return sections(results, CASES, {"cpu": "CPU", "cuda": "GPU"}, found)
 
 
-def report(results: Sequence[dict[str, Any]]) -> str:
-    """The tables of README.md."""
-    from .vas_tables import decode_tables
+def _guidance_alone(case: Case, measured: dict[str, Any]) -> str:
+    """How many times faster than candidate by candidate ours is, without the time of the policy."""
+    plain, slow, fast = (median_seconds(measured, name) for name in (PLAIN, BY_ONE, OURS))
+    return f"{(slow - plain) / (fast - plain):.1f}" if fast > plain else "-"
 
-    return decode_tables(results)
+
+def _speed(name: str, case: Case, measured: dict[str, Any]) -> str:
+    return f"{case.batch * case.new / median_seconds(measured, name):.0f}"
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _tokens_fed(case: Case, measured: dict[str, Any]) -> str:
+    fed = [measured["variants"][name]["value_model"] for name in (BY_ONE, TILED, OURS)]
+    return ", ".join(f"{f['tokens']:,} in {f['calls']:,}" for f in fed)
+
+
+def _label(case: Case) -> str:
+    return f"{case.policy} + {case.value}, {case.dtype}: {case.batch} × (prompt {case.prompt}, {case.new} new)"
+
+
+SUITE = TimedSuite("vas_decode", "Tokens per second of value-guided decoding.", CASES, measure, tables)
