@@ -28,7 +28,7 @@ class ScriptedServer:
     `answer(path, body)` gives the body of a 200, or a triple.
     """
 
-    def __init__(self, answer: Any = None) -> None:
+    def __init__(self, answer: Any = None, port: int = 0) -> None:
         self.answer = answer or (lambda path, body: completion("ok"))
         self.script: list[Any] = []
         self.requests: list[tuple[str, dict[str, Any], dict[str, str]]] = []
@@ -74,7 +74,7 @@ class ScriptedServer:
                 if not isinstance(sys.exception(), ConnectionError):  # of clients that have gone
                     super().handle_error(*args)
 
-        self.server = Server(("127.0.0.1", 0), Handler)
+        self.server = Server(("127.0.0.1", port), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -136,13 +136,13 @@ class ModelServer:
     """
     The protocol over a tiny model, as `ScriptedServer`'s `answer`.
 
-    `style` is whose habits it has. "ids" (vLLM): takes ids, names tokens by id if asked to, the end among them. "text"
-    (llama.cpp): text only, candidates in a table from text to log-probability in which the end and half characters
-    collide under "", an empty answer when its own draw is the end, and one answer whatever `n`.
+    `style` is the server that it imitates. "ids" (vLLM): accepts ids and several prompts, and returns ids if asked to,
+    that of the end included. "text" (llama.cpp): text only; candidates in a table from text to log-probability, with
+    one entry "" for the end and all incomplete characters; an empty answer where it samples the end; `n` is ignored.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, style: str) -> None:
-        self.model, self.tokenizer, self.style = model, tokenizer, style
+    def __init__(self, model: Any, tokenizer: Any, style: str, name: str = "m") -> None:
+        self.model, self.tokenizer, self.style, self.model_name = model, tokenizer, style, name
         import torch
 
         self.never_ends = False
@@ -151,20 +151,23 @@ class ModelServer:
 
     def __call__(self, path: str, body: dict[str, Any]) -> Any:
         with self.lock:
+            if path.endswith("/models"):
+                return {"object": "list", "data": [{"id": self.model_name, "object": "model"}]}
             if path.endswith("/chat/completions"):
                 return self.chat(body)
             prompt = body["prompt"]
             if isinstance(prompt, list) and self.style == "text":
                 return 500, {}, {"error": {"message": "1 validation error for list[str]"}}
-            ids = prompt if isinstance(prompt, list) else self.tokenizer(prompt)["input_ids"]
-            return self.choices(ids, body, body.get("logprobs") or 0)
+            prompts = prompt if isinstance(prompt, list) and isinstance(prompt[0], list) else [prompt]
+            rows = [p if isinstance(p, list) else self.tokenizer(p)["input_ids"] for p in prompts]
+            return self.choices(rows, body, body.get("logprobs") or 0)
 
     def chat(self, body: dict[str, Any]) -> Any:
         go_on = body.get("continue_final_message", False)
         ids = self.tokenizer.apply_chat_template(
             body["messages"], add_generation_prompt=not go_on, continue_final_message=go_on, return_dict=True
         )["input_ids"]
-        made = self.choices(ids, body, body.get("top_logprobs") or 0)
+        made = self.choices([ids], body, body.get("top_logprobs") or 0)
         for choice in made["choices"]:
             choice["message"] = {"role": "assistant", "content": choice.pop("text")}
             if choice["logprobs"]:
@@ -176,10 +179,11 @@ class ModelServer:
                 }
         return made
 
-    def choices(self, ids: list[int], body: dict[str, Any], k: int) -> dict[str, Any]:
+    def choices(self, rows: list[list[int]], body: dict[str, Any], k: int) -> dict[str, Any]:
         n = body.get("n", 1) if self.style == "ids" else 1
-        choices = [{"index": i, **self.one(list(ids), body, k)} for i in range(n)]
-        return {"choices": choices, "usage": {"prompt_tokens": len(ids), "completion_tokens": n}}
+        made = [self.one(list(ids), body, k) for ids in rows for _ in range(n)]
+        choices = [{"index": i, **choice} for i, choice in enumerate(made)]
+        return {"choices": choices, "usage": {"prompt_tokens": sum(map(len, rows)), "completion_tokens": len(made)}}
 
     def one(self, ids: list[int], body: dict[str, Any], k: int) -> dict[str, Any]:
         import torch
@@ -199,6 +203,7 @@ class ModelServer:
             names = [*logps_V.topk(k).indices.tolist(), token]
             tops.append({self.name(i, body): float(logps_V[i]) for i in names})
         return {
+            **({"token_ids": tokens} if body.get("return_token_ids") else {}),
             "text": self.tokenizer.decode(tokens, skip_special_tokens=True),
             "logprobs": {"tokens": [self.name(i, body) for i in tokens], "top_logprobs": tops} if k else None,
             "finish_reason": "stop" if ended else "length",

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What TRL asks of vLLM, without vLLM: TRL's own code between us and it runs."""
+"""A mock of vLLM's engine and client under TRL's own integration, which runs as it is."""
 
 import sys
 from types import SimpleNamespace
@@ -14,20 +14,20 @@ import torch
 from trl_ext.upstream import vllm_generation
 
 
-def _answers(count: int) -> list[list[int]]:
-    """By torch's generator and by numpy's, as vLLM's two runners draw."""
+def _completions(count: int) -> list[list[int]]:
+    """Random tokens from torch's generator and from numpy's, which vLLM's two runners use."""
     return [
         [*torch.randint(10, 50, (2,)).tolist(), *numpy.random.randint(10, 50, 2).tolist(), 1] for _ in range(count)
     ]
 
 
-def mock_vllm(monkeypatch: pytest.MonkeyPatch, served: str = "a model") -> list[Any]:
+def mock_vllm(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """
-    Put something in its place, where servers have the model `served`.
+    Replace vLLM by a mock, and return the growing list of its calls.
 
-    Returns the list of what it was asked for, which grows: the settings of the engine or of the client, `"group"` for
-    a client that joins the server's for sending weights, `"sync"` for each time that all weights were sent, and the
-    number of prompts with the sampling settings.
+    The list has the settings of the engine or of the client, `"group"` where a client joins the group that weights are
+    sent through, `"sync"` for each time that all weights were sent, and the number of prompts with the sampling
+    settings for each time that it generates.
     """
     module = sys.modules[vllm_generation().__module__]
     calls: list[Any] = []
@@ -54,7 +54,8 @@ def mock_vllm(monkeypatch: pytest.MonkeyPatch, served: str = "a model") -> list[
                 SimpleNamespace(
                     prompt_token_ids=prompt["prompt_token_ids"],
                     outputs=[
-                        SimpleNamespace(token_ids=tuple(ids), logprobs=None) for ids in _answers(sampling_params["n"])
+                        SimpleNamespace(token_ids=tuple(ids), logprobs=None)
+                        for ids in _completions(sampling_params["n"])
                     ],
                 )
                 for prompt in prompts
@@ -63,7 +64,6 @@ def mock_vllm(monkeypatch: pytest.MonkeyPatch, served: str = "a model") -> list[
     class Client:
         def __init__(self, base_url: str, **settings: Any) -> None:
             calls.append({"base_url": base_url, **settings})
-            self.model = served
             self.reset_prefix_cache = synced
 
         def init_communicator(self, device: Any) -> None:
@@ -76,12 +76,12 @@ def mock_vllm(monkeypatch: pytest.MonkeyPatch, served: str = "a model") -> list[
             calls.append((len(prompts), sampling))
             return {
                 "prompt_ids": prompts,
-                "completion_ids": _answers(len(prompts) * sampling["n"]),
+                "completion_ids": _completions(len(prompts) * sampling["n"]),
                 "logprobs": None,
             }
 
-    for name, stand_in in {"LLM": LLM, "SamplingParams": dict, "VLLMClient": Client}.items():
-        monkeypatch.setattr(module, name, stand_in, raising=False)
+    for name, mock in {"LLM": LLM, "SamplingParams": dict, "VLLMClient": Client}.items():
+        monkeypatch.setattr(module, name, mock, raising=False)
     monkeypatch.setattr(module, "is_vllm_available", lambda: True)
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):  # TRL sets them
         monkeypatch.setenv(name, "")

@@ -45,29 +45,11 @@ from trl.trainer.utils import (
 )
 
 
-def vllm_generation(*, sends_weights: bool = True) -> type:
-    """
-    TRL's client and engine of vLLM; imported when asked for, as it imports vLLM where that is installed.
+def vllm_generation() -> type:
+    """TRL's engine and client of vLLM, imported only when needed, as the import of vLLM takes seconds."""
+    from trl.generation.vllm_generation import VLLMGeneration
 
-    Args:
-        sends_weights (`bool`, *optional*, defaults to `True`):
-            Whether a server is to be sent weights, for which TRL wants a GPU here and a server started for it.
-            Without, any server of vLLM will do.
-    """
-    from trl.generation.vllm_generation import VLLMClient, VLLMGeneration
-
-    if sends_weights:
-        return VLLMGeneration
-
-    class Answers(VLLMGeneration):
-        def _init_vllm(self) -> None:
-            if self.mode != "server":
-                super()._init_vllm()
-            elif self.accelerator.is_main_process:
-                address = self.server_base_url or f"http://{self.server_host}:{self.server_port}"
-                self.vllm_client = VLLMClient(address, connection_timeout=self.server_timeout)
-
-    return Answers
+    return VLLMGeneration
 
 
 # Private names of a library's class that our subclasses define or call, and why.

@@ -27,8 +27,8 @@ from trl_ext.generation.generate import generate
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.logprobs.logprobs import LogProbs
 from trl_ext.logprobs.shared_prefix import Layout
-from trl_ext.methods.proxy_rlhf.decision_process import Process
-from trl_ext.methods.proxy_rlhf.decoding.batch import answer
+from trl_ext.methods.proxy_rlhf.decision_process import DecisionProcess
+from trl_ext.methods.proxy_rlhf.decoding.batch import complete
 from trl_ext.methods.proxy_rlhf.model import ProxyModel
 from trl_ext.methods.psle.losses import weighted_sft_loss
 from trl_ext.methods.vas.config import VASConfig
@@ -194,13 +194,13 @@ class Card:
     def decide(self, batch: int, *, offload_decisions: bool = False, first_candidates: int = 0) -> Callable[[], Any]:
         """The last 16 tokens of each row, their decisions, and an update on as many as a whole round would have."""
         llm = BackboneAndHead(self.model)
-        proxy = ProxyModel.for_model(self.model, Process(), initial_accept_rate=0.5)
+        proxy = ProxyModel.for_model(self.model, DecisionProcess(), initial_accept_rate=0.5)
         optimizer = torch.optim.AdamW(proxy.parameters(), lr=0.0)
         prompts = self.prompts(batch, self.prompt + self.new - 16)
 
         def step() -> None:
-            answers = answer(
-                llm, proxy, Process(), prompts, seeds=list(range(batch)), max_new_tokens=16, batch_size=batch,
+            answers = complete(
+                llm, proxy, DecisionProcess(), prompts, seeds=list(range(batch)), max_new_tokens=16, batch_size=batch,
                 record=True, first_candidates=first_candidates, store="cpu" if offload_decisions else None,
             )  # fmt: skip
             assert answers.decisions is not None

@@ -18,7 +18,7 @@ import torch
 
 from trl_ext.decoding.cuda_graph import cached_loops
 from trl_ext.decoding.static_generate import static_generate
-from trl_ext.methods.proxy_rlhf.decision_process import Process
+from trl_ext.methods.proxy_rlhf.decision_process import DecisionProcess
 from trl_ext.methods.proxy_rlhf.model import ProxyModel
 from trl_ext.methods.vas.decoding.logits_processor import ValueAugmentedLogitsProcessor
 from trl_ext.methods.vas.value_model.model import ValueModel
@@ -113,7 +113,7 @@ class Workload:
             for parameter in (*model.head.parameters(), *getattr(model, "action", torch.nn.Module()).parameters()):
                 noise = torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5
                 parameter.data.copy_(noise)
-        self.proxy = ProxyModel.for_model(self.policy, Process(), initial_accept_rate=0.5).eval()
+        self.proxy = ProxyModel.for_model(self.policy, DecisionProcess(), initial_accept_rate=0.5).eval()
         shape = (case.batch, case.prompt)
         self.prompts = [
             torch.randint(3, SHAPES[case.policy].vocab_size, shape, generator=generator).to(self.device)

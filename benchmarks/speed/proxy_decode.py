@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from trl_ext.methods.proxy_rlhf.decision_process import Process
+from trl_ext.methods.proxy_rlhf.decision_process import DecisionProcess
 from trl_ext.methods.proxy_rlhf.decoding.walk import Walk
 from trl_ext.methods.proxy_rlhf.model import ProxyModel
 from trl_ext.models.backbone_and_head import BackboneAndHead
@@ -89,7 +89,7 @@ class Workload:
         self.model = build(case.model, device=self.device, dtype=getattr(torch, case.dtype), seed=seed).eval()
         self.model.generation_config.eos_token_id = None  # every sequence gets as many tokens
         self.llm = BackboneAndHead(self.model)
-        self.proxy = ProxyModel.for_model(self.model, Process(), initial_accept_rate=ACCEPT_RATE).eval()
+        self.proxy = ProxyModel.for_model(self.model, DecisionProcess(), initial_accept_rate=ACCEPT_RATE).eval()
         generator = torch.Generator().manual_seed(seed)
         shape = (case.batch, case.prompt)
         self.prompts = [
@@ -135,7 +135,7 @@ class Workload:
         """The same, one candidate at a time."""
         generator = torch.Generator().manual_seed(self.seed)
         seeds = torch.randint(2**62, (self.case.batch,), generator=generator).tolist()  # as `generate` draws them
-        naive = Sequential(self.llm, self.proxy, Process(top_k=k))
+        naive = Sequential(self.llm, self.proxy, DecisionProcess(top_k=k))
         tokens = naive(self.prompts[i], self.case.new, seeds)
         self._count(SEQUENTIAL, naive.examined, naive.forwards)
         return tokens
@@ -159,7 +159,7 @@ def check_agreement(work: Workload) -> dict[str, float]:
     """
     case, found = work.case, 0.0
     ids = work.prompts[0]
-    walk = Walk(work.llm, work.proxy.accept_logits, Process(order="descending"), ids, torch.ones_like(ids))
+    walk = Walk(work.llm, work.proxy.accept_logits, DecisionProcess(order="descending"), ids, torch.ones_like(ids))
     walk.step()
     if walk.tree.form != "shared":
         raise RuntimeError(f"ours fell back to {walk.tree.form!r} ({walk.tree.reason}); nothing would be measured.")

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from trl_ext.methods.proxy_rlhf.decision_process import Process
-from trl_ext.methods.proxy_rlhf.decoding.candidates import Dice, propose
+from trl_ext.methods.proxy_rlhf.decision_process import DecisionProcess
+from trl_ext.methods.proxy_rlhf.decoding.candidates import propose
+from trl_ext.methods.proxy_rlhf.decoding.per_row_rng import PerRowRNG
 from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.models.load import cache_name
 
@@ -27,28 +28,28 @@ class Sequential:
     of an accepted candidate serves the next position.
 
     Args:
-        llm ([`~trl_ext.methods.proxy_rlhf.decoding.candidates.BackboneAndHead`]): The language model.
+        llm ([`~trl_ext.models.backbone_and_head.BackboneAndHead`]): The language model.
         proxy ([`~trl_ext.methods.proxy_rlhf.model.ProxyModel`]): The proxy.
-        process ([`~trl_ext.methods.proxy_rlhf.decision_process.Process`]): With the feature `"candidate"`, and forced
-            `"first"`.
+        process ([`~trl_ext.methods.proxy_rlhf.decision_process.DecisionProcess`]): With the feature `"candidate"`, and
+            forced `"first"`.
 
     Attributes:
         forwards (`int`), examined (`int`): Of the last call: forwards after the prompt's, and candidates asked about.
     """
 
-    def __init__(self, llm: BackboneAndHead, proxy: Any, process: Process) -> None:
+    def __init__(self, llm: BackboneAndHead, proxy: Any, process: DecisionProcess) -> None:
         self.llm, self.proxy, self.process = llm, proxy, process
         self.forwards = self.examined = 0
 
     @torch.no_grad()
     def __call__(self, ids_NT: torch.Tensor, new: int, seeds: list[int]) -> torch.Tensor:
         """The next `new` tokens of each row, (N, new)."""
-        cache, dice = DynamicCache(), Dice(seeds, self.process.top_k, self.llm.device)
+        cache, rng = DynamicCache(), PerRowRNG(seeds, self.process.top_k, self.llm.device)
         hidden_ND = self._read(ids_NT, cache)
         self.forwards = self.examined = 0
         tokens = []
         for _ in range(new):
-            order_Nk, chance_Nk = dice.roll()
+            order_Nk, chance_Nk = rng.uniform()
             candidates_Nk = propose(self.llm.logits(hidden_ND), self.process, order_Nk).tokens
             choice_N, hidden_ND = self._decide(candidates_Nk, chance_Nk, cache)
             tokens.append(candidates_Nk.gather(1, choice_N[:, None]))

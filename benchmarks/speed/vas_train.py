@@ -98,9 +98,9 @@ class Workload:
         self.head = torch.randn(1, width, generator=torch.Generator().manual_seed(seed)) / width**0.5
         settings = {SEPARATE: "never", SHARED: "always"}
         self.trainers: dict[str, Any] = {n: self._vas(copy.deepcopy(model), s) for n, s in settings.items()}
-        self.watched = {name: _Watched(trainer.states) for name, trainer in self.trainers.items()}
+        self.watched = {name: _Watched(trainer.token_values) for name, trainer in self.trainers.items()}
         for name, trainer in self.trainers.items():
-            trainer.states = self.watched[name]
+            trainer.token_values = self.watched[name]
         self.trainers[REWARD] = self._reward(model)
         for trainer in self.trainers.values():
             trainer.current_gradient_accumulation_steps = 1  # train() would set it
@@ -191,7 +191,7 @@ class Workload:
         """The value of each completion of the first batch at its end, of shape (N,): what a reward model reads off."""
         batch = self.batches[0]
         tokens = self.watched[SEPARATE](self.trainers[SEPARATE].model, batch.prompts, batch.completions)
-        return tokens.states[..., 0].gather(1, tokens.mask.sum(1, keepdim=True) - 1)[:, 0]
+        return tokens.values[..., 0].gather(1, tokens.mask.sum(1, keepdim=True) - 1)[:, 0]
 
     def chosen_form(self) -> str:
         """What `shared_prefix="auto"` would do with the first batch."""

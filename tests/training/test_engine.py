@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""vLLM as trainers, `trl-ext sample` and several processes use it, with a stand-in; `test_vllm.py` has vLLM itself."""
+"""Training and sampling with a mock of vLLM, in one and several processes; `generation/test_vllm.py` runs vLLM."""
 
 import json
 import weakref
@@ -47,7 +47,7 @@ def test_rrhf_samples_with_vllm(tmp_path, monkeypatch):
         processing_class=tokenizer,
         reward_funcs=letter_reward,
     )
-    assert not trainer.engine.gathers  # it is sent a model in pieces piece by piece
+    assert not trainer.engine.gathers  # TRL gathers a sharded model parameter by parameter
     trainer.args.max_steps = 2
     trainer.train()
     assert calls[0]["base_url"] == "http://0.0.0.0:8001"
@@ -88,12 +88,14 @@ def test_vllm_ends_before_the_process_group(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer.accelerator, "end_training", lambda: alive.append(left() is not None))
     trainer.end()
     assert alive == [False]
-    with pytest.raises(RuntimeError, match="vLLM ended with the trainer"):  # not: transformers draws instead
+    with pytest.raises(
+        RuntimeError, match="vLLM ended with the trainer"
+    ):  # rather than transformers generating in its place
         trainer.engine.drawer(trainer.model)
 
 
 def test_processes_ask_a_server_for_equally_many(monkeypatch):
-    """TRL's client deals the answers out by the number of prompts of one process."""
+    """TRL distributes the completions by the number of prompts of one process."""
     calls = []
 
     class Generation:
@@ -104,7 +106,7 @@ def test_processes_ask_a_server_for_equally_many(monkeypatch):
             calls.append((len(prompts), num_generations))
             return prompts, [[10, 11, 1]] * len(prompts), None, None
 
-    monkeypatch.setattr(engine_file, "vllm_generation", lambda **_: Generation)
+    monkeypatch.setattr(engine_file, "vllm_generation", lambda: Generation)
     monkeypatch.setattr(engine_file, "gather_object", lambda mine: [*mine, 4])
     tokenizer = make_tokenizer()
     settings = GenerationSettings(num_generations=2)
@@ -116,7 +118,7 @@ def test_processes_ask_a_server_for_equally_many(monkeypatch):
 
 
 @pytest.mark.parametrize(("size", "alike"), [(1, False), (2, True)])
-def test_processes_that_share_a_model_draw_alike(monkeypatch, size, alike):
+def test_processes_that_share_a_model_sample_alike(monkeypatch, size, alike):
     """Each of them samples the tokens that all go on from; a trainer seeds every process otherwise."""
 
     class Generation:
@@ -127,7 +129,7 @@ def test_processes_that_share_a_model_draw_alike(monkeypatch, size, alike):
             by_torch = torch.randint(10, 60, (4,)).tolist()
             return prompts, [by_torch + numpy.random.randint(10, 60, 4).tolist() for _ in prompts], None, None
 
-    monkeypatch.setattr(engine_file, "vllm_generation", lambda **_: Generation)
+    monkeypatch.setattr(engine_file, "vllm_generation", lambda: Generation)
     args = VLLMSettings(use_vllm=True, vllm_tensor_parallel_size=size)
     seeds, drawn = [], []
     for rank in range(4):
@@ -158,7 +160,7 @@ def test_vllm_is_not_given_twice_what_is_a_setting(tmp_path, monkeypatch, name):
         draw([[5], [6]])
 
 
-def test_faults_of_a_server_name_it(tmp_path, monkeypatch):
+def test_errors_of_a_server_name_it(tmp_path, monkeypatch):
     mock_vllm(monkeypatch)
     args = EngineConfig(str(tmp_path), use_vllm=True, vllm_mode="server", vllm_server_timeout=7.0)
     draw = Engine(make_model(64), make_tokenizer(), args, Accelerator())._vllm
@@ -172,12 +174,12 @@ def test_faults_of_a_server_name_it(tmp_path, monkeypatch):
     draw._engine.vllm_client.update_named_params = fails
     with pytest.raises(ConnectionError, match="Request failed"):
         draw.sync_weights()
-    draw._engine.vllm_client.update_named_params = lambda *_: int(None)  # a bug is no fault of the server
+    draw._engine.vllm_client.update_named_params = lambda *_: int(None)  # a bug is not an error of the server
     with pytest.raises(TypeError, match="NoneType"):
         draw.sync_weights()
 
 
-def test_vllm_on_a_cpu_takes_no_weights(tmp_path, monkeypatch):
+def test_vllm_on_a_cpu_refuses_weights(tmp_path, monkeypatch):
     mock_vllm(monkeypatch)
     engine = Engine(make_model(64), make_tokenizer(), EngineConfig(str(tmp_path), use_vllm=True), Accelerator())
 
@@ -185,22 +187,24 @@ def test_vllm_on_a_cpu_takes_no_weights(tmp_path, monkeypatch):
         raise AttributeError("'Parameter' object has no attribute 'weight_loader'")
 
     monkeypatch.setattr(engine._vllm._engine, "sync_weights", packed)
-    with pytest.raises(OSError, match=r"vLLM took no weights .*weight_loader.* on a GPU"):
+    with pytest.raises(OSError, match=r"vLLM did not accept the weights .*weight_loader.* on a GPU"):
         engine.drawer(make_model(64))
 
 
-@pytest.mark.parametrize(("is_there", "said"), [(False, "is not installed"), (True, "cannot be used: no libcudart")])
-def test_what_is_said_where_vllm_does_not_import(tmp_path, monkeypatch, is_there, said):
-    def missing(**_):
+@pytest.mark.parametrize(
+    ("is_there", "message"), [(False, "is not installed"), (True, "cannot be used: no libcudart")]
+)
+def test_the_error_where_vllm_does_not_import(tmp_path, monkeypatch, is_there, message):
+    def missing():
         raise ImportError("no libcudart")
 
     monkeypatch.setattr(engine_file, "vllm_generation", missing)
     monkeypatch.setattr(engine_file, "find_spec", lambda name: object() if is_there else None)
-    with pytest.raises(ImportError, match=said):
+    with pytest.raises(ImportError, match=message):
         Engine(make_model(64), make_tokenizer(), EngineConfig(str(tmp_path), use_vllm=True), Accelerator())
 
 
-def test_the_context_of_vllm_is_minded(tmp_path, monkeypatch):
+def test_rows_longer_than_the_context_of_vllm_are_refused(tmp_path, monkeypatch):
     """Longer rows are an error before training, not vLLM's in the middle of it."""
     mock_vllm(monkeypatch)
     tokenizer = make_tokenizer()
@@ -223,15 +227,6 @@ def test_the_context_of_vllm_is_minded(tmp_path, monkeypatch):
     assert VLLMSettings(use_vllm=False, vllm_max_model_length=12).vllm_context(20) == 20
 
 
-def test_a_server_may_know_the_model_by_another_path(tmp_path):
-    """The last part of the name counts; trainers call all models checkpoint-N."""
-    same, this = engine_file._own_name, tmp_path / "run" / "checkpoint-10"
-    this.mkdir(parents=True)
-    assert same("org/model") == same("/models/model/") == "model"
-    assert same(str(this)) == same("elsewhere/run/checkpoint-10") != same("other/checkpoint-10")
-    assert same(str(tmp_path / "run" / ".")) == "run"
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -252,7 +247,7 @@ def test_numbers_out_of_their_range(tmp_path, wrong):
 
 
 def test_sample_with_vllm(tmp_path, monkeypatch, tiny_model_dir):
-    calls = mock_vllm(monkeypatch, served=tiny_model_dir)
+    calls = mock_vllm(monkeypatch)
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PROMPTS))
     command = ["--model_name_or_path", tiny_model_dir, "--dataset_name", str(tmp_path / "prompts.jsonl")]
     command += ["--num_generations", "2", "--max_completion_length", "5", "--use_vllm"]
@@ -269,20 +264,12 @@ def test_sample_with_vllm(tmp_path, monkeypatch, tiny_model_dir):
     torch.manual_seed(5)  # the seed alone decides
     numpy.random.seed(5)
     assert sample("again") == texts != sample("other", "--seed", "1")
-    calls.clear()
-    server = ["--vllm_mode", "server", "--vllm_server_base_url", "http://there:8000"]
-    sample("served", *server, "--vllm_server_timeout", "9")
-    assert calls[0] == {"base_url": "http://there:8000", "connection_timeout": 9.0}
-    assert [(call if isinstance(call, str) else call[0]) for call in calls[1:]] == [4]  # no group for sending weights
-    calls.clear()
-    sample("there", "--vllm_mode", "server", "--vllm_server_host", "there", "--vllm_server_port", "8001")
-    assert calls[0]["base_url"] == "http://there:8001"
-    # Where the server is, and what vLLM may take of the machine, may change while a file is written.
-    assert main([*command, "--output_file", str(tmp_path / "there.jsonl"), *server]) == 0
+    # The memory that vLLM may take can change while a file is written.
+    assert main([*command, "--output_file", str(tmp_path / "out.jsonl")]) == 0
 
 
 def test_sample_refuses_what_vllm_cannot_do(tmp_path, monkeypatch, tiny_model_dir):
-    mock_vllm(monkeypatch, served="another/model")
+    mock_vllm(monkeypatch)
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PROMPTS))
     command = ["--dataset_name", str(tmp_path / "prompts.jsonl"), "--max_completion_length", "5"]
     command += ["--output_file", str(tmp_path / "out.jsonl")]
@@ -290,11 +277,9 @@ def test_sample_refuses_what_vllm_cannot_do(tmp_path, monkeypatch, tiny_model_di
     for wrong, message in (
         (["--load_in_4bit"], "load_in_4bit is not for --use_vllm"),
         (["--num_beams", "4"], "no beam search"),
-        (["--cuda_graphs", "always"], "`cuda_graphs` is for transformers' loop"),
+        (["--cuda_graphs", "always"], "`cuda_graphs` is for generation with transformers"),
         (["--vllm_enable_sleep_mode"], "vllm_enable_sleep_mode is for training"),
         (["--vllm_tensor_parallel_size", "2"], "trl-ext sample is one"),
-        (["--vllm_mode", "server"], r"has 'another/model', not .* `--served-model-name tiny"),
-        (["--vllm_mode", "server", "--seed", "1"], "seed has no effect on a vLLM server"),
         (["--use_vllm", "false", "--vllm_mode", "server"], "`vllm_mode` has no effect without `use_vllm`"),
     ):
         with pytest.raises((ValueError, SystemExit), match=message):

@@ -21,13 +21,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from trl_ext.data.resumable_file import ResumableFile, rows_fingerprint, weights_fingerprint
 from trl_ext.data.schema import DataError
+from trl_ext.endpoint.vllm_server import VLLMServer
 from trl_ext.generation.vllm_settings import SERVER_FIELDS, VLLMSettings
 from trl_ext.generation_settings import DIVERSE_BEAM_SEARCH, GenerationSettings, setting
 from trl_ext.inference.dataset_rows import load_rows
@@ -292,21 +292,6 @@ def main(argv: list[str]) -> int:
     return run(*make_parser().parse_args_and_config(argv))
 
 
-class NamedModel(torch.nn.Module):
-    """
-    What there is to know of a model that vLLM loads, by its name; a module without weights.
-
-    Args:
-        name_or_path (`str`): Its path or name on the Hub.
-        config ([`~transformers.PreTrainedConfig`]): Its config.
-        generation_config ([`~transformers.GenerationConfig`]): How it generates.
-    """
-
-    def __init__(self, name_or_path: str, config: PreTrainedConfig, generation_config: GenerationConfig) -> None:
-        super().__init__()
-        self.name_or_path, self.config, self.generation_config = name_or_path, config, generation_config
-
-
 def load_sources(
     names: Sequence[str], loading: LoadingArguments, settings: GenerationSettings, batch_size: int
 ) -> list[Source]:
@@ -328,14 +313,12 @@ def load_sources(
 def _vllm_source(
     name: str, loading: LoadingArguments, settings: GenerationSettings, vllm: VLLMSettings, batch_size: int
 ) -> Source:
-    from accelerate import Accelerator
-
-    from trl_ext.generation.vllm import VLLM
-
     if adapter_base(name) is not None:
-        raise ValueError(f"{name!r} is an adapter, and vLLM takes whole models: merge it first (`merge_and_unload`).")
+        raise ValueError(
+            f"{name!r} is an adapter, and vLLM needs a full model: merge it first (`merge_and_unload` of PEFT)."
+        )
     if vllm.vllm_enable_sleep_mode:
-        raise ValueError("vllm_enable_sleep_mode is for training, which sends vLLM its weights anew: leave it out.")
+        raise ValueError("vllm_enable_sleep_mode is for training, which sends vLLM its weights again: leave it out.")
     if vllm.vllm_tensor_parallel_size > 1:
         raise ValueError(
             "vllm_tensor_parallel_size is for several processes, and trl-ext sample is one: for a model that one GPU "
@@ -356,13 +339,17 @@ def _vllm_source(
         config = AutoConfig.from_pretrained(name, **trust)
     except (OSError, ValueError) as error:
         raise loading_error("model", name, error) from error
-    try:
-        generation_config = GenerationConfig.from_pretrained(name)
-    except OSError:  # it has none
-        generation_config = GenerationConfig(eos_token_id=getattr(config, "eos_token_id", None))
     tokenizer = load_tokenizer(name, **trust)
-    model: Any = NamedModel(name, config, generation_config)
-    draw = VLLM(
-        model, tokenizer, settings, vllm, Accelerator(), batch_size=batch_size, sends_weights=False, **trust
-    )  # fmt: skip
-    return Source(name, tokenizer, model, draw, vllm.vllm_context(0))
+    model = PreTrainedModel(config)  # without layers: vLLM loads the weights
+    if vllm.vllm_mode == "server":
+        return Source(name, tokenizer, model, VLLMServer(name, tokenizer, settings, vllm))
+    from accelerate import Accelerator
+
+    from trl_ext.generation.vllm import VLLM
+
+    try:
+        model.generation_config = GenerationConfig.from_pretrained(name)
+    except OSError:  # it has none
+        model.generation_config = GenerationConfig(eos_token_id=getattr(config, "eos_token_id", None))
+    engine = VLLM(model, tokenizer, settings, vllm, Accelerator(), batch_size=batch_size, **trust)
+    return Source(name, tokenizer, model, engine, vllm.vllm_context(0))

@@ -1,12 +1,12 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 """
-What is asked of a completions or chat endpoint, and how its answers are read.
+Requests to the completions and chat endpoints of OpenAI's API, and parsing of their answers.
 
-Servers agree on the protocol's names and on little else. Likely tokens come as a table from text to log-probability
-(completions) or as a list of entries (chat; llama.cpp's own server on both endpoints); some servers give ids, as the
-entry's `id` or as `token_id:17` in place of the text. Where tokens are named by text alone, those that are no whole
-characters and those that are not shown (special ones) cannot be told apart: they are left out.
+Servers agree on the names of the fields and differ in their contents. The likeliest tokens come as a table from text
+to log-probability (completions), or as a list of entries (chat, and both endpoints of llama.cpp's own server). Some
+servers add token ids, as the entry's `id` or as `token_id:17` in place of the text. Where tokens have only a text,
+incomplete characters and special tokens have the same one, or none: these tokens are left out.
 """
 
 import math
@@ -18,22 +18,21 @@ from .errors import BadAnswer, EndpointBusy, EndpointClosed, EndpointError, Endp
 
 
 Prompt = str | list[int] | list[dict[str, Any]]
-APIS = ("completions", "chat")
 _ID = "token_id:"
-# vLLM's name for candidates by id, and its and others' for going on in the middle of an answer
+# vLLM's field for candidates by id; the fields of vLLM and others to continue an unfinished answer
 _BY_ID = {"return_tokens_as_token_ids": True}
-_GO_ON = {"add_generation_prompt": False, "continue_final_message": True}
+_CONTINUE = {"add_generation_prompt": False, "continue_final_message": True}
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """
-    A token that the server says might come next.
+    A possible next token, as returned by a server.
 
     Args:
         logprob (`float`): Its log-probability, in nats.
-        text (`str`): Its text; empty where that is not whole characters, or not shown.
-        id (`int`, *optional*): Its id, where the server gives ids.
+        text (`str`): Its text; empty for an incomplete character or a special token.
+        id (`int`, *optional*): Its id, if the server returns ids.
     """
 
     logprob: float
@@ -47,11 +46,12 @@ class Answer:
     One of the answers to a request.
 
     Args:
-        text (`str`): What was written.
-        ended (`bool`): Whether the model ended it, as opposed to the number of tokens.
-        candidates (`list[list[Candidate]]`): What might have come instead, for each token that was written.
-        listed (`int`): Most entries that the server gave for a token, those that are left out included.
-        prompt_tokens (`int`, *optional*): Length of what it read, as it counted.
+        text (`str`): The text.
+        ended (`bool`): Whether the model ended it, rather than the limit on its length.
+        candidates (`list[list[Candidate]]`): For each token of the text, the likeliest tokens at its position.
+        listed (`int`): Largest number of entries that the server returned for a position, before any were left out.
+        prompt_tokens (`int`, *optional*): Length of the prompt, as counted by the server.
+        ids (`list[int]`, *optional*): Token ids of the text, if the server returns them (vLLM: `return_token_ids`).
     """
 
     text: str
@@ -59,11 +59,12 @@ class Answer:
     candidates: list[list[Candidate]]
     listed: int = 0
     prompt_tokens: int | None = None
+    ids: list[int] | None = None
 
 
 def ask(
     endpoint: Endpoint,
-    prompt: Prompt,
+    prompt: Prompt | list[list[int]],
     *,
     partial: str = "",
     n: int = 1,
@@ -74,36 +75,37 @@ def ask(
     **fields: Any,
 ) -> list[Answer]:
     """
-    Ask for continuations.
+    Request answers to a prompt.
 
     Args:
         endpoint ([`~trl_ext.endpoint.client.Endpoint`]):
             The server.
-        prompt (`str`, `list[int]` or `list[dict]`):
-            Text or token ids for the completions endpoint, messages for the chat endpoint.
+        prompt (`str`, `list[int]`, `list[dict]` or `list[list[int]]`):
+            Text or token ids for the completions endpoint, messages for the chat endpoint; or the token ids of several
+            prompts, whose answers follow one another.
         partial (`str`, *optional*, defaults to `""`):
-            What the assistant has said already, for messages.
+            Beginning of the answer, for the assistant to continue. For messages only.
         n (`int`, *optional*, defaults to `1`):
-            Answers. A server that takes no `n` gives fewer.
+            Answers per prompt. Servers that ignore `n` return one.
         max_tokens (`int`, *optional*, defaults to `1`):
-            Most tokens of an answer.
+            Maximum length of an answer, in tokens.
         logprobs (`int`, *optional*, defaults to `0`):
-            Candidates to ask for, for each token.
+            Number of candidates to request per position.
         by_id (`bool`, *optional*, defaults to `False`):
-            Whether to ask that tokens be named by their ids.
+            Whether to request the candidates' ids in place of their texts.
         max_retries (`int`, *optional*):
-            Instead of the client's own.
+            Replaces the client's own.
         fields:
-            Further fields of the request: `temperature`, `top_p`.
+            Further fields of the request, such as `temperature` and `top_p`.
 
     Raises:
-        [`~trl_ext.endpoint.errors.EndpointError`]: No answer, or none that can be read.
+        [`~trl_ext.endpoint.errors.EndpointError`]: The request failed, or its answer does not follow the protocol.
     """
     body: dict[str, Any] = {"max_tokens": max_tokens, "n": n, **fields}
     chat = isinstance(prompt, list) and isinstance(prompt[0], dict)
     if chat:
-        spoken = [{"role": "assistant", "content": partial}] if partial else []
-        body |= {"messages": [*prompt, *spoken], **(_GO_ON if spoken else {})}
+        begun = [{"role": "assistant", "content": partial}] if partial else []
+        body |= {"messages": [*prompt, *begun], **(_CONTINUE if begun else {})}
         body |= {"logprobs": True, "top_logprobs": logprobs} if logprobs else {}
     else:
         body |= {"prompt": prompt}
@@ -116,34 +118,49 @@ def ask(
 
 def takes_ids(endpoint: Endpoint, prompt: list[int] | list[dict[str, Any]]) -> bool:
     """
-    Whether the server reads token ids and names tokens by ids, found out by a request for one token.
+    Whether the server accepts token ids and returns those of its candidates, found out by a request for one token.
 
     Raises:
-        [`~trl_ext.endpoint.errors.EndpointError`]: It cannot be reached or is too busy to say.
+        [`~trl_ext.endpoint.errors.EndpointError`]: The server cannot be reached, or is too busy.
     """
     try:
-        # A 500 may be a fault that passes, or how this server refuses: three of them are taken for the latter.
+        # A 500 may be temporary, or how this server refuses ids: after three of them it is taken as a refusal.
         answers = ask(endpoint, prompt, logprobs=1, by_id=True, max_retries=2)
     except (EndpointUnreachable, EndpointBusy, EndpointClosed):
         raise
-    except EndpointError:  # 400, 422 or 500: each server has its own way
+    except EndpointError:  # 400, 422 or 500, depending on the server
         return False
     found = [candidate for answer in answers for token in answer.candidates for candidate in token]
     return bool(found) and all(candidate.id is not None for candidate in found)
 
 
+def served_models(endpoint: Endpoint) -> list[str]:
+    """
+    Names of the models that a server has.
+
+    Raises:
+        [`~trl_ext.endpoint.errors.EndpointError`]: The request failed, or its answer does not follow the protocol.
+    """
+    body = endpoint.get("models")
+    try:
+        return [str(model["id"]) for model in body["data"]]
+    except (KeyError, TypeError) as error:
+        raise BadAnswer(f"{endpoint.base_url}/models: not a list of models: {str(body)[:300]}") from error
+
+
 def read(body: dict[str, Any], where: str, keep: int = 0) -> list[Answer]:
     """
-    The answers of a response of either endpoint.
+    Parse the response of either endpoint.
 
     Args:
         body (`dict`): The response.
-        where (`str`): What errors call the server.
-        keep (`int`, *optional*, defaults to `0`): Candidates that were asked for (`0`: keep all). Servers add the
-            token that they drew, which would be likelier to be a candidate than others as unlikely.
+        where (`str`): Address of the server, for errors.
+        keep (`int`, *optional*, defaults to `0`): Number of candidates that were requested; the rest is dropped. `0`
+            keeps all. Servers add the token that they sampled: kept, it would be a candidate more often than other
+            tokens as unlikely.
 
     Raises:
-        [`~trl_ext.endpoint.errors.BadAnswer`]: It is not what the protocol says.
+        [`~trl_ext.endpoint.errors.BadAnswer`]: The response does not follow the protocol.
     """
     try:
         choices = body["choices"]
@@ -154,7 +171,7 @@ def read(body: dict[str, Any], where: str, keep: int = 0) -> list[Answer]:
         return [_answer(choice, usage.get("prompt_tokens"), keep) for choice in ordered]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise BadAnswer(f"{where}: the answer is not of the protocol's form ({reason}): {str(body)[:300]}") from error
+        raise BadAnswer(f"{where}: the answer does not follow the protocol ({reason}): {str(body)[:300]}") from error
 
 
 def _answer(choice: dict[str, Any], prompt_tokens: Any, keep: int) -> Answer:
@@ -162,18 +179,19 @@ def _answer(choice: dict[str, Any], prompt_tokens: Any, keep: int) -> Answer:
     text = choice["text"] if message is None else message.get("content") or ""
     if not isinstance(text, str):
         raise TypeError(f"the text is {text!r}")
-    drawn, tokens = _tokens(choice.get("logprobs") or {})
+    sampled, tokens = _tokens(choice.get("logprobs") or {})
     return Answer(
         text=text,
         ended=choice.get("finish_reason") == "stop",
-        candidates=[_merged(token, name, keep) for token, name in zip(tokens, drawn, strict=False)],
+        candidates=[_merged(token, name, keep) for token, name in zip(tokens, sampled, strict=False)],
         listed=max(map(len, tokens), default=0),
         prompt_tokens=prompt_tokens if isinstance(prompt_tokens, int) else None,
+        ids=None if choice.get("token_ids") is None else [int(token) for token in choice["token_ids"]],
     )
 
 
 def _tokens(logprobs: dict[str, Any]) -> tuple[list[str], list[list[Candidate]]]:
-    """Name of each token that was written, and its candidates, from whichever of the two forms."""
+    """Name and candidates of each token of an answer, in either of the two forms."""
     if logprobs.get("content") is not None:
         tables = [[_entry(entry) for entry in token.get("top_logprobs") or []] for token in logprobs["content"]]
         return [token.get("token", "") for token in logprobs["content"]], tables
@@ -191,16 +209,16 @@ def _entry(entry: dict[str, Any]) -> Candidate:
     if text.startswith(_ID) and text[len(_ID) :].isdigit():
         return Candidate(logprob, "", int(text[len(_ID) :]))
     number = entry.get("id")
-    # U+FFFD is how servers write bytes that are no character yet.
+    # Servers write the bytes of an incomplete character as U+FFFD.
     return Candidate(logprob, "" if "\ufffd" in text else text, number if isinstance(number, int) else None)
 
 
-def _merged(token: list[Candidate], drawn: str, keep: int) -> list[Candidate]:
-    """What can be told apart, the likeliest first. One name stands for one token: the likeliest that has it."""
+def _merged(token: list[Candidate], sampled: str, keep: int) -> list[Candidate]:
+    """The candidates with a text or an id, likeliest first. Of several with one text, the likeliest is kept."""
     ranked = sorted(token, key=lambda candidate: -candidate.logprob)
-    hidden = any(candidate.id is None and not candidate.text for candidate in ranked)
-    # Entries that collided leave room for the drawn token among as many as were asked for.
-    if 0 < len(ranked) <= keep and hidden and ranked[-1].text == drawn:
+    nameless = any(candidate.id is None and not candidate.text for candidate in ranked)
+    # Tokens without a name share one entry, so the sampled token may be there beside fewer entries than requested.
+    if 0 < len(ranked) <= keep and nameless and ranked[-1].text == sampled:
         ranked.pop()
     best: dict[int | str, Candidate] = {}
     for candidate in ranked[: keep or None]:

@@ -1,13 +1,12 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""vLLM, by TRL's integration: what it is given of our settings, and what it must not be."""
+"""Generation with vLLM through TRL's integration: an engine in this process, or a server that is sent weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy
@@ -26,34 +25,37 @@ from .completions import grouped
 from .vllm_settings import VLLMSettings
 
 
-# What vLLM is given of our settings: these with the prefix `vllm_`, and those as they are.
+# The settings that TRL is passed: those with the prefix `vllm_`, without it, and those under their own names.
 _VLLM_SETTINGS = (
     "mode server_host server_port group_port server_timeout tensor_parallel_size gpu_memory_utilization "
     "enable_sleep_mode model_impl"
 ).split()
 _SAMPLING_SETTINGS = "repetition_penalty temperature top_p top_k min_p max_completion_length generation_kwargs".split()
-# Names of vLLM's sampling settings for which there are settings of ours.
-_OURS = {"n": "num_generations", "max_tokens": "max_completion_length"}
-_OURS |= {name: name for name in ("repetition_penalty", "temperature", "top_p", "top_k", "min_p")}
 
 
 class VLLM:
     """
-    vLLM, run by TRL's integration.
+    Samples with vLLM, from the model as it was loaded or as [`VLLM.sync_weights`] sent it last.
 
     Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): Whose weights are sent to it, or what has
-            its `name_or_path`, `config` and `generation_config`.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
-        settings ([`~trl_ext.generation.generate.GenerationSettings`]): How to draw.
-        args ([`~trl_ext.generation.vllm_settings.VLLMSettings`]): How to run vLLM.
-        accelerator ([`~accelerate.Accelerator`]): The processes that draw.
-        batch_size (`int`): Sequences at once.
-        sends_weights (`bool`, *optional*, defaults to `True`): Whether [`VLLM.sync_weights`] will be called.
-        trust_remote_code (`bool`, *optional*, defaults to `False`): Whether to run code from the Hub.
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The model. If its weights are never sent, only its `name_or_path`, `config` and `generation_config` are
+            used.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        settings ([`~trl_ext.generation_settings.GenerationSettings`]):
+            How to sample.
+        args ([`~trl_ext.generation.vllm_settings.VLLMSettings`]):
+            How to run vLLM. In mode `"server"`, TRL needs a GPU here and a server that accepts weights.
+        accelerator ([`~accelerate.Accelerator`]):
+            The processes that sample together.
+        batch_size (`int`):
+            Sequences at once.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether to run code from the Hub.
 
     Raises:
-        `ValueError`: A quantised model, settings that vLLM does not have, or a server that has another model.
+        `ValueError`: The model is quantised, or vLLM lacks one of the settings.
         `ImportError`: vLLM is not installed.
         `ConnectionError`: The server cannot be reached, or answers with an error.
     """
@@ -67,22 +69,21 @@ class VLLM:
         accelerator: Accelerator,
         *,
         batch_size: int,
-        sends_weights: bool = True,
         trust_remote_code: bool = False,
     ) -> None:
         self.tokenizer, self.settings, self.accelerator = tokenizer, settings, accelerator
         self._policy = base_of(model)
         if is_quantized(self._policy):
             raise ValueError(
-                "`use_vllm` cannot be used with a 4-bit or 8-bit model: vLLM is given the merged weights before each "
-                "round, and a quantised base cannot be merged with its adapter without rounding it anew. Leave "
-                "`use_vllm` out (transformers draws the completions), or train LoRA on a model in 16 bits."
+                "`use_vllm` cannot be used with a 4-bit or 8-bit model: vLLM is sent the merged weights before each "
+                "round, and merging an adapter into a quantised base would round the base again. Leave `use_vllm` out "
+                "(transformers then generates the completions), or train LoRA on a 16-bit model."
             )
-        _check(settings, args)
+        args.check_sampling(settings)
         self._parallel = args.vllm_tensor_parallel_size if args.vllm_mode == "colocate" else 1
         self._address = args.vllm_address if args.vllm_mode == "server" else None
-        with self._faults():
-            self._engine = vllm_generation(sends_weights=sends_weights)(
+        with self._explained_errors():
+            self._engine = vllm_generation()(
                 model=model,
                 accelerator=accelerator,
                 processing_class=tokenizer,
@@ -94,36 +95,43 @@ class VLLM:
                 **{name: getattr(args, f"vllm_{name}") for name in _VLLM_SETTINGS},
                 **{name: getattr(settings, name) for name in _SAMPLING_SETTINGS},
             )
-        if not sends_weights and self._address is not None:
-            self._check_served(str(model.name_or_path))
 
     def sync_weights(self) -> None:
-        """Send the model's weights as they are now."""
+        """Send the model's current weights to vLLM."""
         try:
-            with self._faults():
+            with self._explained_errors():
                 self._engine.sync_weights()
         except AttributeError as error:
             if self.accelerator.device.type != "cpu":
                 raise
             raise OSError(
-                f"vLLM took no weights ({error}): its builds for CPUs pack them and cannot take others. Train with "
-                "`use_vllm` on a GPU, or leave it out (transformers draws); `trl-ext sample` has it on CPUs."
+                f"vLLM did not accept the weights ({error}): its builds for CPUs pack weights and keep them. "
+                "Train with `use_vllm` on a GPU, or leave it out (transformers then generates the completions); "
+                "`trl-ext sample` can use vLLM on a CPU."
             ) from error
 
     def __call__(self, prompts: list[list[int]]) -> list[list[Completion]]:
-        """K completions of each prompt."""
-        k, asked = self.settings.num_generations, prompts
+        """
+        Generate K completions per prompt.
+
+        Args:
+            prompts (`list[list[int]]`): Token ids of the prompts of this process.
+
+        Returns:
+            `list[list[Completion]]`: K completions for each prompt.
+        """
+        k, padded = self.settings.num_generations, prompts
         if self.accelerator.num_processes > 1:
-            # TRL deals the server's answers out by the number of prompts of one process.
+            # TRL assumes that all processes have equally many prompts when it distributes a server's completions.
             most = max(gather_object([len(prompts)]))
-            asked = prompts + (prompts[:1] or [[self._eos()]]) * (most - len(prompts))
-        with self._faults(), self._chance():
+            padded = prompts + (prompts[:1] or [[self._eos()]]) * (most - len(prompts))
+        with self._explained_errors(), self._seeded():
             _, ids, _, _ = self._engine.generate(
-                prompts=[prompt for prompt in asked for _ in range(k)], images=None, num_generations=k
+                prompts=[prompt for prompt in padded for _ in range(k)], images=None, num_generations=k
             )
-        if len(ids) != k * len(asked):
-            raise RuntimeError(f"vLLM returned {len(ids)} completions, where {len(asked)} prompts ask for {k} each.")
-        # For where completions end; `generation_kwargs` are vLLM's here.
+        if len(ids) != k * len(padded):
+            raise RuntimeError(f"vLLM returned {len(ids)} completions, where {len(padded)} prompts ask for {k} each.")
+        # The config states where completions end. `generation_kwargs` are vLLM's here, and unknown to transformers.
         config = replace(self.settings, generation_kwargs=None).generation_config(self._policy, self.tokenizer)
         return grouped([list(x) for x in ids], k, self.tokenizer, config)[: len(prompts)]
 
@@ -131,27 +139,27 @@ class VLLM:
         return int(self.tokenizer.eos_token_id or 0)
 
     @contextmanager
-    def _chance(self) -> Iterator[None]:
+    def _seeded(self) -> Iterator[None]:
         """
-        What vLLM draws follows torch's generator, whichever its runner draws by: torch's or numpy's.
+        Seed the global generators of torch and numpy, from torch's: vLLM's runners sample with one or the other.
 
-        Processes that share a model draw alike: each of them samples the tokens that all of them go on from. A
-        trainer's processes have chances of their own, which is right for all others.
+        Processes that hold parts of one model get the same seed, as all of them must sample the same tokens. A
+        trainer's processes have different seeds otherwise.
         """
-        number = int(torch.randint(2**31, ()))
+        seed = int(torch.randint(2**31, ()))
         if self._parallel > 1:
-            number = gather_object([number])[self.accelerator.process_index // self._parallel * self._parallel]
+            seed = gather_object([seed])[self.accelerator.process_index // self._parallel * self._parallel]
         before = numpy.random.get_state()
-        numpy.random.seed(number)
+        numpy.random.seed(seed)
         try:
-            with chance(number):
+            with chance(seed):
                 yield
         finally:
             numpy.random.set_state(before)
 
     @contextmanager
-    def _faults(self) -> Iterator[None]:
-        """Errors of what is not installed and of the server, which TRL raises as bare `Exception`, say what to do."""
+    def _explained_errors(self) -> Iterator[None]:
+        """Replace TRL's errors, of which the server's are a bare `Exception`, by errors that state what to do."""
         try:
             yield
         except ImportError as error:
@@ -160,41 +168,10 @@ class VLLM:
                     f"`use_vllm` is set, and vLLM is installed, but it cannot be used: {error}"
                 ) from error
             raise ImportError(
-                "`use_vllm` is set, but vLLM is not installed, which is needed for asking a server too: "
-                "pip install 'trl-ext[vllm]', or leave `use_vllm` out."
+                "`use_vllm` is set, but vLLM is not installed: pip install 'trl-ext[vllm]', or leave `use_vllm` out. "
+                "Training with a vLLM server needs vLLM here too."
             ) from error
         except Exception as error:
             if self._address is None or not (type(error) is Exception or isinstance(error, OSError)):
                 raise
             raise ConnectionError(f"the vLLM server at {self._address}: {error}") from error
-
-    def _check_served(self, name: str) -> None:
-        """No weights are sent: another model's token ids would be read by this one's tokenizer."""
-        client = getattr(self._engine, "vllm_client", None)  # one process has it
-        served = name if client is None else str(client.model)
-        if _own_name(served) != _own_name(name):
-            raise ValueError(
-                f"the vLLM server at {self._address} has {served!r}, not {name!r}. If it is the same model, start the "
-                f"server with `--served-model-name {_own_name(name)}`."
-            )
-
-
-def _check(settings: GenerationSettings, args: VLLMSettings) -> None:
-    if settings.num_beams > 1:
-        raise ValueError("`use_vllm` has no beam search: leave `num_beams` out.")
-    if settings.cuda_graphs == "always":
-        raise ValueError("`cuda_graphs` is for transformers' loop, which `use_vllm` has not: leave it out.")
-    if "seed" in (settings.generation_kwargs or {}) and args.vllm_mode == "colocate":
-        raise ValueError(
-            "`generation_kwargs` must not have 'seed' with colocated vLLM, which would write the same completion of a "
-            "prompt every time: set `seed`, which decides already."
-        )
-    for name in settings.generation_kwargs or {}:
-        if name in _OURS:
-            raise ValueError(f"`generation_kwargs` must not have {name!r} with `use_vllm`: set `{_OURS[name]}`.")
-
-
-def _own_name(name: str) -> str:
-    """The last part of a path or a name on the Hub; of a trainer's checkpoint with its directory."""
-    parts = (str(Path(name).resolve()) if Path(name).is_dir() else name.rstrip("/")).split("/")
-    return "/".join(parts[-2:] if parts[-1].startswith("checkpoint-") else parts[-1:])

@@ -24,7 +24,7 @@ from trl_ext.cli.main import main
 from trl_ext.generation.streaming import TextStream
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.inference.policy import Decoding
-from trl_ext.methods.proxy_rlhf.decision_process import Process
+from trl_ext.methods.proxy_rlhf.decision_process import DecisionProcess
 from trl_ext.methods.proxy_rlhf.model import default_layer_sizes, llm_digest
 from trl_ext.methods.proxy_rlhf.policies import ProxyDecoding, proxy_policy
 
@@ -44,7 +44,7 @@ def model(tokenizer: Any) -> Any:
 
 def make_proxy(model: Any, **fields: Any) -> ProxyModel:
     torch.manual_seed(0)
-    proxy = ProxyModel.for_model(model, Process(**{"top_k": 6} | fields), layer_sizes=[16]).eval()
+    proxy = ProxyModel.for_model(model, DecisionProcess(**{"top_k": 6} | fields), layer_sizes=[16]).eval()
     with torch.no_grad():
         proxy.actor[-1].weight.normal_(0, 1)
     return proxy
@@ -149,7 +149,7 @@ def test_storage(model: Any, tmp_path: Path) -> None:
     proxy.save_pretrained(tmp_path)
     for loaded in (ProxyModel.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
         assert isinstance(loaded, ProxyModel)
-        assert loaded.config.decision_process == Process(top_k=6, order="descending", temperature=0.7)
+        assert loaded.config.decision_process == DecisionProcess(top_k=6, order="descending", temperature=0.7)
         for name, value in proxy.state_dict().items():
             assert torch.equal(loaded.state_dict()[name], value), name
     assert [path.name for path in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
@@ -293,7 +293,7 @@ def test_a_policy(model: Any, tokenizer: Any) -> None:
         for g, h in zip(logps, groups, strict=True)
         for x, c in zip(g, h, strict=True)
     )
-    assert proxy_policy(model, tokenizer, proxy, Process(top_k=6, max_candidates=3)).logps is None
+    assert proxy_policy(model, tokenizer, proxy, DecisionProcess(top_k=6, max_candidates=3)).logps is None
     assert proxy_policy(model, tokenizer, proxy, greedy=True).logps is None
     greedy = GenerationSettings(num_generations=1, max_completion_length=6, temperature=0.0)
     assert policy.generate(prompts, greedy) == policy.generate(prompts, greedy)

@@ -13,10 +13,10 @@ from transformers import BitsAndBytesConfig
 from trl_ext import ProxyModel
 from trl_ext.decoding.cuda_graph import cached_loops
 from trl_ext.generation_settings import GenerationSettings
-from trl_ext.methods.proxy_rlhf.decision_process import Process
+from trl_ext.methods.proxy_rlhf.decision_process import DecisionProcess
 from trl_ext.methods.proxy_rlhf.decoding import static_walk as static
-from trl_ext.methods.proxy_rlhf.decoding.batch import Answers, answer
-from trl_ext.methods.proxy_rlhf.decoding.candidates import Dice
+from trl_ext.methods.proxy_rlhf.decoding.batch import ProxyCompletions, complete
+from trl_ext.methods.proxy_rlhf.decoding.per_row_rng import PerRowRNG
 from trl_ext.methods.proxy_rlhf.policies import proxy_policy
 from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.models.load import load_model
@@ -38,21 +38,23 @@ def model(tokenizer: Any) -> Any:
 
 def make_proxy(model: Any, bias: float = 0.0, **fields: Any) -> ProxyModel:
     torch.manual_seed(0)
-    proxy = ProxyModel.for_model(model, Process(**{"top_k": K} | fields), layer_sizes=[16]).eval()
+    proxy = ProxyModel.for_model(model, DecisionProcess(**{"top_k": K} | fields), layer_sizes=[16]).eval()
     with torch.no_grad():
         proxy.actor[-1].weight.normal_(0, 1)
         proxy.actor[-1].bias.fill_(bias)
     return proxy
 
 
-def answers(model: Any, proxy: Any, wanted: str, prompts: Any = PROMPTS, repeats: int = 2, **settings: Any) -> Answers:
+def answers(
+    model: Any, proxy: Any, wanted: str, prompts: Any = PROMPTS, repeats: int = 2, **settings: Any
+) -> ProxyCompletions:
     settings = {"max_new_tokens": 40, "eos": [1]} | settings
     seeds = list(range(len(prompts) * repeats))
     process = proxy.config.decision_process
-    return answer(BackboneAndHead(model), proxy, process, prompts, seeds=seeds, cuda_graphs=wanted, **settings)
+    return complete(BackboneAndHead(model), proxy, process, prompts, seeds=seeds, cuda_graphs=wanted, **settings)
 
 
-def check_equal(found: Answers, expected: Answers) -> None:
+def check_equal(found: ProxyCompletions, expected: ProxyCompletions) -> None:
     assert found.ids == expected.ids
     assert found.ended == expected.ended
     for name in ("examined", "rejected", "forced", "asked"):
@@ -103,7 +105,7 @@ def test_texts_end_each_at_its_place(model: Any) -> None:
     proxy = make_proxy(model)
     free = answers(model, proxy, "never", eos=[])
     ends = [free.ids[0][2], free.ids[5][20]]
-    settings: dict[str, Any] = {"eos": ends, "rooms": [50, 3, 50, 50], "record": True}
+    settings: dict[str, Any] = {"eos": ends, "context_left": [50, 3, 50, 50], "record": True}
     expected = answers(model, proxy, "never", **settings)
     assert len({len(ids) for ids in expected.ids}) > 2 and any(expected.ended) and not all(expected.ended)
     check_equal(answers(model, proxy, "always", **settings), expected)
@@ -153,10 +155,10 @@ def test_generate_and_policies(model: Any, tokenizer: Any) -> None:
 def test_what_cannot_be_is_said_or_left_to_the_ordinary_loop(
     model: Any, tokenizer: Any, tiny_model_dir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    penalised = make_proxy(model, repetition_penalty=1.3)
+    penalized = make_proxy(model, repetition_penalty=1.3)
     with pytest.raises(ValueError, match=r"'always'.*repetition penalty"):
-        answers(model, penalised, "always")
-    check_equal(answers(model, penalised, "auto"), answers(model, penalised, "never"))
+        answers(model, penalized, "always")
+    check_equal(answers(model, penalized, "auto"), answers(model, penalized, "never"))
     proxy = make_proxy(model)
     with pytest.raises(ValueError, match=r"'always'.*stop strings"):
         proxy.generate(model, PROMPTS, tokenizer=tokenizer, stop_strings="the", max_new_tokens=4, cuda_graphs="always")
@@ -218,8 +220,8 @@ def test_a_stream_is_shown_every_token(model: Any) -> None:
 
 
 def test_a_table_of_chance_is_what_is_rolled() -> None:
-    rolled, table = Dice([3, 4], 5, torch.device("cpu")), Dice([3, 4], 5, torch.device("cpu")).table(70)
+    rolled, table = PerRowRNG([3, 4], 5, torch.device("cpu")), PerRowRNG([3, 4], 5, torch.device("cpu")).table(70)
     assert table.shape[1] >= 70
     for t in range(70):
-        order, chance = rolled.roll()
+        order, chance = rolled.uniform()
         assert torch.equal(table[:, t, 0], order) and torch.equal(table[:, t, 1], chance)

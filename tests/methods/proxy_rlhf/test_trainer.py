@@ -54,7 +54,7 @@ def make_trainer(folder: Path, model: Any = None, rewards: Any = letter_reward, 
     return ProxyRLHFTrainer(model, rewards, config(folder, **changes), data, processing_class=tokenizer, **more)
 
 
-def state_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def graph_key(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
@@ -116,7 +116,7 @@ def test_what_is_logged_of_the_kl_is_what_was_paid(tmp_path: Path) -> None:
     paid = torch.zeros(n).index_add(0, kept.response, kept.kl)
     decided = answers.asked > 0
     assert not torch.allclose(paid[decided], answers.kl[decided], atol=1e-3)
-    whole = kept.paying(answers.kl)
+    whole = kept.with_total_kl(answers.kl)
     paid = torch.zeros(n).index_add(0, whole.response, whole.kl)
     torch.testing.assert_close(paid[decided], answers.kl[decided])
     assert torch.equal(whole.kl[~whole.last()], kept.kl[~kept.last()])
@@ -265,7 +265,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, step: int) -> No
     resumed = make_trainer(tmp_path / "part", num_train_epochs=2)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == whole.state.global_step == 16
-    assert same(state_of(whole.model), state_of(resumed.model))
+    assert same(graph_key(whole.model), graph_key(resumed.model))
     last = [trainer.state.log_history[-2] for trainer in (whole, resumed)]
     assert last[0]["episode"] == last[1]["episode"]
     assert last[0]["loss"] == last[1]["loss"]
@@ -276,14 +276,14 @@ def test_the_language_model_stays_as_it_is(tmp_path: Path, kind: str) -> None:
     model = make_model(len(make_tokenizer()))
     if kind == "lora":
         model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
-    before = state_of(model)
+    before = graph_key(model)
     trainer = make_trainer(tmp_path, model=model)
-    proxy = state_of(trainer.model)
+    proxy = graph_key(trainer.model)
     trainer.train()
-    assert same(before, state_of(model))
+    assert same(before, graph_key(model))
     assert not any(p.requires_grad for p in model.parameters())
     assert not any(
-        torch.equal(value, proxy[name]) for name, value in state_of(trainer.model).items() if "weight" in name
+        torch.equal(value, proxy[name]) for name, value in graph_key(trainer.model).items() if "weight" in name
     )
     assert {id(p) for group in trainer.optimizer.param_groups for p in group["params"]} == {
         id(p) for p in trainer.model.parameters()
@@ -297,9 +297,9 @@ def test_four_bits(tmp_path: Path, tiny_model_dir: str) -> None:
     )
     data = Dataset.from_list(PROMPTS)
     trainer = ProxyRLHFTrainer(tiny_model_dir, letter_reward, config(tmp_path), data, quantization_config=quantization)
-    before = state_of(trainer.language_model)
+    before = graph_key(trainer.language_model)
     trainer.train()
-    assert same(before, state_of(trainer.language_model))
+    assert same(before, graph_key(trainer.language_model))
     # Of all parameters of the model, however they are packed.
     whole = make_model(len(make_tokenizer(chat=True))).num_parameters()
     assert trainer.trainable_share == pytest.approx(trainer.model.num_parameters() / whole)
@@ -325,10 +325,10 @@ def test_the_critic_is_saved_and_trained_further(tmp_path: Path) -> None:
     trainer.train()
     trainer.save_model()
     proxy = ProxyModel.from_pretrained(tmp_path / "a")
-    assert same(state_of(proxy), state_of(trainer.model))
+    assert same(graph_key(proxy), graph_key(trainer.model))
     assert proxy.critic is not None
     further = make_trainer(tmp_path / "b", model=model, proxy_model=str(tmp_path / "a"))
-    assert same(state_of(further.model), state_of(trainer.model))
+    assert same(graph_key(further.model), graph_key(trainer.model))
     with pytest.raises(ValueError, match="sees the feature 'candidate'"):
         make_trainer(tmp_path / "c", model=model, proxy_model=proxy, feature="context")
 
@@ -388,7 +388,7 @@ def test_accumulation_changes_nothing(tmp_path: Path) -> None:
     )
     for trainer in (one, two):
         trainer.train()
-    for name, value in state_of(one.model).items():
+    for name, value in graph_key(one.model).items():
         torch.testing.assert_close(two.model.state_dict()[name], value, atol=1e-4, rtol=1e-4)
 
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from conftest import make_model
 
-from trl_ext.methods.proxy_rlhf.decision_process import Process
-from trl_ext.methods.proxy_rlhf.decoding.batch import answer
-from trl_ext.methods.proxy_rlhf.decoding.candidates import Dice, choose, penalised, propose
+from trl_ext.methods.proxy_rlhf.decision_process import DecisionProcess
+from trl_ext.methods.proxy_rlhf.decoding.batch import complete
+from trl_ext.methods.proxy_rlhf.decoding.candidates import choose, penalized_logits, propose
+from trl_ext.methods.proxy_rlhf.decoding.per_row_rng import PerRowRNG
 from trl_ext.methods.proxy_rlhf.decoding.walk import Walk
 from trl_ext.methods.proxy_rlhf.losses import decision_logps
 from trl_ext.methods.proxy_rlhf.model import ProxyModel
@@ -24,7 +25,7 @@ PROMPTS = [[5, 9, 11, 3], [7, 2], [30, 31, 32, 33, 34, 35], [8]]
 EOS = 1
 
 
-def make_proxy(model: Any, process: Process, *, sharp: float = 3.0) -> ProxyModel:
+def make_proxy(model: Any, process: DecisionProcess, *, sharp: float = 3.0) -> ProxyModel:
     """A proxy with opinions: without, it accepts everything with a half."""
     torch.manual_seed(4)
     proxy = ProxyModel.for_model(model, process).eval()
@@ -41,14 +42,20 @@ def always(logit: float) -> Any:
 
 @torch.no_grad()
 def oracle(
-    model: Any, accept_logits: Any, process: Process, prompt: list[int], seed: int, length: int, greedy: bool = False
+    model: Any,
+    accept_logits: Any,
+    process: DecisionProcess,
+    prompt: list[int],
+    seed: int,
+    length: int,
+    greedy: bool = False,
 ) -> tuple[list[int], int, int, int]:
     """One text, one candidate at a time, with a forward of the whole model for each. Returns also the counts."""
-    dice = Dice([seed], min(process.top_k, V), torch.device("cpu"))
+    rng = PerRowRNG([seed], min(process.top_k, V), torch.device("cpu"))
     ids, examined, rejected, forced = list(prompt), 0, 0, 0
     backbone = model.get_base_model().model if hasattr(model, "get_base_model") else model.model
     for _ in range(length):
-        order, chance = dice.roll()
+        order, chance = rng.uniform()
         logits = model(torch.tensor([ids])).logits[0, -1].float() / process.temperature
         values, tokens = logits.topk(process.top_k)
         weights, total, kept = values.softmax(0).tolist(), 0.0, []
@@ -85,7 +92,9 @@ def oracle(
 
 
 PROCESSES = [
-    Process(top_k=6, order=order, feature=feature, forced=forced, top_p=top_p, temperature=1.3, max_candidates=most)
+    DecisionProcess(
+        top_k=6, order=order, feature=feature, forced=forced, top_p=top_p, temperature=1.3, max_candidates=most
+    )
     for order, feature, forced, (top_p, most) in itertools.product(
         ["sampled", "descending"], ["candidate", "context"], ["first", "last"], [(1.0, 0), (0.6, 0), (1.0, 3)]
     )
@@ -95,14 +104,14 @@ PROCESSES = [
 @pytest.mark.parametrize(
     "process", PROCESSES, ids=lambda p: f"{p.order}-{p.feature}-{p.forced}-{p.top_p}-{p.max_candidates}"
 )
-def test_answers_are_those_of_the_loop(process: Process) -> None:
+def test_answers_are_those_of_the_loop(process: DecisionProcess) -> None:
     """Batched, left-padded, with shared prompts, and however many candidates go first."""
     model = make_model(V)
     proxy = make_proxy(model, process)
     llm, seeds = BackboneAndHead(model), list(range(2 * len(PROMPTS)))
     expected = [oracle(model, proxy.accept_logits, process, PROMPTS[i // 2], i, 8) for i in seeds]
     for first, batch_size in [(0, 64), (2, 64), (1, 3), (6, 1)]:
-        found = answer(
+        found = complete(
             llm, proxy, process, PROMPTS, seeds=seeds, max_new_tokens=8, eos=[EOS], batch_size=batch_size,
             first_candidates=first,
         )  # fmt: skip
@@ -114,9 +123,9 @@ def test_answers_are_those_of_the_loop(process: Process) -> None:
 
 
 def test_greedy_decisions() -> None:
-    model, process = make_model(V), Process(top_k=5, order="descending")
+    model, process = make_model(V), DecisionProcess(top_k=5, order="descending")
     proxy = make_proxy(model, process)
-    found = answer(
+    found = complete(
         BackboneAndHead(model), proxy, process, PROMPTS, seeds=range(4), max_new_tokens=8, eos=[EOS], greedy=True
     )
     expected = [oracle(model, proxy.accept_logits, process, p, 0, 8, greedy=True)[0] for p in PROMPTS]
@@ -124,10 +133,10 @@ def test_greedy_decisions() -> None:
 
 
 def test_always_accepting_in_descending_order_is_greedy_decoding() -> None:
-    model, process = make_model(V), Process(top_k=5, order="descending")
+    model, process = make_model(V), DecisionProcess(top_k=5, order="descending")
     proxy = make_proxy(model, process)
     proxy.accept_logits = always(100.0)  # type: ignore[method-assign]
-    found = answer(BackboneAndHead(model), proxy, process, PROMPTS, seeds=range(4), max_new_tokens=10, eos=[EOS])
+    found = complete(BackboneAndHead(model), proxy, process, PROMPTS, seeds=range(4), max_new_tokens=10, eos=[EOS])
     for prompt, ids in zip(PROMPTS, found.ids, strict=True):
         plain = model.generate(torch.tensor([prompt]), max_new_tokens=10, do_sample=False, eos_token_id=EOS)
         assert plain[0, len(prompt) :].tolist() == ids
@@ -139,11 +148,11 @@ def test_always_accepting_in_descending_order_is_greedy_decoding() -> None:
 def test_always_accepting_in_sampled_order_is_truncated_sampling(logit: float) -> None:
     """By counts of 4,000 draws of one token; never accepting is the same where the first is forced."""
     model = make_model(V)
-    process = Process(top_k=8, top_p=0.9, temperature=1.5, order="sampled")
+    process = DecisionProcess(top_k=8, top_p=0.9, temperature=1.5, order="sampled")
     llm, n = BackboneAndHead(model), 4000
     walk = Walk(
         llm, always(logit), process, torch.tensor([PROMPTS[0]]), torch.ones(1, 4, dtype=torch.long), repeats=n,
-        dice=Dice(list(range(n)), 8, torch.device("cpu")), first_candidates=2,
+        rng=PerRowRNG(list(range(n)), 8, torch.device("cpu")), first_candidates=2,
     )  # fmt: skip
     tokens = walk.step().tokens
     logits = model(torch.tensor([PROMPTS[0]])).logits[0, -1].float() / 1.5
@@ -161,12 +170,12 @@ def test_always_accepting_in_sampled_order_is_truncated_sampling(logit: float) -
 def test_tokens_come_as_often_as_their_log_probabilities_say(order: str, forced: str) -> None:
     """Candidates, decisions and what is forced together, by counts; and the log-probabilities sum to 1."""
     model = make_model(V)
-    process = Process(top_k=6, order=order, forced=forced)
+    process = DecisionProcess(top_k=6, order=order, forced=forced)
     proxy, llm, n = make_proxy(model, process), BackboneAndHead(model), 4000
     prompt = PROMPTS[2]
     walk = Walk(
         llm, proxy.accept_logits, process, torch.tensor([prompt]), torch.ones(1, 6, dtype=torch.long), repeats=n,
-        dice=Dice(list(range(n)), 6, torch.device("cpu")), first_candidates=3,
+        rng=PerRowRNG(list(range(n)), 6, torch.device("cpu")), first_candidates=3,
     )  # fmt: skip
     tokens = walk.step().tokens
     ids = model(torch.tensor([prompt])).logits[0, -1].topk(6).indices.tolist()
@@ -183,9 +192,9 @@ def test_tokens_come_as_often_as_their_log_probabilities_say(order: str, forced:
 @pytest.mark.parametrize("feature", ["candidate", "context"])
 def test_log_probabilities_are_those_of_the_walk(order: str, feature: str) -> None:
     """What is measured while answering is what is computed of the finished answers, less the base model's."""
-    model, process = make_model(V), Process(top_k=6, order=order, feature=feature)
+    model, process = make_model(V), DecisionProcess(top_k=6, order=order, feature=feature)
     proxy, llm = make_proxy(model, process), BackboneAndHead(model)
-    found = answer(llm, proxy, process, PROMPTS, seeds=range(4), max_new_tokens=6, eos=[EOS], measure_every=1)
+    found = complete(llm, proxy, process, PROMPTS, seeds=range(4), max_new_tokens=6, eos=[EOS], measure_every=1)
     logps = proxy_logps(llm, proxy, process, PROMPTS, [[ids] for ids in found.ids], pad_token_id=0, batch_size=3)
     for i, (prompt, ids) in enumerate(zip(PROMPTS, found.ids, strict=True)):
         base = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
@@ -195,9 +204,9 @@ def test_log_probabilities_are_those_of_the_walk(order: str, feature: str) -> No
 
 def test_the_kl_is_estimated_from_some_positions() -> None:
     """From every second: twice what it is there."""
-    model, process = make_model(V), Process(top_k=6)
+    model, process = make_model(V), DecisionProcess(top_k=6)
     proxy, llm = make_proxy(model, process), BackboneAndHead(model)
-    found = answer(llm, proxy, process, PROMPTS, seeds=range(4), max_new_tokens=7, measure_every=2)
+    found = complete(llm, proxy, process, PROMPTS, seeds=range(4), max_new_tokens=7, measure_every=2)
     logps = proxy_logps(llm, proxy, process, PROMPTS, [[ids] for ids in found.ids], pad_token_id=0)
     for i, (prompt, ids) in enumerate(zip(PROMPTS, found.ids, strict=True)):
         base = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
@@ -206,10 +215,10 @@ def test_the_kl_is_estimated_from_some_positions() -> None:
 
 
 def test_answers_end_where_their_room_does() -> None:
-    model, process = make_model(V), Process(top_k=6)
+    model, process = make_model(V), DecisionProcess(top_k=6)
     llm, proxy = BackboneAndHead(model), make_proxy(model, process)
-    whole = answer(llm, proxy, process, PROMPTS, seeds=range(8), max_new_tokens=5)
-    found = answer(llm, proxy, process, PROMPTS, seeds=range(8), max_new_tokens=5, rooms=[3, 9, 1, 4])
+    whole = complete(llm, proxy, process, PROMPTS, seeds=range(8), max_new_tokens=5)
+    found = complete(llm, proxy, process, PROMPTS, seeds=range(8), max_new_tokens=5, context_left=[3, 9, 1, 4])
     lengths = [3, 3, 5, 5, 1, 1, 4, 4]
     assert found.ids == [ids[:n] for ids, n in zip(whole.ids, lengths, strict=True)]
     assert not any(found.ended)
@@ -219,9 +228,9 @@ def test_answers_end_where_their_room_does() -> None:
 @pytest.mark.parametrize("feature", ["candidate", "context"])
 def test_recorded_decisions(first: int, feature: str) -> None:
     """Their log-probabilities from the stored features are those at the time, one set for each examined candidate."""
-    model, process = make_model(V), Process(top_k=6, feature=feature)
+    model, process = make_model(V), DecisionProcess(top_k=6, feature=feature)
     proxy, llm = make_proxy(model, process), BackboneAndHead(model)
-    found = answer(
+    found = complete(
         llm, proxy, process, PROMPTS, seeds=range(8), max_new_tokens=7, eos=[EOS], record=True, batch_size=3,
         first_candidates=first,
     )  # fmt: skip
@@ -237,8 +246,8 @@ def test_recorded_decisions(first: int, feature: str) -> None:
 
 
 def test_a_position_with_one_candidate_asks_nothing() -> None:
-    model, process = make_model(V), Process(top_k=6, top_p=1e-6)
-    found = answer(
+    model, process = make_model(V), DecisionProcess(top_k=6, top_p=1e-6)
+    found = complete(
         BackboneAndHead(model), make_proxy(model, process), process, PROMPTS, seeds=range(4), max_new_tokens=5,
         eos=[EOS], record=True,
     )  # fmt: skip
@@ -250,12 +259,12 @@ def test_a_position_with_one_candidate_asks_nothing() -> None:
 
 def test_one_forward_a_token() -> None:
     """The prompt in one, then one a token for all candidates; or two where the first few are all rejected."""
-    model, process = make_model(V), Process(top_k=6, order="descending")
+    model, process = make_model(V), DecisionProcess(top_k=6, order="descending")
     llm = BackboneAndHead(model)
     for logit, first, calls in [(100.0, 0, 1), (-100.0, 6, 1), (100.0, 2, 1), (-100.0, 2, 2)]:
         ids = torch.tensor([PROMPTS[0]])
-        dice = Dice([0], 6, torch.device("cpu"))
-        walk = Walk(llm, always(logit), process, ids, torch.ones_like(ids), dice=dice, first_candidates=first)
+        rng = PerRowRNG([0], 6, torch.device("cpu"))
+        walk = Walk(llm, always(logit), process, ids, torch.ones_like(ids), rng=rng, first_candidates=first)
         before = walk.tree.calls
         for _ in range(5):
             walk.step()
@@ -266,26 +275,28 @@ def test_one_forward_a_token() -> None:
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_models_that_cannot_share_a_cache(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The slow form gives the same answers."""
-    model, process = make_model(V, attn_implementation=attention), Process(top_k=4)
+    model, process = make_model(V, attn_implementation=attention), DecisionProcess(top_k=4)
     proxy = make_proxy(model, process)
     seeds = range(4)
-    expected = answer(
+    expected = complete(
         BackboneAndHead(model), proxy, process, PROMPTS, seeds=seeds, max_new_tokens=5, first_candidates=2
     )
     monkeypatch.setattr("trl_ext.decoding.token_tree.shared_support", lambda *_: (set(), "for the test"))
-    found = answer(BackboneAndHead(model), proxy, process, PROMPTS, seeds=seeds, max_new_tokens=5, first_candidates=2)
+    found = complete(
+        BackboneAndHead(model), proxy, process, PROMPTS, seeds=seeds, max_new_tokens=5, first_candidates=2
+    )
     assert found.ids == expected.ids
 
 
 def test_candidates_in_descending_order_and_their_base_log_probabilities() -> None:
     logits = torch.randn(3, V, generator=torch.Generator().manual_seed(0))
-    found = propose(logits, Process(top_k=4, temperature=0.5, order="descending"), None)
+    found = propose(logits, DecisionProcess(top_k=4, temperature=0.5, order="descending"), None)
     assert found.tokens.tolist() == logits.topk(4).indices.tolist()
     torch.testing.assert_close(found.base_logps, logits.log_softmax(1).gather(1, found.tokens))
     torch.testing.assert_close(found.weights, (logits.topk(4).values / 0.5).softmax(1))
     # A penalty changes who is proposed, and not what the model thinks of them.
     seen = logits.topk(2).indices
-    found = propose(logits, Process(top_k=4, repetition_penalty=1.7, order="descending"), None, seen)
+    found = propose(logits, DecisionProcess(top_k=4, repetition_penalty=1.7, order="descending"), None, seen)
     assert bool((found.tokens != logits.topk(4).indices).any()) and bool(torch.isin(found.tokens, seen).any())
     torch.testing.assert_close(found.base_logps, logits.log_softmax(1).gather(1, found.tokens))
 
@@ -316,7 +327,7 @@ def test_choice() -> None:
 )
 def test_processes_that_cannot_be(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Process(**changes)
+        DecisionProcess(**changes)
 
 
 @pytest.mark.parametrize("order", ["sampled", "descending"])
@@ -324,7 +335,7 @@ def test_processes_that_cannot_be(changes: dict[str, Any], message: str) -> None
 def test_a_token_that_ties_with_the_last_candidate_has_a_probability(order: str, feature: str) -> None:
     """Which of two equals is a candidate is up to rounding, so up to the batch; a less likely one stays impossible."""
     model = make_model(V)
-    process = Process(top_k=4, order=order, feature=feature)
+    process = DecisionProcess(top_k=4, order=order, feature=feature)
     proxy = make_proxy(model, process)
     best = model(torch.tensor([PROMPTS[0]])).logits[0, -1].topk(6).indices.tolist()
     with torch.no_grad():
@@ -336,7 +347,7 @@ def test_a_token_that_ties_with_the_last_candidate_has_a_probability(order: str,
 
 
 def tied_model(
-    process: Process, prompts: list[list[int]], dtype: torch.dtype = torch.float32
+    process: DecisionProcess, prompts: list[list[int]], dtype: torch.dtype = torch.float32
 ) -> tuple[Any, list, list]:
     """
     A model in which, after each prompt, the token after the last candidate has the very logit of that one.
@@ -355,7 +366,7 @@ def tied_model(
             found = propose(llm.logits(hidden), process, torch.full((1, process.top_k), 0.5), ids)
             valid = found.weights.masked_fill(~found.valid, torch.inf)
             last = int(found.tokens[0, valid.argmin()])
-            scores = penalised(llm.logits(hidden), process, ids)[0]
+            scores = penalized_logits(llm.logits(hidden), process, ids)[0]
             below = [t for t in scores.argsort(descending=True).tolist() if scores[t] < scores[last]]
             other = next(t for t in below if t not in used and t not in prompt)
             assert not used & {last, other}  # one prompt's ties would be another's
@@ -368,7 +379,9 @@ def tied_model(
     return model, lasts, others
 
 
-def first_logps(model: Any, process: Process, prompts: list[list[int]], tokens: list[list[int]]) -> list[list[float]]:
+def first_logps(
+    model: Any, process: DecisionProcess, prompts: list[list[int]], tokens: list[list[int]]
+) -> list[list[float]]:
     proxy, groups = make_proxy(model, process), [[[token] for token in some] for some in tokens]
     found = proxy_logps(BackboneAndHead(model), proxy, process, prompts, groups, pad_token_id=0)
     return [[float(one) for one in group] for group in found]
@@ -389,7 +402,7 @@ TIES = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_ties_in_all_forms_of_the_process(settings: dict[str, Any], dtype: torch.dtype) -> None:
     """The equal of the last candidate is possible, as if it were that one; what is less likely stays impossible."""
-    process = Process(**{"top_k": 4, **settings})
+    process = DecisionProcess(**{"top_k": 4, **settings})
     model, [last], [others] = tied_model(process, PROMPTS[:1], dtype)
     with torch.no_grad():
         logits = BackboneAndHead(model).logits(model.model(torch.tensor(PROMPTS[:1])).last_hidden_state[:, -1])
@@ -408,7 +421,7 @@ def test_ties_are_of_the_scores_that_choose(order: str, penalty: float) -> None:
     """With a repetition penalty, not of the model's own probabilities: these may tie where the scores do not."""
     prompt = PROMPTS[0]
     plain = make_model(V)(torch.tensor([prompt])).logits[0, -1]
-    process = Process(top_k=4, order=order, repetition_penalty=penalty)
+    process = DecisionProcess(top_k=4, order=order, repetition_penalty=penalty)
     model, [last], [others] = tied_model(process, [prompt])
     [[one, other, far]] = first_logps(model, process, [prompt], [[last, others[0], others[-1]]])
     assert one > -torch.inf and other > -torch.inf and far == -torch.inf
@@ -432,7 +445,7 @@ def test_ties_are_of_the_scores_that_choose(order: str, penalty: float) -> None:
 
 def test_rows_with_and_without_a_tie_in_one_batch() -> None:
     """Each row has what it has alone: a tie in one of them changes nothing in the others."""
-    process = Process(top_k=4, order="descending")
+    process = DecisionProcess(top_k=4, order="descending")
     model, lasts, others = tied_model(process, PROMPTS[:2])
     llm, proxy = BackboneAndHead(model), make_proxy(model, process)
     best = [int(model(torch.tensor([prompt])).logits[0, -1].argmax()) for prompt in PROMPTS[:2]]
@@ -451,7 +464,7 @@ def test_rows_with_and_without_a_tie_in_one_batch() -> None:
 @pytest.mark.parametrize("behind", [0.0005, 0.002])
 def test_what_counts_as_a_tie(behind: float) -> None:
     """In float32 less than a thousandth in the logit."""
-    process = Process(top_k=4, order="descending")
+    process = DecisionProcess(top_k=4, order="descending")
     model, [last], [others] = tied_model(process, PROMPTS[:1])
     logit = float(model(torch.tensor(PROMPTS[:1])).logits[0, -1, last])
     with torch.no_grad():

@@ -7,18 +7,18 @@ import torch
 from conftest import letter_reward, make_model, make_tokenizer
 
 from trl_ext.generation_settings import GenerationSettings
-from trl_ext.methods.vas.calibration import HalfWay, half_way, roll_out
+from trl_ext.methods.vas.calibration import HalfCompletion, first_halves, roll_out
 from trl_ext.rewards.functions import load_rewards
 
 
 def test_completions_are_cut_in_the_middle_one_of_each_row_first():
     rows = [{"prompt_ids": [1, 2]}, {"prompt_ids": [3]}]
     groups = [[[5, 6, 7], [8, 9]], [[4], [10, 11, 12, 13]]]
-    states = half_way(rows, groups, 10)
-    assert states == [HalfWay(rows[0], [5]), HalfWay(rows[0], [8]), HalfWay(rows[1], [10, 11])]
+    states = first_halves(rows, groups, 10)
+    assert states == [HalfCompletion(rows[0], [5]), HalfCompletion(rows[0], [8]), HalfCompletion(rows[1], [10, 11])]
     assert states[2].prefix == [3, 10, 11]
-    assert half_way(rows, groups, 1) == states[:1]
-    assert half_way([], [], 3) == []
+    assert first_halves(rows, groups, 1) == states[:1]
+    assert first_halves([], [], 3) == []
 
 
 def test_the_whole_is_scored_and_as_long_as_a_completion_may_be():
@@ -32,7 +32,7 @@ def test_the_whole_is_scored_and_as_long_as_a_completion_may_be():
         seen.append((prompts, completions, completion_ids, topic))
         return letter_reward(completions)
 
-    states = [HalfWay(rows[0], start), HalfWay(rows[0], start[:1])]
+    states = [HalfCompletion(rows[0], start), HalfCompletion(rows[0], start[:1])]
     settings = GenerationSettings(num_generations=3, max_completion_length=5)
     torch.manual_seed(0)
     table = roll_out(model, tokenizer, states, settings, load_rewards(reward), None, batch_size=4)

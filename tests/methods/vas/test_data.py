@@ -11,7 +11,13 @@ from conftest import make_tokenizer
 from datasets import Dataset
 
 from trl_ext import DataError
-from trl_ext.methods.vas.data import DataCollatorForValues, heads_of, prepare_values, reward_tensors, totals
+from trl_ext.methods.vas.data import (
+    DataCollatorForValues,
+    dataset_heads,
+    prepare_values,
+    reward_tensors,
+    total_rewards,
+)
 
 
 ROW = {"prompt": "the film", "completions": [" was good", " was"], "scores": [1.0, -2.0]}
@@ -50,18 +56,18 @@ def test_what_is_cut_off_loses_its_rewards_but_a_score_stays():
 def test_heads_come_from_the_column_rewards():
     rewards = {"kind": [0.1, None], "short": [2.0, 3.0]}
     dataset = Dataset.from_list([ROW | {"rewards": rewards}])
-    assert heads_of(dataset, "train") == ["kind", "short"]
-    assert heads_of(Dataset.from_list([ROW]), "train") == ["reward"]
+    assert dataset_heads(dataset, "train") == ["kind", "short"]
+    assert dataset_heads(Dataset.from_list([ROW]), "train") == ["reward"]
     row = prepare([ROW | {"rewards": rewards}], heads=["short", "kind", "reward"])[0]
     assert row["token_rewards"] == [[[2.0], [0.1], [1.0]], [[3.0], [], [-2.0]]]
     tensor, known = reward_tensors([row["token_rewards"]], [3, 2], 3)
     assert tensor[0, 2].tolist() == pytest.approx([2.0, 0.1, 1.0])
     assert known.tolist() == [[True] * 3, [True, False, True]]
-    assert totals([row["token_rewards"]], 0) == [2.0, 3.0]
-    assert math.isnan(totals([row["token_rewards"]], 1)[1])
+    assert total_rewards([row["token_rewards"]], 0) == [2.0, 3.0]
+    assert math.isnan(total_rewards([row["token_rewards"]], 1)[1])
 
 
-def test_prompts_alone_and_preferences():
+def test_prompt_only_datasets_and_preferences():
     assert "token_rewards" not in prepare([{"prompt": "the film"}]).column_names
     row = prepare([{"prompt": "the film", "chosen": " good", "rejected": " bad"}])[0]
     assert row["token_rewards"] == [[[1.0]], [[0.0]]]
@@ -82,7 +88,7 @@ def test_the_collator_keeps_groups_as_lists():
         ({"scores": [[0.5, 1.0], [3.0]]}, ["reward"], None),
         ({"scores": [[0.5], [3.0]]}, ["reward"], ["Row 1", "'scores'", "[0]", "1 rewards for 3 tokens"]),
         ({"scores": [[0.5, math.inf, 1.0], [3.0]]}, ["reward"], ["Row 1", "'scores'", "[0]", "finite", "inf"]),
-        ({"scores": [[0.5, 1.0], None]}, ["reward"], ["Row 1", "'scores'", "[1]", "one a token"]),
+        ({"scores": [[0.5, 1.0], None]}, ["reward"], ["Row 1", "'scores'", "[1]", "one per token"]),
         ({"scores": [[0.5, 1.0]]}, ["reward"], ["Row 1", "'scores'", "1 entries for 2 completions"]),
         ({"rewards": {"kind": [1.0]}}, ["kind"], ["Row 1", "'rewards'", "'kind'", "2 entries"]),
         ({"rewards": {"kind": [1.0, math.nan]}}, ["kind"], ["Row 1", "'kind'", "[1]", "nan"]),
@@ -102,7 +108,7 @@ def test_what_cannot_be_used_is_named(change, heads, words):
 
 def test_rewards_of_another_shape_are_not_ignored():
     by_completion = ROW | {"rewards": [{"kind": 1.0, "short": 0.0}, {"kind": 0.5, "short": 2.0}]}
-    for call in (lambda data: heads_of(data, "train"), lambda data: prepare(list(data))):
+    for call in (lambda data: dataset_heads(data, "train"), lambda data: prepare(list(data))):
         with pytest.raises(DataError, match=r"Row 0, column 'rewards': must be a dictionary from names .*got list"):
             call(Dataset.from_list([by_completion]))
 

@@ -19,7 +19,7 @@ from trl_ext.cli import generate as cli_generate
 from trl_ext.endpoint.client import Endpoint
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.methods.vas.decoding.endpoint_guide import EndpointGuide
-from trl_ext.methods.vas.policies import VASDecoding
+from trl_ext.methods.vas.endpoint_policies import VASEndpointDecoding
 from trl_ext.methods.vas.value_model.model import ValueModel
 
 
@@ -159,14 +159,14 @@ def test_refused(server, words, value_dir, tiny_model_dir, monkeypatch):
     fails("pass --value_model_name_or_path", without=["--value_model_name_or_path"])
     fails("pass --endpoint_model", without=["--endpoint_model"])
     fails("give its address, `endpoint`", without=["--endpoint"])
-    fails("endpoint_body` is no JSON", "--endpoint_body", "{")
+    fails("endpoint_body` is not valid JSON", "--endpoint_body", "{")
     fails("must be a JSON object", "--endpoint_body", "[1]")
     fails("must be at least 1, got 0", "--endpoint_concurrency", "0")
     fails("NO_SUCH_KEY", "--endpoint_key_variable", "NO_SUCH_KEY")
     fails("temperature 0", "--endpoint_mode", "block", "--temperature", "0")
     fails("repetition_penalty", "--repetition_penalty", "2")
     with pytest.raises(ValueError, match="endpoint_mode` must be token or block, got 'words'"):
-        VASDecoding([value_dir], endpoint=server.url, endpoint_model="m", endpoint_mode="words").check()
+        VASEndpointDecoding([value_dir], endpoint=server.url, endpoint_model="m", endpoint_mode="words").check()
     assert server.requests == []  # all before anything is sent
 
 

@@ -12,6 +12,16 @@ import pytest
 import torch
 from conftest import letter_reward, make_model, make_tokenizer
 from datasets import Dataset
+from oracles.guided_decoding import (
+    PROMPTS,
+    K,
+    greedy,
+    guided_logits,
+    make_value,
+    randomize,
+    run_generate,
+    token_value,
+)
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, TrainerCallback
@@ -23,79 +33,8 @@ from trl_ext.generation_settings import GenerationSettings
 from trl_ext.methods.vas.policies import VASDecoding, guided_policy
 
 
-PROMPTS = [[15, 16, 17], [19], [11, 12, 13, 14, 15, 16, 17], [20, 21]]
-K = 6
 LORA = {"r": 4, "target_modules": "all-linear"}
 FORMS = ["action", "policy"]
-
-
-def shake(model: ValueModel, seed: int = 7) -> ValueModel:
-    """Heads whose values differ by a few units between candidates."""
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(seed)
-        model.head.weight.normal_(std=0.1)
-        model.head.bias.normal_()
-        if model.config.form != "state":
-            model.action.query.weight.normal_(std=0.3)
-            model.action.actions.weight.normal_(std=0.5)
-        for name, parameter in model.named_parameters():
-            if "lora" in name:
-                parameter.normal_(std=0.2)
-    return model.eval()
-
-
-def make_value(form: str, policy: Any, heads: tuple[str, ...] = ("reward",), seed: int = 7) -> ValueModel:
-    if form == "policy":
-        return shake(ValueModel.on_policy(policy, heads, form=form, action_rank=3), seed)
-    backbone = make_model(policy.config.vocab_size, seed=seed)
-    return shake(ValueModel.from_backbone(backbone, heads, form=form, action_rank=3), seed)
-
-
-@torch.no_grad()
-def q_value(model: ValueModel, ids: list[int], token: int, head: int = 0) -> float:
-    """v(h) + sum over r of u_r (W h)_r, or V(s + a), from a forward of its own."""
-    read = [*ids, token] if model.config.form == "state" else ids
-    hidden = model.backbone(input_ids=torch.tensor([read])).last_hidden_state[0, -1]
-    value = float(model.head.weight[head] @ hidden + model.head.bias[head])
-    if model.config.form != "state":
-        rank = model.config.action_rank
-        for r in range(rank):
-            query = float(model.action.query.weight[head * rank + r] @ hidden)
-            value += float(model.action.actions.weight[token, r]) * query
-    return value
-
-
-@torch.no_grad()
-def guided_logits(policy: Any, guides: list, ids: list[int], k: int = K) -> torch.Tensor:
-    """The formula. `guides`: (value model, head, beta)."""
-    logits = policy(torch.tensor([ids])).logits[0, -1].clone()
-    candidates = sorted(range(len(logits)), key=lambda a: -float(logits[a]))[:k]
-    moved = logits.clone()
-    for model, head, beta in guides:
-        values = {a: q_value(model, ids, a, head) for a in candidates}
-        mean = sum(values.values()) / k
-        for a in candidates:
-            moved[a] += beta * (values[a] - mean)
-    return moved
-
-
-def greedy(policy: Any, guides: list, prompt: list[int], length: int, k: int = K) -> list[int]:
-    ids = list(prompt)
-    while len(ids) - len(prompt) < length:
-        ids.append(int(guided_logits(policy, guides, ids, k).argmax()))
-        if ids[-1] == 1:
-            break
-    return ids[len(prompt) :]
-
-
-def run(policy: Any, processor: Any, prompts: list, length: int = 6, **kwargs: Any) -> list[list[int]]:
-    ids, mask = left_padded(prompts, 0)
-    kwargs = {"do_sample": False, "pad_token_id": 0, "eos_token_id": 1} | kwargs
-    output = policy.generate(
-        input_ids=ids, attention_mask=mask, max_new_tokens=length, logits_processor=[processor], **kwargs
-    )
-    rows = output[:, ids.shape[1] :].tolist()
-    return [row[: row.index(1) + 1] if 1 in row else row for row in rows]
 
 
 # ------------------------------------------------------------------------------------------------------------- values
@@ -106,7 +45,7 @@ def run(policy: Any, processor: Any, prompts: list, length: int = 6, **kwargs: A
 def test_a_value_is_that_of_the_token_from_the_state_before_it(form: str, heads: tuple[str, ...]) -> None:
     model = make_value(form, make_model(64), heads)
     row = [5, 9, 3, 7, 4]
-    expected = torch.tensor([[q_value(model, row[:t], row[t], h) for h in range(len(heads))] for t in range(1, 5)])
+    expected = torch.tensor([[token_value(model, row[:t], row[t], h) for h in range(len(heads))] for t in range(1, 5)])
     for left, right in ((0, 0), (2, 0), (0, 2)):
         ids = torch.tensor([[63] * left + row + [63] * right])
         mask = torch.tensor([[0] * left + [1] * 5 + [0] * right])
@@ -182,9 +121,9 @@ def test_settings_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs an adapter"):
         ValueModel.on_policy(policy)
     make_value("policy", policy).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"a head whose backbone had no name.*backbone=model"):
+    with pytest.raises(ValueError, match=r"a head on a backbone whose name is unknown.*backbone=model"):
         ValueModel.from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"width 64 with 64 tokens; `backbone` has 64 and 80"):
+    with pytest.raises(ValueError, match=r"hidden size 64 with 64 tokens; `backbone` has 64 and 80"):
         ValueModel.from_pretrained(tmp_path, backbone=make_model(80))
 
 
@@ -199,7 +138,7 @@ def test_they_come_back_as_they_were(tmp_path: Path, tiny_model_dir: str, form: 
         model = ValueModel.on_policy(policy, heads, peft_config=lora, **action)
     else:
         model = ValueModel.from_backbone(tiny_model_dir, heads, peft_config=lora, **action)
-    shake(model)
+    randomize(model)
     ids = torch.tensor([[5, 9, 3, 7]])
     expected = model(ids).values[:, 1:]
     model.save_pretrained(tmp_path / "value")
@@ -266,10 +205,10 @@ def test_generate_in_all_its_ways(tiny_model: Any, form: str) -> None:
     assert expected != [greedy(tiny_model, [], prompt, 6) for prompt in PROMPTS]
     for kwargs in ({}, {"use_cache": False}, {"cache_implementation": "static"}, {"prefill_chunk_size": 3}):
         if "prefill_chunk_size" in kwargs:
-            assert run(tiny_model, processor, PROMPTS[2:3], 6, **kwargs) == expected[2:3]
+            assert run_generate(tiny_model, processor, PROMPTS[2:3], 6, **kwargs) == expected[2:3]
         else:
-            assert run(tiny_model, processor, PROMPTS, 6, **kwargs) == expected, kwargs
-    assert run(tiny_model, processor, PROMPTS[2:3], 6) == expected[2:3]  # other prompts, without a word
+            assert run_generate(tiny_model, processor, PROMPTS, 6, **kwargs) == expected, kwargs
+    assert run_generate(tiny_model, processor, PROMPTS[2:3], 6) == expected[2:3]  # other prompts, without a word
     if form == "policy":
         assert (processor.value_calls, processor.value_tokens) == (0, 0)
 
@@ -281,7 +220,7 @@ def test_an_assistant_that_guesses_ahead_changes_nothing(tiny_model: Any, form: 
     processor = ValueAugmentedLogitsProcessor(value, 3.0, K)
     expected = greedy(tiny_model, [(value, 0, 3.0)], PROMPTS[2], 8)
     for guess in ({"prompt_lookup_num_tokens": 3}, {"assistant_model": copy.deepcopy(tiny_model)}):
-        assert run(tiny_model, processor, PROMPTS[2:3], 8, **guess) == [expected]
+        assert run_generate(tiny_model, processor, PROMPTS[2:3], 8, **guess) == [expected]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -301,7 +240,7 @@ def test_beams(tiny_model: Any, form: str) -> None:
             return found
 
     same = [PROMPTS[0], [22, 23, 24]]
-    run(tiny_model, Checked(), same, 5, num_beams=3, num_return_sequences=3)
+    run_generate(tiny_model, Checked(), same, 5, num_beams=3, num_return_sequences=3)
     assert steps[0] == (6, 3) and len(steps) == 5
 
 
@@ -335,11 +274,11 @@ def test_forms_are_composed_with_weights_by_row(tiny_model: Any) -> None:
         greedy(tiny_model, [(*places[name], beta) for name, beta in row.items()], prompt, 5)
         for row, prompt in zip(rows, PROMPTS, strict=True)
     ]
-    assert run(tiny_model, processor, PROMPTS, 5) == expected
+    assert run_generate(tiny_model, processor, PROMPTS, 5) == expected
     processor.beta = {"free": 2.0}
     expected = [greedy(tiny_model, [(models["free"], 0, 2.0)], prompt, 5) for prompt in PROMPTS]
     calls = processor.value_calls
-    assert run(tiny_model, processor, PROMPTS, 5) == expected
+    assert run_generate(tiny_model, processor, PROMPTS, 5) == expected
     assert processor.value_calls == calls, "heads without weight are not computed"
 
 
@@ -348,7 +287,7 @@ def test_all_of_the_vocabulary(tiny_model: Any, tiny_tokenizer: Any, form: str) 
     value, vocabulary = make_value(form, tiny_model), len(tiny_tokenizer)
     processor = ValueAugmentedLogitsProcessor(value, 3.0, vocabulary)
     expected = [greedy(tiny_model, [(value, 0, 3.0)], prompt, 4, k=vocabulary) for prompt in PROMPTS[:2]]
-    assert run(tiny_model, processor, PROMPTS[:2], 4) == expected
+    assert run_generate(tiny_model, processor, PROMPTS[:2], 4) == expected
 
 
 def test_states_of_another_model_or_text_are_refused(tiny_model: Any, tmp_path: Path, tiny_model_dir: str) -> None:
@@ -368,7 +307,7 @@ def test_states_of_another_model_or_text_are_refused(tiny_model: Any, tmp_path: 
         processor(torch.tensor([[5, 6, 7, 8]]), scores)
     processor.reset()
     with pytest.raises(ValueError, match="has not computed anything"):
-        run(make_model(tiny_model.config.vocab_size), processor, PROMPTS)
+        run_generate(make_model(tiny_model.config.vocab_size), processor, PROMPTS)
     policy = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
     make_value("policy", policy).save_pretrained(tmp_path)
     alone = ValueModel.from_pretrained(tmp_path)
@@ -416,7 +355,7 @@ def test_a_policy_with_an_adapter_is_read_as_it_is(tiny_model: Any) -> None:
     value = make_value("policy", adapted)
     processor = ValueAugmentedLogitsProcessor(value, 3.0, K)
     expected = [greedy(adapted, [(value, 0, 3.0)], prompt, 4) for prompt in PROMPTS]
-    assert run(adapted, processor, PROMPTS, 4) == expected
+    assert run_generate(adapted, processor, PROMPTS, 4) == expected
 
 
 def test_nothing_listens_after_the_value_model_is_gone(tiny_model: Any) -> None:
@@ -515,15 +454,15 @@ def oracle_loss(model: ValueModel, dataset: Any, gamma: float, lam: float) -> to
 @pytest.mark.parametrize("rows", [ROWS, TWO_HEADS], ids=["one head", "two heads"])
 @pytest.mark.parametrize("form", FORMS)
 def test_loss_and_gradients_are_the_recursion(tmp_path: Path, form: str, rows: list[dict], shared_prefix: str) -> None:
-    run_ = trainer(tmp_path, form, rows, args={"gamma": 0.9, "lam": 0.8, "shared_prefix": shared_prefix})
-    reference = copy.deepcopy(shake(run_.model))
-    expected = oracle_loss(reference, run_.train_dataset, 0.9, 0.8)
+    run = trainer(tmp_path, form, rows, args={"gamma": 0.9, "lam": 0.8, "shared_prefix": shared_prefix})
+    reference = copy.deepcopy(randomize(run.model))
+    expected = oracle_loss(reference, run.train_dataset, 0.9, 0.8)
     expected.backward()
-    run_.model.train()
-    loss = run_.compute_loss(run_.model, run_.data_collator([run_.train_dataset[i] for i in range(3)]))
+    run.model.train()
+    loss = run.compute_loss(run.model, run.data_collator([run.train_dataset[i] for i in range(3)]))
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
-    for (name, mine), theirs in zip(run_.model.named_parameters(), reference.parameters(), strict=True):
+    for (name, mine), theirs in zip(run.model.named_parameters(), reference.parameters(), strict=True):
         if theirs.grad is None:
             assert mine.grad is None, name
         else:
@@ -545,21 +484,21 @@ def test_training_explains_the_rewards_and_leaves_the_policy_alone(tmp_path: Pat
     rows = letters(48)
     policy = make_model(len(make_tokenizer()))
     before = copy.deepcopy(policy.state_dict())
-    run_ = trainer(
+    run = trainer(
         tmp_path, form, rows[:32], model=policy, eval_dataset=Dataset.from_list(rows[32:]),
         args={"num_train_epochs": 15, "learning_rate": 5e-3, "per_device_train_batch_size": 8, "action_rank": 16},
     )  # fmt: skip
-    first = run_.evaluate()
-    run_.train()
-    last = run_.evaluate()
+    first = run.evaluate()
+    run.train()
+    last = run.evaluate()
     assert last["eval_explained_variance"] > max(first.get("eval_explained_variance", 0), 0) + 0.3
     assert last["eval_loss"] < 0.6 * first["eval_loss"]
     for name, value in policy.state_dict().items():
         assert torch.equal(value, before[name]), name
-    run_.save_model(tmp_path / "saved")
+    run.save_model(tmp_path / "saved")
     found = ValueModel.from_pretrained(tmp_path / "saved", backbone=policy if form == "policy" else None)
     ids = torch.tensor([[5, 9, 3, 7]])
-    torch.testing.assert_close(found(ids).values[:, 1:], run_.model.eval()(ids).values[:, 1:])
+    torch.testing.assert_close(found(ids).values[:, 1:], run.model.eval()(ids).values[:, 1:])
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -567,17 +506,17 @@ def test_a_token_that_pays_rises(tmp_path: Path, form: str) -> None:
     """The sign, from data to logits: where one of two answers is paid, the processor raises its token."""
     rows = [{"prompt": "the film was", "completions": [" good", " bad"], "scores": [1.0, -1.0]}] * 8
     policy, tokenizer = make_model(len(make_tokenizer())), make_tokenizer()
-    run_ = trainer(
+    run = trainer(
         tmp_path, form, rows, model=policy, processing_class=tokenizer,
         args={"num_train_epochs": 20, "learning_rate": 1e-2},
     )  # fmt: skip
-    run_.train()
+    run.train()
     ids = torch.tensor([tokenizer("the film was").input_ids])
     good, bad = (tokenizer(" " + word).input_ids[-1] for word in ("good", "bad"))
     with torch.no_grad():
         scores = policy(ids).logits[:, -1]
     for beta in (2.0, -2.0):
-        moved = ValueAugmentedLogitsProcessor(run_.model.eval(), beta, len(tokenizer))(ids, scores) - scores
+        moved = ValueAugmentedLogitsProcessor(run.model.eval(), beta, len(tokenizer))(ids, scores) - scores
         gap = float(moved[0, good] - moved[0, bad])
         assert gap * math.copysign(1, beta) > 1.0
 
@@ -590,14 +529,14 @@ def test_rounds_are_drawn_under_guidance(tmp_path: Path, form: str) -> None:
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             rewards.extend([logs["reward"]] if "reward" in logs else [])
 
-    run_ = trainer(
+    run = trainer(
         tmp_path, form, PROMPT_ROWS * 8, reward_funcs=letter_reward, callbacks=[Log()],
         args={
             "num_iterations": 2, "num_train_epochs": 8, "sampling_beta": 4.0, "learning_rate": 5e-3,
             "per_device_train_batch_size": 8, "num_generations": 4, "action_rank": 16, "logging_steps": 1,
         },
     )  # fmt: skip
-    run_.train()
+    run.train()
     assert rewards[1] > rewards[0] + 0.3
 
 
@@ -637,15 +576,15 @@ def test_the_policy_form_in_other_settings(tmp_path: Path, setting: dict[str, An
     policy = make_model(len(make_tokenizer()))
     policy.config.attention_dropout = 0.5
     before = copy.deepcopy(policy.state_dict())
-    run_ = trainer(
+    run = trainer(
         tmp_path, "policy", ROWS, model=policy, reward_funcs=letter_reward, eval_dataset=Dataset.from_list(ROWS),
         args=setting | {"num_train_epochs": 3},
     )  # fmt: skip
-    run_.train()
-    metrics = run_.evaluate()
+    run.train()
+    metrics = run.evaluate()
     assert math.isfinite(metrics["eval_loss"])
     assert ("eval_calibration/r2" in metrics) == ("calibration_rollouts" in setting)
-    assert run_.model.head.weight.abs().sum() > 0
+    assert run.model.head.weight.abs().sum() > 0
     assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
 
 
@@ -653,18 +592,18 @@ def test_an_adapter_on_the_policy_that_sees_actions(tmp_path: Path, tiny_model_d
     policy = AutoModelForCausalLM.from_pretrained(tiny_model_dir).eval()
     ids = torch.tensor([[5, 9, 3, 7, 11]])
     logits = policy(ids).logits
-    run_ = trainer(
+    run = trainer(
         tmp_path, "action", ROWS, model=policy, processing_class=make_tokenizer(chat=True),
         peft_config=LoraConfig(**LORA), args={"num_train_epochs": 3, "learning_rate": 0.01},
     )  # fmt: skip
-    run_.train()
+    run.train()
     assert torch.equal(policy(ids).logits, logits)
-    guides = [(run_.model.eval(), 0, 3.0)]
-    with run_.model.hold_adapter():
-        states = run_.model.backbone(input_ids=ids).last_hidden_state
+    guides = [(run.model.eval(), 0, 3.0)]
+    with run.model.hold_adapter():
+        states = run.model.backbone(input_ids=ids).last_hidden_state
     assert (states - policy.model(input_ids=ids).last_hidden_state).abs().max() > 1e-3
-    processor = ValueAugmentedLogitsProcessor(run_.model, 3.0, K)
-    assert run(policy, processor, PROMPTS, 4) == [greedy(policy, guides, prompt, 4) for prompt in PROMPTS]
+    processor = ValueAugmentedLogitsProcessor(run.model, 3.0, K)
+    assert run_generate(policy, processor, PROMPTS, 4) == [greedy(policy, guides, prompt, 4) for prompt in PROMPTS]
 
 
 def test_four_bits(tmp_path: Path, tiny_model_dir: str) -> None:
@@ -675,12 +614,12 @@ def test_four_bits(tmp_path: Path, tiny_model_dir: str) -> None:
     policy = AutoModelForCausalLM.from_pretrained(tiny_model_dir, quantization_config=four)
     for form in FORMS:
         lora = {"peft_config": LoraConfig(**LORA), "value_model": tiny_model_dir} if form == "action" else {}
-        run_ = trainer(
+        run = trainer(
             tmp_path, form, ROWS, model=tiny_model_dir if lora else policy,
             processing_class=make_tokenizer(chat=True), quantization_config=four if lora else None, **lora,
         )  # fmt: skip
-        run_.train()
-        run_.save_model(tmp_path / form)
+        run.train()
+        run.save_model(tmp_path / form)
         kwargs = {"backbone": policy} if form == "policy" else {"quantization_config": four}
         value = ValueModel.from_pretrained(tmp_path / form, **kwargs)
         assert value.action.query.weight.dtype == torch.float32 and value.action.query.weight.abs().sum() > 0
@@ -693,7 +632,7 @@ def test_four_bits(tmp_path: Path, tiny_model_dir: str) -> None:
 @pytest.mark.parametrize(
     ("form", "kwargs", "words"),
     [
-        ("policy", {"value_model": make_model(193)}, ["leave out `value_model`", "value_form='action'"]),
+        ("policy", {"value_model": make_model(193)}, ["omit `value_model`", "value_form='action'"]),
         ("policy", {"peft_config": LoraConfig(**LORA)}, ["policy", "takes no adapter", "--use_peft"]),
         ("action", {"value_model": None}, ["no value model", "value_form='policy'"]),
     ],

@@ -2,11 +2,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Guided decoding against the formula, one candidate, one row and one token at a time, without padding or cache."""
 
+import re
 import time
 
 import pytest
 import torch
 from conftest import make_model, make_tokenizer
+from oracles.guided_decoding import (
+    PROMPTS,
+    K,
+    greedy,
+    guided_logits,
+    run_generate,
+    state_value,
+)
 from transformers import (
     BitsAndBytesConfig,
     GenerationConfig,
@@ -19,14 +28,11 @@ from trl_ext.data.tokenization import left_padded
 from trl_ext.generation.generate import generate
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.inference.policy import Decoding
-from trl_ext.methods.vas.decoding.logits_processor import ValueAugmentedLogitsProcessor, check_vocabulary
+from trl_ext.methods.vas.decoding.guide import value_vocabulary_mismatch
+from trl_ext.methods.vas.decoding.logits_processor import ValueAugmentedLogitsProcessor
 from trl_ext.methods.vas.decoding.retokenize import Retokenizer
 from trl_ext.methods.vas.policies import VASDecoding, guided_policy
 from trl_ext.methods.vas.value_model.model import ValueModel
-
-
-PROMPTS = [[15, 16, 17], [19], [11, 12, 13, 14, 15, 16, 17], [20, 21]]
-K = 6
 
 
 def make_value(vocabulary, heads=("reward",), seed=7):
@@ -46,47 +52,6 @@ def value(tiny_tokenizer):
 @pytest.fixture
 def two(tiny_tokenizer):
     return make_value(len(tiny_tokenizer), ("helpful", "short"), seed=8)
-
-
-@torch.no_grad()
-def last_value(model, ids, head=0):
-    """V of a text, head by head, from a forward of its own."""
-    hidden = model.backbone(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
-    return float(model.head.weight[head] @ hidden + model.head.bias[head])
-
-
-@torch.no_grad()
-def guided_logits(policy, guides, ids, k=K):
-    """The formula. `guides`: (value model, head, beta)."""
-    logits = policy(torch.tensor([ids])).logits[0, -1].clone()
-    candidates = sorted(range(len(logits)), key=lambda a: -float(logits[a]))[:k]
-    moved = logits.clone()
-    for model, head, beta in guides:
-        values = {a: last_value(model, [*ids, a], head) for a in candidates}
-        mean = sum(values.values()) / k
-        for a in candidates:
-            moved[a] += beta * (values[a] - mean)
-    return moved
-
-
-def greedy(policy, guides, prompt, length, k=K, eos=1):
-    ids = list(prompt)
-    while len(ids) - len(prompt) < length:
-        ids.append(int(guided_logits(policy, guides, ids, k).argmax()))
-        if ids[-1] == eos:
-            break
-    return ids[len(prompt) :]
-
-
-def run(policy, processor, prompts, length=8, **kwargs):
-    """`generate` as users call it; ids up to the end of sequence."""
-    ids, mask = left_padded(prompts, 0)
-    kwargs = {"do_sample": False, "pad_token_id": 0, "eos_token_id": 1} | kwargs
-    output = policy.generate(
-        input_ids=ids, attention_mask=mask, max_new_tokens=length, logits_processor=[processor], **kwargs
-    )
-    rows = output[:, ids.shape[1] :].tolist()
-    return [row[: row.index(1) + 1] if 1 in row else row for row in rows]
 
 
 # -------------------------------------------------------------------------------------------------------- the formula
@@ -118,7 +83,7 @@ def test_sign_a_better_candidate_rises(tiny_model, value):
     ids = torch.tensor([PROMPTS[2]])
     logits = tiny_model(ids).logits[:, -1].detach()
     candidates = logits.topk(K).indices[0].tolist()
-    values = torch.tensor([last_value(value, [*PROMPTS[2], a]) for a in candidates])
+    values = torch.tensor([state_value(value, [*PROMPTS[2], a]) for a in candidates])
     best, worst = candidates[int(values.argmax())], candidates[int(values.argmin())]
     up = ValueAugmentedLogitsProcessor(value, 1.0, K)(ids, logits)[0] - logits[0]
     assert up[best] > 0 > up[worst]
@@ -164,7 +129,7 @@ def test_other_processors_may_leave_fewer_candidates(value):
     scores = torch.full((1, value.config.get_text_config().vocab_size), -torch.inf)
     scores[0, [4, 8]] = torch.tensor([1.0, 2.0])
     found = ValueAugmentedLogitsProcessor(value, 2.0, K)(torch.tensor([PROMPTS[0]]), scores)
-    values = [last_value(value, [*PROMPTS[0], a]) for a in (4, 8)]
+    values = [state_value(value, [*PROMPTS[0], a]) for a in (4, 8)]
     mean = sum(values) / 2
     expected = [1 + 2 * (values[0] - mean), 2 + 2 * (values[1] - mean)]
     assert found[0, [4, 8]].tolist() == pytest.approx(expected, abs=1e-4)
@@ -178,8 +143,8 @@ def test_greedy_batch_of_different_lengths_equals_one_by_one(tiny_model, value):
     """Two rows end early, so that padding is fed to a batch that goes on."""
     processor = ValueAugmentedLogitsProcessor(value, 3.0, K)
     expected = [greedy(tiny_model, [(value, 0, 3.0)], prompt, 12) for prompt in PROMPTS]
-    assert run(tiny_model, processor, PROMPTS, 12) == expected
-    assert [run(tiny_model, processor, [prompt], 12)[0] for prompt in PROMPTS] == expected
+    assert run_generate(tiny_model, processor, PROMPTS, 12) == expected
+    assert [run_generate(tiny_model, processor, [prompt], 12)[0] for prompt in PROMPTS] == expected
     assert expected != [greedy(tiny_model, [], prompt, 12) for prompt in PROMPTS]
 
 
@@ -207,7 +172,7 @@ def test_rows_that_have_ended_do_not_disturb_the_others(tiny_model, value):
 def test_cache_of_the_base(tiny_model, value, cache):
     processor = ValueAugmentedLogitsProcessor(value, 3.0, K)
     expected = [greedy(tiny_model, [(value, 0, 3.0)], prompt, 6) for prompt in PROMPTS]
-    assert run(tiny_model, processor, PROMPTS, 6, **cache) == expected
+    assert run_generate(tiny_model, processor, PROMPTS, 6, **cache) == expected
 
 
 def test_samples_follow_the_guided_distribution(tiny_model, value):
@@ -215,7 +180,9 @@ def test_samples_follow_the_guided_distribution(tiny_model, value):
     torch.manual_seed(0)
     n, prompt = 4000, PROMPTS[0]
     processor = ValueAugmentedLogitsProcessor(value, 2.0, K)
-    drawn = run(tiny_model, processor, [prompt], 2, do_sample=True, temperature=0.7, top_k=0, num_return_sequences=n)
+    drawn = run_generate(
+        tiny_model, processor, [prompt], 2, do_sample=True, temperature=0.7, top_k=0, num_return_sequences=n
+    )
     first = (guided_logits(tiny_model, [(value, 0, 2.0)], prompt) / 0.7).softmax(-1)
     counts = torch.tensor([row[0] for row in drawn]).bincount(minlength=len(first))
     assert chi_squared_per_cell(counts, first) < 2.5
@@ -240,14 +207,14 @@ def test_num_return_sequences_and_row_betas(tiny_model, value):
     expected = [
         greedy(tiny_model, [(value, 0, beta)], prompt, 6) for prompt, beta in zip(PROMPTS, processor.beta, strict=True)
     ]
-    assert run(tiny_model, processor, PROMPTS, 6) == expected
-    found = run(tiny_model, processor, PROMPTS, 6, do_sample=True, top_k=1, num_return_sequences=3)
+    assert run_generate(tiny_model, processor, PROMPTS, 6) == expected
+    found = run_generate(tiny_model, processor, PROMPTS, 6, do_sample=True, top_k=1, num_return_sequences=3)
     assert found == [row for row in expected for _ in range(3)]
     processor.beta = [3.0, -3.0, 0.0]
-    found = run(tiny_model, processor, [PROMPTS[0]] * 3, 6)
+    found = run_generate(tiny_model, processor, [PROMPTS[0]] * 3, 6)
     assert found == [greedy(tiny_model, [(value, 0, beta)], PROMPTS[0], 6) for beta in (3.0, -3.0, 0.0)]
     with pytest.raises(ValueError, match="`beta` has 3 rows and the batch has 4"):
-        run(tiny_model, processor, PROMPTS, 6)
+        run_generate(tiny_model, processor, PROMPTS, 6)
 
 
 def test_weights_change_between_calls_and_rows_may_have_other_heads(tiny_model, two):
@@ -259,7 +226,7 @@ def test_weights_change_between_calls_and_rows_may_have_other_heads(tiny_model, 
             greedy(tiny_model, [(two, i, row.get(name, 0.0)) for i, name in enumerate(two.head_names)], prompt, 5)
             for prompt, row in zip(PROMPTS, rows, strict=True)
         ]
-        assert run(tiny_model, processor, PROMPTS, 5) == expected
+        assert run_generate(tiny_model, processor, PROMPTS, 5) == expected
 
 
 def test_a_head_that_is_switched_on_on_the_way_catches_up(tiny_model, value, two):
@@ -276,7 +243,7 @@ def test_a_head_that_is_switched_on_on_the_way_catches_up(tiny_model, value, two
 
 def test_no_weight_changes_nothing_and_costs_nothing(tiny_model, value):
     processor = ValueAugmentedLogitsProcessor(value, 0.0, K)
-    assert run(tiny_model, processor, PROMPTS) == [greedy(tiny_model, [], prompt, 8) for prompt in PROMPTS]
+    assert run_generate(tiny_model, processor, PROMPTS) == [greedy(tiny_model, [], prompt, 8) for prompt in PROMPTS]
     assert (processor.value_calls, processor.value_tokens) == (0, 0)
 
 
@@ -335,7 +302,7 @@ def test_every_value_token_is_fed_once(tiny_model, value):
     fed, real = [], value.backbone.forward
     processor = ValueAugmentedLogitsProcessor(value, 3.0, 20)
     value.backbone.forward = lambda **kwargs: fed.append(kwargs["input_ids"].shape[1]) or real(**kwargs)
-    found = run(tiny_model, processor, [prompt], 16, eos_token_id=None)
+    found = run_generate(tiny_model, processor, [prompt], 16, eos_token_id=None)
     assert fed == [64] + [20] * 16
     assert (processor.value_calls, processor.value_tokens) == (17, 384)
     del value.backbone.forward
@@ -348,7 +315,7 @@ def test_a_token_outside_the_candidates_rides_along(tiny_model, value):
     fed, real = [], value.backbone.forward
     processor = ValueAugmentedLogitsProcessor(value, 0.1, 2)
     value.backbone.forward = lambda **kwargs: fed.append(kwargs["input_ids"].shape) or real(**kwargs)
-    run(tiny_model, processor, PROMPTS, 20, do_sample=True, temperature=3.0, top_k=0, eos_token_id=None)
+    run_generate(tiny_model, processor, PROMPTS, 20, do_sample=True, temperature=3.0, top_k=0, eos_token_id=None)
     assert fed[0] == (4, 7)
     assert set(fed[1:]) == {(4, 2), (4, 3)}
     assert len(fed) == 21
@@ -358,7 +325,7 @@ def test_a_prompt_of_several_completions_is_read_once(tiny_model, tiny_tokenizer
     fed, real = [], value.backbone.forward
     processor = ValueAugmentedLogitsProcessor(value, 3.0, K)
     value.backbone.forward = lambda **kwargs: fed.append(kwargs["input_ids"].shape) or real(**kwargs)
-    run(tiny_model, processor, PROMPTS, 2, do_sample=True, num_return_sequences=5, eos_token_id=None)
+    run_generate(tiny_model, processor, PROMPTS, 2, do_sample=True, num_return_sequences=5, eos_token_id=None)
     assert fed[:2] == [(4, 7), (20, 6)]
 
 
@@ -366,14 +333,16 @@ def test_reused_for_unrelated_prompts(tiny_model, value):
     processor = ValueAugmentedLogitsProcessor(value, 3.0, K)
     others = [[33, 34, 35], [36], [37, 38, 39, 40, 41, 42, 43], [44, 45]]  # of the same shape
     for prompts in (PROMPTS, others, PROMPTS[:2], [[5] * 30], PROMPTS, PROMPTS):
-        assert run(tiny_model, processor, prompts, 5) == [
+        assert run_generate(tiny_model, processor, prompts, 5) == [
             greedy(tiny_model, [(value, 0, 3.0)], prompt, 5) for prompt in prompts
         ]
     calls = processor.value_calls
-    run(tiny_model, processor, PROMPTS, 5)
+    run_generate(tiny_model, processor, PROMPTS, 5)
     assert processor.value_calls == calls + 5, "the same prompts again: cut back, not read again"
     processor.reset()
-    assert run(tiny_model, processor, others, 5) == [greedy(tiny_model, [(value, 0, 3.0)], p, 5) for p in others]
+    assert run_generate(tiny_model, processor, others, 5) == [
+        greedy(tiny_model, [(value, 0, 3.0)], p, 5) for p in others
+    ]
 
 
 def test_padding_where_the_config_names_none(tiny_model, tiny_tokenizer, value):
@@ -381,7 +350,7 @@ def test_padding_where_the_config_names_none(tiny_model, tiny_tokenizer, value):
     expected = [greedy(tiny_model, [(value, 0, 3.0)], prompt, 4) for prompt in PROMPTS]
     value.config.get_text_config().pad_token_id = None
     value.config.pad_token_id = 0
-    assert run(tiny_model, ValueAugmentedLogitsProcessor(value, 3.0, K), PROMPTS, 4) == expected
+    assert run_generate(tiny_model, ValueAugmentedLogitsProcessor(value, 3.0, K), PROMPTS, 4) == expected
     value.config.record_tokenizer(tiny_tokenizer)
     assert value.config.pad_token_id == tiny_tokenizer.pad_token_id
 
@@ -393,15 +362,15 @@ def test_mask_of_other_prompts(tiny_model, value):
     others = [[37, 38, 39, 40, 41, 42, 43], [33, 34], [44, 45], [36]]
     for prompts in (PROMPTS, others):
         expected = [greedy(tiny_model, [(value, 0, 3.0)], prompt, 4) for prompt in prompts]
-        assert run(tiny_model, processor, prompts, 4) == expected
+        assert run_generate(tiny_model, processor, prompts, 4) == expected
     value.config.get_text_config().pad_token_id = None
     processor = ValueAugmentedLogitsProcessor(value, 3.0, K, attention_mask=mask)
-    run(tiny_model, processor, PROMPTS, 4)
+    run_generate(tiny_model, processor, PROMPTS, 4)
     with pytest.raises(ValueError, match="not the prompts that `attention_mask` was given for"):
-        run(tiny_model, processor, others, 4)
+        run_generate(tiny_model, processor, others, 4)
     processor.attention_mask = left_padded(others, 0)[1]
     expected = [greedy(tiny_model, [(value, 0, 3.0)], prompt, 4) for prompt in others]
-    assert run(tiny_model, processor, others, 4) == expected
+    assert run_generate(tiny_model, processor, others, 4) == expected
 
 
 def test_padding_that_is_also_the_start_of_a_text(tiny_model, value):
@@ -466,9 +435,9 @@ def test_four_bit_value_model_and_policy(tiny_tokenizer, tmp_path):
     processor = ValueAugmentedLogitsProcessor(value, 3.0, K)
     assert processor.guides[0].reader.tree.form == "shared"
     expected = [greedy(policy, [(value, 0, 3.0)], prompt, 6) for prompt in PROMPTS]
-    assert run(policy, processor, PROMPTS, 6) == expected
+    assert run_generate(policy, processor, PROMPTS, 6) == expected
     whole = make_value(len(tiny_tokenizer))
-    assert abs(last_value(value, PROMPTS[2]) - last_value(whole, PROMPTS[2])) > 1e-4, "it is not in 4 bits"
+    assert abs(state_value(value, PROMPTS[2]) - state_value(whole, PROMPTS[2])) > 1e-4, "it is not in 4 bits"
 
 
 def test_adapter_and_head_on_the_policy_itself(tiny_model):
@@ -483,7 +452,7 @@ def test_adapter_and_head_on_the_policy_itself(tiny_model):
     assert [greedy(tiny_model, [], prompt, 6) for prompt in PROMPTS] == before
     expected = [greedy(tiny_model, [(value, 0, 3.0)], prompt, 6) for prompt in PROMPTS]
     assert expected != before
-    assert run(tiny_model, ValueAugmentedLogitsProcessor(value, 3.0, K), PROMPTS, 6) == expected
+    assert run_generate(tiny_model, ValueAugmentedLogitsProcessor(value, 3.0, K), PROMPTS, 6) == expected
 
 
 def test_decoding_with_an_adapter_on_the_policy(tiny_model_dir, tmp_path):
@@ -554,15 +523,15 @@ def test_one_number_for_several_heads(value, two):
 def test_calls_that_cannot_be(tiny_model, tiny_tokenizer, value):
     vocabulary = len(tiny_tokenizer)
     with pytest.raises(ValueError, match=f"`top_k` is 5000, but the vocabulary has only {vocabulary} tokens"):
-        run(tiny_model, ValueAugmentedLogitsProcessor(value, 3.0, 5000), PROMPTS)
+        run_generate(tiny_model, ValueAugmentedLogitsProcessor(value, 3.0, 5000), PROMPTS)
     processor = ValueAugmentedLogitsProcessor(value, 3.0, K)
     with pytest.raises(ValueError, match="Row 1 has no tokens"):
-        run(tiny_model, processor, [[5, 6], []])
+        run_generate(tiny_model, processor, [[5, 6], []])
     with pytest.raises(ValueError, match="Row 0 has no tokens"):
         processor(torch.zeros(1, 0, dtype=torch.long), torch.zeros(1, vocabulary))
     whole = ValueAugmentedLogitsProcessor(value, 3.0, vocabulary)
     expected = greedy(tiny_model, [(value, 0, 3.0)], PROMPTS[0], 3, k=vocabulary)
-    assert run(tiny_model, whole, PROMPTS[:1], 3) == [expected]
+    assert run_generate(tiny_model, whole, PROMPTS[:1], 3) == [expected]
 
 
 # -------------------------------------------------------------------------------------------------------- vocabularies
@@ -586,32 +555,31 @@ def other_tokenizer():
 def test_a_vocabulary_that_differs_is_refused(tiny_model, tiny_tokenizer, value):
     other = other_tokenizer()
     message = r"token 0 is '<s>' for it and '<\|pad\|>' for the language model.*retokenize=True"
-    with pytest.raises(ValueError, match=message):
-        check_vocabulary(tiny_tokenizer, other)
+    assert re.search(message, value_vocabulary_mismatch(tiny_tokenizer, other))
     with pytest.raises(ValueError, match=message):
         ValueAugmentedLogitsProcessor(value, tokenizer=tiny_tokenizer, value_tokenizer=other)
-    check_vocabulary(tiny_tokenizer, value)  # it remembers none
+    assert not value_vocabulary_mismatch(tiny_tokenizer, value)  # its config has no digest of a vocabulary
     value.config.record_tokenizer(other)
     with pytest.raises(ValueError, match="trained with another vocabulary"):
         ValueAugmentedLogitsProcessor({"kind": value}, tokenizer=tiny_tokenizer)
     value.config.record_tokenizer(tiny_tokenizer)
-    check_vocabulary(tiny_tokenizer, value)
+    assert not value_vocabulary_mismatch(tiny_tokenizer, value)
     longer = make_tokenizer()
     longer.add_tokens(["<more>"])
-    check_vocabulary(tiny_tokenizer, longer)
-    check_vocabulary(longer, tiny_tokenizer)
+    assert not value_vocabulary_mismatch(tiny_tokenizer, longer)
+    assert not value_vocabulary_mismatch(longer, tiny_tokenizer)
 
 
 def test_vocabularies_of_different_size(tiny_tokenizer, value):
     """Without tokenizers nobody can say that one is the other with padding."""
     larger = make_model(len(tiny_tokenizer) + 8)
     with pytest.raises(ValueError, match=r"has \d+ tokens and the value model \d+.*tokenizer=.*retokenize=True"):
-        run(larger, ValueAugmentedLogitsProcessor(value, 3.0, K), PROMPTS, 4)
+        run_generate(larger, ValueAugmentedLogitsProcessor(value, 3.0, K), PROMPTS, 4)
     same = {"tokenizer": tiny_tokenizer, "value_tokenizer": tiny_tokenizer}
     with torch.no_grad():
         larger.lm_head.weight[-8:] = 0
     expected = [greedy(larger, [(value, 0, 3.0)], prompt, 4) for prompt in PROMPTS[:2]]
-    assert run(larger, ValueAugmentedLogitsProcessor(value, 3.0, K, **same), PROMPTS[:2], 4) == expected
+    assert run_generate(larger, ValueAugmentedLogitsProcessor(value, 3.0, K, **same), PROMPTS[:2], 4) == expected
     processor = ValueAugmentedLogitsProcessor(value, 3.0, K, **same)
     with pytest.raises(ValueError, match=rf"Token {len(tiny_tokenizer) + 3} is not in the vocabulary"):
         processor(torch.tensor([[5, len(tiny_tokenizer) + 3]]), torch.zeros(1, len(tiny_tokenizer) + 8))
@@ -626,7 +594,7 @@ def test_retokenize(tiny_model, tiny_tokenizer):
 
     def value_of(ids):
         text = tiny_tokenizer.decode(ids, skip_special_tokens=True)
-        return last_value(value, other(text)["input_ids"] + ([1] if ids[-1] == 1 else []))
+        return state_value(value, other(text)["input_ids"] + ([1] if ids[-1] == 1 else []))
 
     ids, _ = left_padded(PROMPTS, 0)
     logits = torch.randn(4, len(tiny_tokenizer), generator=torch.Generator().manual_seed(0))
@@ -638,7 +606,7 @@ def test_retokenize(tiny_model, tiny_tokenizer):
         values = [value_of([*prompt, a]) for a in candidates]
         expected = [float(logits[n, a]) + 3 * (v - sum(values) / K) for a, v in zip(candidates, values, strict=True)]
         assert found[n, candidates].tolist() == pytest.approx(expected, abs=1e-3)
-    assert len(run(tiny_model, processor, PROMPTS, 3)) == 4
+    assert len(run_generate(tiny_model, processor, PROMPTS, 3)) == 4
     same = ValueAugmentedLogitsProcessor(
         make_value(len(tiny_tokenizer)), tokenizer=tiny_tokenizer, value_tokenizer=tiny_tokenizer, retokenize=True
     )

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_model, make_tokenizer
+from oracles.guided_decoding import PROMPTS, K, make_value, randomize
 from peft import LoraConfig
 
 from trl_ext import ValueAugmentedLogitsProcessor, ValueModel
@@ -19,10 +20,8 @@ from trl_ext.methods.vas.policies import guided_policy
 from trl_ext.models.backbone_and_head import BackboneAndHead
 
 
-PROMPTS = [[15, 16, 17], [19], [11, 12, 13, 14, 15, 16, 17], [20, 21]]
 FORMS = ["state", "action", "policy"]
 HEADS = ("a", "b")
-K = 6
 
 
 @pytest.fixture
@@ -35,23 +34,12 @@ def policy(tokenizer: Any) -> Any:
     return make_model(len(tokenizer))
 
 
-def make_value(form: str, policy: Any, heads: tuple[str, ...] = ("reward",), seed: int = 7) -> ValueModel:
-    """A value model whose values differ by a few units between candidates."""
-    torch.manual_seed(seed)
-    if form == "policy":
-        model = ValueModel.on_policy(policy, heads, form=form, action_rank=3)
-    elif form == "adapter":
-        lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
-        model = ValueModel.on_policy(policy, heads, peft_config=lora)
-    else:
-        backbone = make_model(policy.config.vocab_size, seed=seed)
-        model = ValueModel.from_backbone(backbone, heads, form=form, action_rank=3)
-    with torch.no_grad():
-        model.head.weight.normal_(std=0.3)
-        if model.config.form != "state":
-            model.action.query.weight.normal_(std=0.3)
-            model.action.actions.weight.normal_(std=0.5)
-    return model.eval()
+def value_model(form: str, policy: Any, heads: tuple[str, ...] = ("reward",), seed: int = 7) -> ValueModel:
+    """A value model of one of the forms, or with an adapter on the policy."""
+    if form != "adapter":
+        return make_value(form, policy, heads, seed)
+    lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    return randomize(ValueModel.on_policy(policy, heads, peft_config=lora), seed)
 
 
 def tokens(policy: Any, value: Any, beta: Any, *, static: bool, prompts: Any = PROMPTS, **kwargs: Any) -> torch.Tensor:
@@ -69,7 +57,7 @@ def tokens(policy: Any, value: Any, beta: Any, *, static: bool, prompts: Any = P
 @pytest.mark.parametrize("form", [*FORMS, "adapter"])
 def test_tokens_are_those_of_the_ordinary_loop(policy: Any, form: str, heads: tuple[str, ...]) -> None:
     """Rows of other lengths, a weight for each row and head, and all of the vocabulary as candidates."""
-    value = make_value(form, policy, heads)
+    value = value_model(form, policy, heads)
     unguided = tokens(policy, value, dict.fromkeys(heads, 0.0), static=False)
     per_row = [{head: (-1) ** i * (i + j) / 2 for j, head in enumerate(heads, 1)} for i in range(len(PROMPTS))]
     for beta in (dict.fromkeys(heads, 2.0), per_row):
@@ -80,13 +68,13 @@ def test_tokens_are_those_of_the_ordinary_loop(policy: Any, form: str, heads: tu
 
 
 def test_no_weight_is_no_guidance(policy: Any) -> None:
-    value = make_value("state", policy)
+    value = value_model("state", policy)
     assert torch.equal(tokens(policy, value, 0.0, static=True), tokens(policy, value, 0.0, static=False))
 
 
 def test_weights_and_prompts_are_inputs_of_a_loop(policy: Any) -> None:
     """Other ones are no reason to make another; other value models and another k are."""
-    value, other = make_value("state", policy), make_value("state", policy, seed=8)
+    value, other = value_model("state", policy), value_model("state", policy, seed=8)
     tokens(policy, value, 1.0, static=True)
     [loop] = cached_loops(policy)._loops.values()
     for beta, prompts in ((-2.0, PROMPTS), (3.0, [[30, 31], [32], [33, 34, 35], [36]])):
@@ -100,7 +88,7 @@ def test_weights_and_prompts_are_inputs_of_a_loop(policy: Any) -> None:
 
 
 def test_a_head_that_was_trained_on_is_read_anew(policy: Any) -> None:
-    value = make_value("state", policy)
+    value = value_model("state", policy)
     before = tokens(policy, value, 2.0, static=True)
     with torch.no_grad():
         value.head.weight.neg_()
@@ -110,7 +98,7 @@ def test_a_head_that_was_trained_on_is_read_anew(policy: Any) -> None:
 
 
 def test_forms_are_composed(policy: Any) -> None:
-    models = {form: make_value(form, policy, seed=i) for i, form in enumerate(FORMS)}
+    models = {form: value_model(form, policy, seed=i) for i, form in enumerate(FORMS)}
     beta = {"state": 1.0, "action": -2.0, "policy": 0.5}
     expected = tokens(policy, models, beta, static=False)
     assert torch.equal(tokens(policy, models, beta, static=True), expected)
@@ -119,7 +107,7 @@ def test_forms_are_composed(policy: Any) -> None:
 
 
 def test_texts_end(policy: Any) -> None:
-    value = make_value("state", policy)
+    value = value_model("state", policy)
     free = tokens(policy, value, 2.0, static=False)
     ends = [int(free[0, 2]), int(free[2, 5])]
     expected = tokens(policy, value, 2.0, static=False, eos_token_id=ends, max_new_tokens=40)
@@ -129,7 +117,7 @@ def test_texts_end(policy: Any) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_sampling_by_seed(policy: Any, tokenizer: Any, form: str) -> None:
     """What guided policies do on a GPU by themselves: several answers a prompt, drawn beyond the candidates too."""
-    value, found = make_value(form, policy), {}
+    value, found = value_model(form, policy), {}
     for wanted in ("never", "always"):
         guided = guided_policy(policy, tokenizer, value, 2.0, K)
         settings = GenerationSettings(num_generations=3, max_completion_length=20, temperature=1.5, cuda_graphs=wanted)
@@ -145,7 +133,7 @@ def test_a_value_model_of_another_vocabulary_is_refused(policy: Any, tokenizer: 
 
 
 def test_a_value_model_elsewhere_is_left_to_the_ordinary_loop(policy: Any) -> None:
-    processor = ValueAugmentedLogitsProcessor(make_value("state", policy), 2.0, K, pad_token_id=0)
+    processor = ValueAugmentedLogitsProcessor(value_model("state", policy), 2.0, K, pad_token_id=0)
     assert processor.static_unsupported_reason(BackboneAndHead(policy)) == ""
     processor.guides[0].device = torch.device("meta")
     assert "another device" in processor.static_unsupported_reason(BackboneAndHead(policy))
@@ -153,7 +141,7 @@ def test_a_value_model_elsewhere_is_left_to_the_ordinary_loop(policy: Any) -> No
 
 @pytest.mark.parametrize("form", FORMS)
 def test_other_weights_of_a_value_model_make_another_loop(policy: Any, form: str) -> None:
-    value = make_value(form, policy)
+    value = value_model(form, policy)
     processor = ValueAugmentedLogitsProcessor(value, 2.0, K, pad_token_id=0)
     keys = [processor.static_key()]
     with torch.no_grad():
@@ -168,7 +156,7 @@ def test_other_weights_of_a_value_model_make_another_loop(policy: Any, form: str
 
 
 def test_a_policy_that_cannot_is_refused_with_always_and_served_with_auto(policy: Any, tokenizer: Any) -> None:
-    value = make_value("state", policy)
+    value = value_model("state", policy)
 
     def run(wanted: str) -> Any:
         def guides(ids: torch.Tensor, mask: torch.Tensor) -> list[Any]:
@@ -189,7 +177,7 @@ def test_a_policy_that_cannot_is_refused_with_always_and_served_with_auto(policy
 @pytest.mark.parametrize("form", FORMS)
 def test_a_graph_gives_the_tokens_of_the_ordinary_loop(policy: Any, form: str) -> None:
     policy.cuda()
-    value = make_value(form, policy).cuda()
+    value = value_model(form, policy).cuda()
     ids, mask = (x.cuda() for x in left_padded(PROMPTS, 0))
     common = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None, "max_new_tokens": 12}
     for beta in (2.0, -2.0):  # recorded, and replayed with another weight

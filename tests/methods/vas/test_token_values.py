@@ -24,7 +24,7 @@ import trl_ext.logprobs.prefix_attention as cascade
 import trl_ext.logprobs.row_layout as shared_rows
 import trl_ext.logprobs.shared_prefix as prefix
 from trl_ext.logprobs.prefix_attention import CASCADE
-from trl_ext.methods.vas.token_values import States
+from trl_ext.methods.vas.token_values import CompletionValues
 from trl_ext.methods.vas.value_model.model import ValueModel
 
 
@@ -67,14 +67,14 @@ def test_each_token_and_all_gradients_equal_a_loop(stand_in, form, attention, he
     (weights * expected).sum().backward()
     reference = gradients(model)
     model.zero_grad()
-    reader = States(model, 0, shared_prefix="never" if form == "separate" else "always")
+    reader = CompletionValues(model, 0, shared_prefix="never" if form == "separate" else "always")
     tokens = reader(model, prompts, completions)
     assert tokens.form == form
-    assert tokens.states.shape == (len(flat(completions)), 7, len(heads))
+    assert tokens.values.shape == (len(flat(completions)), 7, len(heads))
     assert tokens.mask.sum(dim=1).tolist() == [len(c) for c in flat(completions)]
-    assert (tokens.states[~tokens.mask] == 0).all()
-    torch.testing.assert_close(tokens.states[tokens.mask], expected, rtol=1e-4, atol=1e-4)
-    (weights * tokens.states[tokens.mask]).sum().backward()
+    assert (tokens.values[~tokens.mask] == 0).all()
+    torch.testing.assert_close(tokens.values[tokens.mask], expected, rtol=1e-4, atol=1e-4)
+    (weights * tokens.values[tokens.mask]).sum().backward()
     found = gradients(model)
     assert found.keys() == reference.keys()
     for name, gradient in reference.items():
@@ -83,19 +83,19 @@ def test_each_token_and_all_gradients_equal_a_loop(stand_in, form, attention, he
 
 def test_padding_changes_nothing():
     model = value_model()
-    plain = States(model, 0, shared_prefix="never")(model, PROMPTS, COMPLETIONS)
+    plain = CompletionValues(model, 0, shared_prefix="never")(model, PROMPTS, COMPLETIONS)
     for setting in ("always", "never"):
-        padded = States(model, 5, shared_prefix=setting, pad_to_multiple_of=8)(model, PROMPTS, COMPLETIONS)
-        torch.testing.assert_close(padded.states, plain.states, rtol=1e-4, atol=1e-4)
+        padded = CompletionValues(model, 5, shared_prefix=setting, pad_to_multiple_of=8)(model, PROMPTS, COMPLETIONS)
+        torch.testing.assert_close(padded.values, plain.values, rtol=1e-4, atol=1e-4)
 
 
 def test_one_prompt_at_a_time_is_the_same():
     model = value_model()
-    reader = States(model, 0, shared_prefix="always")
+    reader = CompletionValues(model, 0, shared_prefix="always")
     whole = reader(model, PROMPTS, COMPLETIONS)
     parts = [reader(model, [p], [c]) for p, c in zip(PROMPTS, COMPLETIONS, strict=True)]
     torch.testing.assert_close(
-        whole.states[whole.mask], torch.cat([part.states[part.mask] for part in parts]), rtol=1e-4, atol=1e-4
+        whole.values[whole.mask], torch.cat([part.values[part.mask] for part in parts]), rtol=1e-4, atol=1e-4
     )
 
 
@@ -118,7 +118,7 @@ def test_what_is_wrong_is_seen_although_the_head_is_zero(monkeypatch, caplog, fa
     model = ValueModel.from_backbone(make_model(64))
     monkeypatch.setattr(*fault)
     with caplog.at_level(logging.WARNING):
-        tokens = States(model, 0, shared_prefix="always")(model, PROMPTS, COMPLETIONS)
+        tokens = CompletionValues(model, 0, shared_prefix="always")(model, PROMPTS, COMPLETIONS)
     assert tokens.form == "separate"
     assert "the hidden state differs" in caplog.text
 
@@ -126,16 +126,16 @@ def test_what_is_wrong_is_seen_although_the_head_is_zero(monkeypatch, caplog, fa
 def test_works_through_the_wrapper_of_distributed_training():
     model = value_model()
     expected = by_loop(model, PROMPTS, COMPLETIONS)
-    tokens = States(model, 0, shared_prefix="always")(Wrapper(model), PROMPTS, COMPLETIONS)
+    tokens = CompletionValues(model, 0, shared_prefix="always")(Wrapper(model), PROMPTS, COMPLETIONS)
     assert tokens.form == "dense"
-    torch.testing.assert_close(tokens.states[tokens.mask], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(tokens.values[tokens.mask], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_bf16_shares_and_keeps_float32_values(caplog):
     model = value_model()
     expected = by_loop(model, PROMPTS, COMPLETIONS)
     with torch.autocast("cpu", torch.bfloat16), caplog.at_level(logging.WARNING):
-        tokens = States(model, 0, shared_prefix="always")(model, PROMPTS, COMPLETIONS)
-    assert (tokens.form, tokens.states.dtype) == ("dense", torch.float32)
+        tokens = CompletionValues(model, 0, shared_prefix="always")(model, PROMPTS, COMPLETIONS)
+    assert (tokens.form, tokens.values.dtype) == ("dense", torch.float32)
     assert not caplog.records
-    assert (tokens.states[tokens.mask] - expected).abs().max() < 0.05 * expected.abs().max()
+    assert (tokens.values[tokens.mask] - expected).abs().max() < 0.05 * expected.abs().max()

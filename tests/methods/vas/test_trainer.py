@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from trl_ext import ValueModel, VASConfig, VASTrainer
 from trl_ext.data.schema import DataError
-from trl_ext.methods.vas.data import totals
+from trl_ext.methods.vas.data import total_rewards
 
 
 ROWS = [
@@ -520,7 +520,7 @@ def test_several_reward_functions_are_several_heads(tmp_path: Path) -> None:
     rollout = summed._rounds._rollouts[0]
     texts = run._tokenizer.batch_decode(rollout.completion_ids, skip_special_tokens=True)
     expected = [a + 2 * b for a, b in zip(letter_reward(texts), vowel_reward(texts), strict=True)]
-    assert totals([summed._by_head(rollout.rewards, rollout.scores)], 0) == expected
+    assert total_rewards([summed._by_head(rollout.rewards, rollout.scores)], 0) == expected
 
 
 @pytest.mark.parametrize("keep", [True, False])
@@ -794,7 +794,7 @@ def test_another_vocabulary_is_refused_with_what_to_do(tmp_path: Path) -> None:
     make_model(len(other)).save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match=r"another vocabulary.*'(film|movie)'.*same family.*peft_config"):
         trainer(tmp_path, value_model=str(tmp_path / "other"), processing_class=other)
-    with pytest.raises(ValueError, match=r"knows 20 tokens.*same family"):
+    with pytest.raises(ValueError, match=r"embeddings for 20 tokens.*same family"):
         trainer(tmp_path, value_model=make_model(20))
 
 

@@ -145,7 +145,7 @@ def test_a_saved_adapter_goes_onto_a_policy_and_can_be_trained_further(tmp_path:
 
 
 def test_what_is_no_value_model_or_has_no_base_is_refused(tmp_path: Path, tiny_model_dir: str) -> None:
-    with pytest.raises(ValueError, match=r"type 'llama' and no value model.*from_backbone"):
+    with pytest.raises(ValueError, match=r"type 'llama', not a value model.*from_backbone"):
         ValueModel.from_pretrained(tiny_model_dir)
     ValueModel.from_backbone(make_model(64)).save_pretrained(tmp_path / "full")
     with pytest.raises(ValueError, match="backbone of its own"):

@@ -9,7 +9,7 @@ from typing import ClassVar
 from trl_ext.training.config import ExtConfig
 from trl_ext.validation import check_at_least
 
-from .decision_process import FEATURES, FORCED, ORDERS, Process
+from .decision_process import FEATURES, FORCED, ORDERS, DecisionProcess
 
 
 @dataclass
@@ -197,9 +197,9 @@ class ProxyRLHFConfig(ExtConfig):
                 "order with `max_candidates`: set max_candidates=0 and a smaller `top_k`, or order='descending'."
             )
 
-    def process(self) -> Process:
+    def process(self) -> DecisionProcess:
         """The decision process that these settings describe."""
-        return Process(**{f.name: getattr(self, f.name) for f in fields(Process)})
+        return DecisionProcess(**{f.name: getattr(self, f.name) for f in fields(DecisionProcess)})
 
     @property
     def updates_per_round(self) -> int:

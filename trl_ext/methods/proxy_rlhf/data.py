@@ -93,7 +93,7 @@ class Decisions:
         following = torch.cat([self.response[1:], self.response.new_full((min(1, len(self)),), -1)])
         return self.response != following
 
-    def paying(self, kl_N: torch.Tensor) -> "Decisions":
+    def with_total_kl(self, kl_N: torch.Tensor) -> "Decisions":
         """
         The same, with the KL of each whole response (N,) paid: that of positions where there was nothing to decide,
         which earlier decisions led to, at its last decision.

@@ -11,7 +11,7 @@ from trl_ext.validation import check_fields
 
 
 @dataclass(frozen=True)
-class Process:
+class DecisionProcess:
     """
     How candidates are proposed and examined, alike in training and use.
 

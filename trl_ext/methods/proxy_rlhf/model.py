@@ -20,7 +20,7 @@ from trl_ext.models.load import base_of, loading_error, resolve_model_path
 from trl_ext.upstream import get_config_model_id
 from trl_ext.validation import check_at_least, check_value
 
-from .decision_process import FEATURES, Process
+from .decision_process import FEATURES, DecisionProcess
 from .decoding.generate import generate
 
 
@@ -41,7 +41,7 @@ class ProxyConfig(PreTrainedConfig):
         initial_accept_rate (`float`, *optional*, defaults to `0.5`):
             Probability with which an untrained proxy accepts.
         process (`dict`, *optional*):
-            Fields of the [`~trl_ext.methods.proxy_rlhf.decision_process.Process`] that it was trained in.
+            Fields of the [`~trl_ext.methods.proxy_rlhf.decision_process.DecisionProcess`] that it was trained in.
         llm_name (`str`, *optional*, defaults to `""`):
             The language model.
         llm_digest (`str`, *optional*, defaults to `""`):
@@ -65,13 +65,13 @@ class ProxyConfig(PreTrainedConfig):
             check_at_least(f"layer_sizes[{i}]", size, 1)
         if not 0 < self.initial_accept_rate < 1:
             raise ValueError(f"`initial_accept_rate` must be between 0 and 1, got {self.initial_accept_rate}.")
-        self.process = Process(**self.process or {}).as_dict()
+        self.process = DecisionProcess(**self.process or {}).as_dict()
         super().__post_init__(**kwargs)
 
     @property
-    def decision_process(self) -> Process:
+    def decision_process(self) -> DecisionProcess:
         """The process that the proxy was trained in."""
-        return Process(**self.process or {})
+        return DecisionProcess(**self.process or {})
 
 
 def default_layer_sizes(hidden_size: int) -> list[int]:
@@ -158,19 +158,20 @@ class ProxyModel(PreTrainedModel):
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[no-any-return]
 
     @classmethod
-    def for_model(cls, model: Any, process: Process | None = None, **settings: Any) -> "ProxyModel":
+    def for_model(cls, model: Any, process: DecisionProcess | None = None, **settings: Any) -> "ProxyModel":
         """
         A new proxy for a language model, on its device.
 
         Args:
             model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The language model.
-            process ([`~trl_ext.methods.proxy_rlhf.decision_process.Process`], *optional*): The process it decides in.
+            process ([`~trl_ext.methods.proxy_rlhf.decision_process.DecisionProcess`], *optional*):
+                Decision process of the proxy.
             settings: Further fields of [`ProxyConfig`].
         """
         base: Any = base_of(model)
         config = ProxyConfig(
             llm_hidden_size=base.config.get_text_config().hidden_size,
-            process=(process or Process()).as_dict(),
+            process=(process or DecisionProcess()).as_dict(),
             llm_name=llm_name(model),
             llm_digest=llm_digest(model),
             **settings,

@@ -25,8 +25,8 @@ from trl_ext.inference.policy import Policy
 from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.models.modes import evaluation_mode
 
-from .decision_process import Process
-from .decoding.batch import Answers, answer
+from .decision_process import DecisionProcess
+from .decoding.batch import ProxyCompletions, complete
 from .decoding.walk import Walk
 from .model import ProxyModel
 
@@ -35,7 +35,7 @@ def proxy_policy(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     proxy: ProxyModel,
-    process: Process | None = None,
+    process: DecisionProcess | None = None,
     *,
     greedy: bool = False,
     name: str = "proxy",
@@ -60,7 +60,7 @@ def proxy_policy(
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The language model.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
         proxy ([`ProxyModel`]): The proxy.
-        process ([`Process`], *optional*): By default the one it was trained in.
+        process ([`DecisionProcess`], *optional*): By default the one it was trained in.
         greedy (`bool`, *optional*, defaults to `False`): Whether the likelier decision is taken, not drawn.
         name, batch_size, progress, extras, series: As for [`~trl_ext.inference.guided.policy_with_processors`].
     """
@@ -71,13 +71,14 @@ def proxy_policy(
         now = narrowed(process, settings)
         config = settings.generation_config(model, tokenizer)
         k = settings.num_generations
-        rooms = [llm.context - len(p) for p in prompts] if llm.context else None
+        context_left = [llm.context - len(p) for p in prompts] if llm.context else None
         with evaluation_mode(model), evaluation_mode(proxy):
-            answers: Answers = answer(
+            answers: ProxyCompletions = complete(
                 llm, proxy, now, prompts,
                 seeds=torch.randint(2**62, (len(prompts) * k,)).tolist(),
-                max_new_tokens=settings.max_completion_length, rooms=rooms, eos=eos_token_ids(model, tokenizer),
-                pad=pad_token_id(tokenizer), batch_size=batch_size, greedy=greedy or not settings.temperature,
+                max_new_tokens=settings.max_completion_length, context_left=context_left,
+                eos=eos_token_ids(model, tokenizer), pad=pad_token_id(tokenizer), batch_size=batch_size,
+                greedy=greedy or not settings.temperature,
                 stop=StopStringCriteria(tokenizer, config.stop_strings) if config.stop_strings else None, show=show,
                 cuda_graphs=settings.cuda_graphs,
             )  # fmt: skip
@@ -108,7 +109,7 @@ def proxy_policy(
     return Policy(name, tokenizer, sample, logps if exact else None, stream, **more)
 
 
-def narrowed(process: Process, settings: GenerationSettings) -> Process:
+def narrowed(process: DecisionProcess, settings: GenerationSettings) -> DecisionProcess:
     """
     The process under generation settings of which the stricter holds; temperatures are multiplied.
 
@@ -134,7 +135,7 @@ def narrowed(process: Process, settings: GenerationSettings) -> Process:
 def proxy_logps(
     llm: BackboneAndHead,
     proxy: ProxyModel,
-    process: Process,
+    process: DecisionProcess,
     prompts: list[list[int]],
     groups: list[list[list[int]]],
     *,
@@ -145,7 +146,8 @@ def proxy_logps(
     Log-probabilities of completions under the distribution that the decisions induce.
 
     Args:
-        llm ([`BackboneAndHead`]), proxy ([`ProxyModel`]), process ([`Process`]): Who proposes, who decides, and how.
+        llm ([`BackboneAndHead`]), proxy ([`ProxyModel`]), process ([`DecisionProcess`]): The model,
+            the proxy and the process.
         prompts (`list[list[int]]`): Prompts of at least one token.
         groups (`list[list[list[int]]]`): For each prompt its completions; an empty one gets an empty tensor.
         pad_token_id (`int`): Token in padding.
@@ -235,9 +237,9 @@ class ProxyDecoding:
                     f"`{name}` must be 0 (as in training) or at least 2, got {getattr(self, name)}: of a single "
                     "candidate there is nothing to decide."
                 )
-        self._changed(Process())
+        self._changed(DecisionProcess())
 
-    def _changed(self, process: Process) -> Process:
+    def _changed(self, process: DecisionProcess) -> DecisionProcess:
         given = {"order": self.proxy_order, "top_k": self.proxy_top_k, "max_candidates": self.proxy_max_candidates}
         return replace(process, **{name: value for name, value in given.items() if value})  # type: ignore[arg-type]
 

@@ -45,7 +45,7 @@ from trl_ext.upstream import get_config_model_id
 
 from .config import ProxyRLHFConfig
 from .data import Decisions, minibatch
-from .decoding.batch import Answers, answer
+from .decoding.batch import ProxyCompletions, complete
 from .loading import load_proxy
 from .losses import decision_entropy, decision_logps, leave_one_out, policy_loss, value_loss
 from .model import ProxyModel
@@ -277,7 +277,7 @@ class ProxyRLHFTrainer(ExtTrainer):
                 "response, or the candidates were truncated to one everywhere (`top_p`, `min_p`)."
             )
         if args.kl_coef and args.process().exact:
-            decisions = decisions.paying(answers.kl)
+            decisions = decisions.with_total_kl(answers.kl)
         self._estimate(decisions, scores.to(decisions.logps.device))
         if args.whiten_advantages:
             decisions.advantages = whitened(decisions.advantages, self.accelerator)
@@ -311,14 +311,14 @@ class ProxyRLHFTrainer(ExtTrainer):
     def _proxy(self) -> ProxyModel:
         return self.accelerator.unwrap_model(self.model)  # type: ignore[no-any-return]
 
-    def _roll_out(self, rows: list[dict[str, Any]], mode: str) -> tuple[Answers, torch.Tensor]:
+    def _roll_out(self, rows: list[dict[str, Any]], mode: str) -> tuple[ProxyCompletions, torch.Tensor]:
         """Answers to `rows` and their scores (N,), NaN where no reward function applied; logs what came out."""
         args, process = self.args, self.args.process()
         train = mode == "train"
         # Every evaluation draws the same numbers, and every batch of it others.
         step = self.state.global_step if train else -1 - self._eval_batches
         prompts = [row["prompt_ids"] for row in rows]
-        rooms = [self._max_length - len(p) for p in prompts] if self._max_length else None
+        context_left = [self._max_length - len(p) for p in prompts] if self._max_length else None
         every = (1 if args.kl_coef else min(MEASURE_EVERY, args.max_completion_length)) if process.exact else 0
         with (
             gathered(self.language_model, self.accelerator),
@@ -326,10 +326,10 @@ class ProxyRLHFTrainer(ExtTrainer):
             evaluation_mode(self.model),
             self.compute_loss_context_manager(),
         ):
-            answers = answer(
+            answers = complete(
                 self.llm, self._proxy(), process, prompts,
                 seeds=_seeds(rows, args.seed, step, args.num_generations),
-                max_new_tokens=args.max_completion_length, rooms=rooms,
+                max_new_tokens=args.max_completion_length, context_left=context_left,
                 eos=eos_token_ids(self.language_model, self._tokenizer), pad=pad_token_id(self._tokenizer),
                 batch_size=sampling_batch_size(self),
                 record=train, measure_every=every, first_candidates=args.first_candidates,
@@ -347,7 +347,7 @@ class ProxyRLHFTrainer(ExtTrainer):
         self._measure_answers(answers, scores, meters)
         return answers, scores - args.missing_eos_penalty * ~torch.tensor(answers.ended)
 
-    def _measure_answers(self, answers: Answers, scores: torch.Tensor, meters: Meters) -> None:
+    def _measure_answers(self, answers: ProxyCompletions, scores: torch.Tensor, meters: Meters) -> None:
         tokens, asked = sum(map(len, answers.ids)), answers.asked.sum()
         examined, rejected, forced = (x.sum() for x in (answers.examined, answers.rejected, answers.forced))
         meters.add("accept_rate", examined - rejected, examined)

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""VAS (arXiv 2405.06639): a value model of a frozen language model's samples, which steers it when it answers."""
+"""VAS (arXiv 2405.06639): a value model learns from a frozen language model's samples and guides its decoding."""
 
 from trl_ext.method import Method
 
@@ -9,11 +9,11 @@ from trl_ext.method import Method
 METHOD = Method(
     name="vas",
     paper="2405.06639",
-    summary="Train a value model on a frozen model's scored samples; it steers that model's decoding.",
+    summary="Train a value model on a frozen model's scored samples; it guides that model's decoding.",
     config="trl_ext.methods.vas.config:VASConfig",
     trainer="trl_ext.methods.vas.trainer:VASTrainer",
     columns=("prompt", "completions", "scores"),
-    decoding="trl_ext.methods.vas.policies:VASDecoding",
+    decoding="trl_ext.methods.vas.endpoint_policies:VASEndpointDecoding",
     exports=(
         "trl_ext.methods.vas.value_model.config:ValueConfig",
         "trl_ext.methods.vas.value_model.model:ValueModel",

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What half a completion leads to: continuations of it by the model that began it, and their rewards."""
+"""Calibration: values of half completions against the mean reward of continuations sampled from them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,13 +20,13 @@ from trl_ext.training.statistics import Pairs
 
 
 @dataclass(frozen=True)
-class HalfWay:
+class HalfCompletion:
     """
-    A completion that was cut in the middle.
+    The first half of a completion.
 
     Args:
         row (`dict`): The tokenised row that it belongs to.
-        completion_ids (`list[int]`): Its first half, at least one token.
+        completion_ids (`list[int]`): Its tokens, at least one.
     """
 
     row: dict[str, Any]
@@ -34,28 +34,30 @@ class HalfWay:
 
     @property
     def prefix(self) -> list[int]:
-        """Prompt and half a completion."""
+        """Token ids of the prompt and the half completion."""
         return self.row["prompt_ids"] + self.completion_ids
 
 
-def half_way(rows: Sequence[dict[str, Any]], groups: Sequence[Sequence[list[int]]], limit: int) -> list[HalfWay]:
+def first_halves(
+    rows: Sequence[dict[str, Any]], groups: Sequence[Sequence[list[int]]], limit: int
+) -> list[HalfCompletion]:
     """
-    Completions of two tokens or more, each cut in the middle: first one of each row, then the next one of each.
+    First halves of completions with at least two tokens: the first completion of each row, then the second, and so on.
 
     Args:
         rows (`list[dict]`): Tokenised rows.
         groups (`list[list[list[int]]]`): The completions of each row.
-        limit (`int`): How many are taken at most.
+        limit (`int`): Maximum number of halves.
     """
-    states: list[HalfWay] = []
+    states: list[HalfCompletion] = []
     for k in range(max(map(len, groups), default=0)):
         for row, group in zip(rows, groups, strict=True):
             if len(states) < limit and k < len(group) and len(group[k]) > 1:
-                states.append(HalfWay(row, group[k][: len(group[k]) // 2]))
+                states.append(HalfCompletion(row, group[k][: len(group[k]) // 2]))
     return states
 
 
-def starts(
+def sample_halves(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[dict[str, Any]],
@@ -63,29 +65,29 @@ def starts(
     limit: int,
     *,
     batch_size: int,
-) -> list[HalfWay]:
+) -> list[HalfCompletion]:
     """
-    The rows' completions cut in the middle; where they have none, of one each that the model draws first.
+    First halves of the rows' completions, or, for a prompt-only dataset, of one completion per row sampled first.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]), tokenizer: What draws.
+        model ([`~transformers.PreTrainedModel`]), tokenizer: The language model and its tokenizer.
         rows (`list[dict]`): Tokenised rows.
-        settings ([`~trl_ext.generation.generate.GenerationSettings`]): How to draw.
-        limit (`int`): How many are taken at most.
-        batch_size (`int`): Sequences drawn at once.
+        settings ([`~trl_ext.generation_settings.GenerationSettings`]): How to sample.
+        limit (`int`): Maximum number of halves.
+        batch_size (`int`): Sequences generated at once.
     """
     if rows and "completion_ids" in rows[0]:
-        return half_way(rows, [row["completion_ids"] for row in rows], limit)
+        return first_halves(rows, [row["completion_ids"] for row in rows], limit)
     rows = rows[:limit]
     one = replace(settings, num_generations=1)
-    drawn = generate(model, tokenizer, [row["prompt_ids"] for row in rows], one, batch_size=batch_size)
-    return half_way(rows, [[completion.ids for completion in group] for group in drawn], limit)
+    sampled = generate(model, tokenizer, [row["prompt_ids"] for row in rows], one, batch_size=batch_size)
+    return first_halves(rows, [[completion.ids for completion in group] for group in sampled], limit)
 
 
 def roll_out(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    states: Sequence[HalfWay],
+    states: Sequence[HalfCompletion],
     settings: GenerationSettings,
     rewards: Sequence[Reward],
     weights: Sequence[float] | None,
@@ -99,7 +101,7 @@ def roll_out(
 
     Args:
         model ([`~transformers.PreTrainedModel`]), tokenizer: What draws.
-        states (`list[HalfWay]`): Where to go on from.
+        states (`list[HalfCompletion]`): The half completions.
         settings ([`~trl_ext.generation.generate.GenerationSettings`]): Its `num_generations` are drawn for each
             state; its `max_completion_length` is the longest completion, the given half included.
         rewards (`list[Reward]`), weights (`list[float]`, *optional*): See [`~trl_ext.rewards.scoring.score`].
@@ -129,20 +131,20 @@ def roll_out(
     return score(rewards, weights, [row["prompt"] for row in owners], answers, ids, columns)
 
 
-def agreement(
+def calibration_metrics(
     values_NH: torch.Tensor, table: RewardTable, heads: Sequence[str], accelerator: Accelerator
 ) -> dict[str, float]:
     """
-    `calibration/r2` and `calibration/correlation` of values with the mean reward of what came of their texts.
+    `calibration/r2` and `calibration/correlation` of values with the mean reward of the continuations.
 
     Args:
-        values_NH (`torch.Tensor` of shape (N, H)): What each of N texts is said to be worth, in units of the rewards.
-        table ([`~trl_ext.rewards.scoring.RewardTable`]): From [`roll_out`], of these texts.
-        heads (`Sequence[str]`): Names of the H rewards; one that the table does not have is their weighted sum.
-        accelerator ([`~accelerate.Accelerator`]): Adds up what the processes have.
+        values_NH (`torch.Tensor` of shape `(N, H)`): Values of N half completions, in units of the rewards.
+        table ([`~trl_ext.rewards.scoring.RewardTable`]): Rewards of their continuations, from [`roll_out`].
+        heads (`Sequence[str]`): Names of the H heads; one that the table does not have is the weighted sum.
+        accelerator ([`~accelerate.Accelerator`]): Sums over the processes.
 
     Returns:
-        `dict[str, float]`: The names end in `/head` where there are several.
+        `dict[str, float]`: The metrics; with several heads, their names end in `/head`.
     """
     pairs = Pairs()
     for h, head in enumerate(heads):

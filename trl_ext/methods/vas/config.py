@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Settings of VAS, and what a value model knows of itself; every default says where it comes from."""
+"""Settings of VAS. Every default states its source."""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 from trl_ext.logprobs.row_layout import SHARED_PREFIX_SETTINGS
 from trl_ext.training.config import ExtConfig
 
-
-FORMS = ("state", "action", "policy")  # of a value model
+from .value_model.config import FORMS
 
 
 @dataclass
@@ -31,49 +30,52 @@ class VASConfig(ExtConfig):
         value_model_init_kwargs (`dict[str, Any]` or `str`, *optional*):
             Keyword arguments for its `from_pretrained`.
         value_form (`str`, *optional*, defaults to `"state"`):
-            What the value model reads: `"state"`, the text with the token that is judged at its end (exact, the
-            paper's). `"action"`, the text before it, which decoding then reads once for all candidates; `"policy"`,
-            the language model's own hidden state of that text: no backbone, and nothing more to read. Ours.
+            What the value of a token is computed from. `"state"`: the text that ends with the token (exact, the
+            paper's). `"action"`: the text before it, which decoding reads once for all candidate tokens. `"policy"`:
+            the language model's own hidden state of that text, so that there is no backbone and nothing more to read.
+            The last two are ours.
         action_rank (`int`, *optional*, defaults to `256`):
-            Of the last two: rank of the part of the value that depends on the token. Ours: on film reviews (one run
-            each) 256 moved candidates more as a well-trained exact value does than 64 did; over a whole vocabulary it
-            costs a few per cent of decoding more.
+            Rank of the term of the value that depends on the token, for `"action"` and `"policy"`. Ours: on film
+            reviews (one run each) guidance with rank 256 was closer to that of a well-trained exact value than with
+            rank 64. Over the complete vocabulary, 256 makes decoding a few per cent slower.
         heads (`list[str]`, *optional*):
             Rewards that get a head each. By default those of the column `rewards`, or the reward functions if there
-            are several; otherwise one head named `reward`, which learns the column `scores` or the weighted sum.
+            are several; otherwise one head named `reward`, which learns the column `scores` or the weighted sum of
+            the reward functions.
 
         > Parameters that control the targets
 
         gamma (`float`, *optional*, defaults to `1.0`):
             Discount. Reference.
         lam (`float`, *optional*, defaults to `0.95`):
-            lambda of the TD(lambda) targets; `1.0` is Monte-Carlo: each token learns what its completion was paid in
-            the end. Reference.
+            lambda of the TD(lambda) targets; `1.0` is Monte Carlo: the target of each token is the return of its
+            completion. Reference.
         num_epochs_per_batch (`int`, *optional*, defaults to `2`):
-            Updates on each batch in a row, towards targets from the values before the first of them. Reference.
+            Consecutive updates on each batch. Their targets use the values from before the first update. Reference.
         normalize_rewards (`bool`, *optional*, defaults to `False`):
-            Whether to learn (reward - mean) / deviation. Mean and deviation are saved with the value model, and the
-            weights given to it in decoding are then in units of 1 / deviation. They are those of the scored data set,
-            of the first round of sampling, or, for a stream, of what has been read so far.
+            Whether to learn (reward - mean) / deviation. Mean and deviation are saved with the value model, and beta
+            in decoding is then in units of 1 / deviation. They are those of the scored dataset, of the first round of
+            sampling, or, for a streamed dataset, of the rows read so far.
 
-        > Parameters that control sampling in training (prompts alone, with `reward_funcs`)
+        > Parameters that control sampling in training (prompt-only datasets, with `reward_funcs`)
 
         num_iterations (`int`, *optional*, defaults to `1`):
-            Rounds. In the first one samples come from the frozen model alone (or are those of the data set); for each
-            further round new ones are drawn, as `sampling_beta` says. `num_train_epochs` is dealt evenly to the
-            rounds and must be a multiple. The paper has one round.
+            Rounds of sampling and training. The first round uses samples of the frozen model without guidance, or
+            those of the dataset; each further round generates new ones, guided as `sampling_beta` says.
+            `num_train_epochs` must be a multiple, since each round trains for an equal number of epochs. The paper
+            has one round.
         sampling_beta (`float`, *optional*, defaults to `0.0`):
-            Weight of the current values in drawing samples after the first round, times `reward_weights` if there are
-            several heads. `0.0`: the frozen model alone, as in the paper.
+            beta with which the current value model guides sampling after the first round, times `reward_weights` if
+            there are several heads. `0.0`: no guidance, as in the paper.
         sampling_candidates (`int`, *optional*, defaults to `20`):
-            Likeliest tokens that such guidance chooses from. Reference (k of its decoding).
+            Number of likeliest tokens that this guidance changes. Reference (k of its decoding).
         keep_samples (`bool`, *optional*, defaults to `True`):
-            Whether a round trains on the samples of earlier rounds too. Ours; its effect was not measured by itself.
+            Whether a round also trains on the samples of earlier rounds. Ours; its effect was not measured by itself.
         resample_steps (`int`, *optional*, defaults to `0`):
-            Draw the samples for this many optimizer steps at a time, instead of for the whole data set; needed for a
-            stream of prompts. `0`: not by steps.
+            Generate the samples for this many optimizer steps at a time, instead of for the complete dataset.
+            Required for a streamed prompt-only dataset. `0`: for the complete dataset.
         num_generations (`int`, *optional*, defaults to `4`):
-            Completions sampled for a prompt.
+            Completions sampled per prompt.
 
         > Parameters that control the computation
 
@@ -84,16 +86,17 @@ class VASConfig(ExtConfig):
         > Parameters that control evaluation
 
         calibration_rollouts (`int`, *optional*, defaults to `0`):
-            In `evaluate`, cut completions half-way, draw this many continuations of each with the frozen model, and
-            compare the value with their mean reward (needs `reward_funcs`). The paper draws 10. `0`: not done.
+            In `evaluate`, truncate completions to their first half, sample this many continuations of each from the
+            frozen model, and compare the value with their mean reward (needs `reward_funcs`). The paper uses 10. `0`:
+            no calibration.
         calibration_states (`int`, *optional*, defaults to `256`):
-            Completions that are cut for that, at most.
+            Maximum number of completions to truncate for calibration.
 
         > Parameters whose defaults differ
 
         learning_rate (`float`, *optional*, defaults to `1.41e-5`): Reference; for a value model of a few million
             parameters 3e-4 to 1e-3 is better.
-        num_train_epochs (`float`, *optional*, defaults to `1.0`): Ours: more samples are better than more epochs.
+        num_train_epochs (`float`, *optional*, defaults to `1.0`): Ours: more samples help more than more epochs.
 
     > [!NOTE]
     > The reference trains on batches of 32 samples. `per_device_train_batch_size` counts prompts, each with all of its
@@ -118,13 +121,14 @@ class VASConfig(ExtConfig):
     value_form: str = field(
         default="state",
         metadata={
-            "help": "What the value model reads: the text with the token that is judged ('state', exact), the text "
-            "before it ('action'), or the language model's own hidden state of that ('policy').",
+            "help": "What the value of a token is computed from: the text that ends with it ('state', exact), the "
+            "text before it ('action'), or the language model's own hidden state of that text ('policy').",
             "choices": list(FORMS),
         },
     )
     action_rank: int = field(
-        default=256, metadata={"help": "Rank of the part of the value that depends on the token; not of 'state'."}
+        default=256,
+        metadata={"help": "Rank of the term of the value that depends on the token, for 'action' and 'policy'."},
     )
     heads: list[str] | None = field(
         default=None,
@@ -135,7 +139,9 @@ class VASConfig(ExtConfig):
     lam: float = field(default=0.95, metadata={"help": "lambda of the TD(lambda) targets; 1 is Monte-Carlo."})
     num_epochs_per_batch: int = field(
         default=2,
-        metadata={"help": "Updates on each batch in a row, towards targets from the values before the first of them."},
+        metadata={
+            "help": "Consecutive updates on each batch. Their targets use the values from before the first update."
+        },
     )
     normalize_rewards: bool = field(
         default=False,
@@ -143,24 +149,25 @@ class VASConfig(ExtConfig):
     )
 
     num_iterations: int = field(
-        default=1, metadata={"help": "Rounds: for each one after the first, new completions are drawn."}
+        default=1,
+        metadata={"help": "Rounds of sampling and training. Each one after the first generates new completions."},
     )
     sampling_beta: float = field(
         default=0.0,
         metadata={
-            "help": "Weight of the current values in drawing completions after the first round. 0 means the frozen "
-            "model alone."
+            "help": "beta with which the current value model guides sampling after the first round. 0 means no "
+            "guidance."
         },
     )
     sampling_candidates: int = field(
-        default=20, metadata={"help": "Likeliest tokens that guidance by `sampling_beta` chooses from."}
+        default=20, metadata={"help": "Number of likeliest tokens that guidance with `sampling_beta` changes."}
     )
     keep_samples: bool = field(
-        default=True, metadata={"help": "Whether a round trains on the completions of earlier rounds too."}
+        default=True, metadata={"help": "Whether a round also trains on the completions of earlier rounds."}
     )
     resample_steps: int = field(
         default=0,
-        metadata={"help": "Draw completions for this many optimizer steps at a time. 0 means for the whole data set."},
+        metadata={"help": "Generate completions for this many optimizer steps at a time. 0 means for all prompts."},
     )
 
     shared_prefix: str = field(
@@ -175,11 +182,13 @@ class VASConfig(ExtConfig):
     calibration_rollouts: int = field(
         default=0,
         metadata={
-            "help": "In evaluation, continuations drawn from completions cut half-way, whose mean reward the value is "
-            "compared with. 0 means none."
+            "help": "In evaluation, continuations sampled per truncated completion; the value is compared with their "
+            "mean reward. 0 means no calibration."
         },
     )
-    calibration_states: int = field(default=256, metadata={"help": "Completions that are cut for that, at most."})
+    calibration_states: int = field(
+        default=256, metadata={"help": "Maximum number of completions to truncate for calibration."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -198,20 +207,18 @@ class VASConfig(ExtConfig):
         self._at_least("resample_steps", 0)
         self._at_least("calibration_rollouts", 0)
         if self.heads is not None and len(set(self.heads)) < len(self.heads):
-            raise ValueError(f"`heads` must be different names, got {self.heads}.")
+            raise ValueError(f"`heads` must have different names, got {self.heads}.")
         self._check_rounds()
 
     def _check_rounds(self) -> None:
         if self.resample_steps and self.num_iterations > 1:
             raise ValueError(
-                "`resample_steps` and `num_iterations` exclude each other: set one of them (0 and 1 are off)."
+                "`resample_steps` and `num_iterations` cannot be combined: set one of them (0 and 1 switch them off)."
             )
         if self.resample_steps and self.num_epochs_per_batch > 1:
-            raise ValueError(
-                "`resample_steps` draws samples for batches that are read once: set num_epochs_per_batch=1."
-            )
+            raise ValueError("`resample_steps` samples for batches that are used once: set num_epochs_per_batch=1.")
         if self.num_iterations > 1 and (self.num_train_epochs / self.num_iterations) % 1:
             raise ValueError(
                 f"`num_train_epochs` ({self.num_train_epochs}) must be a multiple of `num_iterations` "
-                f"({self.num_iterations}): each round trains for as many whole epochs."
+                f"({self.num_iterations}): each round trains for the same number of complete epochs."
             )

@@ -2,14 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Rewards of completions, one or several a completion, at its end or token by token.
+Data preparation of VAS: from rows with scored completions to token ids and rewards per token and head.
 
-A row of the schema has a number for each completion in `scores`, or a list of numbers, one a token. A column `rewards`
+A row has a number for each completion in `scores`, or a list of numbers, one per token. A column `rewards`
 (`{"name": [number, ...], ...}`, as `trl-ext sample` writes it for several reward functions) gives each name a head;
-`null` means that this reward does not apply. Here they all become `token_rewards`: for each completion and head a list
-of one number (at the end), of one a token, or of none (unknown).
+`null` means that the reward does not apply. All of these become the column `token_rewards`: for each completion and
+head a list of one number (paid at the last token), of one number per token, or an empty list (unknown).
 
-Letters: B prompts, N completions in all, T tokens of the longest, H heads.
+Letters: B prompts, N completions in the batch, T tokens of the longest completion, H heads.
 """
 
 import math
@@ -25,17 +25,18 @@ from trl_ext.data.schema import AnyDataset, DataError, column_names, first_row
 from trl_ext.data.tokenization import prepare_dataset
 
 
-DEFAULT_HEAD = "reward"  # of a data set with scores alone, and of one reward function
+DEFAULT_HEAD = "reward"  # learns `scores`, or the weighted sum of the reward functions
 
 
 @dataclass
 class DataCollatorForValues:
     """
-    Groups tokenised rows; nothing is padded here, because the form of the rows is chosen for each batch.
+    Collates tokenised rows without padding: how rows are laid out is chosen later, for each batch.
 
     A batch is a `dict` with `row_index` (`torch.Tensor` of shape (B,)), `prompt_ids` (`list[list[int]]`),
-    `completion_ids` (`list[list[list[int]]]`) and `token_rewards`, both of which are empty lists for rows that get
-    their completions in training, and `rows` (the rows as they are, for reward functions).
+    `completion_ids` (`list[list[list[int]]]`), `token_rewards`, and `rows` (the unchanged rows, for reward
+    functions). `completion_ids` and `token_rewards` are empty lists for rows whose completions are sampled in
+    training.
 
     Examples:
     ```python
@@ -62,15 +63,15 @@ def reward_tensors(
     token_rewards: Sequence[Sequence[Sequence[Sequence[float]]]], lengths: Sequence[int], num_heads: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    What each token is paid.
+    Rewards of a batch as tensors.
 
     Args:
-        token_rewards (`list`): For each of B prompts, its completions, the heads: a list of numbers, see above.
-        lengths (`list[int]`): Tokens of each of the N completions.
+        token_rewards (`list`): For each prompt, completion and head, a list of numbers; see above.
+        lengths (`list[int]`): Number of tokens of each of the N completions.
         num_heads (`int`): H.
 
     Returns:
-        Rewards of shape (N, T, H), 0 where nothing is paid, and whether they are known, of shape (N, H).
+        Rewards of shape (N, T, H), 0 at tokens without one, and a mask of shape (N, H), True for known rewards.
     """
     flat = [completion for group in token_rewards for completion in group]
     rewards = torch.zeros(len(flat), max(lengths, default=0), num_heads)
@@ -83,28 +84,31 @@ def reward_tensors(
     return rewards, known
 
 
-def totals(token_rewards: Sequence[Sequence[Sequence[Sequence[float]]]], head: int) -> list[float]:
-    """The reward of each completion for one head, summed over its tokens; NaN where it is not known."""
-    return [
-        math.fsum(by_head[head]) if len(by_head[head]) else math.nan for group in token_rewards for by_head in group
-    ]
+def total_rewards(token_rewards: Sequence[Sequence[Sequence[Sequence[float]]]], head: int) -> list[float]:
+    """The reward of each completion for one head, summed over its tokens; NaN where it is unknown."""
+    totals = []
+    for group in token_rewards:
+        for by_head in group:
+            numbers = by_head[head]
+            totals.append(math.fsum(numbers) if len(numbers) else math.nan)
+    return totals
 
 
-def heads_of(dataset: AnyDataset, name: str) -> list[str]:
-    """The heads that a data set asks for: the names of the column `rewards`, or the one of its scores."""
+def dataset_heads(dataset: AnyDataset, name: str) -> list[str]:
+    """Names of the heads that a dataset has rewards for: those of the column `rewards`, or the default one."""
     if "rewards" in column_names(dataset):
         return list(_named_rewards(first_row(dataset, name), 0)) or [DEFAULT_HEAD]
     return [DEFAULT_HEAD]
 
 
 def _named_rewards(row: dict[str, Any], index: int) -> dict[str, Any]:
-    """The column `rewards` of a row; empty without one."""
+    """The column `rewards` of a row; empty if there is none."""
     rewards = row.get("rewards")
     if rewards is not None and not isinstance(rewards, dict):
         raise DataError(
             f"Row {index}, column 'rewards': must be a dictionary from names to lists with an entry for every "
-            f"completion, as in {{'kind': [0.5, 1.0]}}, got {type(rewards).__name__} {str(rewards)[:60]!r}. If it is "
-            "something else, rename it."
+            f"completion, as in {{'kind': [0.5, 1.0]}}, got {type(rewards).__name__} {str(rewards)[:60]!r}. If this "
+            "column means something else, rename it."
         )
     return rewards or {}
 
@@ -113,29 +117,29 @@ def choose_heads(
     dataset: AnyDataset, names: Sequence[str], asked: Sequence[str] | None, *, rewarded: bool
 ) -> list[str]:
     """
-    Names of the heads, each with something to learn.
+    Choose the names of the heads.
 
     Args:
-        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): The train data set, as it is given.
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): The train dataset, before preparation.
         names (`Sequence[str]`): Names of the reward functions.
-        asked (`Sequence[str]`, *optional*): The heads that the user asked for.
-        rewarded (`bool`): Whether completions are sampled although the data set has some.
+        asked (`Sequence[str]`, *optional*): The config's `heads`.
+        rewarded (`bool`): Whether completions are sampled even if the dataset has some.
 
     Raises:
-        `ValueError`: No reward function is for a head whose completions are sampled.
+        `ValueError`: Completions are sampled, and no reward function scores them for one of the heads.
     """
     scored = bool({"completions", "chosen"} & set(column_names(dataset)))
     if asked:
         heads = list(asked)
     elif scored:
-        heads = heads_of(dataset, "train")
+        heads = dataset_heads(dataset, "train")
     else:
         heads = list(names) if len(names) > 1 else [DEFAULT_HEAD]
     unknown = [head for head in heads if head not in [*names, DEFAULT_HEAD]]
     if unknown and (not scored or rewarded):
         raise ValueError(
-            f"Nothing rewards sampled completions for the head {unknown[0]!r}. The reward functions are "
-            f"{', '.join(map(repr, names)) or 'none'}; {DEFAULT_HEAD!r} is their weighted sum."
+            f"No reward function scores sampled completions for the head {unknown[0]!r}. The reward functions are "
+            f"{', '.join(map(repr, names)) or 'none'}; {DEFAULT_HEAD!r} is their weighted sum. Change `heads`."
         )
     return heads
 
@@ -150,19 +154,20 @@ def prepare_values(
     heads: Sequence[str] = (DEFAULT_HEAD,),
 ) -> tuple[AnyDataset, int]:
     """
-    Check, tokenise and truncate a data set, with the rewards of its completions as `token_rewards`.
+    Check, tokenise and truncate a dataset, and add the rewards of its completions as `token_rewards`.
 
     Args:
-        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): Rows of the schema, or prompts alone.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The policy's tokenizer.
-        name (`str`): What messages call the data set.
-        max_length (`int`): Longest prompt plus completion, in tokens (`0`: no limit).
-        num_proc (`int`, *optional*): Processes that tokenise.
-        heads (`Sequence[str]`, *optional*, defaults to `("reward",)`): Names of the heads; `reward` is the column
-            `scores` unless `rewards` has that name.
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): Rows with scored completions, or a
+            prompt-only dataset.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The language model's tokenizer.
+        name (`str`): Name of the dataset in messages.
+        max_length (`int`): Maximum length of prompt plus completion, in tokens (`0`: no limit).
+        num_proc (`int`, *optional*): Number of processes for tokenisation.
+        heads (`Sequence[str]`, *optional*, defaults to `("reward",)`): Names of the heads. `reward` is the column
+            `scores`, unless the column `rewards` has that name.
 
     Returns:
-        The data set, and how many rows were dropped because their prompt alone fills `max_length`.
+        The dataset, and the number of rows that were dropped because their prompt fills `max_length`.
 
     Raises:
         [`~trl_ext.data.schema.DataError`]: A row or column is unusable; the message names it.
@@ -170,7 +175,7 @@ def prepare_values(
     kwargs: dict[str, Any] = {"num_proc": num_proc} if isinstance(dataset, Dataset) else {}
     if "completions" in column_names(dataset) and _has_lists(first_row(dataset, name).get("scores")):
         dataset = dataset.map(_split_scores, with_indices=True, **kwargs)
-    # Lengths are checked before anything is cut off.
+    # Truncation comes last: rewards per token are compared with the lengths before it.
     dataset, dropped = prepare_dataset(dataset, tokenizer, name=name, max_length=0, num_proc=num_proc)
     if "completion_ids" in column_names(dataset):
         arguments = {"heads": list(heads), "max_length": max_length, "name": name}
@@ -182,7 +187,7 @@ def prepare_values(
             dropped += before - len(dataset)
             if not len(dataset):
                 raise DataError(
-                    f"Every prompt of the {name} data set fills max_length={max_length}. Raise `max_length`."
+                    f"Every prompt of the {name} dataset fills max_length={max_length}. Raise `max_length`."
                 )
     return dataset, dropped
 
@@ -192,14 +197,14 @@ def _has_lists(scores: Any) -> bool:
 
 
 def _split_scores(row: dict[str, Any], index: int) -> dict[str, Any]:
-    """Scores token by token become their sums, which the schema knows, and a column of their own."""
+    """Move scores per token to the column `token_scores`, and leave their sums, which the schema expects."""
     scores = row["scores"]
     if not isinstance(scores, list):
         raise DataError(f"Row {index}, column 'scores': must be a list with an entry for every completion.")
     for i, numbers in enumerate(scores):
         if not isinstance(numbers, list) or any(not isinstance(x, int | float) for x in numbers):
             raise DataError(
-                f"Row {index}, column 'scores': [{i}] must be a list of numbers, one a token, as in the first row, "
+                f"Row {index}, column 'scores': [{i}] must be a list of numbers, one per token, as in the first row, "
                 f"got {numbers!r}."
             )
     return {"scores": [math.fsum(numbers) for numbers in scores], "token_scores": scores}
@@ -207,48 +212,52 @@ def _split_scores(row: dict[str, Any], index: int) -> dict[str, Any]:
 
 def _add_rewards(row: dict[str, Any], heads: list[str], max_length: int, name: str) -> dict[str, Any]:
     ids, ended, index = row["completion_ids"], row["ended"], row["row_index"]
-    made: list[list[list[float]]] = [[] for _ in ids]
+    rewards: list[list[list[float]]] = [[] for _ in ids]
     for head in heads:
         column, entries = _entries(row, head, len(ids))
         for i, entry in enumerate(entries):
-            where = f"Row {index} of the {name} data set, column {column}: [{i}] "
-            made[i].append(_numbers(entry, len(ids[i]), ended[i], where))
+            where = f"Row {index} of the {name} dataset, column {column}: [{i}] "
+            rewards[i].append(_numbers(entry, len(ids[i]), ended[i], where))
     if max_length:
-        room = max(max_length - len(row["prompt_ids"]), 0)
-        made = [[r[:room] if len(r) > 1 else r for r in by_head] for by_head in made]
-        ids = [completion[:room] for completion in ids]
-    return {"completion_ids": ids, "token_rewards": made}
+        longest = max(max_length - len(row["prompt_ids"]), 0)
+        ids = [completion[:longest] for completion in ids]
+        for by_head in rewards:  # a single number is of the complete completion, and stays
+            by_head[:] = [numbers[:longest] if len(numbers) > 1 else numbers for numbers in by_head]
+    return {"completion_ids": ids, "token_rewards": rewards}
 
 
 def _entries(row: dict[str, Any], head: str, count: int) -> tuple[str, list[Any]]:
-    """Column of a head, for messages, and what it says of each completion."""
+    """The column with the rewards of a head, for messages, and its entry for each completion."""
     named = _named_rewards(row, row["row_index"])
     if head in named:
         entries = named[head] if named[head] is not None else [None] * count
         if not isinstance(entries, list) or len(entries) != count:
             raise DataError(
-                f"Row {row['row_index']}, column 'rewards', {head!r}: must be a list of {count} entries, one a "
+                f"Row {row['row_index']}, column 'rewards', {head!r}: must be a list of {count} entries, one per "
                 "completion."
             )
         return f"'rewards', {head!r}", entries
     if head == DEFAULT_HEAD:
         return "'scores'", row.get("token_scores") or row["scores"]
     have = ", ".join(map(repr, named)) or "no column `rewards`"
-    raise DataError(f"Row {row['row_index']}, column 'rewards': has nothing for the head {head!r}; there is {have}.")
+    raise DataError(
+        f"Row {row['row_index']}, column 'rewards': has no rewards for the head {head!r}; there is {have}."
+    )
 
 
 def _numbers(entry: Any, length: int, ended: bool, where: str) -> list[float]:
+    """The rewards of one completion for one head: one number, one per token, or none if `entry` is `None`."""
     if entry is None:
         return []
     numbers = entry if isinstance(entry, list) else [entry]
     for x in numbers:
         if isinstance(x, bool) or not isinstance(x, int | float) or not math.isfinite(x):
-            raise DataError(f"{where}must be finite numbers, got {x!r}. Leave out the completion, or score it.")
+            raise DataError(f"{where}must be finite numbers, got {x!r}. Remove the completion, or score it.")
     if isinstance(entry, list) and ended and len(numbers) == length - 1:
-        numbers = [*numbers, 0.0]  # the end of sequence, which was added here, is paid nothing
+        numbers = [*numbers, 0.0]  # no reward for the end-of-sequence token that was added here
     if isinstance(entry, list) and len(numbers) != length:
         raise DataError(
-            f"{where}has {len(numbers)} rewards for {length} tokens. Rewards token by token are for the tokens that "
-            "the policy's tokenizer makes of the completion; without the end of sequence one less will do."
+            f"{where}has {len(numbers)} rewards for {length} tokens. Rewards per token refer to the tokens of the "
+            "language model's tokenizer; the reward of the end of sequence may be omitted."
         )
     return [float(x) for x in numbers]

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-How well values explain what came of the texts they judged.
+Explained variance of value predictions against observed returns.
 
-N completions, T tokens of the longest, H heads.
+Letters: N completions, T tokens of the longest completion, H heads.
 """
 
 import math
@@ -16,12 +16,12 @@ from accelerate import Accelerator
 from trl_ext.training.statistics import Pairs
 
 
-THIRDS = ("early", "middle", "late")  # of a completion: what is hard to say early is easy late
+THIRDS = ("early", "middle", "late")  # of a completion: late values are easier to predict than early ones
 
 
-class Explained:
+class ExplainedVariance:
     """
-    Values against returns, token by token, by head and, in evaluation, by third of the completion.
+    Accumulates values and returns of tokens, for each head and, in evaluation, for each third of the completions.
 
     Args:
         heads (`Sequence[str]`): Names of the heads.
@@ -33,12 +33,12 @@ class Explained:
 
     def add(self, mode: str, values_NTH: torch.Tensor, returns_NTH: torch.Tensor, mask_NTH: torch.Tensor) -> None:
         """
-        Take in a batch.
+        Add a batch.
 
         Args:
             mode (`str`): `"train"` or `"eval"`.
-            values_NTH, returns_NTH (`torch.Tensor` of shape (N, T, H)): What was said, and what it was worth.
-            mask_NTH (`torch.Tensor` of shape (N, T, H)): True where there is a token with a known return.
+            values_NTH, returns_NTH (`torch.Tensor` of shape `(N, T, H)`): Predicted values and observed returns.
+            mask_NTH (`torch.Tensor` of shape `(N, T, H)`): True at tokens with a known return.
         """
         lengths_N1 = mask_NTH.any(-1).sum(dim=1, keepdim=True).clamp(min=1)
         third_NT = torch.arange(mask_NTH.shape[1], device=mask_NTH.device) * len(THIRDS) // lengths_N1
@@ -51,9 +51,13 @@ class Explained:
 
     def pop(self, mode: str, accelerator: Accelerator) -> dict[str, float]:
         """
-        `explained_variance`, `correlation` and `values/mean` since the last call, of all processes.
+        `explained_variance`, `correlation` and `values/mean` of what all processes added since the last call.
 
-        Names end in `/early`, `/middle` or `/late`, and then in the head's name where there are several.
+        Metrics of thirds end in `/early`, `/middle` or `/late`. With several heads, all end in the head's name.
+
+        Args:
+            mode (`str`): `"train"` or `"eval"`.
+            accelerator ([`~accelerate.Accelerator`]): Sums over the processes.
         """
         parts = ["", *(f"/{third}" for third in THIRDS)] if mode == "eval" else [""]
         names = [f"{head}{part}" for head in self.heads for part in parts]

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Weights of named things, which may differ from row to row of a batch.
+Weights of the value heads (`beta`), one for all rows of a batch or one per row.
 
-N rows, H names.
+Letters: N rows, H heads.
 """
 
 import math
@@ -17,14 +17,14 @@ import torch
 
 def parse_weights(text: str, field: str = "weights") -> float | dict[str, float]:
     """
-    `"2"` as a number, `"helpful=2,concise=0.5"` as a dictionary.
+    Parse weights from the command line: `"2"` is a number, `"helpful=2,concise=0.5"` is a dictionary.
 
     Args:
-        text (`str`): What the user wrote.
-        field (`str`, *optional*, defaults to `"weights"`): What errors call it.
+        text (`str`): The text.
+        field (`str`, *optional*, defaults to `"weights"`): Name of the setting in errors.
 
     Raises:
-        `ValueError`: It is neither.
+        `ValueError`: The text is neither.
     """
     parts = [part.partition("=") for part in text.split(",")]
     try:
@@ -40,20 +40,19 @@ def parse_weights(text: str, field: str = "weights") -> float | dict[str, float]
 
 class RowWeights:
     """
-    A weight a name, for all rows alike or for each.
+    One weight per name, the same for all rows or one set per row.
 
     Args:
         given (`float`, `dict[str, float]`, or a sequence of those):
-            A number is the weight of the only name there is; names that a dictionary leaves out weigh 0. One for all
-            rows, or a list of one a row or a prompt (the rows of a prompt standing next to one another).
-        names (`Sequence[str]`): The names.
-        aliases (`dict[str, str]`, *optional*): Further names, for some of them.
-        field (`str`, *optional*, defaults to `"weights"`): What errors call it.
+            A number is the weight of the only name. Names that a dictionary omits have weight 0. A sequence has one
+            entry per row, or one per prompt (the rows of a prompt are contiguous).
+        names (`Sequence[str]`): The H names.
+        aliases (`dict[str, str]`, *optional*): Further names, mapped to names.
+        field (`str`, *optional*, defaults to `"weights"`): Name of the setting in errors.
 
     Raises:
-        `ValueError`: A weight is no finite number, a name is not there, or a number was given where there are several
-            names.
-        `TypeError`: It is none of these.
+        `ValueError`: A weight is not a finite number, a name does not exist, or there is one number for several names.
+        `TypeError`: `given` has another type.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class RowWeights:
         each = isinstance(given, Sequence) and not isinstance(given, str)
         rows = list(given) if each else [given]
         if not rows:
-            raise ValueError(f"`{field}` is an empty list: give one weight a row, or one for all.")
+            raise ValueError(f"`{field}` is an empty list: give one weight per row, or one for all rows.")
         self.rows = [self._row(row, f" of row {i}" if each else "") for i, row in enumerate(rows)]
         self._made: dict[Any, torch.Tensor] = {}
 
@@ -99,15 +98,22 @@ class RowWeights:
         return list(found.values())
 
     def any(self, names: slice = slice(None)) -> bool:
-        """Whether any of these names has a weight that is not 0, in any row."""
+        """Whether any of these names has a nonzero weight in any row."""
         return any(weight for row in self.rows for weight in row[names])
 
     def tensor(self, n: int, device: torch.device) -> torch.Tensor:
         """
-        The weights of `n` rows, of shape (N, H), float32.
+        The weights of a batch.
+
+        Args:
+            n (`int`): N, number of rows of the batch.
+            device (`torch.device`): Device of the result.
+
+        Returns:
+            `torch.Tensor` of shape `(N, H)`, float32.
 
         Raises:
-            `ValueError`: There is not one a row or a prompt.
+            `ValueError`: N is not a multiple of the number of rows with weights.
         """
         if n % len(self.rows):
             raise ValueError(
@@ -121,13 +127,22 @@ class RowWeights:
 
 
 def full_names(name: str, heads: Sequence[str]) -> list[str]:
-    """What `beta` calls the heads of a value model of this name (`""` for one without)."""
-    return list(heads) if not name else [name] if len(heads) == 1 else [f"{name}/{head}" for head in heads]
+    """
+    Names that `beta` uses for the heads of a value model.
+
+    They are the names of the heads for a value model without a name (`""`), the model's name if it has one head, and
+    `"name/head"` if it has several.
+    """
+    if not name:
+        return list(heads)
+    return [name] if len(heads) == 1 else [f"{name}/{head}" for head in heads]
 
 
 def head_weights(beta: Any, heads: Sequence[str]) -> RowWeights:
-    """The weights of heads by their full names, or by what comes after the `/` where only one is called that."""
-    bare = [head.rpartition("/")[2] for head in heads]
-    aliases = {name: full for name, full in zip(bare, heads, strict=True) if bare.count(name) == 1}
-    aliases = {name: full for name, full in aliases.items() if name not in heads}
+    """The weights `beta` of heads with these full names; `"head"` may be written for `"name/head"` if unambiguous."""
+    short_names = [head.rpartition("/")[2] for head in heads]
+    aliases = {}
+    for short, full in zip(short_names, heads, strict=True):
+        if short_names.count(short) == 1 and short not in heads:
+            aliases[short] = full
     return RowWeights(beta, heads, aliases=aliases, field="beta")

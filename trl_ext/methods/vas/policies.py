@@ -1,13 +1,12 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A guided language model as something that answers prompts, and how the command line makes one."""
+"""A language model guided by value models as a policy, and the flags of the command line for it."""
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
@@ -19,9 +18,13 @@ from trl_ext.models.tokenizers import load_tokenizer
 from trl_ext.upstream import get_config_model_id
 
 from .decoding.logits_processor import Beta, ValueAugmentedLogitsProcessor
-from .head_weights import parse_weights
-from .value_model.load import check_betas
+from .head_weights import full_names, head_weights, parse_weights
+from .value_model.config import ValueConfig
 from .value_model.model import ValueModel
+
+
+ValueModels: TypeAlias = ValueModel | dict[str, ValueModel]
+ValueTokenizers: TypeAlias = PreTrainedTokenizerBase | dict[str, PreTrainedTokenizerBase | None] | None
 
 
 def guided_policy(
@@ -39,7 +42,7 @@ def guided_policy(
     **settings: Any,
 ) -> Policy:
     """
-    The [`~trl_ext.inference.policy.Policy`] of a language model under guidance.
+    The [`~trl_ext.inference.policy.Policy`] of a language model guided by value models.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The language model.
@@ -47,6 +50,9 @@ def guided_policy(
         value_models, beta, top_k: As for [`ValueAugmentedLogitsProcessor`]; one `beta` for all rows.
         name, batch_size, progress, extras, series: As for [`~trl_ext.inference.guided.policy_with_processors`].
         settings: Passed to [`ValueAugmentedLogitsProcessor`].
+
+    Raises:
+        `ValueError`: As for [`ValueAugmentedLogitsProcessor`].
     """
 
     def processors(ids_PT: torch.Tensor, mask_PT: torch.Tensor) -> list[LogitsProcessor]:
@@ -56,7 +62,7 @@ def guided_policy(
             )
         ]
 
-    processors(*torch.ones(2, 1, 1, dtype=torch.long))  # what is wrong is said before anything is generated
+    processors(*torch.ones(2, 1, 1, dtype=torch.long))  # raises errors before anything is generated
     return policy_with_processors(
         model,
         tokenizer,
@@ -72,33 +78,20 @@ def guided_policy(
 @dataclass
 class VASDecoding:
     """
-    A frozen model guided by value models, as flags of `trl-ext evaluate` and `trl-ext generate`.
+    Value models that guide a frozen model, as flags of `trl-ext evaluate` and `trl-ext generate`.
 
     Parameters:
         value_model_name_or_path (`list[str]`, *optional*):
-            Directories or Hub ids of value models; `name=path` gives one a name for `beta`, by default it has that of
-            its directory.
+            Directories or Hub ids of value models. `name=path` sets the name that `beta` uses; by default it is the
+            name of the directory.
         beta (`list[str]`, *optional*, defaults to `["3"]`):
-            Weights of the values, one policy each: a number where there is one head, or `head=weight,head=weight`.
+            Weights of the values, one policy each: a number if there is one head, or `head=weight,head=weight`.
         guide_top_k (`int`, *optional*, defaults to `20`):
-            Candidates for each token.
+            Number of candidates per token.
         value_load_in_4bit (`bool`, *optional*, defaults to `False`):
             Load the value models in 4 bits.
         value_retokenize (`bool`, *optional*, defaults to `False`):
             Let value models with another vocabulary read the text in their own tokens, which is slow.
-        endpoint, endpoint_model (`str`, *optional*):
-            Address of an OpenAI-compatible server, and the model there that answers in place of one that is loaded.
-            As for [`~trl_ext.Endpoint`].
-        endpoint_key_variable, endpoint_body (`str`, *optional*, defaults to `""`):
-            Environment variable that holds the key; JSON object of fields to add to every request.
-        endpoint_tokenizer (`str`, *optional*):
-            Tokenizer of the server's model. By default that of the first value model.
-        endpoint_mode (`str`, *optional*, defaults to `"token"`):
-            `"token"` or `"block"`; see [`~trl_ext.EndpointGuide`].
-        endpoint_blocks, endpoint_block_length (`int`, *optional*, default to `8` and `16`):
-            Continuations a round in block mode, and their length in tokens.
-        endpoint_concurrency (`int`, *optional*, defaults to `8`):
-            Requests under way at once.
     """
 
     value_model_name_or_path: list[str] | None = field(
@@ -110,173 +103,126 @@ class VASDecoding:
         default_factory=lambda: ["3"],
         metadata={"help": "Weights of the values, one policy each: 2, or head=weight,head=weight."},
     )
-    guide_top_k: int = field(default=20, metadata={"help": "Tokens that the value models look at in each step."})
+    guide_top_k: int = field(default=20, metadata={"help": "Number of candidates per token that the values are for."})
     value_load_in_4bit: bool = field(default=False, metadata={"help": "Load the value models in 4 bits."})
     value_retokenize: bool = field(
         default=False,
         metadata={"help": "Let value models with another vocabulary read the text in their own tokens; slow."},
     )
 
-    endpoint: str | None = field(
-        default=None,
-        metadata={"help": "OpenAI-compatible server whose model answers, none is loaded: http://localhost:8000/v1."},
-    )
-    endpoint_model: str | None = field(default=None, metadata={"help": "Name of the model on the server."})
-    endpoint_key_variable: str = field(default="", metadata={"help": "Environment variable with the server's key."})
-    endpoint_body: str = field(
-        default="", metadata={"help": 'Fields to add to every request to the server: {"top_k": 0, "min_p": 0}.'}
-    )
-    endpoint_tokenizer: str | None = field(
-        default=None,
-        metadata={"help": "Tokenizer of the server's model. By default that of the first value model."},
-    )
-    endpoint_mode: str = field(
-        default="token",
-        metadata={"help": "Ask it for likely next tokens, or for short continuations.", "choices": ["token", "block"]},
-    )
-    endpoint_blocks: int = field(default=8, metadata={"help": "Continuations a round in block mode."})
-    endpoint_block_length: int = field(default=16, metadata={"help": "Their length, in tokens."})
-    endpoint_concurrency: int = field(default=8, metadata={"help": "Requests to the server under way at once."})
-
     @property
     def active(self) -> bool:
-        """Whether there is a value model, or a server that wants one."""
-        return bool(self.value_model_name_or_path or self.endpoint)
-
-    @property
-    def served_at_once(self) -> int:
-        """Answers at once where a server's model answers, else 0."""
-        return self.endpoint_concurrency if self.endpoint else 0
+        """Whether there are value models."""
+        return bool(self.value_model_name_or_path)
 
     def check(self) -> None:
-        """Raise `ValueError` for settings that cannot be."""
+        """Raise `ValueError` for settings that are out of range or contradict each other."""
         if self.guide_top_k < 1:
             raise ValueError(f"`guide_top_k` must be at least 1, got {self.guide_top_k}.")
         if not self.beta:
             raise ValueError("`beta` is empty: give at least one weight.")
-        check_betas(self.beta, {"" if self._alone() else name: path for name, path in self._named_paths().items()})
-        if self.endpoint:
-            self._check_endpoint()
-        elif self.endpoint_model or self.endpoint_tokenizer:
-            raise ValueError(
-                "`endpoint_model` and `endpoint_tokenizer` are of a server: give its address, `endpoint`."
-            )
-
-    def _check_endpoint(self) -> None:
-        if not self.value_model_name_or_path:
-            raise ValueError("`endpoint` needs what steers it: pass --value_model_name_or_path (and --beta).")
-        if not self.endpoint_model:
-            raise ValueError("`endpoint` needs the name of the server's model: pass --endpoint_model.")
-        if self.endpoint_mode not in ("token", "block"):
-            raise ValueError(f"`endpoint_mode` must be token or block, got {self.endpoint_mode!r}.")
-        if self.endpoint_concurrency < 1:
-            raise ValueError(f"`endpoint_concurrency` must be at least 1, got {self.endpoint_concurrency}.")
-        self._body()
-
-    def _body(self) -> dict[str, Any]:
-        try:
-            body = json.loads(self.endpoint_body or "{}")
-        except ValueError as error:
-            raise ValueError(f"`endpoint_body` is no JSON ({error}): {self.endpoint_body!r}.") from error
-        if not isinstance(body, dict):
-            raise ValueError(f"`endpoint_body` must be a JSON object, got {self.endpoint_body!r}.")
-        return body
-
-    def _named_paths(self) -> dict[str, str]:
-        found: dict[str, str] = {}
-        for text in self.value_model_name_or_path or []:
-            name, equals, path = text.partition("=")
-            if not equals or "/" in name:
-                name, path = Path(text).name, text
-            if name in found:
-                raise ValueError(
-                    f"`value_model_name_or_path` has two value models called {name!r}: name them, as in "
-                    f"first={found[name]} second={path}."
-                )
-            found[name] = path
-        return found
-
-    def _alone(self) -> bool:
-        """Whether heads go by their own names: there is one value model, and it was given none."""
-        return self.value_model_name_or_path == [*self._named_paths().values()][:1]
+        heads = self._saved_heads()
+        for text in self.beta:
+            weights = parse_weights(text, "beta")
+            names = heads or (list(weights) if isinstance(weights, dict) else ["value"])
+            head_weights(weights, names)
 
     def policies(
         self,
-        model: PreTrainedModel | None,
-        tokenizer: PreTrainedTokenizerBase | None,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
         *,
         name: str,
         batch_size: int,
         progress: Callable[[int], Any] | None = None,
     ) -> list[Policy]:
-        """One policy a `beta`; see [`~trl_ext.inference.policy.Decoding`]. Without a model, the server's answers."""
-        loaded = {key: self._load(path, model) for key, path in self._named_paths().items()}
-        value_models: Any = {key: value for key, (value, _) in loaded.items()}
-        tokenizers: Any = {key: other for key, (_, other) in loaded.items()}
-        if self._alone():
-            [value_models], [tokenizers] = value_models.values(), tokenizers.values()
-        if model is None or tokenizer is None:
-            return self._served(value_models, tokenizers, f"{self.endpoint_model} + {', '.join(loaded)}", progress)
-        series = f"{name} + {', '.join(loaded)}"
-        found = []
+        """One policy per `beta`; see [`~trl_ext.inference.policy.Decoding`]."""
+        value_models, tokenizers = self.load_value_models(model)
+        series = f"{name} + {', '.join(self.named_paths())}"
+        policies = []
         for text in self.beta:
             beta = parse_weights(text, "beta")
-            found.append(
-                guided_policy(
-                    model,
-                    tokenizer,
-                    value_models,
-                    beta,
-                    self.guide_top_k,
-                    name=f"{series}, beta {text}",
-                    batch_size=batch_size,
-                    progress=progress,
-                    extras={"beta": beta, "top_k": self.guide_top_k},
-                    series=series,
-                    value_tokenizer=tokenizers,
-                    retokenize=self.value_retokenize,
-                )
-            )
-        return found
-
-    def _served(
-        self, value_models: Any, tokenizers: Any, series: str, progress: Callable[[int], Any] | None
-    ) -> list[Policy]:
-        """One policy a `beta` of the server's model."""
-        from trl_ext.endpoint.client import Endpoint
-
-        from .decoding.endpoint_guide import EndpointGuide
-
-        every = list(tokenizers.values()) if isinstance(tokenizers, dict) else [tokenizers]
-        tokenizer = load_tokenizer(self.endpoint_tokenizer) if self.endpoint_tokenizer else every[0]
-        if tokenizer is None:
-            raise ValueError("The value model was saved without a tokenizer: pass --endpoint_tokenizer, the server's.")
-        endpoint = Endpoint(
-            str(self.endpoint),
-            str(self.endpoint_model),
-            api_key_variable=self.endpoint_key_variable,
-            max_concurrency=self.endpoint_concurrency,
-            extra_body=self._body(),
-        )
-        found = []
-        for text in self.beta:
-            guide = EndpointGuide(
-                endpoint,
-                value_models,
-                parse_weights(text, "beta"),
+            policy = guided_policy(
+                model,
                 tokenizer,
-                mode=self.endpoint_mode,
-                top_k=self.guide_top_k,
-                num_blocks=self.endpoint_blocks,
-                block_length=self.endpoint_block_length,
-                value_tokenizer=None if None in every else tokenizers,
+                value_models,
+                beta,
+                self.guide_top_k,
+                name=f"{series}, beta {text}",
+                batch_size=batch_size,
+                progress=progress,
+                extras={"beta": beta, "top_k": self.guide_top_k},
+                series=series,
+                value_tokenizer=tokenizers,
                 retokenize=self.value_retokenize,
             )
-            found.append(guide.policy(f"{series}, beta {text}", series=series, progress=progress))
-        return found
+            policies.append(policy)
+        return policies
 
-    def _load(self, path: str, model: PreTrainedModel | None) -> tuple[ValueModel, PreTrainedTokenizerBase | None]:
-        # The language model's, --dtype; heads stay in float32
+    def named_paths(self) -> dict[str, str]:
+        """
+        Directories or Hub ids of the value models by name.
+
+        Raises:
+            `ValueError`: Two value models have the same name.
+        """
+        paths: dict[str, str] = {}
+        for text in self.value_model_name_or_path or []:
+            name, equals, path = text.partition("=")
+            if not equals or "/" in name:
+                name, path = Path(text).name, text
+            if name in paths:
+                raise ValueError(
+                    f"`value_model_name_or_path` has two value models called {name!r}: name them, as in "
+                    f"first={paths[name]} second={path}."
+                )
+            paths[name] = path
+        return paths
+
+    def load_value_models(self, model: PreTrainedModel | None) -> tuple[ValueModels, ValueTokenizers]:
+        """
+        Load the value models and their tokenizers, as [`ValueAugmentedLogitsProcessor`] takes them.
+
+        Args:
+            model ([`~transformers.PreTrainedModel`] or `None`): The language model that they guide, if it is loaded.
+
+        Returns:
+            Value models by name, or the only one if it was given no name; their tokenizers likewise, `None` for a
+            value model that was saved without one.
+
+        Raises:
+            `ValueError` or `OSError`: A value model cannot be loaded, or needs the language model.
+        """
+        value_models, tokenizers = {}, {}
+        for name, path in self.named_paths().items():
+            value_models[name] = self._load(path, model)
+            try:
+                tokenizers[name] = load_tokenizer(path)
+            except (OSError, ValueError):  # saved without one: the digest of its vocabulary is compared
+                tokenizers[name] = None
+        if self._single_unnamed():
+            return next(iter(value_models.values())), next(iter(tokenizers.values()))
+        return value_models, tokenizers
+
+    def _single_unnamed(self) -> bool:
+        """Whether there is one value model without a given name, whose heads have their own names."""
+        return self.value_model_name_or_path == [*self.named_paths().values()][:1]
+
+    def _saved_heads(self) -> Sequence[str]:
+        """Full names of the heads, from the saved configs; empty if one of them cannot be read."""
+        heads: list[str] = []
+        for name, path in self.named_paths().items():
+            try:
+                config = saved_config("value model", path)
+            except (OSError, ValueError):  # raised again when the value model is loaded
+                return []
+            if not isinstance(config, ValueConfig):
+                return []
+            heads += full_names("" if self._single_unnamed() else name, config.heads or ())
+        return heads
+
+    def _load(self, path: str, model: PreTrainedModel | None) -> ValueModel:
+        # Backbones have the language model's dtype (`--dtype`); heads stay in float32.
         kwargs: dict[str, Any] = {"dtype": torch.float32 if model is None else model.dtype}
         if self.value_load_in_4bit:
             from trl import ModelConfig
@@ -286,18 +232,18 @@ class VASDecoding:
         head_only = getattr(config, "head_only", False)
         if model is None and head_only:
             raise ValueError(
-                f"The value model {path!r} reads the states of the model that it guides, and a server's are not here: "
-                "train one of its own (`trl-ext vas --value_model_name_or_path ...`)."
+                f"The value model {path!r} reads the hidden states of the model that it guides, and those of a "
+                "server's model are not available: train a value model with a backbone of its own (`trl-ext vas "
+                "--value_model_name_or_path ...`)."
             )
         if model is not None:
-            mine = getattr(config, "adapter", False) and config.backbone_name == get_config_model_id(model.config)
-            alone = len(self.value_model_name_or_path or []) == 1 and not is_peft_model(model)
-            if head_only or (mine and alone):
-                kwargs = {"backbone": model}  # it stands on the model that it guides: the weights are here already
+            on_this_model = getattr(config, "adapter", False) and config.backbone_name == get_config_model_id(
+                model.config
+            )
+            only_one = len(self.value_model_name_or_path or []) == 1 and not is_peft_model(model)
+            if head_only or (on_this_model and only_one):
+                kwargs = {"backbone": model}  # share the language model's weights
         value_model = ValueModel.from_pretrained(path, **kwargs).eval()
         if "dtype" in kwargs:
             value_model = value_model.to(default_device() if model is None else model.device)
-        try:
-            return value_model, load_tokenizer(path)
-        except (OSError, ValueError):  # it was saved without; its digest of the vocabulary is compared
-            return value_model, None
+        return value_model

@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-What a model says of every token of the completions of a batch, with each prompt computed once where that pays.
+Values of every token of a batch's completions. Where it is cheaper, a prompt is computed once for its completions.
 
-Letters: B prompts, N completions in all, T tokens of the longest of them, L tokens a row, C numbers a token.
+Letters: B prompts, N completions in the batch, T tokens of the longest completion, L tokens per row, D hidden size,
+H heads.
 """
 
 from dataclasses import dataclass
@@ -19,33 +20,33 @@ from trl_ext.models.load import base_of
 
 
 @dataclass
-class TokenStates:
+class TokenValues:
     """
-    Numbers for each token of the completions of a batch.
+    Values of the tokens of a batch's completions.
 
     Args:
-        states (`torch.Tensor` of shape (N, T, C)): Of each token; 0 in padding, which is on the right.
-        mask (`torch.Tensor` of shape (N, T)): True where there is a token.
-        form (`str`): `"separate"`, `"dense"` or `"cascade"`.
-        num_positions (`int`): Positions that went through the model, padding included.
+        values (`torch.Tensor` of shape `(N, T, H)`): Value of each token; 0 at padding, which is on the right.
+        mask (`torch.Tensor` of shape `(N, T)`): True at tokens, False at padding.
+        form (`str`): How the rows were laid out: `"separate"`, `"dense"` or `"cascade"`.
+        num_positions (`int`): Positions in the forward pass, padding included.
     """
 
-    states: torch.Tensor
+    values: torch.Tensor
     mask: torch.Tensor
     form: str
     num_positions: int
 
 
-class States(SharedPrefixRows):
+class CompletionValues(SharedPrefixRows):
     """
-    Builds rows for a model that judges the tokens of completions, and reads what it says of each.
+    Computes the values of the tokens of completions: lays out the rows, runs the model, and gathers its values.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): A model with a `backbone`, whose output has `values` of shape
-            (N, L) or (N, L, C) and a `last_hidden_state`; before any distributed wrapper.
-        pad_token_id (`int`): Token in padding.
-        predict (`bool`, *optional*, defaults to `False`): Whether the model judges a token from the state before it:
-            its forward is then given `next_ids`, the token behind each position, -100 for none.
+            (N, L) or (N, L, H) and a `last_hidden_state`; without a distributed wrapper.
+        pad_token_id (`int`): Token id of padding.
+        predict (`bool`, *optional*, defaults to `False`): Whether the value of a token is computed from the hidden
+            state before it. The model then receives `next_ids`, the token after each position, -100 for none.
         kwargs: See [`~trl_ext.logprobs.row_layout.SharedPrefixRows`].
     """
 
@@ -57,14 +58,17 @@ class States(SharedPrefixRows):
 
     def __call__(
         self, model: torch.nn.Module, prompts: list[list[int]], completions: list[list[list[int]]]
-    ) -> TokenStates:
+    ) -> TokenValues:
         """
-        What `model` says of each token of the completions.
+        Values of each token of the completions.
 
         Args:
             model (`torch.nn.Module`): The model, possibly in a distributed wrapper.
             prompts (`list[list[int]]`): B prompts of at least one token.
             completions (`list[list[list[int]]]`): For each prompt its completions, of at least one token each.
+
+        Returns:
+            [`TokenValues`]
         """
         if not self._confirmed:
             inner = extract_model_from_parallel(model)
@@ -74,10 +78,10 @@ class States(SharedPrefixRows):
         values = output.values if output.values.dim() == 3 else output.values[..., None]
         lengths_N = torch.tensor([len(c) for group in completions for c in group], device=values.device)
         mask_NT = torch.arange(int(max(lengths_N)), device=values.device) < lengths_N[:, None]
-        # Tokens of a completion are next to one another in every form, and completions in their order.
-        states = values.new_zeros(*mask_NT.shape, values.shape[-1])
-        states = states.masked_scatter(mask_NT[..., None], values[index.to(values.device) >= 0])
-        return TokenStates(states, mask_NT, form, positions)
+        # In every form, the tokens of a completion are contiguous and completions are in order.
+        values_NTH = values.new_zeros(*mask_NT.shape, values.shape[-1])
+        values_NTH = values_NTH.masked_scatter(mask_NT[..., None], values[index.to(values.device) >= 0])
+        return TokenValues(values_NTH, mask_NT, form, positions)
 
     def _forward(self, model: torch.nn.Module, form: str, prompts: list, completions: list) -> tuple:
         rows, inputs = self._lay_out(model, form, prompts, completions, predict=self.predict)
@@ -86,7 +90,7 @@ class States(SharedPrefixRows):
         return model(**inputs), rows["completion_index"], rows["input_ids"].numel()
 
     def probe_of(self, model: torch.nn.Module, form: str, prompts: list, completions: list) -> torch.Tensor:
-        """Hidden states of all completion tokens, (tokens, D): the head may be zero still."""
+        """Hidden states of all completion tokens, (tokens, D). Values would not do: an untrained head is zero."""
         output, index, _ = self._forward(model, form, prompts, completions)
         hidden = output.last_hidden_state
         return hidden[index.to(hidden.device) >= 0].float()

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The trainer of VAS: scored samples of a frozen model in, a value model out."""
+"""Trainer of VAS: trains a value model on scored samples of a frozen language model."""
 
 import math
 import textwrap
@@ -39,14 +39,14 @@ from trl_ext.training.statistics import RunningColumns
 from trl_ext.training.trainer import EvalDataset, ExtTrainer
 from trl_ext.upstream import get_config_model_id
 
-from .calibration import agreement, roll_out, starts
+from .calibration import HalfCompletion, calibration_metrics, roll_out, sample_halves
 from .config import VASConfig
-from .data import DataCollatorForValues, choose_heads, prepare_values, reward_tensors, totals
+from .data import DataCollatorForValues, choose_heads, prepare_values, reward_tensors, total_rewards
 from .decoding.logits_processor import ValueAugmentedLogitsProcessor
-from .explained_variance import Explained
+from .explained_variance import ExplainedVariance
+from .loading import load_value_model
 from .losses import normalize, value_loss
-from .token_values import States, TokenStates
-from .value_model.load import load_value_model
+from .token_values import CompletionValues, TokenValues
 from .value_model.model import ValueModel
 
 
@@ -61,26 +61,26 @@ class VASTrainer(ExtTrainer):
     Trainer for Value Augmented Sampling (VAS).
 
     The method is described in [Value Augmented Sampling for Language Model Alignment and
-    Personalization](https://huggingface.co/papers/2405.06639). What is trained, saved and pushed is the value model;
-    the language model stays as it is.
+    Personalization](https://huggingface.co/papers/2405.06639). The value model is trained, saved and pushed; the
+    language model does not change.
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The frozen language model: a Hub id, a directory, or a model. Given by name it is loaded only if something
-            is sampled, or if the value model is an adapter on it.
+            The frozen language model: a Hub id, a directory, or a model. Given by name, it is loaded only if
+            completions are sampled, or if the value model shares its weights.
         reward_funcs (`str`, `Callable`, [`~transformers.PreTrainedModel`] or a `list` of these, *optional*):
-            Reward functions as in TRL's GRPO, for what is sampled in training and evaluation. Several train a head
-            each, unless the config's `heads` says otherwise.
+            Reward functions as in TRL's GRPO, for completions that are sampled in training and evaluation. Several
+            train one head each, unless the config has `heads`.
         args ([`VASConfig`], *optional*):
-            Configuration; the defaults are those of the authors' code.
+            Configuration. The defaults are those of the authors' code.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            Rows `prompt`, `completions`, `scores` (a number a completion, or a list of them, one a token), with
-            `rewards` for several heads, as `trl-ext sample` writes them from the frozen model; or, with
-            `reward_funcs`, `prompt` alone. Plain text or messages.
+            Rows with `prompt`, `completions` and `scores` (a number per completion, or a list of numbers, one per
+            token), and `rewards` for several heads, as `trl-ext sample` writes them from the frozen model; or, with
+            `reward_funcs`, a prompt-only dataset. Plain text or messages.
         eval_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or a `dict` of them, *optional*):
             The same.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Tokenizer; by default the language model's.
+            Tokenizer. By default the language model's.
         reward_processing_classes (`list`, *optional*):
             Tokenizers of the reward models.
         callbacks (`list` of [`~transformers.TrainerCallback`], *optional*):
@@ -90,15 +90,15 @@ class VASTrainer(ExtTrainer):
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
             Quantisation of the models given by name.
         peft_config ([`~peft.PeftConfig`], *optional*):
-            Adapter of the value model, whose head is trained beside it.
+            Adapter of the value model, which is trained together with its heads.
         value_model (`str`, [`ValueModel`] or [`~transformers.PreTrainedModel`], *optional*):
-            Backbone of the value model, or a value model to train further; by default the config's
-            `value_model_name_or_path`. Without either, the value model is an adapter (`peft_config`) and a head on the
-            language model's own weights, or (`value_form="policy"`) a head on its states as they are.
+            Backbone of the value model, or a value model to train further. By default the config's
+            `value_model_name_or_path`. Without either, the value model shares the language model's weights: it is an
+            adapter (`peft_config`) and a head, or, with `value_form="policy"`, a head on its hidden states.
 
     Raises:
-        `ValueError`, `TypeError`: Arguments that contradict each other; the message says which.
-        [`~trl_ext.data.schema.DataError`]: A row or column that cannot be used.
+        `ValueError`, `TypeError`: Arguments contradict each other; the message names them.
+        [`~trl_ext.data.schema.DataError`]: A row or column cannot be used; the message names it.
 
     Examples:
     ```python
@@ -133,7 +133,7 @@ class VASTrainer(ExtTrainer):
     }
     _row_columns: ClassVar = ("token_rewards",)
     _rounds: Rounds
-    # `compute_loss` divides by the tokens of all micro-batches and processes of a step.
+    # `compute_loss` divides by the number of tokens in all micro-batches and processes of a step.
     loss_is_scaled_for_ga = True
 
     def __init__(
@@ -160,7 +160,7 @@ class VASTrainer(ExtTrainer):
         self._tokenizer = self._load_tokenizer(name, model, args, processing_class)
         value_model = args.value_model_name_or_path if value_model is None else value_model
 
-        # Data and rewards before the models: a mistake there should not cost the time of loading weights.
+        # Data and rewards before the models: an error in them should come before weights are loaded.
         self.rewards = self._load_rewards(reward_funcs, reward_processing_classes, args)
         self._raw_columns = set(column_names(train_dataset)) if self.rewards else set()
         names = [reward.name for reward in self.rewards]
@@ -174,10 +174,10 @@ class VASTrainer(ExtTrainer):
         model = load_value_model(
             value_model, self.policy, self._tokenizer, self.heads, args, quantization_config, peft_config
         )
-        rooms = [context_length(each) for each in (model.backbone, self.policy) if each is not None]
-        room = min((room for room in rooms if room), default=0)
-        train_dataset, eval_dataset = self._check_context(train_dataset, eval_dataset, args, room)
-        self.states = States(
+        contexts = [context_length(each) for each in (model.backbone, self.policy) if each is not None]
+        context = min((length for length in contexts if length), default=0)
+        train_dataset, eval_dataset = self._check_context(train_dataset, eval_dataset, args, context)
+        self.token_values = CompletionValues(
             model,
             self._tokenizer.pad_token_id,
             predict=args.value_form != "state",
@@ -199,7 +199,7 @@ class VASTrainer(ExtTrainer):
         self._begin(train_dataset)
 
     def _begin(self, dataset: AnyDataset) -> None:
-        """What training goes through with: rounds, targets, moments of the rewards, figures."""
+        """Initialise the state of training: rounds, targets, reward statistics and metrics."""
         args = self.args
         self._rounds = Rounds(
             lambda rows: self._sample_round(rows).rollouts,
@@ -208,11 +208,11 @@ class VASTrainer(ExtTrainer):
             every_epochs=self._epochs_per_round(),
             keep=args.keep_samples,
         )
-        self._targets: dict[str, torch.Tensor] = {}  # of the step that is being repeated, by the rows of a micro-batch
-        self._running = RunningColumns(len(self.heads))
+        self._targets: dict[str, torch.Tensor] = {}  # of the batch that is being repeated, by its rows
+        self._reward_statistics = RunningColumns(len(self.heads))
         if args.normalize_rewards and not self._samples and isinstance(dataset, Dataset):
-            self._observe(dataset["token_rewards"], share=False)
-        self._explained = Explained(self.heads)
+            self._update_normalization(dataset["token_rewards"], gather=False)
+        self._explained_variance = ExplainedVariance(self.heads)
         self._calibration: dict[str, float] = {}
 
     # ------------------------------------------------------------------------------------------------ preparation
@@ -222,17 +222,17 @@ class VASTrainer(ExtTrainer):
         return prepare_values(dataset, self._tokenizer, name=name, heads=self.heads, **settings)
 
     def _needs_policy(self, args: VASConfig, evals: Any) -> bool:
-        """Whether something is sampled, in training or evaluation."""
+        """Whether completions are sampled, in training or evaluation."""
         parts = evals.values() if isinstance(evals, dict) else [evals]
-        prompts_alone = any(part is not None and "completion_ids" not in column_names(part) for part in parts)
-        return bool(self._samples or args.calibration_rollouts or prompts_alone)
+        prompt_only = any(part is not None and "completion_ids" not in column_names(part) for part in parts)
+        return bool(self._samples or args.calibration_rollouts or prompt_only)
 
     def _check_sampling(self, args: VASConfig, dataset: AnyDataset) -> bool:
-        """Whether training samples completions; raise if the settings ask for what cannot be done."""
+        """Whether training samples completions; raise an error for settings that do not fit the dataset."""
         has_completions = "completion_ids" in column_names(dataset)
         if not has_completions and not self.rewards:
             raise DataError(
-                "The train data set has prompts but no completions. Add the columns `completions` and `scores` "
+                "The train dataset has prompts but no completions. Add the columns `completions` and `scores` "
                 "(`trl-ext sample` makes them), or pass `reward_funcs` to sample in training."
             )
         for setting in ("num_iterations", "resample_steps"):
@@ -241,19 +241,19 @@ class VASTrainer(ExtTrainer):
         if args.calibration_rollouts and not self.rewards:
             raise ValueError("`calibration_rollouts` needs `reward_funcs` to score the continuations.")
         if args.resample_steps and has_completions:
-            raise ValueError("`resample_steps` is for prompts alone, but the train data set has completions.")
+            raise ValueError("`resample_steps` is for prompt-only datasets, but the train dataset has completions.")
         if args.sampling_beta and args.num_iterations == 1:
             logger.warning(
                 "`sampling_beta` is not used: it guides sampling after the first of `num_iterations` rounds."
             )
         samples = not has_completions or args.num_iterations > 1
         if self.rewards and not samples and not args.calibration_rollouts:
-            logger.warning("The train data set has completions: `reward_funcs` are used in evaluation only.")
+            logger.warning("The train dataset has completions: `reward_funcs` are used in evaluation only.")
         if isinstance(dataset, IterableDataset):
             if samples and not args.resample_steps:
-                raise ValueError("A streamed data set has no epochs to sample for; set `resample_steps`.")
+                raise ValueError("A streamed dataset has no epochs to sample for: set `resample_steps`.")
             if args.num_epochs_per_batch > 1:
-                raise ValueError("A streamed data set is read once: set num_epochs_per_batch=1.")
+                raise ValueError("A streamed dataset is read once: set num_epochs_per_batch=1.")
         return samples
 
     def _epochs_per_round(self) -> int:
@@ -270,7 +270,7 @@ class VASTrainer(ExtTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], int | None]:
-        """The micro-batches of one optimizer step, with completions, and the tokens of all processes in them."""
+        """The micro-batches of one optimizer step, with completions, and their number of tokens on all processes."""
         if self._samples:
             epoch = int(self.state.epoch or 0)
             batches = self._rounds.batches(epoch_iterator, num_batches, epoch, self.train_dataset)
@@ -282,7 +282,7 @@ class VASTrainer(ExtTrainer):
         else:
             batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
             if self.args.normalize_rewards and isinstance(self.train_dataset, IterableDataset):
-                self._observe([group for batch in batches for group in batch["token_rewards"]])
+                self._update_normalization([group for batch in batches for group in batch["token_rewards"]])
         if self.state.global_step % self.args.num_epochs_per_batch == 0:
             self._targets.clear()
         if not batches:
@@ -292,19 +292,19 @@ class VASTrainer(ExtTrainer):
         return batches, max(1, int(self.accelerator.reduce(count, reduction="sum")))
 
     def _by_head(self, rewards: dict[str, list[float]], scores: list[float]) -> list[list[list[float]]]:
-        """Rewards of the sampled completions of a prompt as `token_rewards`."""
+        """Rewards of the sampled completions of a prompt in the form of `token_rewards`."""
         columns = [rewards.get(head, scores) for head in self.heads]
         return [[[] if math.isnan(x) else [x] for x in entries] for entries in zip(*columns, strict=True)]
 
     def _round(self) -> int:
-        """Number of the current round, from 0."""
+        """Index of the current round."""
         return int(self.state.epoch or 0) // self._epochs_per_round() if self._epochs_per_round() else 0
 
     def _sample_round(self, rows: list[dict[str, Any]], mode: str = "train") -> Round:
-        """Sample and score completions for `rows`, and log what came out."""
+        """Sample and score completions for `rows`, and log them."""
         args = self.args
         if mode == "train" and not self._round() and "completion_ids" in (rows[0] if rows else {}):
-            sampled = Round({row["row_index"]: self._own(row) for row in rows})  # the data set's, in the first round
+            sampled = Round({row["row_index"]: self._dataset_rollout(row) for row in rows})
         else:
             guided = bool(mode == "train" and self._round() and args.sampling_beta)
             with self._chance(mode), self._sampling_policy() as policy:
@@ -316,34 +316,35 @@ class VASTrainer(ExtTrainer):
                     batch_size=sampling_batch_size(self),
                     processors=self._guides() if guided else None,
                 )
-                release_static_caches(policy)  # the value model's training may need their memory
+                release_static_caches(policy)  # frees the memory of CUDA graphs for the training of the value model
             sampled = score_round(
                 rows, completions, self.rewards, args.reward_weights, max_length=args.max_length,
                 tokenizer=self._tokenizer, trainer_state=self.state,
             )  # fmt: skip
             self._show_round(sampled, mode)
         if mode == "train" and args.normalize_rewards and not self._round():
-            self._observe([self._by_head(r.rewards, r.scores) for r in sampled.rollouts.values()])
+            self._update_normalization([self._by_head(r.rewards, r.scores) for r in sampled.rollouts.values()])
         return sampled
 
-    def _own(self, row: dict[str, Any]) -> Rollout:
+    def _dataset_rollout(self, row: dict[str, Any]) -> Rollout:
+        """The completions and scores of a row of the dataset, which are those of the first round."""
         if any(len(numbers) > 1 for by_head in row["token_rewards"] for numbers in by_head):
             raise DataError(
-                f"Row {row['row_index']}: rewards token by token cannot be joined by completions that are sampled and "
+                f"Row {row['row_index']}: rewards per token cannot be combined with completions that are sampled and "
                 "scored in training. Set num_iterations=1."
             )
-        rewards = {head: totals([row["token_rewards"]], h) for h, head in enumerate(self.heads)}
+        rewards = {head: total_rewards([row["token_rewards"]], h) for h, head in enumerate(self.heads)}
         return Rollout(row["completion_ids"], row["scores"], rewards)
 
     def _sampling_policy(self) -> Any:
         return sampling_from(self.policy, self, shared=self.model.shares_policy)
 
     def _guides(self) -> Callable[[torch.Tensor, torch.Tensor], list[ValueAugmentedLogitsProcessor]]:
-        """What makes the guide of a batch of prompts, with the value model as it is now."""
+        """A function that creates the logits processor for a batch of prompts, with the current value model."""
         args = self.args
         weights = dict(zip([reward.name for reward in self.rewards], args.reward_weights or [], strict=False))
         beta = {head: args.sampling_beta * weights.get(head, 1.0) for head in self.heads}
-        # A copy of an adapter on the policy would be a copy of the policy.
+        # If they share weights, a copy of the value model would be a copy of the policy.
         value_model = self.model if self.model.shares_policy else sampling_copy(self.model, args)
 
         def guides(ids_PT: torch.Tensor, mask_PT: torch.Tensor) -> list[ValueAugmentedLogitsProcessor]:
@@ -359,14 +360,15 @@ class VASTrainer(ExtTrainer):
 
         return guides
 
-    def _observe(self, groups: list[Any], share: bool = True) -> None:
-        """Take rewards into the mean and deviation that they are normalised by, alike on every process."""
-        numbers = [totals(groups, h) for h in range(len(self.heads))]
-        self._running.add(numbers, self.accelerator if share else None)
+    def _update_normalization(self, groups: list[Any], gather: bool = True) -> None:
+        """Add rewards, those of all processes if `gather`, to the statistics that normalise rewards."""
+        numbers = [total_rewards(groups, h) for h in range(len(self.heads))]
+        self._reward_statistics.add(numbers, self.accelerator if gather else None)
         self._record_normalization()
 
     def _record_normalization(self) -> None:
-        self.model.config.reward_mean, self.model.config.reward_std = self._running.means, self._running.stds
+        self.model.config.reward_mean = self._reward_statistics.means
+        self.model.config.reward_std = self._reward_statistics.stds
 
     # -------------------------------------------------------------------------------------------------------- loss
 
@@ -380,17 +382,17 @@ class VASTrainer(ExtTrainer):
         """
         0.5 * (V - target)^2, summed over heads and averaged over tokens.
 
-        With `num_items_in_batch` (the tokens of all micro-batches and processes of a step) the sum over this batch is
-        divided by that number, so that neither accumulation nor unequal batches change the gradient.
+        With `num_items_in_batch` (the number of tokens in all micro-batches and processes of a step) the sum over this
+        batch is divided by that number, so that the gradient does not depend on how a step is split.
         """
         kept = [b for b, group in enumerate(inputs["completion_ids"]) if group]
         if not kept:
-            return self._zero_loss(lambda prompts, some: self.states(model, prompts, some).states, inputs)
+            return self._zero_loss(lambda prompts, some: self.token_values(model, prompts, some).values, inputs)
         prompts = [inputs["prompt_ids"][b] for b in kept]
         completions = [inputs["completion_ids"][b] for b in kept]
-        tokens = self.states(model, prompts, completions)
+        tokens = self.token_values(model, prompts, completions)
         lengths = [len(c) for group in completions for c in group]
-        device = tokens.states.device
+        device = tokens.values.device
         rewards_NTH, known_NH = (
             x.to(device) for x in reward_tensors([inputs["token_rewards"][b] for b in kept], lengths, len(self.heads))
         )
@@ -399,24 +401,24 @@ class VASTrainer(ExtTrainer):
         mean_H, std_H = (torch.tensor(x, device=device) for x in (config.reward_mean, config.reward_std))
         rewards_NTH = normalize(rewards_NTH, tokens.mask, mean_H, std_H).masked_fill(~mask_NTH, 0.0)
         targets_NTH = self._targets_of(inputs, tokens, rewards_NTH)
-        loss_NTH = value_loss(tokens.states, targets_NTH, mask_NTH)
+        loss_NTH = value_loss(tokens.values, targets_NTH, mask_NTH)
         self._measure(tokens, rewards_NTH, mask_NTH, loss_NTH)
         if self.model.training:
             self._num_tokens += sum(map(len, prompts)) + sum(lengths)
         loss = self._mean(loss_NTH.sum(), sum(lengths), num_items_in_batch)
-        return (loss, {"values": tokens.states}) if return_outputs else loss
+        return (loss, {"values": tokens.values}) if return_outputs else loss
 
-    def _targets_of(self, inputs: dict[str, Any], tokens: TokenStates, rewards_NTH: torch.Tensor) -> torch.Tensor:
+    def _targets_of(self, inputs: dict[str, Any], tokens: TokenValues, rewards_NTH: torch.Tensor) -> torch.Tensor:
         """
-        TD(lambda) targets from the values before the first update on this batch; in evaluation plain returns.
+        TD(lambda) targets, with the values before the first update on this batch; in evaluation, the returns.
 
-        Targets that follow the values say how consistent these are; how right they are is for evaluation to say.
+        With TD(lambda) targets the loss measures how consistent the values are; with returns, how accurate.
         """
         key = ",".join(map(str, inputs["row_index"].tolist()))
         if self.model.training and key in self._targets:
-            return self._targets[key].to(tokens.states.device)
+            return self._targets[key].to(tokens.values.device)
         lam = self.args.lam if self.model.training else 1.0
-        values_NTH, mask_NT1 = tokens.states.detach(), tokens.mask[..., None]
+        values_NTH, mask_NT1 = tokens.values.detach(), tokens.mask[..., None]
         targets_NTH = td_lambda(rewards_NTH, values_NTH, mask_NT1, self.args.gamma, lam)
         if self.model.training and self.args.num_epochs_per_batch > 1:
             self._targets[key] = targets_NTH
@@ -424,17 +426,21 @@ class VASTrainer(ExtTrainer):
 
     @torch.no_grad()
     def _measure(
-        self, tokens: TokenStates, rewards_NTH: torch.Tensor, mask_NTH: torch.Tensor, loss_NTH: torch.Tensor
+        self, tokens: TokenValues, rewards_NTH: torch.Tensor, mask_NTH: torch.Tensor, loss_NTH: torch.Tensor
     ) -> None:
         mode = "train" if self.model.training else "eval"
         if mode == "eval":
-            self._meters[mode].add("loss", loss_NTH.sum(), tokens.mask.sum())  # pooled, as rows differ in tokens
-        self._explained.add(mode, tokens.states, discounted_sums(rewards_NTH, self.args.gamma), mask_NTH)
+            self._meters[mode].add("loss", loss_NTH.sum(), tokens.mask.sum())  # averaged over all tokens
+        returns_NTH = discounted_sums(rewards_NTH, self.args.gamma)
+        self._explained_variance.add(mode, tokens.values, returns_NTH, mask_NTH)
 
     def _figures(self, mode: str) -> dict[str, float]:
-        """How well the values explain the returns, and in evaluation what came of half completions."""
-        calibration, self._calibration = (self._calibration, {}) if mode == "eval" else ({}, self._calibration)
-        return self._explained.pop(mode, self.accelerator) | calibration
+        """Explained variance of the values, and in evaluation their calibration."""
+        metrics = self._explained_variance.pop(mode, self.accelerator)
+        if mode == "eval":
+            metrics |= self._calibration
+            self._calibration = {}
+        return metrics
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         with self.model.hold_adapter():
@@ -444,11 +450,11 @@ class VASTrainer(ExtTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """
-        Loss against the returns themselves (as with `lam=1`), and how well the values explain and follow them, on a
-        data set (by default the constructor's), whose rows may have any of the forms that training takes.
+        Loss against the returns (as with `lam=1`), explained variance and correlation of the values with the returns,
+        on a dataset (by default the constructor's) in any of the formats that training takes.
 
-        With `calibration_rollouts` also `calibration/r2` and `calibration/correlation` of the value half-way through a
-        completion with the mean reward of continuations that the frozen model draws from there.
+        With `calibration_rollouts`, also `calibration/r2` and `calibration/correlation`: the value of half a
+        completion against the mean reward of continuations sampled from the frozen model.
         """
         return super().evaluate(*args, **kwargs)
 
@@ -461,8 +467,8 @@ class VASTrainer(ExtTrainer):
         if not any(inputs["completion_ids"]):
             if not self.rewards or self.policy is None:
                 raise DataError(
-                    "The eval data set has prompts but no completions. Score it (`trl-ext sample`), or pass it with "
-                    "`reward_funcs` to the constructor, which then keeps the language model to sample with."
+                    "The eval dataset has prompts but no completions. Add scored completions (`trl-ext sample`), or "
+                    "pass it with `reward_funcs` to the constructor, which then loads the language model."
                 )
             rows = [{**row, "row_index": n} for n, row in enumerate(inputs["rows"])]
             rollouts = list(self._sample_round(rows, "eval").rollouts.values())
@@ -473,12 +479,14 @@ class VASTrainer(ExtTrainer):
             return self.compute_loss(model, inputs).detach(), None, None
 
     def _calibrate(self, dataset: AnyDataset) -> dict[str, float]:
-        """Correlation and R^2 of the value half-way with the mean reward of what the frozen model makes of it."""
+        """Correlation and R^2 of values of half completions with the mean reward of their sampled continuations."""
         args, process = self.args, self.accelerator.process_index
         rows = list(dataset.take(args.calibration_states)) if isinstance(dataset, IterableDataset) else list(dataset)
         settings, batch_size = args.generation_settings(), sampling_batch_size(self)
         with seeded(args.seed, -1_000_003, process), self._sampling_policy() as policy:
-            states = starts(policy, self._tokenizer, rows, settings, args.calibration_states, batch_size=batch_size)
+            states = sample_halves(
+                policy, self._tokenizer, rows, settings, args.calibration_states, batch_size=batch_size
+            )
             states = states[process :: self.accelerator.num_processes]
             settings = replace(settings, num_generations=args.calibration_rollouts)
             table = roll_out(
@@ -486,17 +494,18 @@ class VASTrainer(ExtTrainer):
                 batch_size=batch_size, trainer_state=self.state,
             )  # fmt: skip
             values_NH = self._values_at(states)
-        return agreement(values_NH, table, self.heads, self.accelerator)
+        return calibration_metrics(values_NH, table, self.heads, self.accelerator)
 
-    def _values_at(self, states: list[Any]) -> torch.Tensor:
-        """Values of half completions, in units of the rewards."""
-        found, size = [], sampling_batch_size(self)
-        for start in range(0, len(states), size):
-            part = states[start : start + size]
-            tokens = self.states(self.model, [s.row["prompt_ids"] for s in part], [[s.completion_ids] for s in part])
+    def _values_at(self, halves: list[HalfCompletion]) -> torch.Tensor:
+        """Values of half completions, of shape (N, H), in units of the rewards."""
+        values, size = [torch.zeros(0, len(self.heads))], sampling_batch_size(self)
+        for start in range(0, len(halves), size):
+            part = halves[start : start + size]
+            prompts = [half.row["prompt_ids"] for half in part]
+            tokens = self.token_values(self.model, prompts, [[half.completion_ids] for half in part])
             last_N = tokens.mask.sum(dim=1) - 1
-            found.append(tokens.states[torch.arange(len(part)), last_N].float().cpu())
-        values_NH = torch.cat(found) if found else torch.zeros(0, len(self.heads))
+            values.append(tokens.values[torch.arange(len(part)), last_N].float().cpu())
+        values_NH = torch.cat(values)
         config = self.model.config
         return values_NH * torch.tensor(config.reward_std) + torch.tensor(config.reward_mean)
 
@@ -506,18 +515,18 @@ class VASTrainer(ExtTrainer):
         if self._targets and self.state.global_step % self.args.num_epochs_per_batch:
             write_tensors(self._targets_file(folder), self._targets)
         if self.args.normalize_rewards and self.accelerator.is_main_process:
-            self._running.save(folder / "normalization.json")
+            self._reward_statistics.save(folder / "normalization.json")
 
     def _targets_file(self, folder: Path) -> Path:
         return folder / f"targets_{self.accelerator.process_index}.safetensors"
 
     def _restore_state(self, folder: Path | None) -> None:
-        """Targets of a step that was being repeated, and what rewards are normalised by."""
+        """Restore the targets of a batch that was being repeated, and the reward statistics."""
         self._targets = {}
         if folder is None:
             return
         if self._targets_file(folder).is_file():
             self._targets = load_file(self._targets_file(folder))
         if self.args.normalize_rewards and (folder / "normalization.json").is_file():
-            self._running.load(folder / "normalization.json")
+            self._reward_statistics.load(folder / "normalization.json")
             self._record_normalization()

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Answers: a frozen model proposes and a proxy decides, token by token, until every text of a batch has ended.
+ProxyCompletions: a frozen model proposes and a proxy decides, token by token, until every text of a batch has ended.
 
 P prompts, N = P x K texts, T tokens.
 """
@@ -22,9 +22,9 @@ from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.models.load import base_of
 
 from ..data import Decisions
-from ..decision_process import FEATURES, Process
-from .candidates import Dice
-from .static_walk import StaticWalk, static_walk, static_walk_fault
+from ..decision_process import FEATURES, DecisionProcess
+from .per_row_rng import PerRowRNG
+from .static_walk import StaticWalk, static_walk, static_walk_reason
 from .walk import Walk
 
 
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Answers:
+class ProxyCompletions:
     """
     What became of N texts.
 
@@ -55,7 +55,7 @@ class Answers:
     decisions: Decisions | None = None
 
     @classmethod
-    def join(cls, parts: "list[Answers]") -> "Answers":
+    def join(cls, parts: "list[ProxyCompletions]") -> "ProxyCompletions":
         """The answers of several batches."""
         tensors = {
             name: torch.cat([getattr(part, name) for part in parts])
@@ -69,7 +69,7 @@ class Answers:
             decisions=Decisions.join(kept, [len(part.ids) for part in parts]) if kept else None,
         )
 
-    def in_order(self, order: Sequence[int]) -> "Answers":
+    def in_order(self, order: Sequence[int]) -> "ProxyCompletions":
         """The same texts with text i at place `order[i]`."""
         back = torch.empty(len(order), dtype=torch.long)
         back[torch.tensor(order, dtype=torch.long)] = torch.arange(len(order))
@@ -79,19 +79,21 @@ class Answers:
             place = torch.tensor(order, device=decisions.response.device)[decisions.response]
             decisions = replace(decisions, response=place)[place.sort(stable=True).indices]
         counts = {name: getattr(self, name)[back] for name in ("examined", "rejected", "forced", "asked", "kl")}
-        return Answers([self.ids[i] for i in rows], [self.ended[i] for i in rows], **counts, decisions=decisions)
+        return ProxyCompletions(
+            [self.ids[i] for i in rows], [self.ended[i] for i in rows], **counts, decisions=decisions
+        )
 
 
 @torch.no_grad()
-def answer(
+def complete(
     llm: BackboneAndHead,
     proxy: Any,
-    process: Process,
+    process: DecisionProcess,
     prompts: Sequence[Sequence[int]],
     *,
     seeds: Sequence[int],
     max_new_tokens: int,
-    rooms: Sequence[int] | None = None,
+    context_left: Sequence[int] | None = None,
     eos: Sequence[int] = (),
     pad: int = 0,
     batch_size: int = 64,
@@ -103,16 +105,17 @@ def answer(
     show: Callable[[list[int]], Any] | None = None,
     store: torch.device | str | None = None,
     cuda_graphs: str = "auto",
-) -> Answers:
+) -> ProxyCompletions:
     """
     Answer prompts.
 
     Args:
-        llm ([`BackboneAndHead`]), proxy ([`ProxyModel`]), process ([`Process`]): Who proposes, who decides, and how.
+        llm ([`BackboneAndHead`]), proxy ([`ProxyModel`]), process ([`DecisionProcess`]): The model,
+            the proxy and the process.
         prompts (`list[list[int]]`): Token ids.
         seeds (`list[int]`): Chance: one a text, P x K of them, the K of a prompt next to one another.
         max_new_tokens (`int`): Longest answer.
-        rooms (`list[int]`, *optional*): For each prompt a smaller limit than that.
+        context_left (`list[int]`, *optional*): For each prompt a smaller limit than that.
         eos (`list[int]`): Tokens that end an answer.
         pad (`int`): Token in padding.
         batch_size (`int`): Texts at once.
@@ -135,7 +138,7 @@ def answer(
             raise ValueError(f"Prompt {i} has no tokens: there is nothing to continue.")
         llm.check_tokens([prompt], f"Prompt {i}")
     k = len(seeds) // len(prompts)
-    limits = [min(max_new_tokens, max(room, 1)) for room in rooms or [max_new_tokens] * len(prompts)]
+    limits = [min(max_new_tokens, max(room, 1)) for room in context_left or [max_new_tokens] * len(prompts)]
     # Equal lengths together waste little on padding, and memory runs out at once or never.
     order = sorted((i for i in range(len(prompts))), key=lambda i: -len(prompts[i]))
     step = max(1, batch_size // k)
@@ -153,7 +156,7 @@ def answer(
             run = partial(batch.run, measure_every=measure_every, stop=stop, show=show, store=store)
             try:
                 if _is_static(cuda_graphs, llm, process, len(batch.limits), first_candidates, stop):
-                    parts.append(_in_a_room(walk, run, llm, cuda_graphs))
+                    parts.append(_run_static(walk, run, llm, cuda_graphs))
                 else:
                     parts.append(run(walk(static=False)))
             except RuntimeError as error:
@@ -164,13 +167,13 @@ def answer(
                     "smaller `generation_batch_size`, fewer candidates in a forward (`first_candidates`, `top_k`), "
                     "`feature='context'`, a smaller `max_completion_length`, a 4-bit model (`load_in_4bit`)."
                 ) from error
-    return Answers.join(parts).in_order(places)
+    return ProxyCompletions.join(parts).in_order(places)
 
 
-def _is_static(wanted: str, llm: BackboneAndHead, process: Process, rows: int, first: int, stop: Any) -> bool:
+def _is_static(wanted: str, llm: BackboneAndHead, process: DecisionProcess, rows: int, first: int, stop: Any) -> bool:
     if wanted == "never" or (wanted == "auto" and (llm.device.type != "cuda" or first)):
         return False
-    reason = "stop strings look at the text so far" if stop is not None else static_walk_fault(llm, process, rows)
+    reason = "stop strings look at the text so far" if stop is not None else static_walk_reason(llm, process, rows)
     if reason and wanted == "always":
         raise ValueError(f"`cuda_graphs` is 'always', but the loop of fixed shapes cannot be used: {reason}.")
     return not reason
@@ -179,7 +182,7 @@ def _is_static(wanted: str, llm: BackboneAndHead, process: Process, rows: int, f
 def _walk(
     llm: BackboneAndHead,
     proxy: Any,
-    process: Process,
+    process: DecisionProcess,
     batch: "_Batch",
     seeds: list[int],
     *,
@@ -190,19 +193,21 @@ def _walk(
 ) -> Walk | StaticWalk:
     """The walk of a batch, its prompts read; chance is the same whichever walk it is."""
     n, repeats = len(batch.limits), len(batch.limits) // len(batch.ids_PT)
-    dice = Dice(seeds, _columns(llm, process), llm.device)
+    rng = PerRowRNG(seeds, _columns(llm, process), llm.device)
     if not static:
         return Walk(
             llm, proxy.accept_logits, process, batch.ids_PT, batch.mask_PT,
-            repeats=repeats, dice=dice, greedy=greedy, record=record, first_candidates=first_candidates,
+            repeats=repeats, rng=rng, greedy=greedy, record=record, first_candidates=first_candidates,
         )  # fmt: skip
     longest = batch.width + max(batch.limits)
     walk = static_walk(llm, proxy, process, n, longest, greedy=greedy, ends=sorted(batch.eos))
-    walk.start(batch.ids_PT, batch.mask_PT, repeats, dice, batch.limits, record)
+    walk.start(batch.ids_PT, batch.mask_PT, repeats, rng, batch.limits, record)
     return walk
 
 
-def _in_a_room(walk: Any, run: Callable[[Any], Answers], llm: BackboneAndHead, wanted: str) -> Answers:
+def _run_static(
+    walk: Any, run: Callable[[Any], ProxyCompletions], llm: BackboneAndHead, wanted: str
+) -> ProxyCompletions:
     """In a room for whole texts; where there is no memory for that, from the start with a cache that grows."""
     loops = cached_loops(base_of(llm.model))
     try:
@@ -216,7 +221,7 @@ def _in_a_room(walk: Any, run: Callable[[Any], Answers], llm: BackboneAndHead, w
     return run(walk(static=False))
 
 
-def _columns(llm: BackboneAndHead, process: Process) -> int:
+def _columns(llm: BackboneAndHead, process: DecisionProcess) -> int:
     return min(process.top_k, llm.vocabulary)
 
 
@@ -236,11 +241,11 @@ class _Batch:
 
     def run(
         self, walk: Walk | StaticWalk, measure_every: int, stop: Any, show: Any, store: torch.device | str | None
-    ) -> Answers:
+    ) -> ProxyCompletions:
         n, device = len(self.limits), self.llm.device
         if isinstance(walk, StaticWalk) and not (walk.record or measure_every or show):
             ids, ended, (examined, rejected, forced, asked) = walk.run()
-            return Answers(ids, ended, examined, rejected, forced, asked, torch.full((n,), torch.nan))
+            return ProxyCompletions(ids, ended, examined, rejected, forced, asked, torch.full((n,), torch.nan))
         store = device if store is None else store
         alive = torch.arange(n, device=device)
         limits = torch.tensor(self.limits, device=device)
@@ -279,4 +284,4 @@ class _Batch:
         decisions = Decisions.collect(records, FEATURES[walk.process.feature] * self.llm.width).to(store)
         examined, rejected, forced, asked = counts.cpu()
         kept = decisions if walk.record else None
-        return Answers(found, over_N.tolist(), examined, rejected, forced, asked, kl.cpu(), kept)
+        return ProxyCompletions(found, over_N.tolist(), examined, rejected, forced, asked, kl.cpu(), kept)

@@ -14,48 +14,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 
 from trl_ext.decoding.token_sampling import next_token_probabilities
 
-from ..decision_process import Process
-
-
-class Dice:
-    """
-    Uniform numbers for each row from a generator of its own: no row depends on what it is batched with.
-
-    Args:
-        seeds (`list[int]`): One a row.
-        columns (`int`): Numbers of a kind that a position needs; there are two kinds.
-        device (`torch.device`): Where they are needed.
-    """
-
-    positions = 32  # drawn at once
-
-    def __init__(self, seeds: list[int], columns: int, device: torch.device) -> None:
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.columns, self.device = columns, device
-        self._block: torch.Tensor | None = None
-        self._next = 0
-
-    def roll(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Two tables of shape (N, columns): for the order and for the decisions."""
-        if self._block is None or self._next == self.positions:
-            shape = (self.positions, 2, self.columns)
-            self._block = torch.stack([torch.rand(shape, generator=g) for g in self.generators]).to(self.device)
-            self._next = 0
-        numbers = self._block[:, self._next]
-        self._next += 1
-        return numbers[:, 0], numbers[:, 1]
-
-    def table(self, positions: int) -> torch.Tensor:
-        """The numbers of the first positions at once, (N, at least `positions`, 2, columns); then `roll` goes on."""
-        shape = (self.positions, 2, self.columns)
-        blocks = range(-(-positions // self.positions))
-        rows = [torch.cat([torch.rand(shape, generator=g) for _ in blocks]) for g in self.generators]
-        return torch.stack(rows).to(self.device)
-
-    def keep(self, rows: torch.Tensor) -> None:
-        """Go on with these rows only."""
-        self.generators = [self.generators[i] for i in rows.tolist()]
-        self._block = None if self._block is None else self._block[rows]
+from ..decision_process import DecisionProcess
 
 
 @dataclass
@@ -85,7 +44,7 @@ class Proposals:
         return (columns < counts - int(forced == "last")) & (counts > 1)
 
 
-def penalised(logits_NV: torch.Tensor, process: Process, ids_NS: torch.Tensor | None) -> torch.Tensor:
+def penalized_logits(logits_NV: torch.Tensor, process: DecisionProcess, ids_NS: torch.Tensor | None) -> torch.Tensor:
     """Logits (N, V) by which candidates are chosen: less for tokens of the texts so far, where the process says so."""
     if process.repetition_penalty == 1 or ids_NS is None:
         return logits_NV
@@ -93,18 +52,21 @@ def penalised(logits_NV: torch.Tensor, process: Process, ids_NS: torch.Tensor | 
 
 
 def propose(
-    logits_NV: torch.Tensor, process: Process, uniform_Nk: torch.Tensor | None, ids_NS: torch.Tensor | None = None
+    logits_NV: torch.Tensor,
+    process: DecisionProcess,
+    uniform_Nk: torch.Tensor | None,
+    ids_NS: torch.Tensor | None = None,
 ) -> Proposals:
     """
     Truncate the next-token distribution and put the candidates in order.
 
     Args:
         logits_NV (`torch.Tensor` of shape `(N, V)`): The model's logits, float32.
-        process ([`Process`]): Truncation, order and the most that are examined.
+        process ([`DecisionProcess`]): Truncation, order and the most that are examined.
         uniform_Nk (`torch.Tensor` of shape `(N, k)` or `None`): Chance of the sampled order.
         ids_NS (`torch.Tensor` of shape `(N, S)`, *optional*): The texts so far, for the repetition penalty.
     """
-    weights, tokens = next_token_probabilities(penalised(logits_NV, process, ids_NS), process.settings())
+    weights, tokens = next_token_probabilities(penalized_logits(logits_NV, process, ids_NS), process.settings())
     assert tokens is not None  # top-k has sorted them
     weights = weights / weights.sum(1, keepdim=True)
     if process.order == "sampled":

@@ -20,7 +20,7 @@ from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.models.modes import evaluation_mode
 from trl_ext.validation import check_at_least, check_value
 
-from .batch import Answers, answer
+from .batch import ProxyCompletions, complete
 
 
 class ProxyGenerateOutput(NamedTuple):
@@ -96,7 +96,7 @@ def generate(
             `"auto"` on a GPU where it can be, `"always"` (an error says why it cannot), `"never"`. Answers are
             the same.
         return_dict (`bool`, *optional*, defaults to `False`): Whether to return a [`ProxyGenerateOutput`].
-        process: Fields of the [`Process`] to be changed: `top_k`, `top_p`, `min_p`, `temperature`,
+        process: Fields of the [`DecisionProcess`] to be changed: `top_k`, `top_p`, `min_p`, `temperature`,
             `repetition_penalty`, `order`, `forced`, `max_candidates`. By default as it was in training.
 
     Returns:
@@ -130,8 +130,8 @@ def generate(
     num_return_sequences = _whole("num_return_sequences", num_return_sequences, 1)
     batch_size = _whole("batch_size", batch_size, 0)
     first_candidates = _whole("first_candidates", first_candidates, 0)
-    rooms = [llm.context - len(p) for p in prompts] if llm.context else None
-    check_context_lengths(rooms, llm.context)
+    context_left = [llm.context - len(p) for p in prompts] if llm.context else None
+    check_context_length(context_left, llm.context)
     n = len(prompts) * num_return_sequences
     if streamer is not None and n > 1:
         raise ValueError(f"A streamer takes one answer, but {n} were asked for.")
@@ -139,9 +139,9 @@ def generate(
         streamer.put(torch.tensor(prompts[0]))
     made = torch.Generator().manual_seed(int(torch.randint(2**62, ())) if seed is None else seed)
     with evaluation_mode(model), evaluation_mode(proxy):  # no dropout, and a cache
-        answers = answer(
+        answers = complete(
             llm, proxy, now, prompts,
-            seeds=torch.randint(2**62, (n,), generator=made).tolist(), max_new_tokens=limit, rooms=rooms,
+            seeds=torch.randint(2**62, (n,), generator=made).tolist(), max_new_tokens=limit, context_left=context_left,
             eos=[eos] if isinstance(eos, int) else eos or [], pad=pad, batch_size=batch_size or n, greedy=greedy,
             first_candidates=first_candidates, cuda_graphs=cuda_graphs,
             show=None if streamer is None else lambda ids: streamer.put(torch.tensor(ids)),
@@ -153,7 +153,13 @@ def generate(
 
 
 def _output(
-    answers: Answers, prompts: list[list[int]], k: int, pad: int, tokenizer: Any, device: Any, return_dict: bool
+    answers: ProxyCompletions,
+    prompts: list[list[int]],
+    k: int,
+    pad: int,
+    tokenizer: Any,
+    device: Any,
+    return_dict: bool,
 ) -> Any:
     owners = [p for p in prompts for _ in range(k)]
     before, after = max(map(len, prompts)), max(map(len, answers.ids))
@@ -170,9 +176,9 @@ def _output(
     return ProxyGenerateOutput(sequences, texts, lengths, *counts, torch.tensor(answers.ended))
 
 
-def check_context_lengths(rooms: list[int] | None, context: int) -> None:
+def check_context_length(context_left: list[int] | None, context: int) -> None:
     """Raise `ValueError` for a prompt that leaves no room in the context."""
-    for i, room in enumerate(rooms or []):
+    for i, room in enumerate(context_left or []):
         if room < 1:
             raise ValueError(
                 f"Prompt {i} has {context - room} tokens, which fills the model's context of {context}: shorten it."

@@ -18,9 +18,10 @@ from trl_ext.decoding.static_tree import StaticTree
 from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.models.load import base_of
 
-from ..decision_process import Process
-from .candidates import Dice, Proposals, choose, propose
-from .walk import Step, Walk, accepts, chosen_logps
+from ..decision_process import DecisionProcess
+from .candidates import Proposals, choose, propose
+from .per_row_rng import PerRowRNG
+from .walk import Step, Walk, accept, chosen_logps
 
 
 # Tokens in one forward, times the model's weights, up to which the arithmetic of candidates that nobody examines costs
@@ -28,13 +29,13 @@ from .walk import Step, Walk, accepts, chosen_logps
 WIDEST = 512 * 8e9
 
 
-def static_walk_fault(llm: BackboneAndHead, process: Process, rows: int) -> str:
+def static_walk_reason(llm: BackboneAndHead, process: DecisionProcess, rows: int) -> str:
     """
     Why the process cannot run in a loop of fixed shapes, or should not; empty if it can.
 
     Args:
         llm ([`~trl_ext.models.backbone_and_head.BackboneAndHead`]): The language model.
-        process ([`~trl_ext.methods.proxy_rlhf.decision_process.Process`]): The decision process.
+        process ([`~trl_ext.methods.proxy_rlhf.decision_process.DecisionProcess`]): The decision process.
         rows (`int`): N.
     """
     if process.repetition_penalty != 1:
@@ -60,7 +61,7 @@ class StaticWalk:
         self,
         llm: BackboneAndHead,
         proxy: Any,
-        process: Process,
+        process: DecisionProcess,
         rows: int,
         columns: int,
         *,
@@ -72,7 +73,7 @@ class StaticWalk:
         self.tree = StaticTree(llm.backbone, rows, columns)
         k = min(process.top_k, llm.vocabulary)
         self.hidden_ND = torch.zeros(rows, llm.width, dtype=base_of(llm.model).dtype, device=device)
-        self.dice_NT2k = torch.zeros(rows, -(-columns // Dice.positions) * Dice.positions, 2, k, device=device)
+        self.uniform_NT2k = torch.zeros(rows, -(-columns // PerRowRNG.block) * PerRowRNG.block, 2, k, device=device)
         self.written_NS = torch.zeros(rows, columns, dtype=torch.long, device=device)
         # Of each row: examined, rejected, forced, asked; then tokens.
         self.counts_5N = torch.zeros(5, rows, dtype=torch.long, device=device)
@@ -93,7 +94,13 @@ class StaticWalk:
         return self.tree.nbytes
 
     def start(
-        self, ids_PT: torch.Tensor, mask_PT: torch.Tensor, repeats: int, dice: Dice, limits: list[int], record: bool
+        self,
+        ids_PT: torch.Tensor,
+        mask_PT: torch.Tensor,
+        repeats: int,
+        rng: PerRowRNG,
+        limits: list[int],
+        record: bool,
     ) -> None:
         """
         Read prompts, `repeats` texts each.
@@ -101,15 +108,14 @@ class StaticWalk:
         Args:
             ids_PT, mask_PT (`torch.Tensor` of shape `(P, T)`): Prompts, padded on the left.
             repeats (`int`): Texts a prompt.
-            dice ([`~trl_ext.methods.proxy_rlhf.decoding.candidates.Dice`]): Chance, of which as many positions are
-                drawn as are needed.
+            rng ([`~trl_ext.methods.proxy_rlhf.decoding.per_row_rng.PerRowRNG`]): Random numbers.
             limits (`list[int]`): The most tokens of each text.
             record (`bool`): Whether decisions are kept.
         """
         ids, mask = (x.repeat_interleave(repeats, 0) for x in (ids_PT, mask_PT))
         self.hidden_ND.copy_(self.tree.start(ids, mask))
-        table = dice.table(max(limits))
-        self.dice_NT2k[:, : table.shape[1]] = table
+        table = rng.table(max(limits))
+        self.uniform_NT2k[:, : table.shape[1]] = table
         self.limits_N.copy_(torch.tensor(limits))
         for tensor in (self.counts_5N, self.over_N, self.ended_N, self.count_1):
             tensor.zero_()
@@ -119,7 +125,7 @@ class StaticWalk:
 
     def _next(self) -> None:
         process = self.process
-        order, chance = self.dice_NT2k.index_select(1, self.count_1)[:, 0].unbind(1)
+        order, chance = self.uniform_NT2k.index_select(1, self.count_1)[:, 0].unbind(1)
         found = propose(self.llm.logits(self.hidden_ND), process, order)
         chance = None if self.greedy else chance
         if process.feature == "candidate":
@@ -128,7 +134,7 @@ class StaticWalk:
             before = self.hidden_ND[:, None].expand(-1, found.tokens.shape[1], -1)
             features = torch.cat([before, self.llm.embedding(found.tokens).to(before.dtype)], -1)
         logits = self.proxy.accept_logits(features)
-        accepted, asked = accepts(logits, chance), found.asked(process.forced)
+        accepted, asked = accept(logits, chance), found.asked(process.forced)
         choice, examined, forced = choose(accepted, asked, found.valid, process.forced)
         tokens = found.tokens.gather(1, choice[:, None])
         if process.feature == "candidate":
@@ -186,7 +192,14 @@ class StaticWalk:
 
 
 def static_walk(
-    llm: BackboneAndHead, proxy: Any, process: Process, rows: int, longest: int, *, greedy: bool, ends: list[int]
+    llm: BackboneAndHead,
+    proxy: Any,
+    process: DecisionProcess,
+    rows: int,
+    longest: int,
+    *,
+    greedy: bool,
+    ends: list[int],
 ) -> StaticWalk:
     """
     A walk in a room for texts of `longest` tokens, prompts included: the one that was used last, if it fits.

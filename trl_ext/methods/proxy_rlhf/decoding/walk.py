@@ -21,9 +21,10 @@ import torch
 from trl_ext.decoding.token_tree import Tree
 from trl_ext.models.backbone_and_head import BackboneAndHead
 
-from ..decision_process import Process
+from ..decision_process import DecisionProcess
 from ..losses import decision_logps, induced_logps, marginal_logps
-from .candidates import Dice, Proposals, choose, penalised, propose
+from .candidates import Proposals, choose, penalized_logits, propose
+from .per_row_rng import PerRowRNG
 
 
 # Rows times candidates in one forward above which it takes noticeably longer than one of a token each (measured on a
@@ -66,10 +67,10 @@ class Walk:
     Args:
         llm ([`BackboneAndHead`]): The language model.
         accept_logits (`Callable`): From features (..., F) to logits (...) of accepting.
-        process ([`Process`]): The decision process.
+        process ([`DecisionProcess`]): The decision process.
         ids_PT, mask_PT (`torch.Tensor` of shape `(P, T)`): Prompts, padded on the left.
         repeats (`int`, *optional*, defaults to `1`): Texts a prompt, which is read once.
-        dice ([`Dice`], *optional*): Chance; without it decisions are greedy, and the order must be descending.
+        rng ([`PerRowRNG`], *optional*): Chance; without it decisions are greedy, and the order must be descending.
         greedy (`bool`, *optional*, defaults to `False`): Accept where p is at least a half, rather than with
             probability p.
         record (`bool`, *optional*, defaults to `False`): Whether decisions are kept.
@@ -81,18 +82,18 @@ class Walk:
         self,
         llm: BackboneAndHead,
         accept_logits: Callable[[torch.Tensor], torch.Tensor],
-        process: Process,
+        process: DecisionProcess,
         ids_PT: torch.Tensor,
         mask_PT: torch.Tensor,
         *,
         repeats: int = 1,
-        dice: Dice | None = None,
+        rng: PerRowRNG | None = None,
         greedy: bool = False,
         record: bool = False,
         first_candidates: int = 0,
     ) -> None:
         self.llm, self.accept_logits, self.process = llm, accept_logits, process
-        self.dice, self.greedy, self.record, self.first_candidates = dice, greedy, record, first_candidates
+        self.rng, self.greedy, self.record, self.first_candidates = rng, greedy, record, first_candidates
         self.tree = Tree(llm.backbone)
         self.hidden_ND = self.tree.start(ids_PT, mask_PT)[:, -1]
         if repeats > 1:
@@ -101,8 +102,8 @@ class Walk:
     def keep(self, rows: torch.Tensor) -> None:
         """Go on with these rows only."""
         self._select(rows)
-        if self.dice is not None:
-            self.dice.keep(rows)
+        if self.rng is not None:
+            self.rng.keep(rows)
 
     def _select(self, rows: torch.Tensor) -> None:
         self.tree.reorder(rows)
@@ -128,7 +129,7 @@ class Walk:
                 through the model.
         """
         process = self.process
-        order, chance = self.dice.roll() if self.dice is not None else (None, None)
+        order, chance = self.rng.uniform() if self.rng is not None else (None, None)
         found = self.propose(order)
         chance = None if self.greedy else chance
         columns = found.tokens.shape[1]
@@ -136,7 +137,7 @@ class Walk:
         first = columns if measure or process.feature == "context" else self._first(*found.tokens.shape)
         features = self._features(found.tokens[:, :first])
         logits = self.accept_logits(features)
-        accepted = accepts(logits, chance)
+        accepted = accept(logits, chance)
         more, late = torch.zeros(0, dtype=torch.long), None
         if first < columns:
             more = ((asked[:, :first] & ~accepted).sum(1) == first).logical_and(valid[:, first]).nonzero().squeeze(1)
@@ -144,7 +145,7 @@ class Walk:
         if len(more):
             late = self.tree.branch_more(more, found.tokens[more, first:])
             logits[more, first:] = self.accept_logits(late)
-            accepted[more, first:] = accepts(logits[more, first:], None if chance is None else chance[more, first:])
+            accepted[more, first:] = accept(logits[more, first:], None if chance is None else chance[more, first:])
         choice, examined, forced = choose(accepted, asked, valid, process.forced)
         tokens = found.tokens.gather(1, choice[:, None]).squeeze(1)
         kl = self._kl(found, logits, choice) if measure else None
@@ -192,7 +193,7 @@ class Walk:
         if not bool(outside.any()):
             return found
         logits = self.llm.logits(self.hidden_ND)
-        scores = penalised(logits, self.process, self.tree.ids_NS)  # which decide what is a candidate
+        scores = penalized_logits(logits, self.process, self.tree.ids_NS)  # which decide what is a candidate
         last = found.weights.masked_fill(~found.valid, torch.inf).argmin(1, keepdim=True)
         behind = scores.gather(1, found.tokens.gather(1, last)) - scores.gather(1, tokens_N[:, None])
         taken = outside & (behind < EQUAL.get(self.hidden_ND.dtype, EQUAL_ELSEWHERE))
@@ -284,7 +285,9 @@ class Walk:
         return {"features": kept, "accepted": accepted, "logps": logps, "row": rows, "kl": paid}
 
 
-def chosen_logps(process: Process, found: Proposals, logits_Nk: torch.Tensor, choice_N: torch.Tensor) -> torch.Tensor:
+def chosen_logps(
+    process: DecisionProcess, found: Proposals, logits_Nk: torch.Tensor, choice_N: torch.Tensor
+) -> torch.Tensor:
     """log q of the candidates in these columns, (N,), over all orders that they may come in."""
     last = process.forced == "last"
     if process.order == "descending":
@@ -292,7 +295,7 @@ def chosen_logps(process: Process, found: Proposals, logits_Nk: torch.Tensor, ch
     return marginal_logps(logits_Nk, found.weights, choice_N, last)
 
 
-def accepts(logits: torch.Tensor, chance: torch.Tensor | None) -> torch.Tensor:
+def accept(logits: torch.Tensor, chance: torch.Tensor | None) -> torch.Tensor:
     """Which candidates are accepted: by chance, or where that is at least as likely as not."""
     if chance is None:
         return logits >= 0

@@ -1,11 +1,18 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a guide of decoding is: value models with the weights of their heads."""
+"""
+One value model that guides decoding: its values of candidate tokens, and whether it shares the vocabulary.
 
-from typing import Any
+Letters: N sequences, S columns of the sequences so far, k candidate tokens, H heads of the value model.
+"""
+
+from collections.abc import Callable
 
 import torch
+from transformers import PreTrainedTokenizerBase
+
+from trl_ext.models.tokenizers import vocabulary_digest, vocabulary_mismatch
 
 from ..head_weights import full_names
 from ..value_model.model import ValueModel
@@ -14,62 +21,142 @@ from .tree_follower import Follower
 
 
 class Guide:
-    """One value model, and where its heads are among all."""
+    """
+    A value model that guides decoding.
 
-    def __init__(self, model: ValueModel, name: str, first: int, retokenizer: Retokenizer | None) -> None:
-        self.model, self.retokenizer, self.checked = model, retokenizer, False
-        names = list(model.head_names)
-        self.heads = full_names(name, names)
-        self.columns = slice(first, first + len(names))
+    Args:
+        model ([`ValueModel`]): The value model.
+        name (`str`): Its name; `""` for the only one.
+        first_head (`int`): Number of heads of the value models before it.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): The language model's tokenizer.
+        value_tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): The value model's tokenizer. By
+            default the digest of the vocabulary in the value model's config is compared with `tokenizer`.
+        retokenize (`bool`): Whether the value model may have another vocabulary, and then reads the text in its own
+            tokens.
+
+    Attributes:
+        heads (`list[str]`): Full names of its heads, as in `beta`.
+        columns (`slice`): Positions of its heads among those of all value models.
+
+    Raises:
+        `ValueError`: The vocabularies differ, or the value model was loaded without the language model that it needs.
+    """
+
+    def __init__(
+        self,
+        model: ValueModel,
+        name: str,
+        first_head: int,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None,
+        value_tokenizer: PreTrainedTokenizerBase | None,
+        retokenize: bool,
+    ) -> None:
+        self.model = model
+        self.heads = full_names(name, list(model.head_names))
+        self.columns = slice(first_head, first_head + len(self.heads))
         self.vocabulary = model.config.get_text_config().vocab_size
         self.device = next(model.parameters()).device
-        self.reader: Follower | TextReader | None = None
-        if model.config.form == "policy":
-            if model.captured is None:
-                raise ValueError(
-                    "The value model reads the states of the language model that it guides: load it with "
-                    "`ValueModel.from_pretrained(..., backbone=model)`, the model that generates."
-                )
-        elif retokenizer is None:
-            self.reader = Follower(model.backbone)
-        else:
-            self.reader = TextReader(model.backbone, retokenizer)
-        if retokenizer is not None and model.config.form != "state":
+        self.tokenizers_match = tokenizer is not None
+        self.retokenizer: Retokenizer | None = None
+        if tokenizer is not None:
+            mismatch = value_vocabulary_mismatch(tokenizer, value_tokenizer or model, name)
+            if mismatch:
+                if not retokenize or value_tokenizer is None:
+                    raise ValueError(mismatch)
+                self.retokenizer = Retokenizer(tokenizer, value_tokenizer)
+        self.reader = self._make_reader()
+
+    def _make_reader(self) -> Follower | TextReader | None:
+        """What reads the text with the value model's backbone; `None` where the language model has read it."""
+        form = self.model.config.form
+        if form == "policy" and self.model.captured is None:
             raise ValueError(
-                f"A value model of the form {model.config.form!r} scores tokens of its own vocabulary and cannot be "
-                "used with another: use one of the form 'state'."
+                "The value model reads the hidden states of the language model that it guides: load it with "
+                "`ValueModel.from_pretrained(..., backbone=model)` with this language model."
             )
+        if self.retokenizer is None:
+            return None if form == "policy" else Follower(self.model.backbone)
+        if form != "state":
+            raise ValueError(
+                f"A value model of the form {form!r} scores tokens of its own vocabulary and cannot be used with "
+                "another: use one of the form 'state'."
+            )
+        return TextReader(self.model.backbone, self.retokenizer)
 
     def reset(self) -> None:
+        """Free the memory of caches and captured hidden states."""
         if isinstance(self.reader, Follower):
             self.reader.reset()
         if self.model.captured is not None:
             self.model.captured.clear()
 
-    def values(self, ids: torch.Tensor, candidates: torch.Tensor, mask_of: Any, vocabulary: int) -> torch.Tensor:
-        """Values of the text with each candidate at its end, of shape (N, k, H)."""
+    def values(
+        self,
+        ids_NS: torch.Tensor,
+        candidates_Nk: torch.Tensor,
+        mask_of: Callable[[torch.Tensor], torch.Tensor],
+        vocabulary: int,
+    ) -> torch.Tensor:
+        """
+        Values of the sequences with each candidate token appended.
+
+        Args:
+            ids_NS (`torch.Tensor` of shape `(N, S)`): Token ids of the sequences so far, padded on the left.
+            candidates_Nk (`torch.Tensor` of shape `(N, k)`): Candidate tokens.
+            mask_of (`Callable`): From `ids_NS` to its attention mask; called only where the mask is needed.
+            vocabulary (`int`): Number of tokens of the language model.
+
+        Returns:
+            `torch.Tensor` of shape `(N, k, H)`.
+        """
         if isinstance(self.reader, TextReader):
-            return self.model.value_of(self.reader.branch(ids, mask_of(ids), candidates))
+            return self.model.value_of(self.reader.branch(ids_NS, mask_of(ids_NS), candidates_Nk))
         if vocabulary != self.vocabulary:
-            self._check(ids, candidates, vocabulary)
+            self._check_vocabulary_size(ids_NS, candidates_Nk, vocabulary)
         if self.reader is None:
             assert self.model.captured is not None
-            return self.model.action_values(self.model.captured.after(ids), candidates)
-        ids, candidates = ids.to(self.device), candidates.to(self.device)
+            return self.model.action_values(self.model.captured.after(ids_NS), candidates_Nk)
+        ids_NS, candidates_Nk = ids_NS.to(self.device), candidates_Nk.to(self.device)
         if self.model.config.form == "action":
-            return self.model.action_values(self.reader.read(ids, mask_of), candidates)
-        return self.model.value_of(self.reader.branch(ids, candidates, mask_of))
+            return self.model.action_values(self.reader.read(ids_NS, mask_of), candidates_Nk)
+        return self.model.value_of(self.reader.branch(ids_NS, candidates_Nk, mask_of))
 
-    def _check(self, ids: torch.Tensor, candidates: torch.Tensor, vocabulary: int) -> None:
-        """Some models pad their vocabulary; then the tokenizers must say that it is one, and padding never occurs."""
-        if not self.checked:
+    def _check_vocabulary_size(self, ids: torch.Tensor, candidates: torch.Tensor, vocabulary: int) -> None:
+        """Accept padded vocabularies: the tokenizers must be known to match, and no padding token may occur."""
+        if not self.tokenizers_match:
             raise ValueError(
-                f"The language model has {vocabulary} tokens and the value model {self.vocabulary}. If their "
-                "tokenizers are the same nevertheless, pass them (`tokenizer=`, `value_tokenizer=`), to be compared; "
-                "if not, add `retokenize=True`, which is slow."
+                f"The language model has {vocabulary} tokens and the value model {self.vocabulary}. If they have the "
+                "same tokenizer, pass both (`tokenizer=`, `value_tokenizer=`) so that they can be compared; if not, "
+                "add `retokenize=True`, which is slow."
             )
         largest = int(torch.cat([ids, candidates], 1).max())
         if largest >= self.vocabulary:
             raise ValueError(
                 f"Token {largest} is not in the vocabulary of the value model ({self.vocabulary} tokens)."
             )
+
+
+def value_vocabulary_mismatch(
+    tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase | ValueModel, name: str = ""
+) -> str:
+    """
+    Why token ids mean different things to a language model and a value model; `""` if they mean the same.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The language model's tokenizer.
+        other ([`~transformers.PreTrainedTokenizerBase`] or [`ValueModel`]): The value model's tokenizer, or the value
+            model, whose config has a digest of its vocabulary. One vocabulary may be the other with further tokens.
+        name (`str`, *optional*, defaults to `""`): Name of the value model in the message.
+    """
+    who = f"value model {name!r}" if name else "value model"
+    reason = ""
+    if isinstance(other, PreTrainedTokenizerBase):
+        reason = vocabulary_mismatch(tokenizer, other, who)
+    elif other.config.vocabulary not in ("", vocabulary_digest(tokenizer)):
+        trained_with = f" ({other.config.tokenizer_name})" if other.config.tokenizer_name else ""
+        reason = f"The {who} was trained with another vocabulary{trained_with} than the language model's."
+    return reason and (
+        f"{reason} Use a value model that was trained with the language model's tokenizer, or let it read the text in "
+        "its own tokens, which is slow: `retokenize=True` with `tokenizer` and `value_tokenizer`."
+    )

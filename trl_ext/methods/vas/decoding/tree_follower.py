@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-A tree that follows a `generate` which knows nothing of it: from the ids so far, it finds what happened since.
+Keeps a value model's KV cache in step with `generate`, which passes a logits processor only the ids so far.
 
-N sequences, S columns of them so far, k siblings a sequence, D hidden size.
+Letters: N sequences, P tokens of a prompt, S columns of the sequences so far, k candidate tokens, D hidden size.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,11 +17,12 @@ from trl_ext.decoding.token_tree import Tree
 
 class Follower:
     """
-    Siblings of whatever sequences a logits processor is called with.
+    Hidden states of candidate tokens, for whatever sequences a logits processor is called with.
 
-    What it recognises costs no more than it must: a chosen sibling is kept, another token is read in the same forward
-    as the next siblings, rows that a beam search moved or dropped are moved or dropped, a return to an earlier column
-    is a cut. Anything else starts anew, equal prompts being read once.
+    It compares the sequences with those of the previous call, and reuses the KV cache where it can. If the new token
+    was a candidate, its cache entry is kept; another token is read in the same forward pass as the next candidates.
+    Rows that a beam search reordered or dropped are reordered or dropped in the cache, and if sequences became
+    shorter, the cache is cropped. All other sequences are read again from the start, equal ones once.
 
     Args:
         backbone ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): As for
@@ -34,16 +35,16 @@ class Follower:
 
     @property
     def calls(self) -> int:
-        """Forwards of the backbone so far."""
+        """Forward passes of the backbone so far."""
         return self.tree.calls
 
     @property
     def tokens(self) -> int:
-        """Tokens fed in them, padding included."""
+        """Tokens in these forward passes, padding included."""
         return self.tree.tokens
 
     def reset(self) -> None:
-        """Forget the sequences, and give back their memory."""
+        """Drop the sequences and free the memory of their KV cache."""
         self.tree.clear()
 
     def branch(
@@ -53,13 +54,16 @@ class Follower:
         mask_of: Callable[[torch.Tensor], torch.Tensor | None] | None = None,
     ) -> torch.Tensor:
         """
-        Hidden states of the siblings, of shape (N, k, D).
+        Hidden states of candidate tokens, each appended to its sequence.
 
         Args:
             ids_NS (`torch.Tensor` of shape `(N, S)`): The sequences so far, padded on the left.
-            candidates_Nk (`torch.Tensor` of shape `(N, k)`): The siblings.
-            mask_of (`Callable`, *optional*): `ids_NS -> mask_NS`, called where sequences are read anew: 1 for tokens,
-                0 for padding. Without it nothing is padding.
+            candidates_Nk (`torch.Tensor` of shape `(N, k)`): The candidate tokens.
+            mask_of (`Callable`, *optional*): From `ids_NS` to its attention mask, called when sequences are read from
+                the start. Without it there is no padding.
+
+        Returns:
+            `torch.Tensor` of shape `(N, k, D)`.
 
         Raises:
             `ValueError`: A sequence has no tokens.
@@ -75,16 +79,20 @@ class Follower:
         self, ids_NS: torch.Tensor, mask_of: Callable[[torch.Tensor], torch.Tensor | None] | None = None
     ) -> torch.Tensor:
         """
-        Hidden states after the sequences, of shape (N, D): one new token each, where they go on.
+        Hidden states at the last token of the sequences. Of sequences that continue earlier ones, only new tokens are
+        read.
 
         Args:
             ids_NS, mask_of: As for [`branch`].
+
+        Returns:
+            `torch.Tensor` of shape `(N, D)`.
 
         Raises:
             `ValueError`: A sequence has no tokens.
         """
         tree, known = self.tree, self._resume(ids_NS)
-        if known and ids_NS.shape[1] == tree.length:  # asked again: its states are not kept
+        if known and ids_NS.shape[1] == tree.length:  # the same sequences again: the states were not kept
             known = bool(tree.mask_NS[:, :-1].any(1).all())
             if known:
                 tree.crop(tree.length - 1)
@@ -93,7 +101,7 @@ class Follower:
         return self._start(ids_NS, None if mask_of is None else mask_of(ids_NS))[:, -1]
 
     def _resume(self, ids: torch.Tensor) -> bool:
-        """Bring the tree to a prefix of `ids` if it can be; a kept sibling makes it all of `ids`."""
+        """Change the tree to hold a prefix of `ids`, all of them if the last was a candidate; whether that worked."""
         tree = self.tree
         if not tree.length or ids.device != tree.ids_NS.device:
             return False
@@ -119,7 +127,7 @@ class Follower:
         return True
 
     def _compare(self, ids: torch.Tensor, head: torch.Tensor) -> tuple[bool, bool]:
-        """Whether the rows are the tree's, and go on with one of their siblings each: one wait for the device."""
+        """Whether the rows are those of the tree, and each continues with one of its candidates. Synchronises once."""
         known, siblings = self.tree.ids_NS, self.tree.branches_Nk
         if len(ids) != len(known):
             return False, False
@@ -136,24 +144,24 @@ class Follower:
         rows, index = torch.unique(torch.cat([mask, ids], 1), dim=0, return_inverse=True)
         if len(rows) == len(ids):
             return self.tree.start(ids, mask)
-        mask, ids = rows.chunk(2, 1)  # several completions of a prompt
+        mask, ids = rows.chunk(2, 1)  # several completions per prompt: read each prompt once
         hidden = self.tree.start(ids, mask)
         self.tree.reorder(index)
         return hidden[index]
 
 
-def left_padding(ids_NS: torch.Tensor, pad_token_id: int, *, also_text: bool) -> torch.Tensor:
+def mask_of_left_padding(ids_NS: torch.Tensor, pad_token_id: int, *, also_text: bool) -> torch.Tensor:
     """
-    Which columns are tokens, told from the run of padding that rows begin with.
+    Infer the attention mask from the run of padding that each row begins with.
 
     Args:
         ids_NS (`torch.Tensor` of shape `(N, S)`): Token ids.
-        pad_token_id (`int`): The id of padding.
-        also_text (`bool`): Whether texts may begin with this id too, as those of GPT-2 do, whose start, end and
-            padding are one token. What all rows begin with is then taken for text.
+        pad_token_id (`int`): Token id of padding.
+        also_text (`bool`): Whether texts may begin with this token too, as with GPT-2, where start, end and padding
+            are one token. The run that all rows begin with is then text.
 
     Returns:
-        `torch.Tensor` of shape `(N, S)`: True for tokens.
+        `torch.Tensor` of shape `(N, S)`: True at tokens, False at padding.
     """
     runs = (ids_NS == pad_token_id).long().cumprod(1).sum(1, keepdim=True)
     if also_text and ids_NS.shape[0]:
@@ -163,13 +171,13 @@ def left_padding(ids_NS: torch.Tensor, pad_token_id: int, *, also_text: bool) ->
 
 class PromptMask:
     """
-    What is padding in sequences that are read anew.
+    Attention mask of sequences that are read from the start.
 
     Args:
-        given (`torch.Tensor` of shape `(N, P)`, *optional*): The mask of the prompts that come first, one row a
-            sequence or a prompt. Other prompts are told by their padding.
-        pad_token_id (`int`, *optional*): The id of padding.
-        also_text (`bool`): As for [`left_padding`].
+        given (`torch.Tensor` of shape `(N, P)`, *optional*): Attention mask of the first prompts, one row per
+            sequence or per prompt. For other prompts the mask is inferred from the padding.
+        pad_token_id (`int`, *optional*): Token id of padding.
+        also_text (`bool`): As for [`mask_of_left_padding`].
     """
 
     def __init__(self, given: torch.Tensor | None, pad_token_id: int | None, *, also_text: bool) -> None:
@@ -178,11 +186,17 @@ class PromptMask:
 
     def __call__(self, ids_NS: torch.Tensor) -> torch.Tensor:
         """
-        Mask of shape (N, S): 1 for tokens.
+        The mask of these sequences.
+
+        Args:
+            ids_NS (`torch.Tensor` of shape `(N, S)`): Token ids.
+
+        Returns:
+            `torch.Tensor` of shape `(N, S)`: 1 for tokens, 0 for padding.
 
         Raises:
-            `ValueError`: There are no columns; or the mask that was given is of other prompts, and nothing says how
-                these are padded.
+            `ValueError`: The sequences are empty; or the given mask belongs to other prompts, and no `pad_token_id`
+                is known.
         """
         n, columns = ids_NS.shape
         if not columns:
@@ -196,9 +210,9 @@ class PromptMask:
             if torch.equal(self._prompts, prompts_NP):
                 return torch.nn.functional.pad(mask_NP, (0, columns - given.shape[1]), value=1)
         if self.pad_token_id is not None:
-            return left_padding(ids_NS, self.pad_token_id, also_text=self.also_text).long()
+            return mask_of_left_padding(ids_NS, self.pad_token_id, also_text=self.also_text).long()
         if given is None:
             return torch.ones_like(ids_NS)
         raise ValueError(
-            "These are not the prompts that `attention_mask` was given for: give theirs, or a `pad_token_id`."
+            "These are not the prompts that `attention_mask` was given for: pass their mask, or a `pad_token_id`."
         )

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-What each token of a vocabulary would be worth in a state that has not seen it.
+Head that predicts the value of every next token from one hidden state (Q-values).
 
-Letters: D hidden size, H heads, V vocabulary, k tokens that could come next, r rank.
+Letters: D hidden size, H heads, V vocabulary, k candidate tokens, r rank.
 """
 
 import torch
@@ -13,13 +13,16 @@ from torch import nn
 
 class ActionHead(nn.Module):
     """
-    What depends on the token a in its value Q(s, a): <u_a, W h>, with W of shape (r, D) for each head, u (V, r).
+    The term of Q(s, a) that depends on the token a: <u_a, W h>, with W of shape (r, D) for each head and u (V, r).
 
-    W starts at zero, so that all of it does, and u with rows of length 1, so that W learns at the pace of a head whose
-    input is the hidden state itself. Their directions are random until [`start_from`] gives them those of embeddings.
+    W starts at zero, and so does the term. The rows of u have length 1, so that W learns as fast as a linear head on
+    the hidden state. Their directions are random until [`start_from`] sets them from token embeddings.
 
     Args:
-        hidden_size (`int`), vocabulary (`int`), rank (`int`), heads (`int`): D, V, r and H.
+        hidden_size (`int`): D.
+        vocabulary (`int`): V.
+        rank (`int`): r.
+        heads (`int`): H.
     """
 
     def __init__(self, hidden_size: int, vocabulary: int, rank: int, heads: int) -> None:
@@ -28,15 +31,19 @@ class ActionHead(nn.Module):
         self.actions = nn.Embedding(vocabulary, rank, dtype=torch.float32)
 
     def reset(self) -> None:
-        """Draw u, and let W be zero."""
+        """Initialise u randomly and W with zeros."""
         nn.init.zeros_(self.query.weight)
         nn.init.normal_(self.actions.weight, std=self.actions.embedding_dim**-0.5)
 
     @torch.no_grad()
     def start_from(self, embeddings_VD: torch.Tensor) -> None:
         """
-        Let u be random projections of token embeddings, in units of their deviations: tokens that a language model has
-        found alike are then worth much the same, which samples alone would have to say of each token in each state.
+        Set u to random projections of standardised token embeddings.
+
+        Tokens with similar embeddings then start with similar values, instead of learning them one by one.
+
+        Args:
+            embeddings_VD (`torch.Tensor` of shape `(V, D)`): Token embeddings of a language model.
         """
         actions_Vr = self.actions.weight
         mean_D, chunks = embeddings_VD.mean(0, dtype=torch.float32), embeddings_VD.split(1 << 14)
@@ -50,9 +57,18 @@ class ActionHead(nn.Module):
         actions_Vr.copy_(nn.functional.normalize(found_Vr, dim=1))
 
     def forward(self, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        """(..., k, H), of hidden states (..., D) and token ids (..., k)."""
+        """
+        The term for candidate tokens.
+
+        Args:
+            hidden (`torch.Tensor` of shape `(..., D)`): Hidden states.
+            ids (`torch.Tensor` of shape `(..., k)`): Candidate tokens of each state.
+
+        Returns:
+            `torch.Tensor` of shape `(..., k, H)`.
+        """
         query = self.query(hidden).unflatten(-1, (-1, self.actions.embedding_dim))  # (..., H, r)
         if ids.shape[-1] * 4 < self.actions.num_embeddings:
             return self.actions(ids) @ query.transpose(-1, -2)
-        every = query @ self.actions.weight.T  # (..., H, V): less than the embeddings of so many tokens
+        every = query @ self.actions.weight.T  # (..., H, V) needs less memory than gathered rows of u
         return every.gather(-1, ids[..., None, :].expand(*every.shape[:-1], -1)).transpose(-1, -2)

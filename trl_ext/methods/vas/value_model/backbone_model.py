@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-A model of ours on somebody's layers: how those are run, and how it is saved and comes back.
+Base class of models with heads of their own on a pretrained backbone: running the backbone, saving and loading.
 
-N sequences, T tokens, D hidden size.
+Letters: N sequences, T tokens, D hidden size.
 """
 
 import inspect
@@ -33,7 +33,7 @@ from trl_ext.upstream import attention_implementation, mark_initialized
 
 from .backbones import AdapterSwitch, headless, with_saved_adapter
 from .config import BackboneConfig
-from .state_capture import LastStates
+from .state_capture import LastHiddenStates
 
 
 ADAPTER_FOLDER = "adapter"  # in the directory of a saved model that is an adapter and a head
@@ -41,22 +41,26 @@ ADAPTER_FOLDER = "adapter"  # in the directory of a saved model that is an adapt
 
 class BackboneModel(PreTrainedModel):
     """
-    A backbone, and heads that subclasses add.
+    A backbone, with heads that subclasses add.
 
-    The backbone's weights are the model's own; or it is an adapter on those of another model (`adapter`), or another
-    model's layers as they are (`head_only`). Only what is the model's own is saved.
+    The backbone either has weights of its own, or it is an adapter on another model's weights (`adapter`), or another
+    model's backbone without changes (`head_only`). Weights of another model are not saved.
 
     Args:
-        config ([`BackboneConfig`]): Its configuration.
-        backbone ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*): A model without a head; by
+        config ([`BackboneConfig`]): The configuration.
+        backbone ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*): A model without a head. By
             default a new one with random weights.
+
+    Attributes:
+        shares_policy (`bool`): Whether the backbone's weights are shared with a language model.
+        captured ([`LastHiddenStates`] or `None`): Hidden states of that language model, for `head_only`.
     """
 
     config_class = BackboneConfig
     base_model_prefix = "backbone"
     supports_gradient_checkpointing = True
-    what: ClassVar[str] = "model"  # in messages
-    # What the backbone supports is for the backbone to say.
+    what: ClassVar[str] = "model"  # in error messages
+    # The backbone checks its own attention implementation.
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
     def __init__(self, config: BackboneConfig, backbone: Any = None) -> None:
@@ -67,15 +71,15 @@ class BackboneModel(PreTrainedModel):
                 kwargs["attn_implementation"] = attention_implementation(config)
             backbone = AutoModel.from_config(config.backbone_config, **kwargs)
         else:
-            for module in backbone.modules():  # `post_init` would draw new weights for an adapter's layers
+            for module in backbone.modules():  # otherwise `post_init` initialises an adapter's layers again
                 mark_initialized(module)
         self.backbone = freeze(backbone) if config.head_only else backbone
         self.shares_policy = False
         self.switch: AdapterSwitch | None = None
-        self.captured: LastStates | None = None
+        self.captured: LastHiddenStates | None = None
 
     def to_device_of(self, backbone: Any) -> Any:
-        """Put the heads where the backbone ends."""
+        """Move the heads to the device of the backbone's last layer, and take its training mode."""
         device = list(backbone.parameters())[-1].device
         for _, head in self._heads():
             head.to(device)
@@ -96,16 +100,19 @@ class BackboneModel(PreTrainedModel):
         **kwargs: Any,
     ) -> tuple[torch.Tensor, Any]:
         """
-        Hidden states of the backbone, of shape (N, T, D), and its cache if asked for.
+        Run the backbone.
 
         Args:
-            input_ids (`torch.Tensor` of shape (N, T)): Token ids, padded on either side.
-            attention_mask (`torch.Tensor` of shape (N, T)): 1 for tokens, 0 for padding; with `past_key_values` over
-                all columns so far.
-            position_ids (`torch.Tensor` of shape (N, T)): By default each row counts its own tokens.
-            past_key_values: Cache of earlier tokens.
-            use_cache (`bool`): Whether to return a cache; by default if one was given.
+            input_ids (`torch.Tensor` of shape `(N, T)`): Token ids, padded on either side.
+            attention_mask (`torch.Tensor` of shape `(N, T)`): 1 for tokens, 0 for padding; with `past_key_values`
+                for all columns so far.
+            position_ids (`torch.Tensor` of shape `(N, T)`): By default the number of tokens before each in its row.
+            past_key_values: KV cache of earlier tokens.
+            use_cache (`bool`): Whether to return a KV cache; by default if one was given.
             kwargs: Passed to the backbone.
+
+        Returns:
+            Hidden states of shape (N, T, D), and the KV cache or `None`.
         """
         accepted = inspect.signature(type(base_of(self.backbone)).forward).parameters
         plain = attention_mask is not None and attention_mask.dim() == 2
@@ -124,7 +131,7 @@ class BackboneModel(PreTrainedModel):
         return output.last_hidden_state, cache_of(output)
 
     def train(self, mode: bool = True) -> Any:
-        """As for any module; layers that are another model's as they are stay in evaluation mode."""
+        """Set the training mode, except for another model's backbone, which stays in evaluation mode."""
         super().train(mode)
         if self.config.head_only:
             self.backbone.eval()
@@ -139,17 +146,17 @@ class BackboneModel(PreTrainedModel):
     # -------------------------------------------------------------------------------------- on another model's weights
 
     def _share(self) -> None:
-        """The backbone's weights are another model's, which goes on computing what it did."""
+        """Prepare for a backbone whose weights are another model's: that model's outputs must not change."""
         self.shares_policy = True
         if self.config.head_only:
-            self.captured = LastStates(self.backbone)
+            self.captured = LastHiddenStates(self.backbone)
         else:
             self.switch = AdapterSwitch(self.backbone)
 
     @contextmanager
     def hold_adapter(self) -> Iterator[None]:
         """
-        Inside this context an adapter on another's weights stays on, see
+        Inside this context an adapter on shared weights stays enabled; see
         [`~trl_ext.methods.vas.value_model.backbones.AdapterSwitch`].
         """
         with self.switch.hold() if self.switch is not None else nullcontext():
@@ -159,16 +166,16 @@ class BackboneModel(PreTrainedModel):
 
     @property
     def saves_parts(self) -> bool:
-        """Whether the backbone's weights are left out of what is saved."""
+        """Whether the backbone's weights are not saved."""
         return is_peft_model(self.backbone) or self.config.head_only
 
     def save_pretrained(self, save_directory: Any, *args: Any, state_dict: Any = None, **kwargs: Any) -> None:
         """
-        Write config and weights (safetensors) to a directory; with an adapter those of adapter and head alone.
+        Save config and weights (safetensors); for a backbone with an adapter, only those of adapter and heads.
 
         Args:
-            save_directory (`str` or `os.PathLike`): The directory; it is created.
-            state_dict (`dict`, *optional*): Weights to save instead of the model's own.
+            save_directory (`str` or `os.PathLike`): The directory. It is created.
+            state_dict (`dict`, *optional*): Weights to save instead of the model's current ones.
             args, kwargs: As for any [`~transformers.PreTrainedModel`].
         """
         self.config.adapter = is_peft_model(self.backbone)
@@ -183,10 +190,10 @@ class BackboneModel(PreTrainedModel):
 
     def load_adapter_and_head(self, path: str) -> None:
         """
-        Take the weights of adapter and head from a directory that [`BackboneModel.save_pretrained`] wrote.
+        Load the weights of adapter and heads into this model.
 
         Args:
-            path (`str`): The directory.
+            path (`str`): Directory written by [`BackboneModel.save_pretrained`].
         """
         if is_peft_model(self.backbone):
             from peft import set_peft_model_state_dict
@@ -216,23 +223,23 @@ class BackboneModel(PreTrainedModel):
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`): Directory or Hub id.
             backbone ([`~transformers.PreTrainedModel`], *optional*): For a saved adapter or head, the model to put it
-                on, whose weights are shared: a policy goes on computing what it did. By default the backbone is loaded
-                by the name it had.
-            is_trainable (`bool`, *optional*, defaults to `False`): Whether a saved adapter is to be trained further.
+                on. The weights are shared, and the outputs of that model do not change. By default the backbone is
+                loaded by its saved name.
+            is_trainable (`bool`, *optional*, defaults to `False`): Whether a saved adapter or head is trained further.
             args, kwargs: As for any [`~transformers.PreTrainedModel`] (`quantization_config`, `device_map`, `dtype`,
                 `revision`, ...).
 
         Raises:
             `OSError`: There is no such model.
-            `ValueError`: What is saved there is another kind of model; or `backbone` was given for a whole one, has
-                other sizes, or cannot be found for an adapter.
+            `ValueError`: It is another kind of model; or `backbone` was given for a model that has one, has other
+                sizes, or is required.
         """
         hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "subfolder") if name in kwargs}
         path = str(pretrained_model_name_or_path)
         config = kwargs.pop("config", None) or saved_config(cls.what, path, **hub)
         if not isinstance(config, cls.config_class):
             raise ValueError(
-                f"{path!r} holds a model of type {config.model_type!r} and no {cls.what}. Make one from it with "
+                f"{path!r} is a model of type {config.model_type!r}, not a {cls.what}. Create one from it with "
                 f"`{cls.__name__}.from_backbone`, and train it."
             )
         if config.adapter or config.head_only:
@@ -253,15 +260,17 @@ class BackboneModel(PreTrainedModel):
             configs = base.config.get_text_config(), config.get_text_config()
             mine, its = ((c.hidden_size, c.vocab_size) for c in configs)
             if mine != its:
-                text = "is for a model of width {} with {} tokens; `backbone` has {} and {}."
-                raise ValueError(f"{path!r} {text.format(*its, *mine)}")
+                raise ValueError(
+                    f"{path!r} is for a model of hidden size {its[0]} with {its[1]} tokens; `backbone` has {mine[0]} "
+                    f"and {mine[1]}."
+                )
         elif config.backbone_name:
             init = {name: value for name, value in kwargs.items() if name not in hub}
             base = load_model(config.backbone_name, head="none", **init)
         else:
             part = "an adapter" if config.adapter else "a head"
             what = f"`{cls.__name__}.from_pretrained(..., backbone=model)`"
-            raise ValueError(f"{path!r} holds {part} whose backbone had no name. Pass it: {what}.")
+            raise ValueError(f"{path!r} has {part} on a backbone whose name is unknown. Pass the backbone: {what}.")
         if config.adapter:
             base = with_saved_adapter(base, path, ADAPTER_FOLDER, is_trainable=is_trainable, **hub)
         model = cls(config, base)

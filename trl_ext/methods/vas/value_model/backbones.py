@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The layers of a model below its head, for a head of another kind: with weights of their own, or with another's."""
+"""Backbones of value models: models without a head, adapters on them, and weights shared with another model."""
 
 import copy
 from collections.abc import Iterator
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 def headless(model: Any) -> PreTrainedModel:
     """
-    The part of a language model or classifier below its head; a model without a head is returned as it is.
+    The backbone of a language model or classifier, without its head. A model without a head is returned unchanged.
 
     Raises:
-        `ValueError`: An adapter is on it, whose names would no longer fit.
+        `ValueError`: It has an adapter, whose parameter names would change.
     """
     if is_peft_model(model):
         if base_of(model).base_model is base_of(model):
@@ -45,18 +45,20 @@ def load_backbone(
     **init_kwargs: Any,
 ) -> tuple[Any, str]:
     """
-    A model without a head, and the name it goes by (`""` if it has none).
+    Load a model without its head.
 
     Args:
-        backbone (`str` or [`~transformers.PreTrainedModel`]): Hub id, directory or model; of a model object the
-            weights are used, not copied.
+        backbone (`str` or [`~transformers.PreTrainedModel`]): Hub id, directory or model. The weights of a model
+            object are used, not copied.
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): For a backbone given by name.
         peft_config ([`~peft.PeftConfig`], *optional*): Adapter to add.
         init_kwargs: Passed to `from_pretrained`.
 
+    Returns:
+        The backbone, and the Hub id or directory it was loaded from (`""` if unknown).
+
     Raises:
-        `ValueError`: A model object was given with `quantization_config`, or has an adapter on a head that it would
-            lose.
+        `ValueError`: A model object was given with `quantization_config`, or has both a head and an adapter.
     """
     if isinstance(backbone, str):
         name = backbone
@@ -71,7 +73,7 @@ def load_backbone(
 
 
 def add_adapter(model: PreTrainedModel, peft_config: "PeftConfig") -> torch.nn.Module:
-    """Add an adapter to a backbone; the task that `peft_config` names is that of the language model it is not."""
+    """Add an adapter to a backbone. The task type of `peft_config` is ignored: it is that of a model with a head."""
     peft_config = copy.copy(peft_config)
     peft_config.task_type = None
     return wrap_with_peft(model, peft_config)
@@ -81,13 +83,14 @@ def with_saved_adapter(
     base: PreTrainedModel, path: str, folder: str, *, is_trainable: bool = False, **hub: Any
 ) -> "PeftModel":
     """
-    Put a saved adapter on a backbone.
+    Load a saved adapter onto a backbone.
 
     Args:
         base ([`~transformers.PreTrainedModel`]): The backbone.
-        path (`str`), folder (`str`): Directory or Hub id, and the folder in it.
-        is_trainable (`bool`, *optional*, defaults to `False`): Whether it is to be trained further.
-        hub: `revision`, `token`, `cache_dir`, `subfolder` (that the folder is in).
+        path (`str`): Directory or Hub id.
+        folder (`str`): Folder of the adapter in it.
+        is_trainable (`bool`, *optional*, defaults to `False`): Whether the adapter is trained further.
+        hub: `revision`, `token`, `cache_dir`, `subfolder` (which contains `folder`).
     """
     from peft import PeftModel
 
@@ -106,10 +109,10 @@ def with_saved_adapter(
 
 class AdapterSwitch:
     """
-    An adapter on the weights of a model that goes on computing what it did: it is on only while the backbone computes.
+    Enables an adapter only while the backbone runs, so that the model whose weights it shares is unchanged.
 
     Args:
-        backbone ([`~peft.PeftModel`]): The adapter around the layers of the other model.
+        backbone ([`~peft.PeftModel`]): The adapter around the backbone of the other model.
     """
 
     def __init__(self, backbone: torch.nn.Module) -> None:
@@ -125,9 +128,9 @@ class AdapterSwitch:
     @contextmanager
     def hold(self) -> Iterator[None]:
         """
-        Inside this context the adapter stays on, also between forwards.
+        Inside this context the adapter stays enabled, also between forward passes.
 
-        Training needs that: gradient checkpointing computes layers again in the backward pass.
+        Training needs this: gradient checkpointing runs layers again in the backward pass.
         """
         self._holding += 1
         self._turn(True)

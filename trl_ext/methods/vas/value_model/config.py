@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Configs of value models."""
+"""Configuration of value models."""
 
 from typing import Any
 
@@ -9,7 +9,8 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from trl_ext.models.tokenizers import vocabulary_digest
 
-from ..config import FORMS
+
+FORMS = ("state", "action", "policy")  # what a value model reads; see [`ValueConfig`]
 
 
 class BackboneConfig(PreTrainedConfig):
@@ -20,11 +21,11 @@ class BackboneConfig(PreTrainedConfig):
         backbone_config (`dict` or [`~transformers.PreTrainedConfig`], *optional*):
             Configuration of the backbone.
         backbone_name (`str`, *optional*, defaults to `""`):
-            Model that the backbone came from.
+            Hub id or directory that the backbone was loaded from.
         adapter (`bool`, *optional*, defaults to `False`):
-            Whether the saved weights are those of an adapter (in the folder `adapter`) and the head.
+            Whether only an adapter (in the folder `adapter`) and the heads are saved.
         head_only (`bool`, *optional*, defaults to `False`):
-            Whether the backbone is another model's as it is, so that the saved weights are those of the head.
+            Whether the backbone is another model's, unchanged, so that only the heads are saved.
     """
 
     backbone_config: dict | PreTrainedConfig | None = None
@@ -38,7 +39,7 @@ class BackboneConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
-        """The backbone's: what asks for a vocabulary or a width means those."""
+        """The backbone's text config, which has the vocabulary size and the hidden size."""
         config = self.backbone_config
         return config.get_text_config(*args, **kwargs) if isinstance(config, PreTrainedConfig) else self
 
@@ -49,24 +50,24 @@ class ValueConfig(BackboneConfig):
 
     Args:
         heads (`list[str]`, *optional*, defaults to `["reward"]`):
-            Names of the heads, one a reward.
+            Names of the heads, one per reward.
         form (`str`, *optional*, defaults to `"state"`):
-            `"state"`: V(s + a), from the state after a token. `"action"`: Q(s, a), from the state before it.
-            `"policy"`: Q(s, a), from the language model's own state.
+            `"state"`: V(s + a), from the hidden state after a token. `"action"`: Q(s, a), from the hidden state
+            before it. `"policy"`: Q(s, a), from the language model's own hidden state.
         action_rank (`int`, *optional*, defaults to `256`):
-            Rank of the part of Q(s, a) that depends on a.
+            Rank of the term of Q(s, a) that depends on the token a.
         reward_mean (`list[float]`, *optional*, defaults to zeros):
-            What was subtracted from the rewards of each head before they were learned.
+            Mean that was subtracted from the rewards of each head before training.
         reward_std (`list[float]`, *optional*, defaults to ones):
-            What they were divided by: a value of 1 is this much reward.
+            Standard deviation that they were divided by: a value of 1 corresponds to this much reward.
         gamma (`float`, *optional*, defaults to `1.0`):
-            Discount of the targets that the values were trained on.
+            Discount of the training targets.
         lam (`float`, *optional*, defaults to `0.95`):
-            lambda of these targets.
+            lambda of the TD(lambda) targets.
         tokenizer_name (`str`, *optional*, defaults to `""`):
-            Tokenizer that the values were trained with.
+            Tokenizer that the value model was trained with.
         vocabulary (`str`, *optional*, defaults to `""`):
-            Its [`~trl_ext.models.tokenizers.vocabulary_digest`]; `""` if it is not known.
+            Its [`~trl_ext.models.tokenizers.vocabulary_digest`]; `""` if unknown.
         kwargs: Those of [`~trl_ext.methods.vas.value_model.config.BackboneConfig`].
     """
 
@@ -97,7 +98,7 @@ class ValueConfig(BackboneConfig):
         super().__post_init__(**kwargs)
 
     def record_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Remember whose token ids the values are about."""
+        """Record the tokenizer whose token ids the values refer to."""
         self.tokenizer_name = str(getattr(tokenizer, "name_or_path", "") or "")
         self.vocabulary = vocabulary_digest(tokenizer)
         self.pad_token_id = tokenizer.pad_token_id

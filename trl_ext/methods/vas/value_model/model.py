@@ -2,13 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-The value model: a backbone, and a head that says what a text is worth after each of its tokens.
+The value model: a backbone with heads that predict the reward of a text from each of its tokens.
 
-The exact form reads a token and then says what the text is worth with it: V(s + a). The two cheaper ones say it of
-every token that could come next from the state before it, Q(s, a): one reading for all candidates (`"action"`), or
-none where that state is the language model's own (`"policy"`).
+The exact form (`"state"`) predicts V(s + a) from the hidden state after the token a. The two cheaper forms predict
+Q(s, a) for every next token a from the hidden state before it: `"action"` needs one forward pass for all candidates,
+`"policy"` none, because the hidden state is the language model's own.
 
-Letters: N sequences, T tokens, D hidden size, H heads, V vocabulary, k tokens that could come next, r rank.
+Letters: N sequences, T tokens, D hidden size, H heads, k candidate tokens.
 """
 
 from collections.abc import Sequence
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
 
 class ValueOutput(NamedTuple):
     """
-    Output of a [`ValueModel`]. No `ModelOutput` of transformers: that is a dictionary, and those have `values()`.
+    Output of a [`ValueModel`]. It is not a `ModelOutput`, which is a dictionary and so has a method `values`.
 
     Args:
-        values (`torch.Tensor` of shape (N, T), or (N, T, H) with several heads):
-            Value of the text up to and including each token, float32, in the units the head was trained in.
-        last_hidden_state (`torch.Tensor` of shape (N, T, D)):
-            What the head was applied to.
+        values (`torch.Tensor` of shape `(N, T)`, or `(N, T, H)` with several heads):
+            Value of the text up to and including each token, float32, in the units of training.
+        last_hidden_state (`torch.Tensor` of shape `(N, T, D)`):
+            Hidden states that the heads were applied to.
         past_key_values (*optional*):
-            The backbone's cache, if asked for.
+            The backbone's KV cache, if requested.
     """
 
     values: torch.Tensor
@@ -51,29 +51,29 @@ class ValueOutput(NamedTuple):
 
 class ValueModel(BackboneModel):
     """
-    A backbone with a value head for each of one or several rewards.
+    A backbone with one value head per reward.
 
-    Made by [`ValueModel.from_backbone`], [`ValueModel.on_policy`] or [`ValueModel.from_pretrained`]; saved by
-    `save_pretrained`, pushed by `push_to_hub`. One that is an adapter on its backbone is saved as adapter and head,
-    one on the language model's own states as head.
+    Create it with [`ValueModel.from_backbone`], [`ValueModel.on_policy`] or [`ValueModel.from_pretrained`]; save it
+    with `save_pretrained` or `push_to_hub`. With an adapter, only adapter and heads are saved; with the form
+    `"policy"`, only the heads.
 
     Args:
-        config ([`ValueConfig`]): Its configuration.
-        backbone ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*): A model without a head; by
+        config ([`ValueConfig`]): The configuration.
+        backbone ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*): A model without a head. By
             default a new one with random weights.
     """
 
     config_class = ValueConfig
     what = "value model"
-    # What matters in a value is a difference of a few hundredths in a number of a few units: bfloat16 has three
-    # digits, 4 bits have one.
+    # Guidance depends on differences of a few hundredths between values of a few units. bfloat16 has three significant
+    # digits, 4-bit weights have one.
     _keep_in_fp32_modules: ClassVar[list[str]] = ["head", "action"]
     _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["head", "action"]
 
     def __init__(self, config: ValueConfig, backbone: Any = None) -> None:
         super().__init__(config, backbone)
         text, heads = config.get_text_config(), len(config.heads or ())
-        # float32 also where the default dtype is another: see above.
+        # float32 whatever the default dtype: see above
         self.head = nn.Linear(text.hidden_size, heads, dtype=torch.float32)
         if config.form != "state":
             self.action = ActionHead(text.hidden_size, text.vocab_size, config.action_rank, heads)
@@ -85,7 +85,7 @@ class ValueModel(BackboneModel):
             self._reset_heads()
 
     def _reset_heads(self) -> None:
-        # Reference code: the head starts at zero, so that the first targets are plain discounted rewards.
+        # Reference code: the head starts at zero, so that the first targets are discounted rewards.
         if not self.head.weight.is_meta:
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
@@ -107,32 +107,34 @@ class ValueModel(BackboneModel):
         **init_kwargs: Any,
     ) -> "ValueModel":
         """
-        A value model with heads of zeros on a backbone.
+        Create a value model, whose heads are zero, on a backbone.
 
         Args:
             backbone (`str` or [`~transformers.PreTrainedModel`]):
-                Hub id, directory or model. A language model or a classifier loses its head; of a model object the
-                weights are used, not copied.
+                Hub id, directory or model. The head of a language model or classifier is removed. The weights of a
+                model object are used, not copied.
             heads (`Sequence[str]`, *optional*, defaults to `("reward",)`):
                 Names of the heads.
             form (`str`, *optional*, defaults to `"state"`), action_rank (`int`, *optional*, defaults to `256`):
                 See [`ValueConfig`].
             quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
-                4-bit or 8-bit loading of a backbone given by name.
+                Quantisation of a backbone given by name.
             peft_config ([`~peft.PeftConfig`], *optional*):
                 Adapter to add to the backbone.
             init_kwargs: Passed to `from_pretrained`.
 
         Raises:
-            `ValueError`: A model object was given with `quantization_config`, or has an adapter on a head that it
-                would lose; or the form is that of a head without a backbone.
+            `ValueError`: A model object was given with `quantization_config`, or has both a head and an adapter; or
+                the form is `"policy"`.
         """
         if form == "policy":
-            raise ValueError('A value of the form "policy" has no backbone of its own: use `ValueModel.on_policy`.')
+            raise ValueError(
+                'A value model of the form "policy" has no backbone of its own: use `ValueModel.on_policy`.'
+            )
         model, name = load_backbone(
             backbone, quantization_config=quantization_config, peft_config=peft_config, **init_kwargs
         )
-        return cls._made(model, name, heads, form, action_rank, base_of(model).get_input_embeddings())
+        return cls._build(model, name, heads, form, action_rank, base_of(model).get_input_embeddings())
 
     @classmethod
     def on_policy(
@@ -145,53 +147,50 @@ class ValueModel(BackboneModel):
         peft_config: "PeftConfig | None" = None,
     ) -> "ValueModel":
         """
-        A value model on the weights of `policy`, which stay where they are: with an adapter, or as they are.
+        Create a value model that shares the weights of `policy`, with an adapter on them or without changes.
 
-        An adapter works only while the value model computes: `policy` computes what it always did.
+        The adapter is enabled only while the value model runs: the outputs of `policy` do not change.
 
         Args:
-            policy ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): A causal language model; one with an
-                adapter of its own only with the form `"policy"`, which then reads the states that it has with it.
+            policy ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): A causal language model. It may have an
+                adapter of its own only with the form `"policy"`, whose hidden states are then those with the adapter.
             heads (`Sequence[str]`, *optional*, defaults to `("reward",)`): Names of the heads.
             form (`str`, *optional*, defaults to `"state"`), action_rank (`int`, *optional*, defaults to `256`):
                 See [`ValueConfig`].
-            peft_config ([`~peft.PeftConfig`], *optional*): The adapter, for the other two forms.
+            peft_config ([`~peft.PeftConfig`], *optional*): The adapter; required for the other two forms.
 
         Raises:
-            `ValueError`: An adapter is missing, or given where there is none.
+            `ValueError`: The form needs an adapter, or takes none.
         """
         if (peft_config is None) != (form == "policy"):
-            wants = "takes no adapter: leave out" if form == "policy" else "on the policy needs an adapter: pass"
-            raise ValueError(f"A value model of the form {form!r} {wants} `peft_config` (`--use_peft`).")
+            advice = "takes no adapter: omit" if form == "policy" else "on the policy needs an adapter: pass"
+            raise ValueError(f"A value model of the form {form!r} {advice} `peft_config` (`--use_peft`).")
         if form == "policy":
             name = get_config_model_id(policy.config) or ""
             base = base_of(policy)
-            made = cls._made(base.base_model, name, heads, form, action_rank, base.get_output_embeddings())
+            model = cls._build(base.base_model, name, heads, form, action_rank, base.get_output_embeddings())
         else:
-            made = cls.from_backbone(policy, heads, form=form, action_rank=action_rank, peft_config=peft_config)
-        made._share()
-        return made
+            model = cls.from_backbone(policy, heads, form=form, action_rank=action_rank, peft_config=peft_config)
+        model._share()
+        return model
 
     @classmethod
-    def _made(
-        cls, model: Any, name: str, heads: Sequence[str], form: str, action_rank: int, embeddings: Any
+    def _build(
+        cls, backbone: Any, name: str, heads: Sequence[str], form: str, action_rank: int, embeddings: Any
     ) -> "ValueModel":
         config = ValueConfig(
-            backbone_config=base_of(model).config,
+            backbone_config=base_of(backbone).config,
             heads=list(heads),
             form=form,
             action_rank=action_rank,
             backbone_name=name,
         )
-        made = cls(config, model)
+        model = cls(config, backbone)
         weight = getattr(embeddings, "weight", None)
-        if (
-            form != "state"
-            and weight is not None
-            and weight.shape == (config.get_text_config().vocab_size, made.head.in_features)
-        ):
-            made.action.start_from(weight)
-        return made.to_device_of(model)
+        shape = (config.get_text_config().vocab_size, model.head.in_features)
+        if form != "state" and weight is not None and weight.shape == shape:
+            model.action.start_from(weight)
+        return model.to_device_of(backbone)
 
     # --------------------------------------------------------------------------------------------------- forward
 
@@ -211,17 +210,18 @@ class ValueModel(BackboneModel):
         **kwargs: Any,
     ) -> ValueOutput:
         """
-        Values of N sequences, after each of their tokens.
+        Values of N sequences up to each of their tokens.
 
         Args:
             input_ids, attention_mask, position_ids, past_key_values, use_cache, kwargs: See
                 [`~trl_ext.methods.vas.value_model.backbone_model.BackboneModel.encode`].
-            next_ids (`torch.Tensor` of shape (N, T), *optional*): For the forms that see actions: values are those of
-                the text with this token behind the one at each position. Where it is negative they mean nothing.
+            next_ids (`torch.Tensor` of shape `(N, T)`, *optional*): For the forms `"action"` and `"policy"`: the
+                token after each position. The value at a position is then that of the text with this token; at
+                negative ids it is undefined.
 
         Returns:
-            [`ValueOutput`]; the values of padding mean nothing. Forms that see actions have none for the first token
-            that is read (NaN): there is no state before it.
+            [`ValueOutput`]. Values at padding are undefined. With the forms `"action"` and `"policy"`, the value of
+            the first token is NaN, because there is no hidden state before it.
         """
         hidden_NTD, cache = self.encode(input_ids, attention_mask, position_ids, past_key_values, use_cache, **kwargs)
         if self.config.form == "state":
@@ -234,9 +234,9 @@ class ValueModel(BackboneModel):
         return ValueOutput(values, hidden_NTD, cache)
 
     def _after_each(self, hidden_NTD: torch.Tensor, ids_NT: Any, mask: torch.Tensor | None) -> torch.Tensor:
-        """Q of each token from the state before it."""
+        """Q of each token, from the hidden state before it."""
         if ids_NT is None:
-            raise ValueError("Which tokens the values are of is not known: pass `input_ids` or `next_ids`.")
+            raise ValueError("Values of this form depend on the token ids: pass `input_ids` or `next_ids`.")
         columns = ids_NT.shape[1]
         values = self.action_values(hidden_NTD[:, :-1], ids_NT[:, 1:, None])[..., 0, :]
         if mask is not None and mask.dim() == 2:
@@ -246,10 +246,16 @@ class ValueModel(BackboneModel):
 
     def value_of(self, hidden: torch.Tensor) -> torch.Tensor:
         """
-        Values (..., H), float32, of texts whose last token has the hidden states (..., D).
+        Values of texts, from the hidden states at their last tokens. For the form `"state"`.
+
+        Args:
+            hidden (`torch.Tensor` of shape `(..., D)`): Hidden states.
+
+        Returns:
+            `torch.Tensor` of shape `(..., H)`, float32.
 
         Raises:
-            `ValueError`: The model's form sees actions.
+            `ValueError`: The model has another form.
         """
         if self.config.form != "state":
             raise ValueError(
@@ -261,9 +267,16 @@ class ValueModel(BackboneModel):
 
     def action_values(self, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """
-        Values (..., k, H), float32, of texts with each of the tokens (..., k) behind the hidden states (..., D).
+        Values of texts with each candidate token appended. For the forms `"action"` and `"policy"`.
 
-        Reconstruction: Q(s, a) = v(h) + <u_a, W h>, see [`~trl_ext.methods.vas.value_model.action_head.ActionHead`].
+        Reconstruction: Q(s, a) = v(h) + <u_a, W h>; see [`~trl_ext.methods.vas.value_model.action_head.ActionHead`].
+
+        Args:
+            hidden (`torch.Tensor` of shape `(..., D)`): Hidden states before the candidates.
+            ids (`torch.Tensor` of shape `(..., k)`): Candidate tokens.
+
+        Returns:
+            `torch.Tensor` of shape `(..., k, H)`, float32.
         """
         with torch.autocast(hidden.device.type, enabled=False):
             states = hidden.to(self.head.weight.dtype)

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-The hidden states that a model has just computed for somebody else.
+Captures the hidden states of a language model's last forward pass, so that a value head can reuse them.
 
-N sequences, S columns of them so far, L columns of the last forward, D hidden size.
+Letters: N sequences, S columns of the sequences so far, L columns of the last forward pass, D hidden size.
 """
 
 import weakref
@@ -13,31 +13,31 @@ from typing import Any
 import torch
 
 
-class LastStates:
+class LastHiddenStates:
     """
-    Keeps what a model's layers gave last, for a logits processor that is called after it.
+    Keeps a reference to the last hidden states of a backbone, for a logits processor that is called afterwards.
 
-    Whatever runs the model (`generate` with or without a cache, beams, a whole text at once), the state that the next
-    token was predicted from is there already. A reference to the last hidden states is all that it costs.
+    It works however the model is run: by `generate` with or without a KV cache, in a beam search, or on a complete
+    text. It costs no computation.
 
     Args:
-        backbone (`torch.nn.Module`): The layers below the model's head, whose output has a `last_hidden_state`.
+        backbone (`torch.nn.Module`): The model without its head, whose output has a `last_hidden_state`.
     """
 
     def __init__(self, backbone: torch.nn.Module) -> None:
         self.clear()
-        keeper = weakref.ref(self)  # the model must not keep its listeners alive
+        reference = weakref.ref(self)  # the hook must not keep this object alive
 
-        def listen(module: torch.nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-            listener = keeper()
-            if listener is not None:
-                listener._take(kwargs.get("input_ids", args[0] if args else None), kwargs, output)
+        def capture(module: torch.nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+            capturing = reference()
+            if capturing is not None:
+                capturing._take(kwargs.get("input_ids", args[0] if args else None), kwargs, output)
 
-        handle = backbone.register_forward_hook(listen, with_kwargs=True)
+        handle = backbone.register_forward_hook(capture, with_kwargs=True)
         weakref.finalize(self, handle.remove)
 
     def clear(self) -> None:
-        """Forget the last forward, and give back its memory."""
+        """Drop the hidden states and free their memory."""
         self.hidden_NLD: torch.Tensor | None = None
         self.ids_NL: torch.Tensor | None = None
         self._before: int | None = 0
@@ -46,39 +46,42 @@ class LastStates:
         self.hidden_NLD, self.ids_NL = output.last_hidden_state.detach(), ids
         columns, cache = self.hidden_NLD.shape[1], kwargs.get("cache", kwargs.get("past_key_values"))
         if columns == 1:
-            self._before = None  # it is the last column, however many there were: no need to ask a device
+            self._before = None  # the last column, whatever its number: reading the cache's length may synchronise
         else:
             self._before = int(cache.get_seq_length()) - columns if cache is not None else 0
 
     def after(self, ids_NS: torch.Tensor) -> torch.Tensor:
         """
-        The states after these sequences, of shape (N, D).
+        The hidden states at the last token of these sequences.
 
         Args:
-            ids_NS (`torch.Tensor` of shape `(N, S)`): What the model has read, perhaps with more behind it; or each
-                row several times, where it read equal rows once.
+            ids_NS (`torch.Tensor` of shape `(N, S)`): Sequences that the last forward pass has read; it may have read
+                further tokens after them. Rows may be repeated, if it read each of them once.
+
+        Returns:
+            `torch.Tensor` of shape `(N, D)`.
 
         Raises:
-            `ValueError`: That is not what it has read.
+            `ValueError`: The last forward pass has read other sequences.
         """
         hidden, columns = self.hidden_NLD, ids_NS.shape[1]
         if hidden is None:
             raise ValueError(
-                "The language model has not computed anything that could be read: use this where that very model "
-                "generates."
+                "The language model has not computed anything yet: a value model of the form 'policy' works only "
+                "while the language model that it was loaded with generates."
             )
         last = 0 if self._before is None else columns - 1 - self._before
         if not len(hidden) or len(ids_NS) % len(hidden) or not 0 <= last < hidden.shape[1]:
             raise ValueError(
-                f"The language model's last forward was over {len(hidden)} rows and {hidden.shape[1]} columns, the "
+                f"The language model's last forward pass had {len(hidden)} rows and {hidden.shape[1]} columns, the "
                 f"sequences have {len(ids_NS)} and {columns}: {_OTHERS}"
             )
         repeats = len(ids_NS) // len(hidden)
         if self.ids_NL is not None:
             read, asked = self.ids_NL[:, : last + 1], ids_NS[:, columns - last - 1 :]
             if not torch.equal(read.repeat_interleave(repeats, 0).to(asked), asked):
-                raise ValueError(f"The language model's last forward was over other tokens: {_OTHERS}")
+                raise ValueError(f"The language model's last forward pass was over other tokens: {_OTHERS}")
         return hidden[:, last].repeat_interleave(repeats, 0) if repeats > 1 else hidden[:, last]
 
 
-_OTHERS = "call the processor after the forward that gave the scores."
+_OTHERS = "call the processor directly after the forward pass that computed the logits."

@@ -1,9 +1,8 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The value model that is trained: saved before, begun on another model, or an adapter and a head on the policy."""
+"""Loads the value model to train: a saved one, a new one on a backbone, or an adapter and a head on the policy."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -13,15 +12,14 @@ from trl_ext.models.tokenizers import load_tokenizer, vocabulary_mismatch
 from trl_ext.training.model_loading import init_kwargs
 from trl_ext.upstream import disable_dropout_in_model
 
-from ..config import VASConfig
-from ..head_weights import full_names, head_weights, parse_weights
-from .backbones import add_adapter
-from .config import ValueConfig
-from .model import ValueModel
+from .config import VASConfig
+from .value_model.backbones import add_adapter
+from .value_model.config import ValueConfig
+from .value_model.model import ValueModel
 
 
 _OTHER_VOCABULARY = (
-    "Values are learned for the language model's tokens: take a value model with its tokenizer (a smaller model of "
+    "Values are learned for the language model's tokens: use a value model with its tokenizer (a smaller model of "
     "the same family), or an adapter and a head on the language model itself (`peft_config`, no `value_model`)."
 )
 
@@ -36,21 +34,25 @@ def load_value_model(
     peft_config: Any = None,
 ) -> ValueModel:
     """
-    The value model as it goes into training.
+    Load or create the value model to train, and check that it fits the settings.
 
     Args:
-        value_model (`str`, [`~transformers.PreTrainedModel`], [`ValueModel`] or `None`): What it is made of; `None`
-            for an adapter and a head on the policy.
-        policy ([`~transformers.PreTrainedModel`] or `None`): The frozen language model, where it is loaded.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The language model's.
-        heads (`list[str]`): Names of the rewards that it learns the value of.
-        args ([`VASConfig`]): Form, adapter rank, discount and dtype.
-        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): Of a model given by name.
-        peft_config ([`~peft.PeftConfig`], *optional*): Adapter on its backbone.
+        value_model (`str`, [`~transformers.PreTrainedModel`], [`ValueModel`] or `None`): Hub id, directory or model:
+            a value model, or a backbone for a new one. `None` creates a value model on the policy.
+        policy ([`~transformers.PreTrainedModel`] or `None`): The frozen language model, if it is loaded.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The language model's tokenizer.
+        heads (`list[str]`): Names of the heads.
+        args ([`VASConfig`]): The config: form, rank, discount and so on.
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): Quantisation of a model given by name.
+        peft_config ([`~peft.PeftConfig`], *optional*): Adapter to add to the backbone.
+
+    Returns:
+        [`ValueModel`]
 
     Raises:
-        `OSError`: There is no model of that name.
-        `ValueError`: There is nothing to make one of, or it has another vocabulary, other heads or another form.
+        `OSError`: There is no such model.
+        `ValueError`: There is neither a value model nor a backbone for one, or it has another vocabulary, other heads
+            or another form.
     """
     form: dict[str, Any] = {"form": args.value_form, "action_rank": args.action_rank}
     if value_model is None:
@@ -67,7 +69,7 @@ def load_value_model(
             kwargs = init_kwargs(args, args.value_model_init_kwargs, quantization_config)
             value_model = _load_backbone(value_model, heads, kwargs, form, policy)
         elif not isinstance(value_model, ValueModel):
-            value_model = _begin(value_model, heads, form)
+            value_model = _create(value_model, heads, form)
         if peft_config is not None:
             value_model.backbone = add_adapter(value_model.backbone, peft_config)
     _check_value_model(value_model, tokenizer, heads, args)
@@ -80,41 +82,15 @@ def load_value_model(
     return value_model
 
 
-def check_betas(betas: Sequence[str], value_models: Mapping[str, str]) -> None:
-    """
-    Check weights of heads against the configs of saved value models, before anything is loaded.
-
-    Args:
-        betas (`Sequence[str]`): Weights, as they are written on the command line.
-        value_models (`Mapping[str, str]`): Directories or Hub ids by name; `""` for one whose heads go by their own.
-
-    Raises:
-        `ValueError`: A weight is no number, or of a head that does not exist.
-    """
-    heads: list[str] = []
-    for name, path in value_models.items():
-        try:
-            config = saved_config("value model", path)
-        except (OSError, ValueError):  # said where it is loaded
-            config = None
-        if not isinstance(config, ValueConfig):
-            heads = []
-            break
-        heads += full_names(name, config.heads or ())
-    for text in betas:
-        weights = parse_weights(text, "beta")
-        head_weights(weights, heads or (list(weights) if isinstance(weights, dict) else ["value"]))
-
-
 def _check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, args: VASConfig) -> None:
-    """A value model given by name must read the language model's tokens."""
+    """Raise `ValueError` if a model given by name has another vocabulary than the language model."""
     try:
         own = load_tokenizer(name, trust_remote_code=args.trust_remote_code)
-    except (OSError, ValueError):  # saved without one: what can be seen of the model itself is checked later
+    except (OSError, ValueError):  # saved without a tokenizer: the size of its vocabulary is checked later
         return
-    fault = vocabulary_mismatch(tokenizer, own, f"value model {name!r}")
-    if fault:
-        raise ValueError(f"{fault} {_OTHER_VOCABULARY}")
+    reason = vocabulary_mismatch(tokenizer, own, f"value model {name!r}")
+    if reason:
+        raise ValueError(f"{reason} {_OTHER_VOCABULARY}")
 
 
 def _check_value_model(
@@ -123,12 +99,12 @@ def _check_value_model(
     if list(model.head_names) != heads:
         raise ValueError(
             f"The value model has the heads {', '.join(map(repr, model.head_names))}, but the data and settings "
-            f"ask for {', '.join(map(repr, heads))}. Set `heads` to those of the model, or begin a new one."
+            f"ask for {', '.join(map(repr, heads))}. Set `heads` to those of the model, or train a new one."
         )
     if model.config.form != args.value_form:
         raise ValueError(
             f"The value model has the form {model.config.form!r}, but `value_form` is {args.value_form!r}: set it "
-            "to that of the model, or begin a new one."
+            "to that of the model, or train a new one."
         )
     if is_quantized(model.backbone) and not model.saves_parts:
         raise ValueError(
@@ -138,7 +114,8 @@ def _check_value_model(
     rows = model.get_input_embeddings().num_embeddings
     if rows < max(tokenizer.get_vocab().values()) + 1:
         raise ValueError(
-            f"The value model knows {rows} tokens, the tokenizer has {len(tokenizer)}. {_OTHER_VOCABULARY}"
+            f"The value model has embeddings for {rows} tokens, the tokenizer has {len(tokenizer)}. "
+            f"{_OTHER_VOCABULARY}"
         )
 
 
@@ -152,14 +129,14 @@ def _load_backbone(
         if config.head_only:
             return ValueModel.from_pretrained(name, is_trainable=True, backbone=policy, **where)
         return ValueModel.from_pretrained(name, is_trainable=True, **kwargs)
-    return _begin(name, heads, form, **kwargs)
+    return _create(name, heads, form, **kwargs)
 
 
-def _begin(backbone: Any, heads: list[str], form: dict[str, Any], **kwargs: Any) -> ValueModel:
+def _create(backbone: Any, heads: list[str], form: dict[str, Any], **kwargs: Any) -> ValueModel:
     if form["form"] == "policy":
         raise ValueError(
-            "`value_form='policy'` is a head on the language model's own states, and has no other backbone: leave out "
-            "`value_model` (`value_model_name_or_path`) or name a saved value model of this form there; or set "
+            "`value_form='policy'` is a head on the language model's own hidden states, without another backbone: "
+            "omit `value_model` (`value_model_name_or_path`), or pass a saved value model of this form; or set "
             "`value_form='action'`."
         )
     return ValueModel.from_backbone(backbone, heads, **form, **kwargs)

@@ -1,0 +1,151 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Value models that guide the model of an OpenAI-compatible server, and the flags of the command line for it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from trl_ext.inference.policy import Policy
+from trl_ext.models.tokenizers import load_tokenizer
+
+from .head_weights import parse_weights
+from .policies import VASDecoding
+
+
+@dataclass
+class VASEndpointDecoding(VASDecoding):
+    """
+    Value models that guide a frozen model, which is loaded or on a server.
+
+    Parameters:
+        endpoint, endpoint_model (`str`, *optional*):
+            Address of an OpenAI-compatible server, and the name of its model. No language model is loaded then. As for
+            [`~trl_ext.Endpoint`].
+        endpoint_key_variable, endpoint_body (`str`, *optional*, defaults to `""`):
+            Environment variable that holds the key; JSON object of fields to add to every request.
+        endpoint_tokenizer (`str`, *optional*):
+            Tokenizer of the server's model. By default that of the first value model.
+        endpoint_mode (`str`, *optional*, defaults to `"token"`):
+            `"token"` or `"block"`; see [`~trl_ext.EndpointGuide`].
+        endpoint_blocks, endpoint_block_length (`int`, *optional*, default to `8` and `16`):
+            Continuations per round in block mode, and their length in tokens.
+        endpoint_concurrency (`int`, *optional*, defaults to `8`):
+            Maximum number of concurrent requests.
+        kwargs: Those of [`VASDecoding`].
+    """
+
+    endpoint: str | None = field(
+        default=None,
+        metadata={"help": "OpenAI-compatible server whose model answers, none is loaded: http://localhost:8000/v1."},
+    )
+    endpoint_model: str | None = field(default=None, metadata={"help": "Name of the model on the server."})
+    endpoint_key_variable: str = field(default="", metadata={"help": "Environment variable with the server's key."})
+    endpoint_body: str = field(
+        default="", metadata={"help": 'Fields to add to every request to the server: {"top_k": 0, "min_p": 0}.'}
+    )
+    endpoint_tokenizer: str | None = field(
+        default=None,
+        metadata={"help": "Tokenizer of the server's model. By default that of the first value model."},
+    )
+    endpoint_mode: str = field(
+        default="token",
+        metadata={
+            "help": "Request the likeliest next tokens, or short continuations ('block').",
+            "choices": ["token", "block"],
+        },
+    )
+    endpoint_blocks: int = field(default=8, metadata={"help": "Continuations per round in block mode."})
+    endpoint_block_length: int = field(default=16, metadata={"help": "Length of these continuations, in tokens."})
+    endpoint_concurrency: int = field(default=8, metadata={"help": "Maximum number of concurrent requests."})
+
+    @property
+    def active(self) -> bool:
+        """Whether there are value models, or a server that needs one."""
+        return super().active or bool(self.endpoint)
+
+    @property
+    def served_at_once(self) -> int:
+        """Number of concurrent answers of the server; 0 without a server."""
+        return self.endpoint_concurrency if self.endpoint else 0
+
+    def check(self) -> None:
+        super().check()
+        if not self.endpoint:
+            if self.endpoint_model or self.endpoint_tokenizer:
+                raise ValueError(
+                    "`endpoint_model` and `endpoint_tokenizer` need the server's address: set `endpoint`."
+                )
+            return
+        if not self.value_model_name_or_path:
+            raise ValueError("`endpoint` needs a value model that guides it: pass --value_model_name_or_path.")
+        if not self.endpoint_model:
+            raise ValueError("`endpoint` needs the name of the server's model: pass --endpoint_model.")
+        if self.endpoint_mode not in ("token", "block"):
+            raise ValueError(f"`endpoint_mode` must be token or block, got {self.endpoint_mode!r}.")
+        if self.endpoint_concurrency < 1:
+            raise ValueError(f"`endpoint_concurrency` must be at least 1, got {self.endpoint_concurrency}.")
+        self._extra_body()
+
+    def _extra_body(self) -> dict[str, Any]:
+        try:
+            body = json.loads(self.endpoint_body or "{}")
+        except ValueError as error:
+            raise ValueError(f"`endpoint_body` is not valid JSON ({error}): {self.endpoint_body!r}.") from error
+        if not isinstance(body, dict):
+            raise ValueError(f"`endpoint_body` must be a JSON object, got {self.endpoint_body!r}.")
+        return body
+
+    def policies(
+        self,
+        model: PreTrainedModel | None,
+        tokenizer: PreTrainedTokenizerBase | None,
+        *,
+        name: str,
+        batch_size: int,
+        progress: Callable[[int], Any] | None = None,
+    ) -> list[Policy]:
+        """One policy per `beta`, of the server's model if `model` is `None`."""
+        if model is not None and tokenizer is not None:
+            return super().policies(model, tokenizer, name=name, batch_size=batch_size, progress=progress)
+        from trl_ext.endpoint.client import Endpoint
+
+        from .decoding.endpoint_guide import EndpointGuide
+
+        value_models, value_tokenizers = self.load_value_models(None)
+        by_name: list[Any] = [value_tokenizers]
+        if isinstance(value_tokenizers, dict):
+            by_name = list(value_tokenizers.values())
+        tokenizer = load_tokenizer(self.endpoint_tokenizer) if self.endpoint_tokenizer else by_name[0]
+        if tokenizer is None:
+            raise ValueError(
+                "The value model was saved without a tokenizer: pass the server's with --endpoint_tokenizer."
+            )
+        endpoint = Endpoint(
+            str(self.endpoint),
+            str(self.endpoint_model),
+            api_key_variable=self.endpoint_key_variable,
+            max_concurrency=self.endpoint_concurrency,
+            extra_body=self._extra_body(),
+        )
+        series = f"{self.endpoint_model} + {', '.join(self.named_paths())}"
+        policies = []
+        for text in self.beta:
+            guide = EndpointGuide(
+                endpoint,
+                value_models,
+                parse_weights(text, "beta"),
+                tokenizer,
+                mode=self.endpoint_mode,
+                top_k=self.guide_top_k,
+                num_blocks=self.endpoint_blocks,
+                block_length=self.endpoint_block_length,
+                value_tokenizer=None if None in by_name else value_tokenizers,
+                retokenize=self.value_retokenize,
+            )
+            policies.append(guide.policy(f"{series}, beta {text}", series=series, progress=progress))
+        return policies
