@@ -6,9 +6,8 @@ Run a suite by name; without a name, list them.
 
     python -m benchmarks.run [<suite> [its options]]
 
-`speed` and `memory` run all suites that time variants against one another (each measures both). A suite is a module
-of a folder here with `main(argv) -> int`, which measures and writes results, and `report(results) -> str`, which makes
-its tables for README.md.
+`speed` and `memory` run all suites that time variants against one another (each measures both). A suite is a module of
+one of the folders with a `SUITE`, which measures, writes results and makes the tables of its page.
 """
 
 import importlib
@@ -31,7 +30,7 @@ SUITES = {
     "graph_decode": "tokens/s of decoding by CUDA graphs: unguided, by VAS in its three forms, by Proxy-RLHF",
     "card_memory": "peak memory of each method on one card, an 8B in 4 bits, and the settings that lower it",
     "card_count": "what the tensors of card_memory's cases occupy, counted on a CPU",
-    "psle_step": "seconds a prompt of PSLE's generation, reward and update, against TRL's GRPO",
+    "psle_step": "seconds per prompt of PSLE's generation, reward and update, against TRL's GRPO",
 }
 
 

@@ -31,7 +31,7 @@ _CHECK = f"import trl; from trl.experimental.ppo import PPOTrainer; assert trl._
 
 
 class Unavailable(RuntimeError):
-    """There is no such environment and none could be made: what needs it is left out."""
+    """There is no such environment and none could be made: what needs it is skipped."""
 
 
 def python(folder: Path = FOLDER) -> str:
@@ -42,7 +42,7 @@ def python(folder: Path = FOLDER) -> str:
         folder (`Path`): Where the environment is or comes to be.
 
     Raises:
-        [`Unavailable`]: It could not be made; the message says why and how to make it by hand.
+        [`Unavailable`]: It could not be made; the message has the reason, and how to make it by hand.
     """
     binary, ready = folder / "bin" / "python", folder / "ready"
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -64,9 +64,9 @@ def python(folder: Path = FOLDER) -> str:
 def _run(command: list[str], folder: Path) -> None:
     found = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if found.returncode:
-        told = (found.stderr or found.stdout).strip().splitlines()
+        output = (found.stderr or found.stdout).strip().splitlines()
         raise Unavailable(
             f"TRL's PPO needs an environment with trl {VERSION}, which could not be made in {folder}: "
-            f"`{' '.join(command[1:4])} ...` says {told[-1] if told else found.returncode!r}. "
+            f"`{' '.join(command[1:4])} ...` says {output[-1] if output else found.returncode!r}. "
             "Make it where there is a package index, by the commands in benchmarks/harness/ppo_environment.py."
         )

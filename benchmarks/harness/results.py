@@ -35,7 +35,7 @@ def environment(device: torch.device, measures: Iterable[Any]) -> dict[str, Any]
 
     Args:
         device (`torch.device`): Where the work ran.
-        measures (`Iterable`): Functions and classes that measure; the fingerprints of all that they run through say
+        measures (`Iterable`): Functions and classes that measure; the fingerprints of all that they run through show
             whether a later commit changed it (see measured_code.py).
     """
     return {

@@ -90,7 +90,7 @@ def free_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TimedSuite(Suite):
     """
     A suite that times variants which take turns.

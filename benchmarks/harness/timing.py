@@ -119,5 +119,11 @@ def slope(sizes: Sequence[float], values: Sequence[float]) -> float:
     return sum((a - middle) * b for a, b in zip(x, y, strict=True)) / sum((a - middle) ** 2 for a in x)
 
 
+def relative_difference(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:
+    """The norm of the difference of two lists of tensors, as a share of that of the second."""
+    apart = sum((a - b).float().pow(2).sum().item() for a, b in zip(found, expected, strict=True))
+    return math.sqrt(apart / sum(b.float().pow(2).sum().item() for b in expected))
+
+
 def _round(value: float) -> float:
     return float(f"{value:.4g}")

@@ -80,7 +80,7 @@ class Case:
 
     @property
     def setting(self) -> str:
-        """The switches as tables tell them."""
+        """The switches, as tables show them."""
         return ", ".join(f"{name}: {str(value).lower()}" for name, value in self.switches.items()) or "default"
 
 
@@ -192,7 +192,7 @@ class Card:
         return step
 
     def decide(self, batch: int, *, offload_decisions: bool = False, first_candidates: int = 0) -> Callable[[], Any]:
-        """The last 16 tokens of each row, their decisions, and an update on as many as a whole round would have."""
+        """The last 16 tokens of each row, their decisions, and an update on as many as a round has."""
         llm = BackboneAndHead(self.model)
         proxy = ProxyModel.for_model(self.model, DecisionProcess(), initial_accept_rate=0.5)
         optimizer = torch.optim.AdamW(proxy.parameters(), lr=0.0)
@@ -236,14 +236,14 @@ class Card:
         return self.trained.train()
 
     def sample(self, batch: int) -> Callable[[], Any]:
-        """Plain and guided answers: twice as many prompts."""
+        """Plain and guided completions: twice as many prompts."""
         model = self.adapted().eval()
         prompts = self.prompts(2 * batch, self.prompt + self.new - 16)
         settings = GenerationSettings(num_generations=1, max_completion_length=16)
         return lambda: generate(model, self.tokenizer, prompts, settings, batch_size=len(prompts))
 
     def imitate(self, batch: int) -> Callable[[], Any]:
-        """A step of weighted SFT on two answers to a prompt; ranking reads the same log-probabilities."""
+        """A step of weighted SFT on two completions of a prompt; ranking reads the same log-probabilities."""
         return self._step(self.sizes(2, batch), {}, lambda tokens, sized: _imitation(tokens))
 
     def rank(self, batch: int, **switches: Any) -> Callable[[], Any]:

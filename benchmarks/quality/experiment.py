@@ -141,6 +141,11 @@ class Job:
         return found is not None and "cases" in found and found["asked"] == self.asked(bench)
 
 
+def now() -> float:
+    """Seconds on the clock of time limits."""
+    return time.monotonic()
+
+
 def run_all(jobs: Sequence[Job], bench: Bench, processes: int, limit: float = 0.0) -> bool:
     """
     Do all jobs that are not done, in their order, in several processes.
@@ -169,12 +174,11 @@ def run_all(jobs: Sequence[Job], bench: Bench, processes: int, limit: float = 0.
     context: Any = multiprocessing.get_context("spawn" if started else "fork")
     counter = context.Value("i", 0)
     workers = [context.Process(target=_work, args=(todo, bench, counter, n)) for n in range(min(processes, len(todo)))]
-    deadline = time.monotonic() + limit if limit else float("inf")
+    deadline = now() + (limit or float("inf"))
     for worker in workers:
         worker.start()
-    for worker in workers:
-        worker.join(None if deadline == float("inf") else max(0.0, deadline - time.monotonic()))
-    late = [worker for worker in workers if worker.is_alive()]
+    while (late := [worker for worker in workers if worker.is_alive()]) and now() < deadline:
+        time.sleep(WAIT)
     for worker in late:
         worker.terminate()
     for worker in late:

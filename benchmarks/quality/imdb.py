@@ -137,7 +137,7 @@ def _sizes(result: dict[str, Any]) -> list[int]:
 
 
 def _is_smaller(result: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether the tasks differ in prompts alone, of which the other has more to train on and no fewer to measure."""
+    """Whether the tasks differ only in numbers of prompts: the other has more to train on and no fewer to measure."""
     names = [name for name in SAME_TASK if name not in ("prompts", "evaluated")]
     alike = [(_of_task(each, names), each["settings"].get("fields", {})) for each in (result, other)]
     (prompts, evaluated), (more, no_less) = _sizes(result), _sizes(other)

@@ -90,7 +90,7 @@ class ImdbBench(Bench):
         return self.rewards[0].func(prompts, completions)
 
     def settings(self, **changes: Any) -> GenerationSettings:
-        """How completions are drawn."""
+        """How completions are generated."""
         task = self.task
         given = GenerationSettings(1, task.max_completion_length, top_k=task.top_k)
         return replace(given, **changes)
@@ -124,25 +124,31 @@ class Milestones(TrainerCallback):
     Args:
         marks (`tuple[float, ...]`): The parts, of at most 1.
         measure (`Callable[[], dict]`): What is called.
+        clock (`Callable[[], float]`, *optional*): Seconds; by default of the wall clock.
     """
 
-    def __init__(self, marks: tuple[float, ...], measure: Callable[[], dict[str, Any]]) -> None:
-        self.marks, self.measure = marks, measure
+    def __init__(
+        self,
+        marks: tuple[float, ...],
+        measure: Callable[[], dict[str, Any]],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.marks, self.measure, self.clock = marks, measure, clock
         self.found: list[tuple[float, dict[str, Any], float]] = []
-        self.started, self.spent = time.perf_counter(), 0.0
+        self.started, self.spent = clock(), 0.0
         self.after: Callable[[], None] = lambda: None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.steps = {max(1, round(mark * state.max_steps)): mark for mark in self.marks}
-        self.started = time.perf_counter()
+        self.started = self.clock()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step in self.steps:
-            now = time.perf_counter()
+            now = self.clock()
             trained = now - self.started - self.spent
             self.found.append((self.steps[state.global_step], self.measure(), round(trained, 1)))
             self.after()
-            self.spent += time.perf_counter() - now
+            self.spent += self.clock() - now
 
 
 def _cases(
@@ -248,8 +254,8 @@ def samples(bench: ImdbBench, arm: Arm, seed: int) -> list[dict[str, Any]]:
     settings = bench.settings(num_generations=bench.task.samples)
     torch.manual_seed(seed * 1_000 + part)
     ids = [encode_prompt(bench.tokenizer, row["prompt"]) for row in rows]
-    drawn = generate(bench.model, bench.tokenizer, ids, settings, batch_size=2 * bench.task.batch)
-    scores = iter(score_completions(rows, drawn, bench.rewards).total)
+    completions = generate(bench.model, bench.tokenizer, ids, settings, batch_size=2 * bench.task.batch)
+    scores = iter(score_completions(rows, completions, bench.rewards).total)
     scored = [
         {
             "prompt": row["prompt"],
@@ -257,7 +263,7 @@ def samples(bench: ImdbBench, arm: Arm, seed: int) -> list[dict[str, Any]]:
             "ended": [x.ended for x in group],  # one that ends at once has no text, and one that was cut off no end
             "scores": [next(scores) for _ in group],
         }
-        for row, group in zip(rows, drawn, strict=True)
+        for row, group in zip(rows, completions, strict=True)
     ]
     lines = map(json.dumps, scored)
     folder = bench.folder(arm.name, seed)
@@ -316,7 +322,7 @@ def _value_model(bench: ImdbBench, arm: Arm, seed: int) -> ValueModel:
         shared = {"backbone": bench.model} if config["form"] == "policy" else {}
         made = ValueModel.from_pretrained(str(bench.folder(arm.needs[0], seed) / "value"), **shared)
         return made.eval().to(bench.device)
-    # The reward model as it is: its own trunk and its own head, as if what it says of half a text were its value.
+    # The reward model as it is: its own trunk and its own head, as if its logit for half a text were its value.
     classifier = AutoModelForSequenceClassification.from_pretrained(bench.task.reward, dtype=torch.float32)
     made = ValueModel.from_backbone(bench.task.reward, dtype=torch.float32)
     made.head.weight.data.copy_(classifier.score.weight.data)

@@ -39,8 +39,8 @@ class Task:
         train, evaluation, other (`str`): Files of prompts: to train on, to measure on, and of another kind.
         prompts (`int`): Training prompts used.
         passes (`int`): How often each is sampled for the budget.
-        num_generations (`int`): Completions a prompt and pass.
-        answers (`int`): Completions a prompt that are measured.
+        num_generations (`int`): Completions per prompt and pass.
+        answers (`int`): Completions per prompt that are measured.
         batch (`int`): Prompts of a step.
     """
 
@@ -100,7 +100,7 @@ class Arm(experiment.Arm):
         fields (`dict`, *optional*): Fields of its training config beside those of the task.
         decoding (`dict`, *optional*): Flags of `trl-ext evaluate` for what is not an ordinary model; `"@"` becomes
             the folder of the trained model.
-        answers (`int`, *optional*): Completions a prompt that are measured, where they differ from the task's.
+        answers (`int`, *optional*): Completions per prompt that are measured, where they differ from the task's.
         through (`str`, *optional*): What goes through the language model for a token of a completion.
     """
 
@@ -132,7 +132,7 @@ def arms(task: Task) -> list[Arm]:
         "lr_scheduler_type": "constant",
     }
     # Batches, minibatches and epochs are Proxy-RLHF's; the rest is TRL's default (kl_coef 0.05: GRPO's beta
-    # here). In float32: TRL's PPO draws outside of autocast, so that with it its ratios would begin away from 1.
+    # here). In float32: TRL's PPO samples outside of autocast, under which its ratios would not begin at 1.
     ppo = {
         "per_device_train_batch_size": 64,
         "num_mini_batches": 4,
@@ -150,7 +150,7 @@ def arms(task: Task) -> list[Arm]:
         "learning_rate": task.learning_rate,
         **few,
     }
-    # The loss of recipes/psle/imdb-7m_full_imdb_cpu.yaml: four answers of the current model to a prompt and pass.
+    # The loss of recipes/psle/imdb-7m_full_imdb_cpu.yaml: four completions of the current model per prompt and pass.
     ranked = {
         **psle,
         "num_generations": 2,

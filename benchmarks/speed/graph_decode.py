@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Decoding in a cache of fixed size, a token being one replay of a CUDA graph: unguided, by VAS, by Proxy-RLHF.
+Decoding with a static KV cache and CUDA graphs: unguided, by VAS, by Proxy-RLHF.
 
     python -m benchmarks.run graph_decode [--devices cuda] [--cases TEXT ...] [--rounds N] [--output FOLDER]
 
@@ -23,9 +23,10 @@ from trl_ext.methods.proxy_rlhf.model import ProxyModel
 from trl_ext.methods.vas.decoding.logits_processor import ValueAugmentedLogitsProcessor
 from trl_ext.methods.vas.value_model.model import ValueModel
 
+from ..harness.decoding import LABEL, SPEEDS, DecodingCase, speed_column
 from ..harness.models import SHAPES, build
 from ..harness.suite import TimedSuite, compare
-from ..harness.tables import Column, Table, median_seconds, ratio_column, sections
+from ..harness.tables import Column, Table, ratio_column, sections
 from ..harness.timing import Variant
 
 
@@ -39,48 +40,45 @@ BETA, TOP_K = 3.0, 20
 
 
 @dataclass(frozen=True)
-class Case:
+class Case(DecodingCase):
     """
     A language model, a value model and a batch.
 
     Args:
         policy, value (`str`): Two of [`~benchmarks.harness.models.SHAPES`] with the same vocabulary.
-        device (`str`): `"cpu"` or `"cuda"`.
-        dtype (`str`): Of the weights of both.
-        batch (`int`): N.
-        prompt (`int`): P; all prompts are as long.
-        new (`int`): Tokens that are generated for each.
         targets (`dict[str, float]`): Times the time of `"unguided"` that a variant is to take at most.
         speedups (`dict[str, float]`): Times faster than plain `generate` that a variant is to be at least.
     """
 
     policy: str
     value: str
-    device: str
-    dtype: str
-    batch: int
-    prompt: int
-    new: int
     targets: dict[str, float] = field(default_factory=dict)
     speedups: dict[str, float] = field(default_factory=dict)
 
     @property
-    def name(self) -> str:
-        return f"{self.device}/{self.policy}+{self.value}/{self.dtype}-b{self.batch}-p{self.prompt}-n{self.new}"
+    def models(self) -> tuple[str, ...]:
+        return self.policy, self.value
 
 
 _CHEAP = {FORMS["action"]: 1.12, FORMS["policy"]: 1.03}
+_LARGE: dict[str, Any] = {"device": "cuda", "dtype": "bfloat16", "prompt": 256, "new": 64}
 CASES = [
-    Case("imdb-7m", "imdb-2m", "cpu", "float32", 4, 64, 32),
+    Case("imdb-7m", "imdb-2m", device="cpu", dtype="float32", batch=4, prompt=64, new=32),
     Case(
-        *("llama-8b", "llama-1b", "cuda", "bfloat16", 1, 256, 64),
+        "llama-8b",
+        "llama-1b",
+        batch=1,
         targets={FORMS["state"]: 1.3, PROXY[4]: 1.05, PROXY[20]: 1.08, **_CHEAP},
         speedups={FORMS["state"]: 3.0},
+        **_LARGE,
     ),
     Case(
-        *("llama-8b", "llama-1b", "cuda", "bfloat16", 16, 256, 64),
+        "llama-8b",
+        "llama-1b",
+        batch=16,
         targets={FORMS["state"]: 1.4, PROXY[4]: 1.1, **_CHEAP},
         speedups={FORMS["state"]: 2.0},
+        **_LARGE,
     ),
 ]
 
@@ -114,14 +112,10 @@ class Workload:
                 noise = torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5
                 parameter.data.copy_(noise)
         self.proxy = ProxyModel.for_model(self.policy, DecisionProcess(), initial_accept_rate=0.5).eval()
-        shape = (case.batch, case.prompt)
-        self.prompts = [
-            torch.randint(3, SHAPES[case.policy].vocab_size, shape, generator=generator).to(self.device)
-            for _ in range(batches)
-        ]
+        self.prompts = case.prompts(batches, generator)
 
     def variants(self) -> list[Variant]:
-        """A step answers a batch, reading the prompts included."""
+        """A step generates completions for a batch, prefill included."""
         steps: dict[str, Callable[[int], Any]] = {
             GENERATE: partial(self.generate, None, static=False),
             **{name: partial(self.generate, form, static=True) for form, name in FORMS.items()},
@@ -140,7 +134,7 @@ class Workload:
         return output[:, ids.shape[1] :]
 
     def decide(self, k: int, cuda_graphs: str, i: int) -> torch.Tensor:
-        """Tokens (N, new) that the proxy lets pass."""
+        """Tokens (N, new) that the proxy accepts."""
         ids, new = self.prompts[i], self.case.new
         kwargs: dict[str, Any] = {"eos_token_id": [], "seed": self.seed, "cuda_graphs": cuda_graphs}
         return self.proxy.generate(self.policy, ids, max_new_tokens=new, top_k=k, **kwargs)[:, ids.shape[1] :]
@@ -151,8 +145,8 @@ def check_agreement(work: Workload) -> dict[str, float]:
     Compare the tokens with those of the ordinary loops, before anything is timed.
 
     Returns:
-        `dict`: For each variant the share of tokens from the first on in which an answer parts from the ordinary
-        loop's: 0 in float32. In half precision near-ties flip, and answers part for good.
+        `dict`: For each variant the share of tokens from the first difference of a row on: 0 in float32. In half
+        precision near-ties flip, and rows stay different from there.
 
     Raises:
         `RuntimeError`: Tokens differ in float32, or differ from the first on.
@@ -184,7 +178,7 @@ def measure(case: Case, *, rounds: int, batches: int, seed: int) -> dict[str, An
         settings={
             "beta": BETA,
             "top_k": TOP_K,
-            "weights": {name: SHAPES[name].weights_name for name in (case.policy, case.value)},
+            "weights": {name: SHAPES[name].weights_name for name in case.models},
         },
         agreement=agreement,
     )
@@ -207,10 +201,10 @@ def tables(results: Sequence[dict[str, Any]]) -> str:
         for name in (FORMS["state"], PROXY[4], PLAIN)
     ]
     apart = Column("tokens that differ from the ordinary loop's", _differ)
-    speeds = [Column(name, partial(_speed, name)) for name in ORDER]
+    speeds = [speed_column(name) for name in ORDER]
     found = [
-        Table("decoding", _label, [*slower, *faster, apart]),
-        Table("decoding", _label, speeds, "Tokens a second, all rows together", measured_only=True),
+        Table("decoding", LABEL, [*slower, *faster, apart]),
+        Table("decoding", LABEL, speeds, SPEEDS, measured_only=True),
     ]
     return sections(results, CASES, {"cpu": "CPU (no graph: the code path alone)", "cuda": "GPU"}, found)
 
@@ -221,14 +215,6 @@ def _speedup_goal(name: str, case: Case, measured: dict[str, Any] | None) -> str
 
 def _differ(case: Case, measured: dict[str, Any]) -> str:
     return f"{max(measured['agreement'].values()):.0%} at most"
-
-
-def _speed(name: str, case: Case, measured: dict[str, Any]) -> str:
-    return f"{case.batch * case.new / median_seconds(measured, name):.0f}"
-
-
-def _label(case: Case) -> str:
-    return f"{case.policy} + {case.value}, {case.dtype}: {case.batch} × (prompt {case.prompt}, {case.new} new)"
 
 
 SUITE = TimedSuite(

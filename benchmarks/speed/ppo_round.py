@@ -2,13 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Seconds and memory of a whole round of Proxy-RLHF, against TRL's PPO as TRL last had it.
+Seconds and memory of a round of Proxy-RLHF, against TRL's PPO as TRL last had it.
 
     python -m benchmarks.run ppo_round [--cases TEXT ...] [--rounds N] [--batches N] [--output FOLDER]
 
-A round draws a response to each prompt, scores it, and learns from it in 4 epochs of 4 minibatches. TRL's PPO needs an
-environment of its own (ppo_environment.py), so the variants are processes, which take turns; the first round of each
-is not timed.
+A round generates a response to each prompt, scores it, and learns from it in 4 epochs of 4 minibatches. TRL's PPO
+needs an environment of its own (ppo_environment.py), so the variants are processes, which take turns; the first round
+of each is not timed.
 """
 
 import json
@@ -93,10 +93,10 @@ def write_models(case: Case, folder: Path, seed: int) -> tuple[str, str]:
 def write_prompts(case: Case, file: Path) -> None:
     """Prompts of exactly as many tokens: pieces of the training prompts, one after the other."""
     tokenizer = AutoTokenizer.from_pretrained(MODELS / "imdb-2m")
-    whole = list(islice(pieces(tokenizer, case.prompt), case.responses))
-    if len(whole) < case.responses:
-        raise ValueError(f"{case.name}: there is text for {len(whole)} prompts of {case.prompt} tokens only.")
-    file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in whole), encoding="utf-8")
+    texts = list(islice(pieces(tokenizer, case.prompt), case.responses))
+    if len(texts) < case.responses:
+        raise ValueError(f"{case.name}: there is text for {len(texts)} prompts of {case.prompt} tokens only.")
+    file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts), encoding="utf-8")
 
 
 def config_of(

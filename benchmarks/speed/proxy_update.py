@@ -100,7 +100,7 @@ class Workload:
         self._make_language_model(seed)
 
     def _make_trainer(self, seed: int, vocabulary: int) -> ProxyRLHFTrainer:
-        """Its data set is a formality, the round comes from here. No response ends by itself."""
+        """Its dataset is a formality, the round comes from here. No response ends by itself."""
         case = self.case
         settings = {
             "max_length": case.prompt + case.new,
@@ -129,7 +129,7 @@ class Workload:
         self.optimizer = torch.optim.AdamW(trained, lr=1e-5)
 
     def variants(self) -> list[Variant]:
-        """A step is a whole update, with optimizer steps and clipped gradients."""
+        """A step is a complete update, with optimizer steps and clipped gradients."""
         steps = {GRADIENT: self._gradient_step, PPO: self._ppo_step}
         return [Variant(name, steps[name]) for name in ORDER]
 

@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Seconds a prompt of PSLE's parts, generation, reward and update, against those of TRL's GRPO.
+Seconds per prompt of PSLE's parts, generation, reward and update, against those of TRL's GRPO.
 
     python -m benchmarks.run psle_step [--devices cpu cuda] [--cases TEXT ...] [--rounds N] [--output FOLDER]
 
-B prompts, K answers to each, N = K * B; T tokens of an answer.
+B prompts, K completions of each, N = K * B; T tokens of a completion.
 """
 
 import copy
@@ -41,7 +41,7 @@ from ..harness.trainers import make_tokenizer, trainer_args
 GRPO, SHARED, SEPARATE = "TRL's GRPO", "PSLE", "PSLE, separate rows"
 # The variants, a phase each. A ratio in a result is of GRPO's time to the other's of the same phase.
 PHASES = {"generation": (GRPO, SHARED), "reward": (GRPO, SHARED), "update": (GRPO, SEPARATE, SHARED)}
-# Whatever the model, answers are scored by the reward model that is in the repository.
+# Whatever the model, completions are scored by the reward model that is in the repository.
 TOKENIZER, REWARD = MODELS / "imdb-2m", MODELS / "imdb-2m-reward"
 PRINCIPLE = 9  # tokens that a principle puts before a prompt
 TOP_K = 50
@@ -55,7 +55,7 @@ class Case:
     Args:
         model (`str`): One of [`~benchmarks.harness.models.SHAPES`].
         device (`str`): `"cpu"` or `"cuda"`.
-        answers (`int`): K; PSLE draws half of them with, half without a principle.
+        answers (`int`): K; PSLE generates half of them with, half without a principle.
         prompts (`int`): B.
         prompt, new (`int`): Tokens of each prompt, and T.
         targets (`dict[str, float]`): Of a phase, the share of GRPO's time that PSLE is to take at most.
@@ -125,9 +125,9 @@ class Workload:
             "marks": [self.marks] * case.prompts,
         }
         texts = load_tokenizer(str(TOKENIZER))
-        self.drawn = [[Completion(texts.decode(ids), ids, False) for ids in group] for group in self.answers]
+        self.completions = [[Completion(texts.decode(ids), ids, False) for ids in group] for group in self.answers]
         model = build(case.model, device=self.device, dtype=case.dtype, seed=seed)
-        # A token that the model does not have ends an answer: all of them have T tokens.
+        # The end token is one that the model does not have: all completions have T tokens.
         self.tokenizer = make_tokenizer(vocabulary)
         model.generation_config.eos_token_id = None
         self.psle = {SHARED: self._psle(copy.deepcopy(model), "auto"), SEPARATE: self._psle(model, "never")}
@@ -135,7 +135,7 @@ class Workload:
         for trainer in (*self.psle.values(), self.grpo):
             trainer.current_gradient_accumulation_steps = 1  # train() would set it
         self._tensors = self._grpo_batch()
-        self.grpo._prepare_inputs = lambda batch: batch  # it would draw answers
+        self.grpo._prepare_inputs = lambda batch: batch  # it would generate completions
 
     def _settings(self) -> dict[str, Any]:
         case = self.case
@@ -147,7 +147,7 @@ class Workload:
         return found.eval().to(self.device)
 
     def _psle(self, model: Any, shared_prefix: str) -> PSLETrainer:
-        """Its data set is a formality, batches come from here."""
+        """Its dataset is a formality, batches come from here."""
         settings = {
             **self._settings(),
             "max_length": self.case.prompt + self.case.new,
@@ -181,7 +181,7 @@ class Workload:
         )
 
     def _grpo_batch(self) -> dict[str, torch.Tensor]:
-        """The batch as GRPO has it when it has drawn and scored answers."""
+        """The batch as GRPO has it when completions are generated and scored."""
         k = self.case.answers
         prompts = torch.tensor(self.prompts).repeat_interleave(k, 0)
         answers = torch.tensor(self.answers).flatten(0, 1)
@@ -198,7 +198,7 @@ class Workload:
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
     def variants(self) -> list[Variant]:
-        """Of each phase in turn: a step is the phase for the whole batch, without an optimizer."""
+        """Of each phase in turn: a step is the phase for the complete batch, without an optimizer."""
         steps: dict[str, Callable[[], Any]] = {
             f"generation: {GRPO}": self.generate_grpo,
             f"generation: {SHARED}": self.generate_psle,
@@ -214,30 +214,30 @@ class Workload:
             trainer.model.zero_grad(set_to_none=True)
 
     def generate_psle(self) -> list[list[int]]:
-        """Answers to both views of all prompts, in the order of prompts."""
+        """Completions of both views of all prompts, in the order of prompts."""
         trainer = self.psle[SHARED]
         with torch.no_grad():
             groups = both_views(self.rows, 0, trainer.engine.drawer(trainer.model))
         return [completion.ids for group in groups for completion in group]
 
     def generate_grpo(self) -> list[list[int]]:
-        """As many answers to plain prompts, with their texts, which PSLE's have too."""
+        """As many completions of plain prompts, with their texts, which PSLE's have too."""
         prompts = [prompt for prompt in self.prompts for _ in range(self.case.answers)]
         ids, _ = self.grpo._generate_single_turn(prompts, None, {}, self.case.answers)
         self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return ids  # type: ignore[no-any-return]
 
     def reward_psle(self) -> list[float]:
-        """Scores of the answers of the batch."""
+        """Scores of the completions of the batch."""
         trainer = self.psle[SHARED]
-        sampled = score_round(self.rows, self.drawn, trainer.rewards, None, marks=self.marks)
+        sampled = score_round(self.rows, self.completions, trainer.rewards, None, marks=self.marks)
         return sampled.table["score"]
 
     def reward_grpo(self) -> list[float]:
         """The same by TRL's trainer."""
         inputs = [row for row in self.rows for _ in range(self.case.answers)]
-        texts = [completion.text for group in self.drawn for completion in group]
-        ids = [completion.ids for group in self.drawn for completion in group]
+        texts = [completion.text for group in self.completions for completion in group]
+        ids = [completion.ids for group in self.completions for completion in group]
         rewards = self.grpo._calculate_rewards(inputs, [row["prompt"] for row in inputs], texts, ids)
         return rewards[:, 0].tolist()  # type: ignore[no-any-return]
 
@@ -259,20 +259,20 @@ def _of_the_batch(step: Callable[[], Any], _: int) -> Any:
 @torch.no_grad()
 def check_agreement(work: Workload) -> dict[str, float]:
     """
-    Compare what the trainers make of the same batch, before anything is timed.
+    Compare the results of the trainers for the same batch, before anything is timed.
 
     Returns:
-        `dict`: The largest differences of mean log-probabilities of answers and of rewards.
+        `dict`: The largest differences of mean log-probabilities of completions and of rewards.
 
     Raises:
-        `RuntimeError`: They are more than rounding, GRPO's loss is not what it is at a ratio of 1, or an answer that
-            was drawn is shorter than asked for.
+        `RuntimeError`: They are more than rounding, GRPO's loss is not that of a ratio of 1, or a completion is
+            shorter than asked for.
     """
     case, batch = work.case, work._tensors
     exact = case.dtype == torch.float32
     for ids in (*work.generate_psle(), *work.generate_grpo()):
         if len(ids) != case.new:
-            raise RuntimeError(f"{case.name}: an answer has {len(ids)} tokens.")
+            raise RuntimeError(f"{case.name}: a completion has {len(ids)} tokens.")
     rows = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
     theirs = work.grpo._get_per_token_logps_and_entropies(work.grpo.model, rows, torch.ones_like(rows), case.new)[0]
     ours = [t.compute_loss(t.model, work.batch, return_outputs=True)[1]["logps"] for t in work.psle.values()]

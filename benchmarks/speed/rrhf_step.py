@@ -19,7 +19,7 @@ from ..harness.memory import needed_memory
 from ..harness.models import SHAPES
 from ..harness.suite import TimedSuite, compare
 from ..harness.tables import Column, Rows, Table, agreement_column, median_seconds, newest, ratio_column, section
-from ..harness.timing import Variant
+from ..harness.timing import Variant, relative_difference
 from .rrhf_workload import CASCADE, CASES, DPO, NAIVE, ORDER, OUR_ROWS, TRL_ROWS, Case, Workload
 
 
@@ -49,19 +49,11 @@ def check_agreement(work: Workload, variants: Sequence[Variant]) -> dict[str, fl
         if first is None:
             first = loss, [g.clone() for g in gradients]
             continue
-        apart = math.sqrt(sum(_squares(a - b) for a, b in zip(first[1], gradients, strict=True)))
-        differences = {
-            "loss": abs(loss - first[0]),
-            "gradient": apart / math.sqrt(sum(_squares(g) for g in first[1])),
-        }
+        differences = {"loss": abs(loss - first[0]), "gradient": relative_difference(gradients, first[1])}
         if any(differences[key] > limit for key, limit in limits.items()):
             raise RuntimeError(f"{work.case.name}: {variant.name!r} disagrees with {NAIVE!r}: {differences}.")
         found = {key: max(value, differences[key]) for key, value in found.items()}
     return found
-
-
-def _squares(values: torch.Tensor) -> float:
-    return values.float().pow(2).sum().item()
 
 
 def measure(case: Case, *, rounds: int, batches: int, seed: int) -> dict[str, Any]:

@@ -167,7 +167,7 @@ class Workload:
         self.attention = {name: builder.attention for name, builder in self.log_probs.items()}
 
     def _make_dpo(self, reference: Any) -> None:
-        """TRL's trainer around the same model; its data set is a formality, batches come from here."""
+        """TRL's trainer around the same model; its dataset is a formality, batches come from here."""
         from datasets import Dataset, disable_progress_bars
         from trl import DPOConfig, DPOTrainer
 

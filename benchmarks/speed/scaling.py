@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-How the time of an RRHF step and of guided decoding grows with one size, and how arithmetic says that it would.
+How the time of an RRHF step and of guided decoding grows with one size, and beside that of its arithmetic.
 
     python -m benchmarks.run scaling [--devices cpu cuda] [--cases TEXT ...] [--rounds N] [--output FOLDER]
 
@@ -86,7 +86,8 @@ def _axes(device: str, model: str) -> list[Axis]:
     def case(k: int = 6, prompts: int = 2, prompt: int = 128, completion: int = 64, of: str = model) -> Any:
         return rrhf_workload.Case(of, device, k, prompts, (prompt, prompt), (completion, completion))
 
-    guided = [vas_decode.Case("imdb-7m", "imdb-2m", device, "float32", 4, 64, 16, top_k=k) for k in (5, 10, 20, 40)]
+    sizes: dict[str, Any] = {"device": device, "dtype": "float32", "batch": 4, "prompt": 64, "new": 16}
+    guided = [vas_decode.Case("imdb-7m", "imdb-2m", top_k=k, **sizes) for k in (5, 10, 20, 40)]
     return [
         _steps("completions", "completions a prompt (2 to 16)", device, (2, 4, 8, 16), lambda k: case(k=k)),
         _steps("prompt", "tokens of a prompt (32 to 512)", device, (32, 128, 512), lambda n: case(prompt=n)),
@@ -116,7 +117,7 @@ def measure(axis: Axis | Processes, *, rounds: int, batches: int, seed: int) -> 
         return measure_processes(axis, rounds=rounds, batches=batches, seed=seed)
     device = torch.device(axis.device)
     works = [_workload(point.case, batches, seed) for point in axis.points]
-    # Each size has one batch, so that its slope is not that of lengths that were drawn.
+    # Each size has one batch, so that its slope is not that of random lengths.
     variants = [
         Variant(_key(variant.name, point), partial(_first, variant.step), variant.prepare)
         for point, work in zip(axis.points, works, strict=True)
@@ -127,10 +128,10 @@ def measure(axis: Axis | Processes, *, rounds: int, batches: int, seed: int) -> 
     clock = clock_of(device)
     slopes = {}
     for name in axis.variants:
-        told = [spread(seconds[_key(name, point)][clock])["median"] for point in axis.points]
+        medians = [spread(seconds[_key(name, point)][clock])["median"] for point in axis.points]
         needed = [multiplications(name, work) for work in works]
         sizes = [point.size for point in axis.points]
-        slopes[name] = {"measured": round(slope(sizes, told), 3), "expected": round(slope(sizes, needed), 3)}
+        slopes[name] = {"measured": round(slope(sizes, medians), 3), "expected": round(slope(sizes, needed), 3)}
     last, first = axis.points[-1], axis.points[0]
     return {
         "ratios": {

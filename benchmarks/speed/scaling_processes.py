@@ -61,8 +61,8 @@ def measure(axis: Processes, *, rounds: int, batches: int, seed: int) -> dict[st
     last, first = axis.sizes[-1], axis.sizes[0]
     slopes = {}
     for name, clock in clocks.items():
-        told = [spread(seconds[size][clock])["median"] for size in axis.sizes]
-        slopes[name] = {"measured": round(slope(axis.sizes, told), 3), "expected": -1.0}
+        medians = [spread(seconds[size][clock])["median"] for size in axis.sizes]
+        slopes[name] = {"measured": round(slope(axis.sizes, medians), 3), "expected": -1.0}
     return {
         "ratios": {name: ratio(seconds[last][clock], seconds[first][clock]) for name, clock in clocks.items()},
         "name": axis.name,

@@ -10,7 +10,6 @@ B prompts with K completions each, N = K * B.
 """
 
 import copy
-import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -32,7 +31,7 @@ from ..harness.memory import needed_memory
 from ..harness.models import SHAPES, build
 from ..harness.suite import TimedSuite, compare
 from ..harness.tables import Column, Table, agreement_column, median_seconds, ratio_column, sections
-from ..harness.timing import Variant
+from ..harness.timing import Variant, relative_difference
 from ..harness.trainers import make_tokenizer, trainer_args
 
 
@@ -107,7 +106,7 @@ class Workload:
         self.positions: dict[str, int] = {}
 
     def _vas(self, model: Any, shared_prefix: str) -> VASTrainer:
-        """Its data set is a formality, batches come from here. Each step computes targets; by default every other."""
+        """Its dataset is a formality, batches come from here. Each step computes targets; by default every other."""
         value_model = ValueModel.from_backbone(model)
         value_model.head.weight.data.copy_(self.head)
         return VASTrainer(
@@ -220,18 +219,13 @@ def check_agreement(work: Workload, variants: Sequence[Variant]) -> dict[str, fl
         gradients[variant.name] = [p.grad.clone() for p in trained if p.grad is not None]
     chosen_P, rejected_P = work.last_values().view(-1, 2).unbind(1)
     expected = -torch.nn.functional.logsigmoid(chosen_P - rejected_P).mean().item()
-    apart = math.sqrt(sum(_squares(a - b) for a, b in zip(gradients[SEPARATE], gradients[SHARED], strict=True)))
     found = {
         "loss": max(abs(losses[REWARD] - expected), abs(losses[SEPARATE] - losses[SHARED])),
-        "gradient": apart / math.sqrt(sum(map(_squares, gradients[SEPARATE]))),
+        "gradient": relative_difference(gradients[SHARED], gradients[SEPARATE]),
     }
     if not all(found[key] <= limit for key, limit in limits.items()):
         raise RuntimeError(f"{work.case.name}: the variants disagree: {found}.")
     return found
-
-
-def _squares(values: torch.Tensor) -> float:
-    return values.float().pow(2).sum().item()
 
 
 def measure(case: Case, *, rounds: int, batches: int, seed: int) -> dict[str, Any]:
