@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
-"""A server in a thread that does what a test tells it: faults on demand, or OpenAI's protocol over a tiny model."""
+"""A server in a thread, scripted by a test: failures on demand, or OpenAI's protocol over a tiny model."""
 
 import json
 import socket
@@ -16,7 +16,7 @@ CUT, HALF, SILENT = "cut the connection", "cut it in the middle of the answer", 
 
 
 def free_port() -> int:
-    """A port of this machine that nothing listens on."""
+    """A free port of this machine."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
@@ -24,8 +24,11 @@ def free_port() -> int:
 
 class ScriptedServer:
     """
-    `script` is what to do with the next requests, in order: (status, headers, body), CUT, HALF or SILENT; after it,
-    `answer(path, body)` gives the body of a 200, or a triple.
+    `script` has the replies to the next requests, in order: (status, headers, body), CUT, HALF or SILENT. After it,
+    `answer(path, body)` returns the body for status 200, or a triple.
+
+    It can also be the proxy of the environment: requests then have their whole address for a path, and requests for a
+    tunnel (CONNECT) are listed in `tunnels` and refused.
     """
 
     def __init__(self, answer: Any = None, port: int = 0) -> None:
@@ -33,7 +36,7 @@ class ScriptedServer:
         self.script: list[Any] = []
         self.requests: list[tuple[str, dict[str, Any], dict[str, str]]] = []
         self.times: list[float] = []
-        self.tunnels: list[str] = []  # to which hosts a client asked it, as a proxy, for one
+        self.tunnels: list[str] = []
         self.sockets: list[socket.socket] = []
         self.connections = self.most_at_once = self.at_once = 0
         self.lock = threading.Lock()
@@ -66,12 +69,12 @@ class ScriptedServer:
         class Server(ThreadingHTTPServer):
             daemon_threads = True
 
-            def server_bind(self) -> None:  # its parent's looks for the host's name, which may take seconds
+            def server_bind(self) -> None:  # the parent's looks up the host's name, which may take seconds
                 TCPServer.server_bind(self)
                 self.server_name, self.server_port = self.server_address[:2]
 
             def handle_error(self, *args: Any) -> None:
-                if not isinstance(sys.exception(), ConnectionError):  # of clients that have gone
+                if not isinstance(sys.exception(), ConnectionError):  # of clients that have closed
                     super().handle_error(*args)
 
         self.server = Server(("127.0.0.1", port), Handler)
@@ -122,7 +125,7 @@ class ScriptedServer:
 
 
 def completion(*texts: str, logprobs: Any = None, ended: bool = False, prompt_tokens: int = 3) -> dict[str, Any]:
-    """The body of a completions answer, with the same `logprobs` for every text."""
+    """The body of an answer of the completions endpoint, with the same `logprobs` for every text."""
     return {
         "choices": [
             {"index": i, "text": text, "logprobs": logprobs, "finish_reason": "stop" if ended else "length"}

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from conftest import LONG, REPOSITORY
 
-from trl_ext.cli.launch import launch_arguments
+from trl_ext.cli.launch import launcher_options
 from trl_ext.cli.main import main
 from trl_ext.cli.train import make_parser
 from trl_ext.method import discover
@@ -50,10 +50,9 @@ def test_a_recipe_is_parsed_strictly(path: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     if not _has_accelerator() and yaml.safe_load(path.read_text()).get("bf16"):
         monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    namespace, extra = parser.parse_words(["--config", str(path)])
-    parser.build(namespace)
-    launch_arguments(extra, parser)  # raises for what accelerate does not know either
-    assert set(extra.config) <= {"num_processes", "accelerate_config"}
+    flags = parser.parse_flags(["--config", str(path)])
+    parser.build(flags)
+    assert set(launcher_options(parser.other_flags(flags))) <= {"num_processes", "config_file"}
 
 
 def test_a_key_that_nobody_knows_is_noticed(tmp_path: Path) -> None:
@@ -61,9 +60,8 @@ def test_a_key_that_nobody_knows_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("learning_ratee: 1\n")
     parser = make_parser(discover().methods["rrhf"].method)
-    _, extra = parser.parse_words(["--config", str(path)])
     with pytest.raises(ValueError, match="unknown key 'learning_ratee'; did you mean 'learning_rate'"):
-        launch_arguments(extra, parser)
+        parser.parse_flags(["--config", str(path)])
 
 
 def _has_accelerator() -> bool:

@@ -21,8 +21,8 @@ from peft import LoraConfig, get_peft_model
 from tiny_trainers import METHODS, make_trainer
 
 from trl_ext import ProxyModel, ValueModel
-from trl_ext.cli.evaluate import EvaluateArguments
-from trl_ext.cli.models import LoadingArguments, SampleLoadingArguments
+from trl_ext.cli.arguments import LoadingArguments
+from trl_ext.cli.evaluate import EvaluateArguments, EvaluateLoadingArguments
 from trl_ext.method import discover
 from trl_ext.models.load import load_model
 from trl_ext.rewards.functions import load_rewards
@@ -64,7 +64,7 @@ class TestWeights:
         make_model(80, num_labels=head == "sequence_classification").save_pretrained(tmp_path / "model")
         load_model(str(tmp_path / "model"), head=head)
         plant(trace, tmp_path / "model" / "pytorch_model.bin")
-        with pytest.raises(OSError, match=r"pytorch_model\.bin, which is unpickled; only safetensors are loaded"):
+        with pytest.raises(OSError, match=r"pickled weights \(pytorch_model\.bin\), .*only safetensors are loaded"):
             load_model(str(tmp_path / "model"), head=head)
         assert not trace.exists()
 
@@ -84,7 +84,7 @@ class TestWeights:
         get_peft_model(load_model(str(tmp_path / "model")), LoraConfig(r=2)).save_pretrained(tmp_path / "adapter")
         load_model(str(tmp_path / "adapter"))
         plant(trace, tmp_path / "adapter" / "adapter_model.bin")
-        with pytest.raises(OSError, match=r"adapter_model\.bin, which is unpickled"):
+        with pytest.raises(OSError, match=r"pickled weights \(adapter_model\.bin\)"):
             load_model(str(tmp_path / "adapter"))
         assert not trace.exists()
 
@@ -97,7 +97,7 @@ class TestWeights:
         ValueModel.from_pretrained(str(tmp_path / "value"))
         (weights,) = (tmp_path / "value").rglob("adapter_model.safetensors")
         plant(trace, weights.with_suffix(".bin"))
-        with pytest.raises(OSError, match=r"adapter_model\.bin, which is unpickled"):
+        with pytest.raises(OSError, match=r"pickled weights \(adapter_model\.bin\)"):
             ValueModel.from_pretrained(str(tmp_path / "value"))
         assert not trace.exists()
 
@@ -136,7 +136,7 @@ def test_nothing_of_ours_is_pickled() -> None:
 
 class TestRemoteCode:
     def test_it_is_off_wherever_it_can_be_set(self) -> None:
-        classes = [LoadingArguments, SampleLoadingArguments, EvaluateArguments]
+        classes = [LoadingArguments, EvaluateLoadingArguments, EvaluateArguments]
         classes += [discover().methods[name].method.config_class() for name in METHODS]
         fields = [field for cls in classes for field in dataclasses.fields(cls) if field.name == "trust_remote_code"]
         assert len(fields) >= 2 + len(METHODS)
@@ -170,7 +170,7 @@ class TestRemoteCode:
                 load_model(str(folder), head=head)
         with pytest.raises(ValueError, match="trust_remote_code"):
             ValueModel.from_pretrained(str(folder))
-        with pytest.raises(ValueError, match="holds a model of type 'of_its_own' and no proxy"):
+        with pytest.raises(ValueError, match="is a model of type 'of_its_own', not a proxy"):
             ProxyModel.from_pretrained(str(folder))
         assert not trace.exists()
 

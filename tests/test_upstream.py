@@ -229,7 +229,6 @@ def test_unwrap_model_for_generation():
 def test_HOOKS():
     """Each private name is one of the library's class, so that what we define is called, and with what we take."""
     owners = {
-        "argparse.HelpFormatter": argparse.HelpFormatter,
         "transformers.PreTrainedModel": PreTrainedModel,
         "transformers.Trainer": Trainer,
         "transformers.TrainingArguments": TrainingArguments,
@@ -238,8 +237,6 @@ def test_HOOKS():
     assert set(upstream.HOOKS) == set(owners)
     missing = [(owner, name) for owner in owners for name in upstream.HOOKS[owner] if not hasattr(owners[owner], name)]
     assert not missing
-    takes(argparse.HelpFormatter._format_action_invocation, None, None)
-    takes(argparse.HelpFormatter._get_help_string, None, None)
     takes(PreTrainedModel._init_weights, None, None)
     takes(Trainer._get_train_sampler, None, None)
     takes(Trainer._load_from_checkpoint, None, "folder", None)
@@ -248,13 +245,51 @@ def test_HOOKS():
 
 @contract
 def test_parser_actions():
-    from accelerate.commands.launch import launch_command_parser
-
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--first", type=int, choices=(1, 2))
     [action] = upstream.parser_actions(parser)
     assert (action.dest, action.type, action.choices, action.default) == ("first", int, (1, 2), None)
-    assert "num_processes" in {action.dest for action in upstream.parser_actions(launch_command_parser())}
+
+
+@contract
+def test_add_accelerate_flags():
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--debug", default="ours")
+    upstream.add_accelerate_flags(parser)
+    assert vars(parser.parse_args([])) == {"debug": "ours"}
+    given = vars(parser.parse_args(["--num-processes", "2", "--multi_gpu"]))
+    assert {name: given[name] for name in ("num_processes", "multi_gpu")} == {"num_processes": 2, "multi_gpu": True}
+    with pytest.raises(argparse.ArgumentError, match="invalid choice"):
+        parser.parse_args(["--mixed_precision", "half"])
+    assert not {"module", "no_python", "training_script"} & {action.dest for action in upstream.parser_actions(parser)}
+
+
+@contract
+def test_accelerate_launch_options():
+    options = upstream.accelerate_launch_options({"num_processes": 2}, ["--module", "a.b", "--num_processes", "3"])
+    assert (options.num_processes, options.module, options.training_script) == (2, True, "a.b")
+    assert options.training_script_args == ["--num_processes", "3"]
+    assert options.nondefault >= {"num_processes", "module"}
+    for name in ("config_file", "cpu", "mixed_precision", "multi_gpu", "num_machines", "use_deepspeed"):
+        assert hasattr(options, name)
+
+
+@contract
+def test_accelerate_launch_command(tmp_path):
+    (tmp_path / "script.py").write_text("import sys\nfrom pathlib import Path\nPath(sys.argv[1]).touch()\n")
+    words = [str(tmp_path / "script.py"), str(tmp_path / "done")]
+    options = upstream.accelerate_launch_options({"num_processes": 1, "num_machines": 1, "cpu": True}, words)
+    upstream.accelerate_launch_command(options)
+    assert (tmp_path / "done").exists()
+
+
+@contract
+def test_default_accelerate_config(monkeypatch, tmp_path):
+    from accelerate.commands.config import config_args
+
+    for path, found in ((tmp_path / "none.yaml", False), (Path(__file__), True)):
+        monkeypatch.setattr(config_args, "default_config_file", str(path))
+        assert upstream.default_accelerate_config() == (str(path) if found else "")
 
 
 @contract

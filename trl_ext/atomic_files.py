@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Files that are there whole or not at all, however the process ends that writes them."""
+"""Atomic file writes: write to a temporary file, then rename."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -17,12 +17,16 @@ if TYPE_CHECKING:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """
-    The name of a file to write instead of `path`; at the end of the context it is on the disk and takes its place.
+    Context that yields a temporary file to write instead of `path`, and renames it to `path` at the end.
 
-    What an interruption leaves has the suffix `.part`, and is written over by the next attempt.
+    The temporary file has the suffix `.part` and is flushed to the disk before the renaming. A process that is killed
+    may leave it behind; the next write overwrites it.
+
+    Args:
+        path (`Path`): File to replace or create. Its folder is created if it does not exist.
 
     Raises:
-        `OSError`: It cannot be written. `path` is then as it was.
+        `OSError`: The file cannot be written. `path` is then unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
@@ -40,13 +44,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text, whole or not at all."""
+    """Write text to a file atomically."""
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def write_tensors(path: Path, tensors: "Mapping[str, torch.Tensor]") -> None:
-    """Write tensors to a safetensors file, whole or not at all."""
+    """Write tensors to a safetensors file atomically."""
     from safetensors.torch import save_file
 
     with replacing(path) as part:

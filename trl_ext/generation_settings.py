@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""How completions are drawn: settings under TRL's names, and what `generate` is given for them."""
+"""Settings for generating completions, with TRL's names, and the [`~transformers.GenerationConfig`] made of them."""
 
 import difflib
 from dataclasses import dataclass, field, fields
@@ -14,51 +14,53 @@ from .validation import check_fields
 
 CUDA_GRAPHS = ["auto", "always", "never"]
 
-# Diverse beam search left transformers with version 5: `generate` runs it from this repository on the hub.
+# Transformers 5 has no diverse beam search of its own: `generate` runs it from this repository on the Hub.
 DIVERSE_BEAM_SEARCH = "transformers-community/group-beam-search"
 INSTEAD_OF_DIVERSE_BEAMS = (
-    "Diverse beam search is not part of transformers 5: it is code that `generate` downloads from the repository "
-    f"'{DIVERSE_BEAM_SEARCH}' (or finds in a local copy, `custom_generate`), and runs with `trust_remote_code`. "
-    "Without it, use a beam search (num_beam_groups 1, diversity_penalty 0) or, for variety, sample at a temperature "
-    "of 1.2 or more (num_beams 1)."
+    "Diverse beam search is not part of transformers 5. `generate` downloads its code from the repository "
+    f"'{DIVERSE_BEAM_SEARCH}', or reads it from a local copy (`custom_generate`), and runs it if `trust_remote_code` "
+    "is set. Without it, use a beam search (num_beam_groups 1, diversity_penalty 0) or, for more variety, sample at a "
+    "temperature of 1.2 or more (num_beams 1)."
 )
 
 
 @dataclass(frozen=True)
 class GenerationSettings:
     """
-    How completions are drawn. Names and meanings are TRL's; zero switches a setting off.
+    Settings for generating completions. Names and meanings are those of TRL.
 
     Args:
         num_generations (`int`, *optional*, defaults to `4`):
-            Completions a prompt, K.
+            Completions per prompt, K.
         max_completion_length (`int`, *optional*, defaults to `256`):
-            Most tokens a completion may have.
+            Maximum number of tokens of a completion.
         temperature (`float`, *optional*, defaults to `1.0`):
-            Sampling temperature. `0` takes the likeliest token each time, which gives one completion a prompt.
+            Sampling temperature. `0` takes the most likely token each time, so it allows only one completion per
+            prompt.
         top_k (`int`, *optional*, defaults to `0`):
-            Sample from the `top_k` likeliest tokens.
+            Sample from the `top_k` most likely tokens. `0` means all.
         top_p (`float`, *optional*, defaults to `1.0`):
-            Sample from the smallest set of likeliest tokens whose probabilities add up to `top_p`.
+            Sample from the smallest set of most likely tokens whose probabilities add up to `top_p`.
         min_p (`float`, *optional*, defaults to `0.0`):
-            Sample from tokens at least `min_p` times as likely as the likeliest one.
+            Sample from tokens at least `min_p` times as likely as the most likely one. `0` means all.
         repetition_penalty (`float`, *optional*, defaults to `1.0`):
-            Above one makes tokens that are already there less likely.
+            A value above 1 makes tokens that are already in the sequence less likely.
         num_beams (`int`, *optional*, defaults to `1`):
-            Beams of a beam search, whose best `num_generations` are kept. `1` samples instead.
+            Beams of a beam search; the best `num_generations` are kept. `1` means sampling.
         num_beam_groups (`int`, *optional*, defaults to `1`):
-            Groups of a diverse beam search.
+            Groups of a diverse beam search. `1` means off.
         diversity_penalty (`float`, *optional*, defaults to `0.0`):
-            What a group pays for a token that another group chose at the same position.
+            Penalty on a token that another group of beams chose at the same position. `0` means off.
         generation_kwargs (`dict[str, Any]`, *optional*):
-            Further fields of [`~transformers.GenerationConfig`]; they win over the fields above.
+            Further fields of [`~transformers.GenerationConfig`], which override the fields above.
         custom_generate (`str`, *optional*, defaults to `"transformers-community/group-beam-search"`):
-            Hub repository, or local copy of it, that has the diverse beam search.
+            Hub repository with the diverse beam search, or a local copy of it.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
-            Whether that code may be run.
+            Whether to run that code.
         cuda_graphs (`str`, *optional*, defaults to `"auto"`):
-            Whether a token is one replay of a CUDA graph, in a cache of fixed size: `"auto"` on a GPU where that can
-            be, `"always"` (an error says why it cannot be), `"never"`. The distribution is the same.
+            Whether each decoding step replays one CUDA graph over a static KV cache: `"auto"` (on a GPU, if the model
+            and settings allow it), `"always"` (or else an error with the reason) or `"never"`. The distribution is the
+            same.
 
     Raises:
         `ValueError`: A setting is out of its range, or two of them contradict each other.
@@ -66,16 +68,16 @@ class GenerationSettings:
 
     num_generations: int = 4
     max_completion_length: int = 256
-    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature. 0 takes the likeliest token."})
-    top_k: int = field(default=0, metadata={"help": "Sample among the k likeliest tokens. 0 means all."})
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature. 0 takes the most likely token."})
+    top_k: int = field(default=0, metadata={"help": "Sample from the k most likely tokens. 0 means all."})
     top_p: float = field(
-        default=1.0, metadata={"help": "Sample among the likeliest tokens whose probabilities sum to this."}
+        default=1.0, metadata={"help": "Sample from the most likely tokens whose probabilities sum to this."}
     )
     min_p: float = field(
         default=0.0,
-        metadata={"help": "Sample among tokens at least this probable relative to the likeliest. 0 means off."},
+        metadata={"help": "Sample from tokens at least this times as likely as the most likely one. 0 means off."},
     )
-    repetition_penalty: float = field(default=1.0, metadata={"help": "Above 1 discourages repetition."})
+    repetition_penalty: float = field(default=1.0, metadata={"help": "A value above 1 discourages repetition."})
     num_beams: int = 1
     num_beam_groups: int = 1
     diversity_penalty: float = 0.0
@@ -85,8 +87,8 @@ class GenerationSettings:
     cuda_graphs: str = field(
         default="auto",
         metadata={
-            "help": "Whether a token is one replay of a CUDA graph, in a cache of fixed size: 'auto' on a GPU where "
-            "that can be, 'always' (an error says why it cannot), 'never'.",
+            "help": "Whether each decoding step replays one CUDA graph over a static KV cache: 'auto' (on a GPU, if "
+            "the model and settings allow it), 'always' (or else an error with the reason) or 'never'.",
             "choices": CUDA_GRAPHS,
         },
     )
@@ -111,14 +113,14 @@ class GenerationSettings:
         )
         require(
             (self.num_beam_groups > 1) == (self.diversity_penalty > 0),
-            "num_beam_groups above 1 and a diversity_penalty above 0 need each other (it is paid between groups), got "
-            f"{self.num_beam_groups} and {self.diversity_penalty}.",
+            "num_beam_groups above 1 and a diversity_penalty above 0 need each other (the penalty applies between "
+            f"groups), got {self.num_beam_groups} and {self.diversity_penalty}.",
         )
         require(self.num_beam_groups == 1 or self.trust_remote_code, INSTEAD_OF_DIVERSE_BEAMS)
         require(
             self.temperature > 0 or self.num_beams > 1 or self.num_generations == 1,
-            f"temperature 0 gives the same completion every time, but num_generations is {self.num_generations}: ask "
-            "for one, or raise the temperature.",
+            f"temperature 0 gives the same completion every time, but num_generations is {self.num_generations}: set "
+            "it to 1, or raise the temperature.",
         )
         require(
             self.cuda_graphs in CUDA_GRAPHS,
@@ -132,18 +134,25 @@ class GenerationSettings:
 
     @classmethod
     def of(cls, source: Any, **changes: Any) -> "GenerationSettings":
-        """The fields that a dataclass of more settings, a config or a command's, has of these; `changes` win."""
+        """
+        The settings among the fields of another dataclass, such as a trainer's config or a command's arguments.
+
+        Args:
+            source (`Any`): The dataclass. Settings that it does not have keep their defaults.
+            changes: Settings that override those of `source`.
+        """
         names = {each.name for each in fields(cls)} & {each.name for each in fields(source)}
         return cls(**{name: getattr(source, name) for name in names} | changes)
 
     def check_generation_kwargs(self) -> None:
         """
-        Check what transformers is to draw with; vLLM has names of its own.
+        Check `generation_kwargs` for generation with transformers. vLLM has other names.
 
         Raises:
-            `ValueError`: `generation_kwargs` has a name that `generate` does not know.
+            `ValueError`: `generation_kwargs` has a name that is not a field of
+                [`~transformers.GenerationConfig`].
         """
-        if self.num_beam_groups > 1:  # code that `generate` downloads for groups of beams has settings of its own
+        if self.num_beam_groups > 1:  # the downloaded code of the diverse beam search has settings of its own
             return
         known = vars(GenerationConfig())
         for name in self.generation_kwargs or {}:
@@ -155,8 +164,8 @@ class GenerationSettings:
     @property
     def own_sampling(self) -> bool:
         """
-        Whether [`~trl_ext.decoding.token_sampling.SamplingProcessor`] samples; with `generation_kwargs`, transformers
-        does.
+        Whether [`~trl_ext.decoding.token_sampling.SamplingProcessor`] samples the tokens. With `generation_kwargs`,
+        transformers samples them.
         """
         return self.num_beams == 1 and self.temperature > 0 and not self.generation_kwargs
 
@@ -164,10 +173,18 @@ class GenerationSettings:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, own_sampling: bool | None = None
     ) -> GenerationConfig:
         """
-        What `generate` is given: all that shapes the distribution, as models bring defaults (a hidden top-k).
+        The config for `generate`. It sets every field that changes the distribution, so that defaults of the model's
+        own generation config, such as a top-k, have no effect.
 
-        With `own_sampling`, by default as the property says, the config leaves sampling to
-        [`~trl_ext.decoding.token_sampling.SamplingProcessor`]; an engine that draws by the config alone needs `False`.
+        Args:
+            model ([`~transformers.PreTrainedModel`]): The model, for its end-of-sequence tokens.
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
+            own_sampling (`bool`, *optional*): Whether the config leaves sampling to
+                [`~trl_ext.decoding.token_sampling.SamplingProcessor`]; by default the property of this name. A
+                generation backend that samples from the config alone needs `False`.
+
+        Raises:
+            `ValueError`: See [`check_generation_kwargs`].
         """
         own = self.own_sampling if own_sampling is None else own_sampling
         sample = self.num_beams == 1 and self.temperature > 0 and not own
@@ -180,7 +197,7 @@ class GenerationSettings:
             "pad_token_id": pad_token_id(tokenizer),
             "bos_token_id": tokenizer.bos_token_id,
             "use_cache": True,
-            # Where transformers samples nothing: its own defaults, as others draw a warning
+            # If transformers does not sample, its own defaults: other values cause a warning.
             "temperature": self.temperature if sample else 1.0,
             "top_k": self.top_k if sample else 50,
             "top_p": self.top_p if sample else 1.0,
@@ -194,11 +211,11 @@ class GenerationSettings:
 
 def setting(name: str, further_help: str = "") -> Any:
     """
-    One of [`GenerationSettings`] as the field of another dataclass: with its default, help and choices.
+    A field of [`GenerationSettings`] for another dataclass, with its default, help and choices.
 
     Args:
-        name (`str`): Of the setting, which has a help, and of the field.
-        further_help (`str`, *optional*): What else there is to say of it.
+        name (`str`): Name of the setting, which must have a help.
+        further_help (`str`, *optional*): Text to add to the help.
     """
     own = GenerationSettings.__dataclass_fields__[name]
     return field(
@@ -207,20 +224,20 @@ def setting(name: str, further_help: str = "") -> Any:
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise a `ValueError` with the message unless the condition holds."""
+    """Raise a `ValueError` with this message if the condition is false."""
     if not condition:
         raise ValueError(message)
 
 
 def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids that end a completion: the tokenizer's, and the model's generation config's (chat models have several)."""
+    """Ids that end a completion: the tokenizer's and those of the model's generation config, as of a chat model."""
     of_model = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids = [tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])]
     return sorted({i for i in ids if i is not None})
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id that fills short rows; the end of sequence serves where the tokenizer has no padding."""
+    """Id of the padding token; the end-of-sequence token if the tokenizer has none."""
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     require(pad is not None, "The tokenizer has neither a pad nor an eos token: set `tokenizer.pad_token`.")
     return pad

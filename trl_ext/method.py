@@ -1,16 +1,16 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a method is, and how installed packages declare theirs: the whole plug-in system.
+"""The plug-in system: what a method declares, and how the methods of all installed packages are found.
 
-A package, this one included, adds a method by an entry point that names a [`Method`]:
+A package, this one included, adds a method with an entry point that names a [`Method`]:
 
 ```toml
 [project.entry-points."trl_ext.methods"]
 my_method = "my_package:METHOD"
 ```
 
-Nothing here imports torch: classes are named by strings and imported when somebody asks for them.
+Nothing here imports torch: a method names its classes as strings, and they are imported when they are used.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from importlib.metadata import EntryPoint, entry_points
 GROUP = "trl_ext.methods"
 OWN_PACKAGE = "trl-ext"
 
-# Words of the command line; a method of that name could not be reached.
+# Commands of `trl-ext`: a method with such a name could not be called.
 RESERVED = ("sample", "best_of_n", "evaluate", "generate", "chat", "methods", "env", "help")
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -33,29 +33,29 @@ _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 @dataclass(frozen=True)
 class Method:
     """
-    An alignment method: what the command line and the package need to know about it, and no more.
+    An alignment method, as the command line and the package see it.
 
     Args:
         name (`str`):
-            Word of the command line: lower case letters, digits and underscores.
+            Name on the command line: lower case letters, digits and underscores.
         paper (`str`):
             arXiv identifier of the paper, or `""`.
         summary (`str`):
             One line for `trl-ext methods`.
         config (`str`):
-            `"package.module:Class"` of the config, a dataclass on top of [`~transformers.TrainingArguments`].
+            `"package.module:Class"` of the config, a dataclass that extends [`~transformers.TrainingArguments`].
         trainer (`str`):
             `"package.module:Class"` of the trainer.
         columns (`tuple[str, ...]`, *optional*, defaults to `()`):
-            Columns that its data set must have.
+            Columns that its dataset must have.
         decoding (`str`, *optional*, defaults to `""`):
-            `"package.module:Class"` of its [`~trl_ext.inference.policy.Decoding`]: how what it trains answers prompts
-            together with a frozen model. Empty where what it trains is an ordinary language model.
+            `"package.module:Class"` of its [`~trl_ext.inference.policy.Decoding`]: how the model that it trains guides
+            a frozen model while that generates. Empty if the method trains an ordinary language model.
         exports (`tuple[str, ...]`, *optional*, defaults to `()`):
-            `"package.module:Name"` of its further public names: `from trl_ext import Name` finds them too.
+            `"package.module:Name"` of further public names, which `from trl_ext import Name` finds too.
 
     Raises:
-        `ValueError`: a malformed or reserved name, or a reference that is not `"package.module:Class"`.
+        `ValueError`: The name is malformed or reserved, or a reference is not `"package.module:Class"`.
     """
 
     name: str
@@ -88,7 +88,7 @@ class Method:
 
     @property
     def class_names(self) -> dict[str, str]:
-        """Name of each public class of the method -> the reference to it."""
+        """The references to the method's public classes, by class name."""
         return {reference.rpartition(":")[2]: reference for reference in (self.config, self.trainer, *self.exports)}
 
     def config_class(self) -> type:
@@ -100,13 +100,13 @@ class Method:
         return import_class(self.trainer)
 
     def decoding_class(self) -> type | None:
-        """Import and return the class of its decoding, if it has one."""
+        """Import and return the class of its decoding; `None` if it has none."""
         return import_class(self.decoding) if self.decoding else None
 
 
 @dataclass(frozen=True)
 class Found:
-    """A method and the package that declares it."""
+    """A usable method and the package that declares it."""
 
     method: Method
     package: str
@@ -120,7 +120,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Broken:
-    """An entry point whose method cannot be used, and why."""
+    """An entry point whose method cannot be used, with the reason."""
 
     name: str
     package: str
@@ -136,25 +136,25 @@ class Broken:
 @dataclass(frozen=True)
 class Discovery:
     """
-    What [`discover`] found.
+    Result of [`discover`].
 
     Attributes:
         methods (`dict[str, Found]`):
             Usable methods by name: those of this package first, then by package and name.
         broken (`list[Broken]`):
-            Entry points that could not be used. They take nothing else down.
+            Entry points that cannot be used. The other methods are not affected.
     """
 
     methods: dict[str, Found] = dataclasses.field(default_factory=dict)
     broken: list[Broken] = dataclasses.field(default_factory=list)
 
     def find(self, word: str) -> Found | None:
-        """The method called `word`, where a hyphen is as good as an underscore."""
+        """The method with this name, written with hyphens or underscores."""
         return self.methods.get(canonical(word))
 
 
 def canonical(word: str) -> str:
-    """A method's name as it was typed -> as it is declared."""
+    """The declared form of a method's name that a user typed."""
     return word.strip().lower().replace("-", "_")
 
 
@@ -162,9 +162,9 @@ def discover() -> Discovery:
     """
     Find the methods of every installed package.
 
-    A package that fails to import, or whose entry point is no usable [`Method`], is listed under `broken`. Where two
-    packages claim one name, the first is kept (this package's own, else the first in alphabetical order, so that the
-    winner does not depend on the order of `sys.path`) and the other is listed under `broken`.
+    A package that fails to import, or whose entry point is not a usable [`Method`], is listed under `broken`. If two
+    packages declare the same name, this package's method is kept, or else that of the first package in alphabetical
+    order, which does not depend on `sys.path`. The other is listed under `broken`.
     """
     found = Discovery()
     for entry in sorted(entry_points(group=GROUP), key=_rank):
@@ -174,7 +174,7 @@ def discover() -> Discovery:
             kept = found.methods.get(method.name)
             if kept is not None:
                 raise ValueError(f"the name {method.name!r} is taken by {kept.source}, which is kept")
-        # SystemExit too: a module that calls sys.exit() on import must not end everyone's command
+        # SystemExit too: a module that calls sys.exit() on import must not end the command
         except (Exception, SystemExit) as error:
             found.broken.append(Broken(entry.name, package, version, _describe(error)))
         else:
@@ -187,7 +187,7 @@ def import_class(reference: str) -> type:
     Import the class that `"package.module:Class"` names.
 
     Raises:
-        `ImportError`: the module does not import, or has no such class.
+        `ImportError`: The module cannot be imported, or has no such class.
     """
     module_name, _, class_name = reference.rpartition(":")
     module = importlib.import_module(module_name)
@@ -212,7 +212,7 @@ def _rank(entry: EntryPoint) -> tuple[bool, str, str]:
 
 
 def _owner(entry: EntryPoint) -> tuple[str, str]:
-    # an entry point made by hand belongs to no distribution
+    # An `EntryPoint` made by hand belongs to no distribution.
     if entry.dist is None:
         return entry.value.partition(":")[0].partition(".")[0], ""
     return re.sub(r"[-_.]+", "-", entry.dist.name).lower(), entry.dist.version

@@ -12,6 +12,7 @@ parameters we pass, does what we count on). A lint rule forbids such imports els
 """
 
 import argparse
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -54,10 +55,6 @@ def vllm_generation() -> type:
 
 # Private names of a library's class that our subclasses define or call, and why.
 HOOKS: dict[str, tuple[str, ...]] = {
-    "argparse.HelpFormatter": (
-        "_format_action_invocation",  # `--name TYPE` once for a flag and its aliases
-        "_get_help_string",  # the default of a setting, left out where there is none
-    ),
     "transformers.PreTrainedModel": (
         "_init_weights",  # value heads and proxies start from their own distribution
         "_no_split_modules",  # layers that a device map keeps on one device
@@ -96,6 +93,50 @@ flash_attention_backward = torch.ops.aten._flash_attention_backward
 def parser_actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     """The arguments of a parser in their order, of ours and of `accelerate launch`: argparse has no public list."""
     return parser._actions
+
+
+def add_accelerate_flags(parser: argparse.ArgumentParser) -> None:
+    """
+    Let a parser know the flags of `accelerate launch`, with their types and choices; TRL's passes them on unchecked.
+
+    A flag that is not given has no value. A name that the parser has already stays the parser's, and what says which
+    program to run is left out.
+    """
+    from accelerate.commands.launch import launch_command_parser
+
+    taken = {name for action in parser._actions for name in (action.dest, *action.option_strings)}
+    for action in launch_command_parser()._actions:
+        names = [action.dest, *action.option_strings]
+        if action.option_strings and taken.isdisjoint(names) and action.dest not in ("module", "no_python"):
+            action.default = argparse.SUPPRESS
+            parser._add_action(action)
+
+
+def accelerate_launch_options(options: dict[str, Any], words: list[str]) -> argparse.Namespace:
+    """
+    What `accelerate launch` makes of options and of the words that follow them.
+
+    accelerate notes in `nondefault` which options were given; its config file replaces the others.
+    """
+    from accelerate.commands.launch import launch_command_parser
+
+    given = argparse.Namespace(**options, nondefault=set(options))
+    return launch_command_parser().parse_args(words, given)  # type: ignore[no-any-return]
+
+
+def accelerate_launch_command(options: argparse.Namespace) -> None:
+    """Run what `accelerate launch` runs with these options."""
+    from accelerate.commands import launch
+
+    launch.launch_command(options)
+
+
+def default_accelerate_config() -> str:
+    """The file that `accelerate config` has written, which every launch reads; `""` if there is none."""
+    from accelerate.commands.config import config_args
+
+    path: str = config_args.default_config_file
+    return path if os.path.isfile(path) else ""
 
 
 def attention_implementation(config: PretrainedConfig) -> str:
@@ -157,10 +198,14 @@ __all__ = [
     "HOOKS",
     "BaseConfig",
     "BaseTrainer",
+    "accelerate_launch_command",
+    "accelerate_launch_options",
+    "add_accelerate_flags",
     "add_fused_lm_head",
     "attention_implementation",
     "attention_switched",
     "create_model_from_path",
+    "default_accelerate_config",
     "disable_dropout_in_model",
     "disable_gradient_checkpointing",
     "flash_attention_backward",

@@ -2,10 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Values as the type of a field wants them.
+Checks and converts values by the type annotation of a dataclass field.
 
-From a YAML file, where much is text: what argparse checks for flags, and TRL for neither. From Python, where
-dataclasses take whatever they are given.
+Values come from a YAML file, where numbers may be text, or from Python, where a dataclass accepts anything.
 """
 
 import contextlib
@@ -26,21 +25,21 @@ _FALSE = ("no", "false", "f", "n", "0")
 
 def convert(value: Any, annotation: Any, choices: Iterable[Any] | None = None, *, written: bool = True) -> Any:
     """
-    A value as the type of a field wants it.
+    Convert a value to the type of a field.
 
     Args:
         value (`Any`):
-            What the YAML file says, or what was passed in Python.
+            The value from a YAML file or from Python.
         annotation (`Any`):
             Type of the field.
         choices (`Iterable[Any]`, *optional*):
             The only values that the field may have.
         written (`bool`, *optional*, defaults to `True`):
-            Whether it was written in a file, where numbers may be text (YAML 1.1 reads 2e-5 as that). From Python,
-            text is text.
+            Whether the value was written in a file, where numbers may be text (YAML 1.1 reads 2e-5 as text). From
+            Python, text stays text.
 
     Raises:
-        `ValueError`: it cannot be had; the message continues "`key` ...".
+        `ValueError`: The value does not fit; the message continues "`key` ...".
     """
     if choices is not None and value is not None:
         several = isinstance(value, list)
@@ -69,10 +68,10 @@ def convert(value: Any, annotation: Any, choices: Iterable[Any] | None = None, *
 
 def check_value(name: str, value: Any, annotation: Any) -> Any:
     """
-    What was passed in Python for a setting, as its type wants it.
+    Convert a setting's value from Python to its type.
 
     Raises:
-        `ValueError`: It is of another type; names the setting.
+        `ValueError`: The value is of another type; the message names the setting.
     """
     try:
         return convert(value, annotation, written=False)
@@ -82,14 +81,16 @@ def check_value(name: str, value: Any, annotation: Any) -> Any:
 
 def check_fields(instance: Any, names: Iterable[str]) -> None:
     """
-    Check fields of a dataclass against their annotations, and store them as those want them (`2` as `2.0`).
+    Check fields of a dataclass against their annotations, and convert them to these (`2` to `2.0`).
 
     Args:
-        instance (`Any`): The dataclass; may be frozen.
-        names (`Iterable[str]`): The fields.
+        instance (`Any`):
+            The dataclass; may be frozen.
+        names (`Iterable[str]`):
+            The fields.
 
     Raises:
-        `ValueError`: A field has a value of another type; names it.
+        `ValueError`: A field has a value of another type; the message names it.
     """
     cls: Any = type(instance)
     annotations = _annotations(cls)
@@ -103,7 +104,7 @@ def check_fields(instance: Any, names: Iterable[str]) -> None:
 
 
 def number_fields(cls: type) -> list[str]:
-    """The fields of a dataclass that hold a number or a truth value, or nothing."""
+    """The fields of a dataclass that hold a number or a boolean, or `None`."""
     plain = {int, float, bool, types.NoneType}
     return [name for name, kind in _annotations(cls).items() if {*(get_args(kind) or (kind,))} <= plain]
 
@@ -112,13 +113,13 @@ def number_fields(cls: type) -> list[str]:
 def _annotations(cls: type) -> dict[str, Any]:
     try:
         return get_type_hints(cls)
-    except NameError:  # of a plug-in: names that only type checkers import
+    except NameError:  # a plug-in's annotation has a name that only type checkers import
         return {}
 
 
 def check_at_least(name: str, value: Any, least: float) -> None:
-    """Raise a `ValueError` that names the setting if it is no finite number of at least `least`."""
-    if not isinstance(value, int | float) or not value >= least:  # NaN is not below anything
+    """Raise a `ValueError` that names the setting unless it is a finite number of at least `least`."""
+    if not isinstance(value, int | float) or not value >= least:  # `not >=` also rejects NaN
         raise ValueError(f"`{name}` must be at least {least}, got {value!r}.")
     if value == math.inf:
         raise ValueError(f"`{name}` must be finite, got {value!r}.")
@@ -127,7 +128,7 @@ def check_at_least(name: str, value: Any, least: float) -> None:
 def _convert_union(value: Any, alternatives: tuple[Any, ...], written: bool) -> Any:
     if value is None and types.NoneType in alternatives:
         return None
-    # the alternative that the value already is comes before those it could be turned into: "1" stays a string
+    # The type that the value already has comes before those that it could be converted to: "1" stays a string.
     kinds = sorted(alternatives, key=lambda kind: _distance(value, _origin(kind)))
     problems = []
     for kind in kinds:
@@ -140,7 +141,7 @@ def _convert_union(value: Any, alternatives: tuple[Any, ...], written: bool) -> 
 
 
 def _distance(value: Any, kind: Any) -> int:
-    """0 if the value is of this very type, 1 if of one derived from it, 2 if of neither."""
+    """0 if the value has exactly this type, 1 if it has a subclass of it, 2 otherwise."""
     return 0 if type(value) is kind else 1 if isinstance(kind, type) and isinstance(value, kind) else 2
 
 
@@ -174,7 +175,7 @@ def _to_number(value: Any, written: bool) -> float:
     if not isinstance(value, bool) and isinstance(value, (Real, str) if written else Real):
         with contextlib.suppress(ValueError):
             number = float(value)
-    if math.isnan(number):  # NaN is above and below nothing, and would pass the checks of a range
+    if math.isnan(number):  # NaN compares false with everything, and would pass range checks
         raise ValueError(f"must be a number, got {value!r}")
     return number
 
@@ -195,7 +196,7 @@ def _to_str(value: Any, written: bool) -> str:
     if isinstance(value, str | os.PathLike):
         return os.fspath(value)
     if not written or value is None or isinstance(value, (list, dict)):
-        raise ValueError(f"must be a text, got {value!r}")
+        raise ValueError(f"must be text, got {value!r}")
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -20,7 +20,7 @@ from unittest.mock import patch
 import torch
 
 import trl_ext.logprobs.lm_head
-import trl_ext.logprobs.row_layout
+import trl_ext.logprobs.shared_prefix
 from trl_ext.logprobs.shared_prefix import Layout
 
 from ..harness.tables import Column
@@ -56,7 +56,7 @@ def count(card: Card, case: Case) -> dict[str, int]:
 def counted(policy: str, value: str, chosen: Sequence[Case]) -> Iterator[dict[str, Any]]:
     """Cases with their counts, as soon as each is done."""
     rows, head = (
-        patch.object(trl_ext.logprobs.row_layout, "supported_layout", gpu_layout),
+        patch.object(trl_ext.logprobs.shared_prefix, "supported_layout", gpu_layout),
         patch.object(trl_ext.logprobs.lm_head, *_CHUNKS),
     )
     with ShapeOnlyMode(), rows, head:

@@ -255,15 +255,15 @@ def samples(bench: ImdbBench, arm: Arm, seed: int) -> list[dict[str, Any]]:
     torch.manual_seed(seed * 1_000 + part)
     ids = [encode_prompt(bench.tokenizer, row["prompt"]) for row in rows]
     completions = generate(bench.model, bench.tokenizer, ids, settings, batch_size=2 * bench.task.batch)
-    scores = iter(score_completions(rows, completions, bench.rewards).total)
     scored = [
         {
             "prompt": row["prompt"],
             "completions": [x.text for x in group],
-            "ended": [x.ended for x in group],  # one that ends at once has no text, and one that was cut off no end
-            "scores": [next(scores) for _ in group],
+            # An empty completion has ended, and a truncated one has not.
+            "ended": [x.completion.ended for x in group],
+            "scores": [x.score for x in group],
         }
-        for row, group in zip(rows, completions, strict=True)
+        for row, group in zip(rows, score_completions(rows, completions, bench.rewards), strict=True)
     ]
     lines = map(json.dumps, scored)
     folder = bench.folder(arm.name, seed)

@@ -142,7 +142,7 @@ def test_qlora_with_an_optimizer_runs_through_the_same_code():
 def test_the_gpu_variants_run_on_a_mock_of_flash_attention(monkeypatch):
     monkeypatch.setattr("trl_ext.logprobs.prefix_attention.flash_forward", flash_forward)
     monkeypatch.setattr("trl_ext.logprobs.prefix_attention.flash_backward", flash_backward)
-    monkeypatch.setattr("trl_ext.logprobs.row_layout.supported_layout", lambda model: Layout("cascade", "a mock"))
+    monkeypatch.setattr("trl_ext.logprobs.shared_prefix.supported_layout", lambda model: Layout("cascade", "a mock"))
     work = Workload(TINY, batches=1, seed=0)
     variants = work.variants()
     assert [v.name for v in variants] == [*ON_CPU, CASCADE]

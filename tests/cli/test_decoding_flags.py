@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A stranger's way of decoding, under `trl-ext evaluate` and `generate`: nothing here knows a method of ours."""
+"""A plug-in's decoding in `trl-ext evaluate` and `generate`: nothing here knows a method of ours."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from stranger import DECODING, METHOD, write_package
 
 from trl_ext.cli import evaluate as cli_evaluate
 from trl_ext.cli import generate as cli_generate
-from trl_ext.cli.decoding_flags import asked_for, decoding_classes
+from trl_ext.cli.decoding_flags import active_decodings, decoding_classes
 from trl_ext.inference.policy import Decoding
 
 
@@ -56,7 +56,7 @@ def by_model(path="out.json"):
 
 @dataclasses.dataclass
 class Idle:
-    """A decoding that nobody asked for, and that makes something of its defaults."""
+    """A decoding that is not set, and whose `__post_init__` changes its defaults."""
 
     path: str | None = None
     weight: float = math.nan
@@ -69,15 +69,15 @@ class Idle:
         self.names, self.weight = tuple(self.names or ["a"]), float(f"{self.weight}")
 
 
-def test_a_setting_is_given_if_it_is_not_the_default():
-    assert asked_for([Idle(), Idle(strength=3.0), Idle(names=["a"])]) == []
+def test_a_setting_without_the_main_field_is_an_error():
+    assert active_decodings([Idle(), Idle(strength=3.0), Idle(names=["a"])]) == []
     for given, name in (
         ({"weight": 1.0}, "weight"),
         ({"names": ["b"]}, "names"),
         ({"strength": math.nan}, "strength"),
     ):
-        with pytest.raises(ValueError, match=f"`{name}` does nothing without `path`"):
-            asked_for([Idle(**given)])
+        with pytest.raises(ValueError, match=f"`{name}` has no effect without `path`"):
+            active_decodings([Idle(**given)])
 
 
 def test_evaluate_measures_each_setting_beside_the_base_and_best_of_n(good, tiny_model_dir, capsys):
@@ -112,14 +112,14 @@ def test_evaluate_measures_each_setting_beside_the_base_and_best_of_n(good, tiny
     assert "kl: not measured; at most 0.64 nats" in out
 
 
-def test_evaluate_without_the_flags_is_what_it_was(good, tiny_model_dir):
+def test_evaluate_without_the_flags_measures_the_models_alone(good, tiny_model_dir):
     assert evaluate(tiny_model_dir) == 0
     [row] = by_model().values()
     assert row["notes"]["kl"] == "no base model was named"
     assert "extras" not in row
 
 
-def test_a_decoding_that_does_not_fit_the_model_leaves_the_others_their_numbers(good, tiny_model_dir, capsys):
+def test_a_decoding_that_does_not_fit_the_model_does_not_stop_the_others(good, tiny_model_dir, capsys):
     assert (
         evaluate(
             tiny_model_dir, "--stranger_token", "9999", "--best_of_n", "2", "--reward_funcs", "goods_reward.goods"
@@ -138,7 +138,7 @@ def test_bad_settings_are_refused_before_anything_is_loaded(good, tiny_model_dir
             evaluate("./no/such/model", *arguments)
 
     fails("stranger_pull must be numbers", "--stranger_token", good, "--stranger_pull", "nan")
-    fails("`stranger_pull` does nothing without `stranger_token`", "--stranger_pull", "2")
+    fails("`stranger_pull` has no effect without `stranger_token`", "--stranger_pull", "2")
     fails("`best_of_n` must be at least 1, got 0", "--best_of_n", "0", "--reward_funcs", "goods_reward.goods")
     fails("`best_of_n` needs a reward", "--best_of_n", "4")
     fails("`frontier_file` needs a reward", "--frontier_file", "out.png")
@@ -151,7 +151,7 @@ def test_bad_settings_are_refused_before_anything_is_loaded(good, tiny_model_dir
         )  # fmt: skip
 
 
-def test_several_models_are_measured_and_the_named_base_is_steered(good, tiny_model_dir, site):
+def test_several_models_are_measured_and_the_named_base_is_guided(good, tiny_model_dir, site):
     import shutil
 
     other = str(site / "other")
@@ -160,7 +160,7 @@ def test_several_models_are_measured_and_the_named_base_is_steered(good, tiny_mo
     assert list(by_model()) == [tiny_model_dir, f"{tiny_model_dir} pulled by 1.0", other]
 
 
-def test_generate_answers_with_each_setting(good, tiny_model_dir, capsys):
+def test_generate_completes_with_each_setting(good, tiny_model_dir, capsys):
     words = ["--model_name_or_path", tiny_model_dir, "--stranger_token", good, "--max_completion_length", "4"]
     assert (
         cli_generate.main([*words, "--prompt", "the film", "--stranger_pull", "90", "0", "--output_file", "a.jsonl"])

@@ -61,19 +61,6 @@ def changed_dir(tiny_model_dir, tmp_path_factory):
     return str(path)
 
 
-@pytest.fixture(scope="module")
-def adapter_dir(tiny_model_dir, tmp_path_factory):
-    """A LoRA adapter of the tiny model, without a tokenizer."""
-    from peft import LoraConfig, get_peft_model
-
-    path = tmp_path_factory.mktemp("adapter") / "adapter"
-    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
-    torch.manual_seed(2)
-    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj", "o_proj"], init_lora_weights=False))
-    adapted.save_pretrained(path)
-    return str(path)
-
-
 @pytest.fixture
 def evaluate(prompts, tmp_path):
     """Run the command on the prompts; the exit status and what was written."""
@@ -128,12 +115,15 @@ def test_base_model_and_adapter_in_one_table(
         assert word in out
 
 
-def test_prompts_that_leave_no_room_are_not_measured(evaluate, prompts, tiny_model_dir, capsys):
+def test_prompts_that_leave_no_context_for_completions_are_not_measured(evaluate, prompts, tiny_model_dir, capsys):
     """Past its positions a model writes nonsense, which would be measured as well as anything."""
     with open(prompts, "a") as file:
         file.write(json.dumps({"prompt": "a " * 300}) + "\n")
     assert evaluate("--model_name_or_path", tiny_model_dir)[0] == 1
-    message = "prompt 4 has 301 tokens, but with max_completion_length (6) the model has room for 250: shorten either"
+    message = (
+        "prompt 4 has 301 tokens, but with max_completion_length (6) the model's context length leaves 250 for it: "
+        "shorten either"
+    )
     assert message in capsys.readouterr().err
     assert evaluate("--model_name_or_path", tiny_model_dir, "--max_num_prompts", "4")[0] == 0
 
@@ -155,7 +145,7 @@ def test_kl_does_not_depend_on_whether_the_base_is_a_model_of_its_own(evaluate, 
     assert separate["kl"] == pytest.approx(shared["kl"], rel=1e-4)
 
 
-def test_without_a_base_the_table_says_why_there_is_no_kl(evaluate, changed_dir, capsys):
+def test_without_a_base_the_table_gives_the_reason_for_no_kl(evaluate, changed_dir, capsys):
     status, report = evaluate("--model_name_or_path", changed_dir)
     assert status == 0
     (row,) = report["models"]
@@ -224,7 +214,7 @@ def test_rewards_that_do_not_apply_are_counted(evaluate, changed_dir, capsys):
     _, report = evaluate("--model_name_or_path", changed_dir, "--reward_funcs", "eval_rewards.sometimes")
     assert report["models"][0]["reward/sometimes"] == 1.0
     assert report["completions"][0]["models"][changed_dir]["rewards"] == {"sometimes": None}
-    assert "reward/sometimes: no number for 1 of 4 completions" in capsys.readouterr().out
+    assert "reward/sometimes: not defined for 1 of 4 completions" in capsys.readouterr().out
 
 
 def test_a_model_that_does_not_exist_is_named_and_the_others_are_kept(evaluate, changed_dir, tiny_model_dir, capsys):
@@ -328,7 +318,7 @@ def test_bad_settings(prompts, changed_dir, tmp_path):
     fails(given("--base_model_name_or_path", "./no/base"), OSError, "'./no/base'")
     fails(given("--perplexity_model_name_or_path", "./no/judge"), OSError, "no/judge")
     fails(given("--reward_funcs", "eval_rewards.missing"), ValueError, "missing")
-    fails(given("--max_num_prompts", "-1"), ValueError, "`max_num_prompts` must not be negative")
+    fails(given("--max_num_prompts", "-1"), ValueError, "`max_num_prompts` must be at least 0")
     fails(given("--top_p", "0"), ValueError, "top_p")
     fails(["--model_name_or_path", "./no/model", "--dataset_name", prompts], OSError, "no/model")
 

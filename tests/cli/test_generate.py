@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""`trl-ext generate` and `trl-ext chat`: answers on the terminal and in the file, resumed, and bad input."""
+"""`trl-ext generate` and `trl-ext chat`: completions on the terminal and in the file, resumed, and bad input."""
 
 import io
 import json
@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_model, make_tokenizer
 
-from trl_ext.cli import chat as cli_chat
-from trl_ext.cli.generate import main
+from trl_ext.cli.generate import chat, main
 from trl_ext.data.schema import DataError
 from trl_ext.generation.streaming import TextStream
 from trl_ext.generation_settings import GenerationSettings
@@ -20,13 +18,9 @@ from trl_ext.inference.policy import model_policy
 
 
 @pytest.fixture(scope="module")
-def plain_dir(tmp_path_factory):
+def plain_dir(save_model, tmp_path_factory):
     """A model whose tokenizer has no chat template."""
-    folder = tmp_path_factory.mktemp("models") / "plain"
-    tokenizer = make_tokenizer()
-    make_model(len(tokenizer)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+    return save_model(tmp_path_factory.mktemp("models") / "plain")
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +49,7 @@ def test_prompt_is_continued(plain_dir, capsys):
     assert capsys.readouterr().out == row["completions"][0] + "\n"
 
 
-def test_chat_model_is_asked_unless_told_not_to(tiny_model_dir):
+def test_text_is_a_message_if_there_is_a_chat_template_and_it_applies(tiny_model_dir):
     for name, words, prompt in (
         ("a", [], [{"role": "user", "content": "film"}]),
         ("b", ["--system_prompt", "so"], [{"role": "system", "content": "so"}, {"role": "user", "content": "film"}]),
@@ -67,7 +61,7 @@ def test_chat_model_is_asked_unless_told_not_to(tiny_model_dir):
         assert isinstance(row["completions"][0], str) == isinstance(prompt, str)
 
 
-def test_data_set_is_answered_in_batches_and_keeps_its_columns(plain_dir, capsys):
+def test_a_dataset_is_completed_in_batches_and_keeps_its_columns(plain_dir, capsys):
     Path("in.jsonl").write_text("".join(json.dumps({"prompt": p, "id": i}) + "\n" for i, p in enumerate("abc")))
     words = ["--dataset_name", "in.jsonl", "--num_generations", "2", "--generation_batch_size", "4"]
     assert run(plain_dir, *words, "--output_file", "out.parquet") == 0
@@ -84,9 +78,9 @@ def test_data_set_is_answered_in_batches_and_keeps_its_columns(plain_dir, capsys
     assert "is complete, with 3 rows" in capsys.readouterr().out
 
 
-def test_interrupted_goes_on_to_the_same_file(plain_dir, monkeypatch, capsys):
+def test_an_interrupted_run_resumes_to_the_same_file(plain_dir, monkeypatch, capsys):
     words = ["--prompt", "the", "film", "was", "--output_file"]
-    assert run(plain_dir, *words, "whole.jsonl") == 0
+    assert run(plain_dir, *words, "complete.jsonl") == 0
     from trl_ext.inference.completer import Completer
 
     one = Completer.one
@@ -102,8 +96,8 @@ def test_interrupted_goes_on_to_the_same_file(plain_dir, monkeypatch, capsys):
     assert len(read()) == 2
     assert "out.jsonl has 2 rows" in capsys.readouterr().err
     assert run(plain_dir, *words, "out.jsonl") == 0
-    assert "going on after 2 of 3 prompts" in capsys.readouterr().err
-    assert read() == read("whole.jsonl")
+    assert "resuming after 2 of 3 prompts" in capsys.readouterr().err
+    assert read() == read("complete.jsonl")
 
 
 def test_typed_prompts(plain_dir, typed, capsys):
@@ -123,23 +117,23 @@ def test_no_prompts_at_all(plain_dir, typed):
         run(plain_dir)
 
 
-def test_conversation_goes_on_until_it_is_reset(tiny_model_dir, typed):
+def test_a_conversation_continues_until_it_is_reset(tiny_model_dir, typed):
     typed("film\nplot\n/reset\nmusic\n")
-    assert run(tiny_model_dir, "--output_file", "out.jsonl", call=cli_chat.main) == 0
+    assert run(tiny_model_dir, "--output_file", "out.jsonl", call=chat) == 0
     first, second, third = read()
     assert second["prompt"] == [*first["prompt"], *first["completions"][0], {"role": "user", "content": "plot"}]
     assert third["prompt"] == [{"role": "user", "content": "music"}]
 
 
-def test_conversation_that_is_too_long_says_so_and_lives(tiny_model_dir, typed, capsys):
+def test_a_prompt_that_is_too_long_does_not_end_the_conversation(tiny_model_dir, typed, capsys):
     typed("a " * 300 + "\nfilm\n")
-    assert run(tiny_model_dir, "--output_file", "out.jsonl", call=cli_chat.main) == 0
+    assert run(tiny_model_dir, "--output_file", "out.jsonl", call=chat) == 0
     assert len(read()) == 1
     error = capsys.readouterr().err
-    assert "has room for 251: shorten either. /reset begins anew." in error
+    assert "context length leaves 251 for it: shorten either. /reset begins a new conversation." in error
 
 
-def test_refused(plain_dir, tiny_model_dir, typed):
+def test_bad_settings(plain_dir, tiny_model_dir, typed):
     typed("")
 
     def fails(message, *words, model=plain_dir, error=ValueError, call=main):
@@ -148,39 +142,39 @@ def test_refused(plain_dir, tiny_model_dir, typed):
 
     fails("prompt 1 is empty", "--prompt", "a", "")
     fails("not from both", "--prompt", "a", "--dataset_name", "in.jsonl")
-    fails("system_prompt needs a chat model", "--prompt", "a", "--system_prompt", "b")
-    fails("has room for 251", "--prompt", "a " * 300)
+    fails("system_prompt needs a chat template", "--prompt", "a", "--system_prompt", "b")
+    fails("context length leaves 251 for it", "--prompt", "a " * 300)
     fails("to .jsonl, not 'out.parquet'", "--output_file", "out.parquet")
     fails("temperature 0", "--prompt", "a", "--temperature", "0", "--num_generations", "2")
     fails("'./none'", "--prompt", "a", model="./none", error=OSError)
     fails("in.jsonl", "--dataset_name", "in.jsonl", error=DataError)
-    fails("has no chat template", call=cli_chat.main)
-    fails("leave out --prompt", "--prompt", "a", call=cli_chat.main, model=tiny_model_dir)
+    fails("has no chat template", call=chat)
+    fails("remove --prompt", "--prompt", "a", call=chat, model=tiny_model_dir)
     with pytest.raises(ValueError, match="pass --model_name_or_path"):
         main(["--prompt", "a"])
 
 
 class TestStreaming:
-    def test_pieces_add_up_to_what_generate_draws(self, tiny_model, tiny_tokenizer):
+    def test_streamed_texts_add_up_to_what_generate_returns(self, tiny_model, tiny_tokenizer):
         policy = model_policy(tiny_model, tiny_tokenizer)
         for temperature in (0.0, 1.0):
             settings = GenerationSettings(num_generations=1, max_completion_length=12, temperature=temperature)
-            pieces: list[str] = []
+            texts: list[str] = []
             torch.manual_seed(3)
-            streamed = policy.stream([7, 9], settings, pieces.append)
+            streamed = policy.stream([7, 9], settings, texts.append)
             torch.manual_seed(3)
             assert [[streamed]] == policy.generate([[7, 9]], settings)
-            assert "".join(pieces) == streamed.text
-            assert len(pieces) > 1
+            assert "".join(texts) == streamed.text
+            assert len(texts) > 1
 
     def test_half_a_character_and_blanks_are_held_back(self):
         texts = {(1,): "a ", (1, 2): "a \ufffd", (1, 2, 3): "a é", (1, 2, 3, 4): "a é\n"}
         tokenizer = type("T", (), {"decode": lambda self, ids, **_: texts[tuple(ids)]})()
-        pieces: list[str] = []
-        stream = TextStream(tokenizer, pieces.append)
+        shown: list[str] = []
+        stream = TextStream(tokenizer, shown.append)
         stream.put(torch.tensor([[5, 6]]))  # the prompt
         for token in (1, 2, 3, 4):
             stream.put(torch.tensor([token]))
-        assert pieces == ["a", " é"]
+        assert shown == ["a", " é"]
         stream.finish("a é\n")
-        assert "".join(pieces) == "a é\n"
+        assert "".join(shown) == "a é\n"

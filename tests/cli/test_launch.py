@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""`accelerate launch` behind the command: its flags, when it is needed, how it ends."""
+"""`accelerate launch` for training: its flags and configs, when it is needed, how it runs and ends."""
 
 import os
 import subprocess
@@ -12,62 +12,49 @@ from conftest import REPOSITORY
 
 from trl_ext.cli import launch as cli_launch
 from trl_ext.cli import train as cli_train
-from trl_ext.cli.launch import launch_arguments, needs_launcher, resolve_accelerate_config, with_resume_hint
-from trl_ext.cli.parser import Extra
+from trl_ext.cli.launch import launcher_options, needs_launcher, resolve_accelerate_config, with_resume_hint
 from trl_ext.method import discover
 
 
 NAME = next(iter(discover().methods))
 
 
-@pytest.fixture(scope="module")
-def parser():
-    """A method's parser, without a YAML file's defaults in it: not for tests that read one."""
-    return cli_train.make_parser(discover().methods[NAME].method)
+@pytest.fixture
+def options(yaml_file):
+    """The launcher's options of a method's YAML file and flags."""
 
+    def parse(flags=(), yaml=None):
+        parser = cli_train.make_parser(discover().methods[NAME].method)
+        words = [*flags, *(["--config", yaml_file(yaml)] if yaml is not None else [])]
+        return launcher_options(parser.other_flags(parser.parse_flags(words)))
 
-@pytest.fixture(autouse=True)
-def one_process(monkeypatch):
-    """No launcher around the tests, and no `accelerate config` of the person who runs them."""
-    for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "TRL_EXT_DEBUG"):
-        monkeypatch.delenv(name, raising=False)
-    from accelerate.commands.config import config_args
-
-    monkeypatch.setattr(config_args, "default_config_file", "/nonexistent/default_config.yaml")
+    return parse
 
 
 class TestLaunch:
-    def arguments(self, parser, config=None, flags=()):
-        return launch_arguments(Extra(config or {}, list(flags), "c.yaml"), parser)
+    def test_nothing_for_the_launcher(self, options):
+        assert options() == {}
 
-    def test_nothing_left_over(self, parser):
-        assert self.arguments(parser) == []
+    def test_yaml_values(self, options):
+        """YAML 1.1 reads a bare `no` as false, and a switch that is off asks for nothing."""
+        yaml = "num_processes: 2.0\nmulti_gpu: true\nuse_fsdp: false\nmixed_precision: no\nmain-process-port: 0"
+        expected = {"num_processes": 2, "multi_gpu": True, "mixed_precision": "no", "main_process_port": 0}
+        assert options(yaml=yaml) == expected
 
-    def test_yaml_values_become_flags(self, parser):
-        config = {
-            "num_processes": 2,
-            "multi_gpu": True,
-            "use_fsdp": False,
-            "mixed_precision": False,
-            "main-process-port": 0,
-        }
-        assert self.arguments(parser, config) == [
-            *("--num_processes", "2"),
-            "--multi_gpu",
-            *("--mixed_precision", "no"),
-            *("--main_process_port", "0"),
-        ]
-
-    def test_flags_follow_and_keep_their_values(self, parser):
+    def test_flags_win(self, options):
         flags = ["--num-processes", "2", "--multi_gpu", "--gpu_ids=0,1"]
-        assert self.arguments(parser, {"num_processes": 4}, flags) == ["--num_processes", "4", *flags]
+        expected = {"num_processes": 2, "multi_gpu": True, "gpu_ids": "0,1", "num_machines": 1}
+        assert options(flags, "num_processes: 4\nnum_machines: 1") == expected
+
+    def test_what_trainer_and_launcher_both_have_is_the_trainers(self, options):
+        assert options(["--gradient_accumulation_steps", "2", "--debug", "underflow_overflow"]) == {}
 
     @pytest.mark.parametrize("flags", [["--accelerate_config", "zero2"], ["--accelerate-config=zero2"]])
-    def test_named_accelerate_config(self, parser, flags):
-        flag, path = self.arguments(parser, flags=flags)
-        assert flag == "--config_file"
-        assert Path(path).name == "zero2.yaml"
-        assert self.arguments(parser, {"accelerate_config": "zero2"}) == [flag, path]
+    def test_named_accelerate_config(self, options, flags):
+        found = options(flags)
+        assert [*found] == ["config_file"]
+        assert Path(found["config_file"]).name == "zero2.yaml"
+        assert options(yaml="accelerate_config: zero2") == found
 
     @pytest.mark.parametrize("name", ["single_gpu", "multi_gpu", "fsdp2", "zero2", "zero3"])
     def test_our_accelerate_configs(self, name):
@@ -96,51 +83,49 @@ class TestLaunch:
         assert resolve_accelerate_config(str(path)) == str(path)
 
     @pytest.mark.parametrize("text", ["learning_rate: 1e-4", "", "- a\n- b", "a: [1"])
-    def test_file_that_is_no_accelerate_config(self, tmp_path, text):
+    def test_file_that_is_not_an_accelerate_config(self, tmp_path, text):
         path = tmp_path / "mine.yaml"
         path.write_text(text)
-        said = "while parsing" if text == "a: [1" else "it has no `distributed_type`"
-        with pytest.raises(ValueError, match=rf"mine.yaml' is no accelerate config: {said}"):
+        reason = "while parsing" if text == "a: [1" else "it has no `distributed_type`"
+        with pytest.raises(ValueError, match=rf"mine.yaml' is not an accelerate config: {reason}"):
             resolve_accelerate_config(str(path))
 
     def test_unknown_accelerate_config_lists_the_names(self):
-        with pytest.raises(ValueError, match=r"'zeroo2' is no file and none of .*zero2.*did you mean zero2"):
+        with pytest.raises(ValueError, match=r"'zeroo2' is neither a file nor one of .*zero2.*did you mean zero2"):
             resolve_accelerate_config("zeroo2")
 
-    def test_unknown_words_name_the_nearest_of_ours_and_accelerates(self, parser):
-        with pytest.raises(ValueError, match="unknown flag '--num_proceses'; did you mean '--num_processes'"):
-            self.arguments(parser, flags=["--num_proceses", "2"])
-        with pytest.raises(ValueError, match="unknown flag '--learning_rat'; did you mean '--learning_rate'"):
-            self.arguments(parser, flags=["--learning_rat", "2"])
-        with pytest.raises(ValueError, match=r"c\.yaml: unknown key 'max_lenght'; did you mean 'max_length'"):
-            self.arguments(parser, {"max_lenght": 2})
-        with pytest.raises(ValueError, match="unexpected argument 'stray'"):
-            self.arguments(parser, flags=["--multi_gpu", "stray"])
+    def test_unknown_words_name_the_nearest_of_ours_and_accelerates(self, options):
+        for flags, message in (
+            (["--num_proceses", "2"], "unknown flag '--num_proceses'; did you mean '--num_processes'"),
+            (["--learning_rat", "2"], "unknown flag '--learning_rat'; did you mean '--learning_rate'"),
+            (["--multi_gpu", "stray"], "unexpected argument 'stray'"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                options(flags)
+        with pytest.raises(ValueError, match=r"config\.yaml: unknown key 'max_lenght'; did you mean 'max_length'"):
+            options(yaml="max_lenght: 2")
 
-    def test_values_of_another_type_are_named_with_their_flag(self, parser):
-        with pytest.raises(ValueError, match="--num_processes must be at least 1, got 0"):
-            self.arguments(parser, {}, ["--num_processes", "0"])
-        for flags in (["--num_processes", "two"], ["--num-processes=two"]):
-            with pytest.raises(ValueError, match=rf"^{flags[0].partition('=')[0]} must be a whole number, got 'two'$"):
-                self.arguments(parser, flags=flags)
-        with pytest.raises(ValueError, match=r"^`num_processes` must be a whole number, got 'two'$"):
-            self.arguments(parser, {"num_processes": "two"})
-        with pytest.raises(ValueError, match=r"^--mixed_precision must be one of no, fp16, .*got 'half'"):
-            self.arguments(parser, flags=["--mixed_precision", "half"])
-        assert self.arguments(parser, {"num_processes": 2.0}) == ["--num_processes", "2"]
+    @pytest.mark.parametrize(
+        ("flags", "yaml", "message"),
+        [
+            (["--num_processes", "0"], None, "`num_processes` must be at least 1, got 0"),
+            (["--num_processes", "two"], None, "--num_processes.* invalid int value: 'two'"),
+            (["--num-processes=two"], None, "--num-processes: invalid int value: 'two'"),
+            (["--num_processes"], None, "--num_processes.* expected one argument"),
+            (["--mixed_precision", "half"], None, "invalid choice: 'half' .*'fp16'"),
+            ([], "num_processes: two", r"config\.yaml: `num_processes` must be a whole number, got 'two'"),
+            ([], "mixed_precision: half", "`mixed_precision` must be one of no, fp16, .*got 'half'"),
+            ([], "multi_gpu: 2", "`multi_gpu` must be true or false, got 2"),
+        ],
+    )
+    def test_values_of_another_type_are_named(self, options, flags, yaml, message):
+        with pytest.raises(ValueError, match=message):
+            options(flags, yaml)
 
     @pytest.mark.parametrize("flags", [["--module"], ["--no_python"]])
-    def test_what_runs_is_not_the_users_choice(self, parser, flags):
+    def test_which_program_runs_is_not_the_users_choice(self, options, flags):
         with pytest.raises(ValueError, match="unknown flag"):
-            self.arguments(parser, flags=flags)
-
-    def test_flag_without_its_value(self, parser):
-        with pytest.raises(ValueError, match="--num_processes needs a value"):
-            self.arguments(parser, flags=["--num_processes"])
-
-    def test_yaml_switch_that_is_no_boolean(self, parser):
-        with pytest.raises(ValueError, match="`multi_gpu` is a flag of accelerate: true or false, got 2"):
-            self.arguments(parser, {"multi_gpu": 2})
+            options(flags)
 
     def test_a_launcher_only_where_needed(self, monkeypatch, tmp_path):
         import torch
@@ -148,49 +133,57 @@ class TestLaunch:
 
         monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
         monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
-        assert not needs_launcher([])
-        assert needs_launcher(["--num_processes", "1"])
+        assert not needs_launcher({})
+        assert needs_launcher({"num_processes": 1})
         monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
-        assert needs_launcher([])
+        assert needs_launcher({})
         monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
         (tmp_path / "default_config.yaml").write_text("")
         monkeypatch.setattr(config_args, "default_config_file", str(tmp_path / "default_config.yaml"))
-        assert needs_launcher([])
+        assert needs_launcher({})
 
     def test_inside_a_launcher(self, monkeypatch):
         monkeypatch.setenv("LOCAL_RANK", "0")
         monkeypatch.setenv("WORLD_SIZE", "2")
-        assert not needs_launcher([])
-        with pytest.raises(ValueError, match="--num_processes 2: this process was started by a launcher already"):
-            needs_launcher(["--num_processes", "2"])
+        assert not needs_launcher({})
+        with pytest.raises(ValueError, match="`num_processes`: a launcher has started this process already"):
+            needs_launcher({"num_processes": 2})
 
-    def launched(self, monkeypatch, arguments, accelerator=False):
-        """The options that accelerate's launcher would get."""
+    def launched(self, monkeypatch, options, accelerator=False):
+        """What accelerate's launcher receives."""
         import accelerate.commands.launch
         import torch
 
         seen = []
         monkeypatch.setattr(torch.accelerator, "is_available", lambda: accelerator)
         monkeypatch.setattr(accelerate.commands.launch, "launch_command", seen.append)
-        assert cli_launch.launch(arguments, "word", ["--seed", "3"]) == 0
+        assert cli_launch.launch(options, "word", ["--seed", "3"]) == 0
         return seen[0]
 
     def test_runs_the_training_module_with_our_arguments(self, monkeypatch):
-        options = self.launched(monkeypatch, ["--num_processes", "1"])
+        options = self.launched(monkeypatch, {"num_processes": 1})
         assert options.module
         assert options.training_script == "trl_ext.cli.train"
         assert options.training_script_args == ["word", "--seed", "3"]
 
+    def test_flags_win_over_accelerates_file(self, monkeypatch):
+        """accelerate keeps what `nondefault` lists, and takes the rest from its file."""
+        options = self.launched(monkeypatch, {"fsdp_version": "1", "config_file": resolve_accelerate_config("fsdp2")})
+        from accelerate.commands.launch import _validate_launch_command
+
+        validated, *_ = _validate_launch_command(options)
+        assert (validated.fsdp_version, validated.fsdp_state_dict_type) == ("1", "FULL_STATE_DICT")
+
     def test_several_processes_without_accelerator_are_several(self, monkeypatch):
-        assert self.launched(monkeypatch, ["--num_processes", "2"]).multi_gpu
-        options = self.launched(monkeypatch, ["--num_processes", "2", "--cpu"])
+        assert self.launched(monkeypatch, {"num_processes": 2}).multi_gpu
+        options = self.launched(monkeypatch, {"num_processes": 2, "cpu": True})
         assert options.multi_gpu
         assert not options.cpu
-        assert not self.launched(monkeypatch, ["--num_processes", "1"]).multi_gpu
+        assert not self.launched(monkeypatch, {"num_processes": 1}).multi_gpu
 
     def test_cpu_processes_beside_an_accelerator_would_be_one(self, monkeypatch):
-        with pytest.raises(ValueError, match="would run a single process"):
-            self.launched(monkeypatch, ["--num_processes", "2", "--cpu"], accelerator=True)
+        with pytest.raises(ValueError, match="would start a single process"):
+            self.launched(monkeypatch, {"num_processes": 2, "cpu": True}, accelerator=True)
 
     @pytest.mark.parametrize(("returncode", "status"), [(2, 2), (1, 1), (-9, 137)])
     def test_failure_of_the_script_is_a_status(self, returncode, status):
@@ -220,7 +213,7 @@ class TestResume:
 
     def test_interrupted_before_the_first_checkpoint(self, tmp_path, capsys):
         assert with_resume_hint(self.interrupted, "p", str(tmp_path)) == 130
-        assert f"p: interrupted. No checkpoint in {tmp_path} yet" in capsys.readouterr().err
+        assert f"p: interrupted. There is no checkpoint in {tmp_path} to resume from yet" in capsys.readouterr().err
 
     def test_newest_complete_checkpoint_is_named(self, tmp_path, capsys):
         for name in ("checkpoint-9", "checkpoint-10", "checkpoint-best"):
@@ -244,11 +237,11 @@ class TestResume:
         assert not capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["--use_deepspeed"], ["--config_file", resolve_accelerate_config("zero2")]])
-def test_deepspeed_that_is_not_installed_names_the_extra(arguments, monkeypatch):
+@pytest.mark.parametrize("options", [{"use_deepspeed": True}, {"config_file": resolve_accelerate_config("zero2")}])
+def test_deepspeed_that_is_not_installed_names_the_extra(options, monkeypatch):
     real = cli_launch.importlib.util.find_spec
     monkeypatch.setattr(
         cli_launch.importlib.util, "find_spec", lambda name: None if name == "deepspeed" else real(name)
     )
     with pytest.raises(ImportError, match=r"pip install 'trl-ext\[deepspeed\]'"):
-        cli_launch.launch([*arguments, "--num_processes", "2"], NAME, [])
+        cli_launch.launch({**options, "num_processes": 2}, NAME, [])

@@ -18,9 +18,9 @@ from conftest import REPOSITORY
 from trl_ext.cli import env as cli_env
 from trl_ext.cli import main as cli
 from trl_ext.cli import train as cli_train
+from trl_ext.cli.config_file import read_config
 from trl_ext.cli.errors import guarded
 from trl_ext.cli.main import main
-from trl_ext.cli.parser import read_config
 from trl_ext.method import RESERVED, discover
 
 
@@ -31,16 +31,6 @@ NAME = next(iter(discover().methods))
 def parser():
     """A method's parser, without a YAML file's defaults in it: not for tests that read one."""
     return cli_train.make_parser(discover().methods[NAME].method)
-
-
-@pytest.fixture(autouse=True)
-def one_process(monkeypatch):
-    """No launcher around the tests, and no `accelerate config` of the person who runs them."""
-    for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "TRL_EXT_DEBUG"):
-        monkeypatch.delenv(name, raising=False)
-    from accelerate.commands.config import config_args
-
-    monkeypatch.setattr(config_args, "default_config_file", "/nonexistent/default_config.yaml")
 
 
 class TestDispatch:
@@ -57,7 +47,13 @@ class TestDispatch:
     @pytest.mark.parametrize("word", ["best_of_n", "best-of-n"])
     def test_hyphen_is_as_good_as_underscore(self, word, capsys):
         assert main([word]) == 2
-        assert f"trl-ext {word}: error: nothing to sample" in capsys.readouterr().err
+        assert f"trl-ext {word}: error: there is nothing to sample" in capsys.readouterr().err
+
+    def test_environment_of_the_yaml_file_is_set_first(self, yaml_file, monkeypatch):
+        """Also of a command that then fails: its module and what that imports may read the variables."""
+        monkeypatch.setenv("TRL_EXT_TEST_VARIABLE", "before")
+        assert main(["sample", "--config", yaml_file("env: {TRL_EXT_TEST_VARIABLE: 7}")]) == 2
+        assert os.environ["TRL_EXT_TEST_VARIABLE"] == "7"
 
     def test_version(self, capsys):
         assert main(["--version"]) == 0
@@ -137,19 +133,20 @@ class TestEnv:
         for package, extra in cli_env._OPTIONAL.items():
             assert any(line.startswith((package, f"trl[{package}]")) for line in extras[extra]), package
 
-    def test_every_missing_package_is_one_of_an_extra(self):
-        """Errors about it say which; a plug-in's class is no package, nor what is there and does not import."""
+    def test_errors_about_missing_packages_name_what_to_install(self):
+        """Not so errors about a class that a plug-in lacks, and about a package that is there but does not import."""
         extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-        found = []
+        found = set()
         for path in sorted((REPOSITORY / "trl_ext").rglob("*.py")):
-            for call in re.findall(
-                r"raise ImportError\((.*?)\)(?: from [^\n]*)?\n", path.read_text(), flags=re.DOTALL
-            ):
+            text = path.read_text()
+            for call in re.findall(r"raise ImportError\((.*?)\)(?: from [^\n]*)?\n", text, flags=re.DOTALL):
                 if "has no class" not in call and "is installed, but" not in call:
-                    found += re.findall(r"pip install 'trl-ext\[(\w+)\]'", call) or [f"none: {path.name}: {call}"]
-        assert sorted(set(found)) == sorted({"deepspeed", "plots", "quantization", "vllm"}) and set(found) <= set(
-            extras
-        )
+                    found |= {*re.findall(r"pip install '([\w-]+\[\w+\])'", call)} or {f"{path.name}: {call}"}
+        assert found == {
+            *(f"trl-ext[{name}]" for name in ("deepspeed", "plots", "quantization", "vllm")),
+            "httpx2[socks]",
+        }
+        assert {"deepspeed", "plots", "quantization", "vllm"} <= set(extras)
 
 
 class TestGuarded:

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
-"""`trl-ext sample`: what it writes, that nothing is lost or repeated, and what it says to bad input."""
+"""`trl-ext sample` and `best_of_n`: what they write, that nothing is lost or repeated, and errors for bad input."""
 
 import errno
 import json
@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_model, make_tokenizer
+from conftest import make_tokenizer
 from datasets import load_dataset
 
-from trl_ext.cli import best_of_n as cli_best_of_n
-from trl_ext.cli.sample import main
+from trl_ext.cli.sample import best_of_n, main
 from trl_ext.data import resumable_file
 from trl_ext.data.resumable_file import ResumableFile
 from trl_ext.data.schema import DataError
@@ -93,8 +92,8 @@ def test_rows_of_the_schema(tiny_model_dir, tiny_reward_dir, prompts, capsys):
         assert row["scores"] == pytest.approx(judge([row["prompt"]] * 3, row["completions"]), abs=1e-5)
     mean = sum(sum(row["scores"]) for row in rows) / 27
     best = sum(max(row["scores"]) for row in rows) / 9
-    assert "9 rows, 27 completions" in (said := capsys.readouterr().out)
-    assert f"score {mean:.3f}, best of a row {best:.3f}" in said
+    assert "9 rows, 27 completions" in (printed := capsys.readouterr().out)
+    assert f"score {mean:.3f}, best of a row {best:.3f}" in printed
 
 
 def test_the_trainers_take_what_it_writes(tiny_model_dir):
@@ -122,7 +121,7 @@ def test_best_first_is_the_same_rows_in_another_order(tiny_model_dir, prompts):
     sample(prompts, tiny_model_dir, reward_funcs=funcs)
     words = ["--dataset_name", prompts, "--output_file", "best.jsonl", "--model_name_or_path", tiny_model_dir]
     words += ["--max_completion_length", "5", "--num_generations", "3", "--generation_batch_size", "3"]
-    assert cli_best_of_n.main([*words, "--reward_funcs", *funcs]) == 0
+    assert best_of_n([*words, "--reward_funcs", *funcs]) == 0
     assert "vllm" not in Path("best.jsonl.state.json").read_text()  # a setting that the command does not have
     for row, best in zip(read_rows(), read_rows("best.jsonl"), strict=True):
         assert best["scores"] == sorted(row["scores"], reverse=True)
@@ -130,8 +129,8 @@ def test_best_first_is_the_same_rows_in_another_order(tiny_model_dir, prompts):
         for column in ("completions", "ended"):
             assert best[column] == [row[column][i] for i in order]
         assert best["rewards"] == {name: [x[i] for i in order] for name, x in row["rewards"].items()}
-    with pytest.raises(ValueError, match="without a reward none is best"):
-        cli_best_of_n.main([*words, "--overwrite_output"])
+    with pytest.raises(ValueError, match="no reward to find the best by"):
+        best_of_n([*words, "--overwrite_output"])
 
 
 def test_conversations(tiny_model_dir):
@@ -183,17 +182,7 @@ def test_settings_in_a_file(tiny_model_dir, prompts):
 # --------------------------------------------------------------------------------------- models, policies, beam search
 
 
-@pytest.fixture
-def adapter_dir(tiny_model_dir, tmp_path):
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
-    get_peft_model(model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).save_pretrained("adapter")
-    return "adapter"
-
-
-def test_models_and_the_data_sets_own_are_merged(tiny_model_dir, adapter_dir):
+def test_completions_of_models_and_of_the_dataset_are_merged(tiny_model_dir, adapter_dir):
     rows = [
         {"prompt": p, "completions": ["good film", "bad"], "scores": [0, 1], "id": i} for i, p in enumerate(PROMPTS)
     ]
@@ -210,7 +199,7 @@ def test_models_and_the_data_sets_own_are_merged(tiny_model_dir, adapter_dir):
         assert row["scores"] == [len(text) for text in row["completions"]]
         assert row["id"] == i
     assert any(row["completions"][0] != row["completions"][1] for row in rows), "the adapter takes part"
-    # Its own output is a data set again: sources stay, and completions are added.
+    # Its own output is a dataset again: sources stay, and completions are added.
     sample("out.jsonl", tiny_model_dir, "again.jsonl", dataset_completions=True, temperature=0, num_generations=1)
     again = read_rows("again.jsonl")
     assert again[0]["sources"] == [tiny_model_dir, *rows[0]["sources"]]
@@ -250,7 +239,7 @@ def test_the_first_of_several_stays():
     ids=["pairs", "pairs without prompt", "completion", "chat pairs"],
 )
 def test_own_completions_need_no_model(row, sources):
-    """Policy P: the data set's own, scored."""
+    """Policy P: the dataset's own completions, scored."""
     own = write_rows("own.jsonl", [row | {"id": 1}])
     sample(own, dataset_completions=True, reward_funcs="sample_rewards.length")
     [found] = read_rows()
@@ -270,7 +259,7 @@ def test_beams_and_own_completions(tiny_model_dir):
         assert row["sources"] == [tiny_model_dir] * 3 + ["continuation"]
         assert len(set(row["completions"])) == 4
     sample(own, tiny_model_dir, "again.jsonl", **settings, seed=7, reward_funcs="sample_rewards.length")
-    assert read_rows("again.jsonl") == read_rows(), "there is no chance in a beam search"
+    assert read_rows("again.jsonl") == read_rows(), "a beam search does not depend on the seed"
 
 
 def test_diverse_beams_out_of_reach(tiny_model_dir, prompts):
@@ -295,7 +284,7 @@ def test_seed_and_dtype(tiny_model_dir, prompts):
     assert texts[0] != texts[3]
 
 
-def test_each_batch_has_draws_of_its_own(tiny_model_dir):
+def test_each_batch_has_samples_of_its_own(tiny_model_dir):
     same = write_rows("same.jsonl", [{"prompt": "the film"}] * 8)
     sample(same, tiny_model_dir, max_completion_length=8, generation_batch_size=1, num_generations=1)  # four a batch
     texts = [row["completions"][0] for row in read_rows()]
@@ -320,7 +309,7 @@ def stop_at(monkeypatch, name, number, error):
     monkeypatch.setattr(resumable_file.os, name, stub)
 
 
-def whole(tiny_model_dir, prompts, output="whole.jsonl"):
+def complete(tiny_model_dir, prompts, output="complete.jsonl"):
     sample(prompts, tiny_model_dir, output, **BATCHES)
     return Path(output).read_bytes()
 
@@ -333,20 +322,22 @@ def whole(tiny_model_dir, prompts, output="whole.jsonl"):
 )
 @pytest.mark.parametrize("kind", ["Ctrl-C", "disk full"])
 def test_resumed_equals_uninterrupted(tiny_model_dir, prompts, monkeypatch, capsys, name, number, kind):
-    expected = whole(tiny_model_dir, prompts)
+    expected = complete(tiny_model_dir, prompts)
     error = KeyboardInterrupt() if kind == "Ctrl-C" else OSError(errno.ENOSPC, "No space left on device")
     with monkeypatch.context() as patch:
         stop_at(patch, name, number, error)
         if kind == "Ctrl-C":
             assert sample(prompts, tiny_model_dir, **BATCHES) == 130
         else:
-            with pytest.raises(OSError, match=r"disk is full: out.jsonl \(make room, then run the same command\)"):
+            with pytest.raises(
+                OSError, match=r"disk is full: out.jsonl \(free some space, then run the same command\)"
+            ):
                 sample(prompts, tiny_model_dir, **BATCHES)
-    said = capsys.readouterr().err
-    rows = read_rows()  # whole lines, whatever happened
+    printed = capsys.readouterr().err
+    rows = read_rows()  # complete lines, whatever happened
     assert len(rows) in (0, 4, 8, 9)
-    assert (f"{len(rows)} whole rows" in said) if rows else ("no row was written yet" in said)
-    assert "The same command goes on from there" in said
+    assert (f"{len(rows)} complete rows" in printed) if rows else ("no row was written yet" in printed)
+    assert "The same command resumes there" in printed
     assert sample(prompts, tiny_model_dir, **BATCHES) == 0
     assert Path("out.jsonl").read_bytes() == expected
     assert not list(Path().glob("*.part"))
@@ -357,7 +348,7 @@ def test_a_batch_that_fails_leaves_the_others(tiny_model_dir, prompts, capsys):
     with pytest.raises(RewardError, match="'broken' raised RuntimeError: no music please"):
         sample(prompts, tiny_model_dir, **settings)
     assert [row["prompt"] for row in read_rows()] == PROMPTS[:4]
-    assert "out.jsonl has 4 whole rows" in capsys.readouterr().err
+    assert "out.jsonl has 4 complete rows" in capsys.readouterr().err
 
 
 def interrupted(tiny_model_dir, prompts, monkeypatch, output="out.jsonl", number=4):
@@ -368,33 +359,33 @@ def interrupted(tiny_model_dir, prompts, monkeypatch, output="out.jsonl", number
 
 @pytest.mark.parametrize("torn", ['{"prompt": "half a li', '{"prompt": "not counted yet", "completions": []}\n'])
 def test_what_a_killed_run_leaves_is_cut_off(tiny_model_dir, prompts, monkeypatch, capsys, torn):
-    expected = whole(tiny_model_dir, prompts)
+    expected = complete(tiny_model_dir, prompts)
     interrupted(tiny_model_dir, prompts, monkeypatch)
     with open("out.jsonl", "a") as file:
         file.write(torn)
     assert sample(prompts, tiny_model_dir, **BATCHES) == 0
-    assert "going on after 4 of 9 prompts" in capsys.readouterr().err
+    assert "resuming after 4 of 9 prompts" in capsys.readouterr().err
     assert Path("out.jsonl").read_bytes() == expected
 
 
 def test_parquet_comes_at_the_end(tiny_model_dir, prompts, monkeypatch):
-    whole(tiny_model_dir, prompts)
+    complete(tiny_model_dir, prompts)
     interrupted(tiny_model_dir, prompts, monkeypatch, "out.parquet")
     assert not Path("out.parquet").exists()
     assert len(read_rows("out.parquet.rows.jsonl")) == 4
     assert sample(prompts, tiny_model_dir, "out.parquet", **BATCHES) == 0
-    assert load_dataset("parquet", data_files="out.parquet", split="train").to_list() == read_rows("whole.jsonl")
+    assert load_dataset("parquet", data_files="out.parquet", split="train").to_list() == read_rows("complete.jsonl")
 
 
 def test_rows_that_were_left_out_do_not_shift_the_rest(tiny_model_dir, prompts, monkeypatch):
     settings = BATCHES | {"reward_funcs": "sample_rewards.short_only", "max_completion_length": 3}
-    sample(prompts, tiny_model_dir, "whole.jsonl", **settings)
-    assert sum(len(row["completions"]) for row in read_rows("whole.jsonl")) < 18
+    sample(prompts, tiny_model_dir, "complete.jsonl", **settings)
+    assert sum(len(row["completions"]) for row in read_rows("complete.jsonl")) < 18
     with monkeypatch.context() as patch:
         stop_at(patch, "fsync", 4, KeyboardInterrupt())
         assert sample(prompts, tiny_model_dir, **settings) == 130
     assert sample(prompts, tiny_model_dir, **settings) == 0
-    assert Path("out.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
+    assert Path("out.jsonl").read_bytes() == Path("complete.jsonl").read_bytes()
 
 
 def test_other_settings_are_named(tiny_model_dir, prompts, monkeypatch):
@@ -404,19 +395,17 @@ def test_other_settings_are_named(tiny_model_dir, prompts, monkeypatch):
         sample(prompts, tiny_model_dir, **BATCHES, temperature=0.5)
     assert "seed" not in str(caught.value)
     write_rows(prompts, [{"prompt": p, "label": 0, "note": "changed"} for p in PROMPTS])
-    with pytest.raises(ValueError, match=r"contents of the data set was '9 rows, .*' and is '9 rows"):
+    with pytest.raises(ValueError, match=r"contents of the dataset was '9 rows, .*' and is '9 rows"):
         sample(prompts, tiny_model_dir, **BATCHES)
     assert Path("out.jsonl").read_bytes() == before
     assert sample(prompts, tiny_model_dir, **BATCHES, temperature=0.5, overwrite_output=True) == 0
     assert len(read_rows()) == 9
 
 
-def test_other_weights_under_the_same_name(prompts, monkeypatch):
-    tokenizer = make_tokenizer()
-    tokenizer.save_pretrained("model")
-    make_model(len(tokenizer)).save_pretrained("model")
+def test_other_weights_under_the_same_name(save_model, prompts, monkeypatch):
+    save_model("model")
     interrupted("model", prompts, monkeypatch)
-    make_model(len(tokenizer), seed=1).save_pretrained("model")
+    save_model("model", seed=1)
     with pytest.raises(ValueError, match="weights of model was"):
         sample(prompts, "model", **BATCHES)
 
@@ -470,14 +459,14 @@ def test_long_prompts_are_dropped_and_counted(tiny_model_dir, capsys):
     only = write_rows("only.jsonl", [{"prompt": long}])
     with pytest.raises(DataError, match="no row is left of 1: 1 prompts too long"):
         sample(only, tiny_model_dir, "only_out.jsonl", max_completion_length=20)
-    with pytest.raises(ValueError, match=r"max_completion_length \(256\) leaves no room .* has 256 positions"):
+    with pytest.raises(
+        ValueError, match=r"max_completion_length \(256\) leaves no tokens .* context length of .* is 256"
+    ):
         sample(rows, tiny_model_dir, "no_room.jsonl", max_completion_length=256)
 
 
-def test_chat_prompts_need_a_chat_template(tmp_path):
-    tokenizer = make_tokenizer(chat=False)
-    tokenizer.save_pretrained("plain")
-    make_model(len(tokenizer)).save_pretrained("plain")
+def test_chat_prompts_need_a_chat_template(save_model):
+    save_model("plain")
     chats = write_rows("chats.jsonl", [{"prompt": [{"role": "user", "content": "film?"}]}])
     with pytest.raises(DataError, match=r"'plain': .*no chat template"):
         sample(chats, "plain")
@@ -530,8 +519,8 @@ def test_empty_and_missing_data(tiny_model_dir, prompts):
 def test_values_that_json_does_not_know(tiny_model_dir):
     from datasets import Dataset
 
-    Dataset.from_dict({"prompt": ["a"], "picture": [b"\x00"]}).to_parquet("binary.parquet")
-    with pytest.raises(DataError, match="Output row 0, column 'picture': cannot be written as JSON"):
+    Dataset.from_dict({"prompt": ["a"], "image": [b"\x00"]}).to_parquet("binary.parquet")
+    with pytest.raises(DataError, match="Output row 0, column 'image': cannot be written as JSON"):
         sample("binary.parquet", tiny_model_dir)
 
 
@@ -539,16 +528,16 @@ def test_values_that_json_does_not_know(tiny_model_dir):
     ("settings", "message"),
     [
         ({"num_generations": 0}, "num_generations must be at least 1, got 0"),
-        ({"max_num_prompts": -1}, "max_num_prompts must be at least 0"),
-        ({"generation_batch_size": 0}, "generation_batch_size must be at least 1"),
+        ({"max_num_prompts": -1}, "`max_num_prompts` must be at least 0"),
+        ({"generation_batch_size": 0}, "`generation_batch_size` must be at least 1"),
         ({"temperature": 0}, "the same completion every time"),
         ({"reward_funcs": "nothing_like_that"}, "Unknown reward function 'nothing_like_that'"),
         ({"reward_weights": [1, 2]}, "`reward_weights` has 2 entries for 0 reward functions"),
         ({"completion_columns": "text"}, "no effect without --dataset_completions"),
         ({"output": "out.csv"}, "must end in .jsonl or .parquet"),
         ({"output": "folder.jsonl"}, "is a directory"),
-        ({"output": "./prompts.jsonl"}, "output_file is the data set itself"),
-        ({"model": None}, "nothing to sample"),
+        ({"output": "./prompts.jsonl"}, "output_file is the dataset itself"),
+        ({"model": None}, "there is nothing to sample"),
         ({"model": "./nowhere"}, "Cannot load the model './nowhere'"),
         ({"model": "nobody/nothing"}, "Cannot load the model 'nobody/nothing'"),
         ({"reward_model_name_or_path": "./nowhere"}, "Unknown reward function './nowhere'"),
@@ -593,7 +582,7 @@ def test_half_a_surrogate_pair_is_written(tmp_path):
     assert read_rows("rows.jsonl") == [{"prompt": "?!"}]
 
 
-def test_generators_are_put_back(tiny_model_dir, prompts):
+def test_random_states_are_restored(tiny_model_dir, prompts):
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)

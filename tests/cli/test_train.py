@@ -5,7 +5,6 @@
 
 import dataclasses
 import json
-import textwrap
 from types import SimpleNamespace
 
 import pytest
@@ -19,32 +18,7 @@ from trl_ext.method import Method, discover
 NAME = "rrhf"  # a method that trains on rows with completions, as the tests below do
 
 
-@pytest.fixture(autouse=True)
-def one_process(monkeypatch):
-    """No launcher around the tests, and no `accelerate config` of the person who runs them."""
-    for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "TRL_EXT_DEBUG"):
-        monkeypatch.delenv(name, raising=False)
-    from accelerate.commands.config import config_args
-
-    monkeypatch.setattr(config_args, "default_config_file", "/nonexistent/default_config.yaml")
-
-
-@pytest.fixture
-def yaml_file(tmp_path):
-    def write(text: str) -> str:
-        path = tmp_path / "config.yaml"
-        path.write_text(textwrap.dedent(text))
-        return str(path)
-
-    return write
-
-
 class TestArguments:
-    def test_launcher_flags_are_taken_out_of_ours(self):
-        words = ["--seed", "2", "--num_processes", "2", "--multi_gpu", "--config", "a.yaml", "--run_name", "2"]
-        ours = cli_train._without(words, ["--num_processes", "2", "--multi_gpu"])
-        assert ours == ["--seed", "2", "--config", "a.yaml", "--run_name", "2"]
-
     @pytest.mark.parametrize(
         ("value", "meaning"), [("true", True), ("False", None), (None, None), ("out/checkpoint-3", "out/checkpoint-3")]
     )
@@ -83,10 +57,10 @@ class TestDatasets:
 
     def test_missing_splits_name_those_found(self, files):
         with pytest.raises(
-            ValueError, match=r"train\.jsonl has no split 'test' but train: set `dataset_test_split`, set"
+            ValueError, match=r"train\.jsonl has no split 'test', only train: set `dataset_test_split`, set"
         ):
             self.load("steps", dataset_name=files / "train.jsonl")
-        with pytest.raises(ValueError, match=r"has no split 'first' but train: set `dataset_train_split`$"):
+        with pytest.raises(ValueError, match=r"has no split 'first', only train: set `dataset_train_split`$"):
             self.load(dataset_name=files / "train.jsonl", dataset_train_split="first")
 
 
@@ -159,7 +133,7 @@ class TestTrain:
             (["--length_penaltyy", "1"], "unknown flag '--length_penaltyy'"),
             (["--dataset_name", "/no/file.jsonl"], "/no/file.jsonl"),
             (["--model_name_or_path", "/no/model"], "/no/model"),
-            (["--eval_strategy", "steps", "--eval_steps", "1"], "has no split 'test' but train"),
+            (["--eval_strategy", "steps", "--eval_steps", "1"], "has no split 'test', only train"),
             (["--dataset_name="], "set dataset_name"),
             (["--model_name_or_path="], "set model_name_or_path"),
             (["--temperature", "-1"], "temperature"),

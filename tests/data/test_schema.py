@@ -93,8 +93,8 @@ BAD_PLAIN_ROWS = {
     "cut to nothing": ({"completions": [" a", ""], "ended": [True, False]}, "completions", r"\[1\] is empty text"),
     "too few scores": ({"scores": [1.0]}, "scores", "has 1 entries for 2 completions"),
     "too many scores": ({"scores": [1.0, 2.0, 3.0]}, "scores", "has 3 entries for 2 completions"),
-    "no scores": ({"scores": None}, "scores", "must be a list with a number"),
-    "one score": ({"scores": 1.0}, "scores", "must be a list with a number"),
+    "no scores": ({"scores": None}, "scores", "must be a list with one number per completion"),
+    "one score": ({"scores": 1.0}, "scores", "must be a list with one number per completion"),
     "NaN score": ({"scores": [1.0, float("nan")]}, "scores", r"\[1\] is nan"),
     "infinite score": ({"scores": [float("-inf"), 1.0]}, "scores", r"\[0\] is -inf"),
     "text score": ({"scores": [1.0, "2"]}, "scores", r"\[1\] must be a number, got '2'"),
@@ -102,7 +102,7 @@ BAD_PLAIN_ROWS = {
     "true score": ({"scores": [True, 1.0]}, "scores", r"\[0\] must be a number, got True"),
     "too few ended": ({"ended": [True]}, "ended", "must be a list of 2 booleans"),
     "ended is no list": ({"ended": True}, "ended", "must be a list of 2 booleans"),
-    "empty prompt": ({"prompt": ""}, "prompt", "is empty text. Remove the row, or begin the text(?!.*`ended`)"),
+    "empty prompt": ({"prompt": ""}, "prompt", "is empty text. Remove the row: a model cannot(?!.*`ended`)"),
     "null prompt": ({"prompt": None}, "prompt", "must be text.*got nothing"),
     "number prompt": ({"prompt": 3}, "prompt", "must be text.*got `int`"),
     "chat prompt": ({"prompt": USER}, "prompt", "must be text, as in the first row, got a list of messages"),
@@ -118,8 +118,8 @@ BAD_CHAT_ROWS = {
     ),
     "no messages": ({"prompt": []}, "prompt", "has no messages"),
     "empty answer": ({"completions": [[], says("b")]}, "completions", r"\[0\] has no messages"),
-    "no role": ({"prompt": [{"content": "x"}]}, "prompt", "holds .*, which is no message"),
-    "no dict": ({"completions": [says("a"), ["b"]]}, "completions", r"\[1\] holds 'b', which is no message"),
+    "no role": ({"prompt": [{"content": "x"}]}, "prompt", "holds .*, which is not a message"),
+    "no dict": ({"completions": [says("a"), ["b"]]}, "completions", r"\[1\] holds 'b', which is not a message"),
     "cut to nothing": (
         {"completions": [says(""), says("b")], "ended": [False, True]},
         "completions",
@@ -170,18 +170,18 @@ def test_a_bad_row_of_a_table_is_named():
 )
 @pytest.mark.parametrize("make", [Dataset.from_list, stream], ids=["map", "stream"])
 def test_missing_columns_and_those_found(make, row, message):
-    with pytest.raises(DataError, match=f"The train data set {message}"):
+    with pytest.raises(DataError, match=f"The train dataset {message}"):
         to_scored_rows(make([row]), "train")
 
 
 @pytest.mark.parametrize("dataset", [Dataset.from_list([]), Dataset.from_list([PLAIN]).select([]), stream([])])
 def test_a_data_set_without_rows(tiny_tokenizer, dataset):
-    with pytest.raises(DataError, match="The train data set has no rows"):
+    with pytest.raises(DataError, match="The train dataset has no rows"):
         prepare_dataset(dataset, tiny_tokenizer, name="train", max_length=0)
 
 
 def test_a_stream_that_declares_columns_but_has_no_rows(tiny_tokenizer):
     dataset = Dataset.from_list([PLAIN]).to_iterable_dataset().filter(lambda row: False)
     assert column_names(dataset)
-    with pytest.raises(DataError, match="The train data set has no rows"):
+    with pytest.raises(DataError, match="The train dataset has no rows"):
         prepare_dataset(dataset, tiny_tokenizer, name="train", max_length=0)

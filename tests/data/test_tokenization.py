@@ -227,9 +227,9 @@ def test_the_template_gets_tools_and_keyword_arguments(chat_tokenizer, tools):
 
 
 def test_conversations_need_a_chat_template(tiny_tokenizer):
-    with pytest.raises(DataError, match="conversational but the tokenizer has no chat template"):
+    with pytest.raises(DataError, match="conversational, but the tokenizer has no chat template"):
         tokenize_row(CHAT, tiny_tokenizer)
-    with pytest.raises(DataError, match="conversational but the tokenizer has no chat template"):
+    with pytest.raises(DataError, match="conversational, but the tokenizer has no chat template"):
         encode_prompt(tiny_tokenizer, USER)
 
 
@@ -251,7 +251,7 @@ def test_a_chat_template_from_a_file_or_a_tokenizer(tiny_tokenizer, tiny_model_d
     use_chat_template(tiny_tokenizer, tiny_model_dir)
     assert "<|im_start|>" in tiny_tokenizer.chat_template
     make_tokenizer().save_pretrained(tmp_path / "bare")
-    with pytest.raises(DataError, match=r"`chat_template_path`: .*bare.* holds no chat template"):
+    with pytest.raises(DataError, match=r"`chat_template_path`: .*bare.* has no chat template"):
         use_chat_template(tiny_tokenizer, str(tmp_path / "bare"))
 
 
@@ -296,7 +296,7 @@ def test_no_limit():
 
 
 def test_a_limit_that_drops_everything():
-    with pytest.raises(DataError, match="Every prompt of the train data set fills max_length=3"):
+    with pytest.raises(DataError, match="Every prompt of the train dataset fills max_length=3"):
         prepare([PLAIN, PLAIN], max_length=3)
 
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
-"""Siblings on a shared cache against one uncached forward a sibling, without padding, cache or batch."""
+"""Candidates on a shared cache against one uncached forward pass per candidate, without padding or batch."""
 
 import logging
 
@@ -8,12 +8,12 @@ import pytest
 import torch
 from conftest import make_model
 from oracles.token_tree import (
+    CANDIDATES,
     CONFIGS,
     MORE,
     PROMPTS,
-    REPLAYED,
+    RECOMPUTED,
     SHARED,
-    SIBLINGS,
     SMALL,
     VOCABULARY,
     backbone,
@@ -28,8 +28,7 @@ from transformers import (
 )
 
 from trl_ext.data.tokenization import left_padded
-from trl_ext.decoding import tree_backends as tree_forms
-from trl_ext.decoding import tree_support
+from trl_ext.decoding import tree_backends
 from trl_ext.decoding.token_tree import Tree
 
 
@@ -40,27 +39,27 @@ def walk(model, tree):
     hidden = tree.start(ids, mask)
     for n, row in enumerate(rows):
         assert close(hidden[n, -len(row) :], states(model, row))
-    for siblings in (SIBLINGS, MORE):  # the first are tried and left
-        assert close(tree.branch(torch.tensor(siblings)), branches_by_loop(model, rows, siblings))
+    for candidates in (CANDIDATES, MORE):  # the first are not kept
+        assert close(tree.branch(torch.tensor(candidates)), branches_by_loop(model, rows, candidates))
     tree.keep(torch.tensor([2, 0, 1, 2]))
     rows = [[*row, tokens[i]] for row, tokens, i in zip(rows, MORE, (2, 0, 1, 2), strict=True)]
-    found = tree.branch(torch.tensor(SIBLINGS), after_NT=torch.tensor([[50, 51], [52, 53], [54, 55], [56, 57]]))
+    found = tree.branch(torch.tensor(CANDIDATES), after_NT=torch.tensor([[50, 51], [52, 53], [54, 55], [56, 57]]))
     rows = [[*row, 50 + 2 * n, 51 + 2 * n] for n, row in enumerate(rows)]
-    assert close(found, branches_by_loop(model, rows, SIBLINGS))
+    assert close(found, branches_by_loop(model, rows, CANDIDATES))
     tree.reorder(torch.tensor([2, 2, 0, 1]))
-    rows, siblings = [rows[n] for n in (2, 2, 0, 1)], [SIBLINGS[n] for n in (2, 2, 0, 1)]
-    tree.keep(torch.tensor([3, 0, 1, 1]))  # the siblings came along
-    rows = [[*row, tokens[i]] for row, tokens, i in zip(rows, siblings, (3, 0, 1, 1), strict=True)]
+    rows, candidates = [rows[n] for n in (2, 2, 0, 1)], [CANDIDATES[n] for n in (2, 2, 0, 1)]
+    tree.keep(torch.tensor([3, 0, 1, 1]))  # with the candidates of the rows
+    rows = [[*row, tokens[i]] for row, tokens, i in zip(rows, candidates, (3, 0, 1, 1), strict=True)]
     hidden = tree.append(torch.tensor([[3], [4], [5], [6]]))
     rows = [[*row, 3 + n] for n, row in enumerate(rows)]
     assert close(hidden[:, 0], torch.stack([states(model, row)[-1] for row in rows]))
     assert close(tree.branch(torch.tensor(MORE)), branches_by_loop(model, rows, MORE))
     tree.crop(tree.length - 3)
     rows = [row[:-3] for row in rows]
-    assert close(tree.branch(torch.tensor(SIBLINGS)), branches_by_loop(model, rows, SIBLINGS))
+    assert close(tree.branch(torch.tensor(CANDIDATES)), branches_by_loop(model, rows, CANDIDATES))
     tree.reorder(torch.tensor([3, 1]))
     rows = [rows[3], rows[1]]
-    assert close(tree.branch(torch.tensor(SIBLINGS[:2])), branches_by_loop(model, rows, SIBLINGS[:2]))
+    assert close(tree.branch(torch.tensor(CANDIDATES[:2])), branches_by_loop(model, rows, CANDIDATES[:2]))
     assert tree.ids_NS.shape == tree.mask_NS.shape == (2, tree.length)
     assert [ids[mask].tolist() for ids, mask in zip(tree.ids_NS, tree.mask_NS, strict=True)] == rows
 
@@ -83,34 +82,36 @@ def test_shared_cache_is_exact(name, attention):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_more_siblings_for_some_rows(name):
-    """They see their own prefix; each row may keep one of either; what follows is as if it had been read in order."""
+def test_further_candidates_of_some_rows(name):
+    """A row may keep a first or a further candidate; later hidden states are those of the tokens in order."""
     model = backbone(name)
     tree = Tree(model)
     tree.start(*left_padded(PROMPTS, 0))
     rows = [list(prompt) for prompt in PROMPTS]
     some = torch.tensor([3, 1])
     for choice in ([0, 4, 2, 1], [3, 6, 0, 5], [1, 2, 3, 4]):
-        siblings, more = torch.tensor(SIBLINGS), torch.tensor(MORE)[some]
-        close(tree.branch(siblings), branches_by_loop(model, rows, SIBLINGS))
+        candidates, more = torch.tensor(CANDIDATES), torch.tensor(MORE)[some]
+        assert close(tree.branch(candidates), branches_by_loop(model, rows, CANDIDATES))
         found = tree.branch_more(some, more)
-        close(found, branches_by_loop(model, [rows[i] for i in some], more.tolist()))
+        assert close(found, branches_by_loop(model, [rows[i] for i in some], more.tolist()))
         tree.keep(torch.tensor(choice))
         for i, row in enumerate(rows):
-            row.append(SIBLINGS[i][choice[i]] if choice[i] < 4 else MORE[i][choice[i] - 4])
+            row.append(CANDIDATES[i][choice[i]] if choice[i] < 4 else MORE[i][choice[i] - 4])
     assert [row[mask].tolist() for row, mask in zip(tree.ids_NS, tree.mask_NS, strict=True)] == rows
     assert tree.calls == 1 + 3 * 2
-    close(tree.append(torch.tensor([[9]] * 4))[:, 0], torch.stack([states(model, [*row, 9])[-1] for row in rows]))
+    assert close(
+        tree.append(torch.tensor([[9]] * 4))[:, 0], torch.stack([states(model, [*row, 9])[-1] for row in rows])
+    )
     with pytest.raises(ValueError, match="Call `branch` first"):
         tree.branch_more(some, more)
-    tree.branch(siblings)
+    tree.branch(candidates)
     tree.branch_more(some, more)
     with pytest.raises(ValueError, match="at most once"):
         tree.branch_more(some, more)
 
 
-@pytest.mark.parametrize("name", REPLAYED)
-def test_others_are_replayed_exactly_and_say_so(name, caplog):
+@pytest.mark.parametrize("name", RECOMPUTED)
+def test_other_models_compute_candidates_without_a_cache_and_log_it(name, caplog):
     model = backbone(name)
     with caplog.at_level(logging.WARNING, logger="trl_ext"):
         tree = Tree(model)
@@ -125,14 +126,14 @@ def test_others_are_replayed_exactly_and_say_so(name, caplog):
     walk(model, tree)
 
 
-def test_replay_in_several_forwards(monkeypatch):
-    monkeypatch.setattr(tree_forms, "REPLAY_POSITIONS", 40)
+def test_without_a_cache_in_several_forward_passes(monkeypatch):
+    monkeypatch.setattr(tree_backends, "RECOMPUTE_POSITIONS", 40)
     model = backbone("mamba")
     walk(model, Tree(model))
 
 
-def test_attention_that_takes_no_mask_is_replayed_and_named():
-    """flash and flex attention; neither can be loaded here, so the config says it."""
+def test_attention_without_custom_masks_uses_no_cache():
+    """Flash and flex attention. Neither can be loaded here, so the name is set in the config."""
     model = backbone()
     model.config._attn_implementation = "flash_attention_2"
     tree = Tree(model)
@@ -141,8 +142,8 @@ def test_attention_that_takes_no_mask_is_replayed_and_named():
     assert "attn_implementation='sdpa'" in tree.reason
 
 
-def test_a_model_that_ignores_the_mask_is_found_out(monkeypatch):
-    """A model that looks right by its config, and in which siblings would see each other."""
+def test_a_model_that_ignores_the_mask_is_detected(monkeypatch):
+    """Its config supports a shared cache, but candidates would see each other."""
     model = backbone()
     real = model.forward
 
@@ -160,27 +161,27 @@ def test_a_model_that_ignores_the_mask_is_found_out(monkeypatch):
     walk(model.float(), Tree(model))
 
 
-def test_a_model_that_ignores_its_window_is_found_out(monkeypatch):
-    """The window is far longer than what is tried."""
+def test_a_mask_without_the_sliding_window_is_detected(monkeypatch):
+    """The window is far longer than the rows of the self-test."""
     model = backbone("mistral sliding")
     model.config.sliding_window = 1000
-    monkeypatch.setattr(tree_support, "SLIDING", "full_attention")
+    monkeypatch.setattr(tree_backends, "SLIDING", "full_attention")
     assert Tree(model).form == "replay"
     assert model.config.sliding_window == 1000
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
-def test_half_precision_keeps_the_shared_form(name):
+def test_half_precision_keeps_the_shared_cache(name):
     model = backbone(name, dtype=torch.bfloat16)
     tree = Tree(model)
     assert tree.form == "shared"
     ids, mask = left_padded(PROMPTS, 0)
     tree.start(ids, mask)
-    found, expected = tree.branch(torch.tensor(SIBLINGS)), branches_by_loop(model, PROMPTS, SIBLINGS)
+    found, expected = tree.branch(torch.tensor(CANDIDATES)), branches_by_loop(model, PROMPTS, CANDIDATES)
     assert ((found - expected).norm(dim=-1) / expected.norm(dim=-1)).mean() < 0.05
 
 
-def test_one_sibling_one_row_no_mask():
+def test_one_candidate_one_row_no_mask():
     model = backbone()
     tree = Tree(model)
     tree.start(torch.tensor([PROMPTS[0]]))
@@ -188,54 +189,54 @@ def test_one_sibling_one_row_no_mask():
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
-def test_long_answers_outgrow_the_room(name):
+def test_long_completions_outgrow_the_allocated_cache(name):
     model = backbone(name)
     tree = Tree(model)
     ids, mask = left_padded(PROMPTS[:2], 0)
     tree.start(ids, mask)
     rows = [list(row) for row in PROMPTS[:2]]
     for step in range(100):
-        siblings = [[(step + i) % VOCABULARY, (3 * step + 7 * i + 1) % VOCABULARY] for i in (0, 5)]
-        found = tree.branch(torch.tensor(siblings))
+        candidates = [[(step + i) % VOCABULARY, (3 * step + 7 * i + 1) % VOCABULARY] for i in (0, 5)]
+        found = tree.branch(torch.tensor(candidates))
         tree.keep(torch.tensor([step % 2, 0]))
         if step % 33 == 0:
-            assert close(found, branches_by_loop(model, rows, siblings), 3e-4)
-        rows = [[*row, tokens[i]] for row, tokens, i in zip(rows, siblings, (step % 2, 0), strict=True)]
+            assert close(found, branches_by_loop(model, rows, candidates), 3e-4)
+        rows = [[*row, tokens[i]] for row, tokens, i in zip(rows, candidates, (step % 2, 0), strict=True)]
     assert tree.length > 64 + 5
     assert close(tree.branch(torch.tensor(MORE[:2])), branches_by_loop(model, rows, MORE[:2]), 3e-4)
 
 
-def test_every_token_is_fed_once():
+def test_every_token_is_computed_once():
     model = backbone()
     tree, forwards, real = Tree(model), [], model.forward
     model.forward = lambda **kwargs: forwards.append(kwargs["input_ids"].shape) or real(**kwargs)
     ids, mask = left_padded(PROMPTS, 0)
     tree.start(ids, mask)
     for step in range(10):
-        tree.branch(torch.tensor(SIBLINGS))
+        tree.branch(torch.tensor(CANDIDATES))
         tree.keep(torch.tensor([step % 4, 0, 1, 3]))
     assert forwards == [(4, 8)] + [(4, 4)] * 10
     assert (tree.calls, tree.tokens) == (11, 4 * 8 + 10 * 4 * 4)
     assert tree.length == 18
 
 
-def test_a_tree_starts_anew():
+def test_a_tree_starts_again():
     model = backbone()
     tree = Tree(model)
     for prompts in (PROMPTS, PROMPTS[1:3], [[9, 8, 7]]):
         tree.start(*left_padded(prompts, 0))
-        siblings = SIBLINGS[: len(prompts)]
-        assert close(tree.branch(torch.tensor(siblings)), branches_by_loop(model, prompts, siblings))
+        candidates = CANDIDATES[: len(prompts)]
+        assert close(tree.branch(torch.tensor(candidates)), branches_by_loop(model, prompts, candidates))
 
 
-def test_training_mode_comes_back_and_dropout_is_off():
+def test_training_mode_is_restored_and_dropout_is_off():
     torch.manual_seed(0)
     model = AutoModel.from_config(GPT2Config(**SMALL, n_head=4, resid_pdrop=0.5)).eval()
-    expected = branches_by_loop(model, PROMPTS, SIBLINGS)
+    expected = branches_by_loop(model, PROMPTS, CANDIDATES)
     model.train()
     tree = Tree(model)
     tree.start(*left_padded(PROMPTS, 0))
-    found = tree.branch(torch.tensor(SIBLINGS))
+    found = tree.branch(torch.tensor(CANDIDATES))
     assert close(found, expected)
     assert not found.requires_grad
     assert all(module.training for module in model.modules())
@@ -244,13 +245,13 @@ def test_training_mode_comes_back_and_dropout_is_off():
 def test_adapter_takes_part():
     from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
-    before = branches_by_loop(backbone(), PROMPTS, SIBLINGS)
+    before = branches_by_loop(backbone(), PROMPTS, CANDIDATES)
     model = get_peft_model(backbone(), LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False))
     model.eval()
     tree = Tree(model)
     tree.start(*left_padded(PROMPTS, 0))
-    found = tree.branch(torch.tensor(SIBLINGS))
-    assert close(found, branches_by_loop(model, PROMPTS, SIBLINGS))
+    found = tree.branch(torch.tensor(CANDIDATES))
+    assert close(found, branches_by_loop(model, PROMPTS, CANDIDATES))
     assert not close(found, before, 0.1)
     with pytest.raises(ValueError, match="virtual tokens"):
         Tree(get_peft_model(backbone(), PromptTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=3)))
@@ -284,16 +285,16 @@ def test_bad_input():
     with pytest.raises(ValueError, match=r"mask has shape \(4, 3\), the ids have \(4, 8\)"):
         tree.start(ids, mask[:, :3])
     tree.start(ids, mask)
-    with pytest.raises(ValueError, match="no siblings to keep"):
+    with pytest.raises(ValueError, match="no candidates to keep"):
         tree.keep(torch.tensor([0, 0, 0, 0]))
     for wrong in (torch.tensor([[1, 2]]), torch.tensor([1, 2, 3, 4]), torch.zeros(4, 0, dtype=torch.long)):
-        with pytest.raises(ValueError, match="wanted is"):
+        with pytest.raises(ValueError, match="one row for each of the 4 prefixes"):
             tree.branch(wrong)
-        with pytest.raises(ValueError, match="wanted is"):
+        with pytest.raises(ValueError, match="one row for each of the 4 prefixes"):
             tree.append(wrong)
-    tree.branch(torch.tensor(SIBLINGS))
+    tree.branch(torch.tensor(CANDIDATES))
     tree.keep(torch.tensor([0, 0, 0, 0]))
-    with pytest.raises(ValueError, match="no siblings to keep"):
+    with pytest.raises(ValueError, match="no candidates to keep"):
         tree.keep(torch.tensor([0, 0, 0, 0]))
     for length in (100, 0, 3):  # the row of one token has none in the first three columns
         with pytest.raises(ValueError, match=f"Cannot keep {length} of 9 columns"):
@@ -305,9 +306,9 @@ def test_bad_input():
 @pytest.mark.parametrize("name", SHARED)
 def test_on_a_gpu(name):
     model = backbone(name)
-    expected = branches_by_loop(model, PROMPTS, SIBLINGS)
+    expected = branches_by_loop(model, PROMPTS, CANDIDATES)
     tree = Tree(model.cuda())
     assert tree.form == "shared"
     ids, mask = left_padded(PROMPTS, 0)
     tree.start(ids.cuda(), mask.cuda())
-    assert close(tree.branch(torch.tensor(SIBLINGS).cuda()).cpu(), expected, 2e-3)
+    assert close(tree.branch(torch.tensor(CANDIDATES).cuda()).cpu(), expected, 2e-3)

@@ -1,6 +1,8 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
+"""The client against a scripted server: failures and retries, concurrency, keys, proxies, requests and answers."""
+
 import json
 import math
 import threading
@@ -39,16 +41,16 @@ def error(status, message="no", **headers):
     return status, headers, {"error": {"message": message}}
 
 
-# ------------------------------------------------------------------------------------------------------------- faults
+# ------------------------------------------------------------------------------------------------------------- errors
 
 
 @pytest.mark.parametrize(
-    "fault",
+    "failure",
     [error(429), error(500), error(503), error(408), CUT, HALF, (200, {}, b'{"choices": [{"te'), (200, {}, b"<html>")],
     ids=["429", "500", "503", "408", "cut", "cut in the middle", "half a JSON", "no JSON"],
 )
-def test_what_passes_is_tried_again(server, fault):
-    server.script = [fault, fault]
+def test_temporary_failures_are_retried(server, failure):
+    server.script = [failure, failure]
     endpoint = client(server)
     [answer] = ask(endpoint, "The film")
     assert answer.text == "ok"
@@ -58,7 +60,7 @@ def test_what_passes_is_tried_again(server, fault):
 
 
 @pytest.mark.parametrize(
-    ("fault", "kind", "says"),
+    ("failure", "kind", "message"),
     [
         (error(429, "slow down"), EndpointBusy, "status 429: .*slow down"),
         (error(500, "broken"), EndpointFailed, "status 500: .*broken"),
@@ -68,10 +70,10 @@ def test_what_passes_is_tried_again(server, fault):
     ],
     ids=["429", "500", "cut", "cut in the middle", "no JSON"],
 )
-def test_what_stays_is_reported_with_what_the_server_said(server, fault, kind, says):
-    server.script = [fault] * 10
+def test_a_failure_that_stays_is_raised_with_the_servers_message(server, failure, kind, message):
+    server.script = [failure] * 10
     endpoint = client(server, max_retries=2)
-    with pytest.raises(kind, match=f"{says}(.|\n)*tried 3 times") as caught:
+    with pytest.raises(kind, match=f"{message}(.|\n)*tried 3 times") as caught:
         ask(endpoint, "x")
     assert caught.value.transient
     assert server.url in str(caught.value)
@@ -79,7 +81,7 @@ def test_what_stays_is_reported_with_what_the_server_said(server, fault, kind, s
 
 
 @pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 422])
-def test_what_is_refused_is_not_tried_again(server, status):
+def test_refused_requests_are_not_retried(server, status):
     server.script = [error(status, "the prompt is too long")]
     with pytest.raises(RequestRefused, match=f"status {status}.*the prompt is too long") as caught:
         ask(client(server), "x")
@@ -87,7 +89,7 @@ def test_what_is_refused_is_not_tried_again(server, status):
     assert len(server.requests) == 1
 
 
-def test_no_credit_is_not_waited_for(server):
+def test_a_429_without_credit_is_not_retried(server):
     server.script = [(429, {}, {"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}})]
     with pytest.raises(EndpointBusy, match="quota"):
         ask(client(server), "x")
@@ -103,13 +105,13 @@ def test_timeout(server):
         ask(client(server, timeout=0.1, max_retries=1), "x")
 
 
-def test_nobody_there(server):
+def test_nothing_listens_at_the_address(server):
     server.close()
     with pytest.raises(EndpointUnreachable, match="Connection refused"):
         ask(client(server, max_retries=1), "x")
 
 
-def test_back_off_doubles_up_to_the_limit(server, monkeypatch):
+def test_the_wait_doubles_up_to_the_limit(server, monkeypatch):
     monkeypatch.setattr("random.uniform", lambda *_: 1.0)
     server.script = [error(500)] * 5
     endpoint = client(server, backoff=1.0, max_wait=5.0, max_retries=5)
@@ -120,7 +122,7 @@ def test_back_off_doubles_up_to_the_limit(server, monkeypatch):
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
-def test_retry_after_is_kept_to(server, form):
+def test_retry_after_is_obeyed(server, form):
     soon = format_datetime(datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=2), usegmt=True)
     server.script = [error(429, **{"Retry-After": "0.3" if form == "seconds" else soon})]
     start = time.monotonic()
@@ -129,19 +131,19 @@ def test_retry_after_is_kept_to(server, form):
 
 
 @pytest.mark.parametrize("value", ["soon", "nan", "inf", "-5", ""])
-def test_retry_after_that_means_nothing(server, value):
+def test_invalid_retry_after_is_ignored(server, value):
     server.script = [error(429, **{"Retry-After": value})]
     assert ask(client(server), "x")[0].text == "ok"
 
 
-def test_retry_after_beyond_patience_ends_the_run(server):
+def test_retry_after_beyond_max_wait_raises(server):
     server.script = [error(429, **{"Retry-After": "3600"})]
     with pytest.raises(EndpointBusy, match="asks to wait 3600 s"):
         ask(client(server), "x")
     assert len(server.requests) == 1
 
 
-def test_429_holds_up_all_threads(server):
+def test_a_429_delays_all_threads(server):
     server.script = [error(429, **{"Retry-After": "0.4"})]
     endpoint = client(server)
     first = threading.Thread(target=ask, args=(endpoint, "a"))
@@ -152,7 +154,7 @@ def test_429_holds_up_all_threads(server):
     assert server.times[1] - server.times[0] > 0.38
 
 
-def test_close_ends_the_waiting(server):
+def test_close_ends_the_wait_for_a_retry(server):
     server.script = [error(429, **{"Retry-After": "30"})]
     endpoint = client(server)
     caught = []
@@ -197,7 +199,7 @@ def test_concurrency_is_limited(server):
     assert endpoint.cost.requests == 9
 
 
-def test_connections_are_kept_and_replaced(server):
+def test_connections_are_reused_and_replaced(server):
     endpoint = client(server)
     for _ in range(5):
         ask(endpoint, "x")
@@ -263,7 +265,7 @@ def test_no_key_is_sent_unless_its_variable_is_named(server, monkeypatch):
 
 
 @pytest.mark.parametrize("value", [None, "", "a\nb", "ключ"])
-def test_key_that_is_none(server, monkeypatch, value):
+def test_invalid_keys(server, monkeypatch, value):
     monkeypatch.delenv("A_KEY", raising=False)
     if value is not None:
         monkeypatch.setenv("A_KEY", value)
@@ -273,7 +275,7 @@ def test_key_that_is_none(server, monkeypatch, value):
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    ("settings", "message"),
     [
         ({"base_url": "localhost:8000"}, "must be an address"),
         ({"base_url": "ftp://x/v1"}, "must be an address"),
@@ -284,8 +286,8 @@ def test_key_that_is_none(server, monkeypatch, value):
         ({"backoff": math.nan}, "backoff"),
     ],
 )
-def test_settings_out_of_range(settings, says):
-    with pytest.raises(ValueError, match=says) as caught:
+def test_settings_out_of_range(settings, message):
+    with pytest.raises(ValueError, match=message) as caught:
         Endpoint(**{"base_url": "http://x/v1", "model": "m", **settings})
     assert "word" not in str(caught.value).replace("password", "")
 
@@ -348,7 +350,7 @@ def test_a_socks_proxy_needs_a_package(monkeypatch):
         Endpoint("https://model.invalid/v1", "m")
 
 
-# ------------------------------------------------------------------------------------------------ asking and reading
+# ------------------------------------------------------------------------------------------------ requests and answers
 
 
 def test_requests_of_both_endpoints(server):
@@ -391,20 +393,20 @@ def test_candidates_in_each_form():
     assert [(c.text, c.id) for c in answer.candidates[0]] == [("", 5), ("a", 4)]
 
 
-def test_a_drawn_token_that_was_not_asked_for_is_no_candidate():
-    def texts(keep, drawn, **table):
-        logprobs = {"tokens": [drawn], "top_logprobs": [table]}
+def test_a_sampled_token_that_was_not_requested_is_no_candidate():
+    def texts(keep, sampled, **table):
+        logprobs = {"tokens": [sampled], "top_logprobs": [table]}
         return [c.text for c in read(completion("x", logprobs=logprobs), "here", keep)[0].candidates[0]]
 
     table = {"a": -1.0, "b": -2.0, "c": -5.0}
     assert texts(2, "c", **table) == ["a", "b"]
     assert texts(3, "c", **table) == ["a", "b", "c"]
-    # Two hidden tokens in one entry: three were asked for, and the third here is the one that was drawn
+    # Two nameless tokens share an entry: three were requested, and the third here is the sampled one
     assert texts(3, "c", **{"a": -1.0, "": -2.0, "c": -5.0}) == ["a"]
     assert texts(3, "a", **{"a": -1.0, "": -2.0, "c": -5.0}) == ["a", "c"]
 
 
-def test_answers_come_in_the_order_of_their_index():
+def test_answers_are_sorted_by_index():
     body = completion("a", "b", "c")
     body["choices"].reverse()
     assert [answer.text for answer in read(body, "here")] == ["a", "b", "c"]
@@ -427,12 +429,12 @@ def test_answers_come_in_the_order_of_their_index():
         completion("x", logprobs=[1]),
     ],
 )
-def test_answers_of_another_form(body):
+def test_answers_that_do_not_follow_the_protocol(body):
     with pytest.raises(BadAnswer, match="here: "):
         read(body, "here")
 
 
-def test_whether_ids_are_taken(server):
+def test_whether_a_server_accepts_ids(server):
     server.answer = lambda path, body: completion("x", logprobs={"top_logprobs": [{"token_id:5": -1.0}]})
     assert takes_ids(client(server), [3])
     server.answer = lambda path, body: completion("x", logprobs={"top_logprobs": [{"x": -1.0}]})

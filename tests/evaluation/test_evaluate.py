@@ -244,9 +244,9 @@ def test_completions_without_a_reward_are_left_out_and_counted(model, tokenizer)
     drawn = [[completion(1), completion(2)], [completion(1), completion(1)], [completion(3), completion(3)]]
     found = evaluate(saying(model_policy(model, tokenizer), drawn), ROWS, load_rewards([picky, never]), settings=PLAIN)
     assert (found.metrics["reward/picky"], found.metrics["reward/picky_se"]) == (2.0, 0.0)
-    assert found.notes["reward/picky"] == "no number for 3 of 6 completions"
+    assert found.notes["reward/picky"] == "not defined for 3 of 6 completions"
     assert (found.metrics["reward/never"], found.metrics["reward/never_se"]) == (None, None)
-    assert found.notes["reward/never"] == "no number for 6 of 6 completions"
+    assert found.notes["reward/never"] == "not defined for 6 of 6 completions"
 
 
 def test_a_failing_reward_is_named(model, tokenizer):
@@ -260,7 +260,7 @@ def test_a_failing_reward_is_named(model, tokenizer):
 def test_no_base_leaves_kl_and_perplexity_out_and_says_why(model, tokenizer):
     found = evaluate_model(model, tokenizer, ROWS, settings=PLAIN)
     assert found.metrics["kl"] is found.metrics["kl_se"] is found.metrics["perplexity"] is None
-    assert found.notes == {"kl": "no base model was named", "perplexity": "no model to measure it under was named"}
+    assert found.notes == {"kl": "no base model was named", "perplexity": "no judge model was named"}
 
 
 def test_a_policy_without_log_probabilities_has_no_kl_but_a_perplexity(model, base, tokenizer):
@@ -303,13 +303,13 @@ def test_one_prompt_has_no_standard_errors(model, base, tokenizer):
     found = evaluate_model(model, tokenizer, ROWS[:1], settings=PLAIN, base_model=base)
     assert all(value is None for key, value in found.metrics.items() if key.endswith("_se"))
     assert all(value is not None for key, value in found.metrics.items() if not key.endswith("_se"))
-    assert "two prompts" in found.notes["se"]
+    assert "at least two prompts" in found.notes["se"]
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([], "the data set is empty"),
+        ([], "the dataset is empty"),
         ([{"prompt": "a"}, {"question": "b", "id": 1}], "Row 1 has no prompt.*id, question"),
     ],
 )

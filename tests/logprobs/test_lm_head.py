@@ -56,7 +56,7 @@ def test_values_and_gradients_equal_a_full_log_softmax(monkeypatch, chunk, bias)
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_a_step_up_the_gradient_makes_labels_likelier():
+def test_a_step_along_the_gradient_makes_labels_more_likely():
     hidden, weight, _, labels = tensors(bias=False)
     before = ChunkedLogProbs.apply(hidden, weight, None, labels)[0].sum()
     (grad,) = torch.autograd.grad(before, weight)
@@ -71,7 +71,7 @@ def test_log_probs_are_nats():
 
 
 def test_entropy_is_exact_where_logits_are_large_and_many():
-    """lse - E[logit] cancels where logits are far from 0, and a plain running sum over a vocabulary loses digits."""
+    """lse - E[logit] cancels where logits are far from 0, and a running sum over a vocabulary loses digits."""
     generator = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(50, 8, generator=generator), torch.randn(8192, 8, generator=generator)
     bias = torch.full((8192,), -300.0)
@@ -98,7 +98,7 @@ def test_entropy_and_top1_carry_no_gradient():
 
 
 class Largest(TorchDispatchMode):
-    """Notes the most elements that any tensor has that an operation returns."""
+    """Records the size of the largest tensor that an operation returns."""
 
     elements = 0
 
@@ -110,7 +110,7 @@ class Largest(TorchDispatchMode):
         return result
 
 
-def test_logits_are_never_whole_in_memory(monkeypatch):
+def test_full_logits_are_never_in_memory(monkeypatch):
     monkeypatch.setattr(head, "CHUNK_ELEMENTS", 4 * V)
     hidden, weight, _, labels = tensors(bias=False)
     with Largest() as seen:
@@ -222,7 +222,7 @@ def test_a_head_with_a_bias():
         ("Granite", {"logits_scaling": 4.0}, False),
     ],
 )
-def test_models_that_change_their_logits_take_trls_head(monkeypatch, name, changes, ours):
+def test_models_that_scale_or_cap_their_logits_use_trls_head(monkeypatch, name, changes, ours):
     model = small(name, **changes)
     assert_head_is_right(model)
     calls = []
@@ -235,10 +235,10 @@ def test_models_that_change_their_logits_take_trls_head(monkeypatch, name, chang
 
 
 class Sharded(torch.nn.Parameter):
-    """Stands for a weight that is not whole here (FSDP), or is not numbers (quantised)."""
+    """A weight that is sharded (FSDP) or quantized."""
 
 
-def test_a_weight_that_is_not_plain_takes_trls_head(monkeypatch):
+def test_a_sharded_or_quantized_weight_uses_trls_head(monkeypatch):
     model = make_model(V)
     ids, labels = batch()
     add_fused_head(model)
@@ -251,7 +251,7 @@ def test_a_weight_that_is_not_plain_takes_trls_head(monkeypatch):
     assert not head._is_plain_cpu(model.lm_head)
 
 
-def test_a_zero3_weight_takes_trls_head():
+def test_a_zero3_weight_uses_trls_head():
     model = make_model(V)
     assert head._is_plain_cpu(model.lm_head)
     model.lm_head.weight.ds_id = 0
@@ -270,7 +270,7 @@ def test_a_batch_without_labels_is_differentiable():
     assert all(grad is not None and grad.eq(0).all() for grad in grads)
 
 
-def test_other_calls_are_as_before():
+def test_other_calls_do_not_change():
     model, plain = make_model(V), make_model(V)
     add_fused_head(model)
     ids, labels = batch()
@@ -293,7 +293,7 @@ def test_the_head_is_added_once():
 
 
 @pytest.mark.parametrize("none", [False, True], ids=["some labels", "no labels"])
-def test_from_whole_logits_equals_the_chunked_head(none):
+def test_from_full_logits_equals_the_chunked_head(none):
     model = make_model(V)
     ids, labels = batch()
     labels = torch.full_like(labels, -100) if none else labels
@@ -315,7 +315,7 @@ class _Logits:
 
 
 def test_labels_that_are_not_shifted_are_for_trls_head():
-    """A model that a trainer of ours has used goes on in TRL's, which may pass `labels`."""
+    """A model can be trained by a trainer of TRL afterwards, which may pass `labels`."""
     from trl_ext.upstream import add_fused_lm_head
 
     ids = torch.arange(2, 14).reshape(2, 6)

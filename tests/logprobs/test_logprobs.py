@@ -28,7 +28,6 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import trl_ext.logprobs.logprobs as logprobs
 import trl_ext.logprobs.prefix_attention as cascade
-import trl_ext.logprobs.row_layout as shared_rows
 import trl_ext.logprobs.shared_prefix as prefix
 from trl_ext.logprobs.logprobs import LogProbs, completion_logps
 from trl_ext.logprobs.prefix_attention import CASCADE
@@ -43,8 +42,8 @@ SHARED = {"dense-sdpa": ("sdpa", "dense"), "dense-eager": ("eager", "dense"), "c
 
 
 @pytest.fixture(autouse=True)
-def stand_in(monkeypatch):
-    """Python for the GPU's flash attention, so that the cascade runs everywhere."""
+def mock_flash_attention(monkeypatch):
+    """Flash attention in Python, so that the cascade runs without a GPU."""
     monkeypatch.setattr(cascade, "flash_forward", flash_forward)
     monkeypatch.setattr(cascade, "flash_backward", flash_backward)
 
@@ -60,7 +59,7 @@ def batch_for(form):
 
 
 def rrhf_loss(sums, lengths, completions):
-    """All of the method: p, ranking loss with ties, SFT loss on the best; so that both signs of gradients occur."""
+    """RRHF's loss: p, ranking loss with ties, SFT loss on the best, so that gradients of both signs occur."""
     group = torch.tensor([b for b, items in enumerate(completions) for _ in items])
     scores = torch.tensor([float((5 * n) % 3) for n in range(len(group))])
     p = normalized_logps(sums, lengths)
@@ -182,7 +181,7 @@ def test_shared_rows_under_lora(setup):
     )
 
 
-def test_a_trained_copy_of_the_head_is_read():
+def test_a_trained_copy_of_the_head_is_used():
     """`modules_to_save=["lm_head"]` trains a copy of the head: log-probabilities must come from it, and reach it."""
     model = get_peft_model(llama(), LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"]))
     trained = model.get_output_embeddings().modules_to_save["default"].weight
@@ -219,7 +218,7 @@ def test_padding_changes_nothing(setup):
 
 @pytest.mark.parametrize("setup", SHARED)
 def test_completions_do_not_see_one_another(setup):
-    """Other completions, more of them, or in another order: nobody's log-probability moves."""
+    """Other completions, more of them, or another order do not change a log-probability."""
     attention, form = SHARED[setup]
     prompts, completions = batch_for(form)
     model = llama(attention)
@@ -250,24 +249,24 @@ def test_batches_can_be_split(setup):
     assert_close_in_size(gradients(model), expected)
 
 
-# --------------------------------------------------------------------------------------- what the confirmation is for
+# --------------------------------------------------------------------------------------- what the verification is for
 
 
 def plain_causal(segment_ids):
-    """A mask that forgets the segments: completions see one another."""
+    """A mask without segments, in which completions see one another."""
     length = segment_ids.shape[1]
     return torch.ones(length, length, dtype=torch.bool).tril().expand(len(segment_ids), 1, -1, -1)
 
 
 def without_prompt(segment_ids):
-    """A mask that forgets the prompt."""
+    """A mask in which completions do not see their prompt."""
     length = segment_ids.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     return (causal & (segment_ids[:, :, None] == segment_ids[:, None, :]))[:, None]
 
 
 def running_positions(prompts, completions, original=prefix.build_rows, **kwargs):
-    """Positions that run on through a row instead of going back to the prompt's end for each completion."""
+    """Positions that count through a row, instead of continuing from the prompt for each completion."""
     rows = original(prompts, completions, **kwargs)
     rows["position_ids"] = torch.arange(rows["input_ids"].shape[1]).expand_as(rows["input_ids"])
     return rows
@@ -276,26 +275,26 @@ def running_positions(prompts, completions, original=prefix.build_rows, **kwargs
 WRONG = {
     "mask without segments": (prefix, "dense_mask", plain_causal),
     "mask without prompt": (prefix, "dense_mask", without_prompt),
-    "positions": (shared_rows, "build_rows", running_positions),
+    "positions": (prefix, "build_rows", running_positions),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_masks_and_positions_are_seen(monkeypatch, caplog, name):
-    """With a wrong mask the numbers differ (so the tests above can see one), and the confirmation falls back."""
+def test_wrong_masks_and_positions_are_detected(monkeypatch, caplog, name):
+    """With a wrong mask the numbers differ (so that the tests above can see one), and the verification falls back."""
     model = llama()
     expected = sums_by_loop(model, PROMPTS, COMPLETIONS).float()
     monkeypatch.setattr(*WRONG[name])
-    unconfirmed = LogProbs(model, 0, shared_prefix="always")
-    unconfirmed._confirmed = True
-    assert (unconfirmed(model, PROMPTS, COMPLETIONS).sums() - expected).abs().max() > 0.1
+    unverified = LogProbs(model, 0, shared_prefix="always")
+    monkeypatch.setattr(unverified, "verify", lambda model: None)
+    assert (unverified(model, PROMPTS, COMPLETIONS).sums() - expected).abs().max() > 0.1
     assert_falls_back(model, caplog, expected)
 
 
 def assert_falls_back(model, caplog, expected, setting="always"):
     log_probs = LogProbs(model, 0, shared_prefix=setting)
     assert log_probs.layout.form == "dense"
-    with caplog.at_level(logging.WARNING, logger="trl_ext.logprobs.row_layout"):
+    with caplog.at_level(logging.WARNING, logger="trl_ext.logprobs.shared_prefix"):
         tokens = log_probs(model, PROMPTS, COMPLETIONS)
         log_probs(model, PROMPTS, COMPLETIONS)
     assert log_probs.layout.form == tokens.form == "separate"
@@ -355,8 +354,8 @@ def test_a_forward_without_positions_is_not_given_any_for_separate_rows():
     torch.testing.assert_close(tokens.sums(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_numbers_are_right_whatever_the_positions_of_separate_rows_would_be():
-    """Some models do not count from 0 (RoBERTa's first position is 2): separate rows leave the counting to them."""
+def test_separate_rows_are_passed_without_positions():
+    """Some models do not count from 0 (the first position of RoBERTa is 2), so that they count themselves."""
     model = llama()
     seen = []
     model.model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs), with_kwargs=True)
@@ -366,7 +365,7 @@ def test_numbers_are_right_whatever_the_positions_of_separate_rows_would_be():
     assert all(kwargs.get("position_ids") is None for kwargs in seen)
 
 
-def test_attention_nobody_knows_keeps_separate_rows():
+def test_unknown_attention_keeps_separate_rows():
     transformers.AttentionInterface.register("somebody_elses", cascade.sdpa_attention_forward)
     transformers.AttentionMaskInterface.register("somebody_elses", cascade.sdpa_mask)
     model = llama("somebody_elses")
@@ -379,7 +378,7 @@ def test_attention_nobody_knows_keeps_separate_rows():
     torch.testing.assert_close(tokens.sums(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_device_without_flash_kernels_steps_down_to_a_mask(monkeypatch):
+def test_a_device_without_flash_kernels_falls_back_to_a_mask(monkeypatch):
     monkeypatch.undo()  # the real kernels, which the CPU has not
     model = llama(CASCADE)
     expected = sums_by_loop(model, LONG_PROMPTS, LONG_COMPLETIONS).float()
@@ -389,16 +388,16 @@ def test_a_device_without_flash_kernels_steps_down_to_a_mask(monkeypatch):
     torch.testing.assert_close(tokens.sums(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_confirmation_runs_once_and_leaves_no_trace(monkeypatch):
+def test_verification_runs_once_per_model_and_leaves_no_trace():
     model = llama().train()
-    log_probs = LogProbs(model, 0, shared_prefix="always")
     calls = []
-    monkeypatch.setattr(
-        LogProbs, "_confirm", lambda self, m, original=LogProbs._confirm: calls.append(m) or original(self, m)
-    )
-    log_probs(model, PROMPTS, COMPLETIONS)
-    log_probs(model, PROMPTS, COMPLETIONS)
-    assert calls == [model]
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    for _ in range(2):
+        log_probs = LogProbs(model, 0, shared_prefix="always")
+        log_probs(model, PROMPTS, COMPLETIONS)
+        log_probs(model, PROMPTS, COMPLETIONS)
+    # Fused head and shared rows, each with its reference; then the batches.
+    assert len(calls) == 4 + 4
     assert model.training
     assert not gradients(model)
 
@@ -412,7 +411,7 @@ def test_works_through_the_wrapper_of_distributed_training(shared_prefix):
     torch.testing.assert_close(tokens.sums(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_another_model_of_the_same_kind_can_be_asked():
+def test_another_model_of_the_same_architecture_can_be_passed():
     """The frozen reference of a KL term shares the policy's rows."""
     model = llama()
     log_probs = LogProbs(model, 0, shared_prefix="always")
@@ -436,14 +435,14 @@ def test_bf16_stays_close_and_shares(caplog, autocast):
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_in_bf16_what_is_wrong_does_not_pass_for_a_rounding_error(monkeypatch, name):
+def test_in_bf16_a_wrong_mask_does_not_pass_for_a_rounding_error(monkeypatch, name):
     model = llama().to(torch.bfloat16)
     monkeypatch.setattr(*WRONG[name])
     assert LogProbs(model, 0, shared_prefix="always")(model, PROMPTS, COMPLETIONS).form == "separate"
 
 
-def test_a_model_that_was_moved_is_judged_where_it_is():
-    """Trainers take a model on the CPU and move it later."""
+def test_the_layout_is_chosen_again_for_a_model_that_was_moved():
+    """Trainers receive a model on the CPU and move it later."""
     model = llama()
     log_probs = LogProbs(model, 0, shared_prefix="always")
     log_probs._device, log_probs.layout = "elsewhere", Layout("separate", "as it was there")
@@ -457,10 +456,10 @@ def test_shared_prefix_has_three_settings():
 
 def test_never_keeps_the_models_attention():
     log_probs = LogProbs(llama(), 0, shared_prefix="never")
-    assert log_probs.layout == Layout("separate", "asked for")
+    assert log_probs.layout == Layout("separate", "`shared_prefix` is 'never'")
 
 
-def test_auto_shares_where_it_pays():
+def test_auto_shares_where_that_is_cheaper():
     model = llama()
     log_probs = LogProbs(model, 0)
     long_prompt, short_prompt = [[3] * 40], [[3] * 2]
@@ -585,7 +584,7 @@ HEADS = {
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_heads_that_are_more_than_a_matrix_get_whole_logits(name, caplog):
+def test_heads_that_are_more_than_a_matrix_get_full_logits(name, caplog):
     model_class, config_class, settings = HEADS[name]
     torch.manual_seed(0)
     model = getattr(transformers, model_class)(getattr(transformers, config_class)(**settings)).eval()
@@ -597,7 +596,7 @@ def test_heads_that_are_more_than_a_matrix_get_whole_logits(name, caplog):
     with caplog.at_level(logging.WARNING, logger="trl_ext.logprobs.logprobs"):
         tokens = log_probs(model, PROMPTS, COMPLETIONS)
     assert not log_probs.fused
-    assert any("whole in memory" in record.message for record in caplog.records)
+    assert any("full logits" in record.message for record in caplog.records)
     torch.testing.assert_close(tokens.sums(), expected, rtol=1e-4, atol=1e-4)
     tokens.sums().square().sum().backward()
     assert_close_in_size(gradients(model), expected_gradients)
@@ -614,7 +613,7 @@ def test_an_ordinary_head_is_fused():
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
-def test_completion_logps_come_back_in_order(batch_size):
+def test_completion_logps_are_in_order(batch_size):
     model = llama().train()
     completions = [[*group[:1], [], *group[1:]] for group in COMPLETIONS]
     completions.append([[], []])

@@ -20,13 +20,13 @@ PAD = 99
 
 
 @pytest.fixture
-def stand_in(monkeypatch):
+def mock_flash_attention(monkeypatch):
     monkeypatch.setattr(cascade, "flash_forward", flash_forward)
     monkeypatch.setattr(cascade, "flash_backward", flash_backward)
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
-def test_cascade_attention_equals_masked_attention(stand_in, kv_heads):
+def test_cascade_attention_equals_masked_attention(mock_flash_attention, kv_heads):
     """Output and all gradients, in float64, against one softmax over the keys that each query may see."""
     prompts, completions = [[1] * 4, [2] * 2], [[[3] * 3, [4] * 5], [[5], [6, 7], [8]]]
     rows = build_rows(prompts, completions, form="cascade", pad_token_id=PAD)
@@ -53,7 +53,7 @@ def test_cascade_attention_equals_masked_attention(stand_in, kv_heads):
 
 
 @pytest.mark.parametrize("scaling", [None, 0.1])
-def test_attention_function_scales_scores(stand_in, scaling):
+def test_attention_function_scales_scores(mock_flash_attention, scaling):
     rows = build_rows([[1, 2]], [[[3, 4]]], form="cascade", pad_token_id=PAD)
     plan = attention_inputs(rows, CASCADE, torch.float32, CPU)["prefix_plan"]
     query, key, value = torch.randn(3, 1, 2, 3, 16, generator=torch.Generator().manual_seed(0))
@@ -68,7 +68,7 @@ def test_attention_function_scales_scores(stand_in, scaling):
 
 
 def test_the_kernels_get_one_half_precision_dtype(monkeypatch):
-    """Under autocast rotary positions leave queries and keys in float32; without it the weights' dtype is theirs."""
+    """Under autocast, rotary embeddings leave queries and keys in float32; without it they have the weights' dtype."""
     seen = []
 
     def remember(q, k, v, span, scale):

@@ -103,8 +103,8 @@ prompts_and_completions = st.lists(
 @pytest.mark.parametrize("form", ["separate", "dense", "cascade"])
 @settings(max_examples=60, deadline=None)
 @given(batch=prompts_and_completions)
-def test_every_token_is_predicted_once_from_all_that_precedes_it(form, batch):
-    """The contract of all forms: whoever predicts token t of a completion sees prompt + completion[:t], in order."""
+def test_every_token_is_predicted_once_from_its_complete_prefix(form, batch):
+    """In all forms, the position that predicts token t of a completion sees prompt + completion[:t], in order."""
     prompts, completions = batch
     rows = build_rows(prompts, completions, form=form, pad_token_id=PAD)
     visible = visible_keys(form, rows)
@@ -201,7 +201,7 @@ def model_of(device="cpu", backend=True, **config):
         ({"layer_types": ["full_attention", "full_attention"]}, "dense", "sdpa"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "separate", "sliding_attention"),
         ({"layer_types": ["linear_attention"]}, "separate", "linear_attention"),
-        ({"sliding_window": 4096}, "separate", "sliding_window"),
+        ({"sliding_window": 4096}, "separate", "sliding_attention"),
         ({"sliding_window": 4096, "use_sliding_window": False}, "dense", "sdpa"),
         ({"sliding_window": None}, "dense", "sdpa"),
         ({"window_size": 256}, "separate", "window_size"),
@@ -276,12 +276,12 @@ def test_choose_form(layout, batch, setting, form):
 
 
 @pytest.mark.parametrize("layout", [DENSE, FLASH], ids=lambda layout: layout.form)
-def test_rows_are_shared_where_tokens_fall_by_a_third(layout):
+def test_rows_are_shared_where_they_have_a_third_fewer_tokens(layout):
     prompts, completions = lengths(48, *[48] * 4)  # 4 x 95 positions become 47 + 4 x 48
     assert choose_form(layout, prompts, completions, hidden_size=128) == layout.form
 
 
-def test_one_prompt_of_one_token_keeps_a_whole_batch_from_flash():
+def test_a_prompt_of_one_token_keeps_its_batch_in_separate_rows():
     (prompt,), (group,) = lengths(64, *[8] * 6)
     assert choose_form(FLASH, [prompt, [1]], [group, [[2], [3]]], 256) == "separate"
     assert choose_form(FLASH, [prompt, [1, 1]], [group, [[2], [3]]], 256) == "cascade"

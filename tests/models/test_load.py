@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Loading, 4-bit on the CPU, adapters, and errors that say what to do."""
+"""Loading of models, 4-bit layers on the CPU, adapters, and errors that name the remedy."""
 
 import json
 import logging
@@ -75,7 +75,7 @@ def lora_gradients(model):
 
 
 def evaluate(model):
-    """What packs the layers where nothing prevents it: a forward in evaluation mode, and generation."""
+    """A forward pass in evaluation mode and generation, after which bitsandbytes repacks layers."""
     model.eval()
     with torch.no_grad():
         model(input_ids=IDS)
@@ -98,7 +98,7 @@ def test_4bit_gradients_are_the_same_after_an_evaluation(load_qlora, compute):
 
 
 def test_without_the_fix_gradients_change(load_qlora, monkeypatch):
-    """What `use_exact_4bit_on_cpu` is for; without it the test above fails on CPUs that bitsandbytes packs for."""
+    """Without `use_exact_4bit_on_cpu` the test above fails on CPUs for which bitsandbytes repacks layers."""
     if not packs_on_this_cpu():
         pytest.skip("bitsandbytes packs 4-bit layers on CPUs with AVX512-BF16 only")
     monkeypatch.setattr(models, "use_exact_4bit_on_cpu", lambda model: None)
@@ -108,7 +108,7 @@ def test_without_the_fix_gradients_change(load_qlora, monkeypatch):
     assert torch.nn.functional.cosine_similarity(lora_gradients(model), before, dim=0) < 0.99
 
 
-def test_a_model_that_was_loaded_elsewhere_is_mended_too(tiny_model_dir, tmp_path):
+def test_4bit_layers_of_a_model_loaded_by_the_user_are_differentiable(tiny_model_dir, tmp_path):
     pytest.importorskip("bitsandbytes")
     from transformers import AutoModelForCausalLM
 
@@ -134,7 +134,7 @@ def test_4bit_model_is_what_was_asked_for(load_qlora):
     assert base_of(model).model.norm.weight.dtype == torch.bfloat16
 
 
-def test_quantisation_of_the_command_line():
+def test_quantization_of_the_command_line():
     assert quantization_config_from(ModelConfig()) is None
     config = quantization_config_from(ModelConfig(load_in_4bit=True, dtype="float32"))
     assert config.load_in_4bit
@@ -164,7 +164,7 @@ def test_missing_bitsandbytes_names_the_extra(monkeypatch, tiny_model_dir, argum
     load_model(tiny_model_dir)  # without quantisation nothing is missing
 
 
-def test_a_quantised_model_needs_an_adapter(tiny_model_dir):
+def test_a_quantized_model_needs_an_adapter(tiny_model_dir):
     model = make_model(64)
     model.is_loaded_in_4bit = True
     with pytest.raises(ValueError, match="pass `peft_config`"):
@@ -187,7 +187,7 @@ def test_load_a_classifier(tiny_reward_dir):
 
 
 def test_another_kind_of_model_is_refused(tiny_model_dir, tiny_reward_dir, tmp_path):
-    """Before its weights are read: what follows would fail deep inside, or not at all."""
+    """Before its weights are loaded: later it would fail with another error, or not at all."""
     with pytest.raises(ValueError, match=r"a sequence classifier \(LlamaForSequenceClassification\)"):
         load_model(tiny_reward_dir)
     assert load_model(tiny_reward_dir, head="none").config.hidden_size  # as the trunk of something
@@ -211,7 +211,7 @@ def test_another_kind_of_model_is_refused(tiny_model_dir, tiny_reward_dir, tmp_p
     ],
 )
 def test_another_kind_of_model_on_the_hub_is_refused(monkeypatch, head, saved, message):
-    """Its config is there when it has been loaded, and says what its repository holds."""
+    """Its config is read after loading, and states the kind of the model."""
 
     def from_the_hub(name, *_, **__):
         assert name == "org/some-model"
@@ -226,8 +226,8 @@ def test_another_kind_of_model_on_the_hub_is_refused(monkeypatch, head, saved, m
     assert load_model("org/some-model", head=other).config.architectures  # what it is
 
 
-def test_the_adapter_of_a_reward_brings_its_score(tiny_model_dir, tmp_path):
-    """Its base may be a language model, which has no score itself and is refused without the adapter."""
+def test_the_adapter_of_a_reward_has_its_score_head(tiny_model_dir, tmp_path):
+    """Its base may be a language model, which has no score head and is refused without the adapter."""
     scorer = AutoModelForSequenceClassification.from_pretrained(tiny_model_dir, num_labels=1)
     adapted = get_peft_model(scorer, LoraConfig(r=2, task_type="SEQ_CLS", target_modules=["q_proj"]))
     with torch.no_grad():
@@ -246,10 +246,10 @@ def test_the_adapter_of_a_reward_brings_its_score(tiny_model_dir, tmp_path):
 
 @pytest.mark.parametrize("load", ["ValueModel", "ProxyModel"])
 @pytest.mark.parametrize("name", ["./no/such", "nosuch"])
-def test_what_stands_beside_a_model_and_cannot_be_loaded_is_named(load, name):
+def test_a_model_that_cannot_be_loaded_is_named(load, name):
     import trl_ext
 
-    with pytest.raises(OSError, match=rf"Cannot load the \w+( model)? '{name}', which is no directory here"):
+    with pytest.raises(OSError, match=rf"Cannot load the \w+( model)? '{name}', which is no local directory"):
         getattr(trl_ext, load).from_pretrained(name)
 
 
@@ -357,7 +357,7 @@ def test_an_adapter_of_virtual_tokens_is_refused():
         IA3Config(target_modules=["k_proj"], feedforward_modules=[]),
     ],
 )
-def test_adapters_of_weights_are_taken(config):
+def test_adapters_of_weights_are_accepted(config):
     model = wrap_with_peft(make_model(64), config)
     trained = [p for p in model.parameters() if p.requires_grad]
     assert 0 < sum(p.numel() for p in trained) < sum(p.numel() for p in model.parameters()) / 2
@@ -379,7 +379,7 @@ def test_load_policy_takes_an_adapter_to_train_it_further(adapter_dir, tmp_path)
     assert {"lora" in name for name, p in model.named_parameters() if p.requires_grad} == {True}
 
 
-def test_quantisation_is_asked_for_once(tiny_model_dir, tmp_path):
+def test_quantization_is_configured_once(tiny_model_dir, tmp_path):
     args = settings(tmp_path, model_init_kwargs={"quantization_config": {"load_in_8bit": True}})
     with pytest.raises(ValueError, match="both to the trainer and in `model_init_kwargs`"):
         load_policy(tiny_model_dir, args, quantization_config=BitsAndBytesConfig(**NF4))
@@ -387,7 +387,7 @@ def test_quantisation_is_asked_for_once(tiny_model_dir, tmp_path):
         load_policy(make_model(64), settings(tmp_path), quantization_config=BitsAndBytesConfig(**NF4))
 
 
-def test_init_kwargs_of_a_loaded_model_are_ignored_aloud(tmp_path, caplog):
+def test_ignored_init_kwargs_of_a_loaded_model_are_logged(tmp_path, caplog):
     model = make_model(64)
     with caplog.at_level(logging.WARNING, logger="trl_ext.training.model_loading"):
         assert load_policy(model, settings(tmp_path, model_init_kwargs={"dtype": "bfloat16"})) is model
@@ -405,7 +405,7 @@ def test_dropout(tmp_path, disable):
 
 
 @pytest.mark.parametrize("checkpointing", [True, False])
-def test_inputs_carry_gradients_where_checkpointing_needs_them(tmp_path, checkpointing):
+def test_inputs_require_gradients_where_checkpointing_needs_them(tmp_path, checkpointing):
     args = settings(tmp_path, gradient_checkpointing=checkpointing)
     model = load_policy(make_model(64), args, peft_config=LoraConfig(**LORA))
     assert model.get_input_embeddings()(IDS).requires_grad == checkpointing
@@ -429,8 +429,8 @@ def test_default_device(monkeypatch):
     assert default_device() == torch.device("cuda")
 
 
-def test_a_torch_compiled_for_an_accelerator_that_is_not_there(monkeypatch):
-    """PyPI's torch for Linux is compiled for CUDA; on a machine without a GPU it names `cuda` unless asked to look."""
+def test_torch_compiled_for_an_accelerator_that_is_missing(monkeypatch):
+    """torch from PyPI is compiled for CUDA on Linux, and names `cuda` without a GPU unless it is to check."""
     monkeypatch.setattr(torch._C, "_accelerator_getAccelerator", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert torch.accelerator.current_accelerator() == torch.device("cuda")

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Launches that would silently do something else are errors. What sharded models compute: see test_distributed.py."""
+"""Launches that silently set up something else are errors. For sharded models, see each test_distributed.py."""
 
 from types import SimpleNamespace
 
@@ -29,7 +29,7 @@ def no_launcher(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_what_is_as_it_was_asked_for(monkeypatch):
+def test_launches_that_are_set_up_as_asked_for(monkeypatch):
     check_launch(trainer(cast_for_generation=True))
     monkeypatch.setenv("WORLD_SIZE", "2")
     check_launch(trainer(DistributedType.MULTI_CPU, 2))
@@ -57,7 +57,7 @@ def test_several_gpus_in_one_process():
         check_launch(trainer(n_gpu=2))
 
 
-def test_what_sharded_models_cannot():
+def test_settings_that_sharded_models_do_not_support():
     with pytest.raises(ValueError, match="Set `fsdp_version: 2`"):
         check_launch(trainer(DistributedType.FSDP, 2, fsdp=1))
     for kind, fsdp in ((DistributedType.FSDP, 2), (DistributedType.DEEPSPEED, 0)):
@@ -65,9 +65,9 @@ def test_what_sharded_models_cannot():
             check_launch(trainer(kind, 2, fsdp=fsdp, cast_for_generation=True))
 
 
-def test_what_is_in_pieces():
+def test_is_sharded():
     model = make_model(64)
     assert not is_sharded(model)
-    next(model.parameters()).ds_id = 0  # as ZeRO-3 marks what it has in pieces
+    next(model.parameters()).ds_id = 0  # as ZeRO-3 marks sharded parameters
     assert is_sharded(model)
     assert not is_sharded(torch.nn.Identity())

@@ -48,7 +48,7 @@ def gradients(model):
 
 
 def visible_keys(form, rows):
-    """(rows, L, L), true where a position may attend: read off what the model is given."""
+    """(rows, L, L), true where a position may attend, from the arguments of the model."""
     length = rows["input_ids"].shape[1]
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     if form == "separate":
@@ -79,7 +79,7 @@ def _scores(q, k, span, i, scale):
 
 
 def flash_forward(q, k, v, span, scale):
-    """Stands in for `trl_ext.logprobs.prefix_attention.flash_forward` where there is no GPU."""
+    """`trl_ext.logprobs.prefix_attention.flash_forward` in Python, for machines without a GPU."""
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
     out, lse = torch.zeros_like(q), q.new_full((q.shape[1], q.shape[0]), -torch.inf)
@@ -92,7 +92,7 @@ def flash_forward(q, k, v, span, scale):
 
 def flash_backward(grad, q, k, v, out, lse, span, state, scale):
     """
-    Stands in for `trl_ext.logprobs.prefix_attention.flash_backward`: as the kernels, it takes probabilities to be
+    `trl_ext.logprobs.prefix_attention.flash_backward` in Python. Like the kernels, it recomputes probabilities as
     e^(score - lse).
     """
     kv_heads, group = k.shape[1], q.shape[1] // k.shape[1]
@@ -110,7 +110,7 @@ def flash_backward(grad, q, k, v, out, lse, span, state, scale):
 
 
 class Wrapper(DistributedDataParallel):
-    """What distributed training puts around a model, for code that looks inside; it distributes nothing."""
+    """A wrapper like that of distributed training, which only calls the model."""
 
     def __init__(self, module):
         nn.Module.__init__(self)

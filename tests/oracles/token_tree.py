@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Small models of many architectures, and candidates by one forward pass each: no cache, no padding."""
+"""Small models of many architectures, and hidden states of candidates by one forward pass each, without a cache."""
 
 import torch
 from transformers import (
@@ -54,10 +54,10 @@ CONFIGS = {
     "mamba": lambda: MambaConfig(**SMALL),
 }
 SHARED = [name for name in CONFIGS if name not in ("bloom", "mamba")]
-REPLAYED = ["bloom", "mamba"]
+RECOMPUTED = ["bloom", "mamba"]
 
 PROMPTS = [[5, 6, 7, 8, 9], [10], [11, 12, 13, 14, 15, 16, 17, 18], [20, 21]]
-SIBLINGS = [[22, 23, 24, 25], [26, 27, 28, 29], [30, 31, 32, 33], [34, 35, 36, 37]]
+CANDIDATES = [[22, 23, 24, 25], [26, 27, 28, 29], [30, 31, 32, 33], [34, 35, 36, 37]]
 MORE = [[38, 39, 40], [41, 42, 43], [44, 45, 46], [47, 48, 49]]
 
 
@@ -68,15 +68,15 @@ def backbone(name="llama", attention=None, dtype=torch.float32):
 
 @torch.no_grad()
 def states(model, ids):
-    """Hidden states of one sequence, of shape (T, D): what everything here must come to."""
+    """Hidden states of one sequence, of shape (T, D), in one uncached forward pass without padding."""
     return model(input_ids=torch.tensor([ids])).last_hidden_state[0]
 
 
-def branches_by_loop(model, rows, siblings):
+def branches_by_loop(model, rows, candidates):
     return torch.stack(
         [
             torch.stack([states(model, [*row, token])[-1] for token in tokens])
-            for row, tokens in zip(rows, siblings, strict=True)
+            for row, tokens in zip(rows, candidates, strict=True)
         ]
     )
 

@@ -13,9 +13,10 @@ import pytest
 import torch
 from conftest import make_model, make_tokenizer
 
+from trl_ext.data.completion import Completion
 from trl_ext.rewards.classifiers import ClassifierReward
 from trl_ext.rewards.functions import Reward, RewardError, load_rewards
-from trl_ext.rewards.scoring import score
+from trl_ext.rewards.scoring import score_completions
 
 
 PLAIN = {"prompts": ["the film", "a"], "completions": [" is good", " bad plot and so"]}
@@ -29,9 +30,21 @@ def length(completions, **_):
     return [len(text) for text in completions]
 
 
-def reward(output):
-    """A reward function that says `output`, whatever it is asked."""
-    return Reward("said", lambda **_: output)
+def reward(output, name="constant"):
+    """A reward function that returns `output` for every input."""
+    return Reward(name, lambda **_: output)
+
+
+def completions_of(texts, ids=None):
+    return [Completion(text, ids[i] if ids else [], True) for i, text in enumerate(texts)]
+
+
+def scores(rewards, weights=None, **columns):
+    """`score_completions` of two prompts with one completion each."""
+    rows = [{"prompt": prompt} for prompt in PLAIN["prompts"]]
+    rows = [row | {name: values[i] for name, values in columns.items()} for i, row in enumerate(rows)]
+    groups = [[completion] for completion in completions_of(PLAIN["completions"])]
+    return [scored for [scored] in score_completions(rows, groups, rewards, weights)]
 
 
 @pytest.fixture
@@ -43,42 +56,76 @@ def classifier():
 
 
 def test_score_is_the_weighted_sum():
-    rewards = [reward([1.0, 2.0]), Reward("other", lambda **_: [10, -10])]
-    table = score(rewards, [2.0, -0.5], **PLAIN)
-    assert table.total == [2 * 1 - 0.5 * 10, 2 * 2 + 0.5 * 10]
-    assert table.by_name == {"said": [1.0, 2.0], "other": [10.0, -10.0]}
-    assert score(rewards, None, **PLAIN).total == [11.0, -8.0]
+    rewards = [reward([1.0, 2.0]), reward([10, -10], "other")]
+    found = scores(rewards, [2.0, -0.5])
+    assert [scored.score for scored in found] == [2 * 1 - 0.5 * 10, 2 * 2 + 0.5 * 10]
+    assert [scored.rewards for scored in found] == [
+        {"constant": 1.0, "other": 10.0},
+        {"constant": 2.0, "other": -10.0},
+    ]
+    assert [scored.text for scored in found] == PLAIN["completions"]
+    assert [scored.score for scored in scores(rewards)] == [11.0, -8.0]
+
+
+def test_groups_may_have_different_sizes():
+    """The rewards are 0, 1, 2 in the order of the completions."""
+    rows = [{"prompt": "a", "label": "x"}, {"prompt": "b", "label": "y"}, {"prompt": "c", "label": "z"}]
+    groups = [completions_of(["one", "two"]), [], completions_of(["three"])]
+    seen = {}
+
+    def count(**kwargs):
+        seen.update(kwargs)
+        return list(range(len(kwargs["completions"])))
+
+    found = score_completions(rows, groups, [Reward("count", count)])
+    assert [[scored.score for scored in group] for group in found] == [[0.0, 1.0], [], [2.0]]
+    assert [[scored.completion for scored in group] for group in found] == groups
+    assert seen["prompts"] == ["a", "a", "c"] and seen["label"] == ["x", "x", "z"]
 
 
 def test_none_and_nan_are_left_out():
-    table = score([reward([None, math.nan]), Reward("other", lambda **_: [None, 3.0])], [5.0, 2.0], **PLAIN)
-    assert math.isnan(table.total[0])
-    assert table.total[1] == 6.0
-    assert [math.isnan(value) for value in table.by_name["said"]] == [True, True]
-    assert math.isnan(table.by_name["other"][0])
+    first, second = scores([reward([None, math.nan]), reward([None, 3.0], "other")], [5.0, 2.0])
+    assert math.isnan(first.score) and second.score == 6.0
+    assert all(math.isnan(value) for value in [*first.rewards.values(), second.rewards["constant"]])
+    assert (first.returned_nan, second.returned_nan) == ((), ("constant",))  # None is no mistake of the function
 
 
-def test_functions_see_what_trl_gives_them():
+def test_functions_receive_what_trl_passes_them():
     seen = {}
 
     def look(**kwargs):
         seen.update(kwargs)
         return [0.0, 0.0]
 
-    score([Reward("look", look)], None, **PLAIN, completion_ids=[[1], [2, 3]], columns={"label": [1, 0], "step": 7})
-    assert seen == PLAIN | {"completion_ids": [[1], [2, 3]], "label": [1, 0], "step": 7}
+    rows = [{"prompt": prompt, "label": i, "scores": [1.0]} for i, prompt in enumerate(PLAIN["prompts"])]
+    groups = [[completion] for completion in completions_of(PLAIN["completions"], [[1], [2, 3]])]
+    score_completions(rows, groups, [Reward("look", look)], step=7)
+    assert seen == PLAIN | {"completion_ids": [[1], [2, 3]], "label": [0, 1], "step": 7}
+
+
+def test_completions_without_token_ids():
+    assert [
+        scored.score for scored in scores([Reward("ids", lambda completion_ids, **_: [completion_ids is None] * 2)])
+    ] == [1, 1]
 
 
 @pytest.mark.parametrize("output", [torch.tensor([1, 2]), np.array([1.0, 2.0]), (1, 2.0), [np.float32(1), True + 1]])
 def test_numbers_of_any_kind(output):
-    values = score([reward(output)], None, **PLAIN).total
+    values = [scored.score for scored in scores([reward(output)])]
     assert values == [1.0, 2.0]
     assert all(type(value) is float for value in values)
 
 
 def test_nothing_to_score():
-    table = score([reward([])], None, [], [])
-    assert (table.total, table.by_name) == ([], {"said": []})
+    def never(**_):
+        raise AssertionError("a reward function was called without completions")
+
+    assert score_completions([], [], [Reward("never", never)]) == []
+    assert score_completions([{"prompt": "a"}], [[]], [Reward("never", never)]) == [[]]
+
+
+def test_no_rewards():
+    assert all(math.isnan(scored.score) and scored.rewards == {} for scored in scores([]))
 
 
 def test_async_functions_also_in_a_running_loop():
@@ -87,27 +134,27 @@ def test_async_functions_also_in_a_running_loop():
         return [1.0, 2.0]
 
     async def notebook():
-        return score(load_rewards(later), None, **PLAIN)
+        return scores(load_rewards(later))
 
-    assert score(load_rewards(later), None, **PLAIN).total == [1.0, 2.0]
-    assert asyncio.run(notebook()).total == [1.0, 2.0]
+    assert [scored.score for scored in scores(load_rewards(later))] == [1.0, 2.0]
+    assert [scored.score for scored in asyncio.run(notebook())] == [1.0, 2.0]
 
 
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        (None, "'said' returned None where a list"),
-        (3.0, "'said' returned 3.0 where a list"),
-        ("12", "'said' returned '12' where a list"),
-        ([1.0], "'said' returned 1 rewards for 2 completions"),
-        ([1.0, "2"], "'said' returned '2' for completion 1"),
-        ([1.0, [2]], r"'said' returned \[2\] for completion 1"),
-        ([math.inf, 1.0], "'said' returned inf for completion 0"),
+        (None, "'constant' returned None, but must return a list"),
+        (3.0, "'constant' returned 3.0, but must return a list"),
+        ("12", "'constant' returned '12', but must return a list"),
+        ([1.0], "'constant' returned 1 rewards for 2 completions"),
+        ([1.0, "2"], "'constant' returned '2' for completion 1"),
+        ([1.0, [2]], r"'constant' returned \[2\] for completion 1"),
+        ([math.inf, 1.0], "'constant' returned inf for completion 0"),
     ],
 )
 def test_wrong_output_names_the_function(output, message):
     with pytest.raises(RewardError, match=message):
-        score([reward(output)], None, **PLAIN)
+        scores([reward(output)])
 
 
 def test_a_function_that_raises_is_named_and_chained():
@@ -115,7 +162,7 @@ def test_a_function_that_raises_is_named_and_chained():
         raise KeyError("gold")
 
     with pytest.raises(RewardError, match=r"'broken' raised KeyError: 'gold'.*2 completions.*\['label'\]") as caught:
-        score(load_rewards(broken), None, **PLAIN, columns={"label": [1, 2]})
+        scores(load_rewards(broken), label=[1, 2])
     assert isinstance(caught.value.__cause__, KeyError)
 
 
@@ -124,18 +171,25 @@ def test_ctrl_c_passes():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        score(load_rewards(interrupted), None, **PLAIN)
+        scores(load_rewards(interrupted))
 
 
-def test_lengths_and_names_are_checked():
-    with pytest.raises(ValueError, match=r"`reward_weights` has 2 entries for 1 reward functions \(said\)"):
-        score([reward([1, 2])], [1.0, 2.0], **PLAIN)
-    with pytest.raises(ValueError, match=r"`reward_weights` must be finite, got \[inf\]"):
-        score([reward([1, 2])], [float("inf")], **PLAIN)
-    with pytest.raises(ValueError, match="1 prompts for 2 completions"):
-        score([reward([1, 2])], None, ["a"], ["b", "c"])
-    with pytest.raises(ValueError, match="different names"):
-        score([reward([1, 2]), reward([1, 2])], None, **PLAIN)
+@pytest.mark.parametrize(
+    ("names", "weights", "message"),
+    [
+        (["a"], [1.0, 2.0], r"`reward_weights` has 2 entries for 1 reward functions \(a\)"),
+        (["a"], [float("inf")], r"`reward_weights` must be finite, got \[inf\]"),
+        (["a", "a"], None, "different names"),
+    ],
+)
+def test_weights_and_names_are_checked(names, weights, message):
+    with pytest.raises(ValueError, match=message):
+        scores([reward([1, 2], name) for name in names], weights)
+
+
+def test_each_row_has_a_group():
+    with pytest.raises(ValueError, match="1 rows for 2 groups of completions"):
+        score_completions([{"prompt": "a"}], [completions_of(["b"]), completions_of(["c"])], [])
 
 
 # ------------------------------------------------------------------------------------------------------------ loading
@@ -144,8 +198,8 @@ def test_lengths_and_names_are_checked():
 def test_names_of_trl():
     rewards = load_rewards(["think_format_reward", "get_soft_overlong_punishment", "get_repetition_penalty_reward"])
     assert rewards[0].name == "think_format_reward"
-    table = score(rewards, None, **MESSAGES, completion_ids=[[7] * 8, list(range(1280))])
-    by_name = list(table.by_name.values())
+    ids = [[7] * 8, list(range(1280))]
+    by_name = [found(**MESSAGES, completion_ids=ids) for found in rewards]
     assert by_name[0] == [0.0, 1.0]
     assert by_name[1] == [0.0, -1.0]  # TRL's settings: 1280 tokens, of which 256 are punished
     assert by_name[2][0] < by_name[2][1] == 0.0
@@ -182,7 +236,7 @@ def test_names_of_callables():
         ("no_such_module.f", "no module 'no_such_module'"),
         ("json.no_such_function", "module 'json' has no function 'no_such_function'"),
         ("json.decoder:NaN", "module 'json.decoder' has no function 'NaN'"),
-        (3, "3 is no reward function"),
+        (3, "3 is not a reward function"),
     ],
 )
 def test_what_cannot_be_found(spec, message):
@@ -247,7 +301,7 @@ def test_classifier_cuts_the_beginning(tiny_tokenizer, caplog):
     with caplog.at_level(logging.WARNING):
         values = found(["the film", "b"], [" was good but not so good in the end of it" + " very" * 9, "c"])
     assert values[0] == pytest.approx(alone(model, tiny_tokenizer, " very" * 8), abs=1e-5)
-    assert "8 positions are cut" in caplog.text
+    assert "8 tokens are truncated" in caplog.text
 
 
 def test_classifier_without_pad_token(classifier, tiny_tokenizer):

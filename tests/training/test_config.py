@@ -108,7 +108,7 @@ def test_values_of_a_like_type_become_the_fields(tmp_path):
         ("psle", "threshold", "a", "must be a number, got 'a'"),
         ("psle", "threshold", float("nan"), "must be a number, got nan"),
         ("vas", "lam", "a", "must be a number, got 'a'"),
-        ("vas", "heads", [1, 2], "must be a text, got 1"),
+        ("vas", "heads", [1, 2], "must be text, got 1"),
         ("proxy_rlhf", "lam", "a", "must be a number, got 'a'"),
         ("proxy_rlhf", "top_k", 2.5, "must be a whole number, got 2.5"),
         ("proxy_rlhf", "proxy_layer_sizes", [64, 2.5], "must be a whole number, got 2.5"),

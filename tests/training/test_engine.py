@@ -74,7 +74,7 @@ def test_vllm_has_settings_of_its_own(tmp_path, monkeypatch):
 
 
 def test_vllm_ends_before_the_process_group(tmp_path, monkeypatch):
-    """Its shutdown, which its collection starts, needs the group that `end` destroys."""
+    """vLLM shuts down when it is garbage-collected, and needs the process group for it, which `end` destroys."""
     mock_vllm(monkeypatch)
     tokenizer = make_tokenizer()
     trainer = RRHFTrainer(
@@ -119,7 +119,7 @@ def test_processes_ask_a_server_for_equally_many(monkeypatch):
 
 @pytest.mark.parametrize(("size", "alike"), [(1, False), (2, True)])
 def test_processes_that_share_a_model_sample_alike(monkeypatch, size, alike):
-    """Each of them samples the tokens that all go on from; a trainer seeds every process otherwise."""
+    """Each holds a part of the model and must sample the same tokens, though a trainer seeds each process apart."""
 
     class Generation:
         def __init__(self, **settings):
@@ -131,7 +131,7 @@ def test_processes_that_share_a_model_sample_alike(monkeypatch, size, alike):
 
     monkeypatch.setattr(engine_file, "vllm_generation", lambda: Generation)
     args = VLLMSettings(use_vllm=True, vllm_tensor_parallel_size=size)
-    seeds, drawn = [], []
+    seeds, sampled = [], []
     for rank in range(4):
         with seeded(7, 1, rank):
             seeds.append(int(torch.randint(2**31, ())))
@@ -143,13 +143,13 @@ def test_processes_that_share_a_model_sample_alike(monkeypatch, size, alike):
         draw = VLLM(make_model(64), make_tokenizer(), GenerationSettings(num_generations=1), args, here, batch_size=8)
         numpy.random.seed(rank)  # as vLLM does
         with seeded(7, 1, rank):
-            drawn.append([group[0].ids for group in draw([[5]] * 4)])
-    assert (drawn[0] == drawn[1], drawn[2] == drawn[3], drawn[0] == drawn[2]) == (alike, alike, False)
+            sampled.append([group[0].ids for group in draw([[5]] * 4)])
+    assert (sampled[0] == sampled[1], sampled[2] == sampled[3], sampled[0] == sampled[2]) == (alike, alike, False)
 
 
 @pytest.mark.parametrize("name", ["n", "max_tokens", "seed", "temperature", "top_k"])
 def test_vllm_is_not_given_twice_what_is_a_setting(tmp_path, monkeypatch, name):
-    """With `n` it would return more completions, which would go to the wrong prompts."""
+    """With a second `n`, vLLM would return more completions, which would be assigned to the wrong prompts."""
     mock_vllm(monkeypatch)
     args = EngineConfig(str(tmp_path), use_vllm=True, generation_kwargs={name: 2})
     with pytest.raises(ValueError, match=f"must not have '{name}' with .*set `"):
@@ -205,7 +205,7 @@ def test_the_error_where_vllm_does_not_import(tmp_path, monkeypatch, is_there, m
 
 
 def test_rows_longer_than_the_context_of_vllm_are_refused(tmp_path, monkeypatch):
-    """Longer rows are an error before training, not vLLM's in the middle of it."""
+    """Too long rows are an error before training, rather than an error of vLLM during it."""
     mock_vllm(monkeypatch)
     tokenizer = make_tokenizer()
     settings = {"num_generations": 2, "resample_steps": 1, "max_completion_length": 8, "report_to": []}
@@ -286,7 +286,7 @@ def test_sample_refuses_what_vllm_cannot_do(tmp_path, monkeypatch, tiny_model_di
             main([*command, *this, "--use_vllm", *wrong])
     with pytest.raises(OSError, match="nowhere"):
         main([*command, "--model_name_or_path", "./nowhere", "--use_vllm"])
-    with pytest.raises(ValueError, match=r"leaves no room for a prompt: vllm_max_model_length is 5\."):
+    with pytest.raises(ValueError, match=r"leaves no tokens for a prompt: vllm_max_model_length is 5\."):
         main([*command, *this, "--use_vllm", "--vllm_max_model_length", "5"])
     for context, rows in ((6, 0), (64, 4)):
         done = [*command[:-1], str(tmp_path / f"{context}.jsonl"), *this, "--use_vllm"]

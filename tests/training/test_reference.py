@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import BitsAndBytesConfig
 
 import trl_ext.logprobs.prefix_attention as cascade
-import trl_ext.logprobs.row_layout as rows
+import trl_ext.logprobs.shared_prefix as rows
 from trl_ext.logprobs.logprobs import LogProbs
 from trl_ext.logprobs.prefix_attention import CASCADE
 from trl_ext.logprobs.shared_prefix import Layout

@@ -124,7 +124,7 @@ def test_the_data_sets_own_completions_can_join():
     assert sampled.rollouts[7] == Rollout([[5, 6], [7, 8, 9], [5, 5, 5, 6]], [1.0, 0.0, 3.0])
     assert sampled.rollouts[3] == Rollout([[5, 5, 6], [9], [7, 6]], [2.0, 0.0, 0.0])
     assert sampled.lengths == [2, 3, 4, 3, 1, 2]
-    assert sampled.drawn == [True, True, False, True, True, False]
+    assert sampled.is_sampled == [True, True, False, True, True, False]
     meters = Meters()
     measure_round(sampled, [reward(good)], meters)  # what is measured is what the model wrote
     assert meters.pop(Accelerator(cpu=True))["completions/mean_length"] == 9 / 4

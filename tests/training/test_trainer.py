@@ -53,16 +53,16 @@ METHODS = pytest.mark.parametrize("method", ["rrhf", "vas"])
 @METHODS
 def test_the_train_set_is_checked_whatever_parts_of_the_evaluation_are_called(tmp_path: Path, method: str) -> None:
     short = Dataset.from_list(SCORED)
-    with pytest.raises(DataError, match=r"Row 8 of the train data set comes to \d+ tokens, but .* room for 24"):
+    with pytest.raises(DataError, match=r"Row 8 of the train dataset has \d+ tokens, but .* context length is 24"):
         scored_trainer(tmp_path, method, 24, [*SCORED, fits(200)], {"train": short, "other": short})
 
 
 @METHODS
 def test_a_long_row_of_the_evaluation_is_named_with_its_part(tmp_path: Path, method: str) -> None:
     short, long = Dataset.from_list(SCORED), Dataset.from_list([*SCORED[:1], fits(200)])
-    with pytest.raises(DataError, match=r"Row 1 of the eval data set comes to \d+ tokens, but .* room for 24"):
+    with pytest.raises(DataError, match=r"Row 1 of the eval dataset has \d+ tokens, but .* context length is 24"):
         scored_trainer(tmp_path, method, 24, eval_rows=long)
-    with pytest.raises(DataError, match=r"Row 1 of the eval 'train' data set comes to"):
+    with pytest.raises(DataError, match=r"Row 1 of the eval 'train' dataset has"):
         scored_trainer(tmp_path, method, 24, eval_rows={"other": short, "train": long})
 
 
@@ -71,7 +71,7 @@ def test_prompts_of_an_evaluation_need_room_for_what_is_drawn(tmp_path: Path, me
     """The train set's completions are given, and short; those of the evaluation are drawn."""
     prompts = Dataset.from_list(PROMPTS)
     settings = {"max_completion_length": 23}
-    with pytest.raises(DataError, match=r"of the eval data set .* with `max_completion_length` \(23\), but .* 24"):
+    with pytest.raises(DataError, match=r"of the eval dataset .* with `max_completion_length` \(23\), but .* 24"):
         scored_trainer(tmp_path, method, 24, eval_rows=prompts, reward_funcs=letter_reward, args=settings)
     scored_trainer(tmp_path, method, 24, eval_rows=prompts, reward_funcs=letter_reward)
 
@@ -80,7 +80,7 @@ def test_prompts_of_an_evaluation_need_room_for_what_is_drawn(tmp_path: Path, me
 def test_rows_that_are_passed_to_evaluate_are_checked(tmp_path: Path, method: str) -> None:
     trainer = scored_trainer(tmp_path, method, 24)
     assert "eval_loss" in trainer.evaluate(Dataset.from_list(SCORED))
-    with pytest.raises(DataError, match=r"Row 1 of the eval data set comes to \d+ tokens, but .* room for 24"):
+    with pytest.raises(DataError, match=r"Row 1 of the eval dataset has \d+ tokens, but .* context length is 24"):
         trainer.evaluate(Dataset.from_list([*SCORED[:1], fits(200)]))
 
 
@@ -88,7 +88,7 @@ def test_rows_that_are_passed_to_evaluate_are_checked(tmp_path: Path, method: st
 def test_a_row_of_a_stream_is_checked_when_it_comes(tmp_path: Path, method: str) -> None:
     stream = Dataset.from_list([*SCORED, fits(200)]).to_iterable_dataset()
     run = scored_trainer(tmp_path, method, 24, stream, args={"max_steps": 20, "per_device_train_batch_size": 1})
-    with pytest.raises(DataError, match=r"Row 8 of the train data set comes to \d+ tokens, but .* room for 24"):
+    with pytest.raises(DataError, match=r"Row 8 of the train dataset has \d+ tokens, but .* context length is 24"):
         run.train()
     assert run.state.global_step > 0
 
@@ -99,14 +99,14 @@ def test_the_shorter_of_two_models_counts(tmp_path: Path, small: str) -> None:
     sizes = (24, 256) if small == "model" else (256, 24)
     backbone = make_model(len(make_tokenizer()), max_position_embeddings=sizes[1])
     given = {"value_backbone": backbone, "reward_funcs": letter_reward, "args": {"max_completion_length": 23}}
-    with pytest.raises(DataError, match=r"with `max_completion_length` \(23\), but the model has room for 24"):
+    with pytest.raises(DataError, match=r"with `max_completion_length` \(23\), but the model's context length is 24"):
         scored_trainer(tmp_path, "vas", sizes[0], PROMPTS, **given)
 
 
 def test_a_row_keeps_its_number_where_others_were_dropped(tmp_path: Path) -> None:
     """Row 0 fills `max_length` alone and is dropped; row 2 of the file is the one that is too long."""
     rows = [fits(72), *SCORED[:1], fits(60)]
-    with pytest.raises(DataError, match="Row 2 of the train data set comes to"):
+    with pytest.raises(DataError, match="Row 2 of the train dataset has"):
         scored_trainer(tmp_path, "rrhf", 14, rows, args={"max_length": 16})
 
 
@@ -127,7 +127,8 @@ def test_rows_are_not_read_where_none_can_be_too_long(
 
 def test_plain_prompts_are_checked_where_there_are_no_principles(tmp_path: Path) -> None:
     settings = {"sft_target": "best", "rank_weight": 0.0, "num_generations": 2, "max_completion_length": 250}
-    with pytest.raises(DataError, match=r"with `max_completion_length` \(250\), but the model has room for 256"):
+    message = r"with `max_completion_length` \(250\), but the model's context length is 256"
+    with pytest.raises(DataError, match=message):
         make_trainer("psle", tmp_path, [{"prompt": LONG}], **settings)
 
 

@@ -1,16 +1,14 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The flags of every installed method's decoding, beside those of a command."""
+"""Flags of the decodings of installed methods, which guide a frozen model while it generates."""
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from trl_ext.inference.policy import Decoding, Policy
+from trl_ext.inference.policy import Decoding
 from trl_ext.method import discover
 
 
@@ -18,11 +16,12 @@ def decoding_classes(others: Iterable[type]) -> list[type]:
     """
     The [`~trl_ext.inference.policy.Decoding`] classes of all installed methods.
 
-    One that cannot be used (it does not import, is no dataclass, or has a field of a name that is taken) is named on
-    stderr and left out: a plug-in must not take a command down.
+    One that cannot be used (it does not import, is not a dataclass, or has a field whose name is taken) is reported on
+    stderr and skipped, so that a plug-in cannot break a command.
 
     Args:
-        others (`Iterable[type]`): Dataclasses whose fields are flags already.
+        others (`Iterable[type]`):
+            Dataclasses whose fields are flags already.
     """
     taken = {field.name: cls.__name__ for cls in others for field in dataclasses.fields(cls)}
     taken |= dict.fromkeys(("config", "help"), "the command line")
@@ -55,43 +54,35 @@ def _check_class(cls: type, taken: dict[str, str]) -> None:
             raise ValueError(f"its field `{field.name}` has no default")
 
 
-def asked_for(decodings: Iterable[Any]) -> list[Decoding]:
+def active_decodings(decodings: Iterable[Any]) -> list[Decoding]:
     """
-    Those that the user set, checked.
+    The decodings that the user has set, checked.
 
     Raises:
-        `ValueError`: Settings that a decoding refuses, or of one whose main field is not set.
+        `ValueError`: A decoding rejects its settings, or has settings although its main field is not set.
     """
     active = []
     for decoding in decodings:
         if decoding.active:
             decoding.check()
             active.append(decoding)
-            continue
-        # What the class itself makes of its defaults. By `repr` too: NaN is not equal to itself.
-        names, untouched = [field.name for field in dataclasses.fields(decoding)], type(decoding)()
-        pairs = {name: (getattr(decoding, name), getattr(untouched, name)) for name in names}
-        given = [name for name, (value, default) in pairs.items() if value != default and repr(value) != repr(default)]
-        if given:
-            main = names[0]
-            raise ValueError(f"`{given[0]}` does nothing without `{main}`: set that too, or leave it out.")
+        elif changed := _changed_fields(decoding):
+            main = dataclasses.fields(decoding)[0].name
+            raise ValueError(f"`{changed[0]}` has no effect without `{main}`: set that too, or remove it.")
     return active
+
+
+def _changed_fields(decoding: Any) -> list[str]:
+    """Fields that differ from their defaults; `repr` is compared too, as NaN is not equal to NaN."""
+    untouched = type(decoding)()
+    changed = []
+    for field in dataclasses.fields(decoding):
+        value, default = getattr(decoding, field.name), getattr(untouched, field.name)
+        if value != default and repr(value) != repr(default):
+            changed.append(field.name)
+    return changed
 
 
 def settings_of(decodings: Iterable[Decoding]) -> dict[str, Any]:
     """The fields of decodings, as a report writes them."""
     return {name: value for decoding in decodings for name, value in dataclasses.asdict(decoding).items()}  # type: ignore[call-overload]
-
-
-def policies(
-    decodings: Iterable[Decoding],
-    model: PreTrainedModel | None,
-    tokenizer: PreTrainedTokenizerBase | None,
-    *,
-    name: str,
-    batch_size: int,
-    progress: Callable[[int], Any] | None = None,
-) -> Iterator[Policy]:
-    """The policies of all decodings on one model, loaded decoding by decoding; `None` for those that bring theirs."""
-    for decoding in decodings:
-        yield from decoding.policies(model, tokenizer, name=name, batch_size=batch_size, progress=progress)

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""`trl-ext env`: what a bug report needs."""
+"""`trl-ext env`: versions of libraries and hardware, for a bug report."""
 
 import importlib.metadata
 import os
@@ -13,16 +13,20 @@ from pathlib import Path
 
 
 _PACKAGES = ("trl-ext", "torch", "trl", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy")
-# With the extra that installs it.
+# Each with the extra that installs it.
 _OPTIONAL = {"bitsandbytes": "quantization", "vllm": "vllm", "deepspeed": "deepspeed", "matplotlib": "plots"}
-# What transformers uses if it is there: attention, and where `report_to` sends metrics to.
+# Used by transformers if installed: for attention, and as trackers in `report_to`.
 _FOUND = ("flash-attn", "kernels", "liger-kernel", "wandb", "trackio", "tensorboard")
+# Environment variables that change how a command runs.
+_VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "HF_HUB_OFFLINE", "WORLD_SIZE", "ACCELERATE_USE_CPU")
+
+_MISSING = "not installed"
 
 
 def main(argv: Sequence[str]) -> int:
     """Print versions and hardware."""
     if list(argv) in (["--help"], ["-h"]):
-        print("usage: trl-ext env\n\nPrint what a bug report needs: versions of the libraries, and the hardware.")
+        print("usage: trl-ext env\n\nPrint versions of the libraries and the hardware, for a bug report.")
         return 0
     if argv:
         raise ValueError(f"takes no arguments, got {' '.join(argv)}")
@@ -41,8 +45,7 @@ def environment() -> dict[str, str]:
     found = {package: _version(package) for package in _FOUND}
     facts["also"] = ", ".join(f"{name} {version}" for name, version in found.items() if version != _MISSING) or "-"
     facts["git commit"] = _commit()
-    facts["accelerator"] = _accelerator()
-    facts["accelerator memory"] = _accelerator_memory()
+    facts["accelerator"], facts["accelerator memory"] = _accelerator()
     facts["cores"] = str(os.cpu_count() or "unknown")
     facts["memory"] = _memory()
     facts["accelerate config"] = _accelerate_config()
@@ -50,18 +53,11 @@ def environment() -> dict[str, str]:
     return facts
 
 
-# What changes how a run behaves without being in its command.
-_VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "HF_HUB_OFFLINE", "WORLD_SIZE", "ACCELERATE_USE_CPU")
-
-
-_MISSING = "not installed"
-
-
 def _version(package: str, extra: str = "") -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        builds = importlib.metadata.packages_distributions().get(package, [])  # a module that others bring as well
+        builds = importlib.metadata.packages_distributions().get(package, [])  # a build under another name
         if builds:
             return f"{importlib.metadata.version(builds[0])} ({builds[0]})"
         return f"{_MISSING}: pip install 'trl-ext[{extra}]'" if extra else _MISSING
@@ -86,37 +82,26 @@ def _commit() -> str:
     return described.stdout.strip()
 
 
-def _accelerator() -> str:
+def _accelerator() -> tuple[str, str]:
+    """The accelerators and their memory."""
     try:
         import torch
-    except ImportError as error:  # a broken torch is what the report may be about
-        return f"unknown: {error}"
+    except ImportError as error:  # the report may be about a broken torch
+        return f"unknown: {error}", "unknown"
     if not torch.accelerator.is_available():
-        return "none (CPU)"
+        return "none (CPU)", "-"
     kind = torch.accelerator.current_accelerator(check_available=True)
     assert kind is not None
-    module = getattr(torch, kind.type)
-    if not hasattr(module, "get_device_name"):
-        return str(kind)
-    names = [module.get_device_name(index) for index in range(torch.accelerator.device_count())]
-    runtime = f" (CUDA {torch.version.cuda})" if torch.version.cuda else ""
-    return f"{len(names)} x {', '.join(sorted(set(names)))}{runtime}"
-
-
-def _accelerator_memory() -> str:
-    try:
-        import torch
-    except ImportError:
-        return "unknown"
-    if not torch.accelerator.is_available():
-        return "-"
-    kind = torch.accelerator.current_accelerator(check_available=True)
-    assert kind is not None
-    module = getattr(torch, kind.type)
-    if not hasattr(module, "mem_get_info"):
-        return "unknown"
-    pairs = [module.mem_get_info(index) for index in range(torch.accelerator.device_count())]
-    return ", ".join(f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free" for free, total in pairs)
+    module, indices = getattr(torch, kind.type), range(torch.accelerator.device_count())
+    names, memory = str(kind), "unknown"
+    if hasattr(module, "get_device_name"):
+        different = sorted({module.get_device_name(index) for index in indices})
+        runtime = f" (CUDA {torch.version.cuda})" if torch.version.cuda else ""
+        names = f"{len(indices)} x {', '.join(different)}{runtime}"
+    if hasattr(module, "mem_get_info"):
+        pairs = [module.mem_get_info(index) for index in indices]
+        memory = ", ".join(f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free" for free, total in pairs)
+    return names, memory
 
 
 def _memory() -> str:
@@ -129,9 +114,9 @@ def _memory() -> str:
 
 
 def _accelerate_config() -> str:
-    """The file that `accelerate config` has left, which every launch reads."""
+    """The file that `accelerate config` has written, which every launch reads."""
     try:
-        from accelerate.commands.config.config_args import default_config_file
+        from trl_ext.upstream import default_accelerate_config
     except ImportError as error:
         return f"unknown: {error}"
-    return default_config_file if os.path.isfile(default_config_file) else "-"
+    return default_accelerate_config() or "-"

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Turns errors that a user can act on into one line."""
+"""Prints errors that a user can correct as one line, and lets bugs keep their traceback."""
 
 import os
 import sys
@@ -14,27 +14,36 @@ _PACKAGE = os.path.dirname(os.path.dirname(__file__))
 
 def guarded(prog: str, run: Callable[[], int]) -> int:
     """
-    Run a command; turn errors that a user can do something about into one line, unless `TRL_EXT_DEBUG` is set.
+    Run a command. Errors that a user can correct become one line on stderr, unless `TRL_EXT_DEBUG` is set.
 
-    Other exceptions are bugs, ours or a library's, and keep their traceback.
+    Other exceptions are bugs, of this package or of a library, and are raised with their traceback.
+
+    Args:
+        prog (`str`):
+            The command, for messages.
+        run (`Callable`):
+            Runs it and returns its exit status.
+
+    Returns:
+        `int`: The exit status of `run`; 2 after an error, 130 after Ctrl-C.
     """
     try:
         return run()
     except KeyboardInterrupt:
         print(f"\n{prog}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `trl-ext ... | head`; the interpreter's own flush at exit must not complain either
+    except BrokenPipeError:  # `trl-ext ... | head`; the interpreter flushes stdout at exit, which must not fail either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError, ImportError, RuntimeError) as error:
-        missing = "to be installed" in str(error)  # what transformers raises of a tracker in `report_to`
+        missing = "to be installed" in str(error)  # raised by transformers for a tracker in `report_to`
         bug = isinstance(error, RuntimeError) and not missing
         if bug or os.environ.get("TRL_EXT_DEBUG", "0") not in ("", "0"):
             raise
         rank = os.environ.get("RANK", "0")
         if rank != "0":
-            # Most errors are everyone's. The launcher ends the others when the first process leaves, so that the main
-            # one speaks alone unless this error is only ours.
+            # Most errors occur in every process. The launcher ends all when the first one exits, so that only the main
+            # process prints, unless the error occurs in this one alone.
             time.sleep(3)
             prog = f"{prog} (process {rank})"
         message = " ".join(str(error).split()) or type(error).__name__
@@ -44,7 +53,7 @@ def guarded(prog: str, run: Callable[[], int]) -> int:
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Whether this package raised the error: its messages say what to do, a library's may need the traceback."""
+    """Whether this package raised the error; its messages say what to do, a library's may need the traceback."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

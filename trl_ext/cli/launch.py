@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""`accelerate launch` behind `trl-ext <method>`: which flags are its own, when it is needed, how it ends."""
+"""`accelerate launch` for `trl-ext <method>`: its flags and configs, when it is needed, how it runs and ends."""
 
 import difflib
 import importlib.resources
@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from argparse import ArgumentParser
+from argparse import SUPPRESS, ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,43 +21,44 @@ from typing import Any
 import yaml
 
 from trl_ext.training.checkpoints import last_checkpoint
-from trl_ext.upstream import parser_actions
-from trl_ext.validation import convert
-
-from .parser import Extra, Parser
+from trl_ext.upstream import (
+    accelerate_launch_command,
+    accelerate_launch_options,
+    add_accelerate_flags,
+    default_accelerate_config,
+)
 
 
 TRAINING_MODULE = "trl_ext.cli.train"
-
-# What says which program to run is ours to say.
-_OURS = ("help", "module", "no_python", "training_script", "training_script_args")
 
 # Flags that choose how several processes work together; without one of them, and without a GPU, accelerate runs one.
 _DISTRIBUTED = ("multi_gpu", "use_deepspeed", "use_fsdp", "use_megatron_lm", "tpu", "use_parallelism_config")
 
 
-def launch_arguments(extra: Extra, parser: Parser) -> list[str]:
-    """
-    What is left of a YAML file and a command line, as arguments of `accelerate launch`.
+def add_launcher_flags(parser: ArgumentParser) -> None:
+    """Let a parser know the flags of `accelerate launch` that it has no flag of the same name for."""
+    add_accelerate_flags(parser)
+    parser.add_argument("--accelerate_config", "--accelerate-config", type=str, default=SUPPRESS)
 
-    Flags come last and so win over the file.
+
+def launcher_options(flags: dict[str, Any]) -> dict[str, Any]:
+    """
+    Options of `accelerate launch`.
+
+    Args:
+        flags (`dict[str, Any]`):
+            The flags of [`add_launcher_flags`] that were given, by name.
 
     Raises:
-        `ValueError`: a key or flag that accelerate has not either, or a value that does not fit.
+        `ValueError`: A value that the launcher cannot use.
     """
-    if not extra.config and not extra.flags:
-        return []
-    actions = _accelerate_actions()
-    arguments: list[str] = []
-    for key, value in extra.config.items():
-        dest = str(key).replace("-", "_")
-        if dest == "accelerate_config":
-            arguments += ["--config_file", resolve_accelerate_config(str(value))]
-        elif dest in actions:
-            arguments += _from_yaml(actions[dest], value)
-        else:
-            raise ValueError(parser.unknown_key(str(key), extra.config_path, [*actions, "accelerate_config"]))
-    return arguments + _from_flags(extra.flags, actions, parser)
+    # A switch that is off asks for nothing. `nondefault` is accelerate's note of what was given on the command line.
+    options = {name: value for name, value in flags.items() if value is not False and name != "nondefault"}
+    if "accelerate_config" in options:
+        options["config_file"] = resolve_accelerate_config(options.pop("accelerate_config"))
+    if options.get("num_processes", 1) < 1:
+        raise ValueError(f"`num_processes` must be at least 1, got {options['num_processes']}")
+    return options
 
 
 def resolve_accelerate_config(name: str) -> str:
@@ -67,17 +68,17 @@ def resolve_accelerate_config(name: str) -> str:
     Ours are `recipes/accelerate`, in an installed package `trl_ext/accelerate_configs`.
 
     Raises:
-        `ValueError`: neither; the message lists the names. Or a file that is no accelerate config.
+        `ValueError`: It is neither (the message lists the names), or the file is not an accelerate config.
     """
     if Path(name).is_file():
         load = json.loads if name.endswith(".json") else yaml.safe_load
         try:
             found = load(Path(name).read_text(encoding="utf-8"))
         except (yaml.YAMLError, ValueError) as error:
-            raise ValueError(f"accelerate_config {name!r} is no accelerate config: {error}") from error
+            raise ValueError(f"accelerate_config {name!r} is not an accelerate config: {error}") from error
         if not isinstance(found, dict) or "distributed_type" not in found:
             raise ValueError(
-                f"accelerate_config {name!r} is no accelerate config: it has no `distributed_type` "
+                f"accelerate_config {name!r} is not an accelerate config: it has no `distributed_type` "
                 "(`accelerate config --config_file FILE` writes one)."
             )
         return name
@@ -88,60 +89,63 @@ def resolve_accelerate_config(name: str) -> str:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"accelerate_config '{name}' is no file and none of {', '.join(sorted(known))}{hint}")
+        raise ValueError(f"accelerate_config '{name}' is neither a file nor one of {', '.join(sorted(known))}{hint}")
     return str(known[name])
 
 
-def needs_launcher(arguments: Sequence[str]) -> bool:
+def needs_launcher(options: dict[str, Any]) -> bool:
     """
     Whether training has to go through `accelerate launch`.
 
-    One process on one device needs no launcher; starting one would only import torch a second time. A launcher is
-    needed where something was asked of it, where `accelerate config` has left a file, and with several accelerators.
+    One process on one device needs no launcher, which would only import torch a second time. A launcher is needed if
+    one of its options is set, if `accelerate config` has left a file, and with several accelerators.
 
     Raises:
-        `ValueError`: arguments for a launcher, in a process that a launcher has started.
+        `ValueError`: There are options for a launcher, but a launcher has started this process already.
     """
     if "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        if arguments:
+        if options:
             raise ValueError(
-                f"{' '.join(arguments)}: this process was started by a launcher already; give it these flags instead"
+                f"{', '.join(f'`{name}`' for name in options)}: a launcher has started this process already; pass "
+                "these flags to that launcher instead"
             )
         return False
-    if arguments:
+    if options or default_accelerate_config():
         return True
     import torch
-    from accelerate.commands.config.config_args import default_config_file
 
-    return os.path.isfile(default_config_file) or (
-        torch.accelerator.is_available() and torch.accelerator.device_count() > 1
-    )
+    return torch.accelerator.is_available() and torch.accelerator.device_count() > 1
 
 
-def launch(arguments: Sequence[str], method_name: str, script_arguments: Sequence[str]) -> int:
+def launch(options: dict[str, Any], method_name: str, script_arguments: Sequence[str]) -> int:
     """
     Run the training script under `accelerate launch` and return its exit status.
 
     The script runs as a module: run as a file, its folder would be first on `sys.path`, and `import data` in a user's
     reward file would find ours.
 
-    Raises:
-        `ValueError`: what was asked for would silently run a single process.
-        `ImportError`: DeepSpeed was asked for and is not installed.
-        `KeyboardInterrupt`: training was interrupted.
-    """
-    from accelerate.commands.launch import launch_command, launch_command_parser
+    Args:
+        options (`dict[str, Any]`):
+            See [`launcher_options`].
+        method_name (`str`):
+            The method to train.
+        script_arguments (`Sequence[str]`):
+            The whole command line after the method's name; the script ignores the launcher's flags in it.
 
-    parser: ArgumentParser = launch_command_parser()
-    options = parser.parse_args(["--module", *arguments, TRAINING_MODULE, method_name, *script_arguments])
-    _fill_in(options)
-    _spread_over_cpu(options)
-    _check_deepspeed(options)
-    return _exit_status(lambda: launch_command(options))
+    Raises:
+        `ValueError`: The options would silently start a single process.
+        `ImportError`: DeepSpeed is asked for and not installed.
+        `KeyboardInterrupt`: Training was interrupted.
+    """
+    launcher = accelerate_launch_options(options, ["--module", TRAINING_MODULE, method_name, *script_arguments])
+    _fill_in(launcher)
+    _use_cpu_processes(launcher)
+    _check_deepspeed(launcher)
+    return _exit_status(lambda: accelerate_launch_command(launcher))
 
 
 def with_resume_hint(run: Callable[[], int], prog: str, output_dir: str | None, *, quiet: bool = False) -> int:
-    """Run; if it is cut short, say which checkpoint it can go on from: of an error, one that it wrote itself."""
+    """Run; if that is interrupted or fails, name the checkpoint to resume from (after an error, one of this run)."""
     started = time.time()
     try:
         return run()
@@ -156,72 +160,16 @@ def with_resume_hint(run: Callable[[], int], prog: str, output_dir: str | None, 
         raise
 
 
-def _accelerate_actions() -> dict[str, Any]:
-    from accelerate.commands.launch import launch_command_parser
-
-    return {action.dest: action for action in parser_actions(launch_command_parser()) if action.dest not in _OURS}
-
-
-def _from_yaml(action: Any, value: Any) -> list[str]:
-    flag = action.option_strings[0]
-    if action.nargs == 0:
-        if not isinstance(value, bool):
-            raise ValueError(f"`{action.dest}` is a flag of accelerate: true or false, got {value!r}")
-        return [flag] if value else []
-    if isinstance(value, bool) and action.choices is not None and "no" in action.choices:
-        value = "yes" if value else "no"  # YAML 1.1 reads a bare `no` as false
-    return [flag, _text_of(value, action, f"`{action.dest}`")]
-
-
-def _from_flags(flags: Sequence[str], actions: dict[str, Any], parser: Parser) -> list[str]:
-    by_flag = {flag: action for action in actions.values() for flag in action.option_strings}
-    arguments: list[str] = []
-    words = iter(flags)
-    for word in words:
-        flag, has_value, value = word.partition("=")
-        if flag.replace("-", "_") == "__accelerate_config":
-            name = value if has_value else next(words, "")
-            arguments += ["--config_file", resolve_accelerate_config(name)]
-        elif flag not in by_flag:
-            raise ValueError(parser.unknown_flag(word, [*actions, "accelerate_config"]))
-        elif by_flag[flag].nargs == 0:
-            arguments.append(word)
-        else:
-            text = _text_of(value if has_value else _value_of(flag, words), by_flag[flag], flag)
-            arguments += [f"{flag}={text}"] if has_value else [flag, text]
-    return arguments
-
-
-def _text_of(value: Any, action: Any, name: str) -> str:
-    """A value as accelerate's parser reads it, which would print its usage if it is of another type."""
-    try:
-        value = convert(value, action.type if action.type in (int, float) else Any, action.choices)
-    except ValueError as error:
-        raise ValueError(f"{name} {error}") from None
-    if action.dest == "num_processes" and value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _value_of(flag: str, words: Any) -> str:
-    value: str = next(words, "")
-    if not value:
-        raise ValueError(f"{flag} needs a value")
-    return value
-
-
-def _fill_in(options: Any) -> None:
-    # Where neither flags nor a file say anything, accelerate takes these values too, after a paragraph of warnings.
-    from accelerate.commands.config.config_args import default_config_file
-
-    if options.config_file is None and not os.path.isfile(default_config_file):
+def _fill_in(options: Namespace) -> None:
+    # accelerate takes these values too where neither a flag nor a file sets them, after a paragraph of warnings.
+    if options.config_file is None and not default_accelerate_config():
         for name, value in (("num_machines", 1), ("mixed_precision", "no"), ("dynamo_backend", "no")):
             if getattr(options, name) is None:
                 setattr(options, name, value)
 
 
-def _spread_over_cpu(options: Any) -> None:
-    # Without a GPU, `--num_processes 2` alone makes accelerate start one process and say nothing. Its multi-GPU
+def _use_cpu_processes(options: Namespace) -> None:
+    # Without a GPU, `--num_processes 2` alone makes accelerate start one process without a message. Its multi-GPU
     # launcher starts two, which our configs put on the CPU, where torch uses gloo.
     if (options.num_processes or 1) < 2 or options.config_file or any(getattr(options, n, 0) for n in _DISTRIBUTED):
         return
@@ -231,12 +179,12 @@ def _spread_over_cpu(options: Any) -> None:
         options.multi_gpu, options.cpu = True, False
     elif options.cpu:
         raise ValueError(
-            "--cpu with --num_processes above 1 would run a single process; hide the accelerator (for NVIDIA: "
-            "CUDA_VISIBLE_DEVICES='') and leave --cpu out"
+            "--cpu with --num_processes above 1 would start a single process; hide the accelerator (for NVIDIA: "
+            "CUDA_VISIBLE_DEVICES='') and remove --cpu"
         )
 
 
-def _check_deepspeed(options: Any) -> None:
+def _check_deepspeed(options: Namespace) -> None:
     text = Path(options.config_file).read_text(encoding="utf-8") if options.config_file else ""
     asked = options.use_deepspeed or re.search(r"^distributed_type:\s*['\"]?DEEPSPEED", text, flags=re.MULTILINE)
     if asked and importlib.util.find_spec("deepspeed") is None:
@@ -244,7 +192,7 @@ def _check_deepspeed(options: Any) -> None:
 
 
 def _exit_status(run: Callable[[], Any]) -> int:
-    """Run a launcher; its workers have printed what went wrong, so their failure is a status and no traceback."""
+    """Run a launcher; its workers have printed what went wrong, so a failure is an exit status, not a traceback."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -266,5 +214,5 @@ def _exit_status(run: Callable[[], Any]) -> int:
 def _resume_hint(output_dir: str | None) -> str:
     newest = last_checkpoint(output_dir or ".")
     if newest is None:
-        return f"No checkpoint in {output_dir} yet: nothing to resume (see --save_steps)."
-    return f"To go on from there: --resume_from_checkpoint {newest}"
+        return f"There is no checkpoint in {output_dir} to resume from yet (see --save_steps)."
+    return f"To resume: --resume_from_checkpoint {newest}"

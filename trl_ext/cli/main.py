@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The command `trl-ext`: which word does what, and how errors look. Heavy imports wait until a command needs them."""
+"""The command `trl-ext`: finds and runs the subcommand of a word. Heavy imports wait until a subcommand needs them."""
 
 import difflib
 import importlib
@@ -12,25 +12,26 @@ from collections.abc import Sequence
 
 from trl_ext.method import Broken, Discovery, canonical, discover
 
+from .config_file import set_environment
 from .errors import guarded
 
 
-# Commands that are no method: what they do, and `main(argv) -> int` of the module that does it.
+# Commands that are not methods: what they do, and the module and function `(argv) -> exit status` that does it.
 _COMMANDS = {
-    "sample": ("draw completions for prompts, score them, write a data set", "trl_ext.cli.sample"),
-    "best_of_n": ("draw n completions a prompt and write them, the best first", "trl_ext.cli.best_of_n"),
-    "evaluate": ("measure models on prompts: reward, KL, perplexity, diversity", "trl_ext.cli.evaluate"),
-    "generate": ("answer prompts, on the terminal while it is written", "trl_ext.cli.generate"),
-    "chat": ("the same as a conversation", "trl_ext.cli.chat"),
-    "methods": ("list the methods and the packages they come from", "trl_ext.cli.main"),
-    "env": ("print what a bug report needs", "trl_ext.cli.env"),
+    "sample": ("generate completions for prompts, score them, write a dataset", "sample:main"),
+    "best_of_n": ("generate n completions per prompt and write them, the best first", "sample:best_of_n"),
+    "evaluate": ("measure models on prompts: reward, KL, perplexity, diversity", "evaluate:main"),
+    "generate": ("generate completions for prompts and print them as they are generated", "generate:main"),
+    "chat": ("hold a conversation with a model", "generate:chat"),
+    "methods": ("list the methods and the packages they come from", "main:print_methods"),
+    "env": ("print versions and hardware for a bug report", "env:main"),
 }
 
 _USAGE = """\
 usage: trl-ext <method> [--config FILE.yaml] [--FIELD VALUE ...] [flags of accelerate launch]
        trl-ext <command> [--FIELD VALUE ...]
 
-Alignment methods that TRL does not have, used as TRL's own.
+Alignment methods that TRL does not have, used in the same way as TRL's.
 
 methods:
 {methods}
@@ -38,7 +39,7 @@ methods:
 commands:
 {commands}
 
-`trl-ext <word> --help` prints every field of a method or command, `trl-ext --version` the version.
+`trl-ext <method or command> --help` lists all its fields, `trl-ext --version` prints the version.
 """
 
 
@@ -51,9 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             Arguments. If not set, those of the process.
 
     Returns:
-        `int`: exit status. 2 for a user's error, 130 for Ctrl-C.
+        `int`: Exit status: 2 after an error that the user can correct, 130 after Ctrl-C.
     """
-    # bitsandbytes advises to install kernels for a path that models.py switches off.
+    # bitsandbytes advises to install kernels for a path that `models/load.py` switches off.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     arguments = list(sys.argv[1:] if argv is None else argv)
     word = arguments[0] if arguments else "--help"
@@ -72,16 +73,16 @@ def _dispatch(word: str, arguments: list[str]) -> int:
     # A user's reward functions lie in the working directory. Last, so that nothing there hides an installed package.
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
-    if word == "methods":
-        return _print_methods(arguments)
-    if (command := canonical(word)) in _COMMANDS:
-        return int(importlib.import_module(_COMMANDS[command][1]).main(arguments))
-    discovery = discover()
-    if discovery.find(word) is None:
+    command = _COMMANDS.get(canonical(word))
+    if command is None and (discovery := discover()).find(word) is None:
         raise ValueError(_unknown(word, discovery))
-    from . import train as cli_train
+    set_environment(arguments)
+    if command is None:
+        from . import train
 
-    return cli_train.main([word, *arguments])
+        return train.main([word, *arguments])
+    module, function = command[1].split(":")
+    return int(getattr(importlib.import_module(f"trl_ext.cli.{module}"), function)(arguments))
 
 
 def _help(discovery: Discovery) -> str:
@@ -94,11 +95,12 @@ def _help(discovery: Discovery) -> str:
 
     text = _USAGE.format(methods=table(methods), commands=table(commands))
     if discovery.broken:
-        text += f"\nUnusable plug-ins: {len(discovery.broken)} (see trl-ext methods).\n"
+        text += f"\nPlug-ins that cannot be used: {len(discovery.broken)} (see `trl-ext methods`).\n"
     return text
 
 
-def _print_methods(arguments: list[str]) -> int:
+def print_methods(arguments: list[str]) -> int:
+    """`trl-ext methods`."""
     if arguments in (["--help"], ["-h"]):
         print("usage: trl-ext methods\n\nList the methods, their papers, and the packages they come from.")
         return 0

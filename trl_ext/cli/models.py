@@ -1,133 +1,74 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Models that a command line names: how they are loaded, which one is the base of which, who is in memory when."""
+"""The models that a command line names: loading them, finding the base of each, keeping few in memory at once."""
 
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from trl import ModelConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.evaluation.evaluate import Evaluation, evaluate
 from trl_ext.generation.generate import usual_batch_size
-from trl_ext.inference.policy import Policy, Source, model_policy
-from trl_ext.models.load import (
-    adapter_base,
-    default_device,
-    is_quantized,
-    load_model,
-    loading_error,
-    quantization_config_from,
-)
+from trl_ext.inference.policy import Policy, model_policy
+from trl_ext.models.load import adapter_base, default_device, loading_error
 from trl_ext.models.tokenizers import load_tokenizer, same_vocabulary
+
+from .arguments import LoadingArguments
 
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass
-class LoadingArguments:
-    """How every model of the call is loaded, the base and the judge of the perplexity included."""
+def load_policy(
+    name: str, loading: LoadingArguments, *, batch_size: int = 64, progress: Callable[[int], Any] | None = None
+) -> Policy:
+    """
+    Load a model with its tokenizer, as a [`~trl_ext.inference.policy.Policy`].
 
-    model_revision: str = field(
-        default="main", metadata={"help": "Branch, tag or commit of the models under --model_name_or_path."}
-    )
-    dtype: str = field(
-        default="float32",
-        metadata={
-            "help": "Data type of the weights and the arithmetic.",
-            "choices": ["auto", "bfloat16", "float16", "float32"],
-        },
-    )
-    attn_implementation: str | None = field(default=None, metadata={"help": "Attention implementation to use."})
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Whether to run code that comes with a model or tokenizer on the Hub."}
-    )
-    load_in_4bit: bool = field(
-        default=False, metadata={"help": "Whether to quantise the models to 4 bits; not the judge of the perplexity."}
-    )
-    load_in_8bit: bool = field(default=False, metadata={"help": "The same with 8 bits."})
-    bnb_4bit_quant_type: str = field(
-        default="nf4", metadata={"help": "Type of 4-bit quantisation.", "choices": ["nf4", "fp4"]}
-    )
-
-    def load(self, name: str, revision: str | None = None, quantise: bool = True) -> PreTrainedModel:
-        """A causal language model, on the default device and in evaluation mode."""
-        config = ModelConfig(
-            load_in_4bit=self.load_in_4bit,
-            load_in_8bit=self.load_in_8bit,
-            bnb_4bit_quant_type=self.bnb_4bit_quant_type,
-        )
-        kwargs: dict[str, Any] = {"dtype": self.dtype}
-        if self.attn_implementation is not None:
-            kwargs["attn_implementation"] = self.attn_implementation
-        model = load_model(
-            name,
-            quantization_config=quantization_config_from(config) if quantise else None,
-            revision=revision,
-            trust_remote_code=self.trust_remote_code,
-            **kwargs,
-        )
-        if not is_quantized(model) and getattr(model, "hf_device_map", None) is None:
-            model = model.to(default_device())
-        return model.eval()  # type: ignore[no-any-return]
-
-
-def load_source(name: str, loading: LoadingArguments) -> Source:
-    """A model to sample from, with its tokenizer. Raises `OSError` if there is no such model."""
+    Raises:
+        `OSError`: There is no such model.
+    """
     revision = loading.model_revision
     try:
         tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=loading.trust_remote_code)
-        return Source(name, tokenizer, loading.load(name, revision))
+        model = loading.load(name, revision)
     except OSError as error:
         raise loading_error("model", name, error) from error
-
-
-@dataclass(frozen=True)
-class Opened:
-    """
-    A model in memory.
-
-    Args:
-        policy ([`~trl_ext.inference.policy.Policy`]): The model, as evaluation sees it.
-        base ([`~trl_ext.inference.policy.Policy`], *optional*): What its KL is measured to; `policy` itself for the
-            base.
-        model ([`~transformers.PreTrainedModel`]): The model.
-    """
-
-    policy: Policy
-    base: Policy | None
-    model: PreTrainedModel
+    return model_policy(model, tokenizer, name=name, batch_size=batch_size, progress=progress)
 
 
 class Models:
     """
-    The models of a call, one after the other: no two are in memory at once that need not be.
+    The models that `trl-ext evaluate` measures, loaded one after the other to keep memory low.
 
     Args:
-        names (`Sequence[str]`): The models to measure: hub ids, directories, LoRA adapter directories.
-        loading ([`LoadingArguments`]): How to load them.
-        base (`str`, *optional*): The base of them all. By default the base of those that are adapters.
-        judge (`str`, *optional*): The model that the perplexity is measured under. By default the base.
-        batch_size (`int`, *optional*, defaults to `0`): Sequences that are generated or scored at once (`0`: 64 on
-            CPU, 128 elsewhere).
-        conversational (`bool`, *optional*, defaults to `False`): Whether the prompts are messages.
+        names (`Sequence[str]`):
+            Models to measure: Hub ids, directories, LoRA adapter directories.
+        loading ([`~trl_ext.cli.arguments.LoadingArguments`]):
+            How to load them.
+        base (`str`, *optional*):
+            The base of all of them. By default the base of those that are adapters.
+        judge (`str`, *optional*):
+            The model that the perplexity is measured under. By default the base.
+        batch_size (`int`, *optional*, defaults to `0`):
+            Sequences to generate or score at once (`0`: 64 on CPU, 128 elsewhere).
+        conversational (`bool`, *optional*, defaults to `False`):
+            Whether the prompts are messages.
 
     Attributes:
-        base (`str`, *optional*): The base model.
-        names (`list[str]`): The models to measure, the base first.
-        failures (`dict[str, str]`): Models without a tokenizer that can be loaded, with the reason.
+        base (`str`, *optional*):
+            The base model.
+        names (`list[str]`):
+            The models to measure, the base first.
+        failures (`dict[str, str]`):
+            Models whose tokenizer cannot be loaded, with the reason.
 
     Raises:
         `OSError` or `ValueError`: The base, the judge or the only other model cannot be loaded, or the adapters have
-            several bases and none was named.
+            several bases and none is named.
     """
 
     def __init__(
@@ -143,12 +84,12 @@ class Models:
         self.loading = loading
         self.batch_size = batch_size or usual_batch_size(default_device())
         self.base = base if base is not None else _base_of_adapters(names)
-        self._asked_for, self._base_of_all = list(names), base is not None
+        self._requested, self._base_is_named = list(names), base is not None
         others = [name for name in names if not _same(name, self.base)]
         self.names = others if self.base is None else [self.base, *others]
         self.failures: dict[str, str] = {}
         self.tokenizers: dict[str, PreTrainedTokenizerBase] = {}
-        for name in self.names:  # before anything is measured, so that a misspelt name shows at once
+        for name in self.names:  # before anything is measured, so that a misspelt name is found at once
             try:
                 self.tokenizers[name] = self._tokenizer(name)
             except (OSError, ValueError) as error:
@@ -160,28 +101,34 @@ class Models:
         self._base: Policy | None = None
         self._judge: Policy | None = None
         if judge is not None:
-            self._judge = self._policy(judge, loading.load(judge, quantise=False), self._tokenizer(judge))
+            self._judge = self._policy(judge, loading.load(judge, quantize=False), self._tokenizer(judge))
 
-    def open(self, name: str, progress: Callable[[int], Any] | None = None) -> "Opened":
+    def load(self, name: str, progress: Callable[[int], Any] | None = None) -> tuple[Policy, Policy | None]:
         """
-        Load a model. It goes when what is returned does.
+        Load a model. Its memory is released with the last reference to the policies.
 
         Args:
-            name (`str`): One of `names`; the base comes before the others.
-            progress (`Callable`, *optional*): Called with the number of prompts just answered, after each batch.
+            name (`str`):
+                One of `names`; the base comes before the others.
+            progress (`Callable`, *optional*):
+                Called with the number of prompts just completed, after each batch.
+
+        Returns:
+            `tuple[Policy, Policy | None]`: The policy of the model, and the one that its KL is measured to; for the
+            base model both are the same.
         """
         model = self.loading.load(name, revision=self._revision(name))
         policy = self._policy(name, model, self.tokenizers[name], progress=progress)
         base: Policy | None = None
         if name == self.base:
             base = policy
-            if self._base_of_all and not all(self._shares_base(other) for other in self.names[1:]):
+            if self._base_is_named and not all(self._shares_base(other) for other in self.names[1:]):
                 self._base = policy
         elif self.base is not None and self._shares_base(name):
             base = self._policy(self.base, model, self.tokenizers[self.base], use_adapter=False)
-        elif self._base_of_all:
+        elif self._base_is_named:
             base = self._base
-        return Opened(policy, base, model)
+        return policy, base
 
     def measure(self, policy: Policy, base: Policy | None, **kwargs: Any) -> Evaluation:
         """[`~trl_ext.evaluation.evaluate.evaluate`] with the judge of these models."""
@@ -191,23 +138,23 @@ class Models:
         return model_policy(model, tokenizer, name=name, batch_size=self.batch_size, **kwargs)
 
     def _shares_base(self, name: str) -> bool:
-        """Whether `name` is an adapter on the base: it is then measured against itself without the adapter."""
+        """Whether `name` is an adapter on the base: its KL is then measured to itself without the adapter."""
         own = adapter_base(name)
         return own is not None and _same(own, self.base)
 
     def _revision(self, name: str) -> str | None:
-        return self.loading.model_revision if name in self._asked_for else None
+        return self.loading.model_revision if name in self._requested else None
 
     def _tokenizer(self, name: str) -> PreTrainedTokenizerBase:
         return load_tokenizer(name, revision=self._revision(name), trust_remote_code=self.loading.trust_remote_code)
 
     def _lend_chat_template(self, base: str) -> None:
-        """A base without a chat template is prompted with that of the first model that has its vocabulary."""
+        """Give a base without a chat template that of the first model with the same vocabulary."""
         own = self.tokenizers[base]
         for name, tokenizer in self.tokenizers.items():
             if own.chat_template is None and tokenizer.chat_template is not None and same_vocabulary(tokenizer, own):
                 own.chat_template = tokenizer.chat_template
-                logger.warning("%s has no chat template; it is prompted with that of %s.", base, name)
+                logger.warning("%s has no chat template; that of %s is used for it.", base, name)
 
 
 def _base_of_adapters(names: Sequence[str]) -> str | None:
@@ -225,21 +172,7 @@ def _base_of_adapters(names: Sequence[str]) -> str | None:
 
 
 def _same(name: str, other: str | None) -> bool:
-    """Whether two names are one model: the same word, or two paths to one directory."""
+    """Whether two names mean one model: equal names, or two paths to one directory."""
     if other is None or name == other:
         return name == other
     return os.path.isdir(name) and os.path.realpath(name) == os.path.realpath(other)
-
-
-@dataclass
-class SampleLoadingArguments(LoadingArguments):
-    """How the models are loaded. Reward models are not quantised, and compute in float32."""
-
-    dtype: str = field(
-        default="auto",
-        metadata={
-            "help": "Data type of the weights and the arithmetic; `auto` is that of the checkpoint.",
-            "choices": ["auto", "bfloat16", "float16", "float32"],
-        },
-    )
-    load_in_4bit: bool = field(default=False, metadata={"help": "Whether to quantise the models to 4 bits."})

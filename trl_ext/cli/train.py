@@ -1,10 +1,11 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""`trl-ext <method>`: one training script for every method.
+"""
+`trl-ext <method>`: one training script for every method.
 
-It is what `accelerate launch` runs, as `python -m trl_ext.cli.train <method> ...`, and runs in the caller's own
-process where no launcher is needed.
+It runs in the caller's process or, where several processes are needed, under `accelerate launch`, as
+`python -m trl_ext.cli.train <method> ...`.
 """
 
 import inspect
@@ -21,12 +22,14 @@ from trl import ScriptArguments
 
 from trl_ext.method import Found, Method, discover
 
-from .launch import launch, launch_arguments, needs_launcher, with_resume_hint
-from .parser import Parser, set_environment
+from .arguments import RewardArguments
+from .config_file import set_environment
+from .launch import add_launcher_flags, launch, launcher_options, needs_launcher, with_resume_hint
+from .parser import Parser
 
 
 @dataclass
-class TrainArguments(ScriptArguments):
+class TrainArguments(RewardArguments, ScriptArguments):
     """
     Where the data and the rewards come from: TRL's script arguments, and rewards as in `trl grpo`.
 
@@ -34,9 +37,9 @@ class TrainArguments(ScriptArguments):
         dataset_name (`str`, *optional*):
             Hub id, local directory, or local .jsonl, .json, .parquet or .csv file.
         eval_dataset_name (`str`, *optional*):
-            The same, for evaluation, where it is not a split of `dataset_name`.
+            The same for evaluation, if it is not a split of `dataset_name`.
         reward_model_name_or_path (`str`, *optional*):
-            Reward model: a classifier with one label, by hub id or directory.
+            Reward model: a classifier with one label, by Hub id or directory.
         reward_funcs (`list[str]`, *optional*):
             Reward functions: names of TRL's, dotted paths (`package.module.function`), classifiers.
     """
@@ -44,42 +47,31 @@ class TrainArguments(ScriptArguments):
     dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": "Data set to train on: a Hub id, a local directory, or a local .jsonl, .json, .parquet or .csv "
+            "help": "Dataset to train on: a Hub id, a local directory, or a local .jsonl, .json, .parquet or .csv "
             "file. Ignored if `datasets` is given."
         },
     )
     eval_dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": "Data set to evaluate on, given like `dataset_name`. If not set, `dataset_test_split` of "
+            "help": "Dataset to evaluate on, given like `dataset_name`. If not set, `dataset_test_split` of "
             "`dataset_name` is used. Needs `eval_strategy`."
-        },
-    )
-    reward_model_name_or_path: str | None = field(
-        default=None,
-        metadata={"help": "Reward model: a sequence classifier with one label, by Hub id or local directory."},
-    )
-    reward_funcs: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Reward functions: names of TRL's own (e.g. `think_format_reward`), dotted paths (e.g. "
-            "`my_lib.rewards.my_reward`), and classifiers by Hub id or local directory."
         },
     )
 
 
 def make_parser(method: Method, prog: str | None = None) -> Parser:
     """
-    The parser of a method: data and rewards, model, the method's config, data set mixture.
+    The parser of a method: data and rewards, model, the method's config, dataset mixture, flags of the launcher.
 
     Raises:
-        `ImportError`: the method's config class cannot be imported.
+        `ImportError`: The method's config class cannot be imported.
     """
     from trl import DatasetMixtureConfig, ModelConfig
 
     paper = f" (https://huggingface.co/papers/{method.paper})" if method.paper else ""
-    columns = f" Data set columns: {', '.join(method.columns)}." if method.columns else ""
-    return Parser(
+    columns = f" Dataset columns: {', '.join(method.columns)}." if method.columns else ""
+    parser = Parser(
         (TrainArguments, ModelConfig, method.config_class(), DatasetMixtureConfig),
         prog=prog or f"trl-ext {method.name}",
         description=f"{method.summary}{paper}{columns}",
@@ -87,11 +79,13 @@ def make_parser(method: Method, prog: str | None = None) -> Parser:
         "--num_processes 2; --accelerate_config takes a file or the name of a packaged one, e.g. zero2. "
         "`--no_<field>` sets a field to false.",
     )
+    add_launcher_flags(parser)
+    return parser
 
 
 def main(argv: Sequence[str], *, launched: bool = False) -> int:
     """
-    Train: `argv` is the method's name and its arguments.
+    Train.
 
     Everything that can be wrong with the arguments is found here, in one process, before anything is launched.
 
@@ -99,24 +93,22 @@ def main(argv: Sequence[str], *, launched: bool = False) -> int:
         argv (`Sequence[str]`):
             The method's name, then flags.
         launched (`bool`, *optional*, defaults to `False`):
-            Whether this is the script under `accelerate launch`. The launching process has then checked the arguments
-            and taken accelerate's flags out.
+            Whether this is the script under `accelerate launch`. The launcher's flags, which the launching process has
+            used, are then ignored.
 
     Returns:
-        `int`: exit status.
+        `int`: Exit status.
     """
     found = _find(argv[0])
     arguments = list(argv[1:])
-    set_environment(arguments)
     parser = make_parser(found.method)
-    namespace, extra = parser.parse_words(arguments)
-    for_launcher = [] if launched else launch_arguments(extra, parser)
-    script_args, model_args, training_args, mixture_args = parser.build(namespace)
+    flags = parser.parse_flags(arguments)
+    options = {} if launched else launcher_options(parser.other_flags(flags))
+    script_args, model_args, training_args, mixture_args = parser.build(flags)
     _require(script_args, model_args, mixture_args)
     _make_folder(training_args.output_dir)
-    if not launched and needs_launcher(for_launcher):
-        ours = _without(arguments, extra.flags)
-        run: Callable[[], int] = lambda: launch(for_launcher, found.method.name, ours)  # noqa: E731
+    if not launched and needs_launcher(options):
+        run: Callable[[], int] = lambda: launch(options, found.method.name, arguments)  # noqa: E731
         return with_resume_hint(run, parser.prog, training_args.output_dir)
     return with_resume_hint(
         lambda: train(found, script_args, model_args, training_args, mixture_args),
@@ -127,8 +119,8 @@ def main(argv: Sequence[str], *, launched: bool = False) -> int:
 
 
 def train(found: Found, script_args: Any, model_args: Any, training_args: Any, mixture_args: Any) -> int:
-    """Load, train, save, push."""
-    # First thing: an import error of the method must not come after minutes of loading data.
+    """Load the data and the model, train, save, push to the Hub."""
+    # First, because an import error of the method must not come after minutes of loading data.
     trainer_class = found.method.trainer_class()
     train_dataset, eval_dataset = load_datasets(script_args, training_args, mixture_args)
     add_model_init_kwargs(training_args, model_args)
@@ -144,24 +136,24 @@ def train(found: Found, script_args: Any, model_args: Any, training_args: Any, m
     trainer.save_model(training_args.output_dir)
     trainer.accelerator.print(f"Saved to {training_args.output_dir}")
     if training_args.push_to_hub:
-        # a card must not name a file of this machine as its data set
+        # a model card must not name a file of this machine as its dataset
         name = script_args.dataset_name
         trainer.push_to_hub(dataset_name=None if name is None or Path(name).exists() else name)
         trainer.accelerator.print(f"Pushed to https://huggingface.co/{trainer.hub_model_id}")
     trainer.end()
     if trainer.accelerator.num_processes > 1:
-        # gloo: freeing the DDP model joins a thread of the process group while holding the GIL, and that thread may be
-        # waiting for the GIL to drop its last tensor (torch 2.13: one rank hangs). Asleep, we do not hold it.
+        # With gloo, freeing the DDP model joins a thread of the process group while holding the GIL, and that thread
+        # may wait for the GIL to free its last tensor (torch 2.13: one rank hangs). Sleeping releases the GIL first.
         time.sleep(1)
     return 0
 
 
 def load_datasets(script_args: Any, training_args: Any, mixture_args: Any) -> tuple[Any, Any]:
     """
-    The sets to train and, unless `eval_strategy` is `"no"`, to evaluate on.
+    The dataset to train on and, unless `eval_strategy` is `"no"`, the one to evaluate on.
 
     Raises:
-        `ValueError`: a split that does not exist; the message names those found.
+        `ValueError`: A split does not exist; the message names those that do.
     """
     from trl import get_dataset
 
@@ -187,7 +179,7 @@ def load_datasets(script_args: Any, training_args: Any, mixture_args: Any) -> tu
 
 
 def add_model_init_kwargs(training_args: Any, model_args: Any) -> None:
-    """Put revision, attention and dtype of the command line under the config's own `model_init_kwargs`, which win."""
+    """Add revision, attention and dtype of the command line to the config's own `model_init_kwargs`, which win."""
     if not hasattr(training_args, "model_init_kwargs"):
         return
     kwargs = {
@@ -201,10 +193,10 @@ def add_model_init_kwargs(training_args: Any, model_args: Any) -> None:
 
 def build_trainer(trainer_class: type, **arguments: Any) -> Any:
     """
-    Construct a trainer with those of `arguments` that are set; one that it does not take is an error if it was set.
+    Construct a trainer with those of `arguments` that are not `None`.
 
     Raises:
-        `ValueError`: the trainer has no such parameter.
+        `ValueError`: One of these is not a parameter of the trainer.
     """
     parameters = inspect.signature(trainer_class).parameters
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
@@ -216,9 +208,9 @@ def build_trainer(trainer_class: type, **arguments: Any) -> Any:
 
 
 _FLAGS_BEHIND = {
-    "reward_funcs": ": leave --reward_funcs and --reward_model_name_or_path out",
-    "peft_config": ": leave --use_peft out",
-    "quantization_config": ": leave --load_in_4bit and --load_in_8bit out",
+    "reward_funcs": ": remove --reward_funcs and --reward_model_name_or_path",
+    "peft_config": ": remove --use_peft",
+    "quantization_config": ": remove --load_in_4bit and --load_in_8bit",
     "eval_dataset": ": set --eval_strategy no",
 }
 
@@ -228,11 +220,10 @@ def _optional_arguments(script_args: Any, model_args: Any) -> dict[str, Any]:
 
     from trl_ext.models.load import quantization_config_from
 
-    model = [script_args.reward_model_name_or_path] if script_args.reward_model_name_or_path else []
     return {
         "quantization_config": quantization_config_from(model_args),
         "peft_config": get_peft_config(model_args),
-        "reward_funcs": model + (script_args.reward_funcs or []) or None,
+        "reward_funcs": script_args.rewards or None,
     }
 
 
@@ -253,11 +244,11 @@ def _require(script_args: Any, model_args: Any, mixture_args: Any) -> None:
 
 
 def _make_folder(output_dir: str) -> None:
-    """Now, rather than after the data and the models are loaded."""
+    """Find out now that the folder cannot be written to, not after the data and the models are loaded."""
     try:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(f"`output_dir` {output_dir!r} cannot be made ({error.strerror}): set another one.") from error
+        raise OSError(f"`output_dir` {output_dir!r} cannot be created ({error.strerror}): set another one.") from error
     if not os.access(output_dir, os.W_OK):
         raise OSError(f"`output_dir` {output_dir!r} cannot be written to: set another one.")
 
@@ -265,36 +256,29 @@ def _make_folder(output_dir: str) -> None:
 def _split(splits: Any, name: str, source: str, setting: str) -> Any:
     if name not in splits:
         raise ValueError(
-            f"{source} has no split '{name}' but {', '.join(splits)}: set `{setting}`"
+            f"{source} has no split '{name}', only {', '.join(splits)}: set `{setting}`"
             + (", set `eval_dataset_name`, or set `eval_strategy` to 'no'" if setting == "dataset_test_split" else "")
         )
     return splits[name]
 
 
 def _resume_from(value: str | bool | None) -> str | bool | None:
-    """`true` means the newest checkpoint in `output_dir`; anything else is a path."""
+    """What `Trainer.train` takes: `true` means the newest checkpoint in `output_dir`; other words are a path."""
     words: dict[Any, bool | None] = {"true": True, "false": None, True: True, False: None, "": None}
     return words.get(value.lower() if isinstance(value, str) else value, value)
-
-
-def _without(arguments: Sequence[str], flags: Sequence[str]) -> list[str]:
-    """`arguments` less the subsequence `flags`. Each flag is followed by its value, so the first match is the one."""
-    rest = list(flags)
-    kept = []
-    for word in arguments:
-        if rest and word == rest[0]:
-            rest.pop(0)
-        else:
-            kept.append(word)
-    return kept
 
 
 def _launched_main() -> int:
     from .errors import guarded
 
-    if os.getcwd() not in sys.path:  # reward functions of the user's own
+    if os.getcwd() not in sys.path:  # for reward functions of the user
         sys.path.append(os.getcwd())
-    return guarded(f"trl-ext {sys.argv[1]}", lambda: main(sys.argv[1:], launched=True))
+
+    def run() -> int:
+        set_environment(sys.argv[2:])
+        return main(sys.argv[1:], launched=True)
+
+    return guarded(f"trl-ext {sys.argv[1]}", run)
 
 
 if __name__ == "__main__":

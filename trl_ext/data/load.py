@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Data sets from the Hub, a directory or a file."""
+"""Loads a dataset from the Hub, a directory or a file."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from .schema import AnyDataset, DataError
 FILE_TYPES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
-# With `split` a type checker knows that the result is a dataset, which trainers take, and no dictionary of datasets.
+# The overloads tell a type checker that with `split` the result is one dataset, which a trainer accepts.
 @overload
 def load_dataset(name: str, config: str | None = None, *, split: str, streaming: bool = False) -> AnyDataset: ...
 
@@ -31,17 +31,17 @@ def load_dataset(
     name: str, config: str | None = None, split: str | None = None, streaming: bool = False
 ) -> AnyDataset | DatasetDict | IterableDatasetDict:
     """
-    Load a data set from the Hub, a local directory, or a local .jsonl, .json, .parquet or .csv file.
+    Load a dataset from the Hub, a local directory, or a local .jsonl, .json, .parquet or .csv file.
 
     Args:
         name (`str`): Hub id, directory or file.
-        config (`str`, *optional*): Configuration of a Hub data set.
-        split (`str`, *optional*): Split to return. Without it, all splits are returned. A file has the split `train`.
-        streaming (`bool`, *optional*, defaults to `False`): Whether to read rows as they are needed.
+        config (`str`, *optional*): Configuration of a dataset on the Hub.
+        split (`str`, *optional*): Split to return; all splits by default. A file has the split `train`.
+        streaming (`bool`, *optional*, defaults to `False`): Whether to read rows only when they are used.
 
     Raises:
-        `DataError`: The file or directory does not exist, cannot be read as what it claims to be, or has no such
-        split.
+        `DataError`: The file or directory does not exist, cannot be read in the format of its suffix, or has no such
+            split.
     """
     path = Path(name).expanduser()
     if path.suffix in FILE_TYPES and not path.is_dir():
@@ -68,7 +68,7 @@ def load_dataset(
 def _read_file(path: Path, streaming: bool) -> DatasetDict | IterableDatasetDict:
     kind, kwargs = FILE_TYPES[path.suffix], {}
     if kind == "json":
-        # Types come from the first chunk, and a row of another form in a later one silently becomes text.
+        # `datasets` infers the types from the first chunk and silently turns other types in later chunks into text.
         kwargs["chunksize"] = min(max(path.stat().st_size, 10 << 20), 256 << 20)
     try:
         return datasets.load_dataset(kind, data_files=str(path), streaming=streaming, **kwargs)
@@ -78,6 +78,7 @@ def _read_file(path: Path, streaming: bool) -> DatasetDict | IterableDatasetDict
 
 
 def _broken_line(path: Path) -> str | None:
+    """Number of the first line that is not valid JSON, and the error; `None` if there is no such line."""
     with path.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
             try:

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Prompts alone, of a data set or from Python, for what answers them and trains nothing."""
+"""Loads and checks prompts for generation and evaluation."""
 
 from typing import Any
 
@@ -13,16 +13,16 @@ def load_prompts(
     name: str, config: str | None = None, split: str | None = None, *, limit: int = 0
 ) -> list[dict[str, Any]]:
     """
-    Rows with a `prompt`, and whatever other columns there are.
+    Load the rows of a dataset that has a column `prompt`. Other columns are kept.
 
     Args:
         name (`str`), config (`str`, *optional*): See [`~trl_ext.data.load.load_dataset`].
-        split (`str`, *optional*): The split. By default `test`, or the only one there is.
-        limit (`int`, *optional*, defaults to `0`): Take the first so many rows (`0`: all).
+        split (`str`, *optional*): The split. By default `test`, or the only split.
+        limit (`int`, *optional*, defaults to `0`): Number of rows to take from the start. `0` takes all.
 
     Raises:
-        [`~trl_ext.data.schema.DataError`]: There are several splits and none was chosen, no row, or no column
-        `prompt`.
+        [`~trl_ext.data.schema.DataError`]: `split` is not set and there are several splits, none of them `test`; there
+            is no row or no column `prompt`; or a prompt is empty.
     """
     if split is None:
         splits = load_dataset(name, config)
@@ -44,9 +44,12 @@ def load_prompts(
 
 def check_several(prompts: Any) -> None:
     """
-    Raise a `ValueError` if a single prompt was passed where several belong.
+    Check that `prompts` is a list of prompts and not a single prompt.
 
-    Text would be answered letter by letter, a conversation message by message, token ids number by number.
+    A single prompt is a sequence as well: its characters, messages or token ids would each be taken for a prompt.
+
+    Raises:
+        `ValueError`: `prompts` is a single prompt, or not a sequence.
     """
     if not hasattr(prompts, "__len__"):
         raise ValueError(f"`prompts` must be a list of prompts, got {type(prompts).__name__}.")

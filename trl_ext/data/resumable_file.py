@@ -1,11 +1,12 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
-"""
-A data set written a few rows at a time, so that an interruption costs those at most.
 
-Rows go to a .jsonl file: the output itself, or for .parquet a file beside it that becomes the output at the end. A
-state file beside it says with which settings the rows were made and how many bytes of the file are whole; what follows
-them (a torn line, rows that were not yet counted) is cut off when the run goes on.
+"""
+Writes a dataset a few rows at a time, so that an interrupted run can be resumed and loses only the last of them.
+
+Rows are written to a .jsonl file: the output itself, or for .parquet a temporary file beside it that is converted at
+the end. A state file beside it holds the settings that the rows were made with, and the number of bytes of complete
+batches. When the run is resumed, whatever follows these bytes is removed.
 """
 
 import contextlib
@@ -31,18 +32,19 @@ class ResumableFile:
 
     Args:
         path (`str`): File to write, `.jsonl` or `.parquet`.
-        settings (`dict[str, Any]`): What the rows depend on, as JSON has it. A run with others must not go on here.
-        overwrite (`bool`, *optional*, defaults to `False`): Whether to start anew over whatever is there.
+        settings (`dict[str, Any]`): Everything that the rows depend on, serializable as JSON. Only a run with equal
+            settings can be resumed.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether to delete an existing file and start over.
 
     Attributes:
-        batches (`int`): Batches that are written.
-        rows (`int`): Rows that are written.
-        totals (`dict[str, float]`): Sums over what is written, for a summary.
-        complete (`bool`): Whether all is written.
+        batches (`int`): Number of batches that are written.
+        rows (`int`): Number of rows that are written.
+        totals (`dict[str, float]`): Sums over the written batches, for a summary.
+        complete (`bool`): Whether all rows are written.
 
     Raises:
-        `ValueError`: The suffix is another, the settings differ from those of the rows that are there, or the file is
-            not what an interrupted run has left.
+        `ValueError`: The suffix is another, the settings differ from those of the rows in the file, or the file was
+            not left by an interrupted run.
         `OSError`: The file cannot be written.
     """
 
@@ -68,38 +70,38 @@ class ResumableFile:
             self._save_state()
 
     def _is_there(self) -> bool:
-        """Whether an earlier run is to be resumed. A state without its rows (deleted by hand) is none."""
-        started, begun = self.state_path.exists(), self.rows_path.exists() or self.path.exists()
-        if begun and not started:
+        """Whether there is an earlier run to resume. A state file without a file of rows does not count."""
+        has_state, has_rows = self.state_path.exists(), self.rows_path.exists() or self.path.exists()
+        if has_rows and not has_state:
             raise ValueError(
                 f"output_file '{self.path}' exists and was not left by an interrupted run: choose another name, or "
                 "start over with overwrite_output."
             )
-        return started and begun
+        return has_state and has_rows
 
     def _resume(self) -> None:
         settings = self._load_state()
-        if not self.batches:  # it failed before anything was written, perhaps for the settings that are now others
+        if not self.batches:  # it failed before any row was written: the settings may change
             self.rows_path.write_bytes(b"")
             self._save_state()
             return
         if differences := _differences(settings, self.settings):
             raise ValueError(
-                f"'{self.path}' was begun with other settings: {'; '.join(differences)}. Set them as they were to go "
-                "on, choose another output_file, or start over with overwrite_output."
+                f"'{self.path}' was started with other settings: {'; '.join(differences)}. To resume, set them as "
+                "they were. Or choose another output_file, or start over with overwrite_output."
             )
         if self.complete and self.path.exists():
             return
         size = self.rows_path.stat().st_size if self.rows_path.exists() else 0
         if size < self.bytes:
             raise ValueError(
-                f"'{self.rows_path}' has {size} bytes where {self.bytes} were written: it was changed. Start over "
-                "with overwrite_output."
+                f"'{self.rows_path}' has {size} bytes, but {self.bytes} were written: the file was changed. Start "
+                "over with overwrite_output."
             )
         self._cut()
 
     def _load_state(self) -> dict[str, Any]:
-        """Take over what is known to be on the disk, and return the settings it was made with."""
+        """Set the attributes from the state file, and return the settings in it."""
         try:
             state = json.loads(self.state_path.read_text(encoding="utf-8"))
             for name in _STATE:
@@ -109,22 +111,35 @@ class ResumableFile:
             raise ValueError(f"'{self.state_path}' is damaged; start over with overwrite_output.") from error
 
     def _cut(self) -> None:
-        """Remove what follows the last whole batch."""
+        """Remove everything after the last complete batch."""
         with self.rows_path.open("r+b") as file:
             file.truncate(self.bytes)
             os.fsync(file.fileno())
 
-    def append(self, rows: Sequence[dict[str, Any]], totals: dict[str, float] | None = None) -> None:
+    def missing_batches(self, num_rows: int, batch_size: int) -> range:
         """
-        Write a batch of rows (perhaps of none), to stay.
+        Where the batches begin that are not written yet.
 
         Args:
-            rows (`list[dict]`): The rows.
-            totals (`dict[str, float]`, *optional*): What to add to the sums.
+            num_rows (`int`): Number of input rows of the whole run.
+            batch_size (`int`): Input rows per batch, of which [`append`] writes the output.
+
+        Returns:
+            `range`: Index of the first input row of each missing batch.
+        """
+        return range(min(self.batches * batch_size, num_rows), num_rows, batch_size)
+
+    def append(self, rows: Sequence[dict[str, Any]], totals: dict[str, float] | None = None) -> None:
+        """
+        Write a batch of rows and flush it to the disk.
+
+        Args:
+            rows (`list[dict]`): The rows; may be empty.
+            totals (`dict[str, float]`, *optional*): Numbers to add to the attribute `totals`.
 
         Raises:
-            [`~trl_ext.data.schema.DataError`]: A column has values that JSON does not know.
-            `OSError`: The disk is full, or something like it. The file is then as it was before the call.
+            [`~trl_ext.data.schema.DataError`]: A column has values that cannot be written as JSON.
+            `OSError`: The batch cannot be written, for instance because the disk is full. The file is then unchanged.
         """
         data = b"".join(_line(row, self.rows + i) for i, row in enumerate(rows))
         try:
@@ -137,13 +152,13 @@ class ResumableFile:
                 k: self.totals.get(k, 0) + (totals or {}).get(k, 0) for k in {*self.totals, *(totals or {})}
             }
             self._save_state()
-        except BaseException:  # Ctrl-C included: half a line would make the file unreadable
+        except BaseException:  # Ctrl-C too: an incomplete line would make the file unreadable
             self._load_state()
             self._cut()
             raise
 
     def finish(self) -> None:
-        """All rows are written: make the output of them."""
+        """Mark the file as complete after the last batch, and convert it if the output is .parquet."""
         if self.complete:
             return
         if self.path != self.rows_path:
@@ -160,7 +175,7 @@ class ResumableFile:
 
 
 def rows_fingerprint(dataset: Iterable[dict[str, Any]]) -> str:
-    """What tells these rows from others: how many they are, and a hash of all of them."""
+    """Number of rows and a hash of their contents, to recognize the same dataset."""
     digest = hashlib.sha256()
     count = 0
     for row in dataset:
@@ -170,7 +185,12 @@ def rows_fingerprint(dataset: Iterable[dict[str, Any]]) -> str:
 
 
 def weights_fingerprint(name: str) -> str | None:
-    """What tells a model's weights from others in the same directory, without reading all of them."""
+    """
+    Hash of the names, sizes and last bytes of the weight files in a directory, to recognize the same weights.
+
+    Returns:
+        `str`: `None` if there are no weight files, as for a Hub id.
+    """
     files = sorted(path for path in Path(name).glob("*") if path.suffix in (".safetensors", ".bin"))
     if not files:
         return None
@@ -184,13 +204,15 @@ def weights_fingerprint(name: str) -> str | None:
 
 
 def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """A description of each setting that has changed."""
     names = [*then, *(name for name in now if name not in then)]
     return [f"{n} was {then.get(n)!r} and is {now.get(n)!r}" for n in names if then.get(n) != now.get(n)]
 
 
 def _line(row: dict[str, Any], index: int) -> bytes:
+    """A row as a line of JSON."""
     try:
-        # Half a surrogate pair, which UTF-8 cannot have, may come from an odd prompt: better a "?" than a lost run
+        # A prompt may contain half a surrogate pair, which UTF-8 cannot encode: write "?" instead of failing.
         return json.dumps(row, ensure_ascii=False, allow_nan=False).encode("utf-8", errors="replace") + b"\n"
     except (TypeError, ValueError):
         for column, value in row.items():
@@ -199,20 +221,20 @@ def _line(row: dict[str, Any], index: int) -> bytes:
             except (TypeError, ValueError) as error:
                 raise DataError(
                     f"Output row {index}, column {column!r}: cannot be written as JSON ({error}). Remove the column "
-                    "from the data set, or turn it into text."
+                    "from the dataset, or turn it into text."
                 ) from error
         raise
 
 
 def _to_parquet(source: Path, target: Path) -> None:
-    """All rows at once, as the types of the columns follow from all of them."""
+    """Convert a .jsonl file to .parquet. All rows are read at once, because together they determine the types."""
     import datasets
 
     rows = [json.loads(line) for line in source.read_text(encoding="utf-8").split("\n") if line]
     datasets.Dataset.from_list(rows).to_parquet(str(target))
 
 
-ROW_INDEX = "row_index"  # column of the output: number of the row it was made from
+ROW_INDEX = "row_index"  # column of the output: number of the input row
 
 
 def run_rows(
@@ -227,28 +249,28 @@ def run_rows(
     stop: Callable[[], Any] | None = None,
 ) -> int:
     """
-    Make a row of a file from each row, in whichever order they are done.
+    Process rows in several threads and write each result as soon as it is complete.
 
-    A row that is done is on the disk before the next one counts. When one fails, or at Ctrl-C, those under way are
-    waited for and written too; the same call then goes on with the rest, and ends with the same file: its rows are in
-    the order of `rows`.
+    After an error or Ctrl-C, rows that are being processed are completed and written. The same call then resumes with
+    the missing rows. The complete file is the same in any case, with its rows in the order of `rows`.
 
     Args:
-        rows (`Sequence[dict]`): What to work on.
-        work (`Callable`): `(index, row) -> output row`; called from several threads.
+        rows (`Sequence[dict]`): The input rows.
+        work (`Callable`): `(index, row) -> output row`. Called from several threads.
         output_file (`str`): File to write, `.jsonl` or `.parquet`. It gets a column `row_index`.
-        settings (`dict[str, Any]`): What the output depends on besides the rows. A run with others does not go on.
-        workers (`int`): Threads.
-        overwrite (`bool`, *optional*, defaults to `False`): Whether to start anew.
-        progress (`Callable`, *optional*): Called with the number of rows just done, those of an earlier run first.
-        stop (`Callable`, *optional*): Called at Ctrl-C, to make the work under way give up.
+        settings (`dict[str, Any]`): Everything that the output depends on besides the rows. See [`ResumableFile`].
+        workers (`int`): Number of threads.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether to delete an existing file and start over.
+        progress (`Callable`, *optional*): Called with the number of rows just completed: first those of an earlier
+            run, then 1 for each row.
+        stop (`Callable`, *optional*): Called after Ctrl-C. It should make the running calls of `work` fail soon.
 
     Returns:
-        `int`: Rows that were made by this call.
+        `int`: Number of rows that this call processed.
 
     Raises:
-        `ValueError`: The file is that of another run.
-        `Exception`: What `work` raised first, with a note that names the row and says how many are written.
+        `ValueError`: The file was written by another run.
+        `Exception`: The first error of `work`, with notes that name the row and the number of written rows.
     """
     file = ResumableFile(output_file, settings | {"contents of the rows": rows_fingerprint(rows)}, overwrite=overwrite)
     if file.complete:
@@ -268,9 +290,9 @@ def run_rows(
             if stop is not None and not isinstance(error, Exception):
                 stop()
             pool.shutdown(wait=True, cancel_futures=True)
-            with contextlib.suppress(OSError):  # the disk itself may be what failed
+            with contextlib.suppress(OSError):  # a failing disk may be the cause of `error`
                 _save_the_rest(file, jobs)
-            error.add_note(f"{file.rows} of {len(rows)} rows are in '{file.rows_path}'; the same call goes on there.")
+            error.add_note(f"{file.rows} of {len(rows)} rows are in '{file.rows_path}'; the same call resumes there.")
             raise
     _sort(file)
     file.finish()
@@ -278,16 +300,17 @@ def run_rows(
 
 
 def _write(file: ResumableFile, job: Future[dict[str, Any]], index: int, total: int) -> None:
+    """Write the result of a job. If it failed, its error gets a note that names the row."""
     try:
         row = job.result()
     except Exception as error:
-        error.add_note(f"This happened at row {index} of {total}.")
+        error.add_note(f"The error occurred in row {index} of {total}.")
         raise
     file.append([row | {ROW_INDEX: index}])
 
 
 def _save_the_rest(file: ResumableFile, jobs: dict[Future[dict[str, Any]], int]) -> None:
-    """Rows that were done after the failure that ended the run."""
+    """Write the rows that were completed after the error that ended the run."""
     written = {row[ROW_INDEX] for row in _written(file)}
     for job, index in jobs.items():
         if not job.cancelled() and index not in written and job.exception() is None:
@@ -295,11 +318,12 @@ def _save_the_rest(file: ResumableFile, jobs: dict[Future[dict[str, Any]], int])
 
 
 def _written(file: ResumableFile) -> list[dict[str, Any]]:
+    """The rows in the file."""
     return [json.loads(line) for line in file.rows_path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def _sort(file: ResumableFile) -> None:
-    """The same lines in the order of the rows; should it be cut short, the next run sorts again."""
+    """Sort the lines by row. If this is interrupted, the next run sorts them again."""
     lines = [line for line in file.rows_path.read_bytes().split(b"\n") if line]
     lines.sort(key=lambda line: json.loads(line)[ROW_INDEX])
     with replacing(file.rows_path) as part:

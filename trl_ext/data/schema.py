@@ -2,13 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-One row schema for every method, and the ways into it.
+The schema of dataset rows that all methods share, conversion to it, and checks of rows.
 
     {"prompt": text or messages, "completions": [text or messages, ...], "scores": [number, ...]}
 
-Optional column `ended`: for each completion, whether the model ended it itself. Completions that were cut off get no
+The optional column `ended` holds for each completion whether the model ended it. A completion that was cut off gets no
 end-of-sequence token, so that training does not teach the model to stop there. Without the column every completion
-counts as ended, as in TRL. Preference data (`chosen`, `rejected`, with or without `prompt`) is the case K = 2.
+counts as ended, as in TRL. Preference data (`chosen`, `rejected`, with or without `prompt`) is the case of K = 2
+completions.
 """
 
 import math
@@ -24,20 +25,20 @@ AnyDataset: TypeAlias = Dataset | IterableDataset
 
 
 class DataError(ValueError):
-    """A row or column that cannot be used; the message says which one and what to do."""
+    """A row or column that cannot be used. The message names it and the remedy."""
 
 
 def is_conversational(row: dict[str, Any]) -> bool:
-    """Whether the prompt of `row` is a list of messages rather than text."""
+    """Whether the prompt of `row` is a list of messages, not text."""
     return isinstance(row["prompt"], list)
 
 
 def as_completion(row: dict[str, Any], text: str) -> str | list[dict[str, str]]:
-    """Text in the form of the row's prompt: as it is, or as a message of the assistant."""
+    """The text in the form of the row's prompt: unchanged, or as a message of the assistant."""
     return [{"role": "assistant", "content": text}] if is_conversational(row) else text
 
 
-# What rows have of ours: from the data set's form, and from tokenisation.
+# Columns of the row schema, and those that this package adds to rows.
 _OWN_COLUMNS = frozenset(
     "prompt completion completions ended scores rewards token_rewards trainer_state row_index data_row prompt_ids "
     "completion_ids".split()
@@ -45,12 +46,16 @@ _OWN_COLUMNS = frozenset(
 
 
 def extra_columns(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    """The data set's other columns of some rows, which reward functions are given, in training as in evaluation."""
+    """The rows' other columns, which are passed to reward functions in training and in evaluation."""
     return {name: [row.get(name) for row in rows] for name in (rows[0] if rows else {}) if name not in _OWN_COLUMNS}
 
 
 def preference_to_scored(row: dict[str, Any]) -> dict[str, Any]:
-    """`chosen` and `rejected` as two completions scored 1 and 0; without `prompt`, it is their common beginning."""
+    """
+    A preference row in the row schema: `chosen` and `rejected` become two completions with the scores 1 and 0.
+
+    Without a `prompt`, the prompt is their common beginning.
+    """
     if "prompt" not in row:
         row = extract_prompt(dict(row))
     return {
@@ -62,20 +67,20 @@ def preference_to_scored(row: dict[str, Any]) -> dict[str, Any]:
 
 def to_scored_rows(dataset: AnyDataset, name: str, **map_kwargs: Any) -> AnyDataset:
     """
-    Bring a data set into the row schema; preference data becomes K = 2.
+    Convert a dataset to the row schema. Preference rows become rows of K = 2 completions.
 
     Args:
         dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): Rows with `prompt`, `completions`, `scores`,
-            or with `chosen` and `rejected`, or with `prompt` alone (completions are then sampled in training).
-        name (`str`): What error messages call the data set.
+            or with `chosen` and `rejected`, or with `prompt` only (training then generates the completions).
+        name (`str`): Name of the dataset in error messages.
         map_kwargs: Passed to `dataset.map`.
 
     Raises:
-        `DataError`: The data set is empty, or has neither form.
+        `DataError`: The dataset is empty, or lacks columns.
     """
     columns = list(column_names(dataset))
     if not columns:
-        raise DataError(f"The {name} data set has no rows.")
+        raise DataError(f"The {name} dataset has no rows.")
     if "completions" in columns:
         wanted = ["prompt", "completions", "scores"]
     elif "chosen" in columns or "rejected" in columns:
@@ -85,9 +90,9 @@ def to_scored_rows(dataset: AnyDataset, name: str, **map_kwargs: Any) -> AnyData
     missing = [column for column in wanted if column not in columns]
     if missing:
         raise DataError(
-            f"The {name} data set lacks the column {' and '.join(map(repr, missing))}; it has "
-            f"{', '.join(map(repr, columns))}. Rows are either `prompt`, `completions`, `scores`, or `prompt`, "
-            "`chosen`, `rejected`, or (with `reward_funcs`) `prompt` alone."
+            f"The {name} dataset lacks the column {' and '.join(map(repr, missing))}; it has "
+            f"{', '.join(map(repr, columns))}. Rows have either `prompt`, `completions`, `scores`, or `prompt`, "
+            "`chosen`, `rejected`, or (with `reward_funcs`) only `prompt`."
         )
     if wanted[0] == "chosen":
         return dataset.map(preference_to_scored, remove_columns=["chosen", "rejected"], **map_kwargs)
@@ -95,28 +100,31 @@ def to_scored_rows(dataset: AnyDataset, name: str, **map_kwargs: Any) -> AnyData
 
 
 def column_names(dataset: AnyDataset) -> list[str]:
-    """Columns of a data set, read off its first row where a stream does not declare them; empty without rows."""
+    """Column names of a dataset; empty if it has no rows. A stream that does not declare them is read for one row."""
     if isinstance(dataset, Dataset):
         return list(dataset.column_names) if len(dataset) else []
     return list(dataset.column_names or next(iter(dataset), {}))
 
 
 def first_row(dataset: AnyDataset, name: str) -> dict[str, Any]:
+    """First row of a dataset. Raises a [`DataError`] with the dataset's `name` if there is none."""
     row = next(iter(dataset), None)
     if row is None:
-        raise DataError(f"The {name} data set has no rows.")
+        raise DataError(f"The {name} dataset has no rows.")
     return row
 
 
 def with_check(dataset: AnyDataset, check: Callable[[dict[str, Any]], None], columns: Sequence[str]) -> AnyDataset:
     """
-    A data set all of whose rows pass a check, which raises for one that does not.
+    Check every row of a dataset: now, or for a stream when the row is read.
 
     Args:
-        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            Its rows. They are read at once; those of a stream are looked at when they come.
-        check (`Callable`): Called with each row.
-        columns (`Sequence[str]`): What it looks at.
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): The dataset.
+        check (`Callable`): Called with each row. Raises if there is an error in it.
+        columns (`Sequence[str]`): Columns that `check` uses. Columns that the dataset does not have are ignored.
+
+    Returns:
+        The dataset. A stream is returned with the check added to it.
     """
     if isinstance(dataset, Dataset):
         for row in dataset.select_columns([name for name in columns if name in dataset.column_names]):
@@ -132,18 +140,21 @@ def with_check(dataset: AnyDataset, check: Callable[[dict[str, Any]], None], col
 
 def check_row(row: dict[str, Any], index: int, conversational: bool) -> None:
     """
-    Raise a [`DataError`] that names row, column and remedy if `row` does not follow the schema.
+    Check that a row follows the schema.
 
     Args:
         row (`dict`): A row with `prompt`, and possibly `completions` and `scores`.
-        index (`int`): Its number in the data set, for messages.
-        conversational (`bool`): The form of the data set's first row; all rows must have it.
+        index (`int`): Its number in the dataset, for error messages.
+        conversational (`bool`): Whether the dataset's first row is conversational. All rows must be like the first.
+
+    Raises:
+        `DataError`: The row does not follow the schema. The message names the row, the column and the remedy.
     """
 
     def fail(column: str, problem: str, item: str = "") -> NoReturn:
         raise DataError(f"Row {index}, column {column!r}: {item}{problem}")
 
-    remedy = "Remove the row, or begin the text: nothing predicts the first token of an answer to it."
+    remedy = "Remove the row: a model cannot predict the first token of a completion from an empty prompt."
     _check_text(row["prompt"], conversational, partial(fail, "prompt"), conversational, remedy)
     if "completions" not in row:
         return
@@ -153,22 +164,22 @@ def check_row(row: dict[str, Any], index: int, conversational: bool) -> None:
     if not completions:
         fail("completions", "is empty (K = 0). Remove the row or give it at least one completion.")
     if ended is not None and (not isinstance(ended, list) or len(ended) != len(completions)):
-        fail("ended", f"must be a list of {len(completions)} booleans, one a completion, got {ended!r}.")
+        fail("ended", f"must be a list of {len(completions)} booleans, one per completion, got {ended!r}.")
     for i, completion in enumerate(completions):
-        # An answer may be empty if its first token was the end. Messages then still have their end of turn to learn;
-        # empty text is a mistake unless a column says that it ended.
+        # A completion is empty if its first token was the end. A message then still has its end of turn to learn from.
+        # Empty text is an error unless the column `ended` is true for it.
         may_be_empty = bool(ended[i]) if ended else conversational
-        remedy = "Remove it; if a model ended a completion there, say so in a column `ended`."
+        remedy = "Remove it, or if a model ended the completion there, add a column `ended` that is true for it."
         _check_text(completion, conversational, partial(fail, "completions", item=f"[{i}] "), may_be_empty, remedy)
     if not isinstance(scores, list):
-        fail("scores", "must be a list with a number for every completion (ranks will do; higher is better).")
+        fail("scores", "must be a list with one number per completion (ranks are enough; higher is better).")
     if len(scores) != len(completions):
         fail("scores", f"has {len(scores)} entries for {len(completions)} completions.")
     for i, score in enumerate(scores):
         if isinstance(score, bool) or not isinstance(score, int | float):
             fail("scores", f"[{i}] must be a number, got {score!r}.")
         if not math.isfinite(score):
-            fail("scores", f"[{i}] is {score}. Scores must be finite; remove the completion or score it.")
+            fail("scores", f"[{i}] is {score}. Scores must be finite: remove the completion or score it.")
 
 
 def _kind(value: Any) -> str:
@@ -190,6 +201,6 @@ def _check_text(
         fail("has no messages.")
     for message in value:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            fail(f"holds {message!r}, which is no message: messages have a `role` and a `content`.")
+            fail(f"holds {message!r}, which is not a message: messages have a `role` and a `content`.")
     if not may_be_empty and not value[-1].get("content"):
         fail("ends with an empty message, although it was cut off (`ended` is false). Remove it.")

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A step that is recorded once and replayed: a CUDA graph on a GPU, a plain call elsewhere."""
+"""Records a decoding step as a CUDA graph and replays it; elsewhere than on a GPU it is a plain call."""
 
 import threading
 import weakref
@@ -12,23 +12,27 @@ from typing import Any
 
 import torch
 
+from trl_ext.models.load import base_of
+from trl_ext.upstream import attention_implementation
+
 
 WARM_UP = 2  # calls before a recording: libraries choose their kernels and workspaces in the first
-# Loops that a model keeps, and how many bytes those may have that are not in use.
+CHECK_EVERY = 16  # steps between two checks whether all rows have ended: each check waits for the device
+# Decoding loops that a model keeps, and bytes of those that are not in use.
 KEPT, IDLE = 6, 2**30
 
 
 class Replay:
     """
-    A function without arguments whose inputs and outputs are tensors that stay where they are.
+    A function without arguments whose inputs and outputs are tensors that keep their addresses.
 
-    On a CUDA device it is called a few times and then recorded as a graph; from then on a call replays the graph, one
-    launch however many kernels there are. Elsewhere a call is a call.
+    On a CUDA device the first call runs it a few times and records it as a graph. From then on each call replays the
+    graph: one launch for all of its kernels. On other devices each call runs the function.
 
     Args:
-        step (`Callable`): The function. It must not wait for the device, nor depend on anything but tensors. The owner
-            of a method, which keeps this in turn, is not kept alive by it: its room is free as soon as it goes.
-        state (`Sequence[torch.Tensor]`): Tensors that it changes and reads again: they are as before after recording.
+        step (`Callable`): The function. It must not wait for the device, nor depend on anything but tensors. If it is
+            a method, its object is referenced weakly, so that its memory is freed with the object.
+        state (`Sequence[torch.Tensor]`): Tensors that it changes and reads again. Recording leaves them unchanged.
         device (`torch.device`): Where it computes.
     """
 
@@ -50,10 +54,10 @@ class Replay:
 
     def _record(self) -> None:
         before = [tensor.clone() for tensor in self.state]
-        chance = torch.cuda.get_rng_state(self.device)
+        rng_state = torch.cuda.get_rng_state(self.device)
         side = torch.cuda.Stream(self.device)
         side.wait_stream(torch.cuda.current_stream(self.device))
-        with _no_kept_casts():
+        with _autocast_cache_off():
             with torch.cuda.stream(side):
                 for _ in range(WARM_UP):
                     self.step()
@@ -64,13 +68,13 @@ class Replay:
             # Other threads (a data loader's, which pins memory) may use the device meanwhile.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self.step()
-        torch.cuda.set_rng_state(chance, self.device)
+        torch.cuda.set_rng_state(rng_state, self.device)
         self._graph = graph
 
 
 @contextmanager
-def _no_kept_casts() -> Iterator[None]:
-    """Autocast keeps casts of weights until its context ends; a graph would read that memory ever after."""
+def _autocast_cache_off() -> Iterator[None]:
+    """Autocast frees its casts of weights when its context ends, but a graph would go on reading that memory."""
     kept = torch.is_autocast_cache_enabled()
     torch.clear_autocast_cache()
     torch.set_autocast_cache_enabled(False)
@@ -82,14 +86,14 @@ def _no_kept_casts() -> Iterator[None]:
 
 class LoopCache:
     """
-    The loops last used with a model, by what they were made for. They go with the model, and not into copies of it.
+    The decoding loops that were last used with a model, by key. Copies of the model do not include them.
 
     Args:
         most (`int`, *optional*, defaults to `6`): How many are kept.
-        idle (`int`, *optional*, defaults to 1 GiB): Bytes that those may have which are not in use.
+        idle (`int`, *optional*, defaults to 1 GiB): Bytes of those that are not in use.
 
     Attributes:
-        lock (`threading.RLock`): To be held while a loop runs: there is one room, whatever the number of threads.
+        lock (`threading.RLock`): Has to be held while a loop runs: all threads share its static KV cache.
     """
 
     def __init__(self, most: int = KEPT, idle: int = IDLE) -> None:
@@ -98,7 +102,13 @@ class LoopCache:
         self._loops: OrderedDict[Hashable, Any] = OrderedDict()
 
     def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """The loop for this key, whose size is its `nbytes`; if it must be made, those unused for longest give way."""
+        """
+        The loop for a key. If there is none, makes it and drops those unused for longest.
+
+        Args:
+            key (`Hashable`): What the loop was made for.
+            make (`Callable`): Makes it; an object with its size in bytes as `nbytes`.
+        """
         loops = self._loops
         if key not in loops:
             while loops and (len(loops) >= self.most or sum(x.nbytes for x in loops.values()) > self.idle):
@@ -108,7 +118,7 @@ class LoopCache:
         return loops[key]
 
     def clear(self) -> None:
-        """Give back their memory."""
+        """Frees their memory."""
         self._loops.clear()
 
     def __deepcopy__(self, memo: Any) -> "LoopCache":
@@ -123,6 +133,24 @@ def cached_loops(model: torch.nn.Module) -> LoopCache:
     The loops of a model, kept in an attribute of it: a dictionary elsewhere would keep the model alive.
 
     Args:
-        model (`torch.nn.Module`): The model that they run.
+        model (`torch.nn.Module`): The language model.
     """
     return model.__dict__.setdefault("_trl_ext_loops", LoopCache())
+
+
+def graph_key(model: Any) -> tuple[Hashable, ...]:
+    """All that a graph records of a model beside its inputs: addresses of weights, adapters, attention and dtypes."""
+    base = base_of(model)
+    tuners = (m for m in base.modules() if hasattr(m, "disable_adapters") and hasattr(m, "merged_adapters"))
+    tuner: Any = next(tuners, None)
+    adapters = tuner and (tuple(tuner.active_adapters), tuner.disable_adapters, tuple(tuner.merged_adapters))
+    scales = [tuple(m.scaling.items()) for m in base.modules() if isinstance(getattr(m, "scaling", None), dict)]
+    kind = base.device.type
+    autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
+    attention = attention_implementation(base.config.get_text_config())
+    return adapters, *scales, weights_key(base), attention, autocast
+
+
+def weights_key(module: torch.nn.Module) -> Hashable:
+    """Addresses and dtypes of the weights of a module: a graph is valid for these only."""
+    return tuple((parameter.data_ptr(), parameter.dtype) for parameter in module.parameters())

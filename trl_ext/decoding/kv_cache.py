@@ -1,22 +1,21 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""KV caches: room for several tokens at once, and the cache of a prompt."""
+"""KV caches for `generate`: preallocated in steps, and computed once per prompt for its completions."""
 
-import inspect
 from typing import Any
 
 import torch
 from transformers import DynamicCache, DynamicLayer, PreTrainedModel
 
-from trl_ext.models.load import base_of, cache_of
+from trl_ext.models.load import accepts_argument, cache_of, has_virtual_tokens
 from trl_ext.models.sharding import is_sharded
 
 
 class PreallocatedCacheLayer(DynamicLayer):
-    """A cache layer that writes new tokens into spare room, where its parent copies all of itself for each token."""
+    """A cache layer that writes new tokens into preallocated memory. Its parent copies all entries for each token."""
 
-    spare = 64
+    spare = 64  # tokens that are allocated beyond those needed
     keys: torch.Tensor
     values: torch.Tensor
     buffers: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -42,19 +41,24 @@ def prompt_cache(
     model: PreTrainedModel, ids_PT: torch.Tensor, mask_PT: torch.Tensor, repeats: int
 ) -> DynamicCache | None:
     """
-    Keys and values of all prompt tokens but the last, computed once a prompt and repeated for its K sequences.
+    Keys and values of all prompt tokens but the last, computed once per prompt and repeated for its K sequences.
 
-    `None` where that is no plain attention cache (recurrent layers, sliding windows, prompt tuning), and for a model
-    in pieces, whose forwards have to be as many for prompts of one token: `generate` then computes the prompts itself.
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The language model.
+        ids_PT, mask_PT (`torch.Tensor` of shape `(P, T)`): Prompts, padded on the left.
+        repeats (`int`): K.
+
+    Returns:
+        [`~transformers.DynamicCache`] or `None`: `None` where the model has no plain attention cache (recurrent
+            layers, sliding windows, prompt tuning), and for a sharded model, in which all processes need the same
+            number of forward passes, prompts of one token included. `generate` then computes the prompts itself.
     """
-    adapters = getattr(model, "peft_config", {}).values()
-    if ids_PT.shape[1] == 1 or is_sharded(model) or any(adapter.is_prompt_learning for adapter in adapters):
+    if ids_PT.shape[1] == 1 or is_sharded(model) or has_virtual_tokens(model):
         return None
     inputs: dict[str, Any] = {"input_ids": ids_PT[:, :-1], "attention_mask": mask_PT[:, :-1], "use_cache": True}
-    accepted = inspect.signature(type(base_of(model)).forward).parameters
-    if "position_ids" in accepted:
+    if accepts_argument(model, "position_ids"):
         inputs["position_ids"] = (mask_PT[:, :-1].cumsum(-1) - 1).clamp(min=0)
-    if "logits_to_keep" in accepted:  # nobody asks for the logits of the prompt
+    if accepts_argument(model, "logits_to_keep"):  # the logits of the prompt are not needed
         inputs["logits_to_keep"] = 1
     cache: Any = cache_of(model(**inputs))
     if type(cache) is not DynamicCache or any(type(layer) is not DynamicLayer for layer in cache.layers):

@@ -2,16 +2,21 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Where `generate` can use the loop of fixed shapes (static_loop.py), and that it says why where it cannot.
+Decoding loop over a static KV cache: each step, guidance included, replays one CUDA graph.
+
+        token -> backbone -> hidden state -> head -> logits -> processors -> next token, written to its column
+        \\________________________ one graph, which never waits for the device ________________________/
+
+`generate` runs it as
 
     model.generate(**inputs, logits_processor=[...], custom_generate=static_generate)
 
-N rows, P tokens of a prompt.
+N rows, P tokens of a prompt, S columns of the cache, V vocabulary, D hidden size.
 """
 
 import logging
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from transformers import (
@@ -28,28 +33,155 @@ from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.models.load import base_of, cache_name
 from trl_ext.models.sharding import synced_gpus_kwargs
 
-from .cuda_graph import cached_loops
-from .static_loop import COLUMN_MULTIPLE, StaticLoop, StaticProcessor, graph_key
-from .static_support import static_unsupported_reason
-from .token_sampling import SamplingProcessor
+from .cuda_graph import CHECK_EVERY, Replay, cached_loops, graph_key
+from .static_tree import StaticTree, static_columns, static_unsupported_reason
+from .token_sampling import SamplingProcessor, sample_columns
 
 
 logger = logging.getLogger(__name__)
 
-# Processors that look at the logits alone, and their settings.
+# Processors whose result depends on the logits and their settings only.
 _WARPERS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
+
+
+class StaticGuide(Protocol):
+    """Guidance by a logits processor in CUDA-graph decoding, shared by all processors with the same key."""
+
+    state: list[torch.Tensor]
+    trees: list[StaticTree]
+
+    def start(self, processor: Any, ids_NP: torch.Tensor, mask_NP: torch.Tensor) -> None:
+        """Computes prompts without their last token, and copies the current settings of the processor."""
+
+    def __call__(self, scores_NV: torch.Tensor, token_N1: torch.Tensor, hidden_ND: torch.Tensor) -> torch.Tensor:
+        """Guided scores of the next token, from those of the language model and its hidden state of the last token."""
+        ...
+
+
+@runtime_checkable
+class StaticProcessor(Protocol):
+    """A logits processor that supports CUDA-graph decoding."""
+
+    def static_unsupported_reason(self, llm: BackboneAndHead) -> str:
+        """Why it does not for this language model; empty if it does."""
+
+    def static_key(self) -> Hashable:
+        """Key that is equal for processors that can share a guide."""
+
+    def static_columns(self) -> int:
+        """Columns of the cache that it needs after the text."""
+
+    def static_guide(self, rows: int, columns: int) -> StaticGuide:
+        """Makes the guide, with a static KV cache of its own."""
+
+
+class StaticLoop:
+    """
+    The static KV caches of a language model and its guides, and the CUDA graph of a decoding step.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The language model.
+        rows (`int`), columns (`int`): N and S.
+        processors (`Sequence[LogitsProcessor]`): Its logits processors. A call of [`run`] may pass others that
+            have the same keys.
+        ends (`Sequence[int]`): Tokens that end a completion.
+        pad (`int` or `None`): Token after the end.
+        sample (`bool`): Whether the next token is sampled. Otherwise it is the most likely one.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        rows: int,
+        columns: int,
+        processors: Sequence[Any],
+        ends: Sequence[int],
+        pad: int | None,
+        sample: bool,
+    ) -> None:
+        self.llm, self.sample = BackboneAndHead(model), sample
+        device = self.llm.device
+        self.tree = StaticTree(self.llm.backbone, rows, columns)
+        self.steps: list[Any] = [
+            p.static_guide(rows, columns) if isinstance(p, StaticProcessor) else p for p in processors
+        ]
+        self.token_N1 = torch.zeros(rows, 1, dtype=torch.long, device=device)
+        self.written_NS = torch.zeros(rows, columns, dtype=torch.long, device=device)
+        self.ended_N1 = torch.zeros(rows, 1, dtype=torch.bool, device=device)
+        self.count_1 = torch.zeros(1, dtype=torch.long, device=device)
+        self.ends = torch.tensor(list(ends), dtype=torch.long, device=device)
+        self.pad = torch.tensor(0 if pad is None else pad, device=device)
+        state = [self.tree.length_1, self.token_N1, self.written_NS, self.ended_N1, self.count_1]
+        for step in self.steps:
+            state += getattr(step, "state", [])
+        self.next = Replay(self._next, state, device)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the static KV caches."""
+        return self.tree.nbytes + sum(tree.nbytes for step in self.steps for tree in getattr(step, "trees", ()))
+
+    def run(self, ids_NP: torch.Tensor, mask_NP: torch.Tensor, processors: Sequence[Any], new: int) -> torch.Tensor:
+        """
+        Generates up to `new` tokens per row.
+
+        Args:
+            ids_NP, mask_NP (`torch.Tensor` of shape `(N, P)`): Prompts, padded on the left.
+            processors (`Sequence[LogitsProcessor]`): The logits processors of this call.
+            new (`int`): The most tokens.
+
+        Returns:
+            `torch.Tensor` of shape `(N, T)`: The tokens, as many as the row that ends last has.
+        """
+        # Without the last token, with which the graph begins. A prompt of one token is computed for the shapes only.
+        alone = ids_NP.shape[1] == 1
+        before, mask = (ids_NP, mask_NP) if alone else (ids_NP[:, :-1], mask_NP[:, :-1])
+        self.tree.start(before, mask)
+        for step, processor in zip(self.steps, processors, strict=True):
+            if isinstance(processor, StaticProcessor):
+                step.start(processor, before, mask)
+        if alone:
+            for tree in (self.tree, *(tree for step in self.steps for tree in getattr(step, "trees", ()))):
+                tree.cut(0)
+        self.token_N1.copy_(ids_NP[:, -1:])
+        self.ended_N1.zero_()
+        self.count_1.zero_()
+        for t in range(1, new + 1):
+            self.next()
+            if len(self.ends) and t % CHECK_EVERY == 0 and bool(self.ended_N1.all()):
+                break
+        written = self.written_NS[:, :t].clone()
+        if not len(self.ends):
+            return written
+        hits = torch.isin(written, self.ends)
+        lengths = torch.where(hits.any(1), hits.int().argmax(1) + 1, t)
+        return written[:, : int(lengths.max())]
+
+    def _next(self) -> None:
+        hidden_ND = self.tree.append(self.token_N1)
+        scores = self.llm.logits(hidden_ND)
+        for step in self.steps:
+            guides = hasattr(step, "state")
+            scores = step(scores, self.token_N1, hidden_ND) if guides else step(self.token_N1, scores)
+        token = sample_columns(scores.softmax(-1)) if self.sample else scores.argmax(-1, keepdim=True)
+        if len(self.ends):
+            token = torch.where(self.ended_N1, self.pad, token)
+            self.ended_N1.logical_or_(torch.isin(token, self.ends))
+        self.written_NS.index_copy_(1, self.count_1, token)
+        self.token_N1.copy_(token)
+        self.count_1.add_(1)
 
 
 class Unavailable(ValueError):
     """
-    The loop cannot do what is asked; the message says why.
+    Raised where CUDA-graph decoding is not available.
 
     Args:
         reason (`str`): Why.
     """
 
     def __init__(self, reason: str) -> None:
-        super().__init__(f"The static loop cannot be used: {reason}. Leave out `custom_generate`.")
+        super().__init__(f"CUDA-graph decoding is not available: {reason}. Leave out `custom_generate`.")
         self.reason = reason
 
 
@@ -57,20 +189,20 @@ def unsupported_reason(
     model: Any, processors: Sequence[Any], criteria: Sequence[Any], config: GenerationConfig
 ) -> str:
     """
-    Why [`static_generate`] cannot do what is asked; empty if it can.
+    Why [`static_generate`] does not support a model or settings; empty if it does.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The language model.
-        processors (`Sequence[LogitsProcessor]`): All that its logits go through.
-        criteria (`Sequence[StoppingCriteria]`): What ends a text.
+        processors (`Sequence[LogitsProcessor]`): Its logits processors.
+        criteria (`Sequence[StoppingCriteria]`): Its stopping criteria.
         config ([`~transformers.GenerationConfig`]): The settings.
     """
     if synced_gpus_kwargs(model).get("synced_gpus"):
-        return "the model is in pieces on several processes"
+        return "the model is sharded over several processes"
     if (config.num_beams or 1) > 1:
-        return "it has no beam search"
+        return "it does not support beam search"
     if config.return_dict_in_generate:
-        return "it returns tokens alone (`return_dict_in_generate`)"
+        return "it returns tokens only (`return_dict_in_generate`)"
     base = base_of(model)
     if "_original_forward" in vars(base) and not torch.is_autocast_enabled(base.device.type):
         return "accelerate has wrapped its forward; call it inside `accelerator.autocast()`"
@@ -80,14 +212,14 @@ def unsupported_reason(
         return str(error)
     for processor in processors:
         if isinstance(processor, StaticProcessor):
-            fault = processor.static_unsupported_reason(llm)
-            if fault:
-                return fault
+            reason = processor.static_unsupported_reason(llm)
+            if reason:
+                return reason
         elif type(processor) not in _WARPERS and type(processor) is not SamplingProcessor:
-            return f"{type(processor).__name__} looks at the text so far"
+            return f"{type(processor).__name__} depends on the text so far"
     for criterion in criteria:
         if type(criterion) not in (EosTokenCriteria, MaxLengthCriteria):
-            return f"{type(criterion).__name__} looks at the text so far"
+            return f"{type(criterion).__name__} depends on the text so far"
     return static_unsupported_reason(llm.backbone)
 
 
@@ -101,25 +233,25 @@ def static_generate(
     **model_kwargs: Any,
 ) -> torch.Tensor:
     """
-    What `generate` runs with `custom_generate=static_generate`; the tokens are those of its own loop.
+    Decoding loop of `generate` with `custom_generate=static_generate`, with the tokens of the ordinary loop.
 
-    Sampled ones are drawn from the same distribution; the loop may draw a few more than it returns, so that with the
-    same seed a second call draws others than after the ordinary loop. A streamer gets the prompt alone. One call at a
-    time, from whatever threads.
+    Sampled tokens have the same distribution. The loop may sample a few more than it returns, so that a second call
+    continues from another RNG state than after the ordinary loop. A streamer receives the prompt only. Calls from
+    several threads run one after another.
 
     Raises:
-        [`Unavailable`]: It cannot do what is asked; says why.
+        [`Unavailable`]: It does not support the model, the settings or the inputs.
     """
     loops = cached_loops(base_of(model))
     with loops.lock:
         reason = unsupported_reason(model, logits_processor, stopping_criteria, generation_config)
-        reason = reason or _input_fault(model, input_ids, model_kwargs)
+        reason = reason or _input_reason(model, input_ids, model_kwargs)
         if reason:
             raise Unavailable(reason)
         rows, width = input_ids.shape
         longest = next(c.max_length for c in stopping_criteria if isinstance(c, MaxLengthCriteria))
-        behind = max([p.static_columns() for p in logits_processor if isinstance(p, StaticProcessor)], default=0)
-        columns = -(-(longest + behind + 1) // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
+        after = max([p.static_columns() for p in logits_processor if isinstance(p, StaticProcessor)], default=0)
+        columns = static_columns(longest + after + 1)
         ends = [i for c in stopping_criteria if isinstance(c, EosTokenCriteria) for i in c.eos_token_id.tolist()]
         pad = None if generation_config.pad_token_id is None else int(generation_config.pad_token_id)
         key = (rows, columns, tuple(ends), pad, generation_config.do_sample, *map(_key, logits_processor))
@@ -136,13 +268,13 @@ def _mask(ids_NP: torch.Tensor, given: dict[str, Any]) -> torch.Tensor:
     return torch.ones_like(ids_NP) if mask is None else mask
 
 
-def _input_fault(model: Any, ids_NP: torch.Tensor, given: dict[str, Any]) -> str:
-    """Why the loop cannot begin with what `generate` was given."""
+def _input_reason(model: Any, ids_NP: torch.Tensor, given: dict[str, Any]) -> str:
+    """Why the loop cannot begin with the inputs of `generate`; empty if it can."""
     if given.get("inputs_embeds") is not None or not ids_NP.shape[1]:
-        return "it begins with token ids, at least one a row"
+        return "it begins with token ids, at least one per row"
     cache = given.get(cache_name(model))
     if cache is not None and cache.get_seq_length():
-        return "the cache that it was given has tokens already"
+        return "the cache that was passed has tokens already"
     mask = _mask(ids_NP, given)
     if mask.shape != ids_NP.shape:
         return f"the attention mask has shape {tuple(mask.shape)} for ids of shape {tuple(ids_NP.shape)}"
@@ -151,7 +283,7 @@ def _input_fault(model: Any, ids_NP: torch.Tensor, given: dict[str, Any]) -> str
         return "prompts are not padded on the left"
     positions = given.get("position_ids")  # those that `generate` makes itself, or the caller's
     if positions is not None and not torch.equal(positions.expand_as(mask)[mask], (mask.cumsum(1) - 1)[mask]):
-        return "positions of tokens were given that are not those of the attention mask"
+        return "the positions that were passed are not those of the attention mask"
     return ""
 
 
@@ -166,27 +298,28 @@ def generate_static(
     streamer: Any,
 ) -> torch.Tensor | None:
     """
-    Prompts and answers, (P x k, T), as [`~trl_ext.generation.generate.generate`] asks for them.
+    Generates by CUDA-graph decoding, or leaves it to the ordinary loop.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The language model.
         ids_PT, mask_PT (`torch.Tensor` of shape `(P, T)`): Prompts, padded on the left.
-        k (`int`): Answers a prompt.
-        settings ([`~trl_ext.generation.generate.GenerationSettings`]), config ([`~transformers.GenerationConfig`]):
-            How to draw.
-        steps (`Sequence[LogitsProcessor]`): What logits go through.
-        streamer: What tokens are put into, if anything.
+        k (`int`): Completions per prompt.
+        settings ([`~trl_ext.generation_settings.GenerationSettings`]), config ([`~transformers.GenerationConfig`]):
+            The generation settings.
+        steps (`Sequence[LogitsProcessor]`): The logits processors.
+        streamer ([`~transformers.generation.streamers.BaseStreamer`] or `None`): Where tokens are streamed to.
 
     Returns:
-        `torch.Tensor`, or `None` where the ordinary loop has to do it.
+        `torch.Tensor` of shape `(P x k, T)` or `None`: Prompts and completions; `None` where the ordinary loop has to
+            generate them.
 
     Raises:
-        `ValueError`: This loop is to be used always, and cannot be.
+        `ValueError`: `cuda_graphs` is `"always"`, and CUDA-graph decoding is not available.
     """
     always = settings.cuda_graphs == "always"
     try:
         with cached_loops(base_of(model)).lock:
-            reason = _asked_fault(k, settings, config, streamer) or unsupported_reason(model, steps, (), config)
+            reason = _settings_reason(k, settings, config, streamer) or unsupported_reason(model, steps, (), config)
             if reason:
                 raise Unavailable(reason)
             return model.generate(
@@ -196,33 +329,33 @@ def generate_static(
                 logits_processor=LogitsProcessorList(steps),
                 custom_generate=static_generate,
             )
-    except Unavailable as fault:  # at once, or by what the model's own generation config adds
+    except Unavailable as error:  # raised here, or by `generate` for what the model's generation config adds
         if always:
             raise ValueError(
-                f"`cuda_graphs` is 'always', but {fault.reason}. Set it to 'auto' to use the ordinary loop there."
-            ) from fault
-        logger.info("The ordinary loop is used: %s.", fault.reason)
+                f"`cuda_graphs` is 'always', but {error.reason}. Set it to 'auto' to use the ordinary loop there."
+            ) from error
+        logger.info("The ordinary decoding loop is used: %s.", error.reason)
     except torch.OutOfMemoryError:
         release_static_caches(model)
         if always:
             raise
-        logger.warning("There is no memory for a cache of full length from the start; the ordinary loop is used.")
+        logger.warning("Not enough memory for a static KV cache of full length; the ordinary decoding loop is used.")
     return None
 
 
-def _asked_fault(k: int, settings: Any, config: GenerationConfig, streamer: Any) -> str:
-    """Why the loop cannot serve these settings; empty if nothing speaks against them."""
+def _settings_reason(k: int, settings: Any, config: GenerationConfig, streamer: Any) -> str:
+    """Why the loop does not support these settings; empty if it does."""
     if streamer is not None:
         return "tokens are streamed one by one"
     if config.repetition_penalty not in (None, 1.0) or settings.generation_kwargs or config.stop_strings:
-        return "`repetition_penalty` and `generation_kwargs` may look at the text so far"
+        return "`repetition_penalty` and `generation_kwargs` may depend on the text so far"
     if k > 1 and not settings.own_sampling:
-        return "several answers are asked for without sampling"
+        return "several completions per prompt need sampling"
     return ""
 
 
 def release_static_caches(model: Any) -> None:
-    """Give back the memory of the loops that were used with a model; training may need it."""
+    """Frees the static KV caches of a model, for training that needs the memory."""
     cached_loops(base_of(model)).clear()
 
 

@@ -1,9 +1,9 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 """
-The parts of decoding that are faster here than inside `generate`, plugged into it: drawing a token, and the cache.
+Sampling of the next token, faster than in `generate`, which uses it as a logits processor.
 
-N = P x K sequences, T tokens, V vocabulary, C candidates.
+N sequences, V vocabulary, C candidates.
 """
 
 from typing import TYPE_CHECKING
@@ -20,16 +20,17 @@ def next_token_probabilities(
     logits_NV: torch.Tensor, settings: "GenerationSettings"
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """
-    What a token is drawn from: temperature, then top-k, then top-p, then min-p, in the order of transformers.
+    Weights of the next token after temperature, top-k, top-p and min-p, in the order of transformers.
 
     Args:
         logits_NV (`torch.Tensor` of shape `(N, V)`): Logits of the next token, float32.
-        settings ([`~trl_ext.generation.generate.GenerationSettings`]): Its `temperature`, `top_k`, `top_p` and
-            `min_p` are used.
+        settings ([`~trl_ext.generation_settings.GenerationSettings`]): Its `temperature`, `top_k`, `top_p` and `min_p`
+            are used.
 
     Returns:
-        Weights of shape `(N, V)` and `None`; or, where top-k or top-p has sorted the tokens, falling weights of shape
-        `(N, C)` and the tokens `(N, C)` they belong to. What is cut off weighs 0; the rest is not scaled up again.
+        `tuple[torch.Tensor, torch.Tensor | None]`: Weights of shape `(N, V)` and `None`. Where top-k or top-p has
+        sorted the tokens, falling weights of shape `(N, C)` and their tokens `(N, C)`. Excluded tokens have weight 0;
+        the other weights are not rescaled.
     """
     values, tokens = logits_NV if settings.temperature == 1 else logits_NV / settings.temperature, None
     if settings.top_k or settings.top_p < 1:
@@ -44,24 +45,36 @@ def next_token_probabilities(
 
 def sample_columns(weights_NC: torch.Tensor) -> torch.Tensor:
     """
-    One column a row, as likely as its weight: where the running sum passes a uniform number. Shape `(N, 1)`.
+    Samples one column per row with probabilities proportional to the weights.
 
-    `torch.multinomial` draws an exponential number for every column: 40 % of decoding a small model on a CPU.
+    Inverse transform sampling: the column where the running sum exceeds a uniform number. `torch.multinomial` samples
+    an exponential number for every column, which takes 40 % of decoding time of a small model on a CPU.
+
+    Args:
+        weights_NC (`torch.Tensor` of shape `(N, C)`): Non-negative weights.
+
+    Returns:
+        `torch.Tensor` of shape `(N, 1)`: The columns.
     """
     sums = weights_NC.cumsum(-1)
     total = sums[:, -1:]
-    # Rounding may give the total itself, which no column passes.
+    # Rounding may give the total itself, which no running sum exceeds.
     uniform = torch.minimum(torch.rand_like(total) * total, total.nextafter(torch.zeros_like(total)))
     return torch.searchsorted(sums, uniform, right=True)
 
 
 class SamplingProcessor(LogitsProcessor):
-    """Last processor of a greedy `generate`: leaves the drawn token as the likeliest."""
+    """
+    Last logits processor of a greedy `generate`: samples a token and makes it the most likely one.
+
+    Args:
+        settings ([`~trl_ext.generation_settings.GenerationSettings`]): As for [`next_token_probabilities`].
+    """
 
     def __init__(self, settings: "GenerationSettings") -> None:
         self.settings = settings
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         weights, tokens = next_token_probabilities(scores, self.settings)
-        drawn = sample_columns(weights)
-        return scores.zero_().scatter_(1, drawn if tokens is None else tokens.gather(1, drawn), 1.0)
+        columns = sample_columns(weights)
+        return scores.zero_().scatter_(1, columns if tokens is None else tokens.gather(1, columns), 1.0)

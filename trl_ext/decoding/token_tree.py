@@ -2,13 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Several next tokens tried on one prefix: k siblings in one forward over a shared cache, the chosen one's entry kept.
+Evaluates k candidate tokens for one prefix in a single forward pass over a shared KV cache.
 
-        prefix          siblings
-    p1 p2 p3 p4     a    b    c         each sees p1..p4 and itself, and has position 4;
-     0  1  2  3     4    4    4         keep(1): the prefix is p1 p2 p3 p4 b, and b is not read again
+        prefix         candidates
+    p1 p2 p3 p4     a    b    c         each sees p1..p4 and itself, and has position 4
+     0  1  2  3     4    4    4         keep(1): the prefix is p1 p2 p3 p4 b, and b is not computed again
 
-N prefixes (rows), P tokens of a prompt, S columns of a prefix, T new tokens, k siblings a prefix, D hidden size.
+N prefixes (rows), P tokens of a prompt, S columns of a prefix, T new tokens, k candidates per prefix, D hidden size.
 """
 
 from collections.abc import Mapping
@@ -16,41 +16,40 @@ from typing import Any
 
 import torch
 
-from trl_ext.models.load import is_peft_model
+from trl_ext.models.load import has_virtual_tokens
 from trl_ext.models.modes import evaluating
 
-from .tree_backends import RecomputeBackend, SharedCacheBackend
-from .tree_support import shared_support
+from .tree_backends import RecomputeBackend, SharedCacheBackend, shared_cache_support
 
 
 class Tree:
     """
-    A causal transformer's cache of N prefixes, on which k sibling tokens a prefix are tried in one forward.
+    The KV cache of N prefixes, after which k candidate tokens per prefix are evaluated in one forward pass.
 
-    Exact: hidden states are those of separate uncached forwards, up to rounding. Whether a model's attention can do
-    that is judged from its config and confirmed once a model by comparing the two on a few tokens; for others the
-    siblings are computed as rows of their own, from the first token on (`form` says which, `reason` why).
+    Exact: hidden states are those of separate uncached forward passes, up to rounding. Whether the attention of a
+    model supports this is read from its config and verified once per model on a few tokens. For other models the
+    candidates are computed as rows of their own, without a cache (see `form` and `reason`).
 
     Args:
         backbone ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            A model without language-model head (as `AutoModel` gives), whose output has a `last_hidden_state`. It is
-            run in evaluation mode and without gradients.
+            A model without language model head (as `AutoModel` loads it), whose output has a `last_hidden_state`. It
+            is run in evaluation mode and without gradients.
         forward_kwargs (`dict`, *optional*):
             Further arguments of its forward.
 
     Attributes:
         form (`str`):
-            `"shared"` or `"replay"`.
+            `"shared"` or, without a cache, `"replay"`.
         reason (`str`):
-            Why the siblings cannot share a cache; empty if they do.
+            Why the candidates cannot share a cache; empty if they do.
         ids_NS (`torch.Tensor` of shape `(N, S)`):
             The prefixes.
         mask_NS (`torch.Tensor` of shape `(N, S)`):
             True where they are not padding.
         branches_Nk (`torch.Tensor` of shape `(N, k)` or `None`):
-            The siblings that [`keep`] would choose from.
+            The candidates that [`keep`] would choose from.
         calls (`int`), tokens (`int`):
-            Forwards of the backbone so far, and tokens fed in them (padding included).
+            Forward passes of the backbone so far, and their tokens, padding included.
 
     Raises:
         `ValueError`: The backbone's adapter adds tokens to the input.
@@ -58,40 +57,43 @@ class Tree:
 
     def __init__(self, backbone: torch.nn.Module, *, forward_kwargs: Mapping[str, Any] | None = None) -> None:
         kwargs = forward_kwargs or {}
-        if is_peft_model(backbone) and any(a.is_prompt_learning for a in backbone.peft_config.values()):  # type: ignore[union-attr,operator]
+        if has_virtual_tokens(backbone):
             raise ValueError(
-                "The adapter puts virtual tokens in front of every row, so that columns and tokens no longer match. "
+                "The adapter adds virtual tokens to the start of every row, so that columns and tokens do not match. "
                 "Use LoRA or another adapter of weights."
             )
         self.backbone = backbone
-        kinds, self.reason = shared_support(backbone, kwargs)
+        kinds, reason = shared_cache_support(backbone, kwargs)
+        self.reason = reason or ""
         self.form = "replay" if self.reason else "shared"
-        self._form = RecomputeBackend(backbone, kwargs) if self.reason else SharedCacheBackend(backbone, kinds, kwargs)
+        self._backend = (
+            RecomputeBackend(backbone, kwargs) if self.reason else SharedCacheBackend(backbone, kinds, kwargs)
+        )
         self.calls = self.tokens = 0
         self.clear()
 
     def clear(self) -> None:
-        """Forget the prefixes, and give back their memory."""
-        self._form.clear()
+        """Forgets the prefixes and frees their memory."""
+        self._backend.clear()
         self.branches_Nk: torch.Tensor | None = None
         self._branched_more = False
         self.ids_NS = self.mask_NS = torch.zeros(0, 0)
 
     @property
     def length(self) -> int:
-        """Columns of the prefix, padding included."""
+        """Columns of the prefixes, padding included."""
         return self.ids_NS.shape[1]
 
     def start(self, ids_NP: torch.Tensor, mask_NP: torch.Tensor | None = None) -> torch.Tensor:
         """
-        Read prompts; what was there before is forgotten.
+        Computes prompts, and forgets the previous prefixes.
 
         Args:
             ids_NP (`torch.Tensor` of shape `(N, P)`): Token ids, padded on the left.
             mask_NP (`torch.Tensor` of shape `(N, P)`, *optional*): 1 for tokens, 0 for padding.
 
         Returns:
-            `torch.Tensor` of shape `(N, P, D)`: Hidden states; those at padding mean nothing.
+            `torch.Tensor` of shape `(N, P, D)`: Hidden states; undefined at padding.
 
         Raises:
             `ValueError`: A row has no tokens, or padding that is not on the left.
@@ -99,27 +101,27 @@ class Tree:
         mask = torch.ones_like(ids_NP, dtype=torch.bool) if mask_NP is None else mask_NP.to(ids_NP.device).bool()
         if mask.shape != ids_NP.shape:
             raise ValueError(f"The mask has shape {tuple(mask.shape)}, the ids have {tuple(ids_NP.shape)}.")
-        for fault, what in (
+        for wrong_N, what in (
             (~mask.any(1), "has no tokens: there is nothing to continue."),
             ((mask[:, 1:] < mask[:, :-1]).any(1), "has padding on the right: pad prompts on the left."),
         ):
-            if fault.any():
-                raise ValueError(f"Row {int(fault.nonzero()[0])} {what}")
+            if wrong_N.any():
+                raise ValueError(f"Row {int(wrong_N.nonzero()[0])} {what}")
         self.clear()
         self.ids_NS, self.mask_NS = ids_NP[:, :0], mask[:, :0]
         return self._forward(ids_NP, mask, None)
 
     def branch(self, candidates_Nk: torch.Tensor, after_NT: torch.Tensor | None = None) -> torch.Tensor:
         """
-        Try sibling tokens, in one forward. The prefix stays what it is.
+        Evaluates candidate tokens in one forward pass. The prefixes do not change.
 
         Args:
-            candidates_Nk (`torch.Tensor` of shape `(N, k)`): The siblings of each prefix.
-            after_NT (`torch.Tensor` of shape `(N, T)`, *optional*): Ordinary tokens that the prefix is first extended
-                by, in the same forward.
+            candidates_Nk (`torch.Tensor` of shape `(N, k)`): The candidates of each prefix.
+            after_NT (`torch.Tensor` of shape `(N, T)`, *optional*): Tokens that the prefixes are extended by first, in
+                the same forward pass.
 
         Returns:
-            `torch.Tensor` of shape `(N, k, D)`: The hidden state of each sibling.
+            `torch.Tensor` of shape `(N, k, D)`: The hidden state of each candidate.
         """
         self._check(candidates_Nk, "candidates")
         after = self.ids_NS[:, :0] if after_NT is None else self._check(after_NT, "tokens")
@@ -129,18 +131,18 @@ class Tree:
 
     def branch_more(self, rows_R: torch.Tensor, candidates_Rk: torch.Tensor) -> torch.Tensor:
         """
-        Try further siblings on some of the prefixes, after [`branch`].
+        Evaluates further candidates of some of the prefixes, after [`branch`].
 
         Args:
             rows_R (`torch.Tensor` of shape `(R,)`): The prefixes, each at most once.
-            candidates_Rk (`torch.Tensor` of shape `(R, k)`): Their further siblings. To [`keep`] they are the columns
-                behind those of `branch`.
+            candidates_Rk (`torch.Tensor` of shape `(R, k)`): Their further candidates. For [`keep`] they are the
+                columns after those of `branch`.
 
         Returns:
             `torch.Tensor` of shape `(R, k, D)`: The hidden state of each.
 
         Raises:
-            `ValueError`: Nothing was branched since the prefix last changed, or more was branched already.
+            `ValueError`: [`branch`] was not called since the prefixes last changed, or this was called already.
         """
         if self.branches_Nk is None or self._branched_more:
             raise ValueError("Call `branch` first, and `branch_more` at most once after it.")
@@ -149,7 +151,7 @@ class Tree:
         self.calls += 1
         self.tokens += candidates_Rk.numel()
         with torch.no_grad(), evaluating(self.backbone):
-            hidden = self._form.forward_some(self.ids_NS, self.mask_NS, rows_R, candidates_Rk)
+            hidden = self._backend.forward_some(self.ids_NS, self.mask_NS, rows_R, candidates_Rk)
         further = self.branches_Nk.new_zeros(len(self.branches_Nk), candidates_Rk.shape[1])
         self.branches_Nk = torch.cat([self.branches_Nk, further.index_copy(0, rows_R, candidates_Rk)], 1)
         self._branched_more = True
@@ -157,26 +159,26 @@ class Tree:
 
     def keep(self, choice_N: torch.Tensor) -> None:
         """
-        Extend each prefix by one of its siblings, which is not read again.
+        Extends each prefix by one of its candidates, which is not computed again.
 
         Args:
             choice_N (`torch.Tensor` of shape `(N,)`): Which one: a column of the last `candidates_Nk`.
 
         Raises:
-            `ValueError`: Nothing was branched since the prefix last changed.
+            `ValueError`: [`branch`] was not called since the prefixes last changed.
         """
         if self.branches_Nk is None:
-            raise ValueError("There are no siblings to keep one of: call `branch` first, and `keep` once after it.")
+            raise ValueError("There are no candidates to keep: call `branch` first, and `keep` once after it.")
         chosen = self.branches_Nk.gather(1, choice_N[:, None])
-        self._form.keep(choice_N)
+        self._backend.keep(choice_N)
         self._extend(chosen, torch.ones_like(chosen, dtype=torch.bool))
 
     def append(self, ids_NT: torch.Tensor) -> torch.Tensor:
         """
-        Extend each prefix by ordinary tokens.
+        Extends each prefix by tokens.
 
         Args:
-            ids_NT (`torch.Tensor` of shape `(N, T)`): At least one token a row.
+            ids_NT (`torch.Tensor` of shape `(N, T)`): At least one token per row.
 
         Returns:
             `torch.Tensor` of shape `(N, T, D)`: Their hidden states.
@@ -185,15 +187,20 @@ class Tree:
         return self._forward(ids_NT, torch.ones_like(ids_NT, dtype=torch.bool), None)
 
     def reorder(self, rows: torch.Tensor) -> None:
-        """Take these rows, in this order: beams, repeats, what is left of a batch. `branch`'s siblings come along."""
+        """
+        Replaces the prefixes by these rows of them, with the candidates of [`branch`].
+
+        Args:
+            rows (`torch.Tensor`): Indices of rows: beams, repeats, or the rest of a batch.
+        """
         self.ids_NS, self.mask_NS = self.ids_NS[rows], self.mask_NS[rows]
         kept = self.branches_Nk is not None and not self._branched_more
         self.branches_Nk = self.branches_Nk[rows] if kept and self.branches_Nk is not None else None
-        self._form.select(rows)
+        self._backend.select(rows)
 
     def crop(self, length: int) -> None:
         """
-        Keep the first `length` columns.
+        Keeps the first `length` columns.
 
         Raises:
             `ValueError`: There are fewer, or a row would be left without tokens.
@@ -202,15 +209,15 @@ class Tree:
             raise ValueError(f"Cannot keep {length} of {self.length} columns: they must hold a token of every row.")
         if length < self.length:
             self.ids_NS, self.mask_NS, self.branches_Nk = self.ids_NS[:, :length], self.mask_NS[:, :length], None
-            self._form.crop(length)
+            self._backend.crop(length)
 
     def _check(self, ids: torch.Tensor, what: str) -> torch.Tensor:
         if not self.length:
             raise ValueError("The tree has no prefix yet: call `start` first.")
         if ids.ndim != 2 or len(ids) != len(self.ids_NS) or not ids.shape[1]:
             raise ValueError(
-                f"The {what} have shape {tuple(ids.shape)}; wanted is (N, at least 1) for the {len(self.ids_NS)} "
-                "prefixes of the tree."
+                f"The {what} have shape {tuple(ids.shape)}. They need one row for each of the {len(self.ids_NS)} "
+                "prefixes, and at least one column."
             )
         return ids
 
@@ -226,4 +233,4 @@ class Tree:
         self.calls += 1
         self.tokens += ids.numel() + (0 if candidates is None else candidates.numel())
         with evaluating(self.backbone):
-            return self._form.forward(self.ids_NS, self.mask_NS, new, candidates)
+            return self._backend.forward(self.ids_NS, self.mask_NS, new, candidates)

@@ -2,37 +2,54 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Two ways to compute sibling tokens of a prefix: on a shared cache, and by reading everything again.
+Two backends that evaluate candidate tokens after a prefix: on a KV cache that the candidates of a prefix share, or by
+uncached forward passes where a model cannot do that.
 
-N prefixes, S columns of a prefix (left-padded), F of them new in this forward, k siblings a prefix, D hidden size.
+Whether it can is read from its config, and verified once per model on a few tokens.
+
+N prefixes, S columns of a prefix (left-padded), F of them new in this forward pass, k candidates per prefix, D hidden
+size.
 """
 
-import inspect
+import logging
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from transformers import DynamicCache
 
-from trl_ext.models.load import base_of, cache_name
+from trl_ext.logprobs.prefix_attention import CASCADE
+from trl_ext.models.architecture import FULL, SLIDING, layer_kinds
+from trl_ext.models.load import accepts_argument, base_of, cache_name
+from trl_ext.models.probe import Tolerance, probe, probe_tokens
 from trl_ext.upstream import attention_implementation
 
 from .kv_cache import PreallocatedCacheLayer
 
 
-FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers whose mask is ours to give
+logger = logging.getLogger(__name__)
 
-# Positions in one forward that reads everything again: an eighth of a gigabyte of hidden states of width 1024.
-REPLAY_POSITIONS = 32_768
+# Positions in one uncached forward pass: an eighth of a gigabyte of hidden states of width 1024.
+RECOMPUTE_POSITIONS = 32_768
+
+# Attention implementations that take a mask of 4 dimensions.
+_MASKED_ATTENTION = ("sdpa", "eager", CASCADE)
+
+# In half precision, candidates that see each other are 0.5 of the effect of another prompt apart, rounding 0.03.
+_TOLERANCE = Tolerance(of_effect=0.25)
+
+# Models whose slow backend was logged.
+_LOGGED: "WeakSet[torch.nn.Module]" = WeakSet()
 
 
 class SharedCacheBackend:
     """
-    Siblings as the last k columns of one forward over the cached prefix.
+    Evaluates candidates as the last k columns of one forward pass over the cached prefix.
 
-    A mask of 4 dimensions lets each sibling see the prefix and itself. What the forward writes for the siblings stays
-    behind the end of the cache until the next forward, so that the chosen one's entry is moved, not computed again.
+    A mask of 4 dimensions lets each candidate see the prefix and itself. The entries of the candidates stay behind the
+    end of the cache until the next forward pass, so that the entry of the chosen one is moved, not computed again.
 
     All keys and values of one shape are views of one tensor: moving, reordering and growing take one operation each,
     whatever the number of layers.
@@ -42,8 +59,6 @@ class SharedCacheBackend:
         kinds (`set[str]`): Kinds of its layers, `"full_attention"` and `"sliding_attention"`.
         forward_kwargs (`dict`): Further arguments of its forward.
     """
-
-    name = "shared"
 
     def __init__(self, backbone: torch.nn.Module, kinds: set[str], forward_kwargs: Mapping[str, Any]) -> None:
         self.backbone = backbone
@@ -55,24 +70,24 @@ class SharedCacheBackend:
         self.clear()
 
     def clear(self) -> None:
-        """Forget the prefix."""
+        """Forgets the prefix."""
         self.cache = DynamicCache()
         self.cache.layer_class_to_replicate = PreallocatedCacheLayer
         self.stores: list[torch.Tensor] = []
         self.slots: list[list[tuple[Any, int]]] = []
-        self.length = self.siblings = 0
+        self.length = self.num_candidates = 0
         self.further: tuple[torch.Tensor, list[torch.Tensor]] | None = None
 
     def forward(
         self, ids_NS: torch.Tensor, mask_NS: torch.Tensor, new: int, candidates_Nk: torch.Tensor | None
     ) -> torch.Tensor:
         """
-        Hidden states of the last `new` columns and of the siblings, of shape (N, F + k, D).
+        Hidden states of the last `new` columns and of the candidates, of shape (N, F + k, D).
 
         Args:
-            ids_NS, mask_NS (`torch.Tensor` of shape (N, S)): The prefixes, the new columns among them.
+            ids_NS, mask_NS (`torch.Tensor` of shape (N, S)): The prefixes, including the new columns.
             new (`int`): How many of the last columns are not in the cache yet.
-            candidates_Nk (`torch.Tensor` of shape (N, k), *optional*): The siblings.
+            candidates_Nk (`torch.Tensor` of shape (N, k), *optional*): The candidates.
         """
         columns = ids_NS.shape[1]
         k = 0 if candidates_Nk is None else candidates_Nk.shape[1]
@@ -94,59 +109,59 @@ class SharedCacheBackend:
         ).last_hidden_state
         if not self.stores:
             self._pool()
-        self.siblings, self.further = k, None
+        self.num_candidates, self.further = k, None
         self._cut(columns)
         return hidden
 
     def forward_some(
         self, ids_NS: torch.Tensor, mask_NS: torch.Tensor, rows_R: torch.Tensor, candidates_Rk: torch.Tensor
     ) -> torch.Tensor:
-        """Hidden states of further siblings of some rows, on a copy of their part of the cache; (R, k, D)."""
-        whole, first, k, end = self.stores, self.siblings, candidates_Rk.shape[1], self.length
-        self._replace([store[:, :, :, : end + k].index_select(1, rows_R.to(store.device)) for store in whole])
+        """Hidden states (R, k, D) of further candidates of some rows, on a copy of their part of the cache."""
+        complete, first, k, end = self.stores, self.num_candidates, candidates_Rk.shape[1], self.length
+        self._replace([store[:, :, :, : end + k].index_select(1, rows_R.to(store.device)) for store in complete])
         try:
             hidden = self.forward(ids_NS[rows_R], mask_NS[rows_R], 0, candidates_Rk)
             more = [store[:, :, :, end : end + k].clone() for store in self.stores]
         finally:
-            self._replace(whole)
-        self.siblings, self.further = first, (rows_R, more)
+            self._replace(complete)
+        self.num_candidates, self.further = first, (rows_R, more)
         return hidden
 
     def keep(self, choice_N: torch.Tensor) -> None:
-        """Move the chosen sibling's entry to the end of the cache."""
+        """Moves the entry of the chosen candidate to the end of the cache."""
         n, end = torch.arange(len(choice_N), device=choice_N.device), self.length
         for i, store in enumerate(self.stores):
             rows, chosen = n.to(store.device), choice_N.to(store.device)
-            here = chosen.clamp(max=self.siblings - 1) + end
+            here = chosen.clamp(max=self.num_candidates - 1) + end
             store[:, :, :, end] = store[:, rows, :, here].transpose(0, 1)  # indexing puts rows first
             if self.further is not None:
                 some, more = self.further[0].to(store.device), self.further[1][i]
-                later = (chosen[some] >= self.siblings).nonzero().squeeze(1)
-                columns = chosen[some[later]] - self.siblings
+                later = (chosen[some] >= self.num_candidates).nonzero().squeeze(1)
+                columns = chosen[some[later]] - self.num_candidates
                 store[:, some[later], :, end] = more[:, later, :, columns].transpose(0, 1)
         self._cut(end + 1)
 
     def select(self, rows: torch.Tensor) -> None:
-        """Take these rows of the cache, siblings included."""
+        """Keeps these rows of the cache, with their candidates."""
         self._replace([store.index_select(1, rows.to(store.device)) for store in self.stores])
 
     def crop(self, length: int) -> None:
-        """Keep the first `length` columns."""
+        """Keeps the first `length` columns."""
         self._cut(length)
 
     # ------------------------------------------------------------------------------------------------------- storage
 
     def _pool(self) -> None:
-        """After the first forward: one tensor (tensors, N, heads, columns, channels) for all of one shape."""
+        """After the first forward pass: one tensor (tensors, N, heads, columns, channels) for all of one shape."""
         alike: dict[Any, list[tuple[PreallocatedCacheLayer, int]]] = defaultdict(list)
         for layer in self.cache.layers:
-            for side, buffer in enumerate(layer.buffers or ()):  # a layer that reads another one's keys has none
+            for side, buffer in enumerate(layer.buffers or ()):  # a layer that reads the keys of another has none
                 alike[buffer.shape, buffer.dtype, buffer.device].append((layer, side))
         self.slots = list(alike.values())
         self._replace([torch.stack([layer.buffers[side] for layer, side in slots]) for slots in self.slots])
 
     def _reserve(self, columns: int) -> None:
-        """Make room; a quarter more than there is, so that a long answer is copied a few times only."""
+        """Allocates `columns` and a quarter more, so that a long completion is copied a few times only."""
         if not self.stores or self.stores[0].shape[3] >= columns:
             return
         larger = []
@@ -174,16 +189,16 @@ class SharedCacheBackend:
 
     def _masks(self, mask_NS: torch.Tensor, new: int, k: int) -> Any:
         if not k and self.kinds == {FULL}:
-            return mask_NS.long()  # the model's own way, which may need no mask at all
+            return mask_NS.long()  # the model builds its own mask, or none
         masks = {kind: self._mask(mask_NS, new, k, kind) for kind in self.kinds}
         return masks if len(masks) > 1 else masks.popitem()[1]
 
     def _mask(self, mask_NS: torch.Tensor, new: int, k: int, kind: str) -> torch.Tensor:
-        """True where a query (dim 2: new columns, then siblings) sees a key (dim 3: columns, then siblings)."""
+        """True where a query (dim 2: new columns, candidates) sees a key (dim 3: columns, candidates)."""
         n, columns = mask_NS.shape
         device = mask_NS.device
         key = torch.arange(columns, device=device)
-        # A sibling stands one column behind the prefix, whichever one of them it is.
+        # Every candidate has the position after the prefix.
         query = torch.arange(columns - new, columns + 1, device=device)[: new + 1 if k else new, None]
         sees = mask_NS[:, None, :]
         if new:
@@ -191,7 +206,7 @@ class SharedCacheBackend:
         if kind == SLIDING:
             sees = sees & (key > query - self.config.sliding_window)
         if new:
-            sees = sees | (key == query)  # padding sees itself: a row of nothing is NaN
+            sees = sees | (key == query)  # padding sees itself: softmax over nothing is NaN
         if k:
             prefix, among = sees[:, -1:].expand(n, k, columns), torch.eye(k, dtype=torch.bool, device=device)
             if new:
@@ -206,22 +221,20 @@ class SharedCacheBackend:
 
 class RecomputeBackend:
     """
-    Siblings as rows of their own, read from their first token each time: slow, and right for any causal model.
+    Evaluates each candidate as a row of its own, without a cache: slow, and correct for any causal model.
 
-    Rows are padded on the right, where a causal model does not look, so that nothing depends on how it counts
-    positions or treats padding.
+    Rows are padded on the right, which a causal model does not see, so that nothing depends on how it counts positions
+    or handles padding.
     """
-
-    name = "replay"
 
     def __init__(self, backbone: torch.nn.Module, forward_kwargs: Mapping[str, Any]) -> None:
         self.backbone = backbone
         self.forward_kwargs = dict(forward_kwargs)
-        if "use_cache" in inspect.signature(type(base_of(backbone)).forward).parameters:
+        if accepts_argument(backbone, "use_cache"):
             self.forward_kwargs["use_cache"] = False
 
     def clear(self) -> None:
-        """There is nothing to forget."""
+        """Has no effect: there is no cache."""
 
     def forward_some(
         self, ids_NS: torch.Tensor, mask_NS: torch.Tensor, rows_R: torch.Tensor, candidates_Rk: torch.Tensor
@@ -230,13 +243,13 @@ class RecomputeBackend:
         return self.forward(ids_NS[rows_R], mask_NS[rows_R], 0, candidates_Rk)
 
     def keep(self, choice_N: torch.Tensor) -> None:
-        """There is nothing to keep."""
+        """Has no effect: there is no cache."""
 
     def select(self, rows: torch.Tensor) -> None:
-        """There is nothing to reorder."""
+        """Has no effect: there is no cache."""
 
     def crop(self, length: int) -> None:
-        """There is nothing to cut."""
+        """Has no effect: there is no cache."""
 
     def forward(
         self, ids_NS: torch.Tensor, mask_NS: torch.Tensor, new: int, candidates_Nk: torch.Tensor | None
@@ -257,10 +270,10 @@ class RecomputeBackend:
         return torch.cat([hidden[:, 0, :new], hidden[:, :, new]], 1)
 
     def _hidden(self, rows: torch.Tensor, sizes: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        """Hidden states at the `wanted` positions (rows, W) of right-padded rows of these sizes."""
+        """Hidden states at the `wanted` positions (rows, W) of right-padded rows of these lengths."""
         found = []
         real = torch.arange(rows.shape[1], device=rows.device) < sizes
-        step = max(1, REPLAY_POSITIONS // rows.shape[1])
+        step = max(1, RECOMPUTE_POSITIONS // rows.shape[1])
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
             hidden = self.backbone(
@@ -271,3 +284,134 @@ class RecomputeBackend:
             index = wanted[part, :, None].to(hidden.device)
             found.append(hidden.gather(1, index.expand(-1, -1, hidden.shape[2])))
         return torch.cat(found)
+
+
+# ---------------------------------------------------------------------------------------------------- which models can
+
+
+def shared_cache_support(backbone: torch.nn.Module, forward_kwargs: Mapping[str, Any]) -> tuple[set[str], str | None]:
+    """
+    Whether the candidates of a prefix can share its cache in this model. If they cannot, logs it once per model.
+
+    Args:
+        backbone (`torch.nn.Module`): The model, or a [`~peft.PeftModel`] around it.
+        forward_kwargs (`dict`): Further arguments of its forward.
+
+    Returns:
+        `tuple[set[str], str | None]`: The kinds of its layers, and why candidates cannot share a cache.
+    """
+    base: Any = base_of(backbone)
+    kinds, reason = _read_config(base)
+    if reason is None:
+        reason = branching_reason(
+            backbone,
+            "shared cache",
+            lambda ids: probe_walk(SharedCacheBackend(backbone, kinds, forward_kwargs), ids),
+            forward_kwargs,
+        )
+    if reason is not None and base not in _LOGGED:
+        _LOGGED.add(base)
+        logger.warning(
+            "Candidate tokens of %s are computed without a KV cache, which is slow: %s.", type(base).__name__, reason
+        )
+    return kinds, reason
+
+
+def _read_config(base: Any) -> tuple[set[str], str | None]:
+    """Kinds of the layers, and why candidates cannot share their cache."""
+    config = base.config.get_text_config()
+    kinds = layer_kinds(config)
+    if not kinds <= {FULL, SLIDING}:
+        return kinds, f"it has layers of kind {', '.join(sorted(kinds - {FULL, SLIDING}))}"
+    if base.config.is_encoder_decoder:
+        return kinds, "it is an encoder-decoder"
+    if attention_implementation(config) not in _MASKED_ATTENTION:
+        return kinds, (
+            f"{attention_implementation(config)} takes no custom attention mask; load the model with "
+            "`attn_implementation='sdpa'` instead"
+        )
+    for name in (cache_name(base), "position_ids"):
+        if not accepts_argument(base, name):
+            return kinds, f"its forward takes no `{name}`"
+    return kinds, None
+
+
+def branching_reason(
+    backbone: torch.nn.Module,
+    key: str,
+    walk: Callable[[torch.Tensor], torch.Tensor],
+    forward_kwargs: Mapping[str, Any] | None = None,
+) -> str | None:
+    """
+    Compares the steps of [`probe_walk`] with uncached forward passes, once per model.
+
+    Args:
+        backbone (`torch.nn.Module`): The model, or a [`~peft.PeftModel`] around it.
+        key (`str`): Name of what computes them.
+        walk (`Callable`): From token ids (2, 14) to the hidden states of the steps.
+        forward_kwargs (`dict`, *optional*): Further arguments of its forward.
+
+    Returns:
+        `str` or `None`: Why it cannot be used.
+    """
+    base: Any = base_of(backbone)
+    config = base.config.get_text_config()
+    device = base.get_input_embeddings().weight.device
+    ids = torch.tensor([probe_tokens(config.vocab_size, 14)] * 2, device=device)
+    altered = ids.clone()
+    altered[:, 4] = (ids[:, 4] + 5) % config.vocab_size
+
+    def with_short_window(steps: Callable[[torch.Tensor], torch.Tensor], ids: torch.Tensor) -> torch.Tensor:
+        """A few tokens cannot test a sliding window of thousands, so it is shortened."""
+        window = getattr(config, "sliding_window", None)
+        if not window:
+            return steps(ids)
+        config.sliding_window = 4
+        try:
+            return steps(ids)
+        finally:
+            config.sliding_window = window
+
+    def uncached(ids: torch.Tensor) -> torch.Tensor:
+        return probe_walk(RecomputeBackend(backbone, forward_kwargs or {}), ids)
+
+    return probe(
+        backbone,
+        (key, attention_implementation(config)),
+        lambda: with_short_window(walk, ids),
+        lambda: with_short_window(uncached, ids),
+        _TOLERANCE,
+        altered=lambda: with_short_window(uncached, altered),
+    )
+
+
+def probe_mask(ids: torch.Tensor) -> torch.Tensor:
+    """Mask of the rows that branching is tried on: the second has two columns of padding."""
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[1, :2] = False
+    return mask
+
+
+def probe_walk(backend: SharedCacheBackend | RecomputeBackend, ids: torch.Tensor) -> torch.Tensor:
+    """
+    Hidden states of the steps by which branching is verified.
+
+    A prompt of 7 columns, 3 candidates of which one is kept, a token with the same candidates after it, and 3 tokens.
+
+    Args:
+        backend ([`SharedCacheBackend`] or [`RecomputeBackend`]): What computes them.
+        ids (`torch.Tensor` of shape `(2, 14)`): The tokens.
+
+    Returns:
+        `torch.Tensor` of shape `(2, 10, D)`: Of the end of the prompt, the candidates twice, and the last tokens.
+    """
+    mask, candidates, choice = probe_mask(ids), ids[:, 5:8], torch.tensor([0, 2], device=ids.device)
+    states = [
+        backend.forward(ids[:, :7], mask[:, :7], 7, None)[:, -1:],
+        backend.forward(ids[:, :7], mask[:, :7], 0, candidates),
+    ]
+    backend.keep(choice)
+    ids = torch.cat([ids[:, :7], candidates.gather(1, choice[:, None]), ids[:, 8:]], 1)
+    states.append(backend.forward(ids[:, :9], mask[:, :9], 1, candidates)[:, 1:])
+    states.append(backend.forward(ids[:, :12], mask[:, :12], 3, None))
+    return torch.cat(states, 1)

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What may come next, asked of a server: its likeliest tokens, or several short continuations."""
+"""Requests for the next tokens of a server's model: its likeliest tokens, or several short continuations."""
 
 import random
 import threading
@@ -20,8 +20,8 @@ from .protocol import Answer, ask, takes_ids
 from .tokens import Option, ServedText, TokenNames
 
 
-_OR_SAMPLES = "or use block mode, which needs samples only."
-_PATIENCE = 8  # tries for an answer that is not empty
+_OR_BLOCKS = "or use block mode, which needs samples only."
+_TRIES = 8  # for an answer that is not empty
 
 
 class NextTokens:
@@ -30,10 +30,13 @@ class NextTokens:
 
     Args:
         endpoint ([`~trl_ext.endpoint.client.Endpoint`]): The server.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): That of its model.
-        top_k (`int`): Tokens to ask for.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer of its model.
+        top_k (`int`): Number of tokens to request.
         chat (`bool`, *optional*, defaults to `False`): Whether to use the chat endpoint.
-        ends (`Sequence[str]`, *optional*): Tokens that end an answer, besides the tokenizer's own.
+        ends (`Sequence[str]`, *optional*): Tokens that end an answer, in addition to the tokenizer's end of sequence.
+
+    Raises:
+        `ValueError`: `top_k` is out of range, or one of `ends` is not a token.
     """
 
     def __init__(
@@ -49,43 +52,43 @@ class NextTokens:
             raise ValueError(f"top_k must be at least 1 and at most the vocabulary's {len(tokenizer)}, got {top_k}.")
         self.endpoint, self.tokenizer, self.top_k, self.chat = endpoint, tokenizer, top_k, chat
         self.names = TokenNames(tokenizer, ends)
-        # What the server turned out to do
-        self._learning = threading.Lock()
+        # What is known of the server, from its answers
+        self._lock = threading.Lock()
         self._by_id: bool | None = None
-        self._listed, self._names_end = 0, False
+        self._most_listed, self._returns_end = 0, False
 
     def text(self, prompt: Any) -> ServedText:
-        """A prompt to be answered, in the form that the server takes."""
+        """A prompt in the form that the server accepts."""
         text = ServedText(self.tokenizer, prompt, chat=self.chat, by_id=False)
-        with self._learning:
+        with self._lock:
             if self._by_id is None:
-                # Of a prompt, its beginning: a server may refuse one for its length.
-                self._by_id = takes_ids(self.endpoint, text.messages or text.head_ids[:4])
+                # The beginning of the prompt only, as a server may refuse a prompt for its length
+                self._by_id = takes_ids(self.endpoint, text.messages or text.prompt_ids[:4])
         text.by_id = self._by_id and not self.chat
         return text
 
     def after(self, text: ServedText) -> list[Option]:
         """
-        The tokens that may follow, at most `top_k`, the likeliest first. Empty if the server has ended the answer.
+        The `top_k` likeliest next tokens, likeliest first. Empty if the server has ended the answer.
 
-        Some servers do not name the end: they give an empty answer as often as their model draws it. That draw then
-        counts, and the end is not guided. Of servers that do name it, an empty answer says nothing, and is asked for
-        again.
+        Some servers never return the end as a candidate, but an empty answer whenever their model samples the end.
+        Then that sample decides, and guidance does not change the probability of the end. If a server does return the
+        end as a candidate, its empty answers have no meaning, and the request is repeated.
 
         Raises:
-            [`~trl_ext.endpoint.errors.EndpointError`]: It failed, or names no tokens, or too few.
-            `ValueError`: Its model has another vocabulary.
+            [`~trl_ext.endpoint.errors.EndpointError`]: The request failed, or the answer has too few tokens, or none.
+            `ValueError`: The server's model has another vocabulary.
         """
-        for _ in range(_PATIENCE):
+        for _ in range(_TRIES):
             answer = self._ask(text)
             if answer.listed:
                 return self._options(answer, text)
             if answer.text or not answer.ended:
                 raise MissingLogprobs(
                     f"{self.endpoint.base_url}: '{self.endpoint.model}' answers without log-probabilities. Have the "
-                    f"server return them (llama.cpp: --logits_all true), {_OR_SAMPLES}"
+                    f"server return them (llama.cpp: --logits_all true), {_OR_BLOCKS}"
                 )
-            if not self._names_end:
+            if not self._returns_end:
                 break
         return []
 
@@ -105,14 +108,14 @@ class NextTokens:
             if "logprobs" in str(error):
                 raise TooFewLogprobs(
                     f"{error} Ask for fewer (top_k, now {self.top_k}), have the server allow more (vLLM: "
-                    f"--max-logprobs), {_OR_SAMPLES}",
+                    f"--max-logprobs), {_OR_BLOCKS}",
                     status=error.status,
                 ) from error
             raise
         except EndpointError as error:
             if error.status >= 500 and "logprobs" in str(error):
                 raise MissingLogprobs(
-                    f"{error} Have the server return them (llama.cpp: --logits_all true), {_OR_SAMPLES}",
+                    f"{error} Have the server return them (llama.cpp: --logits_all true), {_OR_BLOCKS}",
                     status=error.status,
                 ) from error
             raise
@@ -121,35 +124,38 @@ class NextTokens:
 
     def _options(self, answer: Answer, text: ServedText) -> list[Option]:
         options = self.names.options(answer.candidates[0], by_text=not text.by_id)
-        with self._learning:
-            # Several tokens may have one name (half characters, special tokens), so that a few can be missing now and
-            # then; a server that never gives more does not give what was asked for.
-            self._listed = max(self._listed, answer.listed)
-            self._names_end |= any(option.end for option in options)
-        if self._listed < 0.75 * self.top_k:
+        with self._lock:
+            # Tokens without a text (incomplete characters, special tokens) share one entry, so a few can be missing
+            # now and then. A server that never returns more has a limit.
+            self._most_listed = max(self._most_listed, answer.listed)
+            self._returns_end |= any(option.end for option in options)
+        if self._most_listed < 0.75 * self.top_k:
             raise TooFewLogprobs(
-                f"{self.endpoint.base_url}: asked for the {self.top_k} likeliest tokens, the server names "
-                f"{self._listed}. Ask for as many as it gives (top_k {self._listed}), {_OR_SAMPLES}"
+                f"{self.endpoint.base_url}: asked for the {self.top_k} likeliest tokens, the server returns "
+                f"{self._most_listed}. Ask for as many as it returns (top_k {self._most_listed}), {_OR_BLOCKS}"
             )
         if not options:
             raise BadAnswer(
-                f"{self.endpoint.base_url}: none of the {answer.listed} tokens that it names after "
-                f"{text.answer[-40:]!r} can be sent back: they are parts of characters, or special. Ask for more "
-                f"(top_k, now {self.top_k}), {_OR_SAMPLES}"
+                f"{self.endpoint.base_url}: none of the {answer.listed} tokens that it returns after "
+                f"{text.answer[-40:]!r} can be sent back: they are incomplete characters or special. Ask for more "
+                f"(top_k, now {self.top_k}), {_OR_BLOCKS}"
             )
         return options
 
 
 def sample_blocks(endpoint: Endpoint, text: ServedText, count: int, length: int, **sampling: Any) -> list[Answer]:
     """
-    Several continuations of a text.
+    Sample several continuations of a text.
 
     Args:
-        endpoint ([`~trl_ext.endpoint.client.Endpoint`]): The server. If it takes no `n`, it is asked again.
-        text ([`~trl_ext.endpoint.tokens.ServedText`]): What to continue.
-        count (`int`): Continuations.
-        length (`int`): Most tokens of each.
-        sampling: Fields of the request: `temperature`, `top_p`.
+        endpoint ([`~trl_ext.endpoint.client.Endpoint`]): The server. If it ignores `n`, the request is repeated.
+        text ([`~trl_ext.endpoint.tokens.ServedText`]): The text to continue.
+        count (`int`): Number of continuations.
+        length (`int`): Maximum length of each, in tokens.
+        sampling: Further fields of the request, such as `temperature` and `top_p`.
+
+    Raises:
+        [`~trl_ext.endpoint.errors.EndpointError`]: The request failed.
     """
     prompt, partial = text.request()
     found: list[Answer] = []
@@ -161,13 +167,13 @@ def sample_blocks(endpoint: Endpoint, text: ServedText, count: int, length: int,
 
 
 def request_fields(settings: GenerationSettings) -> dict[str, Any]:
-    """Fields of a request. `top_k` and `min_p` are not OpenAI's: only where they are asked for."""
+    """Sampling fields of a request. `top_k` and `min_p`, which OpenAI's API lacks, are left out where they are off."""
     more = {name: value for name in ("top_k", "min_p") if (value := getattr(settings, name))}
     return {"temperature": settings.temperature, "top_p": settings.top_p, **more}
 
 
 def sample_option(logits_k: torch.Tensor, settings: GenerationSettings, rng: random.Random) -> int:
-    """The option drawn from logits of shape (k,): the likeliest at temperature 0."""
+    """Sample an index from logits of shape (k,); the likeliest at temperature 0."""
     if not settings.temperature:
         return int(logits_k.argmax())
     weights_1C, order_1C = next_token_probabilities(logits_k[None], settings)

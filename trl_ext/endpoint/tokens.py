@@ -1,9 +1,9 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Tokens of a server's model: a prompt as the server takes it and as ids, and the ids of tokens that it names by text.
+Tokens of a server's model: prompts as text and as ids, and the ids of tokens that a server returns as text.
 
-Everything here supposes the tokenizer of the server's model, except where it says otherwise.
+Tokenizers are those of the server's model, except where another one is mentioned.
 """
 
 from collections.abc import Sequence
@@ -20,22 +20,22 @@ from .protocol import Candidate, Prompt
 
 class ServedText:
     """
-    A prompt and what was answered so far.
+    A prompt and the answer so far.
 
     Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer of whoever reads `ids`.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer for `ids`.
         prompt (`str`, `list[int]` or `list[dict]`): Text, token ids or messages.
-        chat (`bool`): Whether messages go to the server as they are; otherwise they are rendered here, by the
+        chat (`bool`): Whether messages are sent to the server as they are. Otherwise they are rendered here, with the
             tokenizer's chat template.
-        by_id (`bool`): Whether token ids are sent. What was drawn is then kept token by token. A server that takes
-            text splits it by itself, so `ids` are then those of the whole text split anew.
+        by_id (`bool`): Whether token ids are sent, so that the sampled tokens are kept as they are. A server that is
+            sent text tokenizes all of it again for each request, and so does `ids`.
 
     Attributes:
         answer (`str`): The answer so far.
         ids (`list[int]`): Token ids of prompt and answer.
 
     Raises:
-        `ValueError`: The prompt has no tokens, or is none that the endpoint takes.
+        `ValueError`: The prompt has no tokens, or the endpoint does not take prompts of its kind.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, chat: bool, by_id: bool) -> None:
@@ -47,35 +47,35 @@ class ServedText:
             raise ValueError("The prompt has no tokens: there is nothing to continue.")
         self.tokenizer, self.by_id, self.answer = tokenizer, by_id, ""
         self.messages: Any = prompt if chat else None
-        self.head_ids: list[int] = list(ids)  # type: ignore[arg-type]
-        self.head = prompt if isinstance(prompt, str) else _text(tokenizer, self.head_ids)
-        self.ids = list(self.head_ids)
-        # Whether the prompt's ids are what its text is split into; others (made by hand, say) are kept as they are.
-        self._plain = isinstance(prompt, str) or encode_prompt(tokenizer, self.head) == self.head_ids
-        self._read_at_first = 0
+        self.prompt_ids: list[int] = list(ids)  # type: ignore[arg-type]
+        self.prompt = prompt if isinstance(prompt, str) else _text(tokenizer, self.prompt_ids)
+        self.ids = list(self.prompt_ids)
+        # Whether the tokenizer makes the prompt's ids from its text. Ids of another origin are kept as they are.
+        self._tokenizes_back = isinstance(prompt, str) or encode_prompt(tokenizer, self.prompt) == self.prompt_ids
+        self._first_length = 0
 
     def request(self) -> tuple[Prompt, str]:
-        """What to send: the prompt, and what the assistant has said if the prompt is messages."""
+        """The prompt to send, and the beginning of the assistant's answer if the prompt is messages."""
         if self.messages is not None:
             return self.messages, self.answer
-        return (self.ids if self.by_id else self.head + self.answer), ""
+        return (self.ids if self.by_id else self.prompt + self.answer), ""
 
     def with_text(self, text: str) -> list[int]:
-        """Ids of all that is there followed by `text`, as the server splits them."""
-        whole = self.answer + text
-        if not whole:
-            return list(self.head_ids)
-        if self._plain:
-            return encode_prompt(self.tokenizer, self.head + whole)
-        return [*self.head_ids, *self.tokenizer(whole, add_special_tokens=False)["input_ids"]]
+        """Token ids of prompt, answer and `text`, as the server would tokenize them."""
+        answer = self.answer + text
+        if not answer:
+            return list(self.prompt_ids)
+        if self._tokenizes_back:
+            return encode_prompt(self.tokenizer, self.prompt + answer)
+        return [*self.prompt_ids, *self.tokenizer(answer, add_special_tokens=False)["input_ids"]]
 
     def add_text(self, text: str) -> None:
-        """Take `text` into the answer."""
+        """Append `text` to the answer."""
         self.ids = self.with_text(text)
         self.answer += text
 
     def add_token(self, token: int, text: str) -> None:
-        """Take a token into the answer; of a server that takes text, its name."""
+        """Append a token to the answer: its id if ids are sent, its text otherwise."""
         if self.by_id:
             self.ids.append(token)
             self.answer = self.tokenizer.decode(self.answer_ids, skip_special_tokens=True)
@@ -84,40 +84,40 @@ class ServedText:
 
     def check_continued(self, prompt_tokens: int | None) -> None:
         """
-        Check that a chat server goes on in the middle of the answer, by the length of what it read.
+        Check, by the number of tokens that it read, that a chat server continues the unfinished answer.
 
         Raises:
-            [`~trl_ext.endpoint.errors.RequestRefused`]: It has closed the answer and begun another.
+            [`~trl_ext.endpoint.errors.RequestRefused`]: It has ended the answer and started another.
         """
         if self.messages is None or prompt_tokens is None:
             return
         if not self.answer:
-            self._read_at_first = prompt_tokens
-        # The end of a turn and the start of another are at least three tokens in any template
-        elif self._read_at_first and prompt_tokens - self._read_at_first > len(self.answer_ids) + 2:
+            self._first_length = prompt_tokens
+        # The end of a turn and the start of the next are at least three tokens in any template
+        elif self._first_length and prompt_tokens - self._first_length > len(self.answer_ids) + 2:
             raise RequestRefused(
-                "The chat endpoint does not go on in the middle of an answer: it ends it and begins another (it read "
-                f"{prompt_tokens} tokens where {self._read_at_first + len(self.answer_ids)} were expected). Use the "
+                "The chat endpoint does not continue an unfinished answer: it ends it and starts another (it read "
+                f"{prompt_tokens} tokens where {self._first_length + len(self.answer_ids)} were expected). Use the "
                 "completions endpoint (chat=False), or block mode with blocks as long as an answer."
             )
 
     @property
     def answer_ids(self) -> list[int]:
-        """Ids of the answer; those of the answer alone where it has merged with the end of the prompt."""
-        kept = len(self.head_ids)
-        if self.ids[:kept] == self.head_ids:
-            return self.ids[kept:]
+        """Token ids of the answer. Where a token spans the end of the prompt, the answer is tokenized by itself."""
+        length = len(self.prompt_ids)
+        if self.ids[:length] == self.prompt_ids:
+            return self.ids[length:]
         return list(self.tokenizer(self.answer, add_special_tokens=False)["input_ids"])
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
     """
-    A token that may be drawn next.
+    A possible next token.
 
     Args:
         logprob (`float`): Its log-probability under the server's model, in nats.
-        text (`str`): What it adds to the text; empty where that is no whole characters.
+        text (`str`): The text that it adds; empty for an incomplete character.
         id (`int`): Its id.
         end (`bool`): Whether it ends the answer.
     """
@@ -130,11 +130,14 @@ class Option:
 
 class TokenNames:
     """
-    What the tokens that a server names are.
+    Finds the tokens that a server means by its candidates.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer of the server's model.
-        ends (`Sequence[str]`, *optional*): Tokens that end an answer, besides the tokenizer's own.
+        ends (`Sequence[str]`, *optional*): Tokens that end an answer, in addition to the tokenizer's end of sequence.
+
+    Raises:
+        `ValueError`: One of `ends` is not a token.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Sequence[str] = ()) -> None:
@@ -147,11 +150,11 @@ class TokenNames:
 
     def options(self, candidates: Sequence[Candidate], *, by_text: bool) -> list[Option]:
         """
-        The tokens among the candidates.
+        The tokens of the candidates.
 
         Args:
-            candidates (`Sequence[Candidate]`): What the server named.
-            by_text (`bool`): Whether the prefix is sent as text, so that a token without text cannot be used.
+            candidates (`Sequence[Candidate]`): The candidates that the server returned.
+            by_text (`bool`): Whether the prefix is sent as text, so that tokens without a text cannot be used.
 
         Raises:
             `ValueError`: They are tokens of another vocabulary.
@@ -166,8 +169,8 @@ class TokenNames:
         if 2 * len(known) < len(pairs):
             strange = next(c for c, token in pairs if not 0 <= token < len(self._names))
             raise ValueError(
-                f"The server's model has another vocabulary: it names {strange.text or strange.id!r}, which is no "
-                f"token of {self.tokenizer.name_or_path or 'the tokenizer'}. Pass the tokenizer of the server's "
+                f"The server's model has another vocabulary: it returns {strange.text or strange.id!r}, which is not "
+                f"a token of {self.tokenizer.name_or_path or 'the tokenizer'}. Pass the tokenizer of the server's "
                 "model; if there is none here, use block mode, which needs none."
             )
         options = [Option(c.logprob, name, token, token in self.ends) for c, token, name in known]
@@ -176,9 +179,9 @@ class TokenNames:
 
 def token_names(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """
-    What each token adds to a text; empty for those that are no whole characters.
+    The text that each token adds to a text; empty for incomplete characters.
 
-    A token is decoded behind another one, as some tokenizers drop the space that a text begins with.
+    Tokens are decoded after another token, as some tokenizers drop a space at the start of a text.
     """
     anchor = tokenizer("a", add_special_tokens=False)["input_ids"][:1]
     before = tokenizer.decode(anchor, clean_up_tokenization_spaces=False)
@@ -188,8 +191,8 @@ def token_names(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
-    """The text of a prompt, without the start token that a server puts before any text by itself."""
+    """The text of a prompt, without the start token if a server adds one to any text."""
     text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
     start = tokenizer.bos_token
-    puts_start = start and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-    return text.removeprefix(start) if puts_start else text
+    adds_start = start and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return text.removeprefix(start) if adds_start else text

@@ -1,10 +1,10 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a model does on prompts: rewards, KL to its base, perplexity, diversity, length.
+"""Evaluates policies on prompts: rewards, KL to the base model, perplexity, diversity and length of completions.
 
-[`evaluate`] measures a [`~trl_ext.inference.policy.Policy`], which may be anything that answers prompts;
-[`evaluate_model`] is the usual case of a transformers model. `metrics.py` defines the numbers.
+[`evaluate`] evaluates any [`~trl_ext.inference.policy.Policy`], [`evaluate_model`] a transformers model. `metrics.py`
+defines the statistics.
 """
 
 import math
@@ -18,7 +18,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.data.completion import Completion
 from trl_ext.data.schema import DataError
-from trl_ext.data.tokenization import encode_prompt
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.inference.policy import Policy, model_policy
 from trl_ext.models.load import is_peft_model
@@ -33,21 +32,21 @@ from .metrics import distinct_n_and_se, mean_and_se, perplexity_and_se, response
 @dataclass
 class Evaluation:
     """
-    What [`evaluate`] found.
+    Result of [`evaluate`].
 
     Parameters:
         metrics (`dict[str, float | None]`):
             `reward/<name>`, `kl`, `perplexity`, `distinct_2`, `completion_length` and `ended`, each followed by its
-            standard error `<key>_se`. `None` where there is no number; `notes` says why. A policy whose KL is only
-            known to be below a number has that as `kl_bound`.
+            standard error `<key>_se`. `None` if undefined or not measured; `notes` has the reason. A policy of whose
+            KL only an upper bound is known has the metric `kl_bound`.
         notes (`dict[str, str]`):
-            Why a metric is missing, or on how little it rests.
+            By metric, why it is missing or which completions it ignores.
         completions (`list[list[Completion]]`):
-            The completions that were measured, for each prompt.
+            The evaluated completions of each prompt.
         rewards (`dict[str, list[list[float]]]`):
-            By name the reward of each completion of each prompt; NaN where the function gave none.
+            By name, the reward of each completion of each prompt; NaN if the function does not apply.
         seconds (`float`):
-            Wall time that drawing the completions took.
+            Wall time of generating the completions.
     """
 
     metrics: dict[str, float | None] = field(default_factory=dict)
@@ -57,18 +56,22 @@ class Evaluation:
     seconds: float = field(default=0.0, compare=False)
 
     def record(self, key: str, value_and_se: tuple[float, float]) -> None:
-        """Store a metric and its standard error; a number that is not finite becomes `None`, as JSON has none."""
+        """Store a metric and its standard error. Non-finite values become `None`, because JSON does not have them."""
         for name, value in zip((key, f"{key}_se"), value_and_se, strict=True):
             self.metrics[name] = value if math.isfinite(value) else None
 
-    def leave_out(self, key: str, reason: str) -> None:
-        """Store that there is no such metric, and why."""
+    def skip_metric(self, key: str, reason: str) -> None:
+        """Store `None` for a metric, and the reason as its note."""
         self.record(key, (math.nan, math.nan))
         self.notes[key] = reason
 
 
 def untruncated(settings: GenerationSettings) -> GenerationSettings:
-    """As many completions of the same length, drawn from the policy's distribution as it is: what a KL is made of."""
+    """
+    Settings for the completions that the KL is estimated from: as many, of the same length, at temperature 1.
+
+    Without top-k, top-p and the like, so that they are samples of the policy's own distribution.
+    """
     return GenerationSettings(
         num_generations=settings.num_generations, max_completion_length=settings.max_completion_length
     )
@@ -88,22 +91,21 @@ def evaluate_model(
     seed: int = 42,
 ) -> Evaluation:
     """
-    Measure a transformers model on prompts. See [`evaluate`] for the metrics and the errors.
+    Evaluate a transformers model on prompts. See [`evaluate`] for the metrics and the errors.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The model.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer, and that of `base_model`.
-        rows (`Sequence[dict[str, Any]]`): Rows with a `prompt`, and whatever columns the rewards take.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the model and of `base_model`.
+        rows (`Sequence[dict[str, Any]]`): Rows with a `prompt` and the columns that the rewards use.
         rewards (`Sequence[Reward]`, *optional*): From [`~trl_ext.rewards.functions.load_rewards`].
-        settings ([`~trl_ext.generation.generate.GenerationSettings`]): How completions are drawn.
-        base_model ([`~transformers.PreTrainedModel`], *optional*): The model that the KL is measured to. A
-            [`~peft.PeftModel`] is by default measured against itself without its adapter; any other model has no KL
-            by default.
-        judge_model ([`~transformers.PreTrainedModel`], *optional*): The model that the perplexity is measured under.
-            By default the base.
-        judge_tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): Its tokenizer, if not `tokenizer`.
-        batch_size (`int`, *optional*, defaults to `64`): Sequences that are generated or scored at once.
-        seed (`int`, *optional*, defaults to `42`): Seed of the draws.
+        settings ([`~trl_ext.generation_settings.GenerationSettings`]): How to generate completions.
+        base_model ([`~transformers.PreTrainedModel`], *optional*): Reference model of the KL. By default a
+            [`~peft.PeftModel`] without its adapter; any other model has no KL by default.
+        judge_model ([`~transformers.PreTrainedModel`], *optional*): Model that computes the perplexity. By default the
+            base model.
+        judge_tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): Its tokenizer. By default `tokenizer`.
+        batch_size (`int`, *optional*, defaults to `64`): Sequences to generate or score at once.
+        seed (`int`, *optional*, defaults to `42`): Seed of the sampling.
     """
     policy = model_policy(model, tokenizer, batch_size=batch_size)
     base = judge = None
@@ -129,41 +131,42 @@ def evaluate(
     seed: int = 42,
 ) -> Evaluation:
     """
-    Measure a policy on prompts.
+    Evaluate a policy on prompts.
 
     - `reward/<name>`: [`~trl_ext.evaluation.metrics.mean_and_se`] of each reward of the completions.
     - `kl`: mean of [`~trl_ext.evaluation.metrics.response_kl`] to `base`, in nats per response of at most
-      `max_completion_length` tokens. The responses are the policy's own at temperature 1 without any truncation: a
-      second draw, unless `settings` ask for just that. Exactly 0 where `base` is `policy`. A policy that has a
-      `kl_bound` instead of log-probabilities gets that as a metric of this name.
+      `max_completion_length` tokens. The responses are sampled from the policy at temperature 1, without top-k, top-p
+      and the like. They are generated in addition to the completions unless `settings` are the same. The KL is exactly
+      0 if `base` is `policy`. A policy that has a `kl_bound` instead of log-probabilities gets the metric `kl_bound`.
     - `perplexity`: [`~trl_ext.evaluation.metrics.perplexity_and_se`] of the completions under `judge`, given their
-      prompts. A judge with another vocabulary reads the completions' text; its perplexity is per token of its own.
-    - `distinct_2`: [`~trl_ext.evaluation.metrics.distinct_n_and_se`] of the completions' tokens; of the first
-      `num_generations` where a policy returns more of them for the sake of the other metrics, as it falls with the
-      number of completions.
-    - `completion_length`: tokens of a completion, its end token included.
-    - `ended`: share of completions that ended by an end token within `max_completion_length`.
+      prompts. For a judge with another vocabulary, the completions are tokenized again; its perplexity is per token of
+      its own.
+    - `distinct_2`: [`~trl_ext.evaluation.metrics.distinct_n_and_se`] of the completions' tokens. It depends on the
+      number of completions, so only the first `num_generations` of each prompt count if a policy returns more.
+    - `completion_length`: number of tokens of a completion, including the end-of-sequence token.
+    - `ended`: share of completions that end with an end-of-sequence token within `max_completion_length`.
 
-    The same seed gives the same numbers on the same machine with the same batch size. torch's global generator is left
-    as it was found.
+    The same seed gives the same numbers on the same machine with the same batch size. The state of torch's global
+    generator is restored afterwards.
 
     Args:
-        policy ([`~trl_ext.inference.policy.Policy`]): What is measured.
-        rows (`Sequence[dict[str, Any]]`): Rows with a `prompt`, and whatever columns the rewards take.
+        policy ([`~trl_ext.inference.policy.Policy`]): The policy to evaluate.
+        rows (`Sequence[dict[str, Any]]`): Rows with a `prompt` and the columns that the rewards use.
         rewards (`Sequence[Reward]`, *optional*): From [`~trl_ext.rewards.functions.load_rewards`].
-        settings ([`~trl_ext.generation.generate.GenerationSettings`]): How completions are drawn.
-        base ([`~trl_ext.inference.policy.Policy`], *optional*): What the KL is measured to.
-        judge ([`~trl_ext.inference.policy.Policy`], *optional*): What the perplexity is measured under; by default
+        settings ([`~trl_ext.generation_settings.GenerationSettings`]): How to generate completions.
+        base ([`~trl_ext.inference.policy.Policy`], *optional*): Reference policy of the KL.
+        judge ([`~trl_ext.inference.policy.Policy`], *optional*): Policy that computes the perplexity. By default
             `base`.
-        seed (`int`, *optional*, defaults to `42`): Seed of the draws.
+        seed (`int`, *optional*, defaults to `42`): Seed of the sampling.
 
     Raises:
-        [`~trl_ext.data.schema.DataError`]: There is no row, or one has no prompt, or one too long for the policy's
-        model. [`~trl_ext.rewards.functions.RewardError`]: A reward function failed.
+        [`~trl_ext.data.schema.DataError`]: There are no rows, a row has no prompt, or a prompt is too long for the
+            policy.
+        [`~trl_ext.rewards.functions.RewardError`]: A reward function failed.
     """
     if not rows:
-        raise DataError("There is no prompt to evaluate on: the data set is empty.")
-    prompt_ids = [encode_prompt(policy.tokenizer, _prompt(row, index)) for index, row in enumerate(rows)]
+        raise DataError("There is no prompt to evaluate on: the dataset is empty.")
+    prompt_ids = [policy.encode(_prompt(row, index)) for index, row in enumerate(rows)]
     policy.check_context_length(prompt_ids, settings)
     result = Evaluation()
     started = time.perf_counter()
@@ -179,7 +182,7 @@ def evaluate(
     result.record("completion_length", mean_and_se([[float(len(x)) for x in row] for row in ids]))
     result.record("ended", mean_and_se([[float(x.ended) for x in row] for row in result.completions]))
     if len(rows) == 1:
-        result.notes["se"] = "no standard errors: they need two prompts at least"
+        result.notes["se"] = "no standard errors: they need at least two prompts"
     return result
 
 
@@ -193,13 +196,15 @@ def _prompt(row: dict[str, Any], index: int) -> Any:
 def _measure_rewards(result: Evaluation, rows: Sequence[dict[str, Any]], rewards: Sequence[Reward]) -> None:
     if not rewards:
         return
-    table = score_completions(rows, result.completions, rewards)
-    for name, values in table.by_name.items():
-        key = f"reward/{name}"
-        result.rewards[name] = _regroup(values, result.completions)
-        result.record(key, mean_and_se(result.rewards[name]))
-        if missing := sum(math.isnan(value) for value in values):
-            result.notes[key] = f"no number for {missing} of {len(values)} completions"
+    scored = score_completions(rows, result.completions, rewards)
+    for reward in rewards:
+        key = f"reward/{reward.name}"
+        values = [[completion.rewards[reward.name] for completion in group] for group in scored]
+        result.rewards[reward.name] = values
+        result.record(key, mean_and_se(values))
+        missing = sum(math.isnan(value) for group in values for value in group)
+        if missing:
+            result.notes[key] = f"not defined for {missing} of {sum(map(len, values))} completions"
 
 
 def _measure_kl(
@@ -213,22 +218,24 @@ def _measure_kl(
     if base is policy:
         return result.record("kl", (0.0, 0.0))
     if base is None:
-        return result.leave_out("kl", "no base model was named")
+        return result.skip_metric("kl", "no base model was named")
     if policy.logps is None and policy.kl_bound is not None:
         result.metrics["kl_bound"] = policy.kl_bound
-        return result.leave_out("kl", f"not measured; at most {policy.kl_bound:.2f} nats")
-    if policy.logps is None or base.logps is None:
-        return result.leave_out("kl", "it has no log-probabilities" if policy.logps is None else "the base has none")
+        return result.skip_metric("kl", f"not measured; at most {policy.kl_bound:.2f} nats")
+    if policy.logps is None:
+        return result.skip_metric("kl", "it has no log-probabilities")
+    if base.logps is None:
+        return result.skip_metric("kl", "the base has no log-probabilities")
     unreadable = f"{base.name} has another vocabulary"
     if not can_read(base.tokenizer, policy.tokenizer, prompt_ids):
-        return result.leave_out("kl", unreadable)
-    drawn = result.completions
+        return result.skip_metric("kl", unreadable)
+    completions = result.completions
     if settings != untruncated(settings):
         with chance(seed):
-            drawn = policy.generate(prompt_ids, untruncated(settings))
-    ids = _ids(drawn)
+            completions = policy.generate(prompt_ids, untruncated(settings))
+    ids = _ids(completions)
     if not can_read(base.tokenizer, policy.tokenizer, chain.from_iterable(ids)):
-        return result.leave_out("kl", unreadable)
+        return result.skip_metric("kl", unreadable)
     pairs = zip(policy.logps(prompt_ids, ids), base.logps(prompt_ids, ids), strict=True)
     return result.record("kl", mean_and_se([response_kl(logps, base_logps) for logps, base_logps in pairs]))
 
@@ -241,25 +248,19 @@ def _measure_perplexity(
     prompt_ids: list[list[int]],
 ) -> None:
     if judge is None or judge.logps is None:
-        return result.leave_out("perplexity", "no model to measure it under was named")
+        return result.skip_metric("perplexity", "no judge model was named")
     ids = _ids(result.completions)
     if not can_read(judge.tokenizer, policy.tokenizer, chain(prompt_ids, *ids)):
-        prompt_ids = [encode_prompt(judge.tokenizer, row["prompt"]) for row in rows]
-        ids = [[_reread(judge.tokenizer, completion) for completion in drawn] for drawn in result.completions]
+        prompt_ids = [judge.encode(row["prompt"]) for row in rows]
+        ids = [[_retokenized(completion, judge.tokenizer) for completion in group] for group in result.completions]
     return result.record("perplexity", perplexity_and_se(judge.logps(prompt_ids, ids)))
 
 
-def _reread(tokenizer: PreTrainedTokenizerBase, completion: Completion) -> list[int]:
-    """A completion in the tokens of another tokenizer; possibly none."""
+def _retokenized(completion: Completion, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of a completion under another tokenizer; may be empty."""
     ids = tokenizer(completion.text, add_special_tokens=False)["input_ids"]
     return [*ids, tokenizer.eos_token_id] if completion.ended and tokenizer.eos_token_id is not None else ids
 
 
-def _ids(drawn: list[list[Completion]]) -> list[list[list[int]]]:
-    return [[completion.ids for completion in row] for row in drawn]
-
-
-def _regroup(values: Sequence[Any], like: Sequence[Sequence[Any]]) -> list[list[Any]]:
-    """One value a completion, in order, as one list a prompt."""
-    iterator = iter(values)
-    return [[next(iterator) for _ in row] for row in like]
+def _ids(groups: list[list[Completion]]) -> list[list[list[int]]]:
+    return [[completion.ids for completion in group] for group in groups]

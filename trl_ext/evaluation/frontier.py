@@ -1,10 +1,10 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The reward-KL frontier: how much reward a way of steering buys, and how far from the base model it goes for it.
+"""The reward-KL frontier: mean reward of guided or trained models against their KL to the base model.
 
-[`frontier`] makes points of what was measured, [`plot_frontier`] draws them, [`write_frontier`] does both for a file.
-Points are plain data, so that those of several runs can be put together before they are drawn.
+[`frontier`] computes the points from evaluations, [`plot_frontier`] plots them, and [`write_frontier`] writes both the
+points and the plot. Points are plain data, so that those of several runs can be combined in one plot.
 """
 
 import importlib.util
@@ -18,33 +18,36 @@ from .report import check_writable, short_names, write_json
 
 
 _SUFFIXES = (".png", ".svg", ".pdf")
-# Okabe and Ito's colours, which people who see few colours tell apart, but for the two that are faint on white.
+# Colours of Okabe and Ito, which colour-blind people can distinguish, without the two that are faint on white.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#8C6D00", "#333333")
 _MARKERS = "osD^vP"
 
 
 @dataclass(frozen=True)
 class _Page:
-    """Colours of what is not data."""
+    """Colours of the background, the text and the grid."""
 
-    ground: str
+    background: str
     ink: str
     grid: str
 
 
 _LIGHT = _Page("white", "#222222", "#e3e3e3")
 _DARK = _Page("#0d1117", "#e6edf3", "#30363d")
-# The same hues, light enough for a dark ground.
+# The same hues, light enough for a dark background.
 _ON_DARK = ("#56B4E9", "#FF8C42", "#2EC4A0", "#D77FCB", "#E0B400", "#B8C0C8")
 
 
 def check_frontier(path: str) -> None:
     """
-    Find out before hours of work whether the picture can be drawn.
+    Check before a long evaluation that the plot can be written.
+
+    Args:
+        path (`str`): File of the plot.
 
     Raises:
-        `ValueError`: Its name ends in something else than .png, .svg or .pdf, or it cannot be written.
-        `ImportError`: matplotlib is missing.
+        `ValueError`: The suffix is not .png, .svg or .pdf, or the file cannot be written.
+        `ImportError`: matplotlib is not installed.
     """
     if Path(path).suffix not in _SUFFIXES:
         raise ValueError(f"--frontier_file must end in {', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]}, got {path!r}")
@@ -55,17 +58,18 @@ def check_frontier(path: str) -> None:
 
 def frontier(rows: Sequence[Mapping[str, Any]], base: str | None) -> dict[str, Any]:
     """
-    Points of the frontier.
+    Compute the points of the frontier.
 
     Args:
-        rows (`Sequence[Mapping[str, Any]]`): Models as [`~trl_ext.evaluation.report.Report`] has them.
-        base (`str`, *optional*): The base model among them.
+        rows (`Sequence[Mapping[str, Any]]`): Evaluated models: the `rows` of a [`~trl_ext.evaluation.report.Report`].
+        base (`str`, *optional*): Name of the base model among them.
 
     Returns:
-        `dict[str, Any]`: `x` and `y` (what the axes show, with their units), `rewards` (their names) and `series`. A
-        series has a `name` and `points` in the order of their KL; a point has `model`, `kl`, `kl_se`, `bound` (whether
-        the KL is an upper bound that was not measured), `extras` (the setting), and `rewards` with `value` and `se` by
-        name. The series of the base is called `base`. Models without a KL, and those that failed, are left out.
+        `dict[str, Any]`: `x` and `y` (labels and units of the axes), `rewards` (their names) and `series`. A series
+        has a `name` and `points`, sorted by KL. A point has `model`, `kl`, `kl_se`, `bound` (whether the KL is an
+        upper bound that was not measured), `extras` (the setting), and `rewards` with `value` and `se` by name. The
+        series of the base model is called `base`. Models without a KL, and those whose evaluation failed, are left
+        out.
     """
     short = short_names([row["model"] for row in rows])
     names = list(dict.fromkeys(_reward(key) for row in rows for key in row if _reward(key) and f"{key}_se" in row))
@@ -84,7 +88,7 @@ def frontier(rows: Sequence[Mapping[str, Any]], base: str | None) -> dict[str, A
             "rewards": {name: {"value": row[f"reward/{name}"], "se": row[f"reward/{name}_se"]} for name in names},
         }
         name = "base" if row["model"] == base else row.get("series") or short[row["model"]]
-        if base is not None:  # a series is named after what it steers, perhaps a long path
+        if base is not None:  # a series is named after the model that it guides, perhaps by a long path
             name = name.replace(base, short.get(base, base))
         series.setdefault(name, []).append(point)
     return {
@@ -96,6 +100,7 @@ def frontier(rows: Sequence[Mapping[str, Any]], base: str | None) -> dict[str, A
 
 
 def _reward(key: str) -> str:
+    """Name of the reward that a metric is about; empty for other metrics."""
     return key.removeprefix("reward/") if key.startswith("reward/") else ""
 
 
@@ -105,10 +110,14 @@ def _kl(point: Mapping[str, Any]) -> float:
 
 def write_frontier(data: Mapping[str, Any], path: str) -> None:
     """
-    Draw the frontier, and write its points as JSON beside it: those of `out.png` are in `out.points.json`.
+    Plot the frontier, and write its points to a JSON file beside the plot: those of `out.png` to `out.points.json`.
+
+    Args:
+        data (`Mapping[str, Any]`): Result of [`frontier`].
+        path (`str`): File of the plot, .png, .svg or .pdf.
 
     Raises:
-        `ValueError`: There is no point.
+        `ValueError`: There are no points.
         `OSError`: A file cannot be written.
     """
     write_json(str(Path(path).with_suffix(".points.json")), data)
@@ -117,19 +126,19 @@ def write_frontier(data: Mapping[str, Any], path: str) -> None:
 
 def plot_frontier(data: Mapping[str, Any], path: str, *, title: str = "", dark: bool = False) -> None:
     """
-    Draw a frontier: a panel a reward, a line a series, error bars of one standard error.
+    Plot a frontier: one panel per reward, one line per series, error bars of one standard error.
 
-    A KL that is an upper bound is drawn hollow and dashed, and the legend says so: the truth lies to its left. The
-    picture brings its ground along, so that it can be read on any page.
+    If the KL is an upper bound, markers are hollow and the line is dashed, and the legend states it: the KL itself is
+    further left. The plot has a background of its own, so that it is readable on pages of any colour.
 
     Args:
-        data (`Mapping[str, Any]`): What [`frontier`] returns.
+        data (`Mapping[str, Any]`): Result of [`frontier`].
         path (`str`): File to write, .png, .svg or .pdf.
-        title (`str`, *optional*): A heading.
-        dark (`bool`, *optional*, defaults to `False`): Whether to draw on a dark ground.
+        title (`str`, *optional*): Title of the plot.
+        dark (`bool`, *optional*, defaults to `False`): Whether the background is dark.
 
     Raises:
-        `ValueError`: There is no point.
+        `ValueError`: There are no points.
         `OSError`: The file cannot be written.
     """
     from matplotlib.figure import Figure
@@ -137,13 +146,13 @@ def plot_frontier(data: Mapping[str, Any], path: str, *, title: str = "", dark: 
     if not data["series"] or not data["rewards"]:
         raise ValueError("no model has both a KL and a reward")
     panels, page = len(data["rewards"]), _DARK if dark else _LIGHT
-    # A row of the legend takes room from the picture.
+    # Each row of the legend makes the panels smaller.
     height = 4.8 + 0.3 * max(0, len(data["series"]) // 2 - 2)
-    figure = Figure(figsize=(6.4 * panels + 0.6, height), layout="constrained", facecolor=page.ground)
+    figure = Figure(figsize=(6.4 * panels + 0.6, height), layout="constrained", facecolor=page.background)
     for axes, reward in zip(figure.subplots(1, panels, squeeze=False)[0], data["rewards"], strict=True):
-        _draw_panel(axes, data, reward, page, _ON_DARK if dark else _COLOURS)
+        _plot_panel(axes, data, reward, page, _ON_DARK if dark else _COLOURS)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    columns = 3 if max(map(len, labels)) * len(labels) < 90 else 2  # long names side by side would be cut off
+    columns = 3 if max(map(len, labels)) * len(labels) < 90 else 2  # three columns of long names would be cut off
     figure.legend(
         handles,
         labels,
@@ -157,8 +166,8 @@ def plot_frontier(data: Mapping[str, Any], path: str, *, title: str = "", dark: 
     figure.savefig(path, dpi=160)
 
 
-def _draw_panel(axes: Any, data: Mapping[str, Any], reward: str, page: _Page, colours: Sequence[str]) -> None:
-    axes.set_facecolor(page.ground)
+def _plot_panel(axes: Any, data: Mapping[str, Any], reward: str, page: _Page, colours: Sequence[str]) -> None:
+    axes.set_facecolor(page.background)
     axes.set_xlabel(f"{data['x']['name']} ({data['x']['unit']})", color=page.ink)
     axes.set_ylabel(f"{reward} (mean reward, {data['y'].get('bars', '± 1 s.e.')})", color=page.ink)
     axes.grid(color=page.grid, linewidth=0.7)
@@ -169,7 +178,7 @@ def _draw_panel(axes: Any, data: Mapping[str, Any], reward: str, page: _Page, co
     for side in ("left", "bottom"):
         axes.spines[side].set_color(page.ink)
     base = next((s["points"][0] for s in data["series"] if s["name"] == "base"), None)
-    # Colours come round before markers do: with more series than colours, the same colour has another marker.
+    # With more series than colours, colours repeat with other markers.
     styles = ((colours[i % len(colours)], _MARKERS[(i + i // len(colours)) % len(_MARKERS)]) for i in count())
     axes.margins(x=0.09, y=0.08)
     for number, series in enumerate(data["series"]):
@@ -177,21 +186,21 @@ def _draw_panel(axes: Any, data: Mapping[str, Any], reward: str, page: _Page, co
         if not points:
             continue
         if series["name"] == "base":
-            _draw_points(axes, points, reward, label="base", colour=page.ink, marker="*", page=page)
+            _plot_points(axes, points, reward, label="base", colour=page.ink, marker="*", page=page)
             continue
         colour, marker = next(styles)
         bound = any(point["bound"] for point in points)
-        # A line says that one setting is varied; it begins where the setting is off, at the base.
+        # A line connects the values of one setting. It starts at the base, where the setting is off.
         if any(point["extras"] for point in points):
             with_base = [base, *points] if base and base["rewards"][reward]["value"] is not None else points
             xy = [(point["kl"], point["rewards"][reward]["value"]) for point in sorted(with_base, key=_kl)]
             axes.plot(*zip(*xy, strict=True), color=colour, linewidth=1.3, linestyle="--" if bound else "-", alpha=0.7)
         label = series["name"] + (" (KL: upper bound, not measured)" if bound else "")
-        _draw_points(axes, points, reward, label=label, colour=colour, marker=marker, page=page)
+        _plot_points(axes, points, reward, label=label, colour=colour, marker=marker, page=page)
         _annotate(axes, points, reward, colour, page, above=number % 2 == 1)
 
 
-def _draw_points(
+def _plot_points(
     axes: Any,
     points: Sequence[Mapping[str, Any]],
     reward: str,
@@ -210,7 +219,7 @@ def _draw_points(
         fmt=marker,
         color=colour,
         markersize=11 if marker == "*" else 6,
-        markerfacecolor=page.ground if bound else colour,
+        markerfacecolor=page.background if bound else colour,
         elinewidth=1.1,
         capsize=2.5,
         label=label,
@@ -221,7 +230,7 @@ def _draw_points(
 def _annotate(
     axes: Any, points: Sequence[Mapping[str, Any]], reward: str, colour: str, page: _Page, *, above: bool
 ) -> None:
-    """At each point the settings in which it differs from its siblings, on one side of its line."""
+    """Write beside each point the settings in which the points of its series differ, on one side of the line."""
     from matplotlib.patheffects import withStroke
 
     varied = [key for key in points[0]["extras"] if len({str(point["extras"].get(key)) for point in points}) > 1]
@@ -236,7 +245,7 @@ def _annotate(
                 textcoords="offset points",
                 fontsize=8,
                 color=colour,
-                path_effects=[withStroke(linewidth=2.5, foreground=page.ground)],
+                path_effects=[withStroke(linewidth=2.5, foreground=page.background)],
                 zorder=2.2,  # above the lines, below the points
             )
 

@@ -1,10 +1,10 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Statistics of completions, each with its standard error over prompts. Nothing here knows a model.
+"""Statistics of completions, each with its standard error over prompts.
 
-Completions of one prompt resemble each other, so the prompt is the independent draw: where a function takes a list of
-lists, the outer one is over prompts and the inner one over a prompt's completions.
+Completions of one prompt are not independent of each other, so prompts are the units of sampling. If a function takes
+a list of lists, the outer list is over prompts and the inner one over the completions of a prompt.
 """
 
 import math
@@ -19,11 +19,13 @@ def mean_and_se(values: Sequence[Sequence[float]]) -> tuple[float, float]:
     Mean over prompts of the mean over a prompt's completions, and its standard error.
 
     The standard error is the sample standard deviation of the prompts' means (divisor `n - 1`) over `sqrt(n)`. NaN
-    values are left out, and so are prompts that have no other. NaN is returned for the mean of no prompt and for the
-    standard error of fewer than two.
+    values are ignored, and so are prompts that have only NaN.
 
     Args:
         values (`Sequence[Sequence[float]]`): A number for each completion of each prompt.
+
+    Returns:
+        `tuple[float, float]`: The mean, NaN without prompts, and the standard error, NaN for fewer than two prompts.
     """
     kept = ([value for value in row if not math.isnan(value)] for row in values)
     means = torch.tensor([sum(row) / len(row) for row in kept if row], dtype=torch.float64)
@@ -37,7 +39,7 @@ def jackknife_se(leave_one_out: Sequence[float]) -> float:
     Jackknife standard error of a statistic, `sqrt((n - 1) / n * sum((x_i - mean x)^2))`; NaN for `n < 2`.
 
     Args:
-        leave_one_out (`Sequence[float]`): The statistic of the sample without its i-th member, for every i.
+        leave_one_out (`Sequence[float]`): The values `x_i`: the statistic of the sample without its i-th member.
     """
     x = torch.tensor(leave_one_out, dtype=torch.float64)
     if len(x) < 2:
@@ -47,10 +49,17 @@ def jackknife_se(leave_one_out: Sequence[float]) -> float:
 
 def distinct_n(completions: Sequence[Sequence[int]], n: int = 2) -> float:
     """
-    Distinct n-grams over all n-grams of all completions together (arXiv 1510.03055); NaN if there is no n-gram.
+    Number of distinct n-grams divided by the number of all n-grams of the completions (arXiv 1510.03055).
 
-    The n-grams are of token ids, the end token included, and do not cross from one completion to the next. More
-    completions repeat more: compare only figures of equally many completions of a like length.
+    The n-grams are of token ids, including the end-of-sequence token, within a completion. The value falls with the
+    number and length of the completions: compare only values for equal numbers of completions of similar length.
+
+    Args:
+        completions (`Sequence[Sequence[int]]`): Token ids of each completion.
+        n (`int`, *optional*, defaults to `2`): Length of the n-grams.
+
+    Returns:
+        `float`: Between 0 and 1; NaN if there are no n-grams.
     """
     ngrams = [ngram for ids in completions for ngram in _ngrams(ids, n)]
     return len(set(ngrams)) / len(ngrams) if ngrams else math.nan
@@ -60,18 +69,25 @@ def distinct_n_and_se(completions: Sequence[Sequence[Sequence[int]]], n: int = 2
     """
     [`distinct_n`] of the completions of all prompts, and its jackknife standard error over prompts.
 
-    A bootstrap would not do here: a prompt that is drawn twice repeats itself and pushes the figure down.
+    A bootstrap would be biased here: a prompt that is sampled twice repeats its n-grams, which lowers the value.
+
+    Args:
+        completions (`Sequence[Sequence[Sequence[int]]]`): Token ids of each completion of each prompt.
+        n (`int`, *optional*, defaults to `2`): Length of the n-grams.
+
+    Returns:
+        `tuple[float, float]`: The value and its standard error, NaN where they are undefined.
     """
     ngrams = [[ngram for ids in rows for ngram in _ngrams(ids, n)] for rows in completions]
     prompts_with = Counter(ngram for rows in ngrams for ngram in set(rows))
     distinct, total = len(prompts_with), sum(map(len, ngrams))
     if not total:
         return math.nan, math.nan
-    # Without a prompt, its n-grams that no other prompt has are gone from the numerator.
+    # Leaving out a prompt removes from the numerator the n-grams that no other prompt has.
     own = [sum(prompts_with[ngram] == 1 for ngram in set(rows)) for rows in ngrams]
     without = [
-        (distinct - gone) / (total - len(rows)) if total > len(rows) else math.nan
-        for gone, rows in zip(own, ngrams, strict=True)
+        (distinct - removed) / (total - len(rows)) if total > len(rows) else math.nan
+        for removed, rows in zip(own, ngrams, strict=True)
     ]
     return distinct / total, jackknife_se(without)
 
@@ -87,7 +103,8 @@ def perplexity_and_se(logps: Sequence[Sequence[torch.Tensor]]) -> tuple[float, f
     Args:
         logps (`Sequence[Sequence[torch.Tensor]]`): Token log-probabilities `(T,)` of each completion of each prompt.
 
-    NaN is returned if there is no token at all.
+    Returns:
+        `tuple[float, float]`: The perplexity and its standard error; NaN if there are no tokens.
     """
     nll = torch.tensor([-sum(x.double().sum().item() for x in rows) for rows in logps], dtype=torch.float64)
     tokens = torch.tensor([sum(len(x) for x in rows) for rows in logps], dtype=torch.float64)
@@ -99,8 +116,8 @@ def response_kl(logps: Sequence[torch.Tensor], base_logps: Sequence[torch.Tensor
     """
     `sum_t log pi(y_t) - log pi_0(y_t)` of each response, in nats.
 
-    Its mean over responses drawn from `pi` itself, neither heated nor truncated, estimates `KL(pi || pi_0)` without
-    bias. A single one may be negative, their mean over few responses as well.
+    The mean over responses sampled from `pi` at temperature 1, without top-k or top-p, is an unbiased estimate of
+    `KL(pi || pi_0)`. The value of a single response may be negative, and so may the mean of few.
 
     Args:
         logps (`Sequence[torch.Tensor]`): Token log-probabilities `(T,)` of each response under `pi`.

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What `trl-ext evaluate` shows and writes: a table of models, completions side by side, a JSON file."""
+"""The report of `trl-ext evaluate`: a table of models, their completions side by side, and a JSON file."""
 
 import json
 import math
@@ -27,25 +27,25 @@ _HEADINGS = {
     "completion_length": "length\n(tokens)",
     "ended": "ended",
 }
-_WIDTH_OF_PIPES = 140  # rich takes 80 columns where there is no terminal, too few for the table
+_WIDTH_OF_PIPES = 140  # without a terminal rich uses 80 columns, which are too few for the table
 
 
 class Report:
     """
-    What was found so far, in the file and for the screen.
+    Collects evaluations, writes them to a JSON file after each of them, and prints them.
 
     Args:
-        prompts (`Sequence[Mapping[str, Any]]`): The rows that models are measured on.
-        settings (`dict[str, Any]`): What to write beside the results.
-        base (`str`, *optional*): The base model among those that will come.
+        prompts (`Sequence[Mapping[str, Any]]`): The rows that models are evaluated on.
+        settings (`dict[str, Any]`): Settings of the evaluation, to be written beside the results.
+        base (`str`, *optional*): Name of the base model.
         path (`str`, *optional*): JSON file to write.
-        num_completions (`int`, *optional*, defaults to `4`): Prompts whose completions are shown.
+        num_completions (`int`, *optional*, defaults to `4`): Number of prompts whose completions are shown.
 
     Attributes:
         rows (`list[dict]`): For each model `model`, the metrics of its [`~trl_ext.evaluation.evaluate.Evaluation`],
-            `generation_seconds` (wall time of drawing the measured completions) and `notes`; where it is one of
-            several settings `series` and `extras`; or `model` and `error`.
-        failed (`bool`): Whether a model could not be measured or the file not be written.
+            `generation_seconds` (wall time of generating the evaluated completions), `notes` and, if it is one of
+            several settings, `series` and `extras`. For a model whose evaluation failed, `model` and `error`.
+        failed (`bool`): Whether an evaluation failed or the file could not be written.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Report:
         self._evaluations: dict[str, Evaluation] = {}
 
     def add(self, model: str, found: Evaluation, *, series: str = "", extras: Mapping[str, Any] | None = None) -> None:
-        """Take in a measured model, with the `series` and `extras` of its policy, and write the file."""
+        """Add the evaluation of a model, with the `series` and `extras` of its policy, and write the file."""
         self._evaluations[model] = found
         of_policy = {key: value for key, value in (("series", series), ("extras", dict(extras or {}))) if value}
         seconds = {"generation_seconds": round(found.seconds, 3)}
@@ -72,13 +72,13 @@ class Report:
         self._write()
 
     def fail(self, model: str, reason: str) -> None:
-        """Take in a model that could not be measured and write the file."""
+        """Add a model whose evaluation failed, and write the file."""
         self.failed = True
         self.rows.append({"model": model, "error": reason})
         self._write()
 
     def completions(self) -> list[dict[str, Any]]:
-        """For each of the first prompts `prompt` and `models`: by model its first `completion` and its `rewards`."""
+        """The first prompts: each with its `prompt`, and in `models` each model's first `completion` and `rewards`."""
         return [
             {
                 "prompt": row["prompt"],
@@ -94,7 +94,7 @@ class Report:
         ]
 
     def show(self) -> None:
-        """Print the completions side by side with the base's, below them the table of models, and the notes."""
+        """Print each model's completions beside those of the base, then the table of models, then the notes."""
         if not self._evaluations:
             return
         console = Console()
@@ -118,7 +118,7 @@ class Report:
         content = {"settings": self.settings, "models": self.rows, "completions": self.completions()}
         try:
             write_json(self.path, content)
-        except OSError as error:  # a full disk, say: the table is still to be printed
+        except OSError as error:  # such as a full disk: continue, so that the table is printed
             print(f"trl-ext evaluate: error: cannot write {self.path}: {error}", file=sys.stderr)
             self.failed = True
 
@@ -129,12 +129,16 @@ def _finite(value: float) -> float | None:
 
 def check_writable(path: str | None, flag: str) -> None:
     """
-    Find out before hours of work whether a file can be written.
+    Check before a long evaluation that its output file can be written.
 
-    A file is made beside it and removed: permissions alone do not say so of read-only, full or remote disks.
+    This writes a temporary file to the same folder: permissions alone do not show whether a disk is read-only or full.
+
+    Args:
+        path (`str`, *optional*): The file. `None` is always valid.
+        flag (`str`): Name of the flag, for the error.
 
     Raises:
-        `ValueError`: Its folder does not exist or cannot be written to, or it is a folder itself.
+        `ValueError`: The folder does not exist or cannot be written to, or `path` is a folder.
     """
     if path is None:
         return
@@ -142,18 +146,18 @@ def check_writable(path: str | None, flag: str) -> None:
     if not folder.is_dir():
         raise ValueError(f"the folder of --{flag} does not exist: {folder}")
     if Path(path).is_dir():
-        raise ValueError(f"--{flag} is a folder, name a file in it: {path}")
+        raise ValueError(f"--{flag} is a folder, pass a file in it: {path}")
     try:
         with NamedTemporaryFile(dir=folder, prefix=".trl-ext-") as probe:
             probe.write(b"0")
             probe.flush()
     except OSError as error:
-        raise ValueError(f"--{flag} cannot be written in {folder} ({error.strerror}): name another file") from error
+        raise ValueError(f"--{flag} cannot be written in {folder} ({error.strerror}): pass another file") from error
 
 
 def write_json(path: str, data: Any) -> None:
     """
-    Write `data` to `path` in one piece: whatever happens, there is the old file or the new one.
+    Write `data` to `path` as JSON, atomically.
 
     Raises:
         `OSError`: The file cannot be written, for instance because the disk is full.
@@ -181,7 +185,7 @@ def _cell(value: float | None, se: float | None) -> str:
         return "-"
     if se is None:
         return f"{value:.3f}"
-    digits = min(3, max(1, 1 - math.floor(math.log10(se)))) if se > 0 else 3  # two figures of the error
+    digits = min(3, max(1, 1 - math.floor(math.log10(se)))) if se > 0 else 3  # two significant digits of the error
     return f"{value:.{digits}f} ± {se:.{digits}f}"
 
 
@@ -204,14 +208,18 @@ def _prompt_text(prompt: Any) -> Text:
 
 
 def _completion_text(shown: Mapping[str, Any]) -> Text:
-    text = Text(shown["completion"].strip())  # Text, since completions may hold rich's own markup
+    text = Text(shown["completion"].strip())  # Text, because completions may contain rich's markup
     for name, value in shown["rewards"].items():
         text.append(f"\n{name} " + ("-" if value is None else f"{value:.2f}"), style="dim")
     return text
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """The last components of paths and ids, as many as tell them apart: `run/a/last` and `run/b/last` lose `run`."""
+    """
+    The last components of paths and ids, as many as are needed to distinguish them.
+
+    For `run/a/last` and `run/b/last` these are `a/last` and `b/last`.
+    """
     parts = {name: [part for part in name.split("/") if part] or [name] for name in names}
     for length in range(1, 1 + max(map(len, parts.values()), default=0)):
         short = {name: "/".join(of[-length:]) for name, of in parts.items()}

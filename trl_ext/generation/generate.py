@@ -1,9 +1,10 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
-"""
-Completions drawn from a language model: what the trainers, `trl-ext sample` and `trl-ext evaluate` have in common.
 
-P prompts, K completions a prompt, N = P x K sequences of one call of the model, T tokens.
+"""
+Generates completions with a transformers model, for the trainers and the commands alike.
+
+P prompts, K completions per prompt, N = P x K sequences of one call of the model, T tokens.
 """
 
 import copy
@@ -20,7 +21,7 @@ from transformers import (
 )
 from transformers.generation import BaseStreamer
 
-from trl_ext.data.completion import Completion
+from trl_ext.data.completion import Completion, decode_completions
 from trl_ext.data.tokenization import left_padded
 from trl_ext.decoding.kv_cache import prompt_cache
 from trl_ext.decoding.token_sampling import SamplingProcessor
@@ -29,15 +30,13 @@ from trl_ext.models.load import cache_name
 from trl_ext.models.modes import evaluation_mode
 from trl_ext.models.sharding import catch_up_calls, synced_gpus_kwargs
 
-from .completions import completions
 
-
-# Logits processors for the prompts of one call of the model: ids and mask of shape (P, T), padded on the left
+# Returns the logits processors for the left-padded prompts of one call of the model: ids and mask of shape (P, T).
 Processors = Callable[[torch.Tensor, torch.Tensor], Sequence[LogitsProcessor]]
 
 
 def usual_batch_size(device: torch.device) -> int:
-    """Sequences at once where `generation_batch_size` says none: 64 on a CPU, 128 elsewhere."""
+    """Sequences per call of the model if `generation_batch_size` is not set: 64 on a CPU, 128 elsewhere."""
     return 64 if device.type == "cpu" else 128
 
 
@@ -53,9 +52,10 @@ def generate(
     streamer: BaseStreamer | None = None,
 ) -> list[list[Completion]]:
     """
-    Draws K completions of each prompt.
+    Generate K completions of each prompt.
 
-    Chance comes from torch's global generator alone: `torch.manual_seed` before gives the same completions again.
+    All randomness comes from torch's global generator: after `torch.manual_seed` with the same seed, the completions
+    are the same.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
@@ -63,21 +63,26 @@ def generate(
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer.
         prompts (`list[list[int]]`):
-            Token ids of the prompts, as [`~trl_ext.data.tokenization.encode_prompt`] makes them. None may be empty.
-        settings ([`GenerationSettings`]):
-            How to draw.
+            Token ids of the prompts, from [`~trl_ext.data.tokenization.encode_prompt`]. None may be empty.
+        settings ([`~trl_ext.generation_settings.GenerationSettings`]):
+            How to generate.
         batch_size (`int`, *optional*, defaults to `128`):
             Sequences in one call of the model: `batch_size // K` prompts, at least one.
         progress (`Callable`, *optional*):
-            Called with the number of prompts just done, after each of those.
+            Called after each batch with the number of prompts just completed.
         processors (`Callable`, *optional*):
-            `(ids_PT, mask_PT) -> processors`: called with the prompts of each call of the model, padded on the left,
-            for the [`~transformers.LogitsProcessor`]s that its logits go through before temperature and the rest.
+            `(ids_PT, mask_PT) -> processors`: called before each call of the model with its prompts, padded on the
+            left. Returns [`~transformers.LogitsProcessor`]s, which are applied to the logits before temperature,
+            top-k and the like.
         streamer ([`~transformers.generation.streamers.BaseStreamer`], *optional*):
-            What `generate` puts tokens into; for a single prompt and one completion.
+            Streamer that `generate` passes the tokens to; for a single prompt and one completion.
 
     Returns:
         `list[list[Completion]]`: K completions for each prompt, in the order of `prompts`.
+
+    Raises:
+        `ValueError`: A prompt is empty, `batch_size` is below 1, or `generation_kwargs` has an unknown name.
+        `OSError`: The code of the diverse beam search cannot be loaded.
     """
     require(batch_size >= 1, f"batch_size must be at least 1, got {batch_size}.")
     for i, prompt in enumerate(prompts):
@@ -85,9 +90,9 @@ def generate(
     results: list[list[Completion]] = [[] for _ in prompts]
     config = settings.generation_config(model, tokenizer)
     step = max(1, batch_size // settings.num_generations)
-    # The K of one prompt may be drawn in several calls, the beams of one search may not.
+    # The K completions of a prompt may be generated in several calls, but not the beams of one search.
     most = batch_size if settings.num_beams == 1 else settings.num_generations
-    # Equal lengths together waste little on padding; the longest first, so that memory runs out at once or never.
+    # Sorting by length saves padding. The longest come first, so that an out-of-memory error comes early.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     calls = -(-len(order) // step) * -(-settings.num_generations // most)
     with evaluation_mode(model), torch.no_grad():
@@ -97,7 +102,7 @@ def generate(
                 k = min(most, settings.num_generations - done)
                 batch = [prompts[i] for i in chosen]
                 rows = _sequences(model, tokenizer, batch, k, settings, config, processors, streamer)
-                for n, completion in enumerate(completions(rows, tokenizer, config)):
+                for n, completion in enumerate(decode_completions(rows, tokenizer, config)):
                     results[chosen[n // k]].append(completion)
             if progress is not None:
                 progress(len(chosen))
@@ -116,7 +121,13 @@ def _sequences(
     processors: Processors | None,
     streamer: BaseStreamer | None,
 ) -> list[list[int]]:
-    """Generated ids (without the prompt, still padded) of prompts x k sequences, a prompt's k next to one another."""
+    """
+    One call of the model.
+
+    Returns:
+        `list[list[int]]`: Generated ids of P x k sequences, those of one prompt next to each other. They do not
+        include the prompt, and the padding is not removed.
+    """
     ids_PT, mask_PT = left_padded(prompts, config.pad_token_id, model.device)
     width = ids_PT.shape[1]
     extra: dict[str, Any] = synced_gpus_kwargs(model) | ({"streamer": streamer} if streamer is not None else {})
@@ -148,7 +159,7 @@ def _sequences(
 
 
 def _static_generate(model: PreTrainedModel, ids_PT: torch.Tensor, *others: Any) -> torch.Tensor | None:
-    """What [`~trl_ext.decoding.static_generate.generate_static`] makes, where its loop may be used."""
+    """Result of [`~trl_ext.decoding.static_generate.generate_static`]; `None` if the settings exclude CUDA graphs."""
     wanted = others[2].cuda_graphs
     if wanted == "never" or (wanted == "auto" and ids_PT.device.type != "cuda"):
         return None

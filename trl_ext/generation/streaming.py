@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Text shown while a model writes it."""
+"""A streamer that shows the text of a completion while the model generates it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,15 +12,15 @@ from transformers.generation import BaseStreamer
 
 class TextStream(BaseStreamer):
     """
-    A streamer that hands on each piece of a completion's text as soon as it is certain.
+    A streamer that passes on each new piece of a completion's text as soon as it is final.
 
-    The pieces add up to the text of the [`~trl_ext.generation.generate.Completion`]: all tokens are decoded together
-    each time, as a token's text depends on its neighbours, and what may still change is held back (half a character,
-    the blanks at the end).
+    The pieces add up to the text of the [`~trl_ext.data.completion.Completion`]. Each call decodes all tokens again,
+    because the text of a token depends on its neighbours. Text that may still change is held back: incomplete
+    characters and trailing spaces.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer.
-        show (`Callable`): Called with each piece, never an empty one.
+        show (`Callable`): Called with each piece, which is not empty.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, show: Callable[[str], Any]) -> None:
@@ -30,7 +30,7 @@ class TextStream(BaseStreamer):
         self._shown = ""
 
     def put(self, value: Any) -> None:
-        """Take in the prompt, which comes first and is not shown, or the next tokens of the one completion."""
+        """Receive the prompt, which comes first and is not shown, or the next tokens of the completion."""
         if not self._prompt_was_put:
             self._prompt_was_put = True
             return
@@ -40,10 +40,10 @@ class TextStream(BaseStreamer):
             self._show(text.rstrip())
 
     def end(self) -> None:
-        """Called by `generate`, which knows no more than what it put: [`finish`] shows what is left."""
+        """Do nothing. `generate` calls this without the final text; [`finish`] shows the rest."""
 
     def finish(self, text: str) -> None:
-        """Show what of the completion's whole text was not shown yet."""
+        """Show the rest of the completion's final text."""
         self._show(text)
 
     def _show(self, text: str) -> None:

@@ -15,13 +15,12 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase
 
-from trl_ext.data.completion import Completion
+from trl_ext.data.completion import Completion, decode_groups
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.models.load import base_of, is_quantized
 from trl_ext.seeds import chance
 from trl_ext.upstream import vllm_generation
 
-from .completions import grouped
 from .vllm_settings import VLLMSettings
 
 
@@ -133,7 +132,7 @@ class VLLM:
             raise RuntimeError(f"vLLM returned {len(ids)} completions, where {len(padded)} prompts ask for {k} each.")
         # The config states where completions end. `generation_kwargs` are vLLM's here, and unknown to transformers.
         config = replace(self.settings, generation_kwargs=None).generation_config(self._policy, self.tokenizer)
-        return grouped([list(x) for x in ids], k, self.tokenizer, config)[: len(prompts)]
+        return decode_groups([list(x) for x in ids], k, self.tokenizer, config)[: len(prompts)]
 
     def _eos(self) -> int:
         return int(self.tokenizer.eos_token_id or 0)

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Whatever answers prompts after training: policies, guided models, best-of-n and sampling a dataset.
+"""Generation after training: policies (models, guided models, servers), best-of-n, sampling for a dataset.
 
 Imports `rewards`, `endpoint` and the folders below them, and not `training`.
 """

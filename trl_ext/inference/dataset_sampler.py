@@ -1,29 +1,159 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
-"""From rows of a data set to rows with scored completions, a batch at a time: what `trl-ext sample` repeats."""
 
+"""
+Samples and scores completions for the rows of a dataset, a batch at a time: what `trl-ext sample` does.
+
+The completions of a row come from models, from the dataset itself, or from both: the sampling policies of the RRHF
+paper, section 4.1 (arXiv 2304.05302). BP is a beam search together with the dataset's completions, DP a diverse beam
+search together with them, D a diverse beam search alone, and P the dataset's completions alone.
+"""
+
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+from trl import extract_prompt
+
 from trl_ext.data.completion import Completion
-from trl_ext.generation.generate import generate
+from trl_ext.data.load import load_dataset
+from trl_ext.data.schema import DataError, as_completion, check_row, is_conversational
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.rewards.functions import Reward
+from trl_ext.rewards.scoring import ScoredCompletion, score_completions
 from trl_ext.seeds import seeded
 
-from .dataset_rows import Answer, merge, own_answers, sampled_answers, scored_rows, with_prompt
-from .policy import Source
+from .policy import Policy
+
+
+# Columns of the output. Columns of the dataset with these names are replaced.
+OUTPUT_COLUMNS = ("prompt", "completions", "scores", "ended", "sources", "rewards")
+
+
+# ------------------------------------------------------------------------------------------------------- the dataset
+
+
+def load_rows(
+    name: str, config: str | None, split: str, *, limit: int = 0, own: bool = False, asked: Sequence[str] | None = None
+) -> tuple[Dataset, tuple[str, ...]]:
+    """
+    The rows to sample for, all of them checked, and the columns whose completions are added to the sampled ones.
+
+    Args:
+        name (`str`), config (`str`, *optional*), split (`str`):
+            See [`~trl_ext.data.load.load_dataset`].
+        limit (`int`, *optional*, defaults to `0`):
+            Number of rows to take from the start. `0` takes all.
+        own (`bool`, *optional*, defaults to `False`):
+            Whether the dataset's own completions are added.
+        asked (`Sequence[str]`, *optional*):
+            The columns they are in. By default they are found by [`completion_columns`].
+
+    Raises:
+        [`~trl_ext.data.schema.DataError`]: There is no row, no prompt, or no completion although `own` asks for them.
+    """
+    dataset = load_dataset(name, config, split)
+    columns = list(dataset.column_names)
+    if len(dataset) == 0:
+        raise DataError(f"{name!r} has no rows.")
+    if "prompt" not in columns and not {"chosen", "rejected"} <= set(columns):
+        raise DataError(f"{name!r} has no column 'prompt'; it has {', '.join(map(repr, columns))}.")
+    own_columns = completion_columns(columns, asked) if own else ()
+    dataset = dataset.select(range(min(limit or len(dataset), len(dataset))))
+    conversational = is_conversational(with_prompt(dataset[0]))
+    for index, raw in enumerate(dataset):
+        row = with_prompt(raw)
+        if not isinstance(row["prompt"], (str, list)):
+            raise DataError(f"Row {index}, column 'prompt': must be text or messages, got {row['prompt']!r}.")
+        check_row({"prompt": row["prompt"]}, index, conversational)
+        dataset_completions(row, index, own_columns)
+    return dataset, own_columns
+
+
+def completion_columns(columns: Sequence[str], asked: Sequence[str] | None) -> tuple[str, ...]:
+    """
+    The columns with the dataset's own completions: those in `asked`, or the first that exist of `completions`,
+    `chosen` with `rejected`, and `completion`.
+
+    Raises:
+        [`~trl_ext.data.schema.DataError`]: There are no such columns.
+    """
+    candidates = [tuple(asked)] if asked else [("completions",), ("chosen", "rejected"), ("completion",)]
+    for names in candidates:
+        if all(name in columns for name in names):
+            return names
+    wanted = " or ".join(" and ".join(map(repr, names)) for names in candidates)
+    raise DataError(f"The dataset has no completions of its own: it lacks {wanted}. It has {', '.join(columns)}.")
+
+
+def with_prompt(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with a `prompt`. A preference row without one gets the common beginning of `chosen` and `rejected`."""
+    return row if "prompt" in row else row | extract_prompt({name: row[name] for name in ("chosen", "rejected")})
+
+
+def dataset_completions(
+    row: dict[str, Any], index: int, columns: Sequence[str], tokenizer: PreTrainedTokenizerBase | None = None
+) -> list[Completion]:
+    """
+    The completions that the dataset has for a row, each with the column as its source.
+
+    Args:
+        row (`dict[str, Any]`):
+            A row with a `prompt`.
+        index (`int`):
+            Its number in the dataset, for errors.
+        columns (`Sequence[str]`):
+            The column `completions` has a list of completions, any other column one completion.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Adds token ids, which some reward functions use.
+
+    Raises:
+        [`~trl_ext.data.schema.DataError`]: A column has no completions, or their form is not that of the prompt.
+    """
+    found = []
+    for column in columns:
+        contents, ended, sources = _column(row, index, column)
+        for content, flag, source in zip(contents, ended, sources, strict=True):
+            messages = None if isinstance(content, str) else content
+            text = content if messages is None else "".join(message.get("content") or "" for message in messages)
+            ids = [] if tokenizer is None else list(tokenizer(text, add_special_tokens=False)["input_ids"])
+            found.append(Completion(text, ids, bool(flag), source, messages))
+    return found
+
+
+def _column(row: dict[str, Any], index: int, column: str) -> tuple[list[Any], list[Any], list[str]]:
+    """Completions of one column, whether each has ended, and where each comes from; all checked."""
+    is_list = column == "completions"
+    contents = row[column] if is_list else [row[column]]
+    if not isinstance(contents, list):
+        raise DataError(f"Row {index}, column {column!r}: must be a list of completions, got {contents!r}.")
+    checked = {
+        "prompt": row["prompt"],
+        "completions": [as_completion(row, x) if isinstance(x, str) else x for x in contents],
+        "ended": row.get("ended") if is_list else None,
+        "scores": [0.0] * len(contents),  # they are computed again, so the scores of the row need not be valid
+    }
+    check_row(checked, index, is_conversational(row))
+    sources = (row.get("sources") if is_list else None) or [column] * len(contents)
+    if len(sources) != len(contents):
+        raise DataError(f"Row {index}, column 'sources': has {len(sources)} entries for {len(contents)} completions.")
+    return contents, checked["ended"] or [True] * len(contents), sources
+
+
+# --------------------------------------------------------------------------------------------------------- sampling
 
 
 @dataclass
-class Batch:
+class SampledBatch:
     """
     Output rows of one batch.
 
     Args:
         rows (`list[dict]`): Rows of the schema.
-        totals (`dict[str, float]`): Numbers to add up over the batches.
+        totals (`dict[str, float]`): Counts and sums, to be added up over the batches.
     """
 
     rows: list[dict[str, Any]]
@@ -31,119 +161,155 @@ class Batch:
 
 
 @dataclass
-class Sampler:
+class DatasetSampler:
     """
-    Draws and scores completions for rows.
+    Samples and scores completions for rows of a dataset.
 
     Args:
-        sources (`list[Source]`): Models to sample from; may be empty.
-        settings ([`~trl_ext.generation.generate.GenerationSettings`]): How to sample.
-        rewards (`list[Reward]`): May be empty.
-        weights (`list[float]`, *optional*): One a reward, 1 by default.
-        own_columns (`Sequence[str]`): Columns of the data set whose completions join; may be empty.
-        deduplicate (`bool`): Whether to keep one of several equal completions of a prompt.
-        seed (`int`): Seed of the draws.
-        batch_size (`int`): Sequences that a model writes at once.
-        name_sources (`bool`): Whether a column `sources` says where each completion comes from.
-        best_first (`bool`): Whether the completions of a row come with the best score first.
+        policies (`list[Policy]`):
+            Models to sample from; may be empty.
+        settings ([`~trl_ext.generation_settings.GenerationSettings`]):
+            How to sample.
+        rewards (`list[Reward]`):
+            Reward functions. Without any, the rows have no scores.
+        weights (`list[float]`, *optional*):
+            One per reward, 1 by default.
+        own_columns (`Sequence[str]`, *optional*):
+            Columns of the dataset whose completions are added to the sampled ones.
+        deduplicate (`bool`, *optional*, defaults to `False`):
+            Whether to keep one of several equal completions of a prompt.
+        seed (`int`, *optional*, defaults to `42`):
+            Seed of the sampling.
+        name_sources (`bool`, *optional*, defaults to `False`):
+            Whether a column `sources` has the model or column that each completion comes from.
+        best_first (`bool`, *optional*, defaults to `False`):
+            Whether the completions of a row are sorted by score, the best first. Equal scores keep their order.
+        progress (`Callable`, *optional*):
+            Called with the number of prompts that a policy has skipped as too long, once per policy and batch. The
+            policies themselves report the prompts that they have completed.
     """
 
-    sources: list[Source]
+    policies: list[Policy]
     settings: GenerationSettings
     rewards: list[Reward]
     weights: list[float] | None = None
     own_columns: Sequence[str] = ()
     deduplicate: bool = False
     seed: int = 42
-    batch_size: int = 128
     name_sources: bool = False
     best_first: bool = False
+    progress: Callable[[int], Any] | None = None
 
-    def __call__(
-        self, rows: Sequence[dict[str, Any]], start: int, progress: Callable[[int], Any] = lambda done: None
-    ) -> Batch:
+    def __call__(self, rows: Sequence[dict[str, Any]], start: int) -> SampledBatch:
         """
-        One batch. What is drawn depends on the rows, the seed and `start` alone, not on what was drawn before; but a
-        vLLM server draws by a chance of its own.
+        Sample and score one batch.
+
+        The completions depend on the rows, the seed and `start`, not on what was sampled before.
 
         Args:
-            rows (`Sequence[dict]`): Rows of the data set.
-            start (`int`): Number of the first one.
-            progress (`Callable`, *optional*): Called with numbers of prompts done; each model does all of them.
+            rows (`Sequence[dict]`): Rows of the dataset.
+            start (`int`): Number of the first one in the dataset.
+
+        Raises:
+            [`~trl_ext.rewards.functions.RewardError`]: A reward function failed.
         """
-        numbered = [(start + i, with_prompt(row)) for i, row in enumerate(rows)]
-        encoded = [[source.encode(row["prompt"]) for _, row in numbered] for source in self.sources]
-        rooms = [source.room(self.settings) for source in self.sources]
-        fits = [
-            i
-            for i in range(len(rows))
-            if all(not room or len(ids[i]) <= room for room, ids in zip(rooms, encoded, strict=True))
-        ]
-        kept = [numbered[i] for i in fits]
-        groups: list[list[Answer]] = [[] for _ in kept]
-        tokens = 0
-        for place, (source, ids) in enumerate(zip(self.sources, encoded, strict=True)):
-            progress(len(rows) - len(fits))
-            drawn = self._draw(source, [ids[i] for i in fits], start, place, progress)
-            tokens += sum(len(completion.ids) for completions in drawn for completion in completions)
-            for group, (_, row), completions in zip(groups, kept, drawn, strict=True):
-                group += sampled_answers(row, completions, source.name)
-        if self.own_columns:
-            tokenizer = self.sources[0].tokenizer if self.sources else None
-            for group, (number, row) in zip(groups, kept, strict=True):
-                group += own_answers(row, number, self.own_columns, tokenizer)
-        if not self.sources:
-            progress(len(rows))
-        groups = [merge(group, self.deduplicate) for group in groups]
-        made = scored_rows(
-            [row for _, row in kept],
-            groups,
-            self.rewards,
-            self.weights,
-            used_columns=self.own_columns,
-            name_sources=self.name_sources,
-            best_first=self.best_first,
-        )
-        return Batch(made, _totals(made, groups, too_long=len(rows) - len(fits), tokens=tokens))
+        rows = [with_prompt(row) for row in rows]
+        prompt_ids = [[policy.encode(row["prompt"]) for row in rows] for policy in self.policies]
+        fitting = self._fitting(prompt_ids, len(rows))
+        groups: list[list[Completion]] = [[] for _ in fitting]
+        num_tokens = 0
+        for place, (policy, prompts) in enumerate(zip(self.policies, prompt_ids, strict=True)):
+            if self.progress is not None:
+                self.progress(len(rows) - len(fitting))
+            with seeded(self.seed, start, place):
+                generated = policy.generate([prompts[i] for i in fitting], self.settings)
+            for group, completions in zip(groups, generated, strict=True):
+                group += [replace(completion, source=policy.name) for completion in completions]
+                num_tokens += sum(len(completion.ids) for completion in completions)
+        kept_rows = [rows[i] for i in fitting]
+        tokenizer = self.policies[0].tokenizer if self.policies else None
+        for i, row, group in zip(fitting, kept_rows, groups, strict=True):
+            group += dataset_completions(row, start + i, self.own_columns, tokenizer)
+        if self.deduplicate:
+            groups = [_deduplicated(row, group) for row, group in zip(kept_rows, groups, strict=True)]
+        if self.progress is not None and not self.policies:
+            self.progress(len(rows))
+        made = self._output_rows(kept_rows, groups)
+        return SampledBatch(made, _totals(made, groups, too_long=len(rows) - len(fitting), num_tokens=num_tokens))
 
-    def _draw(
-        self, source: Source, prompts: list[list[int]], start: int, place: int, progress: Callable[[int], Any]
-    ) -> list[list[Completion]]:
-        with seeded(self.seed, start, place):
-            if source.draw is not None:
-                drawn = source.draw(prompts)
-                progress(len(prompts))
-                return drawn
-            return generate(
-                source.model,
-                source.tokenizer,
-                prompts,
-                self.settings,
-                batch_size=self.batch_size,
-                progress=progress,
-            )
+    def _fitting(self, prompt_ids: Sequence[Sequence[Sequence[int]]], num_rows: int) -> list[int]:
+        """Numbers of the rows whose prompts are short enough for every policy."""
+        fitting = list(range(num_rows))
+        for policy, prompts in zip(self.policies, prompt_ids, strict=True):
+            if longest := policy.max_prompt_length(self.settings):
+                fitting = [i for i in fitting if len(prompts[i]) <= longest]
+        return fitting
+
+    def _output_rows(
+        self, rows: Sequence[dict[str, Any]], groups: Sequence[Sequence[Completion]]
+    ) -> list[dict[str, Any]]:
+        """
+        Rows of the schema, with the other columns of the dataset.
+
+        Completions to which no reward function applies are left out, and so are rows without any other.
+        """
+        consumed = {"sources", *self.own_columns} - {"prompt"}
+        inputs = [{name: value for name, value in row.items() if name not in consumed} for row in rows]
+        made = []
+        for row, group in zip(rows, score_completions(inputs, groups, self.rewards, self.weights), strict=True):
+            kept = [scored for scored in group if not self.rewards or not math.isnan(scored.score)]
+            if self.rewards and self.best_first:
+                kept.sort(key=lambda scored: -scored.score)
+            if kept:
+                made.append(self._output_row(row, kept))
+        return made
+
+    def _output_row(self, row: dict[str, Any], group: Sequence[ScoredCompletion]) -> dict[str, Any]:
+        made = {"prompt": row["prompt"], "completions": [scored.completion.content(row) for scored in group]}
+        if self.rewards:
+            made["scores"] = [scored.score for scored in group]
+        made["ended"] = [scored.completion.ended for scored in group]
+        if self.name_sources:
+            made["sources"] = [scored.completion.source for scored in group]
+        if len(self.rewards) > 1:
+            made["rewards"] = {
+                reward.name: [None if math.isnan(x.rewards[reward.name]) else x.rewards[reward.name] for x in group]
+                for reward in self.rewards
+            }
+        replaced = {*OUTPUT_COLUMNS, *self.own_columns}
+        return made | {name: value for name, value in row.items() if name not in replaced}
 
 
-def _totals(made: list[dict[str, Any]], groups: list[list[Answer]], *, too_long: int, tokens: int) -> dict[str, float]:
-    completions = sum(len(row["completions"]) for row in made)
+def _deduplicated(row: dict[str, Any], group: Sequence[Completion]) -> list[Completion]:
+    """The first of several completions with the same content."""
+    first: dict[str, Completion] = {}
+    for completion in group:
+        first.setdefault(str(completion.content(row)), completion)
+    return list(first.values())
+
+
+def _totals(
+    made: list[dict[str, Any]], groups: list[list[Completion]], *, too_long: int, num_tokens: int
+) -> dict[str, float]:
+    num_completions = sum(len(row["completions"]) for row in made)
     scores = [row["scores"] for row in made if "scores" in row]
     return {
         "too_long": too_long,
-        "unscored": sum(map(len, groups)) - completions,
+        "unscored": sum(map(len, groups)) - num_completions,
         "rows_unscored": len(groups) - len(made),
-        "completions": completions,
+        "completions": num_completions,
         "ended": sum(sum(row["ended"]) for row in made),
         "score": sum(map(sum, scores)),
         "best_score": sum(map(max, scores)),
-        "tokens": tokens,
+        "tokens": num_tokens,
     }
 
 
-def losses(totals: dict[str, float]) -> str:
-    """What of the totals is no part of the output, in words; empty if nothing is."""
-    said = {
+def describe_dropped(totals: dict[str, float]) -> str:
+    """What was left out of the output, in words; empty if nothing was."""
+    descriptions = {
         "too_long": "prompts too long for the model with max_completion_length, left out",
         "unscored": "completions that no reward function applies to, left out",
         "rows_unscored": "prompts without a completion that one applies to, left out",
     }
-    return ", ".join(f"{totals[name]:.0f} {text}" for name, text in said.items() if totals.get(name))
+    return ", ".join(f"{totals[name]:.0f} {text}" for name, text in descriptions.items() if totals.get(name))

@@ -2,13 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-A frozen model whose logits go through processors, as something that answers prompts and can be measured.
+A frozen model whose logits go through logits processors, as a policy.
 
 N sequences, P tokens of a prompt, T tokens of a completion, V vocabulary.
 """
 
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,13 +17,13 @@ from trl_ext.data.completion import Completion
 from trl_ext.generation.generate import Processors, generate
 from trl_ext.generation.streaming import TextStream
 from trl_ext.generation_settings import GenerationSettings, pad_token_id
-from trl_ext.models.load import base_of, context_length
+from trl_ext.models.load import accepts_argument, base_of, context_length
 from trl_ext.models.modes import evaluation_mode
 
 from .policy import Policy
 
 
-LOGITS = 2**27  # numbers in one forward's logits: half a gigabyte in float32
+MAX_LOGITS = 2**27  # in one forward pass; half a gigabyte in float32
 
 
 def policy_with_processors(
@@ -42,15 +41,20 @@ def policy_with_processors(
     The [`~trl_ext.inference.policy.Policy`] of a model whose logits go through processors.
 
     Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The model.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
-        processors (`Callable`): `(ids_PT, mask_PT) -> processors`, as [`~trl_ext.generation.generate.generate`] takes
-            it.
-        name (`str`): What tables and errors call it.
-        batch_size (`int`, *optional*, defaults to `64`): Sequences that are generated or scored at once.
-        progress (`Callable`, *optional*): Called with the number of prompts just answered, after each batch.
-        extras (`dict`, *optional*): What the report writes beside the metrics.
-        series (`str`, *optional*, defaults to `""`): Line of the frontier that it is a point of.
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The model.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        processors (`Callable`):
+            `(ids_PT, mask_PT) -> processors`, see [`~trl_ext.generation.generate.generate`].
+        name (`str`):
+            Name in tables and errors.
+        batch_size (`int`, *optional*, defaults to `64`):
+            Sequences to generate or score at once.
+        progress (`Callable`, *optional*):
+            Called with the number of prompts just completed, after each batch.
+        extras (`dict`, *optional*), series (`str`, *optional*, defaults to `""`):
+            See [`~trl_ext.inference.policy.Policy`].
     """
 
     def sample(prompt_ids: list[list[int]], settings: GenerationSettings) -> list[list[Completion]]:
@@ -59,9 +63,13 @@ def policy_with_processors(
         )
 
     def logps(prompt_ids: list[list[int]], completion_ids: list[list[list[int]]]) -> list[list[torch.Tensor]]:
-        pad = pad_token_id(tokenizer)
         return logps_with_processors(
-            model, processors, prompt_ids, completion_ids, pad_token_id=pad, batch_size=batch_size
+            model,
+            processors,
+            prompt_ids,
+            completion_ids,
+            pad_token_id=pad_token_id(tokenizer),
+            batch_size=batch_size,
         )
 
     def stream(ids: list[int], settings: GenerationSettings, show: Callable[[str], None]) -> Completion:
@@ -79,6 +87,7 @@ def policy_with_processors(
         extras=extras or {},
         series=series,
         context=context_length(model),
+        model=model,
     )
 
 
@@ -95,75 +104,74 @@ def logps_with_processors(
     """
     Log-probabilities of completions under the processed logits, at temperature 1.
 
-    The model reads each completion once; the processors are called token by token, as `generate` calls them.
+    One forward pass computes the logits of a batch of completions; the processors are called token by token, as
+    `generate` calls them.
 
     Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The model; it is put in evaluation mode.
-        processors (`Callable`): `(ids_PT, mask_PT) -> processors`, as [`~trl_ext.generation.generate.generate`] takes
-            it.
-        prompts (`list[list[int]]`): Prompts of at least one token.
-        completions (`list[list[list[int]]]`): For each prompt its completions; an empty one gets an empty tensor.
-        pad_token_id (`int`): Token in padding.
-        batch_size (`int`, *optional*, defaults to `64`): Most completions in one forward.
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The model; it is put in evaluation mode.
+        processors (`Callable`):
+            `(ids_PT, mask_PT) -> processors`, see [`~trl_ext.generation.generate.generate`].
+        prompts (`list[list[int]]`):
+            Prompts of at least one token.
+        completions (`list[list[list[int]]]`):
+            The completions of each prompt; an empty one gets an empty tensor.
+        pad_token_id (`int`):
+            Token in padding.
+        batch_size (`int`, *optional*, defaults to `64`):
+            Maximum number of completions in one forward pass.
 
     Returns:
-        `list[list[torch.Tensor]]`: For each completion the log-probabilities of its tokens in nats, of shape (T,),
+        `list[list[torch.Tensor]]`: For each completion the log-probabilities of its tokens in nats, of shape `(T,)`,
         float32 on the CPU.
     """
     results: list[list[torch.Tensor]] = [[torch.zeros(0) for _ in group] for group in completions]
-    rows = [(b, i) for b, group in enumerate(completions) for i, completion in enumerate(group) if completion]
-    rows.sort(key=lambda row: len(completions[row[0]][row[1]]), reverse=True)
+    places = [(b, i) for b, group in enumerate(completions) for i, completion in enumerate(group) if completion]
+    places.sort(key=lambda place: len(completions[place[0]][place[1]]), reverse=True)
     vocabulary = base_of(model).config.get_text_config().vocab_size
+    start = 0
     with evaluation_mode(model):
-        for chunk in _chunks(rows, [len(completions[b][i]) for b, i in rows], vocabulary, batch_size):
-            texts = [completions[b][i] for b, i in chunk]
-            found = _logps(model, processors, [prompts[b] for b, _ in chunk], texts, pad_token_id)
-            for (b, i), text, logps in zip(chunk, texts, found, strict=True):
-                results[b][i] = logps[: len(text)].float().cpu()
+        while start < len(places):
+            b, i = places[start]  # the longest completion of the batch
+            size = max(1, min(batch_size, MAX_LOGITS // (len(completions[b][i]) * vocabulary)))
+            batch = places[start : start + size]
+            start += size
+            texts = [completions[b][i] for b, i in batch]
+            logps_NT = _batch_logps(model, processors, [prompts[b] for b, _ in batch], texts, pad_token_id)
+            for (b, i), text, logps_T in zip(batch, texts, logps_NT, strict=True):
+                results[b][i] = logps_T[: len(text)].float().cpu()
     return results
 
 
-def _chunks(
-    rows: list[tuple[int, int]], lengths: list[int], vocabulary: int, batch_size: int
-) -> Iterator[list[tuple[int, int]]]:
-    """Rows, sorted by falling length, as many at once as `batch_size` and the size of their logits allow."""
-    start = 0
-    while start < len(rows):
-        size = max(1, min(batch_size, LOGITS // (lengths[start] * vocabulary)))
-        yield rows[start : start + size]
-        start += size
-
-
-def _logps(
+def _batch_logps(
     model: PreTrainedModel,
     processors: Processors,
     prompts: list[list[int]],
     completions: list[list[int]],
     pad: int,
 ) -> torch.Tensor:
-    """Log-probabilities of shape (N, T); those behind the end of a completion mean nothing."""
-    before, after = max(map(len, prompts)), max(map(len, completions))
-    sizes = [(before - len(p), len(p), len(c), after - len(c)) for p, c in zip(prompts, completions, strict=True)]
-    rows = [
-        [pad] * left + list(p) + list(c) + [pad] * right
-        for p, c, (left, _, _, right) in zip(prompts, completions, sizes, strict=True)
-    ]
+    """Log-probabilities of shape `(N, T)`; those in the padding after a completion are not defined."""
+    prompt_width, completion_width = max(map(len, prompts)), max(map(len, completions))
+    rows, masks = [], []
+    for prompt, completion in zip(prompts, completions, strict=True):
+        left, right = prompt_width - len(prompt), completion_width - len(completion)
+        rows.append([pad] * left + list(prompt) + list(completion) + [pad] * right)
+        masks.append([0] * left + [1] * (len(prompt) + len(completion)) + [0] * right)
     ids = torch.tensor(rows, device=model.device)
-    mask = torch.tensor([[0] * left + [1] * (p + c) + [0] * right for left, p, c, right in sizes], device=model.device)
+    mask = torch.tensor(masks, device=model.device)
     inputs: dict[str, Any] = {"input_ids": ids[:, :-1], "attention_mask": mask[:, :-1]}
-    accepted = inspect.signature(type(base_of(model)).forward).parameters
-    if "position_ids" in accepted:
+    if accepts_argument(model, "position_ids"):
         inputs["position_ids"] = (mask[:, :-1].cumsum(-1) - 1).clamp(min=0)
-    if "logits_to_keep" in accepted:
-        inputs["logits_to_keep"] = after
-    if "use_cache" in accepted:
+    if accepts_argument(model, "logits_to_keep"):
+        inputs["logits_to_keep"] = completion_width
+    if accepts_argument(model, "use_cache"):
         inputs["use_cache"] = False
-    logits = model(**inputs).logits[:, -after:]
-    steps = processors(ids[:, :before], mask[:, :before])
-    found = []
-    for t in range(after):
+    logits = model(**inputs).logits[:, -completion_width:]
+    steps = processors(ids[:, :prompt_width], mask[:, :prompt_width])
+    logps = []
+    for t in range(completion_width):
         scores = logits[:, t].float()
         for step in steps:
-            scores = step(ids[:, : before + t], scores)
-        found.append(scores.log_softmax(-1).gather(1, ids[:, before + t, None]))
-    return torch.cat(found, 1)
+            scores = step(ids[:, : prompt_width + t], scores)
+        logps.append(scores.log_softmax(-1).gather(1, ids[:, prompt_width + t, None]))
+    return torch.cat(logps, 1)

@@ -1,14 +1,15 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Whatever answers prompts, as evaluation and `trl-ext generate` see it: a name, a tokenizer and a few callables.
+"""
+Policies: everything that generates completions for prompts, as evaluation and the commands see it.
 
-[`Policy`] is what is measured and what answers. [`Decoding`] is how a method makes policies from a frozen model and
-what it trained.
+[`Policy`] is a name, a tokenizer and a few functions. [`model_policy`] makes one of a transformers model; [`Decoding`]
+is how a method makes policies of a frozen model and what the method trained.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,40 +23,41 @@ from trl_ext.generation.generate import generate
 from trl_ext.generation.streaming import TextStream
 from trl_ext.generation_settings import GenerationSettings, pad_token_id
 from trl_ext.logprobs.logprobs import LogProbs, completion_logps
-from trl_ext.models.load import adapter_disabled, base_of, context_length
+from trl_ext.models.load import adapter_disabled, context_length
 
 
 @dataclass(frozen=True)
 class Policy:
     """
-    Something that answers prompts, as evaluation sees it.
+    Generates completions for prompts.
 
     Parameters:
         name (`str`):
-            What tables and errors call it.
+            Name in tables, errors and the column `sources`.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Turns prompts into the token ids that the two callables take.
+            Encodes prompts to the token ids that the functions take.
         generate (`Callable`):
-            `(prompt_ids, settings) -> completions`: for each prompt the list of its
-            [`~trl_ext.generation.generate.Completion`]s. Draws from torch's global generator.
+            `(prompt_ids, settings) -> completions`: for each prompt a list of
+            [`~trl_ext.data.completion.Completion`]s. Samples with torch's global generator.
         logps (`Callable`, *optional*):
             `(prompt_ids, completion_ids) -> logps`: for each completion of each prompt the log-probabilities of its
-            tokens, in nats, a tensor of shape `(T,)`, under the distribution that `generate` draws from at temperature
-            1. Without it the KL is left out.
+            tokens, in nats, a tensor of shape `(T,)`, under the distribution that `generate` samples from at
+            temperature 1. Without it, evaluation reports no KL.
         stream (`Callable`, *optional*):
-            `(prompt_ids, settings, show) -> completion`: one [`~trl_ext.generation.generate.Completion`] of one
-            prompt, drawn as `generate` draws; the settings ask for one. `show` is called with each new piece of its
-            text as soon as that is certain; the pieces add up to the completion's text. Without it the answer is
-            shown when it is complete.
+            `(prompt_ids, settings, show) -> completion`: generates one completion of one prompt, from the same
+            distribution as `generate`, and calls `show` with each new piece of its text. The pieces add up to the
+            text. The settings must ask for one completion. Without it, a completion is shown when it is complete.
         extras (`dict[str, Any]`, *optional*):
-            What the report writes beside the metrics: the settings that tell this policy from its siblings (such as
-            `{"beta": 2.0}`). Values must have a form in JSON.
+            Values for the report beside the metrics: the settings that distinguish this policy from the others of its
+            `series`, such as `{"beta": 2.0}`. They must be serializable as JSON.
         kl_bound (`float`, *optional*):
-            Upper bound of the KL to the model that it draws from, in nats a response, of a policy without `logps`.
+            Upper bound of the KL to the base model in nats per completion, for a policy without `logps`.
         series (`str`, *optional*, defaults to `""`):
-            Line of the reward-KL frontier that it is a point of. By default it is a line of its own.
+            Line of the reward-KL frontier that the policy is a point of. By default it is a line of its own.
         context (`int`, *optional*, defaults to `0`):
-            Tokens that a prompt and its completion may have together (`0`: not known).
+            Context length: the maximum number of tokens of a prompt and its completion. `0` means not known.
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):
+            The model that generates, for a [`Decoding`] that guides it. `None` if a server has it.
     """
 
     name: str
@@ -67,47 +69,104 @@ class Policy:
     kl_bound: float | None = None
     series: str = ""
     context: int = 0
+    model: PreTrainedModel | None = None
+
+    def encode(self, prompt: str | list[dict[str, Any]]) -> list[int]:
+        """
+        Token ids of a prompt.
+
+        Raises:
+            [`~trl_ext.data.schema.DataError`]: The prompt is conversational and the tokenizer has no chat template.
+                The message names the policy.
+        """
+        try:
+            return encode_prompt(self.tokenizer, prompt)
+        except DataError as error:
+            raise DataError(f"{self.name!r}: {error}") from error
+
+    def max_prompt_length(self, settings: GenerationSettings) -> int:
+        """
+        Maximum number of tokens of a prompt that leaves space for a completion of `max_completion_length`.
+
+        Returns:
+            `int`: `0` if the context length is not known.
+
+        Raises:
+            `ValueError`: `max_completion_length` fills the context length.
+        """
+        if not self.context:
+            return 0
+        if settings.max_completion_length >= self.context:
+            raise ValueError(
+                f"max_completion_length ({settings.max_completion_length}) leaves no tokens for a prompt: the context "
+                f"length of {self.name!r} is {self.context}. Lower max_completion_length."
+            )
+        return self.context - settings.max_completion_length
 
     def check_context_length(
         self, prompt_ids: Sequence[Sequence[int]], settings: GenerationSettings, first: int = 0
     ) -> None:
         """
-        Check that completions of the longest fit behind prompts: a model past its positions writes nonsense, or fails.
+        Check that each prompt fits in the context length together with a completion of `max_completion_length`.
 
         Args:
-            prompt_ids (`Sequence[Sequence[int]]`): Token ids of prompts.
-            settings ([`~trl_ext.generation.generate.GenerationSettings`]): How they are answered.
-            first (`int`, *optional*, defaults to `0`): Number of the first one, for the message.
+            prompt_ids (`Sequence[Sequence[int]]`): Token ids of the prompts.
+            settings ([`~trl_ext.generation_settings.GenerationSettings`]): Settings of the generation.
+            first (`int`, *optional*, defaults to `0`): Number of the first prompt, for errors.
 
         Raises:
-            [`~trl_ext.data.schema.DataError`]: One is too long. The message has its number.
+            [`~trl_ext.data.schema.DataError`]: A prompt is too long. The message has its number.
         """
         longest = settings.max_completion_length
         for number, ids in enumerate(prompt_ids, start=first):
             if self.context and len(ids) + longest > self.context:
                 raise DataError(
-                    f"prompt {number} has {len(ids)} tokens, but with max_completion_length ({longest}) the model has "
-                    f"room for {max(self.context - longest, 0)}: shorten either."
+                    f"prompt {number} has {len(ids)} tokens, but with max_completion_length ({longest}) the model's "
+                    f"context length leaves {max(self.context - longest, 0)} for it: shorten either."
                 )
+
+
+class Progress:
+    """
+    Passes on the number of prompts that policies have completed, while something shows it.
+
+    A policy is made once, with a `Progress`, and used under several progress bars.
+    """
+
+    def __init__(self) -> None:
+        self._show: Callable[[int], Any] | None = None
+
+    def __call__(self, prompts: int) -> None:
+        if self._show is not None:
+            self._show(prompts)
+
+    @contextlib.contextmanager
+    def shown_by(self, show: Callable[[int], Any]) -> Iterator[None]:
+        """In this context, `show` is called with the number of prompts just completed."""
+        self._show = show
+        try:
+            yield
+        finally:
+            self._show = None
 
 
 @runtime_checkable
 class Decoding(Protocol):
     """
-    How what a method trained answers prompts together with a frozen model.
+    How what a method trained generates completions together with a frozen model.
 
     A method names its class in [`~trl_ext.Method`]'s `decoding`. The class is a dataclass whose fields all have
-    defaults, with a `help` in their metadata: they become flags of `trl-ext evaluate` and `trl-ext generate`, so their
-    names must differ from the flags that are there and from those of other methods. The first is the main one: the
-    others do nothing without it, and setting them alone is an error. Making an instance must load nothing, and its
+    defaults and a `help` in their metadata: they become flags of `trl-ext evaluate` and `trl-ext generate`, so their
+    names must differ from the existing flags and from those of other methods. The first field is the main one: the
+    others have no effect without it, and setting only them is an error. Making an instance must load nothing, and its
     module must import fast.
 
-    A class may have one thing more, the property `served_at_once`; see [`served_at_once`].
+    A class may also have the property `served_at_once`; see [`served_at_once`].
     """
 
     @property
     def active(self) -> bool:
-        """Whether the user asked for it, that is, set its main field. Nothing else is called if not."""
+        """Whether the user set the main field. If not, nothing else is called."""
 
     def check(self) -> None:
         """
@@ -115,7 +174,7 @@ class Decoding(Protocol):
 
         Raises:
             `ValueError`: A setting is out of its range, or two of them contradict each other. The message names the
-                field and says what to do.
+                field and the remedy.
         """
 
     def policies(
@@ -128,17 +187,22 @@ class Decoding(Protocol):
         progress: Callable[[int], Any] | None = None,
     ) -> list[Policy]:
         """
-        Load what the settings name and make one [`Policy`] a setting, such as one a weight.
+        Load what the settings name and make one [`Policy`] per setting, such as one per weight.
 
-        The policies share what was loaded, and are used one after the other, in any order, while `model` stays as it
-        is. They have different names, their settings in `extras`, and one `series`.
+        The policies share what was loaded. They are used one after the other, in any order, while `model` does not
+        change. They have different names, their settings in `extras`, and the same `series`.
 
         Args:
-            model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The frozen model, in evaluation mode.
-            tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
-            name (`str`): What tables call the model; names of the policies start with it.
-            batch_size (`int`): Sequences that may be generated or scored at once.
-            progress (`Callable`, *optional*): To be called with the number of prompts just answered, after each batch.
+            model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+                The frozen model, in evaluation mode.
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+                Its tokenizer.
+            name (`str`):
+                Name of the model in tables; the names of the policies start with it.
+            batch_size (`int`):
+                Sequences to generate or score at once.
+            progress (`Callable`, *optional*):
+                Is to be called with the number of prompts just completed, after each batch.
 
         Raises:
             `ValueError` or `OSError`: Something cannot be loaded, or does not fit the model.
@@ -147,10 +211,11 @@ class Decoding(Protocol):
 
 def served_at_once(decodings: Iterable[Decoding]) -> int:
     """
-    How many answers decodings draw at once from models of their own, servers' say; 0 where none has one.
+    Number of completions that decodings generate at once with models of their own, such as a server's; 0 if they have
+    none.
 
-    A decoding that brings its model says so by a property of this name above 0. It is then asked for policies without
-    a model and a tokenizer: both are `None`.
+    A decoding that brings its model has a property of this name above 0. Its `policies` then gets `None` for the model
+    and the tokenizer.
     """
     return max((getattr(decoding, "served_at_once", 0) for decoding in decodings), default=0)
 
@@ -168,13 +233,19 @@ def model_policy(
     The [`Policy`] of a transformers model.
 
     Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The model.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
-        name (`str`, *optional*, defaults to `"model"`): What tables and errors call it.
-        batch_size (`int`, *optional*, defaults to `64`): Sequences that are generated or scored at once.
-        use_adapter (`bool`, *optional*, defaults to `True`): `False` measures a [`~peft.PeftModel`]'s base model
-            instead, so that the two share their weights.
-        progress (`Callable`, *optional*): Called with the number of prompts just answered, after each batch.
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The model.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        name (`str`, *optional*, defaults to `"model"`):
+            Name in tables and errors.
+        batch_size (`int`, *optional*, defaults to `64`):
+            Sequences to generate or score at once.
+        use_adapter (`bool`, *optional*, defaults to `True`):
+            Whether the adapter of a [`~peft.PeftModel`] is active. With `False` the policy is its base model, which
+            shares the weights.
+        progress (`Callable`, *optional*):
+            Called with the number of prompts just completed, after each batch.
     """
 
     def adapter() -> contextlib.AbstractContextManager[None]:
@@ -186,7 +257,7 @@ def model_policy(
 
     def logps(prompt_ids: list[list[int]], completion_ids: list[list[list[int]]]) -> list[list[torch.Tensor]]:
         pad = pad_token_id(tokenizer)
-        # Separate rows: the same arithmetic for a model and its base, and nothing to share at one completion a prompt.
+        # Separate rows use the same arithmetic for a model and its base; one completion per prompt shares nothing.
         rows = LogProbs(model, pad, shared_prefix="never")
         with adapter():
             return completion_logps(
@@ -200,51 +271,12 @@ def model_policy(
         streamer.finish(completion.text)
         return completion
 
-    context = context_length(model)
-    return Policy(name=name, tokenizer=tokenizer, generate=sample, logps=logps, stream=stream, context=context)
-
-
-@dataclass
-class Source:
-    """
-    A model to sample from.
-
-    Args:
-        name (`str`): What the column `sources` and messages call it.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
-        model ([`~transformers.PreTrainedModel`]): The model.
-        draw (`Callable`, *optional*): What draws, from prompts to K completions each; by default transformers, from
-            the model.
-        context (`int`, *optional*, defaults to `0`): Longest text of what draws, if that is less than the model's.
-    """
-
-    name: str
-    tokenizer: PreTrainedTokenizerBase
-    model: PreTrainedModel
-    draw: Callable[[list[list[int]]], list[list[Completion]]] | None = None
-    context: int = 0
-
-    def room(self, settings: GenerationSettings) -> int:
-        """
-        Longest prompt that leaves positions for a completion, in tokens; 0 if the model has no limit.
-
-        Raises:
-            `ValueError`: There is none.
-        """
-        own = getattr(base_of(self.model).config.get_text_config(), "max_position_embeddings", None)
-        positions = min(filter(None, [own, self.context]), default=0)
-        if positions and positions <= settings.max_completion_length:
-            limit = f"vllm_max_model_length is {positions}"
-            if positions != self.context:
-                limit = f"{self.name!r} has {positions} positions"
-            raise ValueError(
-                f"max_completion_length ({settings.max_completion_length}) leaves no room for a prompt: {limit}."
-            )
-        return positions - settings.max_completion_length if positions else 0
-
-    def encode(self, prompt: Any) -> list[int]:
-        """Token ids of a prompt; a [`~trl_ext.data.schema.DataError`] names the model if it has no chat template."""
-        try:
-            return encode_prompt(self.tokenizer, prompt)
-        except DataError as error:
-            raise DataError(f"{self.name!r}: {error}") from error
+    return Policy(
+        name=name,
+        tokenizer=tokenizer,
+        generate=sample,
+        logps=logps,
+        stream=stream,
+        context=context_length(model),
+        model=model if use_adapter else None,
+    )

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Many prompts answered through a server: several at once, into a file, and as a policy."""
+"""Answers of a server to many prompts: several at once, written to a file, or as a policy."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,17 +25,18 @@ from .policy import Policy
 @dataclass(frozen=True, slots=True)
 class Served:
     """
-    An answer that was drawn through a server.
+    A guided answer of a server.
 
     Args:
-        completion ([`~trl_ext.generation.generate.Completion`]):
+        completion ([`~trl_ext.data.completion.Completion`]):
             Its text and token ids.
         kl (`float`):
-            What drawing it here changed, in nats. By tokens: the KL of each guided distribution to the server's,
-            at temperature 1, summed over the answer; its mean is the KL to the server's model. By blocks: the sum over
-            rounds of log(n times the probability of the block kept among n), whose mean is an upper bound of it.
+            How far guidance moved the answer from the server's model, in nats. In token mode, the sum over tokens of
+            the KL from the guided distribution to the server's, at temperature 1: its mean over answers is the KL to
+            the server's model. In block mode, the sum over rounds of log(n p), where p is the probability of the
+            chosen one of n blocks: its mean over answers is an upper bound of that KL.
         tail (`float`):
-            Mean over tokens of the probability of all that the server did not name; 0 by blocks.
+            Probability of the tokens that the server did not return, averaged over the answer; 0 in block mode.
     """
 
     completion: Completion
@@ -53,18 +54,21 @@ def answer_all(
     progress: Callable[[int], Any] | None = None,
 ) -> list[list[Served]]:
     """
-    Answer prompts, `num_generations` times each, several at once.
+    Answer each prompt `num_generations` times, several at once.
 
     Args:
         answer (`Callable`): `(prompt, settings, seed=) -> Served`, safe to call from several threads.
         prompts (`Sequence`): Text, token ids or messages.
-        settings ([`~trl_ext.generation.generate.GenerationSettings`]): How to answer.
-        workers (`int`): Threads.
-        seed (`int` or `str`, *optional*, defaults to `0`): Each answer gets its own from it.
-        progress (`Callable`, *optional*): Called with 1 for each prompt that is done.
+        settings ([`~trl_ext.generation_settings.GenerationSettings`]): How to answer.
+        workers (`int`): Number of threads.
+        seed (`int` or `str`, *optional*, defaults to `0`): The seed of each answer is derived from it.
+        progress (`Callable`, *optional*): Called with 1 after each prompt.
+
+    Returns:
+        `list[list[Served]]`: `num_generations` answers for each prompt.
 
     Raises:
-        `ValueError`: A single prompt was passed.
+        `ValueError`: `prompts` is a single prompt.
     """
     check_several(prompts)
     with ThreadPoolExecutor(workers) as pool:
@@ -97,25 +101,25 @@ def answer_file(
     progress: Callable[[int], Any] | None = None,
 ) -> int:
     """
-    Answer the prompts of a data set into a file, each row written when it is done. The same call goes on after an
-    interruption or a failure, and asks for nothing twice.
+    Answer the prompts of a dataset and write the rows to a file, each as soon as it is done. After an interruption or
+    a failure, the same call continues with the missing rows.
 
     Args:
         answer (`Callable`): As for [`answer_all`].
-        rows (`Sequence[dict]`): With a `prompt`; other columns are kept.
+        rows (`Sequence[dict]`): Rows with a `prompt`. Other columns are kept.
         output_file (`str`): `.jsonl` or `.parquet`. Rows get the columns `completions`, `ended`, `kl` and `tail`
-            (lists) and `row_index`; `trl-ext sample --dataset_completions` scores them.
-        settings ([`~trl_ext.generation.generate.GenerationSettings`]): How to answer.
-        endpoint ([`~trl_ext.endpoint.client.Endpoint`]): The server, closed at Ctrl-C.
-        made_with (`dict[str, Any]`): All else that the answers depend on.
-        seed (`int`, *optional*, defaults to `0`): Each answer gets its own from it.
+            (lists) and `row_index`; `trl-ext sample --dataset_completions` can score them.
+        settings ([`~trl_ext.generation_settings.GenerationSettings`]): How to answer.
+        endpoint ([`~trl_ext.endpoint.client.Endpoint`]): The client of the server; Ctrl-C closes it.
+        made_with (`dict[str, Any]`): Everything else that the answers depend on.
+        seed (`int`, *optional*, defaults to `0`): The seed of each answer is derived from it.
         overwrite, progress: As for [`~trl_ext.data.resumable_file.run_rows`].
 
     Returns:
-        `int`: Rows that were answered by this call.
+        `int`: Number of rows that this call answered.
 
     Raises:
-        [`~trl_ext.endpoint.errors.EndpointError`]: The server failed for good. What is written stays.
+        [`~trl_ext.endpoint.errors.EndpointError`]: The server failed for good. The rows in the file stay there.
     """
 
     def work(index: int, row: dict[str, Any]) -> dict[str, Any]:
@@ -149,22 +153,23 @@ def served_policy(
     **fields: Any,
 ) -> Policy:
     """
-    What answers through a server, as a [`~trl_ext.inference.policy.Policy`]. It has no `logps`: [`Served`] has a `kl`.
+    A [`~trl_ext.inference.policy.Policy`] that gets its completions from a server. It has no `logps`; the `kl` of its
+    answers is in [`Served`].
 
     Args:
-        answer (`Callable`): As for [`answer_all`]; takes `show` as well, called with the text so far.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Turns prompts into ids.
-        endpoint ([`~trl_ext.endpoint.client.Endpoint`]): The server.
-        progress (`Callable`, *optional*): Called with 1 for each prompt that is done.
+        answer (`Callable`): As for [`answer_all`]; also takes `show`, called with the text so far.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer for prompts.
+        endpoint ([`~trl_ext.endpoint.client.Endpoint`]): The client of the server.
+        progress (`Callable`, *optional*): Called with 1 after each prompt.
         fields: Further fields of the policy, among them its `name`.
     """
 
-    def draw_seed() -> int:
+    def next_seed() -> int:
         return int(torch.randint(2**62, ()))
 
     def generate(prompts: list[list[int]], settings: GenerationSettings) -> list[list[Completion]]:
         answers = answer_all(
-            answer, prompts, settings, workers=endpoint.max_concurrency, seed=draw_seed(), progress=progress
+            answer, prompts, settings, workers=endpoint.max_concurrency, seed=next_seed(), progress=progress
         )
         return [[served.completion for served in row] for row in answers]
 
@@ -173,11 +178,11 @@ def served_policy(
 
         def grown(text: str) -> None:
             nonlocal shown
-            if not text.endswith("\ufffd"):  # half a character
+            if not text.endswith("\ufffd"):  # an incomplete character
                 show(text[shown:])
                 shown = len(text)
 
-        completion = answer(ids, settings, seed=draw_seed(), show=grown).completion
+        completion = answer(ids, settings, seed=next_seed(), show=grown).completion
         show(completion.text[shown:])
         return completion
 

@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-The language model head as per-token log-probabilities, a chunk of tokens at a time, on the CPU.
+Fused language model head for the CPU: per-token log-probabilities, one chunk of tokens at a time.
 
-TRL's fused head is written for Triton; without it, most of a training step of a small model goes into its element-wise
-operations over (tokens, vocabulary). This one keeps a chunk in the cache and scores only positions that predict
-something: a step of a 2 M model takes a third of the time (`benchmarks/`). Everywhere else TRL's head is used.
+TRL's fused head is written for Triton. Without it, its element-wise operations over (tokens, vocabulary) take most of
+a training step of a small model. This one keeps a chunk in the CPU's cache and computes only positions that predict a
+token: a step of a 2 M model takes a third of the time (`benchmarks/`). TRL's head is used everywhere else.
 
 Letters: T tokens that are predicted, D hidden size, V vocabulary.
 """
@@ -20,30 +20,22 @@ import torch
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
+from trl_ext.models.architecture import logit_cap, logit_scale
 from trl_ext.upstream import add_fused_lm_head
 
 
 CHUNK_ELEMENTS = 1 << 19  # logits of a chunk: 2 MiB in float32, about a second-level cache
 
-# Settings by which architectures change their logits after the head; TRL's head knows them all.
-_LOGIT_SETTINGS = (
-    "final_logit_softcapping",
-    "logit_scale",
-    "output_multiplier",
-    "lm_head_multiplier",
-    "logits_scaling",
-)
-
 
 @dataclass
 class HeadOutput:
     """
-    What the head says about each position, 0 where it predicts nothing; the names are TRL's.
+    Output of the head for each position, 0 where it predicts nothing; the names are TRL's.
 
     Args:
         log_probs (`torch.Tensor` of shape (rows, L)): log P of the label, in nats, float32.
         entropy (`torch.Tensor` of shape (rows, L)): Entropy of the prediction, in nats, without gradient.
-        is_top1 (`torch.Tensor` of shape (rows, L)): 1 where the label was the likeliest token.
+        is_top1 (`torch.Tensor` of shape (rows, L)): 1 where the label was the most likely token.
     """
 
     log_probs: torch.Tensor
@@ -53,21 +45,21 @@ class HeadOutput:
 
 def add_fused_head(model: PreTrainedModel) -> None:
     """
-    Let `model(..., shift_labels=labels, fused_lm_head=True)` return log-probabilities instead of logits, once.
+    Makes `model(..., shift_labels=labels, fused_lm_head=True)` return log-probabilities instead of logits.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]): A causal language model, before PEFT or a distributed wrapper calls
-            it. Other calls of it are as before.
+        model ([`~transformers.PreTrainedModel`]): A causal language model, without distributed wrapper. Its other
+            calls do not change. A second call of this function has no effect.
     """
     if getattr(model, "_trl_ext_head", False):
         return
     add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
     model._trl_ext_head = True  # type: ignore[assignment]
     config = model.config.get_text_config()
-    if any(getattr(config, name, None) not in (None, 1, 1.0) for name in _LOGIT_SETTINGS):
-        return
+    if logit_cap(config) or logit_scale(config) != 1:
+        return  # only TRL's head applies them
     if getattr(config, "output_router_logits", False):
-        return  # TRL's head returns the load balancing loss too
+        return  # only TRL's head returns the load balancing loss
     fused_forward = model.forward
 
     @functools.wraps(type(model).forward)
@@ -87,7 +79,7 @@ def add_fused_head(model: PreTrainedModel) -> None:
 
 
 def _is_plain_cpu(head: torch.nn.Module) -> bool:
-    """Whether the head's weight is whole and here: not a shard of FSDP or ZeRO-3, and not quantised."""
+    """Whether the head's weight is a complete CPU tensor: neither sharded by FSDP or ZeRO-3 nor quantized."""
     weight = head.weight
     return (
         weight.device.type == "cpu"
@@ -99,7 +91,7 @@ def _is_plain_cpu(head: torch.nn.Module) -> bool:
 
 def from_logits(logits: torch.Tensor, shift_labels: torch.Tensor) -> HeadOutput:
     """
-    The same from whole logits, for models whose head is more than a matrix.
+    The same from full logits, for models whose head is more than a matrix product.
 
     Args:
         logits (`torch.Tensor` of shape (rows, L, V)): What the model's own forward returns.
@@ -116,7 +108,7 @@ def from_logits(logits: torch.Tensor, shift_labels: torch.Tensor) -> HeadOutput:
 
 
 class ChunkedLogProbs(torch.autograd.Function):
-    """log softmax(h W^T + b)[label] with its entropy, without ever holding (T, V) logits; both passes go by chunks."""
+    """log softmax(h W^T + b)[label] with its entropy. Both passes work on chunks and never hold (T, V) logits."""
 
     @staticmethod
     def forward(  # type: ignore[override]

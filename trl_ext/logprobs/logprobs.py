@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Log-probabilities of completions, without (tokens, vocabulary) logits and, where it pays, with each prompt computed
-once.
+Log-probabilities of completions, without (tokens, vocabulary) logits and with each prompt computed once where that is
+cheaper.
 
 Letters: B prompts, N completions in all, L tokens a row, R tokens of a completion.
 """
@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 from transformers import PreTrainedModel
 
 from trl_ext.models.load import base_of
 from trl_ext.models.modes import evaluation_mode
+from trl_ext.models.probe import Tolerance, probe
 from trl_ext.models.sharding import catch_up_calls
 
 from .lm_head import add_fused_head, from_logits
-from .row_layout import Probe, SharedPrefixRows
+from .shared_prefix import SharedPrefixRows
 
 
 logger = logging.getLogger(__name__)
@@ -36,10 +36,10 @@ class TokenLogps:
     Args:
         logps (`torch.Tensor` of shape (rows, L)): log P of the token each position predicts, in nats; 0 elsewhere.
         entropy (`torch.Tensor` of shape (rows, L)): Entropy of each of these predictions, in nats; 0 elsewhere.
-        is_top1 (`torch.Tensor` of shape (rows, L)): 1 where the token was the likeliest.
+        is_top1 (`torch.Tensor` of shape (rows, L)): 1 where the token was the most likely one.
         completion_index (`torch.Tensor` of shape (rows, L)): Completion that the token belongs to, -1 elsewhere.
         num_completions (`int`): N.
-        form (`str`): `"separate"`, `"dense"` or `"cascade"`.
+        form (`str`): `"separate"`, `"dense"` or `"cascade"` (see [`~trl_ext.logprobs.shared_prefix.Layout`]).
         num_positions (`int`): Positions that went through the model, padding included.
     """
 
@@ -70,21 +70,22 @@ class LogProbs(SharedPrefixRows):
     """
     Builds rows for a policy and computes log-probabilities from them.
 
-    The form of the rows is chosen and verified as in [`~trl_ext.logprobs.row_layout.SharedPrefixRows`]. The fused
-    head is compared with the model's own in the same way; a model whose head is more than a matrix gets whole logits.
+    The form of the rows is chosen and verified as in [`~trl_ext.logprobs.shared_prefix.SharedPrefixRows`]. The fused
+    head is compared with the model's own in the same way; a model whose head is more than a matrix product computes
+    full logits.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The model, before any distributed wrapper.
-            Its forward gains a fused head (see [`~trl_ext.logprobs.lm_head.add_fused_head`]); ordinary forwards and
-            generation stay as they are.
+            Its forward gains a fused head (see [`~trl_ext.logprobs.lm_head.add_fused_head`]); other forward
+            passes and generation do not change.
         pad_token_id (`int`): Token in padding.
-        kwargs: `shared_prefix` and `pad_to_multiple_of`; see [`~trl_ext.logprobs.row_layout.SharedPrefixRows`].
+        kwargs: `shared_prefix` and `pad_to_multiple_of`; see [`~trl_ext.logprobs.shared_prefix.SharedPrefixRows`].
 
     Raises:
         `ValueError`: `shared_prefix` is none of the three.
     """
 
-    unit = "log P"
+    quantity = "log-probabilities"
 
     def __init__(self, model: PreTrainedModel, pad_token_id: int, **kwargs: Any) -> None:
         base = base_of(model)
@@ -104,14 +105,13 @@ class LogProbs(SharedPrefixRows):
             prompts (`list[list[int]]`): B prompts of at least one token.
             completions (`list[list[list[int]]]`): For each prompt its completions, of at least one token each.
         """
-        if not self._confirmed:
-            self._confirm(model)
-        return self._forward(model, self._form(prompts, completions), prompts, completions)
+        self.verify(model)
+        return self._forward(model, self.form_of(prompts, completions), prompts, completions, self.fused)
 
-    def _forward(self, model: torch.nn.Module, form: str, prompts: list, completions: list) -> TokenLogps:
-        rows, inputs = self._lay_out(model, form, prompts, completions, predict=True)
+    def _forward(self, model: torch.nn.Module, form: str, prompts: list, completions: list, fused: bool) -> TokenLogps:
+        rows, inputs = self.inputs(model, form, prompts, completions)
         labels = rows["shift_labels"].to(inputs["input_ids"].device)
-        if self.fused:
+        if fused:
             outputs = model(**inputs, shift_labels=labels, fused_lm_head=True)
         else:
             logits = model(**inputs, use_cache=False).logits
@@ -121,28 +121,27 @@ class LogProbs(SharedPrefixRows):
         positions = rows["input_ids"].numel()
         return TokenLogps(outputs.log_probs, outputs.entropy, outputs.is_top1, index, total, form, positions)
 
-    def probe_of(self, model: torch.nn.Module, form: str, prompts: list, completions: list) -> torch.Tensor:
-        """log P of each completion, of shape (N,)."""
-        return self._forward(model, form, prompts, completions).sums()
+    def probe_values(self, model: torch.nn.Module, form: str, prompts: list, completions: list) -> torch.Tensor:
+        """log P of the completions, as one vector of shape (1, N)."""
+        return self._forward(model, form, prompts, completions, self.fused).sums()[None]
 
-    def _confirm(self, model: torch.nn.Module) -> None:
-        """Compare, on a few tokens, the fused head with the model's own, and shared with separate rows."""
-        inner = extract_model_from_parallel(model)
-        self._settle(model, base_of(getattr(inner, "module", inner)))
-
-    def _reference(self, model: torch.nn.Module, probe: Probe) -> torch.Tensor:
+    def verify_reference(self, model: torch.nn.Module, batch: tuple[list, list]) -> None:
+        """Compares the fused head with the model's own, and falls back to full logits where they differ."""
         if hasattr(next(model.parameters()), "ds_id"):
-            # ZeRO-3 fetches weights in the order in which the forward before used them: one through the model's own
-            # head would have it fetch the head when TRL's does. TRL's is used without a comparison.
-            return super()._reference(model, probe)
-        self.fused = False
-        expected = self.probe_of(model, "separate", *probe)
-        self.fused = True
-        fault = self._difference(model, "separate", probe, expected)
-        if fault is not None:
-            logger.warning("The logits of a batch are whole in memory: with the fused head %s.", fault)
+            # ZeRO-3 fetches weights in the order in which the previous forward pass used them: after one through the
+            # model's own head it would fetch the head at that point of TRL's. TRL's is used without a comparison.
+            return
+        reason = probe(
+            model,
+            "fused head",
+            lambda: self._forward(model, "separate", *batch, fused=True).sums()[None],
+            lambda: self._forward(model, "separate", *batch, fused=False).sums()[None],
+            Tolerance(rounded=4e-3, smallest_norm=1.0),
+            quantity=self.quantity,
+        )
+        if reason is not None:
+            logger.warning("The full logits of a batch are kept in memory, because with the fused head %s.", reason)
             self.fused = False
-        return expected
 
 
 @torch.no_grad()
@@ -159,13 +158,13 @@ def completion_logps(
     Per-token log-probabilities of completions, without gradients.
 
     Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): A causal language model; it is put in
-            evaluation mode for the time of the call.
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): A causal language model; it is in evaluation
+            mode during the call.
         prompts (`list[list[int]]`): B prompts.
         completions (`list[list[list[int]]]`): For each prompt its completions; an empty one gets an empty tensor.
         pad_token_id (`int`): Token in padding.
-        batch_size (`int`, *optional*, defaults to `64`): Completions in one forward (at least those of one prompt).
-        log_probs ([`LogProbs`], *optional*): The builder of rows to use; a new one by default.
+        batch_size (`int`, *optional*, defaults to `64`): Completions per forward pass, at least those of one prompt.
+        log_probs ([`LogProbs`], *optional*): What computes them; a new one by default.
 
     Returns:
         `list[list[torch.Tensor]]`: For each completion its log-probabilities in nats, of shape (R,), float32 on the
@@ -174,7 +173,7 @@ def completion_logps(
     log_probs = log_probs or LogProbs(model, pad_token_id)
     results: list[list[torch.Tensor]] = [[torch.zeros(0) for _ in group] for group in completions]
     kept = [(b, [k for k, c in enumerate(group) if c]) for b, group in enumerate(completions)]
-    # Rows of like length share a batch, so that little of it is padding.
+    # Rows of similar length share a batch, so that little of it is padding.
     kept = sorted(
         (item for item in kept if item[1]),
         key=lambda item: len(prompts[item[0]]) + max(len(c) for c in completions[item[0]]),

@@ -15,11 +15,11 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from trl_ext.upstream import flash_attention_backward, flash_attention_forward, sdpa_attention_forward, sdpa_mask
 
 
-CASCADE = "trl_ext_cascade"  # the name of this attention, as transformers knows it
+CASCADE = "trl_ext_cascade"  # name of this attention in transformers
 
 
 class Span(NamedTuple):
-    """Which queries attend to which keys in one variable-length call: both cut into as many sequences."""
+    """One variable-length attention call: the i-th sequence of queries attends to the i-th sequence of keys."""
 
     cu_queries: torch.Tensor
     cu_keys: torch.Tensor
@@ -30,11 +30,11 @@ class Span(NamedTuple):
 
 class CascadePlan:
     """
-    Lengths for the two calls of a cascade: causal inside each segment; completions to their prompt.
+    The two attention calls of a cascade: causal inside each segment, and from completions to their prompt.
 
     Args:
         cu_segments (`torch.Tensor` of shape (B + N + 1,)): Where segments begin: all prompts, then all completions.
-        cu_completions (`torch.Tensor` of shape (B + 1,)): Where each prompt's block of completions begins among them.
+        cu_completions (`torch.Tensor` of shape (B + 1,)): Where the completions of each prompt begin among them.
         cu_prompts (`torch.Tensor` of shape (B + 1,)): Where each prompt begins.
         device (`torch.device`): Where the model is.
     """
@@ -69,7 +69,7 @@ def flash_backward(
     state: list[torch.Tensor],
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of q, k and v given the output and log-sum-exp of the whole row of scores, not only of this call's."""
+    """Gradients of q, k and v, from the output and log-sum-exp over all scores of a row, those of other calls too."""
     return flash_attention_backward(grad, q, k, v, out, lse, *span[:4], 0.0, span.causal, *state, scale=scale)
 
 

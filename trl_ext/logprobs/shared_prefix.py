@@ -2,40 +2,45 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-K completions of one prompt as rows for a causal language model: separate rows, or rows that share their prompt.
+Shared-prefix rows: the K completions of a prompt in one row that holds the prompt once, where the model supports it.
 
-A shared row holds the prompt once and then its K completions. Completions attend to the prompt and to themselves, and
-their positions continue the prompt's. Each completion is preceded by a copy of the prompt's last token: that copy
-predicts the completion's first token, so every prediction has a position of its own and an unmodified fused language
-model head serves both forms. It costs K - 1 tokens a prompt. Nothing predicts from the last token of a completion, so
-no row carries it.
+Completions attend to the prompt and to themselves, and their positions continue the prompt's. A copy of the prompt's
+last token precedes each completion: it predicts the completion's first token, so that every prediction has its own
+position and an unmodified fused language model head works for separate and shared rows. It costs K - 1 tokens per
+prompt. The last token of a completion predicts nothing, so no row holds it.
 
     separate    p1 p2 p3 a1 a2        shared    p1 p2 | p3 a1 a2 | p3 b1
                 p1 p2 p3 b1           position   0  1    2  3  4    2  3
 
-Rows for a model that judges the tokens of a completion, rather than predicting them, carry all of them and no copy.
+Rows for a model that evaluates the tokens of a completion, rather than predicting them, hold all of them and no copy.
 
     separate    p1 p2 p3 a1 a2 a3     shared    p1 p2 p3 | a1 a2 a3 | b1 b2
 
 Letters: B prompts, N completions in all, L tokens a row, T tokens in all.
 """
 
+import logging
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from trl_ext.models.architecture import FULL, layer_kinds, score_cap
+from trl_ext.models.load import base_of
+from trl_ext.models.probe import Tolerance, probe, probe_tokens
 from trl_ext.upstream import attention_implementation, supports_attention_backend
 
 from .prefix_attention import CASCADE, CascadePlan
 
 
-# Settings by which configs limit attention to near positions of a row, besides `layer_types`. A probe with few tokens
-# cannot see a window that is longer.
-_WINDOWS = ("sliding_window", "window_size", "attention_window_size", "attention_chunk_size")
+logger = logging.getLogger(__name__)
+
+SHARED_PREFIX_SETTINGS = ("auto", "always", "never")
+
 
 IGNORE = -100  # label of a position that predicts nothing, as everywhere in transformers
 
@@ -46,9 +51,9 @@ class Layout:
     How a model takes completions that share a prompt.
 
     Args:
-        form (`str`): `"separate"`, `"dense"` (a row a prompt, a 4-dimensional mask) or `"cascade"` (everything in one
-            row, variable-length flash attention).
-        reason (`str`): Why this form; said once in the log.
+        form (`str`): `"separate"`, `"dense"` (one row per prompt, a 4-dimensional mask) or `"cascade"` (all prompts
+            and completions in one row, variable-length flash attention).
+        reason (`str`): Why this form; logged once.
     """
 
     form: str
@@ -57,23 +62,18 @@ class Layout:
 
 def supported_layout(model: PreTrainedModel) -> Layout:
     """
-    The best form of shared rows that the attention of `model` computes exactly, judged from its config.
+    The best form of shared rows that the attention of `model` computes exactly, according to its config.
 
-    [`~trl_ext.logprobs.logprobs.LogProbs`] confirms the judgement on the first batch by comparing the two forms.
+    [`SharedPrefixRows`] verifies it before the first batch.
     """
     config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"}:
-        return Layout(
-            "separate", f"layers of kind {', '.join(sorted(kinds - {'full_attention'}))} keep their own mask"
-        )
-    window = next((name for name in _WINDOWS if getattr(config, name, None)), None)
-    if window is not None and getattr(config, "use_sliding_window", True):
-        return Layout("separate", f"a window of attention (`{window}`) keeps its own mask")
+    other_kinds = layer_kinds(config) - {FULL}
+    if other_kinds:
+        return Layout("separate", f"layers of kind {', '.join(sorted(other_kinds))} apply their own mask")
     if model.config.is_encoder_decoder:
-        return Layout("separate", "an encoder-decoder has no prompt in its decoder row")
+        return Layout("separate", "the decoder rows of an encoder-decoder hold no prompt")
     if not getattr(config, "num_attention_heads", None):
-        return Layout("separate", "it has no attention heads")
+        return Layout("separate", "the model has no attention heads")
     attention = attention_implementation(config)
     if attention == CASCADE or (
         attention in ("sdpa", "flash_attention_2")
@@ -81,18 +81,18 @@ def supported_layout(model: PreTrainedModel) -> Layout:
         and model.device.type == "cuda"
         and torch.version.cuda is not None
         and torch.cuda.get_device_capability(model.device) >= (8, 0)
-        and _flash_takes(config)
+        and _flash_supports(config)
     ):
         return Layout("cascade", "two variable-length flash attention calls")
     if attention in ("sdpa", "eager"):
         return Layout("dense", f"a 4-dimensional mask under {attention} attention")
-    return Layout("separate", f"attention {attention!r} takes no mask of our own")
+    return Layout("separate", f"{attention!r} attention takes no custom mask")
 
 
-def _flash_takes(config: Any) -> bool:
-    """Whether torch's flash attention has the heads' width, and would leave out nothing that is done to scores."""
+def _flash_supports(config: Any) -> bool:
+    """Whether torch's flash attention supports the width of the heads and everything that is done to the scores."""
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    changes_scores = getattr(config, "attn_logit_softcapping", None) or getattr(config, "attention_dropout", 0.0)
+    changes_scores = score_cap(config) or getattr(config, "attention_dropout", 0.0)
     return head_dim % 8 == 0 and head_dim <= 256 and not changes_scores
 
 
@@ -109,7 +109,7 @@ def build_rows(
     predict: bool = True,
 ) -> dict[str, Any]:
     """
-    Tensors for one forward over the completions of some prompts.
+    Tensors for one forward pass over the completions of some prompts.
 
     Args:
         prompts (`list[list[int]]`): B prompts of at least one token.
@@ -118,7 +118,7 @@ def build_rows(
         pad_token_id (`int`): Token in padding.
         pad_to_multiple_of (`int`, *optional*, defaults to `0`): Round row lengths up to this (`0`: no rounding).
         predict (`bool`, *optional*, defaults to `True`): Whether the model predicts the completions' tokens. Otherwise
-            it judges each of them: labels and index belong to the token itself.
+            it evaluates each of them: labels and index belong to the token itself.
 
     Returns:
         `dict`: `input_ids`, `position_ids`, `shift_labels` (the token each position predicts, -100 for none) and
@@ -161,7 +161,7 @@ def _piece(ids: list[int], start: int, labels: list[int], index: int, segment: i
     }
 
 
-# `back` is 1 where tokens are predicted, from one position before their own, and 0 where they are judged.
+# `back` is 1 where tokens are predicted, from one position before their own, and 0 where they are evaluated.
 
 
 def _separate_pieces(prompts: list, completions: list, back: int) -> list[list[dict]]:
@@ -223,7 +223,7 @@ def choose_form(layout: Layout, prompts: list, completions: list, hidden_size: i
         shared = len(totals) * max(totals) * (6 * hidden_size + max(totals))
     else:
         shared = sum(totals) * (6 * hidden_size + longest)
-    # Below a twentieth less, building the rows and their mask takes what is gained; ours, not tuned.
+    # A saving below 5 % is lost to building the rows and their mask. Our choice, not tuned.
     return layout.form if shared < 0.95 * separate else "separate"
 
 
@@ -234,7 +234,7 @@ def attention_inputs(
     rows: dict[str, torch.Tensor], attention: str, dtype: torch.dtype, device: torch.device
 ) -> dict[str, Any]:
     """
-    What a model's forward needs besides ids and positions, for rows of any form.
+    Arguments of a model's forward besides ids and positions, for rows of any form.
 
     Args:
         rows (`dict`): From [`build_rows`].
@@ -244,7 +244,7 @@ def attention_inputs(
     """
     if "cu_segments" in rows:
         plan = CascadePlan(rows["cu_segments"], rows["cu_completions"], rows["cu_prompts"], device)
-        # Without a mask transformers would see positions that start anew and build a (T, T) one; ours reads none.
+        # Without a mask, transformers would see that positions start again and build a (T, T) one. Ours reads none.
         return {"prefix_plan": plan, "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)}
     if "segment_ids" in rows:
         mask = dense_mask(rows["segment_ids"].to(device))
@@ -256,7 +256,7 @@ def attention_inputs(
 
 def dense_mask(segment_ids: torch.Tensor) -> torch.Tensor:
     """
-    Who may attend to whom: earlier positions of the prompt and of one's own completion.
+    Attention mask in which a position sees earlier positions of the prompt and of its own completion.
 
     Args:
         segment_ids (`torch.Tensor` of shape (rows, L)): 0 the prompt, i the i-th completion, -1 padding.
@@ -270,3 +270,149 @@ def dense_mask(segment_ids: torch.Tensor) -> torch.Tensor:
     query, key = segment_ids[:, :, None], segment_ids[:, None, :]
     own = torch.eye(length, dtype=torch.bool, device=segment_ids.device)
     return (causal & ((key == query) | (key == 0)) & (query >= 0) | own)[:, None]
+
+
+# ----------------------------------------------------------------------------------------- choosing and verifying
+
+
+class SharedPrefixRows:
+    """
+    Lays out the completions of a batch as separate or shared rows. A subclass defines what is computed from them.
+
+    The form of shared rows is chosen from the model's config. Before the first batch it is compared with separate rows
+    on a few tokens; where the model computes something else, its rows stay separate.
+
+    Args:
+        base ([`~transformers.PreTrainedModel`]): The transformers model, inside adapters and wrappers.
+        pad_token_id (`int`): Token in padding.
+        predict (`bool`, *optional*, defaults to `True`): As for [`build_rows`].
+        shared_prefix (`str`, *optional*, defaults to `"auto"`): `"auto"` shares a prompt where that is cheaper,
+            `"always"` wherever the model supports it, `"never"` keeps separate rows.
+        pad_to_multiple_of (`int`, *optional*, defaults to `0`): Round row lengths up to this (`0`: no rounding).
+
+    Attributes:
+        layout ([`Layout`]): The form of shared rows.
+
+    Raises:
+        `ValueError`: `shared_prefix` is none of the three.
+    """
+
+    quantity = "results"  # what `probe_values` returns, for messages
+    tolerance = Tolerance(rounded=4e-3, of_effect=0.2, smallest_norm=1.0)
+
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        pad_token_id: int,
+        *,
+        predict: bool = True,
+        shared_prefix: str = "auto",
+        pad_to_multiple_of: int = 0,
+    ) -> None:
+        if shared_prefix not in SHARED_PREFIX_SETTINGS:
+            raise ValueError(f"`shared_prefix` must be one of {SHARED_PREFIX_SETTINGS}, got {shared_prefix!r}.")
+        self.pad_token_id = pad_token_id
+        self.predict = predict
+        self.shared_prefix = shared_prefix
+        self.pad_to_multiple_of = pad_to_multiple_of
+        self.hidden_size = base.config.get_text_config().hidden_size
+        self._verified = False
+        self._choose_layout(base)
+
+    def base_in(self, model: torch.nn.Module) -> PreTrainedModel:
+        """The transformers model whose attention the rows are for, inside a model without its distributed wrapper."""
+        return base_of(model)
+
+    def probe_values(self, model: torch.nn.Module, form: str, prompts: list, completions: list) -> torch.Tensor:
+        """Vectors (n, D) computed for completions, in an order that does not depend on the form of the rows."""
+        raise NotImplementedError
+
+    def form_of(self, prompts: list, completions: list) -> str:
+        """The form of rows for a batch: `"separate"`, or the form of [`layout`] where sharing is cheaper."""
+        return choose_form(self.layout, prompts, completions, self.hidden_size, self.shared_prefix)
+
+    def inputs(
+        self, model: torch.nn.Module, form: str, prompts: list, completions: list
+    ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """The rows of a batch, as [`build_rows`] returns them, and the arguments of `model` for them."""
+        parameter = next(model.parameters())
+        rows = build_rows(
+            prompts,
+            completions,
+            form=form,
+            pad_token_id=self.pad_token_id,
+            pad_to_multiple_of=0 if form == "cascade" else self.pad_to_multiple_of,
+            predict=self.predict,
+        )
+        inputs: dict[str, Any] = {"input_ids": rows["input_ids"].to(parameter.device)}
+        if form != "separate":  # in separate rows the model counts positions itself: some do not count from 0
+            inputs["position_ids"] = rows["position_ids"].to(parameter.device)
+        return rows, inputs | attention_inputs(rows, self.attention, parameter.dtype, parameter.device)
+
+    def verify(self, model: torch.nn.Module) -> None:
+        """
+        Compares shared with separate rows, once, and falls back from flash attention to a mask to separate rows.
+
+        Args:
+            model (`torch.nn.Module`): The model, possibly in a distributed wrapper.
+        """
+        if self._verified:
+            return
+        self._verified = True
+        inner = extract_model_from_parallel(model)
+        base = self.base_in(getattr(inner, "module", inner))
+        if next(base.parameters()).device.type != self._device:
+            self._choose_layout(base)  # trainers move the model to its device after they were given it
+        vocabulary = base.config.get_text_config().vocab_size
+        self.verify_reference(model, probe_batch(vocabulary))
+        while self.layout.form != "separate":
+            reason = self._layout_reason(model, vocabulary)
+            if reason is None:
+                logger.info("Prompts are shared between completions by %s.", self.layout.reason)
+                return
+            self._fall_back(base, reason)
+
+    def verify_reference(self, model: torch.nn.Module, batch: tuple[list, list]) -> None:
+        """For subclasses that use a fast path in separate rows too: verifies it before shared rows are compared."""
+
+    def _layout_reason(self, model: torch.nn.Module, vocabulary: int) -> str | None:
+        batch = probe_batch(vocabulary)
+        return probe(
+            model,
+            (type(self).__name__, self.predict, self.layout.form, self.attention),
+            lambda: self.probe_values(model, self.layout.form, *batch),
+            lambda: self.probe_values(model, "separate", *batch),
+            self.tolerance,
+            altered=lambda: self.probe_values(model, "separate", *probe_batch(vocabulary, altered=True)),
+            quantity=self.quantity,
+        )
+
+    def _choose_layout(self, base: PreTrainedModel) -> None:
+        """Chooses the form of shared rows from the config and the device."""
+        self._device = next(base.parameters()).device.type
+        if self.shared_prefix == "never":
+            self.layout = Layout("separate", "`shared_prefix` is 'never'")
+        else:
+            self.layout = supported_layout(base)
+        if self.layout.form == "cascade":
+            base.set_attn_implementation(CASCADE)
+        self.attention = attention_implementation(base.config.get_text_config())
+
+    def _fall_back(self, base: PreTrainedModel, reason: str) -> None:
+        if self.layout.form == "cascade":
+            base.set_attn_implementation("sdpa")
+            self.attention = "sdpa"
+            logger.warning("Shared prompts use a mask instead of flash attention, with which %s.", reason)
+            self.layout = Layout("dense", "a 4-dimensional mask under sdpa attention")
+        else:
+            logger.warning("Prompts are not shared between completions, because then %s.", reason)
+            self.layout = Layout("separate", reason)
+
+
+def probe_batch(vocabulary: int, altered: bool = False) -> tuple[list[list[int]], list[list[list[int]]]]:
+    """Prompts and completions to verify a layout with: of two lengths each, and with other prompts if `altered`."""
+    ids = probe_tokens(vocabulary, 13)
+    prompts, completions = [ids[:4], ids[2:4]], [[ids[4:8], ids[8:10]], [ids[10:13], ids[5:9]]]
+    if altered:
+        prompts = [[(i + 5) % vocabulary for i in prompt] for prompt in prompts]
+    return prompts, completions

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The model that a trainer trains: whole, or an adapter on it, on a quantised base as well."""
+"""Prepares a model for training: adds an adapter if one is asked for, on a quantized base as well."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +17,19 @@ if TYPE_CHECKING:
 
 def wrap_with_peft(model: PreTrainedModel, peft_config: "PeftConfig | None", **kwargs: Any) -> torch.nn.Module:
     """
-    Add the adapter of `peft_config` to `model`; without one, check that `model` can be trained as it is.
+    Adds the adapter of `peft_config` to `model`. Without one, checks that `model` can be trained as it is.
 
-    Trainable parameters on a quantised base are cast to bfloat16, as TRL does for QLoRA.
+    Trainable parameters on a quantized base are cast to bfloat16, as TRL does for QLoRA.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The model.
+        peft_config ([`~peft.PeftConfig`] or `None`): The adapter.
+        kwargs: Further arguments of [`~peft.get_peft_model`].
 
     Raises:
         `TypeError`: `peft_config` is not a [`~peft.PeftConfig`].
         `ValueError`: `model` already has an adapter, the adapter is on the output head or adds tokens to the input, or
-            a quantised model would be trained without one.
+            a quantized model would be trained without one.
     """
     if peft_config is not None:
         from peft import PeftConfig, get_peft_model
@@ -39,18 +44,18 @@ def wrap_with_peft(model: PreTrainedModel, peft_config: "PeftConfig | None", **k
         model = get_peft_model(model, peft_config, **kwargs)
     elif is_quantized(model) and not is_peft_model(model):
         raise ValueError(
-            "A quantised model cannot be trained without an adapter: pass `peft_config` "
+            "A quantized model cannot be trained without an adapter: pass `peft_config` "
             "(`--use_peft` on the command line)."
         )
     if is_peft_model(model) and hasattr(model.get_output_embeddings(), "base_layer"):
         raise ValueError(
-            "The adapter targets the output head, whose weight is read directly when log-probabilities are computed: "
-            "it would never be trained. Remove the head from `target_modules`."
+            "The adapter targets the output head, but log-probabilities are computed from the head's own weight: the "
+            "adapter would never be trained. Remove the head from `target_modules`."
         )
     if is_peft_model(model) and _adds_tokens(model):
         raise ValueError(
-            "The adapter puts virtual tokens in front of every row, so that positions and labels no longer match. Use "
-            "LoRA, another adapter of weights, or prefix tuning."
+            "The adapter adds virtual tokens to the start of every row, so that positions and labels do not match. "
+            "Use LoRA, another adapter of weights, or prefix tuning."
         )
     cast_adapter(model)
     return model
@@ -58,9 +63,9 @@ def wrap_with_peft(model: PreTrainedModel, peft_config: "PeftConfig | None", **k
 
 def cast_adapter(model: torch.nn.Module) -> None:
     """
-    Cast what is trained on a quantised base to bfloat16.
+    Casts trainable parameters on a quantized base to bfloat16.
 
-    To be called whenever weights were loaded into the adapter, too: PEFT makes them float32 then.
+    Call it again whenever weights were loaded into the adapter: PEFT makes them float32.
     """
     if is_quantized(model):
         for parameter in model.parameters():

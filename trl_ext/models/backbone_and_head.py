@@ -1,80 +1,89 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A language model taken apart: hidden states from its backbone, logits from its head."""
+"""A causal language model as two parts: the backbone computes hidden states, the head turns them into logits."""
 
 from collections.abc import Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 
-from .load import base_of, context_length, use_exact_4bit_on_cpu
-from .modes import evaluation_mode
+from .architecture import logit_cap, logit_scale
+from .load import base_of, context_length, has_virtual_tokens, use_exact_4bit_on_cpu
+from .probe import Tolerance, probe, probe_tokens
 
 
-# Shape and vocabulary of the head of each model that has been looked at: doing so takes two forwards.
-_LOOKED_AT: WeakKeyDictionary[Any, tuple[Any, int]] = WeakKeyDictionary()
+# Half precision rounds two ways to the same logits apart by far less, in any model; an unknown scale or cap on the
+# logits changes them by about their own size.
+_LOGITS_TOLERANCE = Tolerance(precise=0.05, rounded=0.05)
 
 
 class BackboneAndHead:
     """
-    A causal language model as what gives hidden states and what makes logits of them: its backbone and its head.
+    The backbone and the head of a causal language model.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The language model.
 
     Raises:
-        `ValueError`: It does not give its hidden states, or its logits are not head(hidden state) in a known way.
+        `ValueError`: It returns no hidden states, or its logits are not head(hidden state) in a known way.
     """
 
     def __init__(self, model: Any) -> None:
-        if any(adapter.is_prompt_learning for adapter in getattr(model, "peft_config", {}).values()):
-            raise ValueError("The adapter puts virtual tokens in front of every row; use LoRA, or merge it.")
-        # One that the user loaded in 4 bits and not by `load_model`: on some CPUs bitsandbytes repacks its layers in
-        # the first forward, fails for widths that its kernel does not have, and rounds otherwise than training did.
+        if has_virtual_tokens(model):
+            raise ValueError("The adapter adds virtual tokens to the start of every row. Use LoRA, or merge it.")
+        # A user may have loaded the model in 4 bits without `load_model`. On some CPUs bitsandbytes then repacks its
+        # layers in the first forward pass, fails for widths that its kernel lacks, and rounds differently than in
+        # training.
         use_exact_4bit_on_cpu(model)
         base: Any = base_of(model)
         name = type(base).__name__
         self.model, self.head, self.backbone = model, base.get_output_embeddings(), base.base_model
         if self.backbone is base or self.head is None:
             raise ValueError(
-                f"{name} has no model below a language model head, so its hidden states cannot be had. Load it with "
-                "`AutoModelForCausalLM`."
+                f"{name} has no backbone below a language model head, which would return its hidden states. Load it "
+                "with `AutoModelForCausalLM`."
             )
         self.embedding = base.get_input_embeddings()
         self.device = self.embedding.weight.device
         config = base.config.get_text_config()
         self.width = config.hidden_size
         self.context = context_length(model)
-        self._cap = getattr(config, "final_logit_softcapping", None)
-        self._scale = _logit_scale(config)
-        shape = getattr(getattr(self.head, "weight", None), "shape", None)  # another after a resize
-        known = _LOOKED_AT.get(model)
-        if known is None or known[0] != shape:
-            with evaluation_mode(model):  # dropout would differ from pass to pass
-                known = _LOOKED_AT[model] = shape, self._check(name)
-        self.vocabulary = known[1]  # of the head: a config may say more
+        self._cap, self._scale = logit_cap(config), logit_scale(config)
+        ids = torch.tensor([probe_tokens(self.embedding.num_embeddings, 4)], device=self.device)
+        reason = probe(
+            model,
+            ("logits", getattr(getattr(self.head, "weight", None), "shape", None)),  # another shape after a resize
+            lambda: self.logits(self._hidden(ids)),
+            lambda: model(input_ids=ids).logits,
+            _LOGITS_TOLERANCE,
+            quantity="logits",
+        )
+        if reason is not None:
+            raise ValueError(
+                f"The logits of {name} cannot be computed as its head of its last hidden state: {reason}. Its config "
+                "may scale or cap them in a way that is not known here."
+            )
+        # The config may state more tokens than the head has.
+        self.vocabulary: int = self.head.out_features
 
-    @torch.no_grad()
-    def _check(self, name: str) -> int:
-        ids = torch.arange(1, 5, device=self.device)[None] % self.embedding.num_embeddings
+    def _hidden(self, ids: torch.Tensor) -> torch.Tensor:
         hidden = getattr(self.backbone(input_ids=ids), "last_hidden_state", None)
         if hidden is None:
-            raise ValueError(f"{name} does not return `last_hidden_state`, from which its logits come.")
-        expected = self.model(input_ids=ids).logits.float()
-        error = (self.logits(hidden) - expected).abs().max() / expected.abs().max().clamp(min=1e-6)
-        # Half precision rounds two ways to the same logits apart by far less; a scale or a cap that is not
-        # known here moves them by their own size.
-        if not error < 0.05:
-            raise ValueError(
-                f"The logits of {name} are not its head of its last hidden state (they differ by {error:.2g} of their "
-                "size): it changes them in a way that is not known here."
-            )
-        return int(expected.shape[-1])
+            raise ValueError("its output has no `last_hidden_state`")
+        return hidden
 
     def check_tokens(self, texts: Sequence[Sequence[int]], who: str) -> None:
-        """Raise `ValueError` if token ids of a text are none of the model's; `who` is whose they are."""
+        """
+        Checks token ids against the vocabulary of the model.
+
+        Args:
+            texts (`Sequence[Sequence[int]]`): Token ids.
+            who (`str`): Owner of the texts, for the message.
+
+        Raises:
+            `ValueError`: A token is outside of the vocabulary.
+        """
         highest, rows = max((max(text) for text in texts if len(text)), default=0), self.embedding.num_embeddings
         if highest >= rows:
             raise ValueError(
@@ -89,10 +98,3 @@ class BackboneAndHead:
             hidden = hidden.to(weight.dtype)
         logits = self.head(hidden).float() * self._scale
         return logits if not self._cap else self._cap * torch.tanh(logits / self._cap)
-
-
-def _logit_scale(config: Any) -> float:
-    scale = 1.0
-    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
-        scale *= getattr(config, name, None) or 1.0
-    return scale / (getattr(config, "logits_scaling", None) or 1.0)

@@ -1,9 +1,10 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Load, quantise, freeze: the one place that knows 4-bit (what is trained on it: trainable.py)."""
+"""Loads and freezes models, in 4 or 8 bits too, and returns what other modules need to know of a loaded model."""
 
 import contextlib
+import functools
 import inspect
 import json
 import logging
@@ -33,9 +34,9 @@ logger = logging.getLogger(__name__)
 
 def default_device() -> torch.device:
     """
-    The accelerator that this machine has, or the CPU.
+    The accelerator of this machine, or the CPU.
 
-    Without `check_available` torch names what it was compiled for: a CUDA build on a machine without a GPU.
+    Without `check_available`, torch returns the one that it was compiled for, even on a machine without a GPU.
     """
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
@@ -50,20 +51,41 @@ def base_of(model: torch.nn.Module) -> PreTrainedModel:
     return model.get_base_model() if is_peft_model(model) else model  # type: ignore[operator,return-value]
 
 
+def accepts_argument(model: torch.nn.Module, name: str) -> bool:
+    """
+    Whether the forward of a model has an argument of this name. A fused head or a wrapper around it does not matter.
+
+    Args:
+        model (`torch.nn.Module`): The model, or a [`~peft.PeftModel`] around it.
+        name (`str`): Name of the argument.
+    """
+    model_class: type = type(base_of(model))
+    return name in _forward_arguments(model_class)
+
+
+@functools.cache
+def _forward_arguments(model_class: type) -> frozenset[str]:
+    return frozenset(inspect.signature(model_class.forward).parameters)  # type: ignore[attr-defined]
+
+
+def has_virtual_tokens(model: torch.nn.Module) -> bool:
+    """Whether an adapter of `model` adds virtual tokens to its input or its cache (prompt learning)."""
+    return any(adapter.is_prompt_learning for adapter in getattr(model, "peft_config", {}).values())
+
+
 def cache_name(model: torch.nn.Module) -> str:
     """
-    What a model's forward calls its cache of keys and values: `"cache"` since transformers 5.24, `"past_key_values"`
-    before, and in code from elsewhere.
+    Name of the KV cache among the arguments of a model: `"cache"` since transformers 5.24, `"past_key_values"` before
+    and in remote code.
 
     Args:
         model (`torch.nn.Module`): The model, or a [`~peft.PeftModel`] around it.
     """
-    parameters = inspect.signature(type(base_of(model)).forward).parameters
-    return "cache" if "cache" in parameters else "past_key_values"
+    return "cache" if accepts_argument(model, "cache") else "past_key_values"
 
 
 def cache_of(output: Any) -> Any:
-    """The cache that a model's output holds, under either name; `None` if there is none."""
+    """The KV cache in the output of a model, under either name; `None` if there is none."""
     return getattr(output, "cache", None) if hasattr(output, "cache") else getattr(output, "past_key_values", None)
 
 
@@ -73,7 +95,7 @@ def is_quantized(model: torch.nn.Module) -> bool:
 
 
 def has_quantized_weights(model: torch.nn.Module) -> bool:
-    """Whether `model` has such weights; it may be the layers below a head, which do not know how they were loaded."""
+    """Whether `model` has quantized weights. Works for a backbone too, which does not record how it was loaded."""
     return is_quantized(model) or any(not parameter.is_floating_point() for parameter in model.parameters())
 
 
@@ -81,12 +103,15 @@ def quantization_config_from(model_args: "ModelConfig") -> BitsAndBytesConfig | 
     """
     The bitsandbytes config that the command line asks for, or `None`.
 
-    The compute dtype is bfloat16 whatever `--dtype` says: TRL takes it from `--dtype`, whose default is float32, so
-    that 4-bit runs of its command line compute in float32.
+    The compute dtype is bfloat16 for any `--dtype`. TRL takes it from `--dtype`, whose default is float32, so that
+    4-bit runs of its command line compute in float32.
+
+    Args:
+        model_args ([`~trl.ModelConfig`]): The flags.
 
     Raises:
         `ImportError`: bitsandbytes is missing.
-        `ValueError`: both 4-bit and 8-bit were asked for.
+        `ValueError`: Both 4-bit and 8-bit were asked for.
     """
     if not (model_args.load_in_4bit or model_args.load_in_8bit):
         return None
@@ -105,7 +130,7 @@ def quantization_config_from(model_args: "ModelConfig") -> BitsAndBytesConfig | 
 
 
 def require_bitsandbytes() -> None:
-    """Raise an `ImportError` that names the extra to install if bitsandbytes is missing."""
+    """Raises an `ImportError` that names the extra to install if bitsandbytes is missing."""
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
@@ -115,18 +140,18 @@ def require_bitsandbytes() -> None:
 
 
 def refuse_pickled(folder: str) -> None:
-    """Raise an `OSError` if a directory holds weights in files that are unpickled, and none in safetensors."""
+    """Raises an `OSError` if a directory holds pickled weights and no safetensors."""
     names = {path.name for path in Path(folder).glob("*") if path.name.startswith(("pytorch_model", "adapter_model"))}
     pickled = sorted(name for name in names if name.endswith(".bin"))
     if pickled and not any(Path(folder).glob("*.safetensors")):
         raise OSError(
-            f"{folder!r} has its weights in {pickled[0]}, which is unpickled; only safetensors are loaded. Convert "
+            f"{folder!r} has pickled weights ({pickled[0]}), which may run code; only safetensors are loaded. Convert "
             "them (load with transformers, `save_pretrained`), or pass `use_safetensors=False` in `model_init_kwargs`."
         )
 
 
 def refuse_empty(folder: str) -> None:
-    """Raise an `OSError` if a directory holds no model."""
+    """Raises an `OSError` if a directory holds no model."""
     names = ("config.json", "adapter_config.json")
     if Path(folder).is_dir() and not any((Path(folder) / name).is_file() for name in names):
         raise OSError(f"There is no model in {folder!r}: it holds neither {' nor '.join(names)}.")
@@ -134,40 +159,40 @@ def refuse_empty(folder: str) -> None:
 
 def refuse_other_kinds(name: str, config: dict[str, Any], head: str) -> None:
     """
-    Raise a `ValueError` if a model is of another kind than is asked for.
+    Raises a `ValueError` if a model is of another kind than is asked for.
 
     Args:
-        name (`str`): What the user named.
+        name (`str`): Name of the model, as the user passed it.
         config (`dict`): Its `model_type` and `architectures`, as they were saved.
         head (`str`): As for [`load_model`].
     """
     kind, classes = str(config.get("model_type")), config.get("architectures") or []
     if kind.startswith("trl_ext_"):
         raise ValueError(
-            f"{name!r} holds a model of type {kind!r}, which was trained beside a language model and is none: name "
+            f"{name!r} holds a model of type {kind!r}, which was trained beside a language model and is none: pass "
             "the language model here, and this one by its own setting (`trl-ext generate --help`)."
         )
     if head == "causal_lm" and classes and all(one.endswith("ForSequenceClassification") for one in classes):
         raise ValueError(
-            f"{name!r} holds a sequence classifier ({classes[0]}), which scores texts and writes none: name a "
+            f"{name!r} holds a sequence classifier ({classes[0]}), which scores texts and generates none: pass a "
             "language model here, and this one as a reward (`reward_funcs`)."
         )
-    writes = classes and all(one.endswith(("CausalLM", "LMHeadModel")) for one in classes)
-    if head == "sequence_classification" and writes:
+    generates = classes and all(one.endswith(("CausalLM", "LMHeadModel")) for one in classes)
+    if head == "sequence_classification" and generates:
         raise ValueError(
-            f"{name!r} holds a language model ({classes[0]}), which has no score: a new one would give random "
-            "numbers. Name a sequence classifier with one label as the reward."
+            f"{name!r} holds a language model ({classes[0]}), which has no score head: a new one would return random "
+            "scores. Pass a sequence classifier with one label as the reward."
         )
 
 
 def loading_error(what: str, name: str, error: Exception) -> OSError:
-    """What to raise where a model or tokenizer that a user named cannot be loaded: names it, and its kind."""
-    where = "" if Path(name).expanduser().is_dir() else ", which is no directory here"
+    """The error to raise where a model or tokenizer cannot be loaded: it states its name and its kind, `what`."""
+    where = "" if Path(name).expanduser().is_dir() else ", which is no local directory"
     return OSError(f"Cannot load the {what} {name!r}{where}: {error}")
 
 
 def saved_config(what: str, name: str, **hub: Any) -> Any:
-    """The config of a model that a user named. Raises what [`loading_error`] makes."""
+    """The config of a model. Raises the error of [`loading_error`] if there is none."""
     try:
         refuse_empty(resolve_model_path(name))
         return AutoConfig.from_pretrained(
@@ -195,7 +220,7 @@ def load_model(
     **init_kwargs: Any,
 ) -> "PreTrainedModel | PeftModel":
     """
-    Load a model, or a LoRA adapter with its base model.
+    Loads a model, or a LoRA adapter with its base model.
 
     Args:
         name_or_path (`str`): Hub id or directory. The directory of a LoRA adapter gives a [`~peft.PeftModel`].
@@ -221,14 +246,14 @@ def load_model(
     if quantization_config is not None:
         require_bitsandbytes()
         init_kwargs["quantization_config"] = quantization_config
-        # Modules that stay unquantised (norms, embeddings, head) follow the compute dtype unless asked otherwise.
+        # Modules that are not quantized (norms, embeddings, head) have the compute dtype unless another is passed.
         init_kwargs.setdefault("dtype", getattr(quantization_config, "bnb_4bit_compute_dtype", None) or torch.bfloat16)
     init_kwargs.update(trust_remote_code=trust_remote_code)
     if init_kwargs.setdefault("use_safetensors", True):
         for folder in {source, name_or_path}:
             refuse_pickled(folder)
     saved = Path(source) / "config.json"
-    scored = base is not None and head == "sequence_classification"  # the adapter of a reward brings its score
+    scored = base is not None and head == "sequence_classification"  # the adapter of a reward has its score head
     if saved.is_file() and not scored:
         refuse_other_kinds(source, json.loads(saved.read_text(encoding="utf-8")), head)
     if revision is not None and base is None:
@@ -259,7 +284,7 @@ def resolve_model_path(name_or_path: str) -> str:
     The path of a model's directory, or its id on the Hub.
 
     Raises:
-        `OSError`: What is written like a path is no directory: the Hub would be asked, with a misleading error.
+        `OSError`: It is written like a path and is no directory. The error of the Hub would be misleading.
     """
     path = Path(name_or_path).expanduser()
     looks_like_path = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
@@ -270,10 +295,10 @@ def resolve_model_path(name_or_path: str) -> str:
 
 def use_exact_4bit_on_cpu(model: torch.nn.Module) -> None:
     """
-    Keep 4-bit layers differentiable on the CPU.
+    Keeps 4-bit layers differentiable on the CPU. Has to be called before any forward pass.
 
-    On CPUs with AVX512-BF16, bitsandbytes repacks every 4-bit layer in the first forward in evaluation mode, for a
-    kernel without autograd: gradients of later training steps are then wrong, silently. Must run before any forward.
+    On CPUs with AVX512-BF16, bitsandbytes repacks every 4-bit layer in the first forward pass in evaluation mode, for
+    a kernel without autograd: gradients of later training steps are then silently wrong.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -281,23 +306,23 @@ def use_exact_4bit_on_cpu(model: torch.nn.Module) -> None:
 
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:
-    """Switch gradients off and evaluation mode on. A 4-bit base keeps trainable norms and embeddings otherwise."""
+    """Switches gradients off and evaluation mode on. A 4-bit base would keep trainable norms and embeddings."""
     return model.requires_grad_(False).eval()
 
 
 @contextlib.contextmanager
 def adapter_disabled(model: torch.nn.Module) -> Iterator[None]:
-    """Inside this context a [`~peft.PeftModel`] computes what its base model computes."""
+    """Inside this context a [`~peft.PeftModel`] computes the output of its base model."""
     with model.disable_adapter():  # type: ignore[operator]
         yield
 
 
 def context_length(model: Any) -> int:
-    """Positions that a language model has (`0`: not known)."""
+    """Context length of a language model in tokens; `0` if it is not known."""
     config = base_of(model).config.get_text_config()
     positions = int(getattr(config, "max_position_embeddings", 0) or 0)
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    # YaRN and its like reach further, and some configs still say what there was before. Some have one a kind of layer.
+    # YaRN and similar scalings extend it, which some configs do not include. Some have one scaling per kind of layer.
     for scaling in (rope, *rope.values()) if positions else ():
         if isinstance(scaling, dict) and scaling.get("factor"):
             before = scaling.get("original_max_position_embeddings") or config.max_position_embeddings

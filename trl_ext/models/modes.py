@@ -12,9 +12,9 @@ from torch import nn
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """
-    No dropout and no gradient checkpointing inside; every module's own mode is put back at the end.
+    Switches dropout and gradient checkpointing off inside, and restores the mode of every module at the end.
 
-    Transformers' layers recompute only while they are in training mode, so leaving it is all it takes to have a cache.
+    Layers of transformers use gradient checkpointing in training mode only, so that no cache is lost to it inside.
     """
     training = [module for module in model.modules() if module.training]
     model.eval()
@@ -27,7 +27,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """As [`evaluation_mode`], for what happens at every token: a look at one flag where a model is in it already."""
+    """As [`evaluation_mode`], for every token: checks only one flag if the model is in evaluation mode already."""
     if not model.training:
         yield
         return

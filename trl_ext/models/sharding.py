@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Models in pieces on several processes (FSDP2, ZeRO-3): whole for as long as something draws from them.
+FSDP2 and ZeRO-3: checks the launch, shards frozen models, and gathers sharded parameters while the model generates.
 
-While a model is in pieces, each forward is a meeting of all processes: one that makes a forward more than the others
+Each forward pass of a sharded model communicates with all processes. A process that makes one more than the others
 waits for them for ever.
 """
 
@@ -29,27 +29,30 @@ _gathered: list[nn.Module] = []  # models in a context of `gathered`
 
 def check_launch(trainer: "Trainer") -> None:
     """
-    Check that processes work together as the launcher was asked for: several launches end in another way, silently.
+    Checks that accelerate has set up what the launcher was asked for: several launches silently end in something else.
+
+    Args:
+        trainer ([`~transformers.Trainer`]): The trainer.
 
     Raises:
-        `ValueError`: They do not, or in a way that trainers of ours cannot.
+        `ValueError`: It has set up something else, or something that the trainers of this package do not support.
     """
     args, kind = trainer.args, trainer.accelerator.distributed_type
     if args.n_gpu > 1:
         raise ValueError(
-            "Several GPUs are visible to one process, which `nn.DataParallel` cannot train here. Use `accelerate "
+            "Several GPUs are visible to one process, and `nn.DataParallel` is not supported. Use `accelerate "
             "launch`, or make one GPU visible with CUDA_VISIBLE_DEVICES."
         )
     launched = int(os.environ.get("WORLD_SIZE") or 1) if "LOCAL_RANK" in os.environ else 1
     if launched > 1 and trainer.accelerator.num_processes == 1:
         raise ValueError(
-            f"{launched} processes were launched, and each would train by itself: something has set accelerate up for "
-            "one process before the trainer's config was made. Make the config first, or do not launch."
+            f"{launched} processes were launched, and each would train by itself: accelerate was set up for one "
+            "process before the trainer's config was created. Create the config first, or do not use a launcher."
         )
     if os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true") and kind != DistributedType.FSDP:
         raise ValueError(
-            f"FSDP was asked for, and accelerate has set up {kind.value} instead: it has FSDP on accelerators only. "
-            "Launch without it here (`--accelerate_config multi_gpu`, or `--num_processes` alone)."
+            f"FSDP was asked for, and accelerate has set up {kind.value} instead: it supports FSDP on accelerators "
+            "only. Launch without FSDP here (`--accelerate_config multi_gpu`, or `--num_processes` only)."
         )
     if not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
         return
@@ -57,18 +60,18 @@ def check_launch(trainer: "Trainer") -> None:
         raise ValueError("FSDP version 1 is not supported. Set `fsdp_version: 2` (`--accelerate_config fsdp2`).")
     if getattr(args, "cast_for_generation", False):
         raise ValueError(
-            "`cast_for_generation` copies the model, which DeepSpeed and FSDP have in pieces; unset it. With "
-            "`mixed_precision: bf16` they compute with weights in bfloat16 as it is."
+            "`cast_for_generation` copies the model, which is sharded under DeepSpeed and FSDP. Unset it: with "
+            "`mixed_precision: bf16` they compute with weights in bfloat16 anyway."
         )
 
 
 def shard(model: Any, trainer: "Trainer") -> Any:
     """
-    A model that is not trained, in pieces if the trained one is; otherwise as it is, on the device.
+    Shards a frozen model in the same way as the trained one, or moves it to the device if that is not sharded.
 
     Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The model, frozen and not quantised.
-        trainer ([`~transformers.Trainer`]): Whose model is trained.
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The model, frozen and not quantized.
+        trainer ([`~transformers.Trainer`]): The trainer of the other model.
     """
     from trl_ext.upstream import prepare_deepspeed
 
@@ -79,8 +82,9 @@ def shard(model: Any, trainer: "Trainer") -> Any:
         return model.to(accelerator.device)
     from accelerate.utils import fsdp2_prepare_model
 
-    # As accelerate shards what is trained: layer by layer, with weights that only the first process may have read. The
-    # plugin remembers the layers of the first model that it meets, which are not those of the trained one.
+    # As accelerate shards the trained model: layer by layer, with weights that possibly only the first process has
+    # read. The plugin remembers the layers of the first model that it meets, which would not be those of the trained
+    # one.
     plugin = accelerator.state.fsdp_plugin
     kept = plugin.auto_wrap_policy, plugin.transformer_cls_names_to_wrap
     plugin.auto_wrap_policy = getattr(kept[0], "func", kept[0])
@@ -96,14 +100,14 @@ def gathered(
     model: Any, accelerator: Accelerator, *, gather: bool = True, checkpointing: dict[str, Any] | None = None
 ) -> Iterator[Any]:
     """
-    The model without its distributed wrapper, and with all of its weights on every process.
+    Inside this context the model has no distributed wrapper, and every process has all of its weights.
 
     Args:
-        model (`torch.nn.Module`): What `accelerator` or [`shard`] made of a model.
-        accelerator ([`~accelerate.Accelerator`]): It.
-        gather (`bool`, *optional*, defaults to `True`): Whether its weights are brought together. Without, a model in
-            pieces stays so.
-        checkpointing (`dict`, *optional*): `gradient_checkpointing_kwargs`, for after the context.
+        model (`torch.nn.Module`): The model as `accelerator` or [`shard`] prepared it.
+        accelerator ([`~accelerate.Accelerator`]): The accelerator.
+        gather (`bool`, *optional*, defaults to `True`): Whether the weights are gathered. Otherwise a sharded model
+            stays sharded.
+        checkpointing (`dict`, *optional*): `gradient_checkpointing_kwargs` that are set again after the context.
     """
     from trl_ext.upstream import unwrap_model_for_generation
 
@@ -124,13 +128,13 @@ def gathered(
 
 @contextmanager
 def _unsharded(model: nn.Module) -> Iterator[None]:
-    """Inside this context the modules that FSDP2 has in pieces are whole, also after a forward."""
+    """Inside this context the parameters of FSDP2 modules are gathered, and stay so after a forward pass."""
     from trl_ext.upstream import fsdp2_parameter_groups, initialize_fsdp2
 
     kept = []
     modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
     if isinstance(model, FSDPModule):
-        # Whichever module computes first takes itself for the outermost; parts of a model may be called in between.
+        # The first module that computes becomes the root, and parts of a model may be called on their own.
         initialize_fsdp2(model)
     try:
         for module in modules:
@@ -148,7 +152,7 @@ def _unsharded(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def gathered_parameters(model: nn.Module) -> Iterator[None]:
-    """Inside this context the weights of a model that ZeRO-3 has loaded in pieces, and not wrapped yet, are here."""
+    """Inside this context the parameters are gathered of a model that ZeRO-3 sharded at loading and did not wrap."""
     parameters = [parameter for parameter in model.parameters() if hasattr(parameter, "ds_id")]
     if not parameters:
         yield
@@ -160,27 +164,30 @@ def gathered_parameters(model: nn.Module) -> Iterator[None]:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether weights of the model are elsewhere, so that its forwards have to be as many on every process."""
+    """Whether the model is sharded and not gathered, so that every process has to make as many forward passes."""
     if any(model is other for other in _gathered):
         return False
-    # Which of its parameters ZeRO-3 has here now depends on what it has computed last.
+    # Parameters of ZeRO-3 count whether they are gathered at the moment or not: that depends on the last computation.
     return any(isinstance(parameter, DTensor) or hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
 def synced_gpus_kwargs(model: nn.Module) -> dict[str, bool]:
-    """What `generate` is to be told: transformers takes models that are whole for a while for sharded ones."""
+    """The argument `synced_gpus` of `generate`: by itself transformers also synchronizes models that are gathered."""
     return {"synced_gpus": is_sharded(model)} if torch.distributed.is_initialized() else {}
 
 
 def catch_up_calls(model: nn.Module, calls: int) -> range:
     """
-    As many numbers as this process has called a sharded model less often than the one that called it most.
+    Calls of a sharded model that this process has to add, so that all processes make as many.
 
-    Each process has to ask, and then to call the model for each of them; of a model that is whole there are none.
+    Every process has to call this function, and then the model once for each number of the range.
 
     Args:
         model (`torch.nn.Module`): The model.
-        calls (`int`): How often this process has called it.
+        calls (`int`): Calls of the model by this process so far.
+
+    Returns:
+        `range`: Empty for a model that is not sharded, and on the process with the most calls.
     """
     if not is_sharded(model):
         return range(0)

@@ -20,10 +20,14 @@ def same_vocabulary(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokeniz
 
 def can_read(reader: PreTrainedTokenizerBase, writer: PreTrainedTokenizerBase, ids: Iterable[Iterable[int]]) -> bool:
     """
-    Whether token ids mean to `reader` what they mean to `writer`.
+    Whether token ids stand for the same tokens in `reader` as in `writer`.
 
-    One vocabulary may extend the other (a padding token was added before training, say) as long as `reader` has every
-    token that occurs.
+    One vocabulary may extend the other, for example by a padding token that was added before training, as long as
+    `reader` has every token that occurs.
+
+    Args:
+        reader, writer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizers.
+        ids (`Iterable[Iterable[int]]`): Rows of token ids of `writer`.
     """
     if reader is writer:
         return True
@@ -33,7 +37,7 @@ def can_read(reader: PreTrainedTokenizerBase, writer: PreTrainedTokenizerBase, i
 
 
 def vocabulary_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A short name of the vocabulary: equal for tokenizers that give the same ids the same tokens."""
+    """A hash of the vocabulary: equal for tokenizers that have the same tokens under the same ids."""
     return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16]
 
 
@@ -41,9 +45,9 @@ def vocabulary_difference(
     tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase
 ) -> tuple[int, str | None, str | None] | None:
     """
-    The first id that means something else to the two, and what it means to each; `None` if none does.
+    The first id that stands for different tokens in two vocabularies, and both tokens; `None` if there is none.
 
-    One of them may have more tokens than the other: a padding token that was added, say.
+    One of them may have more tokens than the other, for example an added padding token.
     """
     mine, theirs = tokenizer.get_vocab(), other.get_vocab()
     if mine.items() <= theirs.items() or theirs.items() <= mine.items():
@@ -55,19 +59,19 @@ def vocabulary_difference(
 
 def vocabulary_mismatch(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, who: str) -> str:
     """
-    What is wrong if token ids do not mean the same to a language model and to another, as a sentence; else `""`.
+    How the vocabulary of another model differs from that of a language model, as a sentence; empty if it does not.
 
     Args:
-        tokenizer, other ([`~transformers.PreTrainedTokenizerBase`]): The language model's, and the other's.
-        who (`str`): What to call the other.
+        tokenizer, other ([`~transformers.PreTrainedTokenizerBase`]): Tokenizers of the language model and the other.
+        who (`str`): Name of the other model, for the sentence.
     """
     difference = vocabulary_difference(tokenizer, other)
     if difference is None:
         return ""
     token, mine, its = difference
     return (
-        f"The {who} has another vocabulary than the language model: token {token} is {its!r} for it and {mine!r} for "
-        "the language model."
+        f"The {who} has another vocabulary than the language model: token {token} is {its!r} in its vocabulary and "
+        f"{mine!r} in that of the language model."
     )
 
 
@@ -78,14 +82,14 @@ def load_tokenizer(
     name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False, padding_side: str = "left"
 ) -> PreTrainedTokenizerBase:
     """
-    Load a tokenizer and give it a pad token (its end-of-sequence token) if it has none.
+    Loads a tokenizer, and sets its pad token to its end-of-sequence token if it has none.
 
     Args:
         name_or_path (`str`): Hub id or directory; the directory of a LoRA adapter without a tokenizer falls back to
             its base model's.
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
         trust_remote_code (`bool`, *optional*, defaults to `False`): Whether to run code from the Hub.
-        padding_side (`str`, *optional*, defaults to `"left"`): Side that batches for generation are padded on.
+        padding_side (`str`, *optional*, defaults to `"left"`): Side on which the tokenizer pads.
 
     Raises:
         `OSError`: There is no such tokenizer.
@@ -98,7 +102,7 @@ def load_tokenizer(
         )
     except (OSError, ValueError) as error:
         base = adapter_base(name_or_path)
-        if base is None and Path(name_or_path).is_dir():  # transformers speaks of sentencepiece, and of no directory
+        if base is None and Path(name_or_path).is_dir():  # the error of transformers is about sentencepiece
             if not any((Path(name_or_path) / name).is_file() for name in _TOKENIZER_FILES):
                 refuse_empty(name_or_path)
                 raise OSError(
@@ -112,7 +116,7 @@ def load_tokenizer(
 
 
 def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Pad with the end-of-sequence token where there is no pad token; raise `ValueError` if there is neither."""
+    """Sets a missing pad token to the end-of-sequence token. Raises `ValueError` if there is neither."""
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ValueError(

@@ -1,6 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
-"""A sequence classifier as a reward function."""
+
+"""A sequence classifier (reward model) as a reward function."""
 
 import logging
 import math
@@ -21,29 +22,32 @@ logger = logging.getLogger(__name__)
 
 class ClassifierReward:
     """
-    The logit of a sequence classifier on prompt and completion, as a reward function.
+    Reward function that returns a sequence classifier's logit for prompt and completion.
 
-    Plain text is prompt + completion; messages go through the classifier's own chat template. No special tokens are
-    added; what is longer than the model's positions loses its beginning.
+    Text prompts and completions are concatenated; messages are rendered with the classifier's own chat template. No
+    special tokens are added. Texts that are longer than the classifier's context length are truncated at the start.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            Sequence classifier with one label.
+            Sequence classifier with one label. Its `pad_token_id` is set to the tokenizer's.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer.
         batch_size (`int`, *optional*, defaults to `64`):
             Texts in one call of the model.
+
+    Raises:
+        `ValueError`: The model has several labels.
     """
 
     def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, batch_size: int = 64) -> None:
         config: Any = model.config
         if getattr(config, "num_labels", 1) != 1:
             raise ValueError(
-                f"The reward model '{get_config_model_id(config)}' has {config.num_labels} labels: a reward is one "
-                "number, so it must have been trained with num_labels=1."
+                f"The reward model '{get_config_model_id(config)}' has {config.num_labels} labels, but a reward is "
+                "one number: use a model that was trained with num_labels=1."
             )
         ensure_pad_token(tokenizer)
-        # Classifiers read the last position that is not padding, and know the padding by this id.
+        # Classifiers use the last position that is not padding, and recognize padding by this id.
         config.get_text_config().pad_token_id = tokenizer.pad_token_id
         positions = getattr(config.get_text_config(), "max_position_embeddings", None)
         self.max_length: int | None = positions or min(tokenizer.model_max_length, 1 << 20)
@@ -55,11 +59,19 @@ class ClassifierReward:
         cls, model: Any, tokenizer: Any, device: Any, batch_size: int, trust_remote_code: bool
     ) -> "ClassifierReward":
         """
-        Loads what is missing: the model if it is a name, the tokenizer if it is `None`.
+        Load the model if it is a name, and the tokenizer if it is `None`.
+
+        Args:
+            model ([`~transformers.PreTrainedModel`] or `str`): The classifier, its directory or Hub id.
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): Its tokenizer.
+            device (`torch.device` or `str`, *optional*): Device of the model. By default the accelerator for a model
+                that is loaded here; any other model stays on its device.
+            batch_size (`int`): Texts in one call of the model.
+            trust_remote_code (`bool`): Whether to run code from the Hub.
 
         Raises:
-            `OSError`: One of them cannot be loaded; names the model.
-            `ValueError`: The model gives several numbers a text.
+            `OSError`: The model or the tokenizer cannot be loaded. The message names the model.
+            `ValueError`: The model has several labels.
         """
         name = model if isinstance(model, str) else get_config_model_id(model.config)
         options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
@@ -76,7 +88,12 @@ class ClassifierReward:
         return cls(model.eval(), tokenizer, batch_size)
 
     def texts(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[str]:
-        """What the classifier reads: `list[str]`. Raises `ValueError` for messages if it has no chat template."""
+        """
+        The texts that the classifier scores.
+
+        Raises:
+            `ValueError`: The prompts are conversational and the tokenizer has no chat template.
+        """
         texts = []
         for prompt, completion in zip(prompts, completions, strict=True):
             if isinstance(prompt, str):
@@ -84,7 +101,7 @@ class ClassifierReward:
                 continue
             if self.tokenizer.chat_template is None:
                 raise ValueError(
-                    "the prompts are conversational, but the reward model's tokenizer has no chat template; set "
+                    "the prompts are conversational, but the reward model's tokenizer has no chat template: set "
                     "`tokenizer.chat_template`, or use a reward model that was trained on conversations."
                 )
             texts.append(self.tokenizer.apply_chat_template([*prompt, *completion], tokenize=False))
@@ -92,12 +109,14 @@ class ClassifierReward:
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
-        """Logits of the completions, as a list of floats."""
+        """Logit of each completion."""
         rows: list[list[int]] = self.tokenizer(self.texts(prompts, completions), add_special_tokens=False)["input_ids"]
         if [] in rows:
-            raise ValueError(f"completion {rows.index([])} and its prompt are empty: there is nothing to judge.")
+            raise ValueError(f"completion {rows.index([])} and its prompt are empty: there is nothing to score.")
         if self.max_length and not self.warned and max(map(len, rows)) > self.max_length:
-            logger.warning("Texts longer than the reward model's %d positions are cut at the start.", self.max_length)
+            logger.warning(
+                "Texts longer than the reward model's %d tokens are truncated at the start.", self.max_length
+            )
             self.warned = True
         rows = [row[-self.max_length :] for row in rows] if self.max_length else rows
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))

@@ -1,10 +1,11 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
-"""Reward functions, as TRL's GRPO takes them: callables, names, dotted paths and sequence classifiers.
 
-A reward function is called with keyword arguments, all of them lists with one entry a completion: `prompts`,
-`completions` (strings, or lists of messages where the data is conversational), `completion_ids` and the data set's
-other columns. It returns one number a completion, or `None` where it does not apply.
+"""Reward functions in the forms that TRL's GRPO accepts: callables, names, import paths and sequence classifiers.
+
+A reward function is called with keyword arguments, each a list with one entry per completion: `prompts`, `completions`
+(text, or lists of messages if the dataset is conversational), `completion_ids` and the dataset's other columns. It
+returns one number per completion, or `None` if it does not apply.
 """
 
 import asyncio
@@ -29,7 +30,8 @@ from .classifiers import ClassifierReward
 
 RewardFunc: TypeAlias = str | PreTrainedModel | Callable[..., Any]
 
-# Names that need no import path: TRL's own reward functions. Those that TRL makes from settings get its settings.
+# TRL's own reward functions, which need no import path. If TRL has a function that makes one, the arguments to call it
+# with.
 _BUILT_IN: dict[str, dict[str, Any] | None] = {
     "accuracy_reward": None,
     "reasoning_accuracy_reward": None,
@@ -41,7 +43,7 @@ _BUILT_IN: dict[str, dict[str, Any] | None] = {
 
 
 class RewardError(ValueError):
-    """A reward function failed or did not return one number a completion. The message names it, and the completion."""
+    """A reward function raised, or did not return one number per completion. The message names the function."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,9 @@ class Reward:
 
     Args:
         name (`str`):
-            How logs, tables and columns call it.
+            Name in logs, tables and columns.
         func (`Callable`):
-            The function, called as the module's first lines say.
+            The function. See the docstring of this module for its arguments and result.
     """
 
     name: str
@@ -67,11 +69,20 @@ class Reward:
         **columns: Any,
     ) -> list[float | None]:
         """
-        Rewards of the completions: `list[float | None]`, as long as `completions`.
+        Call the function.
+
+        Args:
+            prompts (`Sequence`): The prompt of each completion.
+            completions (`Sequence`): The completions: text or lists of messages.
+            completion_ids (`Sequence[Sequence[int]]`, *optional*): Their token ids.
+            columns: Other columns of the dataset, with one entry per completion, and further arguments.
+
+        Returns:
+            `list[float | None]`: The reward of each completion.
 
         Raises:
-            `RewardError`: The function raises, or returns something else than a finite number, NaN or `None` for
-                each completion.
+            `RewardError`: The function raised, or returned something other than a finite number, NaN or `None` for
+                a completion.
         """
         try:
             output = self.func(prompts=prompts, completions=completions, completion_ids=completion_ids, **columns)
@@ -79,7 +90,7 @@ class Reward:
                 output = _wait(output)
         except Exception as error:
             raise RewardError(
-                f"The reward function '{self.name}' raised {type(error).__name__}: {error} (it was given "
+                f"The reward function '{self.name}' raised {type(error).__name__}: {error} (called with "
                 f"{len(prompts)} completions and the columns {sorted(columns)})."
             ) from error
         return self._checked(output, len(prompts))
@@ -89,8 +100,8 @@ class Reward:
             output = output.tolist()
         if not isinstance(output, (list, tuple)):
             raise RewardError(
-                f"The reward function '{self.name}' returned {output!r} where a list with one number a completion was "
-                "expected."
+                f"The reward function '{self.name}' returned {output!r}, but must return a list with one number per "
+                "completion."
             )
         if len(output) != expected:
             raise RewardError(
@@ -101,15 +112,15 @@ class Reward:
     def _number(self, value: Any, i: int) -> float | None:
         if value is None:
             return None
-        if hasattr(value, "item"):  # a number of numpy's, a tensor of one element
+        if hasattr(value, "item"):  # a numpy number or a tensor of one element
             value = value.item()
         if not isinstance(value, (int, float)):
             raise RewardError(
-                f"The reward function '{self.name}' returned {value!r} for completion {i}, where a number was "
-                "expected, or None if it does not apply."
+                f"The reward function '{self.name}' returned {value!r} for completion {i}, but must return a number, "
+                "or None if it does not apply."
             )
-        if abs(value) > sys.float_info.max:  # an integer may be too large for a float as well
-            text = "too large an integer" if isinstance(value, int) else value
+        if abs(value) > sys.float_info.max:  # infinite, or an integer that is too large for a float
+            text = "an integer that is too large" if isinstance(value, int) else value
             raise RewardError(f"The reward function '{self.name}' returned {text} for completion {i}.")
         return float(value)
 
@@ -123,37 +134,37 @@ def load_rewards(
     trust_remote_code: bool = False,
 ) -> list[Reward]:
     """
-    Makes reward functions from what a user writes.
+    Load reward functions in any form that a user may pass.
 
     Args:
         specs (`str` or [`~transformers.PreTrainedModel`] or `Callable` or `list` of these):
-            A callable; a sequence classifier with one label, as an object, a directory or a hub id; the name of one
-            of TRL's functions (`"think_format_reward"`, ...); or a path to a function (`"package.module.function"` or
-            `"package.module:function"`; the current directory is searched too).
+            A callable; a sequence classifier with one label, as an object, a directory or a Hub id; the name of one
+            of TRL's functions (`"think_format_reward"`, ...); or the import path of a function
+            (`"package.module.function"` or `"package.module:function"`; the current directory is searched too).
         processing_classes ([`~transformers.PreTrainedTokenizerBase`] or `list`, *optional*):
-            The classifiers' tokenizers, aligned with `specs` and `None` for the others; loaded where they are missing.
+            The classifiers' tokenizers, aligned with `specs`; `None` for functions. By default they are loaded.
         device (`torch.device` or `str`, *optional*):
-            Where classifiers are put. By default one given as an object stays where it is, and one that is loaded
-            goes to the accelerator if there is one.
+            Device of the classifiers. By default one that is passed as an object stays on its device, and one that is
+            loaded is moved to the accelerator if there is one.
         batch_size (`int`, *optional*, defaults to `64`):
             Texts in one call of a classifier.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
-            Whether a classifier from the hub may bring its own code.
+            Whether to run the code of classifiers from the Hub.
 
     Returns:
-        `list[Reward]`: In the order of `specs`; of equal names the later ones are numbered (`"reward_2"`).
+        `list[Reward]`: In the order of `specs`. If names are equal, the later ones are numbered (`"reward_2"`).
 
     Raises:
-        `ValueError`: A name is unknown, a path leads nowhere, a classifier has several labels, or lengths differ.
-        `OSError`: A classifier's directory or hub id cannot be loaded.
+        `ValueError`: A name or import path is unknown, a classifier has several labels, or lengths differ.
+        `OSError`: A classifier's directory or Hub id cannot be loaded.
     """
     specs = [specs] if isinstance(specs, str) or callable(specs) else list(specs)
     if not isinstance(processing_classes, (list, tuple)):
         processing_classes = [processing_classes] * len(specs)
     if len(processing_classes) != len(specs):
         raise ValueError(
-            f"{len(processing_classes)} reward processing classes for {len(specs)} reward functions: give one each, "
-            "None for those that are no classifiers."
+            f"{len(processing_classes)} reward processing classes for {len(specs)} reward functions: pass one for "
+            "each, or None for those that are not classifiers."
         )
     rewards: list[Reward] = []
     for spec, tokenizer in zip(specs, processing_classes, strict=True):
@@ -162,7 +173,7 @@ def load_rewards(
         if isinstance(func, (str, nn.Module)):
             func = ClassifierReward.load(func, tokenizer, device, batch_size, trust_remote_code)
         elif not callable(func):
-            raise ValueError(f"{spec!r} is no reward function: it cannot be called.")
+            raise ValueError(f"{spec!r} is not a reward function: it cannot be called.")
         taken = {reward.name for reward in rewards}
         candidates = [name, *(f"{name}_{i}" for i in range(2, len(specs) + 2))]
         rewards.append(Reward(name=next(c for c in candidates if c not in taken), func=func))
@@ -170,7 +181,7 @@ def load_rewards(
 
 
 def _resolve(spec: str) -> Any:
-    """The function that a name or path stands for; a string if it is a classifier's id or directory."""
+    """The function that a name or import path refers to; `spec` itself if it is a classifier's Hub id or directory."""
     if spec in _BUILT_IN:
         func, settings = getattr(importlib.import_module("trl.rewards"), spec), _BUILT_IN[spec]
         return func if settings is None else func(**settings)
@@ -181,20 +192,20 @@ def _resolve(spec: str) -> Any:
     if spec.count("/") == 1 and not spec.startswith((".", "/", "~")):
         return spec
     raise ValueError(
-        f"Unknown reward function '{spec}': it is none of TRL's ({', '.join(_BUILT_IN)}), no existing directory, no "
-        "path to a function ('package.module.function') and no hub id ('organisation/model')."
+        f"Unknown reward function '{spec}': it is not one of TRL's ({', '.join(_BUILT_IN)}), an existing directory, "
+        "an import path ('package.module.function') or a Hub id ('organisation/model')."
     )
 
 
 def _import(spec: str) -> Any:
     module_name, _, attribute = spec.partition(":") if ":" in spec else spec.rpartition(".")
-    if os.getcwd() not in sys.path:  # as `trl grpo` does: a file of functions in the current directory
+    if os.getcwd() not in sys.path:  # for a file in the current directory, as in `trl grpo`
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and not (module_name + ".").startswith(error.name + "."):
-            raise  # the module is there, something that it imports is not
+            raise  # the module exists, but it imports one that does not
         raise ValueError(f"Cannot load the reward function '{spec}': there is no module '{module_name}'.") from error
     func = getattr(module, attribute, None)
     if not callable(func):
@@ -217,7 +228,7 @@ def _name(spec: Any) -> str:
 
 
 def _wait(awaitable: Awaitable[Any]) -> Any:
-    """Result of an async reward function; in a thread of its own, as a notebook's event loop is running already."""
+    """Result of an async reward function, run in a new thread: the event loop of a notebook is already running."""
 
     async def result() -> Any:
         return await awaitable

@@ -1,65 +1,118 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Scores completions with several weighted reward functions."""
+"""Scores groups of completions with several weighted reward functions: the one way from completions to scores."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from trl_ext.data.completion import Completion
-from trl_ext.data.schema import as_completion, extra_columns
+from trl_ext.data.schema import extra_columns
 
 from .functions import Reward
 
 
 @dataclass(frozen=True)
-class RewardTable:
+class ScoredCompletion:
     """
-    Rewards of N completions.
+    A completion with its rewards.
 
     Args:
-        total (`list[float]`):
-            Weighted sum of each completion's rewards; NaN where no function applied.
-        by_name (`dict[str, list[float]]`):
-            Each function's own rewards, unweighted; NaN where it did not apply.
-        nans (`list[tuple[str, int]]`, *optional*):
-            Functions that returned NaN itself, rather than `None`, and for which completions.
+        completion ([`~trl_ext.data.completion.Completion`]):
+            Text, token ids, and whether it ended.
+        score (`float`):
+            Weighted sum of its rewards; NaN if no reward function applied.
+        rewards (`dict[str, float]`):
+            Reward of each function by name, unweighted; NaN if the function did not apply.
+        returned_nan (`tuple[str, ...]`, *optional*, defaults to `()`):
+            Names of the functions that returned NaN itself. One that does not apply returns `None`.
     """
 
-    total: list[float]
-    by_name: dict[str, list[float]]
-    nans: list[tuple[str, int]] = field(default_factory=list)
+    completion: Completion
+    score: float
+    rewards: dict[str, float]
+    returned_nan: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """Text of the completion."""
+        return self.completion.text
 
 
 def score_completions(
     rows: Sequence[dict[str, Any]],
-    completions: Sequence[Sequence[Completion]],
+    groups: Sequence[Sequence[Completion]],
     rewards: Sequence[Reward],
     weights: Sequence[float] | None = None,
-) -> RewardTable:
+    **arguments: Any,
+) -> list[list[ScoredCompletion]]:
     """
-    The rewards of each completion of each row, all in one list, in the form and with the columns of the rows.
+    Calls every reward function once, on all completions, and adds up the rewards of each completion.
+
+    As in TRL, a `None` or NaN is left out of the sum.
 
     Args:
-        rows (`Sequence[dict[str, Any]]`): Rows with a `prompt`, and whatever columns the rewards take.
-        completions (`Sequence[Sequence[Completion]]`): The completions of each row.
-        rewards (`Sequence[Reward]`): From [`~trl_ext.rewards.functions.load_rewards`].
-        weights (`Sequence[float]`, *optional*): One a reward, 1 by default.
+        rows (`Sequence[dict[str, Any]]`):
+            Rows with a `prompt`. Their other columns are passed to the reward functions, one entry per completion.
+        groups (`Sequence[Sequence[Completion]]`):
+            The completions of each row.
+        rewards (`Sequence[Reward]`):
+            From [`~trl_ext.rewards.functions.load_rewards`].
+        weights (`Sequence[float]`, *optional*):
+            One per reward, 1 by default.
+        arguments:
+            Further keyword arguments of the reward functions, such as `trainer_state`.
+
+    Returns:
+        `list[list[ScoredCompletion]]`: In the order of `groups`.
 
     Raises:
         [`~trl_ext.rewards.functions.RewardError`]: A reward function failed.
+        `ValueError`: There is not one group per row or one weight per reward, a weight is not finite, or two rewards
+            have the same name.
     """
-    flat = [(row, completion) for row, drawn in zip(rows, completions, strict=True) for completion in drawn]
-    return score(
-        rewards,
-        weights,
-        [row["prompt"] for row, _ in flat],
-        [as_completion(row, x.text) for row, x in flat],
-        completion_ids=[x.ids for _, x in flat],
-        columns=extra_columns([row for row, _ in flat]),
-    )
+    names = [reward.name for reward in rewards]
+    weights = check_reward_weights(weights, names)
+    if len(set(names)) < len(names):
+        raise ValueError(f"Reward functions must have different names, got {names}.")
+    if len(rows) != len(groups):
+        raise ValueError(f"{len(rows)} rows for {len(groups)} groups of completions: pass one group per row.")
+    # One entry per completion, as reward functions take them.
+    row_of_each, contents, ids = [], [], []
+    for row, group in zip(rows, groups, strict=True):
+        for completion in group:
+            row_of_each.append(row)
+            contents.append(completion.content(row))
+            ids.append(completion.ids)
+    returned: dict[str, list[float | None]] = {name: [] for name in names}
+    if contents:
+        prompts = [row["prompt"] for row in row_of_each]
+        columns = extra_columns(row_of_each) | arguments
+        for reward in rewards:
+            returned[reward.name] = reward(prompts, contents, ids if any(ids) else None, **columns)
+    scored, start = [], 0
+    for group in groups:
+        end = start + len(group)
+        values = [{name: returned[name][i] for name in names} for i in range(start, end)]
+        scored.append([_with_score(c, value, weights) for c, value in zip(group, values, strict=True)])
+        start = end
+    return scored
+
+
+def _with_score(completion: Completion, values: dict[str, float | None], weights: Sequence[float]) -> ScoredCompletion:
+    """The weighted sum of what reward functions returned for one completion."""
+    rewards, terms, returned_nan = {}, [], []
+    for (name, value), weight in zip(values.items(), weights, strict=True):
+        rewards[name] = math.nan if value is None else value
+        if value is None:
+            continue
+        if math.isnan(value):
+            returned_nan.append(name)
+        else:
+            terms.append(weight * value)
+    return ScoredCompletion(completion, sum(terms) if terms else math.nan, rewards, tuple(returned_nan))
 
 
 def check_reward_weights(weights: Sequence[float] | None, names: Sequence[str]) -> list[float]:
@@ -67,11 +120,11 @@ def check_reward_weights(weights: Sequence[float] | None, names: Sequence[str]) 
     The weight of each reward; all are 1 if none is given.
 
     Args:
-        weights (`Sequence[float]`, *optional*): What was given.
+        weights (`Sequence[float]`, *optional*): The weights that were set.
         names (`Sequence[str]`): Names of the rewards.
 
     Raises:
-        `ValueError`: There are more or fewer, or one is NaN or infinite, which would make every score so.
+        `ValueError`: There are more or fewer weights than rewards, or one is NaN or infinite.
     """
     if weights is None:
         return [1.0] * len(names)
@@ -81,52 +134,3 @@ def check_reward_weights(weights: Sequence[float] | None, names: Sequence[str]) 
     if not all(map(math.isfinite, weights)):
         raise ValueError(f"`reward_weights` must be finite, got {list(weights)}.")
     return list(weights)
-
-
-def score(
-    rewards: Sequence[Reward],
-    weights: Sequence[float] | None,
-    prompts: Sequence[Any],
-    completions: Sequence[Any],
-    completion_ids: Sequence[Sequence[int]] | None = None,
-    columns: dict[str, Any] | None = None,
-) -> RewardTable:
-    """
-    Calls every reward function and adds up what they say, as TRL does: a `None` or NaN is left out of the sum.
-
-    Args:
-        rewards (`list[Reward]`): The reward functions.
-        weights (`list[float]`, *optional*): One a function; all 1 by default.
-        prompts (`list`): One a completion: each prompt is repeated for its completions.
-        completions (`list`): The completions, N of them.
-        completion_ids (`list[list[int]]`, *optional*): Their token ids.
-        columns (`dict[str, Any]`, *optional*):
-            The data set's other columns, repeated as the prompts are, and whatever else the functions are to be given.
-
-    Returns:
-        [`RewardTable`]
-
-    Raises:
-        `RewardError`: See [`Reward`].
-        `ValueError`: The weights or the lists do not match in length, a weight is not finite, or two functions have
-            one name.
-    """
-    names = [reward.name for reward in rewards]
-    weights = check_reward_weights(weights, names)
-    if len(set(names)) < len(names):
-        raise ValueError(f"Reward functions must have different names, got {names}.")
-    if len(prompts) != len(completions):
-        raise ValueError(f"{len(prompts)} prompts for {len(completions)} completions: give one prompt a completion.")
-    if not completions:
-        return RewardTable(total=[], by_name={reward.name: [] for reward in rewards})
-    nan = float("nan")
-    said = {reward.name: reward(prompts, completions, completion_ids, **columns or {}) for reward in rewards}
-    nans = [
-        (name, i) for name, values in said.items() for i, x in enumerate(values) if x is not None and math.isnan(x)
-    ]
-    by_name = {name: [nan if value is None else value for value in values] for name, values in said.items()}
-    total = []
-    for values in zip(*by_name.values(), strict=True):
-        known = [w * v for w, v in zip(weights, values, strict=True) if not math.isnan(v)]
-        total.append(sum(known) if known else nan)
-    return RewardTable(total, by_name, nans)

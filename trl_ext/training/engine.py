@@ -14,9 +14,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-from trl_ext.data.completion import Completion
+from trl_ext.data.completion import Completion, decode_groups
 from trl_ext.decoding.static_generate import release_static_caches
-from trl_ext.generation.completions import grouped
 from trl_ext.generation.generate import generate, usual_batch_size
 from trl_ext.generation.vllm import VLLM
 from trl_ext.generation.vllm_settings import VLLMSettings
@@ -179,4 +178,4 @@ class Engine:
                 f"Continuous batching returned {sum(map(bool, ids))} answers of {k * len(prompts)}. Give it more "
                 "memory (`transformers_continuous_batching_config`), or leave it out."
             )
-        return grouped([list(x) for x in ids], k, self.tokenizer, config)
+        return decode_groups([list(x) for x in ids], k, self.tokenizer, config)

@@ -22,10 +22,9 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedTokenizerBase
 
 from trl_ext.atomic_files import replacing, write_text
-from trl_ext.data.completion import Completion, cut
-from trl_ext.data.schema import as_completion, extra_columns
+from trl_ext.data.completion import Completion, truncated
 from trl_ext.rewards.functions import Reward
-from trl_ext.rewards.scoring import score
+from trl_ext.rewards.scoring import ScoredCompletion, score_completions
 from trl_ext.upstream import print_prompt_completions_sample
 
 from .config import ExtConfig
@@ -35,20 +34,28 @@ from .meters import Meters
 @dataclass
 class Rollout:
     """
-    The completions of one prompt.
+    The completions of one prompt that can be trained on.
 
     Args:
-        completion_ids (`list[list[int]]`): Token ids; completions that no reward function could score are left out.
-        scores (`list[float]`): Weighted sum of the rewards, minus the KL term if there is one.
-        rewards (`dict[str, list[float]]`, *optional*): What each reward function said of them, NaN where it did not
-            apply.
-        marks (`list[int]`, *optional*): A method's own number for each completion (how it came to be, say).
+        completion_ids (`list[list[int]]`): Token ids of each completion.
+        scores (`list[float]`): Weighted sum of the rewards of each, minus the KL term if there is one.
+        rewards (`dict[str, list[float]]`, *optional*): Reward of each by reward function, NaN if it did not apply.
+        marks (`list[int]`, *optional*): A number that the method gave each, such as the prompt it was sampled from.
     """
 
     completion_ids: list[list[int]]
     scores: list[float]
     rewards: dict[str, list[float]] = field(default_factory=dict, compare=False)  # NaN is not equal to itself
     marks: list[int] = field(default_factory=list)
+
+    def append(self, scored: ScoredCompletion, score: float, mark: int | None) -> None:
+        """Add a completion with its score after the KL term."""
+        self.completion_ids.append(scored.completion.ids)
+        self.scores.append(score)
+        for name, reward in scored.rewards.items():
+            self.rewards[name].append(reward)
+        if mark is not None:
+            self.marks.append(mark)
 
     def __add__(self, other: "Rollout") -> "Rollout":
         """The completions of both, with the rewards that both have."""
@@ -61,24 +68,41 @@ class Rollout:
 @dataclass
 class Round:
     """
-    What one snapshot of the model sampled.
+    The completions that one snapshot of the model sampled, with their scores.
 
     Args:
-        rollouts (`dict[int, Rollout]`): By row number.
-        table (`dict[str, list]`): For people: `prompt`, `completion`, the rewards by name and `score`, a row a
-            completion.
-        drawn (`list[bool]`): For each row of the table, whether the model drew it just now (or the data set had it).
-        ended (`list[bool]`): For each row of the table, whether its end is the completion's own.
-        lengths (`list[int]`): For each row of the table, its tokens.
-        nans (`list[tuple[str, int]]`): Reward functions that returned NaN, and for completions of which rows.
+        rollouts (`dict[int, Rollout]`):
+            By row number.
+        table (`dict[str, list]`, *optional*):
+            For people, one entry per completion: `prompt`, `completion`, the rewards by name, and `score`.
+        is_sampled (`list[bool]`, *optional*):
+            For each entry of the table, whether the model sampled it in this round; otherwise the dataset has it.
+        ended (`list[bool]`, *optional*):
+            For each entry of the table, whether the model ended the completion.
+        lengths (`list[int]`, *optional*):
+            For each entry of the table, its number of tokens.
+        nans (`list[tuple[str, int]]`, *optional*):
+            Names of the reward functions that returned NaN, each with the number of the row.
     """
 
     rollouts: dict[int, Rollout]
     table: dict[str, list[Any]] = field(default_factory=dict)
-    drawn: list[bool] = field(default_factory=list)
+    is_sampled: list[bool] = field(default_factory=list)
     ended: list[bool] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     nans: list[tuple[str, int]] = field(default_factory=list)
+
+    def append(self, row: dict[str, Any], scored: ScoredCompletion, score: float, *, is_sampled: bool) -> None:
+        """Add a completion to the table, with its score after the KL term."""
+        completion = scored.completion
+        entry = {"prompt": row["prompt"], "completion": completion.content(row), **scored.rewards, "score": score}
+        for name, value in entry.items():
+            self.table[name].append(value)
+        self.is_sampled.append(is_sampled)
+        self.ended.append(completion.ended)
+        self.lengths.append(len(completion.ids))
+        row_number = int(row.get("data_row", row["row_index"]))
+        self.nans += [(name, row_number) for name in scored.returned_nan]
 
 
 def score_round(
@@ -98,83 +122,96 @@ def score_round(
     Score the completions of one round.
 
     Args:
-        rows (`list[dict]`): Tokenised rows (see [`~trl_ext.data.tokenization.prepare_dataset`]).
-        completions (`list[list[Completion]]`): K completions for each row.
-        rewards (`list[Reward]`): See [`~trl_ext.rewards.functions.load_rewards`].
-        weights (`list[float]`, *optional*): One a reward; 1 by default.
-        max_length (`int`, *optional*, defaults to `0`): Longest prompt plus completion (`0`: no limit).
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): Cuts completions that are longer, before
-            they are scored; without it they are left out.
-        penalty (`Callable`, *optional*): From prompt and completion ids to what is subtracted from each score.
-        keep_dataset_completions (`bool`, *optional*, defaults to `False`): Whether each row's own completions join.
-        trainer_state (*optional*): Passed to the reward functions, as TRL does.
-        marks (`list[int]`, *optional*): One for each of a row's K completions, kept with those that are kept.
+        rows (`list[dict]`):
+            Tokenized rows (see [`~trl_ext.data.tokenization.prepare_dataset`]).
+        completions (`list[list[Completion]]`):
+            The K completions that the model sampled for each row.
+        rewards (`list[Reward]`):
+            See [`~trl_ext.rewards.functions.load_rewards`].
+        weights (`list[float]`, *optional*):
+            One per reward, 1 by default.
+        max_length (`int`, *optional*, defaults to `0`):
+            Maximum number of tokens of prompt and completion together. `0` means no limit.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Truncates longer completions before they are scored. Without it they are left out of the rollouts.
+        penalty (`Callable`, *optional*):
+            `(prompt_ids, completion_ids) -> costs`: what is subtracted from the score of each sampled completion.
+        keep_dataset_completions (`bool`, *optional*, defaults to `False`):
+            Whether the completions that the row has itself are scored with the sampled ones, without a penalty.
+        trainer_state (*optional*):
+            Passed to the reward functions, as TRL does.
+        marks (`list[int]`, *optional*):
+            One number for each of the K completions of a row, kept in the rollout.
 
     Raises:
-        `RewardError`: A reward function failed, or returned something else than a number a completion.
+        `RewardError`: A reward function failed, or did not return one number per completion.
     """
     if tokenizer is not None and max_length:
-        rooms = [max_length - len(row["prompt_ids"]) for row in rows]
-        completions = [[cut(c, n, tokenizer) for c in some] for some, n in zip(completions, rooms, strict=True)]
-    groups: list[list[Completion]] = []
-    for row, sampled in zip(rows, completions, strict=True):
-        own = _own_completions(row) if keep_dataset_completions else []
-        groups.append([*sampled, *own])
-    owners = [row for row, group in zip(rows, groups, strict=True) for _ in group]
-    flat = [completion for group in groups for completion in group]
-    ids = [completion.ids for completion in flat]
-    prompts = [row["prompt"] for row in owners]
-    texts = [as_completion(row, completion.text) for row, completion in zip(owners, flat, strict=True)]
-    table = score(rewards, weights, prompts, texts, ids, {**extra_columns(owners), "trainer_state": trainer_state})
-    # Only what the policy has just drawn pays for its distance from the reference.
-    prompt_ids, drawn_ids = [row["prompt_ids"] for row in rows], [[c.ids for c in group] for group in completions]
-    paid = penalty(prompt_ids, drawn_ids) if penalty else [[0.0] * len(group) for group in completions]
-    costs = [c for group, some in zip(groups, paid, strict=True) for c in some + [0.0] * (len(group) - len(some))]
-    totals = [total - cost for total, cost in zip(table.total, costs, strict=True)]
-    rollouts, start = {}, 0
+        completions = _truncated_groups(rows, completions, max_length, tokenizer)
+    groups = []
+    for row, group in zip(rows, completions, strict=True):
+        groups.append([*group, *_dataset_completions(row)] if keep_dataset_completions else group)
+    scored_groups = score_completions(rows, groups, rewards, weights, trainer_state=trainer_state)
+    costs: list[list[float]] = [[] for _ in rows]
+    if penalty is not None:
+        costs = penalty([row["prompt_ids"] for row in rows], [[c.ids for c in group] for group in completions])
+
+    names = [reward.name for reward in rewards]
+    result = Round({}, table={name: [] for name in ("prompt", "completion", *names, "score")})
+    for row, num_sampled, scored_group, costs_of_group in zip(
+        rows, map(len, completions), scored_groups, costs, strict=True
+    ):
+        max_tokens = max_length - len(row["prompt_ids"]) if max_length else math.inf
+        rollout = Rollout([], [], {name: [] for name in names})
+        for n, scored in enumerate(scored_group):
+            score = scored.score - costs_of_group[n] if n < len(costs_of_group) else scored.score
+            result.append(row, scored, score, is_sampled=n < num_sampled)
+            # A longer completion would be trained on without the end that was scored.
+            if math.isfinite(score) and 0 < len(scored.completion.ids) <= max_tokens:
+                rollout.append(scored, score, marks[n] if marks else None)
+        result.rollouts[int(row["row_index"])] = rollout
+    return result
+
+
+def _truncated_groups(
+    rows: list[dict[str, Any]],
+    groups: list[list[Completion]],
+    max_length: int,
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[list[Completion]]:
+    """Completions that fit in `max_length` tokens together with the prompts of their rows."""
+    found = []
     for row, group in zip(rows, groups, strict=True):
-        numbers = totals[start : start + len(group)]
-        room = max_length - len(row["prompt_ids"]) if max_length else math.inf
-        # What is still longer than the room was not scored as it would be trained on: it is left out.
-        kept = [
-            n
-            for n, (c, s) in enumerate(zip(group, numbers, strict=True))
-            if math.isfinite(s) and 0 < len(c.ids) <= room
-        ]
-        rollouts[int(row["row_index"])] = Rollout(
-            [group[n].ids for n in kept],
-            [numbers[n] for n in kept],
-            {name: [values[start + n] for n in kept] for name, values in table.by_name.items()},
-            [marks[n] for n in kept] if marks else [],
-        )
-        start += len(group)
-    columns = {"prompt": prompts, "completion": texts, **table.by_name, "score": totals}
-    drawn = [i < len(some) for group, some in zip(groups, completions, strict=True) for i in range(len(group))]
-    nans = [(name, int(owners[i].get("data_row", owners[i]["row_index"]))) for name, i in table.nans]
-    return Round(rollouts, columns, drawn, [c.ended for c in flat], [len(c.ids) for c in flat], nans)
+        max_tokens = max_length - len(row["prompt_ids"])
+        found.append([truncated(completion, max_tokens, tokenizer) for completion in group])
+    return found
 
 
-def _own_completions(row: dict[str, Any]) -> list[Completion]:
-    texts = row.get("completions") or []
-    plain = [text if isinstance(text, str) else text[-1].get("content") or "" for text in texts]
-    return [Completion(t, i, e) for t, i, e in zip(plain, row["completion_ids"], row["ended"], strict=True)]
+def _dataset_completions(row: dict[str, Any]) -> list[Completion]:
+    """The completions that a tokenized row has itself."""
+    found = []
+    for content, ids, ended in zip(row.get("completions") or [], row["completion_ids"], row["ended"], strict=True):
+        text = content if isinstance(content, str) else content[-1].get("content") or ""
+        found.append(Completion(text, ids, ended))
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------- logging
 
 
-def measure_round(sampled: Round, rewards: list[Reward], meters: Meters) -> None:
-    """Add a round's metrics, under the names that TRL's GRPO uses."""
-    drawn = torch.tensor(sampled.drawn, dtype=torch.bool)
+def measure_round(result: Round, rewards: list[Reward], meters: Meters) -> None:
+    """Add the metrics of a round's sampled completions, under the names that TRL's GRPO uses."""
+    sampled = torch.tensor(result.is_sampled, dtype=torch.bool)
     for reward in rewards:
-        values = torch.tensor(sampled.table[reward.name], dtype=torch.float)[drawn]
+        values = torch.tensor(result.table[reward.name], dtype=torch.float)[sampled]
         meters.add_values(f"rewards/{reward.name}/mean", values)
         meters.add_deviation(f"rewards/{reward.name}/std", values)
-    meters.add_values("reward", torch.tensor(sampled.table["score"])[drawn])
-    stds = [torch.tensor(r.scores).std() for r in sampled.rollouts.values() if len(r.scores) > 1]
+    meters.add_values("reward", torch.tensor(result.table["score"])[sampled])
+    stds = [torch.tensor(r.scores).std() for r in result.rollouts.values() if len(r.scores) > 1]
     if stds:
         meters.add_values("reward_std", torch.stack(stds))
-    lengths, ended = torch.tensor(sampled.lengths, dtype=torch.float)[drawn], torch.tensor(sampled.ended)[drawn]
+    lengths = torch.tensor(result.lengths, dtype=torch.float)[sampled]
+    ended = torch.tensor(result.ended)[sampled]
     meters.add_values("completions/mean_length", lengths)
     meters.add_extremes("completions/min_length", "completions/max_length", lengths)
     meters.add_values("completions/mean_terminated_length", lengths[ended])

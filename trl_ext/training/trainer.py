@@ -203,14 +203,14 @@ class ExtTrainer(BaseTrainer):
 
     def _show_round(self, sampled: Round, mode: str) -> None:
         """Log what a round of sampling came to, and print completions where that is asked for."""
-        check_rewards(sampled.nans, len(sampled.drawn), self.args.nan_rewards, self.state.global_step)
+        check_rewards(sampled.nans, len(sampled.is_sampled), self.args.nan_rewards, self.state.global_step)
         if sampled.nans:
-            self._meters[mode].add("rewards/nan_ratio", len(sampled.nans), len(sampled.drawn))
+            self._meters[mode].add("rewards/nan_ratio", len(sampled.nans), len(sampled.is_sampled))
         measure_round(sampled, self.rewards, self._meters[mode])
-        if sampled.drawn and not any(rollout.scores for rollout in sampled.rollouts.values()):
+        if sampled.is_sampled and not any(rollout.scores for rollout in sampled.rollouts.values()):
             logger.warning(
-                f"Step {self.state.global_step}: none of the {len(sampled.drawn)} completions has a score: nothing "
-                "is learned from them: the reward functions returned no number."
+                f"Step {self.state.global_step}: none of the {len(sampled.is_sampled)} completions has a score, "
+                "so this step has no effect: the reward functions returned None or NaN."
             )
         if self.args.log_completions and mode == "train":
             show_tables([sampled.table], self.accelerator, self.args, self.state.global_step, mode)

@@ -50,8 +50,8 @@ def make_proxy(model: Any, **fields: Any) -> ProxyModel:
     return proxy
 
 
-def test_whatever_prompts_come_as(model: Any, tokenizer: Any) -> None:
-    """Text, a tokenizer's output, tensors and lists of ids: the same answers, whole batch or row by row."""
+def test_types_of_prompts(model: Any, tokenizer: Any) -> None:
+    """Text, a tokenizer's output, tensors and lists of ids give the same completions, batched or one by one."""
     proxy = make_proxy(model)
     tokenizer.padding_side = "left"
     batch = tokenizer(TEXTS, return_tensors="pt", padding=True)
@@ -73,7 +73,7 @@ def test_whatever_prompts_come_as(model: Any, tokenizer: Any) -> None:
 
 
 def test_models_in_training_mode(model: Any, tokenizer: Any) -> None:
-    """Answers are those of the model without dropout and checkpointing, and it is left as it was."""
+    """Completions are those without dropout and checkpointing, and the mode of the model is restored."""
     proxy = make_proxy(model)
     common = {"max_new_tokens": 6, "seed": 3, "tokenizer": tokenizer}
     expected = proxy.generate(model, TEXTS, **common)
@@ -87,8 +87,8 @@ def test_models_in_training_mode(model: Any, tokenizer: Any) -> None:
     assert model.training and proxy.training
 
 
-def test_a_head_smaller_than_the_vocabulary(model: Any) -> None:
-    """More candidates than it has tokens are not to be had."""
+def test_head_smaller_than_the_vocabulary(model: Any) -> None:
+    """There are no more candidates than the head has tokens."""
     model.lm_head = torch.nn.Linear(64, 4, bias=False)
     found = make_proxy(model).generate(model, [[100, 9]], max_new_tokens=5, eos_token_id=0)
     assert int(found[0, 2:].max()) < 4
@@ -102,7 +102,7 @@ def test_chat(model: Any) -> None:
     assert len(found.sequences) == 1
 
 
-def test_counts_texts_and_several_answers(model: Any, tokenizer: Any) -> None:
+def test_counts_texts_and_several_completions(model: Any, tokenizer: Any) -> None:
     proxy = make_proxy(model)
     found = proxy.generate(
         model, TEXTS, tokenizer=tokenizer, max_new_tokens=8, num_return_sequences=3, return_dict=True, seed=0
@@ -116,7 +116,7 @@ def test_counts_texts_and_several_answers(model: Any, tokenizer: Any) -> None:
         assert tokenizer.decode(row[width : width + length], skip_special_tokens=True) == text
 
 
-def test_most_candidates_examined(model: Any, tokenizer: Any) -> None:
+def test_max_candidates(model: Any, tokenizer: Any) -> None:
     proxy = make_proxy(model)
     with torch.no_grad():
         proxy.actor[-1].bias.fill_(-100.0)
@@ -144,7 +144,7 @@ def test_streaming_and_stop_strings(model: Any, tokenizer: Any) -> None:
     assert cut.ended.tolist() == [True]
 
 
-def test_storage(model: Any, tmp_path: Path) -> None:
+def test_saving_and_loading(model: Any, tmp_path: Path) -> None:
     proxy = make_proxy(model, order="descending", temperature=0.7)
     proxy.save_pretrained(tmp_path)
     for loaded in (ProxyModel.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
@@ -155,7 +155,7 @@ def test_storage(model: Any, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
 
 
-def test_the_wrong_model_is_named(tokenizer: Any, model: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_error_names_the_other_model(tokenizer: Any, model: Any, caplog: pytest.LogCaptureFixture) -> None:
     model.config._name_or_path = "org/right"
     proxy = make_proxy(model)
     narrow = make_model(len(tokenizer), hidden_size=32)
@@ -167,11 +167,11 @@ def test_the_wrong_model_is_named(tokenizer: Any, model: Any, caplog: pytest.Log
     with pytest.raises(ValueError, match=r"'org/right'.*'org/other'.*other weights"):
         proxy.generate(other, TEXTS, tokenizer=tokenizer)
     proxy.generate(other, TEXTS, tokenizer=tokenizer, max_new_tokens=2, allow_other_model=True)
-    assert "may not hold" in caplog.text
+    assert "may not transfer" in caplog.text
 
 
-def test_a_model_is_known_again(model: Any, tiny_model_dir: str) -> None:
-    """In another precision or in 4 bits; not with an adapter of its own."""
+def test_digest_identifies_the_model(model: Any, tiny_model_dir: str) -> None:
+    """It is equal in another precision and in 4 bits, and differs with an adapter."""
     digest = llm_digest(AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32))
     assert llm_digest(AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.bfloat16)) == digest
     quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)
@@ -184,7 +184,7 @@ def test_a_model_is_known_again(model: Any, tiny_model_dir: str) -> None:
     assert llm_digest(lora) not in ("", digest)
 
 
-def test_an_adapter_of_the_language_model_takes_part(model: Any, tokenizer: Any) -> None:
+def test_language_model_with_an_adapter(model: Any, tokenizer: Any) -> None:
     lora = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear", init_lora_weights=False)).eval()
     proxy = make_proxy(lora, order="descending")
     with torch.no_grad():
@@ -194,8 +194,8 @@ def test_an_adapter_of_the_language_model_takes_part(model: Any, tokenizer: Any)
     assert torch.equal(found, plain)
 
 
-def test_a_model_that_was_loaded_in_four_bits_elsewhere(tokenizer: Any, tmp_path: Path) -> None:
-    """On CPUs with bfloat16 bitsandbytes would repack its layers for a kernel that has no room for this width."""
+def test_language_model_loaded_in_four_bits_by_transformers(tokenizer: Any, tmp_path: Path) -> None:
+    """On CPUs with bfloat16, bitsandbytes would repack its layers for a kernel that does not support this width."""
     pytest.importorskip("bitsandbytes")
     make_model(len(tokenizer), intermediate_size=136).save_pretrained(tmp_path)
     four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
@@ -219,7 +219,7 @@ def test_other_architectures(tokenizer: Any) -> None:
         proxy.generate(gpt2, ids, max_new_tokens=8),
         gpt2.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=1),
     )
-    with pytest.raises(ValueError, match="no model below a language model head"):
+    with pytest.raises(ValueError, match="no backbone below a language model head"):
         proxy.generate(gpt2.transformer, ids, allow_other_model=True)
 
 
@@ -234,7 +234,7 @@ def test_other_architectures(tokenizer: Any) -> None:
         ({"inputs": None}, "no prompts"),
         ({"inputs": []}, "no prompts"),
         ({"inputs": [list(range(3, 60)) * 5]}, "fills the model's context of 256"),
-        ({"streamer": object()}, "one answer, but 3"),
+        ({"streamer": object()}, "one completion, but 3"),
         ({"inputs": [[5], [7, 500]]}, "Prompt 1 has token 500, but the vocabulary"),
         ({"max_new_tokens": 0}, "`max_new_tokens` must be at least 1, got 0"),
         ({"max_new_tokens": -1}, "`max_new_tokens` must be at least 1"),
@@ -245,13 +245,13 @@ def test_other_architectures(tokenizer: Any) -> None:
         ({"num_return_sequences": 0}, "`num_return_sequences` must be at least 1"),
     ],
 )
-def test_bad_input(model: Any, tokenizer: Any, given: dict[str, Any], message: str) -> None:
+def test_invalid_arguments(model: Any, tokenizer: Any, given: dict[str, Any], message: str) -> None:
     arguments = {"inputs": TEXTS, "tokenizer": tokenizer} | given
     with pytest.raises(ValueError, match=message):
         make_proxy(model).generate(model, arguments.pop("inputs"), **arguments)
 
 
-def test_the_length_of_answers_where_nobody_says_one(model: Any, tokenizer: Any) -> None:
+def test_default_length_of_completions(model: Any, tokenizer: Any) -> None:
     proxy, common = make_proxy(model), {"tokenizer": tokenizer, "eos_token_id": 10_000, "seed": 1, "return_dict": True}
     config = GenerationConfig(max_new_tokens=3)
     assert proxy.generate(model, TEXTS[:1], generation_config=config, **common).lengths.tolist() == [3]
@@ -260,13 +260,13 @@ def test_the_length_of_answers_where_nobody_says_one(model: Any, tokenizer: Any)
 
 
 @pytest.mark.parametrize(("sizes", "message"), [([0], "at least 1, got 0"), ([16, -2], "1, got -2"), ([2.5], "whole")])
-def test_layers_have_a_width(model: Any, sizes: list[Any], message: str) -> None:
+def test_invalid_layer_sizes(model: Any, sizes: list[Any], message: str) -> None:
     with pytest.raises(ValueError, match=rf"`layer_sizes.*{message}"):
         ProxyModel.for_model(model, layer_sizes=sizes)
 
 
-def test_the_share_of_parameters() -> None:
-    """Under 1 % from a billion parameters on."""
+def test_share_of_parameters() -> None:
+    """Below 1 % for language models of at least a billion parameters."""
     for width, parameters in [(2048, 1.24e9), (4096, 8.0e9), (1536, 1.5e9)]:
         proxy = ProxyModel(ProxyConfig(llm_hidden_size=width))
         assert sum(p.numel() for p in proxy.parameters()) < 0.01 * parameters
@@ -278,7 +278,7 @@ def test_the_share_of_parameters() -> None:
 # ------------------------------------------------------------------------------------------------------ policies
 
 
-def test_a_policy(model: Any, tokenizer: Any) -> None:
+def test_policy(model: Any, tokenizer: Any) -> None:
     proxy = make_proxy(model)
     policy = proxy_policy(model, tokenizer, proxy, batch_size=4)
     prompts = [tokenizer(text)["input_ids"] for text in TEXTS]
@@ -307,7 +307,7 @@ def test_a_policy(model: Any, tokenizer: Any) -> None:
         policy.generate(prompts, GenerationSettings(num_generations=1, num_beams=2))
 
 
-def test_decoding() -> None:
+def test_flags() -> None:
     assert isinstance(ProxyDecoding(), Decoding)
     assert not ProxyDecoding().active
     assert ProxyDecoding(proxy_name_or_path=["x"]).active
@@ -317,7 +317,7 @@ def test_decoding() -> None:
         ProxyDecoding(proxy_order="random").check()
 
 
-def test_commands_take_a_proxy(tiny_model_dir: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_with_a_proxy(tiny_model_dir: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
     make_proxy(model).save_pretrained(tmp_path / "proxy")
     common = ["--model_name_or_path", tiny_model_dir, "--proxy_name_or_path", str(tmp_path / "proxy")]

@@ -30,7 +30,7 @@ def test_log_probabilities_of_decisions() -> None:
     torch.testing.assert_close(found, torch.tensor(expected))
 
 
-def test_entropy_is_largest_at_a_half() -> None:
+def test_entropy_is_largest_at_one_half() -> None:
     p = sigmoid(1.2)
     expected = -p * math.log(p) - (1 - p) * math.log(1 - p)
     found = decision_entropy(torch.tensor([0.0, 1.2, -1.2, 50.0]))
@@ -38,7 +38,7 @@ def test_entropy_is_largest_at_a_half() -> None:
 
 
 def oracle_q(p: list[float], forced_last: bool) -> list[float]:
-    """What comes of every outcome of asking about every candidate."""
+    """Probability of each candidate, summed over all outcomes of all decisions."""
     q = [0.0] * len(p)
     for outcome in itertools.product([True, False], repeat=len(p)):
         chance = math.prod(x if yes else 1 - x for x, yes in zip(p, outcome, strict=True))
@@ -61,7 +61,7 @@ def test_induced_distribution(forced_last: bool) -> None:
 
 
 def oracle_marginal(p: list[float], w: list[float], forced_last: bool) -> list[float]:
-    """The mean of the induced distribution over every order, weighted by its chance in draws without replacement."""
+    """The mean of the induced distribution over all orders, weighted by their probability without replacement."""
     q = [0.0] * len(p)
     for order in itertools.permutations(range(len(p))):
         chance = math.prod(w[c] / math.fsum(w[d] for d in order[i:]) for i, c in enumerate(order))
@@ -95,8 +95,8 @@ def test_distribution_over_all_orders_sums_to_one(forced_last: bool) -> None:
     assert float(found.exp().sum()) == pytest.approx(1, abs=1e-5)
 
 
-def test_equal_decisions_leave_the_first_draw() -> None:
-    """Always accepting is drawing from the weights; so is always rejecting, where the first is forced."""
+def test_constant_decisions_give_the_weights() -> None:
+    """Always accepting is sampling by the weights; so is always rejecting, if the first candidate is forced."""
     weights = torch.tensor([0.6, 0.3, 0.1]).expand(3, 3)
     for logit in (40.0, -40.0):
         found = marginal_logps(torch.full((3, 3), logit), weights, torch.arange(3))
@@ -116,7 +116,7 @@ def test_policy_loss_against_loops() -> None:
 
 
 def test_signs_of_gradients() -> None:
-    """A decision that turned out well becomes likelier, whether it was to accept or to reject."""
+    """A decision with a positive advantage becomes likelier, whether it was to accept or to reject."""
     for accepted, advantage in itertools.product([True, False], [1.0, -1.0]):
         logits = torch.zeros(1, requires_grad=True)
         logps = decision_logps(logits, torch.tensor([accepted]))

@@ -74,10 +74,10 @@ def check_equal(found: ProxyCompletions, expected: ProxyCompletions) -> None:
 @pytest.mark.parametrize("forced", ["first", "last"])
 @pytest.mark.parametrize("feature", ["candidate", "context"])
 @pytest.mark.parametrize("order", ["sampled", "descending"])
-def test_tokens_and_decisions_are_those_of_the_ordinary_loop(
+def test_tokens_and_decisions_equal_those_of_a_growing_cache(
     model: Any, order: str, feature: str, forced: str
 ) -> None:
-    """Prompts of other lengths, two answers each; decisions drawn and greedy, recorded and not, with the KL."""
+    """Prompts of different lengths, two completions each; sampled, greedy and recorded decisions, and the KL."""
     proxy = make_proxy(model, bias=-1.0, order=order, feature=feature, forced=forced)
     for settings in ({}, {"greedy": True}, {"record": True}, {"record": True, "measure_every": 2}):
         expected = answers(model, proxy, "never", **settings)
@@ -91,8 +91,8 @@ def test_tokens_and_decisions_are_those_of_the_ordinary_loop(
     [{"temperature": 0.7, "max_candidates": 3}, {"top_p": 0.6}, {"min_p": 0.3}],
     ids=["a few of them", "top-p", "min-p"],
 )
-def test_candidates_are_cut_off_alike(model: Any, fields: dict) -> None:
-    """Where there is a single candidate, nothing is asked."""
+def test_truncated_candidates(model: Any, fields: dict) -> None:
+    """With a single candidate, the proxy is not asked."""
     proxy = make_proxy(model, **fields)
     expected = answers(model, proxy, "never", record=True)
     check_equal(answers(model, proxy, "always", record=True), expected)
@@ -100,12 +100,12 @@ def test_candidates_are_cut_off_alike(model: Any, fields: dict) -> None:
         assert (expected.asked < torch.tensor([len(ids) for ids in expected.ids])).any()
 
 
-def test_texts_end_each_at_its_place(model: Any) -> None:
-    """Ends of sequence, and a limit for each prompt: what comes later is not counted, recorded or returned."""
+def test_sequences_end_at_different_positions(model: Any) -> None:
+    """After an end of sequence or at the maximum length, nothing is counted, recorded or returned."""
     proxy = make_proxy(model)
     free = answers(model, proxy, "never", eos=[])
     ends = [free.ids[0][2], free.ids[5][20]]
-    settings: dict[str, Any] = {"eos": ends, "context_left": [50, 3, 50, 50], "record": True}
+    settings: dict[str, Any] = {"eos": ends, "max_length": 20, "record": True}
     expected = answers(model, proxy, "never", **settings)
     assert len({len(ids) for ids in expected.ids}) > 2 and any(expected.ended) and not all(expected.ended)
     check_equal(answers(model, proxy, "always", **settings), expected)
@@ -114,14 +114,14 @@ def test_texts_end_each_at_its_place(model: Any) -> None:
     )
 
 
-def test_more_positions_than_are_drawn_at_once(model: Any) -> None:
-    """Chance comes in blocks of 32 positions; every block is the row's own."""
+def test_more_positions_than_one_block_of_random_numbers(model: Any) -> None:
+    """Random numbers are generated in blocks of 32 positions, from the generator of each row."""
     proxy = make_proxy(model)
     expected = answers(model, proxy, "never", max_new_tokens=70, eos=[])
     check_equal(answers(model, proxy, "always", max_new_tokens=70, eos=[]), expected)
 
 
-def test_a_loop_serves_other_prompts_and_a_proxy_that_learns(model: Any) -> None:
+def test_graph_is_reused_for_other_prompts_and_updated_weights(model: Any) -> None:
     proxy = make_proxy(model)
     before = answers(model, proxy, "always")
     [loop] = cached_loops(model)._loops.values()
@@ -152,7 +152,7 @@ def test_generate_and_policies(model: Any, tokenizer: Any) -> None:
     assert found["policy always"] == found["policy never"]
 
 
-def test_what_cannot_be_is_said_or_left_to_the_ordinary_loop(
+def test_unsupported_settings_raise_with_always_and_fall_back_with_auto(
     model: Any, tokenizer: Any, tiny_model_dir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     penalized = make_proxy(model, repetition_penalty=1.3)
@@ -162,18 +162,18 @@ def test_what_cannot_be_is_said_or_left_to_the_ordinary_loop(
     proxy = make_proxy(model)
     with pytest.raises(ValueError, match=r"'always'.*stop strings"):
         proxy.generate(model, PROMPTS, tokenizer=tokenizer, stop_strings="the", max_new_tokens=4, cuda_graphs="always")
-    monkeypatch.setattr(static, "WIDEST", 1.0)
+    monkeypatch.setattr(static, "LARGEST_FORWARD", 1.0)
     with pytest.raises(ValueError, match="8 rows of 6 candidates are too many"):
         answers(model, proxy, "always")
     monkeypatch.undo()
     small = load_model(tiny_model_dir, quantization_config=BitsAndBytesConfig(load_in_4bit=True))
-    with pytest.raises(ValueError, match="quantised"):
+    with pytest.raises(ValueError, match="quantized"):
         answers(small, make_proxy(small), "always")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: records CUDA graphs")
 @pytest.mark.parametrize("feature", ["candidate", "context"])
-def test_a_graph_gives_what_the_ordinary_loop_gives(model: Any, feature: str) -> None:
+def test_graph_gives_the_same_completions(model: Any, feature: str) -> None:
     model.cuda()
     proxy = make_proxy(model, feature=feature).cuda()
     for prompts in (PROMPTS, PROMPTS[::-1]):  # recorded, and replayed
@@ -181,14 +181,14 @@ def test_a_graph_gives_what_the_ordinary_loop_gives(model: Any, feature: str) ->
         check_equal(answers(model, proxy, "always", prompts, record=True), expected)
 
 
-def test_counts_are_those_of_their_own_batch(model: Any) -> None:
-    """One loop answers batch after batch, and what it counts with is used again."""
+def test_counts_are_reset_between_batches(model: Any) -> None:
+    """One graph is used for batch after batch, with the same tensors for the counts."""
     proxy = make_proxy(model)
     check_equal(answers(model, proxy, "always", batch_size=2), answers(model, proxy, "never"))
 
 
-def test_without_memory_for_the_room_the_ordinary_loop_goes_on(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the chance that the room would have had, though some of it was used already."""
+def test_falls_back_if_memory_for_the_static_cache_is_missing(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The random numbers are the same, although some of them were used before memory ran out."""
     proxy = make_proxy(model)
     expected = answers(model, proxy, "never", record=True)
 
@@ -197,7 +197,7 @@ def test_without_memory_for_the_room_the_ordinary_loop_goes_on(model: Any, monke
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(static.StaticWalk, "start", full)
-    with pytest.raises(RuntimeError, match="Out of memory while answering 8 prompts at once"):
+    with pytest.raises(RuntimeError, match="Out of memory while generating 8 completions at once"):
         answers(model, proxy, "always")
     assert not cached_loops(model)._loops
     monkeypatch.setattr("trl_ext.methods.proxy_rlhf.decoding.batch._is_static", lambda *args: True)  # as on a GPU
@@ -205,7 +205,7 @@ def test_without_memory_for_the_room_the_ordinary_loop_goes_on(model: Any, monke
     assert not cached_loops(model)._loops
 
 
-def test_other_weights_of_a_proxy_make_another_loop(model: Any) -> None:
+def test_other_weights_of_a_proxy_record_another_graph(model: Any) -> None:
     proxy = make_proxy(model)
     answers(model, proxy, "always")
     proxy.actor[0].weight = torch.nn.Parameter(-proxy.actor[0].weight)
@@ -213,15 +213,15 @@ def test_other_weights_of_a_proxy_make_another_loop(model: Any) -> None:
     assert len(cached_loops(model)._loops) == 2
 
 
-def test_a_stream_is_shown_every_token(model: Any) -> None:
+def test_streamer_receives_every_token(model: Any) -> None:
     proxy, shown = make_proxy(model), []
     found = answers(model, proxy, "always", PROMPTS[:1], repeats=1, max_new_tokens=9, show=shown.append)
     assert [token for [token] in shown] == found.ids[0]
 
 
-def test_a_table_of_chance_is_what_is_rolled() -> None:
-    rolled, table = PerRowRNG([3, 4], 5, torch.device("cpu")), PerRowRNG([3, 4], 5, torch.device("cpu")).table(70)
+def test_table_of_random_numbers_equals_single_calls() -> None:
+    rng, table = PerRowRNG([3, 4], 5, torch.device("cpu")), PerRowRNG([3, 4], 5, torch.device("cpu")).table(70)
     assert table.shape[1] >= 70
     for t in range(70):
-        order, chance = rolled.uniform()
+        order, chance = rng.uniform()
         assert torch.equal(table[:, t, 0], order) and torch.equal(table[:, t, 1], chance)

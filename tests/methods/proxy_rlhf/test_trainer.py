@@ -106,8 +106,8 @@ def test_leave_one_out_needs_no_critic(tmp_path: Path) -> None:
     trainer.train()
 
 
-def test_what_is_logged_of_the_kl_is_what_was_paid(tmp_path: Path) -> None:
-    """Of each position at its last decision; where there was nothing to decide, at the last one of the response."""
+def test_logged_kl_equals_the_kl_in_the_rewards(tmp_path: Path) -> None:
+    """At the last decision of each position; of positions without one, at the last decision of the completion."""
     trainer = make_trainer(tmp_path, kl_coef=0.3, top_p=0.6)
     answers, _ = trainer._roll_out(list(trainer.train_dataset), "train")
     kept, n = answers.decisions, len(answers.ids)
@@ -125,7 +125,7 @@ def test_what_is_logged_of_the_kl_is_what_was_paid(tmp_path: Path) -> None:
     torch.testing.assert_close(paid[decided], answers.kl[decided], atol=1e-5, rtol=1e-5)
 
 
-def test_a_row_that_comes_twice_has_answers_of_its_own(tmp_path: Path) -> None:
+def test_repeated_row_has_different_completions(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
     row = trainer.train_dataset[0]
     seeds = _seeds([row, trainer.train_dataset[1], row], 0, 5, 3)
@@ -154,13 +154,13 @@ def test_loss_is_the_mean_over_the_decisions(tmp_path: Path) -> None:
     assert loss == pytest.approx(expected / len(decisions), abs=1e-4)
 
 
-def test_minibatches_are_parts_of_one_shuffle() -> None:
+def test_minibatches_partition_one_shuffle() -> None:
     parts = [minibatch(10, number, 3, seed=5) for number in range(3)]
     assert sorted(torch.cat(parts).tolist()) == list(range(10))
     assert torch.cat(parts).tolist() != list(range(10))
 
 
-def test_every_pass_goes_through_all_decisions_in_another_order(tmp_path: Path) -> None:
+def test_each_pass_has_all_decisions_in_another_order(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, rows=PROMPTS[:4])
     seen: list[torch.Tensor] = []
     compute_loss = trainer.compute_loss
@@ -180,8 +180,8 @@ def test_every_pass_goes_through_all_decisions_in_another_order(tmp_path: Path) 
     [{}, {"order": "descending", "feature": "context"}, {"advantage_estimator": "rloo", "num_generations": 4}],
     ids=["gae", "descending-context", "rloo"],
 )
-def test_the_reward_rises(tmp_path: Path, settings: dict[str, Any]) -> None:
-    """Answers come to have the letter that is rewarded, by the decisions alone."""
+def test_reward_rises(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """The rewarded letter becomes more frequent in the completions, only by decisions of the proxy."""
     k = settings.get("num_generations", 1)
     trainer = make_trainer(
         tmp_path, rows=PROMPTS * 16, per_device_train_batch_size=128 // k, num_train_epochs=16 // k, num_ppo_epochs=4,
@@ -222,7 +222,7 @@ def test_metrics(tmp_path: Path) -> None:
     assert metrics["eval_reward"] == trainer.evaluate()["eval_reward"]
 
 
-def test_metrics_of_a_round_are_of_what_they_name(tmp_path: Path) -> None:
+def test_metrics_of_a_round(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, kl_coef=0.2, missing_eos_penalty=0.5, top_p=0.5, initial_accept_rate=0.2)
     answers, scores = trainer._roll_out(list(trainer.train_dataset), "train")
     found = trainer._meters["train"].pop(trainer.accelerator)
@@ -257,7 +257,7 @@ class StopAt(TrainerCallback):
 
 
 @pytest.mark.parametrize("step", [4, 6], ids=["between rounds", "within a round"])
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, step: int) -> None:
+def test_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, step: int) -> None:
     whole = make_trainer(tmp_path / "whole", num_train_epochs=2, save_strategy="no")
     whole.train()
     first = make_trainer(tmp_path / "part", num_train_epochs=2, callbacks=[StopAt(step)])
@@ -272,7 +272,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, step: int) -> No
 
 
 @pytest.mark.parametrize("kind", ["plain", "lora"])
-def test_the_language_model_stays_as_it_is(tmp_path: Path, kind: str) -> None:
+def test_language_model_does_not_change(tmp_path: Path, kind: str) -> None:
     model = make_model(len(make_tokenizer()))
     if kind == "lora":
         model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
@@ -319,7 +319,7 @@ def test_chat_prompts_and_their_columns(tmp_path: Path) -> None:
     assert completion[0]["role"] == "assistant"
 
 
-def test_the_critic_is_saved_and_trained_further(tmp_path: Path) -> None:
+def test_critic_is_saved_and_trained_further(tmp_path: Path) -> None:
     model = make_model(len(make_tokenizer()))
     trainer = make_trainer(tmp_path / "a", model=model)
     trainer.train()
@@ -329,26 +329,26 @@ def test_the_critic_is_saved_and_trained_further(tmp_path: Path) -> None:
     assert proxy.critic is not None
     further = make_trainer(tmp_path / "b", model=model, proxy_model=str(tmp_path / "a"))
     assert same(graph_key(further.model), graph_key(trainer.model))
-    with pytest.raises(ValueError, match="sees the feature 'candidate'"):
+    with pytest.raises(ValueError, match="trained with the feature 'candidate'"):
         make_trainer(tmp_path / "c", model=model, proxy_model=proxy, feature="context")
 
 
-def test_a_proxy_goes_on_with_another_model(
+def test_training_a_proxy_further_with_another_model(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When asked explicitly; from then on it is the other one's, and what changed in the process is said."""
-    said: list[str] = []
-    monkeypatch.setattr("trl_ext.methods.proxy_rlhf.loading.logger.warning", said.append)
+    """Only with `allow_other_model`. The config then names the other model, and changed settings are logged."""
+    warnings: list[str] = []
+    monkeypatch.setattr("trl_ext.methods.proxy_rlhf.loading.logger.warning", warnings.append)
     first, other = (make_model(len(make_tokenizer()), seed=seed) for seed in (0, 9))
     first.config._name_or_path, other.config._name_or_path = "org/first", "org/other"
     make_trainer(tmp_path / "a", model=first).save_model()
     with pytest.raises(ValueError, match=r"'org/first'.*'org/other'.*other weights"):
         make_trainer(tmp_path / "b", model=other, proxy_model=str(tmp_path / "a"))
-    assert not said
+    assert not warnings
     settings = {"allow_other_model": True, "order": "descending", "top_k": 5}
     make_trainer(tmp_path / "b", model=other, proxy_model=str(tmp_path / "a"), **settings).save_model()
-    assert "may not hold" in caplog.text
-    assert len(said) == 1 and "top_k 6 -> 5" in said[0] and "order 'sampled' -> 'descending'" in said[0]
+    assert "may not transfer" in caplog.text
+    assert len(warnings) == 1 and "top_k 6 -> 5" in warnings[0] and "order 'sampled' -> 'descending'" in warnings[0]
     proxy = ProxyModel.from_pretrained(tmp_path / "b")
     proxy.check_model(other)
     assert proxy.config.decision_process.top_k == 5
@@ -356,7 +356,7 @@ def test_a_proxy_goes_on_with_another_model(
         proxy.check_model(first)
 
 
-def test_updates_end_when_they_have_strayed(tmp_path: Path) -> None:
+def test_target_kl_ends_the_updates_of_a_round(tmp_path: Path) -> None:
     few = make_trainer(tmp_path / "few", target_kl=1e-9, learning_rate=0.1, num_train_epochs=1, rows=PROMPTS[:4])
     few.train()
     logs = [log for log in few.state.log_history if "loss" in log]
@@ -365,7 +365,7 @@ def test_updates_end_when_they_have_strayed(tmp_path: Path) -> None:
     assert logs[2]["loss"] == 0
 
 
-def test_how_far_a_step_has_strayed_is_over_all_of_its_parts(tmp_path: Path) -> None:
+def test_approximate_kl_is_over_all_micro_batches(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
     decisions = trainer._start_round(list(trainer.train_dataset))
     with torch.no_grad():
@@ -381,7 +381,7 @@ def test_how_far_a_step_has_strayed_is_over_all_of_its_parts(tmp_path: Path) -> 
     torch.testing.assert_close(found[0], found[1])
 
 
-def test_accumulation_changes_nothing(tmp_path: Path) -> None:
+def test_gradient_accumulation_does_not_change_the_update(tmp_path: Path) -> None:
     one = make_trainer(tmp_path / "one", num_mini_batches=1)
     two = make_trainer(
         tmp_path / "two", num_mini_batches=1, per_device_train_batch_size=2, gradient_accumulation_steps=2
@@ -392,7 +392,7 @@ def test_accumulation_changes_nothing(tmp_path: Path) -> None:
         torch.testing.assert_close(two.model.state_dict()[name], value, atol=1e-4, rtol=1e-4)
 
 
-def test_responses_that_nobody_scores_are_left_out(tmp_path: Path) -> None:
+def test_completions_without_scores_are_skipped(tmp_path: Path) -> None:
     def some(completions: list[str], **_: Any) -> list[float | None]:
         return [None if i % 2 else 1.0 for i in range(len(completions))]
 
@@ -411,33 +411,33 @@ def fails(**_: Any) -> list[float]:
     ("changes", "error", "message"),
     [
         ({"rewards": None}, ValueError, "`reward_funcs` is required"),
-        ({"rows": Dataset.from_list(PROMPTS).to_iterable_dataset()}, TypeError, "a stream"),
+        ({"rows": Dataset.from_list(PROMPTS).to_iterable_dataset()}, TypeError, "is streamed"),
         ({"rows": [{"text": "x"}]}, DataError, "prompt"),
         ({"rows": [{"prompt": "the " * 300}]}, DataError, "max_length"),
         ({"reward_weights": [1.0, 2.0]}, ValueError, "2 entries for 1"),
         ({"model": make_model(20)}, ValueError, "has token 192, but the vocabulary of LlamaForCausalLM has 20 tokens"),
     ],
 )
-def test_what_is_refused(tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_invalid_arguments(tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         make_trainer(tmp_path, **changes)
 
 
-def test_adapters_are_explained(tmp_path: Path) -> None:
+def test_peft_config_is_rejected(tmp_path: Path) -> None:
     data, tokenizer = Dataset.from_list(PROMPTS), make_tokenizer()
-    with pytest.raises(ValueError, match="nothing of the language model is trained"):
+    with pytest.raises(ValueError, match="the language model is not trained"):
         ProxyRLHFTrainer(
             make_model(len(tokenizer)), letter_reward, config(tmp_path), data, processing_class=tokenizer,
             peft_config=LoraConfig(),
         )  # fmt: skip
 
 
-def test_a_reward_function_that_fails_is_named(tmp_path: Path) -> None:
+def test_error_names_the_reward_function(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'fails' raised RuntimeError: the judge is asleep"):
         make_trainer(tmp_path, rewards=fails).train()
 
 
-def test_out_of_memory_says_what_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_error_names_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make_trainer(tmp_path)
 
     def full(*_: Any, **__: Any) -> None:
@@ -458,15 +458,15 @@ def test_out_of_memory_says_what_helps(tmp_path: Path, monkeypatch: pytest.Monke
         ({"kl_coef": 0.1, "max_candidates": 3}, "max_candidates=0"),
         ({"num_ppo_epochs": 0}, "`num_ppo_epochs`"),
         ({"cliprange": -1}, "`cliprange`"),
-        ({"generation_kwargs": {"stop_strings": ["."]}}, "stop_strings.* do nothing here"),
+        ({"generation_kwargs": {"stop_strings": ["."]}}, "stop_strings.* are not supported"),
     ],
 )
-def test_settings_that_cannot_be(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_invalid_settings(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config(tmp_path, **changes)
 
 
-def test_a_model_without_hidden_states(tmp_path: Path) -> None:
+def test_model_without_a_separate_backbone(tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
     model = make_model(len(tokenizer))
     forward = model.model.forward
@@ -475,7 +475,7 @@ def test_a_model_without_hidden_states(tmp_path: Path) -> None:
         make_trainer(tmp_path, model=model, tokenizer=tokenizer)
 
 
-def test_checkpoints_hold_a_whole_proxy(tmp_path: Path) -> None:
+def test_checkpoints_contain_the_complete_proxy(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=3)
     trainer.train()
     folder = tmp_path / "checkpoint-3"

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
-"""The decision process against a loop that runs the whole model for every candidate, and its sanity properties."""
+"""Decoding with a proxy against a loop that runs the complete model for every candidate, and limiting cases."""
 
 import itertools
 from typing import Any
@@ -26,7 +26,7 @@ EOS = 1
 
 
 def make_proxy(model: Any, process: DecisionProcess, *, sharp: float = 3.0) -> ProxyModel:
-    """A proxy with opinions: without, it accepts everything with a half."""
+    """A proxy with random weights; a new one accepts every candidate with probability one half."""
     torch.manual_seed(4)
     proxy = ProxyModel.for_model(model, process).eval()
     with torch.no_grad():
@@ -50,7 +50,7 @@ def oracle(
     length: int,
     greedy: bool = False,
 ) -> tuple[list[int], int, int, int]:
-    """One text, one candidate at a time, with a forward of the whole model for each. Returns also the counts."""
+    """One completion, with a forward pass of the complete model per candidate; and examined, rejected, forced."""
     rng = PerRowRNG([seed], min(process.top_k, V), torch.device("cpu"))
     ids, examined, rejected, forced = list(prompt), 0, 0, 0
     backbone = model.get_base_model().model if hasattr(model, "get_base_model") else model.model
@@ -104,8 +104,8 @@ PROCESSES = [
 @pytest.mark.parametrize(
     "process", PROCESSES, ids=lambda p: f"{p.order}-{p.feature}-{p.forced}-{p.top_p}-{p.max_candidates}"
 )
-def test_answers_are_those_of_the_loop(process: DecisionProcess) -> None:
-    """Batched, left-padded, with shared prompts, and however many candidates go first."""
+def test_completions_equal_those_of_the_oracle(process: DecisionProcess) -> None:
+    """For batches with left padding and shared prompts, and any number of candidates in the first forward pass."""
     model = make_model(V)
     proxy = make_proxy(model, process)
     llm, seeds = BackboneAndHead(model), list(range(2 * len(PROMPTS)))
@@ -146,7 +146,7 @@ def test_always_accepting_in_descending_order_is_greedy_decoding() -> None:
 
 @pytest.mark.parametrize("logit", [100.0, -100.0], ids=["always", "never"])
 def test_always_accepting_in_sampled_order_is_truncated_sampling(logit: float) -> None:
-    """By counts of 4,000 draws of one token; never accepting is the same where the first is forced."""
+    """By counts of 4,000 samples of one token; never accepting is the same, because the first is forced."""
     model = make_model(V)
     process = DecisionProcess(top_k=8, top_p=0.9, temperature=1.5, order="sampled")
     llm, n = BackboneAndHead(model), 4000
@@ -167,8 +167,8 @@ def test_always_accepting_in_sampled_order_is_truncated_sampling(logit: float) -
 
 @pytest.mark.parametrize("order", ["sampled", "descending"])
 @pytest.mark.parametrize("forced", ["first", "last"])
-def test_tokens_come_as_often_as_their_log_probabilities_say(order: str, forced: str) -> None:
-    """Candidates, decisions and what is forced together, by counts; and the log-probabilities sum to 1."""
+def test_token_counts_match_their_log_probabilities(order: str, forced: str) -> None:
+    """By counts of 4,000 samples, forced tokens included; and the probabilities sum to 1."""
     model = make_model(V)
     process = DecisionProcess(top_k=6, order=order, forced=forced)
     proxy, llm, n = make_proxy(model, process), BackboneAndHead(model), 4000
@@ -190,8 +190,8 @@ def test_tokens_come_as_often_as_their_log_probabilities_say(order: str, forced:
 
 @pytest.mark.parametrize("order", ["sampled", "descending"])
 @pytest.mark.parametrize("feature", ["candidate", "context"])
-def test_log_probabilities_are_those_of_the_walk(order: str, feature: str) -> None:
-    """What is measured while answering is what is computed of the finished answers, less the base model's."""
+def test_measured_kl_equals_log_probabilities(order: str, feature: str) -> None:
+    """The KL during generation equals log q of the finished completions minus the log-probability of the model."""
     model, process = make_model(V), DecisionProcess(top_k=6, order=order, feature=feature)
     proxy, llm = make_proxy(model, process), BackboneAndHead(model)
     found = complete(llm, proxy, process, PROMPTS, seeds=range(4), max_new_tokens=6, eos=[EOS], measure_every=1)
@@ -202,8 +202,8 @@ def test_log_probabilities_are_those_of_the_walk(order: str, feature: str) -> No
         assert float(found.kl[i]) == pytest.approx(float(logps[i][0].sum() - base_logps), abs=1e-3)
 
 
-def test_the_kl_is_estimated_from_some_positions() -> None:
-    """From every second: twice what it is there."""
+def test_kl_estimate_from_some_positions() -> None:
+    """From every second position: twice the KL at these."""
     model, process = make_model(V), DecisionProcess(top_k=6)
     proxy, llm = make_proxy(model, process), BackboneAndHead(model)
     found = complete(llm, proxy, process, PROMPTS, seeds=range(4), max_new_tokens=7, measure_every=2)
@@ -214,12 +214,12 @@ def test_the_kl_is_estimated_from_some_positions() -> None:
         assert float(found.kl[i]) == pytest.approx(2 * float(gaps[1::2].sum()), abs=1e-3)
 
 
-def test_answers_end_where_their_room_does() -> None:
+def test_max_length_limits_prompt_plus_completion() -> None:
     model, process = make_model(V), DecisionProcess(top_k=6)
     llm, proxy = BackboneAndHead(model), make_proxy(model, process)
     whole = complete(llm, proxy, process, PROMPTS, seeds=range(8), max_new_tokens=5)
-    found = complete(llm, proxy, process, PROMPTS, seeds=range(8), max_new_tokens=5, context_left=[3, 9, 1, 4])
-    lengths = [3, 3, 5, 5, 1, 1, 4, 4]
+    found = complete(llm, proxy, process, PROMPTS, seeds=range(8), max_new_tokens=5, max_length=7)
+    lengths = [3, 3, 5, 5, 1, 1, 5, 5]  # prompts of 4, 2, 6 and 1 tokens
     assert found.ids == [ids[:n] for ids, n in zip(whole.ids, lengths, strict=True)]
     assert not any(found.ended)
 
@@ -227,7 +227,7 @@ def test_answers_end_where_their_room_does() -> None:
 @pytest.mark.parametrize("first", [0, 2])
 @pytest.mark.parametrize("feature", ["candidate", "context"])
 def test_recorded_decisions(first: int, feature: str) -> None:
-    """Their log-probabilities from the stored features are those at the time, one set for each examined candidate."""
+    """Log-probabilities from the stored features equal the recorded ones, one per examined candidate."""
     model, process = make_model(V), DecisionProcess(top_k=6, feature=feature)
     proxy, llm = make_proxy(model, process), BackboneAndHead(model)
     found = complete(
@@ -245,7 +245,7 @@ def test_recorded_decisions(first: int, feature: str) -> None:
     torch.testing.assert_close(decision_logps(output.logits, kept.accepted), kept.logps, rtol=0, atol=1e-5)
 
 
-def test_a_position_with_one_candidate_asks_nothing() -> None:
+def test_no_decision_with_one_candidate() -> None:
     model, process = make_model(V), DecisionProcess(top_k=6, top_p=1e-6)
     found = complete(
         BackboneAndHead(model), make_proxy(model, process), process, PROMPTS, seeds=range(4), max_new_tokens=5,
@@ -257,8 +257,8 @@ def test_a_position_with_one_candidate_asks_nothing() -> None:
     assert len(found.decisions) == 0
 
 
-def test_one_forward_a_token() -> None:
-    """The prompt in one, then one a token for all candidates; or two where the first few are all rejected."""
+def test_one_forward_pass_per_token() -> None:
+    """One for the prompt, then one per token for all candidates, or two if the first few are all rejected."""
     model, process = make_model(V), DecisionProcess(top_k=6, order="descending")
     llm = BackboneAndHead(model)
     for logit, first, calls in [(100.0, 0, 1), (-100.0, 6, 1), (100.0, 2, 1), (-100.0, 2, 2)]:
@@ -273,22 +273,22 @@ def test_one_forward_a_token() -> None:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_models_that_cannot_share_a_cache(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The slow form gives the same answers."""
+def test_models_without_a_shared_cache(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recomputing the sequences gives the same completions."""
     model, process = make_model(V, attn_implementation=attention), DecisionProcess(top_k=4)
     proxy = make_proxy(model, process)
     seeds = range(4)
     expected = complete(
         BackboneAndHead(model), proxy, process, PROMPTS, seeds=seeds, max_new_tokens=5, first_candidates=2
     )
-    monkeypatch.setattr("trl_ext.decoding.token_tree.shared_support", lambda *_: (set(), "for the test"))
+    monkeypatch.setattr("trl_ext.decoding.token_tree.shared_cache_support", lambda *_: (set(), "for the test"))
     found = complete(
         BackboneAndHead(model), proxy, process, PROMPTS, seeds=seeds, max_new_tokens=5, first_candidates=2
     )
     assert found.ids == expected.ids
 
 
-def test_candidates_in_descending_order_and_their_base_log_probabilities() -> None:
+def test_candidates_in_descending_order_and_base_log_probabilities() -> None:
     logits = torch.randn(3, V, generator=torch.Generator().manual_seed(0))
     found = propose(logits, DecisionProcess(top_k=4, temperature=0.5, order="descending"), None)
     assert found.tokens.tolist() == logits.topk(4).indices.tolist()
@@ -301,7 +301,7 @@ def test_candidates_in_descending_order_and_their_base_log_probabilities() -> No
     torch.testing.assert_close(found.base_logps, logits.log_softmax(1).gather(1, found.tokens))
 
 
-def test_choice() -> None:
+def test_choose() -> None:
     accepted = torch.tensor([[0, 1, 1], [0, 0, 0], [1, 1, 1], [0, 0, 1]]).bool()
     asked = torch.tensor([[1, 1, 1], [1, 1, 1], [0, 0, 0], [1, 1, 0]]).bool()
     valid = torch.tensor([[1, 1, 1], [1, 1, 1], [1, 0, 0], [1, 1, 1]]).bool()
@@ -325,15 +325,15 @@ def test_choice() -> None:
         ({"top_p": 0.0}, "top_p"),
     ],
 )
-def test_processes_that_cannot_be(changes: dict[str, Any], message: str) -> None:
+def test_invalid_processes(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DecisionProcess(**changes)
 
 
 @pytest.mark.parametrize("order", ["sampled", "descending"])
 @pytest.mark.parametrize("feature", ["candidate", "context"])
-def test_a_token_that_ties_with_the_last_candidate_has_a_probability(order: str, feature: str) -> None:
-    """Which of two equals is a candidate is up to rounding, so up to the batch; a less likely one stays impossible."""
+def test_token_tied_with_the_last_candidate_has_a_probability(order: str, feature: str) -> None:
+    """Rounding, so the batch, decides which of two tied tokens is a candidate; a less likely one stays impossible."""
     model = make_model(V)
     process = DecisionProcess(top_k=4, order=order, feature=feature)
     proxy = make_proxy(model, process)
@@ -400,8 +400,8 @@ TIES = {
 
 @pytest.mark.parametrize("settings", TIES.values(), ids=TIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_ties_in_all_forms_of_the_process(settings: dict[str, Any], dtype: torch.dtype) -> None:
-    """The equal of the last candidate is possible, as if it were that one; what is less likely stays impossible."""
+def test_ties_in_every_process(settings: dict[str, Any], dtype: torch.dtype) -> None:
+    """A token tied with the last candidate has that one's probability; a less likely token stays impossible."""
     process = DecisionProcess(**{"top_k": 4, **settings})
     model, [last], [others] = tied_model(process, PROMPTS[:1], dtype)
     with torch.no_grad():
@@ -417,8 +417,8 @@ def test_ties_in_all_forms_of_the_process(settings: dict[str, Any], dtype: torch
 
 @pytest.mark.parametrize("order", ["sampled", "descending"])
 @pytest.mark.parametrize("penalty", [1.5, 0.7])
-def test_ties_are_of_the_scores_that_choose(order: str, penalty: float) -> None:
-    """With a repetition penalty, not of the model's own probabilities: these may tie where the scores do not."""
+def test_ties_compare_penalized_logits(order: str, penalty: float) -> None:
+    """With a repetition penalty, the model's own probabilities may be tied where the penalized logits are not."""
     prompt = PROMPTS[0]
     plain = make_model(V)(torch.tensor([prompt])).logits[0, -1]
     process = DecisionProcess(top_k=4, order=order, repetition_penalty=penalty)
@@ -443,8 +443,8 @@ def test_ties_are_of_the_scores_that_choose(order: str, penalty: float) -> None:
         assert repeated > -torch.inf and fresh == -torch.inf
 
 
-def test_rows_with_and_without_a_tie_in_one_batch() -> None:
-    """Each row has what it has alone: a tie in one of them changes nothing in the others."""
+def test_rows_with_and_without_ties_in_one_batch() -> None:
+    """Each row gives the same result as alone: a tie in one of them does not affect the others."""
     process = DecisionProcess(top_k=4, order="descending")
     model, lasts, others = tied_model(process, PROMPTS[:2])
     llm, proxy = BackboneAndHead(model), make_proxy(model, process)
@@ -462,8 +462,8 @@ def test_rows_with_and_without_a_tie_in_one_batch() -> None:
 
 
 @pytest.mark.parametrize("behind", [0.0005, 0.002])
-def test_what_counts_as_a_tie(behind: float) -> None:
-    """In float32 less than a thousandth in the logit."""
+def test_tie_tolerance(behind: float) -> None:
+    """In float32, less than a thousandth in the logit."""
     process = DecisionProcess(top_k=4, order="descending")
     model, [last], [others] = tied_model(process, PROMPTS[:1])
     logit = float(model(torch.tensor(PROMPTS[:1])).logits[0, -1, last])

@@ -404,7 +404,7 @@ def test_warm_up_imitates_answers_given_their_prompt(tmp_path: Path) -> None:
 
 def test_an_answer_to_imitate_beyond_the_models_positions_is_named(tmp_path: Path) -> None:
     answers = Dataset.from_list([*ANSWERS, {"prompt": "the film", "completion": " was good" * 200}])
-    with pytest.raises(DataError, match=r"Row 4 of the SFT data set comes to \d+ tokens, but .* room for"):
+    with pytest.raises(DataError, match=r"Row 4 of the SFT dataset has \d+ tokens, but .* context length is"):
         trainer(tmp_path, args={"sft_mix": 0.5}, sft_dataset=answers)
 
 

@@ -242,16 +242,16 @@ def test_an_evaluation_that_cannot_be_is_refused_at_once(tmp_path: Path) -> None
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="of the model 'models/nowhere', which is no directory here"):
+    with pytest.raises(OSError, match="of the model 'models/nowhere', which is no local directory"):
         RRHFTrainer("models/nowhere", args=config(tmp_path), train_dataset=Dataset.from_list(ROWS))
 
 
 def test_a_row_beyond_the_models_positions_is_named(tmp_path: Path) -> None:
     long = {"prompt": "the film was good " * 8, "completions": ["good", "bad"], "scores": [1, 0]}
     model = make_model(len(make_tokenizer()), max_position_embeddings=24)
-    with pytest.raises(DataError, match=r"Row 1 of the train data set comes to \d+ tokens, but .* room for 24"):
+    with pytest.raises(DataError, match=r"Row 1 of the train dataset has \d+ tokens, but .* context length is 24"):
         trainer(tmp_path, [*ROWS[:1], long], model=model)
-    with pytest.raises(DataError, match=r"with `max_completion_length` \(60\), but the model has room for 24"):
+    with pytest.raises(DataError, match=r"with `max_completion_length` \(60\), but the model's context length is 24"):
         trainer(tmp_path, [{"prompt": "the film"}], model=model, reward_funcs=lambda completions, **_: [0.0] * 3,
                 args={"resample_steps": 1, "max_completion_length": 60})  # fmt: skip
 
@@ -287,7 +287,7 @@ def test_a_round_without_any_score_is_told(tmp_path: Path, caplog: Any) -> None:
     logger.addHandler(caplog.handler)
     run.train()
     logger.removeHandler(caplog.handler)
-    assert "none of the" in caplog.text and "nothing is learned" in caplog.text
+    assert "none of the" in caplog.text and "this step has no effect" in caplog.text
 
 
 def test_tokens_are_counted_over_checkpoints_and_resuming(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Rewards of completions: at the end or token by token, for one head or several."""
+"""Rewards of completions: of the last token or per token, for one or several heads."""
 
 import math
 
@@ -29,7 +29,7 @@ def prepare(rows, heads=("reward",), max_length=0):
     ]
 
 
-def test_scores_are_paid_at_the_end():
+def test_scores_are_rewards_of_the_last_token():
     row = prepare([ROW])[0]
     assert [len(ids) for ids in row["completion_ids"]] == [3, 2]  # with the end of sequence
     assert row["token_rewards"] == [[[1.0]], [[-2.0]]]
@@ -38,7 +38,7 @@ def test_scores_are_paid_at_the_end():
     assert known.tolist() == [[True], [True]]
 
 
-def test_rewards_token_by_token_with_and_without_the_end():
+def test_rewards_per_token_with_and_without_the_end_of_sequence():
     row = prepare([ROW | {"scores": [[0.5, 1.0, 2.0], [3.0]]}])[0]
     assert row["scores"] == [3.5, 3.0]
     assert row["token_rewards"] == [[[0.5, 1.0, 2.0]], [[3.0, 0.0]]]
@@ -46,14 +46,14 @@ def test_rewards_token_by_token_with_and_without_the_end():
     assert rewards[..., 0].tolist() == [[0.5, 1.0, 2.0], [3.0, 0.0, 0.0]]
 
 
-def test_what_is_cut_off_loses_its_rewards_but_a_score_stays():
+def test_truncation_drops_rewards_per_token_but_keeps_scores():
     row = prepare([ROW | {"scores": [[0.5, 1.0, 2.0], [3.0, 4.0]]}], max_length=4)[0]
     assert [len(ids) for ids in row["completion_ids"]] == [2, 2]
     assert row["token_rewards"] == [[[0.5, 1.0]], [[3.0, 4.0]]]
     assert prepare([ROW], max_length=3)[0]["token_rewards"] == [[[1.0]], [[-2.0]]]
 
 
-def test_heads_come_from_the_column_rewards():
+def test_heads_from_the_column_rewards():
     rewards = {"kind": [0.1, None], "short": [2.0, 3.0]}
     dataset = Dataset.from_list([ROW | {"rewards": rewards}])
     assert dataset_heads(dataset, "train") == ["kind", "short"]
@@ -73,7 +73,7 @@ def test_prompt_only_datasets_and_preferences():
     assert row["token_rewards"] == [[[1.0]], [[0.0]]]
 
 
-def test_the_collator_keeps_groups_as_lists():
+def test_collator_keeps_groups_as_lists():
     rows = [dict(row) for row in prepare([ROW, {**ROW, "completions": [" bad"], "scores": [4.0]}])]
     batch = DataCollatorForValues()(rows)
     assert batch["row_index"].tolist() == [0, 1] and batch["row_index"].dtype == torch.long
@@ -95,7 +95,7 @@ def test_the_collator_keeps_groups_as_lists():
         ({"rewards": {"kind": [1.0, 2.0]}}, ["short"], ["'rewards'", "'short'", "'kind'"]),
     ],
 )
-def test_what_cannot_be_used_is_named(change, heads, words):
+def test_errors_name_row_and_column(change, heads, words):
     first = {"rewards": {"kind": [0.0, 0.0]}} if "rewards" in change else {"scores": [[0.0, 0.0], [0.0]]}
     rows = [ROW | first, ROW | change]
     if words is None:
@@ -106,7 +106,7 @@ def test_what_cannot_be_used_is_named(change, heads, words):
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-def test_rewards_of_another_shape_are_not_ignored():
+def test_rewards_of_another_type_are_rejected():
     by_completion = ROW | {"rewards": [{"kind": 1.0, "short": 0.0}, {"kind": 0.5, "short": 2.0}]}
     for call in (lambda data: dataset_heads(data, "train"), lambda data: prepare(list(data))):
         with pytest.raises(DataError, match=r"Row 0, column 'rewards': must be a dictionary from names .*got list"):

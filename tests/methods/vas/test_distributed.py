@@ -46,7 +46,7 @@ def make(
         "report_to": [],
         "num_generations": 2,
         "max_completion_length": 4,
-        # One candidate a token leaves no chance, so the answers do not depend on who draws them.
+        # With one candidate per token, completions do not depend on the process that samples them.
         "top_k": 1,
     }
     return VASTrainer(

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A server's model under guidance, from the command line: the guide's answers, resumed, measured, and bad input."""
+"""The commands with a guided server: answers equal to the guide's own, resumed files, evaluation, and bad input."""
 
 import io
 import json
@@ -13,7 +13,6 @@ import torch
 from conftest import make_model, make_tokenizer
 from scripted_server import ModelServer, ScriptedServer
 
-from trl_ext.cli import chat as cli_chat
 from trl_ext.cli import evaluate as cli_evaluate
 from trl_ext.cli import generate as cli_generate
 from trl_ext.endpoint.client import Endpoint
@@ -53,10 +52,10 @@ def server(tokenizer, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def words(server, value_dir):
-    """What names the server and the value model."""
-    flags = ["--endpoint", server.url, "--endpoint_model", "m", "--value_model_name_or_path", value_dir]
-    return [*flags, "--guide_top_k", "12", "--endpoint_concurrency", "2"]
+def flags(server, value_dir):
+    """Flags for the server and the value model."""
+    models = ["--endpoint", server.url, "--endpoint_model", "m", "--value_model_name_or_path", value_dir]
+    return [*models, "--guide_top_k", "12", "--endpoint_concurrency", "2"]
 
 
 def guided(server, value_dir, tokenizer, prompt, beta):
@@ -75,90 +74,90 @@ def write_prompts():
     Path("in.jsonl").write_text("".join(json.dumps({"prompt": p, "tag": i}) + "\n" for i, p in enumerate(PROMPTS)))
 
 
-def test_a_prompt_is_answered_as_the_guide_answers_it(server, words, value_dir, tokenizer, capsys):
+def test_a_prompt_is_answered_as_the_guide_answers_it(server, flags, value_dir, tokenizer, capsys):
     wanted = {beta: guided(server, value_dir, tokenizer, PROMPTS[0], beta) for beta in (0.0, 2.0)}
     assert wanted[0.0] != wanted[2.0]
     for beta, text in wanted.items():
-        assert cli_generate.main([*words, *GREEDY, "--prompt", PROMPTS[0], "--beta", str(beta)]) == 0
+        assert cli_generate.main([*flags, *GREEDY, "--prompt", PROMPTS[0], "--beta", str(beta)]) == 0
         assert capsys.readouterr().out == text + "\n"
-    assert cli_generate.main([*words, *GREEDY, "--prompt", PROMPTS[0], "--beta", "0", "2"]) == 0
+    assert cli_generate.main([*flags, *GREEDY, "--prompt", PROMPTS[0], "--beta", "0", "2"]) == 0
     out = capsys.readouterr().out  # several weights answer in turn
     assert out == f"[m + kind, beta 0]\n{wanted[0.0]}\n[m + kind, beta 2]\n{wanted[2.0]}\n"
 
 
-def test_block_mode_the_key_and_the_body(server, words, value_dir, monkeypatch, capsys):
+def test_block_mode_the_key_and_the_body(server, flags, value_dir, monkeypatch, capsys):
     monkeypatch.setenv("SERVER_KEY", "secret")
     more = ["--endpoint_mode", "block", "--endpoint_blocks", "3", "--endpoint_block_length", "2"]
     more += ["--endpoint_key_variable", "SERVER_KEY", "--endpoint_body", '{"min_p": 0}']
-    assert cli_generate.main([*words, *more, "--prompt", "we", "--max_completion_length", "4", "--beta", "9"]) == 0
+    assert cli_generate.main([*flags, *more, "--prompt", "we", "--max_completion_length", "4", "--beta", "9"]) == 0
     assert "secret" not in "".join(capsys.readouterr())
     for _, body, headers in server.requests:
         assert (body["model"], body["n"], body["max_tokens"], body["min_p"]) == ("m", 3, 2, 0)
         assert headers["Authorization"] == "Bearer secret"
 
 
-def test_a_data_set_that_fails_goes_on_where_it_was(server, words, value_dir, tokenizer, capsys):
+def test_a_failed_dataset_is_resumed(server, flags, value_dir, tokenizer, capsys):
     wanted = [guided(server, value_dir, tokenizer, prompt, 2.0) for prompt in PROMPTS]
     write_prompts()
-    command = [*words, *GREEDY, "--dataset_name", "in.jsonl", "--output_file", "out.jsonl", "--beta", "2"]
+    command = [*flags, *GREEDY, "--dataset_name", "in.jsonl", "--output_file", "out.jsonl", "--beta", "2"]
     model, answered = server.answer, []
 
-    def fails_at_the_third(path, body):
+    def fail_at_the_third(path, body):
         if tokenizer.decode(body["prompt"]).startswith("a good story") if isinstance(body["prompt"], list) else False:
             return 401, {}, {"error": {"message": "no credit"}}
         answered.append(body["prompt"])
         return model(path, body)
 
-    server.answer = fails_at_the_third
+    server.answer = fail_at_the_third
     assert cli_generate.main(command) == 1
-    assert "no credit" in (error := capsys.readouterr().err) and "has 2 rows; the same command goes on" in error
+    assert "no credit" in (error := capsys.readouterr().err) and "has 2 rows; the same command resumes" in error
     server.answer, before = model, len(server.requests)
     assert cli_generate.main(command) == 0
     rows = read("out.jsonl")
     assert [row["completions"] for row in rows] == [[text] for text in wanted]
     assert [row["tag"] for row in rows] == [0, 1, 2, 3]
     later = [tokenizer.decode(b["prompt"]) for _, b, _ in server.requests[before:] if isinstance(b["prompt"], list)]
-    assert not any(text.startswith(tuple(PROMPTS[:2])) for text in later)  # nothing is asked for twice
+    assert not any(text.startswith(tuple(PROMPTS[:2])) for text in later)  # no request is repeated
     capsys.readouterr()
     assert cli_generate.main(command) == 0 and "is complete" in capsys.readouterr().out
 
 
-def test_evaluate_measures_the_servers_model_under_each_weight(server, words, tiny_model_dir, capsys):
+def test_evaluate_has_a_row_per_weight(server, flags, tiny_model_dir, capsys):
     write_prompts()
     files = ["--dataset_name", "in.jsonl", "--output_file", "out.json"]
     judged = ["--perplexity_model_name_or_path", tiny_model_dir]
-    assert cli_evaluate.main([*words, *files, *judged, "--max_completion_length", "6", "--beta", "0", "4"]) == 0
+    assert cli_evaluate.main([*flags, *files, *judged, "--max_completion_length", "6", "--beta", "0", "4"]) == 0
     rows = json.loads(Path("out.json").read_text())["models"]
     assert [row["model"] for row in rows] == ["m + kind, beta 0", "m + kind, beta 4"]
     assert [row["extras"]["beta"] for row in rows] == [0.0, 4.0]
     assert all(row["kl"] is None and row["perplexity"] > 1 for row in rows)
 
     with_base = ["--base_model_name_or_path", tiny_model_dir]
-    assert cli_evaluate.main([*words, *files, *with_base, "--max_completion_length", "6", "--beta", "0"]) == 0
+    assert cli_evaluate.main([*flags, *files, *with_base, "--max_completion_length", "6", "--beta", "0"]) == 0
     rows = json.loads(Path("out.json").read_text())["models"]
-    assert [row["model"] for row in rows] == [tiny_model_dir, "m + kind, beta 0"]  # once, beside the base
+    assert [row["model"] for row in rows] == [tiny_model_dir, "m + kind, beta 0"]  # one row, beside the base model
 
 
-def test_a_server_that_fails_leaves_the_other_models_their_numbers(server, words, tiny_model_dir, capsys):
+def test_a_server_that_fails_does_not_affect_the_results_of_other_models(server, flags, tiny_model_dir, capsys):
     write_prompts()
     server.answer = lambda path, body: (401, {}, {"error": {"message": "no credit"}})
     files = ["--dataset_name", "in.jsonl", "--output_file", "out.json", "--max_completion_length", "4"]
-    assert cli_evaluate.main([*words, *files, "--model_name_or_path", tiny_model_dir]) == 1
+    assert cli_evaluate.main([*flags, *files, "--model_name_or_path", tiny_model_dir]) == 1
     good, bad = json.loads(Path("out.json").read_text())["models"]
     assert good["model"] == tiny_model_dir and "no credit" in bad["error"]
 
 
-def test_refused(server, words, value_dir, tiny_model_dir, monkeypatch):
+def test_refused(server, flags, value_dir, tiny_model_dir, monkeypatch):
     def fails(message, *changes, without=()):
-        given = [w for flag, value in pairwise([*words, ""]) if flag.startswith("--") and flag not in without
+        given = [w for flag, value in pairwise([*flags, ""]) if flag.startswith("--") and flag not in without
                  for w in (flag, value)]  # fmt: skip
         with pytest.raises(ValueError, match=message):
             cli_generate.main([*given, "--prompt", "we", *changes])
 
-    fails("leave out --model_name_or_path", "--model_name_or_path", tiny_model_dir)
+    fails("remove --model_name_or_path", "--model_name_or_path", tiny_model_dir)
     fails("pass --value_model_name_or_path", without=["--value_model_name_or_path"])
     fails("pass --endpoint_model", without=["--endpoint_model"])
-    fails("give its address, `endpoint`", without=["--endpoint"])
+    fails("need the server's address: set `endpoint`", without=["--endpoint"])
     fails("endpoint_body` is not valid JSON", "--endpoint_body", "{")
     fails("must be a JSON object", "--endpoint_body", "[1]")
     fails("must be at least 1, got 0", "--endpoint_concurrency", "0")
@@ -170,23 +169,23 @@ def test_refused(server, words, value_dir, tiny_model_dir, monkeypatch):
     assert server.requests == []  # all before anything is sent
 
 
-def test_a_value_model_without_a_tokenizer_asks_for_the_servers(server, words, value_dir, tokenizer, tmp_path, capsys):
+def test_a_value_model_without_a_tokenizer_needs_the_servers(server, flags, value_dir, tokenizer, tmp_path, capsys):
     bare = tmp_path / "bare"
     ValueModel.from_pretrained(value_dir).save_pretrained(bare)
-    words[words.index("--value_model_name_or_path") + 1] = str(bare)
-    with pytest.raises(ValueError, match="pass --endpoint_tokenizer"):
-        cli_generate.main([*words, "--prompt", "we"])
+    flags[flags.index("--value_model_name_or_path") + 1] = str(bare)
+    with pytest.raises(ValueError, match="pass the server's with --endpoint_tokenizer"):
+        cli_generate.main([*flags, "--prompt", "we"])
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    assert cli_generate.main([*words, *GREEDY, "--prompt", "we", "--endpoint_tokenizer", f"{tmp_path}/tokenizer"]) == 0
+    assert cli_generate.main([*flags, *GREEDY, "--prompt", "we", "--endpoint_tokenizer", f"{tmp_path}/tokenizer"]) == 0
 
 
-def test_a_conversation_goes_on(server, words, value_dir, tmp_path, monkeypatch, capsys):
+def test_a_conversation_of_two_turns(server, flags, value_dir, tmp_path, monkeypatch, capsys):
     chat = make_tokenizer(chat=True)
     chat.save_pretrained(tmp_path / "chat")
     monkeypatch.setattr("sys.stdin", io.StringIO("the film\na story\n"))
     more = [*GREEDY, "--endpoint_tokenizer", f"{tmp_path}/chat"]
-    assert cli_chat.main([*words, *more]) == 0
+    assert cli_generate.chat([*flags, *more]) == 0
     sent = [chat.decode(body["prompt"]) for _, body, _ in server.requests if isinstance(body["prompt"], list)]
-    first, last = sent[1], sent[-1]  # the very first finds out whether ids are taken
+    first, last = sent[1], sent[-1]  # the very first request finds out whether ids are accepted
     assert "the film" in first and "a story" not in first
     assert last.startswith(first) and "a story" in last

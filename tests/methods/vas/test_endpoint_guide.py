@@ -1,6 +1,8 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
+"""`EndpointGuide` against a scripted server over a tiny model: equal to local guidance, files, and bad input."""
+
 import json
 import math
 import os
@@ -66,7 +68,7 @@ def logprobs(**table):
     return {"top_logprobs": [table]}
 
 
-# ----------------------------------------------------------------------------------------- the same as `generate` does
+# ------------------------------------------------------------------------------------------------ equal to `generate`
 
 
 def by_generate(model, tokenizer, prompt, value_model, beta, top_k):
@@ -77,19 +79,19 @@ def by_generate(model, tokenizer, prompt, value_model, beta, top_k):
 
 
 @pytest.mark.parametrize("beta", [1.0, -2.0])
-def test_token_mode_over_ids_is_what_generate_does(server, model, tokenizer, value_model, beta):
+def test_token_mode_over_ids_equals_generate(server, model, tokenizer, value_model, beta):
     server.answer = ModelServer(model, tokenizer, "ids")
     guided = guide(server, value_model, tokenizer, beta)
     for prompt in PROMPTS:
         wanted = by_generate(model, tokenizer, prompt, value_model, beta, 12)
         assert guided.answer(prompt, GREEDY).completion.ids == wanted
-    bodies = [body for _, body, _ in server.requests[1:]]  # the first found out that ids are taken
+    bodies = [body for _, body, _ in server.requests[1:]]  # the first found out that ids are accepted
     assert all(isinstance(body["prompt"], list) and body["logprobs"] == 12 for body in bodies)
     assert bodies[1]["prompt"][:-1] == bodies[0]["prompt"]
 
 
 def oracle_over_text(model, tokenizer, prompt, value_model, beta, top_k):
-    """Greedy answer of a server that splits the text anew each time: plain loops, no caches."""
+    """Greedy answer of a server that tokenizes the text again for each token: plain loops, no caches."""
     text, names = "", [tokenizer.decode([i]) for i in range(len(tokenizer))]
     for _ in range(10):
         ids = tokenizer(prompt + text)["input_ids"]
@@ -107,9 +109,9 @@ def oracle_over_text(model, tokenizer, prompt, value_model, beta, top_k):
 
 @torch.no_grad()
 @pytest.mark.parametrize("beta", [1.0, -2.0])
-def test_token_mode_over_text_is_the_oracles(server, model, tokenizer, value_model, beta):
+def test_token_mode_over_text_equals_plain_loops(server, model, tokenizer, value_model, beta):
     server.answer = ModelServer(model, tokenizer, "text")
-    server.answer.never_ends = True  # the end is the server's own draw in this style
+    server.answer.never_ends = True  # this server samples the end by itself
     guided = guide(server, value_model, tokenizer, beta)
     for prompt in PROMPTS:
         wanted = oracle_over_text(model, tokenizer, prompt, value_model, beta, 12)
@@ -117,7 +119,7 @@ def test_token_mode_over_text_is_the_oracles(server, model, tokenizer, value_mod
 
 
 def test_distribution_over_the_candidates(server, tokenizer, value_model):
-    """Drawn frequencies, KL and tail of one token against a loop over the formula."""
+    """Sampled frequencies, KL and tail of one token, against p exp(beta V) over the candidates in plain loops."""
     base = {" good": 0.5, " bad": 0.25, " dull": 0.15}
     server.answer = lambda path, body: completion(
         "x", logprobs=logprobs(**{text: math.log(p) for text, p in base.items()})
@@ -132,9 +134,9 @@ def test_distribution_over_the_candidates(server, tokenizer, value_model):
     total = sum(weights.values())
     kl = sum(weight / total * math.log(weight / total / base[text]) for text, weight in weights.items())
     settings = GenerationSettings(num_generations=1, max_completion_length=1)
-    drawn = [guided.answer("the film was", settings, seed=seed) for seed in range(300)]
+    sampled = [guided.answer("the film was", settings, seed=seed) for seed in range(300)]
     for text, weight in weights.items():
-        found = [served for served in drawn if served.completion.text == text]
+        found = [served for served in sampled if served.completion.text == text]
         p = weight / total
         assert abs(len(found) / 300 - p) < 4 * math.sqrt(p * (1 - p) / 300) + 1e-9
         for served in found:
@@ -143,7 +145,7 @@ def test_distribution_over_the_candidates(server, tokenizer, value_model):
 
 
 def test_a_token_beyond_top_k_is_not_a_candidate(server, tokenizer, value_model):
-    """Servers add the token that they drew to the likeliest: it must not be drawn more often for that."""
+    """Servers add the token that they sampled to the likeliest: it must not be sampled more often because of it."""
     table = {" good": -0.5, " bad": -1.0, " dull": -9.0}
     server.answer = lambda path, body: completion(" dull", logprobs=logprobs(**table))
     guided = guide(server, value_model, tokenizer, 0.0, top_k=2)
@@ -173,34 +175,34 @@ def test_chat_endpoint(server, model, tokenizer, value_model):
     assert {path for path, *_ in server.requests} == {"/v1/completions", "/v1/chat/completions"}
 
 
-def test_chat_endpoint_that_begins_another_answer(server, model, tokenizer, value_model):
+def test_chat_endpoint_that_starts_another_answer(server, model, tokenizer, value_model):
     serve = ModelServer(model, tokenizer, "ids")
 
-    def deaf(path, body):
+    def starts_another(path, body):
         return serve(path, {k: v for k, v in body.items() if k != "continue_final_message"})
 
-    server.answer = deaf
+    server.answer = starts_another
     messages = [{"role": "user", "content": "was it good"}]
-    with pytest.raises(RequestRefused, match="does not go on in the middle of an answer"):
+    with pytest.raises(RequestRefused, match="does not continue an unfinished answer"):
         guide(server, value_model, tokenizer, chat=True).answer(messages, GREEDY)
 
 
 # ---------------------------------------------------------------------------------------------------------- the end
 
 
-def test_end_that_is_named_is_guided(server, tokenizer, value_model):
+def test_an_end_among_the_candidates_is_guided(server, tokenizer, value_model):
     table = {" good": -1.0, "<|endoftext|>": -0.5}
     server.answer = lambda path, body: completion("", logprobs=logprobs(**table), ended=True)
     settings = GenerationSettings(num_generations=1, max_completion_length=30)
-    drawn = [
+    sampled = [
         guide(server, value_model, tokenizer, 0.0, top_k=2).answer("the", settings, seed=i).completion
         for i in range(5)
     ]
-    assert all(c.ended and c.ids[-1] == tokenizer.eos_token_id and "endoftext" not in c.text for c in drawn)
-    assert len({len(c.ids) for c in drawn}) > 1
+    assert all(c.ended and c.ids[-1] == tokenizer.eos_token_id and "endoftext" not in c.text for c in sampled)
+    assert len({len(c.ids) for c in sampled}) > 1
 
 
-def test_end_that_is_not_named_is_the_servers_draw(server, tokenizer, value_model):
+def test_an_end_that_is_no_candidate_is_sampled_by_the_server(server, tokenizer, value_model):
     bodies = [completion("x", logprobs=logprobs(**{" good": -0.1})), completion("", ended=True)]
     server.answer = lambda path, body: bodies[body["prompt"].count("good") >= 2]
     served = guide(server, value_model, tokenizer, top_k=1).answer("the", GREEDY)
@@ -208,7 +210,7 @@ def test_end_that_is_not_named_is_the_servers_draw(server, tokenizer, value_mode
     assert served.completion.ids[-1] == tokenizer.eos_token_id
 
 
-def test_empty_answer_of_a_server_that_names_the_end_is_asked_again(server, tokenizer, value_model):
+def test_an_empty_answer_is_requested_again_if_the_end_can_be_a_candidate(server, tokenizer, value_model):
     table = {" good": -0.1, "<|endoftext|>": -9.0}
     good, empty = completion("x", logprobs=logprobs(**table)), completion("", ended=True)
     server.script = [good, good, empty, empty]
@@ -220,7 +222,7 @@ def test_empty_answer_of_a_server_that_names_the_end_is_asked_again(server, toke
 # ------------------------------------------------------------------------------------------------------------ blocks
 
 
-def test_block_is_kept_by_softmax_of_beta_times_value(server, tokenizer, value_model):
+def test_a_block_is_chosen_by_softmax_of_beta_times_value(server, tokenizer, value_model):
     texts = [" good story", " bad actor", " dull"]
     server.answer = lambda path, body: completion(*texts)
     guided = guide(server, value_model, tokenizer, 0.3, mode="block", num_blocks=3, block_length=2)
@@ -230,15 +232,15 @@ def test_block_is_kept_by_softmax_of_beta_times_value(server, tokenizer, value_m
             ids = tokenizer("the film was" + text)["input_ids"]
             weights.append(math.exp(0.3 * value_model(torch.tensor([ids])).values[0, -1].item()))
     settings = GenerationSettings(num_generations=1, max_completion_length=2)
-    drawn = [guided.answer("the film was", settings, seed=seed) for seed in range(300)]
+    sampled = [guided.answer("the film was", settings, seed=seed) for seed in range(300)]
     for text, weight in zip(texts, weights, strict=True):
-        found = [served for served in drawn if served.completion.text == text]
+        found = [served for served in sampled if served.completion.text == text]
         p = weight / sum(weights)
         assert abs(len(found) / 300 - p) < 4 * math.sqrt(p * (1 - p) / 300) + 1e-9
         assert all(served.kl == pytest.approx(math.log(3 * p), abs=1e-4) for served in found)
 
 
-def test_value_of_a_block_that_ended_is_that_of_its_end(server, tokenizer, value_model):
+def test_the_value_of_a_block_that_ended_includes_the_end(server, tokenizer, value_model):
     ended = completion(" good", ended=True)
     ended["choices"].append({"index": 1, "text": " bad", "finish_reason": "length"})
     server.answer = lambda path, body: ended
@@ -255,7 +257,7 @@ def test_value_of_a_block_that_ended_is_that_of_its_end(server, tokenizer, value
 
 
 @pytest.mark.parametrize("style", ["ids", "text"])
-def test_block_mode_with_servers_that_do_and_do_not_take_n(server, model, tokenizer, value_model, style):
+def test_block_mode_with_servers_that_ignore_n(server, model, tokenizer, value_model, style):
     server.answer = ModelServer(model, tokenizer, style)
     server.answer.never_ends = True
     guided = guide(server, value_model, tokenizer, mode="block", num_blocks=3, block_length=4)
@@ -274,7 +276,7 @@ def test_block_mode_stops_when_the_context_is_full(server, tokenizer, value_mode
     assert (served.completion.text, served.completion.ended) == ("", False)
 
 
-# ------------------------------------------------------------------------------------- servers that cannot, bad input
+# ------------------------------------------------------------------------------------- unsuitable servers, bad input
 
 
 def test_missing_logprobs(server, tokenizer, value_model):
@@ -287,7 +289,7 @@ def test_missing_logprobs(server, tokenizer, value_model):
 
 def test_too_few_logprobs(server, tokenizer, value_model):
     server.answer = lambda path, body: completion("x", logprobs=logprobs(**{" good": -1.0, " bad": -2.0}))
-    with pytest.raises(TooFewLogprobs, match=r"asked for the 12 .* names 2\. .*top_k 2.*use block mode"):
+    with pytest.raises(TooFewLogprobs, match=r"asked for the 12 .* returns 2\. .*top_k 2.*use block mode"):
         guide(server, value_model, tokenizer).answer("the")
     message = {"error": {"message": "Requested sample logprobs of 12, which is greater than max allowed: 5"}}
     server.answer = lambda path, body: (400, {}, message)
@@ -295,15 +297,15 @@ def test_too_few_logprobs(server, tokenizer, value_model):
         guide(server, value_model, tokenizer).answer("the")
 
 
-def test_few_names_for_once_are_no_fault(server, tokenizer, value_model):
-    """Half characters collide in one entry now and then; the server still gives what was asked for elsewhere."""
+def test_few_candidates_once_are_no_error(server, tokenizer, value_model):
+    """Incomplete characters share an entry now and then; the server returns as many as requested elsewhere."""
     full = completion("x", logprobs=logprobs(**{" good": -1.0, " bad": -2.0, " dull": -3.0, " great": -4.0}))
     server.script = [full, full]
     server.answer = lambda path, body: completion("x", logprobs=logprobs(**{" good": -1.0, "": -3.0}))
     assert guide(server, value_model, tokenizer, 0.0, top_k=4).answer("the", GREEDY).completion.text == " good" * 10
 
 
-def test_nothing_that_can_be_sent_back(server, tokenizer, value_model):
+def test_no_candidate_can_be_sent_back(server, tokenizer, value_model):
     server.answer = lambda path, body: completion("x", logprobs=logprobs(**{"": -1.0, "\ufffd": -2.0}))
     with pytest.raises(BadAnswer, match="none of the 2 tokens"):
         guide(server, value_model, tokenizer, top_k=2).answer("the")
@@ -312,7 +314,7 @@ def test_nothing_that_can_be_sent_back(server, tokenizer, value_model):
 def test_server_of_another_vocabulary(server, tokenizer, value_model):
     table = {" filmic": -1.0, " cinematic": -2.0, " good": -3.0}
     server.answer = lambda path, body: completion("x", logprobs=logprobs(**table))
-    with pytest.raises(ValueError, match="another vocabulary: it names ' filmic'"):
+    with pytest.raises(ValueError, match="another vocabulary: it returns ' filmic'"):
         guide(server, value_model, tokenizer, top_k=3).answer("the")
 
 
@@ -324,7 +326,7 @@ def test_value_model_of_another_vocabulary(server, tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    ("settings", "message"),
     [
         ({"mode": "word"}, "mode must be"),
         ({"top_k": 0}, "top_k"),
@@ -336,14 +338,14 @@ def test_value_model_of_another_vocabulary(server, tokenizer):
         ({"end_tokens": ["<|stop|>"]}, "end_tokens"),
     ],
 )
-def test_settings_out_of_range(server, tokenizer, value_model, settings, says):
-    with pytest.raises(ValueError, match=says):
+def test_settings_out_of_range(server, tokenizer, value_model, settings, message):
+    with pytest.raises(ValueError, match=message):
         guide(server, value_model, tokenizer, **settings)
     assert not server.requests
 
 
 @pytest.mark.parametrize(
-    ("mode", "settings", "says"),
+    ("mode", "settings", "message"),
     [
         ("token", GenerationSettings(num_beams=4), "num_beams"),
         ("token", GenerationSettings(repetition_penalty=1.2), "repetition_penalty"),
@@ -351,8 +353,8 @@ def test_settings_out_of_range(server, tokenizer, value_model, settings, says):
         ("block", GREEDY, "temperature 0"),
     ],
 )
-def test_settings_that_an_endpoint_has_not(server, tokenizer, value_model, mode, settings, says):
-    with pytest.raises(ValueError, match=says):
+def test_settings_that_an_endpoint_lacks(server, tokenizer, value_model, mode, settings, message):
+    with pytest.raises(ValueError, match=message):
         guide(server, value_model, tokenizer, mode=mode).answer("the", settings)
 
 
@@ -362,7 +364,7 @@ def test_empty_prompt(server, tokenizer, value_model, prompt):
         guide(server, value_model, tokenizer).answer(prompt)
 
 
-def test_a_single_prompt_is_no_list_of_them(server, tokenizer, value_model):
+def test_a_single_prompt_is_not_a_list_of_prompts(server, tokenizer, value_model):
     for prompt in ("the film", [5, 6]):
         with pytest.raises(ValueError, match="`prompts` must be a list of prompts"):
             guide(server, value_model, tokenizer).answer_all(prompt)
@@ -371,7 +373,7 @@ def test_a_single_prompt_is_no_list_of_them(server, tokenizer, value_model):
 # ----------------------------------------------------------------------------------------------------------- batches
 
 
-def test_answers_do_not_depend_on_how_many_are_under_way(server, model, tokenizer, value_model):
+def test_answers_do_not_depend_on_the_concurrency(server, model, tokenizer, value_model):
     server.answer = ModelServer(model, tokenizer, "ids")
     settings = GenerationSettings(num_generations=2, max_completion_length=6)
     found = []
@@ -429,12 +431,12 @@ def test_file_of_answers(server, model, tokenizer, value_model, tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_resumed_file_is_the_uninterrupted_one(server, model, tokenizer, value_model, tmp_path, seed):
-    """Failures at random requests, until it is done: no row is lost, repeated or changed."""
+def test_a_resumed_file_equals_an_uninterrupted_one(server, model, tokenizer, value_model, tmp_path, seed):
+    """Requests fail at random until the file is complete: no row is lost, repeated or changed."""
     serve = ModelServer(model, tokenizer, "ids")
     server.answer = serve
-    whole = tmp_path / "whole.jsonl"
-    answer_file(server, tokenizer, value_model, whole)
+    uninterrupted = tmp_path / "uninterrupted.jsonl"
+    answer_file(server, tokenizer, value_model, uninterrupted)
     rng, lock = random.Random(seed), threading.Lock()
 
     def unreliable(path, body):
@@ -452,19 +454,19 @@ def test_resumed_file_is_the_uninterrupted_one(server, model, tokenizer, value_m
         except EndpointFailed as error:
             failures += 1
             made += len(read_rows(path)) - before
-            assert any("the same call goes on there" in note for note in error.__notes__)
+            assert any("the same call resumes there" in note for note in error.__notes__)
             assert any("at row " in note for note in error.__notes__)
-    assert read_rows(path) == read_rows(whole)
+    assert read_rows(path) == read_rows(uninterrupted)
     assert made == len(ROWS)
     assert failures or seed
 
 
-def test_what_was_under_way_at_a_failure_is_kept(server, model, tokenizer, value_model, tmp_path):
+def test_rows_in_progress_at_a_failure_are_kept(server, model, tokenizer, value_model, tmp_path):
     serve = ModelServer(model, tokenizer, "ids")
     failed = threading.Event()
 
     def answer(path, body):
-        if body["logprobs"] == 1:  # asks whether ids are taken
+        if body["logprobs"] == 1:  # the request that finds out whether ids are accepted
             return serve(path, body)
         if body["prompt"][: len(first)] == first:
             failed.set()
@@ -484,7 +486,7 @@ def test_what_was_under_way_at_a_failure_is_kept(server, model, tokenizer, value
     assert [row["row_index"] for row in read_rows(path)] == list(range(len(ROWS)))
 
 
-def test_interrupted_by_hand(server, model, tokenizer, value_model, tmp_path):
+def test_keyboard_interrupt(server, model, tokenizer, value_model, tmp_path):
     server.answer = ModelServer(model, tokenizer, "ids")
     path = tmp_path / "out.jsonl"
     seen = []
@@ -502,7 +504,7 @@ def test_interrupted_by_hand(server, model, tokenizer, value_model, tmp_path):
     assert [row["row_index"] for row in read_rows(path)] == list(range(len(ROWS)))
 
 
-def test_file_of_other_settings_does_not_go_on(server, model, tokenizer, value_model, tmp_path):
+def test_a_file_of_other_settings_is_refused(server, model, tokenizer, value_model, tmp_path):
     server.answer = ModelServer(model, tokenizer, "ids")
     path = tmp_path / "out.jsonl"
     answer_file(server, tokenizer, value_model, path)
@@ -542,9 +544,9 @@ def real():
     "TRL_EXT_TEST_API_TOKENIZER=the directory of its model",
 )
 class TestRealServer:
-    """Against whatever server is there; its model's directory is at hand to compare with."""
+    """Against a real server; the directory of its model is here to compare with."""
 
-    def test_names_and_probabilities_are_the_models(self, real):
+    def test_candidates_and_probabilities_equal_the_models(self, real):
         from trl_ext.endpoint.next_tokens import NextTokens
 
         served, tokenizer, local, _ = real
@@ -557,7 +559,7 @@ class TestRealServer:
             for option in options:
                 assert option.logprob == pytest.approx(float(logps_V[option.id]), abs=0.02)
 
-    def test_token_mode_is_what_generate_does(self, real):
+    def test_token_mode_equals_generate(self, real):
         served, tokenizer, local, value_model = real
         guided = EndpointGuide(served, value_model, 2.0, tokenizer)
         ids = torch.tensor([tokenizer("The film was")["input_ids"]])
@@ -570,8 +572,8 @@ class TestRealServer:
         assert guided.answer("The film was", settings).completion.text == wanted
 
     @pytest.mark.parametrize("mode", ["token", "block"])
-    def test_guidance_raises_what_it_guides(self, real, mode):
-        """A "reward" that needs no training: the value itself, at the end of the answer."""
+    def test_guidance_raises_the_value(self, real, mode):
+        """The reward is the value itself at the end of the answer, so that no training is needed."""
         served, tokenizer, _, value_model = real
         prompts = ["The film was", "I went to see", "The plot of this", "My wife and I"]
         settings = GenerationSettings(num_generations=4, max_completion_length=16)

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Values that see actions, Q(s, a), against loops over single sequences: computed, stored, decoding, training."""
+"""Value models of the forms "action" and "policy": values, storage, decoding and training, against plain loops."""
 
 import copy
 import math
@@ -22,6 +22,7 @@ from oracles.guided_decoding import (
     run_generate,
     token_value,
 )
+from oracles.values import oracle_loss, rows_scored_by_letters
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, TrainerCallback
@@ -42,7 +43,7 @@ FORMS = ["action", "policy"]
 
 @pytest.mark.parametrize("heads", [("reward",), ("a", "b")], ids=["one head", "two heads"])
 @pytest.mark.parametrize("form", FORMS)
-def test_a_value_is_that_of_the_token_from_the_state_before_it(form: str, heads: tuple[str, ...]) -> None:
+def test_value_of_a_token_comes_from_the_hidden_state_before_it(form: str, heads: tuple[str, ...]) -> None:
     model = make_value(form, make_model(64), heads)
     row = [5, 9, 3, 7, 4]
     expected = torch.tensor([[token_value(model, row[:t], row[t], h) for h in range(len(heads))] for t in range(1, 5)])
@@ -60,7 +61,7 @@ def test_a_value_is_that_of_the_token_from_the_state_before_it(form: str, heads:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_few_actions_and_all_of_them_are_computed_alike(form: str) -> None:
+def test_values_of_few_tokens_equal_those_of_the_complete_vocabulary(form: str) -> None:
     model = make_value(form, make_model(64), ("a", "b"))
     hidden = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
     every = model.action_values(hidden, torch.arange(64).expand(4, -1))
@@ -74,7 +75,7 @@ def test_few_actions_and_all_of_them_are_computed_alike(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_values_start_at_zero_and_can_leave_it(form: str) -> None:
+def test_values_start_at_zero_and_have_gradients(form: str) -> None:
     policy = make_model(64)
     kwargs: dict[str, Any] = {"form": form, "action_rank": 5}
     make = ValueModel.on_policy if form == "policy" else ValueModel.from_backbone
@@ -91,8 +92,8 @@ def test_values_start_at_zero_and_can_leave_it(form: str) -> None:
 
 @pytest.mark.parametrize("rank", [5, 100])
 @pytest.mark.parametrize("form", FORMS)
-def test_actions_start_where_the_embeddings_are(form: str, rank: int) -> None:
-    """Tokens that are alike are alike; each column of the embeddings counts by its deviation, however large it is."""
+def test_action_embeddings_are_initialised_from_token_embeddings(form: str, rank: int) -> None:
+    """Similar embeddings give similar actions; columns are standardised, so that a large one does not dominate."""
     policy = make_model(64)
     with torch.no_grad():
         policy.lm_head.weight.copy_(policy.model.embed_tokens.weight)
@@ -108,7 +109,7 @@ def test_actions_start_where_the_embeddings_are(form: str, rank: int) -> None:
     assert actions[20:40].mean(0).norm() < 0.6, "one large column does not decide"
 
 
-def test_settings_that_cannot_be(tmp_path: Path) -> None:
+def test_invalid_settings(tmp_path: Path) -> None:
     policy = make_model(64)
     with pytest.raises(ValueError, match="must be one of state, action, policy"):
         ValueConfig(form="future")
@@ -128,7 +129,7 @@ def test_settings_that_cannot_be(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["full", "lora", "lora on the policy", "policy"])
-def test_they_come_back_as_they_were(tmp_path: Path, tiny_model_dir: str, form: str) -> None:
+def test_saving_and_loading(tmp_path: Path, tiny_model_dir: str, form: str) -> None:
     policy = AutoModelForCausalLM.from_pretrained(tiny_model_dir).eval()
     heads, action = ["kind", "short"], {"form": "action", "action_rank": 3}
     lora = LoraConfig(**LORA) if "lora" in form else None
@@ -171,8 +172,8 @@ def test_heads_are_float32_and_the_policy_stays_in_evaluation_mode() -> None:
 
 
 @pytest.mark.parametrize("beta", [2.0, -2.0])
-def test_an_action_value_reads_one_token_a_step(tiny_model: Any, beta: float) -> None:
-    """Row by row of a batch of different lengths, over tokens chosen among the candidates or not."""
+def test_action_values_read_one_token_per_step(tiny_model: Any, beta: float) -> None:
+    """For each row of a left-padded batch, over several steps whose token was a candidate or not."""
     value = make_value("action", tiny_model)
     processor = ValueAugmentedLogitsProcessor(value, beta, K, pad_token_id=0)
     ids, mask = left_padded(PROMPTS, 0)
@@ -191,14 +192,14 @@ def test_an_action_value_reads_one_token_a_step(tiny_model: Any, beta: float) ->
         chosen = found.topk(3).indices[:, 2:] if step % 2 else found.argmin(1, keepdim=True)
         ids, mask = torch.cat([ids, chosen], 1), torch.cat([mask, torch.ones_like(chosen)], 1)
     again = processor(ids[:, :-1], logits)
-    torch.testing.assert_close(again, found, rtol=1e-4, atol=1e-4)  # asked again, and gone back
+    torch.testing.assert_close(again, found, rtol=1e-4, atol=1e-4)  # the same call again, after shorter sequences
     torch.testing.assert_close(processor(ids[:, :-1], logits), found, rtol=1e-4, atol=1e-4)
     prompt, one = torch.tensor([[5]]), logits[:1]
     torch.testing.assert_close(processor(prompt, one), processor(prompt, one))
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_generate_in_all_its_ways(tiny_model: Any, form: str) -> None:
+def test_generate_with_and_without_cache(tiny_model: Any, form: str) -> None:
     value = make_value(form, tiny_model)
     processor = ValueAugmentedLogitsProcessor(value, 3.0, K)
     expected = [greedy(tiny_model, [(value, 0, 3.0)], prompt, 6) for prompt in PROMPTS]
@@ -208,14 +209,14 @@ def test_generate_in_all_its_ways(tiny_model: Any, form: str) -> None:
             assert run_generate(tiny_model, processor, PROMPTS[2:3], 6, **kwargs) == expected[2:3]
         else:
             assert run_generate(tiny_model, processor, PROMPTS, 6, **kwargs) == expected, kwargs
-    assert run_generate(tiny_model, processor, PROMPTS[2:3], 6) == expected[2:3]  # other prompts, without a word
+    assert run_generate(tiny_model, processor, PROMPTS[2:3], 6) == expected[2:3]  # other prompts
     if form == "policy":
         assert (processor.value_calls, processor.value_tokens) == (0, 0)
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_an_assistant_that_guesses_ahead_changes_nothing(tiny_model: Any, form: str) -> None:
-    """Several tokens are then judged after one forward."""
+def test_assisted_generation(tiny_model: Any, form: str) -> None:
+    """One forward pass of the language model is then followed by several calls of the processor."""
     value = make_value(form, tiny_model)
     processor = ValueAugmentedLogitsProcessor(value, 3.0, K)
     expected = greedy(tiny_model, [(value, 0, 3.0)], PROMPTS[2], 8)
@@ -224,8 +225,8 @@ def test_an_assistant_that_guesses_ahead_changes_nothing(tiny_model: Any, form: 
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_beams(tiny_model: Any, form: str) -> None:
-    """Scores of each step against the formula, whatever the search does with the rows."""
+def test_beam_search_of_each_form(tiny_model: Any, form: str) -> None:
+    """Scores of each step against the oracle, whatever order the search brings the rows into."""
     value = make_value(form, tiny_model)
     inner = ValueAugmentedLogitsProcessor(value, 3.0, K)
     steps = []
@@ -234,8 +235,8 @@ def test_beams(tiny_model: Any, form: str) -> None:
         def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
             found = inner(ids, scores)
             for n, row in enumerate(ids.tolist()):
-                moved = guided_logits(tiny_model, [(value, 0, 3.0)], row) - tiny_model(ids[n : n + 1]).logits[0, -1]
-                torch.testing.assert_close(found[n] - scores[n], moved.detach(), rtol=1e-3, atol=1e-3)
+                guided = guided_logits(tiny_model, [(value, 0, 3.0)], row) - tiny_model(ids[n : n + 1]).logits[0, -1]
+                torch.testing.assert_close(found[n] - scores[n], guided.detach(), rtol=1e-3, atol=1e-3)
             steps.append(ids.shape)
             return found
 
@@ -245,7 +246,7 @@ def test_beams(tiny_model: Any, form: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_our_own_sampling_and_log_probabilities(tiny_model: Any, tiny_tokenizer: Any, form: str) -> None:
+def test_sampling_and_log_probabilities_of_the_policy(tiny_model: Any, tiny_tokenizer: Any, form: str) -> None:
     value = make_value(form, tiny_model)
     policy = guided_policy(tiny_model, tiny_tokenizer, value, 3.0, K, batch_size=6)
     settings = GenerationSettings(num_generations=3, max_completion_length=5, top_k=1)
@@ -255,11 +256,11 @@ def test_our_own_sampling_and_log_probabilities(tiny_model: Any, tiny_tokenizer:
     for prompt, group, rows in zip(PROMPTS, completions, policy.logps(PROMPTS, completions), strict=True):
         for completion, logps in zip(group, rows, strict=True):
             for t, token in enumerate(completion):
-                moved = guided_logits(tiny_model, [(value, 0, 3.0)], [*prompt, *completion[:t]])
-                assert float(logps[t]) == pytest.approx(float(moved.log_softmax(-1)[token]), abs=1e-4)
+                guided = guided_logits(tiny_model, [(value, 0, 3.0)], [*prompt, *completion[:t]])
+                assert float(logps[t]) == pytest.approx(float(guided.log_softmax(-1)[token]), abs=1e-4)
 
 
-def test_forms_are_composed_with_weights_by_row(tiny_model: Any) -> None:
+def test_forms_combined_with_weights_per_row(tiny_model: Any) -> None:
     models = {
         "exact": make_value("state", tiny_model, seed=1),
         "cheap": make_value("action", tiny_model, ("a", "b"), seed=2),
@@ -283,14 +284,16 @@ def test_forms_are_composed_with_weights_by_row(tiny_model: Any) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_all_of_the_vocabulary(tiny_model: Any, tiny_tokenizer: Any, form: str) -> None:
+def test_complete_vocabulary_as_candidates(tiny_model: Any, tiny_tokenizer: Any, form: str) -> None:
     value, vocabulary = make_value(form, tiny_model), len(tiny_tokenizer)
     processor = ValueAugmentedLogitsProcessor(value, 3.0, vocabulary)
     expected = [greedy(tiny_model, [(value, 0, 3.0)], prompt, 4, k=vocabulary) for prompt in PROMPTS[:2]]
     assert run_generate(tiny_model, processor, PROMPTS[:2], 4) == expected
 
 
-def test_states_of_another_model_or_text_are_refused(tiny_model: Any, tmp_path: Path, tiny_model_dir: str) -> None:
+def test_hidden_states_of_another_model_or_text_are_rejected(
+    tiny_model: Any, tmp_path: Path, tiny_model_dir: str
+) -> None:
     value = make_value("policy", tiny_model)
     processor = ValueAugmentedLogitsProcessor(value, 3.0, K)
     ids = torch.tensor([[5, 6, 7]])
@@ -315,7 +318,7 @@ def test_states_of_another_model_or_text_are_refused(tiny_model: Any, tmp_path: 
         ValueAugmentedLogitsProcessor(alone)
 
 
-def test_another_vocabulary_is_refused(tiny_model: Any, tiny_tokenizer: Any, chat_tokenizer: Any) -> None:
+def test_another_vocabulary_is_rejected(tiny_model: Any, tiny_tokenizer: Any, chat_tokenizer: Any) -> None:
     other = make_tokenizer()
     vocabulary = other.get_vocab()
     value = make_value("action", tiny_model)
@@ -333,7 +336,7 @@ def test_another_vocabulary_is_refused(tiny_model: Any, tiny_tokenizer: Any, cha
         ValueAugmentedLogitsProcessor(value, value_tokenizer=changed, **names)
 
 
-def test_the_command_line_puts_a_head_on_the_model(tmp_path: Path, tiny_model_dir: str) -> None:
+def test_flags_with_a_head_on_the_language_model(tmp_path: Path, tiny_model_dir: str) -> None:
     policy = AutoModelForCausalLM.from_pretrained(tiny_model_dir).eval()
     tokenizer = make_tokenizer(chat=True)
     free, cheap = make_value("policy", policy), make_value("action", policy)
@@ -349,7 +352,7 @@ def test_the_command_line_puts_a_head_on_the_model(tmp_path: Path, tiny_model_di
         assert found == [greedy(policy, guide, prompt, 4) for prompt in PROMPTS]
 
 
-def test_a_policy_with_an_adapter_is_read_as_it_is(tiny_model: Any) -> None:
+def test_policy_form_with_an_adapter_on_the_language_model(tiny_model: Any) -> None:
     torch.manual_seed(0)
     adapted = get_peft_model(tiny_model, LoraConfig(**LORA, init_lora_weights=False)).eval()
     value = make_value("policy", adapted)
@@ -358,7 +361,7 @@ def test_a_policy_with_an_adapter_is_read_as_it_is(tiny_model: Any) -> None:
     assert run_generate(adapted, processor, PROMPTS, 4) == expected
 
 
-def test_nothing_listens_after_the_value_model_is_gone(tiny_model: Any) -> None:
+def test_hook_is_removed_with_the_value_model(tiny_model: Any) -> None:
     before = len(tiny_model.model._forward_hooks)
     value = make_value("policy", tiny_model)
     assert len(tiny_model.model._forward_hooks) == before + 1
@@ -414,46 +417,10 @@ def trainer(tmp_path: Path, form: str, rows: list[dict], **kwargs: Any) -> VASTr
     )
 
 
-def oracle_targets(rewards: list[float], values: list[float], gamma: float, lam: float) -> list[float]:
-    ahead, after, targets = 0.0, 0.0, []
-    for reward, value in zip(reversed(rewards), reversed(values), strict=True):
-        ahead = reward + gamma * after - value + gamma * lam * ahead
-        targets.append(ahead + value)
-        after = value
-    return targets[::-1]
-
-
-def oracle_loss(model: ValueModel, dataset: Any, gamma: float, lam: float) -> torch.Tensor:
-    """Completion by completion and token by token, each Q from the hidden state before its token."""
-    total, count, rank = torch.zeros(()), 0, model.config.action_rank
-    for row in dataset:
-        for ids, by_head in zip(row["completion_ids"], row["token_rewards"], strict=True):
-            hidden = model.backbone(input_ids=torch.tensor([row["prompt_ids"] + ids])).last_hidden_state[0]
-            if model.config.form == "policy":
-                hidden = hidden.detach()
-            count += len(ids)
-            for h, numbers in enumerate(by_head):
-                values = []
-                for t, token in enumerate(ids):
-                    before = hidden[len(row["prompt_ids"]) + t - 1]
-                    query = model.action.query.weight[h * rank : (h + 1) * rank] @ before
-                    values.append(
-                        model.head.weight[h] @ before
-                        + model.head.bias[h]
-                        + (model.action.actions.weight[token] * query).sum()
-                    )
-                rewards = [0.0] * (len(ids) - len(numbers)) + list(numbers)
-                for value, target in zip(
-                    values, oracle_targets(rewards, [float(v) for v in values], gamma, lam), strict=True
-                ):
-                    total = total + 0.5 * (value - target) ** 2
-    return total / count
-
-
 @pytest.mark.parametrize("shared_prefix", ["always", "never"])
 @pytest.mark.parametrize("rows", [ROWS, TWO_HEADS], ids=["one head", "two heads"])
 @pytest.mark.parametrize("form", FORMS)
-def test_loss_and_gradients_are_the_recursion(tmp_path: Path, form: str, rows: list[dict], shared_prefix: str) -> None:
+def test_loss_and_gradients_equal_the_oracle(tmp_path: Path, form: str, rows: list[dict], shared_prefix: str) -> None:
     run = trainer(tmp_path, form, rows, args={"gamma": 0.9, "lam": 0.8, "shared_prefix": shared_prefix})
     reference = copy.deepcopy(randomize(run.model))
     expected = oracle_loss(reference, run.train_dataset, 0.9, 0.8)
@@ -469,19 +436,9 @@ def test_loss_and_gradients_are_the_recursion(tmp_path: Path, form: str, rows: l
             torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def letters(count: int) -> list[dict]:
-    """Completions whose score can be read off their tokens."""
-    words = ["good", "bad", "dull", "story", "movie", "no", "not", "hated"]
-    made = []
-    for i in range(count):
-        texts = [" " + " ".join(words[(i * 7 + j * 3 + k * (i + j + 1)) % 8] for k in range(4)) for j in range(3)]
-        made.append({"prompt": ["the", "a", "we"][i % 3], "completions": texts, "scores": letter_reward(texts)})
-    return made
-
-
 @pytest.mark.parametrize("form", FORMS)
-def test_training_explains_the_rewards_and_leaves_the_policy_alone(tmp_path: Path, form: str) -> None:
-    rows = letters(48)
+def test_training_raises_explained_variance_and_does_not_change_the_policy(tmp_path: Path, form: str) -> None:
+    rows = rows_scored_by_letters(48)
     policy = make_model(len(make_tokenizer()))
     before = copy.deepcopy(policy.state_dict())
     run = trainer(
@@ -502,8 +459,8 @@ def test_training_explains_the_rewards_and_leaves_the_policy_alone(tmp_path: Pat
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_token_that_pays_rises(tmp_path: Path, form: str) -> None:
-    """The sign, from data to logits: where one of two answers is paid, the processor raises its token."""
+def test_guidance_raises_the_token_with_a_higher_reward(tmp_path: Path, form: str) -> None:
+    """From data to logits: the processor raises the token of the completion with the higher score."""
     rows = [{"prompt": "the film was", "completions": [" good", " bad"], "scores": [1.0, -1.0]}] * 8
     policy, tokenizer = make_model(len(make_tokenizer())), make_tokenizer()
     run = trainer(
@@ -516,13 +473,13 @@ def test_a_token_that_pays_rises(tmp_path: Path, form: str) -> None:
     with torch.no_grad():
         scores = policy(ids).logits[:, -1]
     for beta in (2.0, -2.0):
-        moved = ValueAugmentedLogitsProcessor(run.model.eval(), beta, len(tokenizer))(ids, scores) - scores
-        gap = float(moved[0, good] - moved[0, bad])
+        added = ValueAugmentedLogitsProcessor(run.model.eval(), beta, len(tokenizer))(ids, scores) - scores
+        gap = float(added[0, good] - added[0, bad])
         assert gap * math.copysign(1, beta) > 1.0
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_rounds_are_drawn_under_guidance(tmp_path: Path, form: str) -> None:
+def test_later_rounds_are_sampled_with_guidance(tmp_path: Path, form: str) -> None:
     rewards: list[float] = []
 
     class Log(TrainerCallback):
@@ -572,7 +529,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, form: str, ti
 
 
 @pytest.mark.parametrize("setting", [{"gradient_checkpointing": True}, {"bf16": True}, {"calibration_rollouts": 2}])
-def test_the_policy_form_in_other_settings(tmp_path: Path, setting: dict[str, Any]) -> None:
+def test_policy_form_with_other_training_settings(tmp_path: Path, setting: dict[str, Any]) -> None:
     policy = make_model(len(make_tokenizer()))
     policy.config.attention_dropout = 0.5
     before = copy.deepcopy(policy.state_dict())
@@ -588,7 +545,7 @@ def test_the_policy_form_in_other_settings(tmp_path: Path, setting: dict[str, An
     assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
 
 
-def test_an_adapter_on_the_policy_that_sees_actions(tmp_path: Path, tiny_model_dir: str) -> None:
+def test_action_form_with_an_adapter_on_the_policy(tmp_path: Path, tiny_model_dir: str) -> None:
     policy = AutoModelForCausalLM.from_pretrained(tiny_model_dir).eval()
     ids = torch.tensor([[5, 9, 3, 7, 11]])
     logits = policy(ids).logits
@@ -625,8 +582,8 @@ def test_four_bits(tmp_path: Path, tiny_model_dir: str) -> None:
         assert value.action.query.weight.dtype == torch.float32 and value.action.query.weight.abs().sum() > 0
         settings = GenerationSettings(num_generations=2, max_completion_length=3)
         guides = [ValueAugmentedLogitsProcessor(value, 3.0, K)]
-        drawn = generate(policy, make_tokenizer(chat=True), PROMPTS, settings, processors=lambda *_, g=guides: g)
-        assert [len(row) for row in drawn] == [2] * 4
+        sampled = generate(policy, make_tokenizer(chat=True), PROMPTS, settings, processors=lambda *_, g=guides: g)
+        assert [len(row) for row in sampled] == [2] * 4
 
 
 @pytest.mark.parametrize(
@@ -637,13 +594,13 @@ def test_four_bits(tmp_path: Path, tiny_model_dir: str) -> None:
         ("action", {"value_model": None}, ["no value model", "value_form='policy'"]),
     ],
 )
-def test_what_cannot_work_is_said(tmp_path: Path, form: str, kwargs: dict, words: list[str]) -> None:
+def test_invalid_arguments(tmp_path: Path, form: str, kwargs: dict, words: list[str]) -> None:
     with pytest.raises(ValueError) as caught:
         trainer(tmp_path, form, ROWS, **kwargs)
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-def test_a_form_that_is_another_than_the_models_is_refused(tmp_path: Path) -> None:
+def test_form_that_differs_from_the_models_is_rejected(tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
     value = ValueModel.from_backbone(make_model(len(tokenizer)), form="action")
     with pytest.raises(ValueError, match=r"has the form 'action', but `value_form` is 'state'"):

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of named things: numbers, dictionaries, one for all or one a row."""
+"""Weights of heads: numbers and dictionaries, for all rows or per row."""
 
 import pytest
 import torch
@@ -21,12 +21,12 @@ CPU = torch.device("cpu")
         (" helpful = 2 , concise = 1", {"helpful": 2.0, "concise": 1.0}),
     ],
 )
-def test_texts(text, expected):
+def test_parse_weights(text, expected):
     assert parse_weights(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "helpful", "helpful=", "=2", "a=1,a=2", "a=1,", "1,2", "a=b"])
-def test_texts_that_are_none(text):
+def test_invalid_weights(text):
     with pytest.raises(ValueError, match="`beta` must be a number, or name=number"):
         parse_weights(text, "beta")
 
@@ -39,25 +39,25 @@ def test_texts_that_are_none(text):
         ([{"a": 1}, {}], 4, [[1, 0, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0]]),
     ],
 )
-def test_rows(given, n, expected):
+def test_weights_per_row(given, n, expected):
     weights = RowWeights(given, ["a", "b", "c"], aliases={"x": "a"})
     assert weights.tensor(n, CPU).tolist() == expected
     assert weights.tensor(n, CPU) is weights.tensor(n, CPU)
 
 
-def test_one_name():
+def test_number_for_a_single_name():
     assert RowWeights(torch.tensor([1.0, 2.0]), ["a"]).tensor(2, CPU).tolist() == [[1], [2]]
     assert RowWeights(0, ["a"]).tensor(3, CPU).tolist() == [[0]] * 3
 
 
-def test_which_are_used():
+def test_any_nonzero_weight():
     weights = RowWeights([{"a": 0.0}, {"c": 1.0}], ["a", "b", "c"])
     assert weights.any()
     assert not weights.any(slice(0, 2))
     assert weights.any(slice(2, 3))
 
 
-def test_what_cannot_be():
+def test_invalid_row_weights():
     for given, message in (
         ({"d": 1}, "weights` has a weight for 'd', which does not exist; there is 'a', 'b'"),
         ([{"a": 1}, {"a": float("nan")}], "weights` of row 1 must be a finite number, got nan for 'a'"),

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
-"""Guided decoding against the formula, one candidate, one row and one token at a time, without padding or cache."""
+"""Guided decoding against an oracle without padding or KV cache, and its cost, vocabularies and policies."""
 
 import re
 import time
@@ -58,8 +58,8 @@ def two(tiny_tokenizer):
 
 
 @pytest.mark.parametrize("beta", [2.0, -2.0])
-def test_logits_are_those_of_the_formula(tiny_model, value, beta):
-    """Row by row of a batch of different lengths, and over several tokens, chosen among the candidates or not."""
+def test_logits_equal_the_oracle(tiny_model, value, beta):
+    """For each row of a left-padded batch, over several steps whose token was a candidate or not."""
     processor = ValueAugmentedLogitsProcessor(value, beta, K, pad_token_id=0)
     ids, mask = left_padded(PROMPTS, 0)
     for step in range(6):
@@ -72,14 +72,14 @@ def test_logits_are_those_of_the_formula(tiny_model, value, beta):
         for n in range(len(ids)):
             row = ids[n][mask[n].bool()].tolist()
             assert torch.allclose(found[n], guided_logits(tiny_model, [(value, 0, beta)], row), atol=1e-4)
-            moved = found[n] != before[n]
-            assert moved.sum() <= K
+            changed = found[n] != before[n]
+            assert changed.sum() <= K
             assert abs(float((found[n] - before[n]).sum())) < 1e-3  # centred
         chosen = found.topk(3).indices[:, 2:] if step % 2 else found.argmin(1, keepdim=True)
         ids, mask = torch.cat([ids, chosen], 1), torch.cat([mask, torch.ones_like(chosen)], 1)
 
 
-def test_sign_a_better_candidate_rises(tiny_model, value):
+def test_positive_weights_raise_better_candidates(tiny_model, value):
     ids = torch.tensor([PROMPTS[2]])
     logits = tiny_model(ids).logits[:, -1].detach()
     candidates = logits.topk(K).indices[0].tolist()
@@ -102,7 +102,7 @@ def test_worked_numbers(value):
     assert (found == -5).sum() == found.numel() - 3
 
 
-def test_composition_is_the_sum_and_the_top_k_is_taken_once(tiny_model, value, two):
+def test_several_heads_add_up_over_the_same_candidates(tiny_model, value, two):
     """Large weights reorder the logits: processors in a chain would look at other candidates."""
     processor = ValueAugmentedLogitsProcessor(
         {"kind": value, "more": two}, {"kind": 9.0, "more/helpful": -7.0, "short": 0.5}, K
@@ -139,8 +139,8 @@ def test_other_processors_may_leave_fewer_candidates(value):
 # ----------------------------------------------------------------------------------------------------------- generate
 
 
-def test_greedy_batch_of_different_lengths_equals_one_by_one(tiny_model, value):
-    """Two rows end early, so that padding is fed to a batch that goes on."""
+def test_greedy_batch_equals_one_by_one(tiny_model, value):
+    """Two rows end early and continue as padding."""
     processor = ValueAugmentedLogitsProcessor(value, 3.0, K)
     expected = [greedy(tiny_model, [(value, 0, 3.0)], prompt, 12) for prompt in PROMPTS]
     assert run_generate(tiny_model, processor, PROMPTS, 12) == expected
@@ -148,7 +148,7 @@ def test_greedy_batch_of_different_lengths_equals_one_by_one(tiny_model, value):
     assert expected != [greedy(tiny_model, [], prompt, 12) for prompt in PROMPTS]
 
 
-def test_rows_that_have_ended_do_not_disturb_the_others(tiny_model, value):
+def test_ended_rows_do_not_affect_the_others(tiny_model, value):
     ends = greedy(tiny_model, [(value, 0, 3.0)], PROMPTS[0], 3)[2]
     expected = [greedy(tiny_model, [(value, 0, 3.0)], prompt, 10, eos=ends) for prompt in PROMPTS]
     assert len({len(row) for row in expected}) > 1
@@ -169,26 +169,26 @@ def test_rows_that_have_ended_do_not_disturb_the_others(tiny_model, value):
 
 
 @pytest.mark.parametrize("cache", [{"cache_implementation": "static"}, {"use_cache": False}], ids=str)
-def test_cache_of_the_base(tiny_model, value, cache):
+def test_cache_types_of_the_language_model(tiny_model, value, cache):
     processor = ValueAugmentedLogitsProcessor(value, 3.0, K)
     expected = [greedy(tiny_model, [(value, 0, 3.0)], prompt, 6) for prompt in PROMPTS]
     assert run_generate(tiny_model, processor, PROMPTS, 6, **cache) == expected
 
 
 def test_samples_follow_the_guided_distribution(tiny_model, value):
-    """First two tokens of several thousand, with a temperature that comes after the guidance."""
+    """Counts of the first two tokens of 4,000 samples, with a temperature that is applied after guidance."""
     torch.manual_seed(0)
     n, prompt = 4000, PROMPTS[0]
     processor = ValueAugmentedLogitsProcessor(value, 2.0, K)
-    drawn = run_generate(
+    sampled = run_generate(
         tiny_model, processor, [prompt], 2, do_sample=True, temperature=0.7, top_k=0, num_return_sequences=n
     )
     first = (guided_logits(tiny_model, [(value, 0, 2.0)], prompt) / 0.7).softmax(-1)
-    counts = torch.tensor([row[0] for row in drawn]).bincount(minlength=len(first))
+    counts = torch.tensor([row[0] for row in sampled]).bincount(minlength=len(first))
     assert chi_squared_per_cell(counts, first) < 2.5
     likeliest = int(counts.argmax())
     second = (guided_logits(tiny_model, [(value, 0, 2.0)], [*prompt, likeliest]) / 0.7).softmax(-1)
-    counts = torch.tensor([row[1] for row in drawn if row[0] == likeliest]).bincount(minlength=len(second))
+    counts = torch.tensor([row[1] for row in sampled if row[0] == likeliest]).bincount(minlength=len(second))
     assert chi_squared_per_cell(counts, second) < 2.5
 
 
@@ -202,7 +202,7 @@ def chi_squared_per_cell(counts, probabilities):
 
 
 def test_num_return_sequences_and_row_betas(tiny_model, value):
-    """One weight a prompt, or one a row; top_k 1 in the warper makes sampling greedy."""
+    """One weight per prompt, or one per row; top_k=1 makes sampling greedy."""
     processor = ValueAugmentedLogitsProcessor(value, [3.0, -3.0, 0.0, 1.0], K)
     expected = [
         greedy(tiny_model, [(value, 0, beta)], prompt, 6) for prompt, beta in zip(PROMPTS, processor.beta, strict=True)
@@ -217,7 +217,7 @@ def test_num_return_sequences_and_row_betas(tiny_model, value):
         run_generate(tiny_model, processor, PROMPTS, 6)
 
 
-def test_weights_change_between_calls_and_rows_may_have_other_heads(tiny_model, two):
+def test_weights_change_between_calls_and_rows(tiny_model, two):
     processor = ValueAugmentedLogitsProcessor(two, {"helpful": 2.0}, K)
     for beta in ({"helpful": 2.0}, {"short": -2.0, "helpful": 1.0}, [{"helpful": 3.0}, {"short": 3.0}] * 2):
         processor.beta = beta
@@ -229,7 +229,7 @@ def test_weights_change_between_calls_and_rows_may_have_other_heads(tiny_model, 
         assert run_generate(tiny_model, processor, PROMPTS, 5) == expected
 
 
-def test_a_head_that_is_switched_on_on_the_way_catches_up(tiny_model, value, two):
+def test_head_that_gets_a_weight_during_generation(tiny_model, value, two):
     processor = ValueAugmentedLogitsProcessor({"a": value, "b": two}, {"a": 2.0}, K)
     ids = PROMPTS[2]
     for beta in ({"a": 2.0}, {"b/short": 1.0}, {"a": 1.0, "b/short": 1.0}):
@@ -241,14 +241,14 @@ def test_a_head_that_is_switched_on_on_the_way_catches_up(tiny_model, value, two
         ids = [*ids, int(found.argmax()), 30]
 
 
-def test_no_weight_changes_nothing_and_costs_nothing(tiny_model, value):
+def test_zero_weight_changes_nothing_and_costs_nothing(tiny_model, value):
     processor = ValueAugmentedLogitsProcessor(value, 0.0, K)
     assert run_generate(tiny_model, processor, PROMPTS) == [greedy(tiny_model, [], prompt, 8) for prompt in PROMPTS]
     assert (processor.value_calls, processor.value_tokens) == (0, 0)
 
 
 def test_beam_search(tiny_model, value):
-    """Against a beam search over the formula's scores, so with the cache's rows moved about."""
+    """Against a beam search over the scores of the oracle, which reorders the rows of the cache."""
     beams, length = 3, 5
     processor = ValueAugmentedLogitsProcessor(value, 2.0, K)
     ids, mask = left_padded(PROMPTS[:3], 0)
@@ -270,8 +270,8 @@ def test_beam_search(tiny_model, value):
             grown = []
             for score, row in alive:
                 plain = tiny_model(torch.tensor([row])).logits[0, -1].detach()
-                moved = guided_logits(tiny_model, [(value, 0, 2.0)], row) - plain.logsumexp(-1)
-                grown += [(score + float(moved[a]), [*row, int(a)]) for a in moved.topk(beams).indices]
+                guided = guided_logits(tiny_model, [(value, 0, 2.0)], row) - plain.logsumexp(-1)
+                grown += [(score + float(guided[a]), [*row, int(a)]) for a in guided.topk(beams).indices]
             alive = sorted(grown, key=lambda item: -item[0])[:beams]
         expected.append(alive[0][1][len(prompt) :])
     assert output[:, ids.shape[1] :].tolist() == expected
@@ -309,8 +309,8 @@ def test_every_value_token_is_fed_once(tiny_model, value):
     assert found == [greedy(tiny_model, [(value, 0, 3.0)], prompt, 16, k=20, eos=None)]
 
 
-def test_a_token_outside_the_candidates_rides_along(tiny_model, value):
-    """Sampling draws those too: they are read in the same forward as the next candidates."""
+def test_token_outside_the_candidates_is_read_with_the_next_ones(tiny_model, value):
+    """Such tokens can be sampled too: they are read in the same forward pass as the next candidates."""
     torch.manual_seed(0)
     fed, real = [], value.backbone.forward
     processor = ValueAugmentedLogitsProcessor(value, 0.1, 2)
@@ -345,8 +345,8 @@ def test_reused_for_unrelated_prompts(tiny_model, value):
     ]
 
 
-def test_padding_where_the_config_names_none(tiny_model, tiny_tokenizer, value):
-    """The tokenizer's padding is remembered from training: most models' configs say nothing of it."""
+def test_pad_token_from_training(tiny_model, tiny_tokenizer, value):
+    """The config of a value model has the pad token of its training; configs of most backbones have none."""
     expected = [greedy(tiny_model, [(value, 0, 3.0)], prompt, 4) for prompt in PROMPTS]
     value.config.get_text_config().pad_token_id = None
     value.config.pad_token_id = 0
@@ -356,7 +356,7 @@ def test_padding_where_the_config_names_none(tiny_model, tiny_tokenizer, value):
 
 
 def test_mask_of_other_prompts(tiny_model, value):
-    """A mask belongs to the prompts that come first; others are told by their padding, or refused."""
+    """A mask belongs to the first prompts; that of others is inferred from padding, or an error is raised."""
     mask = left_padded(PROMPTS, 0)[1]
     processor = ValueAugmentedLogitsProcessor(value, 3.0, K, attention_mask=mask, pad_token_id=0)
     others = [[37, 38, 39, 40, 41, 42, 43], [33, 34], [44, 45], [36]]
@@ -374,7 +374,7 @@ def test_mask_of_other_prompts(tiny_model, value):
 
 
 def test_padding_that_is_also_the_start_of_a_text(tiny_model, value):
-    """As with GPT-2: every prompt starts with the token that pads."""
+    """As with GPT-2, every prompt starts with the pad token."""
     prompts = [[1, *prompt] for prompt in PROMPTS]
     expected = [greedy(tiny_model, [(value, 0, 3.0)], prompt, 4) for prompt in prompts]
     ids, mask = left_padded(prompts, 1)
@@ -393,8 +393,8 @@ def test_padding_that_is_also_the_start_of_a_text(tiny_model, value):
         assert [row[: row.index(1) + 1] if 1 in row else row for row in rows] == expected
 
 
-def test_much_faster_than_candidate_by_candidate(tiny_tokenizer):
-    """At least five times; the best of three, as the machine may be busy."""
+def test_much_faster_than_one_candidate_at_a_time(tiny_tokenizer):
+    """At least five times; the best of three runs, as other processes may be running."""
     policy = make_model(len(tiny_tokenizer))
     value = make_value(len(tiny_tokenizer))
     prompt = torch.randint(5, 60, (64,), generator=torch.Generator().manual_seed(0))[None]
@@ -441,7 +441,7 @@ def test_four_bit_value_model_and_policy(tiny_tokenizer, tmp_path):
 
 
 def test_adapter_and_head_on_the_policy_itself(tiny_model):
-    """The policy computes what it did, while the value model on its weights does not."""
+    """The adapter changes the value model, and not the policy whose weights it shares."""
     from peft import LoraConfig
 
     before = [greedy(tiny_model, [], prompt, 6) for prompt in PROMPTS]
@@ -500,7 +500,7 @@ def test_decoding_with_an_adapter_on_the_policy(tiny_model_dir, tmp_path):
     ],
     ids=str,
 )
-def test_settings_that_cannot_be(value, settings, error, message):
+def test_invalid_settings(value, settings, error, message):
     with pytest.raises(error, match=message):
         ValueAugmentedLogitsProcessor(**{"value_model": value} | settings)
 
@@ -520,7 +520,7 @@ def test_one_number_for_several_heads(value, two):
     assert processor.beta == {"short": 1.0}
 
 
-def test_calls_that_cannot_be(tiny_model, tiny_tokenizer, value):
+def test_invalid_calls(tiny_model, tiny_tokenizer, value):
     vocabulary = len(tiny_tokenizer)
     with pytest.raises(ValueError, match=f"`top_k` is 5000, but the vocabulary has only {vocabulary} tokens"):
         run_generate(tiny_model, ValueAugmentedLogitsProcessor(value, 3.0, 5000), PROMPTS)
@@ -538,7 +538,7 @@ def test_calls_that_cannot_be(tiny_model, tiny_tokenizer, value):
 
 
 def other_tokenizer():
-    """Letters alone, with a start token of its own, in another order."""
+    """A tokenizer of single letters, in another order and with a start token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -552,7 +552,7 @@ def other_tokenizer():
     )
 
 
-def test_a_vocabulary_that_differs_is_refused(tiny_model, tiny_tokenizer, value):
+def test_different_vocabulary_is_rejected(tiny_model, tiny_tokenizer, value):
     other = other_tokenizer()
     message = r"token 0 is '<s>' for it and '<\|pad\|>' for the language model.*retokenize=True"
     assert re.search(message, value_vocabulary_mismatch(tiny_tokenizer, other))
@@ -571,7 +571,7 @@ def test_a_vocabulary_that_differs_is_refused(tiny_model, tiny_tokenizer, value)
 
 
 def test_vocabularies_of_different_size(tiny_tokenizer, value):
-    """Without tokenizers nobody can say that one is the other with padding."""
+    """Whether one vocabulary is the other with padding can be checked only with tokenizers."""
     larger = make_model(len(tiny_tokenizer) + 8)
     with pytest.raises(ValueError, match=r"has \d+ tokens and the value model \d+.*tokenizer=.*retokenize=True"):
         run_generate(larger, ValueAugmentedLogitsProcessor(value, 3.0, K), PROMPTS, 4)
@@ -586,7 +586,7 @@ def test_vocabularies_of_different_size(tiny_tokenizer, value):
 
 
 def test_retokenize(tiny_model, tiny_tokenizer):
-    """Against texts, candidate by candidate."""
+    """Against values of decoded texts, one candidate at a time."""
     other = other_tokenizer()
     value = make_value(len(other), seed=9)
     names = {"tokenizer": tiny_tokenizer, "value_tokenizer": other}
@@ -628,7 +628,7 @@ def test_retokenizer_rows(tiny_tokenizer):
 
 
 def test_sampling_with_processors(tiny_model, tiny_tokenizer, value):
-    """Through our own sampling, transformers' and beams."""
+    """With the package's own sampling, that of transformers, and beams."""
     seen = []
 
     def processors(ids, mask):
@@ -669,11 +669,11 @@ def test_logps_are_those_of_the_guided_distribution(tiny_model, tiny_tokenizer, 
         for completion, logps in zip(group, rows, strict=True):
             assert logps.shape == (len(completion),)
             for t, token in enumerate(completion):
-                moved = guided_logits(tiny_model, [(value, 0, 3.0)], [*prompt, *completion[:t]])
-                assert float(logps[t]) == pytest.approx(float(moved.log_softmax(-1)[token]), abs=1e-4)
+                guided = guided_logits(tiny_model, [(value, 0, 3.0)], [*prompt, *completion[:t]])
+                assert float(logps[t]) == pytest.approx(float(guided.log_softmax(-1)[token]), abs=1e-4)
 
 
-def test_decoding_of_the_command_line(tiny_model, tiny_tokenizer, value, two, tmp_path):
+def test_flags_of_the_command_line(tiny_model, tiny_tokenizer, value, two, tmp_path):
     value.save_pretrained(tmp_path / "kind")
     two.save_pretrained(tmp_path / "more")
     tiny_tokenizer.save_pretrained(tmp_path / "kind")
@@ -732,7 +732,7 @@ def test_decoding_in_four_bits_and_with_another_tokenizer(tiny_model, tiny_token
     ],
     ids=str,
 )
-def test_flags_that_cannot_be(settings, message):
+def test_invalid_flags(settings, message):
     with pytest.raises(ValueError, match=message):
         VASDecoding(**{"value_model_name_or_path": ["x"]} | settings).check()
 
@@ -746,7 +746,7 @@ def test_flags_that_cannot_be(settings, message):
         (["one=", "other="], "short=1", "weight for 'short', which does not exist"),
     ],
 )
-def test_heads_that_do_not_exist_are_found_before_anything_is_loaded(two, names, beta, message, tmp_path):
+def test_unknown_heads_are_rejected_before_loading(two, names, beta, message, tmp_path):
     two.config.save_pretrained(tmp_path / "two")  # there are no weights to load
     with pytest.raises(ValueError, match=message):
         VASDecoding([f"{name}{tmp_path / 'two'}" for name in names], beta=[beta]).check()
@@ -755,7 +755,7 @@ def test_heads_that_do_not_exist_are_found_before_anything_is_loaded(two, names,
     ).check()
 
 
-def test_generation_config_of_the_policy_is_left_alone(tiny_model, value):
+def test_generation_config_of_the_policy_is_unchanged(tiny_model, value):
     before = tiny_model.generation_config.to_dict()
     config = GenerationConfig(max_new_tokens=2, do_sample=False, pad_token_id=0)
     processor = ValueAugmentedLogitsProcessor(value)

@@ -8,7 +8,7 @@ import torch
 from trl_ext.methods.vas.losses import normalize, value_loss
 
 
-def test_the_loss_is_half_the_squared_error_where_something_is_known():
+def test_loss_is_half_the_squared_error_at_known_rewards():
     values = torch.tensor([[[1.0], [2.0], [5.0]]], requires_grad=True)
     targets = torch.tensor([[[3.0], [2.0], [torch.nan]]], requires_grad=True)
     mask = torch.tensor([[[True], [True], [False]]])

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
-"""Guidance in a loop of fixed shapes against the ordinary loop of `generate`, for every form of a value model."""
+"""Guided CUDA-graph decoding against `generate`, for every form of a value model."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ def value_model(form: str, policy: Any, heads: tuple[str, ...] = ("reward",), se
 
 
 def tokens(policy: Any, value: Any, beta: Any, *, static: bool, prompts: Any = PROMPTS, **kwargs: Any) -> torch.Tensor:
-    """Greedy tokens of a `generate` under guidance."""
+    """Greedy tokens of `generate` with guidance."""
     ids, mask = left_padded(prompts, 0)
     processor = ValueAugmentedLogitsProcessor(value, beta, kwargs.pop("top_k", K), attention_mask=mask)
     common = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None, "max_new_tokens": 12} | kwargs
@@ -55,8 +55,8 @@ def tokens(policy: Any, value: Any, beta: Any, *, static: bool, prompts: Any = P
 
 @pytest.mark.parametrize("heads", [("reward",), HEADS], ids=["one head", "two heads"])
 @pytest.mark.parametrize("form", [*FORMS, "adapter"])
-def test_tokens_are_those_of_the_ordinary_loop(policy: Any, form: str, heads: tuple[str, ...]) -> None:
-    """Rows of other lengths, a weight for each row and head, and all of the vocabulary as candidates."""
+def test_tokens_equal_those_of_generate(policy: Any, form: str, heads: tuple[str, ...]) -> None:
+    """Rows of different lengths, weights per row and head, and the complete vocabulary as candidates."""
     value = value_model(form, policy, heads)
     unguided = tokens(policy, value, dict.fromkeys(heads, 0.0), static=False)
     per_row = [{head: (-1) ** i * (i + j) / 2 for j, head in enumerate(heads, 1)} for i in range(len(PROMPTS))]
@@ -67,13 +67,13 @@ def test_tokens_are_those_of_the_ordinary_loop(policy: Any, form: str, heads: tu
             assert torch.equal(tokens(policy, value, beta, static=True, top_k=top_k), expected)
 
 
-def test_no_weight_is_no_guidance(policy: Any) -> None:
+def test_zero_weight_is_no_guidance(policy: Any) -> None:
     value = value_model("state", policy)
     assert torch.equal(tokens(policy, value, 0.0, static=True), tokens(policy, value, 0.0, static=False))
 
 
-def test_weights_and_prompts_are_inputs_of_a_loop(policy: Any) -> None:
-    """Other ones are no reason to make another; other value models and another k are."""
+def test_weights_and_prompts_are_inputs_of_a_graph(policy: Any) -> None:
+    """Other weights and prompts use the same graph; other value models and another k need another."""
     value, other = value_model("state", policy), value_model("state", policy, seed=8)
     tokens(policy, value, 1.0, static=True)
     [loop] = cached_loops(policy)._loops.values()
@@ -87,7 +87,7 @@ def test_weights_and_prompts_are_inputs_of_a_loop(policy: Any) -> None:
     assert len(cached_loops(policy)._loops) == 3
 
 
-def test_a_head_that_was_trained_on_is_read_anew(policy: Any) -> None:
+def test_updated_head_weights_are_used(policy: Any) -> None:
     value = value_model("state", policy)
     before = tokens(policy, value, 2.0, static=True)
     with torch.no_grad():
@@ -97,16 +97,16 @@ def test_a_head_that_was_trained_on_is_read_anew(policy: Any) -> None:
     assert not torch.equal(expected, before)
 
 
-def test_forms_are_composed(policy: Any) -> None:
+def test_forms_combined(policy: Any) -> None:
     models = {form: value_model(form, policy, seed=i) for i, form in enumerate(FORMS)}
     beta = {"state": 1.0, "action": -2.0, "policy": 0.5}
     expected = tokens(policy, models, beta, static=False)
     assert torch.equal(tokens(policy, models, beta, static=True), expected)
-    for form in FORMS:  # each of them has a say
+    for form in FORMS:  # each form changes the tokens
         assert not torch.equal(tokens(policy, models, beta | {form: 0.0}, static=True), expected)
 
 
-def test_texts_end(policy: Any) -> None:
+def test_end_of_sequence(policy: Any) -> None:
     value = value_model("state", policy)
     free = tokens(policy, value, 2.0, static=False)
     ends = [int(free[0, 2]), int(free[2, 5])]
@@ -115,8 +115,8 @@ def test_texts_end(policy: Any) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_sampling_by_seed(policy: Any, tokenizer: Any, form: str) -> None:
-    """What guided policies do on a GPU by themselves: several answers a prompt, drawn beyond the candidates too."""
+def test_sampling_with_the_same_seed(policy: Any, tokenizer: Any, form: str) -> None:
+    """Several completions per prompt, with tokens outside the candidates, as guided policies sample on a GPU."""
     value, found = value_model(form, policy), {}
     for wanted in ("never", "always"):
         guided = guided_policy(policy, tokenizer, value, 2.0, K)
@@ -126,13 +126,13 @@ def test_sampling_by_seed(policy: Any, tokenizer: Any, form: str) -> None:
     assert found["always"] == found["never"]
 
 
-def test_a_value_model_of_another_vocabulary_is_refused(policy: Any, tokenizer: Any) -> None:
+def test_value_model_with_another_vocabulary_is_rejected(policy: Any, tokenizer: Any) -> None:
     other = ValueModel.from_backbone(make_model(policy.config.vocab_size + 3)).eval()
-    with pytest.raises(ValueError, match="static loop cannot be used"):
+    with pytest.raises(ValueError, match="CUDA-graph decoding is not available"):
         tokens(policy, other, 2.0, static=True)
 
 
-def test_a_value_model_elsewhere_is_left_to_the_ordinary_loop(policy: Any) -> None:
+def test_value_model_on_another_device_is_not_supported(policy: Any) -> None:
     processor = ValueAugmentedLogitsProcessor(value_model("state", policy), 2.0, K, pad_token_id=0)
     assert processor.static_unsupported_reason(BackboneAndHead(policy)) == ""
     processor.guides[0].device = torch.device("meta")
@@ -140,7 +140,7 @@ def test_a_value_model_elsewhere_is_left_to_the_ordinary_loop(policy: Any) -> No
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_other_weights_of_a_value_model_make_another_loop(policy: Any, form: str) -> None:
+def test_other_weights_of_a_value_model_record_another_graph(policy: Any, form: str) -> None:
     value = value_model(form, policy)
     processor = ValueAugmentedLogitsProcessor(value, 2.0, K, pad_token_id=0)
     keys = [processor.static_key()]
@@ -155,7 +155,7 @@ def test_other_weights_of_a_value_model_make_another_loop(policy: Any, form: str
     assert len(set(keys)) == len(keys)
 
 
-def test_a_policy_that_cannot_is_refused_with_always_and_served_with_auto(policy: Any, tokenizer: Any) -> None:
+def test_unsupported_settings_raise_with_always_and_fall_back_with_auto(policy: Any, tokenizer: Any) -> None:
     value = value_model("state", policy)
 
     def run(wanted: str) -> Any:
@@ -175,7 +175,7 @@ def test_a_policy_that_cannot_is_refused_with_always_and_served_with_auto(policy
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: records CUDA graphs")
 @pytest.mark.parametrize("form", FORMS)
-def test_a_graph_gives_the_tokens_of_the_ordinary_loop(policy: Any, form: str) -> None:
+def test_graph_gives_the_tokens_of_generate(policy: Any, form: str) -> None:
     policy.cuda()
     value = value_model(form, policy).cuda()
     ids, mask = (x.cuda() for x in left_padded(PROMPTS, 0))

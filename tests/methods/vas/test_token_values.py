@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Values of completions' tokens against a loop over single sequences, in every form of rows."""
+"""Values of the tokens of completions against a loop over single sequences, for every layout of rows."""
 
 import logging
 
@@ -21,8 +21,8 @@ from oracles.logprobs import (
 )
 
 import trl_ext.logprobs.prefix_attention as cascade
-import trl_ext.logprobs.row_layout as shared_rows
 import trl_ext.logprobs.shared_prefix as prefix
+import trl_ext.logprobs.shared_prefix as shared_rows
 from trl_ext.logprobs.prefix_attention import CASCADE
 from trl_ext.methods.vas.token_values import CompletionValues
 from trl_ext.methods.vas.value_model.model import ValueModel
@@ -38,13 +38,13 @@ def value_model(heads=("reward",), attention="sdpa", **changes):
 
 
 @pytest.fixture
-def stand_in(monkeypatch):
+def mock_flash_attention(monkeypatch):
     monkeypatch.setattr(cascade, "flash_forward", flash_forward)
     monkeypatch.setattr(cascade, "flash_backward", flash_backward)
 
 
 def by_loop(model, prompts, completions):
-    """(tokens, H): one sequence at a time, without a mask."""
+    """Values (tokens, H), from one sequence at a time."""
     rows = []
     for prompt, group in zip(prompts, completions, strict=True):
         for completion in group:
@@ -58,7 +58,7 @@ def by_loop(model, prompts, completions):
     ("form", "attention"),
     [("separate", "sdpa"), ("dense", "sdpa"), ("dense", "eager"), ("cascade", CASCADE)],
 )
-def test_each_token_and_all_gradients_equal_a_loop(stand_in, form, attention, heads):
+def test_each_token_and_all_gradients_equal_a_loop(mock_flash_attention, form, attention, heads):
     cascaded = form == "cascade"
     prompts, completions = (LONG_PROMPTS, LONG_COMPLETIONS) if cascaded else (PROMPTS, COMPLETIONS)
     model = value_model(heads, attention)
@@ -81,7 +81,7 @@ def test_each_token_and_all_gradients_equal_a_loop(stand_in, form, attention, he
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_padding_changes_nothing():
+def test_padding_does_not_change_values():
     model = value_model()
     plain = CompletionValues(model, 0, shared_prefix="never")(model, PROMPTS, COMPLETIONS)
     for setting in ("always", "never"):
@@ -89,7 +89,7 @@ def test_padding_changes_nothing():
         torch.testing.assert_close(padded.values, plain.values, rtol=1e-4, atol=1e-4)
 
 
-def test_one_prompt_at_a_time_is_the_same():
+def test_values_do_not_depend_on_the_batch():
     model = value_model()
     reader = CompletionValues(model, 0, shared_prefix="always")
     whole = reader(model, PROMPTS, COMPLETIONS)
@@ -114,16 +114,16 @@ def running_positions(prompts, completions, original=prefix.build_rows, **kwargs
 @pytest.mark.parametrize(
     "fault", [(prefix, "dense_mask", forget_prompt), (shared_rows, "build_rows", running_positions)]
 )
-def test_what_is_wrong_is_seen_although_the_head_is_zero(monkeypatch, caplog, fault):
+def test_probe_detects_errors_with_a_zero_head(monkeypatch, caplog, fault):
     model = ValueModel.from_backbone(make_model(64))
     monkeypatch.setattr(*fault)
     with caplog.at_level(logging.WARNING):
         tokens = CompletionValues(model, 0, shared_prefix="always")(model, PROMPTS, COMPLETIONS)
     assert tokens.form == "separate"
-    assert "the hidden state differs" in caplog.text
+    assert "hidden states differ" in caplog.text
 
 
-def test_works_through_the_wrapper_of_distributed_training():
+def test_model_in_a_distributed_wrapper():
     model = value_model()
     expected = by_loop(model, PROMPTS, COMPLETIONS)
     tokens = CompletionValues(model, 0, shared_prefix="always")(Wrapper(model), PROMPTS, COMPLETIONS)

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
-"""VASTrainer: the targets and the loss through the whole path, invariances, models, sampling, and what it refuses."""
+"""VASTrainer: targets and loss from rows to gradients, invariances, value models, sampling, and errors."""
 
 import copy
 import json
@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import QUICKSTART, letter_reward, make_model, make_tokenizer
 from datasets import Dataset
+from oracles.values import oracle_loss, rows_scored_by_letters
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, TrainerCallback
 
@@ -61,7 +62,7 @@ def config(tmp_path: Path, **changes: Any) -> VASConfig:
 
 
 def value_model(tokenizer: Any, heads: tuple[str, ...] = ("reward",), seed: int = 1) -> ValueModel:
-    """With a head that is not zero, so that targets depend on the values."""
+    """A value model with a nonzero head, so that targets depend on the values."""
     model = ValueModel.from_backbone(make_model(len(tokenizer), seed=seed), heads)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
@@ -84,43 +85,6 @@ def trainer(tmp_path: Path, rows: list[dict] | None = None, **kwargs: Any) -> VA
         processing_class=tokenizer,
         **kwargs,
     )
-
-
-def oracle_targets(rewards: list[float], values: list[float], gamma: float, lam: float) -> list[float]:
-    """The recursion of the authors' code, in plain numbers."""
-    ahead, after, targets = 0.0, 0.0, []
-    for reward, value in zip(reversed(rewards), reversed(values), strict=True):
-        ahead = reward + gamma * after - value + gamma * lam * ahead
-        targets.append(ahead + value)
-        after = value
-    return targets[::-1]
-
-
-def oracle_values(model: ValueModel, prompt: list[int], ids: list[int]) -> torch.Tensor:
-    """(T, H), from one sequence at a time."""
-    hidden = model.backbone(input_ids=torch.tensor([prompt + ids])).last_hidden_state[0]
-    return hidden[len(prompt) :] @ model.head.weight.T + model.head.bias
-
-
-def oracle_loss(
-    model: ValueModel, dataset: Any, gamma: float = 1.0, lam: float = 0.95, shift: Any = (0.0, 1.0), old: Any = None
-) -> Any:
-    """0.5 (V - G)^2 as loops, its mean over tokens of the sum over heads; targets from `old` if that is given."""
-    total, count = torch.zeros(()), 0
-    for row in dataset:
-        for ids, by_head in zip(row["completion_ids"], row["token_rewards"], strict=True):
-            values = oracle_values(model, row["prompt_ids"], ids)
-            source = (values if old is None else oracle_values(old, row["prompt_ids"], ids)).detach()
-            count += len(ids)
-            for h, numbers in enumerate(by_head):
-                if not numbers:
-                    continue
-                rewards = [0.0] * (len(ids) - len(numbers)) + [x / shift[1] for x in numbers]
-                rewards[-1] -= shift[0] / shift[1]
-                targets = oracle_targets(rewards, source[:, h].tolist(), gamma, lam)
-                for t, target in enumerate(targets):
-                    total = total + 0.5 * (values[t, h] - target) ** 2
-    return total / count
 
 
 class Log(TrainerCallback):
@@ -162,7 +126,7 @@ SOME_UNKNOWN = [TWO_HEADS[0] | {"rewards": {"kind": [2.0, None, 0.5], "short": [
     ],
     ids=["terminal", "Monte-Carlo", "discounted", "two heads", "token by token", "unknown"],
 )
-def test_loss_and_gradients_are_the_recursion(
+def test_loss_and_gradients_equal_the_oracle(
     tmp_path: Path, rows: list[dict], settings: dict, shared_prefix: str
 ) -> None:
     run = trainer(tmp_path, rows, args={"shared_prefix": shared_prefix, **settings})
@@ -192,7 +156,7 @@ def test_normalised_rewards(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_several_updates_on_a_batch_have_the_targets_of_its_first(tmp_path: Path, accumulation: int) -> None:
+def test_repeated_updates_on_a_batch_keep_the_first_targets(tmp_path: Path, accumulation: int) -> None:
     settings = {
         "num_epochs_per_batch": 3,
         "per_device_train_batch_size": 4 // accumulation,
@@ -244,7 +208,7 @@ def test_accumulation_does_not_change_the_gradient(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"gradient_checkpointing": True}, {"pad_to_multiple_of": 8}])
-def test_settings_that_change_no_gradient(tmp_path: Path, changes: dict) -> None:
+def test_settings_that_do_not_change_the_gradient(tmp_path: Path, changes: dict) -> None:
     for a, b in zip(step_gradients(tmp_path, 4, 1), step_gradients(tmp_path, 4, 1, **changes), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
 
@@ -268,18 +232,8 @@ def test_the_order_of_completions_and_rows_does_not_matter(tmp_path: Path) -> No
 # -------------------------------------------------------------------------------------------------- learning, metrics
 
 
-def letters(count: int) -> list[dict]:
-    """Completions whose score can be read off their tokens."""
-    words = ["good", "bad", "dull", "story", "movie", "no", "not", "hated"]
-    made = []
-    for i in range(count):
-        texts = [" " + " ".join(words[(i * 7 + j * 3 + k * (i + j + 1)) % 8] for k in range(4)) for j in range(3)]
-        made.append({"prompt": ["the", "a", "we"][i % 3], "completions": texts, "scores": letter_reward(texts)})
-    return made
-
-
-def test_training_explains_the_rewards(tmp_path: Path) -> None:
-    rows = letters(48)
+def test_training_raises_explained_variance(tmp_path: Path) -> None:
+    rows = rows_scored_by_letters(48)
     run = trainer(
         tmp_path, rows[:32], eval_dataset=Dataset.from_list(rows[32:]),
         args={"num_train_epochs": 15, "learning_rate": 3e-3, "per_device_train_batch_size": 8},
@@ -294,8 +248,8 @@ def test_training_explains_the_rewards(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_it_learns_the_small_task(tmp_path: Path) -> None:
-    """Film reviews of a model of 2 M parameters, scored by another, in less than a minute on one core."""
+def test_learns_the_quickstart_task(tmp_path: Path) -> None:
+    """Film reviews by a model of 2 M parameters, scored by another, in less than a minute on one core."""
     models = QUICKSTART / "models"
 
     def prompts(name: str, count: int) -> Dataset:
@@ -318,7 +272,7 @@ def test_it_learns_the_small_task(tmp_path: Path) -> None:
     assert metrics["eval_calibration/correlation"] > 0.3
 
 
-def test_metrics_have_their_names(tmp_path: Path) -> None:
+def test_metric_names(tmp_path: Path) -> None:
     log = Log()
     run = trainer(
         tmp_path, TWO_HEADS, callbacks=[log], eval_dataset=Dataset.from_list(TWO_HEADS),
@@ -341,7 +295,7 @@ def test_metrics_have_their_names(tmp_path: Path) -> None:
     assert set(metrics) >= {"eval_loss", "eval_explained_variance/early/kind", "eval_correlation/late/short"}
 
 
-def test_evaluation_pools_tokens_whatever_the_batches(tmp_path: Path) -> None:
+def test_evaluation_averages_over_tokens_for_any_batch_size(tmp_path: Path) -> None:
     by_size = [
         trainer(tmp_path, args={"per_device_eval_batch_size": size}, eval_dataset=Dataset.from_list(ROWS)).evaluate()
         for size in (1, 3, 4)
@@ -359,8 +313,8 @@ def test_evaluation_pools_tokens_whatever_the_batches(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------ models
 
 
-def test_the_policy_is_not_loaded_where_nothing_needs_it(tmp_path: Path) -> None:
-    """A directory with a tokenizer alone will do for scored rows."""
+def test_policy_is_loaded_only_if_needed(tmp_path: Path) -> None:
+    """For scored rows, a directory with only a tokenizer is enough."""
     make_tokenizer().save_pretrained(tmp_path / "no weights")
     value = value_model(make_tokenizer())
     run = VASTrainer(
@@ -399,7 +353,7 @@ def test_forms_of_the_value_model(tmp_path: Path, tiny_model_dir: str, form: str
 
 
 @pytest.mark.parametrize("checkpointing", [True, False])
-def test_lora_trains_adapter_and_head_alone(tmp_path: Path, tiny_model_dir: str, checkpointing: bool) -> None:
+def test_lora_trains_adapter_and_head_only(tmp_path: Path, tiny_model_dir: str, checkpointing: bool) -> None:
     run = trainer(
         tmp_path, value_model=tiny_model_dir, processing_class=make_tokenizer(chat=True),
         peft_config=LoraConfig(**LORA, task_type="CAUSAL_LM", lora_dropout=0.5),
@@ -407,9 +361,9 @@ def test_lora_trains_adapter_and_head_alone(tmp_path: Path, tiny_model_dir: str,
     )  # fmt: skip
     before = state(run)
     run.train()
-    moved = {name for name, value in state(run).items() if not torch.equal(value, before[name])}
-    assert {"head.weight", "head.bias"} < moved
-    assert all("lora" in name for name in moved - {"head.weight", "head.bias"})
+    changed = {name for name, value in state(run).items() if not torch.equal(value, before[name])}
+    assert {"head.weight", "head.bias"} < changed
+    assert all("lora" in name for name in changed - {"head.weight", "head.bias"})
     assert not any(module.p for module in run.model.modules() if isinstance(module, torch.nn.Dropout))
     run.save_model(tmp_path / "saved")
     ids = torch.tensor([[5, 9, 3, 7]])
@@ -434,8 +388,8 @@ def test_an_adapter_on_the_policy_leaves_the_policy_bit_identical(
     )  # fmt: skip
     before = state(run)
     run.train()
-    moved = {name for name, value in state(run).items() if not torch.equal(value, before[name])}
-    assert "head.weight" in moved and any("lora" in name for name in moved)
+    changed = {name for name, value in state(run).items() if not torch.equal(value, before[name])}
+    assert "head.weight" in changed and any("lora" in name for name in changed)
     assert torch.equal(policy(ids).logits, logits)
     for name, value in policy.state_dict().items():
         assert "lora" in name or torch.equal(value, weights[name.replace("base_layer.", "")]), name
@@ -482,7 +436,7 @@ def test_four_bits_train_with_an_adapter_and_survive_an_evaluation(tmp_path: Pat
 # ---------------------------------------------------------------------------------------------------------- sampling
 
 
-def test_prompts_are_sampled_for_by_the_frozen_model(tmp_path: Path) -> None:
+def test_completions_of_prompts_are_sampled_from_the_frozen_model(tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
     model = make_model(len(tokenizer))
     before = copy.deepcopy(model.state_dict())
@@ -505,7 +459,7 @@ def test_prompts_are_sampled_for_by_the_frozen_model(tmp_path: Path) -> None:
     assert {"eval_reward", "eval_loss", "eval_explained_variance"} <= set(metrics)
 
 
-def test_several_reward_functions_are_several_heads(tmp_path: Path) -> None:
+def test_several_reward_functions_train_several_heads(tmp_path: Path) -> None:
     both = {"reward_funcs": [letter_reward, vowel_reward]}
     run = trainer(
         tmp_path, PROMPTS, **both, value_model=value_model(make_tokenizer(), ("letter_reward", "vowel_reward"))
@@ -525,11 +479,12 @@ def test_several_reward_functions_are_several_heads(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("scored", [True, False])
-def test_rounds_add_samples_drawn_under_guidance(tmp_path: Path, keep: bool, scored: bool) -> None:
+def test_rounds_add_samples_generated_with_guidance(tmp_path: Path, keep: bool, scored: bool) -> None:
     tokenizer = make_tokenizer()
     guided: list[float] = []
     run = trainer(
-        tmp_path, letters(4) if scored else PROMPTS[:4], reward_funcs=letter_reward, processing_class=tokenizer,
+        tmp_path, rows_scored_by_letters(4) if scored else PROMPTS[:4],
+        reward_funcs=letter_reward, processing_class=tokenizer,
         args={"num_iterations": 3, "num_train_epochs": 6, "sampling_beta": 2.0, "keep_samples": keep},
     )  # fmt: skip
     original = run._guides
@@ -551,7 +506,7 @@ def test_rounds_add_samples_drawn_under_guidance(tmp_path: Path, keep: bool, sco
     assert sorted(set(guided)) == [2.0, 4.0]
 
 
-def test_guidance_is_computed_from_a_copy_where_sampling_is_cast(tmp_path: Path) -> None:
+def test_guidance_uses_a_copy_with_cast_for_generation(tmp_path: Path) -> None:
     settings = {"num_iterations": 2, "num_train_epochs": 2, "sampling_beta": 2.0, "bf16": True}
     settings["cast_for_generation"] = True
     run = trainer(tmp_path, PROMPTS[:4], reward_funcs=letter_reward, args=settings)
@@ -561,7 +516,7 @@ def test_guidance_is_computed_from_a_copy_where_sampling_is_cast(tmp_path: Path)
     assert dtypes == {torch.bfloat16} and {p.dtype for p in run.model.parameters()} == {torch.float32}
 
 
-def test_guidance_in_training_has_the_weights_of_the_rewards(tmp_path: Path) -> None:
+def test_guidance_in_training_uses_reward_weights(tmp_path: Path) -> None:
     def one(completions: Any, **kwargs: Any) -> list[float]:
         return [1.0] * len(completions)
 
@@ -590,7 +545,7 @@ def test_guidance_raises_the_reward(tmp_path: Path) -> None:
     assert second > first + 0.3
 
 
-def test_a_prompt_that_no_reward_can_score_is_left_out(tmp_path: Path) -> None:
+def test_prompts_without_scores_are_skipped(tmp_path: Path) -> None:
     def sometimes(prompts: list[str], **_: Any) -> list[float | None]:
         return [None if prompt == "we" else 1.0 for prompt in prompts]
 
@@ -606,7 +561,7 @@ def test_a_prompt_that_no_reward_can_score_is_left_out(tmp_path: Path) -> None:
     assert all(torch.equal(before[name], value) for name, value in state(alone).items())
 
 
-def test_streams(tmp_path: Path) -> None:
+def test_streamed_datasets(tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
     for rows, rewards, changes in (
         (ROWS, None, {"normalize_rewards": True}),
@@ -620,13 +575,13 @@ def test_streams(tmp_path: Path) -> None:
         run.train()
         assert run.state.global_step == 2
         if rewards is None:
-            assert run._running.columns[0].count == sum(len(row["scores"]) for row in ROWS)
+            assert run._reward_statistics.columns[0].count == sum(len(row["scores"]) for row in ROWS)
             assert run.model.config.reward_std[0] != 1.0
 
 
-def test_calibration_compares_with_continuations_of_the_frozen_model(tmp_path: Path) -> None:
+def test_calibration_against_continuations_of_the_frozen_model(tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
-    rows = letters(12)
+    rows = rows_scored_by_letters(12)
     run = trainer(
         tmp_path, rows, reward_funcs=letter_reward, eval_dataset=Dataset.from_list(rows), processing_class=tokenizer,
         args={
@@ -708,7 +663,7 @@ def test_an_adapter_resumes_and_the_best_one_is_loaded(tmp_path: Path, tiny_mode
     assert whole.evaluate()["eval_loss"] == pytest.approx(whole.state.best_metric, rel=1e-3)
 
 
-def test_the_checkpoint_has_a_card_with_the_paper(tmp_path: Path) -> None:
+def test_model_card_cites_the_paper(tmp_path: Path) -> None:
     run = trainer(tmp_path, args={"save_strategy": "steps", "save_steps": 1})
     run.train()
     card = (tmp_path / "out" / "README.md").read_text()
@@ -717,7 +672,7 @@ def test_the_checkpoint_has_a_card_with_the_paper(tmp_path: Path) -> None:
     assert isinstance(ValueModel.from_pretrained(tmp_path / "out" / "checkpoint-2"), ValueModel)
 
 
-# ---------------------------------------------------------------------------------------------------------- refusals
+# ------------------------------------------------------------------------------------------------------------ errors
 
 
 @pytest.mark.parametrize(
@@ -729,7 +684,7 @@ def test_the_checkpoint_has_a_card_with_the_paper(tmp_path: Path) -> None:
         ({"prompt": ""}, ["Row 1", "prompt", "empty"]),
     ],
 )
-def test_a_bad_row_is_named(tmp_path: Path, change: dict, words: list[str]) -> None:
+def test_errors_name_the_row(tmp_path: Path, change: dict, words: list[str]) -> None:
     row = {"prompt": "the film", "completions": [" good", " bad"], "scores": [1.0, 0.0]}
     with pytest.raises(DataError) as caught:
         trainer(tmp_path, [row, row | change])
@@ -743,7 +698,7 @@ def test_a_bad_row_is_named(tmp_path: Path, change: dict, words: list[str]) -> N
         (PROMPTS, {}, ["prompts but no completions", "reward_funcs"]),
         (ROWS, {"args": {"num_iterations": 2, "num_train_epochs": 2}}, ["num_iterations", "reward_funcs"]),
         (ROWS, {"args": {"calibration_rollouts": 2}}, ["calibration_rollouts", "reward_funcs"]),
-        (ROWS, {"reward_funcs": letter_reward, "args": {"resample_steps": 2}}, ["resample_steps", "prompts alone"]),
+        (ROWS, {"reward_funcs": letter_reward, "args": {"resample_steps": 2}}, ["resample_steps", "prompt-only"]),
         (
             PROMPTS,
             {"reward_funcs": letter_reward, "args": {"reward_weights": [1.0, 2.0]}},
@@ -755,15 +710,15 @@ def test_a_bad_row_is_named(tmp_path: Path, change: dict, words: list[str]) -> N
         (ROWS, {"args": {"max_length": 1}}, ["max_length"]),
     ],
 )
-def test_what_cannot_work_is_said(tmp_path: Path, rows: list[dict], kwargs: dict, words: list[str]) -> None:
+def test_invalid_arguments(tmp_path: Path, rows: list[dict], kwargs: dict, words: list[str]) -> None:
     with pytest.raises(ValueError) as caught:
         trainer(tmp_path, rows, **kwargs)
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-def test_contradictory_settings_are_refused(tmp_path: Path) -> None:
+def test_contradictory_settings(tmp_path: Path) -> None:
     for changes, word in (
-        ({"resample_steps": 1, "num_iterations": 2, "num_train_epochs": 2}, "exclude"),
+        ({"resample_steps": 1, "num_iterations": 2, "num_train_epochs": 2}, "cannot be combined"),
         ({"resample_steps": 1, "num_epochs_per_batch": 2}, "num_epochs_per_batch"),
         ({"num_iterations": 2, "num_train_epochs": 3}, "multiple"),
         ({"num_iterations": 0}, "num_iterations"),
@@ -779,7 +734,7 @@ def test_contradictory_settings_are_refused(tmp_path: Path) -> None:
             config(tmp_path, **changes)
 
 
-def test_another_vocabulary_is_refused_with_what_to_do(tmp_path: Path) -> None:
+def test_error_for_another_vocabulary_says_what_to_do(tmp_path: Path) -> None:
     other = make_tokenizer()
     vocabulary = other.get_vocab()
     document = json.loads(other.backend_tokenizer.to_str())
@@ -798,7 +753,7 @@ def test_another_vocabulary_is_refused_with_what_to_do(tmp_path: Path) -> None:
         trainer(tmp_path, value_model=make_model(20))
 
 
-def test_heads_that_do_not_fit_and_wrong_types(tmp_path: Path) -> None:
+def test_heads_that_do_not_match_and_wrong_types(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'kind', 'short'.*'reward'"):
         trainer(tmp_path, value_model=value_model(make_tokenizer(), ("kind", "short")))
     with pytest.raises(TypeError, match="train_dataset"):

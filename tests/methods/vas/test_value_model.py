@@ -23,7 +23,7 @@ LORA = {"r": 4, "target_modules": "all-linear"}
 
 
 def shake(model: ValueModel) -> ValueModel:
-    """Weights that make a difference, in head and adapter."""
+    """Random weights for head and adapter, which start at zero."""
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(3)
         model.head.weight.normal_(std=0.3)
@@ -42,7 +42,7 @@ def test_heads_start_at_zero_and_values_have_their_shapes() -> None:
     assert two.value_of(torch.zeros(3, 4, 64)).shape == (3, 4, 2)
 
 
-def test_a_value_is_the_head_on_the_hidden_state_of_the_token() -> None:
+def test_value_is_the_head_on_the_hidden_state() -> None:
     base = make_model(64)
     model = shake(ValueModel.from_backbone(base))
     hidden = base.model(input_ids=IDS).last_hidden_state
@@ -61,7 +61,7 @@ def gpt2() -> Any:
 
 
 @pytest.mark.parametrize("make", [lambda: make_model(64), gpt2], ids=["llama", "gpt2"])
-def test_padding_on_either_side_and_a_cache_change_nothing(make: Any) -> None:
+def test_padding_and_cache_do_not_change_values(make: Any) -> None:
     model = shake(ValueModel.from_backbone(make()))
     row = IDS[:1, :4]
     expected = model(row).values[0]
@@ -78,14 +78,14 @@ def test_padding_on_either_side_and_a_cache_change_nothing(make: Any) -> None:
 
 
 @pytest.mark.parametrize("labels", [0, 1])
-def test_a_head_that_was_there_is_dropped(labels: int) -> None:
+def test_head_of_the_backbone_is_removed(labels: int) -> None:
     source = make_model(64, num_labels=labels)
     model = ValueModel.from_backbone(source)
     assert model.backbone is source.model
     assert not any("lm_head" in name or "score" in name for name, _ in model.named_parameters())
 
 
-def test_the_head_is_float32_in_any_dtype_and_under_autocast(tmp_path: Path) -> None:
+def test_head_is_float32_in_any_dtype_and_under_autocast(tmp_path: Path) -> None:
     model = shake(ValueModel.from_backbone(make_model(64).to(torch.bfloat16)))
     assert model.head.weight.dtype == torch.float32 and model(IDS).values.dtype == torch.float32
     exact = shake(ValueModel.from_backbone(make_model(64)))
@@ -101,7 +101,7 @@ def test_the_head_is_float32_in_any_dtype_and_under_autocast(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("form", ["full", "lora", "shared"])
-def test_it_comes_back_as_it_was(tmp_path: Path, tiny_model_dir: str, form: str) -> None:
+def test_saving_and_loading(tmp_path: Path, tiny_model_dir: str, form: str) -> None:
     heads, lora = ["kind", "short"], LoraConfig(**LORA, task_type="CAUSAL_LM")
     if form == "shared":
         policy = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
@@ -128,7 +128,7 @@ def test_it_comes_back_as_it_was(tmp_path: Path, tiny_model_dir: str, form: str)
     torch.testing.assert_close(ValueModel.from_pretrained(again)(IDS).values, expected)
 
 
-def test_a_saved_adapter_goes_onto_a_policy_and_can_be_trained_further(tmp_path: Path, tiny_model_dir: str) -> None:
+def test_saved_adapter_is_loaded_onto_a_policy_and_trained_further(tmp_path: Path, tiny_model_dir: str) -> None:
     policy = AutoModelForCausalLM.from_pretrained(tiny_model_dir).eval()
     before = policy(IDS).logits
     model = shake(ValueModel.from_backbone(tiny_model_dir, peft_config=LoraConfig(**LORA)))
@@ -144,7 +144,7 @@ def test_a_saved_adapter_goes_onto_a_policy_and_can_be_trained_further(tmp_path:
     assert "head.weight" in trainable and all("lora" in name for name in trainable - {"head.weight", "head.bias"})
 
 
-def test_what_is_no_value_model_or_has_no_base_is_refused(tmp_path: Path, tiny_model_dir: str) -> None:
+def test_other_models_and_missing_backbones_are_rejected(tmp_path: Path, tiny_model_dir: str) -> None:
     with pytest.raises(ValueError, match=r"type 'llama', not a value model.*from_backbone"):
         ValueModel.from_pretrained(tiny_model_dir)
     ValueModel.from_backbone(make_model(64)).save_pretrained(tmp_path / "full")
@@ -155,14 +155,14 @@ def test_what_is_no_value_model_or_has_no_base_is_refused(tmp_path: Path, tiny_m
         ValueModel.from_pretrained(tmp_path / "lora")
 
 
-def test_push_to_hub_is_that_of_every_model() -> None:
+def test_push_to_hub_is_inherited() -> None:
     from transformers import PreTrainedModel
 
     assert ValueModel.push_to_hub is PreTrainedModel.push_to_hub
     assert {"repo_id", "private", "token"} <= set(inspect.signature(ValueModel.push_to_hub).parameters)
 
 
-def test_what_is_pushed_has_the_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pushed_files_include_the_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
     """`push_to_hub` saves to a folder and uploads what it finds there, one folder deep."""
     from huggingface_hub import ModelCard
 
@@ -184,14 +184,14 @@ def test_what_is_pushed_has_the_adapter(monkeypatch: pytest.MonkeyPatch) -> None
 # ------------------------------------------------------------------------------------------ adapters and quantisation
 
 
-def test_a_fresh_adapter_computes_what_its_base_does() -> None:
+def test_new_adapter_does_not_change_values() -> None:
     base = make_model(64)
     hidden = base.model(input_ids=IDS).last_hidden_state
     model = ValueModel.from_backbone(base, peft_config=LoraConfig(**LORA))
     torch.testing.assert_close(model(IDS).last_hidden_state, hidden)
 
 
-def test_an_adapter_on_the_policy_leaves_it_alone(tiny_model_dir: str) -> None:
+def test_adapter_on_the_policy_does_not_change_the_policy(tiny_model_dir: str) -> None:
     policy = AutoModelForCausalLM.from_pretrained(tiny_model_dir).eval()
     before = policy(IDS).logits
     weights = {name: p.clone() for name, p in policy.named_parameters()}
@@ -236,7 +236,7 @@ def test_four_bits(tmp_path: Path, tiny_model_dir: str) -> None:
     torch.testing.assert_close(found(IDS).values, expected, rtol=1e-2, atol=1e-2)
 
 
-def test_a_backbone_with_an_adapter_for_its_head_is_refused(tmp_path: Path) -> None:
+def test_backbone_with_head_and_adapter_is_rejected(tmp_path: Path) -> None:
     wrapped = get_peft_model(make_model(64), LoraConfig(**LORA))
     with pytest.raises(ValueError, match="merge_and_unload"):
         ValueModel.from_backbone(wrapped)
@@ -253,7 +253,7 @@ def test_a_backbone_with_an_adapter_for_its_head_is_refused(tmp_path: Path) -> N
 # ----------------------------------------------------------------------------------------------------------- config
 
 
-def test_the_config_is_plain_json(tmp_path: Path) -> None:
+def test_config_is_plain_json(tmp_path: Path) -> None:
     ValueModel.from_backbone(make_model(64), ["a", "b"]).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["model_type"] == "trl_ext_value"
@@ -262,12 +262,12 @@ def test_the_config_is_plain_json(tmp_path: Path) -> None:
     assert ValueConfig.from_pretrained(tmp_path).get_text_config().vocab_size == 64
 
 
-def test_heads_have_different_names() -> None:
+def test_duplicate_head_names_are_rejected() -> None:
     with pytest.raises(ValueError, match="different names"):
         ValueModel.from_backbone(make_model(64), ["a", "a"])
 
 
-def test_vocabularies_are_told_apart() -> None:
+def test_vocabulary_digest_differs_between_vocabularies() -> None:
     tokenizer = make_tokenizer()
     assert vocabulary_digest(tokenizer) == vocabulary_digest(make_tokenizer(chat=True))
     tokenizer.add_tokens(["new"])

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Settings of Proxy-RLHF."""
+"""Settings of Proxy-RLHF. Every default states its source."""
 
 from dataclasses import dataclass, field, fields
 from typing import ClassVar
@@ -15,10 +15,12 @@ from .decision_process import FEATURES, FORCED, ORDERS, DecisionProcess
 @dataclass
 class ProxyRLHFConfig(ExtConfig):
     r"""
-    Configuration of [`ProxyRLHFTrainer`].
+    Configuration class for the [`ProxyRLHFTrainer`].
 
-    Only what the method adds or re-defaults is listed. The names are those that TRL's PPO had; the defaults are those
-    of PPO's usual settings where nothing else is said, as the paper prints none.
+    This class includes only the parameters that are specific to Proxy-RLHF training, or whose defaults differ. For the
+    others, see [`~trl_ext.training.config.ExtConfig`] and [`~transformers.TrainingArguments`]. The names are those of
+    TRL's PPO. The paper states no hyperparameters: unless a source is given, a default is PPO's usual one. "MARA" is
+    the later method of that name, which has a similar proxy.
 
     Parameters:
         > Parameters that control the decision process; they are saved with the proxy
@@ -26,75 +28,77 @@ class ProxyRLHFConfig(ExtConfig):
         top_k (`int`, *optional*, defaults to `20`):
             Candidates are among the k likeliest tokens (MARA: 40).
         order (`str`, *optional*, defaults to `"sampled"`):
-            `"descending"`: by falling probability, as MARA does; the more the proxy accepts, the closer to greedy
-            decoding. `"sampled"`: drawn without replacement; the more it accepts, the closer to sampling.
+            Order in which candidates are examined. `"descending"`: by decreasing probability, as in MARA; the more
+            the proxy accepts, the closer to greedy decoding. `"sampled"`: sampled without replacement; the more it
+            accepts, the closer to sampling.
         feature (`str`, *optional*, defaults to `"candidate"`):
-            What the proxy sees: the hidden state at the candidate (`"candidate"`, as MARA), or the one before it and
-            the candidate's embedding (`"context"`).
+            Input of the proxy: the hidden state at the candidate (`"candidate"`, as in MARA), or the hidden state
+            before it and the candidate's embedding (`"context"`).
         forced (`str`, *optional*, defaults to `"first"`):
-            What is taken when all are rejected, in training and use: the `"first"` candidate, or the `"last"`.
+            Candidate that is taken when all are rejected, in training and decoding: the `"first"` or the `"last"`.
         max_candidates (`int`, *optional*, defaults to `0`):
-            Candidates examined at most (`0`: all).
+            Maximum number of candidates to examine (`0`: all).
         first_candidates (`int`, *optional*, defaults to `0`):
-            Candidates that go through the language model first, the others only where all of these are rejected.
-            Changes speed, not results. `0` chooses by the size of the batch.
+            Candidates in the first forward pass of the language model; the others follow only where all of these are
+            rejected. Affects speed, not results. `0` chooses by the size of the batch.
 
         > Parameters that control the proxy
 
         proxy_model_name_or_path (`str`, *optional*):
-            Proxy to train further. If not set, a new one is made.
+            Proxy to train further. If not set, a new one is created.
         allow_other_model (`bool`, *optional*, defaults to `False`):
-            Whether it may have been trained on another language model with hidden states of the same size.
+            Whether that proxy may have been trained on another language model of the same hidden size.
         proxy_layer_sizes (`list[int]`, *optional*):
-            Hidden layers of actor and critic. If not set, 1024 and 256 (MARA), less for a narrow language model.
+            Hidden layers of actor and critic. If not set, 1024 and 256 (MARA), smaller if the language model's hidden
+            size is.
         initial_accept_rate (`float`, *optional*, defaults to `0.5`):
-            Probability with which a new proxy accepts.
+            Probability with which a new proxy accepts a candidate.
 
         > Parameters that control the updates
 
         advantage_estimator (`str`, *optional*, defaults to `"gae"`):
-            `"gae"`: a critic and generalised advantage estimation over decisions. `"rloo"`: REINFORCE with the mean of
-            the prompt's other responses as baseline; no critic, and `num_generations` of at least 2.
+            `"gae"`: a critic and generalised advantage estimation over decisions. `"rloo"`: REINFORCE with the mean
+            score of the prompt's other completions as baseline; no critic, and `num_generations` of at least 2.
         num_ppo_epochs (`int`, *optional*, defaults to `4`):
             Passes over the decisions of a round.
         num_mini_batches (`int`, *optional*, defaults to `4`):
-            Parts in which the decisions of a round are gone through, one optimizer step each.
+            Minibatches of a round's decisions per pass, one optimizer step each.
         cliprange (`float`, *optional*, defaults to `0.2`):
-            Clip range of the ratio (`0`: no clipping).
+            Clip range of the probability ratio (`0`: no clipping).
         cliprange_value (`float`, *optional*, defaults to `0.2`):
             Clip range of the values (`0`: no clipping).
         vf_coef (`float`, *optional*, defaults to `0.5`):
             Weight of the value loss.
         entropy_coef (`float`, *optional*, defaults to `0.01`):
-            Weight of the entropy of decisions.
+            Weight of the entropy of the decisions.
         gamma (`float`, *optional*, defaults to `1.0`):
-            Discount a decision.
+            Discount per decision.
         lam (`float`, *optional*, defaults to `0.95`):
             lambda of GAE.
         kl_coef (`float`, *optional*, defaults to `0.0`):
             Weight of log q - log pi_0 of each token in the reward (MARA: 0.1).
         missing_eos_penalty (`float`, *optional*, defaults to `0.0`):
-            Subtracted from the score of a response that did not end.
+            Subtracted from the score of a completion without an end of sequence.
         whiten_advantages (`bool`, *optional*, defaults to `True`):
-            Whether advantages of a round are scaled to mean 0 and deviation 1.
+            Whether the advantages of a round are scaled to mean 0 and standard deviation 1.
         target_kl (`float`, *optional*, defaults to `0.0`):
-            Skip the rest of a round's updates when the approximate KL to the proxy that made the decisions passes
+            Skip the rest of a round's updates when the approximate KL to the proxy at the start of the round exceeds
             this (`0`: never).
         offload_decisions (`bool`, *optional*, defaults to `False`):
-            Whether the round's features are kept in CPU memory, rather than on the device.
+            Whether the features of a round are kept in CPU memory instead of on the device.
 
-        > Re-defaulted
+        > Parameters whose defaults differ
 
-        num_generations (`int`, *optional*, defaults to `1`): Responses a prompt; PPO needs no group.
+        num_generations (`int`, *optional*, defaults to `1`): Completions per prompt; PPO needs no group.
         learning_rate (`float`, *optional*, defaults to `3e-4`): PPO's and MARA's.
         max_grad_norm (`float`, *optional*, defaults to `0.5`): PPO's.
-        gradient_checkpointing (`bool`, *optional*, defaults to `False`): The proxy has nothing to save there.
+        gradient_checkpointing (`bool`, *optional*, defaults to `False`): The proxy is too small to benefit.
     """
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = ExtConfig._VALID_DICT_FIELDS
 
     top_k: int = field(default=20, metadata={"help": "Candidates are among the k likeliest tokens; at least 2."})
-    num_generations: int = field(default=1, metadata={"help": "Responses sampled for a prompt."})
+    num_generations: int = field(default=1, metadata={"help": "Completions sampled per prompt."})
     learning_rate: float = field(default=3e-4, metadata={"help": "The initial learning rate."})
     max_grad_norm: float = field(default=0.5, metadata={"help": "Maximum gradient norm."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Not used: the proxy is small."})
@@ -106,8 +110,8 @@ class ProxyRLHFConfig(ExtConfig):
     feature: str = field(
         default="candidate",
         metadata={
-            "help": "What the proxy sees: the hidden state at the candidate, or the one before it and the candidate's "
-            "embedding ('context').",
+            "help": "Input of the proxy: the hidden state at the candidate, or the hidden state before it and the "
+            "candidate's embedding ('context').",
             "choices": list(FEATURES),
         },
     )
@@ -115,21 +119,23 @@ class ProxyRLHFConfig(ExtConfig):
         default="first",
         metadata={"help": "Candidate that is taken when all are rejected.", "choices": list(FORCED)},
     )
-    max_candidates: int = field(default=0, metadata={"help": "Candidates examined at most. 0 means all."})
+    max_candidates: int = field(default=0, metadata={"help": "Maximum number of candidates to examine. 0 means all."})
     first_candidates: int = field(
         default=0,
         metadata={
-            "help": "Candidates that go through the language model first, the others where all of these are rejected. "
-            "0 chooses by the size of the batch."
+            "help": "Candidates in the first forward pass; the others follow where all of these are rejected. 0 "
+            "chooses by the size of the batch."
         },
     )
 
     proxy_model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Proxy to train further. If not set, a new one is made."}
+        default=None, metadata={"help": "Proxy to train further. If not set, a new one is created."}
     )
     allow_other_model: bool = field(
         default=False,
-        metadata={"help": "Whether that proxy may come from another language model of the same hidden size."},
+        metadata={
+            "help": "Whether that proxy may have been trained on another language model of the same hidden size."
+        },
     )
     proxy_layer_sizes: list[int] | None = field(
         default=None, metadata={"help": "Hidden layers of actor and critic. If not set, at most 1024 and 256."}
@@ -141,33 +147,37 @@ class ProxyRLHFConfig(ExtConfig):
     advantage_estimator: str = field(
         default="gae",
         metadata={
-            "help": "Where advantages come from: a critic ('gae'), or the prompt's other responses ('rloo').",
+            "help": "Source of the advantages: a critic ('gae'), or the prompt's other completions ('rloo').",
             "choices": ["gae", "rloo"],
         },
     )
     num_ppo_epochs: int = field(default=4, metadata={"help": "Passes over the decisions of a round."})
     num_mini_batches: int = field(
-        default=4, metadata={"help": "Parts of a round's decisions, one optimizer step each."}
+        default=4, metadata={"help": "Minibatches of a round's decisions per pass, one optimizer step each."}
     )
-    cliprange: float = field(default=0.2, metadata={"help": "Clip range of the ratio. 0 means no clipping."})
+    cliprange: float = field(
+        default=0.2, metadata={"help": "Clip range of the probability ratio. 0 means no clipping."}
+    )
     cliprange_value: float = field(default=0.2, metadata={"help": "Clip range of the values. 0 means no clipping."})
     vf_coef: float = field(default=0.5, metadata={"help": "Weight of the value loss."})
-    entropy_coef: float = field(default=0.01, metadata={"help": "Weight of the entropy of decisions."})
-    gamma: float = field(default=1.0, metadata={"help": "Discount a decision."})
+    entropy_coef: float = field(default=0.01, metadata={"help": "Weight of the entropy of the decisions."})
+    gamma: float = field(default=1.0, metadata={"help": "Discount per decision."})
     lam: float = field(default=0.95, metadata={"help": "lambda of generalised advantage estimation."})
     kl_coef: float = field(
         default=0.0, metadata={"help": "Weight of log q - log pi_0 of each token in the reward. 0 means none."}
     )
     missing_eos_penalty: float = field(
-        default=0.0, metadata={"help": "Subtracted from the score of a response that did not end."}
+        default=0.0, metadata={"help": "Subtracted from the score of a completion without an end of sequence."}
     )
-    whiten_advantages: bool = field(default=True, metadata={"help": "Whether to scale a round's advantages."})
+    whiten_advantages: bool = field(
+        default=True, metadata={"help": "Whether to scale a round's advantages to mean 0 and standard deviation 1."}
+    )
     target_kl: float = field(
         default=0.0,
-        metadata={"help": "Approximate KL that ends a round's updates. 0 means never."},
+        metadata={"help": "Approximate KL at which the rest of a round's updates is skipped. 0 means never."},
     )
     offload_decisions: bool = field(
-        default=False, metadata={"help": "Whether a round's features are kept in CPU memory."}
+        default=False, metadata={"help": "Whether the features of a round are kept in CPU memory."}
     )
 
     def __post_init__(self) -> None:
@@ -184,24 +194,27 @@ class ProxyRLHFConfig(ExtConfig):
         for i, size in enumerate(self.proxy_layer_sizes or []):
             check_at_least(f"proxy_layer_sizes[{i}]", size, 1)
         if self.advantage_estimator == "rloo" and self.num_generations < 2:
-            raise ValueError("advantage_estimator='rloo' compares responses of a prompt: set num_generations=4, say.")
+            raise ValueError(
+                "advantage_estimator='rloo' compares completions of a prompt: set num_generations to 2 or more."
+            )
         if self.generation_kwargs:
             raise ValueError(
-                f"`generation_kwargs` ({', '.join(self.generation_kwargs)}) do nothing here: what proposes candidates "
-                "are `temperature`, `top_k`, `top_p`, `min_p` and `repetition_penalty` alone."
+                f"`generation_kwargs` ({', '.join(self.generation_kwargs)}) are not supported: candidates depend only "
+                "on `temperature`, `top_k`, `top_p`, `min_p` and `repetition_penalty`. Remove them."
             )
         process = self.process()
         if self.kl_coef and not process.exact:
             raise ValueError(
-                "`kl_coef` needs the distribution that the decisions induce, which is not computed for a sampled "
-                "order with `max_candidates`: set max_candidates=0 and a smaller `top_k`, or order='descending'."
+                "`kl_coef` needs the token probabilities that the decisions induce, which cannot be computed for a "
+                "sampled order with `max_candidates`: set max_candidates=0 and a smaller `top_k`, or "
+                "order='descending'."
             )
 
     def process(self) -> DecisionProcess:
-        """The decision process that these settings describe."""
+        """The decision process with these settings."""
         return DecisionProcess(**{f.name: getattr(self, f.name) for f in fields(DecisionProcess)})
 
     @property
     def updates_per_round(self) -> int:
-        """Optimizer steps on the decisions of a round."""
+        """Number of optimizer steps per round."""
         return self.num_ppo_epochs * self.num_mini_batches

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-What is kept of a round: one row a decision, with the features it was made on. The language model is not needed again.
+The decisions of a round, each with the features it was made on, so that training does not need the language model.
 
-M decisions, F features, N responses.
+Letters: M decisions, F features per decision, N completions, T decisions of the completion with the most.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -19,15 +19,15 @@ from trl_ext.atomic_files import write_tensors
 @dataclass
 class Decisions:
     """
-    Decisions to accept or reject, response by response and in the order in which they were made.
+    Decisions to accept or reject a candidate, sorted by completion and then by time.
 
     Args:
-        features (`torch.Tensor` of shape `(M, F)`): What the proxy saw, bfloat16: 8 KB for 4,096 dimensions.
-        accepted (`torch.Tensor` of shape `(M,)`): True where it accepted.
+        features (`torch.Tensor` of shape `(M, F)`): Input of the proxy, bfloat16: 8 KB for 4,096 dimensions.
+        accepted (`torch.Tensor` of shape `(M,)`): True for accepted candidates.
         logps (`torch.Tensor` of shape `(M,)`): Log-probability of the decision when it was made.
-        response (`torch.Tensor` of shape `(M,)`): Number of the response.
-        kl (`torch.Tensor` of shape `(M,)`): At the last decision of a position, log q - log pi_0 of the token; else 0.
-        advantages, values, returns (`torch.Tensor` of shape `(M,)`): Set when the responses have been scored.
+        response (`torch.Tensor` of shape `(M,)`): Index of the completion.
+        kl (`torch.Tensor` of shape `(M,)`): log q - log pi_0 of the token at the last decision of a position, else 0.
+        advantages, values, returns (`torch.Tensor` of shape `(M,)`): Set after the completions have been scored.
     """
 
     features: torch.Tensor
@@ -42,12 +42,12 @@ class Decisions:
     @classmethod
     def collect(cls, parts: list[dict[str, torch.Tensor]], width: int) -> "Decisions":
         """
-        Bring what was recorded position by position into the order of responses.
+        Collect decisions that were recorded position by position, and sort them by completion.
 
         Args:
             parts (`list[dict]`): For each position `features`, `accepted`, `logps`, `response` and `kl`, sorted by
-                response and order of examination.
-            width (`int`): F, for the case that nothing was decided.
+                completion and order of examination.
+            width (`int`): F, in case there are no decisions.
         """
         dtypes = {"accepted": torch.bool, "response": torch.long, "features": torch.bfloat16}
         names = ("features", "accepted", "logps", "response", "kl")
@@ -59,29 +59,33 @@ class Decisions:
 
     @classmethod
     def join(cls, parts: "list[Decisions]", counts: list[int]) -> "Decisions":
-        """The decisions of several batches, whose `counts` responses are numbered through."""
+        """Concatenate the decisions of several batches with `counts` completions each."""
         starts = [sum(counts[:i]) for i in range(len(counts))]
-        moved = [replace(p, response=p.response + s) for p, s in zip(parts, starts, strict=True)]
-        return cls(**{f.name: torch.cat([getattr(p, f.name) for p in moved]) for f in fields(cls)})
+        shifted = [replace(part, response=part.response + start) for part, start in zip(parts, starts, strict=True)]
+        return cls(**{f.name: torch.cat([getattr(part, f.name) for part in shifted]) for f in fields(cls)})
 
     def __len__(self) -> int:
         return len(self.accepted)
 
     def __getitem__(self, index: torch.Tensor) -> "Decisions":
-        """Some of the decisions."""
+        """The decisions with these indices."""
         index = index.to(self.accepted.device)
         return Decisions(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
     def to(self, device: torch.device | str) -> "Decisions":
-        """The same on another device."""
+        """Move to a device."""
         return Decisions(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
     def by_response(self, values_M: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        One number a decision as a table of responses (those with decisions, in order), padded on the right.
+        Arrange one number per decision in rows of completions, padded on the right. Completions without decisions are
+        omitted.
+
+        Args:
+            values_M (`torch.Tensor` of shape `(M,)`): The numbers.
 
         Returns:
-            The numbers, and a mask that is True where there is one: `table[mask]` is `values_M` again.
+            The table of shape (N, T), and its mask, True at decisions: `table[mask]` equals `values_M`.
         """
         _, lengths = self.response.unique_consecutive(return_counts=True)
         columns = torch.arange(int(lengths.max()) if len(lengths) else 0, device=values_M.device)
@@ -89,30 +93,43 @@ class Decisions:
         return values_M.new_zeros(mask.shape).masked_scatter(mask, values_M), mask
 
     def last(self) -> torch.Tensor:
-        """True at the last decision of each response."""
+        """True at the last decision of each completion, shape (M,)."""
         following = torch.cat([self.response[1:], self.response.new_full((min(1, len(self)),), -1)])
         return self.response != following
 
     def with_total_kl(self, kl_N: torch.Tensor) -> "Decisions":
         """
-        The same, with the KL of each whole response (N,) paid: that of positions where there was nothing to decide,
-        which earlier decisions led to, at its last decision.
+        A copy whose KL sums to that of the complete completions.
+
+        Positions without a decision have a KL too, and earlier decisions led to them: it is added at the completion's
+        last decision.
+
+        Args:
+            kl_N (`torch.Tensor` of shape `(N,)`): KL of each completion.
         """
         kl_N = kl_N.to(self.kl)
         rest_N = kl_N - torch.zeros_like(kl_N).index_add(0, self.response, self.kl)
         return replace(self, kl=torch.where(self.last(), self.kl + rest_N[self.response], self.kl))
 
     def save(self, path: Path) -> None:
-        """Write them to a safetensors file, whole or not at all."""
+        """Write to a safetensors file, atomically."""
         write_tensors(path, {f.name: getattr(self, f.name) for f in fields(self)})
 
     @classmethod
     def load(cls, path: Path) -> "Decisions":
-        """Read what [`save`] wrote."""
+        """Read a file written by [`save`]."""
         return cls(**load_file(path))
 
 
 def minibatch(count: int, number: int, of: int, seed: int) -> torch.Tensor:
-    """Numbers of the decisions in minibatch `number` of `of`: a part of one shuffle of all `count` of them."""
+    """
+    Indices of the decisions in one minibatch.
+
+    Args:
+        count (`int`): M, number of decisions.
+        number (`int`): Index of the minibatch.
+        of (`int`): Number of minibatches, which partition one shuffle of all decisions.
+        seed (`int`): Seed of the shuffle.
+    """
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return order.tensor_split(of)[number]

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The decision process of Proxy-RLHF: in which order candidate tokens are examined, and what the proxy sees."""
+"""The decision process of Proxy-RLHF: which candidates are examined, in which order, and with which features."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -10,24 +10,38 @@ from trl_ext.generation_settings import GenerationSettings
 from trl_ext.validation import check_fields
 
 
+ORDERS = ("sampled", "descending")
+FORCED = ("first", "last")
+FEATURES = {"candidate": 1, "context": 2}  # with their size, in multiples of the hidden size
+
+
 @dataclass(frozen=True)
 class DecisionProcess:
     """
-    How candidates are proposed and examined, alike in training and use.
+    How candidates are proposed and examined, in training and decoding.
 
     Args:
-        top_k (`int`, *optional*, defaults to `20`): Candidates are among the k likeliest tokens.
-        top_p (`float`, *optional*, defaults to `1.0`): ... whose probabilities sum to this,
-        min_p (`float`, *optional*, defaults to `0.0`): ... and which are at least this likely relative to the first.
-        temperature (`float`, *optional*, defaults to `1.0`): Temperature of the model's probabilities.
-        repetition_penalty (`float`, *optional*, defaults to `1.0`): Divides logits of tokens that have occurred.
-        order (`str`, *optional*, defaults to `"sampled"`): Candidates are examined in falling order of probability
-            (`"descending"`), or as they are drawn without replacement (`"sampled"`).
-        feature (`str`, *optional*, defaults to `"candidate"`): What the proxy sees: the last hidden state at the
-            candidate (`"candidate"`), or the one before it and the candidate's embedding (`"context"`).
-        forced (`str`, *optional*, defaults to `"first"`): What is taken when all are rejected: the candidate that was
-            examined first, or the last one, which then is not asked about.
-        max_candidates (`int`, *optional*, defaults to `0`): Candidates that are examined at most (`0`: all).
+        top_k (`int`, *optional*, defaults to `20`):
+            Candidates are among the k likeliest tokens.
+        top_p (`float`, *optional*, defaults to `1.0`):
+            Candidates are among the likeliest tokens whose probabilities sum to this.
+        min_p (`float`, *optional*, defaults to `0.0`):
+            Candidates are at least this probable relative to the likeliest token.
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Temperature of the language model's probabilities.
+        repetition_penalty (`float`, *optional*, defaults to `1.0`):
+            Above 1 makes tokens less likely that have occurred.
+        order (`str`, *optional*, defaults to `"sampled"`):
+            Candidates are examined by decreasing probability (`"descending"`), or in the order in which they are
+            sampled without replacement (`"sampled"`).
+        feature (`str`, *optional*, defaults to `"candidate"`):
+            Input of the proxy: the last hidden state at the candidate (`"candidate"`), or the one before it and the
+            candidate's embedding (`"context"`).
+        forced (`str`, *optional*, defaults to `"first"`):
+            Candidate that is taken when all are rejected: the first one examined, or the last one, for which the proxy
+            is then not asked.
+        max_candidates (`int`, *optional*, defaults to `0`):
+            Maximum number of candidates to examine (`0`: all).
 
     Raises:
         `ValueError`: A field is out of its range.
@@ -48,17 +62,17 @@ class DecisionProcess:
         if self.top_k < 2:
             raise ValueError(
                 f"`top_k` must be at least 2, got {self.top_k}: with a single candidate there is nothing to decide, "
-                "and the whole vocabulary (0) cannot be examined. 20 is the default, 40 MARA's."
+                "and examining the complete vocabulary (0) is not possible. The default is 20, MARA's 40."
             )
         if self.max_candidates < 0 or self.max_candidates == 1:
             raise ValueError(
-                f"`max_candidates` must be 0 (all) or at least 2, got {self.max_candidates}: of a single candidate "
+                f"`max_candidates` must be 0 (all) or at least 2, got {self.max_candidates}: with a single candidate "
                 "there is nothing to decide."
             )
         if self.temperature <= 0:
             raise ValueError(
-                f"`temperature` must be positive, got {self.temperature}; for deterministic answers decide greedily "
-                "(`greedy`) in descending order."
+                f"`temperature` must be positive, got {self.temperature}; for deterministic completions use greedy "
+                "decisions (`greedy`) and the descending order."
             )
         for name, choices in (("order", ORDERS), ("feature", tuple(FEATURES)), ("forced", FORCED)):
             if getattr(self, name) not in choices:
@@ -66,24 +80,15 @@ class DecisionProcess:
         self.settings()
 
     def settings(self) -> GenerationSettings:
-        """The truncation, as shared code takes it."""
+        """Temperature and truncation as generation settings."""
         names = ("top_k", "top_p", "min_p", "temperature", "repetition_penalty")
         return GenerationSettings(**{name: getattr(self, name) for name in names})
 
     def as_dict(self) -> dict[str, Any]:
-        """Its fields, for a config."""
+        """The fields, for a config."""
         return asdict(self)
 
     @property
     def exact(self) -> bool:
-        """Whether the distribution of tokens that it induces is computed."""
+        """Whether the token probabilities that the decisions induce can be computed."""
         return self.order == "descending" or self.max_candidates in (0, self.top_k)
-
-
-ORDERS = ("sampled", "descending")
-
-
-FORCED = ("first", "last")
-
-
-FEATURES = {"candidate": 1, "context": 2}  # and how many times the hidden size they are

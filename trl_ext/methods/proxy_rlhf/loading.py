@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The proxy that is trained: a new one, or one that was saved."""
+"""Loads the proxy to train: a saved one, or a new one for a language model."""
 
 from typing import Any
 
@@ -16,15 +16,18 @@ logger = logging.get_logger(__name__)
 
 def load_proxy(proxy: str | ProxyModel | None, llm: Any, args: ProxyRLHFConfig) -> ProxyModel:
     """
-    The proxy as it goes into training.
+    Load or create the proxy to train, and check that it fits the language model and the settings.
 
     Args:
-        proxy (`str` or [`ProxyModel`], *optional*): Proxy to train further; by default the config's, or a new one.
+        proxy (`str` or [`ProxyModel`], *optional*): Proxy to train further. By default the config's, or a new one.
         llm ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The frozen language model.
-        args ([`ProxyRLHFConfig`]): Its size, and the process that it is to decide in.
+        args ([`ProxyRLHFConfig`]): The config: sizes and decision process.
+
+    Returns:
+        [`ProxyModel`], in training mode.
 
     Raises:
-        `ValueError`: It was trained on another model or feature, or lacks the critic that is asked for.
+        `ValueError`: It was trained on another model or feature, or has no critic although one is needed.
     """
     proxy = args.proxy_model_name_or_path if proxy is None else proxy
     if proxy is None:
@@ -40,16 +43,20 @@ def load_proxy(proxy: str | ProxyModel | None, llm: Any, args: ProxyRLHFConfig) 
     trained = proxy.config.decision_process
     if trained.feature != args.feature:
         raise ValueError(
-            f"The proxy sees the feature {trained.feature!r}, and the settings ask for {args.feature!r}: set "
+            f"The proxy was trained with the feature {trained.feature!r}, but `feature` is {args.feature!r}: set "
             f"feature={trained.feature!r}."
         )
     if args.advantage_estimator == "gae" and proxy.critic is None:
-        raise ValueError("The proxy has no critic, which advantage_estimator='gae' needs: set 'rloo'.")
+        raise ValueError(
+            "The proxy has no critic, which advantage_estimator='gae' needs: set advantage_estimator='rloo'."
+        )
     now = args.process().as_dict()
     changed = {n: f"{n} {old!r} -> {now[n]!r}" for n, old in trained.as_dict().items() if old != now[n]}
     if changed:
-        logger.warning(f"The proxy has decided in another process so far: {', '.join(changed.values())}.")
+        logger.warning(
+            f"The proxy was trained with other settings of the decision process: {', '.join(changed.values())}."
+        )
     proxy.config.process = now
-    # It is now this model's, which may be another than it came with.
+    # From now on it belongs to this model, which may differ from the one it was trained on.
     proxy.config.llm_name, proxy.config.llm_digest = llm_name(llm), llm_digest(llm)
     return proxy.train()

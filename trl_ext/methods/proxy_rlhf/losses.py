@@ -2,10 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-The equations of Proxy-RLHF: what decisions weigh, which distribution of tokens they induce, and the losses on them.
+Equations of Proxy-RLHF: log-probabilities of decisions, the token probabilities that they induce, and the losses.
 
-The paper prints no objective; it says "PPO" and describes the process. Letters: N positions, k candidates a position
-in the order in which they are examined, M decisions, B prompts, K responses a prompt. `logits` are those of accepting.
+The paper gives no objective: it says "PPO" and describes the process. `logits` are those of accepting a candidate.
+
+Letters: N positions, k candidates per position in the order in which they are examined, M decisions, B prompts,
+K completions per prompt.
 """
 
 import torch
@@ -13,26 +15,33 @@ from torch.nn.functional import logsigmoid
 
 
 def decision_logps(logits: torch.Tensor, accepted: torch.Tensor) -> torch.Tensor:
-    """Reconstruction: log p where a candidate was accepted, log (1 - p) where it was rejected, p = sigmoid(logit)."""
+    """
+    Reconstruction: log p of accepted candidates and log (1 - p) of rejected ones, with p = sigmoid(logit).
+
+    Args:
+        logits (`torch.Tensor` of shape `(M,)`): Logits of accepting.
+        accepted (`torch.Tensor` of shape `(M,)`): True for accepted candidates.
+    """
     return logsigmoid(torch.where(accepted, logits, -logits))
 
 
 def decision_entropy(logits: torch.Tensor) -> torch.Tensor:
-    """Entropy of each decision in nats, -p log p - (1 - p) log (1 - p)."""
+    """Entropy of each decision in nats, -p log p - (1 - p) log (1 - p), from logits of shape (M,)."""
     return -(logits.sigmoid() * logsigmoid(logits) + (-logits).sigmoid() * logsigmoid(-logits))
 
 
 def induced_logps(logits_Nk: torch.Tensor, valid_Nk: torch.Tensor, forced_last: bool = False) -> torch.Tensor:
     """
-    Reconstruction: log q(c_j | order) = log p_j + sum over i < j of log (1 - p_i), plus what is forced -> (N, k).
+    Reconstruction: log q(c_j | order) = log p_j + sum over i < j of log (1 - p_i), plus the forced case -> (N, k).
 
-    Where all are rejected, the first candidate is taken, or with `forced_last` the last one, which is then taken
-    whatever its own p. -inf where there is no candidate.
+    If all candidates are rejected, the first one is taken, or with `forced_last` the last one, whose own p then does
+    not matter. -inf at padding.
 
     Args:
         logits_Nk (`torch.Tensor` of shape `(N, k)`): Logits of accepting, in the order of examination.
-        valid_Nk (`torch.Tensor` of shape `(N, k)`): True for candidates; they come before the rest.
-        forced_last (`bool`, *optional*, defaults to `False`): Which one is taken if none is accepted.
+        valid_Nk (`torch.Tensor` of shape `(N, k)`): True for candidates, which precede padding.
+        forced_last (`bool`, *optional*, defaults to `False`): Whether the last candidate, instead of the first, is
+            taken if none is accepted.
     """
     accept = logsigmoid(logits_Nk).masked_fill(~valid_Nk, -torch.inf)
     reject = logsigmoid(-logits_Nk).masked_fill(~valid_Nk, 0.0)
@@ -47,33 +56,36 @@ def marginal_logps(
     logits_Nk: torch.Tensor, weights_Nk: torch.Tensor, chosen_N: torch.Tensor, forced_last: bool = False
 ) -> torch.Tensor:
     r"""
-    Reconstruction: log q(c) of a candidate under the sampled order, over all orders at once -> (N,).
+    Reconstruction: log q(c) of a candidate under the sampled order, summed over all orders -> (N,).
 
-    Drawing without replacement is a race: candidate j arrives at an exponential time of rate w_j. One that arrived by
-    time t was accepted with probability p_j, so that
+    Sampling without replacement is equivalent to a race: candidate j arrives at an exponential time of rate w_j. A
+    candidate that arrived by time t was accepted with probability p_j, so that
 
         q(c) = p_c \int w_c e^{-w_c t} \prod_{j \ne c} (1 - p_j (1 - e^{-w_j t})) dt + P(none accepted) P(c is forced)
 
-    where c is forced with probability w_c (it comes first), or by the same integral with p = 1 turned round (it comes
-    last). With t = e^x the integrand is analytic and dies off on both sides, so the trapezoidal rule converges
-    exponentially: steps of 1/2 leave a relative error of about 1e-8, below that of float32.
+    where c is forced with probability w_c if the first candidate is (c arrives first), and otherwise with the
+    probability that c arrives last, which is the same integral with p = 1 for arrival. With t = e^x the integrand is
+    analytic and decays on both sides, so that the trapezoidal rule converges exponentially: steps of 1/2 leave a
+    relative error of about 1e-8, below that of float32.
 
     Args:
         logits_Nk (`torch.Tensor` of shape `(N, k)`): Logits of accepting, in any order.
-        weights_Nk (`torch.Tensor` of shape `(N, k)`): What candidates are drawn by; rows sum to 1, 0 is no candidate.
-        chosen_N (`torch.Tensor` of shape `(N,)`): Columns of the candidates in question.
-        forced_last (`bool`, *optional*, defaults to `False`): Which one is taken if none is accepted.
+        weights_Nk (`torch.Tensor` of shape `(N, k)`): Sampling probabilities of the candidates; rows sum to 1, 0 is
+            padding.
+        chosen_N (`torch.Tensor` of shape `(N,)`): Column of the candidate c in each row.
+        forced_last (`bool`, *optional*, defaults to `False`): Whether the last candidate, instead of the first, is
+            taken if none is accepted.
     """
-    device = torch.device("cpu") if logits_Nk.device.type == "mps" else logits_Nk.device  # Apple's has no float64
+    device = torch.device("cpu") if logits_Nk.device.type == "mps" else logits_Nk.device  # MPS has no float64
     logits, weights = (x.to(device, torch.float64) for x in (logits_Nk, weights_Nk))
     chosen_N = chosen_N.to(device)
     accept = logits.sigmoid().masked_fill(weights == 0, 0.0)
     others = torch.ones_like(weights, dtype=torch.bool).scatter(1, chosen_N[:, None], False) & (weights > 0)
     w = weights.gather(1, chosen_N[:, None])
     x = torch.arange(-60, 11, dtype=weights.dtype, device=weights.device) / 2
-    # From e^-30 to e^5 of the mean time 1 / w at which this candidate arrives: outside is less than 1e-13.
+    # From e^-30 to e^5 times the mean arrival time 1 / w of this candidate; the rest is below 1e-13.
     time = x.exp() / w.clamp(min=1e-300)
-    density = x - x.exp()  # log of w t e^{-w t}, t being the derivative of t in x
+    density = x - x.exp()  # log of w t e^{-w t}, where dt = t dx
     arrived = -torch.expm1(-weights[:, :, None] * time[:, None, :])  # (N, k, nodes)
 
     def integral(factors: torch.Tensor) -> torch.Tensor:
@@ -91,10 +103,15 @@ def policy_loss(
     logps_M: torch.Tensor, old_logps_M: torch.Tensor, advantages_M: torch.Tensor, cliprange: float
 ) -> torch.Tensor:
     """
-    PPO (arXiv 1707.06347), Eq. (7), negated -> one value a decision.
+    PPO (arXiv 1707.06347), Eq. (7), negated: -min(ratio A, clip(ratio, 1 - cliprange, 1 + cliprange) A) -> (M,).
 
-    -min(ratio A, clip(ratio, 1 - cliprange, 1 + cliprange) A), ratio = exp(log p - old log p). `cliprange=0` does not
-    clip: the gradient at ratio 1 is then that of REINFORCE.
+    Here ratio = exp(log p - old log p). Without clipping, the gradient at ratio 1 is that of REINFORCE.
+
+    Args:
+        logps_M, old_logps_M (`torch.Tensor` of shape `(M,)`): Log-probabilities of the decisions, now and when they
+            were made.
+        advantages_M (`torch.Tensor` of shape `(M,)`): Advantages A.
+        cliprange (`float`): Clip range (`0`: no clipping).
     """
     ratio = (logps_M - old_logps_M).exp()
     loss = -ratio * advantages_M
@@ -107,9 +124,12 @@ def value_loss(
     values_M: torch.Tensor, old_values_M: torch.Tensor, returns_M: torch.Tensor, cliprange_value: float
 ) -> torch.Tensor:
     """
-    TRL's PPO: 0.5 max((V - R)^2, (clip(V, V_old -+ cliprange_value) - R)^2) -> one value a decision.
+    TRL's PPO: 0.5 max((V - R)^2, (clip(V, V_old -+ cliprange_value) - R)^2) -> (M,).
 
-    `cliprange_value=0` does not clip.
+    Args:
+        values_M, old_values_M (`torch.Tensor` of shape `(M,)`): Values V, now and when the decisions were made.
+        returns_M (`torch.Tensor` of shape `(M,)`): Returns R.
+        cliprange_value (`float`): Clip range (`0`: no clipping).
     """
     loss = (values_M - returns_M).square()
     if cliprange_value:
@@ -120,9 +140,12 @@ def value_loss(
 
 def leave_one_out(scores_BK: torch.Tensor) -> torch.Tensor:
     """
-    REINFORCE leave-one-out (arXiv 2402.14740): score - mean score of the prompt's other responses -> (B, K).
+    REINFORCE leave-one-out (arXiv 2402.14740): score - mean score of the prompt's other completions -> (B, K).
 
-    NaN scores take no part and stay NaN, as does one that is alone.
+    NaN scores are excluded and stay NaN. A prompt's only score becomes NaN.
+
+    Args:
+        scores_BK (`torch.Tensor` of shape `(B, K)`): Scores of the completions.
     """
     known = ~scores_BK.isnan()
     others = (known.sum(1, keepdim=True) - 1).clamp(min=0)

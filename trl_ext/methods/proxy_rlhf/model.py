@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-The proxy: two small networks on a frozen model's hidden states, one that accepts or rejects and one that values.
+The proxy: an actor that accepts or rejects candidate tokens, and a critic, on a frozen language model's hidden states.
 
-M candidates, D hidden size of the language model, F features of a candidate.
+Letters: M candidates, F features of a candidate.
 """
 
 import hashlib
@@ -35,17 +35,17 @@ class ProxyConfig(PreTrainedConfig):
         llm_hidden_size (`int`, *optional*, defaults to `64`):
             Hidden size of the language model.
         layer_sizes (`list[int]`, *optional*):
-            Widths of the hidden layers of actor and critic. By default [`default_layer_sizes`] of the hidden size.
+            Widths of the hidden layers of actor and critic. By default [`default_layer_sizes`].
         critic (`bool`, *optional*, defaults to `True`):
             Whether there is a critic.
         initial_accept_rate (`float`, *optional*, defaults to `0.5`):
             Probability with which an untrained proxy accepts.
         process (`dict`, *optional*):
-            Fields of the [`~trl_ext.methods.proxy_rlhf.decision_process.DecisionProcess`] that it was trained in.
+            Fields of the [`~trl_ext.methods.proxy_rlhf.decision_process.DecisionProcess`] that it was trained with.
         llm_name (`str`, *optional*, defaults to `""`):
-            The language model.
+            Hub id or directory of the language model.
         llm_digest (`str`, *optional*, defaults to `""`):
-            Its [`llm_digest`]; `""` if it is not known.
+            Its [`llm_digest`]; `""` if unknown.
     """
 
     model_type = "trl_ext_proxy"
@@ -70,22 +70,22 @@ class ProxyConfig(PreTrainedConfig):
 
     @property
     def decision_process(self) -> DecisionProcess:
-        """The process that the proxy was trained in."""
+        """The decision process that the proxy was trained with."""
         return DecisionProcess(**self.process or {})
 
 
 def default_layer_sizes(hidden_size: int) -> list[int]:
-    """MARA's 1024 and 256, or for a narrow language model its width and a quarter of that."""
+    """MARA's 1024 and 256, or the language model's hidden size and a quarter of it if they are smaller."""
     return [min(1024, hidden_size), min(256, max(hidden_size // 4, 8))]
 
 
 class ProxyOutput(NamedTuple):
     """
-    What a proxy says about candidates.
+    Output of a [`ProxyModel`].
 
     Args:
-        logits (`torch.Tensor` of shape (M,)): Logit of accepting each, float32.
-        values (`torch.Tensor` of shape (M,) or `None`): The expected reward from there on, float32.
+        logits (`torch.Tensor` of shape `(M,)`): Logit of accepting each candidate, float32.
+        values (`torch.Tensor` of shape `(M,)` or `None`): Expected future reward, float32; `None` without a critic.
     """
 
     logits: torch.Tensor
@@ -94,14 +94,14 @@ class ProxyOutput(NamedTuple):
 
 class ProxyModel(PreTrainedModel):
     """
-    Accepts or rejects the candidates of a frozen language model.
+    Accepts or rejects the candidate tokens of a frozen language model.
 
-    Made by [`ProxyModel.for_model`] or [`ProxyModel.from_pretrained`]; saved by `save_pretrained`, pushed by
-    `push_to_hub`, with its critic. MARA: both networks are LayerNorm, then linear layers; here the actor ends in one
-    logit, which says the same as the difference of two.
+    Create it with [`ProxyModel.for_model`] or [`ProxyModel.from_pretrained`]; save it, with its critic, with
+    `save_pretrained` or `push_to_hub`. MARA: both networks are a LayerNorm followed by linear layers. Here the actor
+    has one logit, which is equivalent to MARA's difference of two.
 
     Args:
-        config ([`ProxyConfig`]): Its configuration.
+        config ([`ProxyConfig`]): The configuration.
     """
 
     config_class = ProxyConfig
@@ -121,7 +121,7 @@ class ProxyModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Orthogonal hidden layers, a small last one: a new proxy accepts everything alike, a new critic says 0."""
+        """Orthogonal hidden layers and a small last one: a new proxy accepts all candidates about equally often."""
         networks = [n for n in (getattr(self, "actor", None), getattr(self, "critic", None)) if n is not None]
         if isinstance(module, nn.Linear) and not module.weight.is_meta:
             last = any(module is network[-1] for network in networks)
@@ -132,16 +132,16 @@ class ProxyModel(PreTrainedModel):
             nn.init.zeros_(module.bias)
 
     def get_input_embeddings(self) -> None:
-        """There are none, which those who divide a model among processes ask about."""
+        """There are none. FSDP and DeepSpeed call this."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> "ProxyModel":
         """
-        As for any [`~transformers.PreTrainedModel`], from safetensors alone.
+        Load a saved proxy, as for any [`~transformers.PreTrainedModel`], but from safetensors only.
 
         Raises:
             `OSError`: There is no such model.
-            `ValueError`: What is saved there is another kind of model.
+            `ValueError`: It is another kind of model.
         """
         hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "subfolder") if name in kwargs}
         path = str(pretrained_model_name_or_path)
@@ -151,8 +151,8 @@ class ProxyModel(PreTrainedModel):
             raise loading_error("proxy", path, error) from error
         if saved.get("model_type") != ProxyConfig.model_type:
             raise ValueError(
-                f"{path!r} holds a model of type {saved.get('model_type')!r} and no "
-                "proxy. Make one for it with `ProxyModel.for_model`, and train it."
+                f"{path!r} is a model of type {saved.get('model_type')!r}, not a proxy. Create one for it with "
+                "`ProxyModel.for_model`, and train it."
             )
         kwargs.setdefault("use_safetensors", True)
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[no-any-return]
@@ -160,12 +160,12 @@ class ProxyModel(PreTrainedModel):
     @classmethod
     def for_model(cls, model: Any, process: DecisionProcess | None = None, **settings: Any) -> "ProxyModel":
         """
-        A new proxy for a language model, on its device.
+        Create a proxy for a language model, on its device.
 
         Args:
             model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The language model.
             process ([`~trl_ext.methods.proxy_rlhf.decision_process.DecisionProcess`], *optional*):
-                Decision process of the proxy.
+                The decision process. By default one with default settings.
             settings: Further fields of [`ProxyConfig`].
         """
         base: Any = base_of(model)
@@ -182,59 +182,60 @@ class ProxyModel(PreTrainedModel):
     def forward(self, features: torch.Tensor, **_: Any) -> ProxyOutput:
         """
         Args:
-            features (`torch.Tensor` of shape (..., F)): What [`~trl_ext.methods.proxy_rlhf.decoding.walk.Walk`] sees
-                of candidates.
+            features (`torch.Tensor` of shape `(..., F)`): Features of candidates, as
+                [`~trl_ext.methods.proxy_rlhf.decoding.walk.Walk`] computes them.
 
         Returns:
             [`ProxyOutput`]
         """
-        # Ratios of probabilities compare two passes: both are float32, whatever else computes in bfloat16.
+        # The ratio of probabilities compares two forward passes: both are in float32, also under bfloat16 autocast.
         with torch.autocast(features.device.type, enabled=False):
-            features = self._as_kept(features)
+            features = self._as_stored(features)
             values = None if self.critic is None else self.critic(features).squeeze(-1).float()
             return ProxyOutput(self.actor(features).squeeze(-1).float(), values)
 
     def accept_logits(self, features: torch.Tensor) -> torch.Tensor:
-        """Logits (...) of accepting candidates with features (..., F), float32; the critic is not asked."""
+        """Logits (...) of accepting candidates with features (..., F), float32, without running the critic."""
         with torch.autocast(features.device.type, enabled=False):
-            return self.actor(self._as_kept(features)).squeeze(-1).float()
+            return self.actor(self._as_stored(features)).squeeze(-1).float()
 
-    def _as_kept(self, features: torch.Tensor) -> torch.Tensor:
-        """Rounded to bfloat16, in which training keeps them, so that every pass sees the same numbers."""
+    def _as_stored(self, features: torch.Tensor) -> torch.Tensor:
+        """Round to bfloat16, as training stores features, so that every forward pass has the same inputs."""
         weight = self.actor[-1].weight
         return features.to(weight.device, torch.bfloat16).to(weight.dtype)
 
     def generate(self, model: Any, inputs: Any = None, **settings: Any) -> Any:
         """
-        Answer prompts with a language model whose tokens this proxy accepts or rejects.
+        Generate completions with a language model whose candidate tokens this proxy accepts or rejects.
 
         See [`~trl_ext.methods.proxy_rlhf.decoding.generate.generate`] for the arguments.
 
         Raises:
-            `ValueError`: The proxy was trained on another model (see [`ProxyModel.check_model`]), or an argument.
+            `ValueError`: The proxy was trained on another model (see [`ProxyModel.check_model`]), or an argument is
+                invalid.
         """
         self.check_model(model, allow_other=settings.pop("allow_other_model", False))
         return generate(self, model, inputs, **settings)
 
     def check_model(self, model: Any, allow_other: bool = False) -> None:
         """
-        Check that `model` is the one that this proxy was trained on.
+        Check that this proxy was trained on `model`.
 
         Args:
             model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): A language model.
-            allow_other (`bool`, *optional*, defaults to `False`): Warn, rather than raise, of another model with
-                hidden states of the same size.
+            allow_other (`bool`, *optional*, defaults to `False`): Log a warning, instead of raising an error, for
+                another model of the same hidden size.
 
         Raises:
-            `ValueError`: It is another; names both.
+            `ValueError`: It was trained on another model; the message names both.
         """
         config: ProxyConfig = self.config
         size = base_of(model).config.get_text_config().hidden_size
         mine, its = config.llm_name or "a model without a name", llm_name(model) or "a model without a name"
         if size != config.llm_hidden_size:
             raise ValueError(
-                f"The proxy was trained on {mine!r}, whose hidden states have {config.llm_hidden_size} dimensions; "
-                f"those of {its!r} have {size}. A proxy works with models of the same hidden size only."
+                f"The proxy was trained on {mine!r}, whose hidden size is {config.llm_hidden_size}; that of {its!r} "
+                f"is {size}. A proxy works only with models of the same hidden size."
             )
         digest = llm_digest(model)
         if not config.llm_digest or not digest or digest == config.llm_digest:
@@ -243,9 +244,9 @@ class ProxyModel(PreTrainedModel):
         if not allow_other:
             raise ValueError(
                 f"{found}. Use the model that it was trained on, or pass `allow_other_model=True` "
-                "(`--proxy_allow_other_model`) to see how far it carries over."
+                "(`--proxy_allow_other_model`) to try it with this one."
             )
-        logger.warning("%s: what it learned of hidden states may not hold for them.", found)
+        logger.warning("%s: what it learned may not transfer.", found)
 
 
 def _network(width: int, sizes: list[int]) -> nn.Sequential:
@@ -257,17 +258,17 @@ def _network(width: int, sizes: list[int]) -> nn.Sequential:
 
 
 def llm_name(model: Any) -> str:
-    """What a language model was loaded from, an adapter's own name included."""
+    """Hub id or directory that a language model was loaded from, and whether it has an adapter."""
     name = str(get_config_model_id(base_of(model).config) or "")
     return f"{name} with an adapter" if hasattr(model, "peft_config") else name
 
 
 def llm_digest(model: Any) -> str:
     """
-    A short fingerprint of a language model, the same in every precision and for every copy.
+    A short fingerprint of a language model, equal for every precision and every copy.
 
-    It covers the shape, some of the input embedding and of the last norm, and an adapter's first weights; `""` where
-    the weights are not here (a meta device, ZeRO-3).
+    It covers the sizes, parts of the input embedding and the last norm, and an adapter's first weights. It is `""` if
+    the weights are not available (on a meta device, or sharded by ZeRO-3).
     """
     base: Any = base_of(model)
     config = base.config.get_text_config()
@@ -279,7 +280,7 @@ def llm_digest(model: Any) -> str:
         return ""
     digest = hashlib.sha256(repr(shape).encode())
     for part in parts:
-        # 4-bit and 8-bit models keep these tensors, in a lower precision: bfloat16 is what all of them share.
+        # 4-bit and 8-bit models keep these tensors at lower precision, at least bfloat16.
         rounded = part.detach().flatten()[:4096].to(torch.bfloat16).float().cpu()
         digest.update(rounded.numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-A frozen model with a proxy, as `trl-ext evaluate` and `trl-ext generate` see it.
+A language model with a proxy as a policy, and the flags of the command line for it.
 
-N texts, T tokens of one, k candidates.
+Letters: N completions, T tokens of one.
 """
 
 from collections.abc import Callable
@@ -16,9 +16,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation import StopStringCriteria
 
-from trl_ext.data.completion import Completion
+from trl_ext.data.completion import Completion, decode_groups
 from trl_ext.data.tokenization import left_padded
-from trl_ext.generation.completions import completions
 from trl_ext.generation.streaming import TextStream
 from trl_ext.generation_settings import GenerationSettings, eos_token_ids, pad_token_id
 from trl_ext.inference.policy import Policy
@@ -45,23 +44,23 @@ def proxy_policy(
     series: str = "",
 ) -> Policy:
     """
-    The [`~trl_ext.inference.policy.Policy`] of a language model whose tokens a proxy accepts or rejects.
+    The [`~trl_ext.inference.policy.Policy`] of a language model whose candidate tokens a proxy accepts or rejects.
 
-    Its settings narrow the process that the proxy was trained in: `temperature` multiplies the process's (0 decides
-    greedily in descending order), of `top_k`, `top_p` and `min_p` the stricter holds.
+    Generation settings restrict the decision process that the proxy was trained with: the temperatures are multiplied
+    (0 means greedy decisions in descending order), and the stricter of `top_k`, `top_p` and `min_p` applies.
 
-    Log-probabilities are those of the distribution that the decisions induce, computed and not estimated: see
+    Log-probabilities are those of the tokens that the decisions induce, computed exactly: see
     [`~trl_ext.methods.proxy_rlhf.losses.induced_logps`] for the descending order and
-    [`~trl_ext.methods.proxy_rlhf.losses.marginal_logps`] for the sampled one. A token that rounding alone keeps from
-    being the last candidate counts as that one ([`proxy_logps`]). They are left out where they are not computed: a
-    sampled order of which `max_candidates` are examined, and greedy decisions.
+    [`~trl_ext.methods.proxy_rlhf.losses.marginal_logps`] for the sampled one. A token that is tied with the last
+    candidate up to rounding counts as that candidate ([`proxy_logps`]). The policy has no log-probabilities for a
+    sampled order with `max_candidates`, nor for greedy decisions.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The language model.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
         proxy ([`ProxyModel`]): The proxy.
-        process ([`DecisionProcess`], *optional*): By default the one it was trained in.
-        greedy (`bool`, *optional*, defaults to `False`): Whether the likelier decision is taken, not drawn.
+        process ([`DecisionProcess`], *optional*): By default the one it was trained with.
+        greedy (`bool`, *optional*, defaults to `False`): Whether to take the likelier decision instead of sampling.
         name, batch_size, progress, extras, series: As for [`~trl_ext.inference.guided.policy_with_processors`].
     """
     process = process or proxy.config.decision_process
@@ -71,26 +70,26 @@ def proxy_policy(
         now = narrowed(process, settings)
         config = settings.generation_config(model, tokenizer)
         k = settings.num_generations
-        context_left = [llm.context - len(p) for p in prompts] if llm.context else None
         with evaluation_mode(model), evaluation_mode(proxy):
-            answers: ProxyCompletions = complete(
+            found: ProxyCompletions = complete(
                 llm, proxy, now, prompts,
                 seeds=torch.randint(2**62, (len(prompts) * k,)).tolist(),
-                max_new_tokens=settings.max_completion_length, context_left=context_left,
+                max_new_tokens=settings.max_completion_length, max_length=llm.context,
                 eos=eos_token_ids(model, tokenizer), pad=pad_token_id(tokenizer), batch_size=batch_size,
                 greedy=greedy or not settings.temperature,
                 stop=StopStringCriteria(tokenizer, config.stop_strings) if config.stop_strings else None, show=show,
                 cuda_graphs=settings.cuda_graphs,
             )  # fmt: skip
-        flat = completions(answers.ids, tokenizer, config)
         if progress is not None:
             progress(len(prompts))
-        return [flat[i : i + k] for i in range(0, len(flat), k)]
+        return decode_groups(found.ids, k, tokenizer, config)
 
     def sample(prompts: list[list[int]], settings: GenerationSettings) -> list[list[Completion]]:
-        # By parts, so that there is progress to be shown.
-        step = max(1, batch_size // settings.num_generations) * 4
-        return [group for i in range(0, len(prompts), step) for group in run(prompts[i : i + step], settings)]
+        # In several calls, so that there is progress to report
+        step, groups = max(1, batch_size // settings.num_generations) * 4, []
+        for start in range(0, len(prompts), step):
+            groups += run(prompts[start : start + step], settings)
+        return groups
 
     def stream(ids: list[int], settings: GenerationSettings, show: Callable[[str], None]) -> Completion:
         streamer = TextStream(tokenizer, show)
@@ -111,13 +110,19 @@ def proxy_policy(
 
 def narrowed(process: DecisionProcess, settings: GenerationSettings) -> DecisionProcess:
     """
-    The process under generation settings of which the stricter holds; temperatures are multiplied.
+    The decision process restricted by generation settings.
+
+    The stricter of the two settings applies; temperatures are multiplied.
+
+    Args:
+        process ([`DecisionProcess`]): The decision process.
+        settings ([`~trl_ext.generation_settings.GenerationSettings`]): The generation settings.
 
     Raises:
-        `ValueError`: Beams are asked for, or the settings leave a process that cannot be.
+        `ValueError`: The settings ask for a beam search, or the resulting process is not valid.
     """
     if settings.num_beams > 1:
-        raise ValueError("A proxy decides on one token after another: set num_beams to 1.")
+        raise ValueError("A proxy cannot be used with a beam search: set num_beams to 1.")
     changes: dict[str, Any] = {
         "top_k": min(process.top_k, settings.top_k or process.top_k),
         "top_p": min(process.top_p, settings.top_p),
@@ -143,26 +148,29 @@ def proxy_logps(
     batch_size: int = 64,
 ) -> list[list[torch.Tensor]]:
     """
-    Log-probabilities of completions under the distribution that the decisions induce.
+    Log-probabilities of the tokens of completions, as the decisions induce them.
 
     Args:
         llm ([`BackboneAndHead`]), proxy ([`ProxyModel`]), process ([`DecisionProcess`]): The model,
             the proxy and the process.
         prompts (`list[list[int]]`): Prompts of at least one token.
-        groups (`list[list[list[int]]]`): For each prompt its completions; an empty one gets an empty tensor.
-        pad_token_id (`int`): Token in padding.
+        groups (`list[list[list[int]]]`): For each prompt its completions. They may be empty.
+        pad_token_id (`int`): Token id of padding.
         batch_size (`int`): Completions at once.
 
     Returns:
         `list[list[torch.Tensor]]`: For each completion the log-probabilities of its tokens in nats, of shape (T,),
-        float32 on the CPU; -inf for a token that is no candidate. One that ties with the last candidate up to rounding
-        (0.001 in the logit in float32, 0.1 in half precision) has the log-probability that it has in that one's place.
+        float32 on the CPU; -inf for a token that is not a candidate. A token that is tied with the last candidate up
+        to rounding (0.001 in the logit in float32, 0.1 in half precision) takes the place of that candidate.
 
     Raises:
-        `ValueError`: It is not computed for this process.
+        `ValueError`: The log-probabilities cannot be computed for this process.
     """
     if not process.exact:
-        raise ValueError("Log-probabilities under a sampled order with `max_candidates` are not computed.")
+        raise ValueError(
+            "Log-probabilities cannot be computed for a sampled order with `max_candidates`: set max_candidates=0 or "
+            "order='descending'."
+        )
     results: list[list[torch.Tensor]] = [[torch.zeros(0) for _ in group] for group in groups]
     rows = [(b, i) for b, group in enumerate(groups) for i, ids in enumerate(group) if ids]
     rows.sort(key=lambda row: -len(groups[row[0]][row[1]]))
@@ -184,33 +192,33 @@ def proxy_logps(
 @dataclass
 class ProxyDecoding:
     """
-    A frozen model with a proxy, as flags of `trl-ext evaluate` and `trl-ext generate`.
+    Proxies for a frozen model, as flags of `trl-ext evaluate` and `trl-ext generate`.
 
     Parameters:
         proxy_name_or_path (`list[str]`, *optional*):
             Directories or Hub ids of proxies, one policy each.
         proxy_greedy (`bool`, *optional*, defaults to `False`):
-            Whether the proxy takes the likelier decision, rather than drawing it.
+            Whether the proxy takes the likelier decision instead of sampling it.
         proxy_order (`str`, *optional*, defaults to `""`):
-            Order in which candidates are examined. By default the one of training.
+            Order in which candidates are examined. By default as in training.
         proxy_top_k (`int`, *optional*, defaults to `0`):
             Candidates are among the k likeliest tokens (`0`: as in training).
         proxy_max_candidates (`int`, *optional*, defaults to `0`):
-            Candidates examined at most (`0`: as in training).
+            Maximum number of candidates to examine (`0`: as in training).
         proxy_allow_other_model (`bool`, *optional*, defaults to `False`):
-            Whether the model may be another than the one that the proxy was trained on.
+            Whether the proxy may have been trained on another language model of the same hidden size.
     """
 
     proxy_name_or_path: list[str] | None = field(
         default=None, metadata={"help": "Proxies that accept or reject the model's tokens: directories or Hub ids."}
     )
     proxy_greedy: bool = field(
-        default=False, metadata={"help": "Whether the proxy takes the likelier decision, rather than drawing it."}
+        default=False, metadata={"help": "Whether the proxy takes the likelier decision instead of sampling it."}
     )
     proxy_order: str = field(
         default="",
         metadata={
-            "help": "Order in which candidates are examined. By default the one of training.",
+            "help": "Order in which candidates are examined. By default as in training.",
             "choices": ["", "sampled", "descending"],
         },
     )
@@ -218,10 +226,11 @@ class ProxyDecoding:
         default=0, metadata={"help": "Candidates are among the k likeliest tokens. 0 means as in training."}
     )
     proxy_max_candidates: int = field(
-        default=0, metadata={"help": "Candidates examined at most. 0 means as in training."}
+        default=0, metadata={"help": "Maximum number of candidates to examine. 0 means as in training."}
     )
     proxy_allow_other_model: bool = field(
-        default=False, metadata={"help": "Whether the model may be another than the one the proxy was trained on."}
+        default=False,
+        metadata={"help": "Whether the proxy may have been trained on another model of the same hidden size."},
     )
 
     @property
@@ -230,16 +239,16 @@ class ProxyDecoding:
         return bool(self.proxy_name_or_path)
 
     def check(self) -> None:
-        """Raise `ValueError` for settings that cannot be."""
+        """Raise `ValueError` for settings that are out of range."""
         for name in ("proxy_top_k", "proxy_max_candidates"):
             if getattr(self, name) < 0 or getattr(self, name) == 1:
                 raise ValueError(
-                    f"`{name}` must be 0 (as in training) or at least 2, got {getattr(self, name)}: of a single "
+                    f"`{name}` must be 0 (as in training) or at least 2, got {getattr(self, name)}: with a single "
                     "candidate there is nothing to decide."
                 )
-        self._changed(DecisionProcess())
+        self._with_flags(DecisionProcess())
 
-    def _changed(self, process: DecisionProcess) -> DecisionProcess:
+    def _with_flags(self, process: DecisionProcess) -> DecisionProcess:
         given = {"order": self.proxy_order, "top_k": self.proxy_top_k, "max_candidates": self.proxy_max_candidates}
         return replace(process, **{name: value for name, value in given.items() if value})  # type: ignore[arg-type]
 
@@ -252,12 +261,12 @@ class ProxyDecoding:
         batch_size: int,
         progress: Callable[[int], Any] | None = None,
     ) -> list[Policy]:
-        """One policy a proxy; see [`~trl_ext.inference.policy.Decoding`]."""
+        """One policy per proxy; see [`~trl_ext.inference.policy.Decoding`]."""
         found = []
         for path in self.proxy_name_or_path or []:
             proxy = ProxyModel.from_pretrained(path).eval().to(model.device)
             proxy.check_model(model, allow_other=self.proxy_allow_other_model)
-            process = self._changed(proxy.config.decision_process)
+            process = self._with_flags(proxy.config.decision_process)
             found.append(
                 proxy_policy(
                     model, tokenizer, proxy, process, greedy=self.proxy_greedy, name=f"{name} + {Path(path).name}",

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The trainer of Proxy-RLHF: prompts and rewards in, a proxy that steers a frozen model out."""
+"""Trainer of Proxy-RLHF: trains a proxy by PPO, on prompts and reward functions, to guide a frozen model."""
 
 import json
 import textwrap
@@ -56,10 +56,9 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-# Positions between two at which the KL to the base model is measured for the log: there, all candidates go through the
-# language model.
+# The KL to the language model is measured at one in so many positions: it needs a forward pass over all candidates.
 MEASURE_EVERY = 8
-CRITIC_CHUNK = 65_536
+CRITIC_CHUNK = 65_536  # decisions in one forward pass of the critic
 
 
 class ProxyRLHFTrainer(ExtTrainer):
@@ -67,11 +66,12 @@ class ProxyRLHFTrainer(ExtTrainer):
     Trainer for Proxy-RLHF.
 
     The method is described in [Proxy-RLHF: Decoupling Generation and Alignment in Large Language Model with
-    Proxy](https://huggingface.co/papers/2403.04283). What is trained, saved and pushed is the proxy, with its critic;
-    the language model stays as it is, bit for bit.
+    Proxy](https://huggingface.co/papers/2403.04283). The proxy, with its critic, is trained, saved and pushed; the
+    language model does not change.
 
-    A round is the prompts of one batch, `per_device_train_batch_size` x `gradient_accumulation_steps` x processes of
-    them: they are answered, and the decisions are trained on in `num_ppo_epochs` x `num_mini_batches` optimizer steps.
+    A round has the prompts of one batch: `per_device_train_batch_size` x `gradient_accumulation_steps` x number of
+    processes. Completions of them are generated, and the decisions are trained on in `num_ppo_epochs` x
+    `num_mini_batches` optimizer steps.
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -81,11 +81,11 @@ class ProxyRLHFTrainer(ExtTrainer):
         args ([`ProxyRLHFConfig`], *optional*):
             Configuration.
         train_dataset ([`~datasets.Dataset`]):
-            Rows with a `prompt`, plain text or messages. Other columns are given to the reward functions.
+            Rows with a `prompt`, plain text or messages. Other columns are passed to the reward functions.
         eval_dataset ([`~datasets.Dataset`] or a `dict` of them, *optional*):
-            The same; answered and scored in evaluation.
+            The same.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Tokenizer; by default the language model's.
+            Tokenizer. By default the language model's.
         reward_processing_classes (`list`, *optional*):
             Tokenizers of the reward models.
         callbacks (`list` of [`~transformers.TrainerCallback`], *optional*):
@@ -95,13 +95,13 @@ class ProxyRLHFTrainer(ExtTrainer):
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
             Quantisation of a language model given by name.
         peft_config (*optional*):
-            Not taken: nothing of the language model is trained, and the proxy is small as it is.
+            Not supported: the language model is not trained, and the proxy is small.
         proxy_model (`str` or [`ProxyModel`], *optional*):
-            Proxy to train further; by default the config's `proxy_model_name_or_path`, or a new one.
+            Proxy to train further. By default the config's `proxy_model_name_or_path`, or a new one.
 
     Raises:
-        `ValueError`, `TypeError`: Arguments that contradict each other; the message says which.
-        [`~trl_ext.data.schema.DataError`]: A row or column that cannot be used.
+        `ValueError`, `TypeError`: Arguments contradict each other; the message names them.
+        [`~trl_ext.data.schema.DataError`]: A row or column cannot be used; the message names it.
 
     Examples:
     ```python
@@ -136,7 +136,7 @@ class ProxyRLHFTrainer(ExtTrainer):
             }"""),
     }
     _samples = True
-    # `compute_loss` divides by the decisions of all micro-batches and processes of a step.
+    # `compute_loss` divides by the number of decisions in all micro-batches and processes of a step.
     loss_is_scaled_for_ga = True
 
     def __init__(
@@ -203,11 +203,11 @@ class ProxyRLHFTrainer(ExtTrainer):
     def _place(self, args: ProxyRLHFConfig) -> None:
         if not args.ds3_gather_for_generation:
             raise ValueError(
-                "`ds3_gather_for_generation` cannot be switched off: answers are drawn with parts of the language "
-                "model, which has to be whole for that. For one that does not fit a device: `load_in_4bit`, or one "
-                "process with `model_init_kwargs={'device_map': 'auto'}`."
+                "`ds3_gather_for_generation` cannot be switched off: generation uses the backbone and the head of the "
+                "language model separately, which requires gathered parameters. For a model that does not fit on a "
+                "device, use `load_in_4bit`, or one process with `model_init_kwargs={'device_map': 'auto'}`."
             )
-        # Weights in 4 bits are packed, which transformers counts right; those that ZeRO-3 has in pieces, as none.
+        # transformers counts packed 4-bit weights correctly, and parameters sharded by ZeRO-3 as none.
         sizes = (getattr(p, "ds_numel", 0) for p in self.language_model.parameters())
         self._llm_size = self.language_model.num_parameters() or sum(sizes)
         self.language_model = place_frozen(self.language_model, self)
@@ -227,32 +227,35 @@ class ProxyRLHFTrainer(ExtTrainer):
         """
         The micro-batches of one optimizer step: parts of one minibatch of decisions.
 
-        The rows of a round come once for each of its updates; the first time they are answered.
+        The rows of a round come once for each of its updates. The first time, completions are generated for them.
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:
             return batches, None
         update = self.state.global_step % self.args.updates_per_round
         if not update:
-            self._decisions = None  # its memory, before more is needed
+            self._decisions = None  # frees its memory before more is needed
             self._decisions = self._start_round([row for batch in batches for row in batch["rows"]])
             self._stopped = False
         elif not self._stopped:
-            self._stopped = self._has_strayed()
-        self._last_kl = torch.zeros(2)  # of the step that begins
+            self._stopped = self._exceeds_target_kl()
+        self._last_kl = torch.zeros(2)  # of the next step: sum and count
         decisions, args = self._decisions, self.args
         if decisions is None:
-            raise RuntimeError("This checkpoint was written within a round, whose decisions are not in its folder.")
+            raise RuntimeError(
+                "This checkpoint was saved within a round, and its folder has no decisions of this round: resume from "
+                "another checkpoint."
+            )
         pass_number, part = divmod(update, args.num_mini_batches)
         seed = (args.seed * 1_000_003 + self.state.global_step - part) * 31 + pass_number
         index = minibatch(len(decisions), part, args.num_mini_batches, seed)
-        # Without order within a step, so that memory is read in one direction.
+        # The order within a step does not matter: sorted, so that memory is read in one direction.
         micro = [decisions[rows] for rows in index.sort().values.tensor_split(len(batches))]
         count = torch.tensor(len(index), device=self.accelerator.device)
         total = max(1, int(self.accelerator.reduce(count, reduction="sum")))
         return [{f.name: getattr(part, f.name) for f in fields(part)} for part in micro], total
 
-    def _has_strayed(self) -> bool:
+    def _exceeds_target_kl(self) -> bool:
         if not self.args.target_kl:
             return False
         total, count = self.accelerator.reduce(self._last_kl.to(self.accelerator.device), reduction="sum").tolist()
@@ -261,36 +264,39 @@ class ProxyRLHFTrainer(ExtTrainer):
     # ---------------------------------------------------------------------------------------------------- rollout
 
     def _start_round(self, rows: list[dict[str, Any]]) -> Decisions:
-        """Answer the prompts of a round, score the answers, and say what each decision was worth."""
+        """Generate and score completions for the prompts of a round, and compute the advantages of the decisions."""
         args = self.args
-        answers, scores = self._roll_out(rows, "train")
-        decisions = answers.decisions
+        completions, scores = self._roll_out(rows, "train")
+        decisions = completions.decisions
         assert decisions is not None
-        self._episodes += len(answers.ids)
-        self._num_tokens += sum(map(len, answers.ids)) + sum(len(r["prompt_ids"]) for r in rows) * args.num_generations
+        self._episodes += len(completions.ids)
+        self._num_tokens += sum(map(len, completions.ids))
+        self._num_tokens += sum(len(row["prompt_ids"]) for row in rows) * args.num_generations
         known = ~scores.isnan().to(decisions.response.device)[decisions.response]
         decisions = decisions[known.nonzero().squeeze(1)]
         none = not len(decisions)
         if all(gather_object([none])) if self.accelerator.num_processes > 1 else none:
             raise DataError(
-                f"Nothing was decided in the round of step {self.state.global_step}: no reward function scored any "
-                "response, or the candidates were truncated to one everywhere (`top_p`, `min_p`)."
+                f"The round of step {self.state.global_step} has no decisions: no reward function scored any "
+                "completion, or the candidates were truncated to one everywhere. Check the reward functions, `top_p` "
+                "and `min_p`."
             )
         if args.kl_coef and args.process().exact:
-            decisions = decisions.with_total_kl(answers.kl)
+            decisions = decisions.with_total_kl(completions.kl)
         self._estimate(decisions, scores.to(decisions.logps.device))
         if args.whiten_advantages:
             decisions.advantages = whitened(decisions.advantages, self.accelerator)
         return decisions
 
     def _estimate(self, decisions: Decisions, scores_N: torch.Tensor) -> None:
-        """Set advantages, and with a critic values and returns."""
+        """Set the advantages, and with a critic the values and returns."""
         args = self.args
         if args.advantage_estimator == "rloo":
             paid = torch.zeros_like(scores_N).index_add(0, decisions.response, decisions.kl.to(scores_N.dtype))
-            worth_BK = leave_one_out((scores_N - args.kl_coef * paid).view(-1, args.num_generations))
-            # One that is alone has nothing to be compared with.
-            decisions.advantages = worth_BK.flatten()[decisions.response].nan_to_num(0.0).to(decisions.logps.dtype)
+            advantages_BK = leave_one_out((scores_N - args.kl_coef * paid).view(-1, args.num_generations))
+            # NaN is the advantage of a prompt's only scored completion, which has no other to be compared with.
+            advantages_M = advantages_BK.flatten()[decisions.response].nan_to_num(0.0)
+            decisions.advantages = advantages_M.to(decisions.logps.dtype)
             return
         decisions.values = self._values(decisions.features)
         rewards_M = -args.kl_coef * decisions.kl
@@ -312,13 +318,12 @@ class ProxyRLHFTrainer(ExtTrainer):
         return self.accelerator.unwrap_model(self.model)  # type: ignore[no-any-return]
 
     def _roll_out(self, rows: list[dict[str, Any]], mode: str) -> tuple[ProxyCompletions, torch.Tensor]:
-        """Answers to `rows` and their scores (N,), NaN where no reward function applied; logs what came out."""
+        """Generate, score and log completions for `rows`. Scores (N,) are NaN where no reward function applies."""
         args, process = self.args, self.args.process()
         train = mode == "train"
-        # Every evaluation draws the same numbers, and every batch of it others.
+        # Every evaluation uses the same random numbers, which differ between its batches.
         step = self.state.global_step if train else -1 - self._eval_batches
         prompts = [row["prompt_ids"] for row in rows]
-        context_left = [self._max_length - len(p) for p in prompts] if self._max_length else None
         every = (1 if args.kl_coef else min(MEASURE_EVERY, args.max_completion_length)) if process.exact else 0
         with (
             gathered(self.language_model, self.accelerator),
@@ -326,41 +331,42 @@ class ProxyRLHFTrainer(ExtTrainer):
             evaluation_mode(self.model),
             self.compute_loss_context_manager(),
         ):
-            answers = complete(
+            completions = complete(
                 self.llm, self._proxy(), process, prompts,
                 seeds=_seeds(rows, args.seed, step, args.num_generations),
-                max_new_tokens=args.max_completion_length, context_left=context_left,
+                max_new_tokens=args.max_completion_length, max_length=self._max_length,
                 eos=eos_token_ids(self.language_model, self._tokenizer), pad=pad_token_id(self._tokenizer),
                 batch_size=sampling_batch_size(self),
                 record=train, measure_every=every, first_candidates=args.first_candidates,
                 cuda_graphs=args.cuda_graphs,
                 store="cpu" if args.offload_decisions else None,
             )  # fmt: skip
-        texts = self._tokenizer.batch_decode(answers.ids, skip_special_tokens=True)
-        flat = [Completion(t, i, e) for t, i, e in zip(texts, answers.ids, answers.ended, strict=True)]
+        texts = self._tokenizer.batch_decode(completions.ids, skip_special_tokens=True)
+        flat = list(map(Completion, texts, completions.ids, completions.ended))
         k = args.num_generations
         groups = [flat[i : i + k] for i in range(0, len(flat), k)]
         sampled = score_round(rows, groups, self.rewards, args.reward_weights, trainer_state=self.state)
         scores = torch.tensor(sampled.table["score"])
         meters = self._meters[mode]
         self._show_round(sampled, mode)
-        self._measure_answers(answers, scores, meters)
-        return answers, scores - args.missing_eos_penalty * ~torch.tensor(answers.ended)
+        self._measure_completions(completions, scores, meters)
+        return completions, scores - args.missing_eos_penalty * ~torch.tensor(completions.ended)
 
-    def _measure_answers(self, answers: ProxyCompletions, scores: torch.Tensor, meters: Meters) -> None:
-        tokens, asked = sum(map(len, answers.ids)), answers.asked.sum()
-        examined, rejected, forced = (x.sum() for x in (answers.examined, answers.rejected, answers.forced))
+    def _measure_completions(self, completions: ProxyCompletions, scores: torch.Tensor, meters: Meters) -> None:
+        tokens = sum(map(len, completions.ids))
+        examined, rejected = completions.examined.sum(), completions.rejected.sum()
+        forced, asked = completions.forced.sum(), completions.asked.sum()
         meters.add("accept_rate", examined - rejected, examined)
         meters.add("candidates_per_token", examined, tokens)
         meters.add("forced_share", forced, asked)
         meters.add("decided_share", asked, tokens)
-        penalty = self.args.missing_eos_penalty * (~torch.tensor(answers.ended)).float()
+        penalty = self.args.missing_eos_penalty * (~torch.tensor(completions.ended)).float()
         meters.add_values("objective/scores", scores - penalty)
-        meters.add("val/num_eos_tokens", sum(answers.ended), 1 / self.accelerator.num_processes)  # of a round
+        meters.add("val/num_eos_tokens", sum(completions.ended), 1 / self.accelerator.num_processes)  # per round
         if self.args.process().exact:
-            meters.add_values("objective/kl", answers.kl)
-            meters.add_values("objective/non_score_reward", -self.args.kl_coef * answers.kl)
-            meters.add_values("objective/rlhf_reward", scores - penalty - self.args.kl_coef * answers.kl)
+            meters.add_values("objective/kl", completions.kl)
+            meters.add_values("objective/non_score_reward", -self.args.kl_coef * completions.kl)
+            meters.add_values("objective/rlhf_reward", scores - penalty - self.args.kl_coef * completions.kl)
 
     # ------------------------------------------------------------------------------------------------------- loss
 
@@ -374,8 +380,8 @@ class ProxyRLHFTrainer(ExtTrainer):
         """
         Clipped policy loss + `vf_coef` x value loss - `entropy_coef` x entropy, averaged over decisions.
 
-        With `num_items_in_batch` (the decisions of all micro-batches and processes of a step) the sum over this batch
-        is divided by that number, so that neither accumulation nor unequal batches change the gradient.
+        With `num_items_in_batch` (the number of decisions in all micro-batches and processes of a step) the sum over
+        this batch is divided by that number, so that the gradient does not depend on how a step is split.
         """
         args = self.args
         output = model(inputs["features"])
@@ -403,11 +409,11 @@ class ProxyRLHFTrainer(ExtTrainer):
         entropy: torch.Tensor,
         value: torch.Tensor | None,
     ) -> None:
-        """Under the names of TRL's PPO."""
+        """Metrics of an update, under the names of TRL's PPO."""
         meters, cliprange = self._meters["train"], self.args.cliprange
         log_ratio = logps - inputs["logps"]
         ratio = log_ratio.exp()
-        # (r - 1) - log r: never negative, and without bias (arXiv 1707.06347's KL; TRL halves a square)
+        # (r - 1) - log r estimates the KL without bias and is never negative. TRL's PPO uses half of log r squared.
         kl = (ratio - 1 - log_ratio).sum()
         self._last_kl = self._last_kl.to(kl.device) + torch.stack([kl, kl.new_full((), len(ratio))])
         meters.add("policy/approxkl_avg", kl, len(ratio))
@@ -419,11 +425,11 @@ class ProxyRLHFTrainer(ExtTrainer):
         if value is not None:
             meters.add_values("loss/value_avg", value)
             if self.args.cliprange_value:
-                moved = (output.values - inputs["values"]).abs() > self.args.cliprange_value
-                meters.add_values("val/clipfrac_avg", moved.float())
+                clipped = (output.values - inputs["values"]).abs() > self.args.cliprange_value
+                meters.add_values("val/clipfrac_avg", clipped.float())
 
     def training_step(self, model: torch.nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One micro-batch; nothing, and no gradients, once a round has come too far (`target_kl`)."""
+        """One micro-batch. After a round has exceeded `target_kl`, it has no loss and no gradients."""
         if self._stopped:
             return torch.zeros((), device=self.accelerator.device)
         loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)
@@ -481,20 +487,19 @@ def _check_arguments(
         raise ValueError("`quantization_config` was given for a model that is loaded already.")
     if peft_config is not None:
         raise ValueError(
-            "`peft_config` (`--use_peft`) was given, but nothing of the language model is trained here: the proxy "
-            "decides on its tokens from outside, and is a small network trained as a whole. Leave it out; for a "
-            "language model with an adapter of its own, pass that model."
+            "`peft_config` (`--use_peft`) is not supported: the language model is not trained, and all parameters of "
+            "the proxy are. Remove it; for a language model with an adapter, pass that model."
         )
     if isinstance(train_dataset, IterableDataset):
         raise TypeError(
-            "`train_dataset` is a stream, and the rows of a round are read once for each of its updates. Load it "
+            "`train_dataset` is streamed, but the rows of a round are read once for each of its updates. Load it "
             "(`Dataset.from_list(list(stream.take(n)))`)."
         )
     if not isinstance(train_dataset, Dataset):
         raise TypeError(f"`train_dataset` is required and must be a `Dataset`, got `{type(train_dataset).__name__}`.")
     if not reward_funcs:
         raise ValueError(
-            "`reward_funcs` is required: what the proxy learns is their score of whole responses "
+            "`reward_funcs` is required: the proxy learns from their scores of completions "
             "(`--reward_model_name_or_path`, `--reward_funcs`)."
         )
 
@@ -504,7 +509,7 @@ def _collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _seeds(rows: list[dict[str, Any]], seed: int, step: int, k: int) -> list[int]:
-    """A seed a response, of run, step and row alone: a round does not depend on how it is dealt to processes."""
+    """One seed per completion, from the run's seed, the step and the row, whichever process has the row."""
     seen: Counter[int] = Counter()
     seeds = []
     for row in rows:

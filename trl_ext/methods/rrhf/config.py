@@ -5,7 +5,7 @@
 
 from dataclasses import dataclass, field
 
-from trl_ext.logprobs.row_layout import SHARED_PREFIX_SETTINGS
+from trl_ext.logprobs.shared_prefix import SHARED_PREFIX_SETTINGS
 from trl_ext.training.engine import EngineConfig
 
 

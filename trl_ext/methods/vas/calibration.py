@@ -11,11 +11,11 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trl_ext.data.schema import as_completion, extra_columns
+from trl_ext.data.completion import Completion
 from trl_ext.generation.generate import generate
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.rewards.functions import Reward
-from trl_ext.rewards.scoring import RewardTable, score
+from trl_ext.rewards.scoring import ScoredCompletion, score_completions
 from trl_ext.training.statistics import Pairs
 
 
@@ -95,61 +95,66 @@ def roll_out(
     batch_size: int,
     trainer_state: Any = None,
     progress: Callable[[int], Any] | None = None,
-) -> RewardTable:
+) -> list[list[ScoredCompletion]]:
     """
-    Draw the rest of each completion several times, and score the whole.
+    Generate the rest of each completion several times, and score the complete texts.
 
     Args:
-        model ([`~transformers.PreTrainedModel`]), tokenizer: What draws.
-        states (`list[HalfCompletion]`): The half completions.
-        settings ([`~trl_ext.generation.generate.GenerationSettings`]): Its `num_generations` are drawn for each
-            state; its `max_completion_length` is the longest completion, the given half included.
-        rewards (`list[Reward]`), weights (`list[float]`, *optional*): See [`~trl_ext.rewards.scoring.score`].
-        batch_size (`int`): Sequences drawn at once.
+        model ([`~transformers.PreTrainedModel`]), tokenizer: The model that generates.
+        states (`list[HalfCompletion]`): The prompts with half a completion.
+        settings ([`~trl_ext.generation_settings.GenerationSettings`]): `num_generations` is the number of
+            continuations of each state; `max_completion_length` limits the whole completion, its given half included.
+        rewards (`list[Reward]`), weights (`list[float]`, *optional*): See
+            [`~trl_ext.rewards.scoring.score_completions`].
+        batch_size (`int`): Sequences in one call of the model.
         trainer_state (*optional*): Passed to the reward functions.
         progress (`Callable`, *optional*): See [`~trl_ext.generation.generate.generate`].
 
     Returns:
-        [`~trl_ext.rewards.scoring.RewardTable`]: `num_generations` entries for each state, in their order.
+        `list[list[ScoredCompletion]]`: For each state its `num_generations` complete completions.
     """
-    rooms = [max(settings.max_completion_length - len(state.completion_ids), 1) for state in states]
-    drawn = generate(
+    max_tokens = [max(settings.max_completion_length - len(state.completion_ids), 1) for state in states]
+    continuations = generate(
         model,
         tokenizer,
         [state.prefix for state in states],
-        replace(settings, max_completion_length=max(rooms)),
+        replace(settings, max_completion_length=max(max_tokens, default=1)),
         batch_size=batch_size,
         progress=progress,
     )
-    owners, ids = [], []
-    for state, room, group in zip(states, rooms, drawn, strict=True):
-        owners += [state.row] * len(group)
-        ids += [state.completion_ids + completion.ids[:room] for completion in group]
-    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-    answers = [as_completion(row, text) for row, text in zip(owners, texts, strict=True)]
-    columns = {**extra_columns(owners), "trainer_state": trainer_state}
-    return score(rewards, weights, [row["prompt"] for row in owners], answers, ids, columns)
+    groups = []
+    for state, limit, group in zip(states, max_tokens, continuations, strict=True):
+        ids = [state.completion_ids + continuation.ids[:limit] for continuation in group]
+        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        ended = [continuation.ended and len(continuation.ids) <= limit for continuation in group]
+        groups.append([Completion(*completion) for completion in zip(texts, ids, ended, strict=True)])
+    rows = [state.row for state in states]
+    return score_completions(rows, groups, rewards, weights, trainer_state=trainer_state)
 
 
 def calibration_metrics(
-    values_NH: torch.Tensor, table: RewardTable, heads: Sequence[str], accelerator: Accelerator
+    values_NH: torch.Tensor,
+    groups: Sequence[Sequence[ScoredCompletion]],
+    heads: Sequence[str],
+    accelerator: Accelerator,
 ) -> dict[str, float]:
     """
-    `calibration/r2` and `calibration/correlation` of values with the mean reward of the continuations.
+    `calibration/r2` and `calibration/correlation` of values with the mean reward of the continuations of their texts.
 
     Args:
-        values_NH (`torch.Tensor` of shape `(N, H)`): Values of N half completions, in units of the rewards.
-        table ([`~trl_ext.rewards.scoring.RewardTable`]): Rewards of their continuations, from [`roll_out`].
-        heads (`Sequence[str]`): Names of the H heads; one that the table does not have is the weighted sum.
-        accelerator ([`~accelerate.Accelerator`]): Sums over the processes.
+        values_NH (`torch.Tensor` of shape `(N, H)`): Values of N texts, in units of the rewards.
+        groups (`list[list[ScoredCompletion]]`): The continuations of these texts, from [`roll_out`].
+        heads (`Sequence[str]`): Names of the H rewards. One that is not a reward function's name is their weighted
+            sum.
+        accelerator ([`~accelerate.Accelerator`]): Adds up the statistics of all processes.
 
     Returns:
-        `dict[str, float]`: The metrics; with several heads, their names end in `/head`.
+        `dict[str, float]`: The names end in `/head` if there are several.
     """
     pairs = Pairs()
-    for h, head in enumerate(heads):
-        rewards = torch.tensor(table.by_name.get(head, table.total), dtype=torch.float64)
-        pairs.add(head, values_NH[:, h], rewards.view(len(values_NH), -1).nanmean(dim=1))
+    for h, head in enumerate(heads if groups else ()):
+        rewards = [[scored.rewards.get(head, scored.score) for scored in group] for group in groups]
+        pairs.add(head, values_NH[:, h], torch.tensor(rewards, dtype=torch.float64).nanmean(dim=-1))
     metrics: dict[str, float] = {}
     for head, figures in pairs.pop(accelerator, heads).items():
         tail = f"/{head}" if len(heads) > 1 else ""

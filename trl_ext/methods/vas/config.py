@@ -6,7 +6,7 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from trl_ext.logprobs.row_layout import SHARED_PREFIX_SETTINGS
+from trl_ext.logprobs.shared_prefix import SHARED_PREFIX_SETTINGS
 from trl_ext.training.config import ExtConfig
 
 from .value_model.config import FORMS

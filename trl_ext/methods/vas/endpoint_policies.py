@@ -123,7 +123,7 @@ class VASEndpointDecoding(VASDecoding):
         tokenizer = load_tokenizer(self.endpoint_tokenizer) if self.endpoint_tokenizer else by_name[0]
         if tokenizer is None:
             raise ValueError(
-                "The value model was saved without a tokenizer: pass the server's with --endpoint_tokenizer."
+                "The value model was saved without a tokenizer: pass --endpoint_tokenizer, that of the server's model."
             )
         endpoint = Endpoint(
             str(self.endpoint),

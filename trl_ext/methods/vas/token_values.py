@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 from transformers import PreTrainedModel
 
-from trl_ext.logprobs.row_layout import SharedPrefixRows
+from trl_ext.logprobs.shared_prefix import SharedPrefixRows
 from trl_ext.models.load import base_of
 
 
@@ -47,14 +46,17 @@ class CompletionValues(SharedPrefixRows):
         pad_token_id (`int`): Token id of padding.
         predict (`bool`, *optional*, defaults to `False`): Whether the value of a token is computed from the hidden
             state before it. The model then receives `next_ids`, the token after each position, -100 for none.
-        kwargs: See [`~trl_ext.logprobs.row_layout.SharedPrefixRows`].
+        kwargs: See [`~trl_ext.logprobs.shared_prefix.SharedPrefixRows`].
     """
 
-    unit = "the hidden state"
+    quantity = "hidden states"
 
     def __init__(self, model: PreTrainedModel, pad_token_id: int, *, predict: bool = False, **kwargs: Any) -> None:
-        self.predict = predict
-        super().__init__(base_of(model.backbone), pad_token_id, **kwargs)
+        super().__init__(base_of(model.backbone), pad_token_id, predict=predict, **kwargs)
+
+    def base_in(self, model: torch.nn.Module) -> PreTrainedModel:
+        """The transformers model in the backbone."""
+        return base_of(model.backbone)  # type: ignore[arg-type]
 
     def __call__(
         self, model: torch.nn.Module, prompts: list[list[int]], completions: list[list[list[int]]]
@@ -70,10 +72,8 @@ class CompletionValues(SharedPrefixRows):
         Returns:
             [`TokenValues`]
         """
-        if not self._confirmed:
-            inner = extract_model_from_parallel(model)
-            self._settle(model, base_of(getattr(inner, "module", inner).backbone))
-        form = self._form(prompts, completions)
+        self.verify(model)
+        form = self.form_of(prompts, completions)
         output, index, positions = self._forward(model, form, prompts, completions)
         values = output.values if output.values.dim() == 3 else output.values[..., None]
         lengths_N = torch.tensor([len(c) for group in completions for c in group], device=values.device)
@@ -84,12 +84,12 @@ class CompletionValues(SharedPrefixRows):
         return TokenValues(values_NTH, mask_NT, form, positions)
 
     def _forward(self, model: torch.nn.Module, form: str, prompts: list, completions: list) -> tuple:
-        rows, inputs = self._lay_out(model, form, prompts, completions, predict=self.predict)
+        rows, inputs = self.inputs(model, form, prompts, completions)
         if self.predict:
             inputs["next_ids"] = rows["shift_labels"].to(inputs["input_ids"].device)
         return model(**inputs), rows["completion_index"], rows["input_ids"].numel()
 
-    def probe_of(self, model: torch.nn.Module, form: str, prompts: list, completions: list) -> torch.Tensor:
+    def probe_values(self, model: torch.nn.Module, form: str, prompts: list, completions: list) -> torch.Tensor:
         """Hidden states of all completion tokens, (tokens, D). Values would not do: an untrained head is zero."""
         output, index, _ = self._forward(model, form, prompts, completions)
         hidden = output.last_hidden_state

@@ -489,12 +489,12 @@ class VASTrainer(ExtTrainer):
             )
             states = states[process :: self.accelerator.num_processes]
             settings = replace(settings, num_generations=args.calibration_rollouts)
-            table = roll_out(
+            groups = roll_out(
                 policy, self._tokenizer, states, settings, self.rewards, args.reward_weights,
                 batch_size=batch_size, trainer_state=self.state,
             )  # fmt: skip
             values_NH = self._values_at(states)
-        return calibration_metrics(values_NH, table, self.heads, self.accelerator)
+        return calibration_metrics(values_NH, groups, self.heads, self.accelerator)
 
     def _values_at(self, halves: list[HalfCompletion]) -> torch.Tensor:
         """Values of half completions, of shape (N, H), in units of the rewards."""

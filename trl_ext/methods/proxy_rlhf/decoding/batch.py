@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-ProxyCompletions: a frozen model proposes and a proxy decides, token by token, until every text of a batch has ended.
+Completions of many prompts with a proxy: batch by batch, each until all of its sequences have ended.
 
-P prompts, N = P x K texts, T tokens.
+Letters: P prompts, K completions per prompt, N = P x K sequences, T tokens of a prompt.
 """
 
 import logging
@@ -30,19 +30,24 @@ from .walk import Walk
 
 logger = logging.getLogger(__name__)
 
+COUNTS = ("examined", "rejected", "forced", "asked")
+
 
 @dataclass
 class ProxyCompletions:
     """
-    What became of N texts.
+    N completions, and counts of the decisions that led to them.
 
     Args:
-        ids (`list[list[int]]`): Token ids of each answer, with the end of sequence if it came.
-        ended (`list[bool]`): Whether it ended, by that or a stop string.
-        examined, rejected, forced, asked (`torch.Tensor` of shape `(N,)`): Candidates that the proxy was asked about
-            and that it rejected; positions at which all were, and at which there was something to decide.
-        kl (`torch.Tensor` of shape `(N,)`): Estimate of log q - log pi_0 of the answer, NaN where it was not measured.
-        decisions ([`Decisions`], *optional*): If they were recorded.
+        ids (`list[list[int]]`): Token ids of each completion, including the end of sequence.
+        ended (`list[bool]`): Whether it ended, by an end of sequence or a stop string.
+        examined, rejected (`torch.Tensor` of shape `(N,)`): Number of candidates that the proxy was asked about, and
+            that it rejected.
+        forced, asked (`torch.Tensor` of shape `(N,)`): Number of positions at which all candidates were rejected, and
+            at which the proxy was asked.
+        kl (`torch.Tensor` of shape `(N,)`): Estimate of log q - log pi_0 of the completion, NaN if it was not
+            measured.
+        decisions ([`Decisions`], *optional*): The decisions, if they were recorded.
     """
 
     ids: list[list[int]]
@@ -56,31 +61,28 @@ class ProxyCompletions:
 
     @classmethod
     def join(cls, parts: "list[ProxyCompletions]") -> "ProxyCompletions":
-        """The answers of several batches."""
-        tensors = {
-            name: torch.cat([getattr(part, name) for part in parts])
-            for name in ("examined", "rejected", "forced", "asked", "kl")
-        }
-        kept = [part.decisions for part in parts if part.decisions is not None]
+        """Concatenate the completions of several batches."""
+        decisions = [part.decisions for part in parts if part.decisions is not None]
         return cls(
             [ids for part in parts for ids in part.ids],
             [ended for part in parts for ended in part.ended],
-            **tensors,
-            decisions=Decisions.join(kept, [len(part.ids) for part in parts]) if kept else None,
+            **{name: torch.cat([getattr(part, name) for part in parts]) for name in (*COUNTS, "kl")},
+            decisions=Decisions.join(decisions, [len(part.ids) for part in parts]) if decisions else None,
         )
 
     def in_order(self, order: Sequence[int]) -> "ProxyCompletions":
-        """The same texts with text i at place `order[i]`."""
-        back = torch.empty(len(order), dtype=torch.long)
-        back[torch.tensor(order, dtype=torch.long)] = torch.arange(len(order))
+        """The same completions, with completion i at index `order[i]`."""
+        index = torch.tensor(order, dtype=torch.long)
+        back = torch.empty_like(index)
+        back[index] = torch.arange(len(order))
         rows = back.tolist()
         decisions = self.decisions
         if decisions is not None:
-            place = torch.tensor(order, device=decisions.response.device)[decisions.response]
-            decisions = replace(decisions, response=place)[place.sort(stable=True).indices]
-        counts = {name: getattr(self, name)[back] for name in ("examined", "rejected", "forced", "asked", "kl")}
+            response = index.to(decisions.response.device)[decisions.response]
+            decisions = replace(decisions, response=response)[response.sort(stable=True).indices]
+        numbers = {name: getattr(self, name)[back] for name in (*COUNTS, "kl")}
         return ProxyCompletions(
-            [self.ids[i] for i in rows], [self.ended[i] for i in rows], **counts, decisions=decisions
+            [self.ids[i] for i in rows], [self.ended[i] for i in rows], **numbers, decisions=decisions
         )
 
 
@@ -93,7 +95,7 @@ def complete(
     *,
     seeds: Sequence[int],
     max_new_tokens: int,
-    context_left: Sequence[int] | None = None,
+    max_length: int = 0,
     eos: Sequence[int] = (),
     pad: int = 0,
     batch_size: int = 64,
@@ -107,55 +109,61 @@ def complete(
     cuda_graphs: str = "auto",
 ) -> ProxyCompletions:
     """
-    Answer prompts.
+    Generate K completions of each prompt.
 
     Args:
-        llm ([`BackboneAndHead`]), proxy ([`ProxyModel`]), process ([`DecisionProcess`]): The model,
-            the proxy and the process.
-        prompts (`list[list[int]]`): Token ids.
-        seeds (`list[int]`): Chance: one a text, P x K of them, the K of a prompt next to one another.
-        max_new_tokens (`int`): Longest answer.
-        context_left (`list[int]`, *optional*): For each prompt a smaller limit than that.
-        eos (`list[int]`): Tokens that end an answer.
-        pad (`int`): Token in padding.
-        batch_size (`int`): Texts at once.
-        greedy (`bool`): Whether the likelier decision is taken, not drawn.
-        record (`bool`): Whether decisions are kept.
-        measure_every (`int`): Measure the KL at every so many positions (`0`: nowhere).
+        llm ([`BackboneAndHead`]): The language model.
+        proxy ([`ProxyModel`]): The proxy.
+        process ([`DecisionProcess`]): The decision process.
+        prompts (`list[list[int]]`): Token ids of P prompts.
+        seeds (`list[int]`): P x K seeds, one per completion; the K of a prompt are contiguous.
+        max_new_tokens (`int`): Maximum length of a completion.
+        max_length (`int`, *optional*, defaults to `0`): Maximum length of prompt plus completion (`0`: no limit). A
+            completion has at least one token.
+        eos (`list[int]`): Tokens that end a completion.
+        pad (`int`): Token id of padding.
+        batch_size (`int`): Maximum number of sequences at once.
+        greedy (`bool`): Whether to accept where that is at least as likely as not, instead of sampling decisions.
+        record (`bool`): Whether to record the decisions.
+        measure_every (`int`): Measure the KL at one in so many positions (`0`: nowhere).
         first_candidates (`int`): See [`~trl_ext.methods.proxy_rlhf.decoding.walk.Walk`].
-        stop ([`~transformers.StopStringCriteria`], *optional*): Further ends.
-        show (`Callable`, *optional*): Called with the tokens (N,) of each position; for a single text.
-        store (`torch.device`, *optional*): Where decisions are kept; by default where they were made.
-        cuda_graphs (`str`): Whether a token is one replay of a CUDA graph: `"auto"` on a GPU, `"always"`,
-            `"never"`. The answers are the same.
+        stop ([`~transformers.StopStringCriteria`], *optional*): Stop strings.
+        show (`Callable`, *optional*): Called with the tokens of each position, of shape (N,); for one completion.
+        store (`torch.device`, *optional*): Device that recorded decisions are moved to. By default the language
+            model's.
+        cuda_graphs (`str`): CUDA-graph decoding: `"auto"` on a GPU, `"always"` or `"never"`. The completions are the
+            same.
 
     Raises:
-        `ValueError`: `cuda_graphs` is `"always"` where it cannot be.
-        `RuntimeError`: Out of memory; the message says which settings help.
+        `ValueError`: A prompt is empty, or `cuda_graphs` is `"always"` and cannot be used.
+        `RuntimeError`: Out of memory; the message names settings that reduce it.
     """
     for i, prompt in enumerate(prompts):
         if not len(prompt):
             raise ValueError(f"Prompt {i} has no tokens: there is nothing to continue.")
         llm.check_tokens([prompt], f"Prompt {i}")
     k = len(seeds) // len(prompts)
-    limits = [min(max_new_tokens, max(room, 1)) for room in context_left or [max_new_tokens] * len(prompts)]
-    # Equal lengths together waste little on padding, and memory runs out at once or never.
-    order = sorted((i for i in range(len(prompts))), key=lambda i: -len(prompts[i]))
+    limits = [max_new_tokens] * len(prompts)
+    if max_length:
+        limits = [min(max_new_tokens, max(max_length - len(prompt), 1)) for prompt in prompts]
+    # Prompts of similar length together need little padding. The longest come first: they decide about memory.
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     step = max(1, batch_size // k)
     parts, places = [], []
     for start in range(0, len(order), step):
         chosen = order[start : start + step]
         for done in range(0, k, batch_size):
-            some = range(done, min(done + batch_size, k))
-            places += [i * k + j for i in chosen for j in some]
-            batch = _Batch(llm, [prompts[i] for i in chosen], pad, [limits[i] for i in chosen for _ in some], set(eos))
+            numbers = range(done, min(done + batch_size, k))
+            rows = [(i, i * k + j) for i in chosen for j in numbers]  # prompt, completion
+            places += [place for _, place in rows]
+            batch = _Batch(llm, [prompts[i] for i in chosen], pad, [limits[i] for i, _ in rows], set(eos))
             walk = partial(
-                _walk, llm, proxy, process, batch, [seeds[i * k + j] for i in chosen for j in some],
+                _walk, llm, proxy, process, batch, [seeds[place] for _, place in rows],
                 greedy=greedy, record=record, first_candidates=first_candidates,
             )  # fmt: skip
             run = partial(batch.run, measure_every=measure_every, stop=stop, show=show, store=store)
             try:
-                if _is_static(cuda_graphs, llm, process, len(batch.limits), first_candidates, stop):
+                if _is_static(cuda_graphs, llm, process, len(rows), first_candidates, stop):
                     parts.append(_run_static(walk, run, llm, cuda_graphs))
                 else:
                     parts.append(run(walk(static=False)))
@@ -163,19 +171,21 @@ def complete(
                 if not _out_of_memory(error):
                     raise
                 raise RuntimeError(
-                    f"Out of memory while answering {len(batch.limits)} prompts at once ({error}). What helps: a "
-                    "smaller `generation_batch_size`, fewer candidates in a forward (`first_candidates`, `top_k`), "
-                    "`feature='context'`, a smaller `max_completion_length`, a 4-bit model (`load_in_4bit`)."
+                    f"Out of memory while generating {len(rows)} completions at once ({error}). What helps: a "
+                    "smaller `generation_batch_size`, fewer candidates per forward pass (`first_candidates`, "
+                    "`top_k`), `feature='context'`, a smaller `max_completion_length`, a 4-bit model "
+                    "(`load_in_4bit`)."
                 ) from error
     return ProxyCompletions.join(parts).in_order(places)
 
 
 def _is_static(wanted: str, llm: BackboneAndHead, process: DecisionProcess, rows: int, first: int, stop: Any) -> bool:
+    """Whether to use CUDA-graph decoding."""
     if wanted == "never" or (wanted == "auto" and (llm.device.type != "cuda" or first)):
         return False
-    reason = "stop strings look at the text so far" if stop is not None else static_walk_reason(llm, process, rows)
+    reason = "stop strings depend on the text so far" if stop is not None else static_walk_reason(llm, process, rows)
     if reason and wanted == "always":
-        raise ValueError(f"`cuda_graphs` is 'always', but the loop of fixed shapes cannot be used: {reason}.")
+        raise ValueError(f"`cuda_graphs` is 'always', but CUDA-graph decoding cannot be used: {reason}.")
     return not reason
 
 
@@ -191,9 +201,9 @@ def _walk(
     record: bool,
     first_candidates: int,
 ) -> Walk | StaticWalk:
-    """The walk of a batch, its prompts read; chance is the same whichever walk it is."""
+    """The walk of a batch, after reading the prompts. Random numbers do not depend on which of the two it is."""
     n, repeats = len(batch.limits), len(batch.limits) // len(batch.ids_PT)
-    rng = PerRowRNG(seeds, _columns(llm, process), llm.device)
+    rng = PerRowRNG(seeds, min(process.top_k, llm.vocabulary), llm.device)
     if not static:
         return Walk(
             llm, proxy.accept_logits, process, batch.ids_PT, batch.mask_PT,
@@ -208,7 +218,7 @@ def _walk(
 def _run_static(
     walk: Any, run: Callable[[Any], ProxyCompletions], llm: BackboneAndHead, wanted: str
 ) -> ProxyCompletions:
-    """In a room for whole texts; where there is no memory for that, from the start with a cache that grows."""
+    """Run with a static KV cache; if there is no memory for it, start again with one that grows."""
     loops = cached_loops(base_of(llm.model))
     try:
         with loops.lock:
@@ -217,21 +227,17 @@ def _run_static(
         loops.clear()
         if wanted == "always" or not _out_of_memory(error):
             raise
-        logger.warning("There is no memory for a cache of full length from the start; the ordinary loop is used.")
+        logger.warning("There is not enough memory for a static KV cache: decoding without CUDA graphs.")
     return run(walk(static=False))
 
 
-def _columns(llm: BackboneAndHead, process: DecisionProcess) -> int:
-    return min(process.top_k, llm.vocabulary)
-
-
 def _out_of_memory(error: RuntimeError) -> bool:
-    said = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in said or "can't allocate memory" in said
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
 class _Batch:
-    """Prompts that are answered together."""
+    """Prompts whose completions are generated together."""
 
     def __init__(
         self, llm: BackboneAndHead, prompts: list[Sequence[int]], pad: int, limits: list[int], eos: set[int]
@@ -242,6 +248,7 @@ class _Batch:
     def run(
         self, walk: Walk | StaticWalk, measure_every: int, stop: Any, show: Any, store: torch.device | str | None
     ) -> ProxyCompletions:
+        """Continue the sequences of a walk to their ends."""
         n, device = len(self.limits), self.llm.device
         if isinstance(walk, StaticWalk) and not (walk.record or measure_every or show):
             ids, ended, (examined, rejected, forced, asked) = walk.run()
@@ -252,12 +259,12 @@ class _Batch:
         ends = torch.tensor(sorted(self.eos), device=device, dtype=torch.long)
         counts = torch.zeros(4, n, dtype=torch.long, device=device)
         kl = torch.full((n,), 0.0 if measure_every else torch.nan, device=device)
-        drawn, records, over_N = [], [], torch.zeros(n, dtype=torch.bool, device=device)
+        written, records, over_N = [], [], torch.zeros(n, dtype=torch.bool, device=device)
         for t in range(max(self.limits)):
-            # Another residue in every batch would tie the figure to the batch: the middle of each stretch.
+            # The middle position of each stretch: the estimate must not depend on the batch.
             measured = bool(measure_every) and t % measure_every == measure_every // 2
             step = walk.step(measure=measured)
-            drawn.append((alive, step.tokens))
+            written.append((alive, step.tokens))
             counts[:, alive] += torch.stack([step.examined, step.rejected, step.forced.long(), step.asked.long()])
             if step.kl is not None:
                 kl[alive] += step.kl.to(kl.dtype) * measure_every
@@ -277,11 +284,12 @@ class _Batch:
                 if not len(alive):
                     break
                 walk.keep(going.nonzero().squeeze(1))
-        found: list[list[int]] = [[] for _ in range(n)]
-        for rows, tokens in drawn:
+        ids = [[] for _ in range(n)]
+        for rows, tokens in written:
             for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
-                found[row].append(token)
-        decisions = Decisions.collect(records, FEATURES[walk.process.feature] * self.llm.width).to(store)
+                ids[row].append(token)
+        decisions = None
+        if walk.record:
+            decisions = Decisions.collect(records, FEATURES[walk.process.feature] * self.llm.width).to(store)
         examined, rejected, forced, asked = counts.cpu()
-        kept = decisions if walk.record else None
-        return ProxyCompletions(found, over_N.tolist(), examined, rejected, forced, asked, kl.cpu(), kept)
+        return ProxyCompletions(ids, over_N.tolist(), examined, rejected, forced, asked, kl.cpu(), decisions)

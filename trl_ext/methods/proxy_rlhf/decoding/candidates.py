@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Candidates for the next token: who proposes them, in which order they are examined, and which one is taken.
+Candidates for the next token: their proposal by the language model, the order of examination, and the choice.
 
-N rows, V vocabulary, k candidates.
+Letters: N sequences, S columns of the sequences so far, V vocabulary, k candidates.
 """
 
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ from ..decision_process import DecisionProcess
 @dataclass
 class Proposals:
     """
-    Candidates of N positions, in the order of examination.
+    Candidates of one position of N sequences, in the order of examination.
 
     Args:
         tokens (`torch.Tensor` of shape `(N, k)`): Token ids.
-        weights (`torch.Tensor` of shape `(N, k)`): What they are drawn by; over all candidates of a row they sum to 1.
-        base_logps (`torch.Tensor` of shape `(N, k)`): log pi_0, untruncated and at temperature 1.
+        weights (`torch.Tensor` of shape `(N, k)`): Sampling probabilities among all candidates of a row, 0 at padding.
+        base_logps (`torch.Tensor` of shape `(N, k)`): log pi_0, without truncation and at temperature 1.
     """
 
     tokens: torch.Tensor
@@ -34,18 +34,22 @@ class Proposals:
 
     @property
     def valid(self) -> torch.Tensor:
-        """True where there is a candidate; those come first."""
+        """True for candidates, which precede padding, shape (N, k)."""
         return self.weights > 0
 
     def asked(self, forced: str) -> torch.Tensor:
-        """True where the proxy may be asked: nowhere if there is one candidate, nor about one that is taken anyway."""
+        """
+        True where the proxy's decision matters, shape (N, k).
+
+        It does not for a single candidate, nor for the last one if that is taken whenever the others are rejected.
+        """
         counts = self.valid.sum(1, keepdim=True)
         columns = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         return (columns < counts - int(forced == "last")) & (counts > 1)
 
 
 def penalized_logits(logits_NV: torch.Tensor, process: DecisionProcess, ids_NS: torch.Tensor | None) -> torch.Tensor:
-    """Logits (N, V) by which candidates are chosen: less for tokens of the texts so far, where the process says so."""
+    """Logits after the process's repetition penalty for tokens of the sequences so far, shape (N, V)."""
     if process.repetition_penalty == 1 or ids_NS is None:
         return logits_NV
     return RepetitionPenaltyLogitsProcessor(process.repetition_penalty)(ids_NS, logits_NV.clone())
@@ -58,20 +62,20 @@ def propose(
     ids_NS: torch.Tensor | None = None,
 ) -> Proposals:
     """
-    Truncate the next-token distribution and put the candidates in order.
+    Truncate the distribution of the next token, and put the candidates in the order of examination.
 
     Args:
-        logits_NV (`torch.Tensor` of shape `(N, V)`): The model's logits, float32.
-        process ([`DecisionProcess`]): Truncation, order and the most that are examined.
-        uniform_Nk (`torch.Tensor` of shape `(N, k)` or `None`): Chance of the sampled order.
-        ids_NS (`torch.Tensor` of shape `(N, S)`, *optional*): The texts so far, for the repetition penalty.
+        logits_NV (`torch.Tensor` of shape `(N, V)`): The language model's logits, float32.
+        process ([`DecisionProcess`]): Truncation, order, and maximum number of candidates.
+        uniform_Nk (`torch.Tensor` of shape `(N, k)` or `None`): Uniform random numbers for the sampled order.
+        ids_NS (`torch.Tensor` of shape `(N, S)`, *optional*): The sequences so far, for the repetition penalty.
     """
     weights, tokens = next_token_probabilities(penalized_logits(logits_NV, process, ids_NS), process.settings())
     assert tokens is not None  # top-k has sorted them
     weights = weights / weights.sum(1, keepdim=True)
     if process.order == "sampled":
         assert uniform_Nk is not None
-        # Arrivals at rates w come in the order of draws without replacement.
+        # Exponential arrival times with rates w come in the order of sampling without replacement.
         arrival = (-torch.log1p(-uniform_Nk) / weights).masked_fill(weights == 0, torch.inf)
         order = arrival.sort(1).indices
         weights, tokens = weights.gather(1, order), tokens.gather(1, order)
@@ -80,18 +84,32 @@ def propose(
     return Proposals(tokens, weights, logits_NV.gather(1, tokens) - logits_NV.logsumexp(1, keepdim=True))
 
 
+def accept(logits: torch.Tensor, uniform: torch.Tensor | None) -> torch.Tensor:
+    """
+    Which candidates the proxy accepts: with probability sigmoid(logit), or greedily where that is at least a half.
+
+    Args:
+        logits (`torch.Tensor` of shape `(N, k)`): The proxy's logits of accepting.
+        uniform (`torch.Tensor` of shape `(N, k)` or wider, or `None`): Uniform random numbers; `None` for greedy.
+    """
+    if uniform is None:
+        return logits >= 0
+    return uniform[..., : logits.shape[-1]] < logits.sigmoid()
+
+
 def choose(
     accepted_Nk: torch.Tensor, asked_Nk: torch.Tensor, valid_Nk: torch.Tensor, forced: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    The column that is taken, which candidates were examined, and where none was accepted.
+    Take the first accepted candidate.
 
     Args:
         accepted_Nk, asked_Nk, valid_Nk (`torch.Tensor` of shape `(N, k)`): Booleans.
-        forced (`str`): The rule where none is accepted.
+        forced (`str`): Candidate to take if none is accepted.
 
     Returns:
-        `(N,)` columns, `(N, k)` True where a decision was made, `(N,)` True where candidates were asked about in vain.
+        The column that is taken, shape (N,); True at decisions, shape (N, k); and True where all candidates that the
+        proxy was asked about were rejected, shape (N,).
     """
     accepted = accepted_Nk & asked_Nk
     taken = accepted.any(1)

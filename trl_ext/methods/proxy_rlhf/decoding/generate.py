@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-`proxy.generate(model, prompts)`: what is given and returned is as for a model's own `generate`.
+`proxy.generate(model, prompts)`: arguments and results like those of a model's own `generate`.
 
-P prompts, N = P x K texts, T tokens.
+Letters: P prompts, K completions per prompt, N = P x K sequences, T tokens.
 """
 
 from dataclasses import replace
@@ -25,14 +25,16 @@ from .batch import ProxyCompletions, complete
 
 class ProxyGenerateOutput(NamedTuple):
     """
-    What [`ProxyModel.generate`] returns with `return_dict=True`.
+    Output of [`ProxyModel.generate`] with `return_dict=True`.
 
     Args:
-        sequences (`torch.Tensor` of shape `(N, T)`): Prompt and answer, padded.
-        texts (`list[str]` or `None`): The answers, if there was a tokenizer.
-        lengths, examined, rejected, forced (`torch.Tensor` of shape `(N,)`): Tokens of each answer; candidates that
-            the proxy was asked about and that it rejected; tokens that were taken because all were rejected.
-        ended (`torch.Tensor` of shape `(N,)`): Whether an end of sequence or stop string came.
+        sequences (`torch.Tensor` of shape `(N, T)`): Prompts and completions, padded.
+        texts (`list[str]` or `None`): The completions as text, if there was a tokenizer.
+        lengths (`torch.Tensor` of shape `(N,)`): Number of tokens of each completion.
+        examined, rejected (`torch.Tensor` of shape `(N,)`): Number of candidates that the proxy was asked about, and
+            that it rejected.
+        forced (`torch.Tensor` of shape `(N,)`): Number of tokens that were taken because all candidates were rejected.
+        ended (`torch.Tensor` of shape `(N,)`): Whether the completion ended, by an end of sequence or a stop string.
     """
 
     sequences: torch.Tensor
@@ -68,49 +70,48 @@ def generate(
     **process: Any,
 ) -> Any:
     """
-    Answer prompts with a language model whose tokens the proxy accepts or rejects.
+    Generate completions with a language model whose candidate tokens the proxy accepts or rejects.
 
     Args:
         proxy ([`ProxyModel`]): The proxy.
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The language model.
         inputs (`str`, a `list` of those, a conversation or a `list` of those, `torch.Tensor` or a tokenizer's output):
             The prompts. Text needs `tokenizer`; tensors are padded on the left, with `attention_mask`.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): The model's.
-        input_ids (`torch.Tensor`, *optional*): Other name of `inputs`.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): The model's tokenizer.
+        input_ids (`torch.Tensor`, *optional*): Another name of `inputs`.
         attention_mask (`torch.Tensor`, *optional*): 1 for tokens, 0 for padding.
         generation_config ([`~transformers.GenerationConfig`], *optional*): By default the model's. Its ends of
-            sequence, padding, `max_new_tokens` and `stop_strings` are used; what shapes the distribution is the
-            process's.
-        max_new_tokens (`int`, *optional*): Longest answer; by default the generation config's, or 256.
-        num_return_sequences (`int`, *optional*, defaults to `1`): Answers a prompt.
-        greedy (`bool`, *optional*, defaults to `False`): Accept where the proxy thinks it at least as likely as not.
-            In descending order answers are then deterministic.
-        stop_strings (`str` or `list[str]`, *optional*): Texts that end an answer; need `tokenizer`.
+            sequence, padding, `max_new_tokens` and `stop_strings` are used; the sampling settings are those of the
+            decision process.
+        max_new_tokens (`int`, *optional*): Maximum length of a completion. By default the generation config's, or 256.
+        num_return_sequences (`int`, *optional*, defaults to `1`): K, completions per prompt.
+        greedy (`bool`, *optional*, defaults to `False`): Accept where that is at least as likely as not, instead of
+            sampling decisions. In descending order completions are then deterministic.
+        stop_strings (`str` or `list[str]`, *optional*): Texts that end a completion; need `tokenizer`.
         eos_token_id, pad_token_id (*optional*): By default the generation config's and the tokenizer's.
-        streamer ([`~transformers.generation.streamers.BaseStreamer`], *optional*): For a single answer.
-        seed (`int`, *optional*): Seed of the draws; by default torch's global generator gives one.
-        batch_size (`int`, *optional*, defaults to `0`): Answers at once (`0`: all).
-        first_candidates (`int`, *optional*, defaults to `0`): Candidates that go through the model first, the others
-            where all of these are rejected. `0` chooses by the size of the batch. The answers are the same.
-        cuda_graphs (`str`, *optional*, defaults to `"auto"`): Whether a token is one replay of a CUDA graph:
-            `"auto"` on a GPU where it can be, `"always"` (an error says why it cannot), `"never"`. Answers are
-            the same.
+        streamer ([`~transformers.generation.streamers.BaseStreamer`], *optional*): For a single completion.
+        seed (`int`, *optional*): Seed of the random numbers. By default from torch's global generator.
+        batch_size (`int`, *optional*, defaults to `0`): Completions at once (`0`: all).
+        first_candidates (`int`, *optional*, defaults to `0`): Candidates in the first forward pass; the others follow
+            where all of these are rejected. `0` chooses by the size of the batch. Completions are the same.
+        cuda_graphs (`str`, *optional*, defaults to `"auto"`): CUDA-graph decoding: `"auto"` on a GPU where possible,
+            `"always"` (an error says why it is not possible), or `"never"`. Completions are the same.
         return_dict (`bool`, *optional*, defaults to `False`): Whether to return a [`ProxyGenerateOutput`].
-        process: Fields of the [`DecisionProcess`] to be changed: `top_k`, `top_p`, `min_p`, `temperature`,
-            `repetition_penalty`, `order`, `forced`, `max_candidates`. By default as it was in training.
+        process: Fields of the [`DecisionProcess`] that differ from training: `top_k`, `top_p`, `min_p`,
+            `temperature`, `repetition_penalty`, `order`, `forced`, `max_candidates`.
 
     Returns:
-        `torch.Tensor` of shape `(N, T)`: Prompts and answers, as `model.generate` returns them, or a
+        `torch.Tensor` of shape `(N, T)`: Prompts and completions, as `model.generate` returns them; or a
         [`ProxyGenerateOutput`].
 
     Raises:
-        `ValueError`: An argument that is unknown or contradicts another; a prompt that fills the context.
+        `ValueError`: An argument is unknown or contradicts another, or a prompt fills the context length.
     """
     trained = proxy.config.decision_process
     unknown = sorted(set(process) - set(trained.as_dict()) | ({"feature"} & set(process)))
     if unknown:
         raise ValueError(
-            f"`generate` of a proxy takes no {', '.join(map(repr, unknown))}; what proposes are "
+            f"`generate` of a proxy takes no {', '.join(map(repr, unknown))}. Fields of the decision process are "
             f"{', '.join(n for n in trained.as_dict() if n != 'feature')}."
         )
     now = replace(trained, **process)
@@ -124,24 +125,28 @@ def generate(
     pad = next(p for p in pads if p is not None)
     stops = stop_strings or config.stop_strings
     if stops and tokenizer is None:
-        raise ValueError("`stop_strings` need `tokenizer`: they are looked for in text.")
+        raise ValueError("`stop_strings` need `tokenizer`, to decode the tokens that they are compared with.")
     usual = config.max_new_tokens or 256
-    limit = _whole("max_new_tokens", usual if max_new_tokens is None else max_new_tokens, 1)
-    num_return_sequences = _whole("num_return_sequences", num_return_sequences, 1)
-    batch_size = _whole("batch_size", batch_size, 0)
-    first_candidates = _whole("first_candidates", first_candidates, 0)
-    context_left = [llm.context - len(p) for p in prompts] if llm.context else None
-    check_context_length(context_left, llm.context)
+    limit = _integer("max_new_tokens", usual if max_new_tokens is None else max_new_tokens, 1)
+    num_return_sequences = _integer("num_return_sequences", num_return_sequences, 1)
+    batch_size = _integer("batch_size", batch_size, 0)
+    first_candidates = _integer("first_candidates", first_candidates, 0)
+    for i, prompt in enumerate(prompts):
+        if llm.context and len(prompt) >= llm.context:
+            raise ValueError(
+                f"Prompt {i} has {len(prompt)} tokens, which fills the model's context of {llm.context}: shorten it."
+            )
     n = len(prompts) * num_return_sequences
     if streamer is not None and n > 1:
-        raise ValueError(f"A streamer takes one answer, but {n} were asked for.")
+        raise ValueError(f"A streamer is for one completion, but {n} were requested.")
     if streamer is not None:
         streamer.put(torch.tensor(prompts[0]))
-    made = torch.Generator().manual_seed(int(torch.randint(2**62, ())) if seed is None else seed)
+    generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())) if seed is None else seed)
     with evaluation_mode(model), evaluation_mode(proxy):  # no dropout, and a cache
-        answers = complete(
+        completions = complete(
             llm, proxy, now, prompts,
-            seeds=torch.randint(2**62, (n,), generator=made).tolist(), max_new_tokens=limit, context_left=context_left,
+            seeds=torch.randint(2**62, (n,), generator=generator).tolist(),
+            max_new_tokens=limit, max_length=llm.context,
             eos=[eos] if isinstance(eos, int) else eos or [], pad=pad, batch_size=batch_size or n, greedy=greedy,
             first_candidates=first_candidates, cuda_graphs=cuda_graphs,
             show=None if streamer is None else lambda ids: streamer.put(torch.tensor(ids)),
@@ -149,11 +154,11 @@ def generate(
         )  # fmt: skip
     if streamer is not None:
         streamer.end()
-    return _output(answers, prompts, num_return_sequences, pad, tokenizer, llm.device, return_dict)
+    return _output(completions, prompts, num_return_sequences, pad, tokenizer, llm.device, return_dict)
 
 
 def _output(
-    answers: ProxyCompletions,
+    completions: ProxyCompletions,
     prompts: list[list[int]],
     k: int,
     pad: int,
@@ -162,30 +167,20 @@ def _output(
     return_dict: bool,
 ) -> Any:
     owners = [p for p in prompts for _ in range(k)]
-    before, after = max(map(len, prompts)), max(map(len, answers.ids))
-    rows = [
-        [pad] * (before - len(p)) + p + ids + [pad] * (after - len(ids))
-        for p, ids in zip(owners, answers.ids, strict=True)
-    ]
+    before, after = max(map(len, prompts)), max(map(len, completions.ids))
+    rows = []
+    for prompt, ids in zip(owners, completions.ids, strict=True):
+        rows.append([pad] * (before - len(prompt)) + prompt + ids + [pad] * (after - len(ids)))
     sequences = torch.tensor(rows, device=device)
     if not return_dict:
         return sequences
-    texts = None if tokenizer is None else tokenizer.batch_decode(answers.ids, skip_special_tokens=True)
-    lengths = torch.tensor([len(ids) for ids in answers.ids])
-    counts = (answers.examined, answers.rejected, answers.forced)
-    return ProxyGenerateOutput(sequences, texts, lengths, *counts, torch.tensor(answers.ended))
+    texts = None if tokenizer is None else tokenizer.batch_decode(completions.ids, skip_special_tokens=True)
+    lengths = torch.tensor([len(ids) for ids in completions.ids])
+    counts = (completions.examined, completions.rejected, completions.forced)
+    return ProxyGenerateOutput(sequences, texts, lengths, *counts, torch.tensor(completions.ended))
 
 
-def check_context_length(context_left: list[int] | None, context: int) -> None:
-    """Raise `ValueError` for a prompt that leaves no room in the context."""
-    for i, room in enumerate(context_left or []):
-        if room < 1:
-            raise ValueError(
-                f"Prompt {i} has {context - room} tokens, which fills the model's context of {context}: shorten it."
-            )
-
-
-def _whole(name: str, value: Any, least: int) -> int:
+def _integer(name: str, value: Any, least: int) -> int:
     number: int = check_value(name, value, int)
     check_at_least(name, number, least)
     return number
@@ -198,7 +193,7 @@ def _ends(model: Any, tokenizer: Any, config: GenerationConfig) -> list[int]:
 
 
 def _prompts(inputs: Any, mask: torch.Tensor | None, tokenizer: PreTrainedTokenizerBase | None) -> list[list[int]]:
-    """Token ids of whatever was given."""
+    """Token ids of the prompts, from any of the accepted types."""
     if hasattr(inputs, "keys") and "input_ids" in inputs:
         mask, inputs = inputs.get("attention_mask", mask), inputs["input_ids"]
     if isinstance(inputs, torch.Tensor):

@@ -2,36 +2,34 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-The decision process in a room of fixed size: a token, its decisions included, is one replay of a CUDA graph.
+CUDA-graph decoding with a proxy: each step, decisions included, replays one CUDA graph over a static KV cache.
 
-N rows, k candidates, D hidden size, S columns of the room, T positions.
+Letters: P prompts, N sequences, T tokens of a prompt, k candidates, D hidden size, S columns of the static KV cache.
 """
 
 from typing import Any
 
 import torch
 
-from trl_ext.decoding.cuda_graph import Replay, cached_loops
-from trl_ext.decoding.static_loop import CHECK_EVERY, COLUMN_MULTIPLE, graph_key, weights_key
-from trl_ext.decoding.static_support import static_unsupported_reason
-from trl_ext.decoding.static_tree import StaticTree
+from trl_ext.decoding.cuda_graph import CHECK_EVERY, Replay, cached_loops, graph_key, weights_key
+from trl_ext.decoding.static_tree import StaticTree, static_columns, static_unsupported_reason
 from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.models.load import base_of
 
 from ..decision_process import DecisionProcess
-from .candidates import Proposals, choose, propose
+from .candidates import Proposals, accept, choose, propose
 from .per_row_rng import PerRowRNG
-from .walk import Step, Walk, accept, chosen_logps
+from .walk import Step, context_features, decision_records, token_kl
 
 
-# Tokens in one forward, times the model's weights, up to which the arithmetic of candidates that nobody examines costs
-# less than asking the device whether there are any: 512 tokens through 8 billion weights.
-WIDEST = 512 * 8e9
+# Largest product of tokens in one forward pass and model weights for which computing candidates that are not examined
+# takes less time than synchronising with the device to find out: 512 tokens through 8 billion weights.
+LARGEST_FORWARD = 512 * 8e9
 
 
 def static_walk_reason(llm: BackboneAndHead, process: DecisionProcess, rows: int) -> str:
     """
-    Why the process cannot run in a loop of fixed shapes, or should not; empty if it can.
+    Why CUDA-graph decoding cannot or should not be used; `""` if it can.
 
     Args:
         llm ([`~trl_ext.models.backbone_and_head.BackboneAndHead`]): The language model.
@@ -39,22 +37,24 @@ def static_walk_reason(llm: BackboneAndHead, process: DecisionProcess, rows: int
         rows (`int`): N.
     """
     if process.repetition_penalty != 1:
-        return "a repetition penalty looks at the text so far"
+        return "a repetition penalty depends on the text so far"
     weights = sum(p.numel() for p in llm.backbone.parameters())
-    if process.feature == "candidate" and rows * process.top_k * weights > WIDEST:
-        return f"{rows} rows of {process.top_k} candidates are too many for one forward of a model of this size"
+    if process.feature == "candidate" and rows * process.top_k * weights > LARGEST_FORWARD:
+        return f"{rows} rows of {process.top_k} candidates are too many for one forward pass of a model of this size"
     return static_unsupported_reason(llm.backbone)
 
 
 class StaticWalk:
     """
-    Texts under way, as [`~trl_ext.methods.proxy_rlhf.decoding.walk.Walk`]; rows that have ended go on unheeded.
+    Unfinished sequences like [`~trl_ext.methods.proxy_rlhf.decoding.walk.Walk`], with a static KV cache.
+
+    Rows that have ended are computed further, and their results ignored.
 
     Args:
         llm, proxy, process: As for `Walk`; `proxy` has `accept_logits`.
         rows (`int`), columns (`int`): N and S.
         greedy (`bool`): Accept where p is at least a half.
-        ends (`list[int]`): Tokens that end a text.
+        ends (`list[int]`): Tokens that end a sequence.
     """
 
     def __init__(
@@ -73,9 +73,10 @@ class StaticWalk:
         self.tree = StaticTree(llm.backbone, rows, columns)
         k = min(process.top_k, llm.vocabulary)
         self.hidden_ND = torch.zeros(rows, llm.width, dtype=base_of(llm.model).dtype, device=device)
-        self.uniform_NT2k = torch.zeros(rows, -(-columns // PerRowRNG.block) * PerRowRNG.block, 2, k, device=device)
+        positions = -(-columns // PerRowRNG.block) * PerRowRNG.block
+        self.uniform_NS2k = torch.zeros(rows, positions, 2, k, device=device)
         self.written_NS = torch.zeros(rows, columns, dtype=torch.long, device=device)
-        # Of each row: examined, rejected, forced, asked; then tokens.
+        # For each row, the numbers of examined, rejected, forced, asked, and tokens
         self.counts_5N = torch.zeros(5, rows, dtype=torch.long, device=device)
         self.limits_N = torch.zeros(rows, dtype=torch.long, device=device)
         self.over_N = torch.zeros(rows, dtype=torch.bool, device=device)  # ended, or at its limit
@@ -90,7 +91,7 @@ class StaticWalk:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the room."""
+        """Bytes of the static KV cache."""
         return self.tree.nbytes
 
     def start(
@@ -103,19 +104,19 @@ class StaticWalk:
         record: bool,
     ) -> None:
         """
-        Read prompts, `repeats` texts each.
+        Read the prompts.
 
         Args:
-            ids_PT, mask_PT (`torch.Tensor` of shape `(P, T)`): Prompts, padded on the left.
-            repeats (`int`): Texts a prompt.
-            rng ([`~trl_ext.methods.proxy_rlhf.decoding.per_row_rng.PerRowRNG`]): Random numbers.
-            limits (`list[int]`): The most tokens of each text.
-            record (`bool`): Whether decisions are kept.
+            ids_PT, mask_PT (`torch.Tensor` of shape `(P, T)`): Prompts and their mask, padded on the left.
+            repeats (`int`): Sequences per prompt.
+            rng ([`PerRowRNG`]): Random numbers, generated for all positions at once.
+            limits (`list[int]`): Maximum number of new tokens of each sequence.
+            record (`bool`): Whether to record the decisions.
         """
         ids, mask = (x.repeat_interleave(repeats, 0) for x in (ids_PT, mask_PT))
         self.hidden_ND.copy_(self.tree.start(ids, mask))
         table = rng.table(max(limits))
-        self.uniform_NT2k[:, : table.shape[1]] = table
+        self.uniform_NS2k[:, : table.shape[1]] = table
         self.limits_N.copy_(torch.tensor(limits))
         for tensor in (self.counts_5N, self.over_N, self.ended_N, self.count_1):
             tensor.zero_()
@@ -125,16 +126,14 @@ class StaticWalk:
 
     def _next(self) -> None:
         process = self.process
-        order, chance = self.uniform_NT2k.index_select(1, self.count_1)[:, 0].unbind(1)
+        order, uniform = self.uniform_NS2k.index_select(1, self.count_1)[:, 0].unbind(1)
         found = propose(self.llm.logits(self.hidden_ND), process, order)
-        chance = None if self.greedy else chance
         if process.feature == "candidate":
             features = self.tree.branch(found.tokens)
         else:
-            before = self.hidden_ND[:, None].expand(-1, found.tokens.shape[1], -1)
-            features = torch.cat([before, self.llm.embedding(found.tokens).to(before.dtype)], -1)
+            features = context_features(self.llm, self.hidden_ND, found.tokens)
         logits = self.proxy.accept_logits(features)
-        accepted, asked = accept(logits, chance), found.asked(process.forced)
+        accepted, asked = accept(logits, None if self.greedy else uniform), found.asked(process.forced)
         choice, examined, forced = choose(accepted, asked, found.valid, process.forced)
         tokens = found.tokens.gather(1, choice[:, None])
         if process.feature == "candidate":
@@ -146,8 +145,8 @@ class StaticWalk:
         tokens = tokens.squeeze(1)
         going = ~self.over_N
         rejected = (examined & ~accepted).sum(1)
-        facts = (examined.sum(1), rejected, forced.long(), asked.any(1).long(), torch.ones_like(rejected))
-        self.counts_5N.add_(torch.stack(facts) * going)
+        counts = (examined.sum(1), rejected, forced.long(), asked.any(1).long(), torch.ones_like(rejected))
+        self.counts_5N.add_(torch.stack(counts) * going)
         self.count_1.add_(1)
         if len(self.ends):
             self.ended_N.logical_or_(torch.isin(tokens, self.ends) & going)
@@ -159,7 +158,13 @@ class StaticWalk:
 
     @torch.no_grad()
     def run(self) -> tuple[list[list[int]], list[bool], torch.Tensor]:
-        """Tokens of each text, whether it ended, and the counts (4, N) of examined, rejected, forced, asked."""
+        """
+        Continue all sequences to their ends.
+
+        Returns:
+            The new tokens of each sequence, whether it ended, and the counts of examined, rejected, forced and asked,
+            of shape (4, N).
+        """
         for t in range(1, int(self.limits_N.max()) + 1):
             self.next()
             if len(self.ends) and t % CHECK_EVERY == 0 and bool(self.over_N.all()):
@@ -176,18 +181,16 @@ class StaticWalk:
         rows = self.alive
         kl = None
         if measure:
-            some = Proposals(found.tokens[rows], found.weights[rows], found.base_logps[rows])
-            base = some.base_logps.gather(1, choice[rows, None]).squeeze(1)
-            kl = chosen_logps(self.process, some, logits[rows], choice[rows]) - base
+            candidates = Proposals(found.tokens[rows], found.weights[rows], found.base_logps[rows])
+            kl = token_kl(self.process, candidates, logits[rows], choice[rows])
         records = {}
         if self.record:
-            none = torch.zeros(0, dtype=torch.long, device=rows.device)
-            records = Walk.records(features[rows], None, none, logits[rows], accepted[rows], examined[rows], kl)
+            records = decision_records(features[rows], logits[rows], accepted[rows], examined[rows], kl)
         counts = (examined[rows].sum(1), rejected[rows])
         return Step(tokens[rows], *counts, forced[rows], asked[rows], kl, records)
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Heed these of the rows only."""
+        """Return results of these rows only."""
         self.alive = self.alive[rows]
 
 
@@ -202,13 +205,13 @@ def static_walk(
     ends: list[int],
 ) -> StaticWalk:
     """
-    A walk in a room for texts of `longest` tokens, prompts included: the one that was used last, if it fits.
+    A [`StaticWalk`] for sequences of up to `longest` tokens: a cached one if it fits.
 
     Args:
         llm, proxy, process, rows, greedy, ends: As for [`StaticWalk`].
-        longest (`int`): Tokens.
+        longest (`int`): Maximum number of tokens of a sequence, prompt included.
     """
-    columns = -(-(longest + process.top_k + 1) // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
+    columns = static_columns(longest + process.top_k + 1)
     key = ("walk", id(proxy), weights_key(proxy), process, rows, columns, greedy, tuple(ends))
     return cached_loops(base_of(llm.model)).get(
         (*key, *graph_key(llm.model)),

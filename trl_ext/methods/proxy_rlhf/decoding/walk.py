@@ -2,15 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-The decision process: a frozen model proposes tokens, a proxy accepts or rejects them: one forward a token.
+Decoding with a proxy, token by token: a frozen model proposes candidates, the proxy accepts one, in one forward pass.
 
         hidden state -> logits -> candidates, in order     a      b      c
                                                         reject accept  (not examined)
-        one forward of all siblings                       |      |
-        hidden states of the candidates ------------------+------+-> the next token is b, and its hidden state, from
-                                                                     which the next candidates come, is there already
+        one forward pass over all candidates              |      |
+        hidden states at the candidates ------------------+------+-> the next token is b. Its hidden state, from which
+                                                                     the next candidates come, is already computed.
 
-N rows, V vocabulary, k candidates, D hidden size, F features.
+Letters: P prompts, N sequences, T tokens of a prompt, V vocabulary, k candidates, D hidden size, F features.
 """
 
 from collections.abc import Callable
@@ -23,32 +23,35 @@ from trl_ext.models.backbone_and_head import BackboneAndHead
 
 from ..decision_process import DecisionProcess
 from ..losses import decision_logps, induced_logps, marginal_logps
-from .candidates import Proposals, choose, penalized_logits, propose
+from .candidates import Proposals, accept, choose, penalized_logits, propose
 from .per_row_rng import PerRowRNG
 
 
-# Rows times candidates in one forward above which it takes noticeably longer than one of a token each (measured on a
-# GPU with 8B shapes); on a CPU every token counts.
+# Rows times candidates in one forward pass above which it takes noticeably longer than one over a single token per row
+# (measured on a GPU with the shapes of an 8B model). On a CPU every token counts.
 WIDE_FORWARD = {"cpu": 16}
 WIDE_FORWARD_ELSEWHERE = 100
-FIRST_CANDIDATES = 4  # that go ahead then
-# How far behind the last candidate, in logits, a token may be and count as its equal. Batches round apart by more in
-# deeper models: this is a thousand units in the last place of a float32 of 10, not two of a bfloat16, 13 of a float16.
-EQUAL = {torch.float32: 1e-3, torch.float64: 1e-6}
-EQUAL_ELSEWHERE = 0.1
+FIRST_CANDIDATES = 4  # in the first forward pass, if all of them would be a wide one
+# How much lower than the last candidate's a token's logit may be to count as a tie. Rounding differs more between
+# batches in deeper models: this is a thousand units in the last place of a float32 number near 10, not two of a
+# bfloat16 number, 13 of a float16 number.
+TIE_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
+TIE_TOLERANCE_ELSEWHERE = 0.1
 
 
 @dataclass
 class Step:
     """
-    What happened at one position of N rows.
+    One position of N sequences.
 
     Args:
-        tokens, examined, rejected (`torch.Tensor` of shape `(N,)`): The token; candidates examined and rejected.
-        forced (`torch.Tensor` of shape `(N,)`): True where none was accepted.
-        asked (`torch.Tensor` of shape `(N,)`): True where there was something to decide.
-        kl (`torch.Tensor` of shape `(N,)` or `None`): log q - log pi_0 of the token, where it was computed.
-        records (`dict`): `features`, `accepted`, `logps`, `row` and `kl` of the decisions, row by row.
+        tokens (`torch.Tensor` of shape `(N,)`): The next tokens.
+        examined, rejected (`torch.Tensor` of shape `(N,)`): Number of candidates examined and rejected.
+        forced (`torch.Tensor` of shape `(N,)`): True where all candidates were rejected.
+        asked (`torch.Tensor` of shape `(N,)`): True where the proxy was asked.
+        kl (`torch.Tensor` of shape `(N,)` or `None`): log q - log pi_0 of the token, if it was measured.
+        records (`dict`): `features`, `accepted`, `logps`, `row` and `kl` of the decisions, row by row; see
+            [`decision_records`].
     """
 
     tokens: torch.Tensor
@@ -62,20 +65,21 @@ class Step:
 
 class Walk:
     """
-    Texts under way.
+    Unfinished sequences that a proxy continues, with a growing KV cache.
 
     Args:
         llm ([`BackboneAndHead`]): The language model.
         accept_logits (`Callable`): From features (..., F) to logits (...) of accepting.
         process ([`DecisionProcess`]): The decision process.
-        ids_PT, mask_PT (`torch.Tensor` of shape `(P, T)`): Prompts, padded on the left.
-        repeats (`int`, *optional*, defaults to `1`): Texts a prompt, which is read once.
-        rng ([`PerRowRNG`], *optional*): Chance; without it decisions are greedy, and the order must be descending.
-        greedy (`bool`, *optional*, defaults to `False`): Accept where p is at least a half, rather than with
+        ids_PT, mask_PT (`torch.Tensor` of shape `(P, T)`): Prompts and their mask, padded on the left.
+        repeats (`int`, *optional*, defaults to `1`): Sequences per prompt, which is read once.
+        rng ([`PerRowRNG`], *optional*): Random numbers. Without it decisions are greedy, and the order must be
+            descending.
+        greedy (`bool`, *optional*, defaults to `False`): Accept where p is at least a half, instead of with
             probability p.
-        record (`bool`, *optional*, defaults to `False`): Whether decisions are kept.
-        first_candidates (`int`, *optional*, defaults to `0`): Candidates in the first forward, the rest going through
-            the model for rows only that reject all of these. `0` chooses by the number of rows.
+        record (`bool`, *optional*, defaults to `False`): Whether to record the decisions.
+        first_candidates (`int`, *optional*, defaults to `0`): Candidates in the first forward pass. The others follow
+            for rows that reject all of these. `0` chooses by the number of rows.
     """
 
     def __init__(
@@ -100,7 +104,7 @@ class Walk:
             self._select(torch.arange(len(ids_PT), device=ids_PT.device).repeat_interleave(repeats))
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Go on with these rows only."""
+        """Continue with these rows only."""
         self._select(rows)
         if self.rng is not None:
             self.rng.keep(rows)
@@ -110,7 +114,7 @@ class Walk:
         self.hidden_ND = self.hidden_ND[rows]
 
     def propose(self, uniform_Nk: torch.Tensor | None) -> Proposals:
-        """The candidates of the next position."""
+        """The candidates of the next position, without columns that are padding in all rows."""
         process = self.process
         proposals = propose(self.llm.logits(self.hidden_ND), process, uniform_Nk, self.tree.ids_NS)
         if process.top_p < 1 or process.min_p:
@@ -122,58 +126,59 @@ class Walk:
     @torch.no_grad()
     def step(self, measure: bool = False) -> Step:
         """
-        Decide on the next token of each row, and read it.
+        Decide on the next token of each row, and append it.
 
         Args:
-            measure (`bool`, *optional*, defaults to `False`): Whether to compute `kl`, for which all candidates go
-                through the model.
+            measure (`bool`, *optional*, defaults to `False`): Whether to compute `kl`, which needs a forward pass over
+                all candidates.
         """
         process = self.process
-        order, chance = self.rng.uniform() if self.rng is not None else (None, None)
+        order, uniform = self.rng.uniform() if self.rng is not None else (None, None)
         found = self.propose(order)
-        chance = None if self.greedy else chance
+        uniform = None if self.greedy else uniform
         columns = found.tokens.shape[1]
         asked, valid = found.asked(process.forced), found.valid
         first = columns if measure or process.feature == "context" else self._first(*found.tokens.shape)
         features = self._features(found.tokens[:, :first])
         logits = self.accept_logits(features)
-        accepted = accept(logits, chance)
+        accepted = accept(logits, uniform)
         more, late = torch.zeros(0, dtype=torch.long), None
         if first < columns:
-            more = ((asked[:, :first] & ~accepted).sum(1) == first).logical_and(valid[:, first]).nonzero().squeeze(1)
+            all_rejected = (asked[:, :first] & ~accepted).sum(1) == first
+            more = (all_rejected & valid[:, first]).nonzero().squeeze(1)
             accepted, logits = (torch.nn.functional.pad(x, (0, columns - first)) for x in (accepted, logits))
         if len(more):
             late = self.tree.branch_more(more, found.tokens[more, first:])
             logits[more, first:] = self.accept_logits(late)
-            accepted[more, first:] = accept(logits[more, first:], None if chance is None else chance[more, first:])
+            accepted[more, first:] = accept(logits[more, first:], None if uniform is None else uniform[more, first:])
         choice, examined, forced = choose(accepted, asked, valid, process.forced)
         tokens = found.tokens.gather(1, choice[:, None]).squeeze(1)
-        kl = self._kl(found, logits, choice) if measure else None
-        records = self.records(features, late, more, logits, accepted, examined, kl) if self.record else {}
-        self._read(tokens, choice, features, late, more, first)
+        kl = token_kl(process, found, logits, choice) if measure else None
+        records = decision_records(features, logits, accepted, examined, kl, late, more) if self.record else {}
+        self._append(tokens, choice, features, late, more, first)
         rejected = (examined & ~accepted).sum(1)
         return Step(tokens, examined.sum(1), rejected, forced, asked.any(1), kl, records)
 
     @torch.no_grad()
     def follow(self, tokens_N: torch.Tensor) -> torch.Tensor:
         """
-        Read given tokens, and say how probable they were.
+        Append given tokens, and compute their log-probabilities.
 
         Args:
             tokens_N (`torch.Tensor` of shape `(N,)`): The next token of each row.
 
         Returns:
-            `torch.Tensor` of shape `(N,)`: log q, over all orders; -inf where the token is no candidate, nor as likely
-                as the least likely one.
+            `torch.Tensor` of shape `(N,)`: log q, over all orders; -inf for a token that is neither a candidate nor
+                tied with the least likely one.
         """
-        # Any order will do: log q is that over all of them.
+        # log q is summed over all orders, so that any order will do.
         middle = torch.full((len(tokens_N), self.process.top_k), 0.5, device=tokens_N.device)
-        found = self._with_equals(self.propose(middle[:, : self.llm.vocabulary]), tokens_N)
+        found = self._with_ties(self.propose(middle[:, : self.llm.vocabulary]), tokens_N)
         same = (found.tokens == tokens_N[:, None]) & found.valid
         known, choice = same.any(1), same.int().argmax(1)
         features = self._features(found.tokens)
         log_q = chosen_logps(self.process, found, self.accept_logits(features), choice).masked_fill(~known, -torch.inf)
-        # A row whose token is no sibling has no entry to keep: where there is one, all are read in the usual way.
+        # The cache has no entry for a token that is not a candidate: if there is one, all rows read their token.
         if self.process.feature == "candidate" and bool(known.all()):
             self.tree.keep(choice)
             self.hidden_ND = features[torch.arange(len(choice), device=choice.device), choice]
@@ -181,49 +186,41 @@ class Walk:
             self.hidden_ND = self.tree.append(tokens_N[:, None])[:, -1]
         return log_q
 
-    def _with_equals(self, found: Proposals, tokens_N: torch.Tensor) -> Proposals:
+    def _with_ties(self, found: Proposals, tokens_N: torch.Tensor) -> Proposals:
         """
-        The candidates, of which the least likely is the given token where the two are equals (`EQUAL`).
+        The candidates, with the given token in place of the least likely one where the two are tied (`TIE_TOLERANCE`).
 
-        Which of two equally likely tokens is the last candidate is up to rounding, that is, to what a text is batched
-        with: a token that was taken in one batch would be impossible in another. What `top_p` and `min_p` leave out by
-        the rounding of their bounds stays impossible, unless it ties with the last one that is left.
+        Which of two equally likely tokens is the last candidate depends on rounding, which differs between batches: a
+        token that was taken in one batch could be impossible in another. A token that `top_p` and `min_p` exclude
+        because their bounds are rounded remains impossible, unless it is tied with the last candidate.
         """
         outside = ~((found.tokens == tokens_N[:, None]) & found.valid).any(1, keepdim=True)
         if not bool(outside.any()):
             return found
         logits = self.llm.logits(self.hidden_ND)
-        scores = penalized_logits(logits, self.process, self.tree.ids_NS)  # which decide what is a candidate
+        scores = penalized_logits(logits, self.process, self.tree.ids_NS)  # by which candidates are selected
         last = found.weights.masked_fill(~found.valid, torch.inf).argmin(1, keepdim=True)
-        behind = scores.gather(1, found.tokens.gather(1, last)) - scores.gather(1, tokens_N[:, None])
-        taken = outside & (behind < EQUAL.get(self.hidden_ND.dtype, EQUAL_ELSEWHERE))
+        gap = scores.gather(1, found.tokens.gather(1, last)) - scores.gather(1, tokens_N[:, None])
+        tied = outside & (gap < TIE_TOLERANCE.get(self.hidden_ND.dtype, TIE_TOLERANCE_ELSEWHERE))
         logps = logits.log_softmax(-1).gather(1, tokens_N[:, None])
-        tokens, base_logps = (
-            whole.scatter(1, last, torch.where(taken, one, whole.gather(1, last)))
-            for whole, one in ((found.tokens, tokens_N[:, None]), (found.base_logps, logps))
-        )
+        tokens = found.tokens.scatter(1, last, torch.where(tied, tokens_N[:, None], found.tokens.gather(1, last)))
+        base_logps = found.base_logps.scatter(1, last, torch.where(tied, logps, found.base_logps.gather(1, last)))
         return Proposals(tokens, found.weights, base_logps)
 
-    def _kl(self, found: Proposals, logits: torch.Tensor, choice: torch.Tensor) -> torch.Tensor:
-        base = found.base_logps.gather(1, choice[:, None]).squeeze(1)
-        return chosen_logps(self.process, found, logits, choice) - base
-
     def _first(self, rows: int, columns: int) -> int:
-        """Candidates in the first forward."""
+        """Number of candidates in the first forward pass."""
         if self.first_candidates:
             return min(self.first_candidates, columns)
         wide = rows * columns > WIDE_FORWARD.get(self.llm.device.type, WIDE_FORWARD_ELSEWHERE)
         return min(FIRST_CANDIDATES, columns) if wide else columns
 
     def _features(self, tokens_Nk: torch.Tensor) -> torch.Tensor:
-        """What the proxy sees of candidates, (N, k, F)."""
+        """The proxy's features of candidates, shape (N, k, F)."""
         if self.process.feature == "candidate":
             return self.tree.branch(tokens_Nk)
-        embedded = self.llm.embedding(tokens_Nk)
-        before = self.hidden_ND[:, None].expand(-1, tokens_Nk.shape[1], -1)
-        return torch.cat([before, embedded.to(before.dtype)], -1)
+        return context_features(self.llm, self.hidden_ND, tokens_Nk)
 
-    def _read(
+    def _append(
         self,
         tokens_N: torch.Tensor,
         choice_N: torch.Tensor,
@@ -232,7 +229,7 @@ class Walk:
         more: torch.Tensor,
         first: int,
     ) -> None:
-        """The token becomes part of the text; among siblings that went through the model, nothing is left to do."""
+        """Append the tokens: by keeping the cache entries of candidates that the model has read, else by reading."""
         if self.process.feature == "context":
             self.hidden_ND = self.tree.append(tokens_N[:, None])[:, -1]
             return
@@ -245,58 +242,76 @@ class Walk:
             taken = late[torch.arange(len(more), device=more.device), columns]
             self.hidden_ND[more] = torch.where(beyond[:, None], taken, self.hidden_ND[more])
 
-    @staticmethod
-    def records(
-        features: torch.Tensor,
-        late: torch.Tensor | None,
-        more: torch.Tensor,
-        logits: torch.Tensor,
-        accepted: torch.Tensor,
-        examined: torch.Tensor,
-        kl: torch.Tensor | None,
-    ) -> dict[str, torch.Tensor]:
-        """
-        A token's decisions, one entry an examined candidate, row by row in the order of examination.
 
-        N rows, k candidates, D hidden size; the first F candidates were computed at once, the others for some rows.
-
-        Args:
-            features (`torch.Tensor` of shape `(N, F, D)`): What the proxy decided on.
-            late (`torch.Tensor` of shape `(M, k - F, D)` or `None`), more (`torch.Tensor` of shape `(M,)`): The
-                features of the others, and the rows that they are of.
-            logits (`torch.Tensor` of shape `(N, k)`), accepted, examined (`torch.Tensor` of shape `(N, k)`): The
-                proxy's logits, and which candidates were accepted and looked at.
-            kl (`torch.Tensor` of shape `(N,)` or `None`): The token's log q - log pi_0, as far as it is known.
-        """
-        rows, columns = examined.nonzero(as_tuple=True)
-        first = features.shape[1]
-        kept = features[rows, columns.clamp(max=first - 1)].to(torch.bfloat16)
-        if late is not None:
-            place = torch.full((len(features),), -1, device=rows.device)
-            place[more] = torch.arange(len(more), device=rows.device)
-            beyond = columns >= first
-            kept[beyond] = late[place[rows[beyond]], columns[beyond] - first].to(torch.bfloat16)
-        accepted = accepted[rows, columns]
-        ends = torch.cat([rows[1:] != rows[:-1], rows.new_ones(min(1, len(rows)), dtype=torch.bool)])
-        paid = torch.zeros_like(logits[rows, columns])
-        if kl is not None:
-            paid[ends] = kl[rows[ends]].to(paid.dtype)
-        logps = decision_logps(logits[rows, columns], accepted)
-        return {"features": kept, "accepted": accepted, "logps": logps, "row": rows, "kl": paid}
+def context_features(llm: BackboneAndHead, hidden_ND: torch.Tensor, tokens_Nk: torch.Tensor) -> torch.Tensor:
+    """The feature `"context"`: the hidden state before the candidates and their embeddings, shape (N, k, 2 D)."""
+    before = hidden_ND[:, None].expand(-1, tokens_Nk.shape[1], -1)
+    return torch.cat([before, llm.embedding(tokens_Nk).to(before.dtype)], -1)
 
 
 def chosen_logps(
     process: DecisionProcess, found: Proposals, logits_Nk: torch.Tensor, choice_N: torch.Tensor
 ) -> torch.Tensor:
-    """log q of the candidates in these columns, (N,), over all orders that they may come in."""
+    """
+    log q of candidates, over all orders in which candidates may be examined.
+
+    Args:
+        process ([`DecisionProcess`]): The decision process.
+        found ([`Proposals`]): The candidates.
+        logits_Nk (`torch.Tensor` of shape `(N, k)`): Logits of accepting.
+        choice_N (`torch.Tensor` of shape `(N,)`): Column of one candidate per row.
+
+    Returns:
+        `torch.Tensor` of shape `(N,)`.
+    """
     last = process.forced == "last"
     if process.order == "descending":
         return induced_logps(logits_Nk, found.valid, last).gather(1, choice_N[:, None]).squeeze(1)
     return marginal_logps(logits_Nk, found.weights, choice_N, last)
 
 
-def accept(logits: torch.Tensor, chance: torch.Tensor | None) -> torch.Tensor:
-    """Which candidates are accepted: by chance, or where that is at least as likely as not."""
-    if chance is None:
-        return logits >= 0
-    return chance[..., : logits.shape[-1]] < logits.sigmoid()
+def token_kl(
+    process: DecisionProcess, found: Proposals, logits_Nk: torch.Tensor, choice_N: torch.Tensor
+) -> torch.Tensor:
+    """log q - log pi_0 of candidates, shape (N,). Arguments as for [`chosen_logps`]."""
+    base_N = found.base_logps.gather(1, choice_N[:, None]).squeeze(1)
+    return chosen_logps(process, found, logits_Nk, choice_N) - base_N
+
+
+def decision_records(
+    features: torch.Tensor,
+    logits: torch.Tensor,
+    accepted: torch.Tensor,
+    examined: torch.Tensor,
+    kl: torch.Tensor | None,
+    late: torch.Tensor | None = None,
+    more: torch.Tensor | None = None,
+) -> dict[str, torch.Tensor]:
+    """
+    The decisions of one position, one entry per examined candidate, sorted by row and order of examination.
+
+    Here K of the k candidates were in the first forward pass, and the others, for M rows, in a second one.
+
+    Args:
+        features (`torch.Tensor` of shape `(N, K, F)`): Features of the candidates in the first forward pass.
+        logits (`torch.Tensor` of shape `(N, k)`): Logits of accepting.
+        accepted, examined (`torch.Tensor` of shape `(N, k)`): True for accepted and for examined candidates.
+        kl (`torch.Tensor` of shape `(N,)` or `None`): log q - log pi_0 of the token, if it was measured.
+        late (`torch.Tensor` of shape `(M, k - K, F)`, *optional*): Features of the others.
+        more (`torch.Tensor` of shape `(M,)`, *optional*): Their rows.
+    """
+    rows, columns = examined.nonzero(as_tuple=True)
+    first = features.shape[1]
+    kept = features[rows, columns.clamp(max=first - 1)].to(torch.bfloat16)
+    if late is not None and more is not None:
+        place = torch.full((len(features),), -1, device=rows.device)
+        place[more] = torch.arange(len(more), device=rows.device)
+        beyond = columns >= first
+        kept[beyond] = late[place[rows[beyond]], columns[beyond] - first].to(torch.bfloat16)
+    accepted = accepted[rows, columns]
+    ends = torch.cat([rows[1:] != rows[:-1], rows.new_ones(min(1, len(rows)), dtype=torch.bool)])
+    paid = torch.zeros_like(logits[rows, columns])
+    if kl is not None:
+        paid[ends] = kl[rows[ends]].to(paid.dtype)
+    logps = decision_logps(logits[rows, columns], accepted)
+    return {"features": kept, "accepted": accepted, "logps": logps, "row": rows, "kl": paid}

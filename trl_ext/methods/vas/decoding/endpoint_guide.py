@@ -1,15 +1,16 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Value models steer a model behind an API, which gives its likeliest next tokens, or samples and nothing else.
+Guides the model of an OpenAI-compatible server with value models, in one of two modes.
 
-Token mode: for each token, the server names its `top_k` likeliest; their log-probabilities are raised by beta times
-their values, one is drawn, and the prefix with it is sent again. What the server does not name is unknown and is never
-drawn: the base distribution is cut to the tokens that it names, and the answer's `tail` says how much was cut off.
+Token mode: for each token, the server returns its `top_k` likeliest tokens. Beta times their values is added to their
+log-probabilities, one is sampled, and the prefix with this token is sent again. Tokens that the server does not return
+are never sampled; the answer's `tail` is their probability.
 
-Block mode: each round, the server writes `num_blocks` short continuations, and one of them is kept, with probabilities
-softmax(beta times value). Reconstruction: the same closed form with blocks for actions, and samples for the sum over
-them; the paper steers an API by its token probabilities only.
+Block mode, for servers without log-probabilities: in each round, the server generates `num_blocks` continuations, and
+one of them is chosen with probabilities softmax(beta times value). Reconstruction: the closed form of the paper, with
+blocks in place of tokens, and samples in place of the sum over them. The paper guides an API by the probabilities of
+tokens only.
 """
 
 import math
@@ -39,44 +40,45 @@ from .logits_processor import ValueAugmentedLogitsProcessor
 
 Beta = float | Mapping[str, float]
 
-_ONE = GenerationSettings(num_generations=1)
+_ONE_COMPLETION = GenerationSettings(num_generations=1)
 
 
 class EndpointGuide:
     """
-    A server's model, steered by value models. Safe to use from several threads.
+    A server's model, guided by value models. Safe to use from several threads.
 
-    In token mode an answer takes one request a token, in block mode one a round (`num_blocks` where the server takes
-    no `n`). The value models compute for one answer at a time.
+    An answer takes one request per token in token mode, and one per round in block mode (`num_blocks` if the server
+    ignores `n`). The value models compute for one answer at a time.
 
     Args:
         endpoint ([`~trl_ext.endpoint.client.Endpoint`]):
             The server.
         value_models ([`ValueModel`] or `dict[str, ValueModel]`):
-            As for [`ValueAugmentedLogitsProcessor`].
+            The value models, as for [`ValueAugmentedLogitsProcessor`].
         beta (`float` or `dict[str, float]`):
-            Weight of the values, one for all heads or one each, likewise. Each call may bring its own.
+            Weight of the values, one for all heads or one per head, as for [`ValueAugmentedLogitsProcessor`]. Calls
+            may pass others.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            That of the server's model. In block mode, the value models' will do.
+            The tokenizer of the server's model. Block mode also works with that of the value models.
         mode (`str`, *optional*, defaults to `"token"`):
             `"token"` or `"block"`.
         chat (`bool`, *optional*, defaults to `False`):
-            Whether to use the chat endpoint; it must be able to go on in the middle of an answer. Otherwise messages
-            are rendered here, by the tokenizer's chat template, for the completions endpoint.
+            Whether to use the chat endpoint, which must be able to continue an unfinished answer. Otherwise messages
+            are rendered here, with the tokenizer's chat template, for the completions endpoint.
         top_k (`int`, *optional*, defaults to `20`):
-            Tokens to ask for and choose among. Servers have a limit, often 20 (vLLM: `--max-logprobs`).
+            Number of tokens to request and choose among. Servers have a limit, often 20 (vLLM: `--max-logprobs`).
         num_blocks (`int`, *optional*, defaults to `8`):
-            Continuations a round in block mode.
+            Continuations per round in block mode.
         block_length (`int`, *optional*, defaults to `16`):
             Their length, in tokens.
         end_tokens (`Sequence[str]`, *optional*):
-            Tokens that end an answer, besides the tokenizer's end of sequence.
+            Tokens that end an answer, in addition to the tokenizer's end of sequence.
         value_tokenizer, retokenize (*optional*):
-            For value models of another vocabulary, as for [`ValueAugmentedLogitsProcessor`]; in block mode
-            `value_tokenizer` alone will do.
+            For value models of another vocabulary, as for [`ValueAugmentedLogitsProcessor`]. In block mode,
+            `value_tokenizer` is enough.
 
     Raises:
-        `ValueError`: A setting is out of its range, or a value model is of another vocabulary.
+        `ValueError`: A setting is out of range, or a value model has another vocabulary.
     """
 
     def __init__(
@@ -111,12 +113,12 @@ class EndpointGuide:
             form = model.config.form
             if form == "policy" or (mode == "block" and form != "state"):
                 raise ValueError(
-                    f"A value model of the form {form!r} cannot guide a server in {mode} mode: use 'state'."
+                    f"A value model of the form {form!r} cannot guide a server in {mode} mode: use one of 'state'."
                 )
         by_name = value_tokenizer if isinstance(value_tokenizer, Mapping) else dict.fromkeys(models, value_tokenizer)
         self._tokenizers = [by_name.get(model) for model in models]
         self._lock = threading.Lock()  # of the value models
-        self._processor(beta)  # what is wrong is said before anything is sent
+        self._processor(beta)  # raises the errors of the settings before the first request
 
     def _processor(self, beta: Beta | None, width: int = 1) -> ValueAugmentedLogitsProcessor:
         with self._lock:
@@ -137,25 +139,26 @@ class EndpointGuide:
         Answer a prompt once.
 
         Args:
-            prompt (`str`, `list[int]` or `list[dict]`): Text, ids or messages.
-            settings ([`~trl_ext.generation.generate.GenerationSettings`], *optional*): Its `temperature`, `top_k`,
-                `top_p`, `min_p` and `max_completion_length`. Token mode applies them to the guided candidates, block
-                mode sends them.
-            beta (`float` or `dict[str, float]`, *optional*): Instead of the guide's own.
-            seed (`int` or `str`, *optional*, defaults to `0`): Of the draws; a server draws blocks by its own.
-            show (`Callable`, *optional*): Called with the whole text so far, whenever it has grown.
+            prompt (`str`, `list[int]` or `list[dict]`): Text, token ids or messages.
+            settings ([`~trl_ext.generation_settings.GenerationSettings`], *optional*): Its `temperature`, `top_k`,
+                `top_p`, `min_p` and `max_completion_length` apply: in token mode to the guided candidates here, in
+                block mode on the server. By default [`GenerationSettings`]'s own, with one completion.
+            beta (`float` or `dict[str, float]`, *optional*): Replaces the guide's own.
+            seed (`int` or `str`, *optional*, defaults to `0`): Seed of the choices made here. The server samples
+                blocks with a seed of its own.
+            show (`Callable`, *optional*): Called with the text so far, whenever it has grown.
 
         Raises:
-            [`~trl_ext.endpoint.errors.EndpointError`]: The server failed, or does not do what the mode needs.
-            `ValueError`: The prompt is empty, the settings have what an endpoint cannot do, or the server's model has
-                another vocabulary than the tokenizer.
+            [`~trl_ext.endpoint.errors.EndpointError`]: The server failed, or lacks what the mode needs.
+            `ValueError`: The prompt is empty, an endpoint lacks one of the settings, or the server's model has another
+                vocabulary than the tokenizer.
         """
-        settings = _checked(settings or _ONE, self.mode)
+        settings = _checked(settings or _ONE_COMPLETION, self.mode)
         token = self.mode == "token"
         text = self.next.text(prompt) if token else ServedText(self.tokenizer, prompt, chat=self.chat, by_id=False)
         processor = self._processor(beta, len(text.ids))
-        write = self._tokens if token else self._blocks
-        return write(text, settings, processor, random.Random(seed), show or (lambda _: None))
+        generate = self._tokens if token else self._blocks
+        return generate(text, settings, processor, random.Random(seed), show or (lambda _: None))
 
     def _tokens(
         self,
@@ -203,7 +206,7 @@ class EndpointGuide:
             kl += math.log(len(blocks) * weights[chosen])
             block, ended = blocks[chosen].text, blocks[chosen].ended
             written += length
-            if not block and not ended:  # the context is full
+            if not block and not ended:  # the server's context is full
                 break
             text.add_text(block)
             show(text.answer)
@@ -212,7 +215,7 @@ class EndpointGuide:
     def _values(
         self, processor: ValueAugmentedLogitsProcessor, text: ServedText, blocks: list[Answer]
     ) -> torch.Tensor:
-        """Weighted values of the text with each of the blocks at its end, shape (n,)."""
+        """Weighted values after each of the blocks, shape (n,)."""
         total_n = torch.zeros(len(blocks))
         weights_H = processor._weights.tensor(1, torch.device("cpu"))[0]
         for guide, tokenizer in zip(processor.guides, self._tokenizers, strict=True):
@@ -220,7 +223,7 @@ class EndpointGuide:
             rows = [
                 text.with_text(block.text)
                 if own is self.tokenizer
-                else encode_prompt(own, text.head + text.answer + block.text)
+                else encode_prompt(own, text.prompt + text.answer + block.text)
                 for block in blocks
             ]
             ends = [[own.eos_token_id] if block.ended and own.eos_token_id is not None else [] for block in blocks]
@@ -236,7 +239,9 @@ class EndpointGuide:
         self, prompts: Sequence[Prompt], settings: GenerationSettings | None = None, **kwargs: Any
     ) -> list[list[Served]]:
         """Answer prompts, several at once: [`~trl_ext.inference.served.answer_all`]."""
-        return answer_all(self.answer, prompts, settings or _ONE, workers=self.endpoint.max_concurrency, **kwargs)
+        return answer_all(
+            self.answer, prompts, settings or _ONE_COMPLETION, workers=self.endpoint.max_concurrency, **kwargs
+        )
 
     def answer_file(
         self,
@@ -245,24 +250,27 @@ class EndpointGuide:
         settings: GenerationSettings | None = None,
         **kwargs: Any,
     ) -> int:
-        """Answer the prompts of a data set into a file, to be resumed: [`~trl_ext.inference.served.answer_file`]."""
+        """Answer the prompts of a dataset and write a file, resumably: [`~trl_ext.inference.served.answer_file`]."""
         made_with = {
             "endpoint": [self.endpoint.base_url, self.endpoint.model, self.endpoint.extra_body],
             "guide": [self.mode, self.chat, self.beta, self.top_k, self.num_blocks, self.block_length],
             "values": [
-                float(sum(p.double().norm() for p in g.model.parameters())) for g in self._processor(None).guides
+                float(sum(p.detach().double().norm() for p in g.model.parameters()))
+                for g in self._processor(None).guides
             ],
         }
-        return answer_file(self.answer, rows, output_file, settings or _ONE, self.endpoint, made_with, **kwargs)
+        return answer_file(
+            self.answer, rows, output_file, settings or _ONE_COMPLETION, self.endpoint, made_with, **kwargs
+        )
 
     def policy(self, name: str = "api", *, beta: Beta | None = None, **fields: Any) -> Policy:
         """
         The guided server as a [`~trl_ext.inference.policy.Policy`], for [`~trl_ext.evaluation.evaluate.evaluate`].
 
         Args:
-            name (`str`, *optional*, defaults to `"api"`): What tables call it.
-            beta (`float` or `dict[str, float]`, *optional*): Instead of the guide's own.
-            fields: Further fields of the policy: `series`.
+            name (`str`, *optional*, defaults to `"api"`): Its name in tables.
+            beta (`float` or `dict[str, float]`, *optional*): Replaces the guide's own.
+            fields: Further arguments of [`~trl_ext.inference.served.served_policy`], such as `series`.
         """
         beta = self.beta if beta is None else beta
         extras = {"beta": beta, "mode": self.mode, "model": self.endpoint.model}
@@ -272,9 +280,9 @@ class EndpointGuide:
 
 def _checked(settings: GenerationSettings, mode: str) -> GenerationSettings:
     if settings.num_beams > 1 or settings.repetition_penalty != 1 or settings.generation_kwargs:
-        raise ValueError("An endpoint takes no num_beams, repetition_penalty or generation_kwargs: unset them.")
+        raise ValueError("An endpoint has no num_beams, repetition_penalty or generation_kwargs: unset them.")
     if mode == "block" and not settings.temperature:
-        raise ValueError("temperature 0 draws the same block every time: raise it, or use mode='token'.")
+        raise ValueError("temperature 0 gives the same block every time: raise it, or use mode='token'.")
     return settings
 
 
@@ -285,7 +293,7 @@ def _guided(
     logps_k: torch.Tensor,
     vocabulary: int,
 ) -> torch.Tensor:
-    """Logits of the options under guidance, shape (k,): what is not among them has none."""
+    """Guided logits of the options, shape (k,). All other tokens have probability 0."""
     tokens_k = torch.tensor([option.id for option in options])
     scores_1V = torch.full((1, vocabulary), -torch.inf).scatter(1, tokens_k[None], logps_k[None])
     processor.top_k = len(options)
@@ -296,7 +304,7 @@ def _guided(
 def _last_values(model: ValueModel, rows: list[list[int]]) -> torch.Tensor:
     """Values after the last token of each row, shape (N, H)."""
     width = max(map(len, rows))
-    pad = rows[0][0]  # whatever: nothing looks at what follows it
+    pad = rows[0][0]  # any token, as the padding is masked
     ids_NT = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=model.device)
     last_N = torch.tensor([len(row) - 1 for row in rows], device=model.device)
     mask_NT = (torch.arange(width, device=model.device) <= last_N[:, None]).long()

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
-from trl_ext.decoding.static_loop import graph_key, weights_key
-from trl_ext.decoding.static_support import static_unsupported_reason
-from trl_ext.decoding.static_tree import StaticTree
+from trl_ext.decoding.cuda_graph import graph_key, weights_key
+from trl_ext.decoding.static_tree import StaticTree, static_unsupported_reason
 from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.validation import check_value
 
@@ -245,7 +244,7 @@ class ValueAugmentedLogitsProcessor(LogitsProcessor):
 
 class StaticValues:
     """
-    Values for CUDA-graph decoding; a [`~trl_ext.decoding.static_loop.StaticGuide`] with a static KV cache.
+    Values for CUDA-graph decoding; a [`~trl_ext.decoding.static_generate.StaticGuide`] with a static KV cache.
 
     In each step, a value model of the form `"state"` reads the last token and the candidates after it in one forward
     pass, one of the form `"action"` reads the last token only, and one of the form `"policy"` reads nothing.

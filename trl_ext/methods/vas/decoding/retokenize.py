@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-One model's tokens as another model's: by way of their text.
+Converts candidate tokens of one vocabulary into sequences of another, through their text.
 
-N sequences, S columns of them so far, k candidates for the next token, D hidden size.
+Letters: N sequences, S columns of the sequences so far, k candidate tokens, D hidden size.
 """
 
 import torch
@@ -18,25 +18,33 @@ from trl_ext.models.modes import evaluation_mode
 
 class Retokenizer:
     """
-    Candidates for a model's next token, as whole sequences of another model's tokens.
+    Tokenizes sequences with each of their candidate tokens again, for a model with another tokenizer.
 
-    Special tokens have no text and are left out, but for a candidate that ends the sequence: the other tokenizer's end
-    stands for it. Half a character at the end has no text either, so that a candidate which is one stands for the text
-    before it.
+    Special tokens have no text and are left out, except for a candidate that ends the sequence: it becomes the other
+    tokenizer's end of sequence. An incomplete character at the end is left out too, so a candidate that is one leads
+    to the text before it.
 
     Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer that the ids are from.
-        other ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer that they are wanted in.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer of the given ids.
+        other ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer of the returned ids.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> None:
         self.tokenizer, self.other = tokenizer, other
         last = list(other("x")["input_ids"])[-1:]
-        self.puts_end = other.eos_token_id is not None and last == [other.eos_token_id]
+        self.appends_end = other.eos_token_id is not None and last == [other.eos_token_id]
 
     def rows(self, ids_NS: torch.Tensor, mask_NS: torch.Tensor, candidates_Nk: torch.Tensor) -> list[list[int]]:
         """
-        N x k sequences of the other tokenizer, a prefix's k next to one another.
+        Sequences in the other tokenizer's ids.
+
+        Args:
+            ids_NS (`torch.LongTensor`): Sequences of shape (N, S).
+            mask_NS (`torch.Tensor`): 1 for their tokens, 0 for padding, of shape (N, S).
+            candidates_Nk (`torch.LongTensor`): Candidate tokens of shape (N, k).
+
+        Returns:
+            `list[list[int]]`: N x k sequences, those of one prefix next to one another.
 
         Raises:
             `ValueError`: A sequence has no text.
@@ -53,32 +61,43 @@ class Retokenizer:
         )
         found = []
         for i, ids in enumerate(self.other([text.rstrip("\ufffd") for text in texts])["input_ids"]):
-            row = list(ids)[:-1] if self.puts_end else list(ids)
+            row = list(ids)[:-1] if self.appends_end else list(ids)
             if not row:
                 n = i // candidates_Nk.shape[1]
-                raise ValueError(f"Row {n} has no text, so that there is nothing to tokenize for the other model.")
+                raise ValueError(f"Row {n} has no text, so there is nothing to tokenize for the other model.")
             found.append([*row, end] if pairs[i][1] == eos and end is not None else row)
         return found
 
 
 class TextReader:
     """
-    The last hidden states of candidates, read by a model with another tokenizer: whole texts, without a cache.
+    Computes hidden states of candidate tokens with a model of another vocabulary. It reads each text in full, without
+    a KV cache.
 
     Args:
-        backbone (`torch.nn.Module`): The model.
-        retokenizer ([`Retokenizer`]): From the tokens of the candidates to those of the model.
+        backbone (`torch.nn.Module`): The model, without its head.
+        retokenizer ([`Retokenizer`]): Converts the candidates into the model's tokens.
+
+    Attributes:
+        calls (`int`): Number of forward passes.
+        tokens (`int`): Number of tokens in them, padding included.
     """
 
     def __init__(self, backbone: torch.nn.Module, retokenizer: Retokenizer) -> None:
         self.backbone, self.retokenizer = backbone, retokenizer
-        self.form = RecomputeBackend(backbone, {})
+        self.backend = RecomputeBackend(backbone, {})
         self.calls = self.tokens = 0
 
     @torch.no_grad()
     def branch(self, ids_NS: torch.Tensor, mask_NS: torch.Tensor, candidates_Nk: torch.Tensor) -> torch.Tensor:
         """
-        Hidden states of the candidates, of shape (N, k, D).
+        Hidden states after each candidate.
+
+        Args:
+            ids_NS, mask_NS, candidates_Nk (`torch.Tensor`): As for [`Retokenizer.rows`].
+
+        Returns:
+            `torch.Tensor`: Hidden states of shape (N, k, D).
 
         Raises:
             `ValueError`: A sequence has no text.
@@ -89,4 +108,4 @@ class TextReader:
         self.calls += 1
         self.tokens += ids.numel()
         with evaluation_mode(self.backbone):
-            return self.form.forward(ids, mask, 1, None)[:, 0].unflatten(0, candidates_Nk.shape)
+            return self.backend.forward(ids, mask, 1, None)[:, 0].unflatten(0, candidates_Nk.shape)

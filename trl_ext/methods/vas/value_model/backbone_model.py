@@ -7,7 +7,6 @@ Base class of models with heads of their own on a pretrained backbone: running t
 Letters: N sequences, T tokens, D hidden size.
 """
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -20,6 +19,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.utils import cached_file
 
 from trl_ext.models.load import (
+    accepts_argument,
     base_of,
     cache_name,
     cache_of,
@@ -114,16 +114,15 @@ class BackboneModel(PreTrainedModel):
         Returns:
             Hidden states of shape (N, T, D), and the KV cache or `None`.
         """
-        accepted = inspect.signature(type(base_of(self.backbone)).forward).parameters
         plain = attention_mask is not None and attention_mask.dim() == 2
-        if position_ids is None and plain and "position_ids" in accepted:
+        if position_ids is None and plain and accepts_argument(self.backbone, "position_ids"):
             tokens = input_ids if input_ids is not None else kwargs["inputs_embeds"]
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]  # type: ignore[union-attr]
         if position_ids is not None:
             kwargs["position_ids"] = position_ids
         if past_key_values is not None:
             kwargs[cache_name(self.backbone)] = past_key_values
-        if "use_cache" in accepted:
+        if accepts_argument(self.backbone, "use_cache"):
             kwargs["use_cache"] = past_key_values is not None if use_cache is None else use_cache
         kwargs.pop("return_dict", None)
         with torch.no_grad() if self.config.head_only else nullcontext():

@@ -1,0 +1,166 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Flags that several commands share: prompts, rewards, sampling, output, model loading."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from transformers import PreTrainedModel
+from trl import ModelConfig
+
+from trl_ext.data.resumable_file import ResumableFile, rows_fingerprint, weights_fingerprint
+from trl_ext.generation_settings import GenerationSettings, setting
+from trl_ext.models.load import default_device, is_quantized, load_model, quantization_config_from
+from trl_ext.validation import check_at_least
+
+
+@dataclass
+class PromptArguments:
+    """The dataset that the prompts come from."""
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Dataset with a column `prompt` (text or messages): Hub id, directory, or a .jsonl, .json, "
+            ".parquet or .csv file."
+        },
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset on the Hub."})
+    max_num_prompts: int = field(default=0, metadata={"help": "Use the first so many prompts. 0 means all."})
+
+
+@dataclass
+class RewardArguments:
+    """The rewards that score completions."""
+
+    reward_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Reward model: a sequence classifier with one label, by Hub id or directory."}
+    )
+    reward_funcs: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Reward functions: names of TRL's own (e.g. `think_format_reward`), dotted paths (e.g. "
+            "`my_lib.rewards.my_reward`), and sequence classifiers by Hub id or directory. They receive the "
+            "dataset's other columns."
+        },
+    )
+
+    @property
+    def rewards(self) -> list[str]:
+        """All rewards that are named, the reward model first, which is the order of their weights."""
+        return [*filter(None, [self.reward_model_name_or_path]), *(self.reward_funcs or [])]
+
+
+@dataclass
+class SamplingArguments:
+    """How completions are sampled."""
+
+    num_generations: int = field(default=1, metadata={"help": "Completions per prompt."})
+    max_completion_length: int = field(default=256, metadata={"help": "Longest completion, in tokens."})
+    temperature: float = setting("temperature")
+    top_k: int = setting("top_k")
+    top_p: float = setting("top_p")
+    min_p: float = setting("min_p")
+    repetition_penalty: float = setting("repetition_penalty")
+    cuda_graphs: str = setting("cuda_graphs")
+    seed: int = field(default=42, metadata={"help": "Seed of the sampling."})
+    generation_batch_size: int = field(
+        default=0,
+        metadata={
+            "help": "Sequences to generate or score at once. 0 means 64 on CPU, 128 elsewhere, and the number of "
+            "parallel requests if a server generates."
+        },
+    )
+
+    def settings(self, **changes: Any) -> GenerationSettings:
+        """The sampling settings among these arguments; `changes` win."""
+        return GenerationSettings.of(self, **changes)
+
+    def check_counts(self, **least: int) -> None:
+        """Raise a `ValueError` that names a count which is below its least value, given by the count's name."""
+        for name, value in least.items():
+            check_at_least(name, getattr(self, name), value)
+
+
+@dataclass
+class OutputArguments:
+    """The file that rows are written to."""
+
+    output_file: str | None = field(
+        default=None, metadata={"help": "Output file: .jsonl or .parquet. An interrupted run is resumed."}
+    )
+    overwrite_output: bool = field(default=False, metadata={"help": "Whether to start over if the file exists."})
+
+    def open_output(
+        self, rows: Iterable[dict[str, Any]], models: Iterable[str], further_settings: dict[str, Any]
+    ) -> ResumableFile:
+        """
+        Open the output file. A run can resume an earlier one only if everything that the rows depend on is the same.
+
+        Args:
+            rows (`Iterable[dict[str, Any]]`): The dataset.
+            models (`Iterable[str]`): Names of the models; weights of those in directories are compared.
+            further_settings (`dict[str, Any]`): Settings beside the fields of this dataclass.
+
+        Raises:
+            `ValueError` or `OSError`: See [`~trl_ext.data.resumable_file.ResumableFile`].
+        """
+        settings = asdict(self) | further_settings
+        del settings["output_file"], settings["overwrite_output"]
+        settings["contents of the dataset"] = rows_fingerprint(rows)
+        for name in models:
+            if (fingerprint := weights_fingerprint(name)) is not None:
+                settings[f"weights of {name}"] = fingerprint
+        return ResumableFile(str(self.output_file), settings, overwrite=self.overwrite_output)
+
+
+@dataclass
+class LoadingArguments:
+    """How all models of the command are loaded."""
+
+    model_revision: str = field(
+        default="main", metadata={"help": "Branch, tag or commit of the models under --model_name_or_path."}
+    )
+    dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "Data type of the weights and the arithmetic; `auto` is that of the checkpoint. Reward models "
+            "compute in float32.",
+            "choices": ["auto", "bfloat16", "float16", "float32"],
+        },
+    )
+    attn_implementation: str | None = field(default=None, metadata={"help": "Attention implementation to use."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Whether to run code that comes with a model or tokenizer on the Hub."}
+    )
+    load_in_4bit: bool = field(
+        default=False,
+        metadata={"help": "Whether to quantize the models to 4 bits; reward models and perplexity models are not."},
+    )
+    load_in_8bit: bool = field(default=False, metadata={"help": "The same with 8 bits."})
+    bnb_4bit_quant_type: str = field(
+        default="nf4", metadata={"help": "Type of 4-bit quantization.", "choices": ["nf4", "fp4"]}
+    )
+
+    def load(self, name: str, revision: str | None = None, quantize: bool = True) -> PreTrainedModel:
+        """Load a causal language model in evaluation mode, on the default device unless it has a device map."""
+        config = ModelConfig(
+            load_in_4bit=self.load_in_4bit,
+            load_in_8bit=self.load_in_8bit,
+            bnb_4bit_quant_type=self.bnb_4bit_quant_type,
+        )
+        kwargs: dict[str, Any] = {"dtype": self.dtype}
+        if self.attn_implementation is not None:
+            kwargs["attn_implementation"] = self.attn_implementation
+        model = load_model(
+            name,
+            quantization_config=quantization_config_from(config) if quantize else None,
+            revision=revision,
+            trust_remote_code=self.trust_remote_code,
+            **kwargs,
+        )
+        if not is_quantized(model) and getattr(model, "hf_device_map", None) is None:
+            model = model.to(default_device())
+        return model.eval()  # type: ignore[no-any-return]
