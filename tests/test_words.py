@@ -55,7 +55,6 @@ PHRASES = {
 
 # Files and folders that are still to be cleaned. An entry that is no longer needed is an error.
 STILL = (
-    "benchmarks/",
     "trl_ext/methods/psle/",
     "trl_ext/methods/rrhf/",
     "trl_ext/training/",
