@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What is measured about the package's speed and memory; see README.md in this folder."""
+"""What the methods reach, and the package's speed and memory; see README.md in this folder."""
 
 import os
 

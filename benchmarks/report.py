@@ -2,13 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Write the tables of README.md and the pictures from the results, or check that the tables are what the results give.
+Write the tables and plots of the results, or check that the tables are what the results give.
 
-    python -m benchmarks.report [--check | --changes]
+    python -m benchmarks.report [--check | --changes [PART]]
 
-A suite's tables stand between `<!-- <suite>: begin -->` and `<!-- <suite>: end -->`; a suite whose module has
-`pages()` has some on these pages too. The tables name the commit and the code that a result measured: that stays
-true. Whether that code has changed since differs from commit to commit: `--changes` says it of each result.
+A suite's tables are on the pages that its `pages()` names, between `<!-- <suite>: begin -->` and `<!-- <suite>: end
+-->`. They name the commit and the code that a result measured, which stays true. Whether that code has changed since
+depends on the commit that asks: `--changes` lists it for each result.
 """
 
 import argparse
@@ -16,51 +16,38 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .harness.measure import RESULTS, ROOT, origin, read_results
 from .harness.measured_code import changes, fingerprints, reached
-from .run import SUITES, module_of
+from .harness.results import RESULTS, ROOT, origin, read_results
+from .run import SUITES, suite_of
 
 
-README = Path(__file__).resolve().parent / "README.md"
-
-
-def render(readme: str, results: Path = RESULTS) -> str:
+def render(results: Path = RESULTS) -> dict[Path, str]:
     """
-    `readme` with the tables of all suites renewed.
+    All pages that have tables, with those of the results.
 
     Raises:
         `ValueError`: The markers of a suite are missing.
     """
-    for suite in SUITES:
-        tables = module_of(suite).report(read_results(suite, results))
-        readme = renewed(readme, suite, tables)
-    return readme
+    pages: dict[Path, str] = {}
+    for name in SUITES:
+        for path, tables in suite_of(name).pages(read_results(name, results)).items():
+            pages[path] = renewed(pages.get(path) or path.read_text(encoding="utf-8"), name, tables, path.name)
+    return pages
 
 
-def renewed(text: str, suite: str, tables: str) -> str:
+def renewed(text: str, suite: str, tables: str, page: str) -> str:
     """
     `text` with other tables between the markers of a suite.
 
     Raises:
-        `ValueError`: They are missing.
+        `ValueError`: They are missing; `page` is named.
     """
     begin, end = f"<!-- {suite}: begin -->", f"<!-- {suite}: end -->"
     before, found_begin, rest = text.partition(begin)
     _, found_end, after = rest.partition(end)
     if not found_begin or not found_end:
-        raise ValueError(f"README.md has no lines {begin} and {end}.")
+        raise ValueError(f"{page} has no lines {begin} and {end}.")
     return f"{before}{begin}\n{tables.strip()}\n{end}{after}"
-
-
-def render_all(results: Path = RESULTS) -> dict[Path, str]:
-    """All pages that have tables, as they ought to be."""
-    pages = {README: render(README.read_text(encoding="utf-8"), results)}
-    for suite in SUITES:
-        module = module_of(suite)
-        for path, part in module.pages().items() if hasattr(module, "pages") else ():
-            text = pages.get(path) or path.read_text(encoding="utf-8")
-            pages[path] = renewed(text, suite, module.page(read_results(suite, results), part))
-    return pages
 
 
 def changed(results: Path = RESULTS) -> Iterator[tuple[str, list[str]]]:
@@ -71,37 +58,36 @@ def changed(results: Path = RESULTS) -> Iterator[tuple[str, list[str]]]:
         `tuple[str, list[str]]`: A sentence about a result, and the definitions of today that differ from those that it
             ran through.
     """
-    for suite in SUITES:
-        found = read_results(suite, results)
-        module = module_of(suite)
-        now = reached(getattr(module, "SUITE", module).measures(), ROOT) if found else {}
+    for name in SUITES:
+        found = read_results(name, results)
+        now = reached(suite_of(name).measures(), ROOT) if found else {}
         for result in found:
             sources = result["environment"]["sources"]
-            told = f"{suite}, {result['time'][:10]}, {result['device']}: {origin(result)}; {changes(sources, now)}"
+            line = f"{name}, {result['time'][:10]}, {result['device']}: {origin(result)}; {changes(sources, now)}"
             different = set(now).difference(fingerprints(sources))
-            yield told, sorted(now[fingerprint] for fingerprint in different)
+            yield line, sorted(now[fingerprint] for fingerprint in different)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.strip().split("\n\n")[0])
-    parser.add_argument("--check", action="store_true", help="change nothing; fail if README.md would change")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if a page would change")
     parser.add_argument(
         "--changes",
         nargs="?",
         const="",
         metavar="PART",
-        help="change nothing; say of each result whether the code that it measured has changed since, and of results "
-        "with PART in their line name the definitions that differ today",
+        help="change nothing; list for each result whether the code that it measured has changed since; if PART is in "
+        "that line, list the definitions that differ today too",
     )
     options = parser.parse_args(argv)
     if options.changes is not None:
-        for told, different in changed():
-            print(told)
-            if options.changes and options.changes in told:
+        for line, different in changed():
+            print(line)
+            if options.changes and options.changes in line:
                 for definition in different:
                     print(f"    {definition}")
         return 0
-    pages = render_all()
+    pages = render()
     stale = [path for path, text in pages.items() if path.read_text(encoding="utf-8") != text]
     if options.check:
         for path in stale:
@@ -109,11 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(bool(stale))
     for path in stale:
         path.write_text(pages[path], encoding="utf-8")
-    for suite in SUITES:
-        module = module_of(suite)
-        if hasattr(module, "draw"):
-            for picture in module.draw(read_results(suite)):
-                print("drew", picture)
+    for name in SUITES:
+        for plot in suite_of(name).plot(read_results(name)):
+            print("wrote", plot)
     return 0
 
 

@@ -6,15 +6,15 @@ Run a suite by name; without a name, list them.
 
     python -m benchmarks.run [<suite> [its options]]
 
-`speed` and `memory` run all suites that time variants against one another (each measures both). A suite is a module
-of a folder here with `main(argv) -> int`, which measures and writes results, and `report(results) -> str`, which makes
-its tables for README.md.
+`speed` and `memory` run all suites that time variants against one another (each measures both). A suite is a module of
+one of the folders with a `SUITE`, which measures, writes results and makes the tables of its page.
 """
 
 import importlib
 import sys
 from collections.abc import Sequence
-from types import ModuleType
+
+from .harness.suite import Suite
 
 
 SUITES = {
@@ -30,7 +30,7 @@ SUITES = {
     "graph_decode": "tokens/s of decoding by CUDA graphs: unguided, by VAS in its three forms, by Proxy-RLHF",
     "card_memory": "peak memory of each method on one card, an 8B in 4 bits, and the settings that lower it",
     "card_count": "what the tensors of card_memory's cases occupy, counted on a CPU",
-    "psle_step": "seconds a prompt of PSLE's generation, reward and update, against TRL's GRPO",
+    "psle_step": "seconds per prompt of PSLE's generation, reward and update, against TRL's GRPO",
 }
 
 
@@ -41,10 +41,11 @@ GROUPS = {
 }
 
 
-def module_of(suite: str) -> ModuleType:
-    """The module of a suite."""
-    folder = "quality" if suite in ("quality", "imdb") else "memory" if suite.startswith("card") else "speed"
-    return importlib.import_module(f"benchmarks.{folder}.{suite}")
+def suite_of(name: str) -> Suite:
+    """The suite of a name in [`SUITES`]."""
+    folder = "quality" if name in ("quality", "imdb") else "memory" if name.startswith("card") else "speed"
+    found: Suite = importlib.import_module(f"benchmarks.{folder}.{name}").SUITE
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in SUITES and name not in GROUPS:
         print(f"There is no suite {name!r}. Suites: {', '.join([*SUITES, *GROUPS])}.", file=sys.stderr)
         return 2
-    return max(module_of(suite).main(rest) for suite in GROUPS.get(name, [name]))
+    return max(suite_of(suite).main(rest) for suite in GROUPS.get(name, [name]))
 
 
 if __name__ == "__main__":

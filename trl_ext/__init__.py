@@ -3,9 +3,9 @@
 
 """Alignment methods that TRL does not have, as trainers that behave like TRL's.
 
-Every name is imported when it is first used: `import trl_ext` costs milliseconds and imports no torch. The classes
-of the methods, `<Method>Trainer`, `<Method>Config` and what else a method exports, are those that installed packages
-declare (see [`trl_ext.method`]). Editors and type checkers read `__init__.pyi` instead of this file.
+A name is imported when it is first used: `import trl_ext` takes milliseconds and does not import torch. The classes of
+the methods (`<Method>Trainer`, `<Method>Config` and further exports) are those that installed packages declare (see
+[`trl_ext.method`]). Editors and type checkers read `__init__.pyi` instead of this file.
 """
 
 import importlib
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 
-# Public names that belong to no method -> the file that has them.
+# Public names that belong to no method -> the module that defines them.
 _SHARED = {
     "DataError": "data.schema",
     "Decoding": "inference.policy",
@@ -31,7 +31,7 @@ _SHARED = {
     "load_rewards": "rewards.functions",
 }
 
-# The methods' classes are open-ended, and no part of `import *`.
+# Without the classes of the methods, which depend on the installed packages.
 __all__ = sorted(_SHARED)
 
 

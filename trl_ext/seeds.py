@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Random number generators started from a seed, and restored afterwards."""
+"""Contexts in which torch's random number generators start from a seed, and are restored afterwards."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,20 +12,25 @@ import torch
 @contextmanager
 def seeded(seed: int, step: int, process: int) -> Iterator[None]:
     """
-    Inside this context torch's generators start from (seed, step, process); afterwards they go on as before.
+    Context in which torch's generators start from a seed made of (seed, step, process).
 
-    A round of samples then depends on nothing but the model and these numbers, which is what makes a resumed run equal
-    to an uninterrupted one.
+    Completions that are sampled inside depend only on the model and these numbers, so a resumed run equals an
+    uninterrupted one.
+
+    Args:
+        seed (`int`): The seed of the run.
+        step (`int`): The step.
+        process (`int`): The index of the process.
     """
-    with chance((seed * 1_000_003 + step) * 4_099 + process):
+    with fork_rng((seed * 1_000_003 + step) * 4_099 + process):
         yield
 
 
 @contextmanager
-def chance(number: int) -> Iterator[None]:
-    """Inside this context torch's generators start from `number`; afterwards they go on as before."""
+def fork_rng(seed: int) -> Iterator[None]:
+    """Context in which torch's generators, on the CPU and the current accelerator, start from `seed`."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     devices = [] if accelerator is None else [torch.accelerator.current_device_index()]
     with torch.random.fork_rng(devices=devices, device_type=accelerator.type if accelerator else "cuda"):
-        torch.manual_seed(number)
+        torch.manual_seed(seed)
         yield

@@ -254,7 +254,7 @@ class _Essence(ast.NodeTransformer):
         return None if node.arg == "help" else self.generic_visit(node)
 
     def visit_Assign(self, node: ast.Assign) -> ast.AST:
-        """A path made from `__file__` says where a file is."""
+        """A path made from `__file__` is the place of a file."""
         if any(isinstance(part, ast.Name) and part.id == "__file__" for part in ast.walk(node.value)):
             node.value = ast.Name("__file__", ast.Load())
         return self.generic_visit(node)

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from .measure import Variant, synchronize
+from .round_clock import resident
+from .timing import Variant, synchronize
 
 
 def peak_memory(variant: Variant, batch: int, device: torch.device) -> dict[str, int]:
@@ -57,15 +58,9 @@ def _resident_growth(variant: Variant, batch: int) -> int:
     variant.prepare()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # what earlier steps freed would hide what this one takes
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = _status("VmRSS")
+    before = resident("VmRSS", reset=True)
     variant.step(batch)
-    return _status("VmHWM") - before
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
+    return resident("VmHWM") - before
 
 
 def _running_totals(profile: Any) -> Iterator[int]:

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from trl_ext.models.adapters import wrap_with_peft
 from trl_ext.models.load import load_model, use_exact_4bit_on_cpu
 
-from .measure import ROOT
+from .results import ROOT
 
 
 MODELS = ROOT / "recipes" / "quickstart" / "models"
@@ -37,6 +37,11 @@ class Shape:
     vocab_size: int
     tie_word_embeddings: bool
     folder: str = ""
+
+    @property
+    def weights_name(self) -> str:
+        """Where the weights come from, as results state it: a directory of the repository, or `"random"`."""
+        return self.weights.relative_to(ROOT).as_posix() if self.weights else "random"
 
     @property
     def weights(self) -> Path | None:

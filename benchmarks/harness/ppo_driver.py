@@ -38,7 +38,7 @@ def make_trainer(config: dict[str, Any]) -> PPOTrainer:
     rows = [{"input_ids": tokenizer(json.loads(line)["prompt"])["input_ids"]} for line in lines]
     dataset, rounds_file = Dataset.from_list(rows), config.pop("rounds_file", None)
     config["response_length"] = config.pop("max_completion_length")
-    config.pop("top_k", None)  # TRL's PPO draws from the whole vocabulary
+    config.pop("top_k", None)  # TRL's PPO samples from the full vocabulary
     policy, reference = (AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32) for _ in range(2))
     value, score = (
         AutoModelForSequenceClassification.from_pretrained(reward, num_labels=1, dtype=torch.float32) for _ in range(2)

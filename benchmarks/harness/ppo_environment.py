@@ -14,26 +14,24 @@ environment is an empty one that sees the packages of this one, with TRL alone o
 It is made when first asked for, and needs a package index then. Tests make none.
 """
 
+import fcntl
 import shutil
 import subprocess
 import sys
 import sysconfig
-import threading
 from pathlib import Path
 
-from .measure import ROOT
-from .process import Failed
+from .results import ROOT
 
 
 VERSION = "1.12.0"
 PPO = "TRL's PPO (trl 1.12)"
 FOLDER = ROOT / "outputs" / f"ppo-trl-{VERSION}"
 _CHECK = f"import trl; from trl.experimental.ppo import PPOTrainer; assert trl.__version__ == {VERSION!r}, trl"
-_lock = threading.Lock()  # arms run side by side
 
 
-class Unavailable(Failed):
-    """There is no such environment and none could be made: what needs it is left out."""
+class Unavailable(RuntimeError):
+    """There is no such environment and none could be made: what needs it is skipped."""
 
 
 def python(folder: Path = FOLDER) -> str:
@@ -44,10 +42,12 @@ def python(folder: Path = FOLDER) -> str:
         folder (`Path`): Where the environment is or comes to be.
 
     Raises:
-        [`Unavailable`]: It could not be made; the message says why and how to make it by hand.
+        [`Unavailable`]: It could not be made; the message has the reason, and how to make it by hand.
     """
     binary, ready = folder / "bin" / "python", folder / "ready"
-    with _lock:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # arms run side by side, in threads or processes
         if not ready.exists():
             shutil.rmtree(folder, ignore_errors=True)
             _run([sys.executable, "-m", "venv", str(folder)], folder)
@@ -64,9 +64,9 @@ def python(folder: Path = FOLDER) -> str:
 def _run(command: list[str], folder: Path) -> None:
     found = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if found.returncode:
-        told = (found.stderr or found.stdout).strip().splitlines()
+        output = (found.stderr or found.stdout).strip().splitlines()
         raise Unavailable(
             f"TRL's PPO needs an environment with trl {VERSION}, which could not be made in {folder}: "
-            f"`{' '.join(command[1:4])} ...` says {told[-1] if told else found.returncode!r}. "
+            f"`{' '.join(command[1:4])} ...` says {output[-1] if output else found.returncode!r}. "
             "Make it where there is a package index, by the commands in benchmarks/harness/ppo_environment.py."
         )

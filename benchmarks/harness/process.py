@@ -15,17 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .measure import ROOT
+from .results import ROOT
 
 
 class Failed(RuntimeError):
-    """A command ended with an error; its log says why."""
+    """A command ended with an error; its log has the reason."""
 
 
 @dataclass(frozen=True)
 class Finished:
     """
-    A command that ended well.
+    A command that succeeded.
 
     Args:
         cost (`dict`): `seconds` of the clock on the wall, `cpu_seconds` of all its threads, `peak_mib` of resident
@@ -50,7 +50,7 @@ def run(arguments: Sequence[str], log: Path, python: str = sys.executable, *, ke
         arguments (`Sequence[str]`): What Python runs.
         log (`Path`): Where its output goes.
         python (`str`, *optional*): Another Python than this one.
-        keep (`bool`, *optional*, defaults to `False`): Whether an error tells how the log ends: its folder goes.
+        keep (`bool`, *optional*, defaults to `False`): Whether an error quotes the log's end, for a temporary log.
 
     Raises:
         [`Failed`]: It ended with an error.
@@ -69,8 +69,8 @@ def run(arguments: Sequence[str], log: Path, python: str = sys.executable, *, ke
             raise
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        told = f", which ends:\n{log.read_text(encoding='utf-8')[-2000:]}" if keep else ""
-        raise Failed(f"`python {' '.join(arguments[:3])} ...` ended with status {process.returncode}: see {log}{told}")
+        end = f", which ends:\n{log.read_text(encoding='utf-8')[-2000:]}" if keep else ""
+        raise Failed(f"`python {' '.join(arguments[:3])} ...` ended with status {process.returncode}: see {log}{end}")
     cost = {
         "seconds": round(time.perf_counter() - started, 1),
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),

@@ -18,8 +18,8 @@ class RoundClock(TrainerCallback):
 
     Args:
         file (`Path`): JSON with `wall` and `cpu` (seconds of each round; CPU of the process, all threads), and in
-            bytes `before` (resident size when training began) and `peak` (the largest since); 0 where Linux does not
-            tell them.
+            bytes `before` (resident size when training began) and `peak` (the largest since); 0 outside
+            Linux.
         steps (`int`): Optimizer steps of a round, as the trainer counts them.
     """
 
@@ -43,15 +43,20 @@ class RoundClock(TrainerCallback):
         self.file.write_text(json.dumps(found | memory), encoding="utf-8")
 
     def _mark(self) -> None:
-        self.marks.append((time.perf_counter(), time.process_time()))
+        self.marks.append(now())
+
+
+def now() -> tuple[float, float]:
+    """Seconds on the wall clock, and CPU seconds of this process."""
+    return time.perf_counter(), time.process_time()
 
 
 def resident(name: str, reset: bool = False) -> int:
-    """A resident size of this process in bytes (`VmRSS` now, `VmHWM` the largest); 0 where Linux does not tell it."""
+    """A resident size of this process in bytes (`VmRSS` now, `VmHWM` the largest); 0 outside Linux."""
     status = Path("/proc/self/status")
     if not status.is_file():
         return 0
     if reset:
-        Path("/proc/self/clear_refs").write_text("5")  # the largest starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # the largest starts again
     lines = status.read_text(encoding="utf-8").splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))

@@ -1,66 +1,132 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The command line of a suite, and the pieces that its tables are made of."""
+"""A suite: its command line, what it measures, and the tables of its results."""
 
 import argparse
 import gc
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .measure import RESULTS, clock_of, environment, origin, refuse_dirty, write_result
+from .memory import needed_memory, peak_memory
+from .results import RESULTS, environment, refuse_dirty, write_result
+from .timing import Variant, all_pairs, alternate, clock_of, pair_ratios, ratio, spreads
 
 
-NOT_MEASURED = "not measured"
+DEVICES = ("cpu", "cuda")
 
 
-@dataclass(frozen=True)
 class Suite:
     """
-    What is measured, and how.
+    Something that is measured by `python -m benchmarks.run <name>`.
+
+    Attributes:
+        name (`str`): Of its module, in results and on the command line.
+        what (`str`): One line for `--help`.
+    """
+
+    name: str
+    what: str
+
+    def parser(self) -> argparse.ArgumentParser:
+        """A parser with the flags of every suite."""
+        parser = argparse.ArgumentParser(prog=f"python -m benchmarks.run {self.name}", description=self.what)
+        parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result file")
+        parser.add_argument("--allow_dirty", action="store_true", help="measure a tree that differs from its commit")
+        return parser
+
+    def main(self, argv: Sequence[str] | None = None) -> int:
+        """Measure and write result files; 1 if something could not be measured."""
+        raise NotImplementedError
+
+    def measures(self) -> set[Any]:
+        """Functions and classes that measure; a result keeps fingerprints of all that they run through."""
+        raise NotImplementedError
+
+    def report(self, results: Sequence[dict[str, Any]]) -> str:
+        """The tables of its results."""
+        raise NotImplementedError
+
+    def pages(self, results: Sequence[dict[str, Any]]) -> dict[Path, str]:
+        """Pages that have tables of this suite between its markers, and the tables."""
+        return {RESULTS / f"{self.name}.md": self.report(results)}
+
+    def plot(self, results: Sequence[dict[str, Any]]) -> list[Path]:
+        """Write the plots of the results."""
+        return []
+
+
+def add_case_flags(parser: argparse.ArgumentParser, devices: Sequence[str], default: Sequence[str]) -> None:
+    """Flags of suites that have cases and devices."""
+    parser.add_argument("--devices", nargs="+", choices=devices, default=list(default))
+    parser.add_argument("--cases", nargs="+", default=[""], help="parts of names of cases to run (default: all)")
+
+
+def chosen(cases: Iterable[Any], options: argparse.Namespace) -> list[Any]:
+    """The cases that `--cases` asks for."""
+    return [case for case in cases if any(part in case.name for part in options.cases)]
+
+
+def present_devices(options: argparse.Namespace) -> Iterable[torch.device]:
+    """The devices that `--devices` asks for and this machine has."""
+    for device in map(torch.device, options.devices):
+        if device.type == "cuda" and not torch.cuda.is_available():
+            print("no GPU: the cases for one were not run")
+        else:
+            refuse_dirty(options.allow_dirty)
+            yield device
+
+
+def free_memory(device: torch.device) -> None:
+    """Free what the last case has left: a model and the trainer around it refer to each other."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+@dataclass(frozen=True, eq=False)
+class TimedSuite(Suite):
+    """
+    A suite that times variants which take turns.
 
     Args:
-        name (`str`): Of the module, in results and for `python -m benchmarks.run`.
-        what (`str`): One line for `--help`.
+        name (`str`), what (`str`): As for [`Suite`].
         cases (`Sequence`): Settings of what is measured; each has a `name`, and a `device` (`"cpu"` or `"cuda"`).
         measure (`Callable`): `(case, rounds=, batches=, seed=) -> dict`, a case of a result file.
+        tables (`Callable`): `(results) -> str`, the tables of the results.
     """
 
     name: str
     what: str
     cases: Sequence[Any]
     measure: Callable[..., dict[str, Any]]
+    tables: Callable[[Sequence[dict[str, Any]]], str]
 
     def measures(self) -> set[Any]:
-        """What measures; a result keeps fingerprints of all that it runs through, and the settings of its cases."""
         return {self.measure, *map(type, self.cases)}
 
+    def report(self, results: Sequence[dict[str, Any]]) -> str:
+        return self.tables(results)
+
     def main(self, argv: Sequence[str] | None = None) -> int:
-        """Measure and write one result file a device."""
-        parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{self.name}", description=self.what)
-        parser.add_argument("--devices", nargs="+", choices=("cpu", "cuda"), default=["cpu", "cuda"])
-        parser.add_argument("--cases", nargs="+", default=[""], help="parts of names of cases to run (default: all)")
+        parser = self.parser()
+        add_case_flags(parser, DEVICES, default=DEVICES)
         parser.add_argument("--rounds", type=int, default=5, help="timed runs of each variant")
         parser.add_argument("--batches", type=int, default=2, help="different batches, each also a run of warm-up")
         parser.add_argument("--seed", type=int, default=0, help="of weights and batches")
-        parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result file")
-        parser.add_argument("--allow_dirty", action="store_true", help="measure a tree that differs from its commit")
         options = parser.parse_args(argv)
-        failed = False
-        for device in map(torch.device, options.devices):
-            if device.type == "cuda" and not torch.cuda.is_available():
-                print("no GPU: the cases for one were not run")
-                continue
-            refuse_dirty(options.allow_dirty)
-            chosen = [c for c in self.cases if any(part in c.name for part in options.cases)]
-            failed |= not self.run([c for c in chosen if c.device == device.type], device, options)
-        return int(failed)
+        done = True
+        for device in present_devices(options):
+            done &= self.run(
+                [case for case in chosen(self.cases, options) if case.device == device.type], device, options
+            )
+        return int(not done)
 
     def run(self, cases: Sequence[Any], device: torch.device, options: argparse.Namespace) -> bool:
         """Measure cases of one device and write their result file; one that fails does not cost the others."""
@@ -74,9 +140,7 @@ class Suite:
                 traceback.print_exc()
                 continue
             finally:
-                gc.collect()  # a model and the trainer around it hold one another
-                if device.type == "cuda":
-                    torch.cuda.empty_cache()
+                free_memory(device)
             for name, value in measured[-1]["ratios"].items():
                 print(f"  {value['of_medians']:6.2f}  {name}", file=sys.stderr, flush=True)
         settings = {name: getattr(options, name) for name in ("seed", "rounds", "batches")}
@@ -86,86 +150,48 @@ class Suite:
         return len(measured) == len(cases)
 
 
-# ------------------------------------------------------------------------------------------------------------ tables
-
-
-def newest(results: Sequence[dict[str, Any]], cases: Sequence[Any], device: str) -> list[tuple[Any, Any, Any]]:
-    """The cases of a device, each with the result that holds its newest measurement, and with this: or `None`s."""
-    found = {case["name"]: (result, case) for result in results for case in result["cases"]}
-    return [(case, *found.get(case.name, (None, None))) for case in cases if case.device == device]
-
-
-Rows = Sequence[tuple[Any, Any, Any]]  # of `newest`
-
-
-def sections(
-    results: Sequence[dict[str, Any]],
-    cases: Sequence[Any],
-    titles: dict[str, str],
-    ratios: Callable[[Rows], list[str]],
-    heading: str,
-    more: Callable[[Rows], list[str]],
-) -> str:
+def compare(
+    case: Any,
+    variants: Sequence[Variant],
+    *,
+    rounds: int,
+    batches: int,
+    pairs: dict[str, tuple[str, str]] | None = None,
+    memory_of: Callable[[str], bool] = lambda name: True,
+    facts: Callable[[str], dict[str, Any]] = lambda name: {},
+    settings: dict[str, Any],
+    **found: Any,
+) -> dict[str, Any]:
     """
-    The tables of a suite: a section a device, of each case the newest measurement.
+    Time variants in turns and measure their memory: a case of a result file.
 
     Args:
-        results, cases: As for [`newest`].
-        titles (`dict[str, str]`): By device, in order.
-        ratios (`Callable`): Lines of the first table.
-        heading (`str`), more (`Callable`): A second table, left out where nothing has been measured.
+        case: A dataclass with a `name` and a `device`.
+        variants (`Sequence[Variant]`): In the order of the ratios: a ratio is of an earlier one to a later one.
+        rounds (`int`), batches (`int`): As for [`~benchmarks.harness.timing.alternate`].
+        pairs (`dict[str, tuple[str, str]]`, *optional*): The ratios, by name. By default those of all pairs.
+        memory_of (`Callable`, *optional*): Whether the peak memory of a variant is measured. By default all are, and
+            pairs have ratios of memory too.
+        facts (`Callable`, *optional*): What else is known about a variant, by its name, when it has been timed.
+        settings (`dict`): Added to those of the case.
+        found: Further entries of the result's case.
     """
-    made = []
-    for device, title in titles.items():
-        rows = newest(results, cases, device)
-        text = [f"### {title}", "", *or_goals(ratios(rows))]
-        if any(measured for _, _, measured in rows):
-            text += ["", heading, "", *more(rows)]
-        made.append("\n".join([*text, *provenances(rows)]))
-    return "\n\n".join(made)
-
-
-def or_goals(lines: Sequence[str]) -> list[str]:
-    """The lines of a table, or where nothing in it was measured, those of a list of its cases and their goals."""
-    head, _, *rows = ([part.strip() for part in line.strip("| ").split(" | ")] for line in lines)
-    if not all(value.startswith(NOT_MEASURED) or value in ("-", "default") for row in rows for value in row[1:]):
-        return list(lines)
-    made = [f"{NOT_MEASURED[0].upper()}{NOT_MEASURED[1:]} yet:", ""]
-    for name, *values in rows:
-        asked = [
-            (of, value.removeprefix(NOT_MEASURED).strip(" []")) for of, value in zip(head[1:], values, strict=True)
-        ]
-        goals = [f"{of} {goal}" for of, goal in asked if goal not in ("", "-")]
-        made.append(f"- {name}" + (f"; goals: {', '.join(goals)}" if goals else ""))
-    return made
-
-
-def cell(measured: dict[str, Any] | None, name: str, goal: str = "") -> str:
-    """A ratio, the smallest and largest of a round in parentheses, the goal in brackets."""
-    goal = f" [{goal}]" if goal else ""
-    if measured is None:
-        return NOT_MEASURED + goal
-    value = measured["ratios"].get(name)
-    if value is None:
-        return "-"
-    rounds = f" ({value['min']:.2f} to {value['max']:.2f})" if value["min"] != value["max"] else ""
-    return f"**{value['of_medians']:.2f}**{rounds}{goal}"
-
-
-def provenance(result: dict[str, Any]) -> str:
-    """When, on what and with what a result was measured."""
-    facts, settings = result["environment"], result["settings"]
-    versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("torch", "transformers", "trl"))
-    hardware = facts["hardware"]["gpu"] or f"{facts['hardware']['cpu']}, {facts['hardware']['vector']}"
-    batches = f"{settings['batches']} batch{'es' if settings['batches'] > 1 else ''}"
-    clock = {"cpu": "CPU time of the process", "wall": "wall time"}[settings["clock"]]
-    return (
-        f"{result['time'][:10]}: {hardware}, {facts['threads']['torch']} thread(s); {clock}, {settings['rounds']} "
-        f"rounds over {batches}, seed {settings['seed']}; {versions}; {origin(result)}."
-    )
-
-
-def provenances(rows: Sequence[tuple[Any, Any, Any]]) -> list[str]:
-    """A paragraph for each result that `newest` chose from."""
-    used = {id(result): result for _, result, _ in rows if result is not None}
-    return [f"\n{provenance(result)}" for result in used.values()]
+    device = torch.device(case.device)
+    seconds = alternate(variants, rounds=rounds, batches=batches, device=device)
+    memory = {v.name: peak_memory(v, 0, device) for v in variants if memory_of(v.name)}
+    pairs = all_pairs(seconds) if pairs is None else pairs
+    clock = clock_of(device)
+    ratios = pair_ratios(seconds, pairs, clock)
+    if memory.keys() == seconds.keys():
+        needed = {name: needed_memory(value) for name, value in memory.items()}
+        ratios |= {f"memory: {name}": ratio([needed[a]], [needed[b]]) for name, (a, b) in pairs.items()}
+    return {
+        "ratios": ratios,
+        "name": case.name,
+        "settings": {**asdict(case), "clock": clock, **settings},
+        "variants": {
+            name: {"seconds": spreads(values), "memory": memory.get(name, {}), **facts(name)}
+            for name, values in seconds.items()
+        },
+        **found,
+    }

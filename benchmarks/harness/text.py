@@ -1,14 +1,14 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Text of a given number of tokens, for suites that hand trainers text: the quickstart's prompts in pieces."""
+"""Rows of files, and texts of a given number of tokens, made of the quickstart's prompts."""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .measure import ROOT
+from .results import ROOT
 
 
 PROMPTS = ROOT / "recipes" / "quickstart" / "prompts_train.jsonl"
@@ -23,7 +23,7 @@ def read_rows(path: str, limit: int = 0) -> list[dict[str, Any]]:
 
 
 def pieces(tokenizer: Any, tokens: int) -> Iterator[str]:
-    """The training prompts, one after the other, in pieces that have `tokens` tokens each when split by themselves."""
+    """Parts of the training prompts, one after the other, that have `tokens` tokens each when tokenized alone."""
     ids = [i for row in read_rows(str(PROMPTS)) for i in tokenizer(" " + row["prompt"])["input_ids"]]
     for start in range(0, len(ids) - tokens + 1, tokens):
         text = tokenizer.decode(ids[start : start + tokens])

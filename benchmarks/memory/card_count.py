@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -24,11 +23,9 @@ import trl_ext.logprobs.lm_head
 import trl_ext.logprobs.shared_prefix
 from trl_ext.logprobs.shared_prefix import Layout
 
-from ..harness.measure import RESULTS, environment, refuse_dirty, write_result
-from ..harness.models import SHAPES
-from ..harness.suite import NOT_MEASURED
-from .card_memory import GIB, TARGETS, Card, Case, cases, with_provenance
-from .shape_only import Hollow
+from ..harness.tables import Column
+from .card_memory import GIB, Card, CardSuite, Case, cases, goal
+from .shape_only import ShapeOnlyMode
 from .tally import Tally, occupied
 
 
@@ -62,7 +59,7 @@ def counted(policy: str, value: str, chosen: Sequence[Case]) -> Iterator[dict[st
         patch.object(trl_ext.logprobs.shared_prefix, "supported_layout", gpu_layout),
         patch.object(trl_ext.logprobs.lm_head, *_CHUNKS),
     )
-    with Hollow(), rows, head:
+    with ShapeOnlyMode(), rows, head:
         card = Card(policy, value, torch.device("cpu"))
         for case in chosen:
             started = time.perf_counter()
@@ -72,46 +69,32 @@ def counted(policy: str, value: str, chosen: Sequence[Case]) -> Iterator[dict[st
             yield {"name": case.name, "seed": 0, "settings": asdict(case), "metrics": sizes, "cost": {}}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Count and write a result file."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.run card_count", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--cases", nargs="+", default=[""], help="parts of names of cases to run (default: all)")
-    parser.add_argument("--policy", default="llama-8b", choices=SHAPES)
-    parser.add_argument("--value", default="llama-1b", choices=SHAPES)
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result file")
-    parser.add_argument("--allow_dirty", action="store_true", help="measure a tree that differs from its commit")
-    options = parser.parse_args(argv)
-    chosen = [case for case in countable() if any(part in case.name for part in options.cases)]
-    if not chosen:
-        parser.error(f"--cases: no case has {' or '.join(options.cases)} in its name.")
-    refuse_dirty(options.allow_dirty)
-    facts = environment(torch.device("cpu"), measures())
-    settings = {"seeds": [0], "policy": options.policy, "value": options.value}
-    found = list(counted(options.policy, options.value, chosen))
-    result = {"settings": settings, "environment": facts, "cases": found}
-    print("wrote", write_result("card_count", torch.device("cpu"), result, options.output))
-    return 0
+class CountSuite(CardSuite):
+    """The cases of `card_memory`, counted without a card."""
+
+    name = "card_count"
+    what = "What the tensors of card_memory's cases occupy, counted on a CPU."
+    devices = ("cpu",)
+    columns = (
+        Column(
+            "tensors at the peak, GiB",
+            lambda case, found: f"**{found['metrics']['peak'] / GIB:.2f}**",
+            lambda case, _: goal(case) and f"{goal(case)} reserved",
+        ),
+        Column("before the step", lambda case, found: f"{found['metrics']['static'] / GIB:.2f}"),
+    )
+
+    def cases(self) -> list[Case]:
+        return countable()
+
+    def counted(self, options: argparse.Namespace, device: torch.device, some: list[Case]) -> list[dict[str, Any]]:
+        return list(counted(options.policy, options.value, some))
+
+    def measures(self) -> set[Any]:
+        return {counted, Card, Case}
+
+    def shown(self, results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        return list(results)
 
 
-def measures() -> set[Any]:
-    """What measures; a result keeps fingerprints of all that it runs through."""
-    return {counted, Card, Case}
-
-
-def report(results: Sequence[dict[str, Any]]) -> str:
-    """The table of README.md: of each case the newest count."""
-    newest = {case["name"]: (case, result) for result in results for case in result["cases"]}
-    lines = [["method", "what", "setting", "tensors at the peak, GiB", "before the step"]]
-    for case in sorted(countable(), key=lambda c: c.method):
-        shown = [NOT_MEASURED, "-"]
-        if case.name in newest:
-            found = newest[case.name][0]["metrics"]
-            shown = [f"**{found['peak'] / GIB:.2f}**", f"{found['static'] / GIB:.2f}"]
-        if case.name in TARGETS:
-            shown[0] += f" [≤ {TARGETS[case.name]:g} reserved]"
-        lines.append([case.method, case.what, case.setting, *shown])
-    return with_provenance(lines, newest)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+SUITE = CountSuite()

@@ -39,12 +39,13 @@ from trl_ext.models.adapters import wrap_with_peft
 from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.models.load import base_of
 
-from ..harness.measure import RESULTS, environment, origin, refuse_dirty, synchronize, table, write_result
+from ..harness.batches import Batch, BatchCase, make_batch
 from ..harness.models import LORA_TARGETS, SHAPES, build
-from ..harness.suite import NOT_MEASURED
+from ..harness.results import RESULTS, environment, write_result
+from ..harness.suite import Suite, add_case_flags, chosen, free_memory, present_devices
+from ..harness.tables import Column, Table, provenance, unique
+from ..harness.timing import synchronize
 from ..harness.trainers import make_tokenizer, trainer_args
-from ..speed.rrhf_cases import Case as Sizes
-from ..speed.rrhf_cases import make_batch
 from ..speed.rrhf_workload import PAD, rrhf_loss
 
 
@@ -79,7 +80,7 @@ class Case:
 
     @property
     def setting(self) -> str:
-        """The switches as tables tell them."""
+        """The switches, as tables show them."""
         return ", ".join(f"{name}: {str(value).lower()}" for name, value in self.switches.items()) or "default"
 
 
@@ -138,11 +139,11 @@ class Card:
         shape = (count, length or self.prompt)
         return torch.randint(5, self.vocabulary - 1, shape, generator=generator).tolist()
 
-    def sizes(self, completions: int, prompts: int) -> Any:
+    def sizes(self, completions: int, prompts: int) -> Batch:
         """A batch of scored completions between half and one and a half times as long as a completion is."""
         lengths = (self.new // 2, self.new + self.new // 2)
         model = self.names[0]
-        return make_batch(Sizes(model, self.device.type, completions, prompts, (self.prompt,) * 2, lengths), 0)
+        return make_batch(BatchCase(model, self.device.type, completions, prompts, (self.prompt,) * 2, lengths), 0)
 
     # ----------------------------------------------------------------------------------------------- frozen model
 
@@ -191,7 +192,7 @@ class Card:
         return step
 
     def decide(self, batch: int, *, offload_decisions: bool = False, first_candidates: int = 0) -> Callable[[], Any]:
-        """The last 16 tokens of each row, their decisions, and an update on as many as a whole round would have."""
+        """The last 16 tokens of each row, their decisions, and an update on as many as a round has."""
         llm = BackboneAndHead(self.model)
         proxy = ProxyModel.for_model(self.model, DecisionProcess(), initial_accept_rate=0.5)
         optimizer = torch.optim.AdamW(proxy.parameters(), lr=0.0)
@@ -235,14 +236,14 @@ class Card:
         return self.trained.train()
 
     def sample(self, batch: int) -> Callable[[], Any]:
-        """Plain and guided answers: twice as many prompts."""
+        """Plain and guided completions: twice as many prompts."""
         model = self.adapted().eval()
         prompts = self.prompts(2 * batch, self.prompt + self.new - 16)
         settings = GenerationSettings(num_generations=1, max_completion_length=16)
         return lambda: generate(model, self.tokenizer, prompts, settings, batch_size=len(prompts))
 
     def imitate(self, batch: int) -> Callable[[], Any]:
-        """A step of weighted SFT on two answers to a prompt; ranking reads the same log-probabilities."""
+        """A step of weighted SFT on two completions of a prompt; ranking reads the same log-probabilities."""
         return self._step(self.sizes(2, batch), {}, lambda tokens, sized: _imitation(tokens))
 
     def rank(self, batch: int, **switches: Any) -> Callable[[], Any]:
@@ -306,9 +307,9 @@ def measure(card: Card, case: Case) -> dict[str, Any]:
     }
 
 
-def measured(card: Card, chosen: Sequence[Case]) -> Iterator[dict[str, Any]]:
+def measured(card: Card, cases: Sequence[Case]) -> Iterator[dict[str, Any]]:
     """The cases that could be measured; the others are named with their error."""
-    for case in chosen:
+    for case in cases:
         try:
             found = measure(card, case)
         except Exception:  # the others' figures are worth having
@@ -318,88 +319,98 @@ def measured(card: Card, chosen: Sequence[Case]) -> Iterator[dict[str, Any]]:
             gib = {key: f"{found['metrics'][key] / GIB:.2f}" for key in ("static", "allocated", "reserved")}
             print(f"{case.name}: {gib}, {found['metrics']['seconds']} s", file=sys.stderr, flush=True)
             yield found
-        gc.collect()
-        if card.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_memory(card.device)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and write a result file."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.run card_memory", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--devices", nargs="+", choices=("cpu", "cuda"), default=["cuda"])
-    parser.add_argument("--cases", nargs="+", default=[""], help="parts of names of cases to run (default: all)")
-    parser.add_argument("--policy", default="llama-8b", choices=SHAPES)
-    parser.add_argument("--value", default="llama-1b", choices=SHAPES)
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result file")
-    parser.add_argument("--allow_dirty", action="store_true", help="measure a tree that differs from its commit")
-    for name in ("rounds", "batches", "seed"):  # of the other suites of the group; there is nothing to repeat here
-        parser.add_argument(f"--{name}", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
-    chosen = [case for case in cases() if any(part in case.name for part in options.cases)]
-    done = True
-    for device in map(torch.device, options.devices):
-        if device.type == "cuda" and not torch.cuda.is_available():
-            print("no GPU: the cases for one were not run")
-            continue
-        refuse_dirty(options.allow_dirty)
-        facts = environment(device, measures())
+def _table(columns: Sequence[Column]) -> Table:
+    """A table of cases, each with its method and setting."""
+    described = [Column("what", lambda case, _: case.what), Column("setting", lambda case, _: case.setting)]
+    return Table("method", lambda case: case.method, [*described, *columns])
+
+
+class CardSuite(Suite):
+    """
+    A suite about the memory of a card, by the cases of this module.
+
+    Attributes:
+        devices (`tuple[str, ...]`): Where it can run; by default on the last one.
+        columns (`tuple[Column, ...]`): Of its table.
+    """
+
+    name = "card_memory"
+    what = "Peak memory of each method on one card: an 8B in 4 bits, and the settings that lower it."
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    columns: tuple[Column, ...] = (
+        Column("peak reserved, GiB", lambda case, found: f"**{_gib(found, 'reserved')}**", lambda case, _: goal(case)),
+        Column("peak allocated", lambda case, found: _gib(found, "allocated")),
+        Column("before the step", lambda case, found: _gib(found, "static")),
+        Column("s", lambda case, found: f"{found['metrics']['seconds']:.2g}"),
+        Column("16 GB", lambda case, found: "fits" if found["metrics"]["reserved"] / GIB <= CARD else "does not fit"),
+    )
+
+    def cases(self) -> list[Case]:
+        return cases()
+
+    def counted(self, options: argparse.Namespace, device: torch.device, some: list[Case]) -> list[dict[str, Any]]:
+        """The cases that could be measured on a device."""
         small: Any = {} if device.type == "cuda" else {"prompt": 32, "new": 16, "dtype": torch.float32}
-        found = list(measured(Card(options.policy, options.value, device, **small), chosen))
-        done &= len(found) == len(chosen)
-        if found:
-            settings = {"seeds": [0], "policy": options.policy, "value": options.value, "card": CARD}
-            result = {"settings": settings, "environment": facts, "cases": found}
-            print("wrote", write_result("card_memory", device, result, options.output))
-    return int(not done)
+        return list(measured(Card(options.policy, options.value, device, **small), some))
+
+    def measures(self) -> set[Any]:
+        return {measure, Card, Case}
+
+    def main(self, argv: Sequence[str] | None = None) -> int:
+        parser = self.parser()
+        add_case_flags(parser, self.devices, default=self.devices[-1:])
+        parser.add_argument("--policy", default="llama-8b", choices=SHAPES)
+        parser.add_argument("--value", default="llama-1b", choices=SHAPES)
+        for name in ("rounds", "batches", "seed"):  # of the other suites of the group; there is nothing to repeat here
+            parser.add_argument(f"--{name}", type=int, help=argparse.SUPPRESS)
+        options = parser.parse_args(argv)
+        some = chosen(self.cases(), options)
+        if not some:
+            parser.error(f"--cases: no case has {' or '.join(options.cases)} in its name.")
+        done = True
+        for device in present_devices(options):
+            facts = environment(device, self.measures())
+            found = self.counted(options, device, some)
+            done &= len(found) == len(some)
+            if found:
+                settings = {"seeds": [0], "policy": options.policy, "value": options.value, "card": CARD}
+                result = {"settings": settings, "environment": facts, "cases": found}
+                print("wrote", write_result(self.name, device, result, options.output))
+        return int(not done)
+
+    def shown(self, results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The results that count: on a CPU, memory is another thing."""
+        return [result for result in results if result["environment"]["hardware"]["gpu"]]
+
+    def pages(self, results: Sequence[dict[str, Any]]) -> dict[Path, str]:
+        return {RESULTS / "memory.md": self.report(results)}
+
+    def report(self, results: Sequence[dict[str, Any]]) -> str:
+        """The newest measurement of each case."""
+        found = {case["name"]: (result, case) for result in self.shown(results) for case in result["cases"]}
+        rows = [(case, *found.get(case.name, (None, None))) for case in sorted(self.cases(), key=lambda c: c.method)]
+        if not found:
+            goals = [f"{name} ≤ {value:g} GiB" for name, value in TARGETS.items()]
+            return f"Not measured yet: {len(rows)} settings. Goal: {', '.join(goals)} reserved at the peak."
+        used = unique(result for _, result, _ in rows if result)
+        return "\n".join([*_table(self.columns).lines(rows), *(f"\n{_provenance(result)}" for result in used)])
 
 
-def measures() -> set[Any]:
-    """What measures; a result keeps fingerprints of all that it runs through."""
-    return {measure, Card, Case}
+def goal(case: Case) -> str:
+    """What a case is to reserve at most, in GiB."""
+    return f"≤ {TARGETS[case.name]:g}" if case.name in TARGETS else ""
 
 
-def report(results: Sequence[dict[str, Any]]) -> str:
-    """The table of README.md: of each case the newest measurement on a GPU."""
-    on_gpu = [result for result in results if result["environment"]["hardware"]["gpu"]]
-    newest = {case["name"]: (case, result) for result in on_gpu for case in result["cases"]}
-    if not newest:
-        goals = [f"{name} ≤ {value:g} GiB" for name, value in TARGETS.items()]
-        return f"Not measured yet: {len(cases())} settings. Goal: {', '.join(goals)} reserved at the peak."
-    lines = [["method", "what", "setting", "peak reserved, GiB", "peak allocated", "before the step", "s", "16 GB"]]
-    for case in sorted(cases(), key=lambda c: c.method):
-        goal = f" [≤ {TARGETS[case.name]:g}]" if case.name in TARGETS else ""
-        if case.name not in newest:
-            lines.append([case.method, case.what, case.setting, NOT_MEASURED + goal, *["-"] * 4])
-            continue
-        found = newest[case.name][0]["metrics"]
-        sizes = [f"{found[key] / GIB:.2f}" for key in ("reserved", "allocated", "static")]
-        fits = "fits" if found["reserved"] / GIB <= CARD else "does not fit"
-        lines.append(
-            [
-                case.method,
-                case.what,
-                case.setting,
-                f"**{sizes[0]}**{goal}",
-                *sizes[1:],
-                f"{found['seconds']:.2g}",
-                fits,
-            ]
-        )
-    return with_provenance(lines, newest)
+def _gib(found: dict[str, Any], key: str) -> str:
+    return f"{found['metrics'][key] / GIB:.2f}"
 
 
-def with_provenance(lines: list[list[str]], newest: dict[str, tuple[Any, dict[str, Any]]]) -> str:
-    """A table, and a line for each result that its cases come from (name -> case, result)."""
-    told = []
-    for result in {id(result): result for _, result in newest.values()}.values():
-        facts, settings = result["environment"], result["settings"]
-        versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("torch", "transformers", "trl"))
-        told.append(
-            f"\n{result['time'][:10]}: {facts['hardware']['gpu'] or 'counted on a CPU'}; {settings['policy']} in nf4, "
-            f"value model {settings['value']}; {versions}; {origin(result)}."
-        )
-    return "\n".join([*table(lines), *told])
+def _provenance(result: dict[str, Any]) -> str:
+    models = f"; {result['settings']['policy']} in nf4, value model {result['settings']['value']}"
+    return provenance(result, models, on_cpu="counted on a CPU")
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+SUITE = CardSuite()

@@ -28,7 +28,7 @@ SKIPPED = {
     "bitsandbytes::quantize_blockwise",
     "bitsandbytes::dequantize_4bit",
     "bitsandbytes::dequantize_blockwise",
-    "aten::empty",  # so that weights that are drawn in place may stay what they are
+    "aten::empty",  # so that weights that are initialised in place may stay what they are
 }
 # Skipped where the tensor is large and of floats: activations, whose values nothing else depends on. Otherwise the
 # machine would need as much memory as the step that it counts.
@@ -40,11 +40,11 @@ IN_PLACE = {"aten::normal_", "aten::uniform_"}
 # Not zero, so that hidden states are not: a check that compares two ways of computing them would find 0 / 0.
 ONES = {"aten::embedding"}
 
-LAZY = 1 << 20  # bytes from which memory is asked for in pages that take no room until they are written
+LAZY = 1 << 20  # bytes from which memory is allocated in pages that occupy nothing until they are written
 
 
-class Hollow(TorchDispatchMode):
-    """In it, what `SKIPPED` and `IF_LARGE` say gives zeros of the right shape, strides and dtype, on the CPU."""
+class ShapeOnlyMode(TorchDispatchMode):
+    """Operations of `SKIPPED` and `IF_LARGE` give zeros of the right shape, strides and dtype, on the CPU."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-# Bytes of a whole matrix that an operation makes and frees inside it, from its arguments. A 4-bit weight is multiplied
+# Bytes of a matrix that an operation makes and frees inside it, from its arguments. A 4-bit weight is multiplied
 # by more than a few rows in the dtype of these.
 INSIDE = {"bitsandbytes::gemm_4bit": lambda rows, weight, shape, *_: math.prod(shape) * rows.element_size()}
 

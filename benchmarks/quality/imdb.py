@@ -7,146 +7,213 @@ Proxy-RLHF, PSLE and VAS on the IMDB task: several settings and seeds at a time 
     python -m benchmarks.run imdb --method psle --models models --data data --jobs 14 [--tune] [--time_limit 120]
 
 The task is that of recipes/rrhf/README.md. `--tune` tries the settings of `imdb_arms.tuned` with the first seed;
-without it the arms of `imdb_arms.chosen` are trained and measured with all seeds. Each arm and seed is one file under
-`--work` as soon as it is done; a later call goes on from there, and `--collect` writes a result of what is there.
+without it the arms of `imdb_arms.chosen` are trained and measured with all seeds.
 """
 
 import argparse
-import dataclasses
 import json
-import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
+from ..harness.results import README, RESULTS, ROOT
+from ..harness.tables import NOT_MEASURED, table
+from .experiment import NOT_BEGUN, Bench, Experiment, arm_of, merged, run_all
+from .imdb_arms import METHODS, Arm, Task, chosen, tuned
+from .tables import DECIMALS, HEADS, Seeds, by_name, cost, cost_of_one, grid, metric, outcome, sources
 
-from ..harness.measure import RESULTS, ROOT, environment, refuse_dirty, write_result
-from .imdb_arms import METHODS, NOT_BEGUN, Arm, Task, chosen, tuned
+
+TITLES = {"proxy_rlhf": "Proxy-RLHF", "psle": "PSLE", "vas": "VAS"}
+# What makes results those of one task: how much goes through the model at once does not.
+SAME_TASK = ("model", "reward", "prompts", "evaluated", "max_completion_length", "top_k")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.run imdb", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--method", choices=METHODS, required=True)
-    parser.add_argument(
-        "--models", type=Path, default=Path("models"), help="folder of imdb-7m, imdb-7m-reward, imdb-2m"
+class Imdb(Experiment):
+    """Arms of one method on the IMDB task."""
+
+    name = "imdb"
+    what = "Proxy-RLHF, PSLE and VAS on the IMDB task: settings, ablations and seeds, on one GPU."
+    task = Task
+    jobs = 8
+
+    def flags(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--method", choices=METHODS, required=True)
+        models = "folder of imdb-7m, imdb-7m-reward, imdb-2m"
+        parser.add_argument("--models", type=Path, default=Path("models"), help=models)
+        data = "folder of imdb_prompts_{train,eval}.jsonl"
+        parser.add_argument("--data", type=Path, default=Path("data"), help=data)
+        parser.add_argument("--tune", action="store_true", help="try settings, with the first of the seeds")
+
+    def task_of(self, options: argparse.Namespace) -> Task:
+        return Task.of(options.models.resolve(), options.data.resolve())
+
+    def arms_of(self, task: Task, options: argparse.Namespace) -> list[Arm]:
+        return arms_of(options.method, options.tune)
+
+    def work_of(self, options: argparse.Namespace) -> Path:
+        return ROOT / "outputs" / "imdb" / options.method / ("tuned" if options.tune else "chosen")
+
+    def seeds_of(self, options: argparse.Namespace) -> list[int]:
+        return list(options.seeds[:1] if options.tune else options.seeds)
+
+    def bench(self, task: Task, work: Path, overrides: dict[str, Any]) -> Bench:
+        # What each worker would otherwise import by itself, which takes it seconds.
+        import peft  # noqa: F401
+        from trl import GRPOTrainer  # noqa: F401
+
+        import trl_ext.methods.proxy_rlhf.trainer
+        import trl_ext.methods.psle.trainer
+        import trl_ext.methods.vas.trainer  # noqa: F401
+
+        from .imdb_train import ImdbBench
+
+        return ImdbBench(task, work, overrides)
+
+    def settings(self, options: argparse.Namespace, task: Task) -> dict[str, Any]:
+        names = {key: Path(value).name if isinstance(value, str) else value for key, value in asdict(task).items()}
+        same = {name: getattr(options, name) for name in ("method", "tune", "jobs", "fields")}
+        return same | {"task": names}
+
+    def measures(self) -> set[Any]:
+        from .imdb_train import ImdbBench
+
+        return {ImdbBench, run_all, Task, Arm}
+
+    def report(self, results: Sequence[dict[str, Any]]) -> str:
+        """Which method was measured when and on what."""
+        rows = [["method", "settings tried", "measured"]]
+        for method in METHODS:
+            found = ["; ".join(map(_when, by_task(results, method, tune))) or NOT_MEASURED for tune in (True, False)]
+            rows.append([f"[{TITLES[method]}](results/{method}.md)", *found])
+        return "\n".join(table(rows))
+
+    def pages(self, results: Sequence[dict[str, Any]]) -> dict[Path, str]:
+        of_methods = {RESULTS / f"{method}.md": tables(results, method) for method in METHODS}
+        return {README: self.report(results), **of_methods}
+
+
+def arms_of(method: str, tune: bool) -> list[Arm]:
+    """The settings tried with one seed, or the arms of the method's tables."""
+    return tuned(method) if tune else chosen(method)
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
+
+
+def by_task(results: Sequence[dict[str, Any]], method: str, tune: bool) -> list[dict[str, Any]]:
+    """
+    The results of a method, of its arms or of the settings that were tried: one for each task, larger ones first.
+
+    What has no arm that a larger task of the same models lacks is left out.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        if (result["settings"]["method"], result["settings"]["tune"]) == (method, tune):
+            key = json.dumps([_of_task(result, SAME_TASK), result["settings"].get("fields", {})])
+            groups.setdefault(key, []).append(result)
+    arms = arms_of(method, tune)
+    found = [merged(group, arms) for group in groups.values()]
+    if tune:  # that a setting to try was not begun is no news
+        for result in found:
+            result["failures"] = [entry for entry in result["failures"] if entry["error"] != NOT_BEGUN]
+    found.sort(key=lambda result: -_sizes(result)[0])
+    names = [arm.name for arm in arms]
+    done = [{arm_of(case["name"], names) for case in result["cases"]} for result in found]
+
+    def is_held(i: int) -> bool:
+        return any(done[i] <= done[j] and _is_smaller(found[i], found[j]) for j in range(i))
+
+    return [result for i, result in enumerate(found) if not is_held(i)]
+
+
+def _of_task(result: dict[str, Any], names: Sequence[str]) -> list[Any]:
+    task = result["settings"].get("task", {})
+    return [task.get(name) for name in names]
+
+
+def _sizes(result: dict[str, Any]) -> list[int]:
+    return [size or 0 for size in _of_task(result, ("prompts", "evaluated"))]
+
+
+def _is_smaller(result: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether the tasks differ only in numbers of prompts: the other has more to train on and no fewer to measure."""
+    names = [name for name in SAME_TASK if name not in ("prompts", "evaluated")]
+    alike = [(_of_task(each, names), each["settings"].get("fields", {})) for each in (result, other)]
+    (prompts, evaluated), (more, no_less) = _sizes(result), _sizes(other)
+    return alike[0] == alike[1] and prompts < more and evaluated <= no_less
+
+
+def _when(result: dict[str, Any]) -> str:
+    failed = len(result["failures"])
+    places = sorted({source["environment"]["hardware"]["gpu"] or "CPU" for source in result["from"]})
+    day = max(source["time"] for source in result["from"])[:10]
+    return f"{day}, {_model(result)}, {' and '.join(places)}, {len(by_name(result))} rows" + (
+        f", {failed} runs not done" if failed else ""
     )
-    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of imdb_prompts_{train,eval}.jsonl")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--tune", action="store_true", help="try settings, with the first of the seeds")
-    parser.add_argument("--arms", nargs="+", default=[""], help="parts of names of arms to run (default: all)")
-    parser.add_argument("--jobs", type=int, default=8, help="processes at a time; 0: all in this one")
-    parser.add_argument("--time_limit", type=float, default=0.0, help="seconds after which to stop (0: none)")
-    parser.add_argument("--work", type=Path, default=None, help="folder of what is done (outputs/imdb/<method>)")
-    parser.add_argument("--collect", action="store_true", help="run nothing; write a result of what is done")
-    parser.add_argument("--fields", type=json.loads, default={}, help="JSON: fields of the config of all that train")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the result file")
-    parser.add_argument("--allow_dirty", action="store_true", help="measure a tree that differs from its commit")
-    for name in ("model", "reward", "small", "train", "evaluation", "other"):
-        parser.add_argument(f"--{name}", help=f"another {name} than the task's: a path")
-    for name in ("prompts", "evaluated", "max_completion_length", "samples", "batch"):
-        parser.add_argument(f"--{name}", type=int, help="instead of the task's")
-    return parser
 
 
-def arms_of(method: str, tune: bool, parts: Sequence[str]) -> list[Arm]:
-    """The arms whose names have one of the parts, and those that they need, in order."""
-    arms = tuned(method) if tune else chosen(method)
-    by_name = {arm.name: arm for arm in arms}
-    wanted = {arm.name for arm in arms if any(part in arm.name for part in parts)}
-    while more := {need for name in wanted for need in by_name[name].needs} - wanted:
-        wanted |= more
-    if not wanted:
-        raise SystemExit(f"no arm is named so; there are: {', '.join(by_name)}")
-    return [arm for arm in arms if arm.name in wanted]
+def _model(result: dict[str, Any]) -> str:
+    return str(result["settings"].get("task", {}).get("model", "imdb-7m"))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Do what was asked for and write one result file; arms that fail are named and do not cost the others."""
-    options = _parser().parse_args(argv)
-    refuse_dirty(options.allow_dirty)
-    # Whether there is a GPU must be asked without starting on it, or no fork could.
-    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if torch.cuda.is_available():
-        sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]  # its import starts on the GPU
-    from .imdb_jobs import Job, run_all
-
-    names = [field.name for field in dataclasses.fields(Task)]
-    changes = {name: value for name in names if (value := getattr(options, name, None)) is not None}
-    task = dataclasses.replace(Task.of(options.models.resolve(), options.data.resolve()), **changes)
-    work = (options.work or ROOT / "outputs" / "imdb" / options.method).resolve()
-    folder = work / ("tuned" if options.tune else "chosen")
-    folder.mkdir(parents=True, exist_ok=True)
-    arms, seeds = (
-        arms_of(options.method, options.tune, options.arms),
-        options.seeds[:1] if options.tune else options.seeds,
-    )
-    jobs = [Job(arm, seed, folder) for arm in arms for seed in seeds]  # the arms that others need first, for all seeds
-    if not options.collect:
-        _import_all()
-        if not run_all(jobs, task, folder, options.fields, options.jobs, options.time_limit):
-            print(f"stopped after {options.time_limit:g} seconds", file=sys.stderr)
-    return _write(jobs, task, options, seeds)
+def tables(results: Sequence[dict[str, Any]], method: str) -> str:
+    """A method's outcomes over seeds, then the settings that were tried with one seed."""
+    parts = []
+    for tune, title in ((False, ""), (True, "Settings tried, one seed")):
+        for result in by_task(results, method, tune):
+            fields = ", ".join(f"{name}: {value}" for name, value in result["settings"].get("fields", {}).items())
+            heading = ", ".join(filter(None, [title, _model(result), fields and f"all with {fields}"]))
+            parts.append("\n".join([f"{heading}:", "", *_section(result)]))
+    return "\n\n".join(parts) or NOT_MEASURED
 
 
-def _import_all() -> None:
-    """What workers would else import each: seconds of each of them."""
-    import peft
-    from trl import GRPOTrainer
-
-    import trl_ext.methods.proxy_rlhf.trainer
-    import trl_ext.methods.psle.trainer
-    import trl_ext.methods.vas.trainer
-
-    assert peft and GRPOTrainer and trl_ext
-
-
-def _write(jobs: Sequence[Any], task: Task, options: argparse.Namespace, seeds: Sequence[int]) -> int:
-    """The result file of what is done; 1 if something is not."""
-    cases, failures = [], []
-    for job in jobs:
-        found = job.result() or {"error": NOT_BEGUN}
-        if "error" in found:
-            failures.append({"arm": job.arm.name, "seed": job.seed, "error": found["error"]})
-            print(f"{job.arm.name}, seed {job.seed}: {found['error']}", file=sys.stderr)
-        cases += [{**case, "job_seconds": found.get("seconds")} for case in job.cases()]
-    for case in cases:
-        shown = {name: round(value, 3) for name, value in case["metrics"].items() if value and "_se" not in name}
-        print(f"{case['name']}, seed {case['seed']}: {shown}, {case['cost'].get('seconds')} s", flush=True)
-    settings = {"method": options.method, "tune": options.tune, "seeds": list(seeds), "jobs": options.jobs,
-                "fields": options.fields, "task": {key: Path(value).name if isinstance(value, str) else value
-                                                   for key, value in dataclasses.asdict(task).items()}}  # fmt: skip
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    facts = environment(device, measures())
-    if cases:
-        result = {"settings": settings, "environment": facts, "cases": cases, "failures": failures}
-        print("wrote", write_result("imdb", device, result, options.output))
-    return int(bool(failures))
+def _section(result: dict[str, Any]) -> list[str]:
+    cases = by_name(result)
+    values = {name: seeds for name, seeds in cases.items() if "r2" in seeds[0]["metrics"]}
+    lines = [*_values(values), ""] if values else []
+    lines += [*_outcomes({name: seeds for name, seeds in cases.items() if name not in values}), "", sources(result)]
+    failed: dict[str, list[str]] = {}  # by what ended them
+    for failure in result["failures"]:
+        reason = failure["error"].strip().splitlines()[-1]
+        failed.setdefault(reason, []).append(f"{failure['arm']} ({failure['seed']})")
+    for reason, runs in failed.items():
+        lines += ["", f"Not done (seed): {', '.join(runs)}: “{reason}”."]
+    return lines
 
 
-def measures() -> set[Any]:
-    """What measures; a result keeps fingerprints of all that it runs through."""
-    from .imdb_jobs import run_all
-
-    return {run_all, Task, Arm}
-
-
-def report(results: Sequence[dict[str, Any]]) -> str:
-    """What has been run, for README.md; the tables are on the pages in `results`."""
-    from .imdb_tables import overview
-
-    return overview(results)
+def _values(cases: dict[str, Seeds]) -> list[str]:
+    columns = {
+        "R² half-way": metric("r2", 3),
+        "correlation": metric("correlation", 3),
+        "trained parameters": cost_of_one("trainable_parameters"),
+        "samples of the dataset": cost_of_one("samples"),
+        "seconds of training": cost("seconds"),
+    }
+    return grid("value model", cases, columns)
 
 
-def pages() -> dict[Path, str]:
-    """The pages that have tables of their own, and which method's."""
-    return {RESULTS / f"{method}.md": method for method in METHODS}
+def _outcomes(cases: dict[str, Seeds]) -> list[str]:
+    bases = {case["seed"]: case["metrics"]["perplexity"] for case in cases.get("base", [])}
+
+    def perplexity_ratio(seeds: Seeds) -> str:
+        pairs = [(case["metrics"]["perplexity"], bases.get(case["seed"])) for case in seeds]
+        return outcome([value / of if value and of else None for value, of in pairs], 2)
+
+    def other_reward(seeds: Seeds) -> str:
+        return outcome([case.get("other", {}).get("reward") for case in seeds], 2)
+
+    def share(seeds: Seeds) -> str:
+        found = seeds[0]["cost"].get("trainable_share")
+        return "-" if found is None else f"{found:.1%}"
+
+    decimals = DECIMALS | {"distinct_2": 3}
+    columns: dict[str, Callable[[Seeds], str]] = {HEADS[key]: metric(key, decimals[key]) for key in HEADS}
+    columns["perplexity, × base"] = perplexity_ratio
+    if any(seeds[0].get("other") for seeds in cases.values()):
+        columns["reward, other prompts"] = other_reward
+    columns |= {"trained share": share, "seconds of training": cost("seconds")}
+    return grid("", cases, columns)
 
 
-def page(results: Sequence[dict[str, Any]], method: str) -> str:
-    """The tables of a method's page."""
-    from .imdb_tables import tables
-
-    return tables(results, method)
+SUITE = Imdb()

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..harness.measure import ROOT
+from ..harness.results import ROOT
+from ..harness.text import PRINCIPLE
+from . import experiment
 
 
 METHODS = ("proxy_rlhf", "psle", "vas")
-PRINCIPLE = "The following is a positive movie review."
 BETAS = (1.0, 2.0, 3.0, 5.0, 8.0)
-NOT_BEGUN = "not done in the time that was given"  # what a result says of an arm that nothing is known of
-PARTS = 4  # the prompts that are sampled for VAS are dealt to as many jobs
+PARTS = 4  # jobs that sample for VAS, each for a part of the prompts
 
 
 @dataclass(frozen=True)
@@ -65,23 +65,19 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Arm:
+class Arm(experiment.Arm):
     """
     One piece of work for one seed.
 
     Args:
-        name (`str`): In tables and file names.
         kind (`str`): Function of [`~benchmarks.quality.imdb_train`] that does it.
         fields (`dict`, *optional*): What that function takes: fields of a config, mostly.
         marks (`tuple[float, ...]`, *optional*, defaults to `(1.0,)`): Parts of the training after which to measure.
-        needs (`tuple[str, ...]`, *optional*): Names of the arms whose files (of the same seed) it reads.
     """
 
-    name: str
     kind: str
     fields: dict[str, Any] = field(default_factory=dict)
     marks: tuple[float, ...] = (1.0,)
-    needs: tuple[str, ...] = ()
 
 
 BASE = Arm("base", "base")
@@ -90,7 +86,7 @@ _HALF = (0.5, 1.0)
 # ----------------------------------------------------------------------------------------------------------- PSLE
 
 _SNAPSHOT = {
-    "principles": [PRINCIPLE],
+    "principles": [PRINCIPLE.strip()],
     "num_iterations": 8,
     "prompts": 2048,
     "per_device_train_batch_size": 64,

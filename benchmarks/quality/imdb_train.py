@@ -11,9 +11,8 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,10 +33,10 @@ from trl_ext.rewards.scoring import score_completions
 
 from ..harness.process import trainable_parameters
 from ..harness.text import read_rows
+from .experiment import METRICS, Bench
 from .imdb_arms import PARTS, Arm, Task
 
 
-METRICS = ("reward", "kl", "perplexity", "distinct_2", "completion_length", "ended")
 QUIET: dict[str, Any] = {
     "logging_steps": 100,
     "save_strategy": "no",
@@ -49,26 +48,14 @@ QUIET: dict[str, Any] = {
 }
 
 
-def _forget(cases: list[dict[str, Any]]) -> None:
-    """Nothing: not everyone wants cases before an arm is done."""
-
-
 @dataclass
-class Bench:
-    """
-    A task on this process's device; what several arms use is loaded once.
-
-    Args:
-        task ([`~benchmarks.quality.imdb_arms.Task`]): Models and prompts.
-        work (`Path`): Where arms leave what others read.
-        overrides (`dict`, *optional*): Fields that replace those of trained arms (short runs).
-        keep (`Callable`, *optional*): Called with the cases so far whenever an arm that goes on has a new one.
-    """
+class ImdbBench(Bench):
+    """Trains and measures arms on this process's device; what several arms use is loaded once."""
 
     task: Task
-    work: Path
-    overrides: dict[str, Any] = field(default_factory=dict)
-    keep: Callable[[list[dict[str, Any]]], None] = _forget
+
+    def do(self, arm: Arm, seed: int) -> list[dict[str, Any]]:
+        return KINDS[arm.kind](self, arm, seed)
 
     @cached_property
     def device(self) -> torch.device:
@@ -103,7 +90,7 @@ class Bench:
         return self.rewards[0].func(prompts, completions)
 
     def settings(self, **changes: Any) -> GenerationSettings:
-        """How completions are drawn."""
+        """How completions are generated."""
         task = self.task
         given = GenerationSettings(1, task.max_completion_length, top_k=task.top_k)
         return replace(given, **changes)
@@ -113,10 +100,6 @@ class Bench:
         sampling = {"max_completion_length": self.task.max_completion_length, "top_k": self.task.top_k}
         folder = self.folder(arm.name, seed) / "run"
         return {**QUIET, **sampling, **arm.fields, **self.overrides, "seed": seed, "output_dir": str(folder)}
-
-    def folder(self, name: str, seed: int) -> Path:
-        """Where an arm leaves what others read."""
-        return self.work / f"{slug(name)}-{seed}"
 
     def measure(self, policy: Policy, seed: int, other: bool = False) -> dict[str, Any]:
         """A policy's metrics on the evaluation prompts, and on those of another kind."""
@@ -134,11 +117,6 @@ class Bench:
         return {**named, **kept, "seconds": round(found.seconds, 2)}
 
 
-def slug(name: str) -> str:
-    """A name as part of a file's."""
-    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
-
-
 class Milestones(TrainerCallback):
     """
     Calls a function after parts of a training, whose time is not counted as training's.
@@ -146,25 +124,31 @@ class Milestones(TrainerCallback):
     Args:
         marks (`tuple[float, ...]`): The parts, of at most 1.
         measure (`Callable[[], dict]`): What is called.
+        clock (`Callable[[], float]`, *optional*): Seconds; by default of the wall clock.
     """
 
-    def __init__(self, marks: tuple[float, ...], measure: Callable[[], dict[str, Any]]) -> None:
-        self.marks, self.measure = marks, measure
+    def __init__(
+        self,
+        marks: tuple[float, ...],
+        measure: Callable[[], dict[str, Any]],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.marks, self.measure, self.clock = marks, measure, clock
         self.found: list[tuple[float, dict[str, Any], float]] = []
-        self.started, self.spent = time.perf_counter(), 0.0
+        self.started, self.spent = clock(), 0.0
         self.after: Callable[[], None] = lambda: None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.steps = {max(1, round(mark * state.max_steps)): mark for mark in self.marks}
-        self.started = time.perf_counter()
+        self.started = self.clock()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step in self.steps:
-            now = time.perf_counter()
+            now = self.clock()
             trained = now - self.started - self.spent
             self.found.append((self.steps[state.global_step], self.measure(), round(trained, 1)))
             self.after()
-            self.spent += time.perf_counter() - now
+            self.spent += self.clock() - now
 
 
 def _cases(
@@ -187,7 +171,7 @@ def _cases(
 
 
 def _train(
-    bench: Bench, trainer: Any, arm: Arm, seed: int, measure: Callable[[], dict[str, Any]]
+    bench: ImdbBench, trainer: Any, arm: Arm, seed: int, measure: Callable[[], dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Train, and measure at the arm's marks: a case for each."""
     milestones = Milestones(arm.marks, measure)
@@ -206,14 +190,14 @@ def _parameters(model: Any) -> int:
 # ------------------------------------------------------------------------------------------------------------- arms
 
 
-def base(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
+def base(bench: ImdbBench, arm: Arm, seed: int) -> list[dict[str, Any]]:
     """The untrained policy."""
     return [
         {"name": arm.name, "seed": seed, "settings": {}, "cost": {}, **bench.measure(bench.base, seed, other=True)}
     ]
 
 
-def psle(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
+def psle(bench: ImdbBench, arm: Arm, seed: int) -> list[dict[str, Any]]:
     """PSLE and its baselines."""
     from trl_ext import PSLEConfig, PSLETrainer
 
@@ -225,7 +209,7 @@ def psle(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
     return _train(bench, trainer, arm, seed, lambda: bench.measure(policy, seed, other=True))
 
 
-def proxy_rlhf(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
+def proxy_rlhf(bench: ImdbBench, arm: Arm, seed: int) -> list[dict[str, Any]]:
     """Proxy-RLHF."""
     from trl_ext import ProxyRLHFConfig, ProxyRLHFTrainer
 
@@ -235,7 +219,7 @@ def proxy_rlhf(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
     return _train(bench, trainer, arm, seed, lambda: bench.measure(policy, seed))
 
 
-def grpo(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
+def grpo(bench: ImdbBench, arm: Arm, seed: int) -> list[dict[str, Any]]:
     """TRL's GRPO with an adapter; `per_device_train_batch_size` counts prompts, as ours does."""
     from peft import LoraConfig
     from trl import GRPOConfig, GRPOTrainer
@@ -254,7 +238,7 @@ def grpo(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
     return _train(bench, trainer, arm, seed, lambda: bench.measure(_merged(bench, trainer.model, arm.name), seed))
 
 
-def _merged(bench: Bench, adapted: Any, name: str) -> Policy:
+def _merged(bench: ImdbBench, adapted: Any, name: str) -> Policy:
     """A model of its own with the adapter merged: TRL's forward of the one in training is not for measuring."""
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
@@ -264,13 +248,13 @@ def _merged(bench: Bench, adapted: Any, name: str) -> Policy:
     return model_policy(copy.merge_and_unload().eval(), bench.tokenizer, name=name, batch_size=bench.task.batch)
 
 
-def samples(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
+def samples(bench: ImdbBench, arm: Arm, seed: int) -> list[dict[str, Any]]:
     """Scored samples of the frozen policy, a part of the prompts; they are a file, not a case."""
     part, rows = arm.fields["part"], bench.prompts[arm.fields["part"] :: PARTS]
     settings = bench.settings(num_generations=bench.task.samples)
     torch.manual_seed(seed * 1_000 + part)
     ids = [encode_prompt(bench.tokenizer, row["prompt"]) for row in rows]
-    drawn = generate(bench.model, bench.tokenizer, ids, settings, batch_size=2 * bench.task.batch)
+    completions = generate(bench.model, bench.tokenizer, ids, settings, batch_size=2 * bench.task.batch)
     scored = [
         {
             "prompt": row["prompt"],
@@ -279,7 +263,7 @@ def samples(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
             "ended": [x.completion.ended for x in group],
             "scores": [x.score for x in group],
         }
-        for row, group in zip(rows, score_completions(rows, drawn, bench.rewards), strict=True)
+        for row, group in zip(rows, score_completions(rows, completions, bench.rewards), strict=True)
     ]
     lines = map(json.dumps, scored)
     folder = bench.folder(arm.name, seed)
@@ -288,7 +272,7 @@ def samples(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
     return []
 
 
-def value(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
+def value(bench: ImdbBench, arm: Arm, seed: int) -> list[dict[str, Any]]:
     """A value model, left in a folder, and how well it foresees what half a completion leads to."""
     from trl_ext import VASConfig, VASTrainer
 
@@ -315,7 +299,7 @@ def value(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
     return [{"name": arm.name, "seed": seed, "settings": arm.fields, "metrics": metrics, "cost": cost}]
 
 
-def guide(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
+def guide(bench: ImdbBench, arm: Arm, seed: int) -> list[dict[str, Any]]:
     """The policy under guidance, for several weights."""
     values = _value_model(bench, arm, seed)
     cases = []
@@ -332,19 +316,19 @@ def guide(bench: Bench, arm: Arm, seed: int) -> list[dict[str, Any]]:
     return cases
 
 
-def _value_model(bench: Bench, arm: Arm, seed: int) -> ValueModel:
+def _value_model(bench: ImdbBench, arm: Arm, seed: int) -> ValueModel:
     if arm.needs:
         config = json.loads((bench.folder(arm.needs[0], seed) / "value" / "config.json").read_text())
         shared = {"backbone": bench.model} if config["form"] == "policy" else {}
         made = ValueModel.from_pretrained(str(bench.folder(arm.needs[0], seed) / "value"), **shared)
         return made.eval().to(bench.device)
-    # The reward model as it is: its own trunk and its own head, as if what it says of half a text were its value.
+    # The reward model as it is: its own trunk and its own head, as if its logit for half a text were its value.
     classifier = AutoModelForSequenceClassification.from_pretrained(bench.task.reward, dtype=torch.float32)
     made = ValueModel.from_backbone(bench.task.reward, dtype=torch.float32)
     made.head.weight.data.copy_(classifier.score.weight.data)
     return made.eval().to(bench.device)
 
 
-KINDS: dict[str, Callable[[Bench, Arm, int], list[dict[str, Any]]]] = {
+KINDS: dict[str, Callable[[ImdbBench, Arm, int], list[dict[str, Any]]]] = {
     function.__name__: function for function in (base, psle, proxy_rlhf, grpo, samples, value, guide)
 }

@@ -12,10 +12,11 @@ those that train on scored samples share one file of them. Each arm has one sett
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..harness.measure import ROOT
 from ..harness.models import MODELS
 from ..harness.ppo_environment import PPO
+from ..harness.results import ROOT
 from ..harness.text import PRINCIPLE
+from . import experiment
 
 
 # Fields of all that train: of TRL's trainers as of ours.
@@ -38,8 +39,8 @@ class Task:
         train, evaluation, other (`str`): Files of prompts: to train on, to measure on, and of another kind.
         prompts (`int`): Training prompts used.
         passes (`int`): How often each is sampled for the budget.
-        num_generations (`int`): Completions a prompt and pass.
-        answers (`int`): Completions a prompt that are measured.
+        num_generations (`int`): Completions per prompt and pass.
+        answers (`int`): Completions per prompt that are measured.
         batch (`int`): Prompts of a step.
     """
 
@@ -88,31 +89,31 @@ PRESETS = {
 
 
 @dataclass(frozen=True)
-class Arm:
+class Arm(experiment.Arm):
     """
-    One way to get answers.
+    One way to get completions.
 
     Args:
-        name (`str`): In tables.
-        series (`str`): Its line in the picture.
+        series (`str`): Its line in the plot.
         command (`str`, *optional*): `"rrhf"`, ... of `trl-ext`, or `"dpo"`, `"grpo"`, `"ppo"` of TRL; empty: no
             training.
         fields (`dict`, *optional*): Fields of its training config beside those of the task.
-        samples (`bool`, *optional*, defaults to `False`): Whether it trains on the file of scored samples.
-        decoding (`dict`, *optional*): Flags of `trl-ext evaluate` for what is not an ordinary model; `"@"` stands for
-            what was trained.
-        answers (`int`, *optional*): Completions a prompt that are measured, where they differ from the task's.
-        through (`str`, *optional*): What goes through the language model for a token of an answer.
+        decoding (`dict`, *optional*): Flags of `trl-ext evaluate` for what is not an ordinary model; `"@"` becomes
+            the folder of the trained model.
+        answers (`int`, *optional*): Completions per prompt that are measured, where they differ from the task's.
+        through (`str`, *optional*): What goes through the language model for a token of a completion.
     """
 
-    name: str
     series: str
     command: str = ""
     fields: dict[str, Any] = field(default_factory=dict)
-    samples: bool = False
     decoding: dict[str, Any] = field(default_factory=dict)
     answers: int = 0
     through: str = "1"
+
+
+# Scored samples of the untrained model, a file that several arms train on.
+SAMPLES = Arm("samples", "", "sample")
 
 
 def arms(task: Task) -> list[Arm]:
@@ -130,8 +131,8 @@ def arms(task: Task) -> list[Arm]:
         "learning_rate": 3e-3,
         "lr_scheduler_type": "constant",
     }
-    # Batches, minibatches and epochs are Proxy-RLHF's; what is not said is TRL's default (kl_coef 0.05: GRPO's beta
-    # here). In float32: TRL's PPO draws outside of autocast, so that with it its ratios would begin away from 1.
+    # Batches, minibatches and epochs are Proxy-RLHF's; the rest is TRL's default (kl_coef 0.05: GRPO's beta
+    # here). In float32: TRL's PPO samples outside of autocast, under which its ratios would not begin at 1.
     ppo = {
         "per_device_train_batch_size": 64,
         "num_mini_batches": 4,
@@ -149,7 +150,7 @@ def arms(task: Task) -> list[Arm]:
         "learning_rate": task.learning_rate,
         **few,
     }
-    # The loss of recipes/psle/imdb-7m_full_imdb_cpu.yaml: four answers of the current model to a prompt and pass.
+    # The loss of recipes/psle/imdb-7m_full_imdb_cpu.yaml: four completions of the current model per prompt and pass.
     ranked = {
         **psle,
         "num_generations": 2,
@@ -160,13 +161,14 @@ def arms(task: Task) -> list[Arm]:
         "beta": 0.05,
     }
     return [
+        SAMPLES,
         Arm("base", "base"),
         Arm("base with the principle in its prompt", "principle in the prompt", command="principle"),
         Arm("best of n", "best of n", decoding={"best_of_n": [4, 16, 64, 128]}, answers=1, through="n"),
-        Arm("TRL's DPO", "TRL's DPO", "dpo", {**one_by_one, "beta": 0.1}, samples=True),
+        Arm("TRL's DPO", "TRL's DPO", "dpo", {**one_by_one, "beta": 0.1}, needs=(SAMPLES.name,)),
         Arm("TRL's GRPO", "TRL's GRPO", "grpo", {**one_by_one, **sampling, "beta": 0.05}),
         Arm(PPO, PPO, "ppo", ppo),
-        Arm("RRHF, offline", "RRHF", "rrhf", one_by_one, samples=True),
+        Arm("RRHF, offline", "RRHF", "rrhf", one_by_one, needs=(SAMPLES.name,)),
         Arm(
             "RRHF, IP-3",
             "RRHF",
@@ -189,7 +191,7 @@ def arms(task: Task) -> list[Arm]:
             "proxy_rlhf",
             {**proxy, "order": "sampled"},
             decoding={"proxy_name_or_path": ["@"]},
-            through="k = 20 siblings in one forward",
+            through="k = 20 candidates in one forward",
         ),
         Arm(
             "Proxy-RLHF, descending",
@@ -197,7 +199,7 @@ def arms(task: Task) -> list[Arm]:
             "proxy_rlhf",
             {**proxy, "order": "descending"},
             decoding={"proxy_name_or_path": ["@"]},
-            through="k = 20 siblings in one forward",
+            through="k = 20 candidates in one forward",
         ),
         Arm(
             "VAS",
@@ -210,8 +212,8 @@ def arms(task: Task) -> list[Arm]:
                 "num_epochs_per_batch": 1,
                 "per_device_train_batch_size": 8,
             },
-            samples=True,
+            needs=(SAMPLES.name,),
             decoding={"value_model_name_or_path": ["@"], "beta": ["1", "2", "4"], "guide_top_k": 50},
-            through="1, and k = 50 siblings through the value model",
+            through="1, and k = 50 candidates through the value model",
         ),
     ]

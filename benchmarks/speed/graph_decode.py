@@ -2,16 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Decoding in a cache of fixed size, a token being one replay of a CUDA graph: unguided, by VAS, by Proxy-RLHF.
+Decoding with a static KV cache and CUDA graphs: unguided, by VAS, by Proxy-RLHF.
 
     python -m benchmarks.run graph_decode [--devices cuda] [--cases TEXT ...] [--rounds N] [--output FOLDER]
 
 N sequences (the batch), P tokens of a prompt, k candidates for each token.
 """
 
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -24,10 +23,11 @@ from trl_ext.methods.proxy_rlhf.model import ProxyModel
 from trl_ext.methods.vas.decoding.logits_processor import ValueAugmentedLogitsProcessor
 from trl_ext.methods.vas.value_model.model import ValueModel
 
-from ..harness.measure import ROOT, Variant, alternate, clock_of, pair_ratios, spreads, table
-from ..harness.memory import peak_memory
+from ..harness.decoding import LABEL, SPEEDS, DecodingCase, speed_column
 from ..harness.models import SHAPES, build
-from ..harness.suite import NOT_MEASURED, Rows, Suite, cell, sections
+from ..harness.suite import TimedSuite, compare
+from ..harness.tables import Column, Table, ratio_column, sections
+from ..harness.timing import Variant
 
 
 GENERATE = "plain `generate`"
@@ -40,48 +40,45 @@ BETA, TOP_K = 3.0, 20
 
 
 @dataclass(frozen=True)
-class Case:
+class Case(DecodingCase):
     """
     A language model, a value model and a batch.
 
     Args:
         policy, value (`str`): Two of [`~benchmarks.harness.models.SHAPES`] with the same vocabulary.
-        device (`str`): `"cpu"` or `"cuda"`.
-        dtype (`str`): Of the weights of both.
-        batch (`int`): N.
-        prompt (`int`): P; all prompts are as long.
-        new (`int`): Tokens that are generated for each.
         targets (`dict[str, float]`): Times the time of `"unguided"` that a variant is to take at most.
         speedups (`dict[str, float]`): Times faster than plain `generate` that a variant is to be at least.
     """
 
     policy: str
     value: str
-    device: str
-    dtype: str
-    batch: int
-    prompt: int
-    new: int
     targets: dict[str, float] = field(default_factory=dict)
     speedups: dict[str, float] = field(default_factory=dict)
 
     @property
-    def name(self) -> str:
-        return f"{self.device}/{self.policy}+{self.value}/{self.dtype}-b{self.batch}-p{self.prompt}-n{self.new}"
+    def models(self) -> tuple[str, ...]:
+        return self.policy, self.value
 
 
 _CHEAP = {FORMS["action"]: 1.12, FORMS["policy"]: 1.03}
+_LARGE: dict[str, Any] = {"device": "cuda", "dtype": "bfloat16", "prompt": 256, "new": 64}
 CASES = [
-    Case("imdb-7m", "imdb-2m", "cpu", "float32", 4, 64, 32),
+    Case("imdb-7m", "imdb-2m", device="cpu", dtype="float32", batch=4, prompt=64, new=32),
     Case(
-        *("llama-8b", "llama-1b", "cuda", "bfloat16", 1, 256, 64),
+        "llama-8b",
+        "llama-1b",
+        batch=1,
         targets={FORMS["state"]: 1.3, PROXY[4]: 1.05, PROXY[20]: 1.08, **_CHEAP},
         speedups={FORMS["state"]: 3.0},
+        **_LARGE,
     ),
     Case(
-        *("llama-8b", "llama-1b", "cuda", "bfloat16", 16, 256, 64),
+        "llama-8b",
+        "llama-1b",
+        batch=16,
         targets={FORMS["state"]: 1.4, PROXY[4]: 1.1, **_CHEAP},
         speedups={FORMS["state"]: 2.0},
+        **_LARGE,
     ),
 ]
 
@@ -115,21 +112,17 @@ class Workload:
                 noise = torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5
                 parameter.data.copy_(noise)
         self.proxy = ProxyModel.for_model(self.policy, DecisionProcess(), initial_accept_rate=0.5).eval()
-        shape = (case.batch, case.prompt)
-        self.prompts = [
-            torch.randint(3, SHAPES[case.policy].vocab_size, shape, generator=generator).to(self.device)
-            for _ in range(batches)
-        ]
+        self.prompts = case.prompts(batches, generator)
 
     def variants(self) -> list[Variant]:
-        """A step answers a batch, reading the prompts included."""
+        """A step generates completions for a batch, prefill included."""
         steps: dict[str, Callable[[int], Any]] = {
             GENERATE: partial(self.generate, None, static=False),
             **{name: partial(self.generate, form, static=True) for form, name in FORMS.items()},
             **{name: partial(self.decide, k, "always") for k, name in PROXY.items()},
             PLAIN: partial(self.generate, None, static=True),
         }
-        return [Variant(name, lambda: None, partial(_step, steps[name])) for name in ORDER]
+        return [Variant(name, steps[name]) for name in ORDER]
 
     def generate(self, form: str | None, i: int, *, static: bool) -> torch.Tensor:
         """Tokens (N, new), greedily, guided by a value model or not."""
@@ -141,15 +134,10 @@ class Workload:
         return output[:, ids.shape[1] :]
 
     def decide(self, k: int, cuda_graphs: str, i: int) -> torch.Tensor:
-        """Tokens (N, new) that the proxy lets pass."""
+        """Tokens (N, new) that the proxy accepts."""
         ids, new = self.prompts[i], self.case.new
         kwargs: dict[str, Any] = {"eos_token_id": [], "seed": self.seed, "cuda_graphs": cuda_graphs}
         return self.proxy.generate(self.policy, ids, max_new_tokens=new, top_k=k, **kwargs)[:, ids.shape[1] :]
-
-
-def _step(answer: Callable[[int], Any], i: int) -> float:
-    answer(i)
-    return 0.0
 
 
 def check_agreement(work: Workload) -> dict[str, float]:
@@ -157,8 +145,8 @@ def check_agreement(work: Workload) -> dict[str, float]:
     Compare the tokens with those of the ordinary loops, before anything is timed.
 
     Returns:
-        `dict`: For each variant the share of tokens from the first on in which an answer parts from the ordinary
-        loop's: 0 in float32. In half precision near-ties flip, and answers part for good.
+        `dict`: For each variant the share of tokens from the first difference of a row on: 0 in float32. In half
+        precision near-ties flip, and rows stay different from there.
 
     Raises:
         `RuntimeError`: Tokens differ in float32, or differ from the first on.
@@ -178,85 +166,57 @@ def check_agreement(work: Workload) -> dict[str, float]:
 
 
 def measure(case: Case, *, rounds: int, batches: int, seed: int) -> dict[str, Any]:
-    """One case of a result file; ratios first, each of a variant to a later one of [`ORDER`]."""
+    """One case of a result file."""
     work = Workload(case, batches, seed)
-    agreement, variants = check_agreement(work), work.variants()
-    seconds = alternate(variants, rounds=rounds, batches=batches, device=work.device)
-    clock = clock_of(work.device)
-    weights = {name: SHAPES[name].weights for name in (case.policy, case.value)}
-    return {
-        "ratios": pair_ratios(seconds, ORDER, clock),
-        "name": case.name,
-        "settings": {
-            **asdict(case),
-            "clock": clock,
+    agreement = check_agreement(work)
+    return compare(
+        case,
+        work.variants(),
+        rounds=rounds,
+        batches=batches,
+        memory_of=lambda name: case.device == "cuda",
+        settings={
             "beta": BETA,
             "top_k": TOP_K,
-            "weights": {name: w.relative_to(ROOT).as_posix() if w else "random" for name, w in weights.items()},
+            "weights": {name: SHAPES[name].weights_name for name in case.models},
         },
-        "variants": {
-            variant.name: {
-                "seconds": spreads(seconds[variant.name]),
-                "memory": peak_memory(variant, 0, work.device) if case.device == "cuda" else {},
-            }
-            for variant in variants
-        },
-        "agreement": agreement,
-    }
+        agreement=agreement,
+    )
 
 
-SUITE = Suite(
-    name="graph_decode",
-    what="Tokens a second of decoding with a cache of fixed size and a CUDA graph.",
-    cases=CASES,
-    measure=measure,
-)
+# ------------------------------------------------------------------------------------------------------------- tables
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and write one result file a device."""
-    return SUITE.main(argv)
-
-
-def report(results: Sequence[dict[str, Any]]) -> str:
-    """The tables of README.md."""
-    titles = {"cpu": "CPU (no graph: the code path alone)", "cuda": "GPU"}
-    return sections(results, CASES, titles, _ratios, "Tokens a second, all rows together", _speeds)
-
-
-def _ratios(rows: Rows) -> list[str]:
-    names = (*FORMS.values(), *PROXY.values())
-    head = ["decoding", *(f"{name}: × the time of unguided" for name in names)]
-    faster = [f"{name}: times faster than plain `generate`" for name in (FORMS["state"], PROXY[4], PLAIN)]
-    lines = [[*head, *faster, "tokens that differ from the ordinary loop's"]]
-    for case, _, measured in rows:
-        goals = {name: f"≤ {value:g}" for name, value in case.targets.items()}
-        least = {name: f"≥ {value:g}" for name, value in case.speedups.items()}
-        apart = NOT_MEASURED if measured is None else f"{max(measured['agreement'].values()):.0%} at most"
-        lines.append(
-            [
-                _label(case),
-                *(cell(measured, f"{name} / {PLAIN}", goals.get(name, "")) for name in names),
-                *(cell(measured, f"{GENERATE} / {n}", least.get(n, "")) for n in (FORMS["state"], PROXY[4], PLAIN)),
-                apart,
-            ]
+def tables(results: Sequence[dict[str, Any]]) -> str:
+    """How much time guidance costs under CUDA graphs, how much they save, and tokens per second."""
+    slower = [
+        ratio_column(f"{name}: × the time of unguided", f"{name} / {PLAIN}", "≤", name)
+        for name in (*FORMS.values(), *PROXY.values())
+    ]
+    faster = [
+        replace(
+            ratio_column(f"{name}: times faster than plain `generate`", f"{GENERATE} / {name}"),
+            goal=partial(_speedup_goal, name),
         )
-    return table(lines)
+        for name in (FORMS["state"], PROXY[4], PLAIN)
+    ]
+    apart = Column("tokens that differ from the ordinary loop's", _differ)
+    speeds = [speed_column(name) for name in ORDER]
+    found = [
+        Table("decoding", LABEL, [*slower, *faster, apart]),
+        Table("decoding", LABEL, speeds, SPEEDS, measured_only=True),
+    ]
+    return sections(results, CASES, {"cpu": "CPU (no graph: the code path alone)", "cuda": "GPU"}, found)
 
 
-def _speeds(rows: Rows) -> list[str]:
-    lines = [["decoding", *ORDER]]
-    for case, _, measured in rows:
-        if measured is not None:
-            clock, made = measured["settings"]["clock"], case.batch * case.new
-            speeds = [made / measured["variants"][name]["seconds"][clock]["median"] for name in ORDER]
-            lines.append([_label(case), *(f"{speed:.0f}" for speed in speeds)])
-    return table(lines)
+def _speedup_goal(name: str, case: Case, measured: dict[str, Any] | None) -> str:
+    return f"≥ {case.speedups[name]:g}" if name in case.speedups else ""
 
 
-def _label(case: Case) -> str:
-    return f"{case.policy} + {case.value}, {case.dtype}: {case.batch} × (prompt {case.prompt}, {case.new} new)"
+def _differ(case: Case, measured: dict[str, Any]) -> str:
+    return f"{max(measured['agreement'].values()):.0%} at most"
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+SUITE = TimedSuite(
+    "graph_decode", "Tokens per second of decoding with a static KV cache and a CUDA graph.", CASES, measure, tables
+)

@@ -2,13 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Seconds and memory of a whole round of Proxy-RLHF, against TRL's PPO as TRL last had it.
+Seconds and memory of a round of Proxy-RLHF, against TRL's PPO as TRL last had it.
 
     python -m benchmarks.run ppo_round [--cases TEXT ...] [--rounds N] [--batches N] [--output FOLDER]
 
-A round draws a response to each prompt, scores it, and learns from it in 4 epochs of 4 minibatches. TRL's PPO needs an
-environment of its own (ppo_environment.py), so the variants are processes, which take turns; the first round of each
-is not timed.
+A round generates a response to each prompt, scores it, and learns from it in 4 epochs of 4 minibatches. TRL's PPO
+needs an environment of its own (ppo_environment.py), so the variants are processes, which take turns; the first round
+of each is not timed.
 """
 
 import json
@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from ..harness import ppo_environment
-from ..harness.measure import CLOCKS, ROOT, clock_of, pair_ratios, spreads, table
 from ..harness.models import MODELS, SHAPES
 from ..harness.ppo_environment import PPO
 from ..harness.process import run, trainable_parameters
-from ..harness.suite import NOT_MEASURED, Rows, Suite, cell, sections
+from ..harness.suite import TimedSuite
+from ..harness.tables import Column, Table, median_seconds, ratio_column, sections
 from ..harness.text import pieces
+from ..harness.timing import CLOCKS, all_pairs, clock_of, pair_ratios, spreads
 
 
 # The variants. A ratio in a result is of an earlier one to a later one.
@@ -91,10 +93,10 @@ def write_models(case: Case, folder: Path, seed: int) -> tuple[str, str]:
 def write_prompts(case: Case, file: Path) -> None:
     """Prompts of exactly as many tokens: pieces of the training prompts, one after the other."""
     tokenizer = AutoTokenizer.from_pretrained(MODELS / "imdb-2m")
-    whole = list(islice(pieces(tokenizer, case.prompt), case.responses))
-    if len(whole) < case.responses:
-        raise ValueError(f"{case.name}: there is text for {len(whole)} prompts of {case.prompt} tokens only.")
-    file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in whole), encoding="utf-8")
+    texts = list(islice(pieces(tokenizer, case.prompt), case.responses))
+    if len(texts) < case.responses:
+        raise ValueError(f"{case.name}: there is text for {len(texts)} prompts of {case.prompt} tokens only.")
+    file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts), encoding="utf-8")
 
 
 def config_of(
@@ -150,15 +152,14 @@ def measure(case: Case, *, rounds: int, batches: int, seed: int) -> dict[str, An
                 for file in (folder / "trained").glob("*.safetensors"):
                     file.unlink()
     clock = clock_of(torch.device(case.device))
-    weights = SHAPES[case.model].weights
     return {
-        "ratios": pair_ratios(seconds, ORDER, clock),
+        "ratios": pair_ratios(seconds, all_pairs(ORDER), clock),
         "name": case.name,
         "settings": {
             **asdict(case),
             "clock": clock,
             "dtype": "float32",
-            "weights": weights.relative_to(ROOT).as_posix() if weights else "random",
+            "weights": SHAPES[case.model].weights_name,
             "trained": trained,
             "trl": {TRL: ppo_environment.VERSION},
         },
@@ -166,62 +167,66 @@ def measure(case: Case, *, rounds: int, batches: int, seed: int) -> dict[str, An
     }
 
 
-SUITE = Suite(
-    name="ppo_round",
-    what="Seconds and memory of a round of Proxy-RLHF, against TRL's PPO as TRL last had it.",
-    cases=CASES,
-    measure=measure,
-)
+# ------------------------------------------------------------------------------------------------------------- tables
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and write one result file; nothing is measured where there is no environment for TRL's PPO."""
-    asked = list(sys.argv[1:] if argv is None else argv)
-    if not {"-h", "--help"} & set(asked):
-        try:
-            ppo_environment.python()
-        except ppo_environment.Unavailable as reason:
-            print(f"skipped. {reason}", file=sys.stderr)
-            return 0
-    return SUITE.main(asked)
+def tables(results: Sequence[dict[str, Any]]) -> str:
+    """How much faster and smaller a round of ours is, and seconds and memory."""
+    ratios = [
+        ratio_column(f"{OURS}: times faster than {TRL}", f"{TRL} / {OURS}"),
+        Column("memory: times less", _less_memory),
+        Column("trained parameters: ours, TRL's", _trained),
+    ]
+    absolute = []
+    for name in ORDER:
+        absolute.append(Column(name, partial(_seconds, name)))
+        absolute.append(Column(f"{name}: memory above the models", partial(_mebibytes, name)))
+    found = [
+        Table("round", _label, ratios),
+        Table("round", _label, absolute, "Seconds of a round, and memory", measured_only=True),
+    ]
+    return sections(results, CASES, {"cpu": "CPU, float32"}, found)
 
 
-# -------------------------------------------------------------------------------------------------------------- tables
+def _less_memory(case: Case, measured: dict[str, Any]) -> str:
+    trl, ours = (measured["variants"][name]["memory"]["resident"] for name in ORDER)
+    return f"**{trl / ours:.1f}**"
 
 
-def report(results: Sequence[dict[str, Any]]) -> str:
-    """The tables of README.md."""
-    return sections(results, CASES, {"cpu": "CPU, float32"}, _ratios, "Seconds of a round, and memory", _seconds)
+def _trained(case: Case, measured: dict[str, Any]) -> str:
+    return " and ".join(f"{measured['settings']['trained'][name]:,}" for name in (OURS, TRL))
 
 
-def _ratios(rows: Rows) -> list[str]:
-    lines = [["round", f"{OURS}: times faster than {TRL}", "memory: times less", "trained parameters: ours, TRL's"]]
-    for case, _, measured in rows:
-        if measured is None:
-            lines.append([_label(case), *[NOT_MEASURED] * 3])
-            continue
-        trl, ours = (measured["variants"][name]["memory"]["resident"] for name in ORDER)
-        trained = [f"{measured['settings']['trained'][name]:,}" for name in (OURS, TRL)]
-        lines.append([_label(case), cell(measured, f"{TRL} / {OURS}"), f"**{trl / ours:.1f}**", " and ".join(trained)])
-    return table(lines)
+def _seconds(name: str, case: Case, measured: dict[str, Any]) -> str:
+    return f"{median_seconds(measured, name):.3g} s"
 
 
-def _seconds(rows: Rows) -> list[str]:
-    lines = [["round", *(text for name in ORDER for text in (name, f"{name}: memory above the models"))]]
-    for case, _, measured in rows:
-        if measured is not None:
-            clock = measured["settings"]["clock"]
-            found = [measured["variants"][name] for name in ORDER]
-            cells = (
-                (f"{v['seconds'][clock]['median']:.3g} s", f"{v['memory']['resident'] >> 20:,} MiB") for v in found
-            )
-            lines.append([_label(case), *(text for pair in cells for text in pair)])
-    return table(lines)
+def _mebibytes(name: str, case: Case, measured: dict[str, Any]) -> str:
+    return f"{measured['variants'][name]['memory']['resident'] >> 20:,} MiB"
 
 
 def _label(case: Case) -> str:
     return f"{case.model}: {case.responses} × (prompt {case.prompt}, {case.new} tokens)"
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+class PPOSuite(TimedSuite):
+    """A suite that measures nothing where there is no environment for TRL's PPO."""
+
+    def main(self, argv: Sequence[str] | None = None) -> int:
+        asked = list(sys.argv[1:] if argv is None else argv)
+        if not {"-h", "--help"} & set(asked):
+            try:
+                ppo_environment.python()
+            except ppo_environment.Unavailable as reason:
+                print(f"skipped. {reason}", file=sys.stderr)
+                return 0
+        return super().main(asked)
+
+
+SUITE = PPOSuite(
+    "ppo_round",
+    "Seconds and memory of a round of Proxy-RLHF, against TRL's PPO as TRL last had it.",
+    CASES,
+    measure,
+    tables,
+)

@@ -9,7 +9,6 @@ Tokens a second of Proxy-RLHF's decoding: a model alone, a forward for every exa
 N sequences (the batch), P tokens of a prompt, k candidates for each token.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -22,10 +21,11 @@ from trl_ext.methods.proxy_rlhf.decoding.walk import Walk
 from trl_ext.methods.proxy_rlhf.model import ProxyModel
 from trl_ext.models.backbone_and_head import BackboneAndHead
 
-from ..harness.measure import ROOT, Variant, alternate, clock_of, pair_ratios, spreads
-from ..harness.memory import peak_memory
+from ..harness.decoding import LABEL, SPEEDS, DecodingCase, speed_column
 from ..harness.models import SHAPES, build
-from ..harness.suite import Suite
+from ..harness.suite import TimedSuite, compare
+from ..harness.tables import Column, Table, ratio_column, sections
+from ..harness.timing import Variant
 from .proxy_naive import Sequential
 
 
@@ -33,45 +33,32 @@ from .proxy_naive import Sequential
 CANDIDATES = (20, 8, 4)
 OURS = {k: f"ours, k = {k}" for k in CANDIDATES}
 ORDER = (SEQUENTIAL, *_, PLAIN) = ("candidate by candidate, k = 20", *OURS.values(), "plain")
-ACCEPT_RATE = 0.5  # of a new proxy, by default: two candidates a token are examined
+ACCEPT_RATE = 0.5  # of a new proxy, by default: two candidates per token are examined
 
 
 @dataclass(frozen=True)
-class Case:
+class Case(DecodingCase):
     """
     A frozen model and a batch.
 
     Args:
         model (`str`): One of [`~benchmarks.harness.models.SHAPES`].
-        device (`str`): `"cpu"` or `"cuda"`.
-        dtype (`str`): Of its weights.
-        batch (`int`): N.
-        prompt (`int`): P; all prompts are as long.
-        new (`int`): Tokens that are generated for each.
         targets (`dict[str, float]`): Times the time of `"plain"` that a variant is to take at most.
     """
 
     model: str
-    device: str
-    dtype: str
-    batch: int
-    prompt: int
-    new: int
     targets: dict[str, float] = field(default_factory=dict)
 
     @property
-    def name(self) -> str:
-        return f"{self.device}/{self.model}/{self.dtype}-b{self.batch}-p{self.prompt}-n{self.new}"
-
-    @property
-    def exact(self) -> bool:
-        """Whether everything is computed in float32."""
-        return self.dtype == "float32"
+    def models(self) -> tuple[str, ...]:
+        return (self.model,)
 
 
+_SMALL: dict[str, Any] = {"device": "cpu", "dtype": "float32", "prompt": 64, "new": 32}
+_LARGE: dict[str, Any] = {"device": "cuda", "dtype": "bfloat16", "prompt": 256, "new": 64}
 CASES = [
-    *(Case("imdb-7m", "cpu", "float32", batch, 64, 32) for batch in (1, 16)),
-    *(Case("llama-8b", "cuda", "bfloat16", batch, 256, 64, targets={OURS[4]: 1.35}) for batch in (1, 16)),
+    *(Case("imdb-7m", batch=batch, **_SMALL) for batch in (1, 16)),
+    *(Case("llama-8b", batch=batch, **_LARGE, targets={OURS[4]: 1.35}) for batch in (1, 16)),
 ]
 
 
@@ -92,26 +79,17 @@ class Workload:
         self.llm = BackboneAndHead(self.model)
         self.proxy = ProxyModel.for_model(self.model, DecisionProcess(), initial_accept_rate=ACCEPT_RATE).eval()
         generator = torch.Generator().manual_seed(seed)
-        shape = (case.batch, case.prompt)
-        self.prompts = [
-            torch.randint(3, SHAPES[case.model].vocab_size, shape, generator=generator).to(self.device)
-            for _ in range(batches)
-        ]
+        self.prompts = case.prompts(batches, generator)
         self.counts: dict[str, dict[str, float]] = {}
 
     def variants(self) -> list[Variant]:
-        """A step answers a batch, reading the prompts included."""
+        """A step generates completions for a batch, prefill included."""
         steps: dict[str, Callable[[int], Any]] = {
             SEQUENTIAL: partial(self.sequential, 20),
             **{name: partial(self.ours, k) for k, name in OURS.items()},
             PLAIN: self.plain,
         }
-        return [Variant(name, lambda: None, partial(self._step, steps[name])) for name in ORDER]
-
-    @staticmethod
-    def _step(answer: Callable[[int], Any], i: int) -> float:
-        answer(i)
-        return 0.0
+        return [Variant(name, steps[name]) for name in ORDER]
 
     def plain(self, i: int) -> torch.Tensor:
         """Tokens (N, new) of the model alone, greedily."""
@@ -122,7 +100,7 @@ class Workload:
         return output[:, ids.shape[1] :]
 
     def ours(self, k: int, i: int) -> torch.Tensor:
-        """Tokens (N, new) that the proxy lets pass."""
+        """Tokens (N, new) that the proxy accepts."""
         ids = self.prompts[i]
         found = self.proxy.generate(
             self.model,
@@ -140,14 +118,14 @@ class Workload:
     def sequential(self, k: int, i: int) -> torch.Tensor:
         """The same, one candidate at a time."""
         generator = torch.Generator().manual_seed(self.seed)
-        seeds = torch.randint(2**62, (self.case.batch,), generator=generator).tolist()  # as `generate` draws them
+        seeds = torch.randint(2**62, (self.case.batch,), generator=generator).tolist()  # as in `generate`
         naive = Sequential(self.llm, self.proxy, DecisionProcess(top_k=k))
         tokens = naive(self.prompts[i], self.case.new, seeds)
         self._count(SEQUENTIAL, naive.examined, naive.forwards)
         return tokens
 
     def _count(self, name: str, examined: int, forwards: int | None) -> None:
-        """Candidates examined a token, and forwards a position where the variant counts them."""
+        """Candidates examined per token, and forwards per position where the variant counts them."""
         case = self.case
         counts = {"examined": examined / (case.batch * case.new)}
         self.counts[name] = counts if forwards is None else counts | {"forwards": forwards / case.new}
@@ -155,10 +133,10 @@ class Workload:
 
 def check_agreement(work: Workload) -> dict[str, float]:
     """
-    Compare the answers of ours with those of the sequential form, for every k, before anything is timed.
+    Compare the tokens of ours with those of the sequential form, for every k, before anything is timed.
 
     Returns:
-        `dict`: The share of tokens from the first on in which an answer parts from the other: 0 in float32.
+        `dict`: The share of tokens from the first difference of a row on: 0 in float32.
 
     Raises:
         `RuntimeError`: Tokens differ in float32, decisions change none, or ours fell back to its slow form.
@@ -172,7 +150,7 @@ def check_agreement(work: Workload) -> dict[str, float]:
     for k in CANDIDATES:
         ours, expected = work.ours(k, 0), work.sequential(k, 0)
         if ours.shape != (case.batch, case.new):
-            raise RuntimeError(f"{case.name}: answers have the shape {tuple(ours.shape)}.")
+            raise RuntimeError(f"{case.name}: completions have the shape {tuple(ours.shape)}.")
         apart = (ours != expected).int().cummax(1).values.float().mean().item()
         if case.exact and apart:
             raise RuntimeError(f"{case.name}: {OURS[k]!r} takes other tokens than the sequential form.")
@@ -183,53 +161,53 @@ def check_agreement(work: Workload) -> dict[str, float]:
 
 
 def measure(case: Case, *, rounds: int, batches: int, seed: int) -> dict[str, Any]:
-    """One case of a result file; ratios first, each of a variant to a later one of [`ORDER`]."""
+    """One case of a result file."""
     work = Workload(case, batches, seed)
-    variants, agreement = work.variants(), check_agreement(work)
-    seconds = alternate(variants, rounds=rounds, batches=batches, device=work.device)
-    clock, weights = clock_of(work.device), SHAPES[case.model].weights
-    return {
-        "ratios": pair_ratios(seconds, ORDER, clock),
-        "name": case.name,
-        "settings": {
-            **asdict(case),
-            "clock": clock,
+    agreement = check_agreement(work)
+    return compare(
+        case,
+        work.variants(),
+        rounds=rounds,
+        batches=batches,
+        memory_of=lambda name: case.device == "cuda",
+        facts=lambda name: {"counts": work.counts.get(name, {})},
+        settings={
             "accept_rate": ACCEPT_RATE,
-            "weights": weights.relative_to(ROOT).as_posix() if weights else "random",
+            "weights": SHAPES[case.model].weights_name,
             "shape": asdict(SHAPES[case.model]),
             "proxy_share": work.proxy.num_parameters() / work.model.num_parameters(),
         },
-        "variants": {
-            variant.name: {
-                "seconds": spreads(seconds[variant.name]),
-                "memory": peak_memory(variant, 0, work.device) if case.device == "cuda" else {},
-                "counts": work.counts.get(variant.name, {}),
-            }
-            for variant in variants
-        },
-        "agreement": agreement,
-    }
+        agreement=agreement,
+    )
 
 
-SUITE = Suite(
-    name="proxy_decode",
-    what="Tokens a second of Proxy-RLHF's decoding.",
-    cases=CASES,
-    measure=measure,
-)
+# ------------------------------------------------------------------------------------------------------------- tables
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and write one result file a device."""
-    return SUITE.main(argv)
+def tables(results: Sequence[dict[str, Any]]) -> str:
+    """How much time the proxy costs, and tokens per second."""
+    slower = [
+        ratio_column(f"{name}: × the time of plain", f"{name} / {PLAIN}", "≤", name)
+        for name in (*OURS.values(), SEQUENTIAL)
+    ]
+    faster = ratio_column(f"{OURS[20]}: times faster than candidate by candidate", f"{SEQUENTIAL} / {OURS[20]}")
+    differ = Column("tokens that differ", lambda case, measured: f"{measured['agreement']['tokens']:.0%}")
+    speeds = [speed_column(name) for name in (PLAIN, SEQUENTIAL, *OURS.values())]
+    examined = Column(f"candidates examined per token: k = {', '.join(map(str, CANDIDATES))}", _examined)
+    forwards = Column("forwards per token, one by one", _forwards)
+    found = [
+        Table("decoding", LABEL, [*slower, faster, differ]),
+        Table("decoding", LABEL, [*speeds, examined, forwards], SPEEDS, measured_only=True),
+    ]
+    return sections(results, CASES, {"cpu": "CPU", "cuda": "GPU"}, found)
 
 
-def report(results: Sequence[dict[str, Any]]) -> str:
-    """The tables of README.md."""
-    from .proxy_tables import decode_tables
-
-    return decode_tables(results)
+def _examined(case: Case, measured: dict[str, Any]) -> str:
+    return ", ".join(f"{measured['variants'][OURS[k]]['counts']['examined']:.2f}" for k in CANDIDATES)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _forwards(case: Case, measured: dict[str, Any]) -> str:
+    return f"{measured['variants'][SEQUENTIAL]['counts']['forwards']:.2f}"
+
+
+SUITE = TimedSuite("proxy_decode", "Tokens per second of Proxy-RLHF's decoding.", CASES, measure, tables)

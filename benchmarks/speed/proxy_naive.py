@@ -21,9 +21,9 @@ from trl_ext.models.load import cache_name
 
 class Sequential:
     """
-    Answers by examining one candidate at a time, for sequences without padding or ends.
+    Generates by examining one candidate at a time, for sequences without padding or ends.
 
-    Kinder than it need be: the prefix is read once; a candidate that was rejected is cut off the cache again; rows
+    Faster than it need be: the prefix is read once; a candidate that was rejected is cut off the cache again; rows
     that have accepted theirs keep reading it while others go on, so that no cache is copied; and the hidden state
     of an accepted candidate serves the next position.
 
@@ -34,7 +34,7 @@ class Sequential:
             forced `"first"`.
 
     Attributes:
-        forwards (`int`), examined (`int`): Of the last call: forwards after the prompt's, and candidates asked about.
+        forwards (`int`), examined (`int`): Of the last call: forwards after the prompt's, and candidates examined.
     """
 
     def __init__(self, llm: BackboneAndHead, proxy: Any, process: DecisionProcess) -> None:

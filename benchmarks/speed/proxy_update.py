@@ -9,10 +9,10 @@ Seconds of Proxy-RLHF's update on a round of responses, against an epoch of poli
 N responses, T tokens of a response, M decisions.
 """
 
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,10 +24,10 @@ from trl_ext.methods.proxy_rlhf.data import Decisions, minibatch
 from trl_ext.methods.proxy_rlhf.trainer import ProxyRLHFTrainer
 from trl_ext.training.statistics import whitened
 
-from ..harness.measure import ROOT, Variant, alternate, clock_of, pair_ratios, spreads
-from ..harness.memory import peak_memory
 from ..harness.models import SHAPES, build
-from ..harness.suite import Suite
+from ..harness.suite import TimedSuite, compare
+from ..harness.tables import Column, Table, median_seconds, ratio_column, sections
+from ..harness.timing import Variant
 from ..harness.trainers import make_tokenizer, trainer_args
 
 
@@ -100,7 +100,7 @@ class Workload:
         self._make_language_model(seed)
 
     def _make_trainer(self, seed: int, vocabulary: int) -> ProxyRLHFTrainer:
-        """Its data set is a formality, the round comes from here. No response ends by itself."""
+        """Its dataset is a formality, the round comes from here. No response ends by itself."""
         case = self.case
         settings = {
             "max_length": case.prompt + case.new,
@@ -129,9 +129,9 @@ class Workload:
         self.optimizer = torch.optim.AdamW(trained, lr=1e-5)
 
     def variants(self) -> list[Variant]:
-        """A step is a whole update, with optimizer steps and clipped gradients."""
+        """A step is a complete update, with optimizer steps and clipped gradients."""
         steps = {GRADIENT: self._gradient_step, PPO: self._ppo_step}
-        return [Variant(name, lambda: None, steps[name]) for name in ORDER]
+        return [Variant(name, steps[name]) for name in ORDER]
 
     def _ppo_step(self, _: int) -> float:
         """Values, advantages, and `num_ppo_epochs` x `num_mini_batches` steps on the decisions of the round."""
@@ -195,56 +195,57 @@ def check_agreement(work: Workload) -> dict[str, float]:
 
 
 def measure(case: Case, *, rounds: int, batches: int, seed: int) -> dict[str, Any]:
-    """One case of a result file; all rounds are about the same responses, whatever `batches` says."""
+    """One case of a result file; all rounds are about the same responses, whatever `batches` is."""
     work = Workload(case, seed)
-    variants, agreement = work.variants(), check_agreement(work)
-    seconds = alternate(variants, rounds=rounds, batches=batches, device=work.device)
-    clock, weights = clock_of(work.device), SHAPES[case.model].weights
+    agreement = check_agreement(work)
     trained = {GRADIENT: work.model, PPO: work.trainer.model}
-    return {
-        "ratios": pair_ratios(seconds, ORDER, clock),
-        "name": case.name,
-        "settings": {
-            **asdict(case),
-            "clock": clock,
+    return compare(
+        case,
+        work.variants(),
+        rounds=rounds,
+        batches=batches,
+        memory_of=lambda name: case.device == "cuda",
+        settings={
             "dtype": str(case.dtype).removeprefix("torch."),
             "lora_rank": LORA_RANK,
-            "weights": weights.relative_to(ROOT).as_posix() if weights else "random",
+            "weights": SHAPES[case.model].weights_name,
             "shape": asdict(SHAPES[case.model]),
             "tokens": case.responses * case.new,
             "decisions": len(work.decisions),
             "trainable": {n: sum(p.numel() for p in m.parameters() if p.requires_grad) for n, m in trained.items()},
         },
-        "variants": {
-            variant.name: {
-                "seconds": spreads(seconds[variant.name]),
-                "memory": peak_memory(variant, 0, work.device) if case.device == "cuda" else {},
-            }
-            for variant in variants
-        },
-        "agreement": agreement,
-    }
+        agreement=agreement,
+    )
 
 
-SUITE = Suite(
-    name="proxy_update",
-    what="Seconds of Proxy-RLHF's update on a round of responses.",
-    cases=CASES,
-    measure=measure,
-)
+# ------------------------------------------------------------------------------------------------------------- tables
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and write one result file a device."""
-    return SUITE.main(argv)
+def tables(results: Sequence[dict[str, Any]]) -> str:
+    """How much cheaper the update is than policy gradient, and seconds."""
+    ratios = [
+        ratio_column(f"{PPO}: times cheaper than {GRADIENT}", f"{GRADIENT} / {PPO}", "≥", GRADIENT),
+        Column("decisions", lambda case, measured: f"{measured['settings']['decisions']:,}"),
+        Column("trained parameters: proxy, adapter", _trained),
+    ]
+    seconds = [Column(name, partial(_seconds, name)) for name in ORDER]
+    found = [
+        Table("update", _label, ratios),
+        Table("update", _label, seconds, "Seconds of an update", measured_only=True),
+    ]
+    return sections(results, CASES, {"cpu": "CPU, float32", "cuda": "GPU, bfloat16"}, found)
 
 
-def report(results: Sequence[dict[str, Any]]) -> str:
-    """The tables of README.md."""
-    from .proxy_tables import update_tables
-
-    return update_tables(results)
+def _trained(case: Case, measured: dict[str, Any]) -> str:
+    return " and ".join(f"{measured['settings']['trainable'][name]:,}" for name in (PPO, GRADIENT))
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _seconds(name: str, case: Case, measured: dict[str, Any]) -> str:
+    return f"{median_seconds(measured, name):.3g} s"
+
+
+def _label(case: Case) -> str:
+    return f"{case.model}: {case.responses} × (prompt {case.prompt}, {case.new} tokens)"
+
+
+SUITE = TimedSuite("proxy_update", "Seconds of Proxy-RLHF's update on a round of responses.", CASES, measure, tables)

@@ -2,17 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Seconds a prompt of PSLE's parts, generation, reward and update, against those of TRL's GRPO.
+Seconds per prompt of PSLE's parts, generation, reward and update, against those of TRL's GRPO.
 
     python -m benchmarks.run psle_step [--devices cpu cuda] [--cases TEXT ...] [--rounds N] [--output FOLDER]
 
-B prompts, K answers to each, N = K * B; T tokens of an answer.
+B prompts, K completions of each, N = K * B; T tokens of a completion.
 """
 
 import copy
 import math
 import random
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -32,18 +31,18 @@ from trl_ext.methods.psle.trainer import PSLETrainer
 from trl_ext.models.tokenizers import load_tokenizer
 from trl_ext.training.rollouts import score_round
 
-from ..harness.measure import ROOT, Variant, alternate, clock_of, ratio, spreads
-from ..harness.memory import peak_memory
-from ..harness.models import SHAPES, build
-from ..harness.suite import Suite
+from ..harness.models import MODELS, SHAPES, build
+from ..harness.suite import TimedSuite, compare
+from ..harness.tables import Column, Table, agreement_column, median_seconds, ratio_column, sections
+from ..harness.timing import Variant
 from ..harness.trainers import make_tokenizer, trainer_args
 
 
 GRPO, SHARED, SEPARATE = "TRL's GRPO", "PSLE", "PSLE, separate rows"
 # The variants, a phase each. A ratio in a result is of GRPO's time to the other's of the same phase.
 PHASES = {"generation": (GRPO, SHARED), "reward": (GRPO, SHARED), "update": (GRPO, SEPARATE, SHARED)}
-# Whatever the model, answers are scored by the reward model that is in the repository.
-TOKENIZER, REWARD = (ROOT / "recipes/quickstart/models" / name for name in ("imdb-2m", "imdb-2m-reward"))
+# Whatever the model, completions are scored by the reward model that is in the repository.
+TOKENIZER, REWARD = MODELS / "imdb-2m", MODELS / "imdb-2m-reward"
 PRINCIPLE = 9  # tokens that a principle puts before a prompt
 TOP_K = 50
 
@@ -56,7 +55,7 @@ class Case:
     Args:
         model (`str`): One of [`~benchmarks.harness.models.SHAPES`].
         device (`str`): `"cpu"` or `"cuda"`.
-        answers (`int`): K; PSLE draws half of them with, half without a principle.
+        answers (`int`): K; PSLE generates half of them with, half without a principle.
         prompts (`int`): B.
         prompt, new (`int`): Tokens of each prompt, and T.
         targets (`dict[str, float]`): Of a phase, the share of GRPO's time that PSLE is to take at most.
@@ -126,9 +125,9 @@ class Workload:
             "marks": [self.marks] * case.prompts,
         }
         texts = load_tokenizer(str(TOKENIZER))
-        self.drawn = [[Completion(texts.decode(ids), ids, False) for ids in group] for group in self.answers]
+        self.completions = [[Completion(texts.decode(ids), ids, False) for ids in group] for group in self.answers]
         model = build(case.model, device=self.device, dtype=case.dtype, seed=seed)
-        # A token that the model does not have ends an answer: all of them have T tokens.
+        # The end token is one that the model does not have: all completions have T tokens.
         self.tokenizer = make_tokenizer(vocabulary)
         model.generation_config.eos_token_id = None
         self.psle = {SHARED: self._psle(copy.deepcopy(model), "auto"), SEPARATE: self._psle(model, "never")}
@@ -136,7 +135,7 @@ class Workload:
         for trainer in (*self.psle.values(), self.grpo):
             trainer.current_gradient_accumulation_steps = 1  # train() would set it
         self._tensors = self._grpo_batch()
-        self.grpo._prepare_inputs = lambda batch: batch  # it would draw answers
+        self.grpo._prepare_inputs = lambda batch: batch  # it would generate completions
 
     def _settings(self) -> dict[str, Any]:
         case = self.case
@@ -148,7 +147,7 @@ class Workload:
         return found.eval().to(self.device)
 
     def _psle(self, model: Any, shared_prefix: str) -> PSLETrainer:
-        """Its data set is a formality, batches come from here."""
+        """Its dataset is a formality, batches come from here."""
         settings = {
             **self._settings(),
             "max_length": self.case.prompt + self.case.new,
@@ -182,7 +181,7 @@ class Workload:
         )
 
     def _grpo_batch(self) -> dict[str, torch.Tensor]:
-        """The batch as GRPO has it when it has drawn and scored answers."""
+        """The batch as GRPO has it when completions are generated and scored."""
         k = self.case.answers
         prompts = torch.tensor(self.prompts).repeat_interleave(k, 0)
         answers = torch.tensor(self.answers).flatten(0, 1)
@@ -199,7 +198,7 @@ class Workload:
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
     def variants(self) -> list[Variant]:
-        """Of each phase in turn: a step is the phase for the whole batch, without an optimizer."""
+        """Of each phase in turn: a step is the phase for the complete batch, without an optimizer."""
         steps: dict[str, Callable[[], Any]] = {
             f"generation: {GRPO}": self.generate_grpo,
             f"generation: {SHARED}": self.generate_psle,
@@ -208,42 +207,37 @@ class Workload:
             f"update: {GRPO}": self.update_grpo,
             **{f"update: {name}": partial(self.update_psle, name) for name in (SEPARATE, SHARED)},
         }
-        return [Variant(name, self._prepare, partial(self._step, step)) for name, step in steps.items()]
-
-    @staticmethod
-    def _step(do: Callable[[], Any], _: int) -> float:
-        do()
-        return 0.0
+        return [Variant(name, partial(_of_the_batch, step), self._prepare) for name, step in steps.items()]
 
     def _prepare(self) -> None:
         for trainer in (*self.psle.values(), self.grpo):
             trainer.model.zero_grad(set_to_none=True)
 
     def generate_psle(self) -> list[list[int]]:
-        """Answers to both views of all prompts, in the order of prompts."""
+        """Completions of both views of all prompts, in the order of prompts."""
         trainer = self.psle[SHARED]
         with torch.no_grad():
-            groups = both_views(self.rows, 0, trainer.engine.drawer(trainer.model))
+            groups = both_views(self.rows, 0, trainer.engine.generate_function(trainer.model))
         return [completion.ids for group in groups for completion in group]
 
     def generate_grpo(self) -> list[list[int]]:
-        """As many answers to plain prompts, with their texts, which PSLE's have too."""
+        """As many completions of plain prompts, with their texts, which PSLE's have too."""
         prompts = [prompt for prompt in self.prompts for _ in range(self.case.answers)]
         ids, _ = self.grpo._generate_single_turn(prompts, None, {}, self.case.answers)
         self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return ids  # type: ignore[no-any-return]
 
     def reward_psle(self) -> list[float]:
-        """Scores of the answers of the batch."""
+        """Scores of the completions of the batch."""
         trainer = self.psle[SHARED]
-        sampled = score_round(self.rows, self.drawn, trainer.rewards, None, marks=self.marks)
+        sampled = score_round(self.rows, self.completions, trainer.rewards, None, marks=self.marks)
         return sampled.table["score"]
 
     def reward_grpo(self) -> list[float]:
         """The same by TRL's trainer."""
         inputs = [row for row in self.rows for _ in range(self.case.answers)]
-        texts = [completion.text for group in self.drawn for completion in group]
-        ids = [completion.ids for group in self.drawn for completion in group]
+        texts = [completion.text for group in self.completions for completion in group]
+        ids = [completion.ids for group in self.completions for completion in group]
         rewards = self.grpo._calculate_rewards(inputs, [row["prompt"] for row in inputs], texts, ids)
         return rewards[:, 0].tolist()  # type: ignore[no-any-return]
 
@@ -258,23 +252,27 @@ class Workload:
         return loss.item()  # type: ignore[no-any-return]
 
 
+def _of_the_batch(step: Callable[[], Any], _: int) -> Any:
+    return step()
+
+
 @torch.no_grad()
 def check_agreement(work: Workload) -> dict[str, float]:
     """
-    Compare what the trainers make of the same batch, before anything is timed.
+    Compare the results of the trainers for the same batch, before anything is timed.
 
     Returns:
-        `dict`: The largest differences of mean log-probabilities of answers and of rewards.
+        `dict`: The largest differences of mean log-probabilities of completions and of rewards.
 
     Raises:
-        `RuntimeError`: They are more than rounding, GRPO's loss is not what it is at a ratio of 1, or an answer that
-            was drawn is shorter than asked for.
+        `RuntimeError`: They are more than rounding, GRPO's loss is not that of a ratio of 1, or a completion is
+            shorter than asked for.
     """
     case, batch = work.case, work._tensors
     exact = case.dtype == torch.float32
     for ids in (*work.generate_psle(), *work.generate_grpo()):
         if len(ids) != case.new:
-            raise RuntimeError(f"{case.name}: an answer has {len(ids)} tokens.")
+            raise RuntimeError(f"{case.name}: a completion has {len(ids)} tokens.")
     rows = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
     theirs = work.grpo._get_per_token_logps_and_entropies(work.grpo.model, rows, torch.ones_like(rows), case.new)[0]
     ours = [t.compute_loss(t.model, work.batch, return_outputs=True)[1]["logps"] for t in work.psle.values()]
@@ -293,53 +291,60 @@ def check_agreement(work: Workload) -> dict[str, float]:
 def measure(case: Case, *, rounds: int, batches: int, seed: int) -> dict[str, Any]:
     """One case of a result file; ratios are shares of GRPO's time. All rounds are about one batch."""
     work = Workload(case, seed)
-    agreement, variants = check_agreement(work), work.variants()
-    seconds = alternate(variants, rounds=rounds, batches=batches, device=work.device)
-    clock, weights = clock_of(work.device), SHAPES[case.model].weights
-    memory = {v.name: peak_memory(v, 0, work.device) for v in variants if v.name.startswith("update")}
-    return {
-        "ratios": {
-            f"{phase}: {name} / {GRPO}": ratio(seconds[f"{phase}: {name}"][clock], seconds[f"{phase}: {GRPO}"][clock])
+    agreement = check_agreement(work)
+    return compare(
+        case,
+        work.variants(),
+        rounds=rounds,
+        batches=batches,
+        pairs={
+            f"{phase}: {name} / {GRPO}": (f"{phase}: {name}", f"{phase}: {GRPO}")
             for phase, names in PHASES.items()
             for name in names
             if name != GRPO
         },
-        "name": case.name,
-        "settings": {
-            **asdict(case),
-            "clock": clock,
+        memory_of=lambda name: name.startswith("update"),
+        settings={
             "dtype": str(case.dtype).removeprefix("torch."),
-            "weights": weights.relative_to(ROOT).as_posix() if weights else "random",
+            "weights": SHAPES[case.model].weights_name,
             "shape": asdict(SHAPES[case.model]),
             "top_k": TOP_K,
             "principle": PRINCIPLE,
         },
-        "variants": {
-            name: {"seconds": spreads(values), "memory": memory.get(name, {})} for name, values in seconds.items()
-        },
-        "agreement": agreement,
-    }
+        agreement=agreement,
+    )
 
 
-SUITE = Suite(
-    name="psle_step",
-    what="Seconds a prompt of PSLE's generation, reward and update.",
-    cases=CASES,
-    measure=measure,
-)
+# ------------------------------------------------------------------------------------------------------------- tables
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and write one result file a device."""
-    return SUITE.main(argv)
+def tables(results: Sequence[dict[str, Any]]) -> str:
+    """The share of GRPO's time that each phase takes, and milliseconds."""
+    ratios = []
+    for phase, names in PHASES.items():
+        ratios.append(ratio_column(f"{phase}: × the time of GRPO", f"{phase}: {SHARED} / {GRPO}", "≤", phase))
+        if SEPARATE in names:
+            ratios.append(ratio_column(f"{phase}, separate rows", f"{phase}: {SEPARATE} / {GRPO}"))
+    ratios += [Column("all three", _all_phases), agreement_column("agreement")]
+    shown: dict[str, tuple[str, ...]] = {phase: (f"{phase}: {GRPO}", f"{phase}: {SHARED}") for phase in PHASES}
+    shown |= {f"update: {SEPARATE}": (f"update: {SEPARATE}",)}
+    seconds = [Column(head, partial(_milliseconds, names)) for head, names in shown.items()]
+    heading = f"Milliseconds a prompt: {GRPO}, {SHARED}"
+    found = [Table("batch", _label, ratios), Table("batch", _label, seconds, heading, measured_only=True)]
+    return sections(results, CASES, {"cpu": "CPU, float32", "cuda": "GPU, bfloat16"}, found)
 
 
-def report(results: Sequence[dict[str, Any]]) -> str:
-    """The tables of README.md."""
-    from .psle_tables import step_tables
-
-    return step_tables(results)
+def _all_phases(case: Case, measured: dict[str, Any]) -> str:
+    ours, theirs = (sum(median_seconds(measured, f"{phase}: {name}") for phase in PHASES) for name in (SHARED, GRPO))
+    return f"{ours / theirs:.2f}"
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _milliseconds(names: Sequence[str], case: Case, measured: dict[str, Any]) -> str:
+    return ", ".join(f"{median_seconds(measured, name) / case.prompts * 1e3:.3g}" for name in names)
+
+
+def _label(case: Case) -> str:
+    return f"{case.model}: {case.prompts} × (prompt {case.prompt}, {case.answers} × {case.new})"
+
+
+SUITE = TimedSuite("psle_step", "Seconds per prompt of PSLE's generation, reward and update.", CASES, measure, tables)

@@ -7,25 +7,20 @@ Seconds and peak memory of an RRHF training step (forward, loss, backward), one 
     python -m benchmarks.run rrhf_step [--devices cpu cuda] [--cases TEXT ...] [--rounds N] [--output FOLDER]
 """
 
-import itertools
 import math
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
 
-from ..harness.measure import ROOT, Variant, alternate, clock_of, pair_ratios, ratio, spreads
-from ..harness.memory import needed_memory, peak_memory
+from ..harness.memory import needed_memory
 from ..harness.models import SHAPES
-from ..harness.suite import Suite
-from .rrhf_cases import CASES, DPO, NAIVE, ORDER, Case
-from .rrhf_tables import report
-from .rrhf_workload import Workload
-
-
-__all__ = ["main", "report"]
+from ..harness.suite import TimedSuite, compare
+from ..harness.tables import Column, Rows, Table, agreement_column, median_seconds, newest, ratio_column, section
+from ..harness.timing import Variant, relative_difference
+from .rrhf_workload import CASCADE, CASES, DPO, NAIVE, ORDER, OUR_ROWS, TRL_ROWS, Case, Workload
 
 
 def check_agreement(work: Workload, variants: Sequence[Variant]) -> dict[str, float]:
@@ -54,69 +49,117 @@ def check_agreement(work: Workload, variants: Sequence[Variant]) -> dict[str, fl
         if first is None:
             first = loss, [g.clone() for g in gradients]
             continue
-        apart = math.sqrt(sum(_squares(a - b) for a, b in zip(first[1], gradients, strict=True)))
-        differences = {
-            "loss": abs(loss - first[0]),
-            "gradient": apart / math.sqrt(sum(_squares(g) for g in first[1])),
-        }
+        differences = {"loss": abs(loss - first[0]), "gradient": relative_difference(gradients, first[1])}
         if any(differences[key] > limit for key, limit in limits.items()):
             raise RuntimeError(f"{work.case.name}: {variant.name!r} disagrees with {NAIVE!r}: {differences}.")
         found = {key: max(value, differences[key]) for key, value in found.items()}
     return found
 
 
-def _squares(values: torch.Tensor) -> float:
-    return values.float().pow(2).sum().item()
-
-
 def measure(case: Case, *, rounds: int, batches: int, seed: int) -> dict[str, Any]:
-    """One case of a result file; ratios first, each of a variant to a later one of [`ORDER`]."""
+    """One case of a result file."""
     work = Workload(case, batches, seed)
     variants = work.variants()
     agreement = check_agreement(work, variants)
-    seconds = alternate(variants, rounds=rounds, batches=batches, device=work.device)
-    memory = {variant.name: peak_memory(variant, 0, work.device) for variant in variants}
-    needed = {name: needed_memory(value) for name, value in memory.items()}
-    clock = clock_of(work.device)
-    order = [name for name in ORDER if name in seconds]
-    timing = pair_ratios(seconds, order, clock)
-    space = {f"memory: {a} / {b}": ratio([needed[a]], [needed[b]]) for a, b in itertools.combinations(order, 2)}
-    weights = None if case.qlora else SHAPES[case.model].weights
-    return {
-        "ratios": timing | space,
-        "name": case.name,
-        "settings": {
-            **asdict(case),
-            "clock": clock,
+    return compare(
+        case,
+        variants,
+        rounds=rounds,
+        batches=batches,
+        facts=lambda name: {"positions": work.positions[name]},
+        settings={
             "dtype": str(case.dtype).removeprefix("torch."),
-            "weights": weights.relative_to(ROOT).as_posix() if weights else "random",
+            "weights": "random" if case.qlora else SHAPES[case.model].weights_name,
             "shape": asdict(SHAPES[case.model]),
         },
-        "variants": {
-            name: {
-                "seconds": spreads(clocks),
-                "memory": memory[name],
-                "positions": work.positions[name],
-            }
-            for name, clocks in seconds.items()
-        },
-        "agreement": agreement,
-        "auto": work.chosen_form(),
-    }
+        agreement=agreement,
+        auto=work.chosen_form(),
+    )
 
 
-SUITE = Suite(
-    name="rrhf_step",
-    what="Seconds and peak memory of an RRHF training step.",
-    cases=CASES,
-    measure=measure,
-)
+# ------------------------------------------------------------------------------------------------------------- tables
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and write one result file a device."""
-    return SUITE.main(argv)
+def tables(results: Sequence[dict[str, Any]]) -> str:
+    """How much faster and smaller the best form is than the others, seconds and memory."""
+    return "\n\n".join(
+        _section(title, newest(results, CASES, device), device)
+        for device, title in (("cpu", "CPU, float32"), ("cuda", "GPU, bfloat16"))
+    )
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _section(title: str, rows: Rows, device: str) -> str:
+    variants = [name for name in ORDER if name != (CASCADE if device == "cpu" else OUR_ROWS)]
+    *_, second, best = variants
+
+    def fall(case: Case, measured: dict[str, Any]) -> str:
+        return f"÷ {_positions(measured, TRL_ROWS, best):.2f}"
+
+    def faster(case: Case, measured: dict[str, Any] | None) -> str:
+        """Where sharing takes a third off the positions it has to be faster."""
+        return "≥ 1" if measured and device == "cpu" and _positions(measured, second, best) >= 1.5 else ""
+
+    def reserved(case: Case, measured: dict[str, Any]) -> str:
+        return f"{measured['variants'][best]['memory']['reserved'] / 2**30:.2f}"
+
+    def reserved_goal(case: Case, measured: dict[str, Any] | None) -> str:
+        return f"≤ {case.targets['reserved']:g}" if "reserved" in case.targets else ""
+
+    of_second = ratio_column(second if device == "cpu" else "dense mask", f"{second} / {best}")
+    speed = [
+        Column("positions", fall),
+        ratio_column(NAIVE, f"{NAIVE} / {best}", "≥", "naive"),
+        ratio_column(TRL_ROWS, f"{TRL_ROWS} / {best}", "≥", "rows"),
+        replace(of_second, goal=faster),
+        ratio_column(DPO, f"{DPO} / {best}"),
+    ]
+    memory = [
+        ratio_column(NAIVE, f"memory: {NAIVE} / {best}"),
+        ratio_column(TRL_ROWS, f"memory: {TRL_ROWS} / {best}", "≥", "memory"),
+        ratio_column(second, f"memory: {second} / {best}"),
+        ratio_column(DPO, f"memory: {DPO} / {best}"),
+        agreement_column("agreement of variants"),
+    ]
+    if device == "cpu":
+        speed.append(ratio_column("rows: TRL's head / ours", f"{TRL_ROWS} / {OUR_ROWS}"))
+    else:
+        memory.append(Column("peak reserved, GiB", reserved, reserved_goal))
+    absolute = [Column(name, partial(_absolute, name)) for name in variants]
+    found = [
+        Table("step", _label, speed, f"“{best}” is so many times faster than"),
+        Table("step", _label, memory, f"“{best}” takes so many times less memory than"),
+        Table("step", _label, absolute, "Seconds a step, and peak memory above the weights", measured_only=True),
+    ]
+    measured = [case for _, _, case in rows if case]
+    return section(title, rows, found, ["", _summary(measured, variants)] if measured else [])
+
+
+def _summary(cases: Sequence[dict[str, Any]], variants: Sequence[str]) -> str:
+    """The range of each ratio over the cases."""
+    *others, best = variants
+    ranges = []
+    for name in others:
+        values = [c["ratios"][f"{name} / {best}"]["of_medians"] for c in cases if f"{name} / {best}" in c["ratios"]]
+        if values:
+            ranges.append(f"{min(values):.1f} to {max(values):.1f} times faster than “{name}”")
+    return f"Over these {len(cases)} steps, “{best}” is {', '.join(ranges)}."
+
+
+def _absolute(name: str, case: Case, measured: dict[str, Any]) -> str:
+    if name not in measured["variants"]:
+        return "-"
+    mebibytes = needed_memory(measured["variants"][name]["memory"]) / 2**20
+    return f"{median_seconds(measured, name):.3g} s, {mebibytes:.0f} MiB"
+
+
+def _label(case: Case) -> str:
+    model = case.model + (", nf4 + LoRA + checkpointing" if case.qlora else "")
+    return f"{model}: {case.sizes}" + (", with AdamW" if case.optimizer else "")
+
+
+def _positions(measured: dict[str, Any], many: str, few: str) -> float:
+    """How many times more positions one variant computes than another."""
+    return float(measured["variants"][many]["positions"] / measured["variants"][few]["positions"])
+
+
+SUITE = TimedSuite("rrhf_step", "Seconds and peak memory of an RRHF training step.", CASES, measure, tables)

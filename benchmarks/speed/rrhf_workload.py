@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-The work that `rrhf_step` measures: one model and a training step on it in each of the forms compared.
+The work that `rrhf_step` measures: its cases, and a training step of one model in each of the forms compared.
 
 Letters: B prompts, N = K * B completions.
 """
@@ -10,6 +10,7 @@ Letters: B prompts, N = K * B completions.
 import copy
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -22,15 +23,73 @@ from trl_ext.methods.rrhf.losses import best_completion, normalized_logps, ranki
 from trl_ext.models.load import base_of
 from trl_ext.upstream import add_fused_lm_head
 
-from ..harness.measure import Variant
+from ..harness.batches import RAGGED, Batch, BatchCase, make_batch
 from ..harness.models import build
+from ..harness.timing import Variant
 from ..harness.trainers import make_tokenizer, trainer_args
-from .rrhf_cases import CASCADE, DENSE, DPO, NAIVE, OUR_ROWS, TRL_ROWS, Batch, Case, make_batch
 
 
 PAD = 0
 IGNORE = -100
+# The variants. A ratio in a result is of an earlier one to a later one.
+ORDER = (DPO, NAIVE, TRL_ROWS, OUR_ROWS, DENSE, CASCADE) = (
+    "TRL's DPO",
+    "naive",
+    "rows, TRL's head",
+    "rows, our head",
+    "shared, dense mask",
+    "shared, cascade",
+)
 FORMS = {OUR_ROWS: "separate", DENSE: "dense", CASCADE: "cascade"}
+
+
+@dataclass(frozen=True)
+class Case(BatchCase):
+    """
+    A model and a batch.
+
+    Args:
+        qlora (`bool`): nf4 with a LoRA adapter of rank 16 and gradient checkpointing, instead of full fine-tuning.
+        optimizer (`bool`): Include the step of AdamW (the memory anchor).
+        targets (`dict[str, float]`): Goals of the fastest form of shared rows: times faster than `"naive"` and
+            `"rows"` (with TRL's head), times less `"memory"` above the weights than these, GiB `"reserved"` at most.
+    """
+
+    qlora: bool = False
+    optimizer: bool = False
+    targets: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def tags(self) -> str:
+        return ("-qlora" if self.qlora else "") + ("-optimizer" if self.optimizer else "")
+
+    @property
+    def exact(self) -> bool:
+        """Whether everything is computed in float32."""
+        return self.dtype == torch.float32 and not self.qlora
+
+
+def _cpu_cases(model: str, prompts: int) -> list[Case]:
+    return [
+        Case(model, "cpu", 6, prompts, (128, 128), RAGGED),
+        Case(model, "cpu", 6, 2, (512, 512), RAGGED),
+        # The IMDB task: openings of 16 words, and 48 tokens, few of which end sooner.
+        Case(model, "cpu", 4, 8, (16, 28), (48, 48)),
+        # Sharing takes a third off the positions: from here on it has to pay.
+        Case(model, "cpu", 4, 8, (40, 40), (48, 48)),
+    ]
+
+
+CASES = [
+    *_cpu_cases("imdb-2m", 4),
+    *_cpu_cases("imdb-7m", 2),
+    Case("llama-1b", "cuda", 6, 8, (128, 128), RAGGED, targets={"naive": 2.0, "rows": 1.75, "memory": 3.0}),
+    Case("llama-1b", "cuda", 6, 4, (512, 512), RAGGED, targets={"naive": 3.2, "rows": 2.6, "memory": 3.0}),
+    Case("llama-8b", "cuda", 6, 8, (128, 128), RAGGED, qlora=True, targets={"rows": 1.85, "memory": 3.0}),
+    Case("llama-8b", "cuda", 6, 4, (512, 512), RAGGED, qlora=True, targets={"rows": 2.8, "memory": 3.0}),
+    # The memory anchor: whether a step on one prompt fits a card of 12 GB.
+    Case("llama-8b", "cuda", 6, 1, (256, 256), RAGGED, qlora=True, optimizer=True, targets={"reserved": 7.5}),
+]
 
 
 def separate_rows(batch: Batch, device: torch.device) -> dict[str, torch.Tensor]:
@@ -108,7 +167,7 @@ class Workload:
         self.attention = {name: builder.attention for name, builder in self.log_probs.items()}
 
     def _make_dpo(self, reference: Any) -> None:
-        """TRL's trainer around the same model; its data set is a formality, batches come from here."""
+        """TRL's trainer around the same model; its dataset is a formality, batches come from here."""
         from datasets import Dataset, disable_progress_bars
         from trl import DPOConfig, DPOTrainer
 
@@ -134,11 +193,11 @@ class Workload:
             if name in self.log_probs and (name != OUR_ROWS or self.device.type == "cpu"):
                 sums[name] = ("ours", partial(self._our_sums, name))
         variants = [
-            Variant(name, partial(self._prepare, name, head), partial(self._step, function))
+            Variant(name, partial(self._step, function), partial(self._prepare, name, head))
             for name, (head, function) in sums.items()
         ]
         if "dpo" in self.forwards:
-            variants.insert(0, Variant(DPO, partial(self._prepare, DPO, "dpo"), self._dpo_step))
+            variants.insert(0, Variant(DPO, self._dpo_step, partial(self._prepare, DPO, "dpo")))
         return variants
 
     def _prepare(self, name: str, head: str) -> None:

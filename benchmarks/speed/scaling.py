@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-How the time of an RRHF step and of guided decoding grows with one size, and how arithmetic says that it would.
+How the time of an RRHF step and of guided decoding grows with one size, and beside that of its arithmetic.
 
     python -m benchmarks.run scaling [--devices cpu cuda] [--cases TEXT ...] [--rounds N] [--output FOLDER]
 
@@ -10,7 +10,6 @@ Along an axis one size changes and the rest stays. The slope is that of a least-
 time): 1 is proportional, 0 constant. Beside it stands the slope of the multiplications that the same steps need.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,11 +17,12 @@ from typing import Any
 
 import torch
 
-from ..harness.measure import Variant, alternate, clock_of, ratio, slope, spread, table
 from ..harness.models import SHAPES, Shape
-from ..harness.suite import NOT_MEASURED, Suite, newest, provenances
-from . import rrhf_cases, vas_decode
-from .rrhf_cases import DENSE, NAIVE, OUR_ROWS
+from ..harness.suite import TimedSuite
+from ..harness.tables import NOT_MEASURED, newest, provenances, ratio_cell, table
+from ..harness.timing import Variant, alternate, clock_of, ratio, slope, spread, spreads
+from . import rrhf_workload, vas_decode
+from .rrhf_workload import DENSE, NAIVE, OUR_ROWS
 from .rrhf_workload import Workload as Step
 from .scaling_processes import Processes
 from .scaling_processes import measure as measure_processes
@@ -37,7 +37,7 @@ class Point:
 
     Args:
         size (`float`): What changes.
-        case: Of `rrhf_cases` or `vas_decode`.
+        case: Of `rrhf_workload` or `vas_decode`.
     """
 
     size: float
@@ -66,7 +66,7 @@ class Axis:
         return str(self.points[0].case.device)
 
 
-def _steps(name: str, what: str, device: str, sizes: Sequence[Any], case: Callable[[Any], rrhf_cases.Case]) -> Axis:
+def _steps(name: str, what: str, device: str, sizes: Sequence[Any], case: Callable[[Any], rrhf_workload.Case]) -> Axis:
     points = tuple(Point(_size(size), case(size)) for size in sizes)
     return Axis(f"{device}/rrhf/{name}", what, points, (NAIVE, OUR_ROWS, DENSE))
 
@@ -84,9 +84,10 @@ def linear_weights(shape: Shape) -> int:
 
 def _axes(device: str, model: str) -> list[Axis]:
     def case(k: int = 6, prompts: int = 2, prompt: int = 128, completion: int = 64, of: str = model) -> Any:
-        return rrhf_cases.Case(of, device, k, prompts, (prompt, prompt), (completion, completion))
+        return rrhf_workload.Case(of, device, k, prompts, (prompt, prompt), (completion, completion))
 
-    guided = [vas_decode.Case("imdb-7m", "imdb-2m", device, "float32", 4, 64, 16, top_k=k) for k in (5, 10, 20, 40)]
+    sizes: dict[str, Any] = {"device": device, "dtype": "float32", "batch": 4, "prompt": 64, "new": 16}
+    guided = [vas_decode.Case("imdb-7m", "imdb-2m", top_k=k, **sizes) for k in (5, 10, 20, 40)]
     return [
         _steps("completions", "completions a prompt (2 to 16)", device, (2, 4, 8, 16), lambda k: case(k=k)),
         _steps("prompt", "tokens of a prompt (32 to 512)", device, (32, 128, 512), lambda n: case(prompt=n)),
@@ -116,9 +117,9 @@ def measure(axis: Axis | Processes, *, rounds: int, batches: int, seed: int) -> 
         return measure_processes(axis, rounds=rounds, batches=batches, seed=seed)
     device = torch.device(axis.device)
     works = [_workload(point.case, batches, seed) for point in axis.points]
-    # Each size has one batch, so that its slope is not that of lengths that were drawn.
+    # Each size has one batch, so that its slope is not that of random lengths.
     variants = [
-        Variant(_key(variant.name, point), variant.prepare, partial(_first, variant.step))
+        Variant(_key(variant.name, point), partial(_first, variant.step), variant.prepare)
         for point, work in zip(axis.points, works, strict=True)
         for variant in work.variants()
         if variant.name in axis.variants
@@ -127,10 +128,10 @@ def measure(axis: Axis | Processes, *, rounds: int, batches: int, seed: int) -> 
     clock = clock_of(device)
     slopes = {}
     for name in axis.variants:
-        told = [spread(seconds[_key(name, point)][clock])["median"] for point in axis.points]
+        medians = [spread(seconds[_key(name, point)][clock])["median"] for point in axis.points]
         needed = [multiplications(name, work) for work in works]
         sizes = [point.size for point in axis.points]
-        slopes[name] = {"measured": round(slope(sizes, told), 3), "expected": round(slope(sizes, needed), 3)}
+        slopes[name] = {"measured": round(slope(sizes, medians), 3), "expected": round(slope(sizes, needed), 3)}
     last, first = axis.points[-1], axis.points[0]
     return {
         "ratios": {
@@ -138,24 +139,21 @@ def measure(axis: Axis | Processes, *, rounds: int, batches: int, seed: int) -> 
         },
         "name": axis.name,
         "settings": {"what": axis.what, "sizes": [p.size for p in axis.points], "clock": clock},
-        "variants": {
-            name: {"seconds": {clock: spread(values) for clock, values in clocks.items()}, "memory": {}}
-            for name, clocks in seconds.items()
-        },
+        "variants": {name: {"seconds": spreads(clocks), "memory": {}} for name, clocks in seconds.items()},
         "slopes": slopes,
     }
 
 
 def _workload(case: Any, batches: int, seed: int) -> Step | Decoding:
-    return Step(case, batches, seed) if isinstance(case, rrhf_cases.Case) else Decoding(case, batches, seed)
+    return Step(case, batches, seed) if isinstance(case, rrhf_workload.Case) else Decoding(case, batches, seed)
 
 
 def _key(variant: str, point: Point) -> str:
     return f"{variant}, {point.size:g}"
 
 
-def _first(step: Callable[[int], float], _: int) -> float:
-    return step(0)
+def _first(step: Callable[[int], Any], _: int) -> None:
+    step(0)
 
 
 def multiplications(variant: str, work: Step | Decoding) -> float:
@@ -179,32 +177,18 @@ def multiplications(variant: str, work: Step | Decoding) -> float:
     return linear_weights(shape) * positions + attention + shape.hidden_size * shape.vocab_size * scored
 
 
-SUITE = Suite(
-    name="scaling",
-    what="How time grows with one size.",
-    cases=CASES,
-    measure=measure,
-)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and write one result file a device."""
-    return SUITE.main(argv)
-
-
-def report(results: Sequence[dict[str, Any]]) -> str:
-    """The table of README.md."""
+def tables(results: Sequence[dict[str, Any]]) -> str:
+    """The slopes of each axis."""
     rows = newest(results, CASES, "cpu")
     lines = [["what grows", "variant", "slope", "slope of multiplications", "time at the largest / at the smallest"]]
     for axis, _, measured in rows:
         for name in axis.variants if measured is not None else ():
-            found, grown = measured["slopes"][name], measured["ratios"][name]
-            told = f"**{grown['of_medians']:.2f}** ({grown['min']:.2f} to {grown['max']:.2f})"
-            lines.append([axis.what, name, f"{found['measured']:.2f}", f"{found['expected']:.2f}", told])
+            slopes = measured["slopes"][name]
+            grown = ratio_cell(measured["ratios"][name])
+            lines.append([axis.what, name, f"{slopes['measured']:.2f}", f"{slopes['expected']:.2f}", grown])
         if measured is None:
             lines.append([axis.what, *[NOT_MEASURED] * 4])
     return "\n".join([*table(lines), *provenances(rows)])
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+SUITE = TimedSuite("scaling", "How time grows with one size.", CASES, measure, tables)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..harness.measure import CLOCKS, ROOT, ratio, slope, spread
 from ..harness.process import run
+from ..harness.results import ROOT
+from ..harness.timing import CLOCKS, ratio, slope, spread, spreads
 
 
 LAUNCH = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "recipes" / "accelerate" / "multi_gpu.yaml")]
@@ -60,16 +61,16 @@ def measure(axis: Processes, *, rounds: int, batches: int, seed: int) -> dict[st
     last, first = axis.sizes[-1], axis.sizes[0]
     slopes = {}
     for name, clock in clocks.items():
-        told = [spread(seconds[size][clock])["median"] for size in axis.sizes]
-        slopes[name] = {"measured": round(slope(axis.sizes, told), 3), "expected": -1.0}
+        medians = [spread(seconds[size][clock])["median"] for size in axis.sizes]
+        slopes[name] = {"measured": round(slope(axis.sizes, medians), 3), "expected": -1.0}
     return {
         "ratios": {name: ratio(seconds[last][clock], seconds[first][clock]) for name, clock in clocks.items()},
         "name": axis.name,
         "settings": {"what": axis.what, "sizes": list(axis.sizes), "batch": axis.batch, "clock": "cpu and wall"},
         "variants": {
-            f"{name}, {size}": {"seconds": {clock: spread(s) for clock, s in clocks_of.items()}, "memory": {}}
+            f"{name}, {size}": {"seconds": spreads(by_clock), "memory": {}}
             for name in clocks
-            for size, clocks_of in seconds.items()
+            for size, by_clock in seconds.items()
         },
         "slopes": slopes,
     }

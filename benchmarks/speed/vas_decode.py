@@ -9,7 +9,6 @@ Tokens a second of value-guided decoding: a model alone, guided the naive way, g
 N sequences (the batch), P tokens of a prompt, S columns of a sequence so far, k candidates for each token.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -21,10 +20,11 @@ from transformers import LogitsProcessor
 from trl_ext.methods.vas.decoding.logits_processor import ValueAugmentedLogitsProcessor
 from trl_ext.methods.vas.value_model.model import ValueModel
 
-from ..harness.measure import ROOT, Variant, alternate, clock_of, pair_ratios, spreads
-from ..harness.memory import peak_memory
+from ..harness.decoding import LABEL, SPEEDS, DecodingCase, speed_column
 from ..harness.models import SHAPES, build
-from ..harness.suite import Suite
+from ..harness.suite import TimedSuite, compare
+from ..harness.tables import Column, Table, agreement_column, median_seconds, ratio_column, sections
+from ..harness.timing import Variant
 from .vas_naive import NaiveValues
 
 
@@ -34,53 +34,40 @@ BETA = 3.0
 
 
 @dataclass(frozen=True)
-class Case:
+class Case(DecodingCase):
     """
     A policy, a value model and a batch.
 
     Args:
         policy, value (`str`): Two of [`~benchmarks.harness.models.SHAPES`] with the same vocabulary.
-        device (`str`): `"cpu"` or `"cuda"`.
-        dtype (`str`): Of the weights of both.
-        batch (`int`): N.
-        prompt (`int`): P; all prompts are as long.
-        new (`int`): Tokens that are generated for each.
         top_k (`int`): k.
-        targets (`dict[str, float]`): What ours is to reach: times the time of `"unguided"` at most, times faster than
+        targets (`dict[str, float]`): Goals of ours: times the time of `"unguided"` at most, times faster than
             `"candidate by candidate"` at least.
     """
 
     policy: str
     value: str
-    device: str
-    dtype: str
-    batch: int
-    prompt: int
-    new: int
     top_k: int = 20
     targets: dict[str, float] = field(default_factory=dict)
 
     @property
-    def name(self) -> str:
-        sizes = f"b{self.batch}-k{self.top_k}-p{self.prompt}-n{self.new}"
-        return f"{self.device}/{self.policy}+{self.value}/{self.dtype}-{sizes}"
+    def models(self) -> tuple[str, ...]:
+        return self.policy, self.value
 
     @property
-    def exact(self) -> bool:
-        """Whether everything is computed in float32."""
-        return self.dtype == "float32"
+    def sizes(self) -> str:
+        return f"b{self.batch}-k{self.top_k}-p{self.prompt}-n{self.new}"
 
 
+_SMALL: dict[str, Any] = {"device": "cpu", "prompt": 64, "new": 32}
+_LARGE: dict[str, Any] = {"device": "cuda", "dtype": "bfloat16", "prompt": 256, "new": 64}
 CASES = [
     *(
-        Case("imdb-7m", "imdb-2m", "cpu", dtype, batch, 64, 32, targets={BY_ONE: 5.0})
+        Case("imdb-7m", "imdb-2m", dtype=dtype, batch=batch, **_SMALL, targets={BY_ONE: 5.0})
         for dtype in ("float32", "bfloat16")
         for batch in (1, 16)
     ),
-    *(
-        Case("llama-8b", "llama-1b", "cuda", "bfloat16", batch, 256, 64, targets={PLAIN: 1.75, BY_ONE: 6.5})
-        for batch in (1, 16)
-    ),
+    *(Case("llama-8b", "llama-1b", batch=batch, **_LARGE, targets={PLAIN: 1.75, BY_ONE: 6.5}) for batch in (1, 16)),
 ]
 
 
@@ -101,13 +88,10 @@ class Workload:
         self.policy.generation_config.eos_token_id = None  # every sequence gets as many tokens
         self.value_model = ValueModel.from_backbone(build(case.value, **kwargs, seed=seed + 1)).eval()
         generator = torch.Generator().manual_seed(seed)
-        width, vocabulary = SHAPES[case.value].hidden_size, SHAPES[case.policy].vocab_size
+        width = SHAPES[case.value].hidden_size
         head = torch.randn(1, width, generator=generator) / width**0.5
         self.value_model.head.weight.data.copy_(head)
-        self.prompts = [
-            torch.randint(3, vocabulary, (case.batch, case.prompt), generator=generator).to(self.device)
-            for _ in range(batches)
-        ]
+        self.prompts = case.prompts(batches, generator)
         self.counts: dict[str, dict[str, int]] = {}
 
     def processors(self) -> dict[str, Callable[[], Any]]:
@@ -122,14 +106,13 @@ class Workload:
     def variants(self) -> list[Variant]:
         """Guided ones and the policy alone; a step is a `generate`, reading the prompts included."""
         makers = {**self.processors(), PLAIN: None}
-        return [Variant(name, lambda: None, partial(self._step, name, makers[name])) for name in ORDER]
+        return [Variant(name, partial(self._step, name, makers[name])) for name in ORDER]
 
-    def _step(self, name: str, make: Callable[[], Any] | None, i: int) -> float:
+    def _step(self, name: str, make: Callable[[], Any] | None, i: int) -> None:
         processor = make() if make is not None else None
         self.generate(i, [processor] if processor is not None else [])
         if processor is not None:
             self.counts[name] = {"calls": processor.value_calls, "tokens": processor.value_tokens}
-        return 0.0
 
     def generate(self, i: int, processors: list[LogitsProcessor]) -> torch.Tensor:
         """Tokens of shape (N, new), greedily, for batch i."""
@@ -140,7 +123,7 @@ class Workload:
 
 
 class _Recorder(LogitsProcessor):
-    """Notes what a processor is called with and what it answers."""
+    """Records the arguments and results of a processor."""
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor
@@ -156,7 +139,7 @@ def check_agreement(work: Workload) -> dict[str, float]:
     """
     Compare what the guided variants add to the logits along one path, and their tokens, before anything is timed.
 
-    The path is that of the naive form, candidate by candidate; the others are asked about each of its steps.
+    The path is that of the naive form, candidate by candidate; the others run each of its steps.
 
     Returns:
         `dict`: The largest difference of a centred value; where weights are not float32, as a share of the deviation
@@ -190,7 +173,7 @@ def check_agreement(work: Workload) -> dict[str, float]:
 
 
 def check_form(processor: ValueAugmentedLogitsProcessor) -> None:
-    """Raise a `RuntimeError` if siblings are read from their first token each time: that is not what is measured."""
+    """Raise a `RuntimeError` if candidates do not share a cache of their prefix: that is not what is measured."""
     readers: list[Any] = [guide.reader for guide in processor.guides]
     trees = [reader.tree for reader in readers]
     for tree in trees:
@@ -199,54 +182,56 @@ def check_form(processor: ValueAugmentedLogitsProcessor) -> None:
 
 
 def measure(case: Case, *, rounds: int, batches: int, seed: int) -> dict[str, Any]:
-    """One case of a result file; ratios first, each of a variant to a later one of [`ORDER`]."""
+    """One case of a result file."""
     work = Workload(case, batches, seed)
-    variants, agreement = work.variants(), check_agreement(work)
-    seconds = alternate(variants, rounds=rounds, batches=batches, device=work.device)
-    clock = clock_of(work.device)
-    weights = {name: SHAPES[name].weights for name in (case.policy, case.value)}
-    return {
-        "ratios": pair_ratios(seconds, ORDER, clock),
-        "name": case.name,
-        "settings": {
-            **asdict(case),
-            "clock": clock,
+    agreement = check_agreement(work)
+    return compare(
+        case,
+        work.variants(),
+        rounds=rounds,
+        batches=batches,
+        # On the CPU torch's profiler would measure it, which takes minutes over so many small operations.
+        memory_of=lambda name: case.device == "cuda",
+        facts=lambda name: {"value_model": work.counts.get(name, {"calls": 0, "tokens": 0})},
+        settings={
             "beta": BETA,
-            "weights": {name: w.relative_to(ROOT).as_posix() if w else "random" for name, w in weights.items()},
-            "shapes": {name: asdict(SHAPES[name]) for name in weights},
+            "weights": {name: SHAPES[name].weights_name for name in case.models},
+            "shapes": {name: asdict(SHAPES[name]) for name in case.models},
         },
-        "variants": {
-            variant.name: {
-                "seconds": spreads(seconds[variant.name]),
-                # On the CPU it would be told by torch's profiler, which takes minutes over so many small operations.
-                "memory": peak_memory(variant, 0, work.device) if case.device == "cuda" else {},
-                "value_model": work.counts.get(variant.name, {"calls": 0, "tokens": 0}),
-            }
-            for variant in variants
-        },
-        "agreement": agreement,
-    }
+        agreement=agreement,
+    )
 
 
-SUITE = Suite(
-    name="vas_decode",
-    what="Tokens a second of value-guided decoding.",
-    cases=CASES,
-    measure=measure,
-)
+# ------------------------------------------------------------------------------------------------------------- tables
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and write one result file a device."""
-    return SUITE.main(argv)
+def tables(results: Sequence[dict[str, Any]]) -> str:
+    """How much time guidance costs, and tokens per second."""
+    ratios = [
+        ratio_column("ours: × the time of unguided", f"{OURS} / {PLAIN}", "≤", PLAIN),
+        ratio_column(f"ours: times faster than {BY_ONE}", f"{BY_ONE} / {OURS}", "≥", BY_ONE),
+        ratio_column(f"ours: times faster than {TILED}", f"{TILED} / {OURS}"),
+        Column("guidance alone", _guidance_alone),
+        agreement_column("agreement of values"),
+    ]
+    speeds = [speed_column(name) for name in (PLAIN, BY_ONE, TILED, OURS)]
+    fed = Column("value tokens fed: one by one, tiled, ours", _tokens_fed)
+    found = [
+        Table("decoding", LABEL, ratios),
+        Table("decoding", LABEL, [*speeds, fed], SPEEDS, measured_only=True),
+    ]
+    return sections(results, CASES, {"cpu": "CPU", "cuda": "GPU"}, found)
 
 
-def report(results: Sequence[dict[str, Any]]) -> str:
-    """The tables of README.md."""
-    from .vas_tables import decode_tables
+def _guidance_alone(case: Case, measured: dict[str, Any]) -> str:
+    """How many times faster than candidate by candidate ours is, without the time of the policy."""
+    plain, slow, fast = (median_seconds(measured, name) for name in (PLAIN, BY_ONE, OURS))
+    return f"{(slow - plain) / (fast - plain):.1f}" if fast > plain else "-"
 
-    return decode_tables(results)
+
+def _tokens_fed(case: Case, measured: dict[str, Any]) -> str:
+    fed = [measured["variants"][name]["value_model"] for name in (BY_ONE, TILED, OURS)]
+    return ", ".join(f"{f['tokens']:,} in {f['calls']:,}" for f in fed)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+SUITE = TimedSuite("vas_decode", "Tokens per second of value-guided decoding.", CASES, measure, tables)

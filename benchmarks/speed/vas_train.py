@@ -10,12 +10,9 @@ B prompts with K completions each, N = K * B.
 """
 
 import copy
-import itertools
-import math
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -29,12 +26,13 @@ from trl_ext.methods.vas.config import VASConfig
 from trl_ext.methods.vas.trainer import VASTrainer
 from trl_ext.methods.vas.value_model.model import ValueModel
 
-from ..harness.measure import ROOT, Variant, alternate, clock_of, pair_ratios, ratio, spreads
-from ..harness.memory import needed_memory, peak_memory
+from ..harness.batches import RAGGED, Batch, BatchCase, make_batch
+from ..harness.memory import needed_memory
 from ..harness.models import SHAPES, build
-from ..harness.suite import Suite
+from ..harness.suite import TimedSuite, compare
+from ..harness.tables import Column, Table, agreement_column, median_seconds, ratio_column, sections
+from ..harness.timing import Variant, relative_difference
 from ..harness.trainers import make_tokenizer, trainer_args
-from .rrhf_cases import RAGGED, Batch, make_batch
 
 
 # The variants. A ratio in a result is of an earlier one to a later one.
@@ -42,39 +40,15 @@ ORDER = (REWARD, SEPARATE, SHARED) = ("TRL's RewardTrainer", "VAS, separate rows
 
 
 @dataclass(frozen=True)
-class Case:
+class Case(BatchCase):
     """
-    A model and a batch.
+    A model, for the value model and for the reward model, and a batch. The reward trainer takes pairs: K is even.
 
     Args:
-        model (`str`): One of [`~benchmarks.harness.models.SHAPES`], for the value model and for the reward model.
-        device (`str`): `"cpu"` or `"cuda"`.
-        completions (`int`): K; even, as the reward trainer takes pairs.
-        prompts (`int`): B.
-        prompt_length, completion_length (`tuple[int, int]`): Shortest and longest, in tokens; lengths are uniform.
-        targets (`dict[str, float]`): Tokens a second of VAS that are to be reached, as a multiple of a variant's.
+        targets (`dict[str, float]`): Tokens per second of VAS that are the goal, as a multiple of a variant's.
     """
 
-    model: str
-    device: str
-    completions: int
-    prompts: int
-    prompt_length: tuple[int, int]
-    completion_length: tuple[int, int]
     targets: dict[str, float] = field(default_factory=lambda: {REWARD: 0.8})
-
-    @property
-    def name(self) -> str:
-        lengths = "-".join(
-            f"{letter}{low if low == high else f'{low}to{high}'}"
-            for letter, (low, high) in (("p", self.prompt_length), ("r", self.completion_length))
-        )
-        return f"{self.device}/{self.model}/k{self.completions}-{lengths}-b{self.prompts}"
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the weights."""
-        return torch.float32 if self.device == "cpu" else torch.bfloat16
 
 
 # The IMDB task (openings of 16 words, and 48 tokens), and longer texts.
@@ -115,7 +89,7 @@ class Workload:
 
     def __init__(self, case: Case, batches: int, seed: int) -> None:
         self.case, self.device = case, torch.device(case.device)
-        self.batches = [make_batch(case, seed + i) for i in range(batches)]  # type: ignore[arg-type]
+        self.batches = [make_batch(case, seed + i) for i in range(batches)]
         self._folder = tempfile.TemporaryDirectory()
         disable_progress_bars()
         model = build(case.model, device=self.device, dtype=case.dtype, seed=seed)
@@ -132,7 +106,7 @@ class Workload:
         self.positions: dict[str, int] = {}
 
     def _vas(self, model: Any, shared_prefix: str) -> VASTrainer:
-        """Its data set is a formality, batches come from here. Each step computes targets; by default every other."""
+        """Its dataset is a formality, batches come from here. Each step computes targets; by default every other."""
         value_model = ValueModel.from_backbone(model)
         value_model.head.weight.data.copy_(self.head)
         return VASTrainer(
@@ -165,7 +139,7 @@ class Workload:
             SEPARATE: partial(self._vas_step, SEPARATE, "separate"),
             SHARED: partial(self._vas_step, SHARED, ""),
         }
-        return [Variant(name, self._prepare, step) for name, step in steps.items()]
+        return [Variant(name, step, self._prepare) for name, step in steps.items()]
 
     def _prepare(self) -> None:
         for trainer in self.trainers.values():
@@ -245,75 +219,77 @@ def check_agreement(work: Workload, variants: Sequence[Variant]) -> dict[str, fl
         gradients[variant.name] = [p.grad.clone() for p in trained if p.grad is not None]
     chosen_P, rejected_P = work.last_values().view(-1, 2).unbind(1)
     expected = -torch.nn.functional.logsigmoid(chosen_P - rejected_P).mean().item()
-    apart = math.sqrt(sum(_squares(a - b) for a, b in zip(gradients[SEPARATE], gradients[SHARED], strict=True)))
     found = {
         "loss": max(abs(losses[REWARD] - expected), abs(losses[SEPARATE] - losses[SHARED])),
-        "gradient": apart / math.sqrt(sum(map(_squares, gradients[SEPARATE]))),
+        "gradient": relative_difference(gradients[SHARED], gradients[SEPARATE]),
     }
     if not all(found[key] <= limit for key, limit in limits.items()):
         raise RuntimeError(f"{work.case.name}: the variants disagree: {found}.")
     return found
 
 
-def _squares(values: torch.Tensor) -> float:
-    return values.float().pow(2).sum().item()
-
-
 def measure(case: Case, *, rounds: int, batches: int, seed: int) -> dict[str, Any]:
-    """One case of a result file; ratios first, each of a variant to a later one of [`ORDER`]."""
+    """One case of a result file."""
     work = Workload(case, batches, seed)
     variants = work.variants()
     agreement = check_agreement(work, variants)
-    seconds = alternate(variants, rounds=rounds, batches=batches, device=work.device)
-    memory = {variant.name: peak_memory(variant, 0, work.device) for variant in variants}
-    needed = {name: needed_memory(value) for name, value in memory.items()}
-    clock, pairs = clock_of(work.device), list(itertools.combinations(ORDER, 2))
-    weights = SHAPES[case.model].weights
-    return {
-        "ratios": pair_ratios(seconds, ORDER, clock)
-        | {f"memory: {a} / {b}": ratio([needed[a]], [needed[b]]) for a, b in pairs},
-        "name": case.name,
-        "settings": {
-            **asdict(case),
-            "clock": clock,
+    return compare(
+        case,
+        variants,
+        rounds=rounds,
+        batches=batches,
+        facts=lambda name: {"positions": work.positions[name]},
+        settings={
             "dtype": str(case.dtype).removeprefix("torch."),
-            "weights": weights.relative_to(ROOT).as_posix() if weights else "random",
+            "weights": SHAPES[case.model].weights_name,
             "shape": asdict(SHAPES[case.model]),
             # Of the batches that rounds took turns over.
             "tokens": sum(work.tokens(i % batches) for i in range(rounds)) / rounds,
         },
-        "variants": {
-            name: {
-                "seconds": spreads(seconds[name]),
-                "memory": memory[name],
-                "positions": work.positions[name],
-            }
-            for name in ORDER
-        },
-        "agreement": agreement,
-        "auto": work.chosen_form(),
-    }
+        agreement=agreement,
+        auto=work.chosen_form(),
+    )
 
 
-SUITE = Suite(
-    name="vas_train",
-    what="Tokens a second of a VAS training step.",
-    cases=CASES,
-    measure=measure,
-)
+# ------------------------------------------------------------------------------------------------------------- tables
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and write one result file a device."""
-    return SUITE.main(argv)
+def tables(results: Sequence[dict[str, Any]]) -> str:
+    """How much faster than the reward trainer VAS is; the goal is for the form that the trainer's default takes."""
+    ratios = [
+        Column("positions", _fall),
+        replace(ratio_column(SHARED, f"{REWARD} / {SHARED}"), goal=partial(_goal, False)),
+        replace(ratio_column(SEPARATE, f"{REWARD} / {SEPARATE}"), goal=partial(_goal, True)),
+        Column("`auto` takes", lambda case, found: "separate rows" if _is_separate(found) else "shared prompts"),
+        ratio_column(f"memory: {SHARED}", f"memory: {REWARD} / {SHARED}"),
+        agreement_column("agreement of variants"),
+    ]
+    absolute = [Column(name, partial(_absolute, name)) for name in ORDER]
+    heading = "Completion tokens a second, and peak memory above the weights"
+    found = [Table("step", _label, ratios), Table("step", _label, absolute, heading, measured_only=True)]
+    return sections(results, CASES, {"cpu": "CPU, float32", "cuda": "GPU, bfloat16"}, found)
 
 
-def report(results: Sequence[dict[str, Any]]) -> str:
-    """The tables of README.md."""
-    from .vas_tables import train_tables
-
-    return train_tables(results)
+def _is_separate(measured: dict[str, Any] | None) -> bool:
+    return measured is not None and measured["auto"] == "separate"
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _goal(separate: bool, case: Case, measured: dict[str, Any] | None) -> str:
+    return f"≥ {case.targets[REWARD]:g}" if separate == _is_separate(measured) else ""
+
+
+def _fall(case: Case, measured: dict[str, Any]) -> str:
+    many, few = (measured["variants"][name]["positions"] for name in (REWARD, SHARED))
+    return f"÷ {many / few:.2f}"
+
+
+def _absolute(name: str, case: Case, measured: dict[str, Any]) -> str:
+    speed = measured["settings"]["tokens"] / median_seconds(measured, name)
+    return f"{speed:,.0f}, {needed_memory(measured['variants'][name]['memory']) / 2**20:.0f} MiB"
+
+
+def _label(case: Case) -> str:
+    return f"{case.model}: {case.sizes}"
+
+
+SUITE = TimedSuite("vas_train", "Tokens per second of a VAS training step.", CASES, measure, tables)

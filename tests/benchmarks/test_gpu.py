@@ -8,17 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.harness import measure as harness
-from benchmarks.memory import card_count, card_memory
-from benchmarks.memory import shape_only as hollow_file
+from benchmarks.harness import results
+from benchmarks.memory import card_count, card_memory, shape_only
 from benchmarks.memory.card_memory import Card
-from benchmarks.memory.shape_only import Hollow
+from benchmarks.memory.shape_only import ShapeOnlyMode
 from benchmarks.memory.tally import Tally, occupied
 from benchmarks.speed import graph_decode
 from benchmarks.speed.graph_decode import FORMS, GENERATE, PLAIN, PROXY
 
 
-TINY = graph_decode.Case("tiny", "tiny", "cpu", "float32", 2, 6, 6, targets={FORMS["state"]: 1.3})
+TINY = graph_decode.Case(
+    "tiny", "tiny", device="cpu", dtype="float32", batch=2, prompt=6, new=6, targets={FORMS["state"]: 1.3}
+)
 
 
 @pytest.fixture(scope="module")
@@ -26,19 +27,11 @@ def decoded() -> dict[str, Any]:
     return graph_decode.measure(TINY, rounds=1, batches=1, seed=0)
 
 
-def result_of(suite: str, *cases: Any, gpu: str | None = None, **settings: Any) -> dict[str, Any]:
-    facts = harness.environment(torch.device("cpu"), [card_memory.measure])
-    facts["hardware"]["gpu"] = gpu
-    common = {"schema": harness.SCHEMA, "suite": suite, "device": "cpu", "time": "2026-01-02T00:00:00+00:00"}
-    return {**common, "settings": settings, "environment": facts, "cases": list(cases)}
-
-
-def test_graph_decode_measures_every_variant(decoded: dict[str, Any]) -> None:
+def test_graph_decode_measures_every_variant(decoded, result_of):
     """Tokens are those of the ordinary loops, which is checked before anything is timed."""
     assert set(decoded["variants"]) == {GENERATE, PLAIN, *FORMS.values(), *PROXY.values()}
     assert set(decoded["agreement"].values()) == {0.0}
-    settings = {"seed": 0, "rounds": 1, "batches": 1, "clock": "cpu"}
-    harness.check_result(result_of("graph_decode", decoded, **settings))
+    results.check_result(result_of(graph_decode.SUITE, decoded))
 
 
 def test_graph_decode_refuses_other_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,26 +46,25 @@ def test_graph_decode_refuses_other_tokens(monkeypatch: pytest.MonkeyPatch) -> N
         graph_decode.check_agreement(work)
 
 
-def test_tables_of_graph_decode(decoded: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_of_graph_decode(decoded, result_of, monkeypatch):
     monkeypatch.setattr(graph_decode, "CASES", [TINY])
-    settings = {"seed": 0, "rounds": 1, "batches": 1, "clock": "cpu"}
-    text = graph_decode.report([result_of("graph_decode", decoded, **settings)])
+    text = graph_decode.tables([result_of(graph_decode.SUITE, decoded)])
     ratio = decoded["ratios"][f"{FORMS['state']} / {PLAIN}"]["of_medians"]
     assert f"**{ratio:.2f}** [≤ 1.3]" in text and "0% at most" in text
-    assert "Not measured" in graph_decode.report([])
+    assert "Not measured" in graph_decode.tables([])
 
 
 @pytest.mark.parametrize("kind", sorted({case.kind for case in card_memory.cases()}))
-def test_everything_that_a_card_does_runs(kind: str) -> None:
+def test_everything_that_a_card_does_runs(kind, result_of):
     case = next(case for case in card_memory.cases() if case.kind == kind)
     found = card_memory.measure(
         Card("tiny", "tiny", torch.device("cpu"), prompt=24, new=16, dtype=torch.float32), case
     )
     assert found["name"] == case.name and found["metrics"]["seconds"] > 0
-    harness.check_result(result_of("card_memory", found, seeds=[0]))
+    results.check_result(result_of(card_memory.SUITE, found, seeds=[0]))
 
 
-def test_the_table_of_a_card_says_what_fits() -> None:
+def test_the_table_of_a_card_says_what_fits(result_of):
     gib = card_memory.GIB
 
     def found(case: card_memory.Case, reserved: float) -> dict[str, Any]:
@@ -84,12 +76,12 @@ def test_the_table_of_a_card_says_what_fits() -> None:
     small, large = by_name["RRHF step, 1 prompt × 6"], by_name["PSLE step, 8 prompts × 2"]
     cases = [found(small, 7.0), found(large, 15.5)]
     settings = {"seeds": [0], "policy": "llama-8b", "value": "llama-1b"}
-    rows = card_memory.report([result_of("card_memory", *cases, gpu="a GPU", **settings)]).splitlines()
+    rows = card_memory.SUITE.report([result_of(card_memory.SUITE, *cases, gpu="a GPU", **settings)]).splitlines()
     [of_small] = [row for row in rows if "step, 1 prompt × 6" in row]
     [of_large] = [row for row in rows if "step, 8 prompts × 2" in row]
     assert "**7.00** [≤ 7.5]" in of_small and of_small.endswith("| fits |")
     assert of_large.endswith("| does not fit |")
-    on_cpu = card_memory.report([result_of("card_memory", *cases, **settings)])
+    on_cpu = card_memory.SUITE.report([result_of(card_memory.SUITE, *cases, **settings)])
     assert "7.00" not in on_cpu  # memory of a CPU is another thing
 
 
@@ -142,22 +134,22 @@ def test_steps_without_arithmetic_occupy_what_steps_with_it_do(
     kind: str, lazy: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With `lazy` 1 every tensor is a large one, as nearly all are at full size."""
-    monkeypatch.setattr(hollow_file, "LAZY", lazy)
+    monkeypatch.setattr(shape_only, "LAZY", lazy)
     case = next(case for case in card_memory.cases() if case.kind == kind)
     found = []
-    for mode in (contextlib.nullcontext(), Hollow()):
+    for mode in (contextlib.nullcontext(), ShapeOnlyMode()):
         torch.manual_seed(0)
         with mode:
             found.append(card_count.count(Card("tiny", "tiny", torch.device("cpu"), prompt=24, new=16), case))
-    real, hollow = found
-    assert hollow["static"] == real["static"] and real["peak"] > real["static"]
+    real, shapes = found
+    assert shapes["static"] == real["static"] and real["peak"] > real["static"]
     # Which tokens are drawn, and which a proxy accepts, depends on what is computed.
-    assert hollow["peak"] == pytest.approx(real["peak"], rel={"decide": 0.05, "guide": 0.01}.get(kind, 0))
+    assert shapes["peak"] == pytest.approx(real["peak"], rel={"decide": 0.05, "guide": 0.01}.get(kind, 0))
 
 
 def test_nothing_is_computed_without_arithmetic() -> None:
     a, b = torch.ones(3, 4), torch.ones(4, 5)
-    with Hollow():
+    with ShapeOnlyMode():
         assert not (a @ b).any() and (a @ b).shape == (3, 5) and (a + 1 == 2).all()
         assert (a.T.contiguous() @ b[:3]).stride() == (5, 1)
         big = torch.nn.Linear(4, 1 << 19, dtype=torch.bfloat16)
@@ -167,10 +159,10 @@ def test_nothing_is_computed_without_arithmetic() -> None:
 
 def test_counting_writes_a_result_and_its_table(tmp_path: Any) -> None:
     arguments = ["--policy", "tiny", "--value", "tiny", "--cases", "RRHF step, 1 prompt"]
-    assert card_count.main([*arguments, "--allow_dirty", "--output", str(tmp_path)]) == 0
-    results = harness.read_results("card_count", tmp_path)
-    [case] = results[0]["cases"]
-    rows = card_count.report(results).splitlines()
+    assert card_count.SUITE.main([*arguments, "--allow_dirty", "--output", str(tmp_path)]) == 0
+    found = results.read_results("card_count", tmp_path)
+    [case] = found[0]["cases"]
+    rows = card_count.SUITE.report(found).splitlines()
     [row] = [row for row in rows if "step, 1 prompt × 6" in row]
     assert f"**{case['metrics']['peak'] / card_memory.GIB:.2f}** [≤ 7.5 reserved]" in row
     assert len([row for row in rows if "not measured" in row]) == len(card_count.countable()) - 1

@@ -6,23 +6,18 @@
 import copy
 import json
 import pickle
-import sys
 import time
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-import torch
 from conftest import REPOSITORY
 
-
-sys.path.insert(0, str(REPOSITORY))  # `benchmarks` is not part of the package
-
-from benchmarks import report
-from benchmarks.harness import measure as harness
-from benchmarks.quality import imdb, imdb_jobs, imdb_tables, imdb_train
+from benchmarks.harness import results
+from benchmarks.harness.text import read_rows
+from benchmarks.quality import experiment, imdb, imdb_train
+from benchmarks.quality.experiment import Job, needed_arms, run_all, slug
 from benchmarks.quality.imdb_arms import BETAS, METHODS, Arm, Task, chosen, tuned
-from benchmarks.quality.imdb_jobs import Job, run_all
-from benchmarks.quality.imdb_train import KINDS, Bench, Milestones, slug
+from benchmarks.quality.imdb_train import KINDS, ImdbBench, Milestones
 
 
 MODELS = REPOSITORY / "recipes" / "quickstart" / "models"
@@ -73,26 +68,31 @@ def _fields(method, kind):
 
 
 def test_needed_arms_come_along_and_unknown_ones_are_refused():
-    names = [arm.name for arm in imdb.arms_of("vas", False, ["2 M value, k = 20"])]
+    names = [arm.name for arm in needed_arms(chosen("vas"), ["2 M value, k = 20"])]
     assert names == ["samples 0", "samples 1", "samples 2", "samples 3", "2 M value", "2 M value, k = 20"]
     with pytest.raises(SystemExit, match="no arm is named so"):
-        imdb.arms_of("psle", False, ["no such arm"])
+        needed_arms(chosen("psle"), ["no such arm"])
 
 
 # ----------------------------------------------------------------------------------------------------------- training
 
 
 def test_milestones_measure_after_parts_of_a_training_and_leave_their_time_out():
-    class State:
-        max_steps, global_step = 10, 0
+    """A step takes 1 second and measuring 100: half of the training has taken 5, all of it 10."""
+    seconds = 0.0
 
-    milestones = Milestones((0.5, 1.0), lambda: time.sleep(0.2) or {"metrics": {}})
-    state = State()
+    def measure():
+        nonlocal seconds
+        seconds += 100
+        return {"metrics": {}}
+
+    milestones = Milestones((0.5, 1.0), measure, clock=lambda: seconds)
+    state = SimpleNamespace(max_steps=10)
     milestones.on_train_begin(None, state, None)
     for state.global_step in range(1, 11):
+        seconds += 1
         milestones.on_step_end(None, state, None)
-    assert [mark for mark, _, _ in milestones.found] == [0.5, 1.0]
-    assert all(seconds < 0.2 for _, _, seconds in milestones.found)
+    assert [(mark, trained) for mark, _, trained in milestones.found] == [(0.5, 5.0), (1.0, 10.0)]
 
 
 @pytest.mark.parametrize(
@@ -103,11 +103,11 @@ def test_milestones_measure_after_parts_of_a_training_and_leave_their_time_out()
 )
 def test_a_trained_arm_gives_a_case_at_each_mark(arm, tmp_path):
     fields = SHORT | ({"num_ppo_epochs": 1, "num_mini_batches": 1} if arm.kind == "proxy_rlhf" else {})
-    half, whole = KINDS[arm.kind](Bench(TASK, tmp_path, fields), arm, 0)
+    half, whole = KINDS[arm.kind](ImdbBench(TASK, tmp_path, fields), arm, 0)
     assert half["name"] == f"{arm.name}, 0.5 of the training" and whole["name"] == arm.name
     assert whole["cost"]["steps"] == 2 and half["cost"]["steps"] == 1
     assert half["metrics"]["kl"] != whole["metrics"]["kl"]  # the model as it was then, not as it became
-    assert all(whole["metrics"][name] is not None for name in imdb_train.METRICS)
+    assert all(whole["metrics"][name] is not None for name in experiment.METRICS)
     assert ("other" in whole) == (arm.kind == "psle")
     share = whole["cost"]["trainable_share"]
     assert share == 1 if arm.kind == "psle" else 0 < share < 0.2
@@ -115,12 +115,12 @@ def test_a_trained_arm_gives_a_case_at_each_mark(arm, tmp_path):
 
 
 def test_values_learn_from_all_parts_and_guide(tmp_path):
-    bench = Bench(TASK, tmp_path, {"per_device_train_batch_size": 4})
-    arms = {arm.name: arm for arm in imdb.arms_of("vas", False, ["2 M value, k = 10", "reward model as value"])}
+    bench = ImdbBench(TASK, tmp_path, {"per_device_train_batch_size": 4})
+    arms = {arm.name: arm for arm in needed_arms(chosen("vas"), ["2 M value, k = 10", "reward model as value"])}
     for name, arm in arms.items():
         if arm.kind == "samples":
             assert KINDS["samples"](bench, arm, 0) == []
-            rows = imdb_train.read_rows(str(bench.folder(name, 0) / "samples.jsonl"))
+            rows = read_rows(str(bench.folder(name, 0) / "samples.jsonl"))
             assert len(rows) == 2 and all(len(row["scores"]) == len(row["ended"]) == 2 for row in rows)
     (value,) = KINDS["value"](bench, arms["2 M value"], 0)
     assert value["cost"]["samples"] == 16 and value["metrics"]["r2"] <= 1
@@ -130,7 +130,7 @@ def test_values_learn_from_all_parts_and_guide(tmp_path):
 
 
 def test_the_reward_model_as_value_says_what_the_reward_model_says(tmp_path):
-    bench = Bench(TASK, tmp_path)
+    bench = ImdbBench(TASK, tmp_path)
     arm = next(arm for arm in chosen("vas") if arm.name.startswith("reward model as value"))
     value = imdb_train._value_model(bench, arm, 0)
     text = "A film that I would see again"
@@ -142,7 +142,7 @@ def test_rows_with_separators_inside_of_texts_are_read_whole(tmp_path):
     rows = [{"prompt": "one\u2028two\x85three"}, {"prompt": "four"}]
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n", encoding="utf-8")
-    assert imdb_train.read_rows(str(file)) == rows and imdb_train.read_rows(str(file), 1) == rows[:1]
+    assert read_rows(str(file)) == rows and read_rows(str(file), 1) == rows[:1]
 
 
 # ------------------------------------------------------------------------------------------------------------ running
@@ -161,7 +161,7 @@ def kinds(monkeypatch):
 
     def slow(bench, arm, seed):
         bench.keep([{"name": arm.name, "seed": seed, "settings": {}, "metrics": {"reward": 0.5}, "cost": {}}])
-        time.sleep(60)
+        time.sleep(600)
 
     for name, function in {"good": good, "bad": bad, "slow": slow}.items():
         monkeypatch.setitem(KINDS, name, function)
@@ -174,30 +174,30 @@ def jobs_of(folder, *kinds, seeds=(0,)):
 @pytest.mark.parametrize("processes", [0, 2])
 def test_a_failing_arm_does_not_cost_the_others_and_is_run_again(kinds, tmp_path, processes):
     jobs = jobs_of(tmp_path, "bad", "good", seeds=(0, 1))
-    assert run_all(jobs, TASK, tmp_path, {}, processes, 0)
+    bench = ImdbBench(TASK, tmp_path)
+    assert run_all(jobs, bench, processes)
     found = [job.result() for job in jobs]
     assert [("error" in f) for f in found] == [True, True, False, False]
     assert "out of luck" in found[0]["error"] and found[3]["cases"][0]["metrics"] == {"reward": 1}
     ran = [path.read_text() for path in sorted(tmp_path.glob("ran-*"))]
-    bench = Bench(TASK, tmp_path)
-    assert [imdb_jobs._is_done(job, bench) for job in jobs] == [False, False, True, True]
-    run_all(jobs, TASK, tmp_path, {}, processes, 0)
+    assert [job.is_done(bench) for job in jobs] == [False, False, True, True]
+    run_all(jobs, bench, processes)
     assert [path.read_text() for path in sorted(tmp_path.glob("ran-*"))] == ran  # what was done was kept
-    run_all(jobs, TASK, tmp_path, {"learning_rate": 1.0}, processes, 0)
+    run_all(jobs, ImdbBench(TASK, tmp_path, {"learning_rate": 1.0}), processes)
     assert [path.read_text() for path in sorted(tmp_path.glob("ran-*"))] != ran  # with other fields it is other work
 
 
-def test_at_the_limit_what_runs_is_ended_and_what_is_done_is_there(kinds, tmp_path):
+def test_at_the_limit_what_runs_is_ended_and_what_is_done_is_there(kinds, monkeypatch, tmp_path):
+    """The clock jumps over the limit when one job is done and the other has its first case."""
     jobs = jobs_of(tmp_path, "good", "slow")
-    started = time.monotonic()
-    assert not run_all(jobs, TASK, tmp_path, {}, 2, 2.0)
-    assert time.monotonic() - started < 20
+    monkeypatch.setattr(experiment, "now", lambda: 9.0 if jobs[0].result() and jobs[1].cases() else 0.0)
+    assert not run_all(jobs, ImdbBench(TASK, tmp_path), 2, limit=5.0)
     assert jobs[0].result()["cases"] and jobs[1].result() is None
     assert [case["metrics"] for case in jobs[1].cases()] == [{"reward": 0.5}]  # what it had measured until then
 
 
 def test_what_workers_are_given_can_be_sent_to_another_process(tmp_path):
-    assert pickle.loads(pickle.dumps(Bench(TASK, tmp_path))).task == TASK
+    assert pickle.loads(pickle.dumps(ImdbBench(TASK, tmp_path))).task == TASK
     assert pickle.loads(pickle.dumps(jobs_of(tmp_path, "base")[0])).file.name == "base-0.json"
 
 
@@ -213,7 +213,7 @@ def test_an_arm_waits_for_what_it_needs(kinds, monkeypatch, tmp_path):
     monkeypatch.setitem(KINDS, "late", late)
     monkeypatch.setitem(KINDS, "reader", reader)
     jobs = [Job(Arm("late", "late"), 0, tmp_path), Job(Arm("reader", "reader", needs=("late",)), 0, tmp_path)]
-    assert run_all(jobs, TASK, tmp_path, {}, 2, 30.0)
+    assert run_all(jobs, ImdbBench(TASK, tmp_path), 2)
     assert "error" not in jobs[1].result()
 
 
@@ -222,23 +222,27 @@ def test_the_command_writes_a_result_and_names_what_is_missing(kinds, monkeypatc
     monkeypatch.setattr(imdb, "chosen", lambda method: arms)
     command = ["--method", "psle", "--jobs", "0", "--work", str(tmp_path / "work"), "--output", str(tmp_path / "out")]
     command += ["--allow_dirty", "--seeds", "0", "1"]
-    assert imdb.main(command) == 1
+    assert imdb.SUITE.main(command) == 1
     assert "PSLE, seed 1: RuntimeError: out of luck" in capsys.readouterr().err
     (file,) = (tmp_path / "out").glob("*.json")
     result = json.loads(file.read_text())
-    harness.check_result(result)
+    results.check_result(result)
     assert [case["seed"] for case in result["cases"]] == [0, 1] and len(result["failures"]) == 2
-    assert imdb.main([*command, "--collect"]) == 1 and len(list((tmp_path / "out").glob("*.json"))) == 2
+    assert imdb.SUITE.main([*command, "--collect"]) == 1 and len(list((tmp_path / "out").glob("*.json"))) == 2
 
 
 # ------------------------------------------------------------------------------------------------------------- tables
 
 
-def result_of(method, *cases, tune=False, when="2026-01-02T00:00:00+00:00"):
-    facts = harness.environment(torch.device("cpu"), imdb.measures())
-    settings = {"method": method, "tune": tune, "seeds": [0, 1]}
-    common = {"schema": harness.SCHEMA, "suite": "imdb", "device": "cpu", "time": when}
-    return {**common, "settings": settings, "environment": facts, "cases": list(cases), "failures": []}
+@pytest.fixture
+def imdb_result(result_of):
+    """Make a result of a method."""
+
+    def make(method, *cases, tune=False, **more):
+        result = result_of(imdb.SUITE, *cases, method=method, tune=tune, seeds=[0, 1], **more)
+        return result | {"failures": []}
+
+    return make
 
 
 def case(name, seed, reward, perplexity=20.0, **more):
@@ -247,37 +251,37 @@ def case(name, seed, reward, perplexity=20.0, **more):
     return {**given, "cost": {"seconds": 7.0, "trainable_share": 0.025}, **more}
 
 
-def test_tables_have_mean_spread_and_perplexity_in_bases():
+def test_tables_have_mean_spread_and_perplexity_in_bases(imdb_result):
     cases = [case("base", 0, 0.0), case("base", 1, 0.0, 10.0), case("a", 0, 1.0, 30.0), case("a", 1, 3.0, 15.0)]
-    text = imdb_tables.tables([result_of("proxy_rlhf", *cases)], "proxy_rlhf")
+    text = imdb.tables([imdb_result("proxy_rlhf", *cases)], "proxy_rlhf")
     (row,) = [line for line in text.splitlines() if line.startswith("| a |")]
     assert "2.00 ± 1.00" in row and "1.50 ± 0.00" in row and "2.5%" in row
-    assert imdb_tables.tables([], "psle") == "not measured"
+    assert imdb.tables([], "psle") == "not measured"
 
 
-def test_tables_merge_files_by_name_and_seed_and_value_models_apart():
+def test_tables_merge_files_by_name_and_seed_and_value_models_apart(imdb_result):
     """A later file may bring an arm, a seed or a better run; another task has a table of its own."""
     failed = {"arm": "k = 20", "seed": 1, "error": "RuntimeError: out of luck"}
-    old = result_of("vas", case("k = 20", 0, 1.0), case("k = 10", 0, 4.0), when="2026-01-01T00:00:00+00:00")
+    old = imdb_result("vas", case("k = 20", 0, 1.0), case("k = 10", 0, 4.0), time="2026-01-01T00:00:00+00:00")
     old["failures"] = [failed, {**failed, "seed": 2}]
     value = {"name": "7 M value", "seed": 0, "settings": {}, "metrics": {"r2": 0.81, "correlation": 0.9}, "cost": {}}
-    new = result_of("vas", case("k = 20", 0, 3.0), case("k = 20", 1, 5.0), value)
-    tried, small = result_of("vas", case("tried", 0, 1.0), tune=True), result_of("vas", case("small", 0, 1.0))
+    new = imdb_result("vas", case("k = 20", 0, 3.0), case("k = 20", 1, 5.0), value)
+    tried, small = imdb_result("vas", case("tried", 0, 1.0), tune=True), imdb_result("vas", case("small", 0, 1.0))
     small["settings"] |= {"task": {"model": "imdb-2m"}, "fields": {"prompts": 256}}
-    text = imdb_tables.tables([old, new, tried, small], "vas")
+    text = imdb.tables([old, new, tried, small], "vas")
     (row,) = [line for line in text.splitlines() if line.startswith("| k = 20 |")]
     assert "4.00 ± 1.00" in row and "| k = 10 | 4.00 |" in text and "0.810" in text
     assert "Not done (seed): k = 20 (2): “RuntimeError: out of luck”." in text
     assert text.count("2026-01-0") == 4
     assert "imdb-2m, all with prompts: 256:" in text
     assert text.index("| k = 20 |") < text.index("Settings tried, one seed") < text.index("| tried |")
-    assert "not measured" in imdb_tables.overview([new]) and "2 rows" in imdb_tables.overview([new])
+    assert "not measured" in imdb.SUITE.report([new]) and "2 rows" in imdb.SUITE.report([new])
 
 
-def test_a_smaller_task_is_shown_for_what_the_larger_lacks():
+def test_a_smaller_task_is_shown_for_what_the_larger_lacks(imdb_result):
     arms = ("base", "7 M value, k = 50, beta 2", "7 M value, k = 50, beta 3")
     large, same, further = (
-        result_of("vas", *(case(name, 0, 1.0) for name in names)) for names in (arms, arms[:2], arms)
+        imdb_result("vas", *(case(name, 0, 1.0) for name in names)) for names in (arms, arms[:2], arms)
     )
     further["cases"].append(case("7 M value, action form, k = 50, beta 2", 0, 1.0))
     measured, other = copy.deepcopy(same), copy.deepcopy(same)
@@ -289,38 +293,31 @@ def test_a_smaller_task_is_shown_for_what_the_larger_lacks():
         (other, "imdb-2m", 700, 200),
     ):
         result["settings"] |= {"task": {"model": model, "prompts": prompts, "evaluated": evaluated}}
-    found = imdb_tables.merged([same, measured, other, further, large], "vas", False)
+    found = imdb.by_task([same, measured, other, further, large], "vas", False)
     assert [result["settings"]["task"]["prompts"] for result in found] == [6000, 1500, 800, 700]
 
 
-def test_an_arm_done_anew_is_not_mixed_with_what_it_was():
+def test_an_arm_done_again_is_not_mixed_with_what_it_was(imdb_result):
     """A value trained otherwise has weights of guidance of its own: no row of the earlier one stays beside them."""
-    first = result_of("vas", *(case(f"7 M value, k = 50, beta {beta}", 0, 1.0) for beta in (1, 2)))
+    first = imdb_result("vas", *(case(f"7 M value, k = 50, beta {beta}", 0, 1.0) for beta in (1, 2)))
     first["failures"] = [{"arm": "7 M value, k = 50", "seed": 0, "error": "no time"}]
-    [alone] = imdb_tables.merged([first], "vas", False)
-    anew = result_of("vas", case("7 M value, k = 50, beta 1", 0, 2.0), case("7 M value, k = 20, beta 1", 0, 2.0))
-    [found] = imdb_tables.merged([first, anew], "vas", False)
+    [alone] = imdb.by_task([first], "vas", False)
+    again = imdb_result("vas", case("7 M value, k = 50, beta 1", 0, 2.0), case("7 M value, k = 20, beta 1", 0, 2.0))
+    [found] = imdb.by_task([first, again], "vas", False)
     assert len(alone["cases"]) == 2 and len(alone["failures"]) == 1
     assert [c["name"] for c in found["cases"]] == ["7 M value, k = 50, beta 1", "7 M value, k = 20, beta 1"]
-    assert found["failures"] == [] and found["from"] == [anew]
+    assert found["failures"] == [] and found["from"] == [again]
 
 
-def test_guidance_by_a_value_that_was_trained_otherwise_since_is_not_shown():
-    first = result_of("vas", case("7 M value", 0, 1.0), case("7 M value, k = 50, beta 1", 0, 1.0))
-    same = result_of("vas", case("7 M value", 0, 1.0), case("7 M value, k = 20, beta 1", 0, 2.0))
-    [found] = imdb_tables.merged([first, same], "vas", False)
+def test_guidance_by_a_value_that_was_trained_otherwise_since_is_not_shown(imdb_result):
+    first = imdb_result("vas", case("7 M value", 0, 1.0), case("7 M value, k = 50, beta 1", 0, 1.0))
+    same = imdb_result("vas", case("7 M value", 0, 1.0), case("7 M value, k = 20, beta 1", 0, 2.0))
+    [found] = imdb.by_task([first, same], "vas", False)
     assert len(found["cases"]) == 3
-    other = result_of("vas", case("7 M value", 0, 3.0))
+    other = imdb_result("vas", case("7 M value", 0, 3.0))
     other["failures"] = [{"arm": "7 M value, k = 50", "seed": 0, "error": "out of memory"}]
-    [found] = imdb_tables.merged([first, other], "vas", False)
+    [found] = imdb.by_task([first, other], "vas", False)
     assert [each["name"] for each in found["cases"]] == ["7 M value"] and found["failures"] == other["failures"]
-    alone = result_of("vas", case("7 M value, k = 20, beta 1", 0, 2.0))  # guided by the first one's value
-    [found] = imdb_tables.merged([first, alone, other], "vas", False)
+    alone = imdb_result("vas", case("7 M value, k = 20, beta 1", 0, 2.0))  # guided by the first one's value
+    [found] = imdb.by_task([first, alone, other], "vas", False)
     assert [each["name"] for each in found["cases"]] == ["7 M value"]
-
-
-def test_every_methods_page_has_its_tables():
-    pages = report.render_all()
-    for path in imdb.pages():
-        assert isinstance(path, Path)
-        assert pages[path] == path.read_text(encoding="utf-8"), "run `python -m benchmarks.report`"

@@ -4,17 +4,12 @@
 """The benchmarks of Proxy-RLHF and PSLE measure what they say: variants agree, tables show what was measured."""
 
 import copy
-import sys
 
 import pytest
 import torch
-from conftest import REPOSITORY
-
-
-sys.path.insert(0, str(REPOSITORY))  # `benchmarks` is not part of the package
 
 from benchmarks import run
-from benchmarks.harness import measure as harness
+from benchmarks.harness import results
 from benchmarks.harness.models import SHAPES
 from benchmarks.speed import proxy_decode, proxy_update, psle_step
 from benchmarks.speed.proxy_decode import OURS, PLAIN, SEQUENTIAL
@@ -23,7 +18,7 @@ from benchmarks.speed.psle_step import GRPO, SEPARATE, SHARED
 
 
 CPU = torch.device("cpu")
-DECODE = proxy_decode.Case("tiny", "cpu", "float32", 2, 6, 6)
+DECODE = proxy_decode.Case("tiny", device="cpu", dtype="float32", batch=2, prompt=6, new=6)
 UPDATE = proxy_update.Case("tiny", "cpu", 4, 6, 5, rows=2)
 STEP = psle_step.Case("tiny", "cpu", 4, 2, 7, 5)
 SUITES = (proxy_decode.SUITE, proxy_update.SUITE, psle_step.SUITE)
@@ -51,24 +46,27 @@ def measured():
     return {module.SUITE.name: module.measure(case, rounds=1, batches=1, seed=0) for module, case in cases}
 
 
-def result_of(suite, case, **ratios):
-    """A result of the suite's first case with some ratios set."""
-    case = {**copy.deepcopy(case), "name": suite.cases[0].name}
-    for name, middle in ratios.items():
-        case["ratios"][name]["of_medians"] = middle
-    facts = harness.environment(CPU, suite.measures())
-    settings = {"seed": 0, "rounds": 1, "batches": 1, "clock": "cpu"}
-    return {"time": "2026-01-02T00:00:00+00:00", "settings": settings, "environment": facts, "cases": [case]}
+@pytest.fixture
+def table_of(result_of, measured):
+    """The tables of a suite whose first case was measured, with some ratios set."""
+
+    def make(module, **ratios):
+        case = copy.deepcopy(measured[module.SUITE.name]) | {"name": module.CASES[0].name}
+        for name, middle in ratios.items():
+            case["ratios"][name]["of_medians"] = middle
+        return module.tables([result_of(module.SUITE, case)])
+
+    return make
 
 
 @pytest.mark.parametrize("suite", SUITES, ids=lambda suite: suite.name)
-def test_a_suite_is_well_formed(suite, measured, tmp_path):
+def test_a_suite_is_well_formed(suite, measured, result_of, tmp_path):
     assert suite.name in run.SUITES
     assert len({case.name for case in suite.cases}) == len(suite.cases)
     assert {case.device for case in suite.cases} == {"cpu", "cuda"}
     assert {case.model for case in suite.cases} <= SHAPES.keys()
-    harness.write_result(suite.name, CPU, result_of(suite, measured[suite.name]), tmp_path)
-    assert len(harness.read_results(suite.name, tmp_path)) == 1
+    results.write_result(suite.name, CPU, result_of(suite, measured[suite.name]), tmp_path)
+    assert len(results.read_results(suite.name, tmp_path)) == 1
 
 
 # -------------------------------------------------------------------------------------------------- proxy_decode
@@ -101,12 +99,10 @@ def test_answers_that_differ_are_not_timed(decoding, monkeypatch):
         proxy_decode.check_agreement(decoding)
 
 
-def test_tables_of_decoding(measured):
-    empty = proxy_decode.report([])
+def test_tables_of_decoding(table_of):
+    empty = proxy_decode.tables([])
     assert "≤ 1.35" in empty and "Not measured yet" in empty and "Tokens a second" not in empty
-    text = proxy_decode.report(
-        [result_of(proxy_decode.SUITE, measured["proxy_decode"], **{f"{OURS[4]} / {PLAIN}": 1.21})]
-    )
+    text = table_of(proxy_decode, **{f"{OURS[4]} / {PLAIN}": 1.21})
     assert "**1.21**" in text and "2026-01-02" in text and "| 0% |" in text
 
 
@@ -139,11 +135,9 @@ def test_decisions_that_do_not_belong_to_the_proxy_are_not_timed(updating):
     updating.decisions.logps -= 1
 
 
-def test_tables_of_updates(measured):
-    assert "≥ 30" in proxy_update.report([])
-    text = proxy_update.report(
-        [result_of(proxy_update.SUITE, measured["proxy_update"], **{f"{GRADIENT} / {PPO}": 12.3})]
-    )
+def test_tables_of_updates(table_of):
+    assert "≥ 30" in proxy_update.tables([])
+    text = table_of(proxy_update, **{f"{GRADIENT} / {PPO}": 12.3})
     assert "**12.30**" in text and "Seconds of an update" in text
 
 
@@ -178,10 +172,8 @@ def test_trainers_that_see_other_weights_are_not_timed(stepping):
         psle_step.check_agreement(stepping)
 
 
-def test_tables_of_steps(measured):
-    empty = psle_step.report([])
+def test_tables_of_steps(table_of):
+    empty = psle_step.tables([])
     assert "≤ 0.8" in empty and "≤ 0.6" in empty and "≤ 1" in empty and "| not" not in empty
-    text = psle_step.report(
-        [result_of(psle_step.SUITE, measured["psle_step"], **{f"update: {SHARED} / {GRPO}": 0.55})]
-    )
+    text = table_of(psle_step, **{f"update: {SHARED} / {GRPO}": 0.55})
     assert "**0.55** [≤ 0.8]" in text and "Milliseconds a prompt" in text

@@ -5,20 +5,14 @@
 
 import json
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 from conftest import REPOSITORY
 
-
-sys.path.insert(0, str(REPOSITORY))  # `benchmarks` is not part of the package
-
-from benchmarks.harness import measure as harness
-from benchmarks.harness import ppo_environment
-from benchmarks.harness.round_clock import RoundClock
+from benchmarks.harness import ppo_environment, results, round_clock
+from benchmarks.harness.round_clock import RoundClock, resident
 from benchmarks.harness.text import read_rows
 from benchmarks.speed import ppo_round, process_steps, proxy_round, scaling, scaling_processes
 from benchmarks.speed.ppo_round import OURS, TRL, Case
@@ -28,26 +22,27 @@ from benchmarks.speed.scaling_processes import Processes
 TINY = Case("imdb-2m", responses=4, prompt=8, new=4)
 
 
-def result_of(suite, *cases):
-    facts = harness.environment(torch.device("cpu"), suite.measures())
-    settings = {"seed": 0, "rounds": 2, "batches": 1, "clock": "cpu"}
-    head = {"schema": harness.SCHEMA, "suite": suite.name, "device": "cpu", "time": "2026-01-02T00:00:00+00:00"}
-    return head | {"settings": settings, "environment": facts, "cases": list(cases)}
-
-
-def test_rounds_end_every_so_many_steps(tmp_path):
+def test_rounds_end_every_so_many_steps(tmp_path, monkeypatch):
+    """Steps end after 1, 3, 6 and 10 seconds: two rounds of two steps take 3 and 7."""
+    times = iter([0.0, 3.0, 10.0])
+    monkeypatch.setattr(round_clock, "now", lambda: (seconds := next(times), seconds / 2))
+    sizes = iter([5, 9])
+    monkeypatch.setattr(round_clock, "resident", lambda name, reset=False: next(sizes))
     clock = RoundClock(tmp_path / "rounds.json", steps=2)
     clock.on_train_begin(None, None, None)
-    grown = b"x" * (40 << 20)
     for step in range(1, 5):
-        time.sleep(0.02 * step)
         clock.on_step_end(None, SimpleNamespace(global_step=step), None)
-    del grown
     clock.on_train_end(None, None, None)
     found = json.loads((tmp_path / "rounds.json").read_text())
-    assert len(found["wall"]) == len(found["cpu"]) == 2
-    assert 0.06 <= found["wall"][0] < found["wall"][1] and found["wall"][1] >= 0.14
-    assert found["peak"] - found["before"] > (39 << 20) or sys.platform != "linux"
+    assert found == {"wall": [3.0, 7.0], "cpu": [1.5, 3.5], "before": 5, "peak": 9}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the resident size is read from /proc")
+def test_the_peak_of_the_resident_size_outlives_what_took_it():
+    before = resident("VmRSS", reset=True)
+    grown = b"x" * (40 << 20)
+    del grown
+    assert resident("VmHWM") - before > (39 << 20)
 
 
 # ------------------------------------------------------------------------------------------------------------ a round
@@ -112,14 +107,14 @@ def rounds(monkeypatch):
     return asked
 
 
-def test_processes_take_turns_and_the_table_says_what_they_took(rounds):
+def test_processes_take_turns_and_the_table_says_what_they_took(rounds, result_of):
     measured = ppo_round.measure(ppo_round.CASES[0], rounds=2, batches=2, seed=0)
     assert rounds == [TRL, OURS, OURS, TRL]
     assert measured["ratios"][f"{TRL} / {OURS}"]["of_medians"] == 1.5
     assert measured["variants"][TRL]["memory"]["resident"] == 290 << 20
     result = result_of(ppo_round.SUITE, measured)
-    harness.check_result(result)
-    text = ppo_round.report([result])
+    results.check_result(result)
+    text = ppo_round.tables([result])
     assert "| imdb-2m: 64 × (prompt 24, 48 tokens) | **1.50** | **1.5** | 1,000 and 1,000 |" in text
     assert "| 3 s | 290 MiB | 2 s | 190 MiB |" in text and "imdb-7m" in text and "not measured" in text
 
@@ -129,7 +124,7 @@ def test_without_an_environment_the_suite_is_skipped(monkeypatch, capsys, tmp_pa
         raise ppo_environment.Unavailable("no index")
 
     monkeypatch.setattr(ppo_environment, "python", none)
-    assert ppo_round.main(["--output", str(tmp_path)]) == 0
+    assert ppo_round.SUITE.main(["--output", str(tmp_path)]) == 0
     assert "skipped. no index" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
@@ -151,7 +146,7 @@ def test_two_processes_are_timed_each():
     assert [len(f["cpu"]) for f in found] == [2, 2] and found[0]["cpu"] != found[1]["cpu"]
 
 
-def test_a_step_takes_as_long_as_the_slower_process(monkeypatch):
+def test_a_step_takes_as_long_as_the_slower_process(monkeypatch, result_of):
     def launch(axis, size, rounds, seed):
         cpu = {1: [[9.0, 4.0]], 2: [[9.0, 2.0], [9.0, 1.0]]}[size]
         return [{"cpu": times, "wall": [x + 1 for x in times]} for times in cpu]
@@ -163,8 +158,8 @@ def test_a_step_takes_as_long_as_the_slower_process(monkeypatch):
     assert measured["slopes"][cpu] == {"measured": -1.0, "expected": -1.0}
     assert measured["ratios"][wall]["of_medians"] == pytest.approx(3 / 5)
     result = result_of(scaling.SUITE, measured)
-    harness.check_result(result)
-    assert f"| {axis.what} | {cpu} | -1.00 | -1.00 | **0.50** (0.50 to 0.50) |" in scaling.report([result])
+    results.check_result(result)
+    assert f"| {axis.what} | {cpu} | -1.00 | -1.00 | **0.50** |" in scaling.tables([result])
 
 
 def test_a_launch_that_becomes_something_else_is_an_error(tmp_path):

@@ -15,14 +15,10 @@ import torch
 from conftest import REPOSITORY
 from safetensors.torch import save_file
 
-
-sys.path.insert(0, str(REPOSITORY))  # `benchmarks` is not part of the package
-
-from benchmarks.harness import measure as harness
-from benchmarks.harness import ppo_environment
+from benchmarks.harness import ppo_environment, results
 from benchmarks.harness import process as quality_process
 from benchmarks.harness.text import read_rows
-from benchmarks.quality import quality, quality_tables
+from benchmarks.quality import quality, quality_bench
 from benchmarks.quality.quality_arms import PRESETS, Arm, Task, arms
 from benchmarks.quality.quality_train import preference_rows, with_text_before
 from trl_ext.evaluation.evaluate import evaluate
@@ -40,17 +36,14 @@ def case(name, seed, *, reward=1.0, kl=2.0, series="a", **cost):
     return {"name": name, **given, "metrics": metrics, "cost": cost}
 
 
-def result_of(*cases):
-    return {
-        "schema": harness.SCHEMA,
-        "suite": "quality",
-        "device": "cpu",
-        "time": "2026-01-02T00:00:00+00:00",
-        "settings": {"preset": "cpu", "seeds": [0, 1]},
-        "environment": harness.environment(torch.device("cpu"), quality.measures()),
-        "cases": list(cases),
-        "failures": [],
-    }
+@pytest.fixture
+def quality_result(result_of):
+    """Make a result of the preset `cpu`."""
+
+    def make(*cases, **more):
+        return result_of(quality.SUITE, *cases, preset="cpu", seeds=[0, 1], **more) | {"failures": []}
+
+    return make
 
 
 # -------------------------------------------------------------------------------------------------------------- arms
@@ -59,7 +52,7 @@ def result_of(*cases):
 def completions_sampled(arm, task):
     """How many completions a trained arm samples, from its own settings."""
     fields = arm.fields
-    if arm.samples:
+    if arm.needs:
         return task.rows * task.num_generations
     if arm.command == "psle":
         return fields["num_iterations"] * task.rows * 2 * fields["num_generations"]
@@ -74,7 +67,7 @@ def completions_sampled(arm, task):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_trained_arm_samples_the_same_number_of_completions(preset):
     task = PRESETS[preset]
-    trained = [arm for arm in arms(task) if arm.command not in ("", "principle")]
+    trained = [arm for arm in arms(task) if arm.command not in ("", "principle", "sample")]
     assert len({arm.command for arm in trained}) == 7
     for arm in trained:
         assert completions_sampled(arm, task) == pytest.approx(task.budget, rel=0.01), arm.name
@@ -147,30 +140,25 @@ class Commands:
         }
 
 
+def flags_of(tmp_path, *more):
+    """Of one seed, in this process."""
+    folders = ["--work", f"{tmp_path}/w", "--output", f"{tmp_path}/o"]
+    return [*folders, "--allow_dirty", "--jobs", "0", "--seeds", "0", *more]
+
+
 @pytest.fixture
 def commands(monkeypatch):
     commands = Commands()
-    monkeypatch.setattr(quality, "run", commands)
+    monkeypatch.setattr(quality_bench, "run", commands)
     return commands
 
 
 def test_arms_are_run_once_and_kept(tmp_path, commands):
-    flags = [
-        "--allow_dirty",
-        "--seeds",
-        "0",
-        "1",
-        "--jobs",
-        "1",
-        "--work",
-        f"{tmp_path}/w",
-        "--output",
-        f"{tmp_path}/o",
-    ]
-    assert quality.main([*flags, "--arms", "base", "DPO", "IP-3"]) == 0
+    flags = flags_of(tmp_path, "--seeds", "0", "1")
+    assert quality.SUITE.main([*flags, "--arms", "base", "DPO", "IP-3"]) == 0
     [file] = (tmp_path / "o").iterdir()
     result = json.loads(file.read_text())
-    harness.check_result(result)
+    results.check_result(result)
     found = {(c["name"], c["seed"]): c for c in result["cases"]}
     assert len(found) == 8 and found["base", 0]["metrics"]["reward"] == 0 and found["TRL's DPO", 1]["seed"] == 1
     assert found["TRL's DPO", 0]["cost"]["samples_cpu_seconds"] == 1.0
@@ -180,28 +168,23 @@ def test_arms_are_run_once_and_kept(tmp_path, commands):
     assert sum("sample" in command for command in commands.asked) == 2  # one a seed, for the arms that need it
 
     commands.asked.clear()
-    assert quality.main([*flags, "--arms", "base", "DPO", "IP-3"]) == 0
+    assert quality.SUITE.main([*flags, "--arms", "base", "DPO", "IP-3"]) == 0
     assert commands.asked == []
-    assert quality.main([*flags, "--arms", "base", "--answers", "3"]) == 0  # another task is measured anew
+    assert quality.SUITE.main([*flags, "--arms", "base", "--answers", "3"]) == 0  # another task is measured again
     assert len(commands.asked) == 8  # two arms have "base" in their names
 
 
 def test_an_arm_that_fails_is_named_and_does_not_cost_the_others(tmp_path, commands, capsys):
     commands.failing = "dpo"
-    flags = ["--allow_dirty", "--seeds", "0", "--work", f"{tmp_path}/w", "--output", f"{tmp_path}/o"]
-    assert quality.main([*flags, "--arms", "base", "DPO"]) == 1
+    assert quality.SUITE.main(flags_of(tmp_path, "--arms", "base", "DPO")) == 1
     result = json.loads(next((tmp_path / "o").iterdir()).read_text())
     assert {c["name"] for c in result["cases"]} == {"base", "base with the principle in its prompt"}
     assert result["failures"][0]["arm"] == "TRL's DPO" and "train.log" in capsys.readouterr().err
 
 
-def flags_of(tmp_path, *more):
-    return ["--allow_dirty", "--seeds", "0", "--work", f"{tmp_path}/w", "--output", f"{tmp_path}/o", *more]
-
-
 def test_ppo_runs_in_its_own_environment(tmp_path, commands, monkeypatch):
     monkeypatch.setattr(ppo_environment, "python", lambda: "another/python")
-    assert quality.main(flags_of(tmp_path, "--arms", "TRL's PPO", "DPO")) == 0
+    assert quality.SUITE.main(flags_of(tmp_path, "--arms", "TRL's PPO", "DPO")) == 0
     [place] = [i for i, command in enumerate(commands.asked) if "benchmarks.harness.ppo_driver" in command]
     assert [i for i, python in enumerate(commands.pythons) if python == "another/python"] == [place]
     config = json.loads(Path(commands.asked[place][-1]).read_text())
@@ -214,15 +197,15 @@ def test_without_an_index_ppo_is_skipped_and_that_is_said(tmp_path, commands, mo
     monkeypatch.setattr(ppo_environment, "_run", refusing := Refusing(fails_at="pip"))
     monkeypatch.setattr(ppo_environment, "FOLDER", tmp_path / "environment")
     monkeypatch.setattr(ppo_environment.python, "__defaults__", (tmp_path / "environment",))
-    assert quality.main(flags_of(tmp_path, "--arms", "TRL's PPO", "DPO")) == 0
+    assert quality.SUITE.main(flags_of(tmp_path, "--arms", "TRL's PPO", "DPO")) == 0
     result = json.loads(next((tmp_path / "o").iterdir()).read_text())
     assert {c["name"] for c in result["cases"]} == {"TRL's DPO"} and not result["failures"]
     assert result["skipped"][0]["arm"] == "TRL's PPO (trl 1.12)" and "no index" in result["skipped"][0]["reason"]
     assert "skipped. no index" in capsys.readouterr().err
-    assert "Skipped: TRL's PPO (trl 1.12) (seed 0)." in quality_tables.tables([result])
+    assert "Skipped: TRL's PPO (trl 1.12) (seed 0)." in quality.SUITE.report([result])
     refusing.fails_at = "nothing"
     environment = tmp_path / "environment"
-    assert ppo_environment.python(environment) == str(environment / "bin" / "python")  # what was begun is made anew
+    assert ppo_environment.python(environment) == str(environment / "bin" / "python")  # what was begun is made again
     refusing.fails_at = "venv"
     assert ppo_environment.python(environment) == str(environment / "bin" / "python")  # and then it is there
 
@@ -248,9 +231,9 @@ def test_what_a_failed_environment_says(tmp_path):
 
 
 def test_a_tree_that_differs_from_its_commit_is_refused(monkeypatch):
-    monkeypatch.setattr(harness, "_commit", lambda: "0123456789ab-dirty")
+    monkeypatch.setattr(results, "_commit", lambda: "0123456789ab-dirty")
     with pytest.raises(SystemExit, match="--allow_dirty"):
-        quality.main([])
+        quality.SUITE.main([])
 
 
 def test_what_a_process_costs(tmp_path):
@@ -270,54 +253,54 @@ def test_parameters_are_counted_in_what_was_saved(tmp_path):
 # ------------------------------------------------------------------------------------------------------------ reports
 
 
-def test_tables_give_mean_and_farthest_seed():
-    result = result_of(case("base", 0, reward=0.0, kl=0.0), case("X", 0, reward=2.0), case("X", 1, reward=3.0))
-    text = quality_tables.tables([result])
+def test_tables_give_mean_and_farthest_seed(quality_result):
+    result = quality_result(case("base", 0, reward=0.0, kl=0.0), case("X", 0, reward=2.0), case("X", 1, reward=3.0))
+    text = quality.SUITE.report([result])
     assert "| X | 2.50 ± 0.50 | 2.00 ± 0.00 |" in text and "| base | 0.00 |" in text and "1.50 ± 0.50 |" in text
-    assert quality_tables.tables([]) == "not measured"
+    assert quality.SUITE.report([]) == "not measured"
 
 
-def test_a_later_file_brings_an_arm_and_renews_a_seed():
-    first = result_of(case("base", 0, reward=0.0), case("VAS, beta 1.0", 0), case("VAS, beta 1.0", 1, reward=2.0))
+def test_a_later_file_brings_an_arm_and_renews_a_seed(quality_result):
+    first = quality_result(case("base", 0, reward=0.0), case("VAS, beta 1.0", 0), case("VAS, beta 1.0", 1, reward=2.0))
     first["failures"] = [{"arm": "TRL's PPO (trl 1.12)", "seed": s, "error": "x"} for s in (0, 1)]
-    second = result_of(case("VAS, beta 1.0", 1, reward=5.0), case("TRL's PPO (trl 1.12)", 0, reward=4.0))
+    second = quality_result(case("VAS, beta 1.0", 1, reward=5.0), case("TRL's PPO (trl 1.12)", 0, reward=4.0))
     second |= {"time": "2026-03-04T00:00:00+00:00"}
-    [result] = quality_tables.merged([first, second]).values()
+    [result] = quality.by_preset([first, second]).values()
     found = [(c["name"], c["seed"], c["metrics"]["reward"]) for c in result["cases"]]
     ppo = ("TRL's PPO (trl 1.12)", 0, 4.0)
     assert found == [("base", 0, 0.0), ppo, ("VAS, beta 1.0", 0, 1.0), ("VAS, beta 1.0", 1, 5.0)]
-    text = quality_tables.tables([first, second])
+    text = quality.SUITE.report([first, second])
     assert "2026-01-02: " in text and "2026-03-04 (TRL's PPO (trl 1.12), VAS): " in text
     assert "Failed: TRL's PPO (trl 1.12) (seed 1)." in text  # seed 0 is there now
     second["settings"]["task"] = {"prompts": 3}  # what is measured on other prompts stands alone
-    assert [c["name"] for c in quality_tables.merged([first, second])["cpu"]["cases"]] == [
+    assert [c["name"] for c in quality.by_preset([first, second])["cpu"]["cases"]] == [
         "TRL's PPO (trl 1.12)",
         "VAS, beta 1.0",
     ]
 
 
-def test_points_of_one_setting_are_a_line(tmp_path):
+def test_points_of_one_setting_are_a_line(tmp_path, quality_result):
     cases = [case("base", 0, reward=0.0, kl=0.0, series="base")]
     cases += [case(f"VAS, beta {b}", 0, reward=b, kl=b, series="VAS") for b in (2, 1)] + [case("RRHF, OP-k", 0)]
     bounded = case("best of n, n 4", 0, series="best of n")
     bounded["metrics"] |= {"kl": None, "kl_bound": 0.64}
-    data = quality_tables.points(result_of(*cases, bounded))
+    data = quality.points(quality_result(*cases, bounded))
     series = {s["name"]: s["points"] for s in data["series"]}
     assert [p["kl"] for p in series["VAS"]] == [1, 2] and series["VAS"][0]["extras"] == {"beta": "1"}
     assert series["best of n"][0]["bound"] and series["RRHF, OP-k"][0]["extras"] == {}
     pytest.importorskip("matplotlib")
-    drawn = quality_tables.draw([result_of(*cases, bounded)], tmp_path)
+    drawn = quality.SUITE.plot([quality_result(*cases, bounded)], tmp_path)
     assert [file.name for file in drawn] == ["quality-cpu.png", "quality-cpu-dark.png"] and drawn[1].stat().st_size
 
 
 @pytest.mark.parametrize("key", ["name", "seed", "settings", "metrics", "cost"])
-def test_a_malformed_outcome_is_refused(key):
-    result = result_of(case("X", 0))
-    harness.check_result(result)
+def test_a_malformed_outcome_is_refused(key, quality_result):
+    result = quality_result(case("X", 0))
+    results.check_result(result)
     broken = copy.deepcopy(result)
     del broken["cases"][0][key]
     with pytest.raises(ValueError, match=rf"cases\[0\]: {key} missing"):
-        harness.check_result(broken)
+        results.check_result(broken)
 
 
 def test_arms_have_names_of_their_own():

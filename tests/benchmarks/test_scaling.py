@@ -3,19 +3,13 @@
 
 """Slopes are those of the measured times and of the arithmetic of the same steps."""
 
-import sys
-
 import pytest
 import torch
-from conftest import REPOSITORY
 
-
-sys.path.insert(0, str(REPOSITORY))  # `benchmarks` is not part of the package
-
-from benchmarks.harness import measure as harness
+from benchmarks.harness import results
 from benchmarks.harness.models import SHAPES, build
 from benchmarks.speed import scaling
-from benchmarks.speed.rrhf_cases import DENSE, NAIVE, OUR_ROWS, Case
+from benchmarks.speed.rrhf_workload import DENSE, NAIVE, OUR_ROWS, Case
 from benchmarks.speed.scaling import Axis, Point
 from benchmarks.speed.scaling_processes import Processes
 
@@ -48,16 +42,13 @@ def test_separate_rows_grow_with_k_and_shared_ones_less(measured):
     assert set(measured["variants"]) == {f"{name}, {k}" for name in (NAIVE, OUR_ROWS, DENSE) for k in (2, 4)}
 
 
-def test_a_result_is_well_formed_and_its_table_says_the_slopes(measured, monkeypatch):
-    facts = harness.environment(torch.device("cpu"), scaling.SUITE.measures())
-    settings = {"seed": 0, "rounds": 2, "batches": 1, "clock": "cpu"}
-    result = {"schema": harness.SCHEMA, "suite": "scaling", "device": "cpu", "time": "2026-01-02T00:00:00+00:00"}
-    result |= {"settings": settings, "environment": facts, "cases": [measured]}
-    harness.check_result(result)
+def test_a_result_is_well_formed_and_its_table_says_the_slopes(measured, result_of, monkeypatch):
+    result = result_of(scaling.SUITE, measured)
+    results.check_result(result)
     axis = Axis("cpu/rrhf/tiny", "tiny", (Point(2, tiny(2)), Point(4, tiny(4))), (NAIVE, OUR_ROWS, DENSE))
     monkeypatch.setattr(scaling, "CASES", [axis])
-    assert f"| tiny | {NAIVE} | {measured['slopes'][NAIVE]['measured']:.2f} | 1.00 |" in scaling.report([result])
-    assert "ot measured" in scaling.report([])
+    assert f"| tiny | {NAIVE} | {measured['slopes'][NAIVE]['measured']:.2f} | 1.00 |" in scaling.tables([result])
+    assert "ot measured" in scaling.tables([])
 
 
 def test_axes_are_named_apart_and_grow():

@@ -4,27 +4,21 @@
 """Benchmarks measure what they say; results are well formed; the committed tables are what the results give."""
 
 import argparse
-import copy
 import json
 import sys
 
 import pytest
 import torch
-from conftest import REPOSITORY
 from oracles.logprobs import flash_backward, flash_forward
 
-
-sys.path.insert(0, str(REPOSITORY))  # `benchmarks` is not part of the package
-
 from benchmarks import report, run
-from benchmarks.harness import measure as harness
+from benchmarks.harness import results, timing
+from benchmarks.harness.batches import make_batch
 from benchmarks.harness.memory import needed_memory, peak_memory
 from benchmarks.harness.models import SHAPES
-from benchmarks.harness.suite import or_goals
+from benchmarks.harness.tables import Column, Table
 from benchmarks.speed import rrhf_step
-from benchmarks.speed.rrhf_cases import CASCADE, CASES, DENSE, DPO, NAIVE, OUR_ROWS, TRL_ROWS, Case, make_batch
-from benchmarks.speed.rrhf_tables import report as tables
-from benchmarks.speed.rrhf_workload import Workload
+from benchmarks.speed.rrhf_workload import CASCADE, CASES, DENSE, DPO, NAIVE, OUR_ROWS, TRL_ROWS, Case, Workload
 from trl_ext.logprobs.shared_prefix import Layout
 
 
@@ -34,28 +28,13 @@ TINY = Case("tiny", "cpu", 4, 2, (12, 12), (3, 6))
 ON_CPU = [DPO, NAIVE, TRL_ROWS, OUR_ROWS, DENSE]
 
 
-@pytest.fixture(autouse=True)
-def committed(monkeypatch):
-    """What is being worked on differs from its commit, which suites refuse to measure."""
-    monkeypatch.setattr(harness, "_commit", lambda: "0123456789ab")
-
-
 @pytest.fixture(scope="module")
 def measured():
     return rrhf_step.measure(TINY, rounds=1, batches=1, seed=0)
 
 
-def result_of(*cases):
-    settings = {"seed": 0, "rounds": 1, "batches": 1, "clock": "cpu"}
-    return {
-        "settings": settings,
-        "environment": harness.environment(CPU, rrhf_step.SUITE.measures()),
-        "cases": list(cases),
-    }
-
-
 def counting(name, log):
-    return harness.Variant(name, lambda: log.append(f"prepare {name}"), lambda i: log.append(f"{name}{i}") or 0.0)
+    return timing.Variant(name, lambda i: log.append(f"{name}{i}"), lambda: log.append(f"prepare {name}"))
 
 
 # ----------------------------------------------------------------------------------------------------------- harness
@@ -63,16 +42,16 @@ def counting(name, log):
 
 def test_variants_take_turns_on_the_same_batch():
     log = []
-    seconds = harness.alternate([counting("a", log), counting("b", log)], rounds=2, batches=1, device=CPU)
+    seconds = timing.alternate([counting("a", log), counting("b", log)], rounds=2, batches=1, device=CPU)
     steps = [entry for entry in log if not entry.startswith("prepare")]
     assert steps == ["a0", "b0", "b0", "a0", "a0", "b0"]  # one round of warm-up, and the order rotates
-    assert [len(clocks[clock]) for clocks in seconds.values() for clock in harness.CLOCKS] == [2, 2, 2, 2]
+    assert [len(clocks[clock]) for clocks in seconds.values() for clock in timing.CLOCKS] == [2, 2, 2, 2]
     assert log[::2] == [f"prepare {step[0]}" for step in steps]
 
 
 def test_ratio_and_spread():
-    assert harness.ratio([2.0, 8.0, 6.0], [1.0, 2.0, 4.0]) == {"of_medians": 3.0, "min": 1.5, "max": 4.0}
-    assert harness.spread([3.0, 1.0, 2.0]) == {"median": 2.0, "min": 1.0, "max": 3.0}
+    assert timing.ratio([2.0, 8.0, 6.0], [1.0, 2.0, 4.0]) == {"of_medians": 3.0, "min": 1.5, "max": 4.0}
+    assert timing.spread([3.0, 1.0, 2.0]) == {"median": 2.0, "min": 1.0, "max": 3.0}
 
 
 def test_peak_memory_is_of_what_lives_at_once():
@@ -85,7 +64,7 @@ def test_peak_memory_is_of_what_lives_at_once():
         torch.ones(mebibyte)  # 4 MiB more, but not at the same time
         return 0.0
 
-    memory = peak_memory(harness.Variant("step", lambda: None, step), 0, CPU)
+    memory = peak_memory(timing.Variant("step", step), 0, CPU)
     assert memory["above"] == pytest.approx(6 * mebibyte, rel=1e-3)  # and a scalar or two
     assert needed_memory({"above": 1}) == 1
     assert needed_memory({"above": 1, "resident": 2}) == 2
@@ -98,18 +77,18 @@ def test_resident_growth_leaves_out_what_is_never_touched():
         torch.ones(2**24)  # 64 MiB
         return 0.0
 
-    memory = peak_memory(harness.Variant("step", lambda: None, step), 0, CPU)
+    memory = peak_memory(timing.Variant("step", step), 0, CPU)
     assert memory["above"] == pytest.approx(2**28, rel=1e-3)
     if "resident" in memory:  # a container may forbid it
         assert 0.9 * 2**26 <= memory["resident"] < 2**27
 
 
-def test_results_are_added_and_never_overwritten(tmp_path, measured):
-    files = [harness.write_result("rrhf_step", CPU, result_of(measured), tmp_path) for _ in range(2)]
+def test_results_are_added_and_never_overwritten(tmp_path, measured, result_of):
+    files = [results.write_result("rrhf_step", CPU, result_of(rrhf_step.SUITE, measured), tmp_path) for _ in range(2)]
     assert files[0] != files[1]
     assert files[0].name.endswith("-rrhf_step-cpu.json") and files[1].name.endswith("-rrhf_step-cpu-2.json")
-    assert [r["suite"] for r in harness.read_results("rrhf_step", tmp_path)] == ["rrhf_step"] * 2
-    assert harness.read_results("another", tmp_path) == []
+    assert [r["suite"] for r in results.read_results("rrhf_step", tmp_path)] == ["rrhf_step"] * 2
+    assert results.read_results("another", tmp_path) == []
     assert next(iter(json.loads(files[0].read_text())["cases"][0])) == "ratios"
 
 
@@ -124,10 +103,9 @@ def test_results_are_added_and_never_overwritten(tmp_path, measured):
         (("cases", 0, "ratios", f"{NAIVE} / {DENSE}", "max"), None, "max missing"),
     ],
 )
-def test_a_malformed_result_is_refused(tmp_path, measured, path, value, message):
-    file = harness.write_result("rrhf_step", CPU, result_of(measured), tmp_path)
-    result = json.loads(file.read_text())
-    harness.check_result(result)
+def test_a_malformed_result_is_refused(measured, result_of, path, value, message):
+    result = result_of(rrhf_step.SUITE, measured)
+    results.check_result(result)
     place = result
     for key in path[:-1]:
         place = place[key]
@@ -136,7 +114,7 @@ def test_a_malformed_result_is_refused(tmp_path, measured, path, value, message)
     else:
         place[path[-1]] = value
     with pytest.raises(ValueError, match=message):
-        harness.check_result(result)
+        results.check_result(result)
 
 
 # --------------------------------------------------------------------------------------------------------- the suite
@@ -161,12 +139,10 @@ def test_qlora_with_an_optimizer_runs_through_the_same_code():
     assert found["agreement"]["gradient"] < 0.1  # on some processors the variants agree to the last bit
 
 
-def test_the_gpu_variants_run_on_a_stand_in_for_flash_attention(monkeypatch):
+def test_the_gpu_variants_run_on_a_mock_of_flash_attention(monkeypatch):
     monkeypatch.setattr("trl_ext.logprobs.prefix_attention.flash_forward", flash_forward)
     monkeypatch.setattr("trl_ext.logprobs.prefix_attention.flash_backward", flash_backward)
-    monkeypatch.setattr(
-        "trl_ext.logprobs.shared_prefix.supported_layout", lambda model: Layout("cascade", "a stand-in")
-    )
+    monkeypatch.setattr("trl_ext.logprobs.shared_prefix.supported_layout", lambda model: Layout("cascade", "a mock"))
     work = Workload(TINY, batches=1, seed=0)
     variants = work.variants()
     assert [v.name for v in variants] == [*ON_CPU, CASCADE]
@@ -186,7 +162,7 @@ def test_a_variant_that_computes_something_else_is_not_timed():
         return loss
 
     with pytest.raises(RuntimeError, match="disagrees with 'naive'"):
-        rrhf_step.check_agreement(work, [*right, harness.Variant(wrong.name, wrong.prepare, flipped)])
+        rrhf_step.check_agreement(work, [*right, timing.Variant(wrong.name, flipped, wrong.prepare)])
 
 
 def test_a_fallback_is_not_timed():
@@ -211,14 +187,14 @@ def test_a_failing_case_does_not_cost_the_others(tmp_path, monkeypatch, capsys):
     broken = Case("tiny", "cpu", 2, 1, (4, 4), (0, 0))
     options = argparse.Namespace(rounds=1, batches=1, seed=0, output=tmp_path)
     assert not rrhf_step.SUITE.run([broken, TINY], CPU, options)
-    (result,) = harness.read_results("rrhf_step", tmp_path)
+    (result,) = results.read_results("rrhf_step", tmp_path)
     assert [case["name"] for case in result["cases"]] == [TINY.name]
     assert "Traceback" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
 def test_without_a_gpu_its_cases_are_left_out_and_that_is_said(tmp_path, capsys):
-    assert rrhf_step.main(["--devices", "cuda", "--output", str(tmp_path)]) == 0
+    assert rrhf_step.SUITE.main(["--devices", "cuda", "--output", str(tmp_path)]) == 0
     assert "no GPU" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
@@ -233,30 +209,27 @@ def test_cases_have_names_of_their_own_and_known_models():
 
 
 def test_the_committed_tables_are_what_the_committed_results_give():
-    readme = report.README.read_text(encoding="utf-8")
-    assert report.render(readme) == readme, "run `python -m benchmarks.report`"
-    assert report.main(["--check"]) == 0
+    assert report.main(["--check"]) == 0, "run `python -m benchmarks.report`"
 
 
 def test_committed_results_are_well_formed():
-    results = [result for suite in run.SUITES for result in harness.read_results(suite)]
-    assert len(results) == len(list(harness.RESULTS.glob("*.json"))) > 0
-    for result in results:
-        harness.check_result(result)
+    found = [result for suite in run.SUITES for result in results.read_results(suite)]
+    assert len(found) == len(list(results.RESULTS.glob("*.json"))) > 0
+    for result in found:
+        results.check_result(result)
         if result["suite"] == "ppo_round":  # its variants learn different things
             continue
         exact = [case for case in result["cases"] if case["settings"].get("dtype") == "float32"]
         assert all(value <= 1e-4 for case in exact for value in case["agreement"].values())
 
 
-def test_tables_show_the_newest_result_and_say_what_was_not_measured(measured):
-    case = CASES[0]
-    old, new = (result_of({**copy.deepcopy(measured), "name": case.name}) for _ in range(2))
-    old["time"], new["time"] = "2026-01-01T00:00:00+00:00", "2026-01-02T00:00:00+00:00"
+def test_tables_show_the_newest_result_and_say_what_was_not_measured(measured, result_of):
+    case = measured | {"name": CASES[0].name}
+    old, new = (result_of(rrhf_step.SUITE, case, time=f"2026-01-0{day}T00:00:00+00:00") for day in (1, 2))
     name = f"{TRL_ROWS} / {DENSE}"
     old["cases"][0]["ratios"][name]["of_medians"] = 11.11
     new["cases"][0]["ratios"][name]["of_medians"] = 22.22
-    text = tables([old, new])
+    text = rrhf_step.tables([old, new])
     assert "**22.22**" in text and "11.11" not in text
     assert "2026-01-02" in text and "2026-01-01" not in text
     assert "| not measured |" in text  # beside what was
@@ -264,14 +237,12 @@ def test_tables_show_the_newest_result_and_say_what_was_not_measured(measured):
     assert not [line for line in text.splitlines() if line.startswith("| llama-1b")]
 
 
-def test_render_renews_only_between_the_markers(tmp_path):
-    marked = "\n".join(f"<!-- {suite}: begin -->\nstale\n<!-- {suite}: end -->" for suite in run.SUITES)
-    page = f"above\n{marked}\nbelow\n"
-    once = report.render(page, tmp_path)
-    assert once.startswith("above\n") and once.endswith("\nbelow\n") and "stale" not in once
-    assert report.render(once, tmp_path) == once
-    with pytest.raises(ValueError, match=f"{next(iter(run.SUITES))}: begin"):
-        report.render("nothing here", tmp_path)
+def test_tables_are_renewed_between_the_markers_alone():
+    page = "above\n<!-- a: begin -->\nstale\n<!-- a: end -->\nbelow\n"
+    once = report.renewed(page, "a", "new\n", "a.md")
+    assert once == page.replace("stale", "new") and report.renewed(once, "a", "new", "a.md") == once
+    with pytest.raises(ValueError, match=r"a\.md has no lines <!-- b: begin -->"):
+        report.renewed(page, "b", "new", "a.md")
 
 
 def test_suites_run_by_name(capsys, tmp_path):
@@ -284,11 +255,21 @@ def test_suites_run_by_name(capsys, tmp_path):
 
 
 def test_a_table_without_a_measurement_is_a_list_of_goals():
-    head = ["| case | time | memory |", "|---|---|---|"]
-    nothing = [*head, "| small | not measured [>= 2] | - |", "| large | not measured | not measured [<= 0.5] |"]
-    assert or_goals([*nothing, "| bare | not measured | - |"]) == [
-        "Not measured yet:", "", "- small; goals: time >= 2", "- large; goals: memory <= 0.5",
-        "- bare",
-    ]  # fmt: skip
-    some = [*nothing, "| other | 2.1 [>= 2] | - |"]
-    assert or_goals(some) == some
+    def goal(case, measured):
+        return ">= 2" if case == "small" else ""
+
+    columns = [
+        Column("time", lambda case, measured: measured, goal),
+        Column("memory", lambda case, measured: "-", goal),
+    ]
+    nothing = [("small", None, None), ("large", None, None)]
+    table = Table("case", str, columns, "heading")
+    goals = ["- small; goals: time >= 2, memory >= 2", "- large"]
+    assert table.lines(nothing) == ["heading", "", "Not measured yet:", "", *goals]
+    some = table.lines([*nothing, ("other", {}, "2.1")])
+    assert some[4:] == [
+        "| small | not measured [>= 2] | not measured [>= 2] |",
+        "| large | not measured | not measured |",
+        "| other | 2.1 | - |",
+    ]
+    assert Table("case", str, columns, "heading", measured_only=True).lines(nothing) == []

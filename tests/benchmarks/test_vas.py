@@ -4,21 +4,16 @@
 """The benchmarks of VAS measure what they say: variants agree, fallbacks stop them, tables show what was measured."""
 
 import argparse
-import copy
 import functools
-import sys
 
 import pytest
 import torch
-from conftest import REPOSITORY
-
-
-sys.path.insert(0, str(REPOSITORY))  # `benchmarks` is not part of the package
 
 from benchmarks import run
-from benchmarks.harness import measure as harness
+from benchmarks.harness import results
 from benchmarks.harness.models import SHAPES
-from benchmarks.harness.suite import Suite, newest
+from benchmarks.harness.suite import TimedSuite
+from benchmarks.harness.tables import newest
 from benchmarks.speed import vas_decode, vas_train
 from benchmarks.speed.vas_decode import BY_ONE, OURS, PLAIN, TILED
 from benchmarks.speed.vas_naive import NaiveValues
@@ -26,15 +21,15 @@ from benchmarks.speed.vas_train import REWARD, SEPARATE, SHARED
 
 
 CPU = torch.device("cpu")
-DECODE = vas_decode.Case("tiny", "tiny", "cpu", "float32", 2, 6, 4, top_k=5)
+
+
+def decode_case(dtype="float32", top_k=5):
+    return vas_decode.Case("tiny", "tiny", device="cpu", dtype=dtype, batch=2, prompt=6, new=4, top_k=top_k)
+
+
+DECODE = decode_case()
 TRAIN = vas_train.Case("tiny", "cpu", 4, 2, (12, 12), (3, 6))
 SUITES = (vas_decode.SUITE, vas_train.SUITE)
-
-
-@pytest.fixture(autouse=True)
-def committed(monkeypatch):
-    """What is being worked on differs from its commit, which suites refuse to measure."""
-    monkeypatch.setattr(harness, "_commit", lambda: "0123456789ab")
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +45,6 @@ def trained():
 @pytest.fixture(scope="module")
 def decoding():
     return vas_decode.Workload(DECODE, batches=1, seed=0)
-
-
-def result_of(suite, *cases):
-    settings = {"seed": 0, "rounds": 1, "batches": 1, "clock": "cpu"}
-    facts = harness.environment(CPU, suite.measures())
-    return {"settings": settings, "environment": facts, "cases": list(cases)}
 
 
 # --------------------------------------------------------------------------------------------------------- decoding
@@ -93,14 +82,14 @@ def test_the_naive_form_is_that_of_separate_forwards(decoding, chunk):
 
 
 def test_half_precision_is_judged_by_the_spread_of_values():
-    case = vas_decode.Case("tiny", "tiny", "cpu", "bfloat16", 2, 6, 4, top_k=5)
+    case = decode_case("bfloat16")
     assert vas_decode.check_agreement(vas_decode.Workload(case, 1, 0))["values"] < 0.15
 
 
 @pytest.mark.parametrize("name", [TILED, OURS])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_variant_that_computes_something_else_is_not_timed(monkeypatch, name, dtype):
-    work = vas_decode.Workload(vas_decode.Case("tiny", "tiny", "cpu", dtype, 2, 6, 4, top_k=5), 1, 0)
+    work = vas_decode.Workload(decode_case(dtype), 1, 0)
     makers = work.processors()
 
     class Flipped:
@@ -187,7 +176,7 @@ def test_a_suite_is_well_formed(suite):
     assert len({case.name for case in suite.cases}) == len(suite.cases)
     assert {case.device for case in suite.cases} == {"cpu", "cuda"}
     for case in suite.cases:
-        models = {case.policy, case.value} if suite is vas_decode.SUITE else {case.model}
+        models = set(case.models) if suite is vas_decode.SUITE else {case.model}
         assert models <= SHAPES.keys()
         assert len({SHAPES[name].vocab_size for name in models}) == 1
 
@@ -199,10 +188,10 @@ def test_a_failing_case_does_not_cost_the_others(tmp_path, capsys, decoded):
             raise RuntimeError("broken")
         return decoded
 
-    broken = vas_decode.Case("tiny", "tiny", "cpu", "float32", 2, 6, 4, top_k=99)
-    suite = Suite("vas_decode", "a test", [broken, DECODE], measure)
+    broken = decode_case(top_k=99)
+    suite = TimedSuite("vas_decode", "a test", [broken, DECODE], measure, vas_decode.tables)
     assert suite.main(["--devices", "cpu", "--rounds", "1", "--output", str(tmp_path)]) == 1
-    (result,) = harness.read_results("vas_decode", tmp_path)
+    (result,) = results.read_results("vas_decode", tmp_path)
     assert [case["name"] for case in result["cases"]] == [DECODE.name]
     assert "Traceback" in capsys.readouterr().err
 
@@ -216,10 +205,10 @@ def test_without_a_gpu_its_cases_are_left_out_and_that_is_said(tmp_path, capsys,
     assert not list(tmp_path.iterdir())
 
 
-def test_results_of_the_suites_are_well_formed(tmp_path, decoded, trained):
+def test_results_of_the_suites_are_well_formed(tmp_path, decoded, trained, result_of):
     for suite, case in zip(SUITES, (decoded, trained), strict=True):
-        harness.write_result(suite.name, CPU, result_of(suite, case), tmp_path)
-        assert len(harness.read_results(suite.name, tmp_path)) == 1
+        results.write_result(suite.name, CPU, result_of(suite, case), tmp_path)
+        assert len(results.read_results(suite.name, tmp_path)) == 1
 
 
 # -------------------------------------------------------------------------------------------------------- the tables
@@ -233,16 +222,20 @@ def test_the_newest_measurement_counts():
     assert newest([old], [case], "cuda") == []
 
 
-def dated(suite, case, ratio, middle):
-    """A result of the suite's first case with one ratio set."""
-    result = result_of(suite, {**copy.deepcopy(case), "name": suite.cases[0].name})
-    result["time"] = "2026-01-02T00:00:00+00:00"
-    result["cases"][0]["ratios"][ratio]["of_medians"] = middle
-    return result
+@pytest.fixture
+def dated(result_of):
+    """Make a result of a suite's first case with one ratio set."""
+
+    def make(suite, case, ratio, middle):
+        result = result_of(suite, case | {"name": suite.cases[0].name})
+        result["cases"][0]["ratios"][ratio]["of_medians"] = middle
+        return result
+
+    return make
 
 
-def test_tables_of_decoding(decoded):
-    empty = vas_decode.report([])
+def test_tables_of_decoding(decoded, dated):
+    empty = vas_decode.tables([])
     assert "≤ 1.75" in empty and "≥ 6.5" in empty and "≥ 5" in empty and "| not" not in empty
     assert "Tokens a second" not in empty
     result = dated(vas_decode.SUITE, decoded, f"{BY_ONE} / {OURS}", 22.22)
@@ -250,7 +243,7 @@ def test_tables_of_decoding(decoded):
     for name, seconds in clock.items():
         result["cases"][0]["variants"][name]["seconds"] = seconds
     result["cases"][0]["settings"]["clock"] = "cpu"
-    text = vas_decode.report([result])
+    text = vas_decode.tables([result])
     assert "**22.22** [≥ 5]" in text and "2026-01-02" in text
     assert "| 8.0 |" in text  # (9 - 1) / (2 - 1): guidance alone
     case = vas_decode.CASES[0]
@@ -258,13 +251,13 @@ def test_tables_of_decoding(decoded):
     assert f"| {made} | {made / 9:.0f} | {made / 5:.0f} | {made / 2:.0f} |" in text
 
 
-def test_tables_of_training(trained):
-    empty = vas_train.report([])
+def test_tables_of_training(trained, dated):
+    empty = vas_train.tables([])
     assert "≥ 0.8" in empty and "| not" not in empty and "Completion tokens" not in empty
-    text = vas_train.report([dated(vas_train.SUITE, trained, f"{REWARD} / {SHARED}", 1.23)])
+    text = vas_train.tables([dated(vas_train.SUITE, trained, f"{REWARD} / {SHARED}", 1.23)])
     assert "**1.23** [≥ 0.8]" in text and "shared prompts" in text and "2026-01-02" in text
     separate = dated(vas_train.SUITE, trained, f"{REWARD} / {SEPARATE}", 0.95)
     separate["cases"][0]["auto"] = "separate"
-    assert "**0.95** [≥ 0.8] | separate rows |" in vas_train.report(
+    assert "**0.95** [≥ 0.8] | separate rows |" in vas_train.tables(
         [separate]
     )  # what the default takes has the target

@@ -435,7 +435,7 @@ def test_files_of_others_are_not_touched(tiny_model_dir, prompts, monkeypatch):
         assert Path(output).read_text() == "precious\n"
     interrupted(tiny_model_dir, prompts, monkeypatch, "mine.jsonl")
     Path("mine.jsonl").write_text("")
-    with pytest.raises(ValueError, match=r"has 0 bytes where .* it was changed"):
+    with pytest.raises(ValueError, match=r"has 0 bytes, but .* were written: the file was changed"):
         sample(prompts, tiny_model_dir, "mine.jsonl", **BATCHES)
     Path("mine.jsonl.state.json").write_text("{")
     with pytest.raises(ValueError, match="is damaged"):

@@ -94,14 +94,14 @@ def gap(found):  # of each token's logit to the best: 0 for greedy decoding, exc
     return worst
 
 with torch.no_grad():
-    first = engine.drawer(model)(prompts)
+    first = engine.generate_function(model)(prompts)
     print("first", gap(first))
     for name, parameter in model.named_parameters():
         if "lora_B" in name or not adapter:
             parameter.add_(torch.randn_like(parameter) * (0.1 if adapter else 0.05))
     changed = model.get_base_model().model.layers[0].mlp.down_proj if adapter else None
     print("old", gap(first))
-    print("new", gap(engine.drawer(model)(prompts)))
+    print("new", gap(engine.generate_function(model)(prompts)))
     if adapter:
         print("kept", (changed.base_layer.weight - before).abs().max().item())
 engine.close()
@@ -179,7 +179,7 @@ def recorded(self, *args, **kwargs):
 vllm.LLM.generate = recorded
 prompts = [tokenizer(text)["input_ids"] for text in sys.argv[3:]]
 with torch.no_grad(), seeded(7, 1, rank):  # as a trainer does, each process with a seed of its own
-    engine.drawer(model)(prompts[rank * 2 : rank * 2 + 2])
+    engine.generate_function(model)(prompts[rank * 2 : rank * 2 + 2])
 engine.close()
 accelerator.end_training()
 """

@@ -32,7 +32,7 @@ from trl_ext.models.load import (
 )
 from trl_ext.models.tokenizers import load_tokenizer
 from trl_ext.rewards.functions import load_rewards
-from trl_ext.seeds import chance
+from trl_ext.seeds import fork_rng
 from trl_ext.training.config import ExtConfig
 from trl_ext.training.model_loading import load_policy
 
@@ -437,6 +437,6 @@ def test_torch_compiled_for_an_accelerator_that_is_missing(monkeypatch):
     assert default_device() == torch.device("cpu")
     expected = torch.manual_seed(3) and torch.rand(2)
     before = torch.get_rng_state()
-    with chance(3):
+    with fork_rng(3):
         torch.testing.assert_close(torch.rand(2), expected)
     assert torch.equal(torch.get_rng_state(), before)

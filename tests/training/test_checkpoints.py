@@ -12,7 +12,7 @@ import torch
 from tiny_trainers import METHODS, make_trainer
 
 from trl_ext.atomic_files import replacing, write_tensors, write_text
-from trl_ext.training.checkpoints import begin, check_resumable, is_whole, last_checkpoint
+from trl_ext.training.checkpoints import begin, check_resumable, is_complete, last_checkpoint
 
 
 FULL = Path("/dev/full")  # every write to it fails for lack of room
@@ -27,7 +27,7 @@ def checkpoint(folder: Path, number: int, state: str = "{}") -> Path:
 
 
 class TestLastCheckpoint:
-    def test_the_newest_whole_one(self, tmp_path: Path) -> None:
+    def test_the_latest_complete_one(self, tmp_path: Path) -> None:
         assert last_checkpoint(tmp_path) is None
         for number in (2, 10):
             checkpoint(tmp_path, number)
@@ -37,24 +37,24 @@ class TestLastCheckpoint:
         checkpoint(tmp_path, 16, "")
         assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
 
-    def test_one_that_is_written_over_is_not_whole(self, tmp_path: Path) -> None:
+    def test_one_that_is_overwritten_is_incomplete(self, tmp_path: Path) -> None:
         path = checkpoint(tmp_path, 2)
-        assert is_whole(path)
+        assert is_complete(path)
         begin(path)
-        assert not is_whole(path) and last_checkpoint(tmp_path) is None
+        assert not is_complete(path) and last_checkpoint(tmp_path) is None
 
     def test_a_broken_one_that_is_named(self, tmp_path: Path) -> None:
-        whole, broken = checkpoint(tmp_path, 2), checkpoint(tmp_path, 4, "")
-        check_resumable(whole)
-        with pytest.raises(ValueError, match=r"checkpoint-4' was not written to its end.* is .*checkpoint-2\.$"):
+        complete, broken = checkpoint(tmp_path, 2), checkpoint(tmp_path, 4, "")
+        check_resumable(complete)
+        with pytest.raises(ValueError, match=r"checkpoint-4' is incomplete.* is .*checkpoint-2\.$"):
             check_resumable(broken)
-        with pytest.raises(ValueError, match=r"nowhere/checkpoint-1' does not exist.*There is no whole one"):
+        with pytest.raises(ValueError, match=r"nowhere/checkpoint-1' does not exist.*There is no usable one"):
             check_resumable(tmp_path / "nowhere" / "checkpoint-1")
 
     def test_one_without_the_optimizer_is_another_run(self, tmp_path: Path) -> None:
-        whole, bare = checkpoint(tmp_path, 2), checkpoint(tmp_path, 4)
+        complete, bare = checkpoint(tmp_path, 2), checkpoint(tmp_path, 4)
         (bare / "optimizer.pt").unlink()
-        assert last_checkpoint(tmp_path) == str(whole)
+        assert last_checkpoint(tmp_path) == str(complete)
         with pytest.raises(ValueError, match=r"checkpoint-4' was saved with `save_only_model`.*checkpoint-2\.$"):
             check_resumable(bare)
         (bare / "global_step4").mkdir()  # DeepSpeed's
@@ -62,7 +62,7 @@ class TestLastCheckpoint:
 
     def test_the_trainer_refuses_it(self, tmp_path: Path) -> None:
         broken = checkpoint(tmp_path, 4, "")
-        with pytest.raises(ValueError, match="was not written to its end"):
+        with pytest.raises(ValueError, match="is incomplete"):
             make_trainer("rrhf", tmp_path, max_steps=1).train(resume_from_checkpoint=broken)
 
 
@@ -143,7 +143,7 @@ def test_a_full_disk_costs_the_checkpoint_that_was_being_saved(
     with pytest.raises(Exception) as caught:
         train(method, tmp_path)
     (note,) = caught.value.__notes__
-    assert f"{broken} was not written to its end" in note and f"resumed from {tmp_path / 'checkpoint-2'}." in note
+    assert f"{broken} is incomplete" in note and f"resumed from {tmp_path / 'checkpoint-2'}." in note
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
     (broken / file).unlink(missing_ok=True)  # room was made
     for name, value in train(method, tmp_path, resume=True).items():

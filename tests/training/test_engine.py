@@ -67,7 +67,7 @@ def test_vllm_has_settings_of_its_own(tmp_path, monkeypatch):
     calls, tokenizer = mock_vllm(monkeypatch), make_tokenizer()
     args = EngineConfig(str(tmp_path), use_vllm=True, generation_kwargs={"presence_penalty": 0.5})
     engine = Engine(make_model(64), tokenizer, args, Accelerator())
-    found = engine.drawer(make_model(64))([[5], [6]])
+    found = engine.generate_function(make_model(64))([[5], [6]])
     assert len(found) == 2 and calls[2][1]["presence_penalty"] == 0.5
     with pytest.raises(ValueError, match="`generation_kwargs` has 'presence_penalty', which `generate` does not know"):
         EngineConfig(str(tmp_path), generation_kwargs={"presence_penalty": 0.5})
@@ -89,9 +89,9 @@ def test_vllm_ends_before_the_process_group(tmp_path, monkeypatch):
     trainer.end()
     assert alive == [False]
     with pytest.raises(
-        RuntimeError, match="vLLM ended with the trainer"
+        RuntimeError, match="vLLM was shut down when the trainer ended"
     ):  # rather than transformers generating in its place
-        trainer.engine.drawer(trainer.model)
+        trainer.engine.generate_function(trainer.model)
 
 
 def test_processes_ask_a_server_for_equally_many(monkeypatch):
@@ -188,7 +188,7 @@ def test_vllm_on_a_cpu_refuses_weights(tmp_path, monkeypatch):
 
     monkeypatch.setattr(engine._vllm._engine, "sync_weights", packed)
     with pytest.raises(OSError, match=r"vLLM did not accept the weights .*weight_loader.* on a GPU"):
-        engine.drawer(make_model(64))
+        engine.generate_function(make_model(64))
 
 
 @pytest.mark.parametrize(
@@ -305,5 +305,5 @@ def test_settings_that_exclude_each_other(tmp_path):
         EngineConfig(str(tmp_path), vllm_mode="cloud")
     args = EngineConfig(str(tmp_path), use_transformers_continuous_batching=True)
     for kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        with pytest.raises(ValueError, match="not for models that DeepSpeed or FSDP have in pieces"):
+        with pytest.raises(ValueError, match="does not support models that DeepSpeed or FSDP has sharded"):
             Engine(make_model(64), make_tokenizer(), args, accelerator(2, kind))

@@ -16,7 +16,7 @@ import pytest
 from conftest import LONG, make_model, make_tokenizer
 from killable import Killing, Server, durations
 
-from trl_ext.training.checkpoints import is_whole
+from trl_ext.training.checkpoints import is_complete
 
 
 KILLS = 10 if LONG else 3
@@ -156,8 +156,8 @@ def test_a_killed_training_ends_with_the_same_weights(
         runs += 1
         output = tmp_path / f"killed-{runs}"
         while True:
-            whole_ones = [path for path in output.rglob("checkpoint-*") if is_whole(path)]
-            words = training(method, folder, output) + ["--resume_from_checkpoint", "true"] * bool(whole_ones)
+            complete = [path for path in output.rglob("checkpoint-*") if is_complete(path)]
+            words = training(method, folder, output) + ["--resume_from_checkpoint", "true"] * bool(complete)
             if kills == KILLS:
                 server.must_end_well(words, log)
                 break

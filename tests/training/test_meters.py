@@ -1,10 +1,11 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Means that do not depend on how values were split into micro-batches and processes."""
+"""Metrics that do not depend on how values are split into micro-batches and processes."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -59,7 +60,7 @@ def test_meters_keep_no_graph():
     meters = Meters()
     meters.add_values("x", value)
     meters.add("y", value.sum(), 1)
-    assert not any(total.requires_grad for total in meters._sums.values())
+    assert not any(total.requires_grad for table in meters._totals.values() for total in table.values())
 
 
 def test_whole_numbers_and_truths_can_be_added():
@@ -99,7 +100,8 @@ class Processes:
 
 
 def test_processes_are_pooled_and_may_have_met_different_metrics(monkeypatch):
-    monkeypatch.setattr("accelerate.utils.gather_object", lambda mine: [*mine, [["reward", "x"], [], []]])
+    keys = {kind: [] for kind in ("std", "min", "max", "pairs")} | {"mean": [("reward",), ("x",)]}
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda mine: [*mine, keys])
     meters = Meters()
     meters.add("x", 1.0, 1)
     meters.add("mine", 6.0, 2)
@@ -116,3 +118,44 @@ def test_deviation_and_extremes_are_of_all_values():
         meters.add_extremes("least", "most", part)
     assert meters.pop(OneProcess) == pytest.approx({"std": float(values.std()), "least": -1.0, "most": 7.0})
     assert meters.pop(OneProcess) == {}
+
+
+FIGURES = ("mean", "correlation", "r2", "explained_variance")
+
+
+def agreement(*parts):
+    """All metrics of pairs, added in parts."""
+    meters = Meters()
+    for predicted, actual in parts:
+        meters.add_pairs(predicted, actual, **{name: name for name in FIGURES})
+    return meters.pop(OneProcess)
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0])
+def test_agreement_of_pairs(offset):
+    """Against NumPy's correlation and the definitions of R^2 and explained variance."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randn(200, generator=generator, dtype=torch.float64) * 2 + offset
+    x = 0.5 * y + torch.randn(200, generator=generator, dtype=torch.float64) + 0.5 * offset + 0.3
+    parts = [(x[part].view(-1, 1), y[part].view(-1, 1)) for part in (slice(0, 3), slice(3, 150), slice(150, 200))]
+    found = agreement(*parts, (torch.tensor([NAN, 1.0]), torch.tensor([1.0, NAN])))
+    error = y - x
+    assert found["correlation"] == pytest.approx(np.corrcoef(x, y)[0, 1], abs=1e-6)
+    assert found["r2"] == pytest.approx((1 - (error**2).sum() / ((y - y.mean()) ** 2).sum()).item(), abs=1e-6)
+    assert found["explained_variance"] == pytest.approx((1 - error.var() / y.var()).item(), abs=1e-6)
+    assert found["mean"] == pytest.approx(x.mean().item())
+
+
+def test_undefined_agreement_is_not_logged():
+    constant_outcome = agreement((torch.tensor([1.0, 2.0]), torch.tensor([3.0, 3.0])))
+    assert set(constant_outcome) == {"mean"}
+    constant_prediction = agreement((torch.tensor([1.0, 1.0]), torch.tensor([3.0, 4.0])))
+    assert set(constant_prediction) == {"mean", "r2", "explained_variance"}
+    assert constant_prediction["explained_variance"] == pytest.approx(0.0)
+    assert agreement() == {} == agreement((torch.tensor([NAN]), torch.tensor([1.0])))
+
+
+def test_agreement_that_has_no_name_is_not_logged():
+    meters = Meters()
+    meters.add_pairs(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 3.0]), correlation="c")
+    assert meters.pop(OneProcess) == pytest.approx({"c": 1.0})

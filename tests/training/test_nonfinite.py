@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
-"""A loss or a reward that is NaN is named with its step and rows, and stopped at or left out, in every method."""
+"""Every method reports a non-finite loss or reward with its step and rows, and then stops or skips it."""
 
 import math
 from pathlib import Path
@@ -90,7 +90,7 @@ def test_a_step_whose_gradient_is_not_finite_is_left_out(
     assert equal(weights[2], weights[4]), "the step was taken"
     assert not equal(weights[4], list(trainer.model.parameters())), "nothing was learned afterwards"
     named = ", ".join(map(str, sorted({*rows[2], *rows[3]})))
-    assert warnings == [f"The gradient of step 2 is not finite, its loss is (rows {named}). The step is left out."]
+    assert warnings == [f"The gradient of step 2 is not finite, its loss is (rows {named}). The step is skipped."]
     assert [entry["skipped_steps"] for entry in trainer.state.log_history if "loss" in entry] == [0, 1, 1]
 
 
@@ -126,7 +126,7 @@ def test_a_step_whose_loss_is_infinite_is_left_out(method: str, tmp_path: Path, 
     trainer.train()
     assert equal(weights[1], weights[2]), "the step was taken"
     assert not equal(weights[2], weights[3]), "nothing was learned afterwards"
-    assert len(warnings) == 1 and warnings[0].startswith("The loss of step 2 is ") and "left out" in warnings[0]
+    assert len(warnings) == 1 and warnings[0].startswith("The loss of step 2 is ") and "skipped" in warnings[0]
     assert all(map(math.isfinite, losses(trainer)))
     assert [entry["skipped_steps"] for entry in trainer.state.log_history if "loss" in entry] == [0, 1, 1, 1]
 
@@ -152,7 +152,7 @@ def test_weights_that_are_lost_are_an_error_even_so(tmp_path: Path, warnings: li
     poison(trainer, 0)
     with torch.no_grad():
         next(trainer.model.parameters())[-1] = math.nan
-    with pytest.raises(NonFiniteLossError, match="the weights themselves are not finite"):
+    with pytest.raises(NonFiniteLossError, match="the weights are not finite"):
         trainer.train()
 
 

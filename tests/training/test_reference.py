@@ -188,7 +188,7 @@ def test_a_reference_that_is_none_is_named(method, tmp_path, tiny_model_dir, tin
         named_trainer(method, tmp_path, tiny_model_dir, ref_model="./no-such-model")
     with pytest.raises(ValueError, match="holds a sequence classifier"):
         named_trainer(method, tmp_path, tiny_model_dir, ref_model=tiny_reward_dir)
-    with pytest.raises(TypeError, match=r"`ref_model` must be a model, or .* as text, got `PosixPath`"):
+    with pytest.raises(TypeError, match=r"`ref_model` must be a model, or its directory or Hub id, got `PosixPath`"):
         named_trainer(method, tmp_path, tiny_model_dir, ref_model=tmp_path)
 
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Rounds of sampled completions: their scores, what is left out, and how they survive an interruption."""
+"""Rounds of completions: their scores, which completions are dropped, and resuming."""
 
 import itertools
 import json

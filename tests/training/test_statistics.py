@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trl_ext.training.statistics import Pairs, Running, whitened
+from trl_ext.training.statistics import Running, whitened
 
 
 @given(st.lists(st.lists(st.floats(-1e3, 1e3), max_size=5), max_size=6))
@@ -32,35 +32,6 @@ def test_a_constant_has_no_scale():
     running = Running()
     running.add([2.0, 2.0, 2.0])
     assert (running.mean, running.std) == (2.0, 1.0)
-
-
-@pytest.mark.parametrize("offset", [0.0, 100.0])
-def test_figures_of_pairs(offset):
-    generator = torch.Generator().manual_seed(0)
-    y = torch.randn(200, generator=generator, dtype=torch.float64) * 2 + offset
-    x = 0.5 * y + torch.randn(200, generator=generator, dtype=torch.float64) + 0.5 * offset + 0.3
-    pairs = Pairs()
-    for part in (slice(0, 3), slice(3, 150), slice(150, 200)):
-        pairs.add("a", x[part].view(-1, 1), y[part].view(-1, 1))
-    pairs.add("a", torch.tensor([torch.nan, 1.0]), torch.tensor([1.0, torch.nan]))
-    found = pairs.pop(Accelerator(cpu=True), ["a", "never"])
-    assert set(found) == {"a"}
-    error = y - x
-    assert found["a"]["correlation"] == pytest.approx(np.corrcoef(x, y)[0, 1], abs=1e-6)
-    assert found["a"]["r2"] == pytest.approx((1 - (error**2).sum() / ((y - y.mean()) ** 2).sum()).item(), abs=1e-6)
-    assert found["a"]["explained_variance"] == pytest.approx((1 - error.var() / y.var()).item(), abs=1e-6)
-    assert found["a"]["mean"] == pytest.approx(x.mean().item())
-    assert pairs.pop(Accelerator(cpu=True), ["a"]) == {}
-
-
-def test_what_is_not_defined_is_left_out():
-    pairs = Pairs()
-    pairs.add("constant return", torch.tensor([1.0, 2.0]), torch.tensor([3.0, 3.0]))
-    pairs.add("constant value", torch.tensor([1.0, 1.0]), torch.tensor([3.0, 4.0]))
-    found = pairs.pop(Accelerator(cpu=True), ["constant return", "constant value"])
-    assert set(found["constant return"]) == {"mean"}
-    assert set(found["constant value"]) == {"mean", "r2", "explained_variance"}
-    assert found["constant value"]["explained_variance"] == pytest.approx(0.0)
 
 
 def test_whitening():

@@ -127,8 +127,7 @@ def test_rows_are_not_read_where_none_can_be_too_long(
 
 def test_plain_prompts_are_checked_where_there_are_no_principles(tmp_path: Path) -> None:
     settings = {"sft_target": "best", "rank_weight": 0.0, "num_generations": 2, "max_completion_length": 250}
-    message = r"with `max_completion_length` \(250\), but the model's context length is 256"
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=r"with `max_completion_length` \(250\), but the model has room for 256"):
         make_trainer("psle", tmp_path, [{"prompt": LONG}], **settings)
 
 
@@ -194,9 +193,10 @@ def test_a_trainer_that_names_no_config_takes_any_of_ours(tmp_path: Path) -> Non
     class Bare(ExtTrainer):
         pass
 
-    Bare._check_config(RRHFConfig(str(tmp_path), **SETTINGS))
+    args = RRHFConfig(str(tmp_path), **SETTINGS)
+    assert Bare._config_for("some/model", args) is args
     with pytest.raises(TypeError, match="`args` of `Bare` must be a `ExtConfig`, got `object`"):
-        Bare._check_config(object())
+        Bare._config_for("some/model", object())
 
 
 # ----------------------------------------------------------------------------------------------------- other settings

@@ -207,10 +207,10 @@ def _complete_rows(
     completer: Completer, file: ResumableFile | None, rows: list[dict[str, Any]], step: int, *, stream: bool
 ) -> None:
     """Complete `step` rows at a time; print each while it is generated (`stream`) or when it is complete."""
-    done = 0 if file is None else min(file.batches * step, len(rows))
-    if done:
-        print(f"resuming after {done} of {len(rows)} prompts", file=sys.stderr)
-    for start in range(done, len(rows), step):
+    starts = range(0, len(rows), step) if file is None else file.missing_batches(len(rows), step)
+    if starts.start:
+        print(f"resuming after {starts.start} of {len(rows)} prompts", file=sys.stderr)
+    for start in starts:
         batch = rows[start : start + step]
         if stream:
             completed = [_stream_row(completer, batch[0], start, with_prompt=len(rows) > 1)]

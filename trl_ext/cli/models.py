@@ -1,19 +1,24 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The models that a command line names: loading them, finding the base of each, keeping few in memory at once."""
+"""The models that a command line names: loading them as policies, finding the base of each."""
 
 import logging
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+import torch
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from trl_ext.data.completion import Completion
+from trl_ext.endpoint.vllm_server import VLLMServer
 from trl_ext.evaluation.evaluate import Evaluation, evaluate
 from trl_ext.generation.generate import usual_batch_size
+from trl_ext.generation.vllm_settings import VLLMSettings
+from trl_ext.generation_settings import GenerationSettings
 from trl_ext.inference.policy import Policy, model_policy
-from trl_ext.models.load import adapter_base, default_device, loading_error
+from trl_ext.models.load import adapter_base, context_length, default_device, loading_error
 from trl_ext.models.tokenizers import load_tokenizer, same_vocabulary
 
 from .arguments import LoadingArguments
@@ -38,6 +43,112 @@ def load_policy(
     except OSError as error:
         raise loading_error("model", name, error) from error
     return model_policy(model, tokenizer, name=name, batch_size=batch_size, progress=progress)
+
+
+def load_policies(
+    names: Sequence[str],
+    loading: LoadingArguments,
+    settings: GenerationSettings,
+    batch_size: int,
+    progress: Callable[[int], Any],
+) -> list[Policy]:
+    """
+    Models to sample from, by transformers or, if `loading` has vLLM's settings and they ask for it, by vLLM.
+
+    Raises:
+        `OSError`: There is no such model.
+        `ValueError`: vLLM is to load several models, an adapter, or a model in another form than it was saved in.
+        `ImportError`: vLLM is not installed.
+    """
+    if not isinstance(loading, VLLMSettings) or not loading.use_vllm:
+        return [load_policy(name, loading, batch_size=batch_size, progress=progress) for name in names]
+    if len(names) != 1:
+        raise ValueError("--use_vllm is for one model at a time: sample with one, then from its output with the next.")
+    return [_vllm_policy(names[0], loading, settings, loading, batch_size, progress)]
+
+
+def _vllm_policy(
+    name: str,
+    loading: LoadingArguments,
+    settings: GenerationSettings,
+    vllm: VLLMSettings,
+    batch_size: int,
+    progress: Callable[[int], Any],
+) -> Policy:
+    if adapter_base(name) is not None:
+        raise ValueError(
+            f"{name!r} is an adapter, and vLLM needs a full model: merge it first (`merge_and_unload` of PEFT)."
+        )
+    if vllm.vllm_enable_sleep_mode:
+        raise ValueError("vllm_enable_sleep_mode is for training, which sends vLLM its weights again: leave it out.")
+    if vllm.vllm_tensor_parallel_size > 1:
+        raise ValueError(
+            "vllm_tensor_parallel_size is for several processes, and trl-ext sample is one: for a model that one GPU "
+            "does not hold, start a server (`vllm serve --tensor-parallel-size`) and pass --vllm_mode server."
+        )
+    usual = {
+        "load_in_4bit": False,
+        "load_in_8bit": False,
+        "attn_implementation": None,
+        "model_revision": "main",
+        "dtype": "auto",
+    }
+    for option, value in usual.items():
+        if getattr(loading, option) != value:
+            raise ValueError(f"{option} is not for --use_vllm, which loads the model as it was saved.")
+    trust: dict[str, Any] = {"trust_remote_code": loading.trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(name, **trust)
+    except (OSError, ValueError) as error:
+        raise loading_error("model", name, error) from error
+    tokenizer = load_tokenizer(name, **trust)
+    model: Any = torch.nn.Module()  # without layers, as vLLM loads the weights: these attributes are all that is read
+    model.name_or_path, model.config = name, config
+    limit = vllm.vllm_context(0)
+    if 0 < limit <= settings.max_completion_length:
+        raise ValueError(
+            f"max_completion_length ({settings.max_completion_length}) leaves no tokens for a prompt: "
+            f"vllm_max_model_length is {limit}."
+        )
+    backend = _vllm_backend(name, model, tokenizer, settings, vllm, batch_size, loading.trust_remote_code)
+
+    def generate(prompts: list[list[int]], settings: GenerationSettings) -> list[list[Completion]]:
+        completions = backend(prompts)
+        progress(len(prompts))
+        return completions
+
+    return Policy(name, tokenizer, generate, context=vllm.vllm_context(context_length(model)))
+
+
+def _vllm_backend(
+    name: str,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: GenerationSettings,
+    vllm: VLLMSettings,
+    batch_size: int,
+    trust_remote_code: bool,
+) -> Callable[[list[list[int]]], list[list[Completion]]]:
+    """A function that generates completions with a vLLM server, or with vLLM in this process."""
+    if vllm.vllm_mode == "server":
+        return VLLMServer(name, tokenizer, settings, vllm)
+    from accelerate import Accelerator
+
+    from trl_ext.generation.vllm import VLLM
+
+    try:
+        model.generation_config = GenerationConfig.from_pretrained(name)
+    except OSError:  # it has none
+        model.generation_config = GenerationConfig(eos_token_id=getattr(model.config, "eos_token_id", None))
+    return VLLM(
+        model,
+        tokenizer,
+        settings,
+        vllm,
+        Accelerator(),
+        batch_size=batch_size,
+        trust_remote_code=trust_remote_code,
+    )
 
 
 class Models:

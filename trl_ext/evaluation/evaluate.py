@@ -24,7 +24,7 @@ from trl_ext.models.load import is_peft_model
 from trl_ext.models.tokenizers import can_read
 from trl_ext.rewards.functions import Reward
 from trl_ext.rewards.scoring import score_completions
-from trl_ext.seeds import chance
+from trl_ext.seeds import fork_rng
 
 from .metrics import distinct_n_and_se, mean_and_se, perplexity_and_se, response_kl
 
@@ -170,7 +170,7 @@ def evaluate(
     policy.check_context_length(prompt_ids, settings)
     result = Evaluation()
     started = time.perf_counter()
-    with chance(seed):
+    with fork_rng(seed):
         result.completions = policy.generate(prompt_ids, settings)
     result.seconds = time.perf_counter() - started
     ids = _ids(result.completions)
@@ -231,7 +231,7 @@ def _measure_kl(
         return result.skip_metric("kl", unreadable)
     completions = result.completions
     if settings != untruncated(settings):
-        with chance(seed):
+        with fork_rng(seed):
             completions = policy.generate(prompt_ids, untruncated(settings))
     ids = _ids(completions)
     if not can_read(base.tokenizer, policy.tokenizer, chain.from_iterable(ids)):

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from trl_ext.data.completion import Completion, decode_groups
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.models.load import base_of, is_quantized
-from trl_ext.seeds import chance
+from trl_ext.seeds import fork_rng
 from trl_ext.upstream import vllm_generation
 
 from .vllm_settings import VLLMSettings
@@ -151,7 +151,7 @@ class VLLM:
         before = numpy.random.get_state()
         numpy.random.seed(seed)
         try:
-            with chance(seed):
+            with fork_rng(seed):
                 yield
         finally:
             numpy.random.set_state(before)

@@ -214,7 +214,7 @@ def _load_rewards(reward_funcs: Any) -> list[Reward]:
 
 
 def _load_policy(model: PreTrainedModel | str, tokenizer: PreTrainedTokenizerBase | None, batch_size: int) -> Policy:
-    name = model if isinstance(model, str) else str(getattr(model.config, "_name_or_path", "") or "model")
+    name = model if isinstance(model, str) else str(getattr(model.config, "name_or_path", "") or "model")
     if tokenizer is None:
         if name == "model":
             raise ValueError("the model has no name to load a tokenizer from: pass it as `processing_class`.")

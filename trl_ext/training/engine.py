@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What draws completions: transformers' `generate`, its continuous batching, or vLLM by TRL's integration."""
+"""Generation backends used during training: `generate`, continuous batching, vLLM."""
 
 import gc
 from collections.abc import Callable, Iterator
@@ -19,6 +19,7 @@ from trl_ext.decoding.static_generate import release_static_caches
 from trl_ext.generation.generate import generate, usual_batch_size
 from trl_ext.generation.vllm import VLLM
 from trl_ext.generation.vllm_settings import VLLMSettings
+from trl_ext.logprobs.shared_prefix import SHARED_PREFIX_SETTINGS
 from trl_ext.models.modes import evaluation_mode
 from trl_ext.models.sharding import gathered
 
@@ -26,23 +27,32 @@ from .config import ExtConfig
 from .copies import sampling_copy
 
 
-# From prompts to K completions each.
-Draw = Callable[[list[list[int]]], list[list[Completion]]]
+# From prompts (token ids) to K completions of each.
+GenerateFunction = Callable[[list[list[int]]], list[list[Completion]]]
 
 
 @dataclass
 class EngineConfig(VLLMSettings, ExtConfig):
     r"""
-    Settings of methods that sample from what they train.
+    Base configuration of methods whose model generates completions and is trained on them.
 
-    Only what is added is listed; see also [`~trl_ext.generation.vllm_settings.VLLMSettings`] and
-    [`~trl_ext.training.config.ExtConfig`].
+    Only the parameters that this class adds are listed. For the others, see
+    [`~trl_ext.generation.vllm_settings.VLLMSettings`] and [`~trl_ext.training.config.ExtConfig`].
 
     Parameters:
         use_transformers_continuous_batching (`bool`, *optional*, defaults to `False`):
-            Whether to draw completions with transformers' continuous batching.
+            Whether to generate completions with transformers' continuous batching.
         transformers_continuous_batching_config (`dict[str, Any]` or `str`, *optional*):
-            Keyword arguments for its config.
+            Keyword arguments for [`~transformers.ContinuousBatchingConfig`].
+        resample_steps (`int`, *optional*, defaults to `0`):
+            Generate new completions with the current model every this many optimizer steps. `0`: not by steps.
+        beta (`float`, *optional*, defaults to `0.0`):
+            Coefficient of the KL term that is subtracted from the score of a generated completion,
+            beta * (log pi(y | x) - log pi_0(y | x)), in nats per completion. `0.0`: no KL term, and no reference model
+            in memory.
+        shared_prefix (`str`, *optional*, defaults to `"auto"`):
+            Whether a prompt is computed once for all of its completions: `"auto"` where that is cheaper, `"always"`
+            wherever the model supports it, `"never"`. The result is the same.
     """
 
     _VALID_DICT_FIELDS: ClassVar = [*ExtConfig._VALID_DICT_FIELDS, "transformers_continuous_batching_config"]
@@ -50,46 +60,68 @@ class EngineConfig(VLLMSettings, ExtConfig):
     none_is_zero: ClassVar[tuple[str, ...]] = (*ExtConfig.none_is_zero, "vllm_max_model_length")
 
     use_transformers_continuous_batching: bool = field(
-        default=False, metadata={"help": "Whether to draw completions with transformers' continuous batching."}
+        default=False, metadata={"help": "Whether to generate completions with transformers' continuous batching."}
     )
     transformers_continuous_batching_config: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Keyword arguments for `transformers.generation.ContinuousBatchingConfig`."}
     )
+    resample_steps: int = field(
+        default=0,
+        metadata={"help": "Generate new completions every this many optimizer steps. 0 means not by steps."},
+    )
+    beta: float = field(
+        default=0.0,
+        metadata={
+            "help": "Coefficient of the KL term that is subtracted from the score of a generated completion. 0 means "
+            "no KL term and no reference model in memory."
+        },
+    )
+    shared_prefix: str = field(
+        default="auto",
+        metadata={
+            "help": "Whether a prompt is computed once for all of its completions: 'auto' where that is cheaper, "
+            "'always' wherever the model supports it, 'never'.",
+            "choices": list(SHARED_PREFIX_SETTINGS),
+        },
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._at_least("resample_steps", 0)
+        self._at_least("beta", 0)
         self.check_vllm()
         if self.use_vllm and self.use_transformers_continuous_batching:
             raise ValueError("`use_vllm` and `use_transformers_continuous_batching` exclude each other.")
         if self.use_transformers_continuous_batching and self.repetition_penalty != 1:
             raise ValueError(
-                "`repetition_penalty` is not applied by transformers' continuous batching, which knows the last token "
-                "of a text only: leave one of the two out."
+                "transformers' continuous batching does not apply `repetition_penalty`, since it sees only the last "
+                "token of a text: leave out one of the two."
             )
 
 
 class Engine:
     """
-    What draws completions in training, as the settings say.
+    The generation backend of a trainer, as its config says.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The policy.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
-        args ([`EngineConfig`]): The settings.
-        accelerator ([`~accelerate.Accelerator`]): The trainer's.
+        args ([`EngineConfig`]): The trainer's config.
+        accelerator ([`~accelerate.Accelerator`]): The trainer's accelerator.
 
     Raises:
-        `ValueError`, `ImportError`: See [`VLLM`]; or continuous batching with DeepSpeed or FSDP.
+        `ValueError`: Continuous batching is set together with DeepSpeed or FSDP; or see [`VLLM`].
+        `ImportError`: vLLM is not installed.
     """
 
     def __init__(
         self, model: Any, tokenizer: PreTrainedTokenizerBase, args: EngineConfig, accelerator: Accelerator
     ) -> None:
         self.tokenizer, self.args = tokenizer, args
-        in_pieces = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        if in_pieces and args.use_transformers_continuous_batching:
+        sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if sharded and args.use_transformers_continuous_batching:
             raise ValueError(
-                "`use_transformers_continuous_batching` is not for models that DeepSpeed or FSDP have in pieces; "
+                "`use_transformers_continuous_batching` does not support models that DeepSpeed or FSDP has sharded: "
                 "unset it."
             )
         self.batch_size = args.generation_batch_size or usual_batch_size(accelerator.device)
@@ -102,22 +134,22 @@ class Engine:
 
     @property
     def gathers(self) -> bool:
-        """Whether a model in pieces has to be whole before [`Engine.drawer`]: vLLM is sent it piece by piece."""
+        """Whether a sharded model is gathered for [`Engine.generate_function`]. vLLM gets its weights one by one."""
         return self.args.ds3_gather_for_generation and self._vllm is None
 
     def close(self) -> None:
-        """Let vLLM go, before the process group that it uses is destroyed. Nothing can be drawn with it any more."""
+        """Shut vLLM down, before the process group that it uses is destroyed. It cannot generate afterwards."""
         if self._vllm is not None:
             self._vllm, self._closed = None, True
-            gc.collect()  # vLLM shuts down as it is collected
+            gc.collect()  # vLLM shuts down when it is collected
 
     @contextmanager
-    def drawing(self, trainer: Trainer) -> Iterator[Draw]:
+    def generating(self, trainer: Trainer) -> Iterator[GenerateFunction]:
         """
-        A function that draws from the model in training as it is now.
+        Context with a function that generates completions with the current model of a trainer.
 
         Args:
-            trainer ([`~transformers.Trainer`]): Whose model it is.
+            trainer ([`~transformers.Trainer`]): The trainer.
         """
         with (
             gathered(
@@ -129,39 +161,39 @@ class Engine:
             torch.no_grad(),
             trainer.compute_loss_context_manager(),
         ):
-            yield self.drawer(unwrapped)
+            yield self.generate_function(unwrapped)
 
-    def drawer(self, model: Any) -> Draw:
+    def generate_function(self, model: Any) -> GenerateFunction:
         """
-        A function that draws from `model` as it is now; to be called without gradients.
+        A function that generates completions with the current weights of `model`, to be called without gradients.
 
         Args:
             model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The unwrapped policy.
 
         Raises:
-            `RuntimeError`: vLLM was to draw, and was let go.
+            `RuntimeError`: vLLM has been shut down.
         """
         if self._closed:
-            raise RuntimeError("vLLM ended with the trainer (`end` or `close`): make a new trainer to draw again.")
+            raise RuntimeError("vLLM was shut down when the trainer ended: make a new trainer to generate with it.")
         if self._vllm is not None:
             self._vllm.sync_weights()
             return self._vllm
         copy = sampling_copy(model, self.args)
         if self.args.use_transformers_continuous_batching:
-            return lambda prompts: self._continuously(copy, prompts)
-        return lambda prompts: self._generated(copy, prompts)
+            return lambda prompts: self._generate_continuously(copy, prompts)
+        return lambda prompts: self._generate(copy, prompts)
 
-    def _generated(self, model: PreTrainedModel, prompts: list[list[int]]) -> list[list[Completion]]:
+    def _generate(self, model: PreTrainedModel, prompts: list[list[int]]) -> list[list[Completion]]:
         try:
             return generate(model, self.tokenizer, prompts, self.settings, batch_size=self.batch_size)
         finally:
-            release_static_caches(model)  # the step that follows may need their memory
+            release_static_caches(model)  # the next training step may need their memory
 
-    def _continuously(self, model: PreTrainedModel, prompts: list[list[int]]) -> list[list[Completion]]:
+    def _generate_continuously(self, model: PreTrainedModel, prompts: list[list[int]]) -> list[list[Completion]]:
         from transformers.generation import ContinuousBatchingConfig
 
         config = self.settings.generation_config(model, self.tokenizer, own_sampling=False)
-        # Transformers' own share (0.9) leaves no memory for the backward pass.
+        # The default of transformers (0.9) leaves no memory for the backward pass.
         given: Any = self.args.transformers_continuous_batching_config or {}
         kwargs = {"max_memory_percent": 0.5, **given}
         k = self.settings.num_generations
@@ -175,7 +207,7 @@ class Engine:
         ids = [output.generated_tokens for output in found.values()]
         if len(ids) != k * len(prompts) or not all(ids):
             raise RuntimeError(
-                f"Continuous batching returned {sum(map(bool, ids))} answers of {k * len(prompts)}. Give it more "
-                "memory (`transformers_continuous_batching_config`), or leave it out."
+                f"Continuous batching returned {sum(map(bool, ids))} of {k * len(prompts)} completions. Give it more "
+                "memory (`transformers_continuous_batching_config`), or unset it."
             )
         return decode_groups([list(x) for x in ids], k, self.tokenizer, config)

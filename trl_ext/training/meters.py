@@ -1,96 +1,157 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Metrics over more than one step and more than one process: means, deviations, extremes."""
+"""Accumulates metrics over steps and processes: means, deviations, extremes, and how predictions match outcomes."""
 
-from typing import Any
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 
 
+Names = tuple[str, ...]  # of the metrics that one accumulated vector gives; empty: not reported
+
+
 class Meters:
     """
-    Weighted means, deviations and extremes of named metrics, kept on the device until they are logged.
+    Accumulates named metrics, kept on the device until they are logged.
 
-    Pooling sums and counts, rather than averaging averages, makes a metric independent of how prompts were split into
-    micro-batches and processes. Nothing is synchronised before [`Meters.pop`].
+    It pools sums and counts rather than averages, so a metric does not depend on how prompts are split into
+    micro-batches and processes. Nothing is synchronized before [`Meters.pop`].
     """
 
     def __init__(self) -> None:
-        self._sums: dict[str, torch.Tensor] = {}
-        self._counts: dict[str, torch.Tensor] = {}
-        self._moments: dict[str, torch.Tensor] = {}  # count, sum, sum of squares
-        self._largest: dict[str, torch.Tensor] = {}  # smallest values are kept negated
+        self._totals: dict[str, dict[Names, torch.Tensor]] = {kind: {} for kind in _KINDS}
+
+    def _accumulate(self, kind: str, names: Names, values: torch.Tensor) -> None:
+        table = self._totals[kind]
+        table[names] = _KINDS[kind].combine(table[names], values.to(table[names])) if names in table else values
 
     def add(self, name: str, total: torch.Tensor | float, count: torch.Tensor | float) -> None:
-        """Add `total`, the sum of `count` values of the metric `name`."""
+        """Add `total`, the sum of `count` values, to the mean `name`."""
         total = torch.as_tensor(total).detach().float()
-        # Filled in on the device: a copy to it would wait for all that the device still has to do.
+        # Filled in on the device: a copy to it would wait for everything that the device has yet to compute.
         count = count.detach().to(total) if isinstance(count, torch.Tensor) else total.new_full((), count)
-        self._sums[name] = self._sums[name] + total if name in self._sums else total
-        self._counts[name] = self._counts[name] + count if name in self._counts else count
+        self._accumulate("mean", (name,), torch.stack([total, count]))
 
     def add_values(self, name: str, values: torch.Tensor) -> None:
-        """Add the values of a tensor that are not NaN."""
+        """Add the values of a tensor that are not NaN to the mean `name`."""
         known = ~values.isnan()
         self.add(name, values.nan_to_num().sum(), known.sum())
 
     def add_deviation(self, name: str, values: torch.Tensor) -> None:
-        """Let `name` be the standard deviation of all values added so, kept on the CPU; NaN is left out."""
+        """Add the values of a tensor that are not NaN to the sample standard deviation `name`."""
         known = values[~values.isnan()].detach().cpu().double()
-        moments = torch.stack([torch.ones_like(known).sum(), known.sum(), known.square().sum()])
-        self._moments[name] = self._moments[name] + moments if name in self._moments else moments
+        self._accumulate(
+            "std", (name,), torch.stack([torch.ones_like(known).sum(), known.sum(), known.square().sum()])
+        )
 
     def add_extremes(self, smallest: str, largest: str, values: torch.Tensor) -> None:
-        """Let the two names be the smallest and the largest of all values added so."""
-        for name, signed in ((f"-{smallest}", -values), (largest, values)):
-            if len(values):
-                most = signed.detach().cpu().double().max()
-                self._largest[name] = torch.maximum(self._largest[name], most) if name in self._largest else most
+        """Add the values of a tensor to the minimum and the maximum of these names."""
+        if len(values):
+            values = values.detach().cpu().double()
+            self._accumulate("min", (smallest,), values.min()[None])
+            self._accumulate("max", (largest,), values.max()[None])
+
+    def add_pairs(
+        self,
+        predicted: torch.Tensor,
+        actual: torch.Tensor,
+        *,
+        mean: str = "",
+        correlation: str = "",
+        r2: str = "",
+        explained_variance: str = "",
+    ) -> None:
+        """
+        Add pairs of a prediction and its outcome.
+
+        A metric without a name is not reported, and neither is one that is undefined, since a tensor is constant.
+
+        Args:
+            predicted, actual (`torch.Tensor`): Two tensors of one shape; pairs with a NaN are left out.
+            mean (`str`, *optional*): Name of the mean prediction.
+            correlation (`str`, *optional*): Name of Pearson's correlation.
+            r2 (`str`, *optional*): Name of 1 - sum (y - x)^2 / sum (y - mean y)^2.
+            explained_variance (`str`, *optional*): Name of 1 - Var(y - x) / Var y: R^2 without the constant error.
+        """
+        known = ~(predicted.isnan() | actual.isnan())
+        x, y = (z.detach()[known].double().cpu() for z in (predicted, actual))
+        count = torch.tensor(float(len(x)), dtype=torch.float64)
+        sums = [z.sum() for z in (x, y, x * x, y * y, x * y, (y - x).square())]
+        self._accumulate("pairs", (mean, correlation, r2, explained_variance), torch.stack([count, *sums]))
 
     def pop(self, accelerator: Accelerator) -> dict[str, float]:
-        """The figures over all processes since the last call; a metric that no value was added to is left out."""
-        kept = (self._sums, self._moments, self._largest)
-        names = [sorted(of) for of in kept]
+        """The metrics of all processes since the last call, without those that nothing was added to."""
+        keys = {kind: sorted(table) for kind, table in self._totals.items()}
         if accelerator.num_processes > 1:
-            # A process may have met none of some metric (a round without rewards, say).
+            # A process may lack a metric: that of a round without rewards, say.
             from accelerate.utils import gather_object
 
-            others = gather_object([names])
-            names = [sorted({name for one in others for name in one[kind]}) for kind in range(len(kept))]
-        pairs = {name: torch.stack([self._sums[name], self._counts[name]]) for name in self._sums}
-        totals = _reduced(names[0], pairs, torch.zeros(2), accelerator)
-        moments = _reduced(names[1], self._moments, torch.zeros(3, dtype=torch.double), accelerator)
-        largest = _reduced(
-            names[2], self._largest, torch.tensor(-torch.inf, dtype=torch.double), accelerator, most=True
-        )
-        for of in (*kept, self._counts):
-            of.clear()
-        found = {name: total / count for name, (total, count) in totals.items() if count}
-        for name, (count, total, squares) in moments.items():
-            if count > 1:
-                found[name] = max(0.0, (squares - total**2 / count) / (count - 1)) ** 0.5
-        found |= {name.removeprefix("-"): -x if name[0] == "-" else x for name, x in largest.items()}
-        return found
+            others = gather_object([keys])
+            keys = {kind: sorted({names for each in others for names in each[kind]}) for kind in _KINDS}
+        metrics: dict[str, float] = {}
+        for kind, table in self._totals.items():
+            for names, totals in _over_processes(_KINDS[kind], keys[kind], table, accelerator).items():
+                found = zip(names, _KINDS[kind].metrics(*totals), strict=True)
+                metrics |= {name: value for name, value in found if name and not math.isnan(value)}
+            table.clear()
+        return metrics
 
 
-def _reduced(
-    names: list[str],
-    found: dict[str, torch.Tensor],
-    empty: torch.Tensor,
-    accelerator: Accelerator,
-    *,
-    most: bool = False,
-) -> dict[str, Any]:
-    """By name the sum, or the largest, over processes; `empty` stands for what this one has not met."""
-    if not names:
+def _mean(total: float, count: float) -> tuple[float]:
+    return (total / count if count else math.nan,)
+
+
+def _deviation(count: float, total: float, squares: float) -> tuple[float]:
+    return (max(0.0, (squares - total**2 / count) / (count - 1)) ** 0.5 if count > 1 else math.nan,)
+
+
+def _agreement(n: float, x: float, y: float, xx: float, yy: float, xy: float, error: float) -> tuple[float, ...]:
+    """Mean, correlation, R^2 and explained variance; NaN where undefined."""
+    if not n:
+        return (math.nan,) * 4
+    correlation = r2 = explained_variance = math.nan
+    var_x, var_y, cov = xx / n - (x / n) ** 2, yy / n - (y / n) ** 2, xy / n - x * y / n**2
+    if var_y > 1e-12 * max(1.0, yy / n):
+        r2 = 1 - error / n / var_y
+        explained_variance = 1 - (error / n - ((y - x) / n) ** 2) / var_y
+        if var_x > 1e-12 * max(1.0, xx / n):
+            correlation = cov / math.sqrt(var_x * var_y)
+    return x / n, correlation, r2, explained_variance
+
+
+class _Kind(NamedTuple):
+    """How a kind of metric is accumulated: from what, and what becomes of it."""
+
+    empty: torch.Tensor
+    combine: Callable[[Any, Any], torch.Tensor]
+    metrics: Callable[..., tuple[float, ...]]
+
+
+_KINDS = {
+    "mean": _Kind(torch.zeros(2), torch.add, _mean),
+    "std": _Kind(torch.zeros(3, dtype=torch.float64), torch.add, _deviation),
+    "min": _Kind(torch.tensor([math.inf], dtype=torch.float64), torch.minimum, lambda smallest: (smallest,)),
+    "max": _Kind(torch.tensor([-math.inf], dtype=torch.float64), torch.maximum, lambda largest: (largest,)),
+    "pairs": _Kind(torch.zeros(7, dtype=torch.float64), torch.add, _agreement),
+}
+
+
+def _over_processes(
+    kind: _Kind, keys: list[Names], table: dict[Names, torch.Tensor], accelerator: Accelerator
+) -> dict[Names, list[float]]:
+    """The totals of all processes."""
+    if not keys:
         return {}
-    # Not every accelerator has float64 (Apple's), and such a one is not asked where there is nobody to add up with.
+    # Some accelerators (Apple's) have no float64. Those run one process, whose numbers stay on the CPU.
     device = accelerator.device if accelerator.num_processes > 1 else torch.device("cpu")
-    table = torch.stack([found.get(name, empty).to(device).to(empty.dtype) for name in names])
-    if most and accelerator.num_processes > 1:
-        table = accelerator.gather(table[None]).amax(0)
-    elif not most:
-        table = accelerator.reduce(table, reduction="sum")
-    return dict(zip(names, table.tolist(), strict=True))
+    totals = torch.stack([table.get(names, kind.empty).to(device).to(kind.empty.dtype) for names in keys])
+    if kind.combine is torch.add:
+        totals = accelerator.reduce(totals, reduction="sum")
+    elif accelerator.num_processes > 1:
+        parts = accelerator.gather(totals[None])
+        totals = parts.amin(0) if kind.combine is torch.minimum else parts.amax(0)
+    return dict(zip(keys, totals.tolist(), strict=True))

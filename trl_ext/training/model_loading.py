@@ -1,25 +1,18 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A language model that training draws from and never changes: loaded, put where it can sample, sampled from."""
+"""Loads the models of a trainer as its config says."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import BitsAndBytesConfig, PreTrainedModel, Trainer
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from trl_ext.generation.generate import usual_batch_size
 from trl_ext.models.adapters import wrap_with_peft
-from trl_ext.models.load import freeze, is_peft_model, is_quantized, load_model, use_exact_4bit_on_cpu
-from trl_ext.models.modes import evaluation_mode
-from trl_ext.models.sharding import gathered, shard
+from trl_ext.models.load import is_peft_model, is_quantized, load_model, use_exact_4bit_on_cpu
 from trl_ext.upstream import disable_dropout_in_model
 
 from .config import ExtConfig
-from .copies import sampling_copy
 
 
 if TYPE_CHECKING:
@@ -29,21 +22,24 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def init_kwargs(args: ExtConfig, given: Any, quantization_config: BitsAndBytesConfig | None) -> dict[str, Any]:
+def init_kwargs(
+    args: ExtConfig, quantization_config: BitsAndBytesConfig | None, setting: str = "model_init_kwargs"
+) -> dict[str, Any]:
     """
-    Keyword arguments to load a model with in training, as the settings and the launch say.
+    Keyword arguments of [`~trl_ext.models.load.load_model`] for a model of a trainer.
 
     Args:
         args ([`~trl_ext.training.config.ExtConfig`]): The trainer's config.
-        given (`dict`, *optional*): What the user gave.
-        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): What the trainer was given.
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): The trainer's argument.
+        setting (`str`, *optional*, defaults to `"model_init_kwargs"`): The field of `args` that has the user's keyword
+            arguments.
 
     Raises:
         `ValueError`: `quantization_config` is given twice.
     """
-    kwargs: dict[str, Any] = dict(given or {})
+    kwargs: dict[str, Any] = dict(getattr(args, setting) or {})
     if quantization_config is not None and "quantization_config" in kwargs:
-        raise ValueError("`quantization_config` is given both to the trainer and in the keyword arguments of a model.")
+        raise ValueError(f"`quantization_config` is given both to the trainer and in `{setting}`.")
     kwargs.setdefault("quantization_config", quantization_config)
     kwargs.setdefault("trust_remote_code", args.trust_remote_code)
     if args.distributed_state.distributed_type != "NO":
@@ -51,112 +47,39 @@ def init_kwargs(args: ExtConfig, given: Any, quantization_config: BitsAndBytesCo
     return kwargs
 
 
-def load_frozen(
-    model: str | PreTrainedModel, args: ExtConfig, quantization_config: BitsAndBytesConfig | None = None
-) -> Any:
-    """
-    A language model without gradients, from a name or a model.
-
-    Args:
-        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): Hub id, directory or model.
-        args ([`~trl_ext.training.config.ExtConfig`]): The trainer's config.
-        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): For a name.
-    """
-    if isinstance(model, str):
-        model = load_model(model, **init_kwargs(args, args.model_init_kwargs, quantization_config))
-    use_exact_4bit_on_cpu(model)
-    return freeze(model)
-
-
-def place_frozen(model: Any, trainer: Trainer, *, shared: bool = False) -> Any:
-    """
-    The model where it can sample: in pieces if the trained one is, else whole on each process.
-
-    A quantised model, or one that is on several devices, stays where it is.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*): From [`load_frozen`].
-        trainer ([`~transformers.Trainer`]): Whose model is trained.
-        shared (`bool`, *optional*, defaults to `False`): Whether what is trained stands on this model's own weights.
-
-    Raises:
-        `ValueError`: It does, under DeepSpeed or FSDP.
-    """
-    if model is None:
-        return None
-    if shared and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
-        raise ValueError(
-            "What stands on the language model's own weights cannot be trained under DeepSpeed or FSDP: train a model "
-            "of its own."
-        )
-    placed = is_quantized(model) or getattr(model, "hf_device_map", None)  # over several devices, possibly
-    return model if placed else shard(model, trainer)
-
-
-@contextmanager
-def sampling_from(model: Any, trainer: Trainer, *, shared: bool = False) -> Iterator[Any]:
-    """
-    The frozen model, ready to draw from; the trained one, which may guide it, whole and in evaluation mode.
-
-    Args:
-        model, trainer, shared: As for [`place_frozen`].
-    """
-    args, accelerator = trainer.args, trainer.accelerator
-    with (
-        gathered(model, accelerator, gather=args.ds3_gather_for_generation) as policy,
-        gathered(trainer.model_wrapped, accelerator, checkpointing=args.gradient_checkpointing_kwargs),
-        evaluation_mode(trainer.model),  # what guides keeps a cache, which checkpointing in training does not allow
-        torch.no_grad(),
-        trainer.compute_loss_context_manager(),
-    ):
-        yield policy if shared else sampling_copy(policy, args)
-
-
-def sampling_batch_size(trainer: Trainer) -> int:
-    """Sequences to draw at once."""
-    return trainer.args.generation_batch_size or usual_batch_size(trainer.accelerator.device)
-
-
 def load_policy(
     model: "str | PreTrainedModel | PeftModel",
-    args: "ExtConfig",
+    args: ExtConfig,
     quantization_config: BitsAndBytesConfig | None = None,
     peft_config: "PeftConfig | None" = None,
 ) -> Any:
     """
-    The model that a trainer trains, from what its constructor was given.
+    Load or take the language model to be trained, and add an adapter.
 
     Args:
-        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): A name or path, or a model.
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): A Hub id, a directory, or a model.
         args ([`~trl_ext.training.config.ExtConfig`]): The trainer's config.
-        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): For a name or path.
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): Quantization of a model given by name.
         peft_config ([`~peft.PeftConfig`], *optional*): Adapter to add.
 
     Raises:
-        `ValueError`: `quantization_config` is given twice or for a model that is loaded already; or see
+        `ValueError`: `quantization_config` is given twice, or for a model that is already loaded; or see
             [`wrap_with_peft`].
     """
     if isinstance(model, str):
-        init_kwargs: dict[str, Any] = dict(args.model_init_kwargs or {})  # type: ignore[arg-type]
-        if quantization_config is not None and "quantization_config" in init_kwargs:
-            raise ValueError("`quantization_config` is given both to the trainer and in `model_init_kwargs`.")
-        init_kwargs.setdefault("quantization_config", quantization_config)
-        init_kwargs.setdefault("trust_remote_code", args.trust_remote_code)
-        if args.distributed_state.distributed_type != "NO":
-            init_kwargs["device_map"] = None  # each process places its own copy
-        model = load_model(model, is_trainable=True, **init_kwargs)
+        model = load_model(model, is_trainable=True, **init_kwargs(args, quantization_config))
     else:
         if quantization_config is not None:
             raise ValueError(
                 "`quantization_config` was given for a model that is loaded already. Pass the model as a name or "
-                "path, or quantise it when you load it."
+                "path, or quantize it when you load it."
             )
         if args.model_init_kwargs is not None:
             logger.warning("`model_init_kwargs` is ignored: the model is loaded already.")
         use_exact_4bit_on_cpu(model)
     kwargs = {}
     if args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3 and not is_quantized(model):
-        kwargs["autocast_adapter_dtype"] = False  # ZeRO-3 gathers parameters of one dtype only
+        kwargs["autocast_adapter_dtype"] = False  # ZeRO-3 gathers parameters of a single dtype
     model = wrap_with_peft(model, peft_config, **kwargs)
     if is_peft_model(model) and args.gradient_checkpointing:
         model.enable_input_require_grads()

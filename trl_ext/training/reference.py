@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The reference model of a KL term, in the cheapest form that the policy allows."""
+"""The reference model of a KL term: the policy without its adapter, a given model, or a frozen copy."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -23,24 +23,26 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 
-# Completions that go through both models at once where `generation_batch_size` says none. Sampling takes more on a
-# GPU, one new token of each; here whole texts with all of their states are in memory.
+# Completions that both models read at once unless `generation_batch_size` is set. Generation uses more on a GPU, where
+# each forward pass reads one token per sequence; here it reads complete texts.
 BATCH_SIZE = 64
 
 
 class Reference:
     """
-    log pi_0 beside log pi: the policy's adapter switched off, the model that was given, or a frozen copy.
+    Computes log pi(y | x) - log pi_0(y | x) for a policy pi and its reference pi_0.
+
+    The reference is `ref_model`; without one, the policy with its adapter disabled, or a frozen copy of the policy.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The policy, before training and before any
             distributed wrapper.
-        ref_model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*): The reference, or its
-            directory or Hub id; see above without one.
-        args ([`~trl_ext.training.config.ExtConfig`], *optional*): The trainer's config, which says how a reference
-            that is named is loaded: as the policy is, in the policy's dtype unless `model_init_kwargs` has another.
-            Their `revision` counts only where the reference has the policy's name.
-        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): For a reference that is named.
+        ref_model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*): The reference: a
+            model, or its directory or Hub id.
+        args ([`~trl_ext.training.config.ExtConfig`], *optional*): The trainer's config. A reference given by name is
+            loaded as the policy is, in the policy's dtype unless `model_init_kwargs` has another. Their `revision`
+            applies only if the reference has the policy's name.
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): For a reference given by name.
 
     Raises:
         `TypeError`: `ref_model` is neither a model nor a name.
@@ -55,20 +57,20 @@ class Reference:
         quantization_config: BitsAndBytesConfig | None = None,
     ) -> None:
         if ref_model is model:
-            raise ValueError("`ref_model` and `model` are the same object; leave `ref_model` out to have a copy made.")
+            raise ValueError("`ref_model` and `model` are the same object; leave out `ref_model` to use a copy.")
         if isinstance(ref_model, str):
             ref_model = _load(ref_model, model, args, quantization_config)
         elif ref_model is not None and not isinstance(ref_model, torch.nn.Module):
             raise TypeError(
-                f"`ref_model` must be a model, or its directory or Hub id as text, got `{type(ref_model).__name__}`."
+                f"`ref_model` must be a model, or its directory or Hub id, got `{type(ref_model).__name__}`."
             )
         self.model: Any = None
         if ref_model is not None or not is_peft_model(model):
             self.model = freeze(independent_copy(model) if ref_model is None else ref_model)
-            self.log_probs: LogProbs | None = None  # its own: its attention may differ from the policy's
+            self.log_probs: LogProbs | None = None  # not the policy's: its attention may differ
 
     def place(self, trainer: Trainer) -> None:
-        """Put a model of our own where the policy is, sharded as the policy is."""
+        """Move a separate reference model to the device of the policy, and shard it if the policy is sharded."""
         if self.model is None:
             return
         if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
@@ -90,13 +92,13 @@ class Reference:
         completions: list[list[list[int]]],
     ) -> list[list[float]]:
         """
-        log pi(y | x) - log pi_0(y | x) of each completion, in nats; its mean over samples of pi is the KL divergence.
+        log pi(y | x) - log pi_0(y | x) of each completion, in nats. Its mean over samples of pi estimates the KL.
 
         Args:
-            trainer ([`~transformers.Trainer`]): Whose model is the policy.
-            log_probs ([`~trl_ext.logprobs.logprobs.LogProbs`]): The trainer's.
+            trainer ([`~transformers.Trainer`]): The trainer of the policy.
+            log_probs ([`~trl_ext.logprobs.logprobs.LogProbs`]): The log-probabilities of the policy.
             prompts (`list[list[int]]`): B prompts.
-            completions (`list[list[list[int]]]`): For each prompt its completions; those of one go together.
+            completions (`list[list[list[int]]]`): The completions of each prompt, which are read together.
         """
         batch_size = max(trainer.args.generation_batch_size or BATCH_SIZE, *map(len, completions), 1)
         policy = trainer.accelerator.unwrap_model(trainer.model)
@@ -125,9 +127,9 @@ class Reference:
 
 
 def _load(name: str, policy: Any, args: ExtConfig | None, quantization_config: BitsAndBytesConfig | None) -> Any:
-    kwargs = init_kwargs(args, args.model_init_kwargs, quantization_config) if args is not None else {}
+    kwargs = init_kwargs(args, quantization_config) if args is not None else {}
     if name != base_of(policy).name_or_path:
-        kwargs.pop("revision", None)  # of another repository
+        kwargs.pop("revision", None)  # that of another repository
     if kwargs.get("quantization_config") is None and is_quantized(base_of(policy)):
         kwargs["quantization_config"] = base_of(policy).config.quantization_config
     if kwargs.get("quantization_config") is None:

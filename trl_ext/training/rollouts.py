@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Completions drawn and scored in training, a round at a time, and kept until they have been trained on.
+Scored completions of a round: scoring, metrics, tables of completions, and files in checkpoints.
 
-A round is what one snapshot of the model samples. Rounds are stored with each checkpoint, so that a resumed run trains
-on the completions that the interrupted one had drawn.
+A round is the set of completions that one snapshot of the model generates. Checkpoints store it, so that a resumed run
+trains on the same completions.
 """
 
 import importlib
@@ -222,9 +222,9 @@ def show_tables(
     tables: list[dict[str, list[Any]]], accelerator: Accelerator, args: ExtConfig, step: int, mode: str
 ) -> None:
     """
-    Print some completions with their rewards, save all as Parquet, and send them to an open W&B or Trackio run.
+    Print some completions with their rewards, save all of them as Parquet, and send them to a W&B or Trackio run.
 
-    Every process calls this with its own tables; the main process writes those of all.
+    Every process calls this with its own tables; the main process writes those of all processes.
     """
     import pandas as pd
 
@@ -248,7 +248,7 @@ def show_tables(
 
 
 def save_rollouts(path: Path, rollouts: dict[int, Rollout], **state: Any) -> None:
-    """Write rollouts and some plain values to a JSON file, whole or not at all."""
+    """Write rollouts and further values to a JSON file, atomically."""
     document = {
         **state,
         "rollouts": {
@@ -262,7 +262,7 @@ def save_rollouts(path: Path, rollouts: dict[int, Rollout], **state: Any) -> Non
 
 
 def load_rollouts(path: Path) -> tuple[dict[int, Rollout], dict[str, Any]]:
-    """Rollouts and values that [`save_rollouts`] wrote."""
+    """Load the rollouts and values that [`save_rollouts`] wrote."""
     document = json.loads(path.read_text())
     rollouts = {
         int(row): Rollout(r["ids"], r["scores"], r.get("rewards", {}), r.get("marks", []))

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-When training samples: a schedule of rounds, each by one snapshot of the model, that survives an interruption.
+The rollout schedule: when training generates completions, and which completions each micro-batch gets.
 
-Micro-batches come from the data loader with prompts; they leave here with completions.
+A round is the set of completions that one snapshot of the model generates. Checkpoints store the current round.
 """
 
 import logging
@@ -29,9 +29,9 @@ Batch = dict[str, Any]
 
 def _numbered(batches: list[Batch]) -> list[Batch]:
     """
-    Number the rows of a round: those of a stream that several workers read have no numbers of their own.
+    Number the rows of a round: rows of a stream that several workers read may share a number.
 
-    What messages call them, their numbers in the data set, is then `data_row`.
+    The number in the dataset, which messages use, moves to `data_row`.
     """
     numbers = count()
     numbered = []
@@ -44,17 +44,18 @@ def _numbered(batches: list[Batch]) -> list[Batch]:
 
 class Rounds:
     """
-    Gives each micro-batch the completions of the current round, and starts a round when the last is used up.
+    Adds the completions of the current round to micro-batches, and starts a new round when one is due.
 
     Args:
-        sample (`Callable`): From tokenised rows to their rollouts by row number, with the current model.
-        accelerator ([`~accelerate.Accelerator`]): For sharing the rounds of a whole epoch between processes.
-        every_steps (`int`, *optional*, defaults to `0`): A round is the prompts of this many optimizer steps, within
-            an epoch. `0`: rounds by epochs.
-        every_epochs (`int`, *optional*, defaults to `0`): A round is the whole data set, sampled at the start of every
-            this many epochs. `0`: once, before the first.
-        keep (`bool`, *optional*, defaults to `False`): Whether the completions of earlier rounds by epochs stay, so
-            that each round adds to them.
+        sample (`Callable`): Generates completions for tokenized rows with the current model, and returns their
+            rollouts by row number.
+        accelerator ([`~accelerate.Accelerator`]): Exchanges the rollouts of an epoch between processes.
+        every_steps (`int`, *optional*, defaults to `0`): A round covers the prompts of this many optimizer steps,
+            within an epoch. `0`: rounds by epochs.
+        every_epochs (`int`, *optional*, defaults to `0`): A round covers the entire dataset, and begins every this
+            many epochs. `0`: a single round, before the first epoch.
+        keep (`bool`, *optional*, defaults to `False`): Whether the completions of earlier rounds by epochs are kept,
+            so that each round adds to them.
     """
 
     def __init__(
@@ -78,8 +79,8 @@ class Rounds:
         The micro-batches of one optimizer step, with `completion_ids`, `scores`, `rewards` and `marks`.
 
         Args:
-            loader (`Iterator`): The rest of the epoch's micro-batches.
-            num_batches (`int`): Micro-batches of a step.
+            loader (`Iterator`): The remaining micro-batches of the epoch.
+            num_batches (`int`): Number of micro-batches in a step.
             epoch (`int`): The current epoch, from 0.
             dataset ([`~datasets.Dataset`]): The training rows, for rounds by epochs.
         """
@@ -106,11 +107,11 @@ class Rounds:
         if not due:
             return
         self._epoch = epoch
-        # As many rows for each process, so that all call a sharded model equally often; a row twice does no harm.
+        # Equally many rows per process, so that all call a sharded model equally often. A row may occur twice.
         processes = self.accelerator.num_processes
         mine = range(self.accelerator.process_index, -(-len(dataset) // processes) * processes, processes)
         sampled = self.sample([dataset[i % len(dataset)] for i in mine])
-        # The next epoch deals the rows to other processes.
+        # In the next epoch, the rows are distributed across the processes in another way.
         parts = gather_object([sampled]) if self.accelerator.num_processes > 1 else [sampled]
         new = {row: rollout for part in parts for row, rollout in part.items()}
         old = self._rollouts if self.keep else {}
@@ -127,20 +128,20 @@ class Rounds:
         }
 
     def save(self, folder: Path) -> None:
-        """Store what is sampled and not yet used; each process has a file of its own."""
+        """Store the completions that are not yet used, in a file of this process."""
         left = [row for batch in self._pending for row in batch["row_index"].tolist()]
         kept = {n: self._rollouts[row] for n, row in enumerate(left)} if self.every_steps else self._rollouts
         save_rollouts(self._file(folder), kept, epoch=self._epoch, pending=len(self._pending))
 
     def restore(self, folder: Path | None) -> None:
-        """Go on from a checkpoint's folder; without one, or (with a warning) without a file there, start afresh."""
+        """Load the completions in a checkpoint. Without a checkpoint, or without a file in it, start without any."""
         self._pending.clear()
         self._rollouts, self._epoch, self._pending_to_restore = {}, -1, 0
         if folder is not None and self._file(folder).is_file():
             self._rollouts, state = load_rollouts(self._file(folder))
             self._epoch, self._pending_to_restore = state["epoch"], state["pending"]
         elif folder is not None:
-            logger.warning("%s does not exist: completions are drawn anew.", self._file(folder))
+            logger.warning("%s does not exist: completions are generated again.", self._file(folder))
 
     def _file(self, folder: Path) -> Path:
         return folder / f"rollouts_{self.accelerator.process_index}.json"

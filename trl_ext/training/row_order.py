@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The order of rows in which every optimizer step comes several times in a row."""
+"""Sampler that repeats the rows of every optimizer step several times."""
 
 from collections.abc import Callable, Iterator, Sized
 
@@ -12,18 +12,18 @@ from transformers import Trainer
 
 class RepeatedSteps(Sampler[int]):
     """
-    Shuffled rows in which the rows of each optimizer step follow themselves.
+    Shuffles rows, and repeats those of each optimizer step.
 
-    The last step of an epoch is filled up with rows from the epoch's beginning: a step that is cut short would mix
-    with its repetition. The order depends on nothing but seed and epoch, so that a resumed run meets the same steps.
+    The last step of an epoch is filled up with rows from the beginning of the epoch; otherwise it would share a step
+    with its repetition. The order depends only on seed and epoch, so that a resumed run has the same steps.
 
     Args:
-        num_rows (`int`): Rows of the data set.
-        step_size (`int`): Rows of an optimizer step, over micro-batches and processes.
-        repeats (`int`): How often each step comes.
+        num_rows (`int`): Number of rows of the dataset.
+        step_size (`int`): Number of rows in an optimizer step, over micro-batches and processes.
+        repeats (`int`): How many times each step occurs.
         seed (`int`): Seed of the order.
-        epoch (`Callable`): The number of the current epoch.
-        shuffle (`bool`, *optional*, defaults to `True`): Whether rows come in random order.
+        epoch (`Callable`): Returns the number of the current epoch.
+        shuffle (`bool`, *optional*, defaults to `True`): Whether the rows are in random order.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class RepeatedSteps(Sampler[int]):
 
     @classmethod
     def of(cls, trainer: Trainer, dataset: Sized, repeats: int) -> "RepeatedSteps":
-        """Those of a trainer's optimizer steps, in the order that its settings ask for."""
+        """The sampler for the optimizer steps of a trainer, in the order that its config asks for."""
         args = trainer.args
         step_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         return cls(

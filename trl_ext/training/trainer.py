@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What trainers do around their method: rows in, rounds, evaluation, metrics, checkpoints."""
+"""Base class of the trainers of all methods: dataset preparation, evaluation, metrics and checkpointing."""
 
 import contextlib
 import os
@@ -11,12 +11,12 @@ from typing import Any, ClassVar, TypeAlias
 
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging
 
 from trl_ext.data.schema import AnyDataset, column_names
 from trl_ext.data.tokenization import TOKENIZED_COLUMNS, check_positions, use_chat_template
-from trl_ext.generation.vllm_settings import VLLMSettings
+from trl_ext.logprobs.logprobs import TokenLogps
 from trl_ext.models.adapters import cast_adapter
 from trl_ext.models.load import loading_error
 from trl_ext.models.sharding import check_launch
@@ -24,14 +24,18 @@ from trl_ext.models.tokenizers import ensure_pad_token, load_tokenizer
 from trl_ext.rewards.functions import Reward, load_rewards
 from trl_ext.rewards.scoring import check_reward_weights
 from trl_ext.seeds import seeded
-from trl_ext.upstream import BaseTrainer, get_act_offloading_ctx_manager, global_then_local_main_first
+from trl_ext.upstream import (
+    BaseTrainer,
+    get_act_offloading_ctx_manager,
+    get_config_model_id,
+    global_then_local_main_first,
+)
 
 from .checkpoints import begin, check_resumable, last_checkpoint
 from .config import ExtConfig
-from .engine import Engine
 from .meters import Meters
 from .nonfinite import LossGuard, check_rewards
-from .rollouts import Round, measure_round, show_tables
+from .rollouts import Rollout, Round, measure_round, show_tables
 from .rounds import Rounds
 
 
@@ -42,58 +46,99 @@ EvalDataset: TypeAlias = AnyDataset | DatasetDict | IterableDatasetDict | dict[s
 
 class ExtTrainer(BaseTrainer):
     """
-    Base of a method's trainer.
+    Base class of the trainers of all methods.
 
-    A subclass has `_config_class`, `_tokenize`, `compute_loss` and `prediction_step`. Its constructor calls
-    `_check_config` first; before that of transformers it says `_tokenizer`, `rewards`, `_raw_columns` and `_samples`,
-    after it `_rounds`, if it has such, and calls `_begin_metrics`.
+    A subclass has `_config_class`, `_name`, `_tokenize`, `compute_loss` and `prediction_step`. Its constructor calls
+    `_config_for`, `_setup` and `_prepare_datasets`, loads its model, and passes that to the constructor of this class.
+    A subclass that generates completions in training also sets `_samples`, has `_sample_round`, and sets `_rounds` if
+    it follows their schedule.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The model to be trained.
+        args ([`~trl_ext.training.config.ExtConfig`]): The config that `_config_for` returned.
+        kwargs: Further arguments of [`~transformers.Trainer`]. The tokenizer is the one that `_setup` loaded.
     """
 
     args: ExtConfig
-    _config_class: ClassVar[type[ExtConfig]] = ExtConfig  # what `args` must be, and is by default
-    _row_columns: ClassVar[tuple[str, ...]] = ()  # of tokenised rows, besides `TOKENIZED_COLUMNS`
+    _config_class: ClassVar[type[ExtConfig]] = ExtConfig  # the class of `args`, and of its default
+    _row_columns: ClassVar[tuple[str, ...]] = ()  # columns of tokenized rows besides `TOKENIZED_COLUMNS`
     _tokenizer: PreTrainedTokenizerBase
     _rounds: Rounds | None = None
-    engine: Engine | None = None  # what draws from the model in training
     rewards: list[Reward]
-    _raw_columns: set[str]  # of the data set, where reward functions may ask for them
-    _samples = False  # whether training draws completions
-    _context = 0  # positions that the models have which read rows (`0`: not known, or a method's own to check)
+    _raw_columns: set[str]  # columns of the dataset, where reward functions may ask for them
+    _samples = False  # whether training generates completions
+    _context = 0  # context length of the models that read rows (`0`: unknown, or checked by the method)
     _dropped_rows: int | None = None
-    _train_prefix = ""  # of the names of metrics in training
+    _train_prefix = ""  # prefix of the names of training metrics
+
+    def __init__(self, model: Any, args: ExtConfig, **kwargs: Any) -> None:
+        super().__init__(model=model, args=args, processing_class=self._tokenizer, **kwargs)
+        check_launch(self)
+        self._guard = LossGuard(self, self.args.nan_loss)
+        self.add_callback(self._guard)
+        offloads = self.args.activation_offloading
+        self._offload = get_act_offloading_ctx_manager(model=self.model) if offloads else contextlib.nullcontext()
+        self._meters = {"train": Meters(), "eval": Meters()}
+        self._eval_prefix, self._eval_batches = "eval", 0
+        self._eval_tables: list[dict[str, list[Any]]] = []
+        self._num_tokens = 0  # read by this process and not yet counted in the trainer's state
+        self.model.add_model_tags(self._tag_names)
 
     def _send_telemetry(self) -> None:
-        """Runs of a third party's trainer are not TRL's to count."""
-
-    def end(self) -> None:
-        """See [`~transformers.Trainer.end`]; before it, vLLM is let go, which uses the group that it destroys."""
-        if self.engine is not None:
-            self.engine.close()
-        super().end()
+        """Does nothing: TRL counts runs of its own trainers here."""
 
     # ------------------------------------------------------------------------------------------------ preparation
 
     @classmethod
-    def _check_config(cls, args: Any) -> None:
-        """Raise a `TypeError` for the config of another trainer: settings of the same name may mean something else."""
+    def _config_for(cls, model: Any, args: Any) -> Any:
+        """
+        The config of a trainer: `args`, or the default one, whose output directory is named after the model.
+
+        Raises:
+            `TypeError`: `args` is the config of another trainer, where settings of the same name may mean something
+                else.
+        """
+        if args is None:
+            return cls._config_class(f"{_name_of(model).rstrip('/').split('/')[-1]}-{cls._name}")
         if not isinstance(args, cls._config_class):
             raise TypeError(
                 f"`args` of `{cls.__name__}` must be a `{cls._config_class.__name__}`, got `{type(args).__name__}`."
             )
+        return args
 
-    @staticmethod
-    def _check_train_dataset(dataset: Any, args: ExtConfig) -> None:
-        if not isinstance(dataset, Dataset | IterableDataset):
+    def _setup(
+        self,
+        model: Any,
+        args: ExtConfig,
+        train_dataset: Any,
+        processing_class: Any,
+        reward_funcs: Any,
+        reward_processing_classes: Any,
+    ) -> None:
+        """
+        Check the arguments that every trainer has, set the seed, and load the tokenizer and the reward functions.
+
+        Raises:
+            `TypeError`, `ValueError`: One of them cannot be used.
+        """
+        if not isinstance(train_dataset, Dataset | IterableDataset):
             raise TypeError(
                 "`train_dataset` is required and must be a `Dataset` or `IterableDataset`, got "
-                f"`{type(dataset).__name__}`."
+                f"`{type(train_dataset).__name__}`."
             )
-        if isinstance(dataset, IterableDataset):
+        if isinstance(train_dataset, IterableDataset):
             args.accelerator_config.dispatch_batches = False  # ragged lists cannot be concatenated across processes
+        set_seed(args.seed)  # new weights, such as those of an adapter, are random
+        self._tokenizer = self._load_tokenizer(model, args, processing_class)
+        kwargs: dict[str, Any] = {"device": args.device, "trust_remote_code": args.trust_remote_code}
+        self.rewards = load_rewards(reward_funcs, reward_processing_classes, **kwargs) if reward_funcs else []
+        check_reward_weights(args.reward_weights or None, [reward.name for reward in self.rewards])
+        self._raw_columns = set(column_names(train_dataset)) if self.rewards else set()
 
     @classmethod
-    def _load_tokenizer(cls, name: str, model: Any, args: ExtConfig, processing_class: Any) -> PreTrainedTokenizerBase:
+    def _load_tokenizer(cls, model: Any, args: ExtConfig, processing_class: Any) -> PreTrainedTokenizerBase:
         if processing_class is None:
+            name = _name_of(model)
             kwargs = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
             revision = kwargs.get("revision") if isinstance(model, str) else None
             try:
@@ -110,42 +155,47 @@ class ExtTrainer(BaseTrainer):
             use_chat_template(processing_class, args.chat_template_path)
         return processing_class
 
-    @staticmethod
-    def _load_rewards(reward_funcs: Any, processing_classes: Any, args: ExtConfig) -> list[Reward]:
-        kwargs: dict[str, Any] = {"device": args.device, "trust_remote_code": args.trust_remote_code}
-        rewards = load_rewards(reward_funcs, processing_classes, **kwargs) if reward_funcs else []
-        check_reward_weights(args.reward_weights or None, [reward.name for reward in rewards])
-        return rewards
-
     def _tokenize(self, dataset: AnyDataset, args: Any, name: str) -> tuple[AnyDataset, int]:
-        """The rows of the data set called `name` as the collator takes them, and how many did not fit."""
+        """The rows of the dataset called `name` in the form that the collator takes, and how many were too long."""
         raise NotImplementedError
 
     def _longest_row(self, args: Any) -> int:
-        """Most tokens of a row (`0`: no limit)."""
+        """Maximum number of tokens in a row (`0`: no limit)."""
         return int(args.max_length)
+
+    def _prepare_datasets(
+        self, train_dataset: AnyDataset, eval_dataset: EvalDataset | None, args: Any
+    ) -> tuple[AnyDataset, Any]:
+        """Both datasets, checked and tokenized."""
+        train_dataset = self._prepare_dataset(train_dataset, args, "train")
+        if eval_dataset is None:
+            return train_dataset, None
+        if isinstance(eval_dataset, dict):
+            return train_dataset, {
+                name: self._prepare_dataset(part, args, name) for name, part in eval_dataset.items()
+            }
+        return train_dataset, self._prepare_dataset(eval_dataset, args, "eval")
 
     def _prepare_dataset(self, dataset: AnyDataset, args: Any, name: str) -> AnyDataset:
         with global_then_local_main_first():
             dataset, dropped = self._tokenize(dataset, args, name)
         if dropped:
             logger.warning(
-                f"{dropped} rows of the {name} data set were dropped: their prompt alone fills max_length="
+                f"{dropped} rows of the {name} dataset were dropped: their prompt alone fills max_length="
                 f"{self._longest_row(args)}."
             )
         if isinstance(dataset, Dataset) and self._dropped_rows is None:
-            self._dropped_rows = dropped  # of the train set, which comes first
+            self._dropped_rows = dropped  # of the training dataset, which comes first
         return dataset
 
-    def _prepare_eval_dataset(self, dataset: EvalDataset | None, args: Any) -> Any:
-        if dataset is None:
-            return None
-        if isinstance(dataset, dict):
-            return {name: self._prepare_dataset(part, args, name) for name, part in dataset.items()}
-        return self._prepare_dataset(dataset, args, "eval")
+    def _check_context_lengths(
+        self, train: AnyDataset, evals: Any, args: ExtConfig, context: int
+    ) -> tuple[AnyDataset, Any]:
+        """
+        Both datasets, where a row that is longer than the model's context is a `DataError`.
 
-    def _check_context(self, train: AnyDataset, evals: Any, args: ExtConfig, context: int) -> tuple[AnyDataset, Any]:
-        """Both with a `DataError` for a row longer than the model's positions, which would fail in a deep layer."""
+        Without this check the error would come from deep inside the model.
+        """
         self._context = context
         train = self._check_context_length(train, args, "train", samples=self._samples)
         if isinstance(evals, dict):
@@ -156,53 +206,66 @@ class ExtTrainer(BaseTrainer):
 
     def _check_context_length(self, dataset: AnyDataset, args: Any, name: str, *, samples: bool = False) -> AnyDataset:
         """
-        The same for one tokenised data set; a stream's rows are looked at when they come.
+        The same for one tokenized dataset; the rows of a stream are checked as they come.
 
         Args:
-            dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): Its rows.
+            dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): Tokenized rows.
             args ([`~trl_ext.training.config.ExtConfig`]): The trainer's config.
-            name (`str`): What messages call it.
-            samples (`bool`, *optional*, defaults to `False`): Whether completions are drawn for rows that have some.
+            name (`str`): What messages call the dataset.
+            samples (`bool`, *optional*, defaults to `False`): Whether completions are generated even for rows that
+                have some.
         """
-        drawn = args.max_completion_length if samples or "completion_ids" not in column_names(dataset) else 0
-        drawn_context = self._context_of_draws(args) if drawn else 0
-        if drawn_context == self._context:
-            drawn_context = 0  # the model's own is checked in any case
-        shortest = min(filter(None, [self._context, drawn_context]), default=0)
+        generated = args.max_completion_length if samples or "completion_ids" not in column_names(dataset) else 0
+        generation_context = self._generation_context(args) if generated else 0
+        if generation_context == self._context:
+            generation_context = 0  # the model's own context is checked in any case
+        shortest = min(filter(None, [self._context, generation_context]), default=0)
         if not shortest:
             return dataset
-        # Most runs set lengths with which no row can be too long: millions of rows need not be read to know.
+        # With the lengths that most runs set, no row can be too long, and millions of rows need not be read.
         limit = self._longest_row(args)
-        if not limit or limit + drawn > shortest:
-            return check_positions(dataset, self._context, name=name, drawn=drawn, drawn_context=drawn_context)
+        if not limit or limit + generated > shortest:
+            return check_positions(
+                dataset, self._context, name=name, drawn=generated, drawn_context=generation_context
+            )
         return dataset
 
-    def _context_of_draws(self, args: Any) -> int:
-        """Positions that what draws has, which may be fewer than the model's."""
-        return args.vllm_context(self._context) if isinstance(args, VLLMSettings) else self._context
+    def _generation_context(self, args: Any) -> int:
+        """Context length of what generates completions."""
+        return self._context
 
     def _set_signature_columns_if_needed(self) -> None:
-        # Reward functions are given the data set's other columns; preference rows became `prompt` and `completions`.
+        # Reward functions get the other columns of the dataset; preference rows became `prompt` and `completions`.
         extra = self._raw_columns | {"prompt", "completions"} if self._raw_columns else set()
         extra |= set(self._row_columns)
         self._signature_columns = [*TOKENIZED_COLUMNS, *sorted(extra - set(TOKENIZED_COLUMNS))]
 
-    def _begin_metrics(self) -> None:
-        check_launch(self)
-        offloads = self.args.activation_offloading
-        self._guard = LossGuard(self, self.args.nan_loss)
-        self.add_callback(self._guard)
-        self._offload = get_act_offloading_ctx_manager(model=self.model) if offloads else contextlib.nullcontext()
-        self._meters = {"train": Meters(), "eval": Meters()}
-        self._eval_prefix, self._eval_batches = "eval", 0
-        self._eval_tables: list[dict[str, list[Any]]] = []
-        self._num_tokens = 0  # read by this process and not counted yet
-        self.model.add_model_tags(self._tag_names)
+    # --------------------------------------------------------------------------------------------------- sampling
 
-    # --------------------------------------------------------------------------------------------------- metrics
+    def _sample_round(self, rows: list[dict[str, Any]], mode: str = "train") -> Round:
+        """
+        Generate and score completions for tokenized rows with the current model, and log their metrics.
 
-    def _show_round(self, sampled: Round, mode: str) -> None:
-        """Log what a round of sampling came to, and print completions where that is asked for."""
+        Args:
+            rows (`list[dict]`): Tokenized rows.
+            mode (`str`, *optional*, defaults to `"train"`): `"train"` or `"eval"`.
+        """
+        raise NotImplementedError
+
+    def _sample_evaluation(self, rows: list[dict[str, Any]]) -> list[Rollout]:
+        """Generate and score completions for the rows of one batch of an evaluation."""
+        numbered = [{**row, "row_index": n} for n, row in enumerate(rows)]  # a stream may have numbered several alike
+        rollouts = list(self._sample_round(numbered, "eval").rollouts.values())
+        self._eval_batches += 1
+        return rollouts
+
+    def _seeded(self, mode: str) -> contextlib.AbstractContextManager[None]:
+        """The RNG state of a round: the same in every evaluation, and another for each of its batches."""
+        step = self.state.global_step if mode == "train" else -1 - self._eval_batches
+        return seeded(self.args.seed, step, self.accelerator.process_index)
+
+    def _log_round(self, sampled: Round, mode: str) -> None:
+        """Record the metrics of a round, and print its completions if `log_completions` is set."""
         check_rewards(sampled.nans, len(sampled.is_sampled), self.args.nan_rewards, self.state.global_step)
         if sampled.nans:
             self._meters[mode].add("rewards/nan_ratio", len(sampled.nans), len(sampled.is_sampled))
@@ -217,27 +280,44 @@ class ExtTrainer(BaseTrainer):
         elif self.args.log_completions:
             self._eval_tables.append(sampled.table)
 
-    def _figures(self, mode: str) -> dict[str, float]:
-        """Metrics of a method's own, since the last log, that are no means."""
-        return {}
+    # --------------------------------------------------------------------------------------------------- metrics
+
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"
+
+    def _measure_tokens(self, tokens: TokenLogps) -> None:
+        """Record the entropy and accuracy of the model over the completion tokens of a batch."""
+        meters = self._meters[self._mode]
+        scored = tokens.completion_index >= 0
+        meters.add("entropy", tokens.entropy[scored].sum(), scored.sum())
+        meters.add("mean_token_accuracy", tokens.is_top1[scored].sum(), scored.sum())
 
     def _totals(self) -> dict[str, float]:
-        """Metrics of training that count from its start."""
+        """Metrics that count from the start of training."""
         self._count_tokens()
         totals = {"num_tokens": float(self.state.num_input_tokens_seen)}
         if self.args.nan_loss == "skip":
             totals["skipped_steps"] = float(self._guard.skipped)
         return totals if self._dropped_rows is None else totals | {"dropped_rows": float(self._dropped_rows)}
 
+    def _add_tokens(self, prompts: list[list[int]], completions: list[list[list[int]]]) -> None:
+        """Count the tokens of a training batch for `num_tokens`."""
+        if self.model.training:
+            self._num_tokens += sum(map(len, prompts)) + sum(len(c) for group in completions for c in group)
+
     def _count_tokens(self) -> None:
-        """Put what all processes read into the trainer's state, which goes into checkpoints."""
-        tokens = torch.tensor(self._num_tokens, device=self.accelerator.device)
-        self.state.num_input_tokens_seen += int(self.accelerator.reduce(tokens, reduction="sum"))
+        """Add the tokens that all processes have read to the trainer's state, which checkpoints store."""
+        self.state.num_input_tokens_seen += self._over_processes(self._num_tokens)
         self._num_tokens = 0
 
+    def _over_processes(self, count: int) -> int:
+        """The sum of `count` over all processes."""
+        return int(self.accelerator.reduce(torch.tensor(count, device=self.accelerator.device), reduction="sum"))
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        mode = "train" if self.model.training else "eval"
-        metrics = self._meters[mode].pop(self.accelerator) | self._figures(mode)
+        mode = self._mode
+        metrics = self._meters[mode].pop(self.accelerator)
         if mode == "eval":
             metrics = {f"{self._eval_prefix}_{name}": value for name, value in metrics.items()}
         elif metrics:
@@ -245,34 +325,29 @@ class ExtTrainer(BaseTrainer):
         logs.update(metrics)
         super().log(logs, start_time)
 
-    # ----------------------------------------------------------------------------------------------- a step's parts
-
-    def _chance(self, mode: str) -> contextlib.AbstractContextManager[None]:
-        """Where the draws of a round begin: every evaluation has the same ones, and every batch of it others."""
-        step = self.state.global_step if mode == "train" else -1 - self._eval_batches
-        return seeded(self.args.seed, step, self.accelerator.process_index)
+    # ------------------------------------------------------------------------------------------------------- loss
 
     def _mean(self, total: torch.Tensor, own: int, count: torch.Tensor | int | None) -> torch.Tensor:
         """
-        The mean of a step's losses, as far as this batch goes.
+        This batch's part of the mean loss of a step.
 
         Args:
-            total (`torch.Tensor`): Sum of this batch's.
-            own (`int`): How many it has.
-            count (`int` or `torch.Tensor`, *optional*): How many all micro-batches and processes of the step have.
-                Dividing by them, neither accumulation nor unequal batches change the gradient.
+            total (`torch.Tensor`): Sum of the losses of this batch.
+            own (`int`): How many losses that are.
+            count (`int` or `torch.Tensor`, *optional*): How many there are in all micro-batches and processes of the
+                step. Divided by this number, the gradient depends neither on accumulation nor on unequal batches.
         """
         if count is None:
             return total / max(own, 1)
-        # Distributed wrappers average gradients over processes; the sum is what the count belongs to.
+        # Distributed wrappers average gradients over processes, where a sum is needed.
         return total / count * self.accelerator.num_processes
 
     def _zero_loss(self, read: Callable[[Any, Any], torch.Tensor], inputs: dict[str, Any]) -> torch.Tensor:
         """
-        The loss of a batch whose completions no reward function could score: every process has to run the model.
+        The loss, 0, of a batch without scored completions. The model runs all the same, as on every other process.
 
         Args:
-            read (`Callable`): From prompts and completions to a tensor that the model's weights are in.
+            read (`Callable`): From prompts and completions to a tensor that depends on the model's weights.
             inputs (`dict`): The batch.
         """
         return read(inputs["prompt_ids"][:1], [[[self._tokenizer.pad_token_id]]]).sum() * 0.0
@@ -291,9 +366,9 @@ class ExtTrainer(BaseTrainer):
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
         """
-        Loss and metrics on `eval_dataset` (by default the constructor's), or on each of several.
+        Loss and metrics on `eval_dataset` (by default the constructor's), or on each of several datasets.
 
-        Its rows may have any of the forms that training takes.
+        The rows may have any of the forms that training takes.
         """
         if eval_dataset is None or isinstance(eval_dataset, str):
             parts = self.eval_dataset if eval_dataset is None else self.eval_dataset[eval_dataset]
@@ -307,7 +382,7 @@ class ExtTrainer(BaseTrainer):
         return self._evaluate_one(parts, ignore_keys, metric_key_prefix)
 
     def _before_evaluation(self, dataset: Any) -> None:
-        """What a method does with the tokenised rows before they are evaluated."""
+        """Called with the tokenized rows before they are evaluated."""
 
     def _evaluate_one(self, dataset: Any, ignore_keys: list[str] | None, prefix: str) -> dict[str, float]:
         if dataset is not None and "prompt_ids" not in column_names(dataset):
@@ -325,20 +400,21 @@ class ExtTrainer(BaseTrainer):
     # ------------------------------------------------------------------------------------------------ checkpoints
 
     def _restore_state(self, folder: Path | None) -> None:
-        """What a method takes back from a checkpoint's folder; without one it starts afresh."""
+        """Load what `_save_state` added to a checkpoint; without a checkpoint, start from the beginning."""
 
     def _save_state(self, folder: Path) -> None:
-        """What a method adds to a checkpoint."""
+        """Add a method's own state to a checkpoint."""
 
     def train(self, resume_from_checkpoint: str | os.PathLike | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         path = resume_from_checkpoint
         if path is True:
-            path = last_checkpoint(self.args.output_dir) or True  # transformers says that there is none
+            path = last_checkpoint(self.args.output_dir) or True  # transformers raises if there is none
         elif isinstance(path, os.PathLike):
             path = os.fspath(path)
         if isinstance(path, str) and self._samples and self.args.ignore_data_skip:
             raise ValueError(
-                "`ignore_data_skip` cannot resume sampling: a round belongs to the rows it was drawn for."
+                "`ignore_data_skip` cannot resume a run that generates completions: those in the checkpoint belong to "
+                "the rows that would be skipped."
             )
         folder = Path(path) if isinstance(path, str) else None
         if folder is not None:
@@ -356,23 +432,23 @@ class ExtTrainer(BaseTrainer):
             begin(folder)
         try:
             self._count_tokens()
-            # Before everything else, so that no checkpoint that is otherwise whole lacks its round.
+            # First, so that no checkpoint that is otherwise complete lacks its completions.
             if self._samples and self._rounds is not None:
                 self._rounds.save(folder)
             self._save_state(folder)
-            self.accelerator.wait_for_everyone()  # what makes it whole is the main process's to write, and the last
+            self.accelerator.wait_for_everyone()  # the main process writes the file that makes it complete last
             super()._save_checkpoint(model, trial)
         except Exception as error:
             newest = last_checkpoint(folder.parent)
             error.add_note(
-                f"The checkpoint {folder} was not written to its end (is the disk full?). "
-                + (f"A run can be resumed from {newest}." if newest else "There is none before it.")
+                f"The checkpoint {folder} is incomplete (is the disk full?). "
+                + (f"The run can be resumed from {newest}." if newest else "There is no earlier checkpoint.")
             )
             raise
 
     @property
     def _loads_parts(self) -> bool:
-        """Whether a checkpoint of the model is put on a backbone that it does not hold."""
+        """Whether checkpoints lack the backbone of the model."""
         return getattr(self.model, "saves_parts", False) and not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -388,3 +464,8 @@ class ExtTrainer(BaseTrainer):
         else:
             super()._load_best_model()
             cast_adapter(self.model)
+
+
+def _name_of(model: Any) -> str:
+    """The Hub id or directory of a model, or of what it was loaded from."""
+    return model if isinstance(model, str) else get_config_model_id(model.config)

@@ -13,8 +13,8 @@ from trl_ext.methods.psle.config import PLEConfig, PSLEConfig
 from trl_ext.methods.psle.data import (
     check_context_length,
     load_principles,
-    prepare_answers,
     prepare_prompts,
+    prepare_sft_dataset,
     with_principle,
 )
 
@@ -70,7 +70,7 @@ def test_sources(tmp_path):
     listed.write_text('["one\\nin two lines"]')
     assert load_principles(config(tmp_path, principles_file=str(lines))) == ["one", "two words"]
     assert load_principles(config(tmp_path, principles_file=str(listed))) == ["one\nin two lines"]
-    for text, word in (("", "holds no principle"), ("[]", "holds no principle"), ("{", "not JSON"), ("[1]", "text")):
+    for text, word in (("", "has no principle"), ("[]", "has no principle"), ("{", "not JSON"), ("[1]", "text")):
         listed.write_text(text or "[]")
         with pytest.raises(DataError, match=word):
             load_principles(config(tmp_path, principles_file=str(listed)))
@@ -120,7 +120,7 @@ def test_a_template_that_drops_or_refuses_the_principle_is_found_out(tmp_path):
     rows = Dataset.from_list([{"prompt": [{"role": "user", "content": "the film"}]}])
     kept = tokenizer.chat_template
     tokenizer.chat_template = kept.replace("for m in messages", "for m in messages if m['role'] != 'system'")
-    with pytest.raises(DataError, match=r"Row 0.*leaves no trace.*principle_role"):
+    with pytest.raises(DataError, match=r"Row 0.*does not change the tokens.*principle_role"):
         prepare_prompts(rows, tokenizer, ["good"], config(tmp_path), name="train")
     tokenizer.chat_template = (
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + kept
@@ -132,7 +132,7 @@ def test_a_template_that_drops_or_refuses_the_principle_is_found_out(tmp_path):
 def test_no_principle(tmp_path):
     tokenizer = make_tokenizer()
     rows = Dataset.from_list([{"prompt": "the film", "principle": "good"}, {"prompt": "a story", "principle": ""}])
-    with pytest.raises(DataError, match=r"Row 1 of the train data set has no principle.*principles_file"):
+    with pytest.raises(DataError, match=r"Row 1 of the train dataset has no principle.*principles_file"):
         prepare_prompts(rows, tokenizer, [], config(tmp_path), name="train")
     best = config(tmp_path, sft_target="best", rank_weight=0.0, num_generations=4)
     assert prepare_prompts(rows, tokenizer, [], best, name="train")[0]["guided_ids"][:] == [[], []]
@@ -142,7 +142,7 @@ def test_a_principle_that_exceeds_the_context_is_named():
     rows = Dataset.from_list([{"row_index": 7, "prompt_ids": [1] * 5, "guided_ids": [[1] * 9, [1] * 20]}])
     check_context_length(rows, 30, 10)
     check_context_length(rows, 0, 1000)
-    with pytest.raises(DataError, match=r"Row 7.*20 tokens \(5 without\).*context of 29"):
+    with pytest.raises(DataError, match=r"Row 7.*20 tokens \(5 without\).*context length of 29"):
         check_context_length(rows, 29, 10)
 
 
@@ -156,14 +156,14 @@ def test_answers_to_imitate(tmp_path, form):
         },
         "text": {"text": "the film was good"},
     }[form]
-    dataset, _ = prepare_answers(Dataset.from_list([row]), tokenizer, config(tmp_path))
+    dataset, _ = prepare_sft_dataset(Dataset.from_list([row]), tokenizer, config(tmp_path))
     ids = dataset[0]["prompt_ids"] + dataset[0]["completion_ids"][0]
     if form == "messages":
         assert ids == tokenizer.apply_chat_template(row["messages"], tokenize=True, return_dict=True)["input_ids"]
     else:
         assert ids == tokenizer("the film was good<|endoftext|>").input_ids
     with pytest.raises(DataError, match="'answer'"):
-        prepare_answers(Dataset.from_list([{"answer": "x"}]), tokenizer, config(tmp_path))
+        prepare_sft_dataset(Dataset.from_list([{"answer": "x"}]), tokenizer, config(tmp_path))
 
 
 # ----------------------------------------------------------------------------------------------------------- config
@@ -174,14 +174,14 @@ def test_answers_to_imitate(tmp_path, form):
     [
         ({"threshold": -0.1}, "threshold.*standard deviations.*-0.1"),
         ({"threshold": float("nan")}, "threshold.*nan"),
-        ({"threshold": float("inf"), "reward_scaling": "none"}, "as the reward.*rank_weight: 0"),
+        ({"threshold": float("inf"), "reward_scaling": "none"}, "in units of the reward.*rank_weight: 0"),
         ({"threshold_decay": 1.1}, "threshold_decay"),
         ({"threshold_decay": float("nan")}, "threshold_decay"),
         ({"threshold_decay": 0.0}, "threshold_decay"),
         ({"reward_temperature": 0.0}, "reward_temperature"),
         ({"num_iterations": 0}, "num_iterations"),
         ({"num_train_epochs": 3}, "num_iterations"),
-        ({"principles": ["a"], "principles_file": "b"}, "both given"),
+        ({"principles": ["a"], "principles_file": "b"}, "both set"),
         ({"principle_template": "{prompt}"}, "principle_template"),
         ({"principle_role": "tool"}, "principle_role"),
         ({"sft_target": "worst"}, "sft_target"),
@@ -209,6 +209,6 @@ def test_epochs_follow_from_iterations(tmp_path):
 def test_a_plain_prompt_without_room_is_an_error_in_streams_too(streamed: bool) -> None:
     rows = Dataset.from_list([{"row_index": 3, "prompt_ids": [0] * 300, "guided_ids": [[0]]}])
     dataset = rows.to_iterable_dataset() if streamed else rows
-    with pytest.raises(DataError, match=r"Row 3, column 'prompt': it comes to 308 .* room for 256"):
+    with pytest.raises(DataError, match=r"Row 3, column 'prompt': it has 308 .* context length is 256"):
         list(check_context_length(dataset, 256, 8))
     assert len(list(check_context_length(dataset, 308, 8))) == 1

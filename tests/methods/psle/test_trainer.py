@@ -19,6 +19,7 @@ from vllm_mock import mock_vllm
 from trl_ext import PSLEConfig, PSLETrainer
 from trl_ext.data.schema import DataError
 from trl_ext.methods.psle.iterations import both_views
+from trl_ext.methods.psle.warm_up import WarmUpTrainer
 from trl_ext.rewards.functions import RewardError
 
 
@@ -393,13 +394,15 @@ def test_warm_up_then_iterations_and_resume_in_each(tmp_path: Path) -> None:
         assert same(whole, resumed), stop
 
 
-def test_warm_up_imitates_answers_given_their_prompt(tmp_path: Path) -> None:
+def test_warm_up_imitates_completions_given_their_prompt(tmp_path: Path) -> None:
+    """The loss is the mean of the negative mean log-probabilities, which a loop over the tokens adds up."""
     run = trainer(tmp_path, args={"sft_epochs": 1}, sft_dataset=Dataset.from_list(ANSWERS))
     assert run._sft_dataset is not None
     batch = run.data_collator([run._sft_dataset[i] for i in range(4)])
     logps = logps_by_loop(make_model(len(run._tokenizer)), batch)
     expected = -sum(group[0] for group in logps) / 4
-    assert run.compute_loss(run.model, batch).item() == pytest.approx(expected.item(), abs=1e-4)
+    warm_up = WarmUpTrainer(run, run._sft_dataset)
+    assert warm_up.compute_loss(run.model, batch).item() == pytest.approx(expected.item(), abs=1e-4)
 
 
 def test_an_answer_to_imitate_beyond_the_models_positions_is_named(tmp_path: Path) -> None:
@@ -492,7 +495,7 @@ def test_engines_sample(tmp_path: Path, engine: dict) -> None:
     run = trainer(tmp_path, args={**engine, **settings, "num_generations": n, "max_completion_length": 1})
     prompt = run.train_dataset[0]["prompt_ids"]
     torch.manual_seed(0)
-    [group] = run.engine.drawer(run.model)([prompt])
+    [group] = run.engine.generate_function(run.model)([prompt])
     with torch.no_grad():
         top, ids = (run.model(torch.tensor([prompt])).logits[0, -1] / 0.8).topk(6)
     p = top.softmax(0)
@@ -637,7 +640,7 @@ def test_rewards_without_spread_and_empty_answers_work_and_are_said(tmp_path: Pa
         tmp_path, callbacks=[log], args={"generation_kwargs": {"forced_eos_token_id": 1}, "max_completion_length": 1}
     )
     run.train()
-    assert any("all answers are empty" in text for text in said)
+    assert any("all completions are empty" in text for text in said)
     assert set(log.of("completions/empty_ratio")) == {1.0}
     assert all(math.isfinite(loss) for loss in log.of("loss"))
 
@@ -646,7 +649,7 @@ def test_collapse_is_reported(tmp_path: Path, said: list[str]) -> None:
     run = trainer(tmp_path)
     run.iterations.first_distinct_2 = 3.0
     run._sample_round([run.train_dataset[i] for i in range(6)])
-    assert any("diversity of answers collapses" in text for text in said)
+    assert any("diversity of completions collapses" in text for text in said)
 
 
 # --------------------------------------------------------------------------------------------------------- refusals
@@ -656,11 +659,11 @@ def test_collapse_is_reported(tmp_path: Path, said: list[str]) -> None:
     ("kwargs", "words"),
     [
         ({"args": {"principles": None}}, ["Row 0", "no principle", "principles_file"]),
-        ({"args": {"principles": ["good " * 260]}}, ["Row 0", "no room", "256"]),
-        ({"args": {"max_completion_length": 255}}, ["Row 0", "no room", "256"]),
+        ({"args": {"principles": ["good " * 260]}}, ["Row 0", "context length", "256"]),
+        ({"args": {"max_completion_length": 255}}, ["Row 0", "context length", "256"]),
         (
             {"eval_dataset": Dataset.from_list([*PROMPTS, {"prompt": "the " * 250}])},
-            ["Row 6", "no room", "256"],
+            ["Row 6", "context length", "256"],
         ),
         ({"reward_funcs": []}, ["reward_funcs"]),
         ({"args": {"reward_weights": [1.0, 2.0]}}, ["reward_weights", "2", "1"]),
@@ -731,5 +734,5 @@ def test_the_checkpoint_has_a_card_with_the_paper(tmp_path: Path) -> None:
 
 def test_the_context_of_vllm_is_named_where_it_is_what_limits(tmp_path: Path) -> None:
     settings = {"max_completion_length": 8, "use_vllm": True, "vllm_max_model_length": 9}
-    with pytest.raises(DataError, match=r"context of 9.* Or raise `vllm_max_model_length`"):
+    with pytest.raises(DataError, match=r"context length of 9.* Or raise `vllm_max_model_length`"):
         trainer(tmp_path, args=settings)

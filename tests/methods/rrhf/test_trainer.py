@@ -237,7 +237,7 @@ def test_metrics_have_their_names(tmp_path: Path) -> None:
 
 
 def test_an_evaluation_that_cannot_be_is_refused_at_once(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="The eval data set has prompts but no completions"):
+    with pytest.raises(DataError, match="The eval dataset has prompts but no completions"):
         trainer(tmp_path, eval_dataset=Dataset.from_list([{"prompt": "the film"}]))
 
 
@@ -273,7 +273,7 @@ def test_rows_without_a_pair_are_told(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("trl_ext.methods.rrhf.trainer.logger.warning", said.append)
     alone = [{"prompt": r["prompt"], "completions": r["completions"][:1], "scores": r["scores"][:1]} for r in ROWS]
     trainer(tmp_path, alone)
-    assert any("no pair to rank" in text for text in said)
+    assert any("no pairs to rank" in text for text in said)
     said.clear()
     trainer(tmp_path)
     assert not said

@@ -19,7 +19,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
-    set_seed,
 )
 from transformers.utils import logging
 
@@ -34,14 +33,13 @@ from trl_ext.models.modes import evaluation_mode
 from trl_ext.models.sharding import gathered
 from trl_ext.rewards.functions import RewardFunc
 from trl_ext.training.copies import sampling_copy
+from trl_ext.training.frozen_model import load_frozen, place_frozen, sampling_batch_size
 from trl_ext.training.meters import Meters
-from trl_ext.training.model_loading import load_frozen, place_frozen, sampling_batch_size
 from trl_ext.training.returns import gae
 from trl_ext.training.rollouts import score_round
 from trl_ext.training.row_order import RepeatedSteps
 from trl_ext.training.statistics import whitened
 from trl_ext.training.trainer import EvalDataset, ExtTrainer
-from trl_ext.upstream import get_config_model_id
 
 from .config import ProxyRLHFConfig
 from .data import Decisions, minibatch
@@ -154,26 +152,18 @@ class ProxyRLHFTrainer(ExtTrainer):
         peft_config: "PeftConfig | None" = None,
         proxy_model: str | ProxyModel | None = None,
     ):
-        name = model if isinstance(model, str) else get_config_model_id(model.config)
-        if args is None:
-            args = self._config_class(f"{name.rstrip('/').split('/')[-1]}-Proxy-RLHF")
-        self._check_config(args)
+        args = self._config_for(model, args)
         _check_arguments(model, train_dataset, reward_funcs, quantization_config, peft_config)
-        set_seed(args.seed)  # a new proxy's weights are random
-        self._tokenizer = self._load_tokenizer(name, model, args, processing_class)
-        self.rewards = self._load_rewards(reward_funcs, reward_processing_classes, args)
+        self._setup(model, args, train_dataset, processing_class, reward_funcs, reward_processing_classes)
         self.language_model = load_frozen(model, args, quantization_config)
         self._max_length = min((n for n in (args.max_length, context_length(self.language_model)) if n), default=0)
-        self._raw_columns = set(column_names(train_dataset))
-        train_dataset = self._prepare_dataset(train_dataset, args, "train")
-        eval_dataset = self._prepare_eval_dataset(eval_dataset, args)
+        train_dataset, eval_dataset = self._prepare_datasets(train_dataset, eval_dataset, args)
         super().__init__(
-            model=load_proxy(proxy_model, self.language_model, args),
-            args=args,
+            load_proxy(proxy_model, self.language_model, args),
+            args,
             data_collator=_collate,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            processing_class=self._tokenizer,
             callbacks=callbacks,
             optimizers=optimizers,
         )
@@ -185,7 +175,6 @@ class ProxyRLHFTrainer(ExtTrainer):
         self._stopped = False
         self._last_kl = torch.zeros(2)
         self._episodes = 0
-        self._begin_metrics()
 
     # ------------------------------------------------------------------------------------------------ preparation
 
@@ -251,8 +240,7 @@ class ProxyRLHFTrainer(ExtTrainer):
         index = minibatch(len(decisions), part, args.num_mini_batches, seed)
         # The order within a step does not matter: sorted, so that memory is read in one direction.
         micro = [decisions[rows] for rows in index.sort().values.tensor_split(len(batches))]
-        count = torch.tensor(len(index), device=self.accelerator.device)
-        total = max(1, int(self.accelerator.reduce(count, reduction="sum")))
+        total = max(1, self._over_processes(len(index)))
         return [{f.name: getattr(part, f.name) for f in fields(part)} for part in micro], total
 
     def _exceeds_target_kl(self) -> bool:
@@ -348,7 +336,7 @@ class ProxyRLHFTrainer(ExtTrainer):
         sampled = score_round(rows, groups, self.rewards, args.reward_weights, trainer_state=self.state)
         scores = torch.tensor(sampled.table["score"])
         meters = self._meters[mode]
-        self._show_round(sampled, mode)
+        self._log_round(sampled, mode)
         self._measure_completions(completions, scores, meters)
         return completions, scores - args.missing_eos_penalty * ~torch.tensor(completions.ended)
 
@@ -445,10 +433,9 @@ class ProxyRLHFTrainer(ExtTrainer):
         return None, None, None
 
     def _totals(self) -> dict[str, float]:
-        episodes = torch.tensor(self._episodes, device=self.accelerator.device)
         return {
             **super()._totals(),
-            "episode": float(self.accelerator.reduce(episodes, reduction="sum")),
+            "episode": float(self._over_processes(self._episodes)),
             "trainable_share": self.trainable_share,
         }
 

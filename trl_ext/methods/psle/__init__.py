@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""PSLE, later called PLE (arXiv 2408.02599): learn from one's own answers with and without a principle."""
+"""PSLE, later called PLE (arXiv 2408.02599): learns from the policy's completions with and without a principle."""
 
 from trl_ext.method import Method
 
@@ -9,7 +9,7 @@ from trl_ext.method import Method
 METHOD = Method(
     name="psle",
     paper="2408.02599",
-    summary="Learn from one's own answers with and without a principle: rank wide reward gaps, imitate the rest.",
+    summary="Generate with and without a principle: rank pairs with a wide reward gap, imitate the others.",
     config="trl_ext.methods.psle.config:PSLEConfig",
     trainer="trl_ext.methods.psle.trainer:PSLETrainer",
     columns=("prompt",),

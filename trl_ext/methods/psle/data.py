@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Prompts with and without a principle, rows to imitate, and the batches of PSLE."""
+"""Prompts with and without a principle, completions to imitate, and the batches of PSLE."""
 
 import json
 from dataclasses import dataclass
@@ -18,20 +18,20 @@ from trl_ext.data.tokenization import encode_prompt, prepare_dataset
 from .config import PSLEConfig
 
 
-# The views of a prompt, as marked on each answer.
+# The mark of each completion: generated from the plain prompt, or from the prompt with a principle.
 PLAIN, GUIDED = 0, 1
 
-# Columns of other forms of rows: PSLE takes prompts, as GRPO does, and draws the answers itself.
-_ANSWERS = ("completion", "completions", "chosen", "rejected", "scores", "ended")
+# Columns that are ignored: PSLE takes prompts, as GRPO does, and generates the completions itself.
+_COMPLETION_COLUMNS = ("completion", "completions", "chosen", "rejected", "scores", "ended")
 
 
 @dataclass
 class DataCollatorForPrompts:
     """
-    Groups tokenised rows; nothing is padded here, because the form of the rows is chosen for each batch.
+    Collects tokenized rows in lists, without padding.
 
-    A batch is a `dict` with `row_index` (`torch.Tensor` of shape (B,)), `prompt_ids` (`list[list[int]]`), `rows` (the
-    rows as they are), and, for rows to imitate, `completion_ids` (`list[list[list[int]]]`, one answer each).
+    A batch is a `dict` with `row_index` (`torch.Tensor` of shape `(B,)`), `prompt_ids` (`list[list[int]]`), `rows`
+    (the rows themselves), and, for completions to imitate, `completion_ids` (`list[list[list[int]]]`, one per prompt).
 
     Examples:
     ```python
@@ -59,10 +59,10 @@ class DataCollatorForPrompts:
 
 def load_principles(args: PSLEConfig) -> list[str]:
     """
-    The principles of the config: its texts, or those of its file.
+    The principles of the config: its texts, or those in its file.
 
     Raises:
-        `DataError`: The file is missing, holds none, or a principle is no text.
+        `DataError`: The file is missing or empty, or a principle is not a text.
     """
     if not args.principles_file:
         return _checked(list(args.principles or []), "`principles`")
@@ -76,8 +76,8 @@ def load_principles(args: PSLEConfig) -> list[str]:
         raise DataError(f"`principles_file`: {args.principles_file!r} is not JSON: {error}.") from None
     if not isinstance(found, list) or not found:
         raise DataError(
-            f"`principles_file`: {args.principles_file!r} holds no principle; it should have one a line, or be a JSON "
-            "list of texts."
+            f"`principles_file`: {args.principles_file!r} has no principle; it should have one per line, or be a "
+            "JSON list of texts."
         )
     return _checked(found, f"`principles_file` {args.principles_file!r}")
 
@@ -91,20 +91,20 @@ def _checked(principles: list[Any], where: str) -> list[str]:
 
 def with_principle(prompt: Any, principle: str, role: str, template: str) -> Any:
     """
-    A prompt, text or messages, that carries a principle. The prompt itself is not changed.
+    A copy of a prompt with a principle.
 
     Args:
-        prompt (`str` or `list[dict]`): The plain prompt.
-        principle (`str`): The principle; white space at its end is dropped.
-        role (`str`): For messages: `"system"` (joined to a system message that is there) or `"user"` (the last turn).
+        prompt (`str` or `list[dict]`): The plain prompt, a text or messages.
+        principle (`str`): The principle; white space at its end is removed.
+        role (`str`): For messages: `"system"` (an existing system message is extended) or `"user"` (the last turn).
         template (`str`): Joins `{principle}` and `{prompt}` in texts.
 
     Raises:
-        `DataError`: The messages have no user turn of text to put it in.
+        `DataError`: The messages have no user turn with text.
     """
 
     def join(text: str) -> str:
-        # Not `format`: braces in a prompt are its own.
+        # Not `format`: a prompt may have braces.
         before, _, after = template.partition("{prompt}")
         return before.replace("{principle}", rule) + text + after.replace("{principle}", rule)
 
@@ -118,7 +118,7 @@ def with_principle(prompt: Any, principle: str, role: str, template: str) -> Any
         return [{**first, "content": f"{first.get('content') or ''}\n\n{rule}".strip()}, *prompt[1:]]
     turns = [i for i, message in enumerate(prompt) if message["role"] == "user"]
     if not turns or not isinstance(prompt[turns[-1]].get("content"), str):
-        raise DataError("has no user turn of text for the principle; set `principle_role: system`.")
+        raise DataError("it has no user turn with text for the principle; set `principle_role: system`.")
     i = turns[-1]
     return [*prompt[:i], {**prompt[i], "content": join(prompt[i]["content"])}, *prompt[i + 1 :]]
 
@@ -149,19 +149,19 @@ def prepare_prompts(
 
     Args:
         dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): Rows with `prompt`, and possibly `principle`
-            (a text, or a list of them); other columns are for the reward functions.
+            (a text or a list of texts); other columns are for the reward functions.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The policy's tokenizer.
         principles (`list[str]`): For rows without their own. Best-of-n SFT uses none, and its `guided_ids` are empty.
-        args ([`PSLEConfig`]): `principle_role`, `principle_template`, `sft_target`, `max_length`.
-        name (`str`): What messages call the data set.
+        args ([`PSLEConfig`]): The trainer's config.
+        name (`str`): The name of the dataset in messages.
 
     Returns:
-        The data set, and how many rows were dropped because their plain prompt alone fills `max_length`.
+        The dataset, and how many rows were dropped because their plain prompt alone fills `max_length`.
 
     Raises:
-        `DataError`: A row or column is unusable, a row has no principle, or a principle does not change its prompt.
+        `DataError`: A row or column cannot be used, a row has no principle, or a principle does not change its prompt.
     """
-    dataset = dataset.remove_columns([column for column in _ANSWERS if column in column_names(dataset)])
+    dataset = dataset.remove_columns([column for column in _COMPLETION_COLUMNS if column in column_names(dataset)])
     kwargs: dict[str, Any] = {"num_proc": args.dataset_num_proc} if isinstance(dataset, Dataset) else {}
     dataset, dropped = prepare_dataset(
         dataset, tokenizer, name=name, max_length=args.max_length, num_proc=args.dataset_num_proc
@@ -169,13 +169,13 @@ def prepare_prompts(
 
     def guide(row: dict[str, Any]) -> dict[str, Any]:
         index = row["row_index"]
-        if args.sft_target == "best":  # of the plain answers: no principle has a part in it
+        if args.sft_target == "best":  # of the plain completions
             return {"guided_ids": []}
         texts = _own_principles(row, index) or principles
         if not texts:
             raise DataError(
-                f"Row {index} of the {name} data set has no principle. Set `principles` (texts) or `principles_file`, "
-                "or give the rows a column 'principle'."
+                f"Row {index} of the {name} dataset has no principle. Set `principles` (texts) or `principles_file`, "
+                "or add a column 'principle' to the dataset."
             )
         try:
             return {"guided_ids": [_guided_ids(row, text, tokenizer, args) for text in texts]}
@@ -183,7 +183,7 @@ def prepare_prompts(
             raise DataError(f"Row {index}, column 'prompt': {error}") from None
 
     if isinstance(dataset, Dataset):
-        kwargs["desc"] = f"Adding principles to {name} data set"
+        kwargs["desc"] = f"Adding principles to {name} dataset"
     return dataset.map(guide, **kwargs), dropped
 
 
@@ -198,14 +198,14 @@ def _guided_ids(
         ids = encode_prompt(tokenizer, prompt, **kwargs)
     except DataError:
         raise
-    except Exception as error:  # a chat template raises what it likes
+    except Exception as error:  # a chat template can raise any error
         raise DataError(
             f"the chat template refuses the principle ({error}); set `principle_role` to the other of 'system' and "
             "'user'."
         ) from error
     if ids == row["prompt_ids"]:
         raise DataError(
-            f"the principle {principle!r} leaves no trace in the tokens: the chat template drops it. Set "
+            f"the principle {principle!r} does not change the tokens: the chat template drops it. Set "
             "`principle_role` to the other of 'system' and 'user'."
         )
     return ids
@@ -213,16 +213,16 @@ def _guided_ids(
 
 def check_context_length(dataset: AnyDataset, context: int, max_completion_length: int, hint: str = "") -> AnyDataset:
     """
-    A data set of which a prompt that leaves no room for an answer, by itself or with its principle, is an error.
+    The dataset, where a prompt that is too long for the context, with or without its principle, is an error.
 
     Args:
         dataset (`AnyDataset`): Rows with `prompt_ids` and `guided_ids`.
-        context (`int`): Positions of what draws (`0`: without limit).
-        max_completion_length (`int`): Tokens of the longest answer.
-        hint (`str`, *optional*): What else helps, at the end of messages.
+        context (`int`): Context length of the generation backend (`0`: no limit).
+        max_completion_length (`int`): Maximum length of a completion, in tokens.
+        hint (`str`, *optional*): Further advice at the end of messages.
 
     Raises:
-        `DataError`: At once, or when a stream comes to such a row.
+        `DataError`: There is such a row. A stream raises the error when it reaches the row.
     """
 
     def check(row: dict[str, Any]) -> None:
@@ -230,49 +230,50 @@ def check_context_length(dataset: AnyDataset, context: int, max_completion_lengt
         longest = max(map(len, row["guided_ids"]), default=0)
         if plain + max_completion_length > context and longest <= plain:
             raise DataError(
-                f"Row {row['row_index']}, column 'prompt': it comes to {plain + max_completion_length} tokens with "
-                f"`max_completion_length` ({max_completion_length}), but the model has room for {context}: lower "
-                "that, or drop long prompts by `max_length`." + hint
+                f"Row {row['row_index']}, column 'prompt': it has {plain + max_completion_length} tokens with "
+                f"`max_completion_length` ({max_completion_length}), but the context length is {context}. Lower "
+                "`max_completion_length`, or drop long prompts by `max_length`." + hint
             )
         if longest + max_completion_length > context:
             raise DataError(
                 f"Row {row['row_index']}, column 'prompt': with its principle it has {longest} tokens ({plain} "
-                f"without), which has no room for {max_completion_length} more in the model's context of {context}. "
-                "Shorten the principle, lower `max_completion_length`, or drop long prompts by `max_length`." + hint
+                f"without), and with `max_completion_length` ({max_completion_length}) more than the context length "
+                f"of {context}. Shorten the principle, lower `max_completion_length`, or drop long prompts by "
+                "`max_length`." + hint
             )
 
     return with_check(dataset, check, ("row_index", "prompt_ids", "guided_ids")) if context else dataset
 
 
-def prepare_answers(
+def prepare_sft_dataset(
     dataset: AnyDataset, tokenizer: PreTrainedTokenizerBase, args: PSLEConfig
 ) -> tuple[AnyDataset, int]:
     """
-    Rows to imitate, from TRL's forms: `prompt` and `completion`, `messages`, or `text`.
+    Completions to imitate, from TRL's formats: `prompt` and `completion`, `messages`, or `text`.
 
     Returns:
-        The data set with `prompt_ids` and `completion_ids` (one answer), and how many rows were dropped.
+        The dataset with `prompt_ids` and `completion_ids` (one completion), and how many rows were dropped.
 
     Raises:
-        `DataError`: The data set has none of these forms, or a row is unusable.
+        `DataError`: The dataset has none of these formats, or a row cannot be used.
     """
     columns = column_names(dataset)
     form = next((f for f in (("prompt", "completion"), ("messages",), ("text",)) if set(f) <= set(columns)), None)
     if form is None:
         raise DataError(
-            f"The SFT data set has the columns {', '.join(map(repr, columns)) or 'none'}; its rows should have "
+            f"The SFT dataset has the columns {', '.join(map(repr, columns)) or 'none'}; its rows should have "
             "`prompt` and `completion`, `messages`, or `text`."
         )
 
     def as_scored(row: dict[str, Any]) -> dict[str, Any]:
         if form == ("messages",):
-            prompt, answer = row["messages"][:-1], row["messages"][-1:]
+            prompt, completion = row["messages"][:-1], row["messages"][-1:]
         elif form == ("text",):
-            prompt, space, tail = row["text"].partition(" ")  # there is no prompt: the first word predicts the rest
-            answer = space + tail
+            prompt, space, tail = row["text"].partition(" ")  # without a prompt, the first word takes its place
+            completion = space + tail
         else:
-            prompt, answer = row["prompt"], row["completion"]
-        return {"prompt": prompt, "completions": [answer], "scores": [0.0]}
+            prompt, completion = row["prompt"], row["completion"]
+        return {"prompt": prompt, "completions": [completion], "scores": [0.0]}
 
     first_row(dataset, "SFT")
     scored = dataset.map(as_scored, remove_columns=columns)
@@ -283,14 +284,16 @@ def prepare_answers(
 
 
 def view_marks(num_generations: int, guided: bool) -> list[int]:
-    """The views of a row's answers, in the order in which they are drawn."""
+    """The marks of a row's completions, in the order of generation."""
     return [PLAIN] * num_generations + [GUIDED] * (num_generations if guided else 0)
 
 
 def pairs(marks: list[list[int]]) -> list[tuple[int, int, int]]:
     """
-    (prompt, plain answer, guided answer) of each pair of a batch: every plain with every guided answer of a prompt.
-    Answers are numbered through the batch: `[[0, 1], [0, 0, 1]]` gives `[(0, 0, 1), (1, 2, 4), (1, 3, 4)]`.
+    (prompt, plain completion, guided completion) of each pair of a batch.
+
+    Every plain completion of a prompt is paired with every guided one. Completions are numbered through the batch:
+    `[[0, 1], [0, 0, 1]]` gives `[(0, 0, 1), (1, 2, 4), (1, 3, 4)]`.
     """
     found, start = [], 0
     for b, group in enumerate(marks):

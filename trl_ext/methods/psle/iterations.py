@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""How PSLE draws answers, and what it remembers of them: two views, the engines that draw, the iterations' state."""
+"""Completions with and without a principle, and the state that PSLE keeps from iteration to iteration."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from transformers.utils import logging
 from trl_ext.atomic_files import write_text
 from trl_ext.data.completion import Completion
 from trl_ext.evaluation.metrics import distinct_n
-from trl_ext.training.engine import Draw
+from trl_ext.training.engine import GenerateFunction
 from trl_ext.training.rollouts import Rollout
 from trl_ext.training.statistics import Running
 
@@ -25,19 +25,19 @@ from .losses import decayed
 logger = logging.get_logger(__name__)
 
 
-def both_views(rows: list[dict[str, Any]], iteration: int, draw: Draw) -> list[list[Completion]]:
+def both_views(rows: list[dict[str, Any]], iteration: int, generate: GenerateFunction) -> list[list[Completion]]:
     """
-    Answers to each row's plain prompt, then to its guided one; both prompts of all rows are given to `draw` together.
+    Completions of each row's plain prompt, then of its guided one. All prompts go to `generate` in one call.
 
-    Of several principles, a row takes the next one with each iteration, and its neighbour starts with the next.
+    Of several principles, a row takes the next one in each iteration, and neighbouring rows take different ones.
 
     Args:
-        rows (`list[dict]`): Rows with `row_index`, `prompt_ids` and `guided_ids` (empty: plain answers only).
+        rows (`list[dict]`): Rows with `row_index`, `prompt_ids` and `guided_ids` (empty: plain completions only).
         iteration (`int`): The current iteration, from 0.
-        draw (`Callable`): From prompts to K completions each.
+        generate (`Callable`): From prompts to K completions of each.
 
     Returns:
-        `list[list[Completion]]`: For each row K plain and K guided answers (or K plain ones).
+        `list[list[Completion]]`: For each row K plain and K guided completions (or K plain ones).
     """
     plain = [row["prompt_ids"] for row in rows]
     guided = [
@@ -45,9 +45,9 @@ def both_views(rows: list[dict[str, Any]], iteration: int, draw: Draw) -> list[l
         for row in rows
         if row["guided_ids"]
     ]
-    answers = draw(plain + guided)
-    rest = iter(answers[len(plain) :])
-    return [own + (next(rest) if row["guided_ids"] else []) for row, own in zip(rows, answers, strict=False)]
+    completions = generate(plain + guided)
+    rest = iter(completions[len(plain) :])
+    return [own + (next(rest) if row["guided_ids"] else []) for row, own in zip(rows, completions, strict=False)]
 
 
 # ------------------------------------------------------------------------------------------------------- iterations
@@ -55,23 +55,25 @@ def both_views(rows: list[dict[str, Any]], iteration: int, draw: Draw) -> list[l
 
 @dataclass
 class Sample:
-    """What one process drew in a round, in numbers; those of all processes are pooled."""
+    """Statistics of the completions that one process generated in a round."""
 
     rewards: list[float] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
-    answers: int = 0
+    completions: int = 0
     empty: int = 0
     distinct_2: float = math.nan
 
     @classmethod
-    def of(cls, rollouts: list[Rollout], answers: list[list[Completion]]) -> "Sample":
-        """The rewards of `rollouts`, the reward gaps of all pairs in them, and figures of `answers`."""
+    def of(cls, rollouts: list[Rollout], completions: list[list[Completion]]) -> "Sample":
+        """The rewards of `rollouts`, the reward gaps of all pairs in them, and statistics of `completions`."""
         rewards = [reward for rollout in rollouts for reward in rollout.scores]
         gaps = []
         for rollout in rollouts:
-            by_view = [[s for s, m in zip(rollout.scores, rollout.marks, strict=True) if m == v] for v in (0, 1)]
+            by_view = [
+                [s for s, m in zip(rollout.scores, rollout.marks, strict=True) if m == v] for v in (PLAIN, GUIDED)
+            ]
             gaps += [guided - plain for plain in by_view[PLAIN] for guided in by_view[GUIDED]]
-        flat = [completion for group in answers for completion in group]
+        flat = [completion for group in completions for completion in group]
         distinct = distinct_n([completion.ids for completion in flat])
         return cls(rewards, gaps, len(flat), sum(not c.text.strip() for c in flat), distinct)
 
@@ -79,16 +81,16 @@ class Sample:
 @dataclass
 class Iterations:
     """
-    The state of the iterations: what a checkpoint has to keep for a run to go on as if it had not stopped.
+    The state of the iterations, which checkpoints store so that a resumed run equals an uninterrupted one.
 
     Args:
-        threshold (`float`): Of the current iteration, in units of `scale`.
+        threshold (`float`): The threshold of the current iteration, in units of `scale`.
         number (`int`, *optional*, defaults to `0`): The current iteration, from 0.
-        rewards ([`~trl_ext.training.statistics.Running`], *optional*): Of all rewards so far.
+        rewards ([`~trl_ext.training.statistics.Running`], *optional*): Mean and deviation of all rewards so far.
         scale (`float`, *optional*, defaults to `1.0`): What rewards are divided by.
         first_distinct_2 (`float`, *optional*, defaults to NaN): Distinct-2 of the first round.
         tally (`dict[str, float]`, *optional*): Sums over the rounds of the current iteration.
-        said (`list[str]`, *optional*): Warnings that are not repeated.
+        said (`list[str]`, *optional*): Kinds of warnings that have been logged and are not repeated.
     """
 
     threshold: float
@@ -100,14 +102,14 @@ class Iterations:
     said: list[str] = field(default_factory=list)
 
     def advance(self, number: int, decay: float) -> None:
-        """Go on to iteration `number`: the threshold decays once for each iteration that ended."""
+        """Advance to iteration `number`: the threshold decays once for each iteration that ended."""
         for _ in range(number - self.number):
             self.threshold = decayed(self.threshold, decay)
         if number > self.number:
             self.number, self.tally = number, {}
 
     def observe(self, samples: list[Sample], scaling: str, two_sided: bool) -> None:
-        """Take in what all processes drew in a round: the scale of rewards first, then how its pairs compare."""
+        """Add the statistics of a round from all processes: the scale of the rewards first, then its pairs."""
         rewards = [reward for sample in samples for reward in sample.rewards]
         gaps = [gap for sample in samples for gap in sample.gaps]
         self.rewards.add(rewards)
@@ -121,7 +123,7 @@ class Iterations:
         ranked = sum((abs(gap) if two_sided else gap) / self.scale > self.threshold for gap in gaps)
         for name, value in {
             "rounds": 1.0,
-            "answers": sum(sample.answers for sample in samples),
+            "answers": sum(sample.completions for sample in samples),
             "empty": sum(sample.empty for sample in samples),
             "rewards": float(len(rewards)),
             "spread": batch.square,
@@ -134,7 +136,7 @@ class Iterations:
 
     def warnings(self, ranks: bool = True) -> list[str]:
         """
-        What a user should know about the iteration as far as it was sampled; of what tends to last, once a run.
+        Warnings about the current iteration so far. Those about lasting conditions are returned once per run.
 
         Args:
             ranks (`bool`, *optional*, defaults to `True`): Whether pairs above the threshold are ranked at all.
@@ -144,16 +146,16 @@ class Iterations:
         if not t:
             return []
         if t["answers"] and t["empty"] == t["answers"]:
-            found["empty"] = "all answers are empty; there is nothing to learn but to stop at once."
+            found["empty"] = "all completions are empty, so the model can only learn to stop immediately."
         if t["rewards"] > 1 and t["spread"] == 0:
-            found["spread"] = "all rewards are the same, so answers cannot be told apart; check the reward function."
+            found["spread"] = "all rewards are the same, so there is nothing to compare; check the reward function."
         elif t["pairs"] and t["gap"] <= 0:
             gap = f"(by {t['gap'] / t['pairs']:.3g} in the mean reward)"
             found["principle"] = (
-                f"plain answers have caught up with guided ones {gap}; what is ranked now is mostly chance."
+                f"plain completions have caught up with guided ones {gap}; which pairs are ranked is now mostly noise."
                 if self.number
-                else f"guided answers are not better than plain ones {gap}: the principle does nothing; try another, "
-                "or another `principle_role`."
+                else f"guided completions are not better than plain ones {gap}: the principle does nothing; try "
+                "another, or another `principle_role`."
             )
         if ranks and t["pairs"] and t["ranked"] in (0, t["pairs"]):
             side, what = ("above", "ranked") if t["ranked"] else ("not above", "imitated")
@@ -162,16 +164,16 @@ class Iterations:
             )
         if t["distinct_2"] / t["rounds"] < 0.5 * self.first_distinct_2:
             found["diversity"] = (
-                f"the diversity of answers collapses: distinct-2 is {t['distinct_2'] / t['rounds']:.2f}, after "
-                f"{self.first_distinct_2:.2f} at first. Fewer iterations, a smaller `learning_rate`, `beta` or "
-                "`sft_mix` keep it."
+                f"the diversity of completions collapses: distinct-2 is {t['distinct_2'] / t['rounds']:.2f}, after "
+                f"{self.first_distinct_2:.2f} at first. Fewer iterations, a lower `learning_rate`, `beta` or "
+                "`sft_mix` preserve it."
             )
         new = {kind: text for kind, text in found.items() if kind not in self.said}
         self.said += [kind for kind in new if kind in ("principle", "diversity")]
         return [f"Iteration {self.number + 1}: {text}" for text in new.values()]
 
     def save(self, path: Path) -> None:
-        """Write the state to a JSON file, whole or not at all."""
+        """Write the state to a JSON file, atomically."""
         write_text(path, json.dumps(asdict(self)))
 
     @classmethod

@@ -4,9 +4,9 @@
 """
 The losses of PSLE (Liu, Xu and Geng 2024, arXiv 2408.02599), one function each.
 
-The published text gives the method in words; the formulas are reconstructed from it. Letters: B prompts, M pairs of a
-plain and a guided answer to one prompt, `prompt_M[i]` is the prompt (0 to B - 1) of pair i. l(z) is the mean
-log-probability of a token of answer z given the plain prompt, in nats.
+The paper describes the method in words; the formulas are reconstructed from them. Letters: B prompts, M pairs of a
+plain and a guided completion of one prompt, `prompt_M[i]` is the prompt (0 to B - 1) of pair i. l(z) is the mean
+log-probability per token of completion z given the plain prompt, in nats.
 """
 
 import torch
@@ -32,9 +32,9 @@ def ranking_loss(
     margin: float = 0.0,
 ) -> torch.Tensor:
     """
-    Reconstruction: max(0, l(worse) - l(better) + margin) -> (M,), where the answer of higher reward is better.
+    Reconstruction: max(0, l(worse) - l(better) + margin) -> (M,), where the completion of higher reward is better.
 
-    Of the pairs that the paper ranks, the guided answer is always the better one. The paper has no margin (0).
+    In the pairs that the paper ranks, the guided completion is always the better one. The paper has no margin (0).
     """
     sign_M = torch.where(guided_rewards_M >= plain_rewards_M, 1.0, -1.0)
     return (sign_M * (plain_logps_M - guided_logps_M) + margin).clamp(min=0)
@@ -43,14 +43,14 @@ def ranking_loss(
 def sft_weights(
     plain_rewards_M: torch.Tensor, guided_rewards_M: torch.Tensor, temperature: float = 1.0
 ) -> torch.Tensor:
-    """Reconstruction: w = softmax([r_plain, r_guided] / temperature)[0] -> (M,); the guided answer weighs 1 - w."""
+    """Reconstruction: w = softmax([r_plain, r_guided] / temperature)[0] -> (M,), the weight of the plain one."""
     return ((plain_rewards_M - guided_rewards_M) / temperature).sigmoid()
 
 
 def weighted_sft_loss(
     plain_logps_M: torch.Tensor, guided_logps_M: torch.Tensor, plain_weights_M: torch.Tensor
 ) -> torch.Tensor:
-    """Reconstruction: -(w l(plain) + (1 - w) l(guided)) -> (M,), in nats a token."""
+    """Reconstruction: -(w l(plain) + (1 - w) l(guided)) -> (M,), in nats per token."""
     return -(plain_weights_M * plain_logps_M + (1 - plain_weights_M) * guided_logps_M)
 
 

@@ -1,9 +1,8 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The trainer of PSLE (PLE): prompts and principles in; iterations of answering both ways, comparing and learning."""
+"""Trainer of PSLE (PLE): iterations of generating with and without a principle, comparing rewards, and learning."""
 
-import copy
 import os
 import textwrap
 import time
@@ -19,36 +18,33 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
-    set_seed,
 )
 from transformers.utils import logging
 
 from trl_ext.data.load import load_dataset
-from trl_ext.data.schema import AnyDataset, column_names
-from trl_ext.logprobs.logprobs import LogProbs, TokenLogps
-from trl_ext.models.load import context_length
+from trl_ext.data.schema import AnyDataset
 from trl_ext.rewards.functions import RewardFunc
 from trl_ext.training.checkpoints import last_checkpoint
-from trl_ext.training.engine import Engine
-from trl_ext.training.model_loading import load_policy
-from trl_ext.training.reference import Reference
-from trl_ext.training.rollouts import Round, score_round
-from trl_ext.training.rounds import Rounds
-from trl_ext.training.trainer import EvalDataset, ExtTrainer
-from trl_ext.upstream import get_config_model_id, global_then_local_main_first
+from trl_ext.training.online_trainer import OnlineTrainer
+from trl_ext.training.rollouts import Round
+from trl_ext.training.trainer import EvalDataset
+from trl_ext.upstream import global_then_local_main_first
 
 from .config import PSLEConfig
 from .data import (
+    GUIDED,
+    PLAIN,
     DataCollatorForPrompts,
     check_context_length,
     load_principles,
     pairs,
-    prepare_answers,
     prepare_prompts,
+    prepare_sft_dataset,
     view_marks,
 )
 from .iterations import Iterations, Sample, both_views
 from .losses import is_ranked, prompt_means, ranking_loss, sft_weights, weighted_sft_loss
+from .warm_up import WARM_UP, WarmUpTrainer
 
 
 if TYPE_CHECKING:
@@ -56,10 +52,8 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-WARM_UP = "warm_up"  # its folder in `output_dir`, and the prefix of its metrics
 
-
-class PSLETrainer(ExtTrainer):
+class PSLETrainer(OnlineTrainer):
     """
     Trainer for Progressively Selective Label Enhancement (PSLE), later called Progressively Label Enhancement (PLE).
 
@@ -70,14 +64,14 @@ class PSLETrainer(ExtTrainer):
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Model to be trained: a Hub id, a directory, or a model.
         reward_funcs (`str`, `Callable`, [`~transformers.PreTrainedModel`] or a `list` of these):
-            Reward functions as in TRL's GRPO. They are always given the plain prompt.
+            Reward functions as in TRL's GRPO. They always get the plain prompt.
         args ([`PSLEConfig`], *optional*):
-            Configuration; it has the principles, unless the rows have.
+            Configuration, with the principles unless each row has its own.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Rows with `prompt`, plain text or messages, and possibly `principle`; other columns are passed to the
             reward functions. A stream needs `resample_steps` and `max_steps`.
         eval_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or a `dict` of them, *optional*):
-            The same. `evaluate()` reports the rewards of what the policy writes with and without a principle.
+            The same. `evaluate()` reports the rewards of the policy's completions with and without a principle.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer; by default the model's.
         reward_processing_classes (`list`, *optional*):
@@ -91,15 +85,15 @@ class PSLETrainer(ExtTrainer):
         peft_config ([`~peft.PeftConfig`], *optional*):
             Adapter to train.
         sft_dataset ([`~datasets.Dataset`], *optional*):
-            Answers to imitate, in place of `sft_dataset_name` of the config.
+            Completions to imitate, instead of the config's `sft_dataset_name`.
         ref_model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):
             Reference of the KL term (`beta > 0`): a model, or a directory or Hub id, which is loaded as `model` is
             (`trust_remote_code`, `model_init_kwargs`, `quantization_config`). By default the adapter switched off, or
             a frozen copy of `model`.
 
     Raises:
-        `ValueError`, `TypeError`: Arguments that contradict each other; the message says which.
-        [`~trl_ext.data.schema.DataError`]: A row, column or principle that cannot be used.
+        `ValueError`, `TypeError`: Arguments contradict each other.
+        [`~trl_ext.data.schema.DataError`]: A row, column or principle cannot be used.
 
     Examples:
     ```python
@@ -116,7 +110,7 @@ class PSLETrainer(ExtTrainer):
     ```
     """
 
-    engine: Engine
+    args: PSLEConfig
     _config_class: ClassVar[type[PSLEConfig]] = PSLEConfig
     _tag_names: ClassVar = ["trl", "trl-ext", "psle"]
     _name = "PSLE"
@@ -132,13 +126,8 @@ class PSLETrainer(ExtTrainer):
                 booktitle    = {International Conference on Machine Learning},
             }"""),
     }
-    args: PSLEConfig
-    train_dataset: AnyDataset
-    _rounds: Rounds
     _row_columns: ClassVar = ("guided_ids",)
     _samples = True
-    # `compute_loss` divides by the prompts of all micro-batches and processes of a step.
-    loss_is_scaled_for_ga = True
 
     def __init__(
         self,
@@ -156,79 +145,52 @@ class PSLETrainer(ExtTrainer):
         sft_dataset: Dataset | None = None,
         ref_model: "str | PreTrainedModel | PeftModel | None" = None,
     ):
-        name = model if isinstance(model, str) else get_config_model_id(model.config)
-        if args is None:
-            args = self._config_class(f"{name.rstrip('/').split('/')[-1]}-PSLE")
-        self._check_config(args)
-        self._check_arguments(args, reward_funcs, train_dataset, optimizers)
-        set_seed(args.seed)  # an adapter's initial weights are random
-        self._tokenizer = self._load_tokenizer(name, model, args, processing_class)
-
+        args = self._config_for(model, args)
         # Data and rewards before the model: a mistake there should not cost the time of loading weights.
-        self.rewards = self._load_rewards(reward_funcs, reward_processing_classes, args)
+        self._check_arguments(args, reward_funcs, train_dataset, optimizers)
+        self._setup(model, args, train_dataset, processing_class, reward_funcs, reward_processing_classes)
         self._principles = load_principles(args)
-        self._raw_columns = set(column_names(train_dataset))
-        train_dataset = self._prepare_dataset(train_dataset, args, "train")
-        eval_dataset = self._prepare_eval_dataset(eval_dataset, args)
+        train_dataset, eval_dataset = self._prepare_datasets(train_dataset, eval_dataset, args)
         self._sft_dataset = self._prepare_sft_dataset(sft_dataset, args)
-
-        model = load_policy(model, args, quantization_config, peft_config)
-        model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
-        model.generation_config.pad_token_id = self._tokenizer.pad_token_id
-        train_dataset, eval_dataset = self._check_context(train_dataset, eval_dataset, args, context_length(model))
-        self.reference = Reference(model, ref_model, args, quantization_config) if args.beta else None
-        if ref_model is not None and not args.beta:
-            logger.warning("`ref_model` is not used: PSLE needs none without a KL term (`beta`).")
-        self.log_probs = LogProbs(
-            model,
-            self._tokenizer.pad_token_id,
-            shared_prefix=args.shared_prefix,
-            pad_to_multiple_of=args.pad_to_multiple_of,
-        )
-
         super().__init__(
-            model=model,
-            args=args,
+            model,
+            args,
             data_collator=DataCollatorForPrompts(),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            processing_class=self._tokenizer,
             callbacks=callbacks,
             optimizers=optimizers,
+            ref_model=ref_model,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+            epochs_per_round=args.epochs_per_iteration,
         )
-        if self.reference is not None:
-            self.reference.place(self)
-        self.engine = Engine(self.model, self._tokenizer, args, self.accelerator)
         self.iterations = Iterations(args.threshold)
-        self._rounds = Rounds(
-            lambda rows: self._sample_round(rows).rollouts,
-            self.accelerator,
-            every_steps=args.resample_steps,
-            every_epochs=args.epochs_per_iteration,
-        )
-        self._warming_up = False
-        self._begin_metrics()
 
     # ------------------------------------------------------------------------------------------------ preparation
 
-    @classmethod
-    def _check_arguments(cls, args: PSLEConfig, reward_funcs: Any, dataset: Any, optimizers: Any) -> None:
-        cls._check_train_dataset(dataset, args)
+    @staticmethod
+    def _check_arguments(args: PSLEConfig, reward_funcs: Any, dataset: Any, optimizers: Any) -> None:
         if not reward_funcs:
-            raise ValueError("`reward_funcs` are required: PSLE learns from the rewards of its own answers.")
+            raise ValueError("`reward_funcs` are required: PSLE learns from the rewards of the policy's completions.")
         if isinstance(dataset, IterableDataset) and (not args.resample_steps or args.max_steps <= 0):
             raise ValueError(
-                "A streamed data set has no length to sample an iteration for: set `resample_steps` and "
+                "A streamed dataset has no length, so an iteration cannot be a pass over it: set `resample_steps` and "
                 "`max_steps` (an iteration is then `max_steps` / `num_iterations` steps)."
             )
         if args.sft_epochs and any(part is not None for part in optimizers):
-            raise ValueError("`optimizers` cannot serve warm-up and iterations both: leave them or `sft_epochs` out.")
+            raise ValueError(
+                "`optimizers` cannot be used for both the warm-up and the iterations: leave out either them or "
+                "`sft_epochs`."
+            )
 
     def _tokenize(self, dataset: AnyDataset, args: PSLEConfig, name: str) -> tuple[AnyDataset, int]:
         return prepare_prompts(dataset, self._tokenizer, self._principles, args, name=name)
 
-    def _check_context(self, train: AnyDataset, evals: Any, args: PSLEConfig, context: int) -> tuple[AnyDataset, Any]:
-        checked = super()._check_context(train, evals, args, context)
+    def _check_context_lengths(
+        self, train: AnyDataset, evals: Any, args: PSLEConfig, context: int
+    ) -> tuple[AnyDataset, Any]:
+        checked = super()._check_context_lengths(train, evals, args, context)
         if self._sft_dataset is not None:
             super()._check_context_length(self._sft_dataset, args, "SFT")
         return checked
@@ -236,61 +198,62 @@ class PSLETrainer(ExtTrainer):
     def _check_context_length(
         self, dataset: AnyDataset, args: PSLEConfig, name: str, *, samples: bool = True
     ) -> AnyDataset:
-        context = self._context_of_draws(args)
-        hint = "" if context == self._context else " Or raise `vllm_max_model_length`, which is what limits it."
+        context = self._generation_context(args)
+        hint = "" if context == self._context else " Or raise `vllm_max_model_length`, which is the limit here."
         dataset = check_context_length(dataset, context, args.max_completion_length, hint)
         return super()._check_context_length(dataset, args, name, samples=samples)  # prompts without a principle
 
     def _prepare_sft_dataset(self, dataset: Dataset | None, args: PSLEConfig) -> Dataset | None:
         if not (args.sft_epochs or args.sft_mix):
             if dataset is not None or args.sft_dataset_name:
-                logger.warning("The SFT data set is not used: neither `sft_epochs` nor `sft_mix` is set.")
+                logger.warning("The SFT dataset is not used: neither `sft_epochs` nor `sft_mix` is set.")
             return None
         if dataset is None:
             if not args.sft_dataset_name:
-                raise ValueError("`sft_epochs` and `sft_mix` need answers to imitate: set `sft_dataset_name`.")
+                raise ValueError("`sft_epochs` and `sft_mix` need completions to imitate: set `sft_dataset_name`.")
             splits = load_dataset(args.sft_dataset_name)
             dataset = splits["train"] if "train" in splits else next(iter(splits.values()))
         with global_then_local_main_first():
-            return prepare_answers(dataset, self._tokenizer, args)[0]
+            return prepare_sft_dataset(dataset, self._tokenizer, args)[0]
 
     # --------------------------------------------------------------------------------------------------- sampling
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], int | None]:
-        """The micro-batches of one optimizer step, with answers, and the prompts of all processes in them."""
-        if self._warming_up:
-            batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        else:
-            epoch = int(self.state.epoch or 0)
-            self._begin(epoch)
-            batches = self._rounds.batches(epoch_iterator, num_batches, epoch, self.train_dataset)
-            batches = [{**batch, "mixed": self._mixed(i, batch)} for i, batch in enumerate(batches)]
-        if not batches:
-            return batches, None
-        count = torch.tensor(sum(len(self._kept(batch)) for batch in batches), device=self.accelerator.device)
-        return batches, max(1, int(self.accelerator.reduce(count, reduction="sum")))
+        self._begin_iteration(int(self.state.epoch or 0))
+        batches, prompts = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return [{**batch, "mixed": self._mixed(i, batch)} for i, batch in enumerate(batches)], prompts
 
-    def _begin(self, epoch: int) -> None:
+    def _kept(self, batch: dict[str, Any]) -> list[int]:
+        if self.args.sft_target == "best":
+            return super()._kept(batch)
+        return [b for b, marks in enumerate(batch["marks"]) if len(set(marks)) == 2]  # those with a pair
+
+    def _begin_iteration(self, epoch: int) -> None:
         """Enter the iteration that the next step belongs to."""
         args = self.args
-        if args.resample_steps and args.max_steps > 0:  # nothing is tied to passes over the data
+        if args.resample_steps and args.max_steps > 0:  # iterations are independent of epochs
             number = self.state.global_step * args.num_iterations // args.max_steps
         else:
             number = epoch // args.epochs_per_iteration
         if number > self.iterations.number:
-            self._report(self.args.resample_steps > 0)
-            self.iterations.advance(number, self.args.threshold_decay)
+            self._warn(due=args.resample_steps > 0)
+            self.iterations.advance(number, args.threshold_decay)
 
-    def _report(self, due: bool) -> None:
-        # Every process asks, so that what was said is the same in all of their checkpoints.
+    def _warn(self, due: bool) -> None:
+        """Log the warnings about the current iteration, if they are due."""
+        # Every process collects them, so that all checkpoints record the same warnings as logged.
         for text in self.iterations.warnings(self.args.rank_weight > 0) if due else ():
             if self.accelerator.is_main_process:
                 logger.warning(text)
 
     def _mixed(self, i: int, batch: dict[str, Any]) -> list[dict[str, Any]]:
-        """As many rows of the SFT set as the loss counts prompts; chance depends on the step alone, so it resumes."""
+        """
+        As many random rows of the SFT dataset as the loss counts prompts.
+
+        The seed depends on the step alone, so that a resumed run takes the same rows.
+        """
         if not self.args.sft_mix or self._sft_dataset is None:
             return []
         generator = torch.Generator().manual_seed(
@@ -300,30 +263,21 @@ class PSLETrainer(ExtTrainer):
         return [self._sft_dataset[n] for n in chosen.tolist()]
 
     def _sample_round(self, rows: list[dict[str, Any]], mode: str = "train") -> Round:
-        """Answer `rows` both ways with the current model, score the answers, and log what came out."""
+        """Generate completions for `rows` with and without a principle, score them, and log their metrics."""
         args = self.args
         start = time.perf_counter()
-        with self._chance(mode), self.engine.drawing(self) as draw:
-            answers = both_views(rows, self.iterations.number, draw)
-        drawn = time.perf_counter()
-        guided = bool(rows) and len(answers[0]) > args.num_generations
+        with self._seeded(mode), self.engine.generating(self) as generate:
+            completions = both_views(rows, self.iterations.number, generate)
+        generated = time.perf_counter()
+        guided = bool(rows) and len(completions[0]) > args.num_generations
         marks = view_marks(args.num_generations, guided)
-        sampled = score_round(
-            # `prompt` is the plain one; reward functions never see a principle, unless it is a column of the rows.
-            [{name: value for name, value in row.items() if name != "guided_ids"} for row in rows],
-            answers,
-            self.rewards,
-            args.reward_weights,
-            max_length=args.max_length,
-            tokenizer=self._tokenizer,
-            penalty=self._kl_penalty if self.reference is not None and mode == "train" else None,
-            trainer_state=self.state,
-            marks=marks,
-        )
+        # `prompt` is the plain one: reward functions never see a principle, unless it is a column of the rows.
+        plain_rows = [{name: value for name, value in row.items() if name != "guided_ids"} for row in rows]
+        sampled = self._score(plain_rows, completions, mode, marks=marks)
         meters = self._meters[mode]
-        meters.add("seconds/generation", drawn - start, len(rows))
-        meters.add("seconds/reward", time.perf_counter() - drawn, len(rows))
-        self._measure_round(sampled, marks * len(rows), Sample.of(list(sampled.rollouts.values()), answers), mode)
+        meters.add("seconds/generation", generated - start, len(rows))
+        meters.add("seconds/reward", time.perf_counter() - generated, len(rows))
+        self._measure_round(sampled, marks * len(rows), Sample.of(list(sampled.rollouts.values()), completions), mode)
         return sampled
 
     def _measure_round(self, sampled: Round, views: list[int], sample: Sample, mode: str) -> None:
@@ -331,34 +285,19 @@ class PSLETrainer(ExtTrainer):
         if mode == "train":
             samples = gather_object([sample]) if self.accelerator.num_processes > 1 else [sample]
             self.iterations.observe(samples, args.reward_scaling, args.two_sided)
-            self._report(not args.resample_steps)
+            self._warn(due=not args.resample_steps)
         scores, view = torch.tensor(sampled.table["score"]), torch.tensor(views)
-        meters.add_values("rewards/plain", scores[view == 0])
-        meters.add_values("rewards/guided", scores[view == 1])
+        meters.add_values("rewards/plain", scores[view == PLAIN])
+        meters.add_values("rewards/guided", scores[view == GUIDED])
         gaps = torch.tensor(sample.gaps)
         meters.add_values("rewards/gap", gaps)
         meters.add_values("principle_win_rate", (gaps > 0).float() + 0.5 * (gaps == 0))
         meters.add_values("distinct_2", torch.tensor([sample.distinct_2]))
-        meters.add("completions/empty_ratio", sample.empty, sample.answers)
+        meters.add("completions/empty_ratio", sample.empty, sample.completions)
         sampled.table["guided"] = [float(v) for v in views]  # TRL prints such columns as numbers
-        self._show_round(sampled, mode)
-
-    def _kl_penalty(self, prompts: list[list[int]], completions: list[list[list[int]]]) -> list[list[float]]:
-        """beta * (log pi(y | x) - log pi_0(y | x)) for each answer, given the plain prompt."""
-        assert self.reference is not None
-        ratios = self.reference.log_ratios(self, self.log_probs, prompts, completions)
-        # Only what the policy drew from the plain prompt estimates its distance from the reference.
-        plain = [x for group in ratios for x in group[: self.args.num_generations]]
-        self._meters["train"].add_values("kl", torch.tensor(plain))
-        return [[self.args.beta * x for x in group] for group in ratios]
+        self._log_round(sampled, mode)
 
     # ------------------------------------------------------------------------------------------------------- loss
-
-    def _kept(self, batch: dict[str, Any]) -> list[int]:
-        """The prompts of a batch that there is something to learn from: those with a pair, or with any answer."""
-        if self.args.sft_target == "best" or "marks" not in batch:
-            return [b for b, group in enumerate(batch["completion_ids"]) if group]
-        return [b for b, marks in enumerate(batch["marks"]) if len(set(marks)) == 2]
 
     def compute_loss(
         self,
@@ -368,32 +307,27 @@ class PSLETrainer(ExtTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """
-        Ranking loss for the pairs above the threshold, SFT loss for the others; the mean over pairs, then prompts.
+        Ranking loss of the pairs above the threshold and SFT loss of the others, averaged over pairs, then prompts.
 
-        Answers are trained on the plain prompt, whichever prompt drew them. With `num_items_in_batch` (the prompts of
-        all micro-batches and processes of a step) the sum over this batch is divided by that number, so that neither
-        accumulation nor unequal batches change the gradient.
+        The loss of a completion is computed given the plain prompt, whether or not a principle guided its generation.
+        With `num_items_in_batch`, the number of prompts in all micro-batches and processes of a step, the sum over
+        this batch is divided by that number, so the gradient depends neither on accumulation nor on unequal batches.
         """
         kept, mixed = self._kept(inputs), inputs.get("mixed") or []
         if not kept and not mixed:
             return self._zero_loss(lambda prompts, some: self.log_probs(model, prompts, some).logps, inputs)
         prompts = [inputs["prompt_ids"][b] for b in kept] + [row["prompt_ids"] for row in mixed]
         completions = [inputs["completion_ids"][b] for b in kept]
-        answers = sum(map(len, completions))
+        own = sum(map(len, completions))
         completions += [row["completion_ids"] for row in mixed]
         tokens = self.log_probs(model, prompts, completions)
         l_N = tokens.sums() / tokens.lengths().clamp(min=1)
-        if not answers:
-            total = l_N.new_zeros(())
-        elif "marks" in inputs:
-            total = self._prompt_losses(l_N[:answers], inputs, kept).sum()
-        else:  # warm-up: rows to imitate, one answer each
-            total = -l_N[:answers].sum()
+        total = self._prompt_losses(l_N[:own], inputs, kept).sum() if own else l_N.new_zeros(())
         if mixed:
-            total = total - self.args.sft_mix * l_N[answers:].sum()
-        self._measure(tokens, l_N[answers:] if mixed else None)
-        if self.model.training:
-            self._num_tokens += sum(map(len, prompts)) + sum(len(c) for group in completions for c in group)
+            total = total - self.args.sft_mix * l_N[own:].sum()
+            self._meters[self._mode].add_values("loss/sft_mix", -l_N[own:].detach())
+        self._measure_tokens(tokens)
+        self._add_tokens(prompts, completions)
         loss = self._mean(total, len(kept), num_items_in_batch)
         return (loss, {"logps": l_N}) if return_outputs else loss
 
@@ -405,7 +339,7 @@ class PSLETrainer(ExtTrainer):
             starts = [sum(map(len, scores[:b])) for b in range(len(scores))]
             best = [start + max(range(len(s)), key=s.__getitem__) for start, s in zip(starts, scores, strict=True)]
             sft_B = -l_N[best]
-            self._meters[self._mode()].add_values("loss/sft", sft_B)
+            self._meters[self._mode].add_values("loss/sft", sft_B)
             return args.sft_weight * sft_B
         prompt_M, plain_M, guided_M = torch.tensor(pairs([inputs["marks"][b] for b in kept]), device=device).T
         rewards_N = torch.tensor([s for group in scores for s in group], device=device) / self.iterations.scale
@@ -423,28 +357,16 @@ class PSLETrainer(ExtTrainer):
         loss_M = torch.where(ranked_M, args.rank_weight * rank_M, args.sft_weight * sft_M)
         return prompt_means(loss_M, prompt_M, len(kept))
 
-    def _mode(self) -> str:
-        return "train" if self.model.training else "eval"
-
     @torch.no_grad()
     def _measure_pairs(
         self, l_M: tuple[torch.Tensor, torch.Tensor], ranked_M: torch.Tensor, rank_M: torch.Tensor, sft_M: torch.Tensor
     ) -> None:
-        meters = self._meters[self._mode()]
+        meters = self._meters[self._mode]
         meters.add_values("ranked_share", ranked_M.float())
         meters.add_values("loss/rank", rank_M[ranked_M])
         meters.add_values("loss/sft", sft_M[~ranked_M])
         meters.add_values("logps/plain", l_M[0])
         meters.add_values("logps/guided", l_M[1])
-
-    @torch.no_grad()
-    def _measure(self, tokens: TokenLogps, mixed_N: torch.Tensor | None) -> None:
-        meters = self._meters[self._mode()]
-        if mixed_N is not None:
-            meters.add_values("loss/sft_mix", -mixed_N)
-        scored = tokens.completion_index >= 0
-        meters.add("entropy", tokens.entropy[scored].sum(), scored.sum())
-        meters.add("mean_token_accuracy", tokens.is_top1[scored].sum(), scored.sum())
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         start = time.perf_counter()
@@ -457,20 +379,16 @@ class PSLETrainer(ExtTrainer):
     def prediction_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        rows = [{**row, "row_index": n} for n, row in enumerate(inputs["rows"])]
-        rollouts = list(self._sample_round(rows, "eval").rollouts.values())
-        self._eval_batches += 1
-        answers = {
+        rollouts = self._sample_evaluation(inputs["rows"])
+        completions = {
             "completion_ids": [rollout.completion_ids for rollout in rollouts],
             "scores": [rollout.scores for rollout in rollouts],
             "marks": [rollout.marks for rollout in rollouts],
         }
         with torch.no_grad(), self.compute_loss_context_manager():
-            return self.compute_loss(model, inputs | answers).detach(), None, None
+            return self.compute_loss(model, inputs | completions).detach(), None, None
 
     def _totals(self) -> dict[str, float]:
-        if self._warming_up:
-            return {name: value for name, value in super()._totals().items() if name != "dropped_rows"}
         return {
             **super()._totals(),
             "iteration": float(self.iterations.number + 1),
@@ -482,56 +400,44 @@ class PSLETrainer(ExtTrainer):
 
     def train(self, resume_from_checkpoint: str | os.PathLike | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """
-        Warm up if `sft_epochs` says so, then train; `True` resumes from the newest checkpoint of either part.
+        Run the warm-up, if `sft_epochs` is set, and then the iterations.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*): A checkpoint of the warm-up or of the iterations to
+                resume from. `True`: the latest one.
+            args, kwargs: Passed to [`~transformers.Trainer.train`].
         """
         path = resume_from_checkpoint
-        warm_up = Path(self.args.output_dir) / WARM_UP
         if path is True:
-            # transformers says that there is none
-            path = last_checkpoint(self.args.output_dir) or last_checkpoint(warm_up) or True
-        elif isinstance(path, os.PathLike):
-            path = os.fspath(path)
-        in_warm_up = isinstance(path, str) and Path(path).resolve().parent.name == WARM_UP
+            folders = (self.args.output_dir, Path(self.args.output_dir) / WARM_UP)
+            path = next(filter(None, map(last_checkpoint, folders)), True)  # transformers raises if there is none
+        in_warm_up = isinstance(path, str | os.PathLike) and Path(path).resolve().parent.name == WARM_UP
         if self.args.sft_epochs and (in_warm_up or not path):
-            self._warm_up(path if in_warm_up else None)
+            assert self._sft_dataset is not None
+            warm_up = WarmUpTrainer(self, self._sft_dataset)
+            warm_up.train(path if in_warm_up else None)
+            warm_up.accelerator.free_memory()
             path = None
         output = super().train(path, *args, **kwargs)
-        self._report(self.args.resample_steps > 0)
+        self._warn(due=self.args.resample_steps > 0)
         return output
-
-    def _warm_up(self, path: Any) -> None:
-        """Supervised fine-tuning through the same loop, with its own optimizer, schedule and checkpoints."""
-        args, dataset = self.args, self.train_dataset
-        self.args = copy.copy(args)
-        self.args.output_dir = str(Path(args.output_dir) / WARM_UP)
-        self.args.num_train_epochs, self.args.max_steps = args.sft_epochs, -1
-        self.args.learning_rate = args.sft_learning_rate or args.learning_rate
-        self.args.eval_strategy, self.args.eval_on_start = "no", False
-        self.args.load_best_model_at_end, self.args.push_to_hub = False, False
-        self.train_dataset, self._warming_up, self._samples = self._sft_dataset, True, False
-        self._train_prefix = f"{WARM_UP}/"
-        try:
-            super().train(path)
-        finally:
-            self.args, self.train_dataset, self._warming_up, self._samples = args, dataset, False, True
-            self._train_prefix = ""
-            self.optimizer, self.lr_scheduler = None, None
 
     def _restore_state(self, folder: Path | None) -> None:
         self.iterations = Iterations(self.args.threshold)
-        if folder is None or self._warming_up:
+        if folder is None:
             return
         if self._state_file(folder).is_file():
             self.iterations = Iterations.load(self._state_file(folder))
         else:
-            logger.warning("%s does not exist: the threshold starts anew.", self._state_file(folder))
+            logger.warning(
+                "%s does not exist: the iterations begin again, with the first threshold.", self._state_file(folder)
+            )
 
     def _state_file(self, folder: Path) -> Path:
         return folder / f"iterations_{self.accelerator.process_index}.json"
 
     def _save_state(self, folder: Path) -> None:
-        if not self._warming_up:
-            self.iterations.save(self._state_file(folder))
+        self.iterations.save(self._state_file(folder))
 
 
 PLETrainer = PSLETrainer

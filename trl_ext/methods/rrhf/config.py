@@ -1,11 +1,10 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Settings of RRHF; every default says where it comes from."""
+"""Settings of RRHF, with the source of every default."""
 
 from dataclasses import dataclass, field
 
-from trl_ext.logprobs.shared_prefix import SHARED_PREFIX_SETTINGS
 from trl_ext.training.engine import EngineConfig
 
 
@@ -15,7 +14,7 @@ class RRHFConfig(EngineConfig):
     Configuration class for the [`RRHFTrainer`].
 
     This class includes only the parameters that are specific to RRHF training. For the others, see
-    [`~trl_ext.training.engine.EngineConfig`] (continuous batching),
+    [`~trl_ext.training.engine.EngineConfig`],
     [`~trl_ext.generation.vllm_settings.VLLMSettings`], [`~trl_ext.training.config.ExtConfig`] and
     [`~transformers.TrainingArguments`]. Section and equation numbers are those of
     [RRHF](https://huggingface.co/papers/2304.05302).
@@ -34,39 +33,35 @@ class RRHFConfig(EngineConfig):
             settings work; `"sum"` is Eq. (4) to the letter.
         margin (`float`, *optional*, defaults to `0.0`):
             Margin added to p_i - p_j in Eq. (2). The paper has none.
-        shared_prefix (`str`, *optional*, defaults to `"auto"`):
-            Whether a prompt is computed once for all of its completions: `"auto"` where that is cheaper, `"always"`
-            wherever the model can, `"never"`. The result is the same.
 
-        > Parameters that control sampling in training (with `reward_funcs`)
+        > Parameters that control generation in training (with `reward_funcs`)
 
         resample_steps (`int`, *optional*, defaults to `0`):
-            Draw new completions with the current model every this many optimizer steps, within an epoch: the paper's
-            OP-k, section 4.1. `0`: not by steps.
+            Generate new completions with the current model every this many optimizer steps, within an epoch: the
+            paper's OP-k, section 4.1. `0`: not by steps.
         resample_epochs (`int`, *optional*, defaults to `0`):
-            Draw new completions for the whole data set every this many epochs: the paper's IP-n, with
-            `num_train_epochs = n * resample_epochs`. `0`: not by epochs. A data set without completions and with
-            neither setting is sampled once, before the first epoch.
+            Generate new completions for the entire dataset every this many epochs: the paper's IP-n, with
+            `num_train_epochs = n * resample_epochs`. `0`: not by epochs. With neither setting, completions for a
+            prompt-only dataset are generated once, before the first epoch.
         keep_dataset_completions (`bool`, *optional*, defaults to `False`):
-            Whether sampled completions are joined by those of the data set (scored anew), as in the policies BP and
-            DP.
+            Whether to train on the completions of the dataset, scored again, in addition to the generated ones, as in
+            the policies BP and DP.
         beta (`float`, *optional*, defaults to `0.0`):
-            Coefficient of the KL term that is subtracted from the score of a sampled completion,
-            beta * (log pi(y | x) - log pi_0(y | x)), in nats a completion. `0.0`: no reference model in memory.
+            Coefficient of the KL term that is subtracted from the score of a generated completion. `0.0`: no KL term.
             Section 4.1 uses 0.01 for OP-32+KL.
         num_generations (`int`, *optional*, defaults to `4`):
-            Completions sampled for a prompt; the paper's beam search draws 4.
+            Completions per prompt; the paper's beam search returns 4.
         max_completion_length (`int`, *optional*, defaults to `192`):
-            Longest sampled completion, in tokens. The paper's value.
+            Maximum length of a generated completion, in tokens. The paper's value.
 
         > Parameters whose defaults differ
 
         learning_rate (`float`, *optional*, defaults to `2e-5`): The paper's value.
         num_train_epochs (`float`, *optional*, defaults to `3.0`): The paper's value.
-        warmup_steps (`float`, *optional*, defaults to `0.03`): The paper warms up and decays; the share is ours.
+        warmup_steps (`float`, *optional*, defaults to `0.03`): The paper has warm-up and decay; the share is ours.
 
     > [!NOTE]
-    > The paper trains on 64 prompts a step. `per_device_train_batch_size` counts prompts, each with all of its
+    > The paper trains on 64 prompts per step. `per_device_train_batch_size` counts prompts, each with all of its
     > completions; its default (8) with `gradient_accumulation_steps=8` gives 64 on one device.
     """
 
@@ -75,7 +70,9 @@ class RRHFConfig(EngineConfig):
     warmup_steps: float = field(
         default=0.03, metadata={"help": "Steps of linear warm-up, or their share of all steps if below 1."}
     )
-    max_completion_length: int = field(default=192, metadata={"help": "Longest sampled completion, in tokens."})
+    max_completion_length: int = field(
+        default=192, metadata={"help": "Maximum length of a generated completion, in tokens."}
+    )
 
     length_penalty: float = field(
         default=1.0, metadata={"help": "Exponent of the length that log P(y|x) is divided by, Eq. (1)."}
@@ -92,39 +89,26 @@ class RRHFConfig(EngineConfig):
         },
     )
     margin: float = field(default=0.0, metadata={"help": "Margin added to p_i - p_j in Eq. (2)."})
-    shared_prefix: str = field(
-        default="auto",
-        metadata={
-            "help": "Whether a prompt is computed once for all of its completions: 'auto' where that is cheaper, "
-            "'always' wherever the model can, 'never'.",
-            "choices": list(SHARED_PREFIX_SETTINGS),
-        },
-    )
 
     resample_steps: int = field(
         default=0,
-        metadata={"help": "Draw new completions every this many optimizer steps (the paper's OP-k). 0 means never."},
+        metadata={
+            "help": "Generate new completions every this many optimizer steps (the paper's OP-k). 0 means never."
+        },
     )
     resample_epochs: int = field(
         default=0,
-        metadata={"help": "Draw new completions every this many epochs (the paper's IP-n). 0 means never."},
+        metadata={"help": "Generate new completions every this many epochs (the paper's IP-n). 0 means never."},
     )
     keep_dataset_completions: bool = field(
-        default=False, metadata={"help": "Whether sampled completions are joined by those of the data set."}
-    )
-    beta: float = field(
-        default=0.0,
-        metadata={
-            "help": "Coefficient of the KL term that is subtracted from the score of a sampled completion. 0 means no "
-            "KL term and no reference model in memory."
-        },
+        default=False,
+        metadata={"help": "Whether to train on the completions of the dataset in addition to the generated ones."},
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("length_penalty", "rank_weight", "sft_weight", "margin", "resample_steps", "resample_epochs"):
+        for name in ("length_penalty", "rank_weight", "sft_weight", "margin", "resample_epochs"):
             self._at_least(name, 0)
-        self._at_least("beta", 0)
         if self.resample_steps and self.resample_epochs:
             raise ValueError(
                 "`resample_steps` (OP-k) and `resample_epochs` (IP-n) exclude each other; set one of them to 0."

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Rows of the schema as batches for RRHF: ragged groups of completions, kept as lists until a forward needs rows."""
+"""Batches of RRHF: prompts with any number of scored completions each, as lists of token ids."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +12,11 @@ import torch
 @dataclass
 class DataCollatorForScoredCompletions:
     """
-    Groups tokenised rows; nothing is padded here, because the form of the rows is chosen for each batch.
+    Collects tokenized rows in lists, without padding.
 
-    A batch is a `dict` with `row_index` (`torch.Tensor` of shape (B,)), `prompt_ids` (`list[list[int]]`),
-    `completion_ids` (`list[list[list[int]]]`) and `scores` (`list[list[float]]`), both of which are empty lists for
-    rows that get their completions in training, and `rows` (the rows as they are, for reward functions).
+    A batch is a `dict` with `row_index` (`torch.Tensor` of shape `(B,)`), `prompt_ids` (`list[list[int]]`),
+    `completion_ids` (`list[list[list[int]]]`) and `scores` (`list[list[float]]`), which are empty for rows whose
+    completions are generated in training, and `rows` (the rows themselves, for reward functions).
 
     Examples:
     ```python

@@ -11,12 +11,12 @@ import torch
 
 
 def normalized_logps(sum_logps_N: torch.Tensor, lengths_N: torch.Tensor, length_penalty: float = 1.0) -> torch.Tensor:
-    """Eq. (1): p_i = sum_t log P(y_i,t | x, y_i,<t) / |y_i|^length_penalty -> (N,), in nats (a token, at 1.0)."""
+    """Eq. (1): p_i = sum_t log P(y_i,t | x, y_i,<t) / |y_i|^length_penalty -> (N,), in nats (per token, at 1.0)."""
     return sum_logps_N / lengths_N.clamp(min=1) ** length_penalty
 
 
 def worse_better_pairs(scores_N: torch.Tensor, group_N: torch.Tensor) -> torch.Tensor:
-    """The pairs of Eq. (2) -> (N, N), true at [i, j] where i and j answer one prompt and r_i < r_j; ties are none."""
+    """The pairs of Eq. (2) -> (N, N), true at [i, j] where i and j complete one prompt and r_i < r_j, ties not."""
     return (group_N[:, None] == group_N[None, :]) & (scores_N[:, None] < scores_N[None, :])
 
 
@@ -33,7 +33,7 @@ def ranking_loss(
 
 
 def best_completion(scores_N: torch.Tensor, group_N: torch.Tensor, num_prompts: int) -> torch.Tensor:
-    """Eq. (3): i' = argmax_i r_i -> (B,), an index into the N completions; of tied bests the first."""
+    """Eq. (3): i' = argmax_i r_i -> (B,), an index into the N completions; the first of tied ones."""
     own_BN = group_N[None, :] == torch.arange(num_prompts, device=group_N.device)[:, None]
     scores_BN = torch.where(own_BN, scores_N, -torch.inf)
     is_best_BN = own_BN & (scores_BN == scores_BN.amax(dim=1, keepdim=True))

@@ -1,10 +1,10 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The trainer of RRHF: rows of scored completions in, ranking and SFT losses out, with or without resampling."""
+"""Trainer of RRHF: learns from scored completions of a dataset, or from completions that it generates and scores."""
 
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -16,22 +16,16 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
-    set_seed,
 )
 from transformers.utils import logging
 
 from trl_ext.data.schema import AnyDataset, DataError, column_names
 from trl_ext.data.tokenization import prepare_dataset
-from trl_ext.logprobs.logprobs import LogProbs, TokenLogps
-from trl_ext.models.load import context_length
+from trl_ext.logprobs.logprobs import TokenLogps
 from trl_ext.rewards.functions import RewardFunc
-from trl_ext.training.engine import Engine
-from trl_ext.training.model_loading import load_policy
-from trl_ext.training.reference import Reference
-from trl_ext.training.rollouts import Round, score_round
-from trl_ext.training.rounds import Rounds
-from trl_ext.training.trainer import EvalDataset, ExtTrainer
-from trl_ext.upstream import get_config_model_id
+from trl_ext.training.online_trainer import OnlineTrainer
+from trl_ext.training.rollouts import Round
+from trl_ext.training.trainer import EvalDataset
 
 from .config import RRHFConfig
 from .data import DataCollatorForScoredCompletions, group_index
@@ -48,7 +42,7 @@ def _scored(dataset: Dataset) -> bool:
     return "scores" in dataset.column_names
 
 
-class RRHFTrainer(ExtTrainer):
+class RRHFTrainer(OnlineTrainer):
     """
     Trainer for Rank Responses to align Human Feedback (RRHF).
 
@@ -61,18 +55,17 @@ class RRHFTrainer(ExtTrainer):
         ref_model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):
             Reference of the KL term (`beta > 0`): a model, or a directory or Hub id, which is loaded as `model` is
             (`trust_remote_code`, `model_init_kwargs`, `quantization_config`). By default the adapter switched off, or
-            a frozen copy of `model`.
-            Without a KL term no reference is kept.
+            a frozen copy of `model`. Without a KL term no reference is kept.
         args ([`RRHFConfig`], *optional*):
             Configuration; the defaults are the paper's.
         data_collator (`DataCollator`, *optional*):
             Defaults to [`~trl_ext.methods.rrhf.data.DataCollatorForScoredCompletions`].
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Rows `prompt`, `completions`, `scores` (K may differ from row to row, scores may tie); or `prompt`,
-            `chosen`, `rejected` as for DPO; or, with `reward_funcs`, `prompt` alone. Plain text or messages.
+            `chosen`, `rejected` as for DPO; or, with `reward_funcs`, only `prompt`. Plain text or messages.
         eval_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or a `dict` of them, *optional*):
             The same. On rows with scores, `evaluate()` reports how often the policy's own log-probabilities order two
-            completions as the scores do; on prompts alone, the rewards of what the policy writes.
+            completions as the scores do; on a prompt-only dataset, the rewards of the policy's completions.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer; by default the model's.
         compute_metrics (`Callable`, *optional*):
@@ -87,13 +80,13 @@ class RRHFTrainer(ExtTrainer):
         peft_config ([`~peft.PeftConfig`], *optional*):
             Adapter to train.
         reward_funcs (`str`, `Callable`, [`~transformers.PreTrainedModel`] or a `list` of these, *optional*):
-            Reward functions as in TRL's GRPO; completions are then resampled as the config says.
+            Reward functions as in TRL's GRPO, for completions that the policy generates as the config says.
         reward_processing_classes (`list`, *optional*):
             Tokenizers of the reward models.
 
     Raises:
-        `ValueError`, `TypeError`: Arguments that contradict each other; the message says which.
-        [`~trl_ext.data.schema.DataError`]: A row or column that cannot be used.
+        `ValueError`, `TypeError`: Arguments contradict each other.
+        [`~trl_ext.data.schema.DataError`]: A row or column cannot be used.
 
     Examples:
     ```python
@@ -110,7 +103,6 @@ class RRHFTrainer(ExtTrainer):
     """
 
     args: RRHFConfig
-    engine: Engine
     _config_class: ClassVar[type[RRHFConfig]] = RRHFConfig
     _tag_names: ClassVar = ["trl", "trl-ext", "rrhf"]
     _name = "RRHF"
@@ -127,9 +119,6 @@ class RRHFTrainer(ExtTrainer):
                 booktitle    = {Advances in Neural Information Processing Systems 36},
             }"""),
     }
-    _rounds: Rounds
-    # `compute_loss` divides by the prompts of all micro-batches and processes of a step.
-    loss_is_scaled_for_ga = True
 
     def __init__(
         self,
@@ -148,56 +137,27 @@ class RRHFTrainer(ExtTrainer):
         reward_funcs: RewardFunc | list[RewardFunc] | None = None,
         reward_processing_classes: PreTrainedTokenizerBase | list[PreTrainedTokenizerBase | None] | None = None,
     ):
-        name = model if isinstance(model, str) else get_config_model_id(model.config)
-        if args is None:
-            args = self._config_class(f"{name.rstrip('/').split('/')[-1]}-RRHF")
-        self._check_config(args)
-        self._check_train_dataset(train_dataset, args)
-        set_seed(args.seed)  # an adapter's initial weights are random
-        self._tokenizer = self._load_tokenizer(name, model, args, processing_class)
-
+        args = self._config_for(model, args)
         # Data and rewards before the model: a mistake there should not cost the time of loading weights.
-        self.rewards = self._load_rewards(reward_funcs, reward_processing_classes, args)
-        self._raw_columns = set(column_names(train_dataset)) if reward_funcs else set()
-        train_dataset = self._prepare_dataset(train_dataset, args, "train")
-        eval_dataset = self._prepare_eval_dataset(eval_dataset, args)
+        self._setup(model, args, train_dataset, processing_class, reward_funcs, reward_processing_classes)
+        train_dataset, eval_dataset = self._prepare_datasets(train_dataset, eval_dataset, args)
         self._samples = self._check_sampling(args, train_dataset, reward_funcs)
         self._check_evaluation(eval_dataset, reward_funcs)
-
-        model = load_policy(model, args, quantization_config, peft_config)
-        train_dataset, eval_dataset = self._check_context(train_dataset, eval_dataset, args, context_length(model))
-        model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
-        model.generation_config.pad_token_id = self._tokenizer.pad_token_id
-        self.reference = self._load_reference(model, ref_model, args, quantization_config)
-        self.log_probs = LogProbs(
-            model,
-            self._tokenizer.pad_token_id,
-            shared_prefix=args.shared_prefix,
-            pad_to_multiple_of=args.pad_to_multiple_of,
-        )
-
         super().__init__(
-            model=model,
-            args=args,
+            model,
+            args,
             data_collator=data_collator or DataCollatorForScoredCompletions(),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            processing_class=self._tokenizer,
             compute_metrics=compute_metrics,
             callbacks=callbacks,
             optimizers=optimizers,
-        )
-        if self.reference is not None:
-            self.reference.place(self)
-        self.engine = Engine(self.model, self._tokenizer, args, self.accelerator)
-        self._rounds = Rounds(
-            lambda rows: self._sample_round(rows).rollouts,
-            self.accelerator,
-            every_steps=args.resample_steps,
-            every_epochs=args.resample_epochs,
+            ref_model=ref_model,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+            epochs_per_round=args.resample_epochs,
         )
         self._eval_width = 0
-        self._begin_metrics()
 
     # ------------------------------------------------------------------------------------------------ preparation
 
@@ -208,97 +168,53 @@ class RRHFTrainer(ExtTrainer):
 
     @staticmethod
     def _check_sampling(args: RRHFConfig, dataset: AnyDataset, reward_funcs: Any) -> bool:
-        """Whether training samples completions; raise if the settings ask for what cannot be done."""
+        """Whether training generates completions. Raises an error if the settings contradict the data."""
         has_completions = "completion_ids" in (dataset.column_names or next(iter(dataset)))
         resamples = bool(args.resample_steps or args.resample_epochs)
         if resamples and not reward_funcs:
             raise ValueError("`resample_steps` and `resample_epochs` need `reward_funcs` to score new completions.")
         if args.use_vllm and not reward_funcs:
-            raise ValueError("`use_vllm` needs `reward_funcs` to score completions: without, none are drawn.")
+            raise ValueError("`use_vllm` needs `reward_funcs`: without them, no completions are generated.")
         if not has_completions and not reward_funcs:
             raise DataError(
-                "The train data set has prompts but no completions. Add the columns `completions` and `scores` "
-                "(`trl-ext sample` makes them), or pass `reward_funcs` to sample in training."
+                "The train dataset has prompts but no completions. Add the columns `completions` and `scores` "
+                "(`trl-ext sample` makes them), or pass `reward_funcs` to generate completions in training."
             )
         if args.keep_dataset_completions and not has_completions:
-            raise DataError("`keep_dataset_completions` is set but the train data set has no completions.")
+            raise DataError("`keep_dataset_completions` is set, but the train dataset has no completions.")
         samples = resamples or not has_completions
         if reward_funcs and not samples:
             logger.warning(
-                "The train data set has completions and neither `resample_steps` nor `resample_epochs` is set: "
+                "The train dataset has completions and neither `resample_steps` nor `resample_epochs` is set: "
                 "`reward_funcs` are used in evaluation only."
             )
         ranks = isinstance(dataset, Dataset) and not samples and args.rank_weight
         if ranks and all(len(ids) < 2 for ids in dataset["completion_ids"]):
-            logger.warning("Every row has one completion: there is no pair to rank, and what is left is SFT.")
+            logger.warning("Every row has one completion: there are no pairs to rank, and only the SFT loss is left.")
         if isinstance(dataset, IterableDataset) and samples and not args.resample_steps:
-            raise ValueError("A streamed data set has no epochs to sample for; set `resample_steps`.")
+            raise ValueError("A streamed dataset cannot be resampled by epochs: set `resample_steps`.")
         return samples
 
     @staticmethod
     def _check_evaluation(dataset: Any, reward_funcs: Any) -> None:
-        """Now, and not when the first evaluation comes."""
+        """Raise a `DataError` before training, not at its first evaluation, for completions that nothing can score."""
         for name, part in (dataset if isinstance(dataset, dict) else {"eval": dataset}).items():
             columns = column_names(part) if part is not None else []
             if columns and not reward_funcs and "completion_ids" not in columns:
                 raise DataError(
-                    f"The {name} data set has prompts but no completions. Add the columns `completions` and `scores` "
-                    "(`trl-ext sample` makes them), or pass `reward_funcs` to sample in evaluation."
+                    f"The {name} dataset has prompts but no completions. Add the columns `completions` and `scores` "
+                    "(`trl-ext sample` makes them), or pass `reward_funcs` to generate completions in evaluation."
                 )
-
-    def _load_reference(
-        self, model: Any, ref_model: Any, args: RRHFConfig, quantization_config: Any
-    ) -> Reference | None:
-        if args.beta and self._samples:
-            return Reference(model, ref_model, args, quantization_config)
-        if ref_model is not None:
-            logger.warning("`ref_model` is not used: RRHF needs none without a KL term (`beta`).")
-        if args.beta:
-            logger.warning("`beta` is ignored: RRHF has a KL term only for completions that are sampled in training.")
-        return None
 
     # --------------------------------------------------------------------------------------------------- sampling
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, Any]], int | None]:
-        """The micro-batches of one optimizer step, with completions, and the prompts of all processes in them."""
-        if self._samples:
-            epoch = int(self.state.epoch or 0)
-            batches = self._rounds.batches(epoch_iterator, num_batches, epoch, self.train_dataset)
-        else:
-            batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if not batches:
-            return batches, None
-        prompts = sum(sum(1 for group in batch["completion_ids"] if group) for batch in batches)
-        count = torch.tensor(prompts, device=self.accelerator.device)
-        return batches, max(1, int(self.accelerator.reduce(count, reduction="sum")))
-
     def _sample_round(self, rows: list[dict[str, Any]], mode: str = "train") -> Round:
-        """Sample and score completions for `rows` with the current model, and log what came out."""
-        args = self.args
-        with self._chance(mode), self.engine.drawing(self) as draw:
-            completions = draw([row["prompt_ids"] for row in rows])
-        sampled = score_round(
-            rows,
-            completions,
-            self.rewards,
-            args.reward_weights,
-            max_length=args.max_length,
-            tokenizer=self._tokenizer,
-            penalty=self._kl_penalty if self.reference is not None and mode == "train" else None,
-            keep_dataset_completions=args.keep_dataset_completions and mode == "train",
-            trainer_state=self.state,
-        )
-        self._show_round(sampled, mode)
+        with self._seeded(mode), self.engine.generating(self) as generate:
+            completions = generate([row["prompt_ids"] for row in rows])
+        keep = self.args.keep_dataset_completions and mode == "train"
+        sampled = self._score(rows, completions, mode, keep_dataset_completions=keep)
+        self._log_round(sampled, mode)
         return sampled
-
-    def _kl_penalty(self, prompts: list[list[int]], completions: list[list[list[int]]]) -> list[list[float]]:
-        """beta * (log pi(y | x) - log pi_0(y | x)) for each completion, section 4.1."""
-        assert self.reference is not None
-        ratios = self.reference.log_ratios(self, self.log_probs, prompts, completions)
-        self._meters["train"].add_values("kl", torch.tensor([x for group in ratios for x in group]))
-        return [[self.args.beta * x for x in group] for group in ratios]
 
     # ------------------------------------------------------------------------------------------------------- loss
 
@@ -312,10 +228,10 @@ class RRHFTrainer(ExtTrainer):
         """
         Eq. (5): L = rank_weight * L_rank + sft_weight * L_ft, averaged over prompts.
 
-        With `num_items_in_batch` (the prompts of all micro-batches and processes of a step) the sum over this batch is
-        divided by that number, so that neither accumulation nor unequal batches change the gradient.
+        With `num_items_in_batch`, the number of prompts in all micro-batches and processes of a step, the sum over
+        this batch is divided by that number, so the gradient depends neither on accumulation nor on unequal batches.
         """
-        kept = [b for b, group in enumerate(inputs["completion_ids"]) if group]
+        kept = self._kept(inputs)
         if not kept:
             return self._zero_loss(lambda prompts, some: self.log_probs(model, prompts, some).logps, inputs)
         prompts = [inputs["prompt_ids"][b] for b in kept]
@@ -331,8 +247,7 @@ class RRHFTrainer(ExtTrainer):
         sft_B = sft_loss(sums_N, lengths_N, best_B, self.args.sft_reduction)
         loss_B = self.args.rank_weight * rank_B + self.args.sft_weight * sft_B
         self._measure(tokens, p_N, scores_N, group_N, best_B, rank_B, sft_B)
-        if self.model.training:
-            self._num_tokens += sum(map(len, prompts)) + sum(len(c) for group in completions for c in group)
+        self._add_tokens(prompts, completions)
         loss = self._mean(loss_B.sum(), len(loss_B), num_items_in_batch)
         return (loss, {"p": p_N, "scores": scores_N, "group": group_N}) if return_outputs else loss
 
@@ -347,7 +262,7 @@ class RRHFTrainer(ExtTrainer):
         rank_B: torch.Tensor,
         sft_B: torch.Tensor,
     ) -> None:
-        meters = self._meters["train" if self.model.training else "eval"]
+        meters = self._meters[self._mode]
         num_prompts = len(best_B)
         meters.add_values("loss/rank", rank_B)
         meters.add_values("loss/sft", sft_B)
@@ -361,9 +276,7 @@ class RRHFTrainer(ExtTrainer):
         meters.add_values("logps/rejected", others_B)
         meters.add_values("rewards/margins", p_N[best_B] - others_B)
         meters.add_values("logps/mean", p_N)
-        scored = tokens.completion_index >= 0
-        meters.add("entropy", tokens.entropy[scored].sum(), scored.sum())
-        meters.add("mean_token_accuracy", tokens.is_top1[scored].sum(), scored.sum())
+        self._measure_tokens(tokens)
 
     # ------------------------------------------------------------------------------------------------- evaluation
 
@@ -378,10 +291,8 @@ class RRHFTrainer(ExtTrainer):
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         if not any(inputs["completion_ids"]):
             if not self.rewards:
-                raise DataError("The eval data set has prompts but no completions, and there are no `reward_funcs`.")
-            rows = [{**row, "row_index": n} for n, row in enumerate(inputs["rows"])]
-            rollouts = list(self._sample_round(rows, "eval").rollouts.values())
-            self._eval_batches += 1
+                raise DataError("The eval dataset has prompts but no completions, and there are no `reward_funcs`.")
+            rollouts = self._sample_evaluation(inputs["rows"])
             inputs["completion_ids"] = [rollout.completion_ids for rollout in rollouts]
             inputs["scores"] = [rollout.scores for rollout in rollouts]
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -393,7 +304,7 @@ class RRHFTrainer(ExtTrainer):
         return loss.detach(), self._by_prompt(outputs, "p"), self._by_prompt(outputs, "scores")
 
     def _by_prompt(self, outputs: dict[str, torch.Tensor], name: str) -> torch.Tensor:
-        """The values of the completions as (B, K), NaN where a prompt has fewer: what Trainer gathers goes by rows."""
+        """The values of the completions as (B, K), NaN where a prompt has fewer. Trainer gathers rows."""
         group_N = outputs["group"]
         counts = torch.bincount(group_N)
         table = outputs[name].new_full((len(counts), max(self._eval_width, int(counts.max()))), torch.nan)

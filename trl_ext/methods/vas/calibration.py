@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.data.completion import Completion
@@ -16,7 +15,7 @@ from trl_ext.generation.generate import generate
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.rewards.functions import Reward
 from trl_ext.rewards.scoring import ScoredCompletion, score_completions
-from trl_ext.training.statistics import Pairs
+from trl_ext.training.meters import Meters
 
 
 @dataclass(frozen=True)
@@ -132,31 +131,26 @@ def roll_out(
     return score_completions(rows, groups, rewards, weights, trainer_state=trainer_state)
 
 
-def calibration_metrics(
-    values_NH: torch.Tensor,
-    groups: Sequence[Sequence[ScoredCompletion]],
-    heads: Sequence[str],
-    accelerator: Accelerator,
-) -> dict[str, float]:
+def measure_calibration(
+    meters: Meters, heads: Sequence[str], values_NH: torch.Tensor, groups: Sequence[Sequence[ScoredCompletion]]
+) -> None:
     """
-    `calibration/r2` and `calibration/correlation` of values with the mean reward of the continuations of their texts.
+    Add to `calibration/r2` and `calibration/correlation` of values with the mean reward of the continuations.
+
+    With several heads, the names end in `/head`.
 
     Args:
+        meters ([`~trl_ext.training.meters.Meters`]): The metrics.
+        heads (`Sequence[str]`): Names of the H heads. One that is not a reward function's name is their weighted sum.
         values_NH (`torch.Tensor` of shape `(N, H)`): Values of N texts, in units of the rewards.
         groups (`list[list[ScoredCompletion]]`): The continuations of these texts, from [`roll_out`].
-        heads (`Sequence[str]`): Names of the H rewards. One that is not a reward function's name is their weighted
-            sum.
-        accelerator ([`~accelerate.Accelerator`]): Adds up the statistics of all processes.
-
-    Returns:
-        `dict[str, float]`: The names end in `/head` if there are several.
     """
-    pairs = Pairs()
     for h, head in enumerate(heads if groups else ()):
         rewards = [[scored.rewards.get(head, scored.score) for scored in group] for group in groups]
-        pairs.add(head, values_NH[:, h], torch.tensor(rewards, dtype=torch.float64).nanmean(dim=-1))
-    metrics: dict[str, float] = {}
-    for head, figures in pairs.pop(accelerator, heads).items():
-        tail = f"/{head}" if len(heads) > 1 else ""
-        metrics |= {f"calibration/{name}{tail}": figures[name] for name in ("r2", "correlation") if name in figures}
-    return metrics
+        suffix = f"/{head}" if len(heads) > 1 else ""
+        meters.add_pairs(
+            values_NH[:, h],
+            torch.tensor(rewards, dtype=torch.float64).nanmean(dim=-1),
+            r2=f"calibration/r2{suffix}",
+            correlation=f"calibration/correlation{suffix}",
+        )

@@ -66,7 +66,7 @@ def load_value_model(
     else:
         if isinstance(value_model, str):
             _check_tokenizer(value_model, tokenizer, args)
-            kwargs = init_kwargs(args, args.value_model_init_kwargs, quantization_config)
+            kwargs = init_kwargs(args, quantization_config, "value_model_init_kwargs")
             value_model = _load_backbone(value_model, heads, kwargs, form, policy)
         elif not isinstance(value_model, ValueModel):
             value_model = _create(value_model, heads, form)

@@ -18,7 +18,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
-    set_seed,
 )
 from transformers.utils import logging
 
@@ -30,20 +29,19 @@ from trl_ext.models.load import context_length
 from trl_ext.rewards.functions import RewardFunc
 from trl_ext.seeds import seeded
 from trl_ext.training.copies import sampling_copy
-from trl_ext.training.model_loading import load_frozen, place_frozen, sampling_batch_size, sampling_from
+from trl_ext.training.frozen_model import load_frozen, place_frozen, sampling_batch_size, sampling_from
 from trl_ext.training.returns import discounted_sums, td_lambda
 from trl_ext.training.rollouts import Rollout, Round, score_round
 from trl_ext.training.rounds import Rounds
 from trl_ext.training.row_order import RepeatedSteps
 from trl_ext.training.statistics import RunningColumns
 from trl_ext.training.trainer import EvalDataset, ExtTrainer
-from trl_ext.upstream import get_config_model_id
 
-from .calibration import HalfCompletion, calibration_metrics, roll_out, sample_halves
+from .calibration import HalfCompletion, measure_calibration, roll_out, sample_halves
 from .config import VASConfig
 from .data import DataCollatorForValues, choose_heads, prepare_values, reward_tensors, total_rewards
 from .decoding.logits_processor import ValueAugmentedLogitsProcessor
-from .explained_variance import ExplainedVariance
+from .explained_variance import measure_values
 from .loading import load_value_model
 from .losses import normalize, value_loss
 from .token_values import CompletionValues, TokenValues
@@ -151,24 +149,15 @@ class VASTrainer(ExtTrainer):
         peft_config: "PeftConfig | None" = None,
         value_model: "str | PreTrainedModel | ValueModel | None" = None,
     ):
-        name = model if isinstance(model, str) else get_config_model_id(model.config)
-        if args is None:
-            args = self._config_class(f"{name.rstrip('/').split('/')[-1]}-VAS")
-        self._check_config(args)
-        self._check_train_dataset(train_dataset, args)
-        set_seed(args.seed)  # an adapter's initial weights are random
-        self._tokenizer = self._load_tokenizer(name, model, args, processing_class)
-        value_model = args.value_model_name_or_path if value_model is None else value_model
-
+        args = self._config_for(model, args)
         # Data and rewards before the models: an error in them should come before weights are loaded.
-        self.rewards = self._load_rewards(reward_funcs, reward_processing_classes, args)
-        self._raw_columns = set(column_names(train_dataset)) if self.rewards else set()
+        self._setup(model, args, train_dataset, processing_class, reward_funcs, reward_processing_classes)
         names = [reward.name for reward in self.rewards]
         self.heads = choose_heads(train_dataset, names, args.heads, rewarded=args.num_iterations > 1)
-        train_dataset = self._prepare_dataset(train_dataset, args, "train")
-        eval_dataset = self._prepare_eval_dataset(eval_dataset, args)
+        train_dataset, eval_dataset = self._prepare_datasets(train_dataset, eval_dataset, args)
         self._samples = self._check_sampling(args, train_dataset)
 
+        value_model = args.value_model_name_or_path if value_model is None else value_model
         needs_policy = value_model is None or args.value_form == "policy" or self._needs_policy(args, eval_dataset)
         self.policy = load_frozen(model, args, quantization_config) if needs_policy else None
         model = load_value_model(
@@ -176,7 +165,7 @@ class VASTrainer(ExtTrainer):
         )
         contexts = [context_length(each) for each in (model.backbone, self.policy) if each is not None]
         context = min((length for length in contexts if length), default=0)
-        train_dataset, eval_dataset = self._check_context(train_dataset, eval_dataset, args, context)
+        train_dataset, eval_dataset = self._check_context_lengths(train_dataset, eval_dataset, args, context)
         self.token_values = CompletionValues(
             model,
             self._tokenizer.pad_token_id,
@@ -185,16 +174,14 @@ class VASTrainer(ExtTrainer):
             pad_to_multiple_of=args.pad_to_multiple_of,
         )
         super().__init__(
-            model=model,
-            args=args,
+            model,
+            args,
             data_collator=DataCollatorForValues(),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            processing_class=self._tokenizer,
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        self._begin_metrics()
         self.policy = place_frozen(self.policy, self, shared=self.model.shares_policy)
         self._begin(train_dataset)
 
@@ -212,8 +199,6 @@ class VASTrainer(ExtTrainer):
         self._reward_statistics = RunningColumns(len(self.heads))
         if args.normalize_rewards and not self._samples and isinstance(dataset, Dataset):
             self._update_normalization(dataset["token_rewards"], gather=False)
-        self._explained_variance = ExplainedVariance(self.heads)
-        self._calibration: dict[str, float] = {}
 
     # ------------------------------------------------------------------------------------------------ preparation
 
@@ -288,8 +273,7 @@ class VASTrainer(ExtTrainer):
         if not batches:
             return batches, None
         tokens = sum(len(c) for batch in batches for group in batch["completion_ids"] for c in group)
-        count = torch.tensor(tokens, device=self.accelerator.device)
-        return batches, max(1, int(self.accelerator.reduce(count, reduction="sum")))
+        return batches, max(1, self._over_processes(tokens))
 
     def _by_head(self, rewards: dict[str, list[float]], scores: list[float]) -> list[list[list[float]]]:
         """Rewards of the sampled completions of a prompt in the form of `token_rewards`."""
@@ -307,7 +291,7 @@ class VASTrainer(ExtTrainer):
             sampled = Round({row["row_index"]: self._dataset_rollout(row) for row in rows})
         else:
             guided = bool(mode == "train" and self._round() and args.sampling_beta)
-            with self._chance(mode), self._sampling_policy() as policy:
+            with self._seeded(mode), self._sampling_policy() as policy:
                 completions = generate(
                     policy,
                     self._tokenizer,
@@ -321,7 +305,7 @@ class VASTrainer(ExtTrainer):
                 rows, completions, self.rewards, args.reward_weights, max_length=args.max_length,
                 tokenizer=self._tokenizer, trainer_state=self.state,
             )  # fmt: skip
-            self._show_round(sampled, mode)
+            self._log_round(sampled, mode)
         if mode == "train" and args.normalize_rewards and not self._round():
             self._update_normalization([self._by_head(r.rewards, r.scores) for r in sampled.rollouts.values()])
         return sampled
@@ -403,8 +387,7 @@ class VASTrainer(ExtTrainer):
         targets_NTH = self._targets_of(inputs, tokens, rewards_NTH)
         loss_NTH = value_loss(tokens.values, targets_NTH, mask_NTH)
         self._measure(tokens, rewards_NTH, mask_NTH, loss_NTH)
-        if self.model.training:
-            self._num_tokens += sum(map(len, prompts)) + sum(lengths)
+        self._add_tokens(prompts, completions)
         loss = self._mean(loss_NTH.sum(), sum(lengths), num_items_in_batch)
         return (loss, {"values": tokens.values}) if return_outputs else loss
 
@@ -428,19 +411,11 @@ class VASTrainer(ExtTrainer):
     def _measure(
         self, tokens: TokenValues, rewards_NTH: torch.Tensor, mask_NTH: torch.Tensor, loss_NTH: torch.Tensor
     ) -> None:
-        mode = "train" if self.model.training else "eval"
-        if mode == "eval":
-            self._meters[mode].add("loss", loss_NTH.sum(), tokens.mask.sum())  # averaged over all tokens
+        meters, evaluates = self._meters[self._mode], self._mode == "eval"
+        if evaluates:
+            meters.add("loss", loss_NTH.sum(), tokens.mask.sum())  # averaged over all tokens
         returns_NTH = discounted_sums(rewards_NTH, self.args.gamma)
-        self._explained_variance.add(mode, tokens.values, returns_NTH, mask_NTH)
-
-    def _figures(self, mode: str) -> dict[str, float]:
-        """Explained variance of the values, and in evaluation their calibration."""
-        metrics = self._explained_variance.pop(mode, self.accelerator)
-        if mode == "eval":
-            metrics |= self._calibration
-            self._calibration = {}
-        return metrics
+        measure_values(meters, self.heads, tokens.values, returns_NTH, mask_NTH, thirds=evaluates)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         with self.model.hold_adapter():
@@ -459,7 +434,8 @@ class VASTrainer(ExtTrainer):
         return super().evaluate(*args, **kwargs)
 
     def _before_evaluation(self, dataset: AnyDataset) -> None:
-        self._calibration = self._calibrate(dataset) if self.args.calibration_rollouts else {}
+        if self.args.calibration_rollouts:
+            self._calibrate(dataset)
 
     def prediction_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
@@ -470,16 +446,14 @@ class VASTrainer(ExtTrainer):
                     "The eval dataset has prompts but no completions. Add scored completions (`trl-ext sample`), or "
                     "pass it with `reward_funcs` to the constructor, which then loads the language model."
                 )
-            rows = [{**row, "row_index": n} for n, row in enumerate(inputs["rows"])]
-            rollouts = list(self._sample_round(rows, "eval").rollouts.values())
-            self._eval_batches += 1
+            rollouts = self._sample_evaluation(inputs["rows"])
             inputs["completion_ids"] = [rollout.completion_ids for rollout in rollouts]
             inputs["token_rewards"] = [self._by_head(rollout.rewards, rollout.scores) for rollout in rollouts]
         with torch.no_grad(), self.compute_loss_context_manager():
             return self.compute_loss(model, inputs).detach(), None, None
 
-    def _calibrate(self, dataset: AnyDataset) -> dict[str, float]:
-        """Correlation and R^2 of values of half completions with the mean reward of their sampled continuations."""
+    def _calibrate(self, dataset: AnyDataset) -> None:
+        """Compare values of half completions with the mean reward of their sampled continuations."""
         args, process = self.args, self.accelerator.process_index
         rows = list(dataset.take(args.calibration_states)) if isinstance(dataset, IterableDataset) else list(dataset)
         settings, batch_size = args.generation_settings(), sampling_batch_size(self)
@@ -494,7 +468,7 @@ class VASTrainer(ExtTrainer):
                 batch_size=batch_size, trainer_state=self.state,
             )  # fmt: skip
             values_NH = self._values_at(states)
-        return calibration_metrics(values_NH, groups, self.heads, self.accelerator)
+        measure_calibration(self._meters["eval"], self.heads, values_NH, groups)
 
     def _values_at(self, halves: list[HalfCompletion]) -> torch.Tensor:
         """Values of half completions, of shape (N, H), in units of the rewards."""

@@ -1,24 +1,14 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""
-What every suite shares: alternating rounds, the environment, and result files (peak memory: memory.py).
-
-A suite compares variants of one piece of work. They run in one process and take turns, one step each, in an order that
-rotates: whatever slows the machine down for a while slows all of them, so that ratios hold where seconds do not.
-"""
+"""Result files: the environment that they record, how they are written, read and checked."""
 
 import importlib.metadata
-import itertools
 import json
-import math
 import os
 import platform
-import statistics
 import subprocess
-import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,110 +16,14 @@ from typing import Any
 import torch
 
 from .measured_code import reached, stamp
+from .timing import CLOCKS
 
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).resolve().parents[1] / "results"
+README = Path(__file__).resolve().parents[1] / "README.md"
 SCHEMA = 1
 PACKAGES = ("trl-ext", "torch", "trl", "transformers", "accelerate", "peft", "bitsandbytes")
-CLOCKS = ("wall", "cpu")
-
-
-@dataclass(frozen=True)
-class Variant:
-    """
-    One way to do the work.
-
-    Args:
-        name (`str`): Its name in results.
-        prepare (`Callable[[], None]`): What comes before a step and is not timed.
-        step (`Callable[[int], float]`): One step on the batch of this number; returns the loss.
-    """
-
-    name: str
-    prepare: Callable[[], None]
-    step: Callable[[int], float]
-
-
-def alternate(
-    variants: Sequence[Variant], *, rounds: int, batches: int, device: torch.device
-) -> dict[str, dict[str, list[float]]]:
-    """
-    Time `rounds` steps of each variant, in turns; round i is about batch i modulo `batches` for all of them.
-
-    Returns:
-        `dict`: For each variant the seconds of its steps under `"wall"` and `"cpu"` (CPU seconds of the process, all
-        threads), after one step on each batch that is not timed.
-    """
-    seconds: dict[str, dict[str, list[float]]] = {v.name: {clock: [] for clock in CLOCKS} for v in variants}
-    for i in range(batches + rounds):
-        turn = i % len(variants)
-        for variant in [*variants[turn:], *variants[:turn]]:
-            variant.prepare()
-            synchronize(device)
-            wall, cpu = time.perf_counter(), time.process_time()
-            variant.step(i % batches)
-            synchronize(device)
-            if i >= batches:
-                seconds[variant.name]["wall"].append(time.perf_counter() - wall)
-                seconds[variant.name]["cpu"].append(time.process_time() - cpu)
-    return seconds
-
-
-def clock_of(device: torch.device) -> str:
-    """
-    The clock that ratios are of: CPU time of the process where one thread does the work, else wall time.
-
-    CPU time leaves out the time that other processes held the core. With more threads it would count their waiting.
-    """
-    return "cpu" if device.type == "cpu" and torch.get_num_threads() == 1 else "wall"
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-# -------------------------------------------------------------------------------------------------------- statistics
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, smallest and largest, to four digits."""
-    return {name: _round(f(values)) for name, f in (("median", statistics.median), ("min", min), ("max", max))}
-
-
-def ratio(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
-    """How many times `fast` is faster: the ratio of the medians, and the smallest and largest ratio in a round."""
-    rounds = [a / b for a, b in zip(slow, fast, strict=True)]
-    return {
-        "of_medians": _round(statistics.median(slow) / statistics.median(fast)),
-        "min": _round(min(rounds)),
-        "max": _round(max(rounds)),
-    }
-
-
-def spreads(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
-    """The spread of a variant's seconds on each clock."""
-    return {clock: spread(values) for clock, values in seconds.items()}
-
-
-def pair_ratios(
-    seconds: dict[str, dict[str, list[float]]], order: Sequence[str], clock: str
-) -> dict[str, dict[str, float]]:
-    """How many times faster each variant is than each that comes before it in `order`, as `"earlier / later"`."""
-    pairs = itertools.combinations(order, 2)
-    return {f"{a} / {b}": ratio(seconds[a][clock], seconds[b][clock]) for a, b in pairs}
-
-
-def slope(sizes: Sequence[float], values: Sequence[float]) -> float:
-    """Of the least-squares line through the logarithms."""
-    x, y = ([math.log(v) for v in values] for values in (sizes, values))
-    middle = sum(x) / len(x)
-    return sum((a - middle) * b for a, b in zip(x, y, strict=True)) / sum((a - middle) ** 2 for a in x)
-
-
-def _round(value: float) -> float:
-    return float(f"{value:.4g}")
 
 
 # ------------------------------------------------------------------------------------------------------- environment
@@ -141,7 +35,7 @@ def environment(device: torch.device, measures: Iterable[Any]) -> dict[str, Any]
 
     Args:
         device (`torch.device`): Where the work ran.
-        measures (`Iterable`): Functions and classes that measure; the fingerprints of all that they run through say
+        measures (`Iterable`): Functions and classes that measure; the fingerprints of all that they run through show
             whether a later commit changed it (see measured_code.py).
     """
     return {
@@ -152,12 +46,17 @@ def environment(device: torch.device, measures: Iterable[Any]) -> dict[str, Any]
             "cpu": _cpu_model(),
             "cores": os.cpu_count(),
             "vector": torch.backends.cpu.get_cpu_capability(),
-            "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+            "gpu": device_name(device),
             "cuda": torch.version.cuda,
         },
         "threads": {"torch": torch.get_num_threads(), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")},
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
+
+
+def device_name(device: torch.device) -> str | None:
+    """The name of a GPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
 
 
 def _version(package: str) -> str | None:
@@ -203,7 +102,7 @@ def _cpu_model() -> str:
 
 def device_slug(device: torch.device) -> str:
     """`"cpu"`, or the name of the GPU in lower case with dashes."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    name = device_name(device) or device.type
     return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
 
 
@@ -297,9 +196,3 @@ def origin(result: dict[str, Any]) -> str:
         return f"commit {commit}, whose code is not in the history"
     same = f", as committed in {sources['commit']}" if "commit" in sources else ""
     return f"commit {commit}{same}, code {sources['digest']}"
-
-
-def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table; the first row is its head."""
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return [lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]]

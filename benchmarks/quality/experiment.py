@@ -1,0 +1,417 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Experiments: arms that are trained and measured for several seeds, in processes that keep what is done.
+
+Processes are forked from one that has imported everything: importing torch, transformers and trl takes longer than
+training a small model does. Nothing may have touched the GPU before, as its state does not survive a fork. The result
+of each arm and seed is a file as soon as it is done; a later call goes on from there.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..harness.results import ROOT, device_name, environment, refuse_dirty, write_result
+from ..harness.suite import Suite
+
+
+METRICS = ("reward", "kl", "perplexity", "distinct_2", "completion_length", "ended")
+NOT_BEGUN = "not done in the time that was given"  # the reason in a result for an arm of which nothing is known
+WAIT = 0.2  # seconds between two looks for the file of another process
+
+
+class Skipped(RuntimeError):
+    """An arm cannot run here; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """
+    One piece of work for one seed.
+
+    Args:
+        name (`str`): In tables and file names.
+        needs (`tuple[str, ...]`, *optional*): Names of the arms whose files (of the same seed) it reads.
+    """
+
+    name: str
+    needs: tuple[str, ...] = field(default=(), kw_only=True)
+
+
+def _forget(cases: list[dict[str, Any]]) -> None:
+    """Nobody asked for cases before an arm is done."""
+
+
+@dataclass
+class Bench:
+    """
+    Does the arms of a task.
+
+    Args:
+        task: Models, prompts and lengths, a dataclass.
+        work (`Path`): Where arms leave what others read.
+        overrides (`dict`, *optional*): Fields that replace those of trained arms (short runs).
+        keep (`Callable`, *optional*): Called with the cases so far whenever an arm that goes on has a new one.
+    """
+
+    task: Any
+    work: Path
+    overrides: dict[str, Any] = field(default_factory=dict)
+    keep: Callable[[list[dict[str, Any]]], None] = _forget
+
+    def do(self, arm: Any, seed: int) -> list[dict[str, Any]]:
+        """
+        Train and measure an arm: a case for each of its settings.
+
+        Raises:
+            [`Skipped`]: It cannot run here.
+        """
+        raise NotImplementedError
+
+    def folder(self, name: str, seed: int) -> Path:
+        """Where an arm leaves what others read."""
+        return self.work / f"{slug(name)}-{seed}"
+
+
+def slug(name: str) -> str:
+    """A name as part of a file's."""
+    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+
+
+# ---------------------------------------------------------------------------------------------------------------- jobs
+
+
+@dataclass(frozen=True)
+class Job:
+    """
+    An arm for one seed.
+
+    Args:
+        arm ([`Arm`]), seed (`int`): Which.
+        folder (`Path`): Where its result goes.
+    """
+
+    arm: Arm
+    seed: int
+    folder: Path
+
+    @property
+    def file(self) -> Path:
+        return self.folder / f"{slug(self.arm.name)}-{self.seed}.json"
+
+    def result(self) -> dict[str, Any] | None:
+        """Its cases, the error that ended it or the reason to skip it; `None` if it is not done."""
+        return json.loads(self.file.read_text(encoding="utf-8")) if self.file.is_file() else None
+
+    def cases(self) -> list[dict[str, Any]]:
+        """All cases that are there: of a job that is not done, those that it had when it was ended."""
+        found = self.result()
+        if found is not None and "cases" in found:
+            return list(found["cases"])
+        half = self.file.with_suffix(".half")
+        return list(json.loads(half.read_text(encoding="utf-8"))) if half.is_file() else []
+
+    def write(self, found: Any, suffix: str = ".json") -> None:
+        """Write the job's file atomically."""
+        part = self.file.with_suffix(".part")
+        part.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        part.replace(self.file.with_suffix(suffix))
+
+    def asked(self, bench: Bench) -> dict[str, Any]:
+        """The work that its result belongs to: a result of other work does not count as done."""
+        work = {"task": asdict(bench.task), "arm": asdict(self.arm), "overrides": bench.overrides}
+        return dict(json.loads(json.dumps(work)))
+
+    def is_done(self, bench: Bench) -> bool:
+        found = self.result()
+        return found is not None and "cases" in found and found["asked"] == self.asked(bench)
+
+
+def now() -> float:
+    """Seconds on the clock of time limits."""
+    return time.monotonic()
+
+
+def run_all(jobs: Sequence[Job], bench: Bench, processes: int, limit: float = 0.0) -> bool:
+    """
+    Do all jobs that are not done, in their order, in several processes.
+
+    Args:
+        jobs (`Sequence[Job]`): A job comes after those that it needs.
+        bench ([`Bench`]): Does them.
+        processes (`int`): At a time; 0 does them in this process, one after another.
+        limit (`float`, *optional*, defaults to `0.0`): Seconds after which those that are running are ended (0: none).
+
+    Returns:
+        `bool`: Whether the time sufficed.
+    """
+    todo = [job for job in jobs if not job.is_done(bench)]
+    for job in todo:
+        for suffix in (".json", ".half"):
+            job.file.with_suffix(suffix).unlink(missing_ok=True)
+    if not processes:
+        for job in todo:
+            _do(job, bench)
+        return True
+    if started := torch.cuda.is_initialized():
+        print(
+            "an import has started on the GPU, so each process imports everything again", file=sys.stderr, flush=True
+        )
+    context: Any = multiprocessing.get_context("spawn" if started else "fork")
+    counter = context.Value("i", 0)
+    workers = [context.Process(target=_work, args=(todo, bench, counter, n)) for n in range(min(processes, len(todo)))]
+    deadline = now() + (limit or float("inf"))
+    for worker in workers:
+        worker.start()
+    while (late := [worker for worker in workers if worker.is_alive()]) and now() < deadline:
+        time.sleep(WAIT)
+    for worker in late:
+        worker.terminate()
+    for worker in late:
+        worker.join(5)
+        if worker.is_alive():
+            worker.kill()
+            worker.join()
+    return not late
+
+
+def _work(todo: Sequence[Job], bench: Bench, counter: Any, number: int) -> None:
+    """One process: the next job that nobody has, until there is none."""
+    log = os.open(bench.work / f"worker-{number}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    # When time is up: as an exception, so that a command that the job has started is ended too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    torch.set_num_threads(1)
+    if torch.cuda.is_available():
+        torch.backends.cuda.matmul.allow_tf32 = True
+    files = {(job.arm.name, job.seed): job.file for job in todo}
+    while True:
+        with counter.get_lock():
+            index, counter.value = counter.value, counter.value + 1
+        if index >= len(todo):
+            return
+        job = todo[index]
+        # What it needs was begun before, and will be done if its process lives; or was done in an earlier run.
+        for name in job.arm.needs:
+            while (file := files.get((name, job.seed))) is not None and not file.is_file():
+                time.sleep(WAIT)
+        _do(job, bench)
+
+
+def _do(job: Job, bench: Bench) -> None:
+    """Do a job; its file gets the cases, the error or the reason to skip it."""
+    started = time.perf_counter()
+    found: dict[str, Any] = {"asked": job.asked(bench)}
+    bench.keep = lambda cases: job.write(cases, ".half")
+    try:
+        found["cases"] = bench.do(job.arm, job.seed)
+    except Skipped as reason:
+        found["skipped"] = str(reason)
+    except Exception as error:  # the other arms' numbers are worth having
+        traceback.print_exc()
+        found["error"] = f"{type(error).__name__}: {error}"
+    found["seconds"] = round(time.perf_counter() - started, 1)
+    job.write(found)
+    sys.stdout.flush()
+
+
+# ----------------------------------------------------------------------------------------------------------- the suite
+
+
+class Experiment(Suite):
+    """
+    A suite whose arms are trained and measured.
+
+    Attributes:
+        task (`type`): Dataclass of the models, prompts and lengths; each field is a flag.
+        jobs (`int`): Processes at a time.
+    """
+
+    task: Any
+    jobs: int
+
+    def flags(self, parser: argparse.ArgumentParser) -> None:
+        """Add flags of the suite's own."""
+
+    def task_of(self, options: argparse.Namespace) -> Any:
+        """The task before flags of its fields change it."""
+        raise NotImplementedError
+
+    def arms_of(self, task: Any, options: argparse.Namespace) -> list[Any]:
+        """All arms, each after those that it needs."""
+        raise NotImplementedError
+
+    def work_of(self, options: argparse.Namespace) -> Path:
+        """The folder of what is done, unless `--work` names one."""
+        raise NotImplementedError
+
+    def seeds_of(self, options: argparse.Namespace) -> list[int]:
+        """The seeds of all arms."""
+        return list(options.seeds)
+
+    def bench(self, task: Any, work: Path, overrides: dict[str, Any]) -> Bench:
+        """What does the arms."""
+        raise NotImplementedError
+
+    def settings(self, options: argparse.Namespace, task: Any) -> dict[str, Any]:
+        """The settings of a result, beside its seeds."""
+        raise NotImplementedError
+
+    def main(self, argv: Sequence[str] | None = None) -> int:
+        """Do what was asked for and write one result file; arms that fail are named and do not cost the others."""
+        options = self._options(argv)
+        refuse_dirty(options.allow_dirty)
+        # Whether there is a GPU must be asked without starting on it, or no fork could.
+        os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        if torch.cuda.is_available():
+            sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]  # its import starts on the GPU
+        changed = {f.name: getattr(options, f.name) for f in fields(self.task)}
+        task = replace(self.task_of(options), **{k: value for k, value in changed.items() if value is not None})
+        work = (options.work or self.work_of(options)).resolve()
+        work.mkdir(parents=True, exist_ok=True)
+        facts = environment(torch.device("cpu"), self.measures())
+        # The arms that others need come first, for all seeds.
+        arms, seeds = needed_arms(self.arms_of(task, options), options.arms), self.seeds_of(options)
+        jobs = [Job(arm, seed, work) for arm in arms for seed in seeds]
+        bench = self.bench(task, work, options.fields)
+        if not options.collect and not run_all(jobs, bench, options.jobs, options.time_limit):
+            print(f"stopped after {options.time_limit:g} seconds", file=sys.stderr)
+        return self._write(jobs, self.settings(options, task) | {"seeds": seeds}, facts, options.output)
+
+    def _options(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        parser = self.parser()
+        parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+        parser.add_argument("--arms", nargs="+", default=[""], help="parts of names of arms to run (default: all)")
+        parser.add_argument("--jobs", type=int, default=self.jobs, help="processes at a time; 0: all in this one")
+        parser.add_argument("--time_limit", type=float, default=0.0, help="seconds after which to stop (0: none)")
+        parser.add_argument("--work", type=Path, default=None, help="folder of what is done (in outputs/)")
+        parser.add_argument("--collect", action="store_true", help="run nothing; write a result of what is done")
+        parser.add_argument("--fields", type=json.loads, default={}, help="JSON: fields of all training configs")
+        for entry in fields(self.task):
+            parser.add_argument(f"--{entry.name}", type=entry.type, help="instead of the task's")
+        self.flags(parser)
+        return parser.parse_args(argv)
+
+    def _write(self, jobs: Sequence[Job], settings: dict[str, Any], facts: dict[str, Any], output: Path) -> int:
+        """The result file of what is done; 1 if something is not."""
+        cases: list[dict[str, Any]] = []
+        failures, skipped = [], []
+        for job in jobs:
+            found = job.result() or {"error": NOT_BEGUN}
+            place = {"arm": job.arm.name, "seed": job.seed}
+            if "error" in found:
+                failures.append({**place, "error": found["error"]})
+                print(f"{job.arm.name}, seed {job.seed}: {found['error']}", file=sys.stderr)
+            elif "skipped" in found:
+                skipped.append({**place, "reason": found["skipped"]})
+                print(f"{job.arm.name}, seed {job.seed}: skipped. {found['skipped']}", file=sys.stderr)
+            cases += [{**case, "job_seconds": found.get("seconds")} for case in job.cases()]
+        for case in cases:
+            shown = {name: round(value, 3) for name, value in case["metrics"].items() if value and "_se" not in name}
+            print(f"{case['name']}, seed {case['seed']}: {shown}, {case['cost'].get('seconds')} s", flush=True)
+        if cases:
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            facts["hardware"]["gpu"] = device_name(device)  # asked for when no process is forked any more
+            result = {"settings": settings, "environment": facts, "cases": cases}
+            result |= {"failures": failures, "skipped": skipped}
+            # Runs of clones in different places are of one task.
+            result = json.loads(json.dumps(result).replace(f"{ROOT}/", ""))
+            print("wrote", write_result(self.name, device, result, output))
+        return int(bool(failures))
+
+
+def needed_arms(arms: Sequence[Any], parts: Sequence[str]) -> list[Any]:
+    """The arms whose names have one of the parts, and those that they need, in order."""
+    by_name = {arm.name: arm for arm in arms}
+    wanted = {arm.name for arm in arms if any(part in arm.name for part in parts)}
+    while more := {need for name in wanted for need in by_name[name].needs} - wanted:
+        wanted |= more
+    if not wanted:
+        raise SystemExit(f"no arm is named so; there are: {', '.join(by_name)}")
+    return [arm for arm in arms if arm.name in wanted]
+
+
+# --------------------------------------------------------------------------------------------------------- the results
+
+
+def merged(results: Sequence[dict[str, Any]], arms: Sequence[Any]) -> dict[str, Any]:
+    """
+    Results of one task as one, so that a later file may bring an arm or a seed.
+
+    Of each arm and seed the cases of the newest file that has any count, and none of an arm whose needs, a value model
+    for example, have come out otherwise since.
+
+    Args:
+        results (`Sequence[dict]`): Oldest first.
+        arms (`Sequence[Arm]`): Those of the suite.
+
+    Returns:
+        `dict`: `cases`, in the order of the arms; `failures` and `skipped` without those done since; under `from` the
+            results that cases come from, and under `arms` the names of the arms of each; `settings` of the newest.
+    """
+    needs = {arm.name: arm.needs for arm in arms}
+    order = list(needs)
+    came: list[dict[tuple[str, int], list[Any]]] = [{} for _ in results]  # by file, what came out of an arm
+    for i, result in enumerate(results):
+        for case in result["cases"]:
+            came[i].setdefault((arm_of(case["name"], order), case["seed"]), []).append(case["metrics"])
+    newest = {key: i for i, found in enumerate(came) for key in found}
+
+    def is_current(arm: str, seed: int, i: int) -> bool:
+        if newest[arm, seed] != i:
+            return False
+        for key in ((need, seed) for need in needs.get(arm, ())):
+            # What the arm was given: of its own file, or of the last one before that has it.
+            given = next((j for j in range(i, -1, -1) if key in came[j]), None)
+            if given is not None and came[given][key] != came[newest[key]][key]:
+                return False
+        return True
+
+    def is_missing(entry: dict[str, Any], i: int) -> bool:
+        return newest.get((entry["arm"], entry["seed"]), i) <= i
+
+    def place(case: dict[str, Any]) -> tuple[int, list[Any]]:
+        arm = arm_of(case["name"], order)
+        return order.index(arm) if arm in order else len(order), _natural(case["name"])
+
+    kept = [
+        (case, result)
+        for i, result in enumerate(results)
+        for case in result["cases"]
+        if is_current(arm_of(case["name"], order), case["seed"], i)
+    ]
+    kept.sort(key=lambda pair: place(pair[0]))
+    sources = [result for result in results if any(result is source for _, source in kept)]
+    found: dict[str, Any] = {"cases": [case for case, _ in kept], "from": sources, "settings": results[-1]["settings"]}
+    found["arms"] = [list(dict.fromkeys(arm_of(c["name"], order) for c, s in kept if s is of)) for of in sources]
+    for kind in ("failures", "skipped"):
+        entries = {(e["arm"], e["seed"]): (e, i) for i, result in enumerate(results) for e in result.get(kind, [])}
+        found[kind] = [entry for entry, i in entries.values() if is_missing(entry, i)]
+    return found
+
+
+def arm_of(case: str, arms: Sequence[str]) -> str:
+    """The arm of a case, whose name may go on with a setting: "VAS, beta 2.0"."""
+    return max((arm for arm in arms if case == arm or case.startswith(f"{arm}, ")), key=len, default=case)
+
+
+def _natural(name: str) -> list[Any]:
+    """A key that sorts names by the numbers in them."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", name)
+    return [float(part) if i % 2 else part for i, part in enumerate(parts)]

@@ -1,0 +1,180 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""How the suite `quality` does an arm: with the commands that users have, in processes of their own."""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..harness import ppo_environment
+from ..harness.process import Failed, run, trainable_parameters
+from ..harness.text import PRINCIPLE, read_rows
+from .experiment import METRICS, Bench, Skipped
+from .quality_arms import SAMPLES, TRAINING, Arm, Task
+
+
+@dataclass
+class QualityBench(Bench):
+    """Trains and measures arms; each has a folder for its config, models and logs."""
+
+    task: Task
+
+    def do(self, arm: Arm, seed: int) -> list[dict[str, Any]]:
+        folder = self.folder(arm.name, seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        if arm == SAMPLES:
+            self._sample(seed, folder)
+            return []
+        settings, cost = ({}, {}) if arm.command in ("", "principle") else self._train(arm, seed, folder)
+        places = {"evaluation": self.task.evaluation, "other": self.task.other}
+        if arm.through == "n":  # hundreds of completions per prompt: once is enough
+            places.pop("other")
+        found = [measured_rows(self._evaluate(arm, seed, folder, *place), arm, self.task) for place in places.items()]
+        return [
+            {
+                "name": name,
+                "series": arm.series,
+                "seed": seed,
+                "metrics": metrics,
+                "other": found[1][name] if len(found) > 1 else {},
+                "cost": cost,
+                "through": arm.through,
+                "settings": settings | arm.decoding,
+            }
+            for name, metrics in found[0].items()
+        ]
+
+    def prompts(self, folder: Path, limit: int) -> str:
+        """A file of the training prompts, pass after pass, `limit` rows of them."""
+        rows = read_rows(self.task.train, self.task.prompts)
+        if len(rows) < self.task.prompts:
+            raise ValueError(f"{self.task.train} has {len(rows)} prompts; {self.task.prompts} are asked for.")
+        lines = [json.dumps({"prompt": row["prompt"]}, ensure_ascii=False) for row in rows * self.task.passes]
+        path = folder / "prompts.jsonl"
+        path.write_text("\n".join(lines[:limit]) + "\n", encoding="utf-8")
+        return str(path)
+
+    def samples(self, seed: int) -> Path:
+        """The scored samples of a seed, which several arms train on; their cost is beside them."""
+        return self.folder(SAMPLES.name, seed) / "samples.jsonl"
+
+    def _sample(self, seed: int, folder: Path) -> None:
+        flags = {
+            "model_name_or_path": self.task.model,
+            "dataset_name": self.prompts(folder, self.task.rows),
+            "reward_model_name_or_path": self.task.reward,
+            "num_generations": self.task.num_generations,
+            "max_completion_length": self.task.max_completion_length,
+            "top_k": self.task.top_k,
+            "seed": seed,
+            "output_file": str(self.samples(seed)),
+        }
+        found = run(["-m", "trl_ext", "sample", *_flags(flags)], folder / "sample.log")
+        (folder / "cost.json").write_text(json.dumps(found.cost), encoding="utf-8")
+
+    def _train(self, arm: Arm, seed: int, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+        fields, task = dict(arm.fields), self.task
+        limit = fields.pop("max_rows", task.rows)
+        trains_on_samples = SAMPLES.name in arm.needs
+        config: dict[str, Any] = {
+            **TRAINING,
+            **fields,
+            **self.overrides,
+            "model_name_or_path": task.model,
+            "dataset_name": str(self.samples(seed)) if trains_on_samples else self.prompts(folder, limit),
+            "output_dir": str(folder / "trained"),
+            "seed": seed,
+        }
+        if not trains_on_samples:
+            sampling = {"max_completion_length": task.max_completion_length, "top_k": task.top_k}
+            config = {**sampling, **config, "reward_model_name_or_path": task.reward}
+        file, python = folder / "config.json", sys.executable
+        file.write_text(json.dumps(config, indent=1), encoding="utf-8")
+        if arm.command == "ppo":
+            command = ["-m", "benchmarks.harness.ppo_driver", str(file)]
+            try:
+                python = ppo_environment.python()
+            except ppo_environment.Unavailable as reason:
+                raise Skipped(str(reason)) from reason
+        elif arm.command in ("dpo", "grpo"):
+            command = ["-m", "benchmarks.quality.quality_train", arm.command, str(file)]
+        else:  # JSON is YAML
+            command = ["-m", "trl_ext", arm.command, "--config", str(file)]
+        found = run(command, folder / "train.log", python)
+        cost = {
+            **found.cost,
+            "tokens_read": found.last("num_tokens"),
+            "completions": task.budget,
+            "trainable_parameters": trainable_parameters(folder / "trained"),
+        }
+        if trains_on_samples:
+            cost_file = self.folder(SAMPLES.name, seed) / "cost.json"
+            cost["samples_cpu_seconds"] = json.loads(cost_file.read_text(encoding="utf-8"))["cpu_seconds"]
+        return config, cost
+
+    def _evaluate(self, arm: Arm, seed: int, folder: Path, place: str, prompts: str) -> Path:
+        task, file = self.task, folder / f"evaluation-{place}.json"
+        flags: dict[str, Any] = {
+            "dataset_name": prompts,
+            "reward_funcs": task.reward,
+            "num_generations": arm.answers or (1 if place == "other" else task.answers),
+            "max_completion_length": task.max_completion_length,
+            "top_k": task.top_k,
+            "seed": seed,
+            "output_file": str(file),
+        }
+        if arm.command == "principle":
+            config = {**flags, "model_name_or_path": task.model, "principle": PRINCIPLE}
+            config_file = folder / f"config-{place}.json"
+            config_file.write_text(json.dumps(config, indent=1), encoding="utf-8")
+            command = ["-m", "benchmarks.quality.quality_train", "principle", str(config_file)]
+        else:
+            trained = str(folder / "trained")
+            guided = not arm.command or arm.decoding
+            flags["model_name_or_path"] = task.model if guided else trained
+            flags["base_model_name_or_path"] = task.model
+            for name, value in arm.decoding.items():
+                flags[name] = [trained if x == "@" else x for x in value] if isinstance(value, list) else value
+            command = ["-m", "trl_ext", "evaluate", *_flags(flags)]
+        run(command, folder / f"evaluate-{place}.log")
+        return file
+
+
+def measured_rows(file: Path, arm: Arm, task: Task) -> dict[str, dict[str, Any]]:
+    """
+    The measured rows of an arm by name: the base's alone, or all the others.
+
+    Raises:
+        [`~benchmarks.harness.process.Failed`]: A row is an error.
+    """
+    models = json.loads(file.read_text(encoding="utf-8"))["models"]
+    reward = f"reward/{Path(task.reward).name}"
+    found = {}
+    for row in models[:1] if arm.name == "base" else models[1:]:
+        if "error" in row:
+            raise Failed(f"{arm.name}: {row['error']} ({file})")
+        setting = ", ".join(f"{key} {value}" for key, value in row.get("extras", {}).items() if key in ("n", "beta"))
+        metrics = {key: row.get(key) for name in METRICS[1:] for key in (name, f"{name}_se")}
+        metrics |= {"reward": row[reward], "reward_se": row[f"{reward}_se"], "kl_bound": row.get("kl_bound")}
+        # Generated in one process beside the base, whose time is the unit.
+        metrics["time_of_base"] = None if arm.through == "n" else _ratio(row, models[0])
+        found[f"{arm.name}, {setting}" if setting else arm.name] = metrics
+    return found
+
+
+def _ratio(row: dict[str, Any], base: dict[str, Any]) -> float | None:
+    """Time per token, in that of the base."""
+    lengths = row["completion_length"], base["completion_length"]
+    if not all(lengths) or not base["generation_seconds"]:
+        return None
+    return round(row["generation_seconds"] / lengths[0] / (base["generation_seconds"] / lengths[1]), 2)
+
+
+def _flags(values: dict[str, Any]) -> Iterator[str]:
+    for name, value in values.items():
+        yield f"--{name}"
+        yield from map(str, value) if isinstance(value, list) else [str(value)]

@@ -1,0 +1,158 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Base class of trainers whose model generates completions and is trained on them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import BitsAndBytesConfig
+from transformers.utils import logging
+
+from trl_ext.data.completion import Completion
+from trl_ext.data.schema import AnyDataset
+from trl_ext.logprobs.logprobs import LogProbs
+from trl_ext.models.load import context_length
+
+from .engine import Engine, EngineConfig
+from .model_loading import load_policy
+from .reference import Reference
+from .rollouts import Round, score_round
+from .rounds import Rounds
+from .trainer import ExtTrainer
+
+
+logger = logging.get_logger(__name__)
+
+
+class OnlineTrainer(ExtTrainer):
+    """
+    Base class of trainers whose model generates completions and is trained on them.
+
+    It loads the policy, its reference model for a KL term (`beta`) and a generation backend, and gives each optimizer
+    step the completions of the current round. A subclass has `_sample_round` in addition to what
+    [`~trl_ext.training.trainer.ExtTrainer`] asks for.
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The policy.
+        args ([`~trl_ext.training.engine.EngineConfig`]): The config that `_config_for` returned.
+        train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): Tokenized rows.
+        eval_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or a `dict` of them, *optional*): Likewise.
+        ref_model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*): The reference model.
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): For models given by name.
+        peft_config ([`~peft.PeftConfig`], *optional*): Adapter to train.
+        epochs_per_round (`int`, *optional*, defaults to `0`): Epochs after which the whole dataset gets new
+            completions, unless `args.resample_steps` is set (`0`: it gets them once).
+        kwargs: Further arguments of [`~transformers.Trainer`].
+    """
+
+    args: EngineConfig
+    engine: Engine
+    _rounds: Rounds
+    # `compute_loss` divides by the prompts of all micro-batches and processes of a step.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: Any,
+        args: EngineConfig,
+        *,
+        train_dataset: AnyDataset,
+        eval_dataset: Any = None,
+        ref_model: Any = None,
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: Any = None,
+        epochs_per_round: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        model = load_policy(model, args, quantization_config, peft_config)
+        train_dataset, eval_dataset = self._check_context_lengths(
+            train_dataset, eval_dataset, args, context_length(model)
+        )
+        model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
+        model.generation_config.pad_token_id = self._tokenizer.pad_token_id
+        self.reference = self._load_reference(model, ref_model, args, quantization_config)
+        self.log_probs = LogProbs(
+            model,
+            self._tokenizer.pad_token_id,
+            shared_prefix=args.shared_prefix,
+            pad_to_multiple_of=args.pad_to_multiple_of,
+        )
+        super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+        if self.reference is not None:
+            self.reference.place(self)
+        self.engine = Engine(self.model, self._tokenizer, args, self.accelerator)
+        self._rounds = Rounds(
+            lambda rows: self._sample_round(rows).rollouts,
+            self.accelerator,
+            every_steps=args.resample_steps,
+            every_epochs=epochs_per_round,
+        )
+
+    def end(self) -> None:
+        """See [`~transformers.Trainer.end`]. vLLM is shut down first: it uses the process group that this destroys."""
+        self.engine.close()
+        super().end()
+
+    def _load_reference(
+        self, model: Any, ref_model: Any, args: EngineConfig, quantization_config: BitsAndBytesConfig | None
+    ) -> Reference | None:
+        if args.beta and self._samples:
+            return Reference(model, ref_model, args, quantization_config)
+        if ref_model is not None:
+            logger.warning(f"`ref_model` is not used: {self._name} needs it only for a KL term (`beta`).")
+        if args.beta:
+            logger.warning("`beta` is ignored: the KL term is for completions that are generated in training.")
+        return None
+
+    def _generation_context(self, args: EngineConfig) -> int:
+        return args.vllm_context(self._context)
+
+    # --------------------------------------------------------------------------------------------------- sampling
+
+    def _kept(self, batch: dict[str, Any]) -> list[int]:
+        """Indices of the prompts of a batch that its loss is a mean over: those with completions."""
+        return [b for b, group in enumerate(batch["completion_ids"]) if group]
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], int | None]:
+        """
+        The micro-batches of one optimizer step, with completions, and the prompts in them that have a loss.
+
+        The number of prompts is that of all processes.
+        """
+        if self._samples:
+            epoch = int(self.state.epoch or 0)
+            batches = self._rounds.batches(epoch_iterator, num_batches, epoch, self.train_dataset)
+        else:
+            batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches:
+            return batches, None
+        return batches, max(1, self._over_processes(sum(len(self._kept(batch)) for batch in batches)))
+
+    def _score(
+        self, rows: list[dict[str, Any]], completions: list[list[Completion]], mode: str, **kwargs: Any
+    ) -> Round:
+        """Score the completions of a round, with the KL term if there is one; see [`score_round`] for `kwargs`."""
+        return score_round(
+            rows,
+            completions,
+            self.rewards,
+            self.args.reward_weights,
+            max_length=self.args.max_length,
+            tokenizer=self._tokenizer,
+            penalty=self._kl_penalty if self.reference is not None and mode == "train" else None,
+            trainer_state=self.state,
+            **kwargs,
+        )
+
+    def _kl_penalty(self, prompts: list[list[int]], completions: list[list[list[int]]]) -> list[list[float]]:
+        """beta * (log pi(y | x) - log pi_0(y | x)) of each completion."""
+        assert self.reference is not None
+        ratios = self.reference.log_ratios(self, self.log_probs, prompts, completions)
+        # Only completions that were sampled from pi(y | x) estimate the KL divergence: a method puts them first.
+        sampled = [ratio for group in ratios for ratio in group[: self.args.num_generations]]
+        self._meters["train"].add_values("kl", torch.tensor(sampled))
+        return [[self.args.beta * ratio for ratio in group] for group in ratios]
