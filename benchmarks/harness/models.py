@@ -90,21 +90,20 @@ def build(
     if four_bit:
         _quantize(model)
     if lora_rank:
-        from peft import LoraConfig
-
-        lora = LoraConfig(
-            r=lora_rank,
-            lora_alpha=2 * lora_rank,
-            lora_dropout=0.0,
-            target_modules=list(LORA_TARGETS),
-            task_type="CAUSAL_LM",
-        )
-        model = wrap_with_peft(model, lora)
+        model = wrap_with_peft(model, lora_config(lora_rank))
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if lora_rank:
             model.enable_input_require_grads()
     return model.train()
+
+
+def lora_config(rank: int) -> Any:
+    """The config of an adapter on all linear maps of layers."""
+    from peft import LoraConfig
+
+    targets = list(LORA_TARGETS)
+    return LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM")
 
 
 def _random_model(shape: Shape, device: torch.device, dtype: torch.dtype) -> Any:

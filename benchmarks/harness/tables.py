@@ -11,6 +11,7 @@ from .results import origin
 
 
 NOT_MEASURED = "not measured"
+BY_DTYPE = {"cpu": "CPU, float32", "cuda": "GPU, bfloat16"}  # titles of sections
 Rows = Sequence[tuple[Any, Any, Any]]  # a case, the result with its newest measurement, the measurement
 
 
@@ -69,6 +70,11 @@ def ratio_cell(ratio: dict[str, float]) -> str:
 def median_seconds(measured: dict[str, Any], variant: str) -> float:
     """Seconds of a variant by the clock that ratios are of."""
     return float(measured["variants"][variant]["seconds"][measured["settings"]["clock"]]["median"])
+
+
+def seconds_column(variant: str) -> Column:
+    """Seconds of a variant by the clock that ratios are of."""
+    return Column(variant, lambda case, measured: f"{median_seconds(measured, variant):.3g} s")
 
 
 def agreement_column(head: str) -> Column:

@@ -40,7 +40,7 @@ from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.models.load import base_of
 
 from ..harness.batches import Batch, BatchCase, make_batch
-from ..harness.models import LORA_TARGETS, SHAPES, build
+from ..harness.models import SHAPES, build, lora_config
 from ..harness.results import RESULTS, environment, write_result
 from ..harness.suite import Suite, add_case_flags, chosen, free_memory, present_devices
 from ..harness.tables import Column, Table, provenance, unique
@@ -172,7 +172,7 @@ class Card:
             train_dataset=Dataset.from_dict({"prompt": ["a"], "completions": [[" b"]], "scores": [[1.0]]}),
             processing_class=self.tokenizer,
             value_model=build(self.names[1], device=self.device, dtype=self.dtype),
-            peft_config=_lora(),
+            peft_config=lora_config(16),
         )
         trainer.current_gradient_accumulation_steps = 1  # train() would set it, and begin what follows
         if gradient_checkpointing:
@@ -220,7 +220,7 @@ class Card:
     def adapted(self, gradient_checkpointing: bool = True) -> Any:
         """The model with an adapter in bfloat16, made once."""
         if self.trained is None:
-            self.trained = wrap_with_peft(self.model, _lora())
+            self.trained = wrap_with_peft(self.model, lora_config(16))
             for parameter in self.trained.parameters():
                 if parameter.requires_grad:
                     parameter.data = parameter.data.to(self.dtype)
@@ -270,12 +270,6 @@ def _imitation(tokens: Any) -> torch.Tensor:
     means = tokens.sums() / tokens.lengths().to(tokens.sums().device)
     plain, guided = means[0::2], means[1::2]
     return weighted_sft_loss(plain, guided, torch.full_like(plain, 0.5)).mean()
-
-
-def _lora() -> Any:
-    from peft import LoraConfig
-
-    return LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=list(LORA_TARGETS), task_type="CAUSAL_LM")
 
 
 def measure(card: Card, case: Case) -> dict[str, Any]:

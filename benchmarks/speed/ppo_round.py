@@ -29,7 +29,7 @@ from ..harness.models import MODELS, SHAPES
 from ..harness.ppo_environment import PPO
 from ..harness.process import run, trainable_parameters
 from ..harness.suite import TimedSuite
-from ..harness.tables import Column, Table, median_seconds, ratio_column, sections
+from ..harness.tables import Column, Table, ratio_column, seconds_column, sections
 from ..harness.text import pieces
 from ..harness.timing import CLOCKS, all_pairs, clock_of, pair_ratios, spreads
 
@@ -179,7 +179,7 @@ def tables(results: Sequence[dict[str, Any]]) -> str:
     ]
     absolute = []
     for name in ORDER:
-        absolute.append(Column(name, partial(_seconds, name)))
+        absolute.append(seconds_column(name))
         absolute.append(Column(f"{name}: memory above the models", partial(_mebibytes, name)))
     found = [
         Table("round", _label, ratios),
@@ -195,10 +195,6 @@ def _less_memory(case: Case, measured: dict[str, Any]) -> str:
 
 def _trained(case: Case, measured: dict[str, Any]) -> str:
     return " and ".join(f"{measured['settings']['trained'][name]:,}" for name in (OURS, TRL))
-
-
-def _seconds(name: str, case: Case, measured: dict[str, Any]) -> str:
-    return f"{median_seconds(measured, name):.3g} s"
 
 
 def _mebibytes(name: str, case: Case, measured: dict[str, Any]) -> str:

@@ -12,7 +12,6 @@ N responses, T tokens of a response, M decisions.
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ from trl_ext.training.statistics import whitened
 
 from ..harness.models import SHAPES, build
 from ..harness.suite import TimedSuite, compare
-from ..harness.tables import Column, Table, median_seconds, ratio_column, sections
+from ..harness.tables import BY_DTYPE, Column, Table, ratio_column, seconds_column, sections
 from ..harness.timing import Variant
 from ..harness.trainers import make_tokenizer, trainer_args
 
@@ -228,20 +227,16 @@ def tables(results: Sequence[dict[str, Any]]) -> str:
         Column("decisions", lambda case, measured: f"{measured['settings']['decisions']:,}"),
         Column("trained parameters: proxy, adapter", _trained),
     ]
-    seconds = [Column(name, partial(_seconds, name)) for name in ORDER]
+    seconds = [seconds_column(name) for name in ORDER]
     found = [
         Table("update", _label, ratios),
         Table("update", _label, seconds, "Seconds of an update", measured_only=True),
     ]
-    return sections(results, CASES, {"cpu": "CPU, float32", "cuda": "GPU, bfloat16"}, found)
+    return sections(results, CASES, BY_DTYPE, found)
 
 
 def _trained(case: Case, measured: dict[str, Any]) -> str:
     return " and ".join(f"{measured['settings']['trainable'][name]:,}" for name in (PPO, GRADIENT))
-
-
-def _seconds(name: str, case: Case, measured: dict[str, Any]) -> str:
-    return f"{median_seconds(measured, name):.3g} s"
 
 
 def _label(case: Case) -> str:

@@ -33,7 +33,7 @@ from trl_ext.training.rollouts import score_round
 
 from ..harness.models import MODELS, SHAPES, build
 from ..harness.suite import TimedSuite, compare
-from ..harness.tables import Column, Table, agreement_column, median_seconds, ratio_column, sections
+from ..harness.tables import BY_DTYPE, Column, Table, agreement_column, median_seconds, ratio_column, sections
 from ..harness.timing import Variant
 from ..harness.trainers import make_tokenizer, trainer_args
 
@@ -331,7 +331,7 @@ def tables(results: Sequence[dict[str, Any]]) -> str:
     seconds = [Column(head, partial(_milliseconds, names)) for head, names in shown.items()]
     heading = f"Milliseconds a prompt: {GRPO}, {SHARED}"
     found = [Table("batch", _label, ratios), Table("batch", _label, seconds, heading, measured_only=True)]
-    return sections(results, CASES, {"cpu": "CPU, float32", "cuda": "GPU, bfloat16"}, found)
+    return sections(results, CASES, BY_DTYPE, found)
 
 
 def _all_phases(case: Case, measured: dict[str, Any]) -> str:

@@ -18,7 +18,17 @@ import torch
 from ..harness.memory import needed_memory
 from ..harness.models import SHAPES
 from ..harness.suite import TimedSuite, compare
-from ..harness.tables import Column, Rows, Table, agreement_column, median_seconds, newest, ratio_column, section
+from ..harness.tables import (
+    BY_DTYPE,
+    Column,
+    Rows,
+    Table,
+    agreement_column,
+    median_seconds,
+    newest,
+    ratio_column,
+    section,
+)
 from ..harness.timing import Variant, relative_difference
 from .rrhf_workload import CASCADE, CASES, DPO, NAIVE, ORDER, OUR_ROWS, TRL_ROWS, Case, Workload
 
@@ -82,10 +92,7 @@ def measure(case: Case, *, rounds: int, batches: int, seed: int) -> dict[str, An
 
 def tables(results: Sequence[dict[str, Any]]) -> str:
     """How much faster and smaller the best form is than the others, seconds and memory."""
-    return "\n\n".join(
-        _section(title, newest(results, CASES, device), device)
-        for device, title in (("cpu", "CPU, float32"), ("cuda", "GPU, bfloat16"))
-    )
+    return "\n\n".join(_section(title, newest(results, CASES, device), device) for device, title in BY_DTYPE.items())
 
 
 def _section(title: str, rows: Rows, device: str) -> str:

@@ -30,7 +30,7 @@ from ..harness.batches import RAGGED, Batch, BatchCase, make_batch
 from ..harness.memory import needed_memory
 from ..harness.models import SHAPES, build
 from ..harness.suite import TimedSuite, compare
-from ..harness.tables import Column, Table, agreement_column, median_seconds, ratio_column, sections
+from ..harness.tables import BY_DTYPE, Column, Table, agreement_column, median_seconds, ratio_column, sections
 from ..harness.timing import Variant, relative_difference
 from ..harness.trainers import make_tokenizer, trainer_args
 
@@ -267,7 +267,7 @@ def tables(results: Sequence[dict[str, Any]]) -> str:
     absolute = [Column(name, partial(_absolute, name)) for name in ORDER]
     heading = "Completion tokens a second, and peak memory above the weights"
     found = [Table("step", _label, ratios), Table("step", _label, absolute, heading, measured_only=True)]
-    return sections(results, CASES, {"cpu": "CPU, float32", "cuda": "GPU, bfloat16"}, found)
+    return sections(results, CASES, BY_DTYPE, found)
 
 
 def _is_separate(measured: dict[str, Any] | None) -> bool:
