@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What a method may be, and what discovery makes of good, bad and quarrelling packages."""
+"""Valid and invalid methods, and discovery with valid, broken and conflicting packages."""
 
 import dataclasses
 import importlib
@@ -25,7 +25,7 @@ GOOD = {
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder on `sys.path` for packages; what is imported from it is forgotten afterwards."""
+    """A folder on `sys.path` for packages. Modules imported from it are removed from `sys.modules` afterwards."""
     before = set(sys.modules)
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
@@ -69,7 +69,7 @@ class TestMethod:
         with pytest.raises(ValueError, match=f"`{field}` of method 'some_method'"):
             Method(**{**GOOD, field: reference})
 
-    def test_decoding_is_imported_when_asked_for(self):
+    def test_decoding_class_imports_the_class(self):
         assert Method(**GOOD, decoding="collections:OrderedDict").decoding_class().__name__ == "OrderedDict"
 
     def test_import_class(self):
@@ -81,15 +81,15 @@ class TestMethod:
 
 
 class TestDiscover:
-    def test_strangers_method_is_found_with_its_source(self, folder):
+    def test_a_method_of_another_package_is_found_with_its_source(self, folder):
         write_package(folder)
         found = discover().methods["stranger"]
         assert (found.package, found.version, found.source) == ("stranger-pkg", "0.3", "stranger-pkg 0.3")
         assert found.method.columns == ("text",)
-        assert "stranger_pkg.training" not in sys.modules  # finding a method must not import what it trains with
+        assert "stranger_pkg.training" not in sys.modules  # finding a method must not import its trainer
 
     @pytest.mark.parametrize("word", ["two_words", "two-words", "Two-Words"])
-    def test_hyphen_is_as_good_as_underscore(self, folder, word):
+    def test_names_with_hyphens_or_underscores_are_the_same(self, folder, word):
         write_package(
             folder, files={"__init__.py": declared("two_words")}, entry_points={"two-words": "stranger_pkg:METHOD"}
         )
@@ -107,7 +107,7 @@ class TestDiscover:
             (declared("sample"), "ValueError: 'sample' is a command of trl-ext and cannot be the name of a method."),
         ],
     )
-    def test_broken_package_is_named_and_takes_nothing_down(self, folder, source, error):
+    def test_a_broken_package_is_named_and_does_not_affect_others(self, folder, source, error):
         write_package(folder, "broken-pkg", {"__init__.py": source}, {"broken": "broken_pkg:METHOD"}, "1.2")
         write_package(folder)
         discovery = discover()
@@ -116,7 +116,7 @@ class TestDiscover:
         assert "stranger" in discovery.methods
         assert "broken" not in discovery.methods
 
-    def test_first_by_package_name_keeps_a_name_whatever_the_path_says(self, folder, monkeypatch):
+    def test_the_first_package_by_name_keeps_a_method_name_in_any_order_of_the_path(self, folder, monkeypatch):
         # the second folder is searched first, but "a-pkg" comes before "z-pkg"
         late = folder / "late"
         monkeypatch.syspath_prepend(late)
@@ -128,7 +128,7 @@ class TestDiscover:
         assert broken.package == "z-pkg"
         assert broken.error == "ValueError: the name 'stranger' is taken by a-pkg 0.3, which is kept"
 
-    def test_own_methods_come_first_and_keep_their_names(self, folder):
+    def test_methods_of_this_package_are_first_and_keep_their_names(self, folder):
         own = discover().methods
         name = next(iter(own))
         assert own[name].package == "trl-ext"
@@ -143,7 +143,7 @@ class TestPackage:
         for name in trl_ext.__all__:
             assert getattr(trl_ext, name).__name__ == name
 
-    def test_classes_of_own_and_strangers_methods(self, folder):
+    def test_classes_of_methods_of_this_and_another_package(self, folder):
         write_package(folder)
         from trl_ext import RRHFConfig, RRHFTrainer, StrangerTrainer
 
@@ -151,10 +151,10 @@ class TestPackage:
         assert RRHFConfig is import_class("trl_ext.methods.rrhf.config:RRHFConfig")
         assert StrangerTrainer.__module__ == "stranger_pkg.training"
         assert {"RRHFConfig", "RRHFTrainer", "StrangerTrainer", "Method", "discover"} <= set(dir(trl_ext))
-        del trl_ext.StrangerTrainer  # kept by the package once found
+        del trl_ext.StrangerTrainer  # the package stores a name when it is first used
 
-    def test_a_star_imports_what_belongs_to_no_method(self):
-        """Names that are imported when they are used are there all the same; the methods' are for asking by name."""
+    def test_a_star_imports_the_names_that_belong_to_no_method(self):
+        """Including names that are imported on first use; classes of methods are imported by name only."""
         found: dict[str, object] = {}
         exec("from trl_ext import *", found)
         names = {name for name in found if name != "__builtins__"}
@@ -163,7 +163,7 @@ class TestPackage:
         assert not any(name.endswith("Trainer") for name in names)
         assert found["Method"] is Method
 
-    def test_unknown_name_also_says_which_plugins_are_broken(self, folder):
+    def test_the_error_about_an_unknown_name_lists_broken_plugins(self, folder):
         write_package(folder, "broken-pkg", {"__init__.py": "import no_such_module"}, {"broken": "broken_pkg:METHOD"})
         with pytest.raises(AttributeError, match=r"no attribute 'BrokenTrainer' .*broken of broken-pkg 0\.3: Module"):
             trl_ext.BrokenTrainer  # noqa: B018

@@ -4,7 +4,7 @@
 """
 Phrases of our own that a reader who knows TRL and PyTorch cannot know, and the field's words for them.
 
-Only what no sentence needs is listed; the rest is a reader's judgement. `python tests/test_words.py` lists what it
+Only what no sentence needs is listed; the rest is a reader's judgement. `python tests/test_words.py` lists all that it
 finds.
 """
 

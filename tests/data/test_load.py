@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Data sets from files and directories of every kind, and what is said about those that cannot be read."""
+"""Datasets from files and directories of every kind, and the errors for those that cannot be read."""
 
 import json
 
@@ -22,7 +22,7 @@ ROWS = [
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
-    """A data set that is read from a file is cached; tests must not meet one another's."""
+    """Gives each test a cache of its own: `datasets` caches what it reads from files."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
@@ -81,7 +81,7 @@ def test_a_directory_of_files(tmp_path):
     assert list(load_dataset(str(folder), split="test")) == ROWS[:1]
 
 
-def test_a_directory_that_save_to_disk_wrote(tmp_path):
+def test_a_directory_written_by_save_to_disk(tmp_path):
     dataset = Dataset.from_list(ROWS)
     dataset.save_to_disk(tmp_path / "one")
     DatasetDict(train=dataset, validation=dataset.select([1])).save_to_disk(tmp_path / "two")
@@ -89,7 +89,7 @@ def test_a_directory_that_save_to_disk_wrote(tmp_path):
     assert list(load_dataset(str(tmp_path / "two"), split="validation")) == ROWS[1:]
 
 
-def test_a_split_that_is_not_there(tmp_path):
+def test_a_split_that_does_not_exist(tmp_path):
     name = write_rows(tmp_path / "rows.jsonl")
     with pytest.raises(DataError, match="has no split 'test'; it has 'train'"):
         load_dataset(name, split="test")
@@ -99,13 +99,13 @@ def test_a_split_that_is_not_there(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["no.jsonl", "no/such.parquet", "/no/such.csv", "./no.json"])
-def test_a_file_that_is_not_there(name):
+def test_a_file_that_does_not_exist(name):
     with pytest.raises(DataError, match=f"There is no file '{name}'"):
         load_dataset(name)
 
 
 @pytest.mark.parametrize("name", ["./no/such", "/no/such", "~/no-such-data"])
-def test_a_directory_that_is_not_there(name):
+def test_a_directory_that_does_not_exist(name):
     with pytest.raises(DataError, match=f"There is no file or directory '{name}'"):
         load_dataset(name)
 
@@ -125,21 +125,21 @@ def test_a_line_that_is_not_json(tmp_path):
 
 
 CHAT_PROMPT = {"prompt": [{"role": "user", "content": "x"}]}
-CHAT_ANSWER = {"completions": [[{"role": "assistant", "content": "x"}]], "scores": [1.0]}
+CHAT_COMPLETION = {"completions": [[{"role": "assistant", "content": "x"}]], "scores": [1.0]}
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (CHAT_PROMPT, "Row 2, column 'prompt': must be text"),
-        (CHAT_ANSWER, r"Row 2, column 'completions': \[0\] must be text"),
+        (CHAT_COMPLETION, r"Row 2, column 'completions': \[0\] must be text"),
         ({"scores": ["high", "low"]}, r"Row 2, column 'scores': \[0\] must be a number, got 'high'"),
         ({"scores": "high"}, "Row 2, column 'scores': must be a list"),
         ({"scores": [float("nan"), 1.0]}, r"Row 2, column 'scores': \[0\] (is nan|must be a number)"),
     ],
 )
 @pytest.mark.parametrize("suffix", [".jsonl", ".json"])
-def test_rows_of_several_forms_arrive_as_they_are_and_are_named(tmp_path, tiny_tokenizer, suffix, change, message):
+def test_a_row_of_another_type_is_kept_and_named(tmp_path, tiny_tokenizer, suffix, change, message):
     rows = [*ROWS, ROWS[0] | change]
     path = tmp_path / f"rows{suffix}"
     name = write_lines(path, rows) if suffix == ".jsonl" else write(path, json.dumps(rows))
@@ -147,24 +147,20 @@ def test_rows_of_several_forms_arrive_as_they_are_and_are_named(tmp_path, tiny_t
         prepare_dataset(load_dataset(name, split="train"), tiny_tokenizer, name="train", max_length=0)
 
 
-def test_a_row_of_another_form_late_in_a_large_file(tmp_path):
-    """Beyond the first ten megabytes, from which types are read by default."""
+def test_a_row_of_another_type_late_in_a_large_file(tmp_path):
+    """By default `datasets` infers the types from the first ten megabytes."""
     name = write_lines(tmp_path / "rows.jsonl", [ROWS[0] | {"prompt": "x" * 100_000}] * 110 + [ROWS[0] | CHAT_PROMPT])
     assert (tmp_path / "rows.jsonl").stat().st_size > 10 << 20
     assert load_dataset(name, split="train")[-1]["prompt"] == CHAT_PROMPT["prompt"]
 
 
-def test_whole_numbers_and_others_mix(tmp_path):
+def test_integers_and_floats_mix(tmp_path):
     rows = [ROWS[0] | {"weight": 1, "scores": [1, 0.5]}, ROWS[1] | {"weight": 0.5, "scores": [2]}]
     name = write_lines(tmp_path / "rows.jsonl", rows)
     assert load_dataset(name, split="train")["weight"] == [1.0, 0.5]
 
 
-def test_a_json_file_that_is_not_json(tmp_path):
-    with pytest.raises(DataError, match=r"rows.json' cannot be read"):
-        load_dataset(write(tmp_path / "rows.json", "[{]"))
-
-
-def test_a_parquet_file_that_is_not_parquet(tmp_path):
-    with pytest.raises(DataError, match=r"rows.parquet' cannot be read"):
-        load_dataset(write(tmp_path / "rows.parquet", "prompt,chosen\n"))
+@pytest.mark.parametrize(("suffix", "text"), [(".json", "[{]"), (".parquet", "prompt,chosen\n")])
+def test_a_file_of_another_format_than_its_suffix(tmp_path, suffix, text):
+    with pytest.raises(DataError, match=f"rows{suffix}' cannot be read"):
+        load_dataset(write(tmp_path / f"rows{suffix}", text))

@@ -1,40 +1,14 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The row schema: every way into it, what becomes of the tokens, and errors that name row and column."""
+"""The row schema: conversion of preference data to it, and errors that name row and column."""
 
 import pytest
-from conftest import make_tokenizer
-from datasets import Dataset, IterableDataset
+from dataset_rows import CHAT, EOS, PLAIN, USER, assistant, completion_texts, completion_tokens, prepare, stream
+from datasets import Dataset
 
-from trl_ext.data.schema import DataError, check_row, column_names, is_conversational, to_scored_rows
+from trl_ext.data.schema import DataError, check_row, is_conversational, to_scored_rows
 from trl_ext.data.tokenization import encode_prompt, prepare_dataset
-
-
-EOS, IM_END = "<|endoftext|>", "<|im_end|>"
-
-PLAIN = {"prompt": "the film was", "completions": [" good", " so dull"], "scores": [1.0, 0.0]}
-USER = [{"role": "user", "content": "question"}]
-
-
-def says(text):
-    return [{"role": "assistant", "content": text}]
-
-
-CHAT = {"prompt": USER, "completions": [says("good film"), says("bad")], "scores": [1.0, 0.0]}
-
-
-def stream(rows):
-    return IterableDataset.from_generator(lambda: iter(rows))
-
-
-def prepare(rows, tokenizer=None, max_length=0, make=Dataset.from_list):
-    dataset, dropped = prepare_dataset(make(rows), tokenizer or make_tokenizer(), name="train", max_length=max_length)
-    return list(dataset), dropped
-
-
-def tokens_of(tokenizer, ids):
-    return tokenizer.convert_ids_to_tokens(ids)
 
 
 # --------------------------------------------------------------------------------------------------- preference data
@@ -51,7 +25,7 @@ def test_plain_preferences(tiny_tokenizer, make):
     (row,), _ = prepare(rows, make=make)
     assert row["scores"] == [1.0, 0.0]
     assert row["completions"] == [" good", " bad"]
-    assert [tokens_of(tiny_tokenizer, ids) for ids in row["completion_ids"]] == [["Ġgood", EOS], ["Ġbad", EOS]]
+    assert completion_tokens(tiny_tokenizer, row) == [["Ġgood", EOS], ["Ġbad", EOS]]
     assert row["source"] == "x"
     assert not {"chosen", "rejected"} & set(row)
 
@@ -59,24 +33,24 @@ def test_plain_preferences(tiny_tokenizer, make):
 def test_plain_preferences_without_prompt(tiny_tokenizer):
     (row,), _ = prepare([{"chosen": "the film was good", "rejected": "the film was bad"}])
     assert tiny_tokenizer.decode(row["prompt_ids"]) == "the film was"
-    assert [tiny_tokenizer.decode(ids) for ids in row["completion_ids"]] == [f" good{EOS}", f" bad{EOS}"]
+    assert completion_texts(tiny_tokenizer, row) == [f" good{EOS}", f" bad{EOS}"]
 
 
 @pytest.mark.parametrize("implicit", [False, True], ids=["with prompt", "without prompt"])
 def test_conversational_preferences(chat_tokenizer, implicit):
-    row = {"chosen": says("good"), "rejected": says("bad")}
-    row = {name: USER + answer for name, answer in row.items()} if implicit else {"prompt": USER, **row}
+    row = {"chosen": assistant("good"), "rejected": assistant("bad")}
+    row = {name: USER + completion for name, completion in row.items()} if implicit else {"prompt": USER, **row}
     (row,), _ = prepare([row], chat_tokenizer)
     assert row["prompt_ids"] == encode_prompt(chat_tokenizer, USER)
-    assert [chat_tokenizer.decode(ids) for ids in row["completion_ids"]] == ["good<|im_end|>\n", "bad<|im_end|>\n"]
+    assert completion_texts(chat_tokenizer, row) == ["good<|im_end|>\n", "bad<|im_end|>\n"]
 
 
-def test_completions_win_over_preferences():
+def test_completions_take_precedence_over_preferences():
     (row,), _ = prepare([PLAIN | {"chosen": " x", "rejected": " y"}])
     assert row["completions"] == PLAIN["completions"]
 
 
-# --------------------------------------------------------------------------------------------------------- bad input
+# ------------------------------------------------------------------------------------------------------------ errors
 
 
 def without(row, *columns):
@@ -90,7 +64,11 @@ BAD_PLAIN_ROWS = {
     "completions are a number": ({"completions": 3}, "completions", "must be a list, got `int`"),
     "empty completion": ({"completions": [" a", ""]}, "completions", r"\[1\] is empty text"),
     "null completion": ({"completions": [" a", None]}, "completions", r"\[1\] must be text.*got nothing"),
-    "cut to nothing": ({"completions": [" a", ""], "ended": [True, False]}, "completions", r"\[1\] is empty text"),
+    "cut off at the start": (
+        {"completions": [" a", ""], "ended": [True, False]},
+        "completions",
+        r"\[1\] is empty text",
+    ),
     "too few scores": ({"scores": [1.0]}, "scores", "has 1 entries for 2 completions"),
     "too many scores": ({"scores": [1.0, 2.0, 3.0]}, "scores", "has 3 entries for 2 completions"),
     "no scores": ({"scores": None}, "scores", "must be a list with one number per completion"),
@@ -101,35 +79,37 @@ BAD_PLAIN_ROWS = {
     "null score": ({"scores": [1.0, None]}, "scores", r"\[1\] must be a number, got None"),
     "true score": ({"scores": [True, 1.0]}, "scores", r"\[0\] must be a number, got True"),
     "too few ended": ({"ended": [True]}, "ended", "must be a list of 2 booleans"),
-    "ended is no list": ({"ended": True}, "ended", "must be a list of 2 booleans"),
+    "ended is not a list": ({"ended": True}, "ended", "must be a list of 2 booleans"),
     "empty prompt": ({"prompt": ""}, "prompt", "is empty text. Remove the row: a model cannot(?!.*`ended`)"),
     "null prompt": ({"prompt": None}, "prompt", "must be text.*got nothing"),
     "number prompt": ({"prompt": 3}, "prompt", "must be text.*got `int`"),
     "chat prompt": ({"prompt": USER}, "prompt", "must be text, as in the first row, got a list of messages"),
-    "chat completion": ({"completions": [" a", says("b")]}, "completions", r"\[1\] must be text.*list of messages"),
+    "chat completion": (
+        {"completions": [" a", assistant("b")]},
+        "completions",
+        r"\[1\] must be text.*list of messages",
+    ),
 }
 
 BAD_CHAT_ROWS = {
     "plain prompt": ({"prompt": "question"}, "prompt", "must be a list of messages, as in the first row, got text"),
     "plain completion": (
-        {"completions": [says("a"), "b"]},
+        {"completions": [assistant("a"), "b"]},
         "completions",
         r"\[1\] must be a list of messages.*got text",
     ),
     "no messages": ({"prompt": []}, "prompt", "has no messages"),
-    "empty answer": ({"completions": [[], says("b")]}, "completions", r"\[0\] has no messages"),
+    "empty completion": ({"completions": [[], assistant("b")]}, "completions", r"\[0\] has no messages"),
     "no role": ({"prompt": [{"content": "x"}]}, "prompt", "holds .*, which is not a message"),
-    "no dict": ({"completions": [says("a"), ["b"]]}, "completions", r"\[1\] holds 'b', which is not a message"),
-    "cut to nothing": (
-        {"completions": [says(""), says("b")], "ended": [False, True]},
-        "completions",
-        r"\[0\] ends with an empty message, although it was cut off",
-    ),
-    "cut to null": (
-        {"completions": [says(None), says("b")], "ended": [False, True]},
-        "completions",
-        r"\[0\] ends with an empty message, although it was cut off",
-    ),
+    "no dict": ({"completions": [assistant("a"), ["b"]]}, "completions", r"\[1\] holds 'b', which is not a message"),
+    **{
+        f"cut off at {content!r}": (
+            {"completions": [assistant(content), assistant("b")], "ended": [False, True]},
+            "completions",
+            r"\[0\] ends with an empty message, although it was cut off",
+        )
+        for content in ("", None)
+    },
 }
 
 BAD = [
@@ -139,20 +119,25 @@ BAD = [
 
 
 @pytest.mark.parametrize(("good", "change", "column", "problem"), [c[:4] for c in BAD], ids=[c[4] for c in BAD])
-def test_a_bad_row_is_named(chat_tokenizer, good, change, column, problem):
-    """A stream, because a table of Arrow would refuse most of these before we see them."""
+def test_a_row_that_does_not_follow_the_schema_is_named(chat_tokenizer, good, change, column, problem):
+    """Streamed, because an Arrow table refuses most of these rows itself."""
     rows = [good, good, good | change]
     with pytest.raises(DataError, match=f"Row 2, column '{column}': {problem}"):
         prepare(rows, chat_tokenizer, make=stream)
 
 
-def test_good_rows_are_not_refused(chat_tokenizer):
-    for good in (PLAIN, CHAT, PLAIN | {"ended": [False, False]}, CHAT | {"completions": [says(None), says("b")]}):
+def test_valid_rows_are_accepted(chat_tokenizer):
+    for good in (
+        PLAIN,
+        CHAT,
+        PLAIN | {"ended": [False, False]},
+        CHAT | {"completions": [assistant(None), assistant("b")]},
+    ):
         check_row(good, 0, is_conversational(good))
         assert len(prepare([good], chat_tokenizer, make=stream)[0]) == 1
 
 
-def test_a_bad_row_of_a_table_is_named():
+def test_a_row_of_a_table_that_does_not_follow_the_schema_is_named():
     with pytest.raises(DataError, match=r"Row 1, column 'scores': \[0\] must be a number, got None"):
         prepare([PLAIN, PLAIN | {"scores": [None, 1.0]}])
 
@@ -169,19 +154,21 @@ def test_a_bad_row_of_a_table_is_named():
     ],
 )
 @pytest.mark.parametrize("make", [Dataset.from_list, stream], ids=["map", "stream"])
-def test_missing_columns_and_those_found(make, row, message):
+def test_missing_columns_are_named_with_the_columns_found(make, row, message):
     with pytest.raises(DataError, match=f"The train dataset {message}"):
         to_scored_rows(make([row]), "train")
 
 
-@pytest.mark.parametrize("dataset", [Dataset.from_list([]), Dataset.from_list([PLAIN]).select([]), stream([])])
-def test_a_data_set_without_rows(tiny_tokenizer, dataset):
-    with pytest.raises(DataError, match="The train dataset has no rows"):
-        prepare_dataset(dataset, tiny_tokenizer, name="train", max_length=0)
-
-
-def test_a_stream_that_declares_columns_but_has_no_rows(tiny_tokenizer):
-    dataset = Dataset.from_list([PLAIN]).to_iterable_dataset().filter(lambda row: False)
-    assert column_names(dataset)
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        Dataset.from_list([]),
+        Dataset.from_list([PLAIN]).select([]),
+        stream([]),
+        Dataset.from_list([PLAIN]).to_iterable_dataset().filter(lambda row: False),
+    ],
+    ids=["table", "table with columns", "stream", "stream with columns"],
+)
+def test_a_dataset_without_rows(tiny_tokenizer, dataset):
     with pytest.raises(DataError, match="The train dataset has no rows"):
         prepare_dataset(dataset, tiny_tokenizer, name="train", max_length=0)

@@ -1,13 +1,14 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Rows as token ids: where prompts end, who gets an end of sequence, and what is cut or dropped."""
+"""Rows as token ids: where prompts end, which completions get an end token, what is truncated or dropped."""
 
 import itertools
 import json
 
 import pytest
 from conftest import make_tokenizer
+from dataset_rows import CHAT, EOS, PLAIN, USER, assistant, completion_texts, completion_tokens, prepare, stream
 from datasets import Dataset, IterableDataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,63 +20,34 @@ from trl_ext.data.tokenization import encode_prompt, left_padded, prepare_datase
 from trl_ext.models.tokenizers import ensure_pad_token, load_tokenizer
 
 
-EOS, IM_END = "<|endoftext|>", "<|im_end|>"
-
-PLAIN = {"prompt": "the film was", "completions": [" good", " so dull"], "scores": [1.0, 0.0]}
-USER = [{"role": "user", "content": "question"}]
-
-
-def says(text):
-    return [{"role": "assistant", "content": text}]
-
-
-CHAT = {"prompt": USER, "completions": [says("good film"), says("bad")], "scores": [1.0, 0.0]}
-
-
-def stream(rows):
-    return IterableDataset.from_generator(lambda: iter(rows))
-
-
-def prepare(rows, tokenizer=None, max_length=0, make=Dataset.from_list):
-    dataset, dropped = prepare_dataset(make(rows), tokenizer or make_tokenizer(), name="train", max_length=max_length)
-    return list(dataset), dropped
-
-
-def tokens_of(tokenizer, ids):
-    return tokenizer.convert_ids_to_tokens(ids)
-
-
 # -------------------------------------------------------------------------------------------------------- plain rows
 
 
 def test_plain_row(tiny_tokenizer):
     row = tokenize_row(PLAIN, tiny_tokenizer)
-    assert tokens_of(tiny_tokenizer, row["prompt_ids"]) == ["the", "Ġfilm", "Ġwas"]
-    assert [tokens_of(tiny_tokenizer, ids) for ids in row["completion_ids"]] == [
-        ["Ġgood", EOS],
-        ["Ġso", "Ġdull", EOS],
-    ]
+    assert tiny_tokenizer.convert_ids_to_tokens(row["prompt_ids"]) == ["the", "Ġfilm", "Ġwas"]
+    assert completion_tokens(tiny_tokenizer, row) == [["Ġgood", EOS], ["Ġso", "Ġdull", EOS]]
     assert (row["scores"], row["ended"]) == ([1.0, 0.0], [True, True])
 
 
-def test_cut_answers_get_no_end(tiny_tokenizer):
+def test_completions_that_did_not_end_get_no_end_token(tiny_tokenizer):
     row = tokenize_row(PLAIN | {"ended": [False, True]}, tiny_tokenizer)
-    assert [tokens_of(tiny_tokenizer, ids)[-1] for ids in row["completion_ids"]] == ["Ġgood", EOS]
+    assert completion_tokens(tiny_tokenizer, row) == [["Ġgood"], ["Ġso", "Ġdull", EOS]]
     assert row["ended"] == [False, True]
 
 
-def test_an_end_that_is_there_is_not_doubled(tiny_tokenizer):
+def test_an_end_token_in_the_text_is_not_doubled(tiny_tokenizer):
     row = tokenize_row(PLAIN | {"completions": [f" good{EOS}", " bad"]}, tiny_tokenizer)
-    assert [tokens_of(tiny_tokenizer, ids) for ids in row["completion_ids"]] == [["Ġgood", EOS], ["Ġbad", EOS]]
+    assert completion_tokens(tiny_tokenizer, row) == [["Ġgood", EOS], ["Ġbad", EOS]]
 
 
-def test_an_empty_answer_that_ended_is_its_end(tiny_tokenizer):
+def test_an_empty_completion_that_ended_is_the_end_token(tiny_tokenizer):
     row = PLAIN | {"completions": ["", " bad"], "ended": [True, True]}
     check_row(row, 0, conversational=False)
-    assert tokens_of(tiny_tokenizer, tokenize_row(row, tiny_tokenizer)["completion_ids"][0]) == [EOS]
+    assert completion_tokens(tiny_tokenizer, tokenize_row(row, tiny_tokenizer)) == [[EOS], ["Ġbad", EOS]]
 
 
-def test_scores_become_numbers_with_a_point(tiny_tokenizer):
+def test_scores_become_floats(tiny_tokenizer):
     assert tokenize_row(PLAIN | {"scores": [2, 1]}, tiny_tokenizer)["scores"] == [2.0, 1.0]
 
 
@@ -83,7 +55,7 @@ def test_scores_become_numbers_with_a_point(tiny_tokenizer):
 
 
 def with_template(template):
-    """The tokenizer with `template` put around every text, as those with a start or end token of their own do."""
+    """A tokenizer that adds special tokens to every text, as `template` states."""
     tokenizer = make_tokenizer()
     names = ["<|im_start|>", EOS]
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
@@ -93,34 +65,33 @@ def with_template(template):
     return tokenizer
 
 
-def test_one_start_token_and_no_second():
+def test_the_start_token_is_added_once():
     tokenizer = with_template("<|im_start|> $A")
     row = tokenize_row(PLAIN, tokenizer)
-    assert tokens_of(tokenizer, row["prompt_ids"]) == ["<|im_start|>", "the", "Ġfilm", "Ġwas"]
-    for ids in row["completion_ids"]:
-        assert tokenizer.bos_token_id not in ids
+    assert tokenizer.convert_ids_to_tokens(row["prompt_ids"]) == ["<|im_start|>", "the", "Ġfilm", "Ġwas"]
+    assert completion_tokens(tokenizer, row) == [["Ġgood", EOS], ["Ġso", "Ġdull", EOS]]
 
 
 @pytest.mark.parametrize("template", [f"$A {EOS}", f"<|im_start|> $A {EOS}"])
-def test_tokenizers_that_end_every_text_do_not_end_prompts_or_cut_answers(template):
+def test_tokenizers_that_end_every_text_do_not_end_prompts_or_unended_completions(template):
     tokenizer = with_template(template)
     assert encode_prompt(tokenizer, "the film was")[-1] == tokenizer.convert_tokens_to_ids("Ġwas")
     row = tokenize_row(PLAIN | {"ended": [False, True]}, tokenizer)
     assert row["prompt_ids"] == encode_prompt(tokenizer, "the film was")
-    assert [tokens_of(tokenizer, ids) for ids in row["completion_ids"]] == [["Ġgood"], ["Ġso", "Ġdull", EOS]]
+    assert completion_tokens(tokenizer, row) == [["Ġgood"], ["Ġso", "Ġdull", EOS]]
 
 
 def test_a_start_token_that_is_the_end_token_stays():
-    """As OPT's: `</s>` before every text, and `</s>` when it is over."""
+    """OPT's tokenizer adds `</s>` at the start of every text; a completion also ends with `</s>`."""
     tokenizer = with_template(f"{EOS} $A")
-    assert tokens_of(tokenizer, encode_prompt(tokenizer, "the film")) == [EOS, "the", "Ġfilm"]
+    assert tokenizer.convert_ids_to_tokens(encode_prompt(tokenizer, "the film")) == [EOS, "the", "Ġfilm"]
 
 
-def test_a_tokenizer_without_an_end():
+def test_a_tokenizer_without_an_end_token():
     tokenizer = make_tokenizer()
     tokenizer.eos_token = None
     row = tokenize_row(PLAIN, tokenizer)
-    assert [tokens_of(tokenizer, ids) for ids in row["completion_ids"]] == [["Ġgood"], ["Ġso", "Ġdull"]]
+    assert completion_tokens(tokenizer, row) == [["Ġgood"], ["Ġso", "Ġdull"]]
     with pytest.raises(DataError, match=r"Row 0, column 'completions': \[1\] has no tokens"):
         prepare([PLAIN | {"completions": [" good", ""], "ended": [True, True]}], tokenizer)
 
@@ -129,7 +100,7 @@ def test_a_tokenizer_without_an_end():
 
 
 def make_merging_tokenizer():
-    """Byte-pair merges: "ab" and "abc" are tokens, as are "a", "b", "c" and "d"."""
+    """A byte-pair tokenizer with the tokens "a", "b", "c", "d", "ab" and "abc"."""
     vocabulary = {token: i for i, token in enumerate(["<eos>", "a", "b", "c", "d", "ab", "abc"])}
     tokenizer = Tokenizer(models.BPE(vocabulary, merges=[("a", "b"), ("ab", "c")]))
     tokenizer.decoder = decoders.Fuse()
@@ -142,28 +113,25 @@ def merging_tokenizer():
 
 
 def test_tokens_that_merge_across_the_boundary(merging_tokenizer):
-    """ "da" + "b" is d ab: the model writes "ab" after "d", so the prompt ends before its last token."""
+    """ "da" + "b" is tokenized as d, ab: the model generates "ab" after "d", so the prompt ends before "a"."""
     row = {"prompt": "da", "completions": ["b", "d"], "scores": [1.0, 0.0]}
     tokens = tokenize_row(row, merging_tokenizer)
-    assert tokens_of(merging_tokenizer, tokens["prompt_ids"]) == ["d"]
-    assert [tokens_of(merging_tokenizer, ids) for ids in tokens["completion_ids"]] == [
-        ["ab", "<eos>"],
-        ["a", "d", "<eos>"],
-    ]
+    assert merging_tokenizer.convert_ids_to_tokens(tokens["prompt_ids"]) == ["d"]
+    assert completion_tokens(merging_tokenizer, tokens) == [["ab", "<eos>"], ["a", "d", "<eos>"]]
 
 
-def test_a_prompt_that_an_answer_would_merge_away(merging_tokenizer):
-    """Something has to predict the first answer token: the prompt stays, and the answers are split without it."""
+def test_a_prompt_whose_only_token_merges_with_a_completion(merging_tokenizer):
+    """The model needs a token to continue: the prompt stays, and the completions are tokenized separately."""
     row = {"prompt": "a", "completions": ["b", "d"], "scores": [1.0, 0.0], "ended": [True, False]}
     tokens = tokenize_row(row, merging_tokenizer)
-    assert tokens_of(merging_tokenizer, tokens["prompt_ids"]) == ["a"]
-    assert [tokens_of(merging_tokenizer, ids) for ids in tokens["completion_ids"]] == [["b", "<eos>"], ["d"]]
+    assert merging_tokenizer.convert_ids_to_tokens(tokens["prompt_ids"]) == ["a"]
+    assert completion_tokens(merging_tokenizer, tokens) == [["b", "<eos>"], ["d"]]
 
 
 def test_a_prompt_without_tokens_is_named(merging_tokenizer):
     row = {"completions": ["b"], "scores": [1.0]}
     with pytest.raises(DataError, match="Row 1, column 'prompt': has no tokens"):
-        prepare([{"prompt": "dd", **row}, {"prompt": "x", **row}], merging_tokenizer)  # it knows no x
+        prepare([{"prompt": "dd", **row}, {"prompt": "x", **row}], merging_tokenizer)  # x is not in its vocabulary
 
 
 @settings(max_examples=60, deadline=None)
@@ -172,17 +140,17 @@ def test_a_prompt_without_tokens_is_named(merging_tokenizer):
     completions=st.lists(st.text("abcd", min_size=1, max_size=6), min_size=1, max_size=4),
     data=st.data(),
 )
-def test_prompt_and_completion_always_make_the_whole_text(prompt, completions, data):
+def test_prompt_and_completion_decode_to_the_complete_text(prompt, completions, data):
     tokenizer = make_merging_tokenizer()
     ended = data.draw(st.lists(st.booleans(), min_size=len(completions), max_size=len(completions)))
     row = {"prompt": prompt, "completions": completions, "scores": [0.0] * len(completions), "ended": ended}
     tokens = tokenize_row(row, tokenizer)
     assert tokens["prompt_ids"]
-    wholes = [prompt + completion + "<eos>" * flag for completion, flag in zip(completions, ended, strict=True)]
-    merged_away = any(tokenizer(whole)["input_ids"][0] != tokens["prompt_ids"][0] for whole in wholes)
-    for whole, ids in zip(wholes, tokens["completion_ids"], strict=True):
-        assert tokenizer.decode(tokens["prompt_ids"] + ids) == whole
-        assert merged_away or tokens["prompt_ids"] + ids == tokenizer(whole)["input_ids"]
+    texts = [prompt + completion + "<eos>" * flag for completion, flag in zip(completions, ended, strict=True)]
+    merged_away = any(tokenizer(text)["input_ids"][0] != tokens["prompt_ids"][0] for text in texts)
+    for text, ids in zip(texts, tokens["completion_ids"], strict=True):
+        assert tokenizer.decode(tokens["prompt_ids"] + ids) == text
+        assert merged_away or tokens["prompt_ids"] + ids == tokenizer(text)["input_ids"]
     assert tokens["prompt_ids"] == tokenizer(prompt)["input_ids"][: len(tokens["prompt_ids"])]
 
 
@@ -192,33 +160,30 @@ def test_prompt_and_completion_always_make_the_whole_text(prompt, completions, d
 def test_chat_row(chat_tokenizer):
     row = tokenize_row(CHAT, chat_tokenizer)
     assert chat_tokenizer.decode(row["prompt_ids"]) == "<|im_start|>user\nquestion<|im_end|>\n<|im_start|>assistant\n"
-    assert [chat_tokenizer.decode(ids) for ids in row["completion_ids"]] == [
-        "good film<|im_end|>\n",
-        "bad<|im_end|>\n",
-    ]
+    assert completion_texts(chat_tokenizer, row) == ["good film<|im_end|>\n", "bad<|im_end|>\n"]
     assert row["prompt_ids"] == encode_prompt(chat_tokenizer, USER)
 
 
-def test_a_cut_chat_answer_gets_no_end_of_turn(chat_tokenizer):
+def test_a_chat_completion_that_did_not_end_gets_no_end_of_turn(chat_tokenizer):
     row = tokenize_row(CHAT | {"ended": [False, True]}, chat_tokenizer)
-    assert [chat_tokenizer.decode(ids) for ids in row["completion_ids"]] == ["good film", "bad<|im_end|>\n"]
+    assert completion_texts(chat_tokenizer, row) == ["good film", "bad<|im_end|>\n"]
 
 
-def test_an_empty_chat_answer_has_its_end_of_turn(chat_tokenizer):
-    (row,), _ = prepare([CHAT | {"completions": [says(""), says("bad")]}], chat_tokenizer)
+def test_an_empty_chat_completion_has_its_end_of_turn(chat_tokenizer):
+    (row,), _ = prepare([CHAT | {"completions": [assistant(""), assistant("bad")]}], chat_tokenizer)
     assert chat_tokenizer.decode(row["completion_ids"][0]) == "<|im_end|>\n"
 
 
-def test_answers_of_several_messages(chat_tokenizer):
-    turns = [*says("good"), *USER, *says("bad")]
-    row = tokenize_row(CHAT | {"completions": [turns, says("bad")]}, chat_tokenizer)
+def test_completions_of_several_messages(chat_tokenizer):
+    turns = [*assistant("good"), *USER, *assistant("bad")]
+    row = tokenize_row(CHAT | {"completions": [turns, assistant("bad")]}, chat_tokenizer)
     assert chat_tokenizer.decode(row["completion_ids"][0]) == (
         "good<|im_end|>\n<|im_start|>user\nquestion<|im_end|>\n<|im_start|>assistant\nbad<|im_end|>\n"
     )
 
 
 @pytest.mark.parametrize("tools", [[{"name": "music"}], json.dumps([{"name": "music"}])])
-def test_the_template_gets_tools_and_keyword_arguments(chat_tokenizer, tools):
+def test_tools_and_keyword_arguments_reach_the_template(chat_tokenizer, tools):
     chat_tokenizer.chat_template = (
         "{% for t in tools or [] %}{{ t.name }} {% endfor %}{{ style }}" + chat_tokenizer.chat_template
     )
@@ -227,10 +192,9 @@ def test_the_template_gets_tools_and_keyword_arguments(chat_tokenizer, tools):
 
 
 def test_conversations_need_a_chat_template(tiny_tokenizer):
-    with pytest.raises(DataError, match="conversational, but the tokenizer has no chat template"):
-        tokenize_row(CHAT, tiny_tokenizer)
-    with pytest.raises(DataError, match="conversational, but the tokenizer has no chat template"):
-        encode_prompt(tiny_tokenizer, USER)
+    for tokenize, value in ((tokenize_row, (CHAT, tiny_tokenizer)), (encode_prompt, (tiny_tokenizer, USER))):
+        with pytest.raises(DataError, match="conversational, but the tokenizer has no chat template"):
+            tokenize(*value)
 
 
 def test_a_directory_without_a_tokenizer_is_named(tiny_model, tmp_path):
@@ -255,7 +219,7 @@ def test_a_chat_template_from_a_file_or_a_tokenizer(tiny_tokenizer, tiny_model_d
         use_chat_template(tiny_tokenizer, str(tmp_path / "bare"))
 
 
-# -------------------------------------------------------------------------------------------------- whole data sets
+# ---------------------------------------------------------------------------------------------------------- datasets
 
 
 @pytest.mark.parametrize("make", [Dataset.from_list, stream], ids=["map", "stream"])
@@ -265,42 +229,42 @@ def test_rows_are_numbered_and_other_columns_stay(make):
     assert dropped == 0
 
 
-def test_prompts_alone(tiny_tokenizer):
+def test_a_prompt_only_dataset(tiny_tokenizer):
     rows, _ = prepare([{"prompt": "the film"}, {"prompt": "so"}])
     assert [row["prompt_ids"] for row in rows] == [encode_prompt(tiny_tokenizer, p) for p in ("the film", "so")]
     assert "completion_ids" not in rows[0]
 
 
-def test_groups_may_be_ragged():
+def test_rows_may_have_different_numbers_of_completions():
     rows, _ = prepare([PLAIN, {"prompt": "so", "completions": [" bad"], "scores": [3]}])
     assert [len(row["completion_ids"]) for row in rows] == [2, 1]
 
 
 @pytest.mark.parametrize("make", [Dataset.from_list, stream], ids=["map", "stream"])
-def test_long_completions_lose_their_end_and_long_prompts_their_row(tiny_tokenizer, make):
+def test_long_completions_are_truncated_and_rows_with_long_prompts_dropped(tiny_tokenizer, make):
     long = {"prompt": "the film was so very", "completions": [" good"], "scores": [1.0]}  # a prompt of 5 tokens
     full = {"prompt": "the film was so", "completions": [" good", " bad bad bad"], "scores": [1.0, 0.0]}
     rows, dropped = prepare([PLAIN, long, full], max_length=5, make=make)
     assert [row["row_index"] for row in rows] == [0, 2]
-    assert [[tokens_of(tiny_tokenizer, ids) for ids in row["completion_ids"]] for row in rows] == [
+    assert [completion_tokens(tiny_tokenizer, row) for row in rows] == [
         [["Ġgood", EOS], ["Ġso", "Ġdull"]],
         [["Ġgood"], ["Ġbad"]],
     ]
     assert dropped == (0 if make is stream else 1)  # a stream is not read ahead
 
 
-def test_no_limit():
+def test_max_length_0_means_no_limit():
     (row,), dropped = prepare([PLAIN | {"prompt": "so " * 300}], max_length=0)
     assert len(row["prompt_ids"]) > 300
     assert dropped == 0
 
 
-def test_a_limit_that_drops_everything():
+def test_a_max_length_that_drops_every_row_is_an_error():
     with pytest.raises(DataError, match="Every prompt of the train dataset fills max_length=3"):
         prepare([PLAIN, PLAIN], max_length=3)
 
 
-def test_processes_can_share_the_work(tiny_tokenizer):
+def test_several_processes_give_the_same_rows(tiny_tokenizer):
     rows = [PLAIN | {"prompt": word} for word in ("the", "so", "film", "was")]
     alone, _ = prepare_dataset(Dataset.from_list(rows), tiny_tokenizer, name="train", max_length=9)
     shared, _ = prepare_dataset(Dataset.from_list(rows), tiny_tokenizer, name="train", max_length=9, num_proc=2)
@@ -339,7 +303,7 @@ def bare_tokenizer(**special):
     return PreTrainedTokenizerFast(tokenizer_object=make_tokenizer().backend_tokenizer, **special)
 
 
-def test_a_tokenizer_without_pad_pads_with_the_end(tmp_path):
+def test_a_tokenizer_without_a_pad_token_pads_with_the_end_token(tmp_path):
     bare_tokenizer(eos_token="<|endoftext|>").save_pretrained(tmp_path)
     tokenizer = load_tokenizer(str(tmp_path))
     assert tokenizer.pad_token == "<|endoftext|>"

@@ -14,10 +14,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from trl_ext.data.completion import Completion
 from trl_ext.data.schema import DataError
-from trl_ext.evaluation.evaluate import evaluate, evaluate_model
+from trl_ext.evaluation.evaluate import Evaluation, evaluate, evaluate_model
 from trl_ext.evaluation.metrics import distinct_n
 from trl_ext.generation_settings import GenerationSettings
-from trl_ext.inference.policy import Policy, model_policy
+from trl_ext.inference.policy import model_policy
 from trl_ext.rewards.functions import RewardError, load_rewards
 
 
@@ -68,7 +68,7 @@ def base():
 
 @torch.no_grad()
 def loop_logp(model, prompt: list[int], completion: list[int]) -> list[float]:
-    """log P of each token, one forward a token, the whole softmax written out."""
+    """Log-probability of each token, with one forward pass per token and the softmax written out."""
     logps = []
     for t, token in enumerate(completion):
         logits = model(torch.tensor([prompt + completion[:t]])).logits[0, -1].double().tolist()
@@ -77,7 +77,7 @@ def loop_logp(model, prompt: list[int], completion: list[int]) -> list[float]:
 
 
 def all_responses(length: int) -> list[list[int]]:
-    """Every response there is: ended within `length` tokens, or `length` tokens that do not end."""
+    """Every possible response: ended within `length` tokens, or `length` tokens without an end."""
     words = range(1, len(WORDS))
     ended = [[*body, EOS] for n in range(length) for body in itertools.product(words, repeat=n)]
     return ended + [list(body) for body in itertools.product(words, repeat=length)]
@@ -85,7 +85,7 @@ def all_responses(length: int) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def exact_kl(model, base) -> float:
-    """KL per response of at most two tokens, mean over the prompts "a b" and "c"."""
+    """KL per response of at most two tokens, by enumeration; mean over the prompts "a b" and "c"."""
     kl = 0.0
     for prompt in ([1, 2], [3]):
         for response in all_responses(2):
@@ -94,9 +94,17 @@ def exact_kl(model, base) -> float:
     return kl
 
 
-def saying(policy: Policy, drawn: list[list[Completion]]) -> Policy:
-    """`policy`, but its completions are given."""
-    return dataclasses.replace(policy, generate=lambda prompts, settings: drawn)
+def evaluate_given(
+    model, tokenizer, completions: list[list[Completion]], rows=ROWS, rewards=(), batch_size=64, **policies
+) -> Evaluation:
+    """Evaluate a model, but with given completions."""
+    policy = model_policy(model, tokenizer, batch_size=batch_size)
+    policy = dataclasses.replace(policy, generate=lambda prompts, settings: completions)
+    return evaluate(policy, rows, load_rewards(rewards), settings=PLAIN, **policies)
+
+
+def prompt_ids(tokenizer) -> list[list[int]]:
+    return [tokenizer(row["prompt"])["input_ids"] for row in ROWS]
 
 
 def completion(*ids: int) -> Completion:
@@ -110,9 +118,11 @@ def test_all_responses_have_probability_one(model):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"temperature": 0.3}, {"top_k": 1}, {"top_p": 0.2}], ids=["plain", "cold", "top-k", "top-p"]
+    "settings",
+    [{}, {"temperature": 0.3}, {"top_k": 1}, {"top_p": 0.2}],
+    ids=["plain", "temperature", "top-k", "top-p"],
 )
-def test_kl_is_that_of_exact_enumeration_however_completions_are_drawn(model, base, tokenizer, exact_kl, settings):
+def test_kl_equals_exact_enumeration_for_any_settings(model, base, tokenizer, exact_kl, settings):
     settings = GenerationSettings(num_generations=20, max_completion_length=2, **settings)
     rows = [{"prompt": "a b"}, {"prompt": "c"}] * 30
     found = evaluate_model(model, tokenizer, rows, settings=settings, base_model=base, batch_size=600)
@@ -121,31 +131,26 @@ def test_kl_is_that_of_exact_enumeration_however_completions_are_drawn(model, ba
     assert abs(found.metrics["kl"] - exact_kl) < 4 * found.metrics["kl_se"]
 
 
-def test_kl_takes_the_whole_distribution_although_the_model_brings_its_own_top_k(base, tokenizer):
+def test_the_models_own_top_k_does_not_change_the_kl(base, tokenizer):
     plain, greedy_by_default = make_model(0), make_model(0)
     greedy_by_default.generation_config.update(top_k=1, do_sample=True, temperature=0.1)
-    kl = [
-        evaluate_model(m, tokenizer, ROWS, settings=PLAIN, base_model=base).metrics["kl"]
-        for m in (plain, greedy_by_default)
-    ]
-    assert kl[0] == kl[1]
+    found = [evaluate_model(m, tokenizer, ROWS, settings=PLAIN, base_model=base) for m in (plain, greedy_by_default)]
+    assert found[0].metrics["kl"] == found[1].metrics["kl"]
 
 
 def test_kl_of_a_model_to_itself_is_exactly_zero(model, tokenizer):
     settings = GenerationSettings(num_generations=3, max_completion_length=4, top_k=2)
-    same_object = evaluate_model(model, tokenizer, ROWS, settings=settings, base_model=model).metrics
-    same_weights = evaluate_model(model, tokenizer, ROWS, settings=settings, base_model=make_model(0)).metrics
-    assert (same_object["kl"], same_object["kl_se"]) == (0.0, 0.0)
-    assert (same_weights["kl"], same_weights["kl_se"]) == (0.0, 0.0)
+    for same in (model, make_model(0)):  # the same object, and the same weights
+        found = evaluate_model(model, tokenizer, ROWS, settings=settings, base_model=same).metrics
+        assert (found["kl"], found["kl_se"]) == (0.0, 0.0)
 
 
 def test_kl_and_perplexity_are_those_of_a_loop(model, base, tokenizer):
     found = evaluate_model(model, tokenizer, ROWS, settings=PLAIN, base_model=base)
     kl, nll, tokens = [], 0.0, 0
-    for row, drawn in zip(ROWS, found.completions, strict=True):
-        prompt = tokenizer(row["prompt"])["input_ids"]
+    for prompt, group in zip(prompt_ids(tokenizer), found.completions, strict=True):
         per_response = []
-        for sample in drawn:
+        for sample in group:
             own, its_base = loop_logp(model, prompt, sample.ids), loop_logp(base, prompt, sample.ids)
             per_response.append(sum(own) - sum(its_base))
             nll, tokens = nll - sum(its_base), tokens + len(sample.ids)
@@ -154,24 +159,22 @@ def test_kl_and_perplexity_are_those_of_a_loop(model, base, tokenizer):
     assert found.metrics["perplexity"] == pytest.approx(math.exp(nll / tokens), rel=1e-5)
 
 
-def test_perplexity_is_under_the_judge_where_there_is_one(model, base, tokenizer):
+def test_the_judge_computes_the_perplexity_if_there_is_one(model, base, tokenizer):
     judge = make_model(2)
-    drawn = [[completion(1, 2, EOS)], [completion(4, 4, 3)], [completion(EOS)]]
-    policies = [model_policy(m, tokenizer, name=name) for m, name in ((base, "base"), (judge, "judge"))]
-    found = evaluate(saying(model_policy(model, tokenizer), drawn), ROWS, settings=PLAIN, base=policies[0])
-    judged = evaluate(
-        saying(model_policy(model, tokenizer), drawn), ROWS, settings=PLAIN, base=policies[0], judge=policies[1]
-    )
+    completions = [[completion(1, 2, EOS)], [completion(4, 4, 3)], [completion(EOS)]]
+    policies = {name: model_policy(m, tokenizer, name=name) for m, name in ((base, "base"), (judge, "judge"))}
+    found = evaluate_given(model, tokenizer, completions, base=policies["base"])
+    judged = evaluate_given(model, tokenizer, completions, **policies)
+    pairs = list(zip(prompt_ids(tokenizer), completions, strict=True))
     for result, under in ((found, base), (judged, judge)):
-        prompts = [tokenizer(row["prompt"])["input_ids"] for row in ROWS]
-        logps = [x for p, (c,) in zip(prompts, drawn, strict=True) for x in loop_logp(under, p, c.ids)]
+        logps = [x for p, (c,) in pairs for x in loop_logp(under, p, c.ids)]
         assert result.metrics["perplexity"] == pytest.approx(math.exp(-sum(logps) / len(logps)), rel=1e-5)
     assert found.metrics["kl"] == judged.metrics["kl"]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
 def test_batch_size_and_padding_change_nothing(model, base, tokenizer, batch_size):
-    drawn = [
+    completions = [
         [completion(1, EOS), completion(2, 3, 4, 1, 2, 2)],
         [completion(EOS), completion(3)],
         [completion(4, 4, EOS), completion(1, 1, 1, EOS)],
@@ -179,37 +182,39 @@ def test_batch_size_and_padding_change_nothing(model, base, tokenizer, batch_siz
     rows = [{"prompt": "a"}, {"prompt": "b b b b b b b b"}, {"prompt": "c d"}]
 
     def measure(size):
-        policy = saying(model_policy(model, tokenizer, batch_size=size), drawn)
-        return evaluate(policy, rows, settings=PLAIN, base=model_policy(base, tokenizer, batch_size=size)).metrics
+        base_policy = model_policy(base, tokenizer, batch_size=size)
+        return evaluate_given(model, tokenizer, completions, rows, batch_size=size, base=base_policy).metrics
 
     assert measure(batch_size) == pytest.approx(measure(3), rel=1e-4)
 
 
 def test_counts_of_given_completions(model, tokenizer):
-    drawn = [
+    """Mean lengths of the prompts: 2.5, 2.5 and 2. Shares that ended: 0.5, 1 and 1."""
+    completions = [
         [completion(1, 2, 1, 2), completion(EOS)],
         [completion(2, 1, EOS), completion(3, EOS)],
         [completion(1, EOS)],
     ]
-    found = evaluate(saying(model_policy(model, tokenizer), drawn), ROWS, settings=PLAIN).metrics
+    found = evaluate_given(model, tokenizer, completions).metrics
     assert found["completion_length"] == pytest.approx((2.5 + 2.5 + 2) / 3)
     assert found["completion_length_se"] == pytest.approx(1 / 6)
     assert found["ended"] == pytest.approx((0.5 + 1 + 1) / 3)
     assert found["ended_se"] == pytest.approx(1 / 6)
-    assert found["distinct_2"] == pytest.approx(distinct_n([c.ids for row in drawn for c in row])) == 4 / 7
+    assert found["distinct_2"] == pytest.approx(distinct_n([c.ids for row in completions for c in row])) == 4 / 7
 
 
-def test_rewards_get_the_text_the_ids_and_the_columns_and_their_mean_is_reported(model, tokenizer):
+def test_rewards_receive_text_ids_and_columns_and_their_mean_is_reported(model, tokenizer):
+    """Means of the prompts: 11.5 and 21.5, so the mean is 16.5 and its error 10 / sqrt(2) / sqrt(2)."""
     seen = {}
 
     def reward(prompts, completions, completion_ids, target, **kwargs):
         seen.update(prompts=prompts, completions=completions, ids=completion_ids, target=target, more=kwargs)
         return [float(t) + len(ids) for t, ids in zip(target, completion_ids, strict=True)]
 
-    drawn = [[completion(1, EOS), completion(2)], [completion(3, 3), completion(EOS)]]
+    completions = [[completion(1, EOS), completion(2)], [completion(3, 3), completion(EOS)]]
     own = {"completions": ["x"], "scores": [1.0], "ended": [True], "rewards": {"old": [1.0]}}  # of other completions
     rows = [{"prompt": "a b", "target": 10, **own}, {"prompt": "c", "target": 20, **own}]
-    found = evaluate(saying(model_policy(model, tokenizer), drawn), rows, load_rewards([reward]), settings=PLAIN)
+    found = evaluate_given(model, tokenizer, completions, rows, [reward])
     assert seen["prompts"] == ["a b", "a b", "c", "c"]
     assert seen["completions"] == ["a", "b", "c c", ""]
     assert seen["ids"] == [[1, EOS], [2], [3, 3], [EOS]]
@@ -220,7 +225,7 @@ def test_rewards_get_the_text_the_ids_and_the_columns_and_their_mean_is_reported
     assert found.metrics["reward/reward_se"] == pytest.approx(5.0)
 
 
-def test_messages_are_answered_with_messages(model, tokenizer):
+def test_completions_of_conversations_are_messages(model, tokenizer):
     chat = make_tokenizer()
     chat.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
     seen = []
@@ -230,19 +235,19 @@ def test_messages_are_answered_with_messages(model, tokenizer):
         return [0.0] * len(completions)
 
     rows = [{"prompt": [{"role": "user", "content": "a b"}]}]
-    evaluate(saying(model_policy(model, chat), [[completion(2, EOS)]]), rows, load_rewards([reward]), settings=PLAIN)
+    evaluate_given(model, chat, [[completion(2, EOS)]], rows, [reward])
     assert seen == [[{"role": "assistant", "content": "b"}]]
 
 
-def test_completions_without_a_reward_are_left_out_and_counted(model, tokenizer):
+def test_completions_without_a_reward_are_ignored_and_counted(model, tokenizer):
     def picky(completions, **kwargs):
         return [None if text == "a" else 2.0 for text in completions]
 
     def never(completions, **kwargs):
         return [math.nan] * len(completions)
 
-    drawn = [[completion(1), completion(2)], [completion(1), completion(1)], [completion(3), completion(3)]]
-    found = evaluate(saying(model_policy(model, tokenizer), drawn), ROWS, load_rewards([picky, never]), settings=PLAIN)
+    completions = [[completion(1), completion(2)], [completion(1), completion(1)], [completion(3), completion(3)]]
+    found = evaluate_given(model, tokenizer, completions, rewards=[picky, never])
     assert (found.metrics["reward/picky"], found.metrics["reward/picky_se"]) == (2.0, 0.0)
     assert found.notes["reward/picky"] == "not defined for 3 of 6 completions"
     assert (found.metrics["reward/never"], found.metrics["reward/never_se"]) == (None, None)
@@ -257,7 +262,7 @@ def test_a_failing_reward_is_named(model, tokenizer):
         evaluate_model(model, tokenizer, ROWS, load_rewards([broken]), settings=PLAIN)
 
 
-def test_no_base_leaves_kl_and_perplexity_out_and_says_why(model, tokenizer):
+def test_without_a_base_kl_and_perplexity_are_missing_with_a_reason(model, tokenizer):
     found = evaluate_model(model, tokenizer, ROWS, settings=PLAIN)
     assert found.metrics["kl"] is found.metrics["kl_se"] is found.metrics["perplexity"] is None
     assert found.notes == {"kl": "no base model was named", "perplexity": "no judge model was named"}
@@ -271,32 +276,31 @@ def test_a_policy_without_log_probabilities_has_no_kl_but_a_perplexity(model, ba
     assert found.metrics["perplexity"] > 1
 
 
-def test_another_vocabulary_has_no_kl_and_is_judged_by_its_text(model, base, tokenizer):
+def test_another_vocabulary_has_no_kl_and_the_perplexity_of_its_text(model, base, tokenizer):
     reordered = ["<eos>", "d", "c", "b", "a"]
-    policy = saying(model_policy(model, make_tokenizer(reordered)), [[completion(2, 3, EOS)]] * 3)  # its text is "b c"
-    found = evaluate(policy, ROWS, settings=PLAIN, base=model_policy(base, tokenizer, name="M"))
+    base_policy = model_policy(base, tokenizer, name="M")
+    completions = [[completion(2, 3, EOS)]] * 3  # the text is "b c"
+    found = evaluate_given(model, make_tokenizer(reordered), completions, base=base_policy)
     assert found.metrics["kl"] is None
     assert found.notes["kl"] == "M has another vocabulary"
-    prompts = [tokenizer(row["prompt"])["input_ids"] for row in ROWS]
-    logps = [x for p in prompts for x in loop_logp(base, p, [2, 3, EOS])]
+    logps = [x for p in prompt_ids(tokenizer) for x in loop_logp(base, p, [2, 3, EOS])]
     assert found.metrics["perplexity"] == pytest.approx(math.exp(-sum(logps) / len(logps)), rel=1e-5)
 
 
-def test_a_token_added_before_training_does_not_stand_in_the_way_until_it_is_used(model, base, tokenizer):
+def test_a_token_added_before_training_prevents_a_kl_only_if_it_is_used(model, base, tokenizer):
     wider, extended = make_model(0, words=6), make_tokenizer([*WORDS, "<pad>"])
-    its_base = model_policy(base, tokenizer, name="M")
+    base_policy = model_policy(base, tokenizer, name="M")
 
-    def measure(drawn):
-        return evaluate(saying(model_policy(wider, extended), drawn), ROWS, settings=PLAIN, base=its_base)
+    def measure(completions):
+        return evaluate_given(wider, extended, completions, base=base_policy)
 
     known = [[completion(2, 3, EOS)]] * 3
-    prompts = [tokenizer(row["prompt"])["input_ids"] for row in ROWS]
-    kl = [sum(loop_logp(wider, p, [2, 3, EOS])) - sum(loop_logp(base, p, [2, 3, EOS])) for p in prompts]
+    kl = [sum(loop_logp(wider, p, [2, 3, EOS])) - sum(loop_logp(base, p, [2, 3, EOS])) for p in prompt_ids(tokenizer)]
     assert measure(known).metrics["kl"] == pytest.approx(sum(kl) / 3, rel=1e-4)
     unknown = [[Completion("b <pad>", [2, 5], False)]] * 3
     assert measure(unknown).metrics["kl"] is None
     assert measure(unknown).notes["kl"] == "M has another vocabulary"
-    assert measure(unknown).metrics["perplexity"] > 1  # by its text
+    assert measure(unknown).metrics["perplexity"] > 1  # of its text, tokenized again
 
 
 def test_one_prompt_has_no_standard_errors(model, base, tokenizer):
@@ -313,12 +317,12 @@ def test_one_prompt_has_no_standard_errors(model, base, tokenizer):
         ([{"prompt": "a"}, {"question": "b", "id": 1}], "Row 1 has no prompt.*id, question"),
     ],
 )
-def test_rows_that_cannot_be_measured_on(model, tokenizer, rows, message):
+def test_rows_without_prompts_are_an_error(model, tokenizer, rows, message):
     with pytest.raises(DataError, match=message):
         evaluate_model(model, tokenizer, rows, settings=PLAIN)
 
 
-def test_the_seed_fixes_the_draw_and_the_callers_generator_is_left_alone(model, tokenizer):
+def test_the_seed_determines_the_completions_and_torchs_generator_is_restored(model, tokenizer):
     settings = GenerationSettings(num_generations=4, max_completion_length=8)
 
     def texts(seed):
@@ -333,7 +337,7 @@ def test_the_seed_fixes_the_draw_and_the_callers_generator_is_left_alone(model, 
     assert texts(1) == first != texts(2)
 
 
-def test_a_model_in_training_is_measured_without_dropout_and_goes_on_training(base, tokenizer):
+def test_a_model_in_training_mode_is_evaluated_without_dropout_and_returns_to_it(base, tokenizer):
     model = make_model(0, attention_dropout=0.5)
     expected = evaluate_model(model, tokenizer, ROWS, settings=PLAIN, base_model=base).metrics
     model.train()
@@ -341,7 +345,7 @@ def test_a_model_in_training_is_measured_without_dropout_and_goes_on_training(ba
     assert model.training
 
 
-def test_an_adapter_is_measured_against_itself_without_the_adapter(tokenizer):
+def test_the_base_of_an_adapter_is_the_model_without_it(tokenizer):
     from peft import LoraConfig, get_peft_model
 
     settings = GenerationSettings(num_generations=4, max_completion_length=4)

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The reward-KL frontier: its points, its picture, and what it refuses."""
+"""The reward-KL frontier: its points, its plot, and its errors."""
 
 import json
 
@@ -50,14 +50,14 @@ def test_points():
     assert json.loads(json.dumps(data)) == data
 
 
-def test_picture_says_what_it_shows(tmp_path, monkeypatch):
+def test_the_labels_of_the_plot(tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
-    drawn = []
+    saved = []
     save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: (drawn.append(self), save(self, *args, **kw)))
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: (saved.append(self), save(self, *args, **kw)))
     write_frontier(frontier(ROWS, "m/base"), str(tmp_path / "out.svg"))
-    [figure] = drawn
+    [figure] = saved
     [axes] = figure.axes
     assert axes.get_xlabel() == "KL to the base model (nats per response)"
     assert axes.get_ylabel() == "r (mean reward, ± 1 s.e.)"
@@ -67,14 +67,14 @@ def test_picture_says_what_it_shows(tmp_path, monkeypatch):
         "best-of-n (KL: upper bound, not measured)",
         "base guided",
     ]
-    # what is varied is at the points, what is the same everywhere (k 20) is not
+    # labels have the settings that differ between points, not those that are equal (k 20)
     assert [text.get_text() for text in axes.texts] == ["n 4", "n 16", "beta 1", "beta 2"]
     dashed = [list(line.get_xdata()) for line in axes.lines if line.get_linestyle() == "--"]
-    assert dashed == [[0.0, 0.6, 1.8]]  # from the base on
+    assert dashed == [[0.0, 0.6, 1.8]]  # starts at the base
     assert json.loads((tmp_path / "out.points.json").read_text()) == frontier(ROWS, "m/base")
 
 
-def test_png_has_an_opaque_ground(tmp_path):
+def test_png_has_an_opaque_background(tmp_path):
     from matplotlib.image import imread
 
     plot_frontier(frontier(ROWS, "m/base"), str(tmp_path / "out.png"), title="A title")
@@ -84,19 +84,19 @@ def test_png_has_an_opaque_ground(tmp_path):
     assert pixels[0, 0, :3].tolist() == [1, 1, 1]
 
 
-def test_points_without_an_error_or_a_number_are_drawn_or_left_out(tmp_path):
+def test_points_without_errors_are_plotted_and_those_without_a_value_left_out(tmp_path):
     rows = [row("b", 0.0, 0.5), row("x", 1.0, None), row("y", 2.0, 1.0)]
     rows[2]["kl_se"] = rows[2]["reward/r_se"] = None
     plot_frontier(frontier(rows, "b"), str(tmp_path / "out.png"))
     assert (tmp_path / "out.png").stat().st_size > 1000
 
 
-def test_nothing_to_draw(tmp_path):
+def test_no_points_to_plot(tmp_path):
     with pytest.raises(ValueError, match="no model has both a KL and a reward"):
         write_frontier(frontier([ROWS[-1]], None), str(tmp_path / "out.png"))
 
 
-def test_refused_before_anything_is_measured(tmp_path, monkeypatch):
+def test_errors_before_the_evaluation_starts(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"must end in .png, .svg or .pdf, got 'out.jpeg'"):
         check_frontier("out.jpeg")
     with pytest.raises(ValueError, match="folder of --frontier_file does not exist"):

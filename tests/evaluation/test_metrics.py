@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The statistics against numbers worked by hand and against their definitions written as loops."""
+"""The statistics against numbers worked by hand, and against their definitions written as loops."""
 
 import math
 
@@ -22,13 +22,13 @@ NAN = math.nan
 
 
 def random_completions(seed: int, vocabulary: int = 4) -> list[list[list[int]]]:
-    """Completions of six prompts, ragged in number and length (an empty one included), that repeat one another."""
+    """Completions of six prompts, different in number and length (an empty one too), with repeated n-grams."""
     generator = torch.Generator().manual_seed(seed)
 
-    def draw(high: int, size: int) -> list[int]:
+    def integers(high: int, size: int) -> list[int]:
         return torch.randint(0, high, (size,), generator=generator).tolist()
 
-    return [[draw(vocabulary, length) for length in draw(6, 1 + prompt % 3)] for prompt in range(6)]
+    return [[integers(vocabulary, length) for length in integers(6, 1 + prompt % 3)] for prompt in range(6)]
 
 
 def test_mean_is_over_prompts_and_so_is_its_error():
@@ -36,7 +36,8 @@ def test_mean_is_over_prompts_and_so_is_its_error():
     assert mean_and_se([[1.0, 3.0], [5.0]]) == pytest.approx((3.5, 1.5))
 
 
-def test_mean_leaves_nan_out():
+def test_mean_ignores_nan():
+    # prompts' means 4 and 2; their standard deviation is sqrt(2), over sqrt(2) prompts: 1
     assert mean_and_se([[NAN, 4.0], [NAN], [2.0]]) == pytest.approx((3.0, 1.0))
 
 
@@ -58,7 +59,7 @@ def test_jackknife_of_a_mean_is_the_usual_standard_error():
     ("completions", "n", "expected"),
     [
         ([[1, 2, 1, 2], [2, 1]], 2, 2 / 4),  # 12 21 12 | 21
-        ([[1, 2], [3, 4]], 2, 1.0),  # 23 would cross from one completion to the next
+        ([[1, 2], [3, 4]], 2, 1.0),  # 23 would extend over two completions
         ([[1, 2], [1, 2], [1, 2]], 2, 1 / 3),
         ([[1, 1, 1], [2]], 1, 2 / 4),
         ([[1, 2, 3, 1, 2, 3]], 3, 3 / 4),
@@ -82,16 +83,16 @@ def test_distinct_error_is_the_jackknife_over_prompts(seed):
     assert se == pytest.approx(jackknife_se(without))
 
 
-def test_distinct_without_any_bigram_is_nan():
+def test_distinct_without_bigrams_is_nan():
     assert all(math.isnan(x) for x in distinct_n_and_se([[[1], []], [[2]]]))
 
 
-def test_perplexity_of_a_uniform_guess_is_the_number_of_choices():
+def test_perplexity_of_a_uniform_distribution_is_its_number_of_tokens():
     logps = [[torch.full((3,), -math.log(7.0)), torch.full((5,), -math.log(7.0))], [torch.full((1,), -math.log(7.0))]]
     assert perplexity_and_se(logps) == pytest.approx((7.0, 0.0), abs=1e-5)
 
 
-def test_perplexity_weighs_tokens_and_its_error_is_the_jackknife_over_prompts():
+def test_perplexity_is_over_tokens_and_its_error_is_the_jackknife_over_prompts():
     generator = torch.Generator().manual_seed(1)
     logps = [[-torch.rand(n, generator=generator) * 4 for n in lengths] for lengths in ([3, 0], [5], [1, 2, 4])]
 
@@ -107,11 +108,11 @@ def test_perplexity_weighs_tokens_and_its_error_is_the_jackknife_over_prompts():
     assert perplexity_and_se(logps) == pytest.approx((statistic(logps), jackknife_se(without)), rel=1e-6)
 
 
-def test_perplexity_of_no_token_is_nan():
+def test_perplexity_without_tokens_is_nan():
     assert math.isnan(perplexity_and_se([[torch.empty(0)]])[0])
 
 
 def test_response_kl_sums_over_tokens_and_has_the_right_sign():
-    likelier = [torch.tensor([-1.0, -2.0]), torch.tensor([-3.0])]
+    logps = [torch.tensor([-1.0, -2.0]), torch.tensor([-3.0])]
     base = [torch.tensor([-1.5, -4.0]), torch.tensor([-1.0])]
-    assert response_kl(likelier, base) == pytest.approx([2.5, -2.0])
+    assert response_kl(logps, base) == pytest.approx([2.5, -2.0])

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Best-of-n against loops over what was drawn, and what it refuses."""
+"""Best-of-n against loops over the sampled completions and exact expectations, and its errors."""
 
 import dataclasses
 import math
@@ -34,8 +34,8 @@ def length(completions, **_):
 SUM, LENGTH = Reward("sum", ids_sum), Reward("length", length)
 
 
-def saying(tokenizer, numbers):
-    """A policy whose completions are one token each, taken from `numbers`; counts its calls."""
+def scripted(tokenizer, numbers):
+    """A policy whose completions are one token each, taken from `numbers`, and the settings of each call of it."""
     calls = []
 
     def generate(prompt_ids, settings):
@@ -46,7 +46,7 @@ def saying(tokenizer, numbers):
             for p in range(len(prompt_ids))
         ]
 
-    return Policy(name="saying", tokenizer=tokenizer, generate=generate), calls
+    return Policy(name="scripted", tokenizer=tokenizer, generate=generate), calls
 
 
 def first_id(completion_ids, **_):
@@ -56,7 +56,7 @@ def first_id(completion_ids, **_):
 FIRST = Reward("first", first_id)
 
 
-class TestHelper:
+class TestBestOfN:
     def test_all_are_returned_best_first(self, tiny_model, tiny_tokenizer):
         found = best_of_n(
             tiny_model, PROMPTS, [SUM, LENGTH], 6, processing_class=tiny_tokenizer, reward_weights=[1.0, -0.5],
@@ -69,7 +69,7 @@ class TestHelper:
             assert scores == sorted(scores, reverse=True)
             assert all(x.rewards == {"sum": sum(x.completion.ids) % 17, "length": len(x.text)} for x in row)
 
-    def test_same_seed_same_completions_and_torchs_own_generator_is_left_alone(self, tiny_model, tiny_tokenizer):
+    def test_same_seed_same_completions_and_torchs_generator_is_restored(self, tiny_model, tiny_tokenizer):
         policy = model_policy(tiny_model, tiny_tokenizer)
         torch.manual_seed(5)
         expected = torch.rand(1)
@@ -82,20 +82,20 @@ class TestHelper:
         [row] = best_of_n(tiny_model_dir, ["the film"], ids_sum, 3, settings=SHORT)
         assert len(row) == 3
 
-    def test_no_score_comes_last_and_columns_reach_the_rewards(self, tiny_tokenizer):
+    def test_completions_without_score_are_last_and_columns_reach_the_rewards(self, tiny_tokenizer):
         def above(completion_ids, least, **_):
             return [x[0] if x[0] >= y else None for x, y in zip(completion_ids, least, strict=True)]
 
-        policy, _ = saying(tiny_tokenizer, [7, 3, 9, 4, 8, 1])
+        policy, _ = scripted(tiny_tokenizer, [7, 3, 9, 4, 8, 1])
         found = best_of_n(policy, ["a", "the"], above, 3, columns={"least": [5, 4]})
         assert [[x.completion.ids[0] for x in row] for row in found] == [[9, 7, 3], [8, 4, 1]]
         assert [math.isnan(x.score) for row in found for x in row] == [False, False, True] * 2
 
     def test_no_prompts(self, tiny_tokenizer):
-        assert best_of_n(saying(tiny_tokenizer, [])[0], [], FIRST, 3) == []
+        assert best_of_n(scripted(tiny_tokenizer, [])[0], [], FIRST, 3) == []
 
-    def test_refused(self, tiny_model, tiny_tokenizer):
-        policy, _ = saying(tiny_tokenizer, [1])
+    def test_errors(self, tiny_model, tiny_tokenizer):
+        policy, _ = scripted(tiny_tokenizer, [1])
         with pytest.raises(ValueError, match="n must be at least 1, got 0"):
             best_of_n(policy, ["a"], FIRST, 0)
         for prompt, kind in (("The film", "text"), ([{"role": "user", "content": "a"}], "conversation")):
@@ -116,37 +116,39 @@ class TestHelper:
 
 
 class TestPolicies:
-    def test_disjoint_groups_of_one_draw(self, tiny_tokenizer):
+    def test_disjoint_groups_of_the_same_completions(self, tiny_tokenizer):
         numbers = [3, 8, 5, 1, 9, 2, 7, 7, 6, 0, 4, 2, 8, 1]
-        policy, calls = saying(tiny_tokenizer, numbers)
+        policy, calls = scripted(tiny_tokenizer, numbers)
         policies = best_of_n_policies(policy, ROWS, [FIRST], [1, 3, 7])
         for of_n, n in zip(policies, (1, 3, 7), strict=True):
-            drawn = of_n.generate([[1], [2]], SHORT)
+            sampled = of_n.generate([[1], [2]], SHORT)
             halves = (numbers[:7], numbers[7:])
             expected = [[max(half[i : i + n]) for i in range(0, 7 - n + 1, n)] for half in halves]
-            assert [[x.ids[0] for x in row] for row in drawn] == expected
+            assert [[x.ids[0] for x in row] for row in sampled] == expected
             assert (of_n.extras, of_n.series, of_n.logps) == ({"n": n}, "best-of-n", None)
         assert [settings.num_generations for settings in calls] == [7]
 
-    def test_weights_decide(self, tiny_tokenizer):
-        policy, _ = saying(tiny_tokenizer, [3, 8, 5, 1])
+    def test_the_weights_decide_which_is_best(self, tiny_tokenizer):
+        policy, _ = scripted(tiny_tokenizer, [3, 8, 5, 1])
         against = Reward("against", lambda completion_ids, **_: [-10.0 * ids[0] for ids in completion_ids])
         for weights, best in (([1.0, 0.0], [8, 5]), (None, [3, 1])):
             [of_2] = best_of_n_policies(policy, ROWS, [FIRST, against], [2], reward_weights=weights)
             assert [x.ids[0] for [x] in of_2.generate([[1], [2]], SHORT)] == best
 
     def test_mean_over_groups_is_the_exact_expectation(self, tiny_tokenizer):
-        """Uniform draws from 0..9: E max of n is the sum over x of P(max > x)."""
+        """For uniform samples of 0..9, the expected maximum of n is the sum over x of P(max > x)."""
         torch.manual_seed(0)
         numbers = torch.randint(10, (2 * 8192,)).tolist()
-        policy, _ = saying(tiny_tokenizer, numbers)
+        policy, _ = scripted(tiny_tokenizer, numbers)
         for of_n, n in zip(best_of_n_policies(policy, ROWS, [FIRST], [2, 8, 8192]), (2, 8), strict=False):
-            drawn = [x.ids[0] for row in of_n.generate([[1], [2]], SHORT) for x in row]
-            assert len(drawn) == 2 * 8192 // n
+            sampled = [x.ids[0] for row in of_n.generate([[1], [2]], SHORT) for x in row]
+            assert len(sampled) == 2 * 8192 // n
             exact = sum(1 - ((x + 1) / 10) ** n for x in range(10))
-            assert statistics.mean(drawn) == pytest.approx(exact, abs=4 * statistics.stdev(drawn) / len(drawn) ** 0.5)
+            error = statistics.stdev(sampled) / len(sampled) ** 0.5
+            assert statistics.mean(sampled) == pytest.approx(exact, abs=4 * error)
 
     def test_evaluation_reports_the_bound_and_no_kl(self, tiny_model, tiny_tokenizer):
+        """The bound is log n - (n - 1) / n: 0 for n = 1 and 1.20 for n = 8."""
         base = model_policy(tiny_model, tiny_tokenizer, name="base")
         rows = [{"prompt": prompt} for prompt in PROMPTS]
         found = [
@@ -159,23 +161,27 @@ class TestPolicies:
         assert found[1].metrics["reward/sum"] > found[0].metrics["reward/sum"]
         assert found[1].metrics["perplexity"] > 1
 
-    def test_distinct_is_of_as_many_completions_as_others_have(self, tiny_tokenizer):
-        policy, _ = saying(tiny_tokenizer, [5] * 16)
+    def test_distinct_2_uses_num_generations_completions_per_prompt(self, tiny_tokenizer):
+        policy, _ = scripted(tiny_tokenizer, [5] * 16)
         [of_1] = best_of_n_policies(policy, ROWS, [FIRST], [1])
         twice = dataclasses.replace(of_1, generate=lambda *_: [[Completion("x y", [5, 6], False)] * 8] * 2)
         found = evaluate(twice, ROWS, [FIRST], settings=SHORT)
-        assert found.metrics["distinct_2"] == 0.5  # one bigram in two completions, not in sixteen
+        assert found.metrics["distinct_2"] == 0.5  # one bigram in 2 completions, not in 16
 
-    def test_other_rows_are_refused(self, tiny_tokenizer):
-        [of_2] = best_of_n_policies(saying(tiny_tokenizer, [1] * 6)[0], ROWS, [FIRST], [2])
+    def test_other_rows_are_an_error(self, tiny_tokenizer):
+        [of_2] = best_of_n_policies(scripted(tiny_tokenizer, [1] * 6)[0], ROWS, [FIRST], [2])
         with pytest.raises(ValueError, match="was made for 2 rows, but is asked for 3"):
             of_2.generate([[1], [2], [3]], SHORT)
         with pytest.raises(ValueError, match="needs a reward"):
-            best_of_n_policies(saying(tiny_tokenizer, [1])[0], ROWS, [], [2])
+            best_of_n_policies(scripted(tiny_tokenizer, [1])[0], ROWS, [], [2])
 
 
-def test_bound_of_equal_chances_is_exact():
-    """m equally likely, differently scored responses: the best is the j-th with (j / m)^n - ((j - 1) / m)^n."""
+def test_the_bound_is_exact_for_equally_likely_completions():
+    """
+    The best of n of m equally likely completions with different scores.
+
+    It is the j-th with probability (j / m)^n - ((j - 1) / m)^n.
+    """
     m, n = 10**5, 5
     best = [(j / m) ** n - ((j - 1) / m) ** n for j in range(1, m + 1)]
     kl = sum(p * math.log(p * m) for p in best if p > 0)

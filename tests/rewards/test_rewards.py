@@ -1,6 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
-"""Reward functions as TRL takes them, and clear errors where they are not."""
+
+"""Reward functions in the forms that TRL accepts, and errors that name the function."""
 
 import asyncio
 import functools
@@ -28,6 +29,11 @@ MESSAGES = {
 
 def length(completions, **_):
     return [len(text) for text in completions]
+
+
+def score_values(rewards, **columns):
+    """The scores alone."""
+    return [scored.score for scored in scores(rewards, **columns)]
 
 
 def reward(output, name="constant"):
@@ -64,7 +70,7 @@ def test_score_is_the_weighted_sum():
         {"constant": 2.0, "other": -10.0},
     ]
     assert [scored.text for scored in found] == PLAIN["completions"]
-    assert [scored.score for scored in scores(rewards)] == [11.0, -8.0]
+    assert score_values(rewards) == [11.0, -8.0]
 
 
 def test_groups_may_have_different_sizes():
@@ -87,7 +93,7 @@ def test_none_and_nan_are_left_out():
     first, second = scores([reward([None, math.nan]), reward([None, 3.0], "other")], [5.0, 2.0])
     assert math.isnan(first.score) and second.score == 6.0
     assert all(math.isnan(value) for value in [*first.rewards.values(), second.rewards["constant"]])
-    assert (first.returned_nan, second.returned_nan) == ((), ("constant",))  # None is no mistake of the function
+    assert (first.returned_nan, second.returned_nan) == ((), ("constant",))  # None is a valid result
 
 
 def test_functions_receive_what_trl_passes_them():
@@ -104,14 +110,12 @@ def test_functions_receive_what_trl_passes_them():
 
 
 def test_completions_without_token_ids():
-    assert [
-        scored.score for scored in scores([Reward("ids", lambda completion_ids, **_: [completion_ids is None] * 2)])
-    ] == [1, 1]
+    assert score_values([Reward("ids", lambda completion_ids, **_: [completion_ids is None] * 2)]) == [1, 1]
 
 
 @pytest.mark.parametrize("output", [torch.tensor([1, 2]), np.array([1.0, 2.0]), (1, 2.0), [np.float32(1), True + 1]])
 def test_numbers_of_any_kind(output):
-    values = [scored.score for scored in scores([reward(output)])]
+    values = score_values([reward(output)])
     assert values == [1.0, 2.0]
     assert all(type(value) is float for value in values)
 
@@ -134,10 +138,9 @@ def test_async_functions_also_in_a_running_loop():
         return [1.0, 2.0]
 
     async def notebook():
-        return scores(load_rewards(later))
+        return score_values(load_rewards(later))
 
-    assert [scored.score for scored in scores(load_rewards(later))] == [1.0, 2.0]
-    assert [scored.score for scored in asyncio.run(notebook())] == [1.0, 2.0]
+    assert score_values(load_rewards(later)) == asyncio.run(notebook()) == [1.0, 2.0]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +169,7 @@ def test_a_function_that_raises_is_named_and_chained():
     assert isinstance(caught.value.__cause__, KeyError)
 
 
-def test_ctrl_c_passes():
+def test_ctrl_c_is_not_caught():
     def interrupted(**_):
         raise KeyboardInterrupt
 
@@ -201,7 +204,7 @@ def test_names_of_trl():
     ids = [[7] * 8, list(range(1280))]
     by_name = [found(**MESSAGES, completion_ids=ids) for found in rewards]
     assert by_name[0] == [0.0, 1.0]
-    assert by_name[1] == [0.0, -1.0]  # TRL's settings: 1280 tokens, of which 256 are punished
+    assert by_name[1] == [0.0, -1.0]  # TRL's default arguments: at most 1280 tokens, a penalty on the last 256
     assert by_name[2][0] < by_name[2][1] == 0.0
 
 
@@ -239,19 +242,19 @@ def test_names_of_callables():
         (3, "3 is not a reward function"),
     ],
 )
-def test_what_cannot_be_found(spec, message):
+def test_unknown_reward_functions(spec, message):
     with pytest.raises(ValueError, match=message):
         load_rewards([spec])
 
 
-def test_a_module_that_fails_says_itself_why(tmp_path, monkeypatch):
+def test_the_error_of_a_module_that_cannot_be_imported_is_raised(tmp_path, monkeypatch):
     (tmp_path / "needs_more.py").write_text("import not_installed_anywhere\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="not_installed_anywhere"):
         load_rewards("needs_more.f")
 
 
-def test_processing_classes_must_match():
+def test_there_is_one_processing_class_per_reward_function():
     with pytest.raises(ValueError, match="2 reward processing classes for 1 reward functions"):
         load_rewards([length], [None, None])
 
@@ -259,19 +262,19 @@ def test_processing_classes_must_match():
 # -------------------------------------------------------------------------------------------------------- classifiers
 
 
-def alone(model, tokenizer, text):
-    """The logit of one text: no batch, no padding."""
+def single_logit(model, tokenizer, text):
+    """The logit of one text, without batch and padding."""
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
     with torch.no_grad():
         return float(model(ids).logits[0, 0])
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
-def test_classifier_judges_prompt_and_completion(classifier, tiny_tokenizer, batch_size):
+def test_classifier_scores_prompt_and_completion(classifier, tiny_tokenizer, batch_size):
     prompts = ["the film", "a", "we", "I liked this movie", "b"]
     completions = [" is good", " bad plot and so it was", "", " but not the music", " x"]
     [found] = load_rewards(classifier, tiny_tokenizer, batch_size=batch_size)
-    expected = [alone(classifier, tiny_tokenizer, p + c) for p, c in zip(prompts, completions, strict=True)]
+    expected = [single_logit(classifier, tiny_tokenizer, p + c) for p, c in zip(prompts, completions, strict=True)]
     assert found(prompts, completions) == pytest.approx(expected, abs=1e-5)
     assert len({round(value, 3) for value in expected}) == 5
 
@@ -282,25 +285,25 @@ def test_classifier_from_a_directory(tiny_reward_dir, tiny_tokenizer):
     [found] = load_rewards(tiny_reward_dir)
     assert found.name == "tiny-reward"
     model = AutoModelForSequenceClassification.from_pretrained(tiny_reward_dir)
-    expected = [alone(model, tiny_tokenizer, p + c) for p, c in zip(*PLAIN.values(), strict=True)]
+    expected = [single_logit(model, tiny_tokenizer, p + c) for p, c in zip(*PLAIN.values(), strict=True)]
     assert found(**PLAIN) == pytest.approx(expected, abs=1e-5)
     assert not found.func.model.training
 
 
-def test_classifier_reads_messages_through_its_chat_template(classifier, tiny_tokenizer, chat_tokenizer):
+def test_classifier_renders_messages_with_its_chat_template(classifier, tiny_tokenizer, chat_tokenizer):
     [found] = load_rewards(classifier, chat_tokenizer)
     text = "<|im_start|>user\nthe film<|im_end|>\n<|im_start|>assistant\nis good<|im_end|>\n"
-    assert found(**MESSAGES)[0] == pytest.approx(alone(classifier, chat_tokenizer, text), abs=1e-5)
+    assert found(**MESSAGES)[0] == pytest.approx(single_logit(classifier, chat_tokenizer, text), abs=1e-5)
     with pytest.raises(RewardError, match="tokenizer has no chat template"):
         load_rewards(classifier, tiny_tokenizer)[0](**MESSAGES)
 
 
-def test_classifier_cuts_the_beginning(tiny_tokenizer, caplog):
+def test_long_texts_are_truncated_at_the_start(tiny_tokenizer, caplog):
     model = make_model(len(tiny_tokenizer), num_labels=1, max_position_embeddings=8)
     [found] = load_rewards(model, tiny_tokenizer)
     with caplog.at_level(logging.WARNING):
         values = found(["the film", "b"], [" was good but not so good in the end of it" + " very" * 9, "c"])
-    assert values[0] == pytest.approx(alone(model, tiny_tokenizer, " very" * 8), abs=1e-5)
+    assert values[0] == pytest.approx(single_logit(model, tiny_tokenizer, " very" * 8), abs=1e-5)
     assert "8 tokens are truncated" in caplog.text
 
 
@@ -315,7 +318,7 @@ def test_classifier_leaves_no_gradients(classifier, tiny_tokenizer):
     assert all(parameter.grad is None for parameter in classifier.parameters())
 
 
-def test_classifiers_that_cannot_be(classifier, tiny_tokenizer):
+def test_classifiers_that_cannot_be_used(classifier, tiny_tokenizer):
     with pytest.raises(ValueError, match="has 3 labels"):
         load_rewards(make_model(len(tiny_tokenizer), num_labels=3), tiny_tokenizer)
     with pytest.raises(RewardError, match="completion 1 and its prompt are empty"):
@@ -329,6 +332,5 @@ def test_classifiers_that_cannot_be(classifier, tiny_tokenizer):
 
 
 def test_classifier_on_its_own(classifier, tiny_tokenizer):
-    assert ClassifierReward(classifier, tiny_tokenizer)(**PLAIN) == load_rewards(classifier, tiny_tokenizer)[0](
-        **PLAIN
-    )
+    [loaded] = load_rewards(classifier, tiny_tokenizer)
+    assert ClassifierReward(classifier, tiny_tokenizer)(**PLAIN) == loaded(**PLAIN)

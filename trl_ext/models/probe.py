@@ -5,7 +5,6 @@
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -93,17 +92,20 @@ def _compare(
     precise: bool,
     quantity: str,
 ) -> str | None:
-    expected = reference().float()
-    bound = tolerance.precise if precise else tolerance.rounded
-    if altered is not None:
-        effect = _errors(altered(), expected, tolerance)
-        bound = max(bound, tolerance.of_effect * float(effect.mean()))
     try:
-        errors = _errors(fast(), expected, tolerance)
+        found = fast()
     except torch.OutOfMemoryError:
         raise  # another time there may be enough
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as failure:
         return f"its forward fails ({failure})"
+    expected = reference().float()
+    if found.shape != expected.shape:
+        return f"it returns {quantity} of shape {tuple(found.shape)} instead of {tuple(expected.shape)}"
+    bound = tolerance.precise if precise else tolerance.rounded
+    if altered is not None:
+        effect = _errors(altered(), expected, tolerance)
+        bound = max(bound, tolerance.of_effect * float(effect.mean()))
+    errors = _errors(found, expected, tolerance)
     error = errors.max() if precise else errors.mean()
     # Written so that NaN is an error.
     if bool(error <= bound):
@@ -111,7 +113,7 @@ def _compare(
     return f"it computes something else ({quantity} differ by {float(errors.max()):.2g} of their size)"
 
 
-def _errors(found: Any, expected: torch.Tensor, tolerance: Tolerance) -> torch.Tensor:
+def _errors(found: torch.Tensor, expected: torch.Tensor, tolerance: Tolerance) -> torch.Tensor:
     """Relative error of each vector."""
     sizes = expected.norm(dim=-1).clamp(min=tolerance.smallest_norm)
     return (found.float().to(expected.device) - expected).norm(dim=-1) / sizes

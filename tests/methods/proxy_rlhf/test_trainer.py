@@ -466,11 +466,23 @@ def test_invalid_settings(tmp_path: Path, changes: dict[str, Any], message: str)
         config(tmp_path, **changes)
 
 
-def test_model_without_a_separate_backbone(tmp_path: Path) -> None:
+def test_model_whose_backbone_returns_no_hidden_states(tmp_path: Path) -> None:
+    """The complete model works; its backbone alone returns logits."""
     tokenizer = make_tokenizer()
     model = make_model(len(tokenizer))
-    forward = model.model.forward
-    model.model.forward = lambda *a, **k: {"logits": forward(*a, **k).last_hidden_state}
+    forward, backbone_forward = model.forward, model.model.forward
+
+    def without_states(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {"logits": backbone_forward(*args, **kwargs).last_hidden_state}
+
+    def complete_forward(*args: Any, **kwargs: Any) -> Any:
+        model.model.forward = backbone_forward
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            model.model.forward = without_states
+
+    model.forward, model.model.forward = complete_forward, without_states
     with pytest.raises(ValueError, match="last_hidden_state"):
         make_trainer(tmp_path, model=model, tokenizer=tokenizer)
 

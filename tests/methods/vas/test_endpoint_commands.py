@@ -173,7 +173,7 @@ def test_a_value_model_without_a_tokenizer_needs_the_servers(server, flags, valu
     bare = tmp_path / "bare"
     ValueModel.from_pretrained(value_dir).save_pretrained(bare)
     flags[flags.index("--value_model_name_or_path") + 1] = str(bare)
-    with pytest.raises(ValueError, match="pass the server's with --endpoint_tokenizer"):
+    with pytest.raises(ValueError, match="pass --endpoint_tokenizer"):
         cli_generate.main([*flags, "--prompt", "we"])
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     assert cli_generate.main([*flags, *GREEDY, "--prompt", "we", "--endpoint_tokenizer", f"{tmp_path}/tokenizer"]) == 0

@@ -455,7 +455,7 @@ def test_a_resumed_file_equals_an_uninterrupted_one(server, model, tokenizer, va
             failures += 1
             made += len(read_rows(path)) - before
             assert any("the same call resumes there" in note for note in error.__notes__)
-            assert any("at row " in note for note in error.__notes__)
+            assert any("in row " in note for note in error.__notes__)
     assert read_rows(path) == read_rows(uninterrupted)
     assert made == len(ROWS)
     assert failures or seed

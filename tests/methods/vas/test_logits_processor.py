@@ -554,7 +554,7 @@ def other_tokenizer():
 
 def test_different_vocabulary_is_rejected(tiny_model, tiny_tokenizer, value):
     other = other_tokenizer()
-    message = r"token 0 is '<s>' for it and '<\|pad\|>' for the language model.*retokenize=True"
+    message = r"token 0 is '<s>' in its vocabulary and '<\|pad\|>'.*retokenize=True"
     assert re.search(message, value_vocabulary_mismatch(tiny_tokenizer, other))
     with pytest.raises(ValueError, match=message):
         ValueAugmentedLogitsProcessor(value, tokenizer=tiny_tokenizer, value_tokenizer=other)
