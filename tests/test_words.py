@@ -4,8 +4,7 @@
 """
 Phrases of our own that a reader who knows TRL and PyTorch cannot know, and the field's words for them.
 
-Only what no sentence needs is listed; the rest is a reader's judgement. `python tests/test_words.py` lists what the
-files of `STILL` have left.
+Only what no sentence needs is listed; the rest is a reader's judgement. `python tests/test_words.py` lists them.
 """
 
 import re
@@ -53,13 +52,6 @@ PHRASES = {
     r"whole (for as long|for a while|on each|only while|while)": "gathered",
 }
 
-# Files and folders that are still to be cleaned. An entry that is no longer needed is an error.
-STILL = (
-    "trl_ext/methods/psle/",
-    "trl_ext/methods/rrhf/",
-    "trl_ext/training/",
-)
-
 # Between words: spaces and line breaks, and the quotes or sign of a string or comment that continues on the next line.
 GAP = r"""(?:[\s"'#]|\b[fr]{1,2}(?=["']))+"""
 
@@ -85,20 +77,9 @@ def read_files() -> list[Path]:
     return sorted(path for path in found if path.is_file() and path.suffix in SUFFIXES)
 
 
-def is_still(path: Path) -> bool:
-    """Whether a file is still to be cleaned."""
-    return path.relative_to(ROOT).as_posix().startswith(STILL)
-
-
 def test_no_phrases_of_our_own():
-    wrong = [finding for path in read_files() if not is_still(path) for finding in findings(path)]
+    wrong = [finding for path in read_files() for finding in findings(path)]
     assert not wrong, "\n".join(["", *wrong])
-
-
-def test_still_to_be_cleaned_is_needed():
-    for entry in STILL:
-        paths = [path for path in read_files() if path.relative_to(ROOT).as_posix().startswith(entry)]
-        assert any(finding for path in paths for finding in findings(path)), f"{entry} is clean: take it out of STILL"
 
 
 @pytest.mark.parametrize(
