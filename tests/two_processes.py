@@ -182,7 +182,7 @@ def main(test_file: str, kind: str, folder: str, *cases: str) -> None:
     known = {**module.CASES, **getattr(module, "MORE", {})}
     for name in cases:
         _train(known[name], Path(folder) / name, BATCH // 2)
-    # Not through the interpreter's end, where a thread of gloo may wait for the GIL: see benchmarks/speed/process_steps.py.
+    # Not through the interpreter's end, where gloo may wait for the GIL: see benchmarks/speed/process_steps.py.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

@@ -222,7 +222,8 @@ def test_rows_longer_than_the_context_of_vllm_are_refused(tmp_path, monkeypatch)
         else:
             call()
     rows = [{"row_index": 0, "prompt_ids": [5] * 4, "completion_ids": [[6] * 44]}]  # its own, which vLLM does not see
-    assert len(check_positions(Dataset.from_list(rows), 64, name="train", drawn=4, drawn_context=16)) == 1
+    checked = check_positions(Dataset.from_list(rows), 64, name="train", max_new_tokens=4, generation_context=16)
+    assert len(checked) == 1
     assert VLLMSettings(use_vllm=True, vllm_max_model_length=12).vllm_context(0) == 12
     assert VLLMSettings(use_vllm=False, vllm_max_model_length=12).vllm_context(20) == 20
 

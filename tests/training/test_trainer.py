@@ -127,7 +127,7 @@ def test_rows_are_not_read_where_none_can_be_too_long(
 
 def test_plain_prompts_are_checked_where_there_are_no_principles(tmp_path: Path) -> None:
     settings = {"sft_target": "best", "rank_weight": 0.0, "num_generations": 2, "max_completion_length": 250}
-    with pytest.raises(DataError, match=r"with `max_completion_length` \(250\), but the model has room for 256"):
+    with pytest.raises(DataError, match=r"with `max_completion_length` \(250\), but the context length is 256"):
         make_trainer("psle", tmp_path, [{"prompt": LONG}], **settings)
 
 
@@ -140,7 +140,7 @@ def test_what_evaluate_is_given_is_checked_before_anything_is_drawn(tmp_path: Pa
 
     settings = {"max_completion_length": 230, "per_device_eval_batch_size": 2}
     trainer = make_trainer("psle", tmp_path, reward_funcs=reward, **settings)
-    with pytest.raises(DataError, match=r"Row 8, column 'prompt': with its principle .* context of 256"):
+    with pytest.raises(DataError, match=r"Row 8, column 'prompt': with its principle .* context length of 256"):
         trainer.evaluate(Dataset.from_list([*PROMPTS, {"prompt": LONG}]))
     assert not scored
 

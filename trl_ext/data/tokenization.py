@@ -225,7 +225,7 @@ def prepare_dataset(
 
 
 def check_positions(
-    dataset: AnyDataset, context: int, *, name: str, drawn: int = 0, drawn_context: int = 0
+    dataset: AnyDataset, context: int, *, name: str, max_new_tokens: int = 0, generation_context: int = 0
 ) -> AnyDataset:
     """
     Check that every row fits in the model's context length. The rows of a stream are checked when they are read.
@@ -234,9 +234,10 @@ def check_positions(
         dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): Result of [`prepare_dataset`].
         context (`int`): Context length of the model. `0` means not known.
         name (`str`): Name of the dataset in error messages.
-        drawn (`int`, *optional*, defaults to `0`): Maximum number of tokens of completions that will be generated for
-            the rows.
-        drawn_context (`int`, *optional*, defaults to `0`): Context length of the generation backend, if it is shorter.
+        max_new_tokens (`int`, *optional*, defaults to `0`): Maximum number of tokens of the completions that training
+            generates for the rows.
+        generation_context (`int`, *optional*, defaults to `0`): Context length of the generation backend, if it is
+            shorter than the model's.
 
     Returns:
         The dataset. A stream is returned with the check added to it.
@@ -247,19 +248,19 @@ def check_positions(
 
     def check(row: dict[str, Any]) -> None:
         prompt = len(row["prompt_ids"])
-        if drawn and 0 < drawn_context < prompt + drawn:
+        if max_new_tokens and 0 < generation_context < prompt + max_new_tokens:
             raise DataError(
-                f"Row {row['row_index']} of the {name} dataset has {prompt + drawn} tokens with "
-                f"`max_completion_length` ({drawn}), but `vllm_max_model_length` is {drawn_context}: set it higher, "
-                "`max_length` or `max_completion_length` lower, or drop long rows."
+                f"Row {row['row_index']} of the {name} dataset has {prompt + max_new_tokens} tokens with "
+                f"`max_completion_length` ({max_new_tokens}), but `vllm_max_model_length` is {generation_context}: "
+                "set it higher, `max_length` or `max_completion_length` lower, or drop long rows."
             )
-        length = prompt + max(drawn, *map(len, row.get("completion_ids") or ()), 0)
+        length = prompt + max(max_new_tokens, *map(len, row.get("completion_ids") or ()), 0)
         if 0 < context < length:
             raise DataError(
                 f"Row {row['row_index']} of the {name} dataset has {length} tokens"
-                + (f" with `max_completion_length` ({drawn})" if drawn else "")
+                + (f" with `max_completion_length` ({max_new_tokens})" if max_new_tokens else "")
                 + f", but the model's context length is {context}: set `max_length`"
-                + (" or `max_completion_length`" if drawn else "")
+                + (" or `max_completion_length`" if max_new_tokens else "")
                 + " lower, or drop long rows."
             )
 

@@ -226,7 +226,7 @@ class ExtTrainer(BaseTrainer):
         limit = self._longest_row(args)
         if not limit or limit + generated > shortest:
             return check_positions(
-                dataset, self._context, name=name, drawn=generated, drawn_context=generation_context
+                dataset, self._context, name=name, max_new_tokens=generated, generation_context=generation_context
             )
         return dataset
 
