@@ -113,8 +113,8 @@ class GenerationSettings:
         )
         require(
             (self.num_beam_groups > 1) == (self.diversity_penalty > 0),
-            "num_beam_groups above 1 and a diversity_penalty above 0 need each other (the penalty applies between "
-            f"groups), got {self.num_beam_groups} and {self.diversity_penalty}.",
+            "num_beam_groups above 1 and a diversity_penalty above 0 must be set together (the penalty applies "
+            f"between groups), got {self.num_beam_groups} and {self.diversity_penalty}.",
         )
         require(self.num_beam_groups == 1 or self.trust_remote_code, INSTEAD_OF_DIVERSE_BEAMS)
         require(
