@@ -75,7 +75,7 @@ class GenerationSettings:
     )
     min_p: float = field(
         default=0.0,
-        metadata={"help": "Sample from tokens at least this times as likely as the most likely one. 0 means off."},
+        metadata={"help": "Sample from tokens at least min_p times as likely as the most likely one. 0 means off."},
     )
     repetition_penalty: float = field(default=1.0, metadata={"help": "A value above 1 discourages repetition."})
     num_beams: int = 1
