@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The plug-in system: what a method declares, and how the methods of all installed packages are found.
+"""The plug-in system: the declaration of a method, and the discovery of the methods of all installed packages.
 
 A package, this one included, adds a method with an entry point that names a [`Method`]:
 

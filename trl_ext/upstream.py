@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-What we use of TRL, transformers, torch, PEFT and argparse that is not documented API: the one file that a release of
+Undocumented API of TRL, transformers, torch, PEFT and argparse that this package uses: the one file that a release of
 theirs can break.
 
-Each entry says why we need it: imported symbols, functions around private attributes, and in `HOOKS` the private names
-that our subclasses override or call. `tests/test_upstream.py` has one contract for each (it exists, takes the
-parameters we pass, does what we count on). A lint rule forbids such imports elsewhere, and
+Each entry gives the reason for its use: imported symbols, functions around private attributes, and in `HOOKS` the
+private names that our subclasses override or call. `tests/test_upstream.py` has one contract for each: it exists,
+takes the parameters that we pass, and behaves as expected. A lint rule forbids such imports elsewhere, and
 `tests/test_architecture.py` such attributes.
 """
 
@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-# What our attention does for rows that share nothing, and the mask that goes with it.
+# The attention that ours falls back to for rows that share no prompt, and its mask.
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from trl.models import (
@@ -97,10 +97,10 @@ def parser_actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
 
 def add_accelerate_flags(parser: argparse.ArgumentParser) -> None:
     """
-    Let a parser know the flags of `accelerate launch`, with their types and choices; TRL's passes them on unchecked.
+    Add the flags of `accelerate launch` to a parser, with their types and choices. TRL's passes them on unchecked.
 
-    A flag that is not given has no value. A name that the parser has already stays the parser's, and what says which
-    program to run is left out.
+    A flag that is not given has no value. The parser's own flags are not replaced, and the flags that select the
+    program to run are left out.
     """
     from accelerate.commands.launch import launch_command_parser
 
@@ -114,7 +114,7 @@ def add_accelerate_flags(parser: argparse.ArgumentParser) -> None:
 
 def accelerate_launch_options(options: dict[str, Any], words: list[str]) -> argparse.Namespace:
     """
-    What `accelerate launch` makes of options and of the words that follow them.
+    The options of `accelerate launch`, parsed from options that are set already and further words.
 
     accelerate notes in `nondefault` which options were given; its config file replaces the others.
     """
@@ -125,7 +125,7 @@ def accelerate_launch_options(options: dict[str, Any], words: list[str]) -> argp
 
 
 def accelerate_launch_command(options: argparse.Namespace) -> None:
-    """Run what `accelerate launch` runs with these options."""
+    """Run `accelerate launch` with these options."""
     from accelerate.commands import launch
 
     launch.launch_command(options)

@@ -9,9 +9,9 @@
     trl-ext evaluate --model_name_or_path M --best_of_n 4 16 64 --dataset_name prompts.jsonl --reward_funcs R \\
         --frontier_file frontier.png
 
-What guides a frozen model is measured as well, on the base model: best-of-n, and the decodings that installed methods
-declare, whose flags are then among those of the command (`trl-ext evaluate --help`). If such flags name a server, its
-model is measured too; it has no KL, and a perplexity only under a model that is named.
+Guidance is measured as well, on the base model: best-of-n, and the decodings that installed methods declare, whose
+flags are among those of the command (`trl-ext evaluate --help`). If such flags name a server, its model is measured
+too; it has no KL, and a perplexity only under a model that is named.
 
 The file is JSON and has three keys. `settings`: every setting, the number of prompts, versions. `models`: one object
 per model, the base first, with `model` (its name), `reward/<name>`, `kl`, `perplexity`, `distinct_2`,
@@ -130,12 +130,12 @@ class EvaluateLoadingArguments(LoadingArguments):
 
 def run(args: EvaluateArguments, loading: LoadingArguments, decodings: Sequence[Decoding] = ()) -> int:
     """
-    Measure every model, then what guides the base; print and write the results.
+    Measure every model and the guided base model; print and write the results.
 
     Args:
         args ([`EvaluateArguments`]): Which models to measure, on which prompts, and how.
         loading ([`~trl_ext.cli.arguments.LoadingArguments`]): How models are loaded.
-        decodings (`Sequence[Decoding]`, *optional*): What guides the base model; checked.
+        decodings (`Sequence[Decoding]`, *optional*): Guidance of the base model, already checked.
 
     Returns:
         `int`: 0; 1 if a model failed or a file could not be written; 130 after Ctrl-C. Models that were measured
@@ -233,7 +233,7 @@ class Measurement:
         rewards (`list[Reward]`):
             May be empty.
         decodings (`Sequence[Decoding]`):
-            What guides the base, or has a model of its own; checked.
+            Guidance of the base model, or of a server's model; already checked.
     """
 
     def __init__(
@@ -270,7 +270,7 @@ class Measurement:
         return 0
 
     def _measure_model(self, name: str) -> bool:
-        """Whether the model itself could be measured; what guides it is measured after it if it is the base."""
+        """Measure a model, and if it is the base, its guidance. Returns whether the model itself could be measured."""
         measured = False
         with self._reporting_failure(name):
             policy, base = self.models.load(name, self.progress)

@@ -99,7 +99,7 @@ def run(
     Args:
         args ([`GenerateArguments`]): Which model completes which prompts, and how.
         loading ([`~trl_ext.cli.arguments.LoadingArguments`]): How the model is loaded.
-        decodings (`Sequence[Decoding]`, *optional*): What guides the model; checked.
+        decodings (`Sequence[Decoding]`, *optional*): Guidance of the model, already checked.
         chat (`bool`, *optional*, defaults to `False`): Whether each prompt continues the conversation.
 
     Returns:

@@ -36,7 +36,7 @@ _DISTRIBUTED = ("multi_gpu", "use_deepspeed", "use_fsdp", "use_megatron_lm", "tp
 
 
 def add_launcher_flags(parser: ArgumentParser) -> None:
-    """Let a parser know the flags of `accelerate launch` that it has no flag of the same name for."""
+    """Add the flags of `accelerate launch` to a parser, except those that it has already."""
     add_accelerate_flags(parser)
     parser.add_argument("--accelerate_config", "--accelerate-config", type=str, default=SUPPRESS)
 

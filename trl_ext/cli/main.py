@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The command `trl-ext`: finds and runs the subcommand of a word. Heavy imports wait until a subcommand needs them."""
+"""The command `trl-ext`: runs the subcommand that the first word names, and imports the modules that it needs then."""
 
 import difflib
 import importlib

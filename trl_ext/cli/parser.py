@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Fills dataclasses from a YAML file and flags, as TRL does, and rejects what is misspelt or of the wrong type."""
+"""Fills dataclasses from a YAML file and flags, as TRL does, and rejects unknown keys and values of a wrong type."""
 
 import argparse
 import dataclasses
@@ -82,7 +82,7 @@ class Parser(TrlParser):
         return {name: value for name, value in vars(namespace).items() if name not in fields}
 
     def error(self, message: str) -> NoReturn:
-        """What argparse calls for a flag's bad value: a `ValueError` without the usage of some hundred fields."""
+        """Called by argparse for a bad value: raises a `ValueError`, without the usage text of some hundred fields."""
         raise ValueError(f"{message} (see {self.prog} --help)")
 
     def format_help(self) -> str:
@@ -184,7 +184,7 @@ def _describe(action: argparse.Action, width: int) -> str:
 
 
 def _placeholder(action: argparse.Action) -> str:
-    """What a flag's value looks like."""
+    """The placeholder of a flag's value in the help."""
     choices = [str(choice) for choice in action.choices or []]
     if 0 < len(choices) <= 6:
         return "{" + ",".join(choices) + "}"

@@ -263,7 +263,7 @@ def _split(splits: Any, name: str, source: str, setting: str) -> Any:
 
 
 def _resume_from(value: str | bool | None) -> str | bool | None:
-    """What `Trainer.train` takes: `true` means the newest checkpoint in `output_dir`; other words are a path."""
+    """The argument of `Trainer.train`: `true` means the newest checkpoint in `output_dir`; other words are a path."""
     words: dict[Any, bool | None] = {"true": True, "false": None, True: True, False: None, "": None}
     return words.get(value.lower() if isinstance(value, str) else value, value)
 

@@ -3,5 +3,5 @@
 
 """Datasets: the row schema and its checks, loading, prompts, tokenization, and files that resume where they stopped.
 
-Imports only the modules at the top of `trl_ext` and `trl_ext.models`.
+Imports only the modules at the top of `trl_ext`, and not `models`.
 """

@@ -106,7 +106,7 @@ class LoopCache:
         The loop for a key. If there is none, makes it and drops those unused for longest.
 
         Args:
-            key (`Hashable`): What the loop was made for.
+            key (`Hashable`): Everything that the loop depends on, except its inputs.
             make (`Callable`): Makes it; an object with its size in bytes as `nbytes`.
         """
         loops = self._loops

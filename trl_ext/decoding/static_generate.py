@@ -329,7 +329,7 @@ def generate_static(
                 logits_processor=LogitsProcessorList(steps),
                 custom_generate=static_generate,
             )
-    except Unavailable as error:  # raised here, or by `generate` for what the model's generation config adds
+    except Unavailable as error:  # raised here, or by `generate` for settings of the model's generation config
         if always:
             raise ValueError(
                 f"`cuda_graphs` is 'always', but {error.reason}. Set it to 'auto' to use the ordinary loop there."

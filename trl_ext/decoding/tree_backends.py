@@ -286,7 +286,7 @@ class RecomputeBackend:
         return torch.cat(found)
 
 
-# ---------------------------------------------------------------------------------------------------- which models can
+# ----------------------------------------------------------------------------------------------------- support
 
 
 def shared_cache_support(backbone: torch.nn.Module, forward_kwargs: Mapping[str, Any]) -> tuple[set[str], str | None]:
@@ -347,7 +347,7 @@ def branching_reason(
 
     Args:
         backbone (`torch.nn.Module`): The model, or a [`~peft.PeftModel`] around it.
-        key (`str`): Name of what computes them.
+        key (`str`): Name of the fast path.
         walk (`Callable`): From token ids (2, 14) to the hidden states of the steps.
         forward_kwargs (`dict`, *optional*): Further arguments of its forward.
 
@@ -399,7 +399,7 @@ def probe_walk(backend: SharedCacheBackend | RecomputeBackend, ids: torch.Tensor
     A prompt of 7 columns, 3 candidates of which one is kept, a token with the same candidates after it, and 3 tokens.
 
     Args:
-        backend ([`SharedCacheBackend`] or [`RecomputeBackend`]): What computes them.
+        backend ([`SharedCacheBackend`] or [`RecomputeBackend`]): The backend to verify.
         ids (`torch.Tensor` of shape `(2, 14)`): The tokens.
 
     Returns:

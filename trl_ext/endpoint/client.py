@@ -127,7 +127,7 @@ class Endpoint:
 
     def get(self, path: str) -> dict[str, Any]:
         """
-        Fetch what the server has at a path. Failures are not retried.
+        Send a GET request and return the answer. Failures are not retried.
 
         Args:
             path (`str`): The part after the base address, such as `models`.

@@ -52,7 +52,7 @@ class NextTokens:
             raise ValueError(f"top_k must be at least 1 and at most the vocabulary's {len(tokenizer)}, got {top_k}.")
         self.endpoint, self.tokenizer, self.top_k, self.chat = endpoint, tokenizer, top_k, chat
         self.names = TokenNames(tokenizer, ends)
-        # What is known of the server, from its answers
+        # Properties of the server, known from its answers
         self._lock = threading.Lock()
         self._by_id: bool | None = None
         self._most_listed, self._returns_end = 0, False

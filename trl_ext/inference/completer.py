@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Completes prompts with several policies, streamed or in batches: what `trl-ext generate` does."""
+"""Completes prompts with several policies, streamed or in batches, as `trl-ext generate` does."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Samples and scores completions for the rows of a dataset, a batch at a time: what `trl-ext sample` does.
+Samples and scores completions for the rows of a dataset, a batch at a time, as `trl-ext sample` does.
 
 The completions of a row come from models, from the dataset itself, or from both: the sampling policies of the RRHF
 paper, section 4.1 (arXiv 2304.05302). BP is a beam search together with the dataset's completions, DP a diverse beam
@@ -306,7 +306,7 @@ def _totals(
 
 
 def describe_dropped(totals: dict[str, float]) -> str:
-    """What was left out of the output, in words; empty if nothing was."""
+    """A description of the prompts and completions that the output lacks; empty if it lacks none."""
     descriptions = {
         "too_long": "prompts too long for the model with max_completion_length, left out",
         "unscored": "completions that no reward function applies to, left out",

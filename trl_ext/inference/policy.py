@@ -5,7 +5,7 @@
 Policies: everything that generates completions for prompts, as evaluation and the commands see it.
 
 [`Policy`] is a name, a tokenizer and a few functions. [`model_policy`] makes one of a transformers model; [`Decoding`]
-is how a method makes policies of a frozen model and what the method trained.
+makes policies of a frozen model and the value model or proxy that a method trained to guide it.
 """
 
 import contextlib
@@ -153,7 +153,7 @@ class Progress:
 @runtime_checkable
 class Decoding(Protocol):
     """
-    How what a method trained generates completions together with a frozen model.
+    Guides the generation of a frozen model with the model that a method trained, such as a value model or a proxy.
 
     A method names its class in [`~trl_ext.Method`]'s `decoding`. The class is a dataclass whose fields all have
     defaults and a `help` in their metadata: they become flags of `trl-ext evaluate` and `trl-ext generate`, so their
@@ -187,9 +187,9 @@ class Decoding(Protocol):
         progress: Callable[[int], Any] | None = None,
     ) -> list[Policy]:
         """
-        Load what the settings name and make one [`Policy`] per setting, such as one per weight.
+        Load the models that the settings name, and make one [`Policy`] per setting, such as one per weight.
 
-        The policies share what was loaded. They are used one after the other, in any order, while `model` does not
+        The policies share the loaded models. They are used one after the other, in any order, while `model` does not
         change. They have different names, their settings in `extras`, and the same `series`.
 
         Args:

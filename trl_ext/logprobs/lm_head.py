@@ -91,10 +91,10 @@ def _is_plain_cpu(head: torch.nn.Module) -> bool:
 
 def from_logits(logits: torch.Tensor, shift_labels: torch.Tensor) -> HeadOutput:
     """
-    The same from full logits, for models whose head is more than a matrix product.
+    Log-probabilities from full logits, for models whose head is more than a matrix product.
 
     Args:
-        logits (`torch.Tensor` of shape (rows, L, V)): What the model's own forward returns.
+        logits (`torch.Tensor` of shape (rows, L, V)): Logits of the model's own forward.
         shift_labels (`torch.Tensor` of shape (rows, L)): The token each position predicts, -100 for none.
     """
     mask = shift_labels != -100

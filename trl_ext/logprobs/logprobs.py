@@ -164,7 +164,7 @@ def completion_logps(
         completions (`list[list[list[int]]]`): For each prompt its completions; an empty one gets an empty tensor.
         pad_token_id (`int`): Token in padding.
         batch_size (`int`, *optional*, defaults to `64`): Completions per forward pass, at least those of one prompt.
-        log_probs ([`LogProbs`], *optional*): What computes them; a new one by default.
+        log_probs ([`LogProbs`], *optional*): The object that computes them; a new one by default.
 
     Returns:
         `list[list[torch.Tensor]]`: For each completion its log-probabilities in nats, of shape (R,), float32 on the

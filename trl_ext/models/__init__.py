@@ -3,5 +3,5 @@
 
 """Loads language models, adapters and tokenizers, and handles their modes and their sharded parameters.
 
-Imports only the modules at the top of `trl_ext`.
+Imports only the modules at the top of `trl_ext`, and not `data`.
 """

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Loads and freezes models, in 4 or 8 bits too, and returns what other modules need to know of a loaded model."""
+"""Loads and freezes models, in 4 or 8 bits too, and reads the properties of loaded models that other modules need."""
 
 import contextlib
 import functools
@@ -186,7 +186,7 @@ def refuse_other_kinds(name: str, config: dict[str, Any], head: str) -> None:
 
 
 def loading_error(what: str, name: str, error: Exception) -> OSError:
-    """The error to raise where a model or tokenizer cannot be loaded: it states its name and its kind, `what`."""
+    """The error to raise where a model or tokenizer cannot be loaded. It states the name and the kind (`what`)."""
     where = "" if Path(name).expanduser().is_dir() else ", which is no local directory"
     return OSError(f"Cannot load the {what} {name!r}{where}: {error}")
 

@@ -41,7 +41,7 @@ class Tolerance:
 
 
 def probe_tokens(vocabulary: int, count: int) -> list[int]:
-    """Distinct token ids to try a model on."""
+    """Distinct token ids for a self-test."""
     return [(7 * i + 3) % vocabulary for i in range(count)]
 
 
@@ -65,7 +65,7 @@ def probe(
         fast, reference (`Callable`): Both return vectors, of shape `(..., D)`.
         tolerance ([`Tolerance`]): How far apart they may be.
         altered (`Callable`, *optional*): The reference for another prompt, needed for `of_effect`.
-        quantity (`str`, *optional*, defaults to `"hidden states"`): What the vectors are, for the reason.
+        quantity (`str`, *optional*, defaults to `"hidden states"`): Name of the vectors in the reason.
 
     Returns:
         `str` or `None`: Why the fast path cannot be used: it fails, or computes something else. `None` if it can.

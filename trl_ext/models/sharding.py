@@ -5,7 +5,7 @@
 FSDP2 and ZeRO-3: checks the launch, shards frozen models, and gathers sharded parameters while the model generates.
 
 Each forward pass of a sharded model communicates with all processes. A process that makes one more than the others
-waits for them for ever.
+waits for them forever.
 """
 
 import os
@@ -29,7 +29,7 @@ _gathered: list[nn.Module] = []  # models in a context of `gathered`
 
 def check_launch(trainer: "Trainer") -> None:
     """
-    Checks that accelerate has set up what the launcher was asked for: several launches silently end in something else.
+    Checks that accelerate has set up the launch that was asked for: it silently replaces some of them by another.
 
     Args:
         trainer ([`~transformers.Trainer`]): The trainer.

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Scores groups of completions with several weighted reward functions: the one way from completions to scores."""
+"""Scores groups of completions with several weighted reward functions."""
 
 import math
 from collections.abc import Sequence
@@ -102,7 +102,7 @@ def score_completions(
 
 
 def _with_score(completion: Completion, values: dict[str, float | None], weights: Sequence[float]) -> ScoredCompletion:
-    """The weighted sum of what reward functions returned for one completion."""
+    """A completion with its rewards and their weighted sum."""
     rewards, terms, returned_nan = {}, [], []
     for (name, value), weight in zip(values.items(), weights, strict=True):
         rewards[name] = math.nan if value is None else value

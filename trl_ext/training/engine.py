@@ -101,7 +101,7 @@ class EngineConfig(VLLMSettings, ExtConfig):
 
 class Engine:
     """
-    The generation backend of a trainer, as its config says.
+    The generation backend that a trainer's config selects.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The policy.

@@ -124,7 +124,7 @@ def _agreement(n: float, x: float, y: float, xx: float, yy: float, xy: float, er
 
 
 class _Kind(NamedTuple):
-    """How a kind of metric is accumulated: from what, and what becomes of it."""
+    """How a kind of metric is accumulated: its initial totals, how two totals combine, and the metrics they give."""
 
     empty: torch.Tensor
     combine: Callable[[Any, Any], torch.Tensor]

@@ -135,7 +135,7 @@ def score_round(
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Truncates longer completions before they are scored. Without it they are left out of the rollouts.
         penalty (`Callable`, *optional*):
-            `(prompt_ids, completion_ids) -> costs`: what is subtracted from the score of each sampled completion.
+            `(prompt_ids, completion_ids) -> costs`: a cost to subtract from the score of each sampled completion.
         keep_dataset_completions (`bool`, *optional*, defaults to `False`):
             Whether the completions that the row has itself are scored with the sampled ones, without a penalty.
         trainer_state (*optional*):

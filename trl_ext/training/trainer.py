@@ -211,7 +211,7 @@ class ExtTrainer(BaseTrainer):
         Args:
             dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): Tokenized rows.
             args ([`~trl_ext.training.config.ExtConfig`]): The trainer's config.
-            name (`str`): What messages call the dataset.
+            name (`str`): Name of the dataset in error messages.
             samples (`bool`, *optional*, defaults to `False`): Whether completions are generated even for rows that
                 have some.
         """
@@ -231,7 +231,7 @@ class ExtTrainer(BaseTrainer):
         return dataset
 
     def _generation_context(self, args: Any) -> int:
-        """Context length of what generates completions."""
+        """Context length of the generation backend."""
         return self._context
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -467,5 +467,5 @@ class ExtTrainer(BaseTrainer):
 
 
 def _name_of(model: Any) -> str:
-    """The Hub id or directory of a model, or of what it was loaded from."""
+    """The Hub id or directory of a model, as given, or as its config records it."""
     return model if isinstance(model, str) else get_config_model_id(model.config)

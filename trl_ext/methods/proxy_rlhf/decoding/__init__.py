@@ -3,5 +3,5 @@
 
 """Decoding with a proxy: the walk over candidate tokens, in transformers' loop and in CUDA graphs.
 
-Imports the rest of the method and what the method may import, but not its trainer.
+Imports the method's `decision_process`, `data` and `losses`, and the folders below `methods`, but not its trainer.
 """

@@ -68,7 +68,7 @@ class Guide:
         self.reader = self._make_reader()
 
     def _make_reader(self) -> Follower | TextReader | None:
-        """What reads the text with the value model's backbone; `None` where the language model has read it."""
+        """Make the object that runs the value model's backbone; `None` where the language model's states are used."""
         form = self.model.config.form
         if form == "policy" and self.model.captured is None:
             raise ValueError(

@@ -3,5 +3,5 @@
 
 """The value model: its config, its backbone, its heads, and how it is saved and loaded.
 
-Imports what the method may import, and nothing else of the method.
+Imports the folders below `methods`, and nothing else of the method.
 """

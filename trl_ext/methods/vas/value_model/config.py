@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 from trl_ext.models.tokenizers import vocabulary_digest
 
 
-FORMS = ("state", "action", "policy")  # what a value model reads; see [`ValueConfig`]
+FORMS = ("state", "action", "policy")  # inputs of a value model; see [`ValueConfig`]
 
 
 class BackboneConfig(PreTrainedConfig):

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-What a value model needs to share the weights of a language model, whose outputs must not change.
+Sharing the weights of a language model with a value model, without a change of the language model's outputs.
 
-With an adapter on the weights: a switch that enables the adapter only while the value model runs. With a head on the
+For an adapter on the weights: a switch that enables the adapter only while the value model runs. For a head on the
 language model's own hidden states: the states of its last forward pass.
 
 Letters: N sequences, S columns of the sequences so far, L columns of the last forward pass, D hidden size.
