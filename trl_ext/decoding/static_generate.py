@@ -11,7 +11,7 @@ Decoding loop over a static KV cache: each step, guidance included, replays one 
 
     model.generate(**inputs, logits_processor=[...], custom_generate=static_generate)
 
-N rows, P tokens of a prompt, S columns of the cache, V vocabulary, D hidden size.
+Dimensions: N rows, P tokens of a prompt, S columns of the cache, V vocabulary, D hidden size.
 """
 
 import logging

@@ -12,8 +12,8 @@ replay.
 Prompts are computed on an ordinary cache and copied. From then on every forward pass writes at columns that are a
 tensor on the device and attends to all of the cache under a mask, so that shapes and addresses never change.
 
-N rows, P tokens of a prompt, S columns of the cache, k candidates per row, D hidden size, L layers, H heads, C
-channels.
+Dimensions: N rows, P tokens of a prompt, S columns of the cache, k candidates per row, D hidden size, L layers,
+H heads, C channels.
 """
 
 from typing import Any

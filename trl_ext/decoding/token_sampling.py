@@ -3,7 +3,7 @@
 """
 Sampling of the next token, faster than in `generate`, which uses it as a logits processor.
 
-N sequences, V vocabulary, C candidates.
+Dimensions: N sequences, V vocabulary, C candidates.
 """
 
 from typing import TYPE_CHECKING

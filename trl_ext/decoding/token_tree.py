@@ -8,7 +8,8 @@ Evaluates k candidate tokens for one prefix in a single forward pass over a shar
     p1 p2 p3 p4     a    b    c         each sees p1..p4 and itself, and has position 4
      0  1  2  3     4    4    4         keep(1): the prefix is p1 p2 p3 p4 b, and b is not computed again
 
-N prefixes (rows), P tokens of a prompt, S columns of a prefix, T new tokens, k candidates per prefix, D hidden size.
+Dimensions: N prefixes (rows), P tokens of a prompt, S columns of a prefix, T new tokens, k candidates per prefix,
+D hidden size.
 """
 
 from collections.abc import Mapping

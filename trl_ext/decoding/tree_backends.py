@@ -7,8 +7,8 @@ uncached forward passes where a model cannot do that.
 
 Whether it can is read from its config, and verified once per model on a few tokens.
 
-N prefixes, S columns of a prefix (left-padded), F of them new in this forward pass, k candidates per prefix, D hidden
-size.
+Dimensions: N prefixes, S columns of a prefix (left-padded), F of them new in this forward pass, k candidates per
+prefix, D hidden size.
 """
 
 import logging

@@ -4,7 +4,7 @@
 """
 Generates completions with a transformers model, for the trainers and the commands alike.
 
-P prompts, K completions per prompt, N = P x K sequences of one call of the model, T tokens.
+Dimensions: P prompts, K completions per prompt, N = P x K sequences of one call of the model, T tokens.
 """
 
 import copy
@@ -158,11 +158,20 @@ def _sequences(
     return output[:, width:].tolist()
 
 
-def _static_generate(model: PreTrainedModel, ids_PT: torch.Tensor, *others: Any) -> torch.Tensor | None:
+def _static_generate(
+    model: PreTrainedModel,
+    ids_PT: torch.Tensor,
+    mask_PT: torch.Tensor,
+    k: int,
+    settings: GenerationSettings,
+    config: GenerationConfig,
+    steps: Sequence[LogitsProcessor],
+    streamer: BaseStreamer | None,
+) -> torch.Tensor | None:
     """Result of [`~trl_ext.decoding.static_generate.generate_static`]; `None` if the settings exclude CUDA graphs."""
-    wanted = others[2].cuda_graphs
+    wanted = settings.cuda_graphs
     if wanted == "never" or (wanted == "auto" and ids_PT.device.type != "cuda"):
         return None
     from trl_ext.decoding.static_generate import generate_static
 
-    return generate_static(model, ids_PT, *others)
+    return generate_static(model, ids_PT, mask_PT, k, settings, config, steps, streamer)

@@ -4,7 +4,7 @@
 """
 A frozen model whose logits go through logits processors, as a policy.
 
-N sequences, P tokens of a prompt, T tokens of a completion, V vocabulary.
+Dimensions: N sequences, P tokens of a prompt, T tokens of a completion, V vocabulary.
 """
 
 from collections.abc import Callable

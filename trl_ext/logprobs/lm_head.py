@@ -8,7 +8,7 @@ TRL's fused head is written for Triton. Without it, its element-wise operations 
 a training step of a small model. This one keeps a chunk in the CPU's cache and computes only positions that predict a
 token: a step of a 2 M model takes a third of the time (`benchmarks/`). TRL's head is used everywhere else.
 
-Letters: T tokens that are predicted, D hidden size, V vocabulary.
+Dimensions: T tokens that are predicted, D hidden size, V vocabulary.
 """
 
 import functools

@@ -5,7 +5,7 @@
 Log-probabilities of completions, without (tokens, vocabulary) logits and with each prompt computed once where that is
 cheaper.
 
-Letters: B prompts, N completions in all, L tokens a row, R tokens of a completion.
+Dimensions: B prompts, N completions in all, L tokens per row, R tokens of a completion.
 """
 
 import logging

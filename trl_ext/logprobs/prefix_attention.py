@@ -4,7 +4,7 @@
 """
 Attention for shared rows on GPUs: two variable-length flash attention calls, merged by their log-sum-exp.
 
-Letters: B prompts, N completions in all, T tokens in all, H heads, D channels of a head.
+Dimensions: B prompts, N completions in all, T tokens in all, H heads, D channels of a head.
 """
 
 from typing import Any, NamedTuple

@@ -16,7 +16,7 @@ Rows for a model that evaluates the tokens of a completion, rather than predicti
 
     separate    p1 p2 p3 a1 a2 a3     shared    p1 p2 p3 | a1 a2 a3 | b1 b2
 
-Letters: B prompts, N completions in all, L tokens a row, T tokens in all.
+Dimensions: B prompts, N completions in all, L tokens per row, T tokens in all.
 """
 
 import logging
@@ -128,25 +128,23 @@ def build_rows(
     """
     pieces = _cascade_pieces if form == "cascade" else _shared_pieces if form == "dense" else _separate_pieces
     rows = pieces(prompts, completions, int(predict))
-    fill = {"input_ids": pad_token_id, "position_ids": 0, "shift_labels": IGNORE, "completion_index": -1}
-    fill["segment_ids"] = -1
-    columns = {
-        name: _pad(
-            [torch.tensor([x for piece in row for x in piece[name]]) for row in rows], value, pad_to_multiple_of
-        )
-        for name, value in fill.items()
-    }
+    padding = {"input_ids": pad_token_id, "position_ids": 0, "shift_labels": IGNORE}
+    padding |= {"completion_index": -1, "segment_ids": -1}
+    columns = {}
+    for name, value in padding.items():
+        tensors = [torch.tensor([x for piece in row for x in piece[name]]) for row in rows]
+        columns[name] = _pad(tensors, value, pad_to_multiple_of)
     segments = columns.pop("segment_ids")
     if form == "separate":
         columns["attention_mask"] = (segments >= 0).long()
     elif form == "dense":
         columns["segment_ids"] = segments
     else:
-        heads = [len(prompt) - predict for prompt in prompts]
+        shared = [len(prompt) - predict for prompt in prompts]
         sizes = [[len(completion) for completion in group] for group in completions]
-        columns["cu_segments"] = _cumulative(heads + [size for group in sizes for size in group])
+        columns["cu_segments"] = _cumulative(shared + [size for group in sizes for size in group])
         columns["cu_completions"] = _cumulative([sum(group) for group in sizes])
-        columns["cu_prompts"] = _cumulative(heads)
+        columns["cu_prompts"] = _cumulative(shared)
     return columns
 
 

@@ -5,7 +5,7 @@
 Returns and advantages of sequences of rewards.
 
 Padding is on the right. `rewards_NT[n, t]` is the reward of token t of sequence n, and `values_NT[n, t]` the value of
-the state whose return begins with this reward; the value after the last token is 0. Letters: N sequences, T tokens.
+the state whose return begins with this reward; the value after the last token is 0. Dimensions: N sequences, T tokens.
 """
 
 import torch

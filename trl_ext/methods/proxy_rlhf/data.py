@@ -4,7 +4,7 @@
 """
 The decisions of a round, each with the features it was made on, so that training does not need the language model.
 
-Letters: M decisions, F features per decision, N completions, T decisions of the completion with the most.
+Dimensions: M decisions, F features per decision, N completions, T decisions of the completion with the most.
 """
 
 from dataclasses import dataclass, fields, replace

@@ -6,7 +6,7 @@ Equations of Proxy-RLHF: log-probabilities of decisions, the token probabilities
 
 The paper gives no objective: it says "PPO" and describes the process. `logits` are those of accepting a candidate.
 
-Letters: N positions, k candidates per position in the order in which they are examined, M decisions, B prompts,
+Dimensions: N positions, k candidates per position in the order in which they are examined, M decisions, B prompts,
 K completions per prompt.
 """
 

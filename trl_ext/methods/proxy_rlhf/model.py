@@ -4,7 +4,7 @@
 """
 The proxy: an actor that accepts or rejects candidate tokens, and a critic, on a frozen language model's hidden states.
 
-Letters: M candidates, F features of a candidate.
+Dimensions: M candidates, F features of a candidate.
 """
 
 import hashlib

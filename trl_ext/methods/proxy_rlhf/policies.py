@@ -4,7 +4,7 @@
 """
 A language model with a proxy as a policy, and the flags of the command line for it.
 
-Letters: N completions, T tokens of one.
+Dimensions: N completions, T tokens of one.
 """
 
 from collections.abc import Callable

@@ -4,7 +4,7 @@
 """
 The losses of PSLE (Liu, Xu and Geng 2024, arXiv 2408.02599), one function each.
 
-The paper describes the method in words; the formulas are reconstructed from them. Letters: B prompts, M pairs of a
+The paper describes the method in words; the formulas are reconstructed from them. Dimensions: B prompts, M pairs of a
 plain and a guided completion of one prompt, `prompt_M[i]` is the prompt (0 to B - 1) of pair i. l(z) is the mean
 log-probability per token of completion z given the plain prompt, in nats.
 """

@@ -4,7 +4,7 @@
 """
 The equations of RRHF (Yuan et al. 2023, arXiv 2304.05302, section 3), one function each.
 
-Letters: B prompts, N completions in all, `group_N[i]` is the prompt (0 to B - 1) that completion i belongs to.
+Dimensions: B prompts, N completions in all, `group_N[i]` is the prompt (0 to B - 1) that completion i belongs to.
 """
 
 import torch

@@ -9,7 +9,7 @@ A row has a number for each completion in `scores`, or a list of numbers, one pe
 `null` means that the reward does not apply. All of these become the column `token_rewards`: for each completion and
 head a list of one number (paid at the last token), of one number per token, or an empty list (unknown).
 
-Letters: B prompts, N completions in the batch, T tokens of the longest completion, H heads.
+Dimensions: B prompts, N completions in the batch, T tokens of the longest completion, H heads.
 """
 
 import math

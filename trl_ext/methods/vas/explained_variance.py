@@ -4,7 +4,7 @@
 """
 Explained variance of value predictions against observed returns.
 
-Letters: N completions, T tokens of the longest completion, H heads.
+Dimensions: N completions, T tokens of the longest completion, H heads.
 """
 
 from collections.abc import Sequence

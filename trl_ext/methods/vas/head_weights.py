@@ -4,7 +4,7 @@
 """
 Weights of the value heads (`beta`), one for all rows of a batch or one per row.
 
-Letters: N rows, H heads.
+Dimensions: N rows, H heads.
 """
 
 import math

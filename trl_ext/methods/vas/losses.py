@@ -5,7 +5,7 @@
 Loss and reward normalisation of VAS (Han et al. 2024, arXiv 2405.06639). The TD(lambda) targets are in
 `trl_ext/training/returns.py`.
 
-Letters: N completions, T tokens of the longest completion, H heads.
+Dimensions: N completions, T tokens of the longest completion, H heads.
 """
 
 import torch

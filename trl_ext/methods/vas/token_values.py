@@ -4,7 +4,7 @@
 """
 Values of every token of a batch's completions. Where it is cheaper, a prompt is computed once for its completions.
 
-Letters: B prompts, N completions in the batch, T tokens of the longest completion, L tokens per row, D hidden size,
+Dimensions: B prompts, N completions in the batch, T tokens of the longest completion, L tokens per row, D hidden size,
 H heads.
 """
 

@@ -4,7 +4,7 @@
 """
 Completions of many prompts with a proxy: batch by batch, each until all of its sequences have ended.
 
-Letters: P prompts, K completions per prompt, N = P x K sequences, T tokens of a prompt.
+Dimensions: P prompts, K completions per prompt, N = P x K sequences, T tokens of a prompt.
 """
 
 import logging

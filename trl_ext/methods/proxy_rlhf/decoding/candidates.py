@@ -4,7 +4,7 @@
 """
 Candidates for the next token: their proposal by the language model, the order of examination, and the choice.
 
-Letters: N sequences, S columns of the sequences so far, V vocabulary, k candidates.
+Dimensions: N sequences, S columns of the sequences so far, V vocabulary, k candidates.
 """
 
 from dataclasses import dataclass

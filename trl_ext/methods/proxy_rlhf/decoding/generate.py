@@ -4,7 +4,7 @@
 """
 `proxy.generate(model, prompts)`: arguments and results like those of a model's own `generate`.
 
-Letters: P prompts, K completions per prompt, N = P x K sequences, T tokens.
+Dimensions: P prompts, K completions per prompt, N = P x K sequences, T tokens.
 """
 
 from dataclasses import replace

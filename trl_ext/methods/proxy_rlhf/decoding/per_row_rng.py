@@ -4,7 +4,7 @@
 """
 Random numbers with one generator per sequence, so that a sample does not depend on the batch it is in.
 
-N sequences, C columns.
+Dimensions: N sequences, C columns.
 """
 
 import torch

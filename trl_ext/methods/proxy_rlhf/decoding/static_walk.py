@@ -4,7 +4,8 @@
 """
 CUDA-graph decoding with a proxy: each step, decisions included, replays one CUDA graph over a static KV cache.
 
-Letters: P prompts, N sequences, T tokens of a prompt, k candidates, D hidden size, S columns of the static KV cache.
+Dimensions: P prompts, N sequences, T tokens of a prompt, k candidates, D hidden size, S columns of the static KV
+cache.
 """
 
 from typing import Any

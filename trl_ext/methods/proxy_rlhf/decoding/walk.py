@@ -10,7 +10,7 @@ Decoding with a proxy, token by token: a frozen model proposes candidates, the p
         hidden states at the candidates ------------------+------+-> the next token is b. Its hidden state, from which
                                                                      the next candidates come, is already computed.
 
-Letters: P prompts, N sequences, T tokens of a prompt, V vocabulary, k candidates, D hidden size, F features.
+Dimensions: P prompts, N sequences, T tokens of a prompt, V vocabulary, k candidates, D hidden size, F features.
 """
 
 from collections.abc import Callable

@@ -4,7 +4,7 @@
 """
 One value model that guides decoding: its values of candidate tokens, and whether it shares the vocabulary.
 
-Letters: N sequences, S columns of the sequences so far, k candidate tokens, H heads of the value model.
+Dimensions: N sequences, S columns of the sequences so far, k candidate tokens, H heads of the value model.
 """
 
 from collections.abc import Callable

@@ -4,7 +4,7 @@
 """
 Guided decoding: adds the values of the likeliest next tokens to a frozen language model's logits.
 
-Letters: N sequences, P tokens of a prompt, k candidate tokens, H heads, V vocabulary, D hidden size.
+Dimensions: N sequences, P tokens of a prompt, k candidate tokens, H heads, V vocabulary, D hidden size.
 """
 
 from collections.abc import Callable, Mapping, Sequence

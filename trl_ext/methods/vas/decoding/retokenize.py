@@ -4,7 +4,7 @@
 """
 Converts candidate tokens of one vocabulary into sequences of another, through their text.
 
-Letters: N sequences, S columns of the sequences so far, k candidate tokens, D hidden size.
+Dimensions: N sequences, S columns of the sequences so far, k candidate tokens, D hidden size.
 """
 
 import torch

@@ -4,7 +4,7 @@
 """
 Keeps a value model's KV cache in step with `generate`, which passes a logits processor only the ids so far.
 
-Letters: N sequences, P tokens of a prompt, S columns of the sequences so far, k candidate tokens, D hidden size.
+Dimensions: N sequences, P tokens of a prompt, S columns of the sequences so far, k candidate tokens, D hidden size.
 """
 
 from collections.abc import Callable, Mapping

@@ -4,7 +4,7 @@
 """
 Head that predicts the value of every next token from one hidden state (Q-values).
 
-Letters: D hidden size, H heads, V vocabulary, k candidate tokens, r rank.
+Dimensions: D hidden size, H heads, V vocabulary, k candidate tokens, r rank.
 """
 
 import torch

@@ -4,7 +4,7 @@
 """
 Base class of models with heads of their own on a pretrained backbone: running the backbone, saving and loading.
 
-Letters: N sequences, T tokens, D hidden size.
+Dimensions: N sequences, T tokens, D hidden size.
 """
 
 from collections.abc import Iterator

@@ -8,7 +8,7 @@ The exact form (`"state"`) predicts V(s + a) from the hidden state after the tok
 Q(s, a) for every next token a from the hidden state before it: `"action"` needs one forward pass for all candidates,
 `"policy"` none, because the hidden state is the language model's own.
 
-Letters: N sequences, T tokens, D hidden size, H heads, k candidate tokens.
+Dimensions: N sequences, T tokens, D hidden size, H heads, k candidate tokens.
 """
 
 from collections.abc import Sequence

@@ -7,7 +7,7 @@ Sharing the weights of a language model with a value model, without a change of 
 For an adapter on the weights: a switch that enables the adapter only while the value model runs. For a head on the
 language model's own hidden states: the states of its last forward pass.
 
-Letters: N sequences, S columns of the sequences so far, L columns of the last forward pass, D hidden size.
+Dimensions: N sequences, S columns of the sequences so far, L columns of the last forward pass, D hidden size.
 """
 
 import weakref
