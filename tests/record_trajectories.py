@@ -124,35 +124,35 @@ def quickstart(folder: Path, *flags: str) -> dict[str, Any]:
 
 def decoding(trained: str, folder: Path, cuda_graphs: str) -> dict[str, Any]:
     """
-    Sampled answers to a few prompts from a frozen model and what steers it, both random.
+    Completions of a few prompts by a frozen model under guidance, both with random weights.
 
     Args:
         trained (`str`): The method: `"vas"` or `"proxy_rlhf"`.
         folder (`Path`): Where the value model or proxy is saved, from where it is loaded as the command does.
-        cuda_graphs (`str`): `"never"` for the ordinary loop, `"always"` for the loop in a cache of fixed size (which
-            is called, and not recorded as a graph, on a CPU).
+        cuda_graphs (`str`): `"never"` for the ordinary loop, `"always"` for the loop over a static KV cache (which a
+            CPU runs without recording a graph).
     """
     tokenizer = make_tokenizer()
     model = make_model(len(tokenizer))
     transformers.set_seed(0)
-    steering: Any
+    guide: Any
     if trained == "vas":
-        steering = ValueModel.from_backbone(make_model(len(tokenizer), seed=1))
-        torch.nn.init.normal_(steering.head.weight, std=0.3)
+        guide = ValueModel.from_backbone(make_model(len(tokenizer), seed=1))
+        torch.nn.init.normal_(guide.head.weight, std=0.3)
         fields: dict[str, Any] = {"value_model_name_or_path": [str(folder)], "beta": ["2"], "guide_top_k": 6}
     else:
-        steering = ProxyModel(ProxyConfig(llm_hidden_size=64, layer_sizes=[16], process={"top_k": 6}))
-        torch.nn.init.normal_(steering.actor[-1].weight)
+        guide = ProxyModel(ProxyConfig(llm_hidden_size=64, layer_sizes=[16], process={"top_k": 6}))
+        torch.nn.init.normal_(guide.actor[-1].weight)
         fields = {"proxy_name_or_path": [str(folder)]}
-    steering.save_pretrained(folder)
+    guide.save_pretrained(folder)
     made: Any = discover().methods[trained].method.decoding_class()
     [policy] = made(**fields).policies(model, tokenizer, name="model", batch_size=8)
     prompts = [tokenizer(text)["input_ids"] for text in OPENINGS[:4]]
     settings = GenerationSettings(num_generations=2, max_completion_length=12, cuda_graphs=cuda_graphs)
     transformers.set_seed(0)
-    answers = [[list(answer.ids) for answer in group] for group in policy.generate(prompts, settings)]
-    logps = policy.logps(prompts, answers)
-    return {"ids": answers, "logps": [[row.tolist() for row in group] for group in logps]}
+    completions = [[list(completion.ids) for completion in group] for group in policy.generate(prompts, settings)]
+    logps = policy.logps(prompts, completions)
+    return {"ids": completions, "logps": [[row.tolist() for row in group] for group in logps]}
 
 
 # --------------------------------------------------------------------------------------------------------------- runs

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Whatever a data set holds, there is a trained step or an error of ours that says what is wrong.
+Whatever a dataset holds, there is a trained step or an error of ours that says what is wrong.
 
 A few rows of each kind a method, the same in every run; hundreds, and others each time, with `TRL_EXT_LONG=1`.
 """
@@ -103,7 +103,7 @@ def check(method: str, rows: list[dict[str, Any]], **changes: Any) -> None:
     try:
         Dataset.from_list(rows)
     except (ValueError, TypeError, OverflowError):
-        assume(False)  # no data set can hold them: Arrow's columns have one type
+        assume(False)  # no dataset can hold them: Arrow's columns have one type
     with tempfile.TemporaryDirectory() as folder:
         try:
             trainer = make_trainer(method, Path(folder), rows, chat=True, **{"max_steps": 2, **changes})

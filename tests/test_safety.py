@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
-"""Nothing that comes with a model, a checkpoint or a data set is executed, unless the user asks for it by name."""
+"""Nothing that comes with a model, a checkpoint or a dataset is executed, unless the user asks for it by name."""
 
 import contextlib
 import dataclasses

@@ -425,7 +425,7 @@ def test_the_lint_rule_leaves_public_imports_alone():
 
 
 def lint(code, name):
-    """What ruff says of `code`, under the project's settings, if it stood in file `name`."""
+    """The findings of ruff for `code` in a file `name`, under the project's settings."""
     pytest.importorskip("ruff")
     command = [sys.executable, "-m", "ruff", "check", "--quiet", "--no-cache", "--select", "TID251"]
     command += ["--output-format", "concise", "--stdin-filename", name, "-"]

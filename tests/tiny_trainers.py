@@ -36,12 +36,12 @@ def make_trainer(
     **settings: Any,
 ) -> Any:
     """
-    A trainer that samples its completions anew for every step, from prompts.
+    A trainer that generates new completions for every step, from prompts.
 
     Args:
         method (`str`): Its name.
         folder (`Path`): Where it writes to.
-        rows (`list[dict]`, *optional*): Its data set.
+        rows (`list[dict]`, *optional*): Its dataset.
         eval_rows (`list[dict]`, *optional*): What it is evaluated on.
         chat (`bool`, *optional*): Whether the tokenizer has a chat template.
         reward_funcs (*optional*): A reward that falls and rises with letters, unless another is given.

@@ -32,7 +32,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 TYPES = {"multi_gpu": "MULTI_CPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
 TIMEOUT = 500  # seconds; processes that wait for each other would wait for half an hour
 BATCH = 4  # prompts of a step, over all processes
-# What depends on the clock, or (distinct_2) is about what one process drew.
+# Metrics that depend on the clock, or (distinct_2) on the samples of one process.
 _OWN = ("runtime", "per_second", "time", "seconds/generation", "seconds/reward", "seconds/update", "distinct_2")
 
 Case = Callable[[str, int], Any]

@@ -15,7 +15,7 @@ from trl_ext.atomic_files import replacing, write_tensors, write_text
 from trl_ext.training.checkpoints import begin, check_resumable, is_complete, last_checkpoint
 
 
-FULL = Path("/dev/full")  # every write to it fails for lack of room
+FULL = Path("/dev/full")  # every write to it fails, as on a full disk
 
 
 def checkpoint(folder: Path, number: int, state: str = "{}") -> Path:
@@ -145,7 +145,7 @@ def test_a_full_disk_costs_the_checkpoint_that_was_being_saved(
     (note,) = caught.value.__notes__
     assert f"{broken} is incomplete" in note and f"resumed from {tmp_path / 'checkpoint-2'}." in note
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
-    (broken / file).unlink(missing_ok=True)  # room was made
+    (broken / file).unlink(missing_ok=True)  # the disk has space again
     for name, value in train(method, tmp_path, resume=True).items():
         assert torch.equal(value, undisturbed(method)[1][name]), name
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")

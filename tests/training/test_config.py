@@ -151,7 +151,7 @@ def test_temperature_is_positive(tmp_path, temperature):
     ("field", "value"), [("top_p", 0.0), ("top_p", 1.1), ("min_p", -0.1), ("repetition_penalty", 0.0)]
 )
 def test_sampling_settings_are_checked_at_once(tmp_path, field, value):
-    """Not after an hour of training, when the first completions are drawn."""
+    """Not after an hour of training, at the first generation."""
     with pytest.raises(ValueError, match=f"{field} must be"):
         config(tmp_path, **{field: value})
 

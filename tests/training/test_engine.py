@@ -110,9 +110,9 @@ def test_processes_ask_a_server_for_equally_many(monkeypatch):
     monkeypatch.setattr(engine_file, "gather_object", lambda mine: [*mine, 4])
     tokenizer = make_tokenizer()
     settings = GenerationSettings(num_generations=2)
-    draw = VLLM(make_model(64), tokenizer, settings, VLLMSettings(use_vllm=True), accelerator(2), batch_size=8)
+    vllm = VLLM(make_model(64), tokenizer, settings, VLLMSettings(use_vllm=True), accelerator(2), batch_size=8)
     for prompts in ([[5], [6], [7]], []):
-        found = draw(prompts)
+        found = vllm(prompts)
         assert calls.pop() == (8, 2)
         assert [len(group) for group in found] == [2] * len(prompts)
 
@@ -140,10 +140,10 @@ def test_processes_that_share_a_model_sample_alike(monkeypatch, size, alike):
         here.process_index = rank
         gathered = lambda mine: [4] * 4 if mine == [4] else seeds if mine == [seeds[rank]] else None  # noqa: B023, E731
         monkeypatch.setattr(engine_file, "gather_object", gathered)
-        draw = VLLM(make_model(64), make_tokenizer(), GenerationSettings(num_generations=1), args, here, batch_size=8)
+        vllm = VLLM(make_model(64), make_tokenizer(), GenerationSettings(num_generations=1), args, here, batch_size=8)
         numpy.random.seed(rank)  # as vLLM does
         with seeded(7, 1, rank):
-            sampled.append([group[0].ids for group in draw([[5]] * 4)])
+            sampled.append([group[0].ids for group in vllm([[5]] * 4)])
     assert (sampled[0] == sampled[1], sampled[2] == sampled[3], sampled[0] == sampled[2]) == (alike, alike, False)
 
 
@@ -154,29 +154,29 @@ def test_vllm_is_not_given_twice_what_is_a_setting(tmp_path, monkeypatch, name):
     args = EngineConfig(str(tmp_path), use_vllm=True, generation_kwargs={name: 2})
     with pytest.raises(ValueError, match=f"must not have '{name}' with .*set `"):
         Engine(make_model(64), make_tokenizer(), args, Accelerator())
-    draw = Engine(make_model(64), make_tokenizer(), EngineConfig(str(tmp_path), use_vllm=True), Accelerator())._vllm
-    draw._engine.generation_kwargs = {"n": 2}
+    vllm = Engine(make_model(64), make_tokenizer(), EngineConfig(str(tmp_path), use_vllm=True), Accelerator())._vllm
+    vllm._engine.generation_kwargs = {"n": 2}
     with pytest.raises(RuntimeError, match="vLLM returned 16 completions, where 2 prompts ask for 4 each"):
-        draw([[5], [6]])
+        vllm([[5], [6]])
 
 
 def test_errors_of_a_server_name_it(tmp_path, monkeypatch):
     mock_vllm(monkeypatch)
     args = EngineConfig(str(tmp_path), use_vllm=True, vllm_mode="server", vllm_server_timeout=7.0)
-    draw = Engine(make_model(64), make_tokenizer(), args, Accelerator())._vllm
+    vllm = Engine(make_model(64), make_tokenizer(), args, Accelerator())._vllm
 
     def fails(*args, **kwargs):
         raise Exception("Request failed: 400, too long")
 
-    draw._engine.vllm_client.generate = fails
+    vllm._engine.vllm_client.generate = fails
     with pytest.raises(ConnectionError, match=r"vLLM server at http://0.0.0.0:8000: Request failed: 400, too long"):
-        draw([[5]])
-    draw._engine.vllm_client.update_named_params = fails
+        vllm([[5]])
+    vllm._engine.vllm_client.update_named_params = fails
     with pytest.raises(ConnectionError, match="Request failed"):
-        draw.sync_weights()
-    draw._engine.vllm_client.update_named_params = lambda *_: int(None)  # a bug is not an error of the server
+        vllm.sync_weights()
+    vllm._engine.vllm_client.update_named_params = lambda *_: int(None)  # a bug is not an error of the server
     with pytest.raises(TypeError, match="NoneType"):
-        draw.sync_weights()
+        vllm.sync_weights()
 
 
 def test_vllm_on_a_cpu_refuses_weights(tmp_path, monkeypatch):

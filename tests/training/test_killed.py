@@ -80,7 +80,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def chance() -> random.Random:
+def rng() -> random.Random:
     seed = int(os.environ.get("TRL_EXT_SEED") or random.SystemRandom().randrange(10**6))
     print(f"TRL_EXT_SEED={seed}")  # shown if the test fails
     return random.Random(seed)
@@ -111,14 +111,14 @@ def training(method: str, folder: Path, output: Path) -> list[str]:
     return [method, *(str(word) for name, value in (settings | paths).items() for word in (f"--{name}", value))]
 
 
-def points(timed: dict[str, list[float]], chance: random.Random) -> Iterator[Killing]:
+def points(timed: dict[str, list[float]], rng: random.Random) -> Iterator[Killing]:
     """Each phase in turn, at random times; delays reach a little beyond its end."""
     phases = [name for name in ("sample", "save", "step", "evaluate", "finish") if name in timed]
-    chance.shuffle(phases)
+    rng.shuffle(phases)
     while True:
         for phase in phases:
             seconds = max(timed[phase])
-            yield Killing(phase, chance.randint(1, min(3, len(timed[phase]))), chance.uniform(0, 1.2 * seconds))
+            yield Killing(phase, rng.randint(1, min(3, len(timed[phase]))), rng.uniform(0, 1.2 * seconds))
 
 
 def record(output: Path) -> dict[str, Any]:
@@ -144,14 +144,14 @@ def assert_alike(one: dict[str, Any], other: dict[str, Any]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", SETTINGS)
 def test_a_killed_training_ends_with_the_same_weights(
-    method: str, server: Server, folder: Path, tmp_path: Path, chance: random.Random
+    method: str, server: Server, folder: Path, tmp_path: Path, rng: random.Random
 ) -> None:
     whole, log = tmp_path / "whole", tmp_path / "log"
     server.must_end_well(training(method, folder, whole), log)
     expected, timed = record(whole), durations(log)
     assert {"sample", "step", "save", "evaluate"} <= timed.keys()
     assert len([entry for entry in expected["log"] if "loss" in entry]) == STEPS
-    kills, runs, killings = 0, 0, points(timed, chance)
+    kills, runs, killings = 0, 0, points(timed, rng)
     while kills < KILLS or not runs:
         runs += 1
         output = tmp_path / f"killed-{runs}"
@@ -174,7 +174,7 @@ def test_a_killed_training_ends_with_the_same_weights(
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_a_killed_sampling_loses_and_repeats_nothing(
-    suffix: str, server: Server, folder: Path, tmp_path: Path, chance: random.Random
+    suffix: str, server: Server, folder: Path, tmp_path: Path, rng: random.Random
 ) -> None:
     def sampling(output: Path) -> list[str]:
         words = ["sample", "--model_name_or_path", folder / "model", "--dataset_name", folder / "rows.jsonl"]
@@ -185,7 +185,7 @@ def test_a_killed_sampling_loses_and_repeats_nothing(
     server.must_end_well(sampling(whole), log)
     timed = durations(log)
     assert len(timed["sample"]) == 3 and len(timed["save"]) == 3
-    kills, killings = 0, points(timed, chance)
+    kills, killings = 0, points(timed, rng)
     for run in range(100):
         output, complete = tmp_path / f"killed-{run}.{suffix}", False
         while not complete:

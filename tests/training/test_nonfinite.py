@@ -187,7 +187,7 @@ def test_a_reward_that_is_nan_is_left_out_and_named(method: str, tmp_path: Path,
     trainer.train()
     assert len(warnings) == 3
     assert "In step 0 the reward function 'doubtful' returned NaN 1 times for " in warnings[0]
-    assert f"(rows {OPENINGS.index(reward.prompt)})" in warnings[0], "not its number in the data set"
+    assert f"(rows {OPENINGS.index(reward.prompt)})" in warnings[0], "not its number in the dataset"
     ratios = [entry["rewards/nan_ratio"] for entry in trainer.state.log_history if "rewards/nan_ratio" in entry]
     assert len(ratios) == 3 and 0 < ratios[0] < 0.5
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())

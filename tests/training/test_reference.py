@@ -41,7 +41,7 @@ def test_a_copy_is_at_no_distance_and_another_model_is_where_loops_say(monkeypat
     model = make_model(64)
     copied, other = Reference(model), Reference(model, make_model(64, seed=3))  # made before the attention is set
     if attention == CASCADE:
-        monkeypatch.setattr(rows, "supported_layout", lambda base: Layout("cascade", "a stand-in"))
+        monkeypatch.setattr(rows, "supported_layout", lambda base: Layout("cascade", "a mock"))
     log_probs = LogProbs(model, 0, shared_prefix="always")
     trainer = stand_in_trainer(model)
     for group in copied.log_ratios(trainer, log_probs, PROMPTS, COMPLETIONS):
@@ -73,7 +73,7 @@ def test_the_cascade_casts_under_autocast_and_makes_no_square_mask(monkeypatch):
         return original(module, query, key, value, attention_mask, **kwargs)
 
     monkeypatch.setattr(cascade, "flash_forward", remember)
-    monkeypatch.setattr(rows, "supported_layout", lambda base: Layout("cascade", "a stand-in"))
+    monkeypatch.setattr(rows, "supported_layout", lambda base: Layout("cascade", "a mock"))
     cascade.AttentionInterface.register(CASCADE, attention)
     try:
         model = make_model(64)
@@ -97,7 +97,7 @@ def test_the_model_itself_is_no_reference():
 
 
 def named_trainer(method, folder, model, **kwargs):
-    """A trainer with a KL term whose completions are drawn in training."""
+    """A trainer with a KL term that generates completions in training."""
     settings = {"output_dir": str(folder), "use_cpu": True, "report_to": "none", "gradient_checkpointing": False}
     settings |= {"beta": 0.1, "max_completion_length": 4, "num_generations": 2, **kwargs.pop("args", {})}
     settings |= {"psle": {"principles": ["good"]}, "rrhf": {}}[method]

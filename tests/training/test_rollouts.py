@@ -109,8 +109,8 @@ def test_a_completion_longer_than_max_length_is_left_out():
 def test_a_completion_longer_than_max_length_is_cut_before_it_is_scored(tiny_tokenizer):
     [ids] = tiny_tokenizer(["good film good plot"])["input_ids"]
     row = ROWS[0] | {"prompt_ids": [1, 2]}
-    drawn = [[Completion("good film good plot", ids, True)]]
-    sampled = score_round([row], drawn, [reward(good)], None, max_length=2 + 2, tokenizer=tiny_tokenizer)
+    completions = [[Completion("good film good plot", ids, True)]]
+    sampled = score_round([row], completions, [reward(good)], None, max_length=2 + 2, tokenizer=tiny_tokenizer)
     assert sampled.rollouts[7] == Rollout([ids[:2]], [1.0]) and sampled.ended == [False] and sampled.lengths == [2]
     assert sampled.table["completion"] == [tiny_tokenizer.decode(ids[:2])]
 
@@ -282,24 +282,24 @@ def test_a_round_is_rollouts_at_least():
 # ------------------------------------------------------------------------------------------------------ random state
 
 
-def draw(*numbers):
+def sample(*numbers):
     with seeded(*numbers):
         return torch.rand(4).tolist()
 
 
 def test_samples_depend_on_seed_step_and_process_alone():
-    first = draw(42, 3, 0)
+    first = sample(42, 3, 0)
     torch.rand(17)
-    assert draw(42, 3, 0) == first
+    assert sample(42, 3, 0) == first
     numbers = list(itertools.product((0, 1, 42), (-1, 0, 1, 2), (0, 1, 7)))
-    assert len({tuple(draw(*each)) for each in numbers}) == len(numbers)
+    assert len({tuple(sample(*each)) for each in numbers}) == len(numbers)
 
 
 def test_the_generator_goes_on_as_before():
     torch.manual_seed(0)
     expected = torch.rand(3).tolist()
     torch.manual_seed(0)
-    draw(42, 3, 0)
+    sample(42, 3, 0)
     assert torch.rand(3).tolist() == expected
 
 

@@ -29,7 +29,7 @@ class Sampler:
 
 
 def epoch_loader(size=1):
-    """Micro-batches of `size` prompts, in the order of the data set."""
+    """Micro-batches of `size` prompts, in the order of the dataset."""
     for start in range(0, len(DATASET), size):
         rows = DATASET[start : start + size]
         yield {"row_index": torch.tensor([row["row_index"] for row in rows]), "rows": rows}
@@ -133,7 +133,7 @@ def test_rows_of_a_stream_may_share_their_numbers(sampler):
 
 
 def test_two_processes_sample_half_each_and_share(monkeypatch):
-    """The rows of an epoch are dealt anew in the next, so each process needs the rollouts of both."""
+    """The next epoch distributes the rows in another way, so each process needs the rollouts of both."""
     samplers = [Sampler(), Sampler()]
     others = {0: [1, 3, 5], 1: [0, 2, 4]}
     for process, sampler in enumerate(samplers):

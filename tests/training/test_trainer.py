@@ -67,8 +67,8 @@ def test_a_long_row_of_the_evaluation_is_named_with_its_part(tmp_path: Path, met
 
 
 @METHODS
-def test_prompts_of_an_evaluation_need_room_for_what_is_drawn(tmp_path: Path, method: str) -> None:
-    """The train set's completions are given, and short; those of the evaluation are drawn."""
+def test_prompts_of_an_evaluation_leave_space_for_completions(tmp_path: Path, method: str) -> None:
+    """The training rows have short completions; those of the evaluation rows are generated."""
     prompts = Dataset.from_list(PROMPTS)
     settings = {"max_completion_length": 23}
     with pytest.raises(DataError, match=r"of the eval dataset .* with `max_completion_length` \(23\), but .* 24"):
@@ -95,7 +95,7 @@ def test_a_row_of_a_stream_is_checked_when_it_comes(tmp_path: Path, method: str)
 
 @pytest.mark.parametrize("small", ["model", "value"])
 def test_the_shorter_of_two_models_counts(tmp_path: Path, small: str) -> None:
-    """The language model takes part only where something is drawn, and is what it is checked for then."""
+    """The language model's context length counts only where it generates."""
     sizes = (24, 256) if small == "model" else (256, 24)
     backbone = make_model(len(make_tokenizer()), max_position_embeddings=sizes[1])
     given = {"value_backbone": backbone, "reward_funcs": letter_reward, "args": {"max_completion_length": 23}}
@@ -120,7 +120,7 @@ def test_rows_are_not_read_where_none_can_be_too_long(
     scored_trainer(tmp_path, method, 24, eval_rows=evals, reward_funcs=letter_reward, args={"max_length": 18})
     assert read == []
     scored_trainer(tmp_path, method, 24, eval_rows=evals, reward_funcs=letter_reward, args={"max_length": 19})
-    assert read == ["eval"]  # 6 are drawn
+    assert read == ["eval"]  # 6 tokens are generated
     scored_trainer(tmp_path, method, 24, eval_rows=evals, reward_funcs=letter_reward, args={"max_length": 0})
     assert read == ["eval", "train", "eval"]
 
@@ -131,7 +131,7 @@ def test_plain_prompts_are_checked_where_there_are_no_principles(tmp_path: Path)
         make_trainer("psle", tmp_path, [{"prompt": LONG}], **settings)
 
 
-def test_what_evaluate_is_given_is_checked_before_anything_is_drawn(tmp_path: Path) -> None:
+def test_rows_passed_to_evaluate_are_checked_before_generation(tmp_path: Path) -> None:
     scored: list[int] = []
 
     def reward(completions: list[str], **_: Any) -> list[float]:

@@ -47,7 +47,7 @@ def make(folder: str, batch_size: int, **changes: Any) -> ProxyRLHFTrainer:
     )
 
 
-# Each answer has chance of its own, whichever process draws it.
+# Each completion has an RNG of its own, whichever process generates it.
 CASES = {
     "critic": partial(make, save_strategy="steps", save_steps=2),
     "context": partial(make, advantage_estimator="rloo", num_generations=2, feature="context"),

@@ -109,7 +109,7 @@ def test_counts_texts_and_several_completions(model: Any, tokenizer: Any) -> Non
     )
     assert len(found.texts) == len(found.sequences) == 9
     assert len({*found.texts[:3]}) > 1
-    taken = found.lengths  # one of the examined candidates a token, unless all were rejected
+    taken = found.lengths  # one examined candidate per token is accepted, unless all were rejected
     assert torch.equal(found.examined - found.rejected, taken - found.forced)
     width = found.sequences.shape[1] - found.lengths.max()
     for row, length, text in zip(found.sequences, found.lengths, found.texts, strict=True):

@@ -41,9 +41,9 @@ def oracle_q(p: list[float], forced_last: bool) -> list[float]:
     """Probability of each candidate, summed over all outcomes of all decisions."""
     q = [0.0] * len(p)
     for outcome in itertools.product([True, False], repeat=len(p)):
-        chance = math.prod(x if yes else 1 - x for x, yes in zip(p, outcome, strict=True))
+        probability = math.prod(x if yes else 1 - x for x, yes in zip(p, outcome, strict=True))
         taken = outcome.index(True) if any(outcome) else len(p) - 1 if forced_last else 0
-        q[taken] += chance
+        q[taken] += probability
     return q
 
 
@@ -64,9 +64,9 @@ def oracle_marginal(p: list[float], w: list[float], forced_last: bool) -> list[f
     """The mean of the induced distribution over all orders, weighted by their probability without replacement."""
     q = [0.0] * len(p)
     for order in itertools.permutations(range(len(p))):
-        chance = math.prod(w[c] / math.fsum(w[d] for d in order[i:]) for i, c in enumerate(order))
+        probability = math.prod(w[c] / math.fsum(w[d] for d in order[i:]) for i, c in enumerate(order))
         for c, x in zip(order, oracle_q([p[c] for c in order], forced_last), strict=True):
-            q[c] += chance * x
+            q[c] += probability * x
     return q
 
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
-"""The decision process in a loop of fixed shapes against the ordinary one: tokens, counts and recorded decisions."""
+"""The decision process in CUDA-graph decoding against the ordinary loop: tokens, counts and recorded decisions."""
 
 import dataclasses
 from typing import Any
@@ -144,8 +144,8 @@ def test_generate_and_policies(model: Any, tokenizer: Any) -> None:
     for wanted in ("never", "always"):
         found[wanted] = proxy.generate(model, PROMPTS, cuda_graphs=wanted, **settings)
         torch.manual_seed(3)
-        drawn = GenerationSettings(num_generations=2, max_completion_length=8, temperature=0.8, cuda_graphs=wanted)
-        groups = proxy_policy(model, tokenizer, proxy).generate(PROMPTS, drawn)
+        sampled = GenerationSettings(num_generations=2, max_completion_length=8, temperature=0.8, cuda_graphs=wanted)
+        groups = proxy_policy(model, tokenizer, proxy).generate(PROMPTS, sampled)
         found[f"policy {wanted}"] = [[completion.ids for completion in group] for group in groups]
     assert torch.equal(found["always"].sequences, found["never"].sequences)
     assert torch.equal(found["always"].examined, found["never"].examined)
@@ -223,5 +223,5 @@ def test_table_of_random_numbers_equals_single_calls() -> None:
     rng, table = PerRowRNG([3, 4], 5, torch.device("cpu")), PerRowRNG([3, 4], 5, torch.device("cpu")).table(70)
     assert table.shape[1] >= 70
     for t in range(70):
-        order, chance = rng.uniform()
-        assert torch.equal(table[:, t, 0], order) and torch.equal(table[:, t, 1], chance)
+        order, uniform = rng.uniform()
+        assert torch.equal(table[:, t, 0], order) and torch.equal(table[:, t, 1], uniform)

@@ -55,7 +55,7 @@ def oracle(
     ids, examined, rejected, forced = list(prompt), 0, 0, 0
     backbone = model.get_base_model().model if hasattr(model, "get_base_model") else model.model
     for _ in range(length):
-        order, chance = rng.uniform()
+        order, uniform = rng.uniform()
         logits = model(torch.tensor([ids])).logits[0, -1].float() / process.temperature
         values, tokens = logits.topk(process.top_k)
         weights, total, kept = values.softmax(0).tolist(), 0.0, []
@@ -78,7 +78,7 @@ def oracle(
             logit = float(accept_logits(feature[None])[0])
             p = torch.sigmoid(torch.tensor(logit)).item()
             examined += 1
-            if (p >= 0.5) if greedy else (float(chance[0, column]) < p):
+            if (p >= 0.5) if greedy else (float(uniform[0, column]) < p):
                 taken = token
                 break
             rejected += 1

@@ -37,7 +37,7 @@ def make(folder: str, batch_size: int, *, lora: bool = False, sft: bool = False,
         "report_to": [],
         "max_completion_length": 4,
         "num_generations": 2,
-        # One candidate a token leaves no chance, so the answers do not depend on who draws them.
+        # With one candidate per token, completions do not depend on the RNG, nor on the process.
         "top_k": 1,
     }
     rows = Dataset.from_list([{"prompt": f"{start} film"} for start in STARTS])
@@ -56,7 +56,7 @@ CASES = {
     "full": make,
     "lora": partial(make, lora=True, beta=0.1),
     "warm_up": partial(make, sft=True, sft_epochs=1),
-    "drawn": partial(make, resample_steps=1, top_k=0),
+    "sampled": partial(make, resample_steps=1, top_k=0),
 }
 
 
@@ -81,6 +81,6 @@ def test_two_processes_equal_one(one: tuple[Path, dict[str, Any]], kind: str, tm
         for state in states(tmp_path / name, 2):
             assert state["rewards"] == pytest.approx(expected["rewards"], rel=1e-5)
             assert state["threshold"] == expected["threshold"]
-    # When each process draws answers of its own, they agree on what they have seen all the same.
-    first, second = states(tmp_path / "drawn", 2)
+    # With different samples on each process, the statistics of the iterations are still the same.
+    first, second = states(tmp_path / "sampled", 2)
     assert first == second

@@ -255,15 +255,15 @@ def test_rewards_and_training_see_the_plain_prompt_only(tmp_path: Path, monkeypa
 def test_rows_take_turns_with_principles() -> None:
     rows = [{"row_index": i, "prompt_ids": [i], "guided_ids": [[10], [20], [30]]} for i in range(3)]
     rows.append({"row_index": 3, "prompt_ids": [3], "guided_ids": []})
-    drawn: list = []
+    asked: list = []
 
-    def draw(prompts: list[list[int]]) -> list:
-        drawn.append(prompts)
+    def generate(prompts: list[list[int]]) -> list:
+        asked.append(prompts)
         return [[f"{prompt[0]}a", f"{prompt[0]}b"] for prompt in prompts]
 
-    assert both_views(rows, 0, draw)[1:] == [["1a", "1b", "20a", "20b"], ["2a", "2b", "30a", "30b"], ["3a", "3b"]]
-    assert both_views(rows, 2, draw)[0] == ["0a", "0b", "30a", "30b"]
-    assert drawn[0] == [[0], [1], [2], [3], [10], [20], [30]]
+    assert both_views(rows, 0, generate)[1:] == [["1a", "1b", "20a", "20b"], ["2a", "2b", "30a", "30b"], ["3a", "3b"]]
+    assert both_views(rows, 2, generate)[0] == ["0a", "0b", "30a", "30b"]
+    assert asked[0] == [[0], [1], [2], [3], [10], [20], [30]]
 
 
 def test_chat_prompts_and_row_principles(tmp_path: Path) -> None:
@@ -585,18 +585,18 @@ def test_metrics_are_of_what_they_name(tmp_path: Path) -> None:
     assert found["eval_logps/guided"] == pytest.approx(sum(a[2] + a[3] for a in l) / 4, abs=1e-4)
 
 
-def test_rounds_draw_other_answers_and_repeat_themselves(tmp_path: Path) -> None:
-    """Chance is that of the step in training, and in evaluation of the batch; evaluation draws other numbers."""
+def test_rounds_sample_other_completions_and_are_reproducible(tmp_path: Path) -> None:
+    """The RNG is seeded by the step in training, and by the batch in evaluation, with other seeds."""
     run = trainer(tmp_path)
     rows = [run.train_dataset[i] for i in range(6)]
 
-    def drawn(mode: str, step: int, batch: int) -> list[str]:
+    def sampled(mode: str, step: int, batch: int) -> list[str]:
         run.state.global_step, run._eval_batches = step, batch
         return run._sample_round(rows, mode).table["completion"]
 
-    found = [drawn(*where) for where in (("train", 0, 0), ("train", 1, 0), ("eval", 0, 0), ("eval", 0, 1))]
+    found = [sampled(*where) for where in (("train", 0, 0), ("train", 1, 0), ("eval", 0, 0), ("eval", 0, 1))]
     assert all(a != b for i, a in enumerate(found) for b in found[:i])
-    assert drawn("train", 1, 5) == found[1] and drawn("eval", 7, 1) == found[3]
+    assert sampled("train", 1, 5) == found[1] and sampled("eval", 7, 1) == found[3]
 
 
 def test_evaluation_leaves_the_state_alone(tmp_path: Path) -> None:

@@ -91,13 +91,13 @@ CASES = {
     "full": partial(make, save_strategy="steps", save_steps=2),
     "lora": partial(make, lora=True),
     "spoilt": make_spoilt,
-    # One candidate a token leaves no chance, so the answers do not depend on who draws them.
+    # With one candidate per token, completions do not depend on the RNG, nor on the process.
     "online": partial(make, online=True, resample_epochs=2, top_k=1, beta=0.1),
 }
-DRAWN = {"generation_kwargs": ENDS, "generation_batch_size": 2, "beta": 0.1, "max_completion_length": 8}
+SAMPLED = {"generation_kwargs": ENDS, "generation_batch_size": 2, "beta": 0.1, "max_completion_length": 8}
 MORE = {
-    "drawn": partial(make, online=True, resample_steps=1, **DRAWN),
-    "drawn in pieces": partial(make, online=True, resample_steps=1, ds3_gather_for_generation=False, **DRAWN),
+    "sampled": partial(make, online=True, resample_steps=1, **SAMPLED),
+    "sampled while sharded": partial(make, online=True, resample_steps=1, ds3_gather_for_generation=False, **SAMPLED),
 }
 
 

@@ -54,13 +54,15 @@ def random_batch(seed, prompts=5):
     """Six scores for up to six completions of a prompt, so that ties occur; K from 1 to 6; in no order."""
     generator = torch.Generator().manual_seed(seed)
 
-    def draw(high, size):
+    def random_integers(high, size):
         return torch.randint(0, high, (size,), generator=generator).tolist()
 
     groups = []
-    for size in draw(6, prompts):
+    for size in random_integers(6, prompts):
         logps = (-20 * torch.rand(size + 1, generator=generator, dtype=torch.float64)).tolist()
-        groups.append(list(zip(logps, [1 + n for n in draw(9, size + 1)], draw(6, size + 1), strict=True)))
+        groups.append(
+            list(zip(logps, [1 + n for n in random_integers(9, size + 1)], random_integers(6, size + 1), strict=True))
+        )
     total = sum(map(len, groups))
     return Batch(groups, torch.randperm(total, generator=generator).tolist())
 
