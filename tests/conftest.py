@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
-"""What every test has: no network, one thread, and tiny models built in memory."""
+"""Shared by all tests: no network, one thread, and tiny models built in memory."""
 
 import os
 

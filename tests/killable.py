@@ -105,7 +105,7 @@ def _run(main: Callable[[list[str]], int], task: dict[str, Any], begin: dict[str
 
 
 def _killer(delay: float) -> int:
-    """A process that kills this one `delay` seconds after a byte is written to the file that is returned."""
+    """Start a process that kills this one `delay` seconds after a byte is written to the returned descriptor."""
     victim, (reading, writing) = os.getpid(), os.pipe()
     if os.fork():
         os.close(reading)
@@ -119,9 +119,9 @@ def _killer(delay: float) -> int:
 
 
 def _watch() -> dict[str, Any]:
-    """Let everything that trains and samples say what it does; returns what says when to kill."""
+    """Report each phase of training and sampling on stderr; returns the settings of the phase to signal at."""
     from trl_ext.data.resumable_file import ResumableFile
-    from trl_ext.inference.dataset_sampler import Sampler
+    from trl_ext.inference.dataset_sampler import DatasetSampler
     from trl_ext.method import discover
     from trl_ext.training.trainer import ExtTrainer
 
@@ -148,7 +148,7 @@ def _watch() -> dict[str, Any]:
         trainer = found.method.trainer_class()
         watch(trainer, "_roll_out" if hasattr(trainer, "_roll_out") else "_sample_round", "sample")
         watch(trainer, "training_step", "step")
-    watch(Sampler, "__call__", "sample")
+    watch(DatasetSampler, "__call__", "sample")
     watch(ResumableFile, "append", "save")
     watch(ResumableFile, "finish", "finish")
     return chosen

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
-"""Run by test_one_process_dies.py, once for each process: trains for long, and says when it has begun."""
+"""Run by test_one_process_dies.py, once for each process: trains for long, and writes a file when it has begun."""
 
 import sys
 from pathlib import Path

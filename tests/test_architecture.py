@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The rules of CONTRIBUTING that a machine can watch."""
+"""The rules of CONTRIBUTING.md that a program can check."""
 
 import ast
 import importlib

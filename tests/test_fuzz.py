@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Whatever a dataset holds, there is a trained step or an error of ours that says what is wrong.
+Random datasets: each gives a trained step, or an error of ours that says what is wrong.
 
 A few rows of each kind a method, the same in every run; hundreds, and others each time, with `TRL_EXT_LONG=1`.
 """
@@ -56,7 +56,7 @@ NUMBERS = st.one_of(st.floats(width=32), st.integers(-(2**60), 2**60), st.none()
 
 @st.composite
 def scored_rows(draw: Any) -> list[dict[str, Any]]:
-    """Rows of K completions, K from row to row, most of them sound; some of them with one fault."""
+    """Rows of K completions, K from row to row, most of them valid; some of them with one error."""
     chat = draw(st.booleans())
     sound = st.sampled_from([" was good", " is", "great!", " 电影", "🎬"])
     rows = []

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-One contract per symbol of `trl_ext/upstream.py`: it is there, takes what we pass, and does what we count on.
+One contract per symbol of `trl_ext/upstream.py`: it exists, takes the arguments that we pass, and behaves as expected.
 
 When a new release of TRL or transformers turns one of these red, the line in `upstream.py` is what has to change.
 """

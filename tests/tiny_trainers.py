@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
-"""A trainer of each method, on the tiniest models, for tests of what all of them promise."""
+"""A trainer of each method, on the tiniest models, for tests of properties that all of them have."""
 
 from pathlib import Path
 from typing import Any

@@ -55,7 +55,7 @@ def _save_models(folder: Path) -> None:
 
 
 def on_one(cases: dict[str, Case], folder: Path) -> dict[str, Any]:
-    """What the cases come to on one process, by name; run in this one."""
+    """Results of the cases on one process, by name; they run in this process."""
     _save_models(folder)
     return {name: _train(make, folder / name, BATCH) for name, make in cases.items()}
 
@@ -101,7 +101,7 @@ def _assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tens
 
 
 def _train(make: Case, folder: Path, batch_size: int) -> dict[str, Any]:
-    """Train and evaluate what `make` makes, and say what came out."""
+    """Train and evaluate the trainer that `make` returns. Returns its results."""
     from accelerate.utils import gather_object
 
     trainer = make(str(folder), batch_size)
@@ -149,7 +149,7 @@ def _saved(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def use_fsdp_on_cpu() -> None:
-    """accelerate turns FSDP on for accelerators only, and trains with DDP otherwise without a word."""
+    """accelerate enables FSDP on accelerators only, and otherwise trains with DDP without a message."""
     from accelerate import state
     from accelerate.utils import DistributedType
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""What tests of the command share: no launcher around them, YAML files, saved models."""
+"""Shared by tests of the command: no launcher around them, YAML files, saved models."""
 
 import textwrap
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
-"""Which checkpoint a run goes on from when one of them is broken: half-written, written over, or the disk was full."""
+"""The checkpoint that a run resumes from if one of them is incomplete, overwritten, or met a full disk."""
 
 import json
 from functools import cache
@@ -114,7 +114,7 @@ def train(method: str, folder: Path, resume: bool = False) -> dict[str, torch.Te
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """From a method: the folder of a run of four steps, and its weights."""
+    """For a method, the folder of an uninterrupted run of four steps, and its weights."""
 
     def run(method: str) -> tuple[Path, dict[str, torch.Tensor]]:
         folder = tmp_path_factory.mktemp("undisturbed")

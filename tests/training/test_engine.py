@@ -119,7 +119,7 @@ def test_processes_ask_a_server_for_equally_many(monkeypatch):
 
 @pytest.mark.parametrize(("size", "alike"), [(1, False), (2, True)])
 def test_processes_that_share_a_model_sample_alike(monkeypatch, size, alike):
-    """Each holds a part of the model and must sample the same tokens, though a trainer seeds each process apart."""
+    """Each holds a part of the model and must sample the same tokens, though a trainer seeds processes differently."""
 
     class Generation:
         def __init__(self, **settings):
@@ -205,7 +205,7 @@ def test_the_error_where_vllm_does_not_import(tmp_path, monkeypatch, is_there, m
 
 
 def test_rows_longer_than_the_context_of_vllm_are_refused(tmp_path, monkeypatch):
-    """Too long rows are an error before training, rather than an error of vLLM during it."""
+    """Rows that are too long are an error before training, rather than an error of vLLM during it."""
     mock_vllm(monkeypatch)
     tokenizer = make_tokenizer()
     settings = {"num_generations": 2, "resample_steps": 1, "max_completion_length": 8, "report_to": []}

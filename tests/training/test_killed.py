@@ -112,7 +112,7 @@ def training(method: str, folder: Path, output: Path) -> list[str]:
 
 
 def points(timed: dict[str, list[float]], rng: random.Random) -> Iterator[Killing]:
-    """Each phase in turn, at random times; delays reach a little beyond its end."""
+    """Points to kill at: each phase in turn, at random times up to a little after its end."""
     phases = [name for name in ("sample", "save", "step", "evaluate", "finish") if name in timed]
     rng.shuffle(phases)
     while True:
@@ -122,7 +122,7 @@ def points(timed: dict[str, list[float]], rng: random.Random) -> Iterator[Killin
 
 
 def record(output: Path) -> dict[str, Any]:
-    """All that a run leaves that does not depend on when it ran: log, weights, completions."""
+    """The results of a run that do not depend on the clock: log, weights, completions."""
     newest = max(output.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     log = json.loads((newest / "trainer_state.json").read_text())["log_history"]
     weights = {str(path.relative_to(output)): path.read_bytes() for path in output.rglob("*.safetensors")}

@@ -46,9 +46,9 @@ class Watch(TrainerCallback):
 
 def slope(values: list[float]) -> float:
     """
-    The median of the slopes between all pairs, a step (Theil and Sen).
+    The median of the slopes between all pairs of steps (Theil and Sen), per step.
 
-    An allocator takes memory by the piece, once; what leaks grows all along.
+    An allocator takes memory in blocks, once; a leak grows with every step.
     """
     every = max(1, len(values) // 300)
     points = list(enumerate(values))[::every]

@@ -87,7 +87,7 @@ def test_how_values_are_split_does_not_matter(batches):
 
 
 class Processes:
-    """Two processes in one: what each would send is collected, and each gets the sum."""
+    """Two processes in one: collects the tensors that each would send, and returns their sum to each."""
 
     num_processes = 2
     device = torch.device("cpu")

@@ -37,7 +37,7 @@ def poison(trainer: Any, step: int, value: float = math.nan) -> dict[int, list[t
 
 
 class SpoiltGradient(torch.autograd.Function):
-    """A number with a gradient that is none."""
+    """The identity, whose gradient is the given non-finite value."""
 
     @staticmethod
     def forward(ctx: Any, loss: torch.Tensor, value: float) -> torch.Tensor:
@@ -95,7 +95,7 @@ def test_a_step_whose_gradient_is_not_finite_is_left_out(
 
 
 def test_gradients_of_a_scaled_loss_are_the_scalers(tmp_path: Path) -> None:
-    """In fp16 the scaler finds its scale by gradients that overflow, and leaves their steps out by itself."""
+    """In fp16 the gradient scaler skips steps whose gradients overflow, to find its scale."""
     trainer = make_trainer("rrhf", tmp_path)
     trainer.accelerator.scaler = object()
     next(trainer.model.parameters()).grad = torch.full_like(next(trainer.model.parameters()), math.inf)
@@ -132,7 +132,7 @@ def test_a_step_whose_loss_is_infinite_is_left_out(method: str, tmp_path: Path, 
 
 
 def test_only_the_step_is_left_out_when_gradients_accumulate(tmp_path: Path, warnings: list[str]) -> None:
-    """One micro-batch of two spoils the sum of both."""
+    """One micro-batch of two makes the sum of both NaN."""
     trainer = make_trainer("rrhf", tmp_path, max_steps=1, nan_loss="skip", gradient_accumulation_steps=2)
     inner, calls = trainer.compute_loss, []
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
-"""The KL term's reference: the same weights give exactly nothing, whatever attention each model has."""
+"""The KL term's reference model: equal weights give a KL of exactly 0, with any attention of either model."""
 
 from types import SimpleNamespace
 
@@ -161,7 +161,7 @@ def test_a_reference_by_name_is_loaded_as_the_policy_is(method, tmp_path, tiny_m
 
 
 def test_a_reference_by_name_follows_a_policy_that_was_given(tmp_path, tiny_model_dir, other_dir):
-    """In its dtype, so that the two differ by what was learned and not by rounding."""
+    """In its dtype, so that the two differ by training and not by rounding."""
     tokenizer = make_tokenizer(chat=True)
     model = load_model(tiny_model_dir, dtype=torch.bfloat16)
     run = named_trainer("rrhf", tmp_path, model, ref_model=other_dir, processing_class=tokenizer)
@@ -194,7 +194,7 @@ def test_a_reference_that_is_none_is_named(method, tmp_path, tiny_model_dir, tin
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_as_many_completions_at_once_on_any_device(device, monkeypatch):
-    """What sampling does at once on a GPU is twice that; a forward of whole texts needs more memory."""
+    """Generation uses twice as many on a GPU; a forward pass over complete texts needs more memory."""
     sizes = []
 
     def count(model, prompts, completions, *, batch_size, **_):
@@ -236,7 +236,7 @@ def log_ratios(reference, model):
 
 
 def move(model):
-    """What training does to a model."""
+    """Change the weights of a model, as training does."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Returns against the same recursions written as loops, worked numbers, and what must not change them."""
+"""Returns against the same recursions written as loops, worked numbers, and invariances."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from trl_ext.training.returns import discounted_sums, gae, td_lambda
 
 
 def loop_targets(rewards, values, gamma, lam):
-    """The recursion of the method's page, one sequence of plain numbers at a time."""
+    """The recursion in the README of VAS, one sequence of plain numbers at a time."""
     targets, ahead, next_value = [0.0] * len(values), 0.0, 0.0
     for t in reversed(range(len(values))):
         delta = rewards[t] + gamma * next_value - values[t]

@@ -100,7 +100,7 @@ def test_a_penalty_is_subtracted():
 
 
 def test_a_completion_longer_than_max_length_is_left_out():
-    """Cut now, it would not be what was scored."""
+    """Truncated after scoring, it would not be the text that was scored."""
     sampled = score_round(ROWS, COMPLETIONS, [reward(good)], None, max_length=3)
     assert sampled.rollouts[7] == Rollout([], [])
     assert sampled.rollouts[3] == Rollout([[9]], [0.0])

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""When training samples: whose completions each step gets, and that a resumed run gets the same."""
+"""The rollout schedule: the completions that each step gets, and that a resumed run gets the same."""
 
 from types import SimpleNamespace
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Steps that follow themselves."""
+"""The sampler that repeats the rows of each optimizer step."""
 
 import pytest
 

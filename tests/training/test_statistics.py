@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Moments that do not depend on how numbers are cut into batches."""
+"""Running means and deviations, which do not depend on how numbers are split into batches."""
 
 import math
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
-"""What every trainer checks of its arguments: rows that fit the model's positions, the config's class."""
+"""Checks that every trainer makes: rows that fit the model's context length, and the class of the config."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ def fits(length: int, **changes: Any) -> dict[str, Any]:
 
 
 def scored_trainer(folder: Path, method: str, context: int, rows: Any = SCORED, eval_rows: Any = None, **kwargs: Any):
-    """A trainer whose model (VAS: either of the two) has this many positions."""
+    """A trainer whose model (VAS: either of the two) has this context length."""
     tokenizer = make_tokenizer()
     settings = {"output_dir": str(folder), **SETTINGS, **kwargs.pop("args", {})}
     model = make_model(len(tokenizer), max_position_embeddings=context)
@@ -150,7 +150,7 @@ def test_rows_passed_to_evaluate_are_checked_before_generation(tmp_path: Path) -
 
 @dataclass
 class OwnConfig(RRHFConfig):
-    """A plug-in's, with a setting more."""
+    """A plug-in's config, with one more setting."""
 
     knots: int = 3
 
@@ -163,7 +163,7 @@ class OwnTrainer(RRHFTrainer):
 
 @pytest.mark.parametrize("method", ALL)
 def test_the_config_of_another_trainer_is_refused(tmp_path: Path, method: str) -> None:
-    """Whichever it is, before anything is looked at that it might lack."""
+    """Any other one, before a setting is read that it might lack."""
     found = {name: discover().methods[name].method for name in ALL}
     trainer_class, own = found[method].trainer_class(), found[method].config_class()
     others = [found[name].config_class() for name in ALL if name != method] + [ExtConfig]
@@ -210,7 +210,7 @@ def test_weights_of_rewards_that_are_no_numbers_are_refused(tmp_path: Path, meth
 
 
 def test_one_principle_may_be_a_text(tmp_path: Path) -> None:
-    """Not its letters, one a principle."""
+    """The text is one principle; its letters are not one principle each."""
     one, several = ({"principles": principles} for principles in ("good film", ["good film"]))
     ours, theirs = (make_trainer("psle", tmp_path, **given) for given in (one, several))
     assert ours.args.principles == ["good film"]

@@ -61,7 +61,7 @@ CASES = {
 
 
 def states(folder: Path, processes: int) -> list[dict[str, Any]]:
-    """What each process keeps of the iterations in a checkpoint."""
+    """The state of the iterations that each process saved in a checkpoint."""
     files = [folder / "checkpoint-4" / f"iterations_{process}.json" for process in range(processes)]
     return [json.loads(file.read_text()) for file in files]
 

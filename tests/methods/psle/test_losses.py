@@ -24,7 +24,7 @@ def computed(logps, rewards, marks, threshold, margin=0.0, temperature=1.0, two_
 
 
 def groups(seed):
-    """Prompts with 0 to 3 answers of each view in any order, rewards with ties and gaps that equal the threshold."""
+    """Prompts with 0 to 3 completions of each kind in any order, ties in rewards, gaps that equal the threshold."""
     generator = torch.Generator().manual_seed(seed)
     marks, logps, rewards = [[0, 1]], [[-1.0, -2.0]], [[0.0, 0.5]]
     for _ in range(6):
@@ -78,7 +78,7 @@ def test_weights():
 
 @pytest.mark.parametrize("two_sided", [False, True])
 def test_signs_of_gradients(two_sided):
-    """Descent raises what is better (ranking) and both answers (imitation), the better one more."""
+    """A step raises the better completion (ranking), or both (imitation), the better one more."""
     plain = torch.tensor([-1.0, -1.0, -1.0], requires_grad=True)
     guided = torch.tensor([-2.0, -2.0, -0.5], requires_grad=True)
     rewards = torch.tensor([0.0, 0.0, 5.0]), torch.tensor([3.0, 0.5, 0.0])

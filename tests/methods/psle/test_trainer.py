@@ -187,7 +187,7 @@ def test_the_reward_rises(tmp_path: Path, schedule: dict) -> None:
 
 
 def test_the_kl_term_is_subtracted_from_the_reward(tmp_path: Path) -> None:
-    """beta x (log pi - log pi_0) of each answer to the plain prompt, in training; the metric is of plain answers."""
+    """beta x (log pi - log pi_0) of each completion given the plain prompt; the metric is of plain ones."""
     run = trainer(tmp_path, args={"beta": 0.5})
     with torch.no_grad():
         for parameter in run.model.parameters():
@@ -476,7 +476,7 @@ CONTINUOUS = {
 
 
 def test_continuous_batching_writes_what_generate_writes(tmp_path: Path) -> None:
-    """With one candidate a token there is no chance, and both engines must write the same."""
+    """With one candidate per token nothing is random, so both backends return the same completions."""
     tables = []
     for engine in ({}, CONTINUOUS):
         run = trainer(tmp_path, args={**engine, "top_k": 1, "num_iterations": 1})
@@ -490,7 +490,7 @@ def test_continuous_batching_writes_what_generate_writes(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("engine", [{}, CONTINUOUS], ids=["generate", "continuous"])
 def test_engines_sample(tmp_path: Path, engine: dict) -> None:
-    """First tokens come as often as truncated probabilities say."""
+    """Frequencies of the first token match the truncated probabilities."""
     n, settings = 400, {"temperature": 0.8, "top_k": 6, "top_p": 0.9}
     run = trainer(tmp_path, args={**engine, **settings, "num_generations": n, "max_completion_length": 1})
     prompt = run.train_dataset[0]["prompt_ids"]
@@ -525,7 +525,7 @@ def test_vllm_is_asked_for_politely(tmp_path: Path, tiny_model_dir: str) -> None
 
 
 def test_vllm_path_with_a_mock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What TRL's class asks of vLLM, and what we make of its answers; vLLM itself: tests/generation/test_vllm.py."""
+    """Calls of vLLM by TRL's class, and our use of its results. For vLLM itself see tests/generation/test_vllm.py."""
     calls = mock_vllm(monkeypatch)
     run = trainer(tmp_path, args={"use_vllm": True, "top_k": 7})
     run.train()
@@ -562,7 +562,7 @@ def test_metrics_have_their_names(tmp_path: Path) -> None:
 
 
 def test_metrics_are_of_what_they_name(tmp_path: Path) -> None:
-    """Plain answers are worth 0 and 2, guided ones 1 and 3: gaps of 1, 3, -1 and 1, of which one is ranked."""
+    """Rewards are 0 and 2 for plain completions, 1 and 3 for guided ones: gaps of 1, 3, -1 and 1; one is ranked."""
 
     def reward(prompts: list[str], **_: Any) -> list[float]:
         return [[0.0, 2.0, 1.0, 3.0][i % 4] for i in range(len(prompts))]

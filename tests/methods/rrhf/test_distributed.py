@@ -73,7 +73,7 @@ class _NoGradient(torch.autograd.Function):
 
 
 def make_spoilt(folder: str, batch_size: int) -> RRHFTrainer:
-    """One in whose second step the gradient of the last process is NaN, although its loss is a number."""
+    """A trainer in whose second step the last process has a NaN gradient under a finite loss."""
     trainer = make(folder, batch_size, nan_loss="skip")
     inner, last = trainer.compute_loss, trainer.accelerator.is_last_process
 

@@ -466,7 +466,7 @@ def test_evaluation_pays_nothing_for_the_distance(tmp_path: Path) -> None:
 
 
 def test_a_prompt_without_scores_does_not_count(tmp_path: Path) -> None:
-    """Neither to the gradient nor to what it is divided by."""
+    """Neither in the gradient nor in its divisor."""
 
     def some(prompts: Any, completions: Any, **kwargs: Any) -> list[float | None]:
         return [None if prompt == PROMPTS[2]["prompt"] else 1.0 for prompt in prompts]
