@@ -142,7 +142,9 @@ def _convert_union(value: Any, alternatives: tuple[Any, ...], written: bool) -> 
 
 def _distance(value: Any, kind: Any) -> int:
     """0 if the value has exactly this type, 1 if it has a subclass of it, 2 otherwise."""
-    return 0 if type(value) is kind else 1 if isinstance(kind, type) and isinstance(value, kind) else 2
+    if type(value) is kind:
+        return 0
+    return 1 if isinstance(kind, type) and isinstance(value, kind) else 2
 
 
 def _origin(annotation: Any) -> Any:

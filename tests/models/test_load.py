@@ -195,7 +195,7 @@ def test_another_kind_of_model_is_refused(tiny_model_dir, tiny_reward_dir, tmp_p
         load_model(tiny_model_dir, head="sequence_classification")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "trl_ext_value"}))
     for head in ("causal_lm", "sequence_classification"):
-        with pytest.raises(ValueError, match="was trained beside a language model and is none"):
+        with pytest.raises(ValueError, match="which guides a language model and is not one"):
             load_model(str(tmp_path), head=head)
 
 

@@ -28,7 +28,7 @@ class PromptArguments:
         },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset on the Hub."})
-    max_num_prompts: int = field(default=0, metadata={"help": "Use the first so many prompts. 0 means all."})
+    max_num_prompts: int = field(default=0, metadata={"help": "Use only the first prompts, this many. 0 means all."})
 
 
 @dataclass

@@ -79,19 +79,14 @@ class Report:
 
     def completions(self) -> list[dict[str, Any]]:
         """The first prompts: each with its `prompt`, and in `models` each model's first `completion` and `rewards`."""
-        return [
-            {
-                "prompt": row["prompt"],
-                "models": {
-                    model: {
-                        "completion": found.completions[index][0].text,
-                        "rewards": {name: _finite(values[index][0]) for name, values in found.rewards.items()},
-                    }
-                    for model, found in self._evaluations.items()
-                },
-            }
-            for index, row in enumerate(self.prompts[: self.num_completions])
-        ]
+        entries = []
+        for index, row in enumerate(self.prompts[: self.num_completions]):
+            models = {}
+            for model, found in self._evaluations.items():
+                rewards = {name: _finite(values[index][0]) for name, values in found.rewards.items()}
+                models[model] = {"completion": found.completions[index][0].text, "rewards": rewards}
+            entries.append({"prompt": row["prompt"], "models": models})
+        return entries
 
     def show(self) -> None:
         """Print each model's completions beside those of the base, then the table of models, then the notes."""

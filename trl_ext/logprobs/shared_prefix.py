@@ -126,7 +126,7 @@ def build_rows(
         `attention_mask` (rows, L) for separate rows, `segment_ids` (rows, L) for dense ones (0 the prompt, i the i-th
         completion, -1 padding), or `cu_segments` (B + N + 1), `cu_completions` and `cu_prompts` (B + 1) for a cascade.
     """
-    pieces = _cascade_pieces if form == "cascade" else _shared_pieces if form == "dense" else _separate_pieces
+    pieces = {"separate": _separate_pieces, "dense": _shared_pieces, "cascade": _cascade_pieces}[form]
     rows = pieces(prompts, completions, int(predict))
     padding = {"input_ids": pad_token_id, "position_ids": 0, "shift_labels": IGNORE}
     padding |= {"completion_index": -1, "segment_ids": -1}

@@ -169,12 +169,12 @@ def refuse_other_kinds(name: str, config: dict[str, Any], head: str) -> None:
     kind, classes = str(config.get("model_type")), config.get("architectures") or []
     if kind.startswith("trl_ext_"):
         raise ValueError(
-            f"{name!r} holds a model of type {kind!r}, which was trained beside a language model and is none: pass "
-            "the language model here, and this one by its own setting (`trl-ext generate --help`)."
+            f"{name!r} holds a model of type {kind!r}, which guides a language model and is not one: pass the "
+            "language model here, and this one by its own setting (`trl-ext generate --help`)."
         )
     if head == "causal_lm" and classes and all(one.endswith("ForSequenceClassification") for one in classes):
         raise ValueError(
-            f"{name!r} holds a sequence classifier ({classes[0]}), which scores texts and generates none: pass a "
+            f"{name!r} holds a sequence classifier ({classes[0]}), which scores texts and does not generate: pass a "
             "language model here, and this one as a reward (`reward_funcs`)."
         )
     generates = classes and all(one.endswith(("CausalLM", "LMHeadModel")) for one in classes)

@@ -47,7 +47,7 @@ class PSLEConfig(EngineConfig):
             `0`: one snapshot of the model generates the completions of an iteration, the paper's way. k > 0: the
             current model generates new completions every k optimizer steps instead.
         num_generations (`int`, *optional*, defaults to `1`):
-            Number of guided, and of plain completions per prompt; every plain one is paired with every guided one.
+            Number of plain completions per prompt, and of guided ones. Each plain one is paired with each guided one.
             The paper's value.
 
         > Parameters that control the threshold
@@ -107,7 +107,7 @@ class PSLEConfig(EngineConfig):
         default=0.0, metadata={"help": "Follows from num_iterations * epochs_per_iteration; leave it at 0."}
     )
     num_generations: int = field(
-        default=1, metadata={"help": "Number of completions per prompt without, and with the principle."}
+        default=1, metadata={"help": "Number of completions per prompt without the principle, and as many with it."}
     )
 
     principles: list[str] | None = field(
@@ -140,7 +140,8 @@ class PSLEConfig(EngineConfig):
     )
 
     threshold: float = field(
-        default=0.2, metadata={"help": "Reward gap (guided minus plain) above which a pair is ranked, at first."}
+        default=0.2,
+        metadata={"help": "Reward gap (guided minus plain) above which a pair is ranked in the first iteration."},
     )
     threshold_decay: float = field(default=0.9, metadata={"help": "Factor of the threshold after each iteration."})
     reward_scaling: str = field(

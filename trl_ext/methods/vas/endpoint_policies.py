@@ -41,12 +41,14 @@ class VASEndpointDecoding(VASDecoding):
 
     endpoint: str | None = field(
         default=None,
-        metadata={"help": "OpenAI-compatible server whose model answers, none is loaded: http://localhost:8000/v1."},
+        metadata={
+            "help": "OpenAI-compatible server whose model generates; no model is loaded. E.g. http://localhost:8000/v1."
+        },
     )
     endpoint_model: str | None = field(default=None, metadata={"help": "Name of the model on the server."})
     endpoint_key_variable: str = field(default="", metadata={"help": "Environment variable with the server's key."})
     endpoint_body: str = field(
-        default="", metadata={"help": 'Fields to add to every request to the server: {"top_k": 0, "min_p": 0}.'}
+        default="", metadata={"help": 'JSON object of fields to add to every request, e.g. {"top_k": 0, "min_p": 0}.'}
     )
     endpoint_tokenizer: str | None = field(
         default=None,
@@ -55,7 +57,7 @@ class VASEndpointDecoding(VASDecoding):
     endpoint_mode: str = field(
         default="token",
         metadata={
-            "help": "Request the likeliest next tokens, or short continuations ('block').",
+            "help": "Whether to request the likeliest next tokens ('token') or short continuations ('block').",
             "choices": ["token", "block"],
         },
     )

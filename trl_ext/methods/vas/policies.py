@@ -89,9 +89,9 @@ class VASDecoding:
         guide_top_k (`int`, *optional*, defaults to `20`):
             Number of candidates per token.
         value_load_in_4bit (`bool`, *optional*, defaults to `False`):
-            Load the value models in 4 bits.
+            Whether to load the value models in 4 bits.
         value_retokenize (`bool`, *optional*, defaults to `False`):
-            Let value models with another vocabulary read the text in their own tokens, which is slow.
+            Whether value models of another vocabulary tokenize the text with their own tokenizer, which is slow.
     """
 
     value_model_name_or_path: list[str] | None = field(
@@ -101,13 +101,17 @@ class VASDecoding:
     # 3 and 20 are the reference code's.
     beta: list[str] = field(
         default_factory=lambda: ["3"],
-        metadata={"help": "Weights of the values, one policy each: 2, or head=weight,head=weight."},
+        metadata={"help": "Weights of the values: a number or head=weight,head=weight. Each makes one policy."},
     )
-    guide_top_k: int = field(default=20, metadata={"help": "Number of candidates per token that the values are for."})
-    value_load_in_4bit: bool = field(default=False, metadata={"help": "Load the value models in 4 bits."})
+    guide_top_k: int = field(
+        default=20, metadata={"help": "Number of likeliest tokens that the values re-rank at each step."}
+    )
+    value_load_in_4bit: bool = field(default=False, metadata={"help": "Whether to load the value models in 4 bits."})
     value_retokenize: bool = field(
         default=False,
-        metadata={"help": "Let value models with another vocabulary read the text in their own tokens; slow."},
+        metadata={
+            "help": "Whether value models of another vocabulary tokenize the text with their own tokenizer; slow."
+        },
     )
 
     @property

@@ -220,14 +220,14 @@ class EndpointGuide:
         weights_H = processor._weights.tensor(1, torch.device("cpu"))[0]
         for guide, tokenizer in zip(processor.guides, self._tokenizers, strict=True):
             own = tokenizer or self.tokenizer
-            rows = [
-                text.with_text(block.text)
-                if own is self.tokenizer
-                else encode_prompt(own, text.prompt + text.answer + block.text)
-                for block in blocks
-            ]
-            ends = [[own.eos_token_id] if block.ended and own.eos_token_id is not None else [] for block in blocks]
-            values_nH = _last_values(guide.model, [row + end for row, end in zip(rows, ends, strict=True)])
+            rows = []
+            for block in blocks:
+                if own is self.tokenizer:
+                    ids = text.with_text(block.text)
+                else:
+                    ids = encode_prompt(own, text.prompt + text.answer + block.text)
+                rows.append([*ids, own.eos_token_id] if block.ended and own.eos_token_id is not None else ids)
+            values_nH = _last_values(guide.model, rows)
             total_n += values_nH.cpu() @ weights_H[guide.columns]
         return total_n
 
