@@ -17,8 +17,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# What users and contributors read: pages, code (docstrings, messages and comments), headers of recipes, CI.
-READ = ("*.md", "*.toml", ".ci/*", ".github/**/*.yml", "trl_ext/**/*", "benchmarks/**/*", "recipes/**/*")
+# What users and contributors read: pages, code (docstrings, messages and comments), tests, headers of recipes, CI.
+READ = ("*.md", "*.toml", ".ci/*", ".github/**/*.yml", "trl_ext/**/*", "benchmarks/**/*", "recipes/**/*", "tests/**/*")
 SUFFIXES = (".md", ".py", ".pyi", ".toml", ".yaml", ".yml", "")
 
 # A regular expression of whole words -> what to write. A space matches a line break inside a paragraph or string.
@@ -75,6 +75,7 @@ def findings(path: Path) -> Iterator[str]:
 def read_files() -> list[Path]:
     """The files that the check reads."""
     found = {path for pattern in READ for path in ROOT.glob(pattern)}
+    found.discard(Path(__file__).resolve())  # it holds the phrases
     return sorted(path for path in found if path.is_file() and path.suffix in SUFFIXES)
 
 

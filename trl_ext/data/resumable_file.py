@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Writes a dataset a few rows at a time, so that an interrupted run can be resumed and loses only the last of them.
+Files of rows that are written a batch at a time, so that an interrupted run can be resumed and loses only one batch.
 
 Rows are written to a .jsonl file: the output itself, or for .parquet a temporary file beside it that is converted at
 the end. A state file beside it holds the settings that the rows were made with, and the number of bytes of complete
@@ -23,7 +23,9 @@ from trl_ext.atomic_files import replacing, write_text
 from .schema import DataError
 
 
-_STATE = ("complete", "batches", "rows", "bytes", "totals")
+_STATE = ("complete", "batches", "rows", "bytes", "totals")  # attributes of a file that its state file holds
+
+ROW_INDEX = "row_index"  # column of the output of `run_rows`: number of the input row
 
 
 class ResumableFile:
@@ -174,6 +176,9 @@ class ResumableFile:
         write_text(self.state_path, json.dumps(state, indent=2))
 
 
+# ------------------------------------------------------------------------------------------------------ fingerprints
+
+
 def rows_fingerprint(dataset: Iterable[dict[str, Any]]) -> str:
     """Number of rows and a hash of their contents, to recognize the same dataset."""
     digest = hashlib.sha256()
@@ -234,7 +239,7 @@ def _to_parquet(source: Path, target: Path) -> None:
     datasets.Dataset.from_list(rows).to_parquet(str(target))
 
 
-ROW_INDEX = "row_index"  # column of the output: number of the input row
+# --------------------------------------------------------------------------------------------------- rows in threads
 
 
 def run_rows(

@@ -326,7 +326,7 @@ class SharedPrefixRows:
         raise NotImplementedError
 
     def form_of(self, prompts: list, completions: list) -> str:
-        """The form of rows for a batch: `"separate"`, or the form of [`layout`] where sharing is cheaper."""
+        """The form of rows for a batch: `"separate"`, or the form in `layout` where sharing is cheaper."""
         return choose_form(self.layout, prompts, completions, self.hidden_size, self.shared_prefix)
 
     def inputs(

@@ -87,7 +87,7 @@ class Iterations:
         threshold (`float`): The threshold of the current iteration, in units of `scale`.
         number (`int`, *optional*, defaults to `0`): The current iteration, from 0.
         rewards ([`~trl_ext.training.statistics.Running`], *optional*): Mean and deviation of all rewards so far.
-        scale (`float`, *optional*, defaults to `1.0`): What rewards are divided by.
+        scale (`float`, *optional*, defaults to `1.0`): Divisor of the rewards.
         first_distinct_2 (`float`, *optional*, defaults to NaN): Distinct-2 of the first round.
         tally (`dict[str, float]`, *optional*): Sums over the rounds of the current iteration.
         said (`list[str]`, *optional*): Kinds of warnings that have been logged and are not repeated.
