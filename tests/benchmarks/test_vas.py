@@ -115,7 +115,7 @@ def test_a_fallback_of_decoding_is_not_timed(decoding):
     processor = decoding.processors()[OURS]()
     vas_decode.check_form(processor)
     tree = processor.guides[0].reader.tree
-    tree.form, tree.reason = "replay", "a test"
+    tree.form, tree.reason = "recompute", "a test"
     with pytest.raises(RuntimeError, match=r"fell back to 'replay' \(a test\)"):
         vas_decode.check_form(processor)
 

@@ -22,9 +22,9 @@ from transformers import (
 from trl_ext.data.tokenization import left_padded
 from trl_ext.decoding.cuda_graph import cached_loops, graph_key
 from trl_ext.decoding.static_generate import (
-    generate_static,
     release_static_caches,
     static_generate,
+    try_static_generate,
     unsupported_reason,
 )
 from trl_ext.decoding.static_tree import StaticTree, static_unsupported_reason
@@ -207,7 +207,7 @@ def test_unsupported_settings_are_refused_or_left_to_the_ordinary_loop(
 ) -> None:
     with pytest.raises(ValueError, match=f"'always', but .*{reason}"):
         completion_ids(model, tokenizer, "always", **settings)
-    monkeypatch.setattr("trl_ext.generation.generate._static_generate", generate_static)  # as on a GPU
+    monkeypatch.setattr("trl_ext.generation.generate._static_generate", try_static_generate)  # as on a GPU
     expected = completion_ids(model, tokenizer, "never", **settings)
     assert completion_ids(model, tokenizer, "auto", **settings) == expected
     assert not cached_loops(model)._loops
@@ -222,7 +222,7 @@ def test_without_memory_the_ordinary_loop_is_used(model: Any, tokenizer: Any, mo
     def full(*args: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("trl_ext.generation.generate._static_generate", generate_static)
+    monkeypatch.setattr("trl_ext.generation.generate._static_generate", try_static_generate)
     for target in ("trl_ext.decoding.static_tree._static_probe_walk", "trl_ext.decoding.static_tree.StaticTree.start"):
         with monkeypatch.context() as patch:
             patch.setattr(target, full)
@@ -304,7 +304,7 @@ def test_settings_of_the_models_own_config_are_left_to_the_ordinary_loop(
     tried = []
     monkeypatch.setattr(
         "trl_ext.generation.generate._static_generate",
-        lambda *args: tried.append(1) or module.generate_static(*args[:4], settings, *args[5:]),
+        lambda *args: tried.append(1) or module.try_static_generate(*args[:4], settings, *args[5:]),
     )
     found = generate(tiny_model, tiny_tokenizer, PROMPTS, settings)
     assert tried and [g[0].ids for g in found] == [g[0].ids for g in expected]

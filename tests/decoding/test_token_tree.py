@@ -116,7 +116,7 @@ def test_other_models_compute_candidates_without_a_cache_and_log_it(name, caplog
     with caplog.at_level(logging.WARNING, logger="trl_ext"):
         tree = Tree(model)
         Tree(model)
-    assert tree.form == "replay"
+    assert tree.form == "recompute"
     assert tree.reason
     assert [
         record.message
@@ -137,7 +137,7 @@ def test_attention_without_custom_masks_uses_no_cache():
     model = backbone()
     model.config._attn_implementation = "flash_attention_2"
     tree = Tree(model)
-    assert tree.form == "replay"
+    assert tree.form == "recompute"
     assert "flash_attention_2" in tree.reason
     assert "attn_implementation='sdpa'" in tree.reason
 
@@ -156,7 +156,7 @@ def test_a_model_that_ignores_the_mask_is_detected(monkeypatch):
     monkeypatch.setattr(model, "forward", deaf)
     for dtype in (torch.float32, torch.bfloat16):
         tree = Tree(model.to(dtype))
-        assert tree.form == "replay"
+        assert tree.form == "recompute"
         assert "computes something else" in tree.reason
     walk(model.float(), Tree(model))
 
@@ -166,7 +166,7 @@ def test_a_mask_without_the_sliding_window_is_detected(monkeypatch):
     model = backbone("mistral sliding")
     model.config.sliding_window = 1000
     monkeypatch.setattr(tree_backends, "SLIDING", "full_attention")
-    assert Tree(model).form == "replay"
+    assert Tree(model).form == "recompute"
     assert model.config.sliding_window == 1000
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from trl_ext.training.rollouts import Rollout, load_rollouts
-from trl_ext.training.rounds import Rounds
+from trl_ext.training.rounds import RolloutSchedule
 
 
 DATASET = [{"row_index": i, "name": i} for i in range(6)]
@@ -54,39 +54,39 @@ def sampler():
 
 
 def test_once_before_the_first_epoch(sampler):
-    steps = train(Rounds(sampler, ONE_PROCESS), range(3))
+    steps = train(RolloutSchedule(sampler, ONE_PROCESS), range(3))
     assert sampler.rounds == [[0, 1, 2, 3, 4, 5]]
     assert steps == [[[1, i]] for _ in range(3) for i in range(6)]
 
 
 def test_every_two_epochs(sampler):
-    steps = train(Rounds(sampler, ONE_PROCESS, every_epochs=2), range(5))
+    steps = train(RolloutSchedule(sampler, ONE_PROCESS, every_epochs=2), range(5))
     assert len(sampler.rounds) == 3
     assert [step[0][0] for step in steps] == [1] * 12 + [2] * 12 + [3] * 6
 
 
 def test_every_two_steps(sampler):
-    steps = train(Rounds(sampler, ONE_PROCESS, every_steps=2), range(2))
+    steps = train(RolloutSchedule(sampler, ONE_PROCESS, every_steps=2), range(2))
     assert sampler.rounds == [[0, 1], [2, 3], [4, 5]] * 2  # the prompts of the next steps, and no others
     assert steps == [[[n, i]] for n, i in zip([1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6], [*range(6)] * 2, strict=True)]
 
 
 def test_a_round_by_steps_ends_with_the_epoch(sampler):
-    steps = train(Rounds(sampler, ONE_PROCESS, every_steps=4), range(2))
+    steps = train(RolloutSchedule(sampler, ONE_PROCESS, every_steps=4), range(2))
     assert sampler.rounds == [[0, 1, 2, 3], [4, 5]] * 2
     assert len(steps) == 12
 
 
 def test_micro_batches_of_a_step_share_its_round(sampler):
-    steps = train(Rounds(sampler, ONE_PROCESS, every_steps=1), [0], num_batches=3)
+    steps = train(RolloutSchedule(sampler, ONE_PROCESS, every_steps=1), [0], num_batches=3)
     assert sampler.rounds == [[0, 1, 2], [3, 4, 5]]
     assert steps == [[[1, 0], [1, 1], [1, 2]], [[2, 3], [2, 4], [2, 5]]]
-    steps = train(Rounds(Sampler(), ONE_PROCESS, every_steps=1), [0], num_batches=4, size=2)
+    steps = train(RolloutSchedule(Sampler(), ONE_PROCESS, every_steps=1), [0], num_batches=4, size=2)
     assert [len(step) for step in steps] == [6]  # three micro-batches of two: fewer than a step takes
 
 
 def test_batches_keep_their_own_columns_and_get_scores(sampler):
-    (batch,) = Rounds(sampler, ONE_PROCESS, every_steps=1).batches(epoch_loader(2), 1, 0, DATASET)
+    (batch,) = RolloutSchedule(sampler, ONE_PROCESS, every_steps=1).batches(epoch_loader(2), 1, 0, DATASET)
     assert [row["name"] for row in batch["rows"]] == [0, 1]
     assert batch["completion_ids"] == [[[1, 0]], [[1, 1]]]
     assert batch["scores"] == [[1.0], [1.0]]
@@ -95,20 +95,20 @@ def test_batches_keep_their_own_columns_and_get_scores(sampler):
 @pytest.mark.parametrize("done", [1, 2, 3])
 @pytest.mark.parametrize("schedule", [{"every_steps": 2}, {"every_epochs": 1}, {}], ids=["steps", "epochs", "once"])
 def test_a_resumed_run_trains_on_what_the_first_had_sampled(tmp_path, schedule, done):
-    whole = train(Rounds(Sampler(), ONE_PROCESS, **schedule), [0, 1])
-    first, sampler = Rounds(Sampler(), ONE_PROCESS, **schedule), Sampler()
+    whole = train(RolloutSchedule(Sampler(), ONE_PROCESS, **schedule), [0, 1])
+    first, sampler = RolloutSchedule(Sampler(), ONE_PROCESS, **schedule), Sampler()
     loader = epoch_loader()
     for _ in range(done):
         first.batches(loader, 1, 0, DATASET)
     first.save(tmp_path)
     sampler.rounds = list(first.sample.rounds)  # the same model would go on with the next numbers
-    resumed = Rounds(sampler, ONE_PROCESS, **schedule)
+    resumed = RolloutSchedule(sampler, ONE_PROCESS, **schedule)
     resumed.restore(tmp_path)
     assert train(resumed, [0, 1], start=done) == whole[done:]
 
 
 def test_without_a_file_a_run_starts_afresh(tmp_path, sampler):
-    rounds = Rounds(sampler, ONE_PROCESS)
+    rounds = RolloutSchedule(sampler, ONE_PROCESS)
     train(rounds, [0])
     for folder in (None, tmp_path):
         rounds.restore(folder)
@@ -117,7 +117,7 @@ def test_without_a_file_a_run_starts_afresh(tmp_path, sampler):
 
 
 def test_only_what_is_left_is_stored(tmp_path, sampler):
-    rounds = Rounds(sampler, ONE_PROCESS, every_steps=3)
+    rounds = RolloutSchedule(sampler, ONE_PROCESS, every_steps=3)
     rounds.batches(epoch_loader(), 1, 0, DATASET)
     rounds.save(tmp_path)
     rollouts, _ = load_rollouts(tmp_path / "rollouts_0.json")
@@ -128,7 +128,7 @@ def test_rows_of_a_stream_may_share_their_numbers(sampler):
     """Several workers that read a stream each count from 0."""
     rows = [{"row_index": 0, "name": name} for name in range(4)]
     loader = iter([{"row_index": torch.tensor([0, 0]), "rows": rows[i : i + 2]} for i in (0, 2)])
-    first, second = Rounds(sampler, ONE_PROCESS, every_steps=2).batches(loader, 2, 0, DATASET)
+    first, second = RolloutSchedule(sampler, ONE_PROCESS, every_steps=2).batches(loader, 2, 0, DATASET)
     assert first["completion_ids"] + second["completion_ids"] == [[[1, name]] for name in range(4)]
 
 
@@ -140,6 +140,6 @@ def test_two_processes_sample_half_each_and_share(monkeypatch):
         other = {i: Rollout([[1, i]], [1.0]) for i in others[process]}
         monkeypatch.setattr("trl_ext.training.rounds.gather_object", lambda mine, other=other: [*mine, other])
         accelerator = SimpleNamespace(process_index=process, num_processes=2)
-        steps = train(Rounds(sampler, accelerator), [0])
+        steps = train(RolloutSchedule(sampler, accelerator), [0])
         assert sampler.rounds == [[i for i in range(6) if i % 2 == process]]
         assert steps == [[[1, i]] for i in range(6)]

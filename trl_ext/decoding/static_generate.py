@@ -172,7 +172,7 @@ class StaticLoop:
         self.count_1.add_(1)
 
 
-class Unavailable(ValueError):
+class CUDAGraphsUnavailable(ValueError):
     """
     Raised where CUDA-graph decoding is not available.
 
@@ -240,14 +240,14 @@ def static_generate(
     several threads run one after another.
 
     Raises:
-        [`Unavailable`]: It does not support the model, the settings or the inputs.
+        [`CUDAGraphsUnavailable`]: It does not support the model, the settings or the inputs.
     """
     loops = cached_loops(base_of(model))
     with loops.lock:
         reason = unsupported_reason(model, logits_processor, stopping_criteria, generation_config)
         reason = reason or _input_reason(model, input_ids, model_kwargs)
         if reason:
-            raise Unavailable(reason)
+            raise CUDAGraphsUnavailable(reason)
         rows, width = input_ids.shape
         longest = next(c.max_length for c in stopping_criteria if isinstance(c, MaxLengthCriteria))
         after = max([p.static_columns() for p in logits_processor if isinstance(p, StaticProcessor)], default=0)
@@ -287,7 +287,7 @@ def _input_reason(model: Any, ids_NP: torch.Tensor, given: dict[str, Any]) -> st
     return ""
 
 
-def generate_static(
+def try_static_generate(
     model: Any,
     ids_PT: torch.Tensor,
     mask_PT: torch.Tensor,
@@ -321,7 +321,7 @@ def generate_static(
         with cached_loops(base_of(model)).lock:
             reason = _settings_reason(k, settings, config, streamer) or unsupported_reason(model, steps, (), config)
             if reason:
-                raise Unavailable(reason)
+                raise CUDAGraphsUnavailable(reason)
             return model.generate(
                 input_ids=ids_PT.repeat_interleave(k, 0),
                 attention_mask=mask_PT.repeat_interleave(k, 0),
@@ -329,7 +329,9 @@ def generate_static(
                 logits_processor=LogitsProcessorList(steps),
                 custom_generate=static_generate,
             )
-    except Unavailable as error:  # raised here, or by `generate` for settings of the model's generation config
+    except (
+        CUDAGraphsUnavailable
+    ) as error:  # raised here, or by `generate` for settings of the model's generation config
         if always:
             raise ValueError(
                 f"`cuda_graphs` is 'always', but {error.reason}. Set it to 'auto' to use the ordinary loop there."

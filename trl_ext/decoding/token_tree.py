@@ -40,7 +40,7 @@ class Tree:
 
     Attributes:
         form (`str`):
-            `"shared"` or, without a cache, `"replay"`.
+            `"shared"` or, without a cache, `"recompute"`.
         reason (`str`):
             Why the candidates cannot share a cache; empty if they do.
         ids_NS (`torch.Tensor` of shape `(N, S)`):
@@ -66,7 +66,7 @@ class Tree:
         self.backbone = backbone
         kinds, reason = shared_cache_support(backbone, kwargs)
         self.reason = reason or ""
-        self.form = "replay" if self.reason else "shared"
+        self.form = "recompute" if self.reason else "shared"
         self._backend = (
             RecomputeBackend(backbone, kwargs) if self.reason else SharedCacheBackend(backbone, kinds, kwargs)
         )

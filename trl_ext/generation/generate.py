@@ -168,10 +168,10 @@ def _static_generate(
     steps: Sequence[LogitsProcessor],
     streamer: BaseStreamer | None,
 ) -> torch.Tensor | None:
-    """Result of [`~trl_ext.decoding.static_generate.generate_static`]; `None` if the settings exclude CUDA graphs."""
+    """Result of [`~trl_ext.decoding.static_generate.try_static_generate`]; `None` if settings exclude CUDA graphs."""
     wanted = settings.cuda_graphs
     if wanted == "never" or (wanted == "auto" and ids_PT.device.type != "cuda"):
         return None
-    from trl_ext.decoding.static_generate import generate_static
+    from trl_ext.decoding.static_generate import try_static_generate
 
-    return generate_static(model, ids_PT, mask_PT, k, settings, config, steps, streamer)
+    return try_static_generate(model, ids_PT, mask_PT, k, settings, config, steps, streamer)

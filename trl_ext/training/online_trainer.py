@@ -19,7 +19,7 @@ from .engine import Engine, EngineConfig
 from .model_loading import load_policy
 from .reference import Reference
 from .rollouts import Round, score_round
-from .rounds import Rounds
+from .rounds import RolloutSchedule
 from .trainer import ExtTrainer
 
 
@@ -49,7 +49,7 @@ class OnlineTrainer(ExtTrainer):
 
     args: EngineConfig
     engine: Engine
-    _rounds: Rounds
+    _rounds: RolloutSchedule
     # `compute_loss` divides by the prompts of all micro-batches and processes of a step.
     loss_is_scaled_for_ga = True
 
@@ -83,7 +83,7 @@ class OnlineTrainer(ExtTrainer):
         if self.reference is not None:
             self.reference.place(self)
         self.engine = Engine(self.model, self._tokenizer, args, self.accelerator)
-        self._rounds = Rounds(
+        self._rounds = RolloutSchedule(
             lambda rows: self._sample_round(rows).rollouts,
             self.accelerator,
             every_steps=args.resample_steps,

@@ -42,7 +42,7 @@ def _numbered(batches: list[Batch]) -> list[Batch]:
     return numbered
 
 
-class Rounds:
+class RolloutSchedule:
     """
     Adds the completions of the current round to micro-batches, and starts a new round when one is due.
 

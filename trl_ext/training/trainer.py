@@ -36,7 +36,7 @@ from .config import ExtConfig
 from .meters import Meters
 from .nonfinite import LossGuard, check_rewards
 from .rollouts import Rollout, Round, measure_round, show_tables
-from .rounds import Rounds
+from .rounds import RolloutSchedule
 
 
 logger = logging.get_logger(__name__)
@@ -63,7 +63,7 @@ class ExtTrainer(BaseTrainer):
     _config_class: ClassVar[type[ExtConfig]] = ExtConfig  # the class of `args`, and of its default
     _row_columns: ClassVar[tuple[str, ...]] = ()  # columns of tokenized rows besides `TOKENIZED_COLUMNS`
     _tokenizer: PreTrainedTokenizerBase
-    _rounds: Rounds | None = None
+    _rounds: RolloutSchedule | None = None
     rewards: list[Reward]
     _raw_columns: set[str]  # columns of the dataset, where reward functions may ask for them
     _samples = False  # whether training generates completions

@@ -32,7 +32,7 @@ from trl_ext.training.copies import sampling_copy
 from trl_ext.training.frozen_model import load_frozen, place_frozen, sampling_batch_size, sampling_from
 from trl_ext.training.returns import discounted_sums, td_lambda
 from trl_ext.training.rollouts import Rollout, Round, score_round
-from trl_ext.training.rounds import Rounds
+from trl_ext.training.rounds import RolloutSchedule
 from trl_ext.training.row_order import RepeatedSteps
 from trl_ext.training.statistics import RunningColumns
 from trl_ext.training.trainer import EvalDataset, ExtTrainer
@@ -130,7 +130,7 @@ class VASTrainer(ExtTrainer):
             }"""),
     }
     _row_columns: ClassVar = ("token_rewards",)
-    _rounds: Rounds
+    _rounds: RolloutSchedule
     # `compute_loss` divides by the number of tokens in all micro-batches and processes of a step.
     loss_is_scaled_for_ga = True
 
@@ -188,7 +188,7 @@ class VASTrainer(ExtTrainer):
     def _begin(self, dataset: AnyDataset) -> None:
         """Initialise the state of training: rounds, targets, reward statistics and metrics."""
         args = self.args
-        self._rounds = Rounds(
+        self._rounds = RolloutSchedule(
             lambda rows: self._sample_round(rows).rollouts,
             self.accelerator,
             every_steps=args.resample_steps,
