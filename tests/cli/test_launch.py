@@ -56,6 +56,11 @@ class TestLaunch:
         assert Path(found["config_file"]).name == "zero2.yaml"
         assert options(yaml="accelerate_config: zero2") == found
 
+    def test_two_names_of_one_config(self, options, tmp_path):
+        """Neither is ignored: the flag of accelerate's name, and the key of ours."""
+        with pytest.raises(ValueError, match="two names of one setting"):
+            options(["--config_file", str(tmp_path / "mine.yaml")], "accelerate_config: zero2")
+
     @pytest.mark.parametrize("name", ["single_gpu", "multi_gpu", "fsdp2", "zero2", "zero3"])
     def test_our_accelerate_configs(self, name):
         from accelerate.commands.config.config_args import load_config_from_file

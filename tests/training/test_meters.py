@@ -44,7 +44,18 @@ def test_nan_is_no_value():
     assert meters.pop(OneProcess()) == {"tau": 0.5}
 
 
-def test_pop_starts_anew():
+def test_a_metric_that_diverged_is_nan():
+    """It is logged as NaN; a metric that nothing was added to is left out."""
+    meters = Meters()
+    meters.add("entropy", NAN, 5)
+    meters.add("never", 0.0, 0)
+    meters.add_extremes("smallest", "largest", torch.tensor([1.0, NAN]))
+    found = meters.pop(OneProcess())
+    assert set(found) == {"entropy", "smallest", "largest"}
+    assert all(math.isnan(value) for value in found.values())
+
+
+def test_pop_starts_again():
     meters = Meters()
     assert meters.pop(OneProcess()) == {}
     meters.add("x", 1.0, 1)

@@ -55,6 +55,11 @@ def launcher_options(flags: dict[str, Any]) -> dict[str, Any]:
     # A switch that is off asks for nothing. `nondefault` is accelerate's note of what was given on the command line.
     options = {name: value for name, value in flags.items() if value is not False and name != "nondefault"}
     if "accelerate_config" in options:
+        if "config_file" in options:
+            raise ValueError(
+                f"`config_file` ({options['config_file']}) and `accelerate_config` ({options['accelerate_config']}) "
+                "are two names of one setting: remove one of them."
+            )
         options["config_file"] = resolve_accelerate_config(options.pop("accelerate_config"))
     if options.get("num_processes", 1) < 1:
         raise ValueError(f"`num_processes` must be at least 1, got {options['num_processes']}")

@@ -64,8 +64,12 @@ class BackboneAndHead:
                 f"The logits of {name} cannot be computed as its head of its last hidden state: {reason}. Its config "
                 "may scale or cap them in a way that is not known here."
             )
-        # The config may state more tokens than the head has.
-        self.vocabulary: int = self.head.out_features
+        # The config may state more tokens than the head has, and the head need not be an `nn.Linear`.
+        self.vocabulary: int = getattr(self.head, "out_features", 0) or self._count_logits(ids)
+
+    @torch.no_grad()
+    def _count_logits(self, ids: torch.Tensor) -> int:
+        return int(self.logits(self._hidden(ids)).shape[-1])
 
     def _hidden(self, ids: torch.Tensor) -> torch.Tensor:
         hidden = getattr(self.backbone(input_ids=ids), "last_hidden_state", None)

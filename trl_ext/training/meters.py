@@ -84,7 +84,11 @@ class Meters:
         self._accumulate("pairs", (mean, correlation, r2, explained_variance), torch.stack([count, *sums]))
 
     def pop(self, accelerator: Accelerator) -> dict[str, float]:
-        """The metrics of all processes since the last call, without those that nothing was added to."""
+        """
+        The metrics of all processes since the last call, without those that nothing was added to.
+
+        A metric whose values were NaN is NaN: it shows where a run diverges.
+        """
         keys = {kind: sorted(table) for kind, table in self._totals.items()}
         if accelerator.num_processes > 1:
             # A process may lack a metric: that of a round without rewards, say.
@@ -96,24 +100,26 @@ class Meters:
         for kind, table in self._totals.items():
             for names, totals in _over_processes(_KINDS[kind], keys[kind], table, accelerator).items():
                 found = zip(names, _KINDS[kind].metrics(*totals), strict=True)
-                metrics |= {name: value for name, value in found if name and not math.isnan(value)}
+                metrics |= {name: value for name, value in found if name and value is not None}
             table.clear()
         return metrics
 
 
-def _mean(total: float, count: float) -> tuple[float]:
-    return (total / count if count else math.nan,)
+def _mean(total: float, count: float) -> tuple[float | None]:
+    return (total / count if count else None,)
 
 
-def _deviation(count: float, total: float, squares: float) -> tuple[float]:
-    return (max(0.0, (squares - total**2 / count) / (count - 1)) ** 0.5 if count > 1 else math.nan,)
+def _deviation(count: float, total: float, squares: float) -> tuple[float | None]:
+    return (max(0.0, (squares - total**2 / count) / (count - 1)) ** 0.5 if count > 1 else None,)
 
 
-def _agreement(n: float, x: float, y: float, xx: float, yy: float, xy: float, error: float) -> tuple[float, ...]:
-    """Mean, correlation, R^2 and explained variance; NaN where undefined."""
+def _agreement(
+    n: float, x: float, y: float, xx: float, yy: float, xy: float, error: float
+) -> tuple[float | None, ...]:
+    """Mean, correlation, R^2 and explained variance; `None` where undefined."""
     if not n:
-        return (math.nan,) * 4
-    correlation = r2 = explained_variance = math.nan
+        return (None,) * 4
+    correlation = r2 = explained_variance = None
     var_x, var_y, cov = xx / n - (x / n) ** 2, yy / n - (y / n) ** 2, xy / n - x * y / n**2
     if var_y > 1e-12 * max(1.0, yy / n):
         r2 = 1 - error / n / var_y
@@ -128,7 +134,7 @@ class _Kind(NamedTuple):
 
     empty: torch.Tensor
     combine: Callable[[Any, Any], torch.Tensor]
-    metrics: Callable[..., tuple[float, ...]]
+    metrics: Callable[..., tuple[float | None, ...]]
 
 
 _KINDS = {

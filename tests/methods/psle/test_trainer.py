@@ -2,8 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """PSLETrainer: the losses through the whole path, both views, iterations, resuming, baselines, and what it refuses."""
 
+import gc
 import json
 import math
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -392,6 +394,24 @@ def test_warm_up_then_iterations_and_resume_in_each(tmp_path: Path) -> None:
         resumed = trainer(tmp_path, args=settings | {"output_dir": str(tmp_path / stop)}, **answers)
         resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / stop))
         assert same(whole, resumed), stop
+
+
+def test_the_iterations_have_the_memory_of_the_warm_ups_optimizer(tmp_path: Path) -> None:
+    optimizers: list[weakref.ref] = []
+    alive: list[int] = []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
+            if "warm_up" in args.output_dir:
+                optimizers.append(weakref.ref(optimizer))
+            else:
+                gc.collect()
+                alive.append(sum(reference() is not None for reference in optimizers))
+
+    settings = {"sft_epochs": 1, "max_steps": 2}
+    run = trainer(tmp_path, args=settings, callbacks=[Watch()], sft_dataset=Dataset.from_list(ANSWERS))
+    run.train()
+    assert optimizers and set(alive) == {0}
 
 
 def test_warm_up_imitates_completions_given_their_prompt(tmp_path: Path) -> None:

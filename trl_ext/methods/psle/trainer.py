@@ -414,9 +414,7 @@ class PSLETrainer(OnlineTrainer):
         in_warm_up = isinstance(path, str | os.PathLike) and Path(path).resolve().parent.name == WARM_UP
         if self.args.sft_epochs and (in_warm_up or not path):
             assert self._sft_dataset is not None
-            warm_up = WarmUpTrainer(self, self._sft_dataset)
-            warm_up.train(path if in_warm_up else None)
-            warm_up.accelerator.free_memory()
+            WarmUpTrainer(self, self._sft_dataset).train(path if in_warm_up else None)
             path = None
         output = super().train(path, *args, **kwargs)
         self._warn(due=self.args.resample_steps > 0)

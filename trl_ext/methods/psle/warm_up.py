@@ -57,6 +57,16 @@ class WarmUpTrainer(ExtTrainer):
             return batches, None
         return batches, max(1, self._over_processes(sum(len(batch["prompt_ids"]) for batch in batches)))
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the warm-up, and release its optimizer: the iterations need the memory."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.accelerator.free_memory()
+            self.optimizer = self.lr_scheduler = None
+            self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
+            self.model_wrapped = self.model
+
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         start = time.perf_counter()
         loss = super().training_step(*args, **kwargs)
