@@ -81,3 +81,11 @@ def test_a_result_is_remembered_per_dtype_and_autocast_setting():
     model.to(torch.bfloat16)
     assert [once(), once()] == [3, 3]
     assert calls == [False] * 3 and model.training
+
+
+def test_equal_vectors_have_no_error_of_any_size():
+    """A relative error of 0 / 0 is 0; NaN itself stays an error."""
+    model, zeros = torch.nn.Linear(2, 2), torch.zeros(3, 2)
+    assert probe(model, "zeros", lambda: zeros, lambda: zeros.clone(), TOLERANCE) is None
+    assert "inf of their size" in str(probe(model, "not zeros", lambda: zeros + 1, lambda: zeros, TOLERANCE))
+    assert "nan of their size" in str(probe(model, "nan", lambda: zeros * torch.nan, lambda: zeros, TOLERANCE))
