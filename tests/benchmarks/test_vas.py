@@ -116,7 +116,7 @@ def test_a_fallback_of_decoding_is_not_timed(decoding):
     vas_decode.check_form(processor)
     tree = processor.guides[0].reader.tree
     tree.form, tree.reason = "recompute", "a test"
-    with pytest.raises(RuntimeError, match=r"fell back to 'replay' \(a test\)"):
+    with pytest.raises(RuntimeError, match=r"fell back to 'recompute' \(a test\)"):
         vas_decode.check_form(processor)
 
 
