@@ -7,9 +7,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 from conftest import letter_reward, make_model, make_tokenizer
 from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_trainers import METHODS as ALL
 from tiny_trainers import PROMPTS, SCORED, make_trainer
 
@@ -233,3 +235,92 @@ def test_scaled_rotary_positions_count() -> None:
     assert context_length(model) == 64
     config.rope_parameters = {"full_attention": rope, "sliding_attention": {"rope_type": "default"}}
     assert context_length(model) == 256
+
+
+# ----------------------------------------------------------------------------------------------- nothing to train
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_a_frozen_model_is_an_error_before_the_first_step(tmp_path: Path, method: str) -> None:
+    run = make_trainer(method, tmp_path, max_steps=1)
+    run.model.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"nothing to train: all parameters of the `\w+` are frozen.*requires_grad_"):
+        run.train()
+    assert run.state.global_step == 0
+
+
+def test_an_adapter_that_was_loaded_for_inference_is_named(tmp_path: Path) -> None:
+    lora = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")
+    get_peft_model(make_model(len(make_tokenizer())), lora).save_pretrained(tmp_path / "adapter")
+    for is_trainable in (False, True):
+        base = make_model(len(make_tokenizer()))
+        model = PeftModel.from_pretrained(base, tmp_path / "adapter", is_trainable=is_trainable)
+        settings = {**SETTINGS, "output_dir": str(tmp_path), "max_steps": 1}
+        run = RRHFTrainer(
+            model,
+            args=RRHFConfig(**settings),
+            train_dataset=Dataset.from_list(SCORED),
+            processing_class=make_tokenizer(),
+        )
+        if is_trainable:
+            run.train()
+        else:
+            assert "eval_loss" in run.evaluate(Dataset.from_list(SCORED))  # it can be measured
+            with pytest.raises(ValueError, match=r"`PeftModelForCausalLM.from_pretrained\(..., is_trainable=True\)`"):
+                run.train()
+
+
+def test_a_value_model_that_was_loaded_for_inference_is_named(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(chat=True)
+    make_model(len(tokenizer)).save_pretrained(tmp_path / "base")
+    lora = LoraConfig(target_modules="all-linear", task_type="FEATURE_EXTRACTION")
+    ValueModel.from_backbone(str(tmp_path / "base"), peft_config=lora).save_pretrained(tmp_path / "value")
+    run = VASTrainer(
+        make_model(len(tokenizer)),
+        args=VASConfig(output_dir=str(tmp_path), **SETTINGS),
+        train_dataset=Dataset.from_list(SCORED),
+        processing_class=tokenizer,
+        value_model=ValueModel.from_pretrained(tmp_path / "value"),
+    )
+    with pytest.raises(ValueError, match=r"`ValueModel.from_pretrained\(..., is_trainable=True\)`"):
+        run.train()
+
+
+# -------------------------------------------------------------------------------------------------------- predict
+
+
+@pytest.mark.parametrize("method", ["rrhf", "vas", "psle"])
+def test_predict_takes_the_rows_that_evaluate_takes(tmp_path: Path, method: str) -> None:
+    """Both measure the same, under their prefixes, and what one measures is not mixed into the other's metrics."""
+    rows = Dataset.from_list(PROMPTS[:3] if method == "psle" else SCORED[:3])
+    run = make_trainer(method, tmp_path, eval_rows=[*rows], per_device_eval_batch_size=2)
+    before = run.evaluate()
+    found = run.predict(Dataset.from_list([*rows])).metrics
+    times = ("runtime", "per_second", "preparation_time", "seconds")
+    for name, value in before.items():
+        if not name.endswith(times) and name.startswith("eval_") and "seconds" not in name:
+            assert found[f"test{name.removeprefix('eval')}"] == pytest.approx(value, nan_ok=True), name
+    run.predict(Dataset.from_list([*rows][:1]))
+    after = run.evaluate()
+    compared = [name for name in before if name.startswith("eval_") and not name.endswith(times) and "sec" not in name]
+    assert compared and [before[name] for name in compared] == pytest.approx([after[name] for name in compared])
+
+
+def test_whole_numbers_are_scores(tmp_path: Path) -> None:
+    """Groups of different sizes are filled up with NaN, which whole numbers do not have."""
+    rows = [
+        {**row, "completions": row["completions"][:k], "scores": list(range(k))} for k, row in enumerate(SCORED[:3], 1)
+    ]
+    seen = []
+    run = scored_trainer(
+        tmp_path,
+        "rrhf",
+        256,
+        rows,
+        Dataset.from_list(rows),
+        compute_metrics=lambda prediction: seen.append(prediction.label_ids) or {"x": 1.0},
+    )
+    assert run.evaluate()["eval_x"] == 1.0
+    run.predict(Dataset.from_list(rows))
+    for labels in seen:
+        assert labels.shape[0] == 3 and np.isnan(labels).sum() == 3 * labels.shape[1] - 6

@@ -73,6 +73,26 @@ def cast_adapter(model: torch.nn.Module) -> None:
                 parameter.data = parameter.data.to(torch.bfloat16)
 
 
+def check_trainable(model: torch.nn.Module) -> None:
+    """
+    Checks that training can change something.
+
+    Raises:
+        `ValueError`: All parameters are frozen, as those of an adapter are that was loaded for inference.
+    """
+    if any(parameter.requires_grad for parameter in model.parameters()):
+        return
+    name = type(model).__name__
+    if is_peft_model(model) or getattr(model, "saves_parts", False):
+        remedy = (
+            f"An adapter is loaded for inference by default: load it with `{name}.from_pretrained(..., "
+            "is_trainable=True)`, or pass the path instead of the model."
+        )
+    else:
+        remedy = "Call `model.requires_grad_(True)` before, or train an adapter: pass `peft_config` (`--use_peft`)."
+    raise ValueError(f"There is nothing to train: all parameters of the `{name}` are frozen. {remedy}")
+
+
 def _adds_tokens(model: Any) -> bool:
     config = model.active_peft_config
     return config.is_prompt_learning and config.peft_type != "PREFIX_TUNING"

@@ -12,12 +12,13 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from transformers import PreTrainedTokenizerBase, set_seed
+from transformers.trainer_utils import PredictionOutput
 from transformers.utils import logging
 
 from trl_ext.data.schema import AnyDataset, column_names
 from trl_ext.data.tokenization import TOKENIZED_COLUMNS, check_positions, use_chat_template
 from trl_ext.logprobs.logprobs import TokenLogps
-from trl_ext.models.adapters import cast_adapter
+from trl_ext.models.adapters import cast_adapter, check_trainable
 from trl_ext.models.load import loading_error
 from trl_ext.models.sharding import check_launch
 from trl_ext.models.tokenizers import ensure_pad_token, load_tokenizer
@@ -385,17 +386,41 @@ class ExtTrainer(BaseTrainer):
         """Called with the tokenized rows before they are evaluated."""
 
     def _evaluate_one(self, dataset: Any, ignore_keys: list[str] | None, prefix: str) -> dict[str, float]:
+        dataset = self._begin_evaluation(dataset, "eval", prefix)
+        metrics = super().evaluate(dataset, ignore_keys, prefix)
+        self._show_evaluation(prefix)
+        return metrics
+
+    def predict(
+        self, test_dataset: AnyDataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """
+        Predictions, labels and metrics on `test_dataset`.
+
+        The rows may have any of the forms that training takes. The metrics are those of [`evaluate`], not logged.
+        """
+        dataset = self._begin_evaluation(test_dataset, "test", metric_key_prefix)
+        output = super().predict(dataset, ignore_keys, metric_key_prefix)
+        metrics = self._meters["eval"].pop(self.accelerator)
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        self._show_evaluation(metric_key_prefix)
+        return output
+
+    def _begin_evaluation(self, dataset: Any, name: str, prefix: str) -> Any:
+        """The tokenized rows of a dataset called `name`. The metrics of an evaluation that failed are forgotten."""
         if dataset is not None and "prompt_ids" not in column_names(dataset):
-            dataset = self._prepare_dataset(dataset, self.args, "eval")
-            dataset = self._check_context_length(dataset, self.args, "eval")
+            dataset = self._prepare_dataset(dataset, self.args, name)
+            dataset = self._check_context_length(dataset, self.args, name)
         self._eval_prefix, self._eval_batches = prefix, 0
+        self._meters["eval"], self._eval_tables = Meters(), []
         if dataset is not None:
             self._before_evaluation(dataset)
-        metrics = super().evaluate(dataset, ignore_keys, prefix)
+        return dataset
+
+    def _show_evaluation(self, prefix: str) -> None:
         if self.args.log_completions:
             tables, self._eval_tables = self._eval_tables, []
             show_tables(tables, self.accelerator, self.args, self.state.global_step, prefix)
-        return metrics
 
     # ------------------------------------------------------------------------------------------------ checkpoints
 
@@ -406,6 +431,7 @@ class ExtTrainer(BaseTrainer):
         """Add a method's own state to a checkpoint."""
 
     def train(self, resume_from_checkpoint: str | os.PathLike | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        check_trainable(self.model)
         path = resume_from_checkpoint
         if path is True:
             path = last_checkpoint(self.args.output_dir) or True  # transformers raises if there is none

@@ -238,7 +238,8 @@ class RRHFTrainer(OnlineTrainer):
         completions = [inputs["completion_ids"][b] for b in kept]
         tokens = self.log_probs(model, prompts, completions)
         device = tokens.logps.device
-        scores_N = torch.tensor([s for b in kept for s in inputs["scores"][b]], device=device)
+        scores = [score for b in kept for score in inputs["scores"][b]]
+        scores_N = torch.tensor(scores, dtype=torch.float32, device=device)  # the dataset's may be whole numbers
         group_N = torch.tensor(group_index(completions), device=device)
         sums_N, lengths_N = tokens.sums(), tokens.lengths()
         p_N = normalized_logps(sums_N, lengths_N, self.args.length_penalty)
