@@ -195,8 +195,10 @@ class Code:
                 for name in names[1:]:
                     value = ast.Attribute(value, name)
                 imports = {}
-        fields = [(name, part) for name, part in ast.iter_fields(value) if name not in ("ctx", "kind", "type_comment")]
-        shown = [f"{name}={self._text(part, imports)}" for name, part in fields if part is not None and part != []]
+        shown = []
+        for name, part in ast.iter_fields(value):
+            if name not in ("ctx", "kind", "type_comment") and part is not None and part != []:
+                shown.append(f"{name}={self._text(part, imports)}")
         return f"{type(value).__name__}({', '.join(shown)})"
 
 

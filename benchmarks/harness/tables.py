@@ -103,17 +103,19 @@ class Table:
     measured_only: bool = False
 
     def lines(self, rows: Rows) -> list[str]:
-        shown = [(case, measured) for case, _, measured in rows if measured is not None or not self.measured_only]
+        shown = []
+        for case, _, measured in rows:
+            if measured is not None or not self.measured_only:
+                shown.append((case, measured))
         if self.measured_only and not shown:
             return []
         heading = [self.heading, ""] if self.heading else []
         if all(measured is None for _, measured in shown):
             return [*heading, "Not measured yet:", "", *(self._goals(case) for case, _ in shown)]
-        head = [self.first, *(column.head for column in self.columns)]
-        return [
-            *heading,
-            *table([head, *([self.label(c), *(column.cell(c, m) for column in self.columns)] for c, m in shown)]),
-        ]
+        cells = [[self.first, *(column.head for column in self.columns)]]
+        for case, measured in shown:
+            cells.append([self.label(case), *(column.cell(case, measured) for column in self.columns)])
+        return [*heading, *table(cells)]
 
     def _goals(self, case: Any) -> str:
         goals = [f"{column.head} {goal}" for column in self.columns if (goal := column.goal(case, None))]

@@ -281,8 +281,12 @@ class Experiment(Suite):
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         if torch.cuda.is_available():
             sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]  # its import starts on the GPU
-        changed = {f.name: getattr(options, f.name) for f in fields(self.task)}
-        task = replace(self.task_of(options), **{k: value for k, value in changed.items() if value is not None})
+        changed = {}
+        for each in fields(self.task):
+            value = getattr(options, each.name)
+            if value is not None:
+                changed[each.name] = value
+        task = replace(self.task_of(options), **changed)
         work = (options.work or self.work_of(options)).resolve()
         work.mkdir(parents=True, exist_ok=True)
         facts = environment(torch.device("cpu"), self.measures())
@@ -323,7 +327,10 @@ class Experiment(Suite):
                 print(f"{job.arm.name}, seed {job.seed}: skipped. {found['skipped']}", file=sys.stderr)
             cases += [{**case, "job_seconds": found.get("seconds")} for case in job.cases()]
         for case in cases:
-            shown = {name: round(value, 3) for name, value in case["metrics"].items() if value and "_se" not in name}
+            shown = {}
+            for name, value in case["metrics"].items():
+                if value and "_se" not in name:
+                    shown[name] = round(value, 3)
             print(f"{case['name']}, seed {case['seed']}: {shown}, {case['cost'].get('seconds')} s", flush=True)
         if cases:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
