@@ -329,9 +329,8 @@ def try_static_generate(
                 logits_processor=LogitsProcessorList(steps),
                 custom_generate=static_generate,
             )
-    except (
-        CUDAGraphsUnavailable
-    ) as error:  # raised here, or by `generate` for settings of the model's generation config
+    except CUDAGraphsUnavailable as error:
+        # Raised above, or by `static_generate` for settings of the model's own generation config.
         if always:
             raise ValueError(
                 f"`cuda_graphs` is 'always', but {error.reason}. Set it to 'auto' to use the ordinary loop there."
