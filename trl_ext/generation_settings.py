@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from .validation import check_fields
+from .validation import check_fields, require
 
 
 CUDA_GRAPHS = ["auto", "always", "never"]
@@ -221,12 +221,6 @@ def setting(name: str, further_help: str = "") -> Any:
     return field(
         default=own.default, metadata={**own.metadata, "help": f"{own.metadata['help']} {further_help}".strip()}
     )
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise a `ValueError` with this message if the condition is false."""
-    if not condition:
-        raise ValueError(message)
 
 
 def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

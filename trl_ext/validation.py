@@ -203,3 +203,9 @@ def _to_str(value: Any, written: bool) -> str:
 
 
 _SCALARS: dict[Any, Callable[[Any, bool], Any]] = {bool: _to_bool, int: _to_int, float: _to_number, str: _to_str}
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise a `ValueError` with this message if the condition is false."""
+    if not condition:
+        raise ValueError(message)

@@ -21,9 +21,9 @@ import torch
 
 import trl_ext.logprobs.lm_head
 import trl_ext.logprobs.shared_prefix
+from benchmarks.harness.tables import Column
 from trl_ext.logprobs.shared_prefix import Layout
 
-from ..harness.tables import Column
 from .card_memory import GIB, Card, CardSuite, Case, cases, goal
 from .shape_only import ShapeOnlyMode
 from .tally import Tally, occupied

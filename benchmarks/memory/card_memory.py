@@ -23,6 +23,14 @@ from typing import Any
 import torch
 from datasets import Dataset, disable_progress_bars
 
+from benchmarks.harness.batches import Batch, BatchCase, make_batch
+from benchmarks.harness.models import SHAPES, build, lora_config
+from benchmarks.harness.results import RESULTS, environment, write_result
+from benchmarks.harness.suite import Suite, add_case_flags, chosen, free_memory, present_devices
+from benchmarks.harness.tables import Column, Table, provenance, unique
+from benchmarks.harness.timing import synchronize
+from benchmarks.harness.trainers import make_tokenizer, trainer_args
+from benchmarks.speed.rrhf_workload import PAD, rrhf_loss
 from trl_ext.generation.generate import generate
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.logprobs.logprobs import LogProbs
@@ -37,16 +45,7 @@ from trl_ext.methods.vas.trainer import VASTrainer
 from trl_ext.methods.vas.value_model.model import ValueModel
 from trl_ext.models.adapters import wrap_with_peft
 from trl_ext.models.backbone_and_head import BackboneAndHead
-from trl_ext.models.load import base_of
-
-from ..harness.batches import Batch, BatchCase, make_batch
-from ..harness.models import SHAPES, build, lora_config
-from ..harness.results import RESULTS, environment, write_result
-from ..harness.suite import Suite, add_case_flags, chosen, free_memory, present_devices
-from ..harness.tables import Column, Table, provenance, unique
-from ..harness.timing import synchronize
-from ..harness.trainers import make_tokenizer, trainer_args
-from ..speed.rrhf_workload import PAD, rrhf_loss
+from trl_ext.models.properties import base_of
 
 
 GIB = 2**30

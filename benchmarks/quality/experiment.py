@@ -25,8 +25,8 @@ from typing import Any
 
 import torch
 
-from ..harness.results import ROOT, device_name, environment, refuse_dirty, write_result
-from ..harness.suite import Suite
+from benchmarks.harness.results import ROOT, device_name, environment, refuse_dirty, write_result
+from benchmarks.harness.suite import Suite
 
 
 METRICS = ("reward", "kl", "perplexity", "distinct_2", "completion_length", "ended")

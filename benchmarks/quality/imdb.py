@@ -17,8 +17,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..harness.results import README, RESULTS, ROOT
-from ..harness.tables import NOT_MEASURED, table
+from benchmarks.harness.results import README, RESULTS, ROOT
+from benchmarks.harness.tables import NOT_MEASURED, table
+
 from .experiment import NOT_BEGUN, Bench, Experiment, arm_of, merged, run_all
 from .imdb_arms import METHODS, Arm, Task, chosen, tuned
 from .tables import DECIMALS, HEADS, Seeds, by_name, cost, cost_of_one, grid, metric, outcome, sources

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..harness.results import ROOT
-from ..harness.text import PRINCIPLE
-from . import experiment
+from benchmarks.harness.results import ROOT
+from benchmarks.harness.text import PRINCIPLE
+from benchmarks.quality import experiment
 
 
 METHODS = ("proxy_rlhf", "psle", "vas")

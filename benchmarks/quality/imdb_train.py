@@ -19,6 +19,8 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
+from benchmarks.harness.process import trainable_parameters
+from benchmarks.harness.text import read_rows
 from trl_ext.data.prompts import load_prompts
 from trl_ext.data.tokenization import encode_prompt
 from trl_ext.evaluation.evaluate import evaluate
@@ -31,8 +33,6 @@ from trl_ext.methods.vas.value_model.model import ValueModel
 from trl_ext.rewards.functions import Reward, load_rewards
 from trl_ext.rewards.scoring import score_completions
 
-from ..harness.process import trainable_parameters
-from ..harness.text import read_rows
 from .experiment import METRICS, Bench
 from .imdb_arms import PARTS, Arm, Task
 

@@ -16,10 +16,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.results import RESULTS, ROOT
+from benchmarks.harness.tables import NOT_MEASURED
 from trl_ext.evaluation.frontier import plot_frontier
 
-from ..harness.results import RESULTS, ROOT
-from ..harness.tables import NOT_MEASURED
 from .experiment import Bench, Experiment, arm_of, merged, run_all
 from .quality_arms import PRESETS, Arm, Task, arms
 from .quality_bench import QualityBench

@@ -12,11 +12,11 @@ those that train on scored samples share one file of them. Each arm has one sett
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..harness.models import MODELS
-from ..harness.ppo_environment import PPO
-from ..harness.results import ROOT
-from ..harness.text import PRINCIPLE
-from . import experiment
+from benchmarks.harness.models import MODELS
+from benchmarks.harness.ppo_environment import PPO
+from benchmarks.harness.results import ROOT
+from benchmarks.harness.text import PRINCIPLE
+from benchmarks.quality import experiment
 
 
 # Fields of all that train: of TRL's trainers as of ours.

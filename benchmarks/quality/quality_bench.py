@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..harness import ppo_environment
-from ..harness.process import Failed, run, trainable_parameters
-from ..harness.text import PRINCIPLE, read_rows
+from benchmarks.harness import ppo_environment
+from benchmarks.harness.process import Failed, run, trainable_parameters
+from benchmarks.harness.text import PRINCIPLE, read_rows
+
 from .experiment import METRICS, Bench, Skipped
 from .quality_arms import SAMPLES, TRAINING, Arm, Task
 

@@ -20,6 +20,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.harness.text import read_rows
 from trl_ext.data.prompts import load_prompts
 from trl_ext.data.tokenization import encode_prompt
 from trl_ext.evaluation.evaluate import Evaluation, evaluate
@@ -27,8 +28,6 @@ from trl_ext.evaluation.report import Report
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.inference.policy import Policy, model_policy
 from trl_ext.rewards.functions import load_rewards
-
-from ..harness.text import read_rows
 
 
 def preference_rows(rows: list[dict[str, Any]]) -> list[dict[str, str]]:

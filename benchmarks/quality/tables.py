@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..harness.tables import provenance, table
+from benchmarks.harness.tables import provenance, table
 
 
 Seeds = list[dict[str, Any]]  # the cases of one name, one for each seed

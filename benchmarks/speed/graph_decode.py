@@ -16,18 +16,17 @@ from typing import Any
 
 import torch
 
+from benchmarks.harness.decoding import LABEL, SPEEDS, DecodingCase, speed_column
+from benchmarks.harness.models import SHAPES, build
+from benchmarks.harness.suite import TimedSuite, compare
+from benchmarks.harness.tables import Column, Table, ratio_column, sections
+from benchmarks.harness.timing import Variant
 from trl_ext.decoding.cuda_graph import cached_loops
 from trl_ext.decoding.static_generate import static_generate
 from trl_ext.methods.proxy_rlhf.decision_process import DecisionProcess
 from trl_ext.methods.proxy_rlhf.model import ProxyModel
 from trl_ext.methods.vas.decoding.logits_processor import ValueAugmentedLogitsProcessor
 from trl_ext.methods.vas.value_model.model import ValueModel
-
-from ..harness.decoding import LABEL, SPEEDS, DecodingCase, speed_column
-from ..harness.models import SHAPES, build
-from ..harness.suite import TimedSuite, compare
-from ..harness.tables import Column, Table, ratio_column, sections
-from ..harness.timing import Variant
 
 
 GENERATE = "plain `generate`"

@@ -24,14 +24,14 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from ..harness import ppo_environment
-from ..harness.models import MODELS, SHAPES
-from ..harness.ppo_environment import PPO
-from ..harness.process import run, trainable_parameters
-from ..harness.suite import TimedSuite
-from ..harness.tables import Column, Table, ratio_column, seconds_column, sections
-from ..harness.text import pieces
-from ..harness.timing import CLOCKS, all_pairs, clock_of, pair_ratios, spreads
+from benchmarks.harness import ppo_environment
+from benchmarks.harness.models import MODELS, SHAPES
+from benchmarks.harness.ppo_environment import PPO
+from benchmarks.harness.process import run, trainable_parameters
+from benchmarks.harness.suite import TimedSuite
+from benchmarks.harness.tables import Column, Table, ratio_column, seconds_column, sections
+from benchmarks.harness.text import pieces
+from benchmarks.harness.timing import CLOCKS, all_pairs, clock_of, pair_ratios, spreads
 
 
 # The variants. A ratio in a result is of an earlier one to a later one.

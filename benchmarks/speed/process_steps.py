@@ -21,9 +21,9 @@ import torch
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from ..harness.models import MODELS
-from ..harness.round_clock import RoundClock
-from ..harness.text import PRINCIPLE, PROMPTS, pieces, read_rows
+from benchmarks.harness.models import MODELS
+from benchmarks.harness.round_clock import RoundClock
+from benchmarks.harness.text import PRINCIPLE, PROMPTS, pieces, read_rows
 
 
 COMPLETIONS, PROMPT, NEW = 6, 24, 48  # of a prompt, and tokens of each

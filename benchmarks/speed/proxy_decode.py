@@ -16,16 +16,16 @@ from typing import Any
 
 import torch
 
+from benchmarks.harness.decoding import LABEL, SPEEDS, DecodingCase, speed_column
+from benchmarks.harness.models import SHAPES, build
+from benchmarks.harness.suite import TimedSuite, compare
+from benchmarks.harness.tables import Column, Table, ratio_column, sections
+from benchmarks.harness.timing import Variant
 from trl_ext.methods.proxy_rlhf.decision_process import DecisionProcess
 from trl_ext.methods.proxy_rlhf.decoding.walk import Walk
 from trl_ext.methods.proxy_rlhf.model import ProxyModel
 from trl_ext.models.backbone_and_head import BackboneAndHead
 
-from ..harness.decoding import LABEL, SPEEDS, DecodingCase, speed_column
-from ..harness.models import SHAPES, build
-from ..harness.suite import TimedSuite, compare
-from ..harness.tables import Column, Table, ratio_column, sections
-from ..harness.timing import Variant
 from .proxy_naive import Sequential
 
 

@@ -16,7 +16,7 @@ from trl_ext.methods.proxy_rlhf.decision_process import DecisionProcess
 from trl_ext.methods.proxy_rlhf.decoding.candidates import propose
 from trl_ext.methods.proxy_rlhf.decoding.per_row_rng import PerRowRNG
 from trl_ext.models.backbone_and_head import BackboneAndHead
-from trl_ext.models.load import cache_name
+from trl_ext.models.properties import cache_name
 
 
 class Sequential:

@@ -18,11 +18,10 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.harness.round_clock import RoundClock
+from benchmarks.harness.text import read_rows
 from trl_ext.methods.proxy_rlhf.config import ProxyRLHFConfig
 from trl_ext.methods.proxy_rlhf.trainer import ProxyRLHFTrainer
-
-from ..harness.round_clock import RoundClock
-from ..harness.text import read_rows
 
 
 def make_trainer(config: dict[str, Any]) -> ProxyRLHFTrainer:

@@ -17,17 +17,16 @@ from typing import Any
 import torch
 from datasets import Dataset, disable_progress_bars
 
+from benchmarks.harness.models import SHAPES, build
+from benchmarks.harness.suite import TimedSuite, compare
+from benchmarks.harness.tables import BY_DTYPE, Column, Table, ratio_column, seconds_column, sections
+from benchmarks.harness.timing import Variant
+from benchmarks.harness.trainers import make_tokenizer, trainer_args
 from trl_ext.logprobs.logprobs import LogProbs
 from trl_ext.methods.proxy_rlhf.config import ProxyRLHFConfig
 from trl_ext.methods.proxy_rlhf.data import Decisions, minibatch
 from trl_ext.methods.proxy_rlhf.trainer import ProxyRLHFTrainer
 from trl_ext.training.statistics import whitened
-
-from ..harness.models import SHAPES, build
-from ..harness.suite import TimedSuite, compare
-from ..harness.tables import BY_DTYPE, Column, Table, ratio_column, seconds_column, sections
-from ..harness.timing import Variant
-from ..harness.trainers import make_tokenizer, trainer_args
 
 
 # The variants. A ratio in a result is of an earlier one to a later one.

@@ -23,6 +23,11 @@ from datasets import Dataset, disable_progress_bars
 from transformers import AutoModelForSequenceClassification
 from trl import GRPOConfig, GRPOTrainer
 
+from benchmarks.harness.models import MODELS, SHAPES, build
+from benchmarks.harness.suite import TimedSuite, compare
+from benchmarks.harness.tables import BY_DTYPE, Column, Table, agreement_column, median_seconds, ratio_column, sections
+from benchmarks.harness.timing import Variant
+from benchmarks.harness.trainers import make_tokenizer, trainer_args
 from trl_ext.data.completion import Completion
 from trl_ext.methods.psle.config import PSLEConfig
 from trl_ext.methods.psle.data import view_marks
@@ -30,12 +35,6 @@ from trl_ext.methods.psle.iterations import both_views
 from trl_ext.methods.psle.trainer import PSLETrainer
 from trl_ext.models.tokenizers import load_tokenizer
 from trl_ext.training.rollouts import score_round
-
-from ..harness.models import MODELS, SHAPES, build
-from ..harness.suite import TimedSuite, compare
-from ..harness.tables import BY_DTYPE, Column, Table, agreement_column, median_seconds, ratio_column, sections
-from ..harness.timing import Variant
-from ..harness.trainers import make_tokenizer, trainer_args
 
 
 GRPO, SHARED, SEPARATE = "TRL's GRPO", "PSLE", "PSLE, separate rows"

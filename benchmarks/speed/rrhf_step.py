@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from ..harness.memory import needed_memory
-from ..harness.models import SHAPES
-from ..harness.suite import TimedSuite, compare
-from ..harness.tables import (
+from benchmarks.harness.memory import needed_memory
+from benchmarks.harness.models import SHAPES
+from benchmarks.harness.suite import TimedSuite, compare
+from benchmarks.harness.tables import (
     BY_DTYPE,
     Column,
     Rows,
@@ -29,7 +29,8 @@ from ..harness.tables import (
     ratio_column,
     section,
 )
-from ..harness.timing import Variant, relative_difference
+from benchmarks.harness.timing import Variant, relative_difference
+
 from .rrhf_workload import CASCADE, CASES, DPO, NAIVE, ORDER, OUR_ROWS, TRL_ROWS, Case, Workload
 
 

@@ -17,16 +17,15 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from benchmarks.harness.batches import RAGGED, Batch, BatchCase, make_batch
+from benchmarks.harness.models import build
+from benchmarks.harness.timing import Variant
+from benchmarks.harness.trainers import make_tokenizer, trainer_args
 from trl_ext.logprobs.logprobs import LogProbs
 from trl_ext.logprobs.shared_prefix import Layout, choose_form
 from trl_ext.methods.rrhf.losses import best_completion, normalized_logps, ranking_loss, sft_loss
-from trl_ext.models.load import base_of
+from trl_ext.models.properties import base_of
 from trl_ext.upstream import add_fused_lm_head
-
-from ..harness.batches import RAGGED, Batch, BatchCase, make_batch
-from ..harness.models import build
-from ..harness.timing import Variant
-from ..harness.trainers import make_tokenizer, trainer_args
 
 
 PAD = 0

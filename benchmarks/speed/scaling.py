@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 
-from ..harness.models import SHAPES, Shape
-from ..harness.suite import TimedSuite
-from ..harness.tables import NOT_MEASURED, newest, provenances, ratio_cell, table
-from ..harness.timing import Variant, alternate, clock_of, ratio, slope, spread, spreads
-from . import rrhf_workload, vas_decode
+from benchmarks.harness.models import SHAPES, Shape
+from benchmarks.harness.suite import TimedSuite
+from benchmarks.harness.tables import NOT_MEASURED, newest, provenances, ratio_cell, table
+from benchmarks.harness.timing import Variant, alternate, clock_of, ratio, slope, spread, spreads
+from benchmarks.speed import rrhf_workload, vas_decode
+
 from .rrhf_workload import DENSE, NAIVE, OUR_ROWS
 from .rrhf_workload import Workload as Step
 from .scaling_processes import Processes

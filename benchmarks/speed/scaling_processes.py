@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..harness.process import run
-from ..harness.results import ROOT
-from ..harness.timing import CLOCKS, ratio, slope, spread, spreads
+from benchmarks.harness.process import run
+from benchmarks.harness.results import ROOT
+from benchmarks.harness.timing import CLOCKS, ratio, slope, spread, spreads
 
 
 LAUNCH = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "recipes" / "accelerate" / "multi_gpu.yaml")]

@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor
 
+from benchmarks.harness.decoding import LABEL, SPEEDS, DecodingCase, speed_column
+from benchmarks.harness.models import SHAPES, build
+from benchmarks.harness.suite import TimedSuite, compare
+from benchmarks.harness.tables import Column, Table, agreement_column, median_seconds, ratio_column, sections
+from benchmarks.harness.timing import Variant
 from trl_ext.methods.vas.decoding.logits_processor import ValueAugmentedLogitsProcessor
 from trl_ext.methods.vas.value_model.model import ValueModel
 
-from ..harness.decoding import LABEL, SPEEDS, DecodingCase, speed_column
-from ..harness.models import SHAPES, build
-from ..harness.suite import TimedSuite, compare
-from ..harness.tables import Column, Table, agreement_column, median_seconds, ratio_column, sections
-from ..harness.timing import Variant
 from .vas_naive import NaiveValues
 
 

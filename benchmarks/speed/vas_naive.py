@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, LogitsProcessor
 
-from trl_ext.models.load import cache_name
+from trl_ext.models.properties import cache_name
 
 
 class NaiveValues(LogitsProcessor):

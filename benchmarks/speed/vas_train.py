@@ -21,18 +21,17 @@ from datasets import Dataset, disable_progress_bars
 from transformers import AutoModelForSequenceClassification
 from trl import RewardConfig, RewardTrainer
 
+from benchmarks.harness.batches import RAGGED, Batch, BatchCase, make_batch
+from benchmarks.harness.memory import needed_memory
+from benchmarks.harness.models import SHAPES, build
+from benchmarks.harness.suite import TimedSuite, compare
+from benchmarks.harness.tables import BY_DTYPE, Column, Table, agreement_column, median_seconds, ratio_column, sections
+from benchmarks.harness.timing import Variant, relative_difference
+from benchmarks.harness.trainers import make_tokenizer, trainer_args
 from trl_ext.logprobs.shared_prefix import choose_form
 from trl_ext.methods.vas.config import VASConfig
 from trl_ext.methods.vas.trainer import VASTrainer
 from trl_ext.methods.vas.value_model.model import ValueModel
-
-from ..harness.batches import RAGGED, Batch, BatchCase, make_batch
-from ..harness.memory import needed_memory
-from ..harness.models import SHAPES, build
-from ..harness.suite import TimedSuite, compare
-from ..harness.tables import BY_DTYPE, Column, Table, agreement_column, median_seconds, ratio_column, sections
-from ..harness.timing import Variant, relative_difference
-from ..harness.trainers import make_tokenizer, trainer_args
 
 
 # The variants. A ratio in a result is of an earlier one to a later one.

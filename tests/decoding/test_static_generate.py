@@ -30,7 +30,7 @@ from trl_ext.decoding.static_generate import (
 from trl_ext.decoding.static_tree import StaticTree, static_unsupported_reason
 from trl_ext.generation.generate import generate
 from trl_ext.generation_settings import GenerationSettings
-from trl_ext.models.load import base_of, cache_name, cache_of
+from trl_ext.models.properties import base_of, cache_name, cache_of
 
 
 PROMPT_IDS = [[15, 16, 17], [19], [11, 12, 13, 14, 15, 16, 17], [20, 21]]

@@ -37,7 +37,7 @@ from trl_ext.decoding.kv_cache import PreallocatedCacheLayer, prompt_cache
 from trl_ext.decoding.token_sampling import next_token_probabilities, sample_columns
 from trl_ext.generation.generate import generate
 from trl_ext.generation_settings import GenerationSettings
-from trl_ext.models.load import cache_name
+from trl_ext.models.properties import cache_name
 
 
 MOST_LIKELY = {"num_generations": 1, "top_k": 1}  # our own sampling and cache, with only one possible result

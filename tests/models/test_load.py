@@ -21,15 +21,13 @@ from trl_ext.models.adapters import wrap_with_peft
 from trl_ext.models.load import (
     adapter_base,
     adapter_disabled,
-    base_of,
     default_device,
     freeze,
-    is_peft_model,
-    is_quantized,
     load_model,
     quantization_config_from,
     saved_config,
 )
+from trl_ext.models.properties import base_of, is_peft_model, is_quantized
 from trl_ext.models.tokenizers import load_tokenizer
 from trl_ext.rewards.functions import load_rewards
 from trl_ext.seeds import fork_rng

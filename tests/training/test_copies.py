@@ -9,7 +9,7 @@ from conftest import make_model
 from peft import LoraConfig, get_peft_model
 
 from trl_ext.logprobs.lm_head import add_fused_head
-from trl_ext.models.load import base_of
+from trl_ext.models.properties import base_of
 from trl_ext.training.config import ExtConfig
 from trl_ext.training.copies import independent_copy, sampling_copy
 

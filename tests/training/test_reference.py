@@ -21,7 +21,8 @@ from trl_ext.logprobs.logprobs import LogProbs
 from trl_ext.logprobs.prefix_attention import CASCADE
 from trl_ext.logprobs.shared_prefix import Layout
 from trl_ext.method import discover
-from trl_ext.models.load import is_quantized, load_model
+from trl_ext.models.load import load_model
+from trl_ext.models.properties import is_quantized
 from trl_ext.training.reference import Reference
 
 

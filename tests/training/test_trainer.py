@@ -18,7 +18,7 @@ from tiny_trainers import PROMPTS, SCORED, make_trainer
 from trl_ext import RRHFConfig, RRHFTrainer, ValueModel, VASConfig, VASTrainer
 from trl_ext.data.schema import DataError
 from trl_ext.method import discover
-from trl_ext.models.load import context_length
+from trl_ext.models.properties import context_length
 from trl_ext.training.config import ExtConfig
 from trl_ext.training.trainer import ExtTrainer
 

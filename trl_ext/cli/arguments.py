@@ -12,7 +12,8 @@ from trl import ModelConfig
 
 from trl_ext.data.resumable_file import ResumableFile, rows_fingerprint, weights_fingerprint
 from trl_ext.generation_settings import GenerationSettings, setting
-from trl_ext.models.load import default_device, is_quantized, load_model, quantization_config_from
+from trl_ext.models.load import default_device, load_model, quantization_config_from
+from trl_ext.models.properties import is_quantized
 from trl_ext.validation import check_at_least
 
 

@@ -25,17 +25,13 @@ and rewards. The file is replaced atomically after every model.
 import gc
 import logging
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
-from rich import progress as rich_progress
-from rich.console import Console
 
 from trl_ext.data.prompts import load_prompts
 from trl_ext.data.schema import is_conversational
@@ -44,7 +40,7 @@ from trl_ext.evaluation.frontier import check_frontier, frontier, write_frontier
 from trl_ext.evaluation.report import Report, check_writable
 from trl_ext.generation_settings import setting
 from trl_ext.inference.best_of_n import best_of_n_policies
-from trl_ext.inference.policy import Decoding, Policy, Progress, served_at_once
+from trl_ext.inference.policy import Decoding, Policy, served_at_once
 from trl_ext.models.load import adapter_base, default_device
 from trl_ext.rewards.functions import Reward, load_rewards
 from trl_ext.rewards.scoring import check_reward_weights
@@ -53,6 +49,7 @@ from .arguments import LoadingArguments, PromptArguments, RewardArguments, Sampl
 from .decoding_flags import active_decodings, decoding_classes, settings_of
 from .models import Models
 from .parser import Parser
+from .progress import Progress, progress_bar
 
 
 logger = logging.getLogger(__name__)
@@ -327,28 +324,6 @@ class Measurement:
 
 def _print_failure(model: str, reason: str) -> None:
     print(f"trl-ext evaluate: error: model {model!r}: {reason}", file=sys.stderr)
-
-
-@contextmanager
-def progress_bar(progress: Progress, name: str, total: int) -> Iterator[None]:
-    """
-    A bar on the terminal's error stream, and one line with the time when `name` is done.
-
-    Args:
-        progress ([`~trl_ext.inference.policy.Progress`]):
-            Called by the policy that is measured.
-        name (`str`):
-            Name of the policy.
-        total (`int`):
-            Number of prompts to complete.
-    """
-    start = time.monotonic()
-    console = Console(stderr=True)
-    with rich_progress.Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(f"{Path(name).name}: sampling", total=total)
-        with progress.shown_by(lambda done: bar.advance(task, done)):
-            yield
-    print(f"{name}: measured in {time.monotonic() - start:.0f} s", file=sys.stderr)
 
 
 def make_parser(prog: str = "trl-ext evaluate") -> Parser:

@@ -18,7 +18,8 @@ from trl_ext.generation.generate import usual_batch_size
 from trl_ext.generation.vllm_settings import VLLMSettings
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.inference.policy import Policy, model_policy
-from trl_ext.models.load import adapter_base, context_length, default_device, loading_error
+from trl_ext.models.load import adapter_base, default_device, loading_error
+from trl_ext.models.properties import context_length
 from trl_ext.models.tokenizers import load_tokenizer, same_vocabulary
 
 from .arguments import LoadingArguments

@@ -28,13 +28,13 @@ from trl_ext.data.schema import DataError
 from trl_ext.generation.vllm_settings import SERVER_FIELDS, VLLMSettings
 from trl_ext.generation_settings import DIVERSE_BEAM_SEARCH
 from trl_ext.inference.dataset_sampler import DatasetSampler, describe_dropped, load_rows
-from trl_ext.inference.policy import Progress
 from trl_ext.rewards.functions import load_rewards
 from trl_ext.rewards.scoring import check_reward_weights
 
 from .arguments import LoadingArguments, OutputArguments, PromptArguments, RewardArguments, SamplingArguments
 from .models import load_policies
 from .parser import Parser
+from .progress import Progress
 
 
 _EPILOG = (

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from trl_ext.models.load import base_of
+from trl_ext.models.properties import base_of
 from trl_ext.upstream import attention_implementation
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, DynamicLayer, PreTrainedModel
 
-from trl_ext.models.load import accepts_argument, cache_of, has_virtual_tokens
+from trl_ext.models.properties import accepts_argument, cache_of, has_virtual_tokens
 from trl_ext.models.sharding import is_sharded
 
 

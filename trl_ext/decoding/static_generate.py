@@ -30,7 +30,7 @@ from transformers import (
 from transformers.generation import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
 
 from trl_ext.models.backbone_and_head import BackboneAndHead
-from trl_ext.models.load import base_of, cache_name
+from trl_ext.models.properties import base_of, cache_name
 from trl_ext.models.sharding import synced_gpus_kwargs
 
 from .cuda_graph import CHECK_EVERY, Replay, cached_loops, graph_key

@@ -22,8 +22,8 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from trl_ext.models.architecture import SLIDING, score_cap
-from trl_ext.models.load import base_of, has_quantized_weights
 from trl_ext.models.modes import evaluating
+from trl_ext.models.properties import base_of, has_quantized_weights
 from trl_ext.models.sharding import is_sharded
 from trl_ext.upstream import attention_implementation, attention_switched, sdpa_mask
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from trl_ext.models.load import has_virtual_tokens
 from trl_ext.models.modes import evaluating
+from trl_ext.models.properties import has_virtual_tokens
 
 from .tree_backends import RecomputeBackend, SharedCacheBackend, shared_cache_support
 

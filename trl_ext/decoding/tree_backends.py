@@ -22,8 +22,8 @@ from transformers import DynamicCache
 
 from trl_ext.logprobs.prefix_attention import CASCADE
 from trl_ext.models.architecture import FULL, SLIDING, layer_kinds
-from trl_ext.models.load import accepts_argument, base_of, cache_name
 from trl_ext.models.probe import Tolerance, probe, probe_tokens
+from trl_ext.models.properties import accepts_argument, base_of, cache_name
 from trl_ext.upstream import attention_implementation
 
 from .kv_cache import PreallocatedCacheLayer

@@ -20,7 +20,7 @@ from trl_ext.data.completion import Completion
 from trl_ext.data.schema import DataError
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.inference.policy import Policy, model_policy
-from trl_ext.models.load import is_peft_model
+from trl_ext.models.properties import is_peft_model
 from trl_ext.models.tokenizers import can_read
 from trl_ext.rewards.functions import Reward
 from trl_ext.rewards.scoring import score_completions

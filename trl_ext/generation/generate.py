@@ -25,10 +25,11 @@ from trl_ext.data.completion import Completion, decode_completions
 from trl_ext.data.tokenization import left_padded
 from trl_ext.decoding.kv_cache import prompt_cache
 from trl_ext.decoding.token_sampling import SamplingProcessor
-from trl_ext.generation_settings import INSTEAD_OF_DIVERSE_BEAMS, GenerationSettings, require
-from trl_ext.models.load import cache_name
+from trl_ext.generation_settings import INSTEAD_OF_DIVERSE_BEAMS, GenerationSettings
 from trl_ext.models.modes import evaluation_mode
+from trl_ext.models.properties import cache_name
 from trl_ext.models.sharding import catch_up_calls, synced_gpus_kwargs
+from trl_ext.validation import require
 
 
 # Returns the logits processors for the left-padded prompts of one call of the model: ids and mask of shape (P, T).

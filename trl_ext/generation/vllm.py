@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trl_ext.data.completion import Completion, decode_groups
 from trl_ext.generation_settings import GenerationSettings
-from trl_ext.models.load import base_of, is_quantized
+from trl_ext.models.properties import base_of, is_quantized
 from trl_ext.seeds import fork_rng
 from trl_ext.upstream import vllm_generation
 

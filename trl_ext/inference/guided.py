@@ -17,8 +17,8 @@ from trl_ext.data.completion import Completion
 from trl_ext.generation.generate import Processors, generate
 from trl_ext.generation.streaming import TextStream
 from trl_ext.generation_settings import GenerationSettings, pad_token_id
-from trl_ext.models.load import accepts_argument, base_of, context_length
 from trl_ext.models.modes import evaluation_mode
+from trl_ext.models.properties import accepts_argument, base_of, context_length
 
 from .policy import Policy
 

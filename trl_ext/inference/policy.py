@@ -9,7 +9,7 @@ makes policies of a frozen model and the value model or proxy that a method trai
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,7 +23,8 @@ from trl_ext.generation.generate import generate
 from trl_ext.generation.streaming import TextStream
 from trl_ext.generation_settings import GenerationSettings, pad_token_id
 from trl_ext.logprobs.logprobs import LogProbs, completion_logps
-from trl_ext.models.load import adapter_disabled, context_length
+from trl_ext.models.load import adapter_disabled
+from trl_ext.models.properties import context_length
 
 
 @dataclass(frozen=True)
@@ -124,30 +125,6 @@ class Policy:
                     f"prompt {number} has {len(ids)} tokens, but with max_completion_length ({longest}) the model's "
                     f"context length leaves {max(self.context - longest, 0)} for it: shorten either."
                 )
-
-
-class Progress:
-    """
-    Passes on the number of prompts that policies have completed, while something shows it.
-
-    A policy is made once, with a `Progress`, and used under several progress bars.
-    """
-
-    def __init__(self) -> None:
-        self._show: Callable[[int], Any] | None = None
-
-    def __call__(self, prompts: int) -> None:
-        if self._show is not None:
-            self._show(prompts)
-
-    @contextlib.contextmanager
-    def shown_by(self, show: Callable[[int], Any]) -> Iterator[None]:
-        """In this context, `show` is called with the number of prompts just completed."""
-        self._show = show
-        try:
-            yield
-        finally:
-            self._show = None
 
 
 @runtime_checkable

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trl_ext.data.completion import Completion
 from trl_ext.data.prompts import check_several
-from trl_ext.data.resumable_file import run_rows
+from trl_ext.data.row_threads import run_rows
 from trl_ext.data.schema import as_completion
 from trl_ext.endpoint.client import Endpoint
 from trl_ext.endpoint.protocol import Prompt
@@ -113,7 +113,7 @@ def answer_file(
         endpoint ([`~trl_ext.endpoint.client.Endpoint`]): The client of the server; Ctrl-C closes it.
         made_with (`dict[str, Any]`): Everything else that the answers depend on.
         seed (`int`, *optional*, defaults to `0`): The seed of each answer is derived from it.
-        overwrite, progress: As for [`~trl_ext.data.resumable_file.run_rows`].
+        overwrite, progress: As for [`~trl_ext.data.row_threads.run_rows`].
 
     Returns:
         `int`: Number of rows that this call answered.

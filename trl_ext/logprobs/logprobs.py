@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from trl_ext.models.load import base_of
 from trl_ext.models.modes import evaluation_mode
 from trl_ext.models.probe import Tolerance, probe
+from trl_ext.models.properties import base_of
 from trl_ext.models.sharding import catch_up_calls
 
 from .lm_head import add_fused_head, from_logits

@@ -30,8 +30,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from trl_ext.models.architecture import FULL, layer_kinds, score_cap
-from trl_ext.models.load import base_of
 from trl_ext.models.probe import Tolerance, probe, probe_tokens
+from trl_ext.models.properties import base_of
 from trl_ext.upstream import attention_implementation, supports_attention_backend
 
 from .prefix_attention import CASCADE, CascadePlan

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel
 
-from .load import is_peft_model, is_quantized
+from .properties import is_peft_model, is_quantized
 
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from .architecture import logit_cap, logit_scale
-from .load import base_of, context_length, has_virtual_tokens, use_exact_4bit_on_cpu
+from .load import use_exact_4bit_on_cpu
 from .probe import Tolerance, probe, probe_tokens
+from .properties import base_of, context_length, has_virtual_tokens
 
 
 # Half precision rounds two ways to the same logits apart by far less, in any model; an unknown scale or cap on the

@@ -1,11 +1,9 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Loads and freezes models, in 4 or 8 bits too, and reads the properties of loaded models that other modules need."""
+"""Loads and freezes models and adapters, in 4 or 8 bits too, and refuses what is of another kind than is asked for."""
 
 import contextlib
-import functools
-import inspect
 import json
 import logging
 from collections.abc import Iterator
@@ -39,64 +37,6 @@ def default_device() -> torch.device:
     Without `check_available`, torch returns the one that it was compiled for, even on a machine without a GPU.
     """
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-
-
-def is_peft_model(model: torch.nn.Module) -> bool:
-    """Whether `model` is a [`~peft.PeftModel`], without importing peft when nothing else has."""
-    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
-
-
-def base_of(model: torch.nn.Module) -> PreTrainedModel:
-    """The transformers model inside a [`~peft.PeftModel`], or `model` itself."""
-    return model.get_base_model() if is_peft_model(model) else model  # type: ignore[operator,return-value]
-
-
-def accepts_argument(model: torch.nn.Module, name: str) -> bool:
-    """
-    Whether the forward of a model has an argument of this name. A fused head or a wrapper around it does not matter.
-
-    Args:
-        model (`torch.nn.Module`): The model, or a [`~peft.PeftModel`] around it.
-        name (`str`): Name of the argument.
-    """
-    model_class: type = type(base_of(model))
-    return name in _forward_arguments(model_class)
-
-
-@functools.cache
-def _forward_arguments(model_class: type) -> frozenset[str]:
-    return frozenset(inspect.signature(model_class.forward).parameters)  # type: ignore[attr-defined]
-
-
-def has_virtual_tokens(model: torch.nn.Module) -> bool:
-    """Whether an adapter of `model` adds virtual tokens to its input or its cache (prompt learning)."""
-    return any(adapter.is_prompt_learning for adapter in getattr(model, "peft_config", {}).values())
-
-
-def cache_name(model: torch.nn.Module) -> str:
-    """
-    Name of the KV cache among the arguments of a model: `"cache"` since transformers 5.24, `"past_key_values"` before
-    and in remote code.
-
-    Args:
-        model (`torch.nn.Module`): The model, or a [`~peft.PeftModel`] around it.
-    """
-    return "cache" if accepts_argument(model, "cache") else "past_key_values"
-
-
-def cache_of(output: Any) -> Any:
-    """The KV cache in the output of a model, under either name; `None` if there is none."""
-    return getattr(output, "cache", None) if hasattr(output, "cache") else getattr(output, "past_key_values", None)
-
-
-def is_quantized(model: torch.nn.Module) -> bool:
-    """Whether `model` was loaded in 8 or 4 bits."""
-    return bool(getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False))
-
-
-def has_quantized_weights(model: torch.nn.Module) -> bool:
-    """Whether `model` has quantized weights. Works for a backbone too, which does not record how it was loaded."""
-    return is_quantized(model) or any(not parameter.is_floating_point() for parameter in model.parameters())
 
 
 def quantization_config_from(model_args: "ModelConfig") -> BitsAndBytesConfig | None:
@@ -315,16 +255,3 @@ def adapter_disabled(model: torch.nn.Module) -> Iterator[None]:
     """Inside this context a [`~peft.PeftModel`] computes the output of its base model."""
     with model.disable_adapter():  # type: ignore[operator]
         yield
-
-
-def context_length(model: Any) -> int:
-    """Context length of a language model in tokens; `0` if it is not known."""
-    config = base_of(model).config.get_text_config()
-    positions = int(getattr(config, "max_position_embeddings", 0) or 0)
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    # YaRN and similar scalings extend it, which some configs do not include. Some have one scaling per kind of layer.
-    for scaling in (rope, *rope.values()) if positions else ():
-        if isinstance(scaling, dict) and scaling.get("factor"):
-            before = scaling.get("original_max_position_embeddings") or config.max_position_embeddings
-            positions = max(positions, int(scaling["factor"] * before))
-    return positions

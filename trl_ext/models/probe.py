@@ -9,8 +9,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from .load import has_quantized_weights
 from .modes import evaluation_mode
+from .properties import has_quantized_weights
 
 
 # Results of the self-tests of each model.

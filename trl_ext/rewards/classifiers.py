@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from trl_ext.models.load import default_device, is_quantized, load_model, loading_error
+from trl_ext.models.load import default_device, load_model, loading_error
+from trl_ext.models.properties import is_quantized
 from trl_ext.models.tokenizers import ensure_pad_token, load_tokenizer
 from trl_ext.upstream import get_config_model_id
 

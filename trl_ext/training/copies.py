@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from trl_ext.models.load import base_of, freeze
+from trl_ext.models.load import freeze
+from trl_ext.models.properties import base_of
 from trl_ext.models.sharding import gathered_parameters
 
 from .config import ExtConfig

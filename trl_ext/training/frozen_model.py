@@ -11,8 +11,9 @@ import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel, Trainer
 
 from trl_ext.generation.generate import usual_batch_size
-from trl_ext.models.load import freeze, is_quantized, load_model, use_exact_4bit_on_cpu
+from trl_ext.models.load import freeze, load_model, use_exact_4bit_on_cpu
 from trl_ext.models.modes import evaluation_mode
+from trl_ext.models.properties import is_quantized
 from trl_ext.models.sharding import gathered, shard
 
 from .config import ExtConfig

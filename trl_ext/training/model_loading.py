@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from trl_ext.models.adapters import wrap_with_peft
-from trl_ext.models.load import is_peft_model, is_quantized, load_model, use_exact_4bit_on_cpu
+from trl_ext.models.load import load_model, use_exact_4bit_on_cpu
+from trl_ext.models.properties import is_peft_model, is_quantized
 from trl_ext.upstream import disable_dropout_in_model
 
 from .config import ExtConfig

@@ -13,7 +13,7 @@ from transformers.utils import logging
 from trl_ext.data.completion import Completion
 from trl_ext.data.schema import AnyDataset
 from trl_ext.logprobs.logprobs import LogProbs
-from trl_ext.models.load import context_length
+from trl_ext.models.properties import context_length
 
 from .engine import Engine, EngineConfig
 from .model_loading import load_policy

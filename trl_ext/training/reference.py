@@ -10,7 +10,8 @@ from accelerate.utils import extract_model_from_parallel
 from transformers import BitsAndBytesConfig, PreTrainedModel, Trainer
 
 from trl_ext.logprobs.logprobs import LogProbs, completion_logps
-from trl_ext.models.load import adapter_disabled, base_of, freeze, is_peft_model, is_quantized, load_model
+from trl_ext.models.load import adapter_disabled, freeze, load_model
+from trl_ext.models.properties import base_of, is_peft_model, is_quantized
 from trl_ext.models.sharding import shard
 from trl_ext.upstream import disable_gradient_checkpointing
 

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
-from trl_ext.models.load import base_of, loading_error, resolve_model_path
+from trl_ext.models.load import loading_error, resolve_model_path
+from trl_ext.models.properties import base_of
 from trl_ext.upstream import get_config_model_id
 from trl_ext.validation import check_at_least, check_value
 

@@ -28,8 +28,8 @@ from trl_ext.data.schema import AnyDataset, DataError, column_names
 from trl_ext.data.tokenization import prepare_dataset
 from trl_ext.generation_settings import eos_token_ids, pad_token_id
 from trl_ext.models.backbone_and_head import BackboneAndHead
-from trl_ext.models.load import context_length
 from trl_ext.models.modes import evaluation_mode
+from trl_ext.models.properties import context_length
 from trl_ext.models.sharding import gathered
 from trl_ext.rewards.functions import RewardFunc
 from trl_ext.training.copies import sampling_copy

@@ -7,7 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from trl_ext.models.load import is_peft_model, is_quantized, saved_config
+from trl_ext.models.load import saved_config
+from trl_ext.models.properties import is_peft_model, is_quantized
 from trl_ext.models.tokenizers import load_tokenizer, vocabulary_mismatch
 from trl_ext.training.model_loading import init_kwargs
 from trl_ext.upstream import disable_dropout_in_model

@@ -13,7 +13,8 @@ from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBa
 
 from trl_ext.inference.guided import policy_with_processors
 from trl_ext.inference.policy import Policy
-from trl_ext.models.load import default_device, is_peft_model, quantization_config_from, saved_config
+from trl_ext.models.load import default_device, quantization_config_from, saved_config
+from trl_ext.models.properties import is_peft_model
 from trl_ext.models.tokenizers import load_tokenizer
 from trl_ext.upstream import get_config_model_id
 

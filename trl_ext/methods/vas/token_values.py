@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from trl_ext.logprobs.shared_prefix import SharedPrefixRows
-from trl_ext.models.load import base_of
+from trl_ext.models.properties import base_of
 
 
 @dataclass

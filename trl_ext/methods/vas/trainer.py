@@ -25,7 +25,7 @@ from trl_ext.atomic_files import write_tensors
 from trl_ext.data.schema import AnyDataset, DataError, column_names
 from trl_ext.decoding.static_generate import release_static_caches
 from trl_ext.generation.generate import generate
-from trl_ext.models.load import context_length
+from trl_ext.models.properties import context_length
 from trl_ext.rewards.functions import RewardFunc
 from trl_ext.seeds import seeded
 from trl_ext.training.copies import sampling_copy

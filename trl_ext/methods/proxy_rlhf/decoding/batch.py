@@ -19,7 +19,7 @@ from transformers.generation import StopStringCriteria
 from trl_ext.data.tokenization import left_padded
 from trl_ext.decoding.cuda_graph import cached_loops
 from trl_ext.models.backbone_and_head import BackboneAndHead
-from trl_ext.models.load import base_of
+from trl_ext.models.properties import base_of
 
 from ..data import Decisions
 from ..decision_process import FEATURES, DecisionProcess

@@ -15,7 +15,7 @@ import torch
 from trl_ext.decoding.cuda_graph import CHECK_EVERY, Replay, cached_loops, graph_key, weights_key
 from trl_ext.decoding.static_tree import StaticTree, static_columns, static_unsupported_reason
 from trl_ext.models.backbone_and_head import BackboneAndHead
-from trl_ext.models.load import base_of
+from trl_ext.models.properties import base_of
 
 from ..decision_process import DecisionProcess
 from .candidates import Proposals, accept, choose, propose

@@ -18,17 +18,8 @@ from torch import nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import cached_file
 
-from trl_ext.models.load import (
-    accepts_argument,
-    base_of,
-    cache_name,
-    cache_of,
-    freeze,
-    is_peft_model,
-    load_model,
-    saved_config,
-    use_exact_4bit_on_cpu,
-)
+from trl_ext.models.load import freeze, load_model, saved_config, use_exact_4bit_on_cpu
+from trl_ext.models.properties import accepts_argument, base_of, cache_name, cache_of, is_peft_model
 from trl_ext.upstream import attention_implementation, mark_initialized
 
 from .backbones import headless, with_saved_adapter

@@ -11,7 +11,8 @@ import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from trl_ext.models.adapters import wrap_with_peft
-from trl_ext.models.load import base_of, is_peft_model, is_quantized, load_model, refuse_pickled, use_exact_4bit_on_cpu
+from trl_ext.models.load import load_model, refuse_pickled, use_exact_4bit_on_cpu
+from trl_ext.models.properties import base_of, is_peft_model, is_quantized
 from trl_ext.upstream import get_config_model_id
 
 

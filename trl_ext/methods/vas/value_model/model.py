@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, PreTrainedModel
 
-from trl_ext.models.load import base_of
+from trl_ext.models.properties import base_of
 from trl_ext.upstream import get_config_model_id
 
 from .action_head import ActionHead
