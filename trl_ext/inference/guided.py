@@ -125,21 +125,58 @@ def logps_with_processors(
         `list[list[torch.Tensor]]`: For each completion the log-probabilities of its tokens in nats, of shape `(T,)`,
         float32 on the CPU.
     """
+    vocabulary = base_of(model).config.get_text_config().vocab_size
+
+    def batch_logps(prompts: list[list[int]], completions: list[list[int]]) -> torch.Tensor:
+        return _batch_logps(model, processors, prompts, completions, pad_token_id)
+
+    with evaluation_mode(model):
+        return logps_in_batches(prompts, completions, batch_logps, batch_size, max_tokens=MAX_LOGITS // vocabulary)
+
+
+def logps_in_batches(
+    prompts: list[list[int]],
+    completions: list[list[list[int]]],
+    batch_logps: Callable[[list[list[int]], list[list[int]]], torch.Tensor],
+    batch_size: int,
+    *,
+    max_tokens: int = 0,
+) -> list[list[torch.Tensor]]:
+    """
+    Log-probabilities of completions, computed in batches of similar length.
+
+    Args:
+        prompts (`list[list[int]]`):
+            Token ids of the prompts.
+        completions (`list[list[list[int]]]`):
+            The completions of each prompt; an empty one gets an empty tensor.
+        batch_logps (`Callable`):
+            `(prompts, completions) -> logps` of shape `(N, T)`, for N completions with their prompts. They come with
+            the longest first, and T is its length.
+        batch_size (`int`):
+            Maximum number of completions in a batch.
+        max_tokens (`int`, *optional*, defaults to `0`):
+            Maximum of N times T. `0` means no limit.
+
+    Returns:
+        `list[list[torch.Tensor]]`: For each completion the log-probabilities of its tokens, of shape `(T,)`, float32
+        on the CPU.
+    """
     results: list[list[torch.Tensor]] = [[torch.zeros(0) for _ in group] for group in completions]
     places = [(b, i) for b, group in enumerate(completions) for i, completion in enumerate(group) if completion]
-    places.sort(key=lambda place: len(completions[place[0]][place[1]]), reverse=True)
-    vocabulary = base_of(model).config.get_text_config().vocab_size
+    places.sort(key=lambda place: -len(completions[place[0]][place[1]]))
     start = 0
-    with evaluation_mode(model):
-        while start < len(places):
+    while start < len(places):
+        size = batch_size
+        if max_tokens:
             b, i = places[start]  # the longest completion of the batch
-            size = max(1, min(batch_size, MAX_LOGITS // (len(completions[b][i]) * vocabulary)))
-            batch = places[start : start + size]
-            start += size
-            texts = [completions[b][i] for b, i in batch]
-            logps_NT = _batch_logps(model, processors, [prompts[b] for b, _ in batch], texts, pad_token_id)
-            for (b, i), text, logps_T in zip(batch, texts, logps_NT, strict=True):
-                results[b][i] = logps_T[: len(text)].float().cpu()
+            size = max(1, min(size, max_tokens // len(completions[b][i])))
+        batch = places[start : start + size]
+        start += size
+        texts = [completions[b][i] for b, i in batch]
+        logps_NT = batch_logps([prompts[b] for b, _ in batch], texts)
+        for (b, i), text, logps_T in zip(batch, texts, logps_NT, strict=True):
+            results[b][i] = logps_T[: len(text)].float().cpu()
     return results
 
 

@@ -20,6 +20,7 @@ from trl_ext.data.completion import Completion, decode_groups
 from trl_ext.data.tokenization import left_padded
 from trl_ext.generation.streaming import TextStream
 from trl_ext.generation_settings import GenerationSettings, eos_token_ids, pad_token_id
+from trl_ext.inference.guided import logps_in_batches
 from trl_ext.inference.policy import Policy
 from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.models.modes import evaluation_mode
@@ -171,22 +172,17 @@ def proxy_logps(
             "Log-probabilities cannot be computed for a sampled order with `max_candidates`: set max_candidates=0 or "
             "order='descending'."
         )
-    results: list[list[torch.Tensor]] = [[torch.zeros(0) for _ in group] for group in groups]
-    rows = [(b, i) for b, group in enumerate(groups) for i, ids in enumerate(group) if ids]
-    rows.sort(key=lambda row: -len(groups[row[0]][row[1]]))
-    for start in range(0, len(rows), batch_size):
-        chunk = rows[start : start + batch_size]
-        texts = [groups[b][i] for b, i in chunk]
-        ids, mask = left_padded([prompts[b] for b, _ in chunk], pad_token_id, llm.device)
+
+    def batch_logps(prompts: list[list[int]], completions: list[list[int]]) -> torch.Tensor:
+        ids, mask = left_padded(prompts, pad_token_id, llm.device)
         walk = Walk(llm, proxy.accept_logits, process, ids, mask)
         columns = []
-        for t in range(len(texts[0])):
-            tokens = torch.tensor([text[t] if t < len(text) else pad_token_id for text in texts], device=llm.device)
-            columns.append(walk.follow(tokens))
-        found_NT = torch.stack(columns, 1).float().cpu()
-        for (b, i), text, found in zip(chunk, texts, found_NT, strict=True):
-            results[b][i] = found[: len(text)]
-    return results
+        for t in range(len(completions[0])):
+            tokens = [completion[t] if t < len(completion) else pad_token_id for completion in completions]
+            columns.append(walk.follow(torch.tensor(tokens, device=llm.device)))
+        return torch.stack(columns, 1)
+
+    return logps_in_batches(prompts, groups, batch_logps, batch_size)
 
 
 @dataclass
