@@ -113,6 +113,16 @@ def test_completions_without_token_ids():
     assert score_values([Reward("ids", lambda completion_ids, **_: [completion_ids is None] * 2)]) == [1, 1]
 
 
+def test_an_empty_completion_does_not_hide_the_ids_of_the_others():
+    """Of two completions, one has no text and so no token ids: the function receives `[]` for it."""
+    groups = [[completion] for completion in completions_of(PLAIN["completions"], [[], [2, 3]])]
+    rows = [{"prompt": prompt} for prompt in PLAIN["prompts"]]
+    [[first], [second]] = score_completions(
+        rows, groups, [Reward("ids", lambda completion_ids, **_: list(map(len, completion_ids)))]
+    )
+    assert [first.score, second.score] == [0.0, 2.0]
+
+
 @pytest.mark.parametrize("output", [torch.tensor([1, 2]), np.array([1.0, 2.0]), (1, 2.0), [np.float32(1), True + 1]])
 def test_numbers_of_any_kind(output):
     values = score_values([reward(output)])

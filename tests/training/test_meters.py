@@ -4,6 +4,8 @@
 """Metrics that do not depend on how values are split into micro-batches and processes."""
 
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -119,6 +121,77 @@ def test_processes_are_pooled_and_may_have_met_different_metrics(monkeypatch):
     # The other process: reward 9 over 3 values, x 5 over 2; the names are sorted: mine, reward, x.
     others = torch.tensor([[0.0, 0.0], [9.0, 3.0], [5.0, 2.0]])
     assert meters.pop(Processes(others)) == pytest.approx({"mine": 3.0, "reward": 3.0, "x": 2.0})
+
+
+class OneOfTwo:
+    """One of two processes, as threads of this one: each hands over its part and reads those of both."""
+
+    num_processes = 2
+    device = torch.device("cpu")
+    barrier = threading.Barrier(2, timeout=60)
+    current = threading.local()
+
+    def __init__(self, number, parts):
+        self.number, self.parts = number, parts
+
+    def exchange(self, mine):
+        self.parts[self.number] = mine
+        self.barrier.wait()
+        both = list(self.parts)
+        self.barrier.wait()
+        return both
+
+    def reduce(self, table, reduction):
+        assert reduction == "sum"
+        return sum(self.exchange(table))
+
+    def gather(self, table):
+        return torch.cat(self.exchange(table))
+
+    def pop(self, meters):
+        self.current.process = self
+        return meters.pop(self)
+
+
+def test_every_kind_of_metric_is_over_both_processes(monkeypatch):
+    """One process adds 1, 6 and 8, the other 3, and each has metrics of its own. Both log those of all four values."""
+
+    def gather_object(mine):
+        return [each for part in OneOfTwo.current.process.exchange(mine) for each in part]
+
+    monkeypatch.setattr("accelerate.utils.gather_object", gather_object)
+    x, y = torch.tensor([1.0, 6.0, 8.0, 3.0]), torch.tensor([2.0, 5.0, 9.0, 3.0])
+    first, second = Meters(), Meters()
+    for meters, part in ((first, slice(0, 3)), (second, slice(3, 4))):
+        meters.add_values("mean", x[part])
+        meters.add_deviation("std", x[part])
+        meters.add_extremes("least", "most", x[part])
+        meters.add_pairs(x[part], y[part], r2="r2", correlation="correlation")
+    first.add_deviation("first std", torch.tensor([1.0, 3.0]))
+    second.add_extremes("second least", "second most", torch.tensor([4.0]))
+    second.add_pairs(x[:2], y[:2], mean="second mean")
+    parts = [None, None]
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(OneOfTwo(i, parts).pop, meters) for i, meters in enumerate((first, second))]
+    found, other = (job.result() for job in jobs)
+    assert (
+        found
+        == other
+        == pytest.approx(
+            {
+                "mean": 18 / 4,
+                "std": (29 / 3) ** 0.5,  # squared distances to 4.5: 12.25, 2.25, 12.25 and 2.25, over 4 - 1
+                "least": 1.0,
+                "most": 8.0,
+                "r2": 1 - 3 / 28.75,  # errors 1, -1, 1 and 0; squared distances of y to 4.75 add up to 28.75
+                "correlation": float(np.corrcoef(x, y)[0, 1]),
+                "first std": 2**0.5,
+                "second least": 4.0,
+                "second most": 4.0,
+                "second mean": 7 / 2,
+            }
+        )
+    )
 
 
 def test_deviation_and_extremes_are_of_all_values():

@@ -88,6 +88,14 @@ def test_what_no_reward_can_score_is_left_out():
     assert both.rollouts[3].scores == [2.0, 1.0]  # a reward that does not apply counts nothing
 
 
+@pytest.mark.parametrize("cost", [float("inf"), -float("inf")])
+def test_an_infinite_score_is_left_out(cost):
+    """A completion that the reference cannot write costs infinitely much; only the first of each row has a score."""
+    sampled = score_round(ROWS, COMPLETIONS, [reward(good)], None, penalty=lambda *_: [[0.5, cost], [0.25, cost]])
+    assert sampled.rollouts == {7: Rollout([[5, 6]], [1 - 0.5]), 3: Rollout([[5, 5, 6]], [2 - 0.25])}
+    assert sampled.table["score"] == [0.5, -cost, 1.75, -cost]
+
+
 def test_a_penalty_is_subtracted():
     def penalty(prompts, completions):
         assert prompts == [[1, 2], [4]]
