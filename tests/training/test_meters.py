@@ -128,11 +128,10 @@ class OneOfTwo:
 
     num_processes = 2
     device = torch.device("cpu")
-    barrier = threading.Barrier(2, timeout=60)
     current = threading.local()
 
-    def __init__(self, number, parts):
-        self.number, self.parts = number, parts
+    def __init__(self, number, parts, barrier):
+        self.number, self.parts, self.barrier = number, parts, barrier
 
     def exchange(self, mine):
         self.parts[self.number] = mine
@@ -150,7 +149,11 @@ class OneOfTwo:
 
     def pop(self, meters):
         self.current.process = self
-        return meters.pop(self)
+        try:
+            return meters.pop(self)
+        except BaseException:
+            self.barrier.abort()  # the other would wait
+            raise
 
 
 def test_every_kind_of_metric_is_over_both_processes(monkeypatch):
@@ -170,9 +173,9 @@ def test_every_kind_of_metric_is_over_both_processes(monkeypatch):
     first.add_deviation("first std", torch.tensor([1.0, 3.0]))
     second.add_extremes("second least", "second most", torch.tensor([4.0]))
     second.add_pairs(x[:2], y[:2], mean="second mean")
-    parts = [None, None]
+    parts, barrier = [None, None], threading.Barrier(2, timeout=60)
     with ThreadPoolExecutor(2) as pool:
-        jobs = [pool.submit(OneOfTwo(i, parts).pop, meters) for i, meters in enumerate((first, second))]
+        jobs = [pool.submit(OneOfTwo(i, parts, barrier).pop, meters) for i, meters in enumerate((first, second))]
     found, other = (job.result() for job in jobs)
     assert (
         found
