@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Completions that trainers generate: the weights of their rewards, their length, their seeds, and failed evaluations."""
+"""Completions that trainers generate: weights of rewards, length and seeds; and evaluations after one that failed."""
 
 from pathlib import Path
 from types import SimpleNamespace
