@@ -195,6 +195,7 @@ def test_every_kind_of_metric_is_over_both_processes(monkeypatch):
             }
         )
     )
+    assert first.pop(OneProcess) == second.pop(OneProcess) == {}
 
 
 def test_deviation_and_extremes_are_of_all_values():
