@@ -3,10 +3,12 @@
 """PSLETrainer: the losses through the whole path, both views, iterations, resuming, baselines, and what it refuses."""
 
 import gc
+import itertools
 import json
 import math
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +25,7 @@ from trl_ext.data.schema import DataError
 from trl_ext.methods.psle.iterations import both_views
 from trl_ext.methods.psle.warm_up import WarmUpTrainer
 from trl_ext.rewards.functions import RewardError
+from trl_ext.training.nonfinite import LossGuard
 
 
 PROMPTS = [{"prompt": text} for text in ("the film", "a story of music", "we", "I liked the", "no one", "one scene")]
@@ -425,6 +428,38 @@ def test_warm_up_imitates_completions_given_their_prompt(tmp_path: Path) -> None
     assert warm_up.compute_loss(run.model, batch).item() == pytest.approx(expected.item(), abs=1e-4)
 
 
+def test_accumulation_does_not_change_the_gradient_of_the_warm_up(tmp_path: Path) -> None:
+    """4 rows at once, and as 3 and 1: an average of averages would weigh the last row threefold."""
+    found = []
+    for batch_size, accumulation in ((4, 1), (3, 2)):
+        settings = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation}
+        settings |= {"sft_epochs": 1, "max_grad_norm": 1e9}
+        run = trainer(tmp_path, args=settings, sft_dataset=Dataset.from_list(ANSWERS))
+        warm_up = WarmUpTrainer(run, run._sft_dataset)
+        warm_up.train()
+        assert warm_up.state.global_step == 1
+        found.append([warm_up.state.log_history[0][name] for name in ("loss", "grad_norm")])
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
+
+
+def test_the_warm_up_has_a_config_and_a_guard_of_its_own(tmp_path: Path) -> None:
+    """It trains for `sft_epochs`, in a folder of its own, without evaluations; the trainer's config stays."""
+    settings = {"sft_epochs": 2, "sft_learning_rate": 5e-3, "max_steps": 7, "eval_strategy": "steps", "eval_steps": 1}
+    settings |= SAVES | {"eval_on_start": True, "load_best_model_at_end": True}
+    answers, evals = Dataset.from_list(ANSWERS), Dataset.from_list(PROMPTS[:2])
+    run = trainer(tmp_path, args=settings, sft_dataset=answers, eval_dataset=evals)
+    run.args.push_to_hub = True
+    before = run.args.to_dict()
+    warm_up = WarmUpTrainer(run, run._sft_dataset)
+    assert run.args.to_dict() == before
+    args = warm_up.args
+    assert (args.output_dir, args.learning_rate) == (str(tmp_path / "out" / "warm_up"), 5e-3)
+    assert (args.num_train_epochs, args.max_steps) == (2, -1)
+    assert (args.eval_strategy, args.eval_on_start) == ("no", False)
+    assert (args.load_best_model_at_end, args.push_to_hub) == (False, False)
+    assert [each for each in warm_up.callback_handler.callbacks if isinstance(each, LossGuard)] == [warm_up._guard]
+
+
 def test_an_answer_to_imitate_beyond_the_models_positions_is_named(tmp_path: Path) -> None:
     answers = Dataset.from_list([*ANSWERS, {"prompt": "the film", "completion": " was good" * 200}])
     with pytest.raises(DataError, match=r"Row 4 of the SFT dataset has \d+ tokens, but .* context length is"):
@@ -446,6 +481,22 @@ def test_rows_are_mixed_in_for_the_prompts_that_count(tmp_path: Path) -> None:
     run = trainer(tmp_path, args={"sft_mix": 0.5}, sft_dataset=Dataset.from_list(ANSWERS))
     assert len(run._mixed(0, BATCH)) == 2  # of three prompts
     assert run._mixed(0, {**BATCH, "marks": [[0], [], [1]]}) == []
+
+
+def test_mixed_rows_differ_by_micro_batch_and_process_and_come_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = Dataset.from_list([{"prompt": "the film", "completion": f" {chr(97 + n)}"} for n in range(26)])
+    run = trainer(tmp_path, args={"sft_mix": 0.5}, sft_dataset=answers)
+    batch = {**BATCH, "marks": [[0, 1]] * 8}
+
+    def rows(step: int, micro_batch: int, process: int) -> list[int]:
+        run.state.global_step, run.accelerator = step, SimpleNamespace(process_index=process)
+        return [row["row_index"] for row in run._mixed(micro_batch, batch)]
+
+    found = {given: rows(*given) for given in itertools.product(range(3), repeat=3)}
+    assert len(set(map(tuple, found.values()))) == len(found) == 27
+    assert all(rows(*given) == numbers for given, numbers in found.items())
 
 
 # --------------------------------------------------------------------------------------------------------- adapters
