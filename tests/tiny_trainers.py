@@ -33,6 +33,7 @@ def make_trainer(
     eval_rows: list[dict[str, Any]] | None = None,
     chat: bool = False,
     reward_funcs: Any = letter_reward,
+    compute_metrics: Any = None,
     **settings: Any,
 ) -> Any:
     """
@@ -45,6 +46,7 @@ def make_trainer(
         eval_rows (`list[dict]`, *optional*): What it is evaluated on.
         chat (`bool`, *optional*): Whether the tokenizer has a chat template.
         reward_funcs (*optional*): A reward that falls and rises with letters, unless another is given.
+        compute_metrics (`Callable`, *optional*): Its argument of this name.
         settings: Fields of its config.
     """
     tokenizer = make_tokenizer(chat=chat)
@@ -63,7 +65,8 @@ def make_trainer(
     }
     given = {name: value for name, value in (defaults | _SETTINGS[method] | settings).items() if value is not None}
     args = made.config_class()(output_dir=str(folder), **given)
-    more = {"value_model": make_model(len(tokenizer), seed=1)} if method == "vas" else {}
+    more: dict[str, Any] = {"value_model": make_model(len(tokenizer), seed=1)} if method == "vas" else {}
+    more |= {"compute_metrics": compute_metrics} if compute_metrics else {}
     return made.trainer_class()(
         model=make_model(len(tokenizer)),
         args=args,

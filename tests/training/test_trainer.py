@@ -142,7 +142,7 @@ def test_rows_passed_to_evaluate_are_checked_before_generation(tmp_path: Path) -
 
     settings = {"max_completion_length": 230, "per_device_eval_batch_size": 2}
     trainer = make_trainer("psle", tmp_path, reward_funcs=reward, **settings)
-    with pytest.raises(DataError, match=r"Row 8, column 'prompt': with its principle .* context length of 256"):
+    with pytest.raises(DataError, match=r"Row 8 of the eval dataset.*with its principle .* context length of 256"):
         trainer.evaluate(Dataset.from_list([*PROMPTS, {"prompt": LONG}]))
     assert not scored
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeAlias
 
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import EvalPrediction, PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import PredictionOutput
 from transformers.utils import logging
 
@@ -36,6 +36,7 @@ from .checkpoints import begin, check_resumable, last_checkpoint
 from .config import ExtConfig
 from .meters import Meters
 from .nonfinite import LossGuard, check_rewards
+from .predictions import on_tables, with_nan
 from .rollouts import Rollout, Round, measure_round, show_tables
 from .rounds import RolloutSchedule
 
@@ -57,6 +58,8 @@ class ExtTrainer(BaseTrainer):
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The model to be trained.
         args ([`~trl_ext.training.config.ExtConfig`]): The config that `_config_for` returned.
+        compute_metrics (`Callable`, *optional*): Called at evaluation with tables of a row per prompt and a column per
+            completion, NaN where there is none; see [`~trl_ext.training.predictions.completion_table`].
         kwargs: Further arguments of [`~transformers.Trainer`]. The tokenizer is the one that `_setup` loaded.
     """
 
@@ -72,7 +75,15 @@ class ExtTrainer(BaseTrainer):
     _dropped_rows: int | None = None
     _train_prefix = ""  # prefix of the names of training metrics
 
-    def __init__(self, model: Any, args: ExtConfig, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: Any,
+        args: ExtConfig,
+        *,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        kwargs["compute_metrics"] = on_tables(compute_metrics) if compute_metrics else None
         super().__init__(model=model, args=args, processing_class=self._tokenizer, **kwargs)
         check_launch(self)
         self._guard = LossGuard(self, self.args.nan_loss)
@@ -81,6 +92,7 @@ class ExtTrainer(BaseTrainer):
         self._offload = get_act_offloading_ctx_manager(model=self.model) if offloads else contextlib.nullcontext()
         self._meters = {"train": Meters(), "eval": Meters()}
         self._eval_prefix, self._eval_batches = "eval", 0
+        self._eval_width = 0  # most completions of a prompt in the dataset that is being evaluated
         self._eval_tables: list[dict[str, list[Any]]] = []
         self._num_tokens = 0  # read by this process and not yet counted in the trainer's state
         self.model.add_model_tags(self._tag_names)
@@ -401,6 +413,8 @@ class ExtTrainer(BaseTrainer):
         """
         dataset = self._begin_evaluation(test_dataset, "test", metric_key_prefix)
         output = super().predict(dataset, ignore_keys, metric_key_prefix)
+        predictions, labels = with_nan(output.predictions, output.label_ids)
+        output = output._replace(predictions=predictions, label_ids=labels)
         metrics = self._meters["eval"].pop(self.accelerator)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         self._show_evaluation(metric_key_prefix)
@@ -414,6 +428,8 @@ class ExtTrainer(BaseTrainer):
         self._eval_prefix, self._eval_batches = prefix, 0
         self._meters["eval"], self._eval_tables = Meters(), []
         if dataset is not None:
+            groups = dataset["completion_ids"] if _has_completions(dataset) else ()
+            self._eval_width = max([self.args.num_generations, *map(len, groups)])
             self._before_evaluation(dataset)
         return dataset
 
@@ -490,6 +506,11 @@ class ExtTrainer(BaseTrainer):
         else:
             super()._load_best_model()
             cast_adapter(self.model)
+
+
+def _has_completions(dataset: AnyDataset) -> bool:
+    """Whether the tokenized rows, which are no stream, have completions."""
+    return isinstance(dataset, Dataset) and "completion_ids" in dataset.column_names
 
 
 def _name_of(model: Any) -> str:

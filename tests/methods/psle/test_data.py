@@ -7,6 +7,7 @@ import json
 import pytest
 from conftest import make_tokenizer
 from datasets import Dataset
+from tokenizers.processors import TemplateProcessing
 
 from trl_ext.data.schema import DataError
 from trl_ext.methods.psle.config import PLEConfig, PSLEConfig
@@ -15,6 +16,8 @@ from trl_ext.methods.psle.data import (
     load_principles,
     prepare_prompts,
     prepare_sft_dataset,
+    principle_index,
+    principle_texts,
     with_principle,
 )
 
@@ -70,14 +73,61 @@ def test_sources(tmp_path):
     listed.write_text('["one\\nin two lines"]')
     assert load_principles(config(tmp_path, principles_file=str(lines))) == ["one", "two words"]
     assert load_principles(config(tmp_path, principles_file=str(listed))) == ["one\nin two lines"]
+    named = {"kind": "Be kind.", "brief": "Be brief."}
+    for name, text in (
+        ("p.json", json.dumps(named)),
+        ("p.yaml", "kind: Be kind.\nbrief: >\n  Be\n  brief.\n"),
+        ("p.yml", "- Be kind.\n- Be brief.\n"),
+        ("p.jsonl", '"Be kind."\n\n{"principle": "Be brief."}\n'),
+        ("p.md", "\ufeffBe kind.\nBe brief.\n"),
+    ):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        found = load_principles(config(tmp_path, principles_file=str(tmp_path / name)))
+        assert [text.strip() for text in found] == [*named.values()], name
+    assert load_principles(config(tmp_path, principles=named)) == [*named.values()]
+    assert load_principles(config(tmp_path, principles="Be kind.")) == ["Be kind."]
+    (tmp_path / "p.yaml").write_text("a: [")
+    with pytest.raises(DataError, match=r"p\.yaml' is not YAML"):
+        load_principles(config(tmp_path, principles_file=str(tmp_path / "p.yaml")))
     for text, word in (("", "has no principle"), ("[]", "has no principle"), ("{", "not JSON"), ("[1]", "text")):
         listed.write_text(text or "[]")
         with pytest.raises(DataError, match=word):
             load_principles(config(tmp_path, principles_file=str(listed)))
-    with pytest.raises(DataError, match="no file"):
+    with pytest.raises(DataError, match="no such file"):
         load_principles(config(tmp_path, principles_file=str(tmp_path / "none.txt")))
     with pytest.raises(DataError, match="principle 1"):
         load_principles(config(tmp_path, principles=["a", " "]))
+
+
+def test_several_principles_together():
+    three = ["Be kind.", "Be\nbrief. ", "Be true."]
+    assert principle_texts(three, 1) == three
+    assert principle_texts(three[:1], 2) == three[:1]
+    assert principle_texts(three, 2) == [
+        "1. Be kind.\n2. Be\nbrief.", "1. Be\nbrief.\n2. Be true.", "1. Be kind.\n2. Be true.",
+    ]  # fmt: skip
+    assert principle_texts(three, 0) == principle_texts(three, 3) == ["1. Be kind.\n2. Be\nbrief.\n3. Be true."]
+
+
+def test_principles_per_query(tmp_path):
+    tokenizer = make_tokenizer()
+    rows = [{"prompt": "the film", "principles": own} for own in ([], ["no"], ["no", "yes", "one"])]
+    both = config(tmp_path, principles=["good", "best", "great"], principles_per_query=2)
+    dataset, _ = prepare_prompts(Dataset.from_list(rows), tokenizer, load_principles(both), both, name="train")
+    found = [[tokenizer.decode(ids) for ids in row["guided_ids"]] for row in dataset]
+    assert found[0] == ["1. good\n2. best\nthe film", "1. best\n2. great\nthe film", "1. good\n2. great\nthe film"]
+    assert found[1] == ["no\nthe film"] and len(found[2]) == 3
+    with pytest.raises(DataError, match=r"is 4, but there are 3 principles\. Lower it, or set it to 0"):
+        load_principles(config(tmp_path, principles=["a", "b", "c"], principles_per_query=4))
+
+
+def test_prompts_share_out_the_principles():
+    """Each has another one in each iteration, and each principle guides about as many prompts."""
+    prompts = [[n, n // 3] for n in range(600)]
+    chosen = [[principle_index(ids, iteration, 3) for iteration in range(6)] for ids in prompts]
+    assert all(sorted(row[:3]) == [0, 1, 2] and row[3:] == row[:3] for row in chosen)
+    assert all(150 < sum(row[0] == k for row in chosen) < 250 for k in range(3))
+    assert {principle_index(ids, 5, 1) for ids in prompts} == {0}
 
 
 # ------------------------------------------------------------------------------------------------------------- rows
@@ -138,6 +188,20 @@ def test_no_principle(tmp_path):
     assert prepare_prompts(rows, tokenizer, [], best, name="train")[0]["guided_ids"][:] == [[], []]
 
 
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"principle": "a", "principles": ["b"]}, "has both 'principle' and 'principles'"),
+        ({"principles": ["a", ""]}, "column 'principles': principle 1 must be a text that is not empty"),
+        ({"principle": 3}, "column 'principle': must be a text or a list of texts, got 3"),
+    ],
+)
+def test_principles_of_a_row_that_cannot_be_used(tmp_path, columns, words):
+    rows = Dataset.from_list([{"prompt": "the film", **columns}])
+    with pytest.raises(DataError, match=f"Row 0 of the eval dataset.*{words}"):
+        prepare_prompts(rows, make_tokenizer(), ["good"], config(tmp_path), name="eval")
+
+
 def test_a_principle_that_exceeds_the_context_is_named():
     rows = Dataset.from_list([{"row_index": 7, "prompt_ids": [1] * 5, "guided_ids": [[1] * 9, [1] * 20]}])
     check_context_length(rows, 30, 10)
@@ -166,6 +230,50 @@ def test_answers_to_imitate(tmp_path, form):
         prepare_sft_dataset(Dataset.from_list([{"answer": "x"}]), tokenizer, config(tmp_path))
 
 
+def test_the_best_of_several_answers_is_imitated(tmp_path):
+    tokenizer = make_tokenizer()
+    for row in (
+        {"prompt": "the film", "completions": [" was bad", " was good"], "scores": [0, 1]},
+        {"prompt": "the film", "chosen": " was good", "rejected": " was bad"},
+    ):
+        dataset, _ = prepare_sft_dataset(Dataset.from_list([row]), tokenizer, config(tmp_path))
+        assert dataset[0]["completion_ids"] == [tokenizer(" was good<|endoftext|>").input_ids]
+
+
+@pytest.mark.parametrize(
+    "text", ["\u8fd9\u90e8\u7535\u5f71\u5f88\u597d\u3002", " the film", "good", "a b<|endoftext|>"]
+)
+@pytest.mark.parametrize("start", [False, True])
+def test_text_is_imitated_from_its_second_token_on(tmp_path, text, start):
+    """As by TRL's SFT: text needs no space, and with a start token its first word is imitated too."""
+    tokenizer = make_tokenizer()
+    whole = tokenizer(text.removesuffix("<|endoftext|>") + "<|endoftext|>").input_ids
+    if start:
+        bos = "<|im_start|>", tokenizer.convert_tokens_to_ids("<|im_start|>")
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
+        whole = [bos[1], *whole]
+    dataset, dropped = prepare_sft_dataset(Dataset.from_list([{"text": text}]), tokenizer, config(tmp_path))
+    assert (dataset[0]["prompt_ids"], dataset[0]["completion_ids"], dropped) == (whole[:1], [whole[1:]], 0)
+    short, _ = prepare_sft_dataset(Dataset.from_list([{"text": text}]), tokenizer, config(tmp_path, max_length=2))
+    assert short[0]["completion_ids"] == [whole[1:2]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([{"text": "a b"}, {"text": ""}], "Row 1 of the SFT dataset, column 'text': must be a text that is not empty"),
+        ([{"text": 3}], "Row 0 of the SFT dataset, column 'text'.*got 3"),
+        ([{"prompt": "a", "completion": ""}], "Row 0, column 'completion': is empty text"),
+        ([{"prompt": CHAT[:1], "completion": "good"}], "Row 0, column 'completion': must be a list of messages"),
+        ([{"messages": [*CHAT, CHAT[0]]}], "Row 0 of the SFT dataset, column 'messages'.*'user', 'assistant', 'user'"),
+        ([{"messages": CHAT[1:]}], "column 'messages': must be a conversation"),
+    ],
+)
+def test_answers_that_cannot_be_imitated_are_named_by_their_columns(tmp_path, rows, words):
+    with pytest.raises(DataError, match=words):
+        prepare_sft_dataset(Dataset.from_list(rows), make_tokenizer(chat=True), config(tmp_path))
+
+
 # ----------------------------------------------------------------------------------------------------------- config
 
 
@@ -180,6 +288,8 @@ def test_answers_to_imitate(tmp_path, form):
         ({"threshold_decay": 0.0}, "threshold_decay"),
         ({"reward_temperature": 0.0}, "reward_temperature"),
         ({"num_iterations": 0}, "num_iterations"),
+        ({"principles_per_query": -1}, "principles_per_query"),
+        ({"principles": 3}, "principles"),
         ({"num_train_epochs": 3}, "num_iterations"),
         ({"principles": ["a"], "principles_file": "b"}, "both set"),
         ({"principle_template": "{prompt}"}, "principle_template"),
@@ -209,6 +319,6 @@ def test_epochs_follow_from_iterations(tmp_path):
 def test_a_plain_prompt_without_room_is_an_error_in_streams_too(streamed: bool) -> None:
     rows = Dataset.from_list([{"row_index": 3, "prompt_ids": [0] * 300, "guided_ids": [[0]]}])
     dataset = rows.to_iterable_dataset() if streamed else rows
-    with pytest.raises(DataError, match=r"Row 3, column 'prompt': it has 308 .* context length is 256"):
+    with pytest.raises(DataError, match=r"Row 3 of the train .* 'prompt': it has 308 .* context length is 256"):
         list(check_context_length(dataset, 256, 8))
     assert len(list(check_context_length(dataset, 308, 8))) == 1

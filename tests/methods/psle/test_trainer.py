@@ -6,23 +6,26 @@ import gc
 import itertools
 import json
 import math
+import re
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import letter_reward, make_model, make_tokenizer
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from oracles.psle import oracle
 from peft import LoraConfig
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 from vllm_mock import mock_vllm
 
 from trl_ext import PSLEConfig, PSLETrainer
 from trl_ext.data.schema import DataError
-from trl_ext.methods.psle.iterations import both_views
+from trl_ext.methods.psle.data import principle_index
+from trl_ext.methods.psle.iterations import both_views, check_max_steps
 from trl_ext.methods.psle.warm_up import WarmUpTrainer
 from trl_ext.rewards.functions import RewardError
 from trl_ext.training.nonfinite import LossGuard
@@ -257,18 +260,63 @@ def test_rewards_and_training_see_the_plain_prompt_only(tmp_path: Path, monkeypa
     assert sorted(lengths) == sorted((guided + [len(p) for p in plain]) * 2)
 
 
-def test_rows_take_turns_with_principles() -> None:
-    rows = [{"row_index": i, "prompt_ids": [i], "guided_ids": [[10], [20], [30]]} for i in range(3)]
-    rows.append({"row_index": 3, "prompt_ids": [3], "guided_ids": []})
+def test_both_views_are_asked_for_in_one_call() -> None:
+    rows = [{"prompt_ids": [i], "guided_ids": [[10 * i]]} for i in range(1, 4)]
+    rows.append({"prompt_ids": [4], "guided_ids": []})
     asked: list = []
 
     def generate(prompts: list[list[int]]) -> list:
         asked.append(prompts)
         return [[f"{prompt[0]}a", f"{prompt[0]}b"] for prompt in prompts]
 
-    assert both_views(rows, 0, generate)[1:] == [["1a", "1b", "20a", "20b"], ["2a", "2b", "30a", "30b"], ["3a", "3b"]]
-    assert both_views(rows, 2, generate)[0] == ["0a", "0b", "30a", "30b"]
-    assert asked[0] == [[0], [1], [2], [3], [10], [20], [30]]
+    assert both_views(rows, 0, generate)[1:] == [["2a", "2b", "20a", "20b"], ["3a", "3b", "30a", "30b"], ["4a", "4b"]]
+    assert asked == [[[1], [2], [3], [4], [10], [20], [30]]]
+
+
+RULES = ["so good", "no music", "one story"]
+MANY = [{"prompt": f"{start} {word}"} for start in ("the", "a", "one") for word in ("film", "story", "scene", "plot")]
+
+
+@pytest.fixture
+def guides(monkeypatch: pytest.MonkeyPatch) -> dict[int, dict[tuple[int, ...], set[int]]]:
+    """For each iteration and prompt, which of its principles were used."""
+    used: dict[int, dict[tuple[int, ...], set[int]]] = {}
+
+    def spy(rows: list[dict[str, Any]], iteration: int, generate: Any) -> Any:
+        def watched(prompts: list[list[int]]) -> Any:
+            for row, guided in zip(rows, prompts[len(rows) :], strict=True):
+                found = used.setdefault(iteration, {}).setdefault(tuple(row["prompt_ids"]), set())
+                found.add(row["guided_ids"].index(guided))
+            return generate(prompts)
+
+        return both_views(rows, iteration, watched)
+
+    monkeypatch.setattr("trl_ext.methods.psle.trainer.both_views", spy)
+    return used
+
+
+@pytest.mark.parametrize("how", ["alone", "together", "reversed", "streamed", "steps", "epochs"])
+def test_a_principle_depends_on_the_prompt_and_the_iteration(tmp_path: Path, guides: dict, how: str) -> None:
+    """Not on the batch, the order of rows, the form of the dataset, or when completions are generated."""
+    rows = Dataset.from_list(MANY[::-1] if how == "reversed" else MANY)
+    size = {"alone": 1, "together": 12}.get(how, 5)
+    settings = {"principles": RULES, "per_device_eval_batch_size": size, "per_device_train_batch_size": size}
+    if how == "steps":
+        trainer(tmp_path, MANY, args=settings | {"resample_steps": 2, "num_iterations": 3}).train()
+    elif how == "epochs":
+        trainer(tmp_path, MANY, args=settings | {"num_iterations": 3}).train()
+    else:
+        run = trainer(tmp_path, args=settings)
+        for run.iterations.number in range(3):
+            run.evaluate(rows.to_iterable_dataset(num_shards=3) if how == "streamed" else rows)
+    tokenizer = make_tokenizer()
+    for row in MANY:
+        ids = tokenizer(row["prompt"]).input_ids
+        expected = [principle_index(ids, iteration, 3) for iteration in range(3)]
+        assert sorted(expected) == [0, 1, 2]
+        assert [guides[iteration][tuple(ids)] for iteration in range(3)] == [{index} for index in expected]
+    assert {len(guides[i]) for i in guides} == {len(MANY)}
+    assert all(len(set().union(*guides[i].values())) == 3 for i in guides)
 
 
 def test_chat_prompts_and_row_principles(tmp_path: Path) -> None:
@@ -330,6 +378,43 @@ def test_iterations_by_steps(tmp_path: Path, streaming: bool) -> None:
     )
     run.train()
     assert log.of("iteration") == [1.0, 1.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize(("batch_size", "accumulation", "epochs"), [(2, 1, 1), (4, 1, 2), (1, 4, 1), (5, 2, 1)])
+def test_more_steps_than_the_iterations_have_are_refused(
+    tmp_path: Path, batch_size: int, accumulation: int, epochs: int, drop_last: bool
+) -> None:
+    """As many steps as transformers trains for are allowed, and one more is not."""
+    settings = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation}
+    settings |= {"epochs_per_iteration": epochs, "dataloader_drop_last": drop_last, "num_iterations": 3}
+    run = trainer(tmp_path, args=settings)
+    run.train()
+    steps = run.state.global_step
+    check_max_steps(config(tmp_path, max_steps=steps, **settings), len(PROMPTS))
+    with pytest.raises(ValueError, match=rf"{steps + 1}\) needs 4 iterations.*6 rows.*\(3\) is {steps} steps"):
+        trainer(tmp_path, args=settings | {"max_steps": steps + 1})
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"max_steps": 4}, r"\(4\) ends the run in iteration 2 of 3: an iteration is 3 steps .* is 9 steps"),
+        ({"max_steps": 2, "resample_steps": 1}, r"\(2\) is less than `num_iterations` \(3\).*Set .* to 2 at most"),
+        ({"max_steps": 9}, ""),
+        ({"max_steps": 20, "resample_steps": 1}, ""),
+    ],
+)
+def test_fewer_steps_than_the_iterations_have_are_said(
+    tmp_path: Path, settings: dict, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts: list[str] = []
+    monkeypatch.setattr("trl_ext.methods.psle.iterations.logger.warning", texts.append)
+    log = Logs()
+    run = trainer(tmp_path, callbacks=[log], args={"num_iterations": 3, **settings})
+    assert bool(texts) == bool(words) and all(re.search(words, text) for text in texts)
+    run.train()
+    assert run.state.global_step == settings["max_steps"] and max(log.of("iteration")) <= 3
 
 
 @pytest.mark.parametrize("scaling", ["running", "batch", "none"])
@@ -444,7 +529,7 @@ def test_accumulation_does_not_change_the_gradient_of_the_warm_up(tmp_path: Path
 
 def test_the_warm_up_has_a_config_and_a_guard_of_its_own(tmp_path: Path) -> None:
     """It trains for `sft_epochs`, in a folder of its own, without evaluations; the trainer's config stays."""
-    settings = {"sft_epochs": 2, "sft_learning_rate": 5e-3, "max_steps": 7, "eval_strategy": "steps", "eval_steps": 1}
+    settings = {"sft_epochs": 2, "sft_learning_rate": 5e-3, "max_steps": 5, "eval_strategy": "steps", "eval_steps": 1}
     settings |= SAVES | {"eval_on_start": True, "load_best_model_at_end": True}
     answers, evals = Dataset.from_list(ANSWERS), Dataset.from_list(PROMPTS[:2])
     run = trainer(tmp_path, args=settings, sft_dataset=answers, eval_dataset=evals)
@@ -458,6 +543,26 @@ def test_the_warm_up_has_a_config_and_a_guard_of_its_own(tmp_path: Path) -> None
     assert (args.eval_strategy, args.eval_on_start) == ("no", False)
     assert (args.load_best_model_at_end, args.push_to_hub) == (False, False)
     assert [each for each in warm_up.callback_handler.callbacks if isinstance(each, LossGuard)] == [warm_up._guard]
+
+
+def test_early_stopping_watches_the_iterations_after_a_warm_up(tmp_path: Path) -> None:
+    """The warm-up has no evaluations; after it, a reward that never rises ends the run at the second evaluation."""
+    settings = {"sft_epochs": 1, "num_iterations": 5, "eval_strategy": "epoch", "save_strategy": "epoch"}
+    settings |= {"load_best_model_at_end": True, "metric_for_best_model": "reward", "greater_is_better": True}
+    log = Logs()
+    run = trainer(
+        tmp_path, callbacks=[log, EarlyStoppingCallback(1)], args=settings, eval_dataset=Dataset.from_list(PROMPTS),
+        reward_funcs=lambda prompts, **_: [1.0] * len(prompts), sft_dataset=Dataset.from_list(ANSWERS),
+    )  # fmt: skip
+    run.train()
+    assert log.of("warm_up/num_tokens") and log.of("eval_reward") == [1.0, 1.0]
+    assert run.state.global_step == 6 and run.state.best_model_checkpoint.endswith("checkpoint-3")
+
+
+@pytest.mark.parametrize("dataset", [Dataset.from_list(ANSWERS).to_iterable_dataset(), DatasetDict(), ANSWERS])
+def test_completions_to_imitate_need_a_length(tmp_path: Path, dataset: Any) -> None:
+    with pytest.raises(TypeError, match=f"`sft_dataset` must be a `Dataset`, got `{type(dataset).__name__}`"):
+        trainer(tmp_path, args={"sft_mix": 0.5}, sft_dataset=dataset)
 
 
 def test_an_answer_to_imitate_beyond_the_models_positions_is_named(tmp_path: Path) -> None:
@@ -654,6 +759,45 @@ def test_metrics_are_of_what_they_name(tmp_path: Path) -> None:
     assert found["eval_loss/rank"] == pytest.approx(sum(rank) / 2, abs=1e-4)
     assert found["eval_logps/plain"] == pytest.approx(sum(a[0] + a[1] for a in l) / 4, abs=1e-4)
     assert found["eval_logps/guided"] == pytest.approx(sum(a[2] + a[3] for a in l) / 4, abs=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_compute_metrics_gets_log_probabilities_and_rewards(tmp_path: Path, size: int) -> None:
+    """Columns are plain completions, then guided ones. A prompt that lost one kind has no pair, and no loss."""
+    seen: dict[str, Any] = {}
+
+    def reward(prompts: list[str], completions: list[str], **_: Any) -> list[float | None]:
+        values: list[float | None] = list(range(len(prompts)))
+        for i, prompt in enumerate(prompts):
+            values[i] = None if (prompt == "we" and i % 4 > 1) or (prompt == "the film" and i % 4 == 0) else i % 4
+        return values
+
+    def compute_metrics(prediction: Any) -> dict[str, float]:
+        seen["l"], seen["rewards"] = prediction
+        return {"best": float(np.nanmax(prediction.label_ids))}
+
+    run = trainer(
+        tmp_path, reward_funcs=reward, eval_dataset=Dataset.from_list(PROMPTS), compute_metrics=compute_metrics,
+        args={"per_device_eval_batch_size": size},
+    )  # fmt: skip
+    rounds: list[Any] = []
+    sample = run._sample_round
+    run._sample_round = lambda *args: rounds.append(sample(*args)) or rounds[-1]
+    assert run.evaluate()["eval_best"] == 3.0
+    rollouts = [rollout for each in rounds for rollout in each.rollouts.values()]
+    nan = math.nan
+    expected = [[1, nan, 2, 3], [0, 1, 2, 3], [nan] * 4, *[[0, 1, 2, 3]] * 3]
+    np.testing.assert_equal(seen["rewards"], expected)
+    np.testing.assert_equal(np.isnan(seen["l"]), np.isnan(expected))
+    batch = {
+        "prompt_ids": [run._tokenizer(row["prompt"]).input_ids for row in PROMPTS],
+        "completion_ids": [rollout.completion_ids for rollout in rollouts],
+    }
+    with torch.no_grad():
+        logps = logps_by_loop(run.model, batch)
+    for b in (0, 1, 3, 4, 5):
+        found = seen["l"][b][~np.isnan(seen["l"][b])]
+        assert found == pytest.approx([float(x) for x in logps[b]], abs=1e-4)
 
 
 def test_rounds_sample_other_completions_and_are_reproducible(tmp_path: Path) -> None:

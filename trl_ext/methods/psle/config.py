@@ -24,11 +24,16 @@ class PSLEConfig(EngineConfig):
     Parameters:
         > Parameters that control the principle
 
-        principles (`list[str]`, *optional*):
-            Principles as texts. The rows take turns with several principles, and change them in each iteration. A
-            column `principle` of the dataset has priority.
+        principles (`str`, `list[str]` or `dict[str, str]`, *optional*):
+            Principles as texts; the keys of a mapping are names for people. A row has the principles that its prompt
+            and the iteration determine, and the next ones in each iteration. A column `principle` or `principles` of
+            the dataset (a text, or a list of texts) has priority.
         principles_file (`str`, *optional*, defaults to `""`):
-            File of principles instead: a JSON list, or one per line. Empty: none.
+            File of principles instead: a list or mapping in JSON or YAML, JSON lines, or one per line. Empty: none.
+        principles_per_query (`int`, *optional*, defaults to `1`):
+            How many principles guide a prompt together, as a numbered list in the order in which they are given. `0`:
+            all. The paper's Algorithm 1 has one principle, its abstract "a set of carefully designed principles". A
+            row with fewer of its own has all of them.
         principle_role (`str`, *optional*, defaults to `"system"`):
             Where a principle goes in chat prompts: into the `"system"` message, or into the last `"user"` turn by
             `principle_template`. Plain text prompts always use the template.
@@ -40,7 +45,7 @@ class PSLEConfig(EngineConfig):
         num_iterations (`int`, *optional*, defaults to `8`):
             Number of iterations: generate for the entire dataset, train on it, lower the threshold. As many as the
             paper's curves show. With `resample_steps` and `max_steps`, an iteration is `max_steps / num_iterations`
-            steps instead.
+            steps instead. Otherwise `max_steps` may end the run earlier, with a warning, but not later.
         epochs_per_iteration (`int`, *optional*, defaults to `1`):
             Passes over the dataset within an iteration. Ours.
         resample_steps (`int`, *optional*, defaults to `0`):
@@ -83,7 +88,8 @@ class PSLEConfig(EngineConfig):
 
         sft_dataset_name (`str`, *optional*, defaults to `""`):
             Dataset of completions to imitate, in the warm-up and with `sft_mix`: rows with `prompt` and `completion`,
-            with `messages`, or with `text`. Hub id, directory or file.
+            with `messages` (the last one is imitated), with `text`, or with several completions, of which the best
+            one is imitated (`completions` and `scores`, or `chosen` and `rejected`). Hub id, directory or file.
         sft_epochs (`float`, *optional*, defaults to `0.0`):
             Epochs of warm-up on this dataset before the first iteration. `0.0`: no warm-up.
         sft_learning_rate (`float`, *optional*, defaults to `0.0`):
@@ -110,11 +116,17 @@ class PSLEConfig(EngineConfig):
         default=1, metadata={"help": "Number of completions per prompt without the principle, and as many with it."}
     )
 
-    principles: list[str] | None = field(
-        default=None, metadata={"help": "Principles as texts; rows take turns. A column `principle` has priority."}
+    principles: str | list[str] | dict[str, str] | None = field(
+        default=None,
+        metadata={"help": "Principles as texts. A column `principle` or `principles` of the dataset has priority."},
     )
     principles_file: str = field(
-        default="", metadata={"help": "File of principles instead: a JSON list, or one per line."}
+        default="",
+        metadata={"help": "File of principles instead: a list in JSON or YAML, JSON lines, or one per line."},
+    )
+    principles_per_query: int = field(
+        default=1,
+        metadata={"help": "How many principles guide a prompt together, as a numbered list. 0 means all of them."},
     )
     principle_role: str = field(
         default="system",
@@ -188,6 +200,7 @@ class PSLEConfig(EngineConfig):
         super().__post_init__()
         for name in ("num_iterations", "epochs_per_iteration"):
             self._at_least(name, 1)
+        self._at_least("principles_per_query", 0)
         for name in ("rank_weight", "sft_weight", "margin", "sft_epochs", "sft_mix", "sft_learning_rate"):
             self._at_least(name, 0)
         self._check_threshold()

@@ -3,16 +3,18 @@
 
 """Prompts with and without a principle, completions to imitate, and the batches of PSLE."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from trl_ext.data.schema import AnyDataset, DataError, column_names, first_row, with_check
+from trl_ext.data.schema import AnyDataset, DataError, column_names, first_row, to_scored_rows, with_check
 from trl_ext.data.tokenization import encode_prompt, prepare_dataset
 
 from .config import PSLEConfig
@@ -62,31 +64,93 @@ def load_principles(args: PSLEConfig) -> list[str]:
     The principles of the config: its texts, or those in its file.
 
     Raises:
-        `DataError`: The file is missing or empty, or a principle is not a text.
+        `DataError`: The file is missing, empty or in no known form, a principle is not a text, or there are fewer
+            than `principles_per_query`.
     """
-    if not args.principles_file:
-        return _checked(list(args.principles or []), "`principles`")
-    path = Path(args.principles_file).expanduser()
-    if not path.is_file():
-        raise DataError(f"`principles_file`: there is no file {args.principles_file!r}.")
-    text = path.read_text(encoding="utf-8")
-    try:
-        found = json.loads(text) if path.suffix == ".json" else [line for line in text.splitlines() if line.strip()]
-    except json.JSONDecodeError as error:
-        raise DataError(f"`principles_file`: {args.principles_file!r} is not JSON: {error}.") from None
-    if not isinstance(found, list) or not found:
+    if args.principles_file:
+        where = f"`principles_file` {args.principles_file!r}"
+        principles = _checked(_read_principles(Path(args.principles_file).expanduser(), where), where)
+    else:
+        principles = _checked(args.principles, "`principles`")
+    if principles and args.principles_per_query > len(principles):
         raise DataError(
-            f"`principles_file`: {args.principles_file!r} has no principle; it should have one per line, or be a "
-            "JSON list of texts."
+            f"`principles_per_query` is {args.principles_per_query}, but there are {len(principles)} principles. "
+            "Lower it, or set it to 0, which means all."
         )
-    return _checked(found, f"`principles_file` {args.principles_file!r}")
-
-
-def _checked(principles: list[Any], where: str) -> list[str]:
-    for i, principle in enumerate(principles):
-        if not isinstance(principle, str) or not principle.strip():
-            raise DataError(f"{where}: principle {i} must be a text that is not empty, got {principle!r}.")
     return principles
+
+
+def _read_principles(path: Path, where: str) -> Any:
+    if not path.is_file():
+        raise DataError(f"{where}: there is no such file.")
+    text = path.read_text(encoding="utf-8-sig")
+    lines = [line for line in text.splitlines() if line.strip()]
+    try:
+        if path.suffix == ".json":
+            found = json.loads(text)
+        elif path.suffix == ".jsonl":
+            found = [json.loads(line) for line in lines]
+        else:
+            found = yaml.safe_load(text) if path.suffix in (".yaml", ".yml") else lines
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        raise DataError(f"{where} is not {path.suffix[1:].upper()}: {error}.") from None
+    if not found:
+        raise DataError(
+            f"{where} has no principle; it should have one per line, or be a list of texts in JSON or YAML."
+        )
+    return found
+
+
+def _checked(principles: Any, where: str) -> list[str]:
+    """The texts in `principles`: a text, a list of texts or of rows with a `principle`, or a mapping to texts."""
+    if isinstance(principles, dict):
+        principles = [text for text in principles.values() if text is not None]  # Arrow fills missing keys with null
+    texts = [principles] if isinstance(principles, str) else list(principles or [])
+    texts = [text["principle"] if isinstance(text, dict) and "principle" in text else text for text in texts]
+    for i, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(f"{where}: principle {i} must be a text that is not empty, got {text!r}.")
+    return texts
+
+
+def principle_texts(principles: list[str], per_query: int) -> list[str]:
+    """
+    What may guide a row: for each principle a text of it and of those that follow it, `per_query` in all.
+
+    Several principles become a numbered list, in the order in which they are given. The paper does not say how it
+    joins them; numbered are those of SELF-ALIGN (Sun et al. 2023, arXiv 2305.03047). If all principles guide a prompt
+    together (`0`, or at least as many as there are), there is one text.
+
+    Examples:
+    ```python
+    >>> from trl_ext.methods.psle.data import principle_texts
+
+    >>> principle_texts(["Be kind.", "Be brief.", "Be honest."], 2)
+    ['1. Be kind.\\n2. Be brief.', '1. Be brief.\\n2. Be honest.', '1. Be kind.\\n2. Be honest.']
+    ```
+    """
+    n = len(principles)
+    count = min(per_query or n, n)
+    if count == 1:
+        return principles
+    texts = []
+    for start in range(1 if count == n else n):
+        chosen = sorted((start + i) % n for i in range(count))
+        texts.append("\n".join(f"{i}. {principles[k].strip()}" for i, k in enumerate(chosen, 1)))
+    return texts
+
+
+def principle_index(prompt_ids: list[int], iteration: int, count: int) -> int:
+    """
+    Which of `count` texts guides a prompt in an iteration (from 0): the next one in each iteration.
+
+    It depends on the prompt and on the iteration alone, and so neither on the number of the row, which a stream that
+    several processes read has no reliable one of, nor on how rows are put into batches.
+    """
+    if count == 1:
+        return 0
+    digest = hashlib.sha256(",".join(map(str, prompt_ids)).encode()).digest()
+    return (int.from_bytes(digest[:8], "big") + iteration) % count
 
 
 def with_principle(prompt: Any, principle: str, role: str, template: str) -> Any:
@@ -123,14 +187,16 @@ def with_principle(prompt: Any, principle: str, role: str, template: str) -> Any
     return [*prompt[:i], {**prompt[i], "content": join(prompt[i]["content"])}, *prompt[i + 1 :]]
 
 
-def _own_principles(row: dict[str, Any], index: int) -> list[str]:
-    own = row.get("principle")
-    if own is None or own == "" or own == []:
-        return []
-    texts = [own] if isinstance(own, str) else own
-    if not isinstance(texts, list):
-        raise DataError(f"Row {index}, column 'principle': must be text or a list of texts, got {own!r}.")
-    return _checked(texts, f"Row {index}, column 'principle'")
+def _own_principles(row: dict[str, Any], name: str) -> list[str]:
+    """The principles in the columns `principle` or `principles` of a row, which is row `name` in messages."""
+    given = {column: row[column] for column in ("principle", "principles") if row.get(column)}
+    if len(given) == 2:
+        raise DataError(f"{name} has both 'principle' and 'principles'; leave one of the columns empty.")
+    for column, value in given.items():
+        if not isinstance(value, str | list | dict):
+            raise DataError(f"{name}, column {column!r}: must be a text or a list of texts, got {value!r}.")
+        return _checked(value, f"{name}, column {column!r}")
+    return []
 
 
 # ------------------------------------------------------------------------------------------------------------- rows
@@ -147,9 +213,11 @@ def prepare_prompts(
     """
     Rows with `prompt_ids`, the plain prompt, and `guided_ids`, a list with the prompt under each of its principles.
 
+    With `principles_per_query`, under each set of its principles; see [`principle_texts`].
+
     Args:
         dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): Rows with `prompt`, and possibly `principle`
-            (a text or a list of texts); other columns are for the reward functions.
+            or `principles` (a text or a list of texts); other columns are for the reward functions.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The policy's tokenizer.
         principles (`list[str]`): For rows without their own. Best-of-n SFT uses none, and its `guided_ids` are empty.
         args ([`PSLEConfig`]): The trainer's config.
@@ -168,19 +236,20 @@ def prepare_prompts(
     )
 
     def guide(row: dict[str, Any]) -> dict[str, Any]:
-        index = row["row_index"]
+        row_name = f"Row {row['row_index']} of the {name} dataset"
         if args.sft_target == "best":  # of the plain completions
             return {"guided_ids": []}
-        texts = _own_principles(row, index) or principles
-        if not texts:
+        own = _own_principles(row, row_name) or principles
+        if not own:
             raise DataError(
-                f"Row {index} of the {name} dataset has no principle. Set `principles` (texts) or `principles_file`, "
-                "or add a column 'principle' to the dataset."
+                f"{row_name} has no principle. Set `principles` (texts) or `principles_file`, or add a column "
+                "'principle' to the dataset."
             )
         try:
+            texts = principle_texts(own, args.principles_per_query)
             return {"guided_ids": [_guided_ids(row, text, tokenizer, args) for text in texts]}
         except DataError as error:
-            raise DataError(f"Row {index}, column 'prompt': {error}") from None
+            raise DataError(f"{row_name}, column 'prompt': {error}") from None
 
     if isinstance(dataset, Dataset):
         kwargs["desc"] = f"Adding principles to {name} dataset"
@@ -211,7 +280,9 @@ def _guided_ids(
     return ids
 
 
-def check_context_length(dataset: AnyDataset, context: int, max_completion_length: int, hint: str = "") -> AnyDataset:
+def check_context_length(
+    dataset: AnyDataset, context: int, max_completion_length: int, hint: str = "", *, name: str = "train"
+) -> AnyDataset:
     """
     The dataset, where a prompt that is too long for the context, with or without its principle, is an error.
 
@@ -220,6 +291,7 @@ def check_context_length(dataset: AnyDataset, context: int, max_completion_lengt
         context (`int`): Context length of the generation backend (`0`: no limit).
         max_completion_length (`int`): Maximum length of a completion, in tokens.
         hint (`str`, *optional*): Further advice at the end of messages.
+        name (`str`, *optional*, defaults to `"train"`): Name of the dataset in messages.
 
     Raises:
         `DataError`: There is such a row. A stream raises the error when it reaches the row.
@@ -228,15 +300,16 @@ def check_context_length(dataset: AnyDataset, context: int, max_completion_lengt
     def check(row: dict[str, Any]) -> None:
         plain = len(row["prompt_ids"])
         longest = max(map(len, row["guided_ids"]), default=0)
+        where = f"Row {row['row_index']} of the {name} dataset, column 'prompt'"
         if plain + max_completion_length > context and longest <= plain:
             raise DataError(
-                f"Row {row['row_index']}, column 'prompt': it has {plain + max_completion_length} tokens with "
+                f"{where}: it has {plain + max_completion_length} tokens with "
                 f"`max_completion_length` ({max_completion_length}), but the context length is {context}. Lower "
                 "`max_completion_length`, or drop long prompts by `max_length`." + hint
             )
         if longest + max_completion_length > context:
             raise DataError(
-                f"Row {row['row_index']}, column 'prompt': with its principle it has {longest} tokens ({plain} "
+                f"{where}: with its principle it has {longest} tokens ({plain} "
                 f"without), and with `max_completion_length` ({max_completion_length}) more than the context length "
                 f"of {context}. Shorten the principle, lower `max_completion_length`, or drop long prompts by "
                 "`max_length`." + hint
@@ -245,11 +318,19 @@ def check_context_length(dataset: AnyDataset, context: int, max_completion_lengt
     return with_check(dataset, check, ("row_index", "prompt_ids", "guided_ids")) if context else dataset
 
 
+# The forms of rows to imitate, by their columns: TRL's first, then those of the row schema.
+_SFT_FORMS = (("prompt", "completion"), ("messages",), ("text",), ("completions", "scores"), ("chosen",))
+
+
 def prepare_sft_dataset(
     dataset: AnyDataset, tokenizer: PreTrainedTokenizerBase, args: PSLEConfig
 ) -> tuple[AnyDataset, int]:
     """
-    Completions to imitate, from TRL's formats: `prompt` and `completion`, `messages`, or `text`.
+    Completions to imitate, from TRL's formats (`prompt` and `completion`, `messages`, or `text`) or the row schema.
+
+    Of `messages`, the last one is imitated. Of several completions, the one with the best score is, and of `chosen`
+    and `rejected` the former. A `text` is imitated from its second token on, as by TRL's SFT; the first one (the start
+    token, where the tokenizer adds it) takes the place of the prompt.
 
     Returns:
         The dataset with `prompt_ids` and `completion_ids` (one completion), and how many rows were dropped.
@@ -257,27 +338,59 @@ def prepare_sft_dataset(
     Raises:
         `DataError`: The dataset has none of these formats, or a row cannot be used.
     """
+    first_row(dataset, "SFT")
     columns = column_names(dataset)
-    form = next((f for f in (("prompt", "completion"), ("messages",), ("text",)) if set(f) <= set(columns)), None)
+    form = next((form for form in _SFT_FORMS if set(form) <= set(columns)), None)
     if form is None:
         raise DataError(
             f"The SFT dataset has the columns {', '.join(map(repr, columns)) or 'none'}; its rows should have "
-            "`prompt` and `completion`, `messages`, or `text`."
+            "`prompt` and `completion`, `messages`, `text`, `completions` and `scores`, or `chosen` and `rejected`."
         )
+    if form == ("text",):
+        arguments = {"tokenizer": tokenizer, "max_length": args.max_length}
+        return dataset.map(_tokenize_text, with_indices=True, fn_kwargs=arguments, remove_columns=columns), 0
+    if form in (("completions", "scores"), ("chosen",)):
+        dataset = to_scored_rows(dataset, "SFT")
+    other = [column for column in column_names(dataset) if column not in ("tools", "chat_template_kwargs")]
+    rows = dataset.map(_to_imitate, with_indices=True, fn_kwargs={"form": form}, remove_columns=other)
+    try:
+        return prepare_dataset(rows, tokenizer, name="SFT", max_length=args.max_length, num_proc=args.dataset_num_proc)
+    except DataError as error:
+        message = str(error).replace("column 'completions': [0] ", f"column {form[-1]!r}: ")
+        raise DataError(message.replace("column 'prompt'", f"column {form[0]!r}")) from None
 
-    def as_scored(row: dict[str, Any]) -> dict[str, Any]:
-        if form == ("messages",):
-            prompt, completion = row["messages"][:-1], row["messages"][-1:]
-        elif form == ("text",):
-            prompt, space, tail = row["text"].partition(" ")  # without a prompt, the first word takes its place
-            completion = space + tail
-        else:
-            prompt, completion = row["prompt"], row["completion"]
-        return {"prompt": prompt, "completions": [completion], "scores": [0.0]}
 
-    first_row(dataset, "SFT")
-    scored = dataset.map(as_scored, remove_columns=columns)
-    return prepare_dataset(scored, tokenizer, name="SFT", max_length=args.max_length, num_proc=args.dataset_num_proc)
+def _to_imitate(row: dict[str, Any], index: int, form: tuple[str, ...]) -> dict[str, Any]:
+    """A row of one of the forms, except `text`, as a row with one completion."""
+    if form == ("prompt", "completion"):
+        prompt, completion = row["prompt"], row["completion"]
+    elif form == ("messages",):
+        messages = row["messages"]
+        roles = [message.get("role") for message in messages] if isinstance(messages, list) else []
+        if len(roles) < 2 or roles[-1] != "assistant":
+            raise DataError(
+                f"Row {index} of the SFT dataset, column 'messages': must be a conversation whose last message is the "
+                f"assistant's, which is imitated; its roles are {', '.join(map(repr, roles)) or 'none'}."
+            )
+        prompt, completion = messages[:-1], messages[-1:]
+    else:
+        best = max(range(len(row["scores"])), key=row["scores"].__getitem__)
+        prompt, completion = row["prompt"], row["completions"][best]
+    return {"prompt": prompt, "completions": [completion], "scores": [0.0]}
+
+
+def _tokenize_text(
+    row: dict[str, Any], index: int, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> dict[str, Any]:
+    text, end = row["text"], tokenizer.eos_token or ""
+    where = f"Row {index} of the SFT dataset, column 'text'"
+    if not isinstance(text, str) or not text.strip():
+        raise DataError(f"{where}: must be a text that is not empty, got {text!r}.")
+    ids = encode_prompt(tokenizer, text if text.endswith(end) else text + end)
+    ids = ids[:max_length] if max_length else ids
+    if len(ids) < 2:
+        raise DataError(f"{where}: has one token, so there is none to predict. Remove the row.")
+    return {"row_index": index, "prompt_ids": ids[:1], "completion_ids": [ids[1:]]}
 
 
 # ------------------------------------------------------------------------------------------------------------ pairs

@@ -18,7 +18,8 @@ from trl_ext.training.engine import GenerateFunction
 from trl_ext.training.rollouts import Rollout
 from trl_ext.training.statistics import Running
 
-from .data import GUIDED, PLAIN
+from .config import PSLEConfig
+from .data import GUIDED, PLAIN, principle_index
 from .losses import decayed
 
 
@@ -29,10 +30,10 @@ def both_views(rows: list[dict[str, Any]], iteration: int, generate: GenerateFun
     """
     Completions of each row's plain prompt, then of its guided one. All prompts go to `generate` in one call.
 
-    Of several principles, a row takes the next one in each iteration, and neighbouring rows take different ones.
+    Of several principles, a row takes the one that its prompt and the iteration determine.
 
     Args:
-        rows (`list[dict]`): Rows with `row_index`, `prompt_ids` and `guided_ids` (empty: plain completions only).
+        rows (`list[dict]`): Rows with `prompt_ids` and `guided_ids` (empty: plain completions only).
         iteration (`int`): The current iteration, from 0.
         generate (`Callable`): From prompts to K completions of each.
 
@@ -41,7 +42,7 @@ def both_views(rows: list[dict[str, Any]], iteration: int, generate: GenerateFun
     """
     plain = [row["prompt_ids"] for row in rows]
     guided = [
-        row["guided_ids"][(int(row["row_index"]) + iteration) % len(row["guided_ids"])]
+        row["guided_ids"][principle_index(row["prompt_ids"], iteration, len(row["guided_ids"]))]
         for row in rows
         if row["guided_ids"]
     ]
@@ -51,6 +52,50 @@ def both_views(rows: list[dict[str, Any]], iteration: int, generate: GenerateFun
 
 
 # ------------------------------------------------------------------------------------------------------- iterations
+
+
+def check_max_steps(args: PSLEConfig, num_rows: int) -> None:
+    """
+    Check that `max_steps` fits `num_iterations`. If it ends the run early, a warning shows the arithmetic.
+
+    Args:
+        args ([`PSLEConfig`]): The trainer's config.
+        num_rows (`int`): Number of rows of the train dataset (`0`: a stream).
+
+    Raises:
+        `ValueError`: Training would need more iterations than `num_iterations`.
+    """
+    if args.max_steps <= 0:
+        return
+    if args.resample_steps:
+        if args.max_steps < args.num_iterations:
+            logger.warning(
+                f"`max_steps` ({args.max_steps}) is less than `num_iterations` ({args.num_iterations}). An iteration "
+                "is max_steps / num_iterations steps, so iterations are left out, and the threshold decays several "
+                f"times in a step. Set `num_iterations` to {args.max_steps} at most."
+            )
+        return
+    batch = args.train_batch_size * args.world_size
+    steps = -(-num_rows // (batch * args.gradient_accumulation_steps))
+    if args.dataloader_drop_last:
+        steps = max(1, -(-(num_rows // batch) // args.gradient_accumulation_steps))
+    per_iteration = steps * args.epochs_per_iteration
+    needed, planned = -(-args.max_steps // per_iteration), args.num_iterations * per_iteration
+    arithmetic = (
+        f"an iteration is {per_iteration} steps ({num_rows} rows, {batch * args.gradient_accumulation_steps} in a "
+        f"step, {args.epochs_per_iteration} epochs), so `num_iterations` ({args.num_iterations}) is {planned} steps"
+    )
+    if needed > args.num_iterations:
+        raise ValueError(
+            f"`max_steps` ({args.max_steps}) needs {needed} iterations: {arithmetic}. Set `num_iterations` to "
+            f"{needed}, or `max_steps` to {planned} at most (-1: all of them); or set `resample_steps`, with which an "
+            "iteration is max_steps / num_iterations steps."
+        )
+    if args.max_steps < planned:
+        logger.warning(
+            f"`max_steps` ({args.max_steps}) ends the run in iteration {needed} of {args.num_iterations}: "
+            f"{arithmetic}."
+        )
 
 
 @dataclass

@@ -6,7 +6,8 @@
 import os
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,6 +16,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from transformers import (
     BitsAndBytesConfig,
+    EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
@@ -26,6 +28,7 @@ from trl_ext.data.schema import AnyDataset
 from trl_ext.rewards.functions import RewardFunc
 from trl_ext.training.checkpoints import last_checkpoint
 from trl_ext.training.online_trainer import OnlineTrainer
+from trl_ext.training.predictions import completion_table
 from trl_ext.training.rollouts import Round
 from trl_ext.training.trainer import EvalDataset
 from trl_ext.upstream import global_then_local_main_first
@@ -42,7 +45,7 @@ from .data import (
     prepare_sft_dataset,
     view_marks,
 )
-from .iterations import Iterations, Sample, both_views
+from .iterations import Iterations, Sample, both_views, check_max_steps
 from .losses import is_ranked, prompt_means, ranking_loss, sft_weights, weighted_sft_loss
 from .warm_up import WARM_UP, WarmUpTrainer
 
@@ -68,8 +71,8 @@ class PSLETrainer(OnlineTrainer):
         args ([`PSLEConfig`], *optional*):
             Configuration, with the principles unless each row has its own.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            Rows with `prompt`, plain text or messages, and possibly `principle`; other columns are passed to the
-            reward functions. A stream needs `resample_steps` and `max_steps`.
+            Rows with `prompt`, plain text or messages, and possibly `principle` or `principles`; other columns are
+            passed to the reward functions. A stream needs `resample_steps` and `max_steps`.
         eval_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or a `dict` of them, *optional*):
             The same. `evaluate()` reports the rewards of the policy's completions with and without a principle.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
@@ -85,11 +88,16 @@ class PSLETrainer(OnlineTrainer):
         peft_config ([`~peft.PeftConfig`], *optional*):
             Adapter to train.
         sft_dataset ([`~datasets.Dataset`], *optional*):
-            Completions to imitate, instead of the config's `sft_dataset_name`.
+            Completions to imitate, instead of the config's `sft_dataset_name`, in the forms that
+            [`~trl_ext.methods.psle.data.prepare_sft_dataset`] takes.
         ref_model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):
             Reference of the KL term (`beta > 0`): a model, or a directory or Hub id, which is loaded as `model` is
             (`trust_remote_code`, `model_init_kwargs`, `quantization_config`). By default the adapter switched off, or
             a frozen copy of `model`.
+        compute_metrics (`Callable`, *optional*):
+            Called at evaluation with predictions l (mean log-probability per token given the plain prompt) and
+            label_ids the rewards, both of shape (rows, 2K): K = `num_generations` plain completions, then K guided
+            ones; NaN where a completion has no reward. With `sft_target="best"` (rows, K).
 
     Raises:
         `ValueError`, `TypeError`: Arguments contradict each other.
@@ -144,6 +152,7 @@ class PSLETrainer(OnlineTrainer):
         peft_config: "PeftConfig | None" = None,
         sft_dataset: Dataset | None = None,
         ref_model: "str | PreTrainedModel | PeftModel | None" = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
     ):
         args = self._config_for(model, args)
         # Data and rewards before the model: a mistake there should not cost the time of loading weights.
@@ -151,6 +160,7 @@ class PSLETrainer(OnlineTrainer):
         self._setup(model, args, train_dataset, processing_class, reward_funcs, reward_processing_classes)
         self._principles = load_principles(args)
         train_dataset, eval_dataset = self._prepare_datasets(train_dataset, eval_dataset, args)
+        check_max_steps(args, len(train_dataset) if isinstance(train_dataset, Dataset) else 0)
         self._sft_dataset = self._prepare_sft_dataset(sft_dataset, args)
         super().__init__(
             model,
@@ -158,6 +168,7 @@ class PSLETrainer(OnlineTrainer):
             data_collator=DataCollatorForPrompts(),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
+            compute_metrics=compute_metrics,
             callbacks=callbacks,
             optimizers=optimizers,
             ref_model=ref_model,
@@ -200,7 +211,7 @@ class PSLETrainer(OnlineTrainer):
     ) -> AnyDataset:
         context = self._generation_context(args)
         hint = "" if context == self._context else " Or raise `vllm_max_model_length`, which is the limit here."
-        dataset = check_context_length(dataset, context, args.max_completion_length, hint)
+        dataset = check_context_length(dataset, context, args.max_completion_length, hint, name=name)
         return super()._check_context_length(dataset, args, name, samples=samples)  # prompts without a principle
 
     def _prepare_sft_dataset(self, dataset: Dataset | None, args: PSLEConfig) -> Dataset | None:
@@ -213,8 +224,19 @@ class PSLETrainer(OnlineTrainer):
                 raise ValueError("`sft_epochs` and `sft_mix` need completions to imitate: set `sft_dataset_name`.")
             splits = load_dataset(args.sft_dataset_name)
             dataset = splits["train"] if "train" in splits else next(iter(splits.values()))
+        if not isinstance(dataset, Dataset):
+            raise TypeError(
+                f"`sft_dataset` must be a `Dataset`, got `{type(dataset).__name__}`. Choose one split of several; a "
+                "stream has no length, which the epochs of the warm-up and the random rows of `sft_mix` need."
+            )
         with global_then_local_main_first():
-            return prepare_sft_dataset(dataset, self._tokenizer, args)[0]
+            rows, dropped = prepare_sft_dataset(dataset, self._tokenizer, args)
+        if dropped:
+            logger.warning(
+                f"{dropped} rows of the SFT dataset were dropped: their prompt alone fills "
+                f"max_length={args.max_length}."
+            )
+        return rows
 
     # --------------------------------------------------------------------------------------------------- sampling
 
@@ -315,7 +337,8 @@ class PSLETrainer(OnlineTrainer):
         """
         kept, mixed = self._kept(inputs), inputs.get("mixed") or []
         if not kept and not mixed:
-            return self._zero_loss(lambda prompts, some: self.log_probs(model, prompts, some).logps, inputs)
+            loss = self._zero_loss(lambda prompts, some: self.log_probs(model, prompts, some).logps, inputs)
+            return (loss, {"logps": loss.new_empty(0)}) if return_outputs else loss
         prompts = [inputs["prompt_ids"][b] for b in kept] + [row["prompt_ids"] for row in mixed]
         completions = [inputs["completion_ids"][b] for b in kept]
         own = sum(map(len, completions))
@@ -385,8 +408,24 @@ class PSLETrainer(OnlineTrainer):
             "scores": [rollout.scores for rollout in rollouts],
             "marks": [rollout.marks for rollout in rollouts],
         }
+        inputs = inputs | completions
         with torch.no_grad(), self.compute_loss_context_manager():
-            return self.compute_loss(model, inputs | completions).detach(), None, None
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        if prediction_loss_only:
+            return loss.detach(), None, None
+        return loss.detach(), *self._tables(inputs, outputs["logps"])
+
+    def _tables(self, inputs: dict[str, Any], logps_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `compute_metrics` gets: l and the reward of each completion, plain ones first, then guided ones."""
+        size, kept = self.args.num_generations, set(self._kept(inputs))
+        columns: list[list[int]] = [[] for _ in inputs["marks"]]
+        for b in kept:
+            free = {PLAIN: count(0), GUIDED: count(size)}
+            columns[b] = [next(free[mark]) for mark in inputs["marks"][b]]
+        scores = [score for b in sorted(kept) for score in inputs["scores"][b]]
+        rewards_N = torch.tensor(scores, dtype=torch.float32, device=logps_N.device)
+        width = size if self.args.sft_target == "best" else 2 * size
+        return completion_table(logps_N, columns, width), completion_table(rewards_N, columns, width)
 
     def _totals(self) -> dict[str, float]:
         return {

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 from datasets import Dataset
+from transformers import EarlyStoppingCallback
 
 from trl_ext.training.nonfinite import LossGuard
 from trl_ext.training.online_trainer import OnlineTrainer
@@ -28,7 +29,7 @@ class WarmUpTrainer(ExtTrainer):
 
     Args:
         trainer ([`~trl_ext.training.online_trainer.OnlineTrainer`]): The trainer whose model is fine-tuned, and whose
-            callbacks follow it. Its config is a [`PSLEConfig`].
+            callbacks follow it, except early stopping. Its config is a [`PSLEConfig`].
         dataset ([`~datasets.Dataset`]): Tokenized rows of one completion each.
     """
 
@@ -45,7 +46,9 @@ class WarmUpTrainer(ExtTrainer):
         super().__init__(
             trainer.model, _config(trainer.args), data_collator=trainer.data_collator, train_dataset=dataset
         )
-        others = [each for each in trainer.callback_handler.callbacks if not isinstance(each, LossGuard)]
+        # The warm-up has a guard of its own, and no evaluations by which a run could be stopped early.
+        left_out = (LossGuard, EarlyStoppingCallback)
+        others = [each for each in trainer.callback_handler.callbacks if not isinstance(each, left_out)]
         self.callback_handler.callbacks = [*others, self._guard]
 
     def get_batch_samples(

@@ -24,6 +24,7 @@ from trl_ext.data.tokenization import prepare_dataset
 from trl_ext.logprobs.logprobs import TokenLogps
 from trl_ext.rewards.functions import RewardFunc
 from trl_ext.training.online_trainer import OnlineTrainer
+from trl_ext.training.predictions import completion_table
 from trl_ext.training.rollouts import Round
 from trl_ext.training.trainer import EvalDataset
 
@@ -36,10 +37,6 @@ if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
 
 logger = logging.get_logger(__name__)
-
-
-def _scored(dataset: Dataset) -> bool:
-    return "scores" in dataset.column_names
 
 
 class RRHFTrainer(OnlineTrainer):
@@ -157,7 +154,6 @@ class RRHFTrainer(OnlineTrainer):
             peft_config=peft_config,
             epochs_per_round=args.resample_epochs,
         )
-        self._eval_width = 0
 
     # ------------------------------------------------------------------------------------------------ preparation
 
@@ -233,7 +229,9 @@ class RRHFTrainer(OnlineTrainer):
         """
         kept = self._kept(inputs)
         if not kept:
-            return self._zero_loss(lambda prompts, some: self.log_probs(model, prompts, some).logps, inputs)
+            loss = self._zero_loss(lambda prompts, some: self.log_probs(model, prompts, some).logps, inputs)
+            nothing = {name: loss.new_empty(0) for name in ("p", "scores")}
+            return (loss, nothing) if return_outputs else loss
         prompts = [inputs["prompt_ids"][b] for b in kept]
         completions = [inputs["completion_ids"][b] for b in kept]
         tokens = self.log_probs(model, prompts, completions)
@@ -281,12 +279,6 @@ class RRHFTrainer(OnlineTrainer):
 
     # ------------------------------------------------------------------------------------------------- evaluation
 
-    def _before_evaluation(self, dataset: AnyDataset) -> None:
-        widths = (
-            [len(scores) for scores in dataset["scores"]] if isinstance(dataset, Dataset) and _scored(dataset) else []
-        )
-        self._eval_width = max([self.args.num_generations, *widths])
-
     def prediction_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
@@ -297,18 +289,9 @@ class RRHFTrainer(OnlineTrainer):
             inputs["completion_ids"] = [rollout.completion_ids for rollout in rollouts]
             inputs["scores"] = [rollout.scores for rollout in rollouts]
         with torch.no_grad(), self.compute_loss_context_manager():
-            if not any(inputs["completion_ids"]):
-                return self.compute_loss(model, inputs).detach(), None, None
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         if prediction_loss_only:
             return loss.detach(), None, None
-        return loss.detach(), self._by_prompt(outputs, "p"), self._by_prompt(outputs, "scores")
-
-    def _by_prompt(self, outputs: dict[str, torch.Tensor], name: str) -> torch.Tensor:
-        """The values of the completions as (B, K), NaN where a prompt has fewer. Trainer gathers rows."""
-        group_N = outputs["group"]
-        counts = torch.bincount(group_N)
-        table = outputs[name].new_full((len(counts), max(self._eval_width, int(counts.max()))), torch.nan)
-        first_N = torch.cat([counts.new_zeros(1), counts.cumsum(0)[:-1]])[group_N]
-        table[group_N, torch.arange(len(group_N), device=group_N.device) - first_N] = outputs[name].detach()
-        return table
+        columns = [range(len(group)) for group in inputs["completion_ids"]]
+        p, scores = (completion_table(outputs[name], columns, self._eval_width) for name in ("p", "scores"))
+        return loss.detach(), p, scores

@@ -15,6 +15,7 @@ from datasets import Dataset, IterableDataset
 from safetensors.torch import load_file
 from transformers import (
     BitsAndBytesConfig,
+    EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
@@ -30,6 +31,7 @@ from trl_ext.rewards.functions import RewardFunc
 from trl_ext.seeds import seeded
 from trl_ext.training.copies import sampling_copy
 from trl_ext.training.frozen_model import load_frozen, place_frozen, sampling_batch_size, sampling_from
+from trl_ext.training.predictions import completion_table
 from trl_ext.training.returns import discounted_sums, td_lambda
 from trl_ext.training.rollouts import Rollout, Round, score_round
 from trl_ext.training.rounds import RolloutSchedule
@@ -93,6 +95,10 @@ class VASTrainer(ExtTrainer):
             Backbone of the value model, or a value model to train further. By default the config's
             `value_model_name_or_path`. Without either, the value model shares the language model's weights: it is an
             adapter (`peft_config`) and a head, or, with `value_form="policy"`, a head on its hidden states.
+        compute_metrics (`Callable`, *optional*):
+            Called at evaluation with predictions the mean value of the tokens of each completion and label_ids its
+            reward, both in units of the rewards and of shape (rows, K), or (rows, K, heads) if there are several
+            heads; NaN where a row has fewer completions or a reward is unknown.
 
     Raises:
         `ValueError`, `TypeError`: Arguments contradict each other; the message names them.
@@ -148,6 +154,7 @@ class VASTrainer(ExtTrainer):
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: "PeftConfig | None" = None,
         value_model: "str | PreTrainedModel | ValueModel | None" = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
     ):
         args = self._config_for(model, args)
         # Data and rewards before the models: an error in them should come before weights are loaded.
@@ -179,6 +186,7 @@ class VASTrainer(ExtTrainer):
             data_collator=DataCollatorForValues(),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
+            compute_metrics=compute_metrics,
             callbacks=callbacks,
             optimizers=optimizers,
         )
@@ -371,7 +379,8 @@ class VASTrainer(ExtTrainer):
         """
         kept = [b for b, group in enumerate(inputs["completion_ids"]) if group]
         if not kept:
-            return self._zero_loss(lambda prompts, some: self.token_values(model, prompts, some).values, inputs)
+            loss = self._zero_loss(lambda prompts, some: self.token_values(model, prompts, some).values, inputs)
+            return (loss, {}) if return_outputs else loss
         prompts = [inputs["prompt_ids"][b] for b in kept]
         completions = [inputs["completion_ids"][b] for b in kept]
         tokens = self.token_values(model, prompts, completions)
@@ -389,7 +398,7 @@ class VASTrainer(ExtTrainer):
         self._measure(tokens, rewards_NTH, mask_NTH, loss_NTH)
         self._add_tokens(prompts, completions)
         loss = self._mean(loss_NTH.sum(), sum(lengths), num_items_in_batch)
-        return (loss, {"values": tokens.values}) if return_outputs else loss
+        return (loss, {"values": tokens.values, "mask": tokens.mask}) if return_outputs else loss
 
     def _targets_of(self, inputs: dict[str, Any], tokens: TokenValues, rewards_NTH: torch.Tensor) -> torch.Tensor:
         """
@@ -450,7 +459,24 @@ class VASTrainer(ExtTrainer):
             inputs["completion_ids"] = [rollout.completion_ids for rollout in rollouts]
             inputs["token_rewards"] = [self._by_head(rollout.rewards, rollout.scores) for rollout in rollouts]
         with torch.no_grad(), self.compute_loss_context_manager():
-            return self.compute_loss(model, inputs).detach(), None, None
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        if prediction_loss_only:
+            return loss.detach(), None, None
+        return loss.detach(), *self._tables(inputs, outputs)
+
+    def _tables(self, inputs: dict[str, Any], outputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What `compute_metrics` gets: the mean value and the reward of each completion, by head if several."""
+        heads, config = len(self.heads), self.model.config
+        totals = [total_rewards(inputs["token_rewards"], h) for h in range(heads)]
+        rewards_NH = torch.tensor(totals, device=self.args.device).T
+        values_NH = torch.empty_like(rewards_NH)
+        if outputs:
+            mask_NT1 = outputs["mask"][..., None]
+            values_NH = (outputs["values"].float() * mask_NT1).sum(dim=1) / mask_NT1.sum(dim=1).clamp(min=1)
+            values_NH = values_NH * values_NH.new_tensor(config.reward_std) + values_NH.new_tensor(config.reward_mean)
+        columns = [range(len(group)) for group in inputs["completion_ids"]]
+        tables = [completion_table(table, columns, self._eval_width) for table in (values_NH, rewards_NH)]
+        return (tables[0], tables[1]) if heads > 1 else (tables[0][..., 0], tables[1][..., 0])
 
     def _calibrate(self, dataset: AnyDataset) -> None:
         """Compare values of half completions with the mean reward of their sampled continuations."""
