@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 import torch
 from datasets import Dataset
 
-from trl_ext.training.nonfinite import LossGuard
 from trl_ext.training.online_trainer import OnlineTrainer
 from trl_ext.training.trainer import ExtTrainer
 
@@ -45,8 +44,8 @@ class WarmUpTrainer(ExtTrainer):
         super().__init__(
             trainer.model, _config(trainer.args), data_collator=trainer.data_collator, train_dataset=dataset
         )
-        others = [each for each in trainer.callback_handler.callbacks if not isinstance(each, LossGuard)]
-        self.callback_handler.callbacks = [*others, self._guard]
+        others = [each for each in trainer.callback_handler.callbacks if each not in trainer._own_callbacks]
+        self.callback_handler.callbacks = [*others, *self._own_callbacks]
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
