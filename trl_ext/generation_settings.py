@@ -57,6 +57,8 @@ class GenerationSettings:
             Hub repository with the diverse beam search, or a local copy of it.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether to run that code.
+        cache_implementation (`str`, *optional*, defaults to `""`):
+            KV cache of `generate`, as in [`~transformers.GenerationConfig`]. Empty: chosen by the model.
         cuda_graphs (`str`, *optional*, defaults to `"auto"`):
             Whether each decoding step replays one CUDA graph over a static KV cache: `"auto"` (on a GPU, if the model
             and settings allow it), `"always"` (or else an error with the reason) or `"never"`. The distribution is the
@@ -84,6 +86,9 @@ class GenerationSettings:
     generation_kwargs: dict[str, Any] | None = None
     custom_generate: str = DIVERSE_BEAM_SEARCH
     trust_remote_code: bool = False
+    cache_implementation: str = field(
+        default="", metadata={"help": "KV cache of `generate`, such as 'static'. Empty: chosen by the model."}
+    )
     cuda_graphs: str = field(
         default="auto",
         metadata={
@@ -126,10 +131,17 @@ class GenerationSettings:
             self.cuda_graphs in CUDA_GRAPHS,
             f"cuda_graphs must be one of auto, always, never, got {self.cuda_graphs!r}.",
         )
-        reserved = sorted({"num_return_sequences", "max_new_tokens", "num_beams"} & set(self.generation_kwargs or {}))
+        if self.cache_implementation:
+            kwargs = {"cache_implementation": self.cache_implementation, **(self.generation_kwargs or {})}
+            object.__setattr__(self, "generation_kwargs", kwargs)
+        reserved = sorted({"num_return_sequences", "max_new_tokens"} & set(self.generation_kwargs or {}))
         require(
             not reserved,
-            f"generation_kwargs must not have {reserved}: use num_generations, max_completion_length and num_beams.",
+            f"generation_kwargs must not have {reserved}: use num_generations and max_completion_length.",
+        )
+        require(
+            self.num_beams == 1 or not self.searches_each,
+            "num_beams is set twice, by itself and in generation_kwargs: set it once.",
         )
 
     @classmethod
@@ -160,6 +172,14 @@ class GenerationSettings:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else "."
                 raise ValueError(f"`generation_kwargs` has {name!r}, which `generate` does not know{hint}")
+
+    @property
+    def searches_each(self) -> bool:
+        """
+        Whether each completion comes from a beam search of its own, as in TRL with `num_beams` in `generation_kwargs`.
+        With the setting `num_beams`, the completions of a prompt are the best of one search.
+        """
+        return "num_beams" in (self.generation_kwargs or {})
 
     @property
     def own_sampling(self) -> bool:

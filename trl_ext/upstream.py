@@ -67,6 +67,7 @@ HOOKS: dict[str, tuple[str, ...]] = {
     ),
     "transformers.Trainer": (
         "_get_output_dir",  # where the checkpoint that is about to be written will be
+        "_get_eval_sampler",  # rows whose lengths are in columns of ours
         "_get_train_sampler",  # the order of rows that a rollout schedule needs
         "_load_best_model",  # parts of a model (a head, an adapter) are not a whole state dict
         "_load_from_checkpoint",

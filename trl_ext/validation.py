@@ -13,7 +13,7 @@ import functools
 import math
 import os
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from numbers import Integral, Real
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -209,3 +209,31 @@ def require(condition: bool, message: str) -> None:
     """Raise a `ValueError` with this message if the condition is false."""
     if not condition:
         raise ValueError(message)
+
+
+def unknown_settings(
+    names: Iterable[str], refused: Mapping[str, str], show: Callable[[str], str], unknown: Callable[[str], str]
+) -> list[str]:
+    """
+    What to say about settings that do not exist: one line for each, or for all that are refused for the same reason.
+
+    Args:
+        names (`Iterable[str]`): The settings.
+        refused (`Mapping[str, str]`): Reasons, or alternatives, by the names that they are for.
+        show (`Callable`): How a name is written.
+        unknown (`Callable`): The line for a name without a reason.
+    """
+    lines: list[str] = []
+    by_reason: dict[str, list[str]] = {}
+    for name in names:
+        if name in refused:
+            by_reason.setdefault(refused[name], []).append(show(name))
+        else:
+            lines.append(unknown(name))
+    return lines + [f"{', '.join(shown)}: {reason}" for reason, shown in by_reason.items()]
+
+
+def did_you_mean(name: str, known: Iterable[str], show: Callable[[str], str]) -> str:
+    """A question that names the nearest of the names that exist; empty if none is near."""
+    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+    return f"; did you mean {show(near[0])}?" if near else ""

@@ -167,6 +167,7 @@ def test_generation_settings_carry_every_field_that_both_have(tmp_path):
         "repetition_penalty": 1.2,
         "cuda_graphs": "never",
         "generation_kwargs": {"do_sample": True},
+        "cache_implementation": "",
         "trust_remote_code": True,
     }
     settings = config(tmp_path, **values).generation_settings()

@@ -5,7 +5,6 @@
 
 import argparse
 import dataclasses
-import difflib
 import inspect
 import shutil
 import sys
@@ -16,7 +15,7 @@ from typing import Any, NoReturn, get_type_hints
 from trl import TrlParser
 
 from trl_ext.upstream import parser_actions
-from trl_ext.validation import convert
+from trl_ext.validation import convert, did_you_mean, unknown_settings
 
 from .config_file import read_config, split_config
 
@@ -59,13 +58,41 @@ class Parser(TrlParser):
     def parse_flags(self, args: Sequence[str] | None = None) -> argparse.Namespace:
         """The value of every flag, from the command line and its YAML file; [`build`] makes dataclasses of them."""
         config_path, flags = split_config(sys.argv[1:] if args is None else args)
+        unknown_keys = []
         for key, value in (read_config(config_path) if config_path else {}).items():
-            if key != "env":  # `set_environment` has read it
+            if not self._actions_of(str(key)):
+                unknown_keys += [str(key)] if key != "env" else []  # `set_environment` has read it
+            else:
                 self._set_default(str(key), value, config_path)
-        namespace, unknown = self.parse_known_args(flags)
-        for word in unknown:
-            raise ValueError(self._unknown_word(word))
+        namespace, words = self.parse_known_args(flags)
+        self._refuse_unknown(unknown_keys, config_path, words)
         return namespace
+
+    def _refuse_unknown(self, keys: list[str], config_path: str, words: list[str]) -> None:
+        """Raise a `ValueError` that names all unknown keys and flags at once."""
+        refused: dict[str, str] = {}
+        for cls in self.dataclass_types:
+            refused |= getattr(cls, "refused_settings", {})
+        if words and not words[0].startswith("-"):
+            hint = f" (for a recipe: --config {words[0]})" if words[0].endswith((".yaml", ".yml")) else ""
+            raise ValueError(f"unexpected argument '{words[0]}'{hint}")
+        # The other words are values of flags that are unknown.
+        written = [word.partition("=")[0] for word in words if word.startswith("--")] or words[:1]
+        flags = {word.lstrip("-").replace("-", "_"): word for word in written}
+        lines = [
+            f"{config_path}: {line}"
+            for line in unknown_settings(
+                keys, refused, "`{}`".format, lambda key: f"unknown key '{key}'{self._nearest(key)}"
+            )
+        ]
+        lines += unknown_settings(
+            flags,
+            refused,
+            flags.__getitem__,
+            lambda name: f"unknown flag '{flags[name]}'{self._nearest(name, '--')}",
+        )
+        if lines:
+            raise ValueError("\n".join(lines))
 
     def build(self, namespace: argparse.Namespace) -> tuple[Any, ...]:
         """
@@ -96,10 +123,7 @@ class Parser(TrlParser):
         return "\n\n".join(blocks) + "\n"
 
     def _set_default(self, key: str, value: Any, config_path: str) -> None:
-        dest = key.replace("-", "_")
-        actions = [action for action in parser_actions(self) if action.dest == dest and dest != "help"]
-        if not actions:
-            raise ValueError(f"{config_path}: unknown key '{key}'{self._nearest(key)}")
+        dest, actions = key.replace("-", "_"), self._actions_of(key)
         if value is None and any(dest in getattr(cls, "none_is_zero", ()) for cls in self.dataclass_types):
             value = 0
         for action in actions:
@@ -108,6 +132,10 @@ class Parser(TrlParser):
             except ValueError as error:
                 raise ValueError(f"{config_path}: `{key}` {error}") from None
             action.required = False
+
+    def _actions_of(self, key: str) -> list[argparse.Action]:
+        dest = key.replace("-", "_")
+        return [action for action in parser_actions(self) if action.dest == dest and dest != "help"]
 
     def _annotation(self, action: argparse.Action) -> Any:
         for cls in self.dataclass_types:
@@ -124,17 +152,10 @@ class Parser(TrlParser):
         except TypeError as error:  # a dataset of the mixture has a key that does not exist
             raise ValueError(str(error)) from error
 
-    def _unknown_word(self, word: str) -> str:
-        if not word.startswith("-"):
-            hint = f" (for a recipe: --config {word})" if word.endswith((".yaml", ".yml")) else ""
-            return f"unexpected argument '{word}'{hint}"
-        flag = word.partition("=")[0]
-        return f"unknown flag '{flag}'{self._nearest(flag.lstrip('-'), '--')}"
-
     def _nearest(self, word: str, prefix: str = "") -> str:
         words = {action.dest for action in parser_actions(self)} | {"config"}
-        near = difflib.get_close_matches(word.replace("-", "_"), sorted(words), n=1, cutoff=0.6)
-        return f"; did you mean '{prefix}{near[0]}'?" if near else f"; {self.prog} --help lists what there is"
+        question = did_you_mean(word.replace("-", "_"), words, lambda name: f"'{prefix}{name}'")
+        return question or f"; {self.prog} --help lists what there is"
 
 
 def sections(classes: Iterable[type], actions: Iterable[argparse.Action]) -> list[tuple[str, list[argparse.Action]]]:

@@ -9,6 +9,7 @@ Dimensions: P prompts, K completions per prompt, N = P x K sequences of one call
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -88,6 +89,8 @@ def generate(
     require(batch_size >= 1, f"batch_size must be at least 1, got {batch_size}.")
     for i, prompt in enumerate(prompts):
         require(len(prompt) > 0, f"Prompt {i} has no tokens: there is nothing to continue.")
+    if settings.searches_each and settings.num_generations > 1:
+        return _searched_each(model, tokenizer, prompts, settings, batch_size, progress, processors)
     results: list[list[Completion]] = [[] for _ in prompts]
     config = settings.generation_config(model, tokenizer)
     step = max(1, batch_size // settings.num_generations)
@@ -110,6 +113,36 @@ def generate(
         for _ in catch_up_calls(model, calls):
             _sequences(model, tokenizer, [[config.pad_token_id]], 1, settings, config, None, None)
     return results
+
+
+def _searched_each(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    settings: GenerationSettings,
+    batch_size: int,
+    progress: Callable[[int], Any] | None,
+    processors: Processors | None,
+) -> list[list[Completion]]:
+    """K completions of each prompt, from a beam search each."""
+    k, done = settings.num_generations, 0
+
+    def advance(rows: int) -> None:
+        nonlocal done
+        done += rows
+        if progress is not None:
+            progress(done // k - (done - rows) // k)
+
+    found = generate(
+        model,
+        tokenizer,
+        [prompt for prompt in prompts for _ in range(k)],
+        replace(settings, num_generations=1),
+        batch_size=batch_size,
+        progress=advance,
+        processors=processors,
+    )
+    return [[found[i + j][0] for j in range(k)] for i in range(0, len(found), k)]
 
 
 def _sequences(

@@ -90,6 +90,7 @@ class VLLM:
                 max_model_length=args.vllm_max_model_length or None,
                 max_num_seqs=batch_size,
                 logprobs=0,
+                structured_outputs_regex=getattr(args, "vllm_structured_outputs_regex", "") or None,
                 trust_remote_code=trust_remote_code,
                 **{name: getattr(args, f"vllm_{name}") for name in _VLLM_SETTINGS},
                 **{name: getattr(settings, name) for name in _SAMPLING_SETTINGS},
@@ -109,17 +110,18 @@ class VLLM:
                 "`trl-ext sample` can use vLLM on a CPU."
             ) from error
 
-    def __call__(self, prompts: list[list[int]]) -> list[list[Completion]]:
+    def __call__(self, prompts: list[list[int]], num_generations: int = 0) -> list[list[Completion]]:
         """
         Generate K completions per prompt.
 
         Args:
             prompts (`list[list[int]]`): Token ids of the prompts of this process.
+            num_generations (`int`, *optional*, defaults to `0`): K (`0`: that of the settings).
 
         Returns:
             `list[list[Completion]]`: K completions for each prompt.
         """
-        k, padded = self.settings.num_generations, prompts
+        k, padded = num_generations or self.settings.num_generations, prompts
         if self.accelerator.num_processes > 1:
             # TRL assumes that all processes have equally many prompts when it distributes a server's completions.
             most = max(gather_object([len(prompts)]))

@@ -100,6 +100,12 @@ class VLLMSettings:
                 "`cuda_graphs` is for generation with transformers, which `use_vllm` replaces: leave it out."
             )
         given = settings.generation_kwargs or {}
+        if settings.searches_each:
+            raise ValueError("`use_vllm` has no beam search: leave `num_beams` out of `generation_kwargs`.")
+        if settings.cache_implementation:
+            raise ValueError(
+                "`cache_implementation` is for generation with transformers, which `use_vllm` replaces: leave it out."
+            )
         if "seed" in given and self.vllm_mode == "colocate":
             raise ValueError(
                 "`generation_kwargs` must not have 'seed' with colocated vLLM, which would generate the same "

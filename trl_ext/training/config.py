@@ -3,15 +3,22 @@
 
 """Settings that all methods share, on top of TRL's base config."""
 
+import inspect
+from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
+from transformers.utils import logging
 
 from trl_ext.generation_settings import GenerationSettings, setting
 from trl_ext.upstream import BaseConfig
-from trl_ext.validation import check_at_least, check_fields, number_fields
+from trl_ext.validation import check_at_least, check_fields, did_you_mean, number_fields, unknown_settings
 
+from .trl_settings import OTHER_MEANINGS, REFUSED, RESTRICTED, check_restricted, liger_config, notes_on
+
+
+logger = logging.get_logger(__name__)
 
 NAN_ACTIONS = ("stop", "skip")
 
@@ -38,6 +45,10 @@ class ExtConfig(BaseConfig):
 
         dataset_num_proc (`int`, *optional*):
             Number of processes that tokenize the dataset.
+        shuffle_dataset (`bool`, *optional*, defaults to `True`):
+            Whether rows are trained on in random order. `False` is `train_sampling_strategy="sequential"`.
+        pad_token (`str`, *optional*):
+            Token to pad with, instead of the tokenizer's own.
         chat_template_path (`str`, *optional*):
             Jinja file with a chat template, or directory or Hub id of a tokenizer that has one, to use instead of the
             tokenizer's own.
@@ -51,6 +62,8 @@ class ExtConfig(BaseConfig):
 
         num_generations (`int`, *optional*, defaults to `4`):
             Number of completions per prompt.
+        num_generations_eval (`int`, *optional*, defaults to `0`):
+            The same in evaluations (`0`: as in training).
         generation_batch_size (`int`, *optional*, defaults to `0`):
             Number of sequences that a device generates at once (`0`: 64 on CPU, 128 elsewhere).
         ds3_gather_for_generation (`bool`, *optional*, defaults to `True`):
@@ -72,6 +85,9 @@ class ExtConfig(BaseConfig):
             Sample from tokens at least this probable relative to the most likely one (`0`: off).
         repetition_penalty (`float`, *optional*, defaults to `1.0`):
             Divides the logits of tokens that have occurred.
+        cache_implementation (`str`, *optional*, defaults to `""`):
+            KV cache of `generate`, such as `"static"` or `"offloaded"`; see [`~transformers.GenerationConfig`].
+            Empty: chosen by the model.
         cuda_graphs (`str`, *optional*, defaults to `"auto"`):
             Whether each decoding step replays a CUDA graph over a static KV cache: `"auto"` on a GPU where the model
             supports it, `"always"` (an error if it does not), `"never"`. The distribution is the same.
@@ -102,6 +118,8 @@ class ExtConfig(BaseConfig):
             Whether to print generated completions with their rewards and save them under `output_dir/completions`.
         num_completions_to_print (`int`, *optional*, defaults to `4`):
             Number of completions to print at a time (`None`, TRL's default: all).
+        log_unique_prompts (`bool`, *optional*, defaults to `False`):
+            Whether only one completion of each prompt is printed and saved.
 
     > [!NOTE]
     > Without an accelerator, `use_cpu` is set and `bf16` defaults to `False` (TRL's configs raise an error).
@@ -111,10 +129,16 @@ class ExtConfig(BaseConfig):
     none_is_zero: ClassVar[tuple[str, ...]] = (
         "max_length",
         "pad_to_multiple_of",
+        "num_generations_eval",
         "generation_batch_size",
         "top_k",
         "min_p",
     )
+
+    # Names that are no settings of this config, with the reason; settings that mean something else in TRL.
+    refused_settings: ClassVar[Mapping[str, str]] = REFUSED
+    restricted_settings: ClassVar[Mapping[str, Any]] = RESTRICTED
+    other_meanings: ClassVar[Mapping[str, str]] = OTHER_MEANINGS
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [
         *BaseConfig._VALID_DICT_FIELDS,
@@ -132,6 +156,13 @@ class ExtConfig(BaseConfig):
 
     dataset_num_proc: int | None = field(
         default=None, metadata={"help": "Number of processes that tokenize the dataset."}
+    )
+    shuffle_dataset: bool = field(
+        default=True,
+        metadata={"help": "Whether rows are in random order. False is `train_sampling_strategy: sequential`."},
+    )
+    pad_token: str | None = field(
+        default=None, metadata={"help": "Token to pad with, instead of the tokenizer's own."}
     )
     chat_template_path: str | None = field(
         default=None,
@@ -152,6 +183,9 @@ class ExtConfig(BaseConfig):
     )
 
     num_generations: int = field(default=4, metadata={"help": "Number of completions per prompt."})
+    num_generations_eval: int = field(
+        default=0, metadata={"help": "Number of completions per prompt in evaluations. 0: as in training."}
+    )
     generation_batch_size: int = field(
         default=0,
         metadata={"help": "Number of sequences that a device generates at once. 0 means 64 on CPU, 128 elsewhere."},
@@ -178,6 +212,7 @@ class ExtConfig(BaseConfig):
     top_p: float = setting("top_p")
     min_p: float = setting("min_p")
     repetition_penalty: float = setting("repetition_penalty")
+    cache_implementation: str = setting("cache_implementation")
     cuda_graphs: str = setting("cuda_graphs")
     generation_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Further keyword arguments for `GenerationConfig`."}
@@ -217,6 +252,25 @@ class ExtConfig(BaseConfig):
     num_completions_to_print: int | None = field(
         default=4, metadata={"help": "Number of completions to print at a time."}
     )
+    log_unique_prompts: bool = field(
+        default=False, metadata={"help": "Whether only one completion of each prompt is printed and saved."}
+    )
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        # Python's own error would name the first unknown setting only, and no reason.
+        parameters = inspect.signature(cls.__init__).parameters
+        if all(each.kind is not inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
+            unknown = [name for name in kwargs if name not in parameters]
+            if unknown:
+                show = "`{}`".format
+                lines = unknown_settings(
+                    unknown,
+                    cls.refused_settings,
+                    show,
+                    lambda name: f"{show(name)}: unknown{did_you_mean(name, parameters, show)}",
+                )
+                raise TypeError("\n- ".join([f"{cls.__name__} has no such settings:", *lines]))
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         if not torch.accelerator.is_available():
@@ -228,6 +282,10 @@ class ExtConfig(BaseConfig):
         # transformers computes with these without checking them; it accepts `None` for more than it declares.
         check_fields(self, [name for name in number_fields(BaseConfig) if getattr(self, name) is not None])
         super().__post_init__()
+        check_restricted(self, self.restricted_settings)
+        if self.use_liger_kernel:
+            given: Any = self.liger_kernel_config  # type: ignore[has-type]
+            self.liger_kernel_config = liger_config(given if isinstance(given, dict) else None)
         for name in self.none_is_zero:
             if getattr(self, name) is None:
                 setattr(self, name, 0)
@@ -238,6 +296,7 @@ class ExtConfig(BaseConfig):
         self._at_least("max_length", 0)
         self._at_least("pad_to_multiple_of", 0)
         self._at_least("num_generations", 1)
+        self._at_least("num_generations_eval", 0)
         self._at_least("generation_batch_size", 0)
         self._at_least("max_completion_length", 1)
         self._at_least("top_k", 0)
@@ -250,10 +309,45 @@ class ExtConfig(BaseConfig):
         settings = self.generation_settings()  # checks the rest, before the first completions are generated
         if not getattr(self, "use_vllm", False):
             settings.check_generation_kwargs()
+        if not self.shuffle_dataset:
+            self.train_sampling_strategy = "sequential"
+        for note in notes_on(self, self.other_meanings):
+            if self.process_index == 0:
+                logger.warning_once(note)
 
-    def generation_settings(self) -> GenerationSettings:
-        """The settings for [`~trl_ext.generation.generate.generate`]."""
-        return GenerationSettings.of(self)
+    def generation_settings(self, mode: str = "train") -> GenerationSettings:
+        """The settings for [`~trl_ext.generation.generate.generate`], in training or, for `"eval"`, in evaluations."""
+        return GenerationSettings.of(self, num_generations=self.completions_per_prompt(mode))
+
+    def completions_per_prompt(self, mode: str = "train") -> int:
+        """Number of completions that are generated for a prompt in training or, for `"eval"`, in evaluations."""
+        return (self.num_generations_eval if mode == "eval" else 0) or self.num_generations
+
+    def set_resample_steps(self) -> None:
+        """
+        Set `resample_steps` from `steps_per_generation`, TRL's setting, which counts micro-batches.
+
+        Raises:
+            `ValueError`: One of them is out of range, or they contradict each other.
+        """
+        config: Any = self
+        self._at_least("resample_steps", 0)
+        self._at_least("steps_per_generation", 0)
+        if not config.steps_per_generation:
+            return
+        steps, rest = divmod(config.steps_per_generation, self.gradient_accumulation_steps)
+        if rest:
+            raise ValueError(
+                f"`steps_per_generation` ({config.steps_per_generation}) must be a multiple of "
+                f"`gradient_accumulation_steps` ({self.gradient_accumulation_steps}): completions are generated for "
+                "complete optimizer steps."
+            )
+        if config.resample_steps not in (0, steps):
+            raise ValueError(
+                f"`resample_steps` ({config.resample_steps}) and `steps_per_generation` "
+                f"({config.steps_per_generation}, which is {steps} optimizer steps) differ: set one of them."
+            )
+        config.resample_steps = steps
 
     def _check_choices(self) -> None:
         """Raise a `ValueError` for a setting that is not one of the choices of its field."""

@@ -7,6 +7,7 @@ import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +20,7 @@ from trl_ext.decoding.static_generate import release_static_caches
 from trl_ext.generation.generate import generate, usual_batch_size
 from trl_ext.generation.vllm import VLLM
 from trl_ext.generation.vllm_settings import VLLMSettings
+from trl_ext.generation_settings import GenerationSettings
 from trl_ext.logprobs.shared_prefix import SHARED_PREFIX_SETTINGS
 from trl_ext.models.modes import evaluation_mode
 from trl_ext.models.sharding import gathered
@@ -46,10 +48,23 @@ class EngineConfig(VLLMSettings, ExtConfig):
             Keyword arguments for [`~transformers.ContinuousBatchingConfig`].
         resample_steps (`int`, *optional*, defaults to `0`):
             Generate new completions with the current model every this many optimizer steps. `0`: not by steps.
+        steps_per_generation (`int`, *optional*, defaults to `0`):
+            TRL's unit of `resample_steps`: micro-batches instead of optimizer steps. `0`: not set.
         beta (`float`, *optional*, defaults to `0.0`):
             Coefficient of the KL term that is subtracted from the score of a generated completion,
             beta * (log pi(y | x) - log pi_0(y | x)), in nats per completion. `0.0`: no KL term, and no reference model
             in memory.
+        sync_ref_model (`bool`, *optional*, defaults to `False`):
+            Whether the reference follows the policy: every `ref_model_sync_steps` steps, each of its weights becomes
+            alpha * the policy's + (1 - alpha) * its own (TR-DPO, https://huggingface.co/papers/2404.09656).
+        ref_model_mixup_alpha (`float`, *optional*, defaults to `0.6`):
+            alpha.
+        ref_model_sync_steps (`int`, *optional*, defaults to `512`):
+            Optimizer steps between two updates of the reference.
+        vllm_structured_outputs_regex (`str`, *optional*, defaults to `""`):
+            Regular expression that vLLM's completions match. Empty: none.
+        mask_truncated_completions (`bool`, *optional*, defaults to `False`):
+            Whether generated completions that `max_completion_length` cut off are left out of the loss.
         shared_prefix (`str`, *optional*, defaults to `"auto"`):
             Whether a prompt is computed once for all of its completions: `"auto"` where that is cheaper, `"always"`
             wherever the model supports it, `"never"`. The result is the same.
@@ -57,7 +72,11 @@ class EngineConfig(VLLMSettings, ExtConfig):
 
     _VALID_DICT_FIELDS: ClassVar = [*ExtConfig._VALID_DICT_FIELDS, "transformers_continuous_batching_config"]
 
-    none_is_zero: ClassVar[tuple[str, ...]] = (*ExtConfig.none_is_zero, "vllm_max_model_length")
+    none_is_zero: ClassVar[tuple[str, ...]] = (
+        *ExtConfig.none_is_zero,
+        "vllm_max_model_length",
+        "steps_per_generation",
+    )
 
     use_transformers_continuous_batching: bool = field(
         default=False, metadata={"help": "Whether to generate completions with transformers' continuous batching."}
@@ -69,12 +88,31 @@ class EngineConfig(VLLMSettings, ExtConfig):
         default=0,
         metadata={"help": "Generate new completions every this many optimizer steps. 0 means not by steps."},
     )
+    steps_per_generation: int = field(
+        default=0,
+        metadata={"help": "The same in micro-batches, as in TRL, instead of `resample_steps`. 0: not set."},
+    )
     beta: float = field(
         default=0.0,
         metadata={
             "help": "Coefficient of the KL term that is subtracted from the score of a generated completion. 0 means "
             "no KL term and no reference model in memory."
         },
+    )
+    sync_ref_model: bool = field(
+        default=False, metadata={"help": "Whether the reference model of the KL term follows the policy."}
+    )
+    ref_model_mixup_alpha: float = field(
+        default=0.6, metadata={"help": "Share of the policy in the reference when `sync_ref_model` updates it."}
+    )
+    ref_model_sync_steps: int = field(
+        default=512, metadata={"help": "Optimizer steps between two updates of the reference by `sync_ref_model`."}
+    )
+    vllm_structured_outputs_regex: str = field(
+        default="", metadata={"help": "Regular expression that vLLM's completions match. Empty: none."}
+    )
+    mask_truncated_completions: bool = field(
+        default=False, metadata={"help": "Whether generated completions that were cut off are left out of the loss."}
     )
     shared_prefix: str = field(
         default="auto",
@@ -87,7 +125,8 @@ class EngineConfig(VLLMSettings, ExtConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._at_least("resample_steps", 0)
+        self.set_resample_steps()
+        self._check_reference()
         self._at_least("beta", 0)
         self.check_vllm()
         if self.use_vllm and self.use_transformers_continuous_batching:
@@ -97,6 +136,22 @@ class EngineConfig(VLLMSettings, ExtConfig):
                 "transformers' continuous batching does not apply `repetition_penalty`, since it sees only the last "
                 "token of a text: leave out one of the two."
             )
+        if self.use_transformers_continuous_batching and (
+            self.cache_implementation or "num_beams" in (self.generation_kwargs or {})
+        ):
+            raise ValueError(
+                "transformers' continuous batching has its own KV cache and no beam search: leave out "
+                "`cache_implementation` and `num_beams`."
+            )
+        if self.vllm_structured_outputs_regex and not self.use_vllm:
+            raise ValueError("`vllm_structured_outputs_regex` has no effect without `use_vllm`.")
+
+    def _check_reference(self) -> None:
+        self._at_least("ref_model_sync_steps", 1)
+        if not 0 <= self.ref_model_mixup_alpha <= 1:
+            raise ValueError(f"`ref_model_mixup_alpha` must be between 0 and 1, got {self.ref_model_mixup_alpha}.")
+        if self.sync_ref_model and not self.beta:
+            raise ValueError("`sync_ref_model` needs a reference model, which only a KL term has: set `beta`.")
 
 
 class Engine:
@@ -125,12 +180,11 @@ class Engine:
                 "unset it."
             )
         self.batch_size = args.generation_batch_size or usual_batch_size(accelerator.device)
-        self.settings = args.generation_settings()
         self._vllm: VLLM | None = None
         self._closed = False
         if args.use_vllm:
             own = {"batch_size": self.batch_size, "trust_remote_code": args.trust_remote_code}
-            self._vllm = VLLM(model, tokenizer, self.settings, args, accelerator, **own)  # type: ignore[arg-type]
+            self._vllm = VLLM(model, tokenizer, args.generation_settings(), args, accelerator, **own)  # type: ignore[arg-type]
 
     @property
     def gathers(self) -> bool:
@@ -144,12 +198,14 @@ class Engine:
             gc.collect()  # vLLM shuts down when it is collected
 
     @contextmanager
-    def generating(self, trainer: Trainer) -> Iterator[GenerateFunction]:
+    def generating(self, trainer: Trainer, mode: str = "train") -> Iterator[GenerateFunction]:
         """
         Context with a function that generates completions with the current model of a trainer.
 
         Args:
             trainer ([`~transformers.Trainer`]): The trainer.
+            mode (`str`, *optional*, defaults to `"train"`): `"train"` or `"eval"`, which may generate other numbers of
+                completions.
         """
         with (
             gathered(
@@ -161,42 +217,48 @@ class Engine:
             torch.no_grad(),
             trainer.compute_loss_context_manager(),
         ):
-            yield self.generate_function(unwrapped)
+            yield self.generate_function(unwrapped, mode)
 
-    def generate_function(self, model: Any) -> GenerateFunction:
+    def generate_function(self, model: Any, mode: str = "train") -> GenerateFunction:
         """
         A function that generates completions with the current weights of `model`, to be called without gradients.
 
         Args:
             model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The unwrapped policy.
+            mode (`str`, *optional*, defaults to `"train"`): See [`generating`].
 
         Raises:
             `RuntimeError`: vLLM has been shut down.
         """
         if self._closed:
             raise RuntimeError("vLLM was shut down when the trainer ended: make a new trainer to generate with it.")
+        settings = self.args.generation_settings(mode)
         if self._vllm is not None:
             self._vllm.sync_weights()
-            return self._vllm
+            return partial(self._vllm, num_generations=settings.num_generations)
         copy = sampling_copy(model, self.args)
         if self.args.use_transformers_continuous_batching:
-            return lambda prompts: self._generate_continuously(copy, prompts)
-        return lambda prompts: self._generate(copy, prompts)
+            return lambda prompts: self._generate_continuously(copy, prompts, settings)
+        return lambda prompts: self._generate(copy, prompts, settings)
 
-    def _generate(self, model: PreTrainedModel, prompts: list[list[int]]) -> list[list[Completion]]:
+    def _generate(
+        self, model: PreTrainedModel, prompts: list[list[int]], settings: GenerationSettings
+    ) -> list[list[Completion]]:
         try:
-            return generate(model, self.tokenizer, prompts, self.settings, batch_size=self.batch_size)
+            return generate(model, self.tokenizer, prompts, settings, batch_size=self.batch_size)
         finally:
             release_static_caches(model)  # the next training step may need their memory
 
-    def _generate_continuously(self, model: PreTrainedModel, prompts: list[list[int]]) -> list[list[Completion]]:
+    def _generate_continuously(
+        self, model: PreTrainedModel, prompts: list[list[int]], settings: GenerationSettings
+    ) -> list[list[Completion]]:
         from transformers.generation import ContinuousBatchingConfig
 
-        config = self.settings.generation_config(model, self.tokenizer, own_sampling=False)
+        config = settings.generation_config(model, self.tokenizer, own_sampling=False)
         # The default of transformers (0.9) leaves no memory for the backward pass.
         given: Any = self.args.transformers_continuous_batching_config or {}
         kwargs = {"max_memory_percent": 0.5, **given}
-        k = self.settings.num_generations
+        k = settings.num_generations
         with evaluation_mode(model):
             found = model.generate_batch(
                 [list(prompt) for prompt in prompts for _ in range(k)],

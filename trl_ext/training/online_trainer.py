@@ -4,6 +4,7 @@
 """Base class of trainers whose model generates completions and is trained on them."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from .trainer import ExtTrainer
 
 
 logger = logging.get_logger(__name__)
+
+REFERENCE = "reference.safetensors"  # in checkpoints: the weights of a reference that follows the policy
 
 
 class OnlineTrainer(ExtTrainer):
@@ -82,6 +85,8 @@ class OnlineTrainer(ExtTrainer):
         super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         if self.reference is not None:
             self.reference.place(self)
+            if args.sync_ref_model:
+                self._add_own_callback(self.reference.following(self))
         self.engine = Engine(self.model, self._tokenizer, args, self.accelerator)
         self._rounds = RolloutSchedule(
             lambda rows: self._sample_round(rows).rollouts,
@@ -89,6 +94,16 @@ class OnlineTrainer(ExtTrainer):
             every_steps=args.resample_steps,
             every_epochs=epochs_per_round,
         )
+
+    @property
+    def ref_model(self) -> Any:
+        """The separate reference model, if there is one."""
+        return None if self.reference is None else self.reference.model
+
+    @property
+    def beta(self) -> float:
+        """The coefficient of the KL term."""
+        return self.args.beta
 
     def end(self) -> None:
         """See [`~transformers.Trainer.end`]. vLLM is shut down first: it uses the process group that this destroys."""
@@ -108,6 +123,18 @@ class OnlineTrainer(ExtTrainer):
 
     def _generation_context(self, args: EngineConfig) -> int:
         return args.vllm_context(self._context)
+
+    def _save_state(self, folder: Path) -> None:
+        if self.reference is not None and self.args.sync_ref_model and self.accelerator.is_main_process:
+            self.reference.save(folder / REFERENCE)
+
+    def _restore_state(self, folder: Path | None) -> None:
+        """Restore a reference model that has followed the policy."""
+        if folder is None or self.reference is None or not self.args.sync_ref_model:
+            return
+        if not (folder / REFERENCE).is_file():
+            raise ValueError(f"The checkpoint {str(folder)!r} was saved without `sync_ref_model`: resume without it.")
+        self.reference.load(folder / REFERENCE)
 
     # --------------------------------------------------------------------------------------------------- sampling
 
@@ -145,6 +172,7 @@ class OnlineTrainer(ExtTrainer):
             tokenizer=self._tokenizer,
             penalty=self._kl_penalty if self.reference is not None and mode == "train" else None,
             trainer_state=self.state,
+            keep_truncated=not self.args.mask_truncated_completions or mode != "train",
             **kwargs,
         )
 
@@ -153,6 +181,6 @@ class OnlineTrainer(ExtTrainer):
         assert self.reference is not None
         ratios = self.reference.log_ratios(self, self.log_probs, prompts, completions)
         # Only completions that were sampled from pi(y | x) estimate the KL divergence: a method puts them first.
-        sampled = [ratio for group in ratios for ratio in group[: self.args.num_generations]]
+        sampled = [ratio for group in ratios for ratio in group[: self.args.completions_per_prompt()]]
         self._meters["train"].add_values("kl", torch.tensor(sampled))
         return [[self.args.beta * ratio for ratio in group] for group in ratios]

@@ -3,12 +3,15 @@
 
 """The reference model of a KL term: the policy without its adapter, a given model, or a frozen copy."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
-from transformers import BitsAndBytesConfig, PreTrainedModel, Trainer
+from safetensors.torch import load_file
+from transformers import BitsAndBytesConfig, PreTrainedModel, Trainer, TrainerCallback
 
+from trl_ext.atomic_files import write_tensors
 from trl_ext.logprobs.logprobs import LogProbs, completion_logps
 from trl_ext.models.load import adapter_disabled, freeze, load_model
 from trl_ext.models.properties import base_of, is_peft_model, is_quantized
@@ -79,10 +82,43 @@ class Reference:
         else:
             self.model = trainer.accelerator.prepare_model(self.model, evaluation_mode=True)
 
+    def following(self, trainer: Trainer) -> TrainerCallback:
+        """
+        A callback with which the reference follows the policy, as `sync_ref_model` asks for.
+
+        Raises:
+            `ValueError`: The weights of the two cannot be mixed.
+        """
+        from trl import SyncRefModelCallback
+
+        reason = ""
+        if self.model is None or is_peft_model(trainer.model):
+            reason = "the policy's weights are an adapter, and the reference's are not: train all weights"
+        elif is_quantized(base_of(self.model)) or is_quantized(base_of(trainer.model)):
+            reason = "quantised weights cannot be mixed: load both models without quantisation"
+        elif trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+            reason = "the reference of a sharded policy is fixed: train without DeepSpeed and FSDP"
+        if reason:
+            raise ValueError(f"`sync_ref_model` cannot be used here: {reason}, or leave it out.")
+        return SyncRefModelCallback(ref_model=self._unwrapped(), accelerator=trainer.accelerator)
+
+    def save(self, path: Path) -> None:
+        """Write the weights of a separate reference, which have changed if it follows the policy."""
+        write_tensors(path, {name: tensor.detach() for name, tensor in self._unwrapped().named_parameters()})
+
+    @torch.no_grad()
+    def load(self, path: Path) -> None:
+        """Load the weights that [`save`] wrote."""
+        weights = load_file(path)
+        for name, parameter in self._unwrapped().named_parameters():
+            parameter.copy_(weights[name])
+
+    def _unwrapped(self) -> Any:
+        return extract_model_from_parallel(self.model)
+
     def _builder(self, policy: LogProbs) -> LogProbs:
         if self.log_probs is None:
-            model = extract_model_from_parallel(self.model)
-            self.log_probs = LogProbs(model, policy.pad_token_id, shared_prefix=policy.shared_prefix)
+            self.log_probs = LogProbs(self._unwrapped(), policy.pad_token_id, shared_prefix=policy.shared_prefix)
         return self.log_probs
 
     def log_ratios(

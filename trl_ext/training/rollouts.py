@@ -117,6 +117,7 @@ def score_round(
     keep_dataset_completions: bool = False,
     trainer_state: Any = None,
     marks: list[int] | None = None,
+    keep_truncated: bool = True,
 ) -> Round:
     """
     Score the completions of one round.
@@ -142,6 +143,8 @@ def score_round(
             Passed to the reward functions, as TRL does.
         marks (`list[int]`, *optional*):
             One number for each of the K completions of a row, kept in the rollout.
+        keep_truncated (`bool`, *optional*, defaults to `True`):
+            Whether the rollouts have sampled completions that the model did not end.
 
     Raises:
         `RewardError`: A reward function failed, or did not return one number per completion.
@@ -166,6 +169,8 @@ def score_round(
         for n, scored in enumerate(scored_group):
             score = scored.score - costs_of_group[n] if n < len(costs_of_group) else scored.score
             result.append(row, scored, score, is_sampled=n < num_sampled)
+            if n < num_sampled and not (keep_truncated or scored.completion.ended):
+                continue
             # A longer completion would be trained on without the end that was scored.
             if math.isfinite(score) and 0 < len(scored.completion.ids) <= max_tokens:
                 rollout.append(scored, score, marks[n] if marks else None)
@@ -232,6 +237,9 @@ def show_tables(
     if not tables or not accelerator.is_main_process:
         return
     table = {name: [value for part in tables for value in part[name]] for name in tables[0]}
+    if args.log_unique_prompts:
+        first = {json.dumps(prompt): i for i, prompt in reversed(list(enumerate(table["prompt"])))}
+        table = {name: [values[i] for i in sorted(first.values())] for name, values in table.items()}
     folder = Path(args.output_dir) / "completions"
     frame = pd.DataFrame({"step": [step] * len(table["prompt"]), **table})
     with replacing(folder / f"{mode}_completions_{step:05d}.parquet") as part:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from .rollouts import Rollout, load_rollouts, save_rollouts
 
@@ -40,6 +40,13 @@ def _numbered(batches: list[Batch]) -> list[Batch]:
         columns = {name: torch.tensor([row[name] for row in rows]) for name in ("row_index", "data_row")}
         numbered.append({**batch, "rows": rows, **columns})
     return numbered
+
+
+def resample_stream(args: Any, dataset: Any) -> None:
+    """Set `resample_steps` to 1 for a streamed dataset, unless it is set: a stream has no epochs to generate for."""
+    if isinstance(dataset, IterableDataset) and not args.resample_steps:
+        args.resample_steps = 1
+        logger.info("The train dataset is streamed: completions are generated for each step (`resample_steps` is 1).")
 
 
 class RolloutSchedule:

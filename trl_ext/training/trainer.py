@@ -5,13 +5,14 @@
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
-from transformers import EvalPrediction, PreTrainedTokenizerBase, set_seed
+from torch.utils.data import DataLoader
+from transformers import EvalPrediction, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer_utils import PredictionOutput
 from transformers.utils import logging
 
@@ -32,6 +33,7 @@ from trl_ext.upstream import (
     global_then_local_main_first,
 )
 
+from .callbacks import OnTrainBegin
 from .checkpoints import begin, check_resumable, last_checkpoint
 from .config import ExtConfig
 from .meters import Meters
@@ -39,6 +41,8 @@ from .nonfinite import LossGuard, check_rewards
 from .predictions import on_tables, with_nan
 from .rollouts import Rollout, Round, measure_round, show_tables
 from .rounds import RolloutSchedule
+from .row_order import RowOrder, row_lengths
+from .run_record import RunRecord, check_continues
 
 
 logger = logging.get_logger(__name__)
@@ -86,8 +90,11 @@ class ExtTrainer(BaseTrainer):
         kwargs["compute_metrics"] = on_tables(compute_metrics) if compute_metrics else None
         super().__init__(model=model, args=args, processing_class=self._tokenizer, **kwargs)
         check_launch(self)
+        self._own_callbacks: list[TrainerCallback] = []  # those that another trainer of the model must not have
         self._guard = LossGuard(self, self.args.nan_loss)
-        self.add_callback(self._guard)
+        self._add_own_callback(self._guard)
+        self._checkpoint: Path | None = None  # that `train` resumes from
+        self._add_own_callback(OnTrainBegin(self._begin_training))
         offloads = self.args.activation_offloading
         self._offload = get_act_offloading_ctx_manager(model=self.model) if offloads else contextlib.nullcontext()
         self._meters = {"train": Meters(), "eval": Meters()}
@@ -96,6 +103,20 @@ class ExtTrainer(BaseTrainer):
         self._eval_tables: list[dict[str, list[Any]]] = []
         self._num_tokens = 0  # read by this process and not yet counted in the trainer's state
         self.model.add_model_tags(self._tag_names)
+
+    def _add_own_callback(self, callback: TrainerCallback) -> None:
+        self._own_callbacks.append(callback)
+        self.add_callback(callback)
+
+    @property
+    def num_generations(self) -> int:
+        """Number of completions that are generated for a prompt."""
+        return self.args.completions_per_prompt()
+
+    @property
+    def num_generations_eval(self) -> int:
+        """The same in evaluations."""
+        return self.args.completions_per_prompt("eval")
 
     def _send_telemetry(self) -> None:
         """Does nothing: TRL counts runs of its own trainers here."""
@@ -134,13 +155,21 @@ class ExtTrainer(BaseTrainer):
         Raises:
             `TypeError`, `ValueError`: One of them cannot be used.
         """
+        if train_dataset is None:
+            raise ValueError("`train_dataset` is required.")
         if not isinstance(train_dataset, Dataset | IterableDataset):
             raise TypeError(
-                "`train_dataset` is required and must be a `Dataset` or `IterableDataset`, got "
-                f"`{type(train_dataset).__name__}`."
+                f"`train_dataset` must be a `Dataset` or `IterableDataset`, got `{type(train_dataset).__name__}`."
             )
+        if args.accelerator_config.dispatch_batches:
+            raise ValueError(
+                "Iterable datasets require `dispatch_batches=False`, and all others have it: batches are lists of "
+                "different lengths, which accelerate cannot send to other processes. Leave it out of "
+                "`accelerator_config`."
+            )
+        args.accelerator_config.dispatch_batches = False  # also for a stream that is evaluated only
         if isinstance(train_dataset, IterableDataset):
-            args.accelerator_config.dispatch_batches = False  # ragged lists cannot be concatenated across processes
+            args.dataloader_num_workers = _workers_for(train_dataset, args)
         set_seed(args.seed)  # new weights, such as those of an adapter, are random
         self._tokenizer = self._load_tokenizer(model, args, processing_class)
         kwargs: dict[str, Any] = {"device": args.device, "trust_remote_code": args.trust_remote_code}
@@ -163,6 +192,10 @@ class ExtTrainer(BaseTrainer):
                 f"`processing_class` must be a tokenizer, got `{type(processing_class).__name__}`: {cls._name} is for "
                 "language models; rows with images are not supported."
             )
+        if args.pad_token is not None:
+            if processing_class.convert_tokens_to_ids(args.pad_token) in (None, processing_class.unk_token_id):
+                raise ValueError(f"`pad_token`: {args.pad_token!r} is no token of the tokenizer.")
+            processing_class.pad_token = args.pad_token
         ensure_pad_token(processing_class)
         if args.chat_template_path:
             use_chat_template(processing_class, args.chat_template_path)
@@ -250,8 +283,41 @@ class ExtTrainer(BaseTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         # Reward functions get the other columns of the dataset; preference rows became `prompt` and `completions`.
         extra = self._raw_columns | {"prompt", "completions"} if self._raw_columns else set()
-        extra |= set(self._row_columns)
+        extra |= {*self._row_columns, self.args.length_column_name}
         self._signature_columns = [*TOKENIZED_COLUMNS, *sorted(extra - set(TOKENIZED_COLUMNS))]
+
+    # ---------------------------------------------------------------------------------------------- order of rows
+
+    def _repeats(self) -> int:
+        """How many times each optimizer step occurs with the same rows."""
+        return 1
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        strategy, repeats = self.args.train_sampling_strategy, self._repeats()
+        if not isinstance(dataset, Dataset):
+            return super()._get_train_sampler(dataset)
+        if strategy == "batch_rebalance" and repeats == 1:
+            lengths = row_lengths(dataset, self.args.length_column_name)
+            return super()._get_train_sampler(Dataset.from_dict({self.args.length_column_name: lengths}))
+        if strategy == "group_by_length" or repeats > 1:
+            return RowOrder.of(self, dataset, repeats)
+        return super()._get_train_sampler(dataset)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        if self.args.train_sampling_strategy == "group_by_length" and isinstance(eval_dataset, Dataset):
+            lengths = row_lengths(eval_dataset, self.args.length_column_name)
+            return super()._get_eval_sampler(Dataset.from_dict({self.args.length_column_name: lengths}))
+        return super()._get_eval_sampler(eval_dataset)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        named = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
+        with _workers(self.args, self.eval_dataset if named is None else named):
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        with _workers(self.args, test_dataset):
+            return super().get_test_dataloader(test_dataset)
 
     # --------------------------------------------------------------------------------------------------- sampling
 
@@ -429,7 +495,7 @@ class ExtTrainer(BaseTrainer):
         self._meters["eval"], self._eval_tables = Meters(), []
         if dataset is not None:
             groups = dataset["completion_ids"] if _has_completions(dataset) else ()
-            self._eval_width = max([self.args.num_generations, *map(len, groups)])
+            self._eval_width = max([self.args.completions_per_prompt("eval"), *map(len, groups)])
             self._before_evaluation(dataset)
         return dataset
 
@@ -461,10 +527,28 @@ class ExtTrainer(BaseTrainer):
         folder = Path(path) if isinstance(path, str) else None
         if folder is not None:
             check_resumable(folder)
-        if self._samples and self._rounds is not None:
-            self._rounds.restore(folder)
-        self._restore_state(folder)
+            self._check_continues(folder)
+        self._checkpoint = folder
         return super().train(path, *args, **kwargs)
+
+    def _begin_training(self) -> None:
+        """Start from the checkpoint, or the beginning; again for each size that `auto_find_batch_size` tries."""
+        self._meters["train"], self._num_tokens = Meters(), 0
+        if self._samples and self._rounds is not None:
+            self._rounds.restore(self._checkpoint)
+        self._restore_state(self._checkpoint)
+
+    def _check_continues(self, folder: Path) -> None:
+        args = self.args
+        if args.ignore_data_skip:  # the rows that were trained on are not skipped, so they may be others
+            return
+        random = not args.disable_dropout or args.neftune_noise_alpha
+        check_continues(
+            folder,
+            RunRecord.of(self),
+            exact_layout=bool(self._samples or self._repeats() > 1 or random),
+            finds_batch_size=args.auto_find_batch_size,
+        )
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         name = self.args.hub_model_id.split("/")[-1] if self.args.hub_model_id else Path(self.args.output_dir).name
@@ -473,6 +557,8 @@ class ExtTrainer(BaseTrainer):
         if self.args.should_save:
             begin(folder)
         try:
+            if self.args.should_save:
+                RunRecord.of(self).save(folder)
             self._count_tokens()
             # First, so that no checkpoint that is otherwise complete lacks its completions.
             if self._samples and self._rounds is not None:
@@ -511,6 +597,26 @@ class ExtTrainer(BaseTrainer):
 def _has_completions(dataset: AnyDataset) -> bool:
     """Whether the tokenized rows, which are no stream, have completions."""
     return isinstance(dataset, Dataset) and "completion_ids" in dataset.column_names
+
+
+def _workers_for(dataset: IterableDataset, args: ExtConfig) -> int:
+    """Number of worker processes that read a stream: a stream of one part cannot be shared out."""
+    return args.dataloader_num_workers if dataset.num_shards > 1 else 0
+
+
+@contextlib.contextmanager
+def _workers(args: ExtConfig, dataset: Any) -> Iterator[None]:
+    """Inside this context, the config's settings of worker processes are those for `dataset`."""
+    names = ("dataloader_num_workers", "dataloader_persistent_workers", "dataloader_prefetch_factor")
+    before = {name: getattr(args, name) for name in names}
+    if isinstance(dataset, IterableDataset) and not _workers_for(dataset, args):
+        args.dataloader_num_workers, args.dataloader_persistent_workers = 0, False
+        args.dataloader_prefetch_factor = None
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(args, name, value)
 
 
 def _name_of(model: Any) -> str:

@@ -411,7 +411,7 @@ def fails(**_: Any) -> list[float]:
     ("changes", "error", "message"),
     [
         ({"rewards": None}, ValueError, "`reward_funcs` is required"),
-        ({"rows": Dataset.from_list(PROMPTS).to_iterable_dataset()}, TypeError, "is streamed"),
+        ({"rows": Dataset.from_list(PROMPTS).to_iterable_dataset()}, ValueError, "is streamed"),
         ({"rows": [{"text": "x"}]}, DataError, "prompt"),
         ({"rows": [{"prompt": "the " * 300}]}, DataError, "max_length"),
         ({"reward_weights": [1.0, 2.0]}, ValueError, "2 entries for 1"),

@@ -897,11 +897,11 @@ def test_what_cannot_work_is_said(tmp_path: Path, kwargs: dict, words: list[str]
 
 
 def test_wrong_types_and_streams_without_length(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="train_dataset"):
+    with pytest.raises(ValueError, match="train_dataset"):
         PSLETrainer(make_model(10), letter_reward, config(tmp_path), processing_class=make_tokenizer())
     with pytest.raises(TypeError, match="processing_class"):
         trainer(tmp_path, model=make_model(10), processing_class=object())
-    with pytest.raises(ValueError, match="resample_steps"):
+    with pytest.raises(ValueError, match="set `max_steps`"):
         PSLETrainer(
             make_model(10),
             letter_reward,

@@ -756,14 +756,14 @@ def test_error_for_another_vocabulary_says_what_to_do(tmp_path: Path) -> None:
 def test_heads_that_do_not_match_and_wrong_types(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'kind', 'short'.*'reward'"):
         trainer(tmp_path, value_model=value_model(make_tokenizer(), ("kind", "short")))
-    with pytest.raises(TypeError, match="train_dataset"):
+    with pytest.raises(ValueError, match="train_dataset"):
         VASTrainer(make_model(10), args=config(tmp_path), processing_class=make_tokenizer())
     with pytest.raises(TypeError, match="processing_class"):
         trainer(tmp_path, processing_class=object(), model=make_model(10), value_model=make_model(10))
     stream = Dataset.from_list(PROMPTS).to_iterable_dataset()
     common: dict[str, Any] = {"processing_class": make_tokenizer(), "value_model": value_model(make_tokenizer())}
     with pytest.raises(ValueError, match="resample_steps"):
-        VASTrainer(make_model(193), letter_reward, config(tmp_path, max_steps=1), stream, **common)
+        VASTrainer(make_model(193), letter_reward, config(tmp_path, max_steps=1, num_iterations=2), stream, **common)
     scored = Dataset.from_list(ROWS).to_iterable_dataset()
     with pytest.raises(ValueError, match="num_epochs_per_batch=1"):
         VASTrainer(make_model(193), None, config(tmp_path, max_steps=1, num_epochs_per_batch=2), scored, **common)

@@ -3,10 +3,12 @@
 
 """Settings of Proxy-RLHF. Every default states its source."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from trl_ext.training.config import ExtConfig
+from trl_ext.training.trl_settings import FROZEN_MODEL, RESTRICTED_FROZEN_MODEL
 from trl_ext.validation import check_at_least
 
 from .decision_process import FEATURES, FORCED, ORDERS, DecisionProcess
@@ -96,6 +98,21 @@ class ProxyRLHFConfig(ExtConfig):
     """
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = ExtConfig._VALID_DICT_FIELDS
+
+    refused_settings: ClassVar[Mapping[str, str]] = {
+        **ExtConfig.refused_settings,
+        **FROZEN_MODEL,
+        "beta": "called `kl_coef` here, and subtracted from the reward of each token",
+        "num_iterations": "called `num_ppo_epochs` here",
+        "epsilon": "called `cliprange` here",
+        "steps_per_generation": "a round is used for `num_ppo_epochs` x `num_mini_batches` steps: set those",
+        "mask_truncated_completions": "set `missing_eos_penalty`, which lowers the score of truncated completions",
+    }
+    restricted_settings: ClassVar[Mapping[str, Any]] = RESTRICTED_FROZEN_MODEL
+    other_meanings: ClassVar[Mapping[str, str]] = {
+        **ExtConfig.other_meanings,
+        "entropy_coef": "the weight of the entropy of the proxy's decisions; in GRPO, of the tokens' entropy",
+    }
 
     top_k: int = field(default=20, metadata={"help": "Candidates are among the k likeliest tokens; at least 2."})
     num_generations: int = field(default=1, metadata={"help": "Completions sampled per prompt."})
@@ -196,6 +213,10 @@ class ProxyRLHFConfig(ExtConfig):
         if self.advantage_estimator == "rloo" and self.num_generations < 2:
             raise ValueError(
                 "advantage_estimator='rloo' compares completions of a prompt: set num_generations to 2 or more."
+            )
+        if self.cache_implementation:
+            raise ValueError(
+                "`cache_implementation` is not supported: candidates need a cache of their own. Remove it."
             )
         if self.generation_kwargs:
             raise ValueError(

@@ -37,7 +37,6 @@ from trl_ext.training.frozen_model import load_frozen, place_frozen, sampling_ba
 from trl_ext.training.meters import Meters
 from trl_ext.training.returns import gae
 from trl_ext.training.rollouts import score_round
-from trl_ext.training.row_order import RepeatedSteps
 from trl_ext.training.statistics import whitened
 from trl_ext.training.trainer import EvalDataset, ExtTrainer
 
@@ -206,9 +205,8 @@ class ProxyRLHFTrainer(ExtTrainer):
 
     # ---------------------------------------------------------------------------------------------------- batches
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        return RepeatedSteps.of(self, dataset, self.args.updates_per_round)
+    def _repeats(self) -> int:
+        return self.args.updates_per_round
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
@@ -308,7 +306,7 @@ class ProxyRLHFTrainer(ExtTrainer):
     def _roll_out(self, rows: list[dict[str, Any]], mode: str) -> tuple[ProxyCompletions, torch.Tensor]:
         """Generate, score and log completions for `rows`. Scores (N,) are NaN where no reward function applies."""
         args, process = self.args, self.args.process()
-        train = mode == "train"
+        train, k = mode == "train", args.completions_per_prompt(mode)
         # Every evaluation uses the same random numbers, which differ between its batches.
         step = self.state.global_step if train else -1 - self._eval_batches
         prompts = [row["prompt_ids"] for row in rows]
@@ -321,7 +319,7 @@ class ProxyRLHFTrainer(ExtTrainer):
         ):
             completions = complete(
                 self.llm, self._proxy(), process, prompts,
-                seeds=_seeds(rows, args.seed, step, args.num_generations),
+                seeds=_seeds(rows, args.seed, step, k),
                 max_new_tokens=args.max_completion_length, max_length=self._max_length,
                 eos=eos_token_ids(self.language_model, self._tokenizer), pad=pad_token_id(self._tokenizer),
                 batch_size=sampling_batch_size(self),
@@ -331,7 +329,6 @@ class ProxyRLHFTrainer(ExtTrainer):
             )  # fmt: skip
         texts = self._tokenizer.batch_decode(completions.ids, skip_special_tokens=True)
         flat = list(map(Completion, texts, completions.ids, completions.ended))
-        k = args.num_generations
         groups = [flat[i : i + k] for i in range(0, len(flat), k)]
         sampled = score_round(rows, groups, self.rewards, args.reward_weights, trainer_state=self.state)
         scores = torch.tensor(sampled.table["score"])
@@ -478,12 +475,13 @@ def _check_arguments(
             "the proxy are. Remove it; for a language model with an adapter, pass that model."
         )
     if isinstance(train_dataset, IterableDataset):
-        raise TypeError(
+        raise ValueError(
             "`train_dataset` is streamed, but the rows of a round are read once for each of its updates. Load it "
             "(`Dataset.from_list(list(stream.take(n)))`)."
         )
     if not isinstance(train_dataset, Dataset):
-        raise TypeError(f"`train_dataset` is required and must be a `Dataset`, got `{type(train_dataset).__name__}`.")
+        kind = ValueError if train_dataset is None else TypeError  # as TRL
+        raise kind(f"`train_dataset` is required and must be a `Dataset`, got `{type(train_dataset).__name__}`.")
     if not reward_funcs:
         raise ValueError(
             "`reward_funcs` is required: the proxy learns from their scores of completions "

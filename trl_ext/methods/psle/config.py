@@ -4,7 +4,9 @@
 """Settings of PSLE (PLE), with the source of every default."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from trl_ext.training.engine import EngineConfig
 
@@ -107,6 +109,12 @@ class PSLEConfig(EngineConfig):
     > [!NOTE]
     > `per_device_train_batch_size` counts prompts, each with all of its completions.
     """
+
+    other_meanings: ClassVar[Mapping[str, str]] = {
+        **EngineConfig.other_meanings,
+        "num_iterations": "the number of times that completions are generated for the entire dataset and trained on; "
+        "in GRPO, the updates on each batch",
+    }
 
     learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate."})
     num_train_epochs: float = field(

@@ -30,6 +30,7 @@ from trl_ext.training.checkpoints import last_checkpoint
 from trl_ext.training.online_trainer import OnlineTrainer
 from trl_ext.training.predictions import completion_table
 from trl_ext.training.rollouts import Round
+from trl_ext.training.rounds import resample_stream
 from trl_ext.training.trainer import EvalDataset
 from trl_ext.upstream import global_then_local_main_first
 
@@ -184,11 +185,12 @@ class PSLETrainer(OnlineTrainer):
     def _check_arguments(args: PSLEConfig, reward_funcs: Any, dataset: Any, optimizers: Any) -> None:
         if not reward_funcs:
             raise ValueError("`reward_funcs` are required: PSLE learns from the rewards of the policy's completions.")
-        if isinstance(dataset, IterableDataset) and (not args.resample_steps or args.max_steps <= 0):
+        if isinstance(dataset, IterableDataset) and args.max_steps <= 0:
             raise ValueError(
-                "A streamed dataset has no length, so an iteration cannot be a pass over it: set `resample_steps` and "
-                "`max_steps` (an iteration is then `max_steps` / `num_iterations` steps)."
+                "A streamed dataset has no length, so an iteration cannot be a pass over it: set `max_steps` (an "
+                "iteration is then `max_steps` / `num_iterations` steps)."
             )
+        resample_stream(args, dataset)
         if args.sft_epochs and any(part is not None for part in optimizers):
             raise ValueError(
                 "`optimizers` cannot be used for both the warm-up and the iterations: leave out either them or "
@@ -288,11 +290,12 @@ class PSLETrainer(OnlineTrainer):
         """Generate completions for `rows` with and without a principle, score them, and log their metrics."""
         args = self.args
         start = time.perf_counter()
-        with self._seeded(mode), self.engine.generating(self) as generate:
+        with self._seeded(mode), self.engine.generating(self, mode) as generate:
             completions = both_views(rows, self.iterations.number, generate)
         generated = time.perf_counter()
-        guided = bool(rows) and len(completions[0]) > args.num_generations
-        marks = view_marks(args.num_generations, guided)
+        k = args.completions_per_prompt(mode)
+        guided = bool(rows) and len(completions[0]) > k
+        marks = view_marks(k, guided)
         # `prompt` is the plain one: reward functions never see a principle, unless it is a column of the rows.
         plain_rows = [{name: value for name, value in row.items() if name != "guided_ids"} for row in rows]
         sampled = self._score(plain_rows, completions, mode, marks=marks)
@@ -460,6 +463,7 @@ class PSLETrainer(OnlineTrainer):
         return output
 
     def _restore_state(self, folder: Path | None) -> None:
+        super()._restore_state(folder)
         self.iterations = Iterations(self.args.threshold)
         if folder is None:
             return
@@ -474,6 +478,7 @@ class PSLETrainer(OnlineTrainer):
         return folder / f"iterations_{self.accelerator.process_index}.json"
 
     def _save_state(self, folder: Path) -> None:
+        super()._save_state(folder)
         self.iterations.save(self._state_file(folder))
 
 

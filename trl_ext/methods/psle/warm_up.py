@@ -13,7 +13,6 @@ import torch
 from datasets import Dataset
 from transformers import EarlyStoppingCallback
 
-from trl_ext.training.nonfinite import LossGuard
 from trl_ext.training.online_trainer import OnlineTrainer
 from trl_ext.training.trainer import ExtTrainer
 
@@ -46,10 +45,10 @@ class WarmUpTrainer(ExtTrainer):
         super().__init__(
             trainer.model, _config(trainer.args), data_collator=trainer.data_collator, train_dataset=dataset
         )
-        # The warm-up has a guard of its own, and no evaluations by which a run could be stopped early.
-        left_out = (LossGuard, EarlyStoppingCallback)
-        others = [each for each in trainer.callback_handler.callbacks if not isinstance(each, left_out)]
-        self.callback_handler.callbacks = [*others, self._guard]
+        others = [each for each in trainer.callback_handler.callbacks if each not in trainer._own_callbacks]
+        # There are no evaluations by which a run could be stopped early.
+        others = [each for each in others if not isinstance(each, EarlyStoppingCallback)]
+        self.callback_handler.callbacks = [*others, *self._own_callbacks]
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device

@@ -3,7 +3,9 @@
 
 """Settings of RRHF, with the source of every default."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from trl_ext.training.engine import EngineConfig
 
@@ -64,6 +66,12 @@ class RRHFConfig(EngineConfig):
     > The paper trains on 64 prompts per step. `per_device_train_batch_size` counts prompts, each with all of its
     > completions; its default (8) with `gradient_accumulation_steps=8` gives 64 on one device.
     """
+
+    refused_settings: ClassVar[Mapping[str, str]] = {
+        **EngineConfig.refused_settings,
+        "num_iterations": "in GRPO, the updates on each batch of completions; here `resample_epochs` sets for how "
+        "many epochs completions are used",
+    }
 
     learning_rate: float = field(default=2e-5, metadata={"help": "The initial learning rate."})
     num_train_epochs: float = field(default=3.0, metadata={"help": "Total number of training epochs to perform."})

@@ -26,6 +26,7 @@ from trl_ext.rewards.functions import RewardFunc
 from trl_ext.training.online_trainer import OnlineTrainer
 from trl_ext.training.predictions import completion_table
 from trl_ext.training.rollouts import Round
+from trl_ext.training.rounds import resample_stream
 from trl_ext.training.trainer import EvalDataset
 
 from .config import RRHFConfig
@@ -187,8 +188,10 @@ class RRHFTrainer(OnlineTrainer):
         ranks = isinstance(dataset, Dataset) and not samples and args.rank_weight
         if ranks and all(len(ids) < 2 for ids in dataset["completion_ids"]):
             logger.warning("Every row has one completion: there are no pairs to rank, and only the SFT loss is left.")
-        if isinstance(dataset, IterableDataset) and samples and not args.resample_steps:
+        if isinstance(dataset, IterableDataset) and args.resample_epochs:
             raise ValueError("A streamed dataset cannot be resampled by epochs: set `resample_steps`.")
+        if samples:
+            resample_stream(args, dataset)
         return samples
 
     @staticmethod
@@ -205,7 +208,7 @@ class RRHFTrainer(OnlineTrainer):
     # --------------------------------------------------------------------------------------------------- sampling
 
     def _sample_round(self, rows: list[dict[str, Any]], mode: str = "train") -> Round:
-        with self._seeded(mode), self.engine.generating(self) as generate:
+        with self._seeded(mode), self.engine.generating(self, mode) as generate:
             completions = generate([row["prompt_ids"] for row in rows])
         keep = self.args.keep_dataset_completions and mode == "train"
         sampled = self._score(rows, completions, mode, keep_dataset_completions=keep)

@@ -3,11 +3,13 @@
 
 """Settings of VAS. Every default states its source."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from trl_ext.logprobs.shared_prefix import SHARED_PREFIX_SETTINGS
 from trl_ext.training.config import ExtConfig
+from trl_ext.training.trl_settings import FROZEN_MODEL, RESTRICTED_FROZEN_MODEL
 
 from .value_model.config import FORMS
 
@@ -74,6 +76,10 @@ class VASConfig(ExtConfig):
         resample_steps (`int`, *optional*, defaults to `0`):
             Generate the samples for this many optimizer steps at a time, instead of for the complete dataset.
             Required for a streamed prompt-only dataset. `0`: for the complete dataset.
+        steps_per_generation (`int`, *optional*, defaults to `0`):
+            TRL's unit of `resample_steps`: micro-batches instead of optimizer steps. `0`: not set.
+        mask_truncated_completions (`bool`, *optional*, defaults to `False`):
+            Whether generated completions that `max_completion_length` cut off are left out of the loss.
         num_generations (`int`, *optional*, defaults to `4`):
             Completions sampled per prompt.
 
@@ -104,6 +110,16 @@ class VASConfig(ExtConfig):
     """
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = [*ExtConfig._VALID_DICT_FIELDS, "value_model_init_kwargs"]
+
+    none_is_zero: ClassVar[tuple[str, ...]] = (*ExtConfig.none_is_zero, "steps_per_generation")
+
+    refused_settings: ClassVar[Mapping[str, str]] = {**ExtConfig.refused_settings, **FROZEN_MODEL}
+    restricted_settings: ClassVar[Mapping[str, Any]] = RESTRICTED_FROZEN_MODEL
+    other_meanings: ClassVar[Mapping[str, str]] = {
+        **ExtConfig.other_meanings,
+        "num_iterations": "the number of rounds of sampling and training; in GRPO, the updates on each batch, which "
+        "are `num_epochs_per_batch` here",
+    }
 
     learning_rate: float = field(default=1.41e-5, metadata={"help": "The initial learning rate."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Total number of training epochs to perform."})
@@ -170,6 +186,14 @@ class VASConfig(ExtConfig):
         metadata={"help": "Generate completions for this many optimizer steps at a time. 0 means for all prompts."},
     )
 
+    steps_per_generation: int = field(
+        default=0,
+        metadata={"help": "The same in micro-batches, as in TRL, instead of `resample_steps`. 0: not set."},
+    )
+
+    mask_truncated_completions: bool = field(
+        default=False, metadata={"help": "Whether generated completions that were cut off are left out of the loss."}
+    )
     shared_prefix: str = field(
         default="auto",
         metadata={
@@ -204,7 +228,7 @@ class VASConfig(ExtConfig):
             "action_rank",
         ):
             self._at_least(name, 1)
-        self._at_least("resample_steps", 0)
+        self.set_resample_steps()
         self._at_least("calibration_rollouts", 0)
         if self.heads is not None and len(set(self.heads)) < len(self.heads):
             raise ValueError(f"`heads` must have different names, got {self.heads}.")

@@ -34,8 +34,7 @@ from trl_ext.training.frozen_model import load_frozen, place_frozen, sampling_ba
 from trl_ext.training.predictions import completion_table
 from trl_ext.training.returns import discounted_sums, td_lambda
 from trl_ext.training.rollouts import Rollout, Round, score_round
-from trl_ext.training.rounds import RolloutSchedule
-from trl_ext.training.row_order import RepeatedSteps
+from trl_ext.training.rounds import RolloutSchedule, resample_stream
 from trl_ext.training.statistics import RunningColumns
 from trl_ext.training.trainer import EvalDataset, ExtTrainer
 
@@ -243,10 +242,12 @@ class VASTrainer(ExtTrainer):
         if self.rewards and not samples and not args.calibration_rollouts:
             logger.warning("The train dataset has completions: `reward_funcs` are used in evaluation only.")
         if isinstance(dataset, IterableDataset):
-            if samples and not args.resample_steps:
-                raise ValueError("A streamed dataset has no epochs to sample for: set `resample_steps`.")
             if args.num_epochs_per_batch > 1:
                 raise ValueError("A streamed dataset is read once: set num_epochs_per_batch=1.")
+            if args.num_iterations > 1:
+                raise ValueError("A streamed dataset has no epochs for `num_iterations` rounds: set `resample_steps`.")
+            if samples:
+                resample_stream(args, dataset)
         return samples
 
     def _epochs_per_round(self) -> int:
@@ -254,11 +255,8 @@ class VASTrainer(ExtTrainer):
 
     # ---------------------------------------------------------------------------------------------------- sampling
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        if self.args.num_epochs_per_batch == 1:
-            return super()._get_train_sampler(train_dataset)
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        return RepeatedSteps.of(self, dataset, self.args.num_epochs_per_batch)
+    def _repeats(self) -> int:
+        return self.args.num_epochs_per_batch
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
@@ -304,7 +302,7 @@ class VASTrainer(ExtTrainer):
                     policy,
                     self._tokenizer,
                     [row["prompt_ids"] for row in rows],
-                    args.generation_settings(),
+                    args.generation_settings(mode),
                     batch_size=sampling_batch_size(self),
                     processors=self._guides() if guided else None,
                 )
@@ -312,6 +310,7 @@ class VASTrainer(ExtTrainer):
             sampled = score_round(
                 rows, completions, self.rewards, args.reward_weights, max_length=args.max_length,
                 tokenizer=self._tokenizer, trainer_state=self.state,
+                keep_truncated=not args.mask_truncated_completions or mode != "train",
             )  # fmt: skip
             self._log_round(sampled, mode)
         if mode == "train" and args.normalize_rewards and not self._round():

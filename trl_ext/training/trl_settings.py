@@ -1,0 +1,174 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Settings of TRL and transformers that the configs here do not take, or not with every value, and why.
+
+Every setting of TRL's `DPOConfig` and `GRPOConfig` is a field of our configs under the same name, or is in `REFUSED`;
+a test compares the two, so that a release of TRL shows what is new. A method adds its own reasons in its config
+(`refused_settings`).
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from trl_ext.validation import require
+
+
+def _for(names: str, reason: str) -> dict[str, str]:
+    return dict.fromkeys(names.split(), reason)
+
+
+_NOT_OUR_LOSS = "a setting of {} loss, which is not computed here: remove it"
+
+# Settings that do not exist here, with the reason or the alternative. Errors show them for a name that is not a field.
+REFUSED: dict[str, str] = {
+    **_for(
+        "loss_weights ld_alpha f_divergence_type f_alpha_divergence_coef label_smoothing use_weighting discopop_tau "
+        "reference_free rpo_alpha",
+        _NOT_OUR_LOSS.format("DPO's"),
+    ),
+    **_for(
+        "epsilon delta epsilon_high sapo_temperature_neg sapo_temperature_pos vespo_k_pos vespo_lambda_pos "
+        "vespo_k_neg vespo_lambda_neg importance_sampling_level multi_objective_aggregation scale_rewards "
+        "top_entropy_quantile entropy_coef use_adaptive_entropy entropy_coef_min entropy_coef_max entropy_coef_delta "
+        "entropy_target off_policy_mask_threshold use_bias_correction_kl vllm_importance_sampling_correction "
+        "vllm_importance_sampling_mode vllm_importance_sampling_clip_max vllm_importance_sampling_clip_min "
+        "vllm_importance_sampling_cap",
+        _NOT_OUR_LOSS.format("GRPO's"),
+    ),
+    "loss_type": _NOT_OUR_LOSS.format("DPO's or GRPO's"),
+    **_for(
+        "precompute_ref_log_probs precompute_ref_batch_size",
+        "the reference scores completions that training generates, which do not exist before it: remove it; with "
+        "`beta: 0` no reference is in memory",
+    ),
+    "padding_free": "a prompt is read once for all of its completions instead (`shared_prefix`), and TRL 1.16 ignores "
+    "it: remove it",
+    "num_iterations": "in GRPO, the updates on each batch of completions; this method has no such number",
+    "max_tool_calling_iterations": "no tools are called in training: remove it",
+    "log_multimodal": "rows have no images: remove it",
+    "log_completions_hub_repo": "`log_completions` saves all completions under `output_dir/completions`: upload that "
+    "folder (`hf upload`)",
+    "use_transformers_paged": "called `use_transformers_continuous_batching` now",
+    "max_prompt_length": "TRL has removed it: set `max_length`, which drops rows whose prompt alone is this long",
+    # Names that transformers 5 has changed or removed, as older scripts and recipes write them.
+    "torch_dtype": "called `dtype` now (on the command line and in YAML; in Python: `model_init_kwargs`)",
+    "group_by_length": "write `train_sampling_strategy: group_by_length`",
+    "evaluation_strategy": "called `eval_strategy` now",
+    "warmup_ratio": "set `warmup_steps` to a number below 1, the share of all steps",
+    "no_cuda": "called `use_cpu` now",
+    "adafactor": "set `optim: adafactor`",
+    "include_tokens_per_second": "`num_tokens` is always logged: remove it",
+    "overwrite_output_dir": "a run continues only with `resume_from_checkpoint`: remove it",
+    "logging_dir": "set the environment variable `TENSORBOARD_LOGGING_DIR`",
+    "save_safetensors": "weights are always saved as safetensors: remove it",
+    "push_to_hub_model_id": "called `hub_model_id` now",
+    "push_to_hub_token": "called `hub_token` now",
+    "include_inputs_for_metrics": "batches are lists of token ids without padding, which no metric can concatenate",
+}
+
+
+# The same for methods whose language model is not trained.
+FROZEN_MODEL: dict[str, str] = {
+    **_for(
+        "beta sync_ref_model ref_model_mixup_alpha ref_model_sync_steps",
+        "the language model is not trained, so there is no reference model: remove it",
+    ),
+    **_for(
+        "use_vllm vllm_mode vllm_model_impl vllm_enable_sleep_mode vllm_structured_outputs_regex vllm_server_base_url "
+        "vllm_server_host vllm_server_port vllm_server_timeout vllm_group_port vllm_gpu_memory_utilization "
+        "vllm_max_model_length vllm_tensor_parallel_size",
+        "vLLM cannot be guided in training; to train on completions that vLLM generates, make them with "
+        "`trl-ext sample`",
+    ),
+    **_for(
+        "use_transformers_continuous_batching transformers_continuous_batching_config use_transformers_paged",
+        "continuous batching cannot be guided in training: remove it",
+    ),
+}
+
+
+def _is(*values: Any) -> Callable[[Any], bool]:
+    return lambda value: value in values
+
+
+# Settings of transformers that every config inherits: the values that work, and why no others do.
+RESTRICTED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "label_smoothing_factor": (
+        _is(0, None),
+        "the losses here have no labels that could be smoothed; set it to 0",
+    ),
+    "label_names": (
+        _is(None),
+        "batches have no label columns; scores are the labels of `compute_metrics`. Leave it out",
+    ),
+    "include_for_metrics": (
+        lambda value: "inputs" not in (value or ()),
+        "batches are lists of token ids without padding, which no metric can concatenate; leave out 'inputs'",
+    ),
+    "include_num_input_tokens_seen": (_is("no"), "`num_tokens`, without padding, is always logged. Leave it out"),
+    "average_tokens_across_devices": (
+        _is(True, None),
+        "a step's loss is always the mean over all processes, whatever it is split into; set it to true",
+    ),
+}
+
+
+# The same for methods that train a small model beside a frozen language model.
+RESTRICTED_FROZEN_MODEL: dict[str, tuple[Callable[[Any], bool], str]] = RESTRICTED | {
+    "use_liger_kernel": (
+        _is(False, None),
+        "it replaces layers of the model that is trained, and the language model is frozen; for Hub kernels set "
+        "`model_init_kwargs: {use_kernels: true}`",
+    ),
+}
+
+
+def check_restricted(config: Any, restricted: Mapping[str, tuple[Callable[[Any], bool], str]]) -> None:
+    """
+    Check settings of transformers that have no effect here with other values.
+
+    Raises:
+        `ValueError`: One of them has such a value; the message says why.
+    """
+    for name, (works, reason) in restricted.items():
+        value = getattr(config, name, None)
+        require(works(value), f"`{name}` cannot be {value!r}: {reason}.")
+
+
+# Kernels of Liger that replace what computes the loss: log-probabilities come from a fused head of our own.
+_LIGER_LOSSES = ("fused_linear_cross_entropy", "cross_entropy")
+
+
+def liger_config(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """
+    The config of Liger's kernels with which they replace layers, and not the loss.
+
+    Raises:
+        `ValueError`: The given config asks for a kernel of the loss.
+    """
+    for name in _LIGER_LOSSES:
+        require(
+            not (given or {}).get(name),
+            f"`liger_kernel_config` cannot have {name!r}: log-probabilities are computed by a fused head already. "
+            "Leave it out.",
+        )
+    return {**dict.fromkeys(_LIGER_LOSSES, False), **(given or {})}
+
+
+# Names that TRL has too, with another meaning: shown once, when one of them is set.
+OTHER_MEANINGS: dict[str, str] = {
+    "generation_batch_size": "the number of sequences that a device generates at once; in GRPO, the completions of a "
+    "round. Here `resample_steps` sets how long completions are used",
+    "beta": "the coefficient of a KL term that is subtracted from the score of a generated completion; in GRPO and "
+    "DPO it is part of the loss",
+}
+
+
+def notes_on(config: Any, meanings: Mapping[str, str]) -> Iterable[str]:
+    """A sentence for each setting of a config that is not at its default and means something else in TRL."""
+    for name, meaning in meanings.items():
+        each = type(config).__dataclass_fields__.get(name)
+        if each is not None and getattr(config, name) not in (each.default, None):
+            yield f"`{name}` is {meaning}."
