@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, processors
 from transformers import PreTrainedTokenizerFast
 
+from trl_ext.data.chat_template import use_chat_template
 from trl_ext.data.schema import DataError, check_row
-from trl_ext.data.tokenization import encode_prompt, left_padded, prepare_dataset, tokenize_row, use_chat_template
+from trl_ext.data.tokenization import encode_prompt, left_padded, prepare_dataset, tokenize_row
 from trl_ext.models.tokenizers import ensure_pad_token, load_tokenizer
 
 
@@ -113,15 +114,15 @@ def merging_tokenizer():
 
 
 def test_tokens_that_merge_across_the_boundary(merging_tokenizer):
-    """ "da" + "b" is tokenized as d, ab: the model generates "ab" after "d", so the prompt ends before "a"."""
+    """ "da" + "b" is tokenized as d, ab. Generation asks with d, a: the completion follows these."""
     row = {"prompt": "da", "completions": ["b", "d"], "scores": [1.0, 0.0]}
     tokens = tokenize_row(row, merging_tokenizer)
-    assert merging_tokenizer.convert_ids_to_tokens(tokens["prompt_ids"]) == ["d"]
-    assert completion_tokens(merging_tokenizer, tokens) == [["ab", "<eos>"], ["a", "d", "<eos>"]]
+    assert merging_tokenizer.convert_ids_to_tokens(tokens["prompt_ids"]) == ["d", "a"]
+    assert completion_tokens(merging_tokenizer, tokens) == [["b", "<eos>"], ["d", "<eos>"]]
 
 
 def test_a_prompt_whose_only_token_merges_with_a_completion(merging_tokenizer):
-    """The model needs a token to continue: the prompt stays, and the completions are tokenized separately."""
+    """The prompt stays, and the completion is tokenized by itself."""
     row = {"prompt": "a", "completions": ["b", "d"], "scores": [1.0, 0.0], "ended": [True, False]}
     tokens = tokenize_row(row, merging_tokenizer)
     assert merging_tokenizer.convert_ids_to_tokens(tokens["prompt_ids"]) == ["a"]
@@ -145,13 +146,13 @@ def test_prompt_and_completion_decode_to_the_complete_text(prompt, completions, 
     ended = data.draw(st.lists(st.booleans(), min_size=len(completions), max_size=len(completions)))
     row = {"prompt": prompt, "completions": completions, "scores": [0.0] * len(completions), "ended": ended}
     tokens = tokenize_row(row, tokenizer)
-    assert tokens["prompt_ids"]
     texts = [prompt + completion + "<eos>" * flag for completion, flag in zip(completions, ended, strict=True)]
-    merged_away = any(tokenizer(text)["input_ids"][0] != tokens["prompt_ids"][0] for text in texts)
+    assert tokens["prompt_ids"] == tokenizer(prompt)["input_ids"]
     for text, ids in zip(texts, tokens["completion_ids"], strict=True):
         assert tokenizer.decode(tokens["prompt_ids"] + ids) == text
-        assert merged_away or tokens["prompt_ids"] + ids == tokenizer(text)["input_ids"]
-    assert tokens["prompt_ids"] == tokenizer(prompt)["input_ids"][: len(tokens["prompt_ids"])]
+        together = tokenizer(text)["input_ids"]
+        merges = together[: len(tokens["prompt_ids"])] != tokens["prompt_ids"]
+        assert merges or tokens["prompt_ids"] + ids == together
 
 
 # ----------------------------------------------------------------------------------------------------- conversations

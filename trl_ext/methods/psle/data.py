@@ -12,6 +12,8 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from trl_ext.data.chat_template import template_kwargs
+from trl_ext.data.sampled_ids import ID_COLUMNS
 from trl_ext.data.schema import AnyDataset, DataError, column_names, first_row, with_check
 from trl_ext.data.tokenization import encode_prompt, prepare_dataset
 
@@ -22,7 +24,7 @@ from .config import PSLEConfig
 PLAIN, GUIDED = 0, 1
 
 # Columns that are ignored: PSLE takes prompts, as GRPO does, and generates the completions itself.
-_COMPLETION_COLUMNS = ("completion", "completions", "chosen", "rejected", "scores", "ended")
+_COMPLETION_COLUMNS = ("completion", "completions", "chosen", "rejected", "scores", "ended", *ID_COLUMNS)
 
 
 @dataclass
@@ -164,7 +166,12 @@ def prepare_prompts(
     dataset = dataset.remove_columns([column for column in _COMPLETION_COLUMNS if column in column_names(dataset)])
     kwargs: dict[str, Any] = {"num_proc": args.dataset_num_proc} if isinstance(dataset, Dataset) else {}
     dataset, dropped = prepare_dataset(
-        dataset, tokenizer, name=name, max_length=args.max_length, num_proc=args.dataset_num_proc
+        dataset,
+        tokenizer,
+        name=name,
+        max_length=args.max_length,
+        num_proc=args.dataset_num_proc,
+        chat_template_kwargs=args.chat_template_kwargs,  # type: ignore[arg-type]
     )
 
     def guide(row: dict[str, Any]) -> dict[str, Any]:
@@ -191,11 +198,8 @@ def _guided_ids(
     row: dict[str, Any], principle: str, tokenizer: PreTrainedTokenizerBase, args: PSLEConfig
 ) -> list[int]:
     prompt = with_principle(row["prompt"], principle, args.principle_role, args.principle_template)
-    tools, kwargs = row.get("tools"), dict(row.get("chat_template_kwargs") or {})
-    if tools:
-        kwargs["tools"] = json.loads(tools) if isinstance(tools, str) else tools
     try:
-        ids = encode_prompt(tokenizer, prompt, **kwargs)
+        ids = encode_prompt(tokenizer, prompt, **template_kwargs(row))
     except DataError:
         raise
     except Exception as error:  # a chat template can raise any error
@@ -265,19 +269,48 @@ def prepare_sft_dataset(
             "`prompt` and `completion`, `messages`, or `text`."
         )
 
-    def as_scored(row: dict[str, Any]) -> dict[str, Any]:
+    def as_scored(row: dict[str, Any], index: int) -> dict[str, Any]:
         if form == ("messages",):
             prompt, completion = row["messages"][:-1], row["messages"][-1:]
         elif form == ("text",):
-            prompt, space, tail = row["text"].partition(" ")  # without a prompt, the first word takes its place
-            completion = space + tail
+            prompt, completion = _first_token(row["text"], tokenizer, index)
         else:
             prompt, completion = row["prompt"], row["completion"]
         return {"prompt": prompt, "completions": [completion], "scores": [0.0]}
 
     first_row(dataset, "SFT")
-    scored = dataset.map(as_scored, remove_columns=columns)
-    return prepare_dataset(scored, tokenizer, name="SFT", max_length=args.max_length, num_proc=args.dataset_num_proc)
+    kept = [column for column in ("tools", "chat_template_kwargs") if column in columns]
+    scored = dataset.map(
+        as_scored, with_indices=True, remove_columns=[column for column in columns if column not in kept]
+    )
+    return prepare_dataset(
+        scored,
+        tokenizer,
+        name="SFT",
+        max_length=args.max_length,
+        num_proc=args.dataset_num_proc,
+        chat_template_kwargs=args.chat_template_kwargs,  # type: ignore[arg-type]
+    )
+
+
+def _first_token(text: Any, tokenizer: PreTrainedTokenizerBase, index: int) -> tuple[str, str]:
+    """The first token of a text, which takes the place of a prompt, and the rest, as texts."""
+    if not isinstance(text, str) or not text:
+        raise DataError(
+            f"Row {index} of the SFT dataset, column 'text': must be text that is not empty, got {text!r}."
+        )
+    if tokenizer.is_fast:
+        offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        end = next((end for _, end in offsets if end), len(text))
+    else:
+        first = tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"][:1])
+        end = len(first) if first and text.startswith(first) else 1
+    if end >= len(text):
+        raise DataError(
+            f"Row {index} of the SFT dataset, column 'text': {text!r} is one token, so there is nothing to predict. "
+            "Remove the row."
+        )
+    return text[:end], text[end:]
 
 
 # ------------------------------------------------------------------------------------------------------------ pairs
