@@ -41,15 +41,21 @@ class PromptArguments:
         },
     )
 
-    def check_prompts(self) -> None:
-        """Parse `chat_template_kwargs`, which a command line passes as JSON. Raise a `ValueError` if it is none."""
+    @property
+    def template_kwargs(self) -> dict[str, Any]:
+        """`chat_template_kwargs` as a dictionary. A command line passes it as JSON."""
         given = self.chat_template_kwargs or {}
         try:
-            self.chat_template_kwargs = json.loads(given) if isinstance(given, str) else given
+            found = json.loads(given) if isinstance(given, str) else given
         except json.JSONDecodeError as error:
             raise ValueError(f"`chat_template_kwargs` must be a JSON mapping, got {given!r}: {error}.") from None
-        if not isinstance(self.chat_template_kwargs, dict):
+        if not isinstance(found, dict):
             raise ValueError(f"`chat_template_kwargs` must be a mapping, got {given!r}.")
+        return found
+
+    def check_prompts(self) -> None:
+        """Raise a `ValueError` if `chat_template_kwargs` is no mapping."""
+        assert isinstance(self.template_kwargs, dict)
 
 
 @dataclass

@@ -148,7 +148,7 @@ def run(args: EvaluateArguments, loading: LoadingArguments, decodings: Sequence[
     rows = load_prompts(
         str(args.dataset_name), args.dataset_config, args.dataset_test_split, limit=args.max_num_prompts
     )
-    rows = [with_template_kwargs(row, args.chat_template_kwargs) for row in rows]
+    rows = [with_template_kwargs(row, args.template_kwargs) for row in rows]
     rewards = load_rewards(args.rewards, trust_remote_code=loading.trust_remote_code)
     models = _models(args, loading, decodings, is_conversational(rows[0]))
     report = Report(

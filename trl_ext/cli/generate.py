@@ -171,7 +171,7 @@ def _load(
     ]
     if policy is not None and not policies:
         policies = [policy]
-    return Completer(policies, args.settings(), args.seed, args.chat_template_kwargs), policies[0].tokenizer
+    return Completer(policies, args.settings(), args.seed, args.template_kwargs), policies[0].tokenizer
 
 
 def _check_chat(args: GenerateArguments, completer: Completer, tokenizer: PreTrainedTokenizerBase) -> None:

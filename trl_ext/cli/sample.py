@@ -178,7 +178,7 @@ def run(args: SampleArguments, loading: LoadingArguments, prog: str = "trl-ext s
         own_columns,
         deduplicate=args.deduplicate,
         best_first=args.best_first,
-        chat_template_kwargs=args.chat_template_kwargs,
+        chat_template_kwargs=args.template_kwargs,
         seed=args.seed,
         progress=progress,
         name_sources=len(args.model_name_or_path) + len(own_columns) > 1 or "sources" in dataset.column_names,

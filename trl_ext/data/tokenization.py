@@ -275,6 +275,7 @@ def prepare_dataset(
     columns = column_names(dataset)
     if "completions" not in columns:  # then these are of completions that the dataset does not have
         dataset = dataset.remove_columns([column for column in ID_COLUMNS if column in columns])
+        columns = [column for column in columns if column not in ID_COLUMNS]
     digest = _digest(columns, tokenizer)
 
     def tokenize(row: dict[str, Any], index: int) -> dict[str, Any]:

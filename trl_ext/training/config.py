@@ -298,11 +298,11 @@ class ExtConfig(BaseConfig):
             return 128 if self.device.type == "neuron" else 0
         if isinstance(value, int):
             return value
-        if value.lower() in ("none", "null"):
+        if str(value).lower() in ("none", "null"):
             return 0
-        if not value.isdecimal():
+        if not str(value).isdecimal():
             raise ValueError(f"`pad_to_multiple_of` must be a whole number or 'auto', got {value!r}.")
-        return int(value)
+        return int(str(value))
 
     def _check_choices(self) -> None:
         """Raise a `ValueError` for a setting that is not one of the choices of its field."""
