@@ -32,6 +32,7 @@ def make_trainer(
     *,
     eval_rows: list[dict[str, Any]] | None = None,
     chat: bool = False,
+    tokenizer: Any = None,
     reward_funcs: Any = letter_reward,
     compute_metrics: Any = None,
     **settings: Any,
@@ -45,11 +46,12 @@ def make_trainer(
         rows (`list[dict]`, *optional*): Its dataset.
         eval_rows (`list[dict]`, *optional*): What it is evaluated on.
         chat (`bool`, *optional*): Whether the tokenizer has a chat template.
+        tokenizer (*optional*): Another tokenizer.
         reward_funcs (*optional*): A reward that falls and rises with letters, unless another is given.
         compute_metrics (`Callable`, *optional*): Its argument of this name.
         settings: Fields of its config.
     """
-    tokenizer = make_tokenizer(chat=chat)
+    tokenizer = tokenizer or make_tokenizer(chat=chat)
     made = discover().methods[method].method
     defaults = {
         "max_completion_length": 6,

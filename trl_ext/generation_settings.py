@@ -250,6 +250,13 @@ def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     return sorted({i for i in ids if i is not None})
 
 
+def stop_at_eos_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Add the tokenizer's end-of-sequence token to those that end generation, in the configs that a model saves."""
+    model.config.get_text_config().eos_token_id = tokenizer.eos_token_id
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.eos_token_id = eos_token_ids(model, tokenizer)
+
+
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Id of the padding token; the end-of-sequence token if the tokenizer has none."""
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id

@@ -12,11 +12,13 @@ from dataset_rows import CHAT, EOS, PLAIN, USER, assistant, completion_texts, co
 from datasets import Dataset, IterableDataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from thinking import make_byte_tokenizer
 from tokenizers import Tokenizer, decoders, models, processors
 from transformers import PreTrainedTokenizerFast
 
+from trl_ext.data.chat_template import use_chat_template
 from trl_ext.data.schema import DataError, check_row
-from trl_ext.data.tokenization import encode_prompt, left_padded, prepare_dataset, tokenize_row, use_chat_template
+from trl_ext.data.tokenization import encode_prompt, left_padded, prepare_dataset, tokenize_row
 from trl_ext.models.tokenizers import ensure_pad_token, load_tokenizer
 
 
@@ -113,15 +115,15 @@ def merging_tokenizer():
 
 
 def test_tokens_that_merge_across_the_boundary(merging_tokenizer):
-    """ "da" + "b" is tokenized as d, ab: the model generates "ab" after "d", so the prompt ends before "a"."""
+    """ "da" + "b" is tokenized as d, ab. Generation asks with d, a: the completion follows these."""
     row = {"prompt": "da", "completions": ["b", "d"], "scores": [1.0, 0.0]}
     tokens = tokenize_row(row, merging_tokenizer)
-    assert merging_tokenizer.convert_ids_to_tokens(tokens["prompt_ids"]) == ["d"]
-    assert completion_tokens(merging_tokenizer, tokens) == [["ab", "<eos>"], ["a", "d", "<eos>"]]
+    assert merging_tokenizer.convert_ids_to_tokens(tokens["prompt_ids"]) == ["d", "a"]
+    assert completion_tokens(merging_tokenizer, tokens) == [["b", "<eos>"], ["d", "<eos>"]]
 
 
 def test_a_prompt_whose_only_token_merges_with_a_completion(merging_tokenizer):
-    """The model needs a token to continue: the prompt stays, and the completions are tokenized separately."""
+    """The prompt stays, and the completion is tokenized by itself."""
     row = {"prompt": "a", "completions": ["b", "d"], "scores": [1.0, 0.0], "ended": [True, False]}
     tokens = tokenize_row(row, merging_tokenizer)
     assert merging_tokenizer.convert_ids_to_tokens(tokens["prompt_ids"]) == ["a"]
@@ -145,13 +147,13 @@ def test_prompt_and_completion_decode_to_the_complete_text(prompt, completions, 
     ended = data.draw(st.lists(st.booleans(), min_size=len(completions), max_size=len(completions)))
     row = {"prompt": prompt, "completions": completions, "scores": [0.0] * len(completions), "ended": ended}
     tokens = tokenize_row(row, tokenizer)
-    assert tokens["prompt_ids"]
     texts = [prompt + completion + "<eos>" * flag for completion, flag in zip(completions, ended, strict=True)]
-    merged_away = any(tokenizer(text)["input_ids"][0] != tokens["prompt_ids"][0] for text in texts)
+    assert tokens["prompt_ids"] == tokenizer(prompt)["input_ids"]
     for text, ids in zip(texts, tokens["completion_ids"], strict=True):
         assert tokenizer.decode(tokens["prompt_ids"] + ids) == text
-        assert merged_away or tokens["prompt_ids"] + ids == tokenizer(text)["input_ids"]
-    assert tokens["prompt_ids"] == tokenizer(prompt)["input_ids"][: len(tokens["prompt_ids"])]
+        together = tokenizer(text)["input_ids"]
+        merges = together[: len(tokens["prompt_ids"])] != tokens["prompt_ids"]
+        assert merges or tokens["prompt_ids"] + ids == together
 
 
 # ----------------------------------------------------------------------------------------------------- conversations
@@ -324,3 +326,86 @@ def test_preference_rows_are_named_by_their_own_columns(tiny_tokenizer):
     ]
     with pytest.raises(DataError, match="Row 1, column 'rejected': is empty text"):
         prepare_dataset(Dataset.from_list(rows), tiny_tokenizer, name="train", max_length=0)
+
+
+# ------------------------------------------------------------------------------------------------- prompts stay whole
+
+
+@pytest.mark.parametrize("row", [{"prompt": "the "}, {"prompt": USER}], ids=["text", "chat"])
+@pytest.mark.parametrize("template", ["plain", "r1", "qwen3", "qwen3.5", "glm", "nemotron"])
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_prompt_is_the_same_with_and_without_completions(row, template, ended):
+    """The ids that generation is asked with are those in front of every completion that is trained on."""
+    tokenizer = make_byte_tokenizer(template)
+    texts = ["film", "<think>\nx\n</think>\n\nfilm", "\n</think>\n\nf"]
+    completions = [assistant(text) if row["prompt"] is USER else text for text in texts]
+    scored = row | {"completions": completions, "scores": [1.0, 0.0, 2.0], "ended": [ended] * 3}
+    tokens = tokenize_row(scored, tokenizer)
+    assert tokens["prompt_ids"] == tokenize_row(row, tokenizer)["prompt_ids"]
+    for ids in tokens["completion_ids"]:
+        whole = tokens["prompt_ids"] + ids
+        assert tokenizer.decode(whole) == tokenizer.decode(tokens["prompt_ids"]) + tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("make", [Dataset.from_list, stream], ids=["map", "stream"])
+def test_a_prompt_that_changes_behind_a_completion_is_told_once(make, caplog):
+    row = {"prompt": "the ", "completions": ["film", "fun"], "scores": [1.0, 0.0]}
+    for _ in range(2):  # the second time, a dataset's rows may come from a cache
+        caplog.clear()
+        prepare([PLAIN, row, row], make_byte_tokenizer(), make=make)
+        (warning,) = [
+            record.getMessage() for record in caplog.records if "the prompt alone ends" in record.getMessage()
+        ]
+        assert "Row 1 of the train dataset" in warning
+        assert "ends in ' '" in warning
+
+
+def test_reasoning_that_a_template_drops_is_told_once(caplog):
+    text = "the plot\n</think>\n\ngood"
+    row = {"prompt": USER, "completions": [assistant(text)], "scores": [1.0]}
+    prepared, _ = prepare([row, row], make_byte_tokenizer("r1"))
+    assert make_byte_tokenizer().decode(prepared[0]["completion_ids"][0], skip_special_tokens=True) == text
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "Row 0 of the train dataset" in warning
+    assert repr("the plot\n</think>") in warning
+
+
+@pytest.mark.parametrize("start", ["<|im_start|>", EOS])
+def test_a_text_with_a_start_token_gets_no_second_one(start):
+    """Prompts that went through a chat template, and a tokenizer that puts a start token in front of every text."""
+    tokenizer = with_template(f"{start} $A")
+    tokenizer.bos_token = start
+    assert tokenizer.convert_ids_to_tokens(encode_prompt(tokenizer, f"{start}the film")) == [start, "the", "Ġfilm"]
+    row = tokenize_row(PLAIN | {"prompt": f"{start}the film was"}, tokenizer)
+    assert row["prompt_ids"] == encode_prompt(tokenizer, "the film was")
+    assert completion_tokens(tokenizer, row) == [["Ġgood", EOS], ["Ġso", "Ġdull", EOS]]
+
+
+def test_a_template_that_writes_the_start_token_gets_no_second_one():
+    tokenizer = with_template("<|im_start|> $A")
+    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    assert tokenizer.convert_ids_to_tokens(encode_prompt(tokenizer, USER)) == ["<|im_start|>", "question"]
+
+
+@pytest.mark.parametrize("row", [PLAIN, CHAT], ids=["text", "chat"])
+def test_a_completion_that_is_cut_has_its_text_cut_too(row):
+    tokenizer = make_tokenizer(chat=True)
+    prompt = encode_prompt(tokenizer, row["prompt"])
+    (cut,), _ = prepare([row], tokenizer, max_length=len(prompt) + 1)
+    kept = "good" if row is CHAT else " good"
+    assert cut["completions"][0] == (assistant(kept) if row is CHAT else kept)
+    assert cut["ended"] == [False, False]
+    assert tokenizer.decode(cut["completion_ids"][0]) == kept
+
+
+def test_the_setting_for_chat_templates_reaches_every_row():
+    rows = [{"prompt": USER, "chat_template_kwargs": kwargs} for kwargs in ({"enable_thinking": True}, {"style": "x"})]
+    dataset, _ = prepare_dataset(
+        Dataset.from_list(rows),
+        make_byte_tokenizer("qwen3.5"),
+        name="train",
+        max_length=0,
+        chat_template_kwargs={"enable_thinking": False},
+    )
+    ends = [make_byte_tokenizer().decode(row["prompt_ids"]).partition("assistant\n")[2] for row in dataset]
+    assert ends == ["<think>\n", "<think>\n\n</think>\n\n"]

@@ -3,17 +3,20 @@
 
 """Flags that several commands share: prompts, rewards, sampling, output, model loading."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
 
+from trl_ext.data.chat_template import use_chat_template
 from trl_ext.data.resumable_file import ResumableFile, rows_fingerprint, weights_fingerprint
 from trl_ext.generation_settings import GenerationSettings, setting
 from trl_ext.models.load import default_device, load_model, quantization_config_from
 from trl_ext.models.properties import is_quantized
+from trl_ext.models.tokenizers import load_tokenizer, use_eos_token
 from trl_ext.validation import check_at_least
 
 
@@ -30,6 +33,29 @@ class PromptArguments:
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset on the Hub."})
     max_num_prompts: int = field(default=0, metadata={"help": "Use only the first prompts, this many. 0 means all."})
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Arguments of the chat template for all prompts, such as '{\"enable_thinking\": false}'. The "
+            "dataset's column of this name wins."
+        },
+    )
+
+    @property
+    def template_kwargs(self) -> dict[str, Any]:
+        """`chat_template_kwargs` as a dictionary. A command line passes it as JSON."""
+        given = self.chat_template_kwargs or {}
+        try:
+            found = json.loads(given) if isinstance(given, str) else given
+        except json.JSONDecodeError as error:
+            raise ValueError(f"`chat_template_kwargs` must be a JSON mapping, got {given!r}: {error}.") from None
+        if not isinstance(found, dict):
+            raise ValueError(f"`chat_template_kwargs` must be a mapping, got {given!r}.")
+        return found
+
+    def check_prompts(self) -> None:
+        """Raise a `ValueError` if `chat_template_kwargs` is no mapping."""
+        assert isinstance(self.template_kwargs, dict)
 
 
 @dataclass
@@ -144,6 +170,27 @@ class LoadingArguments:
     bnb_4bit_quant_type: str = field(
         default="nf4", metadata={"help": "Type of 4-bit quantization.", "choices": ["nf4", "fp4"]}
     )
+
+    chat_template_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Jinja file with a chat template, or directory or Hub id of a tokenizer that has one, to use "
+            "instead of the models' own."
+        },
+    )
+    eos_token: str | None = field(
+        default=None,
+        metadata={"help": "Token that ends an answer, instead of the tokenizer's end-of-sequence token."},
+    )
+
+    def load_tokenizer(self, name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+        """Load the tokenizer of a model, with the chat template and the end-of-sequence token of these arguments."""
+        tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=self.trust_remote_code)
+        if self.eos_token:
+            use_eos_token(tokenizer, self.eos_token)
+        if self.chat_template_path:
+            use_chat_template(tokenizer, self.chat_template_path)
+        return tokenizer
 
     def load(self, name: str, revision: str | None = None, quantize: bool = True) -> PreTrainedModel:
         """Load a causal language model in evaluation mode, on the default device unless it has a device map."""

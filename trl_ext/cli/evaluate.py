@@ -33,6 +33,7 @@ from typing import Any
 
 import torch
 
+from trl_ext.data.chat_template import with_template_kwargs
 from trl_ext.data.prompts import load_prompts
 from trl_ext.data.schema import is_conversational
 from trl_ext.evaluation.evaluate import untruncated
@@ -112,6 +113,7 @@ class EvaluateArguments(PromptArguments, RewardArguments, SamplingArguments):
                 if getattr(self, name):
                     raise ValueError(f"`{name}` needs a reward: pass --reward_funcs or --reward_model_name_or_path")
         check_reward_weights(self.reward_weights, self.rewards)
+        self.check_prompts()
         self.settings()
 
 
@@ -146,6 +148,7 @@ def run(args: EvaluateArguments, loading: LoadingArguments, decodings: Sequence[
     rows = load_prompts(
         str(args.dataset_name), args.dataset_config, args.dataset_test_split, limit=args.max_num_prompts
     )
+    rows = [with_template_kwargs(row, args.template_kwargs) for row in rows]
     rewards = load_rewards(args.rewards, trust_remote_code=loading.trust_remote_code)
     models = _models(args, loading, decodings, is_conversational(rows[0]))
     report = Report(

@@ -74,6 +74,7 @@ class GenerateArguments(PromptArguments, SamplingArguments, OutputArguments):
             raise ValueError(
                 f"completions of typed prompts are written line by line, to .jsonl, not {self.output_file!r}."
             )
+        self.check_prompts()
         self.settings()
 
     @property
@@ -170,7 +171,7 @@ def _load(
     ]
     if policy is not None and not policies:
         policies = [policy]
-    return Completer(policies, args.settings(), args.seed), policies[0].tokenizer
+    return Completer(policies, args.settings(), args.seed, args.template_kwargs), policies[0].tokenizer
 
 
 def _check_chat(args: GenerateArguments, completer: Completer, tokenizer: PreTrainedTokenizerBase) -> None:

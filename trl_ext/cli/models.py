@@ -20,7 +20,7 @@ from trl_ext.generation_settings import GenerationSettings
 from trl_ext.inference.policy import Policy, model_policy
 from trl_ext.models.load import adapter_base, default_device, loading_error
 from trl_ext.models.properties import context_length
-from trl_ext.models.tokenizers import load_tokenizer, same_vocabulary
+from trl_ext.models.tokenizers import same_vocabulary
 
 from .arguments import LoadingArguments
 
@@ -39,7 +39,7 @@ def load_policy(
     """
     revision = loading.model_revision
     try:
-        tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=loading.trust_remote_code)
+        tokenizer = loading.load_tokenizer(name, revision)
         model = loading.load(name, revision)
     except OSError as error:
         raise loading_error("model", name, error) from error
@@ -102,7 +102,7 @@ def _vllm_policy(
         config = AutoConfig.from_pretrained(name, **trust)
     except (OSError, ValueError) as error:
         raise loading_error("model", name, error) from error
-    tokenizer = load_tokenizer(name, **trust)
+    tokenizer = loading.load_tokenizer(name)
     model: Any = torch.nn.Module()  # without layers, as vLLM loads the weights: these attributes are all that is read
     model.name_or_path, model.config = name, config
     limit = vllm.vllm_context(0)
@@ -258,7 +258,7 @@ class Models:
         return self.loading.model_revision if name in self._requested else None
 
     def _tokenizer(self, name: str) -> PreTrainedTokenizerBase:
-        return load_tokenizer(name, revision=self._revision(name), trust_remote_code=self.loading.trust_remote_code)
+        return self.loading.load_tokenizer(name, self._revision(name))
 
     def _lend_chat_template(self, base: str) -> None:
         """Give a base without a chat template that of the first model with the same vocabulary."""

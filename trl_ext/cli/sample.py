@@ -9,9 +9,11 @@
         --num_generations 64 --output_file best.jsonl
 
 A row of the output has `prompt`, `completions`, `scores`, `ended` (whether each completion ended before the maximum
-length) and the other columns of the dataset; `sources` if the completions have several, `rewards` if there are several
-reward functions. Rows are written every few seconds or minutes; the same command resumes an interrupted run, and ends
-with the same file. `best_of_n` sorts the completions of a row by their scores: `completions[0]` is the best of n.
+length), the token ids that were sampled (`completion_ids`, `prompt_ids`, and in `tokenizers` a digest of the
+vocabulary), which training uses, and the other columns of the dataset; `sources` if the completions have several,
+`rewards` if there are several reward functions. Rows are written every few seconds or minutes; the same command
+resumes an interrupted run, and ends with the same file. `best_of_n` sorts the completions of a row by their scores:
+`completions[0]` is the best of n.
 """
 
 import errno
@@ -117,6 +119,7 @@ class SampleArguments(PromptArguments, RewardArguments, SamplingArguments, Outpu
                 "there is no reward to find the best by: pass --reward_model_name_or_path or --reward_funcs."
             )
         check_reward_weights(self.reward_weights, self.rewards)
+        self.check_prompts()
 
 
 @dataclass
@@ -175,6 +178,7 @@ def run(args: SampleArguments, loading: LoadingArguments, prog: str = "trl-ext s
         own_columns,
         deduplicate=args.deduplicate,
         best_first=args.best_first,
+        chat_template_kwargs=args.template_kwargs,
         seed=args.seed,
         progress=progress,
         name_sources=len(args.model_name_or_path) + len(own_columns) > 1 or "sources" in dataset.column_names,

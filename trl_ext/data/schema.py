@@ -41,7 +41,7 @@ def as_completion(row: dict[str, Any], text: str) -> str | list[dict[str, str]]:
 # Columns of the row schema, and those that this package adds to rows.
 _OWN_COLUMNS = frozenset(
     "prompt completion completions ended scores rewards token_rewards trainer_state row_index data_row prompt_ids "
-    "completion_ids".split()
+    "completion_ids tokenizers".split()
 )
 
 

@@ -4,17 +4,20 @@
 """Tokenization: rows of the schema as token ids, and the checks of their length."""
 
 import json
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Container, Sequence
 from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
+from .chat_template import common_length, continuation, only_text, render, template_kwargs, with_template_kwargs
+from .sampled_ids import ID_COLUMNS, sampled_ids, vocabulary_digest
 from .schema import (
     AnyDataset,
     DataError,
+    as_completion,
     check_row,
     column_names,
     first_row,
@@ -24,7 +27,15 @@ from .schema import (
 )
 
 
+logger = logging.get_logger(__name__)
+
 TOKENIZED_COLUMNS = ("row_index", "prompt_ids", "completion_ids", "ended", "scores")
+
+
+def is_tokenized(dataset: AnyDataset) -> bool:
+    """Whether a dataset comes from [`prepare_dataset`]. Sampled rows have some of its columns too."""
+    columns = set(column_names(dataset))
+    return {"row_index", "prompt_ids"} <= columns and "tokenizers" not in columns
 
 
 def left_padded(
@@ -48,26 +59,6 @@ def left_padded(
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def use_chat_template(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
-    """
-    Set the chat template of a tokenizer.
-
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer.
-        path (`str`): A Jinja file, or the directory or Hub id of a tokenizer with a chat template.
-
-    Raises:
-        `DataError`: The file is empty, or the tokenizer has no chat template.
-        `OSError`: There is no such tokenizer.
-    """
-    if Path(path).is_file():
-        tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
-    else:
-        tokenizer.chat_template = AutoTokenizer.from_pretrained(path, trust_remote_code=False).chat_template
-    if not tokenizer.chat_template:
-        raise DataError(f"`chat_template_path`: {path!r} has no chat template.")
-
-
 def encode_prompt(
     tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[str, str]], **chat_template_kwargs: Any
 ) -> list[int]:
@@ -84,23 +75,30 @@ def encode_prompt(
     """
     if isinstance(prompt, str):
         return _encode(tokenizer, [prompt])[0]
-    return _render(tokenizer, prompt, add_generation_prompt=True, **chat_template_kwargs)
+    text = render(tokenizer, prompt, add_generation_prompt=True, **chat_template_kwargs)
+    return _encode_rendered(tokenizer, [text])[0]
+
+
+def encode_row(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> list[int]:
+    """Token ids of the prompt of a row, whose columns `tools` and `chat_template_kwargs` reach the chat template."""
+    return encode_prompt(tokenizer, row["prompt"], **template_kwargs(row))
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of texts, with the start token if the tokenizer adds one, without the end token that some tokenizers add."""
+    """
+    Ids of texts, with the start token if the tokenizer adds one, without the end token that some tokenizers add.
+
+    A text that begins with the start token, because a chat template wrote it, gets no second one.
+    """
     *several, probe = tokenizer([*texts, "x"])["input_ids"]  # one call, because a call costs more than the texts
     adds_end = tokenizer.eos_token_id is not None and probe[-1:] == [tokenizer.eos_token_id]
-    return [list(ids[:-1] if adds_end else ids) for ids in several]
+    start = [tokenizer.bos_token_id] * 2
+    return [list(ids[int(ids[:2] == start) : -1 if adds_end else None]) for ids in several]
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **kwargs: Any) -> list[int]:
-    if tokenizer.chat_template is None:
-        raise DataError(
-            "The rows are conversational, but the tokenizer has no chat template. Use a chat model's tokenizer, set "
-            "`tokenizer.chat_template`, or turn the rows into text."
-        )
-    return list(tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **kwargs)["input_ids"])
+def _encode_rendered(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """Ids of texts that have all their special tokens already, such as rendered conversations."""
+    return [list(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
 
 
 def _with_end(tokenizer: PreTrainedTokenizerBase, completion: str, ended: bool) -> str:
@@ -109,50 +107,130 @@ def _with_end(tokenizer: PreTrainedTokenizerBase, completion: str, ended: bool) 
     return completion + (eos if ended and not completion.endswith(eos) else "")
 
 
-def _common_prefix(a: list[int], b: list[int]) -> int:
-    """Number of leading ids that are equal."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
 def tokenize_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """
     Token ids of a row of the schema.
 
     Returns:
-        `dict`: `prompt_ids` (`list[int]`); for rows with completions also `completion_ids` (`list[list[int]]`),
-        `ended` (`list[bool]`) and `scores` (`list[float]`). Prompt and completion are tokenized together. The prompt
-        ends at the first token in which one of the K results differs from the tokens of the prompt alone. That is
-        before its last token if this token merges with the completion's first characters.
+        `dict`: `prompt_ids` (`list[int]`), the prompt as [`encode_prompt`] gives it, whatever follows; for rows with
+        completions also `completion_ids` (`list[list[int]]`), `ended` (`list[bool]`) and `scores` (`list[float]`).
+        The ids of a completion are those that it was sampled as, if the row has them and they fit (see
+        [`~trl_ext.data.sampled_ids`]). Otherwise prompt and completion are tokenized together. If the tokens of the
+        prompt are not the beginning of that, the completion is tokenized by itself.
     """
-    tools = row.get("tools")
-    kwargs = dict(row.get("chat_template_kwargs") or {})
-    if tools:
-        kwargs["tools"] = json.loads(tools) if isinstance(tools, str) else tools
+    return _tokenize_row(row, tokenizer, _digest(row, tokenizer))[0]
+
+
+def _digest(columns: Container[str], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The digest that sampled ids are compared with; empty if there are none."""
+    return vocabulary_digest(tokenizer) if "tokenizers" in columns else ""
+
+
+def _tokenize_row(
+    row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, digest: str
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The result of [`tokenize_row`], and what the user has to know about it, by kind; see [`describe_notes`]."""
     prompt, completions = row["prompt"], row.get("completions")
     if completions is None:
-        return {"prompt_ids": encode_prompt(tokenizer, prompt, **kwargs)}
+        return {"prompt_ids": encode_row(tokenizer, row)}, {}
+    notes: dict[str, str] = {}
     ended = [bool(flag) for flag in row.get("ended") or [True] * len(completions)]
-    # Prompt and completion are tokenized together, so that there is one start token and the usual token boundaries.
     if isinstance(prompt, str):
+        before, encode = prompt, _encode
         texts = [_with_end(tokenizer, text, flag) for text, flag in zip(completions, ended, strict=True)]
-        prompt_ids, *sequences = _encode(tokenizer, [prompt, *(prompt + text for text in texts)])
     else:
-        prompt_ids = encode_prompt(tokenizer, prompt, **kwargs)
-        sequences = [  # a completion that was cut off is rendered without the template's end of turn
-            _render(tokenizer, prompt + completion, continue_final_message=not flag, **kwargs)
+        kwargs = template_kwargs(row)
+        before, encode = render(tokenizer, prompt, add_generation_prompt=True, **kwargs), _encode_rendered
+        texts = [
+            continuation(tokenizer, prompt, completion, flag, notes=notes, **kwargs)
             for completion, flag in zip(completions, ended, strict=True)
         ]
-    length = min(_common_prefix(prompt_ids, sequence) for sequence in sequences)
-    if not length and isinstance(prompt, str):
-        # A completion merges with the prompt's only token: keep the prompt, and tokenize the completions separately.
-        length = len(prompt_ids)
-        sequences = [prompt_ids + list(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    # Prompt and completion are tokenized together, so that there is one start token and the usual token boundaries.
+    prompt_ids, *sequences = encode(tokenizer, [before, *(before + text for text in texts)])
+    completion_ids = []
+    for i, (text, sequence) in enumerate(zip(texts, sequences, strict=True)):
+        ids = sampled_ids(row, i, only_text(completions[i]), tokenizer, digest, notes)
+        if ids and row.get("prompt_ids") and row["prompt_ids"] != prompt_ids:
+            notes["other prompt"] = tokenizer.decode(row["prompt_ids"])
+        if not ids and sequence[: len(prompt_ids)] == prompt_ids:
+            ids = sequence[len(prompt_ids) :]
+        elif not ids:
+            notes.setdefault("prompt", _changed_end(tokenizer, prompt_ids, sequence))
+            ids = _encode_behind(tokenizer, prompt_ids, text)
+        completion_ids.append(ids)
     return {
-        "prompt_ids": prompt_ids[:length],
-        "completion_ids": [sequence[length:] for sequence in sequences],
+        "prompt_ids": prompt_ids,
+        "completion_ids": completion_ids,
         "ended": ended,
         "scores": [float(score) for score in row["scores"]],
-    }
+    }, notes
+
+
+def _changed_end(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], sequence: list[int]) -> str:
+    """The text of the last tokens of a prompt that change when a completion follows."""
+    return str(tokenizer.decode(prompt_ids[common_length(prompt_ids, sequence) :]))
+
+
+def _encode_behind(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], text: str) -> list[int]:
+    """
+    Ids of a text that follows a prompt and is tokenized by itself.
+
+    Some tokenizers put a space in front of a text. They do not if a token stands there, which is then removed.
+    """
+    before = tokenizer.decode(prompt_ids)
+    alone = _encode_rendered(tokenizer, [text])[0]
+    for anchor in ("x", "\n"):
+        start, sequence = _encode_rendered(tokenizer, [anchor, anchor + text])
+        behind = sequence[len(start) :]
+        for ids in (alone, behind if sequence[: len(start)] == start else alone):
+            if tokenizer.decode(prompt_ids + ids) == before + text:
+                return ids
+    return alone
+
+
+_NOTES_COLUMN = "tokenization_notes"  # the notes about a row as JSON, until they have been logged
+
+# What the user has to know about how rows were tokenized, by kind. Each is said once for a dataset.
+_NOTES = {
+    "prompt": "the prompt alone ends in {text}, which changes when a completion follows: the tokenizer joins it with "
+    "the completion, or the chat template leaves it out. Completions are trained on behind the complete prompt, as "
+    "they are generated. For text, move a space from the end of the prompts to the start of the completions. For a "
+    "prompt that opens a thought, use completions with reasoning, or `chat_template_kwargs` that switch thinking off.",
+    "left out": "the chat template drops or changes a part of the completion ({text}). It is trained on as the "
+    "dataset has it.",
+    "lost": "the chat template leaves this out of a completion, so it is not trained on: {text}. Write reasoning into "
+    "the `content` of the message, or use a chat template that keeps it (`chat_template_path`).",
+    "tokenizer": "the token ids of completions are those of another tokenizer (its vocabulary has the digest {text}), "
+    "so that the completions are tokenized again. Train with the model that they were sampled from to use its tokens.",
+    "text": "the token ids of a completion do not stand for its text ({text}), so it is tokenized again.",
+    "other prompt": "completions were sampled from another prompt than the one that is trained on. It was {text}: use "
+    "the same chat template and `chat_template_kwargs` as for sampling.",
+}
+
+
+def _describe_note(kind: str, text: str, index: int, name: str) -> str:
+    """A warning about the tokenization of row `index` of the dataset called `name`."""
+    shown = text if len(text) <= 160 else f"{text[:80]} ... {text[-80:]}"
+    return f"Row {index} of the {name} dataset: {_NOTES[kind].format(text=repr(shown))}"
+
+
+def _with_warnings(dataset: AnyDataset, name: str, has_ids: bool) -> AnyDataset:
+    """
+    The tokenized dataset without the notes about its rows, which are logged (once for each kind), and without the
+    column that says of which tokenizer sampled ids are.
+
+    The notes are a column until then, so that processes that tokenize and cached rows cause the same warnings.
+    """
+    told: set[str] = set()
+
+    def tell(row: dict[str, Any]) -> None:
+        notes = json.loads(row[_NOTES_COLUMN]) if row[_NOTES_COLUMN] else {}
+        for kind in sorted(notes.keys() - told):
+            told.add(kind)
+            logger.warning(_describe_note(kind, notes[kind], row["row_index"], name))
+
+    checked = with_check(dataset, tell, ("row_index", _NOTES_COLUMN))
+    return checked.remove_columns([_NOTES_COLUMN, *(["tokenizers"] if has_ids else [])])
 
 
 def _as_preference(message: str) -> str:
@@ -169,6 +247,7 @@ def prepare_dataset(
     name: str,
     max_length: int,
     num_proc: int | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
 ) -> tuple[Dataset | IterableDataset, int]:
     """
     Check, tokenize and truncate a dataset in any form that [`~trl_ext.data.schema.to_scored_rows`] accepts.
@@ -179,6 +258,8 @@ def prepare_dataset(
         name (`str`): Name of the dataset in error messages.
         max_length (`int`): Maximum number of tokens of a prompt with its completion. `0` means no limit.
         num_proc (`int`, *optional*): Number of processes that tokenize.
+        chat_template_kwargs (`dict[str, Any]`, *optional*): Arguments of the chat template for all rows. Those in a
+            column of this name win.
 
     Returns:
         The dataset with the columns of [`tokenize_row`] and `row_index` (the row's number) added, and the number of
@@ -191,13 +272,22 @@ def prepare_dataset(
     is_preference = "chosen" in column_names(dataset)
     dataset = to_scored_rows(dataset, name, **kwargs)
     conversational = is_conversational(first_row(dataset, name))
+    columns = column_names(dataset)
+    if "completions" not in columns:  # then these are of completions that the dataset does not have
+        dataset = dataset.remove_columns([column for column in ID_COLUMNS if column in columns])
+        columns = [column for column in columns if column not in ID_COLUMNS]
+    digest = _digest(columns, tokenizer)
 
     def tokenize(row: dict[str, Any], index: int) -> dict[str, Any]:
         try:
             check_row(row, index, conversational)
         except DataError as error:
             raise DataError(_as_preference(str(error)) if is_preference else str(error)) from None
-        tokens = {"row_index": index, **tokenize_row(row, tokenizer)}
+        row = with_template_kwargs(row, chat_template_kwargs)
+        found, notes = _tokenize_row(row, tokenizer, digest)
+        tokens = {"row_index": index, **found, _NOTES_COLUMN: json.dumps(notes) if notes else ""}
+        if chat_template_kwargs:
+            tokens["chat_template_kwargs"] = row["chat_template_kwargs"]
         if not tokens["prompt_ids"]:
             raise DataError(
                 f"Row {index}, column 'prompt': has no tokens, so a model cannot predict a completion. Remove the row."
@@ -206,13 +296,12 @@ def prepare_dataset(
             if not ids:
                 raise DataError(f"Row {index}, column 'completions': [{i}] has no tokens, not even an end. Remove it.")
         if max_length and "completion_ids" in tokens:
-            longest = max(max_length - len(tokens["prompt_ids"]), 0)
-            tokens["completion_ids"] = [ids[:longest] for ids in tokens["completion_ids"]]
+            tokens |= truncate_completions(row | tokens, max_length, tokenizer)
         return tokens
 
     if isinstance(dataset, Dataset):
         kwargs["desc"] = f"Tokenizing {name} dataset"
-    dataset = dataset.map(tokenize, with_indices=True, **kwargs)
+    dataset = _with_warnings(dataset.map(tokenize, with_indices=True, **kwargs), name, has_ids=bool(digest))
     if not max_length:
         return dataset, 0
     kwargs.pop("desc", None)
@@ -222,6 +311,30 @@ def prepare_dataset(
     if len(kept) == 0:
         raise DataError(f"Every prompt of the {name} dataset fills max_length={max_length}. Raise `max_length`.")
     return kept, len(dataset) - len(kept)
+
+
+def truncate_completions(
+    row: dict[str, Any], max_length: int, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, list[Any]]:
+    """
+    The columns of a tokenized row that change if its completions are cut to fit in `max_length` with the prompt.
+
+    A completion that is cut has not ended, and its text is what is left of it: reward functions see what is trained
+    on.
+
+    Args:
+        row (`dict`): A row with `prompt`, `completions` and the columns of [`tokenize_row`].
+        max_length (`int`): Maximum number of tokens of prompt and completion.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer.
+    """
+    longest = max(max_length - len(row["prompt_ids"]), 0)
+    cut: dict[str, list[Any]] = {name: list(row[name]) for name in ("completions", "completion_ids", "ended")}
+    for i, ids in enumerate(cut["completion_ids"]):
+        if len(ids) > longest:
+            text = tokenizer.decode(ids[:longest], skip_special_tokens=True)
+            cut["completions"][i] = as_completion(row, text)
+            cut["completion_ids"][i], cut["ended"][i] = ids[:longest], False
+    return cut
 
 
 def check_positions(

@@ -166,7 +166,10 @@ def evaluate(
     """
     if not rows:
         raise DataError("There is no prompt to evaluate on: the dataset is empty.")
-    prompt_ids = [policy.encode(_prompt(row, index)) for index, row in enumerate(rows)]
+    for index, row in enumerate(rows):
+        if row.get("prompt") is None:
+            raise DataError(f"Row {index} has no prompt. Its columns are: {', '.join(sorted(row))}.")
+    prompt_ids = [policy.encode_row(row) for row in rows]
     policy.check_context_length(prompt_ids, settings)
     result = Evaluation()
     started = time.perf_counter()
@@ -184,13 +187,6 @@ def evaluate(
     if len(rows) == 1:
         result.notes["se"] = "no standard errors: they need at least two prompts"
     return result
-
-
-def _prompt(row: dict[str, Any], index: int) -> Any:
-    prompt = row.get("prompt")
-    if prompt is None:
-        raise DataError(f"Row {index} has no prompt. Its columns are: {', '.join(sorted(row))}.")
-    return prompt
 
 
 def _measure_rewards(result: Evaluation, rows: Sequence[dict[str, Any]], rewards: Sequence[Reward]) -> None:
@@ -251,7 +247,7 @@ def _measure_perplexity(
         return result.skip_metric("perplexity", "no judge model was named")
     ids = _ids(result.completions)
     if not can_read(judge.tokenizer, policy.tokenizer, chain(prompt_ids, *ids)):
-        prompt_ids = [judge.encode(row["prompt"]) for row in rows]
+        prompt_ids = [judge.encode_row(row) for row in rows]
         ids = [[_retokenized(completion, judge.tokenizer) for completion in group] for group in result.completions]
     return result.record("perplexity", perplexity_and_se(judge.logps(prompt_ids, ids)))
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from trl_ext.data.chat_template import with_template_kwargs
 from trl_ext.data.completion import Completion
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.seeds import seeded
@@ -26,11 +27,14 @@ class Completer:
             How to generate.
         seed (`int`, *optional*, defaults to `42`):
             Seed of the sampling.
+        chat_template_kwargs (`dict[str, Any]`, *optional*):
+            Arguments of the chat template. A column of this name wins.
     """
 
     policies: list[Policy]
     settings: GenerationSettings
     seed: int = 42
+    chat_template_kwargs: dict[str, Any] | None = None
 
     def batch(self, rows: Sequence[dict[str, Any]], start: int) -> list[dict[str, Any]]:
         """
@@ -48,7 +52,7 @@ class Completer:
         """
         groups: list[list[Completion]] = [[] for _ in rows]
         for place, policy in enumerate(self.policies):
-            ids = [self._encode(policy, row["prompt"], start + i) for i, row in enumerate(rows)]
+            ids = [self._encode(policy, row, start + i) for i, row in enumerate(rows)]
             with seeded(self.seed, start, place):
                 generated = policy.generate(ids, self.settings)
             for group, completions in zip(groups, generated, strict=True):
@@ -72,7 +76,7 @@ class Completer:
         """
         group: list[Completion] = []
         for place, policy in enumerate(self.policies):
-            ids = self._encode(policy, row["prompt"], number)
+            ids = self._encode(policy, row, number)
             with seeded(self.seed, number, place):
                 if policy.stream is not None and self.settings.num_generations == 1:
                     title(policy.name)
@@ -85,8 +89,8 @@ class Completer:
             group += [replace(completion, source=policy.name) for completion in completions]
         return self._output_row(row, group)
 
-    def _encode(self, policy: Policy, prompt: Any, number: int) -> list[int]:
-        ids = policy.encode(prompt)
+    def _encode(self, policy: Policy, row: dict[str, Any], number: int) -> list[int]:
+        ids = policy.encode_row(with_template_kwargs(row, self.chat_template_kwargs))
         if not ids:
             raise ValueError(f"prompt {number} has no tokens: there is nothing to continue.")
         policy.check_context_length([ids], self.settings, first=number)

@@ -18,8 +18,10 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import extract_prompt
 
+from trl_ext.data.chat_template import with_template_kwargs
 from trl_ext.data.completion import Completion
 from trl_ext.data.load import load_dataset
+from trl_ext.data.sampled_ids import ID_COLUMNS, vocabulary_digest
 from trl_ext.data.schema import DataError, as_completion, check_row, is_conversational
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.rewards.functions import Reward
@@ -30,7 +32,7 @@ from .policy import Policy
 
 
 # Columns of the output. Columns of the dataset with these names are replaced.
-OUTPUT_COLUMNS = ("prompt", "completions", "scores", "ended", "sources", "rewards")
+OUTPUT_COLUMNS = ("prompt", "completions", "scores", "ended", "sources", "rewards", *ID_COLUMNS)
 
 
 # ------------------------------------------------------------------------------------------------------- the dataset
@@ -108,7 +110,7 @@ def dataset_completions(
         columns (`Sequence[str]`):
             The column `completions` has a list of completions, any other column one completion.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Adds token ids, which some reward functions use.
+            Adds token ids, which some reward functions use, to completions that have none beside their text.
 
     Raises:
         [`~trl_ext.data.schema.DataError`]: A column has no completions, or their form is not that of the prompt.
@@ -116,11 +118,14 @@ def dataset_completions(
     found = []
     for column in columns:
         contents, ended, sources = _column(row, index, column)
-        for content, flag, source in zip(contents, ended, sources, strict=True):
+        own = column == "completions" and row.get("tokenizers") is not None
+        for i, (content, flag, source) in enumerate(zip(contents, ended, sources, strict=True)):
             messages = None if isinstance(content, str) else content
             text = content if messages is None else "".join(message.get("content") or "" for message in messages)
-            ids = [] if tokenizer is None else list(tokenizer(text, add_special_tokens=False)["input_ids"])
-            found.append(Completion(text, ids, bool(flag), source, messages))
+            ids, vocabulary = (row["completion_ids"][i], row["tokenizers"][i]) if own else ([], "")
+            if not ids and tokenizer is not None:
+                ids, vocabulary = list(tokenizer(text, add_special_tokens=False)["input_ids"]), ""
+            found.append(Completion(text, ids, bool(flag), source, vocabulary, messages))
     return found
 
 
@@ -184,6 +189,9 @@ class DatasetSampler:
             Whether a column `sources` has the model or column that each completion comes from.
         best_first (`bool`, *optional*, defaults to `False`):
             Whether the completions of a row are sorted by score, the best first. Equal scores keep their order.
+        chat_template_kwargs (`dict[str, Any]`, *optional*):
+            Arguments of the chat template. The rows get them as a column, so that training renders the same prompts;
+            what a row has itself wins.
         progress (`Callable`, *optional*):
             Called with the number of prompts that a policy has skipped as too long, once per policy and batch. The
             policies themselves report the prompts that they have completed.
@@ -198,7 +206,11 @@ class DatasetSampler:
     seed: int = 42
     name_sources: bool = False
     best_first: bool = False
+    chat_template_kwargs: dict[str, Any] | None = None
     progress: Callable[[int], Any] | None = None
+
+    def __post_init__(self) -> None:
+        self._vocabularies = [vocabulary_digest(policy.tokenizer) for policy in self.policies]
 
     def __call__(self, rows: Sequence[dict[str, Any]], start: int) -> SampledBatch:
         """
@@ -213,8 +225,8 @@ class DatasetSampler:
         Raises:
             [`~trl_ext.rewards.functions.RewardError`]: A reward function failed.
         """
-        rows = [with_prompt(row) for row in rows]
-        prompt_ids = [[policy.encode(row["prompt"]) for row in rows] for policy in self.policies]
+        rows = [with_template_kwargs(with_prompt(row), self.chat_template_kwargs) for row in rows]
+        prompt_ids = [[policy.encode_row(row) for row in rows] for policy in self.policies]
         fitting = self._fitting(prompt_ids, len(rows))
         groups: list[list[Completion]] = [[] for _ in fitting]
         num_tokens = 0
@@ -224,7 +236,8 @@ class DatasetSampler:
             with seeded(self.seed, start, place):
                 generated = policy.generate([prompts[i] for i in fitting], self.settings)
             for group, completions in zip(groups, generated, strict=True):
-                group += [replace(completion, source=policy.name) for completion in completions]
+                vocabulary = self._vocabularies[place]
+                group += [replace(x, source=policy.name, vocabulary=vocabulary) for x in completions]
                 num_tokens += sum(len(completion.ids) for completion in completions)
         kept_rows = [rows[i] for i in fitting]
         tokenizer = self.policies[0].tokenizer if self.policies else None
@@ -234,7 +247,8 @@ class DatasetSampler:
             groups = [_deduplicated(row, group) for row, group in zip(kept_rows, groups, strict=True)]
         if self.progress is not None and not self.policies:
             self.progress(len(rows))
-        made = self._output_rows(kept_rows, groups)
+        prompts = [self._common_prompt(row, [ids[i] for ids in prompt_ids]) for i, row in enumerate(rows)]
+        made = self._output_rows(kept_rows, groups, [prompts[i] for i in fitting])
         return SampledBatch(made, _totals(made, groups, too_long=len(rows) - len(fitting), num_tokens=num_tokens))
 
     def _fitting(self, prompt_ids: Sequence[Sequence[Sequence[int]]], num_rows: int) -> list[int]:
@@ -245,8 +259,17 @@ class DatasetSampler:
                 fitting = [i for i in fitting if len(prompts[i]) <= longest]
         return fitting
 
+    def _common_prompt(self, row: dict[str, Any], prompts: list[list[int]]) -> list[int]:
+        """The token ids of a prompt that all completions of its row were sampled from; empty if there are several."""
+        if self.own_columns and row.get("tokenizers") is not None:
+            prompts = [*prompts, row["prompt_ids"]]
+        return prompts[0] if prompts and all(ids == prompts[0] for ids in prompts) else []
+
     def _output_rows(
-        self, rows: Sequence[dict[str, Any]], groups: Sequence[Sequence[Completion]]
+        self,
+        rows: Sequence[dict[str, Any]],
+        groups: Sequence[Sequence[Completion]],
+        prompt_ids: Sequence[list[int]],
     ) -> list[dict[str, Any]]:
         """
         Rows of the schema, with the other columns of the dataset.
@@ -256,21 +279,29 @@ class DatasetSampler:
         consumed = {"sources", *self.own_columns} - {"prompt"}
         inputs = [{name: value for name, value in row.items() if name not in consumed} for row in rows]
         made = []
-        for row, group in zip(rows, score_completions(inputs, groups, self.rewards, self.weights), strict=True):
+        scored_groups = score_completions(inputs, groups, self.rewards, self.weights)
+        for row, ids, group in zip(rows, prompt_ids, scored_groups, strict=True):
             kept = [scored for scored in group if not self.rewards or not math.isnan(scored.score)]
             if self.rewards and self.best_first:
                 kept.sort(key=lambda scored: -scored.score)
             if kept:
-                made.append(self._output_row(row, kept))
+                made.append(self._output_row(row, kept, ids))
         return made
 
-    def _output_row(self, row: dict[str, Any], group: Sequence[ScoredCompletion]) -> dict[str, Any]:
+    def _output_row(
+        self, row: dict[str, Any], group: Sequence[ScoredCompletion], prompt_ids: list[int]
+    ) -> dict[str, Any]:
         made = {"prompt": row["prompt"], "completions": [scored.completion.content(row) for scored in group]}
         if self.rewards:
             made["scores"] = [scored.score for scored in group]
         made["ended"] = [scored.completion.ended for scored in group]
         if self.name_sources:
             made["sources"] = [scored.completion.source for scored in group]
+        if self.policies or (self.own_columns and row.get("tokenizers") is not None):
+            kept = [scored.completion for scored in group]
+            made["completion_ids"] = [completion.ids if completion.vocabulary else [] for completion in kept]
+            made["tokenizers"] = [completion.vocabulary for completion in kept]
+            made["prompt_ids"] = prompt_ids
         if len(self.rewards) > 1:
             made["rewards"] = {
                 reward.name: [None if math.isnan(x.rewards[reward.name]) else x.rewards[reward.name] for x in group]

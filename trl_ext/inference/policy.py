@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from trl_ext.data.chat_template import template_kwargs
 from trl_ext.data.completion import Completion
 from trl_ext.data.schema import DataError
 from trl_ext.data.tokenization import encode_prompt
@@ -72,18 +73,26 @@ class Policy:
     context: int = 0
     model: PreTrainedModel | None = None
 
-    def encode(self, prompt: str | list[dict[str, Any]]) -> list[int]:
+    def encode(self, prompt: str | list[dict[str, Any]], **chat_template_kwargs: Any) -> list[int]:
         """
         Token ids of a prompt.
+
+        Args:
+            prompt (`str` or `list[dict]`): Text, or a list of messages.
+            chat_template_kwargs: Arguments of the chat template, such as `tools`.
 
         Raises:
             [`~trl_ext.data.schema.DataError`]: The prompt is conversational and the tokenizer has no chat template.
                 The message names the policy.
         """
         try:
-            return encode_prompt(self.tokenizer, prompt)
+            return encode_prompt(self.tokenizer, prompt, **chat_template_kwargs)
         except DataError as error:
             raise DataError(f"{self.name!r}: {error}") from error
+
+    def encode_row(self, row: dict[str, Any]) -> list[int]:
+        """Token ids of a row's prompt. Its columns `tools` and `chat_template_kwargs` reach the chat template."""
+        return self.encode(row["prompt"], **template_kwargs(row))
 
     def max_prompt_length(self, settings: GenerationSettings) -> int:
         """

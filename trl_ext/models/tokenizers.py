@@ -115,6 +115,21 @@ def load_tokenizer(
     return ensure_pad_token(tokenizer)
 
 
+def use_eos_token(tokenizer: PreTrainedTokenizerBase, eos_token: str) -> None:
+    """
+    Set the end-of-sequence token of a tokenizer, as TRL's SFT does with `eos_token`.
+
+    Raises:
+        `ValueError`: The vocabulary does not have the token.
+    """
+    if eos_token not in tokenizer.get_vocab():
+        raise ValueError(
+            f"`eos_token`: {eos_token!r} is not in the vocabulary of the tokenizer {tokenizer.name_or_path!r}. Use a "
+            "token that it has, such as the one that ends a turn in its chat template."
+        )
+    tokenizer.eos_token = eos_token
+
+
 def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """Sets a missing pad token to the end-of-sequence token. Raises `ValueError` if there is neither."""
     if tokenizer.pad_token is None:

@@ -52,11 +52,20 @@ class ExtConfig(BaseConfig):
         chat_template_path (`str`, *optional*):
             Jinja file with a chat template, or directory or Hub id of a tokenizer that has one, to use instead of the
             tokenizer's own.
+        chat_template_kwargs (`dict[str, Any]` or `str`, *optional*):
+            Arguments of the chat template, such as `{"enable_thinking": False}`, wherever prompts are rendered: in
+            training, generation and evaluation. A dataset's column of this name wins.
+        eos_token (`str`, *optional*):
+            Token that ends an answer, in training and in generation, instead of the tokenizer's end-of-sequence token:
+            for a base model whose chat template ends turns with a token of its own.
         max_length (`int`, *optional*, defaults to `1024`):
             Maximum length of prompt plus completion, in tokens. A longer completion is truncated; a row whose prompt
             alone is this long is dropped, and the number of dropped rows is logged. `0` means no limit.
-        pad_to_multiple_of (`int`, *optional*, defaults to `0`):
-            Pad rows to a multiple of this length (`0`: no rounding).
+        truncation_mode (`str`, *optional*, defaults to `"keep_start"`):
+            Which part of a longer sequence is kept. Only `"keep_start"` is supported: TRL deprecates `"keep_end"`.
+        pad_to_multiple_of (`int` or `str`, *optional*, defaults to `"auto"`):
+            Pad rows to a multiple of this length (`0`: no rounding). `"auto"`, as in TRL, is 128 on Neuron and `0`
+            elsewhere.
 
         > Parameters that control generation (TRL's names; for all completions that a method generates)
 
@@ -144,6 +153,7 @@ class ExtConfig(BaseConfig):
         *BaseConfig._VALID_DICT_FIELDS,
         "model_init_kwargs",
         "generation_kwargs",
+        "chat_template_kwargs",
     ]
 
     model_init_kwargs: dict[str, Any] | str | None = field(
@@ -171,6 +181,20 @@ class ExtConfig(BaseConfig):
             "instead of the tokenizer's own."
         },
     )
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Arguments of the chat template, such as '{\"enable_thinking\": false}', in training, generation "
+            "and evaluation. A dataset's column of this name wins."
+        },
+    )
+    eos_token: str | None = field(
+        default=None,
+        metadata={
+            "help": "Token that ends an answer, in training and in generation, instead of the tokenizer's "
+            "end-of-sequence token."
+        },
+    )
     max_length: int = field(
         default=1024,
         metadata={
@@ -178,8 +202,19 @@ class ExtConfig(BaseConfig):
             "whose prompt alone is this long is dropped. 0 means no limit."
         },
     )
-    pad_to_multiple_of: int = field(
-        default=0, metadata={"help": "Pad rows to a multiple of this length. 0 means no rounding."}
+    truncation_mode: str = field(
+        default="keep_start",
+        metadata={
+            "help": "Which part of a longer sequence is kept. Only 'keep_start' is supported.",
+            "choices": ["keep_start", "keep_end"],
+        },
+    )
+    pad_to_multiple_of: int | str | None = field(
+        default="auto",
+        metadata={
+            "help": "Pad rows to a multiple of this length. 0 means no rounding; 'auto' is 128 on Neuron and 0 "
+            "elsewhere."
+        },
     )
 
     num_generations: int = field(default=4, metadata={"help": "Number of completions per prompt."})
@@ -294,6 +329,7 @@ class ExtConfig(BaseConfig):
                 setattr(self, name, "")
         check_fields(self, self._own())
         self._at_least("max_length", 0)
+        self.pad_to_multiple_of = self._padding_multiple()
         self._at_least("pad_to_multiple_of", 0)
         self._at_least("num_generations", 1)
         self._at_least("num_generations_eval", 0)
@@ -349,6 +385,19 @@ class ExtConfig(BaseConfig):
             )
         config.resample_steps = steps
 
+    def _padding_multiple(self) -> int:
+        """`pad_to_multiple_of` as a number. A command line passes it as text."""
+        value = self.pad_to_multiple_of
+        if value == "auto":
+            return 128 if self.device.type == "neuron" else 0
+        if isinstance(value, int):
+            return value
+        if str(value).lower() in ("none", "null"):
+            return 0
+        if not str(value).isdecimal():
+            raise ValueError(f"`pad_to_multiple_of` must be a whole number or 'auto', got {value!r}.")
+        return int(str(value))
+
     def _check_choices(self) -> None:
         """Raise a `ValueError` for a setting that is not one of the choices of its field."""
         for name, each in self._own().items():
@@ -356,6 +405,12 @@ class ExtConfig(BaseConfig):
             value = getattr(self, name)
             if choices and not all(item in choices for item in (value if isinstance(value, list) else [value])):
                 raise ValueError(f"`{name}` must be one of {', '.join(map(str, choices))}, got {value!r}.")
+        if self.truncation_mode == "keep_end":
+            raise ValueError(
+                "`truncation_mode` 'keep_end' is not supported: completions of one prompt have different lengths, so "
+                "each would lose another part of the prompt, and TRL removes it in 2.0. Use 'keep_start', and shorten "
+                "long prompts yourself (`max_length` drops them)."
+            )
 
     def _own(self) -> dict[str, Field]:
         """The fields that neither transformers nor TRL has."""

@@ -70,6 +70,7 @@ class OnlineTrainer(ExtTrainer):
         **kwargs: Any,
     ) -> None:
         model = load_policy(model, args, quantization_config, peft_config)
+        self._check_end_of_answers(model, args, train_dataset)
         train_dataset, eval_dataset = self._check_context_lengths(
             train_dataset, eval_dataset, args, context_length(model)
         )
@@ -80,7 +81,7 @@ class OnlineTrainer(ExtTrainer):
             model,
             self._tokenizer.pad_token_id,
             shared_prefix=args.shared_prefix,
-            pad_to_multiple_of=args.pad_to_multiple_of,
+            pad_to_multiple_of=args.pad_to_multiple_of,  # type: ignore[arg-type]  # a number since it was checked
         )
         super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         if self.reference is not None:

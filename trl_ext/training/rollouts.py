@@ -196,8 +196,9 @@ def _dataset_completions(row: dict[str, Any]) -> list[Completion]:
     """The completions that a tokenized row has itself."""
     found = []
     for content, ids, ended in zip(row.get("completions") or [], row["completion_ids"], row["ended"], strict=True):
-        text = content if isinstance(content, str) else content[-1].get("content") or ""
-        found.append(Completion(text, ids, ended))
+        messages = None if isinstance(content, str) else content
+        text = content if messages is None else messages[-1].get("content") or ""
+        found.append(Completion(text, ids, ended, messages=messages))
     return found
 
 

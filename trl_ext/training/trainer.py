@@ -16,13 +16,15 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase, TrainerCallbac
 from transformers.trainer_utils import PredictionOutput
 from transformers.utils import logging
 
-from trl_ext.data.schema import AnyDataset, column_names
-from trl_ext.data.tokenization import TOKENIZED_COLUMNS, check_positions, use_chat_template
+from trl_ext.data.chat_template import unstopped_turn, use_chat_template
+from trl_ext.data.schema import AnyDataset, column_names, first_row, is_conversational
+from trl_ext.data.tokenization import TOKENIZED_COLUMNS, check_positions, is_tokenized
+from trl_ext.generation_settings import eos_token_ids, stop_at_eos_token
 from trl_ext.logprobs.logprobs import TokenLogps
 from trl_ext.models.adapters import cast_adapter, check_trainable
 from trl_ext.models.load import loading_error
 from trl_ext.models.sharding import check_launch
-from trl_ext.models.tokenizers import ensure_pad_token, load_tokenizer
+from trl_ext.models.tokenizers import ensure_pad_token, load_tokenizer, use_eos_token
 from trl_ext.rewards.functions import Reward, load_rewards
 from trl_ext.rewards.scoring import check_reward_weights
 from trl_ext.seeds import seeded
@@ -196,10 +198,29 @@ class ExtTrainer(BaseTrainer):
             if processing_class.convert_tokens_to_ids(args.pad_token) in (None, processing_class.unk_token_id):
                 raise ValueError(f"`pad_token`: {args.pad_token!r} is no token of the tokenizer.")
             processing_class.pad_token = args.pad_token
+        if args.eos_token:
+            use_eos_token(processing_class, args.eos_token)
         ensure_pad_token(processing_class)
         if args.chat_template_path:
             use_chat_template(processing_class, args.chat_template_path)
         return processing_class
+
+    def _check_end_of_answers(self, model: Any, args: ExtConfig, dataset: AnyDataset) -> None:
+        """
+        Let generation with `model` stop at `eos_token`, or warn if it would not stop where the chat template does.
+
+        Args:
+            model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The language model.
+            args ([`~trl_ext.training.config.ExtConfig`]): The trainer's config.
+            dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): The training rows.
+        """
+        if args.eos_token:
+            stop_at_eos_token(model, self._tokenizer)
+        if not is_conversational(first_row(dataset, "train")):
+            return
+        warning = unstopped_turn(self._tokenizer, eos_token_ids(model, self._tokenizer))
+        if warning:
+            logger.warning(warning)
 
     def _tokenize(self, dataset: AnyDataset, args: Any, name: str) -> tuple[AnyDataset, int]:
         """The rows of the dataset called `name` in the form that the collator takes, and how many were too long."""
@@ -488,7 +509,7 @@ class ExtTrainer(BaseTrainer):
 
     def _begin_evaluation(self, dataset: Any, name: str, prefix: str) -> Any:
         """The tokenized rows of a dataset called `name`. The metrics of an evaluation that failed are forgotten."""
-        if dataset is not None and "prompt_ids" not in column_names(dataset):
+        if dataset is not None and not is_tokenized(dataset):
             dataset = self._prepare_dataset(dataset, self.args, name)
             dataset = self._check_context_length(dataset, self.args, name)
         self._eval_prefix, self._eval_batches = prefix, 0

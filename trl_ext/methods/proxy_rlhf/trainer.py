@@ -157,6 +157,7 @@ class ProxyRLHFTrainer(ExtTrainer):
         self.language_model = load_frozen(model, args, quantization_config)
         self._max_length = min((n for n in (args.max_length, context_length(self.language_model)) if n), default=0)
         train_dataset, eval_dataset = self._prepare_datasets(train_dataset, eval_dataset, args)
+        self._check_end_of_answers(self.language_model, args, train_dataset)
         super().__init__(
             load_proxy(proxy_model, self.language_model, args),
             args,
@@ -185,7 +186,12 @@ class ProxyRLHFTrainer(ExtTrainer):
         if "prompt" in columns:
             dataset = dataset.remove_columns(sorted(columns & {"completions", "scores", "chosen", "rejected"}))
         return prepare_dataset(
-            dataset, self._tokenizer, name=name, max_length=self._max_length, num_proc=args.dataset_num_proc
+            dataset,
+            self._tokenizer,
+            name=name,
+            max_length=self._max_length,
+            num_proc=args.dataset_num_proc,
+            chat_template_kwargs=args.chat_template_kwargs,  # type: ignore[arg-type]
         )
 
     def _place(self, args: ProxyRLHFConfig) -> None:

@@ -14,6 +14,8 @@ import yaml
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from trl_ext.data.chat_template import template_kwargs
+from trl_ext.data.sampled_ids import ID_COLUMNS
 from trl_ext.data.schema import AnyDataset, DataError, column_names, first_row, to_scored_rows, with_check
 from trl_ext.data.tokenization import encode_prompt, prepare_dataset
 
@@ -24,7 +26,7 @@ from .config import PSLEConfig
 PLAIN, GUIDED = 0, 1
 
 # Columns that are ignored: PSLE takes prompts, as GRPO does, and generates the completions itself.
-_COMPLETION_COLUMNS = ("completion", "completions", "chosen", "rejected", "scores", "ended")
+_COMPLETION_COLUMNS = ("completion", "completions", "chosen", "rejected", "scores", "ended", *ID_COLUMNS)
 
 
 @dataclass
@@ -232,7 +234,12 @@ def prepare_prompts(
     dataset = dataset.remove_columns([column for column in _COMPLETION_COLUMNS if column in column_names(dataset)])
     kwargs: dict[str, Any] = {"num_proc": args.dataset_num_proc} if isinstance(dataset, Dataset) else {}
     dataset, dropped = prepare_dataset(
-        dataset, tokenizer, name=name, max_length=args.max_length, num_proc=args.dataset_num_proc
+        dataset,
+        tokenizer,
+        name=name,
+        max_length=args.max_length,
+        num_proc=args.dataset_num_proc,
+        chat_template_kwargs=args.chat_template_kwargs,  # type: ignore[arg-type]
     )
 
     def guide(row: dict[str, Any]) -> dict[str, Any]:
@@ -260,11 +267,8 @@ def _guided_ids(
     row: dict[str, Any], principle: str, tokenizer: PreTrainedTokenizerBase, args: PSLEConfig
 ) -> list[int]:
     prompt = with_principle(row["prompt"], principle, args.principle_role, args.principle_template)
-    tools, kwargs = row.get("tools"), dict(row.get("chat_template_kwargs") or {})
-    if tools:
-        kwargs["tools"] = json.loads(tools) if isinstance(tools, str) else tools
     try:
-        ids = encode_prompt(tokenizer, prompt, **kwargs)
+        ids = encode_prompt(tokenizer, prompt, **template_kwargs(row))
     except DataError:
         raise
     except Exception as error:  # a chat template can raise any error
@@ -354,7 +358,14 @@ def prepare_sft_dataset(
     other = [column for column in column_names(dataset) if column not in ("tools", "chat_template_kwargs")]
     rows = dataset.map(_to_imitate, with_indices=True, fn_kwargs={"form": form}, remove_columns=other)
     try:
-        return prepare_dataset(rows, tokenizer, name="SFT", max_length=args.max_length, num_proc=args.dataset_num_proc)
+        return prepare_dataset(
+            rows,
+            tokenizer,
+            name="SFT",
+            max_length=args.max_length,
+            num_proc=args.dataset_num_proc,
+            chat_template_kwargs=args.chat_template_kwargs,  # type: ignore[arg-type]
+        )
     except DataError as error:
         message = str(error).replace("column 'completions': [0] ", f"column {form[-1]!r}: ")
         raise DataError(message.replace("column 'prompt'", f"column {form[0]!r}")) from None

@@ -160,7 +160,12 @@ class RRHFTrainer(OnlineTrainer):
 
     def _tokenize(self, dataset: AnyDataset, args: RRHFConfig, name: str) -> tuple[AnyDataset, int]:
         return prepare_dataset(
-            dataset, self._tokenizer, name=name, max_length=args.max_length, num_proc=args.dataset_num_proc
+            dataset,
+            self._tokenizer,
+            name=name,
+            max_length=args.max_length,
+            num_proc=args.dataset_num_proc,
+            chat_template_kwargs=args.chat_template_kwargs,  # type: ignore[arg-type]
         )
 
     @staticmethod

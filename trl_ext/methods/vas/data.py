@@ -22,7 +22,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from trl_ext.data.schema import AnyDataset, DataError, column_names, first_row
-from trl_ext.data.tokenization import prepare_dataset
+from trl_ext.data.tokenization import prepare_dataset, truncate_completions
 
 
 DEFAULT_HEAD = "reward"  # learns `scores`, or the weighted sum of the reward functions
@@ -152,6 +152,7 @@ def prepare_values(
     max_length: int,
     num_proc: int | None = None,
     heads: Sequence[str] = (DEFAULT_HEAD,),
+    chat_template_kwargs: dict[str, Any] | None = None,
 ) -> tuple[AnyDataset, int]:
     """
     Check, tokenise and truncate a dataset, and add the rewards of its completions as `token_rewards`.
@@ -165,6 +166,7 @@ def prepare_values(
         num_proc (`int`, *optional*): Number of processes for tokenisation.
         heads (`Sequence[str]`, *optional*, defaults to `("reward",)`): Names of the heads. `reward` is the column
             `scores`, unless the column `rewards` has that name.
+        chat_template_kwargs (`dict[str, Any]`, *optional*): See [`~trl_ext.data.tokenization.prepare_dataset`].
 
     Returns:
         The dataset, and the number of rows that were dropped because their prompt fills `max_length`.
@@ -176,9 +178,11 @@ def prepare_values(
     if "completions" in column_names(dataset) and _has_lists(first_row(dataset, name).get("scores")):
         dataset = dataset.map(_split_scores, with_indices=True, **kwargs)
     # Truncation comes last: rewards per token are compared with the lengths before it.
-    dataset, dropped = prepare_dataset(dataset, tokenizer, name=name, max_length=0, num_proc=num_proc)
+    dataset, dropped = prepare_dataset(
+        dataset, tokenizer, name=name, max_length=0, num_proc=num_proc, chat_template_kwargs=chat_template_kwargs
+    )
     if "completion_ids" in column_names(dataset):
-        arguments = {"heads": list(heads), "max_length": max_length, "name": name}
+        arguments = {"heads": list(heads), "max_length": max_length, "name": name, "tokenizer": tokenizer}
         dataset = dataset.map(_add_rewards, fn_kwargs=arguments, **kwargs)
     if max_length:
         before = len(dataset) if isinstance(dataset, Dataset) else 0
@@ -210,7 +214,9 @@ def _split_scores(row: dict[str, Any], index: int) -> dict[str, Any]:
     return {"scores": [math.fsum(numbers) for numbers in scores], "token_scores": scores}
 
 
-def _add_rewards(row: dict[str, Any], heads: list[str], max_length: int, name: str) -> dict[str, Any]:
+def _add_rewards(
+    row: dict[str, Any], heads: list[str], max_length: int, name: str, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
     ids, ended, index = row["completion_ids"], row["ended"], row["row_index"]
     rewards: list[list[list[float]]] = [[] for _ in ids]
     for head in heads:
@@ -218,12 +224,13 @@ def _add_rewards(row: dict[str, Any], heads: list[str], max_length: int, name: s
         for i, entry in enumerate(entries):
             where = f"Row {index} of the {name} dataset, column {column}: [{i}] "
             rewards[i].append(_numbers(entry, len(ids[i]), ended[i], where))
-    if max_length:
-        longest = max(max_length - len(row["prompt_ids"]), 0)
-        ids = [completion[:longest] for completion in ids]
-        for by_head in rewards:  # a single number is of the complete completion, and stays
-            by_head[:] = [numbers[:longest] if len(numbers) > 1 else numbers for numbers in by_head]
-    return {"completion_ids": ids, "token_rewards": rewards}
+    if not max_length:
+        return {"token_rewards": rewards}
+    cut = truncate_completions(row, max_length, tokenizer)
+    for by_head, ids in zip(rewards, cut["completion_ids"], strict=True):
+        # A single number is of the complete completion, and stays.
+        by_head[:] = [numbers[: len(ids)] if len(numbers) > 1 else numbers for numbers in by_head]
+    return cut | {"token_rewards": rewards}
 
 
 def _entries(row: dict[str, Any], head: str, count: int) -> tuple[str, list[Any]]:

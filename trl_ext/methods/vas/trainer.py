@@ -166,6 +166,8 @@ class VASTrainer(ExtTrainer):
         value_model = args.value_model_name_or_path if value_model is None else value_model
         needs_policy = value_model is None or args.value_form == "policy" or self._needs_policy(args, eval_dataset)
         self.policy = load_frozen(model, args, quantization_config) if needs_policy else None
+        if self.policy is not None:
+            self._check_end_of_answers(self.policy, args, train_dataset)
         model = load_value_model(
             value_model, self.policy, self._tokenizer, self.heads, args, quantization_config, peft_config
         )
@@ -177,7 +179,7 @@ class VASTrainer(ExtTrainer):
             self._tokenizer.pad_token_id,
             predict=args.value_form != "state",
             shared_prefix=args.shared_prefix,
-            pad_to_multiple_of=args.pad_to_multiple_of,
+            pad_to_multiple_of=args.pad_to_multiple_of,  # type: ignore[arg-type]  # a number since it was checked
         )
         super().__init__(
             model,
@@ -210,7 +212,11 @@ class VASTrainer(ExtTrainer):
     # ------------------------------------------------------------------------------------------------ preparation
 
     def _tokenize(self, dataset: AnyDataset, args: VASConfig, name: str) -> tuple[AnyDataset, int]:
-        settings: dict[str, Any] = {"max_length": args.max_length, "num_proc": args.dataset_num_proc}
+        settings: dict[str, Any] = {
+            "max_length": args.max_length,
+            "num_proc": args.dataset_num_proc,
+            "chat_template_kwargs": args.chat_template_kwargs,
+        }
         return prepare_values(dataset, self._tokenizer, name=name, heads=self.heads, **settings)
 
     def _needs_policy(self, args: VASConfig, evals: Any) -> bool:

@@ -1,0 +1,65 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Token ids that a dataset has beside the text of completions, so that training reads the tokens that were sampled.
+
+The columns are `completion_ids` (for each completion its ids, empty if they are not known), `tokenizers` (for each the
+digest of the tokenizer's vocabulary) and `prompt_ids` (the prompt that the completions were sampled from; empty if
+several tokenizers encoded it).
+"""
+
+import hashlib
+import json
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+
+ID_COLUMNS = ("completion_ids", "tokenizers", "prompt_ids")
+
+
+def vocabulary_digest(tokenizer: PreTrainedTokenizerBase, *, added: bool = False) -> str:
+    """
+    A hash of the vocabulary: equal for tokenizers that have the same tokens under the same ids.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer.
+        added (`bool`, *optional*, defaults to `False`): Whether tokens that were added to the vocabulary count, such
+            as a padding token.
+    """
+    size = len(tokenizer) if added else tokenizer.vocab_size
+    tokens = [entry for entry in tokenizer.get_vocab().items() if added or entry[1] < size]
+    return hashlib.sha256(json.dumps(sorted(tokens)).encode()).hexdigest()[:16]
+
+
+def sampled_ids(
+    row: dict[str, Any],
+    i: int,
+    text: str | None,
+    tokenizer: PreTrainedTokenizerBase,
+    digest: str,
+    notes: dict[str, str],
+) -> list[int]:
+    """
+    The token ids that completion `i` of a row was sampled as; empty if they are not known or do not fit.
+
+    Args:
+        row (`dict`): A row, possibly with the columns of this module.
+        i (`int`): Number of the completion.
+        text (`str`, *optional*): Its text. `None` if it is more than text, as a tool call is.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer that training uses.
+        digest (`str`): Its [`vocabulary_digest`].
+        notes (`dict[str, str]`): Gets the reason why ids are not used (see
+            `_NOTES` of `tokenization.py`).
+    """
+    ids = [] if row.get("tokenizers") is None else row["completion_ids"][i]
+    if not ids or text is None:
+        return []
+    if row["tokenizers"][i] != digest:
+        notes["tokenizer"] = str(row["tokenizers"][i])
+        return []
+    if max(ids) >= len(tokenizer) or tokenizer.decode(ids, skip_special_tokens=True) != text:
+        notes["text"] = text
+        return []
+    return list(ids)
