@@ -145,6 +145,7 @@ class OnlineTrainer(ExtTrainer):
             tokenizer=self._tokenizer,
             penalty=self._kl_penalty if self.reference is not None and mode == "train" else None,
             trainer_state=self.state,
+            kept=self._kept_scores,
             **kwargs,
         )
 

@@ -333,7 +333,9 @@ class ProxyRLHFTrainer(ExtTrainer):
         flat = list(map(Completion, texts, completions.ids, completions.ended))
         k = args.num_generations
         groups = [flat[i : i + k] for i in range(0, len(flat), k)]
-        sampled = score_round(rows, groups, self.rewards, args.reward_weights, trainer_state=self.state)
+        sampled = score_round(
+            rows, groups, self.rewards, args.reward_weights, trainer_state=self.state, kept=self._kept_scores
+        )
         scores = torch.tensor(sampled.table["score"])
         meters = self._meters[mode]
         self._log_round(sampled, mode)
