@@ -32,6 +32,7 @@ from trl_ext.methods.vas.policies import guided_policy
 from trl_ext.methods.vas.value_model.model import ValueModel
 from trl_ext.rewards.functions import Reward, load_rewards
 from trl_ext.rewards.scoring import score_completions
+from trl_ext.rewards.settings import RewardSettings
 
 from .experiment import METRICS, Bench
 from .imdb_arms import PARTS, Arm, Task
@@ -75,7 +76,9 @@ class ImdbBench(Bench):
 
     @cached_property
     def rewards(self) -> list[Reward]:
-        return load_rewards(self.task.reward, device=self.device, batch_size=self.task.batch)
+        return load_rewards(
+            self.task.reward, settings=RewardSettings(reward_batch_size=self.task.batch), device=self.device
+        )
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:

@@ -17,7 +17,9 @@ from conftest import make_model, make_tokenizer
 from trl_ext.data.completion import Completion
 from trl_ext.rewards.classifiers import ClassifierReward
 from trl_ext.rewards.functions import Reward, RewardError, load_rewards
+from trl_ext.rewards.kept_scores import KeptScores
 from trl_ext.rewards.scoring import score_completions
+from trl_ext.rewards.settings import RewardSettings
 
 
 PLAIN = {"prompts": ["the film", "a"], "completions": [" is good", " bad plot and so"]}
@@ -106,7 +108,159 @@ def test_functions_receive_what_trl_passes_them():
     rows = [{"prompt": prompt, "label": i, "scores": [1.0]} for i, prompt in enumerate(PLAIN["prompts"])]
     groups = [[completion] for completion in completions_of(PLAIN["completions"], [[1], [2, 3]])]
     score_completions(rows, groups, [Reward("look", look)], step=7)
+    grpo = {name: seen.pop(name) for name in ("trainer_state", "log_metric", "log_extra")}
     assert seen == PLAIN | {"completion_ids": [[1], [2, 3]], "label": [0, 1], "step": 7}
+    assert grpo["trainer_state"].global_step == 0
+
+
+def test_a_function_need_not_take_what_only_some_functions_use():
+    def plain(prompts, completions, completion_ids, label):
+        return label
+
+    def asks(prompts, completions, completion_ids, label, log_metric):
+        log_metric("labels", len(label))
+        return label
+
+    metrics = {}
+    rows = [{"prompt": "a", "label": 3.0}]
+    [[scored]] = score_completions(rows, [completions_of(["b"])], load_rewards([plain, asks]), metrics=metrics)
+    assert scored.score == 6.0 and metrics == {"labels": [1.0]}
+
+
+# ----------------------------------------------------------------------------------------------- batches and protocol
+
+
+def test_calls_have_whole_groups_of_at_most_the_batch_size():
+    """Groups of 2, 3, 1, 5 and 1 completions in calls of at most 4: 2, then 3 + 1, then the 5 alone, then 1."""
+    sizes, seen = [], []
+
+    def count(completions, **_):
+        sizes.append(len(completions))
+        seen.extend(completions)
+        return [float(text) for text in completions]
+
+    groups, number = [], 0
+    for size in (2, 3, 1, 5, 1):
+        groups.append(completions_of([str(number + i) for i in range(size)]))
+        number += size
+    rows = [{"prompt": "a"} for _ in groups]
+    [found] = load_rewards(count, settings=RewardSettings(reward_batch_size=4))
+    scored = score_completions(rows, groups, [found])
+    assert sizes == [2, 4, 5, 1]
+    assert [x.score for group in scored for x in group] == [float(i) for i in range(12)] == [float(x) for x in seen]
+    sizes.clear()
+    score_completions(rows, groups, load_rewards(count, settings=RewardSettings(reward_batch_size=0)))
+    assert sizes == [12]
+
+
+def test_what_functions_log_is_kept_by_completion_and_by_name():
+    def logs(completions, log_metric, log_extra, **_):
+        log_metric("mean_length", sum(map(len, completions)) / len(completions))
+        if "bb" in completions:
+            log_extra("length", list(map(len, completions)))
+        return [0.0] * len(completions)
+
+    metrics = {}
+    rows, groups = [{"prompt": "p"}] * 2, [completions_of(["a", "bb"]), completions_of(["ccc", "d"])]
+    [found] = load_rewards(logs, settings=RewardSettings(reward_batch_size=2))
+    scored = score_completions(rows, groups, [found], metrics=metrics)
+    assert metrics == {"mean_length": [1.5, 2.0]}
+    assert [[x.extra["length"] for x in group] for group in scored] == [[1, 2], [None, None]]
+
+
+@pytest.mark.parametrize(
+    ("log", "message"),
+    [
+        (lambda log_extra, **_: log_extra("x", [1, 2, 3]), "'log'.*log_extra.'x', ....* 3 values for 2 completions"),
+        (lambda log_extra, **_: log_extra("prompt", [1, 2]), "'log'.*has this column already"),
+        (
+            lambda log_metric, **_: log_metric("m", "high"),
+            "'log' called log_metric.*: a metric is a number",
+        ),
+    ],
+)
+def test_wrong_logging_names_the_function(log, message):
+    def call(**kwargs):
+        log(**kwargs)
+        return [0.0, 0.0]
+
+    with pytest.raises(RewardError, match=message):
+        scores([Reward("log", call)])
+
+
+def test_async_functions_share_one_loop_and_run_side_by_side():
+    """Clients and locks of a function belong to the loop of its first call; the two functions wait for one another."""
+    loops, events = [], []
+
+    def rendezvous(mine, other):
+        async def func(completions, **_):
+            loops.append(asyncio.get_running_loop())
+            if not events:
+                events.extend([asyncio.Event(), asyncio.Event()])
+            events[mine].set()
+            await asyncio.wait_for(events[other].wait(), 10)
+            return [float(mine)] * len(completions)
+
+        return func
+
+    rewards = [Reward("first", rendezvous(0, 1)), Reward("second", rendezvous(1, 0))]
+    assert score_values(rewards) == [1.0, 1.0]
+    assert score_values(rewards) == [1.0, 1.0]
+    assert len(loops) == 4 and len(set(map(id, loops))) == 1
+
+
+def test_what_was_scored_is_kept_if_a_later_call_fails(tmp_path):
+    """The second of three calls fails once: the next scoring calls the function for the second and third only."""
+    calls, broken = [], [True]
+
+    def flaky(completions, log_metric, **_):
+        calls.append(completions[0])
+        if completions == ["b"] and broken.pop():
+            raise OSError("the judge is busy")
+        log_metric("calls", 1)
+        return [math.nan if completions == ["a"] else 2.0]
+
+    rows, groups = [{"prompt": "p"}] * 3, [completions_of([text]) for text in "abc"]
+    rewards = load_rewards(flaky, settings=RewardSettings(reward_batch_size=1))
+    file = tmp_path / "unfinished_scores_0.json"
+    with pytest.raises(RewardError, match="the judge is busy") as caught:
+        score_completions(rows, groups, rewards, kept=KeptScores(file))
+    assert "The 1 rewards that were computed before are in" in caught.value.__notes__[0] and file.is_file()
+    metrics = {}
+    broken.append(False)
+    scored = score_completions(rows, groups, rewards, kept=KeptScores(file), metrics=metrics)
+    assert calls == ["a", "b", "b", "c"] and not file.exists()
+    assert [group[0].returned_nan for group in scored] == [("flaky",), (), ()] and scored[2][0].score == 2.0
+    assert metrics == {"calls": [1.0, 1.0, 1.0]}  # with those that the first call logged
+
+
+def test_other_completions_are_scored_anew(tmp_path):
+    def failing(**_):
+        raise OSError
+
+    row, kept = {"prompt": "p"}, KeptScores(tmp_path / "scores.json")
+    rewards = [Reward("length", length), Reward("failing", failing)]
+    with pytest.raises(RewardError):
+        score_completions([row], [completions_of(["a"])], rewards, kept=kept)
+    [[scored]] = score_completions([row], [completions_of(["aa"])], rewards[:1], kept=kept)
+    assert scored.score == 2.0
+
+
+def test_a_function_that_was_corrected_is_called_again(tmp_path, monkeypatch):
+    """The file of the function is part of what identifies its scores."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    code = "def judge(completions, **_):\n    if completions == ['b']:\n        raise OSError\n    return [1.0]\n"
+    kept, found = KeptScores(tmp_path / "scores.json"), []
+    rows, groups = [{"prompt": "p"}] * 2, [completions_of(["a"]), completions_of(["b"])]
+    for number, text in enumerate((code, "def judge(completions, **_):\n    return [2.0]\n")):
+        (tmp_path / f"judges_{number}.py").write_text(text)
+        rewards = load_rewards(f"judges_{number}.judge", settings=RewardSettings(reward_batch_size=1))
+        try:
+            found = score_completions(rows, groups, rewards, kept=kept)
+        except RewardError:
+            assert kept.path.is_file()
+    assert [group[0].score for group in found] == [2.0, 2.0]
 
 
 def test_completions_without_token_ids():
@@ -265,8 +419,16 @@ def test_the_error_of_a_module_that_cannot_be_imported_is_raised(tmp_path, monke
 
 
 def test_there_is_one_processing_class_per_reward_function():
-    with pytest.raises(ValueError, match="2 reward processing classes for 1 reward functions"):
+    with pytest.raises(ValueError, match=r"\(2\) must match the number of reward functions \(1: length\)"):
         load_rewards([length], [None, None])
+
+
+def test_one_tokenizer_is_not_shared_by_two_rewards(classifier, tiny_tokenizer):
+    """Each model has a vocabulary of its own; TRL refuses it too."""
+    with pytest.raises(ValueError, match=r"\(1\) must match the number of reward functions \(2: \w+, length\)"):
+        load_rewards([classifier, length], tiny_tokenizer)
+    both = load_rewards([classifier, length], [tiny_tokenizer, None])
+    assert [reward.processing_class for reward in both] == [tiny_tokenizer, None]
 
 
 # -------------------------------------------------------------------------------------------------------- classifiers
@@ -283,7 +445,7 @@ def single_logit(model, tokenizer, text):
 def test_classifier_scores_prompt_and_completion(classifier, tiny_tokenizer, batch_size):
     prompts = ["the film", "a", "we", "I liked this movie", "b"]
     completions = [" is good", " bad plot and so it was", "", " but not the music", " x"]
-    [found] = load_rewards(classifier, tiny_tokenizer, batch_size=batch_size)
+    [found] = load_rewards(classifier, tiny_tokenizer, settings=RewardSettings(reward_batch_size=batch_size))
     expected = [single_logit(classifier, tiny_tokenizer, p + c) for p, c in zip(prompts, completions, strict=True)]
     assert found(prompts, completions) == pytest.approx(expected, abs=1e-5)
     assert len({round(value, 3) for value in expected}) == 5

@@ -16,11 +16,13 @@ from trl import DPOConfig, GRPOConfig
 from trl_ext import PSLEConfig
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.method import discover
+from trl_ext.rewards.settings import RewardSettings
 from trl_ext.training.config import ExtConfig
+from trl_ext.upstream import BaseConfig
 
 
 OWN_FIELDS = {field.name for field in dataclasses.fields(ExtConfig)} - {
-    field.name for field in dataclasses.fields(ExtConfig.__mro__[1])
+    field.name for field in dataclasses.fields(BaseConfig)
 }
 
 
@@ -184,7 +186,8 @@ def test_dictionaries_may_come_from_the_command_line(tmp_path):
 
 
 def test_every_field_is_documented_and_has_a_help_text():
-    documented = dict(re.findall(r"^ {8}(\w+) \((.*)\):", ExtConfig.__doc__, flags=re.MULTILINE))
+    pages = f"{ExtConfig.__doc__}{RewardSettings.__doc__}"
+    documented = dict(re.findall(r"^ {8}(\w+) \((.*)\):", pages, flags=re.MULTILINE))
     assert set(documented) == OWN_FIELDS
     for field in dataclasses.fields(ExtConfig):
         if field.name in OWN_FIELDS:

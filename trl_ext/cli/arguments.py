@@ -63,14 +63,18 @@ class RewardArguments:
     """The rewards that score completions."""
 
     reward_model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Reward model: a sequence classifier with one label, by Hub id or directory."}
+        default=None,
+        metadata={
+            "help": "Reward model: a sequence classifier by Hub id or directory, or the address of a reward server."
+        },
     )
     reward_funcs: list[str] | None = field(
         default=None,
         metadata={
             "help": "Reward functions: names of TRL's own (e.g. `think_format_reward`), dotted paths (e.g. "
-            "`my_lib.rewards.my_reward`), and sequence classifiers by Hub id or directory. They receive the "
-            "dataset's other columns."
+            "`my_lib.rewards.my_reward`), sequence classifiers by Hub id or directory, and addresses of reward "
+            "servers (OpenRLHF's `http://host:5000/get_reward`, vLLM's `/classify` and `/score`). Functions receive "
+            "the dataset's other columns."
         },
     )
 
@@ -135,7 +139,9 @@ class OutputArguments:
             `ValueError` or `OSError`: See [`~trl_ext.data.resumable_file.ResumableFile`].
         """
         settings = asdict(self) | further_settings
-        del settings["output_file"], settings["overwrite_output"]
+        # Neither where rows are written nor how a server is called changes a row.
+        for name in ("output_file", "overwrite_output", "reward_batch_size", "reward_server_kwargs"):
+            settings.pop(name, None)
         settings["contents of the dataset"] = rows_fingerprint(rows)
         for name in models:
             if (fingerprint := weights_fingerprint(name)) is not None:
@@ -153,8 +159,8 @@ class LoadingArguments:
     dtype: str = field(
         default="auto",
         metadata={
-            "help": "Data type of the weights and the arithmetic; `auto` is that of the checkpoint. Reward models "
-            "compute in float32.",
+            "help": "Data type of the weights and the arithmetic; `auto` is that of the checkpoint. For reward "
+            "models: --reward_model_init_kwargs.",
             "choices": ["auto", "bfloat16", "float16", "float32"],
         },
     )
@@ -164,7 +170,10 @@ class LoadingArguments:
     )
     load_in_4bit: bool = field(
         default=False,
-        metadata={"help": "Whether to quantize the models to 4 bits; reward models and perplexity models are not."},
+        metadata={
+            "help": "Whether to quantize the models to 4 bits; perplexity models are not, and reward models by "
+            "--reward_model_init_kwargs."
+        },
     )
     load_in_8bit: bool = field(default=False, metadata={"help": "The same with 8 bits."})
     bnb_4bit_quant_type: str = field(

@@ -45,6 +45,7 @@ from trl_ext.inference.policy import Decoding, Policy, served_at_once
 from trl_ext.models.load import adapter_base, default_device
 from trl_ext.rewards.functions import Reward, load_rewards
 from trl_ext.rewards.scoring import check_reward_weights
+from trl_ext.rewards.settings import RewardSettings
 
 from .arguments import LoadingArguments, PromptArguments, RewardArguments, SamplingArguments
 from .decoding_flags import active_decodings, decoding_classes, settings_of
@@ -57,7 +58,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class EvaluateArguments(PromptArguments, RewardArguments, SamplingArguments):
+class EvaluateArguments(PromptArguments, RewardArguments, RewardSettings, SamplingArguments):
     """Which models to measure, on which prompts, and how."""
 
     model_name_or_path: list[str] = field(
@@ -114,6 +115,7 @@ class EvaluateArguments(PromptArguments, RewardArguments, SamplingArguments):
                     raise ValueError(f"`{name}` needs a reward: pass --reward_funcs or --reward_model_name_or_path")
         check_reward_weights(self.reward_weights, self.rewards)
         self.check_prompts()
+        self.check_reward_settings()
         self.settings()
 
 
@@ -149,8 +151,13 @@ def run(args: EvaluateArguments, loading: LoadingArguments, decodings: Sequence[
         str(args.dataset_name), args.dataset_config, args.dataset_test_split, limit=args.max_num_prompts
     )
     rows = [with_template_kwargs(row, args.template_kwargs) for row in rows]
-    rewards = load_rewards(args.rewards, trust_remote_code=loading.trust_remote_code)
     models = _models(args, loading, decodings, is_conversational(rows[0]))
+    rewards = load_rewards(
+        args.rewards,
+        settings=args,
+        policy_tokenizer=next(iter(models.tokenizers.values()), None),
+        trust_remote_code=loading.trust_remote_code,
+    )
     report = Report(
         rows,
         {**_settings(args, loading, models.base, len(rows)), **settings_of(decodings)},

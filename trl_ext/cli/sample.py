@@ -32,6 +32,7 @@ from trl_ext.generation_settings import DIVERSE_BEAM_SEARCH
 from trl_ext.inference.dataset_sampler import DatasetSampler, describe_dropped, load_rows
 from trl_ext.rewards.functions import load_rewards
 from trl_ext.rewards.scoring import check_reward_weights
+from trl_ext.rewards.settings import RewardSettings
 
 from .arguments import LoadingArguments, OutputArguments, PromptArguments, RewardArguments, SamplingArguments
 from .models import load_policies
@@ -48,7 +49,7 @@ _EPILOG = (
 
 
 @dataclass
-class SampleArguments(PromptArguments, RewardArguments, SamplingArguments, OutputArguments):
+class SampleArguments(PromptArguments, RewardArguments, RewardSettings, SamplingArguments, OutputArguments):
     """What to sample, from which prompts, and where to write it. Without any reward the rows have no scores."""
 
     model_name_or_path: list[str] = field(
@@ -120,6 +121,7 @@ class SampleArguments(PromptArguments, RewardArguments, SamplingArguments, Outpu
             )
         check_reward_weights(self.reward_weights, self.rewards)
         self.check_prompts()
+        self.check_reward_settings()
 
 
 @dataclass
@@ -170,10 +172,16 @@ def run(args: SampleArguments, loading: LoadingArguments, prog: str = "trl-ext s
         print(f"{file.path} is complete, with {file.rows} rows (--overwrite_output starts over).")
         return 0
     progress = Progress()
+    policies = load_policies(args.model_name_or_path, loading, settings, args.generation_batch_size, progress)
     sampler = DatasetSampler(
-        load_policies(args.model_name_or_path, loading, settings, args.generation_batch_size, progress),
+        policies,
         settings,
-        load_rewards(args.rewards, trust_remote_code=loading.trust_remote_code),
+        load_rewards(
+            args.rewards,
+            settings=args,
+            policy_tokenizer=policies[0].tokenizer if policies else None,
+            trust_remote_code=loading.trust_remote_code,
+        ),
         args.reward_weights,
         own_columns,
         deduplicate=args.deduplicate,

@@ -3,5 +3,5 @@
 
 """A client for OpenAI-compatible servers: completions, next-token probabilities and the server's tokens.
 
-Imports `generation` and the folders below it, and not `rewards`.
+Imports `generation` and the folders below it.
 """

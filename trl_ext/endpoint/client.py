@@ -1,7 +1,8 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 """
-HTTP client for servers with an OpenAI-compatible API: connections, retries, errors and a count of requests and tokens.
+HTTP client for servers of models that answer with JSON objects, as those with OpenAI's API do: connections, retries,
+errors and a count of requests and tokens.
 
 What requests contain and how answers are read is in `protocol.py`, the types of errors are in `errors.py`. Retries are
 a loop of our own: a 429 delays all threads, a `Retry-After` beyond the limit ends the run, and `close` interrupts the
@@ -58,7 +59,7 @@ class Endpoint:
             Address up to and including the version, such as `http://localhost:8000/v1`. It must not contain a
             password.
         model (`str`):
-            Name of the model on the server.
+            Name of the model on the server. Empty: requests name none.
         api_key_variable (`str`, *optional*, defaults to `""`):
             Environment variable with the API key, such as `OPENAI_API_KEY`. Empty: no key is sent. The key appears in
             no message, representation or file.
@@ -150,7 +151,8 @@ class Endpoint:
         Raises:
             [`EndpointError`]: It failed for good; the message contains the server's.
         """
-        data = json.dumps({"model": self.model, **body, **self.extra_body}).encode()
+        named = {"model": self.model} if self.model else {}
+        data = json.dumps({**named, **body, **self.extra_body}).encode()
         tries = 1 + (self.max_retries if max_retries is None else max_retries)
         for attempt in range(tries):
             try:

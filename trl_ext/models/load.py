@@ -97,6 +97,10 @@ def refuse_empty(folder: str) -> None:
         raise OSError(f"There is no model in {folder!r}: it holds neither {' nor '.join(names)}.")
 
 
+# Endings of the architectures that have no score head. A classifier made of one gets a new, random head.
+_WITHOUT_SCORE_HEAD = ("CausalLM", "LMHeadModel", "ForMaskedLM", "ForPreTraining", "ForConditionalGeneration", "Model")
+
+
 def refuse_other_kinds(name: str, config: dict[str, Any], head: str) -> None:
     """
     Raises a `ValueError` if a model is of another kind than is asked for.
@@ -117,8 +121,8 @@ def refuse_other_kinds(name: str, config: dict[str, Any], head: str) -> None:
             f"{name!r} holds a sequence classifier ({classes[0]}), which scores texts and does not generate: pass a "
             "language model here, and this one as a reward (`reward_funcs`)."
         )
-    generates = classes and all(one.endswith(("CausalLM", "LMHeadModel")) for one in classes)
-    if head == "sequence_classification" and generates:
+    headless = classes and all(one.endswith(_WITHOUT_SCORE_HEAD) and "Reward" not in one for one in classes)
+    if head == "sequence_classification" and headless:
         raise ValueError(
             f"{name!r} holds a language model ({classes[0]}), which has no score head: a new one would return random "
             "scores. Pass a sequence classifier with one label as the reward."
@@ -155,7 +159,7 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     head: str = "causal_lm",
-    num_labels: int = 1,
+    num_labels: int = 0,
     is_trainable: bool = False,
     **init_kwargs: Any,
 ) -> "PreTrainedModel | PeftModel":
@@ -169,7 +173,7 @@ def load_model(
         trust_remote_code (`bool`, *optional*, defaults to `False`): Whether to run code from the Hub.
         head (`str`, *optional*, defaults to `"causal_lm"`): `"causal_lm"`, `"sequence_classification"`, or `"none"`
             for the layers below the head.
-        num_labels (`int`, *optional*, defaults to `1`): Labels of a sequence classification head.
+        num_labels (`int`, *optional*, defaults to `0`): Labels of a sequence classification head (`0`: as saved).
         is_trainable (`bool`, *optional*, defaults to `False`): Whether a loaded adapter is trained further.
         init_kwargs: Passed to `from_pretrained`; `dtype` defaults to float32, `device_map` to `"auto"` on an
             accelerator and to none on the CPU, `use_safetensors` to `True`.
@@ -199,7 +203,7 @@ def load_model(
     if revision is not None and base is None:
         init_kwargs["revision"] = revision
     if head == "sequence_classification":
-        init_kwargs["num_labels"] = num_labels
+        init_kwargs |= {"num_labels": num_labels} if num_labels else {}
         model = create_model_from_path(source, AutoModelForSequenceClassification, **init_kwargs)
     elif head == "causal_lm":
         model = create_model_from_path(source, **init_kwargs)

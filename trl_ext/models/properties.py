@@ -79,4 +79,24 @@ def context_length(model: Any) -> int:
         if isinstance(scaling, dict) and scaling.get("factor"):
             before = scaling.get("original_max_position_embeddings") or config.max_position_embeddings
             positions = max(positions, int(scaling["factor"] * before))
-    return positions
+    return max(0, positions - _unused_positions(model)) if positions else 0
+
+
+def _unused_positions(model: Any) -> int:
+    """Positions that texts cannot take: RoBERTa and its relatives count from the one after the padding's."""
+    for name, module in model.named_modules() if isinstance(model, torch.nn.Module) else ():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return int(module.padding_idx) + 1
+    return 0
+
+
+def is_causal(model: torch.nn.Module) -> bool:
+    """
+    Whether each position of a model sees only those before it, so that the last one has read the whole text.
+
+    Args:
+        model (`torch.nn.Module`): A transformers model. `False` for an encoder, and for an encoder with a decoder.
+    """
+    if getattr(base_of(model).config, "is_encoder_decoder", False):
+        return False
+    return any(getattr(module, "is_causal", False) is True for module in model.modules())

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Reward functions and reward models, and the scoring of completions that every caller shares.
+"""Reward functions, reward models and servers of them, and the scoring of completions that every caller shares.
 
-Imports `generation` and the folders below it, and not `endpoint`.
+Imports `endpoint`, whose client asks the servers, and the folders below it.
 """

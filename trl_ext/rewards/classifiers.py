@@ -5,17 +5,21 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
+from trl import ModelConfig
 
-from trl_ext.models.load import default_device, load_model, loading_error
-from trl_ext.models.properties import is_quantized
+from trl_ext.models.load import adapter_base, default_device, load_model, loading_error, quantization_config_from
+from trl_ext.models.properties import accepts_argument, context_length, is_causal, is_quantized
 from trl_ext.models.tokenizers import ensure_pad_token, load_tokenizer
 from trl_ext.upstream import get_config_model_id
+
+from .settings import RewardSettings
 
 
 logger = logging.getLogger(__name__)
@@ -25,39 +29,65 @@ class ClassifierReward:
     """
     Reward function that returns a sequence classifier's logit for prompt and completion.
 
-    Text prompts and completions are concatenated; messages are rendered with the classifier's own chat template. No
-    special tokens are added. Texts that are longer than the classifier's context length are truncated at the start.
+    Text prompts and completions are concatenated; messages are rendered with the classifier's own chat template. A
+    model that reads in one direction gets no special tokens, as in TRL's GRPO. An encoder (BERT, RoBERTa, DeBERTa,
+    T5) gets those that its tokenizer adds to a text, or to a pair of texts if `pairs` is set; without a chat template
+    it reads a question and its answer as a pair. Texts that are longer than the classifier's context length are
+    truncated at the start; the special tokens stay.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            Sequence classifier with one label. Its `pad_token_id` is set to the tokenizer's.
+            Sequence classifier. Its `pad_token_id` is set to the tokenizer's.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer.
         batch_size (`int`, *optional*, defaults to `64`):
-            Texts in one call of the model.
+            Texts in one forward pass. `0`: all of them.
+        head (`str`, *optional*, defaults to `""`):
+            Name or number of the label whose logit is returned. Needed for a model with several labels.
+        pairs (`bool`, *optional*, defaults to `False`):
+            Whether it reads prompt and completion as a pair of texts.
 
     Raises:
-        `ValueError`: The model has several labels.
+        `ValueError`: The model has several labels and `head` names none of them, or its tokenizer has no form for
+            pairs.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, batch_size: int = 64) -> None:
+    calls_at_once = 16  # batches in one call: texts are sorted by length, which needs more than one batch
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        batch_size: int = 64,
+        head: str = "",
+        pairs: bool = False,
+    ) -> None:
         config: Any = model.config
-        if getattr(config, "num_labels", 1) != 1:
+        self.head = _label_index(config, head)
+        if pairs and tokenizer.num_special_tokens_to_add(pair=True) <= tokenizer.num_special_tokens_to_add(pair=False):
             raise ValueError(
-                f"The reward model '{get_config_model_id(config)}' has {config.num_labels} labels, but a reward is "
-                "one number: use a model that was trained with num_labels=1."
+                f"`reward_pairs` is set, but the tokenizer of the reward model '{get_config_model_id(config)}' puts "
+                "nothing between two texts: leave it out for this model."
             )
         ensure_pad_token(tokenizer)
         # Classifiers use the last position that is not padding, and recognize padding by this id.
         config.get_text_config().pad_token_id = tokenizer.pad_token_id
-        positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-        self.max_length: int | None = positions or min(tokenizer.model_max_length, 1 << 20)
-        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
+        self.is_encoder = not is_causal(model)
+        limits = [context_length(model), min(tokenizer.model_max_length, 1 << 20)]
+        self.max_length = min(filter(None, limits)) if self.is_encoder else limits[0] or limits[1]
+        self.model, self.tokenizer, self.batch_size, self.pairs = model, tokenizer, batch_size, pairs
         self.warned = False
 
     @classmethod
     def load(
-        cls, model: Any, tokenizer: Any, device: Any, batch_size: int, trust_remote_code: bool
+        cls,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase | None,
+        settings: RewardSettings,
+        *,
+        head: str = "",
+        device: torch.device | str | None = None,
+        trust_remote_code: bool = False,
     ) -> "ClassifierReward":
         """
         Load the model if it is a name, and the tokenizer if it is `None`.
@@ -65,70 +95,192 @@ class ClassifierReward:
         Args:
             model ([`~transformers.PreTrainedModel`] or `str`): The classifier, its directory or Hub id.
             tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): Its tokenizer.
+            settings ([`~trl_ext.rewards.settings.RewardSettings`]): How to load and call it.
+            head (`str`, *optional*, defaults to `""`): Name or number of the label whose logit is the reward.
             device (`torch.device` or `str`, *optional*): Device of the model. By default the accelerator for a model
                 that is loaded here; any other model stays on its device.
-            batch_size (`int`): Texts in one call of the model.
-            trust_remote_code (`bool`): Whether to run code from the Hub.
+            trust_remote_code (`bool`, *optional*, defaults to `False`): Whether to run code from the Hub.
 
         Raises:
             `OSError`: The model or the tokenizer cannot be loaded. The message names the model.
-            `ValueError`: The model has several labels.
+            `ValueError`: The model has no score head, or several labels and `head` names none of them.
         """
         name = model if isinstance(model, str) else get_config_model_id(model.config)
-        options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+        options = settings.model_options if isinstance(model, str) else {}
+        options.setdefault("trust_remote_code", trust_remote_code)
+        hub = {"trust_remote_code": options["trust_remote_code"], "revision": options.get("revision")}
+        if tokenizer is None and not name:
+            raise ValueError(
+                f"The reward model, a `{type(model).__name__}`, has no name to load its tokenizer from: pass the "
+                "tokenizer in `reward_processing_classes`."
+            )
         try:
             if tokenizer is None:
-                tokenizer = load_tokenizer(name, padding_side="right", **options)
+                tokenizer = load_tokenizer(name, padding_side="right", **hub)
             if isinstance(model, str):
-                model = load_model(name, head="sequence_classification", num_labels=1, **options)
-                device = default_device() if device is None else device
+                model, device = _load_classifier(model, options, device)
         except OSError as error:
             raise loading_error("reward model", name, error) from error
         if device is not None and not is_quantized(model):
             model.to(device)
-        return cls(model.eval(), tokenizer, batch_size)
+        return cls(model.eval(), tokenizer, settings.reward_batch_size, head, settings.reward_pairs)
 
-    def texts(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[str]:
+    @property
+    def identity(self) -> str:
+        """What distinguishes its rewards from those of another model."""
+        return f"{get_config_model_id(self.model.config)} label {self.head} pairs {self.pairs}"
+
+    def texts(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[tuple[str, str | None]]:
         """
-        The texts that the classifier scores.
+        The texts that the classifier scores: one per completion, or two for a classifier of pairs.
 
         Raises:
             `ValueError`: The prompts are conversational and the tokenizer has no chat template.
         """
-        texts = []
-        for prompt, completion in zip(prompts, completions, strict=True):
-            if isinstance(prompt, str):
-                texts.append(prompt + completion)
-                continue
-            if self.tokenizer.chat_template is None:
-                raise ValueError(
-                    "the prompts are conversational, but the reward model's tokenizer has no chat template: set "
-                    "`tokenizer.chat_template`, or use a reward model that was trained on conversations."
-                )
-            texts.append(self.tokenizer.apply_chat_template([*prompt, *completion], tokenize=False))
-        return texts
+        return [self._text(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+
+    def _text(self, prompt: Any, completion: Any) -> tuple[str, str | None]:
+        if isinstance(prompt, str):
+            return (prompt, completion) if self.pairs else (prompt + completion, None)
+        if self.is_encoder and (self.pairs or self.tokenizer.chat_template is None):
+            if len(prompt) == len(completion) == 1:
+                return prompt[0]["content"], completion[0]["content"]
+            raise ValueError(
+                "a prompt has several messages, but the reward model reads a question and its answer, and its "
+                "tokenizer has no chat template for more: set `tokenizer.chat_template`, or use a reward model that "
+                "was trained on conversations."
+            )
+        if self.tokenizer.chat_template is None:
+            raise ValueError(
+                "the prompts are conversational, but the reward model's tokenizer has no chat template: set "
+                "`tokenizer.chat_template`, or use a reward model that was trained on conversations."
+            )
+        return self.tokenizer.apply_chat_template([*prompt, *completion], tokenize=False), None  # type: ignore[return-value]
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
         """Logit of each completion."""
-        rows: list[list[int]] = self.tokenizer(self.texts(prompts, completions), add_special_tokens=False)["input_ids"]
-        if [] in rows:
-            raise ValueError(f"completion {rows.index([])} and its prompt are empty: there is nothing to score.")
-        if self.max_length and not self.warned and max(map(len, rows)) > self.max_length:
-            logger.warning(
-                "Texts longer than the reward model's %d tokens are truncated at the start.", self.max_length
-            )
-            self.warned = True
-        rows = [row[-self.max_length :] for row in rows] if self.max_length else rows
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        rows = self._rows(self.texts(prompts, completions), rendered=not isinstance(prompts[0], str))
+        if [] in (ids := [row["input_ids"] for row in rows]):
+            raise ValueError(f"completion {ids.index([])} and its prompt are empty: there is nothing to score.")
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
         device, logits = next(self.model.parameters()).device, [0.0] * len(rows)
-        for start in range(0, len(order), self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            batch = {"input_ids": [rows[i] for i in chosen]}
+        size = self.batch_size or len(order)
+        for start in range(0, len(order), size):
+            chosen = order[start : start + size]
+            batch = {name: [rows[i][name] for i in chosen] for name in rows[chosen[0]]}
             inputs = self.tokenizer.pad(batch, padding_side="right", return_attention_mask=True, return_tensors="pt")
-            for i, logit in zip(chosen, self.model(**inputs.to(device)).logits[:, 0].float().tolist(), strict=True):
+            values = self.model(**inputs.to(device)).logits[:, self.head].float().tolist()
+            for i, logit in zip(chosen, values, strict=True):
                 logits[i] = logit
         if not all(map(math.isfinite, logits)):
             bad = next(i for i, logit in enumerate(logits) if not math.isfinite(logit))
             raise ValueError(f"the reward model's logit for completion {bad} is {logits[bad]}.")
         return logits
+
+    def _rows(self, texts: list[tuple[str, str | None]], rendered: bool) -> list[dict[str, list[int]]]:
+        """Token ids of each text or pair, and its token types if the model takes them."""
+        first, second = [text[0] for text in texts], [text[1] or "" for text in texts]
+        pairs = texts[0][1] is not None
+        # A chat template has put all special tokens into the text that it rendered.
+        special = self.is_encoder and (pairs or not rendered)
+        found: Any = self.tokenizer(first, second if pairs else None, add_special_tokens=special, verbose=False)
+        names = ["input_ids"]
+        if self.is_encoder and "token_type_ids" in found and accepts_argument(self.model, "token_type_ids"):
+            names.append("token_type_ids")
+        rows = [{name: list(found[name][i]) for name in names} for i in range(len(texts))]
+        for i, row in enumerate(rows):
+            if not first[i] and not second[i]:
+                row["input_ids"] = []
+            elif self.max_length and len(row["input_ids"]) > self.max_length:
+                self._warn()
+                rows[i] = self._truncated(texts[i], special, names)
+        return rows
+
+    def _truncated(self, text: tuple[str, str | None], special: bool, names: list[str]) -> dict[str, list[int]]:
+        """One row without the beginning of its text, but with all its special tokens."""
+        with _truncating_at_the_start(self.tokenizer):
+            found: Any = self.tokenizer(
+                *text,
+                add_special_tokens=special,
+                truncation=self._truncation(text[1]),
+                max_length=self.max_length,
+            )
+        return {name: list(found[name]) for name in names}
+
+    def _truncation(self, second: str | None) -> str:
+        """Which of two texts is cut: the prompt alone, unless the completion fills the context by itself."""
+        if second is None:
+            return "longest_first"
+        own = len(self.tokenizer(second, add_special_tokens=False)["input_ids"])
+        fits = own + self.tokenizer.num_special_tokens_to_add(pair=True) < self.max_length
+        return "only_first" if fits else "longest_first"
+
+    def _warn(self) -> None:
+        if not self.warned:
+            logger.warning(
+                "Texts longer than the reward model's %d tokens are truncated at the start.", self.max_length
+            )
+            self.warned = True
+
+
+def _label_index(config: Any, head: str) -> int:
+    """Index of the label that `head` names; 0 for a model with one label."""
+    labels = {int(index): str(name) for index, name in (getattr(config, "id2label", None) or {0: "LABEL_0"}).items()}
+    if head in labels.values():
+        return next(index for index, name in labels.items() if name == head)
+    if head.isdigit() and int(head) in labels:
+        return int(head)
+    name = get_config_model_id(config)
+    listed = ", ".join(f"{index} ({label})" for index, label in sorted(labels.items()))
+    if head:
+        raise ValueError(f"The reward model '{name}' has no label {head!r} (`reward_head`); its labels are {listed}.")
+    if len(labels) != 1:
+        raise ValueError(
+            f"The reward model '{name}' has {len(labels)} labels, but a reward is one number: set `reward_head` to "
+            f"one of them, {listed}, or use a model that was trained with num_labels=1."
+        )
+    return 0
+
+
+def _load_classifier(name: str, options: dict[str, Any], device: Any) -> tuple[Any, Any]:
+    """A classifier, in the dtype of its checkpoint by default, and the device to move it to (`None`: leave it)."""
+    device = options.pop("device", device)
+    device = default_device() if device is None else torch.device(device)
+    quantization = _quantization(options)
+    if quantization is not None:
+        options |= {"quantization_config": quantization}
+        options.setdefault("device_map", {"": device})
+    else:
+        options.setdefault("dtype", "auto")
+    placed = options.setdefault("device_map", None) is not None  # "auto" would spread it over all devices
+    # An adapter's base may be a language model, whose config says nothing about labels.
+    labels = 1 if adapter_base(name) is not None else 0
+    try:
+        model = load_model(name, head="sequence_classification", num_labels=labels, **options)
+    except RuntimeError as error:
+        if "mismatched_sizes" not in str(error) or labels:
+            raise
+        # The config says nothing about labels, for which transformers has two.
+        model = load_model(name, head="sequence_classification", num_labels=1, **options)
+    return model, None if placed else device
+
+
+def _quantization(options: dict[str, Any]) -> BitsAndBytesConfig | None:
+    """Takes the settings of 4-bit or 8-bit loading out of `options`. The score head is not quantized."""
+    given = options.pop("quantization_config", None)
+    wanted = {name: options.pop(name, False) for name in ("load_in_4bit", "load_in_8bit")}
+    config = BitsAndBytesConfig(**given) if isinstance(given, dict) else given
+    config = config or quantization_config_from(ModelConfig(**wanted))
+    if config is not None and not config.llm_int8_skip_modules:
+        config.llm_int8_skip_modules = ["score", "classifier", "classification_head"]
+    return config  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _truncating_at_the_start(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    side, tokenizer.truncation_side = tokenizer.truncation_side, "left"
+    try:
+        yield
+    finally:
+        tokenizer.truncation_side = side

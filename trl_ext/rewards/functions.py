@@ -1,34 +1,42 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Reward functions in the forms that TRL's GRPO accepts: callables, names, import paths and sequence classifiers.
+"""
+Reward functions in the forms that TRL's GRPO accepts (callables, names, import paths, sequence classifiers), and
+servers of reward models.
 
-A reward function is called with keyword arguments, each a list with one entry per completion: `prompts`, `completions`
-(text, or lists of messages if the dataset is conversational), `completion_ids` and the dataset's other columns. It
-returns one number per completion, or `None` if it does not apply.
+A reward function is called as by GRPO, with keyword arguments. Lists with one entry per completion: `prompts`,
+`completions` (text, or lists of messages if the dataset is conversational), `completion_ids` and the dataset's other
+columns. `trainer_state`; `log_metric(name, value)`, whose mean is logged; `log_extra(column, values)` with one value
+per completion of the call, for the table of completions. It returns one number per completion, or `None` if it does
+not apply.
 """
 
-import asyncio
 import functools
 import importlib
+import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.upstream import get_config_model_id
 
+from .async_calls import wait_for
 from .classifiers import ClassifierReward
+from .servers import ServerReward, is_address
+from .settings import RewardSettings
 
 
 RewardFunc: TypeAlias = str | PreTrainedModel | Callable[..., Any]
+
+_READERS = (ClassifierReward, ServerReward)  # reward functions of ours, which are models
 
 # TRL's own reward functions, which need no import path. If TRL has a function that makes one, the arguments to call it
 # with.
@@ -38,8 +46,13 @@ _BUILT_IN: dict[str, dict[str, Any] | None] = {
     "think_format_reward": None,
     "get_soft_overlong_punishment": {"max_completion_len": 1280, "soft_punish_cache": 256},
     "get_repetition_penalty_reward": {},
-    "get_cosine_scaled_reward": {},
 }
+# Those that are names of TRL's too, but need an argument that only the user knows.
+_NEEDS_ARGUMENTS = {"get_cosine_scaled_reward": "max_len"}
+# What TRL's functions need beside TRL.
+_NEEDS_PACKAGE = {"accuracy_reward": "math_verify", "reasoning_accuracy_reward": "math_verify"}
+# Arguments that GRPO passes, which a function need not take.
+_OPTIONAL_ARGUMENTS = ("trainer_state", "log_metric", "log_extra")
 
 
 class RewardError(ValueError):
@@ -56,10 +69,18 @@ class Reward:
             Name in logs, tables and columns.
         func (`Callable`):
             The function. See the docstring of this module for its arguments and result.
+        batch_size (`int`, *optional*, defaults to `64`):
+            Completions in one call. `0`: all of them.
     """
 
     name: str
     func: Callable[..., Any]
+    batch_size: int = 64
+
+    @property
+    def processing_class(self) -> PreTrainedTokenizerBase | None:
+        """The tokenizer of a reward model; `None` for a function."""
+        return getattr(self.func, "tokenizer", None) if isinstance(self.func, _READERS) else None
 
     def __call__(
         self,
@@ -85,15 +106,30 @@ class Reward:
                 a completion.
         """
         try:
-            output = self.func(prompts=prompts, completions=completions, completion_ids=completion_ids, **columns)
+            output = self.func(
+                prompts=prompts, completions=completions, completion_ids=completion_ids, **self._accepted(columns)
+            )
             if inspect.isawaitable(output):
-                output = _wait(output)
+                output = wait_for(output)
+        except RewardError:
+            raise
         except Exception as error:
             raise RewardError(
                 f"The reward function '{self.name}' raised {type(error).__name__}: {error} (called with "
-                f"{len(prompts)} completions and the columns {sorted(columns)})."
+                f"{len(prompts)} completions and the columns {sorted(set(columns) - set(_OPTIONAL_ARGUMENTS))})."
             ) from error
         return self._checked(output, len(prompts))
+
+    def _accepted(self, columns: dict[str, Any]) -> dict[str, Any]:
+        """The arguments without those of GRPO's that the function does not take."""
+        try:
+            parameters = inspect.signature(self.func).parameters.values()
+        except (TypeError, ValueError):  # a function in C
+            return columns
+        if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+            return columns
+        taken = {parameter.name for parameter in parameters}
+        return {name: x for name, x in columns.items() if name in taken or name not in _OPTIONAL_ARGUMENTS}
 
     def _checked(self, output: Any, expected: int) -> list[float | None]:
         if hasattr(output, "tolist"):  # a tensor or an array
@@ -129,8 +165,9 @@ def load_rewards(
     specs: RewardFunc | Sequence[RewardFunc],
     processing_classes: Any = None,
     *,
+    settings: RewardSettings | None = None,
+    policy_tokenizer: PreTrainedTokenizerBase | None = None,
     device: torch.device | str | None = None,
-    batch_size: int = 64,
     trust_remote_code: bool = False,
 ) -> list[Reward]:
     """
@@ -138,16 +175,21 @@ def load_rewards(
 
     Args:
         specs (`str` or [`~transformers.PreTrainedModel`] or `Callable` or `list` of these):
-            A callable; a sequence classifier with one label, as an object, a directory or a Hub id; the name of one
-            of TRL's functions (`"think_format_reward"`, ...); or the import path of a function
-            (`"package.module.function"` or `"package.module:function"`; the current directory is searched too).
+            A callable; a sequence classifier, as an object, a directory or a Hub id; the address of a reward server
+            (`"http://host:5000/get_reward"`, see [`~trl_ext.rewards.servers.ServerReward`]); the name of one of TRL's
+            functions (`"think_format_reward"`, ...); or the import path of a function (`"package.module.function"` or
+            `"package.module:function"`; the current directory is searched too).
         processing_classes ([`~transformers.PreTrainedTokenizerBase`] or `list`, *optional*):
-            The classifiers' tokenizers, aligned with `specs`; `None` for functions. By default they are loaded.
+            The tokenizers of reward models and servers, one per entry of `specs`; `None` for functions. By default
+            each model's own is loaded.
+        settings ([`~trl_ext.rewards.settings.RewardSettings`], *optional*):
+            How they are loaded and called. A config or the arguments of a command are settings too.
+        policy_tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Tokenizer of the model that generates. Its chat template renders conversations for servers that take text
+            and for which `processing_classes` has no tokenizer.
         device (`torch.device` or `str`, *optional*):
             Device of the classifiers. By default one that is passed as an object stays on its device, and one that is
             loaded is moved to the accelerator if there is one.
-        batch_size (`int`, *optional*, defaults to `64`):
-            Texts in one call of a classifier.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether to run the code of classifiers from the Hub.
 
@@ -155,37 +197,64 @@ def load_rewards(
         `list[Reward]`: In the order of `specs`. If names are equal, the later ones are numbered (`"reward_2"`).
 
     Raises:
-        `ValueError`: A name or import path is unknown, a classifier has several labels, or lengths differ.
+        `ValueError`: A name or import path is unknown, a classifier has several labels and `reward_head` names none,
+            or lengths differ.
+        `ImportError`: One of TRL's functions needs a package that is not installed.
         `OSError`: A classifier's directory or Hub id cannot be loaded.
+        `ConnectionError`: A reward server cannot be reached.
     """
+    settings = RewardSettings() if settings is None else settings
     specs = [specs] if isinstance(specs, str) or callable(specs) else list(specs)
-    if not isinstance(processing_classes, (list, tuple)):
-        processing_classes = [processing_classes] * len(specs)
-    if len(processing_classes) != len(specs):
-        raise ValueError(
-            f"{len(processing_classes)} reward processing classes for {len(specs)} reward functions: pass one for "
-            "each, or None for those that are not classifiers."
-        )
-    rewards: list[Reward] = []
-    for spec, tokenizer in zip(specs, processing_classes, strict=True):
+    names = _names(specs)
+    tokenizers, heads = _one_each(processing_classes, names), settings.heads_of(names)
+    rewards = []
+    for spec, name, tokenizer, head in zip(specs, names, tokenizers, heads, strict=True):
         func: Any = _resolve(spec) if isinstance(spec, str) else spec
-        name = _name(spec)
-        if isinstance(func, (str, nn.Module)):
-            func = ClassifierReward.load(func, tokenizer, device, batch_size, trust_remote_code)
+        if isinstance(func, str) and is_address(func):
+            func = ServerReward(func, settings, head=head, tokenizer=tokenizer or policy_tokenizer)
+        elif isinstance(func, str | nn.Module):
+            func = ClassifierReward.load(
+                func, tokenizer, settings, head=head, device=device, trust_remote_code=trust_remote_code
+            )
         elif not callable(func):
             raise ValueError(f"{spec!r} is not a reward function: it cannot be called.")
-        taken = {reward.name for reward in rewards}
-        candidates = [name, *(f"{name}_{i}" for i in range(2, len(specs) + 2))]
-        rewards.append(Reward(name=next(c for c in candidates if c not in taken), func=func))
+        batches = getattr(func, "calls_at_once", 1) if isinstance(func, _READERS) else 1
+        rewards.append(Reward(name, func, settings.reward_batch_size * batches))
+    if settings.reward_head and not any(isinstance(reward.func, _READERS) for reward in rewards):
+        raise ValueError("`reward_head` has no effect: no reward is a model. Remove it.")
     return rewards
 
 
+def _one_each(processing_classes: Any, names: Sequence[str]) -> list[Any]:
+    """One tokenizer or `None` per reward, as in TRL: a tokenizer reads one vocabulary, so it is not shared."""
+    if processing_classes is None:
+        return [None] * len(names)
+    if not isinstance(processing_classes, list | tuple):
+        processing_classes = [processing_classes]
+    if len(processing_classes) != len(names):
+        raise ValueError(
+            f"The number of `reward_processing_classes` ({len(processing_classes)}) must match the number of reward "
+            f"functions ({len(names)}: {', '.join(names)}): pass a list with a tokenizer for each reward model and "
+            "None for each function, or nothing, to load each model's own."
+        )
+    return list(processing_classes)
+
+
 def _resolve(spec: str) -> Any:
-    """The function that a name or import path refers to; `spec` itself if it is a classifier's Hub id or directory."""
+    """The function that a name or path refers to; `spec` itself if it is a classifier or the address of a server."""
+    if spec in _NEEDS_ARGUMENTS:
+        raise ValueError(
+            f"TRL's reward function '{spec}' needs an argument, `{_NEEDS_ARGUMENTS[spec]}`: define `my_reward = "
+            f"trl.rewards.{spec}({_NEEDS_ARGUMENTS[spec]}=...)` in a file my_rewards.py, and name it "
+            "'my_rewards.my_reward'."
+        )
     if spec in _BUILT_IN:
+        package = _NEEDS_PACKAGE.get(spec)
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise ImportError(f"TRL's reward function '{spec}' needs a package: pip install {package}")
         func, settings = getattr(importlib.import_module("trl.rewards"), spec), _BUILT_IN[spec]
         return func if settings is None else func(**settings)
-    if os.path.isdir(spec):
+    if os.path.isdir(spec) or is_address(spec):
         return spec
     if ":" in spec or ("." in spec and "/" not in spec and os.sep not in spec):
         return _import(spec)
@@ -193,7 +262,8 @@ def _resolve(spec: str) -> Any:
         return spec
     raise ValueError(
         f"Unknown reward function '{spec}': it is not one of TRL's ({', '.join(_BUILT_IN)}), an existing directory, "
-        "an import path ('package.module.function') or a Hub id ('organisation/model')."
+        "an import path ('package.module.function'), a Hub id ('organisation/model') or the address of a server "
+        "('http://host:5000/get_reward')."
     )
 
 
@@ -215,6 +285,16 @@ def _import(spec: str) -> Any:
     return func
 
 
+def _names(specs: Sequence[Any]) -> list[str]:
+    """A name for each reward in logs, tables and columns; later ones of the same name are numbered."""
+    names: list[str] = []
+    for spec in specs:
+        name = _name(spec)
+        candidates = [name, *(f"{name}_{i}" for i in range(2, len(specs) + 2))]
+        names.append(next(candidate for candidate in candidates if candidate not in names))
+    return names
+
+
 def _name(spec: Any) -> str:
     if isinstance(spec, str):
         is_path = spec not in _BUILT_IN and (os.path.isdir(spec) or "/" in spec)
@@ -225,13 +305,3 @@ def _name(spec: Any) -> str:
     while isinstance(spec, functools.partial):
         spec = spec.func
     return getattr(spec, "__name__", type(spec).__name__)
-
-
-def _wait(awaitable: Awaitable[Any]) -> Any:
-    """Result of an async reward function, run in a new thread: the event loop of a notebook is already running."""
-
-    async def result() -> Any:
-        return await awaitable
-
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        return pool.submit(asyncio.run, result()).result()

@@ -4,14 +4,26 @@
 """Scores groups of completions with several weighted reward functions."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import TrainerState
 
 from trl_ext.data.completion import Completion
 from trl_ext.data.schema import extra_columns
 
-from .functions import Reward
+from .async_calls import is_async
+from .functions import Reward, RewardError
+from .kept_scores import BatchScores, KeptScores
+
+
+# Columns of tables of completions beside the rewards.
+_TABLE_COLUMNS = ("step", "prompt", "completion", "score", "guided")
+_SECONDS_WITHOUT_BAR = 5  # scoring that takes longer shows its progress
 
 
 @dataclass(frozen=True)
@@ -28,12 +40,15 @@ class ScoredCompletion:
             Reward of each function by name, unweighted; NaN if the function did not apply.
         returned_nan (`tuple[str, ...]`, *optional*, defaults to `()`):
             Names of the functions that returned NaN itself. One that does not apply returns `None`.
+        extra (`dict[str, Any]`, *optional*):
+            The completion's entry in each column of `log_extra`; `None` where a call gave none.
     """
 
     completion: Completion
     score: float
     rewards: dict[str, float]
     returned_nan: tuple[str, ...] = ()
+    extra: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def text(self) -> str:
@@ -46,12 +61,15 @@ def score_completions(
     groups: Sequence[Sequence[Completion]],
     rewards: Sequence[Reward],
     weights: Sequence[float] | None = None,
+    *,
+    metrics: dict[str, list[float]] | None = None,
+    kept: KeptScores | None = None,
     **arguments: Any,
 ) -> list[list[ScoredCompletion]]:
     """
-    Calls every reward function once, on all completions, and adds up the rewards of each completion.
+    Calls every reward function in batches of whole groups, and adds up the rewards of each completion.
 
-    As in TRL, a `None` or NaN is left out of the sum.
+    As in TRL, a `None` or NaN is left out of the sum, and async functions run side by side.
 
     Args:
         rows (`Sequence[dict[str, Any]]`):
@@ -62,8 +80,12 @@ def score_completions(
             From [`~trl_ext.rewards.functions.load_rewards`].
         weights (`Sequence[float]`, *optional*):
             One per reward, 1 by default.
+        metrics (`dict[str, list[float]]`, *optional*):
+            Receives the values that the functions give to `log_metric`.
+        kept ([`~trl_ext.rewards.kept_scores.KeptScores`], *optional*):
+            Keeps the batches that were scored if a later call fails, and gives them back when they come again.
         arguments:
-            Further keyword arguments of the reward functions, such as `trainer_state`.
+            Further keyword arguments of the reward functions. `trainer_state` is an empty state by default.
 
     Returns:
         `list[list[ScoredCompletion]]`: In the order of `groups`.
@@ -79,29 +101,137 @@ def score_completions(
         raise ValueError(f"Reward functions must have different names, got {names}.")
     if len(rows) != len(groups):
         raise ValueError(f"{len(rows)} rows for {len(groups)} groups of completions: pass one group per row.")
-    # One entry per completion, as reward functions take them.
-    row_of_each, contents, ids = [], [], []
-    for row, group in zip(rows, groups, strict=True):
-        for completion in group:
-            row_of_each.append(row)
-            contents.append(completion.content(row))
-            ids.append(completion.ids)
-    returned: dict[str, list[float | None]] = {name: [] for name in names}
-    if contents:
-        prompts = [row["prompt"] for row in row_of_each]
-        columns = extra_columns(row_of_each) | arguments
-        for reward in rewards:
-            returned[reward.name] = reward(prompts, contents, ids if any(ids) else None, **columns)
-    scored, start = [], 0
+    kept = KeptScores() if kept is None else kept
+    inputs = _Inputs(rows, groups, {"trainer_state": TrainerState()} | arguments)
+    scored = _all_scores(inputs, rewards, kept)
+    for name, value in [logged for parts in scored.values() for part in parts for logged in part.metrics]:
+        if metrics is not None:
+            metrics.setdefault(name, []).append(value)
+    values = {name: [value for part in parts for value in part.rewards] for name, parts in scored.items()}
+    extra = _columns(scored)
+    found, start = [], 0
     for group in groups:
-        end = start + len(group)
-        values = [{name: returned[name][i] for name in names} for i in range(start, end)]
-        scored.append([_with_score(c, value, weights) for c, value in zip(group, values, strict=True)])
-        start = end
-    return scored
+        each = [
+            _with_score(
+                completion,
+                {name: values[name][i] for name in names},
+                weights,
+                {column: entries[i] for column, entries in extra.items()},
+            )
+            for i, completion in enumerate(group, start)
+        ]
+        found.append(each)
+        start += len(group)
+    return found
 
 
-def _with_score(completion: Completion, values: dict[str, float | None], weights: Sequence[float]) -> ScoredCompletion:
+class _Inputs:
+    """Rows and groups in the form in which reward functions take them: one entry per completion."""
+
+    def __init__(
+        self, rows: Sequence[dict[str, Any]], groups: Sequence[Sequence[Completion]], arguments: dict[str, Any]
+    ) -> None:
+        self.rows = [row for row, group in zip(rows, groups, strict=True) for _ in group]
+        self.contents = [c.content(row) for row, group in zip(rows, groups, strict=True) for c in group]
+        ids = [completion.ids for group in groups for completion in group]
+        self.ids = ids if any(ids) else None
+        self.columns = extra_columns(self.rows)
+        self.arguments = arguments
+        self.sizes = [len(group) for group in groups]
+
+    def batches(self, size: int) -> Iterator[slice]:
+        """Parts of at most `size` completions, of whole groups; a larger group is a part. `0`: one part."""
+        start = end = 0
+        for group in self.sizes:
+            if size and end > start and end + group - start > size:
+                yield slice(start, end)
+                start = end
+            end += group
+        if end > start:
+            yield slice(start, end)
+
+    def of(self, part: slice) -> dict[str, Any]:
+        """The arguments of one call that depend on the completions."""
+        return {
+            "prompts": [row["prompt"] for row in self.rows[part]],
+            "completions": self.contents[part],
+            "completion_ids": None if self.ids is None else self.ids[part],
+            **{name: values[part] for name, values in self.columns.items()},
+        }
+
+
+def _all_scores(inputs: _Inputs, rewards: Sequence[Reward], kept: KeptScores) -> dict[str, list[BatchScores]]:
+    """The scores of all batches by reward: async functions side by side, the others in this thread."""
+    taken = {*_TABLE_COLUMNS, *(reward.name for reward in rewards)}
+
+    def score(reward: Reward) -> list[BatchScores]:
+        found = []
+        with tqdm(
+            total=len(inputs.rows),
+            desc=f"scoring by {reward.name}",
+            unit="completion",
+            disable=None,  # not in a log file
+            delay=_SECONDS_WITHOUT_BAR,
+            leave=False,
+        ) as bar:
+            for part in inputs.batches(reward.batch_size):
+                call = inputs.of(part)
+                found.append(kept.get(reward, call, partial(_scored, reward, call, inputs.arguments, taken)))
+                bar.update(part.stop - part.start)
+        return found
+
+    waiting = [reward for reward in rewards if is_async(reward.func)]
+    with ThreadPoolExecutor(max_workers=max(1, len(waiting))) as pool, kept.keeping():
+        jobs = {reward.name: pool.submit(score, reward) for reward in waiting}
+        own = {reward.name: score(reward) for reward in rewards if reward.name not in jobs}
+        return {
+            reward.name: jobs[reward.name].result() if reward.name in jobs else own[reward.name] for reward in rewards
+        }
+
+
+def _scored(reward: Reward, call: dict[str, Any], arguments: dict[str, Any], taken: set[str]) -> BatchScores:
+    """One call of a reward function, and what it logged."""
+    size = len(call["prompts"])
+    metrics: list[tuple[str, float]] = []
+    extra: dict[str, list[Any]] = {}
+
+    def log_metric(name: str, value: float) -> None:
+        try:
+            metrics.append((str(name), float(value)))
+        except (TypeError, ValueError):
+            raise RewardError(
+                f"The reward function '{reward.name}' called log_metric({name!r}, {value!r}): a metric is a number."
+            ) from None
+
+    def log_extra(column: str, values: Sequence[Any]) -> None:
+        if column in taken:
+            raise RewardError(
+                f"The reward function '{reward.name}' called log_extra({column!r}, ...), but the table of completions "
+                "has this column already: choose another name."
+            )
+        if len(values) != size:
+            raise RewardError(
+                f"The reward function '{reward.name}' called log_extra({column!r}, ...) with {len(values)} values for "
+                f"{size} completions: give one value per completion."
+            )
+        extra[str(column)] = list(values)
+
+    logs: dict[str, Any] = {"log_metric": log_metric, "log_extra": log_extra}
+    return BatchScores(reward(**call, **arguments, **logs), metrics, extra)
+
+
+def _columns(scored: dict[str, list[BatchScores]]) -> dict[str, list[Any]]:
+    """The columns of `log_extra` over all batches, `None` for the completions of a call that gave none."""
+    columns: dict[str, list[Any]] = {}
+    for parts in scored.values():
+        for name in dict.fromkeys(name for part in parts for name in part.extra):
+            columns[name] = [x for part in parts for x in part.extra.get(name, [None] * len(part.rewards))]
+    return columns
+
+
+def _with_score(
+    completion: Completion, values: dict[str, float | None], weights: Sequence[float], extra: dict[str, Any]
+) -> ScoredCompletion:
     """A completion with its rewards and their weighted sum."""
     rewards, terms, returned_nan = {}, [], []
     for (name, value), weight in zip(values.items(), weights, strict=True):
@@ -112,7 +242,7 @@ def _with_score(completion: Completion, values: dict[str, float | None], weights
             returned_nan.append(name)
         else:
             terms.append(weight * value)
-    return ScoredCompletion(completion, sum(terms) if terms else math.nan, rewards, tuple(returned_nan))
+    return ScoredCompletion(completion, sum(terms) if terms else math.nan, rewards, tuple(returned_nan), extra)
 
 
 def check_reward_weights(weights: Sequence[float] | None, names: Sequence[str]) -> list[float]:

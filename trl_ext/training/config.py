@@ -12,6 +12,7 @@ import torch
 from transformers.utils import logging
 
 from trl_ext.generation_settings import GenerationSettings, setting
+from trl_ext.rewards.settings import RewardSettings
 from trl_ext.upstream import BaseConfig
 from trl_ext.validation import check_at_least, check_fields, did_you_mean, number_fields, unknown_settings
 
@@ -24,12 +25,13 @@ NAN_ACTIONS = ("stop", "skip")
 
 
 @dataclass
-class ExtConfig(BaseConfig):
+class ExtConfig(RewardSettings, BaseConfig):
     r"""
     Base configuration of the methods of trl-ext.
 
     Only the parameters that trl-ext adds, or whose defaults it changes, are listed. For the others, see
-    [`~transformers.TrainingArguments`]. A number that switches something off is always `0`.
+    [`~trl_ext.rewards.settings.RewardSettings`] and [`~transformers.TrainingArguments`]. A number that switches
+    something off is always `0`.
 
     Parameters:
         > Parameters that control the model
@@ -327,6 +329,7 @@ class ExtConfig(BaseConfig):
         for name, each in self._own().items():
             if getattr(self, name) is None and each.default == "":  # TRL's default for such texts
                 setattr(self, name, "")
+        self.check_reward_settings()
         check_fields(self, self._own())
         self._at_least("max_length", 0)
         self.pad_to_multiple_of = self._padding_multiple()

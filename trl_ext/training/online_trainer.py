@@ -174,6 +174,7 @@ class OnlineTrainer(ExtTrainer):
             penalty=self._kl_penalty if self.reference is not None and mode == "train" else None,
             trainer_state=self.state,
             keep_truncated=not self.args.mask_truncated_completions or mode != "train",
+            kept=self._kept_scores,
             **kwargs,
         )
 

@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from trl_ext.atomic_files import replacing, write_text
 from trl_ext.data.completion import Completion, truncated
 from trl_ext.rewards.functions import Reward
+from trl_ext.rewards.kept_scores import KeptScores
 from trl_ext.rewards.scoring import ScoredCompletion, score_completions
 from trl_ext.upstream import print_prompt_completions_sample
 
@@ -75,6 +76,10 @@ class Round:
             By row number.
         table (`dict[str, list]`, *optional*):
             For people, one entry per completion: `prompt`, `completion`, the rewards by name, and `score`.
+        extra (`dict[str, list]`, *optional*):
+            Further columns of the table, which reward functions gave to `log_extra`.
+        metrics (`dict[str, list[float]]`, *optional*):
+            Values that reward functions gave to `log_metric`, by name.
         is_sampled (`list[bool]`, *optional*):
             For each entry of the table, whether the model sampled it in this round; otherwise the dataset has it.
         ended (`list[bool]`, *optional*):
@@ -87,10 +92,16 @@ class Round:
 
     rollouts: dict[int, Rollout]
     table: dict[str, list[Any]] = field(default_factory=dict)
+    extra: dict[str, list[Any]] = field(default_factory=dict)
+    metrics: dict[str, list[float]] = field(default_factory=dict)
     is_sampled: list[bool] = field(default_factory=list)
     ended: list[bool] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     nans: list[tuple[str, int]] = field(default_factory=list)
+
+    def shown(self) -> dict[str, Any]:
+        """The table with the columns of `log_extra` under `extra`, for [`show_tables`]."""
+        return self.table | {"extra": self.extra}
 
     def append(self, row: dict[str, Any], scored: ScoredCompletion, score: float, *, is_sampled: bool) -> None:
         """Add a completion to the table, with its score after the KL term."""
@@ -98,6 +109,8 @@ class Round:
         entry = {"prompt": row["prompt"], "completion": completion.content(row), **scored.rewards, "score": score}
         for name, value in entry.items():
             self.table[name].append(value)
+        for name, value in scored.extra.items():
+            self.extra.setdefault(name, []).append(value)
         self.is_sampled.append(is_sampled)
         self.ended.append(completion.ended)
         self.lengths.append(len(completion.ids))
@@ -118,6 +131,7 @@ def score_round(
     trainer_state: Any = None,
     marks: list[int] | None = None,
     keep_truncated: bool = True,
+    kept: KeptScores | None = None,
 ) -> Round:
     """
     Score the completions of one round.
@@ -145,6 +159,8 @@ def score_round(
             One number for each of the K completions of a row, kept in the rollout.
         keep_truncated (`bool`, *optional*, defaults to `True`):
             Whether the rollouts have sampled completions that the model did not end.
+        kept ([`~trl_ext.rewards.kept_scores.KeptScores`], *optional*):
+            Keeps what was scored if a reward function fails.
 
     Raises:
         `RewardError`: A reward function failed, or did not return one number per completion.
@@ -154,13 +170,16 @@ def score_round(
     groups = []
     for row, group in zip(rows, completions, strict=True):
         groups.append([*group, *_dataset_completions(row)] if keep_dataset_completions else group)
-    scored_groups = score_completions(rows, groups, rewards, weights, trainer_state=trainer_state)
+    metrics: dict[str, list[float]] = {}
+    scored_groups = score_completions(
+        rows, groups, rewards, weights, metrics=metrics, kept=kept, trainer_state=trainer_state
+    )
     costs: list[list[float]] = [[] for _ in rows]
     if penalty is not None:
         costs = penalty([row["prompt_ids"] for row in rows], [[c.ids for c in group] for group in completions])
 
     names = [reward.name for reward in rewards]
-    result = Round({}, table={name: [] for name in ("prompt", "completion", *names, "score")})
+    result = Round({}, table={name: [] for name in ("prompt", "completion", *names, "score")}, metrics=metrics)
     for row, num_sampled, scored_group, costs_of_group in zip(
         rows, map(len, completions), scored_groups, costs, strict=True
     ):
@@ -206,7 +225,9 @@ def _dataset_completions(row: dict[str, Any]) -> list[Completion]:
 
 
 def measure_round(result: Round, rewards: list[Reward], meters: Meters) -> None:
-    """Add the metrics of a round's sampled completions, under the names that TRL's GRPO uses."""
+    """Add the metrics of a round's sampled completions, under GRPO's names, and those of reward functions."""
+    for name, logged in result.metrics.items():
+        meters.add_values(name, torch.tensor(logged))
     sampled = torch.tensor(result.is_sampled, dtype=torch.bool)
     for reward in rewards:
         values = torch.tensor(result.table[reward.name], dtype=torch.float)[sampled]
@@ -224,33 +245,46 @@ def measure_round(result: Round, rewards: list[Reward], meters: Meters) -> None:
     meters.add_values("completions/clipped_ratio", 1 - ended.float())
 
 
-def show_tables(
-    tables: list[dict[str, list[Any]]], accelerator: Accelerator, args: ExtConfig, step: int, mode: str
-) -> None:
+def show_tables(tables: list[dict[str, Any]], accelerator: Accelerator, args: ExtConfig, step: int, mode: str) -> None:
     """
     Print some completions with their rewards, save all of them as Parquet, and send them to a W&B or Trackio run.
 
-    Every process calls this with its own tables; the main process writes those of all processes.
+    Every process calls this with its own tables, as [`Round.shown`] returns them; the main process writes those of all
+    processes.
     """
     import pandas as pd
 
     tables = gather_object(tables) if accelerator.num_processes > 1 else tables
     if not tables or not accelerator.is_main_process:
         return
-    table = {name: [value for part in tables for value in part[name]] for name in tables[0]}
+    extra = _joined_extra(tables)
+    table = {name: [x for part in tables for x in part[name]] for name in tables[0] if name != "extra"}
     if args.log_unique_prompts:
         first = {json.dumps(prompt): i for i, prompt in reversed(list(enumerate(table["prompt"])))}
-        table = {name: [values[i] for i in sorted(first.values())] for name, values in table.items()}
+        kept = sorted(first.values())
+        table, extra = ({name: [x[i] for i in kept] for name, x in columns.items()} for columns in (table, extra))
     folder = Path(args.output_dir) / "completions"
-    frame = pd.DataFrame({"step": [step] * len(table["prompt"]), **table})
+    frame = pd.DataFrame({"step": [step] * len(table["prompt"]), **table, **extra})
     with replacing(folder / f"{mode}_completions_{step:05d}.parquet") as part:
         frame.to_parquet(part)
     prompts, completions = table.pop("prompt"), table.pop("completion")
-    print_prompt_completions_sample(prompts, completions, table, None, step, args.num_completions_to_print)
+    print_prompt_completions_sample(prompts, completions, table, None, step, args.num_completions_to_print, extra)
     for tracker in set(args.report_to or []) & {"wandb", "trackio"}:
         module = importlib.import_module(tracker)
         if tracker == "trackio" or module.run is not None:
             module.log({f"{mode}_completions": module.Table(dataframe=frame)})
+
+
+def _joined_extra(tables: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """The columns of `log_extra` in all tables. One with values of several kinds is text, as Parquet has one kind."""
+    names = dict.fromkeys(name for part in tables for name in part.get("extra", {}))
+    columns: dict[str, list[Any]] = {}
+    for name in names:
+        values = [x for part in tables for x in part.get("extra", {}).get(name, [None] * len(part["prompt"]))]
+        kinds = {type(value) for value in values if value is not None}
+        plain = kinds <= {str} or kinds <= {bool} or kinds <= {int, float}
+        columns[name] = values if plain else [None if value is None else str(value) for value in values]
+    return columns
 
 
 # ---------------------------------------------------------------------------------------------------------- storage

@@ -25,7 +25,9 @@ from trl_ext.models.adapters import cast_adapter, check_trainable
 from trl_ext.models.load import loading_error
 from trl_ext.models.sharding import check_launch
 from trl_ext.models.tokenizers import ensure_pad_token, load_tokenizer, use_eos_token
+from trl_ext.rewards.classifiers import ClassifierReward
 from trl_ext.rewards.functions import Reward, load_rewards
+from trl_ext.rewards.kept_scores import KeptScores
 from trl_ext.rewards.scoring import check_reward_weights
 from trl_ext.seeds import seeded
 from trl_ext.upstream import (
@@ -75,7 +77,8 @@ class ExtTrainer(BaseTrainer):
     _tokenizer: PreTrainedTokenizerBase
     _rounds: RolloutSchedule | None = None
     rewards: list[Reward]
-    _raw_columns: set[str]  # columns of the dataset, where reward functions may ask for them
+    _raw_columns: set[str]  # columns of the datasets, where reward functions may ask for them
+    _signature_columns: list[str] | None
     _samples = False  # whether training generates completions
     _context = 0  # context length of the models that read rows (`0`: unknown, or checked by the method)
     _dropped_rows: int | None = None
@@ -102,7 +105,7 @@ class ExtTrainer(BaseTrainer):
         self._meters = {"train": Meters(), "eval": Meters()}
         self._eval_prefix, self._eval_batches = "eval", 0
         self._eval_width = 0  # most completions of a prompt in the dataset that is being evaluated
-        self._eval_tables: list[dict[str, list[Any]]] = []
+        self._eval_tables: list[dict[str, Any]] = []
         self._num_tokens = 0  # read by this process and not yet counted in the trainer's state
         self.model.add_model_tags(self._tag_names)
 
@@ -174,10 +177,48 @@ class ExtTrainer(BaseTrainer):
             args.dataloader_num_workers = _workers_for(train_dataset, args)
         set_seed(args.seed)  # new weights, such as those of an adapter, are random
         self._tokenizer = self._load_tokenizer(model, args, processing_class)
-        kwargs: dict[str, Any] = {"device": args.device, "trust_remote_code": args.trust_remote_code}
-        self.rewards = load_rewards(reward_funcs, reward_processing_classes, **kwargs) if reward_funcs else []
-        check_reward_weights(args.reward_weights or None, [reward.name for reward in self.rewards])
-        self._raw_columns = set(column_names(train_dataset)) if self.rewards else set()
+        self.rewards = self._load_rewards(reward_funcs, reward_processing_classes, args)
+        check_reward_weights(args.reward_weights or None, self.reward_func_names)
+        self._raw_columns = set()
+
+    def _load_rewards(self, reward_funcs: Any, processing_classes: Any, args: ExtConfig) -> list[Reward]:
+        if not reward_funcs:
+            return []
+        return load_rewards(
+            reward_funcs,
+            processing_classes,
+            settings=args,
+            policy_tokenizer=self._tokenizer,
+            device=args.device,
+            trust_remote_code=args.trust_remote_code,
+        )
+
+    # Attributes of TRL's trainers, under their names.
+
+    @property
+    def reward_funcs(self) -> list[Any]:
+        """The reward functions and models."""
+        return [r.func.model if isinstance(r.func, ClassifierReward) else r.func for r in self.rewards]
+
+    @property
+    def reward_func_names(self) -> list[str]:
+        """Their names in logs and tables."""
+        return [reward.name for reward in self.rewards]
+
+    @property
+    def reward_processing_classes(self) -> list[PreTrainedTokenizerBase | None]:
+        """The tokenizer of each reward model; `None` for a function."""
+        return [reward.processing_class for reward in self.rewards]
+
+    @property
+    def reward_weights(self) -> torch.Tensor:
+        """The weight of each reward, of shape `(number of rewards,)`."""
+        return torch.tensor(check_reward_weights(self.args.reward_weights or None, self.reward_func_names))
+
+    @property
+    def _kept_scores(self) -> KeptScores:
+        """Keeps what this process has scored if a reward function fails."""
+        return KeptScores(Path(self.args.output_dir) / f"unfinished_scores_{self.accelerator.process_index}.json")
 
     @classmethod
     def _load_tokenizer(cls, model: Any, args: ExtConfig, processing_class: Any) -> PreTrainedTokenizerBase:
@@ -244,6 +285,9 @@ class ExtTrainer(BaseTrainer):
         return train_dataset, self._prepare_dataset(eval_dataset, args, "eval")
 
     def _prepare_dataset(self, dataset: AnyDataset, args: Any, name: str) -> AnyDataset:
+        if self.rewards:
+            self._raw_columns |= set(column_names(dataset))
+            self._signature_columns = None  # they are found again
         with global_then_local_main_first():
             dataset, dropped = self._tokenize(dataset, args, name)
         if dropped:
@@ -376,9 +420,9 @@ class ExtTrainer(BaseTrainer):
                 "so this step has no effect: the reward functions returned None or NaN."
             )
         if self.args.log_completions and mode == "train":
-            show_tables([sampled.table], self.accelerator, self.args, self.state.global_step, mode)
+            show_tables([sampled.shown()], self.accelerator, self.args, self.state.global_step, mode)
         elif self.args.log_completions:
-            self._eval_tables.append(sampled.table)
+            self._eval_tables.append(sampled.shown())
 
     # --------------------------------------------------------------------------------------------------- metrics
 

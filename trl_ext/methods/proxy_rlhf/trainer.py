@@ -336,7 +336,9 @@ class ProxyRLHFTrainer(ExtTrainer):
         texts = self._tokenizer.batch_decode(completions.ids, skip_special_tokens=True)
         flat = list(map(Completion, texts, completions.ids, completions.ended))
         groups = [flat[i : i + k] for i in range(0, len(flat), k)]
-        sampled = score_round(rows, groups, self.rewards, args.reward_weights, trainer_state=self.state)
+        sampled = score_round(
+            rows, groups, self.rewards, args.reward_weights, trainer_state=self.state, kept=self._kept_scores
+        )
         scores = torch.tensor(sampled.table["score"])
         meters = self._meters[mode]
         self._log_round(sampled, mode)

@@ -315,7 +315,7 @@ class VASTrainer(ExtTrainer):
                 release_static_caches(policy)  # frees the memory of CUDA graphs for the training of the value model
             sampled = score_round(
                 rows, completions, self.rewards, args.reward_weights, max_length=args.max_length,
-                tokenizer=self._tokenizer, trainer_state=self.state,
+                tokenizer=self._tokenizer, trainer_state=self.state, kept=self._kept_scores,
                 keep_truncated=not args.mask_truncated_completions or mode != "train",
             )  # fmt: skip
             self._log_round(sampled, mode)

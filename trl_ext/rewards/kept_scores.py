@@ -1,0 +1,135 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Keeps what was scored when a later call of a reward function fails.
+
+A round of training may have thousands of completions, whose scores took hours or cost money. If a call fails, the
+batches before it are written to a file; a run that comes to the same batches again (the same trainer, or the same
+command: completions depend on the seed) takes them from there.
+"""
+
+import functools
+import hashlib
+import inspect
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trl_ext.atomic_files import write_text
+
+from .functions import Reward
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class BatchScores:
+    """
+    What one call of a reward function gave.
+
+    Args:
+        rewards (`list[float | None]`): The reward of each completion.
+        metrics (`list[tuple[str, float]]`, *optional*): Its calls of `log_metric`.
+        extra (`dict[str, list]`, *optional*): The columns it gave to `log_extra`.
+    """
+
+    rewards: list[float | None]
+    metrics: list[tuple[str, float]] = field(default_factory=list)
+    extra: dict[str, list[Any]] = field(default_factory=dict)
+
+
+class KeptScores:
+    """
+    The batches of a scoring that failed.
+
+    Args:
+        path (`Path`, *optional*):
+            File for them. It exists only after a failure, until everything is scored. Without it nothing is kept.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self._scores: dict[str, BatchScores] = {}
+        self._reused = 0
+
+    def get(self, reward: Reward, call: dict[str, Any], score: Callable[[], BatchScores]) -> BatchScores:
+        """
+        The scores of a batch: those that were kept, or else those of `score`.
+
+        Args:
+            reward ([`~trl_ext.rewards.functions.Reward`]): The reward function.
+            call (`dict[str, Any]`): The arguments of its call that depend on the completions.
+            score (`Callable`): Calls it.
+        """
+        if self.path is None:
+            return score()
+        key = _key(reward, call)
+        if not key:
+            return score()
+        if key in self._scores:
+            self._reused += len(self._scores[key].rewards)
+        else:
+            self._scores[key] = score()
+        return self._scores[key]
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Inside this context, an error writes what was scored to the file, and the end without one removes it."""
+        self._load()
+        try:
+            yield
+        except BaseException as error:
+            self._save(error)
+            raise
+        if self._reused:
+            logger.warning(
+                "%d rewards were taken from %s, which a failed scoring left there.", self._reused, self.path
+            )
+        self._scores, self._reused = {}, 0
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+    def _load(self) -> None:
+        self._scores, self._reused = {}, 0
+        if self.path is not None and self.path.is_file():
+            document = json.loads(self.path.read_text(encoding="utf-8"))
+            self._scores = {key: BatchScores(**value) for key, value in document.items()}
+
+    def _save(self, error: BaseException) -> None:
+        if self.path is None or not self._scores:
+            return
+        number = sum(len(scores.rewards) for scores in self._scores.values())
+        document = {key: asdict(scores) for key, scores in self._scores.items()}
+        write_text(self.path, json.dumps(document, default=str))
+        error.add_note(
+            f"The {number} rewards that were computed before are in {self.path}; the same run uses them again. Delete "
+            "the file to score anew."
+        )
+
+
+def _key(reward: Reward, call: dict[str, Any]) -> str:
+    """Identifies a batch by the reward function and everything it is called with; `""` for an unknown function."""
+    code = _code(reward.func)
+    content = json.dumps([reward.name, code, call], sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest() if code else ""
+
+
+def _code(func: Any) -> str:
+    """What a reward function computes: a model's identity, or the source of a function, which may be corrected."""
+    if identity := getattr(func, "identity", ""):
+        return str(identity)
+    given = ""
+    while isinstance(func, functools.partial):
+        func, given = func.func, f"{given}{func.args}{func.keywords}"
+    source = func if inspect.isroutine(func) else type(func)
+    try:
+        module = inspect.getmodule(source)
+        return given + inspect.getsource(source if module is None or module.__name__ == "__main__" else module)
+    except (OSError, TypeError):
+        return ""
