@@ -83,7 +83,7 @@ def proxy_policy(
             )  # fmt: skip
         if progress is not None:
             progress(len(prompts))
-        return decode_groups(found.ids, k, tokenizer, config)
+        return decode_groups(found.ids, prompts, tokenizer, config)
 
     def sample(prompts: list[list[int]], settings: GenerationSettings) -> list[list[Completion]]:
         # In several calls, so that there is progress to report
@@ -94,7 +94,7 @@ def proxy_policy(
 
     def stream(ids: list[int], settings: GenerationSettings, show: Callable[[str], None]) -> Completion:
         streamer = TextStream(tokenizer, show)
-        streamer.put(None)
+        streamer.put(torch.tensor(ids))
         [[completion]] = run([ids], settings, lambda tokens: streamer.put(torch.tensor(tokens)))
         streamer.finish(completion.text)
         return completion

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.utils import logging
 
 from trl_ext.atomic_files import write_text
-from trl_ext.data.completion import Completion
+from trl_ext.data.completion import Completion, decode_after
 from trl_ext.data.schema import AnyDataset, DataError, column_names
 from trl_ext.data.tokenization import prepare_dataset
 from trl_ext.generation_settings import eos_token_ids, pad_token_id
@@ -327,7 +327,7 @@ class ProxyRLHFTrainer(ExtTrainer):
                 cuda_graphs=args.cuda_graphs,
                 store="cpu" if args.offload_decisions else None,
             )  # fmt: skip
-        texts = self._tokenizer.batch_decode(completions.ids, skip_special_tokens=True)
+        texts = decode_after(self._tokenizer, [prompt for prompt in prompts for _ in range(k)], completions.ids)
         flat = list(map(Completion, texts, completions.ids, completions.ended))
         groups = [flat[i : i + k] for i in range(0, len(flat), k)]
         sampled = score_round(rows, groups, self.rewards, args.reward_weights, trainer_state=self.state)
