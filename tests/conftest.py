@@ -63,8 +63,8 @@ def make_tokenizer(chat: bool = False) -> Any:
 
 def make_llama2_tokenizer() -> Any:
     """
-    A tokenizer of Llama 2's kind: a space (U+2581) is put before every text and taken off again when it is decoded, and
-    the tokens of single bytes come before all others.
+    A tokenizer of Llama 2's kind: a space (U+2581) is put before every text and taken off again when it is decoded.
+    The tokens of single bytes come first.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers
     from transformers import PreTrainedTokenizerFast

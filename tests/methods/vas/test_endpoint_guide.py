@@ -316,7 +316,7 @@ def test_a_server_that_drops_the_space_of_its_tokens_names(server):
     tokenizer = make_llama2_tokenizer()
     table = {"film": -1.0, "good": -2.0}
     server.answer = lambda path, body: completion(" film", logprobs={"tokens": ["film"], "top_logprobs": [table]})
-    with pytest.raises(MissingLogprobs, match="' film' 'film'.* cannot be told apart.*block mode"):
+    with pytest.raises(MissingLogprobs, match=r"' film' 'film'.* cannot be told apart.*block mode"):
         guide(server, make_value_model(tokenizer), tokenizer, top_k=2).answer("the")
 
 
