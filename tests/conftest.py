@@ -61,6 +61,35 @@ def make_tokenizer(chat: bool = False) -> Any:
     )
 
 
+def make_llama2_tokenizer() -> Any:
+    """
+    A tokenizer of Llama 2's kind: a space (U+2581) is put before every text and taken off again when it is decoded.
+    The tokens of single bytes come first.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581"]
+    pieces += [chr(code) for code in range(33, 127)]
+    merges = []
+    for word in ("the", "film", "was", "good", "bad", "a", "I"):
+        for start in ("\u2581", ""):
+            parts = [*start, *word]
+            while len(parts) > 1:
+                merges.append((parts[0], parts[1]))
+                parts[:2] = [parts[0] + parts[1]]
+                pieces.append(parts[0])
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Tokenizer(models.BPE(vocabulary, list(dict.fromkeys(merges)), unk_token="<unk>", byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<unk>"
+    )
+
+
 def make_model(vocab_size: int, *, seed: int = 0, num_labels: int = 0, **changes: Any) -> Any:
     """A Llama of two layers and width 64 with sharp random weights, so that attention makes a difference."""
     import torch

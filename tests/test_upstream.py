@@ -241,6 +241,17 @@ def test_HOOKS():
     takes(Trainer._get_train_sampler, None, None)
     takes(Trainer._load_from_checkpoint, None, "folder", None)
     takes(Trainer._load_best_model, None)
+    takes(Trainer._push_from_checkpoint, None, "folder")
+
+
+@contract
+def test_get_comet_experiment_url():
+    assert upstream.get_comet_experiment_url() is None  # no run is tracked
+
+
+@contract
+def test_get_trackio_space_url():
+    assert upstream.get_trackio_space_url() is None
 
 
 @contract

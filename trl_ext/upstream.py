@@ -40,7 +40,9 @@ from trl.trainer.utils import (
     add_fused_lm_head,  # per-token log-probabilities without (tokens, vocabulary) logits
     create_model_from_path,  # architecture, dtype and device map from a path, as every TRL trainer does
     disable_dropout_in_model,
+    get_comet_experiment_url,  # the run's page, for the model card
     get_config_model_id,
+    get_trackio_space_url,
     global_then_local_main_first,  # one tokenisation per cache, not per process
     print_prompt_completions_sample,  # the table of completions that GRPO users know
 )
@@ -71,6 +73,7 @@ HOOKS: dict[str, tuple[str, ...]] = {
         "_get_train_sampler",  # the order of rows that a rollout schedule needs
         "_load_best_model",  # parts of a model (a head, an adapter) are not a whole state dict
         "_load_from_checkpoint",
+        "_push_from_checkpoint",  # a folder in a checkpoint belongs on the Hub too
         "_save_checkpoint",  # rollouts and counts belong to a checkpoint
         "_set_signature_columns_if_needed",  # columns of tokenized rows that the collator takes
     ),
@@ -213,7 +216,9 @@ __all__ = [
     "flash_attention_forward",
     "fsdp2_parameter_groups",
     "get_act_offloading_ctx_manager",
+    "get_comet_experiment_url",
     "get_config_model_id",
+    "get_trackio_space_url",
     "global_then_local_main_first",
     "initialize_fsdp2",
     "mark_initialized",

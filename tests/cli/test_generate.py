@@ -6,6 +6,7 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -168,8 +169,19 @@ class TestStreaming:
             assert len(texts) > 1
 
     def test_half_a_character_and_blanks_are_held_back(self):
-        texts = {(1,): "a ", (1, 2): "a \ufffd", (1, 2, 3): "a é", (1, 2, 3, 4): "a é\n"}
-        tokenizer = type("T", (), {"decode": lambda self, ids, **_: texts[tuple(ids)]})()
+        texts = {(): "", (1,): "a ", (1, 2): "a \ufffd", (1, 2, 3): "a é", (1, 2, 3, 4): "a é\n"}
+
+        class Decoder:
+            def __call__(self, *_, **__):
+                return {"input_ids": []}
+
+            def decode(self, ids, **_):
+                return texts[tuple(ids)]
+
+            def batch_decode(self, rows, **_):
+                return list(map(self.decode, rows))
+
+        tokenizer: Any = Decoder()
         shown: list[str] = []
         stream = TextStream(tokenizer, shown.append)
         stream.put(torch.tensor([[5, 6]]))  # the prompt

@@ -46,8 +46,20 @@ def error(status, message="no", **headers):
 
 @pytest.mark.parametrize(
     "failure",
-    [error(429), error(500), error(503), error(408), CUT, HALF, (200, {}, b'{"choices": [{"te'), (200, {}, b"<html>")],
-    ids=["429", "500", "503", "408", "cut", "cut in the middle", "half a JSON", "no JSON"],
+    [
+        *(error(status) for status in (408, 429, 500, 503, 507, 521, 525, 530)),
+        CUT,
+        HALF,
+        (200, {}, b'{"choices": [{"te'),
+        (200, {}, b"<html>"),
+        (200, {}, []),
+        (200, {}, {"choices": []}),
+        (200, {}, {"error": {"message": "overloaded", "code": 503}}),
+        (200, {}, {"object": "error", "message": "overloaded", "code": 500}),
+        (200, {}, {"error": "overloaded"}),
+        (200, {}, {"choices": [{"text": "o", "finish_reason": "error"}]}),
+        (200, {}, completion("x", logprobs={"top_logprobs": [{"a": math.nan}]})),
+    ],
 )
 def test_temporary_failures_are_retried(server, failure):
     server.script = [failure, failure]
@@ -78,6 +90,14 @@ def test_a_failure_that_stays_is_raised_with_the_servers_message(server, failure
     assert caught.value.transient
     assert server.url in str(caught.value)
     assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("status", [400, 401])
+def test_a_refusal_that_a_gateway_sends_with_status_200_is_one(server, status):
+    server.script = [(200, {}, {"error": {"message": "the prompt is too long", "code": status}})]
+    with pytest.raises(RequestRefused, match="the prompt is too long"):
+        ask(client(server), "x")
+    assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 422])
@@ -283,6 +303,7 @@ def test_invalid_keys(server, monkeypatch, value):
         ({"timeout": 0}, "timeout"),
         ({"max_retries": -1}, "max_retries"),
         ({"max_concurrency": 0}, "max_concurrency"),
+        ({"extra_body": {"stream": True, "min_p": 0}}, "extra_body has stream, which"),
         ({"backoff": math.nan}, "backoff"),
     ],
 )
@@ -406,6 +427,35 @@ def test_a_sampled_token_that_was_not_requested_is_no_candidate():
     assert texts(3, "a", **{"a": -1.0, "": -2.0, "c": -5.0}) == ["a", "c"]
 
 
+def test_tokens_that_are_impossible_are_no_candidates():
+    """JSON has no infinity: servers write -Infinity all the same, null or -9999."""
+    table = {" a": -1.0, " b": None, " c": -math.inf, " d": -9999.0}
+    [answer] = read(completion("x", logprobs={"top_logprobs": [table]}), "here")
+    assert [candidate.text for candidate in answer.candidates[0]] == [" a"]
+    assert answer.listed == 4
+
+
+@pytest.mark.parametrize(
+    ("reason", "text", "counted", "ended"),
+    [
+        ("stop", "ok", 4, True),
+        ("eos_token", "ok", 4, True),
+        ("STOP", "ok", 4, True),
+        ("tool_calls", "ok", 4, True),
+        ("length", "ok", 3, False),
+        ("content_filter", "ok", 3, False),
+        (None, "ok", 4, False),
+        (None, "ok", 3, True),
+        (None, "ok", None, False),
+        (None, "", None, True),
+    ],
+)
+def test_reasons_for_the_end(reason, text, counted, ended):
+    """Without a reason, an answer of fewer tokens than the four that were asked for has ended, and an empty one."""
+    body = {"choices": [{"text": text, "finish_reason": reason}], "usage": {"completion_tokens": counted}}
+    assert read(body, "here", max_tokens=4)[0].ended == ended
+
+
 def test_answers_are_sorted_by_index():
     body = completion("a", "b", "c")
     body["choices"].reverse()
@@ -451,4 +501,7 @@ def test_whether_a_server_accepts_ids(server):
     assert takes_ids(client(server, max_retries=0), [3])
     server.answer = lambda path, body: error(429)
     with pytest.raises(EndpointBusy):
+        takes_ids(client(server), [3])
+    server.answer = lambda path, body: error(503)  # the server's state, which says nothing about ids
+    with pytest.raises(EndpointFailed):
         takes_ids(client(server), [3])

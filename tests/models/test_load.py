@@ -5,6 +5,7 @@
 
 import json
 import logging
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -285,8 +286,97 @@ def test_an_adapter_directory_has_its_bases_tokenizer(adapter_dir, tiny_model_di
 def test_an_adapter_whose_base_is_gone(adapter_dir):
     file = Path(adapter_dir) / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "/gone/base"}))
-    with pytest.raises(OSError, match="no model at '/gone/base'"):
+    with pytest.raises(
+        OSError, match=r"trained on the model at '/gone/base', which is not there.*adapter_config\.json"
+    ):
         load_model(adapter_dir)
+
+
+def test_an_adapter_whose_base_has_no_name(adapter_dir):
+    file = Path(adapter_dir) / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": None}))
+    with pytest.raises(OSError, match=r"saved without the name of its base model.*adapter_config\.json"):
+        load_model(adapter_dir)
+
+
+def test_an_adapter_whose_base_has_a_relative_path(tiny_model_dir, tmp_path, monkeypatch):
+    """It is found from any directory, as long as both stay where they were in relation to one another."""
+    shutil.copytree(tiny_model_dir, tmp_path / "models" / "base")
+    monkeypatch.chdir(tmp_path)
+    model = get_peft_model(load_model("models/base"), LoraConfig(**LORA))
+    model.save_pretrained("runs/adapter")
+    assert json.loads(Path("runs/adapter/adapter_config.json").read_text())["base_model_name_or_path"] == "models/base"
+    monkeypatch.chdir("runs")
+    assert adapter_base("adapter") == str(tmp_path / "models" / "base")
+    torch.testing.assert_close(load_model("adapter")(input_ids=IDS).logits, model(input_ids=IDS).logits)
+    assert load_tokenizer("adapter").get_vocab()
+
+
+def test_models_and_adapters_in_folders_of_a_directory(adapter_dir, tiny_model_dir, tmp_path):
+    shutil.copytree(tiny_model_dir, tmp_path / "all" / "full")
+    shutil.copytree(adapter_dir, tmp_path / "all" / "lora")
+    directory = str(tmp_path / "all")
+    model = load_model(directory, subfolder="full")
+    torch.testing.assert_close(model(input_ids=IDS).logits, load_model(tiny_model_dir)(input_ids=IDS).logits)
+    assert isinstance(load_model(directory, subfolder="lora"), PeftModel)
+    assert load_tokenizer(directory, subfolder="full").get_vocab() == load_tokenizer(tiny_model_dir).get_vocab()
+    with pytest.raises(OSError, match="no folder 'none' in"):
+        load_model(directory, subfolder="none")
+
+
+@pytest.fixture
+def hub(monkeypatch, adapter_dir):
+    """An adapter `org/lora` on the Hub, and its base; the arguments with which they are loaded."""
+    from peft import PeftModel
+    from transformers import AutoConfig, LlamaForCausalLM
+
+    config = json.loads((Path(adapter_dir) / "adapter_config.json").read_text())
+    base = config["base_model_name_or_path"]
+    config_file = Path(adapter_dir) / "on_the_hub.json"
+    config_file.write_text(json.dumps(config | {"base_model_name_or_path": "org/base", "revision": "v1"}))
+    calls = {}
+
+    def find(name, **kwargs):
+        calls[f"adapter of {name}"] = kwargs
+        return str(config_file) if name == "org/lora" else None
+
+    def record(owner, what, path):
+        original = owner.from_pretrained
+
+        def from_pretrained(*args, **kwargs):
+            calls[what] = {key: kwargs.pop(key) for key in HUB if key in kwargs}
+            args = tuple(path if isinstance(arg, str) else arg for arg in args)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, "from_pretrained", from_pretrained)
+
+    monkeypatch.setattr(models, "find_adapter_config_file", find)
+    record(AutoConfig, "config", base)
+    record(LlamaForCausalLM, "base", base)
+    record(PeftModel, "adapter", adapter_dir)
+    return calls
+
+
+HUB = ("token", "cache_dir", "revision", "subfolder")
+
+
+def test_an_adapter_on_the_hub(hub):
+    model = load_model("org/lora", revision="v7", subfolder="last", token="a token", cache_dir="cache")
+    assert isinstance(model, PeftModel)
+    user = {"token": "a token", "cache_dir": "cache"}
+    assert hub["adapter of org/lora"] == hub["adapter"] == {**user, "revision": "v7", "subfolder": "last"}
+    assert hub["base"] == hub["config"] == {**user, "revision": "v1"}
+
+
+def test_a_model_of_a_revision_has_the_class_of_that_revision(hub):
+    load_model("org/model", revision="v2", token="a token")
+    assert hub["config"] == hub["base"] == {"revision": "v2", "token": "a token"}
+
+
+def test_the_revision_of_the_base_is_saved_with_an_adapter(tiny_model_dir, tmp_path):
+    args = settings(tmp_path, model_init_kwargs={"revision": "v3"})
+    model = load_policy(tiny_model_dir, args, peft_config=LoraConfig(**LORA))
+    assert model.peft_config["default"].revision == "v3"
 
 
 @pytest.mark.parametrize("path", ["/no/such/model", "./no-such-model", "~/no-such-model", "runs/no/such-model"])

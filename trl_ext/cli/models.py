@@ -4,7 +4,6 @@
 """The models that a command line names: loading them as policies, finding the base of each."""
 
 import logging
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from trl_ext.generation.generate import usual_batch_size
 from trl_ext.generation.vllm_settings import VLLMSettings
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.inference.policy import Policy, model_policy
-from trl_ext.models.load import adapter_base, default_device, loading_error
+from trl_ext.models.load import adapter_base, default_device, loading_error, same_source
 from trl_ext.models.properties import context_length
 from trl_ext.models.tokenizers import same_vocabulary
 
@@ -197,7 +196,7 @@ class Models:
         self.batch_size = batch_size or usual_batch_size(default_device())
         self.base = base if base is not None else _base_of_adapters(names)
         self._requested, self._base_is_named = list(names), base is not None
-        others = [name for name in names if not _same(name, self.base)]
+        others = [name for name in names if not same_source(name, self.base)]
         self.names = others if self.base is None else [self.base, *others]
         self.failures: dict[str, str] = {}
         self.tokenizers: dict[str, PreTrainedTokenizerBase] = {}
@@ -252,7 +251,7 @@ class Models:
     def _shares_base(self, name: str) -> bool:
         """Whether `name` is an adapter on the base: its KL is then measured to itself without the adapter."""
         own = adapter_base(name)
-        return own is not None and _same(own, self.base)
+        return own is not None and same_source(own, self.base)
 
     def _revision(self, name: str) -> str | None:
         return self.loading.model_revision if name in self._requested else None
@@ -273,7 +272,7 @@ def _base_of_adapters(names: Sequence[str]) -> str | None:
     bases: list[str] = []
     for name in names:
         base = adapter_base(name)
-        if base is not None and not any(_same(base, other) for other in bases):
+        if base is not None and not any(same_source(base, other) for other in bases):
             bases.append(base)
     if len(bases) > 1:
         raise ValueError(
@@ -281,10 +280,3 @@ def _base_of_adapters(names: Sequence[str]) -> str | None:
             "or measure them one by one"
         )
     return bases[0] if bases else None
-
-
-def _same(name: str, other: str | None) -> bool:
-    """Whether two names mean one model: equal names, or two paths to one directory."""
-    if other is None or name == other:
-        return name == other
-    return os.path.isdir(name) and os.path.realpath(name) == os.path.realpath(other)

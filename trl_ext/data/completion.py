@@ -3,6 +3,7 @@
 
 """A completion: its text, its token ids and whether the model ended it. Decoding and truncation of completions."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,8 @@ class Completion:
 
     Args:
         text (`str`):
-            Decoded tokens without special ones, up to the end-of-sequence token; empty if that came first.
+            What the tokens add to the text of the prompt, without special ones, up to the end-of-sequence token; empty
+            if that came first.
         ids (`list[int]`):
             Token ids, with the end-of-sequence token if the model generated one. Empty only if the completion comes
             from a dataset and is not tokenized.
@@ -51,17 +53,68 @@ def truncated(completion: Completion, max_tokens: int, tokenizer: PreTrainedToke
     if not 0 < max_tokens < len(completion.ids):
         return completion
     ids = completion.ids[:max_tokens]
-    return Completion(text=tokenizer.decode(ids, skip_special_tokens=True), ids=ids, ended=False)
+    whole, text = tokenizer.batch_decode([completion.ids, ids], skip_special_tokens=True)
+    space = completion.text.removesuffix(whole) if completion.text.endswith(whole) else ""
+    return Completion(text=space + text, ids=ids, ended=False)
+
+
+_CONTEXT = 16  # tokens of a prompt that its completion is decoded after
+
+
+def drops_first_space(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """
+    Whether the tokenizer decodes a token differently at the start of a text, as those of Llama 2's kind do: they put a
+    space before every text, and take it off again.
+    """
+    ids = tokenizer("a a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer.decode(ids)
+    return any(tokenizer.decode(ids[:i]) + tokenizer.decode(ids[i:]) != whole for i in range(1, len(ids)))
+
+
+def decode_after(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
+) -> list[str]:
+    """
+    The texts that completions add to those of their prompts, without special tokens.
+
+    Decoded by itself, a completion would lose the space that it begins with, for tokenizers that
+    [`drops_first_space`] recognises.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer.
+        prompts (`Sequence[Sequence[int]]`): Token ids of N prompts.
+        completions (`Sequence[Sequence[int]]`): Token ids of their N completions.
+
+    Returns:
+        `list[str]`: N texts.
+    """
+    alone: list[str] = tokenizer.batch_decode([list(ids) for ids in completions], skip_special_tokens=True)
+    if not drops_first_space(tokenizer):
+        return alone
+    ends = [list(prompt[-_CONTEXT:]) for prompt in prompts]
+    before = tokenizer.batch_decode(ends, skip_special_tokens=True)
+    together = tokenizer.batch_decode(
+        [end + list(ids) for end, ids in zip(ends, completions, strict=True)], skip_special_tokens=True
+    )
+    # A character that begins in the prompt and ends in the completion belongs to neither.
+    return [
+        whole[len(start) :] if whole.startswith(start) else text
+        for whole, start, text in zip(together, before, alone, strict=True)
+    ]
 
 
 def decode_completions(
-    sequences: list[list[int]], tokenizer: PreTrainedTokenizerBase, config: GenerationConfig
+    sequences: list[list[int]],
+    prompts: Sequence[Sequence[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    config: GenerationConfig,
 ) -> list[Completion]:
     """
     Completions made of generated token ids: each sequence is cut after its end and decoded.
 
     Args:
         sequences (`list[list[int]]`): What `generate` returned, without the prompts.
+        prompts (`Sequence[Sequence[int]]`): The prompts, each with as many sequences, next to each other.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer.
         config ([`~transformers.GenerationConfig`]): Its `eos_token_id`, `stop_strings` and `pad_token_id` are used.
     """
@@ -72,10 +125,10 @@ def decode_completions(
         end = next((position + 1 for position, token in enumerate(ids) if token in eos), 0)
         has_eos.append(end > 0)
         trimmed.append(ids[:end] if end else list(ids))
+    group_size = len(sequences) // max(1, len(prompts))
+    owners = [prompt for prompt in prompts for _ in range(group_size)]
     completions = []
-    for text, ids, ended in zip(
-        tokenizer.batch_decode(trimmed, skip_special_tokens=True), trimmed, has_eos, strict=True
-    ):
+    for text, ids, ended in zip(decode_after(tokenizer, owners, trimmed), trimmed, has_eos, strict=True):
         if not ended and any(stop in text for stop in stop_strings):
             ended = True
             while len(ids) > 1 and ids[-1] == config.pad_token_id:  # `generate` pads what follows a stop string
@@ -85,8 +138,12 @@ def decode_completions(
 
 
 def decode_groups(
-    sequences: list[list[int]], group_size: int, tokenizer: PreTrainedTokenizerBase, config: GenerationConfig
+    sequences: list[list[int]],
+    prompts: Sequence[Sequence[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    config: GenerationConfig,
 ) -> list[list[Completion]]:
-    """[`decode_completions`], grouped by prompt: each run of `group_size` sequences belongs to one prompt."""
-    completions = decode_completions(sequences, tokenizer, config)
+    """[`decode_completions`], grouped by prompt."""
+    completions = decode_completions(sequences, prompts, tokenizer, config)
+    group_size = max(1, len(completions) // max(1, len(prompts)))
     return [completions[i : i + group_size] for i in range(0, len(completions), group_size)]

@@ -16,12 +16,17 @@ import random
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx2
 
 from .errors import BadAnswer, EndpointClosed, EndpointError, EndpointUnreachable, error_of_status, excerpt
+
+
+# Fields of a request that decide how its answer is read. The answers are read whole, not as a stream.
+_OWN_FIELDS = frozenset("prompt messages stream n best_of echo max_tokens logprobs top_logprobs".split())
 
 
 @dataclass(frozen=True)
@@ -47,9 +52,9 @@ class Endpoint:
     """
     One model of one server. Safe to use from several threads.
 
-    Requests with a temporary failure (429, 5xx, a lost connection, a timeout, an answer that is not JSON) are sent
-    again: after `backoff` seconds, then twice that, four times that, each multiplied by a random number between 0.5
-    and 1.5, and never before the time in the server's `Retry-After`. A 429 delays the requests of all threads.
+    Requests with a temporary failure (429, 5xx, a lost connection, a timeout, a malformed answer) are sent again:
+    after `backoff` seconds, then twice that, four times that, each multiplied by a random number between 0.5 and 1.5,
+    and never before the time in the server's `Retry-After`. A 429 delays the requests of all threads.
 
     The environment's proxies are used: `HTTP_PROXY`, `HTTPS_PROXY` and `ALL_PROXY`, except for the hosts in
     `NO_PROXY`. Where they are set, a server on your own machine belongs in `NO_PROXY`.
@@ -77,7 +82,8 @@ class Endpoint:
             Fields to add to every request, for options that only this server has.
 
     Raises:
-        `ValueError`: A setting is out of range, the address is invalid, or the environment has no such key.
+        `ValueError`: A setting is out of range, the address is invalid, `extra_body` has a field that the client sets
+            itself, or the environment has no such key.
         `ImportError`: The environment's proxy is a SOCKS proxy, and the package for it is not installed.
     """
 
@@ -100,6 +106,8 @@ class Endpoint:
         for name, value in (("max_retries", max_retries), ("backoff", backoff), ("max_wait", max_wait)):
             if not value >= 0:
                 raise ValueError(f"{name} must not be negative, got {value}.")
+        if own := sorted(_OWN_FIELDS & set(extra_body or ())):
+            raise ValueError(f"extra_body has {', '.join(own)}, which the client sets itself: leave it out.")
         _check_address(base_url)
         self.base_url, self.model = base_url.rstrip("/"), model
         self._key = _key(api_key_variable)
@@ -139,13 +147,22 @@ class Endpoint:
         self._wait(0.0)
         return self._send("GET", path, None, retry=False)
 
-    def post(self, path: str, body: dict[str, Any], *, max_retries: int | None = None) -> dict[str, Any]:
+    def post(
+        self,
+        path: str,
+        body: dict[str, Any],
+        *,
+        read: Callable[[dict[str, Any]], Any] | None = None,
+        max_retries: int | None = None,
+    ) -> Any:
         """
         Send a request and return the answer.
 
         Args:
             path (`str`): The part after the base address, `completions` or `chat/completions`.
             body (`dict[str, Any]`): The request. The model's name and `extra_body` are added.
+            read (`Callable`, *optional*): Parses the answer; what it returns is returned. If it raises an
+                [`EndpointError`] that is `transient`, the request is sent again.
             max_retries (`int`, *optional*): Replaces the client's own.
 
         Raises:
@@ -157,7 +174,8 @@ class Endpoint:
         for attempt in range(tries):
             try:
                 self._wait(self._not_before - time.monotonic())
-                return self._count(self._send("POST", path, data, retry=attempt > 0))
+                answer = self._count(self._send("POST", path, data, retry=attempt > 0))
+                return answer if read is None else read(answer)
             except EndpointError as error:
                 if not error.transient or attempt == tries - 1:
                     raise self._final(error, attempt + 1) from error.__cause__
@@ -183,7 +201,7 @@ class Endpoint:
         return delay
 
     def _final(self, error: EndpointError, tries: int, more: str = "") -> EndpointError:
-        message = f"{error}{more}" + (f" (tried {tries} times)" if tries > 1 else "")
+        message = self._masked(f"{error}{more}" + (f" (tried {tries} times)" if tries > 1 else ""))
         return type(error)(message, status=error.status, transient=error.transient, retry_after=error.retry_after)
 
     def _count(self, answer: dict[str, Any]) -> dict[str, Any]:
@@ -211,7 +229,8 @@ class Endpoint:
             message = f"{where}: the answer is not JSON: {self._excerpt(response)}"
             raise BadAnswer(message, status=200, transient=True) from error
         if not isinstance(answer, dict):
-            raise BadAnswer(f"{where}: the answer is not a JSON object: {self._excerpt(response)}", status=200)
+            message = f"{where}: the answer is not a JSON object: {self._excerpt(response)}"
+            raise BadAnswer(message, status=200, transient=True)
         return answer
 
     def _exchange(self, method: str, where: str, data: bytes | None, retry: bool) -> httpx2.Response:

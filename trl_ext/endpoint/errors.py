@@ -8,8 +8,10 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 
-# Worth another try: the server is busy or restarting, or something between us and it failed.
-_TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
+# Worth another try, beside 429 and 5xx: the server is busy or restarting, or something between us and it failed.
+_TRANSIENT = frozenset({408, 409, 425})
+# Those of 5xx that stay: what was asked for is not implemented, or a certificate is invalid.
+_PERMANENT = frozenset({501, 505, 526})
 # Reasons for a 429 that waiting does not cure.
 _OUT_OF_CREDIT = ("insufficient_quota", "billing_not_active", "billing_hard_limit_reached")
 
@@ -46,7 +48,10 @@ class RequestRefused(EndpointError):
 
 
 class BadAnswer(EndpointError):
-    """Status 200, but the body does not follow the protocol: not JSON, no choices, or an invalid number."""
+    """
+    Status 200, but the body does not follow the protocol: not JSON, no choices, or an invalid number. Gateways answer
+    so for a server that is overloaded, and models that share a batch with others may overflow, so it is repeated.
+    """
 
 
 class MissingLogprobs(EndpointError):
@@ -75,7 +80,7 @@ def error_of_status(where: str, status: int, headers: Mapping[str, str], text: s
     if status == 429:
         transient = not any(word in text for word in _OUT_OF_CREDIT)
         return EndpointBusy(message, status=status, transient=transient, retry_after=_retry_after(headers))
-    transient = status in _TRANSIENT
+    transient = status in _TRANSIENT or (500 <= status < 600 and status not in _PERMANENT)
     kind: type[EndpointError] = EndpointFailed if status >= 500 else RequestRefused
     return kind(message, status=status, transient=transient, retry_after=_retry_after(headers) if transient else 0.0)
 

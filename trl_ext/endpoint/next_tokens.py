@@ -82,6 +82,7 @@ class NextTokens:
         for _ in range(_TRIES):
             answer = self._ask(text)
             if answer.listed:
+                self._check_names(answer, text)
                 return self._options(answer, text)
             if answer.text or not answer.ended:
                 raise MissingLogprobs(
@@ -121,6 +122,14 @@ class NextTokens:
             raise
         text.check_continued(answer.prompt_tokens)
         return answer
+
+    def _check_names(self, answer: Answer, text: ServedText) -> None:
+        if not text.by_id and answer.names and self.names.lacks_space(answer.names[0], answer.text):
+            raise MissingLogprobs(
+                f"{self.endpoint.base_url}: the server names the token {answer.text!r} {answer.names[0]!r}, like that "
+                "without a space, so its tokens cannot be told apart. Use a server that returns token ids (vLLM), "
+                f"{_OR_BLOCKS}"
+            )
 
     def _options(self, answer: Answer, text: ServedText) -> list[Option]:
         options = self.names.options(answer.candidates[0], by_text=not text.by_id)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .client import Endpoint
-from .errors import BadAnswer, EndpointBusy, EndpointClosed, EndpointError, EndpointUnreachable
+from .errors import BadAnswer, EndpointError, RequestRefused, error_of_status, excerpt
 
 
 Prompt = str | list[int] | list[dict[str, Any]]
@@ -22,6 +22,9 @@ _ID = "token_id:"
 # vLLM's field for candidates by id; the fields of vLLM and others to continue an unfinished answer
 _BY_ID = {"return_tokens_as_token_ids": True}
 _CONTINUE = {"add_generation_prompt": False, "continue_final_message": True}
+# Reasons for the end of an answer, by which servers say that the model ended it, or that they failed
+_ENDED = frozenset("stop eos eos_token stop_sequence end_turn tool_calls function_call".split())
+_FAILED = frozenset("error abort".split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class Answer:
         listed (`int`): Largest number of entries that the server returned for a position, before any were left out.
         prompt_tokens (`int`, *optional*): Length of the prompt, as counted by the server.
         ids (`list[int]`, *optional*): Token ids of the text, if the server returns them (vLLM: `return_token_ids`).
+        names (`list[str]`, *optional*): The server's names of the tokens of the text.
     """
 
     text: str
@@ -60,6 +64,7 @@ class Answer:
     listed: int = 0
     prompt_tokens: int | None = None
     ids: list[int] | None = None
+    names: list[str] | None = None
 
 
 def ask(
@@ -113,7 +118,11 @@ def ask(
     if by_id:
         body |= _BY_ID
     path = "chat/completions" if chat else "completions"
-    return read(endpoint.post(path, body, max_retries=max_retries), f"{endpoint.base_url}/{path}", keep=logprobs)
+    where = f"{endpoint.base_url}/{path}"
+    found: list[Answer] = endpoint.post(
+        path, body, read=lambda body: read(body, where, keep=logprobs, max_tokens=max_tokens), max_retries=max_retries
+    )
+    return found
 
 
 def takes_ids(endpoint: Endpoint, prompt: list[int] | list[dict[str, Any]]) -> bool:
@@ -126,10 +135,11 @@ def takes_ids(endpoint: Endpoint, prompt: list[int] | list[dict[str, Any]]) -> b
     try:
         # A 500 may be temporary, or how this server refuses ids: after three of them it is taken as a refusal.
         answers = ask(endpoint, prompt, logprobs=1, by_id=True, max_retries=2)
-    except (EndpointUnreachable, EndpointBusy, EndpointClosed):
+    except EndpointError as error:
+        # 400, 422, 500 or an answer of another form, depending on the server
+        if error.status in (200, 500) or (isinstance(error, RequestRefused) and not error.transient):
+            return False
         raise
-    except EndpointError:  # 400, 422 or 500, depending on the server
-        return False
     found = [candidate for answer in answers for token in answer.candidates for candidate in token]
     return bool(found) and all(candidate.id is not None for candidate in found)
 
@@ -148,7 +158,7 @@ def served_models(endpoint: Endpoint) -> list[str]:
         raise BadAnswer(f"{endpoint.base_url}/models: not a list of models: {str(body)[:300]}") from error
 
 
-def read(body: dict[str, Any], where: str, keep: int = 0) -> list[Answer]:
+def read(body: dict[str, Any], where: str, keep: int = 0, max_tokens: int = 0) -> list[Answer]:
     """
     Parse the response of either endpoint.
 
@@ -158,35 +168,60 @@ def read(body: dict[str, Any], where: str, keep: int = 0) -> list[Answer]:
         keep (`int`, *optional*, defaults to `0`): Number of candidates that were requested; the rest is dropped. `0`
             keeps all. Servers add the token that they sampled: kept, it would be a candidate more often than other
             tokens as unlikely.
+        max_tokens (`int`, *optional*, defaults to `0`): Number of tokens that was requested. A server that gives no
+            reason for the end of a shorter answer has let its model end it.
 
     Raises:
         [`~trl_ext.endpoint.errors.BadAnswer`]: The response does not follow the protocol.
+        [`~trl_ext.endpoint.errors.EndpointError`]: It is an error that a gateway sends with status 200.
     """
     try:
+        if body.get("error") or body.get("object") == "error":
+            raise _error(body, where)
         choices = body["choices"]
         if not isinstance(choices, list) or not choices:
-            raise BadAnswer(f"{where}: the answer has no choices: {str(body)[:300]}")
+            raise _bad_answer(where, "the answer has no choices", body)
         usage = body.get("usage") or {}
         ordered = sorted(choices, key=lambda choice: choice.get("index") or 0)
-        return [_answer(choice, usage.get("prompt_tokens"), keep) for choice in ordered]
+        if any(choice.get("error") or choice.get("finish_reason") in _FAILED for choice in ordered):
+            raise _bad_answer(where, "the server broke off an answer", body)
+        counted = usage.get("completion_tokens") if len(choices) == 1 else None
+        short = isinstance(counted, int) and counted < max_tokens
+        return [_answer(choice, usage.get("prompt_tokens"), keep, short) for choice in ordered]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise BadAnswer(f"{where}: the answer does not follow the protocol ({reason}): {str(body)[:300]}") from error
+        raise _bad_answer(where, f"the answer does not follow the protocol ({reason})", body) from error
 
 
-def _answer(choice: dict[str, Any], prompt_tokens: Any, keep: int) -> Answer:
+def _bad_answer(where: str, reason: str, body: dict[str, Any]) -> BadAnswer:
+    return BadAnswer(f"{where}: {reason}: {excerpt(str(body))}", status=200, transient=True)
+
+
+def _error(body: dict[str, Any], where: str) -> EndpointError:
+    """The error in a response with status 200: that of its status, if it has one."""
+    found = body.get("error") or body
+    status = found.get("code", found.get("status")) if isinstance(found, dict) else None
+    if isinstance(status, int | str) and str(status).isdigit() and 400 <= int(status) < 600:
+        return error_of_status(where, int(status), {}, excerpt(str(found)))
+    return _bad_answer(where, "the answer is an error", body)
+
+
+def _answer(choice: dict[str, Any], prompt_tokens: Any, keep: int, short: bool) -> Answer:
     message = choice.get("message")
     text = choice["text"] if message is None else message.get("content") or ""
     if not isinstance(text, str):
         raise TypeError(f"the text is {text!r}")
     sampled, tokens = _tokens(choice.get("logprobs") or {})
+    reason = choice.get("finish_reason")
+    unexplained_end = reason is None and (short or not (text or tokens))
     return Answer(
         text=text,
-        ended=choice.get("finish_reason") == "stop",
+        ended=unexplained_end or str(reason).lower() in _ENDED,
         candidates=[_merged(token, name, keep) for token, name in zip(tokens, sampled, strict=False)],
         listed=max(map(len, tokens), default=0),
         prompt_tokens=prompt_tokens if isinstance(prompt_tokens, int) else None,
         ids=None if choice.get("token_ids") is None else [int(token) for token in choice["token_ids"]],
+        names=sampled,
     )
 
 
@@ -203,7 +238,9 @@ def _tokens(logprobs: dict[str, Any]) -> tuple[list[str], list[list[Candidate]]]
 
 
 def _entry(entry: dict[str, Any]) -> Candidate:
-    text, logprob = entry["token"], float(entry["logprob"])
+    text, value = entry["token"], entry["logprob"]
+    # JSON has no infinity: servers write null or -9999 for a token that is impossible.
+    logprob = -math.inf if value is None or value == -9999 else float(value)
     if math.isnan(logprob) or logprob > 1e-3:
         raise ValueError(f"the log-probability of {text!r} is {logprob}")
     if text.startswith(_ID) and text[len(_ID) :].isdigit():
@@ -214,7 +251,9 @@ def _entry(entry: dict[str, Any]) -> Candidate:
 
 
 def _merged(token: list[Candidate], sampled: str, keep: int) -> list[Candidate]:
-    """The candidates with a text or an id, likeliest first. Of several with one text, the likeliest is kept."""
+    """
+    The possible candidates with a text or an id, likeliest first. Of several with one text, the likeliest is kept.
+    """
     ranked = sorted(token, key=lambda candidate: -candidate.logprob)
     nameless = any(candidate.id is None and not candidate.text for candidate in ranked)
     # Tokens without a name share one entry, so the sampled token may be there beside fewer entries than requested.
@@ -222,6 +261,6 @@ def _merged(token: list[Candidate], sampled: str, keep: int) -> list[Candidate]:
         ranked.pop()
     best: dict[int | str, Candidate] = {}
     for candidate in ranked[: keep or None]:
-        if candidate.id is not None or candidate.text:
+        if candidate.logprob > -math.inf and (candidate.id is not None or candidate.text):
             best.setdefault(candidate.text if candidate.id is None else candidate.id, candidate)
     return list(best.values())

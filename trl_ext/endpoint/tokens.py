@@ -6,12 +6,15 @@ Tokens of a server's model: prompts as text and as ids, and the ids of tokens th
 Tokenizers are those of the server's model, except where another one is mentioned.
 """
 
+import re
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from trl_ext.data.completion import decode_after
 from trl_ext.data.tokenization import encode_prompt
 
 from .errors import RequestRefused
@@ -78,7 +81,7 @@ class ServedText:
         """Append a token to the answer: its id if ids are sent, its text otherwise."""
         if self.by_id:
             self.ids.append(token)
-            self.answer = self.tokenizer.decode(self.answer_ids, skip_special_tokens=True)
+            [self.answer] = decode_after(self.tokenizer, [self.prompt_ids], [self.answer_ids])
         else:
             self.add_text(text)
 
@@ -130,7 +133,10 @@ class Option:
 
 class TokenNames:
     """
-    Finds the tokens that a server means by its candidates.
+    Finds the tokens that a server means by its candidates. Safe to use from several threads.
+
+    Servers name a token by its id, by the text that it adds, or as the vocabulary spells it ("Ġfilm", "▁film",
+    "<0x0A>").
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer of the server's model.
@@ -145,8 +151,8 @@ class TokenNames:
         self.ends = {tokenizer.eos_token_id, *map(tokenizer.get_vocab().get, ends)}
         if None in self.ends:
             raise ValueError(f"end_tokens: not all of {[tokenizer.eos_token, *ends]} are tokens of the tokenizer.")
-        self._names: list[str] | None = None
-        self._ids: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._known: tuple[list[str], dict[str, int]] | None = None
 
     def options(self, candidates: Sequence[Candidate], *, by_text: bool) -> list[Option]:
         """
@@ -159,15 +165,11 @@ class TokenNames:
         Raises:
             `ValueError`: They are tokens of another vocabulary.
         """
-        if self._names is None:
-            self._names = token_names(self.tokenizer)
-            for token, name in enumerate(self._names):
-                if name:
-                    self._ids.setdefault(name, token)
-        pairs = [(c, self._ids.get(c.text, -1) if c.id is None else c.id) for c in candidates]
-        known = [(c, token, self._names[token]) for c, token in pairs if 0 <= token < len(self._names)]
+        names, ids = self._names_and_ids()
+        pairs = [(c, ids.get(c.text, -1) if c.id is None else c.id) for c in candidates]
+        known = [(c, token, names[token]) for c, token in pairs if 0 <= token < len(names)]
         if 2 * len(known) < len(pairs):
-            strange = next(c for c, token in pairs if not 0 <= token < len(self._names))
+            strange = next(c for c, token in pairs if not 0 <= token < len(names))
             raise ValueError(
                 f"The server's model has another vocabulary: it returns {strange.text or strange.id!r}, which is not "
                 f"a token of {self.tokenizer.name_or_path or 'the tokenizer'}. Pass the tokenizer of the server's "
@@ -175,6 +177,36 @@ class TokenNames:
             )
         options = [Option(c.logprob, name, token, token in self.ends) for c, token, name in known]
         return [option for option in options if option.end or option.text or not by_text]
+
+    def lacks_space(self, name: str, text: str) -> bool:
+        """
+        Whether a server names a token without the space that it begins with, as if it stood at the start of a text.
+        The name is then that of another token too.
+
+        Args:
+            name (`str`): The server's name of a token.
+            text (`str`): The text that the token has added.
+        """
+        ids = self._names_and_ids()[1]
+        return text == f" {name}" and name in ids and text in ids
+
+    def _names_and_ids(self) -> tuple[list[str], dict[str, int]]:
+        """The text of each token, and the tokens by text and by their spelling in the vocabulary."""
+        with self._lock:
+            if self._known is None:
+                names = token_names(self.tokenizer)
+                spelled = self.tokenizer.convert_ids_to_tokens(list(range(len(names))))
+                # A text is made of ordinary tokens. Those of single bytes are for characters that have no other.
+                order = sorted(range(len(names)), key=lambda token: bool(_BYTE.fullmatch(spelled[token] or "")))
+                ids: dict[str, int] = {}
+                for name, token in [*((names[i], i) for i in order), *((spelled[i], i) for i in order)]:
+                    if name:
+                        ids.setdefault(name, token)
+                self._known = names, ids
+            return self._known
+
+
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
 def token_names(tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -185,7 +217,7 @@ def token_names(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """
     anchor = tokenizer("a", add_special_tokens=False)["input_ids"][:1]
     before = tokenizer.decode(anchor, clean_up_tokenization_spaces=False)
-    pairs = [[*anchor, token] for token in range(len(tokenizer))]
+    pairs = [[*anchor, token] for token in range(1 + max(tokenizer.get_vocab().values()))]
     texts = tokenizer.batch_decode(pairs, clean_up_tokenization_spaces=False)
     return [text[len(before) :] if text.startswith(before) and "\ufffd" not in text else "" for text in texts]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from trl_ext.data.completion import Completion
+from trl_ext.data.completion import Completion, decode_after
 from trl_ext.generation.vllm_settings import VLLMSettings
 from trl_ext.generation_settings import GenerationSettings
 
@@ -78,7 +78,7 @@ class VLLMServer:
         except EndpointError as error:
             raise ConnectionError(f"the vLLM server at {self._address}: {error}") from error
         rows = [answer.ids or [] for answer in answers]
-        texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        texts = decode_after(self.tokenizer, [prompt for prompt in prompts for _ in range(k)], rows)
         found = [Completion(text, ids, answer.ended) for text, ids, answer in zip(texts, rows, answers, strict=True)]
         return [found[i : i + k] for i in range(0, len(found), k)]
 

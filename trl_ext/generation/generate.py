@@ -106,7 +106,7 @@ def generate(
                 k = min(most, settings.num_generations - done)
                 batch = [prompts[i] for i in chosen]
                 rows = _sequences(model, tokenizer, batch, k, settings, config, processors, streamer)
-                for n, completion in enumerate(decode_completions(rows, tokenizer, config)):
+                for n, completion in enumerate(decode_completions(rows, batch, tokenizer, config)):
                     results[chosen[n // k]].append(completion)
             if progress is not None:
                 progress(len(chosen))

@@ -9,6 +9,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.generation import BaseStreamer
 
+from trl_ext.data.completion import decode_after
+
 
 class TextStream(BaseStreamer):
     """
@@ -25,17 +27,17 @@ class TextStream(BaseStreamer):
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, show: Callable[[str], Any]) -> None:
         self.tokenizer, self.show = tokenizer, show
-        self._prompt_was_put = False
+        self._prompt: list[int] | None = None
         self._ids: list[int] = []
         self._shown = ""
 
     def put(self, value: Any) -> None:
         """Receive the prompt, which comes first and is not shown, or the next tokens of the completion."""
-        if not self._prompt_was_put:
-            self._prompt_was_put = True
+        if self._prompt is None:
+            self._prompt = value.flatten().tolist()
             return
         self._ids += value.flatten().tolist()
-        text = self.tokenizer.decode(self._ids, skip_special_tokens=True)
+        [text] = decode_after(self.tokenizer, [self._prompt], [self._ids])
         if not text.endswith("\ufffd"):
             self._show(text.rstrip())
 

@@ -134,7 +134,7 @@ class VLLM:
             raise RuntimeError(f"vLLM returned {len(ids)} completions, where {len(padded)} prompts ask for {k} each.")
         # The config states where completions end. `generation_kwargs` are vLLM's here, and unknown to transformers.
         config = replace(self.settings, generation_kwargs=None).generation_config(self._policy, self.tokenizer)
-        return decode_groups([list(x) for x in ids], k, self.tokenizer, config)[: len(prompts)]
+        return decode_groups([list(x) for x in ids], padded, self.tokenizer, config)[: len(prompts)]
 
     def _eos(self) -> int:
         return int(self.tokenizer.eos_token_id or 0)

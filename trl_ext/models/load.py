@@ -6,18 +6,22 @@
 import contextlib
 import json
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     BitsAndBytesConfig,
     PreTrainedModel,
 )
+from transformers.utils import find_adapter_config_file
 
 from trl_ext.upstream import create_model_from_path
 
@@ -135,21 +139,102 @@ def loading_error(what: str, name: str, error: Exception) -> OSError:
     return OSError(f"Cannot load the {what} {name!r}{where}: {error}")
 
 
+# Arguments of `from_pretrained` that say where a model is: the first two belong to one model, the others to the user.
+_PLACE = ("revision", "subfolder")
+_ACCESS = ("token", "cache_dir", "local_files_only", "force_download", "proxies")
+
+
+def hub_arguments(kwargs: dict[str, Any], *, place: bool = True) -> dict[str, Any]:
+    """
+    The arguments of `from_pretrained` among `kwargs` that say where a model is and how to get it from the Hub.
+
+    Args:
+        kwargs (`dict[str, Any]`): Arguments of `from_pretrained`.
+        place (`bool`, *optional*, defaults to `True`): Whether to include `revision` and `subfolder`. They belong to
+            one model, so not to the base of an adapter.
+    """
+    names = _PLACE + _ACCESS if place else _ACCESS
+    return {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+
+
+def locate(name: str, subfolder: str | None = None) -> tuple[str, dict[str, str]]:
+    """
+    Where a model is: its directory, or its id on the Hub and `{"subfolder": ...}`, which `from_pretrained` takes.
+
+    Raises:
+        `OSError`: It is written like a path and is no directory, or has no such folder.
+    """
+    path = resolve_model_path(name)
+    if not subfolder:
+        return path, {}
+    if not Path(path).is_dir():
+        return path, {"subfolder": subfolder}
+    if not (Path(path) / subfolder).is_dir():
+        raise OSError(f"There is no folder {subfolder!r} in {path!r}.")
+    return str(Path(path) / subfolder), {}
+
+
+def same_source(name: str, other: str | None) -> bool:
+    """Whether two names mean one model: equal names, or two paths to one directory."""
+    if other is None or name == other:
+        return name == other
+    return os.path.isdir(name) and os.path.realpath(name) == os.path.realpath(other)
+
+
 def saved_config(what: str, name: str, **hub: Any) -> Any:
     """The config of a model. Raises the error of [`loading_error`] if there is none."""
     try:
-        refuse_empty(resolve_model_path(name))
-        return AutoConfig.from_pretrained(
-            resolve_model_path(name), trust_remote_code=hub.pop("trust_remote_code", False), **hub
-        )
+        path, inside = locate(name, hub.pop("subfolder", None))
+        refuse_empty(path)
+        return AutoConfig.from_pretrained(path, trust_remote_code=hub.pop("trust_remote_code", False), **inside, **hub)
     except OSError as error:
         raise loading_error(what, name, error) from error
 
 
-def adapter_base(path: str) -> str | None:
-    """The base model of the LoRA adapter saved in directory `path`, or `None` if it holds no adapter."""
-    file = Path(path) / "adapter_config.json"
-    return json.loads(file.read_text())["base_model_name_or_path"] if file.is_file() else None
+def adapter_base(path: str, **hub: Any) -> str | None:
+    """
+    Directory or Hub id of the base model of a saved LoRA adapter, or `None` if there is no adapter.
+
+    Args:
+        path (`str`): Directory or Hub id.
+        hub: As from [`hub_arguments`].
+
+    Raises:
+        `OSError`: The base model is not there, or its name was not saved.
+    """
+    config = _adapter_config(path, **hub)
+    return None if config is None else _base_of_adapter(path, config)
+
+
+def _adapter_config(path: str, **hub: Any) -> dict[str, Any] | None:
+    try:
+        file = find_adapter_config_file(path, **hub)
+    except (OSError, ValueError):  # no directory and no name on the Hub: it is reported where it is loaded
+        return None
+    return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+
+
+def _base_of_adapter(name: str, config: dict[str, Any]) -> str:
+    """The base model of an adapter with this config."""
+    base = config.get("base_model_name_or_path")
+    remedy = (
+        "Write where it is now into `base_model_name_or_path` in the adapter's adapter_config.json, or load it "
+        "yourself and put the adapter on it (`PeftModel.from_pretrained(base, ...)`)."
+    )
+    if not base:
+        raise OSError(f"The adapter {name!r} was saved without the name of its base model. {remedy}")
+    if Path(name).is_dir() and not Path(base).expanduser().is_dir():
+        # A relative path is from where the adapter was trained, which may be any folder above it.
+        folder = Path(name).resolve()
+        found = [each / base for each in (folder, *folder.parents) if (each / base / "config.json").is_file()]
+        if found:
+            return str(found[0].resolve())
+    try:
+        return resolve_model_path(base)
+    except OSError as error:
+        raise OSError(
+            f"The adapter {name!r} was trained on the model at {base!r}, which is not there. {remedy}"
+        ) from error
 
 
 def load_model(
@@ -175,17 +260,22 @@ def load_model(
             for the layers below the head.
         num_labels (`int`, *optional*, defaults to `0`): Labels of a sequence classification head (`0`: as saved).
         is_trainable (`bool`, *optional*, defaults to `False`): Whether a loaded adapter is trained further.
-        init_kwargs: Passed to `from_pretrained`; `dtype` defaults to float32, `device_map` to `"auto"` on an
-            accelerator and to none on the CPU, `use_safetensors` to `True`.
+        init_kwargs: Passed to `from_pretrained`, `subfolder`, `token` and `cache_dir` among others; `dtype` defaults
+            to float32, `device_map` to `"auto"` on an accelerator and to none on the CPU, `use_safetensors` to `True`.
 
     Raises:
         `OSError`: There is no such model, or its weights are pickled.
         `ValueError`: The directory or the repository on the Hub holds another kind of model than is asked for.
         `ImportError`: `quantization_config` is given and bitsandbytes is missing.
     """
-    name_or_path = resolve_model_path(name_or_path)
-    base = adapter_base(name_or_path)
-    source = name_or_path if base is None else resolve_model_path(base)
+    name_or_path, inside = locate(name_or_path, init_kwargs.pop("subfolder", None))
+    where = hub_arguments({**init_kwargs, **inside, "revision": revision})
+    adapter = _adapter_config(name_or_path, **where)
+    source = name_or_path if adapter is None else _base_of_adapter(name_or_path, adapter)
+    if adapter is None:
+        init_kwargs |= inside
+    else:
+        revision = adapter.get("revision")  # that of the base
     refuse_empty(source)
     if quantization_config is not None:
         require_bitsandbytes()
@@ -197,18 +287,18 @@ def load_model(
         for folder in {source, name_or_path}:
             refuse_pickled(folder)
     saved = Path(source) / "config.json"
-    scored = base is not None and head == "sequence_classification"  # the adapter of a reward has its score head
+    scored = adapter is not None and head == "sequence_classification"  # the adapter of a reward has its score head
     if saved.is_file() and not scored:
         refuse_other_kinds(source, json.loads(saved.read_text(encoding="utf-8")), head)
-    if revision is not None and base is None:
+    if revision is not None:
         init_kwargs["revision"] = revision
     if head == "sequence_classification":
         init_kwargs |= {"num_labels": num_labels} if num_labels else {}
         model = create_model_from_path(source, AutoModelForSequenceClassification, **init_kwargs)
     elif head == "causal_lm":
-        model = create_model_from_path(source, **init_kwargs)
+        model = create_model_from_path(source, _architecture(source, init_kwargs), **init_kwargs)
     elif head == "none":
-        if base is not None:
+        if adapter is not None:
             raise ValueError(f"{name_or_path!r} is an adapter for a model with a head. Merge it into the model first.")
         model = create_model_from_path(source, AutoModel, **init_kwargs)
     else:
@@ -216,11 +306,24 @@ def load_model(
     if not (saved.is_file() or scored):  # from the Hub
         refuse_other_kinds(source, {"architectures": model.config.architectures}, head)
     use_exact_4bit_on_cpu(model)
-    if base is not None:
+    if adapter is not None:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, name_or_path, is_trainable=is_trainable)
+        model = PeftModel.from_pretrained(model, name_or_path, is_trainable=is_trainable, **where)
     return model
+
+
+def _architecture(source: str, kwargs: dict[str, Any]) -> Any:
+    """
+    The class of a language model, which TRL finds only for a model of the main branch that needs no token.
+
+    `None` leaves it to TRL.
+    """
+    hub = hub_arguments(kwargs)
+    if not hub:
+        return None
+    config = AutoConfig.from_pretrained(source, trust_remote_code=kwargs["trust_remote_code"], **hub)
+    return getattr(transformers, (config.architectures or [""])[0], AutoModelForCausalLM)
 
 
 def resolve_model_path(name_or_path: str) -> str:

@@ -7,10 +7,11 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from .load import adapter_base, refuse_empty, resolve_model_path
+from .load import adapter_base, hub_arguments, locate, refuse_empty
 
 
 def same_vocabulary(tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
@@ -79,7 +80,12 @@ _TOKENIZER_FILES = "tokenizer_config.json tokenizer.json tokenizer.model spiece.
 
 
 def load_tokenizer(
-    name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False, padding_side: str = "left"
+    name_or_path: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    padding_side: str = "left",
+    **hub: Any,
 ) -> PreTrainedTokenizerBase:
     """
     Loads a tokenizer, and sets its pad token to its end-of-sequence token if it has none.
@@ -90,18 +96,19 @@ def load_tokenizer(
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
         trust_remote_code (`bool`, *optional*, defaults to `False`): Whether to run code from the Hub.
         padding_side (`str`, *optional*, defaults to `"left"`): Side on which the tokenizer pads.
+        hub: `subfolder`, `token`, `cache_dir` and the like.
 
     Raises:
         `OSError`: There is no such tokenizer.
         `ValueError`: It has neither a pad nor an end-of-sequence token.
     """
-    name_or_path = resolve_model_path(name_or_path)
+    name_or_path, inside = locate(name_or_path, hub.pop("subfolder", None))
+    where = {**inside, **hub, "revision": revision}
+    how: dict[str, Any] = {"trust_remote_code": trust_remote_code, "padding_side": padding_side}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            name_or_path, revision=revision, trust_remote_code=trust_remote_code, padding_side=padding_side
-        )
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **where, **how)
     except (OSError, ValueError) as error:
-        base = adapter_base(name_or_path)
+        base = adapter_base(name_or_path, **hub_arguments(where))
         if base is None and Path(name_or_path).is_dir():  # the error of transformers is about sentencepiece
             if not any((Path(name_or_path) / name).is_file() for name in _TOKENIZER_FILES):
                 refuse_empty(name_or_path)
@@ -111,7 +118,7 @@ def load_tokenizer(
             raise OSError(f"The tokenizer in {name_or_path!r} cannot be loaded: {error}") from error
         if base is None:
             raise
-        tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=trust_remote_code, padding_side=padding_side)
+        tokenizer = AutoTokenizer.from_pretrained(base, **hub_arguments(hub, place=False), **how)
     return ensure_pad_token(tokenizer)
 
 

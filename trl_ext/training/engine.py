@@ -272,4 +272,4 @@ class Engine:
                 f"Continuous batching returned {sum(map(bool, ids))} of {k * len(prompts)} completions. Give it more "
                 "memory (`transformers_continuous_batching_config`), or unset it."
             )
-        return decode_groups([list(x) for x in ids], k, self.tokenizer, config)
+        return decode_groups([list(x) for x in ids], prompts, self.tokenizer, config)

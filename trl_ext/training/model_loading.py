@@ -67,8 +67,12 @@ def load_policy(
         `ValueError`: `quantization_config` is given twice, or for a model that is already loaded; or see
             [`wrap_with_peft`].
     """
+    kwargs: dict[str, Any] = {}
     if isinstance(model, str):
-        model = load_model(model, is_trainable=True, **init_kwargs(args, quantization_config))
+        init = init_kwargs(args, quantization_config)
+        model = load_model(model, is_trainable=True, **init)
+        if peft_config is not None and init.get("revision"):
+            kwargs["revision"] = init["revision"]  # saved with the adapter, for whoever loads it
     else:
         if quantization_config is not None:
             raise ValueError(
@@ -78,7 +82,6 @@ def load_policy(
         if args.model_init_kwargs is not None:
             logger.warning("`model_init_kwargs` is ignored: the model is loaded already.")
         use_exact_4bit_on_cpu(model)
-    kwargs = {}
     if args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3 and not is_quantized(model):
         kwargs["autocast_adapter_dtype"] = False  # ZeRO-3 gathers parameters of a single dtype
     model = wrap_with_peft(model, peft_config, **kwargs)

@@ -5,6 +5,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
@@ -41,6 +42,8 @@ from .callbacks import OnTrainBegin
 from .checkpoints import begin, check_resumable, last_checkpoint
 from .config import ExtConfig
 from .meters import Meters
+from .model_card import TrainedModel, language_model_card, model_card, quoted
+from .model_card import dataset_name as dataset_of
 from .nonfinite import LossGuard, check_rewards
 from .predictions import on_tables, with_nan
 from .rollouts import Rollout, Round, measure_round, show_tables
@@ -175,6 +178,7 @@ class ExtTrainer(BaseTrainer):
         args.accelerator_config.dispatch_batches = False  # also for a stream that is evaluated only
         if isinstance(train_dataset, IterableDataset):
             args.dataloader_num_workers = _workers_for(train_dataset, args)
+        self._language_model = _name_of(model)
         set_seed(args.seed)  # new weights, such as those of an adapter, are random
         self._tokenizer = self._load_tokenizer(model, args, processing_class)
         self.rewards = self._load_rewards(reward_funcs, reward_processing_classes, args)
@@ -614,6 +618,34 @@ class ExtTrainer(BaseTrainer):
             exact_layout=bool(self._samples or self._repeats() > 1 or random),
             finds_batch_size=args.auto_find_batch_size,
         )
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """
+        Write a model card, `README.md` in `output_dir`: what the model is, code that uses it, and how it was trained.
+
+        Args:
+            model_name (`str`, *optional*): Name of the model. By default that of its repository or directory.
+            dataset_name (`str`, *optional*): Name of the dataset on the Hub. By default where `train_dataset` is from.
+            tags (`str` or `list[str]`, *optional*): Further tags.
+        """
+        if not self.is_world_process_zero():
+            return
+        place = self.hub_model_id or self.args.output_dir
+        trained = self._trained_model(quoted(place, published=False), self._language_model)
+        title = model_name or Path(place).name
+        text = model_card(self, title, trained, dataset_name or dataset_of(self.train_dataset), tags)
+        (Path(self.args.output_dir) / "README.md").write_text(text, encoding="utf-8")
+
+    def _trained_model(self, place: str, language_model: str) -> TrainedModel:
+        """
+        What the model card writes about the model: by default, that it is a language model.
+
+        Args:
+            place (`str`): Where the trained model is, as a Python string.
+            language_model (`str`): Name or directory of the language model that was passed to the trainer.
+        """
+        return language_model_card(self.model, place, language_model, self._tokenizer)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         name = self.args.hub_model_id.split("/")[-1] if self.args.hub_model_id else Path(self.args.output_dir).name
@@ -638,6 +670,14 @@ class ExtTrainer(BaseTrainer):
                 + (f"The run can be resumed from {newest}." if newest else "There is no earlier checkpoint.")
             )
             raise
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # transformers copies the files of a checkpoint, not its folders, to where it uploads from.
+        for name in getattr(self.model, "saved_folders", ()):
+            source = Path(checkpoint_folder) / name
+            if self.is_world_process_zero() and source.is_dir():
+                shutil.copytree(source, Path(self.args.output_dir) / name, dirs_exist_ok=True)
+        super()._push_from_checkpoint(checkpoint_folder)
 
     @property
     def _loads_parts(self) -> bool:
@@ -686,4 +726,4 @@ def _workers(args: ExtConfig, dataset: Any) -> Iterator[None]:
 
 def _name_of(model: Any) -> str:
     """The Hub id or directory of a model, as given, or as its config records it."""
-    return model if isinstance(model, str) else get_config_model_id(model.config)
+    return model if isinstance(model, str) else str(get_config_model_id(model.config) or "")

@@ -11,7 +11,7 @@ import threading
 
 import pytest
 import torch
-from conftest import make_model, make_tokenizer
+from conftest import make_llama2_tokenizer, make_model, make_tokenizer
 from scripted_server import ModelServer, ScriptedServer, completion
 
 from trl_ext.endpoint.client import Endpoint
@@ -309,6 +309,15 @@ def test_no_candidate_can_be_sent_back(server, tokenizer, value_model):
     server.answer = lambda path, body: completion("x", logprobs=logprobs(**{"": -1.0, "\ufffd": -2.0}))
     with pytest.raises(BadAnswer, match="none of the 2 tokens"):
         guide(server, value_model, tokenizer, top_k=2).answer("the")
+
+
+def test_a_server_that_drops_the_space_of_its_tokens_names(server):
+    """It decodes each token by itself, so that " film" and "film" have one name."""
+    tokenizer = make_llama2_tokenizer()
+    table = {"film": -1.0, "good": -2.0}
+    server.answer = lambda path, body: completion(" film", logprobs={"tokens": ["film"], "top_logprobs": [table]})
+    with pytest.raises(MissingLogprobs, match=r"' film' 'film'.* cannot be told apart.*block mode"):
+        guide(server, make_value_model(tokenizer), tokenizer, top_k=2).answer("the")
 
 
 def test_server_of_another_vocabulary(server, tokenizer, value_model):

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
-from trl_ext.models.load import loading_error, resolve_model_path
+from trl_ext.models.load import hub_arguments, loading_error, locate, refuse_empty
 from trl_ext.models.properties import base_of
 from trl_ext.upstream import get_config_model_id
 from trl_ext.validation import check_at_least, check_value
@@ -144,19 +144,36 @@ class ProxyModel(PreTrainedModel):
             `OSError`: There is no such model.
             `ValueError`: It is another kind of model.
         """
-        hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "subfolder") if name in kwargs}
-        path = str(pretrained_model_name_or_path)
+        name = str(pretrained_model_name_or_path)
+        cls.check_saved(name, **hub_arguments(kwargs))
+        path, inside = locate(name, kwargs.pop("subfolder", None))
+        kwargs.setdefault("use_safetensors", True)
+        return super().from_pretrained(path, *args, **inside, **kwargs)  # type: ignore[no-any-return]
+
+    @classmethod
+    def check_saved(cls, name: str, **hub: Any) -> None:
+        """
+        Check that a saved model is a proxy, without loading it.
+
+        Args:
+            name (`str`): Directory or Hub id.
+            hub: `revision`, `subfolder`, `token`, `cache_dir` and the like.
+
+        Raises:
+            `OSError`: There is no such model.
+            `ValueError`: It is another kind of model.
+        """
         try:
-            saved, _ = PreTrainedConfig.get_config_dict(resolve_model_path(path), **hub)
+            path, inside = locate(name, hub.pop("subfolder", None))
+            refuse_empty(path)
+            saved, _ = PreTrainedConfig.get_config_dict(path, **inside, **hub)
         except OSError as error:
-            raise loading_error("proxy", path, error) from error
+            raise loading_error("proxy", name, error) from error
         if saved.get("model_type") != ProxyConfig.model_type:
             raise ValueError(
-                f"{path!r} is a model of type {saved.get('model_type')!r}, not a proxy. Create one for it with "
+                f"{name!r} is a model of type {saved.get('model_type')!r}, not a proxy. Create one for it with "
                 "`ProxyModel.for_model`, and train it."
             )
-        kwargs.setdefault("use_safetensors", True)
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[no-any-return]
 
     @classmethod
     def for_model(cls, model: Any, process: DecisionProcess | None = None, **settings: Any) -> "ProxyModel":

@@ -83,7 +83,7 @@ def proxy_policy(
             )  # fmt: skip
         if progress is not None:
             progress(len(prompts))
-        return decode_groups(found.ids, k, tokenizer, config)
+        return decode_groups(found.ids, prompts, tokenizer, config)
 
     def sample(prompts: list[list[int]], settings: GenerationSettings) -> list[list[Completion]]:
         # In several calls, so that there is progress to report
@@ -94,7 +94,7 @@ def proxy_policy(
 
     def stream(ids: list[int], settings: GenerationSettings, show: Callable[[str], None]) -> Completion:
         streamer = TextStream(tokenizer, show)
-        streamer.put(None)
+        streamer.put(torch.tensor(ids))
         [[completion]] = run([ids], settings, lambda tokens: streamer.put(torch.tensor(tokens)))
         streamer.finish(completion.text)
         return completion
@@ -235,7 +235,7 @@ class ProxyDecoding:
         return bool(self.proxy_name_or_path)
 
     def check(self) -> None:
-        """Raise `ValueError` for settings that are out of range."""
+        """Raise `ValueError` for settings that are out of range, and `OSError` if there is no such proxy."""
         for name in ("proxy_top_k", "proxy_max_candidates"):
             if getattr(self, name) < 0 or getattr(self, name) == 1:
                 raise ValueError(
@@ -243,6 +243,8 @@ class ProxyDecoding:
                     "candidate there is nothing to decide."
                 )
         self._with_flags(DecisionProcess())
+        for path in self.proxy_name_or_path or []:
+            ProxyModel.check_saved(path)
 
     def _with_flags(self, process: DecisionProcess) -> DecisionProcess:
         given = {"order": self.proxy_order, "top_k": self.proxy_top_k, "max_candidates": self.proxy_max_candidates}

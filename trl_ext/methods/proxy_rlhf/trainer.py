@@ -23,7 +23,7 @@ from transformers import (
 from transformers.utils import logging
 
 from trl_ext.atomic_files import write_text
-from trl_ext.data.completion import Completion
+from trl_ext.data.completion import Completion, decode_after
 from trl_ext.data.schema import AnyDataset, DataError, column_names
 from trl_ext.data.tokenization import prepare_dataset
 from trl_ext.generation_settings import eos_token_ids, pad_token_id
@@ -35,6 +35,7 @@ from trl_ext.rewards.functions import RewardFunc
 from trl_ext.training.copies import sampling_copy
 from trl_ext.training.frozen_model import load_frozen, place_frozen, sampling_batch_size
 from trl_ext.training.meters import Meters
+from trl_ext.training.model_card import TrainedModel, link, quoted
 from trl_ext.training.returns import gae
 from trl_ext.training.rollouts import score_round
 from trl_ext.training.statistics import whitened
@@ -306,6 +307,24 @@ class ProxyRLHFTrainer(ExtTrainer):
             parts = [proxy(part.to(device)).values for part in features.split(CRITIC_CHUNK)]
         return torch.cat(parts).to(features.device) if parts else features.new_zeros(0, dtype=torch.float32)
 
+    def _trained_model(self, place: str, language_model: str) -> TrainedModel:
+        model = quoted(language_model, published=bool(self.hub_model_id))
+        summary = (
+            f"A proxy that guides {link(language_model)} while it generates: it accepts or rejects the tokens that "
+            "the language model proposes. It writes no text itself, and is for this language model only."
+        )
+        code = f"""
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl_ext import ProxyModel
+
+tokenizer = AutoTokenizer.from_pretrained({model})
+model = AutoModelForCausalLM.from_pretrained({model})
+proxy = ProxyModel.from_pretrained({place})
+output = proxy.generate(model, ["The film was"], tokenizer=tokenizer, max_new_tokens=64, return_dict=True)
+print(output.texts[0])
+"""
+        return TrainedModel(summary, code, "trl-ext", [language_model])
+
     def _proxy(self) -> ProxyModel:
         return self.accelerator.unwrap_model(self.model)  # type: ignore[no-any-return]
 
@@ -333,7 +352,7 @@ class ProxyRLHFTrainer(ExtTrainer):
                 cuda_graphs=args.cuda_graphs,
                 store="cpu" if args.offload_decisions else None,
             )  # fmt: skip
-        texts = self._tokenizer.batch_decode(completions.ids, skip_special_tokens=True)
+        texts = decode_after(self._tokenizer, [prompt for prompt in prompts for _ in range(k)], completions.ids)
         flat = list(map(Completion, texts, completions.ids, completions.ended))
         groups = [flat[i : i + k] for i in range(0, len(flat), k)]
         sampled = score_round(

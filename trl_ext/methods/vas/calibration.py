@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trl_ext.data.completion import Completion
+from trl_ext.data.completion import Completion, decode_after
 from trl_ext.generation.generate import generate
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.rewards.functions import Reward
@@ -124,7 +124,8 @@ def roll_out(
     groups = []
     for state, limit, group in zip(states, max_tokens, continuations, strict=True):
         ids = [state.completion_ids + continuation.ids[:limit] for continuation in group]
-        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        prompt = state.prefix[: len(state.prefix) - len(state.completion_ids)]
+        texts = decode_after(tokenizer, [prompt] * len(ids), ids)
         ended = [continuation.ended and len(continuation.ids) <= limit for continuation in group]
         groups.append([Completion(*completion) for completion in zip(texts, ids, ended, strict=True)])
     rows = [state.row for state in states]

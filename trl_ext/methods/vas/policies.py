@@ -13,7 +13,7 @@ from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBa
 
 from trl_ext.inference.guided import policy_with_processors
 from trl_ext.inference.policy import Policy
-from trl_ext.models.load import default_device, quantization_config_from, saved_config
+from trl_ext.models.load import default_device, quantization_config_from, same_source
 from trl_ext.models.properties import is_peft_model
 from trl_ext.models.tokenizers import load_tokenizer
 from trl_ext.upstream import get_config_model_id
@@ -93,6 +93,8 @@ class VASDecoding:
             Whether to load the value models in 4 bits.
         value_retokenize (`bool`, *optional*, defaults to `False`):
             Whether value models of another vocabulary tokenize the text with their own tokenizer, which is slow.
+        value_trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether to run code that comes with the value models' backbones and tokenizers.
     """
 
     value_model_name_or_path: list[str] | None = field(
@@ -114,6 +116,10 @@ class VASDecoding:
             "help": "Whether value models of another vocabulary tokenize the text with their own tokenizer; slow."
         },
     )
+    value_trust_remote_code: bool = field(
+        default=False,
+        metadata={"help": "Whether to run code that comes with the value models' backbones and tokenizers."},
+    )
 
     @property
     def active(self) -> bool:
@@ -121,7 +127,10 @@ class VASDecoding:
         return bool(self.value_model_name_or_path)
 
     def check(self) -> None:
-        """Raise `ValueError` for settings that are out of range or contradict each other."""
+        """
+        Raise `ValueError` for settings that are out of range or contradict each other, or for another kind of model
+        than a value model, and `OSError` if there is none.
+        """
         if self.guide_top_k < 1:
             raise ValueError(f"`guide_top_k` must be at least 1, got {self.guide_top_k}.")
         if not self.beta:
@@ -129,8 +138,7 @@ class VASDecoding:
         heads = self._saved_heads()
         for text in self.beta:
             weights = parse_weights(text, "beta")
-            names = heads or (list(weights) if isinstance(weights, dict) else ["value"])
-            head_weights(weights, names)
+            head_weights(weights, heads)
 
     def policies(
         self,
@@ -202,7 +210,7 @@ class VASDecoding:
         for name, path in self.named_paths().items():
             value_models[name] = self._load(path, model)
             try:
-                tokenizers[name] = load_tokenizer(path)
+                tokenizers[name] = load_tokenizer(path, trust_remote_code=self.value_trust_remote_code)
             except (OSError, ValueError):  # saved without one: the digest of its vocabulary is compared
                 tokenizers[name] = None
         if self._single_unnamed():
@@ -214,15 +222,10 @@ class VASDecoding:
         return self.value_model_name_or_path == [*self.named_paths().values()][:1]
 
     def _saved_heads(self) -> Sequence[str]:
-        """Full names of the heads, from the saved configs; empty if one of them cannot be read."""
+        """Full names of the heads, from the saved configs."""
         heads: list[str] = []
         for name, path in self.named_paths().items():
-            try:
-                config = saved_config("value model", path)
-            except (OSError, ValueError):  # raised again when the value model is loaded
-                return []
-            if not isinstance(config, ValueConfig):
-                return []
+            config: ValueConfig = ValueModel.load_config(path)
             heads += full_names("" if self._single_unnamed() else name, config.heads or ())
         return heads
 
@@ -233,20 +236,18 @@ class VASDecoding:
             from trl import ModelConfig
 
             kwargs = {"quantization_config": quantization_config_from(ModelConfig(load_in_4bit=True))}
-        config = saved_config("value model", path)
-        head_only = getattr(config, "head_only", False)
-        if model is None and head_only:
+        kwargs["trust_remote_code"] = self.value_trust_remote_code
+        config: ValueConfig = ValueModel.load_config(path)
+        if model is None and config.head_only:
             raise ValueError(
                 f"The value model {path!r} reads the hidden states of the model that it guides, and those of a "
                 "server's model are not available: train a value model with a backbone of its own (`trl-ext vas "
                 "--value_model_name_or_path ...`)."
             )
         if model is not None:
-            on_this_model = getattr(config, "adapter", False) and config.backbone_name == get_config_model_id(
-                model.config
-            )
+            on_this_model = config.adapter and same_source(config.backbone_name, get_config_model_id(model.config))
             only_one = len(self.value_model_name_or_path or []) == 1 and not is_peft_model(model)
-            if head_only or (on_this_model and only_one):
+            if config.head_only or (on_this_model and only_one):
                 kwargs = {"backbone": model}  # share the language model's weights
         value_model = ValueModel.from_pretrained(path, **kwargs).eval()
         if "dtype" in kwargs:

@@ -31,6 +31,7 @@ from trl_ext.rewards.functions import RewardFunc
 from trl_ext.seeds import seeded
 from trl_ext.training.copies import sampling_copy
 from trl_ext.training.frozen_model import load_frozen, place_frozen, sampling_batch_size, sampling_from
+from trl_ext.training.model_card import TrainedModel, link, quoted
 from trl_ext.training.predictions import completion_table
 from trl_ext.training.returns import discounted_sums, td_lambda
 from trl_ext.training.rollouts import Rollout, Round, score_round
@@ -210,6 +211,28 @@ class VASTrainer(ExtTrainer):
             self._update_normalization(dataset["token_rewards"], gather=False)
 
     # ------------------------------------------------------------------------------------------------ preparation
+
+    def _trained_model(self, place: str, language_model: str) -> TrainedModel:
+        config = self.model.config
+        model, shared = quoted(language_model, published=bool(self.hub_model_id)), self.model.shares_policy
+        beta = 2.0 if len(self.heads) == 1 else dict.fromkeys(self.heads, 2.0)
+        summary = (
+            f"A value model that guides {link(language_model)} while it generates: it predicts the reward of a text "
+            f"from its tokens so far ({', '.join(self.heads)}). It writes no text itself."
+        )
+        code = f"""
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl_ext import ValueAugmentedLogitsProcessor, ValueModel
+
+tokenizer = AutoTokenizer.from_pretrained({model})
+model = AutoModelForCausalLM.from_pretrained({model})
+value_model = ValueModel.from_pretrained({place}{", backbone=model" if shared else ""})
+inputs = tokenizer("The film was", return_tensors="pt")
+guide = ValueAugmentedLogitsProcessor(value_model, beta={beta!r}, attention_mask=inputs["attention_mask"])
+output = model.generate(**inputs, logits_processor=[guide], do_sample=True, max_new_tokens=64)
+print(tokenizer.decode(output[0]))
+"""
+        return TrainedModel(summary, code, "trl-ext", [language_model, config.backbone_name])
 
     def _tokenize(self, dataset: AnyDataset, args: VASConfig, name: str) -> tuple[AnyDataset, int]:
         settings: dict[str, Any] = {

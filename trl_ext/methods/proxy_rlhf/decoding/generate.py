@@ -14,6 +14,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.generation import StopStringCriteria
 
+from trl_ext.data.completion import decode_after
 from trl_ext.data.tokenization import encode_prompt
 from trl_ext.generation_settings import eos_token_ids
 from trl_ext.models.backbone_and_head import BackboneAndHead
@@ -174,7 +175,7 @@ def _output(
     sequences = torch.tensor(rows, device=device)
     if not return_dict:
         return sequences
-    texts = None if tokenizer is None else tokenizer.batch_decode(completions.ids, skip_special_tokens=True)
+    texts = None if tokenizer is None else decode_after(tokenizer, owners, completions.ids)
     lengths = torch.tensor([len(ids) for ids in completions.ids])
     counts = (completions.examined, completions.rejected, completions.forced)
     return ProxyGenerateOutput(sequences, texts, lengths, *counts, torch.tensor(completions.ended))

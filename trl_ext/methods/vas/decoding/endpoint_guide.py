@@ -295,6 +295,7 @@ def _guided(
 ) -> torch.Tensor:
     """Guided logits of the options, shape (k,). All other tokens have probability 0."""
     tokens_k = torch.tensor([option.id for option in options])
+    vocabulary = max(vocabulary, 1 + int(tokens_k.max()))  # ids may have holes
     scores_1V = torch.full((1, vocabulary), -torch.inf).scatter(1, tokens_k[None], logps_k[None])
     processor.top_k = len(options)
     return processor(torch.tensor([ids]), scores_1V)[0, tokens_k]

@@ -18,12 +18,20 @@ from torch import nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.utils import cached_file
 
-from trl_ext.models.load import freeze, load_model, saved_config, use_exact_4bit_on_cpu
+from trl_ext.models.load import (
+    freeze,
+    hub_arguments,
+    load_model,
+    locate,
+    saved_config,
+    use_exact_4bit_on_cpu,
+)
 from trl_ext.models.properties import accepts_argument, base_of, cache_name, cache_of, is_peft_model
 from trl_ext.upstream import attention_implementation, mark_initialized
 
 from .backbones import headless, with_saved_adapter
-from .config import BackboneConfig
+from .config import BackboneConfig, is_remote_code
+from .policy_weights import save_without_adapters
 from .shared_weights import AdapterSwitch, LastHiddenStates
 
 
@@ -51,6 +59,7 @@ class BackboneModel(PreTrainedModel):
     base_model_prefix = "backbone"
     supports_gradient_checkpointing = True
     what: ClassVar[str] = "model"  # in error messages
+    saved_folders: ClassVar[tuple[str, ...]] = (ADAPTER_FOLDER,)
     # The backbone checks its own attention implementation.
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
@@ -58,6 +67,8 @@ class BackboneModel(PreTrainedModel):
         super().__init__(config)
         if backbone is None:
             kwargs: dict[str, Any] = {"dtype": torch.get_default_dtype()}
+            if is_remote_code(config.backbone_config):
+                kwargs["trust_remote_code"] = True  # it runs already
             if attention_implementation(config):
                 kwargs["attn_implementation"] = attention_implementation(config)
             backbone = AutoModel.from_config(config.backbone_config, **kwargs)
@@ -135,9 +146,12 @@ class BackboneModel(PreTrainedModel):
 
     # -------------------------------------------------------------------------------------- on another model's weights
 
-    def _share(self) -> None:
-        """Prepare for a backbone whose weights are another model's: that model's outputs must not change."""
+    def _share(self, policy: Any) -> None:
+        """
+        Prepare for a backbone whose weights are those of `policy`: its outputs, and what it saves, must not change.
+        """
         self.shares_policy = True
+        save_without_adapters(policy)
         if self.config.head_only:
             self.captured = LastHiddenStates(self.backbone)
         else:
@@ -217,34 +231,53 @@ class BackboneModel(PreTrainedModel):
                 loaded by its saved name.
             is_trainable (`bool`, *optional*, defaults to `False`): Whether a saved adapter or head is trained further.
             args, kwargs: As for any [`~transformers.PreTrainedModel`] (`quantization_config`, `device_map`, `dtype`,
-                `revision`, ...).
+                `revision`, `subfolder`, `trust_remote_code`, ...). `token`, `cache_dir` and the like are also used to
+                load the backbone, whose own revision and folder were saved.
 
         Raises:
-            `OSError`: There is no such model.
+            `OSError`: There is no such model, or the backbone of an adapter or head is no longer where it was.
             `ValueError`: It is another kind of model; or `backbone` was given for a model that has one, has other
                 sizes, or is required.
         """
-        hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "subfolder") if name in kwargs}
-        path = str(pretrained_model_name_or_path)
-        config = kwargs.pop("config", None) or saved_config(cls.what, path, **hub)
-        if not isinstance(config, cls.config_class):
-            raise ValueError(
-                f"{path!r} is a model of type {config.model_type!r}, not a {cls.what}. Create one from it with "
-                f"`{cls.__name__}.from_backbone`, and train it."
-            )
+        name = str(pretrained_model_name_or_path)
+        config = kwargs.pop("config", None) or cls.load_config(name, **hub_arguments(kwargs))
+        path, inside = locate(name, kwargs.pop("subfolder", None))
+        kwargs |= inside
+        config.load_code(kwargs.get("trust_remote_code", False), **hub_arguments(kwargs, place=False))
         if config.adapter or config.head_only:
-            return cls._from_parts(path, config, backbone, is_trainable, hub, kwargs)
+            return cls._from_parts(path, config, backbone, is_trainable, kwargs)
         if backbone is not None:
             raise ValueError(f"`backbone` was given for a {cls.what} that was saved with a backbone of its own.")
         kwargs.setdefault("use_safetensors", True)
-        model = super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
+        kwargs.pop("trust_remote_code", None)
+        model = super().from_pretrained(path, *args, config=config, **kwargs)
         use_exact_4bit_on_cpu(model)
         return model
 
     @classmethod
-    def _from_parts(
-        cls, path: str, config: BackboneConfig, backbone: Any, is_trainable: bool, hub: dict, kwargs: dict
-    ) -> Any:
+    def load_config(cls, name: str, **hub: Any) -> Any:
+        """
+        The config of a saved model.
+
+        Args:
+            name (`str`): Directory or Hub id.
+            hub: `revision`, `subfolder`, `token`, `cache_dir` and the like.
+
+        Raises:
+            `OSError`: There is no such model.
+            `ValueError`: It is another kind of model.
+        """
+        config = saved_config(cls.what, name, **hub)
+        if not isinstance(config, cls.config_class):
+            raise ValueError(
+                f"{name!r} is a model of type {config.model_type!r}, not a {cls.what}. Create one from it with "
+                f"`{cls.__name__}.from_backbone`, and train it."
+            )
+        return config
+
+    @classmethod
+    def _from_parts(cls, path: str, config: BackboneConfig, backbone: Any, is_trainable: bool, kwargs: dict) -> Any:
+        hub = hub_arguments(kwargs)
         if backbone is not None:
             base: Any = base_of(backbone).base_model if config.head_only else headless(backbone)
             configs = base.config.get_text_config(), config.get_text_config()
@@ -255,8 +288,8 @@ class BackboneModel(PreTrainedModel):
                     f"and {mine[1]}."
                 )
         elif config.backbone_name:
-            init = {name: value for name, value in kwargs.items() if name not in hub}
-            base = load_model(config.backbone_name, head="none", **init)
+            init = {name: value for name, value in kwargs.items() if name not in ("revision", "subfolder")}
+            base = cls._load_backbone(path, config, init)
         else:
             part = "an adapter" if config.adapter else "a head"
             what = f"`{cls.__name__}.from_pretrained(..., backbone=model)`"
@@ -269,5 +302,19 @@ class BackboneModel(PreTrainedModel):
         for _, head in model._heads():
             head.requires_grad_(is_trainable)
         if backbone is not None:
-            model._share()
+            model._share(backbone)
         return model
+
+    @classmethod
+    def _load_backbone(cls, path: str, config: BackboneConfig, kwargs: dict[str, Any]) -> Any:
+        name, beside = config.backbone_name, Path(path) / config.backbone_name
+        if not Path(name).is_dir() and beside.is_dir():
+            name = str(beside)  # moved together with the model, under a relative path
+        try:
+            return load_model(name, head="none", **{**kwargs, **config.backbone_place()})
+        except OSError as error:
+            what = f"`{cls.__name__}.from_pretrained(..., backbone=model)`"
+            raise OSError(
+                f"{path!r} was trained on the backbone {name!r}, which cannot be loaded: {error} If it is elsewhere, "
+                f"load it yourself and pass it, {what}, or write its place into `backbone_name` in config.json."
+            ) from error

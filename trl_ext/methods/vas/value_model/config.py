@@ -22,6 +22,8 @@ class BackboneConfig(PreTrainedConfig):
             Configuration of the backbone.
         backbone_name (`str`, *optional*, defaults to `""`):
             Hub id or directory that the backbone was loaded from.
+        backbone_revision, backbone_subfolder (`str`, *optional*, default to `""`):
+            Its revision on the Hub, and the folder in it.
         adapter (`bool`, *optional*, defaults to `False`):
             Whether only an adapter (in the folder `adapter`) and the heads are saved.
         head_only (`bool`, *optional*, defaults to `False`):
@@ -30,18 +32,59 @@ class BackboneConfig(PreTrainedConfig):
 
     backbone_config: dict | PreTrainedConfig | None = None
     backbone_name: str = ""
+    backbone_revision: str = ""
+    backbone_subfolder: str = ""
     adapter: bool = False
     head_only: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.backbone_config, dict):
-            self.backbone_config = AutoConfig.for_model(**self.backbone_config)
+            try:
+                self.backbone_config = AutoConfig.for_model(**self.backbone_config)
+            except ValueError:
+                if not self.backbone_config.get("auto_map"):
+                    raise  # otherwise its class is among the backbone's own code, see `load_code`
         super().__post_init__(**kwargs)
+
+    def load_code(self, trust_remote_code: bool, **hub: Any) -> None:
+        """
+        Load the code of a backbone that comes with its own, from where the backbone was loaded.
+
+        Args:
+            trust_remote_code (`bool`): Whether to run it. Otherwise transformers' own code is used, where it has some.
+            hub: `token`, `cache_dir` and the like.
+
+        Raises:
+            `ValueError`: The backbone has code of its own, which may not be run.
+        """
+        saved: Any = self.backbone_config
+        saved = saved.to_dict() if isinstance(saved, PreTrainedConfig) else saved
+        if not (saved and saved.get("auto_map")) or (not trust_remote_code and saved is not self.backbone_config):
+            return
+        if not trust_remote_code:
+            raise ValueError(
+                f"The backbone {self.backbone_name!r} has code of its own: pass `trust_remote_code=True` to run it "
+                "(`--value_trust_remote_code` on the command line)."
+            )
+        config = AutoConfig.from_pretrained(self.backbone_name, trust_remote_code=True, **self.backbone_place(), **hub)
+        config = type(config).from_dict(saved)
+        config.name_or_path = self.backbone_name  # where `auto_map` is looked up
+        self.backbone_config = config
+
+    def backbone_place(self) -> dict[str, str]:
+        """The arguments of `from_pretrained` that say where the backbone is, beside its name."""
+        place = {"revision": self.backbone_revision, "subfolder": self.backbone_subfolder}
+        return {name: value for name, value in place.items() if value}
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         """The backbone's text config, which has the vocabulary size and the hidden size."""
         config = self.backbone_config
         return config.get_text_config(*args, **kwargs) if isinstance(config, PreTrainedConfig) else self
+
+
+def is_remote_code(config: Any) -> bool:
+    """Whether the class of a config is among the code of a model, rather than transformers' own."""
+    return type(config).__module__.partition(".")[0] == "transformers_modules"
 
 
 class ValueConfig(BackboneConfig):

@@ -11,6 +11,7 @@ Q(s, a) for every next token a from the hidden state before it: `"action"` needs
 Dimensions: N sequences, T tokens, D hidden size, H heads, k candidate tokens.
 """
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -134,7 +135,11 @@ class ValueModel(BackboneModel):
         model, name = load_backbone(
             backbone, quantization_config=quantization_config, peft_config=peft_config, **init_kwargs
         )
-        return cls._build(model, name, heads, form, action_rank, base_of(model).get_input_embeddings())
+        made = cls._build(model, name, heads, form, action_rank, base_of(model).get_input_embeddings())
+        if isinstance(backbone, str):
+            made.config.backbone_revision = init_kwargs.get("revision") or ""
+            made.config.backbone_subfolder = init_kwargs.get("subfolder") or ""
+        return made
 
     @classmethod
     def on_policy(
@@ -171,7 +176,7 @@ class ValueModel(BackboneModel):
             model = cls._build(base.base_model, name, heads, form, action_rank, base.get_output_embeddings())
         else:
             model = cls.from_backbone(policy, heads, form=form, action_rank=action_rank, peft_config=peft_config)
-        model._share()
+        model._share(policy)
         return model
 
     @classmethod
@@ -183,7 +188,7 @@ class ValueModel(BackboneModel):
             heads=list(heads),
             form=form,
             action_rank=action_rank,
-            backbone_name=name,
+            backbone_name=os.path.abspath(name) if os.path.isdir(name) else name,
         )
         model = cls(config, backbone)
         weight = getattr(embeddings, "weight", None)

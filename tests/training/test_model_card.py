@@ -1,0 +1,133 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Model cards of all trainers: their metadata, and code that runs as it is written there."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import letter_reward, make_model, make_tokenizer
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM
+
+from trl_ext import (
+    ProxyRLHFConfig,
+    ProxyRLHFTrainer,
+    PSLEConfig,
+    PSLETrainer,
+    RRHFConfig,
+    RRHFTrainer,
+    VASConfig,
+    VASTrainer,
+)
+from trl_ext.training.model_card import dataset_name, link, quoted
+
+
+ROWS = [{"prompt": "the film", "completions": [" was good", " was bad"], "scores": [1.0, 0.0]}] * 2
+PROMPTS = [{"prompt": "the film"}] * 2
+LORA = {"r": 4, "target_modules": ["q_proj"]}
+
+
+def rrhf(model: Any, **kwargs: Any) -> Any:
+    return RRHFTrainer(model, args=RRHFConfig("out", report_to="none"), train_dataset=rows(), **kwargs)
+
+
+def psle(model: Any, **kwargs: Any) -> Any:
+    args = PSLEConfig("out", report_to="none", max_completion_length=2, principles=["Be kind."])
+    return PSLETrainer(model, letter_reward, args, Dataset.from_list(PROMPTS), **kwargs)
+
+
+def vas(model: Any, **kwargs: Any) -> Any:
+    if "peft_config" not in kwargs:
+        kwargs["value_model"] = model
+    return VASTrainer(model, args=VASConfig("out", report_to="none"), train_dataset=rows(), **kwargs)
+
+
+def proxy(model: Any, **kwargs: Any) -> Any:
+    args = ProxyRLHFConfig("out", report_to="none", max_completion_length=2)
+    return ProxyRLHFTrainer(model, letter_reward, args, Dataset.from_list(PROMPTS), **kwargs)
+
+
+def rows() -> Dataset:
+    return Dataset.from_list(ROWS)
+
+
+TRAINERS = {
+    "rrhf": (rrhf, {}),
+    "rrhf-lora": (rrhf, {"peft_config": LoraConfig(**LORA, task_type="CAUSAL_LM")}),
+    "psle": (psle, {}),
+    "vas": (vas, {}),
+    "vas-lora": (vas, {"peft_config": LoraConfig(**LORA)}),
+    "proxy": (proxy, {}),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with a language model in `models/lm`."""
+    tokenizer = make_tokenizer()
+    make_model(len(tokenizer)).save_pretrained(tmp_path / "models" / "lm")
+    tokenizer.save_pretrained(tmp_path / "models" / "lm")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def parts(card: str) -> tuple[dict[str, Any], str, str]:
+    """Metadata, text and code of a card."""
+    _, metadata, text = card.split("---\n", 2)
+    [code] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    return yaml.safe_load(metadata), text, code
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_the_code_of_a_card_runs(folder: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    make, kwargs = TRAINERS[name]
+    trainer = make("models/lm", **kwargs)
+    trainer.save_model()
+    trainer.create_model_card()
+    metadata, text, code = parts((folder / "out" / "README.md").read_text())
+    capsys.readouterr()
+    exec(compile(re.sub(r"max_new_tokens=\d+", "max_new_tokens=3", code), "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip()
+    assert "None" not in text and "license" not in metadata and "base_model" not in metadata
+    assert {"trl", "trl-ext", "generated_from_trainer"} <= set(metadata["tags"])
+    guides = name.startswith(("vas", "proxy"))
+    assert metadata["library_name"] == ("trl-ext" if guides else "peft" if "lora" in name else "transformers")
+    assert ("It writes no text itself" in text) == guides
+    assert trainer._paper["id"] in text and "vonwerra2020trl" in text and "- trl-ext: " in text
+
+
+@pytest.mark.parametrize("name", ["rrhf", "vas", "proxy"])
+def test_names_on_the_hub(folder: Path, name: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained("models/lm")
+    model.config.name_or_path = "org/policy"
+    make, kwargs = TRAINERS[name]
+    kwargs = kwargs | {"value_model": make_model(len(make_tokenizer()))} if name == "vas" else kwargs
+    trainer = make(model, processing_class=make_tokenizer(), **kwargs)
+    trainer.hub_model_id = "me/trained"
+    trainer.create_model_card(dataset_name="org/data", tags="mine")
+    metadata, text, code = parts((folder / "out" / "README.md").read_text())
+    assert metadata["base_model"] in ("org/policy", ["org/policy"])
+    assert (metadata["datasets"], metadata["model_name"]) == (["org/data"], "trained")
+    assert "mine" in metadata["tags"]
+    assert "'me/trained'" in code and str(folder) not in text
+    assert "[org/policy](https://huggingface.co/org/policy)" in text
+    assert "[org/data](https://huggingface.co/datasets/org/data)" in text
+
+
+def test_paths_of_this_machine_are_not_published(folder: Path) -> None:
+    assert quoted(str(folder / "models" / "lm"), published=True) == "'path/to/lm'"
+    assert quoted("models/lm", published=False) == "'models/lm'"
+    assert link(str(folder / "models" / "lm")) == "the model `lm`"
+    assert link("") == "a language model"
+
+
+def test_the_dataset_is_known_from_where_it_was_loaded() -> None:
+    dataset = rows()
+    assert dataset_name(dataset) is None
+    dataset.info.download_checksums = {"hf://datasets/org/data@1234/train.parquet": {"num_bytes": 3}}
+    assert dataset_name(dataset.map(lambda row: row)) == "org/data"
