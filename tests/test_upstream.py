@@ -140,13 +140,6 @@ def test_create_model_from_path(tiny_model_dir, tiny_reward_dir):
 
 
 @contract
-def test_disable_dropout_in_model():
-    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5))
-    upstream.disable_dropout_in_model(model)
-    assert model[1].p == 0
-
-
-@contract
 def test_disable_gradient_checkpointing():
     model = make_model(64)
     model.gradient_checkpointing_enable()

@@ -39,7 +39,6 @@ from trl.trainer.base_trainer import _BaseTrainer as BaseTrainer
 from trl.trainer.utils import (
     add_fused_lm_head,  # per-token log-probabilities without (tokens, vocabulary) logits
     create_model_from_path,  # architecture, dtype and device map from a path, as every TRL trainer does
-    disable_dropout_in_model,
     get_comet_experiment_url,  # the run's page, for the model card
     get_config_model_id,
     get_trackio_space_url,
@@ -210,7 +209,6 @@ __all__ = [
     "attention_switched",
     "create_model_from_path",
     "default_accelerate_config",
-    "disable_dropout_in_model",
     "disable_gradient_checkpointing",
     "flash_attention_backward",
     "flash_attention_forward",

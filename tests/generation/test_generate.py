@@ -10,13 +10,11 @@ sequence at a time without a cache.
 
 import itertools
 import math
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import make_model
-from packaging.version import Version
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
@@ -191,16 +189,24 @@ def test_the_adapter_is_used(tiny_model, tiny_tokenizer):
     assert_greedy(model, tiny_tokenizer)
 
 
-@pytest.mark.skipif(
-    cache_name(make_model(8)) == "cache" and Version(version("peft")) < Version("0.22"),
-    reason="this peft uses the cache's name of before transformers 5.24, and repeats virtual tokens",
-)
-def test_prompt_tuning_uses_the_cache_of_transformers(tiny_model, tiny_tokenizer):
-    from peft import PromptTuningConfig, get_peft_model
+@pytest.mark.parametrize("kind", ["prompt tuning", "p-tuning"])
+def test_virtual_tokens_come_once_and_right_before_the_prompt(kind, tiny_model, tiny_tokenizer):
+    """Also with peft that knows the KV cache by its name of before transformers 5.24, and beside longer prompts."""
+    from peft import PromptEncoderConfig, PromptTuningConfig, get_peft_model
 
-    model = get_peft_model(tiny_model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)).eval()
+    config = {"prompt tuning": PromptTuningConfig, "p-tuning": PromptEncoderConfig}[kind]
+    model = get_peft_model(tiny_model, config(task_type="CAUSAL_LM", num_virtual_tokens=3)).eval()
     assert greedy_loop(model, [5, 6, 7], 6) != greedy_loop(model.get_base_model(), [5, 6, 7], 6)
-    assert_greedy(model, tiny_tokenizer, [[5, 6, 7]], length=6)
+    assert_greedy(model, tiny_tokenizer, [[5, 6, 7], [8, 9, 10, 11, 12], [13, 14, 15]], length=6)
+
+
+@pytest.mark.skipif(cache_name(make_model(8)) != "cache", reason="this transformers generates with prefix tuning")
+def test_prefix_tuning_is_refused_where_it_would_generate_other_tokens(tiny_model, tiny_tokenizer):
+    from peft import PrefixTuningConfig, get_peft_model
+
+    model = get_peft_model(tiny_model, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)).eval()
+    with pytest.raises(ValueError, match=r"prefix tuning since transformers 5\.24"):
+        generate(model, tiny_tokenizer, [[5, 6, 7]], GenerationSettings(num_generations=1))
 
 
 def test_training_mode_checkpointing_and_dropout_are_off_and_restored(tiny_tokenizer):

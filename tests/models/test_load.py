@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_model, make_tokenizer
-from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from peft import IA3Config, LoraConfig, MultitaskPromptTuningConfig, PeftModel, get_peft_model
 from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 from trl import ModelConfig
 
@@ -430,9 +430,10 @@ def test_an_adapter_on_the_head_is_refused(wrap):
         wrap(make_model(64), LoraConfig(r=4, target_modules=["q_proj", "lm_head"]))
 
 
-def test_an_adapter_of_virtual_tokens_is_refused():
-    with pytest.raises(ValueError, match="virtual tokens"):
-        wrap_with_peft(make_model(64), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+def test_an_adapter_that_reads_more_than_token_ids_is_refused():
+    config = MultitaskPromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, num_tasks=2)
+    with pytest.raises(ValueError, match="of type MULTITASK_PROMPT_TUNING, which takes more than token ids"):
+        wrap_with_peft(make_model(64), config)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ def flat(groups):
 def token_logps(model, prompt, completion):
     """log P of each token of a completion, one sequence at a time and from all logits, in float64."""
     logits = model(input_ids=torch.tensor([prompt + completion])).logits[0]
+    logits = logits[-len(prompt + completion) :]  # an adapter may put virtual tokens in front
     log_probs = logits.double().log_softmax(dim=-1)
     return torch.stack([log_probs[len(prompt) - 1 + t, token] for t, token in enumerate(completion)])
 

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The KL term's reference model: equal weights give a KL of exactly 0, with any attention of either model."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,23 @@ from datasets import Dataset
 from oracles.logprobs import COMPLETIONS as GROUPS
 from oracles.logprobs import PROMPTS as QUESTIONS
 from oracles.logprobs import Wrapper, flash_backward, flash_forward, flat, sums_by_loop
-from peft import LoraConfig, get_peft_model
+from peft import (
+    AdaLoraConfig,
+    BOFTConfig,
+    IA3Config,
+    LNTuningConfig,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    MissConfig,
+    OFTConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    VeraConfig,
+    get_peft_model,
+)
 from transformers import BitsAndBytesConfig
 
 import trl_ext.logprobs.prefix_attention as cascade
@@ -236,13 +253,13 @@ def log_ratios(reference, model):
     return torch.tensor(flat(ratios))
 
 
-def move(model):
+def move(model, scale=0.02):
     """Change the weights of a model, as training does."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+                parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
 
 
 @torch.no_grad()
@@ -262,19 +279,73 @@ def test_full_fine_tuning_is_compared_with_a_model_that_stays(given):
     torch.testing.assert_close(log_ratios(reference, model), ratios_by_loop(model, start), rtol=1e-3, atol=1e-3)
 
 
+PLACES = {"target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
+ADAPTERS = {
+    "lora": LoraConfig(**PLACES),
+    "trained lora": LoraConfig(**PLACES, init_lora_weights=False),
+    "dora": LoraConfig(**PLACES, use_dora=True, init_lora_weights=False),
+    "pissa": LoraConfig(**PLACES, init_lora_weights="pissa"),
+    "pissa by fast svd": LoraConfig(**PLACES, init_lora_weights="pissa_niter_4"),
+    "olora": LoraConfig(**PLACES, init_lora_weights="olora"),
+    "orthogonal": LoraConfig(**PLACES, init_lora_weights="orthogonal"),
+    "gaussian": LoraConfig(**PLACES, init_lora_weights="gaussian"),
+    "lora and whole modules": LoraConfig(**PLACES, modules_to_save=["norm"]),
+    "lora and some tokens": LoraConfig(**PLACES, trainable_token_indices=[20, 21, 24]),
+    "lora on parameters": LoraConfig(
+        target_modules=[], target_parameters=["q_proj.weight"], task_type="CAUSAL_LM", init_lora_weights=False
+    ),
+    "adalora": AdaLoraConfig(**PLACES, total_step=10, init_lora_weights=False),
+    "vera": VeraConfig(**PLACES, init_weights=False),
+    "ia3": IA3Config(target_modules=["k_proj"], feedforward_modules=[], task_type="CAUSAL_LM"),
+    "oft": OFTConfig(**PLACES, oft_block_size=8, init_weights=False),
+    "boft": BOFTConfig(**PLACES, boft_block_size=8, init_weights=False),
+    "miss": MissConfig(**PLACES, r=8, init_weights=False),
+    "loha": LoHaConfig(**PLACES, init_weights=False),
+    "lokr": LoKrConfig(**PLACES, init_weights=False),
+    "norms": LNTuningConfig(target_modules=["norm"], task_type="CAUSAL_LM"),
+    "prompt tuning": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    "p-tuning": PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    "prefix tuning": PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+}
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_an_adapter_is_compared_with_itself_as_it_was_when_training_began(kind):
+    """The base is another model if the adapter was trained before or if its initialization changes the base."""
+    torch.manual_seed(0)
+    model = get_peft_model(make_model(64), ADAPTERS[kind]).eval()
+    start, reference = copy.deepcopy(model), Reference(model)
+    assert reference.model is None
+    assert log_ratios(reference, model).abs().max() < 1e-5
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    move(model, scale=0.3)
+    moved = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    assert any(not torch.equal(before[name], moved[name]) for name in before)
+    ratios = log_ratios(reference, model)
+    assert all(torch.equal(parameter, moved[name]) for name, parameter in model.named_parameters())
+    torch.testing.assert_close(ratios, ratios_by_loop(model, start), rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_an_adapter_is_compared_with_its_base_and_costs_no_second_model(checkpointing):
-    base, model = make_model(64), get_peft_model(make_model(64), LoraConfig(**LORA))
+def test_the_mode_of_a_model_with_an_adapter_is_restored(checkpointing):
+    model = get_peft_model(make_model(64), LoraConfig(**LORA))
     model.train(checkpointing)
     if checkpointing:
         model.gradient_checkpointing_enable()
-    reference = Reference(model)
-    assert reference.model is None
-    ratios = log_ratios(reference, model)
+    assert log_ratios(Reference(model), model).abs().max() < 1e-5
     assert model.training == checkpointing
     assert model.is_gradient_checkpointing == checkpointing
-    model.eval()
-    torch.testing.assert_close(ratios, ratios_by_loop(model, base), rtol=1e-3, atol=1e-3)
+
+
+def test_the_reference_of_several_adapters_is_the_one_that_is_trained():
+    """As TRL leaves them, with a second adapter "ref", which is not read."""
+    model = get_peft_model(make_model(64), LoraConfig(**LORA)).eval()
+    model.add_adapter("ref", LoraConfig(**LORA))
+    model.set_adapter("default")
+    start, reference = copy.deepcopy(model), Reference(model)
+    assert log_ratios(reference, model).abs().max() < 1e-5
+    move(model, scale=0.3)
+    torch.testing.assert_close(log_ratios(reference, model), ratios_by_loop(model, start), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("backend", ["deepspeed", "fsdp"])
@@ -284,3 +355,64 @@ def test_a_sharded_policy_has_a_sharded_reference(monkeypatch, backend):
     frozen = reference.model
     reference.place(placed_trainer(make_model(64), **{f"is_{backend}_enabled": True}))
     assert reference.model == ("sharded", frozen)
+
+
+# ---------------------------------------------------------------------------------------------------- in a trainer
+
+STEPS = {"max_steps": 3, "save_steps": 1, "logging_steps": 1, "learning_rate": 0.05, "beta": 0.01, "resample_steps": 1}
+
+
+def kls(run):
+    return [entry["kl"] for entry in run.state.log_history if "kl" in entry]
+
+
+def trained_adapter(folder, base):
+    """A PEFT model whose adapter was trained before, loaded to be trained further."""
+    model = get_peft_model(load_model(base), LoraConfig(**LORA))
+    model.save_pretrained(folder)
+    return PeftModel.from_pretrained(load_model(base), folder, is_trainable=True)
+
+
+@pytest.mark.parametrize("method", ["rrhf", "psle"])
+@pytest.mark.parametrize("policy", ["whole", "pissa", "trained before", "path"])
+def test_the_kl_begins_at_0_and_a_resumed_run_measures_the_same(method, policy, tmp_path, tiny_model_dir):
+    def make(folder):
+        if policy in ("trained before", "path"):
+            model = trained_adapter(tmp_path / "adapter", tiny_model_dir)
+            model = str(tmp_path / "adapter") if policy == "path" else model
+            return named_trainer(method, folder, model, args=STEPS, processing_class=make_tokenizer(chat=True))
+        adapter = LoraConfig(**PLACES, init_lora_weights="pissa") if policy == "pissa" else None
+        return named_trainer(method, folder, tiny_model_dir, args=STEPS, peft_config=adapter)
+
+    run = make(tmp_path / "run")
+    torch.manual_seed(1)
+    run.train()
+    assert abs(kls(run)[0]) < 1e-3
+    assert abs(kls(run)[-1]) > 0.01
+    again = make(tmp_path / "run")
+    again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert kls(again)[-1] == pytest.approx(kls(run)[-1], rel=1e-4)
+
+
+@pytest.mark.parametrize("adapter", [None, LoraConfig(**PLACES, use_dora=True)], ids=["whole", "dora"])
+def test_the_reference_of_psle_is_the_model_after_the_warm_up(adapter, tmp_path, tiny_model_dir):
+    answers = Dataset.from_list([{"prompt": "the film", "completion": " was good"}] * 4)
+
+    def make(folder):
+        args = STEPS | {"sft_epochs": 1.0, "sft_learning_rate": 0.05, "num_iterations": 3}
+        return named_trainer(
+            "psle", folder, tiny_model_dir, args=args, sft_dataset=answers, peft_config=copy.deepcopy(adapter)
+        )
+
+    run = make(tmp_path / "run")
+    before = copy.deepcopy(run.model)
+    run.train()
+    assert any(not torch.equal(p, q) for p, q in zip(before.parameters(), run.model.parameters(), strict=True))
+    assert abs(kls(run)[0]) < 1e-3
+    assert abs(kls(run)[-1]) > 0.01
+    again = make(tmp_path / "run")
+    again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert kls(again)[-1] == pytest.approx(kls(run)[-1], rel=1e-4)
+    (tmp_path / "run" / "warm_up" / "reference.safetensors").unlink()
+    with pytest.raises(OSError, match=r"reference\.safetensors does not exist"):
+        make(tmp_path / "run").train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))

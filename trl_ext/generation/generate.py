@@ -10,6 +10,7 @@ Dimensions: P prompts, K completions per prompt, N = P x K sequences of one call
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from trl_ext.decoding.kv_cache import prompt_cache
 from trl_ext.decoding.token_sampling import SamplingProcessor
 from trl_ext.generation_settings import INSTEAD_OF_DIVERSE_BEAMS, GenerationSettings
 from trl_ext.models.modes import evaluation_mode
-from trl_ext.models.properties import cache_name
+from trl_ext.models.properties import cache_name, has_virtual_tokens, inserted_tokens
 from trl_ext.models.sharding import catch_up_calls, synced_gpus_kwargs
 from trl_ext.validation import require
 
@@ -83,12 +84,18 @@ def generate(
         `list[list[Completion]]`: K completions for each prompt, in the order of `prompts`.
 
     Raises:
-        `ValueError`: A prompt is empty, `batch_size` is below 1, or `generation_kwargs` has an unknown name.
+        `ValueError`: A prompt is empty, `batch_size` is below 1, `generation_kwargs` has an unknown name, or PEFT does
+            not generate correctly with an adapter of this kind.
         `OSError`: The code of the diverse beam search cannot be loaded.
     """
     require(batch_size >= 1, f"batch_size must be at least 1, got {batch_size}.")
     for i, prompt in enumerate(prompts):
         require(len(prompt) > 0, f"Prompt {i} has no tokens: there is nothing to continue.")
+    if _repeats_virtual_tokens(model) and not inserted_tokens(model):
+        raise ValueError(
+            "PEFT generates other tokens than it trains with prefix tuning since transformers 5.24: train on "
+            "completions that a dataset has, or use LoRA or prompt tuning."
+        )
     if settings.searches_each and settings.num_generations > 1:
         return _searched_each(model, tokenizer, prompts, settings, batch_size, progress, processors)
     results: list[list[Completion]] = [[] for _ in prompts]
@@ -98,10 +105,14 @@ def generate(
     most = batch_size if settings.num_beams == 1 else settings.num_generations
     # Sorting by length saves padding. The longest come first, so that an out-of-memory error comes early.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    calls = -(-len(order) // step) * -(-settings.num_generations // most)
+    # Virtual tokens come before the padding, and would be farther from the prompt than in training.
+    runs = (
+        [list(run) for _, run in groupby(order, lambda i: len(prompts[i]))] if has_virtual_tokens(model) else [order]
+    )
+    batches = [run[start : start + step] for run in runs for start in range(0, len(run), step)]
+    calls = len(batches) * -(-settings.num_generations // most)
     with evaluation_mode(model), torch.no_grad():
-        for start in range(0, len(order), step):
-            chosen = order[start : start + step]
+        for chosen in batches:
             for done in range(0, settings.num_generations, most):
                 k = min(most, settings.num_generations - done)
                 batch = [prompts[i] for i in chosen]
@@ -171,8 +182,11 @@ def _sequences(
     output = _static_generate(model, ids_PT, mask_PT, k, settings, config, steps, streamer)
     if output is not None:
         return output[:, width:].tolist()
-    if settings.own_sampling:
+    if _repeats_virtual_tokens(model):
+        extra["use_cache"] = False  # every step then reads all tokens, the virtual ones once
+    if settings.own_sampling and "use_cache" not in extra:
         extra[cache_name(model)] = prompt_cache(model, ids_PT, mask_PT, k)
+    if settings.own_sampling:
         ids_PT, mask_PT = (tensor.repeat_interleave(k, dim=0) for tensor in (ids_PT, mask_PT))
     else:
         config = copy.deepcopy(config)
@@ -190,6 +204,11 @@ def _sequences(
             raise
         raise OSError(f"Cannot load '{settings.custom_generate}'. {INSTEAD_OF_DIVERSE_BEAMS}") from error
     return output[:, width:].tolist()
+
+
+def _repeats_virtual_tokens(model: PreTrainedModel) -> bool:
+    """Whether an adapter adds its virtual tokens in every step: PEFT finds the KV cache under its former name only."""
+    return has_virtual_tokens(model) and cache_name(model) != "past_key_values"
 
 
 def _static_generate(

@@ -14,15 +14,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from trl_ext.models.modes import evaluation_mode
 from trl_ext.models.probe import Tolerance, probe
-from trl_ext.models.properties import base_of
+from trl_ext.models.properties import base_of, has_virtual_tokens, inserted_tokens
 from trl_ext.models.sharding import catch_up_calls
 
 from .lm_head import add_fused_head, from_logits
-from .shared_prefix import SharedPrefixRows
+from .shared_prefix import IGNORE, SharedPrefixRows
 
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,9 @@ class LogProbs(SharedPrefixRows):
     def __init__(self, model: PreTrainedModel, pad_token_id: int, **kwargs: Any) -> None:
         base = base_of(model)
         self.fused = True
+        self.inserted = inserted_tokens(model)
+        if has_virtual_tokens(model):  # they are not among the positions of a row
+            kwargs["shared_prefix"] = "never"
         super().__init__(base, pad_token_id, **kwargs)
         add_fused_head(base)
 
@@ -111,15 +115,19 @@ class LogProbs(SharedPrefixRows):
     def _forward(self, model: torch.nn.Module, form: str, prompts: list, completions: list, fused: bool) -> TokenLogps:
         rows, inputs = self.inputs(model, form, prompts, completions)
         labels = rows["shift_labels"].to(inputs["input_ids"].device)
+        labels = pad(labels, (self.inserted, 0), value=IGNORE)
         if fused:
             outputs = model(**inputs, shift_labels=labels, fused_lm_head=True)
         else:
             logits = model(**inputs, use_cache=False).logits
             outputs = from_logits(logits, labels.to(logits.device))
+        logps, entropy, is_top1 = (
+            values[:, self.inserted :] for values in (outputs.log_probs, outputs.entropy, outputs.is_top1)
+        )
         index = rows["completion_index"].to(outputs.log_probs.device)
         total = sum(map(len, completions))
         positions = rows["input_ids"].numel()
-        return TokenLogps(outputs.log_probs, outputs.entropy, outputs.is_top1, index, total, form, positions)
+        return TokenLogps(logps, entropy, is_top1, index, total, form, positions)
 
     def probe_values(self, model: torch.nn.Module, form: str, prompts: list, completions: list) -> torch.Tensor:
         """log P of the completions, as one vector of shape (1, N)."""

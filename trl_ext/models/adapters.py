@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from peft import PeftConfig
 
 
+# Adapters whose forward pass takes a task or a type for each token.
+_OWN_INPUTS = ("MULTITASK_PROMPT_TUNING", "CPT", "POLY")
+
+
 def wrap_with_peft(model: PreTrainedModel, peft_config: "PeftConfig | None", **kwargs: Any) -> torch.nn.Module:
     """
     Adds the adapter of `peft_config` to `model`. Without one, checks that `model` can be trained as it is.
@@ -28,8 +32,8 @@ def wrap_with_peft(model: PreTrainedModel, peft_config: "PeftConfig | None", **k
 
     Raises:
         `TypeError`: `peft_config` is not a [`~peft.PeftConfig`].
-        `ValueError`: `model` already has an adapter, the adapter is on the output head or adds tokens to the input, or
-            a quantized model would be trained without one.
+        `ValueError`: `model` already has an adapter, the adapter is on the output head or takes more than token ids,
+            or a quantized model would be trained without one.
     """
     if peft_config is not None:
         from peft import PeftConfig, get_peft_model
@@ -52,10 +56,11 @@ def wrap_with_peft(model: PreTrainedModel, peft_config: "PeftConfig | None", **k
             "The adapter targets the output head, but log-probabilities are computed from the head's own weight: the "
             "adapter would never be trained. Remove the head from `target_modules`."
         )
-    if is_peft_model(model) and _adds_tokens(model):
+    kind = str(model.active_peft_config.peft_type.value) if is_peft_model(model) else ""
+    if kind in _OWN_INPUTS:
         raise ValueError(
-            "The adapter adds virtual tokens to the start of every row, so that positions and labels do not match. "
-            "Use LoRA, another adapter of weights, or prefix tuning."
+            f"The adapter is of type {kind}, which takes more than token ids or has a "
+            "loss of its own. Use LoRA, another adapter of weights, or prompt tuning."
         )
     cast_adapter(model)
     return model
@@ -91,8 +96,3 @@ def check_trainable(model: torch.nn.Module) -> None:
     else:
         remedy = "Call `model.requires_grad_(True)` before, or train an adapter: pass `peft_config` (`--use_peft`)."
     raise ValueError(f"There is nothing to train: all parameters of the `{name}` are frozen. {remedy}")
-
-
-def _adds_tokens(model: Any) -> bool:
-    config = model.active_peft_config
-    return config.is_prompt_learning and config.peft_type != "PREFIX_TUNING"

@@ -43,6 +43,15 @@ def has_virtual_tokens(model: torch.nn.Module) -> bool:
     return any(adapter.is_prompt_learning for adapter in getattr(model, "peft_config", {}).values())
 
 
+def inserted_tokens(model: torch.nn.Module) -> int:
+    """Virtual tokens that the active adapter puts in front of every row (prompt tuning and P-tuning)."""
+    if not is_peft_model(model):
+        return 0
+    config: Any = model.active_peft_config
+    inserts = config.is_prompt_learning and config.peft_type not in ("PREFIX_TUNING", "CARTRIDGE")
+    return int(config.num_virtual_tokens) if inserts else 0
+
+
 def cache_name(model: torch.nn.Module) -> str:
     """
     Name of the KV cache among the arguments of a model: `"cache"` since transformers 5.24, `"past_key_values"` before
@@ -79,7 +88,7 @@ def context_length(model: Any) -> int:
         if isinstance(scaling, dict) and scaling.get("factor"):
             before = scaling.get("original_max_position_embeddings") or config.max_position_embeddings
             positions = max(positions, int(scaling["factor"] * before))
-    return max(0, positions - _unused_positions(model)) if positions else 0
+    return positions and max(1, positions - _unused_positions(model) - inserted_tokens(model))
 
 
 def _unused_positions(model: Any) -> int:

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 if TYPE_CHECKING:
@@ -161,6 +161,45 @@ def gathered_parameters(model: nn.Module) -> Iterator[None]:
 
     with deepspeed.zero.GatheredParameters(parameters):
         yield
+
+
+def copy_of(parameter: nn.Parameter) -> torch.Tensor:
+    """The values of a parameter: all of them, or under FSDP2 those of this process, as a `DTensor`."""
+    if not hasattr(parameter, "ds_id"):
+        return parameter.detach().clone()
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([parameter]):
+        return parameter.detach().clone()
+
+
+@torch.no_grad()
+def assign(parameter: nn.Parameter, values: torch.Tensor) -> None:
+    """
+    Sets the values of a parameter, wherever they are. Every process has to call it.
+
+    Args:
+        parameter (`torch.nn.Parameter`): The parameter.
+        values (`torch.Tensor`): All of its values, or from [`copy_of`].
+    """
+    if hasattr(parameter, "ds_id"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+            parameter.data.copy_(values)
+        return
+    if isinstance(parameter, DTensor) and not isinstance(values, DTensor):
+        if values.is_meta:  # only the first process has read the weights, and sends them
+            values = torch.empty_like(values, device=parameter.device)
+        values = distribute_tensor(values.to(parameter.device), parameter.device_mesh, parameter.placements)
+    parameter.data.copy_(values)
+
+
+def reshard(model: nn.Module) -> None:
+    """Shards the parameters of FSDP2 modules again, so that the next forward pass sees what was assigned."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def is_sharded(model: nn.Module) -> bool:

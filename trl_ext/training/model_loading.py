@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from trl_ext.models.adapters import wrap_with_peft
+from trl_ext.models.dropout import disable_dropout
 from trl_ext.models.load import load_model, use_exact_4bit_on_cpu
 from trl_ext.models.properties import is_peft_model, is_quantized
-from trl_ext.upstream import disable_dropout_in_model
 
 from .config import ExtConfig
 
@@ -88,5 +88,5 @@ def load_policy(
     if is_peft_model(model) and args.gradient_checkpointing:
         model.enable_input_require_grads()
     if args.disable_dropout:
-        disable_dropout_in_model(model)
+        disable_dropout(model)
     return model

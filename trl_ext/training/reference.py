@@ -1,21 +1,31 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The reference model of a KL term: the policy without its adapter, a given model, or a frozen copy."""
+"""
+The reference model of a KL term: a given model, or the policy as it was when training began.
 
+Of a policy with an adapter the weights that are trained are kept, and put back for the reference's forward pass. The
+policy with its adapter disabled would be another model if the adapter was trained before, or if its initialization
+changes the base (PiSSA, OLoRA, CorDA, LoftQ, ...). Of any other policy a frozen copy is kept.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
 from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
 from transformers import BitsAndBytesConfig, PreTrainedModel, Trainer, TrainerCallback
 
 from trl_ext.atomic_files import write_tensors
 from trl_ext.logprobs.logprobs import LogProbs, completion_logps
-from trl_ext.models.load import adapter_disabled, freeze, load_model
+from trl_ext.models.load import freeze, load_model
 from trl_ext.models.properties import base_of, is_peft_model, is_quantized
-from trl_ext.models.sharding import shard
+from trl_ext.models.sharding import assign, copy_of, reshard, shard
 from trl_ext.upstream import disable_gradient_checkpointing
 
 from .config import ExtConfig
@@ -31,12 +41,80 @@ if TYPE_CHECKING:
 # each forward pass reads one token per sequence; here it reads complete texts.
 BATCH_SIZE = 64
 
+# What activation checkpointing and torch.compile insert into the names of parameters.
+_WRAPPERS = re.compile(r"(_checkpoint_wrapped_module|_orig_mod)\.")
+
+
+class TrainedWeights:
+    """
+    The weights of a model that are trained, as they are now.
+
+    Args:
+        model (`torch.nn.Module`): The model, without a distributed wrapper.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.values = {name: copy_of(parameter) for name, parameter in trained_parameters(model).items()}
+
+    def put_into(self, model: torch.nn.Module) -> None:
+        """Sets the weights of `model`, or of a copy of it, to these."""
+        for name, parameter in _parameters(model).items():
+            if name in self.values:
+                assign(parameter, self.values[name])
+        reshard(model)
+
+    @contextmanager
+    def restored(self, model: torch.nn.Module) -> Iterator[None]:
+        """Inside this context `model` has these weights."""
+        current = TrainedWeights(model)
+        self.put_into(model)
+        try:
+            yield
+        finally:
+            current.put_into(model)
+
+    def save(self, file: Path, is_main_process: bool) -> None:
+        """Write the weights to a safetensors file. Every process has to call it."""
+        whole = {
+            n: values.full_tensor() if isinstance(values, DTensor) else values for n, values in self.values.items()
+        }
+        if is_main_process:
+            write_tensors(file, whole)
+
+    def load(self, file: Path) -> None:
+        """
+        Read the weights that [`save`] wrote.
+
+        Raises:
+            `OSError`: There is no such file.
+            `ValueError`: They are those of another model.
+        """
+        if not file.is_file():
+            raise OSError(
+                f"{file} does not exist: it holds the reference of the KL term, the model after the warm-up. Resume "
+                "in the folder that the run wrote to, or start again."
+            )
+        saved = load_file(file)
+        shapes = {name: values.shape for name, values in self.values.items()}
+        if shapes != {name: values.shape for name, values in saved.items()}:
+            raise ValueError(f"{file} holds the trained weights of another model or adapter.")
+        self.values = {name: values.to(self.values[name].device) for name, values in saved.items()}
+
+
+def trained_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The parameters that require gradients, by their names without the parts that wrappers insert."""
+    return {name: parameter for name, parameter in _parameters(model).items() if parameter.requires_grad}
+
+
+def _parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    return {_WRAPPERS.sub("", name): parameter for name, parameter in model.named_parameters()}
+
 
 class Reference:
     """
     Computes log pi(y | x) - log pi_0(y | x) for a policy pi and its reference pi_0.
 
-    The reference is `ref_model`; without one, the policy with its adapter disabled, or a frozen copy of the policy.
+    The reference is `ref_model`; without one, the policy as it is now.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The policy, before training and before any
@@ -47,6 +125,10 @@ class Reference:
             loaded as the policy is, in the policy's dtype unless `model_init_kwargs` has another. Their `revision`
             applies only if the reference has the policy's name.
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): For a reference given by name.
+
+    Attributes:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The reference, or `None` if it is the policy
+            with the weights that it had.
 
     Raises:
         `TypeError`: `ref_model` is neither a model nor a name.
@@ -68,10 +150,40 @@ class Reference:
             raise TypeError(
                 f"`ref_model` must be a model, or its directory or Hub id, got `{type(ref_model).__name__}`."
             )
+        self.is_given = ref_model is not None
         self.model: Any = None
-        if ref_model is not None or not is_peft_model(model):
+        self._weights: TrainedWeights | None = None
+        if ref_model is None and is_peft_model(model):
+            self._weights = TrainedWeights(model)
+        else:
             self.model = freeze(independent_copy(model) if ref_model is None else ref_model)
             self.log_probs: LogProbs | None = None  # not the policy's: its attention may differ
+
+    def follow(self, trainer: Trainer, file: Path, *, resumed: bool = False) -> None:
+        """
+        Make the policy as it is now the reference, unless that was given.
+
+        Args:
+            trainer ([`~transformers.Trainer`]): The trainer of the policy.
+            file (`pathlib.Path`): Where the weights are kept for runs that are resumed later.
+            resumed (`bool`, *optional*, defaults to `False`): Take the weights in `file` instead.
+
+        Raises:
+            `OSError`: There is no such file.
+            `ValueError`: It holds the weights of another model.
+        """
+        if self.is_given:
+            return
+        policy = trainer.accelerator.unwrap_model(trainer.model)
+        weights = TrainedWeights(policy)
+        if resumed:
+            weights.load(file)
+        else:
+            weights.save(file, trainer.accelerator.is_main_process)
+        if self.model is None:
+            self._weights = weights
+        else:
+            weights.put_into(extract_model_from_parallel(self.model))
 
     def place(self, trainer: Trainer) -> None:
         """Move a separate reference model to the device of the policy, and shard it if the policy is sharded."""
@@ -152,8 +264,8 @@ class Reference:
 
         with disable_gradient_checkpointing(policy, trainer.args.gradient_checkpointing_kwargs):
             own = logps(trainer.model_wrapped, log_probs)
-            if self.model is None:
-                with adapter_disabled(policy):
+            if self._weights is not None:
+                with self._weights.restored(policy):
                     reference = logps(trainer.model_wrapped, log_probs)
             else:
                 reference = logps(self.model, self._builder(log_probs))

@@ -618,6 +618,7 @@ class ExtTrainer(BaseTrainer):
             exact_layout=bool(self._samples or self._repeats() > 1 or random),
             finds_batch_size=args.auto_find_batch_size,
         )
+
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:

@@ -93,8 +93,8 @@ class PSLETrainer(OnlineTrainer):
             [`~trl_ext.methods.psle.data.prepare_sft_dataset`] takes.
         ref_model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):
             Reference of the KL term (`beta > 0`): a model, or a directory or Hub id, which is loaded as `model` is
-            (`trust_remote_code`, `model_init_kwargs`, `quantization_config`). By default the adapter switched off, or
-            a frozen copy of `model`.
+            (`trust_remote_code`, `model_init_kwargs`, `quantization_config`). By default `model` as it is when
+            the iterations begin (after a warm-up): a frozen copy, or the weights of its adapter as they were.
         compute_metrics (`Callable`, *optional*):
             Called at evaluation with predictions l (mean log-probability per token given the plain prompt) and
             label_ids the rewards, both of shape (rows, 2K): K = `num_generations` plain completions, then K guided
@@ -449,7 +449,7 @@ class PSLETrainer(OnlineTrainer):
                 resume from. `True`: the latest one.
             args, kwargs: Passed to [`~transformers.Trainer.train`].
         """
-        path = resume_from_checkpoint
+        path = resume_from_checkpoint or None
         if path is True:
             folders = (self.args.output_dir, Path(self.args.output_dir) / WARM_UP)
             path = next(filter(None, map(last_checkpoint, folders)), True)  # transformers raises if there is none
@@ -458,6 +458,10 @@ class PSLETrainer(OnlineTrainer):
             assert self._sft_dataset is not None
             WarmUpTrainer(self, self._sft_dataset).train(path if in_warm_up else None)
             path = None
+        if self.args.sft_epochs and self.reference is not None and path is not True:
+            # The KL term is to the model that the iterations start from.
+            folder = Path(path).parent if isinstance(path, str | os.PathLike) else Path(self.args.output_dir)
+            self.reference.follow(self, folder / WARM_UP / "reference.safetensors", resumed=path is not None)
         output = super().train(path, *args, **kwargs)
         self._warn(due=self.args.resample_steps > 0)
         return output

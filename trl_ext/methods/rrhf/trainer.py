@@ -52,8 +52,9 @@ class RRHFTrainer(OnlineTrainer):
             Model to be trained: a Hub id, a directory, or a model.
         ref_model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):
             Reference of the KL term (`beta > 0`): a model, or a directory or Hub id, which is loaded as `model` is
-            (`trust_remote_code`, `model_init_kwargs`, `quantization_config`). By default the adapter switched off, or
-            a frozen copy of `model`. Without a KL term no reference is kept.
+            (`trust_remote_code`, `model_init_kwargs`, `quantization_config`). By default `model` as it is when
+            training begins: a frozen copy, or the weights of its adapter as they were. Without a KL term no reference
+            is kept.
         args ([`RRHFConfig`], *optional*):
             Configuration; the defaults are the paper's.
         data_collator (`DataCollator`, *optional*):

@@ -7,11 +7,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from trl_ext.models.dropout import disable_dropout
 from trl_ext.models.load import saved_config
 from trl_ext.models.properties import is_peft_model, is_quantized
 from trl_ext.models.tokenizers import load_tokenizer, vocabulary_mismatch
 from trl_ext.training.model_loading import init_kwargs
-from trl_ext.upstream import disable_dropout_in_model
 
 from .config import VASConfig
 from .value_model.backbones import add_adapter
@@ -77,7 +77,7 @@ def load_value_model(
     if is_peft_model(value_model.backbone) and args.gradient_checkpointing:
         value_model.backbone.enable_input_require_grads()
     if args.disable_dropout:
-        disable_dropout_in_model(value_model)
+        disable_dropout(value_model)
     value_model.config.record_tokenizer(tokenizer)
     value_model.config.gamma, value_model.config.lam = args.gamma, args.lam
     return value_model
