@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from .row_cache import this_version
 from .schema import (
     AnyDataset,
     DataError,
@@ -212,11 +213,12 @@ def prepare_dataset(
 
     if isinstance(dataset, Dataset):
         kwargs["desc"] = f"Tokenizing {name} dataset"
-    dataset = dataset.map(tokenize, with_indices=True, **kwargs)
+    dataset = dataset.map(this_version(tokenize), with_indices=True, **kwargs)
     if not max_length:
         return dataset, 0
     kwargs.pop("desc", None)
-    kept = dataset.filter(lambda prompt_ids: len(prompt_ids) < max_length, input_columns="prompt_ids", **kwargs)
+    short = this_version(lambda prompt_ids: len(prompt_ids) < max_length)
+    kept = dataset.filter(short, input_columns="prompt_ids", **kwargs)
     if not isinstance(dataset, Dataset):
         return kept, 0
     if len(kept) == 0:
