@@ -14,7 +14,7 @@ import pytest
 from conftest import REPOSITORY
 
 
-FOLDERS = ("trl_ext", "recipes", "benchmarks")
+FOLDERS = ("trl_ext", "recipes", "benchmarks", "docs")
 DOCUMENTS = sorted(
     [*REPOSITORY.glob("*.md"), *(page for name in FOLDERS for page in (REPOSITORY / name).rglob("*.md"))]
 )

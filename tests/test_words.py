@@ -18,7 +18,17 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 # What users and contributors read: pages, code (docstrings, messages and comments), tests, headers of recipes, CI.
-READ = ("*.md", "*.toml", ".ci/*", ".github/**/*.yml", "trl_ext/**/*", "benchmarks/**/*", "recipes/**/*", "tests/**/*")
+READ = (
+    "*.md",
+    "docs/**/*",
+    "*.toml",
+    ".ci/*",
+    ".github/**/*.yml",
+    "trl_ext/**/*",
+    "benchmarks/**/*",
+    "recipes/**/*",
+    "tests/**/*",
+)
 SUFFIXES = (".md", ".py", ".pyi", ".toml", ".yaml", ".yml", "")
 
 # A regular expression of whole words -> what to write. A space matches a line break inside a paragraph or string.

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks that every trainer makes: rows that fit the model's context length, and the class of the config."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -324,3 +324,58 @@ def test_whole_numbers_are_scores(tmp_path: Path) -> None:
     run.predict(Dataset.from_list(rows))
     for labels in seen:
         assert labels.shape[0] == 3 and np.isnan(labels).sum() == 3 * labels.shape[1] - 6
+
+
+# ------------------------------------------------------------------------------------------------ streams, attributes
+
+
+def streamed_evaluation(folder: Path, method: str, **settings: Any) -> Any:
+    rows = SCORED if method == "rrhf" else PROMPTS
+    trainer = make_trainer(method, folder, rows, eval_rows=rows, **settings)
+    trainer.eval_dataset = trainer.eval_dataset.to_iterable_dataset()
+    return trainer
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_a_streamed_evaluation_beside_rows_is_not_dispatched(tmp_path: Path, method: str) -> None:
+    """One process would send its batches, lists of different lengths, to the others: that fails with two of them."""
+    settings = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True, "dataloader_prefetch_factor": 3}
+    trainer = streamed_evaluation(tmp_path, method, **settings)
+    assert trainer.get_train_dataloader().num_workers == 2
+    loader = trainer.get_eval_dataloader()
+    assert type(loader).__name__ != "DataLoaderDispatcher"
+    assert loader.num_workers == 0  # a stream of one part
+    assert {name: getattr(trainer.args, name) for name in settings} == settings
+    with pytest.raises(ValueError, match="Iterable datasets require `dispatch_batches=False`"):
+        make_trainer(method, tmp_path, accelerator_config={"dispatch_batches": True})
+
+
+@pytest.mark.parametrize("method", ["rrhf", "psle", "vas"])
+def test_a_stream_of_prompts_needs_no_more_settings_than_in_trl(tmp_path: Path, method: str) -> None:
+    made = make_trainer(method, tmp_path, max_steps=2)
+    arguments = {
+        "args": replace(made.args, resample_steps=0, dataloader_num_workers=2),
+        "train_dataset": Dataset.from_list(PROMPTS).to_iterable_dataset(),
+        "processing_class": made.processing_class,
+        "reward_funcs": letter_reward,
+    }
+    more = {"value_model": made.model} if method == "vas" else {}
+    trainer = type(made)(model=made.model if method != "vas" else made.policy, **arguments, **more)
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert trainer.args.resample_steps == 1
+    assert trainer.args.dataloader_num_workers == 0
+
+
+def test_attributes_that_scripts_read(tmp_path: Path) -> None:
+    trainer = make_trainer("rrhf", tmp_path, beta=0.1, num_generations=3)
+    assert (trainer.beta, trainer.num_generations, trainer.num_generations_eval) == (0.1, 3, 3)
+    assert trainer.ref_model is trainer.reference.model
+    assert make_trainer("psle", tmp_path).ref_model is None
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_a_missing_dataset_is_the_error_of_trl(tmp_path: Path, method: str) -> None:
+    trainer = type(make_trainer(method, tmp_path))
+    with pytest.raises(ValueError, match="`train_dataset` is required"):
+        trainer(model="x", args=trainer._config_class(str(tmp_path), report_to="none"), reward_funcs=letter_reward)

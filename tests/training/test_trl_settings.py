@@ -154,6 +154,13 @@ def test_another_meaning_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureF
         assert len([text for text in caplog.messages if text.startswith(f"`{name}` is the number of")]) == 1
 
 
+def test_the_migration_page_has_them_all() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "migration.md").read_text(encoding="utf-8")
+    for config in CONFIGS.values():
+        for name in set(config.other_meanings) & names(config):
+            assert f"| `{name}`" in page
+
+
 # --------------------------------------------------------------------------------------------------- what they do
 
 

@@ -20,6 +20,8 @@ from typing import Any, NoReturn, TypeAlias
 from datasets import Dataset, IterableDataset
 from trl import extract_prompt
 
+from .row_cache import this_version
+
 
 AnyDataset: TypeAlias = Dataset | IterableDataset
 
@@ -95,7 +97,7 @@ def to_scored_rows(dataset: AnyDataset, name: str, **map_kwargs: Any) -> AnyData
             "`chosen`, `rejected`, or (with `reward_funcs`) only `prompt`."
         )
     if wanted[0] == "chosen":
-        return dataset.map(preference_to_scored, remove_columns=["chosen", "rejected"], **map_kwargs)
+        return dataset.map(this_version(preference_to_scored), remove_columns=["chosen", "rejected"], **map_kwargs)
     return dataset
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .chat_template import common_length, continuation, only_text, render, template_kwargs, with_template_kwargs
+from .row_cache import this_version
 from .sampled_ids import ID_COLUMNS, sampled_ids, vocabulary_digest
 from .schema import (
     AnyDataset,
@@ -301,11 +302,13 @@ def prepare_dataset(
 
     if isinstance(dataset, Dataset):
         kwargs["desc"] = f"Tokenizing {name} dataset"
-    dataset = _with_warnings(dataset.map(tokenize, with_indices=True, **kwargs), name, has_ids=bool(digest))
+    tokenized = dataset.map(this_version(tokenize), with_indices=True, **kwargs)
+    dataset = _with_warnings(tokenized, name, has_ids=bool(digest))
     if not max_length:
         return dataset, 0
     kwargs.pop("desc", None)
-    kept = dataset.filter(lambda prompt_ids: len(prompt_ids) < max_length, input_columns="prompt_ids", **kwargs)
+    short = this_version(lambda prompt_ids: len(prompt_ids) < max_length)
+    kept = dataset.filter(short, input_columns="prompt_ids", **kwargs)
     if not isinstance(dataset, Dataset):
         return kept, 0
     if len(kept) == 0:

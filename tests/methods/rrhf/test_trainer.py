@@ -690,7 +690,7 @@ def test_contradictory_settings_are_refused(tmp_path: Path) -> None:
 
 def test_no_train_dataset_and_wrong_types(tmp_path: Path) -> None:
     model = make_model(10)
-    with pytest.raises(TypeError, match="train_dataset"):
+    with pytest.raises(ValueError, match="train_dataset"):
         RRHFTrainer(model, args=config(tmp_path), processing_class=make_tokenizer())
     with pytest.raises(TypeError, match="processing_class"):
         trainer(tmp_path, model=model, processing_class=object())

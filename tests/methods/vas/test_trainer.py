@@ -763,7 +763,13 @@ def test_heads_that_do_not_match_and_wrong_types(tmp_path: Path) -> None:
     stream = Dataset.from_list(PROMPTS).to_iterable_dataset()
     common: dict[str, Any] = {"processing_class": make_tokenizer(), "value_model": value_model(make_tokenizer())}
     with pytest.raises(ValueError, match="resample_steps"):
-        VASTrainer(make_model(193), letter_reward, config(tmp_path, max_steps=1, num_iterations=2), stream, **common)
+        VASTrainer(
+            make_model(193),
+            letter_reward,
+            config(tmp_path, max_steps=1, num_iterations=2, num_train_epochs=2),
+            stream,
+            **common,
+        )
     scored = Dataset.from_list(ROWS).to_iterable_dataset()
     with pytest.raises(ValueError, match="num_epochs_per_batch=1"):
         VASTrainer(make_model(193), None, config(tmp_path, max_steps=1, num_epochs_per_batch=2), scored, **common)

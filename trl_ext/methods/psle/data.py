@@ -15,6 +15,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from trl_ext.data.chat_template import template_kwargs
+from trl_ext.data.row_cache import this_version
 from trl_ext.data.sampled_ids import ID_COLUMNS
 from trl_ext.data.schema import AnyDataset, DataError, column_names, first_row, to_scored_rows, with_check
 from trl_ext.data.tokenization import encode_prompt, prepare_dataset
@@ -260,7 +261,7 @@ def prepare_prompts(
 
     if isinstance(dataset, Dataset):
         kwargs["desc"] = f"Adding principles to {name} dataset"
-    return dataset.map(guide, **kwargs), dropped
+    return dataset.map(this_version(guide), **kwargs), dropped
 
 
 def _guided_ids(
@@ -352,11 +353,13 @@ def prepare_sft_dataset(
         )
     if form == ("text",):
         arguments = {"tokenizer": tokenizer, "max_length": args.max_length}
-        return dataset.map(_tokenize_text, with_indices=True, fn_kwargs=arguments, remove_columns=columns), 0
+        return dataset.map(
+            this_version(_tokenize_text), with_indices=True, fn_kwargs=arguments, remove_columns=columns
+        ), 0
     if form in (("completions", "scores"), ("chosen",)):
         dataset = to_scored_rows(dataset, "SFT")
     other = [column for column in column_names(dataset) if column not in ("tools", "chat_template_kwargs")]
-    rows = dataset.map(_to_imitate, with_indices=True, fn_kwargs={"form": form}, remove_columns=other)
+    rows = dataset.map(this_version(_to_imitate), with_indices=True, fn_kwargs={"form": form}, remove_columns=other)
     try:
         return prepare_dataset(
             rows,

@@ -21,6 +21,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from trl_ext.data.row_cache import this_version
 from trl_ext.data.schema import AnyDataset, DataError, column_names, first_row
 from trl_ext.data.tokenization import prepare_dataset, truncate_completions
 
@@ -176,17 +177,18 @@ def prepare_values(
     """
     kwargs: dict[str, Any] = {"num_proc": num_proc} if isinstance(dataset, Dataset) else {}
     if "completions" in column_names(dataset) and _has_lists(first_row(dataset, name).get("scores")):
-        dataset = dataset.map(_split_scores, with_indices=True, **kwargs)
+        dataset = dataset.map(this_version(_split_scores), with_indices=True, **kwargs)
     # Truncation comes last: rewards per token are compared with the lengths before it.
     dataset, dropped = prepare_dataset(
         dataset, tokenizer, name=name, max_length=0, num_proc=num_proc, chat_template_kwargs=chat_template_kwargs
     )
     if "completion_ids" in column_names(dataset):
         arguments = {"heads": list(heads), "max_length": max_length, "name": name, "tokenizer": tokenizer}
-        dataset = dataset.map(_add_rewards, fn_kwargs=arguments, **kwargs)
+        dataset = dataset.map(this_version(_add_rewards), fn_kwargs=arguments, **kwargs)
     if max_length:
         before = len(dataset) if isinstance(dataset, Dataset) else 0
-        dataset = dataset.filter(lambda ids: len(ids) < max_length, input_columns="prompt_ids", **kwargs)
+        short = this_version(lambda ids: len(ids) < max_length)
+        dataset = dataset.filter(short, input_columns="prompt_ids", **kwargs)
         if isinstance(dataset, Dataset):
             dropped += before - len(dataset)
             if not len(dataset):
