@@ -15,6 +15,7 @@ from datasets import load_dataset
 from trl_ext.cli.sample import best_of_n, main
 from trl_ext.data import resumable_file
 from trl_ext.data.resumable_file import ResumableFile
+from trl_ext.data.sampled_ids import ID_COLUMNS
 from trl_ext.data.schema import DataError
 from trl_ext.data.tokenization import prepare_dataset
 from trl_ext.rewards.functions import RewardError, load_rewards
@@ -84,7 +85,7 @@ def test_rows_of_the_schema(tiny_model_dir, tiny_reward_dir, prompts, capsys):
     assert sample(prompts, tiny_model_dir, reward_model_name_or_path=tiny_reward_dir) == 0
     rows = read_rows()
     assert [row["prompt"] for row in rows] == PROMPTS
-    assert list(rows[0]) == ["prompt", "completions", "scores", "ended", "label", "note"]
+    assert list(rows[0]) == ["prompt", "completions", "scores", "ended", *ID_COLUMNS, "label", "note"]
     assert [row["label"] for row in rows] == [i % 2 for i in range(len(PROMPTS))]
     [judge] = load_rewards(tiny_reward_dir)
     for row in rows:
@@ -144,7 +145,7 @@ def test_conversations(tiny_model_dir):
 
 def test_without_rewards_there_are_no_scores(tiny_model_dir, prompts):
     sample(prompts, tiny_model_dir, max_num_prompts=2)
-    assert [list(row) for row in read_rows()] == [["prompt", "completions", "ended", "label", "note"]] * 2
+    assert [list(row) for row in read_rows()] == [["prompt", "completions", "ended", *ID_COLUMNS, "label", "note"]] * 2
 
 
 def test_parquet(tiny_model_dir, prompts):

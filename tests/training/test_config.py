@@ -236,3 +236,33 @@ def test_what_plugins_and_trl_write_is_taken(tmp_path):
     assert args.principles_file == str(tmp_path / "p.txt") and args.vllm_max_model_length == 0
     args = PSLEConfig(str(tmp_path), principles_file=None, vllm_server_base_url=None, sft_dataset_name=None)
     assert args.principles_file == args.vllm_server_base_url == args.sft_dataset_name == ""
+
+
+@pytest.mark.parametrize(("value", "expected"), [("auto", 0), (8, 8), ("8", 8), (None, 0), ("none", 0)])
+def test_the_padding_multiple_has_trls_forms(tmp_path, value, expected):
+    assert config(tmp_path, pad_to_multiple_of=value).pad_to_multiple_of == expected
+
+
+def test_the_padding_multiple_on_neuron_is_trls(tmp_path, monkeypatch):
+    """TRL 1.16: "auto" pads to 128 where each shape is compiled."""
+    monkeypatch.setattr(ExtConfig, "device", torch.device("meta"))
+    assert config(tmp_path).pad_to_multiple_of == 0
+    monkeypatch.setattr(ExtConfig, "device", type("Device", (), {"type": "neuron"}))
+    assert config(tmp_path).pad_to_multiple_of == 128
+
+
+def test_a_padding_multiple_that_is_no_number(tmp_path):
+    with pytest.raises(ValueError, match="`pad_to_multiple_of` must be a whole number or 'auto', got 'wide'"):
+        config(tmp_path, pad_to_multiple_of="wide")
+
+
+def test_truncation_keeps_the_start(tmp_path):
+    assert config(tmp_path, truncation_mode="keep_start").truncation_mode == "keep_start"
+    with pytest.raises(ValueError, match="'keep_end' is not supported: completions of one prompt"):
+        config(tmp_path, truncation_mode="keep_end")
+
+
+def test_arguments_of_chat_templates(tmp_path):
+    kwargs = {"enable_thinking": False}
+    assert config(tmp_path, chat_template_kwargs=kwargs).chat_template_kwargs == kwargs
+    assert config(tmp_path, chat_template_kwargs='{"enable_thinking": false}').chat_template_kwargs == kwargs
