@@ -218,7 +218,7 @@ def _describe_note(kind: str, text: str, index: int, name: str) -> str:
 def _with_warnings(dataset: AnyDataset, name: str, has_ids: bool) -> AnyDataset:
     """
     The tokenized dataset without the notes about its rows, which are logged (once for each kind), and without the
-    column that says of which tokenizer sampled ids are.
+    column that names the tokenizer of sampled ids.
 
     The notes are a column until then, so that processes that tokenize and cached rows cause the same warnings.
     """
