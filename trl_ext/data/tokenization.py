@@ -144,7 +144,7 @@ def _tokenize_row(
         kwargs = template_kwargs(row)
         before, encode = render(tokenizer, prompt, add_generation_prompt=True, **kwargs), _encode_rendered
         texts = [
-            continuation(tokenizer, prompt, completion, flag, notes=notes, **kwargs)
+            continuation(tokenizer, prompt, completion, flag, before=before, notes=notes, **kwargs)
             for completion, flag in zip(completions, ended, strict=True)
         ]
     # Prompt and completion are tokenized together, so that there is one start token and the usual token boundaries.
