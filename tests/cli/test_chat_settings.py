@@ -103,8 +103,8 @@ def test_ids_stay_when_a_sampled_file_is_sampled_again(thinking_dir, asked):
     run("sample", thinking_dir)
     first = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in first))
-    words = f"--dataset_name rows.jsonl --dataset_completions --output_file again.jsonl --model_name_or_path {thinking_dir}"
-    assert sample([*words.split(), "--max_completion_length", "3", "--num_generations", "1"]) == 0
+    words = "--dataset_name rows.jsonl --dataset_completions --output_file again.jsonl --max_completion_length 3"
+    assert sample([*words.split(), "--num_generations", "1", "--model_name_or_path", thinking_dir]) == 0
     again = [json.loads(line) for line in Path("again.jsonl").read_text().splitlines()]
     for row, old in zip(again, first, strict=True):
         assert row["completion_ids"][1:] == old["completion_ids"]

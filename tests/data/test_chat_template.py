@@ -21,11 +21,16 @@ from trl_ext.data.chat_template import (
 REASONED = "the plot\n</think>\n\ngood"  # as it is generated behind a prompt that opens the thought
 
 
+def rendered(tokenizer, completion, ended, notes, **kwargs):
+    before = render(tokenizer, USER, add_generation_prompt=True, **kwargs)
+    return continuation(tokenizer, USER, completion, ended, before=before, notes=notes, **kwargs)
+
+
 def behind(template, text, ended=True, **kwargs):
     """The text of a completion behind its prompt, and the notes about it."""
     notes = {}
     tokenizer = make_byte_tokenizer(template)
-    return continuation(tokenizer, USER, assistant(text), ended, notes=notes, **kwargs), notes
+    return rendered(tokenizer, assistant(text), ended, notes, **kwargs), notes
 
 
 @pytest.mark.parametrize(
@@ -88,14 +93,14 @@ def test_a_template_that_renders_the_prompt_differently_when_a_completion_follow
 def test_reasoning_in_fields_that_a_template_ignores_is_noted():
     notes = {}
     turn = [{"role": "assistant", "content": "good", "reasoning_content": "the plot"}]
-    continuation(make_byte_tokenizer("plain"), USER, turn, True, notes=notes)
+    rendered(make_byte_tokenizer("plain"), turn, True, notes)
     assert notes == {"lost": "the plot"}
 
 
 def test_reasoning_lost_in_a_completion_of_several_messages_is_noted():
     notes = {}
     turns = [*assistant(REASONED), *USER, *assistant("bad")]
-    text = continuation(make_byte_tokenizer("r1"), USER, turns, True, notes=notes)
+    text = rendered(make_byte_tokenizer("r1"), turns, True, notes)
     assert text.endswith(f"bad{END}")
     assert notes["lost"] == "the plot\n</think>"
 
@@ -127,6 +132,8 @@ def test_a_turn_that_does_not_end_generation():
     assert "writes nothing behind an answer" in unstopped_turn(make_byte_tokenizer("glm"), [end])
     tokenizer.chat_template = tokenizer.chat_template.replace(END, " //")
     assert "let the template end turns with '<|endoftext|>'" in unstopped_turn(tokenizer, [eos])
+    tokenizer.chat_template = "{{ raise_exception('no') }}"  # the rows have the error
+    assert unstopped_turn(tokenizer, [eos]) == ""
 
 
 # ---------------------------------------------------------------------------------------------------------- arguments

@@ -77,7 +77,7 @@ def test_another_prompt_than_was_sampled_from_is_told(caplog):
 
 
 def test_tool_calls_have_no_ids():
-    assert sampled_ids({"completion_ids": [[1]], "tokenizers": ["x"]}, 0, None, make_tokenizer(), "x", {}) == []
+    assert sampled_ids({"completion_ids": [[1]], "tokenizers": ["x"]}, 0, None, [2], make_tokenizer(), "x", {}) == []
 
 
 def test_ids_without_completions_are_dropped():

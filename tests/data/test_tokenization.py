@@ -7,7 +7,7 @@ import itertools
 import json
 
 import pytest
-from conftest import make_tokenizer
+from conftest import make_llama2_tokenizer, make_tokenizer
 from dataset_rows import CHAT, EOS, PLAIN, USER, assistant, completion_texts, completion_tokens, prepare, stream
 from datasets import Dataset, IterableDataset
 from hypothesis import given, settings
@@ -345,6 +345,15 @@ def test_a_prompt_is_the_same_with_and_without_completions(row, template, ended)
     for ids in tokens["completion_ids"]:
         whole = tokens["prompt_ids"] + ids
         assert tokenizer.decode(whole) == tokenizer.decode(tokens["prompt_ids"]) + tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("prompt", ["the ", "the film", "the:  "])
+@pytest.mark.parametrize("text", ["film", " film", "  good", "\nwas"])
+def test_prompts_stay_whole_where_a_space_is_put_before_every_text(prompt, text):
+    tokenizer = make_llama2_tokenizer()
+    tokens = tokenize_row({"prompt": prompt, "completions": [text], "scores": [1.0]}, tokenizer)
+    assert tokens["prompt_ids"] == tokenizer(prompt)["input_ids"]
+    assert tokenizer.decode(tokens["prompt_ids"] + tokens["completion_ids"][0]) == f"{prompt}{text}</s>"
 
 
 @pytest.mark.parametrize("make", [Dataset.from_list, stream], ids=["map", "stream"])

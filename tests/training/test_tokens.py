@@ -6,7 +6,7 @@
 import json
 
 import pytest
-from conftest import letter_reward, make_model
+from conftest import letter_reward, make_llama2_tokenizer, make_model
 from thinking import END, TEMPLATES, make_byte_tokenizer
 from tiny_trainers import METHODS, make_trainer
 
@@ -20,8 +20,13 @@ from trl_ext.seeds import seeded
 
 
 PROMPTS = {"text": ["the film: ", "I found "], "chat": [[{"role": "user", "content": x}] for x in ("film?", "f ")]}
-CASES = [("text", "plain"), *(("chat", template) for template in TEMPLATES)]
+CASES = [("text", "plain"), ("text", "llama2"), *(("chat", template) for template in TEMPLATES)]
 SETTINGS = GenerationSettings(num_generations=3, max_completion_length=5, temperature=2.0)
+
+
+def make(template):
+    """Of Llama 2's kind, where a space is put before every text, or a byte-level tokenizer with a chat template."""
+    return make_llama2_tokenizer() if template == "llama2" else make_byte_tokenizer(template)
 
 
 def sample(tokenizer, prompts):
@@ -38,7 +43,7 @@ def sample(tokenizer, prompts):
 @pytest.mark.parametrize("method", METHODS)
 def test_tokens_of_a_sampled_dataset(method, form, template, tmp_path):
     """The oracle is the model's own generation from the prompts as inference encodes them."""
-    tokenizer = make_byte_tokenizer(template)
+    tokenizer = make(template)
     rows, sampled = sample(tokenizer, PROMPTS[form])
     trainer = make_trainer(method, tmp_path, rows, tokenizer=tokenizer, resample_steps=None, max_length=200)
     for row, prompt, ids in zip(trainer.train_dataset, PROMPTS[form], sampled, strict=True):

@@ -101,7 +101,10 @@ def unstopped_turn(tokenizer: PreTrainedTokenizerBase, eos_token_ids: Container[
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer with the chat template.
         eos_token_ids (`Container[int]`): Token ids that end generation.
     """
-    end = end_of_turn(tokenizer, [{"role": "user", "content": "x"}])
+    try:
+        end = end_of_turn(tokenizer, [{"role": "user", "content": "x"}])
+    except Exception:  # a template may refuse a conversation that is not like those of the dataset
+        return ""
     ids = tokenizer(end, add_special_tokens=False)["input_ids"]
     if any(token in eos_token_ids for token in ids):
         return ""
@@ -128,6 +131,7 @@ def continuation(
     completion: Messages,
     ended: bool,
     *,
+    before: str,
     notes: dict[str, str],
     **kwargs: Any,
 ) -> str:
@@ -144,18 +148,21 @@ def continuation(
         prompt (`list[dict]`): The messages of the prompt.
         completion (`list[dict]`): The messages of the completion.
         ended (`bool`): Whether the model ended the completion.
+        before (`str`): The rendered prompt, with the generation prompt.
         notes (`dict[str, str]`): Gets what the user has to know, by kind (see
             `_NOTES` of `tokenization.py`).
         kwargs: Arguments of the chat template.
     """
-    before = render(tokenizer, prompt, add_generation_prompt=True, **kwargs)
     answer, goes_on = only_text(completion), False
     if answer is not None:
         answer, goes_on = _in_opened_tag(answer, before)
     if not ended and answer is not None:
         return answer
     rendered = render(tokenizer, [*prompt, *completion], continue_final_message=not ended, **kwargs)
-    behind = _behind(before, rendered, render(tokenizer, prompt, **kwargs), notes)
+    if rendered.startswith(before):
+        behind: str | None = rendered[len(before) :]
+    else:
+        behind = _behind(before, rendered, render(tokenizer, prompt, **kwargs), notes)
     if answer is not None and (behind is None or not _is_kept(answer.strip(), behind, goes_on)):
         if behind is not None:
             notes.pop("prompt", None)
@@ -198,7 +205,8 @@ def _is_kept(answer: str, behind: str, goes_on: bool) -> bool:
 
 def _behind(before: str, rendered: str, prompt: str, notes: dict[str, str]) -> str | None:
     """
-    What a rendered conversation has behind its prompt; `None` if it renders the messages of the prompt differently.
+    What a rendered conversation that does not begin with its prompt has instead of the completion behind it; `None` if
+    the messages of the prompt are rendered differently.
 
     Args:
         before (`str`): The prompt with the generation prompt.
@@ -206,8 +214,6 @@ def _behind(before: str, rendered: str, prompt: str, notes: dict[str, str]) -> s
         prompt (`str`): The messages of the prompt alone.
         notes (`dict[str, str]`): See [`continuation`].
     """
-    if rendered.startswith(before):
-        return rendered[len(before) :]
     if not (rendered.startswith(prompt) and before.startswith(prompt)):
         notes["prompt"] = before[common_length(before, rendered) :]
         return None

@@ -15,6 +15,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from .completion import decode_after
+
 
 ID_COLUMNS = ("completion_ids", "tokenizers", "prompt_ids")
 
@@ -37,6 +39,7 @@ def sampled_ids(
     row: dict[str, Any],
     i: int,
     text: str | None,
+    prompt_ids: list[int],
     tokenizer: PreTrainedTokenizerBase,
     digest: str,
     notes: dict[str, str],
@@ -48,6 +51,7 @@ def sampled_ids(
         row (`dict`): A row, possibly with the columns of this module.
         i (`int`): Number of the completion.
         text (`str`, *optional*): Its text. `None` if it is more than text, as a tool call is.
+        prompt_ids (`list[int]`): Token ids of the prompt.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer that training uses.
         digest (`str`): Its [`vocabulary_digest`].
         notes (`dict[str, str]`): Gets the reason why ids are not used (see
@@ -59,7 +63,13 @@ def sampled_ids(
     if row["tokenizers"][i] != digest:
         notes["tokenizer"] = str(row["tokenizers"][i])
         return []
-    if max(ids) >= len(tokenizer) or tokenizer.decode(ids, skip_special_tokens=True) != text:
+    if max(ids) >= len(tokenizer) or not _stand_for(ids, text, prompt_ids, tokenizer):
         notes["text"] = text
         return []
     return list(ids)
+
+
+def _stand_for(ids: list[int], text: str, prompt_ids: list[int], tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether token ids stand for a text, by themselves or behind their prompt."""
+    alone = tokenizer.decode(ids, skip_special_tokens=True) == text
+    return alone or decode_after(tokenizer, [prompt_ids], [ids]) == [text]

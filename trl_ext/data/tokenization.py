@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .chat_template import common_length, continuation, only_text, render, template_kwargs, with_template_kwargs
+from .completion import decode_after
 from .row_cache import this_version
 from .sampled_ids import ID_COLUMNS, sampled_ids, vocabulary_digest
 from .schema import (
@@ -143,14 +144,14 @@ def _tokenize_row(
         kwargs = template_kwargs(row)
         before, encode = render(tokenizer, prompt, add_generation_prompt=True, **kwargs), _encode_rendered
         texts = [
-            continuation(tokenizer, prompt, completion, flag, notes=notes, **kwargs)
+            continuation(tokenizer, prompt, completion, flag, before=before, notes=notes, **kwargs)
             for completion, flag in zip(completions, ended, strict=True)
         ]
     # Prompt and completion are tokenized together, so that there is one start token and the usual token boundaries.
     prompt_ids, *sequences = encode(tokenizer, [before, *(before + text for text in texts)])
     completion_ids = []
     for i, (text, sequence) in enumerate(zip(texts, sequences, strict=True)):
-        ids = sampled_ids(row, i, only_text(completions[i]), tokenizer, digest, notes)
+        ids = sampled_ids(row, i, only_text(completions[i]), prompt_ids, tokenizer, digest, notes)
         if ids and row.get("prompt_ids") and row["prompt_ids"] != prompt_ids:
             notes["other prompt"] = tokenizer.decode(row["prompt_ids"])
         if not ids and sequence[: len(prompt_ids)] == prompt_ids:
@@ -218,7 +219,7 @@ def _describe_note(kind: str, text: str, index: int, name: str) -> str:
 def _with_warnings(dataset: AnyDataset, name: str, has_ids: bool) -> AnyDataset:
     """
     The tokenized dataset without the notes about its rows, which are logged (once for each kind), and without the
-    column that says of which tokenizer sampled ids are.
+    column that names the tokenizer of sampled ids.
 
     The notes are a column until then, so that processes that tokenize and cached rows cause the same warnings.
     """
@@ -334,7 +335,7 @@ def truncate_completions(
     cut: dict[str, list[Any]] = {name: list(row[name]) for name in ("completions", "completion_ids", "ended")}
     for i, ids in enumerate(cut["completion_ids"]):
         if len(ids) > longest:
-            text = tokenizer.decode(ids[:longest], skip_special_tokens=True)
+            [text] = decode_after(tokenizer, [row["prompt_ids"]], [ids[:longest]])
             cut["completions"][i] = as_completion(row, text)
             cut["completion_ids"][i], cut["ended"][i] = ids[:longest], False
     return cut
