@@ -163,7 +163,6 @@ def test_one_of_several_labels_is_the_reward(head, label, tmp_path):
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     settings = RewardSettings(reward_head=head)
-    settings.check_reward_settings()
     [found] = load_rewards(str(tmp_path), settings=settings)
     expected = logits_of(model, tokenizer, joined(), label=label)
     assert found(PROMPTS, COMPLETIONS) == pytest.approx(expected, abs=1e-4)

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
 from trl import ModelConfig
 
-from trl_ext.models.load import adapter_base, default_device, load_model, loading_error, quantization_config_from
+from trl_ext.models.load import default_device, load_model, loading_error, quantization_config_from
 from trl_ext.models.properties import accepts_argument, context_length, is_causal, is_quantized
 from trl_ext.models.tokenizers import ensure_pad_token, load_tokenizer
 from trl_ext.upstream import get_config_model_id
@@ -254,12 +254,10 @@ def _load_classifier(name: str, options: dict[str, Any], device: Any) -> tuple[A
     else:
         options.setdefault("dtype", "auto")
     placed = options.setdefault("device_map", None) is not None  # "auto" would spread it over all devices
-    # An adapter's base may be a language model, whose config says nothing about labels.
-    labels = 1 if adapter_base(name) is not None else 0
     try:
-        model = load_model(name, head="sequence_classification", num_labels=labels, **options)
+        model = load_model(name, head="sequence_classification", **options)
     except RuntimeError as error:
-        if "mismatched_sizes" not in str(error) or labels:
+        if "mismatched_sizes" not in str(error):
             raise
         # The config says nothing about labels, for which transformers has two.
         model = load_model(name, head="sequence_classification", num_labels=1, **options)

@@ -193,7 +193,9 @@ class ServerReward:
     def _number(self, value: Any, i: int) -> float | None:
         """A finite number, or `None` (`null`) where the reward does not apply."""
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise BadAnswer(f"{self.address}: the reward of completion {i} is {value!r}, no number.", status=200)
+            raise BadAnswer(
+                f"{self.address}: the reward of completion {i} is {value!r}, which is not a number.", status=200
+            )
         if value is not None and not abs(value) < float("inf"):
             raise BadAnswer(f"{self.address}: the reward of completion {i} is {value}.", status=200)
         return value
