@@ -296,7 +296,7 @@ def load_model(
     if revision is not None:
         init_kwargs["revision"] = revision
     if head == "sequence_classification":
-        num_labels = num_labels or int(base is not None)
+        num_labels = num_labels or int(adapter is not None)
         init_kwargs |= {"num_labels": num_labels} if num_labels else {}
         model = create_model_from_path(source, AutoModelForSequenceClassification, **init_kwargs)
     elif head == "causal_lm":

@@ -14,7 +14,8 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
 from trl import ModelConfig
 
-from trl_ext.models.load import default_device, load_model, loading_error, quantization_config_from
+from trl_ext.data.chat_template import TEMPLATE_COLUMNS, render, template_kwargs
+from trl_ext.models.load import default_device, hub_arguments, load_model, loading_error, quantization_config_from
 from trl_ext.models.properties import accepts_argument, context_length, is_causal, is_quantized
 from trl_ext.models.tokenizers import ensure_pad_token, load_tokenizer
 from trl_ext.upstream import get_config_model_id
@@ -108,7 +109,7 @@ class ClassifierReward:
         name = model if isinstance(model, str) else get_config_model_id(model.config)
         options = settings.model_options if isinstance(model, str) else {}
         options.setdefault("trust_remote_code", trust_remote_code)
-        hub = {"trust_remote_code": options["trust_remote_code"], "revision": options.get("revision")}
+        hub = hub_arguments(options) | {"trust_remote_code": options["trust_remote_code"]}
         if tokenizer is None and not name:
             raise ValueError(
                 f"The reward model, a `{type(model).__name__}`, has no name to load its tokenizer from: pass the "
@@ -130,16 +131,24 @@ class ClassifierReward:
         """What distinguishes its rewards from those of another model."""
         return f"{get_config_model_id(self.model.config)} label {self.head} pairs {self.pairs}"
 
-    def texts(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[tuple[str, str | None]]:
+    def texts(
+        self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]
+    ) -> list[tuple[str, str | None]]:
         """
         The texts that the classifier scores: one per completion, or two for a classifier of pairs.
+
+        Its chat template gets what the columns `chat_template_kwargs` and `tools` have, as that of the policy does.
 
         Raises:
             `ValueError`: The prompts are conversational and the tokenizer has no chat template.
         """
-        return [self._text(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+        texts = []
+        for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            kwargs = template_kwargs({name: values[i] for name, values in columns.items() if name in TEMPLATE_COLUMNS})
+            texts.append(self._text(prompt, completion, kwargs))
+        return texts
 
-    def _text(self, prompt: Any, completion: Any) -> tuple[str, str | None]:
+    def _text(self, prompt: Any, completion: Any, kwargs: dict[str, Any]) -> tuple[str, str | None]:
         if isinstance(prompt, str):
             return (prompt, completion) if self.pairs else (prompt + completion, None)
         if self.is_encoder and (self.pairs or self.tokenizer.chat_template is None):
@@ -155,12 +164,12 @@ class ClassifierReward:
                 "the prompts are conversational, but the reward model's tokenizer has no chat template: set "
                 "`tokenizer.chat_template`, or use a reward model that was trained on conversations."
             )
-        return self.tokenizer.apply_chat_template([*prompt, *completion], tokenize=False), None  # type: ignore[return-value]
+        return render(self.tokenizer, [*prompt, *completion], **kwargs), None
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
         """Logit of each completion."""
-        rows = self._rows(self.texts(prompts, completions), rendered=not isinstance(prompts[0], str))
+        rows = self._rows(self.texts(prompts, completions, **columns), rendered=not isinstance(prompts[0], str))
         if [] in (ids := [row["input_ids"] for row in rows]):
             raise ValueError(f"completion {ids.index([])} and its prompt are empty: there is nothing to score.")
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
