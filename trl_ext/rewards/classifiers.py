@@ -172,20 +172,27 @@ class ClassifierReward:
         rows = self._rows(self.texts(prompts, completions, **columns), rendered=not isinstance(prompts[0], str))
         if [] in (ids := [row["input_ids"] for row in rows]):
             raise ValueError(f"completion {ids.index([])} and its prompt are empty: there is nothing to score.")
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
-        device, logits = next(self.model.parameters()).device, [0.0] * len(rows)
-        size = self.batch_size or len(order)
-        for start in range(0, len(order), size):
-            chosen = order[start : start + size]
-            batch = {name: [rows[i][name] for i in chosen] for name in rows[chosen[0]]}
-            inputs = self.tokenizer.pad(batch, padding_side="right", return_attention_mask=True, return_tensors="pt")
-            values = self.model(**inputs.to(device)).logits[:, self.head].float().tolist()
-            for i, logit in zip(chosen, values, strict=True):
-                logits[i] = logit
+        # Equal texts are read once: in two batches, padding could make their rewards differ in the last bits.
+        keys = [tuple(tuple(values) for values in row.values()) for row in rows]
+        distinct = dict(zip(keys, rows, strict=True))
+        found = self._logits(sorted(distinct, key=lambda key: len(key[0])), distinct)
+        logits = [found[key] for key in keys]
         if not all(map(math.isfinite, logits)):
             bad = next(i for i, logit in enumerate(logits) if not math.isfinite(logit))
             raise ValueError(f"the reward model's logit for completion {bad} is {logits[bad]}.")
         return logits
+
+    def _logits(self, keys: list[Any], rows: dict[Any, dict[str, list[int]]]) -> dict[Any, float]:
+        """The logit of each row by its key, in batches of the given order."""
+        device, size = next(self.model.parameters()).device, self.batch_size or len(keys)
+        found: dict[Any, float] = {}
+        for start in range(0, len(keys), size):
+            chosen = keys[start : start + size]
+            batch = {name: [rows[key][name] for key in chosen] for name in rows[chosen[0]]}
+            inputs = self.tokenizer.pad(batch, padding_side="right", return_attention_mask=True, return_tensors="pt")
+            values = self.model(**inputs.to(device)).logits[:, self.head].float().tolist()
+            found |= dict(zip(chosen, values, strict=True))
+        return found
 
     def _rows(self, texts: list[tuple[str, str | None]], rendered: bool) -> list[dict[str, list[int]]]:
         """Token ids of each text or pair, and its token types if the model takes them."""
