@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_tokenizer
+from conftest import make_model, make_tokenizer
 from datasets import load_dataset
+from scripted_server import ScriptedServer
 
 from trl_ext.cli.sample import best_of_n, main
 from trl_ext.data import resumable_file
@@ -19,6 +20,7 @@ from trl_ext.data.sampled_ids import ID_COLUMNS
 from trl_ext.data.schema import DataError
 from trl_ext.data.tokenization import prepare_dataset
 from trl_ext.rewards.functions import RewardError, load_rewards
+from trl_ext.rewards.settings import RewardSettings
 
 
 PROMPTS = ["the film", "a", "I liked this movie", "we found the plot", "music", "the actor was", "no", "best", "it"]
@@ -35,6 +37,11 @@ def short_only(completions, **_):
 
 def never(completions, **_):
     return [None] * len(completions)
+
+def logs(completions, log_metric, log_extra, **_):
+    log_metric("kept", 0.5)
+    log_extra("length", list(map(len, completions)))
+    return [float(len(text)) for text in completions]
 
 def roles(prompts, completions, **_):
     return [float([m["role"] for m in p + c] == ["user", "assistant"]) for p, c in zip(prompts, completions)]
@@ -115,6 +122,33 @@ def test_several_rewards_with_weights(tiny_model_dir, prompts):
         assert all((value >= 1000) == bool(row["label"]) for value in row["rewards"]["first_letter"])
         pairs = zip(*row["rewards"].values(), strict=True)
         assert row["scores"] == pytest.approx([a - 0.5 * b for a, b in pairs])
+
+
+def test_what_functions_log_is_written_and_summed_up(tiny_model_dir, prompts, capsys):
+    """As by GRPO; sorted with the completions."""
+    sample(prompts, tiny_model_dir, reward_funcs="sample_rewards.logs", best_first=True, reward_batch_size=3)
+    for row in read_rows():
+        assert row["extra"] == {"length": list(map(len, row["completions"]))}
+        assert row["scores"] == sorted(map(float, row["extra"]["length"]), reverse=True)
+    assert "kept 0.500" in capsys.readouterr().out
+
+
+def test_a_reward_server_and_a_label_of_a_classifier(tiny_model_dir, prompts, tmp_path):
+    """Both by flags and in the YAML file, where a label may be a number."""
+    tokenizer = make_tokenizer()
+    make_model(len(tokenizer), num_labels=2, seed=3).save_pretrained(tmp_path / "sentiment")
+    tokenizer.save_pretrained(tmp_path / "sentiment")
+    server = ScriptedServer(lambda path, body: {"rewards": [float(len(text)) for text in body.get("query", [])]})
+    address = server.url.removesuffix("/v1") + "/get_reward"
+    Path("rewards.yaml").write_text('reward_head: [1, ""]\nreward_server_kwargs: {timeout: 5, max_retries: 0}\n')
+    sample(prompts, tiny_model_dir, reward_funcs=[str(tmp_path / "sentiment"), address], config="rewards.yaml")
+    server.close()
+    settings = RewardSettings(reward_head="1")
+    [judge] = load_rewards(str(tmp_path / "sentiment"), settings=settings)
+    for row in read_rows():
+        assert row["rewards"]["get_reward"] == [len(row["prompt"] + text) for text in row["completions"]]
+        expected = judge([row["prompt"]] * 3, row["completions"])
+        assert row["rewards"]["sentiment"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_best_first_is_the_same_rows_in_another_order(tiny_model_dir, prompts):

@@ -219,10 +219,24 @@ def test_rewards_receive_text_ids_and_columns_and_their_mean_is_reported(model, 
     assert seen["completions"] == ["a", "b", "c c", ""]
     assert seen["ids"] == [[1, EOS], [2], [3, 3], [EOS]]
     assert seen["target"] == [10, 10, 20, 20]
-    assert seen["more"] == {}
+    assert seen["more"].keys() == {"trainer_state", "log_metric", "log_extra"}
     assert found.rewards == {"reward": [[12.0, 11.0], [22.0, 21.0]]}
     assert found.metrics["reward/reward"] == pytest.approx(16.5)
     assert found.metrics["reward/reward_se"] == pytest.approx(5.0)
+
+
+def test_what_reward_functions_log_is_reported(model, tokenizer):
+    """As by GRPO: the mean of a metric over calls, and a column of the completions."""
+
+    def reward(completions, log_metric, log_extra, **kwargs):
+        log_metric("length", float(len(completions)))
+        log_extra("text", [text.upper() for text in completions])
+        return [0.0] * len(completions)
+
+    completions = [[completion(1, EOS), completion(2)], [completion(3, 3), completion(EOS)]]
+    found = evaluate_given(model, tokenizer, completions, [{"prompt": "a b"}, {"prompt": "c"}], [reward])
+    assert found.metrics["metric/length"] == 4.0
+    assert found.extra == {"text": [["A", "B"], ["C C", ""]]}
 
 
 def test_completions_of_conversations_are_messages(model, tokenizer):

@@ -470,6 +470,15 @@ def test_classifier_renders_messages_with_its_chat_template(classifier, tiny_tok
         load_rewards(classifier, tiny_tokenizer)[0](**MESSAGES)
 
 
+def test_the_classifiers_chat_template_gets_the_arguments_of_the_rows(classifier, chat_tokenizer):
+    """As the policy's does: the column `chat_template_kwargs`, where the setting of this name is written too."""
+    chat_tokenizer.chat_template = "{{ mood }}" + chat_tokenizer.chat_template
+    [found] = load_rewards(classifier, chat_tokenizer)
+    text = "the film<|im_start|>user\nthe film<|im_end|>\n<|im_start|>assistant\nis good<|im_end|>\n"
+    values = found(**MESSAGES, chat_template_kwargs=[{"mood": "the film"}, {}])
+    assert values[0] == pytest.approx(single_logit(classifier, chat_tokenizer, text), abs=1e-5)
+
+
 def test_long_texts_are_truncated_at_the_start(tiny_tokenizer, caplog):
     model = make_model(len(tiny_tokenizer), num_labels=1, max_position_embeddings=8)
     [found] = load_rewards(model, tiny_tokenizer)

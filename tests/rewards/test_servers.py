@@ -187,11 +187,11 @@ def test_a_server_that_does_not_answer(server):
         ("/get_reward", {"rewards": [1.0, 2.0, 3.0]}, "returned 3 rewards for 2 completions"),
         ("/get_reward", {"scores": [1.0, 2.0]}, "the answer has no list `rewards`"),
         ("/get_reward", {"rewards": [1.0, math.nan]}, "the reward of completion 1 is nan"),
-        ("/get_reward", {"rewards": [1.0, "2"]}, "the reward of completion 1 is '2', no number"),
+        ("/get_reward", {"rewards": [1.0, "2"]}, "the reward of completion 1 is '2', which is not a number"),
         (
             "/get_reward",
             {"rewards": [[1.0, 2.0], [3.0, 4.0]]},
-            r"the reward of completion 0 is \[1.0, 2.0\], no number",
+            r"the reward of completion 0 is \[1.0, 2.0\], which is not",
         ),
         ("/classify", {"data": [{"index": 0, "probs": [1.0]}]}, "returned 1 rewards for 2 completions"),
         ("/classify", {"data": [{"index": 0}, {"index": 1}]}, "does not follow the protocol .KeyError: 'probs'"),

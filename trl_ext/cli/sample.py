@@ -11,9 +11,9 @@
 A row of the output has `prompt`, `completions`, `scores`, `ended` (whether each completion ended before the maximum
 length), the token ids that were sampled (`completion_ids`, `prompt_ids`, and in `tokenizers` a digest of the
 vocabulary), which training uses, and the other columns of the dataset; `sources` if the completions have several,
-`rewards` if there are several reward functions. Rows are written every few seconds or minutes; the same command
-resumes an interrupted run, and ends with the same file. `best_of_n` sorts the completions of a row by their scores:
-`completions[0]` is the best of n.
+`rewards` if there are several reward functions, `extra` for the columns that functions give to `log_extra`. Rows are
+written every few seconds or minutes; the same command resumes an interrupted run, and ends with the same file.
+`best_of_n` sorts the completions of a row by their scores: `completions[0]` is the best of n.
 """
 
 import errno
@@ -28,8 +28,8 @@ from tqdm.auto import tqdm
 from trl_ext.data.resumable_file import ResumableFile
 from trl_ext.data.schema import DataError
 from trl_ext.generation.vllm_settings import SERVER_FIELDS, VLLMSettings
-from trl_ext.generation_settings import DIVERSE_BEAM_SEARCH
-from trl_ext.inference.dataset_sampler import DatasetSampler, describe_dropped, load_rows
+from trl_ext.generation_settings import DIVERSE_BEAM_SEARCH, GenerationSettings
+from trl_ext.inference.dataset_sampler import DatasetSampler, describe_dropped, describe_logged, load_rows
 from trl_ext.rewards.functions import load_rewards
 from trl_ext.rewards.scoring import check_reward_weights
 from trl_ext.rewards.settings import RewardSettings
@@ -172,25 +172,7 @@ def run(args: SampleArguments, loading: LoadingArguments, prog: str = "trl-ext s
         print(f"{file.path} is complete, with {file.rows} rows (--overwrite_output starts over).")
         return 0
     progress = Progress()
-    policies = load_policies(args.model_name_or_path, loading, settings, args.generation_batch_size, progress)
-    sampler = DatasetSampler(
-        policies,
-        settings,
-        load_rewards(
-            args.rewards,
-            settings=args,
-            policy_tokenizer=policies[0].tokenizer if policies else None,
-            trust_remote_code=loading.trust_remote_code,
-        ),
-        args.reward_weights,
-        own_columns,
-        deduplicate=args.deduplicate,
-        best_first=args.best_first,
-        chat_template_kwargs=args.template_kwargs,
-        seed=args.seed,
-        progress=progress,
-        name_sources=len(args.model_name_or_path) + len(own_columns) > 1 or "sources" in dataset.column_names,
-    )
+    sampler = _sampler(args, loading, settings, dataset, own_columns, progress)
     try:
         step = 4 * max(1, args.generation_batch_size // args.num_generations)
         seconds = _sample(sampler, dataset, file, step, progress)
@@ -208,6 +190,36 @@ def run(args: SampleArguments, loading: LoadingArguments, prog: str = "trl-ext s
         raise DataError(f"no row is left of {len(dataset)}: {describe_dropped(file.totals)}.")
     print(_summary(file, seconds))
     return 0
+
+
+def _sampler(
+    args: SampleArguments,
+    loading: LoadingArguments,
+    settings: GenerationSettings,
+    dataset: Dataset,
+    own_columns: tuple[str, ...],
+    progress: Progress,
+) -> DatasetSampler:
+    """Load the models and the rewards."""
+    policies = load_policies(args.model_name_or_path, loading, settings, args.generation_batch_size, progress)
+    return DatasetSampler(
+        policies,
+        settings,
+        load_rewards(
+            args.rewards,
+            settings=args,
+            policy_tokenizer=policies[0].tokenizer if policies else None,
+            trust_remote_code=loading.trust_remote_code,
+        ),
+        args.reward_weights,
+        own_columns,
+        deduplicate=args.deduplicate,
+        best_first=args.best_first,
+        chat_template_kwargs=args.template_kwargs,
+        seed=args.seed,
+        progress=progress,
+        name_sources=len(args.model_name_or_path) + len(own_columns) > 1 or "sources" in dataset.column_names,
+    )
 
 
 def _check_environment(prog: str) -> None:
@@ -249,7 +261,7 @@ def _summary(file: ResumableFile, seconds: float) -> str:
         parts.append(f"score {totals['score'] / completions:.3f}, best of a row {best:.3f}")
     if totals["tokens"]:
         parts.append(f"{totals['tokens']:.0f} tokens sampled, {100 * totals['ended'] / completions:.0f} % ended")
-    return "; ".join([*parts, *filter(None, [describe_dropped(totals)])])
+    return "; ".join([*parts, *filter(None, [describe_logged(totals), describe_dropped(totals)])])
 
 
 def make_parser(prog: str = "trl-ext sample") -> Parser:

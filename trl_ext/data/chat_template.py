@@ -22,6 +22,7 @@ from .schema import DataError
 
 Messages = list[dict[str, Any]]
 
+TEMPLATE_COLUMNS = ("chat_template_kwargs", "tools")  # columns whose contents the chat template gets
 _PROBE = "PROBE-OF-AN-ANSWER"  # stands for an answer where only the text around it matters
 _OPENED_TAG = re.compile(r"(<[^<>/\s]+>|\[[A-Z_]+\])\s*$")  # a tag at the end of a prompt, such as `<think>`
 

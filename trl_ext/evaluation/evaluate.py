@@ -45,6 +45,8 @@ class Evaluation:
             The evaluated completions of each prompt.
         rewards (`dict[str, list[list[float]]]`):
             By name, the reward of each completion of each prompt; NaN if the function does not apply.
+        extra (`dict[str, list[list]]`):
+            By column, what reward functions gave to `log_extra` for each completion of each prompt.
         seconds (`float`):
             Wall time of generating the completions.
     """
@@ -53,6 +55,7 @@ class Evaluation:
     notes: dict[str, str] = field(default_factory=dict)
     completions: list[list[Completion]] = field(default_factory=list)
     rewards: dict[str, list[list[float]]] = field(default_factory=dict)
+    extra: dict[str, list[list[Any]]] = field(default_factory=dict)
     seconds: float = field(default=0.0, compare=False)
 
     def record(self, key: str, value_and_se: tuple[float, float]) -> None:
@@ -134,6 +137,7 @@ def evaluate(
     Evaluate a policy on prompts.
 
     - `reward/<name>`: [`~trl_ext.evaluation.metrics.mean_and_se`] of each reward of the completions.
+    - `metric/<name>`: mean of the values that reward functions gave to `log_metric`.
     - `kl`: mean of [`~trl_ext.evaluation.metrics.response_kl`] to `base`, in nats per response of at most
       `max_completion_length` tokens. The responses are sampled from the policy at temperature 1, without top-k, top-p
       and the like. They are generated in addition to the completions unless `settings` are the same. The KL is exactly
@@ -192,7 +196,13 @@ def evaluate(
 def _measure_rewards(result: Evaluation, rows: Sequence[dict[str, Any]], rewards: Sequence[Reward]) -> None:
     if not rewards:
         return
-    scored = score_completions(rows, result.completions, rewards)
+    metrics: dict[str, list[float]] = {}
+    scored = score_completions(rows, result.completions, rewards, metrics=metrics)
+    for name, logged in metrics.items():
+        mean = sum(logged) / len(logged)
+        result.metrics[f"metric/{name}"] = mean if math.isfinite(mean) else None
+    for name in dict.fromkeys(name for group in scored for completion in group for name in completion.extra):
+        result.extra[name] = [[completion.extra.get(name) for completion in group] for group in scored]
     for reward in rewards:
         key = f"reward/{reward.name}"
         values = [[completion.rewards[reward.name] for completion in group] for group in scored]

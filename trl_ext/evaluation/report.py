@@ -78,13 +78,17 @@ class Report:
         self._write()
 
     def completions(self) -> list[dict[str, Any]]:
-        """The first prompts: each with its `prompt`, and in `models` each model's first `completion` and `rewards`."""
+        """The first prompts: each with its `prompt`, and in `models` each model's first `completion` and `rewards`,
+        and in `extra` what reward functions gave to `log_extra`.
+        """
         entries = []
         for index, row in enumerate(self.prompts[: self.num_completions]):
             models = {}
             for model, found in self._evaluations.items():
                 rewards = {name: _finite(values[index][0]) for name, values in found.rewards.items()}
                 models[model] = {"completion": found.completions[index][0].text, "rewards": rewards}
+                if found.extra:
+                    models[model]["extra"] = {name: _plain(values[index][0]) for name, values in found.extra.items()}
             entries.append({"prompt": row["prompt"], "models": models})
         return entries
 
@@ -116,6 +120,13 @@ class Report:
         except OSError as error:  # such as a full disk: continue, so that the table is printed
             print(f"trl-ext evaluate: error: cannot write {self.path}: {error}", file=sys.stderr)
             self.failed = True
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON has, or its text."""
+    if isinstance(value, float):
+        return _finite(value)
+    return value if isinstance(value, str | int | None) else str(value)
 
 
 def _finite(value: float) -> float | None:
@@ -162,7 +173,8 @@ def write_json(path: str, data: Any) -> None:
 
 def _models_table(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> Table:
     rewards = dict.fromkeys(key for row in rows for key in row if key.startswith("reward/") and key + "_se" in row)
-    keys = [*rewards, *_HEADINGS]
+    logged = dict.fromkeys(key for row in rows for key in row if key.startswith("metric/"))
+    keys = [*rewards, *logged, *_HEADINGS]
     table = Table(title="value ± standard error over prompts", title_justify="left")
     table.add_column("model", overflow="fold")
     for key in keys:
@@ -206,6 +218,8 @@ def _completion_text(shown: Mapping[str, Any]) -> Text:
     text = Text(shown["completion"].strip())  # Text, because completions may contain rich's markup
     for name, value in shown["rewards"].items():
         text.append(f"\n{name} " + ("-" if value is None else f"{value:.2f}"), style="dim")
+    for name, value in shown.get("extra", {}).items():
+        text.append(f"\n{name} {value}", style="dim")
     return text
 
 

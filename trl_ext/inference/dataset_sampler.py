@@ -32,7 +32,9 @@ from .policy import Policy
 
 
 # Columns of the output. Columns of the dataset with these names are replaced.
-OUTPUT_COLUMNS = ("prompt", "completions", "scores", "ended", "sources", "rewards", *ID_COLUMNS)
+OUTPUT_COLUMNS = ("prompt", "completions", "scores", "ended", "sources", "rewards", "extra", *ID_COLUMNS)
+_LOGGED = "logged/"  # the totals of `log_metric`: sums, and the number of calls
+_CALLS = "calls/"
 
 
 # ------------------------------------------------------------------------------------------------------- the dataset
@@ -248,8 +250,12 @@ class DatasetSampler:
         if self.progress is not None and not self.policies:
             self.progress(len(rows))
         prompts = [self._common_prompt(row, [ids[i] for ids in prompt_ids]) for i, row in enumerate(rows)]
-        made = self._output_rows(kept_rows, groups, [prompts[i] for i in fitting])
-        return SampledBatch(made, _totals(made, groups, too_long=len(rows) - len(fitting), num_tokens=num_tokens))
+        metrics: dict[str, list[float]] = {}
+        made = self._output_rows(kept_rows, groups, [prompts[i] for i in fitting], metrics)
+        totals = _totals(made, groups, too_long=len(rows) - len(fitting), num_tokens=num_tokens)
+        totals |= {f"{_LOGGED}{name}": sum(values) for name, values in metrics.items()}
+        totals |= {f"{_CALLS}{name}": len(values) for name, values in metrics.items()}
+        return SampledBatch(made, totals)
 
     def _fitting(self, prompt_ids: Sequence[Sequence[Sequence[int]]], num_rows: int) -> list[int]:
         """Numbers of the rows whose prompts are short enough for every policy."""
@@ -270,6 +276,7 @@ class DatasetSampler:
         rows: Sequence[dict[str, Any]],
         groups: Sequence[Sequence[Completion]],
         prompt_ids: Sequence[list[int]],
+        metrics: dict[str, list[float]],
     ) -> list[dict[str, Any]]:
         """
         Rows of the schema, with the other columns of the dataset.
@@ -279,7 +286,7 @@ class DatasetSampler:
         consumed = {"sources", *self.own_columns} - {"prompt"}
         inputs = [{name: value for name, value in row.items() if name not in consumed} for row in rows]
         made = []
-        scored_groups = score_completions(inputs, groups, self.rewards, self.weights)
+        scored_groups = score_completions(inputs, groups, self.rewards, self.weights, metrics=metrics)
         for row, ids, group in zip(rows, prompt_ids, scored_groups, strict=True):
             kept = [scored for scored in group if not self.rewards or not math.isnan(scored.score)]
             if self.rewards and self.best_first:
@@ -307,6 +314,8 @@ class DatasetSampler:
                 reward.name: [None if math.isnan(x.rewards[reward.name]) else x.rewards[reward.name] for x in group]
                 for reward in self.rewards
             }
+        if group[0].extra:
+            made["extra"] = {name: [scored.extra[name] for scored in group] for name in group[0].extra}
         replaced = {*OUTPUT_COLUMNS, *self.own_columns}
         return made | {name: value for name, value in row.items() if name not in replaced}
 
@@ -334,6 +343,12 @@ def _totals(
         "best_score": sum(map(max, scores)),
         "tokens": num_tokens,
     }
+
+
+def describe_logged(totals: dict[str, float]) -> str:
+    """The means of the metrics that reward functions logged; empty if there are none."""
+    names = [key.removeprefix(_LOGGED) for key in totals if key.startswith(_LOGGED)]
+    return ", ".join(f"{name} {totals[_LOGGED + name] / totals[_CALLS + name]:.3f}" for name in sorted(names))
 
 
 def describe_dropped(totals: dict[str, float]) -> str:

@@ -101,10 +101,6 @@ def refuse_empty(folder: str) -> None:
         raise OSError(f"There is no model in {folder!r}: it holds neither {' nor '.join(names)}.")
 
 
-# Endings of the architectures that have no score head. A classifier made of one gets a new, random head.
-_WITHOUT_SCORE_HEAD = ("CausalLM", "LMHeadModel", "ForMaskedLM", "ForPreTraining", "ForConditionalGeneration", "Model")
-
-
 def refuse_other_kinds(name: str, config: dict[str, Any], head: str) -> None:
     """
     Raises a `ValueError` if a model is of another kind than is asked for.
@@ -125,12 +121,18 @@ def refuse_other_kinds(name: str, config: dict[str, Any], head: str) -> None:
             f"{name!r} holds a sequence classifier ({classes[0]}), which scores texts and does not generate: pass a "
             "language model here, and this one as a reward (`reward_funcs`)."
         )
-    headless = classes and all(one.endswith(_WITHOUT_SCORE_HEAD) and "Reward" not in one for one in classes)
-    if head == "sequence_classification" and headless:
+    if head == "sequence_classification" and classes and all(_lacks_score_head(one) for one in classes):
         raise ValueError(
             f"{name!r} holds a language model ({classes[0]}), which has no score head: a new one would return random "
             "scores. Pass a sequence classifier with one label as the reward."
         )
+
+
+def _lacks_score_head(architecture: str) -> bool:
+    """Whether an architecture is a language model, or one of transformers' own that is no sequence classifier."""
+    if architecture.endswith(("CausalLM", "LMHeadModel")):
+        return True
+    return hasattr(transformers, architecture) and not architecture.endswith("ForSequenceClassification")
 
 
 def loading_error(what: str, name: str, error: Exception) -> OSError:
@@ -258,7 +260,8 @@ def load_model(
         trust_remote_code (`bool`, *optional*, defaults to `False`): Whether to run code from the Hub.
         head (`str`, *optional*, defaults to `"causal_lm"`): `"causal_lm"`, `"sequence_classification"`, or `"none"`
             for the layers below the head.
-        num_labels (`int`, *optional*, defaults to `0`): Labels of a sequence classification head (`0`: as saved).
+        num_labels (`int`, *optional*, defaults to `0`): Labels of a sequence classification head. `0`: as saved, one
+            under an adapter, whose base may be a language model without labels.
         is_trainable (`bool`, *optional*, defaults to `False`): Whether a loaded adapter is trained further.
         init_kwargs: Passed to `from_pretrained`, `subfolder`, `token` and `cache_dir` among others; `dtype` defaults
             to float32, `device_map` to `"auto"` on an accelerator and to none on the CPU, `use_safetensors` to `True`.
@@ -293,6 +296,7 @@ def load_model(
     if revision is not None:
         init_kwargs["revision"] = revision
     if head == "sequence_classification":
+        num_labels = num_labels or int(adapter is not None)
         init_kwargs |= {"num_labels": num_labels} if num_labels else {}
         model = create_model_from_path(source, AutoModelForSequenceClassification, **init_kwargs)
     elif head == "causal_lm":

@@ -14,7 +14,8 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
 from trl import ModelConfig
 
-from trl_ext.models.load import adapter_base, default_device, load_model, loading_error, quantization_config_from
+from trl_ext.data.chat_template import TEMPLATE_COLUMNS, render, template_kwargs
+from trl_ext.models.load import default_device, hub_arguments, load_model, loading_error, quantization_config_from
 from trl_ext.models.properties import accepts_argument, context_length, is_causal, is_quantized
 from trl_ext.models.tokenizers import ensure_pad_token, load_tokenizer
 from trl_ext.upstream import get_config_model_id
@@ -108,7 +109,7 @@ class ClassifierReward:
         name = model if isinstance(model, str) else get_config_model_id(model.config)
         options = settings.model_options if isinstance(model, str) else {}
         options.setdefault("trust_remote_code", trust_remote_code)
-        hub = {"trust_remote_code": options["trust_remote_code"], "revision": options.get("revision")}
+        hub = hub_arguments(options) | {"trust_remote_code": options["trust_remote_code"]}
         if tokenizer is None and not name:
             raise ValueError(
                 f"The reward model, a `{type(model).__name__}`, has no name to load its tokenizer from: pass the "
@@ -130,16 +131,24 @@ class ClassifierReward:
         """What distinguishes its rewards from those of another model."""
         return f"{get_config_model_id(self.model.config)} label {self.head} pairs {self.pairs}"
 
-    def texts(self, prompts: Sequence[Any], completions: Sequence[Any]) -> list[tuple[str, str | None]]:
+    def texts(
+        self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]
+    ) -> list[tuple[str, str | None]]:
         """
         The texts that the classifier scores: one per completion, or two for a classifier of pairs.
+
+        Its chat template gets what the columns `chat_template_kwargs` and `tools` have, as that of the policy does.
 
         Raises:
             `ValueError`: The prompts are conversational and the tokenizer has no chat template.
         """
-        return [self._text(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+        texts = []
+        for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            kwargs = template_kwargs({name: values[i] for name, values in columns.items() if name in TEMPLATE_COLUMNS})
+            texts.append(self._text(prompt, completion, kwargs))
+        return texts
 
-    def _text(self, prompt: Any, completion: Any) -> tuple[str, str | None]:
+    def _text(self, prompt: Any, completion: Any, kwargs: dict[str, Any]) -> tuple[str, str | None]:
         if isinstance(prompt, str):
             return (prompt, completion) if self.pairs else (prompt + completion, None)
         if self.is_encoder and (self.pairs or self.tokenizer.chat_template is None):
@@ -155,28 +164,35 @@ class ClassifierReward:
                 "the prompts are conversational, but the reward model's tokenizer has no chat template: set "
                 "`tokenizer.chat_template`, or use a reward model that was trained on conversations."
             )
-        return self.tokenizer.apply_chat_template([*prompt, *completion], tokenize=False), None  # type: ignore[return-value]
+        return render(self.tokenizer, [*prompt, *completion], **kwargs), None
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
         """Logit of each completion."""
-        rows = self._rows(self.texts(prompts, completions), rendered=not isinstance(prompts[0], str))
+        rows = self._rows(self.texts(prompts, completions, **columns), rendered=not isinstance(prompts[0], str))
         if [] in (ids := [row["input_ids"] for row in rows]):
             raise ValueError(f"completion {ids.index([])} and its prompt are empty: there is nothing to score.")
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
-        device, logits = next(self.model.parameters()).device, [0.0] * len(rows)
-        size = self.batch_size or len(order)
-        for start in range(0, len(order), size):
-            chosen = order[start : start + size]
-            batch = {name: [rows[i][name] for i in chosen] for name in rows[chosen[0]]}
-            inputs = self.tokenizer.pad(batch, padding_side="right", return_attention_mask=True, return_tensors="pt")
-            values = self.model(**inputs.to(device)).logits[:, self.head].float().tolist()
-            for i, logit in zip(chosen, values, strict=True):
-                logits[i] = logit
+        # Equal texts are read once: in two batches, padding could make their rewards differ in the last bits.
+        keys = [tuple(tuple(values) for values in row.values()) for row in rows]
+        distinct = dict(zip(keys, rows, strict=True))
+        found = self._logits(sorted(distinct, key=lambda key: len(key[0])), distinct)
+        logits = [found[key] for key in keys]
         if not all(map(math.isfinite, logits)):
             bad = next(i for i, logit in enumerate(logits) if not math.isfinite(logit))
             raise ValueError(f"the reward model's logit for completion {bad} is {logits[bad]}.")
         return logits
+
+    def _logits(self, keys: list[Any], rows: dict[Any, dict[str, list[int]]]) -> dict[Any, float]:
+        """The logit of each row by its key, in batches of the given order."""
+        device, size = next(self.model.parameters()).device, self.batch_size or len(keys)
+        found: dict[Any, float] = {}
+        for start in range(0, len(keys), size):
+            chosen = keys[start : start + size]
+            batch = {name: [rows[key][name] for key in chosen] for name in rows[chosen[0]]}
+            inputs = self.tokenizer.pad(batch, padding_side="right", return_attention_mask=True, return_tensors="pt")
+            values = self.model(**inputs.to(device)).logits[:, self.head].float().tolist()
+            found |= dict(zip(chosen, values, strict=True))
+        return found
 
     def _rows(self, texts: list[tuple[str, str | None]], rendered: bool) -> list[dict[str, list[int]]]:
         """Token ids of each text or pair, and its token types if the model takes them."""
@@ -254,12 +270,10 @@ def _load_classifier(name: str, options: dict[str, Any], device: Any) -> tuple[A
     else:
         options.setdefault("dtype", "auto")
     placed = options.setdefault("device_map", None) is not None  # "auto" would spread it over all devices
-    # An adapter's base may be a language model, whose config says nothing about labels.
-    labels = 1 if adapter_base(name) is not None else 0
     try:
-        model = load_model(name, head="sequence_classification", num_labels=labels, **options)
+        model = load_model(name, head="sequence_classification", **options)
     except RuntimeError as error:
-        if "mismatched_sizes" not in str(error) or labels:
+        if "mismatched_sizes" not in str(error):
             raise
         # The config says nothing about labels, for which transformers has two.
         model = load_model(name, head="sequence_classification", num_labels=1, **options)

@@ -204,6 +204,7 @@ def load_rewards(
         `ConnectionError`: A reward server cannot be reached.
     """
     settings = RewardSettings() if settings is None else settings
+    settings.check_reward_settings()
     specs = [specs] if isinstance(specs, str) or callable(specs) else list(specs)
     names = _names(specs)
     tokenizers, heads = _one_each(processing_classes, names), settings.heads_of(names)

@@ -109,7 +109,7 @@ class KeptScores:
         write_text(self.path, json.dumps(document, default=str))
         error.add_note(
             f"The {number} rewards that were computed before are in {self.path}; the same run uses them again. Delete "
-            "the file to score anew."
+            "the file to score all of them again."
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from trl_ext.data.chat_template import TEMPLATE_COLUMNS, render, template_kwargs
 from trl_ext.endpoint.client import Endpoint
 from trl_ext.endpoint.errors import BadAnswer, EndpointError, EndpointUnreachable
 from trl_ext.endpoint.protocol import served_models
@@ -18,8 +19,8 @@ from .settings import RewardSettings
 
 # OpenRLHF's client waits as long for an answer.
 _TIMEOUT = 180.0
-# The dataset's column that OpenRLHF sends to a server as `labels`.
-_LABEL_COLUMNS = ("label", "labels")
+# The dataset's column that OpenRLHF sends to a server as `labels`, and those that chat templates get.
+_SENT_COLUMNS = ("label", *TEMPLATE_COLUMNS)
 
 
 def is_address(spec: str) -> bool:
@@ -106,10 +107,10 @@ class ServerReward:
         if self._path == "classify" and not isinstance(prompts[0], str):
             size = 1
         parts = [slice(start, start + size) for start in range(0, len(prompts), size)]
-        labels = next((columns[name] for name in _LABEL_COLUMNS if name in columns), None)
 
         def ask(part: slice) -> list[Any]:
-            return self._ask(prompts[part], completions[part], None if labels is None else labels[part], log_metric)
+            sent = {name: columns[name][part] for name in _SENT_COLUMNS if name in columns}
+            return self._ask(prompts[part], completions[part], sent, log_metric)
 
         with ThreadPoolExecutor(max_workers=min(self.endpoint.max_concurrency, len(parts))) as pool:
             jobs = [pool.submit(ask, part) for part in parts]
@@ -122,11 +123,15 @@ class ServerReward:
 
     # --------------------------------------------------------------------------------------------------- protocols
 
-    def _get_reward(self, prompts: Any, completions: Any, labels: Any, log_metric: Any) -> list[Any]:
+    def _get_reward(self, prompts: Any, completions: Any, columns: dict[str, Any], log_metric: Any) -> list[Any]:
         """OpenRLHF's protocol."""
-        texts = [self._texts(*each) for each in zip(prompts, completions, strict=True)]
+        texts = [
+            self._texts(prompt, completion, _template_kwargs(columns, i))
+            for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
+        ]
         body = {"query": [prompt + completion for prompt, completion in texts], "prompts": [text[0] for text in texts]}
-        answer = self.endpoint.post(self._path, body if labels is None else body | {"labels": list(labels)})
+        labels = {"labels": list(columns["label"])} if "label" in columns else {}
+        answer = self.endpoint.post(self._path, body | labels)
         found = answer.get("rewards")
         if not isinstance(found, list):
             raise BadAnswer(f"{self.address}: the answer has no list `rewards`: {str(answer)[:300]}", status=200)
@@ -138,13 +143,15 @@ class ServerReward:
             [value[0] if isinstance(value, list) and len(value) == 1 else value for value in found], texts
         )
 
-    def _classify(self, prompts: Any, completions: Any, labels: Any, log_metric: Any) -> list[Any]:
+    def _classify(self, prompts: Any, completions: Any, columns: dict[str, Any], log_metric: Any) -> list[Any]:
         """vLLM's `/classify`."""
         if isinstance(prompts[0], str):
             text = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
             body: dict[str, Any] = {"input": text}
         else:
             body = {"messages": [*prompts[0], *completions[0]]}
+            if kwargs := _template_kwargs(columns, 0):
+                body["chat_template_kwargs"] = kwargs
         answer = self.endpoint.post(self._path, body | {"use_activation": False})
         return self._as_many([self._of_label(entry) for entry in self._data(answer, "probs")], prompts)
 
@@ -163,7 +170,7 @@ class ServerReward:
             )
         return probs[self.label or 0]
 
-    def _score(self, prompts: Any, completions: Any, labels: Any, log_metric: Any) -> list[Any]:
+    def _score(self, prompts: Any, completions: Any, columns: dict[str, Any], log_metric: Any) -> list[Any]:
         """vLLM's `/score`."""
         texts = [_pair(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
         body = {"text_1": [first for first, _ in texts], "text_2": [second for _, second in texts]}
@@ -193,14 +200,16 @@ class ServerReward:
     def _number(self, value: Any, i: int) -> float | None:
         """A finite number, or `None` (`null`) where the reward does not apply."""
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise BadAnswer(f"{self.address}: the reward of completion {i} is {value!r}, no number.", status=200)
+            raise BadAnswer(
+                f"{self.address}: the reward of completion {i} is {value!r}, which is not a number.", status=200
+            )
         if value is not None and not abs(value) < float("inf"):
             raise BadAnswer(f"{self.address}: the reward of completion {i} is {value}.", status=200)
         return value
 
     # ------------------------------------------------------------------------------------------------------- texts
 
-    def _texts(self, prompt: Any, completion: Any) -> tuple[str, str]:
+    def _texts(self, prompt: Any, completion: Any, kwargs: dict[str, Any]) -> tuple[str, str]:
         """Prompt and completion as text, that of the prompt with the beginning of the assistant's turn."""
         if isinstance(prompt, str):
             return prompt, completion
@@ -209,8 +218,8 @@ class ServerReward:
                 f"the prompts are conversational, but {self.address} takes text: pass a tokenizer with a chat "
                 "template in `reward_processing_classes`, or use a server with /classify, which takes messages."
             )
-        whole: Any = self.tokenizer.apply_chat_template([*prompt, *completion], tokenize=False)
-        begun: Any = self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+        whole = render(self.tokenizer, [*prompt, *completion], **kwargs)
+        begun = render(self.tokenizer, prompt, add_generation_prompt=True, **kwargs)
         if not whole.startswith(begun):  # a template that writes the turns before the last in another way
             begun = ""
         return begun, whole[len(begun) :]
@@ -250,6 +259,11 @@ def _label(head: str, address: str) -> int | None:
             f"`reward_head` must be a number for the server {address}, whose labels are unknown: {head!r}."
         )
     return int(head) if head else None
+
+
+def _template_kwargs(columns: dict[str, Any], i: int) -> dict[str, Any]:
+    """Arguments of the chat template for one completion."""
+    return template_kwargs({name: columns[name][i] for name in TEMPLATE_COLUMNS if name in columns})
 
 
 def _pair(prompt: Any, completion: Any) -> tuple[str, str]:

@@ -351,7 +351,9 @@ class ExtTrainer(BaseTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         # Reward functions get the other columns of the dataset; preference rows became `prompt` and `completions`.
-        extra = self._raw_columns | {"prompt", "completions"} if self._raw_columns else set()
+        # The setting `chat_template_kwargs` is written to the column of this name, for the templates of reward models.
+        own = {"prompt", "completions", "chat_template_kwargs"}
+        extra = self._raw_columns | own if self._raw_columns else set()
         extra |= {*self._row_columns, self.args.length_column_name}
         self._signature_columns = [*TOKENIZED_COLUMNS, *sorted(extra - set(TOKENIZED_COLUMNS))]
 

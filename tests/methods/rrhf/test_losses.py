@@ -92,6 +92,18 @@ def test_eq_1_normalized_logps(length_penalty):
     close(batch.p(length_penalty), expected)
 
 
+def test_values_that_differ_by_rounding_are_tied():
+    """Equal completions, off by a last bit: every pair counts a half, and there is no tau. A real gap counts."""
+    p = torch.full((6,), -3.0) + torch.arange(6) * 3e-7
+    scores, group = torch.arange(6.0), torch.zeros(6, dtype=torch.long)
+    assert len(p.unique()) > 1
+    assert [x.item() for x in pair_accuracy(p, scores, group)] == [7.5, 15.0]
+    assert kendall_tau(p, scores, group, 1).isnan().all()
+    p = -3.0 + torch.arange(6) * 1e-3
+    assert [x.item() for x in pair_accuracy(p, scores, group)] == [15.0, 15.0]
+    assert kendall_tau(p, scores, group, 1).item() == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize("margin", [0.0, 0.3])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_eq_2_ranking_loss_and_its_gradient(seed, margin):

@@ -52,6 +52,19 @@ def sft_loss(
     return nll_B / lengths_N[best_B].clamp(min=1) if reduction == "mean" else nll_B
 
 
+def order(values_N: torch.Tensor) -> torch.Tensor:
+    """
+    How values order two completions -> (N, N): 1 at [i, j] where value i is above value j, -1 where it is below, 0 for
+    a tie.
+
+    Values that differ by rounding alone are tied: equal completions of two rows of a batch may differ in their last
+    bits. float32 has 7 digits, of which sums over some hundred tokens keep 5.
+    """
+    difference_NN = values_N[:, None] - values_N[None, :]
+    rounding_NN = 1e-5 * torch.maximum(values_N.abs()[:, None], values_N.abs()[None, :])
+    return torch.sign(difference_NN) * (difference_NN.abs() > rounding_NN)
+
+
 def pair_accuracy(
     p_N: torch.Tensor, scores_N: torch.Tensor, group_N: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,9 +74,8 @@ def pair_accuracy(
     Both are sums, so that accuracies of batches can be pooled; a tie in p counts as a half.
     """
     pairs_NN = worse_better_pairs(scores_N, group_N)
-    difference_NN = p_N[None, :] - p_N[:, None]
-    right = ((difference_NN > 0) * pairs_NN).sum() + 0.5 * ((difference_NN == 0) * pairs_NN).sum()
-    return right.float(), pairs_NN.sum().float()
+    right_NN = 0.5 - 0.5 * order(p_N)  # of completion j over i
+    return (right_NN * pairs_NN).sum().float(), pairs_NN.sum().float()
 
 
 def kendall_tau(p_N: torch.Tensor, scores_N: torch.Tensor, group_N: torch.Tensor, num_prompts: int) -> torch.Tensor:
@@ -73,7 +85,7 @@ def kendall_tau(p_N: torch.Tensor, scores_N: torch.Tensor, group_N: torch.Tensor
     tau-b = (concordant - discordant) / sqrt(pairs untied in p x pairs untied in scores).
     """
     own_NN = group_N[:, None] == group_N[None, :]
-    p_NN = torch.sign(p_N[:, None] - p_N[None, :]) * own_NN
+    p_NN = order(p_N) * own_NN
     scores_NN = torch.sign(scores_N[:, None] - scores_N[None, :]) * own_NN
 
     def per_prompt(values_NN: torch.Tensor) -> torch.Tensor:
