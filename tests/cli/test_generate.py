@@ -62,6 +62,16 @@ def test_text_is_a_message_if_there_is_a_chat_template_and_it_applies(tiny_model
         assert isinstance(row["completions"][0], str) == isinstance(prompt, str)
 
 
+def test_the_system_prompt_stands_before_each_conversation_without_one(tiny_model_dir, capsys):
+    said = [{"role": "user", "content": "film"}]
+    own = [{"role": "system", "content": "very"}, *said]
+    Path("in.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n" for p in (said, own)))
+    words = ["--dataset_name", "in.jsonl", "--system_prompt", "so", "--output_file", "out.jsonl"]
+    assert run(tiny_model_dir, *words) == 0
+    assert [row["prompt"] for row in read()] == [[{"role": "system", "content": "so"}, *said], own]
+    assert "1 of 2 prompts keep a system message of their own" in capsys.readouterr().err
+
+
 def test_a_dataset_is_completed_in_batches_and_keeps_its_columns(plain_dir, capsys):
     Path("in.jsonl").write_text("".join(json.dumps({"prompt": p, "id": i}) + "\n" for i, p in enumerate("abc")))
     words = ["--dataset_name", "in.jsonl", "--num_generations", "2", "--generation_batch_size", "4"]

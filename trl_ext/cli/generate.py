@@ -24,7 +24,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from trl_ext.data.prompts import load_prompts
+from trl_ext.data.prompts import has_system_prompt, load_prompts
 from trl_ext.data.resumable_file import ResumableFile
 from trl_ext.data.schema import DataError
 from trl_ext.endpoint.errors import EndpointError
@@ -54,7 +54,9 @@ class GenerateArguments(PromptArguments, SamplingArguments, OutputArguments):
         default=None,
         metadata={"help": "Split that the prompts are taken from. By default `test`, or the only one there is."},
     )
-    system_prompt: str | None = field(default=None, metadata={"help": "System message before each conversation."})
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "System message before each conversation that has none of its own."}
+    )
     apply_chat_template: bool = field(
         default=True,
         metadata={
@@ -130,6 +132,9 @@ def run(
             _complete_typed(completer, file, opening, keep=chat)
         else:
             step = 1 if args.prompt is not None else max(1, _batch_size(args, decodings) // args.num_generations)
+            own = sum(has_system_prompt(row["prompt"]) for row in rows)
+            if own and args.system_prompt is not None:
+                print(f"{own} of {len(rows)} prompts keep a system message of their own", file=sys.stderr)
             rows = [_as_message(row, opening) for row in rows]
             _complete_rows(completer, file, rows, step, stream=args.prompt is not None)
     except KeyboardInterrupt:
@@ -198,10 +203,14 @@ def _opening(args: GenerateArguments, tokenizer: PreTrainedTokenizerBase) -> lis
 
 
 def _as_message(row: dict[str, Any], opening: list[dict[str, str]] | None) -> dict[str, Any]:
-    """The row with its text as the user's next message after the opening's; unchanged if the opening is `None`."""
-    if opening is None or not isinstance(row["prompt"], str):
+    """
+    The row with its prompt after the messages of the opening, text as the user's message; unchanged if the opening is
+    `None`.
+    """
+    if opening is None or has_system_prompt(row["prompt"]):
         return row
-    return row | {"prompt": [*opening, {"role": "user", "content": row["prompt"]}]}
+    text = isinstance(row["prompt"], str)
+    return row | {"prompt": [*opening, *([{"role": "user", "content": row["prompt"]}] if text else row["prompt"])]}
 
 
 def _complete_rows(

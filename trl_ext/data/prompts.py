@@ -42,6 +42,11 @@ def load_prompts(
     return rows
 
 
+def has_system_prompt(prompt: Any) -> bool:
+    """Whether a prompt is messages that begin with instructions."""
+    return isinstance(prompt, list) and prompt[0].get("role") in ("system", "developer")
+
+
 def check_several(prompts: Any) -> None:
     """
     Check that `prompts` is a list of prompts and not a single prompt.

@@ -57,9 +57,11 @@ class NextTokens:
         self._by_id: bool | None = None
         self._most_listed, self._returns_end = 0, False
 
-    def text(self, prompt: Any) -> ServedText:
-        """A prompt in the form that the server accepts."""
-        text = ServedText(self.tokenizer, prompt, chat=self.chat, by_id=False)
+    def text(self, prompt: Any, chat_template_kwargs: dict[str, Any] | None = None) -> ServedText:
+        """A prompt in the form that the server accepts; `chat_template_kwargs` as for [`ServedText`]."""
+        text = ServedText(
+            self.tokenizer, prompt, chat=self.chat, by_id=False, chat_template_kwargs=chat_template_kwargs
+        )
         with self._lock:
             if self._by_id is None:
                 # The beginning of the prompt only, as a server may refuse a prompt for its length
@@ -104,6 +106,7 @@ class NextTokens:
                 by_id=bool(self._by_id),
                 temperature=1.0,
                 top_p=1.0,
+                **text.fields,
             )
         except RequestRefused as error:
             if "logprobs" in str(error):
@@ -169,7 +172,9 @@ def sample_blocks(endpoint: Endpoint, text: ServedText, count: int, length: int,
     prompt, partial = text.request()
     found: list[Answer] = []
     while len(found) < count:
-        answers = ask(endpoint, prompt, partial=partial, n=count - len(found), max_tokens=length, **sampling)
+        answers = ask(
+            endpoint, prompt, partial=partial, n=count - len(found), max_tokens=length, **text.fields, **sampling
+        )
         text.check_continued(answers[0].prompt_tokens)
         found += answers[: count - len(found)]
     return found

@@ -32,8 +32,11 @@ class ServedText:
             tokenizer's chat template.
         by_id (`bool`): Whether token ids are sent, so that the sampled tokens are kept as they are. A server that is
             sent text tokenizes all of it again for each request, and so does `ids`.
+        chat_template_kwargs (`dict[str, Any]`, *optional*): Arguments of the chat template, `tools` included, for
+            messages.
 
     Attributes:
+        fields (`dict[str, Any]`): What each request says about the chat template, for a chat endpoint.
         answer (`str`): The answer so far.
         ids (`list[int]`): Token ids of prompt and answer.
 
@@ -41,15 +44,30 @@ class ServedText:
         `ValueError`: The prompt has no tokens, or the endpoint does not take prompts of its kind.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, chat: bool, by_id: bool) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        prompt: Prompt,
+        *,
+        chat: bool,
+        by_id: bool,
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> None:
         messages = isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], dict)
         if chat and not messages:
             raise ValueError("A chat endpoint takes messages, not text or token ids: use the completions endpoint.")
-        ids = prompt if isinstance(prompt, list) and not messages else encode_prompt(tokenizer, prompt)  # type: ignore[arg-type]
+        template = dict(chat_template_kwargs or {})
+        if isinstance(prompt, list) and not messages:
+            ids: Any = prompt
+        else:
+            ids = encode_prompt(tokenizer, prompt, **template)  # type: ignore[arg-type]
         if not ids:
             raise ValueError("The prompt has no tokens: there is nothing to continue.")
         self.tokenizer, self.by_id, self.answer = tokenizer, by_id, ""
         self.messages: Any = prompt if chat else None
+        tools = template.pop("tools", None)
+        sent = {"tools": tools, "chat_template_kwargs": template}
+        self.fields = {name: value for name, value in sent.items() if value and chat}
         self.prompt_ids: list[int] = list(ids)  # type: ignore[arg-type]
         self.prompt = prompt if isinstance(prompt, str) else _text(tokenizer, self.prompt_ids)
         self.ids = list(self.prompt_ids)

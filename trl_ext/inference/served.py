@@ -6,11 +6,13 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from trl_ext.data.chat_template import template_kwargs
 from trl_ext.data.completion import Completion
 from trl_ext.data.prompts import check_several
 from trl_ext.data.row_threads import run_rows
@@ -105,8 +107,9 @@ def answer_file(
     a failure, the same call continues with the missing rows.
 
     Args:
-        answer (`Callable`): As for [`answer_all`].
-        rows (`Sequence[dict]`): Rows with a `prompt`. Other columns are kept.
+        answer (`Callable`): As for [`answer_all`]; also takes `chat_template_kwargs`.
+        rows (`Sequence[dict]`): Rows with a `prompt`. `tools` and `chat_template_kwargs` reach the chat template.
+            Other columns are kept.
         output_file (`str`): `.jsonl` or `.parquet`. Rows get the columns `completions`, `ended`, `kl` and `tail`
             (lists) and `row_index`; `trl-ext sample --dataset_completions` can score them.
         settings ([`~trl_ext.generation_settings.GenerationSettings`]): How to answer.
@@ -123,8 +126,8 @@ def answer_file(
     """
 
     def work(index: int, row: dict[str, Any]) -> dict[str, Any]:
-        prompt = row["prompt"]
-        found = [answer(prompt, settings, seed=f"{seed} {index} {k}") for k in range(settings.num_generations)]
+        one = partial(answer, row["prompt"], settings, chat_template_kwargs=template_kwargs(row))
+        found = [one(seed=f"{seed} {index} {k}") for k in range(settings.num_generations)]
         return row | {
             "completions": [as_completion(row, served.completion.text) for served in found],
             "ended": [served.completion.ended for served in found],

@@ -11,7 +11,7 @@ import threading
 
 import pytest
 import torch
-from conftest import make_llama2_tokenizer, make_model, make_tokenizer
+from conftest import CHAT_TEMPLATE, make_llama2_tokenizer, make_model, make_tokenizer
 from scripted_server import ModelServer, ScriptedServer, completion
 
 from trl_ext.endpoint.client import Endpoint
@@ -173,6 +173,35 @@ def test_chat_endpoint(server, model, tokenizer, value_model):
     rendered = guide(server, value_model, tokenizer).answer(messages, settings)
     assert over_chat.completion.text == rendered.completion.text != ""
     assert {path for path, *_ in server.requests} == {"/v1/completions", "/v1/chat/completions"}
+
+
+TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {}}}
+
+
+@pytest.mark.parametrize("mode", ["token", "block"])
+def test_settings_of_the_chat_template(server, model, tokenizer, value_model, mode):
+    """A chat endpoint is sent them; otherwise they change the prompt that is rendered here."""
+    server.answer = ModelServer(model, tokenizer, "ids")
+    tokenizer = make_tokenizer(chat=True)
+    tokenizer.chat_template = "{% if thinking %}story{% endif %}{% if tools %} plot{% endif %}" + CHAT_TEMPLATE
+    messages = [{"role": "user", "content": "was it good"}]
+    kwargs = {"thinking": True, "tools": [TOOL]}
+    settings = GenerationSettings(num_generations=1, max_completion_length=2)
+    guide(server, value_model, tokenizer, mode=mode).answer(messages, settings, chat_template_kwargs=kwargs)
+    prompt = server.requests[-1][1]["prompt"]
+    assert (prompt if isinstance(prompt, str) else tokenizer.decode(prompt)).startswith("story plot")
+    guided = guide(server, value_model, tokenizer, mode=mode, chat=True)
+    guided.answer_all([messages], settings, chat_template_kwargs=kwargs)
+    _, body, _ = server.requests[-1]
+    assert (body["tools"], body["chat_template_kwargs"]) == ([TOOL], {"thinking": True})
+
+
+def test_settings_of_the_chat_template_in_the_rows_of_a_file(server, model, tokenizer, value_model, tmp_path):
+    server.answer = ModelServer(model, tokenizer, "ids")
+    row = {"prompt": [{"role": "user", "content": "was it good"}], "chat_template_kwargs": {"thinking": True}}
+    settings = GenerationSettings(num_generations=1, max_completion_length=1)
+    guide(server, value_model, tokenizer, chat=True).answer_file([row], str(tmp_path / "out.jsonl"), settings)
+    assert server.requests[-1][1]["chat_template_kwargs"] == {"thinking": True}
 
 
 def test_chat_endpoint_that_starts_another_answer(server, model, tokenizer, value_model):

@@ -132,6 +132,7 @@ class EndpointGuide:
         settings: GenerationSettings | None = None,
         *,
         beta: Beta | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
         seed: int | str = 0,
         show: Callable[[str], None] | None = None,
     ) -> Served:
@@ -144,6 +145,8 @@ class EndpointGuide:
                 `top_p`, `min_p` and `max_completion_length` apply: in token mode to the guided candidates here, in
                 block mode on the server. By default [`GenerationSettings`]'s own, with one completion.
             beta (`float` or `dict[str, float]`, *optional*): Replaces the guide's own.
+            chat_template_kwargs (`dict[str, Any]`, *optional*): Arguments of the chat template for messages, such as
+                `{"enable_thinking": False}`, and `tools`. A chat endpoint is sent them.
             seed (`int` or `str`, *optional*, defaults to `0`): Seed of the choices made here. The server samples
                 blocks with a seed of its own.
             show (`Callable`, *optional*): Called with the text so far, whenever it has grown.
@@ -155,7 +158,12 @@ class EndpointGuide:
         """
         settings = _checked(settings or _ONE_COMPLETION, self.mode)
         token = self.mode == "token"
-        text = self.next.text(prompt) if token else ServedText(self.tokenizer, prompt, chat=self.chat, by_id=False)
+        if token:
+            text = self.next.text(prompt, chat_template_kwargs)
+        else:
+            text = ServedText(
+                self.tokenizer, prompt, chat=self.chat, by_id=False, chat_template_kwargs=chat_template_kwargs
+            )
         processor = self._processor(beta, len(text.ids))
         generate = self._tokens if token else self._blocks
         return generate(text, settings, processor, random.Random(seed), show or (lambda _: None))
@@ -236,11 +244,20 @@ class EndpointGuide:
         return Served(Completion(text.answer, [*text.answer_ids, *end], ended), kl, tail)
 
     def answer_all(
-        self, prompts: Sequence[Prompt], settings: GenerationSettings | None = None, **kwargs: Any
+        self,
+        prompts: Sequence[Prompt],
+        settings: GenerationSettings | None = None,
+        *,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> list[list[Served]]:
-        """Answer prompts, several at once: [`~trl_ext.inference.served.answer_all`]."""
+        """
+        Answer prompts, several at once: [`~trl_ext.inference.served.answer_all`]; `chat_template_kwargs` as for
+        [`answer`].
+        """
+        answer = partial(self.answer, chat_template_kwargs=chat_template_kwargs)
         return answer_all(
-            self.answer, prompts, settings or _ONE_COMPLETION, workers=self.endpoint.max_concurrency, **kwargs
+            answer, prompts, settings or _ONE_COMPLETION, workers=self.endpoint.max_concurrency, **kwargs
         )
 
     def answer_file(
