@@ -3,7 +3,7 @@
 """
 The load balancing loss of mixtures of experts.
 
-The oracles are Eq. (4) to (6) of Switch Transformers (arXiv 2101.03961) as plain loops over the tokens of separate rows,
+The oracles are Eq. (4) to (6) of Switch Transformers (arXiv 2101.03961) as plain loops over tokens of separate rows,
 and the loss that the models of transformers return for separate rows.
 """
 
