@@ -24,6 +24,8 @@ from transformers import (
     AutoModelForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedModel,
     Trainer,
     TrainingArguments,
@@ -137,6 +139,18 @@ def test_create_model_from_path(tiny_model_dir, tiny_reward_dir):
     assert create(tiny_model_dir, dtype="bfloat16", device_map=None).dtype == torch.bfloat16
     classifier = create(tiny_reward_dir, AutoModelForSequenceClassification, num_labels=1)
     assert classifier.config.num_labels == 1
+
+
+@contract
+def test_load_balancing_loss_function():
+    """Its mask holds weights of tokens, so that one token of weight 2 is two tokens."""
+    config = MixtralConfig(vocab_size=8, hidden_size=32, intermediate_size=8, num_hidden_layers=1)
+    with torch.device("meta"):
+        loss = upstream.load_balancing_loss_function(MixtralForCausalLM(config))
+    logits = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    weighted = loss((logits,), 4, 2, torch.tensor([[2, 1, 0]]))
+    torch.testing.assert_close(weighted, loss((logits[[0, 0, 1]],), 4, 2, None))
+    assert upstream.load_balancing_loss_function(make_model(8)) is None
 
 
 @contract

@@ -12,7 +12,9 @@ takes the parameters that we pass, and behaves as expected. A lint rule forbids 
 """
 
 import argparse
+import inspect
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -172,6 +174,18 @@ def mark_initialized(module: nn.Module) -> None:
     module._is_hf_initialized = True  # type: ignore[assignment]
 
 
+def load_balancing_loss_function(model: PreTrainedModel) -> Any:
+    """
+    The load balancing loss of a mixture of experts, or `None`: each model's module has its own name for the same one.
+
+    The mask that it takes may hold any weights of tokens. Doge's takes other arguments, and is left out.
+    """
+    modules = (sys.modules.get(cls.__module__) for cls in type(model).__mro__)  # FSDP2 puts a class in front
+    function = next(filter(None, (getattr(module, "load_balancing_loss_func", None) for module in modules)), None)
+    names = [] if function is None else list(inspect.signature(function).parameters)
+    return function if names == ["gate_logits", "num_experts", "top_k", "attention_mask"] else None
+
+
 def switch_adapters(module: nn.Module, on: bool) -> None:
     """
     Switches PEFT's layers inside `module` on or off.
@@ -219,6 +233,7 @@ __all__ = [
     "get_trackio_space_url",
     "global_then_local_main_first",
     "initialize_fsdp2",
+    "load_balancing_loss_function",
     "mark_initialized",
     "parser_actions",
     "prepare_deepspeed",

@@ -58,8 +58,6 @@ def add_fused_head(model: PreTrainedModel) -> None:
     config = model.config.get_text_config()
     if logit_cap(config) or logit_scale(config) != 1:
         return  # only TRL's head applies them
-    if getattr(config, "output_router_logits", False):
-        return  # only TRL's head returns the load balancing loss
     fused_forward = model.forward
 
     @functools.wraps(type(model).forward)

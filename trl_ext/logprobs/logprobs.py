@@ -10,6 +10,7 @@ Dimensions: B prompts, N completions in all, L tokens per row, R tokens of a com
 
 import logging
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +23,9 @@ from trl_ext.models.probe import Tolerance, probe
 from trl_ext.models.properties import base_of, has_virtual_tokens, inserted_tokens
 from trl_ext.models.sharding import catch_up_calls
 
+from .balancing_loss import balancing_loss, can_return_router_logits, router_logits
 from .lm_head import add_fused_head, from_logits
-from .shared_prefix import IGNORE, SharedPrefixRows
+from .shared_prefix import IGNORE, SharedPrefixRows, unwrapped
 
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ class TokenLogps:
         num_completions (`int`): N.
         form (`str`): `"separate"`, `"dense"` or `"cascade"` (see [`~trl_ext.logprobs.shared_prefix.Layout`]).
         num_positions (`int`): Positions that went through the model, padding included.
+        aux_loss (`torch.Tensor` or `None`): The load balancing loss of the batch, if it was asked for.
     """
 
     logps: torch.Tensor
@@ -51,6 +54,7 @@ class TokenLogps:
     num_completions: int
     form: str
     num_positions: int
+    aux_loss: torch.Tensor | None = None
 
     def sums(self) -> torch.Tensor:
         """log P of each completion given its prompt, of shape (N,)."""
@@ -98,7 +102,12 @@ class LogProbs(SharedPrefixRows):
         add_fused_head(base)
 
     def __call__(
-        self, model: torch.nn.Module, prompts: list[list[int]], completions: list[list[list[int]]]
+        self,
+        model: torch.nn.Module,
+        prompts: list[list[int]],
+        completions: list[list[list[int]]],
+        *,
+        aux_loss: bool = False,
     ) -> TokenLogps:
         """
         Log-probabilities of completions under `model`.
@@ -108,26 +117,39 @@ class LogProbs(SharedPrefixRows):
                 architecture with the fused head.
             prompts (`list[list[int]]`): B prompts of at least one token.
             completions (`list[list[list[int]]]`): For each prompt its completions, of at least one token each.
+            aux_loss (`bool`, *optional*, defaults to `False`): Whether to compute the load balancing loss of a mixture
+                of experts. It is that of separate rows.
         """
         self.verify(model)
-        return self._forward(model, self.form_of(prompts, completions), prompts, completions, self.fused)
+        form = self.form_of(prompts, completions)
+        return self._forward(model, form, prompts, completions, self.fused, aux_loss)
 
-    def _forward(self, model: torch.nn.Module, form: str, prompts: list, completions: list, fused: bool) -> TokenLogps:
+    def _forward(
+        self, model: torch.nn.Module, form: str, prompts: list, completions: list, fused: bool, aux_loss: bool = False
+    ) -> TokenLogps:
         rows, inputs = self.inputs(model, form, prompts, completions)
         labels = rows["shift_labels"].to(inputs["input_ids"].device)
         labels = pad(labels, (self.inserted, 0), value=IGNORE)
-        if fused:
-            outputs = model(**inputs, shift_labels=labels, fused_lm_head=True)
-        else:
-            logits = model(**inputs, use_cache=False).logits
-            outputs = from_logits(logits, labels.to(logits.device))
+        base = self.base_in(unwrapped(model))
+        if can_return_router_logits(base):
+            inputs["output_router_logits"] = False  # the model's own loss takes no mask of four dimensions
+        recording: Any = router_logits(base) if aux_loss else nullcontext([])
+        with recording as routers:
+            if fused:
+                outputs = model(**inputs, shift_labels=labels, fused_lm_head=True)
+            else:
+                logits = model(**inputs, use_cache=False).logits
+                outputs = from_logits(logits, labels.to(logits.device))
         logps, entropy, is_top1 = (
             values[:, self.inserted :] for values in (outputs.log_probs, outputs.entropy, outputs.is_top1)
         )
         index = rows["completion_index"].to(outputs.log_probs.device)
-        total = sum(map(len, completions))
-        positions = rows["input_ids"].numel()
-        return TokenLogps(logps, entropy, is_top1, index, total, form, positions)
+        tokens = TokenLogps(
+            logps, entropy, is_top1, index, sum(map(len, completions)), form, rows["input_ids"].numel()
+        )
+        if aux_loss:
+            tokens.aux_loss = balancing_loss(base, routers, pad(rows["counts"], (self.inserted, 0), value=1))
+        return tokens
 
     def probe_values(self, model: torch.nn.Module, form: str, prompts: list, completions: list) -> torch.Tensor:
         """log P of the completions, as one vector of shape (1, N)."""

@@ -121,15 +121,16 @@ def build_rows(
             it evaluates each of them: labels and index belong to the token itself.
 
     Returns:
-        `dict`: `input_ids`, `position_ids`, `shift_labels` (the token each position predicts, -100 for none) and
-        `completion_index` (which of the N completions that token belongs to, -1 for none), all of shape (rows, L); and
-        `attention_mask` (rows, L) for separate rows, `segment_ids` (rows, L) for dense ones (0 the prompt, i the i-th
-        completion, -1 padding), or `cu_segments` (B + N + 1), `cu_completions` and `cu_prompts` (B + 1) for a cascade.
+        `dict`: `input_ids`, `position_ids`, `shift_labels` (the token each position predicts, -100 for none),
+        `completion_index` (which of the N completions that token belongs to, -1 for none) and `counts` (how many
+        separate rows hold the token, 0 for padding), all of shape (rows, L); and `attention_mask` (rows, L) for
+        separate rows, `segment_ids` (rows, L) for dense ones (0 the prompt, i the i-th completion, -1 padding), or
+        `cu_segments` (B + N + 1), `cu_completions` and `cu_prompts` (B + 1) for a cascade.
     """
     pieces = {"separate": _separate_pieces, "dense": _shared_pieces, "cascade": _cascade_pieces}[form]
     rows = pieces(prompts, completions, int(predict))
     padding = {"input_ids": pad_token_id, "position_ids": 0, "shift_labels": IGNORE}
-    padding |= {"completion_index": -1, "segment_ids": -1}
+    padding |= {"completion_index": -1, "segment_ids": -1, "counts": 0}
     columns = {}
     for name, value in padding.items():
         tensors = [torch.tensor([x for piece in row for x in piece[name]]) for row in rows]
@@ -148,7 +149,9 @@ def build_rows(
     return columns
 
 
-def _piece(ids: list[int], start: int, labels: list[int], index: int, segment: int) -> dict[str, list[int]]:
+def _piece(
+    ids: list[int], start: int, labels: list[int], index: int, segment: int, count: int = 1
+) -> dict[str, list[int]]:
     n = len(ids)
     return {
         "input_ids": ids,
@@ -156,6 +159,7 @@ def _piece(ids: list[int], start: int, labels: list[int], index: int, segment: i
         "shift_labels": [IGNORE] * (n - len(labels)) + labels,
         "completion_index": [-1] * (n - len(labels)) + [index] * len(labels),
         "segment_ids": [segment] * n,
+        "counts": [count] * n,
     }
 
 
@@ -175,7 +179,7 @@ def _completion_pieces(prompt: list[int], group: list[list[int]], first: int, ba
 def _shared_pieces(prompts: list, completions: list, back: int) -> list[list[dict]]:
     firsts = accumulate((len(group) for group in completions), initial=0)
     return [
-        [_piece(p[: len(p) - back], 0, [], -1, 0), *_completion_pieces(p, group, first, back)]
+        [_piece(p[: len(p) - back], 0, [], -1, 0, len(group)), *_completion_pieces(p, group, first, back)]
         for p, group, first in zip(prompts, completions, firsts, strict=False)
     ]
 
@@ -357,8 +361,7 @@ class SharedPrefixRows:
         if self._verified:
             return
         self._verified = True
-        inner = extract_model_from_parallel(model)
-        base = self.base_in(getattr(inner, "module", inner))
+        base = self.base_in(unwrapped(model))
         if next(base.parameters()).device.type != self._device:
             self._choose_layout(base)  # trainers move the model to its device after they were given it
         vocabulary = base.config.get_text_config().vocab_size
@@ -405,6 +408,12 @@ class SharedPrefixRows:
         else:
             logger.warning("Prompts are not shared between completions, because then %s.", reason)
             self.layout = Layout("separate", reason)
+
+
+def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+    """The model inside its distributed wrapper."""
+    inner: Any = extract_model_from_parallel(model)
+    return getattr(inner, "module", inner)  # type: ignore[no-any-return]
 
 
 def probe_batch(vocabulary: int, altered: bool = False) -> tuple[list[list[int]], list[list[list[int]]]]:

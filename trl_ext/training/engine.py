@@ -68,6 +68,9 @@ class EngineConfig(VLLMSettings, ExtConfig):
         shared_prefix (`str`, *optional*, defaults to `"auto"`):
             Whether a prompt is computed once for all of its completions: `"auto"` where that is cheaper, `"always"`
             wherever the model supports it, `"never"`. The result is the same.
+        router_aux_loss_coef (`float`, *optional*):
+            Coefficient of the load balancing loss of a mixture of experts, which is added to the loss. If not set, it
+            is that of the model's config, as in TRL. `0.0`: without this loss.
     """
 
     _VALID_DICT_FIELDS: ClassVar = [*ExtConfig._VALID_DICT_FIELDS, "transformers_continuous_batching_config"]
@@ -122,12 +125,21 @@ class EngineConfig(VLLMSettings, ExtConfig):
             "choices": list(SHARED_PREFIX_SETTINGS),
         },
     )
+    router_aux_loss_coef: float | None = field(
+        default=None,
+        metadata={
+            "help": "Coefficient of the load balancing loss of a mixture of experts. If not set, it is that of the "
+            "model's config. 0 means without this loss."
+        },
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.set_resample_steps()
         self._check_reference()
         self._at_least("beta", 0)
+        if self.router_aux_loss_coef is not None:
+            self._at_least("router_aux_loss_coef", 0)
         self.check_vllm()
         if self.use_vllm and self.use_transformers_continuous_batching:
             raise ValueError("`use_vllm` and `use_transformers_continuous_batching` exclude each other.")

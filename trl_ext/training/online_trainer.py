@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from trl_ext.data.completion import Completion
 from trl_ext.data.schema import AnyDataset
+from trl_ext.logprobs.balancing_loss import router_aux_loss_coef
 from trl_ext.logprobs.logprobs import LogProbs
 from trl_ext.models.properties import context_length
 
@@ -76,6 +77,7 @@ class OnlineTrainer(ExtTrainer):
         )
         model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
         model.generation_config.pad_token_id = self._tokenizer.pad_token_id
+        self.router_aux_loss_coef = router_aux_loss_coef(model, args.router_aux_loss_coef)
         self.reference = self._load_reference(model, ref_model, args, quantization_config)
         self.log_probs = LogProbs(
             model,

@@ -86,6 +86,7 @@ class ExtTrainer(BaseTrainer):
     _context = 0  # context length of the models that read rows (`0`: unknown, or checked by the method)
     _dropped_rows: int | None = None
     _train_prefix = ""  # prefix of the names of training metrics
+    router_aux_loss_coef = 0.0  # coefficient of the load balancing loss of a mixture of experts
 
     def __init__(
         self,
@@ -491,6 +492,28 @@ class ExtTrainer(BaseTrainer):
             return total / max(own, 1)
         # Distributed wrappers average gradients over processes, where a sum is needed.
         return total / count * self.accelerator.num_processes
+
+    @property
+    def aux_loss_enabled(self) -> bool:
+        """Whether the load balancing loss of a mixture of experts is added to the loss."""
+        return self.router_aux_loss_coef != 0
+
+    def _with_aux_loss(self, loss: torch.Tensor, tokens: TokenLogps, count: torch.Tensor | int | None) -> torch.Tensor:
+        """
+        The loss of a batch with the load balancing loss of a mixture of experts, as TRL's trainers add it.
+
+        It is a function of the batch and no sum over prompts: a step has its mean over micro-batches and processes.
+
+        Args:
+            loss (`torch.Tensor`): From [`_mean`].
+            tokens ([`~trl_ext.logprobs.logprobs.TokenLogps`]): The log-probabilities of the batch.
+            count (`int` or `torch.Tensor`, *optional*): As for [`_mean`].
+        """
+        if tokens.aux_loss is None:
+            return loss
+        self._meters[self._mode].add_values("aux_loss", tokens.aux_loss.detach()[None])
+        batches = 1 if count is None else self.current_gradient_accumulation_steps
+        return loss + self.router_aux_loss_coef * tokens.aux_loss.to(loss.device) / batches
 
     def _zero_loss(self, read: Callable[[Any, Any], torch.Tensor], inputs: dict[str, Any]) -> torch.Tensor:
         """

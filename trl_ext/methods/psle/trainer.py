@@ -346,7 +346,7 @@ class PSLETrainer(OnlineTrainer):
         completions = [inputs["completion_ids"][b] for b in kept]
         own = sum(map(len, completions))
         completions += [row["completion_ids"] for row in mixed]
-        tokens = self.log_probs(model, prompts, completions)
+        tokens = self.log_probs(model, prompts, completions, aux_loss=self.aux_loss_enabled)
         l_N = tokens.sums() / tokens.lengths().clamp(min=1)
         total = self._prompt_losses(l_N[:own], inputs, kept).sum() if own else l_N.new_zeros(())
         if mixed:
@@ -355,6 +355,7 @@ class PSLETrainer(OnlineTrainer):
         self._measure_tokens(tokens)
         self._add_tokens(prompts, completions)
         loss = self._mean(total, len(kept), num_items_in_batch)
+        loss = self._with_aux_loss(loss, tokens, num_items_in_batch)
         return (loss, {"logps": l_N}) if return_outputs else loss
 
     def _prompt_losses(self, l_N: torch.Tensor, inputs: dict[str, Any], kept: list[int]) -> torch.Tensor:

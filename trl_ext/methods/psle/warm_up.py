@@ -42,6 +42,7 @@ class WarmUpTrainer(ExtTrainer):
         self._name, self._paper, self._tag_names = trainer._name, trainer._paper, trainer._tag_names
         self._tokenizer, self.rewards, self._raw_columns = trainer._tokenizer, [], set()
         self.log_probs = trainer.log_probs
+        self.router_aux_loss_coef = trainer.router_aux_loss_coef
         super().__init__(
             trainer.model, _config(trainer.args), data_collator=trainer.data_collator, train_dataset=dataset
         )
@@ -83,11 +84,13 @@ class WarmUpTrainer(ExtTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Negative mean log-probability per token of a completion, averaged over completions."""
-        tokens = self.log_probs(model, inputs["prompt_ids"], inputs["completion_ids"])
+        ids = inputs["prompt_ids"], inputs["completion_ids"]
+        tokens = self.log_probs(model, *ids, aux_loss=self.aux_loss_enabled)
         l_N = tokens.sums() / tokens.lengths().clamp(min=1)
         self._measure_tokens(tokens)
-        self._add_tokens(inputs["prompt_ids"], inputs["completion_ids"])
+        self._add_tokens(*ids)
         loss = self._mean(-l_N.sum(), len(l_N), num_items_in_batch)
+        loss = self._with_aux_loss(loss, tokens, num_items_in_batch)
         return (loss, {"logps": l_N}) if return_outputs else loss
 
 

@@ -243,7 +243,7 @@ class RRHFTrainer(OnlineTrainer):
             return (loss, nothing) if return_outputs else loss
         prompts = [inputs["prompt_ids"][b] for b in kept]
         completions = [inputs["completion_ids"][b] for b in kept]
-        tokens = self.log_probs(model, prompts, completions)
+        tokens = self.log_probs(model, prompts, completions, aux_loss=self.aux_loss_enabled)
         device = tokens.logps.device
         scores = [score for b in kept for score in inputs["scores"][b]]
         scores_N = torch.tensor(scores, dtype=torch.float32, device=device)  # the dataset's may be whole numbers
@@ -257,6 +257,7 @@ class RRHFTrainer(OnlineTrainer):
         self._measure(tokens, p_N, scores_N, group_N, best_B, rank_B, sft_B)
         self._add_tokens(prompts, completions)
         loss = self._mean(loss_B.sum(), len(loss_B), num_items_in_batch)
+        loss = self._with_aux_loss(loss, tokens, num_items_in_batch)
         return (loss, {"p": p_N, "scores": scores_N, "group": group_N}) if return_outputs else loss
 
     @torch.no_grad()
