@@ -9,6 +9,7 @@ from conftest import make_tokenizer
 from datasets import Dataset
 from tokenizers.processors import TemplateProcessing
 
+from trl_ext.cli.parser import Parser
 from trl_ext.data.schema import DataError
 from trl_ext.methods.psle.config import PLEConfig, PSLEConfig
 from trl_ext.methods.psle.data import (
@@ -128,6 +129,23 @@ def test_prompts_share_out_the_principles():
     assert all(sorted(row[:3]) == [0, 1, 2] and row[3:] == row[:3] for row in chosen)
     assert all(150 < sum(row[0] == k for row in chosen) < 250 for k in range(3))
     assert {principle_index(ids, 5, 1) for ids in prompts} == {0}
+
+
+@pytest.mark.parametrize(
+    ("flags", "recipe", "expected"),
+    [
+        (["--principles", "Be kind.", "Be brief."], "", ["Be kind.", "Be brief."]),
+        ([], "principles: Be kind.", ["Be kind."]),
+        ([], "principles: [Be kind., Be brief.]", ["Be kind.", "Be brief."]),
+        ([], "principles: {kind: Be kind., brief: Be brief.}", ["Be kind.", "Be brief."]),
+    ],
+)
+def test_principles_of_the_command(tmp_path, flags, recipe, expected):
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    words = ["--config", str(tmp_path / "recipe.yaml")] if recipe else []
+    parser = Parser([PSLEConfig], prog="psle")
+    [args] = parser.parse_args_and_config([*words, *flags, "--output_dir", str(tmp_path)])
+    assert load_principles(args) == expected
 
 
 # ------------------------------------------------------------------------------------------------------------- rows

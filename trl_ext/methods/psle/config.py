@@ -124,7 +124,8 @@ class PSLEConfig(EngineConfig):
         default=1, metadata={"help": "Number of completions per prompt without the principle, and as many with it."}
     )
 
-    principles: str | list[str] | dict[str, str] | None = field(
+    # `None` is second, as TRL's parser takes a union of three or more: the flag is then a list of texts.
+    principles: list[str] | None | str | dict[str, str] = field(  # noqa: RUF036
         default=None,
         metadata={"help": "Principles as texts. A column `principle` or `principles` of the dataset has priority."},
     )

@@ -421,7 +421,7 @@ class PSLETrainer(OnlineTrainer):
 
     def _tables(self, inputs: dict[str, Any], logps_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What `compute_metrics` gets: l and the reward of each completion, plain ones first, then guided ones."""
-        size, kept = self.args.num_generations, set(self._kept(inputs))
+        size, kept = self.args.completions_per_prompt("eval"), set(self._kept(inputs))
         columns: list[list[int]] = [[] for _ in inputs["marks"]]
         for b in kept:
             free = {PLAIN: count(0), GUIDED: count(size)}
