@@ -131,11 +131,11 @@ CHAT_COMPLETION = {"completions": [[{"role": "assistant", "content": "x"}]], "sc
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (CHAT_PROMPT, "Row 2, column 'prompt': must be text"),
-        (CHAT_COMPLETION, r"Row 2, column 'completions': \[0\] must be text"),
-        ({"scores": ["high", "low"]}, r"Row 2, column 'scores': \[0\] must be a number, got 'high'"),
-        ({"scores": "high"}, "Row 2, column 'scores': must be a list"),
-        ({"scores": [float("nan"), 1.0]}, r"Row 2, column 'scores': \[0\] (is nan|must be a number)"),
+        (CHAT_PROMPT, "Row 2 of .*, column 'prompt': must be text"),
+        (CHAT_COMPLETION, r"Row 2 of .*, column 'completions': \[0\] must be text"),
+        ({"scores": ["high", "low"]}, r"Row 2 of .*, column 'scores': \[0\] must be a number, got 'high'"),
+        ({"scores": "high"}, "Row 2 of .*, column 'scores': must be a list"),
+        ({"scores": [float("nan"), 1.0]}, r"Row 2 of .*, column 'scores': \[0\] (is nan|must be a number)"),
     ],
 )
 @pytest.mark.parametrize("suffix", [".jsonl", ".json"])
