@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl_ext.data.chat_template import template_kwargs
 from trl_ext.data.completion import Completion
 from trl_ext.data.row_errors import located
-from trl_ext.data.schema import where
+from trl_ext.data.schema import DataError, where
 from trl_ext.data.token_ids import check_token_ids
 from trl_ext.data.tokenization import TEMPLATE_REMEDY, encode_prompt
 from trl_ext.generation.generate import generate
