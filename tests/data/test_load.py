@@ -169,7 +169,7 @@ def test_a_file_of_another_format_than_its_suffix(tmp_path, suffix, text):
         load_dataset(write(tmp_path / f"rows{suffix}", text))
 
 
-# ----------------------------------------------------------------------------------------------------- compressed files
+# ---------------------------------------------------------------------------------------------------- compressed files
 
 
 @pytest.mark.parametrize(("suffix", "opener"), [(".gz", gzip.open), (".xz", lzma.open), (".bz2", bz2.open)])

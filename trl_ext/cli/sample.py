@@ -211,7 +211,8 @@ def _sampler(
         chat_template_kwargs=args.template_kwargs,
         seed=args.seed,
         progress=progress,
-        name_sources=len(args.model_name_or_path) + len(own_columns) > 1 or "sources" in dataset.column_names,
+        name_sources=len(args.model_name_or_path) + len(own_columns) > 1
+        or (bool(own_columns) and "sources" in dataset.column_names),
     )
 
 
