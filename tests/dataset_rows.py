@@ -8,6 +8,7 @@ from typing import Any
 from conftest import make_tokenizer
 from datasets import Dataset, IterableDataset
 
+from trl_ext.data.scored_rows import to_scored_rows
 from trl_ext.data.tokenization import prepare_dataset
 
 
@@ -32,8 +33,9 @@ def stream(rows: list[dict[str, Any]]) -> IterableDataset:
 def prepare(
     rows: list[dict[str, Any]], tokenizer: Any = None, max_length: int = 0, make: Any = Dataset.from_list
 ) -> tuple[list[dict[str, Any]], int]:
-    """The rows after [`prepare_dataset`], and the number of dropped rows."""
-    dataset, dropped = prepare_dataset(make(rows), tokenizer or make_tokenizer(), name="train", max_length=max_length)
+    """The rows after [`to_scored_rows`] and [`prepare_dataset`], and the number of dropped rows."""
+    dataset = to_scored_rows(make(rows), "train")
+    dataset, dropped = prepare_dataset(dataset, tokenizer or make_tokenizer(), name="train", max_length=max_length)
     return list(dataset), dropped
 
 

@@ -510,7 +510,7 @@ def test_chat_prompts_need_a_chat_template(save_model):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"text": "a", "label": 1}], "no column 'prompt'; it has 'text', 'label'"),
+        ([{"text": "a", "label": 1}], "lacks the column 'prompt'; it has 'text', 'label'"),
         ([{"prompt": "a"}, {"prompt": ""}], "Row 1, column 'prompt'"),
         ([{"prompt": "a"}, {"prompt": None}], "Row 1, column 'prompt'"),
         ([{"prompt": 3}], "Row 0, column 'prompt'"),
@@ -528,11 +528,11 @@ def test_bad_prompts(tiny_model_dir, rows, message):
     [
         (
             [{"prompt": "a", "text": "b"}],
-            "no completions of its own: it lacks 'completions' or 'chosen' and 'rejected'",
+            "no completions of its own: it lacks 'completions'. It has prompt, text",
         ),
         ([{"prompt": "a", "completions": ["b"]}, {"prompt": "a", "completions": []}], "Row 1, column 'completions'"),
         ([{"prompt": "a", "completions": "b"}], "Row 0, column 'completions': must be a list"),
-        ([{"prompt": "a", "completion": ""}], "Row 0, column 'completions'.*empty"),
+        ([{"prompt": "a", "completions": [""]}], "Row 0, column 'completions'.*empty"),
         ([{"prompt": "a", "completions": ["b"], "ended": [True, False]}], "Row 0, column 'ended'"),
         ([{"prompt": "a", "completions": ["b"], "sources": ["c", "d"]}], "Row 0, column 'sources'"),
     ],
@@ -554,8 +554,8 @@ def test_empty_and_missing_data(tiny_model_dir, prompts):
 def test_values_that_json_does_not_know(tiny_model_dir):
     from datasets import Dataset
 
-    Dataset.from_dict({"prompt": ["a"], "image": [b"\x00"]}).to_parquet("binary.parquet")
-    with pytest.raises(DataError, match="Output row 0, column 'image': cannot be written as JSON"):
+    Dataset.from_dict({"prompt": ["a"], "blob": [b"\x00"]}).to_parquet("binary.parquet")
+    with pytest.raises(DataError, match="Output row 0, column 'blob': cannot be written as JSON"):
         sample("binary.parquet", tiny_model_dir)
 
 

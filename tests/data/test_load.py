@@ -3,7 +3,10 @@
 
 """Datasets from files and directories of every kind, and the errors for those that cannot be read."""
 
+import bz2
+import gzip
 import json
+import lzma
 
 import datasets
 import pytest
@@ -131,11 +134,11 @@ CHAT_COMPLETION = {"completions": [[{"role": "assistant", "content": "x"}]], "sc
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (CHAT_PROMPT, "Row 2, column 'prompt': must be text"),
-        (CHAT_COMPLETION, r"Row 2, column 'completions': \[0\] must be text"),
-        ({"scores": ["high", "low"]}, r"Row 2, column 'scores': \[0\] must be a number, got 'high'"),
-        ({"scores": "high"}, "Row 2, column 'scores': must be a list"),
-        ({"scores": [float("nan"), 1.0]}, r"Row 2, column 'scores': \[0\] (is nan|must be a number)"),
+        (CHAT_PROMPT, "Row 2 of .*, column 'prompt': must be text"),
+        (CHAT_COMPLETION, r"Row 2 of .*, column 'completions': \[0\] must be text"),
+        ({"scores": ["high", "low"]}, r"Row 2 of .*, column 'scores': \[0\] must be a number, got 'high'"),
+        ({"scores": "high"}, "Row 2 of .*, column 'scores': must be a list"),
+        ({"scores": [float("nan"), 1.0]}, r"Row 2 of .*, column 'scores': \[0\] (is nan|must be a number)"),
     ],
 )
 @pytest.mark.parametrize("suffix", [".jsonl", ".json"])
@@ -164,3 +167,37 @@ def test_integers_and_floats_mix(tmp_path):
 def test_a_file_of_another_format_than_its_suffix(tmp_path, suffix, text):
     with pytest.raises(DataError, match=f"rows{suffix}' cannot be read"):
         load_dataset(write(tmp_path / f"rows{suffix}", text))
+
+
+# ---------------------------------------------------------------------------------------------------- compressed files
+
+
+@pytest.mark.parametrize(("suffix", "opener"), [(".gz", gzip.open), (".xz", lzma.open), (".bz2", bz2.open)])
+@pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv", ".tsv"])
+@pytest.mark.parametrize("streaming", [False, True], ids=["table", "stream"])
+def test_a_compressed_file(tmp_path, kind, suffix, opener, streaming):
+    row = {"prompt": "the film was", "chosen": " good", "rejected": " bad"}
+    sign = {".csv": ",", ".tsv": "\t"}.get(kind)
+    text = f"{sign.join(row)}\n{sign.join(row.values())}\n" if sign else json.dumps(row) + "\n"
+    with opener(tmp_path / f"rows{kind}{suffix}", "wt", encoding="utf-8") as file:
+        file.write(text)
+    assert list(load_dataset(str(tmp_path / f"rows{kind}{suffix}"), split="train", streaming=streaming)) == [row]
+
+
+def test_a_tsv_file(tmp_path):
+    name = write(tmp_path / "rows.tsv", "prompt\tchosen\trejected\nthe film, was\t good\t bad\n")
+    assert list(load_dataset(name, split="train")) == [
+        {"prompt": "the film, was", "chosen": " good", "rejected": " bad"}
+    ]
+
+
+def test_the_package_for_zstandard_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("trl_ext.data.load.find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"zst' cannot be read without the package `zstandard`: pip install"):
+        load_dataset(write(tmp_path / "rows.jsonl.zst", "x"))
+
+
+@pytest.mark.parametrize("name", ["rows.txt", "rows.parquet.gz", "rows.zip"])
+def test_a_file_of_another_type_is_not_looked_for_on_the_hub(tmp_path, name):
+    with pytest.raises(DataError, match=r"is a file of a type that is not read: use .jsonl, .json"):
+        load_dataset(write(tmp_path / name, "x"))

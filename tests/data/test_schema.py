@@ -7,8 +7,9 @@ import pytest
 from dataset_rows import CHAT, EOS, PLAIN, USER, assistant, completion_texts, completion_tokens, prepare, stream
 from datasets import Dataset
 
-from trl_ext.data.schema import DataError, check_row, is_conversational, to_scored_rows
-from trl_ext.data.tokenization import encode_prompt, prepare_dataset
+from trl_ext.data.schema import DataError, check_row, is_conversational
+from trl_ext.data.scored_rows import require_scores, to_scored_rows
+from trl_ext.data.tokenization import encode_prompt
 
 
 # --------------------------------------------------------------------------------------------------- preference data
@@ -122,7 +123,7 @@ BAD = [
 def test_a_row_that_does_not_follow_the_schema_is_named(chat_tokenizer, good, change, column, problem):
     """Streamed, because an Arrow table refuses most of these rows itself."""
     rows = [good, good, good | change]
-    with pytest.raises(DataError, match=f"Row 2, column '{column}': {problem}"):
+    with pytest.raises(DataError, match=f"Row 2 of the train dataset, column '{column}': {problem}"):
         prepare(rows, chat_tokenizer, make=stream)
 
 
@@ -138,7 +139,7 @@ def test_valid_rows_are_accepted(chat_tokenizer):
 
 
 def test_a_row_of_a_table_that_does_not_follow_the_schema_is_named():
-    with pytest.raises(DataError, match=r"Row 1, column 'scores': \[0\] must be a number, got None"):
+    with pytest.raises(DataError, match=r"Row 1 of the train .*, column 'scores': \[0\] must be a number, got None"):
         prepare([PLAIN, PLAIN | {"scores": [None, 1.0]}])
 
 
@@ -147,7 +148,8 @@ def test_a_row_of_a_table_that_does_not_follow_the_schema_is_named():
     [
         (without(PLAIN, "scores"), "lacks the column 'scores'; it has 'prompt', 'completions'"),
         (without(PLAIN, "prompt"), "lacks the column 'prompt'; it has 'completions', 'scores'"),
-        ({"question": "x", "answer": "y"}, "lacks the column 'prompt'; it has 'question', 'answer'"),
+        ({"question": "x", "answer": "y"}, "lacks the column 'scores'; it has 'question', 'answer'"),
+        ({"ask": "x", "reply": "y"}, "lacks the column 'prompt'; it has 'ask', 'reply'"),
         ({"prompt": "x", "chosen": "y"}, "lacks the column 'rejected'; it has 'prompt', 'chosen'"),
         ({"prompt": "x", "rejected": "y"}, "lacks the column 'chosen'; it has 'prompt', 'rejected'"),
         ({"completions": ["y"]}, "lacks the column 'prompt' and 'scores'; it has 'completions'"),
@@ -156,7 +158,7 @@ def test_a_row_of_a_table_that_does_not_follow_the_schema_is_named():
 @pytest.mark.parametrize("make", [Dataset.from_list, stream], ids=["map", "stream"])
 def test_missing_columns_are_named_with_the_columns_found(make, row, message):
     with pytest.raises(DataError, match=f"The train dataset {message}"):
-        to_scored_rows(make([row]), "train")
+        require_scores(to_scored_rows(make([row]), "train"), "train", list(row), rewarded=False)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +171,6 @@ def test_missing_columns_are_named_with_the_columns_found(make, row, message):
     ],
     ids=["table", "table with columns", "stream", "stream with columns"],
 )
-def test_a_dataset_without_rows(tiny_tokenizer, dataset):
+def test_a_dataset_without_rows(dataset):
     with pytest.raises(DataError, match="The train dataset has no rows"):
-        prepare_dataset(dataset, tiny_tokenizer, name="train", max_length=0)
+        to_scored_rows(dataset, "train")

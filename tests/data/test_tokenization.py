@@ -94,7 +94,7 @@ def test_a_tokenizer_without_an_end_token():
     tokenizer.eos_token = None
     row = tokenize_row(PLAIN, tokenizer)
     assert completion_tokens(tokenizer, row) == [["Ġgood"], ["Ġso", "Ġdull"]]
-    with pytest.raises(DataError, match=r"Row 0, column 'completions': \[1\] has no tokens"):
+    with pytest.raises(DataError, match=r"Row 0 of .*, column 'completions': \[1\] has no tokens"):
         prepare([PLAIN | {"completions": [" good", ""], "ended": [True, True]}], tokenizer)
 
 
@@ -132,7 +132,7 @@ def test_a_prompt_whose_only_token_merges_with_a_completion(merging_tokenizer):
 
 def test_a_prompt_without_tokens_is_named(merging_tokenizer):
     row = {"completions": ["b"], "scores": [1.0]}
-    with pytest.raises(DataError, match="Row 1, column 'prompt': has no tokens"):
+    with pytest.raises(DataError, match=r"Row 1 of .*, column 'prompt': has no tokens"):
         prepare([{"prompt": "dd", **row}, {"prompt": "x", **row}], merging_tokenizer)  # x is not in its vocabulary
 
 
@@ -319,13 +319,18 @@ def test_a_tokenizer_with_neither_is_an_error(tmp_path):
         load_tokenizer(str(tmp_path))
 
 
-def test_preference_rows_are_named_by_their_own_columns(tiny_tokenizer):
+def test_preference_rows_are_named_by_their_own_columns():
     rows = [
         {"prompt": "the film", "chosen": " good", "rejected": " bad"},
-        {"prompt": "we", "chosen": " so", "rejected": ""},
+        {"prompt": "we", "chosen": " so", "rejected": None},
     ]
-    with pytest.raises(DataError, match="Row 1, column 'rejected': is empty text"):
-        prepare_dataset(Dataset.from_list(rows), tiny_tokenizer, name="train", max_length=0)
+    with pytest.raises(DataError, match="Row 1 of the train dataset, column 'rejected': must be text or messages"):
+        prepare(rows)
+
+
+def test_an_empty_answer_of_a_pair_is_the_end_token(tiny_tokenizer):
+    (row,), _ = prepare([{"prompt": "we", "chosen": " so", "rejected": ""}])
+    assert completion_tokens(tiny_tokenizer, row) == [["Ġso", EOS], [EOS]]
 
 
 # ------------------------------------------------------------------------------------------------- prompts stay whole

@@ -6,12 +6,14 @@
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
 
 from trl_ext.data.chat_template import use_chat_template
+from trl_ext.data.dataset_settings import COLUMNS, DATASET_FORMAT
+from trl_ext.data.load import FILE_TYPES_TEXT
 from trl_ext.data.resumable_file import ResumableFile, rows_fingerprint, weights_fingerprint
 from trl_ext.generation_settings import GenerationSettings, setting
 from trl_ext.models.load import default_device, load_model, quantization_config_from
@@ -26,11 +28,10 @@ class PromptArguments:
 
     dataset_name: str | None = field(
         default=None,
-        metadata={
-            "help": "Dataset with a column `prompt` (text or messages): Hub id, directory, or a .jsonl, .json, "
-            ".parquet or .csv file."
-        },
+        metadata={"help": f"Dataset with prompts (text or messages): Hub id, directory, or a {FILE_TYPES_TEXT} file."},
     )
+    columns: dict[str, str] | str | None = field(default=None, metadata=COLUMNS)
+    dataset_format: str = field(default="auto", metadata=DATASET_FORMAT)
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset on the Hub."})
     max_num_prompts: int = field(default=0, metadata={"help": "Use only the first prompts, this many. 0 means all."})
     chat_template_kwargs: dict[str, Any] | str | None = field(
@@ -152,6 +153,8 @@ class OutputArguments:
 @dataclass
 class LoadingArguments:
     """How all models of the command are loaded."""
+
+    refused_settings: ClassVar[dict[str, str]] = {"torch_dtype": "called `dtype` now"}
 
     model_revision: str = field(
         default="main", metadata={"help": "Branch, tag or commit of the models under --model_name_or_path."}

@@ -148,7 +148,12 @@ def run(args: EvaluateArguments, loading: LoadingArguments, decodings: Sequence[
     if args.frontier_file is not None:
         check_frontier(args.frontier_file)
     rows = load_prompts(
-        str(args.dataset_name), args.dataset_config, args.dataset_test_split, limit=args.max_num_prompts
+        str(args.dataset_name),
+        args.dataset_config,
+        args.dataset_test_split,
+        limit=args.max_num_prompts,
+        columns=args.columns,
+        dataset_format=args.dataset_format,
     )
     rows = [with_template_kwargs(row, args.template_kwargs) for row in rows]
     models = _models(args, loading, decodings, is_conversational(rows[0]))

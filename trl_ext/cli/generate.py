@@ -88,7 +88,12 @@ class GenerateArguments(PromptArguments, SamplingArguments, OutputArguments):
         """The prompts, except those that are going to be typed."""
         if self.dataset_name is not None:
             return load_prompts(
-                self.dataset_name, self.dataset_config, self.dataset_test_split, limit=self.max_num_prompts
+                self.dataset_name,
+                self.dataset_config,
+                self.dataset_test_split,
+                limit=self.max_num_prompts,
+                columns=self.columns,
+                dataset_format=self.dataset_format,
             )
         return [{"prompt": prompt} for prompt in self.prompt or []]
 

@@ -23,6 +23,7 @@ _COMMANDS = {
     "evaluate": ("measure models on prompts: reward, KL, perplexity, diversity", "evaluate:main"),
     "generate": ("generate completions for prompts and print them as they are generated", "generate:main"),
     "chat": ("hold a conversation with a model", "generate:chat"),
+    "convert": ("read a dataset in any known form and write the rows that training takes", "convert:main"),
     "methods": ("list the methods and the packages they come from", "main:print_methods"),
     "env": ("print versions and hardware for a bug report", "env:main"),
 }

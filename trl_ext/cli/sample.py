@@ -63,8 +63,8 @@ class SampleArguments(PromptArguments, RewardArguments, RewardSettings, Sampling
     completion_columns: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Columns of the dataset's own completions. By default the first of `completions`, `chosen` and "
-            "`rejected`, or `completion` that the dataset has."
+            "help": "Columns of the dataset's own completions. By default those that its form has them in, such as "
+            "`completions`, `chosen` and `rejected`, or `completion`."
         },
     )
     reward_weights: list[float] | None = field(
@@ -157,14 +157,7 @@ def run(args: SampleArguments, loading: LoadingArguments, prog: str = "trl-ext s
     if served and args.seed != SampleArguments.seed:
         raise ValueError("seed has no effect on a vLLM server, which samples with a seed of its own: remove it.")
     settings = args.settings(trust_remote_code=loading.trust_remote_code)
-    dataset, own_columns = load_rows(
-        str(args.dataset_name),
-        args.dataset_config,
-        args.dataset_train_split,
-        limit=args.max_num_prompts,
-        own=args.dataset_completions,
-        asked=args.completion_columns,
-    )
+    dataset, own_columns = _load(args)
     # The rows do not depend on where a server is.
     of_loading = {name: SERVER_FIELDS.get(name, value) for name, value in asdict(loading).items()}
     file = args.open_output(dataset, [*args.model_name_or_path, *args.rewards], of_loading)
@@ -218,7 +211,21 @@ def _sampler(
         chat_template_kwargs=args.template_kwargs,
         seed=args.seed,
         progress=progress,
-        name_sources=len(args.model_name_or_path) + len(own_columns) > 1 or "sources" in dataset.column_names,
+        name_sources=len(args.model_name_or_path) + len(own_columns) > 1
+        or (bool(own_columns) and "sources" in dataset.column_names),
+    )
+
+
+def _load(args: SampleArguments) -> tuple[Dataset, tuple[str, ...]]:
+    return load_rows(
+        str(args.dataset_name),
+        args.dataset_config,
+        args.dataset_train_split,
+        limit=args.max_num_prompts,
+        own=args.dataset_completions,
+        asked=args.completion_columns,
+        columns=args.columns,
+        dataset_format=args.dataset_format,
     )
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from trl import ScriptArguments
 
+from trl_ext.data.load import FILE_TYPES_TEXT
 from trl_ext.method import Found, Method, discover
 
 from .arguments import RewardArguments
@@ -35,7 +36,7 @@ class TrainArguments(RewardArguments, ScriptArguments):
 
     Args:
         dataset_name (`str`, *optional*):
-            Hub id, local directory, or local .jsonl, .json, .parquet or .csv file.
+            Hub id, local directory, or local file (see [`~trl_ext.data.load.load_dataset`]).
         eval_dataset_name (`str`, *optional*):
             The same for evaluation, if it is not a split of `dataset_name`.
         reward_model_name_or_path (`str`, *optional*):
@@ -47,8 +48,8 @@ class TrainArguments(RewardArguments, ScriptArguments):
     dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": "Dataset to train on: a Hub id, a local directory, or a local .jsonl, .json, .parquet or .csv "
-            "file. Ignored if `datasets` is given."
+            "help": f"Dataset to train on: a Hub id, a local directory, or a local {FILE_TYPES_TEXT} file. Ignored if "
+            "`datasets` is given."
         },
     )
     eval_dataset_name: str | None = field(
@@ -238,9 +239,7 @@ def _require(script_args: Any, model_args: Any, mixture_args: Any) -> None:
     if not model_args.model_name_or_path:
         raise ValueError("set model_name_or_path: a Hub id or a local directory")
     if not script_args.dataset_name and not mixture_args.datasets:
-        raise ValueError(
-            "set dataset_name (a Hub id, a local directory, or a .jsonl, .json, .parquet or .csv file) or `datasets`"
-        )
+        raise ValueError(f"set dataset_name (a Hub id, a local directory, or a {FILE_TYPES_TEXT} file) or `datasets`")
 
 
 def _make_folder(output_dir: str) -> None:

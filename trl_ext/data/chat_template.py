@@ -17,6 +17,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from .row_errors import located
 from .schema import DataError
 
 
@@ -49,9 +50,9 @@ def use_chat_template(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
 
 def template_kwargs(row: dict[str, Any]) -> dict[str, Any]:
     """The arguments of the chat template in the columns `chat_template_kwargs` and `tools` of a row."""
-    kwargs = _as_object(row.get("chat_template_kwargs")) or {}
+    kwargs = _as_object(row, "chat_template_kwargs") or {}
     kwargs = {name: value for name, value in kwargs.items() if value is not None}  # Arrow adds keys of other rows
-    tools = _as_object(row.get("tools"))
+    tools = _as_object(row, "tools")
     return kwargs | {"tools": tools} if tools else kwargs
 
 
@@ -59,12 +60,17 @@ def with_template_kwargs(row: dict[str, Any], defaults: dict[str, Any] | None) -
     """The row with the setting `chat_template_kwargs` in its column of this name. What the row has itself wins."""
     if not defaults:
         return row
-    own = _as_object(row.get("chat_template_kwargs")) or {}
+    own = _as_object(row, "chat_template_kwargs") or {}
     return row | {"chat_template_kwargs": {**defaults, **{k: v for k, v in own.items() if v is not None}}}
 
 
-def _as_object(value: Any) -> Any:
-    return json.loads(value) if isinstance(value, str) and value else value
+def _as_object(row: dict[str, Any], column: str) -> Any:
+    """The value of a column that may hold JSON as text, so that rows with different keys fit in one table."""
+    value = row.get(column)
+    if not isinstance(value, str) or not value:
+        return value
+    with located(f"column {column!r}", "Write JSON, or leave the value empty."):
+        return json.loads(value)
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, **kwargs: Any) -> str:

@@ -4,8 +4,9 @@
 """Loads a dataset from the Hub, a directory or a file."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import datasets
 from datasets import DatasetDict, IterableDatasetDict
@@ -13,7 +14,9 @@ from datasets import DatasetDict, IterableDatasetDict
 from .schema import AnyDataset, DataError
 
 
-FILE_TYPES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+FILE_TYPES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
+COMPRESSED = (".gz", ".zst", ".xz", ".bz2")  # behind .jsonl, .json, .csv and .tsv
+FILE_TYPES_TEXT = ".jsonl, .json, .parquet, .csv or .tsv (also .gz, .zst, .xz, .bz2)"
 
 
 # The overloads tell a type checker that with `split` the result is one dataset, which a trainer accepts.
@@ -31,7 +34,8 @@ def load_dataset(
     name: str, config: str | None = None, split: str | None = None, streaming: bool = False
 ) -> AnyDataset | DatasetDict | IterableDatasetDict:
     """
-    Load a dataset from the Hub, a local directory, or a local .jsonl, .json, .parquet or .csv file.
+    Load a dataset from the Hub, a local directory, or a local .jsonl, .json, .parquet, .csv or .tsv file, which may be
+    compressed (`.jsonl.gz`).
 
     Args:
         name (`str`): Hub id, directory or file.
@@ -44,12 +48,14 @@ def load_dataset(
             split.
     """
     path = Path(name).expanduser()
-    if path.suffix in FILE_TYPES and not path.is_dir():
+    if _file_type(path) and not path.is_dir():
         if not path.is_file():
             raise DataError(f"There is no file {name!r}.")
         if path.stat().st_size == 0:
             raise DataError(f"{name!r} is empty.")
         splits = _read_file(path, streaming)
+    elif path.is_file():
+        raise DataError(f"{name!r} is a file of a type that is not read: use {FILE_TYPES_TEXT}.")
     elif path.is_dir() and (path / "dataset_dict.json").is_file():
         splits = datasets.load_from_disk(str(path))
     elif path.is_dir() and (path / "dataset_info.json").is_file() and (path / "state.json").is_file():
@@ -65,8 +71,27 @@ def load_dataset(
     return splits[split]
 
 
+def _file_type(path: Path) -> str:
+    """The suffix that says how a file is read, without that of its compression; empty if it is not known."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes[-1:] and suffixes[-1] in COMPRESSED:
+        suffixes = [suffix for suffix in suffixes[:-1] if suffix != ".parquet"]
+    return suffixes[-1] if suffixes and suffixes[-1] in FILE_TYPES else ""
+
+
+def short_name(name: str) -> str:
+    """A dataset's name for messages: the Hub id, or the last part of a path."""
+    return repr(Path(name).name if Path(name).expanduser().exists() else name)
+
+
 def _read_file(path: Path, streaming: bool) -> DatasetDict | IterableDatasetDict:
-    kind, kwargs = FILE_TYPES[path.suffix], {}
+    suffix = _file_type(path)
+    kind = FILE_TYPES[suffix]
+    kwargs: dict[str, Any] = {}
+    if path.suffix == ".zst" and find_spec("zstandard") is None:
+        raise DataError(f"{str(path)!r} cannot be read without the package `zstandard`: pip install zstandard.")
+    if suffix == ".tsv":
+        kwargs["delimiter"] = "\t"
     if kind == "json":
         # `datasets` infers the types from the first chunk and silently turns other types in later chunks into text.
         kwargs["chunksize"] = min(max(path.stat().st_size, 10 << 20), 256 << 20)

@@ -5,20 +5,29 @@
 
 from typing import Any
 
-from .load import load_dataset
+from .load import load_dataset, short_name
 from .schema import DataError
+from .scored_rows import to_scored_rows
 
 
 def load_prompts(
-    name: str, config: str | None = None, split: str | None = None, *, limit: int = 0
+    name: str,
+    config: str | None = None,
+    split: str | None = None,
+    *,
+    limit: int = 0,
+    columns: dict[str, str] | str | None = None,
+    dataset_format: str = "auto",
 ) -> list[dict[str, Any]]:
     """
-    Load the rows of a dataset that has a column `prompt`. Other columns are kept.
+    Load the rows of a dataset with their prompts. Other columns are kept.
 
     Args:
         name (`str`), config (`str`, *optional*): See [`~trl_ext.data.load.load_dataset`].
         split (`str`, *optional*): The split. By default `test`, or the only split.
         limit (`int`, *optional*, defaults to `0`): Number of rows to take from the start. `0` takes all.
+        columns (`dict[str, str]`, *optional*), dataset_format (`str`, *optional*, defaults to `"auto"`):
+            Where the prompts are; see [`~trl_ext.data.scored_rows.to_scored_rows`].
 
     Raises:
         [`~trl_ext.data.schema.DataError`]: `split` is not set and there are several splits, none of them `test`; there
@@ -31,11 +40,16 @@ def load_prompts(
         dataset = splits["test"] if "test" in splits else next(iter(splits.values()))
     else:
         dataset = load_dataset(name, config, split)
-    if len(dataset) == 0:
-        raise DataError(f"{name!r} has no rows: there are no prompts.")
-    if "prompt" not in dataset.column_names:
-        raise DataError(f"{name!r} has no column 'prompt'; it has {', '.join(map(repr, dataset.column_names))}.")
-    rows = list(dataset.select(range(min(limit or len(dataset), len(dataset)))))
+    rows = list(
+        to_scored_rows(
+            dataset,
+            short_name(name),
+            columns=columns,
+            dataset_format=dataset_format,
+            keep_columns=True,
+            limit=limit,
+        )
+    )
     for index, row in enumerate(rows):
         if not row["prompt"]:
             raise DataError(f"{name!r}, row {index}: the prompt is empty.")

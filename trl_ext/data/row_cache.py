@@ -49,8 +49,8 @@ def _source(function: Callable[..., Any]) -> str:
 
 @functools.cache
 def _digest(source: str) -> str:
-    """A hash of the Python files in this folder, and of `source`."""
-    files = {*Path(__file__).parent.glob("*.py"), *([Path(source)] if source else [])}
+    """A hash of the Python files in this folder and below it, and of `source`."""
+    files = {*Path(__file__).parent.rglob("*.py"), *([Path(source)] if source else [])}
     digest = hashlib.sha256()
     for path in sorted(files):
         if path.is_file():

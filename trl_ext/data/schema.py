@@ -2,25 +2,23 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-The schema of dataset rows that all methods share, conversion to it, and checks of rows.
+The schema of dataset rows that all methods share, and checks of rows.
 
     {"prompt": text or messages, "completions": [text or messages, ...], "scores": [number, ...]}
 
 The optional column `ended` holds for each completion whether the model ended it. A completion that was cut off gets no
 end-of-sequence token, so that training does not teach the model to stop there. Without the column every completion
-counts as ended, as in TRL. Preference data (`chosen`, `rejected`, with or without `prompt`) is the case of K = 2
-completions.
+counts as ended, as in TRL. `scored_rows` converts other forms of data to the schema: preference data (`chosen`,
+`rejected`) is the case of K = 2 completions.
 """
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NoReturn, TypeAlias
 
 from datasets import Dataset, IterableDataset
-from trl import extract_prompt
-
-from .row_cache import this_version
 
 
 AnyDataset: TypeAlias = Dataset | IterableDataset
@@ -28,6 +26,11 @@ AnyDataset: TypeAlias = Dataset | IterableDataset
 
 class DataError(ValueError):
     """A row or column that cannot be used. The message names it and the remedy."""
+
+
+def where(index: int, name: str = "", column: str = "") -> str:
+    """The place of an error: "Row 3 of the train dataset, column 'prompt'"."""
+    return f"Row {index}" + (f" of the {name} dataset" if name else "") + (f", column {column!r}" if column else "")
 
 
 def is_conversational(row: dict[str, Any]) -> bool:
@@ -50,55 +53,6 @@ _OWN_COLUMNS = frozenset(
 def extra_columns(rows: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     """The rows' other columns, which are passed to reward functions in training and in evaluation."""
     return {name: [row.get(name) for row in rows] for name in (rows[0] if rows else {}) if name not in _OWN_COLUMNS}
-
-
-def preference_to_scored(row: dict[str, Any]) -> dict[str, Any]:
-    """
-    A preference row in the row schema: `chosen` and `rejected` become two completions with the scores 1 and 0.
-
-    Without a `prompt`, the prompt is their common beginning.
-    """
-    if "prompt" not in row:
-        row = extract_prompt(dict(row))
-    return {
-        "prompt": row["prompt"],
-        "completions": [row["chosen"], row["rejected"]],
-        "scores": [1.0, 0.0],
-    }
-
-
-def to_scored_rows(dataset: AnyDataset, name: str, **map_kwargs: Any) -> AnyDataset:
-    """
-    Convert a dataset to the row schema. Preference rows become rows of K = 2 completions.
-
-    Args:
-        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): Rows with `prompt`, `completions`, `scores`,
-            or with `chosen` and `rejected`, or with `prompt` only (training then generates the completions).
-        name (`str`): Name of the dataset in error messages.
-        map_kwargs: Passed to `dataset.map`.
-
-    Raises:
-        `DataError`: The dataset is empty, or lacks columns.
-    """
-    columns = list(column_names(dataset))
-    if not columns:
-        raise DataError(f"The {name} dataset has no rows.")
-    if "completions" in columns:
-        wanted = ["prompt", "completions", "scores"]
-    elif "chosen" in columns or "rejected" in columns:
-        wanted = ["chosen", "rejected"]
-    else:
-        wanted = ["prompt"]
-    missing = [column for column in wanted if column not in columns]
-    if missing:
-        raise DataError(
-            f"The {name} dataset lacks the column {' and '.join(map(repr, missing))}; it has "
-            f"{', '.join(map(repr, columns))}. Rows have either `prompt`, `completions`, `scores`, or `prompt`, "
-            "`chosen`, `rejected`, or (with `reward_funcs`) only `prompt`."
-        )
-    if wanted[0] == "chosen":
-        return dataset.map(this_version(preference_to_scored), remove_columns=["chosen", "rejected"], **map_kwargs)
-    return dataset
 
 
 def column_names(dataset: AnyDataset) -> list[str]:
@@ -140,7 +94,7 @@ def with_check(dataset: AnyDataset, check: Callable[[dict[str, Any]], None], col
     return dataset.map(passed)
 
 
-def check_row(row: dict[str, Any], index: int, conversational: bool) -> None:
+def check_row(row: dict[str, Any], index: int, conversational: bool, name: str = "") -> None:
     """
     Check that a row follows the schema.
 
@@ -148,16 +102,19 @@ def check_row(row: dict[str, Any], index: int, conversational: bool) -> None:
         row (`dict`): A row with `prompt`, and possibly `completions` and `scores`.
         index (`int`): Its number in the dataset, for error messages.
         conversational (`bool`): Whether the dataset's first row is conversational. All rows must be like the first.
+        name (`str`, *optional*): Name of the dataset, for error messages.
 
     Raises:
         `DataError`: The row does not follow the schema. The message names the row, the column and the remedy.
     """
 
     def fail(column: str, problem: str, item: str = "") -> NoReturn:
-        raise DataError(f"Row {index}, column {column!r}: {item}{problem}")
+        raise DataError(f"{where(index, name, column)}: {item}{problem}")
 
     remedy = "Remove the row: a model cannot predict the first token of a completion from an empty prompt."
     _check_text(row["prompt"], conversational, partial(fail, "prompt"), conversational, remedy)
+    if isinstance(row.get("tools"), str) and row["tools"]:
+        _check_tools(row["tools"], partial(fail, "tools"))
     if "completions" not in row:
         return
     completions, ended, scores = row["completions"], row.get("ended"), row.get("scores")
@@ -182,6 +139,15 @@ def check_row(row: dict[str, Any], index: int, conversational: bool) -> None:
             fail("scores", f"[{i}] must be a number, got {score!r}.")
         if not math.isfinite(score):
             fail("scores", f"[{i}] is {score}. Scores must be finite: remove the completion or score it.")
+
+
+def _check_tools(text: str, fail: Callable[[str], NoReturn]) -> None:
+    try:
+        tools = json.loads(text)
+    except json.JSONDecodeError as error:
+        fail(f"is text that is no JSON ({error}): {text[:60]!r}. Leave it empty where a row has no tools.")
+    if not isinstance(tools, list | None):
+        fail(f"must be a JSON list of tools, got {text[:60]!r}.")
 
 
 def _kind(value: Any) -> str:

@@ -15,6 +15,7 @@ from transformers.utils import logging
 from .chat_template import common_length, continuation, only_text, render, template_kwargs, with_template_kwargs
 from .completion import decode_after
 from .row_cache import this_version
+from .row_errors import located
 from .sampled_ids import ID_COLUMNS, sampled_ids, vocabulary_digest
 from .schema import (
     AnyDataset,
@@ -24,13 +25,17 @@ from .schema import (
     column_names,
     first_row,
     is_conversational,
-    to_scored_rows,
+    where,
     with_check,
 )
 
 
 logger = logging.get_logger(__name__)
 
+TEMPLATE_REMEDY = (
+    "If the chat template refuses the row, change or remove it (many templates take no system message, or want user "
+    "and assistant in turn), or use another template with `chat_template_path`."
+)
 TOKENIZED_COLUMNS = ("row_index", "prompt_ids", "completion_ids", "ended", "scores")
 
 
@@ -235,11 +240,19 @@ def _with_warnings(dataset: AnyDataset, name: str, has_ids: bool) -> AnyDataset:
     return checked.remove_columns([_NOTES_COLUMN, *(["tokenizers"] if has_ids else [])])
 
 
-def _as_preference(message: str) -> str:
-    """An error message about completions 0 and 1 that names the user's columns instead: `chosen` and `rejected`."""
-    for i, column in enumerate(("chosen", "rejected")):
-        message = message.replace(f"column 'completions': [{i}] ", f"column {column!r}: ")
-    return message
+def _tokenize_or_blame(
+    row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, digest: str
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """[`_tokenize_row`]; an error of the template or the tokenizer names the column that it failed on."""
+    try:
+        return _tokenize_row(row, tokenizer, digest)
+    except DataError:
+        raise
+    except Exception as error:
+        with located("column 'prompt'", TEMPLATE_REMEDY):
+            encode_row(tokenizer, row)
+        with located("column 'completions'", TEMPLATE_REMEDY):
+            raise error
 
 
 def prepare_dataset(
@@ -252,7 +265,7 @@ def prepare_dataset(
     chat_template_kwargs: dict[str, Any] | None = None,
 ) -> tuple[Dataset | IterableDataset, int]:
     """
-    Check, tokenize and truncate a dataset in any form that [`~trl_ext.data.schema.to_scored_rows`] accepts.
+    Check, tokenize and truncate a dataset of the row schema, from [`~trl_ext.data.scored_rows.to_scored_rows`].
 
     Args:
         dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): The dataset. Other columns are kept.
@@ -271,8 +284,6 @@ def prepare_dataset(
         `DataError`: A row or column cannot be used, or no row is left.
     """
     kwargs: dict[str, Any] = {"num_proc": num_proc} if isinstance(dataset, Dataset) else {}
-    is_preference = "chosen" in column_names(dataset)
-    dataset = to_scored_rows(dataset, name, **kwargs)
     conversational = is_conversational(first_row(dataset, name))
     columns = column_names(dataset)
     if "completions" not in columns:  # then these are of completions that the dataset does not have
@@ -281,22 +292,20 @@ def prepare_dataset(
     digest = _digest(columns, tokenizer)
 
     def tokenize(row: dict[str, Any], index: int) -> dict[str, Any]:
-        try:
-            check_row(row, index, conversational)
-        except DataError as error:
-            raise DataError(_as_preference(str(error)) if is_preference else str(error)) from None
-        row = with_template_kwargs(row, chat_template_kwargs)
-        found, notes = _tokenize_row(row, tokenizer, digest)
+        check_row(row, index, conversational, name)
+        with located(where(index, name)):
+            row = with_template_kwargs(row, chat_template_kwargs)
+            found, notes = _tokenize_or_blame(row, tokenizer, digest)
         tokens = {"row_index": index, **found, _NOTES_COLUMN: json.dumps(notes) if notes else ""}
         if chat_template_kwargs:
             tokens["chat_template_kwargs"] = row["chat_template_kwargs"]
         if not tokens["prompt_ids"]:
-            raise DataError(
-                f"Row {index}, column 'prompt': has no tokens, so a model cannot predict a completion. Remove the row."
-            )
+            place = where(index, name, "prompt")
+            raise DataError(f"{place}: has no tokens, so a model cannot predict a completion. Remove the row.")
         for i, ids in enumerate(tokens.get("completion_ids", ())):
             if not ids:
-                raise DataError(f"Row {index}, column 'completions': [{i}] has no tokens, not even an end. Remove it.")
+                place = where(index, name, "completions")
+                raise DataError(f"{place}: [{i}] has no tokens, not even an end. Remove it.")
         if max_length and "completion_ids" in tokens:
             tokens |= truncate_completions(row | tokens, max_length, tokenizer)
         return tokens

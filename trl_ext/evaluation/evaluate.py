@@ -173,7 +173,7 @@ def evaluate(
     for index, row in enumerate(rows):
         if row.get("prompt") is None:
             raise DataError(f"Row {index} has no prompt. Its columns are: {', '.join(sorted(row))}.")
-    prompt_ids = [policy.encode_row(row) for row in rows]
+    prompt_ids = policy.encode_rows(rows)
     policy.check_context_length(prompt_ids, settings)
     result = Evaluation()
     started = time.perf_counter()
@@ -257,7 +257,7 @@ def _measure_perplexity(
         return result.skip_metric("perplexity", "no judge model was named")
     ids = _ids(result.completions)
     if not can_read(judge.tokenizer, policy.tokenizer, chain(prompt_ids, *ids)):
-        prompt_ids = [judge.encode_row(row) for row in rows]
+        prompt_ids = judge.encode_rows(rows)
         ids = [[_retokenized(completion, judge.tokenizer) for completion in group] for group in result.completions]
     return result.record("perplexity", perplexity_and_se(judge.logps(prompt_ids, ids)))
 

@@ -100,7 +100,7 @@ def best_of_n(
     rewards = _load_rewards(reward_funcs)
     check_reward_weights(reward_weights, [reward.name for reward in rewards])
     settings = _with_num_generations(settings or GenerationSettings(), n)
-    prompt_ids = [policy.encode_row(row) for row in rows]
+    prompt_ids = policy.encode_rows(rows)
     policy.check_context_length(prompt_ids, settings)
     with seeded(seed, 0, 0):
         completions = policy.generate(prompt_ids, settings)

@@ -90,7 +90,7 @@ class Completer:
         return self._output_row(row, group)
 
     def _encode(self, policy: Policy, row: dict[str, Any], number: int) -> list[int]:
-        ids = policy.encode_row(with_template_kwargs(row, self.chat_template_kwargs))
+        [ids] = policy.encode_rows([with_template_kwargs(row, self.chat_template_kwargs)], number)
         if not ids:
             raise ValueError(f"prompt {number} has no tokens: there is nothing to continue.")
         policy.check_context_length([ids], self.settings, first=number)

@@ -16,13 +16,13 @@ from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
-from trl import extract_prompt
 
 from trl_ext.data.chat_template import with_template_kwargs
 from trl_ext.data.completion import Completion
-from trl_ext.data.load import load_dataset
+from trl_ext.data.load import load_dataset, short_name
 from trl_ext.data.sampled_ids import ID_COLUMNS, vocabulary_digest
 from trl_ext.data.schema import DataError, as_completion, check_row, is_conversational
+from trl_ext.data.scored_rows import to_scored_rows
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.rewards.functions import Reward
 from trl_ext.rewards.scoring import ScoredCompletion, score_completions
@@ -41,7 +41,15 @@ _CALLS = "calls/"
 
 
 def load_rows(
-    name: str, config: str | None, split: str, *, limit: int = 0, own: bool = False, asked: Sequence[str] | None = None
+    name: str,
+    config: str | None,
+    split: str,
+    *,
+    limit: int = 0,
+    own: bool = False,
+    asked: Sequence[str] | None = None,
+    columns: dict[str, str] | str | None = None,
+    dataset_format: str = "auto",
 ) -> tuple[Dataset, tuple[str, ...]]:
     """
     The rows to sample for, all of them checked, and the columns whose completions are added to the sampled ones.
@@ -55,21 +63,23 @@ def load_rows(
             Whether the dataset's own completions are added.
         asked (`Sequence[str]`, *optional*):
             The columns they are in. By default they are found by [`completion_columns`].
+        columns (`dict[str, str]`, *optional*), dataset_format (`str`, *optional*, defaults to `"auto"`):
+            Where prompts and completions are; see [`~trl_ext.data.scored_rows.to_scored_rows`].
 
     Raises:
         [`~trl_ext.data.schema.DataError`]: There is no row, no prompt, or no completion although `own` asks for them.
     """
-    dataset = load_dataset(name, config, split)
-    columns = list(dataset.column_names)
-    if len(dataset) == 0:
-        raise DataError(f"{name!r} has no rows.")
-    if "prompt" not in columns and not {"chosen", "rejected"} <= set(columns):
-        raise DataError(f"{name!r} has no column 'prompt'; it has {', '.join(map(repr, columns))}.")
-    own_columns = completion_columns(columns, asked) if own else ()
-    dataset = dataset.select(range(min(limit or len(dataset), len(dataset))))
-    conversational = is_conversational(with_prompt(dataset[0]))
-    for index, raw in enumerate(dataset):
-        row = with_prompt(raw)
+    dataset = to_scored_rows(
+        load_dataset(name, config, split),
+        short_name(name),
+        columns=columns,
+        dataset_format=dataset_format,
+        keep_columns=bool(asked) or not own,
+        limit=limit,
+    )
+    own_columns = completion_columns(dataset[0], asked) if own else ()
+    conversational = is_conversational(dataset[0])
+    for index, row in enumerate(dataset):
         if not isinstance(row["prompt"], (str, list)):
             raise DataError(f"Row {index}, column 'prompt': must be text or messages, got {row['prompt']!r}.")
         check_row({"prompt": row["prompt"]}, index, conversational)
@@ -77,25 +87,25 @@ def load_rows(
     return dataset, own_columns
 
 
-def completion_columns(columns: Sequence[str], asked: Sequence[str] | None) -> tuple[str, ...]:
+def completion_columns(row: dict[str, Any], asked: Sequence[str] | None) -> tuple[str, ...]:
     """
-    The columns with the dataset's own completions: those in `asked`, or the first that exist of `completions`,
-    `chosen` with `rejected`, and `completion`.
+    The columns with the dataset's own completions: those in `asked`, or `completions`, where conversion puts them.
+
+    Args:
+        row (`dict[str, Any]`): A row of the schema. Its `sources` are names of columns that it had before.
+        asked (`Sequence[str]`, *optional*): Names of columns.
 
     Raises:
         [`~trl_ext.data.schema.DataError`]: There are no such columns.
     """
-    candidates = [tuple(asked)] if asked else [("completions",), ("chosen", "rejected"), ("completion",)]
-    for names in candidates:
-        if all(name in columns for name in names):
-            return names
-    wanted = " or ".join(" and ".join(map(repr, names)) for names in candidates)
-    raise DataError(f"The dataset has no completions of its own: it lacks {wanted}. It has {', '.join(columns)}.")
-
-
-def with_prompt(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with a `prompt`. A preference row without one gets the common beginning of `chosen` and `rejected`."""
-    return row if "prompt" in row else row | extract_prompt({name: row[name] for name in ("chosen", "rejected")})
+    names = tuple(asked or ["completions"])
+    missing = [name for name in names if name not in row and name not in (row.get("sources") or ())]
+    if missing:
+        raise DataError(
+            f"The dataset has no completions of its own: it lacks {' and '.join(map(repr, missing))}. It has "
+            f"{', '.join(row)}."
+        )
+    return names
 
 
 def dataset_completions(
@@ -133,6 +143,11 @@ def dataset_completions(
 
 def _column(row: dict[str, Any], index: int, column: str) -> tuple[list[Any], list[Any], list[str]]:
     """Completions of one column, whether each has ended, and where each comes from; all checked."""
+    sources = row.get("sources") or ()
+    if column in sources and column != "completions":  # conversion made a completion of the column
+        kept = [i for i, source in enumerate(sources) if source == column]
+        parts = {name: [row[name][i] for i in kept] for name in ("completions", "ended", "sources") if row.get(name)}
+        return _column(row | parts, index, "completions")
     is_list = column == "completions"
     contents = row[column] if is_list else [row[column]]
     if not isinstance(contents, list):
@@ -227,8 +242,8 @@ class DatasetSampler:
         Raises:
             [`~trl_ext.rewards.functions.RewardError`]: A reward function failed.
         """
-        rows = [with_template_kwargs(with_prompt(row), self.chat_template_kwargs) for row in rows]
-        prompt_ids = [[policy.encode_row(row) for row in rows] for policy in self.policies]
+        rows = [with_template_kwargs(row, self.chat_template_kwargs) for row in rows]
+        prompt_ids = [policy.encode_rows(rows, start) for policy in self.policies]
         fitting = self._fitting(prompt_ids, len(rows))
         groups: list[list[Completion]] = [[] for _ in fitting]
         num_tokens = 0

@@ -18,14 +18,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.data.chat_template import template_kwargs
 from trl_ext.data.completion import Completion
-from trl_ext.data.schema import DataError
-from trl_ext.data.tokenization import encode_prompt
+from trl_ext.data.row_errors import located
+from trl_ext.data.schema import DataError, where
+from trl_ext.data.token_ids import check_token_ids
+from trl_ext.data.tokenization import TEMPLATE_REMEDY, encode_prompt
 from trl_ext.generation.generate import generate
 from trl_ext.generation.streaming import TextStream
 from trl_ext.generation_settings import GenerationSettings, pad_token_id
 from trl_ext.logprobs.logprobs import LogProbs, completion_logps
 from trl_ext.models.load import adapter_disabled
-from trl_ext.models.properties import context_length
+from trl_ext.models.properties import context_length, embedding_rows
 
 
 @dataclass(frozen=True)
@@ -82,17 +84,32 @@ class Policy:
             chat_template_kwargs: Arguments of the chat template, such as `tools`.
 
         Raises:
-            [`~trl_ext.data.schema.DataError`]: The prompt is conversational and the tokenizer has no chat template.
-                The message names the policy.
+            [`~trl_ext.data.schema.DataError`]: The chat template refuses the prompt, there is none, or a token has no
+                embedding. The message names the policy.
         """
-        try:
-            return encode_prompt(self.tokenizer, prompt, **chat_template_kwargs)
-        except DataError as error:
-            raise DataError(f"{self.name!r}: {error}") from error
+        with located(repr(self.name), TEMPLATE_REMEDY):
+            ids = encode_prompt(self.tokenizer, prompt, **chat_template_kwargs)
+            if self.model is not None:
+                check_token_ids(ids, embedding_rows(self.model), self.tokenizer)
+        return ids
 
     def encode_row(self, row: dict[str, Any]) -> list[int]:
         """Token ids of a row's prompt. Its columns `tools` and `chat_template_kwargs` reach the chat template."""
         return self.encode(row["prompt"], **template_kwargs(row))
+
+    def encode_rows(self, rows: Sequence[dict[str, Any]], first: int = 0) -> list[list[int]]:
+        """
+        The same for several rows.
+
+        Args:
+            rows (`Sequence[dict]`): Rows with a `prompt`.
+            first (`int`, *optional*, defaults to `0`): Number of the first row, for errors.
+        """
+        found = []
+        for index, row in enumerate(rows, first):
+            with located(where(index, column="prompt")):
+                found.append(self.encode_row(row))
+        return found
 
     def max_prompt_length(self, settings: GenerationSettings) -> int:
         """

@@ -38,6 +38,13 @@ def _forward_arguments(model_class: type) -> frozenset[str]:
     return frozenset(inspect.signature(model_class.forward).parameters)  # type: ignore[attr-defined]
 
 
+def embedding_rows(model: torch.nn.Module) -> int:
+    """Number of token ids that a model has an embedding for; 0 if that is not known."""
+    weight = getattr(base_of(model).get_input_embeddings(), "weight", None)
+    shape: Any = getattr(weight, "ds_shape", getattr(weight, "shape", ()))  # under ZeRO-3, the shape is that of a part
+    return int(shape[0]) if len(shape) == 2 else 0
+
+
 def has_virtual_tokens(model: torch.nn.Module) -> bool:
     """Whether an adapter of `model` adds virtual tokens to its input or its cache (prompt learning)."""
     return any(adapter.is_prompt_learning for adapter in getattr(model, "peft_config", {}).values())

@@ -11,6 +11,8 @@ from typing import Any, ClassVar, Self
 import torch
 from transformers.utils import logging
 
+from trl_ext.data.column_names import parse_columns
+from trl_ext.data.dataset_settings import COLUMNS, DATASET_FORMAT
 from trl_ext.generation_settings import GenerationSettings, setting
 from trl_ext.rewards.settings import RewardSettings
 from trl_ext.upstream import BaseConfig
@@ -51,6 +53,12 @@ class ExtConfig(RewardSettings, BaseConfig):
             Whether rows are trained on in random order. `False` is `train_sampling_strategy="sequential"`.
         pad_token (`str`, *optional*):
             Token to pad with, instead of the tokenizer's own.
+        columns (`dict[str, str]` or `str`, *optional*):
+            The datasets' columns for names of the row schema, as in `{"prompt": "question"}`; as text
+            `"prompt=question,chosen=better"`.
+        dataset_format (`str`, *optional*, defaults to `"auto"`):
+            Form of the datasets' rows: a name of [`~trl_ext.data.formats.registry.FORMATS`], or `"auto"` to recognise
+            it by the columns.
         chat_template_path (`str`, *optional*):
             Jinja file with a chat template, or directory or Hub id of a tokenizer that has one, to use instead of the
             tokenizer's own.
@@ -176,6 +184,8 @@ class ExtConfig(RewardSettings, BaseConfig):
     pad_token: str | None = field(
         default=None, metadata={"help": "Token to pad with, instead of the tokenizer's own."}
     )
+    columns: dict[str, str] | str | None = field(default=None, metadata=COLUMNS)
+    dataset_format: str = field(default="auto", metadata=DATASET_FORMAT)
     chat_template_path: str | None = field(
         default=None,
         metadata={
@@ -331,6 +341,7 @@ class ExtConfig(RewardSettings, BaseConfig):
                 setattr(self, name, "")
         self.check_reward_settings()
         check_fields(self, self._own())
+        self.columns = parse_columns(self.columns)
         self._at_least("max_length", 0)
         self.pad_to_multiple_of = self._padding_multiple()
         self._at_least("pad_to_multiple_of", 0)

@@ -15,7 +15,7 @@ from trl_ext.data.completion import Completion
 from trl_ext.data.schema import AnyDataset
 from trl_ext.logprobs.balancing_loss import router_aux_loss_coef
 from trl_ext.logprobs.logprobs import LogProbs
-from trl_ext.models.properties import context_length
+from trl_ext.models.properties import context_length, embedding_rows
 
 from .engine import Engine, EngineConfig
 from .model_loading import load_policy
@@ -72,6 +72,7 @@ class OnlineTrainer(ExtTrainer):
     ) -> None:
         model = load_policy(model, args, quantization_config, peft_config)
         self._check_end_of_answers(model, args, train_dataset)
+        self._embeddings = embedding_rows(model)
         train_dataset, eval_dataset = self._check_context_lengths(
             train_dataset, eval_dataset, args, context_length(model)
         )

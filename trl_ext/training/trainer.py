@@ -19,6 +19,8 @@ from transformers.utils import logging
 
 from trl_ext.data.chat_template import unstopped_turn, use_chat_template
 from trl_ext.data.schema import AnyDataset, column_names, first_row, is_conversational
+from trl_ext.data.scored_rows import require_scores, to_scored_rows
+from trl_ext.data.token_ids import check_token_ids_of_rows
 from trl_ext.data.tokenization import TOKENIZED_COLUMNS, check_positions, is_tokenized
 from trl_ext.generation_settings import eos_token_ids, stop_at_eos_token
 from trl_ext.logprobs.logprobs import TokenLogps
@@ -83,6 +85,7 @@ class ExtTrainer(BaseTrainer):
     _raw_columns: set[str]  # columns of the datasets, where reward functions may ask for them
     _signature_columns: list[str] | None
     _samples = False  # whether training generates completions
+    _embeddings = 0  # token ids that the models have embeddings for (`0`: unknown, or checked by the method)
     _context = 0  # context length of the models that read rows (`0`: unknown, or checked by the method)
     _dropped_rows: int | None = None
     _train_prefix = ""  # prefix of the names of training metrics
@@ -157,9 +160,12 @@ class ExtTrainer(BaseTrainer):
         processing_class: Any,
         reward_funcs: Any,
         reward_processing_classes: Any,
-    ) -> None:
+    ) -> AnyDataset:
         """
         Check the arguments that every trainer has, set the seed, and load the tokenizer and the reward functions.
+
+        Returns:
+            The train dataset in the row schema.
 
         Raises:
             `TypeError`, `ValueError`: One of them cannot be used.
@@ -185,6 +191,20 @@ class ExtTrainer(BaseTrainer):
         self.rewards = self._load_rewards(reward_funcs, reward_processing_classes, args)
         check_reward_weights(args.reward_weights or None, self.reward_func_names)
         self._raw_columns = set()
+        return self._as_scored_rows(train_dataset, args, "train")
+
+    def _as_scored_rows(self, dataset: AnyDataset, args: ExtConfig, name: str) -> AnyDataset:
+        """A dataset in the row schema, whatever form it has. Only the main process of a node converts it."""
+        with global_then_local_main_first():
+            rows = to_scored_rows(
+                dataset,
+                name,
+                columns=args.columns,
+                dataset_format=args.dataset_format,
+                keep_columns=bool(self.rewards),  # a reward function may compare with the dataset's answer
+                num_proc=args.dataset_num_proc,
+            )
+            return require_scores(rows, name, column_names(dataset), rewarded=bool(self.rewards))
 
     def _load_rewards(self, reward_funcs: Any, processing_classes: Any, args: ExtConfig) -> list[Reward]:
         if not reward_funcs:
@@ -279,14 +299,16 @@ class ExtTrainer(BaseTrainer):
     def _prepare_datasets(
         self, train_dataset: AnyDataset, eval_dataset: EvalDataset | None, args: Any
     ) -> tuple[AnyDataset, Any]:
-        """Both datasets, checked and tokenized."""
+        """Both datasets, checked and tokenized. The train dataset has the form that [`_setup`] returned."""
         train_dataset = self._prepare_dataset(train_dataset, args, "train")
         if eval_dataset is None:
             return train_dataset, None
         if isinstance(eval_dataset, dict):
             return train_dataset, {
-                name: self._prepare_dataset(part, args, name) for name, part in eval_dataset.items()
+                name: self._prepare_dataset(self._as_scored_rows(part, args, name), args, name)
+                for name, part in eval_dataset.items()
             }
+        eval_dataset = self._as_scored_rows(eval_dataset, args, "eval")
         return train_dataset, self._prepare_dataset(eval_dataset, args, "eval")
 
     def _prepare_dataset(self, dataset: AnyDataset, args: Any, name: str) -> AnyDataset:
@@ -331,6 +353,7 @@ class ExtTrainer(BaseTrainer):
             samples (`bool`, *optional*, defaults to `False`): Whether completions are generated even for rows that
                 have some.
         """
+        dataset = check_token_ids_of_rows(dataset, self._embeddings, self._tokenizer, name=name)
         generated = args.max_completion_length if samples or "completion_ids" not in column_names(dataset) else 0
         generation_context = self._generation_context(args) if generated else 0
         if generation_context == self._context:
@@ -583,7 +606,7 @@ class ExtTrainer(BaseTrainer):
     def _begin_evaluation(self, dataset: Any, name: str, prefix: str) -> Any:
         """The tokenized rows of a dataset called `name`. The metrics of an evaluation that failed are forgotten."""
         if dataset is not None and not is_tokenized(dataset):
-            dataset = self._prepare_dataset(dataset, self.args, name)
+            dataset = self._prepare_dataset(self._as_scored_rows(dataset, self.args, name), self.args, name)
             dataset = self._check_context_length(dataset, self.args, name)
         self._eval_prefix, self._eval_batches = prefix, 0
         self._meters["eval"], self._eval_tables = Meters(), []

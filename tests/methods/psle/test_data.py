@@ -281,8 +281,8 @@ def test_text_is_imitated_from_its_second_token_on(tmp_path, text, start):
     [
         ([{"text": "a b"}, {"text": ""}], "Row 1 of the SFT dataset, column 'text': must be a text that is not empty"),
         ([{"text": 3}], "Row 0 of the SFT dataset, column 'text'.*got 3"),
-        ([{"prompt": "a", "completion": ""}], "Row 0, column 'completion': is empty text"),
-        ([{"prompt": CHAT[:1], "completion": "good"}], "Row 0, column 'completion': must be a list of messages"),
+        ([{"prompt": "a", "completions": [""], "scores": [1]}], "Row 0 of the SFT .*'completions': .* is empty text"),
+        ([{"prompt": CHAT[:1]}], "The SFT dataset has the columns 'prompt'; its rows should have"),
         ([{"messages": [*CHAT, CHAT[0]]}], "Row 0 of the SFT dataset, column 'messages'.*'user', 'assistant', 'user'"),
         ([{"messages": CHAT[1:]}], "column 'messages': must be a conversation"),
     ],

@@ -646,7 +646,7 @@ def test_a_bad_row_is_named(tmp_path: Path, change: dict, error: type[Exception]
 
 def test_scores_that_are_text_are_refused(tmp_path: Path) -> None:
     rows = [{"prompt": "the film", "completions": [" good", " bad"], "scores": ["1", "0"]}]
-    with pytest.raises(DataError, match=r"Row 0, column 'scores': \[0\] must be a number"):
+    with pytest.raises(DataError, match=r"Row 0 of .*, column 'scores': \[0\] must be a number"):
         trainer(tmp_path, rows)
 
 

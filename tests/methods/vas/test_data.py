@@ -11,6 +11,7 @@ from conftest import make_tokenizer
 from datasets import Dataset
 
 from trl_ext import DataError
+from trl_ext.data.scored_rows import to_scored_rows
 from trl_ext.methods.vas.data import (
     DataCollatorForValues,
     dataset_heads,
@@ -24,9 +25,8 @@ ROW = {"prompt": "the film", "completions": [" was good", " was"], "scores": [1.
 
 
 def prepare(rows, heads=("reward",), max_length=0):
-    return prepare_values(Dataset.from_list(rows), make_tokenizer(), name="train", max_length=max_length, heads=heads)[
-        0
-    ]
+    rows = to_scored_rows(Dataset.from_list(rows), "train")
+    return prepare_values(rows, make_tokenizer(), name="train", max_length=max_length, heads=heads)[0]
 
 
 def test_scores_are_rewards_of_the_last_token():

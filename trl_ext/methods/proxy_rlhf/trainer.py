@@ -154,7 +154,9 @@ class ProxyRLHFTrainer(ExtTrainer):
     ):
         args = self._config_for(model, args)
         _check_arguments(model, train_dataset, reward_funcs, quantization_config, peft_config)
-        self._setup(model, args, train_dataset, processing_class, reward_funcs, reward_processing_classes)
+        train_dataset = self._setup(
+            model, args, train_dataset, processing_class, reward_funcs, reward_processing_classes
+        )
         self.language_model = load_frozen(model, args, quantization_config)
         self._max_length = min((n for n in (args.max_length, context_length(self.language_model)) if n), default=0)
         train_dataset, eval_dataset = self._prepare_datasets(train_dataset, eval_dataset, args)

@@ -15,9 +15,11 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from trl_ext.data.chat_template import template_kwargs
+from trl_ext.data.column_names import parse_columns
 from trl_ext.data.row_cache import this_version
 from trl_ext.data.sampled_ids import ID_COLUMNS
-from trl_ext.data.schema import AnyDataset, DataError, column_names, first_row, to_scored_rows, with_check
+from trl_ext.data.schema import AnyDataset, DataError, column_names, first_row, with_check
+from trl_ext.data.scored_rows import to_scored_rows
 from trl_ext.data.tokenization import encode_prompt, prepare_dataset
 
 from .config import PSLEConfig
@@ -323,15 +325,11 @@ def check_context_length(
     return with_check(dataset, check, ("row_index", "prompt_ids", "guided_ids")) if context else dataset
 
 
-# The forms of rows to imitate, by their columns: TRL's first, then those of the row schema.
-_SFT_FORMS = (("prompt", "completion"), ("messages",), ("text",), ("completions", "scores"), ("chosen",))
-
-
 def prepare_sft_dataset(
     dataset: AnyDataset, tokenizer: PreTrainedTokenizerBase, args: PSLEConfig
 ) -> tuple[AnyDataset, int]:
     """
-    Completions to imitate, from TRL's formats (`prompt` and `completion`, `messages`, or `text`) or the row schema.
+    Completions to imitate: `prompt` and `completion`, `messages`, `text`, or any form with scored completions.
 
     Of `messages`, the last one is imitated. Of several completions, the one with the best score is, and of `chosen`
     and `rejected` the former. A `text` is imitated from its second token on, as by TRL's SFT; the first one (the start
@@ -345,52 +343,51 @@ def prepare_sft_dataset(
     """
     first_row(dataset, "SFT")
     columns = column_names(dataset)
-    form = next((form for form in _SFT_FORMS if set(form) <= set(columns)), None)
-    if form is None:
-        raise DataError(
-            f"The SFT dataset has the columns {', '.join(map(repr, columns)) or 'none'}; its rows should have "
-            "`prompt` and `completion`, `messages`, `text`, `completions` and `scores`, or `chosen` and `rejected`."
-        )
-    if form == ("text",):
+    if "text" in columns and not _has_answers(columns):
         arguments = {"tokenizer": tokenizer, "max_length": args.max_length}
         return dataset.map(
             this_version(_tokenize_text), with_indices=True, fn_kwargs=arguments, remove_columns=columns
         ), 0
-    if form in (("completions", "scores"), ("chosen",)):
-        dataset = to_scored_rows(dataset, "SFT")
-    other = [column for column in column_names(dataset) if column not in ("tools", "chat_template_kwargs")]
-    rows = dataset.map(this_version(_to_imitate), with_indices=True, fn_kwargs={"form": form}, remove_columns=other)
-    try:
-        return prepare_dataset(
-            rows,
-            tokenizer,
-            name="SFT",
-            max_length=args.max_length,
-            num_proc=args.dataset_num_proc,
-            chat_template_kwargs=args.chat_template_kwargs,  # type: ignore[arg-type]
+    conversations = "messages" in columns and not {"completion", "completions", "chosen"} & set(columns)
+    dataset = to_scored_rows(
+        dataset,
+        "SFT",
+        columns={name: column for name, column in parse_columns(args.columns).items() if column in columns},
+        dataset_format="conversation" if conversations else "auto",
+        num_proc=args.dataset_num_proc,
+    )
+    columns = column_names(dataset)
+    if "completions" not in columns:
+        raise DataError(
+            f"The SFT dataset has the columns {', '.join(map(repr, columns))}; its rows should have `prompt` and "
+            "`completion`, `messages`, `text`, or scored completions, of which the best is imitated."
         )
-    except DataError as error:
-        message = str(error).replace("column 'completions': [0] ", f"column {form[-1]!r}: ")
-        raise DataError(message.replace("column 'prompt'", f"column {form[0]!r}")) from None
+    other = [column for column in columns if column not in ("tools", "chat_template_kwargs")]
+    return prepare_dataset(
+        dataset.map(this_version(_to_imitate), remove_columns=other),
+        tokenizer,
+        name="SFT",
+        max_length=args.max_length,
+        num_proc=args.dataset_num_proc,
+        chat_template_kwargs=args.chat_template_kwargs,  # type: ignore[arg-type]
+    )
 
 
-def _to_imitate(row: dict[str, Any], index: int, form: tuple[str, ...]) -> dict[str, Any]:
-    """A row of one of the forms, except `text`, as a row with one completion."""
-    if form == ("prompt", "completion"):
-        prompt, completion = row["prompt"], row["completion"]
-    elif form == ("messages",):
-        messages = row["messages"]
-        roles = [message.get("role") for message in messages] if isinstance(messages, list) else []
-        if len(roles) < 2 or roles[-1] != "assistant":
-            raise DataError(
-                f"Row {index} of the SFT dataset, column 'messages': must be a conversation whose last message is the "
-                f"assistant's, which is imitated; its roles are {', '.join(map(repr, roles)) or 'none'}."
-            )
-        prompt, completion = messages[:-1], messages[-1:]
-    else:
-        best = max(range(len(row["scores"])), key=row["scores"].__getitem__)
-        prompt, completion = row["prompt"], row["completions"][best]
-    return {"prompt": prompt, "completions": [completion], "scores": [0.0]}
+def _has_answers(columns: list[str]) -> bool:
+    return bool({"prompt", "messages", "completions", "chosen"} & set(columns))
+
+
+def _to_imitate(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with the best completion only; the first if none has a score."""
+    scores = row.get("scores") or [0.0]
+    best = max(range(len(scores)), key=scores.__getitem__)
+    ended = row.get("ended")
+    return {
+        "prompt": row["prompt"],
+        "completions": row["completions"][best : best + 1],
+        "scores": [0.0],
+        "ended": None if ended is None else ended[best : best + 1],
+    }
 
 
 def _tokenize_text(

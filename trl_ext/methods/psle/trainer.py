@@ -158,7 +158,9 @@ class PSLETrainer(OnlineTrainer):
         args = self._config_for(model, args)
         # Data and rewards before the model: a mistake there should not cost the time of loading weights.
         self._check_arguments(args, reward_funcs, train_dataset, optimizers)
-        self._setup(model, args, train_dataset, processing_class, reward_funcs, reward_processing_classes)
+        train_dataset = self._setup(
+            model, args, train_dataset, processing_class, reward_funcs, reward_processing_classes
+        )
         self._principles = load_principles(args)
         train_dataset, eval_dataset = self._prepare_datasets(train_dataset, eval_dataset, args)
         check_max_steps(args, len(train_dataset) if isinstance(train_dataset, Dataset) else 0)

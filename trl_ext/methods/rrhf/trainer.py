@@ -20,6 +20,7 @@ from transformers import (
 from transformers.utils import logging
 
 from trl_ext.data.schema import AnyDataset, DataError, column_names
+from trl_ext.data.scored_rows import lacks_completions
 from trl_ext.data.tokenization import prepare_dataset
 from trl_ext.logprobs.logprobs import TokenLogps
 from trl_ext.rewards.functions import RewardFunc
@@ -138,7 +139,9 @@ class RRHFTrainer(OnlineTrainer):
     ):
         args = self._config_for(model, args)
         # Data and rewards before the model: a mistake there should not cost the time of loading weights.
-        self._setup(model, args, train_dataset, processing_class, reward_funcs, reward_processing_classes)
+        train_dataset = self._setup(
+            model, args, train_dataset, processing_class, reward_funcs, reward_processing_classes
+        )
         train_dataset, eval_dataset = self._prepare_datasets(train_dataset, eval_dataset, args)
         self._samples = self._check_sampling(args, train_dataset, reward_funcs)
         self._check_evaluation(eval_dataset, reward_funcs)
@@ -179,10 +182,7 @@ class RRHFTrainer(OnlineTrainer):
         if args.use_vllm and not reward_funcs:
             raise ValueError("`use_vllm` needs `reward_funcs`: without them, no completions are generated.")
         if not has_completions and not reward_funcs:
-            raise DataError(
-                "The train dataset has prompts but no completions. Add the columns `completions` and `scores` "
-                "(`trl-ext sample` makes them), or pass `reward_funcs` to generate completions in training."
-            )
+            raise lacks_completions(column_names(dataset), "train")
         if args.keep_dataset_completions and not has_completions:
             raise DataError("`keep_dataset_completions` is set, but the train dataset has no completions.")
         samples = resamples or not has_completions
@@ -206,10 +206,7 @@ class RRHFTrainer(OnlineTrainer):
         for name, part in (dataset if isinstance(dataset, dict) else {"eval": dataset}).items():
             columns = column_names(part) if part is not None else []
             if columns and not reward_funcs and "completion_ids" not in columns:
-                raise DataError(
-                    f"The {name} dataset has prompts but no completions. Add the columns `completions` and `scores` "
-                    "(`trl-ext sample` makes them), or pass `reward_funcs` to generate completions in evaluation."
-                )
+                raise lacks_completions(columns, name)
 
     # --------------------------------------------------------------------------------------------------- sampling
 

@@ -24,9 +24,10 @@ from transformers.utils import logging
 
 from trl_ext.atomic_files import write_tensors
 from trl_ext.data.schema import AnyDataset, DataError, column_names
+from trl_ext.data.scored_rows import lacks_completions
 from trl_ext.decoding.static_generate import release_static_caches
 from trl_ext.generation.generate import generate
-from trl_ext.models.properties import context_length
+from trl_ext.models.properties import context_length, embedding_rows
 from trl_ext.rewards.functions import RewardFunc
 from trl_ext.seeds import seeded
 from trl_ext.training.copies import sampling_copy
@@ -158,7 +159,9 @@ class VASTrainer(ExtTrainer):
     ):
         args = self._config_for(model, args)
         # Data and rewards before the models: an error in them should come before weights are loaded.
-        self._setup(model, args, train_dataset, processing_class, reward_funcs, reward_processing_classes)
+        train_dataset = self._setup(
+            model, args, train_dataset, processing_class, reward_funcs, reward_processing_classes
+        )
         names = [reward.name for reward in self.rewards]
         self.heads = choose_heads(train_dataset, names, args.heads, rewarded=args.num_iterations > 1)
         train_dataset, eval_dataset = self._prepare_datasets(train_dataset, eval_dataset, args)
@@ -172,6 +175,8 @@ class VASTrainer(ExtTrainer):
         model = load_value_model(
             value_model, self.policy, self._tokenizer, self.heads, args, quantization_config, peft_config
         )
+        models = [each for each in (model.backbone, self.policy) if each is not None]
+        self._embeddings = min(filter(None, map(embedding_rows, models)), default=0)
         contexts = [context_length(each) for each in (model.backbone, self.policy) if each is not None]
         context = min((length for length in contexts if length), default=0)
         train_dataset, eval_dataset = self._check_context_lengths(train_dataset, eval_dataset, args, context)
@@ -252,10 +257,7 @@ print(tokenizer.decode(output[0]))
         """Whether training samples completions; raise an error for settings that do not fit the dataset."""
         has_completions = "completion_ids" in column_names(dataset)
         if not has_completions and not self.rewards:
-            raise DataError(
-                "The train dataset has prompts but no completions. Add the columns `completions` and `scores` "
-                "(`trl-ext sample` makes them), or pass `reward_funcs` to sample in training."
-            )
+            raise lacks_completions(column_names(dataset), "train")
         for setting in ("num_iterations", "resample_steps"):
             if getattr(args, setting) > (setting == "num_iterations") and not self.rewards:
                 raise ValueError(f"`{setting}` needs `reward_funcs` to score new completions.")

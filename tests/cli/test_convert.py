@@ -1,0 +1,66 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""`trl-ext convert`: what it recognises, shows and writes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trl_ext.cli.main import main
+from trl_ext.data.load import load_dataset
+
+
+NECTAR = [
+    {"prompt": f"q{i}", "answers": [{"answer": "a" * 1000, "rank": 2.0}, {"answer": "b", "rank": 1.0}]}
+    for i in range(5)
+]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in NECTAR))
+
+
+def convert(*words):
+    return main(["convert", "--dataset_name", "rows.jsonl", *words])
+
+
+@pytest.mark.parametrize("output", ["out.jsonl", "deep/out.parquet"])
+def test_rows_are_shown_and_written(output, capsys, caplog):
+    assert convert("--output_file", output) == 0
+    printed = capsys.readouterr().out
+    assert [f'"q{i}"' in printed for i in range(5)] == [True, True, True, False, False]
+    assert "[... 600 letters ...]" in printed
+    assert "5 rows with prompts, 2 completions in the first row, and scores" in printed
+    assert "read as `nectar`" in caplog.text
+    rows = list(load_dataset(output, split="train"))
+    assert [row["scores"] for row in rows] == [[-2.0, -1.0]] * 5
+    assert rows[0]["completions"] == ["a" * 1000, "b"]
+
+
+def test_columns_formats_and_a_limit(capsys):
+    Path("rows.jsonl").write_text('{"ask": "a", "replies": ["b"], "marks": [1]}\n' * 3)
+    assert convert("--columns", "prompt=ask,completions=replies,scores=marks", "--max_num_prompts", "2") == 0
+    assert "2 rows with prompts, 1 completions" in capsys.readouterr().out
+    assert convert("--columns", '{"prompt": "ask"}', "--dataset_format", "prompt_only") == 0
+    assert "prompts only" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--output_file", "out.csv"], "output_file must end in .jsonl or .parquet"),
+        (["--output_file", "rows.jsonl"], "exists: pass --overwrite_output"),
+        (["--max_num_prompts", "-1"], "max_num_prompts must be at least 0"),
+        (["--columns", "prompt=ask"], "The 'rows.jsonl' dataset lacks the column 'ask' of `columns`"),
+        (["--dataset_format", "nectr"], "invalid choice: 'nectr'"),
+        (["--dataset_train_split", "test"], "no split 'test'"),
+    ],
+)
+def test_bad_settings(words, message, capsys):
+    assert convert(*words) == 2
+    assert message in capsys.readouterr().err

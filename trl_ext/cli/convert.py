@@ -1,0 +1,132 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+`trl-ext convert`: a dataset in any known form as a file of the row schema, and what it was recognised as.
+
+    trl-ext convert --dataset_name berkeley-nest/Nectar --output_file nectar.parquet
+    trl-ext convert --dataset_name mine.jsonl --columns prompt=question,completions=candidates,scores=ratings
+
+Trainers and commands read the same forms themselves. The command shows what they would read: it prints three rows, and
+writes all of them if there is an `output_file`.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from trl_ext.atomic_files import replacing
+from trl_ext.data.load import load_dataset, short_name
+from trl_ext.data.schema import DataError
+from trl_ext.data.scored_rows import to_scored_rows
+
+from .arguments import PromptArguments
+from .parser import Parser
+
+
+_SHOWN, _WIDTH = 3, 400  # rows that are printed, and letters of each of their values
+
+
+@dataclass
+class ConvertArguments(PromptArguments):
+    """What to convert, and where to write it."""
+
+    dataset_train_split: str = field(default="train", metadata={"help": "Split to convert."})
+    output_file: str | None = field(
+        default=None, metadata={"help": "File for the rows: .jsonl or .parquet. Without it, they are only shown."}
+    )
+    overwrite_output: bool = field(default=False, metadata={"help": "Whether to replace the file if it exists."})
+
+    def __post_init__(self) -> None:
+        if self.dataset_name is None:
+            raise ValueError("there is nothing to convert: pass --dataset_name.")
+        if self.max_num_prompts < 0:
+            raise ValueError(f"max_num_prompts must be at least 0, got {self.max_num_prompts}.")
+        if self.output_file is None:
+            return
+        path = Path(self.output_file).expanduser()
+        if path.suffix not in (".jsonl", ".parquet"):
+            raise ValueError(f"output_file must end in .jsonl or .parquet, got {self.output_file!r}.")
+        if path.exists() and not self.overwrite_output:
+            raise ValueError(f"output_file {self.output_file!r} exists: pass --overwrite_output to replace it.")
+
+
+def run(args: ConvertArguments) -> int:
+    """
+    Convert, show and write.
+
+    Returns:
+        `int`: 0.
+    """
+    name = str(args.dataset_name)
+    dataset = load_dataset(name, args.dataset_config, args.dataset_train_split)
+    rows = to_scored_rows(
+        dataset,
+        short_name(name),
+        columns=args.columns,
+        dataset_format=args.dataset_format,
+        limit=args.max_num_prompts,
+    )
+    if not isinstance(rows, Dataset):
+        raise DataError(f"{name!r} is a stream, which cannot be written.")
+    for row in rows.select(range(min(_SHOWN, len(rows)))):
+        print(
+            json.dumps(
+                {key: _shortened(value) for key, value in row.items()}, ensure_ascii=False, default=str, indent=1
+            )
+        )
+    print(f"{len(rows)} rows with {_contents(rows[0])}")
+    if args.output_file is not None:
+        _write(rows, Path(args.output_file).expanduser())
+        print(f"wrote {args.output_file}")
+    return 0
+
+
+def _contents(row: dict[str, Any]) -> str:
+    if "completions" not in row:
+        return "prompts only: completions are generated in training, or by `trl-ext sample`"
+    scores = "scores" if "scores" in row else "no scores (`trl-ext sample --dataset_completions` adds them)"
+    return f"prompts, {len(row['completions'])} completions in the first row, and {scores}"
+
+
+def _shortened(value: Any) -> Any:
+    """A value whose texts are cut in their middle, so that beginning and end can be read."""
+    if isinstance(value, str) and len(value) > _WIDTH:
+        return f"{value[: _WIDTH // 2]} [... {len(value) - _WIDTH} letters ...] {value[-_WIDTH // 2 :]}"
+    if isinstance(value, list):
+        return [_shortened(item) for item in value[:8]] + ([f"... {len(value) - 8} more"] if len(value) > 8 else [])
+    return {key: _shortened(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _write(rows: Dataset, path: Path) -> None:
+    with replacing(path) as part:
+        if path.suffix == ".parquet":
+            rows.to_parquet(part)
+        else:
+            rows.to_json(part, lines=True, force_ascii=False)
+
+
+def make_parser(prog: str = "trl-ext convert") -> Parser:
+    """The parser of the command's flags and YAML file."""
+    return Parser(
+        [ConvertArguments],
+        prog=prog,
+        description="Convert a dataset in any known form to the rows that training takes, and show three of them.",
+        epilog="The forms are listed in docs/dataset_formats.md.",
+    )
+
+
+def main(argv: list[str]) -> int:
+    """
+    `trl-ext convert`.
+
+    Returns:
+        `int`: See [`run`].
+
+    Raises:
+        `ValueError` or `OSError`: Settings or data that cannot work.
+    """
+    return run(*make_parser().parse_args_and_config(argv))
