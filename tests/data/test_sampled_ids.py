@@ -9,7 +9,7 @@ from dataset_rows import CHAT, PLAIN, USER, prepare, stream
 from datasets import Dataset
 from thinking import make_byte_tokenizer
 
-from trl_ext.data.sampled_ids import sampled_ids, vocabulary_digest
+from trl_ext.data.sampled_ids import sampled_ids, tokenizer_tag
 from trl_ext.data.tokenization import encode_prompt, is_tokenized, tokenize_row
 
 
@@ -23,7 +23,7 @@ def sampled(tokenizer, row, ids, **changes):
         "scores": [float(i) for i in range(len(ids))],
         "ended": [True] * len(ids),
         "completion_ids": ids,
-        "tokenizers": [vocabulary_digest(tokenizer)] * len(ids),
+        "tokenizers": [tokenizer_tag(tokenizer)] * len(ids),
         "prompt_ids": encode_prompt(tokenizer, row["prompt"]),
     } | changes
 
@@ -47,7 +47,7 @@ def test_training_reads_the_tokens_that_were_sampled(prompt, make):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"tokenizers": ["another", "another"]}, "are those of another tokenizer"),
+        ({"tokenizers": ["some#other", "some#other"]}, "are those of another tokenizer, 'some#other'"),
         ({"completions": ["so", "good"]}, "do not stand for its text"),
         ({"completion_ids": [[5], [10**6]]}, "do not stand for its text"),
     ],
@@ -95,9 +95,20 @@ def test_sampled_rows_are_not_taken_for_tokenized_ones():
     assert not is_tokenized(Dataset.from_list([CHAT]))
 
 
-def test_an_added_token_does_not_change_the_digest():
+def test_the_tag_of_a_tokenizer(tmp_path):
+    """An added token changes nothing; a folder is named without those around it."""
     tokenizer, padded = make_tokenizer(), make_tokenizer()
     padded.add_special_tokens({"pad_token": "[PAD]"})
-    assert vocabulary_digest(tokenizer) == vocabulary_digest(padded)
-    assert vocabulary_digest(tokenizer, added=True) != vocabulary_digest(padded, added=True)
-    assert vocabulary_digest(tokenizer) != vocabulary_digest(make_byte_tokenizer())
+    assert tokenizer_tag(tokenizer) == tokenizer_tag(padded)
+    assert tokenizer_tag(tokenizer).rpartition("#")[2] != tokenizer_tag(make_byte_tokenizer()).rpartition("#")[2]
+    tokenizer.name_or_path = str(tmp_path / "mine")
+    assert tokenizer_tag(tokenizer).startswith("mine#")
+    tokenizer.name_or_path = "org/name"
+    assert tokenizer_tag(tokenizer).startswith("org/name#")
+
+
+def test_the_same_vocabulary_under_another_name_fits():
+    tokenizer = make_tokenizer()
+    row = sampled(tokenizer, PLAIN, [[59]])
+    tokenizer.name_or_path = "another/name"
+    assert tokenize_row(row, tokenizer)["completion_ids"] == [[59]]

@@ -470,6 +470,17 @@ def test_classifier_renders_messages_with_its_chat_template(classifier, tiny_tok
         load_rewards(classifier, tiny_tokenizer)[0](**MESSAGES)
 
 
+def test_a_part_of_completions_that_is_not_scored_is_told_once(classifier, chat_tokenizer, caplog):
+    """The template of a reward model for reasoning models drops what stands before </think>."""
+    chat_tokenizer.chat_template = "{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}"
+    reward = ClassifierReward(classifier, chat_tokenizer)
+    prompt, answers = [{"role": "user", "content": "film"}], ("so</think> good", "good", "bad</think> dull")
+    completions = [[{"role": "assistant", "content": answer}] for answer in answers]
+    reward([prompt] * 3, completions)
+    (warning,) = [record.getMessage() for record in caplog.records if "leaves a part" in record.getMessage()]
+    assert "'so</think>'" in warning
+
+
 def test_the_classifiers_chat_template_gets_the_arguments_of_the_rows(classifier, chat_tokenizer):
     """As the policy's does: the column `chat_template_kwargs`, where the setting of this name is written too."""
     chat_tokenizer.chat_template = "{{ mood }}" + chat_tokenizer.chat_template

@@ -9,11 +9,11 @@
         --num_generations 64 --output_file best.jsonl
 
 A row of the output has `prompt`, `completions`, `scores`, `ended` (whether each completion ended before the maximum
-length), the token ids that were sampled (`completion_ids`, `prompt_ids`, and in `tokenizers` a digest of the
-vocabulary), which training uses, and the other columns of the dataset; `sources` if the completions have several,
-`rewards` if there are several reward functions, `extra` for the columns that functions give to `log_extra`. Rows are
-written every few seconds or minutes; the same command resumes an interrupted run, and ends with the same file.
-`best_of_n` sorts the completions of a row by their scores: `completions[0]` is the best of n.
+length), the token ids that were sampled (`completion_ids`, `prompt_ids`, and in `tokenizers` the tokenizer's name
+and a hash of its vocabulary), which training uses, and the other columns of the dataset; `sources` if the completions
+have several, `rewards` if there are several reward functions, `extra` for the columns that functions give to
+`log_extra`. Rows are written every few seconds or minutes; the same command resumes an interrupted run, and ends with
+the same file. `best_of_n` sorts the completions of a row by their scores: `completions[0]` is the best of n.
 """
 
 import errno

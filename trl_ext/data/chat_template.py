@@ -177,7 +177,8 @@ def continuation(
         behind = answer + end_of_turn(tokenizer, prompt, **kwargs)
     if behind is None:
         behind = rendered[common_length(before, rendered) :]
-    _note_lost_parts(completion, behind, notes)
+    if lost := left_out(completion, behind, content=answer is None):
+        notes["lost"] = lost
     return behind
 
 
@@ -247,13 +248,21 @@ def lost_part(text: str, kept: str) -> str:
     return text[:low] or text
 
 
-def _note_lost_parts(completion: Messages, behind: str, notes: dict[str, str]) -> None:
-    """Note reasoning and answers of the assistant that are not in the text that is trained on."""
+_REASONING = ("reasoning_content", "reasoning", "thinking")  # fields of messages that some templates render
+
+
+def left_out(completion: Messages, text: str, *, content: bool = True) -> str:
+    """
+    What a rendered text lacks of the first message of a completion that it does not have completely; else empty.
+
+    Args:
+        completion (`list[dict]`): The completion. Only the assistant's messages count.
+        text (`str`): The text that should have it.
+        content (`bool`, *optional*, defaults to `True`): Whether the content counts, or only fields with reasoning.
+    """
     for message in completion:
-        if message.get("role") != "assistant":
-            continue
-        for field in ("reasoning_content", "reasoning", "thinking", "content"):
-            text = message.get(field)
-            several = field != "content" or len(completion) > 1  # the content of one message is never lost
-            if several and isinstance(text, str) and text.strip() not in behind:
-                notes["lost"] = lost_part(text.strip(), behind)
+        for field in (*_REASONING, *(["content"] if content else [])):
+            value = message.get(field) if message.get("role") == "assistant" else None
+            if isinstance(value, str) and value.strip() not in text:
+                return lost_part(value.strip(), text)
+    return ""

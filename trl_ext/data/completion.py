@@ -28,9 +28,9 @@ class Completion:
             Whether the model ended it, as opposed to reaching `max_completion_length`.
         source (`str`, *optional*, defaults to `""`):
             Name of the model or the dataset column that it comes from.
-        vocabulary (`str`, *optional*, defaults to `""`):
-            [`~trl_ext.data.sampled_ids.vocabulary_digest`] of the tokenizer of `ids`, if they are the tokens that a
-            model sampled and a dataset is to keep them.
+        tokenizer (`str`, *optional*, defaults to `""`):
+            [`~trl_ext.data.sampled_ids.tokenizer_tag`] of the tokenizer of `ids`, if a model sampled these tokens and
+            a dataset is to keep them.
         messages (`list[dict[str, Any]]`, *optional*):
             The completion as a dataset has it, where that is several messages. By default it is one message of the
             assistant if the prompt is conversational.
@@ -40,7 +40,7 @@ class Completion:
     ids: list[int]
     ended: bool
     source: str = ""
-    vocabulary: str = ""
+    tokenizer: str = ""
     messages: list[dict[str, Any]] | None = None
 
     def content(self, row: dict[str, Any]) -> str | list[dict[str, Any]]:

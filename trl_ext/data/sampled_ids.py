@@ -5,12 +5,13 @@
 Token ids that a dataset has beside the text of completions, so that training reads the tokens that were sampled.
 
 The columns are `completion_ids` (for each completion its ids, empty if they are not known), `tokenizers` (for each the
-digest of the tokenizer's vocabulary) and `prompt_ids` (the prompt that the completions were sampled from; empty if
-several tokenizers encoded it).
+[`tokenizer_tag`] of the tokenizer of these ids) and `prompt_ids` (the prompt that the completions were sampled from;
+empty if several tokenizers encoded it).
 """
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -21,18 +22,19 @@ from .completion import decode_after
 ID_COLUMNS = ("completion_ids", "tokenizers", "prompt_ids")
 
 
-def vocabulary_digest(tokenizer: PreTrainedTokenizerBase, *, added: bool = False) -> str:
+def tokenizer_tag(tokenizer: PreTrainedTokenizerBase) -> str:
     """
-    A hash of the vocabulary: equal for tokenizers that have the same tokens under the same ids.
+    A tokenizer's name and a hash of its vocabulary, `name#hash`. Tokens that were added to the vocabulary, such as a
+    padding token, do not count.
+    """
+    tokens = [entry for entry in tokenizer.get_vocab().items() if entry[1] < tokenizer.vocab_size]
+    name = tokenizer.name_or_path or type(tokenizer).__name__
+    digest = hashlib.sha256(json.dumps(sorted(tokens)).encode()).hexdigest()[:16]
+    return f"{Path(name).name if Path(name).is_absolute() else name}#{digest}"
 
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer.
-        added (`bool`, *optional*, defaults to `False`): Whether tokens that were added to the vocabulary count, such
-            as a padding token.
-    """
-    size = len(tokenizer) if added else tokenizer.vocab_size
-    tokens = [entry for entry in tokenizer.get_vocab().items() if added or entry[1] < size]
-    return hashlib.sha256(json.dumps(sorted(tokens)).encode()).hexdigest()[:16]
+
+def _same_vocabulary(tag: str, other: str) -> bool:
+    return tag.rpartition("#")[2] == other.rpartition("#")[2]
 
 
 def sampled_ids(
@@ -41,7 +43,7 @@ def sampled_ids(
     text: str | None,
     prompt_ids: list[int],
     tokenizer: PreTrainedTokenizerBase,
-    digest: str,
+    tag: str,
     notes: dict[str, str],
 ) -> list[int]:
     """
@@ -53,14 +55,14 @@ def sampled_ids(
         text (`str`, *optional*): Its text. `None` if it is more than text, as a tool call is.
         prompt_ids (`list[int]`): Token ids of the prompt.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer that training uses.
-        digest (`str`): Its [`vocabulary_digest`].
-        notes (`dict[str, str]`): Gets the reason why ids are not used (see
-            `_NOTES` of `tokenization.py`).
+        tag (`str`): Its [`tokenizer_tag`].
+        notes (`dict[str, str]`): Gets the reason why ids are not used (see `_NOTES` of
+            `tokenization.py`).
     """
     ids = [] if row.get("tokenizers") is None else row["completion_ids"][i]
     if not ids or text is None:
         return []
-    if row["tokenizers"][i] != digest:
+    if not _same_vocabulary(row["tokenizers"][i], tag):
         notes["tokenizer"] = str(row["tokenizers"][i])
         return []
     if max(ids) >= len(tokenizer) or not _stand_for(ids, text, prompt_ids, tokenizer):

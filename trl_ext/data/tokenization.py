@@ -16,7 +16,7 @@ from .chat_template import common_length, continuation, only_text, render, templ
 from .completion import decode_after
 from .row_cache import this_version
 from .row_errors import located
-from .sampled_ids import ID_COLUMNS, sampled_ids, vocabulary_digest
+from .sampled_ids import ID_COLUMNS, sampled_ids, tokenizer_tag
 from .schema import (
     AnyDataset,
     DataError,
@@ -125,16 +125,16 @@ def tokenize_row(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> dic
         [`~trl_ext.data.sampled_ids`]). Otherwise prompt and completion are tokenized together. If the tokens of the
         prompt are not the beginning of that, the completion is tokenized by itself.
     """
-    return _tokenize_row(row, tokenizer, _digest(row, tokenizer))[0]
+    return _tokenize_row(row, tokenizer, _tag(row, tokenizer))[0]
 
 
-def _digest(columns: Container[str], tokenizer: PreTrainedTokenizerBase) -> str:
-    """The digest that sampled ids are compared with; empty if there are none."""
-    return vocabulary_digest(tokenizer) if "tokenizers" in columns else ""
+def _tag(columns: Container[str], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The tag that those of sampled ids are compared with; empty if there are none."""
+    return tokenizer_tag(tokenizer) if "tokenizers" in columns else ""
 
 
 def _tokenize_row(
-    row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, digest: str
+    row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, tag: str
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The result of [`tokenize_row`], and what the user has to know about it, by kind; see [`describe_notes`]."""
     prompt, completions = row["prompt"], row.get("completions")
@@ -156,7 +156,7 @@ def _tokenize_row(
     prompt_ids, *sequences = encode(tokenizer, [before, *(before + text for text in texts)])
     completion_ids = []
     for i, (text, sequence) in enumerate(zip(texts, sequences, strict=True)):
-        ids = sampled_ids(row, i, only_text(completions[i]), prompt_ids, tokenizer, digest, notes)
+        ids = sampled_ids(row, i, only_text(completions[i]), prompt_ids, tokenizer, tag, notes)
         if ids and row.get("prompt_ids") and row["prompt_ids"] != prompt_ids:
             notes["other prompt"] = tokenizer.decode(row["prompt_ids"])
         if not ids and sequence[: len(prompt_ids)] == prompt_ids:
@@ -207,8 +207,8 @@ _NOTES = {
     "dataset has it.",
     "lost": "the chat template leaves this out of a completion, so it is not trained on: {text}. Write reasoning into "
     "the `content` of the message, or use a chat template that keeps it (`chat_template_path`).",
-    "tokenizer": "the token ids of completions are those of another tokenizer (its vocabulary has the digest {text}), "
-    "so that the completions are tokenized again. Train with the model that they were sampled from to use its tokens.",
+    "tokenizer": "the token ids of completions are those of another tokenizer, {text}, so that the completions are "
+    "tokenized again. Train with the model that they were sampled from to use its tokens.",
     "text": "the token ids of a completion do not stand for its text ({text}), so it is tokenized again.",
     "other prompt": "completions were sampled from another prompt than the one that is trained on. It was {text}: use "
     "the same chat template and `chat_template_kwargs` as for sampling.",
@@ -241,11 +241,11 @@ def _with_warnings(dataset: AnyDataset, name: str, has_ids: bool) -> AnyDataset:
 
 
 def _tokenize_or_blame(
-    row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, digest: str
+    row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, tag: str
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """[`_tokenize_row`]; an error of the template or the tokenizer names the column that it failed on."""
     try:
-        return _tokenize_row(row, tokenizer, digest)
+        return _tokenize_row(row, tokenizer, tag)
     except DataError:
         raise
     except Exception as error:
@@ -289,13 +289,13 @@ def prepare_dataset(
     if "completions" not in columns:  # then these are of completions that the dataset does not have
         dataset = dataset.remove_columns([column for column in ID_COLUMNS if column in columns])
         columns = [column for column in columns if column not in ID_COLUMNS]
-    digest = _digest(columns, tokenizer)
+    tag = _tag(columns, tokenizer)
 
     def tokenize(row: dict[str, Any], index: int) -> dict[str, Any]:
         check_row(row, index, conversational, name)
         with located(where(index, name)):
             row = with_template_kwargs(row, chat_template_kwargs)
-            found, notes = _tokenize_or_blame(row, tokenizer, digest)
+            found, notes = _tokenize_or_blame(row, tokenizer, tag)
         tokens = {"row_index": index, **found, _NOTES_COLUMN: json.dumps(notes) if notes else ""}
         if chat_template_kwargs:
             tokens["chat_template_kwargs"] = row["chat_template_kwargs"]
@@ -313,7 +313,7 @@ def prepare_dataset(
     if isinstance(dataset, Dataset):
         kwargs["desc"] = f"Tokenizing {name} dataset"
     tokenized = dataset.map(this_version(tokenize), with_indices=True, **kwargs)
-    dataset = _with_warnings(tokenized, name, has_ids=bool(digest))
+    dataset = _with_warnings(tokenized, name, has_ids=bool(tag))
     if not max_length:
         return dataset, 0
     kwargs.pop("desc", None)

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from trl_ext.data.chat_template import with_template_kwargs
 from trl_ext.data.completion import Completion
 from trl_ext.data.load import load_dataset, short_name
-from trl_ext.data.sampled_ids import ID_COLUMNS, vocabulary_digest
+from trl_ext.data.sampled_ids import ID_COLUMNS, tokenizer_tag
 from trl_ext.data.schema import DataError, as_completion, check_row, is_conversational
 from trl_ext.data.scored_rows import to_scored_rows
 from trl_ext.generation_settings import GenerationSettings
@@ -134,10 +134,10 @@ def dataset_completions(
         for i, (content, flag, source) in enumerate(zip(contents, ended, sources, strict=True)):
             messages = None if isinstance(content, str) else content
             text = content if messages is None else "".join(message.get("content") or "" for message in messages)
-            ids, vocabulary = (row["completion_ids"][i], row["tokenizers"][i]) if own else ([], "")
+            ids, tag = (row["completion_ids"][i], row["tokenizers"][i]) if own else ([], "")
             if not ids and tokenizer is not None:
-                ids, vocabulary = list(tokenizer(text, add_special_tokens=False)["input_ids"]), ""
-            found.append(Completion(text, ids, bool(flag), source, vocabulary, messages))
+                ids, tag = list(tokenizer(text, add_special_tokens=False)["input_ids"]), ""
+            found.append(Completion(text, ids, bool(flag), source, tag, messages))
     return found
 
 
@@ -227,7 +227,7 @@ class DatasetSampler:
     progress: Callable[[int], Any] | None = None
 
     def __post_init__(self) -> None:
-        self._vocabularies = [vocabulary_digest(policy.tokenizer) for policy in self.policies]
+        self._tags = [tokenizer_tag(policy.tokenizer) for policy in self.policies]
 
     def __call__(self, rows: Sequence[dict[str, Any]], start: int) -> SampledBatch:
         """
@@ -253,8 +253,8 @@ class DatasetSampler:
             with seeded(self.seed, start, place):
                 generated = policy.generate([prompts[i] for i in fitting], self.settings)
             for group, completions in zip(groups, generated, strict=True):
-                vocabulary = self._vocabularies[place]
-                group += [replace(x, source=policy.name, vocabulary=vocabulary) for x in completions]
+                tag = self._tags[place]
+                group += [replace(completion, source=policy.name, tokenizer=tag) for completion in completions]
                 num_tokens += sum(len(completion.ids) for completion in completions)
         kept_rows = [rows[i] for i in fitting]
         tokenizer = self.policies[0].tokenizer if self.policies else None
@@ -321,8 +321,8 @@ class DatasetSampler:
             made["sources"] = [scored.completion.source for scored in group]
         if self.policies or (self.own_columns and row.get("tokenizers") is not None):
             kept = [scored.completion for scored in group]
-            made["completion_ids"] = [completion.ids if completion.vocabulary else [] for completion in kept]
-            made["tokenizers"] = [completion.vocabulary for completion in kept]
+            made["completion_ids"] = [completion.ids if completion.tokenizer else [] for completion in kept]
+            made["tokenizers"] = [completion.tokenizer for completion in kept]
             made["prompt_ids"] = prompt_ids
         if len(self.rewards) > 1:
             made["rewards"] = {

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
 from trl import ModelConfig
 
-from trl_ext.data.chat_template import TEMPLATE_COLUMNS, render, template_kwargs
+from trl_ext.data.chat_template import TEMPLATE_COLUMNS, left_out, render, template_kwargs
 from trl_ext.models.load import default_device, hub_arguments, load_model, loading_error, quantization_config_from
 from trl_ext.models.properties import accepts_argument, context_length, is_causal, is_quantized
 from trl_ext.models.tokenizers import ensure_pad_token, load_tokenizer
@@ -77,7 +77,7 @@ class ClassifierReward:
         limits = [context_length(model), min(tokenizer.model_max_length, 1 << 20)]
         self.max_length = min(filter(None, limits)) if self.is_encoder else limits[0] or limits[1]
         self.model, self.tokenizer, self.batch_size, self.pairs = model, tokenizer, batch_size, pairs
-        self.warned = False
+        self.warned = self.warned_of_template = False
 
     @classmethod
     def load(
@@ -164,7 +164,16 @@ class ClassifierReward:
                 "the prompts are conversational, but the reward model's tokenizer has no chat template: set "
                 "`tokenizer.chat_template`, or use a reward model that was trained on conversations."
             )
-        return render(self.tokenizer, [*prompt, *completion], **kwargs), None
+        text = render(self.tokenizer, [*prompt, *completion], **kwargs)
+        lost = "" if self.warned_of_template else left_out(completion, text)
+        if lost:
+            self.warned_of_template = True
+            logger.warning(
+                "The reward model's chat template leaves a part of completions out, which is not scored: %r. If it is "
+                "to be scored, set another template (`chat_template` of the reward model's tokenizer).",
+                lost if len(lost) <= 160 else f"{lost[:80]} ... {lost[-80:]}",
+            )
+        return text, None
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
