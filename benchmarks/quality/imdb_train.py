@@ -77,7 +77,10 @@ class ImdbBench(Bench):
     @cached_property
     def rewards(self) -> list[Reward]:
         return load_rewards(
-            self.task.reward, settings=RewardSettings(reward_batch_size=self.task.batch), device=self.device
+            self.task.reward,
+            # float32, as in the results so far; the weights are saved in bfloat16
+            settings=RewardSettings(self.task.batch, reward_model_init_kwargs={"dtype": "float32"}),
+            device=self.device,
         )
 
     @cached_property
