@@ -814,6 +814,25 @@ def test_rounds_sample_other_completions_and_are_reproducible(tmp_path: Path) ->
     assert sampled("train", 1, 5) == found[1] and sampled("eval", 7, 1) == found[3]
 
 
+def test_the_table_names_the_principle_of_each_completion(tmp_path: Path) -> None:
+    run = trainer(tmp_path, args={"principles": RULES})
+    sampled = run._sample_round([run.train_dataset[i] for i in range(6)])
+    expected = [principle_index(run.train_dataset[i]["prompt_ids"], 0, 3) + 1 for i in range(6)]
+    assert sampled.extra["principle"] == [number for n in expected for number in (0, 0, n, n)]
+    run = trainer(tmp_path)
+    assert "principle" not in run._sample_round([run.train_dataset[0]]).extra
+
+
+def test_evaluation_before_training_says_what_the_threshold_is_in_units_of(tmp_path: Path, said: list[str]) -> None:
+    run = trainer(tmp_path)
+    run.evaluate(Dataset.from_list(PROMPTS))
+    assert len(said) == 1 and "in units of the reward itself" in said[0]
+    run.train()
+    run.evaluate(Dataset.from_list(PROMPTS))
+    trainer(tmp_path, args={"reward_scaling": "none"}).evaluate(Dataset.from_list(PROMPTS))
+    assert len([text for text in said if "Evaluation before" in text]) == 1
+
+
 def test_evaluation_leaves_the_state_alone(tmp_path: Path) -> None:
     run = trainer(tmp_path)
     a, b = run.evaluate(Dataset.from_list(PROMPTS)), run.evaluate(Dataset.from_list(PROMPTS))

@@ -41,14 +41,23 @@ def both_views(rows: list[dict[str, Any]], iteration: int, generate: GenerateFun
         `list[list[Completion]]`: For each row K plain and K guided completions (or K plain ones).
     """
     plain = [row["prompt_ids"] for row in rows]
-    guided = [
-        row["guided_ids"][principle_index(row["prompt_ids"], iteration, len(row["guided_ids"]))]
-        for row in rows
-        if row["guided_ids"]
-    ]
+    guided = [row["guided_ids"][_index(row, iteration)] for row in rows if row["guided_ids"]]
     completions = generate(plain + guided)
     rest = iter(completions[len(plain) :])
     return [own + (next(rest) if row["guided_ids"] else []) for row, own in zip(rows, completions, strict=False)]
+
+
+def principle_numbers(rows: list[dict[str, Any]], iteration: int, marks: list[int]) -> list[int]:
+    """
+    For the table of completions: which principle, from 1, guided each completion (`0`: a plain one).
+
+    With `principles_per_query`, the first of those that guided it together, in the order of [`principle_texts`].
+    """
+    return [(_index(row, iteration) + 1 if mark == GUIDED else 0) for row in rows for mark in marks]
+
+
+def _index(row: dict[str, Any], iteration: int) -> int:
+    return principle_index(row["prompt_ids"], iteration, len(row["guided_ids"]))
 
 
 # ------------------------------------------------------------------------------------------------------- iterations
@@ -83,7 +92,8 @@ def check_max_steps(args: PSLEConfig, num_rows: int) -> None:
     needed, planned = -(-args.max_steps // per_iteration), args.num_iterations * per_iteration
     arithmetic = (
         f"an iteration is {per_iteration} steps ({num_rows} rows, {batch * args.gradient_accumulation_steps} in a "
-        f"step, {args.epochs_per_iteration} epochs), so `num_iterations` ({args.num_iterations}) is {planned} steps"
+        f"step, `epochs_per_iteration` {args.epochs_per_iteration}), so `num_iterations` ({args.num_iterations}) is "
+        f"{planned} steps"
     )
     if needed > args.num_iterations:
         raise ValueError(

@@ -46,7 +46,7 @@ from .data import (
     prepare_sft_dataset,
     view_marks,
 )
-from .iterations import Iterations, Sample, both_views, check_max_steps
+from .iterations import Iterations, Sample, both_views, check_max_steps, principle_numbers
 from .losses import is_ranked, prompt_means, ranking_loss, sft_weights, weighted_sft_loss
 from .warm_up import WARM_UP, WarmUpTrainer
 
@@ -301,6 +301,8 @@ class PSLETrainer(OnlineTrainer):
         # `prompt` is the plain one: reward functions never see a principle, unless it is a column of the rows.
         plain_rows = [{name: value for name, value in row.items() if name != "guided_ids"} for row in rows]
         sampled = self._score(plain_rows, completions, mode, marks=marks)
+        if any(len(row["guided_ids"]) > 1 for row in rows):
+            sampled.extra["principle"] = principle_numbers(rows, self.iterations.number, marks)
         meters = self._meters[mode]
         meters.add("seconds/generation", generated - start, len(rows))
         meters.add("seconds/reward", time.perf_counter() - generated, len(rows))
@@ -404,6 +406,14 @@ class PSLETrainer(OnlineTrainer):
         return loss
 
     # ------------------------------------------------------------------------------------------------- evaluation
+
+    def _before_evaluation(self, dataset: AnyDataset) -> None:
+        args, main = self.args, self.accelerator.is_main_process
+        if main and args.reward_scaling != "none" and not self.iterations.rewards.count:
+            logger.warning(
+                "Evaluation before training: no rewards have been seen, so loss, `ranked_share` and the threshold are "
+                f"in units of the reward itself; later in its deviations (`reward_scaling: {args.reward_scaling}`)."
+            )
 
     def prediction_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
