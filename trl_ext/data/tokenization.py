@@ -195,7 +195,7 @@ def _encode_behind(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], te
     return alone
 
 
-_NOTES_COLUMN = "tokenization_notes"  # the notes about a row as JSON, until they have been logged
+_NOTES_COLUMN = "tokenization_notes"  # until they have been logged: as JSON, by kind the number of the row and a text
 
 # What the user has to know about how rows were tokenized, by kind. Each is said once for a dataset.
 _NOTES = {
@@ -230,14 +230,19 @@ def _with_warnings(dataset: AnyDataset, name: str, has_ids: bool) -> AnyDataset:
     """
     told: set[str] = set()
 
-    def tell(row: dict[str, Any]) -> None:
-        notes = json.loads(row[_NOTES_COLUMN]) if row[_NOTES_COLUMN] else {}
+    def tell(written: str) -> None:
+        notes = json.loads(written) if written else {}
         for kind in sorted(notes.keys() - told):
             told.add(kind)
-            logger.warning(_describe_note(kind, notes[kind], row["row_index"], name))
+            index, text = notes[kind]
+            logger.warning(_describe_note(kind, text, index, name))
 
-    checked = with_check(dataset, tell, ("row_index", _NOTES_COLUMN))
-    return checked.remove_columns([_NOTES_COLUMN, *(["tokenizers"] if has_ids else [])])
+    if isinstance(dataset, Dataset):
+        for written in dataset.unique(_NOTES_COLUMN):  # fast, where most rows have none
+            tell(written)
+    else:
+        dataset = with_check(dataset, lambda row: tell(row[_NOTES_COLUMN]), [_NOTES_COLUMN])
+    return dataset.remove_columns([_NOTES_COLUMN, *(["tokenizers"] if has_ids else [])])
 
 
 def _tokenize_or_blame(
@@ -296,7 +301,8 @@ def prepare_dataset(
         with located(where(index, name)):
             row = with_template_kwargs(row, chat_template_kwargs)
             found, notes = _tokenize_or_blame(row, tokenizer, tag)
-        tokens = {"row_index": index, **found, _NOTES_COLUMN: json.dumps(notes) if notes else ""}
+        written = json.dumps({kind: [index, text] for kind, text in notes.items()}) if notes else ""
+        tokens = {"row_index": index, **found, _NOTES_COLUMN: written}
         if chat_template_kwargs:
             tokens["chat_template_kwargs"] = row["chat_template_kwargs"]
         if not tokens["prompt_ids"]:
