@@ -117,6 +117,17 @@ def test_what_was_scored_is_kept_if_a_later_call_fails(method: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_a_missing_column_is_found_before_anything_is_generated(method: str, tmp_path: Path) -> None:
+    def right(completions: list[str], solution: list[str], **_: Any) -> list[float]:
+        return [float(text == answer) for text, answer in zip(completions, solution, strict=True)]
+
+    message = r"'right' needs the column 'solution', which the dataset lacks\. .* reward functions get 'label'\."
+    with pytest.raises(ValueError, match=message):
+        make_trainer(method, tmp_path, ROWS, reward_funcs=right)
+    make_trainer(method, tmp_path, eval_rows=[row | {"solution": "a"} for row in PROMPTS], reward_funcs=right)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_column_that_only_the_evaluation_set_has_reaches_the_functions(method: str, tmp_path: Path) -> None:
     seen: list[Any] = []
 

@@ -30,7 +30,7 @@ from trl_ext.data.schema import DataError
 from trl_ext.generation.vllm_settings import SERVER_FIELDS, VLLMSettings
 from trl_ext.generation_settings import DIVERSE_BEAM_SEARCH, GenerationSettings
 from trl_ext.inference.dataset_sampler import DatasetSampler, describe_dropped, describe_logged, load_rows
-from trl_ext.rewards.functions import load_rewards
+from trl_ext.rewards.functions import check_reward_columns, load_rewards
 from trl_ext.rewards.scoring import check_reward_weights
 from trl_ext.rewards.settings import RewardSettings
 
@@ -195,15 +195,17 @@ def _sampler(
 ) -> DatasetSampler:
     """Load the models and the rewards."""
     policies = load_policies(args.model_name_or_path, loading, settings, args.generation_batch_size, progress)
+    rewards = load_rewards(
+        args.rewards,
+        settings=args,
+        policy_tokenizer=policies[0].tokenizer if policies else None,
+        trust_remote_code=loading.trust_remote_code,
+    )
+    check_reward_columns(rewards, dataset.column_names)
     return DatasetSampler(
         policies,
         settings,
-        load_rewards(
-            args.rewards,
-            settings=args,
-            policy_tokenizer=policies[0].tokenizer if policies else None,
-            trust_remote_code=loading.trust_remote_code,
-        ),
+        rewards,
         args.reward_weights,
         own_columns,
         deduplicate=args.deduplicate,

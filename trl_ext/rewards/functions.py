@@ -18,7 +18,7 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -26,6 +26,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from trl_ext.data.schema import extra_columns
 from trl_ext.upstream import get_config_model_id
 
 from .async_calls import wait_for
@@ -51,7 +52,8 @@ _BUILT_IN: dict[str, dict[str, Any] | None] = {
 _NEEDS_ARGUMENTS = {"get_cosine_scaled_reward": "max_len"}
 # What TRL's functions need beside TRL.
 _NEEDS_PACKAGE = {"accuracy_reward": "math_verify", "reasoning_accuracy_reward": "math_verify"}
-# Arguments that GRPO passes, which a function need not take.
+_ARGUMENTS = ("prompts", "completions", "completion_ids")
+# Further arguments that GRPO passes, which a function need not take.
 _OPTIONAL_ARGUMENTS = ("trainer_state", "log_metric", "log_extra")
 
 
@@ -81,6 +83,17 @@ class Reward:
     def processing_class(self) -> PreTrainedTokenizerBase | None:
         """The tokenizer of a reward model; `None` for a function."""
         return getattr(self.func, "tokenizer", None) if isinstance(self.func, _READERS) else None
+
+    @property
+    def required_columns(self) -> list[str]:
+        """Columns of the dataset without which the function cannot be called."""
+        try:
+            parameters = inspect.signature(self.func).parameters.values()
+        except (TypeError, ValueError):  # a function in C
+            return []
+        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        needed = [each.name for each in parameters if each.kind in kinds and each.default is inspect.Parameter.empty]
+        return [name for name in needed if name not in _ARGUMENTS + _OPTIONAL_ARGUMENTS]
 
     def __call__(
         self,
@@ -224,6 +237,27 @@ def load_rewards(
     if settings.reward_head and not any(isinstance(reward.func, _READERS) for reward in rewards):
         raise ValueError("`reward_head` has no effect: no reward is a model. Remove it.")
     return rewards
+
+
+def check_reward_columns(rewards: Sequence[Reward], columns: Collection[str]) -> None:
+    """
+    Find a missing column now rather than after the first completions are generated.
+
+    Args:
+        rewards (`Sequence[Reward]`): The reward functions.
+        columns (`Collection[str]`): Columns of the dataset.
+
+    Raises:
+        `ValueError`: A function has a parameter without default that is no column. The message names both.
+    """
+    passed = sorted(extra_columns([dict.fromkeys(columns)]))
+    for reward in rewards:
+        for name in reward.required_columns:
+            if name not in passed:
+                raise ValueError(
+                    f"The reward function '{reward.name}' needs the column {name!r}, which the dataset lacks. Besides "
+                    f"prompts and completions, reward functions get {', '.join(map(repr, passed)) or 'no column'}."
+                )
 
 
 def _one_each(processing_classes: Any, names: Sequence[str]) -> list[Any]:

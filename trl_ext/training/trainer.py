@@ -29,7 +29,7 @@ from trl_ext.models.load import loading_error
 from trl_ext.models.sharding import check_launch
 from trl_ext.models.tokenizers import ensure_pad_token, load_tokenizer, use_eos_token
 from trl_ext.rewards.classifiers import ClassifierReward
-from trl_ext.rewards.functions import Reward, load_rewards
+from trl_ext.rewards.functions import Reward, check_reward_columns, load_rewards
 from trl_ext.rewards.kept_scores import KeptScores
 from trl_ext.rewards.scoring import check_reward_weights
 from trl_ext.seeds import seeded
@@ -301,15 +301,15 @@ class ExtTrainer(BaseTrainer):
     ) -> tuple[AnyDataset, Any]:
         """Both datasets, checked and tokenized. The train dataset has the form that [`_setup`] returned."""
         train_dataset = self._prepare_dataset(train_dataset, args, "train")
-        if eval_dataset is None:
-            return train_dataset, None
         if isinstance(eval_dataset, dict):
-            return train_dataset, {
+            eval_dataset = {
                 name: self._prepare_dataset(self._as_scored_rows(part, args, name), args, name)
                 for name, part in eval_dataset.items()
             }
-        eval_dataset = self._as_scored_rows(eval_dataset, args, "eval")
-        return train_dataset, self._prepare_dataset(eval_dataset, args, "eval")
+        elif eval_dataset is not None:
+            eval_dataset = self._prepare_dataset(self._as_scored_rows(eval_dataset, args, "eval"), args, "eval")
+        check_reward_columns(self.rewards, self._raw_columns)
+        return train_dataset, eval_dataset
 
     def _prepare_dataset(self, dataset: AnyDataset, args: Any, name: str) -> AnyDataset:
         if self.rewards:
