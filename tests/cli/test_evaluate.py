@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 import trl_ext.cli.evaluate
 import trl_ext.evaluation.report
+from trl_ext.cli.arguments import LoadingArguments
 from trl_ext.cli.evaluate import EvaluateArguments, main, make_parser
 from trl_ext.cli.main import main as trl_ext_main
 from trl_ext.data.schema import DataError
@@ -159,6 +160,20 @@ def test_perplexity_under_a_model_of_its_own(evaluate, tiny_model_dir, changed_d
     by_itself, by_other = (evaluate(*own, judge)[1]["models"][0] for judge in (tiny_model_dir, changed_dir))
     assert by_itself["kl"] is None
     assert 1 < by_itself["perplexity"] < by_other["perplexity"]  # of its own completions, the model thinks best
+
+
+def test_a_base_that_measures_the_perplexity_is_loaded_once(evaluate, tiny_model_dir, changed_dir, monkeypatch):
+    loaded, load = [], LoadingArguments.load
+
+    def counted(self, name, *args, **kwargs):
+        loaded.append(name)
+        return load(self, name, *args, **kwargs)
+
+    monkeypatch.setattr(LoadingArguments, "load", counted)
+    words = ["--model_name_or_path", changed_dir, "--base_model_name_or_path", tiny_model_dir]
+    _, report = evaluate(*words, "--perplexity_model_name_or_path", tiny_model_dir)
+    assert loaded == [tiny_model_dir, changed_dir]
+    assert all(row["perplexity"] > 1 for row in report["models"])
 
 
 def test_the_base_named_twice_is_one_row(evaluate, tiny_model_dir):

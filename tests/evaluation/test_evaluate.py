@@ -159,6 +159,23 @@ def test_kl_and_perplexity_are_those_of_a_loop(model, base, tokenizer):
     assert found.metrics["perplexity"] == pytest.approx(math.exp(nll / tokens), rel=1e-5)
 
 
+@pytest.mark.parametrize(("settings", "calls"), [(PLAIN, 1), (dataclasses.replace(PLAIN, top_k=2), 2)])
+def test_the_base_reads_the_same_completions_once(model, base, tokenizer, settings, calls):
+    """Its log-probabilities are needed for the KL and the perplexity, which have the same completions or others."""
+    policies = [model_policy(model, tokenizer), model_policy(base, tokenizer, name="base")]
+    read = []
+
+    def logps(prompt_ids, completion_ids):
+        read.append(completion_ids)
+        return policies[1].logps(prompt_ids, completion_ids)
+
+    counted = dataclasses.replace(policies[1], logps=logps)
+    found = evaluate(policies[0], ROWS, settings=settings, base=counted)
+    assert len(read) == calls
+    expected = evaluate(policies[0], ROWS, settings=settings, base=policies[1], judge=model_policy(base, tokenizer))
+    assert found.metrics == expected.metrics
+
+
 def test_the_judge_computes_the_perplexity_if_there_is_one(model, base, tokenizer):
     judge = make_model(2)
     completions = [[completion(1, 2, EOS)], [completion(4, 4, 3)], [completion(EOS)]]

@@ -161,6 +161,27 @@ class TestPolicies:
         assert found[1].metrics["reward/sum"] > found[0].metrics["reward/sum"]
         assert found[1].metrics["perplexity"] > 1
 
+    def test_each_completion_is_scored_once(self, tiny_model, tiny_tokenizer):
+        """Three policies choose among the same 8 completions of 3 prompts; evaluation takes their scores from them."""
+        seen = []
+
+        def counted(completions, **kwargs):
+            seen.extend(completions)
+            return ids_sum(**kwargs)
+
+        base = model_policy(tiny_model, tiny_tokenizer, name="base")
+        rows, reward = [{"prompt": prompt} for prompt in PROMPTS], Reward("sum", counted)
+        found = [
+            evaluate(policy, rows, [reward], settings=SHORT, base=base)
+            for policy in best_of_n_policies(base, rows, [reward], [1, 4, 8])
+        ]
+        assert len(seen) == 8 * len(rows)
+        for evaluation in found:
+            scores = [ids_sum([completion.ids for completion in group]) for group in evaluation.completions]
+            assert evaluation.rewards["sum"] == scores
+        [of_2] = best_of_n_policies(base, rows, [reward], [2])
+        assert "reward/length" in evaluate(of_2, rows, [reward, LENGTH], settings=SHORT).metrics
+
     def test_distinct_2_uses_num_generations_completions_per_prompt(self, tiny_tokenizer):
         policy, _ = scripted(tiny_tokenizer, [5] * 16)
         [of_1] = best_of_n_policies(policy, ROWS, [FIRST], [1])

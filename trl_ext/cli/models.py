@@ -211,7 +211,9 @@ class Models:
             self._lend_chat_template(self.base)
         self._base: Policy | None = None
         self._judge: Policy | None = None
-        if judge is not None:
+        quantized = loading.load_in_4bit or loading.load_in_8bit  # the judge is not
+        self._base_judges = judge is not None and same_source(judge, self.base) and not quantized
+        if judge is not None and not self._base_judges:
             self._judge = self._policy(judge, loading.load(judge, quantize=False), self._tokenizer(judge))
 
     def load(self, name: str, progress: Callable[[int], Any] | None = None) -> tuple[Policy, Policy | None]:
@@ -233,6 +235,8 @@ class Models:
         base: Policy | None = None
         if name == self.base:
             base = policy
+            if self._base_judges:
+                self._judge = policy
             if self._base_is_named and not all(self._shares_base(other) for other in self.names[1:]):
                 self._base = policy
         elif self.base is not None and self._shares_base(name):

@@ -9,11 +9,12 @@ defines the statistics.
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.data.completion import Completion
@@ -173,6 +174,8 @@ def evaluate(
     for index, row in enumerate(rows):
         if row.get("prompt") is None:
             raise DataError(f"Row {index} has no prompt. Its columns are: {', '.join(sorted(row))}.")
+    if base is not None and base is not policy and base.logps is not None and judge in (None, base):
+        base = judge = replace(base, logps=_KeptLogps(base.logps))
     prompt_ids = policy.encode_rows(rows)
     policy.check_context_length(prompt_ids, settings)
     result = Evaluation()
@@ -182,7 +185,7 @@ def evaluate(
     result.seconds = time.perf_counter() - started
     ids = _ids(result.completions)
 
-    _measure_rewards(result, rows, rewards)
+    _measure_rewards(result, policy, rows, rewards)
     _measure_kl(result, policy, base, prompt_ids, settings, seed)
     _measure_perplexity(result, policy, judge or base, rows, prompt_ids)
     result.record("distinct_2", distinct_n_and_se([row[: settings.num_generations] for row in ids]))
@@ -193,11 +196,31 @@ def evaluate(
     return result
 
 
-def _measure_rewards(result: Evaluation, rows: Sequence[dict[str, Any]], rewards: Sequence[Reward]) -> None:
+class _KeptLogps:
+    """
+    Log-probabilities of the last call, for the next one with the same tokens: those that the KL and the perplexity are
+    both computed from.
+    """
+
+    def __init__(self, logps: Callable[..., list[list[torch.Tensor]]]) -> None:
+        self.logps = logps
+        self._last: tuple[Any, list[list[torch.Tensor]]] | None = None
+
+    def __call__(self, prompt_ids: list[list[int]], completion_ids: list[list[list[int]]]) -> list[list[torch.Tensor]]:
+        if self._last is None or self._last[0] != (prompt_ids, completion_ids):
+            self._last = (prompt_ids, completion_ids), self.logps(prompt_ids, completion_ids)
+        return self._last[1]
+
+
+def _measure_rewards(
+    result: Evaluation, policy: Policy, rows: Sequence[dict[str, Any]], rewards: Sequence[Reward]
+) -> None:
     if not rewards:
         return
     metrics: dict[str, list[float]] = {}
-    scored = score_completions(rows, result.completions, rewards, metrics=metrics)
+    scored = None if policy.scored is None else policy.scored(result.completions, rewards)
+    if scored is None:
+        scored = score_completions(rows, result.completions, rewards, metrics=metrics)
     for name, logged in metrics.items():
         mean = sum(logged) / len(logged)
         result.metrics[f"metric/{name}"] = mean if math.isfinite(mean) else None

@@ -160,6 +160,7 @@ class _Pool:
         self.largest_n = largest_n
         self._settings: GenerationSettings | None = None
         self._scored: list[list[ScoredCompletion]] = []
+        self._by_id: dict[int, ScoredCompletion] = {}  # by the id of the completion, which the pool keeps
 
     def policy_of(self, n: int) -> Policy:
         def generate(prompt_ids: list[list[int]], settings: GenerationSettings) -> list[list[Completion]]:
@@ -169,6 +170,7 @@ class _Pool:
             name=f"{self.policy.name} best of {n}",
             tokenizer=self.policy.tokenizer,
             generate=generate,
+            scored=self.known,
             extras={"n": n},
             kl_bound=kl_bound(n),
             series="best-of-n",
@@ -182,8 +184,18 @@ class _Pool:
             enough = _with_num_generations(settings, settings.num_generations * self.largest_n)
             completions = self.policy.generate(prompt_ids, enough)
             self._scored = score_completions(self.rows, completions, self.rewards, self.weights)
+            self._by_id = {id(each.completion): each for group in self._scored for each in group}
             self._settings = settings
         return self._scored
+
+    def known(
+        self, completions: list[list[Completion]], rewards: Sequence[Reward]
+    ) -> list[list[ScoredCompletion]] | None:
+        """The scores of completions of the pool, if these are the rewards that they were scored with."""
+        unknown = any(id(completion) not in self._by_id for group in completions for completion in group)
+        if unknown or list(rewards) != self.rewards:
+            return None
+        return [[self._by_id[id(each)] for each in group] for group in completions]
 
 
 def _best_of_groups(completions: Sequence[ScoredCompletion], n: int) -> list[Completion]:

@@ -28,6 +28,8 @@ from trl_ext.generation_settings import GenerationSettings, pad_token_id
 from trl_ext.logprobs.logprobs import LogProbs, completion_logps
 from trl_ext.models.load import adapter_disabled
 from trl_ext.models.properties import context_length, embedding_rows
+from trl_ext.rewards.functions import Reward
+from trl_ext.rewards.scoring import ScoredCompletion
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,10 @@ class Policy:
             `(prompt_ids, settings, show) -> completion`: generates one completion of one prompt, from the same
             distribution as `generate`, and calls `show` with each new piece of its text. The pieces add up to the
             text. The settings must ask for one completion. Without it, a completion is shown when it is complete.
+        scored (`Callable`, *optional*):
+            `(completions, rewards) -> scored completions`: what the policy itself has computed with these rewards for
+            completions that it has returned, as [`~trl_ext.rewards.scoring.score_completions`] would, or `None`. They
+            are then not scored again.
         extras (`dict[str, Any]`, *optional*):
             Values for the report beside the metrics: the settings that distinguish this policy from the others of its
             `series`, such as `{"beta": 2.0}`. They must be serializable as JSON.
@@ -69,6 +75,7 @@ class Policy:
     generate: Callable[[list[list[int]], GenerationSettings], list[list[Completion]]]
     logps: Callable[[list[list[int]], list[list[list[int]]]], list[list[torch.Tensor]]] | None = None
     stream: Callable[[list[int], GenerationSettings, Callable[[str], None]], Completion] | None = None
+    scored: Callable[[list[list[Completion]], Sequence[Reward]], list[list[ScoredCompletion]] | None] | None = None
     extras: dict[str, Any] = field(default_factory=dict)
     kl_bound: float | None = None
     series: str = ""

@@ -184,6 +184,13 @@ def test_a_policy_saves_itself_without_the_value_models_adapter(tmp_path: Path, 
     torch.testing.assert_close(AutoModelForCausalLM.from_pretrained(tmp_path / "second")(IDS).logits, logits)
 
 
+def test_a_policy_has_one_hook_for_any_number_of_value_models() -> None:
+    policy = make_model(64)
+    for _ in range(3):
+        ValueModel.on_policy(policy, form="policy")
+    assert len(policy._state_dict_hooks) == 1
+
+
 def test_an_adapter_that_the_policy_trains_is_saved(base: str) -> None:
     policy = AutoModelForCausalLM.from_pretrained(base)
     ValueModel.on_policy(policy, peft_config=LoraConfig(r=4, target_modules=["v_proj"]))

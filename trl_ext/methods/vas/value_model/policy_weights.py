@@ -4,12 +4,14 @@
 """The weights of a language model that value models share, as the language model saves them."""
 
 from typing import Any
+from weakref import WeakSet
 
 import torch
 
 
 # Where PEFT's layers keep the layer that they replace: those of adapters, and those of `modules_to_save`.
 _REPLACED = ("base_layer", "original_module")
+_HOOKED: "WeakSet[torch.nn.Module]" = WeakSet()
 
 
 def save_without_adapters(policy: torch.nn.Module) -> None:
@@ -19,7 +21,9 @@ def save_without_adapters(policy: torch.nn.Module) -> None:
     PEFT replaces layers of the language model, whose own weights would be saved under other names, and loaded again as
     new, random ones.
     """
-    policy.register_state_dict_post_hook(_as_before)
+    if policy not in _HOOKED:  # one hook for any number of value models
+        policy.register_state_dict_post_hook(_as_before)
+        _HOOKED.add(policy)
 
 
 def _as_before(module: torch.nn.Module, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
