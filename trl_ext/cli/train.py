@@ -186,7 +186,8 @@ def add_model_init_kwargs(training_args: Any, model_args: Any) -> None:
     kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype,
+        # TRL's default, float32, is for whole models: in 4 or 8 bits the rest of the model has the compute dtype.
+        "dtype": "auto" if model_args.load_in_4bit or model_args.load_in_8bit else model_args.dtype,
     }
     kwargs |= training_args.model_init_kwargs or {}
     training_args.model_init_kwargs = {key: value for key, value in kwargs.items() if value is not None}

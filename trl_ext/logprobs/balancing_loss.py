@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from trl_ext.models.properties import base_of
+from trl_ext.models.properties import backbone_of, base_of
 from trl_ext.upstream import load_balancing_loss_function
 
 
@@ -71,7 +71,7 @@ def router_logits(base: PreTrainedModel) -> Iterator[list[torch.Tensor]]:
     def record(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         found[:] = [logits for logits in output.router_logits if logits is not None]
 
-    backbone: Any = base.base_model
+    backbone = backbone_of(base)
     hooks = [
         backbone.register_forward_pre_hook(ask, with_kwargs=True),
         backbone.register_forward_hook(record, with_kwargs=True),

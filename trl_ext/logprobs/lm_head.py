@@ -21,6 +21,7 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from trl_ext.models.architecture import logit_cap, logit_scale
+from trl_ext.models.properties import backbone_of
 from trl_ext.upstream import add_fused_lm_head
 
 
@@ -67,7 +68,7 @@ def add_fused_head(model: PreTrainedModel) -> None:
             if shift_labels is not None:
                 kwargs["shift_labels"] = shift_labels
             return fused_forward(*args, fused_lm_head=fused_lm_head, **kwargs)
-        hidden = self.base_model(*args, use_cache=False, **kwargs).last_hidden_state
+        hidden = backbone_of(self)(*args, use_cache=False, **kwargs).last_hidden_state
         mask = shift_labels != -100
         values = ChunkedLogProbs.apply(hidden[mask], head.weight, head.bias, shift_labels[mask])
         # `masked_scatter` keeps the graph connected where no position predicts anything.

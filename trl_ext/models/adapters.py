@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from peft import PeftConfig
 
 
+# Factors of about 1, or as large as a row of weights (DoRA's magnitude): an update by a usual learning rate is smaller
+# than the distance of two such numbers in bfloat16, so that they would never move.
+_FACTORS = ("lora_magnitude_vector", "ia3_l", "vera_lambda", "boft_s")
+
 # Adapters whose forward pass takes a task or a type for each token.
 _OWN_INPUTS = ("MULTITASK_PROMPT_TUNING", "CPT", "POLY")
 
@@ -23,7 +27,7 @@ def wrap_with_peft(model: PreTrainedModel, peft_config: "PeftConfig | None", **k
     """
     Adds the adapter of `peft_config` to `model`. Without one, checks that `model` can be trained as it is.
 
-    Trainable parameters on a quantized base are cast to bfloat16, as TRL does for QLoRA.
+    Trainable parameters on a quantized base are cast to bfloat16, as TRL does for QLoRA (see [`cast_adapter`]).
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The model.
@@ -68,13 +72,13 @@ def wrap_with_peft(model: PreTrainedModel, peft_config: "PeftConfig | None", **k
 
 def cast_adapter(model: torch.nn.Module) -> None:
     """
-    Casts trainable parameters on a quantized base to bfloat16.
+    Casts trainable parameters on a quantized base to bfloat16, except for factors of whole channels.
 
     Call it again whenever weights were loaded into the adapter: PEFT makes them float32.
     """
     if is_quantized(model):
-        for parameter in model.parameters():
-            if parameter.requires_grad:
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and not any(part in name for part in _FACTORS):
                 parameter.data = parameter.data.to(torch.bfloat16)
 
 

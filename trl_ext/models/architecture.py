@@ -47,6 +47,16 @@ def score_cap(config: Any) -> float:
     return getattr(config, _SCORE_CAP, None) or 0.0
 
 
+def hidden_width(config: Any) -> int:
+    """
+    Channels of the last hidden state, which the head reads: OPT-350m projects it down after its layers.
+
+    Args:
+        config ([`~transformers.PreTrainedConfig`]): The text config of the model.
+    """
+    return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
+
+
 def logit_cap(config: Any) -> float:
     """Cap on the logits, after their scale: `cap * tanh(logit / cap)`. `0` if there is none."""
     return getattr(config, _LOGIT_CAP, None) or 0.0

@@ -264,7 +264,8 @@ def load_model(
             under an adapter, whose base may be a language model without labels.
         is_trainable (`bool`, *optional*, defaults to `False`): Whether a loaded adapter is trained further.
         init_kwargs: Passed to `from_pretrained`, `subfolder`, `token` and `cache_dir` among others; `dtype` defaults
-            to float32, `device_map` to `"auto"` on an accelerator and to none on the CPU, `use_safetensors` to `True`.
+            to float32, and in 4 or 8 bits to the compute dtype (also if it is `"auto"`), `device_map` to `"auto"` on
+            an accelerator and to none on the CPU, `use_safetensors` to `True`.
 
     Raises:
         `OSError`: There is no such model, or its weights are pickled.
@@ -284,7 +285,9 @@ def load_model(
         require_bitsandbytes()
         init_kwargs["quantization_config"] = quantization_config
         # Modules that are not quantized (norms, embeddings, head) have the compute dtype unless another is passed.
-        init_kwargs.setdefault("dtype", getattr(quantization_config, "bnb_4bit_compute_dtype", None) or torch.bfloat16)
+        if init_kwargs.get("dtype") in (None, "auto"):
+            compute = getattr(quantization_config, "bnb_4bit_compute_dtype", None)
+            init_kwargs["dtype"] = compute or torch.bfloat16
     init_kwargs.update(trust_remote_code=trust_remote_code)
     if init_kwargs.setdefault("use_safetensors", True):
         for folder in {source, name_or_path}:

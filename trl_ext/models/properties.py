@@ -21,6 +21,19 @@ def base_of(model: torch.nn.Module) -> PreTrainedModel:
     return model.get_base_model() if is_peft_model(model) else model  # type: ignore[operator,return-value]
 
 
+def backbone_of(model: torch.nn.Module) -> torch.nn.Module:
+    """
+    The layers below the head of a language model or classifier; a model without a head itself.
+
+    The name under which transformers looks for them is not that of Llama 4, whose `base_model` is the model itself.
+    """
+    base: Any = base_of(model)
+    backbone: torch.nn.Module = base.base_model
+    if backbone is base and isinstance(getattr(base, "model", None), PreTrainedModel):
+        backbone = base.model
+    return backbone
+
+
 def accepts_argument(model: torch.nn.Module, name: str) -> bool:
     """
     Whether the forward of a model has an argument of this name. A fused head or a wrapper around it does not matter.

@@ -3,6 +3,7 @@
 
 """Settings of Proxy-RLHF. Every default states its source."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
@@ -12,6 +13,9 @@ from trl_ext.training.trl_settings import FROZEN_MODEL, RESTRICTED_FROZEN_MODEL
 from trl_ext.validation import check_at_least
 
 from .decision_process import FEATURES, FORCED, ORDERS, DecisionProcess
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -94,7 +98,8 @@ class ProxyRLHFConfig(ExtConfig):
         num_generations (`int`, *optional*, defaults to `1`): Completions per prompt; PPO needs no group.
         learning_rate (`float`, *optional*, defaults to `3e-4`): PPO's and MARA's.
         max_grad_norm (`float`, *optional*, defaults to `0.5`): PPO's.
-        gradient_checkpointing (`bool`, *optional*, defaults to `False`): The proxy is too small to benefit.
+        gradient_checkpointing (`bool`, *optional*, defaults to `False`): Switched off with a warning if set, as the
+            proxy is too small to benefit.
     """
 
     _VALID_DICT_FIELDS: ClassVar[list[str]] = ExtConfig._VALID_DICT_FIELDS
@@ -118,7 +123,9 @@ class ProxyRLHFConfig(ExtConfig):
     num_generations: int = field(default=1, metadata={"help": "Completions sampled per prompt."})
     learning_rate: float = field(default=3e-4, metadata={"help": "The initial learning rate."})
     max_grad_norm: float = field(default=0.5, metadata={"help": "Maximum gradient norm."})
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "Not used: the proxy is small."})
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Switched off with a warning: the proxy is too small to benefit."}
+    )
 
     order: str = field(
         default="sampled",
@@ -198,7 +205,16 @@ class ProxyRLHFConfig(ExtConfig):
     )
 
     def __post_init__(self) -> None:
+        if self.gradient_checkpointing or getattr(self, "activation_checkpointing", False):
+            # As every TRL recipe has it, so that no recipe has to be changed.
+            logger.warning("`gradient_checkpointing` is not used: the proxy is too small to benefit.")
+            self.gradient_checkpointing = self.activation_checkpointing = False
         super().__post_init__()
+        if self.neftune_noise_alpha:
+            raise ValueError(
+                "`neftune_noise_alpha` adds noise to the embeddings of the model that is trained, and a proxy has "
+                "none: leave it out."
+            )
         for name in ("gamma", "lam"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` must be between 0 and 1, got {getattr(self, name)!r}.")

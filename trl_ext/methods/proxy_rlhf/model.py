@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from trl_ext.models.architecture import hidden_width
 from trl_ext.models.load import hub_arguments, loading_error, locate, refuse_empty
 from trl_ext.models.properties import base_of
 from trl_ext.upstream import get_config_model_id
@@ -34,7 +35,7 @@ class ProxyConfig(PreTrainedConfig):
 
     Args:
         llm_hidden_size (`int`, *optional*, defaults to `64`):
-            Hidden size of the language model.
+            Channels of the language model's last hidden state.
         layer_sizes (`list[int]`, *optional*):
             Widths of the hidden layers of actor and critic. By default [`default_layer_sizes`].
         critic (`bool`, *optional*, defaults to `True`):
@@ -188,7 +189,7 @@ class ProxyModel(PreTrainedModel):
         """
         base: Any = base_of(model)
         config = ProxyConfig(
-            llm_hidden_size=base.config.get_text_config().hidden_size,
+            llm_hidden_size=hidden_width(base.config.get_text_config()),
             process=(process or DecisionProcess()).as_dict(),
             llm_name=llm_name(model),
             llm_digest=llm_digest(model),
@@ -248,7 +249,7 @@ class ProxyModel(PreTrainedModel):
             `ValueError`: It was trained on another model; the message names both.
         """
         config: ProxyConfig = self.config
-        size = base_of(model).config.get_text_config().hidden_size
+        size = hidden_width(base_of(model).config.get_text_config())
         mine, its = config.llm_name or "a model without a name", llm_name(model) or "a model without a name"
         if size != config.llm_hidden_size:
             raise ValueError(
@@ -256,7 +257,7 @@ class ProxyModel(PreTrainedModel):
                 f"is {size}. A proxy works only with models of the same hidden size."
             )
         digest = llm_digest(model)
-        if not config.llm_digest or not digest or digest == config.llm_digest:
+        if not (config.llm_digest and digest) or set(digest.split("-")) & set(config.llm_digest.split("-")):
             return
         found = f"The proxy was trained on {mine!r} and is used with {its!r}, which has other weights"
         if not allow_other:
@@ -283,10 +284,11 @@ def llm_name(model: Any) -> str:
 
 def llm_digest(model: Any) -> str:
     """
-    A short fingerprint of a language model, equal for every precision and every copy.
+    Short fingerprints of a language model in bfloat16 and in float16, joined by "-".
 
-    It covers the sizes, parts of the input embedding and the last norm, and an adapter's first weights. It is `""` if
-    the weights are not available (on a meta device, or sharded by ZeRO-3).
+    Two copies of a model share one of them, whatever the precision of each. They cover the sizes, parts of the input
+    embedding and the last norm, and an adapter's first weights. `""` if the weights are not available (on a meta
+    device, or sharded by ZeRO-3).
     """
     base: Any = base_of(model)
     config = base.config.get_text_config()
@@ -296,12 +298,14 @@ def llm_digest(model: Any) -> str:
     parts = [base.get_input_embeddings().weight[:8], *vectors[-1:], *adapter]
     if any(part.is_meta or not part.numel() for part in parts):
         return ""
-    digest = hashlib.sha256(repr(shape).encode())
-    for part in parts:
-        # 4-bit and 8-bit models keep these tensors at lower precision, at least bfloat16.
-        rounded = part.detach().flatten()[:4096].to(torch.bfloat16).float().cpu()
-        digest.update(rounded.numpy().tobytes())
-    return digest.hexdigest()[:16]
+    digests = []
+    for dtype in (torch.bfloat16, torch.float16):  # 4-bit and 8-bit models keep these tensors in one of them
+        digest = hashlib.sha256(repr(shape).encode())
+        for part in parts:
+            rounded = part.detach().flatten()[:4096].to(dtype).float().cpu()
+            digest.update(rounded.numpy().tobytes())
+        digests.append(digest.hexdigest()[:16])
+    return "-".join(digests)
 
 
 AutoConfig.register(ProxyConfig.model_type, ProxyConfig, exist_ok=True)

@@ -26,7 +26,14 @@ from trl_ext.models.load import (
     saved_config,
     use_exact_4bit_on_cpu,
 )
-from trl_ext.models.properties import accepts_argument, base_of, cache_name, cache_of, is_peft_model
+from trl_ext.models.properties import (
+    accepts_argument,
+    backbone_of,
+    base_of,
+    cache_name,
+    cache_of,
+    is_peft_model,
+)
 from trl_ext.upstream import attention_implementation, mark_initialized
 
 from .backbones import headless, with_saved_adapter
@@ -279,7 +286,7 @@ class BackboneModel(PreTrainedModel):
     def _from_parts(cls, path: str, config: BackboneConfig, backbone: Any, is_trainable: bool, kwargs: dict) -> Any:
         hub = hub_arguments(kwargs)
         if backbone is not None:
-            base: Any = base_of(backbone).base_model if config.head_only else headless(backbone)
+            base: Any = backbone_of(backbone) if config.head_only else headless(backbone)
             configs = base.config.get_text_config(), config.get_text_config()
             mine, its = ((c.hidden_size, c.vocab_size) for c in configs)
             if mine != its:

@@ -12,7 +12,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from trl_ext.models.adapters import wrap_with_peft
 from trl_ext.models.load import load_model, refuse_pickled, use_exact_4bit_on_cpu
-from trl_ext.models.properties import base_of, is_peft_model, is_quantized
+from trl_ext.models.properties import backbone_of, base_of, is_peft_model, is_quantized
 from trl_ext.upstream import get_config_model_id
 
 
@@ -28,12 +28,12 @@ def headless(model: Any) -> PreTrainedModel:
         `ValueError`: It has an adapter, whose parameter names would change.
     """
     if is_peft_model(model):
-        if base_of(model).base_model is base_of(model):
+        if backbone_of(model) is base_of(model):
             return model
         raise ValueError(
             "The backbone of a value model has an adapter already. Merge it first (`model.merge_and_unload()`)."
         )
-    return model.base_model
+    return backbone_of(model)  # type: ignore[return-value]
 
 
 def load_backbone(

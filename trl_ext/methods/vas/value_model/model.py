@@ -19,7 +19,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, PreTrainedModel
 
-from trl_ext.models.properties import base_of
+from trl_ext.models.architecture import hidden_width
+from trl_ext.models.properties import backbone_of, base_of
 from trl_ext.upstream import get_config_model_id
 
 from .action_head import ActionHead
@@ -75,9 +76,9 @@ class ValueModel(BackboneModel):
         super().__init__(config, backbone)
         text, heads = config.get_text_config(), len(config.heads or ())
         # float32 whatever the default dtype: see above
-        self.head = nn.Linear(text.hidden_size, heads, dtype=torch.float32)
+        self.head = nn.Linear(hidden_width(text), heads, dtype=torch.float32)
         if config.form != "state":
-            self.action = ActionHead(text.hidden_size, text.vocab_size, config.action_rank, heads)
+            self.action = ActionHead(hidden_width(text), text.vocab_size, config.action_rank, heads)
         self.post_init()
         self._reset_heads()
 
@@ -173,7 +174,7 @@ class ValueModel(BackboneModel):
         if form == "policy":
             name = get_config_model_id(policy.config) or ""
             base = base_of(policy)
-            model = cls._build(base.base_model, name, heads, form, action_rank, base.get_output_embeddings())
+            model = cls._build(backbone_of(base), name, heads, form, action_rank, base.get_output_embeddings())
         else:
             model = cls.from_backbone(policy, heads, form=form, action_rank=action_rank, peft_config=peft_config)
         model._share(policy)
