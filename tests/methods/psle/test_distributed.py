@@ -21,7 +21,9 @@ STARTS = ["the", "a", "one", "this", "that", "no", "we liked the", "I hated this
 SFT_ROWS = [{"prompt": f"{start} film", "completion": f" was {start}"} for start in STARTS]
 
 
-def make(folder: str, batch_size: int, *, lora: bool = False, sft: bool = False, **changes: Any) -> PSLETrainer:
+def make(
+    folder: str, batch_size: int, *, lora: bool = False, sft: bool = False, streamed: bool = False, **changes: Any
+) -> PSLETrainer:
     settings: dict[str, Any] = {
         "output_dir": folder,
         "bf16": False,
@@ -46,7 +48,7 @@ def make(folder: str, batch_size: int, *, lora: bool = False, sft: bool = False,
         letter_reward,
         PSLEConfig(**settings | changes),
         rows,
-        rows,
+        rows.to_iterable_dataset() if streamed else rows,
         peft_config=LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear") if lora else None,
         sft_dataset=Dataset.from_list(SFT_ROWS) if sft else None,
     )
@@ -56,6 +58,8 @@ CASES = {
     "full": make,
     "lora": partial(make, lora=True, beta=0.1),
     "warm_up": partial(make, sft=True, sft_epochs=1),
+    # A stream is evaluated beside rows; of several principles, a row has the same one on either number of processes.
+    "resampled": partial(make, resample_steps=1, streamed=True, principles=["so good", "no music", "a story"]),
     "sampled": partial(make, resample_steps=1, top_k=0),
 }
 
@@ -69,7 +73,7 @@ def states(folder: Path, processes: int) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("one")
-    return folder, on_one({name: CASES[name] for name in ("full", "lora", "warm_up")}, folder)
+    return folder, on_one({name: make for name, make in CASES.items() if name != "sampled"}, folder)
 
 
 @pytest.mark.parametrize("kind", ["multi_gpu", "fsdp2", "zero2", "zero3"])

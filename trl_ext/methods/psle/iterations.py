@@ -205,7 +205,7 @@ class Iterations:
         if t["rewards"] > 1 and t["spread"] == 0:
             found["spread"] = "all rewards are the same, so there is nothing to compare; check the reward function."
         elif t["pairs"] and t["gap"] <= 0:
-            gap = f"(by {t['gap'] / t['pairs']:.3g} in the mean reward)"
+            gap = f"(mean gap {t['gap'] / t['pairs']:.3g} over {t['pairs']:.0f} pairs)"
             found["principle"] = (
                 f"plain completions have caught up with guided ones {gap}; which pairs are ranked is now mostly noise."
                 if self.number

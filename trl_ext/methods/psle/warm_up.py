@@ -41,6 +41,7 @@ class WarmUpTrainer(ExtTrainer):
     def __init__(self, trainer: OnlineTrainer, dataset: Dataset) -> None:
         self._name, self._paper, self._tag_names = trainer._name, trainer._paper, trainer._tag_names
         self._tokenizer, self.rewards, self._raw_columns = trainer._tokenizer, [], set()
+        self._language_model = trainer._language_model
         self.log_probs = trainer.log_probs
         self.router_aux_loss_coef = trainer.router_aux_loss_coef
         super().__init__(
