@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from .architecture import logit_cap, logit_scale
+from .architecture import hidden_width, logit_cap, logit_scale
 from .load import use_exact_4bit_on_cpu
 from .probe import Tolerance, probe, probe_tokens
-from .properties import base_of, context_length, has_virtual_tokens
+from .properties import backbone_of, base_of, context_length, has_virtual_tokens
 
 
 # Half precision rounds two ways to the same logits apart by far less, in any model; an unknown scale or cap on the
@@ -39,7 +39,12 @@ class BackboneAndHead:
         use_exact_4bit_on_cpu(model)
         base: Any = base_of(model)
         name = type(base).__name__
-        self.model, self.head, self.backbone = model, base.get_output_embeddings(), base.base_model
+        self.model, self.head, self.backbone = model, base.get_output_embeddings(), backbone_of(base)
+        if base.config.is_encoder_decoder:
+            raise ValueError(
+                f"{name} is an encoder-decoder, which reads prompt and completion in two parts: use a decoder-only "
+                "language model."
+            )
         if self.backbone is base or self.head is None:
             raise ValueError(
                 f"{name} has no backbone below a language model head, which would return its hidden states. Load it "
@@ -48,7 +53,7 @@ class BackboneAndHead:
         self.embedding = base.get_input_embeddings()
         self.device = self.embedding.weight.device
         config = base.config.get_text_config()
-        self.width = config.hidden_size
+        self.width = hidden_width(config)
         self.context = context_length(model)
         self._cap, self._scale = logit_cap(config), logit_scale(config)
         ids = torch.tensor([probe_tokens(self.embedding.num_embeddings, 4)], device=self.device)

@@ -21,6 +21,19 @@ def base_of(model: torch.nn.Module) -> PreTrainedModel:
     return model.get_base_model() if is_peft_model(model) else model  # type: ignore[operator,return-value]
 
 
+def backbone_of(model: PreTrainedModel) -> PreTrainedModel:
+    """
+    The layers of a model below its head, whose output has a `last_hidden_state`; `model` itself if it has no head.
+
+    `base_model` is the model itself where the class names its backbone by an attribute that it does not have, as that
+    of Llama 4's language model does.
+    """
+    backbone: Any = model.base_model
+    if backbone is model and model.get_output_embeddings() is not None and not model.config.is_encoder_decoder:
+        backbone = next((part for part in model.children() if isinstance(part, PreTrainedModel)), model)
+    return backbone  # type: ignore[no-any-return]
+
+
 def accepts_argument(model: torch.nn.Module, name: str) -> bool:
     """
     Whether the forward of a model has an argument of this name. A fused head or a wrapper around it does not matter.
@@ -116,3 +129,14 @@ def is_causal(model: torch.nn.Module) -> bool:
     if getattr(base_of(model).config, "is_encoder_decoder", False):
         return False
     return any(getattr(module, "is_causal", False) is True for module in model.modules())
+
+
+def learned_positions(model: Any) -> bool:
+    """Whether a model has a table of position embeddings, which ends at its context length."""
+    base, context = base_of(model), context_length(model)
+    tables = [
+        part
+        for name, part in base.named_modules()
+        if isinstance(part, torch.nn.Embedding) and part is not base.get_input_embeddings()
+    ]
+    return any(context <= table.num_embeddings <= context + 2 for table in tables)  # OPT's begins two positions late

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from trl_ext.models.architecture import hidden_width
 from trl_ext.models.load import hub_arguments, loading_error, locate, refuse_empty
 from trl_ext.models.properties import base_of
 from trl_ext.upstream import get_config_model_id
@@ -188,7 +189,7 @@ class ProxyModel(PreTrainedModel):
         """
         base: Any = base_of(model)
         config = ProxyConfig(
-            llm_hidden_size=base.config.get_text_config().hidden_size,
+            llm_hidden_size=hidden_width(base.config.get_text_config()),
             process=(process or DecisionProcess()).as_dict(),
             llm_name=llm_name(model),
             llm_digest=llm_digest(model),
@@ -248,7 +249,7 @@ class ProxyModel(PreTrainedModel):
             `ValueError`: It was trained on another model; the message names both.
         """
         config: ProxyConfig = self.config
-        size = base_of(model).config.get_text_config().hidden_size
+        size = hidden_width(base_of(model).config.get_text_config())
         mine, its = config.llm_name or "a model without a name", llm_name(model) or "a model without a name"
         if size != config.llm_hidden_size:
             raise ValueError(
