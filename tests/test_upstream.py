@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from conftest import make_model, make_tokenizer
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from peft import LoHaConfig, LoraConfig, get_peft_model
 from transformers import (
     AutoModelForSequenceClassification,
     LlamaConfig,
@@ -369,17 +369,99 @@ def test_mark_initialized():
 
 
 @contract
-def test_switch_adapters():
-    """The adapter is left out of the forward pass and stays trainable."""
+def test_adapter_layers():
+    """Layers of LoRA, whole layers beside the base model's, and nothing else."""
+    model = make_model(64)
+    assert upstream.adapter_layers(model) == []
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    kinds = {type(layer).__name__ for layer in upstream.adapter_layers(get_peft_model(model, config))}
+    assert kinds == {"Linear", "ModulesToSaveWrapper"}
+
+
+@contract
+def test_adapter_states():
+    peft = get_peft_model(make_model(64), LoraConfig(r=2, target_modules=["q_proj"]))
+    layers = upstream.adapter_layers(peft)
+    assert upstream.adapter_states(layers) == [(False, ["default"])] * len(layers)
+    with peft.disable_adapter():
+        assert upstream.adapter_states(layers) == [(True, ["default"])] * len(layers)
+
+
+@contract
+def test_set_adapter_states():
+    """The adapter is left out of the forward pass and stays trainable; no active one means the base model."""
     model = make_model(64)
     expected = model(input_ids=IDS).logits
     peft = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
     trainable = [p.requires_grad for p in peft.parameters()]
-    upstream.switch_adapters(peft, False)
-    torch.testing.assert_close(peft(input_ids=IDS).logits, expected)
+    layers = upstream.adapter_layers(peft)
+    on = upstream.adapter_states(layers)
+    for off in ((True, ["default"]), (False, [])):
+        upstream.set_adapter_states(layers, [off] * len(layers))
+        torch.testing.assert_close(peft(input_ids=IDS).logits, expected)
     assert [p.requires_grad for p in peft.parameters()] == trainable
-    upstream.switch_adapters(peft, True)
+    upstream.set_adapter_states(layers, on)
     assert not torch.allclose(peft(input_ids=IDS).logits, expected)
+
+
+@contract
+def test_replaces_adapters():
+    """PEFT puts a second adapter of the same type beside the first, and one of another type in its place."""
+    lora, other = LoraConfig(target_modules=["q_proj"]), LoHaConfig(target_modules=["q_proj"])
+    model = make_model(64)
+    assert not upstream.replaces_adapters(model, lora) and not upstream.replaces_adapters(model, other)
+    get_peft_model(model, lora)
+    before = upstream.adapter_layers(model)
+    assert not upstream.replaces_adapters(model, lora) and upstream.replaces_adapters(model, other)
+    get_peft_model(model, lora, adapter_name="second")
+    assert upstream.adapter_layers(model) == before
+    get_peft_model(model, other, adapter_name="third")
+    assert upstream.adapter_layers(model) != before
+
+
+@contract
+def test_CompleteGenerationConfig():
+    """Settings of the model's own config are not filled in; global defaults and keyword arguments are."""
+    model = make_model(64)
+    own = model.generation_config
+    own.no_repeat_ngram_size, own.suppress_tokens, own.forced_eos_token_id = 2, [5], 3
+    own.cache_implementation, own.custom_entry = "static", 1
+    config, rest = model._prepare_generation_config(upstream.CompleteGenerationConfig(top_p=0.5), top_k=7, other=1)
+    assert config.no_repeat_ngram_size in (None, 0) and config.suppress_tokens is None
+    assert config.forced_eos_token_id is None and config.cache_implementation is None
+    assert not hasattr(config, "custom_entry")
+    assert (config.top_p, config.top_k, config.num_beams, rest) == (0.5, 7, 1, {"other": 1})
+    filled, _ = model._prepare_generation_config(type(own)())
+    assert filled.suppress_tokens == [5]  # what would happen otherwise
+
+
+@contract
+def test_parameter_tables():
+    """A parameter that is replaced by another is seen in its table."""
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU())
+    [table] = upstream.parameter_tables(module)
+    module[0].weight = torch.nn.Parameter(torch.zeros(2, 2))
+    assert table["weight"] is module[0].weight and set(table) == {"weight", "bias"}
+
+
+@contract
+def test_weight_versions():
+    """Every way in which weights change, also where a tensor has no version counter."""
+    module = torch.nn.Linear(2, 2)
+    tables = upstream.parameter_tables(module)
+    seen = [upstream.weight_versions(tables)]
+    assert upstream.weight_versions(tables) == seen[0]
+    with torch.no_grad():
+        module.weight.add_(1)
+    seen.append(upstream.weight_versions(tables))
+    kept = module.weight  # its memory must not be used again
+    module.weight = torch.nn.Parameter(torch.ones(2, 2))
+    seen.append(upstream.weight_versions(tables))
+    module.double()
+    seen.append(upstream.weight_versions(tables))
+    assert all(seen[i] != seen[j] for i in range(4) for j in range(i)) and kept is not module.weight
+    with torch.inference_mode():
+        upstream.weight_versions(upstream.parameter_tables(torch.nn.Linear(2, 2)))
 
 
 @contract

@@ -193,8 +193,8 @@ class GenerationSettings:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, own_sampling: bool | None = None
     ) -> GenerationConfig:
         """
-        The config for `generate`. It sets every field that changes the distribution, so that defaults of the model's
-        own generation config, such as a top-k, have no effect.
+        The config for `generate`. Settings of the model's own generation config, such as a top-k or suppressed tokens,
+        have no effect, except for its end-of-sequence tokens.
 
         Args:
             model ([`~transformers.PreTrainedModel`]): The model, for its end-of-sequence tokens.
@@ -206,6 +206,8 @@ class GenerationSettings:
         Raises:
             `ValueError`: See [`check_generation_kwargs`].
         """
+        from .upstream import CompleteGenerationConfig  # imports torch, which the command line's help does without
+
         own = self.own_sampling if own_sampling is None else own_sampling
         sample = self.num_beams == 1 and self.temperature > 0 and not own
         fields: dict[str, Any] = {
@@ -226,7 +228,7 @@ class GenerationSettings:
         if self.num_beam_groups > 1:
             fields |= {"num_beam_groups": self.num_beam_groups, "diversity_penalty": self.diversity_penalty}
         self.check_generation_kwargs()
-        return GenerationConfig(**fields | (self.generation_kwargs or {}))
+        return CompleteGenerationConfig(**fields | (self.generation_kwargs or {}))
 
 
 def setting(name: str, further_help: str = "") -> Any:

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 # The attention that ours falls back to for rows that share no prompt, and its mask.
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -47,6 +47,20 @@ from trl.trainer.utils import (
     global_then_local_main_first,  # one tokenisation per cache, not per process
     print_prompt_completions_sample,  # the table of completions that GRPO users know
 )
+
+
+class CompleteGenerationConfig(GenerationConfig):
+    """
+    A generation config that `generate` does not complete with settings of the model's own, such as a hidden top-k.
+
+    `generate` fills in every setting that is `None`, and for some (suppressed tokens, an n-gram limit) only `None`
+    means off. It passes the model's own settings with these two arguments, which nothing else uses together.
+    """
+
+    def update(self, defaults_only: bool = False, allow_custom_entries: bool = False, **kwargs: Any) -> dict[str, Any]:
+        if defaults_only and allow_custom_entries:
+            return {}
+        return super().update(defaults_only, allow_custom_entries, **kwargs)  # type: ignore[no-any-return]
 
 
 def vllm_generation() -> type:
@@ -186,15 +200,49 @@ def load_balancing_loss_function(model: PreTrainedModel) -> Any:
     return function if names == ["gate_logits", "num_experts", "top_k", "attention_mask"] else None
 
 
-def switch_adapters(module: nn.Module, on: bool) -> None:
-    """
-    Switches PEFT's layers inside `module` on or off.
+def adapter_layers(module: nn.Module) -> list[Any]:
+    """PEFT's layers inside `module`: those of adapters, and those that replace a whole layer (`modules_to_save`)."""
+    return [layer for layer in module.modules() if hasattr(layer, "_disable_adapters")]
 
-    PEFT's own switch also sets `requires_grad` of the adapter, which would take it out of training.
+
+def adapter_states(layers: list[Any]) -> list[tuple[bool, Any]]:
+    """For each of PEFT's layers, whether its adapters are switched off, and those that are active."""
+    return [(layer._disable_adapters, layer._active_adapter) for layer in layers]
+
+
+def set_adapter_states(layers: list[Any], states: list[tuple[bool, Any]]) -> None:
     """
-    for layer in module.modules():
-        if hasattr(layer, "_disable_adapters"):
-            layer._disable_adapters = not on
+    Sets what [`adapter_states`] returns.
+
+    PEFT's own switches also set `requires_grad` of the adapters, which would take them out of training.
+    """
+    for layer, (off, active) in zip(layers, states, strict=True):
+        layer._disable_adapters, layer._active_adapter = off, active
+
+
+def replaces_adapters(model: nn.Module, peft_config: Any) -> bool:
+    """Whether PEFT would replace adapters that `model` has: those of another type than the adapter to be added."""
+    from peft import PEFT_TYPE_TO_TUNER_MAPPING
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(peft_config.peft_type)
+    kind = getattr(tuner, "tuner_layer_cls", BaseTunerLayer)
+    return any(isinstance(layer, BaseTunerLayer) and not isinstance(layer, kind) for layer in model.modules())
+
+
+def weight_versions(tables: list[dict[str, Any]]) -> list[tuple[int, int]]:
+    """
+    Addresses and version counters of the parameters in [`parameter_tables`]: any update of a weight changes them.
+
+    Tensors made in inference mode have no counter.
+    """
+    weights = [weight for table in tables for weight in table.values() if weight is not None]
+    return [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights]
+
+
+def parameter_tables(module: nn.Module) -> list[dict[str, Any]]:
+    """The parameters of each module inside `module`, in the dictionaries in which they may be replaced by others."""
+    return [part._parameters for part in module.modules() if part._parameters]
 
 
 def initialize_fsdp2(model: nn.Module) -> None:
@@ -215,8 +263,11 @@ __all__ = [
     "HOOKS",
     "BaseConfig",
     "BaseTrainer",
+    "CompleteGenerationConfig",
     "accelerate_launch_command",
     "accelerate_launch_options",
+    "adapter_layers",
+    "adapter_states",
     "add_accelerate_flags",
     "add_fused_lm_head",
     "attention_implementation",
@@ -235,13 +286,16 @@ __all__ = [
     "initialize_fsdp2",
     "load_balancing_loss_function",
     "mark_initialized",
+    "parameter_tables",
     "parser_actions",
     "prepare_deepspeed",
     "print_prompt_completions_sample",
+    "replaces_adapters",
     "sdpa_attention_forward",
     "sdpa_mask",
+    "set_adapter_states",
     "supports_attention_backend",
-    "switch_adapters",
     "unwrap_model_for_generation",
     "vllm_generation",
+    "weight_versions",
 ]

@@ -333,6 +333,39 @@ def test_defaults_of_the_models_generation_config_have_no_effect(tiny_model, tin
     assert generate(tiny_model, tiny_tokenizer, [[5, 6]], settings)[0][0].ids == greedy_loop(tiny_model, [5, 6], 20)
 
 
+@pytest.mark.parametrize(
+    "brought",
+    [
+        {"no_repeat_ngram_size": 1},
+        {"suppress_tokens": list(range(5, 60))},
+        {"forced_eos_token_id": 1},
+        {"guidance_scale": 2.0},
+        {"num_beams": 2, "min_new_tokens": 9, "max_length": 5},
+        {"cache_implementation": "static", "return_dict_in_generate": True, "stop_strings": ["a"]},
+        {"prompt_lookup_num_tokens": 3},
+    ],
+    ids=str,
+)
+def test_no_setting_of_the_model_has_an_effect(tiny_model, tiny_tokenizer, brought):
+    """With our sampling, that of transformers, greedy and with beams: the draws are those of the bare model."""
+    ways = [
+        {"num_generations": 2},
+        {"num_generations": 2, "generation_kwargs": {"typical_p": 1.0}},
+        MOST_LIKELY | {"temperature": 0},
+        {"num_generations": 2, "num_beams": 2},
+    ]
+    settings = [GenerationSettings(max_completion_length=8, **way) for way in ways]
+
+    def draws():
+        torch.manual_seed(0)
+        return [generate(tiny_model, tiny_tokenizer, [[5, 6, 7, 5, 6]], each) for each in settings]
+
+    expected = draws()
+    for name, value in brought.items():
+        setattr(tiny_model.generation_config, name, value)
+    assert draws() == expected
+
+
 def test_the_repetition_penalty_covers_prompt_and_completion(tiny_model, tiny_tokenizer):
     settings = GenerationSettings(max_completion_length=30, repetition_penalty=1e6, **MOST_LIKELY)
     ids = generate(tiny_model, tiny_tokenizer, [[5, 6, 7], [8]], settings)[0][0].ids

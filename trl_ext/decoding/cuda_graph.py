@@ -141,9 +141,8 @@ def cached_loops(model: torch.nn.Module) -> LoopCache:
 def graph_key(model: Any) -> tuple[Hashable, ...]:
     """All that a graph records of a model beside its inputs: addresses of weights, adapters, attention and dtypes."""
     base = base_of(model)
-    tuners = (m for m in base.modules() if hasattr(m, "disable_adapters") and hasattr(m, "merged_adapters"))
-    tuner: Any = next(tuners, None)
-    adapters = tuner and (tuple(tuner.active_adapters), tuner.disable_adapters, tuple(tuner.merged_adapters))
+    tuners: Any = [m for m in base.modules() if hasattr(m, "disable_adapters") and hasattr(m, "merged_adapters")]
+    adapters = tuple((tuple(t.active_adapters), t.disable_adapters, tuple(t.merged_adapters)) for t in tuners)
     scales = [tuple(m.scaling.items()) for m in base.modules() if isinstance(getattr(m, "scaling", None), dict)]
     kind = base.device.type
     autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)

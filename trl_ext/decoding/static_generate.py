@@ -30,6 +30,7 @@ from transformers import (
 from transformers.generation import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
 
 from trl_ext.models.backbone_and_head import BackboneAndHead
+from trl_ext.models.modes import without_gradients
 from trl_ext.models.properties import base_of, cache_name
 from trl_ext.models.sharding import synced_gpus_kwargs
 
@@ -64,6 +65,9 @@ class StaticProcessor(Protocol):
 
     def static_unsupported_reason(self, llm: BackboneAndHead) -> str:
         """Why it does not for this language model; empty if it does."""
+
+    def static_length_reason(self, longest: int) -> str:
+        """Why it does not for texts of up to so many columns; empty if it does."""
 
     def static_key(self) -> Hashable:
         """Key that is equal for processors that can share a guide."""
@@ -223,7 +227,7 @@ def unsupported_reason(
     return static_unsupported_reason(llm.backbone)
 
 
-@torch.no_grad()
+@without_gradients
 def static_generate(
     model: Any,
     input_ids: torch.Tensor,
@@ -246,11 +250,13 @@ def static_generate(
     with loops.lock:
         reason = unsupported_reason(model, logits_processor, stopping_criteria, generation_config)
         reason = reason or _input_reason(model, input_ids, model_kwargs)
-        if reason:
-            raise CUDAGraphsUnavailable(reason)
         rows, width = input_ids.shape
         longest = next(c.max_length for c in stopping_criteria if isinstance(c, MaxLengthCriteria))
-        after = max([p.static_columns() for p in logits_processor if isinstance(p, StaticProcessor)], default=0)
+        guides = [p for p in logits_processor if isinstance(p, StaticProcessor)]
+        reason = reason or next(filter(None, (p.static_length_reason(longest) for p in guides)), "")
+        if reason:
+            raise CUDAGraphsUnavailable(reason)
+        after = max([p.static_columns() for p in guides], default=0)
         columns = static_columns(longest + after + 1)
         ends = [i for c in stopping_criteria if isinstance(c, EosTokenCriteria) for i in c.eos_token_id.tolist()]
         pad = None if generation_config.pad_token_id is None else int(generation_config.pad_token_id)

@@ -91,20 +91,21 @@ class Tree:
 
         Args:
             ids_NP (`torch.Tensor` of shape `(N, P)`): Token ids, padded on the left.
-            mask_NP (`torch.Tensor` of shape `(N, P)`, *optional*): 1 for tokens, 0 for padding.
+            mask_NP (`torch.Tensor` of shape `(N, P)`, *optional*): 1 for tokens, 0 for padding, which may also be
+                between tokens: hidden states are those of the row without it.
 
         Returns:
             `torch.Tensor` of shape `(N, P, D)`: Hidden states; undefined at padding.
 
         Raises:
-            `ValueError`: A row has no tokens, or padding that is not on the left.
+            `ValueError`: A row has no tokens, or padding on the right.
         """
         mask = torch.ones_like(ids_NP, dtype=torch.bool) if mask_NP is None else mask_NP.to(ids_NP.device).bool()
         if mask.shape != ids_NP.shape:
             raise ValueError(f"The mask has shape {tuple(mask.shape)}, the ids have {tuple(ids_NP.shape)}.")
         for wrong_N, what in (
             (~mask.any(1), "has no tokens: there is nothing to continue."),
-            ((mask[:, 1:] < mask[:, :-1]).any(1), "has padding on the right: pad prompts on the left."),
+            (~mask[:, -1:].all(1), "has padding on the right: pad prompts on the left."),
         ):
             if wrong_N.any():
                 raise ValueError(f"Row {int(wrong_N.nonzero()[0])} {what}")
@@ -206,8 +207,8 @@ class Tree:
         Raises:
             `ValueError`: There are fewer, or a row would be left without tokens.
         """
-        if length > self.length or not bool(self.mask_NS[:, :length].any(1).all()):
-            raise ValueError(f"Cannot keep {length} of {self.length} columns: they must hold a token of every row.")
+        if not 0 < length <= self.length or not bool(self.mask_NS[:, length - 1].all()):
+            raise ValueError(f"Cannot keep {length} of {self.length} columns: they must end in a token of every row.")
         if length < self.length:
             self.ids_NS, self.mask_NS, self.branches_Nk = self.ids_NS[:, :length], self.mask_NS[:, :length], None
             self._backend.crop(length)

@@ -91,13 +91,14 @@ class SharedCacheBackend:
         """
         columns = ids_NS.shape[1]
         k = 0 if candidates_Nk is None else candidates_Nk.shape[1]
-        ids = ids_NS[:, columns - new :] if candidates_Nk is None else candidates_Nk
+        ids = ids_NS if candidates_Nk is None else candidates_Nk
         positions = mask_NS.sum(1, keepdim=True).expand(-1, k)
         if new:
             fresh = (mask_NS.cumsum(1)[:, columns - new :] - 1).clamp(min=0)
             positions = torch.cat([fresh, positions], 1)
+            ids = ids_NS[:, columns - new :].masked_fill(~mask_NS[:, columns - new :], 0)  # padding may be any token
             if candidates_Nk is not None:
-                ids = torch.cat([ids_NS[:, columns - new :], candidates_Nk], 1)
+                ids = torch.cat([ids, candidates_Nk], 1)
         self._reserve(columns + k)
         hidden = self.backbone(
             input_ids=ids,
@@ -203,8 +204,11 @@ class SharedCacheBackend:
         sees = mask_NS[:, None, :]
         if new:
             sees = sees & (key <= query)
-        if kind == SLIDING:
-            sees = sees & (key > query - self.config.sliding_window)
+        if kind == SLIDING:  # so many tokens: padding between them does not count
+            place = mask_NS.long().cumsum(1)
+            last = place[:, -1:] + 1 if k else place[:, :0]
+            ends = torch.cat([place[:, columns - new :], last], 1)[:, :, None]
+            sees = sees & (place[:, None, :] > ends - self.config.sliding_window)
         if new:
             sees = sees | (key == query)  # padding sees itself: softmax over nothing is NaN
         if k:
@@ -257,9 +261,8 @@ class RecomputeBackend:
         """As [`SharedCacheBackend.forward`]."""
         n, columns = ids_NS.shape
         sizes = mask_NS.sum(1, keepdim=True)
-        column = torch.arange(columns, device=ids_NS.device)
-        rows = ids_NS.gather(1, (column + columns - sizes).clamp(max=columns - 1))
-        fresh = (column[columns - new :] - columns + sizes).clamp(min=0)  # where the new columns are in these rows
+        rows = ids_NS.gather(1, mask_NS.long().sort(dim=1, descending=True, stable=True).indices)  # tokens first
+        fresh = (mask_NS.long().cumsum(1)[:, columns - new :] - 1).clamp(min=0)  # where the new columns are in them
         if candidates_Nk is None:
             return self._hidden(rows, sizes, fresh)
         k = candidates_Nk.shape[1]

@@ -36,6 +36,7 @@ def policy_with_processors(
     progress: Callable[[int], Any] | None = None,
     extras: dict[str, Any] | None = None,
     series: str = "",
+    context: int = 0,
 ) -> Policy:
     """
     The [`~trl_ext.inference.policy.Policy`] of a model whose logits go through processors.
@@ -55,6 +56,8 @@ def policy_with_processors(
             Called with the number of prompts just completed, after each batch.
         extras (`dict`, *optional*), series (`str`, *optional*, defaults to `""`):
             See [`~trl_ext.inference.policy.Policy`].
+        context (`int`, *optional*, defaults to `0`):
+            Context length, if models behind the processors have a shorter one. `0` means the model's.
     """
 
     def sample(prompt_ids: list[list[int]], settings: GenerationSettings) -> list[list[Completion]]:
@@ -86,7 +89,7 @@ def policy_with_processors(
         stream=stream,
         extras=extras or {},
         series=series,
-        context=context_length(model),
+        context=context or context_length(model),
         model=model,
     )
 

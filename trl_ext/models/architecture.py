@@ -25,6 +25,17 @@ _LOGIT_CAP = "final_logit_softcapping"
 _SCORE_CAP = "attn_logit_softcapping"
 
 
+def hidden_width(config: Any) -> int:
+    """
+    Channels of a model's last hidden state, which its head takes.
+
+    Args:
+        config ([`~transformers.PreTrainedConfig`]): The text config of the model.
+    """
+    # OPT-350m projects its hidden states back to the size of its embeddings.
+    return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
+
+
 def layer_kinds(config: Any) -> set[str]:
     """
     Kinds of the layers of a model: `"full_attention"`, `"sliding_attention"`, or others, which no fast path supports.
@@ -45,16 +56,6 @@ def layer_kinds(config: Any) -> set[str]:
 def score_cap(config: Any) -> float:
     """Cap on the attention scores: `cap * tanh(score / cap)`. `0` if there is none."""
     return getattr(config, _SCORE_CAP, None) or 0.0
-
-
-def hidden_width(config: Any) -> int:
-    """
-    Channels of the last hidden state, which the head reads: OPT-350m projects it down after its layers.
-
-    Args:
-        config ([`~transformers.PreTrainedConfig`]): The text config of the model.
-    """
-    return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
 
 
 def logit_cap(config: Any) -> float:

@@ -40,6 +40,11 @@ class BackboneAndHead:
         base: Any = base_of(model)
         name = type(base).__name__
         self.model, self.head, self.backbone = model, base.get_output_embeddings(), backbone_of(model)
+        if base.config.is_encoder_decoder:
+            raise ValueError(
+                f"{name} is an encoder-decoder, which reads prompt and completion in two parts: use a decoder-only "
+                "language model."
+            )
         if self.backbone is base or self.head is None:
             raise ValueError(
                 f"{name} has no backbone below a language model head, which would return its hidden states. Load it "

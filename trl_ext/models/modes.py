@@ -1,12 +1,18 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Evaluation mode for a block of code, with every module's mode restored afterwards."""
+"""Evaluation mode for a block of code, with every module's mode restored afterwards; computing without gradients."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import ParamSpec, TypeVar
 
+import torch
 from torch import nn
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @contextmanager
@@ -33,3 +39,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         return
     with evaluation_mode(model):
         yield
+
+
+def without_gradients(function: Callable[P, T]) -> Callable[P, T]:
+    """
+    Decorates a function that keeps tensors for later calls, such as a KV cache: they can be written to in any mode.
+
+    Tensors that are made under `torch.inference_mode()` cannot be written to outside of it.
+    """
+    return torch.inference_mode(False)(torch.no_grad()(function))  # leaving inference mode switches gradients on

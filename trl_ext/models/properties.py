@@ -21,17 +21,18 @@ def base_of(model: torch.nn.Module) -> PreTrainedModel:
     return model.get_base_model() if is_peft_model(model) else model  # type: ignore[operator,return-value]
 
 
-def backbone_of(model: torch.nn.Module) -> torch.nn.Module:
+def backbone_of(model: torch.nn.Module) -> PreTrainedModel:
     """
-    The layers below the head of a language model or classifier; a model without a head itself.
+    The layers of a model below its head, whose output has a `last_hidden_state`; the model itself if it has no head.
 
-    The name under which transformers looks for them is not that of Llama 4, whose `base_model` is the model itself.
+    `base_model` is the model itself where the class names its backbone by an attribute that it does not have, as that
+    of Llama 4's language model does.
     """
     base: Any = base_of(model)
-    backbone: torch.nn.Module = base.base_model
-    if backbone is base and isinstance(getattr(base, "model", None), PreTrainedModel):
-        backbone = base.model
-    return backbone
+    backbone: Any = base.base_model
+    if backbone is base and base.get_output_embeddings() is not None and not base.config.is_encoder_decoder:
+        backbone = next((part for part in base.children() if isinstance(part, PreTrainedModel)), base)
+    return backbone  # type: ignore[no-any-return]
 
 
 def accepts_argument(model: torch.nn.Module, name: str) -> bool:
@@ -129,3 +130,14 @@ def is_causal(model: torch.nn.Module) -> bool:
     if getattr(base_of(model).config, "is_encoder_decoder", False):
         return False
     return any(getattr(module, "is_causal", False) is True for module in model.modules())
+
+
+def learned_positions(model: Any) -> bool:
+    """Whether a model has a table of position embeddings, which ends at its context length."""
+    base, context = base_of(model), context_length(model)
+    tables = [
+        part
+        for name, part in base.named_modules()
+        if isinstance(part, torch.nn.Embedding) and part is not base.get_input_embeddings()
+    ]
+    return any(context <= table.num_embeddings <= context + 2 for table in tables)  # OPT's begins two positions late

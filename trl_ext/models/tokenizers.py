@@ -37,9 +37,18 @@ def can_read(reader: PreTrainedTokenizerBase, writer: PreTrainedTokenizerBase, i
     return extends and {token for row in ids for token in row} <= set(known.values())
 
 
-def vocabulary_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of the vocabulary: equal for tokenizers that have the same tokens under the same ids."""
-    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16]
+def vocabulary_digest(tokenizer: PreTrainedTokenizerBase, count: int = 0) -> str:
+    """
+    A hash of the vocabulary: equal for tokenizers that have the same tokens under the same ids.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer.
+        count (`int`, *optional*, defaults to `0`): Number of tokens, those with the lowest ids. `0` means all.
+    """
+    items = sorted(tokenizer.get_vocab().items())
+    if count and count < len(items):
+        items = sorted(sorted(items, key=lambda item: item[1])[:count])
+    return hashlib.sha256(json.dumps(items).encode()).hexdigest()[:16]
 
 
 def vocabulary_difference(

@@ -17,6 +17,10 @@ from transformers import (
     GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    Llama4TextConfig,
+    OPTConfig,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 from trl_ext import ProxyConfig, ProxyModel
@@ -223,6 +227,60 @@ def test_other_architectures(tokenizer: Any) -> None:
         proxy.generate(gpt2.transformer, ids, allow_other_model=True)
 
 
+def test_widths_and_names_of_other_architectures() -> None:
+    """OPT-350m's last hidden state is narrower than its layers; Llama 4 has its backbone under another name."""
+    sizes = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    narrow = OPTConfig(**sizes, ffn_dim=48, word_embed_proj_dim=16, do_layer_norm_before=False)
+    renamed = Llama4TextConfig(
+        **sizes, num_key_value_heads=2, head_dim=8, intermediate_size=48, intermediate_size_mlp=48, num_local_experts=2
+    )
+    for config, width in ((narrow, 16), (renamed, 32)):
+        model = AutoModelForCausalLM.from_config(config).eval()
+        proxy = make_proxy(model, order="descending")
+        assert proxy.config.llm_hidden_size == width
+        with torch.no_grad():
+            proxy.actor[-1].bias.fill_(100.0)
+        ids = torch.tensor([[5, 6, 7]])
+        expected = model.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=1, eos_token_id=None)
+        assert torch.equal(proxy.generate(model, ids, max_new_tokens=4, eos_token_id=[]), expected)
+
+
+def test_encoder_decoders_are_refused() -> None:
+    model = T5ForConditionalGeneration(T5Config(vocab_size=60, d_model=16, d_ff=16, num_layers=1, num_heads=2, d_kv=8))
+    with pytest.raises(ValueError, match=r"T5ForConditionalGeneration is an encoder-decoder.*use a decoder-only"):
+        ProxyModel.for_model(model).generate(model, torch.tensor([[5, 6]]))
+
+
+def test_proxy_is_moved_to_the_model(model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loaded on the CPU for a model on a GPU: by its own `generate` and as a policy. The meta device holds no data."""
+    proxy = make_proxy(model)
+    moved = []
+    monkeypatch.setattr(ProxyModel, "to", lambda self, device: moved.append(str(device)) or self)
+    proxy.generate(model, torch.tensor([[5, 6]]), max_new_tokens=2)
+    assert not moved
+    policy = proxy_policy(model, tokenizer, proxy)
+    monkeypatch.setattr(proxy, "parameters", lambda: iter([torch.zeros(1, device="meta")]))
+    proxy.generate(model, torch.tensor([[5, 6]]), max_new_tokens=2)
+    policy.generate([[5, 6]], GenerationSettings(num_generations=1, max_completion_length=2))
+    assert moved[-2:] == ["cpu", "cpu"]
+
+
+def test_generation_configs(model: Any) -> None:
+    """Lengths and counts of a config that is passed; the model's own suppressed tokens are those of no training."""
+    proxy, ids = make_proxy(model), torch.tensor([[5, 6, 7]])
+    config = GenerationConfig(max_length=8, num_return_sequences=3, do_sample=True)
+    assert proxy.generate(model, ids, generation_config=config, eos_token_id=[]).shape == (3, 8)
+    assert proxy.generate(model, ids, generation_config=config, num_return_sequences=1, max_new_tokens=2).shape[0] == 1
+    expected = proxy.generate(model, ids, max_new_tokens=6, seed=3)
+    model.generation_config.suppress_tokens = expected[0, 3:].tolist()
+    assert torch.equal(proxy.generate(model, ids, max_new_tokens=6, seed=3), expected)
+    with pytest.raises(ValueError, match=r"has no 'guidance_scale', 'num_beams', 'suppress_tokens', which"):
+        config = GenerationConfig(num_beams=2, suppress_tokens=[5], guidance_scale=1.5, temperature=0.5, top_k=3)
+        proxy.generate(model, ids, generation_config=config)
+    with pytest.raises(ValueError, match="takes no 'assistant_model'"):
+        proxy.generate(model, ids, assistant_model=model)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -311,6 +369,8 @@ def test_flags() -> None:
     assert isinstance(ProxyDecoding(), Decoding)
     assert not ProxyDecoding().active
     assert ProxyDecoding(proxy_name_or_path=["x"]).active
+    with pytest.raises(OSError, match=r"Cannot load the proxy './misspelt'"):
+        ProxyDecoding(proxy_name_or_path=["./misspelt"]).check()
     with pytest.raises(ValueError, match="proxy_top_k"):
         ProxyDecoding(proxy_top_k=1).check()
     with pytest.raises(ValueError, match="order"):

@@ -152,7 +152,8 @@ def test_saving_and_loading(tmp_path: Path, tiny_model_dir: str, form: str) -> N
     for found in made:
         assert found.config.form == model.config.form and not found.training
         torch.testing.assert_close(found(ids).values[:, 1:], expected)
-        assert not [name for name, p in found.named_parameters() if p.requires_grad] or form == "full"
+        trained = [name for name, p in found.named_parameters() if p.requires_grad and ".value." not in name]
+        assert not trained or form == "full"  # the policy's copy has the first adapter, called "value", as it was
     further = ValueModel.from_pretrained(tmp_path / "value", is_trainable=True)
     trainable = {name for name, p in further.named_parameters() if p.requires_grad}
     assert own <= trainable and (form != "policy" or trainable == own)
@@ -214,14 +215,30 @@ def test_generate_with_and_without_cache(tiny_model: Any, form: str) -> None:
         assert (processor.value_calls, processor.value_tokens) == (0, 0)
 
 
+@pytest.mark.parametrize("guess", ["prompt_lookup_num_tokens", "assistant_model"])
 @pytest.mark.parametrize("form", FORMS)
-def test_assisted_generation(tiny_model: Any, form: str) -> None:
-    """One forward pass of the language model is then followed by several calls of the processor."""
+def test_assisted_generation(tiny_model: Any, form: str, guess: str) -> None:
+    """
+    One forward pass of the language model is followed by several calls of the processor, some of them for tokens that
+    it has not read. The prompt repeats itself, so that tokens are looked up in it.
+    """
     value = make_value(form, tiny_model)
     processor = ValueAugmentedLogitsProcessor(value, 3.0, K)
-    expected = greedy(tiny_model, [(value, 0, 3.0)], PROMPTS[2], 8)
-    for guess in ({"prompt_lookup_num_tokens": 3}, {"assistant_model": copy.deepcopy(tiny_model)}):
-        assert run_generate(tiny_model, processor, PROMPTS[2:3], 8, **guess) == [expected]
+    prompt = PROMPTS[2] + PROMPTS[2][:2]
+    kwargs = {guess: 3 if guess.startswith("prompt") else make_model(tiny_model.config.vocab_size, seed=9)}
+    if form == "policy":
+        with pytest.raises(ValueError, match=r"Assisted decoding .* leave them out, or use a value model of the form"):
+            run_generate(tiny_model, processor, [prompt], 8, **kwargs)
+        return
+    expected = greedy(tiny_model, [(value, 0, 3.0)], prompt, 8)
+    assert run_generate(tiny_model, processor, [prompt], 8, **kwargs) == [expected]
+
+
+def test_classifier_free_guidance(tiny_model: Any) -> None:
+    """Its second forward pass, over the last token alone, is not taken for the first."""
+    processor = ValueAugmentedLogitsProcessor(make_value("policy", tiny_model), 3.0, K)
+    with pytest.raises(ValueError, match="`guidance_scale` make others in between: leave them out"):
+        run_generate(tiny_model, processor, PROMPTS[2:3], 4, guidance_scale=1.5)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -306,7 +323,7 @@ def test_hidden_states_of_another_model_or_text_are_rejected(
     with pytest.raises(ValueError, match="over other tokens"):
         tiny_model(ids)
         processor(ids + 1, scores)
-    with pytest.raises(ValueError, match="1 rows and 3 columns, the sequences have 1 and 4"):
+    with pytest.raises(ValueError, match="read 1 rows up to column 3, the sequences have 1 and 4"):
         processor(torch.tensor([[5, 6, 7, 8]]), scores)
     processor.reset()
     with pytest.raises(ValueError, match="has not computed anything"):

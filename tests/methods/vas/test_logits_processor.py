@@ -19,6 +19,8 @@ from oracles.guided_decoding import (
 from transformers import (
     BitsAndBytesConfig,
     GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
     LogitsProcessorList,
     TemperatureLogitsWarper,
     TextStreamer,
@@ -136,6 +138,44 @@ def test_other_processors_may_leave_fewer_candidates(value):
     assert (found == -torch.inf).sum() == found.numel() - 2
 
 
+def test_padding_between_tokens(tiny_model, value):
+    """The second turn of a batch of conversations, whose first answers had different lengths: as without padding."""
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10, 11], [5, 6, 7, 0, 0, 10, 11], [0, 5, 0, 6, 0, 7, 12]])
+    mask = (ids != 0).long()
+    scores = torch.randn(3, tiny_model.config.vocab_size, generator=torch.Generator().manual_seed(0))
+    rows = [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
+    processor = ValueAugmentedLogitsProcessor(value, 2.0, K, attention_mask=mask)
+    for column in (13, 14):  # then on the KV cache
+        found = processor(ids, scores)
+        for n, row in enumerate(rows):
+            expected = ValueAugmentedLogitsProcessor(value, 2.0, K)(torch.tensor([row]), scores[n : n + 1])
+            torch.testing.assert_close(found[n : n + 1], expected, rtol=1e-4, atol=1e-4)
+            rows[n] = [*row, column]
+        ids = torch.nn.functional.pad(ids, (0, 1), value=column)
+
+
+def test_padding_of_unknown_place_is_refused(value):
+    """Where padding is within or after texts, and the mask is not known; a single end of a turn is text."""
+    scores = torch.zeros(2, value.config.get_text_config().vocab_size)
+    within, after = torch.tensor([[5, 6, 7, 8], [5, 0, 0, 8]]), torch.tensor([[5, 6, 7, 8], [5, 6, 0, 0]])
+    for ids in (within, after):
+        with pytest.raises(ValueError, match=r"Row 1 has the padding token within or after its text.*attention_mask="):
+            ValueAugmentedLogitsProcessor(value, 2.0, K, pad_token_id=0)(ids, scores)
+    with pytest.raises(ValueError, match="Row 1 has padding on the right"):
+        ValueAugmentedLogitsProcessor(value, 2.0, K, attention_mask=(after != 0).long())(after, scores)
+    processor = ValueAugmentedLogitsProcessor(value, 2.0, K, attention_mask=torch.ones(2, 2).long(), pad_token_id=0)
+    for columns in (2, 3, 4):  # a text may grow by any token
+        processor(within[:, :columns], scores)
+    turn = torch.cat([within, within], 1)
+    with pytest.raises(ValueError, match="assign it to the processor's `attention_mask`"):
+        processor(turn, scores)
+    processor.attention_mask = (turn != 0).long()
+    expected = ValueAugmentedLogitsProcessor(value, 2.0, K)(torch.tensor([[5, 8, 5, 8]]), scores[1:])
+    torch.testing.assert_close(processor(turn, scores)[1:], expected, rtol=1e-4, atol=1e-4)
+    ends = torch.tensor([[5, 1, 7, 8], [5, 6, 1, 8]])
+    ValueAugmentedLogitsProcessor(value, 2.0, K, pad_token_id=1)(ends, scores)
+
+
 # ----------------------------------------------------------------------------------------------------------- generate
 
 
@@ -173,6 +213,86 @@ def test_cache_types_of_the_language_model(tiny_model, value, cache):
     processor = ValueAugmentedLogitsProcessor(value, 3.0, K)
     expected = [greedy(tiny_model, [(value, 0, 3.0)], prompt, 6) for prompt in PROMPTS]
     assert run_generate(tiny_model, processor, PROMPTS, 6, **cache) == expected
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"repetition_penalty": 1.7, "no_repeat_ngram_size": 2},
+        {"suppress_tokens": [20, 21, 22], "begin_suppress_tokens": [5, 6]},
+        {"min_new_tokens": 6},
+        {"guidance_scale": 2.0},
+        {"prefill_chunk_size": 2},
+        {"num_beams": 3},
+        {"num_beams": 3, "num_return_sequences": 2, "length_penalty": 0.3},
+        {"num_beams": 2, "do_sample": True},
+        {"num_return_sequences": 3, "do_sample": True, "temperature": 0.7},
+    ],
+    ids=str,
+)
+def test_settings_of_generate(tiny_model, value, kwargs):
+    """The tokens of a processor without a KV cache of its own, which reads every sequence again at each step."""
+
+    class Naive(ValueAugmentedLogitsProcessor):
+        def __call__(self, input_ids, scores):
+            self.reset()
+            return super().__call__(input_ids, scores)
+
+    prompts = PROMPTS[2:3] if "prefill_chunk_size" in kwargs else PROMPTS
+    found = []
+    for kind in (ValueAugmentedLogitsProcessor, Naive):
+        torch.manual_seed(0)
+        _, mask = left_padded(prompts, 0)
+        found.append(run_generate(tiny_model, kind(value, 3.0, K, attention_mask=mask), prompts, 8, **kwargs))
+    assert found[0] == found[1]
+
+
+def test_inference_mode(tiny_model, value):
+    """Caches made under it are used outside of it, and the other way round."""
+    processor = ValueAugmentedLogitsProcessor(value, 3.0, K)
+    expected = greedy(tiny_model, [(value, 0, 3.0)], PROMPTS[2], 12)
+    for inside in (True, False):
+        processor.reset()
+        with torch.inference_mode(inside):
+            first = run_generate(tiny_model, processor, PROMPTS[2:3], 6)[0]
+        with torch.inference_mode(not inside):
+            more = run_generate(tiny_model, processor, [PROMPTS[2] + first], 6)[0]
+        assert first + more == expected
+
+
+def test_weights_that_changed(tiny_model, value):
+    """A processor that is used again after its value model has learned reads everything again."""
+    processor = ValueAugmentedLogitsProcessor(value, 3.0, K)
+    run_generate(tiny_model, processor, PROMPTS[2:3], 6)
+    with torch.no_grad():
+        for parameter in value.backbone.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    expected = greedy(tiny_model, [(value, 0, 3.0)], PROMPTS[2], 6)
+    assert run_generate(tiny_model, processor, PROMPTS[2:3], 6) == [expected]
+    calls = processor.value_calls
+    run_generate(tiny_model, processor, PROMPTS[2:3], 6)
+    assert processor.value_calls - calls == 6, "the prompt is in the cache"
+
+
+def test_shorter_context_than_the_language_models(tiny_model, tiny_tokenizer, caplog):
+    """Beyond a table of positions there is no value; beyond the context of rotary positions it means little."""
+    config = GPT2Config(vocab_size=len(tiny_tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=12)
+    learned = ValueModel.from_backbone(GPT2LMHeadModel(config)).eval()
+    rotary = ValueModel.from_backbone(make_model(len(tiny_tokenizer), max_position_embeddings=12)).eval()
+    ids = [[15, 16, 17], [19]]
+    for value, form in ((learned, "learned"), (rotary, "rotary")):
+        processor = ValueAugmentedLogitsProcessor({form: value}, {form: 2.0}, K)
+        run_generate(tiny_model, processor, ids, 9, eos_token_id=None)  # the last candidates are at position 12
+        assert not [record for record in caplog.records if "context" in record.getMessage()]
+        if form == "learned":
+            with pytest.raises(ValueError, match=r"'learned' has a context of 12 tokens, and a text has 13.*Shorten"):
+                run_generate(tiny_model, processor, ids, 10, eos_token_id=None)
+        else:
+            run_generate(tiny_model, processor, ids, 12, eos_token_id=None)
+            assert sum("'rotary' has a context" in record.getMessage() for record in caplog.records) == 1
+        assert guided_policy(tiny_model, tiny_tokenizer, value, 2.0, K).context == 12
+    processor = ValueAugmentedLogitsProcessor(rotary, 2.0, K)
+    assert not processor.static_length_reason(12) and "context of a value" in processor.static_length_reason(13)
 
 
 def test_samples_follow_the_guided_distribution(tiny_model, value):
@@ -583,6 +703,39 @@ def test_vocabularies_of_different_size(tiny_tokenizer, value):
     processor = ValueAugmentedLogitsProcessor(value, 3.0, K, **same)
     with pytest.raises(ValueError, match=rf"Token {len(tiny_tokenizer) + 3} is not in the vocabulary"):
         processor(torch.tensor([[5, len(tiny_tokenizer) + 3]]), torch.zeros(1, len(tiny_tokenizer) + 8))
+    scores = torch.zeros(1, len(tiny_tokenizer) + 8)
+    scores[0, [5, 6, -1]] = torch.tensor([3.0, 2.0, 4.0])  # the last is a candidate without a value
+    found = ValueAugmentedLogitsProcessor(value, 3.0, 3, **same)(torch.tensor([[9]]), scores)
+    expected = ValueAugmentedLogitsProcessor(value, 3.0, 2)(torch.tensor([[9]]), scores[:, :-8])
+    assert found[0, -1] == 4
+    torch.testing.assert_close(found[:, :-8], expected)
+
+
+def test_a_padding_token_more(tiny_tokenizer, value):
+    """A padding token that only the language model has, before texts and after those that have ended."""
+    padded = make_tokenizer()
+    padded.add_special_tokens({"pad_token": "[PAD]"})
+    pad = padded.pad_token_id
+    value.config.record_tokenizer(tiny_tokenizer)
+    assert pad == len(tiny_tokenizer) and not value_vocabulary_mismatch(padded, value)
+    policy = make_model(len(padded))
+    with torch.no_grad():
+        policy.lm_head.weight[pad] = 0
+    ends = greedy(policy, [(value, 0, 3.0)], PROMPTS[0], 3)[2]
+    expected = [greedy(policy, [(value, 0, 3.0)], prompt, 6, eos=ends) for prompt in PROMPTS]
+    processor = ValueAugmentedLogitsProcessor(value, 3.0, K, tokenizer=padded)
+    ids, mask = left_padded(PROMPTS, pad)
+    output = policy.generate(
+        ids, attention_mask=mask, max_new_tokens=6, do_sample=False, eos_token_id=ends, pad_token_id=pad,
+        logits_processor=[processor],
+    )  # fmt: skip
+    rows = output[:, ids.shape[1] :].tolist()
+    assert [row[: row.index(ends) + 1] if ends in row else row for row in rows] == expected
+    shorter = make_tokenizer()
+    value.config.record_tokenizer(padded)
+    with pytest.raises(ValueError, match="one that has more tokens: pass `value_tokenizer`"):
+        ValueAugmentedLogitsProcessor(value, tokenizer=shorter)
+    ValueAugmentedLogitsProcessor(value, tokenizer=shorter, value_tokenizer=padded)
 
 
 def test_retokenize(tiny_model, tiny_tokenizer):
@@ -735,6 +888,13 @@ def test_decoding_in_four_bits_and_with_another_tokenizer(tiny_model, tiny_token
 def test_invalid_flags(settings, message):
     with pytest.raises(ValueError, match=message):
         VASDecoding(**{"value_model_name_or_path": ["x"]} | settings).check()
+
+
+def test_a_misspelt_value_model_is_found_before_anything_is_loaded(tiny_model_dir):
+    with pytest.raises(OSError, match=r"Cannot load the value model './misspelt'"):
+        VASDecoding(["./misspelt"]).check()
+    with pytest.raises(ValueError, match="type 'llama', not a value model"):
+        VASDecoding([tiny_model_dir]).check()
 
 
 @pytest.mark.parametrize(

@@ -59,13 +59,14 @@ def proxy_policy(
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The language model.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
-        proxy ([`ProxyModel`]): The proxy.
+        proxy ([`ProxyModel`]): The proxy. It is moved to the model's device.
         process ([`DecisionProcess`], *optional*): By default the one it was trained with.
         greedy (`bool`, *optional*, defaults to `False`): Whether to take the likelier decision instead of sampling.
         name, batch_size, progress, extras, series: As for [`~trl_ext.inference.guided.policy_with_processors`].
     """
     process = process or proxy.config.decision_process
     llm = BackboneAndHead(model)
+    proxy.to(llm.device)
 
     def run(prompts: list[list[int]], settings: GenerationSettings, show: Any = None) -> list[list[Completion]]:
         now = narrowed(process, settings)

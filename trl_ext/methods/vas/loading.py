@@ -5,6 +5,7 @@
 
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from trl_ext.models.dropout import disable_dropout
@@ -81,6 +82,31 @@ def load_value_model(
     value_model.config.record_tokenizer(tokenizer)
     value_model.config.gamma, value_model.config.lam = args.gamma, args.lam
     return value_model
+
+
+def trained_on_policy(value_model: Any, policy: Any = None) -> list[torch.nn.Parameter]:
+    """
+    The parameters that are trained of a value model that shares the weights of a language model, which is frozen.
+
+    Args:
+        value_model ([`ValueModel`] or anything else): For anything else there are none.
+        policy ([`~transformers.PreTrainedModel`] or anything else, *optional*): The language model.
+
+    Raises:
+        `ValueError`: The value model would train the language model's own weights.
+    """
+    if not isinstance(value_model, ValueModel):
+        return []
+    trained = [parameter for parameter in value_model.parameters() if parameter.requires_grad]
+    if value_model.shares_policy:
+        return trained
+    frozen = set(map(id, policy.parameters())) if isinstance(policy, torch.nn.Module) else set()
+    if any(id(parameter) in frozen for parameter in trained):
+        raise ValueError(
+            "The value model's backbone is the language model itself, which would be trained with it: put an adapter "
+            "on it (`ValueModel.on_policy(model, peft_config=...)`), or load a second copy of it for the value model."
+        )
+    return []
 
 
 def _check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, args: VASConfig) -> None:

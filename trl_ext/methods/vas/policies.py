@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.inference.guided import policy_with_processors
 from trl_ext.inference.policy import Policy
 from trl_ext.models.load import default_device, quantization_config_from, same_source
-from trl_ext.models.properties import is_peft_model
+from trl_ext.models.properties import context_length
 from trl_ext.models.tokenizers import load_tokenizer
 from trl_ext.upstream import get_config_model_id
 
@@ -56,14 +56,15 @@ def guided_policy(
         `ValueError`: As for [`ValueAugmentedLogitsProcessor`].
     """
 
-    def processors(ids_PT: torch.Tensor, mask_PT: torch.Tensor) -> list[LogitsProcessor]:
+    def processors(ids_PT: torch.Tensor, mask_PT: torch.Tensor) -> list[ValueAugmentedLogitsProcessor]:
         return [
             ValueAugmentedLogitsProcessor(
                 value_models, beta, top_k, attention_mask=mask_PT, tokenizer=tokenizer, **settings
             )
         ]
 
-    processors(*torch.ones(2, 1, 1, dtype=torch.long))  # raises errors before anything is generated
+    [checked] = processors(*torch.ones(2, 1, 1, dtype=torch.long))  # raises errors before anything is generated
+    contexts = [context_length(model), *(guide.context for guide in checked.guides)]
     return policy_with_processors(
         model,
         tokenizer,
@@ -73,6 +74,7 @@ def guided_policy(
         progress=progress,
         extras=extras,
         series=series,
+        context=min((length for length in contexts if length), default=0),
     )
 
 
@@ -135,9 +137,11 @@ class VASDecoding:
             raise ValueError(f"`guide_top_k` must be at least 1, got {self.guide_top_k}.")
         if not self.beta:
             raise ValueError("`beta` is empty: give at least one weight.")
+        betas = [parse_weights(text, "beta") for text in self.beta]
+        for weights in betas:
+            head_weights(weights, list(weights) if isinstance(weights, dict) else ["value"])
         heads = self._saved_heads()
-        for text in self.beta:
-            weights = parse_weights(text, "beta")
+        for weights in betas if heads else ():
             head_weights(weights, heads)
 
     def policies(
@@ -246,8 +250,7 @@ class VASDecoding:
             )
         if model is not None:
             on_this_model = config.adapter and same_source(config.backbone_name, get_config_model_id(model.config))
-            only_one = len(self.value_model_name_or_path or []) == 1 and not is_peft_model(model)
-            if config.head_only or (on_this_model and only_one):
+            if config.head_only or on_this_model:
                 kwargs = {"backbone": model}  # share the language model's weights
         value_model = ValueModel.from_pretrained(path, **kwargs).eval()
         if "dtype" in kwargs:

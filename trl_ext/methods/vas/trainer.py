@@ -45,7 +45,7 @@ from .config import VASConfig
 from .data import DataCollatorForValues, choose_heads, prepare_values, reward_tensors, total_rewards
 from .decoding.logits_processor import ValueAugmentedLogitsProcessor
 from .explained_variance import measure_values
-from .loading import load_value_model
+from .loading import load_value_model, trained_on_policy
 from .losses import normalize, value_loss
 from .token_values import CompletionValues, TokenValues
 from .value_model.model import ValueModel
@@ -169,7 +169,10 @@ class VASTrainer(ExtTrainer):
 
         value_model = args.value_model_name_or_path if value_model is None else value_model
         needs_policy = value_model is None or args.value_form == "policy" or self._needs_policy(args, eval_dataset)
+        trained = trained_on_policy(value_model, model)
         self.policy = load_frozen(model, args, quantization_config) if needs_policy else None
+        for parameter in trained:
+            parameter.requires_grad_(True)
         if self.policy is not None:
             self._check_end_of_answers(self.policy, args, train_dataset)
         model = load_value_model(
@@ -177,6 +180,7 @@ class VASTrainer(ExtTrainer):
         )
         models = [each for each in (model.backbone, self.policy) if each is not None]
         self._embeddings = min(filter(None, map(embedding_rows, models)), default=0)
+        self._trained = trained_on_policy(model)
         contexts = [context_length(each) for each in (model.backbone, self.policy) if each is not None]
         context = min((length for length in contexts if length), default=0)
         train_dataset, eval_dataset = self._check_context_lengths(train_dataset, eval_dataset, args, context)
@@ -214,6 +218,11 @@ class VASTrainer(ExtTrainer):
         self._reward_statistics = RunningColumns(len(self.heads))
         if args.normalize_rewards and not self._samples and isinstance(dataset, Dataset):
             self._update_normalization(dataset["token_rewards"], gather=False)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        for parameter in self._trained:  # which another trainer of the same language model may have frozen
+            parameter.requires_grad_(True)
+        return super().train(*args, **kwargs)
 
     # ------------------------------------------------------------------------------------------------ preparation
 

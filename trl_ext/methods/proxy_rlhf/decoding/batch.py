@@ -19,6 +19,7 @@ from transformers.generation import StopStringCriteria
 from trl_ext.data.tokenization import left_padded
 from trl_ext.decoding.cuda_graph import cached_loops
 from trl_ext.models.backbone_and_head import BackboneAndHead
+from trl_ext.models.modes import without_gradients
 from trl_ext.models.properties import base_of
 
 from ..data import Decisions
@@ -86,7 +87,7 @@ class ProxyCompletions:
         )
 
 
-@torch.no_grad()
+@without_gradients
 def complete(
     llm: BackboneAndHead,
     proxy: Any,
@@ -113,7 +114,7 @@ def complete(
 
     Args:
         llm ([`BackboneAndHead`]): The language model.
-        proxy ([`ProxyModel`]): The proxy.
+        proxy ([`ProxyModel`]): The proxy. It is moved to the language model's device.
         process ([`DecisionProcess`]): The decision process.
         prompts (`list[list[int]]`): Token ids of P prompts.
         seeds (`list[int]`): P x K seeds, one per completion; the K of a prompt are contiguous.
@@ -138,6 +139,8 @@ def complete(
         `ValueError`: A prompt is empty, or `cuda_graphs` is `"always"` and cannot be used.
         `RuntimeError`: Out of memory; the message names settings that reduce it.
     """
+    if next(proxy.parameters()).device != llm.device:
+        proxy.to(llm.device)
     for i, prompt in enumerate(prompts):
         if not len(prompt):
             raise ValueError(f"Prompt {i} has no tokens: there is nothing to continue.")

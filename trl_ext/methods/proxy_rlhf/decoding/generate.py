@@ -57,7 +57,7 @@ def generate(
     attention_mask: torch.Tensor | None = None,
     generation_config: GenerationConfig | None = None,
     max_new_tokens: int | None = None,
-    num_return_sequences: int = 1,
+    num_return_sequences: int | None = None,
     greedy: bool = False,
     stop_strings: str | list[str] | None = None,
     eos_token_id: int | list[int] | None = None,
@@ -74,7 +74,7 @@ def generate(
     Generate completions with a language model whose candidate tokens the proxy accepts or rejects.
 
     Args:
-        proxy ([`ProxyModel`]): The proxy.
+        proxy ([`ProxyModel`]): The proxy. It is moved to the model's device.
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The language model.
         inputs (`str`, a `list` of those, a conversation or a `list` of those, `torch.Tensor` or a tokenizer's output):
             The prompts. Text needs `tokenizer`; tensors are padded on the left, with `attention_mask`.
@@ -82,10 +82,11 @@ def generate(
         input_ids (`torch.Tensor`, *optional*): Another name of `inputs`.
         attention_mask (`torch.Tensor`, *optional*): 1 for tokens, 0 for padding.
         generation_config ([`~transformers.GenerationConfig`], *optional*): By default the model's. Its ends of
-            sequence, padding, `max_new_tokens` and `stop_strings` are used; the sampling settings are those of the
-            decision process.
+            sequence, padding, lengths, `stop_strings` and `num_return_sequences` are used; the sampling settings are
+            those of the decision process. Others, such as `num_beams` or `suppress_tokens`, are errors in a config
+            that is passed, and are left out of the model's own, as in training.
         max_new_tokens (`int`, *optional*): Maximum length of a completion. By default the generation config's, or 256.
-        num_return_sequences (`int`, *optional*, defaults to `1`): K, completions per prompt.
+        num_return_sequences (`int`, *optional*): K, completions per prompt. By default the generation config's, or 1.
         greedy (`bool`, *optional*, defaults to `False`): Accept where that is at least as likely as not, instead of
             sampling decisions. In descending order completions are then deterministic.
         stop_strings (`str` or `list[str]`, *optional*): Texts that end a completion; need `tokenizer`.
@@ -106,7 +107,8 @@ def generate(
         [`ProxyGenerateOutput`].
 
     Raises:
-        `ValueError`: An argument is unknown or contradicts another, or a prompt fills the context length.
+        `ValueError`: An argument or a setting of `generation_config` is unknown or contradicts another, or a prompt
+            fills the context length.
     """
     trained = proxy.config.decision_process
     unknown = sorted(set(process) - set(trained.as_dict()) | ({"feature"} & set(process)))
@@ -121,15 +123,16 @@ def generate(
     if not prompts:
         raise ValueError("There are no prompts.")
     config = generation_config or getattr(model, "generation_config", None) or GenerationConfig()
+    _check_generation_config(generation_config)
     eos = eos_token_id if eos_token_id is not None else _ends(model, tokenizer, config)
     pads = (pad_token_id, getattr(tokenizer, "pad_token_id", None), config.pad_token_id, 0)
     pad = next(p for p in pads if p is not None)
     stops = stop_strings or config.stop_strings
     if stops and tokenizer is None:
         raise ValueError("`stop_strings` need `tokenizer`, to decode the tokens that they are compared with.")
-    usual = config.max_new_tokens or 256
-    limit = _integer("max_new_tokens", usual if max_new_tokens is None else max_new_tokens, 1)
-    num_return_sequences = _integer("num_return_sequences", num_return_sequences, 1)
+    limit, longest = _lengths(max_new_tokens, generation_config, config, llm.context)
+    k = config.num_return_sequences or 1 if num_return_sequences is None else num_return_sequences
+    k = _integer("num_return_sequences", k, 1)
     batch_size = _integer("batch_size", batch_size, 0)
     first_candidates = _integer("first_candidates", first_candidates, 0)
     for i, prompt in enumerate(prompts):
@@ -137,7 +140,7 @@ def generate(
             raise ValueError(
                 f"Prompt {i} has {len(prompt)} tokens, which fills the model's context of {llm.context}: shorten it."
             )
-    n = len(prompts) * num_return_sequences
+    n = len(prompts) * k
     if streamer is not None and n > 1:
         raise ValueError(f"A streamer is for one completion, but {n} were requested.")
     if streamer is not None:
@@ -147,7 +150,7 @@ def generate(
         completions = complete(
             llm, proxy, now, prompts,
             seeds=torch.randint(2**62, (n,), generator=generator).tolist(),
-            max_new_tokens=limit, max_length=llm.context,
+            max_new_tokens=limit, max_length=longest,
             eos=[eos] if isinstance(eos, int) else eos or [], pad=pad, batch_size=batch_size or n, greedy=greedy,
             first_candidates=first_candidates, cuda_graphs=cuda_graphs,
             show=None if streamer is None else lambda ids: streamer.put(torch.tensor(ids)),
@@ -155,7 +158,7 @@ def generate(
         )  # fmt: skip
     if streamer is not None:
         streamer.end()
-    return _output(completions, prompts, num_return_sequences, pad, tokenizer, llm.device, return_dict)
+    return _output(completions, prompts, k, pad, tokenizer, llm.device, return_dict)
 
 
 def _output(
@@ -179,6 +182,44 @@ def _output(
     lengths = torch.tensor([len(ids) for ids in completions.ids])
     counts = (completions.examined, completions.rejected, completions.forced)
     return ProxyGenerateOutput(sequences, texts, lengths, *counts, torch.tensor(completions.ended))
+
+
+def _lengths(
+    max_new_tokens: int | None, given: GenerationConfig | None, config: GenerationConfig, context: int
+) -> tuple[int, int]:
+    """The maximum length of a completion, and that of a prompt and its completion (0: no limit)."""
+    usual = config.max_new_tokens or 256
+    if given is not None and given.max_length and not given.max_new_tokens and max_new_tokens is None:
+        usual = given.max_length
+        context = min(filter(None, (context, usual)))
+    return _integer("max_new_tokens", usual if max_new_tokens is None else max_new_tokens, 1), context
+
+
+# Settings of a generation config that are used, those that the decision process has, and those of caches and outputs.
+_KNOWN_SETTINGS = (
+    "eos_token_id pad_token_id bos_token_id max_new_tokens max_length stop_strings num_return_sequences do_sample "
+    "temperature top_k top_p min_p typical_p epsilon_cutoff eta_cutoff repetition_penalty use_cache "
+    "cache_implementation cache_config compile_config disable_compile transformers_version"
+).split()
+
+
+def _check_generation_config(config: GenerationConfig | None) -> None:
+    """Raise `ValueError` for settings of a config that was passed which generation with a proxy does not have."""
+    given, usual = vars(config or GenerationConfig()), vars(GenerationConfig())
+    neutral = (None, False, 0, 1, 1.0)
+    ignored = [
+        name
+        for name, value in given.items()
+        if not name.startswith("_")
+        and name not in _KNOWN_SETTINGS
+        and value != usual.get(name)
+        and not any(value is each or value == each for each in neutral)
+    ]
+    if ignored:
+        raise ValueError(
+            f"`generate` of a proxy has no {', '.join(map(repr, sorted(ignored)))}, which `generation_config` sets: "
+            "the proxy decides about one candidate token after the other. Remove them."
+        )
 
 
 def _integer(name: str, value: Any, least: int) -> int:

@@ -57,9 +57,10 @@ class ValueAugmentedLogitsProcessor(LogitsProcessor):
         pad_token_id (`int`, *optional*):
             Token id of the padding on the left. By default the `tokenizer`'s, or the value model's.
         attention_mask (`torch.Tensor` of shape `(N, P)`, *optional*):
-            Attention mask of the first prompts. Without it, or for other prompts, padding is the run of
-            `pad_token_id` that rows begin with. If that token is also the start or the end of a text, a run that all
-            rows begin with is text.
+            Attention mask of the first prompts, which may have padding between tokens. Without it, or for other
+            prompts, padding is the run of `pad_token_id` that rows begin with. If that token is also the start or the
+            end of a text, a run that all rows begin with is text. In a batch of conversations, assign the mask of
+            each turn.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             The language model's tokenizer, to be compared with those of the value models.
         value_tokenizer ([`~transformers.PreTrainedTokenizerBase`] or `dict` of those, *optional*):
@@ -75,7 +76,8 @@ class ValueAugmentedLogitsProcessor(LogitsProcessor):
     Raises:
         `ValueError`: `top_k` is not a positive integer, `beta` is not finite or names a head that does not exist, a
             vocabulary differs, or a value model of the form `"policy"` was loaded without the language model. When
-            called: `top_k` is larger than the vocabulary, `beta` does not fit the batch, or a row has no tokens.
+            called: `top_k` is larger than the vocabulary, `beta` does not fit the batch, a row has no tokens, padding
+            of unknown place, or more tokens than a value model with learned positions.
     """
 
     def __init__(
@@ -159,6 +161,7 @@ class ValueAugmentedLogitsProcessor(LogitsProcessor):
         weights_NH = self.weights(n, scores.device)
         if not self._weights.any():
             return scores
+        self._mask.check(input_ids)
 
         def values(guide: Guide, candidates_Nk: torch.Tensor) -> torch.Tensor:
             return guide.values(input_ids, candidates_Nk, self._mask, vocabulary)
@@ -193,7 +196,10 @@ class ValueAugmentedLogitsProcessor(LogitsProcessor):
         possible_Nk = top_Nk > -torch.inf  # another processor may have left fewer than k
         added_Nk = torch.zeros_like(top_Nk, dtype=torch.float32)
         for guide in guides:
-            centred_NkH = _centred(values(guide, candidates_Nk).to(scores_NV.device), possible_Nk)
+            known_Nk = possible_Nk
+            if guide.retokenizer is None and guide.vocabulary < vocabulary:
+                known_Nk = possible_Nk & (candidates_Nk < guide.vocabulary)
+            centred_NkH = _centred(values(guide, candidates_Nk).to(scores_NV.device), known_Nk)
             added_Nk += (centred_NkH * weights_NH[:, None, guide.columns]).sum(-1)
         return scores_NV.scatter_add(1, candidates_Nk, added_Nk.to(scores_NV.dtype))
 
@@ -223,6 +229,11 @@ class ValueAugmentedLogitsProcessor(LogitsProcessor):
             if reason:
                 return f"a value model cannot be read there: {reason}"
         return ""
+
+    def static_length_reason(self, longest: int) -> str:
+        """Why CUDA-graph decoding cannot guide texts of up to so many columns; `""` if it can."""
+        limits = [g.context for g in self.guides if g.context and g.reader is not None]
+        return "texts may exceed the context of a value model" if longest > min(limits, default=longest) else ""
 
     def static_key(self) -> Any:
         """Key of the recorded graph: everything that it depends on, except prompts and `beta`."""

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 
 from trl_ext.decoding.token_tree import Tree
+from trl_ext.models.modes import without_gradients
+from trl_ext.upstream import adapter_layers, adapter_states, parameter_tables, weight_versions
 
 
 class Follower:
@@ -22,7 +24,8 @@ class Follower:
     It compares the sequences with those of the previous call, and reuses the KV cache where it can. If the new token
     was a candidate, its cache entry is kept; another token is read in the same forward pass as the next candidates.
     Rows that a beam search reordered or dropped are reordered or dropped in the cache, and if sequences became
-    shorter, the cache is cropped. All other sequences are read again from the start, equal ones once.
+    shorter, the cache is cropped. All other sequences are read again from the start, equal ones once; so are all
+    sequences if the weights have changed, by training or by another choice of adapters.
 
     Args:
         backbone ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): As for
@@ -32,6 +35,7 @@ class Follower:
 
     def __init__(self, backbone: torch.nn.Module, *, forward_kwargs: Mapping[str, Any] | None = None) -> None:
         self.tree = Tree(backbone, forward_kwargs=forward_kwargs)
+        self._weights = _Weights(backbone)
 
     @property
     def calls(self) -> int:
@@ -47,6 +51,7 @@ class Follower:
         """Drop the sequences and free the memory of their KV cache."""
         self.tree.clear()
 
+    @without_gradients
     def branch(
         self,
         ids_NS: torch.Tensor,
@@ -75,6 +80,7 @@ class Follower:
             return tree.branch(candidates_Nk)
         return tree.branch(candidates_Nk, after_NT=ids_NS[:, tree.length :])
 
+    @without_gradients
     def read(
         self, ids_NS: torch.Tensor, mask_of: Callable[[torch.Tensor], torch.Tensor | None] | None = None
     ) -> torch.Tensor:
@@ -93,7 +99,7 @@ class Follower:
         """
         tree, known = self.tree, self._resume(ids_NS)
         if known and ids_NS.shape[1] == tree.length:  # the same sequences again: the states were not kept
-            known = bool(tree.mask_NS[:, :-1].any(1).all())
+            known = tree.length > 1 and bool(tree.mask_NS[:, -2].all())
             if known:
                 tree.crop(tree.length - 1)
         if known:
@@ -103,13 +109,13 @@ class Follower:
     def _resume(self, ids: torch.Tensor) -> bool:
         """Change the tree to hold a prefix of `ids`, all of them if the last was a candidate; whether that worked."""
         tree = self.tree
-        if not tree.length or ids.device != tree.ids_NS.device:
+        if not tree.length or ids.device != tree.ids_NS.device or self._weights.changed():
             return False
         known = tree.ids_NS
         if ids.shape[1] < tree.length:
             known = known[:, : ids.shape[1]]
             back = len(ids) == len(known) and torch.equal(ids, known)
-            if back and bool(tree.mask_NS[:, : ids.shape[1]].any(1).all()):
+            if back and ids.shape[1] and bool(tree.mask_NS[:, ids.shape[1] - 1].all()):
                 tree.crop(ids.shape[1])
                 return True
             return False
@@ -139,6 +145,7 @@ class Follower:
 
     def _start(self, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         mask = torch.ones_like(ids) if mask is None else mask.to(ids)
+        self._weights = _Weights(self.tree.backbone)
         if len(ids) == 1:
             return self.tree.start(ids, mask)
         rows, index = torch.unique(torch.cat([mask, ids], 1), dim=0, return_inverse=True)
@@ -148,6 +155,27 @@ class Follower:
         hidden = self.tree.start(ids, mask)
         self.tree.reorder(index)
         return hidden[index]
+
+
+class _Weights:
+    """
+    Detects a change of a model's weights. It is asked before each token, so that it must be fast.
+
+    Args:
+        model (`torch.nn.Module`): The model.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._tables, self._layers = parameter_tables(model), adapter_layers(model)
+        self._state = self._read()
+
+    def _read(self) -> Any:
+        merged = [list(getattr(layer, "merged_adapters", ())) for layer in self._layers]
+        return weight_versions(self._tables), adapter_states(self._layers), merged
+
+    def changed(self) -> bool:
+        """Whether they have changed since this object was made."""
+        return bool(self._read() != self._state)
 
 
 def mask_of_left_padding(ids_NS: torch.Tensor, pad_token_id: int, *, also_text: bool) -> torch.Tensor:
@@ -183,6 +211,35 @@ class PromptMask:
     def __init__(self, given: torch.Tensor | None, pad_token_id: int | None, *, also_text: bool) -> None:
         self.given, self.pad_token_id, self.also_text = given, pad_token_id, also_text
         self._prompts: torch.Tensor | None = None
+        self._columns = -1
+
+    def check(self, ids_NS: torch.Tensor) -> None:
+        """
+        Check that a batch whose mask is not known has no padding within its texts. Costs nothing while a text grows
+        token by token.
+
+        Args:
+            ids_NS (`torch.Tensor` of shape `(N, S)`): Token ids.
+
+        Raises:
+            `ValueError`: It has, as in the second turn of a batched chat. The message names the row.
+        """
+        n, columns = ids_NS.shape
+        grown, self._columns = columns - self._columns, columns
+        given = 0 if self.given is None else self.given.shape[1]
+        if grown == 1 or n == 1 or self.pad_token_id is None or given >= columns:
+            return
+        text_NS = ids_NS != self.pad_token_id
+        holes_NS = (~text_NS & (text_NS.cumsum(1) > 0))[:, given:]
+        if self.also_text:  # one such token may be the end of a turn
+            holes_NS = holes_NS[:, 1:] & holes_NS[:, :-1]
+        if holes_NS.any():
+            row = int(holes_NS.any(1).nonzero()[0])
+            raise ValueError(
+                f"Row {row} has the padding token within or after its text: which of them are padding depends on the "
+                "attention mask. Pass it (`attention_mask=`), or assign it to the processor's `attention_mask` before "
+                "the next turn of a batch of conversations."
+            )
 
     def __call__(self, ids_NS: torch.Tensor) -> torch.Tensor:
         """

@@ -36,10 +36,9 @@ from trl_ext.models.properties import (
 )
 from trl_ext.upstream import attention_implementation, mark_initialized
 
-from .backbones import headless, with_saved_adapter
+from .backbones import headless, save_adapter, with_saved_adapter
 from .config import BackboneConfig, is_remote_code
-from .policy_weights import save_without_adapters
-from .shared_weights import AdapterSwitch, LastHiddenStates
+from .shared_weights import AdapterSwitch, LastHiddenStates, adapters_unchanged
 
 
 ADAPTER_FOLDER = "adapter"  # in the directory of a saved model that is an adapter and a head
@@ -153,12 +152,9 @@ class BackboneModel(PreTrainedModel):
 
     # -------------------------------------------------------------------------------------- on another model's weights
 
-    def _share(self, policy: Any) -> None:
-        """
-        Prepare for a backbone whose weights are those of `policy`: its outputs, and what it saves, must not change.
-        """
+    def _share(self) -> None:
+        """Prepare for a backbone whose weights are another model's: that model's outputs must not change."""
         self.shares_policy = True
-        save_without_adapters(policy)
         if self.config.head_only:
             self.captured = LastHiddenStates(self.backbone)
         else:
@@ -193,7 +189,7 @@ class BackboneModel(PreTrainedModel):
         given = state_dict or {}
         if self.config.adapter and kwargs.get("is_main_process", True):
             inner = {k.removeprefix("backbone."): v for k, v in given.items() if k.startswith("backbone.")}
-            self.backbone.save_pretrained(Path(save_directory) / ADAPTER_FOLDER, state_dict=inner or None)
+            save_adapter(self.backbone, Path(save_directory) / ADAPTER_FOLDER, state_dict=inner or None)
         if self.saves_parts:
             own = {f"{name}.{k}": v for name, head in self._heads() for k, v in head.state_dict().items()}
             state_dict = own | {name: value for name, value in given.items() if name in own}
@@ -210,7 +206,7 @@ class BackboneModel(PreTrainedModel):
             from peft import set_peft_model_state_dict
 
             weights = load_file(Path(path) / ADAPTER_FOLDER / "adapter_model.safetensors")
-            set_peft_model_state_dict(self.backbone, weights)
+            set_peft_model_state_dict(self.backbone, weights, adapter_name=self.backbone.active_adapter)
         self._load_heads(Path(path) / "model.safetensors")
 
     def _load_heads(self, file: Any) -> None:
@@ -218,6 +214,27 @@ class BackboneModel(PreTrainedModel):
         for name, head in self._heads():
             start = f"{name}."
             head.load_state_dict({k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)})
+
+    @classmethod
+    def saved_config(cls, path: str, **hub: Any) -> Any:
+        """
+        The config of a saved model, without its weights.
+
+        Args:
+            path (`str`): Directory or Hub id.
+            hub: `revision`, `token` and the like.
+
+        Raises:
+            `OSError`: There is no such model.
+            `ValueError`: It is another kind of model.
+        """
+        config = saved_config(cls.what, path, **hub)
+        if not isinstance(config, cls.config_class):
+            raise ValueError(
+                f"{path!r} is a model of type {config.model_type!r}, not a {cls.what}. Create one from it with "
+                f"`{cls.__name__}.from_backbone`, and train it."
+            )
+        return config
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -286,7 +303,8 @@ class BackboneModel(PreTrainedModel):
     def _from_parts(cls, path: str, config: BackboneConfig, backbone: Any, is_trainable: bool, kwargs: dict) -> Any:
         hub = hub_arguments(kwargs)
         if backbone is not None:
-            base: Any = backbone_of(backbone) if config.head_only else headless(backbone)
+            # An adapter of its own is put beside those of the backbone.
+            base: Any = backbone_of(backbone) if config.head_only else headless(base_of(backbone))
             configs = base.config.get_text_config(), config.get_text_config()
             mine, its = ((c.hidden_size, c.vocab_size) for c in configs)
             if mine != its:
@@ -301,15 +319,18 @@ class BackboneModel(PreTrainedModel):
             part = "an adapter" if config.adapter else "a head"
             what = f"`{cls.__name__}.from_pretrained(..., backbone=model)`"
             raise ValueError(f"{path!r} has {part} on a backbone whose name is unknown. Pass the backbone: {what}.")
-        if config.adapter:
-            base = with_saved_adapter(base, path, ADAPTER_FOLDER, is_trainable=is_trainable, **hub)
-        model = cls(config, base)
-        model._load_heads(cached_file(path, "model.safetensors", **hub))
-        model = model.to_device_of(base).eval()
-        for _, head in model._heads():
-            head.requires_grad_(is_trainable)
-        if backbone is not None:
-            model._share(backbone)
+        with adapters_unchanged(backbone) if backbone is not None else nullcontext():
+            if config.adapter:
+                # A name that the language model's own adapters do not have, nor those that it may get
+                name = "default" if backbone is None else "value"
+                base = with_saved_adapter(base, path, ADAPTER_FOLDER, name=name, is_trainable=is_trainable, **hub)
+            model = cls(config, base)
+            model._load_heads(cached_file(path, "model.safetensors", **hub))
+            model = model.to_device_of(base).eval()
+            for _, head in model._heads():
+                head.requires_grad_(is_trainable)
+            if backbone is not None:
+                model._share()
         return model
 
     @classmethod

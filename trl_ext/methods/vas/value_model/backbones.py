@@ -4,6 +4,8 @@
 """Backbones of value models: loading models without their head, and adapters on them."""
 
 import copy
+import itertools
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from trl_ext.models.adapters import wrap_with_peft
 from trl_ext.models.load import load_model, refuse_pickled, use_exact_4bit_on_cpu
 from trl_ext.models.properties import backbone_of, base_of, is_peft_model, is_quantized
-from trl_ext.upstream import get_config_model_id
+from trl_ext.upstream import get_config_model_id, replaces_adapters
 
 
 if TYPE_CHECKING:
@@ -25,15 +27,21 @@ def headless(model: Any) -> PreTrainedModel:
     The backbone of a language model or classifier, without its head. A model without a head is returned unchanged.
 
     Raises:
-        `ValueError`: It has an adapter, whose parameter names would change.
+        `ValueError`: It has an adapter, whose parameter names would change, or it is an encoder-decoder.
     """
+    backbone = backbone_of(base_of(model))
+    if backbone.config.is_encoder_decoder:
+        raise ValueError(
+            f"{type(base_of(model)).__name__} is an encoder-decoder, which reads prompt and completion in two parts: "
+            "value models need a decoder-only language model."
+        )
     if is_peft_model(model):
-        if backbone_of(model) is base_of(model):
+        if backbone is base_of(model):
             return model
         raise ValueError(
             "The backbone of a value model has an adapter already. Merge it first (`model.merge_and_unload()`)."
         )
-    return backbone_of(model)  # type: ignore[return-value]
+    return backbone
 
 
 def load_backbone(
@@ -71,15 +79,40 @@ def load_backbone(
     return (model if peft_config is None else add_adapter(model, peft_config)), name
 
 
-def add_adapter(model: PreTrainedModel, peft_config: "PeftConfig") -> torch.nn.Module:
-    """Add an adapter to a backbone. The task type of `peft_config` is ignored: it is that of a model with a head."""
+def add_adapter(model: PreTrainedModel, peft_config: "PeftConfig", *, name: str = "default") -> torch.nn.Module:
+    """
+    Add an adapter to a backbone, beside those of other models on its weights.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): The backbone.
+        peft_config ([`~peft.PeftConfig`]): The adapter. Its task type is ignored: it is that of a model with a head.
+        name (`str`, *optional*, defaults to `"default"`): Name of the adapter. If it is taken, a number is added.
+
+    Raises:
+        `ValueError`: As for [`~trl_ext.models.adapters.wrap_with_peft`]; or the weights have an adapter of another
+            type, which PEFT would replace.
+    """
     peft_config = copy.copy(peft_config)
     peft_config.task_type = None
-    return wrap_with_peft(model, peft_config)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "You are trying to modify a model with PEFT for a second time")
+        return wrap_with_peft(model, peft_config, adapter_name=_free_name(model, peft_config, name))
+
+
+def _free_name(model: torch.nn.Module, peft_config: "PeftConfig", name: str) -> str:
+    """A name for an adapter, beginning with `name`, that no other adapter on the weights has."""
+    if replaces_adapters(model, peft_config):
+        raise ValueError(
+            f"The weights have an adapter of another type than {peft_config.peft_type.value}, which PEFT would "
+            "replace: use the same type for the value model, or merge that adapter first (`merge_and_unload()`)."
+        )
+    taken = {part for path, _ in model.named_parameters() for part in path.split(".")}
+    names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+    return next(each for each in names if each not in taken)
 
 
 def with_saved_adapter(
-    base: PreTrainedModel, path: str, folder: str, *, is_trainable: bool = False, **hub: Any
+    base: PreTrainedModel, path: str, folder: str, *, name: str = "default", is_trainable: bool = False, **hub: Any
 ) -> "PeftModel":
     """
     Load a saved adapter onto a backbone.
@@ -88,19 +121,39 @@ def with_saved_adapter(
         base ([`~transformers.PreTrainedModel`]): The backbone.
         path (`str`): Directory or Hub id.
         folder (`str`): Folder of the adapter in it.
+        name (`str`, *optional*, defaults to `"default"`): As for [`add_adapter`].
         is_trainable (`bool`, *optional*, defaults to `False`): Whether the adapter is trained further.
         hub: `revision`, `token`, `cache_dir`, `subfolder` (which contains `folder`).
     """
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
     refuse_pickled(str(Path(path) / folder))
     inside = "/".join(part for part in (hub.pop("subfolder", None), folder) if part)
     if Path(path).is_dir():
-        model = PeftModel.from_pretrained(base, str(Path(path) / inside), is_trainable=is_trainable)
+        path, hub = str(Path(path) / inside), {}
     else:
-        model = PeftModel.from_pretrained(base, path, subfolder=inside, is_trainable=is_trainable, **hub)
+        hub["subfolder"] = inside
+    name = _free_name(base, PeftConfig.from_pretrained(path, **hub), name)
+    model = PeftModel.from_pretrained(base, path, adapter_name=name, is_trainable=is_trainable, **hub)
     if is_quantized(base):  # as in training, see `wrap_with_peft`
         for name, parameter in model.named_parameters():
             if "lora_" in name and parameter.is_floating_point():
                 parameter.data = parameter.data.to(torch.bfloat16)
     return model
+
+
+def save_adapter(backbone: Any, folder: Path, **kwargs: Any) -> None:
+    """
+    Save an adapter, and no other on its weights, as one that is loaded without a name.
+
+    Args:
+        backbone ([`~peft.PeftModel`]): The backbone with its adapter.
+        folder (`pathlib.Path`): The directory. It is created.
+        kwargs: Passed to [`~peft.PeftModel.save_pretrained`].
+    """
+    backbone.save_pretrained(folder, **kwargs)
+    named = folder / backbone.active_adapter
+    if named.is_dir():  # PEFT gives every adapter that is not called "default" a folder of its own
+        for file in named.iterdir():
+            file.replace(folder / file.name)
+        named.rmdir()

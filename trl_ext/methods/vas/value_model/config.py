@@ -111,6 +111,8 @@ class ValueConfig(BackboneConfig):
             Tokenizer that the value model was trained with.
         vocabulary (`str`, *optional*, defaults to `""`):
             Its [`~trl_ext.models.tokenizers.vocabulary_digest`]; `""` if unknown.
+        vocabulary_count (`int`, *optional*, defaults to `0`):
+            Number of its tokens, so that a tokenizer with further ones is recognised; `0` if unknown.
         kwargs: Those of [`~trl_ext.methods.vas.value_model.config.BackboneConfig`].
     """
 
@@ -125,6 +127,7 @@ class ValueConfig(BackboneConfig):
     lam: float = 0.95
     tokenizer_name: str = ""
     vocabulary: str = ""
+    vocabulary_count: int = 0
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -143,5 +146,5 @@ class ValueConfig(BackboneConfig):
     def record_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Record the tokenizer whose token ids the values refer to."""
         self.tokenizer_name = str(getattr(tokenizer, "name_or_path", "") or "")
-        self.vocabulary = vocabulary_digest(tokenizer)
+        self.vocabulary, self.vocabulary_count = vocabulary_digest(tokenizer), len(tokenizer)
         self.pad_token_id = tokenizer.pad_token_id

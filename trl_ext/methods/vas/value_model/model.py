@@ -20,13 +20,15 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, PreTrainedModel
 
 from trl_ext.models.architecture import hidden_width
-from trl_ext.models.properties import backbone_of, base_of
+from trl_ext.models.load import use_exact_4bit_on_cpu
+from trl_ext.models.properties import base_of
 from trl_ext.upstream import get_config_model_id
 
 from .action_head import ActionHead
 from .backbone_model import BackboneModel
-from .backbones import load_backbone
+from .backbones import add_adapter, headless, load_backbone
 from .config import ValueConfig
+from .shared_weights import adapters_unchanged
 
 
 if TYPE_CHECKING:
@@ -76,9 +78,10 @@ class ValueModel(BackboneModel):
         super().__init__(config, backbone)
         text, heads = config.get_text_config(), len(config.heads or ())
         # float32 whatever the default dtype: see above
-        self.head = nn.Linear(hidden_width(text), heads, dtype=torch.float32)
+        width = hidden_width(text)
+        self.head = nn.Linear(width, heads, dtype=torch.float32)
         if config.form != "state":
-            self.action = ActionHead(hidden_width(text), text.vocab_size, config.action_rank, heads)
+            self.action = ActionHead(width, text.vocab_size, config.action_rank, heads)
         self.post_init()
         self._reset_heads()
 
@@ -155,11 +158,13 @@ class ValueModel(BackboneModel):
         """
         Create a value model that shares the weights of `policy`, with an adapter on them or without changes.
 
-        The adapter is enabled only while the value model runs: the outputs of `policy` do not change.
+        The adapter is active only while the value model runs: the outputs of `policy` do not change. Several value
+        models may share one policy.
 
         Args:
-            policy ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): A causal language model. It may have an
-                adapter of its own only with the form `"policy"`, whose hidden states are then those with the adapter.
+            policy ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): A causal language model. If it has an
+                adapter of its own, a value model of the form `"policy"` reads the hidden states with it; the other
+                forms put their adapter on the base model, without the policy's.
             heads (`Sequence[str]`, *optional*, defaults to `("reward",)`): Names of the heads.
             form (`str`, *optional*, defaults to `"state"`), action_rank (`int`, *optional*, defaults to `256`):
                 See [`ValueConfig`].
@@ -171,13 +176,17 @@ class ValueModel(BackboneModel):
         if (peft_config is None) != (form == "policy"):
             advice = "takes no adapter: omit" if form == "policy" else "on the policy needs an adapter: pass"
             raise ValueError(f"A value model of the form {form!r} {advice} `peft_config` (`--use_peft`).")
-        if form == "policy":
-            name = get_config_model_id(policy.config) or ""
-            base = base_of(policy)
-            model = cls._build(backbone_of(base), name, heads, form, action_rank, base.get_output_embeddings())
-        else:
-            model = cls.from_backbone(policy, heads, form=form, action_rank=action_rank, peft_config=peft_config)
-        model._share(policy)
+        name, base = get_config_model_id(policy.config) or "", base_of(policy)
+        backbone: Any = headless(base)
+        use_exact_4bit_on_cpu(backbone)
+        with adapters_unchanged(policy):
+            if peft_config is None:
+                embeddings = base.get_output_embeddings()
+            else:
+                embeddings = base.get_input_embeddings()
+                backbone = add_adapter(backbone, peft_config, name="value")
+            model = cls._build(backbone, name, heads, form, action_rank, embeddings)
+            model._share()
         return model
 
     @classmethod

@@ -10,6 +10,7 @@ language model's own hidden states: the states of its last forward pass.
 Dimensions: N sequences, S columns of the sequences so far, L columns of the last forward pass, D hidden size.
 """
 
+import copy
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,41 +18,143 @@ from typing import Any
 
 import torch
 
-from trl_ext.upstream import switch_adapters
+from trl_ext.models.properties import base_of
+from trl_ext.upstream import adapter_layers, adapter_states, set_adapter_states
+
+from .policy_weights import save_without_adapters
+
+
+# Backbones that a value model with an adapter is running on, so that their hidden states are not the language model's.
+_RUNNING: "weakref.WeakSet[torch.nn.Module]" = weakref.WeakSet()
+
+
+def _entrances(backbone: Any) -> list[torch.nn.Module]:
+    """The modules by which a backbone is run: OPT's language model calls the decoder in its backbone itself."""
+    decoder = backbone.get_decoder()
+    return [backbone] if decoder is backbone else [decoder, backbone]
 
 
 class AdapterSwitch:
     """
-    Enables an adapter only while the backbone runs, so that the model whose weights it shares is unchanged.
+    Makes an adapter the only active one while its value model runs, and restores what was active before.
+
+    The other model on these weights is unchanged, whatever its own adapters: they may be switched, disabled or added
+    at any time. A deep copy of the backbone has a switch of its own.
 
     Args:
         backbone ([`~peft.PeftModel`]): The adapter around the backbone of the other model.
     """
 
-    def __init__(self, backbone: torch.nn.Module) -> None:
+    def __init__(self, backbone: Any) -> None:
         self.backbone = backbone
+        self.name: str = backbone.active_adapter
+        self.own = [
+            layer
+            for layer in adapter_layers(backbone)
+            if any(self.name in name.split(".") for name, _ in layer.named_parameters())
+        ]
         self._holding = 0
-        self._turn(False)
-        backbone.register_forward_pre_hook(lambda *_: self._turn(True))
-        backbone.register_forward_hook(lambda *_: self._turn(self._holding > 0), always_call=True)
+        self._before: tuple[list[Any], list[tuple[bool, Any]]] = [], []
+        # Bound methods, which a deep copy of the backbone replaces by those of its own switch.
+        backbone.register_forward_pre_hook(self._enter)
+        backbone.register_forward_hook(self._leave, always_call=True)
 
-    def _turn(self, on: bool) -> None:
-        switch_adapters(self.backbone, on)
+    def _enter(self, *_: Any) -> None:
+        if not self._holding:
+            self._switch_on()
+
+    def _leave(self, *_: Any) -> None:
+        if not self._holding:
+            self._restore()
+
+    def _switch_on(self) -> None:
+        self._restore()  # after a forward pass that was interrupted
+        layers = adapter_layers(self.backbone)
+        self._check(layers)
+        self._before = layers, adapter_states(layers)
+        set_adapter_states(layers, [(False, [self.name])] * len(layers))
+        _RUNNING.update(_entrances(base_of(self.backbone)))
+
+    def _restore(self) -> None:
+        set_adapter_states(*self._before)
+        self._before = [], []
+        _RUNNING.difference_update(_entrances(base_of(self.backbone)))
+
+    def _check(self, layers: list[Any]) -> None:
+        """Raise `ValueError` if the weights hold an adapter merged into them, or no longer the value model's own."""
+        present = set(map(id, layers))
+        if any(id(layer) not in present for layer in self.own):
+            raise ValueError(
+                "The value model's adapter was removed from the weights that it shares with the language model, for "
+                "example by `merge_and_unload()`. Create or load the value model after that."
+            )
+        merged = sorted({name for layer in layers for name in getattr(layer, "merged_adapters", ())})
+        if merged:
+            raise ValueError(
+                f"The adapter {merged[0]!r} is merged into the weights that the value model shares, which it was "
+                "trained without: call `unmerge_adapter()` before the value model is used, or load a value model "
+                "without `backbone=`, which then has weights of its own."
+            )
 
     @contextmanager
     def hold(self) -> Iterator[None]:
         """
-        Inside this context the adapter stays enabled, also between forward passes.
+        Inside this context the adapter stays active, also between forward passes.
 
         Training needs this: gradient checkpointing runs layers again in the backward pass.
         """
+        self._enter()
         self._holding += 1
-        self._turn(True)
         try:
             yield
         finally:
             self._holding -= 1
-            self._turn(self._holding > 0)
+            self._leave()
+
+
+@contextmanager
+def adapters_unchanged(model: torch.nn.Module) -> Iterator[None]:
+    """
+    Inside this context an adapter may be added to the weights of `model`, whose outputs, and what it saves, are the
+    same afterwards.
+
+    PEFT makes the new adapter the active one, and takes the others out of training.
+    """
+    layers = adapter_layers(model)
+    if not layers:  # with an adapter of its own, it saves that
+        save_without_adapters(model)
+    states = adapter_states(layers)
+    trained = [
+        (parameter, parameter.requires_grad)
+        for layer in layers
+        for name, parameter in layer.named_parameters()
+        if not name.startswith(("base_layer.", "original_module."))
+    ]
+    try:
+        yield
+    finally:
+        known = set(map(id, layers))
+        new = [layer for layer in adapter_layers(model) if id(layer) not in known]
+        set_adapter_states(layers + new, states + [(True, [])] * len(new))
+        for parameter, requires_grad in trained:
+            parameter.requires_grad_(requires_grad)
+
+
+class _Capture:
+    """A forward hook that passes hidden states on to a [`LastHiddenStates`], without keeping it alive."""
+
+    def __init__(self, target: "LastHiddenStates") -> None:
+        self.target = weakref.ref(target)
+
+    def __call__(self, module: torch.nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        target = self.target()
+        if target is not None and module not in _RUNNING:
+            target.take(kwargs.get("input_ids", args[0] if args else None), kwargs, output)
+
+    def __deepcopy__(self, memo: Any) -> "_Capture":
+        """The hook of a copied backbone passes on to the copy of the target, which `memo` keeps alive meanwhile."""
+        target = self.target()
+        return _Capture(LastHiddenStates() if target is None else copy.deepcopy(target, memo))
 
 
 class LastHiddenStates:
@@ -62,20 +165,20 @@ class LastHiddenStates:
     text. It costs no computation.
 
     Args:
-        backbone (`torch.nn.Module`): The model without its head, whose output has a `last_hidden_state`.
+        backbone ([`~transformers.PreTrainedModel`], *optional*): The model without its head, whose output has a
+            `last_hidden_state`.
     """
 
-    def __init__(self, backbone: torch.nn.Module) -> None:
+    def __init__(self, backbone: Any = None) -> None:
         self.clear()
-        reference = weakref.ref(self)  # the hook must not keep this object alive
+        for module in [] if backbone is None else _entrances(backbone):
+            handle = module.register_forward_hook(_Capture(self), with_kwargs=True)
+            weakref.finalize(self, handle.remove)
 
-        def capture(module: torch.nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-            capturing = reference()
-            if capturing is not None:
-                capturing._take(kwargs.get("input_ids", args[0] if args else None), kwargs, output)
-
-        handle = backbone.register_forward_hook(capture, with_kwargs=True)
-        weakref.finalize(self, handle.remove)
+    def __deepcopy__(self, memo: Any) -> "LastHiddenStates":
+        """Without hidden states, for the copy of the backbone: see [`_Capture`]."""
+        memo[id(self)] = made = LastHiddenStates()
+        return made
 
     def clear(self) -> None:
         """Drop the hidden states and free their memory."""
@@ -83,13 +186,17 @@ class LastHiddenStates:
         self.ids_NL: torch.Tensor | None = None
         self._before: int | None = 0
 
-    def _take(self, ids: torch.Tensor | None, kwargs: dict[str, Any], output: Any) -> None:
+    def take(self, ids: torch.Tensor | None, kwargs: dict[str, Any], output: Any) -> None:
         self.hidden_NLD, self.ids_NL = output.last_hidden_state.detach(), ids
         columns, cache = self.hidden_NLD.shape[1], kwargs.get("cache", kwargs.get("past_key_values"))
-        if columns == 1:
-            self._before = None  # the last column, whatever its number: reading the cache's length may synchronise
+        try:
+            length = columns if cache is None else cache.get_seq_length()
+        except ValueError:  # a cache of recurrent layers only
+            length = None
+        if columns == 1 and not isinstance(length, int):
+            self._before = None  # the last column, whatever its number: reading a static cache's length synchronises
         else:
-            self._before = int(cache.get_seq_length()) - columns if cache is not None else 0
+            self._before = 0 if length is None else int(length) - columns
 
     def after(self, ids_NS: torch.Tensor) -> torch.Tensor:
         """
@@ -109,20 +216,24 @@ class LastHiddenStates:
         if hidden is None:
             raise ValueError(
                 "The language model has not computed anything yet: a value model of the form 'policy' works only "
-                "while the language model that it was loaded with generates."
+                f"while the language model that it was loaded with generates. {_OTHERS}"
             )
         last = 0 if self._before is None else columns - 1 - self._before
         if not len(hidden) or len(ids_NS) % len(hidden) or not 0 <= last < hidden.shape[1]:
             raise ValueError(
-                f"The language model's last forward pass had {len(hidden)} rows and {hidden.shape[1]} columns, the "
-                f"sequences have {len(ids_NS)} and {columns}: {_OTHERS}"
+                f"The language model's last forward pass read {len(hidden)} rows up to column "
+                f"{(self._before or 0) + hidden.shape[1]}, the sequences have {len(ids_NS)} and {columns}. {_OTHERS}"
             )
         repeats = len(ids_NS) // len(hidden)
         if self.ids_NL is not None:
             read, asked = self.ids_NL[:, : last + 1], ids_NS[:, columns - last - 1 :]
             if not torch.equal(read.repeat_interleave(repeats, 0).to(asked), asked):
-                raise ValueError(f"The language model's last forward pass was over other tokens: {_OTHERS}")
+                raise ValueError(f"The language model's last forward pass was over other tokens. {_OTHERS}")
         return hidden[:, last].repeat_interleave(repeats, 0) if repeats > 1 else hidden[:, last]
 
 
-_OTHERS = "call the processor directly after the forward pass that computed the logits."
+_OTHERS = (
+    "A value model of this form reads the hidden states of the forward pass that computed the logits. Assisted "
+    "decoding (`assistant_model`, `prompt_lookup_num_tokens`) and `guidance_scale` make others in between: leave them "
+    "out, or use a value model of the form 'state' or 'action'."
+)
