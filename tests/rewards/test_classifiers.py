@@ -147,7 +147,7 @@ def test_a_pair_that_is_too_long_loses_the_beginning_of_the_prompt():
 
 
 def test_pairs_need_a_tokenizer_that_has_a_form_for_them(tiny_tokenizer):
-    with pytest.raises(ValueError, match=r"`reward_pairs` is set, but the tokenizer of the reward model.*between two"):
+    with pytest.raises(ValueError, match=r"`reward_pairs` is set, but the reward model.*no encoder whose tokenizer"):
         load_rewards(
             make_model(len(tiny_tokenizer), num_labels=1), tiny_tokenizer, settings=RewardSettings(reward_pairs=True)
         )

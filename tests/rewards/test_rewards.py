@@ -244,6 +244,9 @@ def test_other_completions_are_scored_anew(tmp_path):
         score_completions([row], [completions_of(["a"])], rewards, kept=kept)
     [[scored]] = score_completions([row], [completions_of(["aa"])], rewards[:1], kept=kept)
     assert scored.score == 2.0
+    assert kept.path.is_file()  # an evaluation does not use up what a step of training left
+    score_completions([row], [completions_of(["a"])], rewards[:1], kept=kept)
+    assert not kept.path.is_file()
 
 
 def test_a_function_that_was_corrected_is_called_again(tmp_path, monkeypatch):

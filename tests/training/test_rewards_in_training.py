@@ -139,3 +139,33 @@ def test_a_column_that_only_the_evaluation_set_has_reaches_the_functions(method:
     trainer = make_trainer(method, tmp_path, eval_rows=extended, reward_funcs=by_answer)
     trainer.evaluate()
     assert {answer for answers in seen for answer in answers} == {"good"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_evaluation_has_nothing_of_another_that_failed_or_predicted(method: str, tmp_path: Path) -> None:
+    """Generated completions: `predict` measures what `evaluate` does, and what reward functions log is of one call."""
+    fails = [False]
+
+    def flaky(completions: list[str], log_metric: Any, **_: Any) -> list[float]:
+        log_metric("calls", len(completions))
+        if fails.pop():
+            raise OSError("the judge is busy")
+        fails.append(False)
+        return letter_reward(completions)
+
+    trainer = make_trainer(
+        method, tmp_path, eval_rows=PROMPTS[:3], reward_funcs=flaky, per_device_eval_batch_size=2, reward_batch_size=2
+    )
+
+    def measured(metrics: dict[str, float]) -> dict[str, float]:
+        times = ("second", "time", "epoch")
+        return {k.partition("_")[2]: v for k, v in metrics.items() if not any(time in k for time in times)}
+
+    before = measured(trainer.evaluate())
+    assert "calls" in before
+    assert measured(trainer.predict(trainer.eval_dataset).metrics) == before
+    fails.append(True)
+    with pytest.raises(RewardError, match="the judge is busy"):
+        trainer.evaluate()
+    fails.append(False)
+    assert measured(trainer.evaluate()) == before

@@ -65,15 +65,16 @@ class ClassifierReward:
     ) -> None:
         config: Any = model.config
         self.head = _label_index(config, head)
-        if pairs and tokenizer.num_special_tokens_to_add(pair=True) <= tokenizer.num_special_tokens_to_add(pair=False):
+        self.is_encoder = not is_causal(model)
+        special = [tokenizer.num_special_tokens_to_add(pair=pair) for pair in (False, True)]
+        if pairs and not (self.is_encoder and special[0] < special[1]):
             raise ValueError(
-                f"`reward_pairs` is set, but the tokenizer of the reward model '{get_config_model_id(config)}' puts "
-                "nothing between two texts: leave it out for this model."
+                f"`reward_pairs` is set, but the reward model '{get_config_model_id(config)}' is no encoder whose "
+                "tokenizer has a form for pairs of texts: leave it out for this model."
             )
         ensure_pad_token(tokenizer)
         # Classifiers use the last position that is not padding, and recognize padding by this id.
         config.get_text_config().pad_token_id = tokenizer.pad_token_id
-        self.is_encoder = not is_causal(model)
         limits = [context_length(model), min(tokenizer.model_max_length, 1 << 20)]
         self.max_length = min(filter(None, limits)) if self.is_encoder else limits[0] or limits[1]
         self.model, self.tokenizer, self.batch_size, self.pairs = model, tokenizer, batch_size, pairs
@@ -122,7 +123,8 @@ class ClassifierReward:
                 model, device = _load_classifier(model, options, device)
         except OSError as error:
             raise loading_error("reward model", name, error) from error
-        if device is not None and not is_quantized(model):
+        spread = len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1
+        if device is not None and not is_quantized(model) and not spread:
             model.to(device)
         return cls(model.eval(), tokenizer, settings.reward_batch_size, head, settings.reward_pairs)
 

@@ -56,6 +56,7 @@ class KeptScores:
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self._scores: dict[str, BatchScores] = {}
+        self._left: set[str] = set()  # keys of the file that no batch has asked for
         self._reused = 0
 
     def get(self, reward: Reward, call: dict[str, Any], score: Callable[[], BatchScores]) -> BatchScores:
@@ -74,6 +75,7 @@ class KeptScores:
             return score()
         if key in self._scores:
             self._reused += len(self._scores[key].rewards)
+            self._left.discard(key)
         else:
             self._scores[key] = score()
         return self._scores[key]
@@ -91,15 +93,15 @@ class KeptScores:
             logger.warning(
                 "%d rewards were taken from %s, which a failed scoring left there.", self._reused, self.path
             )
-        self._scores, self._reused = {}, 0
-        if self.path is not None:
+        if self.path is not None and not self._left:  # else they are of another scoring, such as a step's
             self.path.unlink(missing_ok=True)
 
     def _load(self) -> None:
-        self._scores, self._reused = {}, 0
+        self._scores, self._left, self._reused = {}, set(), 0
         if self.path is not None and self.path.is_file():
             document = json.loads(self.path.read_text(encoding="utf-8"))
             self._scores = {key: BatchScores(**value) for key, value in document.items()}
+            self._left = set(self._scores)
 
     def _save(self, error: BaseException) -> None:
         if self.path is None or not self._scores:
