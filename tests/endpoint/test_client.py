@@ -456,6 +456,14 @@ def test_reasons_for_the_end(reason, text, counted, ended):
     assert read(body, "here", max_tokens=4)[0].ended == ended
 
 
+def test_reasoning_that_the_server_takes_out_of_the_answer_is_refused(server):
+    message = {"content": None, "reasoning_content": "The user asks"}
+    server.answer = lambda path, body: {"choices": [{"message": message, "finish_reason": "length"}]}
+    with pytest.raises(RequestRefused, match=r"reasoning out of its answer.*reasoning parser"):
+        ask(client(server), [{"role": "user", "content": "x"}])
+    assert len(server.requests) == 1
+
+
 def test_answers_are_sorted_by_index():
     body = completion("a", "b", "c")
     body["choices"].reverse()

@@ -138,7 +138,8 @@ class VASDecoding:
         heads = self._saved_heads()
         for text in self.beta:
             weights = parse_weights(text, "beta")
-            head_weights(weights, heads)
+            if heads:
+                head_weights(weights, heads)
 
     def policies(
         self,
@@ -230,8 +231,8 @@ class VASDecoding:
         return heads
 
     def _load(self, path: str, model: PreTrainedModel | None) -> ValueModel:
-        # Backbones have the language model's dtype (`--dtype`); heads stay in float32.
-        kwargs: dict[str, Any] = {"dtype": torch.float32 if model is None else model.dtype}
+        # Backbones have the language model's dtype (`--dtype`), or their own beside a server; heads stay in float32.
+        kwargs: dict[str, Any] = {"dtype": "auto" if model is None else model.dtype}
         if self.value_load_in_4bit:
             from trl import ModelConfig
 
@@ -248,7 +249,8 @@ class VASDecoding:
             on_this_model = config.adapter and same_source(config.backbone_name, get_config_model_id(model.config))
             only_one = len(self.value_model_name_or_path or []) == 1 and not is_peft_model(model)
             if config.head_only or (on_this_model and only_one):
-                kwargs = {"backbone": model}  # share the language model's weights
+                # share the language model's weights
+                kwargs = {"backbone": model, "trust_remote_code": self.value_trust_remote_code}
         value_model = ValueModel.from_pretrained(path, **kwargs).eval()
         if "dtype" in kwargs:
             value_model = value_model.to(default_device() if model is None else model.device)
