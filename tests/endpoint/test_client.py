@@ -427,6 +427,85 @@ def test_a_sampled_token_that_was_not_requested_is_no_candidate():
     assert texts(3, "a", **{"a": -1.0, "": -2.0, "c": -5.0}) == ["a", "c"]
 
 
+SERVERS = {
+    # ids in place of texts, and the ids of the answer (`return_token_ids`)
+    "vllm": {
+        "text": " a",
+        "token_ids": [7],
+        "finish_reason": "length",
+        "logprobs": {"tokens": ["token_id:7"], "top_logprobs": [{"token_id:7": -0.5, "token_id:9": -1.0}]},
+    },
+    # the same without ids; the bytes of an incomplete character are U+FFFD
+    "vllm, by text": {
+        "text": " a",
+        "finish_reason": "length",
+        "logprobs": {"tokens": [" a"], "top_logprobs": [{" a": -0.5, " b": -1.0, "\ufffd": -2.0}]},
+    },
+    "openai, chat": {
+        "message": {"role": "assistant", "content": " a", "refusal": None},
+        "finish_reason": "length",
+        "logprobs": {
+            "content": [
+                {
+                    "token": " a",
+                    "logprob": -0.5,
+                    "bytes": [32, 97],
+                    "top_logprobs": [
+                        {"token": " a", "logprob": -0.5, "bytes": [32, 97]},
+                        {"token": " b", "logprob": -1.0, "bytes": [32, 98]},
+                        {"token": " \ufffd", "logprob": -9999.0, "bytes": [32, 226]},
+                    ],
+                }
+            ],
+            "refusal": None,
+        },
+    },
+    # both endpoints have the list of entries, with ids
+    "llama.cpp": {
+        "text": " a",
+        "finish_reason": "length",
+        "logprobs": {
+            "content": [
+                {
+                    "id": 7,
+                    "token": " a",
+                    "bytes": [32, 97],
+                    "logprob": -0.5,
+                    "top_logprobs": [
+                        {"id": 7, "token": " a", "bytes": [32, 97], "logprob": -0.5},
+                        {"id": 9, "token": " b", "bytes": [32, 98], "logprob": -1.0},
+                    ],
+                }
+            ]
+        },
+    },
+    # tokens of one text share an entry; the first may have no number
+    "sglang": {
+        "text": " a",
+        "finish_reason": "length",
+        "matched_stop": None,
+        "logprobs": {
+            "tokens": [" a"],
+            "token_logprobs": [-0.5],
+            "top_logprobs": [{" a": -0.5, " b": -1.0, "\ufffd": None}],
+            "text_offset": [-1],
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_answers_as_servers_write_them(name):
+    body = {"choices": [{"index": 0, **SERVERS[name]}], "usage": {"prompt_tokens": 3, "completion_tokens": 1}}
+    [answer] = read(body, "here", keep=3, max_tokens=1)
+    first, second = answer.candidates[0]
+    assert (first.logprob, second.logprob) == (-0.5, -1.0)
+    by_id = name in ("vllm", "llama.cpp")
+    assert ([first.id, second.id] if by_id else [first.text, second.text]) == ([7, 9] if by_id else [" a", " b"])
+    assert (answer.text, answer.ended, answer.prompt_tokens) == (" a", False, 3)
+    assert answer.ids == ([7] if name == "vllm" else None)
+
+
 def test_tokens_that_are_impossible_are_no_candidates():
     """JSON has no infinity: servers write -Infinity all the same, null or -9999."""
     table = {" a": -1.0, " b": None, " c": -math.inf, " d": -9999.0}
@@ -454,6 +533,14 @@ def test_reasons_for_the_end(reason, text, counted, ended):
     """Without a reason, an answer of fewer tokens than the four that were asked for has ended, and an empty one."""
     body = {"choices": [{"text": text, "finish_reason": reason}], "usage": {"completion_tokens": counted}}
     assert read(body, "here", max_tokens=4)[0].ended == ended
+
+
+def test_reasoning_that_the_server_takes_out_of_the_answer_is_refused(server):
+    message = {"content": None, "reasoning_content": "The user asks"}
+    server.answer = lambda path, body: {"choices": [{"message": message, "finish_reason": "length"}]}
+    with pytest.raises(RequestRefused, match=r"reasoning out of its answer.*reasoning parser"):
+        ask(client(server), [{"role": "user", "content": "x"}])
+    assert len(server.requests) == 1
 
 
 def test_answers_are_sorted_by_index():

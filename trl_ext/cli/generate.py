@@ -186,7 +186,8 @@ def _load(
 
 def _check_chat(args: GenerateArguments, completer: Completer, tokenizer: PreTrainedTokenizerBase) -> None:
     if tokenizer.chat_template is None or not args.apply_chat_template:
-        raise ValueError(f"{args.model_name_or_path!r} has no chat template: use `trl-ext generate`.")
+        name = args.model_name_or_path or completer.policies[0].name
+        raise ValueError(f"{name!r} has no chat template: use `trl-ext generate`.")
     if len(completer.policies) > 1:
         names = ", ".join(policy.name for policy in completer.policies)
         raise ValueError(f"a conversation takes one setting, got {names}: `trl-ext generate` compares several.")

@@ -25,6 +25,7 @@ _CONTINUE = {"add_generation_prompt": False, "continue_final_message": True}
 # Reasons for the end of an answer, by which servers say that the model ended it, or that they failed
 _ENDED = frozenset("stop eos eos_token stop_sequence end_turn tool_calls function_call".split())
 _FAILED = frozenset("error abort".split())
+_REASONING = ("reasoning_content", "reasoning")  # of messages, for servers that parse it
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +188,7 @@ def read(body: dict[str, Any], where: str, keep: int = 0, max_tokens: int = 0) -
             raise _bad_answer(where, "the server broke off an answer", body)
         counted = usage.get("completion_tokens") if len(choices) == 1 else None
         short = isinstance(counted, int) and counted < max_tokens
-        return [_answer(choice, usage.get("prompt_tokens"), keep, short) for choice in ordered]
+        return [_answer(choice, where, usage.get("prompt_tokens"), keep, short) for choice in ordered]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise _bad_answer(where, f"the answer does not follow the protocol ({reason})", body) from error
@@ -206,11 +207,18 @@ def _error(body: dict[str, Any], where: str) -> EndpointError:
     return _bad_answer(where, "the answer is an error", body)
 
 
-def _answer(choice: dict[str, Any], prompt_tokens: Any, keep: int, short: bool) -> Answer:
+def _answer(choice: dict[str, Any], where: str, prompt_tokens: Any, keep: int, short: bool) -> Answer:
     message = choice.get("message")
     text = choice["text"] if message is None else message.get("content") or ""
     if not isinstance(text, str):
         raise TypeError(f"the text is {text!r}")
+    if not text and message is not None and any(message.get(name) for name in _REASONING):
+        raise RequestRefused(
+            f"{where}: the server takes the model's reasoning out of its answer, which cannot be continued then. Use "
+            "the completions endpoint (chat=False), start the server without a reasoning parser, or switch the "
+            "reasoning off (chat_template_kwargs).",
+            status=200,
+        )
     sampled, tokens = _tokens(choice.get("logprobs") or {})
     reason = choice.get("finish_reason")
     unexplained_end = reason is None and (short or not (text or tokens))

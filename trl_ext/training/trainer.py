@@ -25,7 +25,7 @@ from trl_ext.data.tokenization import TOKENIZED_COLUMNS, check_positions, is_tok
 from trl_ext.generation_settings import eos_token_ids, stop_at_eos_token
 from trl_ext.logprobs.logprobs import TokenLogps
 from trl_ext.models.adapters import cast_adapter, check_trainable
-from trl_ext.models.load import loading_error
+from trl_ext.models.load import hub_arguments, loading_error
 from trl_ext.models.sharding import check_launch
 from trl_ext.models.tokenizers import ensure_pad_token, load_tokenizer, use_eos_token
 from trl_ext.rewards.classifiers import ClassifierReward
@@ -250,9 +250,9 @@ class ExtTrainer(BaseTrainer):
         if processing_class is None:
             name = _name_of(model)
             kwargs = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
-            revision = kwargs.get("revision") if isinstance(model, str) else None
+            where = hub_arguments(kwargs) if isinstance(model, str) else {}
             try:
-                processing_class = load_tokenizer(name, revision=revision, trust_remote_code=args.trust_remote_code)
+                processing_class = load_tokenizer(name, trust_remote_code=args.trust_remote_code, **where)
             except OSError as error:
                 raise loading_error("tokenizer of the model", name, error) from error
         if not isinstance(processing_class, PreTrainedTokenizerBase):

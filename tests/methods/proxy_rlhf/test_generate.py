@@ -148,6 +148,16 @@ def test_streaming_and_stop_strings(model: Any, tokenizer: Any) -> None:
     assert cut.ended.tolist() == [True]
 
 
+def test_a_proxy_in_a_folder_and_one_that_is_not_there(model: Any, tmp_path: Path) -> None:
+    make_proxy(model).save_pretrained(tmp_path / "run" / "proxy")
+    assert isinstance(ProxyModel.from_pretrained(tmp_path / "run", subfolder="proxy"), ProxyModel)
+    with pytest.raises(OSError, match=r"Cannot load the proxy .*no folder 'poxy'"):
+        ProxyModel.from_pretrained(tmp_path / "run", subfolder="poxy")
+    for path, message in (("./nothere", "no local directory"), (str(tmp_path), "no model in")):
+        with pytest.raises(OSError, match=f"Cannot load the proxy '{path}'.*{message}"):
+            ProxyDecoding(proxy_name_or_path=[path]).check()
+
+
 def test_saving_and_loading(model: Any, tmp_path: Path) -> None:
     proxy = make_proxy(model, order="descending", temperature=0.7)
     proxy.save_pretrained(tmp_path)

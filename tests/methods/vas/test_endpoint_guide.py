@@ -308,6 +308,26 @@ def test_block_mode_stops_when_the_context_is_full(server, tokenizer, value_mode
 # ------------------------------------------------------------------------------------- unsuitable servers, bad input
 
 
+@pytest.mark.parametrize("mode", ["token", "block"])
+def test_an_answer_that_fills_the_servers_context_is_cut(server, model, tokenizer, value_model, mode):
+    serve = ModelServer(model, tokenizer, "ids")
+    serve.never_ends = True
+    full = {"error": {"message": "This model's maximum context length is 8 tokens, you requested 9."}}
+
+    def limited(path, body):
+        prompt = body["prompt"]
+        length = len(tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt)
+        return serve(path, body) if length + body["max_tokens"] <= 8 else (400, {}, full)
+
+    server.answer = limited
+    settings = GenerationSettings(num_generations=1, max_completion_length=20)
+    guided = guide(server, value_model, tokenizer, mode=mode, num_blocks=2, block_length=2)
+    answer = guided.answer("the film", settings).completion
+    assert not answer.ended and 2 <= len(tokenizer(answer.text)["input_ids"]) <= 7
+    with pytest.raises(RequestRefused, match="maximum context length"):
+        guided.answer("the film was good and not dull and not bad", settings)
+
+
 def test_missing_logprobs(server, tokenizer, value_model):
     with pytest.raises(MissingLogprobs, match=r"'m' answers without log-probabilities.*use block mode"):
         guide(server, value_model, tokenizer).answer("the")

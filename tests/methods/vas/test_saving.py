@@ -71,6 +71,20 @@ def test_a_value_model_in_a_folder_of_a_directory(tmp_path: Path, base: str, lor
         ValueModel.from_pretrained(tmp_path / "run", subfolder="valeu")
 
 
+def test_a_value_model_in_a_folder_is_trained_further(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    first = shake(ValueModel.from_backbone(make_model(len(tokenizer), seed=1)))
+    first.save_pretrained(tmp_path / "runs" / "value")
+    tokenizer.save_pretrained(tmp_path / "runs" / "value")
+    args = VASConfig(str(tmp_path / "out"), report_to="none", value_model_init_kwargs={"subfolder": "value"})
+    rows = [{"prompt": "the film", "completions": [" was good", " was bad"], "scores": [1.0, 0.0]}]
+    trainer = VASTrainer(
+        make_model(len(tokenizer)), args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
+        value_model=str(tmp_path / "runs"),
+    )  # fmt: skip
+    torch.testing.assert_close(trainer.model.eval()(IDS).values, first(IDS).values)
+
+
 def test_the_backbone_is_loaded_with_the_users_token_and_its_own_revision(
     tmp_path: Path, base: str, loads: list[dict[str, Any]]
 ) -> None:

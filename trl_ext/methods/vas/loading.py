@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from trl_ext.models.dropout import disable_dropout
-from trl_ext.models.load import saved_config
+from trl_ext.models.load import hub_arguments, saved_config
 from trl_ext.models.properties import is_peft_model, is_quantized
 from trl_ext.models.tokenizers import load_tokenizer, vocabulary_mismatch
 from trl_ext.training.model_loading import init_kwargs
@@ -67,8 +67,8 @@ def load_value_model(
         value_model = ValueModel.on_policy(policy, heads, peft_config=peft_config, **form)
     else:
         if isinstance(value_model, str):
-            _check_tokenizer(value_model, tokenizer, args)
             kwargs = init_kwargs(args, quantization_config, "value_model_init_kwargs")
+            _check_tokenizer(value_model, tokenizer, trust_remote_code=args.trust_remote_code, **hub_arguments(kwargs))
             value_model = _load_backbone(value_model, heads, kwargs, form, policy)
         elif not isinstance(value_model, ValueModel):
             value_model = _create(value_model, heads, form)
@@ -109,10 +109,10 @@ def trained_on_policy(value_model: Any, policy: Any = None) -> list[torch.nn.Par
     return []
 
 
-def _check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, args: VASConfig) -> None:
+def _check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, **where: Any) -> None:
     """Raise `ValueError` if a model given by name has another vocabulary than the language model."""
     try:
-        own = load_tokenizer(name, trust_remote_code=args.trust_remote_code)
+        own = load_tokenizer(name, **where)
     except (OSError, ValueError):  # saved without a tokenizer: the size of its vocabulary is checked later
         return
     reason = vocabulary_mismatch(tokenizer, own, f"value model {name!r}")
@@ -150,7 +150,7 @@ def _load_backbone(
     name: str, heads: list[str], kwargs: dict[str, Any], form: dict[str, Any], policy: Any
 ) -> ValueModel:
     """A saved value model to train further, or a new one on the backbone of that name."""
-    where = {key: kwargs[key] for key in ("revision", "trust_remote_code") if key in kwargs}
+    where = {**hub_arguments(kwargs), "trust_remote_code": kwargs.get("trust_remote_code", False)}
     config = saved_config("value model", name, **where)
     if isinstance(config, ValueConfig):
         if config.head_only:

@@ -234,8 +234,8 @@ class VASDecoding:
         return heads
 
     def _load(self, path: str, model: PreTrainedModel | None) -> ValueModel:
-        # Backbones have the language model's dtype (`--dtype`); heads stay in float32.
-        kwargs: dict[str, Any] = {"dtype": torch.float32 if model is None else model.dtype}
+        # Backbones have the language model's dtype (`--dtype`), or their own beside a server; heads stay in float32.
+        kwargs: dict[str, Any] = {"dtype": "auto" if model is None else model.dtype}
         if self.value_load_in_4bit:
             from trl import ModelConfig
 
@@ -251,7 +251,8 @@ class VASDecoding:
         if model is not None:
             on_this_model = config.adapter and same_source(config.backbone_name, get_config_model_id(model.config))
             if config.head_only or on_this_model:
-                kwargs = {"backbone": model}  # share the language model's weights
+                # share the language model's weights
+                kwargs = {"backbone": model, "trust_remote_code": self.value_trust_remote_code}
         value_model = ValueModel.from_pretrained(path, **kwargs).eval()
         if "dtype" in kwargs:
             value_model = value_model.to(default_device() if model is None else model.device)

@@ -16,7 +16,8 @@ tokens only.
 import math
 import random
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from trl_ext.data.completion import Completion
 from trl_ext.data.tokenization import encode_prompt
 from trl_ext.endpoint.client import Endpoint
+from trl_ext.endpoint.errors import EndpointError, RequestRefused
 from trl_ext.endpoint.next_tokens import NextTokens, request_fields, sample_blocks, sample_option
 from trl_ext.endpoint.protocol import Answer, Prompt
 from trl_ext.endpoint.tokens import Option, ServedText
@@ -179,8 +181,9 @@ class EndpointGuide:
         tails: list[float] = []
         kl, ended = 0.0, False
         while not ended and len(tails) < settings.max_completion_length:
-            options = self.next.after(text)
-            if ended := not options:
+            with _full_context(len(tails)) as full:
+                options = self.next.after(text)
+            if full or (ended := not options):
                 break
             logps_k = torch.tensor([option.logprob for option in options])
             with self._lock:
@@ -206,7 +209,10 @@ class EndpointGuide:
         kl, written, ended = 0.0, 0, False
         while not ended and written < settings.max_completion_length:
             length = min(self.block_length, settings.max_completion_length - written)
-            blocks = sample_blocks(self.endpoint, text, self.num_blocks, length, **request_fields(settings))
+            with _full_context(written) as full:
+                blocks = sample_blocks(self.endpoint, text, self.num_blocks, length, **request_fields(settings))
+            if full:
+                break
             with self._lock:
                 logits_n = self._values(processor, text, blocks)
             weights = logits_n.softmax(0).tolist()
@@ -293,6 +299,23 @@ class EndpointGuide:
         extras = {"beta": beta, "mode": self.mode, "model": self.endpoint.model}
         answer = partial(self.answer, beta=beta)
         return served_policy(answer, self.tokenizer, self.endpoint, name=name, extras=extras, **fields)
+
+
+@contextmanager
+def _full_context(written: int) -> Iterator[list[EndpointError]]:
+    """
+    Inside this context a server may refuse an answer that fills its context, if something was `written` before: the
+    answer is cut there. A prompt that is too long is an error.
+
+    Yields a list that is not empty afterwards if it did.
+    """
+    refused: list[EndpointError] = []
+    try:
+        yield refused
+    except RequestRefused as error:
+        if not written or "context" not in str(error).lower():
+            raise
+        refused.append(error)
 
 
 def _checked(settings: GenerationSettings, mode: str) -> GenerationSettings:
