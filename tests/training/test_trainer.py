@@ -372,6 +372,11 @@ def test_attributes_that_scripts_read(tmp_path: Path) -> None:
     assert (trainer.beta, trainer.num_generations, trainer.num_generations_eval) == (0.1, 3, 3)
     assert trainer.ref_model is trainer.reference.model
     assert make_trainer("psle", tmp_path).ref_model is None
+    given = make_model(len(trainer.processing_class))
+    common = {"args": replace(trainer.args, beta=0.0), "processing_class": trainer.processing_class}
+    unused = RRHFTrainer(given, make_model(193), train_dataset=Dataset.from_list(SCORED), **common)
+    assert unused.ref_model is not None
+    assert unused.reference is None
 
 
 @pytest.mark.parametrize("method", ALL)

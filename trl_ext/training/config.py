@@ -77,6 +77,9 @@ class ExtConfig(RewardSettings, BaseConfig):
             Pad rows to a multiple of this length (`0`: no rounding). `"auto"`, as in TRL, is 128 on Neuron and `0`
             elsewhere.
 
+        precompute_ref_log_probs, padding_free (`bool`, *optional*, defaults to `False`):
+            Only `False`, for configs that were written for TRL.
+
         > Parameters that control generation (TRL's names; for all completions that a method generates)
 
         num_generations (`int`, *optional*, defaults to `4`):
@@ -227,6 +230,13 @@ class ExtConfig(RewardSettings, BaseConfig):
             "help": "Pad rows to a multiple of this length. 0 means no rounding; 'auto' is 128 on Neuron and 0 "
             "elsewhere."
         },
+    )
+
+    precompute_ref_log_probs: bool = field(
+        default=False, metadata={"help": "Only false: a reference scores completions that training generates."}
+    )
+    padding_free: bool = field(
+        default=False, metadata={"help": "Only false: a prompt is read once for all of its completions instead."}
     )
 
     num_generations: int = field(default=4, metadata={"help": "Number of completions per prompt."})

@@ -70,6 +70,7 @@ class OnlineTrainer(ExtTrainer):
         epochs_per_round: int = 0,
         **kwargs: Any,
     ) -> None:
+        self._given_ref_model = ref_model if isinstance(ref_model, torch.nn.Module) else None
         model = load_policy(model, args, quantization_config, peft_config)
         self._check_end_of_answers(model, args, train_dataset)
         self._embeddings = embedding_rows(model)
@@ -101,8 +102,8 @@ class OnlineTrainer(ExtTrainer):
 
     @property
     def ref_model(self) -> Any:
-        """The separate reference model, if there is one."""
-        return None if self.reference is None else self.reference.model
+        """The separate reference model, if there is one; without a KL term, the model that was passed."""
+        return self._given_ref_model if self.reference is None else self.reference.model
 
     @property
     def beta(self) -> float:

@@ -143,12 +143,19 @@ class ExtTrainer(BaseTrainer):
         Raises:
             `TypeError`: `args` is the config of another trainer, where settings of the same name may mean something
                 else.
+            `ValueError`: It asks for batches to be sent between processes.
         """
         if args is None:
             return cls._config_class(f"{_name_of(model).rstrip('/').split('/')[-1]}-{cls._name}")
         if not isinstance(args, cls._config_class):
             raise TypeError(
                 f"`args` of `{cls.__name__}` must be a `{cls._config_class.__name__}`, got `{type(args).__name__}`."
+            )
+        if args.accelerator_config.dispatch_batches:
+            raise ValueError(
+                "Iterable datasets require `dispatch_batches=False`, and all others have it: batches are lists of "
+                "different lengths, which accelerate cannot send to other processes. Leave it out of "
+                "`accelerator_config`."
             )
         return args
 
@@ -175,12 +182,6 @@ class ExtTrainer(BaseTrainer):
         if not isinstance(train_dataset, Dataset | IterableDataset):
             raise TypeError(
                 f"`train_dataset` must be a `Dataset` or `IterableDataset`, got `{type(train_dataset).__name__}`."
-            )
-        if args.accelerator_config.dispatch_batches:
-            raise ValueError(
-                "Iterable datasets require `dispatch_batches=False`, and all others have it: batches are lists of "
-                "different lengths, which accelerate cannot send to other processes. Leave it out of "
-                "`accelerator_config`."
             )
         args.accelerator_config.dispatch_batches = False  # also for a stream that is evaluated only
         if isinstance(train_dataset, IterableDataset):

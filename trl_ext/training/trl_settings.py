@@ -38,13 +38,7 @@ REFUSED: dict[str, str] = {
         _NOT_OUR_LOSS.format("GRPO's"),
     ),
     "loss_type": _NOT_OUR_LOSS.format("DPO's or GRPO's"),
-    **_for(
-        "precompute_ref_log_probs precompute_ref_batch_size",
-        "the reference scores completions that training generates, which do not exist before it: remove it; with "
-        "`beta: 0` no reference is in memory",
-    ),
-    "padding_free": "a prompt is read once for all of its completions instead (`shared_prefix`), and TRL 1.16 ignores "
-    "it: remove it",
+    "precompute_ref_batch_size": "`precompute_ref_log_probs` has no use here: remove it",
     "num_iterations": "in GRPO, the updates on each batch of completions; this method has no such number",
     "max_tool_calling_iterations": "no tools are called in training: remove it",
     "log_multimodal": "rows have no images: remove it",
@@ -83,6 +77,10 @@ FROZEN_MODEL: dict[str, str] = {
         "`trl-ext sample`",
     ),
     **_for(
+        "router_aux_loss_coef cast_lm_head_to_fp32",
+        "it changes how a language model is trained, and this one is not: remove it",
+    ),
+    **_for(
         "use_transformers_continuous_batching transformers_continuous_batching_config use_transformers_paged",
         "continuous batching cannot be guided in training: remove it",
     ),
@@ -93,8 +91,18 @@ def _is(*values: Any) -> Callable[[Any], bool]:
     return lambda value: value in values
 
 
-# Settings of transformers that every config inherits: the values that work, and why no others do.
+# Settings that every config has, of transformers and of TRL: the values that work, and why no others do.
 RESTRICTED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "precompute_ref_log_probs": (
+        _is(False),
+        "a reference scores completions that training generates, which do not exist before it; with `beta: 0` there is "
+        "no reference in memory. Leave it out",
+    ),
+    "padding_free": (
+        _is(False),
+        "a prompt is read once for all of its completions instead (`shared_prefix`), and TRL 1.16 ignores it. Leave it "
+        "out",
+    ),
     "label_smoothing_factor": (
         _is(0, None),
         "the losses here have no labels that could be smoothed; set it to 0",
@@ -127,7 +135,7 @@ RESTRICTED_FROZEN_MODEL: dict[str, tuple[Callable[[Any], bool], str]] = RESTRICT
 
 def check_restricted(config: Any, restricted: Mapping[str, tuple[Callable[[Any], bool], str]]) -> None:
     """
-    Check settings of transformers that have no effect here with other values.
+    Check the settings that have no effect here with other values.
 
     Raises:
         `ValueError`: One of them has such a value; the message says why.
