@@ -25,7 +25,7 @@ from trl_ext.upstream import get_config_model_id
 
 from .action_head import ActionHead
 from .backbone_model import BackboneModel
-from .backbones import load_backbone
+from .backbones import load_backbone, refuse_change_of_base
 from .config import ValueConfig
 
 
@@ -176,6 +176,7 @@ class ValueModel(BackboneModel):
             base = base_of(policy)
             model = cls._build(backbone_of(base), name, heads, form, action_rank, base.get_output_embeddings())
         else:
+            refuse_change_of_base(peft_config)
             model = cls.from_backbone(policy, heads, form=form, action_rank=action_rank, peft_config=peft_config)
         model._share(policy)
         return model
