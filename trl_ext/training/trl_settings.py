@@ -95,13 +95,13 @@ def _is(*values: Any) -> Callable[[Any], bool]:
 RESTRICTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "precompute_ref_log_probs": (
         _is(False),
-        "a reference scores completions that training generates, which do not exist before it; with `beta: 0` there is "
-        "no reference in memory. Leave it out",
+        "a reference scores completions that training generates, which do not exist before it; with `beta: 0` there "
+        "is no reference in memory. Leave it out",
     ),
     "padding_free": (
         _is(False),
-        "a prompt is read once for all of its completions instead (`shared_prefix`), and TRL 1.16 ignores it. Leave it "
-        "out",
+        "a prompt is read once for all of its completions instead (`shared_prefix`), and TRL 1.16 ignores it. Leave "
+        "it out",
     ),
     "label_smoothing_factor": (
         _is(0, None),

@@ -26,7 +26,7 @@ from trl_ext.upstream import get_config_model_id
 
 from .action_head import ActionHead
 from .backbone_model import BackboneModel
-from .backbones import add_adapter, headless, load_backbone
+from .backbones import add_adapter, headless, load_backbone, refuse_change_of_base
 from .config import ValueConfig
 from .shared_weights import adapters_unchanged
 
@@ -176,6 +176,8 @@ class ValueModel(BackboneModel):
         if (peft_config is None) != (form == "policy"):
             advice = "takes no adapter: omit" if form == "policy" else "on the policy needs an adapter: pass"
             raise ValueError(f"A value model of the form {form!r} {advice} `peft_config` (`--use_peft`).")
+        if peft_config is not None:
+            refuse_change_of_base(peft_config)
         name, base = get_config_model_id(policy.config) or "", base_of(policy)
         backbone: Any = headless(base)
         use_exact_4bit_on_cpu(backbone)
