@@ -193,6 +193,20 @@ PAIRS = [
         [becomes([{"role": "system", "content": "Be brief."}, *QUESTION], [GOOD, BAD], [1.0, 0.0])],
     ),
     Form(
+        "LLaMA-Factory, pairs beside `messages`",
+        "preference",
+        "the prompt is `messages`",
+        [{"messages": QUESTION, "chosen": GOOD[0], "rejected": BAD[0]}],
+        [becomes(QUESTION, [GOOD, BAD], [1.0, 0.0])],
+    ),
+    Form(
+        "transcripts that repeat `prompt`",
+        "preference",
+        "the answers are what follows the prompt",
+        [{"prompt": TALK, "chosen": f"{TALK} Fold.", "rejected": f"{TALK} No."}],
+        [becomes(TALK, [" Fold.", " No."], [1.0, 0.0])],
+    ),
+    Form(
         "ShareGPT messages in `chosen` and `rejected`",
         "preference",
         "`from` becomes `role`: human, gpt, system, function_call, observation",
@@ -499,7 +513,7 @@ GROUPS = [
     Form(
         "nvidia/HelpSteer2",
         "helpsteer2",
-        "rows with the same prompt become one; the score is `helpfulness`, and `rewards` has every attribute",
+        "rows with one prompt become one; scores are `helpfulness`; VAS learns the attributes that `heads` names",
         [
             {"prompt": "Socks?", "response": "No.", "helpfulness": 1, "correctness": 3, "coherence": 4},
             {"prompt": "Shoes?", "response": "Tie.", "helpfulness": 2, "correctness": 2, "coherence": 4},
@@ -520,6 +534,13 @@ GROUPS = [
             {"prompt": QUESTION, "completion": GOOD, "label": True},
             {"prompt": QUESTION, "completion": BAD, "label": False},
         ],
+        [becomes(QUESTION, [GOOD, BAD], [1.0, 0.0])],
+    ),
+    Form(
+        "LLaMA-Factory, data for KTO: conversations with `label`",
+        "unpaired_conversation",
+        "the same for the last message",
+        [{"messages": QUESTION + GOOD, "label": True}, {"messages": QUESTION + BAD, "label": False}],
         [becomes(QUESTION, [GOOD, BAD], [1.0, 0.0])],
     ),
     Form(

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from dataset_forms import AS_THEY_ARE, CONVERTED, REFUSED, Form
 
+from trl_ext.data.formats.registry import FORMATS
+
 
 PAGE = Path(__file__).parents[1] / "docs" / "dataset_formats.md"
 
@@ -29,9 +31,11 @@ that, in Python, in YAML and on the command line:
 - `dataset_format` names the form.
 
 `trl-ext convert --dataset_name DATA --output_file rows.parquet` shows three converted rows and writes all of them.
+In Python that is `trl_ext.to_scored_rows(dataset, "train")`.
+
 Texts stay texts and messages stay messages; a chat template is used for messages only. Answers that are missing or
-have no score are left out, and so are rows without any other. Forms in which several rows become one (`helpsteer2`,
-`unpaired_preference`, `one_answer_per_row`, `oasst`) cannot be streamed: write them to a file first.
+have no score are left out, and so are rows without any other. Forms in which several rows become one ({grouped})
+cannot be streamed: write them to a file first.
 
 ## Taken as they are
 
@@ -50,7 +54,10 @@ have no score are left out, and so are rows without any other. Forms in which se
 def page() -> str:
     """The text of the page."""
     return _TEXT.format(
-        as_they_are=_table(AS_THEY_ARE), converted=_table(CONVERTED), refused=_table(REFUSED, named=False)
+        grouped=", ".join(f"`{each.name}`" for each in FORMATS if each.group is not None),
+        as_they_are=_table(AS_THEY_ARE),
+        converted=_table(CONVERTED),
+        refused=_table(REFUSED, named=False),
     )
 
 

@@ -28,6 +28,7 @@ _SHARED = {
     "discover": "method",
     "evaluate_model": "evaluation.evaluate",
     "load_dataset": "data.load",
+    "to_scored_rows": "data.scored_rows",
     "load_rewards": "rewards.functions",
 }
 

@@ -13,6 +13,7 @@
 
 from .data.load import load_dataset as load_dataset
 from .data.schema import DataError as DataError
+from .data.scored_rows import to_scored_rows as to_scored_rows
 from .endpoint.client import Endpoint as Endpoint
 from .evaluation.evaluate import evaluate_model as evaluate_model
 from .generation_settings import GenerationSettings as GenerationSettings

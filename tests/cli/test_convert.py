@@ -36,6 +36,7 @@ def test_rows_are_shown_and_written(output, capsys, caplog):
     assert [f'"q{i}"' in printed for i in range(5)] == [True, True, True, False, False]
     assert "[... 600 letters ...]" in printed
     assert "5 rows with prompts, 2 completions in the first row, and scores" in printed
+    assert "read as `nectar`: berkeley-nest/Nectar" in printed
     assert "read as `nectar`" in caplog.text
     rows = list(load_dataset(output, split="train"))
     assert [row["scores"] for row in rows] == [[-2.0, -1.0]] * 5

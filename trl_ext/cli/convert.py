@@ -20,8 +20,7 @@ from datasets import Dataset
 
 from trl_ext.atomic_files import replacing
 from trl_ext.data.load import load_dataset, short_name
-from trl_ext.data.schema import DataError
-from trl_ext.data.scored_rows import to_scored_rows
+from trl_ext.data.scored_rows import recognise, to_scored_rows
 
 from .arguments import PromptArguments
 from .parser import Parser
@@ -62,22 +61,16 @@ def run(args: ConvertArguments) -> int:
         `int`: 0.
     """
     name = str(args.dataset_name)
-    dataset = load_dataset(name, args.dataset_config, args.dataset_train_split)
-    rows = to_scored_rows(
-        dataset,
-        short_name(name),
-        columns=args.columns,
-        dataset_format=args.dataset_format,
-        limit=args.max_num_prompts,
-    )
-    if not isinstance(rows, Dataset):
-        raise DataError(f"{name!r} is a stream, which cannot be written.")
+    dataset, shown = load_dataset(name, args.dataset_config, args.dataset_train_split), short_name(name)
+    dataset, found = recognise(dataset, shown, columns=args.columns, dataset_format=args.dataset_format)
+    rows: Any = to_scored_rows(dataset, shown, dataset_format=found.name, limit=args.max_num_prompts)
     for row in rows.select(range(min(_SHOWN, len(rows)))):
         print(
             json.dumps(
                 {key: _shortened(value) for key, value in row.items()}, ensure_ascii=False, default=str, indent=1
             )
         )
+    print(f"read as `{found.name}`: {found.found_in}")
     print(f"{len(rows)} rows with {_contents(rows[0])}")
     if args.output_file is not None:
         _write(rows, Path(args.output_file).expanduser())

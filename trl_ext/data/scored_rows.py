@@ -66,17 +66,39 @@ def to_scored_rows(
     Raises:
         `DataError`: The dataset is empty, has images, or its form is not known; or a row cannot be converted.
     """
+    dataset, found = recognise(dataset, name, columns=columns, dataset_format=dataset_format, num_proc=num_proc)
+    if found.group is None:
+        dataset = _first_rows(dataset, limit)
+    if found.convert is None and found.group is None:
+        return dataset
+    converted = _converted(dataset, name, found, keep_columns, num_proc)
+    _announce(found, name, dataset, converted)
+    return _first_rows(converted, limit)
+
+
+def recognise(
+    dataset: AnyDataset,
+    name: str,
+    *,
+    columns: dict[str, str] | str | None = None,
+    dataset_format: str = "auto",
+    num_proc: int | None = None,
+) -> tuple[AnyDataset, DatasetFormat]:
+    """
+    The dataset with renamed columns and with messages that have roles, and the form of its rows.
+
+    The arguments and errors are those of [`to_scored_rows`].
+    """
     if not column_names(dataset):
         raise DataError(f"The {name} dataset has no rows.")
     dataset = rename_columns(dataset, name, parse_columns(columns))
     _refuse_images(column_names(dataset), name)
     row = first_row(dataset, name)
-    kwargs: dict[str, Any] = {"num_proc": num_proc} if isinstance(dataset, Dataset) else {}
     others = [column for column, value in row.items() if needs_roles(value)]
     if others:
-        dataset = dataset.map(
-            this_version(partial(_with_roles, columns=others, name=name)), with_indices=True, **kwargs
-        )
+        convert = this_version(partial(_with_roles, columns=others, name=name))
+        kwargs: dict[str, Any] = {"num_proc": num_proc} if isinstance(dataset, Dataset) else {}
+        dataset = dataset.map(convert, with_indices=True, **kwargs)
         row = first_row(dataset, name)
     try:
         found = find_format(row, dataset_format)
@@ -84,13 +106,7 @@ def to_scored_rows(
         raise DataError(f"The {name} dataset: {error}") from None
     if found is None:
         raise _unknown_form(list(row), name)
-    if found.group is None:
-        dataset = _first_rows(dataset, limit)
-    if found.convert is None and found.group is None:
-        return dataset
-    converted = _converted(dataset, name, found, keep_columns, kwargs)
-    _announce(found, name, row, dataset, converted)
-    return _first_rows(converted, limit)
+    return dataset, found
 
 
 def _first_rows(dataset: AnyDataset, limit: int) -> AnyDataset:
@@ -129,7 +145,7 @@ def _unknown_form(columns: list[str], name: str) -> DataError:
 
 
 def _converted(
-    dataset: AnyDataset, name: str, found: DatasetFormat, keep_columns: bool, kwargs: dict[str, Any]
+    dataset: AnyDataset, name: str, found: DatasetFormat, keep_columns: bool, num_proc: int | None
 ) -> AnyDataset:
     convert = this_version(partial(_convert_rows, format_name=found.name, name=name, keep_columns=keep_columns))
     columns = column_names(dataset)
@@ -142,7 +158,7 @@ def _converted(
             )
         # One by one, so that a stream is not read ahead and resumes at the right row.
         return dataset.map(convert, batched=True, batch_size=1, with_indices=True, remove_columns=columns)
-    kwargs = dict(kwargs, desc=f"Converting {name} dataset")
+    kwargs: dict[str, Any] = {"desc": f"Converting {name} dataset", "num_proc": num_proc}
     if found.group is not None:
         kwargs |= {"batch_size": None, "num_proc": None}
     converted = dataset.map(convert, batched=True, with_indices=True, remove_columns=columns, **kwargs)
@@ -183,10 +199,9 @@ def _as_columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def _announce(
-    found: DatasetFormat, name: str, row: dict[str, Any], dataset: AnyDataset, converted: AnyDataset
-) -> None:
+def _announce(found: DatasetFormat, name: str, dataset: AnyDataset, converted: AnyDataset) -> None:
     """Say in one line what was recognised; nothing about TRL's own forms, which need no guess."""
+    row = first_row(dataset, name)
     usual = found.name == "preference" and not has_system(row) and ("prompt" in row or not has_prompt(row))
     counts = ""
     if isinstance(dataset, Dataset) and len(converted) != len(dataset):

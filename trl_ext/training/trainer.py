@@ -574,15 +574,17 @@ class ExtTrainer(BaseTrainer):
         if isinstance(parts, dict):
             metrics: dict[str, float] = {}
             for name, part in parts.items():
-                metrics |= self._evaluate_one(part, ignore_keys, f"{metric_key_prefix}_{name}")
+                metrics |= self._evaluate_one(part, ignore_keys, f"{metric_key_prefix}_{name}", name)
             return metrics
         return self._evaluate_one(parts, ignore_keys, metric_key_prefix)
 
     def _before_evaluation(self, dataset: Any) -> None:
         """Called with the tokenized rows before they are evaluated."""
 
-    def _evaluate_one(self, dataset: Any, ignore_keys: list[str] | None, prefix: str) -> dict[str, float]:
-        dataset = self._begin_evaluation(dataset, "eval", prefix)
+    def _evaluate_one(
+        self, dataset: Any, ignore_keys: list[str] | None, prefix: str, name: str = "eval"
+    ) -> dict[str, float]:
+        dataset = self._begin_evaluation(dataset, name, prefix)
         metrics = super().evaluate(dataset, ignore_keys, prefix)
         self._show_evaluation(prefix)
         return metrics

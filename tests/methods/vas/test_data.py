@@ -109,7 +109,10 @@ def test_errors_name_row_and_column(change, heads, words):
 def test_rewards_of_another_type_are_rejected():
     by_completion = ROW | {"rewards": [{"kind": 1.0, "short": 0.0}, {"kind": 0.5, "short": 2.0}]}
     for call in (lambda data: dataset_heads(data, "train"), lambda data: prepare(list(data))):
-        with pytest.raises(DataError, match=r"Row 0, column 'rewards': must be a dictionary from names .*got list"):
+        with pytest.raises(
+            DataError,
+            match=r"Row 0 of .*, column 'rewards': must be a dictionary from names .*got list",
+        ):
             call(Dataset.from_list([by_completion]))
 
 

@@ -53,6 +53,7 @@ class DatasetFormat:
 
 # Columns that can hold the prompt, where none is called so.
 PROMPT_COLUMNS = ("question", "query", "instruction", "input", "conversations", "conversation", "history", "context")
+CONVERSATIONS = ("messages", "conversations", "conversation")  # columns with all of a conversation
 _SYSTEM_COLUMNS = ("system", "system_prompt")
 
 
@@ -60,7 +61,8 @@ def prompt_of(row: Row) -> Any:
     """
     The prompt of a row, behind the text of a column `system`; `None` if no column is known to hold one.
 
-    It is the column `prompt`, or the only one of [`PROMPT_COLUMNS`]; `instruction` goes together with `input`.
+    It is the column `prompt`, or the only one of [`PROMPT_COLUMNS`], or else `messages`; `instruction` goes together
+    with `input`.
 
     Raises:
         `DataError`: Several columns may hold it.
@@ -68,6 +70,8 @@ def prompt_of(row: Row) -> Any:
     if "prompt" in row:
         return with_system(row, row["prompt"])
     found = [name for name in PROMPT_COLUMNS if name in row and _is_content(row[name])]
+    if not found and is_messages(row.get("messages")):  # beside a prompt, these are often a copy of an answer
+        found = ["messages"]
     if found and found[0] == "instruction":  # `input` is an optional part of it
         parts = [row[name] for name in ("instruction", "input") if isinstance(row.get(name), str) and row[name]]
         found = [name for name in found if name != "input"]
@@ -81,7 +85,7 @@ def prompt_of(row: Row) -> Any:
 
 def has_prompt(row: Row) -> bool:
     """Whether a column can hold the prompt."""
-    return "prompt" in row or any(_is_content(row.get(name)) for name in PROMPT_COLUMNS)
+    return "prompt" in row or any(_is_content(row.get(name)) for name in (*PROMPT_COLUMNS, "messages"))
 
 
 def _is_content(value: Any) -> bool:

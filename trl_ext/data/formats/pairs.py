@@ -27,7 +27,14 @@ def _preference(row: Row) -> list[Row]:
         prompt = with_system(row, prompt)
     elif is_messages(chosen):
         prompt, chosen, rejected = _with_messages(row, prompt)
+    elif _repeats(prompt, chosen) and _repeats(prompt, rejected):
+        chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
     return _chosen_and_rejected(prompt, chosen, rejected)
+
+
+def _repeats(prompt: Any, answer: str) -> bool:
+    """Whether an answer is a transcript with the prompt in it. Other texts may begin with it on purpose (code)."""
+    return isinstance(prompt, str) and answer.startswith(prompt) and transcript_end(prompt, prompt) > 0
 
 
 def _implicit_prompt(row: Row) -> list[Row]:

@@ -8,11 +8,17 @@ from typing import Any
 from ..messages import is_messages
 from ..schema import DataError, as_completion
 from .answer_lists import SCORE_LISTS
-from .dataset_format import PROMPT_COLUMNS, DatasetFormat, Row, has_prompt, has_system, required_prompt, with_system
+from .dataset_format import (
+    CONVERSATIONS,
+    PROMPT_COLUMNS,
+    DatasetFormat,
+    Row,
+    has_prompt,
+    has_system,
+    required_prompt,
+    with_system,
+)
 from .single_answers import ANSWERS, SCORES
-
-
-_CONVERSATIONS = ("messages", "conversations", "conversation")
 
 
 def _has_answer(row: Row) -> bool:
@@ -33,7 +39,7 @@ def _prompt_completion(row: Row) -> list[Row]:
 
 
 def _column(row: Row) -> str:
-    return next(name for name in _CONVERSATIONS if name in row)
+    return next(name for name in CONVERSATIONS if name in row)
 
 
 def _conversation(row: Row) -> list[Row]:
@@ -96,7 +102,7 @@ FORMATS = [
     DatasetFormat(
         "conversation",
         "TRL's language modeling data with `messages`; ShareGPT",
-        ("|".join(_CONVERSATIONS),),
+        ("|".join(CONVERSATIONS),),
         _conversation,
         matches=_is_answered,
     ),

@@ -7,7 +7,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from .dataset_format import DatasetFormat, Row, is_number, required_prompt, scored_row
+from ..messages import is_messages
+from .dataset_format import CONVERSATIONS, DatasetFormat, Row, is_number, required_prompt, scored_row, with_system
 
 
 ANSWERS = ("completion", "response", "answer", "output")
@@ -45,6 +46,17 @@ def _constant_columns(groups: list[list[Row]]) -> list[str]:
     return [name for name in names if all(row[name] == rows[0][name] for rows in groups for row in rows)]
 
 
+def _conversations(rows: list[Row]) -> list[Row]:
+    """Conversations whose last message is labelled, as rows with a prompt and a completion."""
+    column = next(name for name in CONVERSATIONS if name in rows[0])
+    split = [
+        {"prompt": with_system(row, row[column][:-1]), "completion": row[column][-1:], "label": row["label"]}
+        for row in rows
+        if is_messages(row[column]) and len(row[column]) > 1
+    ]
+    return _grouped(("completion",), _label)(split) if split else []
+
+
 def _label(row: Row) -> Any:
     return float(row["label"]) if row["label"] in (0, 1) else None
 
@@ -76,6 +88,13 @@ FORMATS = [
         group=_grouped(("completion",), _label),
         consumes=("completion", "label"),
         matches=lambda row: row["label"] in (True, False, None),
+    ),
+    DatasetFormat(
+        "unpaired_conversation",
+        "LLaMA-Factory's data for KTO",
+        ("|".join(CONVERSATIONS), "label"),
+        group=_conversations,
+        matches=lambda row: "prompt" not in row and row["label"] in (True, False),
     ),
     DatasetFormat(
         "one_answer_per_row",

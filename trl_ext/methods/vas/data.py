@@ -22,7 +22,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from trl_ext.data.row_cache import this_version
-from trl_ext.data.schema import AnyDataset, DataError, column_names, first_row
+from trl_ext.data.schema import AnyDataset, DataError, column_names, first_row, where
 from trl_ext.data.tokenization import prepare_dataset, truncate_completions
 
 
@@ -98,16 +98,16 @@ def total_rewards(token_rewards: Sequence[Sequence[Sequence[Sequence[float]]]], 
 def dataset_heads(dataset: AnyDataset, name: str) -> list[str]:
     """Names of the heads that a dataset has rewards for: those of the column `rewards`, or the default one."""
     if "rewards" in column_names(dataset):
-        return list(_named_rewards(first_row(dataset, name), 0)) or [DEFAULT_HEAD]
+        return list(_named_rewards(first_row(dataset, name), 0, name)) or [DEFAULT_HEAD]
     return [DEFAULT_HEAD]
 
 
-def _named_rewards(row: dict[str, Any], index: int) -> dict[str, Any]:
+def _named_rewards(row: dict[str, Any], index: int, name: str) -> dict[str, Any]:
     """The column `rewards` of a row; empty if there is none."""
     rewards = row.get("rewards")
     if rewards is not None and not isinstance(rewards, dict):
         raise DataError(
-            f"Row {index}, column 'rewards': must be a dictionary from names to lists with an entry for every "
+            f"{where(index, name, 'rewards')}: must be a dictionary from names to lists with an entry for every "
             f"completion, as in {{'kind': [0.5, 1.0]}}, got {type(rewards).__name__} {str(rewards)[:60]!r}. If this "
             "column means something else, rename it."
         )
@@ -177,7 +177,7 @@ def prepare_values(
     """
     kwargs: dict[str, Any] = {"num_proc": num_proc} if isinstance(dataset, Dataset) else {}
     if "completions" in column_names(dataset) and _has_lists(first_row(dataset, name).get("scores")):
-        dataset = dataset.map(this_version(_split_scores), with_indices=True, **kwargs)
+        dataset = dataset.map(this_version(_split_scores), with_indices=True, fn_kwargs={"name": name}, **kwargs)
     # Truncation comes last: rewards per token are compared with the lengths before it.
     dataset, dropped = prepare_dataset(
         dataset, tokenizer, name=name, max_length=0, num_proc=num_proc, chat_template_kwargs=chat_template_kwargs
@@ -202,16 +202,16 @@ def _has_lists(scores: Any) -> bool:
     return isinstance(scores, list) and any(isinstance(score, list) for score in scores)
 
 
-def _split_scores(row: dict[str, Any], index: int) -> dict[str, Any]:
+def _split_scores(row: dict[str, Any], index: int, name: str) -> dict[str, Any]:
     """Move scores per token to the column `token_scores`, and leave their sums, which the schema expects."""
     scores = row["scores"]
     if not isinstance(scores, list):
-        raise DataError(f"Row {index}, column 'scores': must be a list with an entry for every completion.")
+        raise DataError(f"{where(index, name, 'scores')}: must be a list with an entry for every completion.")
     for i, numbers in enumerate(scores):
         if not isinstance(numbers, list) or any(not isinstance(x, int | float) for x in numbers):
             raise DataError(
-                f"Row {index}, column 'scores': [{i}] must be a list of numbers, one per token, as in the first row, "
-                f"got {numbers!r}."
+                f"{where(index, name, 'scores')}: [{i}] must be a list of numbers, one per token, as in the first "
+                f"row, got {numbers!r}."
             )
     return {"scores": [math.fsum(numbers) for numbers in scores], "token_scores": scores}
 
@@ -222,10 +222,10 @@ def _add_rewards(
     ids, ended, index = row["completion_ids"], row["ended"], row["row_index"]
     rewards: list[list[list[float]]] = [[] for _ in ids]
     for head in heads:
-        column, entries = _entries(row, head, len(ids))
+        column, entries = _entries(row, head, len(ids), name)
         for i, entry in enumerate(entries):
-            where = f"Row {index} of the {name} dataset, column {column}: [{i}] "
-            rewards[i].append(_numbers(entry, len(ids[i]), ended[i], where))
+            place = f"{where(index, name)}, column {column}: [{i}] "
+            rewards[i].append(_numbers(entry, len(ids[i]), ended[i], place))
     if not max_length:
         return {"token_rewards": rewards}
     cut = truncate_completions(row, max_length, tokenizer)
@@ -235,38 +235,34 @@ def _add_rewards(
     return cut | {"token_rewards": rewards}
 
 
-def _entries(row: dict[str, Any], head: str, count: int) -> tuple[str, list[Any]]:
+def _entries(row: dict[str, Any], head: str, count: int, name: str) -> tuple[str, list[Any]]:
     """The column with the rewards of a head, for messages, and its entry for each completion."""
-    named = _named_rewards(row, row["row_index"])
+    named = _named_rewards(row, row["row_index"], name)
+    place = where(row["row_index"], name, "rewards")
     if head in named:
         entries = named[head] if named[head] is not None else [None] * count
         if not isinstance(entries, list) or len(entries) != count:
-            raise DataError(
-                f"Row {row['row_index']}, column 'rewards', {head!r}: must be a list of {count} entries, one per "
-                "completion."
-            )
+            raise DataError(f"{place}, {head!r}: must be a list of {count} entries, one per completion.")
         return f"'rewards', {head!r}", entries
     if head == DEFAULT_HEAD:
         return "'scores'", row.get("token_scores") or row["scores"]
     have = ", ".join(map(repr, named)) or "no column `rewards`"
-    raise DataError(
-        f"Row {row['row_index']}, column 'rewards': has no rewards for the head {head!r}; there is {have}."
-    )
+    raise DataError(f"{place}: has no rewards for the head {head!r}; there is {have}.")
 
 
-def _numbers(entry: Any, length: int, ended: bool, where: str) -> list[float]:
+def _numbers(entry: Any, length: int, ended: bool, place: str) -> list[float]:
     """The rewards of one completion for one head: one number, one per token, or none if `entry` is `None`."""
     if entry is None:
         return []
     numbers = entry if isinstance(entry, list) else [entry]
     for x in numbers:
         if isinstance(x, bool) or not isinstance(x, int | float) or not math.isfinite(x):
-            raise DataError(f"{where}must be finite numbers, got {x!r}. Remove the completion, or score it.")
+            raise DataError(f"{place}must be finite numbers, got {x!r}. Remove the completion, or score it.")
     if isinstance(entry, list) and ended and len(numbers) == length - 1:
         numbers = [*numbers, 0.0]  # no reward for the end-of-sequence token that was added here
     if isinstance(entry, list) and len(numbers) != length:
         raise DataError(
-            f"{where}has {len(numbers)} rewards for {length} tokens. Rewards per token refer to the tokens of the "
+            f"{place}has {len(numbers)} rewards for {length} tokens. Rewards per token refer to the tokens of the "
             "language model's tokenizer; the reward of the end of sequence may be omitted."
         )
     return [float(x) for x in numbers]
