@@ -68,6 +68,16 @@ def test_a_completion_that_was_cut_is_what_was_generated(template):
     assert behind(template, "<think>\nthe plo", ended=False)[0] == ("the plo" if opens else "<think>\nthe plo")
 
 
+def test_the_last_of_several_messages_that_was_cut_is_what_was_generated():
+    notes = {}
+    turns = [*assistant("good"), *USER, *assistant(" the plo")]
+    text = rendered(make_byte_tokenizer("qwen3.5"), turns, False, notes)
+    assert (
+        text == f"\n</think>\n\ngood{END}\n<|im_start|>user\nquestion{END}\n<|im_start|>assistant\n<think>\n the plo"
+    )
+    assert notes == {}
+
+
 def test_a_closed_thought_in_the_prompt_stays_closed():
     off = {"enable_thinking": False}
     assert behind("qwen3.5", "good", **off) == (f"good{END}\n", {})

@@ -190,6 +190,13 @@ def test_sample_from_a_server(server, command, tiny_model_dir, tmp_path, capsys)
     assert "is complete" in capsys.readouterr().out
 
 
+def test_the_end_of_an_answer_reaches_the_server(server, command, tiny_model_dir):
+    server.answer.model_name = tiny_model_dir
+    more = ["--vllm_server_base_url", address(server), "--eos_token", "<|im_end|>", "--max_num_prompts", "1"]
+    assert main([*command, *more]) == 0
+    assert server.requests[-1][1]["stop_token_ids"] == [make_tokenizer().convert_tokens_to_ids("<|im_end|>")]
+
+
 def test_sample_refuses(server, command):
     there = ["--vllm_server_base_url", address(server)]
     with pytest.raises(ValueError, match=r"has 'org/tiny', not .* `--served-model-name tiny-llama`"):

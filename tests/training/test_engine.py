@@ -69,6 +69,10 @@ def test_vllm_has_settings_of_its_own(tmp_path, monkeypatch):
     engine = Engine(make_model(64), tokenizer, args, Accelerator())
     found = engine.generate_function(make_model(64))([[5], [6]])
     assert len(found) == 2 and calls[2][1]["presence_penalty"] == 0.5
+    assert "stop_token_ids" not in calls[2][1]
+    args = EngineConfig(str(tmp_path), use_vllm=True, eos_token=tokenizer.eos_token)  # vLLM reads the saved tokenizer
+    Engine(make_model(64), tokenizer, args, Accelerator()).generate_function(make_model(64))([[5]])
+    assert calls[-1][1]["stop_token_ids"] == [tokenizer.eos_token_id]
     with pytest.raises(ValueError, match="`generation_kwargs` has 'presence_penalty', which `generate` does not know"):
         EngineConfig(str(tmp_path), generation_kwargs={"presence_penalty": 0.5})
 

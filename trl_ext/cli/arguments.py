@@ -16,6 +16,7 @@ from trl_ext.data.dataset_settings import COLUMNS, DATASET_FORMAT
 from trl_ext.data.load import FILE_TYPES_TEXT
 from trl_ext.data.resumable_file import ResumableFile, rows_fingerprint, weights_fingerprint
 from trl_ext.generation_settings import GenerationSettings, setting
+from trl_ext.inference.policy import Policy
 from trl_ext.models.load import default_device, load_model, quantization_config_from
 from trl_ext.models.properties import is_quantized
 from trl_ext.models.tokenizers import load_tokenizer, use_eos_token
@@ -200,9 +201,25 @@ class LoadingArguments:
         tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=self.trust_remote_code)
         if self.eos_token:
             use_eos_token(tokenizer, self.eos_token)
+        return self.with_template(tokenizer)
+
+    def with_template(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+        """The tokenizer with the chat template of these arguments, if they have one."""
         if self.chat_template_path:
             use_chat_template(tokenizer, self.chat_template_path)
         return tokenizer
+
+    def served(self, policy: Policy) -> Policy:
+        """
+        The policy of a server's model, with the chat template of these arguments.
+
+        Raises:
+            `ValueError`: There is an `eos_token`, which is the server's to choose.
+        """
+        if self.eos_token:
+            raise ValueError("eos_token has no effect on a server, which ends answers itself: remove it.")
+        self.with_template(policy.tokenizer)
+        return policy
 
     def load(self, name: str, revision: str | None = None, quantize: bool = True) -> PreTrainedModel:
         """Load a causal language model in evaluation mode, on the default device unless it has a device map."""

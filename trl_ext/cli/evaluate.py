@@ -317,7 +317,7 @@ class Measurement:
                 progress=self.progress,
             ):
                 with self._reporting_failure(policy.name):
-                    self._measure(policy, base)
+                    self._measure(self.models.loading.served(policy) if base is None else policy, base)
 
     def _measure(self, policy: Policy, base: Policy | None) -> None:
         # The KL needs completions of its own unless the settings sample from the full distribution.

@@ -179,7 +179,9 @@ def _load(
     policies = [
         guided for decoding in decodings for guided in decoding.policies(model, tokenizer, name=name, batch_size=size)
     ]
-    if policy is not None and not policies:
+    if policy is None:
+        policies = [loading.served(each) for each in policies]
+    elif not policies:
         policies = [policy]
     return Completer(policies, args.settings(), args.seed, args.template_kwargs), policies[0].tokenizer
 

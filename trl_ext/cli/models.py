@@ -14,7 +14,7 @@ from trl_ext.data.completion import Completion
 from trl_ext.endpoint.vllm_server import VLLMServer
 from trl_ext.evaluation.evaluate import Evaluation, evaluate
 from trl_ext.generation.generate import usual_batch_size
-from trl_ext.generation.vllm_settings import VLLMSettings
+from trl_ext.generation.vllm_settings import VLLMSettings, stopping_at
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.inference.policy import Policy, model_policy
 from trl_ext.models.adapters import changes_base
@@ -111,6 +111,8 @@ def _vllm_policy(
             f"max_completion_length ({settings.max_completion_length}) leaves no tokens for a prompt: "
             f"vllm_max_model_length is {limit}."
         )
+    if loading.eos_token:
+        settings = stopping_at(settings, tokenizer.eos_token_id)
     backend = _vllm_backend(name, model, tokenizer, settings, vllm, batch_size, loading.trust_remote_code)
 
     def generate(prompts: list[list[int]], settings: GenerationSettings) -> list[list[Completion]]:

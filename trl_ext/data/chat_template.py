@@ -160,11 +160,14 @@ def continuation(
             `_NOTES` of `tokenization.py`).
         kwargs: Arguments of the chat template.
     """
+    if not ended and (last := only_text(completion[-1:])) is not None:
+        earlier = completion[:-1]
+        start = render(tokenizer, [*prompt, *earlier], add_generation_prompt=True, **kwargs) if earlier else before
+        if start.startswith(before):
+            return start[len(before) :] + _in_opened_tag(last, start)[0]
     answer, goes_on = only_text(completion), False
     if answer is not None:
         answer, goes_on = _in_opened_tag(answer, before)
-    if not ended and answer is not None:
-        return answer
     rendered = render(tokenizer, [*prompt, *completion], continue_final_message=not ended, **kwargs)
     if rendered.startswith(before):
         behind: str | None = rendered[len(before) :]

@@ -3,7 +3,7 @@
 
 """Settings of vLLM, for training and `trl-ext sample`, under the names of TRL's GRPO."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from urllib.parse import urlparse
 
 from trl_ext.generation_settings import GenerationSettings
@@ -132,6 +132,12 @@ class VLLMSettings:
         """
         limits = [positions, self.vllm_max_model_length if self.use_vllm and self.vllm_mode == "colocate" else 0]
         return min(filter(None, limits), default=0)
+
+
+def stopping_at(settings: GenerationSettings, token_id: int | None) -> GenerationSettings:
+    """The settings with a token that ends completions, which vLLM does not know from the files of the model."""
+    stop = {} if token_id is None else {"stop_token_ids": [token_id]}
+    return replace(settings, generation_kwargs=stop | (settings.generation_kwargs or {}))
 
 
 # Settings of the address and the resources of vLLM, with their defaults: its completions do not depend on these.

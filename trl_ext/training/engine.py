@@ -19,7 +19,7 @@ from trl_ext.data.completion import Completion, decode_groups
 from trl_ext.decoding.static_generate import release_static_caches
 from trl_ext.generation.generate import generate, usual_batch_size
 from trl_ext.generation.vllm import VLLM
-from trl_ext.generation.vllm_settings import VLLMSettings
+from trl_ext.generation.vllm_settings import VLLMSettings, stopping_at
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.logprobs.shared_prefix import SHARED_PREFIX_SETTINGS
 from trl_ext.models.modes import evaluation_mode
@@ -196,7 +196,10 @@ class Engine:
         self._closed = False
         if args.use_vllm:
             own = {"batch_size": self.batch_size, "trust_remote_code": args.trust_remote_code}
-            self._vllm = VLLM(model, tokenizer, args.generation_settings(), args, accelerator, **own)  # type: ignore[arg-type]
+            settings = args.generation_settings()
+            if args.eos_token:
+                settings = stopping_at(settings, tokenizer.eos_token_id)
+            self._vllm = VLLM(model, tokenizer, settings, args, accelerator, **own)  # type: ignore[arg-type]
 
     @property
     def gathers(self) -> bool:

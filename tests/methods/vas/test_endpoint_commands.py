@@ -155,6 +155,7 @@ def test_refused(server, flags, value_dir, tiny_model_dir, monkeypatch):
             cli_generate.main([*given, "--prompt", "we", *changes])
 
     fails("remove --model_name_or_path", "--model_name_or_path", tiny_model_dir)
+    fails("eos_token has no effect on a server", "--eos_token", "<|im_end|>", "--beta", "1")
     fails("pass --value_model_name_or_path", without=["--value_model_name_or_path"])
     fails("pass --endpoint_model", without=["--endpoint_model"])
     fails("need the server's address: set `endpoint`", without=["--endpoint"])
