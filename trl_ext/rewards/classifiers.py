@@ -15,8 +15,10 @@ from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
 from trl import ModelConfig
 
 from trl_ext.data.chat_template import TEMPLATE_COLUMNS, left_out, render, template_kwargs
+from trl_ext.data.resumable_file import weights_fingerprint
 from trl_ext.models.load import default_device, hub_arguments, load_model, loading_error, quantization_config_from
 from trl_ext.models.properties import accepts_argument, context_length, is_causal, is_quantized
+from trl_ext.models.sharding import gathered_parameters
 from trl_ext.models.tokenizers import ensure_pad_token, load_tokenizer
 from trl_ext.upstream import get_config_model_id
 
@@ -131,7 +133,9 @@ class ClassifierReward:
     @property
     def identity(self) -> str:
         """What distinguishes its rewards from those of another model."""
-        return f"{get_config_model_id(self.model.config)} label {self.head} pairs {self.pairs}"
+        name = get_config_model_id(self.model.config)
+        weights = weights_fingerprint(name) if name else None
+        return f"{name} {weights} label {self.head} pairs {self.pairs}"
 
     def texts(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]
@@ -186,7 +190,8 @@ class ClassifierReward:
         # Equal texts are read once: in two batches, padding could make their rewards differ in the last bits.
         keys = [tuple(tuple(values) for values in row.values()) for row in rows]
         distinct = dict(zip(keys, rows, strict=True))
-        found = self._logits(sorted(distinct, key=lambda key: len(key[0])), distinct)
+        with gathered_parameters(self.model):  # ZeRO-3 shards every model that is loaded
+            found = self._logits(sorted(distinct, key=lambda key: len(key[0])), distinct)
         logits = [found[key] for key in keys]
         if not all(map(math.isfinite, logits)):
             bad = next(i for i, logit in enumerate(logits) if not math.isfinite(logit))

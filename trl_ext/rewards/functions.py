@@ -37,8 +37,6 @@ from .settings import RewardSettings
 
 RewardFunc: TypeAlias = str | PreTrainedModel | Callable[..., Any]
 
-_READERS = (ClassifierReward, ServerReward)  # reward functions of ours, which are models
-
 # TRL's own reward functions, which need no import path. If TRL has a function that makes one, the arguments to call it
 # with.
 _BUILT_IN: dict[str, dict[str, Any] | None] = {
@@ -80,9 +78,14 @@ class Reward:
     batch_size: int = 64
 
     @property
+    def model(self) -> "ClassifierReward | ServerReward | None":
+        """The reward model, here or on a server; `None` for a function."""
+        return self.func if isinstance(self.func, ClassifierReward | ServerReward) else None
+
+    @property
     def processing_class(self) -> PreTrainedTokenizerBase | None:
         """The tokenizer of a reward model; `None` for a function."""
-        return getattr(self.func, "tokenizer", None) if isinstance(self.func, _READERS) else None
+        return None if self.model is None else self.model.tokenizer
 
     @property
     def required_columns(self) -> list[str]:
@@ -232,9 +235,9 @@ def load_rewards(
             )
         elif not callable(func):
             raise ValueError(f"{spec!r} is not a reward function: it cannot be called.")
-        batches = getattr(func, "calls_at_once", 1) if isinstance(func, _READERS) else 1
+        batches = func.calls_at_once if isinstance(func, ClassifierReward | ServerReward) else 1
         rewards.append(Reward(name, func, settings.reward_batch_size * batches))
-    if settings.reward_head and not any(isinstance(reward.func, _READERS) for reward in rewards):
+    if settings.reward_head and all(reward.model is None for reward in rewards):
         raise ValueError("`reward_head` has no effect: no reward is a model. Remove it.")
     return rewards
 

@@ -117,15 +117,13 @@ class KeptScores:
 
 def _key(reward: Reward, call: dict[str, Any]) -> str:
     """Identifies a batch by the reward function and everything it is called with; `""` for an unknown function."""
-    code = _code(reward.func)
+    code = _code(reward.func) if reward.model is None else reward.model.identity
     content = json.dumps([reward.name, code, call], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest() if code else ""
 
 
 def _code(func: Any) -> str:
-    """What a reward function computes: a model's identity, or the source of a function, which may be corrected."""
-    if identity := getattr(func, "identity", ""):
-        return str(identity)
+    """The source of the file that defines a function, which may be corrected before the next run; `""` if unknown."""
     given = ""
     while isinstance(func, functools.partial):
         func, given = func.func, f"{given}{func.args}{func.keywords}"
