@@ -176,6 +176,20 @@ def locate(name: str, subfolder: str | None = None) -> tuple[str, dict[str, str]
     return str(Path(path) / subfolder), {}
 
 
+def from_folders_above(name: str, folder: str) -> str:
+    """
+    Name of a base model, as a model that was made of it has saved it.
+
+    A relative path is from where that model was trained: the working directory, or a folder above the one that it is
+    in. Any other name is returned as it is.
+    """
+    if Path(name).expanduser().is_dir() or not Path(folder).is_dir():
+        return name
+    start = Path(folder).resolve()
+    found = [each / name for each in (start, *start.parents) if (each / name / "config.json").is_file()]
+    return str(found[0].resolve()) if found else name
+
+
 def same_source(name: str, other: str | None) -> bool:
     """Whether two names mean one model: equal names, or two paths to one directory."""
     if other is None or name == other:
@@ -232,14 +246,8 @@ def _base_of_adapter(name: str, config: dict[str, Any]) -> str:
     )
     if not base:
         raise OSError(f"The adapter {name!r} was saved without the name of its base model. {remedy}")
-    if Path(name).is_dir() and not Path(base).expanduser().is_dir():
-        # A relative path is from where the adapter was trained, which may be any folder above it.
-        folder = Path(name).resolve()
-        found = [each / base for each in (folder, *folder.parents) if (each / base / "config.json").is_file()]
-        if found:
-            return str(found[0].resolve())
     try:
-        return resolve_model_path(base)
+        return resolve_model_path(from_folders_above(base, name))
     except OSError as error:
         raise OSError(
             f"The adapter {name!r} was trained on the model at {base!r}, which is not there. {remedy}"

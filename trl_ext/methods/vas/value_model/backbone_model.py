@@ -20,6 +20,7 @@ from transformers.utils import cached_file
 
 from trl_ext.models.load import (
     freeze,
+    from_folders_above,
     hub_arguments,
     load_model,
     locate,
@@ -335,9 +336,7 @@ class BackboneModel(PreTrainedModel):
 
     @classmethod
     def _load_backbone(cls, path: str, config: BackboneConfig, kwargs: dict[str, Any]) -> Any:
-        name, beside = config.backbone_name, Path(path) / config.backbone_name
-        if not Path(name).is_dir() and beside.is_dir():
-            name = str(beside)  # moved together with the model, under a relative path
+        name = from_folders_above(config.backbone_name, path)
         try:
             return load_model(name, head="none", **{**kwargs, **config.backbone_place()})
         except OSError as error:

@@ -11,7 +11,6 @@ Q(s, a) for every next token a from the hidden state before it: `"action"` needs
 Dimensions: N sequences, T tokens, D hidden size, H heads, k candidate tokens.
 """
 
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -200,7 +199,7 @@ class ValueModel(BackboneModel):
             heads=list(heads),
             form=form,
             action_rank=action_rank,
-            backbone_name=os.path.abspath(name) if os.path.isdir(name) else name,
+            backbone_name=name,
         )
         model = cls(config, backbone)
         weight = getattr(embeddings, "weight", None)
