@@ -10,6 +10,8 @@ import shutil
 
 import pytest
 import torch
+from conftest import make_tokenizer
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import trl_ext.cli.evaluate
@@ -19,6 +21,8 @@ from trl_ext.cli.evaluate import EvaluateArguments, main, make_parser
 from trl_ext.cli.main import main as trl_ext_main
 from trl_ext.data.schema import DataError
 from trl_ext.evaluation.report import check_writable, short_names
+from trl_ext.inference.policy import model_policy
+from trl_ext.models.load import load_model
 from trl_ext.models.tokenizers import load_tokenizer
 
 
@@ -136,6 +140,19 @@ def test_an_adapter_brings_its_base_and_agrees_with_the_base_named(evaluate, tin
     for row in alone["models"] + named["models"]:
         assert row.pop("generation_seconds") > 0  # a clock's
     assert alone["models"] == named["models"]
+
+
+def test_the_base_of_an_adapter_that_changed_it_is_a_model_of_its_own(evaluate, tiny_model_dir, tmp_path):
+    """Without an adapter by PiSSA, the model is not its base: a new one is at no distance from the base."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
+    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights="pissa")
+    get_peft_model(model, lora).save_pretrained(tmp_path / "adapter")
+    rows = evaluate("--model_name_or_path", str(tmp_path / "adapter"))[1]["models"]
+    assert [row["model"] for row in rows] == [tiny_model_dir, str(tmp_path / "adapter")]
+    assert rows[1]["kl"] == pytest.approx(0, abs=1e-3)
+    loaded = load_model(str(tmp_path / "adapter"))
+    with pytest.raises(ValueError, match="without its adapter is not the base model"):
+        model_policy(loaded, make_tokenizer(chat=True), use_adapter=False)
 
 
 def test_kl_does_not_depend_on_whether_the_base_is_a_model_of_its_own(evaluate, tiny_model_dir, adapter_dir, tmp_path):

@@ -79,10 +79,17 @@ class TestTrainerArguments:
             cli_train.build_trainer(self.Trainer, model="m", **{name: "set"})
 
     def test_model_init_kwargs(self):
-        model = SimpleNamespace(model_revision="main", attn_implementation=None, dtype="auto")
+        model = SimpleNamespace(
+            model_revision="main", attn_implementation=None, dtype="auto", load_in_4bit=False, load_in_8bit=False
+        )
         args = SimpleNamespace(model_init_kwargs={"revision": "mine", "use_cache": False})
         cli_train.add_model_init_kwargs(args, model)
         assert args.model_init_kwargs == {"revision": "mine", "dtype": "auto", "use_cache": False}
+        for bits in ("load_in_4bit", "load_in_8bit"):  # TRL's default dtype is for models that are not quantized
+            given = SimpleNamespace(**vars(model) | {"dtype": "float32", bits: True})
+            args = SimpleNamespace(model_init_kwargs=None)
+            cli_train.add_model_init_kwargs(args, given)
+            assert args.model_init_kwargs["dtype"] == "auto"
         cli_train.add_model_init_kwargs(SimpleNamespace(), model)  # a stranger's config may have no such field
 
 

@@ -3,6 +3,7 @@
 
 """Loading of models, 4-bit layers on the CPU, adapters, and errors that name the remedy."""
 
+import copy
 import json
 import logging
 import shutil
@@ -13,12 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_model, make_tokenizer
-from peft import IA3Config, LoraConfig, MultitaskPromptTuningConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, MultitaskPromptTuningConfig, PeftModel, VeraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 from trl import ModelConfig
 
 import trl_ext.models.load as models
-from trl_ext.models.adapters import wrap_with_peft
+from trl_ext.models.adapters import is_factor, wrap_with_peft
 from trl_ext.models.load import (
     adapter_base,
     adapter_disabled,
@@ -131,6 +132,44 @@ def test_4bit_model_is_what_was_asked_for(load_qlora):
     dtypes = {p.dtype for p in model.parameters() if p.requires_grad}
     assert dtypes == {torch.bfloat16}
     assert base_of(model).model.norm.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [None, "auto", "float32", "float16"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_what_is_not_quantized_has_the_compute_dtype(tiny_model_dir, bits, dtype):
+    """Embeddings and head of an 8B model are 2 GiB in bfloat16, and 4 in float32."""
+    config = BitsAndBytesConfig(**NF4) if bits == 4 else BitsAndBytesConfig(load_in_8bit=True)
+    kwargs = {} if dtype is None else {"dtype": dtype}
+    model = load_model(tiny_model_dir, quantization_config=config, **kwargs)
+    expected = {"float32": torch.float32, "float16": torch.float16}.get(dtype, torch.bfloat16)
+    assert {p.dtype for n, p in model.named_parameters() if "embed" in n or "head" in n or "norm" in n} == {expected}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(target_modules=["q_proj", "v_proj"], use_dora=True),
+        VeraConfig(target_modules=["q_proj"], r=8),
+    ],
+    ids=["dora", "vera"],
+)
+def test_factors_on_a_quantized_base_are_float32_and_trained(tiny_model_dir, tmp_path, config):
+    """Numbers near 1 are 1 / 128 apart in bfloat16: small updates would be lost (trl #7268)."""
+    four_bits = BitsAndBytesConfig(**NF4)
+    model = load_policy(tiny_model_dir, settings(tmp_path), four_bits, copy.deepcopy(config))
+    model = model.train()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    factors = {name: p for name, p in trained.items() if is_factor(name)}
+    before = {name: p.detach().clone() for name, p in factors.items()}
+    assert {p.dtype for p in factors.values()} == {torch.float32}
+    assert {p.dtype for name, p in trained.items() if name not in factors} <= {torch.bfloat16}
+    optimizer = torch.optim.AdamW(trained.values(), lr=1e-4)
+    for _ in range(3):
+        log_probs = model(input_ids=IDS, labels=IDS)
+        log_probs.loss.backward()
+        optimizer.step()
+    assert all((p != before[name]).float().mean() > 0.9 for name, p in factors.items() if p.grad.abs().max() > 0)
+    assert any(p.grad.abs().max() > 0 for p in factors.values())
 
 
 def test_quantization_of_the_command_line():

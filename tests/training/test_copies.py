@@ -3,15 +3,22 @@
 
 """Copies that compute with their own weights, and leave the model that they were made from as it was."""
 
+import copy
+
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from conftest import make_model
 from peft import LoraConfig, get_peft_model
+from torch.optim.swa_utils import AveragedModel
 
 from trl_ext.logprobs.lm_head import add_fused_head
+from trl_ext.logprobs.logprobs import LogProbs
+from trl_ext.models.copies import independent_copy
 from trl_ext.models.properties import base_of
 from trl_ext.training.config import ExtConfig
-from trl_ext.training.copies import independent_copy, sampling_copy
+from trl_ext.training.copies import sampling_copy
 
 
 IDS = torch.arange(8, 28).view(2, 10)
@@ -57,3 +64,24 @@ def test_the_model_keeps_its_head():
     independent_copy(model)
     assert model.forward == forward
     assert model(input_ids=IDS, shift_labels=IDS, fused_lm_head=True).log_probs.shape == IDS.shape
+
+
+@pytest.mark.parametrize("wrap", [lambda m: m, lambda m: get_peft_model(m, LoraConfig(**LORA))], ids=["plain", "LoRA"])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_deep_copy_of_a_trained_model_computes_with_its_own_weights(wrap, bf16):
+    """An average of weights is one. accelerate replaces the forward of the outermost model under autocast."""
+    model = wrap(make_model(64))
+    LogProbs(model, 0)
+    AcceleratorState._reset_state(True)
+    model = Accelerator(cpu=True, mixed_precision="bf16" if bf16 else "no").prepare_model(model)
+    copied = AveragedModel(model).module
+    expected = copied(input_ids=IDS).logits.detach()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    AcceleratorState._reset_state(True)
+    torch.testing.assert_close(copied(input_ids=IDS).logits, expected)
+    again = copy.deepcopy(copied)
+    found = LogProbs(again, 0)(again, IDS[:, :4].tolist(), [[row] for row in IDS[:, 4:].tolist()]).sums()
+    log_probs = expected[:, 3:-1].float().log_softmax(dim=-1)
+    torch.testing.assert_close(found, log_probs.gather(2, IDS[:, 4:, None]).sum((1, 2)), rtol=1e-3, atol=1e-3)

@@ -17,7 +17,8 @@ from trl_ext.generation.generate import usual_batch_size
 from trl_ext.generation.vllm_settings import VLLMSettings
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.inference.policy import Policy, model_policy
-from trl_ext.models.load import adapter_base, default_device, loading_error, same_source
+from trl_ext.models.adapters import changes_base
+from trl_ext.models.load import adapter_base, adapter_config, default_device, loading_error, same_source
 from trl_ext.models.properties import context_length
 from trl_ext.models.tokenizers import same_vocabulary
 
@@ -237,11 +238,11 @@ class Models:
             base = policy
             if self._base_judges:
                 self._judge = policy
-            if self._base_is_named and not all(self._shares_base(other) for other in self.names[1:]):
+            if any(self._has_base(other) and not self._shares_base(other) for other in self.names[1:]):
                 self._base = policy
         elif self.base is not None and self._shares_base(name):
             base = self._policy(self.base, model, self.tokenizers[self.base], use_adapter=False)
-        elif self._base_is_named:
+        elif self._has_base(name):
             base = self._base
         return policy, base
 
@@ -253,7 +254,15 @@ class Models:
         return model_policy(model, tokenizer, name=name, batch_size=self.batch_size, **kwargs)
 
     def _shares_base(self, name: str) -> bool:
-        """Whether `name` is an adapter on the base: its KL is then measured to itself without the adapter."""
+        """Whether the KL of `name` is measured to itself without its adapter, which is then the base."""
+        config = adapter_config(name)
+        return config is not None and self._is_adapter_on_base(name) and not changes_base(config)
+
+    def _has_base(self, name: str) -> bool:
+        """Whether the KL of `name` is measured to the base."""
+        return self._base_is_named or self._is_adapter_on_base(name)
+
+    def _is_adapter_on_base(self, name: str) -> bool:
         own = adapter_base(name)
         return own is not None and same_source(own, self.base)
 

@@ -26,6 +26,7 @@ from trl_ext.generation.generate import generate
 from trl_ext.generation.streaming import TextStream
 from trl_ext.generation_settings import GenerationSettings, pad_token_id
 from trl_ext.logprobs.logprobs import LogProbs, completion_logps
+from trl_ext.models.adapters import changes_base
 from trl_ext.models.load import adapter_disabled
 from trl_ext.models.properties import context_length, embedding_rows
 from trl_ext.rewards.functions import Reward
@@ -256,7 +257,15 @@ def model_policy(
             shares the weights.
         progress (`Callable`, *optional*):
             Called with the number of prompts just completed, after each batch.
+
+    Raises:
+        `ValueError`: The base model is asked for, and the adapter changed it when it was put on (PiSSA, OLoRA, ...).
     """
+    if not use_adapter and any(map(changes_base, model.peft_config.values())):
+        raise ValueError(
+            "The model without its adapter is not the base model: the initialization of the adapter "
+            "(`init_lora_weights`) changed it. Load the base model as well, and pass it (`base_model`)."
+        )
 
     def adapter() -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if use_adapter else adapter_disabled(model)

@@ -21,7 +21,8 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from trl_ext.models.architecture import logit_cap, logit_scale
-from trl_ext.models.properties import backbone_of
+from trl_ext.models.copies import independent_copy
+from trl_ext.models.properties import backbone_of, base_of
 from trl_ext.upstream import add_fused_lm_head
 
 
@@ -56,6 +57,7 @@ def add_fused_head(model: PreTrainedModel) -> None:
         return
     add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
     model._trl_ext_head = True  # type: ignore[assignment]
+    copy_with_own_weights(model)
     config = model.config.get_text_config()
     if logit_cap(config) or logit_scale(config) != 1:
         return  # only TRL's head applies them
@@ -75,6 +77,19 @@ def add_fused_head(model: PreTrainedModel) -> None:
         return HeadOutput(*(x.new_zeros(mask.shape).masked_scatter(mask, x) for x in values))
 
     model.forward = types.MethodType(forward, model)
+
+
+def copy_with_own_weights(model: torch.nn.Module) -> None:
+    """Makes a deep copy of a model with the fused head, such as an average of weights, a model with a head too."""
+    model.__deepcopy__ = types.MethodType(_deepcopy, model)  # type: ignore[assignment]
+
+
+def _deepcopy(model: Any, memo: dict[int, Any]) -> Any:
+    copied = independent_copy(model, memo)
+    add_fused_head(base_of(copied))
+    if copied is not base_of(copied):
+        copy_with_own_weights(copied)
+    return copied
 
 
 def _is_plain_cpu(head: torch.nn.Module) -> bool:

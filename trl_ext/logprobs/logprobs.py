@@ -24,7 +24,7 @@ from trl_ext.models.properties import base_of, has_virtual_tokens, inserted_toke
 from trl_ext.models.sharding import catch_up_calls
 
 from .balancing_loss import balancing_loss, can_return_router_logits, router_logits
-from .lm_head import add_fused_head, from_logits
+from .lm_head import add_fused_head, copy_with_own_weights, from_logits
 from .shared_prefix import IGNORE, SharedPrefixRows, unwrapped
 
 
@@ -100,6 +100,7 @@ class LogProbs(SharedPrefixRows):
             kwargs["shared_prefix"] = "never"
         super().__init__(base, pad_token_id, **kwargs)
         add_fused_head(base)
+        copy_with_own_weights(model)
 
     def __call__(
         self,

@@ -16,8 +16,12 @@ if TYPE_CHECKING:
 
 
 # Factors of about 1, or as large as a row of weights (DoRA's magnitude): an update by a usual learning rate is smaller
-# than the distance of two such numbers in bfloat16, so that they would never move.
-_FACTORS = ("lora_magnitude_vector", "ia3_l", "vera_lambda", "boft_s")
+# than the distance of two such numbers in bfloat16, so that they would never move. Not IA3's, with which PEFT's layers
+# return float32 where no autocast expects it.
+_FACTORS = ("lora_magnitude_vector", "vera_lambda")
+
+# Initializations of LoRA that move a part of the base weights into the adapter.
+_CHANGE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 # Adapters whose forward pass takes a task or a type for each token.
 _OWN_INPUTS = ("MULTITASK_PROMPT_TUNING", "CPT", "POLY")
@@ -78,8 +82,26 @@ def cast_adapter(model: torch.nn.Module) -> None:
     """
     if is_quantized(model):
         for name, parameter in model.named_parameters():
-            if parameter.requires_grad and not any(part in name for part in _FACTORS):
+            if parameter.requires_grad and not is_factor(name):
                 parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def is_factor(name: str) -> bool:
+    """Whether a parameter of an adapter multiplies whole channels, and has to be float32 to be trained."""
+    return any(part in name for part in _FACTORS)
+
+
+def changes_base(peft_config: Any) -> bool:
+    """
+    Whether the initialization of an adapter changes the weights that it is put on (PiSSA, OLoRA, CorDA, LoftQ, ...).
+
+    The model with the adapter switched off is then not its base model.
+
+    Args:
+        peft_config ([`~peft.PeftConfig`] or `dict`): The config of the adapter, or as it was saved.
+    """
+    config = peft_config if isinstance(peft_config, dict) else vars(peft_config)
+    return str(config.get("init_lora_weights")).lower().startswith(_CHANGE_BASE)
 
 
 def check_trainable(model: torch.nn.Module) -> None:

@@ -204,11 +204,18 @@ def adapter_base(path: str, **hub: Any) -> str | None:
     Raises:
         `OSError`: The base model is not there, or its name was not saved.
     """
-    config = _adapter_config(path, **hub)
+    config = adapter_config(path, **hub)
     return None if config is None else _base_of_adapter(path, config)
 
 
-def _adapter_config(path: str, **hub: Any) -> dict[str, Any] | None:
+def adapter_config(path: str, **hub: Any) -> dict[str, Any] | None:
+    """
+    The saved config of an adapter, or `None` if there is no adapter.
+
+    Args:
+        path (`str`): Directory or Hub id.
+        hub: As from [`hub_arguments`].
+    """
     try:
         file = find_adapter_config_file(path, **hub)
     except (OSError, ValueError):  # no directory and no name on the Hub: it is reported where it is loaded
@@ -274,7 +281,7 @@ def load_model(
     """
     name_or_path, inside = locate(name_or_path, init_kwargs.pop("subfolder", None))
     where = hub_arguments({**init_kwargs, **inside, "revision": revision})
-    adapter = _adapter_config(name_or_path, **where)
+    adapter = adapter_config(name_or_path, **where)
     source = name_or_path if adapter is None else _base_of_adapter(name_or_path, adapter)
     if adapter is None:
         init_kwargs |= inside
@@ -286,8 +293,8 @@ def load_model(
         init_kwargs["quantization_config"] = quantization_config
         # Modules that are not quantized (norms, embeddings, head) have the compute dtype unless another is passed.
         if init_kwargs.get("dtype") in (None, "auto"):
-            compute = getattr(quantization_config, "bnb_4bit_compute_dtype", None)
-            init_kwargs["dtype"] = compute or torch.bfloat16
+            in_4bit = getattr(quantization_config, "load_in_4bit", False)  # in 8 bits the field has no meaning
+            init_kwargs["dtype"] = quantization_config.bnb_4bit_compute_dtype if in_4bit else torch.bfloat16
     init_kwargs.update(trust_remote_code=trust_remote_code)
     if init_kwargs.setdefault("use_safetensors", True):
         for folder in {source, name_or_path}:

@@ -23,13 +23,13 @@ from transformers import BitsAndBytesConfig, PreTrainedModel, Trainer, TrainerCa
 
 from trl_ext.atomic_files import write_tensors
 from trl_ext.logprobs.logprobs import LogProbs, completion_logps
+from trl_ext.models.copies import independent_copy
 from trl_ext.models.load import freeze, load_model
 from trl_ext.models.properties import base_of, is_peft_model, is_quantized
 from trl_ext.models.sharding import assign, copy_of, reshard, shard
 from trl_ext.upstream import disable_gradient_checkpointing
 
 from .config import ExtConfig
-from .copies import independent_copy
 from .model_loading import init_kwargs
 
 

@@ -191,6 +191,14 @@ def test_new_adapter_does_not_change_values() -> None:
     torch.testing.assert_close(model(IDS).last_hidden_state, hidden)
 
 
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_an_adapter_that_changes_its_base_is_not_put_on_the_policy(init: str) -> None:
+    with pytest.raises(
+        ValueError, match="changes the weights that it is put on, which are those of the language model"
+    ):
+        ValueModel.on_policy(make_model(64), peft_config=LoraConfig(**LORA | {"init_lora_weights": init}))
+
+
 def test_adapter_on_the_policy_does_not_change_the_policy(tiny_model_dir: str) -> None:
     policy = AutoModelForCausalLM.from_pretrained(tiny_model_dir).eval()
     before = policy(IDS).logits

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from trl_ext.models.adapters import wrap_with_peft
+from trl_ext.models.adapters import changes_base, is_factor, wrap_with_peft
 from trl_ext.models.load import load_model, refuse_pickled, use_exact_4bit_on_cpu
 from trl_ext.models.properties import backbone_of, base_of, is_peft_model, is_quantized
 from trl_ext.upstream import get_config_model_id, replaces_adapters
@@ -111,6 +111,15 @@ def _free_name(model: torch.nn.Module, peft_config: "PeftConfig", name: str) -> 
     return next(each for each in names if each not in taken)
 
 
+def refuse_change_of_base(peft_config: Any) -> None:
+    """Raise a `ValueError` if an adapter, of a config or a saved one, would change the policy that it is put on."""
+    if changes_base(peft_config):
+        raise ValueError(
+            "The initialization of the adapter (`init_lora_weights`) changes the weights that it is put on, which are "
+            "those of the language model. Use another one, or a value model with weights of its own."
+        )
+
+
 def with_saved_adapter(
     base: PreTrainedModel, path: str, folder: str, *, name: str = "default", is_trainable: bool = False, **hub: Any
 ) -> "PeftModel":
@@ -137,7 +146,7 @@ def with_saved_adapter(
     model = PeftModel.from_pretrained(base, path, adapter_name=name, is_trainable=is_trainable, **hub)
     if is_quantized(base):  # as in training, see `wrap_with_peft`
         for name, parameter in model.named_parameters():
-            if "lora_" in name and parameter.is_floating_point():
+            if "lora_" in name and parameter.is_floating_point() and not is_factor(name):
                 parameter.data = parameter.data.to(torch.bfloat16)
     return model
 

@@ -26,7 +26,7 @@ from trl_ext.upstream import get_config_model_id
 
 from .action_head import ActionHead
 from .backbone_model import BackboneModel
-from .backbones import add_adapter, headless, load_backbone
+from .backbones import add_adapter, headless, load_backbone, refuse_change_of_base
 from .config import ValueConfig
 from .shared_weights import adapters_unchanged
 
@@ -183,6 +183,7 @@ class ValueModel(BackboneModel):
             if peft_config is None:
                 embeddings = base.get_output_embeddings()
             else:
+                refuse_change_of_base(peft_config)
                 embeddings = base.get_input_embeddings()
                 backbone = add_adapter(backbone, peft_config, name="value")
             model = cls._build(backbone, name, heads, form, action_rank, embeddings)
