@@ -184,6 +184,7 @@ class ValueModel(BackboneModel):
             if peft_config is None:
                 embeddings = base.get_output_embeddings()
             else:
+                refuse_change_of_base(peft_config)
                 embeddings = base.get_input_embeddings()
                 backbone = add_adapter(backbone, peft_config, name="value")
             model = cls._build(backbone, name, heads, form, action_rank, embeddings)
