@@ -392,9 +392,12 @@ def test_set_adapter_states():
     """The adapter is left out of the forward pass and stays trainable; no active one means the base model."""
     model = make_model(64)
     expected = model(input_ids=IDS).logits
-    peft = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"], init_lora_weights=False)
+    peft = get_peft_model(model, config)
     trainable = [p.requires_grad for p in peft.parameters()]
     layers = upstream.adapter_layers(peft)
+    with torch.no_grad():
+        next(p for n, p in peft.named_parameters() if "modules_to_save" in n).add_(1)
     on = upstream.adapter_states(layers)
     for off in ((True, ["default"]), (False, [])):
         upstream.set_adapter_states(layers, [off] * len(layers))

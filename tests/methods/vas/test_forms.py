@@ -152,8 +152,10 @@ def test_saving_and_loading(tmp_path: Path, tiny_model_dir: str, form: str) -> N
     for found in made:
         assert found.config.form == model.config.form and not found.training
         torch.testing.assert_close(found(ids).values[:, 1:], expected)
-        trained = [name for name, p in found.named_parameters() if p.requires_grad and ".value." not in name]
-        assert not trained or form == "full"  # the policy's copy has the first adapter, called "value", as it was
+        trained = [name for name, p in found.named_parameters() if p.requires_grad and ".trl_ext_value." not in name]
+        assert (
+            not trained or form == "full"
+        )  # the policy's copy has the first adapter, called "trl_ext_value", as it was
     further = ValueModel.from_pretrained(tmp_path / "value", is_trainable=True)
     trainable = {name for name, p in further.named_parameters() if p.requires_grad}
     assert own <= trainable and (form != "policy" or trainable == own)

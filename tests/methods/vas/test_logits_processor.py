@@ -890,13 +890,6 @@ def test_invalid_flags(settings, message):
         VASDecoding(**{"value_model_name_or_path": ["x"]} | settings).check()
 
 
-def test_a_misspelt_value_model_is_found_before_anything_is_loaded(tiny_model_dir):
-    with pytest.raises(OSError, match=r"Cannot load the value model './misspelt'"):
-        VASDecoding(["./misspelt"]).check()
-    with pytest.raises(ValueError, match="type 'llama', not a value model"):
-        VASDecoding([tiny_model_dir]).check()
-
-
 @pytest.mark.parametrize(
     ("names", "beta", "message"),
     [

@@ -201,7 +201,7 @@ def test_a_policy_saves_itself_without_the_value_models_adapter(tmp_path: Path, 
 def test_a_policy_has_one_hook_for_any_number_of_value_models() -> None:
     policy = make_model(64)
     for _ in range(3):
-        ValueModel.on_policy(policy, form="policy")
+        ValueModel.on_policy(policy, peft_config=LoraConfig(**LORA))
     assert len(policy._state_dict_hooks) == 1
 
 

@@ -3,6 +3,7 @@
 """Several models on the same weights: value models on a policy, its own adapters, copies, and merged adapters."""
 
 import copy
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from conftest import make_model, make_tokenizer
 from datasets import Dataset
 from oracles.guided_decoding import PROMPTS, K, guided_logits, make_value, randomize, run_generate
-from peft import LoHaConfig, LoraConfig, get_peft_model, inject_adapter_in_model
+from peft import LoHaConfig, LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from trl_ext import ValueModel, VASConfig, VASTrainer
@@ -62,6 +64,7 @@ def saved(tmp_path: Path) -> dict[str, Any]:
         model = ValueModel.from_backbone(found["base"], [name], peft_config=lora(*modules))
         randomize(model, seed).save_pretrained(tmp_path / name)
         found[name], found["alone"][name] = str(tmp_path / name), values(model)
+    found["keys"] = load_file(tmp_path / "kind" / "adapter" / "adapter_model.safetensors").keys()
     return found
 
 
@@ -93,7 +96,7 @@ def test_flags_share_the_weights_of_the_policy(saved: dict[str, Any], tiny_token
 
 
 @pytest.mark.parametrize("kind", ["peft", "injected"])
-def test_policy_with_an_adapter(saved: dict[str, Any], kind: str) -> None:
+def test_policy_with_an_adapter(saved: dict[str, Any], tmp_path: Path, kind: str) -> None:
     """
     The value model does without the policy's adapter, as it does alone; the policy keeps its own, whatever the caller
     switches between the calls.
@@ -112,6 +115,15 @@ def test_policy_with_an_adapter(saved: dict[str, Any], kind: str) -> None:
     model = ValueModel.from_pretrained(saved["kind"], backbone=policy)
     assert {name for name, p in policy.named_parameters() if p.requires_grad} == trainable
     policy.eval()
+    model.save_pretrained(tmp_path / "value")
+    assert load_file(tmp_path / "value" / "adapter" / "adapter_model.safetensors").keys() == saved["keys"]
+    if kind == "peft":
+        policy.save_pretrained(tmp_path / "policy")
+        assert not [
+            key for key in load_file(tmp_path / "policy" / "adapter_model.safetensors") if ".trl_ext_value." in key
+        ]
+        alone = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(saved["base"]), tmp_path / "policy")
+        torch.testing.assert_close(logits(alone.eval()), expected)
 
     def check(expected: torch.Tensor) -> None:
         torch.testing.assert_close(logits(policy), expected)
@@ -128,6 +140,35 @@ def test_policy_with_an_adapter(saved: dict[str, Any], kind: str) -> None:
         policy.delete_adapter("other")
         policy.set_adapter("default")
         check(expected)
+
+
+def test_policy_that_gets_an_adapter_later(saved: dict[str, Any], tmp_path: Path) -> None:
+    """PEFT calls it "default", which is no value model's; it is trained, saved and loaded as without value models."""
+    policy = AutoModelForCausalLM.from_pretrained(saved["base"]).eval()
+    model = ValueModel.from_pretrained(saved["kind"], backbone=policy)
+    config = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)
+    policy = get_peft_model(policy, config).eval()
+    expected = logits(policy)
+    torch.testing.assert_close(values(model), saved["alone"]["kind"])
+    torch.testing.assert_close(logits(policy), expected)
+    assert any("default" in name and p.requires_grad for name, p in policy.named_parameters())
+    policy.save_pretrained(tmp_path / "policy")
+    alone = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(saved["base"]), tmp_path / "policy").eval()
+    torch.testing.assert_close(logits(alone), expected)
+
+
+def test_value_models_that_are_gone_take_their_adapters_with_them(saved: dict[str, Any]) -> None:
+    """A program that loads one after the other on the same policy keeps the memory of none."""
+    policy = AutoModelForCausalLM.from_pretrained(saved["base"]).eval()
+    expected, sizes = logits(policy), []
+    for name in ("kind", "short", "kind"):
+        model = ValueModel.from_pretrained(saved[name], backbone=policy)
+        torch.testing.assert_close(values(model), saved["alone"][name])
+        del model
+        gc.collect()
+        sizes.append(sum(parameter.numel() for parameter in policy.parameters()))
+        torch.testing.assert_close(logits(policy), expected)
+    assert len(set(sizes)) == 1
 
 
 def test_forward_that_fails_leaves_the_policy_alone() -> None:

@@ -39,6 +39,7 @@ from trl_ext.upstream import attention_implementation, mark_initialized
 
 from .backbones import headless, save_adapter, with_saved_adapter
 from .config import BackboneConfig, is_remote_code
+from .policy_weights import VALUE_ADAPTER, save_without_adapters
 from .shared_weights import AdapterSwitch, LastHiddenStates, adapters_unchanged
 
 
@@ -153,13 +154,16 @@ class BackboneModel(PreTrainedModel):
 
     # -------------------------------------------------------------------------------------- on another model's weights
 
-    def _share(self) -> None:
-        """Prepare for a backbone whose weights are another model's: that model's outputs must not change."""
+    def _share(self, policy: Any) -> None:
+        """
+        Prepare for a backbone whose weights are those of `policy`: its outputs, and what it saves, must not change.
+        """
         self.shares_policy = True
         if self.config.head_only:
             self.captured = LastHiddenStates(self.backbone)
         else:
             self.switch = AdapterSwitch(self.backbone)
+            save_without_adapters(policy)
 
     @contextmanager
     def hold_adapter(self) -> Iterator[None]:
@@ -322,8 +326,7 @@ class BackboneModel(PreTrainedModel):
             raise ValueError(f"{path!r} has {part} on a backbone whose name is unknown. Pass the backbone: {what}.")
         with adapters_unchanged(backbone) if backbone is not None else nullcontext():
             if config.adapter:
-                # A name that the language model's own adapters do not have, nor those that it may get
-                name = "default" if backbone is None else "value"
+                name = "default" if backbone is None else VALUE_ADAPTER
                 base = with_saved_adapter(base, path, ADAPTER_FOLDER, name=name, is_trainable=is_trainable, **hub)
             model = cls(config, base)
             model._load_heads(cached_file(path, "model.safetensors", **hub))
@@ -331,7 +334,7 @@ class BackboneModel(PreTrainedModel):
             for _, head in model._heads():
                 head.requires_grad_(is_trainable)
             if backbone is not None:
-                model._share()
+                model._share(backbone)
         return model
 
     @classmethod

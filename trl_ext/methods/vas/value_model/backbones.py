@@ -17,6 +17,8 @@ from trl_ext.models.load import load_model, refuse_pickled, use_exact_4bit_on_cp
 from trl_ext.models.properties import backbone_of, base_of, is_peft_model, is_quantized
 from trl_ext.upstream import get_config_model_id, replaces_adapters
 
+from .policy_weights import without_other_adapters
+
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -151,17 +153,19 @@ def with_saved_adapter(
     return model
 
 
-def save_adapter(backbone: Any, folder: Path, **kwargs: Any) -> None:
+def save_adapter(backbone: Any, folder: Path, state_dict: dict[str, Any] | None = None) -> None:
     """
     Save an adapter, and no other on its weights, as one that is loaded without a name.
 
     Args:
         backbone ([`~peft.PeftModel`]): The backbone with its adapter.
         folder (`pathlib.Path`): The directory. It is created.
-        kwargs: Passed to [`~peft.PeftModel.save_pretrained`].
+        state_dict (`dict[str, torch.Tensor]`, *optional*): Weights to save instead of the model's current ones.
     """
-    backbone.save_pretrained(folder, **kwargs)
-    named = folder / backbone.active_adapter
+    name = backbone.active_adapter
+    own = without_other_adapters(state_dict or backbone.state_dict(), backbone, name)
+    backbone.save_pretrained(folder, state_dict=own)
+    named = folder / name
     if named.is_dir():  # PEFT gives every adapter that is not called "default" a folder of its own
         for file in named.iterdir():
             file.replace(folder / file.name)

@@ -27,6 +27,7 @@ from .action_head import ActionHead
 from .backbone_model import BackboneModel
 from .backbones import add_adapter, headless, load_backbone, refuse_change_of_base
 from .config import ValueConfig
+from .policy_weights import VALUE_ADAPTER
 from .shared_weights import adapters_unchanged
 
 
@@ -186,9 +187,9 @@ class ValueModel(BackboneModel):
             else:
                 refuse_change_of_base(peft_config)
                 embeddings = base.get_input_embeddings()
-                backbone = add_adapter(backbone, peft_config, name="value")
+                backbone = add_adapter(backbone, peft_config, name=VALUE_ADAPTER)
             model = cls._build(backbone, name, heads, form, action_rank, embeddings)
-            model._share()
+            model._share(policy)
         return model
 
     @classmethod

@@ -21,7 +21,7 @@ import torch
 from trl_ext.models.properties import base_of
 from trl_ext.upstream import adapter_layers, adapter_states, set_adapter_states
 
-from .policy_weights import save_without_adapters
+from .policy_weights import REPLACED
 
 
 # Backbones that a value model with an adapter is running on, so that their hidden states are not the language model's.
@@ -58,6 +58,7 @@ class AdapterSwitch:
         # Bound methods, which a deep copy of the backbone replaces by those of its own switch.
         backbone.register_forward_pre_hook(self._enter)
         backbone.register_forward_hook(self._leave, always_call=True)
+        weakref.finalize(backbone, _remove_adapter, self.own, self.name).atexit = False
 
     def _enter(self, *_: Any) -> None:
         if not self._holding:
@@ -112,6 +113,15 @@ class AdapterSwitch:
             self._leave()
 
 
+def _remove_adapter(layers: list[Any], name: str) -> None:
+    """Free the memory of an adapter whose value model is gone; the layers are those of a language model that stays."""
+    for layer in layers:
+        if hasattr(layer, "get_base_layer"):
+            layer.delete_adapter(name)
+        else:
+            layer.delete_adapter(name, layer.active_adapters)
+
+
 @contextmanager
 def adapters_unchanged(model: torch.nn.Module) -> Iterator[None]:
     """
@@ -121,21 +131,21 @@ def adapters_unchanged(model: torch.nn.Module) -> Iterator[None]:
     PEFT makes the new adapter the active one, and takes the others out of training.
     """
     layers = adapter_layers(model)
-    if not layers:  # with an adapter of its own, it saves that
-        save_without_adapters(model)
     states = adapter_states(layers)
     trained = [
         (parameter, parameter.requires_grad)
         for layer in layers
         for name, parameter in layer.named_parameters()
-        if not name.startswith(("base_layer.", "original_module."))
+        if not name.startswith(REPLACED)
     ]
     try:
         yield
     finally:
         known = set(map(id, layers))
         new = [layer for layer in adapter_layers(model) if id(layer) not in known]
-        set_adapter_states(layers + new, states + [(True, [])] * len(new))
+        set_adapter_states(
+            layers + new, states + [(False, [])] * len(new)
+        )  # no active one, so that others may be added
         for parameter, requires_grad in trained:
             parameter.requires_grad_(requires_grad)
 
