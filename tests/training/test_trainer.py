@@ -41,7 +41,8 @@ def scored_trainer(folder: Path, method: str, context: int, rows: Any = SCORED, 
     given = {"train_dataset": train, "eval_dataset": eval_rows, "processing_class": tokenizer}
     if method == "rrhf":
         return RRHFTrainer(model, args=RRHFConfig(**settings), **given, **kwargs)
-    value_model = ValueModel.from_backbone(kwargs.pop("value_backbone", None) or model)
+    backbone = kwargs.pop("value_backbone", None) or make_model(len(tokenizer), max_position_embeddings=context)
+    value_model = ValueModel.from_backbone(backbone)
     settings["num_epochs_per_batch"] = 1
     return VASTrainer(model, args=VASConfig(**settings), **given, value_model=value_model, **kwargs)
 
@@ -373,7 +374,7 @@ def test_attributes_that_scripts_read(tmp_path: Path) -> None:
     assert trainer.ref_model is trainer.reference.model
     assert make_trainer("psle", tmp_path).ref_model is None
     given = make_model(len(trainer.processing_class))
-    common = {"args": replace(trainer.args, beta=0.0), "processing_class": trainer.processing_class}
+    common = {"args": replace(trainer.args, beta=0.0, resample_steps=0), "processing_class": trainer.processing_class}
     unused = RRHFTrainer(given, make_model(193), train_dataset=Dataset.from_list(SCORED), **common)
     assert unused.ref_model is not None
     assert unused.reference is None
