@@ -479,7 +479,7 @@ SERVERS = {
             ]
         },
     },
-    # tokens of one text share an entry; the first may have no number
+    # tokens of one text share an entry; the first may have no log-probability
     "sglang": {
         "text": " a",
         "finish_reason": "length",
