@@ -316,7 +316,7 @@ def test_bad_data(prompts, changed_dir, tmp_path):
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return ["--model_name_or_path", changed_dir, "--dataset_name", str(file)]
 
-    fails(with_rows({"question": "a", "id": 1}), DataError, "no column 'prompt'; it has 'question', 'id'")
+    fails(with_rows({"text": "a", "id": 1}), DataError, "lacks the column 'prompt'; it has 'text', 'id'")
     fails(with_rows(), DataError, "empty")
     fails(with_rows({"prompt": "a"}, {"prompt": ""}), DataError, "row 1: the prompt is empty")
     fails(["--model_name_or_path", changed_dir, "--dataset_name", "./nothing.jsonl"], DataError, "nothing.jsonl")
