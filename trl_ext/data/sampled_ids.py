@@ -9,12 +9,12 @@ The columns are `completion_ids` (for each completion its ids, empty if they are
 empty if several tokenizers encoded it).
 """
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+
+from trl_ext.vocabulary import vocabulary_digest
 
 from .completion import decode_after
 
@@ -27,9 +27,8 @@ def tokenizer_tag(tokenizer: PreTrainedTokenizerBase) -> str:
     A tokenizer's name and a hash of its vocabulary, `name#hash`. Tokens that were added to the vocabulary, such as a
     padding token, do not count.
     """
-    tokens = [entry for entry in tokenizer.get_vocab().items() if entry[1] < tokenizer.vocab_size]
     name = tokenizer.name_or_path or type(tokenizer).__name__
-    digest = hashlib.sha256(json.dumps(sorted(tokens)).encode()).hexdigest()[:16]
+    digest = vocabulary_digest(tokenizer, tokenizer.vocab_size)
     return f"{Path(name).name if Path(name).is_absolute() else name}#{digest}"
 
 

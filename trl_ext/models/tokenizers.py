@@ -3,8 +3,6 @@
 
 """Loads tokenizers, and compares the vocabularies of two of them."""
 
-import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -35,20 +33,6 @@ def can_read(reader: PreTrainedTokenizerBase, writer: PreTrainedTokenizerBase, i
     known, written = reader.get_vocab(), writer.get_vocab()
     extends = known.items() <= written.items() or written.items() <= known.items()
     return extends and {token for row in ids for token in row} <= set(known.values())
-
-
-def vocabulary_digest(tokenizer: PreTrainedTokenizerBase, count: int = 0) -> str:
-    """
-    A hash of the vocabulary: equal for tokenizers that have the same tokens under the same ids.
-
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer.
-        count (`int`, *optional*, defaults to `0`): Number of tokens, those with the lowest ids. `0` means all.
-    """
-    items = sorted(tokenizer.get_vocab().items())
-    if count and count < len(items):
-        items = sorted(sorted(items, key=lambda item: item[1])[:count])
-    return hashlib.sha256(json.dumps(items).encode()).hexdigest()[:16]
 
 
 def vocabulary_difference(

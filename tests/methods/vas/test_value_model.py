@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from trl_ext import ValueConfig, ValueModel
-from trl_ext.models.tokenizers import vocabulary_digest
+from trl_ext.vocabulary import vocabulary_digest
 
 
 IDS = torch.tensor([[5, 9, 3, 7, 4, 11], [6, 8, 2, 10, 12, 3]])

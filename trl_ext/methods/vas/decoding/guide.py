@@ -14,7 +14,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from trl_ext.models.properties import context_length, learned_positions
-from trl_ext.models.tokenizers import vocabulary_digest, vocabulary_mismatch
+from trl_ext.models.tokenizers import vocabulary_mismatch
+from trl_ext.vocabulary import vocabulary_digest
 
 from ..head_weights import full_names
 from ..value_model.model import ValueModel

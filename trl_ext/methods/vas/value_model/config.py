@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from trl_ext.models.tokenizers import vocabulary_digest
+from trl_ext.vocabulary import vocabulary_digest
 
 
 FORMS = ("state", "action", "policy")  # inputs of a value model; see [`ValueConfig`]
@@ -110,7 +110,7 @@ class ValueConfig(BackboneConfig):
         tokenizer_name (`str`, *optional*, defaults to `""`):
             Tokenizer that the value model was trained with.
         vocabulary (`str`, *optional*, defaults to `""`):
-            Its [`~trl_ext.models.tokenizers.vocabulary_digest`]; `""` if unknown.
+            Its [`~trl_ext.vocabulary.vocabulary_digest`]; `""` if unknown.
         vocabulary_count (`int`, *optional*, defaults to `0`):
             Number of its tokens, so that a tokenizer with further ones is recognised; `0` if unknown.
         kwargs: Those of [`~trl_ext.methods.vas.value_model.config.BackboneConfig`].

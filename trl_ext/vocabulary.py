@@ -1,0 +1,23 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""A digest by which a file can say which vocabulary its token ids, or the model in it, belong to."""
+
+import hashlib
+import json
+
+from transformers import PreTrainedTokenizerBase
+
+
+def vocabulary_digest(tokenizer: PreTrainedTokenizerBase, count: int = 0) -> str:
+    """
+    A hash of the vocabulary: equal for tokenizers that have the same tokens under the same ids.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer.
+        count (`int`, *optional*, defaults to `0`): Number of tokens, those with the lowest ids. `0` means all.
+    """
+    items = sorted(tokenizer.get_vocab().items())
+    if count and count < len(items):
+        items = sorted(sorted(items, key=lambda item: item[1])[:count])
+    return hashlib.sha256(json.dumps(items).encode()).hexdigest()[:16]
