@@ -24,6 +24,7 @@ _SHARED = {
     "Method": "method",
     "Policy": "inference.policy",
     "RewardError": "rewards.functions",
+    "RewardSettings": "rewards.settings",
     "best_of_n": "inference.best_of_n",
     "discover": "method",
     "evaluate_model": "evaluation.evaluate",

@@ -41,6 +41,7 @@ from .methods.vas.value_model.config import ValueConfig as ValueConfig
 from .methods.vas.value_model.model import ValueModel as ValueModel
 from .rewards.functions import RewardError as RewardError
 from .rewards.functions import load_rewards as load_rewards
+from .rewards.settings import RewardSettings as RewardSettings
 from .training.config import ExtConfig as ExtConfig
 
 __version__: str

@@ -26,6 +26,20 @@ class TestArguments:
         assert cli_train._resume_from(value) == meaning
 
 
+    @pytest.mark.parametrize("head", ["1", "POSITIVE", '[POSITIVE, ""]'])
+    def test_reward_settings_in_a_file_and_in_flags(self, head, yaml_file, tmp_path):
+        """A label may be a number, a name or one per reward; what is a mapping is JSON in a flag."""
+        file = yaml_file(f"reward_head: {head}\nreward_server_kwargs: {{timeout: 5}}\nreward_batch_size: 8\n")
+        parser = cli_train.make_parser(discover().methods[NAME].method)
+        flags = ["--config", file, "--output_dir", str(tmp_path)]
+        _, _, args, _ = parser.parse_args_and_config([*flags, "--reward_model_init_kwargs", '{"dtype": "bfloat16"}'])
+        assert args.reward_head == (["POSITIVE", ""] if "[" in head else [head])
+        assert args.reward_model_init_kwargs == {"dtype": "bfloat16"} and args.reward_batch_size == 8
+        assert args.reward_server_kwargs == {"timeout": 5}
+        _, _, args, _ = parser.parse_args_and_config([*flags, "--reward_head", "1", "0", "--reward_pairs"])
+        assert args.reward_head == ["1", "0"] and args.reward_pairs
+
+
 class TestDatasets:
     @pytest.fixture
     def files(self, tmp_path):

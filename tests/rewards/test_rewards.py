@@ -15,6 +15,7 @@ import torch
 from conftest import make_model, make_tokenizer
 
 from trl_ext.data.completion import Completion
+from trl_ext.rewards import scoring
 from trl_ext.rewards.classifiers import ClassifierReward
 from trl_ext.rewards.functions import Reward, RewardError, load_rewards
 from trl_ext.rewards.kept_scores import KeptScores
@@ -207,6 +208,20 @@ def test_async_functions_share_one_loop_and_run_side_by_side():
     assert score_values(rewards) == [1.0, 1.0]
     assert score_values(rewards) == [1.0, 1.0]
     assert len(loops) == 4 and len(set(map(id, loops))) == 1
+
+
+def test_a_long_scoring_shows_its_progress(monkeypatch, capsys):
+    """Long is every one here; a short one shows nothing."""
+    scores([reward([1.0, 2.0])])
+    assert "scoring" not in capsys.readouterr().err
+    monkeypatch.setattr(scoring, "_SECONDS_WITHOUT_BAR", 0)
+    monkeypatch.setattr(scoring, "_SECONDS_BETWEEN_LINES", 0)
+    rows = [{"prompt": prompt} for prompt in PLAIN["prompts"]]
+    groups = [[completion] for completion in completions_of(PLAIN["completions"])]
+    score_completions(rows, groups, [Reward("length", length, batch_size=1)])
+    assert "scoring by length" in (shown := capsys.readouterr().err) and "1/2" in shown
+    score_completions(rows, groups, [Reward("length", length)], progress=False)
+    assert "scoring" not in capsys.readouterr().err
 
 
 def test_what_was_scored_is_kept_if_a_later_call_fails(tmp_path):

@@ -4,6 +4,7 @@
 """Scores groups of completions with several weighted reward functions."""
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from .kept_scores import BatchScores, KeptScores
 # Columns of tables of completions beside the rewards.
 _TABLE_COLUMNS = ("step", "prompt", "completion", "score", "guided")
 _SECONDS_WITHOUT_BAR = 5  # scoring that takes longer shows its progress
+_SECONDS_BETWEEN_LINES = 60  # in a log file
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ def score_completions(
     *,
     metrics: dict[str, list[float]] | None = None,
     kept: KeptScores | None = None,
+    progress: bool = True,
     **arguments: Any,
 ) -> list[list[ScoredCompletion]]:
     """
@@ -84,6 +87,8 @@ def score_completions(
             Receives the values that the functions give to `log_metric`.
         kept ([`~trl_ext.rewards.kept_scores.KeptScores`], *optional*):
             Keeps the batches that were scored if a later call fails, and gives them back when they come again.
+        progress (`bool`, *optional*, defaults to `True`):
+            Whether a bar shows the progress of a function that takes longer than a few seconds.
         arguments:
             Further keyword arguments of the reward functions. `trainer_state` is an empty state by default.
 
@@ -103,7 +108,7 @@ def score_completions(
         raise ValueError(f"{len(rows)} rows for {len(groups)} groups of completions: pass one group per row.")
     kept = KeptScores() if kept is None else kept
     inputs = _Inputs(rows, groups, {"trainer_state": TrainerState()} | arguments)
-    scored = _all_scores(inputs, rewards, kept)
+    scored = _all_scores(inputs, rewards, kept, progress)
     for name, value in [logged for parts in scored.values() for part in parts for logged in part.metrics]:
         if metrics is not None:
             metrics.setdefault(name, []).append(value)
@@ -160,7 +165,9 @@ class _Inputs:
         }
 
 
-def _all_scores(inputs: _Inputs, rewards: Sequence[Reward], kept: KeptScores) -> dict[str, list[BatchScores]]:
+def _all_scores(
+    inputs: _Inputs, rewards: Sequence[Reward], kept: KeptScores, progress: bool
+) -> dict[str, list[BatchScores]]:
     """The scores of all batches by reward: async functions side by side, the others in this thread."""
     taken = {*_TABLE_COLUMNS, *(reward.name for reward in rewards)}
 
@@ -170,8 +177,9 @@ def _all_scores(inputs: _Inputs, rewards: Sequence[Reward], kept: KeptScores) ->
             total=len(inputs.rows),
             desc=f"scoring by {reward.name}",
             unit="completion",
-            disable=None,  # not in a log file
+            disable=not progress,
             delay=_SECONDS_WITHOUT_BAR,
+            mininterval=0.1 if sys.stderr.isatty() else _SECONDS_BETWEEN_LINES,
             leave=False,
         ) as bar:
             for part in inputs.batches(reward.batch_size):

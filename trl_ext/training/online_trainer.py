@@ -176,9 +176,8 @@ class OnlineTrainer(ExtTrainer):
             max_length=self.args.max_length,
             tokenizer=self._tokenizer,
             penalty=self._kl_penalty if self.reference is not None and mode == "train" else None,
-            trainer_state=self.state,
             keep_truncated=not self.args.mask_truncated_completions or mode != "train",
-            kept=self._kept_scores,
+            **self._scoring,
             **kwargs,
         )
 

@@ -242,9 +242,11 @@ class ExtTrainer(BaseTrainer):
         return torch.tensor(check_reward_weights(self.args.reward_weights or None, self.reward_func_names))
 
     @property
-    def _kept_scores(self) -> KeptScores:
-        """Keeps what this process has scored if a reward function fails."""
-        return KeptScores(Path(self.args.output_dir) / f"unfinished_scores_{self.accelerator.process_index}.json")
+    def _scoring(self) -> dict[str, Any]:
+        """Arguments of [`score_round`]: what reward functions get, and what happens to the scores if one fails."""
+        file = Path(self.args.output_dir) / f"unfinished_scores_{self.accelerator.process_index}.json"
+        shown = self.accelerator.is_main_process and not self.args.disable_tqdm
+        return {"trainer_state": self.state, "kept": KeptScores(file), "progress": shown}
 
     @classmethod
     def _load_tokenizer(cls, model: Any, args: ExtConfig, processing_class: Any) -> PreTrainedTokenizerBase:

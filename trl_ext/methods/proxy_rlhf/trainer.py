@@ -357,9 +357,7 @@ print(output.texts[0])
         texts = decode_after(self._tokenizer, [prompt for prompt in prompts for _ in range(k)], completions.ids)
         flat = list(map(Completion, texts, completions.ids, completions.ended))
         groups = [flat[i : i + k] for i in range(0, len(flat), k)]
-        sampled = score_round(
-            rows, groups, self.rewards, args.reward_weights, trainer_state=self.state, kept=self._kept_scores
-        )
+        sampled = score_round(rows, groups, self.rewards, args.reward_weights, **self._scoring)
         scores = torch.tensor(sampled.table["score"])
         meters = self._meters[mode]
         self._log_round(sampled, mode)

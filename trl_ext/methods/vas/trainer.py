@@ -349,7 +349,7 @@ print(tokenizer.decode(output[0]))
                 release_static_caches(policy)  # frees the memory of CUDA graphs for the training of the value model
             sampled = score_round(
                 rows, completions, self.rewards, args.reward_weights, max_length=args.max_length,
-                tokenizer=self._tokenizer, trainer_state=self.state, kept=self._kept_scores,
+                tokenizer=self._tokenizer, **self._scoring,
                 keep_truncated=not args.mask_truncated_completions or mode != "train",
             )  # fmt: skip
             self._log_round(sampled, mode)
