@@ -145,6 +145,12 @@ def dataset_completions(
     return found
 
 
+def _tokenized(row: dict[str, Any], text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    if isinstance(row["prompt"], str):
+        return encode_after(tokenizer, text)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])  # a template writes the space before it
+
+
 def _column(row: dict[str, Any], index: int, column: str) -> tuple[list[Any], list[Any], list[str]]:
     """Completions of one column, whether each has ended, and where each comes from; all checked."""
     sources = row.get("sources") or ()
