@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import make_llama2_tokenizer, make_model, make_tokenizer
 
-from trl_ext.data.completion import Completion, decode_after, drops_first_space, truncated
+from trl_ext.data.completion import Completion, decode_after, drops_first_space, encode_after, truncated
 from trl_ext.data.tokenization import tokenize_row
 from trl_ext.generation.generate import generate
 from trl_ext.generation.streaming import TextStream
@@ -32,6 +32,14 @@ def test_prompt_and_completion_add_up(make, text):
     tokenizer = make()
     prompt_ids, ids = split(tokenizer, "the film", text)
     assert "the film" + decode_after(tokenizer, [prompt_ids], [ids])[0] == text
+
+
+@pytest.mark.parametrize("make", [make_llama2_tokenizer, make_tokenizer], ids=["sentencepiece", "bytes"])
+def test_a_text_that_continues_another_has_its_tokens(make):
+    tokenizer = make()
+    for text in ("the film was good", "the film, bad", "the film  I"):
+        _, ids = split(tokenizer, "the film", text)
+        assert encode_after(tokenizer, text.removeprefix("the film")) == ids
 
 
 def test_a_completion_without_a_text_before_it_is_decoded_by_itself():

@@ -479,7 +479,7 @@ SERVERS = {
             ]
         },
     },
-    # tokens of one text share an entry; the first may have no log-probability
+    # tokens of one text share an entry; a logprob may be missing
     "sglang": {
         "text": " a",
         "finish_reason": "length",

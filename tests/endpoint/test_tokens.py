@@ -41,6 +41,23 @@ def test_the_spelling_of_a_byte_adds_its_character():
     assert option.text == "\n"
 
 
+def test_the_end_of_a_turn_ends_an_answer():
+    chat = make_tokenizer(chat=True)
+    turn, end = chat.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    assert TokenNames(chat).ends == {turn, end}
+    assert TokenNames(make_tokenizer()).ends == {end}
+    chat.chat_template = "{{ messages[0]['content'] }}\n"  # it ends turns with a line break, which is no special token
+    assert TokenNames(chat).ends == {end}
+
+
+def test_an_answer_behind_token_ids_is_tokenized_as_their_continuation():
+    tokenizer = make_llama2_tokenizer()
+    whole = tokenizer("the film was good")["input_ids"]
+    text = ServedText(tokenizer, [tokenizer.bos_token_id, tokenizer.bos_token_id, *whole[:2]], chat=False, by_id=False)
+    text.add_text(" was good")
+    assert text.answer_ids == whole[2:]
+
+
 def test_ids_may_have_holes():
     tokenizer = make_tokenizer()
     tokenizer.get_vocab = lambda: {"<|endoftext|>": 1, "film": 500}

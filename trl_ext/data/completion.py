@@ -103,6 +103,19 @@ def decode_after(
     ]
 
 
+def encode_after(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """
+    Token ids of a text that continues another one: without special tokens, and without the space that tokenizers of
+    Llama 2's kind put before every text.
+    """
+    if not drops_first_space(tokenizer):
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    start, whole = tokenizer(["\n", "\n" + text], add_special_tokens=False)["input_ids"]
+    if list(whole[: len(start)]) != list(start):
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return list(whole[len(start) :])
+
+
 def decode_completions(
     sequences: list[list[int]],
     prompts: Sequence[Sequence[int]],

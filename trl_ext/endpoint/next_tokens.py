@@ -6,6 +6,7 @@
 import random
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -177,7 +178,8 @@ def sample_blocks(endpoint: Endpoint, text: ServedText, count: int, length: int,
         )
         text.check_continued(answers[0].prompt_tokens)
         found += answers[: count - len(found)]
-    return found
+    # A block may end within a character, which the next one begins again.
+    return [answer if answer.ended else replace(answer, text=answer.text.rstrip("\ufffd")) for answer in found]
 
 
 def request_fields(settings: GenerationSettings) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from trl_ext.data.completion import decode_after
+from trl_ext.data.chat_template import end_of_turn
+from trl_ext.data.completion import decode_after, encode_after
 from trl_ext.data.tokenization import encode_prompt
 
 from .errors import RequestRefused
@@ -88,7 +89,7 @@ class ServedText:
             return list(self.prompt_ids)
         if self._tokenizes_back:
             return encode_prompt(self.tokenizer, self.prompt + answer)
-        return [*self.prompt_ids, *self.tokenizer(answer, add_special_tokens=False)["input_ids"]]
+        return [*self.prompt_ids, *encode_after(self.tokenizer, answer)]
 
     def add_text(self, text: str) -> None:
         """Append `text` to the answer."""
@@ -128,7 +129,7 @@ class ServedText:
         length = len(self.prompt_ids)
         if self.ids[:length] == self.prompt_ids:
             return self.ids[length:]
-        return list(self.tokenizer(self.answer, add_special_tokens=False)["input_ids"])
+        return encode_after(self.tokenizer, self.answer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +159,8 @@ class TokenNames:
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer of the server's model.
-        ends (`Sequence[str]`, *optional*): Tokens that end an answer, in addition to the tokenizer's end of sequence.
+        ends (`Sequence[str]`, *optional*): Tokens that end an answer, in addition to the tokenizer's end of sequence
+            and the token by which its chat template ends a turn.
 
     Raises:
         `ValueError`: One of `ends` is not a token.
@@ -166,7 +168,7 @@ class TokenNames:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Sequence[str] = ()) -> None:
         self.tokenizer = tokenizer
-        self.ends = {tokenizer.eos_token_id, *map(tokenizer.get_vocab().get, ends)}
+        self.ends = {tokenizer.eos_token_id, *map(tokenizer.get_vocab().get, ends), *_ends_of_turns(tokenizer)}
         if None in self.ends:
             raise ValueError(f"end_tokens: not all of {[tokenizer.eos_token, *ends]} are tokens of the tokenizer.")
         self._lock = threading.Lock()
@@ -225,6 +227,19 @@ class TokenNames:
 
 
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
+
+
+def _ends_of_turns(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The special token by which the chat template ends an answer, if there is one."""
+    if tokenizer.chat_template is None:
+        return []
+    try:
+        end = end_of_turn(tokenizer, [{"role": "user", "content": "x"}])
+    except Exception:  # a template may refuse this conversation
+        return []
+    first = tokenizer(end, add_special_tokens=False)["input_ids"][:1]
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    return [token for token in first if token in special]
 
 
 def token_names(tokenizer: PreTrainedTokenizerBase) -> list[str]:

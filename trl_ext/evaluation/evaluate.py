@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trl_ext.data.completion import Completion
+from trl_ext.data.completion import Completion, encode_after
 from trl_ext.data.schema import DataError
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.inference.policy import Policy, model_policy
@@ -287,7 +287,7 @@ def _measure_perplexity(
 
 def _retokenized(completion: Completion, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of a completion under another tokenizer; may be empty."""
-    ids = tokenizer(completion.text, add_special_tokens=False)["input_ids"]
+    ids = encode_after(tokenizer, completion.text)
     return [*ids, tokenizer.eos_token_id] if completion.ended and tokenizer.eos_token_id is not None else ids
 
 

@@ -18,7 +18,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from trl_ext.data.chat_template import with_template_kwargs
-from trl_ext.data.completion import Completion
+from trl_ext.data.completion import Completion, encode_after
 from trl_ext.data.load import load_dataset, short_name
 from trl_ext.data.sampled_ids import ID_COLUMNS, tokenizer_tag
 from trl_ext.data.schema import DataError, as_completion, check_row, is_conversational
@@ -136,9 +136,19 @@ def dataset_completions(
             text = content if messages is None else "".join(message.get("content") or "" for message in messages)
             ids, tag = (row["completion_ids"][i], row["tokenizers"][i]) if own else ([], "")
             if not ids and tokenizer is not None:
-                ids, tag = list(tokenizer(text, add_special_tokens=False)["input_ids"]), ""
+                plain = isinstance(row["prompt"], str)  # a template writes the space before an answer itself
+                own_ids = (
+                    encode_after(tokenizer, text) if plain else tokenizer(text, add_special_tokens=False)["input_ids"]
+                )
+                ids, tag = list(own_ids), ""
             found.append(Completion(text, ids, bool(flag), source, tag, messages))
     return found
+
+
+def _tokenized(row: dict[str, Any], text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    if isinstance(row["prompt"], str):
+        return encode_after(tokenizer, text)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])  # a template writes the space before it
 
 
 def _column(row: dict[str, Any], index: int, column: str) -> tuple[list[Any], list[Any], list[str]]:

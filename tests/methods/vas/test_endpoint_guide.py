@@ -328,6 +328,25 @@ def test_an_answer_that_fills_the_servers_context_is_cut(server, model, tokenize
         guided.answer("the film was good and not dull and not bad", settings)
 
 
+@pytest.mark.parametrize("mode", ["token", "block"])
+def test_values_that_are_not_finite_are_named(server, model, tokenizer, mode):
+    server.answer = ModelServer(model, tokenizer, "ids")
+    broken = make_value_model(tokenizer)
+    broken.head.weight.data[:] = math.nan
+    with pytest.raises(ValueError, match="value that is not finite"):
+        guide(server, broken, tokenizer, mode=mode).answer("the film")
+
+
+def test_a_block_that_ends_within_a_character_is_cut_before_it(server, tokenizer, value_model):
+    """Sent back, the mark of an incomplete character would stay in the answer for good."""
+    server.script = [completion(" good\ufffd", " good\ufffd")]
+    server.answer = lambda path, body: completion(" bad", " bad", ended=True)
+    guided = guide(server, value_model, tokenizer, mode="block", num_blocks=2, block_length=2)
+    served = guided.answer("the film", GenerationSettings(num_generations=1, max_completion_length=4))
+    assert server.requests[-1][1]["prompt"] == "the film good"
+    assert served.completion.text == " good bad"
+
+
 def test_missing_logprobs(server, tokenizer, value_model):
     with pytest.raises(MissingLogprobs, match=r"'m' answers without log-probabilities.*use block mode"):
         guide(server, value_model, tokenizer).answer("the")

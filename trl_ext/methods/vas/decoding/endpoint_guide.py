@@ -43,6 +43,10 @@ from .logits_processor import ValueAugmentedLogitsProcessor
 Beta = float | Mapping[str, float]
 
 _ONE_COMPLETION = GenerationSettings(num_generations=1)
+_NOT_FINITE = (
+    "A value model returned a value that is not finite, so that there is no distribution to sample from. Load it in a "
+    "dtype of a larger range (bfloat16 or float32), and check its weights."
+)
 
 
 class EndpointGuide:
@@ -242,6 +246,8 @@ class EndpointGuide:
                     ids = encode_prompt(own, text.prompt + text.answer + block.text)
                 rows.append([*ids, own.eos_token_id] if block.ended and own.eos_token_id is not None else ids)
             values_nH = _last_values(guide.model, rows)
+            if not values_nH.isfinite().all():
+                raise ValueError(_NOT_FINITE)
             total_n += values_nH.cpu() @ weights_H[guide.columns]
         return total_n
 
@@ -338,7 +344,10 @@ def _guided(
     vocabulary = max(vocabulary, 1 + int(tokens_k.max()))  # ids may have holes
     scores_1V = torch.full((1, vocabulary), -torch.inf).scatter(1, tokens_k[None], logps_k[None])
     processor.top_k = len(options)
-    return processor(torch.tensor([ids]), scores_1V)[0, tokens_k]
+    guided_k = processor(torch.tensor([ids]), scores_1V)[0, tokens_k]
+    if guided_k.isnan().any():
+        raise ValueError(_NOT_FINITE)
+    return guided_k
 
 
 @torch.no_grad()
