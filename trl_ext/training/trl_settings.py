@@ -70,7 +70,6 @@ FROZEN_MODEL: dict[str, str] = {
         "the language model is not trained, so there is no reference model: remove it",
     ),
     "cast_lm_head_to_fp32": "the language model is not trained: load it in another dtype (`model_init_kwargs`)",
-    "router_aux_loss_coef": "the language model is not trained, nor are the choices of its experts: remove it",
     **_for(
         "use_vllm vllm_mode vllm_model_impl vllm_enable_sleep_mode vllm_structured_outputs_regex vllm_server_base_url "
         "vllm_server_host vllm_server_port vllm_server_timeout vllm_group_port vllm_gpu_memory_utilization "
