@@ -21,7 +21,7 @@ from two_processes import assert_equal, on_one, on_two
 
 import trl_ext.logprobs.prefix_attention as cascade
 import trl_ext.logprobs.shared_prefix as shared
-from trl_ext import PSLEConfig, PSLETrainer, RRHFConfig, RRHFTrainer
+from trl_ext import PSLEConfig, PSLETrainer, RRHFConfig, RRHFTrainer, ValueModel, VASConfig, VASTrainer
 from trl_ext.logprobs.balancing_loss import router_aux_loss_coef
 from trl_ext.logprobs.logprobs import LogProbs
 from trl_ext.logprobs.shared_prefix import Layout, build_rows
@@ -231,6 +231,28 @@ def test_psle_and_its_warm_up_add_it(tmp_path):
     run.train()
     logged = [set(entry) for entry in run.state.log_history]
     assert any("aux_loss" in entry for entry in logged)
+
+
+@pytest.mark.parametrize("form", ["never", "always"])
+def test_vas_adds_that_of_its_value_model(tmp_path, form):
+    """Values are of the tokens themselves, so that rows hold the last token of a completion too."""
+    tokenizer = make_tokenizer()
+    settings = {"per_device_train_batch_size": 2, "report_to": "none", "router_aux_loss_coef": 0.5, "bf16": False}
+    run = VASTrainer(
+        make_model(len(tokenizer)),
+        args=VASConfig(str(tmp_path), shared_prefix=form, gradient_checkpointing=False, **settings),
+        train_dataset=Dataset.from_list(ROWS),
+        processing_class=tokenizer,
+        value_model=ValueModel.from_backbone(mixture("qwen3_moe", len(tokenizer))),
+    )
+    assert run.aux_loss_enabled
+    batch = next(iter(run.get_train_dataloader()))
+    loss = run.compute_loss(run.model, batch).item()
+    run.router_aux_loss_coef = 0.0
+    language_model = mixture("qwen3_moe", len(tokenizer))
+    whole = [[[*ids, 0] for ids in group] for group in batch["completion_ids"]]
+    expected = loss_by_loops(language_model, batch["prompt_ids"], whole)
+    assert loss - run.compute_loss(run.model, batch).item() == pytest.approx(0.5 * expected, rel=1e-3)
 
 
 def make(folder: str, batch_size: int) -> RRHFTrainer:

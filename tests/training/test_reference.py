@@ -416,3 +416,15 @@ def test_the_reference_of_psle_is_the_model_after_the_warm_up(adapter, tmp_path,
     (tmp_path / "run" / "warm_up" / "reference.safetensors").unlink()
     with pytest.raises(OSError, match=r"reference\.safetensors does not exist"):
         make(tmp_path / "run").train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+
+
+@pytest.mark.parametrize("method", ["rrhf", "psle"])
+@pytest.mark.parametrize("given", [False, True], ids=["a copy", "a model of one's own"])
+def test_the_heads_of_policy_and_reference_are_float32(method, given, tmp_path, tiny_model_dir):
+    args = STEPS | {"cast_lm_head_to_fp32": True, "model_init_kwargs": {"dtype": "bfloat16"}, "max_steps": 1}
+    ref_model = load_model(tiny_model_dir, dtype=torch.bfloat16) if given else None
+    run = named_trainer(method, tmp_path, tiny_model_dir, args=args, ref_model=ref_model)
+    for model in (run.model, run.reference.model):
+        assert (model.lm_head.weight.dtype, model.dtype) == (torch.float32, torch.bfloat16)
+    run.train()
+    assert abs(kls(run)[0]) < 1e-3

@@ -49,10 +49,6 @@ EXAMINED = set(
 )
 
 
-# Settings that are still to come.
-PENDING = {"cast_lm_head_to_fp32"}
-
-
 def names(config: type) -> set[str]:
     return {each.name for each in dataclasses.fields(config)}
 
@@ -61,7 +57,7 @@ def names(config: type) -> set[str]:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_setting_of_trl_works_or_is_refused_with_a_reason(method: str, theirs: type) -> None:
     ours = CONFIGS[method]
-    missing = names(theirs) - names(ours) - set(ours.refused_settings) - PENDING
+    missing = names(theirs) - names(ours) - set(ours.refused_settings)
     assert not missing, f"settings of {theirs.__name__} that nobody has decided on: {sorted(missing)}"
 
 

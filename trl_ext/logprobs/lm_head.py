@@ -13,6 +13,7 @@ Dimensions: T tokens that are predicted, D hidden size, V vocabulary.
 
 import functools
 import types
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from transformers import PreTrainedModel
 
 from trl_ext.models.architecture import logit_cap, logit_scale
 from trl_ext.models.copies import independent_copy
+from trl_ext.models.float32_head import Float32Head
 from trl_ext.models.properties import backbone_of, base_of
 from trl_ext.upstream import add_fused_lm_head
 
@@ -55,7 +57,8 @@ def add_fused_head(model: PreTrainedModel) -> None:
     """
     if getattr(model, "_trl_ext_head", False):
         return
-    add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
+    exact = isinstance(model.get_output_embeddings(), Float32Head)
+    add_fused_lm_head(model, cast_lm_head_to_fp32=exact, outputs=("log_probs", "entropy", "is_top1"))
     model._trl_ext_head = True  # type: ignore[assignment]
     copy_with_own_weights(model)
     config = model.config.get_text_config()
@@ -72,7 +75,8 @@ def add_fused_head(model: PreTrainedModel) -> None:
             return fused_forward(*args, fused_lm_head=fused_lm_head, **kwargs)
         hidden = backbone_of(self)(*args, use_cache=False, **kwargs).last_hidden_state
         mask = shift_labels != -100
-        values = ChunkedLogProbs.apply(hidden[mask], head.weight, head.bias, shift_labels[mask])
+        with torch.autocast("cpu", enabled=False) if exact else nullcontext():
+            values = ChunkedLogProbs.apply(hidden[mask], head.weight, head.bias, shift_labels[mask])
         # `masked_scatter` keeps the graph connected where no position predicts anything.
         return HeadOutput(*(x.new_zeros(mask.shape).masked_scatter(mask, x) for x in values))
 

@@ -68,6 +68,9 @@ class EngineConfig(VLLMSettings, ExtConfig):
         shared_prefix (`str`, *optional*, defaults to `"auto"`):
             Whether a prompt is computed once for all of its completions: `"auto"` where that is cheaper, `"always"`
             wherever the model supports it, `"never"`. The result is the same.
+        cast_lm_head_to_fp32 (`bool`, *optional*, defaults to `False`):
+            Whether the heads of the policy and of the reference model are float32 and compute in it, as TRL's GRPO
+            has it. For models in half precision.
         router_aux_loss_coef (`float`, *optional*):
             Coefficient of the load balancing loss of a mixture of experts, which is added to the loss. If not set, it
             is that of the model's config, as in TRL. `0.0`: without this loss.
@@ -124,6 +127,10 @@ class EngineConfig(VLLMSettings, ExtConfig):
             "'always' wherever the model supports it, 'never'.",
             "choices": list(SHARED_PREFIX_SETTINGS),
         },
+    )
+    cast_lm_head_to_fp32: bool = field(
+        default=False,
+        metadata={"help": "Whether the heads of the policy and of the reference model are float32 and compute in it."},
     )
     router_aux_loss_coef: float | None = field(
         default=None,

@@ -15,6 +15,7 @@ from trl_ext.data.completion import Completion
 from trl_ext.data.schema import AnyDataset
 from trl_ext.logprobs.balancing_loss import router_aux_loss_coef
 from trl_ext.logprobs.logprobs import LogProbs
+from trl_ext.models.float32_head import cast_head_to_float32
 from trl_ext.models.properties import context_length, embedding_rows
 
 from .engine import Engine, EngineConfig
@@ -79,6 +80,8 @@ class OnlineTrainer(ExtTrainer):
         )
         model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
         model.generation_config.pad_token_id = self._tokenizer.pad_token_id
+        if args.cast_lm_head_to_fp32:
+            cast_head_to_float32(model)
         self.router_aux_loss_coef = router_aux_loss_coef(model, args.router_aux_loss_coef)
         self.reference = self._load_reference(model, ref_model, args, quantization_config)
         self.log_probs = LogProbs(
@@ -119,7 +122,10 @@ class OnlineTrainer(ExtTrainer):
         self, model: Any, ref_model: Any, args: EngineConfig, quantization_config: BitsAndBytesConfig | None
     ) -> Reference | None:
         if args.beta and self._samples:
-            return Reference(model, ref_model, args, quantization_config)
+            reference = Reference(model, ref_model, args, quantization_config)
+            if args.cast_lm_head_to_fp32 and reference.model is not None:
+                cast_head_to_float32(reference.model)
+            return reference
         if ref_model is not None:
             logger.warning(f"`ref_model` is not used: {self._name} needs it only for a KL term (`beta`).")
         if args.beta:

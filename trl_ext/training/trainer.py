@@ -524,7 +524,7 @@ class ExtTrainer(BaseTrainer):
         """Whether the load balancing loss of a mixture of experts is added to the loss."""
         return self.router_aux_loss_coef != 0
 
-    def _with_aux_loss(self, loss: torch.Tensor, tokens: TokenLogps, count: torch.Tensor | int | None) -> torch.Tensor:
+    def _with_aux_loss(self, loss: torch.Tensor, tokens: Any, count: torch.Tensor | int | None) -> torch.Tensor:
         """
         The loss of a batch with the load balancing loss of a mixture of experts, as TRL's trainers add it.
 
@@ -532,7 +532,7 @@ class ExtTrainer(BaseTrainer):
 
         Args:
             loss (`torch.Tensor`): From [`_mean`].
-            tokens ([`~trl_ext.logprobs.logprobs.TokenLogps`]): The log-probabilities of the batch.
+            tokens: The log-probabilities or values of the batch, and its load balancing loss.
             count (`int` or `torch.Tensor`, *optional*): As for [`_mean`].
         """
         if tokens.aux_loss is None:

@@ -109,6 +109,7 @@ class ProxyRLHFConfig(ExtConfig):
         **FROZEN_MODEL,
         "beta": "called `kl_coef` here, and subtracted from the reward of each token",
         "num_iterations": "called `num_ppo_epochs` here",
+        "router_aux_loss_coef": "the language model is not trained, nor are the choices of its experts: remove it",
         "epsilon": "called `cliprange` here",
         "steps_per_generation": "a round is used for `num_ppo_epochs` x `num_mini_batches` steps: set those",
         "mask_truncated_completions": "set `missing_eos_penalty`, which lowers the score of truncated completions",

@@ -85,6 +85,9 @@ class VASConfig(ExtConfig):
 
         > Parameters that control the computation
 
+        router_aux_loss_coef (`float`, *optional*):
+            Coefficient of the load balancing loss of a value model that is a mixture of experts. If not set, it is
+            that of the model's config, as in TRL. `0.0`: without this loss.
         shared_prefix (`str`, *optional*, defaults to `"auto"`):
             Whether a prompt is computed once for all of its completions: `"auto"` where that is cheaper, `"always"`
             wherever the model can, `"never"`. The result is the same.
@@ -194,6 +197,13 @@ class VASConfig(ExtConfig):
     mask_truncated_completions: bool = field(
         default=False, metadata={"help": "Whether generated completions that were cut off are left out of the loss."}
     )
+    router_aux_loss_coef: float | None = field(
+        default=None,
+        metadata={
+            "help": "Coefficient of the load balancing loss of a value model that is a mixture of experts. If not "
+            "set, it is that of the model's config. 0 means without this loss."
+        },
+    )
     shared_prefix: str = field(
         default="auto",
         metadata={
@@ -230,6 +240,8 @@ class VASConfig(ExtConfig):
             self._at_least(name, 1)
         self.set_resample_steps()
         self._at_least("calibration_rollouts", 0)
+        if self.router_aux_loss_coef is not None:
+            self._at_least("router_aux_loss_coef", 0)
         if self.heads is not None and len(set(self.heads)) < len(self.heads):
             raise ValueError(f"`heads` must have different names, got {self.heads}.")
         self._check_rounds()

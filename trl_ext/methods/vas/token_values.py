@@ -8,13 +8,15 @@ Dimensions: B prompts, N completions in the batch, T tokens of the longest compl
 H heads.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from trl_ext.logprobs.shared_prefix import SharedPrefixRows
+from trl_ext.logprobs.balancing_loss import balancing_loss, router_logits
+from trl_ext.logprobs.shared_prefix import SharedPrefixRows, unwrapped
 from trl_ext.models.properties import base_of
 
 
@@ -28,12 +30,14 @@ class TokenValues:
         mask (`torch.Tensor` of shape `(N, T)`): True at tokens, False at padding.
         form (`str`): How the rows were laid out: `"separate"`, `"dense"` or `"cascade"`.
         num_positions (`int`): Positions in the forward pass, padding included.
+        aux_loss (`torch.Tensor` or `None`): The load balancing loss of the batch, if it was asked for.
     """
 
     values: torch.Tensor
     mask: torch.Tensor
     form: str
     num_positions: int
+    aux_loss: torch.Tensor | None = None
 
 
 class CompletionValues(SharedPrefixRows):
@@ -59,7 +63,12 @@ class CompletionValues(SharedPrefixRows):
         return base_of(model.backbone)  # type: ignore[arg-type]
 
     def __call__(
-        self, model: torch.nn.Module, prompts: list[list[int]], completions: list[list[list[int]]]
+        self,
+        model: torch.nn.Module,
+        prompts: list[list[int]],
+        completions: list[list[list[int]]],
+        *,
+        aux_loss: bool = False,
     ) -> TokenValues:
         """
         Values of each token of the completions.
@@ -68,29 +77,40 @@ class CompletionValues(SharedPrefixRows):
             model (`torch.nn.Module`): The model, possibly in a distributed wrapper.
             prompts (`list[list[int]]`): B prompts of at least one token.
             completions (`list[list[list[int]]]`): For each prompt its completions, of at least one token each.
+            aux_loss (`bool`, *optional*, defaults to `False`): Whether to compute the load balancing loss of a mixture
+                of experts. It is that of separate rows.
 
         Returns:
             [`TokenValues`]
         """
         self.verify(model)
         form = self.form_of(prompts, completions)
-        output, index, positions = self._forward(model, form, prompts, completions)
+        base = self.base_in(unwrapped(model))
+        recording: Any = router_logits(base) if aux_loss else nullcontext([])
+        with recording as routers:
+            output, rows = self._forward(model, form, prompts, completions)
+        index = rows["completion_index"]
         values = output.values if output.values.dim() == 3 else output.values[..., None]
         lengths_N = torch.tensor([len(c) for group in completions for c in group], device=values.device)
         mask_NT = torch.arange(int(max(lengths_N)), device=values.device) < lengths_N[:, None]
         # In every form, the tokens of a completion are contiguous and completions are in order.
         values_NTH = values.new_zeros(*mask_NT.shape, values.shape[-1])
         values_NTH = values_NTH.masked_scatter(mask_NT[..., None], values[index.to(values.device) >= 0])
-        return TokenValues(values_NTH, mask_NT, form, positions)
+        tokens = TokenValues(values_NTH, mask_NT, form, rows["input_ids"].numel())
+        if aux_loss:
+            tokens.aux_loss = balancing_loss(base, routers, rows["counts"])
+        return tokens
 
-    def _forward(self, model: torch.nn.Module, form: str, prompts: list, completions: list) -> tuple:
+    def _forward(
+        self, model: torch.nn.Module, form: str, prompts: list, completions: list
+    ) -> tuple[Any, dict[str, torch.Tensor]]:
         rows, inputs = self.inputs(model, form, prompts, completions)
         if self.predict:
             inputs["next_ids"] = rows["shift_labels"].to(inputs["input_ids"].device)
-        return model(**inputs), rows["completion_index"], rows["input_ids"].numel()
+        return model(**inputs), rows
 
     def probe_values(self, model: torch.nn.Module, form: str, prompts: list, completions: list) -> torch.Tensor:
         """Hidden states of all completion tokens, (tokens, D). Values would not do: an untrained head is zero."""
-        output, index, _ = self._forward(model, form, prompts, completions)
+        output, rows = self._forward(model, form, prompts, completions)
         hidden = output.last_hidden_state
-        return hidden[index.to(hidden.device) >= 0].float()
+        return hidden[rows["completion_index"].to(hidden.device) >= 0].float()

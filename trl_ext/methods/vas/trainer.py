@@ -27,6 +27,7 @@ from trl_ext.data.schema import AnyDataset, DataError, column_names
 from trl_ext.data.scored_rows import lacks_completions
 from trl_ext.decoding.static_generate import release_static_caches
 from trl_ext.generation.generate import generate
+from trl_ext.logprobs.balancing_loss import router_aux_loss_coef
 from trl_ext.models.properties import context_length, embedding_rows
 from trl_ext.rewards.functions import RewardFunc
 from trl_ext.seeds import seeded
@@ -184,6 +185,8 @@ class VASTrainer(ExtTrainer):
         contexts = [context_length(each) for each in (model.backbone, self.policy) if each is not None]
         context = min((length for length in contexts if length), default=0)
         train_dataset, eval_dataset = self._check_context_lengths(train_dataset, eval_dataset, args, context)
+        if not model.config.head_only:  # otherwise the backbone is not trained
+            self.router_aux_loss_coef = router_aux_loss_coef(model.backbone, args.router_aux_loss_coef)
         self.token_values = CompletionValues(
             model,
             self._tokenizer.pad_token_id,
@@ -422,7 +425,7 @@ print(tokenizer.decode(output[0]))
             return (loss, {}) if return_outputs else loss
         prompts = [inputs["prompt_ids"][b] for b in kept]
         completions = [inputs["completion_ids"][b] for b in kept]
-        tokens = self.token_values(model, prompts, completions)
+        tokens = self.token_values(model, prompts, completions, aux_loss=self.aux_loss_enabled)
         lengths = [len(c) for group in completions for c in group]
         device = tokens.values.device
         rewards_NTH, known_NH = (
@@ -437,6 +440,7 @@ print(tokenizer.decode(output[0]))
         self._measure(tokens, rewards_NTH, mask_NTH, loss_NTH)
         self._add_tokens(prompts, completions)
         loss = self._mean(loss_NTH.sum(), sum(lengths), num_items_in_batch)
+        loss = self._with_aux_loss(loss, tokens, num_items_in_batch)
         return (loss, {"values": tokens.values, "mask": tokens.mask}) if return_outputs else loss
 
     def _targets_of(self, inputs: dict[str, Any], tokens: TokenValues, rewards_NTH: torch.Tensor) -> torch.Tensor:
