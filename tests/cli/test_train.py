@@ -25,7 +25,6 @@ class TestArguments:
     def test_resume_from(self, value, meaning):
         assert cli_train._resume_from(value) == meaning
 
-
     @pytest.mark.parametrize("head", ["1", "POSITIVE", '[POSITIVE, ""]'])
     def test_reward_settings_in_a_file_and_in_flags(self, head, yaml_file, tmp_path):
         """A label may be a number, a name or one per reward; what is a mapping is JSON in a flag."""
