@@ -165,3 +165,9 @@ def test_answers_stay_where_reward_functions_may_read_them():
 def test_a_limit_is_of_rows_read():
     rows = [{"query": f"q{i}", "responses": ["a"], "scores": [1]} for i in range(5)]
     assert len(convert(rows, limit=2)) == 2
+
+
+def test_prompts_with_only_bad_answers_are_counted(caplog):
+    rows = [{"prompt": f"q{i}", "completion": "a", "label": bool(i)} for i in range(2)]
+    assert [row["scores"] for row in convert(rows)] == [[0.0], [1.0]]
+    assert "1 of them have only answers with the label 0" in caplog.text

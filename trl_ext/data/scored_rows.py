@@ -208,6 +208,10 @@ def _announce(found: DatasetFormat, name: str, dataset: AnyDataset, converted: A
         counts = f"; its {len(dataset)} rows become {len(converted)}"
     if usual and not counts:
         return
+    if found.labels and (bad := sum(max(scores) == 0 for scores in converted["scores"])):
+        counts += (
+            f". {bad} of them have only answers with the label 0, which a loss that imitates the best answer imitates"
+        )
     logger.warning(
         f"The {name} dataset is read as `{found.name}` ({found.found_in}), recognised by its columns "
         f"{', '.join(map(repr, row))}{counts}. `dataset_format` and `columns` change that."

@@ -36,6 +36,8 @@ class DatasetFormat:
             Whether a row that has the columns has this form. By default the columns tell it.
         consumes (`tuple[str, ...]`, *optional*):
             Columns whose content the converted row has in `completions`, `scores` or `rewards`.
+        labels (`bool`, *optional*, defaults to `False`):
+            Whether the scores are labels, of which 0 says that an answer is bad.
     """
 
     name: str
@@ -45,6 +47,7 @@ class DatasetFormat:
     group: Callable[[list[Row]], list[Row]] | None = None
     matches: Callable[[Row], bool] = lambda row: True
     consumes: tuple[str, ...] = ()
+    labels: bool = False
 
     def recognises(self, row: Row) -> bool:
         """Whether a row has this form."""
