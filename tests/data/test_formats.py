@@ -165,3 +165,34 @@ def test_answers_stay_where_reward_functions_may_read_them():
 def test_a_limit_is_of_rows_read():
     rows = [{"query": f"q{i}", "responses": ["a"], "scores": [1]} for i in range(5)]
     assert len(convert(rows, limit=2)) == 2
+
+
+def test_prompts_with_only_bad_answers_are_counted(caplog):
+    rows = [{"prompt": f"q{i}", "completion": "a", "label": bool(i)} for i in range(2)]
+    assert [row["scores"] for row in convert(rows)] == [[0.0], [1.0]]
+    assert "1 of them have only answers with the label 0" in caplog.text
+
+
+def test_earlier_turns_of_an_instruction():
+    """LLaMA-Factory's column `history`; its rows are conversations, also those without earlier turns."""
+    row = {"instruction": "q", "input": "", "chosen": "a", "rejected": "b"}
+    found = convert([row | {"history": [["hi", "hello"]]}, row | {"history": []}])
+    assert found[0]["prompt"] == [user("hi"), *assistant("hello"), user("q")]
+    assert found[1]["prompt"] == [user("q")]
+    assert found[1]["completions"] == [assistant("a"), assistant("b")]
+
+
+def test_an_empty_first_row_does_not_hide_the_form():
+    answers = [{"answer": "a", "rank": 1.0}, {"answer": "b", "rank": 2.0}]
+    found = convert([{"prompt": "p", "answers": []}, {"prompt": "q", "answers": answers}])
+    assert [row["prompt"] for row in found] == ["q"]
+
+
+def test_scores_that_are_written_as_text():
+    (row,) = convert([{"instruction": "q", "generations": ["a", "b", "c"], "ratings": ["1", "4.5", "N/A"]}])
+    assert (row["completions"], row["scores"]) == (["a", "b"], [1.0, 4.5])
+
+
+def test_answers_that_are_messages():
+    (row,) = convert([{"question": [user("q")], "responses": [assistant("a"), assistant("b")], "scores": [1, 2]}])
+    assert row["completions"] == [assistant("a"), assistant("b")]

@@ -201,3 +201,10 @@ def test_the_package_for_zstandard_is_named(tmp_path, monkeypatch):
 def test_a_file_of_another_type_is_not_looked_for_on_the_hub(tmp_path, name):
     with pytest.raises(DataError, match=r"is a file of a type that is not read: use .jsonl, .json"):
         load_dataset(write(tmp_path / name, "x"))
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"prompt": "a"}\n' * 1000)[:-20])
+    with pytest.raises(DataError, match=r"rows.jsonl.gz' cannot be read"):
+        load_dataset(str(path))

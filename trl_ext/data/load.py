@@ -97,7 +97,7 @@ def _read_file(path: Path, streaming: bool) -> DatasetDict | IterableDatasetDict
         kwargs["chunksize"] = min(max(path.stat().st_size, 10 << 20), 256 << 20)
     try:
         return datasets.load_dataset(kind, data_files=str(path), streaming=streaming, **kwargs)
-    except (datasets.exceptions.DatasetGenerationError, ValueError, TypeError, KeyError) as error:
+    except (datasets.exceptions.DatasetGenerationError, ValueError, TypeError, KeyError, EOFError, OSError) as error:
         reason = _broken_line(path) if path.suffix == ".jsonl" else None
         raise DataError(f"{str(path)!r} cannot be read: {reason or error.__cause__ or error}") from error
 

@@ -26,6 +26,7 @@ from .schema import AnyDataset, DataError, column_names, first_row, where
 
 logger = logging.get_logger(__name__)
 
+_ROWS_TO_TELL = 20  # rows of a table that are looked at to recognise its form
 _FORMS = (
     "Rows have either `prompt`, `completions`, `scores`, or `prompt`, `chosen`, `rejected`, or (with `reward_funcs`) "
     "only `prompt`. If a column has another name, say so: `columns: {prompt: question}` (on the command line "
@@ -93,13 +94,13 @@ def recognise(
         raise DataError(f"The {name} dataset has no rows.")
     dataset = rename_columns(dataset, name, parse_columns(columns))
     _refuse_images(column_names(dataset), name)
-    row = first_row(dataset, name)
+    row = _telling_row(dataset, name)
     others = [column for column, value in row.items() if needs_roles(value)]
     if others:
         convert = this_version(partial(_with_roles, columns=others, name=name))
         kwargs: dict[str, Any] = {"num_proc": num_proc} if isinstance(dataset, Dataset) else {}
         dataset = dataset.map(convert, with_indices=True, **kwargs)
-        row = first_row(dataset, name)
+        row = _telling_row(dataset, name)
     try:
         found = find_format(row, dataset_format)
     except DataError as error:
@@ -107,6 +108,14 @@ def recognise(
     if found is None:
         raise _unknown_form(list(row), name)
     return dataset, found
+
+
+def _telling_row(dataset: AnyDataset, name: str) -> dict[str, Any]:
+    """The row, of the first few, with the fewest empty values: an empty list does not say what it could hold."""
+    if not isinstance(dataset, Dataset):
+        return first_row(dataset, name)
+    rows = list(dataset.select(range(min(_ROWS_TO_TELL, len(dataset)))))
+    return min(rows, key=lambda row: sum(value in (None, "", []) for value in row.values()))
 
 
 def _first_rows(dataset: AnyDataset, limit: int) -> AnyDataset:
@@ -208,6 +217,10 @@ def _announce(found: DatasetFormat, name: str, dataset: AnyDataset, converted: A
         counts = f"; its {len(dataset)} rows become {len(converted)}"
     if usual and not counts:
         return
+    if found.labels and (bad := sum(max(scores) == 0 for scores in converted["scores"])):
+        counts += (
+            f". {bad} of them have only answers with the label 0, which a loss that imitates the best answer imitates"
+        )
     logger.warning(
         f"The {name} dataset is read as `{found.name}` ({found.found_in}), recognised by its columns "
         f"{', '.join(map(repr, row))}{counts}. `dataset_format` and `columns` change that."

@@ -36,7 +36,9 @@ def _parallel(row: Row) -> list[Row]:
         )
     sources = row.get("models") or row.get("generation_models") or row.get("sources") or [answers] * len(row[answers])
     sources = sources if len(sources) == len(row[answers]) else [answers] * len(row[answers])
-    return scored_row(required_prompt(row), row[answers], _scores(scores, row[scores]), sources=sources)
+    return scored_row(
+        required_prompt(row), row[answers], _scores(scores, [*map(_number, row[scores])]), sources=sources
+    )
 
 
 def _has_parallel(row: Row) -> bool:

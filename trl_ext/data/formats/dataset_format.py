@@ -36,6 +36,8 @@ class DatasetFormat:
             Whether a row that has the columns has this form. By default the columns tell it.
         consumes (`tuple[str, ...]`, *optional*):
             Columns whose content the converted row has in `completions`, `scores` or `rewards`.
+        labels (`bool`, *optional*, defaults to `False`):
+            Whether the scores are labels, of which 0 says that an answer is bad.
     """
 
     name: str
@@ -45,6 +47,7 @@ class DatasetFormat:
     group: Callable[[list[Row]], list[Row]] | None = None
     matches: Callable[[Row], bool] = lambda row: True
     consumes: tuple[str, ...] = ()
+    labels: bool = False
 
     def recognises(self, row: Row) -> bool:
         """Whether a row has this form."""
@@ -62,7 +65,7 @@ def prompt_of(row: Row) -> Any:
     The prompt of a row, behind the text of a column `system`; `None` if no column is known to hold one.
 
     It is the column `prompt`, or the only one of [`PROMPT_COLUMNS`], or else `messages`; `instruction` goes together
-    with `input`.
+    with `input`, behind the turns in `history`.
 
     Raises:
         `DataError`: Several columns may hold it.
@@ -76,11 +79,20 @@ def prompt_of(row: Row) -> Any:
         parts = [row[name] for name in ("instruction", "input") if isinstance(row.get(name), str) and row[name]]
         found = [name for name in found if name != "input"]
         if len(found) == 1:
-            return with_system(row, "\n".join(parts))
+            return with_system(row, _behind_history(row, "\n".join(parts)))
     if len(found) > 1:
         names = " and ".join(map(repr, found))
         raise DataError(f"{names} may both be the prompt: name it, as in `columns: {{prompt: {found[0]}}}`.")
     return with_system(row, row[found[0]]) if found else None
+
+
+def _behind_history(row: Row, prompt: str) -> Any:
+    """The prompt behind the turns of a column `history`, pairs of a question and an answer, if there is one."""
+    if "history" not in row or not isinstance(row["history"], list | None):
+        return prompt
+    turns = [text for pair in row["history"] or [] for text in pair]
+    roles = ("user", "assistant") * (len(turns) // 2 + 1)
+    return [{"role": role, "content": text} for role, text in zip(roles, [*turns, prompt], strict=False)]
 
 
 def has_prompt(row: Row) -> bool:

@@ -86,6 +86,7 @@ FORMATS = [
         "TRL's unpaired preference data",
         ("prompt", "completion", "label"),
         group=_grouped(("completion",), _label),
+        labels=True,
         consumes=("completion", "label"),
         matches=lambda row: row["label"] in (True, False, None),
     ),
@@ -94,6 +95,7 @@ FORMATS = [
         "LLaMA-Factory's data for KTO",
         ("|".join(CONVERSATIONS), "label"),
         group=_conversations,
+        labels=True,
         matches=lambda row: "prompt" not in row and row["label"] in (True, False),
     ),
     DatasetFormat(
