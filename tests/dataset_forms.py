@@ -56,7 +56,7 @@ AS_THEY_ARE = [
     Form(
         "the row schema, as `trl-ext sample` writes it",
         "scored",
-        "taken as it is; `ended`, `rewards` and `sources` are optional",
+        "taken as it is; `ended`, `rewards`, `sources`, and `completion_ids` with `tokenizers` are optional",
         [{"prompt": "Socks?", "completions": [" Fold.", " No."], "scores": [2.0, 1.0]}],
         [becomes("Socks?", [" Fold.", " No."], [2.0, 1.0])],
     ),

@@ -156,8 +156,7 @@ def continuation(
         completion (`list[dict]`): The messages of the completion.
         ended (`bool`): Whether the model ended the completion.
         before (`str`): The rendered prompt, with the generation prompt.
-        notes (`dict[str, str]`): Gets what the user has to know, by kind (see
-            `_NOTES` of `tokenization.py`).
+        notes (`dict[str, str]`): Gets what the user has to know, by kind (see `_NOTES` of `tokenization.py`).
         kwargs: Arguments of the chat template.
     """
     if not ended and (last := only_text(completion[-1:])) is not None:

@@ -136,41 +136,48 @@ def _tag(columns: Container[str], tokenizer: PreTrainedTokenizerBase) -> str:
 def _tokenize_row(
     row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, tag: str
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The result of [`tokenize_row`], and what the user has to know about it, by kind; see [`describe_notes`]."""
+    """The result of [`tokenize_row`], and what the user has to know about it, by kind; see `_NOTES`."""
     prompt, completions = row["prompt"], row.get("completions")
     if completions is None:
         return {"prompt_ids": encode_row(tokenizer, row)}, {}
     notes: dict[str, str] = {}
     ended = [bool(flag) for flag in row.get("ended") or [True] * len(completions)]
+    completion_ids = _sampled_ids(row, tokenizer, tag, notes) if tag else [[] for _ in completions]
+    unknown = [i for i, ids in enumerate(completion_ids) if not ids]
     if isinstance(prompt, str):
         before, encode = prompt, _encode
-        texts = [_with_end(tokenizer, text, flag) for text, flag in zip(completions, ended, strict=True)]
+        texts = [_with_end(tokenizer, completions[i], ended[i]) for i in unknown]
     else:
         kwargs = template_kwargs(row)
         before, encode = render(tokenizer, prompt, add_generation_prompt=True, **kwargs), _encode_rendered
-        texts = [
-            continuation(tokenizer, prompt, completion, flag, before=before, notes=notes, **kwargs)
-            for completion, flag in zip(completions, ended, strict=True)
-        ]
+        shared: dict[str, Any] = {"before": before, "notes": notes, **kwargs}
+        texts = [continuation(tokenizer, prompt, completions[i], ended[i], **shared) for i in unknown]
     # Prompt and completion are tokenized together, so that there is one start token and the usual token boundaries.
     prompt_ids, *sequences = encode(tokenizer, [before, *(before + text for text in texts)])
-    completion_ids = []
-    for i, (text, sequence) in enumerate(zip(texts, sequences, strict=True)):
-        ids = sampled_ids(row, i, only_text(completions[i]), prompt_ids, tokenizer, tag, notes)
-        if ids and row.get("prompt_ids") and row["prompt_ids"] != prompt_ids:
-            notes["other prompt"] = tokenizer.decode(row["prompt_ids"])
-        if not ids and sequence[: len(prompt_ids)] == prompt_ids:
-            ids = sequence[len(prompt_ids) :]
-        elif not ids:
+    for i, text, sequence in zip(unknown, texts, sequences, strict=True):
+        if sequence[: len(prompt_ids)] == prompt_ids:
+            completion_ids[i] = sequence[len(prompt_ids) :]
+        else:
             notes.setdefault("prompt", _changed_end(tokenizer, prompt_ids, sequence))
-            ids = _encode_behind(tokenizer, prompt_ids, text)
-        completion_ids.append(ids)
+            completion_ids[i] = _encode_behind(tokenizer, prompt_ids, text)
     return {
         "prompt_ids": prompt_ids,
         "completion_ids": completion_ids,
         "ended": ended,
         "scores": [float(score) for score in row["scores"]],
     }, notes
+
+
+def _sampled_ids(
+    row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, tag: str, notes: dict[str, str]
+) -> list[list[int]]:
+    """For each completion of a row the ids that it was sampled as; empty where they are not known or do not fit."""
+    prompt_ids = encode_row(tokenizer, row)
+    texts = [only_text(completion) for completion in row["completions"]]
+    found = [sampled_ids(row, i, text, prompt_ids, tokenizer, tag, notes) for i, text in enumerate(texts)]
+    if any(found) and row.get("prompt_ids") and row["prompt_ids"] != prompt_ids:
+        notes["other prompt"] = tokenizer.decode(row["prompt_ids"])
+    return found
 
 
 def _changed_end(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], sequence: list[int]) -> str:
@@ -184,15 +191,14 @@ def _encode_behind(tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], te
 
     Some tokenizers put a space in front of a text. They do not if a token stands there, which is then removed.
     """
-    before = tokenizer.decode(prompt_ids)
     alone = _encode_rendered(tokenizer, [text])[0]
+    candidates = [alone]
     for anchor in ("x", "\n"):
         start, sequence = _encode_rendered(tokenizer, [anchor, anchor + text])
-        behind = sequence[len(start) :]
-        for ids in (alone, behind if sequence[: len(start)] == start else alone):
-            if tokenizer.decode(prompt_ids + ids) == before + text:
-                return ids
-    return alone
+        if sequence[: len(start)] == start:
+            candidates.append(sequence[len(start) :])
+    whole = tokenizer.decode(prompt_ids) + text
+    return next((ids for ids in candidates if tokenizer.decode(prompt_ids + ids) == whole), alone)
 
 
 _NOTES_COLUMN = "tokenization_notes"  # until they have been logged: as JSON, by kind the number of the row and a text
