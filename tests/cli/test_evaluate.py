@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import make_tokenizer
 from peft import LoraConfig, get_peft_model
+from scripted_server import ScriptedServer
 from transformers import AutoModelForCausalLM
 
 import trl_ext.cli.evaluate
@@ -118,6 +119,30 @@ def test_base_model_and_adapter_in_one_table(
     assert f"{short_names(list(rows))[tiny_model_dir]} (base)" in out
     for word in ("changed", "adapter", "length", "KL to base", "±", "the movie was good"):
         assert word in out
+
+
+def test_a_reward_server_and_what_a_function_logs(evaluate, tiny_model_dir, tmp_path, capsys):
+    """The metric is in the table beside the rewards, the column with the completions."""
+    (tmp_path / "logging_rewards.py").write_text(
+        "def logs(completions, log_metric, log_extra, **_):\n"
+        "    log_metric('share', 0.25)\n"
+        "    log_extra('letters', [len(text) for text in completions])\n"
+        "    return [0.0] * len(completions)\n"
+    )
+    server = ScriptedServer(lambda path, body: {"rewards": [float(len(text)) for text in body.get("query", [])]})
+    address = server.url.removesuffix("/v1") + "/get_reward"
+    status, report = evaluate(
+        "--model_name_or_path", tiny_model_dir, "--reward_funcs", address, "logging_rewards.logs",
+        "--reward_server_kwargs", '{"timeout": 5, "max_retries": 0}', "--num_completions_to_print", "1",
+    )  # fmt: skip
+    server.close()
+    [row] = report["models"]
+    assert status == 0 and row["metric/share"] == 0.25 and row["reward/logs"] == 0.0
+    sent = [len(text) for _, body, _ in server.requests for text in body.get("query", [])]
+    assert row["reward/get_reward"] == pytest.approx(sum(sent) / len(sent))
+    [shown] = report["completions"]
+    assert shown["models"][tiny_model_dir]["extra"] == {"letters": len(shown["models"][tiny_model_dir]["completion"])}
+    assert "share" in (printed := capsys.readouterr().out) and "letters" in printed
 
 
 def test_prompts_that_leave_no_context_for_completions_are_not_measured(evaluate, prompts, tiny_model_dir, capsys):

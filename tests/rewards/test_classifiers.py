@@ -190,8 +190,6 @@ def test_labels_that_are_not_named_or_do_not_exist(tmp_path):
             ValueError, match=rf"has no label '{head}' \(`reward_head`\); its labels are 0 \(LABEL_0\)"
         ):
             load_rewards(str(tmp_path), settings=RewardSettings(reward_head=[head]))
-    with pytest.raises(ValueError, match="`reward_head` has no effect: no reward is a model"):
-        load_rewards([len], settings=RewardSettings(reward_head=["1"]))
     with pytest.raises(ValueError, match=r"`reward_head` has 2 entries for 1 reward functions \(\w+\)"):
         load_rewards(str(tmp_path), settings=RewardSettings(reward_head=["1", "0"]))
 
@@ -251,6 +249,23 @@ def test_a_model_without_a_name_needs_its_tokenizer(tiny_tokenizer):
     model = make_model(len(tiny_tokenizer), num_labels=1)
     with pytest.raises(ValueError, match=r"has no name.*`reward_processing_classes`"):
         load_rewards(model)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"reward_head": ["1"]},
+        {"reward_pairs": True},
+        {"reward_model_init_kwargs": {"dtype": "float32"}},
+        {"reward_server_kwargs": {"timeout": 5}},
+    ],
+)
+def test_a_setting_that_no_reward_uses_is_an_error(changes, tiny_tokenizer):
+    [name] = changes
+    with pytest.raises(ValueError, match=f"`{name}` has no effect: no reward is a"):
+        load_rewards([len], settings=RewardSettings(**changes))
+    with pytest.raises(ValueError, match=f"`{name}` has no effect: no reward is a"):
+        load_rewards([], settings=RewardSettings(**changes))
 
 
 @pytest.mark.parametrize(

@@ -237,9 +237,27 @@ def load_rewards(
             raise ValueError(f"{spec!r} is not a reward function: it cannot be called.")
         batches = func.calls_at_once if isinstance(func, ClassifierReward | ServerReward) else 1
         rewards.append(Reward(name, func, settings.reward_batch_size * batches))
-    if settings.reward_head and all(reward.model is None for reward in rewards):
-        raise ValueError("`reward_head` has no effect: no reward is a model. Remove it.")
+    _check_used(settings, rewards, specs)
     return rewards
+
+
+def _check_used(settings: RewardSettings, rewards: Sequence[Reward], specs: Sequence[Any]) -> None:
+    """Raise a `ValueError` for a setting that none of the rewards uses."""
+    loaded = [
+        isinstance(spec, str) and isinstance(r.func, ClassifierReward) for r, spec in zip(rewards, specs, strict=True)
+    ]
+    for name, is_used, wanted in (
+        ("reward_head", any(reward.model is not None for reward in rewards), "model"),
+        (
+            "reward_pairs",
+            any(isinstance(reward.func, ClassifierReward) for reward in rewards),
+            "model on this machine",
+        ),
+        ("reward_model_init_kwargs", any(loaded), "model that is given by name"),
+        ("reward_server_kwargs", any(isinstance(reward.func, ServerReward) for reward in rewards), "server"),
+    ):
+        if getattr(settings, name) and not is_used:
+            raise ValueError(f"`{name}` has no effect: no reward is a {wanted}. Remove it.")
 
 
 def check_reward_columns(rewards: Sequence[Reward], columns: Collection[str]) -> None:

@@ -208,10 +208,8 @@ class ExtTrainer(BaseTrainer):
             return require_scores(rows, name, column_names(dataset), rewarded=bool(self.rewards))
 
     def _load_rewards(self, reward_funcs: Any, processing_classes: Any, args: ExtConfig) -> list[Reward]:
-        if not reward_funcs:
-            return []
         return load_rewards(
-            reward_funcs,
+            reward_funcs or [],
             processing_classes,
             settings=args,
             policy_tokenizer=self._tokenizer,
