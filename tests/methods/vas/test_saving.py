@@ -198,6 +198,17 @@ def test_a_policy_saves_itself_without_the_value_models_adapter(tmp_path: Path, 
     torch.testing.assert_close(AutoModelForCausalLM.from_pretrained(tmp_path / "second")(IDS).logits, logits)
 
 
+def test_a_head_on_a_policy_with_an_adapter_is_not_loaded_without_it(tmp_path: Path, base: str) -> None:
+    """The base model alone has other hidden states than those that the head was trained on."""
+    policy = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(**LORA))
+    model = shake(ValueModel.on_policy(policy, form="policy"))
+    model.save_pretrained(tmp_path / "value")
+    with pytest.raises(ValueError, match="a head on a backbone whose name is unknown"):
+        ValueModel.from_pretrained(tmp_path / "value")
+    found = ValueModel.from_pretrained(tmp_path / "value", backbone=policy)
+    torch.testing.assert_close(found(IDS).values, model(IDS).values, equal_nan=True)
+
+
 def test_a_policy_has_one_hook_for_any_number_of_value_models() -> None:
     policy = make_model(64)
     for _ in range(3):

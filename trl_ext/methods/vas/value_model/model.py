@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, PreTrainedMo
 
 from trl_ext.models.architecture import hidden_width
 from trl_ext.models.load import use_exact_4bit_on_cpu
-from trl_ext.models.properties import base_of
+from trl_ext.models.properties import base_of, is_peft_model
 from trl_ext.upstream import get_config_model_id
 
 from .action_head import ActionHead
@@ -179,13 +179,14 @@ class ValueModel(BackboneModel):
         if peft_config is not None:
             refuse_change_of_base(peft_config)
         name, base = get_config_model_id(policy.config) or "", base_of(policy)
+        if form == "policy" and is_peft_model(policy):
+            name = ""  # so that whoever loads the head passes the policy: its base alone has other hidden states
         backbone: Any = headless(base)
         use_exact_4bit_on_cpu(backbone)
         with adapters_unchanged(policy):
             if peft_config is None:
                 embeddings = base.get_output_embeddings()
             else:
-                refuse_change_of_base(peft_config)
                 embeddings = base.get_input_embeddings()
                 backbone = add_adapter(backbone, peft_config, name=VALUE_ADAPTER)
             model = cls._build(backbone, name, heads, form, action_rank, embeddings)
