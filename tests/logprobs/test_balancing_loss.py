@@ -188,6 +188,11 @@ def test_it_is_added_to_the_loss_and_logged(tmp_path):
     assert "aux_loss" not in without.evaluate()
 
 
+def test_checkpointing_that_hides_it_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="load balancing loss of a mixture of experts has no gradient"):
+        rrhf(tmp_path, gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True})
+
+
 def weights_after_a_step(run: Any) -> list[torch.Tensor]:
     run.train()
     return [parameter.detach().clone() for parameter in run.model.parameters()]

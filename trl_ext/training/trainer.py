@@ -102,6 +102,12 @@ class ExtTrainer(BaseTrainer):
         kwargs["compute_metrics"] = on_tables(compute_metrics) if compute_metrics else None
         super().__init__(model=model, args=args, processing_class=self._tokenizer, **kwargs)
         check_launch(self)
+        kwargs_of_checkpointing: Any = args.gradient_checkpointing_kwargs or {}
+        if self.aux_loss_enabled and args.gradient_checkpointing and kwargs_of_checkpointing.get("use_reentrant"):
+            raise ValueError(
+                "With `use_reentrant` in `gradient_checkpointing_kwargs` the load balancing loss of a mixture of "
+                "experts has no gradient: remove it, or set `router_aux_loss_coef: 0`."
+            )
         self._own_callbacks: list[TrainerCallback] = []  # those that another trainer of the model must not have
         self._guard = LossGuard(self, self.args.nan_loss)
         self._add_own_callback(self._guard)

@@ -459,11 +459,19 @@ def test_out_of_memory_error_names_settings(tmp_path: Path, monkeypatch: pytest.
         ({"num_ppo_epochs": 0}, "`num_ppo_epochs`"),
         ({"cliprange": -1}, "`cliprange`"),
         ({"generation_kwargs": {"stop_strings": ["."]}}, "stop_strings.* are not supported"),
+        ({"neftune_noise_alpha": 5.0}, "`neftune_noise_alpha` adds noise to the embeddings"),
     ],
 )
 def test_invalid_settings(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config(tmp_path, **changes)
+
+
+def test_gradient_checkpointing_of_a_recipe_for_trl_is_switched_off(tmp_path: Path, caplog: Any) -> None:
+    args = config(tmp_path, gradient_checkpointing=True)
+    assert not args.gradient_checkpointing
+    assert "`gradient_checkpointing` is not used" in caplog.text
+    make_trainer(tmp_path, gradient_checkpointing=True, max_steps=1).train()
 
 
 def test_model_whose_backbone_returns_no_hidden_states(tmp_path: Path) -> None:
