@@ -238,9 +238,9 @@ def test_rewards_and_training_see_the_plain_prompt_only(tmp_path: Path, monkeypa
     run = trainer(tmp_path, rows, reward_funcs=reward, args={"num_iterations": 1})
     forward, generate = run.log_probs._forward, run.model.generate
 
-    def spy_forward(model: Any, form: str, prompts: list, completions: list, fused: bool) -> Any:
+    def spy_forward(model: Any, form: str, prompts: list, *rest: Any) -> Any:
         seen["trained"] += prompts if model.training else []
-        return forward(model, form, prompts, completions, fused)
+        return forward(model, form, prompts, *rest)
 
     def spy_generate(**kwargs: Any) -> Any:
         seen["generated"].append(kwargs["attention_mask"].sum(1).tolist())
