@@ -442,6 +442,7 @@ def test_scale_of_rewards(tmp_path: Path, scaling: str) -> None:
         ({"resample_steps": 2, "reward_scaling": "batch"}, 5),
         ({"sft_mix": 0.5, "epochs_per_iteration": 2}, 5),
         ({"beta": 0.1}, 4),
+        ({"principles": RULES, "principles_per_query": 2, "resample_steps": 1}, 3),  # between two iterations
     ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, schedule: dict, stop: int) -> None:
