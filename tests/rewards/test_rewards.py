@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_model, make_tokenizer
+from tiny_trainers import make_trainer
 
 from trl_ext.data.completion import Completion
 from trl_ext.rewards import scoring
 from trl_ext.rewards.classifiers import ClassifierReward
-from trl_ext.rewards.functions import Reward, RewardError, load_rewards
+from trl_ext.rewards.functions import Reward, RewardError, check_reward_prompts, load_rewards
 from trl_ext.rewards.kept_scores import KeptScores
 from trl_ext.rewards.scoring import score_completions
 from trl_ext.rewards.settings import RewardSettings
@@ -486,6 +487,21 @@ def test_classifier_renders_messages_with_its_chat_template(classifier, tiny_tok
     assert found(**MESSAGES)[0] == pytest.approx(single_logit(classifier, chat_tokenizer, text), abs=1e-5)
     with pytest.raises(RewardError, match="tokenizer has no chat template"):
         load_rewards(classifier, tiny_tokenizer)[0](**MESSAGES)
+
+
+def test_a_classifier_without_a_template_for_conversations_is_found_before_generation(
+    tmp_path, classifier, tiny_tokenizer, chat_tokenizer
+):
+    check_reward_prompts(load_rewards(classifier, chat_tokenizer), MESSAGES["prompts"][0])
+    rewards = load_rewards(classifier, tiny_tokenizer)
+    check_reward_prompts(rewards, PLAIN["prompts"][0])
+    with pytest.raises(ValueError, match=r"reward model '.*' cannot be used.*no chat template.*chat_template\.jinja"):
+        check_reward_prompts(rewards, MESSAGES["prompts"][0])
+    rows, folder = [{"prompt": MESSAGES["prompts"][0]}], str(tmp_path / "reward")
+    classifier.save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    with pytest.raises(ValueError, match="cannot be used: the prompts are conversational"):
+        make_trainer("psle", tmp_path, rows, chat=True, reward_funcs=folder)
 
 
 def test_a_part_of_completions_that_is_not_scored_is_told_once(classifier, chat_tokenizer, caplog):

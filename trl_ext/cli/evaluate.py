@@ -43,7 +43,7 @@ from trl_ext.generation_settings import setting
 from trl_ext.inference.best_of_n import best_of_n_policies
 from trl_ext.inference.policy import Decoding, Policy, served_at_once
 from trl_ext.models.load import adapter_base, default_device
-from trl_ext.rewards.functions import Reward, check_reward_columns, load_rewards
+from trl_ext.rewards.functions import Reward, check_reward_columns, check_reward_prompts, load_rewards
 from trl_ext.rewards.scoring import check_reward_weights
 from trl_ext.rewards.settings import RewardSettings
 
@@ -164,6 +164,7 @@ def run(args: EvaluateArguments, loading: LoadingArguments, decodings: Sequence[
         trust_remote_code=loading.trust_remote_code,
     )
     check_reward_columns(rewards, rows[0])
+    check_reward_prompts(rewards, rows[0]["prompt"])
     report = Report(
         rows,
         {**_settings(args, loading, models.base, len(rows)), **settings_of(decodings)},

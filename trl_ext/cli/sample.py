@@ -26,11 +26,11 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from trl_ext.data.resumable_file import ResumableFile
-from trl_ext.data.schema import DataError
+from trl_ext.data.schema import DataError, first_row
 from trl_ext.generation.vllm_settings import SERVER_FIELDS, VLLMSettings
 from trl_ext.generation_settings import DIVERSE_BEAM_SEARCH, GenerationSettings
 from trl_ext.inference.dataset_sampler import DatasetSampler, describe_dropped, describe_logged, load_rows
-from trl_ext.rewards.functions import check_reward_columns, load_rewards
+from trl_ext.rewards.functions import check_reward_columns, check_reward_prompts, load_rewards
 from trl_ext.rewards.scoring import check_reward_weights
 from trl_ext.rewards.settings import RewardSettings
 
@@ -202,6 +202,7 @@ def _sampler(
         trust_remote_code=loading.trust_remote_code,
     )
     check_reward_columns(rewards, dataset.column_names)
+    check_reward_prompts(rewards, first_row(dataset, "input").get("prompt"))
     return DatasetSampler(
         policies,
         settings,

@@ -28,6 +28,7 @@ _HEADINGS = {
     "ended": "ended",
 }
 _WIDTH_OF_PIPES = 140  # without a terminal rich uses 80 columns, which are too few for the table
+_PROMPT_LENGTH = 400  # characters of a prompt in the printed table; the file has all
 
 
 class Report:
@@ -193,7 +194,7 @@ def _cell(value: float | None, se: float | None) -> str:
     if se is None:
         return f"{value:.3f}"
     digits = min(3, max(1, 1 - math.floor(math.log10(se)))) if se > 0 else 3  # two significant digits of the error
-    return f"{value:.{digits}f} ± {se:.{digits}f}"
+    return f"{round(value, digits) + 0.0:.{digits}f} ± {se:.{digits}f}"  # adding 0.0 makes 0.0 of -0.0
 
 
 def _completions_table(
@@ -209,9 +210,11 @@ def _completions_table(
 
 
 def _prompt_text(prompt: Any) -> Text:
-    if isinstance(prompt, str):
-        return Text(prompt)
-    return Text("\n".join(f"{message['role']}: {message.get('content')}" for message in prompt))
+    """A prompt for the printed table: the end of a long one, which the completions continue."""
+    if not isinstance(prompt, str):
+        prompt = "\n".join(f"{message['role']}: {message.get('content')}" for message in prompt)
+    prompt = prompt.strip()
+    return Text(prompt if len(prompt) <= _PROMPT_LENGTH else f"[...] {prompt[-_PROMPT_LENGTH:].lstrip()}")
 
 
 def _completion_text(shown: Mapping[str, Any]) -> Text:

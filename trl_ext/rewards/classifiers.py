@@ -157,19 +157,9 @@ class ClassifierReward:
     def _text(self, prompt: Any, completion: Any, kwargs: dict[str, Any]) -> tuple[str, str | None]:
         if isinstance(prompt, str):
             return (prompt, completion) if self.pairs else (prompt + completion, None)
-        if self.is_encoder and (self.pairs or self.tokenizer.chat_template is None):
-            if len(prompt) == len(completion) == 1:
-                return prompt[0]["content"], completion[0]["content"]
-            raise ValueError(
-                "a prompt has several messages, but the reward model reads a question and its answer, and its "
-                "tokenizer has no chat template for more: set `tokenizer.chat_template`, or use a reward model that "
-                "was trained on conversations."
-            )
-        if self.tokenizer.chat_template is None:
-            raise ValueError(
-                "the prompts are conversational, but the reward model's tokenizer has no chat template: set "
-                "`tokenizer.chat_template`, or use a reward model that was trained on conversations."
-            )
+        self.check_conversation(prompt, completion)
+        if self._reads_messages:
+            return prompt[0]["content"], completion[0]["content"]
         text = render(self.tokenizer, [*prompt, *completion], **kwargs)
         lost = "" if self.warned_of_template else left_out(completion, text)
         if lost:
@@ -180,6 +170,34 @@ class ClassifierReward:
                 lost if len(lost) <= 160 else f"{lost[:80]} ... {lost[-80:]}",
             )
         return text, None
+
+    @property
+    def _reads_messages(self) -> bool:
+        """Whether a question and its answer are two texts, without a chat template."""
+        return self.is_encoder and (self.pairs or self.tokenizer.chat_template is None)
+
+    def check_conversation(self, prompt: list[dict[str, Any]], completion: list[dict[str, Any]]) -> None:
+        """
+        Check that the model can read a conversation.
+
+        Raises:
+            `ValueError`: It cannot; the message says what it would need.
+        """
+        if self._reads_messages and len(prompt) == len(completion) == 1:
+            return
+        remedy = (
+            "set `tokenizer.chat_template` (or put a file `chat_template.jinja` beside the model), or use a reward "
+            "model that was trained on conversations."
+        )
+        if self._reads_messages:
+            raise ValueError(
+                "a prompt has several messages, but the reward model reads a question and its answer, and its "
+                f"tokenizer has no chat template for more: {remedy}"
+            )
+        if self.tokenizer.chat_template is None:
+            raise ValueError(
+                f"the prompts are conversational, but the reward model's tokenizer has no chat template: {remedy}"
+            )
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:

@@ -281,6 +281,25 @@ def check_reward_columns(rewards: Sequence[Reward], columns: Collection[str]) ->
                 )
 
 
+def check_reward_prompts(rewards: Sequence[Reward], prompt: Any) -> None:
+    """
+    Find a reward model that cannot read the prompts now rather than after the first completions are generated.
+
+    Args:
+        rewards (`Sequence[Reward]`): The reward functions.
+        prompt (`str` or `list[dict]`): The prompt of a row.
+
+    Raises:
+        `ValueError`: The prompt is conversational and a reward model's tokenizer has no chat template.
+    """
+    for reward in rewards:
+        if isinstance(reward.model, ClassifierReward) and isinstance(prompt, list):
+            try:
+                reward.model.check_conversation(prompt, [{"role": "assistant", "content": ""}])
+            except ValueError as error:
+                raise ValueError(f"The reward model '{reward.name}' cannot be used: {error}") from None
+
+
 def _one_each(processing_classes: Any, names: Sequence[str]) -> list[Any]:
     """One tokenizer or `None` per reward, as in TRL: a tokenizer reads one vocabulary, so it is not shared."""
     if processing_classes is None:

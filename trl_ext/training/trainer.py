@@ -29,7 +29,7 @@ from trl_ext.models.load import hub_arguments, loading_error
 from trl_ext.models.sharding import check_launch
 from trl_ext.models.tokenizers import ensure_pad_token, load_tokenizer, use_eos_token
 from trl_ext.rewards.classifiers import ClassifierReward
-from trl_ext.rewards.functions import Reward, check_reward_columns, load_rewards
+from trl_ext.rewards.functions import Reward, check_reward_columns, check_reward_prompts, load_rewards
 from trl_ext.rewards.kept_scores import KeptScores
 from trl_ext.rewards.scoring import check_reward_weights
 from trl_ext.seeds import seeded
@@ -322,6 +322,7 @@ class ExtTrainer(BaseTrainer):
         if self.rewards:
             self._raw_columns |= set(column_names(dataset))
             self._signature_columns = None  # they are found again
+            check_reward_prompts(self.rewards, first_row(dataset, name).get("prompt"))
         with global_then_local_main_first():
             dataset, dropped = self._tokenize(dataset, args, name)
         if dropped:

@@ -238,9 +238,9 @@ def test_rewards_and_training_see_the_plain_prompt_only(tmp_path: Path, monkeypa
     run = trainer(tmp_path, rows, reward_funcs=reward, args={"num_iterations": 1})
     forward, generate = run.log_probs._forward, run.model.generate
 
-    def spy_forward(model: Any, form: str, prompts: list, completions: list, fused: bool) -> Any:
+    def spy_forward(model: Any, form: str, prompts: list, *rest: Any) -> Any:
         seen["trained"] += prompts if model.training else []
-        return forward(model, form, prompts, completions, fused)
+        return forward(model, form, prompts, *rest)
 
     def spy_generate(**kwargs: Any) -> Any:
         seen["generated"].append(kwargs["attention_mask"].sum(1).tolist())
@@ -442,6 +442,7 @@ def test_scale_of_rewards(tmp_path: Path, scaling: str) -> None:
         ({"resample_steps": 2, "reward_scaling": "batch"}, 5),
         ({"sft_mix": 0.5, "epochs_per_iteration": 2}, 5),
         ({"beta": 0.1}, 4),
+        ({"principles": RULES, "principles_per_query": 2, "resample_steps": 1}, 3),  # between two iterations
     ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, schedule: dict, stop: int) -> None:
