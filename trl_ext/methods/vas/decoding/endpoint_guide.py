@@ -241,6 +241,7 @@ class EndpointGuide:
                 else:
                     ids = encode_prompt(own, text.prompt + text.answer + block.text)
                 rows.append([*ids, own.eos_token_id] if block.ended and own.eos_token_id is not None else ids)
+            guide.check_length(max(map(len, rows)))
             values_nH = _last_values(guide.model, rows)
             total_n += values_nH.cpu() @ weights_H[guide.columns]
         return total_n
