@@ -23,7 +23,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from trl_ext import ProxyConfig, ProxyModel
+from trl_ext import ProxyConfig, ProxyModel, ValueModel
 from trl_ext.cli.main import main
 from trl_ext.generation.streaming import TextStream
 from trl_ext.generation_settings import GenerationSettings
@@ -259,6 +259,19 @@ def test_widths_and_names_of_other_architectures() -> None:
         ids = torch.tensor([[5, 6, 7]])
         expected = model.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=1, eos_token_id=None)
         assert torch.equal(proxy.generate(model, ids, max_new_tokens=4, eos_token_id=[]), expected)
+
+
+def test_adapters_of_others_on_the_weights(model: Any) -> None:
+    """A proxy belongs to the adapter that is active, wherever a value model has put another one."""
+    config = {"r": 2, "init_lora_weights": False}
+    policy = get_peft_model(model, LoraConfig(target_modules=["v_proj"], **config))
+    proxy = make_proxy(policy)
+    ValueModel.on_policy(policy, peft_config=LoraConfig(target_modules=["q_proj"], **config))
+    proxy.check_model(policy)
+    policy.add_adapter("other", LoraConfig(target_modules=["v_proj"], **config))
+    policy.set_adapter("other")
+    with pytest.raises(ValueError, match="which has other weights"):
+        proxy.check_model(policy)
 
 
 def test_encoder_decoders_are_refused() -> None:

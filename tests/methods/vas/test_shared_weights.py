@@ -300,3 +300,11 @@ def test_value_model_object_on_a_policy_that_samples(tmp_path: Path) -> None:
     made.train()
     changed = {n for n, p in model.named_parameters() if not torch.equal(before[n], p)}
     assert any("lora" in n for n in changed) and all("lora" in n or "head" in n for n in changed)
+
+
+def test_a_value_model_whose_backbone_is_the_policy_is_refused(tmp_path: Path) -> None:
+    """Training would change the policy."""
+    tokenizer = make_tokenizer()
+    policy = make_model(len(tokenizer))
+    with pytest.raises(ValueError, match=r"backbone is the language model itself.*on_policy.*a second copy"):
+        trainer(tmp_path, policy, tokenizer, value_model=ValueModel.from_backbone(policy))

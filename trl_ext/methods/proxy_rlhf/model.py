@@ -287,14 +287,16 @@ def llm_digest(model: Any) -> str:
     Short fingerprints of a language model in bfloat16 and in float16, joined by "-".
 
     Two copies of a model share one of them, whatever the precision of each. They cover the sizes, parts of the input
-    embedding and the last norm, and an adapter's first weights. `""` if the weights are not available (on a meta
-    device, or sharded by ZeRO-3).
+    embedding and the last norm, and the first weights of the active adapter. `""` if the weights are not available (on
+    a meta device, or sharded by ZeRO-3).
     """
     base: Any = base_of(model)
     config = base.config.get_text_config()
     shape = [config.model_type, config.hidden_size, config.num_hidden_layers, config.vocab_size]
     vectors = [p for n, p in base.named_parameters() if p.ndim == 1 and "lora_" not in n]
-    adapter = [p for n, p in model.named_parameters() if ".lora_" in n][:2] if model is not base else []
+    active = [f".{name}." for name in getattr(model, "active_adapters", ())] if model is not base else []
+    # Other models may have put adapters of their own on the weights.
+    adapter = [p for n, p in model.named_parameters() if ".lora_" in n and any(name in n for name in active)][:2]
     parts = [base.get_input_embeddings().weight[:8], *vectors[-1:], *adapter]
     if any(part.is_meta or not part.numel() for part in parts):
         return ""

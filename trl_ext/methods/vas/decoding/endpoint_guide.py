@@ -245,6 +245,7 @@ class EndpointGuide:
                 else:
                     ids = encode_prompt(own, text.prompt + text.answer + block.text)
                 rows.append([*ids, own.eos_token_id] if block.ended and own.eos_token_id is not None else ids)
+            guide.check_length(max(map(len, rows)))
             values_nH = _last_values(guide.model, rows)
             if not values_nH.isfinite().all():
                 raise ValueError(_NOT_FINITE)

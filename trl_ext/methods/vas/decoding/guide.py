@@ -139,7 +139,7 @@ class Guide:
             return self.model.action_values(self.model.captured.after(ids_NS), candidates_Nk)
         columns = ids_NS.shape[1] + (self.model.config.form == "state")
         if 0 < self.context < columns:
-            self._check_length(columns - int((mask_of(ids_NS) == 0).sum(1).min()))
+            self.check_length(columns - int((mask_of(ids_NS) == 0).sum(1).min()))
         known_NS, candidates_Nk = known_NS.to(self.device), candidates_Nk.to(self.device)
 
         def mask(_: torch.Tensor) -> torch.Tensor:
@@ -173,9 +173,9 @@ class Guide:
             )
         return ids_NS.masked_fill(unknown_NS, 0)
 
-    def _check_length(self, length: int) -> None:
-        """Raise `ValueError` if the value model has no position for a text of this length, or warn once of it."""
-        if length <= self.context:
+    def check_length(self, length: int) -> None:
+        """Raise `ValueError` if the value model has no position for a text of this length; warn once beyond others."""
+        if not 0 < self.context < length:
             return
         found = f"The {self.who} has a context of {self.context} tokens, and a text has {length}"
         if self.learned_positions:

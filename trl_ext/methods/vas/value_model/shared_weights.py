@@ -203,6 +203,8 @@ class LastHiddenStates:
             length = columns if cache is None else cache.get_seq_length()
         except ValueError:  # a cache of recurrent layers only
             length = None
+        if isinstance(length, int) and length < columns:  # one that begins with such a layer
+            length = None
         if columns == 1 and not isinstance(length, int):
             self._before = None  # the last column, whatever its number: reading a static cache's length synchronises
         else:
