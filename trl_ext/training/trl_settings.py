@@ -77,7 +77,6 @@ FROZEN_MODEL: dict[str, str] = {
         "vLLM cannot be guided in training; to train on completions that vLLM generates, make them with "
         "`trl-ext sample`",
     ),
-    "cast_lm_head_to_fp32": "it changes how a language model is trained, and this one is not: remove it",
     **_for(
         "use_transformers_continuous_batching transformers_continuous_batching_config use_transformers_paged",
         "continuous batching cannot be guided in training: remove it",

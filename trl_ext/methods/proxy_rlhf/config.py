@@ -108,7 +108,6 @@ class ProxyRLHFConfig(ExtConfig):
         **ExtConfig.refused_settings,
         **FROZEN_MODEL,
         "beta": "called `kl_coef` here, and subtracted from the reward of each token",
-        "router_aux_loss_coef": "it balances experts that are trained, and a proxy has none: remove it",
         "num_iterations": "called `num_ppo_epochs` here",
         "router_aux_loss_coef": "the language model is not trained, nor are the choices of its experts: remove it",
         "epsilon": "called `cliprange` here",
