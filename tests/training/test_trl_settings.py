@@ -4,6 +4,7 @@
 """TRL's settings: each one works under its name or is refused with a reason, and unknown ones are named at once."""
 
 import dataclasses
+import logging
 import sys
 import types
 from pathlib import Path
@@ -146,6 +147,7 @@ def test_settings_without_effect_are_refused(tmp_path: Path, name: str, value: A
 
 
 def test_another_meaning_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logging.Logger.warning_once.cache_clear()  # another test may have been the first use
     for _ in range(2):
         PSLEConfig(str(tmp_path), report_to="none", num_iterations=3, generation_batch_size=5)
     for name in ("num_iterations", "generation_batch_size"):

@@ -77,8 +77,10 @@ class ExtConfig(RewardSettings, BaseConfig):
             Pad rows to a multiple of this length (`0`: no rounding). `"auto"`, as in TRL, is 128 on Neuron and `0`
             elsewhere.
 
-        precompute_ref_log_probs, padding_free (`bool`, *optional*, defaults to `False`):
-            Only `False`, for configs that were written for TRL.
+        precompute_ref_log_probs (`bool`, *optional*, defaults to `False`):
+            Only `False`, for configs that were written for TRL: a reference scores completions that training generates.
+        padding_free (`bool`, *optional*, defaults to `False`):
+            Only `False`, for configs that were written for TRL: a prompt is read once for all of its completions.
 
         > Parameters that control generation (TRL's names; for all completions that a method generates)
 

@@ -69,6 +69,7 @@ FROZEN_MODEL: dict[str, str] = {
         "beta sync_ref_model ref_model_mixup_alpha ref_model_sync_steps",
         "the language model is not trained, so there is no reference model: remove it",
     ),
+    "cast_lm_head_to_fp32": "the language model is not trained: load it in another dtype (`model_init_kwargs`)",
     **_for(
         "use_vllm vllm_mode vllm_model_impl vllm_enable_sleep_mode vllm_structured_outputs_regex vllm_server_base_url "
         "vllm_server_host vllm_server_port vllm_server_timeout vllm_group_port vllm_gpu_memory_utilization "
@@ -76,7 +77,6 @@ FROZEN_MODEL: dict[str, str] = {
         "vLLM cannot be guided in training; to train on completions that vLLM generates, make them with "
         "`trl-ext sample`",
     ),
-    "cast_lm_head_to_fp32": "it changes how a language model is trained, and this one is not: remove it",
     **_for(
         "use_transformers_continuous_batching transformers_continuous_batching_config use_transformers_paged",
         "continuous batching cannot be guided in training: remove it",
