@@ -78,7 +78,7 @@ class ExtConfig(RewardSettings, BaseConfig):
             elsewhere.
 
         precompute_ref_log_probs (`bool`, *optional*, defaults to `False`):
-            Only `False`, for configs that were written for TRL: a reference scores completions that training generates.
+            Only `False`, for configs that were written for TRL: the completions to score are generated in training.
         padding_free (`bool`, *optional*, defaults to `False`):
             Only `False`, for configs that were written for TRL: a prompt is read once for all of its completions.
 
