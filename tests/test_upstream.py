@@ -449,22 +449,21 @@ def test_parameter_tables():
 
 @contract
 def test_weight_versions():
-    """Every way in which weights change, also where a tensor has no version counter."""
-    module = torch.nn.Linear(2, 2)
-    tables = upstream.parameter_tables(module)
-    seen = [upstream.weight_versions(tables)]
-    assert upstream.weight_versions(tables) == seen[0]
+    """An update in place raises them, except one of `data`; tensors of inference mode have none."""
+    weight = torch.nn.Parameter(torch.zeros(2))
+    seen = [upstream.weight_versions([weight])]
+    torch.optim.SGD([weight], lr=1.0).step()  # no gradient, no update
+    assert upstream.weight_versions([weight]) == seen[0]
     with torch.no_grad():
-        module.weight.add_(1)
-    seen.append(upstream.weight_versions(tables))
-    kept = module.weight  # its memory must not be used again
-    module.weight = torch.nn.Parameter(torch.ones(2, 2))
-    seen.append(upstream.weight_versions(tables))
-    module.double()
-    seen.append(upstream.weight_versions(tables))
-    assert all(seen[i] != seen[j] for i in range(4) for j in range(i)) and kept is not module.weight
+        weight.add_(1)
+    assert upstream.weight_versions([weight]) != seen[0]
+    seen.append(upstream.weight_versions([weight]))
+    weight.data.add_(1)
+    assert upstream.weight_versions([weight]) == seen[1]
     with torch.inference_mode():
-        upstream.weight_versions(upstream.parameter_tables(torch.nn.Linear(2, 2)))
+        other = torch.zeros(2)
+    with pytest.raises(RuntimeError, match="version counter"):
+        upstream.weight_versions([other])
 
 
 @contract

@@ -230,14 +230,13 @@ def replaces_adapters(model: nn.Module, peft_config: Any) -> bool:
     return any(isinstance(layer, BaseTunerLayer) and not isinstance(layer, kind) for layer in model.modules())
 
 
-def weight_versions(tables: list[dict[str, Any]]) -> list[tuple[int, int]]:
+def weight_versions(weights: list[torch.Tensor]) -> list[int]:
     """
-    Addresses and version counters of the parameters in [`parameter_tables`]: any update of a weight changes them.
+    Version counters of weights, which updates in place raise, except those of `weight.data`.
 
-    Tensors made in inference mode have no counter.
+    Tensors made in inference mode have no counter, and raise a `RuntimeError`.
     """
-    weights = [weight for table in tables for weight in table.values() if weight is not None]
-    return [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights]
+    return [weight._version for weight in weights]
 
 
 def parameter_tables(module: nn.Module) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Families of models as language model, value model and under a proxy: each a kind of its own, in batches with padding.
+Families of models as language model, value model and under a proxy, each of a kind of its own, in padded batches.
 
 The oracles read one sequence and one candidate at a time, without padding or KV cache.
 """

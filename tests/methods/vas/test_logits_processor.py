@@ -260,13 +260,27 @@ def test_inference_mode(tiny_model, value):
         assert first + more == expected
 
 
-def test_weights_that_changed(tiny_model, value):
+@pytest.mark.parametrize("how", ["step", "data", "replaced", "module", "continued"])
+def test_weights_that_changed(tiny_model, value, how):
     """A processor that is used again after its value model has learned reads everything again."""
     processor = ValueAugmentedLogitsProcessor(value, 3.0, K)
-    run_generate(tiny_model, processor, PROMPTS[2:3], 6)
+    first = run_generate(tiny_model, processor, PROMPTS[2:3], 6)[0]
+    torch.manual_seed(0)
     with torch.no_grad():
-        for parameter in value.backbone.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+        for name, parameter in list(value.backbone.named_parameters()):
+            new = parameter + 0.1 * torch.randn_like(parameter)
+            if how in ("step", "continued"):
+                parameter.copy_(new)
+            elif how == "data":
+                parameter.data.copy_(new)
+            elif how == "replaced":
+                module, _, last = name.rpartition(".")
+                setattr(value.backbone.get_submodule(module), last, torch.nn.Parameter(new))
+            else:
+                parameter.data = new
+    if how == "continued":  # with the next token after that of the last call
+        expected = greedy(tiny_model, [(value, 0, 3.0)], PROMPTS[2] + first, 4)
+        assert run_generate(tiny_model, processor, [PROMPTS[2] + first], 4) == [expected]
     expected = greedy(tiny_model, [(value, 0, 3.0)], PROMPTS[2], 6)
     assert run_generate(tiny_model, processor, PROMPTS[2:3], 6) == [expected]
     calls = processor.value_calls

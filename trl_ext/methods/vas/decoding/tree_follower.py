@@ -7,6 +7,7 @@ Keeps a value model's KV cache in step with `generate`, which passes a logits pr
 Dimensions: N sequences, P tokens of a prompt, S columns of the sequences so far, k candidate tokens, D hidden size.
 """
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -109,7 +110,10 @@ class Follower:
     def _resume(self, ids: torch.Tensor) -> bool:
         """Change the tree to hold a prefix of `ids`, all of them if the last was a candidate; whether that worked."""
         tree = self.tree
-        if not tree.length or ids.device != tree.ids_NS.device or self._weights.changed():
+        if not tree.length or ids.device != tree.ids_NS.device:
+            return False
+        one_more = len(ids) == len(tree.ids_NS) and ids.shape[1] == tree.length + 1
+        if self._weights.updated() if one_more else self._weights.changed():
             return False
         known = tree.ids_NS
         if ids.shape[1] < tree.length:
@@ -159,7 +163,7 @@ class Follower:
 
 class _Weights:
     """
-    Detects a change of a model's weights. It is asked before each token, so that it must be fast.
+    Detects a change of a model's weights since this object was made.
 
     Args:
         model (`torch.nn.Module`): The model.
@@ -167,15 +171,35 @@ class _Weights:
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._tables, self._layers = parameter_tables(model), adapter_layers(model)
-        self._state = self._read()
+        self._weights = self._now()
+        self._counted = [weight for weight in self._weights if not weight.is_inference()]
+        self._versions, self._state = weight_versions(self._counted), self._read()
+
+    def updated(self) -> bool:
+        """Whether a weight was updated in place, as by an optimizer. Fast enough to be asked before each token."""
+        return weight_versions(self._counted) != self._versions
+
+    def changed(self) -> bool:
+        """Whether weights or active adapters are others, in whatever way they were changed."""
+        now = self._now()
+        same = len(now) == len(self._weights) and all(map(operator.is_, now, self._weights))
+        return not same or self.updated() or self._read() != self._state
+
+    def _now(self) -> list[torch.Tensor]:
+        return [weight for table in self._tables for weight in table.values() if weight is not None]
 
     def _read(self) -> Any:
         merged = [list(getattr(layer, "merged_adapters", ())) for layer in self._layers]
-        return weight_versions(self._tables), adapter_states(self._layers), merged
+        places = [(weight.data_ptr(), weight.dtype) for weight in self._weights]
+        return places, adapter_states(self._layers), merged, _samples(self._weights)
 
-    def changed(self) -> bool:
-        """Whether they have changed since this object was made."""
-        return bool(self._read() != self._state)
+
+def _samples(weights: list[torch.Tensor]) -> list[float]:
+    """One number of each weight, as `weight.data` may be updated without a trace."""
+    plain = [w for w in weights if w.numel() and not w.is_meta and not hasattr(w, "device_mesh")]
+    with torch.no_grad():
+        numbers = [w.reshape(-1)[w.numel() // 2].float().to(plain[0].device) for w in plain]
+        return torch.stack(numbers).tolist() if numbers else []
 
 
 def mask_of_left_padding(ids_NS: torch.Tensor, pad_token_id: int, *, also_text: bool) -> torch.Tensor:
