@@ -165,6 +165,8 @@ def test_a_backbone_with_code_of_its_own(tmp_path: Path, remote: str, lora: bool
     found = ValueModel.from_pretrained(tmp_path / "value", **trusted)
     assert "OwnModel" in str(found)
     torch.testing.assert_close(found(IDS).values, model(IDS).values)
+    by_auto = AutoModel.from_pretrained(tmp_path, subfolder="value", **trusted)
+    torch.testing.assert_close(by_auto(IDS).values, model(IDS).values)
     found.save_pretrained(tmp_path / "again")
     torch.testing.assert_close(
         ValueModel.from_pretrained(tmp_path / "again", **trusted)(IDS).values, model(IDS).values
