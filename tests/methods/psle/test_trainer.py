@@ -947,8 +947,11 @@ def test_rewards_that_fail_or_do_not_apply(tmp_path: Path) -> None:
     assert all(math.isfinite(loss) for loss in log.of("loss"))
 
 
-def test_best_of_n_needs_no_principle(tmp_path: Path) -> None:
+def test_best_of_n_needs_no_principle(tmp_path: Path, said: list[str]) -> None:
     log = Logs()
+    settings = {"sft_target": "best", "rank_weight": 0.0, "num_generations": 4}
+    trainer(tmp_path, args=settings)
+    assert any("principles are not used" in text for text in said)
     run = trainer(
         tmp_path,
         callbacks=[log],
