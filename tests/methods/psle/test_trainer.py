@@ -870,6 +870,7 @@ def test_rewards_without_spread_and_empty_answers_work_and_are_said(tmp_path: Pa
     model = make_model(len(tokenizer))
     trainer(tmp_path, model=model, reward_funcs=lambda prompts, **_: [1.0] * len(prompts)).train()
     assert any("all rewards are the same" in text for text in said)
+    assert not any("threshold" in text for text in said)  # which follows from the former
     log = Logs()
     run = trainer(
         tmp_path, callbacks=[log], args={"generation_kwargs": {"forced_eos_token_id": 1}, "max_completion_length": 1}
