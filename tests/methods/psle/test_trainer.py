@@ -870,6 +870,7 @@ def test_rewards_without_spread_and_empty_answers_work_and_are_said(tmp_path: Pa
     model = make_model(len(tokenizer))
     trainer(tmp_path, model=model, reward_funcs=lambda prompts, **_: [1.0] * len(prompts)).train()
     assert any("all rewards are the same" in text for text in said)
+    assert not any("threshold" in text for text in said)  # which follows from the former
     log = Logs()
     run = trainer(
         tmp_path, callbacks=[log], args={"generation_kwargs": {"forced_eos_token_id": 1}, "max_completion_length": 1}
@@ -947,8 +948,11 @@ def test_rewards_that_fail_or_do_not_apply(tmp_path: Path) -> None:
     assert all(math.isfinite(loss) for loss in log.of("loss"))
 
 
-def test_best_of_n_needs_no_principle(tmp_path: Path) -> None:
+def test_best_of_n_needs_no_principle(tmp_path: Path, said: list[str]) -> None:
     log = Logs()
+    settings = {"sft_target": "best", "rank_weight": 0.0, "num_generations": 4}
+    trainer(tmp_path, args=settings)
+    assert any("principles are not used" in text for text in said)
     run = trainer(
         tmp_path,
         callbacks=[log],

@@ -212,7 +212,7 @@ class Iterations:
                 else f"guided completions are not better than plain ones {gap}: the principle does nothing; try "
                 "another, or another `principle_role`."
             )
-        if ranks and t["pairs"] and t["ranked"] in (0, t["pairs"]):
+        if ranks and "spread" not in found and t["pairs"] and t["ranked"] in (0, t["pairs"]):
             side, what = ("above", "ranked") if t["ranked"] else ("not above", "imitated")
             found["threshold"] = (
                 f"every pair is {side} the threshold of {self.threshold:.3g} (x {self.scale:.3g}), so all are {what}."

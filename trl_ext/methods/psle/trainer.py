@@ -162,6 +162,8 @@ class PSLETrainer(OnlineTrainer):
             model, args, train_dataset, processing_class, reward_funcs, reward_processing_classes
         )
         self._principles = load_principles(args)
+        if self._principles and args.sft_target == "best":
+            logger.warning("The principles are not used: with `sft_target: best` all completions are plain ones.")
         train_dataset, eval_dataset = self._prepare_datasets(train_dataset, eval_dataset, args)
         check_max_steps(args, len(train_dataset) if isinstance(train_dataset, Dataset) else 0)
         self._sft_dataset = self._prepare_sft_dataset(sft_dataset, args)
@@ -186,7 +188,10 @@ class PSLETrainer(OnlineTrainer):
     @staticmethod
     def _check_arguments(args: PSLEConfig, reward_funcs: Any, dataset: Any, optimizers: Any) -> None:
         if not reward_funcs:
-            raise ValueError("`reward_funcs` are required: PSLE learns from the rewards of the policy's completions.")
+            raise ValueError(
+                "`reward_funcs` are required: PSLE learns from the rewards of the policy's completions "
+                "(`--reward_model_name_or_path`, `--reward_funcs`)."
+            )
         if isinstance(dataset, IterableDataset) and args.max_steps <= 0:
             raise ValueError(
                 "A streamed dataset has no length, so an iteration cannot be a pass over it: set `max_steps` (an "
