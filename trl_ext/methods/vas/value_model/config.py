@@ -63,10 +63,11 @@ class BackboneConfig(PreTrainedConfig):
             return
         if not trust_remote_code:
             raise ValueError(
-                f"The backbone {self.backbone_name!r} has code of its own: pass `trust_remote_code=True` to run it "
+                f"The backbone {self.backbone_name!r} has code of its own: pass `trust_remote_code` to run it "
                 "(`--value_trust_remote_code` on the command line)."
             )
-        config = AutoConfig.from_pretrained(self.backbone_name, trust_remote_code=True, **self.backbone_place(), **hub)
+        hub |= self.backbone_place() | {"trust_remote_code": trust_remote_code}
+        config = AutoConfig.from_pretrained(self.backbone_name, **hub)
         config = type(config).from_dict(saved)
         config.name_or_path = self.backbone_name  # where `auto_map` is looked up
         self.backbone_config = config
