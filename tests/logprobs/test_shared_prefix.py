@@ -46,6 +46,7 @@ def test_separate_rows():
         "position_ids": [[0, 1, 2, 3], [0, 1, 2, 0], [0, 1, 0, 0]],
         "shift_labels": [[_, _, 11, 12], [_, _, 21, _], [_, 31, _, _]],
         "completion_index": [[-1, -1, 0, 0], [-1, -1, 1, -1], [-1, 2, -1, -1]],
+        "counts": [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0]],
         "attention_mask": [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0]],
     }
 
@@ -56,6 +57,7 @@ def test_dense_rows():
         "position_ids": [[0, 1, 2, 3, 2], [0, 1, 0, 0, 0]],
         "shift_labels": [[_, _, 11, 12, 21], [_, 31, _, _, _]],
         "completion_index": [[-1, -1, 0, 0, 1], [-1, 2, -1, -1, -1]],
+        "counts": [[2, 2, 1, 1, 1], [1, 1, 0, 0, 0]],
         "segment_ids": [[0, 0, 1, 1, 2], [0, 1, -1, -1, -1]],
     }
 
@@ -66,6 +68,7 @@ def test_cascade_rows():
         "position_ids": [[0, 1, 0, 2, 3, 2, 1]],
         "shift_labels": [[_, _, _, 11, 12, 21, 31]],
         "completion_index": [[-1, -1, -1, 0, 0, 1, 2]],
+        "counts": [[2, 2, 1, 1, 1, 1, 1]],
         "cu_segments": [0, 2, 3, 5, 6, 7],
         "cu_completions": [0, 3, 4],
         "cu_prompts": [0, 2, 3],
