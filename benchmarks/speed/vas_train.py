@@ -70,8 +70,8 @@ class _Watched:
         self.states = states
         self.form, self.positions = "", 0
 
-    def __call__(self, *args: Any) -> Any:
-        tokens = self.states(*args)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        tokens = self.states(*args, **kwargs)
         self.form, self.positions = tokens.form, tokens.num_positions
         return tokens
 
