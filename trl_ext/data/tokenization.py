@@ -15,7 +15,7 @@ from transformers.utils import logging
 from .chat_template import common_length, continuation, only_text, render, template_kwargs, with_template_kwargs
 from .completion import decode_after
 from .row_cache import this_version
-from .row_errors import located
+from .row_errors import excerpt, located
 from .sampled_ids import ID_COLUMNS, sampled_ids, tokenizer_tag
 from .schema import (
     AnyDataset,
@@ -223,8 +223,7 @@ _NOTES = {
 
 def _describe_note(kind: str, text: str, index: int, name: str) -> str:
     """A warning about the tokenization of row `index` of the dataset called `name`."""
-    shown = text if len(text) <= 160 else f"{text[:80]} ... {text[-80:]}"
-    return f"Row {index} of the {name} dataset: {_NOTES[kind].format(text=repr(shown))}"
+    return f"{where(index, name)}: {_NOTES[kind].format(text=repr(excerpt(text)))}"
 
 
 def _with_warnings(dataset: AnyDataset, name: str, has_ids: bool) -> AnyDataset:
@@ -388,14 +387,14 @@ def check_positions(
         prompt = len(row["prompt_ids"])
         if max_new_tokens and 0 < generation_context < prompt + max_new_tokens:
             raise DataError(
-                f"Row {row['row_index']} of the {name} dataset has {prompt + max_new_tokens} tokens with "
+                f"{where(row['row_index'], name)} has {prompt + max_new_tokens} tokens with "
                 f"`max_completion_length` ({max_new_tokens}), but `vllm_max_model_length` is {generation_context}: "
                 "set it higher, `max_length` or `max_completion_length` lower, or drop long rows."
             )
         length = prompt + max(max_new_tokens, *map(len, row.get("completion_ids") or ()), 0)
         if 0 < context < length:
             raise DataError(
-                f"Row {row['row_index']} of the {name} dataset has {length} tokens"
+                f"{where(row['row_index'], name)} has {length} tokens"
                 + (f" with `max_completion_length` ({max_new_tokens})" if max_new_tokens else "")
                 + f", but the model's context length is {context}: set `max_length`"
                 + (" or `max_completion_length`" if max_new_tokens else "")
