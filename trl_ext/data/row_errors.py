@@ -33,6 +33,6 @@ def located(place: str, remedy: str = "") -> Iterator[None]:
         raise DataError(f"{place}: {problem}. {remedy or 'Correct or remove the row.'}") from error
 
 
-def excerpt(text: str) -> str:
+def shortened(text: str) -> str:
     """A text for a message: all of it, or the beginning and the end of one of more than 160 letters."""
     return text if len(text) <= 160 else f"{text[:80]} ... {text[-80:]}"

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trl_ext.data.chat_template import TEMPLATE_COLUMNS, render, template_kwargs
 from trl_ext.endpoint.client import Endpoint
-from trl_ext.endpoint.errors import BadAnswer, EndpointError, EndpointUnreachable
+from trl_ext.endpoint.errors import BadAnswer, EndpointError, EndpointUnreachable, excerpt
 from trl_ext.endpoint.protocol import served_models
 
 from .settings import RewardSettings
@@ -134,7 +134,7 @@ class ServerReward:
         answer = self.endpoint.post(self._path, body | labels)
         found = answer.get("rewards")
         if not isinstance(found, list):
-            raise BadAnswer(f"{self.address}: the answer has no list `rewards`: {str(answer)[:300]}", status=200)
+            raise BadAnswer(f"{self.address}: the answer has no list `rewards`: {excerpt(str(answer))}", status=200)
         for name, values in (answer.get("extra_logs") or {}).items() if log_metric is not None else ():
             for value in values if isinstance(values, list) else [values]:
                 log_metric(name, value)
@@ -157,7 +157,7 @@ class ServerReward:
 
     def _of_label(self, probs: Any) -> Any:
         if not isinstance(probs, list) or not probs:
-            raise BadAnswer(f"{self.address}: `probs` is no list of numbers: {str(probs)[:300]}", status=200)
+            raise BadAnswer(f"{self.address}: `probs` is no list of numbers: {excerpt(str(probs))}", status=200)
         if self.label is None and len(probs) > 1:
             raise BadAnswer(
                 f"{self.address}: the model has {len(probs)} labels, but a reward is one number: set `reward_head` to "
@@ -187,7 +187,8 @@ class ServerReward:
         except (AttributeError, KeyError, TypeError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise BadAnswer(
-                f"{self.address}: the answer does not follow the protocol ({reason}): {str(answer)[:300]}", status=200
+                f"{self.address}: the answer does not follow the protocol ({reason}): {excerpt(str(answer))}",
+                status=200,
             ) from error
 
     def _as_many(self, found: list[Any], texts: Sequence[Any]) -> list[Any]:
