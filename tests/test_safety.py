@@ -168,10 +168,9 @@ class TestRemoteCode:
         for head in ("causal_lm", "sequence_classification", "none"):
             with pytest.raises(ValueError, match="trust_remote_code"):
                 load_model(str(folder), head=head)
-        with pytest.raises(ValueError, match="trust_remote_code"):
-            ValueModel.from_pretrained(str(folder))
-        with pytest.raises(ValueError, match="is a model of type 'of_its_own', not a proxy"):
-            ProxyModel.from_pretrained(str(folder))
+        for kind, name in ((ValueModel, "value model"), (ProxyModel, "proxy")):
+            with pytest.raises(ValueError, match=f"is a model of type 'of_its_own', not a {name}"):
+                kind.from_pretrained(str(folder))
         assert not trace.exists()
 
 

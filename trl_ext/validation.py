@@ -10,6 +10,7 @@ Values come from a YAML file, where numbers may be text, or from Python, where a
 import contextlib
 import difflib
 import functools
+import json
 import math
 import os
 import types
@@ -123,6 +124,27 @@ def check_at_least(name: str, value: Any, least: float) -> None:
         raise ValueError(f"`{name}` must be at least {least}, got {value!r}.")
     if value == math.inf:
         raise ValueError(f"`{name}` must be finite, got {value!r}.")
+
+
+def as_mapping(name: str, value: Any) -> dict[str, Any] | None:
+    """
+    A setting that is a mapping, or JSON text of one, as a command line passes it.
+
+    Args:
+        name (`str`): Name of the setting.
+        value (`dict[str, Any]` or `str`, *optional*): Its value.
+
+    Raises:
+        `ValueError`: It is neither; the message names the setting.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"`{name}` must be a mapping in JSON, got {value!r}: {error}.") from None
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"`{name}` must be a mapping, got {value!r}.")
+    return value
 
 
 def _convert_union(value: Any, alternatives: tuple[Any, ...], written: bool) -> Any:

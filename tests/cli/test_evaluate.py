@@ -343,7 +343,7 @@ def test_bad_data(prompts, changed_dir, tmp_path):
 
     fails(with_rows({"text": "a", "id": 1}), DataError, "lacks the column 'prompt'; it has 'text', 'id'")
     fails(with_rows(), DataError, "empty")
-    fails(with_rows({"prompt": "a"}, {"prompt": ""}), DataError, "row 1: the prompt is empty")
+    fails(with_rows({"prompt": "a"}, {"prompt": ""}), DataError, "Row 1 of .*, column 'prompt': is empty")
     fails(["--model_name_or_path", changed_dir, "--dataset_name", "./nothing.jsonl"], DataError, "nothing.jsonl")
     split = ["--model_name_or_path", changed_dir, "--dataset_name", prompts, "--dataset_test_split", "test"]
     fails(split, DataError, "no split 'test'; it has 'train'")

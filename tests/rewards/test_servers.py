@@ -149,7 +149,15 @@ def test_the_key_comes_from_the_environment(server, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "failure", [(429, {}, {"error": "slow down"}), (500, {}, {"error": "oops"}), CUT, (200, {}, b"{")]
+    "failure",
+    [
+        (429, {}, {"error": "slow down"}),
+        (500, {}, {"error": "oops"}),
+        CUT,
+        (200, {}, b"{"),
+        (200, {}, {"error": "busy"}),
+        (200, {}, {"rewards": []}),
+    ],
 )
 def test_temporary_failures_are_retried(server, failure):
     reward = rewards_of(server, "/get_reward")

@@ -111,6 +111,18 @@ def test_the_model_itself_is_no_reference():
         Reference(model, model)
 
 
+def test_saved_weights_belong_to_one_model(tmp_path):
+    file = tmp_path / "reference.safetensors"
+    saved, other = Reference(make_model(64)), Reference(make_model(64, seed=3))
+    saved.save(file)
+    other.load(file)
+    assert all(map(torch.equal, other.model.parameters(), saved.model.parameters()))
+    with pytest.raises(ValueError, match="weights of another model"):
+        Reference(make_model(48)).load(file)
+    with pytest.raises(OSError, match="does not exist"):
+        other.load(tmp_path / "missing.safetensors")
+
+
 # ------------------------------------------------------------------------------------------------- forms of ref_model
 
 

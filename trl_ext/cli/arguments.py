@@ -3,7 +3,6 @@
 
 """Flags that several commands share: prompts, rewards, sampling, output, model loading."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
@@ -20,7 +19,7 @@ from trl_ext.inference.policy import Policy
 from trl_ext.models.load import default_device, load_model, quantization_config_from
 from trl_ext.models.properties import is_quantized
 from trl_ext.models.tokenizers import load_tokenizer, use_eos_token
-from trl_ext.validation import check_at_least
+from trl_ext.validation import as_mapping, check_at_least
 
 
 @dataclass
@@ -46,18 +45,11 @@ class PromptArguments:
     @property
     def template_kwargs(self) -> dict[str, Any]:
         """`chat_template_kwargs` as a dictionary. A command line passes it as JSON."""
-        given = self.chat_template_kwargs or {}
-        try:
-            found = json.loads(given) if isinstance(given, str) else given
-        except json.JSONDecodeError as error:
-            raise ValueError(f"`chat_template_kwargs` must be a JSON mapping, got {given!r}: {error}.") from None
-        if not isinstance(found, dict):
-            raise ValueError(f"`chat_template_kwargs` must be a mapping, got {given!r}.")
-        return found
+        return as_mapping("chat_template_kwargs", self.chat_template_kwargs or None) or {}
 
     def check_prompts(self) -> None:
         """Raise a `ValueError` if `chat_template_kwargs` is no mapping."""
-        assert isinstance(self.template_kwargs, dict)
+        as_mapping("chat_template_kwargs", self.chat_template_kwargs or None)
 
 
 @dataclass

@@ -21,6 +21,7 @@ from datasets import Dataset
 from trl_ext.atomic_files import replacing
 from trl_ext.data.load import load_dataset, short_name
 from trl_ext.data.scored_rows import recognise, to_scored_rows
+from trl_ext.validation import check_at_least
 
 from .arguments import PromptArguments
 from .parser import Parser
@@ -42,8 +43,12 @@ class ConvertArguments(PromptArguments):
     def __post_init__(self) -> None:
         if self.dataset_name is None:
             raise ValueError("there is nothing to convert: pass --dataset_name.")
-        if self.max_num_prompts < 0:
-            raise ValueError(f"max_num_prompts must be at least 0, got {self.max_num_prompts}.")
+        check_at_least("max_num_prompts", self.max_num_prompts, 0)
+        if self.chat_template_kwargs:
+            raise ValueError(
+                "chat_template_kwargs has no effect on a conversion, which renders no chat template: pass it to the "
+                "command or trainer that reads the rows."
+            )
         if self.output_file is None:
             return
         path = Path(self.output_file).expanduser()

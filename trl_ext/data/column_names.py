@@ -3,11 +3,12 @@
 
 """The setting `columns`: which column of a dataset holds what the schema calls by another name."""
 
-import json
 from functools import partial
 from typing import Any
 
 from datasets import Dataset
+
+from trl_ext.validation import as_mapping
 
 from .row_cache import this_version
 from .schema import AnyDataset, DataError, column_names
@@ -28,10 +29,7 @@ def parse_columns(value: Any) -> dict[str, str]:
     if isinstance(value, str):
         text = value.strip()
         if text.startswith("{"):
-            try:
-                found = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"`columns` {value!r} is not JSON: {error.msg}.") from None
+            found = as_mapping("columns", text)
         else:
             pairs = [pair.partition("=") for pair in text.split(",") if pair.strip()]
             if not all(sign for _, sign, _ in pairs):

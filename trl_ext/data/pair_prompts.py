@@ -13,6 +13,7 @@ takes the first words of two answers that begin alike for a part of the prompt.
 import re
 from typing import Any
 
+from .chat_template import common_length
 from .messages import is_messages
 from .schema import DataError
 
@@ -83,7 +84,7 @@ def shared_messages(chosen: list[dict[str, Any]], rejected: list[dict[str, Any]]
 
 def transcript_end(chosen: str, rejected: str) -> int:
     """Where the prompt of two transcripts ends: behind the last shared mark of a speaker. 0 if they share none."""
-    marks = list(_SPEAKER.finditer(chosen[: _shared_letters(chosen, rejected)]))
+    marks = list(_SPEAKER.finditer(chosen[: common_length(chosen, rejected)]))
     # Line breaks behind a name belong to the prompt, as far as both texts have them.
     answering = [mark.end() for mark in marks if mark["name"] or mark["token"]]
     return (answering or [mark.end() for mark in marks] or [0])[-1]
@@ -91,7 +92,7 @@ def transcript_end(chosen: str, rejected: str) -> int:
 
 def words_end(chosen: str, rejected: str) -> int:
     """Where the last word ends that both texts share, if both go on. 0 if there is no such word."""
-    end = _shared_letters(chosen, rejected)
+    end = common_length(chosen, rejected)
     if end == min(len(chosen), len(rejected)):
         return 0  # one is the beginning of the other: the answers cannot be told apart from the prompt
     while end and not chosen[end - 1].isspace():
@@ -99,10 +100,6 @@ def words_end(chosen: str, rejected: str) -> int:
     if chosen[end - 1 : end] == " ":  # the space before a word belongs to its token
         end -= 1
     return end if chosen[:end].strip() else 0
-
-
-def _shared_letters(a: str, b: str) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def text_columns(row: dict[str, Any]) -> list[str]:

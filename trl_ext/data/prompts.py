@@ -6,7 +6,7 @@
 from typing import Any
 
 from .load import load_dataset, short_name
-from .schema import DataError
+from .schema import DataError, where
 from .scored_rows import to_scored_rows
 
 
@@ -52,7 +52,7 @@ def load_prompts(
     )
     for index, row in enumerate(rows):
         if not row["prompt"]:
-            raise DataError(f"{name!r}, row {index}: the prompt is empty.")
+            raise DataError(f"{where(index, short_name(name), 'prompt')}: is empty. Remove the row.")
     return rows
 
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Errors that name the dataset, the row and the column, whatever raised them."""
+"""Errors that name the dataset, the row and the column, whatever raised them; long texts in messages about rows."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,3 +31,8 @@ def located(place: str, remedy: str = "") -> Iterator[None]:
     except Exception as error:
         problem = f"{type(error).__name__}: {str(error).strip() or 'no message'}".rstrip(".")
         raise DataError(f"{place}: {problem}. {remedy or 'Correct or remove the row.'}") from error
+
+
+def shortened(text: str) -> str:
+    """A text for a message: all of it, or the beginning and the end of one of more than 160 letters."""
+    return text if len(text) <= 160 else f"{text[:80]} ... {text[-80:]}"

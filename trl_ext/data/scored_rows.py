@@ -26,6 +26,7 @@ from .schema import AnyDataset, DataError, column_names, first_row, where
 
 logger = logging.get_logger(__name__)
 
+_SCHEMA = ("prompt", "completions", "scores", "ended", "sources", "rewards")  # columns of converted rows
 _ROWS_TO_TELL = 20  # rows of a table that are looked at to recognise its form
 _FORMS = (
     "Rows have either `prompt`, `completions`, `scores`, or `prompt`, `chosen`, `rejected`, or (with `reward_funcs`) "
@@ -198,9 +199,6 @@ def _convert_rows(
         with located(where(index, name)):
             made += [others | new for new in convert(row)]
     return _as_columns(made)
-
-
-_SCHEMA = ("prompt", "completions", "scores", "ended", "sources", "rewards")
 
 
 def _as_columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:

@@ -40,6 +40,14 @@ def check_token_ids_of_rows(
 
     Nothing is read if the tokenizer has no token beyond the embeddings, as is usual.
 
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): Rows with `row_index`, and with token ids.
+        embeddings (`int`), tokenizer ([`~transformers.PreTrainedTokenizerBase`]): As for [`check_token_ids`].
+        name (`str`): Name of the dataset in error messages.
+
+    Returns:
+        The dataset. A stream is returned with the check added to it.
+
     Raises:
         `DataError`: A row has such a token. The message names it and the column.
     """

@@ -15,7 +15,7 @@ from transformers.utils import logging
 from .chat_template import common_length, continuation, only_text, render, template_kwargs, with_template_kwargs
 from .completion import decode_after
 from .row_cache import this_version
-from .row_errors import located
+from .row_errors import located, shortened
 from .sampled_ids import ID_COLUMNS, sampled_ids, tokenizer_tag
 from .schema import (
     AnyDataset,
@@ -223,8 +223,7 @@ _NOTES = {
 
 def _describe_note(kind: str, text: str, index: int, name: str) -> str:
     """A warning about the tokenization of row `index` of the dataset called `name`."""
-    shown = text if len(text) <= 160 else f"{text[:80]} ... {text[-80:]}"
-    return f"Row {index} of the {name} dataset: {_NOTES[kind].format(text=repr(shown))}"
+    return f"{where(index, name)}: {_NOTES[kind].format(text=repr(shortened(text)))}"
 
 
 def _with_warnings(dataset: AnyDataset, name: str, has_ids: bool) -> AnyDataset:
@@ -326,13 +325,30 @@ def prepare_dataset(
         kwargs["desc"] = f"Tokenizing {name} dataset"
     tokenized = dataset.map(this_version(tokenize), with_indices=True, **kwargs)
     dataset = _with_warnings(tokenized, name, has_ids=bool(tag))
+    return without_full_prompts(dataset, max_length, name=name, num_proc=num_proc)
+
+
+def without_full_prompts(
+    dataset: Dataset | IterableDataset, max_length: int, *, name: str, num_proc: int | None = None
+) -> tuple[Dataset | IterableDataset, int]:
+    """
+    The rows whose prompt leaves room for a completion, and how many others there are (0 for a stream).
+
+    Args:
+        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]): Rows with `prompt_ids`.
+        max_length (`int`): Maximum number of tokens of a prompt with its completion. `0` means no limit.
+        name (`str`): Name of the dataset in error messages.
+        num_proc (`int`, *optional*): Number of processes.
+
+    Raises:
+        `DataError`: No row is left.
+    """
     if not max_length:
         return dataset, 0
-    kwargs.pop("desc", None)
     short = this_version(lambda prompt_ids: len(prompt_ids) < max_length)
-    kept = dataset.filter(short, input_columns="prompt_ids", **kwargs)
     if not isinstance(dataset, Dataset):
-        return kept, 0
+        return dataset.filter(short, input_columns="prompt_ids"), 0
+    kept = dataset.filter(short, input_columns="prompt_ids", num_proc=num_proc)
     if len(kept) == 0:
         raise DataError(f"Every prompt of the {name} dataset fills max_length={max_length}. Raise `max_length`.")
     return kept, len(dataset) - len(kept)
@@ -388,14 +404,14 @@ def check_positions(
         prompt = len(row["prompt_ids"])
         if max_new_tokens and 0 < generation_context < prompt + max_new_tokens:
             raise DataError(
-                f"Row {row['row_index']} of the {name} dataset has {prompt + max_new_tokens} tokens with "
+                f"{where(row['row_index'], name)} has {prompt + max_new_tokens} tokens with "
                 f"`max_completion_length` ({max_new_tokens}), but `vllm_max_model_length` is {generation_context}: "
                 "set it higher, `max_length` or `max_completion_length` lower, or drop long rows."
             )
         length = prompt + max(max_new_tokens, *map(len, row.get("completion_ids") or ()), 0)
         if 0 < context < length:
             raise DataError(
-                f"Row {row['row_index']} of the {name} dataset has {length} tokens"
+                f"{where(row['row_index'], name)} has {length} tokens"
                 + (f" with `max_completion_length` ({max_new_tokens})" if max_new_tokens else "")
                 + f", but the model's context length is {context}: set `max_length`"
                 + (" or `max_completion_length`" if max_new_tokens else "")

@@ -156,7 +156,7 @@ def served_models(endpoint: Endpoint) -> list[str]:
     try:
         return [str(model["id"]) for model in body["data"]]
     except (KeyError, TypeError) as error:
-        raise BadAnswer(f"{endpoint.base_url}/models: not a list of models: {str(body)[:300]}") from error
+        raise BadAnswer(f"{endpoint.base_url}/models: not a list of models: {excerpt(str(body))}") from error
 
 
 def read(body: dict[str, Any], where: str, keep: int = 0, max_tokens: int = 0) -> list[Answer]:

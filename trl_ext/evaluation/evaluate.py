@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.data.completion import Completion, encode_after
-from trl_ext.data.schema import DataError
+from trl_ext.data.schema import DataError, where
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.inference.policy import Policy, model_policy
 from trl_ext.models.properties import is_peft_model
@@ -173,7 +173,7 @@ def evaluate(
         raise DataError("There is no prompt to evaluate on: the dataset is empty.")
     for index, row in enumerate(rows):
         if row.get("prompt") is None:
-            raise DataError(f"Row {index} has no prompt. Its columns are: {', '.join(sorted(row))}.")
+            raise DataError(f"{where(index)} has no prompt. Its columns are: {', '.join(sorted(row))}.")
     if base is not None and base is not policy and base.logps is not None and judge in (None, base):
         base = judge = replace(base, logps=_KeptLogps(base.logps))
     prompt_ids = policy.encode_rows(rows)

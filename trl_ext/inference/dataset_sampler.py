@@ -21,7 +21,7 @@ from trl_ext.data.chat_template import with_template_kwargs
 from trl_ext.data.completion import Completion, encode_after
 from trl_ext.data.load import load_dataset, short_name
 from trl_ext.data.sampled_ids import ID_COLUMNS, tokenizer_tag
-from trl_ext.data.schema import DataError, as_completion, check_row, is_conversational
+from trl_ext.data.schema import DataError, as_completion, check_row, is_conversational, where
 from trl_ext.data.scored_rows import to_scored_rows
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.rewards.functions import Reward
@@ -81,7 +81,7 @@ def load_rows(
     conversational = is_conversational(dataset[0])
     for index, row in enumerate(dataset):
         if not isinstance(row["prompt"], (str, list)):
-            raise DataError(f"Row {index}, column 'prompt': must be text or messages, got {row['prompt']!r}.")
+            raise DataError(f"{where(index, column='prompt')}: must be text or messages, got {row['prompt']!r}.")
         check_row({"prompt": row["prompt"]}, index, conversational)
         dataset_completions(row, index, own_columns)
     return dataset, own_columns
@@ -136,11 +136,7 @@ def dataset_completions(
             text = content if messages is None else "".join(message.get("content") or "" for message in messages)
             ids, tag = (row["completion_ids"][i], row["tokenizers"][i]) if own else ([], "")
             if not ids and tokenizer is not None:
-                plain = isinstance(row["prompt"], str)  # a template writes the space before an answer itself
-                own_ids = (
-                    encode_after(tokenizer, text) if plain else tokenizer(text, add_special_tokens=False)["input_ids"]
-                )
-                ids, tag = list(own_ids), ""
+                ids, tag = _tokenized(row, text, tokenizer), ""
             found.append(Completion(text, ids, bool(flag), source, tag, messages))
     return found
 
@@ -161,7 +157,7 @@ def _column(row: dict[str, Any], index: int, column: str) -> tuple[list[Any], li
     is_list = column == "completions"
     contents = row[column] if is_list else [row[column]]
     if not isinstance(contents, list):
-        raise DataError(f"Row {index}, column {column!r}: must be a list of completions, got {contents!r}.")
+        raise DataError(f"{where(index, column=column)}: must be a list of completions, got {contents!r}.")
     checked = {
         "prompt": row["prompt"],
         "completions": [as_completion(row, x) if isinstance(x, str) else x for x in contents],
@@ -171,7 +167,8 @@ def _column(row: dict[str, Any], index: int, column: str) -> tuple[list[Any], li
     check_row(checked, index, is_conversational(row))
     sources = (row.get("sources") if is_list else None) or [column] * len(contents)
     if len(sources) != len(contents):
-        raise DataError(f"Row {index}, column 'sources': has {len(sources)} entries for {len(contents)} completions.")
+        place = where(index, column="sources")
+        raise DataError(f"{place}: has {len(sources)} entries for {len(contents)} completions.")
     return contents, checked["ended"] or [True] * len(contents), sources
 
 

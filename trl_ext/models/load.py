@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers.utils import find_adapter_config_file
@@ -197,14 +198,36 @@ def same_source(name: str, other: str | None) -> bool:
     return os.path.isdir(name) and os.path.realpath(name) == os.path.realpath(other)
 
 
-def saved_config(what: str, name: str, **hub: Any) -> Any:
-    """The config of a model. Raises the error of [`loading_error`] if there is none."""
+def saved_config(
+    what: str, name: str, kind: type[PreTrainedConfig] | None = None, remedy: str = "", **hub: Any
+) -> PreTrainedConfig:
+    """
+    The config of a saved model, without its weights. Code of a model of another kind than `kind` is not run.
+
+    Args:
+        what (`str`): What the model is, for errors.
+        name (`str`): Directory or Hub id.
+        kind (`type`, *optional*): Class of the config. By default any is taken.
+        remedy (`str`, *optional*): What to do if it is the config of another kind of model.
+        hub: `revision`, `subfolder`, `token`, `cache_dir` and the like.
+
+    Raises:
+        `OSError`: There is no such model.
+        `ValueError`: It is another kind of model.
+    """
+    trust_remote_code = hub.pop("trust_remote_code", False)
     try:
         path, inside = locate(name, hub.pop("subfolder", None))
         refuse_empty(path)
-        return AutoConfig.from_pretrained(path, trust_remote_code=hub.pop("trust_remote_code", False), **inside, **hub)
+        hub |= inside
+        if kind is None:
+            return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **hub)
+        saved, _ = PreTrainedConfig.get_config_dict(path, **hub)
+        if saved.get("model_type") == kind.model_type:
+            return kind.from_pretrained(path, **hub)
     except OSError as error:
         raise loading_error(what, name, error) from error
+    raise ValueError(f"{name!r} is a model of type {saved.get('model_type')!r}, not a {what}. {remedy}")
 
 
 def adapter_base(path: str, **hub: Any) -> str | None:

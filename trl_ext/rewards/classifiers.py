@@ -16,6 +16,7 @@ from trl import ModelConfig
 
 from trl_ext.data.chat_template import TEMPLATE_COLUMNS, left_out, render, template_kwargs
 from trl_ext.data.resumable_file import weights_fingerprint
+from trl_ext.data.row_errors import shortened
 from trl_ext.models.load import default_device, hub_arguments, load_model, loading_error, quantization_config_from
 from trl_ext.models.properties import accepts_argument, context_length, is_causal, is_quantized
 from trl_ext.models.sharding import gathered_parameters
@@ -167,7 +168,7 @@ class ClassifierReward:
             logger.warning(
                 "The reward model's chat template leaves a part of completions out, which is not scored: %r. If it is "
                 "to be scored, set another template (`chat_template` of the reward model's tokenizer).",
-                lost if len(lost) <= 160 else f"{lost[:80]} ... {lost[-80:]}",
+                shortened(lost),
             )
         return text, None
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trl_ext.data.chat_template import TEMPLATE_COLUMNS, render, template_kwargs
 from trl_ext.endpoint.client import Endpoint
-from trl_ext.endpoint.errors import BadAnswer, EndpointError, EndpointUnreachable
+from trl_ext.endpoint.errors import BadAnswer, EndpointError, EndpointUnreachable, excerpt
 from trl_ext.endpoint.protocol import served_models
 
 from .settings import RewardSettings
@@ -131,17 +131,21 @@ class ServerReward:
         ]
         body = {"query": [prompt + completion for prompt, completion in texts], "prompts": [text[0] for text in texts]}
         labels = {"labels": list(columns["label"])} if "label" in columns else {}
-        answer = self.endpoint.post(self._path, body | labels)
-        found = answer.get("rewards")
-        if not isinstance(found, list):
-            raise BadAnswer(f"{self.address}: the answer has no list `rewards`: {str(answer)[:300]}", status=200)
-        for name, values in (answer.get("extra_logs") or {}).items() if log_metric is not None else ():
+
+        def read(answer: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+            found = answer.get("rewards")
+            if not isinstance(found, list):
+                raise self._malformed(f"the answer has no list `rewards`: {excerpt(str(answer))}")
+            # A server of models with one label per text returns a list of one number for each.
+            numbers = [value[0] if isinstance(value, list) and len(value) == 1 else value for value in found]
+            return self._as_many(numbers, texts), answer.get("extra_logs") or {}
+
+        rewards: list[Any]
+        rewards, logs = self.endpoint.post(self._path, body | labels, read=read)
+        for name, values in logs.items() if log_metric is not None else ():
             for value in values if isinstance(values, list) else [values]:
                 log_metric(name, value)
-        # A server of models with one label per text returns a list of one number for each.
-        return self._as_many(
-            [value[0] if isinstance(value, list) and len(value) == 1 else value for value in found], texts
-        )
+        return rewards
 
     def _classify(self, prompts: Any, completions: Any, columns: dict[str, Any], log_metric: Any) -> list[Any]:
         """vLLM's `/classify`."""
@@ -152,12 +156,16 @@ class ServerReward:
             body = {"messages": [*prompts[0], *completions[0]]}
             if kwargs := _template_kwargs(columns, 0):
                 body["chat_template_kwargs"] = kwargs
-        answer = self.endpoint.post(self._path, body | {"use_activation": False})
-        return self._as_many([self._of_label(entry) for entry in self._data(answer, "probs")], prompts)
+
+        def read(answer: dict[str, Any]) -> list[Any]:
+            return self._as_many([self._of_label(entry) for entry in self._data(answer, "probs")], prompts)
+
+        found: list[Any] = self.endpoint.post(self._path, body | {"use_activation": False}, read=read)
+        return found
 
     def _of_label(self, probs: Any) -> Any:
         if not isinstance(probs, list) or not probs:
-            raise BadAnswer(f"{self.address}: `probs` is no list of numbers: {str(probs)[:300]}", status=200)
+            raise self._malformed(f"`probs` is no list of numbers: {excerpt(str(probs))}")
         if self.label is None and len(probs) > 1:
             raise BadAnswer(
                 f"{self.address}: the model has {len(probs)} labels, but a reward is one number: set `reward_head` to "
@@ -174,8 +182,12 @@ class ServerReward:
         """vLLM's `/score`."""
         texts = [_pair(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
         body = {"text_1": [first for first, _ in texts], "text_2": [second for _, second in texts]}
-        answer = self.endpoint.post(self._path, body | {"use_activation": False})
-        return self._as_many(self._data(answer, "score"), prompts)
+
+        def read(answer: dict[str, Any]) -> list[Any]:
+            return self._as_many(self._data(answer, "score"), prompts)
+
+        found: list[Any] = self.endpoint.post(self._path, body | {"use_activation": False}, read=read)
+        return found
 
     # ----------------------------------------------------------------------------------------------------- answers
 
@@ -186,16 +198,18 @@ class ServerReward:
             return [entry[name] for entry in entries]
         except (AttributeError, KeyError, TypeError) as error:
             reason = f"{type(error).__name__}: {error}"
-            raise BadAnswer(
-                f"{self.address}: the answer does not follow the protocol ({reason}): {str(answer)[:300]}", status=200
+            raise self._malformed(
+                f"the answer does not follow the protocol ({reason}): {excerpt(str(answer))}"
             ) from error
 
     def _as_many(self, found: list[Any], texts: Sequence[Any]) -> list[Any]:
         if len(found) != len(texts):
-            raise BadAnswer(
-                f"{self.address}: the server returned {len(found)} rewards for {len(texts)} completions.", status=200
-            )
+            raise self._malformed(f"the server returned {len(found)} rewards for {len(texts)} completions.")
         return found
+
+    def _malformed(self, problem: str) -> BadAnswer:
+        """The error for an answer that is asked for again: gateways answer so for a server that is overloaded."""
+        return BadAnswer(f"{self.address}: {problem}", status=200, transient=True)
 
     def _number(self, value: Any, i: int) -> float | None:
         """A finite number, or `None` (`null`) where the reward does not apply."""

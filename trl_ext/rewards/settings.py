@@ -3,11 +3,10 @@
 
 """Settings of rewards, for training and the commands."""
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from trl_ext.validation import check_at_least
+from trl_ext.validation import as_mapping, check_at_least
 
 
 # Keyword arguments of `Endpoint`, and the name of the model on the server.
@@ -84,7 +83,7 @@ class RewardSettings:
         """
         check_at_least("reward_batch_size", self.reward_batch_size, 0)
         for name in ("reward_model_init_kwargs", "reward_server_kwargs"):
-            setattr(self, name, _mapping(name, getattr(self, name)))  # the command line gives JSON
+            setattr(self, name, as_mapping(name, getattr(self, name)))  # the command line gives JSON
         if self.reward_head is not None:
             heads: Any = self.reward_head
             heads = list(heads) if isinstance(heads, list | tuple) else [heads]
@@ -101,12 +100,12 @@ class RewardSettings:
     @property
     def model_options(self) -> dict[str, Any]:
         """A copy of `reward_model_init_kwargs`."""
-        return dict(_mapping("reward_model_init_kwargs", self.reward_model_init_kwargs) or {})
+        return dict(as_mapping("reward_model_init_kwargs", self.reward_model_init_kwargs) or {})
 
     @property
     def server_options(self) -> dict[str, Any]:
         """A copy of `reward_server_kwargs`."""
-        return dict(_mapping("reward_server_kwargs", self.reward_server_kwargs) or {})
+        return dict(as_mapping("reward_server_kwargs", self.reward_server_kwargs) or {})
 
     def heads_of(self, names: list[str]) -> list[str]:
         """
@@ -127,15 +126,3 @@ class RewardSettings:
                 'give one for all, or one for each ("" for none).'
             )
         return heads
-
-
-def _mapping(name: str, value: Any) -> dict[str, Any] | None:
-    """A mapping, which the command line gives as JSON."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError as error:
-            raise ValueError(f"`{name}` must be a mapping in JSON, got {value!r} ({error}).") from None
-    if value is not None and not isinstance(value, dict):
-        raise ValueError(f"`{name}` must be a mapping, got {value!r}.")
-    return value

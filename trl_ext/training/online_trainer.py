@@ -94,7 +94,7 @@ class OnlineTrainer(ExtTrainer):
         if self.reference is not None:
             self.reference.place(self)
             if args.sync_ref_model:
-                self._add_own_callback(self.reference.following(self))
+                self._add_own_callback(self.reference.sync_callback(self))
         self.engine = Engine(self.model, self._tokenizer, args, self.accelerator)
         self._rounds = RolloutSchedule(
             lambda rows: self._sample_round(rows).rollouts,

@@ -10,7 +10,7 @@ changes the base (PiSSA, OLoRA, CorDA, LoftQ, ...). Of any other policy a frozen
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,21 +89,26 @@ class TrainedWeights:
             `OSError`: There is no such file.
             `ValueError`: They are those of another model.
         """
-        if not file.is_file():
-            raise OSError(
-                f"{file} does not exist: it holds the reference of the KL term, the model after the warm-up. Resume "
-                "in the folder that the run wrote to, or start again."
-            )
-        saved = load_file(file)
-        shapes = {name: values.shape for name, values in self.values.items()}
-        if shapes != {name: values.shape for name, values in saved.items()}:
-            raise ValueError(f"{file} holds the trained weights of another model or adapter.")
+        saved = _saved_weights(file, self.values)
         self.values = {name: values.to(self.values[name].device) for name, values in saved.items()}
 
 
 def trained_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     """The parameters that require gradients, by their names without the parts that wrappers insert."""
     return {name: parameter for name, parameter in _parameters(model).items() if parameter.requires_grad}
+
+
+def _saved_weights(file: Path, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights in a file, which are those of the model that `weights` are from."""
+    if not file.is_file():
+        raise OSError(
+            f"{file} does not exist: it holds the reference of the KL term, which is not the model that the run began "
+            "with. Resume in the folder that the run wrote to, or start again."
+        )
+    saved = load_file(file)
+    if {n: values.shape for n, values in weights.items()} != {n: values.shape for n, values in saved.items()}:
+        raise ValueError(f"{file} holds the weights of another model or adapter.")
+    return saved
 
 
 def _parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
@@ -159,7 +164,7 @@ class Reference:
             self.model = freeze(independent_copy(model) if ref_model is None else ref_model)
             self.log_probs: LogProbs | None = None  # not the policy's: its attention may differ
 
-    def follow(self, trainer: Trainer, file: Path, *, resumed: bool = False) -> None:
+    def set_to_policy(self, trainer: Trainer, file: Path, *, resumed: bool = False) -> None:
         """
         Make the policy as it is now the reference, unless that was given.
 
@@ -194,9 +199,9 @@ class Reference:
         else:
             self.model = trainer.accelerator.prepare_model(self.model, evaluation_mode=True)
 
-    def following(self, trainer: Trainer) -> TrainerCallback:
+    def sync_callback(self, trainer: Trainer) -> TrainerCallback:
         """
-        A callback with which the reference follows the policy, as `sync_ref_model` asks for.
+        The callback that mixes the policy into the reference, as `sync_ref_model` asks for.
 
         Raises:
             `ValueError`: The weights of the two cannot be mixed.
@@ -215,15 +220,20 @@ class Reference:
         return SyncRefModelCallback(ref_model=self._unwrapped(), accelerator=trainer.accelerator)
 
     def save(self, path: Path) -> None:
-        """Write the weights of a separate reference, which have changed if it follows the policy."""
-        write_tensors(path, {name: tensor.detach() for name, tensor in self._unwrapped().named_parameters()})
+        """Write the weights of a separate reference, which have changed if it is synchronised with the policy."""
+        write_tensors(path, {name: tensor.detach() for name, tensor in _parameters(self._unwrapped()).items()})
 
-    @torch.no_grad()
     def load(self, path: Path) -> None:
-        """Load the weights that [`save`] wrote."""
-        weights = load_file(path)
-        for name, parameter in self._unwrapped().named_parameters():
-            parameter.copy_(weights[name])
+        """
+        Load the weights that [`save`] wrote.
+
+        Raises:
+            `OSError`: There is no such file.
+            `ValueError`: They are those of another model.
+        """
+        parameters = _parameters(self._unwrapped())
+        for name, values in _saved_weights(path, parameters).items():
+            assign(parameters[name], values)
 
     def _unwrapped(self) -> Any:
         return extract_model_from_parallel(self.model)

@@ -21,7 +21,7 @@ from trl_ext.data.chat_template import unstopped_turn, use_chat_template
 from trl_ext.data.schema import AnyDataset, column_names, first_row, is_conversational
 from trl_ext.data.scored_rows import require_scores, to_scored_rows
 from trl_ext.data.token_ids import check_token_ids_of_rows
-from trl_ext.data.tokenization import TOKENIZED_COLUMNS, check_positions, is_tokenized
+from trl_ext.data.tokenization import TOKENIZED_COLUMNS, check_positions, is_tokenized, prepare_dataset
 from trl_ext.generation_settings import eos_token_ids, stop_at_eos_token
 from trl_ext.logprobs.logprobs import TokenLogps
 from trl_ext.models.adapters import cast_adapter, check_trainable
@@ -63,10 +63,10 @@ class ExtTrainer(BaseTrainer):
     """
     Base class of the trainers of all methods.
 
-    A subclass has `_config_class`, `_name`, `_tokenize`, `compute_loss` and `prediction_step`. Its constructor calls
-    `_config_for`, `_setup` and `_prepare_datasets`, loads its model, and passes that to the constructor of this class.
-    A subclass that generates completions in training also sets `_samples`, has `_sample_round`, and sets `_rounds` if
-    it follows their schedule.
+    A subclass has `_config_class`, `_name`, `compute_loss` and `prediction_step`, and `_tokenize` if it reads more of
+    a row than prompt and completions. Its constructor calls `_config_for`, `_setup` and `_prepare_datasets`, loads its
+    model, and passes that to the constructor of this class. A subclass that generates completions in training also
+    sets `_samples`, has `_sample_round`, and sets `_rounds` if it follows their schedule.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The model to be trained.
@@ -296,8 +296,18 @@ class ExtTrainer(BaseTrainer):
             logger.warning(warning)
 
     def _tokenize(self, dataset: AnyDataset, args: Any, name: str) -> tuple[AnyDataset, int]:
-        """The rows of the dataset called `name` in the form that the collator takes, and how many were too long."""
-        raise NotImplementedError
+        """
+        The rows of the dataset called `name` in the form that the collator takes, and how many were too long: by
+        default those of [`~trl_ext.data.tokenization.prepare_dataset`].
+        """
+        return prepare_dataset(
+            dataset,
+            self._tokenizer,
+            name=name,
+            max_length=self._longest_row(args),
+            num_proc=args.dataset_num_proc,
+            chat_template_kwargs=args.chat_template_kwargs,
+        )
 
     def _longest_row(self, args: Any) -> int:
         """Maximum number of tokens in a row (`0`: no limit)."""

@@ -171,7 +171,7 @@ def test_a_backbone_with_code_of_its_own(tmp_path: Path, remote: str, lora: bool
     torch.testing.assert_close(
         ValueModel.from_pretrained(tmp_path / "again", **trusted)(IDS).values, model(IDS).values
     )
-    with pytest.raises(ValueError, match=r"has code of its own: pass `trust_remote_code=True`"):
+    with pytest.raises(ValueError, match=r"has code of its own: pass `trust_remote_code`"):
         ValueModel.from_pretrained(tmp_path / "value")
     decoding = VASDecoding(value_model_name_or_path=[str(tmp_path / "value")], value_trust_remote_code=True)
     decoding.check()

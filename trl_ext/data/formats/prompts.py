@@ -3,8 +3,6 @@
 
 """Formats without scores: prompts, and prompts with an answer."""
 
-from typing import Any
-
 from ..messages import is_messages
 from ..schema import DataError, as_completion
 from .answer_lists import SCORE_LISTS
@@ -22,11 +20,7 @@ from .single_answers import ANSWERS, SCORES
 
 
 def _has_answer(row: Row) -> bool:
-    return has_prompt(row) and any(_is_content(row.get(name)) for name in ANSWERS)
-
-
-def _is_content(value: Any) -> bool:
-    return isinstance(value, str) or is_messages(value)
+    return has_prompt(row) and any(isinstance(row.get(name), str) or is_messages(row.get(name)) for name in ANSWERS)
 
 
 def _prompt_completion(row: Row) -> list[Row]:

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from trl_ext.models.architecture import hidden_width
-from trl_ext.models.load import hub_arguments, loading_error, locate, refuse_empty
+from trl_ext.models.load import hub_arguments, locate, saved_config
 from trl_ext.models.properties import base_of
 from trl_ext.upstream import get_config_model_id
 from trl_ext.validation import check_at_least, check_value
@@ -164,17 +164,8 @@ class ProxyModel(PreTrainedModel):
             `OSError`: There is no such model.
             `ValueError`: It is another kind of model.
         """
-        try:
-            path, inside = locate(name, hub.pop("subfolder", None))
-            refuse_empty(path)
-            saved, _ = PreTrainedConfig.get_config_dict(path, **inside, **hub)
-        except OSError as error:
-            raise loading_error("proxy", name, error) from error
-        if saved.get("model_type") != ProxyConfig.model_type:
-            raise ValueError(
-                f"{name!r} is a model of type {saved.get('model_type')!r}, not a proxy. Create one for it with "
-                "`ProxyModel.for_model`, and train it."
-            )
+        remedy = "Create one for it with `ProxyModel.for_model`, and train it."
+        saved_config("proxy", name, ProxyConfig, remedy, **hub)
 
     @classmethod
     def for_model(cls, model: Any, process: DecisionProcess | None = None, **settings: Any) -> "ProxyModel":

@@ -25,7 +25,6 @@ from transformers.utils import logging
 from trl_ext.atomic_files import write_text
 from trl_ext.data.completion import Completion, decode_after
 from trl_ext.data.schema import AnyDataset, DataError, column_names
-from trl_ext.data.tokenization import prepare_dataset
 from trl_ext.generation_settings import eos_token_ids, pad_token_id
 from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.models.modes import evaluation_mode
@@ -188,14 +187,7 @@ class ProxyRLHFTrainer(ExtTrainer):
         columns = set(column_names(dataset))
         if "prompt" in columns:
             dataset = dataset.remove_columns(sorted(columns & {"completions", "scores", "chosen", "rejected"}))
-        return prepare_dataset(
-            dataset,
-            self._tokenizer,
-            name=name,
-            max_length=self._max_length,
-            num_proc=args.dataset_num_proc,
-            chat_template_kwargs=args.chat_template_kwargs,  # type: ignore[arg-type]
-        )
+        return super()._tokenize(dataset, args, name)
 
     def _place(self, args: ProxyRLHFConfig) -> None:
         if not args.ds3_gather_for_generation:

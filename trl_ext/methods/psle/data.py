@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerBase
 from trl_ext.data.chat_template import template_kwargs
 from trl_ext.data.column_names import parse_columns
 from trl_ext.data.row_cache import this_version
+from trl_ext.data.row_errors import located
 from trl_ext.data.sampled_ids import ID_COLUMNS
-from trl_ext.data.schema import AnyDataset, DataError, column_names, first_row, with_check
+from trl_ext.data.schema import AnyDataset, DataError, column_names, first_row, where, with_check
 from trl_ext.data.scored_rows import to_scored_rows
 from trl_ext.data.tokenization import encode_prompt, prepare_dataset
 
@@ -246,7 +247,7 @@ def prepare_prompts(
     )
 
     def guide(row: dict[str, Any]) -> dict[str, Any]:
-        row_name = f"Row {row['row_index']} of the {name} dataset"
+        row_name = where(row["row_index"], name)
         if args.sft_target == "best":  # of the plain completions
             return {"guided_ids": []}
         own = _own_principles(row, row_name) or principles
@@ -255,11 +256,12 @@ def prepare_prompts(
                 f"{row_name} has no principle. Set `principles` (texts) or `principles_file`, or add a column "
                 "'principle' to the dataset."
             )
-        try:
+        remedy = (
+            "If the chat template refuses the principle, set `principle_role` to the other of 'system' and 'user'."
+        )
+        with located(where(row["row_index"], name, "prompt"), remedy):
             texts = principle_texts(own, args.principles_per_query)
             return {"guided_ids": [_guided_ids(row, text, tokenizer, args) for text in texts]}
-        except DataError as error:
-            raise DataError(f"{row_name}, column 'prompt': {error}") from None
 
     if isinstance(dataset, Dataset):
         kwargs["desc"] = f"Adding principles to {name} dataset"
@@ -270,15 +272,7 @@ def _guided_ids(
     row: dict[str, Any], principle: str, tokenizer: PreTrainedTokenizerBase, args: PSLEConfig
 ) -> list[int]:
     prompt = with_principle(row["prompt"], principle, args.principle_role, args.principle_template)
-    try:
-        ids = encode_prompt(tokenizer, prompt, **template_kwargs(row))
-    except DataError:
-        raise
-    except Exception as error:  # a chat template can raise any error
-        raise DataError(
-            f"the chat template refuses the principle ({error}); set `principle_role` to the other of 'system' and "
-            "'user'."
-        ) from error
+    ids = encode_prompt(tokenizer, prompt, **template_kwargs(row))
     if ids == row["prompt_ids"]:
         raise DataError(
             f"the principle {principle!r} does not change the tokens: the chat template drops it. Set "
@@ -307,16 +301,16 @@ def check_context_length(
     def check(row: dict[str, Any]) -> None:
         plain = len(row["prompt_ids"])
         longest = max(map(len, row["guided_ids"]), default=0)
-        where = f"Row {row['row_index']} of the {name} dataset, column 'prompt'"
+        place = where(row["row_index"], name, "prompt")
         if plain + max_completion_length > context and longest <= plain:
             raise DataError(
-                f"{where}: it has {plain + max_completion_length} tokens with "
+                f"{place}: it has {plain + max_completion_length} tokens with "
                 f"`max_completion_length` ({max_completion_length}), but the context length is {context}. Lower "
                 "`max_completion_length`, or drop long prompts by `max_length`." + hint
             )
         if longest + max_completion_length > context:
             raise DataError(
-                f"{where}: with its principle it has {longest} tokens ({plain} "
+                f"{place}: with its principle it has {longest} tokens ({plain} "
                 f"without), and with `max_completion_length` ({max_completion_length}) more than the context length "
                 f"of {context}. Shorten the principle, lower `max_completion_length`, or drop long prompts by "
                 "`max_length`." + hint
@@ -394,13 +388,13 @@ def _tokenize_text(
     row: dict[str, Any], index: int, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> dict[str, Any]:
     text, end = row["text"], tokenizer.eos_token or ""
-    where = f"Row {index} of the SFT dataset, column 'text'"
+    place = where(index, "SFT", "text")
     if not isinstance(text, str) or not text.strip():
-        raise DataError(f"{where}: must be a text that is not empty, got {text!r}.")
+        raise DataError(f"{place}: must be a text that is not empty, got {text!r}.")
     ids = encode_prompt(tokenizer, text if text.endswith(end) else text + end)
     ids = ids[:max_length] if max_length else ids
     if len(ids) < 2:
-        raise DataError(f"{where}: has one token, so there is none to predict. Remove the row.")
+        raise DataError(f"{place}: has one token, so there is none to predict. Remove the row.")
     return {"row_index": index, "prompt_ids": ids[:1], "completion_ids": [ids[1:]]}
 
 

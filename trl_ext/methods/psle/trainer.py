@@ -479,7 +479,7 @@ class PSLETrainer(OnlineTrainer):
         if self.args.sft_epochs and self.reference is not None and path is not True:
             # The KL term is to the model that the iterations start from.
             folder = Path(path).parent if isinstance(path, str | os.PathLike) else Path(self.args.output_dir)
-            self.reference.follow(self, folder / WARM_UP / "reference.safetensors", resumed=path is not None)
+            self.reference.set_to_policy(self, folder / WARM_UP / "reference.safetensors", resumed=path is not None)
         output = super().train(path, *args, **kwargs)
         self._warn(due=self.args.resample_steps > 0)
         return output

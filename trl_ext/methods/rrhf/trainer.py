@@ -21,7 +21,6 @@ from transformers.utils import logging
 
 from trl_ext.data.schema import AnyDataset, DataError, column_names
 from trl_ext.data.scored_rows import lacks_completions
-from trl_ext.data.tokenization import prepare_dataset
 from trl_ext.logprobs.logprobs import TokenLogps
 from trl_ext.rewards.functions import RewardFunc
 from trl_ext.training.online_trainer import OnlineTrainer
@@ -161,16 +160,6 @@ class RRHFTrainer(OnlineTrainer):
         )
 
     # ------------------------------------------------------------------------------------------------ preparation
-
-    def _tokenize(self, dataset: AnyDataset, args: RRHFConfig, name: str) -> tuple[AnyDataset, int]:
-        return prepare_dataset(
-            dataset,
-            self._tokenizer,
-            name=name,
-            max_length=args.max_length,
-            num_proc=args.dataset_num_proc,
-            chat_template_kwargs=args.chat_template_kwargs,  # type: ignore[arg-type]
-        )
 
     @staticmethod
     def _check_sampling(args: RRHFConfig, dataset: AnyDataset, reward_funcs: Any) -> bool:

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trl_ext.data.row_cache import this_version
 from trl_ext.data.schema import AnyDataset, DataError, column_names, first_row, where
-from trl_ext.data.tokenization import prepare_dataset, truncate_completions
+from trl_ext.data.tokenization import prepare_dataset, truncate_completions, without_full_prompts
 
 
 DEFAULT_HEAD = "reward"  # learns `scores`, or the weighted sum of the reward functions
@@ -179,23 +179,13 @@ def prepare_values(
     if "completions" in column_names(dataset) and _has_lists(first_row(dataset, name).get("scores")):
         dataset = dataset.map(this_version(_split_scores), with_indices=True, fn_kwargs={"name": name}, **kwargs)
     # Truncation comes last: rewards per token are compared with the lengths before it.
-    dataset, dropped = prepare_dataset(
+    dataset, _ = prepare_dataset(
         dataset, tokenizer, name=name, max_length=0, num_proc=num_proc, chat_template_kwargs=chat_template_kwargs
     )
     if "completion_ids" in column_names(dataset):
         arguments = {"heads": list(heads), "max_length": max_length, "name": name, "tokenizer": tokenizer}
         dataset = dataset.map(this_version(_add_rewards), fn_kwargs=arguments, **kwargs)
-    if max_length:
-        before = len(dataset) if isinstance(dataset, Dataset) else 0
-        short = this_version(lambda ids: len(ids) < max_length)
-        dataset = dataset.filter(short, input_columns="prompt_ids", **kwargs)
-        if isinstance(dataset, Dataset):
-            dropped += before - len(dataset)
-            if not len(dataset):
-                raise DataError(
-                    f"Every prompt of the {name} dataset fills max_length={max_length}. Raise `max_length`."
-                )
-    return dataset, dropped
+    return without_full_prompts(dataset, max_length, name=name, num_proc=num_proc)
 
 
 def _has_lists(scores: Any) -> bool:

@@ -3,7 +3,6 @@
 
 """Value models that guide the model of an OpenAI-compatible server, and the flags of the command line for it."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.inference.policy import Policy
 from trl_ext.models.tokenizers import load_tokenizer
+from trl_ext.validation import as_mapping
 
 from .head_weights import parse_weights
 from .policies import VASDecoding
@@ -94,13 +94,7 @@ class VASEndpointDecoding(VASDecoding):
         self._extra_body()
 
     def _extra_body(self) -> dict[str, Any]:
-        try:
-            body = json.loads(self.endpoint_body or "{}")
-        except ValueError as error:
-            raise ValueError(f"`endpoint_body` is not valid JSON ({error}): {self.endpoint_body!r}.") from error
-        if not isinstance(body, dict):
-            raise ValueError(f"`endpoint_body` must be a JSON object, got {self.endpoint_body!r}.")
-        return body
+        return as_mapping("endpoint_body", self.endpoint_body or None) or {}
 
     def policies(
         self,

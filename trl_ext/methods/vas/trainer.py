@@ -23,7 +23,7 @@ from transformers import (
 from transformers.utils import logging
 
 from trl_ext.atomic_files import write_tensors
-from trl_ext.data.schema import AnyDataset, DataError, column_names
+from trl_ext.data.schema import AnyDataset, DataError, column_names, where
 from trl_ext.data.scored_rows import lacks_completions
 from trl_ext.decoding.static_generate import release_static_caches
 from trl_ext.generation.generate import generate
@@ -364,8 +364,8 @@ print(tokenizer.decode(output[0]))
         """The completions and scores of a row of the dataset, which are those of the first round."""
         if any(len(numbers) > 1 for by_head in row["token_rewards"] for numbers in by_head):
             raise DataError(
-                f"Row {row['row_index']}: rewards per token cannot be combined with completions that are sampled and "
-                "scored in training. Set num_iterations=1."
+                f"{where(row['row_index'], 'train')}: rewards per token cannot be combined with completions that are "
+                "sampled and scored in training. Set num_iterations=1."
             )
         rewards = {head: total_rewards([row["token_rewards"]], h) for h, head in enumerate(self.heads)}
         return Rollout(row["completion_ids"], row["scores"], rewards)

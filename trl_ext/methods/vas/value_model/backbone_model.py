@@ -221,27 +221,6 @@ class BackboneModel(PreTrainedModel):
             head.load_state_dict({k.removeprefix(start): v for k, v in weights.items() if k.startswith(start)})
 
     @classmethod
-    def saved_config(cls, path: str, **hub: Any) -> Any:
-        """
-        The config of a saved model, without its weights.
-
-        Args:
-            path (`str`): Directory or Hub id.
-            hub: `revision`, `token` and the like.
-
-        Raises:
-            `OSError`: There is no such model.
-            `ValueError`: It is another kind of model.
-        """
-        config = saved_config(cls.what, path, **hub)
-        if not isinstance(config, cls.config_class):
-            raise ValueError(
-                f"{path!r} is a model of type {config.model_type!r}, not a {cls.what}. Create one from it with "
-                f"`{cls.__name__}.from_backbone`, and train it."
-            )
-        return config
-
-    @classmethod
     def from_pretrained(  # type: ignore[override]
         cls,
         pretrained_model_name_or_path: Any,
@@ -296,13 +275,8 @@ class BackboneModel(PreTrainedModel):
             `OSError`: There is no such model.
             `ValueError`: It is another kind of model.
         """
-        config = saved_config(cls.what, name, **hub)
-        if not isinstance(config, cls.config_class):
-            raise ValueError(
-                f"{name!r} is a model of type {config.model_type!r}, not a {cls.what}. Create one from it with "
-                f"`{cls.__name__}.from_backbone`, and train it."
-            )
-        return config
+        remedy = f"Create one from it with `{cls.__name__}.from_backbone`, and train it."
+        return saved_config(cls.what, name, cls.config_class, remedy, **hub)
 
     @classmethod
     def _from_parts(cls, path: str, config: BackboneConfig, backbone: Any, is_trainable: bool, kwargs: dict) -> Any:
