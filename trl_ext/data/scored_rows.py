@@ -26,6 +26,7 @@ from .schema import AnyDataset, DataError, column_names, first_row, where
 
 logger = logging.get_logger(__name__)
 
+_REWARD_FLAGS = "(`--reward_model_name_or_path`, `--reward_funcs`)"
 _ROWS_TO_TELL = 20  # rows of a table that are looked at to recognise its form
 _FORMS = (
     "Rows have either `prompt`, `completions`, `scores`, or `prompt`, `chosen`, `rejected`, or (with `reward_funcs`) "
@@ -254,7 +255,8 @@ def require_scores(dataset: AnyDataset, name: str, columns: Sequence[str], *, re
     raise DataError(
         f"The {name} dataset lacks the column 'scores'; it has {', '.join(map(repr, columns))}. Completions without "
         "scores teach no order: score them with `trl-ext sample --dataset_completions`, name the column that has the "
-        "scores (`columns: {scores: ratings}`), or pass `reward_funcs` to generate and score others."
+        "scores (`columns: {scores: ratings}`), or pass `reward_funcs` "
+        f"{_REWARD_FLAGS} to generate and score others."
     )
 
 
@@ -264,6 +266,6 @@ def lacks_completions(columns: Sequence[str], name: str) -> DataError:
     return DataError(
         f"The {name} dataset has prompts but no completions; its columns are {', '.join(map(repr, shown))}. Add the "
         "columns `completions` and `scores` (`trl-ext sample` makes them), name those that hold them (`columns: "
-        "{completions: answers, scores: ratings}`, or a form with `dataset_format`), or pass `reward_funcs` to "
-        "generate completions and score them."
+        "{completions: answers, scores: ratings}`, or a form with `dataset_format`), or pass `reward_funcs` "
+        f"{_REWARD_FLAGS} to generate completions and score them."
     )

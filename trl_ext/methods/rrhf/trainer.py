@@ -178,7 +178,10 @@ class RRHFTrainer(OnlineTrainer):
         has_completions = "completion_ids" in (dataset.column_names or next(iter(dataset)))
         resamples = bool(args.resample_steps or args.resample_epochs)
         if resamples and not reward_funcs:
-            raise ValueError("`resample_steps` and `resample_epochs` need `reward_funcs` to score new completions.")
+            raise ValueError(
+                "`resample_steps` and `resample_epochs` need `reward_funcs` to score new completions "
+                "(`--reward_model_name_or_path`, `--reward_funcs`)."
+            )
         if args.use_vllm and not reward_funcs:
             raise ValueError("`use_vllm` needs `reward_funcs`: without them, no completions are generated.")
         if not has_completions and not reward_funcs:
