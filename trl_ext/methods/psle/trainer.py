@@ -73,7 +73,8 @@ class PSLETrainer(OnlineTrainer):
             Configuration, with the principles unless each row has its own.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Rows with `prompt`, plain text or messages, and possibly `principle` or `principles`; other columns are
-            passed to the reward functions. A stream needs `resample_steps` and `max_steps`.
+            passed to the reward functions. A stream needs `max_steps`; without `resample_steps` completions are
+            generated for each step.
         eval_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or a `dict` of them, *optional*):
             The same. `evaluate()` reports the rewards of the policy's completions with and without a principle.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
@@ -240,11 +241,7 @@ class PSLETrainer(OnlineTrainer):
             )
         with global_then_local_main_first():
             rows, dropped = prepare_sft_dataset(dataset, self._tokenizer, args)
-        if dropped:
-            logger.warning(
-                f"{dropped} rows of the SFT dataset were dropped: their prompt alone fills "
-                f"max_length={args.max_length}."
-            )
+        self._report_dropped(dropped, args, "SFT")
         return rows
 
     # --------------------------------------------------------------------------------------------------- sampling
