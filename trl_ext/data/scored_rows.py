@@ -223,7 +223,7 @@ def _announce(found: DatasetFormat, name: str, dataset: AnyDataset, converted: A
             f". {bad} of them have only answers with the label 0, which a loss that imitates the best answer imitates"
         )
     logger.warning(
-        f"The {name} dataset is read as `{found.name}` ({found.found_in}), recognised by its columns "
+        f"The {name} dataset is read as `{found.name}` ({found.found_in}); its columns are "
         f"{', '.join(map(repr, row))}{counts}. `dataset_format` and `columns` change that."
     )
 
