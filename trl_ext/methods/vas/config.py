@@ -191,7 +191,7 @@ class VASConfig(ExtConfig):
 
     steps_per_generation: int = field(
         default=0,
-        metadata={"help": "The same in micro-batches, as in TRL, instead of `resample_steps`. 0: not set."},
+        metadata={"help": "`resample_steps` in TRL's unit, micro-batches: set one of the two. 0: not set."},
     )
 
     mask_truncated_completions: bool = field(
