@@ -26,7 +26,8 @@ from .schema import AnyDataset, DataError, column_names, first_row, where
 
 logger = logging.get_logger(__name__)
 
-_REWARD_FLAGS = "(`--reward_model_name_or_path`, `--reward_funcs`)"
+# How the command line passes `reward_funcs`, for errors.
+REWARD_FLAGS = "(`--reward_model_name_or_path`, `--reward_funcs`)"
 _ROWS_TO_TELL = 20  # rows of a table that are looked at to recognise its form
 _FORMS = (
     "Rows have either `prompt`, `completions`, `scores`, or `prompt`, `chosen`, `rejected`, or (with `reward_funcs`) "
@@ -256,7 +257,7 @@ def require_scores(dataset: AnyDataset, name: str, columns: Sequence[str], *, re
         f"The {name} dataset lacks the column 'scores'; it has {', '.join(map(repr, columns))}. Completions without "
         "scores teach no order: score them with `trl-ext sample --dataset_completions`, name the column that has the "
         "scores (`columns: {scores: ratings}`), or pass `reward_funcs` "
-        f"{_REWARD_FLAGS} to generate and score others."
+        f"{REWARD_FLAGS} to generate and score others."
     )
 
 
@@ -267,5 +268,5 @@ def lacks_completions(columns: Sequence[str], name: str) -> DataError:
         f"The {name} dataset has prompts but no completions; its columns are {', '.join(map(repr, shown))}. Add the "
         "columns `completions` and `scores` (`trl-ext sample` makes them), name those that hold them (`columns: "
         "{completions: answers, scores: ratings}`, or a form with `dataset_format`), or pass `reward_funcs` "
-        f"{_REWARD_FLAGS} to generate completions and score them."
+        f"{REWARD_FLAGS} to generate completions and score them."
     )

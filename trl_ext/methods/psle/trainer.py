@@ -25,6 +25,7 @@ from transformers.utils import logging
 
 from trl_ext.data.load import load_dataset
 from trl_ext.data.schema import AnyDataset
+from trl_ext.data.scored_rows import REWARD_FLAGS
 from trl_ext.rewards.functions import RewardFunc
 from trl_ext.training.checkpoints import last_checkpoint
 from trl_ext.training.online_trainer import OnlineTrainer
@@ -190,8 +191,8 @@ class PSLETrainer(OnlineTrainer):
     def _check_arguments(args: PSLEConfig, reward_funcs: Any, dataset: Any, optimizers: Any) -> None:
         if not reward_funcs:
             raise ValueError(
-                "`reward_funcs` are required: PSLE learns from the rewards of the policy's completions "
-                "(`--reward_model_name_or_path`, `--reward_funcs`)."
+                f"`reward_funcs` are required {REWARD_FLAGS}: PSLE learns from the rewards of the policy's "
+                "completions."
             )
         if isinstance(dataset, IterableDataset) and args.max_steps <= 0:
             raise ValueError(

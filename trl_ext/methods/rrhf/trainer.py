@@ -20,7 +20,7 @@ from transformers import (
 from transformers.utils import logging
 
 from trl_ext.data.schema import AnyDataset, DataError, column_names
-from trl_ext.data.scored_rows import lacks_completions
+from trl_ext.data.scored_rows import REWARD_FLAGS, lacks_completions
 from trl_ext.data.tokenization import prepare_dataset
 from trl_ext.logprobs.logprobs import TokenLogps
 from trl_ext.rewards.functions import RewardFunc
@@ -179,11 +179,12 @@ class RRHFTrainer(OnlineTrainer):
         resamples = bool(args.resample_steps or args.resample_epochs)
         if resamples and not reward_funcs:
             raise ValueError(
-                "`resample_steps` and `resample_epochs` need `reward_funcs` to score new completions "
-                "(`--reward_model_name_or_path`, `--reward_funcs`)."
+                f"`resample_steps` and `resample_epochs` need `reward_funcs` {REWARD_FLAGS} to score new completions."
             )
         if args.use_vllm and not reward_funcs:
-            raise ValueError("`use_vllm` needs `reward_funcs`: without them, no completions are generated.")
+            raise ValueError(
+                f"`use_vllm` needs `reward_funcs` {REWARD_FLAGS}: without them, no completions are generated."
+            )
         if not has_completions and not reward_funcs:
             raise lacks_completions(column_names(dataset), "train")
         if args.keep_dataset_completions and not has_completions:
