@@ -23,7 +23,7 @@ Every trainer and every command reads the forms below, and converts them to one 
 {{"prompt": text or messages, "completions": [text or messages, ...], "scores": [number, ...]}}
 ```
 
-A form is recognised by its columns and its first row; one line of the log says which one it is. Two settings change
+A form is recognised by its columns and its first rows; one line of the log says which one it is. Two settings change
 that, in Python, in YAML and on the command line:
 
 - `columns` names columns: `columns={{"prompt": "question"}}`, `columns: {{prompt: question}}`,

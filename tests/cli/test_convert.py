@@ -61,6 +61,7 @@ def test_columns_formats_and_a_limit(capsys):
         (["--columns", "prompt=ask"], "The 'rows.jsonl' dataset lacks the column 'ask' of `columns`"),
         (["--dataset_format", "nectr"], "invalid choice: 'nectr'"),
         (["--dataset_train_split", "test"], "no split 'test'"),
+        (["--chat_template_kwargs", "{}"], "--chat_template_kwargs"),  # nothing is rendered
     ],
 )
 def test_bad_settings(words, message, capsys):

@@ -58,6 +58,22 @@ def test_functions_are_called_as_by_grpo(method: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_rewards_that_are_all_the_same_are_said_once(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("trl_ext.training.trainer.logger.warning", lambda text, *_: said.append(str(text)))
+
+    def constant(completions: list[str], **_: Any) -> list[float]:
+        return [0.1] * len(completions)
+
+    for reward, expected in ((constant, 1), (letter_reward, 0)):
+        said.clear()
+        make_trainer(method, tmp_path, ROWS, reward_funcs=reward, max_steps=3, logging_steps=1).train()
+        assert sum("all rewards since the last log are the same" in text for text in said) == expected
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_attributes_that_scripts_for_trl_read(method: str, tmp_path: Path) -> None:
     model = make_model(len(make_tokenizer()), seed=2, num_labels=1)
     model.name_or_path = model.config._name_or_path = "org/judge"

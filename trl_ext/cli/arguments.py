@@ -23,8 +23,8 @@ from trl_ext.validation import as_mapping, check_at_least
 
 
 @dataclass
-class PromptArguments:
-    """The dataset that the prompts come from."""
+class DatasetArguments:
+    """The dataset that a command reads."""
 
     dataset_name: str | None = field(
         default=None,
@@ -34,6 +34,12 @@ class PromptArguments:
     dataset_format: str = field(default="auto", metadata=DATASET_FORMAT)
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a dataset on the Hub."})
     max_num_prompts: int = field(default=0, metadata={"help": "Use only the first prompts, this many. 0 means all."})
+
+
+@dataclass
+class PromptArguments(DatasetArguments):
+    """The dataset that the prompts come from, and how they are rendered."""
+
     chat_template_kwargs: dict[str, Any] | str | None = field(
         default=None,
         metadata={
@@ -155,8 +161,8 @@ class LoadingArguments:
     dtype: str = field(
         default="auto",
         metadata={
-            "help": "Data type of the weights and the arithmetic; `auto` is that of the checkpoint. For reward "
-            "models: --reward_model_init_kwargs.",
+            "help": "Data type of the weights and the arithmetic, except of reward models; `auto` is that of the "
+            "checkpoint.",
             "choices": ["auto", "bfloat16", "float16", "float32"],
         },
     )
@@ -166,10 +172,7 @@ class LoadingArguments:
     )
     load_in_4bit: bool = field(
         default=False,
-        metadata={
-            "help": "Whether to quantize the models to 4 bits; perplexity models are not, and reward models by "
-            "--reward_model_init_kwargs."
-        },
+        metadata={"help": "Whether to quantize the models to 4 bits, except perplexity and reward models."},
     )
     load_in_8bit: bool = field(default=False, metadata={"help": "The same with 8 bits."})
     bnb_4bit_quant_type: str = field(

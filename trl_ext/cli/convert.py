@@ -23,7 +23,7 @@ from trl_ext.data.load import load_dataset, short_name
 from trl_ext.data.scored_rows import recognise, to_scored_rows
 from trl_ext.validation import check_at_least
 
-from .arguments import PromptArguments
+from .arguments import DatasetArguments
 from .parser import Parser
 
 
@@ -31,7 +31,7 @@ _SHOWN, _WIDTH = 3, 400  # rows that are printed, and letters of each of their v
 
 
 @dataclass
-class ConvertArguments(PromptArguments):
+class ConvertArguments(DatasetArguments):
     """What to convert, and where to write it."""
 
     dataset_train_split: str = field(default="train", metadata={"help": "Split to convert."})

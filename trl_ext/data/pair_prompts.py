@@ -55,7 +55,7 @@ def split_pair(row: dict[str, Any], *, words: bool = False) -> tuple[Any, Any, A
         if all(message["role"] == "system" for message in chosen[:shared]):
             raise DataError(
                 "there is no column for the prompt, and `chosen` and `rejected` share no user's message. "
-                + _columns(row)
+                f"{_columns(row)}."
             )
         return chosen[:shared], chosen[shared:], rejected[shared:]
     end = transcript_end(chosen, rejected)

@@ -27,6 +27,8 @@ from .schema import AnyDataset, DataError, column_names, first_row, where
 logger = logging.get_logger(__name__)
 
 _SCHEMA = ("prompt", "completions", "scores", "ended", "sources", "rewards")  # columns of converted rows
+# How the command line passes `reward_funcs`, for errors.
+REWARD_FLAGS = "(`--reward_model_name_or_path`, `--reward_funcs`)"
 _ROWS_TO_TELL = 20  # rows of a table that are looked at to recognise its form
 _FORMS = (
     "Rows have either `prompt`, `completions`, `scores`, or `prompt`, `chosen`, `rejected`, or (with `reward_funcs`) "
@@ -220,7 +222,7 @@ def _announce(found: DatasetFormat, name: str, dataset: AnyDataset, converted: A
             f". {bad} of them have only answers with the label 0, which a loss that imitates the best answer imitates"
         )
     logger.warning(
-        f"The {name} dataset is read as `{found.name}` ({found.found_in}), recognised by its columns "
+        f"The {name} dataset is read as `{found.name}` ({found.found_in}); its columns are "
         f"{', '.join(map(repr, row))}{counts}. `dataset_format` and `columns` change that."
     )
 
@@ -252,7 +254,8 @@ def require_scores(dataset: AnyDataset, name: str, columns: Sequence[str], *, re
     raise DataError(
         f"The {name} dataset lacks the column 'scores'; it has {', '.join(map(repr, columns))}. Completions without "
         "scores teach no order: score them with `trl-ext sample --dataset_completions`, name the column that has the "
-        "scores (`columns: {scores: ratings}`), or pass `reward_funcs` to generate and score others."
+        "scores (`columns: {scores: ratings}`), or pass `reward_funcs` "
+        f"{REWARD_FLAGS} to generate and score others."
     )
 
 
@@ -262,6 +265,6 @@ def lacks_completions(columns: Sequence[str], name: str) -> DataError:
     return DataError(
         f"The {name} dataset has prompts but no completions; its columns are {', '.join(map(repr, shown))}. Add the "
         "columns `completions` and `scores` (`trl-ext sample` makes them), name those that hold them (`columns: "
-        "{completions: answers, scores: ratings}`, or a form with `dataset_format`), or pass `reward_funcs` to "
-        "generate completions and score them."
+        "{completions: answers, scores: ratings}`, or a form with `dataset_format`), or pass `reward_funcs` "
+        f"{REWARD_FLAGS} to generate completions and score them."
     )

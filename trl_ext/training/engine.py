@@ -96,7 +96,7 @@ class EngineConfig(VLLMSettings, ExtConfig):
     )
     steps_per_generation: int = field(
         default=0,
-        metadata={"help": "The same in micro-batches, as in TRL, instead of `resample_steps`. 0: not set."},
+        metadata={"help": "`resample_steps` in TRL's unit, micro-batches: set one of the two. 0: not set."},
     )
     beta: float = field(
         default=0.0,

@@ -89,6 +89,7 @@ class ExtTrainer(BaseTrainer):
     _context = 0  # context length of the models that read rows (`0`: unknown, or checked by the method)
     _dropped_rows: int | None = None
     _train_prefix = ""  # prefix of the names of training metrics
+    _said_same_rewards = False
     router_aux_loss_coef = 0.0  # coefficient of the load balancing loss of a mixture of experts
 
     def __init__(
@@ -335,14 +336,17 @@ class ExtTrainer(BaseTrainer):
             check_reward_prompts(self.rewards, first_row(dataset, name).get("prompt"))
         with global_then_local_main_first():
             dataset, dropped = self._tokenize(dataset, args, name)
-        if dropped:
-            logger.warning(
-                f"{dropped} rows of the {name} dataset were dropped: their prompt alone fills max_length="
-                f"{self._longest_row(args)}."
-            )
+        self._report_dropped(dropped, args, name)
         if isinstance(dataset, Dataset) and self._dropped_rows is None:
             self._dropped_rows = dropped  # of the training dataset, which comes first
         return dataset
+
+    def _report_dropped(self, dropped: int, args: Any, name: str) -> None:
+        if dropped:
+            logger.warning(
+                f"Dropped from the {name} dataset: {dropped} {'row' if dropped == 1 else 'rows'} whose prompt alone "
+                f"fills max_length={self._longest_row(args)}."
+            )
 
     def _check_context_lengths(
         self, train: AnyDataset, evals: Any, args: ExtConfig, context: int
@@ -513,9 +517,29 @@ class ExtTrainer(BaseTrainer):
         if mode == "eval":
             metrics = {f"{self._eval_prefix}_{name}": value for name, value in metrics.items()}
         elif metrics:
-            metrics = {f"{self._train_prefix}{name}": value for name, value in (metrics | self._totals()).items()}
+            self._check_spread(metrics)
+            metrics |= self._totals()
         logs.update(metrics)
+        if self._train_prefix and mode == "train":  # transformers' own metrics too, such as the loss
+            logs = {f"{self._train_prefix}{name}": value for name, value in logs.items()}
         super().log(logs, start_time)
+
+    def _check_spread(self, metrics: dict[str, float]) -> None:
+        """Warn, once, if all completions since the last log have the same reward."""
+        found = {
+            reward.name: (metrics[f"rewards/{reward.name}/mean"], metrics[f"rewards/{reward.name}/std"])
+            for reward in self.rewards
+            if f"rewards/{reward.name}/std" in metrics
+        }
+        # The deviation is computed from sums of squares, so its rounding error grows with the mean.
+        same = all(deviation <= 1e-6 * max(1.0, abs(mean)) for mean, deviation in found.values())
+        if found and same and not self._said_same_rewards:
+            self._said_same_rewards = True
+            values = ", ".join(f"{name}: {mean:.3g}" for name, (mean, _) in found.items())
+            logger.warning(
+                f"Step {self.state.global_step}: all rewards since the last log are the same ({values}), so there is "
+                "nothing to learn from them. If this goes on, check the reward functions."
+            )
 
     # ------------------------------------------------------------------------------------------------------- loss
 

@@ -165,7 +165,7 @@ def liger_config(given: Mapping[str, Any] | None) -> dict[str, Any]:
 # Names that TRL has too, with another meaning: shown once, when one of them is set.
 OTHER_MEANINGS: dict[str, str] = {
     "generation_batch_size": "the number of sequences that a device generates at once; in GRPO, the completions of a "
-    "round. Here `resample_steps` sets how long completions are used",
+    "round",
     "beta": "the coefficient of a KL term that is subtracted from the score of a generated completion; in GRPO and "
     "DPO it is part of the loss",
 }

@@ -655,7 +655,7 @@ def test_scores_that_are_text_are_refused(tmp_path: Path) -> None:
     [
         ([{"text": "the film"}], {}, ["'prompt'", "'text'"]),
         ([{"prompt": "the film", "chosen": " good"}], {}, ["'rejected'", "'prompt', 'chosen'"]),
-        (PROMPTS, {}, ["prompts but no completions", "reward_funcs"]),
+        (PROMPTS, {}, ["prompts but no completions", "--reward_funcs"]),
         (ROWS, {"args": {"resample_steps": 2}}, ["reward_funcs"]),
         (
             PROMPTS,

@@ -695,7 +695,7 @@ def test_errors_name_the_row(tmp_path: Path, change: dict, words: list[str]) -> 
     ("rows", "kwargs", "words"),
     [
         ([{"text": "the film"}], {}, ["'prompt'", "'text'"]),
-        (PROMPTS, {}, ["prompts but no completions", "reward_funcs"]),
+        (PROMPTS, {}, ["prompts but no completions", "--reward_funcs"]),
         (ROWS, {"args": {"num_iterations": 2, "num_train_epochs": 2}}, ["num_iterations", "reward_funcs"]),
         (ROWS, {"args": {"calibration_rollouts": 2}}, ["calibration_rollouts", "reward_funcs"]),
         (ROWS, {"reward_funcs": letter_reward, "args": {"resample_steps": 2}}, ["resample_steps", "prompt-only"]),

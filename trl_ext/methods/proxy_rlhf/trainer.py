@@ -25,6 +25,7 @@ from transformers.utils import logging
 from trl_ext.atomic_files import write_text
 from trl_ext.data.completion import Completion, decode_after
 from trl_ext.data.schema import AnyDataset, DataError, column_names
+from trl_ext.data.scored_rows import REWARD_FLAGS
 from trl_ext.generation_settings import eos_token_ids, pad_token_id
 from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.models.modes import evaluation_mode
@@ -503,8 +504,7 @@ def _check_arguments(
         raise kind(f"`train_dataset` is required and must be a `Dataset`, got `{type(train_dataset).__name__}`.")
     if not reward_funcs:
         raise ValueError(
-            "`reward_funcs` is required: the proxy learns from their scores of completions "
-            "(`--reward_model_name_or_path`, `--reward_funcs`)."
+            f"`reward_funcs` is required {REWARD_FLAGS}: the proxy learns from their scores of completions."
         )
 
 

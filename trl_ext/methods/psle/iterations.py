@@ -180,7 +180,6 @@ class Iterations:
             "rounds": 1.0,
             "answers": sum(sample.completions for sample in samples),
             "empty": sum(sample.empty for sample in samples),
-            "rewards": float(len(rewards)),
             "spread": batch.square,
             "pairs": float(len(gaps)),
             "gap": math.fsum(gaps),
@@ -202,9 +201,8 @@ class Iterations:
             return []
         if t["answers"] and t["empty"] == t["answers"]:
             found["empty"] = "all completions are empty, so the model can only learn to stop immediately."
-        if t["rewards"] > 1 and t["spread"] == 0:
-            found["spread"] = "all rewards are the same, so there is nothing to compare; check the reward function."
-        elif t["pairs"] and t["gap"] <= 0:
+        same = t["spread"] == 0  # all rewards are: a warning of `ExtTrainer` says it, from which the others follow
+        if not same and t["pairs"] and t["gap"] <= 0:
             gap = f"(mean gap {t['gap'] / t['pairs']:.3g} over {t['pairs']:.0f} pairs)"
             found["principle"] = (
                 f"plain completions have caught up with guided ones {gap}; which pairs are ranked is now mostly noise."
@@ -212,10 +210,10 @@ class Iterations:
                 else f"guided completions are not better than plain ones {gap}: the principle does nothing; try "
                 "another, or another `principle_role`."
             )
-        if ranks and "spread" not in found and t["pairs"] and t["ranked"] in (0, t["pairs"]):
-            side, what = ("above", "ranked") if t["ranked"] else ("not above", "imitated")
+        if ranks and not same and t["pairs"] and t["ranked"] in (0, t["pairs"]):
+            which, what = ("every", "ranked") if t["ranked"] else ("no", "imitated")
             found["threshold"] = (
-                f"every pair is {side} the threshold of {self.threshold:.3g} (x {self.scale:.3g}), so all are {what}."
+                f"{which} pair is above the threshold of {self.threshold:.3g} (x {self.scale:.3g}), so all are {what}."
             )
         if t["distinct_2"] / t["rounds"] < 0.5 * self.first_distinct_2:
             found["diversity"] = (

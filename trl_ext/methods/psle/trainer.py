@@ -25,6 +25,7 @@ from transformers.utils import logging
 
 from trl_ext.data.load import load_dataset
 from trl_ext.data.schema import AnyDataset
+from trl_ext.data.scored_rows import REWARD_FLAGS
 from trl_ext.rewards.functions import RewardFunc
 from trl_ext.training.checkpoints import last_checkpoint
 from trl_ext.training.online_trainer import OnlineTrainer
@@ -73,7 +74,8 @@ class PSLETrainer(OnlineTrainer):
             Configuration, with the principles unless each row has its own.
         train_dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
             Rows with `prompt`, plain text or messages, and possibly `principle` or `principles`; other columns are
-            passed to the reward functions. A stream needs `resample_steps` and `max_steps`.
+            passed to the reward functions. A stream needs `max_steps`; without `resample_steps` completions are
+            generated for each step.
         eval_dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or a `dict` of them, *optional*):
             The same. `evaluate()` reports the rewards of the policy's completions with and without a principle.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
@@ -189,8 +191,8 @@ class PSLETrainer(OnlineTrainer):
     def _check_arguments(args: PSLEConfig, reward_funcs: Any, dataset: Any, optimizers: Any) -> None:
         if not reward_funcs:
             raise ValueError(
-                "`reward_funcs` are required: PSLE learns from the rewards of the policy's completions "
-                "(`--reward_model_name_or_path`, `--reward_funcs`)."
+                f"`reward_funcs` are required {REWARD_FLAGS}: PSLE learns from the rewards of the policy's "
+                "completions."
             )
         if isinstance(dataset, IterableDataset) and args.max_steps <= 0:
             raise ValueError(
@@ -240,11 +242,7 @@ class PSLETrainer(OnlineTrainer):
             )
         with global_then_local_main_first():
             rows, dropped = prepare_sft_dataset(dataset, self._tokenizer, args)
-        if dropped:
-            logger.warning(
-                f"{dropped} rows of the SFT dataset were dropped: their prompt alone fills "
-                f"max_length={args.max_length}."
-            )
+        self._report_dropped(dropped, args, "SFT")
         return rows
 
     # --------------------------------------------------------------------------------------------------- sampling

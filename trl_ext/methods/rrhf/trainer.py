@@ -20,7 +20,7 @@ from transformers import (
 from transformers.utils import logging
 
 from trl_ext.data.schema import AnyDataset, DataError, column_names
-from trl_ext.data.scored_rows import lacks_completions
+from trl_ext.data.scored_rows import REWARD_FLAGS, lacks_completions
 from trl_ext.logprobs.logprobs import TokenLogps
 from trl_ext.rewards.functions import RewardFunc
 from trl_ext.training.online_trainer import OnlineTrainer
@@ -167,9 +167,13 @@ class RRHFTrainer(OnlineTrainer):
         has_completions = "completion_ids" in (dataset.column_names or next(iter(dataset)))
         resamples = bool(args.resample_steps or args.resample_epochs)
         if resamples and not reward_funcs:
-            raise ValueError("`resample_steps` and `resample_epochs` need `reward_funcs` to score new completions.")
+            raise ValueError(
+                f"`resample_steps` and `resample_epochs` need `reward_funcs` {REWARD_FLAGS} to score new completions."
+            )
         if args.use_vllm and not reward_funcs:
-            raise ValueError("`use_vllm` needs `reward_funcs`: without them, no completions are generated.")
+            raise ValueError(
+                f"`use_vllm` needs `reward_funcs` {REWARD_FLAGS}: without them, no completions are generated."
+            )
         if not has_completions and not reward_funcs:
             raise lacks_completions(column_names(dataset), "train")
         if args.keep_dataset_completions and not has_completions:

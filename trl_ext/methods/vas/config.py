@@ -75,7 +75,7 @@ class VASConfig(ExtConfig):
             Whether a round also trains on the samples of earlier rounds. Ours; its effect was not measured by itself.
         resample_steps (`int`, *optional*, defaults to `0`):
             Generate the samples for this many optimizer steps at a time, instead of for the complete dataset.
-            Required for a streamed prompt-only dataset. `0`: for the complete dataset.
+            `0`: for the complete dataset; a streamed one for each step.
         steps_per_generation (`int`, *optional*, defaults to `0`):
             TRL's unit of `resample_steps`: micro-batches instead of optimizer steps. `0`: not set.
         mask_truncated_completions (`bool`, *optional*, defaults to `False`):
@@ -191,7 +191,7 @@ class VASConfig(ExtConfig):
 
     steps_per_generation: int = field(
         default=0,
-        metadata={"help": "The same in micro-batches, as in TRL, instead of `resample_steps`. 0: not set."},
+        metadata={"help": "`resample_steps` in TRL's unit, micro-batches: set one of the two. 0: not set."},
     )
 
     mask_truncated_completions: bool = field(

@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from trl_ext.atomic_files import write_tensors
 from trl_ext.data.schema import AnyDataset, DataError, column_names, where
-from trl_ext.data.scored_rows import lacks_completions
+from trl_ext.data.scored_rows import REWARD_FLAGS, lacks_completions
 from trl_ext.decoding.static_generate import release_static_caches
 from trl_ext.generation.generate import generate
 from trl_ext.logprobs.balancing_loss import router_aux_loss_coef
@@ -272,9 +272,9 @@ print(tokenizer.decode(output[0]))
             raise lacks_completions(column_names(dataset), "train")
         for setting in ("num_iterations", "resample_steps"):
             if getattr(args, setting) > (setting == "num_iterations") and not self.rewards:
-                raise ValueError(f"`{setting}` needs `reward_funcs` to score new completions.")
+                raise ValueError(f"`{setting}` needs `reward_funcs` {REWARD_FLAGS} to score new completions.")
         if args.calibration_rollouts and not self.rewards:
-            raise ValueError("`calibration_rollouts` needs `reward_funcs` to score the continuations.")
+            raise ValueError(f"`calibration_rollouts` needs `reward_funcs` {REWARD_FLAGS} to score the continuations.")
         if args.resample_steps and has_completions:
             raise ValueError("`resample_steps` is for prompt-only datasets, but the train dataset has completions.")
         if args.sampling_beta and args.num_iterations == 1:
