@@ -133,9 +133,11 @@ class ClassifierReward:
 
     @property
     def identity(self) -> str:
-        """What distinguishes its rewards from those of another model."""
+        """What distinguishes its rewards from those of another model; empty if the model has no name."""
         name = get_config_model_id(self.model.config)
-        weights = weights_fingerprint(name) if name else None
+        if not name:
+            return ""
+        weights = weights_fingerprint(name)
         return f"{name} {weights} label {self.head} pairs {self.pairs}"
 
     def texts(
