@@ -282,13 +282,19 @@ def test_equal_batches_are_scored_one_by_one(tmp_path, caplog):
     assert [group[0].score for group in found] == [1.0, 2.0] and not caplog.records
 
 
-def test_scores_of_a_model_without_a_name_are_not_kept(classifier, tiny_tokenizer, tmp_path):
-    """Another model without a name, or this one after more training, would be taken for it."""
-    file = tmp_path / "scores.json"
-    rewards = [*load_rewards(classifier, tiny_tokenizer), Reward("failing", lambda **_: [])]
-    with pytest.raises(RewardError):
-        score_completions([{"prompt": "the film"}], [completions_of([" is good"])], rewards, kept=KeptScores(file))
-    assert not file.exists()
+def test_scores_of_one_model_are_not_those_of_another(tiny_tokenizer, tmp_path):
+    """Both have no name, as models have that are made in a script."""
+    kept, rows = KeptScores(tmp_path / "scores.json"), [{"prompt": "the film"}]
+    groups, found = [completions_of([" is good"])], {}
+    for seed in (1, 2, 1):
+        model = make_model(len(tiny_tokenizer), seed=seed, num_labels=1)
+        rewards = load_rewards(model, tiny_tokenizer)
+        if not found:
+            with pytest.raises(RewardError):
+                score_completions(rows, groups, [*rewards, Reward("failing", lambda **_: [])], kept=kept)
+        found[seed] = score_completions(rows, groups, rewards, kept=kept)[0][0].score
+        assert found[seed] == single_logit(model, tiny_tokenizer, "the film is good")
+    assert found[1] != found[2]
 
 
 def test_other_completions_are_scored_anew(tmp_path):
