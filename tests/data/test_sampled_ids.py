@@ -10,6 +10,7 @@ from datasets import Dataset
 from thinking import make_byte_tokenizer
 
 from trl_ext.data.sampled_ids import sampled_ids, tokenizer_tag
+from trl_ext.data.schema import DataError
 from trl_ext.data.tokenization import encode_prompt, is_tokenized, tokenize_row
 
 
@@ -67,6 +68,21 @@ def test_completions_without_ids_beside_others():
     row = sampled(tokenizer, PLAIN, [[59], [62, 1]])
     row |= {"completion_ids": [[59], []], "tokenizers": [row["tokenizers"][0], ""]}
     assert tokenize_row(row, tokenizer)["completion_ids"] == [[59], [62, 1]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"completion_ids": [[59]]}, "column 'completion_ids': has 1 entries for 2 completions"),
+        ({"completion_ids": None}, "column 'completion_ids': has nothing for 2 completions"),
+        ({"tokenizers": ["a", "b", "c"]}, "column 'tokenizers': has 3 entries for 2 completions"),
+    ],
+)
+def test_ids_of_other_completions_than_the_row_has(changes, words):
+    """As after an edit of a sampled file that removes a completion with its score only."""
+    tokenizer = make_tokenizer()
+    with pytest.raises(DataError, match=rf"Row 0 of the train dataset, {words}\. Keep them together"):
+        prepare([sampled(tokenizer, PLAIN, [[59], [62, 1]]) | changes], tokenizer)
 
 
 def test_another_prompt_than_was_sampled_from_is_told(caplog):

@@ -239,6 +239,17 @@ def test_autocast(tiny_model, tiny_tokenizer):
     assert all(len(c.ids) == 8 or c.ended for c in itertools.chain.from_iterable(found))
 
 
+def test_an_adapter_whose_forward_accelerate_wraps(tiny_tokenizer):
+    """With bf16=True autocast is around the adapter's forward, which PEFT's `generate` does not call."""
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(make_model(len(tiny_tokenizer)), LoraConfig(target_modules=["q_proj", "v_proj"])).eval()
+    settings = GenerationSettings(num_generations=2, max_completion_length=3, top_k=1)
+    expected = [[c.ids for c in row] for row in generate(model, tiny_tokenizer, PROMPTS, settings)]
+    model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
+    assert [[c.ids for c in row] for row in generate(model, tiny_tokenizer, PROMPTS, settings)] == expected
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 5, 8, 100])
 def test_number_and_order_of_completions_for_any_batch_size(tiny_model, tiny_tokenizer, batch_size):
     steps = []

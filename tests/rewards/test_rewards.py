@@ -5,9 +5,11 @@
 
 import asyncio
 import functools
+import json
 import logging
 import math
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -248,6 +250,51 @@ def test_what_was_scored_is_kept_if_a_later_call_fails(tmp_path):
     assert calls == ["a", "b", "b", "c"] and not file.exists()
     assert [group[0].returned_nan for group in scored] == [("flaky",), (), ()] and scored[2][0].score == 2.0
     assert metrics == {"calls": [1.0, 1.0, 1.0]}  # with those that the first call logged
+
+
+def test_what_an_async_function_scores_beside_one_that_fails_is_kept(tmp_path):
+    """Its batches that end after the other function failed are in the file too."""
+    calls, failed = [], threading.Event()
+
+    async def judge(completions, **_):
+        failed.wait(10)
+        calls.append(completions)
+        return [1.0]
+
+    def failing(**_):
+        failed.set()
+        raise OSError
+
+    rows, groups = [{"prompt": "p"}] * 3, [completions_of([text]) for text in "abc"]
+    kept = KeptScores(tmp_path / "scores.json")
+    rewards = [Reward("judge", judge, batch_size=1), Reward("failing", failing, batch_size=1)]
+    with pytest.raises(RewardError):
+        score_completions(rows, groups, rewards, kept=kept)
+    assert len(json.loads(kept.path.read_text())) == len(calls) == 3
+
+
+def test_equal_batches_are_scored_one_by_one(tmp_path, caplog):
+    """As without a file: nothing was kept, so nothing is reused."""
+    values = iter([1.0, 2.0])
+    rewards = [Reward("judge", lambda **_: [next(values)], batch_size=1)]
+    groups = [completions_of(["a"])] * 2
+    found = score_completions([{"prompt": "p"}] * 2, groups, rewards, kept=KeptScores(tmp_path / "scores.json"))
+    assert [group[0].score for group in found] == [1.0, 2.0] and not caplog.records
+
+
+def test_scores_of_one_model_are_not_those_of_another(tiny_tokenizer, tmp_path):
+    """Both have no name, as models have that are made in a script."""
+    kept, rows = KeptScores(tmp_path / "scores.json"), [{"prompt": "the film"}]
+    groups, found = [completions_of([" is good"])], {}
+    for seed in (1, 2, 1):
+        model = make_model(len(tiny_tokenizer), seed=seed, num_labels=1)
+        rewards = load_rewards(model, tiny_tokenizer)
+        if not found:
+            with pytest.raises(RewardError):
+                score_completions(rows, groups, [*rewards, Reward("failing", lambda **_: [])], kept=kept)
+        found[seed] = score_completions(rows, groups, rewards, kept=kept)[0][0].score
+        assert found[seed] == single_logit(model, tiny_tokenizer, "the film is good")
+    assert found[1] != found[2]
 
 
 def test_other_completions_are_scored_anew(tmp_path):

@@ -75,6 +75,14 @@ def test_openrlhf(server):
     assert [path for path, _, _ in server.requests] == ["/get_reward"]
 
 
+def test_logs_of_a_server_that_are_no_numbers_are_left_out(server):
+    server.answer = lambda path, body: {"rewards": [1.0, 2.0], "extra_logs": {"judge": "v2", "length": [3, None]}}
+    metrics = []
+    log_metric = lambda *logged: metrics.append(logged)  # noqa: E731
+    assert rewards_of(server, "/get_reward")(PROMPTS, COMPLETIONS, log_metric=log_metric) == [1.0, 2.0]
+    assert metrics == [("length", 3)]
+
+
 @pytest.mark.parametrize("path", ["/classify", "/v1/classify"])
 def test_vllm_classify(server, path):
     """The model's name is asked for; answers are sorted by their index; the server is asked for logits."""

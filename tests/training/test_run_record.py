@@ -99,6 +99,25 @@ def test_another_number_of_processes(tmp_path: Path) -> None:
         check_continues(tmp_path, replace(record, num_processes=2), exact_layout=False)
 
 
+@pytest.mark.parametrize(
+    ("order", "processes"),
+    [
+        ({"dataloader_drop_last": True}, 1),  # 10 rows: 2 batches of 4, but 5 of 2, which are 3 steps
+        ({"train_sampling_strategy": "batch_rebalance"}, 1),
+        ({"rows": ""}, 2),  # accelerate shards a stream, so that a step of two processes has other rows
+    ],
+)
+def test_a_layout_that_the_order_of_rows_depends_on(order: dict[str, Any], processes: int, tmp_path: Path) -> None:
+    record = replace(RunRecord.of(make_trainer("rrhf", tmp_path)), **order)
+    record.save(tmp_path)
+    half = replace(record, per_device_train_batch_size=record.per_device_train_batch_size // 2)
+    split = replace(half, num_processes=processes, gradient_accumulation_steps=2 // processes)
+    with pytest.raises(ValueError, match=r"was 1 and is 2|was 2 and is 1"):
+        check_continues(tmp_path, split, exact_layout=False)
+    if "rows" in order:  # one process reads a stream in order
+        check_continues(tmp_path, replace(half, gradient_accumulation_steps=2), exact_layout=False)
+
+
 def test_a_batch_size_that_was_found_is_that_of_the_checkpoint(tmp_path: Path) -> None:
     record = RunRecord.of(make_trainer("rrhf", tmp_path))
     record.save(tmp_path)

@@ -216,6 +216,13 @@ def test_batches_are_rebalanced(tmp_path: Path) -> None:
     assert len(losses(trainer)) == 2
 
 
+def test_steps_that_repeat_are_not_rebalanced(tmp_path: Path) -> None:
+    settings = {"reward_funcs": None, "resample_steps": 0, "num_epochs_per_batch": 2}
+    trainer = make_trainer("vas", tmp_path, SCORED, train_sampling_strategy="batch_rebalance", **settings)
+    with pytest.raises(ValueError, match="VAS could repeat the rows of each step 2 times"):
+        trainer.train()
+
+
 def test_rows_keep_their_order(tmp_path: Path) -> None:
     trainer = make_trainer("rrhf", tmp_path, shuffle_dataset=False)
     batches = [batch["row_index"].tolist() for batch in trainer.get_train_dataloader()]

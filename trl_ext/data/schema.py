@@ -45,8 +45,8 @@ def as_completion(row: dict[str, Any], text: str) -> str | list[dict[str, str]]:
 
 # Columns of the row schema, and those that this package adds to rows.
 _OWN_COLUMNS = frozenset(
-    "prompt completion completions ended scores rewards token_rewards trainer_state row_index data_row prompt_ids "
-    "completion_ids tokenizers".split()
+    "prompt completion completions ended scores rewards token_rewards trainer_state log_metric log_extra "
+    "row_index data_row prompt_ids completion_ids tokenizers".split()
 )
 
 
@@ -124,6 +124,12 @@ def check_row(row: dict[str, Any], index: int, conversational: bool, name: str =
         fail("completions", "is empty (K = 0). Remove the row or give it at least one completion.")
     if ended is not None and (not isinstance(ended, list) or len(ended) != len(completions)):
         fail("ended", f"must be a list of {len(completions)} booleans, one per completion, got {ended!r}.")
+    for column in ("completion_ids", "tokenizers") if row.get("tokenizers") is not None else ():
+        found = row.get(column)
+        if not isinstance(found, list) or len(found) != len(completions):
+            number = f"{len(found)} entries" if isinstance(found, list) else "nothing"
+            remedy = "Keep them together, or remove the column 'tokenizers': completions are then tokenized again."
+            fail(column, f"has {number} for {len(completions)} completions. {remedy}")
     for i, completion in enumerate(completions):
         # A completion is empty if its first token was the end. A message then still has its end of turn to learn from.
         # Empty text is an error unless the column `ended` is true for it.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, DynamicLayer, PreTrainedModel
 
-from trl_ext.models.properties import accepts_argument, cache_of, has_virtual_tokens
+from trl_ext.models.properties import accepts_argument, base_of, cache_of, has_virtual_tokens
 from trl_ext.models.sharding import is_sharded
 
 
@@ -60,7 +60,9 @@ def prompt_cache(
         inputs["position_ids"] = (mask_PT[:, :-1].cumsum(-1) - 1).clamp(min=0)
     if accepts_argument(model, "logits_to_keep"):  # the logits of the prompt are not needed
         inputs["logits_to_keep"] = 1
-    cache: Any = cache_of(model(**inputs))
+    # The model inside adapters, as PEFT's `generate` calls it: accelerate's autocast is around an adapter's forward,
+    # where values would have another dtype than those of later tokens.
+    cache: Any = cache_of(base_of(model)(**inputs))
     if type(cache) is not DynamicCache or any(type(layer) is not DynamicLayer for layer in cache.layers):
         return None
     for i, layer in enumerate(cache.layers):

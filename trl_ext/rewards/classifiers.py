@@ -3,6 +3,9 @@
 
 """A sequence classifier (reward model) as a reward function."""
 
+import functools
+import hashlib
+import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -15,7 +18,6 @@ from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase
 from trl import ModelConfig
 
 from trl_ext.data.chat_template import TEMPLATE_COLUMNS, left_out, render, template_kwargs
-from trl_ext.data.resumable_file import weights_fingerprint
 from trl_ext.data.row_errors import shortened
 from trl_ext.models.load import default_device, hub_arguments, load_model, loading_error, quantization_config_from
 from trl_ext.models.properties import accepts_argument, context_length, is_causal, is_quantized
@@ -131,12 +133,13 @@ class ClassifierReward:
             model.to(device)
         return cls(model.eval(), tokenizer, settings.reward_batch_size, head, settings.reward_pairs)
 
-    @property
+    @functools.cached_property
     def identity(self) -> str:
-        """What distinguishes its rewards from those of another model."""
-        name = get_config_model_id(self.model.config)
-        weights = weights_fingerprint(name) if name else None
-        return f"{name} {weights} label {self.head} pairs {self.pairs}"
+        """What distinguishes its rewards from those of another model: name, label, and one number of each weight."""
+        weights = [weight.detach().reshape(-1) for weight in self.model.parameters() if weight.numel()]
+        numbers = json.dumps([float(weight[len(weight) // 2]) for weight in weights])
+        digest = hashlib.sha256(numbers.encode()).hexdigest()[:16]
+        return f"{get_config_model_id(self.model.config)} {digest} label {self.head} pairs {self.pairs}"
 
     def texts(
         self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Sequence[Any]

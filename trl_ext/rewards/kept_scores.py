@@ -55,9 +55,9 @@ class KeptScores:
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
-        self._scores: dict[str, BatchScores] = {}
-        self._left: set[str] = set()  # keys of the file that no batch has asked for
-        self._reused = 0
+        self._found: dict[str, BatchScores] = {}  # in the file, from a scoring that failed
+        self._used: set[str] = set()  # keys of these that a batch has asked for
+        self._scores: dict[str, BatchScores] = {}  # of this scoring
 
     def get(self, reward: Reward, call: dict[str, Any], score: Callable[[], BatchScores]) -> BatchScores:
         """
@@ -73,12 +73,11 @@ class KeptScores:
         key = _key(reward, call)
         if not key:
             return score()
-        if key in self._scores:
-            self._reused += len(self._scores[key].rewards)
-            self._left.discard(key)
-        else:
-            self._scores[key] = score()
-        return self._scores[key]
+        if key in self._found:
+            self._used.add(key)
+            return self._found[key]
+        self._scores[key] = scores = score()
+        return scores
 
     @contextmanager
     def keeping(self) -> Iterator[None]:
@@ -89,25 +88,24 @@ class KeptScores:
         except BaseException as error:
             self._save(error)
             raise
-        if self._reused:
-            logger.warning(
-                "%d rewards were taken from %s, which a failed scoring left there.", self._reused, self.path
-            )
-        if self.path is not None and not self._left:  # else they are of another scoring, such as a step's
+        if self._used:
+            reused = sum(len(self._found[key].rewards) for key in self._used)
+            logger.warning("%d rewards were taken from %s, which a failed scoring left there.", reused, self.path)
+        if self.path is not None and self._used == set(self._found):  # else some are of another scoring
             self.path.unlink(missing_ok=True)
 
     def _load(self) -> None:
-        self._scores, self._left, self._reused = {}, set(), 0
+        self._scores, self._found, self._used = {}, {}, set()
         if self.path is not None and self.path.is_file():
             document = json.loads(self.path.read_text(encoding="utf-8"))
-            self._scores = {key: BatchScores(**value) for key, value in document.items()}
-            self._left = set(self._scores)
+            self._found = {key: BatchScores(**value) for key, value in document.items()}
 
     def _save(self, error: BaseException) -> None:
-        if self.path is None or not self._scores:
+        every = self._found | self._scores
+        if self.path is None or not every:
             return
-        number = sum(len(scores.rewards) for scores in self._scores.values())
-        document = {key: asdict(scores) for key, scores in self._scores.items()}
+        number = sum(len(scores.rewards) for scores in every.values())
+        document = {key: asdict(scores) for key, scores in every.items()}
         write_text(self.path, json.dumps(document, default=str))
         error.add_note(
             f"The {number} rewards that were computed before are in {self.path}; the same run uses them again. Delete "

@@ -189,7 +189,8 @@ def _all_scores(
         return found
 
     waiting = [reward for reward in rewards if is_async(reward.func)]
-    with ThreadPoolExecutor(max_workers=max(1, len(waiting))) as pool, kept.keeping():
+    # The scores are kept when all threads have ended: then nothing is scored any more.
+    with kept.keeping(), ThreadPoolExecutor(max_workers=max(1, len(waiting))) as pool:
         jobs = {reward.name: pool.submit(score, reward) for reward in waiting}
         own = {reward.name: score(reward) for reward in rewards if reward.name not in jobs}
         return {

@@ -144,7 +144,8 @@ class ServerReward:
         rewards, logs = self.endpoint.post(self._path, body | labels, read=read)
         for name, values in logs.items() if log_metric is not None else ():
             for value in values if isinstance(values, list) else [values]:
-                log_metric(name, value)
+                if isinstance(value, int | float):  # servers also send texts, and null
+                    log_metric(name, value)
         return rewards
 
     def _classify(self, prompts: Any, completions: Any, columns: dict[str, Any], log_metric: Any) -> list[Any]:

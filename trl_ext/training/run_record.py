@@ -96,7 +96,7 @@ def check_continues(folder: Path, run: RunRecord, *, exact_layout: bool, finds_b
         folder (`Path`): The checkpoint.
         run ([`RunRecord`]): The run that is to continue.
         exact_layout (`bool`): Whether the trainer stores something for each micro-batch or process. Otherwise the
-            number of rows in a step matters, and not how they are split.
+            number of rows in a step matters, and how they are split only where their order depends on it.
         finds_batch_size (`bool`, *optional*, defaults to `False`): Whether `auto_find_batch_size` is set, with which
             transformers takes the batch size of the checkpoint.
 
@@ -115,8 +115,13 @@ def check_continues(folder: Path, run: RunRecord, *, exact_layout: bool, finds_b
             "the version that wrote it, or start a new run from its weights (pass the folder as the model)."
         )
     before = RunRecord(**{each.name: recorded[each.name] for each in fields(RunRecord)})
-    layout_differs = exact_layout or before.rows_per_step != run.rows_per_step
-    compared = {name: name for name in ("method", *_ORDER)} | (_LAYOUT if layout_differs else {})
+    # With these settings, rows of an epoch's last step or of any step depend on how steps are split.
+    exact_layout = exact_layout or run.dataloader_drop_last or run.train_sampling_strategy == "batch_rebalance"
+    compared = {name: name for name in ("method", *_ORDER)}
+    if exact_layout or before.rows_per_step != run.rows_per_step:
+        compared |= _LAYOUT
+    elif not run.rows:  # each process reads its own part of a stream
+        compared["num_processes"] = _LAYOUT["num_processes"]
     if finds_batch_size:
         compared.pop("per_device_train_batch_size", None)
     changes = [

@@ -414,7 +414,12 @@ class ExtTrainer(BaseTrainer):
         strategy, repeats = self.args.train_sampling_strategy, self._repeats()
         if not isinstance(dataset, Dataset):
             return super()._get_train_sampler(dataset)
-        if strategy == "batch_rebalance" and repeats == 1:
+        if strategy == "batch_rebalance" and repeats > 1:
+            raise ValueError(
+                f"`train_sampling_strategy: batch_rebalance` has no order in which {self._name} could repeat the "
+                f"rows of each step {repeats} times: use `group_by_length`, or train on each step once."
+            )
+        if strategy == "batch_rebalance":
             lengths = row_lengths(dataset, self.args.length_column_name)
             return super()._get_train_sampler(Dataset.from_dict({self.args.length_column_name: lengths}))
         if strategy == "group_by_length" or repeats > 1:

@@ -3,6 +3,7 @@
 """Principles: where they come from, where they go, and what is refused."""
 
 import json
+from itertools import pairwise
 
 import pytest
 from conftest import make_tokenizer
@@ -128,7 +129,10 @@ def test_prompts_share_out_the_principles():
     chosen = [[principle_index(ids, iteration, 3) for iteration in range(6)] for ids in prompts]
     assert all(sorted(row[:3]) == [0, 1, 2] and row[3:] == row[:3] for row in chosen)
     assert all(150 < sum(row[0] == k for row in chosen) < 250 for k in range(3))
+    assert all(after == (before + 1) % 3 for row in chosen for before, after in pairwise(row))
     assert {principle_index(ids, 5, 1) for ids in prompts} == {0}
+    # SHA-256 of "5,54": a resumed run has the principles of the one before, with any version.
+    assert [principle_index([5, 54], iteration, 7) for iteration in range(3)] == [4, 5, 6]
 
 
 @pytest.mark.parametrize(
