@@ -57,7 +57,6 @@ def test_columns_formats_and_a_limit(capsys):
         (["--output_file", "out.csv"], "output_file must end in .jsonl or .parquet"),
         (["--output_file", "rows.jsonl"], "exists: pass --overwrite_output"),
         (["--max_num_prompts", "-1"], "max_num_prompts` must be at least 0"),
-        (["--chat_template_kwargs", '{"enable_thinking": false}'], "has no effect on a conversion"),
         (["--columns", "prompt=ask"], "The 'rows.jsonl' dataset lacks the column 'ask' of `columns`"),
         (["--dataset_format", "nectr"], "invalid choice: 'nectr'"),
         (["--dataset_train_split", "test"], "no split 'test'"),

@@ -44,11 +44,6 @@ class ConvertArguments(DatasetArguments):
         if self.dataset_name is None:
             raise ValueError("there is nothing to convert: pass --dataset_name.")
         check_at_least("max_num_prompts", self.max_num_prompts, 0)
-        if self.chat_template_kwargs:
-            raise ValueError(
-                "chat_template_kwargs has no effect on a conversion, which renders no chat template: pass it to the "
-                "command or trainer that reads the rows."
-            )
         if self.output_file is None:
             return
         path = Path(self.output_file).expanduser()
