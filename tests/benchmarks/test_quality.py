@@ -288,7 +288,6 @@ def test_points_of_one_setting_are_a_line(tmp_path, quality_result):
     series = {s["name"]: s["points"] for s in data["series"]}
     assert [p["kl"] for p in series["VAS"]] == [1, 2] and series["VAS"][0]["extras"] == {"beta": "1"}
     assert series["best of n"][0]["bound"] and series["RRHF, OP-k"][0]["extras"] == {}
-    pytest.importorskip("matplotlib")
     plots = quality.SUITE.plot([quality_result(*cases, bounded)], tmp_path)
     assert [file.name for file in plots] == ["quality-cpu.png", "quality-cpu-dark.png"] and plots[1].stat().st_size
 

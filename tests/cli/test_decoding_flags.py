@@ -81,7 +81,6 @@ def test_a_setting_without_the_main_field_is_an_error():
 
 
 def test_evaluate_measures_each_setting_beside_the_base_and_best_of_n(good, tiny_model_dir, capsys):
-    pytest.importorskip("matplotlib")
     status = evaluate(
         tiny_model_dir, "--stranger_token", good, "--stranger_pull", "3", "6", "9", "--best_of_n", "2", "4",
         "--reward_funcs", "goods_reward.goods", "--frontier_file", "frontier.png",

@@ -3,7 +3,6 @@
 
 """`trl-ext evaluate` from its arguments to its table and file."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -225,7 +224,6 @@ def test_the_base_named_twice_is_one_row(evaluate, tiny_model_dir):
     assert [row["model"] for row in report["models"]] == [tiny_model_dir]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
 def test_four_bit(evaluate, adapter_dir, tiny_model_dir):
     status, report = evaluate(
         "--model_name_or_path", adapter_dir, "--load_in_4bit", "--reward_funcs", "eval_rewards.length"

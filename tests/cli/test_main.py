@@ -121,8 +121,8 @@ class TestEnv:
 
     def test_says_what_is_not_installed(self):
         assert cli_env._version("no-such-package-at-all") == "not installed"
-        found = cli_env._version("no-such-package-at-all", "plots")
-        assert found == "not installed: pip install 'trl-ext[plots]'"
+        found = cli_env._version("no-such-package-at-all", "vllm")
+        assert found == "not installed: pip install 'trl-ext[vllm]'"
 
     def test_finds_a_build_of_another_name(self, monkeypatch):
         monkeypatch.setattr("importlib.metadata.packages_distributions", lambda: {"a_module": ["torch"]})

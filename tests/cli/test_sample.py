@@ -306,7 +306,6 @@ def test_diverse_beams_out_of_reach(tiny_model_dir, prompts):
 
 
 def test_four_bits(tiny_model_dir, prompts):
-    pytest.importorskip("bitsandbytes")
     assert sample(prompts, tiny_model_dir, load_in_4bit=True, reward_funcs="sample_rewards.length") == 0
     assert len(read_rows()) == 9
 

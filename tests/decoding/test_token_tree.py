@@ -258,7 +258,6 @@ def test_adapter_takes_part():
 
 
 def test_four_bits(tmp_path):
-    pytest.importorskip("bitsandbytes")
     from trl_ext.models.load import use_exact_4bit_on_cpu
 
     make_model(VOCABULARY).save_pretrained(tmp_path)

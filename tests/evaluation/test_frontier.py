@@ -10,9 +10,6 @@ import pytest
 from trl_ext.evaluation.frontier import check_frontier, frontier, plot_frontier, write_frontier
 
 
-pytest.importorskip("matplotlib")
-
-
 def row(model, kl, reward, **more):
     return {
         "model": model, "reward/r": reward, "reward/r_se": 0.1, "kl": kl, "kl_se": None if kl is None else 0.05,
@@ -96,12 +93,9 @@ def test_no_points_to_plot(tmp_path):
         write_frontier(frontier([ROWS[-1]], None), str(tmp_path / "out.png"))
 
 
-def test_errors_before_the_evaluation_starts(tmp_path, monkeypatch):
+def test_errors_before_the_evaluation_starts(tmp_path):
     with pytest.raises(ValueError, match=r"must end in .png, .svg or .pdf, got 'out.jpeg'"):
         check_frontier("out.jpeg")
     with pytest.raises(ValueError, match="folder of --frontier_file does not exist"):
         check_frontier(str(tmp_path / "no" / "out.png"))
     check_frontier(str(tmp_path / "out.png"))
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"trl-ext\[plots\]"):
-        check_frontier(str(tmp_path / "out.png"))

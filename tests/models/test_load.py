@@ -7,7 +7,6 @@ import copy
 import json
 import logging
 import shutil
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -56,7 +55,6 @@ def settings(tmp_path, **changes):
 
 @pytest.fixture
 def load_qlora(tiny_model_dir):
-    pytest.importorskip("bitsandbytes")
 
     def load(**changes):
         model = load_model(tiny_model_dir, quantization_config=BitsAndBytesConfig(**NF4 | changes))
@@ -109,7 +107,6 @@ def test_without_the_fix_gradients_change(load_qlora, monkeypatch):
 
 
 def test_4bit_layers_of_a_model_loaded_by_the_user_are_differentiable(tiny_model_dir, tmp_path):
-    pytest.importorskip("bitsandbytes")
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, quantization_config=BitsAndBytesConfig(**NF4))
@@ -190,16 +187,6 @@ def test_4bit_and_8bit_exclude_each_other():
     arguments.load_in_4bit = arguments.load_in_8bit = True
     with pytest.raises(ValueError, match="exclude each other"):
         quantization_config_from(arguments)
-
-
-@pytest.mark.parametrize("arguments", [{"load_in_4bit": True}, {"load_in_8bit": True}])
-def test_missing_bitsandbytes_names_the_extra(monkeypatch, tiny_model_dir, arguments):
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(ImportError, match=r"pip install 'trl-ext\[quantization\]'"):
-        quantization_config_from(ModelConfig(**arguments))
-    with pytest.raises(ImportError, match=r"pip install 'trl-ext\[quantization\]'"):
-        load_model(tiny_model_dir, quantization_config=object())
-    load_model(tiny_model_dir)  # without quantisation nothing is missing
 
 
 def test_a_quantized_model_needs_an_adapter(tiny_model_dir):

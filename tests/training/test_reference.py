@@ -199,7 +199,6 @@ def test_a_reference_by_name_follows_a_policy_that_was_given(tmp_path, tiny_mode
 
 
 def test_a_policy_in_four_bits_is_compared_with_a_name_in_four_bits(tmp_path, tiny_model_dir, other_dir):
-    pytest.importorskip("bitsandbytes")
     tokenizer = make_tokenizer(chat=True)
     four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
     given = {"quantization_config": four_bits, "peft_config": LoraConfig(r=2, target_modules=["q_proj"])}

@@ -12,9 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
-_PACKAGES = ("trl-ext", "torch", "trl", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy")
+_PACKAGES = (
+    *("trl-ext", "torch", "trl", "transformers", "peft", "accelerate", "datasets", "bitsandbytes", "safetensors"),
+    *("numpy", "matplotlib"),
+)
 # Each with the extra that installs it.
-_OPTIONAL = {"bitsandbytes": "quantization", "vllm": "vllm", "deepspeed": "deepspeed", "matplotlib": "plots"}
+_OPTIONAL = {"vllm": "vllm", "deepspeed": "deepspeed"}
 # Used by transformers if installed: for attention, and as trackers in `report_to`.
 _FOUND = ("flash-attn", "kernels", "liger-kernel", "wandb", "trackio", "tensorboard")
 # Environment variables that change how a command runs.

@@ -7,7 +7,6 @@
 points and the plot. Points are plain data, so that those of several runs can be combined in one plot.
 """
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -47,13 +46,10 @@ def check_frontier(path: str) -> None:
 
     Raises:
         `ValueError`: The suffix is not .png, .svg or .pdf, or the file cannot be written.
-        `ImportError`: matplotlib is not installed.
     """
     if Path(path).suffix not in _SUFFIXES:
         raise ValueError(f"--frontier_file must end in {', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]}, got {path!r}")
     check_writable(path, "frontier_file")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ImportError("--frontier_file needs matplotlib: pip install 'trl-ext[plots]'")
 
 
 def frontier(rows: Sequence[Mapping[str, Any]], base: str | None) -> dict[str, Any]:

@@ -55,14 +55,12 @@ def quantization_config_from(model_args: "ModelConfig") -> BitsAndBytesConfig | 
         model_args ([`~trl.ModelConfig`]): The flags.
 
     Raises:
-        `ImportError`: bitsandbytes is missing.
         `ValueError`: Both 4-bit and 8-bit were asked for.
     """
     if not (model_args.load_in_4bit or model_args.load_in_8bit):
         return None
     if model_args.load_in_4bit and model_args.load_in_8bit:
         raise ValueError("`load_in_4bit` and `load_in_8bit` exclude each other; set one of them.")
-    require_bitsandbytes()
     if model_args.load_in_8bit:
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
@@ -72,16 +70,6 @@ def quantization_config_from(model_args: "ModelConfig") -> BitsAndBytesConfig | 
         bnb_4bit_compute_dtype=torch.bfloat16,
         bnb_4bit_quant_storage=model_args.bnb_4bit_quant_storage,
     )
-
-
-def require_bitsandbytes() -> None:
-    """Raises an `ImportError` that names the extra to install if bitsandbytes is missing."""
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "4-bit and 8-bit models need bitsandbytes, which is not installed: pip install 'trl-ext[quantization]'."
-        ) from error
 
 
 def refuse_pickled(folder: str) -> None:
@@ -308,7 +296,6 @@ def load_model(
     Raises:
         `OSError`: There is no such model, or its weights are pickled.
         `ValueError`: The directory or the repository on the Hub holds another kind of model than is asked for.
-        `ImportError`: `quantization_config` is given and bitsandbytes is missing.
     """
     name_or_path, inside = locate(name_or_path, init_kwargs.pop("subfolder", None))
     where = hub_arguments({**init_kwargs, **inside, "revision": revision})
@@ -320,7 +307,6 @@ def load_model(
         revision = adapter.get("revision")  # that of the base
     refuse_empty(source)
     if quantization_config is not None:
-        require_bitsandbytes()
         init_kwargs["quantization_config"] = quantization_config
         # Modules that are not quantized (norms, embeddings, head) have the compute dtype unless another is passed.
         if init_kwargs.get("dtype") in (None, "auto"):
