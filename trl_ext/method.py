@@ -24,7 +24,10 @@ GROUP = "trl_ext.methods"
 OWN_PACKAGE = "trl-ext"
 
 # Commands of `trl-ext`: a method with such a name could not be called.
-RESERVED = ("sample", "best_of_n", "evaluate", "generate", "chat", "convert", "methods", "env", "help")
+RESERVED = (
+    *("sample", "best_of_n", "evaluate", "generate", "chat", "convert", "quickstart", "recipes", "methods", "env"),
+    "help",
+)
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")

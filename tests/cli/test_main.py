@@ -143,11 +143,11 @@ class TestEnv:
                 if "has no class" not in call and "is installed, but" not in call:
                     found |= {*re.findall(r"pip install '?([\w-]+\[\w+\]|{\w+})", call)} or {f"{path.name}: {call}"}
         assert found == {
-            *(f"trl-ext[{name}]" for name in ("deepspeed", "plots", "quantization", "vllm")),
+            *(f"trl-ext[{name}]" for name in ("deepspeed", "vllm")),
             "httpx2[socks]",
             "{package}",  # that a reward function of TRL needs
         }
-        assert {"deepspeed", "plots", "quantization", "vllm"} <= set(extras)
+        assert {"deepspeed", "vllm"} <= set(extras)
 
 
 class TestGuarded:

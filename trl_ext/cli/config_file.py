@@ -9,6 +9,7 @@ Imports nothing heavy, so that the variables are set before the libraries that r
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -83,6 +84,13 @@ def set_environment(args: Sequence[str]) -> None:
     if not isinstance(variables, dict):
         raise ValueError(f"{path}: `env` must be a mapping of variables to values, got {variables!r}")
     os.environ.update({str(key): str(value) for key, value in variables.items()})
+
+
+def recipes_folder() -> Path:
+    """The folder of the recipes: in an installed package inside it, in a clone beside it."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "recipes"
+    return installed if installed.is_dir() else package.parent / "recipes"
 
 
 class _UniqueKeys(yaml.SafeLoader):

@@ -28,6 +28,8 @@ from trl_ext.upstream import (
     default_accelerate_config,
 )
 
+from .config_file import recipes_folder
+
 
 TRAINING_MODULE = "trl_ext.cli.train"
 
@@ -70,8 +72,6 @@ def resolve_accelerate_config(name: str) -> str:
     """
     Path of an accelerate config: a file, or the name of one of ours (`fsdp2`, ...) or of TRL's.
 
-    Ours are `recipes/accelerate`, in an installed package `trl_ext/accelerate_configs`.
-
     Raises:
         `ValueError`: It is neither (the message lists the names), or the file is not an accelerate config.
     """
@@ -87,10 +87,9 @@ def resolve_accelerate_config(name: str) -> str:
                 "(`accelerate config --config_file FILE` writes one)."
             )
         return name
-    package = Path(__file__).resolve().parents[1]
-    ours = (package / "accelerate_configs", package.parent / "recipes" / "accelerate")
+    ours = recipes_folder() / "accelerate"
     theirs = Path(str(importlib.resources.files("trl"))) / "accelerate_configs"
-    known = {path.stem: path for folder in (theirs, *ours) for path in sorted(folder.glob("*.yaml"))}
+    known = {path.stem: path for folder in (theirs, ours) for path in sorted(folder.glob("*.yaml"))}
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""

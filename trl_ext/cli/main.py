@@ -24,6 +24,8 @@ _COMMANDS = {
     "generate": ("generate completions for prompts and print them as they are generated", "generate:main"),
     "chat": ("hold a conversation with a model", "generate:chat"),
     "convert": ("read a dataset in any known form and write the rows that training takes", "convert:main"),
+    "quickstart": ("train a tiny model with a method and compare it with its base, on a CPU", "recipes:quickstart"),
+    "recipes": ("list and copy the recipes that come with the package", "recipes:main"),
     "methods": ("list the methods and the packages they come from", "main:print_methods"),
     "env": ("print versions and hardware for a bug report", "env:main"),
 }

@@ -10,10 +10,12 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
 from trl import TrlParser
 
+from trl_ext.data.load import file_type
 from trl_ext.upstream import parser_actions
 from trl_ext.validation import convert, did_you_mean, unknown_settings
 
@@ -40,6 +42,8 @@ class Parser(TrlParser):
 
     def __init__(self, dataclass_types: Iterable[type], prog: str, description: str = "", epilog: str = "") -> None:
         super().__init__(list(dataclass_types), prog=prog, allow_abbrev=False, description=description, epilog=epilog)
+        self._config_path = ""
+        self._from_file: dict[str, Any] = {}  # the inputs that the YAML file names
 
     def parse_args_and_config(  # type: ignore[override]
         self, args: Sequence[str] | None = None, **unsupported: Any
@@ -53,20 +57,39 @@ class Parser(TrlParser):
         """
         if unsupported:
             raise TypeError(f"the strict parser takes no {', '.join(sorted(unsupported))}")
-        return self.build(self.parse_flags(args))
+        namespace = self.parse_flags(args)
+        self.check_files(namespace)
+        return self.build(namespace)
 
     def parse_flags(self, args: Sequence[str] | None = None) -> argparse.Namespace:
         """The value of every flag, from the command line and its YAML file; [`build`] makes dataclasses of them."""
         config_path, flags = split_config(sys.argv[1:] if args is None else args)
+        self._config_path = config_path
         unknown_keys = []
         for key, value in (read_config(config_path) if config_path else {}).items():
             if not self._actions_of(str(key)):
                 unknown_keys += [str(key)] if key != "env" else []  # `set_environment` has read it
             else:
+                value = _beside(config_path, str(key), value)
                 self._set_default(str(key), value, config_path)
+                if str(key).endswith(_INPUTS):
+                    self._from_file[str(key).replace("-", "_")] = value
         namespace, words = self.parse_known_args(flags)
         self._refuse_unknown(unknown_keys, config_path, words)
         return namespace
+
+    def check_files(self, namespace: argparse.Namespace) -> None:
+        """Raises a `ValueError` if the YAML file names a file of rows or a template that exists nowhere."""
+        for key, value in vars(namespace).items():
+            if not isinstance(value, str) or self._from_file.get(key) != value:
+                continue
+            path = Path(value)
+            if (path.suffix == ".jinja" or file_type(path)) and not path.expanduser().exists():
+                folder = Path(self._config_path).parent
+                raise ValueError(
+                    f"{self._config_path}: `{key}`: there is no file {value!r}, neither in the working directory "
+                    f"({Path.cwd()}) nor beside the recipe ({folder})"
+                )
 
     def _refuse_unknown(self, keys: list[str], config_path: str, words: list[str]) -> None:
         """Raise a `ValueError` that names all unknown keys and flags at once."""
@@ -156,6 +179,22 @@ class Parser(TrlParser):
         words = {action.dest for action in parser_actions(self)} | {"config"}
         question = did_you_mean(word.replace("-", "_"), words, lambda name: f"'{prefix}{name}'")
         return question or f"; {self.prog} --help lists what there is"
+
+
+# Keys of a YAML file that name files and folders to read; `path` is that of a dataset in TRL's `datasets`.
+_INPUTS = ("path", "dataset_name", "reward_funcs", "accelerate_config", "datasets")
+
+
+def _beside(config_path: str, key: str, value: Any) -> Any:
+    """The value of a key, with what lies beside the recipe and not in the working directory as a path to it."""
+    if isinstance(value, list):
+        return [_beside(config_path, key, item) for item in value]
+    if isinstance(value, dict):
+        return {name: _beside(config_path, str(name), item) for name, item in value.items()}
+    if not isinstance(value, str) or not key.replace("-", "_").endswith(_INPUTS) or Path(value).expanduser().exists():
+        return value
+    beside = Path(config_path).parent / value
+    return str(beside) if beside.exists() else value
 
 
 def sections(classes: Iterable[type], actions: Iterable[argparse.Action]) -> list[tuple[str, list[argparse.Action]]]:

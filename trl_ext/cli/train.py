@@ -104,6 +104,7 @@ def main(argv: Sequence[str], *, launched: bool = False) -> int:
     arguments = list(argv[1:])
     parser = make_parser(found.method)
     flags = parser.parse_flags(arguments)
+    parser.check_files(flags)
     options = {} if launched else launcher_options(parser.other_flags(flags))
     script_args, model_args, training_args, mixture_args = parser.build(flags)
     _require(script_args, model_args, mixture_args)

@@ -48,7 +48,7 @@ def load_dataset(
             split.
     """
     path = Path(name).expanduser()
-    if _file_type(path) and not path.is_dir():
+    if file_type(path) and not path.is_dir():
         if not path.is_file():
             raise DataError(f"There is no file {name!r}.")
         if path.stat().st_size == 0:
@@ -71,7 +71,7 @@ def load_dataset(
     return splits[split]
 
 
-def _file_type(path: Path) -> str:
+def file_type(path: Path) -> str:
     """The suffix that says how a file is read, without that of its compression; empty if it is not known."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes[-1:] and suffixes[-1] in COMPRESSED:
@@ -85,7 +85,7 @@ def short_name(name: str) -> str:
 
 
 def _read_file(path: Path, streaming: bool) -> DatasetDict | IterableDatasetDict:
-    suffix = _file_type(path)
+    suffix = file_type(path)
     kind = FILE_TYPES[suffix]
     kwargs: dict[str, Any] = {}
     if path.suffix == ".zst" and find_spec("zstandard") is None:

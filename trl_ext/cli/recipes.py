@@ -1,0 +1,120 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""`trl-ext recipes` and `trl-ext quickstart`: lists, copies and runs the recipes that come with the package."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from .config_file import recipes_folder
+
+
+_RECIPES_HELP = """\
+usage: trl-ext recipes
+       trl-ext recipes copy NAME [NAME ...] [--to FOLDER]
+
+List the recipes that come with the package, or copy some of them to edit. NAME is a recipe or a folder of recipes:
+
+  trl-ext recipes copy quickstart --to my-recipes
+
+The folder is `recipes` unless --to names another. Files that exist are not replaced.
+"""
+_QUICKSTART_HELP = """\
+usage: trl-ext quickstart {{{methods}}} [--FIELD VALUE ...]
+
+Train a model of 1.85 M parameters that comes with the package, and compare it with its base. Takes minutes on two CPU
+cores, without a network. Flags are those of the training; the results are in outputs/quickstart*.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """`trl-ext recipes`."""
+    arguments = list(argv)
+    if arguments in (["--help"], ["-h"]):
+        print(_RECIPES_HELP, end="")
+        return 0
+    if not arguments:
+        _print_recipes()
+        return 0
+    target = Path("recipes")
+    if "--to" in arguments[:-1]:
+        at = arguments.index("--to")
+        target = Path(arguments[at + 1])
+        del arguments[at : at + 2]
+    if arguments[0] != "copy" or len(arguments) < 2 or any(word.startswith("-") for word in arguments):
+        raise ValueError(f"cannot read {' '.join(argv)!r}; see trl-ext recipes --help")
+    _copy(arguments[1:], target)
+    return 0
+
+
+def quickstart(argv: Sequence[str]) -> int:
+    """`trl-ext quickstart`: trains with a method's quickstart recipe, then evaluates."""
+    methods = sorted(path.stem for path in _quickstarts().glob("*.yaml") if not path.stem.endswith("evaluate"))
+    arguments = list(argv)
+    if not arguments or any(word in ("--help", "-h") for word in arguments):
+        print(_QUICKSTART_HELP.format(methods=",".join(methods)), end="")
+        return 0
+    method = arguments.pop(0)
+    if method not in methods:
+        raise ValueError(f"there is no quickstart '{method}'; there are {', '.join(methods)}")
+    if any(word.partition("=")[0] in ("--config", "--output_dir") for word in arguments):
+        raise ValueError(
+            "the quickstart has its own --config and --output_dir; to change them: trl-ext recipes copy quickstart"
+        )
+    from . import evaluate, train
+
+    status = train.main([method, "--config", str(_quickstarts() / f"{method}.yaml"), *arguments])
+    return status or evaluate.main(["--config", str(_quickstarts() / f"{method}_evaluate.yaml")])
+
+
+def _quickstarts() -> Path:
+    return recipes_folder() / "quickstart"
+
+
+def _recipes() -> list[Path]:
+    return sorted(path for path in recipes_folder().glob("*/*.yaml") if path.parent.name != "accelerate")
+
+
+def _print_recipes() -> None:
+    for path in _recipes():
+        print(f"{path.relative_to(recipes_folder())}\n    {_summary(path)}")
+    print("\nTo copy some of them: trl-ext recipes copy NAME ...")
+
+
+def _summary(path: Path) -> str:
+    """The first paragraph of the comment that a recipe begins with."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        text = line.removeprefix("#").strip()
+        if not text:
+            break
+        lines.append(text)
+    return " ".join(lines)
+
+
+def _copy(names: Sequence[str], target: Path) -> None:
+    """
+    Copy recipes and what they use.
+
+    Raises:
+        `ValueError`: There is no such recipe.
+        `FileExistsError`: A file would be replaced; nothing is copied.
+    """
+    sources: list[Path] = []
+    for name in names:
+        source = recipes_folder() / name
+        if not source.exists() or not source.resolve().is_relative_to(recipes_folder()):
+            raise ValueError(f"there is no recipe '{name}'; trl-ext recipes lists them")
+        sources += [path for path in source.rglob("*") if path.is_file()] if source.is_dir() else [source]
+        if source.parent == _quickstarts():  # one of them: its model and prompts too
+            sources += [path for path in _quickstarts().rglob("*") if path.is_file() and path.suffix != ".yaml"]
+    copies = {source: target / source.relative_to(recipes_folder()) for source in sources}
+    existing = [str(path) for path in copies.values() if path.exists()]
+    if existing:
+        raise FileExistsError(f"{existing[0]} exists; remove it, or copy --to another folder")
+    for source, path in copies.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, path)
+        if path.suffix == ".yaml":
+            print(path)
