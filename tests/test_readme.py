@@ -28,14 +28,14 @@ def command(name: str) -> str:
 
 
 def test_the_test_command_installs_and_runs_pytest() -> None:
-    assert command("tests") == 'pip install -e ".[test]" && pytest'
+    assert command("tests") == 'pip install -c constraints.txt -e ".[test]" && pytest'
 
 
 @pytest.mark.slow
 def test_the_quickstart_raises_the_reward(tmp_path: Path) -> None:
     """As written, in a copy of what a clone holds; the package is installed already, which is its first part."""
     install, *steps = command("quickstart").split(" && ")
-    assert install == "pip install -e ."
+    assert install == "pip install -c constraints.txt -e ."
     shutil.copytree(REPOSITORY / "recipes", tmp_path / "recipes")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     printed = ""
