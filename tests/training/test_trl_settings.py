@@ -295,6 +295,11 @@ def test_the_reference_follows_the_policy(tmp_path: Path) -> None:
     resumed.train(resume_from_checkpoint=str(tmp_path / "two" / "checkpoint-3"))
     assert torch.equal(weight(resumed.ref_model), weight(whole.ref_model))
     assert losses(resumed) == losses(whole)
+    without = make_trainer(
+        "rrhf", tmp_path / "two", beta=0.1, max_steps=5, lr_scheduler_type="constant", warmup_steps=0
+    )
+    with pytest.raises(ValueError, match="was saved with `sync_ref_model`: resume with it"):
+        without.train(resume_from_checkpoint=str(tmp_path / "two" / "checkpoint-3"))
     with pytest.raises(ValueError, match="needs a reference"):
         make_trainer("rrhf", tmp_path, sync_ref_model=True)
 

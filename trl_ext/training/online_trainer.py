@@ -140,11 +140,20 @@ class OnlineTrainer(ExtTrainer):
             self.reference.save(folder / REFERENCE)
 
     def _restore_state(self, folder: Path | None) -> None:
-        """Restore a reference model that has followed the policy."""
-        if folder is None or self.reference is None or not self.args.sync_ref_model:
+        """
+        Restore a reference model that has followed the policy.
+
+        Raises:
+            `ValueError`: `sync_ref_model` is not what it was when the checkpoint was saved.
+        """
+        if folder is None or self.reference is None:
             return
-        if not (folder / REFERENCE).is_file():
-            raise ValueError(f"The checkpoint {str(folder)!r} was saved without `sync_ref_model`: resume without it.")
+        followed = (folder / REFERENCE).is_file()
+        if followed != self.args.sync_ref_model:
+            word = "with" if followed else "without"
+            raise ValueError(f"The checkpoint {str(folder)!r} was saved {word} `sync_ref_model`: resume {word} it.")
+        if not followed:
+            return
         self.reference.load(folder / REFERENCE)
 
     # --------------------------------------------------------------------------------------------------- sampling
