@@ -358,7 +358,7 @@ def test_defaults_of_the_models_generation_config_have_no_effect(tiny_model, tin
     ids=str,
 )
 def test_no_setting_of_the_model_has_an_effect(tiny_model, tiny_tokenizer, brought):
-    """With our sampling, that of transformers, greedy and with beams: the draws are those of the bare model."""
+    """With our sampling, that of transformers, greedy and with beams: the completions are those of the bare model."""
     ways = [
         {"num_generations": 2},
         {"num_generations": 2, "generation_kwargs": {"typical_p": 1.0}},
@@ -367,14 +367,14 @@ def test_no_setting_of_the_model_has_an_effect(tiny_model, tiny_tokenizer, broug
     ]
     settings = [GenerationSettings(max_completion_length=8, **way) for way in ways]
 
-    def draws():
+    def generated():
         torch.manual_seed(0)
         return [generate(tiny_model, tiny_tokenizer, [[5, 6, 7, 5, 6]], each) for each in settings]
 
-    expected = draws()
+    expected = generated()
     for name, value in brought.items():
         setattr(tiny_model.generation_config, name, value)
-    assert draws() == expected
+    assert generated() == expected
 
 
 def test_the_repetition_penalty_covers_prompt_and_completion(tiny_model, tiny_tokenizer):

@@ -305,7 +305,7 @@ def test_the_reference_follows_the_policy(tmp_path: Path) -> None:
 
 
 def test_a_batch_size_is_found_anew_for_the_completions(tmp_path: Path) -> None:
-    """Rows that were drawn for a size that ran out of memory are drawn again."""
+    """Rounds of a batch size that ran out of memory are sampled again."""
     for method in METHODS:
         trainer = make_trainer(
             method, tmp_path, per_device_train_batch_size=4, auto_find_batch_size=True, max_steps=2, save_strategy="no"
