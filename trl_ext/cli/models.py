@@ -28,9 +28,7 @@ from .arguments import LoadingArguments
 logger = logging.getLogger(__name__)
 
 
-def load_policy(
-    name: str, loading: LoadingArguments, *, batch_size: int = 64, progress: Callable[[int], Any] | None = None
-) -> Policy:
+def load_policy(name: str, loading: LoadingArguments, *, batch_size: int = 64) -> Policy:
     """
     Load a model with its tokenizer, as a [`~trl_ext.inference.policy.Policy`].
 
@@ -43,7 +41,7 @@ def load_policy(
         model = loading.load(name, revision)
     except OSError as error:
         raise loading_error("model", name, error) from error
-    return model_policy(model, tokenizer, name=name, batch_size=batch_size, progress=progress)
+    return model_policy(model, tokenizer, name=name, batch_size=batch_size)
 
 
 def load_policies(
@@ -51,7 +49,6 @@ def load_policies(
     loading: LoadingArguments,
     settings: GenerationSettings,
     batch_size: int,
-    progress: Callable[[int], Any],
 ) -> list[Policy]:
     """
     Models to sample from, by transformers or, if `loading` has vLLM's settings and they ask for it, by vLLM.
@@ -62,10 +59,10 @@ def load_policies(
         `ImportError`: vLLM is not installed.
     """
     if not isinstance(loading, VLLMSettings) or not loading.use_vllm:
-        return [load_policy(name, loading, batch_size=batch_size, progress=progress) for name in names]
+        return [load_policy(name, loading, batch_size=batch_size) for name in names]
     if len(names) != 1:
         raise ValueError("--use_vllm is for one model at a time: sample with one, then from its output with the next.")
-    return [_vllm_policy(names[0], loading, settings, loading, batch_size, progress)]
+    return [_vllm_policy(names[0], loading, settings, loading, batch_size)]
 
 
 def _vllm_policy(
@@ -74,7 +71,6 @@ def _vllm_policy(
     settings: GenerationSettings,
     vllm: VLLMSettings,
     batch_size: int,
-    progress: Callable[[int], Any],
 ) -> Policy:
     if adapter_base(name) is not None:
         raise ValueError(
@@ -116,9 +112,7 @@ def _vllm_policy(
     backend = _vllm_backend(name, model, tokenizer, settings, vllm, batch_size, loading.trust_remote_code)
 
     def generate(prompts: list[list[int]], settings: GenerationSettings) -> list[list[Completion]]:
-        completions = backend(prompts)
-        progress(len(prompts))
-        return completions
+        return backend(prompts)
 
     return Policy(name, tokenizer, generate, context=vllm.vllm_context(context_length(model)))
 

@@ -9,12 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import Any
 
-from trl_ext.atomic_files import replacing
-
-from .resumable_file import ResumableFile, rows_fingerprint
-
-
-ROW_INDEX = "row_index"  # column of the output of `run_rows`: number of the input row
+from .resumable_file import ROW_INDEX, ResumableFile, rows_fingerprint
 
 
 def run_rows(
@@ -74,8 +69,7 @@ def run_rows(
                 _save_the_rest(file, jobs)
             error.add_note(f"{file.rows} of {len(rows)} rows are in '{file.rows_path}'; the same call resumes there.")
             raise
-    _sort(file)
-    file.finish()
+    file.finish(sort_by=ROW_INDEX)
     return len(missing)
 
 
@@ -100,11 +94,3 @@ def _save_the_rest(file: ResumableFile, jobs: dict[Future[dict[str, Any]], int])
 def _written(file: ResumableFile) -> list[dict[str, Any]]:
     """The rows in the file."""
     return [json.loads(line) for line in file.rows_path.read_text(encoding="utf-8").split("\n") if line]
-
-
-def _sort(file: ResumableFile) -> None:
-    """Sort the lines by row. If this is interrupted, the next run sorts them again."""
-    lines = [line for line in file.rows_path.read_bytes().split(b"\n") if line]
-    lines.sort(key=lambda line: json.loads(line)[ROW_INDEX])
-    with replacing(file.rows_path) as part:
-        part.write_bytes(b"".join(line + b"\n" for line in lines))
