@@ -365,5 +365,6 @@ def main(argv: list[str]) -> int:
     Raises:
         `ValueError`, `OSError` or `ImportError`: Settings that cannot work, found before anything was measured.
     """
-    args, loading, *decodings = make_parser().parse_args_and_config(argv)
-    return run(args, loading, active_decodings(decodings))
+    parser = make_parser()
+    args, loading, *decodings = parser.parse_args_and_config(argv)
+    return run(args, loading, active_decodings(decodings, parser.given))

@@ -337,8 +337,9 @@ def main(argv: list[str], *, chat: bool = False) -> int:
     Raises:
         `ValueError`, `OSError` or `ImportError`: Settings, data or models that cannot work.
     """
-    args, loading, *decodings = make_parser(f"trl-ext {'chat' if chat else 'generate'}").parse_args_and_config(argv)
-    return run(args, loading, active_decodings(decodings), chat=chat)
+    parser = make_parser(f"trl-ext {'chat' if chat else 'generate'}")
+    args, loading, *decodings = parser.parse_args_and_config(argv)
+    return run(args, loading, active_decodings(decodings, parser.given), chat=chat)
 
 
 def chat(argv: list[str]) -> int:

@@ -42,6 +42,7 @@ class Parser(TrlParser):
 
     def __init__(self, dataclass_types: Iterable[type], prog: str, description: str = "", epilog: str = "") -> None:
         super().__init__(list(dataclass_types), prog=prog, allow_abbrev=False, description=description, epilog=epilog)
+        self.given: set[str] = set()  # names of the fields that the command line or its YAML file sets
         self._config_path = ""
         self._from_file: dict[str, Any] = {}  # the inputs that the YAML file names
 
@@ -74,6 +75,10 @@ class Parser(TrlParser):
                 self._set_default(str(key), value, config_path)
                 if str(key).endswith(_INPUTS):
                     self._from_file[str(key).replace("-", "_")] = value
+            if value is not None:
+                self.given.add(str(key).replace("-", "_"))
+        written = {word.partition("=")[0] for word in flags}
+        self.given |= {action.dest for action in parser_actions(self) if written & set(action.option_strings)}
         namespace, words = self.parse_known_args(flags)
         self._refuse_unknown(unknown_keys, config_path, words)
         return namespace

@@ -169,10 +169,12 @@ class Decoding(Protocol):
     A method names its class in [`~trl_ext.Method`]'s `decoding`. The class is a dataclass whose fields all have
     defaults and a `help` in their metadata: they become flags of `trl-ext evaluate` and `trl-ext generate`, so their
     names must differ from the existing flags and from those of other methods. The first field is the main one: the
-    others have no effect without it, and setting only them is an error. Making an instance must load nothing, and its
+    others have no effect without it, and giving only them is an error. Making an instance must load nothing, and its
     module must import fast.
 
-    A class may also have the property `served_at_once`; see [`served_at_once`].
+    A class may also have the property `served_at_once` and the method `served_tokenizer`; see [`served_at_once`]. If
+    its fields need others than the main one, it has a class variable `needs` that maps their names to those of the
+    fields without which they have no effect.
     """
 
     @property
@@ -226,7 +228,7 @@ def served_at_once(decodings: Iterable[Decoding]) -> int:
     none.
 
     A decoding that brings its model has a property of this name above 0. Its `policies` then gets `None` for the model
-    and the tokenizer.
+    and the tokenizer. Its method `served_tokenizer` loads the tokenizer alone, before any model.
     """
     return max((getattr(decoding, "served_at_once", 0) for decoding in decodings), default=0)
 

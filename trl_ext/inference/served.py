@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Answers of a server to many prompts: several at once, written to a file, or as a policy."""
+"""Answers of a server to many prompts: several at once, written to a file, or as a policy; guided or not."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +18,9 @@ from trl_ext.data.prompts import check_several
 from trl_ext.data.row_threads import run_rows
 from trl_ext.data.schema import as_completion
 from trl_ext.endpoint.client import Endpoint
+from trl_ext.endpoint.next_tokens import request_fields, sample_blocks
 from trl_ext.endpoint.protocol import Prompt
+from trl_ext.endpoint.tokens import ServedText
 from trl_ext.generation_settings import GenerationSettings
 
 from .policy import Policy
@@ -27,7 +29,7 @@ from .policy import Policy
 @dataclass(frozen=True, slots=True)
 class Served:
     """
-    A guided answer of a server.
+    An answer of a server, guided or not.
 
     Args:
         completion ([`~trl_ext.data.completion.Completion`]):
@@ -190,3 +192,37 @@ def served_policy(
         return completion
 
     return Policy(tokenizer=tokenizer, generate=generate, stream=stream, **fields)
+
+
+def unguided_policy(tokenizer: PreTrainedTokenizerBase, endpoint: Endpoint, **fields: Any) -> Policy:
+    """
+    The [`~trl_ext.inference.policy.Policy`] of a server's model as it is, the baseline of guided ones. The server
+    samples with a seed of its own.
+
+    Args:
+        tokenizer, endpoint, fields: As for [`served_policy`].
+    """
+
+    def answer(
+        prompt: Prompt,
+        settings: GenerationSettings,
+        *,
+        seed: int | str = 0,
+        show: Callable[[str], None] | None = None,
+    ) -> Served:
+        check_served_settings(settings)
+        text = ServedText(tokenizer, prompt, chat=False, by_id=False)
+        [found] = sample_blocks(endpoint, text, 1, settings.max_completion_length, **request_fields(settings))
+        text.add_text(found.text)
+        if show is not None:
+            show(text.answer)
+        end = [tokenizer.eos_token_id] if found.ended or not text.answer_ids else []
+        return Served(Completion(text.answer, [*text.answer_ids, *end], found.ended), 0.0, 0.0)
+
+    return served_policy(answer, tokenizer, endpoint, **fields)
+
+
+def check_served_settings(settings: GenerationSettings) -> None:
+    """Raise a `ValueError` if there are settings that a server's API lacks."""
+    if settings.num_beams > 1 or settings.repetition_penalty != 1 or settings.generation_kwargs:
+        raise ValueError("An endpoint has no num_beams, repetition_penalty or generation_kwargs: unset them.")

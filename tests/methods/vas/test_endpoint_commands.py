@@ -85,6 +85,20 @@ def test_a_prompt_is_answered_as_the_guide_answers_it(server, flags, value_dir, 
     assert out == f"[m + kind, beta 0]\n{wanted[0.0]}\n[m + kind, beta 2]\n{wanted[2.0]}\n"
 
 
+def test_a_server_without_a_value_model_is_the_baseline(server, value_dir, capsys):
+    """One request for the whole answer, without log-probabilities."""
+    words = ["--endpoint", server.url, "--endpoint_model", "m", "--endpoint_tokenizer", value_dir, *GREEDY]
+    model, answers = server.answer, []
+    server.answer = lambda path, body: answers.append(model(path, body)) or answers[-1]
+    assert cli_generate.main([*words, "--prompt", PROMPTS[0]]) == 0
+    [(path, body, _)] = server.requests
+    assert path.endswith("completions") and "logprobs" not in body
+    assert (body["prompt"], body["max_tokens"], body["n"], body["temperature"]) == (PROMPTS[0], 6, 1, 0.0)
+    assert capsys.readouterr().out == answers[0]["choices"][0]["text"] + "\n"
+    with pytest.raises(ValueError, match="`beta` has no effect without `value_model_name_or_path`"):
+        cli_generate.main([*words, "--prompt", "we", "--beta", "3"])  # the default
+
+
 def test_block_mode_the_key_and_the_body(server, flags, value_dir, monkeypatch, capsys):
     monkeypatch.setenv("SERVER_KEY", "secret")
     more = ["--endpoint_mode", "block", "--endpoint_blocks", "3", "--endpoint_block_length", "2"]
@@ -156,9 +170,10 @@ def test_refused(server, flags, value_dir, tiny_model_dir, monkeypatch):
 
     fails("remove --model_name_or_path", "--model_name_or_path", tiny_model_dir)
     fails("eos_token has no effect on a server", "--eos_token", "<|im_end|>", "--beta", "1")
-    fails("pass --value_model_name_or_path", without=["--value_model_name_or_path"])
+    fails("`guide_top_k` has no effect without `value_model_name", without=["--value_model_name_or_path"])
+    fails("pass --endpoint_tokenizer", without=["--value_model_name_or_path", "--guide_top_k"])
     fails("pass --endpoint_model", without=["--endpoint_model"])
-    fails("need the server's address: set `endpoint`", without=["--endpoint"])
+    fails("`endpoint_model` has no effect without `endpoint`", without=["--endpoint"])
     fails("endpoint_body` must be a mapping in JSON", "--endpoint_body", "{")
     fails("endpoint_body` must be a mapping", "--endpoint_body", "[1]")
     fails("must be at least 1, got 0", "--endpoint_concurrency", "0")

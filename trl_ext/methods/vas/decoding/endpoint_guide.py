@@ -33,7 +33,7 @@ from trl_ext.endpoint.protocol import Answer, Prompt
 from trl_ext.endpoint.tokens import Option, ServedText
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.inference.policy import Policy
-from trl_ext.inference.served import Served, answer_all, answer_file, served_policy
+from trl_ext.inference.served import Served, answer_all, answer_file, check_served_settings, served_policy
 from trl_ext.models.modes import evaluation_mode
 
 from ..value_model.model import ValueModel
@@ -326,8 +326,7 @@ def _full_context(written: int) -> Iterator[list[EndpointError]]:
 
 
 def _checked(settings: GenerationSettings, mode: str) -> GenerationSettings:
-    if settings.num_beams > 1 or settings.repetition_penalty != 1 or settings.generation_kwargs:
-        raise ValueError("An endpoint has no num_beams, repetition_penalty or generation_kwargs: unset them.")
+    check_served_settings(settings)
     if mode == "block" and not settings.temperature:
         raise ValueError("temperature 0 gives the same block every time: raise it, or use mode='token'.")
     return settings
