@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shared by all tests: no network, one thread, and tiny models built in memory."""
 
+import gc
 import os
 
 
@@ -113,6 +114,12 @@ def make_model(vocab_size: int, *, seed: int = 0, num_labels: int = 0, **changes
         torch.manual_seed(seed)
         model = (LlamaForSequenceClassification if num_labels else LlamaForCausalLM)(config)
     return model.eval()
+
+
+def pytest_collection_finish() -> None:
+    """What the imports made stays until the end: the garbage collection that begins every training leaves it out."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
