@@ -4,6 +4,7 @@
 """The rules of CONTRIBUTING.md that a program can check."""
 
 import ast
+import functools
 import importlib
 import re
 import subprocess
@@ -36,6 +37,7 @@ def relative(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+@functools.cache
 def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
@@ -200,6 +202,35 @@ def test_private_attributes_of_libraries_only_in_upstream():
                 if name not in own and not name.startswith("_trl_ext_") and not (name in hooks and on_ours):
                     wrong.append(f"{relative(path)}: {expression}")
     assert not wrong
+
+
+DEVICE_MODULES = "accelerator cuda xpu mps cpu mtia backends version get_device_module".split()
+
+
+def device_questions(module: ast.Module) -> list[str]:
+    """Where a file asks torch itself about devices: attributes of `torch` and imports from its modules."""
+    return [
+        ast.unparse(node)
+        for node in ast.walk(module)
+        if (isinstance(node, ast.Attribute) and node.attr in DEVICE_MODULES and ast.unparse(node.value) == "torch")
+        or (isinstance(node, ast.ImportFrom) and node.module in {f"torch.{name}" for name in DEVICE_MODULES})
+        or (isinstance(node, ast.ImportFrom) and node.module == "torch" and set(DEVICE_MODULES) & names_in(node))
+    ]
+
+
+def names_in(node: ast.ImportFrom) -> set[str]:
+    return {alias.name for alias in node.names}
+
+
+def test_only_one_file_asks_torch_about_devices():
+    """torch names an accelerator that is not there, so each question has one place; benchmarks ask there too."""
+    asking = [path for path in (*FILES, *(ROOT / "benchmarks").rglob("*.py")) if device_questions(tree(path))]
+    assert asking == [PACKAGE / "devices.py", PACKAGE / "upstream.py"]
+
+
+def test_questions_about_devices_are_found():
+    source = "from torch import cuda, nn\nfrom torch.cuda import Stream\ntorch.cuda.is_available()\ntorch.nn.Linear"
+    assert len(device_questions(ast.parse(source))) == 3
 
 
 def test_private_attributes_are_found():

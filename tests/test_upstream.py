@@ -262,6 +262,19 @@ def test_get_trackio_space_url():
 
 
 @contract
+def test_onednn_computes(monkeypatch):
+    """It knows nothing of instructions that `torch.cpu.get_capabilities` does not find."""
+    found = {dtype: upstream.onednn_computes(dtype) for dtype in (torch.bfloat16, torch.float16)}
+    assert set(found.values()) <= {True, False}
+    capabilities = torch.cpu.get_capabilities()  # public since torch 2.11
+    if capabilities["architecture"] == "x86_64":
+        assert {"avx2", "avx512_bf16", "avx512_fp16"} <= set(capabilities)
+        assert found[torch.float16] <= capabilities["avx512_fp16"]
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not upstream.onednn_computes(torch.bfloat16)
+
+
+@contract
 def test_parser_actions():
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--first", type=int, choices=(1, 2))

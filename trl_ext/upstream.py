@@ -244,6 +244,18 @@ def parameter_tables(module: nn.Module) -> list[dict[str, Any]]:
     return [part._parameters for part in module.modules() if part._parameters]
 
 
+def onednn_computes(dtype: torch.dtype) -> bool:
+    """
+    Whether oneDNN, with which torch multiplies matrices on the CPU, takes those of a half-precision dtype.
+
+    Unlike `torch.cpu.get_capabilities`, it follows `ONEDNN_MAX_CPU_ISA`.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return False
+    ops = torch.ops.mkldnn
+    return bool(ops._is_mkldnn_bf16_supported() if dtype == torch.bfloat16 else ops._is_mkldnn_fp16_supported())
+
+
 def initialize_fsdp2(model: nn.Module) -> None:
     """Makes `model` the root of its FSDP2 modules, as its first forward pass would."""
     model._get_fsdp_state()._lazy_init()  # type: ignore[operator]
@@ -285,6 +297,7 @@ __all__ = [
     "initialize_fsdp2",
     "load_balancing_loss_function",
     "mark_initialized",
+    "onednn_computes",
     "parameter_tables",
     "parser_actions",
     "prepare_deepspeed",

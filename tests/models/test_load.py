@@ -22,7 +22,6 @@ from trl_ext.models.adapters import is_factor, wrap_with_peft
 from trl_ext.models.load import (
     adapter_base,
     adapter_disabled,
-    default_device,
     freeze,
     load_model,
     quantization_config_from,
@@ -31,7 +30,6 @@ from trl_ext.models.load import (
 from trl_ext.models.properties import base_of, is_peft_model, is_quantized
 from trl_ext.models.tokenizers import load_tokenizer
 from trl_ext.rewards.functions import load_rewards
-from trl_ext.seeds import fork_rng
 from trl_ext.training.config import ExtConfig
 from trl_ext.training.model_loading import load_policy
 
@@ -534,24 +532,3 @@ def test_freeze():
     assert freeze(model) is model
     assert not model.training
     assert not any(p.requires_grad for p in model.parameters())
-
-
-def test_default_device(monkeypatch):
-    monkeypatch.setattr(torch._C, "_accelerator_getAccelerator", lambda: None)
-    assert default_device() == torch.device("cpu")
-    monkeypatch.setattr(torch._C, "_accelerator_getAccelerator", lambda: torch.device("cuda"))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert default_device() == torch.device("cuda")
-
-
-def test_torch_compiled_for_an_accelerator_that_is_missing(monkeypatch):
-    """torch from PyPI is compiled for CUDA on Linux, and names `cuda` without a GPU unless it is to check."""
-    monkeypatch.setattr(torch._C, "_accelerator_getAccelerator", lambda: torch.device("cuda"))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert torch.accelerator.current_accelerator() == torch.device("cuda")
-    assert default_device() == torch.device("cpu")
-    expected = torch.manual_seed(3) and torch.rand(2)
-    before = torch.get_rng_state()
-    with fork_rng(3):
-        torch.testing.assert_close(torch.rand(2), expected)
-    assert torch.equal(torch.get_rng_state(), before)

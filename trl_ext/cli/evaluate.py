@@ -31,18 +31,17 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import torch
-
 from trl_ext.data.chat_template import with_template_kwargs
 from trl_ext.data.prompts import load_prompts
 from trl_ext.data.schema import is_conversational
+from trl_ext.devices import default_device, empty_cache
 from trl_ext.evaluation.evaluate import untruncated
 from trl_ext.evaluation.frontier import check_frontier, frontier, write_frontier
 from trl_ext.evaluation.report import Report, check_writable
 from trl_ext.generation_settings import setting
 from trl_ext.inference.best_of_n import best_of_n_policies
 from trl_ext.inference.policy import Decoding, Policy, served_at_once
-from trl_ext.models.load import adapter_base, default_device
+from trl_ext.models.load import adapter_base
 from trl_ext.rewards.functions import Reward, check_reward_columns, check_reward_prompts, load_rewards
 from trl_ext.rewards.scoring import check_reward_weights
 from trl_ext.rewards.settings import RewardSettings
@@ -273,8 +272,7 @@ class Measurement:
                 elif not self._measure_model(name) and name == self.models.base:
                     break  # the others are measured against it
                 gc.collect()
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
+                empty_cache()
             for decoding in self.decodings:
                 if served_at_once([decoding]):
                     self._measure_decoding(decoding, None)

@@ -27,11 +27,11 @@ from transformers import PreTrainedTokenizerBase
 from trl_ext.data.prompts import has_system_prompt, load_prompts
 from trl_ext.data.resumable_file import ResumableFile
 from trl_ext.data.schema import DataError
+from trl_ext.devices import default_device
 from trl_ext.endpoint.errors import EndpointError
 from trl_ext.generation.generate import usual_batch_size
 from trl_ext.inference.completer import Completer
 from trl_ext.inference.policy import Decoding, served_at_once
-from trl_ext.models.load import default_device
 
 from .arguments import LoadingArguments, OutputArguments, PromptArguments, SamplingArguments
 from .decoding_flags import active_decodings, decoding_classes, settings_of

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.data.completion import Completion
+from trl_ext.devices import default_device
 from trl_ext.endpoint.vllm_server import VLLMServer
 from trl_ext.evaluation.evaluate import Evaluation, evaluate
 from trl_ext.generation.generate import usual_batch_size
@@ -18,7 +19,7 @@ from trl_ext.generation.vllm_settings import VLLMSettings, stopping_at
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.inference.policy import Policy, model_policy
 from trl_ext.models.adapters import changes_base
-from trl_ext.models.load import adapter_base, adapter_config, default_device, loading_error, same_source
+from trl_ext.models.load import adapter_base, adapter_config, loading_error, same_source
 from trl_ext.models.properties import context_length
 from trl_ext.models.tokenizers import same_vocabulary
 

@@ -27,6 +27,7 @@ from trl_ext.data.completion import Completion, decode_completions
 from trl_ext.data.tokenization import left_padded
 from trl_ext.decoding.kv_cache import prompt_cache
 from trl_ext.decoding.token_sampling import SamplingProcessor
+from trl_ext.devices import supports_cuda_graphs
 from trl_ext.generation_settings import INSTEAD_OF_DIVERSE_BEAMS, GenerationSettings
 from trl_ext.models.modes import evaluation_mode
 from trl_ext.models.properties import cache_name, has_virtual_tokens, inserted_tokens
@@ -223,7 +224,7 @@ def _static_generate(
 ) -> torch.Tensor | None:
     """Result of [`~trl_ext.decoding.static_generate.try_static_generate`]; `None` if settings exclude CUDA graphs."""
     wanted = settings.cuda_graphs
-    if wanted == "never" or (wanted == "auto" and ids_PT.device.type != "cuda"):
+    if wanted == "never" or (wanted == "auto" and not supports_cuda_graphs(ids_PT.device)):
         return None
     from trl_ext.decoding.static_generate import try_static_generate
 

@@ -35,15 +35,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def default_device() -> torch.device:
-    """
-    The accelerator of this machine, or the CPU.
-
-    Without `check_available`, torch returns the one that it was compiled for, even on a machine without a GPU.
-    """
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-
-
 def quantization_config_from(model_args: "ModelConfig") -> BitsAndBytesConfig | None:
     """
     The bitsandbytes config that the command line asks for, or `None`.

@@ -19,7 +19,8 @@ from trl import ModelConfig
 
 from trl_ext.data.chat_template import TEMPLATE_COLUMNS, left_out, render, template_kwargs
 from trl_ext.data.row_errors import shortened
-from trl_ext.models.load import default_device, hub_arguments, load_model, loading_error, quantization_config_from
+from trl_ext.devices import default_device
+from trl_ext.models.load import hub_arguments, load_model, loading_error, quantization_config_from
 from trl_ext.models.properties import accepts_argument, context_length, is_causal, is_quantized
 from trl_ext.models.sharding import gathered_parameters
 from trl_ext.models.tokenizers import ensure_pad_token, load_tokenizer

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar, Self
 
-import torch
 from transformers.utils import logging
 
 from trl_ext.data.column_names import parse_columns
 from trl_ext.data.dataset_settings import COLUMNS, DATASET_FORMAT
+from trl_ext.devices import accelerator_count
 from trl_ext.generation_settings import GenerationSettings, setting
 from trl_ext.rewards.settings import RewardSettings
 from trl_ext.upstream import BaseConfig
@@ -332,7 +332,7 @@ class ExtConfig(RewardSettings, BaseConfig):
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        if not torch.accelerator.is_available():
+        if not accelerator_count():
             self.use_cpu = True
         if self.use_cpu and self.bf16 is None:  # type: ignore[has-type]
             self.bf16 = False  # exact numbers; bf16=True is respected, and is faster on CPUs that compute in bf16

@@ -11,9 +11,10 @@ from typing import Any, TypeAlias
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from trl_ext.devices import default_device
 from trl_ext.inference.guided import policy_with_processors
 from trl_ext.inference.policy import Policy
-from trl_ext.models.load import default_device, quantization_config_from, same_source
+from trl_ext.models.load import quantization_config_from, same_source
 from trl_ext.models.properties import context_length
 from trl_ext.models.tokenizers import load_tokenizer
 from trl_ext.upstream import get_config_model_id

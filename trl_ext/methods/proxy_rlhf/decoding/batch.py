@@ -18,6 +18,7 @@ from transformers.generation import StopStringCriteria
 
 from trl_ext.data.tokenization import left_padded
 from trl_ext.decoding.cuda_graph import cached_loops
+from trl_ext.devices import supports_cuda_graphs
 from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.models.modes import without_gradients
 from trl_ext.models.properties import base_of
@@ -184,7 +185,7 @@ def complete(
 
 def _is_static(wanted: str, llm: BackboneAndHead, process: DecisionProcess, rows: int, first: int, stop: Any) -> bool:
     """Whether to use CUDA-graph decoding."""
-    if wanted == "never" or (wanted == "auto" and (llm.device.type != "cuda" or first)):
+    if wanted == "never" or (wanted == "auto" and (first or not supports_cuda_graphs(llm.device))):
         return False
     reason = "stop strings depend on the text so far" if stop is not None else static_walk_reason(llm, process, rows)
     if reason and wanted == "always":
