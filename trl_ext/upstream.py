@@ -21,6 +21,11 @@ from typing import Any
 
 import torch
 from torch import nn
+
+# Every operation of a block of code, to count what its tensors occupy or to leave out its arithmetic.
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 # The attention that ours falls back to for rows that share no prompt, and its mask.
@@ -244,6 +249,16 @@ def parameter_tables(module: nn.Module) -> list[dict[str, Any]]:
     return [part._parameters for part in module.modules() if part._parameters]
 
 
+def operation_name(operation: Any) -> str:
+    """The name of an operation that a dispatch mode is called with, without its overload: `"aten::mm"`."""
+    return operation._schema.name  # type: ignore[no-any-return]
+
+
+def storage_id(storage: torch.UntypedStorage) -> int:
+    """A number that two Python objects for the same memory share; `data_ptr` is 0 for all that are empty."""
+    return storage._cdata
+
+
 def initialize_fsdp2(model: nn.Module) -> None:
     """Makes `model` the root of its FSDP2 modules, as its first forward pass would."""
     model._get_fsdp_state()._lazy_init()  # type: ignore[operator]
@@ -263,6 +278,8 @@ __all__ = [
     "BaseConfig",
     "BaseTrainer",
     "CompleteGenerationConfig",
+    "FakeTensorMode",
+    "TorchDispatchMode",
     "accelerate_launch_command",
     "accelerate_launch_options",
     "adapter_layers",
@@ -285,6 +302,7 @@ __all__ = [
     "initialize_fsdp2",
     "load_balancing_loss_function",
     "mark_initialized",
+    "operation_name",
     "parameter_tables",
     "parser_actions",
     "prepare_deepspeed",
@@ -293,7 +311,10 @@ __all__ = [
     "sdpa_attention_forward",
     "sdpa_mask",
     "set_adapter_states",
+    "storage_id",
     "supports_attention_backend",
+    "tree_leaves",
+    "tree_map_only",
     "unwrap_model_for_generation",
     "vllm_generation",
     "weight_versions",
