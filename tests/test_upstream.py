@@ -513,6 +513,52 @@ def test_flash_attention_backward():
         assert part in schema
 
 
+@contract
+def test_TorchDispatchMode():
+    """It sees every operation, those of the backward pass too."""
+    seen = []
+
+    class Names(upstream.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(upstream.operation_name(func))
+            return func(*args, **kwargs or {})
+
+    weight = torch.nn.Parameter(torch.ones(2))
+    with Names():
+        (weight * weight).sum().backward()
+    assert {"aten::mul", "aten::sum"} <= set(seen) and seen.count("aten::mul") > 1
+
+
+@contract
+def test_operation_name():
+    assert upstream.operation_name(torch.ops.aten.mm.default) == "aten::mm"
+
+
+@contract
+def test_storage_id():
+    one = torch.zeros(4)
+    ids = [upstream.storage_id(x.untyped_storage()) for x in (one, one[2:], torch.zeros(4))]
+    assert ids[0] == ids[1] != ids[2]
+
+
+@contract
+def test_FakeTensorMode():
+    """The shape, strides and dtype of a result, without computing it."""
+    with upstream.FakeTensorMode() as mode:
+        found = torch.mm(*(mode.from_tensor(torch.ones(2, 2, dtype=torch.bfloat16)) for _ in range(2)))
+    assert found.shape == (2, 2) and found.dtype == torch.bfloat16
+
+
+@contract
+def test_tree_leaves():
+    assert upstream.tree_leaves(([1, {"a": 2}], 3)) == [1, 2, 3]
+
+
+@contract
+def test_tree_map_only():
+    assert upstream.tree_map_only(int, lambda x: x + 1, ([1, "a"], {"b": 2})) == ([2, "a"], {"b": 3})
+
+
 # --------------------------------------------------------------------------------------------------------- lint rule
 
 

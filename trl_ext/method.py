@@ -26,7 +26,7 @@ OWN_PACKAGE = "trl-ext"
 # Commands of `trl-ext`: a method with such a name could not be called.
 RESERVED = (
     *("sample", "best_of_n", "evaluate", "generate", "chat", "convert", "quickstart", "recipes", "methods", "env"),
-    "help",
+    *("plan", "help"),
 )
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -54,6 +54,9 @@ class Method:
         decoding (`str`, *optional*, defaults to `""`):
             `"package.module:Class"` of its [`~trl_ext.inference.policy.Decoding`]: how the model that it trains guides
             a frozen model while that generates. Empty if the method trains an ordinary language model.
+        memory (`str`, *optional*, defaults to `""`):
+            `"package.module:function"` that returns the [`~trl_ext.memory.needs.Needs`] of a config, for `trl-ext
+            plan`. Empty if the method trains the language model on `num_generations` completions of a prompt.
         exports (`tuple[str, ...]`, *optional*, defaults to `()`):
             `"package.module:Name"` of further public names, which `from trl_ext import Name` finds too.
 
@@ -68,6 +71,7 @@ class Method:
     trainer: str
     columns: tuple[str, ...] = ()
     decoding: str = ""
+    memory: str = ""
     exports: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -77,7 +81,7 @@ class Method:
             )
         if self.name in RESERVED:
             raise ValueError(f"{self.name!r} is a command of trl-ext and cannot be the name of a method.")
-        for field in ("config", "trainer", *(["decoding"] if self.decoding != "" else [])):
+        for field in ("config", "trainer", *(name for name in ("decoding", "memory") if getattr(self, name) != "")):
             reference = getattr(self, field)
             if not isinstance(reference, str) or not _REFERENCE.fullmatch(reference):
                 raise ValueError(

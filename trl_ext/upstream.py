@@ -21,6 +21,11 @@ from typing import Any
 
 import torch
 from torch import nn
+
+# Every operation of a block of code, to count what its tensors occupy or to leave out its arithmetic.
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 # The attention that ours falls back to for rows that share no prompt, and its mask.
@@ -256,6 +261,16 @@ def onednn_computes(dtype: torch.dtype) -> bool:
     return bool(ops._is_mkldnn_bf16_supported() if dtype == torch.bfloat16 else ops._is_mkldnn_fp16_supported())
 
 
+def operation_name(operation: Any) -> str:
+    """The name of an operation that a dispatch mode is called with, without its overload: `"aten::mm"`."""
+    return operation._schema.name  # type: ignore[no-any-return]
+
+
+def storage_id(storage: torch.UntypedStorage) -> int:
+    """A number that two Python objects for the same memory share; `data_ptr` is 0 for all that are empty."""
+    return storage._cdata
+
+
 def initialize_fsdp2(model: nn.Module) -> None:
     """Makes `model` the root of its FSDP2 modules, as its first forward pass would."""
     model._get_fsdp_state()._lazy_init()  # type: ignore[operator]
@@ -275,6 +290,8 @@ __all__ = [
     "BaseConfig",
     "BaseTrainer",
     "CompleteGenerationConfig",
+    "FakeTensorMode",
+    "TorchDispatchMode",
     "accelerate_launch_command",
     "accelerate_launch_options",
     "adapter_layers",
@@ -298,6 +315,7 @@ __all__ = [
     "load_balancing_loss_function",
     "mark_initialized",
     "onednn_computes",
+    "operation_name",
     "parameter_tables",
     "parser_actions",
     "prepare_deepspeed",
@@ -306,7 +324,10 @@ __all__ = [
     "sdpa_attention_forward",
     "sdpa_mask",
     "set_adapter_states",
+    "storage_id",
     "supports_attention_backend",
+    "tree_leaves",
+    "tree_map_only",
     "unwrap_model_for_generation",
     "vllm_generation",
     "weight_versions",

@@ -14,6 +14,7 @@ METHOD = Method(
     trainer="trl_ext.methods.proxy_rlhf.trainer:ProxyRLHFTrainer",
     columns=("prompt",),
     decoding="trl_ext.methods.proxy_rlhf.policies:ProxyDecoding",
+    memory="trl_ext.methods.proxy_rlhf.memory:needs",
     exports=(
         "trl_ext.methods.proxy_rlhf.model:ProxyConfig",
         "trl_ext.methods.proxy_rlhf.model:ProxyModel",

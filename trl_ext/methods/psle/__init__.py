@@ -13,6 +13,7 @@ METHOD = Method(
     config="trl_ext.methods.psle.config:PSLEConfig",
     trainer="trl_ext.methods.psle.trainer:PSLETrainer",
     columns=("prompt",),
+    memory="trl_ext.methods.psle.memory:needs",
     # v2 of the paper and its ICML version call the same method PLE.
     exports=("trl_ext.methods.psle.config:PLEConfig", "trl_ext.methods.psle.trainer:PLETrainer"),
 )
