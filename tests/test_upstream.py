@@ -13,6 +13,7 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -154,15 +155,6 @@ def test_load_balancing_loss_function():
 
 
 @contract
-def test_disable_gradient_checkpointing():
-    model = make_model(64)
-    model.gradient_checkpointing_enable()
-    with upstream.disable_gradient_checkpointing(model, {"use_reentrant": False}):
-        assert not model.is_gradient_checkpointing
-    assert model.is_gradient_checkpointing
-
-
-@contract
 def test_get_act_offloading_ctx_manager():
     takes(upstream.get_act_offloading_ctx_manager, model=make_model(64))
     if torch.accelerator.is_available():  # it has nothing to offload from otherwise, and says so with an exception
@@ -220,16 +212,33 @@ def test_sdpa_mask():
     torch.testing.assert_close(found[mask.bool()], expected[mask.bool()])
 
 
+def deepspeed_engine(layers, **offload):
+    """As much of a ZeRO-3 engine around `layers` as the hooks need."""
+    offload = SimpleNamespace(module=layers, **offload)
+    return SimpleNamespace(optimizer=SimpleNamespace(parameter_offload=offload)), offload
+
+
 @contract
-def test_unwrap_model_for_generation():
-    model, accelerator = make_model(64), Accelerator(cpu=True)
-    model.gradient_checkpointing_enable()
-    with upstream.unwrap_model_for_generation(
-        accelerator.prepare_model(model), accelerator, gradient_checkpointing_kwargs={"use_reentrant": False}
-    ) as unwrapped:
-        assert isinstance(unwrapped, LlamaForCausalLM)
-        assert not unwrapped.is_gradient_checkpointing
-    assert model.is_gradient_checkpointing
+def test_remove_hooks():
+    layers, removed = torch.nn.Linear(1, 1), []
+    layers.ds_external_parameters = list
+    for parameter in layers.parameters():
+        parameter.ds_active_sub_modules = {1}
+    hook = SimpleNamespace(remove=lambda: removed.append("removed"))
+    engine, offload = deepspeed_engine(layers, forward_hooks=[hook], backward_hooks=[hook])
+    upstream.remove_hooks(engine)
+    assert removed == ["removed"] * 2 and offload.forward_hooks == offload.backward_hooks == []
+    assert not any(parameter.ds_active_sub_modules for parameter in layers.parameters())
+    upstream.remove_hooks(layers)  # a frozen model, which has no optimizer
+
+
+@contract
+def test_add_hooks():
+    layers, registered = torch.nn.Linear(1, 1), []
+    engine, _ = deepspeed_engine(layers, _register_deepspeed_module=registered.append)
+    upstream.add_hooks(engine)
+    assert registered == [layers]
+    upstream.add_hooks(layers)
 
 
 @contract

@@ -36,8 +36,8 @@ from trl.models import (
     prepare_deepspeed,  # a frozen model under DeepSpeed
 )
 from trl.models.utils import (
-    disable_gradient_checkpointing,  # forwards without gradients while checkpointing is on
-    unwrap_model_for_generation,  # generation inside a DDP, FSDP or DeepSpeed wrapper
+    add_hooks,  # DeepSpeed's on a model under ZeRO-3, which gather and partition weights
+    remove_hooks,
 )
 
 # The base of every TRL trainer and config: model card, paper citation, TRL's defaults (logging, bf16, checkpointing).
@@ -298,11 +298,11 @@ __all__ = [
     "adapter_states",
     "add_accelerate_flags",
     "add_fused_lm_head",
+    "add_hooks",
     "attention_implementation",
     "attention_switched",
     "create_model_from_path",
     "default_accelerate_config",
-    "disable_gradient_checkpointing",
     "flash_attention_backward",
     "flash_attention_forward",
     "fsdp2_parameter_groups",
@@ -320,6 +320,7 @@ __all__ = [
     "parser_actions",
     "prepare_deepspeed",
     "print_prompt_completions_sample",
+    "remove_hooks",
     "replaces_adapters",
     "sdpa_attention_forward",
     "sdpa_mask",

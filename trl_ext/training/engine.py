@@ -230,12 +230,7 @@ class Engine:
                 completions.
         """
         with (
-            gathered(
-                trainer.model_wrapped,
-                trainer.accelerator,
-                gather=self.gathers,
-                checkpointing=trainer.args.gradient_checkpointing_kwargs,
-            ) as unwrapped,
+            gathered(trainer.model_wrapped, trainer.accelerator, gather=self.gathers) as unwrapped,
             torch.no_grad(),
             trainer.compute_loss_context_manager(),
         ):

@@ -25,9 +25,9 @@ from trl_ext.atomic_files import write_tensors
 from trl_ext.logprobs.logprobs import LogProbs, completion_logps
 from trl_ext.models.copies import independent_copy
 from trl_ext.models.load import freeze, load_model
+from trl_ext.models.modes import checkpointing_disabled
 from trl_ext.models.properties import base_of, is_peft_model, is_quantized
 from trl_ext.models.sharding import assign, copy_of, reshard, shard
-from trl_ext.upstream import disable_gradient_checkpointing
 
 from .config import ExtConfig
 from .model_loading import init_kwargs
@@ -272,7 +272,7 @@ class Reference:
                 log_probs=builder,
             )
 
-        with disable_gradient_checkpointing(policy, trainer.args.gradient_checkpointing_kwargs):
+        with checkpointing_disabled(policy):
             own = logps(trainer.model_wrapped, log_probs)
             if self._weights is not None:
                 with self._weights.restored(policy):
