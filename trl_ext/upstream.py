@@ -329,7 +329,6 @@ __all__ = [
     "supports_attention_backend",
     "tree_leaves",
     "tree_map_only",
-    "unwrap_model_for_generation",
     "vllm_generation",
     "weight_versions",
 ]
