@@ -4,7 +4,7 @@
 """
 Launches that silently set up something else are errors; what a model is like while it generates.
 
-For sharded models, see each test_distributed.py.
+For sharded models, see tests/test_two_processes.py.
 """
 
 import warnings
