@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 from trl import ModelConfig
 
 import trl_ext.models.load as models
-from trl_ext.models.adapters import is_factor, wrap_with_peft
+from trl_ext.models.adapters import is_factor, peft_config_from, wrap_with_peft
 from trl_ext.models.load import (
     adapter_base,
     adapter_disabled,
@@ -446,6 +446,28 @@ def test_peft_config_on_a_wrapped_model():
 def test_peft_config_of_another_type():
     with pytest.raises(TypeError, match=r"must be a `peft.PeftConfig`, got `dict`"):
         wrap_with_peft(make_model(64), LORA)
+
+
+@pytest.mark.parametrize(
+    ("flags", "targets"),
+    [
+        ({}, "all-linear"),
+        ({"lora_target_modules": ["q_proj"]}, {"q_proj"}),
+        ({"lora_target_modules": ["q_proj", "v_proj"]}, {"q_proj", "v_proj"}),
+        ({"lora_target_modules": [r".*layers\.0.*_proj"]}, r".*layers\.0.*_proj"),
+        ({"lora_target_parameters": ["experts.down_proj"]}, None),
+    ],
+)
+def test_the_layers_that_the_flags_of_an_adapter_ask_for(flags, targets):
+    assert peft_config_from(ModelConfig(use_peft=True, **flags)).target_modules == targets
+
+
+def test_the_adapter_of_the_command_is_on_all_linear_layers_but_the_head():
+    """The seven projections of a Llama layer; PEFT's own choice is two of them."""
+    model = wrap_with_peft(make_model(64), peft_config_from(ModelConfig(use_peft=True)))
+    adapted = {name.split(".")[-4] for name, _ in model.named_parameters() if "lora_A" in name}
+    assert adapted == {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
+    assert peft_config_from(ModelConfig()) is None
 
 
 @pytest.mark.parametrize("wrap", [wrap_with_peft, lambda m, c: wrap_with_peft(get_peft_model(m, c), None)])

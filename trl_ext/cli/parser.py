@@ -16,6 +16,7 @@ from typing import Any, NoReturn, get_type_hints
 from trl import TrlParser
 
 from trl_ext.data.load import file_type
+from trl_ext.settings_file import INPUTS
 from trl_ext.upstream import parser_actions
 from trl_ext.validation import convert, did_you_mean, unknown_settings
 
@@ -45,6 +46,8 @@ class Parser(TrlParser):
         self.given: set[str] = set()  # names of the fields that the command line or its YAML file sets
         self._config_path = ""
         self._from_file: dict[str, Any] = {}  # the inputs that the YAML file names
+        self._named: list[str] = []  # the same in their order, with those that the file sets to null
+        self._environment: dict[str, Any] = {}  # `env` of the YAML file
 
     def parse_args_and_config(  # type: ignore[override]
         self, args: Sequence[str] | None = None, **unsupported: Any
@@ -66,22 +69,32 @@ class Parser(TrlParser):
         """The value of every flag, from the command line and its YAML file; [`build`] makes dataclasses of them."""
         config_path, flags = split_config(sys.argv[1:] if args is None else args)
         self._config_path = config_path
-        unknown_keys = []
-        for key, value in (read_config(config_path) if config_path else {}).items():
+        unknown_keys, keys = [], []
+        config = read_config(config_path) if config_path else {}
+        self._environment = config.pop("env", None) or {}  # `set_environment` has read it
+        for key, value in config.items():
             if not self._actions_of(str(key)):
-                unknown_keys += [str(key)] if key != "env" else []  # `set_environment` has read it
+                unknown_keys.append(str(key))
             else:
                 value = _beside(config_path, str(key), value)
                 self._set_default(str(key), value, config_path)
-                if str(key).endswith(_INPUTS):
-                    self._from_file[str(key).replace("-", "_")] = value
+                keys.append(str(key).replace("-", "_"))
+                if keys[-1].endswith(INPUTS):
+                    self._from_file[keys[-1]] = value
             if value is not None:
                 self.given.add(str(key).replace("-", "_"))
         written = {word.partition("=")[0] for word in flags}
-        self.given |= {action.dest for action in parser_actions(self) if written & set(action.option_strings)}
+        of_flags = [action.dest for action in parser_actions(self) if written & set(action.option_strings)]
+        self.given |= set(of_flags)
+        self._named = list(dict.fromkeys([*keys, *of_flags]))
         namespace, words = self.parse_known_args(flags)
         self._refuse_unknown(unknown_keys, config_path, words)
         return namespace
+
+    def named_settings(self, namespace: argparse.Namespace) -> dict[str, Any]:
+        """The settings that the YAML file or a flag names, `env` of the file first, with their values."""
+        environment = {"env": self._environment} if self._environment else {}
+        return environment | {name: getattr(namespace, name) for name in self._named}
 
     def check_files(self, namespace: argparse.Namespace) -> None:
         """Raises a `ValueError` if the YAML file names a file of rows or a template that exists nowhere."""
@@ -136,6 +149,11 @@ class Parser(TrlParser):
         fields = {field.name for cls in self.dataclass_types for field in dataclasses.fields(cls)}
         return {name: value for name, value in vars(namespace).items() if name not in fields}
 
+    def explain(self, name: str, text: str) -> None:
+        """Replace the help of a flag that comes from elsewhere and has another default here."""
+        for action in self._actions_of(name):
+            action.help = text
+
     def error(self, message: str) -> NoReturn:
         """Called by argparse for a bad value: raises a `ValueError`, without the usage text of some hundred fields."""
         raise ValueError(f"{message} (see {self.prog} --help)")
@@ -186,17 +204,13 @@ class Parser(TrlParser):
         return question or f"; {self.prog} --help lists what there is"
 
 
-# Keys of a YAML file that name files and folders to read; `path` is that of a dataset in TRL's `datasets`.
-_INPUTS = ("path", "dataset_name", "reward_funcs", "accelerate_config", "datasets")
-
-
 def _beside(config_path: str, key: str, value: Any) -> Any:
     """The value of a key, with what lies beside the recipe and not in the working directory as a path to it."""
     if isinstance(value, list):
         return [_beside(config_path, key, item) for item in value]
     if isinstance(value, dict):
         return {name: _beside(config_path, str(name), item) for name, item in value.items()}
-    if not isinstance(value, str) or not key.replace("-", "_").endswith(_INPUTS) or Path(value).expanduser().exists():
+    if not isinstance(value, str) or not key.replace("-", "_").endswith(INPUTS) or Path(value).expanduser().exists():
         return value
     beside = Path(config_path).parent / value
     return str(beside) if beside.exists() else value

@@ -171,6 +171,8 @@ class ExtConfig(RewardSettings, BaseConfig):
         "chat_template_kwargs",
     ]
 
+    given: ClassVar[frozenset[str]] = frozenset()  # names of the settings that the constructor was called with
+
     model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Keyword arguments for `from_pretrained`, used when `model` is a string."}
     )
@@ -329,7 +331,9 @@ class ExtConfig(RewardSettings, BaseConfig):
                     lambda name: f"{show(name)}: unknown{did_you_mean(name, parameters, show)}",
                 )
                 raise TypeError("\n- ".join([f"{cls.__name__} has no such settings:", *lines]))
-        return super().__new__(cls)
+        config = super().__new__(cls)
+        config.given = frozenset([*list(parameters)[1 : len(args) + 1], *kwargs])
+        return config
 
     def __post_init__(self) -> None:
         if not accelerator_count():

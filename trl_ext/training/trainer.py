@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Self, TypeAlias
 
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
@@ -17,6 +17,8 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase, TrainerCallbac
 from transformers.trainer_utils import PredictionOutput
 from transformers.utils import logging
 
+from trl_ext.atomic_files import write_text
+from trl_ext.cards import quoted
 from trl_ext.data.chat_template import unstopped_turn, use_chat_template
 from trl_ext.data.schema import AnyDataset, column_names, first_row, is_conversational
 from trl_ext.data.scored_rows import require_scores, to_scored_rows
@@ -33,6 +35,7 @@ from trl_ext.rewards.functions import Reward, check_reward_columns, check_reward
 from trl_ext.rewards.kept_scores import KeptScores
 from trl_ext.rewards.scoring import check_reward_weights
 from trl_ext.seeds import seeded
+from trl_ext.settings_file import RunSettings
 from trl_ext.upstream import (
     BaseTrainer,
     get_act_offloading_ctx_manager,
@@ -44,14 +47,16 @@ from .callbacks import OnTrainBegin
 from .checkpoints import begin, check_resumable, last_checkpoint
 from .config import ExtConfig
 from .meters import Meters
-from .model_card import TrainedModel, language_model_card, model_card, quoted
+from .model_card import TrainedModel, language_model_card, model_card, rows_and_columns
 from .model_card import dataset_name as dataset_of
 from .nonfinite import LossGuard, check_rewards
 from .predictions import on_tables, with_nan
 from .rollouts import Rollout, Round, measure_round, show_tables
 from .rounds import RolloutSchedule
 from .row_order import RowOrder, row_lengths
+from .run_files import RunFiles
 from .run_record import RunRecord, check_continues
+from .run_settings import Arguments
 
 
 logger = logging.get_logger(__name__)
@@ -82,6 +87,8 @@ class ExtTrainer(BaseTrainer):
     _tokenizer: PreTrainedTokenizerBase
     _rounds: RolloutSchedule | None = None
     rewards: list[Reward]
+    arguments: Arguments  # of its constructor, as settings of the command
+    data_description: str  # of the train dataset as it was given
     _raw_columns: set[str]  # columns of the datasets, where reward functions may ask for them
     _signature_columns: list[str] | None
     _samples = False  # whether training generates completions
@@ -91,6 +98,11 @@ class ExtTrainer(BaseTrainer):
     _train_prefix = ""  # prefix of the names of training metrics
     _said_same_rewards = False
     router_aux_loss_coef = 0.0  # coefficient of the load balancing loss of a mixture of experts
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        trainer = super().__new__(cls)
+        trainer.arguments = Arguments(cls, args, kwargs)
+        return trainer
 
     def __init__(
         self,
@@ -122,6 +134,17 @@ class ExtTrainer(BaseTrainer):
         self._eval_tables: list[dict[str, Any]] = []
         self._num_tokens = 0  # read by this process and not yet counted in the trainer's state
         self.model.add_model_tags(self._tag_names)
+        self._files = RunFiles(self)
+        self.add_callback(self._files)
+
+    @property
+    def settings(self) -> RunSettings:
+        """The settings that repeat the run, as `config.yaml` in `output_dir` has them."""
+        return self._files.run_settings()
+
+    @settings.setter
+    def settings(self, settings: RunSettings) -> None:
+        self._files.settings = settings
 
     def _add_own_callback(self, callback: TrainerCallback) -> None:
         self._own_callbacks.append(callback)
@@ -199,6 +222,7 @@ class ExtTrainer(BaseTrainer):
         self.rewards = self._load_rewards(reward_funcs, reward_processing_classes, args)
         check_reward_weights(args.reward_weights or None, self.reward_func_names)
         self._raw_columns = set()
+        self.data_description = rows_and_columns(train_dataset)
         return self._as_scored_rows(train_dataset, args, "train")
 
     def _as_scored_rows(self, dataset: AnyDataset, args: ExtConfig, name: str) -> AnyDataset:
@@ -733,7 +757,7 @@ class ExtTrainer(BaseTrainer):
         trained = self._trained_model(quoted(place, published=False), self._language_model)
         title = model_name or Path(place).name
         text = model_card(self, title, trained, dataset_name or dataset_of(self.train_dataset), tags)
-        (Path(self.args.output_dir) / "README.md").write_text(text, encoding="utf-8")
+        write_text(Path(self.args.output_dir) / "README.md", text)
 
     def _trained_model(self, place: str, language_model: str) -> TrainedModel:
         """
@@ -744,6 +768,11 @@ class ExtTrainer(BaseTrainer):
             language_model (`str`): Name or directory of the language model that was passed to the trainer.
         """
         return language_model_card(self.model, place, language_model, self._tokenizer)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        if output_dir in (None, self.args.output_dir):
+            self.create_model_card()  # PEFT writes another with the adapter
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         name = self.args.hub_model_id.split("/")[-1] if self.args.hub_model_id else Path(self.args.output_dir).name

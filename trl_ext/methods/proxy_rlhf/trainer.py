@@ -23,6 +23,7 @@ from transformers import (
 from transformers.utils import logging
 
 from trl_ext.atomic_files import write_text
+from trl_ext.cards import link, quoted
 from trl_ext.data.completion import Completion, decode_after
 from trl_ext.data.schema import AnyDataset, DataError, column_names
 from trl_ext.data.scored_rows import REWARD_FLAGS
@@ -35,7 +36,7 @@ from trl_ext.rewards.functions import RewardFunc
 from trl_ext.training.copies import sampling_copy
 from trl_ext.training.frozen_model import load_frozen, place_frozen, sampling_batch_size
 from trl_ext.training.meters import Meters
-from trl_ext.training.model_card import TrainedModel, link, quoted
+from trl_ext.training.model_card import TrainedModel
 from trl_ext.training.returns import gae
 from trl_ext.training.rollouts import score_round
 from trl_ext.training.statistics import whitened

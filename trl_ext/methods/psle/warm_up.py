@@ -71,6 +71,9 @@ class WarmUpTrainer(ExtTrainer):
             self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
             self.model_wrapped = self.model
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Does nothing: the card of the iterations follows."""
+
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         start = time.perf_counter()
         loss = super().training_step(*args, **kwargs)

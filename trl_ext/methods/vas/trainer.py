@@ -23,6 +23,7 @@ from transformers import (
 from transformers.utils import logging
 
 from trl_ext.atomic_files import write_tensors
+from trl_ext.cards import link, quoted
 from trl_ext.data.schema import AnyDataset, DataError, column_names, where
 from trl_ext.data.scored_rows import REWARD_FLAGS, lacks_completions
 from trl_ext.decoding.static_generate import release_static_caches
@@ -33,7 +34,7 @@ from trl_ext.rewards.functions import RewardFunc
 from trl_ext.seeds import seeded
 from trl_ext.training.copies import sampling_copy
 from trl_ext.training.frozen_model import load_frozen, place_frozen, sampling_batch_size, sampling_from
-from trl_ext.training.model_card import TrainedModel, link, quoted
+from trl_ext.training.model_card import TrainedModel
 from trl_ext.training.predictions import completion_table
 from trl_ext.training.returns import discounted_sums, td_lambda
 from trl_ext.training.rollouts import Rollout, Round, score_round
