@@ -19,15 +19,14 @@ import re
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 
+from .commands import COMMANDS, Required
+
 
 GROUP = "trl_ext.methods"
 OWN_PACKAGE = "trl-ext"
 
 # Commands of `trl-ext`: a method with such a name could not be called.
-RESERVED = (
-    *("sample", "best_of_n", "evaluate", "generate", "chat", "convert", "quickstart", "recipes", "methods", "env"),
-    *("plan", "help"),
-)
+RESERVED = (*COMMANDS, "help")
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -59,6 +58,11 @@ class Method:
             plan`. Empty if the method trains the language model on `num_generations` completions of a prompt.
         exports (`tuple[str, ...]`, *optional*, defaults to `()`):
             `"package.module:Name"` of further public names, which `from trl_ext import Name` finds too.
+        required (`tuple[Required, ...]`, *optional*, defaults to `()`):
+            Settings that its training cannot do without, beside the model and the dataset: said before anything is
+            imported (see [`~trl_ext.commands.Required`]).
+        server_settings (`tuple[str, ...]`, *optional*, defaults to `()`):
+            Settings of its decoding that name a server, whose model then takes the place of `model_name_or_path`.
 
     Raises:
         `ValueError`: The name is malformed or reserved, or a reference is not `"package.module:Class"`.
@@ -73,6 +77,8 @@ class Method:
     decoding: str = ""
     memory: str = ""
     exports: tuple[str, ...] = ()
+    required: tuple[Required, ...] = ()
+    server_settings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):

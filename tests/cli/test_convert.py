@@ -71,7 +71,7 @@ def test_rows_for_other_trainers(capsys):
         (["--output_file", "rows.jsonl"], "exists: pass --overwrite_output"),
         (["--max_num_prompts", "-1"], "max_num_prompts` must be at least 0"),
         (["--columns", "prompt=ask"], "The 'rows.jsonl' dataset lacks the column 'ask' of `columns`"),
-        (["--dataset_format", "nectr"], "invalid choice: 'nectr'"),
+        (["--dataset_format", "nectr"], "--dataset_format must be one of auto, "),
         (["--dataset_train_split", "test"], "no split 'test'"),
         (["--chat_template_kwargs", "{}"], "--chat_template_kwargs"),  # nothing is rendered
     ],

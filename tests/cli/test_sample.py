@@ -601,7 +601,7 @@ def test_values_that_json_does_not_know(tiny_model_dir):
         ({"output": "out.csv"}, "must end in .jsonl or .parquet"),
         ({"output": "folder.jsonl"}, "is a directory"),
         ({"output": "./prompts.jsonl"}, "output_file is the dataset itself"),
-        ({"model": None}, "there is nothing to sample"),
+        ({"model": None}, "--model_name_or_path or --dataset_completions: the models to sample from"),
         ({"model": "./nowhere"}, "Cannot load the model './nowhere'"),
         ({"model": "nobody/nothing"}, "Cannot load the model 'nobody/nothing'"),
         ({"reward_model_name_or_path": "./nowhere"}, "Unknown reward function './nowhere'"),
@@ -619,7 +619,7 @@ def test_bad_settings(tiny_model_dir, prompts, settings, message):
 def test_missing_settings(tiny_model_dir, prompts, missing):
     words = ["--model_name_or_path", tiny_model_dir, "--dataset_name", prompts, "--output_file", "out.jsonl"]
     place = words.index(missing)
-    with pytest.raises(ValueError, match=f"pass {missing}"):
+    with pytest.raises(ValueError, match=f"{missing}: the "):
         main(words[:place] + words[place + 2 :])
 
 

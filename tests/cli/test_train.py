@@ -40,7 +40,7 @@ class TestArguments:
         """A label may be a number, a name or one per reward; what is a mapping is JSON in a flag."""
         file = yaml_file(f"reward_head: {head}\nreward_server_kwargs: {{timeout: 5}}\nreward_batch_size: 8\n")
         parser = cli_train.make_parser(discover().methods[NAME].method)
-        flags = ["--config", file, "--output_dir", str(tmp_path)]
+        flags = ["--config", file, "--output_dir", str(tmp_path), "--model_name_or_path=m", "--dataset_name=d"]
         _, _, args, _ = parser.parse_args_and_config([*flags, "--reward_model_init_kwargs", '{"dtype": "bfloat16"}'])
         assert args.reward_head == (["POSITIVE", ""] if "[" in head else [head])
         assert args.reward_model_init_kwargs == {"dtype": "bfloat16"} and args.reward_batch_size == 8
@@ -195,8 +195,6 @@ class TestTrain:
             (["--dataset_name", "/no/file.jsonl"], "/no/file.jsonl"),
             (["--model_name_or_path", "/no/model"], "/no/model"),
             (["--eval_strategy", "steps", "--eval_steps", "1"], "has no split 'test', only train"),
-            (["--dataset_name="], "set dataset_name"),
-            (["--model_name_or_path="], "set model_name_or_path"),
             (["--temperature", "-1"], "temperature"),
             (["--output_dir", __file__], "`output_dir`"),
         ],

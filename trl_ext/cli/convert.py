@@ -44,8 +44,6 @@ class ConvertArguments(ExportSettings, DatasetArguments):
     overwrite_output: bool = field(default=False, metadata={"help": "Whether to replace the file if it exists."})
 
     def __post_init__(self) -> None:
-        if self.dataset_name is None:
-            raise ValueError("there is nothing to convert: pass --dataset_name.")
         check_at_least("max_num_prompts", self.max_num_prompts, 0)
         self.check_export()
         if self.output_file is None:

@@ -43,6 +43,7 @@ from trl_ext.inference.dataset_sampler import (
     describe_logged,
     load_rows,
 )
+from trl_ext.packages import VLLM, require_package
 from trl_ext.rewards.functions import check_reward_columns, check_reward_prompts, load_rewards
 from trl_ext.rewards.scoring import check_reward_weights
 from trl_ext.rewards.settings import RewardSettings
@@ -120,15 +121,7 @@ class SampleArguments(
 
     def __post_init__(self) -> None:
         self.model_name_or_path = list(dict.fromkeys(self.model_name_or_path))
-        if not self.model_name_or_path and not self.dataset_completions:
-            raise ValueError(
-                "there is nothing to sample: pass --model_name_or_path, or --dataset_completions to score those."
-            )
-        if self.dataset_name is None:
-            raise ValueError("there are no prompts: pass --dataset_name.")
-        if self.output_file is None:
-            raise ValueError("there is no file to write to: pass --output_file.")
-        if os.path.realpath(self.output_file) == os.path.realpath(self.dataset_name):
+        if os.path.realpath(str(self.output_file)) == os.path.realpath(str(self.dataset_name)):
             raise ValueError(f"output_file is the dataset itself, {self.dataset_name!r}: choose another name.")
         if self.completion_columns and not self.dataset_completions:
             raise ValueError("completion_columns has no effect without --dataset_completions.")
@@ -167,6 +160,8 @@ class SampleLoadingArguments(VLLMSettings, LoadingArguments):
     def __post_init__(self) -> None:
         self.check_vllm()
         self.check_used()
+        if self.use_vllm and self.vllm_mode == "colocate":
+            require_package("use_vllm", VLLM)
 
 
 def run(
@@ -359,14 +354,18 @@ def main(argv: list[str]) -> int:
     return run(args, loading, words=argv)
 
 
-def best_of_n(argv: list[str]) -> int:
-    """`trl-ext best_of_n`. See [`main`]."""
-    prog = "trl-ext best_of_n"
-    parser = Parser(
+def make_best_of_n_parser(prog: str = "trl-ext best_of_n") -> Parser:
+    """See [`make_parser`]."""
+    return Parser(
         [BestOfNArguments, LoadingArguments],
         prog=prog,
         description="Generate n completions for each prompt, score them, and write all of them, the best first.",
         epilog="In Python: `from trl_ext import best_of_n`. `trl-ext evaluate --best_of_n` measures it.",
     )
+
+
+def best_of_n(argv: list[str]) -> int:
+    """`trl-ext best_of_n`. See [`main`]."""
+    parser = make_best_of_n_parser()
     args, loading = parser.parse_args_and_config(argv)
-    return run(args, loading, prog, argv)
+    return run(args, loading, parser.prog, argv)

@@ -22,6 +22,7 @@ from trl import ScriptArguments
 
 from trl_ext.data.load import FILE_TYPES_TEXT
 from trl_ext.method import Found, Method, discover
+from trl_ext.packages import check_packages
 from trl_ext.settings_file import RunSettings
 
 from .arguments import RewardArguments
@@ -109,7 +110,7 @@ def main(argv: Sequence[str], *, launched: bool = False) -> int:
     parser.check_files(flags)
     options = {} if launched else launcher_options(parser.other_flags(flags))
     script_args, model_args, training_args, mixture_args = parser.build(flags)
-    _require(script_args, model_args, mixture_args)
+    check_packages(training_args)
     _make_folder(training_args.output_dir)
     if not launched and needs_launcher(options):
         run: Callable[[], int] = lambda: launch(options, found.method.name, arguments)  # noqa: E731
@@ -250,13 +251,6 @@ def _find(name: str) -> Found:
     if found is None:
         raise ValueError(f"there is no method '{name}'; `trl-ext methods` lists those installed")
     return found
-
-
-def _require(script_args: Any, model_args: Any, mixture_args: Any) -> None:
-    if not model_args.model_name_or_path:
-        raise ValueError("set model_name_or_path: a Hub id or a local directory")
-    if not script_args.dataset_name and not mixture_args.datasets:
-        raise ValueError(f"set dataset_name (a Hub id, a local directory, or a {FILE_TYPES_TEXT} file) or `datasets`")
 
 
 def _make_folder(output_dir: str) -> None:

@@ -30,6 +30,7 @@ from trl_ext.models.adapters import cast_adapter, check_trainable
 from trl_ext.models.load import hub_arguments, loading_error
 from trl_ext.models.sharding import check_launch
 from trl_ext.models.tokenizers import ensure_pad_token, load_tokenizer, use_eos_token
+from trl_ext.packages import check_packages
 from trl_ext.rewards.classifiers import ClassifierReward
 from trl_ext.rewards.functions import Reward, check_reward_columns, check_reward_prompts, load_rewards
 from trl_ext.rewards.kept_scores import KeptScores
@@ -173,7 +174,7 @@ class ExtTrainer(BaseTrainer):
         Raises:
             `TypeError`: `args` is the config of another trainer, where settings of the same name may mean something
                 else.
-            `ValueError`: It asks for batches to be sent between processes.
+            `ValueError`: It asks for batches to be sent between processes, or for packages that are not installed.
         """
         if args is None:
             return cls._config_class(f"{_name_of(model).rstrip('/').split('/')[-1]}-{cls._name}")
@@ -187,6 +188,7 @@ class ExtTrainer(BaseTrainer):
                 "different lengths, which accelerate cannot send to other processes. Leave it out of "
                 "`accelerator_config`."
             )
+        check_packages(args)
         return args
 
     def _setup(

@@ -15,6 +15,7 @@ METHOD = Method(
     columns=("prompt", "completions", "scores"),
     decoding="trl_ext.methods.vas.endpoint_policies:VASEndpointDecoding",
     memory="trl_ext.methods.vas.memory:needs",
+    server_settings=("endpoint",),
     exports=(
         "trl_ext.methods.vas.value_model.config:ValueConfig",
         "trl_ext.methods.vas.value_model.model:ValueModel",
