@@ -56,7 +56,7 @@ def test_the_quickstart_raises_the_reward(tmp_path: Path) -> None:
     assert aligned[reward] > base[reward] + 1
     assert 0 < aligned["kl"] < 15
     assert base["kl"] == 0
-    assert "%|" in printed and "eval_reward" in printed, "no progress or reward was shown"
+    assert "eval_reward" in printed, "no reward was shown"
     assert "prompt" in printed and "KL to base" in printed
 
 

@@ -25,23 +25,25 @@ and rewards. The file is replaced atomically after every model.
 import gc
 import logging
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from trl_ext.data.chat_template import with_template_kwargs
 from trl_ext.data.prompts import load_prompts
 from trl_ext.data.schema import is_conversational
 from trl_ext.devices import default_device, empty_cache
-from trl_ext.evaluation.evaluate import untruncated
 from trl_ext.evaluation.frontier import check_frontier, frontier, write_frontier
 from trl_ext.evaluation.report import Report, check_writable
 from trl_ext.generation_settings import setting
 from trl_ext.inference.best_of_n import best_of_n_policies
 from trl_ext.inference.policy import Decoding, Policy, served_at_once
 from trl_ext.models.load import adapter_base
+from trl_ext.progress import duration, titled
 from trl_ext.rewards.functions import Reward, check_reward_columns, check_reward_prompts, load_rewards
 from trl_ext.rewards.scoring import check_reward_weights
 from trl_ext.rewards.settings import RewardSettings
@@ -50,7 +52,6 @@ from .arguments import LoadingArguments, PromptArguments, RewardArguments, Sampl
 from .decoding_flags import active_decodings, decoding_classes, settings_of
 from .models import Models
 from .parser import Parser
-from .progress import Progress, progress_bar
 
 
 logger = logging.getLogger(__name__)
@@ -261,7 +262,6 @@ class Measurement:
         self.args, self.models, self.report, self.rows, self.rewards = args, models, report, rows, rewards
         self.decodings = decodings
         self.settings = args.settings()
-        self.progress = Progress()
 
     def run(self) -> int:
         """Measure all; returns 130 after Ctrl-C, else 0."""
@@ -285,7 +285,7 @@ class Measurement:
         """Measure a model, and if it is the base, its guidance. Returns whether the model itself could be measured."""
         measured = False
         with self._reporting_failure(name):
-            policy, base = self.models.load(name, self.progress)
+            policy, base = self.models.load(name)
             self._measure(policy, base)
             measured = True
             if name == self.models.base:
@@ -313,18 +313,17 @@ class Measurement:
                 None if base is None else base.tokenizer,
                 name=name,
                 batch_size=served_at_once([decoding]) or self.models.batch_size,
-                progress=self.progress,
             ):
                 with self._reporting_failure(policy.name):
                     self._measure(self.models.loading.served(policy) if base is None else policy, base)
 
     def _measure(self, policy: Policy, base: Policy | None) -> None:
-        # The KL needs completions of its own unless the settings sample from the full distribution.
-        extra = policy is not base and policy.logps is not None and self.settings != untruncated(self.settings)
-        with progress_bar(self.progress, policy.name, (2 if extra else 1) * len(self.rows)):
+        start = time.monotonic()
+        with titled(Path(policy.name).name):
             found = self.models.measure(
                 policy, base, rows=self.rows, rewards=self.rewards, settings=self.settings, seed=self.args.seed
             )
+        print(f"{policy.name}: measured in {duration(time.monotonic() - start)}", file=sys.stderr)
         self.report.add(policy.name, found, series=policy.series, extras=policy.extras)
 
     @contextmanager

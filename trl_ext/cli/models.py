@@ -214,22 +214,20 @@ class Models:
         if judge is not None and not self._base_judges:
             self._judge = self._policy(judge, loading.load(judge, quantize=False), self._tokenizer(judge))
 
-    def load(self, name: str, progress: Callable[[int], Any] | None = None) -> tuple[Policy, Policy | None]:
+    def load(self, name: str) -> tuple[Policy, Policy | None]:
         """
         Load a model. Its memory is released with the last reference to the policies.
 
         Args:
             name (`str`):
                 One of `names`; the base comes before the others.
-            progress (`Callable`, *optional*):
-                Called with the number of prompts just completed, after each batch.
 
         Returns:
             `tuple[Policy, Policy | None]`: The policy of the model, and the one that its KL is measured to; for the
             base model both are the same.
         """
         model = self.loading.load(name, revision=self._revision(name))
-        policy = self._policy(name, model, self.tokenizers[name], progress=progress)
+        policy = self._policy(name, model, self.tokenizers[name])
         base: Policy | None = None
         if name == self.base:
             base = policy

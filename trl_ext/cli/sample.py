@@ -29,7 +29,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from datasets import Dataset
-from tqdm.auto import tqdm
 
 from trl_ext.data.exports import ExportSettings, describe_export, export_row
 from trl_ext.data.resumable_file import ResumableFile
@@ -44,6 +43,7 @@ from trl_ext.inference.dataset_sampler import (
     load_rows,
 )
 from trl_ext.packages import VLLM, require_package
+from trl_ext.progress import progress, shown
 from trl_ext.rewards.functions import check_reward_columns, check_reward_prompts, load_rewards
 from trl_ext.rewards.scoring import check_reward_weights
 from trl_ext.rewards.settings import RewardSettings
@@ -288,14 +288,15 @@ def _sample(
     export: ExportSettings,
 ) -> float:
     """All batches that are not written yet; returns the seconds they took."""
-    begin = reported = time.monotonic()
+    begin = time.monotonic()
     done = _done(batches, file)
     if done:
         print(f"{file.path}: resuming after {done} of {len(dataset)} prompts", file=sys.stderr)
-    # Outside a terminal, lines in a log file are of more use than a bar.
-    with tqdm(total=len(dataset), initial=done, unit="prompt", desc="sampling", disable=None) as bar:
+    name = f"{'sampling' if sampler.policies else 'scoring'} to {file.path.name}"
+    with progress(name, len(dataset), done=done) as phase:
         for numbers in batches[file.batches :]:
-            batch = sampler([dataset[i] for i in numbers], numbers)
+            with shown(False):  # a batch that is not complete would be lost
+                batch = sampler([dataset[i] for i in numbers], numbers)
             counts: dict[str, float] = {}
             file.append(
                 [
@@ -305,11 +306,7 @@ def _sample(
                 ],
                 batch.totals | counts,
             )
-            bar.update(len(numbers))  # of what is written, so that Ctrl-C loses nothing that the bar shows
-            if bar.disable and time.monotonic() - reported > 10:
-                reported = time.monotonic()
-                seconds = reported - begin
-                print(f"{_done(batches, file)} of {len(dataset)} prompts, {seconds:.0f} s", file=sys.stderr)
+            phase.advance(len(numbers))  # what is written, so that Ctrl-C loses nothing that is shown
     if file.rows:
         file.finish(sort_by=_ROW_INDEX, drop=True)
     return time.monotonic() - begin

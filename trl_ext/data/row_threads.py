@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import Any
 
+from trl_ext.progress import progress
+
 from .resumable_file import ROW_INDEX, ResumableFile, rows_fingerprint
 
 
@@ -20,7 +22,6 @@ def run_rows(
     *,
     workers: int,
     overwrite: bool = False,
-    progress: Callable[[int], Any] | None = None,
     stop: Callable[[], Any] | None = None,
 ) -> int:
     """
@@ -36,8 +37,6 @@ def run_rows(
         settings (`dict[str, Any]`): Everything that the output depends on besides the rows. See [`ResumableFile`].
         workers (`int`): Number of threads.
         overwrite (`bool`, *optional*, defaults to `False`): Whether to delete an existing file and start over.
-        progress (`Callable`, *optional*): Called with the number of rows just completed: first those of an earlier
-            run, then 1 for each row.
         stop (`Callable`, *optional*): Called after Ctrl-C. It should make the running calls of `work` fail soon.
 
     Returns:
@@ -52,15 +51,15 @@ def run_rows(
         return 0
     done = {row[ROW_INDEX] for row in _written(file)}
     missing = [index for index in range(len(rows)) if index not in done]
-    if progress is not None:
-        progress(len(done))
-    with ThreadPoolExecutor(max_workers=workers) as pool:
+    with (
+        progress("sampling", len(rows), "rows", done=len(done)) as phase,
+        ThreadPoolExecutor(max_workers=workers) as pool,
+    ):
         jobs = {pool.submit(work, index, rows[index]): index for index in missing}
         try:
             for job in as_completed(jobs):
                 _write(file, job, jobs[job], len(rows))
-                if progress is not None:
-                    progress(1)
+                phase.advance()
         except BaseException as error:
             if stop is not None and not isinstance(error, Exception):
                 stop()

@@ -197,7 +197,6 @@ class Decoding(Protocol):
         *,
         name: str,
         batch_size: int,
-        progress: Callable[[int], Any] | None = None,
     ) -> list[Policy]:
         """
         Load the models that the settings name, and make one [`Policy`] per setting, such as one per weight.
@@ -214,8 +213,6 @@ class Decoding(Protocol):
                 Name of the model in tables; the names of the policies start with it.
             batch_size (`int`):
                 Sequences to generate or score at once.
-            progress (`Callable`, *optional*):
-                Is to be called with the number of prompts just completed, after each batch.
 
         Raises:
             `ValueError` or `OSError`: Something cannot be loaded, or does not fit the model.
@@ -240,7 +237,6 @@ def model_policy(
     name: str = "model",
     batch_size: int = 64,
     use_adapter: bool = True,
-    progress: Callable[[int], Any] | None = None,
 ) -> Policy:
     """
     The [`Policy`] of a transformers model.
@@ -257,8 +253,6 @@ def model_policy(
         use_adapter (`bool`, *optional*, defaults to `True`):
             Whether the adapter of a [`~peft.PeftModel`] is active. With `False` the policy is its base model, which
             shares the weights.
-        progress (`Callable`, *optional*):
-            Called with the number of prompts just completed, after each batch.
 
     Raises:
         `ValueError`: The base model is asked for, and the adapter changed it when it was put on (PiSSA, OLoRA, ...).
@@ -274,7 +268,7 @@ def model_policy(
 
     def sample(prompt_ids: list[list[int]], settings: GenerationSettings) -> list[list[Completion]]:
         with adapter():
-            return generate(model, tokenizer, prompt_ids, settings, batch_size=batch_size, progress=progress)
+            return generate(model, tokenizer, prompt_ids, settings, batch_size=batch_size)
 
     def logps(prompt_ids: list[list[int]], completion_ids: list[list[list[int]]]) -> list[list[torch.Tensor]]:
         pad = pad_token_id(tokenizer)

@@ -22,6 +22,7 @@ from trl_ext.endpoint.next_tokens import request_fields, sample_blocks
 from trl_ext.endpoint.protocol import Prompt
 from trl_ext.endpoint.tokens import ServedText
 from trl_ext.generation_settings import GenerationSettings
+from trl_ext.progress import progress
 
 from .policy import Policy
 
@@ -55,7 +56,6 @@ def answer_all(
     *,
     workers: int,
     seed: int | str = 0,
-    progress: Callable[[int], Any] | None = None,
 ) -> list[list[Served]]:
     """
     Answer each prompt `num_generations` times, several at once.
@@ -66,7 +66,6 @@ def answer_all(
         settings ([`~trl_ext.generation_settings.GenerationSettings`]): How to answer.
         workers (`int`): Number of threads.
         seed (`int` or `str`, *optional*, defaults to `0`): The seed of each answer is derived from it.
-        progress (`Callable`, *optional*): Called with 1 after each prompt.
 
     Returns:
         `list[list[Served]]`: `num_generations` answers for each prompt.
@@ -75,7 +74,7 @@ def answer_all(
         `ValueError`: `prompts` is a single prompt.
     """
     check_several(prompts)
-    with ThreadPoolExecutor(workers) as pool:
+    with progress("sampling", len(prompts)) as phase, ThreadPoolExecutor(workers) as pool:
         jobs = [
             [pool.submit(answer, prompt, settings, seed=f"{seed} {i} {k}") for k in range(settings.num_generations)]
             for i, prompt in enumerate(prompts)
@@ -84,8 +83,7 @@ def answer_all(
         try:
             for row in jobs:
                 answers.append([job.result() for job in row])
-                if progress is not None:
-                    progress(1)
+                phase.advance()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -102,7 +100,6 @@ def answer_file(
     *,
     seed: int = 0,
     overwrite: bool = False,
-    progress: Callable[[int], Any] | None = None,
 ) -> int:
     """
     Answer the prompts of a dataset and write the rows to a file, each as soon as it is done. After an interruption or
@@ -118,7 +115,7 @@ def answer_file(
         endpoint ([`~trl_ext.endpoint.client.Endpoint`]): The client of the server; Ctrl-C closes it.
         made_with (`dict[str, Any]`): Everything else that the answers depend on.
         seed (`int`, *optional*, defaults to `0`): The seed of each answer is derived from it.
-        overwrite, progress: As for [`~trl_ext.data.row_threads.run_rows`].
+        overwrite: As for [`~trl_ext.data.row_threads.run_rows`].
 
     Returns:
         `int`: Number of rows that this call answered.
@@ -144,7 +141,6 @@ def answer_file(
         made_with | {"settings": asdict(settings), "seed": seed},
         workers=endpoint.max_concurrency,
         overwrite=overwrite,
-        progress=progress,
         stop=endpoint.close,
     )
 
@@ -153,8 +149,6 @@ def served_policy(
     answer: Callable[..., Served],
     tokenizer: PreTrainedTokenizerBase,
     endpoint: Endpoint,
-    *,
-    progress: Callable[[int], Any] | None = None,
     **fields: Any,
 ) -> Policy:
     """
@@ -165,7 +159,6 @@ def served_policy(
         answer (`Callable`): As for [`answer_all`]; also takes `show`, called with the text so far.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer for prompts.
         endpoint ([`~trl_ext.endpoint.client.Endpoint`]): The client of the server.
-        progress (`Callable`, *optional*): Called with 1 after each prompt.
         fields: Further fields of the policy, among them its `name`.
     """
 
@@ -173,9 +166,7 @@ def served_policy(
         return int(torch.randint(2**62, ()))
 
     def generate(prompts: list[list[int]], settings: GenerationSettings) -> list[list[Completion]]:
-        answers = answer_all(
-            answer, prompts, settings, workers=endpoint.max_concurrency, seed=next_seed(), progress=progress
-        )
+        answers = answer_all(answer, prompts, settings, workers=endpoint.max_concurrency, seed=next_seed())
         return [[served.completion for served in row] for row in answers]
 
     def stream(ids: list[int], settings: GenerationSettings, show: Callable[[str], None]) -> Completion:

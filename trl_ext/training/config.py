@@ -138,6 +138,9 @@ class ExtConfig(RewardSettings, BaseConfig):
 
         > Parameters that control logging
 
+        print_summary (`bool`, *optional*, defaults to `True`):
+            Whether a summary is printed before the first step: the model, what is trained of it, the rows, the steps,
+            and the completions that are to be sampled.
         log_completions (`bool`, *optional*, defaults to `False`):
             Whether to print generated completions with their rewards and save them under `output_dir/completions`.
         num_completions_to_print (`int`, *optional*, defaults to `4`):
@@ -303,6 +306,9 @@ class ExtConfig(RewardSettings, BaseConfig):
         default=False, metadata={"help": "Whether to keep activations in CPU memory between forward and backward."}
     )
 
+    print_summary: bool = field(
+        default=True, metadata={"help": "Whether a summary of the run is printed before the first step."}
+    )
     log_completions: bool = field(
         default=False,
         metadata={

@@ -23,6 +23,7 @@ from .model_loading import load_policy
 from .reference import Reference
 from .rollouts import Round, score_round
 from .rounds import RolloutSchedule
+from .summary import Run
 from .trainer import ExtTrainer
 
 
@@ -156,6 +157,14 @@ class OnlineTrainer(ExtTrainer):
         if not followed:
             return
         self.reference.load(folder / REFERENCE)
+
+    def _summary(self, run: Run) -> dict[str, str]:
+        lines = super()._summary(run)
+        if self._samples:
+            lines["engine"] = self.engine.describe()
+        if self.reference is not None:
+            lines["reference"] = f"{self.reference.describe()}, beta {self.args.beta:g}"
+        return lines
 
     # --------------------------------------------------------------------------------------------------- sampling
 

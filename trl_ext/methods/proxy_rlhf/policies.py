@@ -24,6 +24,7 @@ from trl_ext.inference.guided import logps_in_batches
 from trl_ext.inference.policy import Policy
 from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.models.modes import evaluation_mode
+from trl_ext.progress import progress
 
 from .decision_process import DecisionProcess
 from .decoding.batch import ProxyCompletions, complete
@@ -40,7 +41,6 @@ def proxy_policy(
     greedy: bool = False,
     name: str = "proxy",
     batch_size: int = 64,
-    progress: Callable[[int], Any] | None = None,
     extras: dict[str, Any] | None = None,
     series: str = "",
 ) -> Policy:
@@ -62,7 +62,7 @@ def proxy_policy(
         proxy ([`ProxyModel`]): The proxy. It is moved to the model's device.
         process ([`DecisionProcess`], *optional*): By default the one it was trained with.
         greedy (`bool`, *optional*, defaults to `False`): Whether to take the likelier decision instead of sampling.
-        name, batch_size, progress, extras, series: As for [`~trl_ext.inference.guided.policy_with_processors`].
+        name, batch_size, extras, series: As for [`~trl_ext.inference.guided.policy_with_processors`].
     """
     process = process or proxy.config.decision_process
     llm = BackboneAndHead(model)
@@ -82,15 +82,14 @@ def proxy_policy(
                 stop=StopStringCriteria(tokenizer, config.stop_strings) if config.stop_strings else None, show=show,
                 cuda_graphs=settings.cuda_graphs,
             )  # fmt: skip
-        if progress is not None:
-            progress(len(prompts))
         return decode_groups(found.ids, prompts, tokenizer, config)
 
     def sample(prompts: list[list[int]], settings: GenerationSettings) -> list[list[Completion]]:
-        # In several calls, so that there is progress to report
+        # In several calls: prompts are sorted by length within a call, which decides what is padded together.
         step, groups = max(1, batch_size // settings.num_generations) * 4, []
-        for start in range(0, len(prompts), step):
-            groups += run(prompts[start : start + step], settings)
+        with progress("sampling", len(prompts)):
+            for start in range(0, len(prompts), step):
+                groups += run(prompts[start : start + step], settings)
         return groups
 
     def stream(ids: list[int], settings: GenerationSettings, show: Callable[[str], None]) -> Completion:
@@ -258,7 +257,6 @@ class ProxyDecoding:
         *,
         name: str,
         batch_size: int,
-        progress: Callable[[int], Any] | None = None,
     ) -> list[Policy]:
         """One policy per proxy; see [`~trl_ext.inference.policy.Decoding`]."""
         found = []
@@ -269,7 +267,7 @@ class ProxyDecoding:
             found.append(
                 proxy_policy(
                     model, tokenizer, proxy, process, greedy=self.proxy_greedy, name=f"{name} + {Path(path).name}",
-                    batch_size=batch_size, progress=progress,
+                    batch_size=batch_size,
                     extras={"proxy": path, "greedy": self.proxy_greedy, **process.as_dict()}, series=name,
                 )
             )  # fmt: skip

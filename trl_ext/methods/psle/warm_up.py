@@ -14,6 +14,7 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback
 
 from trl_ext.training.online_trainer import OnlineTrainer
+from trl_ext.training.summary import Run
 from trl_ext.training.trainer import ExtTrainer
 
 from .config import PSLEConfig
@@ -35,6 +36,7 @@ class WarmUpTrainer(ExtTrainer):
     args: PSLEConfig
     _config_class: ClassVar[type[PSLEConfig]] = PSLEConfig
     _train_prefix = f"{WARM_UP}/"
+    _phase = "warm-up"
     # `compute_loss` divides by the rows of all micro-batches and processes of a step.
     loss_is_scaled_for_ga = True
 
@@ -51,6 +53,10 @@ class WarmUpTrainer(ExtTrainer):
         # There are no evaluations by which a run could be stopped early.
         others = [each for each in others if not isinstance(each, EarlyStoppingCallback)]
         self.callback_handler.callbacks = [*others, *self._own_callbacks]
+
+    def _summary(self, run: Run) -> dict[str, str]:
+        lines = super()._summary(run)
+        return {title: lines[title] for title in ("data", "step", "training", "files")}  # the model's come after it
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device

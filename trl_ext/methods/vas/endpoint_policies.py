@@ -3,7 +3,6 @@
 
 """Value models that guide the model of an OpenAI-compatible server, and the flags of the command line for it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -137,11 +136,10 @@ class VASEndpointDecoding(VASDecoding):
         *,
         name: str,
         batch_size: int,
-        progress: Callable[[int], Any] | None = None,
     ) -> list[Policy]:
         """One policy per `beta`, of the server's model if `model` is `None`; one without value models."""
         if model is not None and tokenizer is not None:
-            return super().policies(model, tokenizer, name=name, batch_size=batch_size, progress=progress)
+            return super().policies(model, tokenizer, name=name, batch_size=batch_size)
         from trl_ext.endpoint.client import Endpoint
 
         from .decoding.endpoint_guide import EndpointGuide
@@ -155,7 +153,7 @@ class VASEndpointDecoding(VASDecoding):
             extra_body=self._extra_body(),
         )
         if not self.value_model_name_or_path:
-            return [unguided_policy(tokenizer, endpoint, name=str(self.endpoint_model), progress=progress)]
+            return [unguided_policy(tokenizer, endpoint, name=str(self.endpoint_model))]
         value_models, value_tokenizers = self.load_value_models(None)
         by_name: list[Any] = [value_tokenizers]
         if isinstance(value_tokenizers, dict):
@@ -175,5 +173,5 @@ class VASEndpointDecoding(VASDecoding):
                 value_tokenizer=None if None in by_name else value_tokenizers,
                 retokenize=self.value_retokenize,
             )
-            policies.append(guide.policy(f"{series}, beta {text}", series=series, progress=progress))
+            policies.append(guide.policy(f"{series}, beta {text}", series=series))
         return policies

@@ -3,7 +3,7 @@
 
 """A language model guided by value models as a policy, and the flags of the command line for it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -38,7 +38,6 @@ def guided_policy(
     *,
     name: str = "vas",
     batch_size: int = 64,
-    progress: Callable[[int], Any] | None = None,
     extras: dict[str, Any] | None = None,
     series: str = "",
     **settings: Any,
@@ -50,7 +49,7 @@ def guided_policy(
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The language model.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
         value_models, beta, top_k: As for [`ValueAugmentedLogitsProcessor`]; one `beta` for all rows.
-        name, batch_size, progress, extras, series: As for [`~trl_ext.inference.guided.policy_with_processors`].
+        name, batch_size, extras, series: As for [`~trl_ext.inference.guided.policy_with_processors`].
         settings: Passed to [`ValueAugmentedLogitsProcessor`].
 
     Raises:
@@ -72,7 +71,6 @@ def guided_policy(
         processors,
         name=name,
         batch_size=batch_size,
-        progress=progress,
         extras=extras,
         series=series,
         context=min((length for length in contexts if length), default=0),
@@ -152,7 +150,6 @@ class VASDecoding:
         *,
         name: str,
         batch_size: int,
-        progress: Callable[[int], Any] | None = None,
     ) -> list[Policy]:
         """One policy per `beta`; see [`~trl_ext.inference.policy.Decoding`]."""
         value_models, tokenizers = self.load_value_models(model)
@@ -168,7 +165,6 @@ class VASDecoding:
                 self.guide_top_k,
                 name=f"{series}, beta {text}",
                 batch_size=batch_size,
-                progress=progress,
                 extras={"beta": beta, "top_k": self.guide_top_k},
                 series=series,
                 value_tokenizer=tokenizers,

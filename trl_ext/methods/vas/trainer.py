@@ -30,6 +30,7 @@ from trl_ext.decoding.static_generate import release_static_caches
 from trl_ext.generation.generate import generate
 from trl_ext.logprobs.balancing_loss import router_aux_loss_coef
 from trl_ext.models.properties import context_length, embedding_rows
+from trl_ext.progress import titled
 from trl_ext.rewards.functions import RewardFunc
 from trl_ext.seeds import seeded
 from trl_ext.training.copies import sampling_copy
@@ -40,6 +41,7 @@ from trl_ext.training.returns import discounted_sums, td_lambda
 from trl_ext.training.rollouts import Rollout, Round, score_round
 from trl_ext.training.rounds import RolloutSchedule, resample_stream
 from trl_ext.training.statistics import RunningColumns
+from trl_ext.training.summary import Run, describe_generate, describe_model, short_name
 from trl_ext.training.trainer import EvalDataset, ExtTrainer
 
 from .calibration import HalfCompletion, measure_calibration, roll_out, sample_halves
@@ -297,6 +299,20 @@ print(tokenizer.decode(output[0]))
     def _epochs_per_round(self) -> int:
         return int(self.args.num_train_epochs // self.args.num_iterations) if self.args.num_iterations > 1 else 0
 
+    def _rounds_in_dataset(self) -> int:
+        return int("completion_ids" in column_names(self.train_dataset))
+
+    def _summary(self, run: Run) -> dict[str, str]:
+        lines = super()._summary(run)
+        backbone = "the policy's weights" if self.model.shares_policy else short_name(self.model.config.backbone_name)
+        value_model = f"form `{self.args.value_form}` on {backbone}, heads {', '.join(self.heads)}"
+        lines["model"] = "not loaded, as the dataset has the completions"
+        if self.policy is not None:
+            lines["model"] = describe_model(self.policy, self._language_model, self) + ", frozen"
+        if self._samples:
+            lines["engine"] = describe_generate(self.args, sampling_batch_size(self))
+        return {"model": lines.pop("model"), "value model": value_model, **lines}
+
     # ---------------------------------------------------------------------------------------------------- sampling
 
     def _repeats(self) -> int:
@@ -527,7 +543,7 @@ print(tokenizer.decode(output[0]))
         args, process = self.args, self.accelerator.process_index
         rows = list(dataset.take(args.calibration_states)) if isinstance(dataset, IterableDataset) else list(dataset)
         settings, batch_size = args.generation_settings(), sampling_batch_size(self)
-        with seeded(args.seed, -1_000_003, process), self._sampling_policy() as policy:
+        with titled("calibration"), seeded(args.seed, -1_000_003, process), self._sampling_policy() as policy:
             states = sample_halves(
                 policy, self._tokenizer, rows, settings, args.calibration_states, batch_size=batch_size
             )
