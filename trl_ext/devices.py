@@ -26,9 +26,9 @@ HALF_PRECISION = (torch.bfloat16, torch.float16)
 # processor that only converts (`f16c`, `avx_ne_convert`) is left out, and so is what was not measured.
 _INSTRUCTIONS = {torch.bfloat16: ("avx512_bf16", "bf16"), torch.float16: ("avx512_fp16",)}
 
-# Measured on an AMD EPYC with AVX2: 12 against 75 tokens/s of SmolLM2-135M, and 160 s against 14.8 s for a step of
-# recipes/psle/imdb-7m_full_imdb_cpu.yaml.
-SLOWDOWN = "generates about six times and trains about eleven times slower in it than in float32"
+# Measured on an AMD EPYC with AVX2: SmolLM2-135M generates 12 against 75 tokens/s, and a step of
+# recipes/psle/imdb-7m_full_imdb_cpu.yaml takes 160 s against 14.8 s.
+SLOWDOWN = "generates about 6 times and trains about 11 times slower in it than in float32"
 
 
 # ---------------------------------------------------------------------------------------------------------- devices
@@ -42,6 +42,13 @@ def accelerator() -> torch.device | None:
 def default_device() -> torch.device:
     """The accelerator of this machine, or the CPU."""
     return accelerator() or CPU
+
+
+def process_device() -> torch.device:
+    """The device that accelerate has chosen for this process: of its rank, or the CPU with `use_cpu`."""
+    from accelerate import PartialState  # which most questions here do not need
+
+    return PartialState().device  # type: ignore[no-any-return]
 
 
 def accelerator_count() -> int:
@@ -219,7 +226,12 @@ def fast_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return dtype if computes_fast(dtype, device) else torch.float32
 
 
-def warn_if_slow(setting: str, dtype: torch.dtype, device: torch.device, instead: str) -> None:
+def slow_reason(dtype: torch.dtype) -> str:
+    """Why the processor is slow in a half-precision dtype, for a line of log."""
+    return f"this processor has no {str(dtype).removeprefix('torch.')} instructions, and {SLOWDOWN}"
+
+
+def warn_if_slow(setting: str, dtype: torch.dtype, device: torch.device, remedy: str) -> None:
     """
     Logs once that a setting asks for a dtype in which a device computes slowly.
 
@@ -227,10 +239,7 @@ def warn_if_slow(setting: str, dtype: torch.dtype, device: torch.device, instead
         setting (`str`): The setting and its value.
         dtype (`torch.dtype`): The dtype.
         device (`torch.device`): Where it computes.
-        instead (`str`): The setting that chooses a fast dtype.
+        remedy (`str`): What to set instead.
     """
     if not computes_fast(dtype, device):
-        name = str(dtype).removeprefix("torch.")
-        logger.warning_once(
-            f"`{setting}`: this processor has no {name} instructions and {SLOWDOWN}. `{instead}` chooses float32 here."
-        )
+        logger.warning_once(f"`{setting}`: {slow_reason(dtype)}. {remedy}")

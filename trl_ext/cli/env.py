@@ -50,6 +50,7 @@ def environment() -> dict[str, str]:
     facts["git commit"] = _commit()
     facts["accelerator"], facts["accelerator memory"] = _accelerator()
     facts["cores"] = str(os.cpu_count() or "unknown")
+    facts["processor"] = _processor()
     facts["memory"] = _memory()
     facts["accelerate config"] = _accelerate_config()
     facts["launcher"] = " ".join(f"{name}={os.environ[name]}" for name in _VARIABLES if name in os.environ) or "-"
@@ -98,6 +99,17 @@ def _accelerator() -> tuple[str, str]:
     runtime = f" (CUDA {cuda_version()})" if cuda_version() else ""
     memory = [f"{each.free / 2**30:.1f} of {each.total / 2**30:.1f} GiB free" for each in found if each.total]
     return f"{len(found)} x {names}{runtime}", ", ".join(memory) or "unknown"
+
+
+def _processor() -> str:
+    """The vector instructions that torch uses, and the half-precision dtypes that the processor computes fast in."""
+    try:
+        from trl_ext.devices import HALF_PRECISION, processor_computes, vector_instructions
+
+        fast = [str(dtype).removeprefix("torch.") for dtype in HALF_PRECISION if processor_computes(dtype)]
+    except ImportError as error:
+        return f"unknown: {error}"
+    return f"{vector_instructions()}, fast in {', '.join(['float32', *fast])}"
 
 
 def _memory() -> str:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl_ext.devices import default_device
 from trl_ext.inference.guided import policy_with_processors
 from trl_ext.inference.policy import Policy
-from trl_ext.models.load import quantization_config_from, same_source
+from trl_ext.models.load import in_fast_dtype, quantization_config_from, same_source
 from trl_ext.models.properties import context_length
 from trl_ext.models.tokenizers import load_tokenizer
 from trl_ext.upstream import get_config_model_id
@@ -251,6 +251,8 @@ class VASDecoding:
                 # share the language model's weights
                 kwargs = {"backbone": model, "trust_remote_code": self.value_trust_remote_code}
         value_model = ValueModel.from_pretrained(path, **kwargs).eval()
-        if "dtype" in kwargs:
-            value_model = value_model.to(default_device() if model is None else model.device)
-        return value_model
+        if "dtype" not in kwargs:  # quantized, or on the language model's weights
+            return value_model
+        if model is None:
+            return in_fast_dtype(value_model, default_device()).to(default_device())
+        return value_model.to(model.device)
