@@ -41,7 +41,7 @@ CASES = [
     (["rr"], ["rrhf"]),
     (["rrhf", "--learn"], ["--learning_rate"]),
     (["rrhf", "--nan_loss", ""], ["skip", "stop"]),
-    (["rrhf", "--bf16", ""], ["false", "true"]),
+    (["rrhf", "--use_cpu", ""], ["false", "true"]),
     (["sample", "--model_name_or_path", "a", "--num_gen"], ["--num_generations"]),
     (["rrhf", "--config", "reci"], ["recipe.yaml"]),
     (["completion", ""], ["bash", "fish", "zsh"]),

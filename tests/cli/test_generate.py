@@ -161,7 +161,7 @@ def test_bad_settings(plain_dir, tiny_model_dir, typed):
     fails("in.jsonl", "--dataset_name", "in.jsonl", error=DataError)
     fails("has no chat template", call=chat)
     fails("remove --prompt", "--prompt", "a", call=chat, model=tiny_model_dir)
-    with pytest.raises(ValueError, match="pass --model_name_or_path"):
+    with pytest.raises(ValueError, match="--model_name_or_path or --endpoint"):
         main(["--prompt", "a"])
 
 

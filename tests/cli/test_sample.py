@@ -165,7 +165,7 @@ def test_best_first_is_the_same_rows_in_another_order(tiny_model_dir, prompts):
         for column in ("completions", "ended"):
             assert best[column] == [row[column][i] for i in order]
         assert best["rewards"] == {name: [x[i] for i in order] for name, x in row["rewards"].items()}
-    with pytest.raises(ValueError, match="no reward to find the best by"):
+    with pytest.raises(ValueError, match="--reward_funcs or --reward_model_name_or_path"):
         best_of_n([*words, "--overwrite_output"])
 
 
