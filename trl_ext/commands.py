@@ -8,7 +8,7 @@ Only names and texts: what a user forgot is said before torch is imported, and a
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -26,12 +26,15 @@ class Required:
             A value, for the command that the help begins with.
         served (`bool`, *optional*, defaults to `False`):
             Whether a server may take its place, which the decoding of a method names (`Method.server_settings`).
+        instead (`tuple[str, ...]`, *optional*, defaults to `()`):
+            Settings with which it is not required, as the command does something else then.
     """
 
     names: tuple[str, ...]
     meaning: str
     example: str
     served: bool = False
+    instead: tuple[str, ...] = ()
 
     @property
     def flags(self) -> str:
@@ -39,8 +42,8 @@ class Required:
         return " or ".join(f"--{name}" for name in self.names)
 
     def is_given(self, given: Mapping[str, Any]) -> bool:
-        """Whether one of the settings has a value."""
-        return any(given.get(name) not in (None, "", [], False) for name in self.names)
+        """Whether one of the settings has a value, or one of those instead."""
+        return any(given.get(name) not in (None, "", [], False) for name in (*self.names, *self.instead))
 
 
 @dataclass(frozen=True)
@@ -82,8 +85,13 @@ _TO_SAMPLE = Required(
     "the models to sample from, or completions of the dataset to score",
     MODEL.example,
 )
+_FROM = ("from", "from_file")
 _TO_MEASURE = Required(
-    ("model_name_or_path", "base_model_name_or_path"), "the models to measure", MODEL.example, served=True
+    ("model_name_or_path", "base_model_name_or_path"),
+    "the models to measure",
+    MODEL.example,
+    served=True,
+    instead=_FROM,
 )
 _GENERATOR = Required(MODEL.names, MODEL.meaning, MODEL.example, served=True)
 _ROWS = Required(("output_file",), "the file to write, .jsonl or .parquet", "sampled.jsonl")
@@ -107,8 +115,11 @@ COMMANDS: dict[str, Command] = {
         "measure models on prompts: reward, KL, perplexity, diversity",
         "evaluate:main",
         "evaluate:make_parser",
-        (_TO_MEASURE, PROMPTS),
+        (_TO_MEASURE, replace(PROMPTS, instead=_FROM)),
         "--reward_funcs trl-lib/Qwen2-0.5B-Reward --output_file evaluation.json",
+    ),
+    "frontier": Command(
+        "join evaluations into one plot of reward over KL and one table", "frontier:main", "frontier:make_parser"
     ),
     "generate": Command(
         "generate completions for prompts and print them as they are generated",

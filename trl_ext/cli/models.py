@@ -5,9 +5,12 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import ModelCard
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.data.completion import Completion
@@ -228,6 +231,7 @@ class Models:
         """
         model = self.loading.load(name, revision=self._revision(name))
         policy = self._policy(name, model, self.tokenizers[name])
+        policy = replace(policy, method=trained_by(name))
         base: Policy | None = None
         if name == self.base:
             base = policy
@@ -274,6 +278,27 @@ class Models:
             if own.chat_template is None and tokenizer.chat_template is not None and same_vocabulary(tokenizer, own):
                 own.chat_template = tokenizer.chat_template
                 logger.warning("%s has no chat template; that of %s is used for it.", base, name)
+
+
+# Tags of cards that trainers write, beside the name of the method.
+_OTHER_TAGS = {"generated_from_trainer", "trl", "trl-ext", "unsloth", "hf_jobs"}
+
+
+def trained_by(name: str) -> str:
+    """
+    The method that a model in a directory was trained with, from the tags of its model card; "" if it is not known.
+
+    TRL's trainers and ours write the tag `trl` and their own, such as `dpo`.
+    """
+    card = Path(name) / "README.md"
+    if not card.is_file():
+        return ""
+    try:
+        tags = ModelCard.load(card).data.tags or []
+    except (OSError, ValueError):  # a card of another form
+        return ""
+    own = [tag.upper() for tag in tags if tag not in _OTHER_TAGS and ":" not in tag]
+    return own[0] if own and "trl" in tags else ""
 
 
 def _base_of_adapters(names: Sequence[str]) -> str | None:

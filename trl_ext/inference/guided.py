@@ -36,6 +36,7 @@ def policy_with_processors(
     batch_size: int = 64,
     extras: dict[str, Any] | None = None,
     series: str = "",
+    method: str = "",
     context: int = 0,
 ) -> Policy:
     """
@@ -52,7 +53,7 @@ def policy_with_processors(
             Name in tables and errors.
         batch_size (`int`, *optional*, defaults to `64`):
             Sequences to generate or score at once.
-        extras (`dict`, *optional*), series (`str`, *optional*, defaults to `""`):
+        extras (`dict`, *optional*), series, method (`str`, *optional*, default to `""`):
             See [`~trl_ext.inference.policy.Policy`].
         context (`int`, *optional*, defaults to `0`):
             Context length, if models behind the processors have a shorter one. `0` means the model's.
@@ -85,6 +86,7 @@ def policy_with_processors(
         stream=stream,
         extras=extras or {},
         series=series,
+        method=method,
         context=context or context_length(model),
         model=model,
     )

@@ -65,6 +65,13 @@ class Policy:
             Upper bound of the KL to the base model in nats per completion, for a policy without `logps`.
         series (`str`, *optional*, defaults to `""`):
             Line of the reward-KL frontier that the policy is a point of. By default it is a line of its own.
+        method (`str`, *optional*, defaults to `""`):
+            Method that made the policy. Series of one method have one colour in plots.
+        truncation (`str`, *optional*, defaults to `""`):
+            Tokens that the policy itself can never generate, whatever the generation settings, such as `"top-k 20"`
+            for all but the 20 likeliest. They count in its KL, and legends name them.
+        start (`str`, *optional*, defaults to `""`):
+            Name of the policy that it was before training, if that is not the base model: the start of its line.
         context (`int`, *optional*, defaults to `0`):
             Context length: the maximum number of tokens of a prompt and its completion. `0` means not known.
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):
@@ -80,6 +87,9 @@ class Policy:
     extras: dict[str, Any] = field(default_factory=dict)
     kl_bound: float | None = None
     series: str = ""
+    method: str = ""
+    truncation: str = ""
+    start: str = ""
     context: int = 0
     model: PreTrainedModel | None = None
 
@@ -175,6 +185,10 @@ class Decoding(Protocol):
     A class may also have the property `served_at_once` and the method `served_tokenizer`; see [`served_at_once`]. If
     its fields need others than the main one, it has a class variable `needs` that maps their names to those of the
     fields without which they have no effect.
+
+    Where an untrained guide differs from the frozen model alone, a class may have a method `untrained_policies`, with
+    the arguments of `policies`: the policies before training, which `trl-ext evaluate` measures too. Those after
+    training name them in `start`.
     """
 
     @property

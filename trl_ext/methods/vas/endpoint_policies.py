@@ -173,5 +173,6 @@ class VASEndpointDecoding(VASDecoding):
                 value_tokenizer=None if None in by_name else value_tokenizers,
                 retokenize=self.value_retokenize,
             )
-            policies.append(guide.policy(f"{series}, beta {text}", series=series))
+            name = f"{series}, beta {text}"
+            policies.append(guide.policy(name, series=series, method="VAS"))
         return policies

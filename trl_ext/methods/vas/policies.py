@@ -73,6 +73,7 @@ def guided_policy(
         batch_size=batch_size,
         extras=extras,
         series=series,
+        method="VAS",
         context=min((length for length in contexts if length), default=0),
     )
 
