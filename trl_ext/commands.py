@@ -128,7 +128,7 @@ COMMANDS: dict[str, Command] = {
         (_GENERATOR,),
         '--prompt "Once upon a time"',
     ),
-    "chat": Command("hold a conversation with a model", "generate:chat", "generate:make_parser", (_GENERATOR,)),
+    "chat": Command("hold a conversation with a model", "chat:main", "chat:make_parser", (_GENERATOR,)),
     "convert": Command(
         "read a dataset in any known form and write the rows that training takes",
         "convert:main",

@@ -39,13 +39,25 @@ def load_policy(name: str, loading: LoadingArguments, *, batch_size: int = 64) -
     Raises:
         `OSError`: There is no such model.
     """
-    revision = loading.model_revision
+    tokenizer = load_model_tokenizer(name, loading)
     try:
-        tokenizer = loading.load_tokenizer(name, revision)
-        model = loading.load(name, revision)
+        model = loading.load(name, loading.model_revision)
     except OSError as error:
         raise loading_error("model", name, error) from error
     return model_policy(model, tokenizer, name=name, batch_size=batch_size)
+
+
+def load_model_tokenizer(name: str, loading: LoadingArguments) -> PreTrainedTokenizerBase:
+    """
+    Load the tokenizer of a model.
+
+    Raises:
+        `OSError`: There is no such model.
+    """
+    try:
+        return loading.load_tokenizer(name, loading.model_revision)
+    except OSError as error:
+        raise loading_error("model", name, error) from error
 
 
 def load_policies(

@@ -21,7 +21,7 @@ from trl_ext.models.modes import evaluation_mode
 from trl_ext.models.properties import accepts_argument, base_of, context_length
 from trl_ext.progress import progress
 
-from .policy import Policy
+from .policy import GuideWeights, Policy
 
 
 MAX_LOGITS = 2**27  # in one forward pass; half a gigabyte in float32
@@ -38,6 +38,7 @@ def policy_with_processors(
     series: str = "",
     method: str = "",
     context: int = 0,
+    weights: GuideWeights | None = None,
 ) -> Policy:
     """
     The [`~trl_ext.inference.policy.Policy`] of a model whose logits go through processors.
@@ -53,7 +54,7 @@ def policy_with_processors(
             Name in tables and errors.
         batch_size (`int`, *optional*, defaults to `64`):
             Sequences to generate or score at once.
-        extras (`dict`, *optional*), series, method (`str`, *optional*, default to `""`):
+        extras (`dict`, *optional*), series, method (`str`, *optional*, default to `""`), weights (*optional*):
             See [`~trl_ext.inference.policy.Policy`].
         context (`int`, *optional*, defaults to `0`):
             Context length, if models behind the processors have a shorter one. `0` means the model's.
@@ -89,6 +90,7 @@ def policy_with_processors(
         method=method,
         context=context or context_length(model),
         model=model,
+        weights=weights,
     )
 
 

@@ -34,6 +34,26 @@ from trl_ext.rewards.scoring import ScoredCompletion
 
 
 @dataclass(frozen=True)
+class GuideWeights:
+    """
+    The weights of what guides a policy, which may change between two completions.
+
+    Parameters:
+        values (`dict[str, float]`):
+            The weight of each reward or other part of the guide, by name.
+        change (`Callable`):
+            `(values) -> policy`: the same policy with other weights. It shares the loaded models. Raises a
+            `ValueError` if a name does not exist or a weight is out of range.
+        about (`dict[str, str]`, *optional*):
+            What to know about a name to choose its weight, such as the mean and deviation of its reward.
+    """
+
+    values: dict[str, float]
+    change: "Callable[[dict[str, float]], Policy]"
+    about: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Policy:
     """
     Generates completions for prompts.
@@ -76,6 +96,8 @@ class Policy:
             Context length: the maximum number of tokens of a prompt and its completion. `0` means not known.
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):
             The model that generates, for a [`Decoding`] that guides it. `None` if a server has it.
+        weights ([`GuideWeights`], *optional*):
+            The weights of what guides the policy, for `trl-ext chat`.
     """
 
     name: str
@@ -92,6 +114,7 @@ class Policy:
     start: str = ""
     context: int = 0
     model: PreTrainedModel | None = None
+    weights: GuideWeights | None = None
 
     def encode(self, prompt: str | list[dict[str, Any]], **chat_template_kwargs: Any) -> list[int]:
         """

@@ -189,7 +189,8 @@ class ExtConfig(RewardSettings, BaseConfig):
             metadata={
                 "help": "Whether to compute in bfloat16 (mixed precision): 'true', 'false', or 'auto', which is TRL's "
                 "default on a GPU, and on a CPU whether it has bfloat16 instructions. Not set: as 'auto' on a GPU, "
-                "false on a CPU."
+                "false on a CPU.",
+                **{"nargs": "?", "const": "true"},  # `--bf16` alone, as for a boolean
             },
         )
 

@@ -13,6 +13,7 @@ import torch
 from conftest import make_model, make_tokenizer
 from scripted_server import ModelServer, ScriptedServer
 
+from trl_ext.cli import chat as cli_chat
 from trl_ext.cli import evaluate as cli_evaluate
 from trl_ext.cli import generate as cli_generate
 from trl_ext.endpoint.client import Endpoint
@@ -198,10 +199,11 @@ def test_a_value_model_without_a_tokenizer_needs_the_servers(server, flags, valu
 def test_a_conversation_of_two_turns(server, flags, value_dir, tmp_path, monkeypatch, capsys):
     chat = make_tokenizer(chat=True)
     chat.save_pretrained(tmp_path / "chat")
-    monkeypatch.setattr("sys.stdin", io.StringIO("the film\na story\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("the film\n/beta 5\na story\n"))
     more = [*GREEDY, "--endpoint_tokenizer", f"{tmp_path}/chat"]
-    assert cli_generate.chat([*flags, *more]) == 0
+    assert cli_chat.main([*flags, *more]) == 0
     sent = [chat.decode(body["prompt"]) for _, body, _ in server.requests if isinstance(body["prompt"], list)]
     first, last = sent[1], sent[-1]  # the very first request finds out whether ids are accepted
     assert "the film" in first and "a story" not in first
     assert last.startswith(first) and "a story" in last
+    assert "reward 5\n" in capsys.readouterr().out

@@ -20,7 +20,7 @@ from trl_ext.models.tokenizers import load_tokenizer
 from trl_ext.upstream import get_config_model_id
 
 from .decoding.logits_processor import Beta, ValueAugmentedLogitsProcessor
-from .head_weights import full_names, head_weights, parse_weights
+from .head_weights import describe_weights, full_names, head_weights, parse_weights
 from .value_model.config import ValueConfig
 from .value_model.model import ValueModel
 
@@ -63,6 +63,20 @@ def guided_policy(
             )
         ]
 
+    def change(weights: dict[str, float]) -> Policy:
+        return guided_policy(
+            model,
+            tokenizer,
+            value_models,
+            weights,
+            top_k,
+            name=f"{series or name}, beta {describe_weights(weights)}",
+            batch_size=batch_size,
+            extras=(extras or {}) | {"beta": weights},
+            series=series,
+            **settings,
+        )
+
     [checked] = processors(*torch.ones(2, 1, 1, dtype=torch.long))  # raises errors before anything is generated
     contexts = [context_length(model), *(guide.context for guide in checked.guides)]
     return policy_with_processors(
@@ -75,6 +89,7 @@ def guided_policy(
         series=series,
         method="VAS",
         context=min((length for length in contexts if length), default=0),
+        weights=checked.guide_weights(change),
     )
 
 

@@ -222,8 +222,8 @@ class VASTrainer(ExtTrainer):
         )
         self._targets: dict[str, torch.Tensor] = {}  # of the batch that is being repeated, by its rows
         self._reward_statistics = RunningColumns(len(self.heads))
-        if args.normalize_rewards and not self._samples and isinstance(dataset, Dataset):
-            self._update_normalization(dataset["token_rewards"], gather=False)
+        if not self._samples and isinstance(dataset, Dataset):
+            self._add_rewards(dataset["token_rewards"], gather=False)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         for parameter in self._trained:  # which another trainer of the same language model may have frozen
@@ -333,7 +333,7 @@ print(tokenizer.decode(output[0]))
         else:
             batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
             if self.args.normalize_rewards and isinstance(self.train_dataset, IterableDataset):
-                self._update_normalization([group for batch in batches for group in batch["token_rewards"]])
+                self._add_rewards([group for batch in batches for group in batch["token_rewards"]])
         if self.state.global_step % self.args.num_epochs_per_batch == 0:
             self._targets.clear()
         if not batches:
@@ -373,8 +373,8 @@ print(tokenizer.decode(output[0]))
                 keep_truncated=not args.mask_truncated_completions or mode != "train",
             )  # fmt: skip
             self._log_round(sampled, mode)
-        if mode == "train" and args.normalize_rewards and not self._round():
-            self._update_normalization([self._by_head(r.rewards, r.scores) for r in sampled.rollouts.values()])
+        if mode == "train" and not self._round():
+            self._add_rewards([self._by_head(r.rewards, r.scores) for r in sampled.rollouts.values()])
         return sampled
 
     def _dataset_rollout(self, row: dict[str, Any]) -> Rollout:
@@ -411,15 +411,17 @@ print(tokenizer.decode(output[0]))
 
         return guides
 
-    def _update_normalization(self, groups: list[Any], gather: bool = True) -> None:
-        """Add rewards, those of all processes if `gather`, to the statistics that normalise rewards."""
+    def _add_rewards(self, groups: list[Any], gather: bool = True) -> None:
+        """Add rewards, those of all processes if `gather`, to the statistics of the data."""
         numbers = [total_rewards(groups, h) for h in range(len(self.heads))]
         self._reward_statistics.add(numbers, self.accelerator if gather else None)
-        self._record_normalization()
+        self._record_statistics()
 
-    def _record_normalization(self) -> None:
-        self.model.config.reward_mean = self._reward_statistics.means
-        self.model.config.reward_std = self._reward_statistics.stds
+    def _record_statistics(self) -> None:
+        config, found = self.model.config, self._reward_statistics
+        config.observed_mean, config.observed_std = found.means, found.stds
+        if self.args.normalize_rewards:
+            config.reward_mean, config.reward_std = found.means, found.stds
 
     # -------------------------------------------------------------------------------------------------------- loss
 
@@ -574,7 +576,7 @@ print(tokenizer.decode(output[0]))
     def _save_state(self, folder: Path) -> None:
         if self._targets and self.state.global_step % self.args.num_epochs_per_batch:
             write_tensors(self._targets_file(folder), self._targets)
-        if self.args.normalize_rewards and self.accelerator.is_main_process:
+        if self.accelerator.is_main_process:
             self._reward_statistics.save(folder / "normalization.json")
 
     def _targets_file(self, folder: Path) -> Path:
@@ -587,6 +589,6 @@ print(tokenizer.decode(output[0]))
             return
         if self._targets_file(folder).is_file():
             self._targets = load_file(self._targets_file(folder))
-        if self.args.normalize_rewards and (folder / "normalization.json").is_file():
+        if (folder / "normalization.json").is_file():
             self._reward_statistics.load(folder / "normalization.json")
-            self._record_normalization()
+            self._record_statistics()

@@ -36,6 +36,7 @@ from trl_ext.inference.policy import Policy
 from trl_ext.inference.served import Served, answer_all, answer_file, check_served_settings, served_policy
 from trl_ext.models.modes import evaluation_mode
 
+from ..head_weights import describe_weights
 from ..value_model.model import ValueModel
 from .logits_processor import ValueAugmentedLogitsProcessor
 
@@ -305,7 +306,16 @@ class EndpointGuide:
         beta = self.beta if beta is None else beta
         extras = {"beta": beta, "mode": self.mode, "model": self.endpoint.model}
         answer = partial(self.answer, beta=beta)
-        return served_policy(answer, self.tokenizer, self.endpoint, name=name, extras=extras, **fields)
+
+        def change(weights: dict[str, float]) -> Policy:
+            return self.policy(
+                f"{fields.get('series') or name}, beta {describe_weights(weights)}", beta=weights, **fields
+            )
+
+        weights = self._processor(beta).guide_weights(change)
+        return served_policy(
+            answer, self.tokenizer, self.endpoint, name=name, extras=extras, weights=weights, **fields
+        )
 
 
 @contextmanager
