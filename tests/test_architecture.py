@@ -249,7 +249,7 @@ def test_overridden_private_names_are_hooks():
         for base in cls.__mro__[1:]
         if base.__module__.partition(".")[0] not in ("trl_ext", "typing", "abc") and name in vars(base)
     }
-    overridden -= {"_backward_cls", "_abc_impl"}  # set by torch and Python on each subclass
+    overridden -= {"_backward_cls", "_abc_impl", "_lock"}  # set by torch, Python and tqdm on each subclass
     hooks = {name for names in upstream.HOOKS.values() for name in names}
     called = {name for path in FILES for name, expression in private_attributes(tree(path)) if "self." in expression}
     assert overridden <= hooks

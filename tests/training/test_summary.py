@@ -37,6 +37,7 @@ def test_the_summary_counts_the_completions_that_are_sampled(method, other, tmp_
     assert int(completions) == sum(sum(sampled.is_sampled) for sampled in rounds)
     assert int(number_of_rounds) == len(rounds)
     assert f"{run.state.max_steps} steps" in summary and "8 rows read as `prompt_only`" in summary
+    assert re.search(r"memory +0\.\d+ GiB \(counted, not measured\), most in", summary)
     assert "letter_reward" in summary and str(tmp_path) in summary.replace("\n", "")
 
 

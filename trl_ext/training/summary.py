@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.compute
 import torch
 from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging
 
 from trl_ext.devices import supports_cuda_graphs
+from trl_ext.memory.estimate import estimate_memory
 from trl_ext.models.properties import base_of, is_peft_model, is_quantized, parameter_count
 
 from .model_card import on_hub
@@ -22,6 +25,8 @@ from .progress import steps_per_epoch
 
 if TYPE_CHECKING:
     from .trainer import ExtTrainer
+
+logger = logging.get_logger(__name__)
 
 _WIDTH = 80
 _TITLES = 13  # width of the column of titles
@@ -114,7 +119,7 @@ def common_lines(trainer: "ExtTrainer", run: Run) -> dict[str, str]:
         "engine": "",
         "rewards": ", ".join(trainer.reward_func_names),
         "reference": "",
-        "memory": "",
+        "memory": describe_memory(trainer),
         "files": args.output_dir,
     }
 
@@ -166,6 +171,33 @@ def planned_completions(trainer: "ExtTrainer", run: Run) -> int:
         prompts = run.prompts_per_step * -(-run.steps // trainer._repeats())
         prompts = min(prompts, run.rows * run.epochs) if run.rows and trainer._repeats() == 1 else prompts
     return prompts * trainer._completions_per_row()
+
+
+def describe_memory(trainer: "ExtTrainer") -> str:
+    """The memory that the run is counted to need on one device."""
+    model, *others = trainer._models_in_memory()
+    try:
+        found = estimate_memory(
+            model,
+            trainer.args,
+            beside=[*others, *(each for each in trainer.reward_funcs if isinstance(each, torch.nn.Module))],
+            generates=trainer._samples,
+            prompt=_longest_prompt(trainer.train_dataset),
+        )
+    except Exception as error:  # the formula may not know a model of a plug-in, which can be trained all the same
+        logger.info(f"No estimate of the memory: {type(error).__name__}: {error}")
+        return ""
+    needed = (
+        "" if trainer.args.device.type == "cpu" else f", {found.needed_gib:.1f} with the context and the allocator"
+    )
+    return f"{found.total_gib:.2g} GiB{needed} (counted, not measured), most in {found.phase}"
+
+
+def _longest_prompt(dataset: Any) -> int:
+    """Length of the longest prompt in tokens; 0 for a stream."""
+    if not isinstance(dataset, Dataset):
+        return 0
+    return int(pyarrow.compute.max(pyarrow.compute.list_value_length(dataset.data["prompt_ids"])).as_py() or 0)
 
 
 def number(value: int) -> str:

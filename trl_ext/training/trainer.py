@@ -476,6 +476,10 @@ class ExtTrainer(BaseTrainer):
         """Number of completions that a round has for a row."""
         return self.args.completions_per_prompt()
 
+    def _models_in_memory(self) -> list[Any]:
+        """The language model, then the model that is trained if that is another one: for the estimate of memory."""
+        return [self.accelerator.unwrap_model(self.model)]
+
     def _summary(self, run: Run) -> dict[str, str]:
         """
         The lines of the summary before the first step, by their titles; an empty text leaves a line out.

@@ -251,6 +251,9 @@ class ProxyRLHFTrainer(ExtTrainer):
         total, count = self.accelerator.reduce(self._last_kl.to(self.accelerator.device), reduction="sum").tolist()
         return bool(count) and total / count > self.args.target_kl
 
+    def _models_in_memory(self) -> list[Any]:
+        return [self.language_model]
+
     def _summary(self, run: Run) -> dict[str, str]:
         args, lines = self.args, super()._summary(run)
         size = parameter_count(self._proxy())

@@ -302,6 +302,11 @@ print(tokenizer.decode(output[0]))
     def _rounds_in_dataset(self) -> int:
         return int("completion_ids" in column_names(self.train_dataset))
 
+    def _models_in_memory(self) -> list[Any]:
+        if self.model.shares_policy:
+            return [self.policy]
+        return [self.model.backbone if self.policy is None else self.policy, self.model.backbone]
+
     def _summary(self, run: Run) -> dict[str, str]:
         lines = super()._summary(run)
         backbone = "the policy's weights" if self.model.shares_policy else short_name(self.model.config.backbone_name)
