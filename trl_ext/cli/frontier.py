@@ -76,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
     for series, label in labels.items():
         names = {model: name.replace(series, label, 1) for model, name in names.items()}
     names[joined.base] = f"{names.get(joined.base, joined.base)} (base)"
-    metrics = metrics_of(joined.rows, ["kl", "perplexity", "completion_length"])
+    metrics = metrics_of(joined.rows, ["kl", "perplexity"])
     console.print(models_table(joined.rows, names, console.width, metrics))
     if args.frontier_file is not None:
         print(f"wrote {args.frontier_file}")
