@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shared by all tests: no network, one thread, and tiny models built in memory."""
 
+import gc
 import os
 
 
@@ -14,6 +15,7 @@ os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 os.environ["no_proxy"] = f"127.0.0.1,{os.environ.get('no_proxy', os.environ.get('NO_PROXY', ''))}"
 os.environ["NO_PROXY"] = os.environ["no_proxy"]
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +115,33 @@ def make_model(vocab_size: int, *, seed: int = 0, num_labels: int = 0, **changes
         torch.manual_seed(seed)
         model = (LlamaForSequenceClassification if num_labels else LlamaForCausalLM)(config)
     return model.eval()
+
+
+def pytest_collection_finish() -> None:
+    """What the imports made stays until the end: the garbage collection that begins every training leaves it out."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def half_precision_processor() -> Iterator[None]:
+    """Wherever tests run, dtypes are chosen as on a processor with bfloat16 and float16 instructions."""
+    from trl_ext import devices
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "processor_computes", lambda dtype: True)
+        yield
+
+
+@pytest.fixture
+def slow_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor that computes fast in float32 only, as those with AVX2; and what it is warned of is logged again."""
+    import logging
+
+    from trl_ext import devices
+
+    monkeypatch.setattr(devices, "processor_computes", lambda dtype: False)
+    getattr(logging.Logger, "warning_once").cache_clear()  # transformers adds it # noqa: B009
 
 
 @pytest.fixture

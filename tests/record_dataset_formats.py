@@ -3,6 +3,7 @@
 
 """Writes `docs/dataset_formats.md` from the rows in `dataset_forms.py`: `python tests/record_dataset_formats.py`."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dataset_forms import AS_THEY_ARE, CONVERTED, REFUSED, Form
@@ -48,7 +49,45 @@ cannot be streamed: write them to a file first.
 ## Refused
 
 {refused}
+
+## Written for other trainers
+
+`trl-ext sample --format NAME` writes scored completions as another trainer reads them; `trl-ext convert --format NAME`
+makes them of any dataset with completions and scores (in Python `trl_ext.from_scored_rows(dataset, NAME)`). Sampling
+takes longer than converting: if several forms or settings are to be compared, sample without `--format` and convert.
+
+{exported}
+
+- Columns that belong to the prompt are kept. The difference of a pair's scores is not called `margin`, which TRL's
+  RewardTrainer subtracts in its loss.
+- Completions with equal scores are no pair; with `kto`, a prompt whose scores are all equal has neither good nor bad
+  ones, unless `score_threshold` is a number. Such prompts, and single completions, are left out and counted.
+- `score_threshold 0` fits rewards that are 1 or 0. The scores of a reward model have no zero: keep `mean` there.
+- TRL adds an end-of-sequence token to every completion, also to those that were cut off at `max_completion_length`:
+  they are counted, and `ended_only` leaves them out.
 """
+
+_EXPORTED = [
+    ("`--format`", "columns", "read by", "settings"),
+    (
+        "`pairs` or `dpo`",
+        "`prompt`, `chosen`, `rejected`; `score_chosen`, `score_rejected`, `score_margin`",
+        "DPOTrainer, RewardTrainer",
+        "`pairing`: `best_worst` (one pair of a prompt), `best_others` (the best with each), `all`; `min_margin`",
+    ),
+    (
+        "`kto`",
+        "`prompt`, `completion`, `label`; `score`",
+        "KTOTrainer",
+        "the label is true above `score_threshold`: a number, `mean` (default) or `median` of the prompt's scores",
+    ),
+    (
+        "`sft`",
+        "`prompt`, `completion`; `score`",
+        "SFTTrainer",
+        "the best completion, or all above `score_threshold`; all if there are no scores",
+    ),
+]
 
 
 def page() -> str:
@@ -58,6 +97,7 @@ def page() -> str:
         as_they_are=_table(AS_THEY_ARE),
         converted=_table(CONVERTED),
         refused=_table(REFUSED, named=False),
+        exported=_lines([_EXPORTED[0], ["---"] * 4, *_EXPORTED[1:]]),
     )
 
 
@@ -67,7 +107,11 @@ def _table(forms: list[Form], named: bool = True) -> str:
     for form in forms:
         columns = ", ".join(f"`{column}`" for column in form.rows[0])
         lines.append([form.found_in, columns, *([f"`{form.name}`"] if named else []), form.note])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return _lines(lines)
+
+
+def _lines(rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
 if __name__ == "__main__":

@@ -43,10 +43,10 @@ DECODING = """
             if any(map(math.isnan, self.stranger_pull)):
                 raise ValueError("stranger_pull must be numbers")
 
-        def policies(self, model, tokenizer, *, name, batch_size, progress=None):
+        def policies(self, model, tokenizer, *, name, batch_size):
             if self.stranger_token >= model.config.vocab_size:
                 raise ValueError(f"stranger_token {self.stranger_token} is no token of {name!r}")
-            plain = model_policy(model, tokenizer, name=name, batch_size=batch_size, progress=progress)
+            plain = model_policy(model, tokenizer, name=name, batch_size=batch_size)
             return [self._policy(plain, model, pull) for pull in self.stranger_pull]
 
         def _policy(self, plain, model, pull):

@@ -56,7 +56,7 @@ def test_the_quickstart_raises_the_reward(tmp_path: Path) -> None:
     assert aligned[reward] > base[reward] + 1
     assert 0 < aligned["kl"] < 15
     assert base["kl"] == 0
-    assert "%|" in printed and "eval_reward" in printed, "no progress or reward was shown"
+    assert "eval_reward" in printed, "no reward was shown"
     assert "prompt" in printed and "KL to base" in printed
 
 
@@ -80,4 +80,5 @@ def test_links_and_anchors_exist(path: Path) -> None:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_documented_recipes_exist(path: Path) -> None:
     for name in re.findall(r"--config (\S+\.yaml)", path.read_text()):
-        assert (REPOSITORY / name).is_file(), f"{path.name} names {name}"
+        is_of_a_run = name.endswith("/config.yaml")
+        assert is_of_a_run or (REPOSITORY / name).is_file(), f"{path.name} names {name}"

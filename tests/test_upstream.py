@@ -13,6 +13,7 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -154,15 +155,6 @@ def test_load_balancing_loss_function():
 
 
 @contract
-def test_disable_gradient_checkpointing():
-    model = make_model(64)
-    model.gradient_checkpointing_enable()
-    with upstream.disable_gradient_checkpointing(model, {"use_reentrant": False}):
-        assert not model.is_gradient_checkpointing
-    assert model.is_gradient_checkpointing
-
-
-@contract
 def test_get_act_offloading_ctx_manager():
     takes(upstream.get_act_offloading_ctx_manager, model=make_model(64))
     if torch.accelerator.is_available():  # it has nothing to offload from otherwise, and says so with an exception
@@ -220,16 +212,33 @@ def test_sdpa_mask():
     torch.testing.assert_close(found[mask.bool()], expected[mask.bool()])
 
 
+def deepspeed_engine(layers, **offload):
+    """As much of a ZeRO-3 engine around `layers` as the hooks need."""
+    offload = SimpleNamespace(module=layers, **offload)
+    return SimpleNamespace(optimizer=SimpleNamespace(parameter_offload=offload)), offload
+
+
 @contract
-def test_unwrap_model_for_generation():
-    model, accelerator = make_model(64), Accelerator(cpu=True)
-    model.gradient_checkpointing_enable()
-    with upstream.unwrap_model_for_generation(
-        accelerator.prepare_model(model), accelerator, gradient_checkpointing_kwargs={"use_reentrant": False}
-    ) as unwrapped:
-        assert isinstance(unwrapped, LlamaForCausalLM)
-        assert not unwrapped.is_gradient_checkpointing
-    assert model.is_gradient_checkpointing
+def test_remove_hooks():
+    layers, removed = torch.nn.Linear(1, 1), []
+    layers.ds_external_parameters = list
+    for parameter in layers.parameters():
+        parameter.ds_active_sub_modules = {1}
+    hook = SimpleNamespace(remove=lambda: removed.append("removed"))
+    engine, offload = deepspeed_engine(layers, forward_hooks=[hook], backward_hooks=[hook])
+    upstream.remove_hooks(engine)
+    assert removed == ["removed"] * 2 and offload.forward_hooks == offload.backward_hooks == []
+    assert not any(parameter.ds_active_sub_modules for parameter in layers.parameters())
+    upstream.remove_hooks(layers)  # a frozen model, which has no optimizer
+
+
+@contract
+def test_add_hooks():
+    layers, registered = torch.nn.Linear(1, 1), []
+    engine, _ = deepspeed_engine(layers, _register_deepspeed_module=registered.append)
+    upstream.add_hooks(engine)
+    assert registered == [layers]
+    upstream.add_hooks(layers)
 
 
 @contract
@@ -259,6 +268,19 @@ def test_get_comet_experiment_url():
 @contract
 def test_get_trackio_space_url():
     assert upstream.get_trackio_space_url() is None
+
+
+@contract
+def test_onednn_computes(monkeypatch):
+    """It knows nothing of instructions that `torch.cpu.get_capabilities` does not find."""
+    found = {dtype: upstream.onednn_computes(dtype) for dtype in (torch.bfloat16, torch.float16)}
+    assert set(found.values()) <= {True, False}
+    capabilities = torch.cpu.get_capabilities()  # public since torch 2.11
+    if capabilities["architecture"] == "x86_64":
+        assert {"avx2", "avx512_bf16", "avx512_fp16"} <= set(capabilities)
+        assert found[torch.float16] <= capabilities["avx512_fp16"]
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not upstream.onednn_computes(torch.bfloat16)
 
 
 @contract
@@ -498,6 +520,52 @@ def test_flash_attention_backward():
     schema = str(torch.ops.aten._flash_attention_backward.default._schema)
     for part in ("logsumexp", "cum_seq_q", "max_q", "dropout_p", "is_causal", "rng_state", "scale"):
         assert part in schema
+
+
+@contract
+def test_TorchDispatchMode():
+    """It sees every operation, those of the backward pass too."""
+    seen = []
+
+    class Names(upstream.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(upstream.operation_name(func))
+            return func(*args, **kwargs or {})
+
+    weight = torch.nn.Parameter(torch.ones(2))
+    with Names():
+        (weight * weight).sum().backward()
+    assert {"aten::mul", "aten::sum"} <= set(seen) and seen.count("aten::mul") > 1
+
+
+@contract
+def test_operation_name():
+    assert upstream.operation_name(torch.ops.aten.mm.default) == "aten::mm"
+
+
+@contract
+def test_storage_id():
+    one = torch.zeros(4)
+    ids = [upstream.storage_id(x.untyped_storage()) for x in (one, one[2:], torch.zeros(4))]
+    assert ids[0] == ids[1] != ids[2]
+
+
+@contract
+def test_FakeTensorMode():
+    """The shape, strides and dtype of a result, without computing it."""
+    with upstream.FakeTensorMode() as mode:
+        found = torch.mm(*(mode.from_tensor(torch.ones(2, 2, dtype=torch.bfloat16)) for _ in range(2)))
+    assert found.shape == (2, 2) and found.dtype == torch.bfloat16
+
+
+@contract
+def test_tree_leaves():
+    assert upstream.tree_leaves(([1, {"a": 2}], 3)) == [1, 2, 3]
+
+
+@contract
+def test_tree_map_only():
+    assert upstream.tree_map_only(int, lambda x: x + 1, ([1, "a"], {"b": 2})) == ([2, "a"], {"b": 3})
 
 
 # --------------------------------------------------------------------------------------------------------- lint rule

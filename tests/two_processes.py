@@ -4,11 +4,13 @@
 """
 Training on two CPU processes, as the files of `recipes/accelerate` say, against training on one.
 
-A method's `test_distributed.py` has functions `CASES[name](folder, batch_size) -> trainer` (and `MORE`), which load
-`model_of(folder)` by name, as users do: FSDP2 and ZeRO-3 take part in loading. `on_two` starts this file under
-`accelerate launch`; each process makes the trainers of the cases one after another (they share what importing torch
-costs), trains them, trains those that left a `checkpoint-2` again from there, and leaves what came out in the case's
-folder.
+A module of `SOURCES` has functions `CASES[name](folder, batch_size) -> trainer`, which load `model_of(folder)` by
+name, as users do: FSDP2 and ZeRO-3 take part in loading. `cases_of(kind)` names those of a kind of launch, `TWO_ONLY`
+has more of them that are not compared with one process, and `check` looks at what else they left.
+
+`on_two` starts this file under `accelerate launch` once for all sources, since each start costs two imports of torch.
+Each process makes the trainers of the cases one after another, trains them, trains those that left a `checkpoint-2`
+again from there, and leaves what came out in the case's folder.
 """
 
 import hashlib
@@ -29,8 +31,11 @@ from conftest import make_model, make_tokenizer
 
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+TESTS = REPOSITORY / "tests"
+SOURCES = {path.parent.name: path for path in sorted(TESTS.glob("methods/*/distributed.py"))}
+SOURCES |= {"balancing_loss": TESTS / "logprobs" / "test_balancing_loss.py"}
 TYPES = {"multi_gpu": "MULTI_CPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED"}
-TIMEOUT = 500  # seconds; processes that wait for each other would wait for half an hour
+TIMEOUT = 900  # seconds; processes that wait for each other would wait for half an hour
 BATCH = 4  # prompts of a step, over all processes
 # Metrics that depend on the clock, or (distinct_2) on the samples of one process.
 _OWN = ("runtime", "per_second", "time", "seconds/generation", "seconds/reward", "seconds/update", "distinct_2")
@@ -54,27 +59,38 @@ def _save_models(folder: Path) -> None:
         tokenizer.save_pretrained(path)
 
 
+def module_of(source: str) -> Any:
+    """The module of a source, which is imported as a file: test folders are no packages."""
+    spec = importlib.util.spec_from_file_location(f"two_processes_of_{source}", SOURCES[source])
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def on_one(cases: dict[str, Case], folder: Path) -> dict[str, Any]:
     """Results of the cases on one process, by name; they run in this process."""
     _save_models(folder)
     return {name: _train(make, folder / name, BATCH) for name, make in cases.items()}
 
 
-def on_two(test_file: str, kind: str, folder: Path, cases: list[str]) -> dict[str, Any]:
-    """The same on two processes, with a config of `recipes/accelerate`."""
+def on_two(kind: str, folder: Path) -> dict[str, dict[str, Any]]:
+    """Results of the cases of all sources on two processes, by source, with a config of `recipes/accelerate`."""
     if kind.startswith("zero"):
         pytest.importorskip("deepspeed", reason="DeepSpeed is not installed: pip install 'trl-ext[deepspeed]'")
     config = REPOSITORY / "recipes" / "accelerate" / f"{kind}.yaml"
     # `--num_processes` and full precision for the comparison; everything else is the file's.
     launch = ["--config_file", str(config), "--num_processes=2", "--mixed_precision=no", "--main_process_port=0"]
-    _save_models(folder)
+    names = {source: module_of(source).cases_of(kind) for source in SOURCES}
+    for source in SOURCES:
+        _save_models(folder / source)
     path = f"{REPOSITORY / 'tests'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     # Launched from here, since importing torch once more only to launch would take seconds; the launcher would leave
     # handlers of signals here.
     environment = {"PYTHONPATH": path, "DS_ACCELERATOR": "cpu", "TORCHELASTIC_SIGNALS_TO_HANDLE": "SIGQUIT"}
     with patch.dict(os.environ, environment):
-        launch_command(launch_command_parser().parse_args([*launch, __file__, test_file, kind, str(folder), *cases]))
-    return {name: _result(folder / name) for name in cases}
+        launch_command(launch_command_parser().parse_args([*launch, __file__, kind, str(folder)]))
+    return {source: {name: _result(folder / source / name) for name in names[source]} for source in SOURCES}
 
 
 def assert_equal(one: dict[str, Any], two: dict[str, Any], kind: str) -> None:
@@ -166,7 +182,7 @@ def use_fsdp_on_cpu() -> None:
     state.AcceleratorState.__init__ = init
 
 
-def main(test_file: str, kind: str, folder: str, *cases: str) -> None:
+def main(kind: str, folder: str) -> None:
     signal.alarm(TIMEOUT)
     if kind == "fsdp2":
         use_fsdp_on_cpu()
@@ -175,13 +191,12 @@ def main(test_file: str, kind: str, folder: str, *cases: str) -> None:
 
         # On a GPU transformers does this in time; without one, models would be divided among one process.
         deepspeed.init_distributed(dist_backend="gloo")
-    spec = importlib.util.spec_from_file_location("cases", test_file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    known = {**module.CASES, **getattr(module, "MORE", {})}
-    for name in cases:
-        _train(known[name], Path(folder) / name, BATCH // 2)
+    for source in SOURCES:
+        module = module_of(source)
+        known = {**module.CASES, **getattr(module, "TWO_ONLY", {})}
+        for name in module.cases_of(kind):
+            print(f"{source}: {name}", flush=True)
+            _train(known[name], Path(folder) / source / name, BATCH // 2)
     # Not through the interpreter's end, where gloo may wait for the GIL: see benchmarks/speed/process_steps.py.
     sys.stdout.flush()
     sys.stderr.flush()

@@ -11,6 +11,7 @@ import numpy
 import pytest
 import torch
 
+from trl_ext import packages
 from trl_ext.upstream import vllm_generation
 
 
@@ -83,6 +84,7 @@ def mock_vllm(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     for name, mock in {"LLM": LLM, "SamplingParams": dict, "VLLMClient": Client}.items():
         monkeypatch.setattr(module, name, mock, raising=False)
     monkeypatch.setattr(module, "is_vllm_available", lambda: True)
+    monkeypatch.setattr(packages, "is_installed", lambda package: True)
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):  # TRL sets them
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)

@@ -29,6 +29,7 @@ _SHARED = {
     "discover": "method",
     "evaluate_model": "evaluation.evaluate",
     "load_dataset": "data.load",
+    "from_scored_rows": "data.exports",
     "to_scored_rows": "data.scored_rows",
     "load_rewards": "rewards.functions",
 }

@@ -11,6 +11,7 @@
 # Classes of other packages' methods are not here: in typed code, import them from the package that defines them.
 # `tests/test_typing.py` compares this file with the names that `trl_ext` has at run time.
 
+from .data.exports import from_scored_rows as from_scored_rows
 from .data.load import load_dataset as load_dataset
 from .data.schema import DataError as DataError
 from .data.scored_rows import to_scored_rows as to_scored_rows

@@ -19,15 +19,14 @@ import re
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 
+from .commands import COMMANDS, Required
+
 
 GROUP = "trl_ext.methods"
 OWN_PACKAGE = "trl-ext"
 
 # Commands of `trl-ext`: a method with such a name could not be called.
-RESERVED = (
-    *("sample", "best_of_n", "evaluate", "generate", "chat", "convert", "quickstart", "recipes", "methods", "env"),
-    "help",
-)
+RESERVED = (*COMMANDS, "help")
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -54,8 +53,16 @@ class Method:
         decoding (`str`, *optional*, defaults to `""`):
             `"package.module:Class"` of its [`~trl_ext.inference.policy.Decoding`]: how the model that it trains guides
             a frozen model while that generates. Empty if the method trains an ordinary language model.
+        memory (`str`, *optional*, defaults to `""`):
+            `"package.module:function"` that returns the [`~trl_ext.memory.needs.Needs`] of a config, for `trl-ext
+            plan`. Empty if the method trains the language model on `num_generations` completions of a prompt.
         exports (`tuple[str, ...]`, *optional*, defaults to `()`):
             `"package.module:Name"` of further public names, which `from trl_ext import Name` finds too.
+        required (`tuple[Required, ...]`, *optional*, defaults to `()`):
+            Settings that its training cannot do without, beside the model and the dataset: said before anything is
+            imported (see [`~trl_ext.commands.Required`]).
+        server_settings (`tuple[str, ...]`, *optional*, defaults to `()`):
+            Settings of its decoding that name a server, whose model then takes the place of `model_name_or_path`.
 
     Raises:
         `ValueError`: The name is malformed or reserved, or a reference is not `"package.module:Class"`.
@@ -68,7 +75,10 @@ class Method:
     trainer: str
     columns: tuple[str, ...] = ()
     decoding: str = ""
+    memory: str = ""
     exports: tuple[str, ...] = ()
+    required: tuple[Required, ...] = ()
+    server_settings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -77,7 +87,7 @@ class Method:
             )
         if self.name in RESERVED:
             raise ValueError(f"{self.name!r} is a command of trl-ext and cannot be the name of a method.")
-        for field in ("config", "trainer", *(["decoding"] if self.decoding != "" else [])):
+        for field in ("config", "trainer", *(name for name in ("decoding", "memory") if getattr(self, name) != "")):
             reference = getattr(self, field)
             if not isinstance(reference, str) or not _REFERENCE.fullmatch(reference):
                 raise ValueError(

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
+from trl_ext.devices import generators
+
 
 @contextmanager
 def seeded(seed: int, step: int, process: int) -> Iterator[None]:
@@ -29,8 +31,6 @@ def seeded(seed: int, step: int, process: int) -> Iterator[None]:
 @contextmanager
 def fork_rng(seed: int) -> Iterator[None]:
     """Context in which torch's generators, on the CPU and the current accelerator, start from `seed`."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    devices = [] if accelerator is None else [torch.accelerator.current_device_index()]
-    with torch.random.fork_rng(devices=devices, device_type=accelerator.type if accelerator else "cuda"):
+    with torch.random.fork_rng(**generators()):
         torch.manual_seed(seed)
         yield

@@ -21,6 +21,11 @@ from typing import Any
 
 import torch
 from torch import nn
+
+# Every operation of a block of code, to count what its tensors occupy or to leave out its arithmetic.
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 # The attention that ours falls back to for rows that share no prompt, and its mask.
@@ -31,8 +36,8 @@ from trl.models import (
     prepare_deepspeed,  # a frozen model under DeepSpeed
 )
 from trl.models.utils import (
-    disable_gradient_checkpointing,  # forwards without gradients while checkpointing is on
-    unwrap_model_for_generation,  # generation inside a DDP, FSDP or DeepSpeed wrapper
+    add_hooks,  # DeepSpeed's on a model under ZeRO-3, which gather and partition weights
+    remove_hooks,
 )
 
 # The base of every TRL trainer and config: model card, paper citation, TRL's defaults (logging, bf16, checkpointing).
@@ -244,6 +249,28 @@ def parameter_tables(module: nn.Module) -> list[dict[str, Any]]:
     return [part._parameters for part in module.modules() if part._parameters]
 
 
+def onednn_computes(dtype: torch.dtype) -> bool:
+    """
+    Whether oneDNN, with which torch multiplies matrices on the CPU, takes those of a half-precision dtype.
+
+    Unlike `torch.cpu.get_capabilities`, it follows `ONEDNN_MAX_CPU_ISA`.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return False
+    ops = torch.ops.mkldnn
+    return bool(ops._is_mkldnn_bf16_supported() if dtype == torch.bfloat16 else ops._is_mkldnn_fp16_supported())
+
+
+def operation_name(operation: Any) -> str:
+    """The name of an operation that a dispatch mode is called with, without its overload: `"aten::mm"`."""
+    return operation._schema.name  # type: ignore[no-any-return]
+
+
+def storage_id(storage: torch.UntypedStorage) -> int:
+    """A number that two Python objects for the same memory share; `data_ptr` is 0 for all that are empty."""
+    return storage._cdata
+
+
 def initialize_fsdp2(model: nn.Module) -> None:
     """Makes `model` the root of its FSDP2 modules, as its first forward pass would."""
     model._get_fsdp_state()._lazy_init()  # type: ignore[operator]
@@ -263,17 +290,19 @@ __all__ = [
     "BaseConfig",
     "BaseTrainer",
     "CompleteGenerationConfig",
+    "FakeTensorMode",
+    "TorchDispatchMode",
     "accelerate_launch_command",
     "accelerate_launch_options",
     "adapter_layers",
     "adapter_states",
     "add_accelerate_flags",
     "add_fused_lm_head",
+    "add_hooks",
     "attention_implementation",
     "attention_switched",
     "create_model_from_path",
     "default_accelerate_config",
-    "disable_gradient_checkpointing",
     "flash_attention_backward",
     "flash_attention_forward",
     "fsdp2_parameter_groups",
@@ -285,16 +314,21 @@ __all__ = [
     "initialize_fsdp2",
     "load_balancing_loss_function",
     "mark_initialized",
+    "onednn_computes",
+    "operation_name",
     "parameter_tables",
     "parser_actions",
     "prepare_deepspeed",
     "print_prompt_completions_sample",
+    "remove_hooks",
     "replaces_adapters",
     "sdpa_attention_forward",
     "sdpa_mask",
     "set_adapter_states",
+    "storage_id",
     "supports_attention_backend",
-    "unwrap_model_for_generation",
+    "tree_leaves",
+    "tree_map_only",
     "vllm_generation",
     "weight_versions",
 ]

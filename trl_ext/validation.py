@@ -259,3 +259,22 @@ def did_you_mean(name: str, known: Iterable[str], show: Callable[[str], str]) ->
     """A question that names the nearest of the names that exist; empty if none is near."""
     near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
     return f"; did you mean {show(near[0])}?" if near else ""
+
+
+class SettingErrors(ValueError):
+    """
+    Everything that is wrong with some settings, so that one run shows it all.
+
+    Args:
+        problems (`Iterable[str]`): What is wrong, a line each.
+        title (`str`, *optional*): The line above several of them.
+        hint (`str`, *optional*): A line below.
+        always_list (`bool`, *optional*): Whether a single problem has the title too.
+    """
+
+    def __init__(self, problems: Iterable[str], title: str = "", hint: str = "", always_list: bool = False) -> None:
+        self.problems = list(problems)
+        lines = self.problems
+        if always_list or len(lines) > 1:
+            lines = [title or f"{len(lines)} settings are wrong:", *(f"  {line}" for line in lines)]
+        super().__init__("\n".join([*lines, *filter(None, [hint])]))

@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 
+from trl_ext import devices
+
 from .round_clock import resident
-from .timing import Variant, synchronize
+from .timing import Variant
 
 
 def peak_memory(variant: Variant, batch: int, device: torch.device) -> dict[str, int]:
@@ -31,14 +33,12 @@ def peak_memory(variant: Variant, batch: int, device: torch.device) -> dict[str,
     """
     if device.type == "cuda":
         variant.prepare()
-        synchronize(device)
-        torch.cuda.empty_cache()
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
+        devices.synchronize(device)
+        before = devices.reset_peak_memory(device)
         variant.step(batch)
-        synchronize(device)
-        above = torch.cuda.max_memory_allocated(device) - before
-        return {"above": above, "reserved": torch.cuda.max_memory_reserved(device)}
+        devices.synchronize(device)
+        peak = devices.peak_memory(device)
+        return {"above": peak["allocated"] - before, "reserved": peak["reserved"]}
     variant.prepare()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         variant.step(batch)

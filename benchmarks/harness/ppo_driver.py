@@ -22,6 +22,8 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl.experimental.ppo import PPOConfig, PPOTrainer  # noqa: TID251 - of trl 1.12.0, pinned, outside the package
 
+from trl_ext.devices import accelerator_count
+
 from .round_clock import RoundClock
 
 
@@ -44,7 +46,7 @@ def make_trainer(config: dict[str, Any]) -> PPOTrainer:
         AutoModelForSequenceClassification.from_pretrained(reward, num_labels=1, dtype=torch.float32) for _ in range(2)
     )
     return PPOTrainer(
-        args=PPOConfig(**config, use_cpu=not torch.accelerator.is_available()),
+        args=PPOConfig(**config, use_cpu=not accelerator_count()),
         processing_class=tokenizer,
         model=policy,
         ref_model=reference,

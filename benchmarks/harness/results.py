@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from trl_ext import devices
+
 from .measured_code import reached, stamp
 from .timing import CLOCKS
 
@@ -45,9 +47,9 @@ def environment(device: torch.device, measures: Iterable[Any]) -> dict[str, Any]
         "hardware": {
             "cpu": _cpu_model(),
             "cores": os.cpu_count(),
-            "vector": torch.backends.cpu.get_cpu_capability(),
+            "vector": devices.vector_instructions(),
             "gpu": device_name(device),
-            "cuda": torch.version.cuda,
+            "cuda": devices.cuda_version(),
         },
         "threads": {"torch": torch.get_num_threads(), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")},
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
@@ -56,7 +58,7 @@ def environment(device: torch.device, measures: Iterable[Any]) -> dict[str, Any]
 
 def device_name(device: torch.device) -> str | None:
     """The name of a GPU."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return devices.device_name(device) if device.type == "cuda" else None
 
 
 def _version(package: str) -> str | None:

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from trl_ext.devices import default_device, empty_cache
+
 from .memory import needed_memory, peak_memory
 from .results import RESULTS, environment, refuse_dirty, write_result
 from .timing import Variant, all_pairs, alternate, clock_of, pair_ratios, ratio, spreads
@@ -76,7 +78,7 @@ def chosen(cases: Iterable[Any], options: argparse.Namespace) -> list[Any]:
 def present_devices(options: argparse.Namespace) -> Iterable[torch.device]:
     """The devices that `--devices` asks for and this machine has."""
     for device in map(torch.device, options.devices):
-        if device.type == "cuda" and not torch.cuda.is_available():
+        if device.type == "cuda" and default_device().type != "cuda":
             print("no GPU: the cases for one were not run")
         else:
             refuse_dirty(options.allow_dirty)
@@ -86,8 +88,7 @@ def present_devices(options: argparse.Namespace) -> Iterable[torch.device]:
 def free_memory(device: torch.device) -> None:
     """Free what the last case has left: a model and the trainer around it refer to each other."""
     gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    empty_cache()
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from trl_ext.devices import synchronize
+
 
 CLOCKS = ("wall", "cpu")
 
@@ -70,11 +72,6 @@ def clock_of(device: torch.device) -> str:
     CPU time leaves out the time that other processes held the core. With more threads it would count their waiting.
     """
     return "cpu" if device.type == "cpu" and torch.get_num_threads() == 1 else "wall"
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 # -------------------------------------------------------------------------------------------------------- statistics

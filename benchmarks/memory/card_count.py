@@ -23,10 +23,10 @@ import trl_ext.logprobs.lm_head
 import trl_ext.logprobs.shared_prefix
 from benchmarks.harness.tables import Column
 from trl_ext.logprobs.shared_prefix import Layout
+from trl_ext.memory.shape_only import ShapeOnlyMode
+from trl_ext.memory.tally import Tally, occupied
 
 from .card_memory import GIB, Card, CardSuite, Case, cases, goal
-from .shape_only import ShapeOnlyMode
-from .tally import Tally, occupied
 
 
 # Logits at a time: some 100 MiB with what is made of them. TRL's head, on a GPU, has tiles of 66 to 256 MiB.

@@ -28,9 +28,9 @@ from benchmarks.harness.models import SHAPES, build, lora_config
 from benchmarks.harness.results import RESULTS, environment, write_result
 from benchmarks.harness.suite import Suite, add_case_flags, chosen, free_memory, present_devices
 from benchmarks.harness.tables import Column, Table, provenance, unique
-from benchmarks.harness.timing import synchronize
 from benchmarks.harness.trainers import make_tokenizer, trainer_args
 from benchmarks.speed.rrhf_workload import PAD, rrhf_loss
+from trl_ext.devices import peak_memory, reset_peak_memory, synchronize
 from trl_ext.generation.generate import generate
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.logprobs.logprobs import LogProbs
@@ -280,17 +280,14 @@ def measure(card: Card, case: Case) -> dict[str, Any]:
     cuda = card.device.type == "cuda"
     static = 0
     if cuda:
-        torch.cuda.empty_cache()
-        static = torch.cuda.memory_allocated(card.device)
-        torch.cuda.reset_peak_memory_stats(card.device)
+        static = reset_peak_memory(card.device)
     started = time.perf_counter()
     step()
     synchronize(card.device)
     seconds = time.perf_counter() - started
     peaks = {"allocated": 0, "reserved": 0}
     if cuda:
-        peaks["allocated"] = torch.cuda.max_memory_allocated(card.device)
-        peaks["reserved"] = torch.cuda.max_memory_reserved(card.device)
+        peaks = peak_memory(card.device)
     return {
         "name": case.name,
         "seed": 0,

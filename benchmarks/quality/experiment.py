@@ -27,6 +27,7 @@ import torch
 
 from benchmarks.harness.results import ROOT, device_name, environment, refuse_dirty, write_result
 from benchmarks.harness.suite import Suite
+from trl_ext.devices import accelerator_started, allow_tf32, default_device
 
 
 METRICS = ("reward", "kl", "perplexity", "distinct_2", "completion_length", "ended")
@@ -167,7 +168,7 @@ def run_all(jobs: Sequence[Job], bench: Bench, processes: int, limit: float = 0.
         for job in todo:
             _do(job, bench)
         return True
-    if started := torch.cuda.is_initialized():
+    if started := accelerator_started():
         print(
             "an import has started on the GPU, so each process imports everything again", file=sys.stderr, flush=True
         )
@@ -197,8 +198,7 @@ def _work(todo: Sequence[Job], bench: Bench, counter: Any, number: int) -> None:
     # When time is up: as an exception, so that a command that the job has started is ended too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     torch.set_num_threads(1)
-    if torch.cuda.is_available():
-        torch.backends.cuda.matmul.allow_tf32 = True
+    allow_tf32()
     files = {(job.arm.name, job.seed): job.file for job in todo}
     while True:
         with counter.get_lock():
@@ -279,7 +279,7 @@ class Experiment(Suite):
         # Whether there is a GPU must be asked without starting on it, or no fork could.
         os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        if torch.cuda.is_available():
+        if default_device().type != "cpu":
             sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]  # its import starts on the GPU
         changed = {}
         for each in fields(self.task):
@@ -333,7 +333,7 @@ class Experiment(Suite):
                     shown[name] = round(value, 3)
             print(f"{case['name']}, seed {case['seed']}: {shown}, {case['cost'].get('seconds')} s", flush=True)
         if cases:
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            device = default_device()
             facts["hardware"]["gpu"] = device_name(device)  # asked for when no process is forked any more
             result = {"settings": settings, "environment": facts, "cases": cases}
             result |= {"failures": failures, "skipped": skipped}

@@ -23,6 +23,7 @@ from benchmarks.harness.process import trainable_parameters
 from benchmarks.harness.text import read_rows
 from trl_ext.data.prompts import load_prompts
 from trl_ext.data.tokenization import encode_prompt
+from trl_ext.devices import default_device
 from trl_ext.evaluation.evaluate import evaluate
 from trl_ext.generation.generate import generate
 from trl_ext.generation_settings import GenerationSettings
@@ -60,7 +61,7 @@ class ImdbBench(Bench):
 
     @cached_property
     def device(self) -> torch.device:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return default_device()
 
     @cached_property
     def tokenizer(self) -> Any:

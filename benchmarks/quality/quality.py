@@ -18,7 +18,8 @@ from typing import Any
 
 from benchmarks.harness.results import RESULTS, ROOT
 from benchmarks.harness.tables import NOT_MEASURED
-from trl_ext.evaluation.frontier import plot_frontier
+from trl_ext.evaluation.frontier import frontier_note
+from trl_ext.evaluation.frontier_plot import plot_frontier
 
 from .experiment import Bench, Experiment, arm_of, merged, run_all
 from .quality_arms import PRESETS, Arm, Task, arms
@@ -147,7 +148,7 @@ def _through(seeds: Seeds) -> str:
 
 def points(result: dict[str, Any]) -> dict[str, Any]:
     """Mean over seeds of each arm and setting, in the form of [`~trl_ext.evaluation.frontier.frontier`]."""
-    series: dict[str, list[dict[str, Any]]] = {}
+    series: dict[str, dict[str, Any]] = {}
     for name, seeds in by_name(result).items():
         metrics = [case["metrics"] for case in seeds]
         bound = metrics[0].get("kl") is None
@@ -165,12 +166,18 @@ def points(result: dict[str, Any]) -> dict[str, Any]:
             "extras": {word: value} if varied else {},
             "rewards": {"reward": {"value": reward[0], "se": reward[1]}},
         }
-        series.setdefault(seeds[0]["series"] if varied or name == "base" else name, []).append(point)
+        first = seeds[0]
+        own = first["series"] if varied or name == "base" else name
+        method = first["series"] if first["series"] in name else ""
+        candidates = f"top-k {first['settings']['top_k']}" if "proxy_name_or_path" in first["settings"] else ""
+        found: dict[str, Any] = {"name": own, "method": method, "truncation": candidates, "points": []}
+        series.setdefault(own, found)["points"].append(point)
     return {
         "x": {"name": "KL to the base model", "unit": "nats per response"},
         "y": {"name": "mean reward", "unit": "the reward model's logit", "bars": "mean of seeds and the farthest"},
+        "note": frontier_note(result["settings"].get("task", {})),
         "rewards": ["reward"],
-        "series": [{"name": name, "points": sorted(found, key=lambda p: p["kl"])} for name, found in series.items()],
+        "series": [found | {"points": sorted(found["points"], key=lambda p: p["kl"])} for found in series.values()],
     }
 
 

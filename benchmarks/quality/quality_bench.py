@@ -155,9 +155,12 @@ def measured_rows(file: Path, arm: Arm, task: Task) -> dict[str, dict[str, Any]]
     models = json.loads(file.read_text(encoding="utf-8"))["models"]
     reward = f"reward/{Path(task.reward).name}"
     found = {}
+    untrained = {row.get("start") for row in models}  # such as a proxy before training, beside the trained one
     for row in models[:1] if arm.name == "base" else models[1:]:
         if "error" in row:
             raise Failed(f"{arm.name}: {row['error']} ({file})")
+        if row["model"] in untrained:
+            continue
         setting = ", ".join(f"{key} {value}" for key, value in row.get("extras", {}).items() if key in ("n", "beta"))
         metrics = {key: row.get(key) for name in METRICS[1:] for key in (name, f"{name}_se")}
         metrics |= {"reward": row[reward], "reward_se": row[f"{reward}_se"], "kl_bound": row.get("kl_bound")}

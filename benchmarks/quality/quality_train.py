@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks.harness.text import read_rows
 from trl_ext.data.prompts import load_prompts
 from trl_ext.data.tokenization import encode_prompt
+from trl_ext.devices import accelerator_count
 from trl_ext.evaluation.evaluate import Evaluation, evaluate
 from trl_ext.evaluation.report import Report
 from trl_ext.generation_settings import GenerationSettings
@@ -65,7 +66,7 @@ def grpo(config: dict[str, Any]) -> None:
 
 
 def _on_this_device(config: dict[str, Any]) -> dict[str, Any]:
-    return {**config, "use_cpu": not torch.accelerator.is_available()}
+    return {**config, "use_cpu": not accelerator_count()}
 
 
 def with_text_before(policy: Policy, text: str) -> Policy:

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.harness.round_clock import RoundClock
 from benchmarks.harness.text import read_rows
+from trl_ext.devices import accelerator_count
 from trl_ext.methods.proxy_rlhf.config import ProxyRLHFConfig
 from trl_ext.methods.proxy_rlhf.trainer import ProxyRLHFTrainer
 
@@ -28,7 +29,7 @@ def make_trainer(config: dict[str, Any]) -> ProxyRLHFTrainer:
     """A trainer whose responses end at `max_completion_length` and not before, as TRL's PPO without a stop token."""
     model, reward = config.pop("model_name_or_path"), config.pop("reward_model_name_or_path")
     rows, rounds_file = read_rows(config.pop("dataset_name")), config.pop("rounds_file")
-    args = ProxyRLHFConfig(**config, use_cpu=not torch.accelerator.is_available())
+    args = ProxyRLHFConfig(**config, use_cpu=not accelerator_count())
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.eos_token = tokenizer.pad_token  # which a model does not write
     trainer = ProxyRLHFTrainer(

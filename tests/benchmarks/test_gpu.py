@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from benchmarks.harness import results
-from benchmarks.memory import card_count, card_memory, shape_only
+from benchmarks.memory import card_count, card_memory
 from benchmarks.memory.card_memory import Card
-from benchmarks.memory.shape_only import ShapeOnlyMode
-from benchmarks.memory.tally import Tally, occupied
 from benchmarks.speed import graph_decode
 from benchmarks.speed.graph_decode import FORMS, GENERATE, PLAIN, PROXY
+from trl_ext.memory import shape_only
+from trl_ext.memory.shape_only import ShapeOnlyMode
+from trl_ext.memory.tally import Tally, occupied
 
 
 TINY = graph_decode.Case(

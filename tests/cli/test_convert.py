@@ -51,6 +51,19 @@ def test_columns_formats_and_a_limit(capsys):
     assert "prompts only" in capsys.readouterr().out
 
 
+def test_rows_for_other_trainers(capsys):
+    assert convert("--format", "dpo", "--output_file", "out.jsonl", "--min_margin", "1") == 0
+    printed = capsys.readouterr().out
+    assert "read as `nectar`" in printed
+    assert "5 rows for TRL's DPOTrainer and RewardTrainer" in printed
+    row = load_dataset("out.jsonl", split="train")[0]
+    assert (row["prompt"], row["chosen"], row["rejected"]) == ("q0", "b", "a" * 1000)
+    assert convert("--format", "kto") == 0
+    assert "10 rows for TRL's KTOTrainer, label true 5 times, false 5" in capsys.readouterr().out
+    assert convert("--format", "pairs", "--min_margin", "2") == 2
+    assert "no row is left: 5 prompts without a pair that is min_margin apart" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -58,7 +71,7 @@ def test_columns_formats_and_a_limit(capsys):
         (["--output_file", "rows.jsonl"], "exists: pass --overwrite_output"),
         (["--max_num_prompts", "-1"], "max_num_prompts` must be at least 0"),
         (["--columns", "prompt=ask"], "The 'rows.jsonl' dataset lacks the column 'ask' of `columns`"),
-        (["--dataset_format", "nectr"], "invalid choice: 'nectr'"),
+        (["--dataset_format", "nectr"], "--dataset_format must be one of auto, "),
         (["--dataset_train_split", "test"], "no split 'test'"),
         (["--chat_template_kwargs", "{}"], "--chat_template_kwargs"),  # nothing is rendered
     ],

@@ -5,8 +5,8 @@
 
 import dataclasses
 import json
-import math
 import sys
+from typing import ClassVar
 
 import pytest
 from stranger import DECODING, METHOD, write_package
@@ -56,28 +56,42 @@ def by_model(path="out.json"):
 
 @dataclasses.dataclass
 class Idle:
-    """A decoding that is not set, and whose `__post_init__` changes its defaults."""
+    """A decoding that is not set."""
 
     path: str | None = None
-    weight: float = math.nan
-    names: list[str] | None = None
     strength: float = 3
+    server: str | None = None
+    port: int = 0
+
+    needs: ClassVar[dict[str, tuple[str, ...]]] = {"server": (), "port": ("server", "path")}
 
     active = False
 
-    def __post_init__(self):
-        self.names, self.weight = tuple(self.names or ["a"]), float(f"{self.weight}")
 
-
-def test_a_setting_without_the_main_field_is_an_error():
-    assert active_decodings([Idle(), Idle(strength=3.0), Idle(names=["a"])]) == []
-    for given, name in (
-        ({"weight": 1.0}, "weight"),
-        ({"names": ["b"]}, "names"),
-        ({"strength": math.nan}, "strength"),
+def test_a_setting_without_those_that_it_needs_is_an_error():
+    """Given means written, whatever the value is."""
+    assert active_decodings([Idle()], {"seed"}) == []
+    assert active_decodings([Idle(), Idle(path="a")], {"path"}) == []
+    assert active_decodings([Idle(server="a")], {"server"}) == []
+    assert active_decodings([Idle(path="a", server="b")], {"strength", "port"}) == []
+    for given, settings, missing in (
+        ("strength", {}, "path"),
+        ("port", {"path": "a"}, "server"),
+        ("port", {"server": "a"}, "path"),
     ):
-        with pytest.raises(ValueError, match=f"`{name}` has no effect without `path`"):
-            active_decodings([Idle(**given)])
+        with pytest.raises(ValueError, match=f"`{given}` has no effect without `{missing}`"):
+            active_decodings([Idle(**settings)], {given})
+
+
+@pytest.mark.parametrize("words", [["--beta", "3"], ["--beta=3"], ["--config", "config.yaml"], ["--proxy_top_k", "0"]])
+def test_a_default_that_is_written_counts_as_given(words, site, yaml_file):
+    """Before any model is looked for."""
+    yaml_file("beta: 3\nproxy_name_or_path: null\n")
+    for module in (cli_generate, cli_evaluate):
+        with pytest.raises(
+            ValueError, match=r"`(beta|proxy_top_k)` has no effect without `(value_model|proxy)_name_or"
+        ):
+            module.main(["--model_name_or_path", "nowhere", *words, "--dataset_name", "prompts.jsonl"])
 
 
 def test_evaluate_measures_each_setting_beside_the_base_and_best_of_n(good, tiny_model_dir, capsys):
@@ -108,7 +122,7 @@ def test_evaluate_measures_each_setting_beside_the_base_and_best_of_n(good, tiny
     assert [point["kl"] for point in series["pulled"]] == kls
     out = capsys.readouterr().out
     assert "≤ 0.64" in out
-    assert "kl: not measured; at most 0.64 nats" in out
+    assert "kl: not measured; at most 0.64 nats" in " ".join(out.split())
 
 
 def test_evaluate_without_the_flags_measures_the_models_alone(good, tiny_model_dir):

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import make_tokenizer
@@ -19,8 +20,9 @@ import trl_ext.evaluation.report
 from trl_ext.cli.arguments import LoadingArguments
 from trl_ext.cli.evaluate import EvaluateArguments, main, make_parser
 from trl_ext.cli.main import main as trl_ext_main
+from trl_ext.cli.models import trained_by
 from trl_ext.data.schema import DataError
-from trl_ext.evaluation.report import check_writable, short_names
+from trl_ext.evaluation.files import check_writable, short_names
 from trl_ext.inference.policy import model_policy
 from trl_ext.models.load import load_model
 from trl_ext.models.tokenizers import load_tokenizer
@@ -115,9 +117,67 @@ def test_base_model_and_adapter_in_one_table(
     assert settings["versions"]["torch"] == torch.__version__
 
     out = capsys.readouterr().out
-    assert f"{short_names(list(rows))[tiny_model_dir]} (base)" in out
+    assert "(base)" in out
     for word in ("changed", "adapter", "length", "KL to base", "±", "the movie was good"):
         assert word in out
+
+
+def test_completions_are_kept_and_scored_again_without_a_model(
+    evaluate, tiny_model_dir, changed_dir, tmp_path, monkeypatch, capsys
+):
+    """Sampled once with top-k 20, then scored by another function: all but the rewards is as before."""
+    _, first = evaluate(
+        "--model_name_or_path", changed_dir, "--base_model_name_or_path", tiny_model_dir, "--num_generations", "2",
+        "--reward_funcs", "eval_rewards.length", "--top_k", "20", "--best_of_n", "2",
+    )  # fmt: skip
+    table = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    changed = [row for row in table if row["model"] == changed_dir]
+    assert len(changed) == 4 * 2 * 2  # prompts, completions, and those for the KL
+    kl = [row["logp"] - row["base_logp"] for row in changed if row["sample"] == "kl"]
+    assert sum(kl) / len(kl) == pytest.approx(by_model(first)[changed_dir]["kl"])
+    lengths = [row["reward/length"] for row in changed if row["sample"] == "evaluated"]
+    assert sum(lengths) / len(lengths) == pytest.approx(by_model(first)[changed_dir]["reward/length"])
+    differences = by_model(first)[changed_dir]["difference/length"]
+    assert differences == pytest.approx(
+        by_model(first)[changed_dir]["reward/length"] - by_model(first)[tiny_model_dir]["reward/length"]
+    )
+
+    monkeypatch.setattr(trl_ext.cli.evaluate, "Models", None)  # none is loaded
+    words = "def words(completions, **_):\n    return [len(text.split()) for text in completions]"
+    (tmp_path / "more_rewards.py").write_text(words)
+    capsys.readouterr()
+    again = ["--from", str(tmp_path / "out.json"), "--reward_funcs", "more_rewards.words"]
+    assert main([*again, "--output_file", str(tmp_path / "again.json"), "--num_completions_to_print", "1"]) == 0
+    second = json.loads((tmp_path / "again.json").read_text())
+    for row, before in zip(second["models"], first["models"], strict=True):
+        same = [key for key in before if not key.startswith(("reward/", "difference/", "notes"))]
+        assert {key: row[key] for key in same} == {key: before[key] for key in same}
+        assert row["reward/words"] >= 1 and "reward/length" not in row
+    assert second["models"][1]["notes"]["reward/words"] == "of the completions that length chose"
+    assert second["settings"] == first["settings"] | {
+        "reward_funcs": ["more_rewards.words"], "from_file": str(tmp_path / "out.json"),
+        "output_file": str(tmp_path / "again.json"), "num_completions_to_print": 1,
+    }  # fmt: skip
+    assert second["comparison"]["prompts"] == first["comparison"]["prompts"]
+    assert second["comparison"]["rewards"] == {"words": {"name": "more_rewards.words", "weights": None}}
+    scored = pq.read_table(tmp_path / "again.parquet").to_pylist()
+    assert [row["completion"] for row in scored] == [row["completion"] for row in table]
+    assert all(row["reward"] == len(row["completion"].split()) for row in scored if row["sample"] == "evaluated")
+    assert "words" in capsys.readouterr().out
+
+    fails(["--from", str(tmp_path / "out.json")], ValueError, "--from needs the rewards")
+    fails([*again, "--top_k", "5"], ValueError, "`top_k`: no effect with --from")
+    fails([*again, "--dtype", "float32", "--proxy_top_k", "5"], ValueError, "`dtype`, `proxy_top_k`: no effect")
+    fails([*again, "--output_file", str(tmp_path / "out.json")], ValueError, "would replace .*out.json, which is read")
+    fails([*again, "--output_file", str(tmp_path / "x.parquet")], ValueError, "`output_file` is a JSON file")
+
+
+def test_the_method_of_a_model_is_a_tag_of_its_card(tmp_path):
+    assert trained_by(str(tmp_path)) == ""
+    for tags, method in ((["trl", "generated_from_trainer", "dpo"], "DPO"), (["text-generation"], ""), (["trl"], "")):
+        listed = "".join(f"\n- {tag}" for tag in tags)
+        (tmp_path / "README.md").write_text(f"---\ntags:{listed}\n---\n# A model\n")
+        assert trained_by(str(tmp_path)) == method
 
 
 def test_a_reward_server_and_what_a_function_logs(evaluate, tiny_model_dir, tmp_path, capsys):

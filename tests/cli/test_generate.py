@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""`trl-ext generate` and `trl-ext chat`: completions on the terminal and in the file, resumed, and bad input."""
+"""`trl-ext generate`: completions on the terminal and in the file, resumed, and bad input."""
 
 import io
 import json
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from trl_ext.cli.generate import chat, main
+from trl_ext.cli.generate import main
 from trl_ext.data.schema import DataError
 from trl_ext.generation.streaming import TextStream
 from trl_ext.generation_settings import GenerationSettings
@@ -35,8 +35,8 @@ def typed(monkeypatch):
     return lambda text: monkeypatch.setattr("sys.stdin", io.StringIO(text))
 
 
-def run(model, *words, call=main):
-    return call(["--model_name_or_path", model, "--max_completion_length", "5", *words])
+def run(model, *words):
+    return main(["--model_name_or_path", model, "--max_completion_length", "5", *words])
 
 
 def read(path="out.jsonl"):
@@ -128,28 +128,12 @@ def test_no_prompts_at_all(plain_dir, typed):
         run(plain_dir)
 
 
-def test_a_conversation_continues_until_it_is_reset(tiny_model_dir, typed):
-    typed("film\nplot\n/reset\nmusic\n")
-    assert run(tiny_model_dir, "--output_file", "out.jsonl", call=chat) == 0
-    first, second, third = read()
-    assert second["prompt"] == [*first["prompt"], *first["completions"][0], {"role": "user", "content": "plot"}]
-    assert third["prompt"] == [{"role": "user", "content": "music"}]
-
-
-def test_a_prompt_that_is_too_long_does_not_end_the_conversation(tiny_model_dir, typed, capsys):
-    typed("a " * 300 + "\nfilm\n")
-    assert run(tiny_model_dir, "--output_file", "out.jsonl", call=chat) == 0
-    assert len(read()) == 1
-    error = capsys.readouterr().err
-    assert "context length leaves 251 for it: shorten either. /reset begins a new conversation." in error
-
-
-def test_bad_settings(plain_dir, tiny_model_dir, typed):
+def test_bad_settings(plain_dir, typed):
     typed("")
 
-    def fails(message, *words, model=plain_dir, error=ValueError, call=main):
+    def fails(message, *words, model=plain_dir, error=ValueError):
         with pytest.raises(error, match=message):
-            run(model, *words, call=call)
+            run(model, *words)
 
     fails("prompt 1 is empty", "--prompt", "a", "")
     fails("not from both", "--prompt", "a", "--dataset_name", "in.jsonl")
@@ -159,9 +143,7 @@ def test_bad_settings(plain_dir, tiny_model_dir, typed):
     fails("temperature 0", "--prompt", "a", "--temperature", "0", "--num_generations", "2")
     fails("'./none'", "--prompt", "a", model="./none", error=OSError)
     fails("in.jsonl", "--dataset_name", "in.jsonl", error=DataError)
-    fails("has no chat template", call=chat)
-    fails("remove --prompt", "--prompt", "a", call=chat, model=tiny_model_dir)
-    with pytest.raises(ValueError, match="pass --model_name_or_path"):
+    with pytest.raises(ValueError, match="--model_name_or_path or --endpoint"):
         main(["--prompt", "a"])
 
 

@@ -4,6 +4,7 @@
 """The command: dispatch, help, errors, and what a bug report needs."""
 
 import dataclasses
+import importlib
 import importlib.metadata
 import os
 import re
@@ -16,12 +17,13 @@ import pytest
 from conftest import REPOSITORY
 
 from trl_ext.cli import env as cli_env
-from trl_ext.cli import main as cli
 from trl_ext.cli import train as cli_train
 from trl_ext.cli.config_file import read_config
 from trl_ext.cli.errors import guarded
+from trl_ext.cli.help import help_text
 from trl_ext.cli.main import main
-from trl_ext.method import RESERVED, discover
+from trl_ext.commands import COMMANDS, TRL_COMMANDS
+from trl_ext.method import discover
 
 
 NAME = next(iter(discover().methods))
@@ -41,13 +43,19 @@ class TestDispatch:
         first_words = {line[0] for line in lines if line}
         assert {NAME, "sample", "best_of_n", "evaluate", "generate", "chat", "methods", "env"} <= first_words
 
-    def test_every_command_is_a_reserved_word(self):
-        assert {*cli._COMMANDS, "help"} == set(RESERVED)
+    @pytest.mark.parametrize("word", ["dpo", "vllm-serve", "vllm_serve"])
+    def test_a_command_of_trl_is_named(self, word, capsys):
+        assert main([word, "--config", "x.yaml"]) == 2
+        assert capsys.readouterr().err.endswith(f"is a command of TRL: trl {word.replace('_', '-')}\n")
+
+    def test_commands_of_trl_are_those_that_it_has(self):
+        found = {command.name for command in importlib.import_module("trl.cli.commands").get_commands()}
+        assert found - {"env"} == set(TRL_COMMANDS)
 
     @pytest.mark.parametrize("word", ["best_of_n", "best-of-n"])
     def test_hyphen_is_as_good_as_underscore(self, word, capsys):
         assert main([word]) == 2
-        assert f"trl-ext {word}: error: there is nothing to sample" in capsys.readouterr().err
+        assert f"trl-ext {word}: error: 4 required settings are missing" in capsys.readouterr().err
 
     def test_environment_of_the_yaml_file_is_set_first(self, yaml_file, monkeypatch):
         """Also of a command that then fails: its module and what that imports may read the variables."""
@@ -71,7 +79,7 @@ class TestDispatch:
 
     def test_unknown_command_far_from_everything_lists_all(self, capsys):
         assert main(["zzzzzz"]) == 2
-        words = sorted([*discover().methods, *cli._COMMANDS])
+        words = sorted([*discover().methods, *COMMANDS])
         assert f"there are {', '.join(words)}" in capsys.readouterr().err
 
     def test_methods_takes_no_arguments(self, capsys):
@@ -140,7 +148,7 @@ class TestEnv:
         for path in sorted((REPOSITORY / "trl_ext").rglob("*.py")):
             text = path.read_text()
             for call in re.findall(r"raise ImportError\((.*?)\)(?: from [^\n]*)?\n", text, flags=re.DOTALL):
-                if "has no class" not in call and "is installed, but" not in call:
+                if not any(part in call for part in ("has no class", "is installed, but", "_advice(")):
                     found |= {*re.findall(r"pip install '?([\w-]+\[\w+\]|{\w+})", call)} or {f"{path.name}: {call}"}
         assert found == {
             *(f"trl-ext[{name}]" for name in ("deepspeed", "vllm")),
@@ -185,7 +193,7 @@ class TestGuarded:
 class TestHelp:
     def test_method_help_has_every_field_with_default_and_meaning(self, capsys):
         with pytest.raises(SystemExit) as left:
-            main([NAME, "--help"])
+            main([NAME, "--help_all"])
         assert left.value.code == 0
         text = capsys.readouterr().out
         config = discover().methods[NAME].method.config_class()
@@ -195,14 +203,20 @@ class TestHelp:
         entries = text.split("\n  --")[1:]
         assert len(entries) > 150
         for entry in entries:
-            assert "(default:" in " ".join(entry.split()), entry
-            assert len(entry.split("(default:")[0].split()) > 3, f"no meaning: {entry}"
+            assert re.search(r"\((default: |required)", " ".join(entry.split())), entry
+            assert len(re.split(r"\(default:|\(required", entry)[0].split()) > 3, f"no meaning: {entry}"
 
-    def test_own_fields_come_before_those_of_every_training(self, parser):
-        text = parser.format_help()
-        config = discover().methods[NAME].method.config
-        assert text.index(f"{config.rpartition(':')[2]}:") < text.index("\nTrainingArguments:")
-        assert text.index("--max_length") < text.index("\nTrainingArguments:") < text.index("--output_dir")
+    def test_the_method_comes_first_then_what_is_common_then_the_rest(self, parser):
+        short, full = help_text(parser, everything=False), help_text(parser, everything=True)
+        config = f"{discover().methods[NAME].method.config.rpartition(':')[2]}, the settings of {NAME}:"
+        for text in (short, full):
+            places = [text.index(f"\n{title}") for title in ("example:", "required:", config)]
+            places += [text.index("\nTrainArguments:"), text.index("\nsettings that methods share:")]
+            assert places == sorted(places)
+        assert full.index("\n  --max_length") < full.index("\nTrainingArguments of transformers:")
+        assert "--output_dir" in short and "--adam_beta1" not in short and "--adam_beta1" in full
+        assert len(short.splitlines()) < 0.6 * len(full.splitlines())
+        assert max(map(len, short.splitlines())) <= 119
 
     def test_commands_have_help_too(self, capsys):
         for command in ("sample", "evaluate", "methods", "env"):

@@ -119,10 +119,57 @@ class TestYamlValues:
         with pytest.raises(ValueError, match=r"unexpected argument 'x\.yaml' \(for a recipe: --config x\.yaml\)"):
             Parser([Fields], prog="p").parse_args_and_config(["x.yaml"])
 
-    @pytest.mark.parametrize("words", [["--number", "x"], ["--kind", "step"], ["--number"]])
-    def test_a_bad_flag_is_named_without_the_usage(self, words):
-        with pytest.raises(ValueError, match=rf"^argument {words[0]}: [^\n]* \(see p --help\)$"):
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["--number", "x"], "--number must be a whole number, got 'x'"),
+            (["--kind=step"], "--kind must be one of no, steps, epoch, got 'step'; did you mean steps?"),
+            (["--number"], "--number needs a value"),
+            (["--many", "1", "x"], "--many must be a number, got 'x'"),
+            (["--flag", "maybe"], "--flag must be true or false, got 'maybe'"),
+        ],
+    )
+    def test_a_bad_flag_is_named_as_a_bad_key_is(self, words, message):
+        with pytest.raises(ValueError) as caught:
             Parser([Fields], prog="p").parse_args_and_config(words)
+        assert str(caught.value) == message
+
+    def test_everything_that_is_wrong_is_named_at_once(self, yaml_file):
+        path = yaml_file("number: x\nnumbr: 1\nold: 2\nonly_false: true\nrate: fast")
+
+        @dataclasses.dataclass
+        class Strict(Fields):
+            refused_settings: ClassVar = {"old": "called `rate` now"}
+            restricted_settings: ClassVar = {"only_false": (lambda value: not value, "it has no use here")}
+            only_false: bool = False
+
+        words = ["--config", path, "--kind", "step", "--flag", "maybe", "--txt", "a", "--text"]
+        with pytest.raises(ValueError) as caught:
+            Parser([Strict], prog="p").parse_args_and_config(words)
+        assert str(caught.value).splitlines() == [
+            "9 settings are wrong:",
+            f"  {path}: unknown key 'numbr'; did you mean 'number'?",
+            f"  {path}: `old`: called `rate` now",
+            "  unknown flag '--txt'; did you mean '--text'?",
+            f"  {path}: `number` must be a whole number, got 'x'",
+            f"  {path}: `rate` must be a number, got 'fast'",
+            "  --kind must be one of no, steps, epoch, got 'step'; did you mean steps?",
+            "  --flag must be true or false, got 'maybe'",
+            "  --text needs a value",
+            "  `only_false` cannot be True: it has no use here.",
+        ]
+
+    @pytest.mark.parametrize(("words", "value"), [(["a", "b"], ["a", "b"]), (["a"], "a"), (None, ["a"])])
+    def test_a_text_or_a_list(self, yaml_file, words, value):
+        """One word is a text: `optim_target_modules` takes a pattern or a list of names."""
+
+        @dataclasses.dataclass
+        class Either:
+            names: None | str | list[str] = "all"  # noqa: RUF036, transformers writes it so
+
+        flags = ["--config", yaml_file("names: [a]")] if words is None else ["--names", *words]
+        [fields] = Parser([Either], prog="p").parse_args_and_config(flags)
+        assert fields.names == value
 
     @pytest.mark.parametrize(("words", "value"), [(["--config", "{}"], 3), ([], 0)])
     def test_flags_that_are_no_field(self, yaml_file, words, value):

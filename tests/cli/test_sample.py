@@ -13,6 +13,7 @@ from conftest import make_model, make_tokenizer
 from datasets import load_dataset
 from scripted_server import ScriptedServer
 
+from trl_ext import from_scored_rows
 from trl_ext.cli.sample import best_of_n, main
 from trl_ext.data import resumable_file
 from trl_ext.data.resumable_file import ResumableFile
@@ -76,7 +77,7 @@ def prompts(tmp_path):
 
 
 def sample(dataset, model=None, output="out.jsonl", **settings):
-    """Run the command with short completions, two prompts a call and therefore eight a batch."""
+    """Run the command with short completions, one prompt per batch."""
     settings = {"max_completion_length": 5, "num_generations": 3, "generation_batch_size": 3, **settings}
     words = ["--dataset_name", dataset, "--output_file", str(output)]
     words += ["--model_name_or_path", *([model] if isinstance(model, str) else model)] if model else []
@@ -101,7 +102,7 @@ def test_rows_of_the_schema(tiny_model_dir, tiny_reward_dir, prompts, capsys):
     mean = sum(sum(row["scores"]) for row in rows) / 27
     best = sum(max(row["scores"]) for row in rows) / 9
     assert "9 rows, 27 completions" in (printed := capsys.readouterr().out)
-    assert f"score {mean:.3f}, best of a row {best:.3f}" in printed
+    assert f"score {mean:.3f}, best of a prompt {best:.3f}" in printed
 
 
 def test_the_trainers_take_what_it_writes(tiny_model_dir):
@@ -164,7 +165,7 @@ def test_best_first_is_the_same_rows_in_another_order(tiny_model_dir, prompts):
         for column in ("completions", "ended"):
             assert best[column] == [row[column][i] for i in order]
         assert best["rewards"] == {name: [x[i] for i in order] for name, x in row["rewards"].items()}
-    with pytest.raises(ValueError, match="no reward to find the best by"):
+    with pytest.raises(ValueError, match="--reward_funcs or --reward_model_name_or_path"):
         best_of_n([*words, "--overwrite_output"])
 
 
@@ -327,7 +328,8 @@ def test_each_batch_has_samples_of_its_own(tiny_model_dir):
 
 # ------------------------------------------------------------------------------------------------------- interruptions
 
-BATCHES = {"generation_batch_size": 1, "num_generations": 2, "reward_funcs": "sample_rewards.length"}  # of 4 prompts
+BATCHES = {"generation_batch_size": 8, "num_generations": 2, "reward_funcs": "sample_rewards.length"}  # of 4 prompts
+BY_LENGTH = sorted(PROMPTS, key=len, reverse=True)  # the order in which they are generated
 
 
 def stop_at(monkeypatch, name, number, error):
@@ -348,14 +350,16 @@ def complete(tiny_model_dir, prompts, output="complete.jsonl"):
     return Path(output).read_bytes()
 
 
-# fsync: of the state at the start, then of rows and state for each batch; replace: of the state each time
+# fsync: of the state at the start, then of rows and state for each batch, then of state, sorted rows and state;
+# replace: of the state each time, and of the sorted rows
 @pytest.mark.parametrize(
-    ("name", "number"),
-    [("fsync", n) for n in range(2, 8)] + [("replace", n) for n in range(2, 5)],
-    ids=lambda value: str(value),
+    ("kind", "name", "number"),
+    [("Ctrl-C", "fsync", n) for n in range(2, 11)]
+    + [("Ctrl-C", "replace", n) for n in range(2, 8)]
+    + [("disk full", name, n) for name, n in (("fsync", 2), ("fsync", 5), ("fsync", 9), ("replace", 3))],
+    ids=str,
 )
-@pytest.mark.parametrize("kind", ["Ctrl-C", "disk full"])
-def test_resumed_equals_uninterrupted(tiny_model_dir, prompts, monkeypatch, capsys, name, number, kind):
+def test_resumed_equals_uninterrupted(tiny_model_dir, prompts, monkeypatch, capsys, kind, name, number):
     expected = complete(tiny_model_dir, prompts)
     error = KeyboardInterrupt() if kind == "Ctrl-C" else OSError(errno.ENOSPC, "No space left on device")
     with monkeypatch.context() as patch:
@@ -370,19 +374,45 @@ def test_resumed_equals_uninterrupted(tiny_model_dir, prompts, monkeypatch, caps
     printed = capsys.readouterr().err
     rows = read_rows()  # complete lines, whatever happened
     assert len(rows) in (0, 4, 8, 9)
-    assert (f"{len(rows)} complete rows" in printed) if rows else ("no row was written yet" in printed)
-    assert "The same command resumes there" in printed
+    assert (f"keeps {len(rows)} rows, {len(rows)} of 9" in printed) if rows else ("no row was written yet" in printed)
+    assert "To go on:\ntrl-ext sample --dataset_name prompts.jsonl" in printed
     assert sample(prompts, tiny_model_dir, **BATCHES) == 0
     assert Path("out.jsonl").read_bytes() == expected
     assert not list(Path().glob("*.part"))
+
+
+def test_the_command_that_goes_on_does_not_start_over(tiny_model_dir, prompts, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        stop_at(patch, "fsync", 4, KeyboardInterrupt())
+        sample(prompts, tiny_model_dir, **BATCHES, overwrite_output=True)
+    command = capsys.readouterr().err.strip().splitlines()[-1].split()
+    assert command[:2] == ["trl-ext", "sample"]
+    assert main(command[2:]) == 0
+    assert "resuming after 4 of 9 prompts" in capsys.readouterr().err
+    assert [row["prompt"] for row in read_rows()] == PROMPTS
+
+
+@pytest.mark.parametrize(("form", "settings"), [("pairs", {"pairing": "all"}), ("kto", {}), ("sft", {})])
+def test_rows_of_other_trainers_are_resumed_too(tiny_model_dir, prompts, monkeypatch, capsys, form, settings):
+    """They are those that `trl_ext.from_scored_rows` makes of the scored rows."""
+    settings = BATCHES | {"format": form, **settings}
+    sample(prompts, tiny_model_dir, "scored.jsonl", **BATCHES)
+    with monkeypatch.context() as patch:
+        stop_at(patch, "fsync", 6, KeyboardInterrupt())
+        assert sample(prompts, tiny_model_dir, **settings) == 130
+    assert sample(prompts, tiny_model_dir, **settings) == 0
+    chosen = {name: value for name, value in settings.items() if name == "pairing"}
+    assert read_rows() == from_scored_rows(read_rows("scored.jsonl"), form, **chosen).to_list()
+    with pytest.raises(ValueError, match="no reward"):
+        sample(prompts, tiny_model_dir, "none.jsonl", format="dpo")
 
 
 def test_a_batch_that_fails_leaves_the_others(tiny_model_dir, prompts, capsys):
     settings = BATCHES | {"reward_funcs": "sample_rewards.broken"}
     with pytest.raises(RewardError, match="'broken' raised RuntimeError: no music please"):
         sample(prompts, tiny_model_dir, **settings)
-    assert [row["prompt"] for row in read_rows()] == PROMPTS[:4]
-    assert "out.jsonl has 4 complete rows" in capsys.readouterr().err
+    assert [row["prompt"] for row in read_rows()] == BY_LENGTH[:4]
+    assert "out.jsonl keeps 4 rows, 4 of 9 prompts are done" in capsys.readouterr().err
 
 
 def interrupted(tiny_model_dir, prompts, monkeypatch, output="out.jsonl", number=4):
@@ -571,7 +601,7 @@ def test_values_that_json_does_not_know(tiny_model_dir):
         ({"output": "out.csv"}, "must end in .jsonl or .parquet"),
         ({"output": "folder.jsonl"}, "is a directory"),
         ({"output": "./prompts.jsonl"}, "output_file is the dataset itself"),
-        ({"model": None}, "there is nothing to sample"),
+        ({"model": None}, "--model_name_or_path or --dataset_completions: the models to sample from"),
         ({"model": "./nowhere"}, "Cannot load the model './nowhere'"),
         ({"model": "nobody/nothing"}, "Cannot load the model 'nobody/nothing'"),
         ({"reward_model_name_or_path": "./nowhere"}, "Unknown reward function './nowhere'"),
@@ -589,7 +619,7 @@ def test_bad_settings(tiny_model_dir, prompts, settings, message):
 def test_missing_settings(tiny_model_dir, prompts, missing):
     words = ["--model_name_or_path", tiny_model_dir, "--dataset_name", prompts, "--output_file", "out.jsonl"]
     place = words.index(missing)
-    with pytest.raises(ValueError, match=f"pass {missing}"):
+    with pytest.raises(ValueError, match=f"{missing}: the "):
         main(words[:place] + words[place + 2 :])
 
 

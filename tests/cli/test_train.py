@@ -5,9 +5,11 @@
 
 import dataclasses
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from trl_ext.cli import main as cli
 from trl_ext.cli import train as cli_train
@@ -16,6 +18,14 @@ from trl_ext.method import Method, discover
 
 
 NAME = "rrhf"  # a method that trains on rows with completions, as the tests below do
+
+
+def metrics(folder):
+    """The lines of the metrics file of a run, without its speed."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {name: value for name, value in line.items() if not name.endswith(("runtime", "second"))} for line in lines
+    ]
 
 
 class TestArguments:
@@ -30,7 +40,7 @@ class TestArguments:
         """A label may be a number, a name or one per reward; what is a mapping is JSON in a flag."""
         file = yaml_file(f"reward_head: {head}\nreward_server_kwargs: {{timeout: 5}}\nreward_batch_size: 8\n")
         parser = cli_train.make_parser(discover().methods[NAME].method)
-        flags = ["--config", file, "--output_dir", str(tmp_path)]
+        flags = ["--config", file, "--output_dir", str(tmp_path), "--model_name_or_path=m", "--dataset_name=d"]
         _, _, args, _ = parser.parse_args_and_config([*flags, "--reward_model_init_kwargs", '{"dtype": "bfloat16"}'])
         assert args.reward_head == (["POSITIVE", ""] if "[" in head else [head])
         assert args.reward_model_init_kwargs == {"dtype": "bfloat16"} and args.reward_batch_size == 8
@@ -135,17 +145,48 @@ class TestTrain:
         assert state["global_step"] == 4
         assert (tmp_path / "out" / "model.safetensors").is_file()
 
+    def test_the_run_that_config_yaml_repeats_from_another_folder(self, recipe, tmp_path, monkeypatch):
+        """The recipe names its rows beside it, a flag its folder; both runs log the same numbers."""
+        text = Path(recipe).read_text().replace(str(tmp_path / "rows.jsonl"), "rows.jsonl")
+        Path(recipe).write_text(f"{text}env: {{MY_API_KEY: not-for-files, MINE: '1'}}\n")
+        monkeypatch.setenv("MINE", "")
+        monkeypatch.setenv("MY_API_KEY", "")
+        monkeypatch.chdir(tmp_path)
+        words = ["--output_dir", "first", "--save_strategy", "no", "--eos_token", "<|im_end|>", "--hub-token", "hf_x"]
+        assert main([NAME, "--config", "config.yaml", *words]) == 0
+        written = tmp_path / "first" / "config.yaml"
+        assert yaml.safe_load(written.read_text()) == yaml.safe_load(text) | {
+            "env": {"MINE": "1"},
+            "dataset_name": str(tmp_path / "rows.jsonl"),
+            "output_dir": str(tmp_path / "first"),
+            "save_strategy": "no",
+            "learning_rate": 1e-3,
+            "eos_token": "<|im_end|>",
+            "seed": 42,
+        }
+        assert f"#   trl-ext {NAME} --config {written}" in written.read_text()
+        assert "not-for-files" not in written.read_text() and "hf_x" not in written.read_text()
+
+        before = metrics(tmp_path / "first")
+        monkeypatch.chdir("/")
+        assert main([NAME, "--config", str(written)]) == 0
+        assert metrics(tmp_path / "first") == before and len(before) == 5
+
     def test_goes_on_from_the_newest_checkpoint(self, recipe, tmp_path):
         assert main([NAME, "--config", recipe, "--max_steps", "2"]) == 0
         assert main([NAME, "--config", recipe, "--resume_from_checkpoint", "true"]) == 0
         state = json.loads((tmp_path / "out" / "checkpoint-4" / "trainer_state.json").read_text())
         steps = [entry["step"] for entry in state["log_history"] if "loss" in entry]
         assert steps == [1, 2, 3, 4]
+        assert [line["step"] for line in metrics(tmp_path / "out")] == [1, 2, 3, 4, 4]  # the last is the summary
+        assert "resume_from_checkpoint" not in (tmp_path / "out" / "config.yaml").read_text()
 
     def test_adapter_and_dtype(self, recipe, tmp_path):
         assert main([NAME, "--config", recipe, "--use_peft", "--lora_r", "4", "--dtype", "auto"]) == 0
         adapter = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
-        assert adapter["r"] == 4
+        targets = {name.rpartition(".")[2] for name in adapter["target_modules"]}
+        assert adapter["r"] == 4 and len(targets) == 7  # all linear layers
+        assert "An adapter for" in (tmp_path / "out" / "README.md").read_text()
 
     @pytest.mark.parametrize(
         ("words", "message"),
@@ -154,8 +195,6 @@ class TestTrain:
             (["--dataset_name", "/no/file.jsonl"], "/no/file.jsonl"),
             (["--model_name_or_path", "/no/model"], "/no/model"),
             (["--eval_strategy", "steps", "--eval_steps", "1"], "has no split 'test', only train"),
-            (["--dataset_name="], "set dataset_name"),
-            (["--model_name_or_path="], "set model_name_or_path"),
             (["--temperature", "-1"], "temperature"),
             (["--output_dir", __file__], "`output_dir`"),
         ],

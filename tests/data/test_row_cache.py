@@ -4,8 +4,11 @@
 """Cached rows are used again by the same code, tokenizer and settings, and by no others."""
 
 import ast
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import dill
 import pytest
 from conftest import make_tokenizer
 from datasets import Dataset, load_dataset
@@ -65,6 +68,27 @@ def test_another_version_does_not(dataset: Dataset, monkeypatch: pytest.MonkeyPa
     third = files(dataset)
     assert not set(first) & set(second)
     assert not set(first) & set(third)
+
+
+def test_a_function_is_hashed_without_the_code_that_it_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`dill` reads the code of a function inside another, and all that it calls, which takes longer than the rows."""
+    dataset = Dataset.from_list(ROWS)
+    read: list[str] = []
+    globalvars = dill.detect.globalvars
+
+    def reading(function: Any, *args: Any, **kwargs: Any) -> Any:
+        read.append(getattr(function, "__qualname__", ""))
+        return globalvars(function, *args, **kwargs)
+
+    monkeypatch.setattr(dill.detect, "globalvars", reading)
+    prepare_dataset(dataset, make_tokenizer(), name="train", max_length=20)
+    assert not read
+    dataset.map(lambda row: row)
+    assert read
+
+
+def test_the_source_of_a_partial_is_that_of_its_function() -> None:
+    assert row_cache._source(partial(prepare_dataset, name="train")) == row_cache._source(prepare_dataset) != ""
 
 
 def test_the_digest_is_that_of_the_files(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from trl_ext.decoding.token_sampling import next_token_probabilities, sample_col
 from trl_ext.generation.generate import generate
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.models.properties import cache_name
+from trl_ext.progress import Progress
 
 
 MOST_LIKELY = {"num_generations": 1, "top_k": 1}  # our own sampling and cache, with only one possible result
@@ -251,13 +252,14 @@ def test_an_adapter_whose_forward_accelerate_wraps(tiny_tokenizer):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 5, 8, 100])
-def test_number_and_order_of_completions_for_any_batch_size(tiny_model, tiny_tokenizer, batch_size):
+def test_number_and_order_of_completions_for_any_batch_size(tiny_model, tiny_tokenizer, batch_size, monkeypatch):
     steps = []
+    monkeypatch.setattr(Progress, "advance", lambda self, prompts: steps.append(prompts))
     settings = GenerationSettings(num_generations=4, max_completion_length=3, top_k=1)
-    found = generate(tiny_model, tiny_tokenizer, PROMPTS, settings, batch_size=batch_size, progress=steps.append)
+    found = generate(tiny_model, tiny_tokenizer, PROMPTS, settings, batch_size=batch_size)
     assert [[c.ids for c in row] for row in found] == [[greedy_loop(tiny_model, p, 3)] * 4 for p in PROMPTS]
     assert sum(steps) == len(PROMPTS)
-    assert len(steps) == math.ceil(len(PROMPTS) / max(1, batch_size // 4))
+    assert len(steps) == math.ceil(len(PROMPTS) / max(1, batch_size // 4)) * math.ceil(4 / batch_size)
 
 
 def test_prompts_are_sorted_by_length(tiny_model, tiny_tokenizer, monkeypatch):

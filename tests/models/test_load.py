@@ -18,11 +18,10 @@ from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 from trl import ModelConfig
 
 import trl_ext.models.load as models
-from trl_ext.models.adapters import is_factor, wrap_with_peft
+from trl_ext.models.adapters import is_factor, peft_config_from, wrap_with_peft
 from trl_ext.models.load import (
     adapter_base,
     adapter_disabled,
-    default_device,
     freeze,
     load_model,
     quantization_config_from,
@@ -31,7 +30,6 @@ from trl_ext.models.load import (
 from trl_ext.models.properties import base_of, is_peft_model, is_quantized
 from trl_ext.models.tokenizers import load_tokenizer
 from trl_ext.rewards.functions import load_rewards
-from trl_ext.seeds import fork_rng
 from trl_ext.training.config import ExtConfig
 from trl_ext.training.model_loading import load_policy
 
@@ -450,6 +448,28 @@ def test_peft_config_of_another_type():
         wrap_with_peft(make_model(64), LORA)
 
 
+@pytest.mark.parametrize(
+    ("flags", "targets"),
+    [
+        ({}, "all-linear"),
+        ({"lora_target_modules": ["q_proj"]}, {"q_proj"}),
+        ({"lora_target_modules": ["q_proj", "v_proj"]}, {"q_proj", "v_proj"}),
+        ({"lora_target_modules": [r".*layers\.0.*_proj"]}, r".*layers\.0.*_proj"),
+        ({"lora_target_parameters": ["experts.down_proj"]}, None),
+    ],
+)
+def test_the_layers_that_the_flags_of_an_adapter_ask_for(flags, targets):
+    assert peft_config_from(ModelConfig(use_peft=True, **flags)).target_modules == targets
+
+
+def test_the_adapter_of_the_command_is_on_all_linear_layers_but_the_head():
+    """The seven projections of a Llama layer; PEFT's own choice is two of them."""
+    model = wrap_with_peft(make_model(64), peft_config_from(ModelConfig(use_peft=True)))
+    adapted = {name.split(".")[-4] for name, _ in model.named_parameters() if "lora_A" in name}
+    assert adapted == {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
+    assert peft_config_from(ModelConfig()) is None
+
+
 @pytest.mark.parametrize("wrap", [wrap_with_peft, lambda m, c: wrap_with_peft(get_peft_model(m, c), None)])
 def test_an_adapter_on_the_head_is_refused(wrap):
     with pytest.raises(ValueError, match="targets the output head"):
@@ -534,24 +554,3 @@ def test_freeze():
     assert freeze(model) is model
     assert not model.training
     assert not any(p.requires_grad for p in model.parameters())
-
-
-def test_default_device(monkeypatch):
-    monkeypatch.setattr(torch._C, "_accelerator_getAccelerator", lambda: None)
-    assert default_device() == torch.device("cpu")
-    monkeypatch.setattr(torch._C, "_accelerator_getAccelerator", lambda: torch.device("cuda"))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert default_device() == torch.device("cuda")
-
-
-def test_torch_compiled_for_an_accelerator_that_is_missing(monkeypatch):
-    """torch from PyPI is compiled for CUDA on Linux, and names `cuda` without a GPU unless it is to check."""
-    monkeypatch.setattr(torch._C, "_accelerator_getAccelerator", lambda: torch.device("cuda"))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert torch.accelerator.current_accelerator() == torch.device("cuda")
-    assert default_device() == torch.device("cpu")
-    expected = torch.manual_seed(3) and torch.rand(2)
-    before = torch.get_rng_state()
-    with fork_rng(3):
-        torch.testing.assert_close(torch.rand(2), expected)
-    assert torch.equal(torch.get_rng_state(), before)

@@ -1,16 +1,22 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Launches that silently set up something else are errors. For sharded models, see each test_distributed.py."""
+"""
+Launches that silently set up something else are errors; what a model is like while it generates.
 
+For sharded models, see tests/test_two_processes.py.
+"""
+
+import warnings
 from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from conftest import make_model
 
-from trl_ext.models.sharding import check_launch, is_sharded
+from trl_ext.models.sharding import check_launch, gathered, is_sharded
 
 
 def trainer(kind=DistributedType.NO, processes=1, *, fsdp=0, n_gpu=0, **args):
@@ -71,3 +77,18 @@ def test_is_sharded():
     next(model.parameters()).ds_id = 0  # as ZeRO-3 marks sharded parameters
     assert is_sharded(model)
     assert not is_sharded(torch.nn.Identity())
+
+
+@pytest.mark.parametrize("gather", [True, False])
+def test_checkpointing_is_off_while_a_model_generates_and_as_before_afterwards(gather):
+    """transformers' methods for it warn since 5.24: no warning is caused."""
+    model, accelerator = make_model(16), Accelerator(cpu=True)
+    layers = model.model.layers
+    layers[0].gradient_checkpointing = True  # every second layer, say
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(KeyError), gathered(model, accelerator, gather=gather) as unwrapped:
+            assert unwrapped is model
+            assert not any(layer.gradient_checkpointing for layer in layers)
+            raise KeyError
+    assert [layer.gradient_checkpointing for layer in layers] == [True] + [False] * (len(layers) - 1)

@@ -18,7 +18,7 @@ from conftest import make_model, make_tokenizer
 from tiny_trainers import make_trainer
 
 from trl_ext.data.completion import Completion
-from trl_ext.rewards import scoring
+from trl_ext.progress import Progress, shown
 from trl_ext.rewards.classifiers import ClassifierReward
 from trl_ext.rewards.functions import Reward, RewardError, check_reward_prompts, load_rewards
 from trl_ext.rewards.kept_scores import KeptScores
@@ -213,18 +213,23 @@ def test_async_functions_share_one_loop_and_run_side_by_side():
     assert len(loops) == 4 and len(set(map(id, loops))) == 1
 
 
-def test_a_long_scoring_shows_its_progress(monkeypatch, capsys):
-    """Long is every one here; a short one shows nothing."""
-    scores([reward([1.0, 2.0])])
-    assert "scoring" not in capsys.readouterr().err
-    monkeypatch.setattr(scoring, "_SECONDS_WITHOUT_BAR", 0)
-    monkeypatch.setattr(scoring, "_SECONDS_BETWEEN_LINES", 0)
+def test_a_scoring_is_a_phase_of_its_completions(monkeypatch):
+    """Of an async function too, which runs in another thread, where `disable_tqdm` counts as well."""
+    phases = []
+    monkeypatch.setattr(Progress, "start", lambda self: phases.append(self))
+
+    async def waited(completions, **_):
+        return [0.0] * len(completions)
+
     rows = [{"prompt": prompt} for prompt in PLAIN["prompts"]]
     groups = [[completion] for completion in completions_of(PLAIN["completions"])]
-    score_completions(rows, groups, [Reward("length", length, batch_size=1)])
-    assert "scoring by length" in (shown := capsys.readouterr().err) and "1/2" in shown
-    score_completions(rows, groups, [Reward("length", length)], progress=False)
-    assert "scoring" not in capsys.readouterr().err
+    with shown(False):
+        score_completions(rows, groups, [Reward("length", length, batch_size=1), Reward("waited", waited)])
+    assert {phase.label: (phase.done, phase.total, phase.unit) for phase in phases} == {
+        "scoring by length": (2, 2, "completions"),
+        "scoring by waited": (2, 2, "completions"),
+    }
+    assert not any(phase._shown for phase in phases)
 
 
 def test_what_was_scored_is_kept_if_a_later_call_fails(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from trl import DPOConfig, GRPOConfig
 
-from trl_ext import PSLEConfig
+from trl_ext import PSLEConfig, devices
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.method import discover
 from trl_ext.rewards.settings import RewardSettings
@@ -31,7 +31,7 @@ def config(tmp_path, **changes):
 
 
 def test_the_cpu_is_chosen_where_there_is_nothing_else(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(devices, "accelerator", lambda: None)
     args = config(tmp_path)
     assert args.use_cpu
     assert args.bf16 is False

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Placement of a frozen model. Generation with a sharded one: see each method's test_distributed.py."""
+"""Placement of a frozen model. Generation with a sharded one: see tests/test_two_processes.py."""
 
 from types import SimpleNamespace
 

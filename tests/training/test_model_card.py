@@ -1,8 +1,9 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Model cards of all trainers: their metadata, and code that runs as it is written there."""
+"""What a run of each trainer leaves behind; its model card has metadata, and code that runs as it is written there."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -24,31 +25,33 @@ from trl_ext import (
     VASConfig,
     VASTrainer,
 )
-from trl_ext.training.model_card import dataset_name, link, quoted
+from trl_ext.cards import link, published, quoted
+from trl_ext.training.model_card import dataset_name
 
 
 ROWS = [{"prompt": "the film", "completions": [" was good", " was bad"], "scores": [1.0, 0.0]}] * 2
 PROMPTS = [{"prompt": "the film"}] * 2
+SETTINGS = {"report_to": "none", "save_strategy": "no", "max_steps": 1, "learning_rate": 1e-3}
 LORA = {"r": 4, "target_modules": ["q_proj"]}
 
 
 def rrhf(model: Any, **kwargs: Any) -> Any:
-    return RRHFTrainer(model, args=RRHFConfig("out", report_to="none"), train_dataset=rows(), **kwargs)
+    return RRHFTrainer(model, args=RRHFConfig("out", **SETTINGS), train_dataset=rows(), **kwargs)
 
 
 def psle(model: Any, **kwargs: Any) -> Any:
-    args = PSLEConfig("out", report_to="none", max_completion_length=2, principles=["Be kind."])
+    args = PSLEConfig("out", **SETTINGS, max_completion_length=2, principles=["Be kind."])
     return PSLETrainer(model, letter_reward, args, Dataset.from_list(PROMPTS), **kwargs)
 
 
 def vas(model: Any, **kwargs: Any) -> Any:
     if "peft_config" not in kwargs:
         kwargs["value_model"] = model
-    return VASTrainer(model, args=VASConfig("out", report_to="none"), train_dataset=rows(), **kwargs)
+    return VASTrainer(model, args=VASConfig("out", **SETTINGS), train_dataset=rows(), **kwargs)
 
 
 def proxy(model: Any, **kwargs: Any) -> Any:
-    args = ProxyRLHFConfig("out", report_to="none", max_completion_length=2)
+    args = ProxyRLHFConfig("out", **SETTINGS, max_completion_length=2)
     return ProxyRLHFTrainer(model, letter_reward, args, Dataset.from_list(PROMPTS), **kwargs)
 
 
@@ -87,8 +90,8 @@ def parts(card: str) -> tuple[dict[str, Any], str, str]:
 def test_the_code_of_a_card_runs(folder: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     make, kwargs = TRAINERS[name]
     trainer = make("models/lm", **kwargs)
+    trainer.train()
     trainer.save_model()
-    trainer.create_model_card()
     metadata, text, code = parts((folder / "out" / "README.md").read_text())
     capsys.readouterr()
     exec(compile(re.sub(r"max_new_tokens=\d+", "max_new_tokens=3", code), "README.md", "exec"), {})
@@ -98,7 +101,17 @@ def test_the_code_of_a_card_runs(folder: Path, name: str, capsys: pytest.Capture
     guides = name.startswith(("vas", "proxy"))
     assert metadata["library_name"] == ("trl-ext" if guides else "peft" if "lora" in name else "transformers")
     assert ("It writes no text itself" in text) == guides
-    assert trainer._paper["id"] in text and "vonwerra2020trl" in text and "- trl-ext: " in text
+    assert trainer._paper["id"] in text and "vonwerra2020trl" in text
+    assert all(each in text for each in ("- trl-ext: ", "- peft: ", "learning_rate: 0.001", "| `train_loss` | "))
+    assert ("`letter_reward` (weight 1)" in text) == name.startswith(("psle", "proxy"))
+    assert re.search(r"2 rows with `prompt`", text) and str(folder) not in text.replace(code, "")
+
+    settings = yaml.safe_load((folder / "out" / "config.yaml").read_text())
+    assert settings["model_name_or_path"] == str(folder / "models" / "lm")
+    assert settings["output_dir"] == str(folder / "out") and settings["max_steps"] == 1 and settings["seed"] == 42
+    assert settings.get("use_peft", False) == ("lora" in name)
+    lines = [json.loads(line) for line in (folder / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert lines == trainer.state.log_history and "train_loss" in lines[-1]
 
 
 @pytest.mark.parametrize("name", ["rrhf", "vas", "proxy"])
@@ -124,6 +137,10 @@ def test_paths_of_this_machine_are_not_published(folder: Path) -> None:
     assert quoted("models/lm", published=False) == "'models/lm'"
     assert link(str(folder / "models" / "lm")) == "the model `lm`"
     assert link("") == "a language model"
+    assert published({"path": ["/home/me/data.jsonl", "org/name"]}) == {"path": ["path/to/data.jsonl", "org/name"]}
+    assert published("f is imported from /home/me/work: see https://a.b/c/d.") == (
+        "f is imported from path/to/work: see https://a.b/c/d."
+    )
 
 
 def test_the_dataset_is_known_from_where_it_was_loaded() -> None:

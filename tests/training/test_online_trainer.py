@@ -12,7 +12,9 @@ import pytest
 from conftest import letter_reward
 from tiny_trainers import PROMPTS, make_trainer
 
+from trl_ext import RRHFConfig
 from trl_ext.rewards.functions import RewardError
+from trl_ext.training import online_trainer
 
 
 ONLINE = ["rrhf", "psle", "vas"]
@@ -121,3 +123,20 @@ def test_dropped_rows_are_those_of_the_training_dataset(tmp_path: Path, method: 
         method, tmp_path, [*PROMPTS[:2], long], eval_rows=[*PROMPTS[:2], long, long], max_length=6, eval_strategy="no"
     )
     assert run._totals()["dropped_rows"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "rate", "warned"),
+    [("LORA", 2e-5, True), ("LORA", 2e-4, False), ("IA3", 2e-5, False), (None, 2e-5, False)],
+)
+def test_lora_at_a_learning_rate_for_all_weights_is_reported(
+    monkeypatch: pytest.MonkeyPatch, kind: str | None, rate: float, warned: bool
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(online_trainer.logger, "warning", said.append)
+    monkeypatch.setattr(online_trainer, "is_peft_model", lambda model: kind is not None)
+    adapter = SimpleNamespace(peft_type=SimpleNamespace(value=kind))
+    online_trainer._check_learning_rate(
+        SimpleNamespace(active_peft_config=adapter), RRHFConfig("out", learning_rate=rate)
+    )
+    assert [line for line in said if "set it to 0.0002" in line] == said and bool(said) == warned

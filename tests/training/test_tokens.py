@@ -33,7 +33,7 @@ def sample(tokenizer, prompts):
     """Rows as `trl-ext sample` writes them and reads them back, and the ids that `generate` returns for them."""
     model = make_model(len(tokenizer))
     sampler = DatasetSampler([model_policy(model, tokenizer)], SETTINGS, load_rewards([letter_reward]), seed=1)
-    rows = sampler([{"prompt": prompt} for prompt in prompts], 0).rows
+    rows = sampler([{"prompt": prompt} for prompt in prompts], range(len(prompts))).rows
     with seeded(1, 0, 0):
         groups = generate(model, tokenizer, [encode_prompt(tokenizer, prompt) for prompt in prompts], SETTINGS)
     return json.loads(json.dumps(rows)), [[completion.ids for completion in group] for group in groups]

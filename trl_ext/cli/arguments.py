@@ -14,9 +14,10 @@ from trl_ext.data.chat_template import use_chat_template
 from trl_ext.data.dataset_settings import COLUMNS, DATASET_FORMAT
 from trl_ext.data.load import FILE_TYPES_TEXT
 from trl_ext.data.resumable_file import ResumableFile, rows_fingerprint, weights_fingerprint
+from trl_ext.devices import default_device
 from trl_ext.generation_settings import GenerationSettings, setting
 from trl_ext.inference.policy import Policy
-from trl_ext.models.load import default_device, load_model, quantization_config_from
+from trl_ext.models.load import load_model, quantization_config_from
 from trl_ext.models.properties import is_quantized
 from trl_ext.models.tokenizers import load_tokenizer, use_eos_token
 from trl_ext.validation import as_mapping, check_at_least

@@ -2,13 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-`trl-ext convert`: a dataset in any known form as a file of the row schema, and what it was recognised as.
+`trl-ext convert`: a dataset in any known form as a file of the row schema or of another trainer's rows.
 
     trl-ext convert --dataset_name berkeley-nest/Nectar --output_file nectar.parquet
     trl-ext convert --dataset_name mine.jsonl --columns prompt=question,completions=candidates,scores=ratings
+    trl-ext convert --dataset_name scored.jsonl --format dpo --min_margin 0.5 --output_file pairs.jsonl
 
 Trainers and commands read the same forms themselves. The command shows what they would read: it prints three rows, and
-writes all of them if there is an `output_file`.
+writes all of them if there is an `output_file`. `format` makes rows for TRL's trainers of scored completions, as
+`trl-ext sample --format` does.
 """
 
 import json
@@ -19,6 +21,7 @@ from typing import Any
 from datasets import Dataset
 
 from trl_ext.atomic_files import replacing
+from trl_ext.data.exports import EXPORTS, ExportSettings, describe_export, export_rows
 from trl_ext.data.load import load_dataset, short_name
 from trl_ext.data.scored_rows import recognise, to_scored_rows
 from trl_ext.validation import check_at_least
@@ -31,7 +34,7 @@ _SHOWN, _WIDTH = 3, 400  # rows that are printed, and letters of each of their v
 
 
 @dataclass
-class ConvertArguments(DatasetArguments):
+class ConvertArguments(ExportSettings, DatasetArguments):
     """What to convert, and where to write it."""
 
     dataset_train_split: str = field(default="train", metadata={"help": "Split to convert."})
@@ -41,9 +44,8 @@ class ConvertArguments(DatasetArguments):
     overwrite_output: bool = field(default=False, metadata={"help": "Whether to replace the file if it exists."})
 
     def __post_init__(self) -> None:
-        if self.dataset_name is None:
-            raise ValueError("there is nothing to convert: pass --dataset_name.")
         check_at_least("max_num_prompts", self.max_num_prompts, 0)
+        self.check_export()
         if self.output_file is None:
             return
         path = Path(self.output_file).expanduser()
@@ -64,6 +66,12 @@ def run(args: ConvertArguments) -> int:
     dataset, shown = load_dataset(name, args.dataset_config, args.dataset_train_split), short_name(name)
     dataset, found = recognise(dataset, shown, columns=args.columns, dataset_format=args.dataset_format)
     rows: Any = to_scored_rows(dataset, shown, dataset_format=found.name, limit=args.max_num_prompts)
+    contents = f"{len(rows)} rows with {_contents(rows[0])}"
+    if args.format != "scored":
+        made, counts = export_rows(rows, args)
+        rows = Dataset.from_list(made)
+        made_of = f"{len(rows)} rows for {EXPORTS[args.format].trainers}"
+        contents = ", ".join(filter(None, [f"{contents}\n{made_of}", describe_export(counts)]))
     for row in rows.select(range(min(_SHOWN, len(rows)))):
         print(
             json.dumps(
@@ -71,7 +79,7 @@ def run(args: ConvertArguments) -> int:
             )
         )
     print(f"read as `{found.name}`: {found.found_in}")
-    print(f"{len(rows)} rows with {_contents(rows[0])}")
+    print(contents)
     if args.output_file is not None:
         _write(rows, Path(args.output_file).expanduser())
         print(f"wrote {args.output_file}")
@@ -107,7 +115,8 @@ def make_parser(prog: str = "trl-ext convert") -> Parser:
     return Parser(
         [ConvertArguments],
         prog=prog,
-        description="Convert a dataset in any known form to the rows that training takes, and show three of them.",
+        description="Convert a dataset in any known form to the rows that training takes, or to those of TRL's "
+        "trainers, and show three of them.",
         epilog="The forms are listed in docs/dataset_formats.md.",
     )
 

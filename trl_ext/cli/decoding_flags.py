@@ -5,7 +5,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from trl_ext.inference.policy import Decoding
@@ -54,33 +54,29 @@ def _check_class(cls: type, taken: dict[str, str]) -> None:
             raise ValueError(f"its field `{field.name}` has no default")
 
 
-def active_decodings(decodings: Iterable[Any]) -> list[Decoding]:
+def active_decodings(decodings: Iterable[Any], given: Collection[str]) -> list[Decoding]:
     """
     The decodings that the user has set, checked.
 
+    Args:
+        decodings (`Iterable[Decoding]`): One of each class, from the flags.
+        given (`Collection[str]`): Names of the flags that were given, also with their default value.
+
     Raises:
-        `ValueError`: A decoding rejects its settings, or has settings although its main field is not set.
+        `ValueError`: A decoding rejects its settings, or a flag was given without one that it needs.
     """
     active = []
     for decoding in decodings:
+        names = [field.name for field in dataclasses.fields(decoding)]
+        for name in names[1:]:
+            needed = getattr(decoding, "needs", {}).get(name, names[:1])
+            missing = [each for each in needed if not getattr(decoding, each)]
+            if name in given and missing:
+                raise ValueError(f"`{name}` has no effect without `{missing[0]}`: set that too, or remove it.")
         if decoding.active:
             decoding.check()
             active.append(decoding)
-        elif changed := _changed_fields(decoding):
-            main = dataclasses.fields(decoding)[0].name
-            raise ValueError(f"`{changed[0]}` has no effect without `{main}`: set that too, or remove it.")
     return active
-
-
-def _changed_fields(decoding: Any) -> list[str]:
-    """Fields that differ from their defaults; `repr` is compared too, as NaN is not equal to NaN."""
-    untouched = type(decoding)()
-    changed = []
-    for field in dataclasses.fields(decoding):
-        value, default = getattr(decoding, field.name), getattr(untouched, field.name)
-        if value != default and repr(value) != repr(default):
-            changed.append(field.name)
-    return changed
 
 
 def settings_of(decodings: Iterable[Decoding]) -> dict[str, Any]:

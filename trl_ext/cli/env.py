@@ -50,6 +50,7 @@ def environment() -> dict[str, str]:
     facts["git commit"] = _commit()
     facts["accelerator"], facts["accelerator memory"] = _accelerator()
     facts["cores"] = str(os.cpu_count() or "unknown")
+    facts["processor"] = _processor()
     facts["memory"] = _memory()
     facts["accelerate config"] = _accelerate_config()
     facts["launcher"] = " ".join(f"{name}={os.environ[name]}" for name in _VARIABLES if name in os.environ) or "-"
@@ -88,23 +89,27 @@ def _commit() -> str:
 def _accelerator() -> tuple[str, str]:
     """The accelerators and their memory."""
     try:
-        import torch
+        from trl_ext.devices import accelerators, cuda_version
     except ImportError as error:  # the report may be about a broken torch
         return f"unknown: {error}", "unknown"
-    if not torch.accelerator.is_available():
+    found = accelerators()
+    if not found:
         return "none (CPU)", "-"
-    kind = torch.accelerator.current_accelerator(check_available=True)
-    assert kind is not None
-    module, indices = getattr(torch, kind.type), range(torch.accelerator.device_count())
-    names, memory = str(kind), "unknown"
-    if hasattr(module, "get_device_name"):
-        different = sorted({module.get_device_name(index) for index in indices})
-        runtime = f" (CUDA {torch.version.cuda})" if torch.version.cuda else ""
-        names = f"{len(indices)} x {', '.join(different)}{runtime}"
-    if hasattr(module, "mem_get_info"):
-        pairs = [module.mem_get_info(index) for index in indices]
-        memory = ", ".join(f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free" for free, total in pairs)
-    return names, memory
+    names = ", ".join(sorted({each.name for each in found}))
+    runtime = f" (CUDA {cuda_version()})" if cuda_version() else ""
+    memory = [f"{each.free / 2**30:.1f} of {each.total / 2**30:.1f} GiB free" for each in found if each.total]
+    return f"{len(found)} x {names}{runtime}", ", ".join(memory) or "unknown"
+
+
+def _processor() -> str:
+    """The vector instructions that torch uses, and the half-precision dtypes that the processor computes fast in."""
+    try:
+        from trl_ext.devices import HALF_PRECISION, processor_computes, vector_instructions
+
+        fast = [str(dtype).removeprefix("torch.") for dtype in HALF_PRECISION if processor_computes(dtype)]
+    except ImportError as error:
+        return f"unknown: {error}"
+    return f"{vector_instructions()}, fast in {', '.join(['float32', *fast])}"
 
 
 def _memory() -> str:

@@ -1,12 +1,16 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Prints errors that a user can correct as one line, and lets bugs keep their traceback."""
+"""Prints errors that a user can correct in one form, and lets bugs keep their traceback."""
 
 import os
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable
+
+from trl_ext.validation import SettingErrors
 
 
 _PACKAGE = os.path.dirname(os.path.dirname(__file__))
@@ -14,7 +18,8 @@ _PACKAGE = os.path.dirname(os.path.dirname(__file__))
 
 def guarded(prog: str, run: Callable[[], int]) -> int:
     """
-    Run a command. Errors that a user can correct become one line on stderr, unless `TRL_EXT_DEBUG` is set.
+    Run a command. Errors that a user can correct become one line on stderr, or a line for each of several settings,
+    unless `TRL_EXT_DEBUG` is set.
 
     Other exceptions are bugs, of this package or of a library, and are raised with their traceback.
 
@@ -46,10 +51,22 @@ def guarded(prog: str, run: Callable[[], int]) -> int:
             # process prints, unless the error occurs in this one alone.
             time.sleep(3)
             prog = f"{prog} (process {rank})"
-        message = " ".join(str(error).split()) or type(error).__name__
-        hint = "" if _is_ours(error) else " (TRL_EXT_DEBUG=1 shows the traceback)"
-        print(f"{prog}: error: {message}{hint}", file=sys.stderr)
+        print(_shown(f"{prog}: error: ", error), file=sys.stderr)
         return 2
+
+
+def _shown(start: str, error: BaseException) -> str:
+    """The error as it is printed: in a terminal, lines end between words."""
+    if isinstance(error, SettingErrors):
+        lines = f"{start}{error}".splitlines()
+    else:
+        hint = "" if _is_ours(error) else " (TRL_EXT_DEBUG=1 shows the traceback)"
+        lines = [start + (" ".join(str(error).split()) or type(error).__name__) + hint]
+    if not sys.stderr.isatty():
+        return "\n".join(lines)
+    width = max(40, shutil.get_terminal_size().columns)
+    wrap = textwrap.TextWrapper(width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    return "\n".join(wrap.fill(line) for line in lines)
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -8,41 +8,51 @@
         --reward_funcs R1 R2 --output_file out.json
     trl-ext evaluate --model_name_or_path M --best_of_n 4 16 64 --dataset_name prompts.jsonl --reward_funcs R \\
         --frontier_file frontier.png
+    trl-ext evaluate --from out.json --reward_funcs R3 --output_file again.json
 
 Guidance is measured as well, on the base model: best-of-n, and the decodings that installed methods declare, whose
 flags are among those of the command (`trl-ext evaluate --help`). If such flags name a server, its model is measured
 too; it has no KL, and a perplexity only under a model that is named.
 
-The file is JSON and has three keys. `settings`: every setting, the number of prompts, versions. `models`: one object
-per model, the base first, with `model` (its name), `reward/<name>`, `kl`, `perplexity`, `distinct_2`,
-`completion_length` and `ended`, each with its standard error under `<key>_se` (`null` if it was not measured),
-`generation_seconds` (wall time of generating the completions) and `notes` on what is missing and why; best-of-n has
-`kl_bound` if its KL is not measured; a model with one of several settings has its `series` and its `extras` (the
-setting); a model that failed has `model` and `error`. `completions`: for the first prompts, each model's completion
-and rewards. The file is replaced atomically after every model.
+The last line scores the completions of an evaluation again with other rewards (`rescore`).
+
+The file is JSON. `settings`: every setting, the number of prompts, versions. `comparison`: what another evaluation
+has to have in common with this one to be joined by `trl-ext frontier`. `models`: one object per model, the base first,
+with `model` (its name), `reward/<name>`, `kl`, `perplexity`, `distinct_2`, `completion_length` and `ended`, each with
+its standard error under `<key>_se` (`null` if it was not measured), `difference/<name>` (the reward minus the base's,
+paired by prompt), `generation_seconds` (wall time of generating the completions) and `notes` on what is missing and
+why; best-of-n has `kl_bound` if its KL is not measured; a model with one of several settings has its `series` and its
+`extras` (the setting); a model that failed has `model` and `error`. `completions`: for the first prompts, each model's
+completion and rewards. A Parquet file beside it (`out.parquet`) has every completion; `evaluation/completions.py` has
+its columns. Both files are replaced atomically after every model.
 """
 
 import gc
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
-
-import torch
 
 from trl_ext.data.chat_template import with_template_kwargs
 from trl_ext.data.prompts import load_prompts
+from trl_ext.data.resumable_file import rows_fingerprint, weights_fingerprint
 from trl_ext.data.schema import is_conversational
-from trl_ext.evaluation.evaluate import untruncated
+from trl_ext.devices import default_device, empty_cache
+from trl_ext.evaluation.completions import completions_file, read_evaluations
+from trl_ext.evaluation.evaluate import measure_rewards
+from trl_ext.evaluation.files import check_writable
 from trl_ext.evaluation.frontier import check_frontier, frontier, write_frontier
-from trl_ext.evaluation.report import Report, check_writable
+from trl_ext.evaluation.report import DESCRIPTION, Report
 from trl_ext.generation_settings import setting
 from trl_ext.inference.best_of_n import best_of_n_policies
 from trl_ext.inference.policy import Decoding, Policy, served_at_once
-from trl_ext.models.load import adapter_base, default_device
+from trl_ext.models.load import adapter_base
+from trl_ext.progress import duration, titled
 from trl_ext.rewards.functions import Reward, check_reward_columns, check_reward_prompts, load_rewards
 from trl_ext.rewards.scoring import check_reward_weights
 from trl_ext.rewards.settings import RewardSettings
@@ -51,7 +61,6 @@ from .arguments import LoadingArguments, PromptArguments, RewardArguments, Sampl
 from .decoding_flags import active_decodings, decoding_classes, settings_of
 from .models import Models
 from .parser import Parser
-from .progress import Progress, progress_bar
 
 
 logger = logging.getLogger(__name__)
@@ -96,7 +105,21 @@ class EvaluateArguments(PromptArguments, RewardArguments, RewardSettings, Sampli
     )
     seed: int = field(default=42, metadata={"help": "Seed of the sampling, the same for every model."})
     num_completions_to_print: int = field(default=4, metadata={"help": "Prompts whose completions are printed."})
-    output_file: str | None = field(default=None, metadata={"help": "JSON file for the results. It is replaced."})
+    output_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "JSON file for the results. A Parquet file beside it has every completion with its rewards and "
+            "log-probabilities. Both are replaced."
+        },
+    )
+    from_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "JSON file of an evaluation (also `--from`): its completions are scored again with the rewards of "
+            "this command. Nothing is generated, and no model but reward models is loaded.",
+            "aliases": ["--from"],
+        },
+    )
     frontier_file: str | None = field(
         default=None,
         metadata={"help": "Plot of reward over KL (.png, .svg or .pdf); its points go to a JSON file next to it."},
@@ -104,8 +127,10 @@ class EvaluateArguments(PromptArguments, RewardArguments, RewardSettings, Sampli
 
     def __post_init__(self) -> None:
         self.model_name_or_path = list(dict.fromkeys(self.model_name_or_path))
-        if self.dataset_name is None:
+        if self.dataset_name is None and self.from_file is None:
             raise ValueError("there are no prompts to measure on: pass --dataset_name")
+        if self.output_file is not None and completions_file(self.output_file) == Path(self.output_file):
+            raise ValueError(f"`output_file` is a JSON file, with a .parquet file beside it; got {self.output_file!r}")
         self.check_counts(max_num_prompts=0, generation_batch_size=0, num_completions_to_print=0)
         if min(self.best_of_n or [1]) < 1:
             raise ValueError(f"`best_of_n` must be at least 1, got {min(self.best_of_n or [])}")
@@ -171,16 +196,84 @@ def run(args: EvaluateArguments, loading: LoadingArguments, decodings: Sequence[
         base=models.base,
         path=args.output_file,
         num_completions=args.num_completions_to_print,
+        comparison=_comparison(args, loading, models.base, rows, rewards),
     )
     status = Measurement(args, models, report, rows, rewards, decodings).run()
+    failed = _finish(report, args.frontier_file)  # after Ctrl-C too
+    return status or failed
+
+
+def _finish(report: Report, frontier_file: str | None) -> int:
+    """Print the report and plot the frontier; returns 1 if anything failed, else 0."""
     report.show()
-    if args.frontier_file is not None:
+    if frontier_file is not None:
         try:
-            write_frontier(frontier(report.rows, models.base), args.frontier_file)
+            sampling = (report.comparison or {}).get("sampling")
+            write_frontier(frontier(report.rows, report.base, sampling), frontier_file)
         except (OSError, ValueError) as error:
-            print(f"trl-ext evaluate: error: cannot plot {args.frontier_file}: {error}", file=sys.stderr)
+            print(f"trl-ext evaluate: error: cannot plot {frontier_file}: {error}", file=sys.stderr)
             report.failed = True
-    return status or int(report.failed)
+    return int(report.failed)
+
+
+# With --from, what the new rewards and the output depend on; all other settings are those of the file.
+_OF_RESCORING = {
+    "from_file", "output_file", "frontier_file", "num_completions_to_print", "trust_remote_code", "reward_weights",
+    *RewardArguments.__dataclass_fields__, *RewardSettings.__dataclass_fields__,
+}  # fmt: skip
+
+
+def rescore(args: EvaluateArguments, loading: LoadingArguments, given: Collection[str]) -> int:
+    """
+    Score the completions of an evaluation with other rewards; print and write the results as [`run`] does.
+
+    KL, perplexity and the like are those of the evaluation. Best-of-n is what the evaluation's rewards chose.
+
+    Args:
+        args ([`EvaluateArguments`]): The file and the rewards.
+        loading ([`~trl_ext.cli.arguments.LoadingArguments`]): Whether the code of reward models is trusted.
+        given (`Collection[str]`): Names of the settings that were given, also with their default value.
+
+    Raises:
+        `ValueError` or `OSError`: There is no reward, a file cannot be read, or a setting has no effect.
+    """
+    source = str(args.from_file)
+    if others := sorted(set(given) - _OF_RESCORING):
+        names = ", ".join(f"`{name}`" for name in others)
+        raise ValueError(f"{names}: no effect with --from, whose completions are kept: only rewards can change")
+    if not args.rewards:
+        raise ValueError("--from needs the rewards to score with: pass --reward_funcs or --reward_model_name_or_path")
+    replaced = Path(source).with_suffix(".json").resolve()
+    if args.output_file is not None and Path(args.output_file).resolve() == replaced:
+        raise ValueError(f"--output_file would replace {source}, which is read: pass another file")
+    check_writable(args.output_file, "output_file")
+    if args.frontier_file is not None:
+        check_frontier(args.frontier_file)
+    saved = read_evaluations(source)
+    rewards = load_rewards(args.rewards, settings=args, trust_remote_code=loading.trust_remote_code)
+    check_reward_columns(rewards, saved.prompts[0])
+    check_reward_prompts(rewards, saved.prompts[0]["prompt"])
+    settings, comparison = saved.report["settings"], saved.report["comparison"]
+    own = {name: getattr(args, name) for name in _OF_RESCORING if hasattr(args, name)}
+    report = Report(
+        saved.prompts,
+        {**settings, **own},
+        base=settings["base_model_name_or_path"],
+        path=args.output_file,
+        num_completions=args.num_completions_to_print,
+        comparison={**comparison, "rewards": _sources(rewards, args.rewards)},
+    )
+    chosen = f"of the completions that {', '.join(comparison['rewards'])} chose"
+    for row in saved.report["models"]:
+        if "error" in row:
+            report.fail(row["model"], row["error"])
+            continue
+        found = saved.evaluations[row["model"]]
+        measure_rewards(found, saved.prompts, rewards, args.reward_weights)
+        if "kl_bound" in row:
+            found.notes |= {f"reward/{reward.name}": chosen for reward in rewards}
+        report.add(row["model"], found, **{key: row[key] for key in DESCRIPTION if key in row})
+    return _finish(report, args.frontier_file)
 
 
 def _models(
@@ -219,6 +312,32 @@ def _settings(
         "device": str(default_device()),
         "versions": _versions(),
     }
+
+
+def _comparison(
+    args: EvaluateArguments,
+    loading: LoadingArguments,
+    base: str | None,
+    rows: Sequence[dict[str, Any]],
+    rewards: Sequence[Reward],
+) -> dict[str, Any]:
+    """What an evaluation must have in common with this one to be compared; see `evaluation/comparison.py`."""
+    sampling = ("max_completion_length", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    return {
+        "prompts": rows_fingerprint(rows),
+        "base_model": None if base is None else _source(base),
+        "rewards": _sources(rewards, args.rewards),
+        "sampling": {name: getattr(args, name) for name in sampling}
+        | {name: getattr(loading, name) for name in ("chat_template_path", "eos_token")},
+    }
+
+
+def _sources(rewards: Sequence[Reward], names: Sequence[str]) -> dict[str, Any]:
+    return {reward.name: _source(name) for reward, name in zip(rewards, names, strict=True)}
+
+
+def _source(name: str) -> dict[str, str | None]:
+    return {"name": name, "weights": weights_fingerprint(name)}
 
 
 def _versions() -> dict[str, str | None]:
@@ -262,7 +381,6 @@ class Measurement:
         self.args, self.models, self.report, self.rows, self.rewards = args, models, report, rows, rewards
         self.decodings = decodings
         self.settings = args.settings()
-        self.progress = Progress()
 
     def run(self) -> int:
         """Measure all; returns 130 after Ctrl-C, else 0."""
@@ -273,8 +391,7 @@ class Measurement:
                 elif not self._measure_model(name) and name == self.models.base:
                     break  # the others are measured against it
                 gc.collect()
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
+                empty_cache()
             for decoding in self.decodings:
                 if served_at_once([decoding]):
                     self._measure_decoding(decoding, None)
@@ -287,7 +404,7 @@ class Measurement:
         """Measure a model, and if it is the base, its guidance. Returns whether the model itself could be measured."""
         measured = False
         with self._reporting_failure(name):
-            policy, base = self.models.load(name, self.progress)
+            policy, base = self.models.load(name)
             self._measure(policy, base)
             measured = True
             if name == self.models.base:
@@ -310,24 +427,33 @@ class Measurement:
         """Measure all settings of a decoding, on the base or, without one, on the decoding's own model."""
         name = "" if base is None else base.name
         with self._reporting_failure(f"{name} {type(decoding).__name__}".lstrip()):
-            for policy in decoding.policies(
-                None if base is None else base.model,
-                None if base is None else base.tokenizer,
-                name=name,
-                batch_size=served_at_once([decoding]) or self.models.batch_size,
-                progress=self.progress,
-            ):
-                with self._reporting_failure(policy.name):
-                    self._measure(self.models.loading.served(policy) if base is None else policy, base)
+            # First what the guides were before training, where that is not the base.
+            for make in (getattr(decoding, "untrained_policies", None), decoding.policies):
+                if make is None:
+                    continue
+                for policy in make(
+                    None if base is None else base.model,
+                    None if base is None else base.tokenizer,
+                    name=name,
+                    batch_size=served_at_once([decoding]) or self.models.batch_size,
+                ):
+                    with self._reporting_failure(policy.name):
+                        self._measure(self.models.loading.served(policy) if base is None else policy, base)
 
     def _measure(self, policy: Policy, base: Policy | None) -> None:
-        # The KL needs completions of its own unless the settings sample from the full distribution.
-        extra = policy is not base and policy.logps is not None and self.settings != untruncated(self.settings)
-        with progress_bar(self.progress, policy.name, (2 if extra else 1) * len(self.rows)):
+        start = time.monotonic()
+        with titled(Path(policy.name).name):
             found = self.models.measure(
-                policy, base, rows=self.rows, rewards=self.rewards, settings=self.settings, seed=self.args.seed
+                policy,
+                base,
+                rows=self.rows,
+                rewards=self.rewards,
+                reward_weights=self.args.reward_weights,
+                settings=self.settings,
+                seed=self.args.seed,
             )
-        self.report.add(policy.name, found, series=policy.series, extras=policy.extras)
+        print(f"{policy.name}: measured in {duration(time.monotonic() - start)}", file=sys.stderr)
+        self.report.add(policy.name, found, **{name: getattr(policy, name) for name in DESCRIPTION})
 
     @contextmanager
     def _reporting_failure(self, name: str) -> Iterator[None]:
@@ -351,7 +477,7 @@ def make_parser(prog: str = "trl-ext evaluate") -> Parser:
         prog=prog,
         description="Measure models on prompts: rewards, KL to the base model, perplexity, distinct-2, length.",
         epilog="A LoRA adapter is named by its directory. The results are printed as a table; --output_file also "
-        "writes them as JSON.",
+        "writes them as JSON, and every completion as Parquet. trl-ext frontier joins evaluations in one plot.",
     )
 
 
@@ -365,5 +491,8 @@ def main(argv: list[str]) -> int:
     Raises:
         `ValueError`, `OSError` or `ImportError`: Settings that cannot work, found before anything was measured.
     """
-    args, loading, *decodings = make_parser().parse_args_and_config(argv)
-    return run(args, loading, active_decodings(decodings))
+    parser = make_parser()
+    args, loading, *decodings = parser.parse_args_and_config(argv)
+    if args.from_file is not None:
+        return rescore(args, loading, parser.given)
+    return run(args, loading, active_decodings(decodings, parser.given))

@@ -2,15 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-`trl-ext generate` and `trl-ext chat`: completions for prompts, printed as they are generated.
+`trl-ext generate`: completions for prompts, printed as they are generated. `trl-ext chat` is in `chat.py`.
 
     trl-ext generate --model_name_or_path M --prompt "Once upon a time"
     trl-ext generate --model_name_or_path M --dataset_name prompts.jsonl --output_file completions.jsonl
-    trl-ext chat --model_name_or_path M
 
-Prompts come from --prompt, from a dataset, or from the terminal, one per line. `chat` keeps the conversation. Methods
-that guide a frozen model while it generates add flags of their own; with several settings of these, each setting
-completes each prompt. If such flags name a server, the server's model generates and no model is loaded.
+Prompts come from --prompt, from a dataset, or from the terminal, one per line. Methods that guide a frozen model while
+it generates add flags of their own; with several settings of these, each setting completes each prompt. If such flags
+name a server, the server's model generates and no model is loaded.
 
 Completions are printed to stdout, everything else to stderr. A row of the output file has `prompt`, `completions`,
 `ended`, the other columns of the dataset and, with several settings, `sources`. It is written as soon as it is
@@ -18,7 +17,7 @@ complete; with --prompt or a dataset, the same command resumes an interrupted ru
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -27,11 +26,11 @@ from transformers import PreTrainedTokenizerBase
 from trl_ext.data.prompts import has_system_prompt, load_prompts
 from trl_ext.data.resumable_file import ResumableFile
 from trl_ext.data.schema import DataError
+from trl_ext.devices import default_device
 from trl_ext.endpoint.errors import EndpointError
 from trl_ext.generation.generate import usual_batch_size
 from trl_ext.inference.completer import Completer
 from trl_ext.inference.policy import Decoding, served_at_once
-from trl_ext.models.load import default_device
 
 from .arguments import LoadingArguments, OutputArguments, PromptArguments, SamplingArguments
 from .decoding_flags import active_decodings, decoding_classes, settings_of
@@ -98,9 +97,7 @@ class GenerateArguments(PromptArguments, SamplingArguments, OutputArguments):
         return [{"prompt": prompt} for prompt in self.prompt or []]
 
 
-def run(
-    args: GenerateArguments, loading: LoadingArguments, decodings: Sequence[Decoding] = (), *, chat: bool = False
-) -> int:
+def run(args: GenerateArguments, loading: LoadingArguments, decodings: Sequence[Decoding] = ()) -> int:
     """
     Generate, print and write.
 
@@ -108,54 +105,54 @@ def run(
         args ([`GenerateArguments`]): Which model completes which prompts, and how.
         loading ([`~trl_ext.cli.arguments.LoadingArguments`]): How the model is loaded.
         decodings (`Sequence[Decoding]`, *optional*): Guidance of the model, already checked.
-        chat (`bool`, *optional*, defaults to `False`): Whether each prompt continues the conversation.
 
     Returns:
         `int`: 0; 1 if a server failed for good; 130 after Ctrl-C. Completions that were finished before are printed
         and written in any case.
     """
+    check_model(args, decodings)
+    rows = args.rows()
+    file = open_output(args, loading, decodings, rows)
+    if file is not None and file.complete:
+        print(f"{file.path} is complete, with {file.rows} rows (--overwrite_output starts over).")
+        return 0
+    completer, tokenizer = load(args, loading, decodings)
+    opening = opening_messages(args, tokenizer)
+    try:
+        if args.interactive:
+            _complete_typed(completer, file, opening)
+        else:
+            step = 1 if args.prompt is not None else max(1, _batch_size(args, decodings) // args.num_generations)
+            own = sum(has_system_prompt(row["prompt"]) for row in rows)
+            if own and args.system_prompt is not None:
+                print(f"{own} of {len(rows)} prompts keep a system message of their own", file=sys.stderr)
+            rows = [as_message(row, opening) for row in rows]
+            _complete_rows(completer, file, rows, step, stream=args.prompt is not None)
+    except KeyboardInterrupt:
+        where = f"; {file.rows_path} has {file.rows} rows" if file is not None else ""
+        print(f"\ntrl-ext generate: interrupted{where}", file=sys.stderr)
+        return 130
+    except EndpointError as error:
+        kept = f" {file.rows_path} has {file.rows} rows; the same command resumes there." if file is not None else ""
+        print(f"trl-ext generate: error: {error}{kept}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def check_model(args: GenerateArguments, decodings: Sequence[Decoding]) -> None:
+    """Raise a `ValueError` unless either a model or a server generates."""
     if (args.model_name_or_path is None) is not bool(served_at_once(decodings)):
         raise ValueError(
             "there is no model to generate with: pass --model_name_or_path."
             if args.model_name_or_path is None
             else "the server's model generates: remove --model_name_or_path, or the flag that names the server."
         )
-    if chat and not args.interactive:
-        raise ValueError("chat reads from the terminal: remove --prompt and --dataset_name, or use `generate`.")
-    rows = args.rows()
-    file = _open_output(args, loading, decodings, rows)
-    if file is not None and file.complete:
-        print(f"{file.path} is complete, with {file.rows} rows (--overwrite_output starts over).")
-        return 0
-    completer, tokenizer = _load(args, loading, decodings)
-    if chat:
-        _check_chat(args, completer, tokenizer)
-    opening = _opening(args, tokenizer)
-    prog = f"trl-ext {'chat' if chat else 'generate'}"
-    try:
-        if args.interactive:
-            _complete_typed(completer, file, opening, keep=chat)
-        else:
-            step = 1 if args.prompt is not None else max(1, _batch_size(args, decodings) // args.num_generations)
-            own = sum(has_system_prompt(row["prompt"]) for row in rows)
-            if own and args.system_prompt is not None:
-                print(f"{own} of {len(rows)} prompts keep a system message of their own", file=sys.stderr)
-            rows = [_as_message(row, opening) for row in rows]
-            _complete_rows(completer, file, rows, step, stream=args.prompt is not None)
-    except KeyboardInterrupt:
-        where = f"; {file.rows_path} has {file.rows} rows" if file is not None else ""
-        print(f"\n{prog}: interrupted{where}", file=sys.stderr)
-        return 130
-    except EndpointError as error:
-        kept = f" {file.rows_path} has {file.rows} rows; the same command resumes there." if file is not None else ""
-        print(f"{prog}: error: {error}{kept}", file=sys.stderr)
-        return 1
-    return 0
 
 
-def _open_output(
+def open_output(
     args: GenerateArguments, loading: LoadingArguments, decodings: Sequence[Decoding], rows: list[dict[str, Any]]
 ) -> ResumableFile | None:
+    """The output file, if there is to be one."""
     if args.output_file is None:
         return None
     of_decodings = settings_of(decodings)
@@ -167,9 +164,10 @@ def _open_output(
     return args.open_output(rows, models, asdict(loading) | of_decodings)
 
 
-def _load(
+def load(
     args: GenerateArguments, loading: LoadingArguments, decodings: Sequence[Decoding]
 ) -> tuple[Completer, PreTrainedTokenizerBase]:
+    """What completes the prompts, and its tokenizer."""
     size = _batch_size(args, decodings)
     policy, model, tokenizer, name = None, None, None, ""
     if args.model_name_or_path is not None:
@@ -186,21 +184,12 @@ def _load(
     return Completer(policies, args.settings(), args.seed, args.template_kwargs), policies[0].tokenizer
 
 
-def _check_chat(args: GenerateArguments, completer: Completer, tokenizer: PreTrainedTokenizerBase) -> None:
-    if tokenizer.chat_template is None or not args.apply_chat_template:
-        name = args.model_name_or_path or completer.policies[0].name
-        raise ValueError(f"{name!r} has no chat template: use `trl-ext generate`.")
-    if len(completer.policies) > 1:
-        names = ", ".join(policy.name for policy in completer.policies)
-        raise ValueError(f"a conversation takes one setting, got {names}: `trl-ext generate` compares several.")
-
-
 def _batch_size(args: GenerateArguments, decodings: Sequence[Decoding]) -> int:
     """Sequences per batch; with a server the number of parallel requests, so that few are unfinished at a time."""
     return args.generation_batch_size or served_at_once(decodings) or usual_batch_size(default_device())
 
 
-def _opening(args: GenerateArguments, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, str]] | None:
+def opening_messages(args: GenerateArguments, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, str]] | None:
     """The messages that a conversation begins with; `None` if prompts are text that the model continues."""
     chat = args.apply_chat_template and tokenizer.chat_template is not None
     if args.system_prompt is None:
@@ -210,7 +199,7 @@ def _opening(args: GenerateArguments, tokenizer: PreTrainedTokenizerBase) -> lis
     return [{"role": "system", "content": args.system_prompt}]
 
 
-def _as_message(row: dict[str, Any], opening: list[dict[str, str]] | None) -> dict[str, Any]:
+def as_message(row: dict[str, Any], opening: list[dict[str, str]] | None) -> dict[str, Any]:
     """
     The row with its prompt after the messages of the opening, text as the user's message; unchanged if the opening is
     `None`.
@@ -231,7 +220,7 @@ def _complete_rows(
     for start in starts:
         batch = rows[start : start + step]
         if stream:
-            completed = [_stream_row(completer, batch[0], start, with_prompt=len(rows) > 1)]
+            completed = [stream_row(completer, batch[0], start, with_prompt=len(rows) > 1)]
         else:
             completed = completer.batch(batch, start)
             for row in completed:
@@ -242,48 +231,48 @@ def _complete_rows(
         file.finish()
 
 
-def _complete_typed(
-    completer: Completer, file: ResumableFile | None, opening: list[dict[str, str]] | None, *, keep: bool
-) -> None:
-    """Complete each line of the input until it ends; with `keep`, each line continues the conversation."""
-    messages, number, empty = opening, 0 if file is None else file.rows, True
-    for line in _lines(keep):
-        empty = False
-        if keep and line == "/reset":
-            messages = opening
+def _complete_typed(completer: Completer, file: ResumableFile | None, opening: list[dict[str, str]] | None) -> None:
+    """Complete each line of the input until it ends."""
+    number, empty = 0 if file is None else file.rows, True
+    if sys.stdin.isatty():
+        print("Ctrl-D ends.", file=sys.stderr)
+    while (line := read_line()) is not None:
+        if not line.strip():
             continue
-        row = _as_message({"prompt": line}, messages)
+        empty = False
         try:
-            completed = _stream_row(completer, row, number)
-        except (ValueError, DataError) as error:  # such as a prompt that is too long: the conversation is kept
-            print(f"{error}{' /reset begins a new conversation.' if keep else ''}", file=sys.stderr)
+            completed = stream_row(completer, as_message({"prompt": line}, opening), number)
+        except (ValueError, DataError) as error:  # such as a prompt that is too long
+            print(error, file=sys.stderr)
             continue
         number += 1
-        if keep:
-            messages = [*row["prompt"], *completed["completions"][0]]
         if file is not None:
             file.append([completed])
     if empty and not sys.stdin.isatty():
         raise ValueError("there are no prompts: pass --prompt or --dataset_name, or write some to the standard input.")
 
 
-def _lines(keep: bool) -> Iterator[str]:
-    terminal = sys.stdin.isatty()
-    if terminal:
-        print(f"Ctrl-D ends{', /reset begins a new conversation' if keep else ''}.", file=sys.stderr)
-    while True:
-        try:
-            line = input("> ") if terminal else sys.stdin.readline()
-        except EOFError:
-            return
-        if not terminal and not line:
-            return
-        if line.strip():
-            yield line.rstrip("\n")
+def read_line() -> str | None:
+    """The next line of the standard input, behind a prompt on a terminal; `None` at its end."""
+    if not sys.stdin.isatty():
+        line = sys.stdin.readline()
+        return line.rstrip("\n") if line else None
+    try:
+        return input("> ")
+    except EOFError:
+        print()
+        return None
 
 
-def _stream_row(completer: Completer, row: dict[str, Any], number: int, with_prompt: bool = False) -> dict[str, Any]:
-    """Complete a row and print its completions while they are generated."""
+def stream_row(
+    completer: Completer,
+    row: dict[str, Any],
+    number: int,
+    *,
+    with_prompt: bool = False,
+    shown: list[str] | None = None,
+) -> dict[str, Any]:
+    """Complete a row and print its completions while they are generated; `shown` gets the pieces of their text."""
     several = len(completer.policies) > 1 or completer.settings.num_generations > 1
     if with_prompt:
         print(f"> {_text(row['prompt'])}")
@@ -297,7 +286,12 @@ def _stream_row(completer: Completer, row: dict[str, Any], number: int, with_pro
         if several:
             print(f"[{name}]")
 
-    completed = completer.one(row, number, lambda text: print(text, end="", flush=True), title)
+    def show(text: str) -> None:
+        print(text, end="", flush=True)
+        if shown is not None:
+            shown.append(text)
+
+    completed = completer.one(row, number, show, title)
     print(flush=True)
     return completed
 
@@ -327,9 +321,9 @@ def make_parser(prog: str = "trl-ext generate") -> Parser:
     )
 
 
-def main(argv: list[str], *, chat: bool = False) -> int:
+def main(argv: list[str]) -> int:
     """
-    `trl-ext generate`, or with `chat` `trl-ext chat`.
+    `trl-ext generate`.
 
     Returns:
         `int`: See [`run`].
@@ -337,10 +331,6 @@ def main(argv: list[str], *, chat: bool = False) -> int:
     Raises:
         `ValueError`, `OSError` or `ImportError`: Settings, data or models that cannot work.
     """
-    args, loading, *decodings = make_parser(f"trl-ext {'chat' if chat else 'generate'}").parse_args_and_config(argv)
-    return run(args, loading, active_decodings(decodings), chat=chat)
-
-
-def chat(argv: list[str]) -> int:
-    """`trl-ext chat`. See [`main`]."""
-    return main(argv, chat=True)
+    parser = make_parser()
+    args, loading, *decodings = parser.parse_args_and_config(argv)
+    return run(args, loading, active_decodings(decodings, parser.given))

@@ -116,9 +116,9 @@ def needs_launcher(options: dict[str, Any]) -> bool:
         return False
     if options or default_accelerate_config():
         return True
-    import torch
+    from trl_ext.devices import accelerator_count
 
-    return torch.accelerator.is_available() and torch.accelerator.device_count() > 1
+    return accelerator_count() > 1
 
 
 def launch(options: dict[str, Any], method_name: str, script_arguments: Sequence[str]) -> int:
@@ -177,9 +177,9 @@ def _use_cpu_processes(options: Namespace) -> None:
     # launcher starts two, which our configs put on the CPU, where torch uses gloo.
     if (options.num_processes or 1) < 2 or options.config_file or any(getattr(options, n, 0) for n in _DISTRIBUTED):
         return
-    import torch
+    from trl_ext.devices import accelerator_count
 
-    if not torch.accelerator.is_available():
+    if not accelerator_count():
         options.multi_gpu, options.cpu = True, False
     elif options.cpu:
         raise ValueError(

@@ -10,25 +10,13 @@ import os
 import sys
 from collections.abc import Sequence
 
+from trl_ext.commands import COMMANDS, TRL_COMMANDS
 from trl_ext.method import Broken, Discovery, canonical, discover
 
 from .config_file import set_environment
 from .errors import guarded
+from .required import check_words
 
-
-# Commands that are not methods: what they do, and the module and function `(argv) -> exit status` that does it.
-_COMMANDS = {
-    "sample": ("generate completions for prompts, score them, write a dataset", "sample:main"),
-    "best_of_n": ("generate n completions per prompt and write them, the best first", "sample:best_of_n"),
-    "evaluate": ("measure models on prompts: reward, KL, perplexity, diversity", "evaluate:main"),
-    "generate": ("generate completions for prompts and print them as they are generated", "generate:main"),
-    "chat": ("hold a conversation with a model", "generate:chat"),
-    "convert": ("read a dataset in any known form and write the rows that training takes", "convert:main"),
-    "quickstart": ("train a tiny model with a method and compare it with its base, on a CPU", "recipes:quickstart"),
-    "recipes": ("list and copy the recipes that come with the package", "recipes:main"),
-    "methods": ("list the methods and the packages they come from", "main:print_methods"),
-    "env": ("print versions and hardware for a bug report", "env:main"),
-}
 
 _USAGE = """\
 usage: trl-ext <method> [--config FILE.yaml] [--FIELD VALUE ...] [flags of accelerate launch]
@@ -76,21 +64,22 @@ def _dispatch(word: str, arguments: list[str]) -> int:
     # A user's reward functions lie in the working directory. Last, so that nothing there hides an installed package.
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
-    command = _COMMANDS.get(canonical(word))
+    command = COMMANDS.get(canonical(word))
     if command is None and (discovery := discover()).find(word) is None:
         raise ValueError(_unknown(word, discovery))
     set_environment(arguments)
+    check_words(word, arguments)
     if command is None:
         from . import train
 
         return train.main([word, *arguments])
-    module, function = command[1].split(":")
+    module, function = command.run.split(":")
     return int(getattr(importlib.import_module(f"trl_ext.cli.{module}"), function)(arguments))
 
 
 def _help(discovery: Discovery) -> str:
     methods = {name: found.method.summary for name, found in discovery.methods.items()}
-    commands = {name: summary for name, (summary, _) in _COMMANDS.items()}
+    commands = {name: command.summary for name, command in COMMANDS.items()}
     width = max(map(len, [*methods, *commands]))
 
     def table(rows: dict[str, str]) -> str:
@@ -129,7 +118,10 @@ def _unknown(word: str, discovery: Discovery) -> str:
     for broken in discovery.broken:
         if canonical(broken.name) == name:
             return f"the plug-in is not usable: {_describe(broken)}"
-    words = sorted([*discovery.methods, *_COMMANDS])
+    words = sorted([*discovery.methods, *COMMANDS])
+    if name in map(canonical, TRL_COMMANDS):
+        trl = next(command for command in TRL_COMMANDS if canonical(command) == name)
+        return f"'{word}' is a command of TRL: trl {trl}"
     near = difflib.get_close_matches(name, words, n=3)
     if near:
         return f"there is no method or command '{word}'; did you mean {' or '.join(near)}?"

@@ -5,12 +5,16 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import ModelCard
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.data.completion import Completion
+from trl_ext.devices import default_device
 from trl_ext.endpoint.vllm_server import VLLMServer
 from trl_ext.evaluation.evaluate import Evaluation, evaluate
 from trl_ext.generation.generate import usual_batch_size
@@ -18,7 +22,7 @@ from trl_ext.generation.vllm_settings import VLLMSettings, stopping_at
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.inference.policy import Policy, model_policy
 from trl_ext.models.adapters import changes_base
-from trl_ext.models.load import adapter_base, adapter_config, default_device, loading_error, same_source
+from trl_ext.models.load import adapter_base, adapter_config, loading_error, same_source
 from trl_ext.models.properties import context_length
 from trl_ext.models.tokenizers import same_vocabulary
 
@@ -28,22 +32,32 @@ from .arguments import LoadingArguments
 logger = logging.getLogger(__name__)
 
 
-def load_policy(
-    name: str, loading: LoadingArguments, *, batch_size: int = 64, progress: Callable[[int], Any] | None = None
-) -> Policy:
+def load_policy(name: str, loading: LoadingArguments, *, batch_size: int = 64) -> Policy:
     """
     Load a model with its tokenizer, as a [`~trl_ext.inference.policy.Policy`].
 
     Raises:
         `OSError`: There is no such model.
     """
-    revision = loading.model_revision
+    tokenizer = load_model_tokenizer(name, loading)
     try:
-        tokenizer = loading.load_tokenizer(name, revision)
-        model = loading.load(name, revision)
+        model = loading.load(name, loading.model_revision)
     except OSError as error:
         raise loading_error("model", name, error) from error
-    return model_policy(model, tokenizer, name=name, batch_size=batch_size, progress=progress)
+    return model_policy(model, tokenizer, name=name, batch_size=batch_size)
+
+
+def load_model_tokenizer(name: str, loading: LoadingArguments) -> PreTrainedTokenizerBase:
+    """
+    Load the tokenizer of a model.
+
+    Raises:
+        `OSError`: There is no such model.
+    """
+    try:
+        return loading.load_tokenizer(name, loading.model_revision)
+    except OSError as error:
+        raise loading_error("model", name, error) from error
 
 
 def load_policies(
@@ -51,7 +65,6 @@ def load_policies(
     loading: LoadingArguments,
     settings: GenerationSettings,
     batch_size: int,
-    progress: Callable[[int], Any],
 ) -> list[Policy]:
     """
     Models to sample from, by transformers or, if `loading` has vLLM's settings and they ask for it, by vLLM.
@@ -62,10 +75,10 @@ def load_policies(
         `ImportError`: vLLM is not installed.
     """
     if not isinstance(loading, VLLMSettings) or not loading.use_vllm:
-        return [load_policy(name, loading, batch_size=batch_size, progress=progress) for name in names]
+        return [load_policy(name, loading, batch_size=batch_size) for name in names]
     if len(names) != 1:
         raise ValueError("--use_vllm is for one model at a time: sample with one, then from its output with the next.")
-    return [_vllm_policy(names[0], loading, settings, loading, batch_size, progress)]
+    return [_vllm_policy(names[0], loading, settings, loading, batch_size)]
 
 
 def _vllm_policy(
@@ -74,7 +87,6 @@ def _vllm_policy(
     settings: GenerationSettings,
     vllm: VLLMSettings,
     batch_size: int,
-    progress: Callable[[int], Any],
 ) -> Policy:
     if adapter_base(name) is not None:
         raise ValueError(
@@ -116,9 +128,7 @@ def _vllm_policy(
     backend = _vllm_backend(name, model, tokenizer, settings, vllm, batch_size, loading.trust_remote_code)
 
     def generate(prompts: list[list[int]], settings: GenerationSettings) -> list[list[Completion]]:
-        completions = backend(prompts)
-        progress(len(prompts))
-        return completions
+        return backend(prompts)
 
     return Policy(name, tokenizer, generate, context=vllm.vllm_context(context_length(model)))
 
@@ -219,22 +229,21 @@ class Models:
         if judge is not None and not self._base_judges:
             self._judge = self._policy(judge, loading.load(judge, quantize=False), self._tokenizer(judge))
 
-    def load(self, name: str, progress: Callable[[int], Any] | None = None) -> tuple[Policy, Policy | None]:
+    def load(self, name: str) -> tuple[Policy, Policy | None]:
         """
         Load a model. Its memory is released with the last reference to the policies.
 
         Args:
             name (`str`):
                 One of `names`; the base comes before the others.
-            progress (`Callable`, *optional*):
-                Called with the number of prompts just completed, after each batch.
 
         Returns:
             `tuple[Policy, Policy | None]`: The policy of the model, and the one that its KL is measured to; for the
             base model both are the same.
         """
         model = self.loading.load(name, revision=self._revision(name))
-        policy = self._policy(name, model, self.tokenizers[name], progress=progress)
+        policy = self._policy(name, model, self.tokenizers[name])
+        policy = replace(policy, method=trained_by(name))
         base: Policy | None = None
         if name == self.base:
             base = policy
@@ -281,6 +290,27 @@ class Models:
             if own.chat_template is None and tokenizer.chat_template is not None and same_vocabulary(tokenizer, own):
                 own.chat_template = tokenizer.chat_template
                 logger.warning("%s has no chat template; that of %s is used for it.", base, name)
+
+
+# Tags of cards that trainers write, beside the name of the method.
+_OTHER_TAGS = {"generated_from_trainer", "trl", "trl-ext", "unsloth", "hf_jobs"}
+
+
+def trained_by(name: str) -> str:
+    """
+    The method that a model in a directory was trained with, from the tags of its model card; "" if it is not known.
+
+    TRL's trainers and ours write the tag `trl` and their own, such as `dpo`.
+    """
+    card = Path(name) / "README.md"
+    if not card.is_file():
+        return ""
+    try:
+        tags = ModelCard.load(card).data.tags or []
+    except (OSError, ValueError):  # a card of another form
+        return ""
+    own = [tag.upper() for tag in tags if tag not in _OTHER_TAGS and ":" not in tag]
+    return own[0] if own and "trl" in tags else ""
 
 
 def _base_of_adapters(names: Sequence[str]) -> str | None:

@@ -12,24 +12,38 @@ A row of the output has `prompt`, `completions`, `scores`, `ended` (whether each
 length), the token ids that were sampled (`completion_ids`, `prompt_ids`, and in `tokenizers` the tokenizer's name
 and a hash of its vocabulary), which training uses, and the other columns of the dataset; `sources` if the completions
 have several, `rewards` if there are several reward functions, `extra` for the columns that functions give to
-`log_extra`. Rows are written every few seconds or minutes; the same command resumes an interrupted run, and ends with
-the same file. `best_of_n` sorts the completions of a row by their scores: `completions[0]` is the best of n.
+`log_extra`. `best_of_n` sorts the completions of a row by their scores: `completions[0]` is the best of n. `format`
+writes the rows of other trainers instead: pairs for DPO, labels for KTO, the best for SFT.
+
+Rows are written after each call of the model; the same command resumes an interrupted run, and ends with the same
+file. Until then the rows have a column with their number in the dataset, as prompts of similar length are generated
+together.
 """
 
 import errno
 import os
+import shlex
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from datasets import Dataset
-from tqdm.auto import tqdm
 
+from trl_ext.data.exports import ExportSettings, describe_export, export_row
 from trl_ext.data.resumable_file import ResumableFile
 from trl_ext.data.schema import DataError, first_row
 from trl_ext.generation.vllm_settings import SERVER_FIELDS, VLLMSettings
 from trl_ext.generation_settings import DIVERSE_BEAM_SEARCH, GenerationSettings
-from trl_ext.inference.dataset_sampler import DatasetSampler, describe_dropped, describe_logged, load_rows
+from trl_ext.inference.dataset_sampler import (
+    DatasetSampler,
+    batches_of_similar_length,
+    describe_dropped,
+    describe_logged,
+    load_rows,
+)
+from trl_ext.packages import VLLM, require_package
+from trl_ext.progress import progress, shown
 from trl_ext.rewards.functions import check_reward_columns, check_reward_prompts, load_rewards
 from trl_ext.rewards.scoring import check_reward_weights
 from trl_ext.rewards.settings import RewardSettings
@@ -37,7 +51,6 @@ from trl_ext.rewards.settings import RewardSettings
 from .arguments import LoadingArguments, OutputArguments, PromptArguments, RewardArguments, SamplingArguments
 from .models import load_policies
 from .parser import Parser
-from .progress import Progress
 
 
 _EPILOG = (
@@ -46,10 +59,13 @@ _EPILOG = (
     "without a model. All models are in memory together; to load one at a time, sample with the first, then with the "
     "second from the first one's output with --dataset_completions."
 )
+_ROW_INDEX = "trl_ext_row_index"  # column of an unfinished file: the number of the row in the dataset
 
 
 @dataclass
-class SampleArguments(PromptArguments, RewardArguments, RewardSettings, SamplingArguments, OutputArguments):
+class SampleArguments(
+    PromptArguments, RewardArguments, RewardSettings, SamplingArguments, ExportSettings, OutputArguments
+):
     """What to sample, from which prompts, and where to write it. Without any reward the rows have no scores."""
 
     model_name_or_path: list[str] = field(
@@ -97,20 +113,15 @@ class SampleArguments(PromptArguments, RewardArguments, RewardSettings, Sampling
     )
     generation_batch_size: int = field(
         default=128,
-        metadata={"help": "Sequences that a model generates at once. Rows are saved after four times as many."},
+        metadata={
+            "help": "Sequences that a model generates at once. Rows are written after each time; with vLLM, which "
+            "schedules sequences itself, after four times as many."
+        },
     )
 
     def __post_init__(self) -> None:
         self.model_name_or_path = list(dict.fromkeys(self.model_name_or_path))
-        if not self.model_name_or_path and not self.dataset_completions:
-            raise ValueError(
-                "there is nothing to sample: pass --model_name_or_path, or --dataset_completions to score those."
-            )
-        if self.dataset_name is None:
-            raise ValueError("there are no prompts: pass --dataset_name.")
-        if self.output_file is None:
-            raise ValueError("there is no file to write to: pass --output_file.")
-        if os.path.realpath(self.output_file) == os.path.realpath(self.dataset_name):
+        if os.path.realpath(str(self.output_file)) == os.path.realpath(str(self.dataset_name)):
             raise ValueError(f"output_file is the dataset itself, {self.dataset_name!r}: choose another name.")
         if self.completion_columns and not self.dataset_completions:
             raise ValueError("completion_columns has no effect without --dataset_completions.")
@@ -120,6 +131,12 @@ class SampleArguments(PromptArguments, RewardArguments, RewardSettings, Sampling
                 "there is no reward to find the best by: pass --reward_model_name_or_path or --reward_funcs."
             )
         check_reward_weights(self.reward_weights, self.rewards)
+        self.check_export()
+        if self.format in ("pairs", "kto") and not self.rewards:
+            raise ValueError(
+                f"--format {self.format} compares scores, and there is no reward: pass --reward_model_name_or_path or "
+                "--reward_funcs."
+            )
         self.check_prompts()
         self.check_reward_settings()
 
@@ -143,11 +160,19 @@ class SampleLoadingArguments(VLLMSettings, LoadingArguments):
     def __post_init__(self) -> None:
         self.check_vllm()
         self.check_used()
+        if self.use_vllm and self.vllm_mode == "colocate":
+            require_package("use_vllm", VLLM)
 
 
-def run(args: SampleArguments, loading: LoadingArguments, prog: str = "trl-ext sample") -> int:
+def run(
+    args: SampleArguments, loading: LoadingArguments, prog: str = "trl-ext sample", words: Sequence[str] = ()
+) -> int:
     """
-    Sample, score and write. `prog` is the command, for messages.
+    Sample, score and write.
+
+    Args:
+        args ([`SampleArguments`]), loading ([`~trl_ext.cli.arguments.LoadingArguments`]): The settings.
+        prog (`str`), words (`Sequence[str]`): The command and its flags, for messages.
 
     Returns:
         `int`: 0; 130 after Ctrl-C. Rows that were written before stay, and the same call resumes there.
@@ -164,25 +189,41 @@ def run(args: SampleArguments, loading: LoadingArguments, prog: str = "trl-ext s
     if file.complete:
         print(f"{file.path} is complete, with {file.rows} rows (--overwrite_output starts over).")
         return 0
-    progress = Progress()
-    sampler = _sampler(args, loading, settings, dataset, own_columns, progress)
+    sampler = _sampler(args, loading, settings, dataset, own_columns)
+    batches = batches_of_similar_length(dataset["prompt"], _prompts_at_once(args, loading))
     try:
-        step = 4 * max(1, args.generation_batch_size // args.num_generations)
-        seconds = _sample(sampler, dataset, file, step, progress)
+        seconds = _sample(sampler, dataset, batches, file, args)
     except BaseException as error:
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-        where = f"{file.rows_path} has {file.rows} complete rows" if file.rows else "no row was written yet"
         if file.rows or full or isinstance(error, KeyboardInterrupt):  # else the command itself may be wrong
-            print(f"\n{prog}: stopped; {where}. The same command resumes there.", file=sys.stderr)
+            done = f"{_done(batches, file)} of {len(dataset)} prompts are done"
+            kept = f"{file.rows_path} keeps {file.rows} rows, {done}" if file.rows else "no row was written yet"
+            print(f"\n{prog}: stopped; {kept}. To go on:\n{_again(prog, words, args)}", file=sys.stderr)
         if isinstance(error, KeyboardInterrupt):
             return 130
         if full:
             raise OSError(f"the disk is full: {file.path} (free some space, then run the same command)") from error
         raise
     if not file.rows:
-        raise DataError(f"no row is left of {len(dataset)}: {describe_dropped(file.totals)}.")
+        raise DataError(f"no row is left of {len(dataset)}: {_left_out(file)}.")
     print(_summary(file, seconds))
     return 0
+
+
+def _again(prog: str, words: Sequence[str], args: SampleArguments) -> str:
+    """The command that resumes."""
+    return shlex.join([*prog.split(), *words, *(["--overwrite_output", "false"] if args.overwrite_output else [])])
+
+
+def _prompts_at_once(args: SampleArguments, loading: LoadingArguments) -> int:
+    """Prompts per batch, whose rows are written together."""
+    vllm = isinstance(loading, VLLMSettings) and loading.use_vllm
+    return max(1, args.generation_batch_size // args.num_generations) * (4 if vllm else 1)
+
+
+def _done(batches: list[list[int]], file: ResumableFile) -> int:
+    """Number of prompts whose rows are written."""
+    return sum(map(len, batches[: file.batches]))
 
 
 def _sampler(
@@ -191,10 +232,9 @@ def _sampler(
     settings: GenerationSettings,
     dataset: Dataset,
     own_columns: tuple[str, ...],
-    progress: Progress,
 ) -> DatasetSampler:
     """Load the models and the rewards."""
-    policies = load_policies(args.model_name_or_path, loading, settings, args.generation_batch_size, progress)
+    policies = load_policies(args.model_name_or_path, loading, settings, args.generation_batch_size)
     rewards = load_rewards(
         args.rewards,
         settings=args,
@@ -213,7 +253,6 @@ def _sampler(
         best_first=args.best_first,
         chat_template_kwargs=args.template_kwargs,
         seed=args.seed,
-        progress=progress,
         name_sources=len(args.model_name_or_path) + len(own_columns) > 1
         or (bool(own_columns) and "sources" in dataset.column_names),
     )
@@ -241,25 +280,35 @@ def _check_environment(prog: str) -> None:
         )
 
 
-def _sample(sampler: DatasetSampler, dataset: Dataset, file: ResumableFile, step: int, progress: Progress) -> float:
+def _sample(
+    sampler: DatasetSampler,
+    dataset: Dataset,
+    batches: list[list[int]],
+    file: ResumableFile,
+    export: ExportSettings,
+) -> float:
     """All batches that are not written yet; returns the seconds they took."""
-    models, begin = max(1, len(sampler.policies)), (reported := time.monotonic())
-    starts = file.missing_batches(len(dataset), step)
-    done = starts.start
+    begin = time.monotonic()
+    done = _done(batches, file)
     if done:
         print(f"{file.path}: resuming after {done} of {len(dataset)} prompts", file=sys.stderr)
-    # Outside a terminal, lines in a log file are of more use than a bar.
-    bar = tqdm(total=len(dataset) * models, initial=done * models, unit="prompt", desc="sampling", disable=None)
-    with bar, progress.shown_by(bar.update):
-        for start in starts:
-            rows = [dataset[i] for i in range(start, min(start + step, len(dataset)))]
-            batch = sampler(rows, start)
-            file.append(batch.rows, batch.totals)
-            if bar.disable and time.monotonic() - reported > 10:
-                reported = time.monotonic()
-                print(f"{start + len(rows)} of {len(dataset)} prompts, {reported - begin:.0f} s", file=sys.stderr)
+    name = f"{'sampling' if sampler.policies else 'scoring'} to {file.path.name}"
+    with progress(name, len(dataset), done=done) as phase:
+        for numbers in batches[file.batches :]:
+            with shown(False):  # a batch that is not complete would be lost
+                batch = sampler([dataset[i] for i in numbers], numbers)
+            counts: dict[str, float] = {}
+            file.append(
+                [
+                    made | {_ROW_INDEX: i}
+                    for i, row in zip(batch.indices, batch.rows, strict=True)
+                    for made in export_row(row, i, export, counts)
+                ],
+                batch.totals | counts,
+            )
+            phase.advance(len(numbers))  # what is written, so that Ctrl-C loses nothing that is shown
     if file.rows:
-        file.finish()
+        file.finish(sort_by=_ROW_INDEX, drop=True)
     return time.monotonic() - begin
 
 
@@ -267,11 +316,15 @@ def _summary(file: ResumableFile, seconds: float) -> str:
     totals, completions = file.totals, max(1, file.totals["completions"])
     parts = [f"{file.path}: {file.rows} rows, {completions:.0f} completions in {seconds:.0f} s"]
     if totals["score"] or totals["best_score"]:
-        best = totals["best_score"] / file.rows
-        parts.append(f"score {totals['score'] / completions:.3f}, best of a row {best:.3f}")
+        best = totals["best_score"] / totals["prompts"]
+        parts.append(f"score {totals['score'] / completions:.3f}, best of a prompt {best:.3f}")
     if totals["tokens"]:
         parts.append(f"{totals['tokens']:.0f} tokens sampled, {100 * totals['ended'] / completions:.0f} % ended")
-    return "; ".join([*parts, *filter(None, [describe_logged(totals), describe_dropped(totals)])])
+    return "; ".join([*parts, *filter(None, [describe_logged(totals), _left_out(file)])])
+
+
+def _left_out(file: ResumableFile) -> str:
+    return ", ".join(filter(None, [describe_dropped(file.totals), describe_export(file.totals)]))
 
 
 def make_parser(prog: str = "trl-ext sample") -> Parser:
@@ -294,17 +347,22 @@ def main(argv: list[str]) -> int:
     Raises:
         `ValueError`, `OSError` or `ImportError`: Settings, data or models that cannot work.
     """
-    return run(*make_parser().parse_args_and_config(argv))
+    args, loading = make_parser().parse_args_and_config(argv)
+    return run(args, loading, words=argv)
 
 
-def best_of_n(argv: list[str]) -> int:
-    """`trl-ext best_of_n`. See [`main`]."""
-    prog = "trl-ext best_of_n"
-    parser = Parser(
+def make_best_of_n_parser(prog: str = "trl-ext best_of_n") -> Parser:
+    """See [`make_parser`]."""
+    return Parser(
         [BestOfNArguments, LoadingArguments],
         prog=prog,
         description="Generate n completions for each prompt, score them, and write all of them, the best first.",
         epilog="In Python: `from trl_ext import best_of_n`. `trl-ext evaluate --best_of_n` measures it.",
     )
+
+
+def best_of_n(argv: list[str]) -> int:
+    """`trl-ext best_of_n`. See [`main`]."""
+    parser = make_best_of_n_parser()
     args, loading = parser.parse_args_and_config(argv)
-    return run(args, loading, prog)
+    return run(args, loading, parser.prog, argv)

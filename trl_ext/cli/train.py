@@ -22,6 +22,8 @@ from trl import ScriptArguments
 
 from trl_ext.data.load import FILE_TYPES_TEXT
 from trl_ext.method import Found, Method, discover
+from trl_ext.packages import check_packages
+from trl_ext.settings_file import RunSettings
 
 from .arguments import RewardArguments
 from .config_file import set_environment
@@ -81,6 +83,7 @@ def make_parser(method: Method, prog: str | None = None) -> Parser:
         "`--no_<field>` sets a field to false.",
     )
     add_launcher_flags(parser)
+    parser.explain("lora_target_modules", "Names of the modules that LoRA adapts. By default all linear layers.")
     return parser
 
 
@@ -107,21 +110,28 @@ def main(argv: Sequence[str], *, launched: bool = False) -> int:
     parser.check_files(flags)
     options = {} if launched else launcher_options(parser.other_flags(flags))
     script_args, model_args, training_args, mixture_args = parser.build(flags)
-    _require(script_args, model_args, mixture_args)
+    check_packages(training_args)
     _make_folder(training_args.output_dir)
     if not launched and needs_launcher(options):
         run: Callable[[], int] = lambda: launch(options, found.method.name, arguments)  # noqa: E731
         return with_resume_hint(run, parser.prog, training_args.output_dir)
     return with_resume_hint(
-        lambda: train(found, script_args, model_args, training_args, mixture_args),
+        lambda: train(found, script_args, model_args, training_args, mixture_args, parser.named_settings(flags)),
         parser.prog,
         training_args.output_dir,
         quiet=launched,
     )
 
 
-def train(found: Found, script_args: Any, model_args: Any, training_args: Any, mixture_args: Any) -> int:
-    """Load the data and the model, train, save, push to the Hub."""
+def train(
+    found: Found,
+    script_args: Any,
+    model_args: Any,
+    training_args: Any,
+    mixture_args: Any,
+    given: dict[str, Any],
+) -> int:
+    """Load the data and the model, train, save, push to the Hub. `given` are the settings that the user gave."""
     # First, because an import error of the method must not come after minutes of loading data.
     trainer_class = found.method.trainer_class()
     train_dataset, eval_dataset = load_datasets(script_args, training_args, mixture_args)
@@ -134,6 +144,7 @@ def train(found: Found, script_args: Any, model_args: Any, training_args: Any, m
         eval_dataset=eval_dataset,
         **_optional_arguments(script_args, model_args),
     )
+    trainer.settings = _run_settings(given, training_args)
     trainer.train(resume_from_checkpoint=_resume_from(training_args.resume_from_checkpoint))
     trainer.save_model(training_args.output_dir)
     trainer.accelerator.print(f"Saved to {training_args.output_dir}")
@@ -194,6 +205,12 @@ def add_model_init_kwargs(training_args: Any, model_args: Any) -> None:
     training_args.model_init_kwargs = {key: value for key, value in kwargs.items() if value is not None}
 
 
+def _run_settings(given: dict[str, Any], training_args: Any) -> RunSettings:
+    """The settings for `config.yaml`: it repeats the whole run, and writes to the same folder."""
+    values = {name: value for name, value in given.items() if name != "resume_from_checkpoint"}
+    return RunSettings.of(values | {"output_dir": training_args.output_dir, "seed": training_args.seed})
+
+
 def build_trainer(trainer_class: type, **arguments: Any) -> Any:
     """
     Construct a trainer with those of `arguments` that are not `None`.
@@ -219,13 +236,12 @@ _FLAGS_BEHIND = {
 
 
 def _optional_arguments(script_args: Any, model_args: Any) -> dict[str, Any]:
-    from trl import get_peft_config
-
+    from trl_ext.models.adapters import peft_config_from
     from trl_ext.models.load import quantization_config_from
 
     return {
         "quantization_config": quantization_config_from(model_args),
-        "peft_config": get_peft_config(model_args),
+        "peft_config": peft_config_from(model_args),
         "reward_funcs": script_args.rewards or None,
     }
 
@@ -235,13 +251,6 @@ def _find(name: str) -> Found:
     if found is None:
         raise ValueError(f"there is no method '{name}'; `trl-ext methods` lists those installed")
     return found
-
-
-def _require(script_args: Any, model_args: Any, mixture_args: Any) -> None:
-    if not model_args.model_name_or_path:
-        raise ValueError("set model_name_or_path: a Hub id or a local directory")
-    if not script_args.dataset_name and not mixture_args.datasets:
-        raise ValueError(f"set dataset_name (a Hub id, a local directory, or a {FILE_TYPES_TEXT} file) or `datasets`")
 
 
 def _make_folder(output_dir: str) -> None:

@@ -11,6 +11,8 @@ from typing import Any, overload
 import datasets
 from datasets import DatasetDict, IterableDatasetDict
 
+from trl_ext.progress import dataset_progress
+
 from .schema import AnyDataset, DataError
 
 
@@ -47,28 +49,33 @@ def load_dataset(
         `DataError`: The file or directory does not exist, cannot be read in the format of its suffix, or has no such
             split.
     """
+    with dataset_progress(f"loading {short_name(name)}"):
+        splits = _load(name, config, streaming)
+    if split is None:
+        return splits
+    if split not in splits:
+        raise DataError(f"{name!r} has no split {split!r}; it has {', '.join(map(repr, splits))}.")
+    return splits[split]
+
+
+def _load(name: str, config: str | None, streaming: bool) -> DatasetDict | IterableDatasetDict:
+    """All splits of a dataset."""
     path = Path(name).expanduser()
     if file_type(path) and not path.is_dir():
         if not path.is_file():
             raise DataError(f"There is no file {name!r}.")
         if path.stat().st_size == 0:
             raise DataError(f"{name!r} is empty.")
-        splits = _read_file(path, streaming)
-    elif path.is_file():
+        return _read_file(path, streaming)
+    if path.is_file():
         raise DataError(f"{name!r} is a file of a type that is not read: use {FILE_TYPES_TEXT}.")
-    elif path.is_dir() and (path / "dataset_dict.json").is_file():
-        splits = datasets.load_from_disk(str(path))
-    elif path.is_dir() and (path / "dataset_info.json").is_file() and (path / "state.json").is_file():
-        splits = DatasetDict(train=datasets.load_from_disk(str(path)))
-    elif name.startswith((".", "/", "~")) and not path.exists():
+    if path.is_dir() and (path / "dataset_dict.json").is_file():
+        return datasets.load_from_disk(str(path))
+    if path.is_dir() and (path / "dataset_info.json").is_file() and (path / "state.json").is_file():
+        return DatasetDict(train=datasets.load_from_disk(str(path)))
+    if name.startswith((".", "/", "~")) and not path.exists():
         raise DataError(f"There is no file or directory {name!r}.")
-    else:
-        splits = datasets.load_dataset(str(path) if path.exists() else name, name=config, streaming=streaming)
-    if split is None:
-        return splits
-    if split not in splits:
-        raise DataError(f"{name!r} has no split {split!r}; it has {', '.join(map(repr, splits))}.")
-    return splits[split]
+    return datasets.load_dataset(str(path) if path.exists() else name, name=config, streaming=streaming)
 
 
 def file_type(path: Path) -> str:

@@ -3,6 +3,7 @@
 
 """
 Files of rows that are written a batch at a time, so that an interrupted run can be resumed and loses only one batch.
+Batches need not come in the order of the input: a column with the number of the input row sorts the complete file.
 
 Rows are written to a .jsonl file: the output itself, or for .parquet a temporary file beside it that is converted at
 the end. A state file beside it holds the settings that the rows were made with, and the number of bytes of complete
@@ -21,7 +22,9 @@ from trl_ext.atomic_files import replacing, write_text
 from .schema import DataError
 
 
-_STATE = ("complete", "batches", "rows", "bytes", "totals")  # attributes of a file that its state file holds
+ROW_INDEX = "row_index"  # column with the number of the input row, in files whose rows come in another order
+# Attributes of a file that its state file holds
+_STATE = ("complete", "batches", "rows", "bytes", "sorted_bytes", "totals")
 
 
 class ResumableFile:
@@ -55,7 +58,7 @@ class ResumableFile:
         self.rows_path = self.path if self.path.suffix == ".jsonl" else Path(f"{self.path}.rows.jsonl")
         self.state_path = Path(f"{self.path}.state.json")
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
-        self.batches, self.rows, self.bytes, self.complete = 0, 0, 0, False
+        self.batches, self.rows, self.bytes, self.sorted_bytes, self.complete = 0, 0, 0, 0, False
         self.totals: dict[str, float] = {}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if overwrite:
@@ -91,7 +94,9 @@ class ResumableFile:
         if self.complete and self.path.exists():
             return
         size = self.rows_path.stat().st_size if self.rows_path.exists() else 0
-        if size < self.bytes:
+        if self.sorted_bytes and size == self.sorted_bytes:  # interrupted in `finish`
+            self.bytes = size
+        elif size < self.bytes:
             raise ValueError(
                 f"'{self.rows_path}' has {size} bytes, but {self.bytes} were written: the file was changed. Start "
                 "over with overwrite_output."
@@ -101,7 +106,7 @@ class ResumableFile:
     def _load_state(self) -> dict[str, Any]:
         """Set the attributes from the state file, and return the settings in it."""
         try:
-            state = json.loads(self.state_path.read_text(encoding="utf-8"))
+            state = {"sorted_bytes": 0} | json.loads(self.state_path.read_text(encoding="utf-8"))
             for name in _STATE:
                 setattr(self, name, state[name])
             return dict(state["settings"])
@@ -116,7 +121,7 @@ class ResumableFile:
 
     def missing_batches(self, num_rows: int, batch_size: int) -> range:
         """
-        Where the batches begin that are not written yet.
+        Where the batches begin that are not written yet, if they come in the order of the input rows.
 
         Args:
             num_rows (`int`): Number of input rows of the whole run.
@@ -155,10 +160,19 @@ class ResumableFile:
             self._cut()
             raise
 
-    def finish(self) -> None:
-        """Mark the file as complete after the last batch, and convert it if the output is .parquet."""
+    def finish(self, *, sort_by: str = "", drop: bool = False) -> None:
+        """
+        Mark the file as complete after the last batch, and convert it if the output is .parquet.
+
+        Args:
+            sort_by (`str`, *optional*, defaults to `""`): Column with the number of the input row, to sort the rows
+                by. Rows of the same number keep their order.
+            drop (`bool`, *optional*, defaults to `False`): Whether to remove that column.
+        """
         if self.complete:
             return
+        if sort_by and not (drop and self.bytes == self.sorted_bytes):
+            self._sort(sort_by, drop)
         if self.path != self.rows_path:
             with replacing(self.path) as part:
                 _to_parquet(self.rows_path, part)
@@ -166,6 +180,26 @@ class ResumableFile:
         self._save_state()
         if self.path != self.rows_path:
             self.rows_path.unlink()
+
+    def _sort(self, column: str, drop: bool) -> None:
+        """Sort the rows by a column. If this is interrupted, the next run sorts again, or finds the sorted file."""
+        places, start = [], 0
+        with replacing(self.rows_path) as part:
+            with self.rows_path.open("rb") as source, part.open("wb") as target:
+                for line in source:
+                    places.append((json.loads(line)[column], start))
+                    start += len(line)
+                for _, start in sorted(places):
+                    source.seek(start)
+                    line = source.readline()
+                    if drop:
+                        row = json.loads(line)
+                        del row[column]
+                        line = _line(row, 0)
+                    target.write(line)
+                self.sorted_bytes = target.tell()
+            self._save_state()
+        self.bytes = self.sorted_bytes
 
     def _save_state(self) -> None:
         state = {name: getattr(self, name) for name in (*_STATE, "settings")}

@@ -22,11 +22,12 @@ import trl_ext
 def this_version(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     A function for `map` or `filter` whose cached results are used only with the code that made them: the version of
-    this package, everything in this folder, and the file of the function. What the function uses from its surroundings
-    (tokenizer, chat template, settings) is in the fingerprint of `datasets` already.
+    this package, everything in this folder, and the file of the function. Its arguments (tokenizer, chat template,
+    settings) are in the fingerprint of `datasets` already.
 
     Args:
-        function (`Callable`): The function.
+        function (`Callable`): A function of a module, or a `partial` of one. A function inside another is hashed by
+            `datasets` with all code that it reaches, which takes longer than to tokenize a thousand rows.
     """
     return _Versioned(function, f"{trl_ext.__version__} {_digest(_source(function))}")
 
@@ -41,6 +42,8 @@ class _Versioned:
 
 
 def _source(function: Callable[..., Any]) -> str:
+    if isinstance(function, functools.partial):
+        return _source(function.func)
     try:
         return inspect.getsourcefile(function) or ""
     except TypeError:  # a callable object

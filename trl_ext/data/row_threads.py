@@ -9,12 +9,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import Any
 
-from trl_ext.atomic_files import replacing
+from trl_ext.progress import progress
 
-from .resumable_file import ResumableFile, rows_fingerprint
-
-
-ROW_INDEX = "row_index"  # column of the output of `run_rows`: number of the input row
+from .resumable_file import ROW_INDEX, ResumableFile, rows_fingerprint
 
 
 def run_rows(
@@ -25,7 +22,6 @@ def run_rows(
     *,
     workers: int,
     overwrite: bool = False,
-    progress: Callable[[int], Any] | None = None,
     stop: Callable[[], Any] | None = None,
 ) -> int:
     """
@@ -41,8 +37,6 @@ def run_rows(
         settings (`dict[str, Any]`): Everything that the output depends on besides the rows. See [`ResumableFile`].
         workers (`int`): Number of threads.
         overwrite (`bool`, *optional*, defaults to `False`): Whether to delete an existing file and start over.
-        progress (`Callable`, *optional*): Called with the number of rows just completed: first those of an earlier
-            run, then 1 for each row.
         stop (`Callable`, *optional*): Called after Ctrl-C. It should make the running calls of `work` fail soon.
 
     Returns:
@@ -57,15 +51,15 @@ def run_rows(
         return 0
     done = {row[ROW_INDEX] for row in _written(file)}
     missing = [index for index in range(len(rows)) if index not in done]
-    if progress is not None:
-        progress(len(done))
-    with ThreadPoolExecutor(max_workers=workers) as pool:
+    with (
+        progress("sampling", len(rows), "rows", done=len(done)) as phase,
+        ThreadPoolExecutor(max_workers=workers) as pool,
+    ):
         jobs = {pool.submit(work, index, rows[index]): index for index in missing}
         try:
             for job in as_completed(jobs):
                 _write(file, job, jobs[job], len(rows))
-                if progress is not None:
-                    progress(1)
+                phase.advance()
         except BaseException as error:
             if stop is not None and not isinstance(error, Exception):
                 stop()
@@ -74,8 +68,7 @@ def run_rows(
                 _save_the_rest(file, jobs)
             error.add_note(f"{file.rows} of {len(rows)} rows are in '{file.rows_path}'; the same call resumes there.")
             raise
-    _sort(file)
-    file.finish()
+    file.finish(sort_by=ROW_INDEX)
     return len(missing)
 
 
@@ -100,11 +93,3 @@ def _save_the_rest(file: ResumableFile, jobs: dict[Future[dict[str, Any]], int])
 def _written(file: ResumableFile) -> list[dict[str, Any]]:
     """The rows in the file."""
     return [json.loads(line) for line in file.rows_path.read_text(encoding="utf-8").split("\n") if line]
-
-
-def _sort(file: ResumableFile) -> None:
-    """Sort the lines by row. If this is interrupted, the next run sorts them again."""
-    lines = [line for line in file.rows_path.read_bytes().split(b"\n") if line]
-    lines.sort(key=lambda line: json.loads(line)[ROW_INDEX])
-    with replacing(file.rows_path) as part:
-        part.write_bytes(b"".join(line + b"\n" for line in lines))

@@ -15,6 +15,8 @@ from typing import Any
 from datasets import Dataset
 from transformers.utils import logging
 
+from trl_ext.progress import dataset_progress
+
 from .column_names import parse_columns, rename_columns
 from .formats.dataset_format import DatasetFormat, has_prompt, has_system
 from .formats.registry import find_format
@@ -102,7 +104,8 @@ def recognise(
     if others:
         convert = this_version(partial(_with_roles, columns=others, name=name))
         kwargs: dict[str, Any] = {"num_proc": num_proc} if isinstance(dataset, Dataset) else {}
-        dataset = dataset.map(convert, with_indices=True, **kwargs)
+        with dataset_progress(f"converting the {name} dataset"):
+            dataset = dataset.map(convert, with_indices=True, **kwargs)
         row = _telling_row(dataset, name)
     try:
         found = find_format(row, dataset_format)
@@ -111,6 +114,16 @@ def recognise(
     if found is None:
         raise _unknown_form(list(row), name)
     return dataset, found
+
+
+def form_of(
+    dataset: AnyDataset, name: str, *, columns: dict[str, str] | str | None = None, dataset_format: str = "auto"
+) -> str:
+    """Name of the form that [`to_scored_rows`] reads a dataset in. The arguments are the same."""
+    row = _telling_row(rename_columns(dataset, name, parse_columns(columns)), name)
+    row |= _with_roles(row, 0, [column for column, value in row.items() if needs_roles(value)], name)
+    found = find_format(row, dataset_format)
+    return found.name if found is not None else ""
 
 
 def _telling_row(dataset: AnyDataset, name: str) -> dict[str, Any]:
@@ -173,7 +186,8 @@ def _converted(
     kwargs: dict[str, Any] = {"desc": f"Converting {name} dataset", "num_proc": num_proc}
     if found.group is not None:
         kwargs |= {"batch_size": None, "num_proc": None}
-    converted = dataset.map(convert, batched=True, with_indices=True, remove_columns=columns, **kwargs)
+    with dataset_progress(f"converting the {name} dataset"):
+        converted = dataset.map(convert, batched=True, with_indices=True, remove_columns=columns, **kwargs)
     if not len(converted):
         raise DataError(
             f"The {name} dataset is read as `{found.name}` ({found.found_in}), but none of its {len(dataset)} rows "

@@ -5,6 +5,7 @@
 
 import json
 from collections.abc import Container, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -265,6 +266,42 @@ def _tokenize_or_blame(
             raise error
 
 
+def _check_and_tokenize(
+    row: dict[str, Any],
+    index: int,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    max_length: int,
+    conversational: bool,
+    tag: str,
+    chat_template_kwargs: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """The columns that [`prepare_dataset`] adds to row `index`, and its notes."""
+    check_row(row, index, conversational, name)
+    with located(where(index, name)):
+        row = with_template_kwargs(row, chat_template_kwargs)
+        found, notes = _tokenize_or_blame(row, tokenizer, tag)
+    written = json.dumps({kind: [index, text] for kind, text in notes.items()}) if notes else ""
+    tokens = {"row_index": index, **found, _NOTES_COLUMN: written}
+    if chat_template_kwargs:
+        tokens["chat_template_kwargs"] = row["chat_template_kwargs"]
+    if not tokens["prompt_ids"]:
+        place = where(index, name, "prompt")
+        raise DataError(f"{place}: has no tokens, so a model cannot predict a completion. Remove the row.")
+    for i, ids in enumerate(tokens.get("completion_ids", ())):
+        if not ids:
+            place = where(index, name, "completions")
+            raise DataError(f"{place}: [{i}] has no tokens, not even an end. Remove it.")
+    if max_length and "completion_ids" in tokens:
+        tokens |= truncate_completions(row | tokens, max_length, tokenizer)
+    return tokens
+
+
+def _has_room(prompt_ids: list[int], max_length: int) -> bool:
+    return len(prompt_ids) < max_length
+
+
 def prepare_dataset(
     dataset: Dataset | IterableDataset,
     tokenizer: PreTrainedTokenizerBase,
@@ -301,26 +338,8 @@ def prepare_dataset(
         columns = [column for column in columns if column not in ID_COLUMNS]
     tag = _tag(columns, tokenizer)
 
-    def tokenize(row: dict[str, Any], index: int) -> dict[str, Any]:
-        check_row(row, index, conversational, name)
-        with located(where(index, name)):
-            row = with_template_kwargs(row, chat_template_kwargs)
-            found, notes = _tokenize_or_blame(row, tokenizer, tag)
-        written = json.dumps({kind: [index, text] for kind, text in notes.items()}) if notes else ""
-        tokens = {"row_index": index, **found, _NOTES_COLUMN: written}
-        if chat_template_kwargs:
-            tokens["chat_template_kwargs"] = row["chat_template_kwargs"]
-        if not tokens["prompt_ids"]:
-            place = where(index, name, "prompt")
-            raise DataError(f"{place}: has no tokens, so a model cannot predict a completion. Remove the row.")
-        for i, ids in enumerate(tokens.get("completion_ids", ())):
-            if not ids:
-                place = where(index, name, "completions")
-                raise DataError(f"{place}: [{i}] has no tokens, not even an end. Remove it.")
-        if max_length and "completion_ids" in tokens:
-            tokens |= truncate_completions(row | tokens, max_length, tokenizer)
-        return tokens
-
+    settings: dict[str, Any] = {"name": name, "max_length": max_length, "chat_template_kwargs": chat_template_kwargs}
+    tokenize = partial(_check_and_tokenize, tokenizer=tokenizer, conversational=conversational, tag=tag, **settings)
     if isinstance(dataset, Dataset):
         kwargs["desc"] = f"Tokenizing {name} dataset"
     tokenized = dataset.map(this_version(tokenize), with_indices=True, **kwargs)
@@ -345,7 +364,7 @@ def without_full_prompts(
     """
     if not max_length:
         return dataset, 0
-    short = this_version(lambda prompt_ids: len(prompt_ids) < max_length)
+    short = this_version(partial(_has_room, max_length=max_length))
     if not isinstance(dataset, Dataset):
         return dataset.filter(short, input_columns="prompt_ids"), 0
     kept = dataset.filter(short, input_columns="prompt_ids", num_proc=num_proc)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from trl_ext.devices import record_cuda_graph, supports_cuda_graphs
 from trl_ext.models.properties import base_of
 from trl_ext.upstream import attention_implementation
 
@@ -40,36 +41,23 @@ class Replay:
         owned = weakref.WeakMethod(step) if hasattr(step, "__self__") else None
         self.step: Callable[[], Any] = step if owned is None else lambda: owned()()  # type: ignore[misc]
         self.state, self.device = list(state), device
-        self._graph: Any = None
+        self._replay: Callable[[], Any] | None = None
 
     @torch.no_grad()
     def __call__(self) -> None:
-        if self.device.type != "cuda":
-            self.step()
-            return
-        with torch.cuda.device(self.device):
-            if self._graph is None:
-                self._record()
-            self._graph.replay()
+        if self._replay is None:
+            self._replay = self._record() if supports_cuda_graphs(self.device) else self.step
+        self._replay()
 
-    def _record(self) -> None:
+    def _record(self) -> Callable[[], Any]:
         before = [tensor.clone() for tensor in self.state]
-        rng_state = torch.cuda.get_rng_state(self.device)
-        side = torch.cuda.Stream(self.device)
-        side.wait_stream(torch.cuda.current_stream(self.device))
+
+        def restore() -> None:
+            for tensor, kept in zip(self.state, before, strict=True):
+                tensor.copy_(kept)
+
         with _autocast_cache_off():
-            with torch.cuda.stream(side):
-                for _ in range(WARM_UP):
-                    self.step()
-                    for tensor, kept in zip(self.state, before, strict=True):
-                        tensor.copy_(kept)
-            torch.cuda.current_stream(self.device).wait_stream(side)
-            graph = torch.cuda.CUDAGraph()
-            # Other threads (a data loader's, which pins memory) may use the device meanwhile.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self.step()
-        torch.cuda.set_rng_state(rng_state, self.device)
-        self._graph = graph
+            return record_cuda_graph(self.step, restore, self.device, WARM_UP)
 
 
 @contextmanager

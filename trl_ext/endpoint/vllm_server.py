@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from trl_ext.data.completion import Completion, decode_after
 from trl_ext.generation.vllm_settings import VLLMSettings
 from trl_ext.generation_settings import GenerationSettings
+from trl_ext.progress import progress
 
 from .client import Endpoint
 from .errors import BadAnswer, EndpointError
@@ -70,7 +71,9 @@ class VLLMServer:
         fields = {name: getattr(self.settings, name) for name in _SAMPLING_FIELDS}
         fields |= {"return_token_ids": True, **(self.settings.generation_kwargs or {})}
         try:
-            answers = ask(self.endpoint, prompts, n=k, max_tokens=self.settings.max_completion_length, **fields)
+            with progress("sampling", len(prompts)) as phase:
+                answers = ask(self.endpoint, prompts, n=k, max_tokens=self.settings.max_completion_length, **fields)
+                phase.advance(len(prompts))
             if len(answers) != k * len(prompts):
                 raise BadAnswer(f"{len(answers)} completions came for {len(prompts)} prompts, {k} for each were asked")
             if any(answer.ids is None for answer in answers):

@@ -24,7 +24,7 @@ from trl_ext.inference.policy import Policy, model_policy
 from trl_ext.models.properties import is_peft_model
 from trl_ext.models.tokenizers import can_read
 from trl_ext.rewards.functions import Reward
-from trl_ext.rewards.scoring import score_completions
+from trl_ext.rewards.scoring import ScoredCompletion, score_completions
 from trl_ext.seeds import fork_rng
 
 from .metrics import distinct_n_and_se, mean_and_se, perplexity_and_se, response_kl
@@ -46,8 +46,19 @@ class Evaluation:
             The evaluated completions of each prompt.
         rewards (`dict[str, list[list[float]]]`):
             By name, the reward of each completion of each prompt; NaN if the function does not apply.
+        scores (`list[list[float]]`):
+            The weighted sum of the rewards of each completion of each prompt.
         extra (`dict[str, list[list]]`):
             By column, what reward functions gave to `log_extra` for each completion of each prompt.
+        logps (`dict[str, list[list[float]]]`):
+            Under `"policy"` and `"base"` the log-probability of each completion of each prompt, in nats, at
+            temperature 1 without top-k, top-p and the like; empty where it was not computed.
+        kl_completions (`list[list[Completion]]`):
+            The completions of each prompt that the KL was estimated from, if they are not the evaluated ones.
+        kl_logps (`dict[str, list[list[float]]]`):
+            As `logps`, of `kl_completions`.
+        prompt_lengths (`list[int]`):
+            Number of tokens of each prompt.
         seconds (`float`):
             Wall time of generating the completions.
     """
@@ -56,7 +67,12 @@ class Evaluation:
     notes: dict[str, str] = field(default_factory=dict)
     completions: list[list[Completion]] = field(default_factory=list)
     rewards: dict[str, list[list[float]]] = field(default_factory=dict)
+    scores: list[list[float]] = field(default_factory=list)
     extra: dict[str, list[list[Any]]] = field(default_factory=dict)
+    logps: dict[str, list[list[float]]] = field(default_factory=dict)
+    kl_completions: list[list[Completion]] = field(default_factory=list)
+    kl_logps: dict[str, list[list[float]]] = field(default_factory=dict)
+    prompt_lengths: list[int] = field(default_factory=list)
     seconds: float = field(default=0.0, compare=False)
 
     def record(self, key: str, value_and_se: tuple[float, float]) -> None:
@@ -132,6 +148,7 @@ def evaluate(
     settings: GenerationSettings,
     base: Policy | None = None,
     judge: Policy | None = None,
+    reward_weights: Sequence[float] | None = None,
     seed: int = 42,
 ) -> Evaluation:
     """
@@ -162,6 +179,7 @@ def evaluate(
         base ([`~trl_ext.inference.policy.Policy`], *optional*): Reference policy of the KL.
         judge ([`~trl_ext.inference.policy.Policy`], *optional*): Policy that computes the perplexity. By default
             `base`.
+        reward_weights (`Sequence[float]`, *optional*): One per reward, 1 by default, for the `scores` of the result.
         seed (`int`, *optional*, defaults to `42`): Seed of the sampling.
 
     Raises:
@@ -178,16 +196,17 @@ def evaluate(
         base = judge = replace(base, logps=_KeptLogps(base.logps))
     prompt_ids = policy.encode_rows(rows)
     policy.check_context_length(prompt_ids, settings)
-    result = Evaluation()
+    result = Evaluation(prompt_lengths=[len(ids) for ids in prompt_ids])
     started = time.perf_counter()
     with fork_rng(seed):
         result.completions = policy.generate(prompt_ids, settings)
     result.seconds = time.perf_counter() - started
     ids = _ids(result.completions)
 
-    _measure_rewards(result, policy, rows, rewards)
+    scored = None if policy.scored is None else policy.scored(result.completions, rewards)
+    measure_rewards(result, rows, rewards, reward_weights, scored)
     _measure_kl(result, policy, base, prompt_ids, settings, seed)
-    _measure_perplexity(result, policy, judge or base, rows, prompt_ids)
+    _measure_perplexity(result, policy, base, judge or base, rows, prompt_ids)
     result.record("distinct_2", distinct_n_and_se([row[: settings.num_generations] for row in ids]))
     result.record("completion_length", mean_and_se([[float(len(x)) for x in row] for row in ids]))
     result.record("ended", mean_and_se([[float(x.ended) for x in row] for row in result.completions]))
@@ -212,15 +231,32 @@ class _KeptLogps:
         return self._last[1]
 
 
-def _measure_rewards(
-    result: Evaluation, policy: Policy, rows: Sequence[dict[str, Any]], rewards: Sequence[Reward]
+def measure_rewards(
+    result: Evaluation,
+    rows: Sequence[dict[str, Any]],
+    rewards: Sequence[Reward],
+    weights: Sequence[float] | None = None,
+    scored: list[list[ScoredCompletion]] | None = None,
 ) -> None:
+    """
+    Score the completions of an evaluation, and store rewards and their metrics in it.
+
+    Args:
+        result ([`Evaluation`]): An evaluation with completions.
+        rows (`Sequence[dict[str, Any]]`): The rows that the completions belong to.
+        rewards (`Sequence[Reward]`): May be empty.
+        weights (`Sequence[float]`, *optional*): One per reward, 1 by default.
+        scored (`list[list[ScoredCompletion]]`, *optional*): The scores, if they are known.
+
+    Raises:
+        [`~trl_ext.rewards.functions.RewardError`]: A reward function failed.
+    """
     if not rewards:
         return
     metrics: dict[str, list[float]] = {}
-    scored = None if policy.scored is None else policy.scored(result.completions, rewards)
     if scored is None:
-        scored = score_completions(rows, result.completions, rewards, metrics=metrics)
+        scored = score_completions(rows, result.completions, rewards, weights, metrics=metrics)
+    result.scores = [[completion.score for completion in group] for group in scored]
     for name, logged in metrics.items():
         mean = sum(logged) / len(logged)
         result.metrics[f"metric/{name}"] = mean if math.isfinite(mean) else None
@@ -262,16 +298,23 @@ def _measure_kl(
     if settings != untruncated(settings):
         with fork_rng(seed):
             completions = policy.generate(prompt_ids, untruncated(settings))
+        result.kl_completions = completions
     ids = _ids(completions)
     if not can_read(base.tokenizer, policy.tokenizer, chain.from_iterable(ids)):
         return result.skip_metric("kl", unreadable)
-    pairs = zip(policy.logps(prompt_ids, ids), base.logps(prompt_ids, ids), strict=True)
-    return result.record("kl", mean_and_se([response_kl(logps, base_logps) for logps, base_logps in pairs]))
+    logps, base_logps = policy.logps(prompt_ids, ids), base.logps(prompt_ids, ids)
+    found = {"policy": _sums(logps), "base": _sums(base_logps)}
+    if result.kl_completions:
+        result.kl_logps = found
+    else:
+        result.logps |= found
+    return result.record("kl", mean_and_se([response_kl(*pair) for pair in zip(logps, base_logps, strict=True)]))
 
 
 def _measure_perplexity(
     result: Evaluation,
     policy: Policy,
+    base: Policy | None,
     judge: Policy | None,
     rows: Sequence[dict[str, Any]],
     prompt_ids: list[list[int]],
@@ -279,16 +322,25 @@ def _measure_perplexity(
     if judge is None or judge.logps is None:
         return result.skip_metric("perplexity", "no judge model was named")
     ids = _ids(result.completions)
-    if not can_read(judge.tokenizer, policy.tokenizer, chain(prompt_ids, *ids)):
+    same_tokens = can_read(judge.tokenizer, policy.tokenizer, chain(prompt_ids, *ids))
+    if not same_tokens:
         prompt_ids = judge.encode_rows(rows)
         ids = [[_retokenized(completion, judge.tokenizer) for completion in group] for group in result.completions]
-    return result.record("perplexity", perplexity_and_se(judge.logps(prompt_ids, ids)))
+    logps = judge.logps(prompt_ids, ids)
+    if judge is base and same_tokens:
+        names = ("policy", "base") if base is policy else ("base",)
+        result.logps |= dict.fromkeys(names, _sums(logps))
+    return result.record("perplexity", perplexity_and_se(logps))
 
 
 def _retokenized(completion: Completion, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of a completion under another tokenizer; may be empty."""
     ids = encode_after(tokenizer, completion.text)
     return [*ids, tokenizer.eos_token_id] if completion.ended and tokenizer.eos_token_id is not None else ids
+
+
+def _sums(logps: list[list[torch.Tensor]]) -> list[list[float]]:
+    return [[of_tokens.double().sum().item() for of_tokens in group] for group in logps]
 
 
 def _ids(groups: list[list[Completion]]) -> list[list[list[int]]]:

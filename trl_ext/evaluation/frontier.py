@@ -3,38 +3,20 @@
 
 """The reward-KL frontier: mean reward of guided or trained models against their KL to the base model.
 
-[`frontier`] computes the points from evaluations, [`plot_frontier`] plots them, and [`write_frontier`] writes both the
-points and the plot. Points are plain data, so that those of several runs can be combined in one plot.
+[`frontier`] computes the points from evaluations, [`join`] joins several evaluations before, and [`write_frontier`]
+writes the points and the plot of `frontier_plot.py`. Points are plain data. Nothing here imports torch.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import count
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .report import check_writable, short_names, write_json
+from .comparison import differences
+from .files import check_writable, short_names, write_json
 
 
 _SUFFIXES = (".png", ".svg", ".pdf")
-# Colours of Okabe and Ito, which colour-blind people can distinguish, without the two that are faint on white.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#8C6D00", "#333333")
-_MARKERS = "osD^vP"
-
-
-@dataclass(frozen=True)
-class _Page:
-    """Colours of the background, the text and the grid."""
-
-    background: str
-    ink: str
-    grid: str
-
-
-_LIGHT = _Page("white", "#222222", "#e3e3e3")
-_DARK = _Page("#0d1117", "#e6edf3", "#30363d")
-# The same hues, light enough for a dark background.
-_ON_DARK = ("#56B4E9", "#FF8C42", "#2EC4A0", "#D77FCB", "#E0B400", "#B8C0C8")
 
 
 def check_frontier(path: str) -> None:
@@ -52,24 +34,33 @@ def check_frontier(path: str) -> None:
     check_writable(path, "frontier_file")
 
 
-def frontier(rows: Sequence[Mapping[str, Any]], base: str | None) -> dict[str, Any]:
+def frontier(
+    rows: Sequence[Mapping[str, Any]], base: str | None, sampling: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """
     Compute the points of the frontier.
 
     Args:
         rows (`Sequence[Mapping[str, Any]]`): Evaluated models: the `rows` of a [`~trl_ext.evaluation.report.Report`].
         base (`str`, *optional*): Name of the base model among them.
+        sampling (`Mapping[str, Any]`, *optional*): Settings that the rewarded completions were sampled with.
 
     Returns:
-        `dict[str, Any]`: `x` and `y` (labels and units of the axes), `rewards` (their names) and `series`. A series
-        has a `name` and `points`, sorted by KL. A point has `model`, `kl`, `kl_se`, `bound` (whether the KL is an
-        upper bound that was not measured), `extras` (the setting), and `rewards` with `value` and `se` by name. The
-        series of the base model is called `base`. Models without a KL, and those whose evaluation failed, are left
-        out.
+        `dict[str, Any]`: `x` and `y` (labels and units of the axes), `note` (how KL and reward were measured),
+        `rewards` (their names) and `series`. A series has a `name`, its `method`, its `truncation`, the name of the
+        series that its line starts at (`start`), and `points`, sorted by KL. A point has `model`, `kl`, `kl_se`,
+        `bound` (whether the KL is an upper bound that was not measured), `extras` (the setting), and `rewards` with
+        `value` and `se` by name. The series of the base model is called `base`. Models without a KL, and those whose
+        evaluation failed, are left out.
     """
     short = short_names([row["model"] for row in rows])
     names = list(dict.fromkeys(_reward(key) for row in rows for key in row if _reward(key) and f"{key}_se" in row))
-    series: dict[str, list[dict[str, Any]]] = {}
+    series: dict[str, dict[str, Any]] = {}
+
+    def short_series(name: str) -> str:
+        # A series is named after the model that it guides, perhaps by a long path.
+        return name if base is None else name.replace(base, short.get(base, base))
+
     for row in rows:
         bound = row.get("kl") is None
         kl = row.get("kl_bound") if bound else row["kl"]
@@ -83,15 +74,18 @@ def frontier(rows: Sequence[Mapping[str, Any]], base: str | None) -> dict[str, A
             "extras": row.get("extras", {}),
             "rewards": {name: {"value": row[f"reward/{name}"], "se": row[f"reward/{name}_se"]} for name in names},
         }
-        name = "base" if row["model"] == base else row.get("series") or short[row["model"]]
-        if base is not None:  # a series is named after the model that it guides, perhaps by a long path
-            name = name.replace(base, short.get(base, base))
-        series.setdefault(name, []).append(point)
+        name = "base" if row["model"] == base else short_series(row.get("series") or short[row["model"]])
+        described = {key: row.get(key, "") for key in ("method", "truncation")}
+        start = short_series(row.get("start", ""))
+        series.setdefault(name, {"name": name, **described, "start": start, "points": []})["points"].append(point)
+    for found in series.values():
+        found["points"].sort(key=lambda point: float(point["kl"]))
     return {
         "x": {"name": "KL to the base model", "unit": "nats per response"},
         "y": {"name": "mean reward", "unit": "the reward function's own"},
+        "note": frontier_note(sampling or {}),
         "rewards": names,
-        "series": [{"name": name, "points": sorted(points, key=_kl)} for name, points in series.items()],
+        "series": list(series.values()),
     }
 
 
@@ -100,151 +94,174 @@ def _reward(key: str) -> str:
     return key.removeprefix("reward/") if key.startswith("reward/") else ""
 
 
-def _kl(point: Mapping[str, Any]) -> float:
-    return float(point["kl"])
+# Settings that change the distribution of completions: their names in a note, and the values that change nothing.
+_SHAPING = {
+    "temperature": ("temperature", 1.0),
+    "top_k": ("top-k", 0),
+    "top_p": ("top-p", 1.0),
+    "min_p": ("min-p", 0.0),
+    "repetition_penalty": ("repetition penalty", 1.0),
+}
 
 
-def write_frontier(data: Mapping[str, Any], path: str) -> None:
+def frontier_note(sampling: Mapping[str, Any]) -> str:
+    """
+    How KL and reward were measured, in a sentence or two below the plot.
+
+    Args:
+        sampling (`Mapping[str, Any]`): Sampling settings of the rewarded completions, as far as they are known.
+    """
+    length = sampling.get("max_completion_length")
+    note = "KL: full vocabulary, temperature 1" + (f", at most {length} tokens" if length else "") + "."
+    changed = [f"{name} {sampling[key]:g}" for key, (name, off) in _SHAPING.items() if sampling.get(key, off) != off]
+    return note + (f" Rewards: sampled with {', '.join(changed)}." if changed else "")
+
+
+def write_frontier(data: Mapping[str, Any], path: str, *, title: str = "") -> None:
     """
     Plot the frontier, and write its points to a JSON file beside the plot: those of `out.png` to `out.points.json`.
 
     Args:
         data (`Mapping[str, Any]`): Result of [`frontier`].
         path (`str`): File of the plot, .png, .svg or .pdf.
+        title (`str`, *optional*, defaults to `""`): Title of the plot.
 
     Raises:
         `ValueError`: There are no points.
         `OSError`: A file cannot be written.
     """
+    from .frontier_plot import plot_frontier
+
     write_json(str(Path(path).with_suffix(".points.json")), data)
-    plot_frontier(data, path)
+    plot_frontier(data, path, title=title)
 
 
-def plot_frontier(data: Mapping[str, Any], path: str, *, title: str = "", dark: bool = False) -> None:
+# ------------------------------------------------------------------------------------------------ several evaluations
+
+
+@dataclass
+class Joined:
     """
-    Plot a frontier: one panel per reward, one line per series, error bars of one standard error.
+    Several evaluations as one.
 
-    If the KL is an upper bound, markers are hollow and the line is dashed, and the legend states it: the KL itself is
-    further left. The plot has a background of its own, so that it is readable on pages of any colour.
+    Args:
+        rows (`list[dict]`): The models of all of them, the base once.
+        base (`str`): Name of the base model.
+        sampling (`dict[str, Any]`): The sampling settings that they share.
+        notes (`list[str]`): What was merged, renamed or left out.
+    """
+
+    rows: list[dict[str, Any]]
+    base: str
+    sampling: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+
+def join(reports: Mapping[str, Mapping[str, Any]]) -> Joined:
+    """
+    Join evaluations that were measured in the same way.
+
+    The base model, and best-of-n of it, count once. A model that two evaluations measured with different results is
+    two models, each named with its file. Rewards that not all evaluations have are left out.
+
+    Args:
+        reports (`Mapping[str, Mapping[str, Any]]`): By file, the JSON content of an evaluation.
+
+    Raises:
+        `ValueError`: Base models, prompts, rewards or sampling settings differ (the message names each with its
+            values), or an evaluation has no base model.
+    """
+    for file, report in reports.items():
+        if not report.get("comparison"):
+            raise ValueError(f"{file} was written by an earlier version of trl-ext evaluate: evaluate again")
+        if report["comparison"]["base_model"] is None:
+            raise ValueError(f"{file} has no base model, so no KL: evaluate with --base_model_name_or_path")
+    (first, head), *others = reports.items()
+    wrong = [
+        f"{first} and {file} differ in {each}"
+        for file, report in others
+        for each in differences(head["comparison"], report["comparison"])
+    ]
+    if wrong:
+        raise ValueError("these evaluations cannot be compared: " + "; ".join(wrong))
+    base = head["comparison"]["base_model"]["name"]
+    joined = Joined([], base, head["comparison"]["sampling"])
+    shared = [name for name in head["comparison"]["rewards"] if all(_has_reward(r, name) for r in reports.values())]
+    by_name: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    for file, report in reports.items():
+        left_out = [name for name in report["comparison"]["rewards"] if name not in shared]
+        if left_out:
+            joined.notes.append(f"left out, as not all have it: reward {', '.join(left_out)} of {file}")
+        for row in report["models"]:
+            renamed = _with_base(row, report["comparison"]["base_model"]["name"], base)
+            kept = {key: value for key, value in renamed.items() if not _is_of(key, left_out)}
+            by_name.setdefault(kept["model"], []).append((file, kept))
+    for name, found in by_name.items():
+        joined.rows += _merged(name, found, joined)
+    return joined
+
+
+def _has_reward(report: Mapping[str, Any], name: str) -> bool:
+    return name in report["comparison"]["rewards"]
+
+
+def _is_of(key: str, rewards: Sequence[str]) -> bool:
+    return any(key in (f"{kind}/{name}", f"{kind}/{name}_se") for kind in ("reward", "difference") for name in rewards)
+
+
+def _with_base(row: Mapping[str, Any], own: str, base: str) -> dict[str, Any]:
+    """A row with another name of the base model, which names of guided models begin with."""
+    renamed = dict(row)
+    for key in ("model", "series", "start"):
+        if str(row.get(key, "")).startswith(own):
+            renamed[key] = base + row[key].removeprefix(own)
+    return renamed
+
+
+def _merged(name: str, found: Sequence[tuple[str, dict[str, Any]]], joined: Joined) -> list[dict[str, Any]]:
+    """The rows of one model in several evaluations: one if they are equal or depend on the base alone."""
+    different: list[tuple[str, dict[str, Any]]] = []
+    for file, row in found:
+        if all(_result(row) != _result(other) for _, other in different):
+            different.append((file, row))
+    (first, row), *others = different
+    if not others:
+        return [row]
+    files = ", ".join(file for file, _ in others)
+    if name == joined.base or "kl_bound" in row or "error" in row:
+        joined.notes.append(f"{name}: measured again in {files} with other results; those of {first} are shown")
+        return [row]
+    joined.notes.append(f"{name}: has other results in {first} and {files}; each is named with its file")
+    return [each | {"model": f"{name} ({Path(file).stem})", **_own_series(each, file)} for file, each in different]
+
+
+def _own_series(row: Mapping[str, Any], file: str) -> dict[str, str]:
+    return {"series": f"{row['series']} ({Path(file).stem})"} if row.get("series") else {}
+
+
+def _result(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What two measurements of the same model share."""
+    return {key: value for key, value in row.items() if key.startswith(("reward/", "kl"))}
+
+
+def renamed_series(data: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """
+    A frontier whose series have other names.
 
     Args:
         data (`Mapping[str, Any]`): Result of [`frontier`].
-        path (`str`): File to write, .png, .svg or .pdf.
-        title (`str`, *optional*): Title of the plot.
-        dark (`bool`, *optional*, defaults to `False`): Whether the background is dark.
+        names (`Mapping[str, str]`): New names by name.
 
     Raises:
-        `ValueError`: There are no points.
-        `OSError`: The file cannot be written.
+        `ValueError`: There is no series of a name.
     """
-    from matplotlib.figure import Figure
-
-    if not data["series"] or not data["rewards"]:
-        raise ValueError("no model has both a KL and a reward")
-    panels, page = len(data["rewards"]), _DARK if dark else _LIGHT
-    # Each row of the legend makes the panels smaller.
-    height = 4.8 + 0.3 * max(0, len(data["series"]) // 2 - 2)
-    figure = Figure(figsize=(6.4 * panels + 0.6, height), layout="constrained", facecolor=page.background)
-    for axes, reward in zip(figure.subplots(1, panels, squeeze=False)[0], data["rewards"], strict=True):
-        _plot_panel(axes, data, reward, page, _ON_DARK if dark else _COLOURS)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    columns = 3 if max(map(len, labels)) * len(labels) < 90 else 2  # three columns of long names would be cut off
-    figure.legend(
-        handles,
-        labels,
-        loc="outside lower center",
-        ncols=min(columns, len(labels)),
-        frameon=False,
-        labelcolor=page.ink,
-    )
-    if title:
-        figure.suptitle(title, color=page.ink)
-    figure.savefig(path, dpi=160)
-
-
-def _plot_panel(axes: Any, data: Mapping[str, Any], reward: str, page: _Page, colours: Sequence[str]) -> None:
-    axes.set_facecolor(page.background)
-    axes.set_xlabel(f"{data['x']['name']} ({data['x']['unit']})", color=page.ink)
-    axes.set_ylabel(f"{reward} (mean reward, {data['y'].get('bars', '± 1 s.e.')})", color=page.ink)
-    axes.grid(color=page.grid, linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=page.ink)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(page.ink)
-    base = next((s["points"][0] for s in data["series"] if s["name"] == "base"), None)
-    # With more series than colours, colours repeat with other markers.
-    styles = ((colours[i % len(colours)], _MARKERS[(i + i // len(colours)) % len(_MARKERS)]) for i in count())
-    axes.margins(x=0.09, y=0.08)
-    for number, series in enumerate(data["series"]):
-        points = [p for p in series["points"] if p["rewards"][reward]["value"] is not None]
-        if not points:
-            continue
-        if series["name"] == "base":
-            _plot_points(axes, points, reward, label="base", colour=page.ink, marker="*", page=page)
-            continue
-        colour, marker = next(styles)
-        bound = any(point["bound"] for point in points)
-        # A line connects the values of one setting. It starts at the base, where the setting is off.
-        if any(point["extras"] for point in points):
-            with_base = [base, *points] if base and base["rewards"][reward]["value"] is not None else points
-            xy = [(point["kl"], point["rewards"][reward]["value"]) for point in sorted(with_base, key=_kl)]
-            axes.plot(*zip(*xy, strict=True), color=colour, linewidth=1.3, linestyle="--" if bound else "-", alpha=0.7)
-        label = series["name"] + (" (KL: upper bound, not measured)" if bound else "")
-        _plot_points(axes, points, reward, label=label, colour=colour, marker=marker, page=page)
-        _annotate(axes, points, reward, colour, page, above=number % 2 == 1)
-
-
-def _plot_points(
-    axes: Any,
-    points: Sequence[Mapping[str, Any]],
-    reward: str,
-    *,
-    label: str,
-    colour: str,
-    marker: str,
-    page: _Page,
-) -> None:
-    bound = any(point["bound"] for point in points)
-    axes.errorbar(
-        [point["kl"] for point in points],
-        [point["rewards"][reward]["value"] for point in points],
-        yerr=[point["rewards"][reward]["se"] or 0.0 for point in points],
-        xerr=[point["kl_se"] or 0.0 for point in points],
-        fmt=marker,
-        color=colour,
-        markersize=11 if marker == "*" else 6,
-        markerfacecolor=page.background if bound else colour,
-        elinewidth=1.1,
-        capsize=2.5,
-        label=label,
-        zorder=4 if marker == "*" else 3,
-    )
-
-
-def _annotate(
-    axes: Any, points: Sequence[Mapping[str, Any]], reward: str, colour: str, page: _Page, *, above: bool
-) -> None:
-    """Write beside each point the settings in which the points of its series differ, on one side of the line."""
-    from matplotlib.patheffects import withStroke
-
-    varied = [key for key in points[0]["extras"] if len({str(point["extras"].get(key)) for point in points}) > 1]
-    for point in points:
-        text = ", ".join(f"{key} {_short(point['extras'].get(key))}" for key in varied)
-        if text:
-            axes.annotate(
-                text,
-                (point["kl"], point["rewards"][reward]["value"]),
-                xytext=(-6, 6) if above else (6, -11),
-                ha="right" if above else "left",
-                textcoords="offset points",
-                fontsize=8,
-                color=colour,
-                path_effects=[withStroke(linewidth=2.5, foreground=page.background)],
-                zorder=2.2,  # above the lines, below the points
-            )
-
-
-def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    known = [series["name"] for series in data["series"]]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"there is no series {name!r}; there are {', '.join(map(repr, known))}")
+    new = {name: names.get(name, name) for name in known}
+    series = [
+        {**found, "name": new[found["name"]], "start": new.get(found["start"], found["start"])}
+        for found in data["series"]
+    ]
+    return {**data, "series": series}

@@ -27,11 +27,30 @@ def mean_and_se(values: Sequence[Sequence[float]]) -> tuple[float, float]:
     Returns:
         `tuple[float, float]`: The mean, NaN without prompts, and the standard error, NaN for fewer than two prompts.
     """
-    kept = ([value for value in row if not math.isnan(value)] for row in values)
-    means = torch.tensor([sum(row) / len(row) for row in kept if row], dtype=torch.float64)
+    means = torch.tensor([mean for mean in map(_mean, values) if not math.isnan(mean)], dtype=torch.float64)
     if len(means) < 2:
         return (means.item() if len(means) else math.nan), math.nan
     return means.mean().item(), (means.std() / math.sqrt(len(means))).item()
+
+
+def paired_difference(values: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """
+    Mean over prompts of the difference between two policies' means for the same prompt, and its standard error.
+
+    The difference between prompts cancels, so the standard error is smaller than that of two separate means. A prompt
+    without a number on either side is ignored.
+
+    Args:
+        values (`Sequence[Sequence[float]]`): A number for each completion of each prompt.
+        others (`Sequence[Sequence[float]]`): The same of the other policy, in other numbers if need be.
+    """
+    pairs = zip(map(_mean, values), map(_mean, others), strict=True)
+    return mean_and_se([[value - other] for value, other in pairs])
+
+
+def _mean(row: Sequence[float]) -> float:
+    kept = [value for value in row if not math.isnan(value)]
+    return sum(kept) / len(kept) if kept else math.nan
 
 
 def jackknife_se(leave_one_out: Sequence[float]) -> float:

@@ -27,10 +27,12 @@ from trl_ext.data.completion import Completion, decode_completions
 from trl_ext.data.tokenization import left_padded
 from trl_ext.decoding.kv_cache import prompt_cache
 from trl_ext.decoding.token_sampling import SamplingProcessor
+from trl_ext.devices import supports_cuda_graphs
 from trl_ext.generation_settings import INSTEAD_OF_DIVERSE_BEAMS, GenerationSettings
 from trl_ext.models.modes import evaluation_mode
 from trl_ext.models.properties import cache_name, has_virtual_tokens, inserted_tokens
 from trl_ext.models.sharding import catch_up_calls, synced_gpus_kwargs
+from trl_ext.progress import progress
 from trl_ext.validation import require
 
 
@@ -50,7 +52,6 @@ def generate(
     settings: GenerationSettings,
     *,
     batch_size: int = 128,
-    progress: Callable[[int], Any] | None = None,
     processors: Processors | None = None,
     streamer: BaseStreamer | None = None,
 ) -> list[list[Completion]]:
@@ -71,8 +72,6 @@ def generate(
             How to generate.
         batch_size (`int`, *optional*, defaults to `128`):
             Sequences in one call of the model: `batch_size // K` prompts, at least one.
-        progress (`Callable`, *optional*):
-            Called after each batch with the number of prompts just completed.
         processors (`Callable`, *optional*):
             `(ids_PT, mask_PT) -> processors`: called before each call of the model with its prompts, padded on the
             left. Returns [`~transformers.LogitsProcessor`]s, which are applied to the logits before temperature,
@@ -96,8 +95,26 @@ def generate(
             "PEFT generates other tokens than it trains with prefix tuning since transformers 5.24: train on "
             "completions that a dataset has, or use LoRA or prompt tuning."
         )
-    if settings.searches_each and settings.num_generations > 1:
-        return _searched_each(model, tokenizer, prompts, settings, batch_size, progress, processors)
+    with progress("sampling", len(prompts), hidden=streamer is not None) as phase:
+        if settings.searches_each and settings.num_generations > 1:
+            return _searched_each(model, tokenizer, prompts, settings, batch_size, phase.advance, processors)
+        return _in_batches(
+            model, tokenizer, prompts, settings, batch_size, phase.advance, processors=processors, streamer=streamer
+        )
+
+
+def _in_batches(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    settings: GenerationSettings,
+    batch_size: int,
+    advance: Callable[[float], Any],
+    *,
+    processors: Processors | None = None,
+    streamer: BaseStreamer | None = None,
+) -> list[list[Completion]]:
+    """K completions of each prompt. `advance` is called with the number of prompts, or part of one, just completed."""
     results: list[list[Completion]] = [[] for _ in prompts]
     config = settings.generation_config(model, tokenizer)
     step = max(1, batch_size // settings.num_generations)
@@ -119,8 +136,7 @@ def generate(
                 rows = _sequences(model, tokenizer, batch, k, settings, config, processors, streamer)
                 for n, completion in enumerate(decode_completions(rows, batch, tokenizer, config)):
                     results[chosen[n // k]].append(completion)
-            if progress is not None:
-                progress(len(chosen))
+                advance(len(chosen) * k / settings.num_generations)
         for _ in catch_up_calls(model, calls):
             _sequences(model, tokenizer, [[config.pad_token_id]], 1, settings, config, None, None)
     return results
@@ -132,25 +148,18 @@ def _searched_each(
     prompts: Sequence[Sequence[int]],
     settings: GenerationSettings,
     batch_size: int,
-    progress: Callable[[int], Any] | None,
+    advance: Callable[[float], Any],
     processors: Processors | None,
 ) -> list[list[Completion]]:
     """K completions of each prompt, from a beam search each."""
-    k, done = settings.num_generations, 0
-
-    def advance(rows: int) -> None:
-        nonlocal done
-        done += rows
-        if progress is not None:
-            progress(done // k - (done - rows) // k)
-
-    found = generate(
+    k = settings.num_generations
+    found = _in_batches(
         model,
         tokenizer,
         [prompt for prompt in prompts for _ in range(k)],
         replace(settings, num_generations=1),
-        batch_size=batch_size,
-        progress=advance,
+        batch_size,
+        lambda searches: advance(searches / k),
         processors=processors,
     )
     return [[found[i + j][0] for j in range(k)] for i in range(0, len(found), k)]
@@ -223,7 +232,7 @@ def _static_generate(
 ) -> torch.Tensor | None:
     """Result of [`~trl_ext.decoding.static_generate.try_static_generate`]; `None` if settings exclude CUDA graphs."""
     wanted = settings.cuda_graphs
-    if wanted == "never" or (wanted == "auto" and ids_PT.device.type != "cuda"):
+    if wanted == "never" or (wanted == "auto" and not supports_cuda_graphs(ids_PT.device)):
         return None
     from trl_ext.decoding.static_generate import try_static_generate
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from trl_ext.data.completion import Completion, decode_groups
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.models.properties import base_of, is_quantized
+from trl_ext.progress import progress
 from trl_ext.seeds import fork_rng
 from trl_ext.upstream import vllm_generation
 
@@ -126,10 +127,11 @@ class VLLM:
             # TRL assumes that all processes have equally many prompts when it distributes a server's completions.
             most = max(gather_object([len(prompts)]))
             padded = prompts + (prompts[:1] or [[self._eos()]]) * (most - len(prompts))
-        with self._explained_errors(), self._seeded():
+        with progress("sampling", len(prompts)) as phase, self._explained_errors(), self._seeded():
             _, ids, _, _ = self._engine.generate(
                 prompts=[prompt for prompt in padded for _ in range(k)], images=None, num_generations=k
             )
+            phase.advance(len(prompts))
         if len(ids) != k * len(padded):
             raise RuntimeError(f"vLLM returned {len(ids)} completions, where {len(padded)} prompts ask for {k} each.")
         # The config states where completions end. `generation_kwargs` are vLLM's here, and unknown to transformers.

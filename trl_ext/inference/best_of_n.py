@@ -174,6 +174,7 @@ class _Pool:
             extras={"n": n},
             kl_bound=kl_bound(n),
             series="best-of-n",
+            method="best-of-n",
             context=self.policy.context,
         )
 

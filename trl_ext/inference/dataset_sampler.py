@@ -10,7 +10,7 @@ search together with them, D a diverse beam search alone, and P the dataset's co
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -182,11 +182,39 @@ class SampledBatch:
 
     Args:
         rows (`list[dict]`): Rows of the schema.
+        indices (`list[int]`): The number in the dataset of each.
         totals (`dict[str, float]`): Counts and sums, to be added up over the batches.
     """
 
     rows: list[dict[str, Any]]
+    indices: list[int]
     totals: dict[str, float]
+
+
+_SORTED = 4  # batches whose prompts are sorted by length together
+
+
+def batches_of_similar_length(prompts: Sequence[Any], size: int) -> list[list[int]]:
+    """
+    Numbers of prompts in batches of `size`. Prompts of similar length share a batch, which saves padding: those of
+    four batches at a time are sorted by length, the longest first, so that an out-of-memory error comes early.
+
+    Args:
+        prompts (`Sequence`): Texts or lists of messages.
+        size (`int`): Prompts per batch.
+    """
+    batches = []
+    for start in range(0, len(prompts), _SORTED * size):
+        numbers = range(start, min(start + _SORTED * size, len(prompts)))
+        order = sorted(numbers, key=lambda i: -_length(prompts[i]))
+        batches += [order[i : i + size] for i in range(0, len(order), size)]
+    return batches
+
+
+def _length(prompt: Any) -> int:
+    if isinstance(prompt, str):
+        return len(prompt)
+    return sum(len(str(message.get("content") or "")) for message in prompt)
 
 
 @dataclass
@@ -216,9 +244,6 @@ class DatasetSampler:
         chat_template_kwargs (`dict[str, Any]`, *optional*):
             Arguments of the chat template. The rows get them as a column, so that training renders the same prompts;
             what a row has itself wins.
-        progress (`Callable`, *optional*):
-            Called with the number of prompts that a policy has skipped as too long, once per policy and batch. The
-            policies themselves report the prompts that they have completed.
     """
 
     policies: list[Policy]
@@ -231,33 +256,32 @@ class DatasetSampler:
     name_sources: bool = False
     best_first: bool = False
     chat_template_kwargs: dict[str, Any] | None = None
-    progress: Callable[[int], Any] | None = None
 
     def __post_init__(self) -> None:
         self._tags = [tokenizer_tag(policy.tokenizer) for policy in self.policies]
 
-    def __call__(self, rows: Sequence[dict[str, Any]], start: int) -> SampledBatch:
+    def __call__(self, rows: Sequence[dict[str, Any]], indices: Sequence[int]) -> SampledBatch:
         """
         Sample and score one batch.
 
-        The completions depend on the rows, the seed and `start`, not on what was sampled before.
+        The completions depend on the rows, the seed and the first index, not on what was sampled before.
 
         Args:
             rows (`Sequence[dict]`): Rows of the dataset.
-            start (`int`): Number of the first one in the dataset.
+            indices (`Sequence[int]`): Their numbers in the dataset.
 
         Raises:
             [`~trl_ext.rewards.functions.RewardError`]: A reward function failed.
         """
         rows = [with_template_kwargs(row, self.chat_template_kwargs) for row in rows]
-        prompt_ids = [policy.encode_rows(rows, start) for policy in self.policies]
+        prompt_ids = [
+            [policy.encode_rows([row], i)[0] for i, row in zip(indices, rows, strict=True)] for policy in self.policies
+        ]
         fitting = self._fitting(prompt_ids, len(rows))
         groups: list[list[Completion]] = [[] for _ in fitting]
         num_tokens = 0
         for place, (policy, prompts) in enumerate(zip(self.policies, prompt_ids, strict=True)):
-            if self.progress is not None:
-                self.progress(len(rows) - len(fitting))
-            with seeded(self.seed, start, place):
+            with seeded(self.seed, indices[0], place):
                 generated = policy.generate([prompts[i] for i in fitting], self.settings)
             for group, completions in zip(groups, generated, strict=True):
                 tag = self._tags[place]
@@ -266,18 +290,18 @@ class DatasetSampler:
         kept_rows = [rows[i] for i in fitting]
         tokenizer = self.policies[0].tokenizer if self.policies else None
         for i, row, group in zip(fitting, kept_rows, groups, strict=True):
-            group += dataset_completions(row, start + i, self.own_columns, tokenizer)
+            group += dataset_completions(row, indices[i], self.own_columns, tokenizer)
         if self.deduplicate:
             groups = [_deduplicated(row, group) for row, group in zip(kept_rows, groups, strict=True)]
-        if self.progress is not None and not self.policies:
-            self.progress(len(rows))
         prompts = [self._common_prompt(row, [ids[i] for ids in prompt_ids]) for i, row in enumerate(rows)]
         metrics: dict[str, list[float]] = {}
-        made = self._output_rows(kept_rows, groups, [prompts[i] for i in fitting], metrics)
+        found = self._output_rows(kept_rows, groups, [prompts[i] for i in fitting], metrics)
+        made = [row for row in found if row is not None]
         totals = _totals(made, groups, too_long=len(rows) - len(fitting), num_tokens=num_tokens)
         totals |= {f"{_LOGGED}{name}": sum(values) for name, values in metrics.items()}
         totals |= {f"{_CALLS}{name}": len(values) for name, values in metrics.items()}
-        return SampledBatch(made, totals)
+        kept = [indices[i] for i, row in zip(fitting, found, strict=True) if row is not None]
+        return SampledBatch(made, kept, totals)
 
     def _fitting(self, prompt_ids: Sequence[Sequence[Sequence[int]]], num_rows: int) -> list[int]:
         """Numbers of the rows whose prompts are short enough for every policy."""
@@ -299,22 +323,21 @@ class DatasetSampler:
         groups: Sequence[Sequence[Completion]],
         prompt_ids: Sequence[list[int]],
         metrics: dict[str, list[float]],
-    ) -> list[dict[str, Any]]:
+    ) -> list[dict[str, Any] | None]:
         """
         Rows of the schema, with the other columns of the dataset.
 
-        Completions to which no reward function applies are left out, and so are rows without any other.
+        Completions to which no reward function applies are left out; a row without any other is `None`.
         """
         consumed = {"sources", *self.own_columns} - {"prompt"}
         inputs = [{name: value for name, value in row.items() if name not in consumed} for row in rows]
-        made = []
+        made: list[dict[str, Any] | None] = []
         scored_groups = score_completions(inputs, groups, self.rewards, self.weights, metrics=metrics)
         for row, ids, group in zip(rows, prompt_ids, scored_groups, strict=True):
             kept = [scored for scored in group if not self.rewards or not math.isnan(scored.score)]
             if self.rewards and self.best_first:
                 kept.sort(key=lambda scored: -scored.score)
-            if kept:
-                made.append(self._output_row(row, kept, ids))
+            made.append(self._output_row(row, kept, ids) if kept else None)
         return made
 
     def _output_row(
@@ -360,6 +383,7 @@ def _totals(
         "unscored": sum(map(len, groups)) - num_completions,
         "rows_unscored": len(groups) - len(made),
         "completions": num_completions,
+        "prompts": len(made),
         "ended": sum(sum(row["ended"]) for row in made),
         "score": sum(map(sum, scores)),
         "best_score": sum(map(max, scores)),

@@ -19,8 +19,9 @@ from trl_ext.generation.streaming import TextStream
 from trl_ext.generation_settings import GenerationSettings, pad_token_id
 from trl_ext.models.modes import evaluation_mode
 from trl_ext.models.properties import accepts_argument, base_of, context_length
+from trl_ext.progress import progress
 
-from .policy import Policy
+from .policy import GuideWeights, Policy
 
 
 MAX_LOGITS = 2**27  # in one forward pass; half a gigabyte in float32
@@ -33,10 +34,11 @@ def policy_with_processors(
     *,
     name: str,
     batch_size: int = 64,
-    progress: Callable[[int], Any] | None = None,
     extras: dict[str, Any] | None = None,
     series: str = "",
+    method: str = "",
     context: int = 0,
+    weights: GuideWeights | None = None,
 ) -> Policy:
     """
     The [`~trl_ext.inference.policy.Policy`] of a model whose logits go through processors.
@@ -52,18 +54,14 @@ def policy_with_processors(
             Name in tables and errors.
         batch_size (`int`, *optional*, defaults to `64`):
             Sequences to generate or score at once.
-        progress (`Callable`, *optional*):
-            Called with the number of prompts just completed, after each batch.
-        extras (`dict`, *optional*), series (`str`, *optional*, defaults to `""`):
+        extras (`dict`, *optional*), series, method (`str`, *optional*, default to `""`), weights (*optional*):
             See [`~trl_ext.inference.policy.Policy`].
         context (`int`, *optional*, defaults to `0`):
             Context length, if models behind the processors have a shorter one. `0` means the model's.
     """
 
     def sample(prompt_ids: list[list[int]], settings: GenerationSettings) -> list[list[Completion]]:
-        return generate(
-            model, tokenizer, prompt_ids, settings, batch_size=batch_size, progress=progress, processors=processors
-        )
+        return generate(model, tokenizer, prompt_ids, settings, batch_size=batch_size, processors=processors)
 
     def logps(prompt_ids: list[list[int]], completion_ids: list[list[list[int]]]) -> list[list[torch.Tensor]]:
         return logps_with_processors(
@@ -89,8 +87,10 @@ def policy_with_processors(
         stream=stream,
         extras=extras or {},
         series=series,
+        method=method,
         context=context or context_length(model),
         model=model,
+        weights=weights,
     )
 
 
@@ -169,17 +169,19 @@ def logps_in_batches(
     places = [(b, i) for b, group in enumerate(completions) for i, completion in enumerate(group) if completion]
     places.sort(key=lambda place: -len(completions[place[0]][place[1]]))
     start = 0
-    while start < len(places):
-        size = batch_size
-        if max_tokens:
-            b, i = places[start]  # the longest completion of the batch
-            size = max(1, min(size, max_tokens // len(completions[b][i])))
-        batch = places[start : start + size]
-        start += size
-        texts = [completions[b][i] for b, i in batch]
-        logps_NT = batch_logps([prompts[b] for b, _ in batch], texts)
-        for (b, i), text, logps_T in zip(batch, texts, logps_NT, strict=True):
-            results[b][i] = logps_T[: len(text)].float().cpu()
+    with progress("log-probabilities", len(places), "completions") as phase:
+        while start < len(places):
+            size = batch_size
+            if max_tokens:
+                b, i = places[start]  # the longest completion of the batch
+                size = max(1, min(size, max_tokens // len(completions[b][i])))
+            batch = places[start : start + size]
+            start += size
+            texts = [completions[b][i] for b, i in batch]
+            logps_NT = batch_logps([prompts[b] for b, _ in batch], texts)
+            for (b, i), text, logps_T in zip(batch, texts, logps_NT, strict=True):
+                results[b][i] = logps_T[: len(text)].float().cpu()
+            phase.advance(len(batch))
     return results
 
 

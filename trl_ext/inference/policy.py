@@ -34,6 +34,26 @@ from trl_ext.rewards.scoring import ScoredCompletion
 
 
 @dataclass(frozen=True)
+class GuideWeights:
+    """
+    The weights of what guides a policy, which may change between two completions.
+
+    Parameters:
+        values (`dict[str, float]`):
+            The weight of each reward or other part of the guide, by name.
+        change (`Callable`):
+            `(values) -> policy`: the same policy with other weights. It shares the loaded models. Raises a
+            `ValueError` if a name does not exist or a weight is out of range.
+        about (`dict[str, str]`, *optional*):
+            What to know about a name to choose its weight, such as the mean and deviation of its reward.
+    """
+
+    values: dict[str, float]
+    change: "Callable[[dict[str, float]], Policy]"
+    about: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Policy:
     """
     Generates completions for prompts.
@@ -65,10 +85,19 @@ class Policy:
             Upper bound of the KL to the base model in nats per completion, for a policy without `logps`.
         series (`str`, *optional*, defaults to `""`):
             Line of the reward-KL frontier that the policy is a point of. By default it is a line of its own.
+        method (`str`, *optional*, defaults to `""`):
+            Method that made the policy. Series of one method have one colour in plots.
+        truncation (`str`, *optional*, defaults to `""`):
+            Tokens that the policy itself can never generate, whatever the generation settings, such as `"top-k 20"`
+            for all but the 20 likeliest. They count in its KL, and legends name them.
+        start (`str`, *optional*, defaults to `""`):
+            Name of the policy that it was before training, if that is not the base model: the start of its line.
         context (`int`, *optional*, defaults to `0`):
             Context length: the maximum number of tokens of a prompt and its completion. `0` means not known.
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):
             The model that generates, for a [`Decoding`] that guides it. `None` if a server has it.
+        weights ([`GuideWeights`], *optional*):
+            The weights of what guides the policy, for `trl-ext chat`.
     """
 
     name: str
@@ -80,8 +109,12 @@ class Policy:
     extras: dict[str, Any] = field(default_factory=dict)
     kl_bound: float | None = None
     series: str = ""
+    method: str = ""
+    truncation: str = ""
+    start: str = ""
     context: int = 0
     model: PreTrainedModel | None = None
+    weights: GuideWeights | None = None
 
     def encode(self, prompt: str | list[dict[str, Any]], **chat_template_kwargs: Any) -> list[int]:
         """
@@ -169,10 +202,16 @@ class Decoding(Protocol):
     A method names its class in [`~trl_ext.Method`]'s `decoding`. The class is a dataclass whose fields all have
     defaults and a `help` in their metadata: they become flags of `trl-ext evaluate` and `trl-ext generate`, so their
     names must differ from the existing flags and from those of other methods. The first field is the main one: the
-    others have no effect without it, and setting only them is an error. Making an instance must load nothing, and its
+    others have no effect without it, and giving only them is an error. Making an instance must load nothing, and its
     module must import fast.
 
-    A class may also have the property `served_at_once`; see [`served_at_once`].
+    A class may also have the property `served_at_once` and the method `served_tokenizer`; see [`served_at_once`]. If
+    its fields need others than the main one, it has a class variable `needs` that maps their names to those of the
+    fields without which they have no effect.
+
+    Where an untrained guide differs from the frozen model alone, a class may have a method `untrained_policies`, with
+    the arguments of `policies`: the policies before training, which `trl-ext evaluate` measures too. Those after
+    training name them in `start`.
     """
 
     @property
@@ -195,7 +234,6 @@ class Decoding(Protocol):
         *,
         name: str,
         batch_size: int,
-        progress: Callable[[int], Any] | None = None,
     ) -> list[Policy]:
         """
         Load the models that the settings name, and make one [`Policy`] per setting, such as one per weight.
@@ -212,8 +250,6 @@ class Decoding(Protocol):
                 Name of the model in tables; the names of the policies start with it.
             batch_size (`int`):
                 Sequences to generate or score at once.
-            progress (`Callable`, *optional*):
-                Is to be called with the number of prompts just completed, after each batch.
 
         Raises:
             `ValueError` or `OSError`: Something cannot be loaded, or does not fit the model.
@@ -226,7 +262,7 @@ def served_at_once(decodings: Iterable[Decoding]) -> int:
     none.
 
     A decoding that brings its model has a property of this name above 0. Its `policies` then gets `None` for the model
-    and the tokenizer.
+    and the tokenizer. Its method `served_tokenizer` loads the tokenizer alone, before any model.
     """
     return max((getattr(decoding, "served_at_once", 0) for decoding in decodings), default=0)
 
@@ -238,7 +274,6 @@ def model_policy(
     name: str = "model",
     batch_size: int = 64,
     use_adapter: bool = True,
-    progress: Callable[[int], Any] | None = None,
 ) -> Policy:
     """
     The [`Policy`] of a transformers model.
@@ -255,8 +290,6 @@ def model_policy(
         use_adapter (`bool`, *optional*, defaults to `True`):
             Whether the adapter of a [`~peft.PeftModel`] is active. With `False` the policy is its base model, which
             shares the weights.
-        progress (`Callable`, *optional*):
-            Called with the number of prompts just completed, after each batch.
 
     Raises:
         `ValueError`: The base model is asked for, and the adapter changed it when it was put on (PiSSA, OLoRA, ...).
@@ -272,7 +305,7 @@ def model_policy(
 
     def sample(prompt_ids: list[list[int]], settings: GenerationSettings) -> list[list[Completion]]:
         with adapter():
-            return generate(model, tokenizer, prompt_ids, settings, batch_size=batch_size, progress=progress)
+            return generate(model, tokenizer, prompt_ids, settings, batch_size=batch_size)
 
     def logps(prompt_ids: list[list[int]], completion_ids: list[list[list[int]]]) -> list[list[torch.Tensor]]:
         pad = pad_token_id(tokenizer)

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Answers of a server to many prompts: several at once, written to a file, or as a policy."""
+"""Answers of a server to many prompts: several at once, written to a file, or as a policy; guided or not."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +18,11 @@ from trl_ext.data.prompts import check_several
 from trl_ext.data.row_threads import run_rows
 from trl_ext.data.schema import as_completion
 from trl_ext.endpoint.client import Endpoint
+from trl_ext.endpoint.next_tokens import request_fields, sample_blocks
 from trl_ext.endpoint.protocol import Prompt
+from trl_ext.endpoint.tokens import ServedText
 from trl_ext.generation_settings import GenerationSettings
+from trl_ext.progress import progress
 
 from .policy import Policy
 
@@ -27,7 +30,7 @@ from .policy import Policy
 @dataclass(frozen=True, slots=True)
 class Served:
     """
-    A guided answer of a server.
+    An answer of a server, guided or not.
 
     Args:
         completion ([`~trl_ext.data.completion.Completion`]):
@@ -53,7 +56,6 @@ def answer_all(
     *,
     workers: int,
     seed: int | str = 0,
-    progress: Callable[[int], Any] | None = None,
 ) -> list[list[Served]]:
     """
     Answer each prompt `num_generations` times, several at once.
@@ -64,7 +66,6 @@ def answer_all(
         settings ([`~trl_ext.generation_settings.GenerationSettings`]): How to answer.
         workers (`int`): Number of threads.
         seed (`int` or `str`, *optional*, defaults to `0`): The seed of each answer is derived from it.
-        progress (`Callable`, *optional*): Called with 1 after each prompt.
 
     Returns:
         `list[list[Served]]`: `num_generations` answers for each prompt.
@@ -73,7 +74,7 @@ def answer_all(
         `ValueError`: `prompts` is a single prompt.
     """
     check_several(prompts)
-    with ThreadPoolExecutor(workers) as pool:
+    with progress("sampling", len(prompts)) as phase, ThreadPoolExecutor(workers) as pool:
         jobs = [
             [pool.submit(answer, prompt, settings, seed=f"{seed} {i} {k}") for k in range(settings.num_generations)]
             for i, prompt in enumerate(prompts)
@@ -82,8 +83,7 @@ def answer_all(
         try:
             for row in jobs:
                 answers.append([job.result() for job in row])
-                if progress is not None:
-                    progress(1)
+                phase.advance()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -100,7 +100,6 @@ def answer_file(
     *,
     seed: int = 0,
     overwrite: bool = False,
-    progress: Callable[[int], Any] | None = None,
 ) -> int:
     """
     Answer the prompts of a dataset and write the rows to a file, each as soon as it is done. After an interruption or
@@ -116,7 +115,7 @@ def answer_file(
         endpoint ([`~trl_ext.endpoint.client.Endpoint`]): The client of the server; Ctrl-C closes it.
         made_with (`dict[str, Any]`): Everything else that the answers depend on.
         seed (`int`, *optional*, defaults to `0`): The seed of each answer is derived from it.
-        overwrite, progress: As for [`~trl_ext.data.row_threads.run_rows`].
+        overwrite: As for [`~trl_ext.data.row_threads.run_rows`].
 
     Returns:
         `int`: Number of rows that this call answered.
@@ -142,7 +141,6 @@ def answer_file(
         made_with | {"settings": asdict(settings), "seed": seed},
         workers=endpoint.max_concurrency,
         overwrite=overwrite,
-        progress=progress,
         stop=endpoint.close,
     )
 
@@ -151,8 +149,6 @@ def served_policy(
     answer: Callable[..., Served],
     tokenizer: PreTrainedTokenizerBase,
     endpoint: Endpoint,
-    *,
-    progress: Callable[[int], Any] | None = None,
     **fields: Any,
 ) -> Policy:
     """
@@ -163,7 +159,6 @@ def served_policy(
         answer (`Callable`): As for [`answer_all`]; also takes `show`, called with the text so far.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer for prompts.
         endpoint ([`~trl_ext.endpoint.client.Endpoint`]): The client of the server.
-        progress (`Callable`, *optional*): Called with 1 after each prompt.
         fields: Further fields of the policy, among them its `name`.
     """
 
@@ -171,9 +166,7 @@ def served_policy(
         return int(torch.randint(2**62, ()))
 
     def generate(prompts: list[list[int]], settings: GenerationSettings) -> list[list[Completion]]:
-        answers = answer_all(
-            answer, prompts, settings, workers=endpoint.max_concurrency, seed=next_seed(), progress=progress
-        )
+        answers = answer_all(answer, prompts, settings, workers=endpoint.max_concurrency, seed=next_seed())
         return [[served.completion for served in row] for row in answers]
 
     def stream(ids: list[int], settings: GenerationSettings, show: Callable[[str], None]) -> Completion:
@@ -190,3 +183,37 @@ def served_policy(
         return completion
 
     return Policy(tokenizer=tokenizer, generate=generate, stream=stream, **fields)
+
+
+def unguided_policy(tokenizer: PreTrainedTokenizerBase, endpoint: Endpoint, **fields: Any) -> Policy:
+    """
+    The [`~trl_ext.inference.policy.Policy`] of a server's model as it is, the baseline of guided ones. The server
+    samples with a seed of its own.
+
+    Args:
+        tokenizer, endpoint, fields: As for [`served_policy`].
+    """
+
+    def answer(
+        prompt: Prompt,
+        settings: GenerationSettings,
+        *,
+        seed: int | str = 0,
+        show: Callable[[str], None] | None = None,
+    ) -> Served:
+        check_served_settings(settings)
+        text = ServedText(tokenizer, prompt, chat=False, by_id=False)
+        [found] = sample_blocks(endpoint, text, 1, settings.max_completion_length, **request_fields(settings))
+        text.add_text(found.text)
+        if show is not None:
+            show(text.answer)
+        end = [tokenizer.eos_token_id] if found.ended or not text.answer_ids else []
+        return Served(Completion(text.answer, [*text.answer_ids, *end], found.ended), 0.0, 0.0)
+
+    return served_policy(answer, tokenizer, endpoint, **fields)
+
+
+def check_served_settings(settings: GenerationSettings) -> None:
+    """Raise a `ValueError` if there are settings that a server's API lacks."""
+    if settings.num_beams > 1 or settings.repetition_penalty != 1 or settings.generation_kwargs:
+        raise ValueError("An endpoint has no num_beams, repetition_penalty or generation_kwargs: unset them.")

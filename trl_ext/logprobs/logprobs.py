@@ -22,6 +22,7 @@ from trl_ext.models.modes import evaluation_mode
 from trl_ext.models.probe import Tolerance, probe
 from trl_ext.models.properties import base_of, has_virtual_tokens, inserted_tokens
 from trl_ext.models.sharding import catch_up_calls
+from trl_ext.progress import progress
 
 from .balancing_loss import balancing_loss, can_return_router_logits, router_logits
 from .lm_head import add_fused_head, copy_with_own_weights, from_logits
@@ -210,13 +211,14 @@ def completion_logps(
         key=lambda item: len(prompts[item[0]]) + max(len(c) for c in completions[item[0]]),
     )
     chunks = list(_chunks(kept, batch_size))
-    with evaluation_mode(model):
+    with progress("log-probabilities", len(kept)) as phase, evaluation_mode(model):
         for chunk in chunks:
             groups = [[completions[b][k] for k in ks] for b, ks in chunk]
             tokens = log_probs(model, [prompts[b] for b, _ in chunk], groups)
             flat = [(b, k) for b, ks in chunk for k in ks]
             for n, (b, k) in enumerate(flat):
                 results[b][k] = tokens.logps[tokens.completion_index == n].float().cpu()
+            phase.advance(len(chunk))
         for _ in catch_up_calls(model, len(chunks)):
             log_probs(model, [[pad_token_id]], [[[pad_token_id]]])
     return results

@@ -29,6 +29,7 @@ from accelerate.utils import extract_model_from_parallel
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from trl_ext.devices import supports_flash_attention
 from trl_ext.models.architecture import FULL, layer_kinds, score_cap
 from trl_ext.models.probe import Tolerance, probe, probe_tokens
 from trl_ext.models.properties import base_of
@@ -78,9 +79,7 @@ def supported_layout(model: PreTrainedModel) -> Layout:
     if attention == CASCADE or (
         attention in ("sdpa", "flash_attention_2")
         and supports_attention_backend(model)
-        and model.device.type == "cuda"
-        and torch.version.cuda is not None
-        and torch.cuda.get_device_capability(model.device) >= (8, 0)
+        and supports_flash_attention(model.device)
         and _flash_supports(config)
     ):
         return Layout("cascade", "two variable-length flash attention calls")

@@ -3,10 +3,12 @@
 
 """Prepares a model for training: adds an adapter if one is asked for, on a quantized base as well."""
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedModel
+from trl import ModelConfig, get_peft_config
 
 from .properties import is_peft_model, is_quantized
 
@@ -25,6 +27,27 @@ _CHANGE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 # Adapters whose forward pass takes a task or a type for each token.
 _OWN_INPUTS = ("MULTITASK_PROMPT_TUNING", "CPT", "POLY")
+
+
+def peft_config_from(model_args: ModelConfig) -> "PeftConfig | None":
+    """
+    The adapter that the flags of [`~trl.ModelConfig`] ask for, or `None`.
+
+    Without `lora_target_modules` and `lora_target_parameters` it is on all linear layers except the output head, which
+    QLoRA (arXiv 2305.14314, section 4) needed to reach full fine-tuning. PEFT's own choice is two projections of the
+    attention for most models. The name of one module is a name, as several are; PEFT would take it for a pattern.
+
+    Args:
+        model_args ([`~trl.ModelConfig`]): The flags.
+    """
+    targets: Any = model_args.lora_target_modules
+    if targets is None and not model_args.lora_target_parameters:
+        targets = "all-linear"
+    elif isinstance(targets, str) and targets.isidentifier():
+        targets = [targets]
+    model_args = copy.copy(model_args)
+    model_args.lora_target_modules = targets
+    return get_peft_config(model_args)
 
 
 def wrap_with_peft(model: PreTrainedModel, peft_config: "PeftConfig | None", **kwargs: Any) -> torch.nn.Module:

@@ -5,7 +5,6 @@
 
 import contextlib
 import json
-import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +21,9 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils import find_adapter_config_file
+from transformers.utils import find_adapter_config_file, logging
 
+from trl_ext.devices import computes_fast, fast_dtype, process_device, slow_reason, warn_if_slow
 from trl_ext.upstream import create_model_from_path
 
 
@@ -32,24 +32,15 @@ if TYPE_CHECKING:
     from trl import ModelConfig
 
 
-logger = logging.getLogger(__name__)
-
-
-def default_device() -> torch.device:
-    """
-    The accelerator of this machine, or the CPU.
-
-    Without `check_available`, torch returns the one that it was compiled for, even on a machine without a GPU.
-    """
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+logger = logging.get_logger(__name__)
 
 
 def quantization_config_from(model_args: "ModelConfig") -> BitsAndBytesConfig | None:
     """
     The bitsandbytes config that the command line asks for, or `None`.
 
-    The compute dtype is bfloat16 for any `--dtype`. TRL takes it from `--dtype`, whose default is float32, so that
-    4-bit runs of its command line compute in float32.
+    The compute dtype is bfloat16 for any `--dtype`, or float32 on a CPU that is slow in bfloat16. TRL takes it from
+    `--dtype`, whose default is float32, so that 4-bit runs of its command line compute in float32.
 
     Args:
         model_args ([`~trl.ModelConfig`]): The flags.
@@ -67,7 +58,7 @@ def quantization_config_from(model_args: "ModelConfig") -> BitsAndBytesConfig | 
         load_in_4bit=True,
         bnb_4bit_quant_type=model_args.bnb_4bit_quant_type,
         bnb_4bit_use_double_quant=True,  # QLoRA's setting (arXiv 2305.14314, section 3)
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=fast_dtype(torch.bfloat16, process_device()),
         bnb_4bit_quant_storage=model_args.bnb_4bit_quant_storage,
     )
 
@@ -274,6 +265,7 @@ def load_model(
     head: str = "causal_lm",
     num_labels: int = 0,
     is_trainable: bool = False,
+    device: torch.device | None = None,
     **init_kwargs: Any,
 ) -> "PreTrainedModel | PeftModel":
     """
@@ -289,14 +281,18 @@ def load_model(
         num_labels (`int`, *optional*, defaults to `0`): Labels of a sequence classification head. `0`: as saved, one
             under an adapter, whose base may be a language model without labels.
         is_trainable (`bool`, *optional*, defaults to `False`): Whether a loaded adapter is trained further.
-        init_kwargs: Passed to `from_pretrained`, `subfolder`, `token` and `cache_dir` among others; `dtype` defaults
-            to float32, and in 4 or 8 bits to the compute dtype (also if it is `"auto"`), `device_map` to `"auto"` on
-            an accelerator and to none on the CPU, `use_safetensors` to `True`.
+        device (`torch.device`, *optional*): Where the model is going to compute, which decides about its dtype. By
+            default the device of this process.
+        init_kwargs: Passed to `from_pretrained`, `subfolder`, `token` and `cache_dir` among others. `dtype` defaults
+            to float32, and in 4 or 8 bits to the compute dtype (also if it is `"auto"`). With `"auto"` a checkpoint in
+            half precision becomes float32 on a CPU that is slow in its dtype. `device_map` defaults to `"auto"` on an
+            accelerator and to none on the CPU, `use_safetensors` to `True`.
 
     Raises:
         `OSError`: There is no such model, or its weights are pickled.
         `ValueError`: The directory or the repository on the Hub holds another kind of model than is asked for.
     """
+    device = device or process_device()
     name_or_path, inside = locate(name_or_path, init_kwargs.pop("subfolder", None))
     where = hub_arguments({**init_kwargs, **inside, "revision": revision})
     adapter = adapter_config(name_or_path, **where)
@@ -311,7 +307,9 @@ def load_model(
         # Modules that are not quantized (norms, embeddings, head) have the compute dtype unless another is passed.
         if init_kwargs.get("dtype") in (None, "auto"):
             in_4bit = getattr(quantization_config, "load_in_4bit", False)  # in 8 bits the field has no meaning
-            init_kwargs["dtype"] = quantization_config.bnb_4bit_compute_dtype if in_4bit else torch.bfloat16
+            compute_dtype = quantization_config.bnb_4bit_compute_dtype
+            init_kwargs["dtype"] = compute_dtype if in_4bit else fast_dtype(torch.bfloat16, device)
+    _warn_if_slow(init_kwargs.get("dtype"), device)
     init_kwargs.update(trust_remote_code=trust_remote_code)
     if init_kwargs.setdefault("use_safetensors", True):
         for folder in {source, name_or_path}:
@@ -336,12 +334,38 @@ def load_model(
         raise ValueError(f"`head` must be 'none', 'causal_lm' or 'sequence_classification', got {head!r}.")
     if not (saved.is_file() or scored):  # from the Hub
         refuse_other_kinds(source, {"architectures": model.config.architectures}, head)
+    if init_kwargs.get("dtype") == "auto":
+        model = in_fast_dtype(model, device)
     use_exact_4bit_on_cpu(model)
     if adapter is not None:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, name_or_path, is_trainable=is_trainable, **where)
     return model
+
+
+def in_fast_dtype(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """
+    A model that was loaded in the dtype of its checkpoint, in float32 if the device is slow in that dtype.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): The model; its weights are replaced one by one.
+        device (`torch.device`): Where it is going to compute.
+    """
+    if computes_fast(model.dtype, device):
+        return model
+    logger.warning_once(
+        f"Models are loaded in float32, not in the dtype of their weights: {slow_reason(model.dtype)}. Set `dtype` to "
+        "choose yourself."
+    )
+    return model.float()
+
+
+def _warn_if_slow(dtype: Any, device: torch.device) -> None:
+    """Logs once that the user asks for a dtype in which the device is slow."""
+    name = str(dtype).removeprefix("torch.")
+    if name in ("bfloat16", "float16"):
+        warn_if_slow(f"dtype: {name}", getattr(torch, name), device, "`dtype: auto` chooses float32 here.")
 
 
 def _architecture(source: str, kwargs: dict[str, Any]) -> Any:

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Evaluation mode for a block of code, with every module's mode restored afterwards; computing without gradients."""
+"""Modes of a model for a block of code, restored afterwards: evaluation, no checkpointing; no gradients."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,6 +39,23 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         return
     with evaluation_mode(model):
         yield
+
+
+@contextmanager
+def checkpointing_disabled(model: nn.Module) -> Iterator[None]:
+    """
+    Inside this context layers keep their activations, and their caches, also in training mode.
+
+    It sets the layers' own flags. transformers' methods for that were renamed in 5.24, where the old ones warn.
+    """
+    layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+    for layer in layers:
+        layer.gradient_checkpointing = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.gradient_checkpointing = True
 
 
 def without_gradients(function: Callable[P, T]) -> Callable[P, T]:

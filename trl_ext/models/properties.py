@@ -94,6 +94,23 @@ def is_quantized(model: torch.nn.Module) -> bool:
     return bool(getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False))
 
 
+def parameter_count(model: torch.nn.Module, *, trainable: bool = False) -> int:
+    """
+    Number of parameters. Weights that are packed in 4 bits, or sharded by ZeRO-3, count as what they stand for.
+
+    Args:
+        model (`torch.nn.Module`): The model.
+        trainable (`bool`, *optional*, defaults to `False`): Whether only those that require gradients count.
+    """
+    total = 0
+    for parameter in model.parameters():
+        if trainable and not parameter.requires_grad:
+            continue
+        packed = 2 * parameter.element_size() if type(parameter).__name__ == "Params4bit" else 1
+        total += packed * int(getattr(parameter, "ds_numel", 0) or parameter.numel())
+    return total
+
+
 def has_quantized_weights(model: torch.nn.Module) -> bool:
     """Whether `model` has quantized weights. Works for a backbone too, which does not record how it was loaded."""
     return is_quantized(model) or any(not parameter.is_floating_point() for parameter in model.parameters())

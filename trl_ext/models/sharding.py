@@ -20,6 +20,8 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from .modes import checkpointing_disabled
+
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -96,34 +98,46 @@ def shard(model: Any, trainer: "Trainer") -> Any:
 
 
 @contextmanager
-def gathered(
-    model: Any, accelerator: Accelerator, *, gather: bool = True, checkpointing: dict[str, Any] | None = None
-) -> Iterator[Any]:
+def gathered(model: Any, accelerator: Accelerator, *, gather: bool = True) -> Iterator[Any]:
     """
-    Inside this context the model has no distributed wrapper, and every process has all of its weights.
+    Inside this context the model has no distributed wrapper and no activation checkpointing, and every process has all
+    of its weights.
 
     Args:
         model (`torch.nn.Module`): The model as `accelerator` or [`shard`] prepared it.
         accelerator ([`~accelerate.Accelerator`]): The accelerator.
         gather (`bool`, *optional*, defaults to `True`): Whether the weights are gathered. Otherwise a sharded model
             stays sharded.
-        checkpointing (`dict`, *optional*): `gradient_checkpointing_kwargs` that are set again after the context.
     """
-    from trl_ext.upstream import unwrap_model_for_generation
-
-    by_deepspeed = gather and any(hasattr(parameter, "ds_id") for parameter in model.parameters())
-    with unwrap_model_for_generation(
-        model, accelerator, gather_deepspeed3_params=by_deepspeed, gradient_checkpointing_kwargs=checkpointing
-    ) as unwrapped:
+    unwrapped = accelerator.unwrap_model(model)
+    with checkpointing_disabled(unwrapped):
         if not gather:
             yield unwrapped
             return
-        with _unsharded(unwrapped):
+        with _zero3_gathered(model), _unsharded(unwrapped):
             _gathered.append(unwrapped)
             try:
                 yield unwrapped
             finally:
                 _gathered.pop()
+
+
+@contextmanager
+def _zero3_gathered(model: nn.Module) -> Iterator[None]:
+    """Inside this context parameters that DeepSpeed ZeRO-3 has partitioned are gathered."""
+    if not any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        yield
+        return
+    import deepspeed
+
+    from trl_ext.upstream import add_hooks, remove_hooks
+
+    with deepspeed.zero.GatheredParameters(model.parameters()):
+        remove_hooks(model)
+        try:
+            yield
+        finally:
+            add_hooks(model)
 
 
 @contextmanager

@@ -19,7 +19,8 @@ from trl import ModelConfig
 
 from trl_ext.data.chat_template import TEMPLATE_COLUMNS, left_out, render, template_kwargs
 from trl_ext.data.row_errors import shortened
-from trl_ext.models.load import default_device, hub_arguments, load_model, loading_error, quantization_config_from
+from trl_ext.devices import default_device
+from trl_ext.models.load import hub_arguments, load_model, loading_error, quantization_config_from
 from trl_ext.models.properties import accepts_argument, context_length, is_causal, is_quantized
 from trl_ext.models.sharding import gathered_parameters
 from trl_ext.models.tokenizers import ensure_pad_token, load_tokenizer
@@ -298,7 +299,7 @@ def _label_index(config: Any, head: str) -> int:
 
 
 def _load_classifier(name: str, options: dict[str, Any], device: Any) -> tuple[Any, Any]:
-    """A classifier, in the dtype of its checkpoint by default, and the device to move it to (`None`: leave it)."""
+    """A classifier, by default in the dtype of its checkpoint, and the device to move it to (`None`: leave it)."""
     device = options.pop("device", device)
     device = default_device() if device is None else torch.device(device)
     quantization = _quantization(options)
@@ -309,12 +310,12 @@ def _load_classifier(name: str, options: dict[str, Any], device: Any) -> tuple[A
         options.setdefault("dtype", "auto")
     placed = options.setdefault("device_map", None) is not None  # "auto" would spread it over all devices
     try:
-        model = load_model(name, head="sequence_classification", **options)
+        model = load_model(name, head="sequence_classification", device=device, **options)
     except RuntimeError as error:
         if "mismatched_sizes" not in str(error):
             raise
         # The config says nothing about labels, for which transformers has two.
-        model = load_model(name, head="sequence_classification", num_labels=1, **options)
+        model = load_model(name, head="sequence_classification", num_labels=1, device=device, **options)
     return model, None if placed else device
 
 

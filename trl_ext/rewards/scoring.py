@@ -3,19 +3,19 @@
 
 """Scores groups of completions with several weighted reward functions."""
 
+import contextvars
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from tqdm.auto import tqdm
 from transformers import TrainerState
 
 from trl_ext.data.completion import Completion
 from trl_ext.data.schema import extra_columns
+from trl_ext.progress import progress
 
 from .async_calls import is_async
 from .functions import Reward, RewardError
@@ -24,8 +24,6 @@ from .kept_scores import BatchScores, KeptScores
 
 # Columns of tables of completions beside the rewards.
 _TABLE_COLUMNS = ("step", "prompt", "completion", "score", "guided")
-_SECONDS_WITHOUT_BAR = 5  # scoring that takes longer shows its progress
-_SECONDS_BETWEEN_LINES = 60  # in a log file
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,6 @@ def score_completions(
     *,
     metrics: dict[str, list[float]] | None = None,
     kept: KeptScores | None = None,
-    progress: bool = True,
     **arguments: Any,
 ) -> list[list[ScoredCompletion]]:
     """
@@ -87,8 +84,6 @@ def score_completions(
             Receives the values that the functions give to `log_metric`.
         kept ([`~trl_ext.rewards.kept_scores.KeptScores`], *optional*):
             Keeps the batches that were scored if a later call fails, and gives them back when they come again.
-        progress (`bool`, *optional*, defaults to `True`):
-            Whether a bar shows the progress of a function that takes longer than a few seconds.
         arguments:
             Further keyword arguments of the reward functions. `trainer_state` is an empty state by default.
 
@@ -108,7 +103,7 @@ def score_completions(
         raise ValueError(f"{len(rows)} rows for {len(groups)} groups of completions: pass one group per row.")
     kept = KeptScores() if kept is None else kept
     inputs = _Inputs(rows, groups, {"trainer_state": TrainerState()} | arguments)
-    scored = _all_scores(inputs, rewards, kept, progress)
+    scored = _all_scores(inputs, rewards, kept)
     for name, value in [logged for parts in scored.values() for part in parts for logged in part.metrics]:
         if metrics is not None:
             metrics.setdefault(name, []).append(value)
@@ -165,33 +160,23 @@ class _Inputs:
         }
 
 
-def _all_scores(
-    inputs: _Inputs, rewards: Sequence[Reward], kept: KeptScores, progress: bool
-) -> dict[str, list[BatchScores]]:
+def _all_scores(inputs: _Inputs, rewards: Sequence[Reward], kept: KeptScores) -> dict[str, list[BatchScores]]:
     """The scores of all batches by reward: async functions side by side, the others in this thread."""
     taken = {*_TABLE_COLUMNS, *(reward.name for reward in rewards)}
 
     def score(reward: Reward) -> list[BatchScores]:
         found = []
-        with tqdm(
-            total=len(inputs.rows),
-            desc=f"scoring by {reward.name}",
-            unit="completion",
-            disable=not progress,
-            delay=_SECONDS_WITHOUT_BAR,
-            mininterval=0.1 if sys.stderr.isatty() else _SECONDS_BETWEEN_LINES,
-            leave=False,
-        ) as bar:
+        with progress(f"scoring by {reward.name}", len(inputs.rows), "completions") as phase:
             for part in inputs.batches(reward.batch_size):
                 call = inputs.of(part)
                 found.append(kept.get(reward, call, partial(_scored, reward, call, inputs.arguments, taken)))
-                bar.update(part.stop - part.start)
+                phase.advance(part.stop - part.start)
         return found
 
     waiting = [reward for reward in rewards if is_async(reward.func)]
     # The scores are kept when all threads have ended: then nothing is scored any more.
     with kept.keeping(), ThreadPoolExecutor(max_workers=max(1, len(waiting))) as pool:
-        jobs = {reward.name: pool.submit(score, reward) for reward in waiting}
+        jobs = {reward.name: pool.submit(contextvars.copy_context().run, score, reward) for reward in waiting}
         own = {reward.name: score(reward) for reward in rewards if reward.name not in jobs}
         return {
             reward.name: jobs[reward.name].result() if reward.name in jobs else own[reward.name] for reward in rewards

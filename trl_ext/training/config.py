@@ -6,17 +6,18 @@
 import inspect
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from transformers.utils import logging
 
 from trl_ext.data.column_names import parse_columns
 from trl_ext.data.dataset_settings import COLUMNS, DATASET_FORMAT
+from trl_ext.devices import CPU, accelerator_count, computes_fast, warn_if_slow
 from trl_ext.generation_settings import GenerationSettings, setting
 from trl_ext.rewards.settings import RewardSettings
 from trl_ext.upstream import BaseConfig
-from trl_ext.validation import check_at_least, check_fields, did_you_mean, number_fields, unknown_settings
+from trl_ext.validation import check_at_least, check_fields, convert, did_you_mean, number_fields, unknown_settings
 
 from .trl_settings import OTHER_MEANINGS, REFUSED, RESTRICTED, check_restricted, liger_config, notes_on
 
@@ -42,6 +43,10 @@ class ExtConfig(RewardSettings, BaseConfig):
             Keyword arguments for `from_pretrained`, used when `model` is a string.
         trust_remote_code (`bool`, *optional*, defaults to `False`):
             Whether to run code that comes with a model or tokenizer on the Hub.
+        bf16 (`bool` or `str`, *optional*):
+            Whether to compute in bfloat16 (mixed precision). `"auto"`: on a GPU as TRL does without a value (unless
+            `fp16` is set), on a CPU if it has bfloat16 instructions. `True` on a CPU without them is several times
+            slower than float32. If not set, as `"auto"` on a GPU, and `False` on a CPU.
         disable_dropout (`bool`, *optional*, defaults to `True`):
             Whether to disable dropout, so that log-probabilities equal those of the model in later use.
 
@@ -95,8 +100,9 @@ class ExtConfig(RewardSettings, BaseConfig):
             fetches its layers for each token, for a model that does not fit on a device.
         cast_for_generation (`bool`, *optional*, defaults to `False`):
             Whether to generate, in training with `bf16` and float32 weights, with a copy of the model in bfloat16.
-            Autocast converts every weight again for every token; the copy is faster (about twice on a CPU that
-            computes in bfloat16) and takes the memory of a copy of the weights. Not under FSDP or DeepSpeed.
+            Autocast converts every weight again for every token; the copy is faster (about twice on a CPU with
+            bfloat16 instructions) and takes the memory of a copy of the weights. It has no effect on a CPU without
+            them, and is an error under FSDP and DeepSpeed.
         max_completion_length (`int`, *optional*, defaults to `256`):
             Maximum length of a generated completion, in tokens.
         temperature (`float`, *optional*, defaults to `1.0`):
@@ -138,6 +144,9 @@ class ExtConfig(RewardSettings, BaseConfig):
 
         > Parameters that control logging
 
+        print_summary (`bool`, *optional*, defaults to `True`):
+            Whether a summary is printed before the first step: the model, what is trained of it, the rows, the steps,
+            and the completions that are to be sampled.
         log_completions (`bool`, *optional*, defaults to `False`):
             Whether to print generated completions with their rewards and save them under `output_dir/completions`.
         num_completions_to_print (`int`, *optional*, defaults to `4`):
@@ -170,6 +179,20 @@ class ExtConfig(RewardSettings, BaseConfig):
         "generation_kwargs",
         "chat_template_kwargs",
     ]
+
+    given: ClassVar[frozenset[str]] = frozenset()  # names of the settings that the constructor was called with
+    if TYPE_CHECKING:
+        bf16: bool | str | None = None
+    else:  # argparse takes one type
+        bf16: str | None = field(
+            default=None,
+            metadata={
+                "help": "Whether to compute in bfloat16 (mixed precision): 'true', 'false', or 'auto', which is TRL's "
+                "default on a GPU, and on a CPU whether it has bfloat16 instructions. Not set: as 'auto' on a GPU, "
+                "false on a CPU.",
+                **{"nargs": "?", "const": "true"},  # `--bf16` alone, as for a boolean
+            },
+        )
 
     model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Keyword arguments for `from_pretrained`, used when `model` is a string."}
@@ -301,6 +324,9 @@ class ExtConfig(RewardSettings, BaseConfig):
         default=False, metadata={"help": "Whether to keep activations in CPU memory between forward and backward."}
     )
 
+    print_summary: bool = field(
+        default=True, metadata={"help": "Whether a summary of the run is printed before the first step."}
+    )
     log_completions: bool = field(
         default=False,
         metadata={
@@ -329,17 +355,19 @@ class ExtConfig(RewardSettings, BaseConfig):
                     lambda name: f"{show(name)}: unknown{did_you_mean(name, parameters, show)}",
                 )
                 raise TypeError("\n- ".join([f"{cls.__name__} has no such settings:", *lines]))
-        return super().__new__(cls)
+        config = super().__new__(cls)
+        config.given = frozenset([*list(parameters)[1 : len(args) + 1], *kwargs])
+        return config
 
     def __post_init__(self) -> None:
-        if not torch.accelerator.is_available():
+        if not accelerator_count():
             self.use_cpu = True
-        if self.use_cpu and self.bf16 is None:  # type: ignore[has-type]
-            self.bf16 = False  # exact numbers; bf16=True is respected, and is faster on CPUs that compute in bf16
+        self.bf16 = self._read_bf16()
         if self.use_cpu:
             self.activation_offloading = False  # activations are in CPU memory; TRL's context manager fails there
         # transformers computes with these without checking them; it accepts `None` for more than it declares.
-        check_fields(self, [name for name in number_fields(BaseConfig) if getattr(self, name) is not None])
+        numbers = [name for name in number_fields(BaseConfig) if getattr(self, name) is not None]
+        check_fields(self, [name for name in numbers if name != "bf16"])
         super().__post_init__()
         check_restricted(self, self.restricted_settings)
         if self.use_liger_kernel:
@@ -410,6 +438,22 @@ class ExtConfig(RewardSettings, BaseConfig):
                 f"({config.steps_per_generation}, which is {steps} optimizer steps) differ: set one of them."
             )
         config.resample_steps = steps
+
+    def _read_bf16(self) -> bool | None:
+        """`bf16` as it is for this machine; `None` leaves it to TRL. A command line passes it as text."""
+        value: Any = self.bf16
+        if value is None:
+            return False if self.use_cpu else None  # exact numbers on a CPU
+        if value == "auto":
+            return not self.fp16 and computes_fast(torch.bfloat16, CPU) if self.use_cpu else None
+        try:
+            value = convert(value, bool)
+        except ValueError:
+            raise ValueError(f"`bf16` must be true, false or 'auto', got {value!r}.") from None
+        if value and self.use_cpu:
+            remedy = "`bf16: auto` chooses float32 here, and `cast_for_generation` is off with either."
+            warn_if_slow("bf16: true", torch.bfloat16, CPU, remedy)
+        return value  # type: ignore[no-any-return]
 
     def _padding_multiple(self) -> int:
         """`pad_to_multiple_of` as a number. A command line passes it as text."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from trl_ext.devices import computes_fast
 from trl_ext.models.copies import independent_copy
 from trl_ext.models.load import freeze
 
@@ -14,7 +15,12 @@ from .config import ExtConfig
 
 
 def sampling_copy(model: Any, args: ExtConfig) -> Any:
-    """The model to generate with: a bfloat16 copy if `cast_for_generation` asks for one, otherwise `model` itself."""
-    if args.cast_for_generation and args.bf16 and next(model.parameters()).dtype == torch.float32:
+    """
+    The model to generate with: a bfloat16 copy if `cast_for_generation` asks for one, otherwise `model` itself.
+
+    On a CPU that is slow in bfloat16 a copy is no faster than autocast.
+    """
+    wanted = args.cast_for_generation and args.bf16 and computes_fast(torch.bfloat16, args.device)
+    if wanted and next(model.parameters()).dtype == torch.float32:
         return freeze(independent_copy(model).to(torch.bfloat16))
     return model

@@ -24,9 +24,11 @@ from trl_ext.generation_settings import GenerationSettings
 from trl_ext.logprobs.shared_prefix import SHARED_PREFIX_SETTINGS
 from trl_ext.models.modes import evaluation_mode
 from trl_ext.models.sharding import gathered
+from trl_ext.progress import progress
 
 from .config import ExtConfig
 from .copies import sampling_copy
+from .summary import describe_generate
 
 
 # From prompts (token ids) to K completions of each.
@@ -213,6 +215,14 @@ class Engine:
         """Whether a sharded model is gathered for [`Engine.generate_function`]. vLLM gets its weights one by one."""
         return self.args.ds3_gather_for_generation and self._vllm is None
 
+    def describe(self) -> str:
+        """What generates completions, for people."""
+        if self.args.use_vllm:
+            return f"vLLM ({self.args.vllm_mode})"
+        if self.args.use_transformers_continuous_batching:
+            return "transformers' continuous batching"
+        return describe_generate(self.args, self.batch_size)
+
     def close(self) -> None:
         """Shut vLLM down, before the process group that it uses is destroyed. It cannot generate afterwards."""
         if self._vllm is not None:
@@ -230,12 +240,7 @@ class Engine:
                 completions.
         """
         with (
-            gathered(
-                trainer.model_wrapped,
-                trainer.accelerator,
-                gather=self.gathers,
-                checkpointing=trainer.args.gradient_checkpointing_kwargs,
-            ) as unwrapped,
+            gathered(trainer.model_wrapped, trainer.accelerator, gather=self.gathers) as unwrapped,
             torch.no_grad(),
             trainer.compute_loss_context_manager(),
         ):
@@ -281,13 +286,14 @@ class Engine:
         given: Any = self.args.transformers_continuous_batching_config or {}
         kwargs = {"max_memory_percent": 0.5, **given}
         k = settings.num_generations
-        with evaluation_mode(model):
+        with progress("sampling", len(prompts)) as phase, evaluation_mode(model):
             found = model.generate_batch(
                 [list(prompt) for prompt in prompts for _ in range(k)],
                 generation_config=config,
                 continuous_batching_config=ContinuousBatchingConfig(**kwargs),
                 progress_bar=False,
             )
+            phase.advance(len(prompts))
         ids = [output.generated_tokens for output in found.values()]
         if len(ids) != k * len(prompts) or not all(ids):
             raise RuntimeError(

@@ -76,7 +76,7 @@ def sampling_from(model: Any, trainer: Trainer, *, shared: bool = False) -> Iter
     args, accelerator = trainer.args, trainer.accelerator
     with (
         gathered(model, accelerator, gather=args.ds3_gather_for_generation) as policy,
-        gathered(trainer.model_wrapped, accelerator, checkpointing=args.gradient_checkpointing_kwargs),
+        gathered(trainer.model_wrapped, accelerator),
         evaluation_mode(trainer.model),  # a guide keeps a KV cache, which is not possible with checkpointing
         torch.no_grad(),
         trainer.compute_loss_context_manager(),

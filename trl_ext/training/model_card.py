@@ -8,34 +8,34 @@ import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from huggingface_hub import ModelCardData
 from transformers import PreTrainedTokenizerBase
 
+from trl_ext.cards import (
+    Card,
+    citations,
+    code,
+    dataset_link,
+    link,
+    on_hub,
+    published,
+    settings_block,
+    table,
+    versions_list,
+)
+from trl_ext.data.schema import column_names
 from trl_ext.models.properties import is_peft_model
+from trl_ext.settings_file import RunSettings
 from trl_ext.upstream import get_comet_experiment_url, get_trackio_space_url
 
 
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _FILE_ON_THE_HUB = re.compile(r"hf://datasets/([^/@]+/[^/@]+)@")
-_VERSIONS = ("trl-ext", "trl", "transformers", "torch", "datasets", "tokenizers")
-_CITE_TRL = """\
-@software{vonwerra2020trl,
-  title   = {{TRL: Transformers Reinforcement Learning}},
-  author  = {von Werra, Leandro and Belkada, Younes and Tunstall, Lewis and Beeching, Edward and Thrush, Tristan and \
-Lambert, Nathan and Huang, Shengyi and Rasul, Kashif and Gallouédec, Quentin},
-  license = {Apache-2.0},
-  url     = {https://github.com/huggingface/trl},
-  year    = {2020}
-}"""
 
-
-def on_hub(name: str | None) -> bool:
-    """Whether a model's name is one on the Hub, rather than a directory."""
-    return bool(name) and not os.path.isdir(str(name)) and _HUB_ID.fullmatch(str(name)) is not None
+# Logged beside the metrics; they say how fast this machine was, or nothing about the model.
+_NO_RESULTS = ("runtime", "per_second", "preparation_time", "total_flos", "epoch", "step", "learning_rate")
 
 
 def dataset_name(dataset: Any) -> str | None:
@@ -45,16 +45,10 @@ def dataset_name(dataset: Any) -> str | None:
     return names.pop() if len(names) == 1 else None
 
 
-def quoted(name: str, *, published: bool) -> str:
-    """A model's name as a Python string. The path of a directory is not published."""
-    return repr(f"path/to/{Path(name).name or 'model'}" if not name or (published and not on_hub(name)) else name)
-
-
-def link(name: str | None) -> str:
-    """A model's name as text of a card, with a link if it is on the Hub."""
-    if not name:
-        return "a language model"
-    return f"[{name}](https://huggingface.co/{name})" if on_hub(name) else f"the model `{Path(name).name}`"
+def rows_and_columns(dataset: Any) -> str:
+    """How many rows a dataset has, and which columns, as text of a card."""
+    columns = ", ".join(f"`{name}`" for name in column_names(dataset))
+    return f"{len(dataset)} rows with {columns}" if isinstance(dataset, Dataset) else f"a stream with {columns}"
 
 
 @dataclass(frozen=True)
@@ -114,6 +108,7 @@ def model_card(trainer: Any, title: str, trained: TrainedModel, dataset: str | N
         dataset (`str`, *optional*): Name of the dataset on the Hub.
         tags (`str` or `list[str]`, *optional*): Further tags.
     """
+    settings, paper = trainer.settings, trainer._paper
     data = ModelCardData(
         base_model=[name for name in dict.fromkeys(trained.base_models) if on_hub(name)] or None,
         datasets=[dataset] if dataset else None,
@@ -121,27 +116,63 @@ def model_card(trainer: Any, title: str, trained: TrainedModel, dataset: str | N
         model_name=title,
         tags=list(dict.fromkeys(["generated_from_trainer", *_tags(trainer, tags)])),
     )
-    paper, summary, introduced = trainer._paper, trained.summary, ""
+    introduced = ""
     if paper:
         introduced = f", a method introduced in [{paper['title']}](https://huggingface.co/papers/{paper['id']})"
-    if dataset:
-        summary += f" The dataset is [{dataset}](https://huggingface.co/datasets/{dataset})."
-    parts = [
-        f"---\n{data.to_yaml()}\n---",
-        f"# Model Card for {title}",
-        summary,
-        f"## Quick start\n\n```python\n{trained.quick_start.strip()}\n```",
-        "## Training procedure",
-        *_runs(),
+    card = Card(f"Model Card for {title}", data, [trained.summary])
+    card.add("Quick start", code(trained.quick_start))
+    card.add(
+        "Training",
         f"It was trained with {trainer._name}{introduced}, as trl-ext implements it on top of "
         "[TRL](https://github.com/huggingface/trl).",
-        "### Framework versions\n\n" + "\n".join(f"- {name}: {version(name)}" for name in _VERSIONS),
-        "## Citations",
+        *_data(trainer, dataset or settings.values.get("dataset_name")),
+        *_runs(),
+        "Settings, where they were given or differ from the defaults (`config.yaml` repeats the run):",
+        settings_block(settings.values),
+        *_notes(settings),
+    )
+    card.add("Results", *_results(trainer))
+    card.add("Framework versions", versions_list())
+    card.add("Citations", *citations(trainer._name, paper.get("citation", "")))
+    return card.text()
+
+
+def _notes(settings: RunSettings) -> list[str]:
+    """What the settings do not express."""
+    notes = "\n".join(f"- {published(note)}" for note in settings.notes)
+    return ["Beside these settings:", notes] if notes else []
+
+
+def _data(trainer: Any, dataset: str | None) -> list[str]:
+    """What it was trained on: the rows, and the rewards that scored completions."""
+    sentences = [f"The data: {dataset_link(dataset)}, {trainer.data_description}."]
+    if trainer.rewards:
+        names = ", ".join(
+            f"`{name}` (weight {weight:g})"
+            for name, weight in zip(trainer.reward_func_names, trainer.reward_weights.tolist(), strict=True)
+        )
+        sentences.append(f"Completions were scored by {names}.")
+    return [" ".join(sentences)]
+
+
+def _results(trainer: Any) -> list[str]:
+    """The last metrics of training and of each evaluation."""
+    last: dict[str, tuple[float, int]] = {}
+    for entry in trainer.state.log_history:
+        results = {name: value for name, value in entry.items() if _is_result(name, value)}
+        last |= {name: (value, entry["step"]) for name, value in results.items()}
+    rows = [[f"`{name}`", f"{value:.4g}", step] for name, (value, step) in sorted(last.items())]
+    if not rows:
+        return []
+    return [
+        "The last values that were logged (`eval_`: on the evaluation dataset); all are in `metrics.jsonl`. `trl-ext "
+        "evaluate` compares the model with its base.",
+        table(["metric", "value", "step"], rows),
     ]
-    if paper:
-        parts.append(f"Cite {trainer._name} as:\n\n```bibtex\n{paper['citation']}\n```")
-    parts.append(f"Cite TRL as:\n\n```bibtex\n{_CITE_TRL}\n```")
-    return "\n\n".join(parts) + "\n"
+
+
+def _is_result(name: str, value: Any) -> bool:
+    return isinstance(value, int | float) and not name.endswith(_NO_RESULTS)
 
 
 def _tags(trainer: Any, given: str | Iterable[str] | None) -> list[str]:

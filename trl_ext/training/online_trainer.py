@@ -16,13 +16,14 @@ from trl_ext.data.schema import AnyDataset
 from trl_ext.logprobs.balancing_loss import router_aux_loss_coef
 from trl_ext.logprobs.logprobs import LogProbs
 from trl_ext.models.float32_head import cast_head_to_float32
-from trl_ext.models.properties import context_length, embedding_rows
+from trl_ext.models.properties import context_length, embedding_rows, is_peft_model
 
 from .engine import Engine, EngineConfig
 from .model_loading import load_policy
 from .reference import Reference
 from .rollouts import Round, score_round
 from .rounds import RolloutSchedule
+from .summary import Run
 from .trainer import ExtTrainer
 
 
@@ -73,6 +74,7 @@ class OnlineTrainer(ExtTrainer):
     ) -> None:
         self._given_ref_model = ref_model if isinstance(ref_model, torch.nn.Module) else None
         model = load_policy(model, args, quantization_config, peft_config)
+        _check_learning_rate(model, args)
         self._check_end_of_answers(model, args, train_dataset)
         self._embeddings = embedding_rows(model)
         train_dataset, eval_dataset = self._check_context_lengths(
@@ -156,6 +158,14 @@ class OnlineTrainer(ExtTrainer):
             return
         self.reference.load(folder / REFERENCE)
 
+    def _summary(self, run: Run) -> dict[str, str]:
+        lines = super()._summary(run)
+        if self._samples:
+            lines["engine"] = self.engine.describe()
+        if self.reference is not None:
+            lines["reference"] = f"{self.reference.describe()}, beta {self.args.beta:g}"
+        return lines
+
     # --------------------------------------------------------------------------------------------------- sampling
 
     def _kept(self, batch: dict[str, Any]) -> list[int]:
@@ -204,3 +214,18 @@ class OnlineTrainer(ExtTrainer):
         sampled = [ratio for group in ratios for ratio in group[: self.args.completions_per_prompt()]]
         self._meters["train"].add_values("kl", torch.tensor(sampled))
         return [[self.args.beta * ratio for ratio in group] for group in ratios]
+
+
+def _check_learning_rate(model: Any, args: EngineConfig) -> None:
+    """
+    Warn about LoRA at a learning rate for all weights, which the defaults are.
+
+    TRL's page on PEFT and "LoRA Without Regret" (Schulman et al., 2025) take about ten times as much.
+    """
+    default = type(args).learning_rate
+    is_lora = is_peft_model(model) and str(model.active_peft_config.peft_type.value) == "LORA"
+    if is_lora and args.learning_rate <= default:
+        logger.warning(
+            f"`learning_rate` is {args.learning_rate:g}, a rate for training all weights (default: {default:g}). "
+            f"LoRA usually takes about ten times as much: set it to {10 * default:g}, for example."
+        )

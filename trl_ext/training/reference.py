@@ -25,9 +25,10 @@ from trl_ext.atomic_files import write_tensors
 from trl_ext.logprobs.logprobs import LogProbs, completion_logps
 from trl_ext.models.copies import independent_copy
 from trl_ext.models.load import freeze, load_model
+from trl_ext.models.modes import checkpointing_disabled
 from trl_ext.models.properties import base_of, is_peft_model, is_quantized
 from trl_ext.models.sharding import assign, copy_of, reshard, shard
-from trl_ext.upstream import disable_gradient_checkpointing
+from trl_ext.progress import progress
 
 from .config import ExtConfig
 from .model_loading import init_kwargs
@@ -190,6 +191,12 @@ class Reference:
         else:
             weights.put_into(extract_model_from_parallel(self.model))
 
+    def describe(self) -> str:
+        """What the reference is, for people."""
+        if self.is_given:
+            return f"{base_of(self.model).name_or_path or 'a model'} (`ref_model`)"
+        return "the model with the adapter as it is now" if self.model is None else "a copy of the model as it is now"
+
     def place(self, trainer: Trainer) -> None:
         """Move a separate reference model to the device of the policy, and shard it if the policy is sharded."""
         if self.model is None:
@@ -272,7 +279,7 @@ class Reference:
                 log_probs=builder,
             )
 
-        with disable_gradient_checkpointing(policy, trainer.args.gradient_checkpointing_kwargs):
+        with progress("log-probabilities", 2 * len(prompts)), checkpointing_disabled(policy):
             own = logps(trainer.model_wrapped, log_probs)
             if self._weights is not None:
                 with self._weights.restored(policy):

@@ -132,7 +132,6 @@ def score_round(
     marks: list[int] | None = None,
     keep_truncated: bool = True,
     kept: KeptScores | None = None,
-    progress: bool = True,
 ) -> Round:
     """
     Score the completions of one round.
@@ -162,8 +161,6 @@ def score_round(
             Whether the rollouts have sampled completions that the model did not end.
         kept ([`~trl_ext.rewards.kept_scores.KeptScores`], *optional*):
             Keeps what was scored if a reward function fails.
-        progress (`bool`, *optional*, defaults to `True`):
-            Whether a bar shows the progress of a scoring that takes longer than a few seconds.
 
     Raises:
         `RewardError`: A reward function failed, or did not return one number per completion.
@@ -175,7 +172,7 @@ def score_round(
         groups.append([*group, *_dataset_completions(row)] if keep_dataset_completions else group)
     metrics: dict[str, list[float]] = {}
     scored_groups = score_completions(
-        rows, groups, rewards, weights, metrics=metrics, kept=kept, progress=progress, trainer_state=trainer_state
+        rows, groups, rewards, weights, metrics=metrics, kept=kept, trainer_state=trainer_state
     )
     costs: list[list[float]] = [[] for _ in rows]
     if penalty is not None:

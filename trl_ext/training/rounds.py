@@ -99,6 +99,19 @@ class RolloutSchedule:
             taken = [batch for _, batch in zip(range(num_batches), loader, strict=False)]
         return [self._complete(batch) for batch in taken]
 
+    def round_of(self, step: int, steps_per_epoch: int) -> int:
+        """
+        Number, from 0, of the round whose completions a step trains on.
+
+        Args:
+            step (`int`): Number of the optimizer step, from 0.
+            steps_per_epoch (`int`): Number of optimizer steps in an epoch.
+        """
+        epoch, within = divmod(step, steps_per_epoch)
+        if self.every_steps:
+            return epoch * -(-steps_per_epoch // self.every_steps) + within // self.every_steps
+        return epoch // self.every_epochs if self.every_epochs else 0
+
     def _refill(self, loader: Iterator[Batch], num_batches: int) -> None:
         if self._pending:
             return

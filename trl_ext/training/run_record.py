@@ -145,5 +145,6 @@ def rows_digest(dataset: Any) -> str:
         return ""
     columns = [name for name in ("row_index", "prompt_ids", "completion_ids") if name in dataset.column_names]
     some = range(0, len(dataset), -(-len(dataset) // _SAMPLED_ROWS) or 1)
-    text = json.dumps([dataset.select_columns(columns)[i] for i in some])
+    rows = dataset.select_columns(columns)
+    text = json.dumps([rows[i] for i in some])
     return f"{len(dataset)} rows ({hashlib.sha256(text.encode()).hexdigest()[:12]})"

@@ -8,18 +8,20 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Self, TypeAlias
 
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers import EvalPrediction, PreTrainedTokenizerBase, ProgressCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import PredictionOutput
 from transformers.utils import logging
 
+from trl_ext.atomic_files import write_text
+from trl_ext.cards import quoted
 from trl_ext.data.chat_template import unstopped_turn, use_chat_template
 from trl_ext.data.schema import AnyDataset, column_names, first_row, is_conversational
-from trl_ext.data.scored_rows import require_scores, to_scored_rows
+from trl_ext.data.scored_rows import form_of, require_scores, to_scored_rows
 from trl_ext.data.token_ids import check_token_ids_of_rows
 from trl_ext.data.tokenization import TOKENIZED_COLUMNS, check_positions, is_tokenized, prepare_dataset
 from trl_ext.generation_settings import eos_token_ids, stop_at_eos_token
@@ -28,11 +30,14 @@ from trl_ext.models.adapters import cast_adapter, check_trainable
 from trl_ext.models.load import hub_arguments, loading_error
 from trl_ext.models.sharding import check_launch
 from trl_ext.models.tokenizers import ensure_pad_token, load_tokenizer, use_eos_token
+from trl_ext.packages import check_packages
+from trl_ext.progress import dataset_progress, shown
 from trl_ext.rewards.classifiers import ClassifierReward
 from trl_ext.rewards.functions import Reward, check_reward_columns, check_reward_prompts, load_rewards
 from trl_ext.rewards.kept_scores import KeptScores
 from trl_ext.rewards.scoring import check_reward_weights
 from trl_ext.seeds import seeded
+from trl_ext.settings_file import RunSettings
 from trl_ext.upstream import (
     BaseTrainer,
     get_act_offloading_ctx_manager,
@@ -44,14 +49,18 @@ from .callbacks import OnTrainBegin
 from .checkpoints import begin, check_resumable, last_checkpoint
 from .config import ExtConfig
 from .meters import Meters
-from .model_card import TrainedModel, language_model_card, model_card, quoted
+from .model_card import TrainedModel, language_model_card, model_card, rows_and_columns
 from .model_card import dataset_name as dataset_of
 from .nonfinite import LossGuard, check_rewards
 from .predictions import on_tables, with_nan
+from .progress import TrainingProgress
 from .rollouts import Rollout, Round, measure_round, show_tables
 from .rounds import RolloutSchedule
 from .row_order import RowOrder, row_lengths
+from .run_files import RunFiles
 from .run_record import RunRecord, check_continues
+from .run_settings import Arguments
+from .summary import Run, SummaryCallback, common_lines
 
 
 logger = logging.get_logger(__name__)
@@ -82,15 +91,25 @@ class ExtTrainer(BaseTrainer):
     _tokenizer: PreTrainedTokenizerBase
     _rounds: RolloutSchedule | None = None
     rewards: list[Reward]
+    arguments: Arguments  # of its constructor, as settings of the command
+    data_description: str  # of the train dataset as it was given
     _raw_columns: set[str]  # columns of the datasets, where reward functions may ask for them
     _signature_columns: list[str] | None
     _samples = False  # whether training generates completions
     _embeddings = 0  # token ids that the models have embeddings for (`0`: unknown, or checked by the method)
     _context = 0  # context length of the models that read rows (`0`: unknown, or checked by the method)
     _dropped_rows: int | None = None
+    _form = ""  # name of the form in which the train dataset was read
+    _own_columns: tuple[str, ...] = ()  # its columns, before they were converted
     _train_prefix = ""  # prefix of the names of training metrics
+    _phase = "training"  # what the summary before the first step is about
     _said_same_rewards = False
     router_aux_loss_coef = 0.0  # coefficient of the load balancing loss of a mixture of experts
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        trainer = super().__new__(cls)
+        trainer.arguments = Arguments(cls, args, kwargs)
+        return trainer
 
     def __init__(
         self,
@@ -114,6 +133,8 @@ class ExtTrainer(BaseTrainer):
         self._add_own_callback(self._guard)
         self._checkpoint: Path | None = None  # that `train` resumes from
         self._add_own_callback(OnTrainBegin(self._begin_training))
+        self._add_own_callback(SummaryCallback(self, self._summary))
+        self._progress = self._replace_progress_bar()
         offloads = self.args.activation_offloading
         self._offload = get_act_offloading_ctx_manager(model=self.model) if offloads else contextlib.nullcontext()
         self._meters = {"train": Meters(), "eval": Meters()}
@@ -122,10 +143,40 @@ class ExtTrainer(BaseTrainer):
         self._eval_tables: list[dict[str, Any]] = []
         self._num_tokens = 0  # read by this process and not yet counted in the trainer's state
         self.model.add_model_tags(self._tag_names)
+        self._files = RunFiles(self)
+        self.add_callback(self._files)
+
+    @property
+    def settings(self) -> RunSettings:
+        """The settings that repeat the run, as `config.yaml` in `output_dir` has them."""
+        return self._files.run_settings()
+
+    @settings.setter
+    def settings(self, settings: RunSettings) -> None:
+        self._files.settings = settings
 
     def _add_own_callback(self, callback: TrainerCallback) -> None:
         self._own_callbacks.append(callback)
         self.add_callback(callback)
+
+    def _replace_progress_bar(self) -> TrainingProgress:
+        """Put [`TrainingProgress`] in the place of transformers' bar. Notebooks and `disable_tqdm` have none."""
+        found = TrainingProgress(self._round_of)
+        for callback in list(self.callback_handler.callbacks):
+            if type(callback) is ProgressCallback:
+                self.remove_callback(callback)
+                self._add_own_callback(found)
+        return found
+
+    @contextlib.contextmanager
+    def _showing_progress(self) -> Iterator[None]:
+        """Context in which long phases are shown, unless `disable_tqdm` is set. An error removes the bars."""
+        try:
+            with shown(not self.args.disable_tqdm):
+                yield
+        except BaseException:
+            self._progress.close()
+            raise
 
     @property
     def num_generations(self) -> int:
@@ -150,7 +201,7 @@ class ExtTrainer(BaseTrainer):
         Raises:
             `TypeError`: `args` is the config of another trainer, where settings of the same name may mean something
                 else.
-            `ValueError`: It asks for batches to be sent between processes.
+            `ValueError`: It asks for batches to be sent between processes, or for packages that are not installed.
         """
         if args is None:
             return cls._config_class(f"{_name_of(model).rstrip('/').split('/')[-1]}-{cls._name}")
@@ -164,6 +215,7 @@ class ExtTrainer(BaseTrainer):
                 "different lengths, which accelerate cannot send to other processes. Leave it out of "
                 "`accelerator_config`."
             )
+        check_packages(args)
         return args
 
     def _setup(
@@ -199,11 +251,12 @@ class ExtTrainer(BaseTrainer):
         self.rewards = self._load_rewards(reward_funcs, reward_processing_classes, args)
         check_reward_weights(args.reward_weights or None, self.reward_func_names)
         self._raw_columns = set()
+        self.data_description = rows_and_columns(train_dataset)
         return self._as_scored_rows(train_dataset, args, "train")
 
     def _as_scored_rows(self, dataset: AnyDataset, args: ExtConfig, name: str) -> AnyDataset:
         """A dataset in the row schema, whatever form it has. Only the main process of a node converts it."""
-        with global_then_local_main_first():
+        with shown(not args.disable_tqdm), global_then_local_main_first():
             rows = to_scored_rows(
                 dataset,
                 name,
@@ -212,6 +265,9 @@ class ExtTrainer(BaseTrainer):
                 keep_columns=bool(self.rewards),  # a reward function may compare with the dataset's answer
                 num_proc=args.dataset_num_proc,
             )
+            if name == "train":
+                self._own_columns = tuple(column_names(dataset))
+                self._form = form_of(dataset, name, columns=args.columns, dataset_format=args.dataset_format)
             return require_scores(rows, name, column_names(dataset), rewarded=bool(self.rewards))
 
     def _load_rewards(self, reward_funcs: Any, processing_classes: Any, args: ExtConfig) -> list[Reward]:
@@ -250,8 +306,7 @@ class ExtTrainer(BaseTrainer):
     def _scoring(self) -> dict[str, Any]:
         """Arguments of [`score_round`]: what reward functions get, and what happens to the scores if one fails."""
         file = Path(self.args.output_dir) / f"unfinished_scores_{self.accelerator.process_index}.json"
-        shown = self.accelerator.is_main_process and not self.args.disable_tqdm
-        return {"trainer_state": self.state, "kept": KeptScores(file), "progress": shown}
+        return {"trainer_state": self.state, "kept": KeptScores(file)}
 
     @classmethod
     def _load_tokenizer(cls, model: Any, args: ExtConfig, processing_class: Any) -> PreTrainedTokenizerBase:
@@ -334,7 +389,11 @@ class ExtTrainer(BaseTrainer):
             self._raw_columns |= set(column_names(dataset))
             self._signature_columns = None  # they are found again
             check_reward_prompts(self.rewards, first_row(dataset, name).get("prompt"))
-        with global_then_local_main_first():
+        with (
+            shown(not args.disable_tqdm),
+            dataset_progress(f"tokenizing the {name} dataset"),
+            global_then_local_main_first(),
+        ):
             dataset, dropped = self._tokenize(dataset, args, name)
         self._report_dropped(dropped, args, name)
         if isinstance(dataset, Dataset) and self._dropped_rows is None:
@@ -408,6 +467,39 @@ class ExtTrainer(BaseTrainer):
     def _repeats(self) -> int:
         """How many times each optimizer step occurs with the same rows."""
         return 1
+
+    def _rounds_in_dataset(self) -> int:
+        """Number of rounds whose completions the dataset has, so that they are not sampled."""
+        return 0
+
+    def _completions_per_row(self) -> int:
+        """Number of completions that a round has for a row."""
+        return self.args.completions_per_prompt()
+
+    def _models_in_memory(self) -> list[Any]:
+        """The language model, then the model that is trained if that is another one: for the estimate of memory."""
+        return [self.accelerator.unwrap_model(self.model)]
+
+    def _summary(self, run: Run) -> dict[str, str]:
+        """
+        The lines of the summary before the first step, by their titles; an empty text leaves a line out.
+
+        A method replaces those of [`~trl_ext.training.summary.common_lines`] that are different for it, and adds its
+        own.
+        """
+        return common_lines(self, run)
+
+    def _round_of(self, step: int, steps_per_epoch: int) -> int:
+        """
+        Number, from 0, of the round of completions that a step trains on; 0 if training generates none.
+
+        Args:
+            step (`int`): Number of the optimizer step, from 0.
+            steps_per_epoch (`int`): Number of optimizer steps in an epoch.
+        """
+        if not self._samples:
+            return 0
+        return step // self._repeats() if self._rounds is None else self._rounds.round_of(step, steps_per_epoch)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -630,8 +722,9 @@ class ExtTrainer(BaseTrainer):
     def _evaluate_one(
         self, dataset: Any, ignore_keys: list[str] | None, prefix: str, name: str = "eval"
     ) -> dict[str, float]:
-        dataset = self._begin_evaluation(dataset, name, prefix)
-        metrics = super().evaluate(dataset, ignore_keys, prefix)
+        with self._showing_progress():
+            dataset = self._begin_evaluation(dataset, name, prefix)
+            metrics = super().evaluate(dataset, ignore_keys, prefix)
         self._show_evaluation(prefix)
         return metrics
 
@@ -643,8 +736,9 @@ class ExtTrainer(BaseTrainer):
 
         The rows may have any of the forms that training takes. The metrics are those of [`evaluate`], not logged.
         """
-        dataset = self._begin_evaluation(test_dataset, "test", metric_key_prefix)
-        output = super().predict(dataset, ignore_keys, metric_key_prefix)
+        with self._showing_progress():
+            dataset = self._begin_evaluation(test_dataset, "test", metric_key_prefix)
+            output = super().predict(dataset, ignore_keys, metric_key_prefix)
         predictions, labels = with_nan(output.predictions, output.label_ids)
         output = output._replace(predictions=predictions, label_ids=labels)
         metrics = self._meters["eval"].pop(self.accelerator)
@@ -695,7 +789,8 @@ class ExtTrainer(BaseTrainer):
             check_resumable(folder)
             self._check_continues(folder)
         self._checkpoint = folder
-        return super().train(path, *args, **kwargs)
+        with self._showing_progress():
+            return super().train(path, *args, **kwargs)
 
     def _begin_training(self) -> None:
         """Start from the checkpoint, or the beginning; again for each size that `auto_find_batch_size` tries."""
@@ -733,7 +828,7 @@ class ExtTrainer(BaseTrainer):
         trained = self._trained_model(quoted(place, published=False), self._language_model)
         title = model_name or Path(place).name
         text = model_card(self, title, trained, dataset_name or dataset_of(self.train_dataset), tags)
-        (Path(self.args.output_dir) / "README.md").write_text(text, encoding="utf-8")
+        write_text(Path(self.args.output_dir) / "README.md", text)
 
     def _trained_model(self, place: str, language_model: str) -> TrainedModel:
         """
@@ -744,6 +839,11 @@ class ExtTrainer(BaseTrainer):
             language_model (`str`): Name or directory of the language model that was passed to the trainer.
         """
         return language_model_card(self.model, place, language_model, self._tokenizer)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        if output_dir in (None, self.args.output_dir):
+            self.create_model_card()  # PEFT writes another with the adapter
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         name = self.args.hub_model_id.split("/")[-1] if self.args.hub_model_id else Path(self.args.output_dir).name

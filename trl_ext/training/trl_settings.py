@@ -12,7 +12,7 @@ a test compares the two, so that a release of TRL shows what is new. A method ad
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from trl_ext.validation import require
+from trl_ext.validation import SettingErrors, require
 
 
 def _for(names: str, reason: str) -> dict[str, str]:
@@ -38,6 +38,20 @@ REFUSED: dict[str, str] = {
         _NOT_OUR_LOSS.format("GRPO's"),
     ),
     "loss_type": _NOT_OUR_LOSS.format("DPO's or GRPO's"),
+    **_for("desirable_weight undesirable_weight", _NOT_OUR_LOSS.format("KTO's")),
+    **_for("normalize_advantages reward_clip_range", _NOT_OUR_LOSS.format("RLOO's")),
+    **_for("cpo_alpha simpo_gamma alpha_r", _NOT_OUR_LOSS.format("CPO's or ORPO's")),
+    **_for("center_rewards_coefficient", _NOT_OUR_LOSS.format("the reward trainer's")),
+    **_for("assistant_only_loss completion_only_loss", "the loss is always that of completions only: remove it"),
+    **_for(
+        "packing packing_strategy eval_packing",
+        "a row is a prompt with all of its completions, and is not packed with others: remove it",
+    ),
+    **_for("dataset_text_field", "rows have prompts and completions: name their columns in `columns`"),
+    "dataset_kwargs": "a dataset is prepared in one way here: remove it",
+    "max_seq_length": "called `max_length` now",
+    **_for("padding_value label_pad_token_id", "TRL has removed it: set `pad_token`, or leave it out"),
+    "generate_during_eval": "set `log_completions`, which shows and saves the completions that are generated",
     "precompute_ref_batch_size": "`precompute_ref_log_probs` has no use here: remove it",
     "num_iterations": "in GRPO, the updates on each batch of completions; this method has no such number",
     "max_tool_calling_iterations": "no tools are called in training: remove it",
@@ -112,7 +126,10 @@ RESTRICTED: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: "inputs" not in (value or ()),
         "batches are lists of token ids without padding, which no metric can concatenate; leave out 'inputs'",
     ),
-    "include_num_input_tokens_seen": (_is("no"), "`num_tokens`, without padding, is always logged. Leave it out"),
+    "include_num_input_tokens_seen": (
+        _is("no", False),
+        "`num_tokens`, without padding, is always logged. Leave it out",
+    ),
     "average_tokens_across_devices": (
         _is(True, None),
         "a step's loss is always the mean over all processes, whatever it is split into; set it to true",
@@ -130,16 +147,25 @@ RESTRICTED_FROZEN_MODEL: dict[str, tuple[Callable[[Any], bool], str]] = RESTRICT
 }
 
 
+def wrong_values(config: Any, restricted: Mapping[str, tuple[Callable[[Any], bool], str]]) -> list[str]:
+    """A line for each setting that has no effect here with the value that it has in a config or on a command line."""
+    values = {name: getattr(config, name, None) for name in restricted}
+    return [
+        f"`{name}` cannot be {value!r}: {restricted[name][1]}."
+        for name, value in values.items()
+        if not restricted[name][0](value)
+    ]
+
+
 def check_restricted(config: Any, restricted: Mapping[str, tuple[Callable[[Any], bool], str]]) -> None:
     """
     Check the settings that have no effect here with other values.
 
     Raises:
-        `ValueError`: One of them has such a value; the message says why.
+        `ValueError`: Some of them have such values; the message names them all and says why.
     """
-    for name, (works, reason) in restricted.items():
-        value = getattr(config, name, None)
-        require(works(value), f"`{name}` cannot be {value!r}: {reason}.")
+    if problems := wrong_values(config, restricted):
+        raise SettingErrors(problems)
 
 
 # Kernels of Liger that replace what computes the loss: log-probabilities come from a fused head of our own.

@@ -30,7 +30,7 @@ from trl_ext.generation_settings import GenerationSettings
 from trl_ext.inference.policy import Decoding
 from trl_ext.methods.proxy_rlhf.decision_process import DecisionProcess
 from trl_ext.methods.proxy_rlhf.model import default_layer_sizes, llm_digest
-from trl_ext.methods.proxy_rlhf.policies import ProxyDecoding, proxy_policy
+from trl_ext.methods.proxy_rlhf.policies import ProxyDecoding, proxy_policy, untrained
 
 
 TEXTS = ["the film", "a story of music with", "we"]
@@ -421,6 +421,33 @@ def test_commands_with_a_proxy(tiny_model_dir: str, tmp_path: Path, capsys: pyte
         "--output_file", str(report),
     ]  # fmt: skip
     assert main(evaluate) == 0
-    text = report.read_text()
-    assert "+ proxy" in text
-    assert '"kl"' in text
+    base, untrained, trained = json.loads(report.read_text())["models"]
+    assert base["model"] == tiny_model_dir
+    assert untrained["model"] == untrained["series"] == f"{tiny_model_dir} + untrained proxy, top_k 6"
+    assert trained["model"] == trained["series"] == f"{tiny_model_dir} + proxy"
+    assert trained["start"] == untrained["model"]
+    assert trained["method"] == untrained["method"] == "Proxy-RLHF"
+    assert trained["truncation"] == untrained["truncation"] == "top-k 6"
+    assert untrained["kl"] > 0 and trained["kl"] > 0
+
+
+def test_the_untrained_policy_of_a_proxy(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    """It accepts each candidate with the initial rate; proxies of one process have one, and greedy ones have none."""
+    for name, process in (("a", DecisionProcess()), ("b", DecisionProcess()), ("c", DecisionProcess(top_k=5))):
+        proxy = ProxyModel.for_model(model, process, layer_sizes=[16], initial_accept_rate=0.8)
+        proxy.save_pretrained(tmp_path / name)
+    paths = [str(tmp_path / name) for name in "abc"]
+    decoding = ProxyDecoding(proxy_name_or_path=paths)
+    found = decoding.untrained_policies(model, tokenizer, name="m", batch_size=4)
+    names = ["m + untrained proxy, initial_accept_rate 0.8", "m + untrained proxy, top_k 5, initial_accept_rate 0.8"]
+    assert [policy.name for policy in found] == names
+    trained = decoding.policies(model, tokenizer, name="m", batch_size=4)
+    assert [policy.start for policy in trained] == [names[0], names[0], names[1]]
+    assert [policy.series for policy in trained] == ["m + a", "m + b", "m + c"]
+    assert [policy.truncation for policy in trained] == ["top-k 20", "top-k 20", "top-k 5"]
+    proxy = untrained(ProxyModel.from_pretrained(paths[0]).config)
+    rates = proxy.accept_logits(torch.randn(3, proxy.config.llm_hidden_size)).sigmoid()
+    assert rates.tolist() == pytest.approx([0.8] * 3)
+    assert not ProxyDecoding(proxy_name_or_path=paths, proxy_greedy=True).untrained_policies(
+        model, tokenizer, name="m", batch_size=4
+    )

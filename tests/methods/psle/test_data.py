@@ -147,7 +147,7 @@ def test_prompts_share_out_the_principles():
 def test_principles_of_the_command(tmp_path, flags, recipe, expected):
     (tmp_path / "recipe.yaml").write_text(recipe)
     words = ["--config", str(tmp_path / "recipe.yaml")] if recipe else []
-    parser = Parser([PSLEConfig], prog="psle")
+    parser = Parser([PSLEConfig], prog="p")
     [args] = parser.parse_args_and_config([*words, *flags, "--output_dir", str(tmp_path)])
     assert load_principles(args) == expected
 

@@ -469,6 +469,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, schedule: dic
 # ---------------------------------------------------------------------------------------------------------- warm-up
 
 
+def logged(folder: Path) -> list[str]:
+    """Which loss each line of a run's metrics file has; the warm-up's summary has none."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [name for line in lines for name in ("warm_up/loss", "loss") if name in line]
+
+
 def test_warm_up_then_iterations_and_resume_in_each(tmp_path: Path) -> None:
     settings = {"sft_epochs": 2, "sft_learning_rate": 5e-3, **SAVES}
     answers = {"sft_dataset": Dataset.from_list(ANSWERS)}
@@ -484,6 +490,8 @@ def test_warm_up_then_iterations_and_resume_in_each(tmp_path: Path) -> None:
         resumed = trainer(tmp_path, args=settings | {"output_dir": str(tmp_path / stop)}, **answers)
         resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / stop))
         assert same(whole, resumed), stop
+        if stop.startswith("warm_up"):
+            assert logged(tmp_path / stop) == logged(tmp_path / "whole") == ["warm_up/loss"] * 4 + ["loss"] * 6
 
 
 def test_the_iterations_have_the_memory_of_the_warm_ups_optimizer(tmp_path: Path) -> None:

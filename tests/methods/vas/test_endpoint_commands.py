@@ -13,6 +13,7 @@ import torch
 from conftest import make_model, make_tokenizer
 from scripted_server import ModelServer, ScriptedServer
 
+from trl_ext.cli import chat as cli_chat
 from trl_ext.cli import evaluate as cli_evaluate
 from trl_ext.cli import generate as cli_generate
 from trl_ext.endpoint.client import Endpoint
@@ -83,6 +84,20 @@ def test_a_prompt_is_answered_as_the_guide_answers_it(server, flags, value_dir, 
     assert cli_generate.main([*flags, *GREEDY, "--prompt", PROMPTS[0], "--beta", "0", "2"]) == 0
     out = capsys.readouterr().out  # several weights answer in turn
     assert out == f"[m + kind, beta 0]\n{wanted[0.0]}\n[m + kind, beta 2]\n{wanted[2.0]}\n"
+
+
+def test_a_server_without_a_value_model_is_the_baseline(server, value_dir, capsys):
+    """One request for the whole answer, without log-probabilities."""
+    words = ["--endpoint", server.url, "--endpoint_model", "m", "--endpoint_tokenizer", value_dir, *GREEDY]
+    model, answers = server.answer, []
+    server.answer = lambda path, body: answers.append(model(path, body)) or answers[-1]
+    assert cli_generate.main([*words, "--prompt", PROMPTS[0]]) == 0
+    [(path, body, _)] = server.requests
+    assert path.endswith("completions") and "logprobs" not in body
+    assert (body["prompt"], body["max_tokens"], body["n"], body["temperature"]) == (PROMPTS[0], 6, 1, 0.0)
+    assert capsys.readouterr().out == answers[0]["choices"][0]["text"] + "\n"
+    with pytest.raises(ValueError, match="`beta` has no effect without `value_model_name_or_path`"):
+        cli_generate.main([*words, "--prompt", "we", "--beta", "3"])  # the default
 
 
 def test_block_mode_the_key_and_the_body(server, flags, value_dir, monkeypatch, capsys):
@@ -156,9 +171,10 @@ def test_refused(server, flags, value_dir, tiny_model_dir, monkeypatch):
 
     fails("remove --model_name_or_path", "--model_name_or_path", tiny_model_dir)
     fails("eos_token has no effect on a server", "--eos_token", "<|im_end|>", "--beta", "1")
-    fails("pass --value_model_name_or_path", without=["--value_model_name_or_path"])
+    fails("`guide_top_k` has no effect without `value_model_name", without=["--value_model_name_or_path"])
+    fails("pass --endpoint_tokenizer", without=["--value_model_name_or_path", "--guide_top_k"])
     fails("pass --endpoint_model", without=["--endpoint_model"])
-    fails("need the server's address: set `endpoint`", without=["--endpoint"])
+    fails("`endpoint_model` has no effect without `endpoint`", without=["--endpoint"])
     fails("endpoint_body` must be a mapping in JSON", "--endpoint_body", "{")
     fails("endpoint_body` must be a mapping", "--endpoint_body", "[1]")
     fails("must be at least 1, got 0", "--endpoint_concurrency", "0")
@@ -183,10 +199,11 @@ def test_a_value_model_without_a_tokenizer_needs_the_servers(server, flags, valu
 def test_a_conversation_of_two_turns(server, flags, value_dir, tmp_path, monkeypatch, capsys):
     chat = make_tokenizer(chat=True)
     chat.save_pretrained(tmp_path / "chat")
-    monkeypatch.setattr("sys.stdin", io.StringIO("the film\na story\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("the film\n/beta 5\na story\n"))
     more = [*GREEDY, "--endpoint_tokenizer", f"{tmp_path}/chat"]
-    assert cli_generate.chat([*flags, *more]) == 0
+    assert cli_chat.main([*flags, *more]) == 0
     sent = [chat.decode(body["prompt"]) for _, body, _ in server.requests if isinstance(body["prompt"], list)]
     first, last = sent[1], sent[-1]  # the very first request finds out whether ids are accepted
     assert "the film" in first and "a story" not in first
     assert last.startswith(first) and "a story" in last
+    assert "reward 5\n" in capsys.readouterr().out

@@ -20,6 +20,7 @@ from trl_ext.generation_settings import GenerationSettings
 from trl_ext.methods.vas.decoding.endpoint_guide import EndpointGuide
 from trl_ext.methods.vas.decoding.logits_processor import ValueAugmentedLogitsProcessor
 from trl_ext.methods.vas.value_model.model import ValueModel
+from trl_ext.progress import Progress
 
 
 GREEDY = GenerationSettings(num_generations=1, temperature=0.0, max_completion_length=10)
@@ -563,18 +564,19 @@ def test_rows_in_progress_at_a_failure_are_kept(server, model, tokenizer, value_
     assert [row["row_index"] for row in read_rows(path)] == list(range(len(ROWS)))
 
 
-def test_keyboard_interrupt(server, model, tokenizer, value_model, tmp_path):
+def test_keyboard_interrupt(server, model, tokenizer, value_model, tmp_path, monkeypatch):
     server.answer = ModelServer(model, tokenizer, "ids")
     path = tmp_path / "out.jsonl"
     seen = []
 
-    def interrupt(count):
-        seen.append(count)
+    def interrupt(phase):
+        seen.append(phase)
         if len(seen) == 3:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        answer_file(server, tokenizer, value_model, path, progress=interrupt)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Progress, "advance", interrupt)
+        answer_file(server, tokenizer, value_model, path)
     rows = read_rows(path)
     assert 2 <= len(rows) < len(ROWS) + 1
     answer_file(server, tokenizer, value_model, path)

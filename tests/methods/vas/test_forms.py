@@ -271,6 +271,11 @@ def test_sampling_and_log_probabilities_of_the_policy(tiny_model: Any, tiny_toke
     settings = GenerationSettings(num_generations=3, max_completion_length=5, top_k=1)
     expected = [greedy(tiny_model, [(value, 0, 3.0)], prompt, 5) for prompt in PROMPTS]
     assert [[c.ids for c in row] for row in policy.generate(PROMPTS, settings)] == [[row] * 3 for row in expected]
+    assert policy.weights is not None
+    [name] = policy.weights.values
+    other = policy.weights.change({name: 0.5})
+    expected = [greedy(tiny_model, [(value, 0, 0.5)], prompt, 5) for prompt in PROMPTS]
+    assert [row[0].ids for row in other.generate(PROMPTS, settings)] == expected
     completions = [[[22, 23, 24], [25]], [[26, 27], []], [[28, 29, 30, 31, 1]], [[32], [33, 34]]]
     for prompt, group, rows in zip(PROMPTS, completions, policy.logps(PROMPTS, completions), strict=True):
         for completion, logps in zip(group, rows, strict=True):

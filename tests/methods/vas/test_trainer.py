@@ -148,6 +148,10 @@ def test_normalised_rewards(tmp_path: Path) -> None:
     mean, std = scores.mean().item(), scores.std().item()
     assert run.model.config.reward_mean == [pytest.approx(mean)]
     assert run.model.config.reward_std == [pytest.approx(std)]
+    plain = trainer(tmp_path).model  # the statistics are recorded all the same
+    [(name, found)] = plain.reward_statistics.items()
+    assert (plain.config.reward_mean, plain.config.reward_std, found) == ([0.0], [1.0], pytest.approx((mean, std)))
+    assert f"{name}: rewards {mean:.3g} ± {std:.3g} in training, a value of 1 is a reward of 1" in repr(plain)
     expected = oracle_loss(value_model(run._tokenizer), run.train_dataset, shift=(mean, std))
     batch = run.data_collator([run.train_dataset[i] for i in range(len(ROWS))])
     assert run.compute_loss(run.model.train(), batch).item() == pytest.approx(expected.item(), rel=1e-4)

@@ -3,6 +3,7 @@
 
 """Proxy-RLHF (arXiv 2403.04283): a small proxy, trained by RL, accepts or rejects the tokens of a frozen model."""
 
+from trl_ext.commands import REWARD
 from trl_ext.method import Method
 
 
@@ -13,7 +14,9 @@ METHOD = Method(
     config="trl_ext.methods.proxy_rlhf.config:ProxyRLHFConfig",
     trainer="trl_ext.methods.proxy_rlhf.trainer:ProxyRLHFTrainer",
     columns=("prompt",),
+    required=(REWARD,),
     decoding="trl_ext.methods.proxy_rlhf.policies:ProxyDecoding",
+    memory="trl_ext.methods.proxy_rlhf.memory:needs",
     exports=(
         "trl_ext.methods.proxy_rlhf.model:ProxyConfig",
         "trl_ext.methods.proxy_rlhf.model:ProxyModel",

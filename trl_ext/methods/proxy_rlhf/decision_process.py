@@ -89,6 +89,13 @@ class DecisionProcess:
         return asdict(self)
 
     @property
+    def truncation(self) -> str:
+        """The candidates in words: no other token is ever taken."""
+        rest = {"top-p": (self.top_p, 1.0), "min-p": (self.min_p, 0.0)}
+        parts = [f"{name} {value:g}" for name, (value, off) in rest.items() if value != off]
+        return ", ".join([f"top-k {self.top_k}", *parts])
+
+    @property
     def exact(self) -> bool:
         """Whether the token probabilities that the decisions induce can be computed."""
         return self.order == "descending" or self.max_candidates in (0, self.top_k)

@@ -24,11 +24,12 @@ from trl_ext.inference.guided import logps_in_batches
 from trl_ext.inference.policy import Policy
 from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.models.modes import evaluation_mode
+from trl_ext.progress import progress
 
 from .decision_process import DecisionProcess
 from .decoding.batch import ProxyCompletions, complete
 from .decoding.walk import Walk
-from .model import ProxyModel
+from .model import ProxyConfig, ProxyModel
 
 
 def proxy_policy(
@@ -40,9 +41,9 @@ def proxy_policy(
     greedy: bool = False,
     name: str = "proxy",
     batch_size: int = 64,
-    progress: Callable[[int], Any] | None = None,
     extras: dict[str, Any] | None = None,
     series: str = "",
+    start: str = "",
 ) -> Policy:
     """
     The [`~trl_ext.inference.policy.Policy`] of a language model whose candidate tokens a proxy accepts or rejects.
@@ -62,7 +63,8 @@ def proxy_policy(
         proxy ([`ProxyModel`]): The proxy. It is moved to the model's device.
         process ([`DecisionProcess`], *optional*): By default the one it was trained with.
         greedy (`bool`, *optional*, defaults to `False`): Whether to take the likelier decision instead of sampling.
-        name, batch_size, progress, extras, series: As for [`~trl_ext.inference.guided.policy_with_processors`].
+        name, batch_size, extras, series: As for [`~trl_ext.inference.guided.policy_with_processors`].
+        start (`str`, *optional*, defaults to `""`): As in [`~trl_ext.inference.policy.Policy`].
     """
     process = process or proxy.config.decision_process
     llm = BackboneAndHead(model)
@@ -82,15 +84,14 @@ def proxy_policy(
                 stop=StopStringCriteria(tokenizer, config.stop_strings) if config.stop_strings else None, show=show,
                 cuda_graphs=settings.cuda_graphs,
             )  # fmt: skip
-        if progress is not None:
-            progress(len(prompts))
         return decode_groups(found.ids, prompts, tokenizer, config)
 
     def sample(prompts: list[list[int]], settings: GenerationSettings) -> list[list[Completion]]:
-        # In several calls, so that there is progress to report
+        # In several calls: prompts are sorted by length within a call, which decides what is padded together.
         step, groups = max(1, batch_size // settings.num_generations) * 4, []
-        for start in range(0, len(prompts), step):
-            groups += run(prompts[start : start + step], settings)
+        with progress("sampling", len(prompts)):
+            for start in range(0, len(prompts), step):
+                groups += run(prompts[start : start + step], settings)
         return groups
 
     def stream(ids: list[int], settings: GenerationSettings, show: Callable[[str], None]) -> Completion:
@@ -106,8 +107,17 @@ def proxy_policy(
         )
 
     exact = process.exact and not greedy
-    more: dict[str, Any] = {"extras": extras or {}, "series": series, "context": llm.context}
+    more: dict[str, Any] = {"extras": extras or {}, "series": series, "start": start, "context": llm.context}
+    more |= {"method": "Proxy-RLHF", "truncation": process.truncation}
     return Policy(name, tokenizer, sample, logps if exact else None, stream, **more)
+
+
+def untrained(config: ProxyConfig) -> ProxyModel:
+    """The proxy that training began with, up to small random weights: accepts every candidate equally often."""
+    proxy = ProxyModel(config).eval()
+    with torch.no_grad():
+        proxy.actor[-1].weight.zero_()
+    return proxy
 
 
 def narrowed(process: DecisionProcess, settings: GenerationSettings) -> DecisionProcess:
@@ -258,7 +268,6 @@ class ProxyDecoding:
         *,
         name: str,
         batch_size: int,
-        progress: Callable[[int], Any] | None = None,
     ) -> list[Policy]:
         """One policy per proxy; see [`~trl_ext.inference.policy.Decoding`]."""
         found = []
@@ -266,11 +275,44 @@ class ProxyDecoding:
             proxy = ProxyModel.from_pretrained(path).eval().to(model.device)
             proxy.check_model(model, allow_other=self.proxy_allow_other_model)
             process = self._with_flags(proxy.config.decision_process)
+            series = f"{name} + {Path(path).name}"
             found.append(
                 proxy_policy(
-                    model, tokenizer, proxy, process, greedy=self.proxy_greedy, name=f"{name} + {Path(path).name}",
-                    batch_size=batch_size, progress=progress,
-                    extras={"proxy": path, "greedy": self.proxy_greedy, **process.as_dict()}, series=name,
+                    model, tokenizer, proxy, process, greedy=self.proxy_greedy, name=series,
+                    batch_size=batch_size,
+                    extras={"proxy": path, "greedy": self.proxy_greedy, **process.as_dict()},
+                    series=series, start=_name_untrained(name, proxy.config, process),
                 )
             )  # fmt: skip
         return found
+
+    def untrained_policies(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str,
+        batch_size: int,
+    ) -> list[Policy]:
+        """One policy per decision process of the proxies: without training, it differs from the model alone."""
+        found: dict[str, Policy] = {}
+        for path in self.proxy_name_or_path or []:
+            config: ProxyConfig = ProxyModel.from_pretrained(path).config
+            process = self._with_flags(config.decision_process)
+            own = _name_untrained(name, config, process)
+            extras = {"greedy": self.proxy_greedy, **process.as_dict()}
+            if own not in found and process.exact and not self.proxy_greedy:
+                found[own] = proxy_policy(
+                    model, tokenizer, untrained(config), process, name=own, batch_size=batch_size, extras=extras,
+                    series=own,
+                )  # fmt: skip
+        return list(found.values())
+
+
+def _name_untrained(name: str, config: ProxyConfig, process: DecisionProcess) -> str:
+    """Name of the policy before training, with the settings that are not the defaults."""
+    usual = DecisionProcess().as_dict()
+    unusual = {key: value for key, value in process.as_dict().items() if value != usual[key] and key != "feature"}
+    if config.initial_accept_rate != ProxyConfig().initial_accept_rate:
+        unusual["initial_accept_rate"] = config.initial_accept_rate
+    return ", ".join([f"{name} + untrained proxy", *(f"{key} {value}" for key, value in unusual.items())])

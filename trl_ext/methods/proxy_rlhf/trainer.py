@@ -23,22 +23,24 @@ from transformers import (
 from transformers.utils import logging
 
 from trl_ext.atomic_files import write_text
+from trl_ext.cards import link, quoted
 from trl_ext.data.completion import Completion, decode_after
 from trl_ext.data.schema import AnyDataset, DataError, column_names
 from trl_ext.data.scored_rows import REWARD_FLAGS
 from trl_ext.generation_settings import eos_token_ids, pad_token_id
 from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.models.modes import evaluation_mode
-from trl_ext.models.properties import context_length
+from trl_ext.models.properties import context_length, parameter_count
 from trl_ext.models.sharding import gathered
 from trl_ext.rewards.functions import RewardFunc
 from trl_ext.training.copies import sampling_copy
 from trl_ext.training.frozen_model import load_frozen, place_frozen, sampling_batch_size
 from trl_ext.training.meters import Meters
-from trl_ext.training.model_card import TrainedModel, link, quoted
+from trl_ext.training.model_card import TrainedModel
 from trl_ext.training.returns import gae
 from trl_ext.training.rollouts import score_round
 from trl_ext.training.statistics import whitened
+from trl_ext.training.summary import Run, describe_generate, describe_model, number
 from trl_ext.training.trainer import EvalDataset, ExtTrainer
 
 from .config import ProxyRLHFConfig
@@ -248,6 +250,21 @@ class ProxyRLHFTrainer(ExtTrainer):
             return False
         total, count = self.accelerator.reduce(self._last_kl.to(self.accelerator.device), reduction="sum").tolist()
         return bool(count) and total / count > self.args.target_kl
+
+    def _models_in_memory(self) -> list[Any]:
+        return [self.language_model]
+
+    def _summary(self, run: Run) -> dict[str, str]:
+        args, lines = self.args, super()._summary(run)
+        size = parameter_count(self._proxy())
+        lines["model"] = describe_model(self.language_model, self._language_model, self) + ", frozen"
+        lines["trained"] = f"a proxy of {number(size)} parameters ({self.trainable_share:.2%} of the model's)"
+        lines["step"] = (
+            f"{args.updates_per_round} steps on the completions of {run.prompts_per_step} prompts "
+            f"({args.num_ppo_epochs} PPO epochs x {args.num_mini_batches} minibatches)"
+        )
+        lines["engine"] = describe_generate(args, sampling_batch_size(self), "the proxy's decoding")
+        return lines
 
     # ---------------------------------------------------------------------------------------------------- rollout
 

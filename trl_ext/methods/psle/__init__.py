@@ -3,6 +3,7 @@
 
 """PSLE, later called PLE (arXiv 2408.02599): learns from the policy's completions with and without a principle."""
 
+from trl_ext.commands import REWARD
 from trl_ext.method import Method
 
 
@@ -13,6 +14,8 @@ METHOD = Method(
     config="trl_ext.methods.psle.config:PSLEConfig",
     trainer="trl_ext.methods.psle.trainer:PSLETrainer",
     columns=("prompt",),
+    memory="trl_ext.methods.psle.memory:needs",
+    required=(REWARD,),
     # v2 of the paper and its ICML version call the same method PLE.
     exports=("trl_ext.methods.psle.config:PLEConfig", "trl_ext.methods.psle.trainer:PLETrainer"),
 )

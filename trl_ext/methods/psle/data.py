@@ -6,6 +6,7 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -246,26 +247,29 @@ def prepare_prompts(
         chat_template_kwargs=args.chat_template_kwargs,  # type: ignore[arg-type]
     )
 
-    def guide(row: dict[str, Any]) -> dict[str, Any]:
-        row_name = where(row["row_index"], name)
-        if args.sft_target == "best":  # of the plain completions
-            return {"guided_ids": []}
-        own = _own_principles(row, row_name) or principles
-        if not own:
-            raise DataError(
-                f"{row_name} has no principle. Set `principles` (texts) or `principles_file`, or add a column "
-                "'principle' to the dataset."
-            )
-        remedy = (
-            "If the chat template refuses the principle, set `principle_role` to the other of 'system' and 'user'."
-        )
-        with located(where(row["row_index"], name, "prompt"), remedy):
-            texts = principle_texts(own, args.principles_per_query)
-            return {"guided_ids": [_guided_ids(row, text, tokenizer, args) for text in texts]}
-
     if isinstance(dataset, Dataset):
         kwargs["desc"] = f"Adding principles to {name} dataset"
+    guide = partial(_guide, tokenizer=tokenizer, principles=principles, args=args, name=name)
     return dataset.map(this_version(guide), **kwargs), dropped
+
+
+def _guide(
+    row: dict[str, Any], *, tokenizer: PreTrainedTokenizerBase, principles: list[str], args: PSLEConfig, name: str
+) -> dict[str, Any]:
+    """The column that [`prepare_prompts`] adds to a tokenized row."""
+    row_name = where(row["row_index"], name)
+    if args.sft_target == "best":  # of the plain completions
+        return {"guided_ids": []}
+    own = _own_principles(row, row_name) or principles
+    if not own:
+        raise DataError(
+            f"{row_name} has no principle. Set `principles` (texts) or `principles_file`, or add a column "
+            "'principle' to the dataset."
+        )
+    remedy = "If the chat template refuses the principle, set `principle_role` to the other of 'system' and 'user'."
+    with located(where(row["row_index"], name, "prompt"), remedy):
+        texts = principle_texts(own, args.principles_per_query)
+        return {"guided_ids": [_guided_ids(row, text, tokenizer, args) for text in texts]}
 
 
 def _guided_ids(

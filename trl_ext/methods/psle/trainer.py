@@ -24,14 +24,16 @@ from transformers import (
 from transformers.utils import logging
 
 from trl_ext.data.load import load_dataset
-from trl_ext.data.schema import AnyDataset
+from trl_ext.data.schema import AnyDataset, first_row
 from trl_ext.data.scored_rows import REWARD_FLAGS
+from trl_ext.progress import dataset_progress, shown
 from trl_ext.rewards.functions import RewardFunc
 from trl_ext.training.checkpoints import last_checkpoint
 from trl_ext.training.online_trainer import OnlineTrainer
 from trl_ext.training.predictions import completion_table
 from trl_ext.training.rollouts import Round
 from trl_ext.training.rounds import resample_stream
+from trl_ext.training.summary import Run
 from trl_ext.training.trainer import EvalDataset
 from trl_ext.upstream import global_then_local_main_first
 
@@ -240,10 +242,29 @@ class PSLETrainer(OnlineTrainer):
                 f"`sft_dataset` must be a `Dataset`, got `{type(dataset).__name__}`. Choose one split of several; a "
                 "stream has no length, which the epochs of the warm-up and the random rows of `sft_mix` need."
             )
-        with global_then_local_main_first():
+        with (
+            shown(not args.disable_tqdm),
+            dataset_progress("tokenizing the SFT dataset"),
+            global_then_local_main_first(),
+        ):
             rows, dropped = prepare_sft_dataset(dataset, self._tokenizer, args)
         self._report_dropped(dropped, args, "SFT")
         return rows
+
+    def _has_guided(self) -> bool:
+        """Whether half of the completions are guided by a principle."""
+        return self.args.sft_target != "best" and any(first_row(self.train_dataset, "train")["guided_ids"])
+
+    def _completions_per_row(self) -> int:
+        return super()._completions_per_row() * (2 if self._has_guided() else 1)
+
+    def _summary(self, run: Run) -> dict[str, str]:
+        lines = super()._summary(run)
+        if self._has_guided():
+            lines["sampling"] += ", half of them guided by a principle"
+        if self.args.num_iterations > 1:
+            lines["training"] += f"; {self.args.num_iterations} iterations"
+        return lines
 
     # --------------------------------------------------------------------------------------------------- sampling
 

@@ -14,6 +14,7 @@ from datasets import Dataset
 from transformers import EarlyStoppingCallback
 
 from trl_ext.training.online_trainer import OnlineTrainer
+from trl_ext.training.summary import Run
 from trl_ext.training.trainer import ExtTrainer
 
 from .config import PSLEConfig
@@ -35,6 +36,7 @@ class WarmUpTrainer(ExtTrainer):
     args: PSLEConfig
     _config_class: ClassVar[type[PSLEConfig]] = PSLEConfig
     _train_prefix = f"{WARM_UP}/"
+    _phase = "warm-up"
     # `compute_loss` divides by the rows of all micro-batches and processes of a step.
     loss_is_scaled_for_ga = True
 
@@ -51,6 +53,10 @@ class WarmUpTrainer(ExtTrainer):
         # There are no evaluations by which a run could be stopped early.
         others = [each for each in others if not isinstance(each, EarlyStoppingCallback)]
         self.callback_handler.callbacks = [*others, *self._own_callbacks]
+
+    def _summary(self, run: Run) -> dict[str, str]:
+        lines = super()._summary(run)
+        return {title: lines[title] for title in ("data", "step", "training", "files")}  # the model's come after it
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
@@ -70,6 +76,9 @@ class WarmUpTrainer(ExtTrainer):
             self.optimizer = self.lr_scheduler = None
             self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
             self.model_wrapped = self.model
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Does nothing: the card of the iterations follows."""
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         start = time.perf_counter()

@@ -13,4 +13,5 @@ METHOD = Method(
     config="trl_ext.methods.rrhf.config:RRHFConfig",
     trainer="trl_ext.methods.rrhf.trainer:RRHFTrainer",
     columns=("prompt", "completions", "scores"),
+    memory="trl_ext.methods.rrhf.memory:needs",
 )

@@ -14,6 +14,8 @@ METHOD = Method(
     trainer="trl_ext.methods.vas.trainer:VASTrainer",
     columns=("prompt", "completions", "scores"),
     decoding="trl_ext.methods.vas.endpoint_policies:VASEndpointDecoding",
+    memory="trl_ext.methods.vas.memory:needs",
+    server_settings=("endpoint",),
     exports=(
         "trl_ext.methods.vas.value_model.config:ValueConfig",
         "trl_ext.methods.vas.value_model.model:ValueModel",

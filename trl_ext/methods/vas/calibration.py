@@ -3,7 +3,7 @@
 
 """Calibration: values of half completions against the mean reward of continuations sampled from them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -93,7 +93,6 @@ def roll_out(
     *,
     batch_size: int,
     trainer_state: Any = None,
-    progress: Callable[[int], Any] | None = None,
 ) -> list[list[ScoredCompletion]]:
     """
     Generate the rest of each completion several times, and score the complete texts.
@@ -107,7 +106,6 @@ def roll_out(
             [`~trl_ext.rewards.scoring.score_completions`].
         batch_size (`int`): Sequences in one call of the model.
         trainer_state (*optional*): Passed to the reward functions.
-        progress (`Callable`, *optional*): See [`~trl_ext.generation.generate.generate`].
 
     Returns:
         `list[list[ScoredCompletion]]`: For each state its `num_generations` complete completions.
@@ -119,7 +117,6 @@ def roll_out(
         [state.prefix for state in states],
         replace(settings, max_completion_length=max(max_tokens, default=1)),
         batch_size=batch_size,
-        progress=progress,
     )
     groups = []
     for state, limit, group in zip(states, max_tokens, continuations, strict=True):

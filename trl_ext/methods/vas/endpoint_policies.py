@@ -3,13 +3,13 @@
 
 """Value models that guide the model of an OpenAI-compatible server, and the flags of the command line for it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.inference.policy import Policy
+from trl_ext.inference.served import unguided_policy
 from trl_ext.models.tokenizers import load_tokenizer
 from trl_ext.validation import as_mapping
 
@@ -20,7 +20,7 @@ from .policies import VASDecoding
 @dataclass
 class VASEndpointDecoding(VASDecoding):
     """
-    Value models that guide a frozen model, which is loaded or on a server.
+    Value models that guide a frozen model, which is loaded or on a server; or a server's model without guidance.
 
     Parameters:
         endpoint, endpoint_model (`str`, *optional*):
@@ -29,7 +29,7 @@ class VASEndpointDecoding(VASDecoding):
         endpoint_key_variable, endpoint_body (`str`, *optional*, defaults to `""`):
             Environment variable that holds the key; JSON object of fields to add to every request.
         endpoint_tokenizer (`str`, *optional*):
-            Tokenizer of the server's model. By default that of the first value model.
+            Tokenizer of the server's model. By default that of the first value model; required without one.
         endpoint_mode (`str`, *optional*, defaults to `"token"`):
             `"token"` or `"block"`; see [`~trl_ext.EndpointGuide`].
         endpoint_blocks, endpoint_block_length (`int`, *optional*, default to `8` and `16`):
@@ -38,6 +38,23 @@ class VASEndpointDecoding(VASDecoding):
             Maximum number of concurrent requests.
         kwargs: Those of [`VASDecoding`].
     """
+
+    needs: ClassVar[dict[str, tuple[str, ...]]] = {
+        "endpoint": (),
+        **dict.fromkeys(
+            (
+                "endpoint_model",
+                "endpoint_key_variable",
+                "endpoint_body",
+                "endpoint_tokenizer",
+                "endpoint_concurrency",
+            ),
+            ("endpoint",),
+        ),
+        **dict.fromkeys(
+            ("endpoint_mode", "endpoint_blocks", "endpoint_block_length"), ("endpoint", "value_model_name_or_path")
+        ),
+    }
 
     endpoint: str | None = field(
         default=None,
@@ -67,7 +84,7 @@ class VASEndpointDecoding(VASDecoding):
 
     @property
     def active(self) -> bool:
-        """Whether there are value models, or a server that needs one."""
+        """Whether there are value models or a server."""
         return super().active or bool(self.endpoint)
 
     @property
@@ -78,15 +95,14 @@ class VASEndpointDecoding(VASDecoding):
     def check(self) -> None:
         super().check()
         if not self.endpoint:
-            if self.endpoint_model or self.endpoint_tokenizer:
-                raise ValueError(
-                    "`endpoint_model` and `endpoint_tokenizer` need the server's address: set `endpoint`."
-                )
             return
-        if not self.value_model_name_or_path:
-            raise ValueError("`endpoint` needs a value model that guides it: pass --value_model_name_or_path.")
         if not self.endpoint_model:
             raise ValueError("`endpoint` needs the name of the server's model: pass --endpoint_model.")
+        if not self.value_model_name_or_path and not self.endpoint_tokenizer:
+            raise ValueError(
+                "`endpoint` without a value model needs the tokenizer of the server's model: pass "
+                "--endpoint_tokenizer, or --value_model_name_or_path to guide it."
+            )
         if self.endpoint_mode not in ("token", "block"):
             raise ValueError(f"`endpoint_mode` must be token or block, got {self.endpoint_mode!r}.")
         if self.endpoint_concurrency < 1:
@@ -96,6 +112,23 @@ class VASEndpointDecoding(VASDecoding):
     def _extra_body(self) -> dict[str, Any]:
         return as_mapping("endpoint_body", self.endpoint_body or None) or {}
 
+    def served_tokenizer(self) -> PreTrainedTokenizerBase:
+        """
+        The tokenizer of the server's model.
+
+        Raises:
+            `ValueError` or `OSError`: There is none.
+        """
+        if self.endpoint_tokenizer:
+            return load_tokenizer(self.endpoint_tokenizer)
+        path = next(iter(self.named_paths().values()))
+        try:
+            return load_tokenizer(path, trust_remote_code=self.value_trust_remote_code)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                "The value model was saved without a tokenizer: pass --endpoint_tokenizer, that of the server's model."
+            ) from error
+
     def policies(
         self,
         model: PreTrainedModel | None,
@@ -103,24 +136,15 @@ class VASEndpointDecoding(VASDecoding):
         *,
         name: str,
         batch_size: int,
-        progress: Callable[[int], Any] | None = None,
     ) -> list[Policy]:
-        """One policy per `beta`, of the server's model if `model` is `None`."""
+        """One policy per `beta`, of the server's model if `model` is `None`; one without value models."""
         if model is not None and tokenizer is not None:
-            return super().policies(model, tokenizer, name=name, batch_size=batch_size, progress=progress)
+            return super().policies(model, tokenizer, name=name, batch_size=batch_size)
         from trl_ext.endpoint.client import Endpoint
 
         from .decoding.endpoint_guide import EndpointGuide
 
-        value_models, value_tokenizers = self.load_value_models(None)
-        by_name: list[Any] = [value_tokenizers]
-        if isinstance(value_tokenizers, dict):
-            by_name = list(value_tokenizers.values())
-        tokenizer = load_tokenizer(self.endpoint_tokenizer) if self.endpoint_tokenizer else by_name[0]
-        if tokenizer is None:
-            raise ValueError(
-                "The value model was saved without a tokenizer: pass --endpoint_tokenizer, that of the server's model."
-            )
+        tokenizer = self.served_tokenizer()
         endpoint = Endpoint(
             str(self.endpoint),
             str(self.endpoint_model),
@@ -128,6 +152,12 @@ class VASEndpointDecoding(VASDecoding):
             max_concurrency=self.endpoint_concurrency,
             extra_body=self._extra_body(),
         )
+        if not self.value_model_name_or_path:
+            return [unguided_policy(tokenizer, endpoint, name=str(self.endpoint_model))]
+        value_models, value_tokenizers = self.load_value_models(None)
+        by_name: list[Any] = [value_tokenizers]
+        if isinstance(value_tokenizers, dict):
+            by_name = list(value_tokenizers.values())
         series = f"{self.endpoint_model} + {', '.join(self.named_paths())}"
         policies = []
         for text in self.beta:
@@ -143,5 +173,6 @@ class VASEndpointDecoding(VASDecoding):
                 value_tokenizer=None if None in by_name else value_tokenizers,
                 retokenize=self.value_retokenize,
             )
-            policies.append(guide.policy(f"{series}, beta {text}", series=series, progress=progress))
+            name = f"{series}, beta {text}"
+            policies.append(guide.policy(name, series=series, method="VAS"))
         return policies

@@ -38,6 +38,13 @@ def parse_weights(text: str, field: str = "weights") -> float | dict[str, float]
     return named
 
 
+def describe_weights(weights: Mapping[str, float]) -> str:
+    """Weights as [`parse_weights`] reads them."""
+    if len(weights) == 1:
+        return f"{next(iter(weights.values())):g}"
+    return ",".join(f"{name}={weight:g}" for name, weight in weights.items())
+
+
 class RowWeights:
     """
     One weight per name, the same for all rows or one set per row.

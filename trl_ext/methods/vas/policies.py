@@ -3,7 +3,7 @@
 
 """A language model guided by value models as a policy, and the flags of the command line for it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,15 +11,16 @@ from typing import Any, TypeAlias
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from trl_ext.devices import default_device
 from trl_ext.inference.guided import policy_with_processors
 from trl_ext.inference.policy import Policy
-from trl_ext.models.load import default_device, quantization_config_from, same_source
+from trl_ext.models.load import in_fast_dtype, quantization_config_from, same_source
 from trl_ext.models.properties import context_length
 from trl_ext.models.tokenizers import load_tokenizer
 from trl_ext.upstream import get_config_model_id
 
 from .decoding.logits_processor import Beta, ValueAugmentedLogitsProcessor
-from .head_weights import full_names, head_weights, parse_weights
+from .head_weights import describe_weights, full_names, head_weights, parse_weights
 from .value_model.config import ValueConfig
 from .value_model.model import ValueModel
 
@@ -37,7 +38,6 @@ def guided_policy(
     *,
     name: str = "vas",
     batch_size: int = 64,
-    progress: Callable[[int], Any] | None = None,
     extras: dict[str, Any] | None = None,
     series: str = "",
     **settings: Any,
@@ -49,7 +49,7 @@ def guided_policy(
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The language model.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
         value_models, beta, top_k: As for [`ValueAugmentedLogitsProcessor`]; one `beta` for all rows.
-        name, batch_size, progress, extras, series: As for [`~trl_ext.inference.guided.policy_with_processors`].
+        name, batch_size, extras, series: As for [`~trl_ext.inference.guided.policy_with_processors`].
         settings: Passed to [`ValueAugmentedLogitsProcessor`].
 
     Raises:
@@ -63,6 +63,20 @@ def guided_policy(
             )
         ]
 
+    def change(weights: dict[str, float]) -> Policy:
+        return guided_policy(
+            model,
+            tokenizer,
+            value_models,
+            weights,
+            top_k,
+            name=f"{series or name}, beta {describe_weights(weights)}",
+            batch_size=batch_size,
+            extras=(extras or {}) | {"beta": weights},
+            series=series,
+            **settings,
+        )
+
     [checked] = processors(*torch.ones(2, 1, 1, dtype=torch.long))  # raises errors before anything is generated
     contexts = [context_length(model), *(guide.context for guide in checked.guides)]
     return policy_with_processors(
@@ -71,10 +85,11 @@ def guided_policy(
         processors,
         name=name,
         batch_size=batch_size,
-        progress=progress,
         extras=extras,
         series=series,
+        method="VAS",
         context=min((length for length in contexts if length), default=0),
+        weights=checked.guide_weights(change),
     )
 
 
@@ -151,7 +166,6 @@ class VASDecoding:
         *,
         name: str,
         batch_size: int,
-        progress: Callable[[int], Any] | None = None,
     ) -> list[Policy]:
         """One policy per `beta`; see [`~trl_ext.inference.policy.Decoding`]."""
         value_models, tokenizers = self.load_value_models(model)
@@ -167,7 +181,6 @@ class VASDecoding:
                 self.guide_top_k,
                 name=f"{series}, beta {text}",
                 batch_size=batch_size,
-                progress=progress,
                 extras={"beta": beta, "top_k": self.guide_top_k},
                 series=series,
                 value_tokenizer=tokenizers,
@@ -254,6 +267,8 @@ class VASDecoding:
                 # share the language model's weights
                 kwargs = {"backbone": model, "trust_remote_code": self.value_trust_remote_code}
         value_model = ValueModel.from_pretrained(path, **kwargs).eval()
-        if "dtype" in kwargs:
-            value_model = value_model.to(default_device() if model is None else model.device)
-        return value_model
+        if "dtype" not in kwargs:  # quantized, or on the language model's weights
+            return value_model
+        if model is None:
+            return in_fast_dtype(value_model, default_device()).to(default_device())
+        return value_model.to(model.device)

@@ -23,22 +23,25 @@ from transformers import (
 from transformers.utils import logging
 
 from trl_ext.atomic_files import write_tensors
+from trl_ext.cards import link, quoted
 from trl_ext.data.schema import AnyDataset, DataError, column_names, where
 from trl_ext.data.scored_rows import REWARD_FLAGS, lacks_completions
 from trl_ext.decoding.static_generate import release_static_caches
 from trl_ext.generation.generate import generate
 from trl_ext.logprobs.balancing_loss import router_aux_loss_coef
 from trl_ext.models.properties import context_length, embedding_rows
+from trl_ext.progress import titled
 from trl_ext.rewards.functions import RewardFunc
 from trl_ext.seeds import seeded
 from trl_ext.training.copies import sampling_copy
 from trl_ext.training.frozen_model import load_frozen, place_frozen, sampling_batch_size, sampling_from
-from trl_ext.training.model_card import TrainedModel, link, quoted
+from trl_ext.training.model_card import TrainedModel
 from trl_ext.training.predictions import completion_table
 from trl_ext.training.returns import discounted_sums, td_lambda
 from trl_ext.training.rollouts import Rollout, Round, score_round
 from trl_ext.training.rounds import RolloutSchedule, resample_stream
 from trl_ext.training.statistics import RunningColumns
+from trl_ext.training.summary import Run, describe_generate, describe_model, short_name
 from trl_ext.training.trainer import EvalDataset, ExtTrainer
 
 from .calibration import HalfCompletion, measure_calibration, roll_out, sample_halves
@@ -219,8 +222,8 @@ class VASTrainer(ExtTrainer):
         )
         self._targets: dict[str, torch.Tensor] = {}  # of the batch that is being repeated, by its rows
         self._reward_statistics = RunningColumns(len(self.heads))
-        if args.normalize_rewards and not self._samples and isinstance(dataset, Dataset):
-            self._update_normalization(dataset["token_rewards"], gather=False)
+        if not self._samples and isinstance(dataset, Dataset):
+            self._add_rewards(dataset["token_rewards"], gather=False)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         for parameter in self._trained:  # which another trainer of the same language model may have frozen
@@ -296,6 +299,25 @@ print(tokenizer.decode(output[0]))
     def _epochs_per_round(self) -> int:
         return int(self.args.num_train_epochs // self.args.num_iterations) if self.args.num_iterations > 1 else 0
 
+    def _rounds_in_dataset(self) -> int:
+        return int("completion_ids" in column_names(self.train_dataset))
+
+    def _models_in_memory(self) -> list[Any]:
+        if self.model.shares_policy:
+            return [self.policy]
+        return [self.model.backbone if self.policy is None else self.policy, self.model.backbone]
+
+    def _summary(self, run: Run) -> dict[str, str]:
+        lines = super()._summary(run)
+        backbone = "the policy's weights" if self.model.shares_policy else short_name(self.model.config.backbone_name)
+        value_model = f"form `{self.args.value_form}` on {backbone}, heads {', '.join(self.heads)}"
+        lines["model"] = "not loaded, as the dataset has the completions"
+        if self.policy is not None:
+            lines["model"] = describe_model(self.policy, self._language_model, self) + ", frozen"
+        if self._samples:
+            lines["engine"] = describe_generate(self.args, sampling_batch_size(self))
+        return {"model": lines.pop("model"), "value model": value_model, **lines}
+
     # ---------------------------------------------------------------------------------------------------- sampling
 
     def _repeats(self) -> int:
@@ -316,7 +338,7 @@ print(tokenizer.decode(output[0]))
         else:
             batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
             if self.args.normalize_rewards and isinstance(self.train_dataset, IterableDataset):
-                self._update_normalization([group for batch in batches for group in batch["token_rewards"]])
+                self._add_rewards([group for batch in batches for group in batch["token_rewards"]])
         if self.state.global_step % self.args.num_epochs_per_batch == 0:
             self._targets.clear()
         if not batches:
@@ -356,8 +378,8 @@ print(tokenizer.decode(output[0]))
                 keep_truncated=not args.mask_truncated_completions or mode != "train",
             )  # fmt: skip
             self._log_round(sampled, mode)
-        if mode == "train" and args.normalize_rewards and not self._round():
-            self._update_normalization([self._by_head(r.rewards, r.scores) for r in sampled.rollouts.values()])
+        if mode == "train" and not self._round():
+            self._add_rewards([self._by_head(r.rewards, r.scores) for r in sampled.rollouts.values()])
         return sampled
 
     def _dataset_rollout(self, row: dict[str, Any]) -> Rollout:
@@ -394,15 +416,17 @@ print(tokenizer.decode(output[0]))
 
         return guides
 
-    def _update_normalization(self, groups: list[Any], gather: bool = True) -> None:
-        """Add rewards, those of all processes if `gather`, to the statistics that normalise rewards."""
+    def _add_rewards(self, groups: list[Any], gather: bool = True) -> None:
+        """Add rewards, those of all processes if `gather`, to the statistics of the data."""
         numbers = [total_rewards(groups, h) for h in range(len(self.heads))]
         self._reward_statistics.add(numbers, self.accelerator if gather else None)
-        self._record_normalization()
+        self._record_statistics()
 
-    def _record_normalization(self) -> None:
-        self.model.config.reward_mean = self._reward_statistics.means
-        self.model.config.reward_std = self._reward_statistics.stds
+    def _record_statistics(self) -> None:
+        config, found = self.model.config, self._reward_statistics
+        config.observed_mean, config.observed_std = found.means, found.stds
+        if self.args.normalize_rewards:
+            config.reward_mean, config.reward_std = found.means, found.stds
 
     # -------------------------------------------------------------------------------------------------------- loss
 
@@ -526,7 +550,7 @@ print(tokenizer.decode(output[0]))
         args, process = self.args, self.accelerator.process_index
         rows = list(dataset.take(args.calibration_states)) if isinstance(dataset, IterableDataset) else list(dataset)
         settings, batch_size = args.generation_settings(), sampling_batch_size(self)
-        with seeded(args.seed, -1_000_003, process), self._sampling_policy() as policy:
+        with titled("calibration"), seeded(args.seed, -1_000_003, process), self._sampling_policy() as policy:
             states = sample_halves(
                 policy, self._tokenizer, rows, settings, args.calibration_states, batch_size=batch_size
             )
@@ -557,7 +581,7 @@ print(tokenizer.decode(output[0]))
     def _save_state(self, folder: Path) -> None:
         if self._targets and self.state.global_step % self.args.num_epochs_per_batch:
             write_tensors(self._targets_file(folder), self._targets)
-        if self.args.normalize_rewards and self.accelerator.is_main_process:
+        if self.accelerator.is_main_process:
             self._reward_statistics.save(folder / "normalization.json")
 
     def _targets_file(self, folder: Path) -> Path:
@@ -570,6 +594,6 @@ print(tokenizer.decode(output[0]))
             return
         if self._targets_file(folder).is_file():
             self._targets = load_file(self._targets_file(folder))
-        if self.args.normalize_rewards and (folder / "normalization.json").is_file():
+        if (folder / "normalization.json").is_file():
             self._reward_statistics.load(folder / "normalization.json")
-            self._record_normalization()
+            self._record_statistics()

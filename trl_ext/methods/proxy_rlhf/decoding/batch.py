@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -18,9 +19,11 @@ from transformers.generation import StopStringCriteria
 
 from trl_ext.data.tokenization import left_padded
 from trl_ext.decoding.cuda_graph import cached_loops
+from trl_ext.devices import supports_cuda_graphs
 from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.models.modes import without_gradients
 from trl_ext.models.properties import base_of
+from trl_ext.progress import progress
 
 from ..data import Decisions
 from ..decision_process import FEATURES, DecisionProcess
@@ -153,10 +156,9 @@ def complete(
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     step = max(1, batch_size // k)
     parts, places = [], []
-    for start in range(0, len(order), step):
-        chosen = order[start : start + step]
-        for done in range(0, k, batch_size):
-            numbers = range(done, min(done + batch_size, k))
+    with progress("sampling", len(prompts), hidden=show is not None) as phase:
+        for start, done in product(range(0, len(order), step), range(0, k, batch_size)):
+            chosen, numbers = order[start : start + step], range(done, min(done + batch_size, k))
             rows = [(i, i * k + j) for i in chosen for j in numbers]  # prompt, completion
             places += [place for _, place in rows]
             batch = _Batch(llm, [prompts[i] for i in chosen], pad, [limits[i] for i, _ in rows], set(eos))
@@ -179,12 +181,13 @@ def complete(
                     "`top_k`), `feature='context'`, a smaller `max_completion_length`, a 4-bit model "
                     "(`load_in_4bit`)."
                 ) from error
+            phase.advance(len(rows) / k)
     return ProxyCompletions.join(parts).in_order(places)
 
 
 def _is_static(wanted: str, llm: BackboneAndHead, process: DecisionProcess, rows: int, first: int, stop: Any) -> bool:
     """Whether to use CUDA-graph decoding."""
-    if wanted == "never" or (wanted == "auto" and (llm.device.type != "cuda" or first)):
+    if wanted == "never" or (wanted == "auto" and (first or not supports_cuda_graphs(llm.device))):
         return False
     reason = "stop strings depend on the text so far" if stop is not None else static_walk_reason(llm, process, rows)
     if reason and wanted == "always":

@@ -33,9 +33,10 @@ from trl_ext.endpoint.protocol import Answer, Prompt
 from trl_ext.endpoint.tokens import Option, ServedText
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.inference.policy import Policy
-from trl_ext.inference.served import Served, answer_all, answer_file, served_policy
+from trl_ext.inference.served import Served, answer_all, answer_file, check_served_settings, served_policy
 from trl_ext.models.modes import evaluation_mode
 
+from ..head_weights import describe_weights
 from ..value_model.model import ValueModel
 from .logits_processor import ValueAugmentedLogitsProcessor
 
@@ -305,7 +306,16 @@ class EndpointGuide:
         beta = self.beta if beta is None else beta
         extras = {"beta": beta, "mode": self.mode, "model": self.endpoint.model}
         answer = partial(self.answer, beta=beta)
-        return served_policy(answer, self.tokenizer, self.endpoint, name=name, extras=extras, **fields)
+
+        def change(weights: dict[str, float]) -> Policy:
+            return self.policy(
+                f"{fields.get('series') or name}, beta {describe_weights(weights)}", beta=weights, **fields
+            )
+
+        weights = self._processor(beta).guide_weights(change)
+        return served_policy(
+            answer, self.tokenizer, self.endpoint, name=name, extras=extras, weights=weights, **fields
+        )
 
 
 @contextmanager
@@ -326,8 +336,7 @@ def _full_context(written: int) -> Iterator[list[EndpointError]]:
 
 
 def _checked(settings: GenerationSettings, mode: str) -> GenerationSettings:
-    if settings.num_beams > 1 or settings.repetition_penalty != 1 or settings.generation_kwargs:
-        raise ValueError("An endpoint has no num_beams, repetition_penalty or generation_kwargs: unset them.")
+    check_served_settings(settings)
     if mode == "block" and not settings.temperature:
         raise ValueError("temperature 0 gives the same block every time: raise it, or use mode='token'.")
     return settings

@@ -15,6 +15,7 @@ from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from trl_ext.decoding.cuda_graph import graph_key, weights_key
 from trl_ext.decoding.static_tree import StaticTree, static_unsupported_reason
+from trl_ext.inference.policy import GuideWeights, Policy
 from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.validation import check_value
 
@@ -128,6 +129,16 @@ class ValueAugmentedLogitsProcessor(LogitsProcessor):
     def beta(self, value: Any) -> None:
         self._weights = head_weights(value, self.heads)
         self._beta = value
+
+    def guide_weights(self, change: Callable[[dict[str, float]], Policy]) -> GuideWeights:
+        """The weights of the heads, for a policy; `change` as for [`~trl_ext.inference.policy.GuideWeights`]."""
+        about: dict[str, str] = {}
+        for guide in self.guides:
+            rewards = guide.model.reward_statistics
+            for full, head in zip(guide.heads, guide.model.head_names, strict=True):
+                if head in rewards:
+                    about[full] = "rewards of {:.3g} ± {:.3g} in training".format(*rewards[head])
+        return GuideWeights(dict(zip(self.heads, self._weights.rows[0], strict=True)), change, about)
 
     @property
     def attention_mask(self) -> torch.Tensor | None:

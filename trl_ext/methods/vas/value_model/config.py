@@ -104,6 +104,9 @@ class ValueConfig(BackboneConfig):
             Mean that was subtracted from the rewards of each head before training.
         reward_std (`list[float]`, *optional*, defaults to ones):
             Standard deviation that they were divided by: a value of 1 corresponds to this much reward.
+        observed_mean, observed_std (`list[float]`, *optional*):
+            Mean and standard deviation of the rewards of each head in the training data, whether they were normalised
+            or not.
         gamma (`float`, *optional*, defaults to `1.0`):
             Discount of the training targets.
         lam (`float`, *optional*, defaults to `0.95`):
@@ -124,6 +127,8 @@ class ValueConfig(BackboneConfig):
     action_rank: int = 256
     reward_mean: list[float] | None = None
     reward_std: list[float] | None = None
+    observed_mean: list[float] | None = None
+    observed_std: list[float] | None = None
     gamma: float = 1.0
     lam: float = 0.95
     tokenizer_name: str = ""

@@ -218,6 +218,27 @@ class ValueModel(BackboneModel):
         """Names of the heads, in the order of the last dimension of [`ValueModel.value_of`]."""
         return tuple(self.config.heads)
 
+    @property
+    def reward_statistics(self) -> dict[str, tuple[float, float]]:
+        """
+        Mean and standard deviation of the rewards that each head was trained on, in their own units; empty if they
+        were not recorded. They say what a value and its weight mean: with `normalize_rewards`, a weight of 1 adds one
+        nat to a log-probability per standard deviation, otherwise per unit of the reward.
+        """
+        config = self.config
+        means, stds = config.observed_mean, config.observed_std
+        return dict(zip(self.head_names, zip(means, stds, strict=True), strict=True)) if means and stds else {}
+
+    def extra_repr(self) -> str:
+        """The heads with the rewards that they were trained on, in what `repr` shows."""
+        known, config = self.reward_statistics, self.config
+        lines = []
+        for name, unit in zip(self.head_names, config.reward_std, strict=True):
+            mean, std = known.get(name, (None, None))
+            seen = f"rewards {mean:.3g} ± {std:.3g} in training" if mean is not None else "rewards not recorded"
+            lines.append(f"{name}: {seen}, a value of 1 is a reward of {unit:.3g}")
+        return "\n".join([f"form={config.form!r}", *lines])
+
     def forward(
         self,
         input_ids: torch.Tensor | None = None,

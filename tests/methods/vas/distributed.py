@@ -1,17 +1,16 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Two processes compute what one does with the same global batch, however they share the models."""
+"""Trainings of VAS for tests/test_two_processes.py."""
 
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
 from conftest import letter_reward
 from datasets import Dataset
 from peft import LoraConfig
-from two_processes import assert_equal, model_of, on_one, on_two
+from two_processes import model_of
 
 from trl_ext import VASConfig, VASTrainer
 
@@ -64,22 +63,14 @@ CASES = {
     "full": make,
     "lora": partial(make, lora=True, save_strategy="steps", save_steps=2),
     "online": partial(make, online=True, num_iterations=2, sampling_beta=1.0, calibration_rollouts=2),
+    # An adapter on the language model's own weights is for DDP only.
+    "shared": partial(make, lora=True, own=False, online=True, num_iterations=2, sampling_beta=1.0),
 }
 
 
-# An adapter on the language model's own weights is for DDP only.
-MORE = {"shared": partial(make, lora=True, own=False, online=True, num_iterations=2, sampling_beta=1.0)}
+def cases_of(kind: str) -> list[str]:
+    return [name for name in CASES if name != "shared" or kind == "multi_gpu"]
 
 
-@pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return on_one(CASES | MORE, tmp_path_factory.mktemp("one"))
-
-
-@pytest.mark.parametrize("kind", ["multi_gpu", "fsdp2", "zero2", "zero3"])
-def test_two_processes_equal_one(one: dict[str, Any], kind: str, tmp_path: Path) -> None:
-    cases = [*CASES, *(MORE if kind == "multi_gpu" else {})]
-    two = on_two(__file__, kind, tmp_path, cases)
+def check(two: dict[str, Any], one_folder: Path, two_folder: Path) -> None:
     assert "eval_calibration/r2" in two["online"]["metrics"]
-    for name in cases:
-        assert_equal(one[name], two[name], kind)

@@ -10,8 +10,8 @@ import weakref
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from trl_ext.upstream import TorchDispatchMode, operation_name, storage_id, tree_leaves
 
 
 # Bytes of a matrix that an operation makes and frees inside it, from its arguments. A 4-bit weight is multiplied
@@ -42,7 +42,7 @@ class Tally(TorchDispatchMode):
         self._note((args, kwargs), made=False)  # what was there before does not count, whatever becomes of it
         out = func(*args, **kwargs)
         self._note(out, made=True)
-        inside = INSIDE[func._schema.name](*args, **kwargs) if func._schema.name in INSIDE else 0
+        inside = INSIDE[operation_name(func)](*args, **kwargs) if operation_name(func) in INSIDE else 0
         self.peak = max(self.peak, self.total + inside)
         return out
 
@@ -50,10 +50,10 @@ class Tally(TorchDispatchMode):
         for tensor in tree_leaves(tree):
             if isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided:
                 storage = tensor.untyped_storage()
-                if storage._cdata not in self._known:
-                    self._known[storage._cdata] = size = storage.nbytes() if made else 0
+                if storage_id(storage) not in self._known:
+                    self._known[storage_id(storage)] = size = storage.nbytes() if made else 0
                     self.total += size
-                    weakref.finalize(storage, self._free, storage._cdata)
+                    weakref.finalize(storage, self._free, storage_id(storage))
 
     def _free(self, key: int) -> None:
         self.total -= self._known.pop(key)
@@ -68,5 +68,5 @@ def occupied() -> int:
         for item in gc.get_objects():
             if isinstance(item, torch.Tensor) and item.layout == torch.strided and not item.is_meta:
                 storage = item.untyped_storage()
-                storages[storage._cdata] = storage.nbytes()
+                storages[storage_id(storage)] = storage.nbytes()
     return sum(storages.values())

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Two processes compute what one does with the same global batch, however they share the model."""
+"""Trainings of PSLE for tests/test_two_processes.py."""
 
 import json
 from functools import partial
@@ -12,7 +12,7 @@ import pytest
 from conftest import letter_reward
 from datasets import Dataset
 from peft import LoraConfig
-from two_processes import assert_equal, model_of, on_one, on_two
+from two_processes import model_of
 
 from trl_ext import PSLEConfig, PSLETrainer
 
@@ -60,8 +60,12 @@ CASES = {
     "warm_up": partial(make, sft=True, sft_epochs=1),
     # A stream is evaluated beside rows; of several principles, a row has the same one on either number of processes.
     "resampled": partial(make, resample_steps=1, streamed=True, principles=["so good", "no music", "a story"]),
-    "sampled": partial(make, resample_steps=1, top_k=0),
 }
+TWO_ONLY = {"sampled": partial(make, resample_steps=1, top_k=0)}
+
+
+def cases_of(kind: str) -> list[str]:
+    return [*CASES, *TWO_ONLY]
 
 
 def states(folder: Path, processes: int) -> list[dict[str, Any]]:
@@ -70,21 +74,12 @@ def states(folder: Path, processes: int) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in files]
 
 
-@pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("one")
-    return folder, on_one({name: make for name, make in CASES.items() if name != "sampled"}, folder)
-
-
-@pytest.mark.parametrize("kind", ["multi_gpu", "fsdp2", "zero2", "zero3"])
-def test_two_processes_equal_one(one: tuple[Path, dict[str, Any]], kind: str, tmp_path: Path) -> None:
-    two = on_two(__file__, kind, tmp_path, list(CASES))
-    for name, result in one[1].items():
-        assert_equal(result, two[name], kind)
-        expected = states(one[0] / name, 1)[0]
-        for state in states(tmp_path / name, 2):
+def check(two: dict[str, Any], one_folder: Path, two_folder: Path) -> None:
+    for name in CASES:
+        [expected] = states(one_folder / name, 1)
+        for state in states(two_folder / name, 2):
             assert state["rewards"] == pytest.approx(expected["rewards"], rel=1e-5)
             assert state["threshold"] == expected["threshold"]
     # With different samples on each process, the statistics of the iterations are still the same.
-    first, second = states(tmp_path / "sampled", 2)
+    first, second = states(two_folder / "sampled", 2)
     assert first == second

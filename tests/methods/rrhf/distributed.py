@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Two processes compute what one does with the same global batch, however they share the model."""
+"""Trainings of RRHF for tests/test_two_processes.py."""
 
 import json
 import os
@@ -9,12 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from conftest import letter_reward
 from datasets import Dataset
 from peft import LoraConfig
-from two_processes import assert_equal, model_of, on_one, on_two
+from two_processes import model_of
 
 from trl_ext import RRHFConfig, RRHFTrainer
 
@@ -95,29 +94,23 @@ CASES = {
     "online": partial(make, online=True, resample_epochs=2, top_k=1, beta=0.1),
 }
 SAMPLED = {"generation_kwargs": ENDS, "generation_batch_size": 2, "beta": 0.1, "max_completion_length": 8}
-MORE = {
+TWO_ONLY = {
     "sampled": partial(make, online=True, resample_steps=1, **SAMPLED),
     "sampled while sharded": partial(make, online=True, resample_steps=1, ds3_gather_for_generation=False, **SAMPLED),
 }
 
 
-@pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return on_one(CASES, tmp_path_factory.mktemp("one"))
-
-
-@pytest.mark.parametrize("kind", ["multi_gpu", "fsdp2", "zero2", "zero3"])
-def test_two_processes_equal_one(one: dict[str, Any], kind: str, tmp_path: Path) -> None:
-    uneven = MORE if kind in ("fsdp2", "zero3") else {}
+def cases_of(kind: str) -> list[str]:
+    uneven = TWO_ONLY if kind in ("fsdp2", "zero3") else {}
     # DeepSpeed takes its step before anybody can leave it out.
-    cases = [name for name in CASES if name != "spoilt" or not kind.startswith("zero")]
-    two = on_two(__file__, kind, tmp_path, [*cases, *uneven])
-    for name in cases:
-        assert_equal(one[name], two[name], kind)
-    # Each process scored its own prompts, each with all of its completions; together they scored all.
-    asked = [(tmp_path / "online" / f"asked_{rank}").read_text().splitlines()[0] for rank in range(2)]
+    return [name for name in CASES if name != "spoilt" or not kind.startswith("zero")] + list(uneven)
+
+
+def check(two: dict[str, Any], one_folder: Path, two_folder: Path) -> None:
+    """Each process scored its own prompts, each with all of its completions; together they scored all."""
+    asked = [(two_folder / "online" / f"asked_{rank}").read_text().splitlines()[0] for rank in range(2)]
     first, second = (json.loads(line) for line in asked)
     assert first[::2] == first[1::2] and second[::2] == second[1::2]
     assert sorted(first[::2] + second[::2]) == sorted(row["prompt"] for row in PROMPTS)
-    for name in uneven:
+    for name in TWO_ONLY.keys() & two.keys():
         assert len(two[name]["logs"]) == 4

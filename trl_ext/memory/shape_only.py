@@ -7,9 +7,8 @@ import mmap
 from typing import Any
 
 import torch
-from torch._subclasses import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+
+from trl_ext.upstream import FakeTensorMode, TorchDispatchMode, operation_name, tree_leaves, tree_map_only
 
 
 # Where the time goes. Everything else is computed: what a step does must not depend on what these would give.
@@ -52,7 +51,7 @@ class ShapeOnlyMode(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = func._schema.name
+        name = operation_name(func)
         if name in IN_PLACE:
             return args[0]
         if name in ONES:

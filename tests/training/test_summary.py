@@ -1,0 +1,77 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The summary before the first step: what it counts is what the run does."""
+
+import re
+
+import pytest
+from conftest import make_model, make_tokenizer
+from tiny_trainers import METHODS, make_trainer
+
+from trl_ext.models.properties import parameter_count
+from trl_ext.training.summary import describe_trained, number, summary_text
+
+
+# Besides rounds by steps: one round for all epochs, a round an epoch, and Proxy-RLHF's rounds of several updates.
+OTHER_ROUNDS = {
+    "rrhf": {"resample_steps": 0, "resample_epochs": 1, "num_train_epochs": 2},
+    "vas": {"resample_steps": 0, "num_train_epochs": 2},
+    "psle": {"resample_steps": 0, "num_iterations": 2},
+    "proxy_rlhf": {"num_ppo_epochs": 2, "num_mini_batches": 2, "max_steps": 8},
+}
+
+
+@pytest.mark.parametrize("other", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_summary_counts_the_completions_that_are_sampled(method, other, tmp_path, capsys, monkeypatch):
+    run = make_trainer(method, tmp_path, **(OTHER_ROUNDS[method] if other else {"max_steps": 3}))
+    rounds, real = [], run._log_round
+    monkeypatch.setattr(run, "_log_round", lambda sampled, mode: rounds.append(sampled) or real(sampled, mode))
+    run.train()
+    printed = capsys.readouterr().out
+    summary = printed[: printed.index("{")] if "{" in printed else printed
+    assert summary.startswith(f"{run._name} training\n  model ")
+    assert max(map(len, summary.splitlines())) <= 80 and len(summary.splitlines()) <= 14
+    [(completions, number_of_rounds)] = re.findall(r"([\d,]+) completions of at\s+most 6 tokens in (\d+)", summary)
+    assert int(completions) == sum(sum(sampled.is_sampled) for sampled in rounds)
+    assert int(number_of_rounds) == len(rounds)
+    assert f"{run.state.max_steps} steps" in summary and "8 rows read as `prompt_only`" in summary
+    assert re.search(r"memory +0\.\d+ GiB \(counted, not measured\), most in", summary)
+    assert "letter_reward" in summary and str(tmp_path) in summary.replace("\n", "")
+
+
+def test_no_summary_if_it_is_switched_off(tmp_path, capsys):
+    run = make_trainer("rrhf", tmp_path, max_steps=1, print_summary=False)
+    run.train()
+    assert "RRHF training" not in capsys.readouterr().out
+
+
+def test_lines_are_wrapped_and_empty_ones_left_out():
+    text = summary_text("RRHF training", {"files": "out", "model": "word " * 20, "memory": ""})
+    assert text.splitlines() == [
+        "RRHF training",
+        "  model        " + " ".join(["word"] * 13),
+        "               " + " ".join(["word"] * 7),
+        "  files        out",
+    ]
+
+
+def test_what_is_trained_of_a_model():
+    """LoRA of rank 4 on two 64 x 64 matrices in each of two layers: 2 x 2 x 2 x 4 x 64 parameters."""
+    from peft import LoraConfig, get_peft_model
+
+    model = make_model(len(make_tokenizer()))
+    total = parameter_count(model)
+    assert describe_trained(model) == f"all {number(total)} parameters"
+    model.requires_grad_(False)
+    model.lm_head.requires_grad_(True)
+    assert describe_trained(model).startswith(number(model.lm_head.weight.numel()))
+    adapter = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "o_proj"]))
+    assert parameter_count(adapter, trainable=True) == 2 * 2 * 2 * 4 * 64
+    assert describe_trained(adapter).startswith("LoRA adapter of rank 4 on o_proj, q_proj: 2.05k parameters (")
+
+
+@pytest.mark.parametrize("value, text", [(7, "7"), (33_800, "33.8k"), (134_515_008, "135M"), (8_030_261_248, "8.03B")])
+def test_numbers_of_parameters(value, text):
+    assert number(value) == text

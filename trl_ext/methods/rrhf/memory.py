@@ -1,0 +1,13 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What RRHF needs of a device."""
+
+from trl_ext.memory.needs import Needs
+
+from .config import RRHFConfig
+
+
+def needs(args: RRHFConfig) -> Needs:
+    """The policy is trained on all completions of a prompt; with a KL term there is a reference."""
+    return Needs(completions=args.num_generations, reference=args.beta > 0)
