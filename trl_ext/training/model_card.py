@@ -21,14 +21,12 @@ from trl_ext.cards import (
     dataset_link,
     link,
     on_hub,
-    published,
-    settings_block,
+    settings_parts,
     table,
     versions_list,
 )
 from trl_ext.data.schema import column_names
 from trl_ext.models.properties import is_peft_model
-from trl_ext.settings_file import RunSettings
 from trl_ext.upstream import get_comet_experiment_url, get_trackio_space_url
 
 
@@ -128,19 +126,12 @@ def model_card(trainer: Any, title: str, trained: TrainedModel, dataset: str | N
         *_data(trainer, dataset or settings.values.get("dataset_name")),
         *_runs(),
         "Settings, where they were given or differ from the defaults (`config.yaml` repeats the run):",
-        settings_block(settings.values),
-        *_notes(settings),
+        *settings_parts(settings),
     )
     card.add("Results", *_results(trainer))
     card.add("Framework versions", versions_list())
     card.add("Citations", *citations(trainer._name, paper.get("citation", "")))
     return card.text()
-
-
-def _notes(settings: RunSettings) -> list[str]:
-    """What the settings do not express."""
-    notes = "\n".join(f"- {published(note)}" for note in settings.notes)
-    return ["Beside these settings:", notes] if notes else []
 
 
 def _data(trainer: Any, dataset: str | None) -> list[str]:
