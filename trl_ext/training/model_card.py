@@ -136,7 +136,7 @@ def model_card(trainer: Any, title: str, trained: TrainedModel, dataset: str | N
 
 def _data(trainer: Any, dataset: str | None) -> list[str]:
     """What it was trained on: the rows, and the rewards that scored completions."""
-    sentences = [f"The data: {dataset_link(dataset)}, {trainer.data_description}."]
+    sentences = [f"The data: {dataset_link(dataset)}, {trainer._data_description}."]
     if trainer.rewards:
         names = ", ".join(
             f"`{name}` (weight {weight:g})"
@@ -147,18 +147,22 @@ def _data(trainer: Any, dataset: str | None) -> list[str]:
 
 
 def _results(trainer: Any) -> list[str]:
-    """The last metrics of training and of each evaluation."""
-    last: dict[str, tuple[float, int]] = {}
+    """The last metrics of training and of evaluations."""
+    last: dict[str, float] = {}
     for entry in trainer.state.log_history:
-        results = {name: value for name, value in entry.items() if _is_result(name, value)}
-        last |= {name: (value, entry["step"]) for name, value in results.items()}
-    rows = [[f"`{name}`", f"{value:.4g}", step] for name, (value, step) in sorted(last.items())]
+        last |= {name: value for name, value in entry.items() if _is_result(name, value)}
+    evaluated = {name.removeprefix("eval_"): value for name, value in last.items() if name.startswith("eval_")}
+    trained = {name: value for name, value in last.items() if not name.startswith("eval_")}
+    rows = [
+        [f"`{name}`", *(f"{found[name]:.4g}" if name in found else "" for found in (trained, evaluated))]
+        for name in sorted({*trained, *evaluated})
+    ]
     if not rows:
         return []
     return [
-        "The last values that were logged (`eval_`: on the evaluation dataset); all are in `metrics.jsonl`. `trl-ext "
+        f"The last logged values, at step {trainer.state.global_step} or before; all are in `metrics.jsonl`. `trl-ext "
         "evaluate` compares the model with its base.",
-        table(["metric", "value", "step"], rows),
+        table(["metric", "training", "evaluation"], rows),
     ]
 
 
