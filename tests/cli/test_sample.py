@@ -5,10 +5,12 @@
 import errno
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import make_model, make_tokenizer
 from datasets import load_dataset
 from scripted_server import ScriptedServer
@@ -188,7 +190,27 @@ def test_parquet(tiny_model_dir, prompts):
     sample(prompts, tiny_model_dir, **settings)
     sample(prompts, tiny_model_dir, "deep/er/out.parquet", **settings)
     assert load_dataset("parquet", data_files="deep/er/out.parquet", split="train").to_list() == read_rows()
-    assert sorted(os.listdir("deep/er")) == ["out.parquet", "out.parquet.state.json"]
+    assert sorted(os.listdir("deep/er")) == ["out.parquet", "out.parquet.README.md", "out.parquet.state.json"]
+
+
+@pytest.mark.parametrize("output", ["out.jsonl", "out.parquet"])
+def test_the_card_of_a_dataset_has_code_that_runs(tiny_model_dir, prompts, output, capsys, tmp_path):
+    rewards = ["sample_rewards.length", "sample_rewards.first_letter"]
+    settings = {"reward_funcs": rewards, "reward_weights": [1.0, 0.5], "top_k": 5, "seed": 3}
+    sample(prompts, tiny_model_dir, output, max_num_prompts=2, **settings)
+    _, metadata, text = Path(f"{output}.README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(metadata)["configs"] == [{"config_name": "default", "data_files": output}]
+    blocks = dict(re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL))
+    capsys.readouterr()
+    exec(compile(blocks["python"], "README.md", "exec"), {})
+    assert capsys.readouterr().out.splitlines()[-1] == PROMPTS[0]
+    made = yaml.safe_load(blocks["yaml"])
+    assert (made["seed"], made["top_k"], made["reward_funcs"]) == (3, 5, rewards) and "output_file" not in made
+    assert made["dataset_name"] == f"path/to/{Path(prompts).name}" and str(tmp_path) not in text
+    columns = load_dataset(Path(output).suffix[1:].replace("jsonl", "json"), data_files=output, split="train")
+    assert re.findall(r"^\| `(\w+)` \| (?:.)", text, re.MULTILINE) == columns.column_names
+    assert "| rows | 2 |" in text and "| completions | 6 |" in text and "- trl-ext: " in text
+    assert f"Completions of the model `{Path(tiny_model_dir).name}`" in text and "scored by `sample_rewards." in text
 
 
 def test_what_no_reward_applies_to_is_left_out_and_counted(tiny_model_dir, prompts, capsys):

@@ -47,10 +47,12 @@ def test_activations_stay_where_they_are_on_a_cpu(tmp_path):
     assert config(tmp_path, use_cpu=True, activation_offloading=True).activation_offloading is False
 
 
-def test_trls_base_defaults_are_kept(tmp_path):
+def test_trls_base_defaults_are_kept(tmp_path, recwarn):
     args = config(tmp_path)
     assert args.logging_steps == 10
     assert args.gradient_checkpointing
+    assert not recwarn.list  # transformers renamed it, and warns about the old name
+    assert not config(tmp_path, gradient_checkpointing=False).gradient_checkpointing
 
 
 @pytest.mark.parametrize(

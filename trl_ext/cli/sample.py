@@ -30,11 +30,13 @@ from dataclasses import asdict, dataclass, field
 
 from datasets import Dataset
 
+from trl_ext.atomic_files import write_text
 from trl_ext.data.exports import ExportSettings, describe_export, export_row
 from trl_ext.data.resumable_file import ResumableFile
 from trl_ext.data.schema import DataError, first_row
 from trl_ext.generation.vllm_settings import SERVER_FIELDS, VLLMSettings
 from trl_ext.generation_settings import DIVERSE_BEAM_SEARCH, GenerationSettings
+from trl_ext.inference.dataset_card import card_path, dataset_card
 from trl_ext.inference.dataset_sampler import (
     DatasetSampler,
     batches_of_similar_length,
@@ -47,6 +49,7 @@ from trl_ext.progress import progress, shown
 from trl_ext.rewards.functions import check_reward_columns, check_reward_prompts, load_rewards
 from trl_ext.rewards.scoring import check_reward_weights
 from trl_ext.rewards.settings import RewardSettings
+from trl_ext.settings_file import RunSettings, nondefault
 
 from .arguments import LoadingArguments, OutputArguments, PromptArguments, RewardArguments, SamplingArguments
 from .models import load_policies
@@ -206,8 +209,16 @@ def run(
         raise
     if not file.rows:
         raise DataError(f"no row is left of {len(dataset)}: {_left_out(file)}.")
+    _write_card(file, args, loading)
     print(_summary(file, seconds))
     return 0
+
+
+def _write_card(file: ResumableFile, args: SampleArguments, loading: LoadingArguments) -> None:
+    """Write a card beside the file."""
+    settings = RunSettings.of(nondefault(args) | nondefault(loading))
+    names = {"dataset": str(args.dataset_name), "models": args.model_name_or_path, "rewards": args.rewards}
+    write_text(card_path(file.path), dataset_card(file, settings, **names))  # type: ignore[arg-type]
 
 
 def _again(prog: str, words: Sequence[str], args: SampleArguments) -> str:

@@ -368,6 +368,9 @@ class ExtConfig(RewardSettings, BaseConfig):
         # transformers computes with these without checking them; it accepts `None` for more than it declares.
         numbers = [name for name in number_fields(BaseConfig) if getattr(self, name) is not None]
         check_fields(self, [name for name in numbers if name != "bf16"])
+        if getattr(self, "activation_checkpointing", False) is None:
+            # transformers' new name for TRL's setting; it would warn about the default too.
+            self.activation_checkpointing = self.gradient_checkpointing
         super().__post_init__()
         check_restricted(self, self.restricted_settings)
         if self.use_liger_kernel:

@@ -148,7 +148,7 @@ def python_settings(trainer: Any) -> RunSettings:
     Args:
         trainer ([`~trl_ext.training.trainer.ExtTrainer`]): The trainer.
     """
-    args, given = trainer.args, trainer.arguments
+    args, given = trainer.args, trainer._arguments
     config = nondefault(args, args.given, _FILLED_IN)
     config.pop("resume_from_checkpoint", None)
     config |= {"output_dir": args.output_dir, "seed": args.seed}
