@@ -86,6 +86,7 @@ def refuse_argument(words: Sequence[str]) -> None:
     """Raise a `ValueError` if there are words and the first one is no flag."""
     if words and not words[0].startswith("-"):
         hint = f" (for a recipe: --config {words[0]})" if words[0].endswith((".yaml", ".yml")) else ""
+        hint = " (write --help)" if words[0] == "help" else hint
         raise ValueError(f"unexpected argument '{words[0]}'{hint}")
 
 
