@@ -422,8 +422,9 @@ class ExtConfig(RewardSettings, BaseConfig):
         # transformers computes with these numbers; it accepts `None` for more than it declares.
         numbers = [name for name in number_fields(BaseConfig) if getattr(self, name) is not None]
         check_fields(self, [name for name in numbers if name != "bf16"])
-        for name, least in _LEAST.items():
-            self._at_least(name, least)
+        for name in numbers:
+            if name in _LEAST:
+                self._at_least(name, _LEAST[name])
         for name in self._VALID_DICT_FIELDS:
             value = getattr(self, name)
             own = name not in BaseConfig._VALID_DICT_FIELDS  # others may be a file
