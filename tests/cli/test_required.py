@@ -92,6 +92,7 @@ def test_a_value_that_is_empty_is_none(words, yaml_file):
     lines = problems("chat", *(word.format(recipe=recipe) for word in words))
     assert lines[0] == "1 required setting is missing:" and lines[1].startswith("  --model_name_or_path")
     assert ("(not '--model')" in lines[1]) == (words[0] == "--model")
+    assert "(not" not in problems("vas", "--model_name_or_path", "m", "--dataset_name", "d")[1]
 
 
 def test_a_flag_without_its_value_is_left_to_the_parser():

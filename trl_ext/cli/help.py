@@ -151,6 +151,6 @@ def _placeholder(action: argparse.Action) -> str:
     if 0 < len(choices) <= 6:
         return "{" + ",".join(choices) + "}"
     if is_boolean(action):
-        return "[true|false]" if action.nargs == "?" else "{true,false}"
+        return "[true|false]"
     kind = {"int": "N", "float": "X"}.get(getattr(action.type, "__name__", ""), "VALUE")
     return f"{kind} ..." if action.nargs == "+" else kind

@@ -15,15 +15,29 @@ from trl_ext.data.column_names import parse_columns
 from trl_ext.data.dataset_settings import COLUMNS, DATASET_FORMAT
 from trl_ext.devices import CPU, accelerator_count, computes_fast, warn_if_slow
 from trl_ext.generation_settings import GenerationSettings, setting
+from trl_ext.packages import DEEPSPEED, require_package
 from trl_ext.rewards.settings import RewardSettings
 from trl_ext.upstream import BaseConfig
-from trl_ext.validation import check_at_least, check_fields, convert, did_you_mean, number_fields, unknown_settings
+from trl_ext.validation import (
+    as_mapping,
+    check_at_least,
+    check_fields,
+    convert,
+    did_you_mean,
+    number_fields,
+    unknown_settings,
+)
 
 from .trl_settings import OTHER_MEANINGS, REFUSED, RESTRICTED, check_restricted, liger_config, notes_on
 
 
 logger = logging.get_logger(__name__)
 
+# Numbers of transformers that it does not check, with their least values.
+_LEAST = {
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
+    **dict.fromkeys(("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "num_train_epochs"), 0),
+}
 NAN_ACTIONS = ("stop", "skip")
 
 
@@ -365,12 +379,10 @@ class ExtConfig(RewardSettings, BaseConfig):
         self.bf16 = self._read_bf16()
         if self.use_cpu:
             self.activation_offloading = False  # activations are in CPU memory; TRL's context manager fails there
-        # transformers computes with these without checking them; it accepts `None` for more than it declares.
-        numbers = [name for name in number_fields(BaseConfig) if getattr(self, name) is not None]
-        check_fields(self, [name for name in numbers if name != "bf16"])
         if getattr(self, "activation_checkpointing", False) is None:
             # transformers' new name for TRL's setting; it would warn about the default too.
             self.activation_checkpointing = self.gradient_checkpointing
+        self._check_inherited()
         super().__post_init__()
         check_restricted(self, self.restricted_settings)
         if self.use_liger_kernel:
@@ -407,6 +419,22 @@ class ExtConfig(RewardSettings, BaseConfig):
         for note in notes_on(self, self.other_meanings):
             if self.process_index == 0:
                 logger.warning_once(note)
+
+    def _check_inherited(self) -> None:
+        """What transformers does not check, or names no setting in its error about."""
+        # transformers computes with these numbers; it accepts `None` for more than it declares.
+        numbers = [name for name in number_fields(BaseConfig) if getattr(self, name) is not None]
+        check_fields(self, [name for name in numbers if name != "bf16"])
+        for name in numbers:
+            if name in _LEAST:
+                self._at_least(name, _LEAST[name])
+        for name in self._VALID_DICT_FIELDS:
+            value = getattr(self, name)
+            own = name not in BaseConfig._VALID_DICT_FIELDS  # others may be a file
+            if isinstance(value, str) and (value.startswith("{") or (own and value)):
+                setattr(self, name, as_mapping(name, value))
+        if self.deepspeed:  # type: ignore[has-type]
+            require_package("deepspeed", DEEPSPEED)
 
     def generation_settings(self, mode: str = "train") -> GenerationSettings:
         """The settings for [`~trl_ext.generation.generate.generate`], in training or, for `"eval"`, in evaluations."""
