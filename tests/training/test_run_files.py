@@ -169,7 +169,7 @@ def test_models_rewards_and_datasets():
     assert arguments(train_dataset=rows).values == {"dataset_name": "org/data"}
     assert arguments(PSLETrainer, sft_dataset=rows).values == {"sft_dataset_name": "org/data"}
     assert arguments(VASTrainer, value_model="org/value").values == {"value_model_name_or_path": "org/value"}
-    assert arguments(RRHFTrainer, no_such_argument=1).values == {}
+    assert arguments(RRHFTrainer, no_such_argument=1).values == arguments(model=1).values == {}
 
 
 def test_the_settings_that_were_given_or_changed(tmp_path, monkeypatch):

@@ -64,6 +64,8 @@ class Arguments:
         if isinstance(model, str):
             self.values["model_name_or_path"] = model
             return
+        if not hasattr(model, "config"):  # no model: the trainer says so
+            return
         source = get_config_model_id(model.config)
         self.notes.append(f"`model` was passed to the trainer: {_described(model)}.")
         if source:
