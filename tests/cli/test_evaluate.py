@@ -135,6 +135,7 @@ def test_completions_are_kept_and_scored_again_without_a_model(
     assert len(changed) == 4 * 2 * 2  # prompts, completions, and those for the KL
     kl = [row["logp"] - row["base_logp"] for row in changed if row["sample"] == "kl"]
     assert sum(kl) / len(kl) == pytest.approx(by_model(first)[changed_dir]["kl"])
+    assert all(row["kl"] == row["logp"] - row["base_logp"] for row in changed)  # of those with top-k 20 as well
     lengths = [row["reward/length"] for row in changed if row["sample"] == "evaluated"]
     assert sum(lengths) / len(lengths) == pytest.approx(by_model(first)[changed_dir]["reward/length"])
     differences = by_model(first)[changed_dir]["difference/length"]

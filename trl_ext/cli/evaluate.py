@@ -450,6 +450,7 @@ class Measurement:
                 rows=self.rows,
                 rewards=self.rewards,
                 reward_weights=self.args.reward_weights,
+                keep_logps=self.args.output_file is not None,
                 settings=self.settings,
                 seed=self.args.seed,
             )
