@@ -61,8 +61,8 @@ def test_all_that_is_missing_is_named_with_an_example():
         "3 required settings are missing:",
         "  --model_name_or_path or --dataset_completions: the models to sample from, or completions of the dataset to "
         "score",
-        "  --dataset_name: the prompts, by Hub id, directory or file of rows",
-        "  --output_file: the file to write, .jsonl or .parquet",
+        "  --dataset_name or --prompt: the prompts, by Hub id, directory or file of rows, or as texts",
+        "  --output_file or --prompt: the file to write, .jsonl or .parquet; not needed for texts",
         "For example:",
         *example_of("best_of_n").splitlines(),
     ]

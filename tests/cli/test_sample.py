@@ -171,6 +171,32 @@ def test_best_first_is_the_same_rows_in_another_order(tiny_model_dir, prompts):
         best_of_n([*words, "--overwrite_output"])
 
 
+def test_prompts_on_the_command_line_are_printed_best_first(tiny_model_dir, save_model, capsys):
+    """As messages if there is a chat template; into a file only if there is to be one."""
+    words = ["--prompt", "the film", "a", "--num_generations", "3", "--max_completion_length", "5"]
+    words += ["--reward_funcs", "sample_rewards.length"]
+    for model, prompt in ((save_model("plain"), "a"), (tiny_model_dir, [{"role": "user", "content": "a"}])):
+        assert best_of_n(["--model_name_or_path", model, *words]) == 0
+        printed = capsys.readouterr().out
+        assert [line for line in printed.split("\n") if line.startswith("> ")] == ["> the film", "> a"]
+        assert not Path("out.jsonl").exists()
+        assert best_of_n(["--model_name_or_path", model, *words, "--output_file", "out.jsonl"]) == 0
+        assert "> the film\n[" in capsys.readouterr().out
+        assert [row["prompt"] for row in read_rows()][1] == prompt
+        for row in read_rows():
+            assert row["scores"] == sorted(row["scores"], reverse=True)
+        Path("out.jsonl").unlink()
+    with pytest.raises(ValueError, match="not from both"):
+        best_of_n(["--model_name_or_path", "plain", *words, "--dataset_name", "prompts.jsonl"])
+    for more, message in (
+        (["--dataset_completions"], "dataset_completions is for a dataset"),
+        (["--format", "sft"], "pass --output_file"),
+        (["--system_prompt", "so"], "system_prompt needs a chat template"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            best_of_n(["--model_name_or_path", "plain", *words, *more])
+
+
 def test_conversations(tiny_model_dir):
     chats = write_rows("chats.jsonl", [{"prompt": [{"role": "user", "content": p}]} for p in PROMPTS])
     sample(chats, tiny_model_dir, reward_funcs=["sample_rewards.roles", "think_format_reward"])
@@ -641,7 +667,7 @@ def test_bad_settings(tiny_model_dir, prompts, settings, message):
 def test_missing_settings(tiny_model_dir, prompts, missing):
     words = ["--model_name_or_path", tiny_model_dir, "--dataset_name", prompts, "--output_file", "out.jsonl"]
     place = words.index(missing)
-    with pytest.raises(ValueError, match=f"{missing}: the "):
+    with pytest.raises(ValueError, match=f"{missing} or --prompt: the "):
         main(words[:place] + words[place + 2 :])
 
 
