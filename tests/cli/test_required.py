@@ -126,7 +126,6 @@ def test_examples_give_what_is_required_in_80_columns(name):
 
 def test_every_command_can_be_run():
     """The registry names modules and functions that exist, with all that the dispatch and the completion call."""
-    pytest.importorskip("shtab")
     for command in commands.COMMANDS.values():
         for reference in filter(None, [command.run, command.parser]):
             module, function = reference.split(":")
