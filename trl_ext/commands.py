@@ -146,6 +146,16 @@ COMMANDS: dict[str, Command] = {
         "train a tiny model with a method and compare it with its base, on a CPU", "recipes:quickstart"
     ),
     "recipes": Command("list and copy the recipes that come with the package", "recipes:main"),
+    "plan": Command(
+        "say whether a training fits a card, and with which settings it would",
+        "plan:main",
+        "plan:make_parser",
+        (
+            Required(("model", "model_name_or_path"), "the model: a folder, a config.json or a Hub id", MODEL.example),
+            Required(("method",), "the method to train with", "rrhf"),
+        ),
+        "--card 8GB",
+    ),
     "methods": Command("list the methods and the packages they come from", "main:print_methods"),
     "completion": Command("print a script that lets a shell complete commands and flags", "completion:main"),
     "env": Command("print versions and hardware for a bug report", "env:main"),

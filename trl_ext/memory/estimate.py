@@ -299,10 +299,11 @@ def _training(model: Inventory, needs: Needs, sizes: Sizes, own: int) -> dict[st
     table = float(model.vocabulary * model.hidden)
     of_head = (4 + (residual if residual < 4 else 0)) * table * whole * needs.log_probs
 
-    # What the backward pass of a layer holds at once: two gradients between the halves of an MLP, one of the residual.
-    adapters_in_float32 = model.adapter_bytes > compute
-    working = tokens * (2 * compute + 4 * adapters_in_float32) * model.product / model.layers
-    working += tokens * model.hidden * (compute + 4 * adapters_in_float32)
+    # What the backward pass of a layer holds at once: two gradients between the halves of an MLP and one of the
+    # residual, and those that an adapter in float32 returns.
+    cast = {each.source for each in model.linears if each.rank} if model.adapter_bytes > compute else set()
+    working = tokens * (2 * compute + 4 * ("mlp" in cast)) * model.product / model.layers
+    working += tokens * model.hidden * (compute + 4 * ("norm" in cast))
     largest = max((each.weights for each in model.linears), default=0)
     working += largest * compute if model.bits else 0  # a 4-bit weight is dequantized for each product
 
@@ -340,7 +341,11 @@ def _tile(model: Inventory, predicted: int, compute: int, gpu: bool) -> float:
     """Bytes of the logits that a fused head computes at a time, and of the weights that it casts for them."""
     tokens, words = _TILE if gpu else (0, model.vocabulary)
     cast = min(model.vocabulary, words) * model.hidden * compute if model.weight_bytes != compute else 0
-    chunk = min(predicted, tokens) * words * compute if gpu else _CHUNKED_LOGIT * lm_head.CHUNK_ELEMENTS
+    chunk = (
+        min(predicted, tokens) * words * compute
+        if gpu
+        else _CHUNKED_LOGIT * min(predicted * words, lm_head.CHUNK_ELEMENTS)
+    )
     return float(chunk + cast)
 
 
