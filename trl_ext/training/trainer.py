@@ -31,7 +31,7 @@ from trl_ext.models.load import hub_arguments, loading_error
 from trl_ext.models.sharding import check_launch
 from trl_ext.models.tokenizers import ensure_pad_token, load_tokenizer, use_eos_token
 from trl_ext.packages import check_packages
-from trl_ext.progress import dataset_progress, shown
+from trl_ext.progress import library_progress, shown
 from trl_ext.rewards.classifiers import ClassifierReward
 from trl_ext.rewards.functions import Reward, check_reward_columns, check_reward_prompts, load_rewards
 from trl_ext.rewards.kept_scores import KeptScores
@@ -391,7 +391,7 @@ class ExtTrainer(BaseTrainer):
             check_reward_prompts(self.rewards, first_row(dataset, name).get("prompt"))
         with (
             shown(not args.disable_tqdm),
-            dataset_progress(f"tokenizing the {name} dataset"),
+            library_progress(f"tokenizing the {name} dataset"),
             global_then_local_main_first(),
         ):
             dataset, dropped = self._tokenize(dataset, args, name)
