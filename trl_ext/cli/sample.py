@@ -240,7 +240,7 @@ def run(
 
 def _write_card(file: ResumableFile, args: SampleArguments, loading: LoadingArguments) -> None:
     """Write a card beside the file."""
-    settings = RunSettings.of(nondefault(args, given=("seed",)) | nondefault(loading))
+    settings = RunSettings.of(nondefault(args) | nondefault(loading) | {"seed": args.seed})
     names = {"dataset": str(args.dataset_name), "models": args.model_name_or_path, "rewards": args.rewards}
     write_text(card_path(file.path), dataset_card(file, settings, **names))  # type: ignore[arg-type]
 

@@ -194,7 +194,7 @@ class ExtConfig(RewardSettings, BaseConfig):
         "chat_template_kwargs",
     ]
 
-    given: ClassVar[frozenset[str]] = frozenset()  # names of the settings that the constructor was called with
+    given: ClassVar[Mapping[str, Any]] = {}  # what the constructor was called with
     if TYPE_CHECKING:
         bf16: bool | str | None = None
     else:  # argparse takes one type
@@ -370,7 +370,7 @@ class ExtConfig(RewardSettings, BaseConfig):
                 )
                 raise TypeError("\n- ".join([f"{cls.__name__} has no such settings:", *lines]))
         config = super().__new__(cls)
-        config.given = frozenset([*list(parameters)[1 : len(args) + 1], *kwargs])
+        config.given = dict(zip(list(parameters)[1:], args, strict=False)) | kwargs
         return config
 
     def __post_init__(self) -> None:
@@ -379,10 +379,10 @@ class ExtConfig(RewardSettings, BaseConfig):
         self.bf16 = self._read_bf16()
         if self.use_cpu:
             self.activation_offloading = False  # activations are in CPU memory; TRL's context manager fails there
+        self._check_inherited()
         if getattr(self, "activation_checkpointing", False) is None:
             # transformers' new name for TRL's setting; it would warn about the default too.
             self.activation_checkpointing = self.gradient_checkpointing
-        self._check_inherited()
         super().__post_init__()
         check_restricted(self, self.restricted_settings)
         if self.use_liger_kernel:

@@ -151,7 +151,7 @@ def python_settings(trainer: Any) -> RunSettings:
         trainer ([`~trl_ext.training.trainer.ExtTrainer`]): The trainer.
     """
     args, given = trainer.args, trainer._arguments
-    config = nondefault(args, args.given, _FILLED_IN)
+    config = nondefault(args, _FILLED_IN, args.given)
     config.pop("resume_from_checkpoint", None)
     config |= {"output_dir": args.output_dir, "seed": args.seed}
     notes = list(given.notes)
