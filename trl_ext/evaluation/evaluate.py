@@ -319,12 +319,10 @@ def _measure_kl(
 def _measure_logps(result: Evaluation, policy: Policy, base: Policy, prompt_ids: list[list[int]]) -> None:
     """Log-probabilities of the evaluated completions, where the KL was estimated from others."""
     ids = _ids(result.completions)
+    if not can_read(base.tokenizer, policy.tokenizer, chain.from_iterable(ids)):
+        return
     for name, each in (("policy", policy), ("base", base)):
-        if (
-            name not in result.logps
-            and each.logps is not None
-            and can_read(base.tokenizer, policy.tokenizer, chain(*ids))
-        ):
+        if name not in result.logps and each.logps is not None:
             result.logps[name] = _sums(each.logps(prompt_ids, ids))
 
 
