@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from trl_ext.data.column_names import parse_columns
 from trl_ext.data.dataset_settings import COLUMNS, DATASET_FORMAT
-from trl_ext.devices import CPU, accelerator_count, computes_fast, warn_if_slow
+from trl_ext.devices import CPU, accelerator_count, computes_fast, slow_reason, warn_if_slow
 from trl_ext.generation_settings import GenerationSettings, setting
 from trl_ext.packages import DEEPSPEED, require_package
 from trl_ext.rewards.settings import RewardSettings
@@ -476,7 +476,7 @@ class ExtConfig(RewardSettings, BaseConfig):
         if value is None:
             return False if self.use_cpu else None  # exact numbers on a CPU
         if value == "auto":
-            return not self.fp16 and computes_fast(torch.bfloat16, CPU) if self.use_cpu else None
+            return self._cpu_bf16() if self.use_cpu else None
         try:
             value = convert(value, bool)
         except ValueError:
@@ -485,6 +485,13 @@ class ExtConfig(RewardSettings, BaseConfig):
             remedy = "`bf16: auto` chooses float32 here, and `cast_for_generation` is off with either."
             warn_if_slow("bf16: true", torch.bfloat16, CPU, remedy)
         return value  # type: ignore[no-any-return]
+
+    def _cpu_bf16(self) -> bool:
+        """What `bf16: auto` is on a CPU."""
+        if computes_fast(torch.bfloat16, CPU):
+            return not self.fp16
+        logger.warning_once(f"`bf16: auto` is float32 here: {slow_reason(torch.bfloat16)}.")
+        return False
 
     def _padding_multiple(self) -> int:
         """`pad_to_multiple_of` as a number. A command line passes it as text."""
