@@ -22,13 +22,13 @@ METHODS = {name: found.method for name, found in discover().methods.items() if f
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Files with the configs of a 0.5B and of a 7B."""
+    """Files with the configs of a 0.5B, of one with two of its layers, and of a 7B."""
     folder = tmp_path_factory.mktemp("configs")
-    paths = {}
-    for name in ("Qwen2.5-0.5B", "Qwen2.5-7B"):
-        paths[name] = str(folder / f"{name}.json")
-        (folder / f"{name}.json").write_text(json.dumps(CONFIGS[name] | {"dtype": "bfloat16"}))
-    return paths
+    configs = {name: CONFIGS[name] for name in ("Qwen2.5-0.5B", "Qwen2.5-7B")}
+    configs["two layers"] = CONFIGS["Qwen2.5-0.5B"] | {"num_hidden_layers": 2}
+    for name, config in configs.items():
+        (folder / f"{name}.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    return {name: str(folder / f"{name}.json") for name in configs}
 
 
 def planner(method: str, model: str, flags: str = "", **lengths: int) -> Planner:
@@ -43,17 +43,18 @@ def test_weights_are_those_of_the_config(models) -> None:
     assert (inventory.parameters, inventory.linear) == (494_032_768, 357_826_560)
     parts = of_4_bits.estimate().parts
     assert parts["weights"] * GIB == pytest.approx(357_826_560 * 0.516 + 136_206_208 * 2, rel=1e-3)
-    # LoRA of rank 16 on the queries and values of 24 layers, in bfloat16: 16 x (896 + 896 + 896 + 128) each
-    assert parts["adapter"] * GIB == 24 * 16 * (896 + 896 + 896 + 128) * 2
+    # LoRA of rank 16 on the linear maps of 24 layers, in bfloat16: inputs + outputs of each
+    of_a_layer = 2 * (896 + 896) + 2 * (896 + 128) + 3 * (896 + 4864)
+    assert parts["adapter"] * GIB == 24 * 16 * of_a_layer * 2
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_settings_that_lower_memory_do(method, models) -> None:
-    own = f"--value_model_name_or_path {models['Qwen2.5-0.5B']} " if method == "vas" else ""
+    own = f"--value_model_name_or_path '{models['two layers']}'" if method == "vas" else ""
     common = "--reward_funcs a_function --use_peft true --dtype bfloat16"
 
     def needed(flags: str) -> dict[str, float]:
-        phases = planner(method, models["Qwen2.5-0.5B"], f"{own} {common} {flags}").estimate().phases
+        phases = planner(method, models["two layers"], f"{own} {common} {flags}").estimate().phases
         totals = {name: sum(parts.values()) for name, parts in phases.items()}
         return {"generation": totals.pop("generation"), "training": max(totals.values())}
 
@@ -86,7 +87,7 @@ def test_the_command_says_what_fits(models, capsys) -> None:
     assert max(map(len, text.splitlines())) <= 80 + len(model)
     assert plan.main(["--model", model, "--method", "rrhf", "--card", "4GB", "--num_generations", "6"]) == 1
     text = capsys.readouterr().out
-    assert "It does not fit" in text and "--use_peft true --lora_target_modules all-linear" in text
+    assert "It does not fit" in text and "--use_peft true" in text
 
 
 @pytest.mark.parametrize(
@@ -118,12 +119,12 @@ RECIPES = [path for path in _recipes() if path.parent.name in METHODS and "_cpu"
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_can_be_planned(path, models) -> None:
     """Every recipe for GPUs, on the config of a small model in the place of its own."""
-    words = ["--config", str(path), "--model_name_or_path", models["Qwen2.5-0.5B"]]
+    words = ["--config", str(path), "--model_name_or_path", models["two layers"]]
     method = METHODS[path.parent.name]
     if method.name == "vas":
-        words += ["--value_model_name_or_path", models["Qwen2.5-0.5B"]]
+        words += ["--value_model_name_or_path", models["two layers"]]
     planned = Planner(method, make_parser(method).parse_flags(words))
-    assert planned.estimate().total_gib > 0.3
+    assert planned.estimate().total_gib > 0.2
 
 
 def test_the_table_of_the_page_is_this_one() -> None:

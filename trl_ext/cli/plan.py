@@ -13,21 +13,30 @@ from trl_ext.method import Found, discover
 
 
 _HELP = """\
-usage: trl-ext plan --model MODEL --method METHOD --card 8GB [--config FILE.yaml] [--FIELD VALUE ...]
+usage: trl-ext plan --model MODEL --method METHOD --card 8GB
+                    [--config FILE.yaml] [--FIELD VALUE ...]
 
-Say whether a training fits a card, at which batch, and which settings would make it fit. Takes seconds: only the
-config of the model is read, and memory is counted by a formula, not measured.
+Say whether a training fits a card, at which batch, and which settings would
+make it fit. Takes seconds: only the config of the model is read, and memory is
+counted by a formula, not measured.
 
-  trl-ext plan --model Qwen/Qwen2.5-7B-Instruct --method rrhf --card 24GB --load_in_4bit true --use_peft true
+example:
+  trl-ext plan --model Qwen/Qwen2.5-7B-Instruct --method rrhf --card 24GB \\
+      --load_in_4bit true --use_peft true
   trl-ext plan --method psle --config recipe.yaml --card 16GB
 
-  --model MODEL            a folder, a config.json, or an id on the Hub; by default the recipe's model_name_or_path
-  --method METHOD          {methods}
-  --card SIZE              memory of the card, such as 8GB; by default that of this machine's GPU
-  --prompt_length N        longest prompt in tokens; by default what max_length leaves for prompts
-  --completion_length N    longest completion in tokens; by default max_completion_length
+  --model MODEL          a folder, a config.json, or an id on the Hub
+                         (default: model_name_or_path of the recipe)
+  --method METHOD        {methods}
+  --card SIZE            memory of the card, such as 8GB
+                         (default: that of this machine's GPU)
+  --prompt_length N      longest prompt in tokens
+                         (default: what max_length leaves for prompts)
+  --completion_length N  longest completion in tokens
+                         (default: max_completion_length)
 
-Every other flag, and every key of the recipe, is that of `trl-ext METHOD`. The exit status is 1 if it does not fit.
+Every other flag, and every key of the recipe, is that of `trl-ext METHOD`. The
+exit status is 1 if it does not fit.
 """
 
 

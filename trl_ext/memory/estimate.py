@@ -254,7 +254,7 @@ def _compute(model: Inventory, sizes: Sizes) -> int:
     return 2 if sizes.autocast else model.weight_bytes
 
 
-def kept_for_backward(model: Inventory, compute: int) -> float:
+def kept_for_backward(model: Inventory, compute: int, autocast: bool) -> float:
     """Bytes that autograd keeps for each position, in all layers, but for copies of weights."""
     residual, adapter = model.weight_bytes, model.adapter_bytes
     # Norms compute in float32. Their weight, if it is trained, keeps what it multiplies.
@@ -272,7 +272,7 @@ def kept_for_backward(model: Inventory, compute: int) -> float:
         if linear.source == "norm" and residual == dtype == compute:
             shared[linear.in_attention] = max(shared[linear.in_attention], linear.inputs)
         elif linear.source != "attention" or dtype != compute:  # the output of the heads is kept already
-            size += linear.inputs * min(compute, dtype)
+            size += linear.inputs * (compute if autocast else dtype)
     size += sum(shared.values()) * model.layers * compute
     return size + 2 * compute * model.experts
 
@@ -290,7 +290,7 @@ def _training(model: Inventory, needs: Needs, sizes: Sizes, own: int) -> dict[st
     tokens, predicted, form = positions(needs, sizes, model)
     whole = model.is_trained_whole
     repeated = 2.0 * compute * (model.queries - model.keys) * (form == "dense")  # a mask repeats keys for all heads
-    layers, copies = (kept_for_backward(model, compute) + repeated) * tokens, _copies(model, compute)
+    layers, copies = (kept_for_backward(model, compute, sizes.autocast) + repeated) * tokens, _copies(model, compute)
     one, outside = layers / model.layers, 0.0 if sizes.offloading else 1.0
     checkpoints = float(tokens * model.hidden * residual) * model.layers * outside
     final = float(tokens * model.hidden * (4 + residual * whole) + predicted * model.hidden * residual)

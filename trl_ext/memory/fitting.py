@@ -148,9 +148,7 @@ def _adapter(planner: Planner, changes: dict[str, Any]) -> Change | None:
     needs, flags = planner.needs(changes), planner.changed(changes)
     if flags.use_peft or not (needs.trains_language_model or needs.second):
         return None
-    # All linear maps, as QLoRA (arXiv 2305.14314, section 4).
-    settings = {"use_peft": True, "lora_target_modules": "all-linear"}
-    return Change(settings, "trains an adapter instead of all weights; a higher learning_rate, such as 1e-4")
+    return Change({"use_peft": True}, "trains an adapter instead of all weights; a higher learning_rate, such as 1e-4")
 
 
 def _shorter(planner: Planner, changes: dict[str, Any]) -> Change | None:

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
-from trl import ModelConfig, get_peft_config
+from trl import ModelConfig
 
 from trl_ext.method import Method
+from trl_ext.models.adapters import peft_config_from
 from trl_ext.models.load import saved_config
 
 from .estimate import MemoryEstimate, Sizes, estimate
@@ -30,7 +31,7 @@ class Planner:
         prompt, completion (`int`, *optional*, defaults to `0`): Longest ones in tokens; by default as in [`Sizes`].
 
     Attributes:
-        not_counted (`list[str]`): Models whose config cannot be read, with the reason.
+        not_counted (`list[str]`): What else takes memory, such as reward models whose config cannot be read.
 
     Raises:
         `OSError`: The config of a model that is trained cannot be read.
@@ -46,6 +47,8 @@ class Planner:
         self._configs: dict[str, Any] = {}
         self._inventories: dict[str, Inventory] = {}
         self.not_counted: list[str] = []
+        if getattr(self.flags, "use_vllm", False):
+            self.not_counted.append("vLLM, which takes `vllm_gpu_memory_utilization` of a card that it shares")
         self.rewards = self._rewards()
 
     def changed(self, changes: dict[str, Any]) -> Namespace:
@@ -73,7 +76,7 @@ class Planner:
         if settings.load_in_4bit and settings.load_in_8bit:
             raise ValueError("`load_in_4bit` and `load_in_8bit` exclude each other; set one of them.")
         bits = 4 if settings.load_in_4bit else 8 if settings.load_in_8bit else 0
-        peft_config = get_peft_config(settings) if trained else None
+        peft_config = peft_config_from(settings) if trained else None
         if bits and trained and peft_config is None:
             raise ValueError(
                 f"A model in {bits} bits cannot be trained without an adapter: set --use_peft true, or "
