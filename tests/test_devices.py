@@ -3,6 +3,7 @@
 
 """What this machine computes on, with accelerators and processors that it does not have."""
 
+import contextlib
 from types import SimpleNamespace
 
 import pytest
@@ -208,6 +209,13 @@ def test_bf16_on_a_cpu(monkeypatch, tmp_path, given, with_instructions, without)
         monkeypatch.setattr(devices, "processor_computes", lambda dtype: False)
 
 
+def test_bf16_auto_says_that_it_is_float32(slow_processor, tmp_path, caplog):
+    for _ in range(2):
+        ExtConfig(str(tmp_path), report_to="none", use_cpu=True, bf16="auto")
+    [line] = [text for text in caplog.messages if "instructions" in text]
+    assert line.startswith("`bf16: auto` is float32 here: this processor has no bfloat16 instructions")
+
+
 def test_bf16_auto_leaves_fp16_alone(tmp_path):
     args = ExtConfig(str(tmp_path), report_to="none", use_cpu=True, bf16="auto", fp16=True)
     assert args.fp16 and not args.bf16
@@ -233,3 +241,40 @@ def test_other_parsers_take_bf16_as_before(parser, tmp_path):
         words = ["--output_dir", str(tmp_path), "--use_cpu", "--report_to", "none", "--bf16", word]
         (args,) = parser(ExtConfig).parse_args_into_dataclasses(words)
         assert args.bf16 is expected
+
+
+def test_a_cuda_graph_is_recorded_after_calls_that_leave_no_trace(monkeypatch):
+    """The order of the calls, without a GPU: `step` is restored after each warm-up call, and recorded once."""
+    calls = []
+    rng_state = torch.tensor([7])
+
+    class Graph:
+        def replay(self):
+            calls.append("replay")
+
+    @contextlib.contextmanager
+    def context(name):
+        calls.append(f"{name} begins")
+        yield
+        calls.append(f"{name} ends")
+
+    stream = SimpleNamespace(wait_stream=lambda other: calls.append("wait"))
+    fakes = {
+        "device": lambda device: contextlib.nullcontext(),
+        "get_rng_state": lambda device: rng_state,
+        "set_rng_state": lambda state, device: calls.append(("rng", int(state))),
+        "Stream": lambda device: stream,
+        "current_stream": lambda device: stream,
+        "stream": lambda side: context("warm-up"),
+        "CUDAGraph": Graph,
+        "graph": lambda graph, capture_error_mode: context(f"recording {capture_error_mode}"),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    step, restore = (lambda name=name: calls.append(name) for name in ("step", "restore"))
+    replay = devices.record_cuda_graph(step, restore, CUDA, warm_up=2)
+    warm_up = ["warm-up begins", "step", "restore", "step", "restore", "warm-up ends"]
+    recording = ["recording thread_local begins", "step", "recording thread_local ends"]
+    assert calls == ["wait", *warm_up, "wait", *recording, ("rng", 7)]
+    replay()
+    assert calls[-1] == "replay"

@@ -6,12 +6,14 @@
 import io
 import sys
 import threading
+from types import SimpleNamespace
 
 import datasets
 import pytest
+from transformers.utils import logging
 
 from trl_ext import progress as module
-from trl_ext.progress import Progress, about, dataset_progress, duration, progress, shown, titled
+from trl_ext.progress import Progress, about, bars_are_shown, duration, library_progress, progress, shown, titled
 
 
 class Clock:
@@ -143,10 +145,10 @@ def test_a_bar_on_a_terminal_with_the_estimate_of_the_phase(clock, monkeypatch):
     assert "sampling:" in terminal.getvalue()
 
 
-def test_bars_of_datasets_become_lines_without_a_terminal(clock, capsys, monkeypatch):
+def test_bars_of_libraries_become_lines_without_a_terminal(clock, capsys, monkeypatch):
     assert not datasets.are_progress_bars_disabled()
-    with dataset_progress("tokenizing the train dataset"):
-        assert datasets.are_progress_bars_disabled()
+    with library_progress("tokenizing the train dataset"):
+        assert datasets.are_progress_bars_disabled() and not logging.is_progress_bar_enabled()
         phase = module._current.get()
         phase._clock, phase._start, phase._last_line = clock, clock.now, clock.now
         clock.now += 61
@@ -154,9 +156,21 @@ def test_bars_of_datasets_become_lines_without_a_terminal(clock, capsys, monkeyp
     assert not datasets.are_progress_bars_disabled()
     assert lines(capsys)[0] == "tokenizing the train dataset: 1 min 1 s"
     monkeypatch.setattr(sys, "stderr", Terminal())
-    with dataset_progress("tokenizing the train dataset"):
-        assert not datasets.are_progress_bars_disabled()
+    with library_progress("tokenizing the train dataset"):
+        assert not datasets.are_progress_bars_disabled() and logging.is_progress_bar_enabled()
         assert module._current.get()._bar is None
+
+
+def test_a_notebook_has_bars(monkeypatch):
+    """As Jupyter's kernel says it; an IPython shell in a pipe has none."""
+    shell = SimpleNamespace(config={})
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert not bars_are_shown()
+    shell.config["IPKernelApp"] = {}
+    assert bars_are_shown()
+    with progress("sampling", 3, "prompts") as phase:
+        assert phase._bar is not None
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import CardData
 
-from .settings_file import versions
+from .settings_file import RunSettings, versions
 
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -65,12 +64,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) if rows else ""
 
 
-def settings_block(settings: dict[str, Any]) -> str:
-    """The settings that a card publishes, as YAML: without output folders and the environment."""
-    kept = {
-        name: published(value) for name, value in settings.items() if name not in ("output_dir", "output_file", "env")
-    }
-    return code(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=110), "yaml") if kept else ""
+def settings_parts(settings: RunSettings) -> list[str]:
+    """The settings that a card publishes, without output folders and the environment, and what they do not express."""
+    private = ("output_dir", "output_file", "env")
+    kept = RunSettings({name: published(value) for name, value in settings.values.items() if name not in private})
+    notes = "\n".join(f"- {published(note)}" for note in settings.notes)
+    return [code(kept.yaml(), "yaml"), *(["Beside these settings:", notes] if notes else [])]
 
 
 def versions_list() -> str:

@@ -94,21 +94,27 @@ _TO_MEASURE = Required(
     instead=_FROM,
 )
 _GENERATOR = Required(MODEL.names, MODEL.meaning, MODEL.example, served=True)
-_ROWS = Required(("output_file",), "the file to write, .jsonl or .parquet", "sampled.jsonl")
+# With --prompt, completions are printed.
+_TO_COMPLETE = Required(
+    ("dataset_name", "prompt"), "the prompts, by Hub id, directory or file of rows, or as texts", PROMPTS.example
+)
+_ROWS = Required(
+    ("output_file", "prompt"), "the file to write, .jsonl or .parquet; not needed for texts", "sampled.jsonl"
+)
 
 COMMANDS: dict[str, Command] = {
     "sample": Command(
         "generate completions for prompts, score them, write a dataset",
         "sample:main",
         "sample:make_parser",
-        (_TO_SAMPLE, PROMPTS, _ROWS),
+        (_TO_SAMPLE, _TO_COMPLETE, _ROWS),
         "--reward_funcs trl-lib/Qwen2-0.5B-Reward",
     ),
     "best_of_n": Command(
         "generate n completions per prompt and write them, the best first",
         "sample:best_of_n",
         "sample:make_best_of_n_parser",
-        (_TO_SAMPLE, PROMPTS, REWARD, _ROWS),
+        (_TO_SAMPLE, _TO_COMPLETE, REWARD, _ROWS),
         "--num_generations 16",
     ),
     "evaluate": Command(
@@ -140,6 +146,16 @@ COMMANDS: dict[str, Command] = {
         "train a tiny model with a method and compare it with its base, on a CPU", "recipes:quickstart"
     ),
     "recipes": Command("list and copy the recipes that come with the package", "recipes:main"),
+    "plan": Command(
+        "say whether a training fits a card, and with which settings it would",
+        "plan:main",
+        "plan:make_parser",
+        (
+            Required(("model", "model_name_or_path"), "the model: a folder, a config.json or a Hub id", MODEL.example),
+            Required(("method",), "the method to train with", "rrhf"),
+        ),
+        "--card 8GB",
+    ),
     "methods": Command("list the methods and the packages they come from", "main:print_methods"),
     "completion": Command("print a script that lets a shell complete commands and flags", "completion:main"),
     "env": Command("print versions and hardware for a bug report", "env:main"),

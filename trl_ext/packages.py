@@ -3,9 +3,9 @@
 
 """Optional packages that settings need: looked for before data and weights are loaded, not at their first use."""
 
+import importlib.util
 import sys
 from collections.abc import Iterator
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from .validation import SettingErrors
@@ -49,12 +49,13 @@ OPTIMIZERS = {
 }
 VLLM = Package("'trl-ext[vllm]'", ("vllm",))
 LIGER = Package("liger-kernel")
+DEEPSPEED = Package("'trl-ext[deepspeed]'", ("deepspeed",))
 
 
 def is_installed(package: Package) -> bool:
     """Whether one of the package's modules can be found."""
     modules = package.modules or (package.pip.replace("-", "_"),)
-    return any(module in sys.modules or find_spec(module) for module in modules)
+    return any(module in sys.modules or importlib.util.find_spec(module) for module in modules)
 
 
 def check_packages(args: Any) -> None:

@@ -241,26 +241,34 @@ def _reset_current(token: "Token[Progress | None]", outer: "Progress | None") ->
 
 
 @contextmanager
-def dataset_progress(name: str) -> Iterator[None]:
+def library_progress(name: str) -> Iterator[None]:
     """
-    Context for what `datasets` does: on a terminal with its bars, elsewhere with a line a minute in their place.
+    Context for a long call of `datasets` or transformers: on a terminal with their bars, elsewhere with a line a
+    minute in their place.
 
     Args:
-        name (`str`): What is done, such as `"reading the train dataset"`.
+        name (`str`): What is done, such as `"tokenizing the train dataset"`.
     """
-    import datasets
-
-    shows = _enabled.get() and is_main_process() and bars_are_shown()
-    if shows or datasets.are_progress_bars_disabled():
+    if _enabled.get() and is_main_process() and bars_are_shown():
         with progress(name, has_bar=False):
             yield
         return
-    datasets.disable_progress_bars()
+    import datasets
+    from transformers.utils import logging
+
+    switches: list[tuple[Callable[[], Any], Callable[[], Any]]] = []
+    if not datasets.are_progress_bars_disabled():
+        switches.append((datasets.disable_progress_bars, datasets.enable_progress_bars))
+    if logging.is_progress_bar_enabled():
+        switches.append((logging.disable_progress_bar, logging.enable_progress_bar))
+    for disable, _ in switches:
+        disable()
     try:
         with progress(name):
             yield
     finally:
-        datasets.enable_progress_bars()
+        for _, enable in switches:
+            enable()
 
 
 def bars_are_shown() -> bool:

@@ -9,12 +9,13 @@ import json
 import os
 import re
 import textwrap
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -106,22 +107,25 @@ class RunSettings:
         return yaml.safe_dump(self.values, sort_keys=False, allow_unicode=True, width=110) if self.values else ""
 
 
-def nondefault(config: Any, given: Collection[str] = (), filled_in: Collection[str] = ()) -> dict[str, Any]:
+def nondefault(
+    config: Any, filled_in: Collection[str] = (), given: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
     """
-    The fields of a dataclass that were given or differ from the default.
+    The fields of a dataclass that differ from their defaults.
 
     Args:
         config (`Any`): The instance.
-        given (`Collection[str]`, *optional*): Fields to return whatever their value is.
-        filled_in (`Collection[str]`, *optional*): Fields not to return otherwise: the class sets them itself.
+        filled_in (`Collection[str]`, *optional*): Fields that the class sets itself where they have their defaults.
+        given (`Mapping[str, Any]`, *optional*): What the constructor was called with, by which those are told apart.
     """
     found = {}
     for each in dataclasses.fields(config):
         default = each.default_factory() if callable(each.default_factory) else each.default
-        value = getattr(config, each.name)
-        same = value is default or getattr(value, "value", value) == default
-        if each.init and (each.name in given or not (same or each.name in filled_in)):
-            found[each.name] = value
+        values = [getattr(config, each.name)]
+        if each.name in filled_in:
+            values.append(given.get(each.name, default))
+        if each.init and not any(value is default or getattr(value, "value", value) == default for value in values):
+            found[each.name] = values[0]
     return found
 
 

@@ -129,23 +129,23 @@ def test_a_tally_counts_what_only_autograd_holds_and_a_weight_that_is_made_insid
     assert tally.peak >= out.nbytes + 256 * 512 * 2 and tally.total == out.nbytes
 
 
-@pytest.mark.parametrize("lazy", [1 << 20, 1])
 @pytest.mark.parametrize("kind", sorted({case.kind for case in card_memory.cases()}))
-def test_steps_without_arithmetic_occupy_what_steps_with_it_do(
-    kind: str, lazy: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With `lazy` 1 every tensor is a large one, as nearly all are at full size."""
-    monkeypatch.setattr(shape_only, "LAZY", lazy)
+def test_steps_without_arithmetic_occupy_what_steps_with_it_do(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where every tensor counts as a large one (`LAZY` 1), as nearly all are at full size."""
     case = next(case for case in card_memory.cases() if case.kind == kind)
-    found = []
-    for mode in (contextlib.nullcontext(), ShapeOnlyMode()):
+
+    def counted(mode: Any) -> dict[str, int]:
         torch.manual_seed(0)
         with mode:
-            found.append(card_count.count(Card("tiny", "tiny", torch.device("cpu"), prompt=24, new=16), case))
-    real, shapes = found
-    assert shapes["static"] == real["static"] and real["peak"] > real["static"]
-    # Which tokens are drawn, and which a proxy accepts, depends on what is computed.
-    assert shapes["peak"] == pytest.approx(real["peak"], rel={"decide": 0.05, "guide": 0.01}.get(kind, 0))
+            return card_count.count(Card("tiny", "tiny", torch.device("cpu"), prompt=12, new=6), case)
+
+    real = counted(contextlib.nullcontext())
+    for lazy in (1 << 20, 1):
+        monkeypatch.setattr(shape_only, "LAZY", lazy)
+        shapes = counted(ShapeOnlyMode())
+        assert shapes["static"] == real["static"] and real["peak"] > real["static"]
+        # Which tokens are drawn, and which a proxy accepts, depends on what is computed.
+        assert shapes["peak"] == pytest.approx(real["peak"], rel={"decide": 0.05, "guide": 0.01}.get(kind, 0))
 
 
 def test_nothing_is_computed_without_arithmetic() -> None:
@@ -156,6 +156,20 @@ def test_nothing_is_computed_without_arithmetic() -> None:
         big = torch.nn.Linear(4, 1 << 19, dtype=torch.bfloat16)
     assert big.weight.dtype == torch.bfloat16 and not big.weight.any()
     assert (a @ b == 4).all()
+
+
+def test_a_default_dtype_is_that_of_the_moment() -> None:
+    """What an operation gives is worked out once, and used again where it would be the same."""
+    with ShapeOnlyMode() as mode:
+        first = torch.empty(4)
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            second = torch.empty(4)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        third = torch.empty(4)
+    assert (first.dtype, second.dtype, third.dtype) == (torch.float32, torch.bfloat16, torch.float32)
+    assert len(mode._forms) == 2
 
 
 def test_counting_writes_a_result_and_its_table(tmp_path: Any) -> None:

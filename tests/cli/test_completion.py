@@ -8,13 +8,12 @@ import shutil
 import subprocess
 
 import pytest
+import shtab
 
+from trl_ext.cli import completion
 from trl_ext.cli.main import main
 from trl_ext.commands import COMMANDS
 from trl_ext.method import discover
-
-
-completion = pytest.importorskip("shtab") and pytest.importorskip("trl_ext.cli.completion")
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +24,7 @@ def scripts(tmp_path_factory):
     files = {}
     for shell in completion.SHELLS:
         files[shell] = folder / shell
-        files[shell].write_text(completion.shtab.complete(line, shell))
+        files[shell].write_text(shtab.complete(line, shell))
     return files
 
 
@@ -45,6 +44,7 @@ CASES = [
     (["sample", "--model_name_or_path", "a", "--num_gen"], ["--num_generations"]),
     (["rrhf", "--config", "reci"], ["recipe.yaml"]),
     (["completion", ""], ["bash", "fish", "zsh"]),
+    (["frontier", "reci"], ["recipe.yaml"]),
     (["vas", "--num_processes", "2", "--mixed_p"], ["--mixed_precision"]),
 ]
 

@@ -135,6 +135,7 @@ def test_completions_are_kept_and_scored_again_without_a_model(
     assert len(changed) == 4 * 2 * 2  # prompts, completions, and those for the KL
     kl = [row["logp"] - row["base_logp"] for row in changed if row["sample"] == "kl"]
     assert sum(kl) / len(kl) == pytest.approx(by_model(first)[changed_dir]["kl"])
+    assert all(row["kl"] == row["logp"] - row["base_logp"] for row in changed)  # of those with top-k 20 as well
     lengths = [row["reward/length"] for row in changed if row["sample"] == "evaluated"]
     assert sum(lengths) / len(lengths) == pytest.approx(by_model(first)[changed_dir]["reward/length"])
     differences = by_model(first)[changed_dir]["difference/length"]
@@ -500,6 +501,9 @@ def test_the_command_line_turns_errors_into_one_line(prompts, capsys):
     error = capsys.readouterr().err
     assert "trl-ext evaluate: error: model './no/model'" in error
     assert "Traceback" not in error
+    # neither models nor prompts are required to score completions again
+    assert trl_ext_main(["evaluate", "--from", "./none.json", "--reward_funcs", "eval_rewards.length"]) == 2
+    assert "trl-ext evaluate: error: there is no file 'none.json'" in capsys.readouterr().err
 
 
 def test_help_names_every_field(capsys):
@@ -509,6 +513,7 @@ def test_help_names_every_field(capsys):
     out = capsys.readouterr().out
     for name in EvaluateArguments.__dataclass_fields__:
         assert f"--{name}" in out
+    assert "(required, or --from)" in out
 
 
 def test_short_names_are_the_shortest_that_differ():

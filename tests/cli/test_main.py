@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
+from trl_ext import packages
 from trl_ext.cli import env as cli_env
 from trl_ext.cli import train as cli_train
 from trl_ext.cli.config_file import read_config
@@ -37,9 +38,12 @@ def parser():
 
 class TestDispatch:
     @pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
-    def test_help_lists_methods_and_commands(self, words, capsys):
+    def test_help_lists_methods_and_commands(self, words, capsys, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "80")
         assert main(words) == 0
-        lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= 80
+        lines = [line.split() for line in lines]
         first_words = {line[0] for line in lines if line}
         assert {NAME, "sample", "best_of_n", "evaluate", "generate", "chat", "methods", "env"} <= first_words
 
@@ -151,11 +155,16 @@ class TestEnv:
                 if not any(part in call for part in ("has no class", "is installed, but", "_advice(")):
                     found |= {*re.findall(r"pip install '?([\w-]+\[\w+\]|{\w+})", call)} or {f"{path.name}: {call}"}
         assert found == {
-            *(f"trl-ext[{name}]" for name in ("deepspeed", "vllm")),
+            "trl-ext[vllm]",
             "httpx2[socks]",
             "{package}",  # that a reward function of TRL needs
         }
-        assert {"deepspeed", "vllm"} <= set(extras)
+        for package in (packages.VLLM, packages.DEEPSPEED):
+            assert re.fullmatch(r"'trl-ext\[(\w+)\]'", package.pip)[1] in extras
+
+    def test_trackers_are_those_of_transformers(self):
+        integrations = importlib.import_module("transformers.integrations.integration_utils")
+        assert set(packages.TRACKERS) == set(integrations.INTEGRATION_TO_CALLBACK)
 
 
 class TestGuarded:
@@ -218,6 +227,14 @@ class TestHelp:
         assert len(short.splitlines()) < 0.6 * len(full.splitlines())
         assert max(map(len, short.splitlines())) <= 119
 
+    def test_help_of_a_command_by_words(self, capsys):
+        assert main(["help", "completion"]) == 0
+        assert capsys.readouterr().out.startswith("usage: trl-ext completion")
+        assert main(["rrhf", "help"]) == 2
+        assert "(write --help)" in capsys.readouterr().err
+        assert main(["--config", "x.yaml"]) == 2
+        assert "'--config' comes after a method or a command" in capsys.readouterr().err
+
     def test_commands_have_help_too(self, capsys):
         for command in ("sample", "evaluate", "methods", "env"):
             try:
@@ -228,12 +245,16 @@ class TestHelp:
             assert f"usage: trl-ext {command}" in capsys.readouterr().out
 
 
-def test_a_tracker_that_is_not_installed_is_one_line(capsys):
+def test_a_full_memory_says_what_takes_less(capsys):
+    import torch
+
     def run():
-        raise RuntimeError("WandbCallback requires wandb to be installed. Run `pip install wandb`.")
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB.")
 
     assert guarded("p", run) == 2
-    assert capsys.readouterr().err.startswith("p: error: WandbCallback requires wandb")
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "p: error: CUDA out of memory. Tried to allocate 2 GiB."
+    assert "per_device_train_batch_size" in second
 
     def bug():
         raise RuntimeError("shapes")

@@ -134,6 +134,15 @@ class TestYamlValues:
             Parser([Fields], prog="p").parse_args_and_config(words)
         assert str(caught.value) == message
 
+    @pytest.mark.parametrize(("words", "value"), [(["--sure"], True), (["--sure", "false"], False), ([], None)])
+    def test_a_boolean_alone_is_true_also_where_its_default_is_none(self, words, value):
+        @dataclasses.dataclass
+        class Maybe:
+            sure: bool | None = None
+
+        [fields] = Parser([Maybe], prog="p").parse_args_and_config(words)
+        assert fields.sure is value
+
     def test_everything_that_is_wrong_is_named_at_once(self, yaml_file):
         path = yaml_file("number: x\nnumbr: 1\nold: 2\nonly_false: true\nrate: fast")
 

@@ -61,8 +61,8 @@ def test_all_that_is_missing_is_named_with_an_example():
         "3 required settings are missing:",
         "  --model_name_or_path or --dataset_completions: the models to sample from, or completions of the dataset to "
         "score",
-        "  --dataset_name: the prompts, by Hub id, directory or file of rows",
-        "  --output_file: the file to write, .jsonl or .parquet",
+        "  --dataset_name or --prompt: the prompts, by Hub id, directory or file of rows, or as texts",
+        "  --output_file or --prompt: the file to write, .jsonl or .parquet; not needed for texts",
         "For example:",
         *example_of("best_of_n").splitlines(),
     ]
@@ -92,6 +92,7 @@ def test_a_value_that_is_empty_is_none(words, yaml_file):
     lines = problems("chat", *(word.format(recipe=recipe) for word in words))
     assert lines[0] == "1 required setting is missing:" and lines[1].startswith("  --model_name_or_path")
     assert ("(not '--model')" in lines[1]) == (words[0] == "--model")
+    assert "(not" not in problems("vas", "--model_name_or_path", "m", "--dataset_name", "d")[1]
 
 
 def test_a_flag_without_its_value_is_left_to_the_parser():
@@ -125,7 +126,6 @@ def test_examples_give_what_is_required_in_80_columns(name):
 
 def test_every_command_can_be_run():
     """The registry names modules and functions that exist, with all that the dispatch and the completion call."""
-    pytest.importorskip("shtab")
     for command in commands.COMMANDS.values():
         for reference in filter(None, [command.run, command.parser]):
             module, function = reference.split(":")

@@ -5,10 +5,12 @@
 import errno
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import make_model, make_tokenizer
 from datasets import load_dataset
 from scripted_server import ScriptedServer
@@ -169,6 +171,32 @@ def test_best_first_is_the_same_rows_in_another_order(tiny_model_dir, prompts):
         best_of_n([*words, "--overwrite_output"])
 
 
+def test_prompts_on_the_command_line_are_printed_best_first(tiny_model_dir, save_model, capsys):
+    """As messages if there is a chat template; into a file only if there is to be one."""
+    words = ["--prompt", "the film", "a", "--num_generations", "3", "--max_completion_length", "5"]
+    words += ["--reward_funcs", "sample_rewards.length"]
+    for model, prompt in ((save_model("plain"), "a"), (tiny_model_dir, [{"role": "user", "content": "a"}])):
+        assert best_of_n(["--model_name_or_path", model, *words]) == 0
+        printed = capsys.readouterr().out
+        assert [line for line in printed.split("\n") if line.startswith("> ")] == ["> the film", "> a"]
+        assert not Path("out.jsonl").exists()
+        assert best_of_n(["--model_name_or_path", model, *words, "--output_file", "out.jsonl"]) == 0
+        assert "> the film\n[" in capsys.readouterr().out
+        assert [row["prompt"] for row in read_rows()][1] == prompt
+        for row in read_rows():
+            assert row["scores"] == sorted(row["scores"], reverse=True)
+        Path("out.jsonl").unlink()
+    with pytest.raises(ValueError, match="not from both"):
+        best_of_n(["--model_name_or_path", "plain", *words, "--dataset_name", "prompts.jsonl"])
+    for more, message in (
+        (["--dataset_completions"], "dataset_completions is for a dataset"),
+        (["--format", "sft"], "pass --output_file"),
+        (["--system_prompt", "so"], "system_prompt needs a chat template"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            best_of_n(["--model_name_or_path", "plain", *words, *more])
+
+
 def test_conversations(tiny_model_dir):
     chats = write_rows("chats.jsonl", [{"prompt": [{"role": "user", "content": p}]} for p in PROMPTS])
     sample(chats, tiny_model_dir, reward_funcs=["sample_rewards.roles", "think_format_reward"])
@@ -188,7 +216,27 @@ def test_parquet(tiny_model_dir, prompts):
     sample(prompts, tiny_model_dir, **settings)
     sample(prompts, tiny_model_dir, "deep/er/out.parquet", **settings)
     assert load_dataset("parquet", data_files="deep/er/out.parquet", split="train").to_list() == read_rows()
-    assert sorted(os.listdir("deep/er")) == ["out.parquet", "out.parquet.state.json"]
+    assert sorted(os.listdir("deep/er")) == ["out.parquet", "out.parquet.README.md", "out.parquet.state.json"]
+
+
+@pytest.mark.parametrize("output", ["out.jsonl", "out.parquet"])
+def test_the_card_of_a_dataset_has_code_that_runs(tiny_model_dir, prompts, output, capsys, tmp_path):
+    rewards = ["sample_rewards.length", "sample_rewards.first_letter"]
+    settings = {"reward_funcs": rewards, "reward_weights": [1.0, 0.5], "top_k": 5, "seed": 3}
+    sample(prompts, tiny_model_dir, output, max_num_prompts=2, **settings)
+    _, metadata, text = Path(f"{output}.README.md").read_text().split("---\n", 2)
+    assert yaml.safe_load(metadata)["configs"] == [{"config_name": "default", "data_files": output}]
+    blocks = dict(re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL))
+    capsys.readouterr()
+    exec(compile(blocks["python"], "README.md", "exec"), {})
+    assert capsys.readouterr().out.splitlines()[-1] == PROMPTS[0]
+    made = yaml.safe_load(blocks["yaml"])
+    assert (made["seed"], made["top_k"], made["reward_funcs"]) == (3, 5, rewards) and "output_file" not in made
+    assert made["dataset_name"] == f"path/to/{Path(prompts).name}" and str(tmp_path) not in text
+    columns = load_dataset(Path(output).suffix[1:].replace("jsonl", "json"), data_files=output, split="train")
+    assert re.findall(r"^\| `(\w+)` \| (?:.)", text, re.MULTILINE) == columns.column_names
+    assert "| rows | 2 |" in text and "| completions | 6 |" in text and "- trl-ext: " in text
+    assert f"Completions of the model `{Path(tiny_model_dir).name}`" in text and "scored by `sample_rewards." in text
 
 
 def test_what_no_reward_applies_to_is_left_out_and_counted(tiny_model_dir, prompts, capsys):
@@ -619,7 +667,7 @@ def test_bad_settings(tiny_model_dir, prompts, settings, message):
 def test_missing_settings(tiny_model_dir, prompts, missing):
     words = ["--model_name_or_path", tiny_model_dir, "--dataset_name", prompts, "--output_file", "out.jsonl"]
     place = words.index(missing)
-    with pytest.raises(ValueError, match=f"{missing}: the "):
+    with pytest.raises(ValueError, match=f"{missing} or --prompt: the "):
         main(words[:place] + words[place + 2 :])
 
 

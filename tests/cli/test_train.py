@@ -116,6 +116,17 @@ class TestTrainerArguments:
         cli_train.add_model_init_kwargs(SimpleNamespace(), model)  # a stranger's config may have no such field
 
 
+class TestRunSettings:
+    @pytest.mark.parametrize(
+        ("given", "processes"), [({}, 2), ({"num_processes": 2}, 2), ({"accelerate_config": "fsdp2"}, None)]
+    )
+    def test_processes_that_the_environment_chose(self, given, processes):
+        args = SimpleNamespace(world_size=2, output_dir="/out", seed=3)
+        values = cli_train._run_settings(given | {"resume_from_checkpoint": "true"}, args).values
+        assert values.get("num_processes") == processes
+        assert (values["output_dir"], values["seed"]) == ("/out", 3) and "resume_from_checkpoint" not in values
+
+
 class TestTrain:
     @pytest.fixture
     def recipe(self, tmp_path, tiny_model_dir, yaml_file):

@@ -30,6 +30,8 @@ from transformers import (
 from trl_ext.data.tokenization import left_padded
 from trl_ext.decoding import tree_backends
 from trl_ext.decoding.token_tree import Tree
+from trl_ext.decoding.tree_backends import RecomputeBackend, probe_walk
+from trl_ext.models.probe import probe_tokens
 
 
 def walk(model, tree):
@@ -311,3 +313,12 @@ def test_on_a_gpu(name):
     ids, mask = left_padded(PROMPTS, 0)
     tree.start(ids.cuda(), mask.cuda())
     assert close(tree.branch(torch.tensor(CANDIDATES).cuda()).cpu(), expected, 2e-3)
+
+
+def test_recomputed_rows_do_not_depend_on_their_padding():
+    """More padding is the other layout that shows how far rounding goes."""
+    model = make_model(64).model
+    ids = torch.tensor([probe_tokens(64, 14)] * 2)
+    with torch.no_grad():
+        plain, padded = (probe_walk(RecomputeBackend(model, {}, padding), ids) for padding in (0, 16))
+    torch.testing.assert_close(padded, plain)

@@ -68,7 +68,6 @@ def test_every_completion_is_a_row_with_its_rewards_and_log_probabilities(writte
     assert (base["reward/r"], base["reward"], base["kl"]) == (1.0, 2.0, 0.0)
     assert base["logp"] == base["base_logp"] == -1.0
     assert (guided["method"], guided["series"], json.loads(guided["extras"])) == ("V", "m + v", {"beta": 2.0})
-    # its evaluated completions were sampled with other settings: no part of the estimate of the KL
     assert (guided["base_logp"], guided["logp"], guided["kl"]) == (-3.0, None, None)
     assert undefined["reward/r"] is undefined["reward"] is None
     assert json.loads(undefined["prompt"]) == [{"role": "user", "content": "b ?"}]

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import make_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles.logprobs import flat, visible_keys
@@ -16,10 +17,12 @@ from trl_ext.logprobs.prefix_attention import CASCADE
 from trl_ext.logprobs.shared_prefix import (
     IGNORE,
     Layout,
+    SharedPrefixRows,
     attention_inputs,
     build_rows,
     choose_form,
     dense_mask,
+    probe_batch,
     supported_layout,
 )
 
@@ -286,3 +289,20 @@ def test_a_prompt_of_one_token_keeps_its_batch_in_separate_rows():
     (prompt,), (group,) = lengths(64, *[8] * 6)
     assert choose_form(FLASH, [prompt, [1]], [group, [[2], [3]]], 256) == "separate"
     assert choose_form(FLASH, [prompt, [1, 1]], [group, [[2], [3]]], 256) == "cascade"
+
+
+@pytest.mark.parametrize(("rounding", "form"), [(0.05, "dense"), (0.02, "separate")])
+def test_shared_rows_may_round_as_much_as_padding_does(rounding, form):
+    """In half precision: shared rows are 0.15 off, another prompt 0.5, separate rows with more padding `rounding`."""
+
+    class Rows(SharedPrefixRows):
+        def probe_values(self, model, form, prompts, completions):
+            other_prompt = prompts != probe_batch(64)[0]
+            off = 0.15 if form == "dense" else 0.5 if other_prompt else rounding if self.pad_to_multiple_of else 0.0
+            return torch.full((4, 1), 10.0 * (1 + off))
+
+    model = make_model(64).to(torch.bfloat16)
+    rows = Rows(model, pad_token_id=0)
+    assert rows.layout.form == "dense"
+    rows.verify(model)
+    assert rows.layout.form == form and rows.pad_to_multiple_of == 0

@@ -13,9 +13,10 @@ EXPECTED = torch.eye(4)  # four vectors of norm 1
 TOLERANCE = Tolerance(precise=0.01, rounded=0.1, of_effect=0.25)
 
 
-def run(found, dtype=torch.float32, model=None, altered=None, tolerance=TOLERANCE):
+def run(found, dtype=torch.float32, model=None, altered=None, relaid=None, tolerance=TOLERANCE):
     model = torch.nn.Linear(2, 2, dtype=dtype) if model is None else model
-    return probe(model, "key", lambda: found, lambda: EXPECTED, tolerance, altered=altered, quantity="states")
+    calls = {"altered": altered, "relaid": relaid}
+    return probe(model, "key", lambda: found, lambda: EXPECTED, tolerance, **calls, quantity="states")
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,24 @@ def test_in_half_precision_an_error_is_compared_with_the_effect_of_another_promp
     found = EXPECTED * 1.2
     assert (run(found, torch.bfloat16, altered=lambda: EXPECTED * (1 + effect)) is None) == passes
     assert run(found, torch.float32, altered=lambda: pytest.fail("not needed")) is not None
+
+
+@pytest.mark.parametrize(
+    ("error", "rounding", "effect", "passes"),
+    [
+        (0.15, 0.05, 0.5, True),  # within 4 x 0.05; the bounds without it are 0.1 and 0.125
+        (0.15, 0.02, 0.5, False),
+        (0.3, 0.5, 0.5, False),  # rounding hides the effect of the prompt: 0.4 x 0.5 is the most
+        (0.19, 0.5, 0.5, True),
+    ],
+)
+def test_in_half_precision_an_error_is_compared_with_rounding_itself(error, rounding, effect, passes):
+    """The reference in another layout is `rounding` apart, which says how far a right path may be."""
+    fast, altered = EXPECTED * (1 + error), lambda: EXPECTED * (1 + effect)
+    found = run(fast, torch.bfloat16, altered=altered, relaid=lambda: EXPECTED * (1 + rounding))
+    assert (found is None) == passes
+    assert run(fast, torch.float32, altered=altered, relaid=lambda: pytest.fail("not needed")) is not None
+    assert run(EXPECTED, torch.bfloat16, altered=altered, relaid=lambda: pytest.fail("not needed")) is None
 
 
 def test_small_vectors_are_compared_by_their_absolute_error():

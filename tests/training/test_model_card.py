@@ -6,6 +6,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ from trl_ext import (
     VASTrainer,
 )
 from trl_ext.cards import link, published, quoted
-from trl_ext.training.model_card import dataset_name
+from trl_ext.training.model_card import _results, dataset_name
 
 
 ROWS = [{"prompt": "the film", "completions": [" was good", " was bad"], "scores": [1.0, 0.0]}] * 2
@@ -148,3 +149,14 @@ def test_the_dataset_is_known_from_where_it_was_loaded() -> None:
     assert dataset_name(dataset) is None
     dataset.info.download_checksums = {"hf://datasets/org/data@1234/train.parquet": {"num_bytes": 3}}
     assert dataset_name(dataset.map(lambda row: row)) == "org/data"
+
+
+def test_the_last_results_of_training_and_evaluation_stand_side_by_side() -> None:
+    history = [
+        {"step": 1, "loss": 3.0, "learning_rate": 0.1},
+        {"step": 2, "loss": 2.0, "epoch": 1.0, "reward": 0.5},
+        {"step": 2, "eval_loss": 2.5, "eval_runtime": 9.0, "eval_samples_per_second": 1.0},
+    ]
+    [said, lines] = _results(SimpleNamespace(state=SimpleNamespace(log_history=history, global_step=2)))
+    assert lines.splitlines()[2:] == ["| `loss` | 2 | 2.5 |", "| `reward` | 0.5 |  |"] and "at step 2" in said
+    assert not _results(SimpleNamespace(state=SimpleNamespace(log_history=[], global_step=0)))

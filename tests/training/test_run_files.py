@@ -6,6 +6,7 @@
 import functools
 import json
 import math
+from dataclasses import MISSING, fields
 from types import SimpleNamespace
 
 import pytest
@@ -169,12 +170,12 @@ def test_models_rewards_and_datasets():
     assert arguments(train_dataset=rows).values == {"dataset_name": "org/data"}
     assert arguments(PSLETrainer, sft_dataset=rows).values == {"sft_dataset_name": "org/data"}
     assert arguments(VASTrainer, value_model="org/value").values == {"value_model_name_or_path": "org/value"}
-    assert arguments(RRHFTrainer, no_such_argument=1).values == {}
+    assert arguments(RRHFTrainer, no_such_argument=1).values == arguments(model=1).values == {}
 
 
 def test_the_settings_that_were_given_or_changed(tmp_path, monkeypatch):
-    args = RRHFConfig(str(tmp_path), 3, bf16=False, report_to="none", hub_token="hf_secret")
-    assert {"output_dir", "per_device_train_batch_size", "bf16"} <= args.given
+    args = RRHFConfig(str(tmp_path), 3, bf16=False, report_to="none", hub_token="hf_secret", use_cpu=False)
+    assert args.given["output_dir"] == str(tmp_path) and args.given["per_device_train_batch_size"] == 3
     args.learning_rate, args.resume_from_checkpoint = 1e-4, "checkpoint-1"
     trainer = RRHFTrainer.__new__(RRHFTrainer, "org/policy", args=args)
     trainer.args, trainer.accelerator = args, SimpleNamespace(num_processes=2)
@@ -185,7 +186,6 @@ def test_the_settings_that_were_given_or_changed(tmp_path, monkeypatch):
         "per_device_train_batch_size": 3,
         "learning_rate": 1e-4,
         "bf16": False,
-        "report_to": [],
         "seed": 42,
         "num_processes": 2,
     }
@@ -193,7 +193,11 @@ def test_the_settings_that_were_given_or_changed(tmp_path, monkeypatch):
     assert command_of(trainer) == "trl-ext rrhf" and command_of(object()) == ""
 
 
-def test_defaults_are_not_written(tmp_path):
+@pytest.mark.parametrize("parsed", [False, True])
+def test_defaults_are_not_written(tmp_path, parsed):
+    """A script's TrlParser passes all fields to the config, those with their defaults too."""
     trainer = VASTrainer.__new__(VASTrainer, "org/policy")
-    trainer.args, trainer.accelerator = VASConfig(str(tmp_path)), SimpleNamespace(num_processes=1)
+    defaults = {each.name: each.default for each in fields(VASConfig) if each.default is not MISSING and each.init}
+    args = VASConfig(**(defaults if parsed else {}) | {"output_dir": str(tmp_path)})
+    trainer.args, trainer.accelerator = args, SimpleNamespace(num_processes=1)
     assert list(python_settings(trainer).values) == ["model_name_or_path", "output_dir", "seed"]

@@ -344,3 +344,19 @@ def test_liger_leaves_the_head_to_ours(tmp_path: Path, monkeypatch: pytest.Monke
     for method in ("vas", "proxy_rlhf"):
         with pytest.raises(ValueError, match="`use_liger_kernel` cannot be True"):
             CONFIGS[method](str(tmp_path), use_liger_kernel=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gradient_accumulation_steps": 0}, "`gradient_accumulation_steps` must be at least 1, got 0"),
+        ({"per_device_train_batch_size": -1}, "`per_device_train_batch_size` must be at least 1"),
+        ({"learning_rate": -1.0}, "`learning_rate` must be at least 0"),
+        ({"generation_kwargs": "{a: 1}"}, "`generation_kwargs` must be a mapping in JSON"),
+        ({"model_init_kwargs": "x"}, "`model_init_kwargs` must be a mapping in JSON"),
+        ({"lr_scheduler_kwargs": "{a"}, "`lr_scheduler_kwargs` must be a mapping in JSON"),
+    ],
+)
+def test_values_that_transformers_does_not_check(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RRHFConfig(str(tmp_path), **changes)

@@ -13,6 +13,7 @@ from trl import ModelConfig
 from trl_ext.data.chat_template import use_chat_template
 from trl_ext.data.dataset_settings import COLUMNS, DATASET_FORMAT
 from trl_ext.data.load import FILE_TYPES_TEXT
+from trl_ext.data.prompts import has_system_prompt
 from trl_ext.data.resumable_file import ResumableFile, rows_fingerprint, weights_fingerprint
 from trl_ext.devices import default_device
 from trl_ext.generation_settings import GenerationSettings, setting
@@ -57,6 +58,54 @@ class PromptArguments(DatasetArguments):
     def check_prompts(self) -> None:
         """Raise a `ValueError` if `chat_template_kwargs` is no mapping."""
         as_mapping("chat_template_kwargs", self.chat_template_kwargs or None)
+
+
+@dataclass
+class TypedPromptArguments(PromptArguments):
+    """Prompts that are typed, in place of a dataset, and how text becomes a message."""
+
+    prompt: list[str] | None = field(default=None, metadata={"help": "Prompts, in place of a dataset."})
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "System message before each conversation that has none of its own."}
+    )
+    apply_chat_template: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether text is a user's message if the tokenizer has a chat template. Otherwise the model "
+            "continues it."
+        },
+    )
+
+    def check_prompts(self) -> None:
+        """Raise a `ValueError` for prompts in two places, an empty prompt, or what [`PromptArguments`] refuses."""
+        super().check_prompts()
+        if self.prompt is not None and self.dataset_name is not None:
+            raise ValueError("prompts come from --prompt or from --dataset_name, not from both.")
+        for index, prompt in enumerate(self.prompt or []):
+            if not prompt:
+                raise ValueError(f"prompt {index} is empty: there is nothing to complete.")
+
+    def opening_messages(self, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, str]] | None:
+        """The messages that a conversation begins with; `None` if prompts are text that the model continues."""
+        chat = self.apply_chat_template and tokenizer.chat_template is not None
+        if self.system_prompt is None:
+            return [] if chat else None
+        if not chat:
+            raise ValueError(
+                "system_prompt needs a chat template: the tokenizer has none, or apply_chat_template is off."
+            )
+        return [{"role": "system", "content": self.system_prompt}]
+
+
+def as_message(row: dict[str, Any], opening: list[dict[str, str]] | None) -> dict[str, Any]:
+    """
+    The row with its prompt after the messages of the opening, text as the user's message; unchanged if the opening is
+    `None`.
+    """
+    if opening is None or has_system_prompt(row["prompt"]):
+        return row
+    text = isinstance(row["prompt"], str)
+    return row | {"prompt": [*opening, *([{"role": "user", "content": row["prompt"]}] if text else row["prompt"])]}
 
 
 @dataclass

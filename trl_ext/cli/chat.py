@@ -26,15 +26,13 @@ from trl_ext.endpoint.errors import EndpointError
 from trl_ext.inference.completer import Completer
 from trl_ext.inference.policy import Decoding, GuideWeights
 
-from .arguments import LoadingArguments
+from .arguments import LoadingArguments, as_message
 from .decoding_flags import active_decodings, decoding_classes
 from .generate import (
     GenerateArguments,
-    as_message,
     check_model,
     load,
     open_output,
-    opening_messages,
     read_line,
     stream_row,
 )
@@ -249,7 +247,7 @@ def run(args: GenerateArguments, loading: LoadingArguments, decodings: Sequence[
     if len(completer.policies) > 1:
         names = ", ".join(policy.name for policy in completer.policies)
         raise ValueError(f"a conversation takes one setting, got {names}: `trl-ext generate` compares several.")
-    opening = opening_messages(args, tokenizer) or []
+    opening = args.opening_messages(tokenizer) or []
     conversation = Conversation(completer, opening, file, opening, 0 if file is None else file.rows)
     try:
         _converse(conversation)

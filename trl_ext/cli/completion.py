@@ -99,12 +99,15 @@ def _copy_flags(source: argparse.ArgumentParser, target: argparse.ArgumentParser
     from trl_ext.upstream import parser_actions
 
     from .help import is_boolean
+    from .parser import Parser
 
-    target.add_argument("--config", help="YAML file with settings").complete = shtab.FILE  # type: ignore[attr-defined]
+    if isinstance(source, Parser):
+        target.add_argument("--config", help="YAML file").complete = shtab.FILE  # type: ignore[attr-defined]
     for action in parser_actions(source):
-        name = next((flag for flag in action.option_strings if flag.startswith("--")), "")
-        if not name:
+        if not action.option_strings:  # files, as of `frontier`
+            target.add_argument(action.dest, nargs=action.nargs).complete = shtab.FILE  # type: ignore[attr-defined]
             continue
+        name = next(flag for flag in action.option_strings if flag.startswith("--"))
         if action.nargs == 0:
             target.add_argument(name, action="store_true", help=_sentence(action.help))
             continue

@@ -13,6 +13,10 @@ from collections.abc import Callable
 from trl_ext.validation import SettingErrors
 
 
+_LESS_MEMORY = (
+    "What takes less memory: a smaller per_device_train_batch_size with more gradient_accumulation_steps, a smaller "
+    "generation_batch_size, max_length or num_generations, gradient_checkpointing, load_in_4bit with use_peft."
+)
 _PACKAGE = os.path.dirname(os.path.dirname(__file__))
 
 
@@ -41,8 +45,7 @@ def guarded(prog: str, run: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError, ImportError, RuntimeError) as error:
-        missing = "to be installed" in str(error)  # raised by transformers for a tracker in `report_to`
-        bug = isinstance(error, RuntimeError) and not missing
+        bug = isinstance(error, RuntimeError) and not _is_out_of_memory(error)
         if bug or os.environ.get("TRL_EXT_DEBUG", "0") not in ("", "0"):
             raise
         rank = os.environ.get("RANK", "0")
@@ -59,6 +62,8 @@ def _shown(start: str, error: BaseException) -> str:
     """The error as it is printed: in a terminal, lines end between words."""
     if isinstance(error, SettingErrors):
         lines = f"{start}{error}".splitlines()
+    elif _is_out_of_memory(error):
+        lines = [start + " ".join(str(error).split()), _LESS_MEMORY]
     else:
         hint = "" if _is_ours(error) else " (TRL_EXT_DEBUG=1 shows the traceback)"
         lines = [start + (" ".join(str(error).split()) or type(error).__name__) + hint]
@@ -67,6 +72,10 @@ def _shown(start: str, error: BaseException) -> str:
     width = max(40, shutil.get_terminal_size().columns)
     wrap = textwrap.TextWrapper(width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
     return "\n".join(wrap.fill(line) for line in lines)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return type(error).__name__ == "OutOfMemoryError"  # torch's, which need not be imported here
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -427,18 +427,19 @@ class Measurement:
         """Measure all settings of a decoding, on the base or, without one, on the decoding's own model."""
         name = "" if base is None else base.name
         with self._reporting_failure(f"{name} {type(decoding).__name__}".lstrip()):
-            # First what the guides were before training, where that is not the base.
-            for make in (getattr(decoding, "untrained_policies", None), decoding.policies):
-                if make is None:
-                    continue
-                for policy in make(
-                    None if base is None else base.model,
-                    None if base is None else base.tokenizer,
-                    name=name,
-                    batch_size=served_at_once([decoding]) or self.models.batch_size,
-                ):
-                    with self._reporting_failure(policy.name):
-                        self._measure(self.models.loading.served(policy) if base is None else policy, base)
+            for policy in self._policies(decoding, base, name):
+                with self._reporting_failure(policy.name):
+                    self._measure(self.models.loading.served(policy) if base is None else policy, base)
+
+    def _policies(self, decoding: Decoding, base: Policy | None, name: str) -> Iterator[Policy]:
+        """The settings of a decoding; before them its guides without training, where they differ from the base."""
+        for make in filter(None, [getattr(decoding, "untrained_policies", None), decoding.policies]):
+            yield from make(
+                None if base is None else base.model,
+                None if base is None else base.tokenizer,
+                name=name,
+                batch_size=served_at_once([decoding]) or self.models.batch_size,
+            )
 
     def _measure(self, policy: Policy, base: Policy | None) -> None:
         start = time.monotonic()
@@ -449,6 +450,7 @@ class Measurement:
                 rows=self.rows,
                 rewards=self.rewards,
                 reward_weights=self.args.reward_weights,
+                keep_logps=self.args.output_file is not None,
                 settings=self.settings,
                 seed=self.args.seed,
             )

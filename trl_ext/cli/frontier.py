@@ -15,6 +15,14 @@ from trl_ext.evaluation.frontier import check_frontier, frontier, join, renamed_
 from trl_ext.evaluation.tables import metrics_of, models_table
 
 
+_USAGE = """\
+trl-ext frontier FILE [FILE ...] [--FLAG VALUE ...]
+
+example:
+  trl-ext frontier dpo/evaluation.json grpo/evaluation.json \\
+      -o frontier.png --label dpo=DPO grpo=GRPO"""
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (see {self.prog} --help)")
@@ -24,10 +32,9 @@ def make_parser(prog: str = "trl-ext frontier") -> argparse.ArgumentParser:
     """The parser of the command's arguments."""
     parser = _Parser(
         prog=prog,
+        usage=_USAGE,
         description="Join evaluations into one plot of reward over KL to the base model, and one table. Loads no "
         "weights.",
-        epilog="Example: trl-ext frontier outputs/dpo/evaluation.json outputs/grpo/evaluation.json -o frontier.png "
-        "--label dpo=DPO grpo=GRPO",
         allow_abbrev=False,
     )
     parser.add_argument(

@@ -32,44 +32,25 @@ from trl_ext.generation.generate import usual_batch_size
 from trl_ext.inference.completer import Completer
 from trl_ext.inference.policy import Decoding, served_at_once
 
-from .arguments import LoadingArguments, OutputArguments, PromptArguments, SamplingArguments
+from .arguments import LoadingArguments, OutputArguments, SamplingArguments, TypedPromptArguments, as_message
 from .decoding_flags import active_decodings, decoding_classes, settings_of
 from .models import load_policy
 from .parser import Parser
 
 
 @dataclass
-class GenerateArguments(PromptArguments, SamplingArguments, OutputArguments):
+class GenerateArguments(TypedPromptArguments, SamplingArguments, OutputArguments):
     """Which model completes which prompts, and how."""
 
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Model that generates: Hub id, directory, LoRA adapter directory."}
     )
-    prompt: list[str] | None = field(
-        default=None,
-        metadata={"help": "Prompts. Without any, and without a dataset, they are read from the terminal."},
-    )
     dataset_test_split: str | None = field(
         default=None,
         metadata={"help": "Split that the prompts are taken from. By default `test`, or the only one there is."},
     )
-    system_prompt: str | None = field(
-        default=None, metadata={"help": "System message before each conversation that has none of its own."}
-    )
-    apply_chat_template: bool = field(
-        default=True,
-        metadata={
-            "help": "Whether text is a user's message if the tokenizer has a chat template. Otherwise the model "
-            "continues it."
-        },
-    )
 
     def __post_init__(self) -> None:
-        if self.prompt is not None and self.dataset_name is not None:
-            raise ValueError("prompts come from --prompt or from --dataset_name, not from both.")
-        for index, prompt in enumerate(self.prompt or []):
-            if not prompt:
-                raise ValueError(f"prompt {index} is empty: there is nothing to complete.")
         self.check_counts(max_num_prompts=0, generation_batch_size=0)
         if self.interactive and self.output_file is not None and not self.output_file.endswith(".jsonl"):
             raise ValueError(
@@ -117,7 +98,7 @@ def run(args: GenerateArguments, loading: LoadingArguments, decodings: Sequence[
         print(f"{file.path} is complete, with {file.rows} rows (--overwrite_output starts over).")
         return 0
     completer, tokenizer = load(args, loading, decodings)
-    opening = opening_messages(args, tokenizer)
+    opening = args.opening_messages(tokenizer)
     try:
         if args.interactive:
             _complete_typed(completer, file, opening)
@@ -189,27 +170,6 @@ def _batch_size(args: GenerateArguments, decodings: Sequence[Decoding]) -> int:
     return args.generation_batch_size or served_at_once(decodings) or usual_batch_size(default_device())
 
 
-def opening_messages(args: GenerateArguments, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, str]] | None:
-    """The messages that a conversation begins with; `None` if prompts are text that the model continues."""
-    chat = args.apply_chat_template and tokenizer.chat_template is not None
-    if args.system_prompt is None:
-        return [] if chat else None
-    if not chat:
-        raise ValueError("system_prompt needs a chat template: the tokenizer has none, or apply_chat_template is off.")
-    return [{"role": "system", "content": args.system_prompt}]
-
-
-def as_message(row: dict[str, Any], opening: list[dict[str, str]] | None) -> dict[str, Any]:
-    """
-    The row with its prompt after the messages of the opening, text as the user's message; unchanged if the opening is
-    `None`.
-    """
-    if opening is None or has_system_prompt(row["prompt"]):
-        return row
-    text = isinstance(row["prompt"], str)
-    return row | {"prompt": [*opening, *([{"role": "user", "content": row["prompt"]}] if text else row["prompt"])]}
-
-
 def _complete_rows(
     completer: Completer, file: ResumableFile | None, rows: list[dict[str, Any]], step: int, *, stream: bool
 ) -> None:
@@ -275,7 +235,7 @@ def stream_row(
     """Complete a row and print its completions while they are generated; `shown` gets the pieces of their text."""
     several = len(completer.policies) > 1 or completer.settings.num_generations > 1
     if with_prompt:
-        print(f"> {_text(row['prompt'])}")
+        print(f"> {text_of(row['prompt'])}")
     first = True
 
     def title(name: str) -> None:
@@ -298,14 +258,15 @@ def stream_row(
 
 def _print_row(row: dict[str, Any]) -> None:
     """Print a completed row."""
-    print(f"> {_text(row['prompt'])}")
+    print(f"> {text_of(row['prompt'])}")
     for index, completion in enumerate(row["completions"]):
         if "sources" in row:
             print(f"[{row['sources'][index]}]")
-        print(_text(completion), flush=True)
+        print(text_of(completion), flush=True)
 
 
-def _text(content: Any) -> str:
+def text_of(content: Any) -> str:
+    """The text of a prompt or completion; of messages, that of the last one."""
     return content if isinstance(content, str) else str(content[-1]["content"])
 
 

@@ -60,7 +60,7 @@ def help_text(parser: HasSettings, *, everything: bool) -> str:
     blocks += [textwrap.fill(parser.description, width)] if parser.description else []
     actions = {each.dest: each for each in reversed(parser_actions(parser))}  # type: ignore[arg-type]
     required = {
-        each.names[0]: f"required{''.join(f', or --{name}' for name in each.names[1:])}"
+        each.names[0]: f"required{''.join(f', or --{name}' for name in (*each.names[1:], *each.instead[:1]))}"
         for each in required_settings(parser.name)
         if each.names[0] in actions
     }
@@ -151,6 +151,6 @@ def _placeholder(action: argparse.Action) -> str:
     if 0 < len(choices) <= 6:
         return "{" + ",".join(choices) + "}"
     if is_boolean(action):
-        return "[true|false]" if action.nargs == "?" else "{true,false}"
+        return "[true|false]"
     kind = {"int": "N", "float": "X"}.get(getattr(action.type, "__name__", ""), "VALUE")
     return f"{kind} ..." if action.nargs == "+" else kind

@@ -5,7 +5,6 @@
 
 import difflib
 import importlib.resources
-import importlib.util
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from trl_ext.packages import DEEPSPEED, require_package
 from trl_ext.training.checkpoints import last_checkpoint
 from trl_ext.upstream import (
     accelerate_launch_command,
@@ -191,8 +191,8 @@ def _use_cpu_processes(options: Namespace) -> None:
 def _check_deepspeed(options: Namespace) -> None:
     text = Path(options.config_file).read_text(encoding="utf-8") if options.config_file else ""
     asked = options.use_deepspeed or re.search(r"^distributed_type:\s*['\"]?DEEPSPEED", text, flags=re.MULTILINE)
-    if asked and importlib.util.find_spec("deepspeed") is None:
-        raise ImportError("DeepSpeed is asked for, but it is not installed: pip install 'trl-ext[deepspeed]'.")
+    if asked:
+        require_package("use_deepspeed", DEEPSPEED)
 
 
 def _exit_status(run: Callable[[], Any]) -> int:

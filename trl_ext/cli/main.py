@@ -7,7 +7,9 @@ import difflib
 import importlib
 import logging
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 
 from trl_ext.commands import COMMANDS, TRL_COMMANDS
@@ -19,8 +21,11 @@ from .required import check_words
 
 
 _USAGE = """\
-usage: trl-ext <method> [--config FILE.yaml] [--FIELD VALUE ...] [flags of accelerate launch]
+usage: trl-ext <method> [--config FILE.yaml] [--FIELD VALUE ...]
        trl-ext <command> [--FIELD VALUE ...]
+
+example:
+  trl-ext quickstart {first}
 
 Alignment methods that TRL does not have, used in the same way as TRL's.
 
@@ -30,7 +35,8 @@ methods:
 commands:
 {commands}
 
-`trl-ext <method or command> --help` lists all its fields, `trl-ext --version` prints the version.
+`trl-ext <method or command> --help` shows an example and the settings,
+`trl-ext --version` prints the version.
 """
 
 
@@ -53,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(word: str, arguments: list[str]) -> int:
+    if word == "help" and arguments:  # `trl-ext help rrhf`
+        word, arguments = arguments[0], ["--help"]
     if word in ("--help", "-h", "help"):
         print(_help(discover()), end="")
         return 0
@@ -81,14 +89,24 @@ def _help(discovery: Discovery) -> str:
     methods = {name: found.method.summary for name, found in discovery.methods.items()}
     commands = {name: command.summary for name, command in COMMANDS.items()}
     width = max(map(len, [*methods, *commands]))
-
-    def table(rows: dict[str, str]) -> str:
-        return "\n".join(f"  {name:<{width}}  {summary}" for name, summary in rows.items()) or "  (none installed)"
-
-    text = _USAGE.format(methods=table(methods), commands=table(commands))
+    text = _USAGE.format(
+        first=next(iter(methods), "METHOD"),
+        methods=_table(methods, width) or "  (none installed)",
+        commands=_table(commands, width),
+    )
     if discovery.broken:
         text += f"\nPlug-ins that cannot be used: {len(discovery.broken)} (see `trl-ext methods`).\n"
     return text
+
+
+def _table(rows: dict[str, str], width: int, indent: str = "  ") -> str:
+    """Names and what they are, in the columns of the terminal: lines end between words."""
+    columns = max(80, shutil.get_terminal_size().columns)
+    start = len(indent) + width + 2
+    return "\n".join(
+        textwrap.fill(text, columns, initial_indent=f"{indent}{name:<{width}}  ", subsequent_indent=" " * start)
+        for name, text in rows.items()
+    )
 
 
 def print_methods(arguments: list[str]) -> int:
@@ -104,8 +122,8 @@ def print_methods(arguments: list[str]) -> int:
         for name, found in discovery.methods.items()
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    for *cells, summary in rows:
-        print("  ".join([*(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)), summary]))
+    cells = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)) for row in rows]
+    print(_table(dict(zip(cells, [row[3] for row in rows], strict=True)), len(cells[0]), indent=""))
     if discovery.broken:
         print("\nnot usable:")
         for broken in discovery.broken:
@@ -114,6 +132,8 @@ def print_methods(arguments: list[str]) -> int:
 
 
 def _unknown(word: str, discovery: Discovery) -> str:
+    if word.startswith("-"):
+        return f"'{word}' comes after a method or a command, as in `trl-ext sample {word}`; trl-ext --help lists them"
     name = canonical(word)
     for broken in discovery.broken:
         if canonical(broken.name) == name:

@@ -20,7 +20,7 @@ from trl_ext.upstream import parser_actions
 from trl_ext.validation import SettingErrors, convert, did_you_mean, unknown_settings
 
 from .config_file import read_config, split_config
-from .help import help_text
+from .help import help_text, is_boolean
 from .required import check_required, refuse_argument
 
 
@@ -61,6 +61,9 @@ class Parser(TrlParser):
         self._text_or_list = [action for action in parser_actions(self) if self._may_be_list(action)]
         for action in self._text_or_list:
             action.nargs = "+"
+        for action in parser_actions(self):
+            if is_boolean(action):  # the flag alone means true, also where the default is neither
+                action.nargs, action.const = "?", True
 
     @property
     def name(self) -> str:

@@ -4,6 +4,7 @@
 """`trl-ext recipes` and `trl-ext quickstart`: lists, copies and runs the recipes that come with the package."""
 
 import shutil
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,8 @@ _RECIPES_HELP = """\
 usage: trl-ext recipes
        trl-ext recipes copy NAME [NAME ...] [--to FOLDER]
 
-List the recipes that come with the package, or copy some of them to edit. NAME is a recipe or a folder of recipes:
+List the recipes that come with the package, or copy some of them to edit. NAME
+is a recipe or a folder of recipes:
 
   trl-ext recipes copy quickstart --to my-recipes
 
@@ -23,8 +25,12 @@ The folder is `recipes` unless --to names another. Files that exist are not repl
 _QUICKSTART_HELP = """\
 usage: trl-ext quickstart {{{methods}}} [--FIELD VALUE ...]
 
-Train a model of 1.85 M parameters that comes with the package, and compare it with its base. Takes minutes on two CPU
-cores, without a network. Flags are those of the training; the results are in outputs/quickstart*.
+example:
+  trl-ext quickstart {first}
+
+Train a model of 1.85 M parameters that comes with the package, and compare it
+with its base. Takes minutes on two CPU cores, without a network. Flags are
+those of the training; the results are in outputs/quickstart*.
 """
 
 
@@ -53,7 +59,7 @@ def quickstart(argv: Sequence[str]) -> int:
     methods = sorted(path.stem for path in _quickstarts().glob("*.yaml") if not path.stem.endswith("evaluate"))
     arguments = list(argv)
     if not arguments or any(word in ("--help", "-h") for word in arguments):
-        print(_QUICKSTART_HELP.format(methods=",".join(methods)), end="")
+        print(_QUICKSTART_HELP.format(methods=",".join(methods), first=methods[0]), end="")
         return 0
     method = arguments.pop(0)
     if method not in methods:
@@ -77,8 +83,10 @@ def _recipes() -> list[Path]:
 
 
 def _print_recipes() -> None:
+    columns = shutil.get_terminal_size().columns
     for path in _recipes():
-        print(f"{path.relative_to(recipes_folder())}\n    {_summary(path)}")
+        print(path.relative_to(recipes_folder()))
+        print(textwrap.fill(_summary(path), max(80, columns), initial_indent="    ", subsequent_indent="    "))
     print("\nTo copy some of them: trl-ext recipes copy NAME ...")
 
 

@@ -75,9 +75,11 @@ def check_words(name: str, arguments: Sequence[str]) -> None:
 
 def check_required(name: str, given: Mapping[str, Any]) -> None:
     """Raise a `ValueError` that names everything that is required and has no value, with an example."""
-    lacking = missing(required_settings(name), given)
+    required = required_settings(name)
+    lacking = missing(required, given)
     if lacking:
-        problems = [f"{each.flags}: {each.meaning}{_instead(each.names, given)}" for each in lacking]
+        others = set(given).difference(*(each.names for each in required))
+        problems = [f"{each.flags}: {each.meaning}{_instead(each.names, others)}" for each in lacking]
         title = f"{len(lacking)} required setting{' is' if len(lacking) == 1 else 's are'} missing:"
         raise SettingErrors(problems, title, f"For example:\n{example_of(name)}", always_list=True)
 
@@ -86,6 +88,7 @@ def refuse_argument(words: Sequence[str]) -> None:
     """Raise a `ValueError` if there are words and the first one is no flag."""
     if words and not words[0].startswith("-"):
         hint = f" (for a recipe: --config {words[0]})" if words[0].endswith((".yaml", ".yml")) else ""
+        hint = " (write --help)" if words[0] == "help" else hint
         raise ValueError(f"unexpected argument '{words[0]}'{hint}")
 
 
@@ -110,10 +113,10 @@ def _flags(words: Sequence[str]) -> dict[str, Any]:
     return _underscored(given)
 
 
-def _instead(names: Iterable[str], given: Mapping[str, Any]) -> str:
-    """A note on a flag that was given and looks like one of these: `--model` for `--model_name_or_path`."""
-    for name in given:
+def _instead(names: Sequence[str], others: Iterable[str]) -> str:
+    """A note on another flag that looks like one of these: `--model` for `--model_name_or_path`."""
+    for name in sorted(others):
         meant = any(known.startswith(f"{name}_") for known in names)
-        if name not in names and (meant or difflib.get_close_matches(name, names, n=1, cutoff=0.85)):
+        if meant or difflib.get_close_matches(name, names, n=1, cutoff=0.85):
             return f" (not '--{name}')"
     return ""

@@ -7,6 +7,7 @@
         --num_generations 4 --max_completion_length 48 --output_file sampled.jsonl
     trl-ext best_of_n --model_name_or_path M --dataset_name prompts.jsonl --reward_funcs R1 R2 \\
         --num_generations 64 --output_file best.jsonl
+    trl-ext best_of_n --model_name_or_path M --prompt "Once upon a time" --reward_funcs R
 
 A row of the output has `prompt`, `completions`, `scores`, `ended` (whether each completion ended before the maximum
 length), the token ids that were sampled (`completion_ids`, `prompt_ids`, and in `tokenizers` the tokenizer's name
@@ -27,14 +28,17 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from datasets import Dataset
 
+from trl_ext.atomic_files import write_text
 from trl_ext.data.exports import ExportSettings, describe_export, export_row
 from trl_ext.data.resumable_file import ResumableFile
 from trl_ext.data.schema import DataError, first_row
 from trl_ext.generation.vllm_settings import SERVER_FIELDS, VLLMSettings
 from trl_ext.generation_settings import DIVERSE_BEAM_SEARCH, GenerationSettings
+from trl_ext.inference.dataset_card import card_path, dataset_card
 from trl_ext.inference.dataset_sampler import (
     DatasetSampler,
     batches_of_similar_length,
@@ -47,9 +51,18 @@ from trl_ext.progress import progress, shown
 from trl_ext.rewards.functions import check_reward_columns, check_reward_prompts, load_rewards
 from trl_ext.rewards.scoring import check_reward_weights
 from trl_ext.rewards.settings import RewardSettings
+from trl_ext.settings_file import RunSettings, nondefault
 
-from .arguments import LoadingArguments, OutputArguments, PromptArguments, RewardArguments, SamplingArguments
-from .models import load_policies
+from .arguments import (
+    LoadingArguments,
+    OutputArguments,
+    RewardArguments,
+    SamplingArguments,
+    TypedPromptArguments,
+    as_message,
+)
+from .generate import text_of
+from .models import load_model_tokenizer, load_policies
 from .parser import Parser
 
 
@@ -64,7 +77,7 @@ _ROW_INDEX = "trl_ext_row_index"  # column of an unfinished file: the number of 
 
 @dataclass
 class SampleArguments(
-    PromptArguments, RewardArguments, RewardSettings, SamplingArguments, ExportSettings, OutputArguments
+    TypedPromptArguments, RewardArguments, RewardSettings, SamplingArguments, ExportSettings, OutputArguments
 ):
     """What to sample, from which prompts, and where to write it. Without any reward the rows have no scores."""
 
@@ -121,7 +134,17 @@ class SampleArguments(
 
     def __post_init__(self) -> None:
         self.model_name_or_path = list(dict.fromkeys(self.model_name_or_path))
-        if os.path.realpath(str(self.output_file)) == os.path.realpath(str(self.dataset_name)):
+        for name in ("dataset_completions", "max_num_prompts"):
+            if self.prompt is not None and getattr(self, name):
+                raise ValueError(f"{name} is for a dataset: remove it, or pass --dataset_name in place of --prompt.")
+        if self.prompt is None and (self.system_prompt is not None or not self.apply_chat_template):
+            raise ValueError(
+                "system_prompt and apply_chat_template are for --prompt: a dataset's text is continued, its messages "
+                "are rendered as they are."
+            )
+        if self.output_file is None and self.format != "scored":
+            raise ValueError("--format is the form of a file: pass --output_file.")
+        if self.dataset_name and os.path.realpath(str(self.output_file)) == os.path.realpath(self.dataset_name):
             raise ValueError(f"output_file is the dataset itself, {self.dataset_name!r}: choose another name.")
         if self.completion_columns and not self.dataset_completions:
             raise ValueError("completion_columns has no effect without --dataset_completions.")
@@ -182,7 +205,11 @@ def run(
     if served and args.seed != SampleArguments.seed:
         raise ValueError("seed has no effect on a vLLM server, which samples with a seed of its own: remove it.")
     settings = args.settings(trust_remote_code=loading.trust_remote_code)
-    dataset, own_columns = _load(args)
+    dataset, own_columns = _load(args, loading)
+    if args.output_file is None:
+        sampler = _sampler(args, loading, settings, dataset, own_columns)
+        _print_rows(sampler(list(dataset), range(len(dataset))).rows)
+        return 0
     # The rows do not depend on where a server is.
     of_loading = {name: SERVER_FIELDS.get(name, value) for name, value in asdict(loading).items()}
     file = args.open_output(dataset, [*args.model_name_or_path, *args.rewards], of_loading)
@@ -206,8 +233,16 @@ def run(
         raise
     if not file.rows:
         raise DataError(f"no row is left of {len(dataset)}: {_left_out(file)}.")
+    _write_card(file, args, loading)
     print(_summary(file, seconds))
     return 0
+
+
+def _write_card(file: ResumableFile, args: SampleArguments, loading: LoadingArguments) -> None:
+    """Write a card beside the file."""
+    settings = RunSettings.of(nondefault(args) | nondefault(loading) | {"seed": args.seed})
+    names = {"dataset": str(args.dataset_name), "models": args.model_name_or_path, "rewards": args.rewards}
+    write_text(card_path(file.path), dataset_card(file, settings, **names))  # type: ignore[arg-type]
 
 
 def _again(prog: str, words: Sequence[str], args: SampleArguments) -> str:
@@ -258,7 +293,10 @@ def _sampler(
     )
 
 
-def _load(args: SampleArguments) -> tuple[Dataset, tuple[str, ...]]:
+def _load(args: SampleArguments, loading: LoadingArguments) -> tuple[Dataset, tuple[str, ...]]:
+    if args.prompt is not None:
+        opening = args.opening_messages(load_model_tokenizer(args.model_name_or_path[0], loading))
+        return Dataset.from_list([as_message({"prompt": prompt}, opening) for prompt in args.prompt]), ()
     return load_rows(
         str(args.dataset_name),
         args.dataset_config,
@@ -285,7 +323,7 @@ def _sample(
     dataset: Dataset,
     batches: list[list[int]],
     file: ResumableFile,
-    export: ExportSettings,
+    args: SampleArguments,
 ) -> float:
     """All batches that are not written yet; returns the seconds they took."""
     begin = time.monotonic()
@@ -302,14 +340,26 @@ def _sample(
                 [
                     made | {_ROW_INDEX: i}
                     for i, row in zip(batch.indices, batch.rows, strict=True)
-                    for made in export_row(row, i, export, counts)
+                    for made in export_row(row, i, args, counts)
                 ],
                 batch.totals | counts,
             )
+            if args.prompt is not None:
+                _print_rows(batch.rows)
             phase.advance(len(numbers))  # what is written, so that Ctrl-C loses nothing that is shown
     if file.rows:
         file.finish(sort_by=_ROW_INDEX, drop=True)
     return time.monotonic() - begin
+
+
+def _print_rows(rows: Sequence[dict[str, Any]]) -> None:
+    """Print prompts with their completions, each behind its model if there are several, and its score."""
+    for row in rows:
+        print(f"> {text_of(row['prompt'])}")
+        for index, completion in enumerate(row["completions"]):
+            label = [row["sources"][index]] if "sources" in row else []
+            label += [f"{row['scores'][index]:.3f}"] if "scores" in row else []
+            print(f"[{', '.join(label) or index}] {text_of(completion)}")
 
 
 def _summary(file: ResumableFile, seconds: float) -> str:

@@ -208,6 +208,8 @@ def add_model_init_kwargs(training_args: Any, model_args: Any) -> None:
 def _run_settings(given: dict[str, Any], training_args: Any) -> RunSettings:
     """The settings for `config.yaml`: it repeats the whole run, and writes to the same folder."""
     values = {name: value for name, value in given.items() if name != "resume_from_checkpoint"}
+    if training_args.world_size > 1 and not {"num_processes", "accelerate_config", "config_file"} & set(values):
+        values["num_processes"] = training_args.world_size  # from `accelerate config`, or `accelerate launch` itself
     return RunSettings.of(values | {"output_dir": training_args.output_dir, "seed": training_args.seed})
 
 

@@ -11,7 +11,7 @@ from typing import Any, overload
 import datasets
 from datasets import DatasetDict, IterableDatasetDict
 
-from trl_ext.progress import dataset_progress
+from trl_ext.progress import library_progress
 
 from .schema import AnyDataset, DataError
 
@@ -49,7 +49,7 @@ def load_dataset(
         `DataError`: The file or directory does not exist, cannot be read in the format of its suffix, or has no such
             split.
     """
-    with dataset_progress(f"loading {short_name(name)}"):
+    with library_progress(f"loading {short_name(name)}"):
         splits = _load(name, config, streaming)
     if split is None:
         return splits

@@ -15,7 +15,7 @@ from typing import Any
 from datasets import Dataset
 from transformers.utils import logging
 
-from trl_ext.progress import dataset_progress
+from trl_ext.progress import library_progress
 
 from .column_names import parse_columns, rename_columns
 from .formats.dataset_format import DatasetFormat, has_prompt, has_system
@@ -104,7 +104,7 @@ def recognise(
     if others:
         convert = this_version(partial(_with_roles, columns=others, name=name))
         kwargs: dict[str, Any] = {"num_proc": num_proc} if isinstance(dataset, Dataset) else {}
-        with dataset_progress(f"converting the {name} dataset"):
+        with library_progress(f"converting the {name} dataset"):
             dataset = dataset.map(convert, with_indices=True, **kwargs)
         row = _telling_row(dataset, name)
     try:
@@ -186,7 +186,7 @@ def _converted(
     kwargs: dict[str, Any] = {"desc": f"Converting {name} dataset", "num_proc": num_proc}
     if found.group is not None:
         kwargs |= {"batch_size": None, "num_proc": None}
-    with dataset_progress(f"converting the {name} dataset"):
+    with library_progress(f"converting the {name} dataset"):
         converted = dataset.map(convert, batched=True, with_indices=True, remove_columns=columns, **kwargs)
     if not len(converted):
         raise DataError(

@@ -14,6 +14,7 @@ prefix, D hidden size.
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
@@ -229,10 +230,15 @@ class RecomputeBackend:
 
     Rows are padded on the right, which a causal model does not see, so that nothing depends on how it counts positions
     or handles padding.
+
+    Args:
+        backbone (`torch.nn.Module`): The model.
+        forward_kwargs (`dict`): Further arguments of its forward.
+        padding (`int`, *optional*, defaults to `0`): Further columns of padding, which change nothing but rounding.
     """
 
-    def __init__(self, backbone: torch.nn.Module, forward_kwargs: Mapping[str, Any]) -> None:
-        self.backbone = backbone
+    def __init__(self, backbone: torch.nn.Module, forward_kwargs: Mapping[str, Any], padding: int = 0) -> None:
+        self.backbone, self.padding = backbone, padding
         self.forward_kwargs = dict(forward_kwargs)
         if accepts_argument(backbone, "use_cache"):
             self.forward_kwargs["use_cache"] = False
@@ -275,6 +281,7 @@ class RecomputeBackend:
     def _hidden(self, rows: torch.Tensor, sizes: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         """Hidden states at the `wanted` positions (rows, W) of right-padded rows of these lengths."""
         found = []
+        rows = torch.nn.functional.pad(rows, (0, self.padding))
         real = torch.arange(rows.shape[1], device=rows.device) < sizes
         step = max(1, RECOMPUTE_POSITIONS // rows.shape[1])
         for start in range(0, len(rows), step):
@@ -375,8 +382,8 @@ def branching_reason(
         finally:
             config.sliding_window = window
 
-    def uncached(ids: torch.Tensor) -> torch.Tensor:
-        return probe_walk(RecomputeBackend(backbone, forward_kwargs or {}), ids)
+    def uncached(ids: torch.Tensor, padding: int = 0) -> torch.Tensor:
+        return probe_walk(RecomputeBackend(backbone, forward_kwargs or {}, padding), ids)
 
     return probe(
         backbone,
@@ -385,6 +392,7 @@ def branching_reason(
         lambda: with_short_window(uncached, ids),
         _TOLERANCE,
         altered=lambda: with_short_window(uncached, altered),
+        relaid=lambda: with_short_window(partial(uncached, padding=16), ids),
     )
 
 

@@ -101,8 +101,7 @@ def _rows(found: Evaluation, sample: str) -> Iterator[tuple[int, dict[str, Any]]
         for k, completion in enumerate(group):
             row: dict[str, Any] = {"completion_index": k, "sample": sample, **_of_completion(completion)}
             row |= {column: logps[name][b][k] for name, column in _LOGPS.items() if name in logps}
-            # After truncated sampling the difference is no estimate of the KL; those of `FOR_KL` are.
-            if {"logp", "base_logp"} <= set(row) and not (evaluated and found.kl_completions):
+            if {"logp", "base_logp"} <= set(row):
                 row["kl"] = row["logp"] - row["base_logp"]
             if evaluated:
                 row |= {f"reward/{name}": _finite(values[b][k]) for name, values in found.rewards.items()}

@@ -149,6 +149,7 @@ def evaluate(
     base: Policy | None = None,
     judge: Policy | None = None,
     reward_weights: Sequence[float] | None = None,
+    keep_logps: bool = False,
     seed: int = 42,
 ) -> Evaluation:
     """
@@ -180,6 +181,8 @@ def evaluate(
         judge ([`~trl_ext.inference.policy.Policy`], *optional*): Policy that computes the perplexity. By default
             `base`.
         reward_weights (`Sequence[float]`, *optional*): One per reward, 1 by default, for the `scores` of the result.
+        keep_logps (`bool`, *optional*, defaults to `False`): Whether to compute the `logps` of the completions also
+            where no metric needs them, under the policy and the base.
         seed (`int`, *optional*, defaults to `42`): Seed of the sampling.
 
     Raises:
@@ -207,6 +210,8 @@ def evaluate(
     measure_rewards(result, rows, rewards, reward_weights, scored)
     _measure_kl(result, policy, base, prompt_ids, settings, seed)
     _measure_perplexity(result, policy, base, judge or base, rows, prompt_ids)
+    if keep_logps and base is not None and result.kl_logps:
+        _measure_logps(result, policy, base, prompt_ids)
     result.record("distinct_2", distinct_n_and_se([row[: settings.num_generations] for row in ids]))
     result.record("completion_length", mean_and_se([[float(len(x)) for x in row] for row in ids]))
     result.record("ended", mean_and_se([[float(x.ended) for x in row] for row in result.completions]))
@@ -309,6 +314,16 @@ def _measure_kl(
     else:
         result.logps |= found
     return result.record("kl", mean_and_se([response_kl(*pair) for pair in zip(logps, base_logps, strict=True)]))
+
+
+def _measure_logps(result: Evaluation, policy: Policy, base: Policy, prompt_ids: list[list[int]]) -> None:
+    """Log-probabilities of the evaluated completions, where the KL was estimated from others."""
+    ids = _ids(result.completions)
+    if not can_read(base.tokenizer, policy.tokenizer, chain.from_iterable(ids)):
+        return
+    for name, each in (("policy", policy), ("base", base)):
+        if name not in result.logps and each.logps is not None:
+            result.logps[name] = _sums(each.logps(prompt_ids, ids))
 
 
 def _measure_perplexity(

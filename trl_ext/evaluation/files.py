@@ -68,8 +68,8 @@ def read_report(path: str) -> dict[str, Any]:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path!r} is not JSON: pass the --output_file of trl-ext evaluate") from error
-    if not isinstance(content, dict) or not {"settings", "models"} <= set(content):
-        raise ValueError(f"{path!r} was not written by trl-ext evaluate: it lacks `settings` and `models`")
+    if not isinstance(content, dict) or any(content.get(key) is None for key in ("settings", "comparison", "models")):
+        raise ValueError(f"{path!r} was not written by trl-ext evaluate, or by an earlier version: evaluate again")
     return content
 
 

@@ -384,8 +384,18 @@ class SharedPrefixRows:
             lambda: self.probe_values(model, "separate", *batch),
             self.tolerance,
             altered=lambda: self.probe_values(model, "separate", *probe_batch(vocabulary, altered=True)),
+            relaid=lambda: self._padded_probe_values(model, batch),
             quantity=self.quantity,
         )
+
+    def _padded_probe_values(self, model: torch.nn.Module, batch: tuple[list, list]) -> torch.Tensor:
+        """The values of separate rows with more padding, which differ by rounding alone."""
+        kept = self.pad_to_multiple_of
+        self.pad_to_multiple_of = max(16, 2 * kept)  # the rows of the batch have up to 8 tokens
+        try:
+            return self.probe_values(model, "separate", *batch)
+        finally:
+            self.pad_to_multiple_of = kept
 
     def _choose_layout(self, base: PreTrainedModel) -> None:
         """Chooses the form of shared rows from the config and the device."""

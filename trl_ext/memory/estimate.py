@@ -254,7 +254,7 @@ def _compute(model: Inventory, sizes: Sizes) -> int:
     return 2 if sizes.autocast else model.weight_bytes
 
 
-def kept_for_backward(model: Inventory, compute: int) -> float:
+def kept_for_backward(model: Inventory, compute: int, autocast: bool) -> float:
     """Bytes that autograd keeps for each position, in all layers, but for copies of weights."""
     residual, adapter = model.weight_bytes, model.adapter_bytes
     # Norms compute in float32. Their weight, if it is trained, keeps what it multiplies.
@@ -272,7 +272,7 @@ def kept_for_backward(model: Inventory, compute: int) -> float:
         if linear.source == "norm" and residual == dtype == compute:
             shared[linear.in_attention] = max(shared[linear.in_attention], linear.inputs)
         elif linear.source != "attention" or dtype != compute:  # the output of the heads is kept already
-            size += linear.inputs * min(compute, dtype)
+            size += linear.inputs * (compute if autocast else dtype)
     size += sum(shared.values()) * model.layers * compute
     return size + 2 * compute * model.experts
 
@@ -290,7 +290,7 @@ def _training(model: Inventory, needs: Needs, sizes: Sizes, own: int) -> dict[st
     tokens, predicted, form = positions(needs, sizes, model)
     whole = model.is_trained_whole
     repeated = 2.0 * compute * (model.queries - model.keys) * (form == "dense")  # a mask repeats keys for all heads
-    layers, copies = (kept_for_backward(model, compute) + repeated) * tokens, _copies(model, compute)
+    layers, copies = (kept_for_backward(model, compute, sizes.autocast) + repeated) * tokens, _copies(model, compute)
     one, outside = layers / model.layers, 0.0 if sizes.offloading else 1.0
     checkpoints = float(tokens * model.hidden * residual) * model.layers * outside
     final = float(tokens * model.hidden * (4 + residual * whole) + predicted * model.hidden * residual)
@@ -299,10 +299,11 @@ def _training(model: Inventory, needs: Needs, sizes: Sizes, own: int) -> dict[st
     table = float(model.vocabulary * model.hidden)
     of_head = (4 + (residual if residual < 4 else 0)) * table * whole * needs.log_probs
 
-    # What the backward pass of a layer holds at once: two gradients between the halves of an MLP, one of the residual.
-    adapters_in_float32 = model.adapter_bytes > compute
-    working = tokens * (2 * compute + 4 * adapters_in_float32) * model.product / model.layers
-    working += tokens * model.hidden * (compute + 4 * adapters_in_float32)
+    # What the backward pass of a layer holds at once: two gradients between the halves of an MLP and one of the
+    # residual, and those that an adapter in float32 returns.
+    cast = {each.source for each in model.linears if each.rank} if model.adapter_bytes > compute else set()
+    working = tokens * (2 * compute + 4 * ("mlp" in cast)) * model.product / model.layers
+    working += tokens * model.hidden * (compute + 4 * ("norm" in cast))
     largest = max((each.weights for each in model.linears), default=0)
     working += largest * compute if model.bits else 0  # a 4-bit weight is dequantized for each product
 
@@ -340,7 +341,11 @@ def _tile(model: Inventory, predicted: int, compute: int, gpu: bool) -> float:
     """Bytes of the logits that a fused head computes at a time, and of the weights that it casts for them."""
     tokens, words = _TILE if gpu else (0, model.vocabulary)
     cast = min(model.vocabulary, words) * model.hidden * compute if model.weight_bytes != compute else 0
-    chunk = min(predicted, tokens) * words * compute if gpu else _CHUNKED_LOGIT * lm_head.CHUNK_ELEMENTS
+    chunk = (
+        min(predicted, tokens) * words * compute
+        if gpu
+        else _CHUNKED_LOGIT * min(predicted * words, lm_head.CHUNK_ELEMENTS)
+    )
     return float(chunk + cast)
 
 

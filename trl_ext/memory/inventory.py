@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 
 from trl_ext.models.adapters import wrap_with_peft
 from trl_ext.models.architecture import FULL, hidden_width, layer_kinds
@@ -128,6 +128,7 @@ class Inventory:
         bits: int = 0,
         peft_config: Any = None,
         trained: bool = True,
+        head: bool = True,
         trust_remote_code: bool = False,
     ) -> "Inventory":
         """
@@ -139,10 +140,12 @@ class Inventory:
             bits (`int`, *optional*, defaults to `0`): 4 or 8 if the linear maps are quantized.
             peft_config ([`~peft.PeftConfig`], *optional*): An adapter to be trained.
             trained (`bool`, *optional*, defaults to `True`): Whether the model, or the adapter, is trained.
+            head (`bool`, *optional*, defaults to `True`): Whether it has a head that predicts tokens.
             trust_remote_code (`bool`, *optional*, defaults to `False`): Whether to run code that comes with the model.
         """
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+            kind = AutoModelForCausalLM if head else AutoModel
+            model = kind.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
             model = wrap_with_peft(model, peft_config)
         if not trained:
             model.requires_grad_(False)

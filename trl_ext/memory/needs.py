@@ -91,5 +91,6 @@ def needs_of_config(args: Any) -> Needs:
 
 
 def generates_from(args: Any) -> bool:
-    """Whether flags of the command line name rewards, without which nothing is generated."""
-    return bool(getattr(args, "reward_funcs", None) or getattr(args, "reward_model_name_or_path", None))
+    """Whether training generates completions: on a command line, whether rewards are named; unknown in a config."""
+    names = ("reward_funcs", "reward_model_name_or_path")
+    return any(getattr(args, name, True) for name in names)

@@ -4,6 +4,8 @@
 """Steps of large models without their arithmetic: tensors have their sizes and live as long, and hold zeros."""
 
 import mmap
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,12 +44,29 @@ ONES = {"aten::embedding"}
 LAZY = 1 << 20  # bytes from which memory is allocated in pages that occupy nothing until they are written
 
 
+@dataclass(frozen=True)
+class _Form:
+    """A tensor but for its contents."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: str
+    bytes: int  # of its storage, for results
+
+    @classmethod
+    def of(cls, x: torch.Tensor, *, result: bool = False) -> "_Form":
+        device = "meta" if x.is_meta else str(x.device)
+        return cls(tuple(x.shape), x.stride(), x.dtype, device, x.untyped_storage().nbytes() if result else 0)
+
+
 class ShapeOnlyMode(TorchDispatchMode):
     """Operations of `SKIPPED` and `IF_LARGE` give zeros of the right shape, strides and dtype, on the CPU."""
 
     def __init__(self) -> None:
         super().__init__()
         self._fake = FakeTensorMode()
+        self._forms: dict[str, Any] = {}  # of results, by what they are made of: steps repeat layers and tokens
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -62,10 +81,14 @@ class ShapeOnlyMode(TorchDispatchMode):
 
     def _like(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Zeros in place of what `func` would give."""
-        with self._fake:
-            given = tree_map_only(torch.Tensor, self._fake.from_tensor, (args, kwargs))
-            out = func(*given[0], **given[1])
-        return tree_map_only(torch.Tensor, _zeros, out)
+        # With the default dtype, which `empty` may have.
+        key = repr((func, torch.get_default_dtype(), tree_map_only(torch.Tensor, _Form.of, (args, kwargs))))
+        if key not in self._forms:
+            with self._fake:
+                given = tree_map_only(torch.Tensor, self._fake.from_tensor, (args, kwargs))
+                out = func(*given[0], **given[1])
+            self._forms[key] = tree_map_only(torch.Tensor, partial(_Form.of, result=True), out)
+        return tree_map_only(_Form, _zeros, self._forms[key])
 
 
 def _is_large(args: Any) -> bool:
@@ -73,12 +96,11 @@ def _is_large(args: Any) -> bool:
     return first is not None and first.is_floating_point() and first.numel() * first.element_size() >= LAZY
 
 
-def _zeros(like: torch.Tensor) -> torch.Tensor:
-    if like.is_meta or like.device.type != "cpu":
-        return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
-    size = like.untyped_storage().nbytes()
-    if size < LAZY:
-        flat = torch.zeros(size // like.element_size(), dtype=like.dtype)
+def _zeros(like: _Form) -> torch.Tensor:
+    if like.device != "cpu":
+        return torch.empty_strided(like.shape, like.stride, dtype=like.dtype, device=like.device)
+    if like.bytes < LAZY:
+        flat = torch.zeros(like.bytes // like.dtype.itemsize, dtype=like.dtype)
     else:
-        flat = torch.frombuffer(mmap.mmap(-1, size), dtype=like.dtype)
-    return flat.as_strided(like.shape, like.stride())
+        flat = torch.frombuffer(mmap.mmap(-1, like.bytes), dtype=like.dtype)
+    return flat.as_strided(like.shape, like.stride)

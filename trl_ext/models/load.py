@@ -24,6 +24,7 @@ from transformers import (
 from transformers.utils import find_adapter_config_file, logging
 
 from trl_ext.devices import computes_fast, fast_dtype, process_device, slow_reason, warn_if_slow
+from trl_ext.progress import library_progress
 from trl_ext.upstream import create_model_from_path
 
 
@@ -323,13 +324,13 @@ def load_model(
     if head == "sequence_classification":
         num_labels = num_labels or int(adapter is not None)
         init_kwargs |= {"num_labels": num_labels} if num_labels else {}
-        model = create_model_from_path(source, AutoModelForSequenceClassification, **init_kwargs)
+        model = _create(source, AutoModelForSequenceClassification, init_kwargs)
     elif head == "causal_lm":
-        model = create_model_from_path(source, _architecture(source, init_kwargs), **init_kwargs)
+        model = _create(source, _architecture(source, init_kwargs), init_kwargs)
     elif head == "none":
         if adapter is not None:
             raise ValueError(f"{name_or_path!r} is an adapter for a model with a head. Merge it into the model first.")
-        model = create_model_from_path(source, AutoModel, **init_kwargs)
+        model = _create(source, AutoModel, init_kwargs)
     else:
         raise ValueError(f"`head` must be 'none', 'causal_lm' or 'sequence_classification', got {head!r}.")
     if not (saved.is_file() or scored):  # from the Hub
@@ -342,6 +343,11 @@ def load_model(
 
         model = PeftModel.from_pretrained(model, name_or_path, is_trainable=is_trainable, **where)
     return model
+
+
+def _create(source: str, architecture: Any, init_kwargs: dict[str, Any]) -> PreTrainedModel:
+    with library_progress(f"loading {source if source.count('/') == 1 else Path(source).name}"):
+        return create_model_from_path(source, architecture, **init_kwargs)
 
 
 def in_fast_dtype(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:

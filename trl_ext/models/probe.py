@@ -17,26 +17,34 @@ from .properties import has_quantized_weights
 _RESULTS: "WeakKeyDictionary[torch.nn.Module, dict[Hashable, str | None]]" = WeakKeyDictionary()
 
 
+# A path that shows or hides a token is at least half as far from the reference as another prompt.
+_MOST_OF_EFFECT = 0.4
+
+
 @dataclass(frozen=True)
 class Tolerance:
     """
     How far a fast path may be from its reference, as relative errors of vectors.
 
-    Rounding errors in half precision depend on the depth of the model, so that no fixed bound fits. They are also
-    compared with the effect of another prompt: a fast path that hides the prompt, or shows a token too many, is as far
-    from the reference as that.
+    Rounding errors in half precision depend on the depth of the model and on the processor, so that no fixed bound
+    fits. They are also compared with the effect of another prompt: a fast path that hides the prompt, or shows a token
+    too many, is as far from the reference as that. And they are compared with rounding itself, which is how far the
+    reference is from itself in another layout.
 
     Args:
         precise (`float`, *optional*, defaults to `1e-3`): Largest error in float32.
         rounded (`float`, *optional*, defaults to `0.03`): Mean error in half precision and with quantized weights.
         of_effect (`float`, *optional*, defaults to `0.0`): Mean error there, as a part of the effect of another
-            prompt. The larger of the two bounds counts.
+            prompt. The largest of the bounds counts.
+        of_rounding (`float`, *optional*, defaults to `4.0`): Mean error there, as a multiple of the effect of another
+            layout. This bound is at most 0.4 of the effect of another prompt.
         smallest_norm (`float`, *optional*, defaults to `0.0`): Vectors below this norm count as if they had it.
     """
 
     precise: float = 1e-3
     rounded: float = 0.03
     of_effect: float = 0.0
+    of_rounding: float = 4.0
     smallest_norm: float = 0.0
 
 
@@ -54,6 +62,7 @@ def probe(
     tolerance: Tolerance,
     *,
     altered: Callable[[], torch.Tensor] | None = None,
+    relaid: Callable[[], torch.Tensor] | None = None,
     quantity: str = "hidden states",
 ) -> str | None:
     """
@@ -65,6 +74,8 @@ def probe(
         fast, reference (`Callable`): Both return vectors, of shape `(..., D)`.
         tolerance ([`Tolerance`]): How far apart they may be.
         altered (`Callable`, *optional*): The reference for another prompt, needed for `of_effect`.
+        relaid (`Callable`, *optional*): The reference in another layout, with more padding: it differs by rounding
+            alone. Needed, with `altered`, for `of_rounding`; called only if the error is beyond the other bounds.
         quantity (`str`, *optional*, defaults to `"hidden states"`): Name of the vectors in the reason.
 
     Returns:
@@ -80,7 +91,7 @@ def probe(
     if key not in known:
         precise = parameter.dtype == torch.float32 and not autocast and not has_quantized_weights(model)
         with evaluation_mode(model):
-            known[key] = _compare(fast, reference, None if precise else altered, tolerance, precise, quantity)
+            known[key] = _compare(fast, reference, altered, relaid, tolerance, precise, quantity)
     return known[key]
 
 
@@ -88,6 +99,7 @@ def _compare(
     fast: Callable[[], torch.Tensor],
     reference: Callable[[], torch.Tensor],
     altered: Callable[[], torch.Tensor] | None,
+    relaid: Callable[[], torch.Tensor] | None,
     tolerance: Tolerance,
     precise: bool,
     quantity: str,
@@ -102,11 +114,14 @@ def _compare(
     if found.shape != expected.shape:
         return f"it returns {quantity} of shape {tuple(found.shape)} instead of {tuple(expected.shape)}"
     bound = tolerance.precise if precise else tolerance.rounded
-    if altered is not None:
-        effect = _errors(altered(), expected, tolerance)
-        bound = max(bound, tolerance.of_effect * float(effect.mean()))
+    if altered is not None and not precise:
+        effect = float(_errors(altered(), expected, tolerance).mean())
+        bound = max(bound, tolerance.of_effect * effect)
     errors = _errors(found, expected, tolerance)
     error = errors.max() if precise else errors.mean()
+    if altered is not None and relaid is not None and not precise and bool(error > bound):
+        rounding = float(_errors(relaid(), expected, tolerance).mean())
+        bound = max(bound, min(tolerance.of_rounding * rounding, _MOST_OF_EFFECT * effect))
     # Written so that NaN is an error.
     if bool(error <= bound):
         return None

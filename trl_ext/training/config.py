@@ -13,17 +13,31 @@ from transformers.utils import logging
 
 from trl_ext.data.column_names import parse_columns
 from trl_ext.data.dataset_settings import COLUMNS, DATASET_FORMAT
-from trl_ext.devices import CPU, accelerator_count, computes_fast, warn_if_slow
+from trl_ext.devices import CPU, accelerator_count, computes_fast, slow_reason, warn_if_slow
 from trl_ext.generation_settings import GenerationSettings, setting
+from trl_ext.packages import DEEPSPEED, require_package
 from trl_ext.rewards.settings import RewardSettings
 from trl_ext.upstream import BaseConfig
-from trl_ext.validation import check_at_least, check_fields, convert, did_you_mean, number_fields, unknown_settings
+from trl_ext.validation import (
+    as_mapping,
+    check_at_least,
+    check_fields,
+    convert,
+    did_you_mean,
+    number_fields,
+    unknown_settings,
+)
 
 from .trl_settings import OTHER_MEANINGS, REFUSED, RESTRICTED, check_restricted, liger_config, notes_on
 
 
 logger = logging.get_logger(__name__)
 
+# Numbers of transformers that it does not check, with their least values.
+_LEAST = {
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"), 1),
+    **dict.fromkeys(("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "num_train_epochs"), 0),
+}
 NAN_ACTIONS = ("stop", "skip")
 
 
@@ -180,7 +194,7 @@ class ExtConfig(RewardSettings, BaseConfig):
         "chat_template_kwargs",
     ]
 
-    given: ClassVar[frozenset[str]] = frozenset()  # names of the settings that the constructor was called with
+    given: ClassVar[Mapping[str, Any]] = {}  # what the constructor was called with
     if TYPE_CHECKING:
         bf16: bool | str | None = None
     else:  # argparse takes one type
@@ -356,7 +370,7 @@ class ExtConfig(RewardSettings, BaseConfig):
                 )
                 raise TypeError("\n- ".join([f"{cls.__name__} has no such settings:", *lines]))
         config = super().__new__(cls)
-        config.given = frozenset([*list(parameters)[1 : len(args) + 1], *kwargs])
+        config.given = dict(zip(list(parameters)[1:], args, strict=False)) | kwargs
         return config
 
     def __post_init__(self) -> None:
@@ -365,9 +379,10 @@ class ExtConfig(RewardSettings, BaseConfig):
         self.bf16 = self._read_bf16()
         if self.use_cpu:
             self.activation_offloading = False  # activations are in CPU memory; TRL's context manager fails there
-        # transformers computes with these without checking them; it accepts `None` for more than it declares.
-        numbers = [name for name in number_fields(BaseConfig) if getattr(self, name) is not None]
-        check_fields(self, [name for name in numbers if name != "bf16"])
+        self._check_inherited()
+        if getattr(self, "activation_checkpointing", False) is None:
+            # transformers' new name for TRL's setting; it would warn about the default too.
+            self.activation_checkpointing = self.gradient_checkpointing
         super().__post_init__()
         check_restricted(self, self.restricted_settings)
         if self.use_liger_kernel:
@@ -404,6 +419,22 @@ class ExtConfig(RewardSettings, BaseConfig):
         for note in notes_on(self, self.other_meanings):
             if self.process_index == 0:
                 logger.warning_once(note)
+
+    def _check_inherited(self) -> None:
+        """What transformers does not check, or names no setting in its error about."""
+        # transformers computes with these numbers; it accepts `None` for more than it declares.
+        numbers = [name for name in number_fields(BaseConfig) if getattr(self, name) is not None]
+        check_fields(self, [name for name in numbers if name != "bf16"])
+        for name in numbers:
+            if name in _LEAST:
+                self._at_least(name, _LEAST[name])
+        for name in self._VALID_DICT_FIELDS:
+            value = getattr(self, name)
+            own = name not in BaseConfig._VALID_DICT_FIELDS  # others may be a file
+            if isinstance(value, str) and (value.startswith("{") or (own and value)):
+                setattr(self, name, as_mapping(name, value))
+        if self.deepspeed:  # type: ignore[has-type]
+            require_package("deepspeed", DEEPSPEED)
 
     def generation_settings(self, mode: str = "train") -> GenerationSettings:
         """The settings for [`~trl_ext.generation.generate.generate`], in training or, for `"eval"`, in evaluations."""
@@ -445,7 +476,7 @@ class ExtConfig(RewardSettings, BaseConfig):
         if value is None:
             return False if self.use_cpu else None  # exact numbers on a CPU
         if value == "auto":
-            return not self.fp16 and computes_fast(torch.bfloat16, CPU) if self.use_cpu else None
+            return self._cpu_bf16() if self.use_cpu else None
         try:
             value = convert(value, bool)
         except ValueError:
@@ -454,6 +485,13 @@ class ExtConfig(RewardSettings, BaseConfig):
             remedy = "`bf16: auto` chooses float32 here, and `cast_for_generation` is off with either."
             warn_if_slow("bf16: true", torch.bfloat16, CPU, remedy)
         return value  # type: ignore[no-any-return]
+
+    def _cpu_bf16(self) -> bool:
+        """What `bf16: auto` is on a CPU."""
+        if computes_fast(torch.bfloat16, CPU):
+            return not self.fp16
+        logger.warning_once(f"`bf16: auto` is float32 here: {slow_reason(torch.bfloat16)}.")
+        return False
 
     def _padding_multiple(self) -> int:
         """`pad_to_multiple_of` as a number. A command line passes it as text."""

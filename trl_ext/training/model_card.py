@@ -21,14 +21,12 @@ from trl_ext.cards import (
     dataset_link,
     link,
     on_hub,
-    published,
-    settings_block,
+    settings_parts,
     table,
     versions_list,
 )
 from trl_ext.data.schema import column_names
 from trl_ext.models.properties import is_peft_model
-from trl_ext.settings_file import RunSettings
 from trl_ext.upstream import get_comet_experiment_url, get_trackio_space_url
 
 
@@ -128,8 +126,7 @@ def model_card(trainer: Any, title: str, trained: TrainedModel, dataset: str | N
         *_data(trainer, dataset or settings.values.get("dataset_name")),
         *_runs(),
         "Settings, where they were given or differ from the defaults (`config.yaml` repeats the run):",
-        settings_block(settings.values),
-        *_notes(settings),
+        *settings_parts(settings),
     )
     card.add("Results", *_results(trainer))
     card.add("Framework versions", versions_list())
@@ -137,15 +134,9 @@ def model_card(trainer: Any, title: str, trained: TrainedModel, dataset: str | N
     return card.text()
 
 
-def _notes(settings: RunSettings) -> list[str]:
-    """What the settings do not express."""
-    notes = "\n".join(f"- {published(note)}" for note in settings.notes)
-    return ["Beside these settings:", notes] if notes else []
-
-
 def _data(trainer: Any, dataset: str | None) -> list[str]:
     """What it was trained on: the rows, and the rewards that scored completions."""
-    sentences = [f"The data: {dataset_link(dataset)}, {trainer.data_description}."]
+    sentences = [f"The data: {dataset_link(dataset)}, {trainer._data_description}."]
     if trainer.rewards:
         names = ", ".join(
             f"`{name}` (weight {weight:g})"
@@ -156,18 +147,22 @@ def _data(trainer: Any, dataset: str | None) -> list[str]:
 
 
 def _results(trainer: Any) -> list[str]:
-    """The last metrics of training and of each evaluation."""
-    last: dict[str, tuple[float, int]] = {}
+    """The last metrics of training and of evaluations."""
+    last: dict[str, float] = {}
     for entry in trainer.state.log_history:
-        results = {name: value for name, value in entry.items() if _is_result(name, value)}
-        last |= {name: (value, entry["step"]) for name, value in results.items()}
-    rows = [[f"`{name}`", f"{value:.4g}", step] for name, (value, step) in sorted(last.items())]
+        last |= {name: value for name, value in entry.items() if _is_result(name, value)}
+    evaluated = {name.removeprefix("eval_"): value for name, value in last.items() if name.startswith("eval_")}
+    trained = {name: value for name, value in last.items() if not name.startswith("eval_")}
+    rows = [
+        [f"`{name}`", *(f"{found[name]:.4g}" if name in found else "" for found in (trained, evaluated))]
+        for name in sorted({*trained, *evaluated})
+    ]
     if not rows:
         return []
     return [
-        "The last values that were logged (`eval_`: on the evaluation dataset); all are in `metrics.jsonl`. `trl-ext "
+        f"The last logged values, at step {trainer.state.global_step} or before; all are in `metrics.jsonl`. `trl-ext "
         "evaluate` compares the model with its base.",
-        table(["metric", "value", "step"], rows),
+        table(["metric", "training", "evaluation"], rows),
     ]
 
 

@@ -195,7 +195,7 @@ class Reference:
         """What the reference is, for people."""
         if self.is_given:
             return f"{base_of(self.model).name_or_path or 'a model'} (`ref_model`)"
-        return "the model with the adapter as it is now" if self.model is None else "a copy of the model as it is now"
+        return "the model as it is now" if self.model is None else "a copy of the model as it is now"
 
     def place(self, trainer: Trainer) -> None:
         """Move a separate reference model to the device of the policy, and shard it if the policy is sharded."""

@@ -64,6 +64,8 @@ class Arguments:
         if isinstance(model, str):
             self.values["model_name_or_path"] = model
             return
+        if not hasattr(model, "config"):  # no model: the trainer says so
+            return
         source = get_config_model_id(model.config)
         self.notes.append(f"`model` was passed to the trainer: {_described(model)}.")
         if source:
@@ -148,8 +150,8 @@ def python_settings(trainer: Any) -> RunSettings:
     Args:
         trainer ([`~trl_ext.training.trainer.ExtTrainer`]): The trainer.
     """
-    args, given = trainer.args, trainer.arguments
-    config = nondefault(args, args.given, _FILLED_IN)
+    args, given = trainer.args, trainer._arguments
+    config = nondefault(args, _FILLED_IN, args.given)
     config.pop("resume_from_checkpoint", None)
     config |= {"output_dir": args.output_dir, "seed": args.seed}
     notes = list(given.notes)

@@ -31,6 +31,7 @@ logger = logging.get_logger(__name__)
 _WIDTH = 80
 _TITLES = 13  # width of the column of titles
 _MOST_COLUMNS = 6  # of a dataset that are named
+_MOST_MODULES = 4  # of an adapter that are named
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,10 @@ def describe_trained(model: Any) -> str:
     kind = str(getattr(config.peft_type, "value", config.peft_type)).replace("LORA", "LoRA")
     rank = f" of rank {config.r}" if getattr(config, "r", None) else ""
     modules = getattr(config, "target_modules", None) or ()
-    where = "" if not modules else f" on {modules if isinstance(modules, str) else ', '.join(sorted(modules))}"
+    names = modules if isinstance(modules, str) else ", ".join(sorted(modules))
+    if not isinstance(modules, str) and len(modules) > _MOST_MODULES:
+        names = f"{len(modules)} layers of each block"
+    where = f" on {names}" if names else ""
     return f"{kind} adapter{rank}{where}: {share}"
 
 
@@ -168,9 +172,17 @@ def planned_completions(trainer: "ExtTrainer", run: Run) -> int:
     if rounds is not None and not rounds.every_steps:
         prompts = (trainer._round_of(run.steps - 1, run.steps_per_epoch) + 1 - trainer._rounds_in_dataset()) * run.rows
     else:
-        prompts = run.prompts_per_step * -(-run.steps // trainer._repeats())
-        prompts = min(prompts, run.rows * run.epochs) if run.rows and trainer._repeats() == 1 else prompts
+        prompts = _prompts_of(run, trainer._repeats())
     return prompts * trainer._completions_per_row()
+
+
+def _prompts_of(run: Run, repeats: int) -> int:
+    """Prompts of all steps, each of which occurs `repeats` times; the last of an epoch is filled up if they repeat."""
+    if not run.rows or repeats > 1:
+        return run.prompts_per_step * -(-run.steps // repeats)
+    epochs, rest = divmod(run.steps, run.steps_per_epoch)
+    in_epoch, in_rest = (min(run.rows, run.prompts_per_step * steps) for steps in (run.steps_per_epoch, rest))
+    return epochs * in_epoch + in_rest
 
 
 def describe_memory(trainer: "ExtTrainer") -> str:
@@ -187,10 +199,10 @@ def describe_memory(trainer: "ExtTrainer") -> str:
     except Exception as error:  # the formula may not know a model of a plug-in, which can be trained all the same
         logger.info(f"No estimate of the memory: {type(error).__name__}: {error}")
         return ""
-    needed = (
-        "" if trainer.args.device.type == "cpu" else f", {found.needed_gib:.1f} with the context and the allocator"
-    )
-    return f"{found.total_gib:.2g} GiB{needed} (counted, not measured), most in {found.phase}"
+    size = f"{found.total_gib:.1f}" if found.total_gib >= 0.1 else "under 0.1"
+    on_cpu = trainer.args.device.type == "cpu"
+    needed = "" if on_cpu else f", {found.needed_gib:.1f} with the context and the allocator"
+    return f"{size} GiB{needed} (counted, not measured)"
 
 
 def _longest_prompt(dataset: Any) -> int:

@@ -31,7 +31,7 @@ from trl_ext.models.load import hub_arguments, loading_error
 from trl_ext.models.sharding import check_launch
 from trl_ext.models.tokenizers import ensure_pad_token, load_tokenizer, use_eos_token
 from trl_ext.packages import check_packages
-from trl_ext.progress import dataset_progress, shown
+from trl_ext.progress import library_progress, shown
 from trl_ext.rewards.classifiers import ClassifierReward
 from trl_ext.rewards.functions import Reward, check_reward_columns, check_reward_prompts, load_rewards
 from trl_ext.rewards.kept_scores import KeptScores
@@ -91,8 +91,8 @@ class ExtTrainer(BaseTrainer):
     _tokenizer: PreTrainedTokenizerBase
     _rounds: RolloutSchedule | None = None
     rewards: list[Reward]
-    arguments: Arguments  # of its constructor, as settings of the command
-    data_description: str  # of the train dataset as it was given
+    _arguments: Arguments  # of its constructor, as settings of the command
+    _data_description: str  # of the train dataset as it was given
     _raw_columns: set[str]  # columns of the datasets, where reward functions may ask for them
     _signature_columns: list[str] | None
     _samples = False  # whether training generates completions
@@ -108,7 +108,7 @@ class ExtTrainer(BaseTrainer):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         trainer = super().__new__(cls)
-        trainer.arguments = Arguments(cls, args, kwargs)
+        trainer._arguments = Arguments(cls, args, kwargs)
         return trainer
 
     def __init__(
@@ -251,7 +251,7 @@ class ExtTrainer(BaseTrainer):
         self.rewards = self._load_rewards(reward_funcs, reward_processing_classes, args)
         check_reward_weights(args.reward_weights or None, self.reward_func_names)
         self._raw_columns = set()
-        self.data_description = rows_and_columns(train_dataset)
+        self._data_description = rows_and_columns(train_dataset)
         return self._as_scored_rows(train_dataset, args, "train")
 
     def _as_scored_rows(self, dataset: AnyDataset, args: ExtConfig, name: str) -> AnyDataset:
@@ -391,7 +391,7 @@ class ExtTrainer(BaseTrainer):
             check_reward_prompts(self.rewards, first_row(dataset, name).get("prompt"))
         with (
             shown(not args.disable_tqdm),
-            dataset_progress(f"tokenizing the {name} dataset"),
+            library_progress(f"tokenizing the {name} dataset"),
             global_then_local_main_first(),
         ):
             dataset, dropped = self._tokenize(dataset, args, name)

@@ -174,7 +174,8 @@ def test_refused(server, flags, value_dir, tiny_model_dir, monkeypatch):
     fails("`guide_top_k` has no effect without `value_model_name", without=["--value_model_name_or_path"])
     fails("pass --endpoint_tokenizer", without=["--value_model_name_or_path", "--guide_top_k"])
     fails("pass --endpoint_model", without=["--endpoint_model"])
-    fails("`endpoint_model` has no effect without `endpoint`", without=["--endpoint"])
+    local = ["--model_name_or_path", tiny_model_dir]
+    fails("`endpoint_model` has no effect without `endpoint`", *local, without=["--endpoint"])
     fails("endpoint_body` must be a mapping in JSON", "--endpoint_body", "{")
     fails("endpoint_body` must be a mapping", "--endpoint_body", "[1]")
     fails("must be at least 1, got 0", "--endpoint_concurrency", "0")

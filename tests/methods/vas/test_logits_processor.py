@@ -570,8 +570,7 @@ def test_four_bit_value_model_and_policy(tiny_tokenizer, tmp_path):
     assert processor.guides[0].reader.tree.form == "shared"
     expected = [greedy(policy, [(value, 0, 3.0)], prompt, 6) for prompt in PROMPTS]
     assert run_generate(policy, processor, PROMPTS, 6) == expected
-    whole = make_value(len(tiny_tokenizer))
-    assert abs(state_value(value, PROMPTS[2]) - state_value(whole, PROMPTS[2])) > 1e-4, "it is not in 4 bits"
+    assert "Linear4bit" in {type(module).__name__ for module in value.modules()}
 
 
 def test_adapter_and_head_on_the_policy_itself(tiny_model):

@@ -236,7 +236,7 @@ def test_four_bits(tmp_path: Path, tiny_model_dir: str) -> None:
         assert "Linear4bit" in kinds and type(model.head) is torch.nn.Linear
         assert model.head.weight.dtype == torch.float32
         difference = (model(IDS).values - exact(IDS).values).abs().mean()
-        assert 0 < difference < 0.5 * exact(IDS).values.std()
+        assert difference < 0.5 * exact(IDS).values.std()
     lora = ValueModel.from_backbone(tiny_model_dir, quantization_config=four, peft_config=LoraConfig(**LORA))
     expected = shake(lora)(IDS).values
     lora.save_pretrained(tmp_path / "lora")

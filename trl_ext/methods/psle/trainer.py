@@ -26,7 +26,7 @@ from transformers.utils import logging
 from trl_ext.data.load import load_dataset
 from trl_ext.data.schema import AnyDataset, first_row
 from trl_ext.data.scored_rows import REWARD_FLAGS
-from trl_ext.progress import dataset_progress, shown
+from trl_ext.progress import library_progress, shown
 from trl_ext.rewards.functions import RewardFunc
 from trl_ext.training.checkpoints import last_checkpoint
 from trl_ext.training.online_trainer import OnlineTrainer
@@ -244,7 +244,7 @@ class PSLETrainer(OnlineTrainer):
             )
         with (
             shown(not args.disable_tqdm),
-            dataset_progress("tokenizing the SFT dataset"),
+            library_progress("tokenizing the SFT dataset"),
             global_then_local_main_first(),
         ):
             rows, dropped = prepare_sft_dataset(dataset, self._tokenizer, args)

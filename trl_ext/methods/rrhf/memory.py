@@ -3,11 +3,11 @@
 
 """What RRHF needs of a device."""
 
-from trl_ext.memory.needs import Needs
+from trl_ext.memory.needs import Needs, generates_from
 
 from .config import RRHFConfig
 
 
 def needs(args: RRHFConfig) -> Needs:
     """The policy is trained on all completions of a prompt; with a KL term there is a reference."""
-    return Needs(completions=args.num_generations, reference=args.beta > 0)
+    return Needs(completions=args.num_generations, generates=generates_from(args), reference=args.beta > 0)

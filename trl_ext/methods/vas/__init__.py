@@ -3,6 +3,7 @@
 
 """VAS (arXiv 2405.06639): a value model learns from a frozen language model's samples and guides its decoding."""
 
+from trl_ext.commands import Required
 from trl_ext.method import Method
 
 
@@ -15,6 +16,13 @@ METHOD = Method(
     columns=("prompt", "completions", "scores"),
     decoding="trl_ext.methods.vas.endpoint_policies:VASEndpointDecoding",
     memory="trl_ext.methods.vas.memory:needs",
+    required=(
+        Required(
+            ("value_model_name_or_path", "use_peft", "value_form"),
+            "the value model, or an adapter or a head on the language model that becomes one",
+            "Qwen/Qwen3-0.6B",
+        ),
+    ),
     server_settings=("endpoint",),
     exports=(
         "trl_ext.methods.vas.value_model.config:ValueConfig",

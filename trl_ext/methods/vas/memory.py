@@ -5,7 +5,7 @@
 
 from trl_ext.memory.estimate import Sizes, positions
 from trl_ext.memory.inventory import Inventory
-from trl_ext.memory.needs import Needs
+from trl_ext.memory.needs import Needs, generates_from
 
 from .config import VASConfig
 
@@ -29,8 +29,14 @@ def needs(args: VASConfig) -> Needs:
 
     second = args.value_model_name_or_path or ""
     head_only = args.value_form == "policy"
+    if not (second or head_only or getattr(args, "use_peft", True)):
+        raise ValueError(
+            "There is no value model: set value_model_name_or_path (a small model with the language model's "
+            "tokenizer), use_peft (an adapter on the language model) or value_form policy (a head on it)."
+        )
     return Needs(
         completions=args.num_generations,
+        generates=generates_from(args),
         log_probs=False,
         second=second,
         trains_language_model=not (second or head_only),

@@ -1,0 +1,160 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""`trl-ext plan`: whether a training fits a card, and the settings with which it would."""
+
+import argparse
+import re
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from trl_ext.method import Found, discover
+
+
+_HELP = """\
+usage: trl-ext plan --model MODEL --method METHOD --card 8GB
+                    [--config FILE.yaml] [--FIELD VALUE ...]
+
+Say whether a training fits a card, at which batch, and which settings would
+make it fit. Takes seconds: only the config of the model is read, and memory is
+counted by a formula, not measured.
+
+example:
+  trl-ext plan --model Qwen/Qwen2.5-7B-Instruct --method rrhf --card 24GB \\
+      --load_in_4bit true --use_peft true
+  trl-ext plan --method psle --config recipe.yaml --card 16GB
+
+  --model MODEL          a folder, a config.json, or an id on the Hub
+                         (default: model_name_or_path of the recipe)
+  --method METHOD        {methods}
+  --card SIZE            memory of the card, such as 8GB
+                         (default: that of this machine's GPU)
+  --prompt_length N      longest prompt in tokens
+                         (default: what max_length leaves for prompts)
+  --completion_length N  longest completion in tokens
+                         (default: max_completion_length)
+
+Every other flag, and every key of the recipe, is that of `trl-ext METHOD`. The
+exit status is 1 if it does not fit.
+"""
+
+
+class _Flags(argparse.ArgumentParser):
+    """The flags of this command, among those of the training."""
+
+    def error(self, message: str) -> Any:
+        raise ValueError(f"{message} (see trl-ext plan --help)")
+
+
+def make_parser(prog: str = "trl-ext plan") -> argparse.ArgumentParser:
+    """The parser of this command's own flags."""
+    parser = _Flags(prog, add_help=False, allow_abbrev=False)
+    parser.add_argument("--model", help="A folder, a config.json, or an id on the Hub.")
+    parser.add_argument("--method", help="The method to train with.")
+    parser.add_argument("--card", help="Memory of the card, such as 8GB. By default that of this machine's GPU.")
+    for name, text in (("prompt", "what max_length leaves for prompts"), ("completion", "max_completion_length")):
+        parser.add_argument(
+            f"--{name}_length", type=int, default=0, help=f"Longest {name} in tokens; by default {text}."
+        )
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """`trl-ext plan`."""
+    methods = discover().methods
+    if any(word in ("--help", "-h") for word in argv):
+        print(_HELP.format(methods=", ".join(methods)), end="")
+        return 0
+    own, rest = make_parser().parse_known_args(list(argv))
+    if not own.method:
+        raise ValueError(f"set --method: one of {', '.join(methods)}")
+    found = discover().find(own.method)
+    if found is None:
+        raise ValueError(f"there is no method '{own.method}'; there are {', '.join(methods)}")
+    if min(own.prompt_length, own.completion_length) < 0:
+        raise ValueError("--prompt_length and --completion_length must be positive numbers of tokens")
+    card = card_gib(own.card) if own.card else _own_card()
+    if own.model:
+        rest += ["--model_name_or_path", own.model]
+    return _plan(found, rest, card, own.prompt_length, own.completion_length)
+
+
+def _plan(found: Found, rest: list[str], card: float, prompt: int, completion: int) -> int:
+    from trl_ext.memory.fitting import fit, largest_batch
+    from trl_ext.memory.planner import Planner
+
+    from .train import make_parser
+
+    flags = make_parser(found.method, "trl-ext plan").parse_flags(rest)
+    if not flags.model_name_or_path:
+        raise ValueError("set --model: a folder, a config.json, or an id on the Hub")
+    planner = Planner(found.method, flags, prompt, completion)
+    estimate = planner.estimate()
+    print(_described(planner, card))
+    print(_table(estimate, card))
+    for each in planner.not_counted:
+        print(textwrap.fill(f"Not counted: {each}.", 80))
+    if estimate.needed_gib <= card:
+        most = largest_batch(planner, card)
+        print(f"It fits, with up to {most} prompts in a step (--per_device_train_batch_size {most}).")
+        return 0
+    print(f"It does not fit: {estimate.needed_gib - card:.1f} GiB are missing.\n")
+    nearest = fit(planner, card)
+    if not nearest.fits:
+        print(f"No settings were found with which it does; these need least, {nearest.estimate.needed_gib:.1f} GiB:")
+    else:
+        print(f"It fits with these settings, the cheapest first ({nearest.estimate.needed_gib:.1f} GiB):")
+    for change in nearest.changes:
+        print(f"\n  {change.flags}\n" + textwrap.indent(textwrap.fill(change.cost, 74), "      "))
+    return 1
+
+
+def _described(planner: Any, card: float) -> str:
+    """What is planned: model, step, generation."""
+    from trl_ext.memory.estimate import generated_rows
+
+    flags, needs, sizes = planner.flags, planner.needs(), planner.sizes()
+    name = flags.model_name_or_path
+    model = planner.model(name, flags, trained=needs.trains_language_model)
+    lines = [
+        f"{planner.method.name}: {name}, {model.parameters / 1e9:.2f} billion parameters, on a card of {card:g} GiB",
+        f"a step: {sizes.prompts} x (prompt of {sizes.prompt} + {needs.completions} completions of "
+        f"{sizes.completion} tokens)",
+    ]
+    if needs.generates:
+        lines.append(f"generation: {generated_rows(needs, sizes)[0]} sequences at once")
+    return "\n".join(textwrap.fill(line, 80, subsequent_indent="    ") for line in lines) + "\n"
+
+
+def _table(estimate: Any, card: float) -> str:
+    """Parts with their GiB, counted and needed."""
+    rows = [(name, size, "") for name, size in estimate.parts.items() if size >= 0.005]
+    rows += [
+        ("counted", estimate.total_gib, f"where most is needed: {estimate.phase}"),
+        ("margin", estimate.margin_gib, "CUDA context and kernels 1.21, allocator 5%"),
+        ("needed", estimate.needed_gib, f"of {card:g}; counted, not measured, for one device"),
+    ]
+    width = max(len(name) for name, _, _ in rows)
+    return "\n".join(f"  {name:<{width}} {size:7.2f} GiB  {note}".rstrip() for name, size, note in rows) + "\n"
+
+
+def card_gib(text: str) -> float:
+    """
+    The memory of a card in GiB. The GB that cards are sold with are GiB.
+
+    Raises:
+        `ValueError`: It is no size.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:g|gb|gib)?", text.strip().lower())
+    if found is None or not float(found[1]):
+        raise ValueError(f"--card must be a size such as 8GB or 24GB, got '{text}'")
+    return float(found[1])
+
+
+def _own_card() -> float:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ValueError("set --card, such as --card 24GB: this machine has no GPU")
+    return round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1)
