@@ -153,8 +153,9 @@ def card_gib(text: str) -> float:
 
 
 def _own_card() -> float:
-    import torch
+    from trl_ext.devices import accelerators
 
-    if not torch.cuda.is_available():
+    found = accelerators()
+    if not found or not found[0].total:
         raise ValueError("set --card, such as --card 24GB: this machine has no GPU")
-    return round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1)
+    return round(found[0].total / 2**30, 1)
