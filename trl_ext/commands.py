@@ -152,7 +152,7 @@ COMMANDS: dict[str, Command] = {
         "plan:make_parser",
         (
             Required(("model", "model_name_or_path"), "the model: a folder, a config.json or a Hub id", MODEL.example),
-            Required(("method",), "the method to train with", "rrhf"),
+            Required(("method",), "the method, of those that `trl-ext methods` lists", "METHOD"),
         ),
         "--card 8GB",
     ),

@@ -21,9 +21,9 @@ make it fit. Takes seconds: only the config of the model is read, and memory is
 counted by a formula, not measured.
 
 example:
-  trl-ext plan --model Qwen/Qwen2.5-7B-Instruct --method rrhf --card 24GB \\
-      --load_in_4bit true --use_peft true
-  trl-ext plan --method psle --config recipe.yaml --card 16GB
+  trl-ext plan --model Qwen/Qwen2.5-7B-Instruct --method {method} \\
+      --card 24GB --load_in_4bit true
+  trl-ext plan --method {method} --config recipe.yaml --card 16GB
 
   --model MODEL          a folder, a config.json, or an id on the Hub
                          (default: model_name_or_path of the recipe)
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     """`trl-ext plan`."""
     methods = discover().methods
     if any(word in ("--help", "-h") for word in argv):
-        print(_HELP.format(methods=", ".join(methods)), end="")
+        print(_HELP.format(methods=", ".join(methods), method=next(iter(methods), "METHOD")), end="")
         return 0
     own, rest = make_parser().parse_known_args(list(argv))
     if not own.method:
@@ -153,8 +153,9 @@ def card_gib(text: str) -> float:
 
 
 def _own_card() -> float:
-    import torch
+    from trl_ext.devices import accelerators
 
-    if not torch.cuda.is_available():
+    totals = [each.total for each in accelerators() if each.total]
+    if not totals:
         raise ValueError("set --card, such as --card 24GB: this machine has no GPU")
-    return round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1)
+    return round(min(totals) / 2**30, 1)

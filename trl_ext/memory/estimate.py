@@ -298,15 +298,7 @@ def _training(model: Inventory, needs: Needs, sizes: Sizes, own: int) -> dict[st
     before = gradients if sizes.accumulation > 1 else 0.0
     table = float(model.vocabulary * model.hidden)
     of_head = (4 + (residual if residual < 4 else 0)) * table * whole * needs.log_probs
-
-    # What the backward pass of a layer holds at once: two gradients between the halves of an MLP and one of the
-    # residual, and those that an adapter in float32 returns.
-    cast = {each.source for each in model.linears if each.rank} if model.adapter_bytes > compute else set()
-    working = tokens * (2 * compute + 4 * ("mlp" in cast)) * model.product / model.layers
-    working += tokens * model.hidden * (compute + 4 * ("norm" in cast))
-    largest = max((each.weights for each in model.linears), default=0)
-    working += largest * compute if model.bits else 0  # a 4-bit weight is dequantized for each product
-
+    working = _working(model, tokens, compute)
     if sizes.checkpointing:
         kept, last, copied = checkpoints, checkpoints + one, copies / model.layers
         cached = copies if whole else copied
@@ -335,6 +327,19 @@ def _training(model: Inventory, needs: Needs, sizes: Sizes, own: int) -> dict[st
         "embedding": {"gradients": gradients + embedding},
         "optimizer": {"gradients": gradients * (2 if sizes.optimizer == "adamw_torch" else 1)},
     }  # fmt: skip
+
+
+def _working(model: Inventory, tokens: int, compute: int) -> float:
+    """
+    Bytes that the backward pass of a layer holds at once beside what was kept for it.
+
+    Two gradients between the halves of an MLP and one of the residual, and those that an adapter in float32 returns.
+    """
+    cast = {each.source for each in model.linears if each.rank} if model.adapter_bytes > compute else set()
+    working = tokens * (2 * compute + 4 * ("mlp" in cast)) * model.product / model.layers
+    working += tokens * model.hidden * (compute + 4 * ("norm" in cast))
+    largest = max((each.weights for each in model.linears), default=0)
+    return working + (largest * compute if model.bits else 0)  # a 4-bit weight is dequantized for each product
 
 
 def _tile(model: Inventory, predicted: int, compute: int, gpu: bool) -> float:
