@@ -163,9 +163,8 @@ def python_settings(trainer: Any) -> RunSettings:
 
 def command_of(trainer: Any) -> str:
     """The command that trains with a trainer's class, such as `trl-ext rrhf`; empty if there is none."""
-    names = {f"{cls.__module__}:{cls.__qualname__}" for cls in type(trainer).__mro__}
-    found = [each.method.name for each in discover().methods.values() if each.method.trainer in names]
-    return f"trl-ext {found[0]}" if found else ""
+    method = discover().of_class(type(trainer))
+    return f"trl-ext {method.name}" if method else ""
 
 
 def _importable(func: Any) -> tuple[str, str]:
