@@ -27,7 +27,7 @@ from trl_ext.rewards.functions import Reward
 from trl_ext.rewards.scoring import ScoredCompletion, score_completions
 from trl_ext.seeds import fork_rng
 
-from .metrics import distinct_n_and_se, mean_and_se, perplexity_and_se, response_kl
+from .metrics import distinct_n_and_se, finite, mean_and_se, perplexity_and_se, response_kl
 
 
 @dataclass
@@ -78,7 +78,7 @@ class Evaluation:
     def record(self, key: str, value_and_se: tuple[float, float]) -> None:
         """Store a metric and its standard error. Non-finite values become `None`, because JSON does not have them."""
         for name, value in zip((key, f"{key}_se"), value_and_se, strict=True):
-            self.metrics[name] = value if math.isfinite(value) else None
+            self.metrics[name] = finite(value)
 
     def skip_metric(self, key: str, reason: str) -> None:
         """Store `None` for a metric, and the reason as its note."""
@@ -263,8 +263,7 @@ def measure_rewards(
         scored = score_completions(rows, result.completions, rewards, weights, metrics=metrics)
     result.scores = [[completion.score for completion in group] for group in scored]
     for name, logged in metrics.items():
-        mean = sum(logged) / len(logged)
-        result.metrics[f"metric/{name}"] = mean if math.isfinite(mean) else None
+        result.metrics[f"metric/{name}"] = finite(sum(logged) / len(logged))
     for name in dict.fromkeys(name for group in scored for completion in group for name in completion.extra):
         result.extra[name] = [[completion.extra.get(name) for completion in group] for group in scored]
     for reward in rewards:
