@@ -6,13 +6,14 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from rich.console import Console
 
 from trl_ext.evaluation.files import read_report, short_names
 from trl_ext.evaluation.frontier import check_frontier, frontier, join, renamed_series, write_frontier
 from trl_ext.evaluation.tables import metrics_of, models_table
+
+from .errors import RaisingParser
 
 
 _USAGE = """\
@@ -23,14 +24,9 @@ example:
       -o frontier.png --label dpo=DPO grpo=GRPO"""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message} (see {self.prog} --help)")
-
-
 def make_parser(prog: str = "trl-ext frontier") -> argparse.ArgumentParser:
     """The parser of the command's arguments."""
-    parser = _Parser(
+    parser = RaisingParser(
         prog=prog,
         usage=_USAGE,
         description="Join evaluations into one plot of reward over KL to the base model, and one table. Loads no "
