@@ -185,6 +185,7 @@ def test_prompts_on_the_command_line_are_printed_best_first(tiny_model_dir, save
         assert [row["prompt"] for row in read_rows()][1] == prompt
         for row in read_rows():
             assert row["scores"] == sorted(row["scores"], reverse=True)
+        assert "for prompts that were given one by one" in Path("out.jsonl.README.md").read_text()
         Path("out.jsonl").unlink()
     with pytest.raises(ValueError, match="not from both"):
         best_of_n(["--model_name_or_path", "plain", *words, "--dataset_name", "prompts.jsonl"])
