@@ -134,7 +134,7 @@ def describe_model(model: Any, name: str, trainer: "ExtTrainer") -> str:
     precision = next((f" with {name} autocast" for name in ("bf16", "fp16") if getattr(trainer.args, name)), "")
     dtype = str(getattr(base, "dtype", torch.float32)).removeprefix("torch.")
     return (
-        f"{short_name(name)} ({type(base).__name__}), {number(parameter_count(base))} parameters{bits}, "
+        f"{model_label(name)} ({type(base).__name__}), {number(parameter_count(base))} parameters{bits}, "
         f"{dtype}{precision} on {_devices(trainer)}"
     )
 
@@ -265,6 +265,6 @@ def _devices(trainer: "ExtTrainer") -> str:
     return f"{count} x {kind}" if count > 1 else kind
 
 
-def short_name(name: str) -> str:
+def model_label(name: str) -> str:
     """A Hub id as it is, or the last part of a directory."""
     return name if on_hub(name) else Path(name).name or "a model"
