@@ -4,8 +4,10 @@
 """The summary before the first step: what it counts is what the run does."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import make_model, make_tokenizer
 from tiny_trainers import METHODS, make_trainer
 
@@ -72,6 +74,16 @@ def test_what_is_trained_of_a_model():
     adapter = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "o_proj"]))
     assert parameter_count(adapter, trainable=True) == 2 * 2 * 2 * 4 * 64
     assert describe_trained(adapter).startswith("LoRA adapter of rank 4 on o_proj, q_proj: 2.05k parameters (")
+
+
+def test_packed_and_partitioned_weights_count_as_what_they_stand_for():
+    """As bitsandbytes packs two weights of 4 bits into a byte, and ZeRO-3 leaves nothing on a process."""
+    model = torch.nn.Linear(12, 1, bias=False)
+    model.weight.quant_state = SimpleNamespace(shape=(4, 6))
+    assert parameter_count(model) == 24
+    model.weight = torch.nn.Parameter(torch.empty(0), requires_grad=False)
+    model.weight.ds_numel = 100
+    assert (parameter_count(model), parameter_count(model, trainable=True)) == (100, 0)
 
 
 @pytest.mark.parametrize("value, text", [(7, "7"), (33_800, "33.8k"), (134_515_008, "135M"), (8_030_261_248, "8.03B")])
