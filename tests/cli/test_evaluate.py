@@ -437,6 +437,8 @@ def test_bad_settings(prompts, changed_dir, tmp_path):
     fails(given("--max_num_prompts", "-1"), ValueError, "`max_num_prompts` must be at least 0")
     fails(given("--top_p", "0"), ValueError, "top_p")
     fails(["--model_name_or_path", "./no/model", "--dataset_name", prompts], OSError, "no/model")
+    with pytest.raises(ValueError, match="there is no model to measure"):  # as with a plug-in's server that is off
+        trl_ext.cli.evaluate.run(EvaluateArguments(dataset_name=prompts), LoadingArguments())
 
 
 def test_a_failing_reward_is_named_and_stops_at_the_base(evaluate, tiny_model_dir, changed_dir, capsys):

@@ -17,7 +17,7 @@ import shtab
 from trl_ext.commands import COMMANDS
 from trl_ext.method import discover
 
-from .config_file import recipes_folder
+from .recipes import quickstart_methods
 
 
 SHELLS = ("bash", "zsh", "fish")
@@ -84,12 +84,10 @@ def command_line() -> argparse.ArgumentParser:
 
 def _words(name: str) -> list[tuple[str, ...]]:
     """The words that follow a command that has no flags: choices for each place."""
-    quickstarts = (recipes_folder() / "quickstart").glob("*.yaml")
-    methods = sorted(path.stem for path in quickstarts if not path.stem.endswith("evaluate"))
     words: dict[str, list[tuple[str, ...]]] = {
         "completion": [SHELLS],
         "recipes": [("copy",)],
-        "quickstart": [tuple(methods)],
+        "quickstart": [tuple(quickstart_methods())],
     }
     return words.get(name, [])
 

@@ -56,8 +56,7 @@ def main(argv: Sequence[str]) -> int:
 
 def quickstart(argv: Sequence[str]) -> int:
     """`trl-ext quickstart`: trains with a method's quickstart recipe, then evaluates."""
-    methods = sorted(path.stem for path in _quickstarts().glob("*.yaml") if not path.stem.endswith("evaluate"))
-    arguments = list(argv)
+    methods, arguments = quickstart_methods(), list(argv)
     if not arguments or any(word in ("--help", "-h") for word in arguments):
         print(_QUICKSTART_HELP.format(methods=",".join(methods), first=methods[0]), end="")
         return 0
@@ -72,6 +71,11 @@ def quickstart(argv: Sequence[str]) -> int:
 
     status = train.main([method, "--config", str(_quickstarts() / f"{method}.yaml"), *arguments])
     return status or evaluate.main(["--config", str(_quickstarts() / f"{method}_evaluate.yaml")])
+
+
+def quickstart_methods() -> list[str]:
+    """The methods that have a quickstart."""
+    return sorted(path.stem for path in _quickstarts().glob("*.yaml") if not path.stem.endswith("evaluate"))
 
 
 def _quickstarts() -> Path:
