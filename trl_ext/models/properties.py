@@ -91,7 +91,12 @@ def cache_of(output: Any) -> Any:
 
 def is_quantized(model: torch.nn.Module) -> bool:
     """Whether `model` was loaded in 8 or 4 bits."""
-    return bool(getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False))
+    return quantized_bits(model) > 0
+
+
+def quantized_bits(model: torch.nn.Module) -> int:
+    """The bits, 8 or 4, that `model` was loaded in, or 0."""
+    return next((bits for bits in (4, 8) if getattr(model, f"is_loaded_in_{bits}bit", False)), 0)
 
 
 def elements(parameter: torch.Tensor) -> int:

@@ -90,8 +90,7 @@ class Arguments:
         self._note_differences(name, config.to_dict(), made.to_dict() if made else {})
 
     def _add_peft_config(self, name: str, config: Any) -> None:
-        kind = getattr(config, "peft_type", None)
-        if str(getattr(kind, "value", kind)) != "LORA":
+        if getattr(config, "peft_type", None) != "LORA":
             self.notes.append(f"{_quoted(name)}: {_described(config)}, for which there are no flags.")
             return
         flags: dict[str, Any] = {

@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from trl_ext.devices import supports_cuda_graphs
 from trl_ext.memory.estimate import estimate_memory
-from trl_ext.models.properties import base_of, is_peft_model, is_quantized, parameter_count
+from trl_ext.models.properties import base_of, is_peft_model, is_quantized, parameter_count, quantized_bits
 
 from .model_card import on_hub
 from .progress import steps_per_epoch
@@ -128,9 +128,7 @@ def common_lines(trainer: "ExtTrainer", run: Run) -> dict[str, str]:
 def describe_model(model: Any, name: str, trainer: "ExtTrainer") -> str:
     """Name, class, number of parameters, dtype and device of a model."""
     base = base_of(model)
-    bits = ""
-    if is_quantized(base):
-        bits = f", {4 if getattr(base, 'is_loaded_in_4bit', False) else 8}-bit"
+    bits = f", {quantized_bits(base)}-bit" if is_quantized(base) else ""
     precision = next((f" with {name} autocast" for name in ("bf16", "fp16") if getattr(trainer.args, name)), "")
     dtype = str(getattr(base, "dtype", torch.float32)).removeprefix("torch.")
     return (
