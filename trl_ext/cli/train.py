@@ -20,6 +20,7 @@ from typing import Any
 
 from trl import ScriptArguments
 
+from trl_ext.cards import is_hub_dataset
 from trl_ext.data.load import FILE_TYPES_TEXT
 from trl_ext.method import Found, Method, discover
 from trl_ext.packages import check_packages
@@ -151,7 +152,7 @@ def train(
     if training_args.push_to_hub:
         # a model card must not name a file of this machine as its dataset
         name = script_args.dataset_name
-        trainer.push_to_hub(dataset_name=None if name is None or Path(name).exists() else name)
+        trainer.push_to_hub(dataset_name=name if is_hub_dataset(name) else None)
         trainer.accelerator.print(f"Pushed to https://huggingface.co/{trainer.hub_model_id}")
     trainer.end()
     if trainer.accelerator.num_processes > 1:

@@ -10,7 +10,17 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from huggingface_hub import DatasetCardData
 
-from trl_ext.cards import Card, citations, code, dataset_link, link, on_hub, settings_parts, table, versions_list
+from trl_ext.cards import (
+    Card,
+    citations,
+    code,
+    dataset_link,
+    is_hub_dataset,
+    link,
+    settings_parts,
+    table,
+    versions_list,
+)
 from trl_ext.data.resumable_file import ResumableFile
 from trl_ext.settings_file import RunSettings
 
@@ -56,7 +66,7 @@ def dataset_card(
         rewards (`Sequence[str]`): Names of the reward functions and models.
     """
     metadata = DatasetCardData(
-        source_datasets=[dataset] if dataset and on_hub(dataset) and not Path(dataset).exists() else None,
+        source_datasets=[dataset] if dataset and is_hub_dataset(dataset) else None,
         configs=[{"config_name": "default", "data_files": file.path.name}],
         tags=["trl", "trl-ext", "generated"],
     )
