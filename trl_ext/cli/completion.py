@@ -24,11 +24,15 @@ SHELLS = ("bash", "zsh", "fish")
 _HELP = """\
 usage: trl-ext completion {bash,zsh,fish}
 
-Print a script that lets a shell complete methods, commands, flags and files. To use it in every new shell:
+Print a script that lets a shell complete methods, commands, flags and files.
+To use it in every new shell:
 
-  bash  trl-ext completion bash > ~/.local/share/bash-completion/completions/trl-ext
-  zsh   trl-ext completion zsh > FOLDER/_trl-ext      (a folder of your $fpath)
-  fish  trl-ext completion fish > ~/.config/fish/completions/trl-ext.fish
+  bash  mkdir -p ~/.local/share/bash-completion/completions
+        trl-ext completion bash \\
+            > ~/.local/share/bash-completion/completions/trl-ext
+  zsh   trl-ext completion zsh > FOLDER/_trl-ext     (a folder of your $fpath)
+  fish  mkdir -p ~/.config/fish/completions
+        trl-ext completion fish > ~/.config/fish/completions/trl-ext.fish
 
 Write it again after you have installed a method or another version of TRL.
 """

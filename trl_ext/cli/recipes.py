@@ -20,7 +20,8 @@ is a recipe or a folder of recipes:
 
   trl-ext recipes copy quickstart --to my-recipes
 
-The folder is `recipes` unless --to names another. Files that exist are not replaced.
+The folder is `recipes` unless --to names another. Files that exist are not
+replaced.
 """
 _QUICKSTART_HELP = """\
 usage: trl-ext quickstart {{{methods}}} [--FIELD VALUE ...]
