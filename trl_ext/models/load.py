@@ -27,6 +27,8 @@ from trl_ext.devices import computes_fast, fast_dtype, process_device, slow_reas
 from trl_ext.progress import library_progress
 from trl_ext.upstream import create_model_from_path
 
+from .adapters import load_adapter
+
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -339,9 +341,7 @@ def load_model(
         model = in_fast_dtype(model, device)
     use_exact_4bit_on_cpu(model)
     if adapter is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, name_or_path, is_trainable=is_trainable, **where)
+        model = load_adapter(model, name_or_path, is_trainable=is_trainable, **where)
     return model
 
 

@@ -255,7 +255,8 @@ def _training(args: Any, run: Run) -> str:
     epochs = f" in {run.epochs} {'epoch' if run.epochs == 1 else 'epochs'}" if run.rows else ""
     begun = f", resumed after {run.begun:,}" if run.begun else ""
     scheduler = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
-    return f"{run.steps:,} steps{epochs}{begun}; learning rate {args.learning_rate:g} ({scheduler})"
+    steps = f"{run.steps:,} {'step' if run.steps == 1 else 'steps'}"
+    return f"{steps}{epochs}{begun}; learning rate {args.learning_rate:g} ({scheduler})"
 
 
 def _devices(trainer: "ExtTrainer") -> str:
