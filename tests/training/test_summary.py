@@ -12,7 +12,7 @@ from conftest import make_model, make_tokenizer
 from tiny_trainers import METHODS, make_trainer
 
 from trl_ext.models.properties import parameter_count
-from trl_ext.training.summary import describe_trained, number, summary_text
+from trl_ext.training.summary import describe_model, describe_trained, number, summary_text
 
 
 # Besides rounds by steps: one round for all epochs, a round an epoch, and Proxy-RLHF's rounds of several updates,
@@ -74,6 +74,9 @@ def test_what_is_trained_of_a_model():
     adapter = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "o_proj"]))
     assert parameter_count(adapter, trainable=True) == 2 * 2 * 2 * 4 * 64
     assert describe_trained(adapter).startswith("LoRA adapter of rank 4 on o_proj, q_proj: 2.05k parameters (")
+    args = SimpleNamespace(bf16=False, fp16=False, device=torch.device("cpu"), world_size=1)
+    described = describe_model(adapter, "a-model", SimpleNamespace(args=args))
+    assert described == f"a-model (LlamaForCausalLM), {number(total)} parameters, float32 on cpu"
 
 
 def test_packed_and_partitioned_weights_count_as_what_they_stand_for():

@@ -126,13 +126,14 @@ def common_lines(trainer: "ExtTrainer", run: Run) -> dict[str, str]:
 
 
 def describe_model(model: Any, name: str, trainer: "ExtTrainer") -> str:
-    """Name, class, number of parameters, dtype and device of a model."""
+    """Name, class, number of parameters (without those of an adapter that is trained), dtype and device of a model."""
     base = base_of(model)
     bits = f", {quantized_bits(base)}-bit" if is_quantized(base) else ""
     precision = next((f" with {name} autocast" for name in ("bf16", "fp16") if getattr(trainer.args, name)), "")
     dtype = str(getattr(base, "dtype", torch.float32)).removeprefix("torch.")
+    own = parameter_count(base) - (parameter_count(base, trainable=True) if is_peft_model(model) else 0)
     return (
-        f"{model_label(name)} ({type(base).__name__}), {number(parameter_count(base))} parameters{bits}, "
+        f"{model_label(name)} ({type(base).__name__}), {number(own)} parameters{bits}, "
         f"{dtype}{precision} on {_devices(trainer)}"
     )
 
