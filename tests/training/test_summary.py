@@ -36,7 +36,8 @@ def test_the_summary_counts_the_completions_that_are_sampled(method, other, tmp_
     printed = capsys.readouterr().out
     summary = printed[: printed.index("{")] if "{" in printed else printed
     assert summary.startswith(f"{run._name} training\n  model ")
-    assert max(map(len, summary.splitlines())) <= 80 and len(summary.splitlines()) <= 14
+    *lines, files = summary.splitlines()  # a path is never broken
+    assert max(map(len, lines)) <= 80 and len(lines) <= 13 and str(tmp_path) in files
     [(completions, number_of_rounds)] = re.findall(r"([\d,]+) completions of at\s+most 6 tokens in (\d+)", summary)
     assert int(completions) == sum(sum(sampled.is_sampled) for sampled in rounds)
     assert int(number_of_rounds) == len(rounds)
