@@ -194,6 +194,21 @@ def test_a_model_with_two_results_is_two_models():
     assert [(r["model"], r["reward/r"]) for r in joined.rows[1:]] == [("out (1)", 1), ("out (2)", 2)]
 
 
+def test_two_results_from_files_of_the_same_name_are_named_with_their_folders():
+    guided = row("m/base + v, beta 1", 2.0, 1.0, series="m/base + v")
+    joined = join(
+        {
+            f"runs/{name}/evaluation.json": report(row("m/base", 0.0, 0.5), row("out", 1.0, kl), guided | {"kl": kl})
+            for name, kl in (("dpo", 1.0), ("grpo", 2.0))
+        }
+    )
+    own = ("dpo/evaluation", "grpo/evaluation")
+    names = [f"{model} ({file})" for model in ("out", "m/base + v, beta 1") for file in own]
+    assert [r["model"] for r in joined.rows[1:]] == names
+    assert [r["series"] for r in joined.rows[3:]] == [f"m/base + v ({file})" for file in own]
+    assert len(frontier(joined.rows, joined.base)["series"]) == 5
+
+
 def test_what_differs_is_named():
     def message(**changed):
         with pytest.raises(ValueError, match="cannot be compared") as error:
