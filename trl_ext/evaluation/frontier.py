@@ -212,11 +212,16 @@ def _is_of(key: str, rewards: Sequence[str]) -> bool:
 
 def _with_base(row: Mapping[str, Any], own: str, base: str) -> dict[str, Any]:
     """A row with another name of the base model, which names of guided models begin with."""
-    renamed = dict(row)
-    for key in ("model", "series", "start"):
-        if str(row.get(key, "")).startswith(own):
-            renamed[key] = base + row[key].removeprefix(own)
-    return renamed
+    return {
+        **row,
+        **{key: replaced_name(str(row[key]), own, base) for key in ("model", "series", "start") if row.get(key)},
+    }
+
+
+def replaced_name(text: str, old: str, new: str) -> str:
+    """A model or series named `old`, or `old` with settings behind it, under the name `new`; any other as it is."""
+    rest = text.removeprefix(old)
+    return new + rest if rest != text and rest[:1] in ("", " ", ",") else text
 
 
 def _merged(
