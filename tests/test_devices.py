@@ -21,6 +21,7 @@ from trl_ext.generation_settings import GenerationSettings
 from trl_ext.methods.vas.policies import VASDecoding
 from trl_ext.methods.vas.value_model.model import ValueModel
 from trl_ext.models.load import load_model, quantization_config_from
+from trl_ext.models.properties import is_quantized
 from trl_ext.rewards.functions import load_rewards
 from trl_ext.seeds import fork_rng
 from trl_ext.training.config import ExtConfig
@@ -188,6 +189,12 @@ def test_quantized_models_compute_in_float32(slow_processor, saved, bits):
     model = load_model(saved(torch.bfloat16), quantization_config=config, dtype="auto")
     assert model.model.norm.weight.dtype == torch.float32
     assert bits == 8 or config.bnb_4bit_compute_dtype == torch.float32
+
+
+def test_a_checkpoint_that_was_saved_quantized_is_loaded_as_it_is(slow_processor, saved, tmp_path):
+    config = quantization_config_from(ModelConfig(load_in_4bit=True))
+    load_model(saved(torch.bfloat16), quantization_config=config, dtype=torch.bfloat16).save_pretrained(tmp_path / "4")
+    assert is_quantized(load_model(str(tmp_path / "4"), dtype="auto"))
 
 
 def test_a_value_model_beside_a_server_follows_the_processor(slow_processor, saved, tmp_path):

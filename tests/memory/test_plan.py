@@ -50,6 +50,16 @@ def test_weights_are_those_of_the_config(models) -> None:
     assert parts["adapter"] * GIB == 24 * 16 * of_a_layer * 2
 
 
+def test_bf16_is_read_as_training_reads_it(models) -> None:
+    def autocast(flags: str) -> bool:
+        return planner("rrhf", models["two layers"], flags).sizes().autocast
+
+    assert autocast("") and autocast("--bf16") and autocast("--bf16 auto") and autocast("--bf16 false --fp16 true")
+    assert not autocast("--bf16 false")
+    with pytest.raises(ValueError, match="`bf16` must be true, false or 'auto', got 'half'"):
+        autocast("--bf16 half")
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_settings_that_lower_memory_do(method, models) -> None:
     own = f"--value_model_name_or_path '{models['two layers']}'" if method == "vas" else ""

@@ -46,6 +46,11 @@ def test_the_summary_counts_the_completions_that_are_sampled(method, other, tmp_
     assert "letter_reward" in summary and str(tmp_path) in summary.replace("\n", "")
 
 
+def test_one_step_is_no_steps(tmp_path, capsys):
+    make_trainer("rrhf", tmp_path, max_steps=1).train()
+    assert " 1 step in 1 epoch;" in capsys.readouterr().out
+
+
 def test_no_summary_if_it_is_switched_off(tmp_path, capsys):
     run = make_trainer("rrhf", tmp_path, max_steps=1, print_summary=False)
     run.train()

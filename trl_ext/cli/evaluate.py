@@ -270,7 +270,8 @@ def rescore(args: EvaluateArguments, loading: LoadingArguments, given: Collectio
         found = saved.evaluations[row["model"]]
         measure_rewards(found, saved.prompts, rewards, args.reward_weights)
         if "kl_bound" in row:
-            found.notes |= {f"reward/{reward.name}": chosen for reward in rewards}
+            for key in (f"reward/{reward.name}" for reward in rewards):
+                found.notes[key] = "; ".join(filter(None, [found.notes.get(key), chosen]))
         report.add(row["model"], found, **{key: row[key] for key in DESCRIPTION if key in row})
     return _finish(report, args.frontier_file)
 

@@ -10,7 +10,14 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from trl_ext.evaluation.files import read_report, short_names
-from trl_ext.evaluation.frontier import check_frontier, frontier, join, renamed_series, write_frontier
+from trl_ext.evaluation.frontier import (
+    check_frontier,
+    frontier,
+    join,
+    renamed_series,
+    replaced_name,
+    write_frontier,
+)
 from trl_ext.evaluation.tables import metrics_of, models_table
 
 from .errors import RaisingParser
@@ -77,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
     console = Console()
     names = short_names([row["model"] for row in joined.rows])
     for series, label in labels.items():
-        names = {model: name.replace(series, label, 1) for model, name in names.items()}
+        names = {model: replaced_name(name, series, label) for model, name in names.items()}
     names[joined.base] = f"{names.get(joined.base, joined.base)} (base)"
     metrics = metrics_of(joined.rows, ["kl", "perplexity"])
     console.print(models_table(joined.rows, names, console.width, metrics))

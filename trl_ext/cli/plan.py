@@ -109,12 +109,13 @@ def _plan(found: Found, rest: list[str], card: float, prompt: int, completion: i
 def _described(planner: Any, card: float) -> str:
     """What is planned: model, step, generation."""
     from trl_ext.memory.estimate import generated_rows
+    from trl_ext.training.summary import number
 
     flags, needs, sizes = planner.flags, planner.needs(), planner.sizes()
     name = flags.model_name_or_path
     model = planner.model(name, flags, trained=needs.trains_language_model)
     lines = [
-        f"{planner.method.name}: {name}, {model.parameters / 1e9:.2f} billion parameters, on a card of {card:g} GiB",
+        f"{planner.method.name}: {name}, {number(model.parameters)} parameters, on a card of {card:g} GiB",
         f"a step: {sizes.prompts} x (prompt of {sizes.prompt} + {needs.completions} completions of "
         f"{sizes.completion} tokens)",
     ]

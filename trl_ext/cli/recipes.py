@@ -64,7 +64,7 @@ def quickstart(argv: Sequence[str]) -> int:
     method = arguments.pop(0)
     if method not in methods:
         raise ValueError(f"there is no quickstart '{method}'; there are {', '.join(methods)}")
-    if any(word.partition("=")[0] in ("--config", "--output_dir") for word in arguments):
+    if any(word.partition("=")[0] in ("--config", "--output_dir", "--output-dir") for word in arguments):
         raise ValueError(
             "the quickstart has its own --config and --output_dir; to change them: trl-ext recipes copy quickstart"
         )

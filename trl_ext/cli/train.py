@@ -24,6 +24,7 @@ from trl_ext.cards import is_hub_dataset
 from trl_ext.data.load import FILE_TYPES_TEXT
 from trl_ext.method import Found, Method, discover
 from trl_ext.packages import check_packages
+from trl_ext.progress import library_progress
 from trl_ext.settings_file import RunSettings
 
 from .arguments import RewardArguments
@@ -176,7 +177,8 @@ def load_datasets(script_args: Any, training_args: Any, mixture_args: Any) -> tu
     if mixture_args.datasets:
         if script_args.dataset_name:
             warnings.warn("`datasets` and `dataset_name` are both given; `dataset_name` is ignored.", stacklevel=2)
-        source, splits = "datasets", get_dataset(mixture_args)
+        with library_progress("loading the datasets"):
+            source, splits = "datasets", get_dataset(mixture_args)
     else:
         source = script_args.dataset_name
         splits = load_dataset(source, script_args.dataset_config, streaming=script_args.dataset_streaming)

@@ -210,7 +210,7 @@ def evaluate(
     measure_rewards(result, rows, rewards, reward_weights, scored)
     _measure_kl(result, policy, base, prompt_ids, settings, seed)
     _measure_perplexity(result, policy, base, judge or base, rows, prompt_ids)
-    if keep_logps and base is not None and result.kl_logps:
+    if keep_logps:
         _measure_logps(result, policy, base, prompt_ids)
     result.record("distinct_2", distinct_n_and_se([row[: settings.num_generations] for row in ids]))
     result.record("completion_length", mean_and_se([[float(len(x)) for x in row] for row in ids]))
@@ -315,14 +315,17 @@ def _measure_kl(
     return result.record("kl", mean_and_se([response_kl(*pair) for pair in zip(logps, base_logps, strict=True)]))
 
 
-def _measure_logps(result: Evaluation, policy: Policy, base: Policy, prompt_ids: list[list[int]]) -> None:
-    """Log-probabilities of the evaluated completions, where the KL was estimated from others."""
+def _measure_logps(result: Evaluation, policy: Policy, base: Policy | None, prompt_ids: list[list[int]]) -> None:
+    """Log-probabilities of the evaluated completions, as far as neither KL nor perplexity needed them."""
     ids = _ids(result.completions)
-    if not can_read(base.tokenizer, policy.tokenizer, chain.from_iterable(ids)):
+    if "policy" not in result.logps and policy.logps is not None:
+        result.logps["policy"] = _sums(policy.logps(prompt_ids, ids))
+    if "base" in result.logps or base is None or base.logps is None:
         return
-    for name, each in (("policy", policy), ("base", base)):
-        if name not in result.logps and each.logps is not None:
-            result.logps[name] = _sums(each.logps(prompt_ids, ids))
+    if base is policy:
+        result.logps["base"] = result.logps["policy"]
+    elif can_read(base.tokenizer, policy.tokenizer, chain(prompt_ids, *ids)):
+        result.logps["base"] = _sums(base.logps(prompt_ids, ids))
 
 
 def _measure_perplexity(

@@ -14,7 +14,7 @@ from trl import ModelConfig
 from trl_ext.method import Method
 from trl_ext.models.adapters import peft_config_from
 from trl_ext.models.load import saved_config
-from trl_ext.validation import as_mapping
+from trl_ext.validation import as_mapping, true_false_or_auto
 
 from .estimate import MemoryEstimate, Sizes, estimate
 from .inventory import Inventory
@@ -41,8 +41,9 @@ class Planner:
     def __init__(self, method: Method, flags: Namespace, prompt: int = 0, completion: int = 0) -> None:
         self.method, self.prompt, self.completion = method, prompt, completion
         self.flags = Namespace(**vars(flags))
-        if self.flags.bf16 is None:  # the default on a GPU, also where this runs without one
-            self.flags.bf16 = not self.flags.fp16
+        given = true_false_or_auto("bf16", self.flags.bf16)  # the command line has it as text
+        # The default on a GPU, also where this runs without one.
+        self.flags.bf16 = not self.flags.fp16 if given in (None, "auto") else given
         self.flags.use_cpu = False
         self._configs: dict[str, Any] = {}
         self._inventories: dict[str, Inventory] = {}

@@ -354,11 +354,13 @@ def in_fast_dtype(model: PreTrainedModel, device: torch.device) -> PreTrainedMod
     """
     A model that was loaded in the dtype of its checkpoint, in float32 if the device is slow in that dtype.
 
+    A checkpoint of quantized weights stays as it is: transformers refuses to change its dtype.
+
     Args:
         model ([`~transformers.PreTrainedModel`]): The model; its weights are replaced one by one.
         device (`torch.device`): Where it is going to compute.
     """
-    if computes_fast(model.dtype, device):
+    if computes_fast(model.dtype, device) or getattr(model, "is_quantized", False):  # quantized weights stay
         return model
     logger.warning_once(
         f"Models are loaded in float32, not in the dtype of their weights: {slow_reason(model.dtype)}. Set `dtype` to "

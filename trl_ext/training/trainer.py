@@ -845,7 +845,8 @@ class ExtTrainer(BaseTrainer):
         return language_model_card(self.model, place, language_model, self._tokenizer)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        super().save_model(output_dir, _internal_call)
+        with shown(not self.args.disable_tqdm), library_progress("saving the model"):
+            super().save_model(output_dir, _internal_call)
         if output_dir in (None, self.args.output_dir):
             self.create_model_card()  # PEFT writes another with the adapter
 
