@@ -56,7 +56,8 @@ def test_pypis_page_has_no_relative_link() -> None:
     assert len(links) > 20 and all(link.startswith(("https://", "mailto:")) for link in links)
     assert f"]({ADDRESS}/blob/v{VERSION}/CONTRIBUTING.md#add-a-method-in-seven-steps)" in text
     assert f"]({ADDRESS}/blob/v{VERSION}/README.md#how-they-compare)" in text
-    assert f"![picture](https://raw.githubusercontent.com/trl-ext/trl-ext/v{VERSION}/docs/a.png)" in text
+    raw = ADDRESS.replace("github.com", "raw.githubusercontent.com")
+    assert f"![picture]({raw}/v{VERSION}/docs/a.png)" in text
     assert re.findall(r"^```.*?^```", text, flags=re.DOTALL | re.MULTILINE) == code
 
 
