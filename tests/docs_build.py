@@ -5,6 +5,7 @@
 
 import functools
 import importlib.util
+from pathlib import Path
 from types import ModuleType
 
 from conftest import REPOSITORY
@@ -18,3 +19,9 @@ def hook(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def made_with_the_site() -> set[Path]:
+    """Pages and drawings of `docs/` that are made when the site is built. mkdocs checks links to them."""
+    drawings = {f"assets/losses/{name}.svg" for name in hook("drawings").DRAWINGS}
+    return {REPOSITORY / "docs" / name for name in {*hook("reference").targets(), "reference/messages.md", *drawings}}
