@@ -4,9 +4,11 @@
 """
 An extension of griffe: docstrings in TRL's format, as mkdocstrings reads them.
 
-- Cross-references: [`~package.module.Name`] and [`name`] become links where the name is known, code elsewhere.
-- Arguments: "name (`type`, *optional*, defaults to `x`):" loses the marks that would be shown as they are.
-- Notes: "> [!NOTE]" becomes an admonition.
+- Cross-references in sentences: [`~package.module.Name`] and [`name`] become links where the name is known, and
+  code elsewhere.
+- Types of arguments, results and errors, which are code: "(`str` or [`~package.Name`], *optional*, defaults to
+  `x`):" becomes "(str | Name):"; the default is that of the signature.
+- Notes: "> [!NOTE]" becomes an admonition. Titles of groups of parameters are left out.
 """
 
 import re
@@ -16,9 +18,11 @@ import griffe
 
 
 _REFERENCE = re.compile(r"\[`(~?)([\w.]+?)(?:\(\))?`\](?!\()")
-_ARGUMENT = re.compile(r"^(\s+)(`?\*{0,2}[\w, *]+`?) \((`.+?)\):", re.MULTILINE)
 _NOTE = re.compile(r"^( *)> \[!(NOTE|TIP|WARNING|IMPORTANT)\]\n((?:^ *>.*\n?)+)", re.MULTILINE)
 _GROUP = re.compile(r"^ +> [^\[\n].*\n+", re.MULTILINE)
+_SECTION = re.compile(r"^ *(Args|Parameters|Attributes|Raises|Returns|Yields):$")
+_ARGUMENT = re.compile(r"^( +)(`?\*{0,2}\w[\w, *]*`?) \(([\[`].+?)\):")
+_TYPE = re.compile(r"^( +)((?:\[?`[^`]+`\]?(?:,? or |, | of )?)+):(?= |$)")
 
 
 def _reference(found: re.Match[str]) -> str:
@@ -34,19 +38,31 @@ def _note(found: re.Match[str]) -> str:
     return f"{indent}!!! {kind}\n" + "".join(f"{indent}    {line}\n" for line in lines)
 
 
-def _argument(found: re.Match[str]) -> str:
-    indent, name, kind = found[1], found[2].strip("`"), re.sub(r"[`*]", "", found[3])
-    return f"{indent}{name} ({kind}):"
+def shown_type(text: str) -> str:
+    """A type as it is shown: names without their packages, "|" between several, no marks, no default."""
+    text = _REFERENCE.sub(lambda found: found[2].rpartition(".")[2], text.partition(", *optional*")[0])
+    text = re.sub(r", (?![^\[(]*[\])])| or (?!a )", " | ", text)
+    return re.sub(r"[`*]", "", text.replace(" or a ", " | "))
+
+
+def _line(line: str, section: str) -> str:
+    """A line of a section, with the type that it begins with."""
+    if section in ("Args", "Parameters", "Attributes"):
+        return _ARGUMENT.sub(lambda found: f"{found[1]}{found[2].strip('`')} ({shown_type(found[3])}):", line)
+    if section:
+        return _TYPE.sub(lambda found: f"{found[1]}{shown_type(found[2])}:", line)
+    return line
 
 
 def converted(text: str) -> str:
     """A docstring in TRL's format, in the form that griffe's Google parser reads."""
-    text = _NOTE.sub(_note, text)
-    text = _GROUP.sub("", text)
-    text = _ARGUMENT.sub(
-        lambda found: f"{found[1]}{found[2].strip('`')} ({found[3].replace('`', '').replace('*', '')}):", text
-    )
-    return _REFERENCE.sub(_reference, text)
+    text = _GROUP.sub("", _NOTE.sub(_note, text))
+    section, lines = "", []
+    for line in text.split("\n"):
+        if heading := _SECTION.match(line):
+            section = heading[1]
+        lines.append(_line(line, section))
+    return _REFERENCE.sub(_reference, "\n".join(lines))
 
 
 class TRLDocstrings(griffe.Extension):
