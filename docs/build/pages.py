@@ -6,7 +6,7 @@ A hook of mkdocs: pages that live elsewhere in the repository or are generated, 
 
 The READMEs of folders, the result tables and the changelog are pages of the site where they are; a file is not copied.
 A link from one page to another works in the repository and on the site; a link to a file that is no page leads to the
-repository.
+repository. A picture with a light and a dark form follows the reader's choice of them on the site.
 """
 
 import posixpath
@@ -44,12 +44,24 @@ REPOSITORY_PAGES = {
     },
 }
 
+# Pictures outside `docs/` -> where the site has them.
+REPOSITORY_PICTURES = {
+    f"benchmarks/results/{path.name}": f"reference/results/{path.name}"
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*.png"))
+}
+
+_PICTURE = re.compile(
+    r'<picture><source media="\(prefers-color-scheme: dark\)" srcset="([^"]+)">'
+    r'<img src="([^"]+)"[^>]* alt="([^"]*)"></picture>'
+)
 _LINK = re.compile(r"(\]\()(?!https?:|mailto:|#)([^)\s#]+)(#[^)\s]*)?(\))")
 _CODE = re.compile(r"^(```.*?^```|~~~.*?^~~~)", re.DOTALL | re.MULTILINE)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that are not files of `docs/`."""
+    """Add the pages and pictures that are not files of `docs/`."""
+    for source, target in REPOSITORY_PICTURES.items():
+        files.append(File.generated(config, target, abs_src_path=str(ROOT / source)))
     for source, target in REPOSITORY_PAGES.items():
         files.append(File.generated(config, target, content=(ROOT / source).read_text(encoding="utf-8")))
     return files
@@ -65,7 +77,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     def relink(found: re.Match[str]) -> str:
         before, link, anchor, after = found[1], found[2], found[3] or "", found[4]
         linked = posixpath.normpath(posixpath.join(folder, link))
-        page_of_site = REPOSITORY_PAGES.get(linked) or (linked[5:] if linked.startswith("docs/") else None)
+        page_of_site = REPOSITORY_PAGES.get(linked) or REPOSITORY_PICTURES.get(linked)
+        page_of_site = page_of_site or (linked[5:] if linked.startswith("docs/") else None)
         if page_of_site is not None:
             to = posixpath.relpath(page_of_site, posixpath.dirname(target) or ".")
         elif (ROOT / linked).exists():
@@ -75,5 +88,6 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return found[0]  # mkdocs reports it
         return f"{before}{to}{anchor}{after}"
 
+    markdown = _PICTURE.sub(r'![\3](\2#only-light){ width="560" } ![\3](\1#only-dark){ width="560" }', markdown)
     parts = _CODE.split(markdown)
     return "".join(part if part.startswith(("```", "~~~")) else _LINK.sub(relink, part) for part in parts)
