@@ -40,6 +40,7 @@ NAMES = {
         f"{_BASE} + quickstart_vas, beta 2": "weight 2",
         f"{_BASE} + quickstart_vas, beta 4": "weight 4",
     },
+    "psle": {_BASE: "base", "outputs/quickstart-psle": "after PSLE"},
 }
 PLOTS = {**{name: [name] for name in NAMES}, "index": list(NAMES)}  # plot -> whose evaluations it has
 COLUMNS = {"kl": "KL to base (nats)", "perplexity": "perplexity", "distinct_2": "distinct-2", "ended": "ended"}
