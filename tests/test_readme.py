@@ -9,13 +9,17 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import REPOSITORY
 from docs_build import made_with_the_site
 
+from trl_ext.method import discover
+
 
 FOLDERS = ("trl_ext", "recipes", "benchmarks", "docs")
+DRAWINGS = REPOSITORY / "docs" / "assets" / "losses"  # made with the site, which checks links to them
 DOCUMENTS = sorted(
     [*REPOSITORY.glob("*.md"), *(page for name in FOLDERS for page in (REPOSITORY / name).rglob("*.md"))]
 )
@@ -26,6 +30,48 @@ def command(name: str) -> str:
     found = re.search(rf"<!-- command: {name} -->\n```bash\n(.+?)\n```", text, flags=re.DOTALL)
     assert found is not None, f"README.md has no command {name!r}"
     return found.group(1)
+
+
+def example(language: str) -> str:
+    text = (REPOSITORY / "README.md").read_text()
+    found = re.search(rf"<!-- example: {language} -->\n```{language}\n(.+?)\n```", text, flags=re.DOTALL)
+    assert found is not None, f"README.md has no example in {language}"
+    return found.group(1)
+
+
+def test_the_python_example_trains(tiny_model_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a tiny model of the same kind, and rows in the form of the dataset that it names."""
+    from datasets import Dataset
+
+    pair = {
+        name: [{"role": "user", "content": "a question"}, {"role": "assistant", "content": text}]
+        for name, text in (("chosen", "the best answer"), ("rejected", "no answer"))
+    }
+    loaded = []
+
+    def load_dataset(name: str, split: str) -> Dataset:
+        loaded.append((name, split))
+        return Dataset.from_list([pair | {"score_chosen": 8.0, "score_rejected": 3.0}] * 2)
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    monkeypatch.chdir(tmp_path)
+    code = example("python")
+    assert len(code.splitlines()) <= 11
+    run: dict[str, Any] = {}
+    exec(code.replace("Qwen/Qwen2.5-0.5B-Instruct", tiny_model_dir), run)
+    assert loaded == [("trl-lib/ultrafeedback_binarized", "train")]
+    assert run["trainer"].state.global_step == 3
+
+
+def test_the_yaml_example_is_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trl_ext.cli.train import make_parser
+
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "proxy.yaml"
+    path.write_text(example("yaml"))
+    assert len(path.read_text().splitlines()) == 5
+    parser = make_parser(discover().methods["proxy_rlhf"].method)
+    parser.build(parser.parse_flags(["--config", str(path)]))
 
 
 def test_the_test_command_installs_and_runs_pytest() -> None:
@@ -70,8 +116,10 @@ def anchors(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_links_and_anchors_exist(path: Path) -> None:
-    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", path.read_text()):
-        if target.startswith("http"):
+    text = path.read_text()
+    pictures = [(target, "") for target in re.findall(r"<[^>]+ src(?:set)?=\"([^\"]+)\"", text)]
+    for target, anchor in [*re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", text), *pictures]:
+        if target.startswith("http") or (path.parent / target).resolve().parent == DRAWINGS:
             continue
         page = (path.parent / target).resolve() if target else path
         if page in made_with_the_site():
@@ -83,5 +131,5 @@ def test_links_and_anchors_exist(path: Path) -> None:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_documented_recipes_exist(path: Path) -> None:
     for name in re.findall(r"--config (\S+\.yaml)", path.read_text()):
-        is_of_a_run = name.endswith("/config.yaml")
-        assert is_of_a_run or (REPOSITORY / name).is_file(), f"{path.name} names {name}"
+        is_the_readers = "/" not in name or name.endswith("/config.yaml")
+        assert is_the_readers or (REPOSITORY / name).is_file(), f"{path.name} names {name}"

@@ -47,17 +47,19 @@ def test_pypis_page_has_no_relative_link() -> None:
     [fragment] = settings["fragments"]
     text = (REPOSITORY / fragment["path"]).read_text(
         encoding="utf-8"
-    ) + "![picture](docs/a.png) [mail](mailto:a@b.c)\n"
+    ) + "![picture](docs/a.png) [section](#quickstart) [mail](mailto:a@b.c)\n"
     code = re.findall(r"^```.*?^```", text, flags=re.DOTALL | re.MULTILINE)
     for change in settings["substitutions"]:
         text = re.sub(change["pattern"], change["replacement"], text)
     text = text.replace("$HFPR_VERSION", VERSION)
     links = re.findall(r"\]\(([^)\s]+)\)", text)
+    pictures = re.findall(r"<[^>]+ src(?:set)?=\"([^\"]+)\"", text)
     assert len(links) > 20 and all(link.startswith(("https://", "mailto:")) for link in links)
     assert f"]({ADDRESS}/blob/v{VERSION}/CONTRIBUTING.md#add-a-method-in-seven-steps)" in text
-    assert f"]({ADDRESS}/blob/v{VERSION}/README.md#how-they-compare)" in text
-    raw = ADDRESS.replace("github.com", "raw.githubusercontent.com")
-    assert f"![picture]({raw}/v{VERSION}/docs/a.png)" in text
+    assert f"[section]({ADDRESS}/blob/v{VERSION}/README.md#quickstart)" in text
+    raw = f"{ADDRESS.replace('github.com', 'raw.githubusercontent.com')}/v{VERSION}"
+    assert f"![picture]({raw}/docs/a.png)" in text
+    assert pictures == [f"{raw}/benchmarks/results/quality-cpu{dark}.png" for dark in ("-dark", "")]
     assert re.findall(r"^```.*?^```", text, flags=re.DOTALL | re.MULTILINE) == code
 
 

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-A hook of mkdocs: draws the losses, from the functions that train, as SVG files of the site.
+A hook of mkdocs: draws the losses, and the KL of best-of-n, from the functions that compute them, as SVG files of the
+site.
 
 Lines differ in dash and shade, so that they can be told apart without colour; the mid-grey of axes and text is legible
 on light and dark pages.
@@ -20,6 +21,7 @@ matplotlib.use("agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from trl_ext.inference.best_of_n import kl_bound
 from trl_ext.methods.proxy_rlhf.losses import induced_logps
 from trl_ext.methods.psle.losses import decayed, sft_weights
 from trl_ext.methods.rrhf.losses import ranking_loss
@@ -120,4 +122,25 @@ def vas(axes: Axes) -> None:
     axes.set_ylabel("value")
 
 
-DRAWINGS: dict[str, Callable[[Axes], None]] = {"rrhf": rrhf, "psle": psle, "proxy": proxy, "vas": vas}
+def kl(axes: Axes) -> None:
+    """What best-of-n gains at its KL, and the most that any policy can, where rewards are normal."""
+    nats = torch.linspace(0, 5, 101)
+    axes.plot(nats, (2 * nats).sqrt(), "-", color=FIRST, label="the most that is possible")
+    numbers = (1, 2, 4, 8, 16, 32, 64, 128)
+    at, gains = [kl_bound(n) for n in numbers], [largest_of(n) for n in numbers]
+    axes.plot(at, gains, "s--", color=SECOND, markerfacecolor="none", label="best of n, by n")
+    for n, x, y in zip(numbers, at, gains, strict=True):
+        axes.annotate(str(n), (x, y), textcoords="offset points", xytext=(6, -12))
+    axes.set_xlabel("KL to the base model (nats per completion)")
+    axes.set_ylabel("gain in reward, in σ")
+
+
+def largest_of(n: int) -> float:
+    """The expected largest of n standard normal numbers."""
+    normal = torch.distributions.Normal(0.0, 1.0)
+    x = torch.linspace(-8, 8, 4001, dtype=torch.float64)
+    density = n * normal.log_prob(x).exp() * normal.cdf(x) ** (n - 1)
+    return float(torch.trapezoid(x * density, x))
+
+
+DRAWINGS: dict[str, Callable[[Axes], None]] = {"rrhf": rrhf, "psle": psle, "proxy": proxy, "vas": vas, "kl": kl}
