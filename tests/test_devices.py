@@ -21,6 +21,7 @@ from trl_ext.generation_settings import GenerationSettings
 from trl_ext.methods.vas.policies import VASDecoding
 from trl_ext.methods.vas.value_model.model import ValueModel
 from trl_ext.models.load import load_model, quantization_config_from
+from trl_ext.models.properties import is_quantized
 from trl_ext.rewards.functions import load_rewards
 from trl_ext.seeds import fork_rng
 from trl_ext.training.config import ExtConfig
@@ -179,9 +180,7 @@ def test_an_explicit_dtype_is_obeyed_with_a_warning(slow_processor, saved, caplo
     for dtype in ("bfloat16", torch.bfloat16):
         assert load_model(folder, dtype=dtype).dtype == torch.bfloat16
     [line] = [text for text in caplog.messages if "instructions" in text]
-    assert line.startswith(
-        "`dtype: bfloat16`: this processor has no bfloat16 instructions, and generates about 6 times"
-    )
+    assert line.startswith("`dtype: bfloat16`: this processor has no bfloat16 instructions (without them, an AMD ")
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -190,6 +189,12 @@ def test_quantized_models_compute_in_float32(slow_processor, saved, bits):
     model = load_model(saved(torch.bfloat16), quantization_config=config, dtype="auto")
     assert model.model.norm.weight.dtype == torch.float32
     assert bits == 8 or config.bnb_4bit_compute_dtype == torch.float32
+
+
+def test_a_checkpoint_that_was_saved_quantized_is_loaded_as_it_is(slow_processor, saved, tmp_path):
+    config = quantization_config_from(ModelConfig(load_in_4bit=True))
+    load_model(saved(torch.bfloat16), quantization_config=config, dtype=torch.bfloat16).save_pretrained(tmp_path / "4")
+    assert is_quantized(load_model(str(tmp_path / "4"), dtype="auto"))
 
 
 def test_a_value_model_beside_a_server_follows_the_processor(slow_processor, saved, tmp_path):
@@ -230,7 +235,7 @@ def test_explicit_bf16_is_obeyed_with_a_warning_and_without_a_copy(slow_processo
     args = ExtConfig(str(tmp_path), report_to="none", use_cpu=True, bf16=True, cast_for_generation=True)
     assert args.bf16 is True
     [line] = [text for text in caplog.messages if "instructions" in text]
-    assert "trains about 11 times slower in it than in float32. `bf16: auto` chooses float32 here" in line
+    assert "trained about 11 times slower in bfloat16 than in float32). `bf16: auto` chooses float32 here" in line
     model = make_model(64)
     assert sampling_copy(model, args) is model
 

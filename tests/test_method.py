@@ -11,7 +11,8 @@ import pytest
 from stranger import METHOD, write_package
 
 import trl_ext
-from trl_ext.method import Method, discover, import_class
+from trl_ext.commands import REWARD
+from trl_ext.method import Discovery, Found, Method, discover, import_class
 
 
 GOOD = {
@@ -68,6 +69,34 @@ class TestMethod:
             return
         with pytest.raises(ValueError, match=f"`{field}` of method 'some_method'"):
             Method(**{**GOOD, field: reference})
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("columns", "prompt"),
+            ("required", ("reward_funcs",)),
+            ("required", REWARD),  # a comma is missing
+            ("server_settings", "server"),
+        ],
+    )
+    def test_malformed_tuple(self, field, value):
+        with pytest.raises(ValueError, match=f"`{field}` of method 'some_method' must be a tuple of"):
+            Method(**{**GOOD, field: value})
+
+    def test_of_class_is_the_method_of_the_nearest_base(self):
+        """A plug-in may extend the config or the trainer of a method that comes before it."""
+        own = Method("own", "", "Own.", config="own:OwnConfig", trainer="own:OwnTrainer")
+        found = Discovery({each.name: Found(each, "a-pkg", "1") for each in (Method(**GOOD), own)})
+        base = type("SomeConfig", (), {"__module__": "pkg.module"})
+        derived = type("OwnConfig", (base,), {"__module__": "own"})
+        classes = [
+            base,
+            derived,
+            type("Further", (derived,), {}),
+            type("SomeTrainer", (), {"__module__": "pkg.module"}),
+        ]
+        assert [found.of_class(cls).name for cls in classes] == ["some_method", "own", "own", "some_method"]
+        assert found.of_class(object) is None
 
     def test_decoding_class_imports_the_class(self):
         assert Method(**GOOD, decoding="collections:OrderedDict").decoding_class().__name__ == "OrderedDict"

@@ -57,7 +57,7 @@ def test_pypis_page_has_no_relative_link() -> None:
     assert len(links) > 20 and all(link.startswith(("https://", "mailto:")) for link in links)
     assert f"]({ADDRESS}/blob/v{VERSION}/CONTRIBUTING.md#add-a-method-in-seven-steps)" in text
     assert f"[section]({ADDRESS}/blob/v{VERSION}/README.md#quickstart)" in text
-    raw = f"https://raw.githubusercontent.com/trl-ext/trl-ext/v{VERSION}"
+    raw = f"{ADDRESS.replace('github.com', 'raw.githubusercontent.com')}/v{VERSION}"
     assert f"![picture]({raw}/docs/a.png)" in text
     assert pictures == [f"{raw}/benchmarks/results/quality-cpu{dark}.png" for dark in ("-dark", "")]
     assert re.findall(r"^```.*?^```", text, flags=re.DOTALL | re.MULTILINE) == code

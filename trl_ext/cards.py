@@ -88,6 +88,11 @@ def on_hub(name: str | None) -> bool:
     return bool(name) and not os.path.isdir(str(name)) and _HUB_ID.fullmatch(str(name)) is not None
 
 
+def is_hub_dataset(name: str | None) -> bool:
+    """Whether a dataset's name is one on the Hub, rather than a file or a directory."""
+    return on_hub(name) and not Path(str(name)).exists()
+
+
 def quoted(name: str, *, published: bool) -> str:
     """A model's name as a Python string. The path of a directory is not published."""
     return repr(f"path/to/{Path(name).name or 'model'}" if not name or (published and not on_hub(name)) else name)
@@ -104,7 +109,7 @@ def dataset_link(name: str | None) -> str:
     """The same for a dataset."""
     if not name:
         return "rows that were passed in Python"
-    if on_hub(name) and not Path(name).exists():
+    if is_hub_dataset(name):
         return f"[{name}](https://huggingface.co/datasets/{name})"
     return f"the file `{Path(name).name}`"
 

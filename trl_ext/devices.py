@@ -28,7 +28,9 @@ _INSTRUCTIONS = {torch.bfloat16: ("avx512_bf16", "bf16"), torch.float16: ("avx51
 
 # Measured on an AMD EPYC with AVX2: SmolLM2-135M generates 12 against 75 tokens/s, and a step of
 # recipes/psle/imdb-7m_full_imdb_cpu.yaml takes 160 s against 14.8 s.
-SLOWDOWN = "generates about 6 times and trains about 11 times slower in it than in float32"
+SLOWDOWN = (
+    "without them, an AMD EPYC generated about 6 times and trained about 11 times slower in bfloat16 than in float32"
+)
 
 
 # ---------------------------------------------------------------------------------------------------------- devices
@@ -228,7 +230,7 @@ def fast_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 def slow_reason(dtype: torch.dtype) -> str:
     """Why the processor is slow in a half-precision dtype, for a line of log."""
-    return f"this processor has no {str(dtype).removeprefix('torch.')} instructions, and {SLOWDOWN}"
+    return f"this processor has no {str(dtype).removeprefix('torch.')} instructions ({SLOWDOWN})"
 
 
 def warn_if_slow(setting: str, dtype: torch.dtype, device: torch.device, remedy: str) -> None:

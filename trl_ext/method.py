@@ -55,7 +55,8 @@ class Method:
             a frozen model while that generates. Empty if the method trains an ordinary language model.
         memory (`str`, *optional*, defaults to `""`):
             `"package.module:function"` that returns the [`~trl_ext.memory.needs.Needs`] of a config, for `trl-ext
-            plan`. Empty if the method trains the language model on `num_generations` completions of a prompt.
+            plan` and the summary before training. Empty if the method trains the language model on `num_generations`
+            completions of a prompt.
         exports (`tuple[str, ...]`, *optional*, defaults to `()`):
             `"package.module:Name"` of further public names, which `from trl_ext import Name` finds too.
         required (`tuple[Required, ...]`, *optional*, defaults to `()`):
@@ -65,7 +66,8 @@ class Method:
             Settings of its decoding that name a server, whose model then takes the place of `model_name_or_path`.
 
     Raises:
-        `ValueError`: The name is malformed or reserved, or a reference is not `"package.module:Class"`.
+        `ValueError`: The name is malformed or reserved, a reference is not `"package.module:Name"`, or a tuple has
+            other elements.
     """
 
     name: str
@@ -91,12 +93,18 @@ class Method:
             reference = getattr(self, field)
             if not isinstance(reference, str) or not _REFERENCE.fullmatch(reference):
                 raise ValueError(
-                    f"`{field}` of method {self.name!r} must be a string 'package.module:Class', got {reference!r}."
+                    f"`{field}` of method {self.name!r} must be a string 'package.module:Name', got {reference!r}."
                 )
         for reference in self.exports:
             if not isinstance(reference, str) or not _REFERENCE.fullmatch(reference):
                 raise ValueError(
                     f"`exports` of method {self.name!r} must be strings 'package.module:Name', got {reference!r}."
+                )
+        for field, kind in (("columns", str), ("required", Required), ("server_settings", str)):
+            value = getattr(self, field)
+            if not isinstance(value, tuple | list) or not all(isinstance(each, kind) for each in value):
+                raise ValueError(
+                    f"`{field}` of method {self.name!r} must be a tuple of {kind.__name__}, got {value!r}."
                 )
 
     @property
@@ -164,6 +172,16 @@ class Discovery:
     def find(self, word: str) -> Found | None:
         """The method with this name, written with hyphens or underscores."""
         return self.methods.get(canonical(word))
+
+    def of_class(self, cls: type) -> Method | None:
+        """The method whose config or trainer a class is, or is derived from; of several, that of the nearest base."""
+        by_class = {
+            reference: found.method
+            for found in reversed(self.methods.values())
+            for reference in (found.method.config, found.method.trainer)
+        }
+        bases = (f"{base.__module__}:{base.__qualname__}" for base in cls.__mro__)
+        return next((by_class[base] for base in bases if base in by_class), None)
 
 
 def canonical(word: str) -> str:

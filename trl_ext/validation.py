@@ -67,6 +67,21 @@ def convert(value: Any, annotation: Any, choices: Iterable[Any] | None = None, *
     return value
 
 
+def true_false_or_auto(name: str, value: Any) -> Any:
+    """
+    Convert a setting that is true, false, `"auto"` or not set (`None`), as a value or as text of a command line.
+
+    Raises:
+        `ValueError`: It is another; the message names the setting.
+    """
+    if value is None or value == "auto":
+        return value
+    try:
+        return convert(value, bool)
+    except ValueError:
+        raise ValueError(f"`{name}` must be true, false or 'auto', got {value!r}.") from None
+
+
 def check_value(name: str, value: Any, annotation: Any) -> Any:
     """
     Convert a setting's value from Python to its type.

@@ -144,8 +144,10 @@ def test_completions_are_kept_and_scored_again_without_a_model(
     )
 
     monkeypatch.setattr(trl_ext.cli.evaluate, "Models", None)  # none is loaded
-    words = "def words(completions, **_):\n    return [len(text.split()) for text in completions]"
-    (tmp_path / "more_rewards.py").write_text(words)
+    (tmp_path / "more_rewards.py").write_text(
+        "def words(completions, **_):\n    return [len(text.split()) for text in completions]\n"
+        "def of_some(completions, **_):\n    return [None, *map(len, completions[1:])]\n"
+    )
     capsys.readouterr()
     again = ["--from", str(tmp_path / "out.json"), "--reward_funcs", "more_rewards.words"]
     assert main([*again, "--output_file", str(tmp_path / "again.json"), "--num_completions_to_print", "1"]) == 0
@@ -165,6 +167,11 @@ def test_completions_are_kept_and_scored_again_without_a_model(
     assert [row["completion"] for row in scored] == [row["completion"] for row in table]
     assert all(row["reward"] == len(row["completion"].split()) for row in scored if row["sample"] == "evaluated")
     assert "words" in capsys.readouterr().out
+    of_some = ["--reward_funcs", "more_rewards.of_some", "--output_file", str(tmp_path / "some.json")]
+    assert main(["--from", str(tmp_path / "out.json"), *of_some]) == 0
+    notes = [row["notes"]["reward/of_some"] for row in json.loads((tmp_path / "some.json").read_text())["models"]]
+    few = "not defined for 1 of 8 completions"
+    assert notes == [few, f"{few}; of the completions that length chose", few]
 
     fails(["--from", str(tmp_path / "out.json")], ValueError, "--from needs the rewards")
     fails([*again, "--top_k", "5"], ValueError, "`top_k`: no effect with --from")
@@ -437,6 +444,8 @@ def test_bad_settings(prompts, changed_dir, tmp_path):
     fails(given("--max_num_prompts", "-1"), ValueError, "`max_num_prompts` must be at least 0")
     fails(given("--top_p", "0"), ValueError, "top_p")
     fails(["--model_name_or_path", "./no/model", "--dataset_name", prompts], OSError, "no/model")
+    with pytest.raises(ValueError, match="there is no model to measure"):  # as with a plug-in's server that is off
+        trl_ext.cli.evaluate.run(EvaluateArguments(dataset_name=prompts), LoadingArguments())
 
 
 def test_a_failing_reward_is_named_and_stops_at_the_base(evaluate, tiny_model_dir, changed_dir, capsys):

@@ -8,7 +8,9 @@ from typing import ClassVar
 
 import pytest
 
+from trl_ext.cli.help import sections
 from trl_ext.cli.parser import Parser
+from trl_ext.training.config import ExtConfig
 
 
 @dataclasses.dataclass
@@ -187,6 +189,15 @@ class TestYamlValues:
         parser.add_argument("--other", type=int, default=0)
         namespace = parser.parse_flags([word.format(yaml_file("other: 3.0")) for word in words])
         assert parser.other_flags(namespace) == {"other": value}
+
+
+@pytest.mark.parametrize("module", ["mine", "mine.config"])
+def test_the_settings_of_a_method_come_first_also_of_one_in_a_single_module(module):
+    own = dataclasses.make_dataclass("MineConfig", [("knots", int, 3)], bases=(ExtConfig,), namespace={})
+    own.__module__ = module
+    first, shared, theirs = sections(Parser([own], prog="trl-ext mine"))
+    assert first.title == "MineConfig, the settings of mine" and [each.dest for each in first.actions] == ["knots"]
+    assert "num_generations" not in [each.dest for each in [*first.actions, *theirs.actions]] and not shared.upstream
 
 
 def test_help_has_meaning_choices_and_default(monkeypatch):

@@ -63,7 +63,8 @@ def test_the_quickstart_trains_and_evaluates(monkeypatch: pytest.MonkeyPatch) ->
         ["--config", str(folder / "vas_evaluate.yaml")],
     ]
     assert main(["quickstart", "dpo"]) == 2
-    assert main(["quickstart", "rrhf", "--output_dir", "elsewhere"]) == 2
+    for flag in ("--output_dir", "--output-dir", "--config"):
+        assert main(["quickstart", "rrhf", flag, "elsewhere"]) == 2
 
 
 def test_every_method_has_both_recipes_of_the_quickstart() -> None:

@@ -185,6 +185,7 @@ def test_prompts_on_the_command_line_are_printed_best_first(tiny_model_dir, save
         assert [row["prompt"] for row in read_rows()][1] == prompt
         for row in read_rows():
             assert row["scores"] == sorted(row["scores"], reverse=True)
+        assert "for prompts that were given one by one" in Path("out.jsonl.README.md").read_text()
         Path("out.jsonl").unlink()
     with pytest.raises(ValueError, match="not from both"):
         best_of_n(["--model_name_or_path", "plain", *words, "--dataset_name", "prompts.jsonl"])
@@ -211,10 +212,11 @@ def test_without_rewards_there_are_no_scores(tiny_model_dir, prompts):
     assert [list(row) for row in read_rows()] == [["prompt", "completions", "ended", *ID_COLUMNS, "label", "note"]] * 2
 
 
-def test_parquet(tiny_model_dir, prompts):
+def test_parquet(tiny_model_dir, prompts, capsys):
     settings = {"reward_funcs": ["sample_rewards.length", "sample_rewards.short_only"]}
     sample(prompts, tiny_model_dir, **settings)
     sample(prompts, tiny_model_dir, "deep/er/out.parquet", **settings)
+    assert "Creating parquet" not in capsys.readouterr().err  # a bar of `datasets`: there is no terminal
     assert load_dataset("parquet", data_files="deep/er/out.parquet", split="train").to_list() == read_rows()
     assert sorted(os.listdir("deep/er")) == ["out.parquet", "out.parquet.README.md", "out.parquet.state.json"]
 

@@ -4,6 +4,7 @@
 """Rows for DPO, KTO and SFT: worked by hand, read back by our formats, and taken by TRL's trainers."""
 
 import copy
+import math
 
 import pytest
 from datasets import Dataset
@@ -109,6 +110,17 @@ def test_rows_without_scores():
             export([ROW, {"prompt": "x", "completions": ["a"]}], form, **settings)
     with pytest.raises(DataError, match="Row 0, column 'completions'"):
         export([{"prompt": "x"}], "sft")
+
+
+@pytest.mark.parametrize("form", ["pairs", "kto", "sft"])
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [([None, 1.0], r"\[0\] must be a number"), ([1.0, math.nan], r"\[1\] is nan"), ([1.0], "has 1 entries for 2")],
+)
+def test_scores_that_are_no_numbers(form, scores, message):
+    """They would be ranked, or get a label, without a word."""
+    with pytest.raises(DataError, match=f"Row 0, column 'scores': {message}"):
+        export([{"prompt": "x", "completions": ["a", "b"], "scores": scores}], form)
 
 
 # -------------------------------------------------------------------------------------------------------- who reads it

@@ -176,6 +176,22 @@ def test_the_base_reads_the_same_completions_once(model, base, tokenizer, settin
     assert found.metrics == expected.metrics
 
 
+def test_log_probabilities_are_kept_where_no_metric_needs_them(model, base, tokenizer):
+    """Without a base, of the base itself under another judge, and of completions beside those of the KL."""
+    policies = [model_policy(each, tokenizer, name=str(n)) for n, each in enumerate((model, base, make_model(2)))]
+    truncated = dataclasses.replace(PLAIN, top_k=2)
+    for reference, names in (
+        (None, ("policy",)),
+        (policies[0], ("policy", "base")),
+        (policies[1], ("policy", "base")),
+    ):
+        found = evaluate(policies[0], ROWS, settings=truncated, base=reference, judge=policies[2], keep_logps=True)
+        assert sorted(found.logps) == sorted(names)
+        [[ids, *_], *_] = [[each.ids for each in group] for group in found.completions]
+        own = sum(loop_logp(model, prompt_ids(tokenizer)[0], ids))
+        assert found.logps["policy"][0][0] == pytest.approx(own, abs=1e-5)
+
+
 def test_the_judge_computes_the_perplexity_if_there_is_one(model, base, tokenizer):
     judge = make_model(2)
     completions = [[completion(1, 2, EOS)], [completion(4, 4, 3)], [completion(EOS)]]

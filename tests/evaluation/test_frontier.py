@@ -11,7 +11,7 @@ from itertools import combinations
 import pytest
 
 from trl_ext.cli.frontier import main
-from trl_ext.evaluation.frontier import check_frontier, frontier, join, write_frontier
+from trl_ext.evaluation.frontier import check_frontier, frontier, join, replaced_name, write_frontier
 from trl_ext.evaluation.frontier_plot import plot_frontier
 
 
@@ -192,6 +192,29 @@ def test_a_model_with_two_results_is_two_models():
         | {"3.json": report(row("m/base", 0.0, 0.5), row("out", 2.0, 1))}
     )
     assert [(r["model"], r["reward/r"]) for r in joined.rows[1:]] == [("out (1)", 1), ("out (2)", 2)]
+
+
+def test_a_model_that_is_named_like_the_base_keeps_its_name():
+    other = report(row("here/base", 0.0, 0.5), row("here/base-dpo", 1.0, 1.0), base="here/base")
+    joined = join({"a.json": report(row("m/base", 0.0, 0.5)), "b.json": other})
+    assert [r["model"] for r in joined.rows] == ["m/base", "here/base-dpo"]
+    for name, expected in (("out, beta 1", "X, beta 1"), ("out", "X"), ("outer", "outer"), ("out-2", "out-2")):
+        assert replaced_name(name, "out", "X") == expected
+
+
+def test_two_results_from_files_of_the_same_name_are_named_with_their_folders():
+    guided = row("m/base + v, beta 1", 2.0, 1.0, series="m/base + v")
+    joined = join(
+        {
+            f"runs/{name}/evaluation.json": report(row("m/base", 0.0, 0.5), row("out", 1.0, kl), guided | {"kl": kl})
+            for name, kl in (("dpo", 1.0), ("grpo", 2.0))
+        }
+    )
+    own = ("dpo/evaluation", "grpo/evaluation")
+    names = [f"{model} ({file})" for model in ("out", "m/base + v, beta 1") for file in own]
+    assert [r["model"] for r in joined.rows[1:]] == names
+    assert [r["series"] for r in joined.rows[3:]] == [f"m/base + v ({file})" for file in own]
+    assert len(frontier(joined.rows, joined.base)["series"]) == 5
 
 
 def test_what_differs_is_named():

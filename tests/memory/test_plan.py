@@ -4,6 +4,7 @@
 
 import json
 import shlex
+from argparse import Namespace
 
 import pytest
 from record_memory_table import BEGIN, CONFIGS, END, PAGE, table
@@ -12,8 +13,9 @@ from trl_ext.cli import plan
 from trl_ext.cli.recipes import _recipes
 from trl_ext.cli.train import make_parser
 from trl_ext.memory.fitting import fit
+from trl_ext.memory.needs import Needs, needs_of
 from trl_ext.memory.planner import Planner
-from trl_ext.method import discover
+from trl_ext.method import Discovery, Found, Method, discover
 
 
 GIB = 2**30
@@ -46,6 +48,16 @@ def test_weights_are_those_of_the_config(models) -> None:
     # LoRA of rank 16 on the linear maps of 24 layers, in bfloat16: inputs + outputs of each
     of_a_layer = 2 * (896 + 896) + 2 * (896 + 128) + 3 * (896 + 4864)
     assert parts["adapter"] * GIB == 24 * 16 * of_a_layer * 2
+
+
+def test_bf16_is_read_as_training_reads_it(models) -> None:
+    def autocast(flags: str) -> bool:
+        return planner("rrhf", models["two layers"], flags).sizes().autocast
+
+    assert autocast("") and autocast("--bf16") and autocast("--bf16 auto") and autocast("--bf16 false --fp16 true")
+    assert not autocast("--bf16 false")
+    with pytest.raises(ValueError, match="`bf16` must be true, false or 'auto', got 'half'"):
+        autocast("--bf16 half")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -96,7 +108,6 @@ def test_the_command_says_what_fits(models, capsys) -> None:
         ("--card 8GB", "set --method: one of"),
         ("--method rrf --card 8GB", "there is no method 'rrf'"),
         ("--method rrhf --card 8TB", "--card must be a size such as 8GB"),
-        ("--method rrhf --card 8GB", "set --model: a folder"),
         ("--method rrhf --card 8GB --model MODEL --prompt_length -1", "must be positive numbers of tokens"),
         ("--method rrhf --card 8GB --model MODEL --num_generation 4", "unknown flag '--num_generation'"),
         ("--method rrhf --card 8GB --model MODEL --load_in_4bit true", "cannot be trained without an adapter"),
@@ -111,6 +122,19 @@ def test_bad_input(words, message, models) -> None:
 def test_a_model_that_cannot_be_read_says_what_is_needed() -> None:
     with pytest.raises(OSError, match=r"pass the path of a config\.json"):
         plan.main("--method rrhf --card 8GB --model nobody/such-a-model".split())
+
+
+def test_a_method_whose_config_is_of_another_kind_says_so(monkeypatch) -> None:
+    method = Method("mine", "", "Mine.", config="trl:SFTConfig", trainer="trl:SFTTrainer")
+    monkeypatch.setattr(plan, "discover", lambda: Discovery({"mine": Found(method, "mine", "1")}))
+    with pytest.raises(ValueError, match=r"memory of 'mine' cannot be counted: its config is no trl_ext\.ExtConfig"):
+        plan.main("--method mine --card 8GB --model m".split())
+
+
+def test_a_method_that_declares_no_needs_trains_on_its_completions() -> None:
+    method = Method("mine", "", "Mine.", config="mine:Config", trainer="mine:Trainer")
+    assert needs_of(method, Namespace(num_generations=4, beta=0.1)) == Needs(completions=4, reference=True)
+    assert needs_of(method, Namespace()) == Needs(completions=1)
 
 
 RECIPES = [path for path in _recipes() if path.parent.name in METHODS and "_cpu" not in path.stem]

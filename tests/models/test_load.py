@@ -300,6 +300,13 @@ def test_an_adapter_directory_loads_with_its_base(adapter_dir, tiny_model_dir):
     assert (model(input_ids=IDS).logits - base(input_ids=IDS).logits).abs().max() > 0.01
 
 
+def test_an_adapter_causes_no_future_warnings(adapter_dir, recwarn):
+    """PEFT 0.21 reads an attribute that transformers 5.24 has renamed, wherever a model gets an adapter."""
+    wrap_with_peft(make_model(64), LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
+    load_model(adapter_dir)
+    assert [str(each.message) for each in recwarn if each.category is FutureWarning] == []
+
+
 def test_an_adapter_directory_has_its_bases_tokenizer(adapter_dir, tiny_model_dir):
     assert load_tokenizer(adapter_dir).get_vocab() == load_tokenizer(tiny_model_dir).get_vocab()
 

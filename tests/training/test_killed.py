@@ -179,7 +179,7 @@ def test_a_killed_sampling_loses_and_repeats_nothing(
     def sampling(output: Path) -> list[str]:
         words = ["sample", "--model_name_or_path", folder / "model", "--dataset_name", folder / "rows.jsonl"]
         words += ["--reward_funcs", "conftest:letter_reward", "--num_generations", "2", "--max_completion_length", "8"]
-        return [*map(str, words), "--generation_batch_size", "1", "--output_file", str(output)]
+        return [*map(str, words), "--generation_batch_size", "8", "--output_file", str(output)]
 
     whole, log = tmp_path / f"whole.{suffix}", tmp_path / "log"
     server.must_end_well(sampling(whole), log)

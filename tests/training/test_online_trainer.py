@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from conftest import letter_reward
+from peft import PeftType
 from tiny_trainers import PROMPTS, make_trainer
 
 from trl_ext import RRHFConfig
@@ -135,7 +136,7 @@ def test_lora_at_a_learning_rate_for_all_weights_is_reported(
     said: list[str] = []
     monkeypatch.setattr(online_trainer.logger, "warning", said.append)
     monkeypatch.setattr(online_trainer, "is_peft_model", lambda model: kind is not None)
-    adapter = SimpleNamespace(peft_type=SimpleNamespace(value=kind))
+    adapter = SimpleNamespace(peft_type=kind and PeftType(kind))
     online_trainer._check_learning_rate(
         SimpleNamespace(active_peft_config=adapter), RRHFConfig("out", learning_rate=rate)
     )

@@ -83,6 +83,9 @@ def test_evaluations_around_training_and_earlier_phases_stay(tmp_path):
     later = Run(tmp_path)
     later.log(9)  # `evaluate` of another process
     assert later.steps()[-2:] == [1, 9]
+    later.begin()  # another run: only its own lines stay
+    later.log(1)
+    assert later.steps() == [9, 1]
 
 
 def test_a_line_is_strict_json_with_step_and_epoch_first(tmp_path):

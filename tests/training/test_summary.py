@@ -4,13 +4,15 @@
 """The summary before the first step: what it counts is what the run does."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import make_model, make_tokenizer
 from tiny_trainers import METHODS, make_trainer
 
 from trl_ext.models.properties import parameter_count
-from trl_ext.training.summary import describe_trained, number, summary_text
+from trl_ext.training.summary import describe_model, describe_trained, number, summary_text
 
 
 # Besides rounds by steps: one round for all epochs, a round an epoch, and Proxy-RLHF's rounds of several updates,
@@ -34,13 +36,19 @@ def test_the_summary_counts_the_completions_that_are_sampled(method, other, tmp_
     printed = capsys.readouterr().out
     summary = printed[: printed.index("{")] if "{" in printed else printed
     assert summary.startswith(f"{run._name} training\n  model ")
-    assert max(map(len, summary.splitlines())) <= 80 and len(summary.splitlines()) <= 14
+    *lines, files = summary.splitlines()  # a path is never broken
+    assert max(map(len, lines)) <= 80 and len(lines) <= 13 and str(tmp_path) in files
     [(completions, number_of_rounds)] = re.findall(r"([\d,]+) completions of at\s+most 6 tokens in (\d+)", summary)
     assert int(completions) == sum(sum(sampled.is_sampled) for sampled in rounds)
     assert int(number_of_rounds) == len(rounds)
     assert f"{run.state.max_steps} steps" in summary and "8 rows read as `prompt_only`" in summary
     assert re.search(r"memory +(under )?0\.\d+ GiB \(counted, not measured\)", summary)
     assert "letter_reward" in summary and str(tmp_path) in summary.replace("\n", "")
+
+
+def test_one_step_is_no_steps(tmp_path, capsys):
+    make_trainer("rrhf", tmp_path, max_steps=1).train()
+    assert " 1 step in 1 epoch;" in capsys.readouterr().out
 
 
 def test_no_summary_if_it_is_switched_off(tmp_path, capsys):
@@ -72,6 +80,19 @@ def test_what_is_trained_of_a_model():
     adapter = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "o_proj"]))
     assert parameter_count(adapter, trainable=True) == 2 * 2 * 2 * 4 * 64
     assert describe_trained(adapter).startswith("LoRA adapter of rank 4 on o_proj, q_proj: 2.05k parameters (")
+    args = SimpleNamespace(bf16=False, fp16=False, device=torch.device("cpu"), world_size=1)
+    described = describe_model(adapter, "a-model", SimpleNamespace(args=args))
+    assert described == f"a-model (LlamaForCausalLM), {number(total)} parameters, float32 on cpu"
+
+
+def test_packed_and_partitioned_weights_count_as_what_they_stand_for():
+    """As bitsandbytes packs two weights of 4 bits into a byte, and ZeRO-3 leaves nothing on a process."""
+    model = torch.nn.Linear(12, 1, bias=False)
+    model.weight.quant_state = SimpleNamespace(shape=(4, 6))
+    assert parameter_count(model) == 24
+    model.weight = torch.nn.Parameter(torch.empty(0), requires_grad=False)
+    model.weight.ds_numel = 100
+    assert (parameter_count(model), parameter_count(model, trainable=True)) == (100, 0)
 
 
 @pytest.mark.parametrize("value, text", [(7, "7"), (33_800, "33.8k"), (134_515_008, "135M"), (8_030_261_248, "8.03B")])

@@ -212,7 +212,7 @@ class LoadingArguments:
         default="auto",
         metadata={
             "help": "Data type of the weights and the arithmetic, except of reward models; `auto` is that of the "
-            "checkpoint.",
+            "checkpoint, or float32 on a processor without instructions for it.",
             "choices": ["auto", "bfloat16", "float16", "float32"],
         },
     )

@@ -17,18 +17,22 @@ import shtab
 from trl_ext.commands import COMMANDS
 from trl_ext.method import discover
 
-from .config_file import recipes_folder
+from .recipes import quickstart_methods
 
 
 SHELLS = ("bash", "zsh", "fish")
 _HELP = """\
 usage: trl-ext completion {bash,zsh,fish}
 
-Print a script that lets a shell complete methods, commands, flags and files. To use it in every new shell:
+Print a script that lets a shell complete methods, commands, flags and files.
+To use it in every new shell:
 
-  bash  trl-ext completion bash > ~/.local/share/bash-completion/completions/trl-ext
-  zsh   trl-ext completion zsh > FOLDER/_trl-ext      (a folder of your $fpath)
-  fish  trl-ext completion fish > ~/.config/fish/completions/trl-ext.fish
+  bash  mkdir -p ~/.local/share/bash-completion/completions
+        trl-ext completion bash \\
+            > ~/.local/share/bash-completion/completions/trl-ext
+  zsh   trl-ext completion zsh > FOLDER/_trl-ext     (a folder of your $fpath)
+  fish  mkdir -p ~/.config/fish/completions
+        trl-ext completion fish > ~/.config/fish/completions/trl-ext.fish
 
 Write it again after you have installed a method or another version of TRL.
 """
@@ -84,12 +88,10 @@ def command_line() -> argparse.ArgumentParser:
 
 def _words(name: str) -> list[tuple[str, ...]]:
     """The words that follow a command that has no flags: choices for each place."""
-    quickstarts = (recipes_folder() / "quickstart").glob("*.yaml")
-    methods = sorted(path.stem for path in quickstarts if not path.stem.endswith("evaluate"))
     words: dict[str, list[tuple[str, ...]]] = {
         "completion": [SHELLS],
         "recipes": [("copy",)],
-        "quickstart": [tuple(methods)],
+        "quickstart": [tuple(quickstart_methods())],
     }
     return words.get(name, [])
 

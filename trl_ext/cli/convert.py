@@ -24,6 +24,7 @@ from trl_ext.atomic_files import replacing
 from trl_ext.data.exports import EXPORTS, ExportSettings, describe_export, export_rows
 from trl_ext.data.load import load_dataset, short_name
 from trl_ext.data.scored_rows import recognise, to_scored_rows
+from trl_ext.progress import library_progress
 from trl_ext.validation import check_at_least
 
 from .arguments import DatasetArguments
@@ -103,7 +104,7 @@ def _shortened(value: Any) -> Any:
 
 
 def _write(rows: Dataset, path: Path) -> None:
-    with replacing(path) as part:
+    with library_progress(f"writing {path.name}"), replacing(path) as part:
         if path.suffix == ".parquet":
             rows.to_parquet(part)
         else:

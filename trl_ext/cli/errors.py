@@ -3,12 +3,14 @@
 
 """Prints errors that a user can correct in one form, and lets bugs keep their traceback."""
 
+import argparse
 import os
 import shutil
 import sys
 import textwrap
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 from trl_ext.validation import SettingErrors
 
@@ -18,6 +20,13 @@ _LESS_MEMORY = (
     "generation_batch_size, max_length or num_generations, gradient_checkpointing, load_in_4bit with use_peft."
 )
 _PACKAGE = os.path.dirname(os.path.dirname(__file__))
+
+
+class RaisingParser(argparse.ArgumentParser):
+    """A parser of flags that raises a `ValueError`, for [`guarded`], where argparse ends the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (see {self.prog} --help)")
 
 
 def guarded(prog: str, run: Callable[[], int]) -> int:

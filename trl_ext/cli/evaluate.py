@@ -29,12 +29,12 @@ its columns. Both files are replaced atomically after every model.
 
 import gc
 import logging
+import platform
 import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,11 @@ from trl_ext.data.prompts import load_prompts
 from trl_ext.data.resumable_file import rows_fingerprint, weights_fingerprint
 from trl_ext.data.schema import is_conversational
 from trl_ext.devices import default_device, empty_cache
-from trl_ext.evaluation.completions import completions_file, read_evaluations
+from trl_ext.evaluation.completions import DESCRIPTION, completions_file, read_evaluations
 from trl_ext.evaluation.evaluate import measure_rewards
 from trl_ext.evaluation.files import check_writable
 from trl_ext.evaluation.frontier import check_frontier, frontier, write_frontier
-from trl_ext.evaluation.report import DESCRIPTION, Report
+from trl_ext.evaluation.report import Report
 from trl_ext.generation_settings import setting
 from trl_ext.inference.best_of_n import best_of_n_policies
 from trl_ext.inference.policy import Decoding, Policy, served_at_once
@@ -56,6 +56,7 @@ from trl_ext.progress import duration, titled
 from trl_ext.rewards.functions import Reward, check_reward_columns, check_reward_prompts, load_rewards
 from trl_ext.rewards.scoring import check_reward_weights
 from trl_ext.rewards.settings import RewardSettings
+from trl_ext.settings_file import versions
 
 from .arguments import LoadingArguments, PromptArguments, RewardArguments, SamplingArguments
 from .decoding_flags import active_decodings, decoding_classes, settings_of
@@ -127,8 +128,6 @@ class EvaluateArguments(PromptArguments, RewardArguments, RewardSettings, Sampli
 
     def __post_init__(self) -> None:
         self.model_name_or_path = list(dict.fromkeys(self.model_name_or_path))
-        if self.dataset_name is None and self.from_file is None:
-            raise ValueError("there are no prompts to measure on: pass --dataset_name")
         if self.output_file is not None and completions_file(self.output_file) == Path(self.output_file):
             raise ValueError(f"`output_file` is a JSON file, with a .parquet file beside it; got {self.output_file!r}")
         self.check_counts(max_num_prompts=0, generation_batch_size=0, num_completions_to_print=0)
@@ -271,7 +270,8 @@ def rescore(args: EvaluateArguments, loading: LoadingArguments, given: Collectio
         found = saved.evaluations[row["model"]]
         measure_rewards(found, saved.prompts, rewards, args.reward_weights)
         if "kl_bound" in row:
-            found.notes |= {f"reward/{reward.name}": chosen for reward in rewards}
+            for key in (f"reward/{reward.name}" for reward in rewards):
+                found.notes[key] = "; ".join(filter(None, [found.notes.get(key), chosen]))
         report.add(row["model"], found, **{key: row[key] for key in DESCRIPTION if key in row})
     return _finish(report, args.frontier_file)
 
@@ -310,7 +310,7 @@ def _settings(
         "perplexity_model_name_or_path": args.perplexity_model_name_or_path or base,
         "num_prompts": num_prompts,
         "device": str(default_device()),
-        "versions": _versions(),
+        "versions": {"python": platform.python_version(), **versions()},
     }
 
 
@@ -338,16 +338,6 @@ def _sources(rewards: Sequence[Reward], names: Sequence[str]) -> dict[str, Any]:
 
 def _source(name: str) -> dict[str, str | None]:
     return {"name": name, "weights": weights_fingerprint(name)}
-
-
-def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {"python": sys.version.split()[0]}
-    for name in ("trl-ext", "trl", "transformers", "torch", "peft", "bitsandbytes"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
 
 
 class Measurement:

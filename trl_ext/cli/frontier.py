@@ -6,13 +6,21 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from rich.console import Console
 
 from trl_ext.evaluation.files import read_report, short_names
-from trl_ext.evaluation.frontier import check_frontier, frontier, join, renamed_series, write_frontier
+from trl_ext.evaluation.frontier import (
+    check_frontier,
+    frontier,
+    join,
+    renamed_series,
+    replaced_name,
+    write_frontier,
+)
 from trl_ext.evaluation.tables import metrics_of, models_table
+
+from .errors import RaisingParser
 
 
 _USAGE = """\
@@ -23,14 +31,9 @@ example:
       -o frontier.png --label dpo=DPO grpo=GRPO"""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message} (see {self.prog} --help)")
-
-
 def make_parser(prog: str = "trl-ext frontier") -> argparse.ArgumentParser:
     """The parser of the command's arguments."""
-    parser = _Parser(
+    parser = RaisingParser(
         prog=prog,
         usage=_USAGE,
         description="Join evaluations into one plot of reward over KL to the base model, and one table. Loads no "
@@ -81,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
     console = Console()
     names = short_names([row["model"] for row in joined.rows])
     for series, label in labels.items():
-        names = {model: name.replace(series, label, 1) for model, name in names.items()}
+        names = {model: replaced_name(name, series, label) for model, name in names.items()}
     names[joined.base] = f"{names.get(joined.base, joined.base)} (base)"
     metrics = metrics_of(joined.rows, ["kl", "perplexity"])
     console.print(models_table(joined.rows, names, console.width, metrics))

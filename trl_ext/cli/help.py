@@ -106,8 +106,8 @@ def sections(parser: HasSettings, without: Iterable[str] = ()) -> list[Section]:
             source = _library(cls)
             (theirs if source else ours).append(Section(f"{cls.__name__}{source}", fields.values(), bool(source)))
             continue
-        package = cls.__module__.rpartition(".")[0]
-        own = [name for name in fields if owners[name].__module__.startswith(f"{package}.")]
+        package = cls.__module__.rpartition(".")[0] or cls.__module__  # a plug-in may be one module
+        own = [name for name in fields if f"{owners[name].__module__}.".startswith(f"{package}.")]
         upstream = [name for name in fields if _library(owners[name])]
         both = [name for name in fields if name not in {*own, *upstream}]
         first.append(Section(f"{cls.__name__}, the settings of {parser.name}", map(fields.__getitem__, own)))

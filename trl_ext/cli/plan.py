@@ -11,6 +11,8 @@ from typing import Any
 
 from trl_ext.method import Found, discover
 
+from .errors import RaisingParser
+
 
 _HELP = """\
 usage: trl-ext plan --model MODEL --method METHOD --card 8GB
@@ -40,16 +42,9 @@ exit status is 1 if it does not fit.
 """
 
 
-class _Flags(argparse.ArgumentParser):
-    """The flags of this command, among those of the training."""
-
-    def error(self, message: str) -> Any:
-        raise ValueError(f"{message} (see trl-ext plan --help)")
-
-
 def make_parser(prog: str = "trl-ext plan") -> argparse.ArgumentParser:
-    """The parser of this command's own flags."""
-    parser = _Flags(prog, add_help=False, allow_abbrev=False)
+    """The parser of this command's own flags, which stand among those of the training."""
+    parser = RaisingParser(prog, add_help=False, allow_abbrev=False)
     parser.add_argument("--model", help="A folder, a config.json, or an id on the Hub.")
     parser.add_argument("--method", help="The method to train with.")
     parser.add_argument("--card", help="Memory of the card, such as 8GB. By default that of this machine's GPU.")
@@ -83,12 +78,13 @@ def main(argv: Sequence[str]) -> int:
 def _plan(found: Found, rest: list[str], card: float, prompt: int, completion: int) -> int:
     from trl_ext.memory.fitting import fit, largest_batch
     from trl_ext.memory.planner import Planner
+    from trl_ext.training.config import ExtConfig
 
     from .train import make_parser
 
+    if not issubclass(found.method.config_class(), ExtConfig):  # a plug-in's, with settings of its own
+        raise ValueError(f"the memory of '{found.method.name}' cannot be counted: its config is no trl_ext.ExtConfig")
     flags = make_parser(found.method, "trl-ext plan").parse_flags(rest)
-    if not flags.model_name_or_path:
-        raise ValueError("set --model: a folder, a config.json, or an id on the Hub")
     planner = Planner(found.method, flags, prompt, completion)
     estimate = planner.estimate()
     print(_described(planner, card))
@@ -113,12 +109,13 @@ def _plan(found: Found, rest: list[str], card: float, prompt: int, completion: i
 def _described(planner: Any, card: float) -> str:
     """What is planned: model, step, generation."""
     from trl_ext.memory.estimate import generated_rows
+    from trl_ext.training.summary import number
 
     flags, needs, sizes = planner.flags, planner.needs(), planner.sizes()
     name = flags.model_name_or_path
     model = planner.model(name, flags, trained=needs.trains_language_model)
     lines = [
-        f"{planner.method.name}: {name}, {model.parameters / 1e9:.2f} billion parameters, on a card of {card:g} GiB",
+        f"{planner.method.name}: {name}, {number(model.parameters)} parameters, on a card of {card:g} GiB",
         f"a step: {sizes.prompts} x (prompt of {sizes.prompt} + {needs.completions} completions of "
         f"{sizes.completion} tokens)",
     ]

@@ -20,7 +20,8 @@ is a recipe or a folder of recipes:
 
   trl-ext recipes copy quickstart --to my-recipes
 
-The folder is `recipes` unless --to names another. Files that exist are not replaced.
+The folder is `recipes` unless --to names another. Files that exist are not
+replaced.
 """
 _QUICKSTART_HELP = """\
 usage: trl-ext quickstart {{{methods}}} [--FIELD VALUE ...]
@@ -56,15 +57,14 @@ def main(argv: Sequence[str]) -> int:
 
 def quickstart(argv: Sequence[str]) -> int:
     """`trl-ext quickstart`: trains with a method's quickstart recipe, then evaluates."""
-    methods = sorted(path.stem for path in _quickstarts().glob("*.yaml") if not path.stem.endswith("evaluate"))
-    arguments = list(argv)
+    methods, arguments = quickstart_methods(), list(argv)
     if not arguments or any(word in ("--help", "-h") for word in arguments):
         print(_QUICKSTART_HELP.format(methods=",".join(methods), first=methods[0]), end="")
         return 0
     method = arguments.pop(0)
     if method not in methods:
         raise ValueError(f"there is no quickstart '{method}'; there are {', '.join(methods)}")
-    if any(word.partition("=")[0] in ("--config", "--output_dir") for word in arguments):
+    if any(word.partition("=")[0] in ("--config", "--output_dir", "--output-dir") for word in arguments):
         raise ValueError(
             "the quickstart has its own --config and --output_dir; to change them: trl-ext recipes copy quickstart"
         )
@@ -72,6 +72,11 @@ def quickstart(argv: Sequence[str]) -> int:
 
     status = train.main([method, "--config", str(_quickstarts() / f"{method}.yaml"), *arguments])
     return status or evaluate.main(["--config", str(_quickstarts() / f"{method}_evaluate.yaml")])
+
+
+def quickstart_methods() -> list[str]:
+    """The methods that have a quickstart."""
+    return sorted(path.stem for path in _quickstarts().glob("*.yaml") if not path.stem.endswith("evaluate"))
 
 
 def _quickstarts() -> Path:

@@ -241,8 +241,10 @@ def run(
 def _write_card(file: ResumableFile, args: SampleArguments, loading: LoadingArguments) -> None:
     """Write a card beside the file."""
     settings = RunSettings.of(nondefault(args) | nondefault(loading) | {"seed": args.seed})
-    names = {"dataset": str(args.dataset_name), "models": args.model_name_or_path, "rewards": args.rewards}
-    write_text(card_path(file.path), dataset_card(file, settings, **names))  # type: ignore[arg-type]
+    card = dataset_card(
+        file, settings, dataset=args.dataset_name, models=args.model_name_or_path, rewards=args.rewards
+    )
+    write_text(card_path(file.path), card)
 
 
 def _again(prog: str, words: Sequence[str], args: SampleArguments) -> str:

@@ -20,9 +20,11 @@ from typing import Any
 
 from trl import ScriptArguments
 
+from trl_ext.cards import is_hub_dataset
 from trl_ext.data.load import FILE_TYPES_TEXT
 from trl_ext.method import Found, Method, discover
 from trl_ext.packages import check_packages
+from trl_ext.progress import library_progress
 from trl_ext.settings_file import RunSettings
 
 from .arguments import RewardArguments
@@ -151,7 +153,7 @@ def train(
     if training_args.push_to_hub:
         # a model card must not name a file of this machine as its dataset
         name = script_args.dataset_name
-        trainer.push_to_hub(dataset_name=None if name is None or Path(name).exists() else name)
+        trainer.push_to_hub(dataset_name=name if is_hub_dataset(name) else None)
         trainer.accelerator.print(f"Pushed to https://huggingface.co/{trainer.hub_model_id}")
     trainer.end()
     if trainer.accelerator.num_processes > 1:
@@ -175,7 +177,8 @@ def load_datasets(script_args: Any, training_args: Any, mixture_args: Any) -> tu
     if mixture_args.datasets:
         if script_args.dataset_name:
             warnings.warn("`datasets` and `dataset_name` are both given; `dataset_name` is ignored.", stacklevel=2)
-        source, splits = "datasets", get_dataset(mixture_args)
+        with library_progress("loading the datasets"):
+            source, splits = "datasets", get_dataset(mixture_args)
     else:
         source = script_args.dataset_name
         splits = load_dataset(source, script_args.dataset_config, streaming=script_args.dataset_streaming)

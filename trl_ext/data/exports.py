@@ -21,7 +21,7 @@ from transformers.utils import logging
 from trl_ext.validation import check_at_least
 
 from .sampled_ids import ID_COLUMNS
-from .schema import AnyDataset, DataError, where
+from .schema import AnyDataset, DataError, check_scores, where
 
 
 logger = logging.get_logger(__name__)
@@ -161,7 +161,8 @@ def export_row(row: Row, index: int, settings: ExportSettings, counts: Counts) -
         counts (`dict[str, float]`): Gets the numbers of what was left out; [`describe_export`] explains them.
 
     Raises:
-        `DataError`: The row has no completions, or no scores although the form needs them.
+        `DataError`: The row has no completions, no scores although the form needs them, or scores that are no
+            finite numbers.
     """
     export = EXPORTS[settings.format]
     if export.make is None:
@@ -173,6 +174,8 @@ def export_row(row: Row, index: int, settings: ExportSettings, counts: Counts) -
                 f"{where(index, column=name)}: is missing, and the form {settings.format!r} is made of completions "
                 "with scores: `trl-ext sample` generates and scores them."
             )
+    if row.get("scores") is not None:
+        check_scores(row, index)
     completions = row["completions"]
     scores = row.get("scores") or [math.nan] * len(completions)
     ended = row.get("ended") or [True] * len(completions)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_ext.atomic_files import replacing, write_text
+from trl_ext.progress import library_progress
 
 from .schema import DataError
 
@@ -174,7 +175,7 @@ class ResumableFile:
         if sort_by and not (drop and self.bytes == self.sorted_bytes):
             self._sort(sort_by, drop)
         if self.path != self.rows_path:
-            with replacing(self.path) as part:
+            with library_progress(f"writing {self.path.name}"), replacing(self.path) as part:
                 _to_parquet(self.rows_path, part)
         self.complete = True
         self._save_state()

@@ -117,7 +117,7 @@ def check_row(row: dict[str, Any], index: int, conversational: bool, name: str =
         _check_tools(row["tools"], partial(fail, "tools"))
     if "completions" not in row:
         return
-    completions, ended, scores = row["completions"], row.get("ended"), row.get("scores")
+    completions, ended = row["completions"], row.get("ended")
     if not isinstance(completions, list):
         fail("completions", f"must be a list, got {_kind(completions)}.")
     if not completions:
@@ -136,15 +136,25 @@ def check_row(row: dict[str, Any], index: int, conversational: bool, name: str =
         may_be_empty = bool(ended[i]) if ended else conversational
         remedy = "Remove it, or if a model ended the completion there, add a column `ended` that is true for it."
         _check_text(completion, conversational, partial(fail, "completions", item=f"[{i}] "), may_be_empty, remedy)
+    check_scores(row, index, name)
+
+
+def check_scores(row: dict[str, Any], index: int, name: str = "") -> None:
+    """Check that a row has a finite score for each of its completions; arguments and errors as of [`check_row`]."""
+
+    def fail(problem: str) -> NoReturn:
+        raise DataError(f"{where(index, name, 'scores')}: {problem}")
+
+    scores, number = row.get("scores"), len(row["completions"])
     if not isinstance(scores, list):
-        fail("scores", "must be a list with one number per completion (ranks are enough; higher is better).")
-    if len(scores) != len(completions):
-        fail("scores", f"has {len(scores)} entries for {len(completions)} completions.")
+        fail("must be a list with one number per completion (ranks are enough; higher is better).")
+    if len(scores) != number:
+        fail(f"has {len(scores)} entries for {number} completions.")
     for i, score in enumerate(scores):
         if isinstance(score, bool) or not isinstance(score, int | float):
-            fail("scores", f"[{i}] must be a number, got {score!r}.")
+            fail(f"[{i}] must be a number, got {score!r}.")
         if not math.isfinite(score):
-            fail("scores", f"[{i}] is {score}. Scores must be finite: remove the completion or score it.")
+            fail(f"[{i}] is {score}. Scores must be finite: remove the completion or score it.")
 
 
 def _check_tools(text: str, fail: Callable[[str], NoReturn]) -> None:

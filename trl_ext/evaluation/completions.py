@@ -9,7 +9,6 @@ both files again, so that other rewards can score the completions. `docs/evaluat
 """
 
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,11 @@ from trl_ext.data.completion import Completion
 
 from .evaluate import Evaluation
 from .files import read_report, without_half_pairs
+from .metrics import finite
 
 
+# What a policy is, beside its name, as far as it is in the report.
+DESCRIPTION = ("method", "series", "extras", "truncation", "start")
 EVALUATED, FOR_KL = "evaluated", "kl"  # values of the column `sample`
 _LOGPS = {"policy": "logp", "base": "base_logp"}  # names in an Evaluation, and their columns
 _SCHEMA = pa.schema(
@@ -104,8 +106,8 @@ def _rows(found: Evaluation, sample: str) -> Iterator[tuple[int, dict[str, Any]]
             if {"logp", "base_logp"} <= set(row):
                 row["kl"] = row["logp"] - row["base_logp"]
             if evaluated:
-                row |= {f"reward/{name}": _finite(values[b][k]) for name, values in found.rewards.items()}
-                row["reward"] = _finite(found.scores[b][k]) if found.scores else None
+                row |= {f"reward/{name}": finite(values[b][k]) for name, values in found.rewards.items()}
+                row["reward"] = finite(found.scores[b][k]) if found.scores else None
                 row["extra"] = (
                     _json({name: values[b][k] for name, values in found.extra.items()}) if found.extra else None
                 )
@@ -119,10 +121,6 @@ def _of_completion(completion: Completion) -> dict[str, Any]:
         "completion_tokens": len(completion.ids),
         "ended": completion.ended,
     }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _json(value: Any) -> str:
@@ -192,7 +190,7 @@ def read_evaluations(path: str) -> SavedEvaluations:
 
 def _evaluation(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], num_prompts: int) -> Evaluation:
     """The evaluation of one model, from its row of the report and its rows of completions."""
-    described = ("model", "method", "series", "extras", "truncation", "start", "generation_seconds", "notes")
+    described = ("model", *DESCRIPTION, "generation_seconds", "notes")
     of_rewards = ("reward/", "metric/", "difference/")
     kept = {key: value for key, value in row.items() if key not in described and not key.startswith(of_rewards)}
     notes = {key: note for key, note in row["notes"].items() if not key.startswith(of_rewards)}

@@ -27,7 +27,7 @@ from trl_ext.rewards.functions import Reward
 from trl_ext.rewards.scoring import ScoredCompletion, score_completions
 from trl_ext.seeds import fork_rng
 
-from .metrics import distinct_n_and_se, mean_and_se, perplexity_and_se, response_kl
+from .metrics import distinct_n_and_se, finite, mean_and_se, perplexity_and_se, response_kl
 
 
 @dataclass
@@ -78,7 +78,7 @@ class Evaluation:
     def record(self, key: str, value_and_se: tuple[float, float]) -> None:
         """Store a metric and its standard error. Non-finite values become `None`, because JSON does not have them."""
         for name, value in zip((key, f"{key}_se"), value_and_se, strict=True):
-            self.metrics[name] = value if math.isfinite(value) else None
+            self.metrics[name] = finite(value)
 
     def skip_metric(self, key: str, reason: str) -> None:
         """Store `None` for a metric, and the reason as its note."""
@@ -210,7 +210,7 @@ def evaluate(
     measure_rewards(result, rows, rewards, reward_weights, scored)
     _measure_kl(result, policy, base, prompt_ids, settings, seed)
     _measure_perplexity(result, policy, base, judge or base, rows, prompt_ids)
-    if keep_logps and base is not None and result.kl_logps:
+    if keep_logps:
         _measure_logps(result, policy, base, prompt_ids)
     result.record("distinct_2", distinct_n_and_se([row[: settings.num_generations] for row in ids]))
     result.record("completion_length", mean_and_se([[float(len(x)) for x in row] for row in ids]))
@@ -263,8 +263,7 @@ def measure_rewards(
         scored = score_completions(rows, result.completions, rewards, weights, metrics=metrics)
     result.scores = [[completion.score for completion in group] for group in scored]
     for name, logged in metrics.items():
-        mean = sum(logged) / len(logged)
-        result.metrics[f"metric/{name}"] = mean if math.isfinite(mean) else None
+        result.metrics[f"metric/{name}"] = finite(sum(logged) / len(logged))
     for name in dict.fromkeys(name for group in scored for completion in group for name in completion.extra):
         result.extra[name] = [[completion.extra.get(name) for completion in group] for group in scored]
     for reward in rewards:
@@ -316,14 +315,17 @@ def _measure_kl(
     return result.record("kl", mean_and_se([response_kl(*pair) for pair in zip(logps, base_logps, strict=True)]))
 
 
-def _measure_logps(result: Evaluation, policy: Policy, base: Policy, prompt_ids: list[list[int]]) -> None:
-    """Log-probabilities of the evaluated completions, where the KL was estimated from others."""
+def _measure_logps(result: Evaluation, policy: Policy, base: Policy | None, prompt_ids: list[list[int]]) -> None:
+    """Log-probabilities of the evaluated completions, as far as neither KL nor perplexity needed them."""
     ids = _ids(result.completions)
-    if not can_read(base.tokenizer, policy.tokenizer, chain.from_iterable(ids)):
+    if "policy" not in result.logps and policy.logps is not None:
+        result.logps["policy"] = _sums(policy.logps(prompt_ids, ids))
+    if "base" in result.logps or base is None or base.logps is None:
         return
-    for name, each in (("policy", policy), ("base", base)):
-        if name not in result.logps and each.logps is not None:
-            result.logps[name] = _sums(each.logps(prompt_ids, ids))
+    if base is policy:
+        result.logps["base"] = result.logps["policy"]
+    elif can_read(base.tokenizer, policy.tokenizer, chain(prompt_ids, *ids)):
+        result.logps["base"] = _sums(base.logps(prompt_ids, ids))
 
 
 def _measure_perplexity(

@@ -188,6 +188,7 @@ def join(reports: Mapping[str, Mapping[str, Any]]) -> Joined:
     joined = Joined([], base, head["comparison"]["sampling"])
     shared = [name for name in head["comparison"]["rewards"] if all(_has_reward(r, name) for r in reports.values())]
     by_name: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    short = short_names([str(Path(file).with_suffix("")) for file in reports])
     for file, report in reports.items():
         left_out = [name for name in report["comparison"]["rewards"] if name not in shared]
         if left_out:
@@ -197,7 +198,7 @@ def join(reports: Mapping[str, Mapping[str, Any]]) -> Joined:
             kept = {key: value for key, value in renamed.items() if not _is_of(key, left_out)}
             by_name.setdefault(kept["model"], []).append((file, kept))
     for name, found in by_name.items():
-        joined.rows += _merged(name, found, joined)
+        joined.rows += _merged(name, found, joined, short)
     return joined
 
 
@@ -211,14 +212,21 @@ def _is_of(key: str, rewards: Sequence[str]) -> bool:
 
 def _with_base(row: Mapping[str, Any], own: str, base: str) -> dict[str, Any]:
     """A row with another name of the base model, which names of guided models begin with."""
-    renamed = dict(row)
-    for key in ("model", "series", "start"):
-        if str(row.get(key, "")).startswith(own):
-            renamed[key] = base + row[key].removeprefix(own)
-    return renamed
+    return {
+        **row,
+        **{key: replaced_name(str(row[key]), own, base) for key in ("model", "series", "start") if row.get(key)},
+    }
 
 
-def _merged(name: str, found: Sequence[tuple[str, dict[str, Any]]], joined: Joined) -> list[dict[str, Any]]:
+def replaced_name(text: str, old: str, new: str) -> str:
+    """A model or series named `old`, or `old` with settings behind it, under the name `new`; any other as it is."""
+    rest = text.removeprefix(old)
+    return new + rest if rest != text and rest[:1] in ("", " ", ",") else text
+
+
+def _merged(
+    name: str, found: Sequence[tuple[str, dict[str, Any]]], joined: Joined, short: Mapping[str, str]
+) -> list[dict[str, Any]]:
     """The rows of one model in several evaluations: one if they are equal or depend on the base alone."""
     different: list[tuple[str, dict[str, Any]]] = []
     for file, row in found:
@@ -232,11 +240,12 @@ def _merged(name: str, found: Sequence[tuple[str, dict[str, Any]]], joined: Join
         joined.notes.append(f"{name}: measured again in {files} with other results; those of {first} are shown")
         return [row]
     joined.notes.append(f"{name}: has other results in {first} and {files}; each is named with its file")
-    return [each | {"model": f"{name} ({Path(file).stem})", **_own_series(each, file)} for file, each in different]
+    return [_named_with(each, short[str(Path(file).with_suffix(""))]) for file, each in different]
 
 
-def _own_series(row: Mapping[str, Any], file: str) -> dict[str, str]:
-    return {"series": f"{row['series']} ({Path(file).stem})"} if row.get("series") else {}
+def _named_with(row: Mapping[str, Any], file: str) -> dict[str, Any]:
+    """A row whose model and series are named with the file that they are from."""
+    return {**row, **{key: f"{row[key]} ({file})" for key in ("model", "series") if row.get(key)}}
 
 
 def _result(row: Mapping[str, Any]) -> dict[str, Any]:

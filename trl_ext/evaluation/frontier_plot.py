@@ -15,9 +15,9 @@ from typing import Any
 
 
 # Colours of Okabe and Ito, which colour-blind people can distinguish, without those that are faint on white, and more.
-_COLOURS = "#0072B2 #D55E00 #009E73 #AA4499 #8C6D00 #666666 #882255 #4B3F9E #8B4513 #44AA99".split()
+_COLOURS = "#0072B2 #D55E00 #009E73 #AA4499 #8C6D00 #4B3F9E #882255 #44AA99 #8B4513 #666666".split()
 # The same hues, light enough for a dark background.
-_ON_DARK = "#56B4E9 #FF8C42 #2EC4A0 #D77FCB #E0B400 #B8C0C8 #F28CA5 #A79BFF #D9A066 #9BE8D8".split()
+_ON_DARK = "#56B4E9 #FF8C42 #2EC4A0 #D77FCB #E0B400 #A79BFF #F28CA5 #9BE8D8 #D9A066 #B8C0C8".split()
 _MARKERS = (*"osD^vPX<>dp8h", (4, 1, 0), (6, 1, 0), (3, 1, 180))  # stars of 4, 6 and 3 rays
 _LINES: tuple[Any, ...] = ("-", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _OF_BOUNDS = (0, (4, 2))  # dashes

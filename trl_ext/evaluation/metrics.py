@@ -33,6 +33,11 @@ def mean_and_se(values: Sequence[Sequence[float]]) -> tuple[float, float]:
     return means.mean().item(), (means.std() / math.sqrt(len(means))).item()
 
 
+def finite(value: float) -> float | None:
+    """A number, or `None` where it is not finite, because JSON has no other."""
+    return value if math.isfinite(value) else None
+
+
 def paired_difference(values: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) -> tuple[float, float]:
     """
     Mean over prompts of the difference between two policies' means for the same prompt, and its standard error.

@@ -3,7 +3,6 @@
 
 """The report of `trl-ext evaluate`: a JSON file and a Parquet file of completions, and what is printed."""
 
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,12 +14,8 @@ from rich.text import Text
 from .completions import completion_rows, completions_file, write_completions
 from .evaluate import Evaluation
 from .files import short_names, write_json
-from .metrics import paired_difference
+from .metrics import finite, paired_difference
 from .tables import models_table, print_completions
-
-
-# What a policy is, beside its name, as far as it is in the report.
-DESCRIPTION = ("method", "series", "extras", "truncation", "start")
 
 
 class Report:
@@ -39,7 +34,7 @@ class Report:
     Attributes:
         rows (`list[dict]`): For each model `model`, the metrics of its [`~trl_ext.evaluation.evaluate.Evaluation`],
             `difference/<reward>` (to the base, paired by prompt, with its standard error), `generation_seconds` (wall
-            time of generating the evaluated completions), `notes` and those of [`DESCRIPTION`] that it has. For a
+            time of generating the evaluated completions), `notes` and those of `DESCRIPTION` that it has. For a
             model whose evaluation failed, `model` and `error`.
         failed (`bool`): Whether an evaluation failed or a file could not be written.
     """
@@ -68,7 +63,7 @@ class Report:
         Args:
             model (`str`): Name of the model.
             found ([`~trl_ext.evaluation.evaluate.Evaluation`]): Its evaluation.
-            described: Those of [`DESCRIPTION`] that its policy has; empty ones are left out.
+            described: Those of `DESCRIPTION` (in `completions.py`) that its policy has; empty ones are left out.
         """
         self._evaluations[model] = found
         described = {key: value for key, value in described.items() if value}
@@ -93,7 +88,7 @@ class Report:
         for index, row in enumerate(self.prompts[: self.num_completions]):
             models = {}
             for model, found in self._evaluations.items():
-                rewards = {name: _finite(values[index][0]) for name, values in found.rewards.items()}
+                rewards = {name: finite(values[index][0]) for name, values in found.rewards.items()}
                 models[model] = {"completion": found.completions[index][0].text, "rewards": rewards}
                 if found.extra:
                     models[model]["extra"] = {name: _plain(values[index][0]) for name, values in found.extra.items()}
@@ -121,7 +116,7 @@ class Report:
         for name, values in found.rewards.items() if base is not None else ():
             if base is not None and name in base.rewards:
                 value, se = paired_difference(values, base.rewards[name])
-                differences |= {f"difference/{name}": _finite(value), f"difference/{name}_se": _finite(se)}
+                differences |= {f"difference/{name}": finite(value), f"difference/{name}_se": finite(se)}
         return differences
 
     def _write(self) -> None:
@@ -144,9 +139,5 @@ class Report:
 def _plain(value: Any) -> Any:
     """A value that JSON has, or its text."""
     if isinstance(value, float):
-        return _finite(value)
+        return finite(value)
     return value if isinstance(value, str | int | None) else str(value)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -10,7 +10,17 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from huggingface_hub import DatasetCardData
 
-from trl_ext.cards import Card, citations, code, dataset_link, link, on_hub, settings_parts, table, versions_list
+from trl_ext.cards import (
+    Card,
+    citations,
+    code,
+    dataset_link,
+    is_hub_dataset,
+    link,
+    settings_parts,
+    table,
+    versions_list,
+)
 from trl_ext.data.resumable_file import ResumableFile
 from trl_ext.settings_file import RunSettings
 
@@ -23,6 +33,10 @@ _COLUMNS = {
     "rejected": "the other completion of the pair",
     "label": "whether the completion is one with a high score",
     "scores": "the score of each completion: the weighted sum of its rewards",
+    "score": "its score, the weighted sum of its rewards",
+    "score_chosen": "the score of `chosen`, the weighted sum of its rewards",
+    "score_rejected": "the score of `rejected`",
+    "score_margin": "the difference of both scores",
     "ended": "whether each completion ended by itself, before the maximum length",
     "sources": "the model, or the column of the dataset, that each completion is from",
     "rewards": "the rewards of each completion, by reward function",
@@ -39,7 +53,7 @@ def card_path(output_file: Path) -> Path:
 
 
 def dataset_card(
-    file: ResumableFile, settings: RunSettings, *, dataset: str, models: Sequence[str], rewards: Sequence[str]
+    file: ResumableFile, settings: RunSettings, *, dataset: str | None, models: Sequence[str], rewards: Sequence[str]
 ) -> str:
     """
     The text of a card.
@@ -47,19 +61,20 @@ def dataset_card(
     Args:
         file ([`~trl_ext.data.resumable_file.ResumableFile`]): The complete output.
         settings ([`~trl_ext.settings_file.RunSettings`]): The settings of the command.
-        dataset (`str`): Name of the dataset of prompts.
+        dataset (`str`, *optional*): Name of the dataset of prompts. `None`: they were given one by one.
         models (`Sequence[str]`): Names of the models; none if the dataset's own completions were scored.
         rewards (`Sequence[str]`): Names of the reward functions and models.
     """
     metadata = DatasetCardData(
-        source_datasets=[dataset] if on_hub(dataset) and not Path(dataset).exists() else None,
+        source_datasets=[dataset] if dataset and is_hub_dataset(dataset) else None,
         configs=[{"config_name": "default", "data_files": file.path.name}],
         tags=["trl", "trl-ext", "generated"],
     )
     whose = f"Completions of {', '.join(map(link, models))}" if models else "The dataset's own completions"
     scored = f", scored by {', '.join(f'`{Path(name).name}`' for name in rewards)}" if rewards else ", without scores"
     card = Card(f"Dataset Card for {file.path.stem}", metadata)
-    card.parts.append(f"{whose} for the prompts of {dataset_link(dataset)}{scored}. trl-ext made it.")
+    prompts = f"the prompts of {dataset_link(dataset)}" if dataset else "prompts that were given one by one"
+    card.parts.append(f"{whose} for {prompts}{scored}. trl-ext made it.")
     card.add("Load it", code(_loading_code(file.path)), "Train on it: `trl-ext METHOD --dataset_name FILE`.")
     card.add("Columns", table(["column", "contents"], [[f"`{name}`", _meaning(name)] for name in _columns(file.path)]))
     card.add("Counts", table(["", "number"], _counts(file)))

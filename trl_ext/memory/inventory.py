@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from trl_ext.models.adapters import wrap_with_peft
 from trl_ext.models.architecture import FULL, hidden_width, layer_kinds
-from trl_ext.models.properties import backbone_of, base_of, is_peft_model
+from trl_ext.models.properties import backbone_of, base_of, elements, is_peft_model, quantized_bits
 
 
 # Bytes of a weight in nf4 with double quantization: 4 bits, 8 bits for each 64, and 32 for each 64 x 256 (QLoRA,
@@ -172,8 +172,7 @@ class Inventory:
         inside = sum(elements(p) for name, p in backbone.named_parameters() if ".lora_" not in name)
         inner = int(getattr(config, "moe_intermediate_size", 0) or getattr(config, "intermediate_size", 0) or 0)
         trained = [p for p in model.parameters() if p.requires_grad]
-        if bits is None:
-            bits = 4 if getattr(base, "is_loaded_in_4bit", False) else 8 * getattr(base, "is_loaded_in_8bit", False)
+        bits = quantized_bits(base) if bits is None else bits
         adapted = is_peft_model(model)
         # On quantized weights an adapter is bfloat16 (`models/adapters.py`), also before the weights are there.
         size = 2 if bits else None
@@ -197,14 +196,6 @@ class Inventory:
             trained_bytes=sum(elements(p) * ((adapted and size) or p.element_size()) for p in trained),
             adapter_bytes=(size or max((p.element_size() for p in trained), default=0)) if adapted and trained else 0,
         )
-
-
-def elements(parameter: torch.Tensor) -> int:
-    """Elements of a parameter, of which 4 bits pack two into a byte, and ZeRO-3 keeps a part."""
-    state = getattr(parameter, "quant_state", None)
-    if state is not None:
-        return int(torch.Size(state.shape).numel())
-    return int(getattr(parameter, "ds_numel", 0) or parameter.numel())
 
 
 def _linears(backbone: nn.Module, attended: int) -> Iterator[Linear]:

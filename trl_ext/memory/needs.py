@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from trl_ext.method import discover, import_class
+from trl_ext.method import Method, discover, import_class
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def usual_needs(args: Any) -> Needs:
     )
 
 
-def needs_of(method: Any, args: Any) -> Needs:
+def needs_of(method: Method, args: Any) -> Needs:
     """
     The needs of a method with some settings.
 
@@ -85,9 +85,8 @@ def needs_of(method: Any, args: Any) -> Needs:
 
 def needs_of_config(args: Any) -> Needs:
     """The needs of the method whose config this is, or a subclass of it; those of [`usual_needs`] for any other."""
-    names = [f"{cls.__module__}:{cls.__qualname__}" for cls in type(args).__mro__]
-    found = [found.method for found in discover().methods.values() if found.method.config in names]
-    return needs_of(found[0], args) if found else usual_needs(args)
+    method = discover().of_class(type(args))
+    return needs_of(method, args) if method else usual_needs(args)
 
 
 def generates_from(args: Any) -> bool:

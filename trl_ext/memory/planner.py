@@ -3,7 +3,6 @@
 
 """Estimates of a training from its flags, without weights: only the configs of its models are read."""
 
-import json
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from trl import ModelConfig
 from trl_ext.method import Method
 from trl_ext.models.adapters import peft_config_from
 from trl_ext.models.load import saved_config
+from trl_ext.validation import as_mapping, true_false_or_auto
 
 from .estimate import MemoryEstimate, Sizes, estimate
 from .inventory import Inventory
@@ -41,8 +41,9 @@ class Planner:
     def __init__(self, method: Method, flags: Namespace, prompt: int = 0, completion: int = 0) -> None:
         self.method, self.prompt, self.completion = method, prompt, completion
         self.flags = Namespace(**vars(flags))
-        if self.flags.bf16 is None:  # the default on a GPU, also where this runs without one
-            self.flags.bf16 = not self.flags.fp16
+        given = true_false_or_auto("bf16", self.flags.bf16)  # the command line has it as text
+        # The default on a GPU, also where this runs without one.
+        self.flags.bf16 = not self.flags.fp16 if given in (None, "auto") else given
         self.flags.use_cpu = False
         self._configs: dict[str, Any] = {}
         self._inventories: dict[str, Inventory] = {}
@@ -115,7 +116,7 @@ class Planner:
             except OSError as error:
                 self.not_counted.append(f"the reward model {name!r} ({str(error).splitlines()[0]})")
                 continue
-            options = _mapping(flags.reward_model_init_kwargs)
+            options = as_mapping("reward_model_init_kwargs", flags.reward_model_init_kwargs) or {}
             with torch.device("meta"):
                 model = AutoModelForSequenceClassification.from_config(config)
             default = getattr(config, "dtype", None) or torch.float32
@@ -153,7 +154,7 @@ def _model_settings(flags: Namespace) -> ModelConfig:
 
 def _dtype(config: Any, flags: Namespace, bits: int, setting: str) -> torch.dtype:
     """The dtype of weights that are not quantized, as `load_model` has it."""
-    given = _mapping(getattr(flags, setting, None)).get("dtype")
+    given = (as_mapping(setting, getattr(flags, setting, None)) or {}).get("dtype")
     if given is None and setting == "model_init_kwargs":
         given = "auto" if bits else flags.dtype
     if given in (None, "auto") and bits:
@@ -161,8 +162,3 @@ def _dtype(config: Any, flags: Namespace, bits: int, setting: str) -> torch.dtyp
     if given == "auto":
         return getattr(config, "dtype", None) or torch.float32
     return getattr(torch, str(given or "float32").removeprefix("torch."))  # type: ignore[no-any-return]
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    """A setting that is a mapping, or JSON text of one."""
-    return dict(json.loads(value) if isinstance(value, str) else value or {})

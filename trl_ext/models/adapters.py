@@ -3,7 +3,10 @@
 
 """Prepares a model for training: adds an adapter if one is asked for, on a quantized base as well."""
 
+import contextlib
 import copy
+import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +17,7 @@ from .properties import is_peft_model, is_quantized
 
 
 if TYPE_CHECKING:
-    from peft import PeftConfig
+    from peft import PeftConfig, PeftModel
 
 
 # Factors of about 1, or as large as a row of weights (DoRA's magnitude): an update by a usual learning rate is smaller
@@ -50,6 +53,29 @@ def peft_config_from(model_args: ModelConfig) -> "PeftConfig | None":
     return get_peft_config(model_args)
 
 
+@contextlib.contextmanager
+def _without_deprecations() -> Iterator[None]:
+    """Context for calls of PEFT, which in 0.21 reads an attribute that transformers 5.24 has renamed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
+
+
+def load_adapter(model: PreTrainedModel, name_or_path: str, **kwargs: Any) -> "PeftModel":
+    """
+    Puts a saved adapter on a model.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): The model.
+        name_or_path (`str`): Hub id or directory of the adapter.
+        kwargs: Further arguments of [`~peft.PeftModel.from_pretrained`].
+    """
+    from peft import PeftModel
+
+    with _without_deprecations():
+        return PeftModel.from_pretrained(model, name_or_path, **kwargs)
+
+
 def wrap_with_peft(model: PreTrainedModel, peft_config: "PeftConfig | None", **kwargs: Any) -> torch.nn.Module:
     """
     Adds the adapter of `peft_config` to `model`. Without one, checks that `model` can be trained as it is.
@@ -76,7 +102,8 @@ def wrap_with_peft(model: PreTrainedModel, peft_config: "PeftConfig | None", **k
                 "`peft_config` was given for a model that already has an adapter. Merge it first "
                 "(`model.merge_and_unload()`), or leave `peft_config` out to train the adapter that is there."
             )
-        model = get_peft_model(model, peft_config, **kwargs)
+        with _without_deprecations():
+            model = get_peft_model(model, peft_config, **kwargs)
     elif is_quantized(model) and not is_peft_model(model):
         raise ValueError(
             "A quantized model cannot be trained without an adapter: pass `peft_config` "

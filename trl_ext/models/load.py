@@ -27,6 +27,8 @@ from trl_ext.devices import computes_fast, fast_dtype, process_device, slow_reas
 from trl_ext.progress import library_progress
 from trl_ext.upstream import create_model_from_path
 
+from .adapters import load_adapter
+
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -339,9 +341,7 @@ def load_model(
         model = in_fast_dtype(model, device)
     use_exact_4bit_on_cpu(model)
     if adapter is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, name_or_path, is_trainable=is_trainable, **where)
+        model = load_adapter(model, name_or_path, is_trainable=is_trainable, **where)
     return model
 
 
@@ -354,11 +354,13 @@ def in_fast_dtype(model: PreTrainedModel, device: torch.device) -> PreTrainedMod
     """
     A model that was loaded in the dtype of its checkpoint, in float32 if the device is slow in that dtype.
 
+    A checkpoint of quantized weights stays as it is: transformers refuses to change its dtype.
+
     Args:
         model ([`~transformers.PreTrainedModel`]): The model; its weights are replaced one by one.
         device (`torch.device`): Where it is going to compute.
     """
-    if computes_fast(model.dtype, device):
+    if computes_fast(model.dtype, device) or getattr(model, "is_quantized", False):  # quantized weights stay
         return model
     logger.warning_once(
         f"Models are loaded in float32, not in the dtype of their weights: {slow_reason(model.dtype)}. Set `dtype` to "

@@ -91,24 +91,31 @@ def cache_of(output: Any) -> Any:
 
 def is_quantized(model: torch.nn.Module) -> bool:
     """Whether `model` was loaded in 8 or 4 bits."""
-    return bool(getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False))
+    return quantized_bits(model) > 0
+
+
+def quantized_bits(model: torch.nn.Module) -> int:
+    """The bits, 8 or 4, that `model` was loaded in, or 0."""
+    return next((bits for bits in (4, 8) if getattr(model, f"is_loaded_in_{bits}bit", False)), 0)
+
+
+def elements(parameter: torch.Tensor) -> int:
+    """Number of elements of a parameter, of which 4 bits pack two into a byte, and ZeRO-3 keeps a part."""
+    state = getattr(parameter, "quant_state", None)
+    if state is not None:
+        return int(torch.Size(state.shape).numel())
+    return int(getattr(parameter, "ds_numel", 0) or parameter.numel())
 
 
 def parameter_count(model: torch.nn.Module, *, trainable: bool = False) -> int:
     """
-    Number of parameters. Weights that are packed in 4 bits, or sharded by ZeRO-3, count as what they stand for.
+    Number of parameters, counted by [`elements`].
 
     Args:
         model (`torch.nn.Module`): The model.
         trainable (`bool`, *optional*, defaults to `False`): Whether only those that require gradients count.
     """
-    total = 0
-    for parameter in model.parameters():
-        if trainable and not parameter.requires_grad:
-            continue
-        packed = 2 * parameter.element_size() if type(parameter).__name__ == "Params4bit" else 1
-        total += packed * int(getattr(parameter, "ds_numel", 0) or parameter.numel())
-    return total
+    return sum(elements(parameter) for parameter in model.parameters() if parameter.requires_grad or not trainable)
 
 
 def has_quantized_weights(model: torch.nn.Module) -> bool:

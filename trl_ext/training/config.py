@@ -22,9 +22,9 @@ from trl_ext.validation import (
     as_mapping,
     check_at_least,
     check_fields,
-    convert,
     did_you_mean,
     number_fields,
+    true_false_or_auto,
     unknown_settings,
 )
 
@@ -472,15 +472,11 @@ class ExtConfig(RewardSettings, BaseConfig):
 
     def _read_bf16(self) -> bool | None:
         """`bf16` as it is for this machine; `None` leaves it to TRL. A command line passes it as text."""
-        value: Any = self.bf16
+        value = true_false_or_auto("bf16", self.bf16)
         if value is None:
             return False if self.use_cpu else None  # exact numbers on a CPU
         if value == "auto":
             return self._cpu_bf16() if self.use_cpu else None
-        try:
-            value = convert(value, bool)
-        except ValueError:
-            raise ValueError(f"`bf16` must be true, false or 'auto', got {value!r}.") from None
         if value and self.use_cpu:
             remedy = "`bf16: auto` chooses float32 here, and `cast_for_generation` is off with either."
             warn_if_slow("bf16: true", torch.bfloat16, CPU, remedy)

@@ -223,7 +223,7 @@ def _check_learning_rate(model: Any, args: EngineConfig) -> None:
     TRL's page on PEFT and "LoRA Without Regret" (Schulman et al., 2025) take about ten times as much.
     """
     default = type(args).learning_rate
-    is_lora = is_peft_model(model) and str(model.active_peft_config.peft_type.value) == "LORA"
+    is_lora = is_peft_model(model) and model.active_peft_config.peft_type == "LORA"
     if is_lora and args.learning_rate <= default:
         logger.warning(
             f"`learning_rate` is {args.learning_rate:g}, a rate for training all weights (default: {default:g}). "

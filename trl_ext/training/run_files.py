@@ -83,7 +83,7 @@ class _Lines:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._is_own = False  # whether this process has written to it
+        self._own: int | None = None  # number of lines before those of this process, once it has written
         self._start: int | None = None  # number of lines before the training that is running
 
     def begin(self, earlier: list[str]) -> None:
@@ -97,22 +97,23 @@ class _Lines:
         if earlier:
             found = [n for n, line in enumerate(lines) if line == earlier[-1]]
             lines = lines[: found[-1] + 1] if found else earlier
-        elif not self._is_own:
-            lines = []
         elif self._start is not None:  # it begins again, with a smaller batch
             lines = lines[: self._start]
-        self._start, self._is_own = len(lines), True
+        else:
+            lines = [] if self._own is None else lines[self._own :]
+        self._start, self._own = len(lines), 0
         write_text(self.path, "".join(f"{line}\n" for line in lines))
 
     def append(self, line: str) -> None:
         """Add a line. A disk that is full does not end training."""
         try:
+            if self._own is None:  # an evaluation without training, or before it
+                self._own = len(self._read())
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(f"{line}\n")
         except OSError as error:
             logger.warning_once(f"{self.path} cannot be written to: {error}")
-        self._is_own = True
 
     def end(self) -> None:
         """Training has ended."""

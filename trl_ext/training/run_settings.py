@@ -90,8 +90,7 @@ class Arguments:
         self._note_differences(name, config.to_dict(), made.to_dict() if made else {})
 
     def _add_peft_config(self, name: str, config: Any) -> None:
-        kind = getattr(config, "peft_type", None)
-        if str(getattr(kind, "value", kind)) != "LORA":
+        if getattr(config, "peft_type", None) != "LORA":
             self.notes.append(f"{_quoted(name)}: {_described(config)}, for which there are no flags.")
             return
         flags: dict[str, Any] = {
@@ -163,9 +162,8 @@ def python_settings(trainer: Any) -> RunSettings:
 
 def command_of(trainer: Any) -> str:
     """The command that trains with a trainer's class, such as `trl-ext rrhf`; empty if there is none."""
-    names = {f"{cls.__module__}:{cls.__qualname__}" for cls in type(trainer).__mro__}
-    found = [each.method.name for each in discover().methods.values() if each.method.trainer in names]
-    return f"trl-ext {found[0]}" if found else ""
+    method = discover().of_class(type(trainer))
+    return f"trl-ext {method.name}" if method else ""
 
 
 def _importable(func: Any) -> tuple[str, str]:

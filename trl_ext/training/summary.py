@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from trl_ext.devices import supports_cuda_graphs
 from trl_ext.memory.estimate import estimate_memory
-from trl_ext.models.properties import base_of, is_peft_model, is_quantized, parameter_count
+from trl_ext.models.properties import base_of, is_peft_model, is_quantized, parameter_count, quantized_bits
 
 from .model_card import on_hub
 from .progress import steps_per_epoch
@@ -126,15 +126,14 @@ def common_lines(trainer: "ExtTrainer", run: Run) -> dict[str, str]:
 
 
 def describe_model(model: Any, name: str, trainer: "ExtTrainer") -> str:
-    """Name, class, number of parameters, dtype and device of a model."""
+    """Name, class, number of parameters (without those of an adapter that is trained), dtype and device of a model."""
     base = base_of(model)
-    bits = ""
-    if is_quantized(base):
-        bits = f", {4 if getattr(base, 'is_loaded_in_4bit', False) else 8}-bit"
+    bits = f", {quantized_bits(base)}-bit" if is_quantized(base) else ""
     precision = next((f" with {name} autocast" for name in ("bf16", "fp16") if getattr(trainer.args, name)), "")
     dtype = str(getattr(base, "dtype", torch.float32)).removeprefix("torch.")
+    own = parameter_count(base) - (parameter_count(base, trainable=True) if is_peft_model(model) else 0)
     return (
-        f"{short_name(name)} ({type(base).__name__}), {number(parameter_count(base))} parameters{bits}, "
+        f"{model_label(name)} ({type(base).__name__}), {number(own)} parameters{bits}, "
         f"{dtype}{precision} on {_devices(trainer)}"
     )
 
@@ -257,7 +256,8 @@ def _training(args: Any, run: Run) -> str:
     epochs = f" in {run.epochs} {'epoch' if run.epochs == 1 else 'epochs'}" if run.rows else ""
     begun = f", resumed after {run.begun:,}" if run.begun else ""
     scheduler = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
-    return f"{run.steps:,} steps{epochs}{begun}; learning rate {args.learning_rate:g} ({scheduler})"
+    steps = f"{run.steps:,} {'step' if run.steps == 1 else 'steps'}"
+    return f"{steps}{epochs}{begun}; learning rate {args.learning_rate:g} ({scheduler})"
 
 
 def _devices(trainer: "ExtTrainer") -> str:
@@ -265,6 +265,6 @@ def _devices(trainer: "ExtTrainer") -> str:
     return f"{count} x {kind}" if count > 1 else kind
 
 
-def short_name(name: str) -> str:
+def model_label(name: str) -> str:
     """A Hub id as it is, or the last part of a directory."""
     return name if on_hub(name) else Path(name).name or "a model"

@@ -77,6 +77,10 @@ class ExtTrainer(BaseTrainer):
     model, and passes that to the constructor of this class. A subclass that generates completions in training also
     sets `_samples`, has `_sample_round`, and sets `_rounds` if it follows their schedule.
 
+    Where they differ for a method, it overrides what the summary before the first step says (`_summary`), the models
+    that the estimate of memory counts (`_models_in_memory`), and what the summary and the progress bar know of its
+    rounds (`_completions_per_row`, `_rounds_in_dataset`, `_round_of`).
+
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The model to be trained.
         args ([`~trl_ext.training.config.ExtConfig`]): The config that `_config_for` returned.
@@ -841,7 +845,8 @@ class ExtTrainer(BaseTrainer):
         return language_model_card(self.model, place, language_model, self._tokenizer)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        super().save_model(output_dir, _internal_call)
+        with shown(not self.args.disable_tqdm), library_progress("saving the model"):
+            super().save_model(output_dir, _internal_call)
         if output_dir in (None, self.args.output_dir):
             self.create_model_card()  # PEFT writes another with the adapter
 

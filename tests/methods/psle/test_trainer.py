@@ -27,6 +27,7 @@ from trl_ext.data.schema import DataError
 from trl_ext.methods.psle.data import principle_index
 from trl_ext.methods.psle.iterations import both_views, check_max_steps
 from trl_ext.methods.psle.warm_up import WarmUpTrainer
+from trl_ext.packages import VLLM, is_installed
 from trl_ext.rewards.functions import RewardError
 from trl_ext.training.nonfinite import LossGuard
 
@@ -693,12 +694,11 @@ def test_engines_sample(tmp_path: Path, engine: dict) -> None:
     assert bool(((share - p).abs() <= 4 * (p * (1 - p) / n).sqrt() + 1e-6).all()), (share, p)
 
 
-def test_vllm_is_asked_for_politely(tmp_path: Path, tiny_model_dir: str) -> None:
-    try:
-        import vllm  # noqa: F401
-    except ImportError:
-        with pytest.raises(ImportError, match=r"trl-ext\[vllm\]"):
+def test_vllm_is_asked_for_politely(tmp_path: Path, tiny_model_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not is_installed(VLLM):
+        with pytest.raises(ValueError, match=r"trl-ext\[vllm\]"):
             trainer(tmp_path, args={"use_vllm": True})
+    mock_vllm(monkeypatch)
     with pytest.raises(ValueError, match=r"use_vllm.*4-bit.*merged"):
         PSLETrainer(
             tiny_model_dir,
@@ -980,7 +980,8 @@ def test_the_checkpoint_has_a_card_with_the_paper(tmp_path: Path) -> None:
     assert "2408.02599" in card and "liu2025progressively" in card and "trl-ext" in card
 
 
-def test_the_context_of_vllm_is_named_where_it_is_what_limits(tmp_path: Path) -> None:
+def test_the_context_of_vllm_is_named_where_it_is_what_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mock_vllm(monkeypatch)
     settings = {"max_completion_length": 8, "use_vllm": True, "vllm_max_model_length": 9}
     with pytest.raises(DataError, match=r"context length of 9.* Or raise `vllm_max_model_length`"):
         trainer(tmp_path, args=settings)

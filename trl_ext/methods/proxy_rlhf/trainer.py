@@ -173,8 +173,7 @@ class ProxyRLHFTrainer(ExtTrainer):
             optimizers=optimizers,
         )
         self._place(args)
-        own = sum(getattr(p, "ds_numel", p.numel()) for p in self.model.parameters())
-        self.trainable_share = own / self._llm_size
+        self.trainable_share = parameter_count(self.model) / self._llm_size
         logger.info(f"The proxy has {self.trainable_share:.2%} of the language model's parameters.")
         self._decisions: Decisions | None = None
         self._stopped = False
@@ -199,9 +198,7 @@ class ProxyRLHFTrainer(ExtTrainer):
                 "language model separately, which requires gathered parameters. For a model that does not fit on a "
                 "device, use `load_in_4bit`, or one process with `model_init_kwargs={'device_map': 'auto'}`."
             )
-        # transformers counts packed 4-bit weights correctly, and parameters sharded by ZeRO-3 as none.
-        sizes = (getattr(p, "ds_numel", 0) for p in self.language_model.parameters())
-        self._llm_size = self.language_model.num_parameters() or sum(sizes)
+        self._llm_size = parameter_count(self.language_model)
         self.language_model = place_frozen(self.language_model, self)
         with gathered(self.language_model, self.accelerator) as model:
             self.llm = BackboneAndHead(sampling_copy(model, args))

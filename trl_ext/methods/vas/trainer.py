@@ -41,7 +41,7 @@ from trl_ext.training.returns import discounted_sums, td_lambda
 from trl_ext.training.rollouts import Rollout, Round, score_round
 from trl_ext.training.rounds import RolloutSchedule, resample_stream
 from trl_ext.training.statistics import RunningColumns
-from trl_ext.training.summary import Run, describe_generate, describe_model, short_name
+from trl_ext.training.summary import Run, describe_generate, describe_model, model_label
 from trl_ext.training.trainer import EvalDataset, ExtTrainer
 
 from .calibration import HalfCompletion, measure_calibration, roll_out, sample_halves
@@ -309,7 +309,7 @@ print(tokenizer.decode(output[0]))
 
     def _summary(self, run: Run) -> dict[str, str]:
         lines = super()._summary(run)
-        backbone = "the policy's weights" if self.model.shares_policy else short_name(self.model.config.backbone_name)
+        backbone = "the policy's weights" if self.model.shares_policy else model_label(self.model.config.backbone_name)
         value_model = f"form `{self.args.value_form}` on {backbone}, heads {', '.join(self.heads)}"
         lines["model"] = "not loaded, as the dataset has the completions"
         if self.policy is not None:

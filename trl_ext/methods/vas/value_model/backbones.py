@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from trl_ext.models.adapters import changes_base, is_factor, wrap_with_peft
+from trl_ext.models.adapters import changes_base, is_factor, load_adapter, wrap_with_peft
 from trl_ext.models.load import load_model, refuse_pickled, use_exact_4bit_on_cpu
 from trl_ext.models.properties import backbone_of, base_of, is_peft_model, is_quantized
 from trl_ext.upstream import get_config_model_id, replaces_adapters
@@ -136,7 +136,7 @@ def with_saved_adapter(
         is_trainable (`bool`, *optional*, defaults to `False`): Whether the adapter is trained further.
         hub: `revision`, `token`, `cache_dir`, `subfolder` (which contains `folder`).
     """
-    from peft import PeftConfig, PeftModel
+    from peft import PeftConfig
 
     refuse_pickled(str(Path(path) / folder))
     inside = "/".join(part for part in (hub.pop("subfolder", None), folder) if part)
@@ -145,7 +145,7 @@ def with_saved_adapter(
     else:
         hub["subfolder"] = inside
     name = _free_name(base, PeftConfig.from_pretrained(path, **hub), name)
-    model = PeftModel.from_pretrained(base, path, adapter_name=name, is_trainable=is_trainable, **hub)
+    model = load_adapter(base, path, adapter_name=name, is_trainable=is_trainable, **hub)
     if is_quantized(base):  # as in training, see `wrap_with_peft`
         for name, parameter in model.named_parameters():
             if "lora_" in name and parameter.is_floating_point() and not is_factor(name):
