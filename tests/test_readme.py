@@ -14,15 +14,12 @@ from typing import Any
 import pytest
 from conftest import REPOSITORY
 from docs_build import made_with_the_site
+from pages import DOCUMENTS
 
 from trl_ext.method import discover
 
 
-FOLDERS = ("trl_ext", "recipes", "benchmarks", "docs")
 DRAWINGS = REPOSITORY / "docs" / "assets" / "losses"  # made with the site, which checks links to them
-DOCUMENTS = sorted(
-    [*REPOSITORY.glob("*.md"), *(page for name in FOLDERS for page in (REPOSITORY / name).rglob("*.md"))]
-)
 
 
 def command(name: str) -> str:

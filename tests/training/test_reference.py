@@ -34,6 +34,7 @@ from transformers import BitsAndBytesConfig
 
 import trl_ext.logprobs.prefix_attention as cascade
 import trl_ext.logprobs.shared_prefix as rows
+from trl_ext import RRHFConfig
 from trl_ext.logprobs.logprobs import LogProbs
 from trl_ext.logprobs.prefix_attention import CASCADE
 from trl_ext.logprobs.shared_prefix import Layout
@@ -219,6 +220,9 @@ def test_a_reference_that_is_none_is_named(method, tmp_path, tiny_model_dir, tin
         named_trainer(method, tmp_path, tiny_model_dir, ref_model=tiny_reward_dir)
     with pytest.raises(TypeError, match=r"`ref_model` must be a model, or its directory or Hub id, got `PosixPath`"):
         named_trainer(method, tmp_path, tiny_model_dir, ref_model=tmp_path)
+    config = RRHFConfig(str(tmp_path), report_to="none")
+    with pytest.raises(TypeError, match=r"`ref_model` is a config: pass it as `args=...`"):  # also without a KL term
+        named_trainer(method, tmp_path, tiny_model_dir, ref_model=config, args={"beta": 0.0})
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

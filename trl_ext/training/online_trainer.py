@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, TrainingArguments
 from transformers.utils import logging
 
 from trl_ext.data.completion import Completion
@@ -72,6 +72,10 @@ class OnlineTrainer(ExtTrainer):
         epochs_per_round: int = 0,
         **kwargs: Any,
     ) -> None:
+        if isinstance(ref_model, TrainingArguments):
+            raise TypeError(
+                "`ref_model` is a config: pass it as `args=...`. As in DPOTrainer, `ref_model` comes second."
+            )
         self._given_ref_model = ref_model if isinstance(ref_model, torch.nn.Module) else None
         model = load_policy(model, args, quantization_config, peft_config)
         _check_learning_rate(model, args)
