@@ -4,6 +4,7 @@
 """TRL's settings: each one works under its name or is refused with a reason, and unknown ones are named at once."""
 
 import dataclasses
+import inspect
 import logging
 import sys
 import types
@@ -13,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 from tiny_trainers import METHODS, SCORED, losses, make_trainer
-from transformers import TrainingArguments
-from trl import DPOConfig, GRPOConfig
+from transformers import Trainer, TrainingArguments
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
 
 from trl_ext import PSLEConfig, RRHFConfig
 from trl_ext.cli.train import make_parser
@@ -23,6 +24,20 @@ from trl_ext.training.trl_settings import REFUSED, RESTRICTED
 
 
 CONFIGS = {name: discover().methods[name].method.config_class() for name in METHODS}
+TRAINERS = {name: discover().methods[name].method.trainer_class() for name in METHODS}
+
+# Of the `PPOConfig` and `PPOTrainer` that TRL had: what they add to `TrainingArguments` and `Trainer`.
+OLD_PPO_SETTINGS = set(
+    "batch_size cliprange cliprange_value dataset_num_proc ds3_gather_for_generation exp_name gamma kl_coef "
+    "kl_estimator lam local_batch_size local_mini_batch_size local_rollout_forward_batch_size micro_batch_size "
+    "mini_batch_size missing_eos_penalty model_adapter_name num_mini_batches num_ppo_epochs num_sample_generations "
+    "num_total_batches ref_adapter_name response_length reward_model_path sft_model_path stop_token stop_token_id "
+    "temperature total_episodes vf_coef whiten_rewards world_size".split()
+)
+OLD_PPO_ARGUMENTS = set(
+    "args callbacks config data_collator eval_dataset model optimizers peft_config policy processing_class ref_model "
+    "ref_policy reward_model tokenizer train_dataset value_model".split()
+)
 
 # Settings of `TrainingArguments` that were looked at: they work here as they do in `Trainer`, or are in `RESTRICTED`.
 # A new name has to be tried with the four trainers before it is added.
@@ -60,6 +75,44 @@ def test_every_setting_of_trl_works_or_is_refused_with_a_reason(method: str, the
     ours = CONFIGS[method]
     missing = names(theirs) - names(ours) - set(ours.refused_settings)
     assert not missing, f"settings of {theirs.__name__} that nobody has decided on: {sorted(missing)}"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_setting_of_the_old_ppo_works_or_is_refused_with_a_reason(method: str) -> None:
+    ours = CONFIGS[method]
+    missing = OLD_PPO_SETTINGS - names(ours) - set(ours.refused_settings)
+    assert not missing
+    with pytest.raises(TypeError, match="`reward_model_path`: set `reward_model_name_or_path`"):
+        ours("out", reward_model_path="x")
+    with pytest.raises(TypeError, match="`reward_model`: set `reward_funcs`"):
+        ours("out", reward_model="x")
+    place = {"vas": "set `value_model_name_or_path`", "proxy_rlhf": "the proxy has a critic of its own"}
+    with pytest.raises(TypeError, match=f"`value_model`: {place.get(method, 'no value model is trained')}"):
+        ours("out", value_model="x")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_argument_of_a_trainer_works_or_is_refused_with_a_reason(method: str) -> None:
+    ours = TRAINERS[method]
+    own = set(inspect.signature(ours).parameters)
+    theirs = {name for each in (DPOTrainer, GRPOTrainer, Trainer) for name in inspect.signature(each).parameters}
+    missing = (theirs | OLD_PPO_ARGUMENTS) - own - set(ours._refused_arguments)
+    assert not missing
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_models_of_the_old_ppo_are_errors_that_name_what_takes_their_place(method: str) -> None:
+    """VAS takes a `value_model`: the backbone of the one that it trains."""
+    with pytest.raises(TypeError) as caught:
+        TRAINERS[method](model="m", reward_model="r", value_model="v", tokenizr=None)
+    text = str(caught.value)
+    assert f"{TRAINERS[method].__name__} has no such arguments:" in text
+    assert "`reward_model`: pass it as `reward_funcs`" in text
+    assert "`tokenizr`: unknown" in text
+    assert {
+        "vas": "`value_model`" not in text,
+        "proxy_rlhf": "`value_model`: the proxy has a critic of its own" in text,
+    }.get(method, "`value_model`: no value model is trained: remove it" in text)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -3,7 +3,6 @@
 
 """Settings that all methods share, on top of TRL's base config."""
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -22,13 +21,19 @@ from trl_ext.validation import (
     as_mapping,
     check_at_least,
     check_fields,
-    did_you_mean,
     number_fields,
     true_false_or_auto,
-    unknown_settings,
 )
 
-from .trl_settings import OTHER_MEANINGS, REFUSED, RESTRICTED, check_restricted, liger_config, notes_on
+from .trl_settings import (
+    OTHER_MEANINGS,
+    REFUSED,
+    RESTRICTED,
+    check_arguments,
+    check_restricted,
+    liger_config,
+    notes_on,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -357,18 +362,7 @@ class ExtConfig(RewardSettings, BaseConfig):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         # Python's own error would name the first unknown setting only, and no reason.
-        parameters = inspect.signature(cls.__init__).parameters
-        if all(each.kind is not inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
-            unknown = [name for name in kwargs if name not in parameters]
-            if unknown:
-                show = "`{}`".format
-                lines = unknown_settings(
-                    unknown,
-                    cls.refused_settings,
-                    show,
-                    lambda name: f"{show(name)}: unknown{did_you_mean(name, parameters, show)}",
-                )
-                raise TypeError("\n- ".join([f"{cls.__name__} has no such settings:", *lines]))
+        parameters = check_arguments(cls, kwargs, cls.refused_settings, "settings")
         config = super().__new__(cls)
         config.given = dict(zip(list(parameters)[1:], args, strict=False)) | kwargs
         return config

@@ -6,7 +6,7 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeAlias
 
@@ -61,6 +61,7 @@ from .run_files import RunFiles
 from .run_record import RunRecord, check_continues
 from .run_settings import Arguments
 from .summary import Run, SummaryCallback, common_lines
+from .trl_settings import REFUSED_ARGUMENTS, check_arguments
 
 
 logger = logging.get_logger(__name__)
@@ -91,6 +92,7 @@ class ExtTrainer(BaseTrainer):
 
     args: ExtConfig
     _config_class: ClassVar[type[ExtConfig]] = ExtConfig  # the class of `args`, and of its default
+    _refused_arguments: ClassVar[Mapping[str, str]] = REFUSED_ARGUMENTS  # of TRL's trainers, with the reasons
     _row_columns: ClassVar[tuple[str, ...]] = ()  # columns of tokenized rows besides `TOKENIZED_COLUMNS`
     _tokenizer: PreTrainedTokenizerBase
     _rounds: RolloutSchedule | None = None
@@ -111,6 +113,8 @@ class ExtTrainer(BaseTrainer):
     router_aux_loss_coef = 0.0  # coefficient of the load balancing loss of a mixture of experts
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        # Python's own error would name the first unknown argument only, and no reason.
+        check_arguments(cls, kwargs, cls._refused_arguments)
         trainer = super().__new__(cls)
         trainer._arguments = Arguments(cls, args, kwargs)
         return trainer

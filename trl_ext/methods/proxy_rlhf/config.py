@@ -111,6 +111,8 @@ class ProxyRLHFConfig(ExtConfig):
         "num_iterations": "called `num_ppo_epochs` here",
         "router_aux_loss_coef": "the language model is not trained, nor are the choices of its experts: remove it",
         "epsilon": "called `cliprange` here",
+        "value_model": "the proxy has a critic of its own (`advantage_estimator: gae`): remove it",
+        "whiten_rewards": "set `whiten_advantages`",
         "steps_per_generation": "a round is used for `num_ppo_epochs` x `num_mini_batches` steps: set those",
         "mask_truncated_completions": "set `missing_eos_penalty`, which lowers the score of truncated completions",
     }

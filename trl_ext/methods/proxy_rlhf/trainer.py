@@ -42,6 +42,7 @@ from trl_ext.training.rollouts import score_round
 from trl_ext.training.statistics import whitened
 from trl_ext.training.summary import Run, describe_generate, describe_model, number
 from trl_ext.training.trainer import EvalDataset, ExtTrainer
+from trl_ext.training.trl_settings import FROZEN_MODEL_ARGUMENTS
 
 from .config import ProxyRLHFConfig
 from .data import Decisions, minibatch
@@ -120,6 +121,11 @@ class ProxyRLHFTrainer(ExtTrainer):
 
     args: ProxyRLHFConfig
     _config_class: ClassVar[type[ProxyRLHFConfig]] = ProxyRLHFConfig
+    _refused_arguments: ClassVar = {
+        **FROZEN_MODEL_ARGUMENTS,
+        "value_model": "the proxy has a critic of its own (`advantage_estimator`): remove it; to train a proxy "
+        "further, pass `proxy_model`",
+    }
     _tag_names: ClassVar = ["trl", "trl-ext", "proxy-rlhf"]
     _name = "Proxy-RLHF"
     _paper: ClassVar = {

@@ -116,7 +116,13 @@ class VASConfig(ExtConfig):
 
     none_is_zero: ClassVar[tuple[str, ...]] = (*ExtConfig.none_is_zero, "steps_per_generation")
 
-    refused_settings: ClassVar[Mapping[str, str]] = {**ExtConfig.refused_settings, **FROZEN_MODEL}
+    refused_settings: ClassVar[Mapping[str, str]] = {
+        **ExtConfig.refused_settings,
+        **FROZEN_MODEL,
+        "value_model": "set `value_model_name_or_path` (in Python: the trainer's `value_model`)",
+        "num_ppo_epochs": "called `num_epochs_per_batch` here",
+        "whiten_rewards": "set `normalize_rewards`",
+    }
     restricted_settings: ClassVar[Mapping[str, Any]] = RESTRICTED_FROZEN_MODEL
     other_meanings: ClassVar[Mapping[str, str]] = {
         **ExtConfig.other_meanings,

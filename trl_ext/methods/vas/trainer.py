@@ -43,6 +43,7 @@ from trl_ext.training.rounds import RolloutSchedule, resample_stream
 from trl_ext.training.statistics import RunningColumns
 from trl_ext.training.summary import Run, describe_generate, describe_model, model_label
 from trl_ext.training.trainer import EvalDataset, ExtTrainer
+from trl_ext.training.trl_settings import FROZEN_MODEL_ARGUMENTS
 
 from .calibration import HalfCompletion, measure_calibration, roll_out, sample_halves
 from .config import VASConfig
@@ -126,6 +127,7 @@ class VASTrainer(ExtTrainer):
 
     args: VASConfig
     _config_class: ClassVar[type[VASConfig]] = VASConfig
+    _refused_arguments = FROZEN_MODEL_ARGUMENTS
     _tag_names: ClassVar = ["trl", "trl-ext", "vas"]
     _name = "VAS"
     _paper: ClassVar = {
