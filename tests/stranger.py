@@ -137,9 +137,14 @@ def write_package(
     (folder / module).mkdir(parents=True)
     for name, source in files.items():
         (folder / module / name).write_text(textwrap.dedent(source))
-    info = folder / f"{module}-{version}.dist-info"
+    write_metadata(folder, package, entry_points, version)
+    return folder
+
+
+def write_metadata(folder: Path, package: str, entry_points: dict[str, str], version: str = "0.3") -> None:
+    """Write the metadata of an installed package: its name, its version and the methods that it declares."""
+    info = folder / f"{package.replace('-', '_')}-{version}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
     lines = [f"{name} = {reference}" for name, reference in entry_points.items()]
     (info / "entry_points.txt").write_text("\n".join(["[trl_ext.methods]", *lines, ""]))
-    return folder

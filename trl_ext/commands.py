@@ -156,6 +156,7 @@ COMMANDS: dict[str, Command] = {
         ),
         "--card 8GB",
     ),
+    "new_method": Command("write a package with a method of your own, to be changed", "new_method:main"),
     "methods": Command("list the methods and the packages they come from", "main:print_methods"),
     "completion": Command("print a script that lets a shell complete commands and flags", "completion:main"),
     "env": Command("print versions and hardware for a bug report", "env:main"),
