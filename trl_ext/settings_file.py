@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import re
+import sys
 import textwrap
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -48,6 +49,8 @@ def versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
+    if "torch" in found and "torch" in sys.modules:
+        found["torch"] = str(sys.modules["torch"].__version__)  # with the build (+cu130), which the metadata may omit
     return found
 
 

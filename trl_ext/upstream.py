@@ -282,7 +282,10 @@ def fsdp2_parameter_groups(module: nn.Module) -> list[Any]:
 
     `set_reshard_after_forward` sets what a group does after a forward pass; nothing public returns what it did before.
     """
-    return list(module._get_fsdp_state()._fsdp_param_groups)  # type: ignore[operator]
+    state: Any = module._get_fsdp_state()  # type: ignore[operator]
+    if hasattr(state, "_fsdp_param_groups"):
+        return list(state._fsdp_param_groups)
+    return [] if state._fsdp_param_group is None else [state._fsdp_param_group]  # before torch 2.13
 
 
 __all__ = [

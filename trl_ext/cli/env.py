@@ -44,6 +44,7 @@ def environment() -> dict[str, str]:
     """Names and values, in the order in which they are shown."""
     facts = {"python": f"{platform.python_version()} ({sys.executable})", "platform": platform.platform()}
     facts |= {package: _version(package) for package in _PACKAGES}
+    facts["torch"] = _build_of_torch() or facts["torch"]
     facts |= {package: _version(package, extra) for package, extra in _OPTIONAL.items()}
     found = {package: _version(package) for package in _FOUND}
     facts["also"] = ", ".join(f"{name} {version}" for name, version in found.items() if version != _MISSING) or "-"
@@ -65,6 +66,15 @@ def _version(package: str, extra: str = "") -> str:
         if builds:
             return f"{importlib.metadata.version(builds[0])} ({builds[0]})"
         return f"{_MISSING}: pip install 'trl-ext[{extra}]'" if extra else _MISSING
+
+
+def _build_of_torch() -> str:
+    """torch's version with its build, such as 2.11.0+cu130, which its metadata may omit; empty if it does not load."""
+    try:
+        import torch
+    except (ImportError, OSError):  # the report may be about a broken torch
+        return ""
+    return str(torch.__version__)
 
 
 def _commit() -> str:
