@@ -46,7 +46,7 @@ def test_a_header_has_command_and_cost(path: Path) -> None:
     [
         ("dpo_to_rrhf.py", ["--num_prompts", "2"], "RRHF: reward"),
         ("dpo_to_rrhf.py", ["--num_prompts", "2", "--all"], "RRHF: reward"),
-        ("ppo_to_proxy_rlhf.py", ["--max_steps", "1"], "with: I rented this"),
+        ("ppo_to_proxy_rlhf.py", ["--max_steps", "1", "--num_prompts", "2"], "with: I rented this"),
         ("own_reward.py", ["--num_prompts", "2"], '"you" in a completion'),
         ("several_rewards.py", ["--num_prompts", "2"], "2, -2: "),
         ("compare.py", ["--num_prompts", "2"], "base best of 16"),

@@ -97,7 +97,8 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
             return found[0]
         return f"{before}{target.url_relative_to(page.file)}{anchor}{after}"
 
-    return _HREF.sub(relink, html)
+    notebook = posixpath.basename(page.file.src_uri)  # mkdocs-jupyter copies it beside the page
+    return f'<p><a href="{notebook}" download>Download this notebook</a></p>{_HREF.sub(relink, html)}'
 
 
 def _page_of_site(path: str) -> str | None:

@@ -7,7 +7,7 @@ A script for TRL's DPO, turned into one for RRHF. A comment beside each changed 
 RRHF reads DPO's data as it is. Where a prompt has more than two scored completions, it ranks all of them: `--all`
 trains on the four that were sampled instead of the best and the worst.
 
-Cost: a minute or two on two CPU cores, without a network. Prints the log of the training, then the reward of the base
+Cost: about a minute on two CPU cores, without a network. Prints the log of the training, then the reward of the base
 and the trained model on held-out prompts, the KL between them, and a completion of each.
 
     python recipes/scripts/dpo_to_rrhf.py

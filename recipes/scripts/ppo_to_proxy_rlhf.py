@@ -5,7 +5,7 @@
 A script for TRL's former PPO trainer, turned into one for Proxy-RLHF. A comment beside each changed line has the old.
 
 PPO held four models: policy, reference, reward and value model. Here the language model stays frozen and a proxy of
-2 % of its size is trained, which has a critic of its own.
+1.8 % of its size is trained, which has a critic of its own.
 
 Cost: one to two minutes on two CPU cores, without a network. Prints the log of the training, then the reward on
 held-out prompts before and after it, and a completion with and without the proxy.
@@ -29,10 +29,12 @@ OUTPUT = "outputs/ppo_to_proxy_rlhf"
 
 parser = argparse.ArgumentParser(description="A script for TRL's former PPO trainer, turned into one for Proxy-RLHF.")
 parser.add_argument("--max_steps", type=int, default=480, help="optimizer steps; 16 for each round of 64 prompts")
+parser.add_argument("--num_prompts", default="", help="train and measure on the first so many prompts only")
 flags = parser.parse_args()
 
 files = {name: str(QUICKSTART / f"prompts_{name}.jsonl") for name in ("train", "eval")}
-prompts = load_dataset("json", data_files=files)  # was: .map(tokenize), as PPO took token ids
+# was: .map(tokenize), as PPO took token ids
+prompts = {name: load_dataset("json", data_files=files, split=f"{name}[:{flags.num_prompts}]") for name in files}
 
 trainer = ProxyRLHFTrainer(  # was: PPOTrainer(
     model=BASE,  # was: model=policy, ref_model=ref_policy,
