@@ -9,6 +9,7 @@ A link from one page to another works in the repository and on the site; a link 
 repository. A picture with a light and a dark form follows the reader's choice of them on the site.
 """
 
+import logging
 import posixpath
 import re
 from pathlib import Path
@@ -28,7 +29,7 @@ REPOSITORY_PAGES = {
     "recipes/README.md": "reference/recipes/index.md",
     **{
         f"recipes/{name}/README.md": f"reference/recipes/{name}.md"
-        for name in ("accelerate", "proxy_rlhf", "rrhf", "vas")
+        for name in ("accelerate", "proxy_rlhf", "rrhf", "scripts", "vas")
     },
     **{
         f"trl_ext/{name}/README.md": f"reference/{name}.md"
@@ -44,6 +45,8 @@ REPOSITORY_PAGES = {
     },
 }
 
+logger = logging.getLogger("mkdocs.hooks.pages")  # with --strict, its warnings are errors
+
 # Pictures outside `docs/` -> where the site has them.
 REPOSITORY_PICTURES = {
     f"benchmarks/results/{path.name}": f"reference/results/{path.name}"
@@ -55,6 +58,7 @@ _PICTURE = re.compile(
     r'<img src="([^"]+)"[^>]* alt="([^"]*)"></picture>'
 )
 _LINK = re.compile(r"(\]\()(?!https?:|mailto:|#)([^)\s#]+)(#[^)\s]*)?(\))")
+_HREF = re.compile(r'(href=")(?!https?:|#)([^"#]+\.(?:md|ipynb))(#[^"]*)?(")')
 _CODE = re.compile(r"^(```.*?^```|~~~.*?^~~~)", re.DOTALL | re.MULTILINE)
 
 
@@ -77,8 +81,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     def relink(found: re.Match[str]) -> str:
         before, link, anchor, after = found[1], found[2], found[3] or "", found[4]
         linked = posixpath.normpath(posixpath.join(folder, link))
-        page_of_site = REPOSITORY_PAGES.get(linked) or REPOSITORY_PICTURES.get(linked)
-        page_of_site = page_of_site or (linked[5:] if linked.startswith("docs/") else None)
+        page_of_site = _page_of_site(linked)
         if page_of_site is not None:
             to = posixpath.relpath(page_of_site, posixpath.dirname(target) or ".")
         elif (ROOT / linked).exists():
@@ -91,3 +94,27 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     markdown = _PICTURE.sub(r'![\3](\2#only-light){ width="560" } ![\3](\1#only-dark){ width="560" }', markdown)
     parts = _CODE.split(markdown)
     return "".join(part if part.startswith(("```", "~~~")) else _LINK.sub(relink, part) for part in parts)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """The same for the links of a notebook, whose page mkdocs does not make of Markdown."""
+    if not page.file.src_uri.endswith(".ipynb"):
+        return html
+    folder = posixpath.dirname(f"docs/{page.file.src_uri}")
+
+    def relink(found: re.Match[str]) -> str:
+        before, link, anchor, after = found[1], found[2], found[3] or "", found[4]
+        target = files.get_file_from_path(_page_of_site(posixpath.normpath(posixpath.join(folder, link))) or link)
+        if target is None:
+            logger.warning(f"{page.file.src_uri} links to {link}, which is no page")
+            return found[0]
+        return f"{before}{target.url_relative_to(page.file)}{anchor}{after}"
+
+    notebook = posixpath.basename(page.file.src_uri)  # mkdocs-jupyter copies it beside the page
+    return f'<p><a href="{notebook}" download>Download this notebook</a></p>{_HREF.sub(relink, html)}'
+
+
+def _page_of_site(path: str) -> str | None:
+    """Where the site has a file of the repository, if that is a page or a picture."""
+    known = REPOSITORY_PAGES.get(path) or REPOSITORY_PICTURES.get(path)
+    return known or (path[5:] if path.startswith("docs/") else None)

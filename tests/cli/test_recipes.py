@@ -22,11 +22,14 @@ def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_list_has_every_recipe_with_its_summary(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes"]) == 0
     printed = capsys.readouterr().out
-    found = {str(path.relative_to(REPOSITORY / "recipes")) for path in (REPOSITORY / "recipes").glob("*/*.yaml")}
-    assert {line for line in printed.splitlines() if line.endswith(".yaml")} == {
+    folder = REPOSITORY / "recipes"
+    files = [*folder.glob("*/*.yaml"), *folder.glob("scripts/*.py"), folder / "scripts/fifth_method/listmle.yaml"]
+    found = {str(path.relative_to(folder)) for path in files}
+    assert {line for line in printed.splitlines() if line.endswith((".yaml", ".py"))} == {
         name for name in found if not name.startswith("accelerate/")
     }
     assert "    RRHF on a model small enough for two CPU cores" in printed
+    assert "    A reward function of your own, in five lines, and RRHF trained with it." in printed
 
 
 def test_a_copy_is_complete_and_replaces_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,6 +44,17 @@ def test_a_copy_is_complete_and_replaces_nothing(tmp_path: Path, capsys: pytest.
     assert "exists; remove it, or copy --to another folder" in capsys.readouterr().err
     assert main(["recipes", "copy", "rrhf", "--to", "other"]) == 0
     assert Path("other/rrhf/llama-7b_full_hh_8gpu.yaml").is_file()
+
+
+def test_a_script_comes_with_its_model(tmp_path: Path) -> None:
+    assert main(["recipes", "copy", "scripts/own_reward.py"]) == 0
+    copied = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert {"recipes/scripts/own_reward.py", "recipes/quickstart/models/imdb-2m/model.safetensors"} <= copied
+    assert "recipes/scripts/compare.py" not in copied
+    assert main(["recipes", "copy", "scripts", "--to", "all"]) == 0
+    assert {"scripts/compare.py", "scripts/fifth_method/listmle/trainer.py", "quickstart/prompts_train.jsonl"} <= {
+        str(path.relative_to(tmp_path / "all")) for path in (tmp_path / "all").rglob("*")
+    }
 
 
 @pytest.mark.parametrize("words", [["copy"], ["copy", "--all"], ["remove", "rrhf"], ["copy", "../tests"]])

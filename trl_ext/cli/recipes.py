@@ -3,6 +3,7 @@
 
 """`trl-ext recipes` and `trl-ext quickstart`: lists, copies and runs the recipes that come with the package."""
 
+import ast
 import shutil
 import textwrap
 from collections.abc import Sequence
@@ -15,10 +16,11 @@ _RECIPES_HELP = """\
 usage: trl-ext recipes
        trl-ext recipes copy NAME [NAME ...] [--to FOLDER]
 
-List the recipes that come with the package, or copy some of them to edit. NAME
-is a recipe or a folder of recipes:
+List the recipes and scripts that come with the package, or copy some of them to
+edit. NAME is a recipe, a script, or a folder of them:
 
   trl-ext recipes copy quickstart --to my-recipes
+  trl-ext recipes copy scripts/own_reward.py
 
 The folder is `recipes` unless --to names another. Files that exist are not
 replaced.
@@ -83,8 +85,14 @@ def _quickstarts() -> Path:
     return recipes_folder() / "quickstart"
 
 
+def _scripts() -> Path:
+    return recipes_folder() / "scripts"
+
+
 def _recipes() -> list[Path]:
-    return sorted(path for path in recipes_folder().glob("*/*.yaml") if path.parent.name != "accelerate")
+    """The recipes, then the scripts: Python files, and packages with a recipe of their own."""
+    recipes = [path for path in recipes_folder().glob("*/*.yaml") if path.parent.name != "accelerate"]
+    return [*sorted(recipes), *sorted([*_scripts().glob("*.py"), *_scripts().glob("*/*.yaml")])]
 
 
 def _print_recipes() -> None:
@@ -96,9 +104,12 @@ def _print_recipes() -> None:
 
 
 def _summary(path: Path) -> str:
-    """The first paragraph of the comment that a recipe begins with."""
+    """The first paragraph of the comment that a recipe begins with, or of the docstring of a script."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        text = ast.get_docstring(ast.parse(text)) or ""
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in text.splitlines():
         text = line.removeprefix("#").strip()
         if not text:
             break
@@ -119,9 +130,9 @@ def _copy(names: Sequence[str], target: Path) -> None:
         source = recipes_folder() / name
         if not source.exists() or not source.resolve().is_relative_to(recipes_folder()):
             raise ValueError(f"there is no recipe '{name}'; trl-ext recipes lists them")
-        sources += [path for path in source.rglob("*") if path.is_file()] if source.is_dir() else [source]
-        if source.parent == _quickstarts():  # one of them: its model and prompts too
-            sources += [path for path in _quickstarts().rglob("*") if path.is_file() and path.suffix != ".yaml"]
+        sources += _files(source) if source.is_dir() else [source]
+        if source.parent == _quickstarts() or source.resolve().is_relative_to(_scripts()):  # model and prompts too
+            sources += [path for path in _files(_quickstarts()) if path.suffix != ".yaml"]
     copies = {source: target / source.relative_to(recipes_folder()) for source in sources}
     existing = [str(path) for path in copies.values() if path.exists()]
     if existing:
@@ -129,5 +140,9 @@ def _copy(names: Sequence[str], target: Path) -> None:
     for source, path in copies.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, path)
-        if path.suffix == ".yaml":
+        if path.suffix in (".yaml", ".py"):
             print(path)
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "__pycache__"]

@@ -1,0 +1,80 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Config and trainer of ListMLE. The base class has data, sampling, checkpoints, LoRA and several processes."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+
+from trl_ext.data.scored_rows import lacks_completions
+from trl_ext.methods.rrhf.data import DataCollatorForScoredCompletions
+from trl_ext.training.engine import EngineConfig
+from trl_ext.training.online_trainer import OnlineTrainer
+
+from .losses import plackett_luce
+
+
+@dataclass
+class ListMLEConfig(EngineConfig):
+    """What ListMLE adds to the settings of [`~trl_ext.training.engine.EngineConfig`]."""
+
+    scale: float = field(default=1.0, metadata={"help": "Factor of the log-probability per token in the loss."})
+
+
+class ListMLETrainer(OnlineTrainer):
+    """Trains a model to order the completions of a prompt by its own log-probabilities per token."""
+
+    _config_class = ListMLEConfig
+    _tag_names: ClassVar = ["trl", "trl-ext", "listmle"]
+    _name = "ListMLE"
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        args = self._config_for(model, args)
+        train_dataset = self._setup(model, args, train_dataset, processing_class, reward_funcs, None)
+        rows, eval_rows = self._prepare_datasets(train_dataset, eval_dataset, args)
+        self._samples = "completion_ids" not in rows.column_names
+        if self._samples and not reward_funcs:  # a prompt-only dataset
+            raise lacks_completions(rows.column_names, "train")
+        collator = DataCollatorForScoredCompletions()
+        super().__init__(model, args, data_collator=collator, train_dataset=rows, eval_dataset=eval_rows, **kwargs)
+
+    def _sample_round(self, rows: list[dict[str, Any]], mode: str = "train") -> Any:
+        with self._seeded(mode), self.engine.generating(self, mode) as generate:
+            completions = generate([row["prompt_ids"] for row in rows])
+        sampled = self._score(rows, completions, mode)
+        self._log_round(sampled, mode)
+        return sampled
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        kept = self._kept(inputs)  # prompts with scored completions
+        if not kept:
+            return self._zero_loss(lambda prompts, some: self.log_probs(model, prompts, some).logps, inputs)
+        prompts, completions, scores = (
+            [inputs[key][b] for b in kept] for key in ("prompt_ids", "completion_ids", "scores")
+        )
+        tokens = self.log_probs(model, prompts, completions)
+        p_N = self.args.scale * tokens.sums() / tokens.lengths()
+        groups = zip(p_N.split([len(group) for group in scores]), scores, strict=True)
+        loss_B = torch.stack([plackett_luce(p_K, torch.tensor(group, device=p_K.device)) for p_K, group in groups])
+        self._meters[self._mode].add_values("loss/order", loss_B.detach())
+        return self._mean(loss_B.sum(), len(loss_B), num_items_in_batch)  # over the prompts of a step
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if not any(inputs["completion_ids"]):
+            rollouts = self._sample_evaluation(inputs["rows"])
+            inputs |= {key: [getattr(one, key) for one in rollouts] for key in ("completion_ids", "scores")}
+        with torch.no_grad():
+            return self.compute_loss(model, inputs).detach(), None, None
