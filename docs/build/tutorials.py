@@ -40,6 +40,11 @@ NAMES = {
         f"{_BASE} + quickstart_vas, beta 2": "weight 2",
         f"{_BASE} + quickstart_vas, beta 4": "weight 4",
     },
+    "proxy_rlhf": {
+        _BASE: "base",
+        f"{_BASE} + untrained proxy": "untrained proxy",
+        f"{_BASE} + quickstart-proxy": "trained proxy",
+    },
     "psle": {_BASE: "base", "outputs/quickstart-psle": "after PSLE"},
 }
 PLOTS = {**{name: [name] for name in NAMES}, "index": list(NAMES)}  # plot -> whose evaluations it has
