@@ -32,9 +32,10 @@ from trl_ext import (
     from_scored_rows,
     load_rewards,
 )
+from trl_ext.evaluation.completions import DESCRIPTION
 from trl_ext.evaluation.evaluate import evaluate
 from trl_ext.evaluation.frontier import frontier, write_frontier
-from trl_ext.evaluation.report import DESCRIPTION, Report
+from trl_ext.evaluation.report import Report
 from trl_ext.inference.best_of_n import best_of_n_policies
 from trl_ext.inference.policy import model_policy
 
