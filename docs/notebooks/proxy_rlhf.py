@@ -122,4 +122,5 @@ share = output.rejected.sum() / output.examined.sum()
 print(f"rejected: {share:.0%} of the candidates that were examined")
 
 # %% [markdown]
-# Next: [which method should I use?](../explanation/which_method.md).
+# Next: [which method should I use?](../explanation/which_method.md), or all of them in
+# [one plot](frontier.ipynb).

@@ -112,4 +112,4 @@ side_by_side = pd.DataFrame(
 side_by_side[:5].style.format(precision=1).hide(axis="index").set_properties(**{"text-align": "left"})
 
 # %% [markdown]
-# Next: [what each loss does](../explanation/losses.md).
+# Next: [what each loss does](../explanation/losses.md), or all methods in [one plot](frontier.ipynb).

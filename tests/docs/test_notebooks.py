@@ -24,7 +24,7 @@ def named(path: Path) -> str:
 
 
 def test_every_method_has_one() -> None:
-    assert {path.stem for path in SOURCES} == {"rrhf", "vas", "proxy_rlhf", "psle"}
+    assert {path.stem for path in SOURCES} == {"rrhf", "vas", "proxy_rlhf", "psle", "frontier"}
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=named)
