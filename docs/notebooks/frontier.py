@@ -21,9 +21,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_ext import GenerationSettings, RRHFConfig, RRHFTrainer, VASConfig, VASTrainer
 from trl_ext.cli.config_file import recipes_folder
+from trl_ext.evaluation.completions import DESCRIPTION
 from trl_ext.evaluation.evaluate import evaluate
 from trl_ext.evaluation.frontier import frontier, write_frontier
-from trl_ext.evaluation.report import DESCRIPTION, Report
+from trl_ext.evaluation.report import Report
 from trl_ext.inference.best_of_n import best_of_n_policies
 from trl_ext.inference.policy import model_policy
 from trl_ext.methods.vas.policies import guided_policy
