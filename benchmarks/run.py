@@ -19,6 +19,7 @@ from .harness.suite import Suite
 
 SUITES = {
     "quality": "reward, KL, fluency and cost of the four methods beside TRL's DPO, GRPO, PPO and best-of-n",
+    "chat": "the four methods beside TRL's trainers, best-of-n and a principle on a chat model and constraints",
     "imdb": "Proxy-RLHF, PSLE and VAS on the IMDB task: settings, ablations and seeds, on one GPU",
     "rrhf_step": "seconds and peak memory of an RRHF training step: naive, TRL's head, shared prompts, TRL's DPO",
     "scaling": "how time grows with K, lengths, prompts, the model and candidates: slopes beside those of arithmetic",
@@ -34,16 +35,19 @@ SUITES = {
 }
 
 
+# What trains models and measures their completions; the other suites take turns.
+OUTCOMES = ("quality", "chat", "imdb")
+
 # Names for several: all that take turns.
 GROUPS = {
-    name: [suite for suite in SUITES if suite not in ("quality", "imdb", "scaling", "card_count")]
+    name: [suite for suite in SUITES if suite not in (*OUTCOMES, "scaling", "card_count")]
     for name in ("speed", "memory")
 }
 
 
 def suite_of(name: str) -> Suite:
     """The suite of a name in [`SUITES`]."""
-    folder = "quality" if name in ("quality", "imdb") else "memory" if name.startswith("card") else "speed"
+    folder = "quality" if name in OUTCOMES else "memory" if name.startswith("card") else "speed"
     found: Suite = importlib.import_module(f"benchmarks.{folder}.{name}").SUITE
     return found
 

@@ -1,11 +1,13 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Rows of files, and texts of a given number of tokens, made of the quickstart's prompts."""
+"""Rows of files, texts of a given number of tokens, made of the quickstart's prompts, and texts that people wrote."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 from .results import ROOT
@@ -29,3 +31,16 @@ def pieces(tokenizer: Any, tokens: int) -> Iterator[str]:
         text = tokenizer.decode(ids[start : start + tokens])
         if len(tokenizer(text)["input_ids"]) == tokens:
             yield text
+
+
+def human_texts(count: int, shortest: int = 200) -> list[str]:
+    """
+    Paragraphs that people wrote and that every Python brings along: of its language reference.
+
+    Args:
+        count (`int`): How many, spread over all of it.
+        shortest (`int`, *optional*, defaults to `200`): Characters that a paragraph has at least.
+    """
+    parts = [" ".join(part.split()) for topic in sorted(topics) for part in re.split(r"\n\s*\n", topics[topic])]
+    long = [part for part in parts if len(part) >= shortest and not part.startswith((">>>", "::="))]
+    return [long[i * len(long) // count] for i in range(min(count, len(long)))]

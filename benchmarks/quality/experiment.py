@@ -329,7 +329,7 @@ class Experiment(Suite):
         for case in cases:
             shown = {}
             for name, value in case["metrics"].items():
-                if value and "_se" not in name:
+                if isinstance(value, int | float) and value and "_se" not in name:
                     shown[name] = round(value, 3)
             print(f"{case['name']}, seed {case['seed']}: {shown}, {case['cost'].get('seconds')} s", flush=True)
         if cases:

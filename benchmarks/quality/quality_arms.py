@@ -69,6 +69,36 @@ class Task:
         """Completions that a trained arm may sample."""
         return self.rows * self.num_generations
 
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """Settings of all completions, in training and in measuring."""
+        return {"max_completion_length": self.max_completion_length, "top_k": self.top_k}
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Fields of all that train: of TRL's trainers as of ours."""
+        return TRAINING
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """Flags with which commands load a model that they do not train."""
+        return {}
+
+    @property
+    def rewards(self) -> list[str]:
+        """The rewards that are measured; the first is the one that is trained for."""
+        return [self.reward]
+
+    @property
+    def principle(self) -> str:
+        """The principle of PSLE, and of the arm that has it in its prompt."""
+        return PRINCIPLE.strip()
+
+    @property
+    def other_answers(self) -> int:
+        """Completions per prompt that are measured on the other prompts."""
+        return 1
+
 
 PRESETS = {
     # What is in the repository, on two CPU cores.
@@ -101,7 +131,9 @@ class Arm(experiment.Arm):
         decoding (`dict`, *optional*): Flags of `trl-ext evaluate` for what is not an ordinary model; `"@"` becomes
             the folder of the trained model.
         answers (`int`, *optional*): Completions per prompt that are measured, where they differ from the task's.
+        other (`bool`, *optional*, defaults to `True`): Whether it is measured on the other prompts too.
         through (`str`, *optional*): What goes through the language model for a token of a completion.
+        forwards (`float`, *optional*, defaults to `1`): The same as a number of tokens, through models of its size.
     """
 
     series: str
@@ -109,7 +141,9 @@ class Arm(experiment.Arm):
     fields: dict[str, Any] = field(default_factory=dict)
     decoding: dict[str, Any] = field(default_factory=dict)
     answers: int = 0
+    other: bool = True
     through: str = "1"
+    forwards: float = 1
 
 
 # Scored samples of the untrained model, a file that several arms train on.
@@ -144,7 +178,7 @@ def arms(task: Task) -> list[Arm]:
         "bf16": False,
     }
     psle = {
-        "principles": [PRINCIPLE.strip()],
+        "principles": [task.principle],
         "num_generations": 1,
         "num_iterations": task.num_generations // 2,
         "learning_rate": task.learning_rate,
@@ -164,7 +198,7 @@ def arms(task: Task) -> list[Arm]:
         SAMPLES,
         Arm("base", "base"),
         Arm("base with the principle in its prompt", "principle in the prompt", command="principle"),
-        Arm("best of n", "best of n", decoding={"best_of_n": [4, 16, 64, 128]}, answers=1, through="n"),
+        Arm("best of n", "best of n", decoding={"best_of_n": [4, 16, 64, 128]}, answers=1, other=False, through="n"),
         Arm("TRL's DPO", "TRL's DPO", "dpo", {**one_by_one, "beta": 0.1}, needs=(SAMPLES.name,)),
         Arm("TRL's GRPO", "TRL's GRPO", "grpo", {**one_by_one, **sampling, "beta": 0.05}),
         Arm(PPO, PPO, "ppo", ppo),

@@ -12,10 +12,11 @@ from typing import Any
 
 from benchmarks.harness import ppo_environment
 from benchmarks.harness.process import Failed, run, trainable_parameters
-from benchmarks.harness.text import PRINCIPLE, read_rows
+from benchmarks.harness.text import read_rows
 
 from .experiment import METRICS, Bench, Skipped
-from .quality_arms import SAMPLES, TRAINING, Arm, Task
+from .quality_arms import SAMPLES, Arm, Task
+from .quality_train import TRL_TRAINERS
 
 
 @dataclass
@@ -32,29 +33,36 @@ class QualityBench(Bench):
             return []
         settings, cost = ({}, {}) if arm.command in ("", "principle") else self._train(arm, seed, folder)
         places = {"evaluation": self.task.evaluation, "other": self.task.other}
-        if arm.through == "n":  # hundreds of completions per prompt: once is enough
+        if not arm.other:
             places.pop("other")
-        found = [measured_rows(self._evaluate(arm, seed, folder, *place), arm, self.task) for place in places.items()]
+        found = {
+            place: self.measured(self._evaluate(arm, seed, folder, place, prompts), arm)
+            for place, prompts in places.items()
+        }
         return [
             {
                 "name": name,
                 "series": arm.series,
                 "seed": seed,
                 "metrics": metrics,
-                "other": found[1][name] if len(found) > 1 else {},
+                "other": found.get("other", {}).get(name, {}),
                 "cost": cost,
                 "through": arm.through,
                 "settings": settings | arm.decoding,
             }
-            for name, metrics in found[0].items()
+            for name, metrics in found["evaluation"].items()
         ]
+
+    def measured(self, file: Path, arm: Arm) -> dict[str, dict[str, Any]]:
+        """What an evaluation has found, by the name of the case."""
+        return measured_rows(file, arm, self.task)
 
     def prompts(self, folder: Path, limit: int) -> str:
         """A file of the training prompts, pass after pass, `limit` rows of them."""
         rows = read_rows(self.task.train, self.task.prompts)
         if len(rows) < self.task.prompts:
             raise ValueError(f"{self.task.train} has {len(rows)} prompts; {self.task.prompts} are asked for.")
-        lines = [json.dumps({"prompt": row["prompt"]}, ensure_ascii=False) for row in rows * self.task.passes]
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows * self.task.passes]
         path = folder / "prompts.jsonl"
         path.write_text("\n".join(lines[:limit]) + "\n", encoding="utf-8")
         return str(path)
@@ -67,14 +75,14 @@ class QualityBench(Bench):
         flags = {
             "model_name_or_path": self.task.model,
             "dataset_name": self.prompts(folder, self.task.rows),
-            "reward_model_name_or_path": self.task.reward,
+            "reward_funcs": self.task.reward,
             "num_generations": self.task.num_generations,
-            "max_completion_length": self.task.max_completion_length,
-            "top_k": self.task.top_k,
+            **self.task.sampling,
+            **self.task.loading,
             "seed": seed,
             "output_file": str(self.samples(seed)),
         }
-        found = run(["-m", "trl_ext", "sample", *_flags(flags)], folder / "sample.log")
+        found = run(["-m", "trl_ext", "sample", *flags_of(flags)], folder / "sample.log")
         (folder / "cost.json").write_text(json.dumps(found.cost), encoding="utf-8")
 
     def _train(self, arm: Arm, seed: int, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -82,7 +90,7 @@ class QualityBench(Bench):
         limit = fields.pop("max_rows", task.rows)
         trains_on_samples = SAMPLES.name in arm.needs
         config: dict[str, Any] = {
-            **TRAINING,
+            **task.training,
             **fields,
             **self.overrides,
             "model_name_or_path": task.model,
@@ -91,8 +99,11 @@ class QualityBench(Bench):
             "seed": seed,
         }
         if not trains_on_samples:
-            sampling = {"max_completion_length": task.max_completion_length, "top_k": task.top_k}
-            config = {**sampling, **config, "reward_model_name_or_path": task.reward}
+            # TRL's PPO takes its critic from the reward model too.
+            reward = (
+                {"reward_model_name_or_path": task.reward} if arm.command == "ppo" else {"reward_funcs": [task.reward]}
+            )
+            config = {**task.sampling, **config, **reward}
         file, python = folder / "config.json", sys.executable
         file.write_text(json.dumps(config, indent=1), encoding="utf-8")
         if arm.command == "ppo":
@@ -101,7 +112,7 @@ class QualityBench(Bench):
                 python = ppo_environment.python()
             except ppo_environment.Unavailable as reason:
                 raise Skipped(str(reason)) from reason
-        elif arm.command in ("dpo", "grpo"):
+        elif arm.command in TRL_TRAINERS:
             command = ["-m", "benchmarks.quality.quality_train", arm.command, str(file)]
         else:  # JSON is YAML
             command = ["-m", "trl_ext", arm.command, "--config", str(file)]
@@ -121,15 +132,14 @@ class QualityBench(Bench):
         task, file = self.task, folder / f"evaluation-{place}.json"
         flags: dict[str, Any] = {
             "dataset_name": prompts,
-            "reward_funcs": task.reward,
-            "num_generations": arm.answers or (1 if place == "other" else task.answers),
-            "max_completion_length": task.max_completion_length,
-            "top_k": task.top_k,
+            "reward_funcs": task.rewards,
+            "num_generations": arm.answers or (task.other_answers if place == "other" else task.answers),
+            **task.sampling,
             "seed": seed,
             "output_file": str(file),
         }
         if arm.command == "principle":
-            config = {**flags, "model_name_or_path": task.model, "principle": PRINCIPLE}
+            config = {**flags, "model_name_or_path": task.model, "principle": task.principle}
             config_file = folder / f"config-{place}.json"
             config_file.write_text(json.dumps(config, indent=1), encoding="utf-8")
             command = ["-m", "benchmarks.quality.quality_train", "principle", str(config_file)]
@@ -137,37 +147,55 @@ class QualityBench(Bench):
             trained = str(folder / "trained")
             guided = not arm.command or arm.decoding
             flags["model_name_or_path"] = task.model if guided else trained
-            flags["base_model_name_or_path"] = task.model
+            flags |= {"base_model_name_or_path": task.model, **task.loading}
             for name, value in arm.decoding.items():
                 flags[name] = [trained if x == "@" else x for x in value] if isinstance(value, list) else value
-            command = ["-m", "trl_ext", "evaluate", *_flags(flags)]
+            command = ["-m", "trl_ext", "evaluate", *flags_of(flags)]
         run(command, folder / f"evaluate-{place}.log")
         return file
 
 
-def measured_rows(file: Path, arm: Arm, task: Task) -> dict[str, dict[str, Any]]:
+def measured_models(file: Path, arm: Arm) -> list[dict[str, Any]]:
     """
-    The measured rows of an arm by name: the base's alone, or all the others.
+    The rows of an evaluation that an arm is about: the base's alone, or all the others.
 
     Raises:
         [`~benchmarks.harness.process.Failed`]: A row is an error.
     """
     models = json.loads(file.read_text(encoding="utf-8"))["models"]
-    reward = f"reward/{Path(task.reward).name}"
-    found = {}
     untrained = {row.get("start") for row in models}  # such as a proxy before training, beside the trained one
+    found = []
     for row in models[:1] if arm.name == "base" else models[1:]:
         if "error" in row:
             raise Failed(f"{arm.name}: {row['error']} ({file})")
-        if row["model"] in untrained:
-            continue
-        setting = ", ".join(f"{key} {value}" for key, value in row.get("extras", {}).items() if key in ("n", "beta"))
+        if row["model"] not in untrained:
+            found.append(row)
+    return found
+
+
+def case_name(row: dict[str, Any], arm: Arm) -> str:
+    """The name of a measured row: the arm's, with the row's setting."""
+    setting = ", ".join(f"{key} {value}" for key, value in row.get("extras", {}).items() if key in ("n", "beta"))
+    return f"{arm.name}, {setting}" if setting else arm.name
+
+
+def measured_rows(file: Path, arm: Arm, task: Task) -> dict[str, dict[str, Any]]:
+    """The metrics of an arm's rows by the names of their cases."""
+    base = json.loads(file.read_text(encoding="utf-8"))["models"][0]
+    reward = reward_key(task.reward)
+    found = {}
+    for row in measured_models(file, arm):
         metrics = {key: row.get(key) for name in METRICS[1:] for key in (name, f"{name}_se")}
         metrics |= {"reward": row[reward], "reward_se": row[f"{reward}_se"], "kl_bound": row.get("kl_bound")}
         # Generated in one process beside the base, whose time is the unit.
-        metrics["time_of_base"] = None if arm.through == "n" else _ratio(row, models[0])
-        found[f"{arm.name}, {setting}" if setting else arm.name] = metrics
+        metrics["time_of_base"] = None if arm.through == "n" else _ratio(row, base)
+        found[case_name(row, arm)] = metrics
     return found
+
+
+def reward_key(spec: str) -> str:
+    """Where a report has a reward: under its function's or its folder's name."""
+    return f"reward/{Path(spec).name if '/' in spec else spec.rpartition('.')[2]}"
 
 
 def _ratio(row: dict[str, Any], base: dict[str, Any]) -> float | None:
@@ -178,7 +206,7 @@ def _ratio(row: dict[str, Any], base: dict[str, Any]) -> float | None:
     return round(row["generation_seconds"] / lengths[0] / (base["generation_seconds"] / lengths[1]), 2)
 
 
-def _flags(values: dict[str, Any]) -> Iterator[str]:
+def flags_of(values: dict[str, Any]) -> Iterator[str]:
     for name, value in values.items():
         yield f"--{name}"
         yield from map(str, value) if isinstance(value, list) else [str(value)]

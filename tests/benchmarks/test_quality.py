@@ -20,7 +20,7 @@ from benchmarks.harness import process as quality_process
 from benchmarks.harness.text import read_rows
 from benchmarks.quality import quality, quality_bench
 from benchmarks.quality.quality_arms import PRESETS, Arm, Task, arms
-from benchmarks.quality.quality_train import preference_rows, with_text_before
+from benchmarks.quality.quality_train import best_rows, preference_rows, with_prompts
 from trl_ext.evaluation.evaluate import evaluate
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.inference.policy import model_policy
@@ -90,11 +90,16 @@ def test_dpo_gets_the_best_and_the_worst():
     assert preference_rows(rows) == [{"prompt": "p", "chosen": "b", "rejected": "c"}]
 
 
+def test_sft_gets_the_best():
+    rows = [{"prompt": "p", "completions": ["a", "b", "c"], "scores": [0.0, 2.0, 2.0]}]
+    assert best_rows(rows) == [{"prompt": "p", "completion": "b"}]
+
+
 def test_a_principle_is_read_and_is_not_measured(tiny_model, tiny_tokenizer):
     base = model_policy(tiny_model, tiny_tokenizer, name="base")
-    policy = with_text_before(base, "be kind ")
     [prompt] = tiny_tokenizer(["this film"])["input_ids"]
     longer = tiny_tokenizer("be kind ")["input_ids"] + prompt
+    policy = with_prompts(base, "with a principle", {tuple(prompt): longer})
     [[logps]] = policy.logps([prompt], [[[5, 6]]])
     [[expected]] = base.logps([longer], [[[5, 6]]])
     torch.testing.assert_close(logps, expected)
