@@ -19,8 +19,8 @@ from . import quality_arms
 from .quality_arms import SAMPLES, TRAINING, Arm
 
 
-REWARDS = "recipes.rewards.instructions"
-PROMPTS = ROOT / "recipes" / "prompts"
+REWARDS = "trl_ext.instructions"
+PROMPTS = ROOT / "recipes" / "instructions"
 PRINCIPLE = (
     "Follow every instruction about the length, the format and the words of the answer to the letter. "
     "Check each one before you answer, and write nothing else."
@@ -43,11 +43,11 @@ class Task(quality_arms.Task):
     """
 
     model: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
-    reward: str = f"{REWARDS}.constraints_met"
+    reward: str = f"{REWARDS}.constraints.constraints_met"
     value: str = ""
-    train: str = str(PROMPTS / "instructions_train.jsonl")
-    evaluation: str = str(PROMPTS / "instructions_eval.jsonl")
-    other: str = str(PROMPTS / "instructions_transfer.jsonl")
+    train: str = str(PROMPTS / "prompts_train.jsonl")
+    evaluation: str = str(PROMPTS / "prompts_eval.jsonl")
+    other: str = str(PROMPTS / "prompts_transfer.jsonl")
     prompts: int = 256
     passes: int = 1
     num_generations: int = 4
@@ -56,7 +56,7 @@ class Task(quality_arms.Task):
     max_completion_length: int = 48
     top_k: int = 0
     learning_rate: float = 5e-4
-    second: str = f"{REWARDS}.readability"
+    second: str = f"{REWARDS}.readability.readability"
     temperature: float = 0.7
     dtype: str = "bfloat16"
     texts: int = 200

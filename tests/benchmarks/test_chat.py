@@ -1,0 +1,197 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""The comparison on a chat model: equal budgets, comparisons prompt by prompt, and tables that say what was found."""
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from benchmarks.harness.text import human_texts
+from benchmarks.quality import chat, paired
+from benchmarks.quality.chat_arms import PRESETS, Task, arms
+from benchmarks.quality.chat_bench import ChatBench, by_prompt
+from benchmarks.quality.quality_arms import Arm
+
+
+def case(name, seed, *, rewards=(0.0, 1.0), other=(0.0, 1.0), kl=2.0, **cost):
+    metrics = {"reward": float(np.mean(rewards)), "kl": kl, "completion_length": 40.0, "perplexity": 9.0}
+    found = {"name": name, "seed": seed, "settings": {}, "series": name, "through": "1", "forwards": 1.0}
+    return found | {
+        "metrics": metrics | {"by_prompt": {"met": list(rewards), "readable": [-5.0, -6.0]}},
+        "other": {"reward": float(np.mean(other)), "by_prompt": {"met": list(other), "readable": [-5.0, -6.0]}},
+        "cost": {"model_parameters": 10**6, **cost},
+    }
+
+
+@pytest.fixture
+def chat_result(result_of):
+    """Make a result of the preset `cpu`."""
+
+    def make(*cases):
+        return result_of(chat.SUITE, *cases, preset="cpu", seeds=[0], task={}) | {"failures": [], "skipped": []}
+
+    return make
+
+
+# -------------------------------------------------------------------------------------------------------------- arms
+
+
+def completions_sampled(arm, task):
+    """How many completions a trained arm samples, from its own settings."""
+    fields = arm.fields
+    if arm.needs:
+        return task.budget
+    if arm.command == "psle":
+        return fields["num_iterations"] * task.rows * 2 * fields["num_generations"]
+    if arm.command == "proxy_rlhf":
+        return fields["max_steps"] // 16 * fields["per_device_train_batch_size"]
+    return fields["num_train_epochs"] * fields.get("max_rows", task.rows) * fields["num_generations"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_trained_arm_samples_the_same_number_of_completions(preset):
+    task = PRESETS[preset]
+    trained = [arm for arm in arms(task) if arm.command not in ("", "principle", "sample")]
+    assert {arm.command for arm in trained} == {"sft", "dpo", "grpo", "rrhf", "psle", "proxy_rlhf", "vas"}
+    for arm in trained:
+        assert completions_sampled(arm, task) == pytest.approx(task.budget, rel=0.01), arm.name
+
+
+def test_every_trained_model_is_an_adapter_of_one_rank():
+    ranks = {
+        arm.fields["lora_r"] for arm in arms(Task()) if arm.command not in ("", "principle", "sample", "proxy_rlhf")
+    }
+    assert len(ranks) == 1
+
+
+# ------------------------------------------------------------------------------------------------------- comparisons
+
+
+def test_worked_comparisons():
+    """By hand: differences 0.5, 0, -0.5, 1 have the mean 0.25; wins 1, 0.5, 0, 1 the mean 0.625."""
+    first, second = [[1.0, 0.5, 0.0, 1.0]], [[0.5, 0.5, 0.5, 0.0]]
+    found = paired.difference(first, second)
+    assert found.value == pytest.approx(0.25) and found.low <= 0.25 <= found.high
+    assert paired.win_rate(first, second).value == pytest.approx(0.625)
+    assert paired.win_rate(second, first).value == pytest.approx(0.375)
+    assert paired.difference(first, first) == paired.Interval(0.0, 0.0, 0.0)
+    assert paired.win_rate(first, first).text() == "0.50 [0.50, 0.50]"
+
+
+def test_an_interval_is_that_of_the_normal_distribution_for_many_prompts():
+    values = np.random.default_rng(1).normal(size=(1, 400)).tolist()
+    found = paired.mean(values)
+    half = 1.96 * np.std(values) / 20
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.1)
+
+
+def test_a_prompt_without_a_reward_is_left_out():
+    assert paired.mean([[1.0, None, 0.0]]).value == 0.5
+    assert paired.difference([[1.0, None]], [[0.5, 0.5]]).value == 0.5
+
+
+def test_other_prompts_are_no_comparison():
+    with pytest.raises(ValueError, match="same prompts"):
+        paired.difference([[1.0, 0.0]], [[1.0]])
+
+
+def test_the_detectable_difference_by_hand():
+    """(1.96 + 0.8416) * s * sqrt(2 / n), of 100 prompts with a standard deviation of about a half."""
+    assert paired.detectable([[0.0, 1.0] * 50]) == pytest.approx(2.8016 * 0.50252 * (2 / 100) ** 0.5, rel=1e-4)
+
+
+def test_rewards_of_a_prompt_are_averaged_in_the_order_of_the_prompts():
+    table = pa.table(
+        {
+            "model": ["a", "a", "a", "b", "a"],
+            "row_index": [1, 0, 1, 0, 0],
+            "sample": ["evaluated", "evaluated", "evaluated", "evaluated", "kl"],
+            "reward/met": [1.0, 0.25, 0.0, 9.0, 9.0],
+        }
+    )
+    assert by_prompt(table, "a", "reward/met") == [0.25, 0.5]
+
+
+def test_human_texts_are_there_and_differ():
+    texts = human_texts(50)
+    assert len(set(texts)) == 50 and min(map(len, texts)) >= 200
+
+
+# ------------------------------------------------------------------------------------------------------------ reports
+
+
+def test_tables_compare_prompt_by_prompt(chat_result):
+    cases = [
+        case("base", 0, rewards=[0.0, 0.5], other=[0.5, 0.5], kl=0.0),
+        case("TRL's GRPO", 0, rewards=[0.5, 1.0], kl=10.0),
+        case("RRHF, offline", 0, rewards=[0.5, 0.5], other=[1.0, 0.5], kl=4.0),
+    ]
+    text = chat.SUITE.report([chat_result(*cases)])
+    row = next(line for line in text.splitlines() if line.startswith("| RRHF, offline |"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[1].startswith("0.500 [") and cells[2].startswith("0.250 [") and cells[3] == "4.0"
+    assert cells[5].startswith("0.75 [")  # one prompt won, one equal
+    equal = [line for line in text.splitlines() if line.startswith("| TRL's GRPO |")][2]
+    # From the base, 0.25 at 0, to 0.75 at 10.
+    assert [cell.strip() for cell in equal.strip("|").split("|")][1:] == ["0.350", "0.500", "0.750"]
+    assert chat.SUITE.report([]) == "not measured"
+
+
+def test_operations_by_hand(chat_result):
+    """A model of 10^6 parameters: 1,000 answers of 40 tokens; 100 completions of 40 tokens, and 5,000 tokens read."""
+    trained = case("X", 0, completions=100, tokens_read=5_000, backward=True)
+    training, answering = chat._operations(trained)
+    assert answering == pytest.approx(2e6 * 40 * 1_000 / 1e15)
+    assert training == pytest.approx((2e6 * 100 * 40 + 6e6 * 5_000) / 1e15)
+    frozen = case("X", 0, completions=100, tokens_read=5_000, backward=False, sampling_forwards=20)
+    assert chat._operations(frozen)[0] == pytest.approx(2e6 * 100 * 40 * 20 / 1e15)
+
+
+def test_a_case_has_the_rewards_of_each_prompt(tmp_path):
+    models = [
+        {"model": name, "extras": {}, "reward/constraints_met": 0.5, "reward/constraints_met_se": 0.1,
+         "reward/readability": -5.0, "reward/readability_se": 0.2, "completion_length": 4.0, "generation_seconds": 1.0}
+        for name in ("base", "trained")
+    ]  # fmt: skip
+    (tmp_path / "evaluation.json").write_text(json.dumps({"models": models}))
+    rows = {"model": ["base", "trained"], "row_index": [0, 0], "sample": ["evaluated"] * 2}
+    rows |= {"reward/constraints_met": [0.0, 0.5], "reward/readability": [-4.0, -5.0]}
+    pyarrow.parquet.write_table(pa.table(rows), tmp_path / "evaluation.parquet")
+    found = ChatBench(Task(), tmp_path).measured(tmp_path / "evaluation.json", Arm("X", "X"))
+    assert found["X"]["by_prompt"] == {"constraints_met": [0.5], "readability": [-5.0]}
+    assert found["X"]["second"] == -5.0
+
+
+def test_what_an_arm_is_asked_for(tmp_path, monkeypatch):
+    """Adapters, the sampling of the task and its rewards reach every command."""
+    asked = []
+    monkeypatch.setattr("benchmarks.quality.quality_bench.run", lambda command, *_: asked.append(command) or Done())
+    bench = ChatBench(Task(), tmp_path)
+    for name in ("TRL's GRPO", "PSLE"):
+        arm = next(arm for arm in arms(bench.task) if arm.name == name)
+        folder = bench.folder(name, 0)
+        folder.mkdir()
+        monkeypatch.setattr(bench, "prompts", lambda folder, limit: "prompts.jsonl")
+        bench._train(arm, 0, folder)
+        config = json.loads((folder / "config.json").read_text())
+        assert config["reward_funcs"] == [Task().reward] and config["temperature"] == 0.7 and config["use_peft"]
+        assert config["dtype"] == "bfloat16" and config["lora_target_modules"] == ["all-linear"]
+        bench._evaluate(arm, 0, folder, "evaluation", "eval.jsonl")
+    flags = dict(pairwise(asked[-1]))
+    assert flags["--reward_funcs"] == Task().reward and flags["--dtype"] == "bfloat16"
+    assert flags["--base_model_name_or_path"] == Task().model
+
+
+class Done:
+    """In place of a finished process."""
+
+    def __init__(self):
+        self.cost = {}
+
+    def last(self, name):
+        return None
