@@ -388,8 +388,8 @@ def test_the_reward_functions_name_is_in_the_error() -> None:
         reward(["?"], ["a b c d e"], constraints=[[{"kind": "lower"}]])
 
 
-def test_what_datasets_adds_is_ignored() -> None:
-    """Rows of different constraints get all keys of all of them."""
+def test_what_a_table_adds_is_ignored() -> None:
+    """In Parquet, constraints of different kinds have the keys of all of them."""
     kind, value = check_constraint({"kind": "json_keys", "number": None, "text": None, "texts": ["a"]})
     assert (kind, value) == (KINDS["json_keys"], ["a"])
 

@@ -222,7 +222,7 @@ def which_are_met(answer: str, constraints: Sequence[Mapping[str, Any]], prompt:
     Whether an answer meets each of its constraints.
 
     A degenerate answer meets none: one of fewer than `MIN_DIFFERENT_WORDS` different words, or a part of the prompt
-    repeated. "The last words must be: the end" ends as it is told to, and says nothing.
+    repeated. "The last words must be: the end" ends as it should, and says nothing.
 
     Args:
         answer (`str`): The text.
@@ -241,7 +241,7 @@ def which_are_met(answer: str, constraints: Sequence[Mapping[str, Any]], prompt:
 
 def check_constraint(constraint: Mapping[str, Any], row: int = 0) -> tuple[Kind, Any]:
     """
-    The kind of a constraint and its value. Keys whose value is `None` are ignored, as `datasets` adds them.
+    The kind of a constraint and its value. Keys whose value is `None` are ignored: a table has all keys in all rows.
 
     Raises:
         [`ConstraintError`]: There is no such kind, or the value is missing, of the wrong type, or one that the kind
