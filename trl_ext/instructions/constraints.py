@@ -283,8 +283,9 @@ _NEEDS = {
 def _is_valid(key: str, value: Any) -> bool:
     if key == "number":
         return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    texts = [value] if key == "text" else value
-    return isinstance(texts, list | tuple) and len(texts) > 0 and all(isinstance(x, str) and x.strip() for x in texts)
+    if key == "text":
+        return isinstance(value, str) and len(words(value)) > 0
+    return isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(x, str) and x.strip() for x in value)
 
 
 @functools.lru_cache(maxsize=4096)

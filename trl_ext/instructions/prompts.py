@@ -201,8 +201,8 @@ def _shuffled(rng: random.Random, values: Sequence[T]) -> list[T]:
     return [left.pop(_below(rng, len(left))) for _ in range(len(left))]
 
 
-# SmolLM2-135M-Instruct meets each of them at a rate of 0.1 to 0.6 before training (the table of README.md). For transfer
-# are those that it meets more often or less often, and two whose rates are between these.
+# SmolLM2-135M-Instruct meets each of them at a rate of 0.1 to 0.6 before training (the table of README.md). For
+# transfer are those that it meets more often or less often, and two whose rates are between these.
 TRAIN_KINDS = (
     "sentences_exactly",
     "words_at_most",

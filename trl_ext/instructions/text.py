@@ -61,8 +61,9 @@ def sentences(text: str) -> list[str]:
 
 
 def is_finished(text: str) -> bool:
-    """Whether the text ends as a sentence does. One that was cut off mostly does not."""
-    return any(match.end() == len(text.rstrip()) for match in _END.finditer(text.rstrip()))
+    """Whether no word follows the last end of a sentence. A text that was cut off mostly ends in the middle of one."""
+    ends = [match.end() for match in _END.finditer(text)]
+    return bool(ends) and not words(text[ends[-1] :])
 
 
 def _lines_outside_code(text: str) -> list[str]:
