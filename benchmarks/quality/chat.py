@@ -4,7 +4,7 @@
 """
 The four methods beside TRL's DPO, GRPO and SFT, best-of-n and a principle, on a real chat model.
 
-    python -m benchmarks.run chat --model models/SmolLM2-135M-Instruct --jobs 2
+    python -m benchmarks.run chat --model outputs/models/SmolLM2-135M-Instruct --jobs 2
 
 The task: answer everyday requests so that their constraints are met, which code checks. chat_arms.py has the arms.
 Each arm and seed is one job of at most half an hour, with the commands that users have; a later call goes on with the
