@@ -116,7 +116,7 @@ def _described(planner: Any, card: float) -> str:
     model = planner.model(name, flags, trained=needs.trains_language_model)
     lines = [
         f"{planner.method.name}: {name}, {number(model.parameters)} parameters, on a card of {card:g} GiB",
-        f"a step: {sizes.prompts} x (prompt of {sizes.prompt} + {needs.completions} completions of "
+        f"a step: {sizes.prompts} x (prompt of {sizes.prompt} + {needs.trained} completions of "
         f"{sizes.completion} tokens)",
     ]
     if needs.generates:
