@@ -18,6 +18,7 @@ from trl_ext.memory.fitting import fit
 from trl_ext.memory.needs import Needs, needs_of
 from trl_ext.memory.planner import Planner
 from trl_ext.method import Discovery, Found, Method, discover
+from trl_ext.upstream import parser_actions
 
 
 GIB = 2**30
@@ -123,6 +124,13 @@ def test_the_command_says_what_fits(models, capsys) -> None:
     assert plan.main(["--model", model, "--method", "rrhf", "--card", "4GB", "--num_generations", "6"]) == 1
     text = capsys.readouterr().out
     assert "It does not fit" in text and "--use_peft true" in text
+
+
+def test_the_help_has_every_flag_and_method(capsys) -> None:
+    assert plan.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {action.option_strings[0]} " in text for action in parser_actions(plan.make_parser()))
+    assert ", ".join(discover().methods) in text and "trl-ext plan --model MODEL --method METHOD" in text
 
 
 @pytest.mark.parametrize(
