@@ -21,9 +21,7 @@ class AWRConfig(EngineConfig):
     """What AWR adds to the settings of [`~trl_ext.training.engine.EngineConfig`]."""
 
     # Our choice: about the spread of the quickstart's reward. The paper's 0.05 is for its own control tasks.
-    weight_temperature: float = field(
-        default=1.0, metadata={"help": "Score difference that changes a weight by a factor of e."}
-    )
+    weight_temperature: float = field(default=1.0, metadata={"help": "Score difference worth a factor of e."})
     max_weight: float = field(default=20.0, metadata={"help": "Largest weight of a completion."})  # the paper's
 
     def __post_init__(self) -> None:
@@ -80,6 +78,7 @@ class AWRTrainer(OnlineTrainer):
         weights_B = [weights(torch.tensor(group, device=tokens.logps.device), *own) for group in scores]
         loss_B = torch.stack([weighted_nll(*pair) for pair in zip(sums_B, weights_B, strict=True)])
         self._meters[self._mode].add_values("weight/max", torch.stack([weights_K.max() for weights_K in weights_B]))
+        self._add_tokens(prompts, completions)  # num_tokens
         return self._mean(loss_B.sum(), len(loss_B), num_items_in_batch)  # over the prompts of a step
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
