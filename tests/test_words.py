@@ -87,7 +87,9 @@ def read_files() -> list[Path]:
     found = {path for pattern in READ for path in ROOT.glob(pattern)}
     found.discard(Path(__file__).resolve())  # it holds the phrases
     files = (path for path in found if path.is_file() and path.suffix in SUFFIXES)
-    return sorted(path for path in files if not any(part.endswith("_cache") for part in path.parts))  # a linter's
+    return sorted(
+        path for path in files if not any(part.endswith("_cache") for part in path.relative_to(ROOT).parts)
+    )  # a linter's
 
 
 def test_no_phrases_of_our_own():
