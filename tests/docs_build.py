@@ -22,6 +22,6 @@ def hook(name: str) -> ModuleType:
 
 
 def made_with_the_site() -> set[Path]:
-    """Pages and drawings of `docs/` that are made when the site is built. mkdocs checks links to them."""
-    drawings = {f"assets/losses/{name}.svg" for name in hook("drawings").DRAWINGS}
-    return {REPOSITORY / "docs" / name for name in {*hook("reference").targets(), "reference/messages.md", *drawings}}
+    """Pages and plots of `docs/` that are made when the site is built. mkdocs checks links to them."""
+    plots = {f"assets/losses/{name}.svg" for name in hook("plots").PLOTS}
+    return {REPOSITORY / "docs" / name for name in {*hook("reference").targets(), "reference/messages.md", *plots}}

@@ -19,7 +19,7 @@ from pages import DOCUMENTS
 from trl_ext.method import discover
 
 
-DRAWINGS = REPOSITORY / "docs" / "assets" / "losses"  # made with the site, which checks links to them
+PLOTS = REPOSITORY / "docs" / "assets" / "losses"  # made with the site, which checks links to them
 
 
 def command(name: str) -> str:

@@ -41,6 +41,15 @@ def test_the_address_is_the_same_everywhere() -> None:
         assert found <= {owner_and_name}, page
 
 
+def test_the_models_of_the_benchmarks_are_not_in_the_distribution() -> None:
+    """28 MB that a clone has: the wheel takes the package and the recipes, the source distribution leaves them out."""
+    targets = PYPROJECT["tool"]["hatch"]["build"]["targets"]
+    assert targets["wheel"]["packages"] == ["trl_ext"] and list(targets["wheel"]["force-include"]) == ["recipes"]
+    assert "benchmarks" in targets["sdist"]["include"] and targets["sdist"]["exclude"] == ["/benchmarks/models"]
+    large = [path for path in (REPOSITORY / "benchmarks").rglob("*") if path.is_file() and path.stat().st_size > 2**21]
+    assert all((REPOSITORY / "benchmarks" / "models") in path.parents for path in large)
+
+
 def test_pypis_page_has_no_relative_link() -> None:
     """With the substitutions that the build applies; `.ci/package` looks at the metadata of a wheel."""
     settings = PYPROJECT["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]

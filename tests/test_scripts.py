@@ -79,14 +79,19 @@ def test_the_fifth_method_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its package on the path, as an editable installation has it; tests/test_plugin.py is about entry points."""
     monkeypatch.syspath_prepend(str(SCRIPTS / "fifth_method"))
     import torch
-    from listmle import METHOD
-    from listmle.losses import plackett_luce
+    from awr import METHOD
+    from awr.losses import weighted_nll, weights
 
-    # By hand: the best of three, then the better of two: -log(e^2 / (e^2 + e^1 + e^0)) - log(e^0 / (e^0 + e^1)).
-    expected = -torch.tensor([2.0, 1.0, 0.0]).log_softmax(0)[0] - torch.tensor([0.0, 1.0]).log_softmax(0)[0]
-    torch.testing.assert_close(plackett_luce(torch.tensor([1.0, 2.0, 0.0]), torch.tensor([0.0, 9.0, 1.0])), expected)
+    # By hand: scores 2, 0, 1 differ from their mean by 1, -1, 0; at temperature 0.5 that is e^2 = 7.39 (cut at 5),
+    # e^-2 = 0.1353 and 1. The loss is -(5 * -3 + 0.1353 * -6 + 1 * -1) / 3.
+    weights_K = weights(torch.tensor([2.0, 0.0, 1.0]), 0.5, 5.0)
+    torch.testing.assert_close(weights_K, torch.tensor([5.0, 0.1353353, 1.0]))
+    torch.testing.assert_close(weighted_nll(torch.tensor([-3.0, -6.0, -1.0]), weights_K), torch.tensor(5.6040039))
+    for name in ("weight_temperature", "max_weight"):
+        with pytest.raises(ValueError, match=f"`{name}` must be above 0"):
+            METHOD.config_class()(**{"output_dir": "out", name: 0.0})
 
-    recipe = yaml.safe_load((SCRIPTS / "fifth_method" / "listmle.yaml").read_text())
+    recipe = yaml.safe_load((SCRIPTS / "fifth_method" / "awr.yaml").read_text())
     fields = {key: value for key, value in recipe.items() if not key.endswith("name_or_path")}
     fields = {key: value for key, value in fields.items() if key not in ("dataset_name", "eval_dataset_name")}
     folder = SCRIPTS / "fifth_method"
@@ -100,4 +105,4 @@ def test_the_fifth_method_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     trainer.train()
     logged = trainer.state.log_history
-    assert any("eval_reward" in line and "eval_loss/order" in line for line in logged)
+    assert any("eval_reward" in line and "eval_weight/max" in line for line in logged)

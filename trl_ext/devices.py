@@ -149,7 +149,7 @@ def peak_memory(device: torch.device) -> dict[str, int]:
 
 
 def generators() -> dict[str, Any]:
-    """The arguments of `torch.random.fork_rng` for the generators that sampling here draws from, beside the CPU's."""
+    """The arguments of `torch.random.fork_rng` for the generators that sampling here uses, beside the CPU's."""
     kind = accelerator()
     if kind is None:
         return {"devices": []}

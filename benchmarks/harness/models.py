@@ -17,6 +17,7 @@ from .results import ROOT
 
 
 MODELS = ROOT / "recipes" / "quickstart" / "models"
+MODELS_7M = ROOT / "benchmarks" / "models"  # not in the distribution
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 

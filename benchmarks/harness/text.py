@@ -14,6 +14,7 @@ from .results import ROOT
 
 
 PROMPTS = ROOT / "recipes" / "quickstart" / "prompts_train.jsonl"
+DATA = ROOT / "data"  # where `benchmarks.quality.imdb_prompts` writes the prompts of the IMDB task
 PRINCIPLE = "The following is a positive movie review.\n"
 
 

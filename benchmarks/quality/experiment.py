@@ -287,6 +287,8 @@ class Experiment(Suite):
             if value is not None:
                 changed[each.name] = value
         task = replace(self.task_of(options), **changed)
+        if not options.collect:
+            require_files(task)
         work = (options.work or self.work_of(options)).resolve()
         work.mkdir(parents=True, exist_ok=True)
         facts = environment(torch.device("cpu"), self.measures())
@@ -341,6 +343,24 @@ class Experiment(Suite):
             result = json.loads(json.dumps(result).replace(f"{ROOT}/", ""))
             print("wrote", write_result(self.name, device, result, output))
         return int(bool(failures))
+
+
+def require_files(task: Any) -> None:
+    """
+    Stop before each arm fails for the same reason.
+
+    Raises:
+        `SystemExit`: A file of prompts or a folder of a model is missing; the flag that names another is named.
+    """
+    for each in fields(task):
+        value = getattr(task, each.name)
+        if not isinstance(value, str) or Path(value).exists():
+            continue
+        if value.endswith(".jsonl"):
+            made = "`python -m benchmarks.quality.imdb_prompts` makes the prompts of the IMDB task"
+            raise SystemExit(f"--{each.name}: there is no file {value}. {made}; the flag names other prompts.")
+        if Path(value).is_absolute():  # not a name on the Hub
+            raise SystemExit(f"--{each.name}: there is no model {value}. The flag names another.")
 
 
 def needed_arms(arms: Sequence[Any], parts: Sequence[str]) -> list[Any]:

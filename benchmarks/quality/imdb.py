@@ -4,10 +4,12 @@
 """
 Proxy-RLHF, PSLE and VAS on the IMDB task: several settings and seeds at a time on one GPU, in minutes.
 
-    python -m benchmarks.run imdb --method psle --models models --data data --jobs 14 [--tune] [--time_limit 120]
+    python -m benchmarks.quality.imdb_prompts  # once: the prompts, of the public dataset
+    python -m benchmarks.run imdb --method psle --jobs 14 [--tune] [--time_limit 120]
 
-The task is that of recipes/rrhf/README.md. `--tune` tries the settings of `imdb_arms.tuned` with the first seed;
-without it the arms of `imdb_arms.chosen` are trained and measured with all seeds.
+The task is that of recipes/rrhf/README.md, its models are in benchmarks/models. `--tune` tries the settings of
+`imdb_arms.tuned` with the first seed; without it the arms of `imdb_arms.chosen` are trained and measured with all
+seeds.
 """
 
 import argparse
@@ -17,8 +19,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.models import MODELS_7M
 from benchmarks.harness.results import README, RESULTS, ROOT
 from benchmarks.harness.tables import NOT_MEASURED, table
+from benchmarks.harness.text import DATA
 
 from .experiment import NOT_BEGUN, Bench, Experiment, arm_of, merged, run_all
 from .imdb_arms import METHODS, Arm, Task, chosen, tuned
@@ -40,10 +44,10 @@ class Imdb(Experiment):
 
     def flags(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--method", choices=METHODS, required=True)
-        models = "folder of imdb-7m, imdb-7m-reward, imdb-2m"
-        parser.add_argument("--models", type=Path, default=Path("models"), help=models)
-        data = "folder of imdb_prompts_{train,eval}.jsonl"
-        parser.add_argument("--data", type=Path, default=Path("data"), help=data)
+        models = "folder of imdb-7m and imdb-7m-reward (default: benchmarks/models)"
+        parser.add_argument("--models", type=Path, default=MODELS_7M, help=models)
+        data = "folder of imdb_prompts_{train,eval}.jsonl (default: data, where imdb_prompts writes them)"
+        parser.add_argument("--data", type=Path, default=DATA, help=data)
         parser.add_argument("--tune", action="store_true", help="try settings, with the first of the seeds")
 
     def task_of(self, options: argparse.Namespace) -> Task:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.models import MODELS
 from benchmarks.harness.results import ROOT
 from benchmarks.harness.text import PRINCIPLE
 from benchmarks.quality import experiment
@@ -53,11 +54,11 @@ class Task:
 
     @classmethod
     def of(cls, models: Path, data: Path, **changes: Any) -> "Task":
-        """The task in a folder of models and one of prompts, whose files have the names of the recipes."""
+        """The task with the 7 M models of one folder and the prompts of another, named as in the recipes."""
         return cls(
             model=str(models / "imdb-7m"),
             reward=str(models / "imdb-7m-reward"),
-            small=str(models / "imdb-2m"),
+            small=str(MODELS / "imdb-2m"),
             train=str(data / "imdb_prompts_train.jsonl"),
             evaluation=str(data / "imdb_prompts_eval.jsonl"),
             **changes,

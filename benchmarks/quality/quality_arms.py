@@ -12,10 +12,10 @@ those that train on scored samples share one file of them. Each arm has one sett
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.harness.models import MODELS
+from benchmarks.harness.models import MODELS, MODELS_7M
 from benchmarks.harness.ppo_environment import PPO
 from benchmarks.harness.results import ROOT
-from benchmarks.harness.text import PRINCIPLE
+from benchmarks.harness.text import DATA, PRINCIPLE
 from benchmarks.quality import experiment
 
 
@@ -103,13 +103,13 @@ class Task:
 PRESETS = {
     # What is in the repository, on two CPU cores.
     "cpu": Task(),
-    # The IMDB task of recipes/rrhf/README.md, whose models and prompts are not in the repository.
+    # The IMDB task of recipes/rrhf/README.md, whose prompts `imdb_prompts` makes.
     "gpu": Task(
-        model="models/imdb-7m",
-        reward="models/imdb-7m-reward",
-        value="models/imdb-7m",
-        train="data/imdb_prompts_train.jsonl",
-        evaluation="data/imdb_prompts_eval.jsonl",
+        model=str(MODELS_7M / "imdb-7m"),
+        reward=str(MODELS_7M / "imdb-7m-reward"),
+        value=str(MODELS_7M / "imdb-7m"),
+        train=str(DATA / "imdb_prompts_train.jsonl"),
+        evaluation=str(DATA / "imdb_prompts_eval.jsonl"),
         prompts=6000,
         passes=1,
         batch=64,

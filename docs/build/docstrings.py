@@ -8,6 +8,7 @@ An extension of griffe: docstrings in TRL's format, as mkdocstrings reads them.
   code elsewhere.
 - Types of arguments, results and errors, which are code: "(`str` or [`~package.Name`], *optional*, defaults to
   `x`):" becomes "(str | Name):"; the default is that of the signature.
+- Defaults that a config takes from [`~trl_ext.GenerationSettings`] by `setting("name")`: their values.
 - Notes: "> [!NOTE]" becomes an admonition. Titles of groups of parameters are left out.
 """
 
@@ -16,12 +17,15 @@ from typing import Any
 
 import griffe
 
+from trl_ext.generation_settings import GenerationSettings
+
 
 _REFERENCE = re.compile(r"\[`(~?)([\w.]+?)(?:\(\))?`\](?!\()")
 _NOTE = re.compile(r"^( *)> \[!(NOTE|TIP|WARNING|IMPORTANT)\]\n((?:^ *>.*\n?)+)", re.MULTILINE)
 _GROUP = re.compile(r"^ +> [^\[\n].*\n+", re.MULTILINE)
 _SECTION = re.compile(r"^ *(Args|Parameters|Attributes|Raises|Returns|Yields):$")
 _ARGUMENT = re.compile(r"^( +)(`?\*{0,2}\w[\w, *]*`?) \(([\[`].+?)\):")
+_SETTING = re.compile(r"setting\(['\"](\w+)['\"]\)")
 _TYPE = re.compile(r"^( +)((?:\[?`[^`]+`\]?(?:,? or |, | of )?)+):(?= |$)")
 
 
@@ -65,8 +69,18 @@ def converted(text: str) -> str:
     return _REFERENCE.sub(_reference, "\n".join(lines))
 
 
+def default(value: str) -> str:
+    """The default of a field, of `setting("name")` its value."""
+    found = _SETTING.fullmatch(value)
+    return repr(getattr(GenerationSettings(), found[1])) if found else value
+
+
 class TRLDocstrings(griffe.Extension):
-    """Converts the docstrings of all objects."""
+    """Converts the docstrings and defaults of all objects."""
+
+    def on_attribute_instance(self, *, attr: Any, **_: Any) -> None:
+        if (value := default(str(attr.value))) != str(attr.value):
+            attr.value = value
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:

@@ -86,8 +86,19 @@ def marked(text: str) -> str:
     """A message as Markdown: what is in backticks is code, all else is text."""
     parts = text.split("`")
     if len(parts) % 2 == 0:  # a backtick without its other
-        return _SPECIAL.sub(r"\\\1", text.replace("`", "'"))
-    return "".join(f"`{part}`" if n % 2 else _SPECIAL.sub(r"\\\1", part) for n, part in enumerate(parts) if part)
+        return _escaped(text.replace("`", "'"))
+    for n, part in enumerate(parts):
+        between_backticks = n % 2 == 1
+        if not between_backticks:
+            parts[n] = _escaped(part)
+        elif part:
+            parts[n] = f"`{part}`"
+    return "".join(parts)
+
+
+def _escaped(text: str) -> str:
+    """Text in which Markdown reads no character as a mark."""
+    return _SPECIAL.sub(r"\\\1", text)
 
 
 def messages() -> Iterator[Message]:

@@ -5,13 +5,14 @@
 Runs the notebooks of `docs/notebooks/` from their sources, and stores them with their outputs.
 
 The source of a notebook is the Python file beside it, in jupytext's percent format: a cell begins with `# %%`. Each
-notebook runs in a kernel of its own, in an empty folder. What libraries write to stderr (progress bars, warnings) is
-not kept.
+notebook runs in a kernel of its own, in an empty folder. Progress bars and what libraries write to stderr (warnings)
+are not kept: they are of the moment, and a reader of a stored notebook cannot tell whose machine took the time.
 
     python docs/build/notebooks.py          # all of them
     python docs/build/notebooks.py rrhf     # one
 """
 
+import re
 import sys
 import tempfile
 import time
@@ -24,6 +25,7 @@ from nbclient import NotebookClient
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 SECONDS = 600  # for a cell
+BAR = re.compile(r"\s*<div>\s*<progress .*?</progress>.*?</div>\s*", flags=re.DOTALL)
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -40,6 +42,13 @@ def made(source: Path) -> nbformat.NotebookNode:
     return notebook
 
 
+def without_bar(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """An output without the progress bar that transformers draws above the table of losses."""
+    if "text/html" in output.get("data", {}):
+        output.data["text/html"] = BAR.sub("", output.data["text/html"])
+    return output
+
+
 def run(source: Path) -> None:
     """Run a notebook and write it beside its source."""
     notebook = made(source)
@@ -50,7 +59,7 @@ def run(source: Path) -> None:
     for cell in notebook.cells:
         cell.metadata = {}
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = [without_bar(output) for output in cell.outputs if output.get("name") != "stderr"]
     nbformat.write(notebook, source.with_suffix(".ipynb"))
     print(f"{source.stem}: {time.monotonic() - began:.0f} s", flush=True)
 

@@ -111,7 +111,7 @@ def page(tutorial: str) -> str:
 
 
 def plot(name: str, folder: Path = TUTORIALS) -> list[Path]:
-    """Draw the frontier of a tutorial, or of all, as `trl-ext frontier` does, for a light and for a dark page."""
+    """Plot the frontier of a tutorial, or of all, as `trl-ext frontier` does, for a light and for a dark page."""
     joined = join({f"{tutorial}.json": read(tutorial) for tutorial in PLOTS[name]})
     data = frontier(joined.rows, joined.base, joined.sampling)
     files = [folder / f"{name}.png", folder / f"{name}-dark.png"]

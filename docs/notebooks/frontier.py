@@ -97,7 +97,7 @@ for policy in policies:
 report.show()
 
 # %% [markdown]
-# ## Draw
+# ## Plot
 
 # %%
 write_frontier(frontier(report.rows, "base", dataclasses.asdict(settings)), "outputs/frontier.png")

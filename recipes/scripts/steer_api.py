@@ -8,7 +8,8 @@ The server sees prompts and beginnings of answers; no weights are needed. Withou
 `toy_server.py`, a server of a small model that speaks the same protocol.
 
 Cost: seconds on two CPU cores, without a network. Prints the answer at each weight, with its KL to the server's own
-distribution, and the number of requests: one for each token.
+distribution, and the number of requests: one for each token. At weight 0 the KL is not 0, because only the 20
+likeliest tokens of each step are candidates.
 
     python recipes/scripts/steer_local.py  # once: trains the value model
     python recipes/scripts/steer_api.py

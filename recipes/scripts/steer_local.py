@@ -7,8 +7,8 @@ VAS on your own machine: trains a value model for a frozen language model, and g
 The weight of the values (`beta`) is chosen when the model answers; here a batch has a row for each weight. Negative
 weights guide away from what the reward likes.
 
-Cost: about a minute on two CPU cores, without a network; seconds with `--value_model`. Prints the log of the training
-and a completion of the same prompt at each weight. The value model is saved for `steer_api.py`.
+Cost: 55 s of one CPU core with AVX-512, without a network; seconds with `--value_model`. Prints the log of the
+training and a completion of the same prompt at each weight. The value model is saved for `steer_api.py`.
 
     python recipes/scripts/steer_local.py --prompt "This film"
     python recipes/scripts/steer_local.py --value_model outputs/steer_local --beta -4 0 8

@@ -144,7 +144,7 @@ def test_steps_without_arithmetic_occupy_what_steps_with_it_do(kind: str, monkey
         monkeypatch.setattr(shape_only, "LAZY", lazy)
         shapes = counted(ShapeOnlyMode())
         assert shapes["static"] == real["static"] and real["peak"] > real["static"]
-        # Which tokens are drawn, and which a proxy accepts, depends on what is computed.
+        # Which tokens are sampled, and which a proxy accepts, depends on what is computed.
         assert shapes["peak"] == pytest.approx(real["peak"], rel={"decide": 0.05, "guide": 0.01}.get(kind, 0))
 
 

@@ -6,17 +6,21 @@
 import io
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from conftest import make_tokenizer
 
-from trl_ext.cli.chat import COMMANDS, Conversation, Ended, _converse, main, respond
+from trl_ext.cli import generate
+from trl_ext.cli.chat import COMMANDS, ChatArguments, Conversation, Ended, _converse, main, make_parser, respond
+from trl_ext.cli.parser import Parser
 from trl_ext.data.completion import Completion
 from trl_ext.data.resumable_file import ResumableFile
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.inference.completer import Completer
 from trl_ext.inference.policy import GuideWeights, Policy
+from trl_ext.upstream import parser_actions
 
 
 SETTINGS = GenerationSettings(num_generations=1, max_completion_length=5)
@@ -205,11 +209,27 @@ def test_what_is_found_before_a_model_is_loaded(save_model, tiny_model_dir, tmp_
     monkeypatch.setattr("trl_ext.cli.arguments.LoadingArguments.load", loaded)
     for message, model, words in (
         ("'.*plain' has no chat template: use `trl-ext generate`, or pass --chat_template_path", plain, []),
-        ("remove --apply_chat_template", tiny_model_dir, ["--apply_chat_template", "false"]),
-        ("remove --prompt", tiny_model_dir, ["--prompt", "a"]),
+        ("needs the chat template", tiny_model_dir, ["--apply_chat_template", "false"]),
+        ("--prompt: a conversation reads from the terminal", tiny_model_dir, ["--prompt", "a"]),
         ("takes one completion", tiny_model_dir, ["--num_generations", "2"]),
     ):
         with pytest.raises(ValueError, match=message):
             run(model, *words)
     with pytest.raises(OSError, match=r"Cannot load the model './none'"):
         run("./none")
+
+
+def test_settings_of_generate_that_a_conversation_has_no_use_for_are_no_flags(tiny_model_dir):
+    """All others of `generate` are, in the help and in the completion of shells; the output file records all."""
+    flags, of_generate = (
+        {each.dest for each in parser_actions(make())} for make in (make_parser, generate.make_parser)
+    )
+    assert of_generate - flags == set(ChatArguments.refused_settings)
+    assert "--dataset_name" not in make_parser().format_help()
+    Path("chat.yaml").write_text(
+        f"model_name_or_path: {tiny_model_dir}\nmax_num_prompts: 3\ncolumns: prompt=question\n"
+    )
+    with pytest.raises(ValueError, match=r"`max_num_prompts`, `columns`: a conversation reads from the terminal"):
+        main(["--config", "chat.yaml"])
+    (args,) = Parser([ChatArguments], "trl-ext chat").parse_args_and_config(["--model_name_or_path", "m"])
+    assert asdict(args) == asdict(generate.GenerateArguments(model_name_or_path="m"))

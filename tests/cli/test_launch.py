@@ -3,8 +3,10 @@
 
 """`accelerate launch` for training: its flags and configs, when it is needed, how it runs and ends."""
 
+import logging
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from conftest import REPOSITORY
 from trl_ext.cli import launch as cli_launch
 from trl_ext.cli import train as cli_train
 from trl_ext.cli.launch import launcher_options, needs_launcher, resolve_accelerate_config, with_resume_hint
+from trl_ext.cli.main import main
 from trl_ext.method import discover
 
 
@@ -29,6 +32,15 @@ def options(yaml_file):
         return launcher_options(parser.other_flags(parser.parse_flags(words)))
 
     return parse
+
+
+@pytest.mark.parametrize("entry", [main, cli_train._launched_main])
+def test_a_launched_process_hides_the_warning_that_the_command_hides(entry, monkeypatch, capsys):
+    ours = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    monkeypatch.setattr(sys, "argv", ["trl-ext", NAME, "--no_such_flag"])
+    ours.setLevel(logging.NOTSET)
+    assert entry() == 2 and "error: " in capsys.readouterr().err
+    assert not ours.isEnabledFor(logging.WARNING)
 
 
 class TestLaunch:

@@ -47,7 +47,7 @@ class TestDispatch:
         first_words = {line[0] for line in lines if line}
         assert {NAME, "sample", "best_of_n", "evaluate", "generate", "chat", "methods", "env"} <= first_words
 
-    @pytest.mark.parametrize("name", ["completion", "plan", "quickstart", "recipes"])
+    @pytest.mark.parametrize("name", ["completion", "quickstart", "recipes"])
     def test_help_that_is_written_by_hand_fits_80_columns(self, name, capsys):
         assert main([name, "--help"]) == 0
         assert [line for line in capsys.readouterr().out.splitlines() if len(line) > 80] == []

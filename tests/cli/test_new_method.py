@@ -4,13 +4,16 @@
 """`trl-ext new-method`: the package that it writes passes its own test and trains."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 from stranger import write_metadata
 
+from trl_ext.cli import new_method
 from trl_ext.cli.main import main
 
 
@@ -55,6 +58,22 @@ def test_it_has_its_files_under_its_name(package: Path) -> None:
     assert 'name = "plackett-luce"' in pyproject
     assert 'plackett_luce = "plackett_luce:METHOD"' in pyproject
     assert "class PlackettLuceTrainer(OnlineTrainer)" in (package / "plackett_luce" / "trainer.py").read_text()
+
+
+def test_caches_beside_the_template_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where somebody ran Python or a linter there."""
+    recipes = tmp_path / "recipes"
+    shutil.copytree(REPOSITORY / "recipes" / "new_method", recipes / "new_method")
+    shutil.copytree(REPOSITORY / "recipes" / "quickstart", recipes / "quickstart")
+    for name in (".ruff_cache/0.17/1", "my_method/__pycache__/losses.pyc", ".DS_Store"):
+        (recipes / "new_method" / name).parent.mkdir(parents=True, exist_ok=True)
+        (recipes / "new_method" / name).write_bytes(b"\x89")  # not UTF-8
+    monkeypatch.setattr(new_method, "recipes_folder", lambda: recipes)
+    new_method.write_package("listwise", tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        ".gitignore", "README.md", "listwise", "pyproject.toml", "recipes", "tests",
+    }  # fmt: skip
+    assert not list((tmp_path / "out").rglob("__pycache__"))
 
 
 @pytest.mark.slow

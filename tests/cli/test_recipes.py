@@ -23,7 +23,7 @@ def test_the_list_has_every_recipe_with_its_summary(capsys: pytest.CaptureFixtur
     assert main(["recipes"]) == 0
     printed = capsys.readouterr().out
     folder = REPOSITORY / "recipes"
-    files = [*folder.glob("*/*.yaml"), *folder.glob("scripts/*.py"), folder / "scripts/fifth_method/listmle.yaml"]
+    files = [*folder.glob("*/*.yaml"), *folder.glob("scripts/*.py"), folder / "scripts/fifth_method/awr.yaml"]
     found = {str(path.relative_to(folder)) for path in files}
     assert {line for line in printed.splitlines() if line.endswith((".yaml", ".py"))} == {
         name for name in found if not name.startswith("accelerate/")
@@ -52,7 +52,7 @@ def test_a_script_comes_with_its_model(tmp_path: Path) -> None:
     assert {"recipes/scripts/own_reward.py", "recipes/quickstart/models/imdb-2m/model.safetensors"} <= copied
     assert "recipes/scripts/compare.py" not in copied
     assert main(["recipes", "copy", "scripts", "--to", "all"]) == 0
-    assert {"scripts/compare.py", "scripts/fifth_method/listmle/trainer.py", "quickstart/prompts_train.jsonl"} <= {
+    assert {"scripts/compare.py", "scripts/fifth_method/awr/trainer.py", "quickstart/prompts_train.jsonl"} <= {
         str(path.relative_to(tmp_path / "all")) for path in (tmp_path / "all").rglob("*")
     }
 

@@ -457,6 +457,17 @@ def test_rows_of_other_trainers_are_resumed_too(tiny_model_dir, prompts, monkeyp
         sample(prompts, tiny_model_dir, "none.jsonl", format="dpo")
 
 
+def test_completions_that_were_cut_off_are_counted_where_no_column_has_them(tiny_model_dir, prompts, capsys):
+    """In what is printed and in the card, and `ended_only` leaves them out. None ends within two tokens here."""
+    settings = {"format": "sft", "max_completion_length": 2, "reward_funcs": "sample_rewards.length"}
+    assert sample(prompts, tiny_model_dir, **settings) == 0
+    cut = len(read_rows())
+    assert f"{cut} completions that did not end, to which TRL's trainers add" in capsys.readouterr().out
+    assert f"| completions in these rows that were cut off | {cut} |" in Path("out.jsonl.README.md").read_text()
+    with pytest.raises(ValueError, match="no row is left"):
+        sample(prompts, tiny_model_dir, "none.jsonl", **settings, ended_only=True)
+
+
 def test_a_batch_that_fails_leaves_the_others(tiny_model_dir, prompts, capsys):
     settings = BATCHES | {"reward_funcs": "sample_rewards.broken"}
     with pytest.raises(RewardError, match="'broken' raised RuntimeError: no music please"):

@@ -45,6 +45,9 @@ def test_pairs():
     assert pairs(pairing="all", min_margin=1.5)[0] == ["bc", "ba", "dc", "da"]  # 1.5 is enough
     found = export([ROW | {"ended": [True, False, True, True]}], "pairs", ended_only=True)[0]
     assert [(row["chosen"], row["rejected"]) for row in found] == [("d", "a")]
+    counts = export([ROW | {"ended": [True, False, True, False]}], "pairs", pairing="all")[1]
+    assert counts == {"cut_off": 6, "cut_off_chosen": 5}, "in pairs bd bc ba dc da ca"
+    assert describe_export(counts).endswith("(ended_only leaves them out), 5 of them chosen")
     with pytest.raises(DataError, match=r"no row is left: .*1 prompts without a pair that is min_margin apart"):
         pairs(min_margin=3.5)
     same_text = {"prompt": "x", "completions": ["a", "a"], "scores": [1.0, 0.0]}

@@ -7,6 +7,7 @@ Python compiles, and what it imports and passes exists; commands and flags are t
 these take; YAML and JSON are read, and the keys of recipes are settings.
 """
 
+import argparse
 import ast
 import functools
 import importlib
@@ -120,8 +121,8 @@ def test_python(block: Block) -> None:
 # --------------------------------------------------------------------------------------------------------- commands
 
 
-def commands_in(text: str) -> Iterator[list[str]]:
-    """The words after `trl-ext` of each such command in a script."""
+def commands_in(text: str, program: str = "trl-ext") -> Iterator[list[str]]:
+    """The words after the program's name of each such command in a script."""
     text = re.sub(r"(^|\s)#.*", "", text.replace("\\\n", " "))
     lexer = shlex.shlex(text, posix=True, punctuation_chars="();<>|&\n")
     lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t\r", True, ""
@@ -130,8 +131,8 @@ def commands_in(text: str) -> Iterator[list[str]]:
         if not set(word) <= set("();<>|&\n"):
             words.append(word)
             continue
-        if "trl-ext" in words and words[0] != "pip":
-            yield words[words.index("trl-ext") + 1 :]
+        if program in words and words[0] != "pip":
+            yield words[words.index(program) + 1 :]
         words = []
 
 
@@ -201,6 +202,20 @@ def check_names(name: str, words: list[str]) -> None:
 def test_commands(block: Block) -> None:
     for words in commands_in(block.text):
         check_command(words, check_values)
+
+
+@pytest.mark.parametrize("block", [block for block in of_pages("bash") if "hf upload " in block.text], ids=str)
+def test_uploads(block: Block) -> None:
+    """As `hf upload --help` has them: at most three words, and a flag again for each further value of a list."""
+    parser = argparse.ArgumentParser("hf upload", exit_on_error=False)
+    parser.add_argument("repo_id")
+    parser.add_argument("paths", nargs="*")
+    parser.add_argument("--repo-type", choices=["model", "dataset"])
+    parser.add_argument("--exclude", action="append")
+    for command, *words in commands_in(block.text, "hf"):
+        if command == "upload":
+            flags, more = parser.parse_known_args(words)
+            assert not more and len(flags.paths) <= 2, words
 
 
 @pytest.mark.parametrize(

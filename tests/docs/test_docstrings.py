@@ -53,3 +53,8 @@ def test_sections_references_and_notes(docstrings):
     assert "        !!! note\n            Slow." in text and "`all`: it reads" in text
     assert '<autoref identifier="trl_ext.load_dataset" optional><code>load_dataset</code></autoref>' in text
     assert '<autoref identifier="Policy" optional><code>Policy</code></autoref>;' in text
+
+
+def test_defaults_of_shared_settings(docstrings):
+    assert docstrings.default('setting("top_k")') == "0" and docstrings.default("setting('cuda_graphs')") == "'auto'"
+    assert docstrings.default("field(default=1)") == "field(default=1)"

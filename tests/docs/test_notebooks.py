@@ -60,3 +60,4 @@ def test_what_is_stored_is_the_source_with_outputs(source: Path) -> None:
     outputs = [output for cell in cells for output in cell["outputs"]]
     assert not any(output["output_type"] == "error" for output in outputs)
     assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert not any("<progress" in "".join(output.get("data", {}).get("text/html", [])) for output in outputs)

@@ -27,12 +27,12 @@ def test_a_page_is_what_the_script_writes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TUTORIALS.PLOTS)
-def test_a_plot_is_what_the_script_draws(name: str, tmp_path: Path) -> None:
+def test_a_plot_is_what_the_script_plots(name: str, tmp_path: Path) -> None:
     """Up to what fonts and versions of matplotlib change."""
     from matplotlib.testing.compare import compare_images
 
-    for drawn in TUTORIALS.plot(name, tmp_path):
-        assert compare_images(str(TUTORIALS.TUTORIALS / drawn.name), str(drawn), tol=10) is None
+    for plotted in TUTORIALS.plot(name, tmp_path):
+        assert compare_images(str(TUTORIALS.TUTORIALS / plotted.name), str(plotted), tol=10) is None
 
 
 @pytest.mark.parametrize("name", TUTORIALS.NAMES)

@@ -52,6 +52,14 @@ def test_points():
     assert json.loads(json.dumps(data)) == data
 
 
+def test_only_a_series_of_the_base_is_named_after_it():
+    """The path of another model may contain the base's, or begin with it."""
+    names = ["run/base guided", "old/run/base-sft guided", "run/base2 guided"]
+    rows = [row("run/base", 0.0, 0.0), *(row(f"{name} b=1", 1.0, 1.0, series=name) for name in names)]
+    found = [series["name"] for series in frontier(rows, "run/base")["series"]]
+    assert found == ["base", "base guided", *names[1:]]
+
+
 @pytest.fixture
 def figures(monkeypatch):
     """The figures that are saved."""

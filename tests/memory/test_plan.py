@@ -4,7 +4,9 @@
 
 import json
 import shlex
+import shutil
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 from record_memory_table import BEGIN, CONFIGS, END, PAGE, table
@@ -16,6 +18,7 @@ from trl_ext.memory.fitting import fit
 from trl_ext.memory.needs import Needs, needs_of
 from trl_ext.memory.planner import Planner
 from trl_ext.method import Discovery, Found, Method, discover
+from trl_ext.upstream import parser_actions
 
 
 GIB = 2**30
@@ -48,6 +51,27 @@ def test_weights_are_those_of_the_config(models) -> None:
     # LoRA of rank 16 on the linear maps of 24 layers, in bfloat16: inputs + outputs of each
     of_a_layer = 2 * (896 + 896) + 2 * (896 + 128) + 3 * (896 + 4864)
     assert parts["adapter"] * GIB == 24 * 16 * of_a_layer * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "bytes_of_linear", "bytes_of_others"),
+    [
+        ("{}", 2, 2),
+        ('{"dtype": "float32"}', 4, 4),
+        ('{"load_in_8bit": true}', 1, 2),
+        ('{"load_in_4bit": true}', 0.516, 2),
+    ],
+    ids=["as saved", "float32", "8 bits", "4 bits"],
+)
+def test_reward_models_are_counted_as_other_models_are(options, bytes_of_linear, bytes_of_others, models) -> None:
+    """A server and a function need nothing here. 357,826,560 of the 494,032,768 parameters are in linear maps."""
+    folder = Path(models["Qwen2.5-0.5B"]).parent / "reward"
+    folder.mkdir(exist_ok=True)
+    shutil.copy(models["Qwen2.5-0.5B"], folder / "config.json")
+    names = f"--reward_funcs '{folder}' a_function http://localhost:8000/score"
+    parts = planner("rrhf", models["two layers"], f"{names} --reward_model_init_kwargs '{options}'").estimate().parts
+    expected = 357_826_560 * bytes_of_linear + 136_206_208 * bytes_of_others
+    assert parts["reward model"] * GIB == pytest.approx(expected, rel=1e-3)
 
 
 def test_bf16_is_read_as_training_reads_it(models) -> None:
@@ -100,6 +124,13 @@ def test_the_command_says_what_fits(models, capsys) -> None:
     assert plan.main(["--model", model, "--method", "rrhf", "--card", "4GB", "--num_generations", "6"]) == 1
     text = capsys.readouterr().out
     assert "It does not fit" in text and "--use_peft true" in text
+
+
+def test_the_help_has_every_flag_and_method(capsys) -> None:
+    assert plan.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {action.option_strings[0]} " in text for action in parser_actions(plan.make_parser()))
+    assert ", ".join(discover().methods) in text and "trl-ext plan --model MODEL --method METHOD" in text
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,9 @@ IDS = torch.arange(5, 15)[None]
 def assert_deterministic(model):
     with torch.no_grad():
         model.train()
-        assert any(not torch.equal(model(IDS).logits, model(IDS).logits) for _ in range(5))  # layers drop by chance
+        assert any(
+            not torch.equal(model(IDS).logits, model(IDS).logits) for _ in range(5)
+        )  # layers are dropped at random
         disable_dropout(model)
         first, second = model(IDS).logits, model(IDS).logits
         assert torch.equal(first, second)

@@ -11,7 +11,10 @@ import torch
 from conftest import make_model, make_tokenizer
 from tiny_trainers import METHODS, make_trainer
 
+from trl_ext import RRHFConfig
+from trl_ext.memory.estimate import estimate_memory
 from trl_ext.models.properties import parameter_count
+from trl_ext.training import summary
 from trl_ext.training.summary import describe_model, describe_trained, number, summary_text
 
 
@@ -44,6 +47,47 @@ def test_the_summary_counts_the_completions_that_are_sampled(method, other, tmp_
     assert f"{run.state.max_steps} steps" in summary and "8 rows read as `prompt_only`" in summary
     assert re.search(r"memory +(under )?0\.\d+ GiB \(counted, not measured\)", summary)
     assert "letter_reward" in summary and str(tmp_path) in summary.replace("\n", "")
+
+
+# Method, its settings, and what the estimate is passed for rows of two and three completions, the longest of four
+# tokens and an end: (tokens of a completion, completions of a prompt). 0: as the config generates them.
+COUNTED = {
+    "a dataset": ("rrhf", {"reward_funcs": None, "resample_steps": 0}, (5, 3)),
+    "a dataset of values": ("vas", {"reward_funcs": None, "resample_steps": 0}, (5, 3)),
+    "generated instead": ("rrhf", {"resample_steps": 1}, (0, 0)),
+    "generated beside": ("rrhf", {"resample_steps": 1, "keep_dataset_completions": True}, (0, 3 + 2)),
+    "generated later": ("vas", {"resample_steps": 0, "num_iterations": 3, "num_train_epochs": 3}, (0, 3 + 2 * 2)),
+    "generated in turn": (
+        "vas",
+        {"resample_steps": 0, "num_iterations": 3, "num_train_epochs": 3, "keep_samples": False},
+        (0, 3),
+    ),
+}
+
+
+@pytest.mark.parametrize(("method", "settings", "counted"), COUNTED.values(), ids=COUNTED)
+def test_memory_is_estimated_for_the_completions_of_a_step(method, settings, counted, tmp_path, monkeypatch):
+    rows = [
+        {"prompt": "the film", "completions": [" was good", " bad"], "scores": [1.0, 0.0]},
+        {"prompt": "a", "completions": [" was", " was not so good", " is on"], "scores": [2.0, 1.0, 0.0]},
+    ]
+    run = make_trainer(method, tmp_path, rows, **settings)
+    passed = {}
+    monkeypatch.setattr(
+        summary, "estimate_memory", lambda *args, **kw: passed.update(kw) or estimate_memory(*args, **kw)
+    )
+    assert "GiB" in summary.describe_memory(run)
+    assert (passed["completion"], passed["completions"]) == counted
+    assert passed["prompt"] == 2
+
+
+def test_ten_completions_need_more_than_the_four_of_the_config():
+    args = RRHFConfig(output_dir="out", num_generations=4)
+    model = make_model(len(make_tokenizer()))
+    of_four, of_ten = (estimate_memory(model, args, generates=False, completions=k) for k in (0, 10))
+    assert of_ten.total_gib > of_four.total_gib
+    ten = RRHFConfig(output_dir="out", num_generations=10)
+    assert of_ten == estimate_memory(model, ten, generates=False)
 
 
 def test_one_step_is_no_steps(tmp_path, capsys):

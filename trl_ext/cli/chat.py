@@ -14,9 +14,9 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -38,6 +38,32 @@ from .generate import (
 )
 from .models import load_model_tokenizer
 from .parser import Parser
+
+
+_READS = "a conversation reads from the terminal: use `trl-ext generate`"
+
+
+@dataclass
+class ChatArguments(GenerateArguments):
+    """Which model converses, and how: as in `generate`, without the settings that a conversation has no use for."""
+
+    refused_settings: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("prompt", "dataset_name", "dataset_config", "dataset_test_split"), _READS),
+        **dict.fromkeys(("columns", "dataset_format", "max_num_prompts"), _READS),
+        "num_generations": "a conversation takes one completion: use `trl-ext generate`",
+        "apply_chat_template": "a conversation needs the chat template: use `trl-ext generate`",
+    }
+
+    # `init=False`: they are no flags.
+    prompt: None = field(default=None, init=False)
+    dataset_name: None = field(default=None, init=False)
+    dataset_config: None = field(default=None, init=False)
+    dataset_test_split: None = field(default=None, init=False)
+    columns: None = field(default=None, init=False)
+    dataset_format: str = field(default="auto", init=False)
+    max_num_prompts: int = field(default=0, init=False)
+    num_generations: int = field(default=1, init=False)
+    apply_chat_template: bool = field(default=True, init=False)
 
 
 class Ended(Exception):
@@ -225,22 +251,18 @@ def respond(conversation: Conversation, line: str) -> None:
 # ----------------------------------------------------------------------------------------------------------- the loop
 
 
-def run(args: GenerateArguments, loading: LoadingArguments, decodings: Sequence[Decoding] = ()) -> int:
+def run(args: ChatArguments, loading: LoadingArguments, decodings: Sequence[Decoding] = ()) -> int:
     """
     Converse until the input ends.
 
     Args:
-        args ([`GenerateArguments`]), loading ([`~trl_ext.cli.arguments.LoadingArguments`]),
+        args ([`ChatArguments`]), loading ([`~trl_ext.cli.arguments.LoadingArguments`]),
         decodings (`Sequence[Decoding]`, *optional*): As for [`~trl_ext.cli.generate.run`].
 
     Returns:
         `int`: 0; 1 if a server failed for good and the input is no terminal.
     """
     check_model(args, decodings)
-    if not args.interactive:
-        raise ValueError("chat reads from the terminal: remove --prompt and --dataset_name, or use `generate`.")
-    if args.num_generations != 1:
-        raise ValueError("a conversation takes one completion: remove --num_generations, or use `generate`.")
     _check_template(args, loading, decodings)
     file = open_output(args, loading, decodings, [])
     completer, tokenizer = load(args, loading, decodings)
@@ -257,7 +279,7 @@ def run(args: GenerateArguments, loading: LoadingArguments, decodings: Sequence[
     return 0
 
 
-def _check_template(args: GenerateArguments, loading: LoadingArguments, decodings: Sequence[Decoding]) -> None:
+def _check_template(args: ChatArguments, loading: LoadingArguments, decodings: Sequence[Decoding]) -> None:
     """Raise a `ValueError` if there is no chat template, before any model is loaded."""
     name, tokenizer = args.model_name_or_path, None
     if name is not None:
@@ -267,13 +289,9 @@ def _check_template(args: GenerateArguments, loading: LoadingArguments, decoding
             decoding.served_tokenizer() for decoding in decodings if hasattr(decoding, "served_tokenizer")
         ]
         tokenizer = loading.with_template(found[0]) if found else None
-    if not args.apply_chat_template or (tokenizer is not None and tokenizer.chat_template is None):
+    if tokenizer is not None and tokenizer.chat_template is None:
         whose = repr(name) if name else "the tokenizer of the server's model"
-        raise ValueError(
-            f"{whose} has no chat template: use `trl-ext generate`, or pass --chat_template_path."
-            if args.apply_chat_template
-            else "a conversation needs the chat template: remove --apply_chat_template, or use `trl-ext generate`."
-        )
+        raise ValueError(f"{whose} has no chat template: use `trl-ext generate`, or pass --chat_template_path.")
 
 
 def _converse(conversation: Conversation) -> None:
@@ -310,7 +328,7 @@ def _edit_lines() -> None:
 
 def make_parser(prog: str = "trl-ext chat") -> Parser:
     """The parser of the command's flags and YAML file."""
-    own = [GenerateArguments, LoadingArguments]
+    own = [ChatArguments, LoadingArguments]
     return Parser(
         [*own, *decoding_classes(own)],
         prog=prog,

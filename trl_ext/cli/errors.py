@@ -1,9 +1,10 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Prints errors that a user can correct in one form, and lets bugs keep their traceback."""
+"""What every process of the command prints of errors and warnings: a bug keeps its traceback, others have one form."""
 
 import argparse
+import logging
 import os
 import shutil
 import sys
@@ -34,7 +35,8 @@ def guarded(prog: str, run: Callable[[], int]) -> int:
     Run a command. Errors that a user can correct become one line on stderr, or a line for each of several settings,
     unless `TRL_EXT_DEBUG` is set.
 
-    Other exceptions are bugs, of this package or of a library, and are raised with their traceback.
+    Other exceptions are bugs, of this package or of a library, and are raised with their traceback. A warning of
+    bitsandbytes about a path that is never taken is hidden.
 
     Args:
         prog (`str`):
@@ -45,6 +47,8 @@ def guarded(prog: str, run: Callable[[], int]) -> int:
     Returns:
         `int`: The exit status of `run`; 2 after an error, 130 after Ctrl-C.
     """
+    # It advises to install kernels for what `use_exact_4bit_on_cpu` switches off.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         return run()
     except KeyboardInterrupt:

@@ -5,7 +5,6 @@
 
 import difflib
 import importlib
-import logging
 import os
 import shutil
 import sys
@@ -51,8 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         `int`: Exit status: 2 after an error that the user can correct, 130 after Ctrl-C.
     """
-    # bitsandbytes advises to install kernels for a path that `models/load.py` switches off.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     arguments = list(sys.argv[1:] if argv is None else argv)
     word = arguments[0] if arguments else "--help"
     return guarded("trl-ext" if word.startswith("-") else f"trl-ext {word}", lambda: _dispatch(word, arguments[1:]))

@@ -76,8 +76,11 @@ def write_package(name: str, folder: Path) -> None:
         folder (`Path`): Where to; existing files are replaced.
     """
     template = recipes_folder() / "new_method"
-    for source in sorted(path for path in template.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
-        path = folder / _named(str(source.relative_to(template)), name)
+    for source in sorted(path for path in template.rglob("*") if path.is_file()):
+        relative = source.relative_to(template)
+        if any(part.startswith((".", "__pycache__")) for part in relative.parts):  # caches of Python and of linters
+            continue
+        path = folder / _named(str(relative), name)
         path = path.with_name(".gitignore") if path.name == "gitignore" else path
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(_named(_LICENCE.sub("", source.read_text(encoding="utf-8")), name), encoding="utf-8")

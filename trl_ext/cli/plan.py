@@ -14,10 +14,10 @@ from trl_ext.method import Found, discover
 from .errors import RaisingParser
 
 
-_HELP = """\
-usage: trl-ext plan --model MODEL --method METHOD --card 8GB
-                    [--config FILE.yaml] [--FIELD VALUE ...]
-
+_USAGE = """\
+%(prog)s --model MODEL --method METHOD --card 8GB
+                    [--config FILE.yaml] [--FIELD VALUE ...]"""
+_DESCRIPTION = """\
 Say whether a training fits a card, at which batch, and which settings would
 make it fit. Takes seconds: only the config of the model is read, and memory is
 counted by a formula, not measured.
@@ -25,43 +25,49 @@ counted by a formula, not measured.
 example:
   trl-ext plan --model Qwen/Qwen2.5-7B-Instruct --method {method} \\
       --card 24GB --load_in_4bit true
-  trl-ext plan --method {method} --config recipe.yaml --card 16GB
-
-  --model MODEL          a folder, a config.json, or an id on the Hub
-                         (default: model_name_or_path of the recipe)
-  --method METHOD        {methods}
-  --card SIZE            memory of the card, such as 8GB
-                         (default: that of this machine's GPU)
-  --prompt_length N      longest prompt in tokens
-                         (default: what max_length leaves for prompts)
-  --completion_length N  longest completion in tokens
-                         (default: max_completion_length)
-
+  trl-ext plan --method {method} --config recipe.yaml --card 16GB"""
+_EPILOG = """\
 Every other flag, and every key of the recipe, is that of `trl-ext METHOD`. The
-exit status is 1 if it does not fit.
-"""
+exit status is 1 if it does not fit."""
 
 
 def make_parser(prog: str = "trl-ext plan") -> argparse.ArgumentParser:
     """The parser of this command's own flags, which stand among those of the training."""
-    parser = RaisingParser(prog, add_help=False, allow_abbrev=False)
-    parser.add_argument("--model", help="A folder, a config.json, or an id on the Hub.")
-    parser.add_argument("--method", help="The method to train with.")
-    parser.add_argument("--card", help="Memory of the card, such as 8GB. By default that of this machine's GPU.")
+    methods = list(discover().methods)
+    parser = RaisingParser(
+        prog,
+        add_help=False,
+        allow_abbrev=False,
+        usage=_USAGE,
+        description=_DESCRIPTION.format(method=methods[0] if methods else "METHOD"),
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--model", help="A folder, a config.json, or an id on the Hub. By default model_name_or_path of the recipe."
+    )
+    parser.add_argument("--method", help=f"The method to train with: {', '.join(methods)}.")
+    parser.add_argument(
+        "--card", metavar="SIZE", help="Memory of the card, such as 8GB. By default that of this machine's GPU."
+    )
     for name, text in (("prompt", "what max_length leaves for prompts"), ("completion", "max_completion_length")):
         parser.add_argument(
-            f"--{name}_length", type=int, default=0, help=f"Longest {name} in tokens; by default {text}."
+            f"--{name}_length",
+            type=int,
+            default=0,
+            metavar="N",
+            help=f"Longest {name} in tokens. By default {text}.",
         )
     return parser
 
 
 def main(argv: Sequence[str]) -> int:
     """`trl-ext plan`."""
-    methods = discover().methods
+    parser, methods = make_parser(), discover().methods
     if any(word in ("--help", "-h") for word in argv):
-        print(_HELP.format(methods=", ".join(methods), method=next(iter(methods), "METHOD")), end="")
+        print(parser.format_help(), end="")
         return 0
-    own, rest = make_parser().parse_known_args(list(argv))
+    own, rest = parser.parse_known_args(list(argv))
     if not own.method:
         raise ValueError(f"set --method: one of {', '.join(methods)}")
     found = discover().find(own.method)
@@ -116,7 +122,7 @@ def _described(planner: Any, card: float) -> str:
     model = planner.model(name, flags, trained=needs.trains_language_model)
     lines = [
         f"{planner.method.name}: {name}, {number(model.parameters)} parameters, on a card of {card:g} GiB",
-        f"a step: {sizes.prompts} x (prompt of {sizes.prompt} + {needs.completions} completions of "
+        f"a step: {sizes.prompts} x (prompt of {sizes.prompt} + {needs.trained} completions of "
         f"{sizes.completion} tokens)",
     ]
     if needs.generates:

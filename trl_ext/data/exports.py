@@ -38,6 +38,7 @@ _DESCRIPTIONS = {
     "below_threshold": "prompts without a completion above score_threshold, left out",
     "cut_off": "completions that did not end, to which TRL's trainers add an end-of-sequence token (ended_only leaves "
     "them out)",
+    "cut_off_chosen": "of them chosen",
 }
 # Columns with completions, or with one entry per completion. What is left of another form, such as `chosen` beside
 # `completion`, would make TRL's trainers take the rows for that form.
@@ -206,8 +207,10 @@ def _pairs(completions: list[_Scored], settings: ExportSettings, counts: Counts)
     pairs = [(a, b) for a, b in different if a.score - b.score >= settings.min_margin]
     if not pairs:
         _count(counts, "below_margin" if different else "tied")
-    for pair in pairs:
-        _count_cut_off(counts, *pair)
+    for better, worse in pairs:
+        _count_cut_off(counts, better, worse)
+        if not better.ended:
+            _count(counts, "cut_off_chosen")
     # Not `margin`: TRL's RewardTrainer subtracts a column of that name in its loss.
     return [
         {

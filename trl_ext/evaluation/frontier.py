@@ -59,7 +59,7 @@ def frontier(
 
     def short_series(name: str) -> str:
         # A series is named after the model that it guides, perhaps by a long path.
-        return name if base is None else name.replace(base, short.get(base, base))
+        return name if base is None else replaced_name(name, base, short.get(base, base))
 
     for row in rows:
         bound = row.get("kl") is None

@@ -41,7 +41,7 @@ _DARK = _Page("#0d1117", "#e6edf3", "#30363d", _ON_DARK)
 
 @dataclass(frozen=True)
 class _Style:
-    """How a series is drawn; `line` is `"none"` if its points are not connected."""
+    """How a series is plotted; `line` is `"none"` if its points are not connected."""
 
     label: str
     colour: str
@@ -101,11 +101,11 @@ def plot_frontier(data: Mapping[str, Any], path: str, *, title: str = "", dark: 
             for axes, reward in zip(panel_axes, data["rewards"], strict=True)
         ]
         handles = [Line2D([], [], linestyle=style.line, label=style.label, **style.look(page)) for style in legend]
-        drawn = figure.legend(
+        below = figure.legend(
             handles=handles, loc="outside lower center", ncols=columns, frameon=False, labelcolor=page.ink, title=note,
             fontsize=_LEGEND, handlelength=2.6, labelspacing=0.3, columnspacing=1.0,
         )  # fmt: skip
-        drawn.get_title().set(color=page.ink, fontsize=_SMALL, ha="center")
+        below.get_title().set(color=page.ink, fontsize=_SMALL, ha="center")
         if title:
             figure.suptitle(title, color=page.ink)
         figure.draw_without_rendering()  # labels are placed in the final layout
@@ -179,7 +179,7 @@ _Text = tuple[str, float, float, str]
 def _plot_panel(
     axes: Any, data: Mapping[str, Any], reward: str, page: _Page, styles: Mapping[str, _Style]
 ) -> list[_Text]:
-    """Draw the series of one reward, and return the texts to be placed beside their points."""
+    """Plot the series of one reward, and return the texts to be placed beside their points."""
     _prepare(axes, data, reward, page)
     known = {
         series["name"]: [point for point in series["points"] if point["rewards"][reward]["value"] is not None]

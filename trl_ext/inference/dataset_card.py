@@ -120,4 +120,8 @@ def _counts(file: ResumableFile) -> list[list[str]]:
     if completions and totals.get("tokens"):
         rows.append(["sampled tokens", f"{totals['tokens']:.0f}"])
         rows.append(["completions that ended by themselves", f"{totals['ended'] / completions:.1%}"])
+    if totals.get("cut_off"):  # rows of other trainers have no column `ended`
+        rows.append(["completions in these rows that were cut off", f"{totals['cut_off']:.0f}"])
+    if totals.get("cut_off_chosen"):
+        rows.append(["`chosen` that were cut off", f"{totals['cut_off_chosen']:.0f}"])
     return rows

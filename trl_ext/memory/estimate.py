@@ -159,7 +159,14 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    model: Any, args: Any, *, beside: Iterable[Any] = (), generates: bool = True, prompt: int = 0, completion: int = 0
+    model: Any,
+    args: Any,
+    *,
+    beside: Iterable[Any] = (),
+    generates: bool = True,
+    prompt: int = 0,
+    completion: int = 0,
+    completions: int = 0,
 ) -> MemoryEstimate:
     """
     What a training will occupy on one device. Takes milliseconds.
@@ -172,17 +179,20 @@ def estimate_memory(
             model that is trained.
         generates (`bool`, *optional*, defaults to `True`): Whether training generates completions.
         prompt, completion (`int`, *optional*, defaults to `0`): Longest ones, in tokens; by default as in [`Sizes`].
+        completions (`int`, *optional*, defaults to `0`):
+            Most completions of a prompt in a training step; by default as many as the config generates.
 
     Returns:
         [`MemoryEstimate`]
     """
     needs = needs_of_config(args)
+    needs = replace(needs, generates=needs.generates and generates, trained=completions or needs.trained)
     others = list(beside)
     second = others.pop(0) if needs.second and others else None
     held = sum(p.numel() * p.element_size() for other in others for p in other.parameters())
     return estimate(
         Inventory.of(model),
-        replace(needs, generates=needs.generates and generates),
+        needs,
         Sizes.of(args, prompt, completion),
         second=None if second is None else Inventory.of(second),
         others={"other models": float(held)},
@@ -238,9 +248,16 @@ def _static(language_model: Inventory, trained: Inventory, needs: Needs, sizes: 
 # --------------------------------------------------------------------------------------------------- a training step
 
 
-def positions(needs: Needs, sizes: Sizes, model: Inventory) -> tuple[int, int, str]:
-    """Positions of a step that go through the layers, those of them that predict a token, and the form of the rows."""
-    prompts, k = sizes.prompts, needs.completions
+def positions(k: int, sizes: Sizes, model: Inventory) -> tuple[int, int, str]:
+    """
+    Positions of a step that go through the layers, those of them that predict a token, and the form of the rows.
+
+    Args:
+        k (`int`): Completions of a prompt.
+        sizes ([`Sizes`]): The settings.
+        model ([`~trl_ext.memory.inventory.Inventory`]): The model that reads them.
+    """
+    prompts = sizes.prompts
     shared = "cascade" if sizes.gpu else "dense"
     layout = Layout(shared if model.shares_rows else "separate", "for an estimate")
     lengths = [range(sizes.prompt)] * prompts, [[range(sizes.completion)] * k] * prompts
@@ -285,9 +302,9 @@ def _copies(model: Inventory, compute: int) -> float:
 def _training(model: Inventory, needs: Needs, sizes: Sizes, own: int) -> dict[str, dict[str, float]]:
     """The bytes of a step at the moments that may need most: in the head, in the last, and in the first layer."""
     if needs.update is not None:
-        return {"update": {"activations": needs.update(model, sizes), "gradients": 4.0 * own}}
+        return {"update": {"activations": needs.update(model, sizes, needs.trained), "gradients": 4.0 * own}}
     compute, residual = _compute(model, sizes), model.weight_bytes
-    tokens, predicted, form = positions(needs, sizes, model)
+    tokens, predicted, form = positions(needs.trained, sizes, model)
     whole = model.is_trained_whole
     repeated = 2.0 * compute * (model.queries - model.keys) * (form == "dense")  # a mask repeats keys for all heads
     layers, copies = (kept_for_backward(model, compute, sizes.autocast) + repeated) * tokens, _copies(model, compute)

@@ -16,10 +16,12 @@ class Needs:
     Models and sequences of a method, from its settings. [`~trl_ext.method.Method`] names a function that returns it.
 
     Args:
-        completions (`int`): Completions of a prompt in a training step.
+        completions (`int`): Completions that are generated for a prompt, in all of its forms.
         generated (`int`, *optional*, defaults to `0`):
-            Completions that are generated for one text. `0`: as many as are trained on. Fewer where the prompt has
-            several forms.
+            Completions that are generated for one text. `0`: all of the prompt's. Fewer where it has several forms.
+        trained (`int`, *optional*, defaults to `0`):
+            Completions of a prompt in a training step. `0`: those that are generated. More where those of earlier
+            rounds are kept.
         generates (`bool`, *optional*, defaults to `True`): Whether training can generate completions.
         log_probs (`bool`, *optional*, defaults to `True`):
             Whether a step computes log-probabilities, for which it needs the head of the language model.
@@ -31,7 +33,8 @@ class Needs:
         own (`Callable`, *optional*):
             `(hidden size, vocabulary) -> parameters` in float32 that are trained beside the models, such as a head.
         update (`Callable`, *optional*):
-            `(inventory, sizes) -> bytes` of an update that trains `own` alone, without gradients in a language model.
+            `(inventory, sizes, completions of a prompt) -> bytes` of an update that trains `own` alone, without
+            gradients in a language model.
         reference (`bool`, *optional*, defaults to `False`):
             Whether there is a reference model: a frozen copy, or with an adapter a copy of its weights.
         candidates (`int`, *optional*, defaults to `0`):
@@ -42,19 +45,21 @@ class Needs:
 
     completions: int
     generated: int = 0
+    trained: int = 0
     generates: bool = True
     log_probs: bool = True
     second: str = ""
     trains_language_model: bool = True
     own: Callable[[int, int], int] | None = None
-    update: Callable[[Any, Any], float] | None = None
+    update: Callable[[Any, Any, int], float] | None = None
     reference: bool = False
     candidates: int = 0
     kept: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.generated:
-            object.__setattr__(self, "generated", self.completions)
+        for name in ("generated", "trained"):
+            if not getattr(self, name):
+                object.__setattr__(self, name, self.completions)
 
     @property
     def holds_language_model(self) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig
 from trl import ModelConfig
 
 from trl_ext.method import Method
@@ -117,12 +117,15 @@ class Planner:
                 self.not_counted.append(f"the reward model {name!r} ({str(error).splitlines()[0]})")
                 continue
             options = as_mapping("reward_model_init_kwargs", flags.reward_model_init_kwargs) or {}
-            with torch.device("meta"):
-                model = AutoModelForSequenceClassification.from_config(config)
-            default = getattr(config, "dtype", None) or torch.float32
-            size = 0.55 if options.get("load_in_4bit") else 1 if options.get("load_in_8bit") else 0
-            dtype = default if options.get("dtype") in (None, "auto") else getattr(torch, str(options["dtype"]))
-            held += sum(p.numel() for p in model.parameters()) * (size or dtype.itemsize)
+            bits = 4 if options.get("load_in_4bit") else 8 if options.get("load_in_8bit") else 0
+            held += Inventory.from_config(
+                config,
+                dtype=_dtype(config, flags, bits, "reward_model_init_kwargs"),
+                bits=bits,
+                trained=False,
+                head=False,  # that of a reward model is a row for each label
+                trust_remote_code=flags.trust_remote_code,
+            ).weights_bytes
         return {"reward model": held}
 
 
@@ -155,8 +158,9 @@ def _model_settings(flags: Namespace) -> ModelConfig:
 def _dtype(config: Any, flags: Namespace, bits: int, setting: str) -> torch.dtype:
     """The dtype of weights that are not quantized, as `load_model` has it."""
     given = (as_mapping(setting, getattr(flags, setting, None)) or {}).get("dtype")
-    if given is None and setting == "model_init_kwargs":
-        given = "auto" if bits else flags.dtype
+    if given is None:
+        usual = {"model_init_kwargs": "auto" if bits else flags.dtype, "reward_model_init_kwargs": "auto"}
+        given = usual.get(setting)
     if given in (None, "auto") and bits:
         return torch.bfloat16
     if given == "auto":

@@ -187,13 +187,16 @@ def _prompts_of(run: Run, repeats: int) -> int:
 def describe_memory(trainer: "ExtTrainer") -> str:
     """The memory that the run is counted to need on one device."""
     model, *others = trainer._models_in_memory()
+    prompt, completion, completions = _longest_row(trainer.train_dataset)
     try:
         found = estimate_memory(
             model,
             trainer.args,
             beside=[*others, *(each for each in trainer.reward_funcs if isinstance(each, torch.nn.Module))],
             generates=trainer._samples,
-            prompt=_longest_prompt(trainer.train_dataset),
+            prompt=prompt,
+            completion=0 if trainer._samples else completion,
+            completions=trainer._completions_in_step(completions),
         )
     except Exception as error:  # the formula may not know a model of a plug-in, which can be trained all the same
         logger.info(f"No estimate of the memory: {type(error).__name__}: {error}")
@@ -204,11 +207,20 @@ def describe_memory(trainer: "ExtTrainer") -> str:
     return f"{size} GiB{needed} (counted, not measured)"
 
 
-def _longest_prompt(dataset: Any) -> int:
-    """Length of the longest prompt in tokens; 0 for a stream."""
+def _longest_row(dataset: Any) -> tuple[int, int, int]:
+    """Tokens of the longest prompt and completion, and most completions of a row; 0 for what only a stream has."""
     if not isinstance(dataset, Dataset):
-        return 0
-    return int(pyarrow.compute.max(pyarrow.compute.list_value_length(dataset.data["prompt_ids"])).as_py() or 0)
+        return 0, 0, 0
+    prompt = _longest(dataset.data["prompt_ids"])
+    if "completion_ids" not in dataset.column_names:
+        return prompt, 0, 0
+    completions = dataset.data["completion_ids"]
+    return prompt, _longest(pyarrow.compute.list_flatten(completions)), _longest(completions)
+
+
+def _longest(lists: Any) -> int:
+    """Length of the longest list of a column."""
+    return int(pyarrow.compute.max(pyarrow.compute.list_value_length(lists)).as_py() or 0)
 
 
 def number(value: int) -> str:

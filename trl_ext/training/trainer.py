@@ -79,8 +79,8 @@ class ExtTrainer(BaseTrainer):
     sets `_samples`, has `_sample_round`, and sets `_rounds` if it follows their schedule.
 
     Where they differ for a method, it overrides what the summary before the first step says (`_summary`), the models
-    that the estimate of memory counts (`_models_in_memory`), and what the summary and the progress bar know of its
-    rounds (`_completions_per_row`, `_rounds_in_dataset`, `_round_of`).
+    and completions that the estimate of memory counts (`_models_in_memory`, `_completions_in_step`), and what the
+    summary and the progress bar know of its rounds (`_completions_per_row`, `_rounds_in_dataset`, `_round_of`).
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The model to be trained.
@@ -487,6 +487,15 @@ class ExtTrainer(BaseTrainer):
     def _models_in_memory(self) -> list[Any]:
         """The language model, then the model that is trained if that is another one: for the estimate of memory."""
         return [self.accelerator.unwrap_model(self.model)]
+
+    def _completions_in_step(self, in_dataset: int) -> int:
+        """
+        Most completions of a prompt in a training step, for the estimate of memory; 0 if the config has them all.
+
+        Args:
+            in_dataset (`int`): Most completions of a row of the training dataset; 0 if it has none, or is a stream.
+        """
+        return 0 if self._samples else in_dataset
 
     def _summary(self, run: Run) -> dict[str, str]:
         """

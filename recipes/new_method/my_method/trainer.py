@@ -6,7 +6,6 @@
 from typing import Any, ClassVar
 
 import torch
-
 from trl_ext.data.schema import column_names
 from trl_ext.data.scored_rows import lacks_completions
 from trl_ext.training.online_trainer import OnlineTrainer

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from my_method.losses import best_completion, ranking_loss
-
 from trl_ext.method import discover
+
+from my_method.losses import best_completion, ranking_loss
 
 
 MODEL = Path(__file__).parents[1] / "recipes" / "models" / "imdb-2m"

@@ -32,9 +32,9 @@ def needs(args: ProxyRLHFConfig) -> Needs:
         sizes = layers(hidden)
         return networks * (2 * sizes[0] + sum((a + 1) * b for a, b in pairwise(sizes)))
 
-    def update(model: Inventory, sizes: Sizes) -> float:
+    def update(model: Inventory, sizes: Sizes, completions: int) -> float:
         """The decisions of a round, and what a minibatch of them keeps in each network."""
-        texts = sizes.prompts * sizes.accumulation * args.num_generations
+        texts = sizes.prompts * sizes.accumulation * completions
         states = texts * sizes.completion * asked / width
         each = layers(model.hidden)
         kept = states * each[0] * model.weight_bytes

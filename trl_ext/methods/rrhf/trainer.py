@@ -201,6 +201,11 @@ class RRHFTrainer(OnlineTrainer):
             if columns and not reward_funcs and "completion_ids" not in columns:
                 raise lacks_completions(columns, name)
 
+    def _completions_in_step(self, in_dataset: int) -> int:
+        if self._samples and self.args.keep_dataset_completions:
+            return in_dataset + self.args.completions_per_prompt()
+        return super()._completions_in_step(in_dataset)
+
     # --------------------------------------------------------------------------------------------------- sampling
 
     def _sample_round(self, rows: list[dict[str, Any]], mode: str = "train") -> Round:

@@ -22,9 +22,9 @@ def needs(args: VASConfig) -> Needs:
         head = heads * (hidden + 1)
         return head if args.value_form == "state" else head + rank * (vocabulary + heads * hidden)
 
-    def update(model: Inventory, sizes: Sizes) -> float:
+    def update(model: Inventory, sizes: Sizes, completions: int) -> float:
         """The language model's hidden states, and what the heads keep of them."""
-        tokens, predicted, _ = positions(needs(args), sizes, model)
+        tokens, predicted, _ = positions(completions, sizes, model)
         return tokens * model.hidden * 4.0 * model.weight_bytes + predicted * (model.hidden + 2 * rank) * 4.0
 
     second = args.value_model_name_or_path or ""
@@ -36,6 +36,7 @@ def needs(args: VASConfig) -> Needs:
         )
     return Needs(
         completions=args.num_generations,
+        trained=args.num_generations * (args.num_iterations if args.keep_samples else 1),
         generates=generates_from(args),
         log_probs=False,
         second=second,

@@ -309,6 +309,14 @@ print(tokenizer.decode(output[0]))
             return [self.policy]
         return [self.model.backbone if self.policy is None else self.policy, self.model.backbone]
 
+    def _completions_in_step(self, in_dataset: int) -> int:
+        generated = self.args.completions_per_prompt()
+        if not (self._samples and in_dataset):  # the dataset's are those of the first round
+            return super()._completions_in_step(in_dataset)
+        if self.args.keep_samples:
+            return in_dataset + (self.args.num_iterations - 1) * generated
+        return max(in_dataset, generated)
+
     def _summary(self, run: Run) -> dict[str, str]:
         lines = super()._summary(run)
         backbone = "the policy's weights" if self.model.shares_policy else model_label(self.model.config.backbone_name)

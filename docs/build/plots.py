@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-A hook of mkdocs: draws the losses, and the KL of best-of-n, from the functions that compute them, as SVG files of the
-site.
+A hook of mkdocs: plots of the losses, and of the KL of best-of-n, from the functions that compute them, as SVG files
+of the site.
 
 Lines differ in dash and shade, so that they can be told apart without colour; the mid-grey of axes and text is legible
 on light and dark pages.
@@ -45,19 +45,19 @@ STYLE = {
 
 
 def on_files(files: "Files", config: "MkDocsConfig") -> "Files":
-    """Add the drawings."""
+    """Add the plots."""
     from mkdocs.structure.files import File  # tests import this module without mkdocs
 
-    for name, draw in DRAWINGS.items():
-        files.append(File.generated(config, f"assets/losses/{name}.svg", content=svg(draw)))
+    for name, plot in PLOTS.items():
+        files.append(File.generated(config, f"assets/losses/{name}.svg", content=svg(plot)))
     return files
 
 
-def svg(draw: Callable[[Axes], None]) -> str:
-    """A drawing as an SVG document."""
+def svg(plot: Callable[[Axes], None]) -> str:
+    """A plot as an SVG document."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
-        draw(axes)
+        plot(axes)
         figure.legend(
             *axes.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False, labelcolor=INK
         )
@@ -143,4 +143,4 @@ def largest_of(n: int) -> float:
     return float(torch.trapezoid(x * density, x))
 
 
-DRAWINGS: dict[str, Callable[[Axes], None]] = {"rrhf": rrhf, "psle": psle, "proxy": proxy, "vas": vas, "kl": kl}
+PLOTS: dict[str, Callable[[Axes], None]] = {"rrhf": rrhf, "psle": psle, "proxy": proxy, "vas": vas, "kl": kl}

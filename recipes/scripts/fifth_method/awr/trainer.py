@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Config and trainer of ListMLE. The base class has data, sampling, checkpoints, LoRA and several processes."""
+"""Config and trainer of AWR. The base class has data, sampling, checkpoints, LoRA and several processes."""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -13,22 +13,30 @@ from trl_ext.methods.rrhf.data import DataCollatorForScoredCompletions
 from trl_ext.training.engine import EngineConfig
 from trl_ext.training.online_trainer import OnlineTrainer
 
-from .losses import plackett_luce
+from .losses import weighted_nll, weights
 
 
 @dataclass
-class ListMLEConfig(EngineConfig):
-    """What ListMLE adds to the settings of [`~trl_ext.training.engine.EngineConfig`]."""
+class AWRConfig(EngineConfig):
+    """What AWR adds to the settings of [`~trl_ext.training.engine.EngineConfig`]."""
 
-    scale: float = field(default=1.0, metadata={"help": "Factor of the log-probability per token in the loss."})
+    # Our choice: about the spread of the quickstart's reward. The paper's 0.05 is for its own control tasks.
+    weight_temperature: float = field(default=1.0, metadata={"help": "Score difference worth a factor of e."})
+    max_weight: float = field(default=20.0, metadata={"help": "Largest weight of a completion."})  # the paper's
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("weight_temperature", "max_weight"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}")
 
 
-class ListMLETrainer(OnlineTrainer):
-    """Trains a model to order the completions of a prompt by its own log-probabilities per token."""
+class AWRTrainer(OnlineTrainer):
+    """Trains a model on the completions of a prompt, each weighted by how much better than their mean it scored."""
 
-    _config_class = ListMLEConfig
-    _tag_names: ClassVar = ["trl", "trl-ext", "listmle"]
-    _name = "ListMLE"
+    _config_class = AWRConfig
+    _tag_names: ClassVar = ["trl", "trl-ext", "awr"]
+    _name = "AWR"
 
     def __init__(
         self,
@@ -62,14 +70,15 @@ class ListMLETrainer(OnlineTrainer):
         kept = self._kept(inputs)  # prompts with scored completions
         if not kept:
             return self._zero_loss(lambda prompts, some: self.log_probs(model, prompts, some).logps, inputs)
-        prompts, completions, scores = (
-            [inputs[key][b] for b in kept] for key in ("prompt_ids", "completion_ids", "scores")
-        )
+        keys = ("prompt_ids", "completion_ids", "scores")
+        prompts, completions, scores = ([inputs[key][b] for b in kept] for key in keys)
         tokens = self.log_probs(model, prompts, completions)
-        p_N = self.args.scale * tokens.sums() / tokens.lengths()
-        groups = zip(p_N.split([len(group) for group in scores]), scores, strict=True)
-        loss_B = torch.stack([plackett_luce(p_K, torch.tensor(group, device=p_K.device)) for p_K, group in groups])
-        self._meters[self._mode].add_values("loss/order", loss_B.detach())
+        sums_B = tokens.sums().split([len(group) for group in scores])
+        own = (self.args.weight_temperature, self.args.max_weight)
+        weights_B = [weights(torch.tensor(group, device=tokens.logps.device), *own) for group in scores]
+        loss_B = torch.stack([weighted_nll(*pair) for pair in zip(sums_B, weights_B, strict=True)])
+        self._meters[self._mode].add_values("weight/max", torch.stack([weights_K.max() for weights_K in weights_B]))
+        self._add_tokens(prompts, completions)  # num_tokens
         return self._mean(loss_B.sum(), len(loss_B), num_items_in_batch)  # over the prompts of a step
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
