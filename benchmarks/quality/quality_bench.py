@@ -133,6 +133,8 @@ class QualityBench(Bench):
         flags: dict[str, Any] = {
             "dataset_name": prompts,
             "reward_funcs": task.rewards,
+            # Best-of-n chooses by the first, which the others train on.
+            "reward_weights": [1.0, *(0.0 for _ in task.rewards[1:])],
             "num_generations": arm.answers or (task.other_answers if place == "other" else task.answers),
             **task.sampling,
             "seed": seed,

@@ -185,6 +185,8 @@ def test_what_an_arm_is_asked_for(tmp_path, monkeypatch):
     flags = dict(pairwise(asked[-1]))
     assert flags["--reward_funcs"] == Task().reward and flags["--dtype"] == "bfloat16"
     assert flags["--base_model_name_or_path"] == Task().model
+    words = asked[-1][asked[-1].index("--reward_weights") :]
+    assert words[1:3] == ["1.0", "0.0"]  # best-of-n must not choose by the reward that nothing is trained on
 
 
 class Done:
