@@ -196,7 +196,7 @@ class _Parser(TrlParser, RaisingParser):  # TRL's makes flags of the fields
 
 def make_parser(prog: str = "trl-ext judge") -> argparse.ArgumentParser:
     """The parser of the command's flags."""
-    parser = _Parser([JudgeArguments], prog=prog, allow_abbrev=False)
+    parser = _Parser([JudgeArguments], prog=prog, allow_abbrev=False)  # type: ignore[misc, arg-type]  # TRL's has no types
     parser.add_argument("files", nargs=2, metavar="FILE", help="Parquet files of trl-ext evaluate.")
     return parser
 

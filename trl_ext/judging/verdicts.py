@@ -171,6 +171,11 @@ def kept_verdicts(
         file = str(Path(path).expanduser()) if path is not None else f"{folder}/verdicts.jsonl"
         again = (lambda row: row["fault"] is not None) if retry_faults else None
         more = {"overwrite": overwrite, "again": again, "name": "judging", "unit": "verdicts"}
-        judge.collect(questions, output_file=file, **more)
+        try:
+            judge.collect(questions, output_file=file, **more)
+        except BaseException as error:
+            if path is None and hasattr(error, "__notes__"):  # which say where to resume
+                error.__notes__.clear()
+            raise
         lines = Path(file).read_text(encoding="utf-8").split("\n")
         return sorted((json.loads(line) for line in lines if line), key=lambda row: row[ROW_INDEX])

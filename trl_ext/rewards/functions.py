@@ -417,6 +417,9 @@ def _names(specs: Sequence[Any]) -> list[str]:
 
 def _name(spec: Any) -> str:
     if isinstance(spec, str):
+        file, _, function = spec.rpartition(":")
+        if file.endswith(".py"):
+            return function
         is_path = spec not in _BUILT_IN and (os.path.isdir(spec) or "/" in spec)
         return os.path.basename(os.path.abspath(spec)) if is_path else spec.replace(":", ".").rpartition(".")[2]
     if _is_torch_module(spec):
