@@ -54,6 +54,7 @@ def test_a_judge_that_always_takes_the_first_has_no_effect(two):
     found = judge(*two, by)
     assert (found.win_rate.value, found.ties, found.inconsistent, found.first_shown) == (0.5, 4, 3, 1.0)
     assert "100.0% of decided verdicts are for the completion shown first" in report(found)
+    assert "3 of 4 pairs have opposite verdicts in the two orders" in found.notes[0]
 
 
 def test_a_win_in_one_order_and_a_tie_in_the_other_is_three_quarters(evaluated):

@@ -172,7 +172,7 @@ def _by_pair(pairs: Sequence[Pair], rows: Sequence[Mapping[str, Any]]) -> list[l
 
 
 def _value(verdicts: Sequence[str]) -> float:
-    """What a pair is worth to A: the mean over the orders."""
+    """The value of a pair to A: the mean over the orders."""
     return sum(VALUES[verdict] for verdict in verdicts) / len(verdicts)
 
 
@@ -220,6 +220,11 @@ def _estimate(
         result.notes.append(
             f"all verdicts are alike, so that the bootstrap has no width; with {values.num_prompts} prompts, up to "
             f"{unseen:.1%} of others are not excluded"
+        )
+    if 2 * result.inconsistent > result.num_judged - result.identical:
+        result.notes.append(
+            f"{result.inconsistent} of {result.num_judged} pairs have opposite verdicts in the two orders: this judge "
+            "looks at the place more than at the text, and its win rate says little"
         )
     if samples and values.num_prompts < 2:
         result.notes.append("no interval: there is one prompt")

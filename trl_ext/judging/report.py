@@ -14,7 +14,7 @@ from .win_rate import Estimate
 
 WIDTH = 80
 _COLUMN = 18  # where values begin
-_MEANINGS = {**FAULTS, NO_SCORE: "no number for one of the completions"}
+_MEANINGS = {**FAULTS, NO_SCORE: "a completion has no score"}
 
 
 def report(result: JudgeResult) -> str:

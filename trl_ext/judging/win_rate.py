@@ -39,7 +39,7 @@ class Estimate:
 
 class PairValues:
     """
-    What pairs were judged to be worth to A, with weights by which each prompt counts once.
+    The values of pairs to A, with weights by which each prompt counts once.
 
     Args:
         values (`Sequence[float]`): For each pair 1 if A won, 0 if B won, a half for a tie.
@@ -96,7 +96,7 @@ def length_controlled_win_rate(pairs: PairValues, samples: int = 2000, seed: int
         pairs, samples, seed: As for [`win_rate`]. `s` is that of all pairs in every bootstrap sample.
 
     Returns:
-        `Estimate`: `None` if it cannot be told from the lengths: all pairs differ by the same number of characters.
+        `Estimate`: `None` if the lengths cannot show it: all pairs differ by the same number of characters.
     """
     differences = pairs.differences_N
     scale = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
