@@ -38,9 +38,9 @@ usage: trl-ext judge A B (--by COLUMN | --reward_funcs R | --judge_func F |
                           --endpoint URL --endpoint_model M) [--FLAG VALUE ...]
 
 example:
-  trl-ext judge trained.parquet base.parquet --reward_funcs my-reward-model \\
+  trl-ext judge mine.parquet base.parquet --reward_funcs my-reward-model \\
       --output_file judged.json
-  trl-ext judge trained.parquet base.parquet --endpoint http://localhost:8000/v1 \\
+  trl-ext judge mine.parquet base.parquet --endpoint http://localhost:8000/v1 \\
       --endpoint_model Qwen/Qwen3-8B --output_file judged.json
 
 Win rate between the completions of two evaluations, pair by pair, with ties, a
