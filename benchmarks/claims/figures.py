@@ -23,6 +23,7 @@ LABELS = {
     "kl_bound": "KL of at most",
     "distinct_2": "distinct-2",
     "cpu_seconds": "CPU seconds",
+    "samples_best": "best of its training samples",
     "samples_mean": "mean of its training samples",
 }
 _CELL = re.compile(r"\*{0,2}([-−]?[\d,]*\.?\d+)(?:\s*%)?\*{0,2}(?:\s*(?:±|\+-)\s*([\d,]*\.?\d+))?")
@@ -203,9 +204,9 @@ def figure(reference: Reference, task: Task, sources: Sources, names: Sequence[s
     if reference.rows:
         return _between(reference, rows)
     seeds = [case for case in rows[reference.row] if not reference.seeds or case["seed"] in reference.seeds]
-    found = _measured(reference.name or reference.row, seeds, reference.column)
+    found = _measured(reference.row, seeds, reference.column)
     shown = [text for column in show if (text := _shown(seeds, column))]
-    return Figure(found.name, found.value, found.spread, found.seeds, tuple(shown))
+    return Figure(reference.name or reference.row, found.value, found.spread, found.seeds, tuple(shown))
 
 
 def _value(case: Mapping[str, Any], column: str) -> float | None:
@@ -218,7 +219,7 @@ def _measured(name: str, seeds: Seeds, column: str) -> Figure:
     values = [value for case in seeds if (value := _value(case, column)) is not None]
     found = mean_and_spread(values)
     if found is None:
-        raise Missing(f"“{name}” has no {column}")
+        raise Missing(f"no result has the {label(column)} of “{name}”")
     error = _value(seeds[0], f"{column}_se")
     alone = math.inf if error is None else 2 * error
     return Figure(name, found[0], found[1] if len(values) > 1 else alone, len(values))

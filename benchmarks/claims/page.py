@@ -49,10 +49,9 @@ def _row(found: Judged, claims: Claims) -> list[str]:
     if used:
         seeds = min(finding.seeds for finding in found.findings)
         parts.append(f"({', '.join(used)}; {seeds} seed{'s' if seeds > 1 else ''})")
-    if claim.note:
-        parts.append(claim.note)
+    parts += [f"{found.missing[0].upper()}{found.missing[1:]}."] if found.missing else []
+    parts += [claim.note] if claim.note else []
     if found.verdict is Verdict.NOT_TESTED:
-        parts += [f"{found.missing[0].upper()}{found.missing[1:]}."] if found.missing else []
         parts += [f"Needed first: {claim.needs}."] if claim.needs else []
         parts += [f"To test it: `{claim.run}`"] if claim.run else []
     return [claim.claim, claim.source, f"**{found.verdict}**", " ".join(parts).replace("|", "\\|")]
