@@ -7,8 +7,9 @@ Write the tables and plots of the results, or check that the tables are what the
     python -m benchmarks.report [--check | --changes [PART]]
 
 A suite's tables are on the pages that its `pages()` names, between `<!-- <suite>: begin -->` and `<!-- <suite>: end
--->`. They name the commit and the code that a result measured, which stays true. Whether that code has changed since
-depends on the commit that asks: `--changes` lists it for each result.
+-->`; those of the claims in `claims.yaml` are on `results/claims.md`. They name the commit and the code that a result
+measured, which stays true. Whether that code has changed since depends on the commit that asks: `--changes` lists it
+for each result.
 """
 
 import argparse
@@ -16,9 +17,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from .claims.figures import Sources
+from .claims.file import read_claims
+from .claims.page import page as claims_page
 from .harness.measured_code import changes, fingerprints, reached
 from .harness.results import RESULTS, ROOT, origin, read_results
 from .run import SUITES, suite_of
+
+
+CLAIMS = RESULTS / "claims.md"
 
 
 def render(results: Path = RESULTS) -> dict[Path, str]:
@@ -32,6 +39,8 @@ def render(results: Path = RESULTS) -> dict[Path, str]:
     for name in SUITES:
         for path, tables in suite_of(name).pages(read_results(name, results)).items():
             pages[path] = renewed(pages.get(path) or path.read_text(encoding="utf-8"), name, tables, path.name)
+    verdicts = claims_page(read_claims(), Sources(results))
+    pages[CLAIMS] = renewed(CLAIMS.read_text(encoding="utf-8"), "claims", verdicts, CLAIMS.name)
     return pages
 
 

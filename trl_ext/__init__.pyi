@@ -21,6 +21,12 @@ from .generation_settings import GenerationSettings as GenerationSettings
 from .inference.best_of_n import best_of_n as best_of_n
 from .inference.policy import Decoding as Decoding
 from .inference.policy import Policy as Policy
+from .judging.endpoint import EndpointJudge as EndpointJudge
+from .judging.functions import FunctionJudge as FunctionJudge
+from .judging.judge import JudgeResult as JudgeResult
+from .judging.judge import judge as judge
+from .judging.scores import ColumnJudge as ColumnJudge
+from .judging.scores import RewardJudge as RewardJudge
 from .method import Discovery as Discovery
 from .method import Method as Method
 from .method import discover as discover

@@ -127,6 +127,11 @@ COMMANDS: dict[str, Command] = {
     "frontier": Command(
         "join evaluations into one plot of reward over KL and one table", "frontier:main", "frontier:make_parser"
     ),
+    "judge": Command(
+        "compare the completions of two evaluations pair by pair: win rate and interval",
+        "judge:main",
+        "judge:make_parser",
+    ),
     "generate": Command(
         "generate completions for prompts and print them as they are generated",
         "generate:main",

@@ -16,6 +16,7 @@ from .results import ROOT
 PROMPTS = ROOT / "recipes" / "quickstart" / "prompts_train.jsonl"
 DATA = ROOT / "data"  # where `benchmarks.quality.imdb_prompts` writes the prompts of the IMDB task
 PRINCIPLE = "The following is a positive movie review.\n"
+WRONG_PRINCIPLE = "The following is a negative movie review.\n"  # asks for what the reward is against
 
 
 def read_rows(path: str, limit: int = 0) -> list[dict[str, Any]]:

@@ -272,6 +272,15 @@ class Experiment(Suite):
         """The settings of a result, beside its seeds."""
         raise NotImplementedError
 
+    def by_task(self, results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The results of each task, which have all settings but the seeds in common, as one; the newest task first."""
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for result in results:
+            same = {key: value for key, value in result["settings"].items() if value and key not in ("seeds", "jobs")}
+            groups.setdefault(json.dumps(same, sort_keys=True), []).append(result)
+        newest = sorted(groups.values(), key=lambda group: group[-1]["time"], reverse=True)
+        return [merged(group, ()) for group in newest]
+
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Do what was asked for and write one result file; arms that fail are named and do not cost the others."""
         options = self._options(argv)

@@ -85,6 +85,9 @@ class Imdb(Experiment):
 
         return {ImdbBench, run_all, Task, Arm}
 
+    def by_task(self, results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [found for method in METHODS for tune in (False, True) for found in by_task(results, method, tune)]
+
     def report(self, results: Sequence[dict[str, Any]]) -> str:
         """Which method was measured when and on what."""
         rows = [["method", "settings tried", "measured"]]

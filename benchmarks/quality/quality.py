@@ -148,8 +148,12 @@ def _through(seeds: Seeds) -> str:
 
 def points(result: dict[str, Any]) -> dict[str, Any]:
     """Mean over seeds of each arm and setting, in the form of [`~trl_ext.evaluation.frontier.frontier`]."""
+    by_arm = {arm.name: arm for arm in arms(Task())}
     series: dict[str, dict[str, Any]] = {}
     for name, seeds in by_name(result).items():
+        arm = by_arm.get(arm_of(name, list(by_arm)))
+        if arm is not None and arm.ablation:
+            continue
         metrics = [case["metrics"] for case in seeds]
         bound = metrics[0].get("kl") is None
         kl = mean_and_spread([m.get("kl_bound" if bound else "kl") for m in metrics])

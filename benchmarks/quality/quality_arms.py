@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.harness.models import MODELS, MODELS_7M
 from benchmarks.harness.ppo_environment import PPO
 from benchmarks.harness.results import ROOT
-from benchmarks.harness.text import DATA, PRINCIPLE
+from benchmarks.harness.text import DATA, PRINCIPLE, WRONG_PRINCIPLE
 from benchmarks.quality import experiment
 
 
@@ -134,6 +134,8 @@ class Arm(experiment.Arm):
         other (`bool`, *optional*, defaults to `True`): Whether it is measured on the other prompts too.
         through (`str`, *optional*): What goes through the language model for a token of a completion.
         forwards (`float`, *optional*, defaults to `1`): The same as a number of tokens, through models of its size.
+        ablation (`bool`, *optional*, defaults to `False`): It shows what a setting of another arm is good for: it is
+            in the tables, and not in the plot.
     """
 
     series: str
@@ -144,7 +146,11 @@ class Arm(experiment.Arm):
     other: bool = True
     through: str = "1"
     forwards: float = 1
+    ablation: bool = False
 
+
+# What goes through models for a token that is guided.
+VALUES = "1, and k = 50 candidates through the value model"
 
 # Scored samples of the untrained model, a file that several arms train on.
 SAMPLES = Arm("samples", "", "sample")
@@ -194,6 +200,14 @@ def arms(task: Task) -> list[Arm]:
         "two_sided": True,
         "beta": 0.05,
     }
+    vas = {
+        "value_model_name_or_path": task.value,
+        "learning_rate": 1e-3 if task.value == task.model else task.learning_rate,
+        "num_train_epochs": 1,
+        "num_epochs_per_batch": 1,
+        "per_device_train_batch_size": 8,
+    }
+    guided = {"value_model_name_or_path": ["@"], "beta": ["1", "2", "4"], "guide_top_k": 50}
     return [
         SAMPLES,
         Arm("base", "base"),
@@ -203,6 +217,28 @@ def arms(task: Task) -> list[Arm]:
         Arm("TRL's GRPO", "TRL's GRPO", "grpo", {**one_by_one, **sampling, "beta": 0.05}),
         Arm(PPO, PPO, "ppo", ppo),
         Arm("RRHF, offline", "RRHF", "rrhf", one_by_one, needs=(SAMPLES.name,)),
+        *(
+            Arm(
+                f"RRHF, offline, {what}",
+                "RRHF",
+                "rrhf",
+                {**one_by_one, "rank_weight": weight},
+                needs=(SAMPLES.name,),
+                ablation=True,
+            )
+            for what, weight in (
+                ("without the ranking loss", 0.0),
+                ("ranking x 10", 10.0),
+                ("ranking x 100", 100.0),
+            )
+        ),
+        Arm(
+            "RRHF, IP-2",
+            "RRHF",
+            "rrhf",
+            {**one_by_one, **sampling, "resample_epochs": 1, "num_train_epochs": 2, "max_rows": task.rows // 2},
+            ablation=True,
+        ),
         Arm(
             "RRHF, IP-3",
             "RRHF",
@@ -218,6 +254,13 @@ def arms(task: Task) -> list[Arm]:
             {**one_by_one, **half, "resample_steps": 1, "num_train_epochs": 2, "beta": 0.05},
         ),
         Arm("PSLE", "PSLE", "psle", psle),
+        Arm(
+            "PSLE, wrong principle",
+            "PSLE",
+            "psle",
+            {**psle, "principles": [WRONG_PRINCIPLE.strip()]},
+            ablation=True,
+        ),
         Arm("PSLE, mostly ranking, with a KL term", "PSLE", "psle", ranked),
         Arm(
             "Proxy-RLHF, sampled",
@@ -236,18 +279,15 @@ def arms(task: Task) -> list[Arm]:
             through="k = 20 candidates in one forward",
         ),
         Arm(
-            "VAS",
-            "VAS",
-            "vas",
-            {
-                "value_model_name_or_path": task.value,
-                "learning_rate": 1e-3 if task.value == task.model else task.learning_rate,
-                "num_train_epochs": 1,
-                "num_epochs_per_batch": 1,
-                "per_device_train_batch_size": 8,
-            },
-            needs=(SAMPLES.name,),
-            decoding={"value_model_name_or_path": ["@"], "beta": ["1", "2", "4"], "guide_top_k": 50},
-            through="1, and k = 50 candidates through the value model",
+            "Proxy-RLHF, sampled, hidden 32",  # 0.5 % of the parameters of imdb-2m
+            "Proxy-RLHF",
+            "proxy_rlhf",
+            {**proxy, "order": "sampled", "proxy_layer_sizes": [32]},
+            decoding={"proxy_name_or_path": ["@"]},
+            through="k = 20 candidates in one forward",
+            ablation=True,
         ),
+        Arm("VAS", "VAS", "vas", vas, needs=(SAMPLES.name,), decoding=guided, through=VALUES),
+        # FUDGE's targets: the outcome itself for each state, instead of TD(0.95).
+        Arm("FUDGE", "FUDGE", "vas", {**vas, "lam": 1.0}, needs=(SAMPLES.name,), decoding=guided, through=VALUES),
     ]

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from benchmarks.harness import ppo_environment
@@ -39,12 +40,13 @@ class QualityBench(Bench):
             place: self.measured(self._evaluate(arm, seed, folder, place, prompts), arm)
             for place, prompts in places.items()
         }
+        samples = scores_of(read_rows(str(self.samples(seed)))) if SAMPLES.name in arm.needs else {}
         return [
             {
                 "name": name,
                 "series": arm.series,
                 "seed": seed,
-                "metrics": metrics,
+                "metrics": metrics | samples,
                 "other": found.get("other", {}).get(name, {}),
                 "cost": cost,
                 "through": arm.through,
@@ -155,6 +157,14 @@ class QualityBench(Bench):
             command = ["-m", "trl_ext", "evaluate", *flags_of(flags)]
         run(command, folder / f"evaluate-{place}.log")
         return file
+
+
+def scores_of(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Of scored samples, the mean score and the mean over prompts of the best one, which Eq. (7) of RRHF is about."""
+    return {
+        "samples_mean": fmean(fmean(row["scores"]) for row in rows),
+        "samples_best": fmean(max(row["scores"]) for row in rows),
+    }
 
 
 def measured_models(file: Path, arm: Arm) -> list[dict[str, Any]]:

@@ -40,7 +40,15 @@ SHARED_NAMES = {
     "data": ("load_dataset", "to_scored_rows", "from_scored_rows", "DataError"),
     "rewards": ("RewardSettings", "load_rewards", "RewardError"),
     "generation": ("GenerationSettings", "best_of_n", "Policy", "Endpoint"),
-    "evaluation": ("evaluate_model",),
+    "evaluation": (
+        "evaluate_model",
+        "judge",
+        "JudgeResult",
+        "ColumnJudge",
+        "RewardJudge",
+        "FunctionJudge",
+        "EndpointJudge",
+    ),
     "plugins": ("Method", "Decoding", "ExtConfig", "discover", "Discovery"),
 }
 

@@ -222,6 +222,9 @@ def test_the_command_writes_a_result_and_names_what_is_missing(kinds, monkeypatc
     monkeypatch.setattr(imdb, "chosen", lambda method: arms)
     command = ["--method", "psle", "--jobs", "0", "--work", str(tmp_path / "work"), "--output", str(tmp_path / "out")]
     command += ["--allow_dirty", "--seeds", "0", "1"]
+    for name in ("train", "evaluation"):  # which a clone has once they are made
+        (tmp_path / f"{name}.jsonl").write_text('{"prompt": "p"}\n')
+        command += [f"--{name}", str(tmp_path / f"{name}.jsonl")]
     assert imdb.SUITE.main(command) == 1
     assert "PSLE, seed 1: RuntimeError: out of luck" in capsys.readouterr().err
     (file,) = (tmp_path / "out").glob("*.json")

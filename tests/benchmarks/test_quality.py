@@ -168,6 +168,10 @@ def test_arms_are_run_once_and_kept(tmp_path, commands):
     assert len(found) == 8 and found["base", 0]["metrics"]["reward"] == 0 and found["TRL's DPO", 1]["seed"] == 1
     assert found["TRL's DPO", 0]["cost"]["samples_cpu_seconds"] == 1.0
     assert found["TRL's DPO", 0]["metrics"]["time_of_base"] == 3.0
+    # Scores 0 and 1 of one prompt, which DPO trained on and IP-3 did not.
+    assert found["TRL's DPO", 0]["metrics"]["samples_best"] == 1.0
+    assert found["TRL's DPO", 0]["metrics"]["samples_mean"] == 0.5
+    assert "samples_best" not in found["RRHF, IP-3", 0]["metrics"]
     config = json.loads((tmp_path / "w" / "rrhf-ip-3-1" / "config.json").read_text())
     assert config["seed"] == 1 and len(read_rows(config["dataset_name"])) == Task().rows // 3
     assert sum("sample" in command for command in commands.asked) == 2  # one a seed, for the arms that need it
@@ -286,11 +290,13 @@ def test_a_later_file_brings_an_arm_and_renews_a_seed(quality_result):
 
 def test_points_of_one_setting_are_a_line(tmp_path, quality_result):
     cases = [case("base", 0, reward=0.0, kl=0.0, series="base")]
+    cases += [case("RRHF, offline, ranking x 10", 0, series="RRHF")]  # an ablation
     cases += [case(f"VAS, beta {b}", 0, reward=b, kl=b, series="VAS") for b in (2, 1)] + [case("RRHF, OP-k", 0)]
     bounded = case("best of n, n 4", 0, series="best of n")
     bounded["metrics"] |= {"kl": None, "kl_bound": 0.64}
     data = quality.points(quality_result(*cases, bounded))
     series = {s["name"]: s["points"] for s in data["series"]}
+    assert set(series) == {"base", "VAS", "RRHF, OP-k", "best of n"}
     assert [p["kl"] for p in series["VAS"]] == [1, 2] and series["VAS"][0]["extras"] == {"beta": "1"}
     assert series["best of n"][0]["bound"] and series["RRHF, OP-k"][0]["extras"] == {}
     plots = quality.SUITE.plot([quality_result(*cases, bounded)], tmp_path)

@@ -45,6 +45,9 @@ CASES = [
     (["rrhf", "--config", "reci"], ["recipe.yaml"]),
     (["completion", ""], ["bash", "fish", "zsh"]),
     (["frontier", "reci"], ["recipe.yaml"]),
+    (["judge", "reci"], ["recipe.yaml"]),
+    (["judge", "a", "b", "--judge_f"], ["--judge_func"]),
+    (["judge", "a", "b", "--rubric", "reci"], ["recipe.yaml"]),
     (["vas", "--num_processes", "2", "--mixed_p"], ["--mixed_precision"]),
 ]
 

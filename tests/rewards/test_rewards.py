@@ -612,3 +612,40 @@ def test_classifiers_that_cannot_be_used(classifier, tiny_tokenizer):
 def test_classifier_on_its_own(classifier, tiny_tokenizer):
     [loaded] = load_rewards(classifier, tiny_tokenizer)
     assert ClassifierReward(classifier, tiny_tokenizer)(**PLAIN) == loaded(**PLAIN)
+
+
+def test_a_function_is_named_by_its_file(tmp_path, monkeypatch):
+    """It may import a neighbour, and is run once however often it is named."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    folder = tmp_path / "my folder"
+    folder.mkdir()
+    (folder / "neighbour_of_rewards.py").write_text("ONE = 1.0\n")
+    (folder / "rewards_in_a_file.py").write_text(
+        "from neighbour_of_rewards import ONE\n\n\ndef one(completions, **_):\n    return [ONE] * len(completions)\n"
+    )
+    spec = f"{folder}/rewards_in_a_file.py:one"
+    [first], [second] = load_rewards(spec), load_rewards(spec)
+    assert first.name == "one" and first(["p"], ["c"]) == [1.0]
+    assert first.func is second.func
+    for name in ("neighbour_of_rewards", "rewards_in_a_file"):
+        monkeypatch.delitem(sys.modules, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none.py:one", "there is no file"),
+        ("json.py:one", "another module is called 'json'"),
+        ("fails_to_import.py:one", None),
+        ("empty_file_of_rewards.py:one", "module '.*empty_file_of_rewards.py' has no function 'one'"),
+    ],
+)
+def test_files_without_the_function(tmp_path, monkeypatch, name, message):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "json.py").write_text("one = max\n")
+    (tmp_path / "fails_to_import.py").write_text("import no_such_module_anywhere\n")
+    (tmp_path / "empty_file_of_rewards.py").write_text("")
+    with pytest.raises(ValueError if message else ModuleNotFoundError, match=message):
+        load_rewards(f"{tmp_path}/{name}")
+    assert "fails_to_import" not in sys.modules
+    sys.modules.pop("empty_file_of_rewards", None)

@@ -122,7 +122,8 @@ class RewardArguments:
         default=None,
         metadata={
             "help": "Reward functions: names of TRL's own (e.g. `think_format_reward`), dotted paths (e.g. "
-            "`my_lib.rewards.my_reward`), sequence classifiers by Hub id or directory, and addresses of reward "
+            "`my_lib.rewards.my_reward`) or files (`my_rewards.py:my_reward`), sequence classifiers by Hub id or "
+            "directory, and addresses of reward "
             "servers (OpenRLHF's `http://host:5000/get_reward`, vLLM's `/classify` and `/score`). Functions receive "
             "the dataset's other columns."
         },

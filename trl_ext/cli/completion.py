@@ -38,7 +38,7 @@ Write it again after you have installed a method or another version of TRL.
 """
 
 # Settings whose value is a file or a folder, by the end of their name. A dataset or model may be one as well.
-_PATHS = ("_file", "_dir", "_path", "config", "dataset_name", "reward_funcs", "_output")
+_PATHS = ("_file", "_dir", "_path", "config", "dataset_name", "reward_funcs", "judge_func", "rubric", "_output")
 
 
 def main(argv: Sequence[str]) -> int:

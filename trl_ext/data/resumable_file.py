@@ -13,7 +13,7 @@ batches. When the run is resumed, whatever follows these bytes is removed.
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,32 @@ class ResumableFile:
         with self.rows_path.open("r+b") as file:
             file.truncate(self.bytes)
             os.fsync(file.fileno())
+
+    def discard(self, drop: Callable[[dict[str, Any]], bool]) -> None:
+        """
+        Remove rows, so that the run is no longer complete and can make them again. For `.jsonl` only.
+
+        Args:
+            drop (`Callable`): Whether to remove a row.
+
+        Raises:
+            `ValueError`: The file is .parquet.
+        """
+        if self.path != self.rows_path:
+            raise ValueError(f"rows of '{self.path}' cannot be removed: only those of a .jsonl file can.")
+        rows = self.written()
+        kept = [row for row in rows if not drop(row)]
+        if len(kept) == len(rows):
+            return
+        data = b"".join(_line(row, i) for i, row in enumerate(kept))
+        # If it is interrupted between the two files, the next run finds fewer bytes than it expects, and says so.
+        write_text(self.rows_path, data.decode())
+        self.rows, self.bytes, self.sorted_bytes, self.complete = len(kept), len(data), 0, False
+        self._save_state()
+
+    def written(self) -> list[dict[str, Any]]:
+        """The rows that are written to a `.jsonl` file, or to the temporary file of another."""
+        return [json.loads(line) for line in self.rows_path.read_text(encoding="utf-8").split("\n") if line]
 
     def missing_batches(self, num_rows: int, batch_size: int) -> range:
         """

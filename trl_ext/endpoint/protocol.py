@@ -55,6 +55,8 @@ class Answer:
         candidates (`list[list[Candidate]]`): For each token of the text, the likeliest tokens at its position.
         listed (`int`): Largest number of entries that the server returned for a position, before any were left out.
         prompt_tokens (`int`, *optional*): Length of the prompt, as counted by the server.
+        completion_tokens (`int`, *optional*): Length of the answer, as counted by the server; not known where it gave
+            several.
         ids (`list[int]`, *optional*): Token ids of the text, if the server returns them (vLLM: `return_token_ids`).
         names (`list[str]`, *optional*): The server's names of the tokens of the text.
     """
@@ -64,6 +66,7 @@ class Answer:
     candidates: list[list[Candidate]]
     listed: int = 0
     prompt_tokens: int | None = None
+    completion_tokens: int | None = None
     ids: list[int] | None = None
     names: list[str] | None = None
 
@@ -186,9 +189,10 @@ def read(body: dict[str, Any], where: str, keep: int = 0, max_tokens: int = 0) -
         ordered = sorted(choices, key=lambda choice: choice.get("index") or 0)
         if any(choice.get("error") or choice.get("finish_reason") in _FAILED for choice in ordered):
             raise _bad_answer(where, "the server broke off an answer", body)
-        counted = usage.get("completion_tokens") if len(choices) == 1 else None
-        short = isinstance(counted, int) and counted < max_tokens
-        return [_answer(choice, where, usage.get("prompt_tokens"), keep, short) for choice in ordered]
+        counted = [usage.get("prompt_tokens"), usage.get("completion_tokens") if len(choices) == 1 else None]
+        lengths = [count if isinstance(count, int) else None for count in counted]
+        short = lengths[1] is not None and lengths[1] < max_tokens
+        return [_answer(choice, where, lengths, keep, short) for choice in ordered]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise _bad_answer(where, f"the answer does not follow the protocol ({reason})", body) from error
@@ -207,7 +211,7 @@ def _error(body: dict[str, Any], where: str) -> EndpointError:
     return _bad_answer(where, "the answer is an error", body)
 
 
-def _answer(choice: dict[str, Any], where: str, prompt_tokens: Any, keep: int, short: bool) -> Answer:
+def _answer(choice: dict[str, Any], where: str, lengths: list[int | None], keep: int, short: bool) -> Answer:
     message = choice.get("message")
     text = choice["text"] if message is None else message.get("content") or ""
     if not isinstance(text, str):
@@ -227,7 +231,8 @@ def _answer(choice: dict[str, Any], where: str, prompt_tokens: Any, keep: int, s
         ended=unexplained_end or str(reason).lower() in _ENDED,
         candidates=[_merged(token, name, keep) for token, name in zip(tokens, sampled, strict=False)],
         listed=max(map(len, tokens), default=0),
-        prompt_tokens=prompt_tokens if isinstance(prompt_tokens, int) else None,
+        prompt_tokens=lengths[0],
+        completion_tokens=lengths[1],
         ids=None if choice.get("token_ids") is None else [int(token) for token in choice["token_ids"]],
         names=sampled,
     )

@@ -26,13 +26,14 @@ from trl_ext.models.sharding import gathered_parameters
 from trl_ext.models.tokenizers import ensure_pad_token, load_tokenizer
 from trl_ext.upstream import get_config_model_id
 
+from .reward_model import RewardModel
 from .settings import RewardSettings
 
 
 logger = logging.getLogger(__name__)
 
 
-class ClassifierReward:
+class ClassifierReward(RewardModel):
     """
     Reward function that returns a sequence classifier's logit for prompt and completion.
 
@@ -59,7 +60,8 @@ class ClassifierReward:
             pairs.
     """
 
-    calls_at_once = 16  # batches in one call: texts are sorted by length, which needs more than one batch
+    is_served = False
+    calls_at_once = 16  # type: ignore[assignment]  # texts are sorted by length, which needs more than one batch
 
     def __init__(
         self,

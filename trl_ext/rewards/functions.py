@@ -20,22 +20,21 @@ import os
 import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
-
-import torch
-from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from trl_ext.data.schema import extra_columns
-from trl_ext.upstream import get_config_model_id
 
 from .async_calls import wait_for
-from .classifiers import ClassifierReward
-from .servers import ServerReward, is_address
+from .reward_model import RewardModel, is_address
 from .settings import RewardSettings
 
 
-RewardFunc: TypeAlias = str | PreTrainedModel | Callable[..., Any]
+if TYPE_CHECKING:  # a function in Python needs neither; reward models import them
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+RewardFunc: TypeAlias = str | Callable[..., Any]  # a reward model, PreTrainedModel, can be called too
 
 # TRL's own reward functions, which need no import path. If TRL has a function that makes one, the arguments to call it
 # with.
@@ -78,12 +77,12 @@ class Reward:
     batch_size: int = 64
 
     @property
-    def model(self) -> "ClassifierReward | ServerReward | None":
+    def model(self) -> RewardModel | None:
         """The reward model, here or on a server; `None` for a function."""
-        return self.func if isinstance(self.func, ClassifierReward | ServerReward) else None
+        return self.func if isinstance(self.func, RewardModel) else None
 
     @property
-    def processing_class(self) -> PreTrainedTokenizerBase | None:
+    def processing_class(self) -> "PreTrainedTokenizerBase | None":
         """The tokenizer of a reward model; `None` for a function."""
         return None if self.model is None else self.model.tokenizer
 
@@ -182,8 +181,8 @@ def load_rewards(
     processing_classes: Any = None,
     *,
     settings: RewardSettings | None = None,
-    policy_tokenizer: PreTrainedTokenizerBase | None = None,
-    device: torch.device | str | None = None,
+    policy_tokenizer: "PreTrainedTokenizerBase | None" = None,
+    device: "torch.device | str | None" = None,
     trust_remote_code: bool = False,
 ) -> list[Reward]:
     """
@@ -194,7 +193,8 @@ def load_rewards(
             A callable; a sequence classifier, as an object, a directory or a Hub id; the address of a reward server
             (`"http://host:5000/get_reward"`, see [`~trl_ext.rewards.servers.ServerReward`]); the name of one of TRL's
             functions (`"think_format_reward"`, ...); or the import path of a function (`"package.module.function"` or
-            `"package.module:function"`; the current directory is searched too).
+            `"package.module:function"`; the current directory is searched too), or its file
+            (`"folder/my_rewards.py:function"`).
         processing_classes ([`~transformers.PreTrainedTokenizerBase`] or `list`, *optional*):
             The tokenizers of reward models and servers, one per entry of `specs`; `None` for functions. By default
             each model's own is loaded.
@@ -228,14 +228,18 @@ def load_rewards(
     for spec, name, tokenizer, head in zip(specs, names, tokenizers, heads, strict=True):
         func: Any = _resolve(spec) if isinstance(spec, str) else spec
         if isinstance(func, str) and is_address(func):
+            from .servers import ServerReward
+
             func = ServerReward(func, settings, head=head, tokenizer=tokenizer or policy_tokenizer)
-        elif isinstance(func, str | nn.Module):
+        elif isinstance(func, str) or _is_torch_module(func):
+            from .classifiers import ClassifierReward
+
             func = ClassifierReward.load(
                 func, tokenizer, settings, head=head, device=device, trust_remote_code=trust_remote_code
             )
         elif not callable(func):
             raise ValueError(f"{spec!r} is not a reward function: it cannot be called.")
-        batches = func.calls_at_once if isinstance(func, ClassifierReward | ServerReward) else 1
+        batches = func.calls_at_once if isinstance(func, RewardModel) else 1
         rewards.append(Reward(name, func, settings.reward_batch_size * batches))
     _check_used(settings, rewards, specs)
     return rewards
@@ -243,18 +247,16 @@ def load_rewards(
 
 def _check_used(settings: RewardSettings, rewards: Sequence[Reward], specs: Sequence[Any]) -> None:
     """Raise a `ValueError` for a setting that none of the rewards uses."""
+    served = [reward.model.is_served for reward in rewards if reward.model is not None]
     loaded = [
-        isinstance(spec, str) and isinstance(r.func, ClassifierReward) for r, spec in zip(rewards, specs, strict=True)
+        isinstance(spec, str) and reward.model is not None and not reward.model.is_served
+        for reward, spec in zip(rewards, specs, strict=True)
     ]
     for name, is_used, wanted in (
-        ("reward_head", any(reward.model is not None for reward in rewards), "model"),
-        (
-            "reward_pairs",
-            any(isinstance(reward.func, ClassifierReward) for reward in rewards),
-            "model on this machine",
-        ),
+        ("reward_head", bool(served), "model"),
+        ("reward_pairs", not all(served), "model on this machine"),
         ("reward_model_init_kwargs", any(loaded), "model that is given by name"),
-        ("reward_server_kwargs", any(isinstance(reward.func, ServerReward) for reward in rewards), "server"),
+        ("reward_server_kwargs", any(served), "server"),
     ):
         if getattr(settings, name) and not is_used:
             raise ValueError(f"`{name}` has no effect: no reward is a {wanted}. Remove it.")
@@ -293,11 +295,17 @@ def check_reward_prompts(rewards: Sequence[Reward], prompt: Any) -> None:
         `ValueError`: The prompt is conversational and a reward model's tokenizer has no chat template.
     """
     for reward in rewards:
-        if isinstance(reward.model, ClassifierReward) and isinstance(prompt, list):
+        if reward.model is not None and isinstance(prompt, list):
             try:
                 reward.model.check_conversation(prompt, [{"role": "assistant", "content": ""}])
             except ValueError as error:
                 raise ValueError(f"The reward model '{reward.name}' cannot be used: {error}") from None
+
+
+def _is_torch_module(value: Any) -> bool:
+    """Whether a value is a torch module: whoever has made one has imported torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.nn.Module)
 
 
 def _one_each(processing_classes: Any, names: Sequence[str]) -> list[Any]:
@@ -332,7 +340,7 @@ def _resolve(spec: str) -> Any:
     if os.path.isdir(spec) or is_address(spec):
         return spec
     if ":" in spec or ("." in spec and "/" not in spec and os.sep not in spec):
-        return _import(spec)
+        return import_function(spec)
     if spec.count("/") == 1 and not spec.startswith((".", "/", "~")):
         return spec
     raise ValueError(
@@ -342,22 +350,59 @@ def _resolve(spec: str) -> Any:
     )
 
 
-def _import(spec: str) -> Any:
+def import_function(spec: str, kind: str = "reward function") -> Any:
+    """
+    The function of an import path (`"package.module.function"`, `"package.module:function"`), or of a file
+    (`"folder/my_rewards.py:function"`).
+
+    Args:
+        spec (`str`): The path.
+        kind (`str`, *optional*, defaults to `"reward function"`): What the function is, for errors.
+
+    Raises:
+        `ValueError`: There is no such module, file or function.
+    """
     module_name, _, attribute = spec.partition(":") if ":" in spec else spec.rpartition(".")
-    if os.getcwd() not in sys.path:  # for a file in the current directory, as in `trl grpo`
-        sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and not (module_name + ".").startswith(error.name + "."):
-            raise  # the module exists, but it imports one that does not
-        raise ValueError(f"Cannot load the reward function '{spec}': there is no module '{module_name}'.") from error
+    if module_name.endswith(".py"):
+        module = _import_file(spec, Path(module_name), kind)
+    else:
+        if os.getcwd() not in sys.path:  # for a file in the current directory, as in `trl grpo`
+            sys.path.insert(0, os.getcwd())
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name and not (module_name + ".").startswith(error.name + "."):
+                raise  # the module exists, but it imports one that does not
+            raise ValueError(f"Cannot load the {kind} '{spec}': there is no module '{module_name}'.") from error
     func = getattr(module, attribute, None)
     if not callable(func):
-        raise ValueError(
-            f"Cannot load the reward function '{spec}': module '{module_name}' has no function '{attribute}'."
-        )
+        raise ValueError(f"Cannot load the {kind} '{spec}': module '{module_name}' has no function '{attribute}'.")
     return func
+
+
+def _import_file(spec: str, path: Path, kind: str) -> Any:
+    """The module in a file, which is run once; it may import its neighbours."""
+    path = path.expanduser().resolve()
+    if not path.is_file():
+        raise ValueError(f"Cannot load the {kind} '{spec}': there is no file '{path}'.")
+    for module in list(sys.modules.values()):  # it is imported under another name, or was named before
+        if getattr(module, "__file__", None) == str(path):
+            return module
+    found = importlib.util.spec_from_file_location(path.stem, path)
+    if path.stem in sys.modules or found is None or found.loader is None:
+        raise ValueError(
+            f"Cannot load the {kind} '{spec}': another module is called '{path.stem}'. Rename the file '{path}'."
+        )
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    module = importlib.util.module_from_spec(found)
+    sys.modules[path.stem] = module
+    try:
+        found.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[path.stem]
+        raise
+    return module
 
 
 def _names(specs: Sequence[Any]) -> list[str]:
@@ -372,9 +417,14 @@ def _names(specs: Sequence[Any]) -> list[str]:
 
 def _name(spec: Any) -> str:
     if isinstance(spec, str):
+        file, _, function = spec.rpartition(":")
+        if file.endswith(".py"):
+            return function
         is_path = spec not in _BUILT_IN and (os.path.isdir(spec) or "/" in spec)
         return os.path.basename(os.path.abspath(spec)) if is_path else spec.replace(":", ".").rpartition(".")[2]
-    if isinstance(spec, nn.Module):
+    if _is_torch_module(spec):
+        from trl_ext.upstream import get_config_model_id
+
         path = get_config_model_id(spec.config).rstrip("/")
         return path.rpartition("/")[2] or type(spec).__name__
     while isinstance(spec, functools.partial):

@@ -115,12 +115,17 @@ class KeptScores:
 
 def _key(reward: Reward, call: dict[str, Any]) -> str:
     """Identifies a batch by the reward function and everything it is called with; `""` for an unknown function."""
-    code = _code(reward.func) if reward.model is None else reward.model.identity
+    code = identity_of(reward)
     content = json.dumps([reward.name, code, call], sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest() if code else ""
 
 
-def _code(func: Any) -> str:
+def identity_of(reward: Reward) -> str:
+    """What distinguishes a reward from another one of the same name; `""` if its source is unknown."""
+    return source_of(reward.func) if reward.model is None else reward.model.identity
+
+
+def source_of(func: Any) -> str:
     """The source of the file that defines a function, which may be corrected before the next run; `""` if unknown."""
     given = ""
     while isinstance(func, functools.partial):

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from transformers import TrainerState
-
 from trl_ext.data.completion import Completion
 from trl_ext.data.schema import extra_columns
 from trl_ext.progress import progress
@@ -102,7 +100,11 @@ def score_completions(
     if len(rows) != len(groups):
         raise ValueError(f"{len(rows)} rows for {len(groups)} groups of completions: pass one group per row.")
     kept = KeptScores() if kept is None else kept
-    inputs = _Inputs(rows, groups, {"trainer_state": TrainerState()} | arguments)
+    if "trainer_state" not in arguments:
+        from transformers import TrainerState  # which imports torch; a caller without a trainer may pass None
+
+        arguments["trainer_state"] = TrainerState()
+    inputs = _Inputs(rows, groups, arguments)
     scored = _all_scores(inputs, rewards, kept)
     for name, value in [logged for parts in scored.values() for part in parts for logged in part.metrics]:
         if metrics is not None:

@@ -14,6 +14,7 @@ from trl_ext.endpoint.client import Endpoint
 from trl_ext.endpoint.errors import BadAnswer, EndpointError, EndpointUnreachable, excerpt
 from trl_ext.endpoint.protocol import served_models
 
+from .reward_model import RewardModel
 from .settings import RewardSettings
 
 
@@ -23,12 +24,7 @@ _TIMEOUT = 180.0
 _SENT_COLUMNS = ("label", *TEMPLATE_COLUMNS)
 
 
-def is_address(spec: str) -> bool:
-    """Whether the name of a reward is the address of a server."""
-    return spec.startswith(("http://", "https://"))
-
-
-class ServerReward:
+class ServerReward(RewardModel):
     """
     Reward function that asks a server. The last part of the address says which protocol it speaks:
 
@@ -58,6 +54,8 @@ class ServerReward:
         `ValueError`: The address or a setting cannot be used.
         `ConnectionError`: The server cannot be reached, or has several models and none is named.
     """
+
+    is_served = True
 
     def __init__(
         self,

@@ -1,0 +1,206 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Pairs of completions of two policies for the same prompt, from the Parquet files that `trl-ext evaluate` writes.
+
+[`read_completions`] reads those of one policy, [`paired`] matches them by prompt.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from trl_ext.data.schema import as_completion
+from trl_ext.evaluation.files import short_names
+
+
+# Columns of the file that pairs need, and the value of `sample` of completions that rewards were measured on.
+_COLUMNS = ("model", "sample", "row_index", "completion_index", "row", "completion")
+_EVALUATED = "evaluated"
+_SHOWN = 60  # letters of a prompt in an error
+
+
+@dataclass(frozen=True)
+class PolicyCompletions:
+    """
+    The completions of one policy in a file.
+
+    Args:
+        file (`str`): The Parquet file.
+        policy (`str`): Name of the policy.
+        prompts (`list[dict[str, Any]]`): The dataset's rows, with their `prompt`.
+        groups (`list[list[dict[str, Any]]]`): The rows of the file for each prompt, in the order of
+            `completion_index`.
+        columns (`tuple[str, ...]`): Columns of the file.
+    """
+
+    file: str
+    policy: str
+    prompts: list[dict[str, Any]]
+    groups: list[list[dict[str, Any]]]
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """
+    Two completions of one prompt.
+
+    Args:
+        prompt_index (`int`): Number of the prompt among those that are judged.
+        completion_index (`int`): Number of the pair among those of the prompt.
+        row (`dict[str, Any]`): The dataset's row, with its `prompt`: text or messages.
+        a, b (`Mapping[str, Any]`): The rows of the files. The text is in `completion`.
+    """
+
+    prompt_index: int
+    completion_index: int
+    row: dict[str, Any]
+    a: Mapping[str, Any]
+    b: Mapping[str, Any]
+
+    @property
+    def identical(self) -> bool:
+        """Whether the two texts are equal, so that no judge needs to be asked."""
+        return bool(self.a["completion"] == self.b["completion"])
+
+    def contents(self, swapped: bool = False) -> tuple[Any, Any]:
+        """Both completions in the form of the prompt, text or messages; that of B first if they are swapped."""
+        sides = (self.b, self.a) if swapped else (self.a, self.b)
+        first, second = (as_completion(self.row, side["completion"]) for side in sides)
+        return first, second
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """
+    The pairs of two policies.
+
+    Args:
+        pairs (`list[Pair]`): In the order of the prompts of A.
+        notes (`list[str]`): What is not judged because only one of the policies has it.
+    """
+
+    pairs: list[Pair]
+    notes: list[str] = field(default_factory=list)
+
+
+def read_completions(path: str, policy: str | None = None, *, setting: str = "policy") -> PolicyCompletions:
+    """
+    Read the evaluated completions of one policy.
+
+    Args:
+        path (`str`): The Parquet file of an evaluation, or the JSON file beside it.
+        policy (`str`, *optional*): Name of the policy, or its last part (`last` of `outputs/run/last`). Needed where
+            the file has several.
+        setting (`str`, *optional*, defaults to `"policy"`): What the caller calls `policy`, for errors.
+
+    Raises:
+        `ValueError`: The file was not written by `trl-ext evaluate`, or does not have the policy, or has several and
+            none is named.
+        `OSError`: The file cannot be read.
+    """
+    file = Path(path).with_suffix(".parquet") if Path(path).suffix == ".json" else Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file '{file}': pass the .parquet file of trl-ext evaluate")
+    try:
+        columns = tuple(pq.read_schema(file).names)
+    except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
+        raise ValueError(f"'{file}' is no Parquet file: pass the .parquet file of trl-ext evaluate") from error
+    if lacking := sorted(set(_COLUMNS) - set(columns)):
+        raise ValueError(f"'{file}' was not written by trl-ext evaluate: it lacks the columns {', '.join(lacking)}")
+    names = list(dict.fromkeys(pq.read_table(file, columns=["model"])["model"].to_pylist()))
+    chosen = _chosen(str(file), names, policy, setting)
+    rows = pq.read_table(file, filters=[("model", "=", chosen), ("sample", "=", _EVALUATED)]).to_pylist()
+    if not rows:
+        raise ValueError(f"'{file}' has no evaluated completions of {chosen!r}")
+    by_prompt: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_prompt.setdefault(row["row_index"], []).append(row)
+    groups = [sorted(by_prompt[index], key=lambda row: row["completion_index"]) for index in sorted(by_prompt)]
+    return PolicyCompletions(str(file), chosen, [json.loads(group[0]["row"]) for group in groups], groups, columns)
+
+
+def _chosen(file: str, names: Sequence[str], policy: str | None, setting: str) -> str:
+    """The policy of a file that is named, or its only one."""
+    listed = ", ".join(map(repr, names))
+    if policy is None:
+        if len(names) != 1:
+            raise ValueError(f"'{file}' has the policies {listed}: choose one with {setting}")
+        return names[0]
+    short = short_names(list(names))
+    found = [name for name in names if policy == name] or [name for name in names if policy == short[name]]
+    if not found:
+        raise ValueError(f"{setting}: '{file}' has no policy {policy!r}, only {listed}")
+    return found[0]
+
+
+def paired(a: PolicyCompletions, b: PolicyCompletions, *, allow_missing: bool = False) -> Pairs:
+    """
+    Match the completions of two policies: prompts by their content, completions of a prompt by their number.
+
+    A prompt that a dataset has twice is matched in the order of the rows.
+
+    Args:
+        a, b ([`PolicyCompletions`]): The two policies.
+        allow_missing (`bool`, *optional*, defaults to `False`): Whether to leave out, with a note, what only one of
+            them has.
+
+    Raises:
+        `ValueError`: They have no prompt in common; or one has a prompt, or more completions of one, than the other,
+            and `allow_missing` is not set.
+    """
+    of_a, of_b = _keyed(a), _keyed(b)
+    common = [key for key in of_a if key in of_b]
+    if not common:
+        raise ValueError(
+            f"'{a.file}' and '{b.file}' have no prompt in common: pass two evaluations of the same prompts. The first "
+            f"ones are {_shown(next(iter(of_a))[0])} and {_shown(next(iter(of_b))[0])}"
+        )
+    problems = [
+        *_only(a, [key for key in of_a if key not in of_b], len(of_a)),
+        *_only(b, [key for key in of_b if key not in of_a], len(of_b)),
+    ]
+    pairs: list[Pair] = []
+    uneven = []
+    for number, key in enumerate(common):
+        row, (first, second) = a.prompts[of_a[key]], (a.groups[of_a[key]], b.groups[of_b[key]])
+        uneven += [(key, len(first), len(second))] if len(first) != len(second) else []
+        pairs += [Pair(number, k, row, x, y) for k, (x, y) in enumerate(zip(first, second, strict=False))]
+    if uneven:
+        key, first_count, second_count = uneven[0]
+        problems.append(
+            f"{len(uneven)} of {len(common)} prompts have another number of completions in the two files, such as "
+            f"{first_count} and {second_count} of {_shown(key[0])}"
+        )
+    if problems and not allow_missing:
+        raise ValueError(
+            f"{'; '.join(problems)}. Evaluate both on the same prompts, or set allow_missing to leave out what only "
+            "one of them has"
+        )
+    return Pairs(pairs, [f"left out: {problem}" for problem in problems])
+
+
+def _keyed(policy: PolicyCompletions) -> dict[tuple[str, int], int]:
+    """The index of each prompt by its content and how often it came before."""
+    seen: dict[str, int] = {}
+    found = {}
+    for index, row in enumerate(policy.prompts):
+        text = json.dumps(row["prompt"], sort_keys=True, ensure_ascii=False)
+        found[text, seen.get(text, 0)] = index
+        seen[text] = seen.get(text, 0) + 1
+    return found
+
+
+def _only(policy: PolicyCompletions, keys: Sequence[tuple[str, int]], total: int) -> Iterable[str]:
+    if keys:
+        yield f"{len(keys)} of {total} prompts are only in '{policy.file}', such as {_shown(keys[0][0])}"
+
+
+def _shown(prompt: str) -> str:
+    return prompt if len(prompt) <= _SHOWN else f"{prompt[:_SHOWN]}[...]"
