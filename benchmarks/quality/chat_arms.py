@@ -100,6 +100,8 @@ def arms(task: Task) -> list[Arm]:
     adapted = {**ADAPTER, "learning_rate": task.learning_rate, "per_device_train_batch_size": task.batch}
     sampling = {"num_generations": task.num_generations}
     two_epochs = {**adapted, "num_train_epochs": 2}  # of samples that are there, which cost nothing more
+    # TRL's GRPO holds the logits of a whole batch: 64 completions took 19 GiB.
+    pieces = {"per_device_train_batch_size": task.batch // 4, "gradient_accumulation_steps": 4}
     large = task.prompts > PRESETS["cpu"].prompts
     psle = {
         **adapted,
@@ -121,7 +123,7 @@ def arms(task: Task) -> list[Arm]:
         Arm("principle in the prompt", "principle in the prompt", "principle"),
         Arm("TRL's SFT on the best of 4", "TRL's SFT", "sft", two_epochs, needs=(SAMPLES.name,)),
         Arm("TRL's DPO", "TRL's DPO", "dpo", {**two_epochs, "beta": 0.1}, needs=(SAMPLES.name,)),
-        Arm("TRL's GRPO", "TRL's GRPO", "grpo", {**adapted, **sampling, "num_train_epochs": 1, "beta": 0.0}),
+        Arm("TRL's GRPO", "TRL's GRPO", "grpo", {**adapted, **sampling, **pieces, "num_train_epochs": 1, "beta": 0.0}),
         Arm("RRHF, offline", "RRHF", "rrhf", two_epochs, needs=(SAMPLES.name,)),
         Arm("PSLE", "PSLE", "psle", psle),
         Arm(
