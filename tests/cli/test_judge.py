@@ -157,7 +157,7 @@ def test_an_interrupted_run_loses_no_verdict(server, how, capsys):
     assert len(Path("out.jsonl").read_text().splitlines()) == kept
     assert process.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130)
     if how == signal.SIGINT:
-        assert f"trl-ext judge: interrupted; {kept} of 24 rows are in 'out.jsonl'; the same command resumes there" in error
+        assert f"judge: interrupted; {kept} of 24 rows are in 'out.jsonl'; the same command resumes there" in error
     with Path("out.jsonl").open("a") as file:
         file.write('{"prompt_index": 3, "comp')  # what a kill in the middle of a line leaves
     server.requests.clear()
