@@ -56,7 +56,7 @@ def run(site, *words, **env):
         start_new_session=True,
     )
     try:
-        stdout, stderr = process.communicate(timeout=180)
+        stdout, stderr = process.communicate(timeout=600)
     except subprocess.TimeoutExpired:
         process.terminate()  # accelerate's launcher ends its workers, which are sessions of their own
         stdout, stderr = process.communicate(timeout=60)

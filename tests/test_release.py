@@ -41,6 +41,23 @@ def test_the_address_is_the_same_everywhere() -> None:
         assert found <= {owner_and_name}, page
 
 
+def test_versions_that_go_together() -> None:
+    """The table of docs/releasing.md is that of pyproject.toml and constraints.txt."""
+    text = (REPOSITORY / "docs" / "releasing.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+) \| (\S+) or later(?:, below (\S+))? \| (\S+)", text, flags=re.MULTILINE)
+    taken = {
+        name: (low, cap)
+        for each in PYPROJECT["project"]["dependencies"]
+        for name, low, cap in re.findall(r"^([\w-]+)>=([\d.]+)(?:,<([\d.]+))?", each)
+    }
+    taken["Python"] = (PYPROJECT["project"]["requires-python"].removeprefix(">="), "")
+    pins = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8")
+    pinned = dict(re.findall(r"^([\w-]+)==(\S+)", pins, flags=re.MULTILINE)) | {"Python": taken["Python"][0]}
+    assert [row[0] for row in rows][:4] == ["Python", "torch", "trl", "transformers"] and len(rows) == 8
+    assert {row[0]: (row[1], row[2]) for row in rows} == {row[0]: taken[row[0]] for row in rows}
+    assert {row[0]: row[3] for row in rows} == {row[0]: pinned[row[0]] for row in rows}
+
+
 def test_the_models_of_the_benchmarks_are_not_in_the_distribution() -> None:
     """28 MB that a clone has: the wheel takes the package and the recipes, the source distribution leaves them out."""
     targets = PYPROJECT["tool"]["hatch"]["build"]["targets"]

@@ -8,7 +8,7 @@ All are measured on the same prompts, with the same settings. Add yours to `poli
 policy, such as `guided_policy` of VAS in `several_rewards.py`. For models that are saved, `trl-ext evaluate` and
 `trl-ext frontier` do the same.
 
-Cost: two to three minutes on two CPU cores, without a network. Prints the logs of both trainings, some completions and
+Cost: 140 s of one CPU core with AVX-512, without a network. Prints the logs of both trainings, some completions and
 the table; writes outputs/compare/evaluation.json, evaluation.parquet and frontier.png.
 
     python recipes/scripts/compare.py

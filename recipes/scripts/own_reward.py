@@ -8,7 +8,7 @@ The function prefers reviews that speak to their reader: it counts the word "you
 signature of TRL's GRPO, so the same function trains every method here. `log_metric` and `log_extra` add to the log and
 to the table of completions.
 
-Cost: about two minutes on two CPU cores, without a network. Prints the log of the training, and the mean reward on
+Cost: 95 s of one CPU core with AVX-512, without a network. Prints the log of the training, and the mean reward on
 held-out prompts before and after it.
 
     python recipes/scripts/own_reward.py

@@ -143,21 +143,21 @@ def wait_until(condition):
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "Ctrl-C"])
 def test_an_interrupted_run_loses_no_verdict(server, how, capsys):
-    """10 answers come, two requests are open. They arrive after Ctrl-C, and are lost with a killed process."""
+    """10 answers come, two requests are open. They are kept after Ctrl-C, and lost with a killed process."""
     goes_on = slow(server, 10)
     process = start(server)
     state = Path("out.jsonl.state.json")  # written after each row
     wait_until(lambda: state.exists() and json.loads(state.read_text())["rows"] == 10 and len(server.requests) == 12)
     process.send_signal(how)
-    if how == signal.SIGINT:
-        time.sleep(0.2)
     goes_on.set()
     error = process.communicate(timeout=60)[1]
-    kept = 10 if how == signal.SIGKILL else 12
+    # A busy process may ask for more before it sees the signal: whatever it has asked for, it keeps.
+    kept = 10 if how == signal.SIGKILL else len(server.requests)
+    assert 12 <= len(server.requests) < 24
     assert len(Path("out.jsonl").read_text().splitlines()) == kept
     assert process.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130)
     if how == signal.SIGINT:
-        assert "trl-ext judge: interrupted; 12 of 24 rows are in 'out.jsonl'; the same command resumes there" in error
+        assert f"judge: interrupted; {kept} of 24 rows are in 'out.jsonl'; the same command resumes there" in error
     with Path("out.jsonl").open("a") as file:
         file.write('{"prompt_index": 3, "comp')  # what a kill in the middle of a line leaves
     server.requests.clear()
