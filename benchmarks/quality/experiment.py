@@ -281,6 +281,15 @@ class Experiment(Suite):
         newest = sorted(groups.values(), key=lambda group: group[-1]["time"], reverse=True)
         return [merged(group, ()) for group in newest]
 
+    def require(self, task: Any) -> None:
+        """
+        Stop before each arm fails for the same reason.
+
+        Raises:
+            `SystemExit`: A file or model of the task is missing.
+        """
+        require_files(task)
+
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Do what was asked for and write one result file; arms that fail are named and do not cost the others."""
         options = self._options(argv)
@@ -297,7 +306,7 @@ class Experiment(Suite):
                 changed[each.name] = value
         task = replace(self.task_of(options), **changed)
         if not options.collect:
-            require_files(task)
+            self.require(task)
         work = (options.work or self.work_of(options)).resolve()
         work.mkdir(parents=True, exist_ok=True)
         facts = environment(torch.device("cpu"), self.measures())

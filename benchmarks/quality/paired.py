@@ -5,6 +5,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from math import comb
 
 import numpy as np
 
@@ -62,6 +64,37 @@ def detectable(values: Values) -> float:
     by_prompt = np.nanmean(found, axis=0)
     by_prompt = by_prompt[~np.isnan(by_prompt)]
     return float((_SIGNIFICANCE + _POWER) * by_prompt.std(ddof=1) * np.sqrt(2 / len(by_prompt)))
+
+
+def pair_accuracy(scores: Sequence[float], predicted: Sequence[float]) -> float | None:
+    """
+    The share of a row's pairs of completions with different scores that a prediction orders in the same way.
+
+    Args:
+        scores (`Sequence[float]`): What people or a judge gave.
+        predicted (`Sequence[float]`): What a model gives; equally much for two completions counts a half.
+
+    Returns:
+        `float` or `None`: The share; `None` for a row whose scores are all equal.
+    """
+    pairs = [(i, j) for i, j in combinations(range(len(scores)), 2) if scores[i] != scores[j]]
+    right = [(np.sign((scores[i] - scores[j]) * (predicted[i] - predicted[j])) + 1) / 2 for i, j in pairs]
+    return float(np.mean(right)) if right else None
+
+
+def better_and_worse(first: Values, second: Values) -> tuple[int, int, float]:
+    """
+    On how many prompts the first arm has more than the second, on how many less, and how likely it is by chance.
+
+    Returns:
+        `tuple[int, int, float]`: Both numbers, and the two-sided p of the sign test; of accuracies of one pair a row,
+            that is McNemar's exact test.
+    """
+    pairs = zip(first, second, strict=True)
+    signs = np.concatenate([np.sign(np.array(a, dtype=float) - np.array(b, dtype=float)) for a, b in pairs])
+    more, less = int((signs > 0).sum()), int((signs < 0).sum())
+    tail = sum(comb(more + less, k) for k in range(min(more, less) + 1)) / 2 ** (more + less)
+    return more, less, min(1.0, 2 * tail)
 
 
 def _compared(first: Values, second: Values, compare: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Interval:

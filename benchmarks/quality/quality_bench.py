@@ -114,10 +114,8 @@ class QualityBench(Bench):
                 python = ppo_environment.python()
             except ppo_environment.Unavailable as reason:
                 raise Skipped(str(reason)) from reason
-        elif arm.command in TRL_TRAINERS:
-            command = ["-m", "benchmarks.quality.quality_train", arm.command, str(file)]
-        else:  # JSON is YAML
-            command = ["-m", "trl_ext", arm.command, "--config", str(file)]
+        else:
+            command = training_command(arm.command, file)
         found = run(command, folder / "train.log", python)
         cost = {
             **found.cost,
@@ -165,6 +163,13 @@ def scores_of(rows: list[dict[str, Any]]) -> dict[str, float]:
         "samples_mean": fmean(fmean(row["scores"]) for row in rows),
         "samples_best": fmean(max(row["scores"]) for row in rows),
     }
+
+
+def training_command(name: str, config: Path) -> list[str]:
+    """What trains with a config file: one of TRL's trainers, or a command of `trl-ext`."""
+    if name in TRL_TRAINERS:
+        return ["-m", "benchmarks.quality.quality_train", name, str(config)]
+    return ["-m", "trl_ext", name, "--config", str(config)]  # JSON is YAML
 
 
 def measured_models(file: Path, arm: Arm) -> list[dict[str, Any]]:

@@ -4,11 +4,11 @@
 """
 What the suite `quality` runs in processes of their own, for what `trl-ext` has no command for.
 
-    python -m benchmarks.quality.quality_train {dpo,sft,grpo,principle,texts} <config.json>
+    python -m benchmarks.quality.quality_train {dpo,sft,grpo,reward,principle,texts} <config.json>
 
-`dpo`, `sft` and `grpo` train with TRL's trainers on what the methods train on; `principle` measures the base model
-with a principle in each prompt, and writes what `trl-ext evaluate` writes; `texts` measures how well a model predicts
-texts that people wrote.
+`dpo`, `sft`, `grpo` and `reward` train with TRL's trainers on what the methods train on; `principle` measures the base
+model with a principle in each prompt, and writes what `trl-ext evaluate` writes; `texts` measures how well a model
+predicts texts that people wrote.
 """
 
 import json
@@ -35,7 +35,7 @@ from trl_ext.models.load import load_model
 from trl_ext.rewards.functions import load_rewards
 
 
-def preference_rows(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
+def preference_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The best and the worst completion of each prompt; rows whose scores are all equal are left out."""
     pairs = []
     for row in rows:
@@ -75,6 +75,13 @@ def grpo(config: dict[str, Any]) -> None:
     rewards = [_reward(spec) for spec in config.pop("reward_funcs")]
     config["per_device_train_batch_size"] *= config["num_generations"]  # TRL counts completions
     _train(GRPOTrainer, GRPOConfig, config, read_rows(config.pop("dataset_name")), reward_funcs=rewards)
+
+
+def reward(config: dict[str, Any]) -> None:
+    """TRL's reward model, on the pairs that DPO gets."""
+    from trl import RewardConfig, RewardTrainer
+
+    _train(RewardTrainer, RewardConfig, config, preference_rows(read_rows(config.pop("dataset_name"))))
 
 
 def _train(
@@ -164,7 +171,7 @@ def texts(config: dict[str, Any]) -> None:
     Path(config["output_file"]).write_text(json.dumps(found), encoding="utf-8")
 
 
-TRL_TRAINERS = {"dpo": dpo, "grpo": grpo, "sft": sft}
+TRL_TRAINERS = {"dpo": dpo, "grpo": grpo, "reward": reward, "sft": sft}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,0 +1,180 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""How the suite `preferences` does an arm: with the commands that users have, in processes of their own."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from benchmarks.harness.process import run, trainable_parameters
+from benchmarks.harness.text import read_rows
+from trl_ext.data.schema import DataError
+from trl_ext.models.tokenizers import load_tokenizer
+
+from . import preferences_train
+from .chat_bench import ChatBench
+from .experiment import Bench, slug
+from .paired import pair_accuracy
+from .preferences_arms import (
+    BETA,
+    JUDGE,
+    REWARD,
+    ROWS,
+    SCORES,
+    TRAINED_ON,
+    Task,
+    arm_name,
+    is_against,
+)
+from .preferences_data import (
+    DATASETS,
+    HELD_OUT,
+    PARTS,
+    TRAIN,
+    Dataset,
+    divide,
+    fitting,
+    load_rows,
+    prompts_of,
+    write_rows,
+)
+from .quality_arms import Arm
+from .quality_bench import training_command
+
+
+FEWEST = 4  # rows in each part, below which nothing can be measured
+
+
+@dataclass
+class PreferencesBench(Bench):
+    """Divides the rows, trains, and measures how completions are ordered or what is answered."""
+
+    task: Task
+
+    def do(self, arm: Arm, seed: int) -> list[dict[str, Any]]:
+        dataset = DATASETS[arm.name.partition(": ")[0]]
+        folder = self.folder(arm.name, seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        if arm.series == ROWS:
+            return [self._case(arm, seed, metrics=self._divide(dataset, folder))]
+        if is_against(arm):
+            return [self._answers(arm, dataset, seed)]
+        settings, cost = self._train(arm, dataset, seed, folder) if arm.command else ({}, {})
+        metrics, scoring = self._ordering(arm, dataset, seed, folder)
+        return [self._case(arm, seed, metrics=metrics, settings=settings, cost={**cost, "scoring": scoring})]
+
+    def _case(self, arm: Arm, seed: int, **found: Any) -> dict[str, Any]:
+        return {"name": arm.name, "series": arm.series, "seed": seed, "settings": {}, "cost": {}, **found}
+
+    # ------------------------------------------------------------------------------------------------------------ rows
+
+    def rows(self, dataset: Dataset, part: str, seed: int) -> Path:
+        """The file of a part of a dataset's rows."""
+        return self.folder(arm_name(dataset.name, ROWS), seed) / f"{part}.jsonl"
+
+    def _divide(self, dataset: Dataset, folder: Path) -> dict[str, Any]:
+        """Write the parts and their prompts, and count."""
+        task = self.task
+        tokenizer = load_tokenizer(task.model)
+        given = load_rows(Path(task.data) / dataset.file)
+        tokens = task.tokens + dataset.passages
+        usable = [row for row in (fitting(row, tokenizer, tokens, task.completions) for row in given) if row]
+        parts = divide(usable, task.rows, task.held_out)
+        if min(map(len, parts.values())) < FEWEST:
+            found = ", ".join(f"{part} {len(rows)}" for part, rows in parts.items())
+            raise DataError(
+                f"{dataset.file}: of its {len(given)} rows, {len(usable)} have completions with different scores in "
+                f"{tokens} tokens, which gives too few in a part ({found}; {FEWEST} are needed): raise --tokens or "
+                "--rows, or use a larger file."
+            )
+        for part, rows in parts.items():
+            write_rows(folder / f"{part}.jsonl", rows)
+        for part, limit in ((TRAIN, task.prompts), (HELD_OUT, task.asked)):
+            write_rows(folder / f"{part}_prompts.jsonl", prompts_of(parts[part], limit))
+        counts = {part: len(parts[part]) for part in PARTS}
+        pairs = [len({*row["scores"]}) for row in parts[HELD_OUT]]
+        return {
+            "given": len(given),
+            "usable": len(usable),
+            **counts,
+            "tokens": tokens,
+            "completions": fmean(len(row["scores"]) for row in parts[HELD_OUT]),
+            "different_scores": fmean(pairs),
+        }
+
+    # -------------------------------------------------------------------------------------------------------- training
+
+    def model(self, dataset: Dataset, what: str, seed: int) -> Path:
+        """The folder of a trained model, whose last part is the name of a reward model in reports."""
+        return self.folder(arm_name(dataset.name, what), seed) / slug(what)
+
+    def _train(self, arm: Arm, dataset: Dataset, seed: int, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+        output = self.model(dataset, arm.series, seed)
+        config: dict[str, Any] = {
+            **self.task.training,
+            **arm.fields,
+            **self.overrides,
+            "model_name_or_path": self.task.model,
+            "dataset_name": str(self.rows(dataset, TRAINED_ON[arm.series], seed)),
+            "output_dir": str(output),
+            "seed": seed,
+        }
+        file = folder / "config.json"
+        file.write_text(json.dumps(config, indent=1), encoding="utf-8")
+        found = run(training_command(arm.command, file), folder / "train.log")
+        return config, {
+            **found.cost,
+            "tokens_read": found.last("num_tokens"),
+            "trainable_parameters": trainable_parameters(output),
+        }
+
+    # ------------------------------------------------------------------------------------------------------- measuring
+
+    def _ordering(
+        self, arm: Arm, dataset: Dataset, seed: int, folder: Path
+    ) -> tuple[dict[str, Any], dict[str, float]]:
+        """How the model orders the completions of each held-out row, and the cost of scoring them."""
+        kind, file = SCORES[arm.series], folder / "scores.json"
+        held_out = self.rows(dataset, HELD_OUT, seed)
+        config = {
+            "model_name_or_path": str(self.model(dataset, arm.series, seed)) if arm.command else self.task.model,
+            "tokenizer": self.task.model,
+            "dtype": self.task.score_dtype if kind == "reward" else self.task.dtype,
+            "beta": arm.fields.get("beta", BETA),
+            "dataset_name": str(held_out),
+            "output_file": str(file),
+        }
+        config_file = folder / "scores-config.json"
+        config_file.write_text(json.dumps(config, indent=1), encoding="utf-8")
+        found = run(["-m", preferences_train.__name__, kind, str(config_file)], folder / "scores.log")
+        return accuracy(read_rows(str(held_out)), json.loads(file.read_text(encoding="utf-8"))), found.cost
+
+    def _answers(self, arm: Arm, dataset: Dataset, seed: int) -> dict[str, Any]:
+        """As the suite `chat` does it: train against the reward model, answer the held-out prompts, score by both."""
+        files = [self.rows(dataset, f"{part}_prompts", seed) for part in (TRAIN, HELD_OUT)]
+        reward, judge = (str(self.model(dataset, what, seed)) for what in (REWARD, JUDGE))
+        task = self.task.against(reward, judge, *map(str, files), prompts=len(read_rows(str(files[0]))))
+        work = self.work / f"{dataset.name}-answers"
+        inner = Arm(**{**asdict(arm), "name": arm.series, "needs": ()})
+        [case] = ChatBench(task, work, self.overrides).do(inner, seed)
+        return case | {"name": arm.name}
+
+
+def accuracy(rows: list[dict[str, Any]], scores: list[list[float]]) -> dict[str, Any]:
+    """
+    The pair accuracy of scores: of all rows, with its standard error, and of each row.
+
+    Every row counts once, however many pairs it has.
+    """
+    by_row = [pair_accuracy(row["scores"], own) for row, own in zip(rows, scores, strict=True)]
+    known = [value for value in by_row if value is not None]
+    ties = [len(set(own)) < len(own) for own in scores]
+    return {
+        "accuracy": fmean(known),
+        "accuracy_se": stdev(known) / len(known) ** 0.5,
+        "rows_with_ties": sum(ties),
+        "by_prompt": {"accuracy": [None if value is None else round(value, 6) for value in by_row]},
+    }
