@@ -5,12 +5,12 @@
 
 import json
 import random
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import make_model, make_tokenizer
+from transformers import AutoModelForCausalLM
 
 from benchmarks.harness import results
 from benchmarks.harness.process import Finished
@@ -41,6 +41,7 @@ from benchmarks.quality.preferences_data import (
 from trl_ext.cli.main import main as trl_ext
 from trl_ext.data.schema import DataError
 from trl_ext.data.tokenization import tokenize_row
+from trl_ext.models.load import load_model
 
 
 WORDS = "the a film movie was good bad great dull story plot actor very liked hated best worst music".split()
@@ -337,76 +338,95 @@ SMALL = {
 }  # fmt: skip
 
 
-def flags_of(tmp_path, data, model, *more):
-    task = [x for name, value in SMALL.items() for x in (f"--{name}", str(value))]
-    folders = ["--work", f"{tmp_path}/w", "--output", f"{tmp_path}/o", "--data", str(data), "--model", str(model)]
-    return [*folders, *task, "--allow_dirty", "--jobs", "0", "--seeds", "0", *more]
-
-
 def test_a_tiny_run_of_a_dataset_with_ragged_rows(tmp_path, data, chat_model, in_this_process):
-    assert preferences.SUITE.main(flags_of(tmp_path, data, chat_model, "--arms", "alpaca")) == 0
+    task = [x for name, value in SMALL.items() for x in (f"--{name}", str(value))]
+    places = ["--work", f"{tmp_path}/w", "--output", f"{tmp_path}/o", "--data", str(data), "--model", str(chat_model)]
+    asked = [*places, *task, "--allow_dirty", "--jobs", "0", "--seeds", "0", "--arms", "alpaca"]
+    assert preferences.SUITE.main(asked) == 0
     [file] = (tmp_path / "o").iterdir()
     result = json.loads(file.read_text())
     results.check_result(result)
     assert str(tmp_path) not in json.dumps(result["settings"])  # where the data lies is not told
     cases = {entry["name"].removeprefix("alpaca: "): entry for entry in result["cases"]}
     assert list(cases) == [arm.name.removeprefix("alpaca: ") for arm in arms(Task()) if arm.name.startswith("alpaca")]
+    check_ordering(cases)
+    check_answers(cases, in_this_process, tmp_path / "w")
+    assert "alpaca: pair accuracy" in preferences.SUITE.report([result])
+
+
+def check_ordering(cases):
+    """Accuracies of every held-out row, and equally many parameters but for the score head."""
     assert cases["rows"]["metrics"]["train"] == cases["rows"]["metrics"]["other"] == 8
     for name in ("base", "the longer completion", "RRHF", "TRL's DPO", "reward model", "judge"):
         by_row = cases[name]["metrics"]["by_prompt"]["accuracy"]
         assert len(by_row) == 8 and cases[name]["metrics"]["accuracy"] == pytest.approx(sum(by_row) / 8, abs=1e-5)
     trained = {name: entry["cost"].get("trainable_parameters") for name, entry in cases.items()}
-    assert trained["reward model"] == trained["judge"] == trained["RRHF"] + 64  # the score head
+    assert trained["reward model"] == trained["judge"] == trained["RRHF"] + 64 == trained["TRL's DPO"] + 64
+
+
+def check_answers(cases, commands, work):
+    """What is trained for reads the training prompts, what is measured the held-out ones, with both reward models."""
     for name in ("answers of the base", "RRHF against the reward model", "PSLE against the reward model"):
-        assert {key: len(found) for key, found in cases[name]["metrics"]["by_prompt"].items()} == {
-            "reward-model": 3,
-            "judge": 3,
-        }
-    config = json.loads((tmp_path / "w" / "alpaca-judge-0" / "config.json").read_text())
-    assert config["dataset_name"].endswith("other.jsonl")
-    assert "alpaca: pair accuracy" in preferences.SUITE.report([result])
+        measured = cases[name]["metrics"]["by_prompt"]
+        assert {key: len(found) for key, found in measured.items()} == {"reward-model": 3, "judge": 3}
+    evaluations = [command for command in commands if "evaluate" in command]
+    assert len(evaluations) == 3
+    for command in evaluations:
+        place = command.index("--reward_funcs")
+        assert [Path(spec).name for spec in command[place + 1 : place + 3]] == ["reward-model", "judge"]
+    asked = read_rows(evaluations[0][evaluations[0].index("--dataset_name") + 1])
+    measured = {json.dumps(entry["prompt"]) for entry in asked}
+    for name in ("rrhf-0", "psle-0"):
+        config = json.loads((work / "alpaca-answers" / name / "config.json").read_text())
+        assert [Path(spec).name for spec in config["reward_funcs"]] == ["reward-model"]
+        trained = {json.dumps(entry["prompt"]) for entry in read_rows(config["dataset_name"])}
+        assert len(trained) == len(measured) == 3 and not trained & measured
+    config = json.loads((work / "alpaca-judge-0" / "config.json").read_text())
+    assert Path(config["dataset_name"]).name == "other.jsonl"
 
 
 def test_what_a_model_scores(tmp_path, data, chat_model, in_this_process):
     """RRHF's p is the mean log-probability of a plain forward pass; without training DPO's implicit reward is 0."""
-    from transformers import AutoModelForCausalLM
-
-    flags = flags_of(tmp_path, data, chat_model, "--fields", '{"learning_rate": 0.0}')
-    assert preferences.SUITE.main([*flags, "--arms", "harmless: base", "harmless: TRL's DPO"]) == 0
-    work = tmp_path / "w"
-    rows = read_rows(str(work / "harmless-rows-0" / "held_out.jsonl"))
+    bench = PreferencesBench(Task(**SMALL, data=str(data), model=str(chat_model)), tmp_path, {"learning_rate": 0.0})
+    by_name = {arm.name: arm for arm in arms(bench.task)}
+    for name in ("rows", "base", "TRL's DPO"):
+        bench.do(by_name[f"harmless: {name}"], 0)
+    rows = read_rows(str(tmp_path / "harmless-rows-0" / "held_out.jsonl"))
     model, tokenizer = AutoModelForCausalLM.from_pretrained(chat_model), make_tokenizer(chat=True)
-    expected = []
-    for entry in rows:
+    base = json.loads((tmp_path / "harmless-base-0" / "scores.json").read_text())
+    implicit = json.loads((tmp_path / "harmless-trl-s-dpo-0" / "scores.json").read_text())
+    assert len(rows) == 8
+    for entry, scores, rewards in zip(rows, base, implicit, strict=True):
         ids = tokenize_row(entry, tokenizer)
-        for own in ids["completion_ids"]:
+        for own, score, reward in zip(ids["completion_ids"], scores, rewards, strict=True):
             with torch.no_grad():
                 logits = model(torch.tensor([ids["prompt_ids"] + own])).logits[0, len(ids["prompt_ids"]) - 1 : -1]
-            logps = logits.log_softmax(-1)[range(len(own)), own]
-            expected.append(logps.mean().item())
-    found = json.loads((work / "harmless-base-0" / "scores.json").read_text())
-    assert sum(found, []) == pytest.approx(expected, abs=1e-4)
-    implicit = json.loads((work / "harmless-trl-s-dpo-0" / "scores.json").read_text())
-    assert sum(implicit, []) == pytest.approx([0.0] * len(expected), abs=1e-4)
+            expected = logits.log_softmax(-1)[range(len(own)), own].mean().item()
+            assert score == pytest.approx(expected, abs=1e-4) and reward == pytest.approx(0.0, abs=1e-4)
+
+
+def test_an_implicit_reward_is_beta_times_the_log_ratio(tmp_path, data, chat_model, in_this_process):
+    """After training, from the plain log-probabilities of the adapted model and of its base."""
+    bench = PreferencesBench(Task(**SMALL, data=str(data), model=str(chat_model)), tmp_path, {"learning_rate": 0.01})
+    by_name = {arm.name: arm for arm in arms(bench.task)}
+    for name in ("rows", "TRL's DPO"):
+        bench.do(by_name[f"qa: {name}"], 0)
+    folder = tmp_path / "qa-trl-s-dpo-0"
+    [entry, *_] = read_rows(str(tmp_path / "qa-rows-0" / "held_out.jsonl"))
+    ids = tokenize_row(entry, make_tokenizer(chat=True))
+    sums = []
+    for place in (folder / "trl-s-dpo", chat_model):
+        model = load_model(str(place))
+        with torch.no_grad():
+            logits = model(torch.tensor([ids["prompt_ids"] + ids["completion_ids"][0]])).logits[0]
+        own = ids["completion_ids"][0]
+        logps = logits[len(ids["prompt_ids"]) - 1 : -1].log_softmax(-1)[range(len(own)), own]
+        sums.append(logps.sum().item())
+    found = json.loads((folder / "scores.json").read_text())[0][0]
+    assert abs(found) > 1e-3 and found == pytest.approx(0.1 * (sums[0] - sums[1]), abs=1e-4)
 
 
 def test_too_few_rows_are_named_with_what_helps(tmp_path, data, chat_model):
     bench = PreferencesBench(Task(model=str(chat_model), data=str(data), tokens=12), tmp_path)
     with pytest.raises(DataError, match=r"hh_harmless_pairs.jsonl: of its 30 rows, \d+ have .* raise --tokens"):
         bench.do(arms(bench.task)[0], 0)
-
-
-def test_training_and_answers_get_the_parts_that_they_should(tmp_path, data, chat_model, in_this_process):
-    """What is trained for reads the training prompts, what is measured the held-out ones, with both reward models."""
-    flags = flags_of(tmp_path, data, chat_model, "--arms", "qa: RRHF against")
-    assert preferences.SUITE.main(flags) == 0
-    asked = [command for command in in_this_process if "evaluate" in command][-1]
-    named = dict(pairwise(asked))
-    assert Path(named["--dataset_name"]).name == "held_out_prompts.jsonl"
-    place = asked.index("--reward_funcs")
-    assert [Path(spec).name for spec in asked[place + 1 : place + 3]] == ["reward-model", "judge"]
-    config = json.loads((tmp_path / "w" / "qa-answers" / "rrhf-0" / "config.json").read_text())
-    assert Path(config["reward_funcs"][0]).name == "reward-model" and len(config["reward_funcs"]) == 1
-    trained = {json.dumps(entry["prompt"]) for entry in read_rows(config["dataset_name"])}
-    measured = {json.dumps(entry["prompt"]) for entry in read_rows(named["--dataset_name"])}
-    assert len(trained) == 3 and not trained & measured
