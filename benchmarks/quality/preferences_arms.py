@@ -156,8 +156,8 @@ def dataset_arms(task: Task, dataset: Dataset) -> list[Arm]:
         arm(REWARD, "reward", reward, ROWS),
         arm(JUDGE, "reward", reward, ROWS),
         arm("answers of the base", "", {}, *both, series="base"),
-        arm(f"{RRHF} {AGAINST}", "rrhf", rrhf, *both),
-        arm(f"PSLE {AGAINST}", "psle", psle, *both),
+        arm(f"{RRHF} {AGAINST}", "rrhf", rrhf, *both, series=RRHF),
+        arm(f"PSLE {AGAINST}", "psle", psle, *both, series="PSLE"),
     ]
 
 

@@ -4,7 +4,7 @@
 """How the suite `preferences` does an arm: with the commands that users have, in processes of their own."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -45,6 +45,7 @@ from .quality_arms import Arm
 from .quality_bench import training_command
 
 
+JUDGE_SEED = 1_000  # added to the seed of the others
 FEWEST = 4  # rows in each part, below which nothing can be measured
 
 
@@ -120,7 +121,8 @@ class PreferencesBench(Bench):
             "model_name_or_path": self.task.model,
             "dataset_name": str(self.rows(dataset, TRAINED_ON[arm.series], seed)),
             "output_dir": str(output),
-            "seed": seed,
+            # The judge begins with another score head than the model that it judges against.
+            "seed": seed + JUDGE_SEED * (arm.series == JUDGE),
         }
         file = folder / "config.json"
         file.write_text(json.dumps(config, indent=1), encoding="utf-8")
@@ -158,7 +160,7 @@ class PreferencesBench(Bench):
         reward, judge = (str(self.model(dataset, what, seed)) for what in (REWARD, JUDGE))
         task = self.task.against(reward, judge, *map(str, files), prompts=len(read_rows(str(files[0]))))
         work = self.work / f"{dataset.name}-answers"
-        inner = Arm(**{**asdict(arm), "name": arm.series, "needs": ()})
+        inner = replace(arm, name=arm.series, needs=())
         [case] = ChatBench(task, work, self.overrides).do(inner, seed)
         return case | {"name": arm.name}
 

@@ -382,7 +382,9 @@ def check_answers(cases, commands, work):
         trained = {json.dumps(entry["prompt"]) for entry in read_rows(config["dataset_name"])}
         assert len(trained) == len(measured) == 3 and not trained & measured
     config = json.loads((work / "alpaca-judge-0" / "config.json").read_text())
-    assert Path(config["dataset_name"]).name == "other.jsonl"
+    trained = json.loads((work / "alpaca-reward-model-0" / "config.json").read_text())
+    assert [Path(found["dataset_name"]).name for found in (config, trained)] == ["other.jsonl", "train.jsonl"]
+    assert config["seed"] != trained["seed"]  # or both would begin with the same score head
 
 
 def test_what_a_model_scores(tmp_path, data, chat_model, in_this_process):
