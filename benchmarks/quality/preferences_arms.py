@@ -13,6 +13,7 @@ Nothing was tuned on these datasets. The adapter is that of the suite `chat`; th
 (2e-5), the factor between adapters and full training in TRL's recipe for LoRA without regret.
 """
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +58,7 @@ class Task:
         num_generations (`int`): Completions for each of them.
         asked (`int`), answers (`int`): Held-out prompts that the trained models answer, and how often.
         dtype (`str`): Of the model, in training and in measuring.
-        score_dtype (`str`): Of a reward model when it orders pairs: in bfloat16, close logits would be ties.
+        score_dtype (`str`): Of a reward model when it scores: in bfloat16, close logits change their order.
     """
 
     model: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -69,7 +70,7 @@ class Task:
     epochs: int = 2
     batch: int = 8
     learning_rate: float = 2e-4
-    prompts: int = 128
+    prompts: int = 96
     num_generations: int = 4
     max_completion_length: int = 64
     temperature: float = 0.7
@@ -89,7 +90,7 @@ class Task:
         """Whether training computes in bfloat16."""
         return self.dtype == "bfloat16"
 
-    def against(self, reward: str, judge: str, train: str, held_out: str, prompts: int) -> chat_arms.Task:
+    def against(self, reward: str, judge: str, train: str, held_out: str, prompts: int) -> "AnswersTask":
         """
         The task of the suite `chat` whose reward is a reward model, and whose second reward is the judge.
 
@@ -98,7 +99,7 @@ class Task:
             train (`str`), held_out (`str`): Files of prompts.
             prompts (`int`): Prompts of the first.
         """
-        return chat_arms.Task(
+        return AnswersTask(
             model=self.model,
             reward=reward,
             second=judge,
@@ -114,7 +115,28 @@ class Task:
             temperature=self.temperature,
             dtype=self.dtype,
             texts=0,
+            score_dtype=self.score_dtype,
         )
+
+
+@dataclass(frozen=True)
+class AnswersTask(chat_arms.Task):
+    """
+    The task of the suite `chat` with reward models.
+
+    Args:
+        score_dtype (`str`): Of the reward models.
+    """
+
+    score_dtype: str = "float32"
+
+    @property
+    def training(self) -> dict[str, Any]:
+        return {**super().training, "reward_model_init_kwargs": {"dtype": self.score_dtype}}
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        return {**super().loading, "reward_model_init_kwargs": json.dumps({"dtype": self.score_dtype})}
 
 
 def arm_name(dataset: str, what: str) -> str:

@@ -156,9 +156,9 @@ class PreferencesBench(Bench):
 
     def _answers(self, arm: Arm, dataset: Dataset, seed: int) -> dict[str, Any]:
         """As the suite `chat` does it: train against the reward model, answer the held-out prompts, score by both."""
-        files = [self.rows(dataset, f"{part}_prompts", seed) for part in (TRAIN, HELD_OUT)]
+        train, held_out = (str(self.rows(dataset, f"{part}_prompts", seed)) for part in (TRAIN, HELD_OUT))
         reward, judge = (str(self.model(dataset, what, seed)) for what in (REWARD, JUDGE))
-        task = self.task.against(reward, judge, *map(str, files), prompts=len(read_rows(str(files[0]))))
+        task = self.task.against(reward, judge, train, held_out, prompts=len(read_rows(train)))
         work = self.work / f"{dataset.name}-answers"
         inner = replace(arm, name=arm.series, needs=())
         [case] = ChatBench(task, work, self.overrides).do(inner, seed)

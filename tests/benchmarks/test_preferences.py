@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_model, make_tokenizer
-from transformers import AutoModelForCausalLM
 
 from benchmarks.harness import results
 from benchmarks.harness.process import Finished
@@ -306,7 +305,7 @@ def chat_model(tmp_path):
     """A tiny chat model on disk."""
     tokenizer = make_tokenizer(chat=True)
     folder = tmp_path / "models" / "tiny"
-    make_model(len(tokenizer)).save_pretrained(folder)
+    make_model(len(tokenizer)).to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -334,7 +333,7 @@ def in_this_process(monkeypatch):
 
 SMALL = {
     "held_out": 8, "rows": 16, "completions": 3, "epochs": 1, "prompts": 3, "num_generations": 2, "asked": 3,
-    "answers": 1, "max_completion_length": 4, "dtype": "float32", "tokens": 120,
+    "answers": 1, "max_completion_length": 4, "tokens": 120,
 }  # fmt: skip
 
 
@@ -374,11 +373,13 @@ def check_answers(cases, commands, work):
     for command in evaluations:
         place = command.index("--reward_funcs")
         assert [Path(spec).name for spec in command[place + 1 : place + 3]] == ["reward-model", "judge"]
+        assert command[command.index("--reward_model_init_kwargs") + 1] == '{"dtype": "float32"}'
     asked = read_rows(evaluations[0][evaluations[0].index("--dataset_name") + 1])
     measured = {json.dumps(entry["prompt"]) for entry in asked}
     for name in ("rrhf-0", "psle-0"):
         config = json.loads((work / "alpaca-answers" / name / "config.json").read_text())
         assert [Path(spec).name for spec in config["reward_funcs"]] == ["reward-model"]
+        assert config["reward_model_init_kwargs"] == {"dtype": "float32"} and config["dtype"] == "bfloat16"
         trained = {json.dumps(entry["prompt"]) for entry in read_rows(config["dataset_name"])}
         assert len(trained) == len(measured) == 3 and not trained & measured
     config = json.loads((work / "alpaca-judge-0" / "config.json").read_text())
@@ -389,12 +390,13 @@ def check_answers(cases, commands, work):
 
 def test_what_a_model_scores(tmp_path, data, chat_model, in_this_process):
     """RRHF's p is the mean log-probability of a plain forward pass; without training DPO's implicit reward is 0."""
-    bench = PreferencesBench(Task(**SMALL, data=str(data), model=str(chat_model)), tmp_path, {"learning_rate": 0.0})
+    task = Task(**SMALL, data=str(data), model=str(chat_model), dtype="float32")
+    bench = PreferencesBench(task, tmp_path, {"learning_rate": 0.0})
     by_name = {arm.name: arm for arm in arms(bench.task)}
     for name in ("rows", "base", "TRL's DPO"):
         bench.do(by_name[f"harmless: {name}"], 0)
     rows = read_rows(str(tmp_path / "harmless-rows-0" / "held_out.jsonl"))
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(chat_model), make_tokenizer(chat=True)
+    model, tokenizer = load_model(str(chat_model)), make_tokenizer(chat=True)
     base = json.loads((tmp_path / "harmless-base-0" / "scores.json").read_text())
     implicit = json.loads((tmp_path / "harmless-trl-s-dpo-0" / "scores.json").read_text())
     assert len(rows) == 8
@@ -409,7 +411,8 @@ def test_what_a_model_scores(tmp_path, data, chat_model, in_this_process):
 
 def test_an_implicit_reward_is_beta_times_the_log_ratio(tmp_path, data, chat_model, in_this_process):
     """After training, from the plain log-probabilities of the adapted model and of its base."""
-    bench = PreferencesBench(Task(**SMALL, data=str(data), model=str(chat_model)), tmp_path, {"learning_rate": 0.01})
+    task = Task(**SMALL, data=str(data), model=str(chat_model), dtype="float32")
+    bench = PreferencesBench(task, tmp_path, {"learning_rate": 0.01})
     by_name = {arm.name: arm for arm in arms(bench.task)}
     for name in ("rows", "TRL's DPO"):
         bench.do(by_name[f"qa: {name}"], 0)
