@@ -114,9 +114,14 @@ def test_only_faults(server, capsys):
 def start(server):
     words = [*AB, "--endpoint", server.url, "--endpoint_model", "m", "--output_file", "out.json"]
     command = [sys.executable, "-m", "trl_ext", "judge", *words, "--endpoint_concurrency", "2"]
-    return subprocess.Popen(
-        command, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, stderr=subprocess.PIPE, text=True
-    )
+    # A shell that runs the tests in the background has them ignore Ctrl-C, which is inherited.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(
+            command, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, stderr=subprocess.PIPE, text=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def slow(server, answers):
