@@ -171,6 +171,25 @@ def test_value_models_that_are_gone_take_their_adapters_with_them(saved: dict[st
     assert len(set(sizes)) == 1
 
 
+def test_the_garbage_collector_may_come_in_a_loop_over_the_weights() -> None:
+    """Nothing is taken out of the policy's layers until the next value model is put on."""
+    policy = make_model(VOCABULARY)
+    expected, own, models = logits(policy), len(list(policy.parameters())), [on_policy(policy)]
+    for _ in policy.named_parameters():
+        if models:
+            models.clear()
+            gc.collect()
+    left = [parameter for name, parameter in policy.named_parameters() if "trl_ext_value" in name]
+    assert left and all(parameter.numel() == 0 and not parameter.requires_grad for parameter in left)
+    torch.testing.assert_close(logits(policy), expected)
+    second = on_policy(policy)
+    assert (
+        len({name.rpartition(".trl_ext_value")[2] for name, _ in policy.named_parameters() if "_value" in name}) == 1
+    )
+    assert len(list(policy.parameters())) == own + len(left) and second is not None
+    torch.testing.assert_close(logits(policy), expected)
+
+
 def test_forward_that_fails_leaves_the_policy_alone() -> None:
     policy = make_model(VOCABULARY)
     expected, model = logits(policy), on_policy(policy)

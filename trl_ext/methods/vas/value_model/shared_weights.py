@@ -27,6 +27,9 @@ from .policy_weights import REPLACED
 # Backbones that a value model with an adapter is running on, so that their hidden states are not the language model's.
 _RUNNING: "weakref.WeakSet[torch.nn.Module]" = weakref.WeakSet()
 
+# Adapters whose value models are gone, with the layers that hold them; see [`_empty_adapter`].
+_GONE: list[tuple[list[Any], str]] = []
+
 
 def _entrances(backbone: Any) -> list[torch.nn.Module]:
     """The modules by which a backbone is run: OPT's language model calls the decoder in its backbone itself."""
@@ -58,7 +61,7 @@ class AdapterSwitch:
         # Bound methods, which a deep copy of the backbone replaces by those of its own switch.
         backbone.register_forward_pre_hook(self._enter)
         backbone.register_forward_hook(self._leave, always_call=True)
-        weakref.finalize(backbone, _remove_adapter, self.own, self.name).atexit = False
+        weakref.finalize(backbone, _empty_adapter, self.own, self.name).atexit = False
 
     def _enter(self, *_: Any) -> None:
         if not self._holding:
@@ -113,13 +116,29 @@ class AdapterSwitch:
             self._leave()
 
 
-def _remove_adapter(layers: list[Any], name: str) -> None:
-    """Free the memory of an adapter whose value model is gone; the layers are those of a language model that stays."""
+def _empty_adapter(layers: list[Any], name: str) -> None:
+    """
+    Free the memory of an adapter whose value model is gone; the layers are those of a language model that stays.
+
+    The garbage collector calls this at any time, for example in a loop over the modules or parameters of the language
+    model. So nothing is taken out of the layers before [`_remove_gone`].
+    """
     for layer in layers:
-        if hasattr(layer, "get_base_layer"):
-            layer.delete_adapter(name)
-        else:
-            layer.delete_adapter(name, layer.active_adapters)
+        for key, parameter in layer.named_parameters():
+            if name in key.split("."):
+                parameter.requires_grad_(False).data = parameter.data.new_empty(0)
+    _GONE.append((layers, name))
+
+
+def _remove_gone() -> None:
+    """Take the adapters out whose value models are gone."""
+    while _GONE:
+        layers, name = _GONE.pop()
+        for layer in layers:
+            if hasattr(layer, "get_base_layer"):
+                layer.delete_adapter(name)
+            else:
+                layer.delete_adapter(name, layer.active_adapters)
 
 
 @contextmanager
@@ -128,8 +147,10 @@ def adapters_unchanged(model: torch.nn.Module) -> Iterator[None]:
     Inside this context an adapter may be added to the weights of `model`, whose outputs, and what it saves, are the
     same afterwards.
 
-    PEFT makes the new adapter the active one, and takes the others out of training.
+    PEFT makes the new adapter the active one, and takes the others out of training. Adapters whose value models are
+    gone are taken out first.
     """
+    _remove_gone()
     layers = adapter_layers(model)
     states = adapter_states(layers)
     trained = [
