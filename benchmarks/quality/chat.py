@@ -11,23 +11,19 @@ Each arm and seed is one job of at most half an hour, with the commands that use
 jobs that are not done.
 """
 
-import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.results import ROOT
 from benchmarks.harness.tables import NOT_MEASURED
 
 from . import paired
 from .chat_arms import PRESETS, Task, arms
 from .chat_bench import ChatBench
-from .experiment import Bench, Experiment, arm_of, merged, run_all
+from .comparison import Comparison
+from .experiment import arm_of
 from .paired import Interval
-from .quality_arms import Arm
-from .tables import DECIMALS, HEADS, Seeds, by_name, cost, cost_of_one, grid, metric, outcome, sources
+from .tables import DECIMALS, HEADS, Seeds, by_name, cost, cost_of_one, grid, metric, missing, outcome, sources
 
 
 KLS = (2.0, 5.0, 10.0)  # nats at which rewards are compared
@@ -35,44 +31,21 @@ ASKED = 1_000  # prompts answered in the comparison of compute
 RIVAL = "TRL's GRPO"
 
 
-class Chat(Experiment):
+class Chat(Comparison):
     """All methods on requests with constraints that code checks."""
 
     name = "chat"
     what = "The four methods beside TRL's DPO, GRPO and SFT, best-of-n and a principle, on a real chat model."
     task = Task
     jobs = 1
-
-    def flags(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--preset", choices=PRESETS, default="cpu")
-
-    def task_of(self, options: argparse.Namespace) -> Task:
-        return PRESETS[options.preset]
-
-    def arms_of(self, task: Task, options: argparse.Namespace) -> list[Arm]:
-        return arms(task)
-
-    def work_of(self, options: argparse.Namespace) -> Path:
-        return ROOT / "outputs" / "chat" / options.preset
-
-    def bench(self, task: Task, work: Path, overrides: dict[str, Any]) -> Bench:
-        return ChatBench(task, work, overrides)
-
-    def settings(self, options: argparse.Namespace, task: Task) -> dict[str, Any]:
-        return {"preset": options.preset, "fields": options.fields, "task": asdict(task)}
-
-    def measures(self) -> set[Any]:
-        return {ChatBench, run_all, Task, Arm}
+    presets = PRESETS
+    arms = staticmethod(arms)
+    bench_class = ChatBench
 
     def report(self, results: Sequence[dict[str, Any]]) -> str:
         """For each preset the outcomes, the comparisons, the costs, and where they come from."""
-        sections = []
-        for preset in sorted({result["settings"]["preset"] for result in results}):
-            found = [result for result in results if result["settings"]["preset"] == preset]
-            task = found[-1]["settings"]["task"]
-            same = [result for result in found if result["settings"]["task"] == task]
-            sections.append(_section(preset, merged(same, arms(Task()))))
-        return "\n\n".join(sections) or NOT_MEASURED
+        found = self.by_preset(results)
+        return "\n\n".join(_section(preset, result) for preset, result in found.items()) or NOT_MEASURED
 
 
 # -------------------------------------------------------------------------------------------------------------- tables
@@ -83,7 +56,9 @@ def _section(preset: str, result: dict[str, Any]) -> str:
     against = {name: cases[name] for name in ("base", RIVAL) if name in cases}
     outcomes: dict[str, Callable[[Seeds], str]] = {
         "constraints met": _mean("metrics", "reward"),
-        "more than the base": lambda seeds: _compared(paired.difference, "metrics", "reward", seeds, against["base"]),
+        "more than the base": lambda seeds: _compared(
+            paired.difference, "metrics", "reward", seeds, against.get("base", [])
+        ),
         "KL to base": metric("kl", 1),
         "kinds not trained on": _mean("other", "reward"),
         **{
@@ -103,8 +78,8 @@ def _section(preset: str, result: dict[str, Any]) -> str:
         "of samples": cost("samples_cpu_seconds"),
         "peak memory, MiB": cost("peak_mib"),
         "tokens read in training": cost_of_one("tokens_read"),
-        "10^15 operations: training": lambda seeds: outcome([_operations(case)[0] for case in seeds], 2),
-        f"answering {ASKED:,} prompts": lambda seeds: outcome([_operations(case)[1] for case in seeds], 2),
+        "10^12 operations: training": lambda seeds: outcome([_operations(case)[0] for case in seeds], 0),
+        f"answering {ASKED:,} prompts": lambda seeds: outcome([_operations(case)[1] for case in seeds], 0),
         "time per token of a completion, × base": metric("time_of_base", 2),
     }
     lines = [f"### Preset `{preset}`", "", *grid("", cases, outcomes), ""]
@@ -127,10 +102,7 @@ def _section(preset: str, result: dict[str, Any]) -> str:
         "",
     ]
     lines += ["What it cost", "", *grid("", cases, costs), "", sources(result, name_arms=True)]
-    for kind, title in (("failures", "Failed or not done"), ("skipped", "Skipped")):
-        if missing := [f"{entry['arm']} (seed {entry['seed']})" for entry in result[kind]]:
-            lines.append(f"\n{title}: {', '.join(missing)}.")
-    return "\n".join(lines)
+    return "\n".join([*lines, *missing(result)])
 
 
 def _values(seeds: Seeds, place: str, key: str) -> list[list[float | None]]:
@@ -188,20 +160,24 @@ def _crossing(cases: dict[str, Seeds], case: dict[str, Any], kl: float) -> float
 
 def _operations(case: dict[str, Any]) -> tuple[float | None, float | None]:
     """
-    10^15 operations of the arm's training, its samples included, and of answering 1,000 prompts.
+    10^12 operations of the arm's training, its samples included, and of answering 1,000 prompts.
 
-    2 operations for each parameter and token forward, 4 more backward through a model of which an adapter is trained.
+    2 operations for each parameter and token forward, and 2 backward: only an adapter is trained, so the weights need
+    no gradient. TRL's DPO reads each token with its reference too. Prompts of sampled answers are left out, and
+    sampled answers count with the length of those measured.
     """
     cost, metrics = case["cost"], case["metrics"]
     size = cost.get("model_parameters")
     if not size:
         return None, None
-    answering = 2 * size * case["forwards"] * metrics["completion_length"] * ASKED / 1e15
+    answering = 2 * size * case["forwards"] * metrics["completion_length"] * ASKED / 1e12
     if not cost.get("completions"):
         return 0.0, answering
     sampled = 2 * size * cost["completions"] * metrics["completion_length"] * cost.get("sampling_forwards", 1)
-    trained = 6 * size * (cost["tokens_read"] or 0) if cost["backward"] else 0
-    return (sampled + trained) / 1e15, answering
+    commands = {arm.name: arm.command for arm in arms(Task())}
+    for_token = 6 if commands.get(arm_of(case["name"], list(commands))) == "dpo" else 4
+    trained = for_token * size * (cost["tokens_read"] or 0) if cost["backward"] else 0
+    return (sampled + trained) / 1e12, answering
 
 
 SUITE = Chat()

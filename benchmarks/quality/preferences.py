@@ -27,7 +27,7 @@ from .preferences_bench import PreferencesBench
 from .preferences_data import DATASETS
 from .preferences_train import KINDS
 from .quality_arms import Arm
-from .tables import Seeds, by_name, cost, cost_of_one, grid, metric, sources
+from .tables import Seeds, by_name, cost, cost_of_one, grid, metric, missing, sources
 
 
 REWARD_KEY, JUDGE_KEY = "reward-model", "judge"  # the reward models' names in reports
@@ -99,10 +99,7 @@ class Preferences(Experiment):
             own = {case: seeds for case, seeds in cases.items() if case.startswith(f"{name}: ")}
             lines += _section(name, own)
         lines.append(sources(found, name_arms=True))
-        for kind, title in (("failures", "Failed or not done"), ("skipped", "Skipped")):
-            if missing := [f"{entry['arm']} (seed {entry['seed']})" for entry in found[kind]]:
-                lines.append(f"\n{title}: {', '.join(missing)}.")
-        return "\n".join(lines)
+        return "\n".join([*lines, *missing(found)])
 
 
 # -------------------------------------------------------------------------------------------------------------- tables

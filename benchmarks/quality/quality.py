@@ -10,64 +10,58 @@ Each arm is trained and measured for each seed with the commands that users have
 PPO runs in an environment of its own (ppo_environment.py), and is skipped where that cannot be made.
 """
 
-import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.results import RESULTS, ROOT
+from benchmarks.harness.results import RESULTS
 from benchmarks.harness.tables import NOT_MEASURED
 from trl_ext.evaluation.frontier import frontier_note
 from trl_ext.evaluation.frontier_plot import plot_frontier
 
-from .experiment import Bench, Experiment, arm_of, merged, run_all
-from .quality_arms import PRESETS, Arm, Task, arms
+from .comparison import Comparison
+from .experiment import arm_of
+from .quality_arms import PRESETS, Task, arms
 from .quality_bench import QualityBench
-from .tables import DECIMALS, HEADS, Seeds, by_name, cost, cost_of_one, grid, mean_and_spread, metric, outcome, sources
+from .tables import (
+    DECIMALS,
+    HEADS,
+    Seeds,
+    by_name,
+    cost,
+    cost_of_one,
+    grid,
+    mean_and_spread,
+    metric,
+    missing,
+    outcome,
+    sources,
+)
 
 
 PLOTS = {"light": "quality-{preset}.png", "dark": "quality-{preset}-dark.png"}
 
 
-class Quality(Experiment):
+class Quality(Comparison):
     """All methods on one task that is in the repository."""
 
     name = "quality"
     what = "Reward, KL, fluency, diversity and cost of the four methods beside TRL's DPO, GRPO, PPO and best-of-n."
     task = Task
     jobs = 2
-
-    def flags(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--preset", choices=PRESETS, default="cpu")
-
-    def task_of(self, options: argparse.Namespace) -> Task:
-        return PRESETS[options.preset]
-
-    def arms_of(self, task: Task, options: argparse.Namespace) -> list[Arm]:
-        return arms(task)
-
-    def work_of(self, options: argparse.Namespace) -> Path:
-        return ROOT / "outputs" / "quality" / options.preset
-
-    def bench(self, task: Task, work: Path, overrides: dict[str, Any]) -> Bench:
-        return QualityBench(task, work, overrides)
-
-    def settings(self, options: argparse.Namespace, task: Task) -> dict[str, Any]:
-        return {"preset": options.preset, "fields": options.fields, "task": asdict(task)}
-
-    def measures(self) -> set[Any]:
-        return {QualityBench, run_all, Task, Arm}
+    presets = PRESETS
+    arms = staticmethod(arms)
+    bench_class = QualityBench
 
     def report(self, results: Sequence[dict[str, Any]]) -> str:
         """For each preset the outcomes, the costs, and where they come from."""
-        found = by_preset(results)
+        found = self.by_preset(results)
         return "\n\n".join(_section(preset, result) for preset, result in found.items()) or NOT_MEASURED
 
     def plot(self, results: Sequence[dict[str, Any]], folder: Path = RESULTS) -> list[Path]:
         """Write the plots of each preset, for a light and for a dark page."""
         files = []
-        for preset, result in by_preset(results).items():
+        for preset, result in self.by_preset(results).items():
             for mode, name in PLOTS.items():
                 files.append(folder / name.format(preset=preset))
                 title = "Reward over KL to the base model"
@@ -76,21 +70,6 @@ class Quality(Experiment):
 
 
 # -------------------------------------------------------------------------------------------------------------- tables
-
-
-def by_preset(results: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The results of each preset as one, without those of another task than the newest."""
-    found = {}
-    for preset in sorted({result["settings"]["preset"] for result in results}):
-        of_preset = [result for result in results if result["settings"]["preset"] == preset]
-        work = _work(of_preset[-1])
-        found[preset] = merged([result for result in of_preset if _work(result) == work], arms(Task()))
-    return found
-
-
-def _work(result: dict[str, Any]) -> tuple[Any, Any]:
-    """What results have to have in common."""
-    return result["settings"].get("task"), result["settings"].get("fields", {})
 
 
 def _section(preset: str, result: dict[str, Any]) -> str:
@@ -122,10 +101,7 @@ def _section(preset: str, result: dict[str, Any]) -> str:
         "",
         sources(result, name_arms=True),
     ]
-    for kind, title in (("failures", "Failed"), ("skipped", "Skipped")):
-        if missing := [f"{entry['arm']} (seed {entry['seed']})" for entry in result[kind]]:
-            lines.append(f"\n{title}: {', '.join(missing)}.")
-    return "\n".join(lines)
+    return "\n".join([*lines, *missing(result)])
 
 
 def _kl(seeds: Seeds) -> str:

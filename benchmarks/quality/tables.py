@@ -86,3 +86,12 @@ def sources(result: dict[str, Any], *, name_arms: bool = False) -> str:
         on_cpu = f"{source['environment']['hardware']['cpu']}, one thread a process"
         made.append(provenance(source, how, on_cpu=on_cpu, note=note))
     return "\n\n".join(made)
+
+
+def missing(result: dict[str, Any]) -> list[str]:
+    """Lines that name the arms and seeds of a merged result that failed, were not done or were skipped."""
+    lines = []
+    for kind, title in (("failures", "Failed or not done"), ("skipped", "Skipped")):
+        if entries := [f"{entry['arm']} (seed {entry['seed']})" for entry in result[kind]]:
+            lines.append(f"\n{title}: {', '.join(entries)}.")
+    return lines

@@ -43,7 +43,7 @@ def made(source: Path) -> nbformat.NotebookNode:
 
 
 def without_bar(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """An output without the progress bar that transformers draws above the table of losses."""
+    """An output without the progress bar that transformers puts above the table of losses."""
     if "text/html" in output.get("data", {}):
         output.data["text/html"] = BAR.sub("", output.data["text/html"])
     return output

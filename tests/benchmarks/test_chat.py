@@ -146,10 +146,17 @@ def test_operations_by_hand(chat_result):
     """A model of 10^6 parameters: 1,000 answers of 40 tokens; 100 completions of 40 tokens, and 5,000 tokens read."""
     trained = case("X", 0, completions=100, tokens_read=5_000, backward=True)
     training, answering = chat._operations(trained)
-    assert answering == pytest.approx(2e6 * 40 * 1_000 / 1e15)
-    assert training == pytest.approx((2e6 * 100 * 40 + 6e6 * 5_000) / 1e15)
+    assert answering == pytest.approx(2e6 * 40 * 1_000 / 1e12)
+    assert training == pytest.approx((2e6 * 100 * 40 + 4e6 * 5_000) / 1e12)
+    dpo = case("TRL's DPO", 0, completions=100, tokens_read=5_000, backward=True)
+    assert chat._operations(dpo)[0] == pytest.approx((2e6 * 100 * 40 + 6e6 * 5_000) / 1e12)
     frozen = case("X", 0, completions=100, tokens_read=5_000, backward=False, sampling_forwards=20)
-    assert chat._operations(frozen)[0] == pytest.approx(2e6 * 100 * 40 * 20 / 1e15)
+    assert chat._operations(frozen)[0] == pytest.approx(2e6 * 100 * 40 * 20 / 1e12)
+
+
+def test_a_result_without_the_base_has_a_table(chat_result):
+    text = chat.SUITE.report([chat_result(case("RRHF, offline", 0), case("TRL's GRPO", 0))])
+    assert "| RRHF, offline | 0.500 [" in text and "more than the base" in text
 
 
 def test_a_case_has_the_rewards_of_each_prompt(tmp_path):

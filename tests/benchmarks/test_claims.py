@@ -361,7 +361,7 @@ def test_results_of_a_task_are_those_that_the_tables_have():
     results = read_results("quality")
     [table] = [found for found in suite.by_task(results) if found["settings"]["preset"] == "cpu"]
     named = {(case["name"], case["seed"]): case["metrics"] for case in table["cases"]}
-    from benchmarks.quality.quality import by_preset
+    from benchmarks.quality.quality import SUITE
 
-    assert named == {(c["name"], c["seed"]): c["metrics"] for c in by_preset(results)["cpu"]["cases"]}
+    assert named == {(c["name"], c["seed"]): c["metrics"] for c in SUITE.by_preset(results)["cpu"]["cases"]}
     assert REPOSITORY in RESULTS.parents

@@ -274,15 +274,15 @@ def test_a_later_file_brings_an_arm_and_renews_a_seed(quality_result):
     first["failures"] = [{"arm": "TRL's PPO (trl 1.12)", "seed": s, "error": "x"} for s in (0, 1)]
     second = quality_result(case("VAS, beta 1.0", 1, reward=5.0), case("TRL's PPO (trl 1.12)", 0, reward=4.0))
     second |= {"time": "2026-03-04T00:00:00+00:00"}
-    [result] = quality.by_preset([first, second]).values()
+    [result] = quality.SUITE.by_preset([first, second]).values()
     found = [(c["name"], c["seed"], c["metrics"]["reward"]) for c in result["cases"]]
     ppo = ("TRL's PPO (trl 1.12)", 0, 4.0)
     assert found == [("base", 0, 0.0), ppo, ("VAS, beta 1.0", 0, 1.0), ("VAS, beta 1.0", 1, 5.0)]
     text = quality.SUITE.report([first, second])
     assert "2026-01-02: " in text and "2026-03-04 (TRL's PPO (trl 1.12), VAS): " in text
-    assert "Failed: TRL's PPO (trl 1.12) (seed 1)." in text  # seed 0 is there now
+    assert "Failed or not done: TRL's PPO (trl 1.12) (seed 1)." in text  # seed 0 is there now
     second["settings"]["task"] = {"prompts": 3}  # what is measured on other prompts stands alone
-    assert [c["name"] for c in quality.by_preset([first, second])["cpu"]["cases"]] == [
+    assert [c["name"] for c in quality.SUITE.by_preset([first, second])["cpu"]["cases"]] == [
         "TRL's PPO (trl 1.12)",
         "VAS, beta 1.0",
     ]
