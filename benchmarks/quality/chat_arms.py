@@ -10,7 +10,7 @@ reward is computed by code, so no arm can please a learned judge: it is the shar
 answer meets. Kinds of constraints that no arm was trained on are the judge.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.harness.results import ROOT
@@ -28,6 +28,9 @@ PRINCIPLE = (
 # One adapter for all arms that train the model. Rank and targets are TRL's recipe for LoRA without regret, with a
 # rank for 135 M parameters; alpha is twice the rank, as in PEFT's examples.
 ADAPTER: dict[str, Any] = {"use_peft": True, "lora_r": 16, "lora_alpha": 32, "lora_target_modules": ["all-linear"]}
+
+# One arm of each trainer that trains the model has a second form, to see what 4 bits cost.
+IN_FOUR_BITS = ("TRL's SFT on the best of 4", "TRL's DPO", "TRL's GRPO", "RRHF, offline", "PSLE")
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,13 @@ def arms(task: Task) -> list[Arm]:
         "num_iterations": task.num_generations // 2,
         "two_sided": True,
     }
-    return [
+    value = {**two_epochs, "num_epochs_per_batch": 1, "normalize_rewards": True}
+    guided = {
+        "answers": 1,
+        "through": "1, and k = 20 candidates through the value model",
+        "forwards": 21,
+    }
+    found = [
         SAMPLES,
         Arm("base", "base"),
         Arm(
@@ -146,12 +155,10 @@ def arms(task: Task) -> list[Arm]:
             "VAS",
             "VAS",
             "vas",
-            {**two_epochs, "num_epochs_per_batch": 1, "normalize_rewards": True},
+            value,
             needs=(SAMPLES.name,),
             decoding={"value_model_name_or_path": ["@"], "beta": ["1", "2", "4"], "guide_top_k": 20},
-            answers=1,
-            through="1, and k = 20 candidates through the value model",
-            forwards=21,
+            **guided,
         ),
         Arm(
             "RRHF, OP-k with a KL term",
@@ -175,11 +182,30 @@ def arms(task: Task) -> list[Arm]:
             "FUDGE",
             "FUDGE",
             "vas",
-            {**two_epochs, "num_epochs_per_batch": 1, "normalize_rewards": True, "lam": 1.0},
+            {**value, "lam": 1.0},
             needs=(SAMPLES.name,),
             decoding={"value_model_name_or_path": ["@"], "beta": ["2"], "guide_top_k": 20},
-            answers=1,
-            through="1, and k = 20 candidates through the value model",
-            forwards=21,
+            **guided,
+        ),
+        Arm(
+            "VAS, two rounds",
+            "VAS",
+            "vas",
+            # Half of the completions in each round; the second is guided, and trains on both.
+            {
+                **value,
+                "num_generations": task.num_generations // 2,
+                "num_iterations": 2,
+                "sampling_beta": 2.0,
+            },
+            decoding={"value_model_name_or_path": ["@"], "beta": ["2"], "guide_top_k": 20},
+            **guided,
         ),
     ]
+    return [*found, *(in_four_bits(arm) for arm in found if arm.name in IN_FOUR_BITS)]
+
+
+def in_four_bits(arm: Arm) -> Arm:
+    """QLoRA: the arm with the model's weights in 4 bits, in training and in measuring, that of the base included."""
+    four_bits = {"load_in_4bit": True}
+    return replace(arm, name=f"{arm.name}, 4 bits", fields={**arm.fields, **four_bits}, loading=four_bits)

@@ -130,6 +130,7 @@ class Arm(experiment.Arm):
         fields (`dict`, *optional*): Fields of its training config beside those of the task.
         decoding (`dict`, *optional*): Flags of `trl-ext evaluate` for what is not an ordinary model; `"@"` becomes
             the folder of the trained model.
+        loading (`dict`, *optional*): Flags of `trl-ext evaluate` that say how its model is loaded, beside the task's.
         answers (`int`, *optional*): Completions per prompt that are measured, where they differ from the task's.
         other (`bool`, *optional*, defaults to `True`): Whether it is measured on the other prompts too.
         through (`str`, *optional*): What goes through the language model for a token of a completion.
@@ -142,6 +143,7 @@ class Arm(experiment.Arm):
     command: str = ""
     fields: dict[str, Any] = field(default_factory=dict)
     decoding: dict[str, Any] = field(default_factory=dict)
+    loading: dict[str, Any] = field(default_factory=dict)
     answers: int = 0
     other: bool = True
     through: str = "1"

@@ -50,7 +50,7 @@ class QualityBench(Bench):
                 "other": found.get("other", {}).get(name, {}),
                 "cost": cost,
                 "through": arm.through,
-                "settings": settings | arm.decoding,
+                "settings": settings | arm.decoding | arm.loading,
             }
             for name, metrics in found["evaluation"].items()
         ]
@@ -149,7 +149,7 @@ class QualityBench(Bench):
             trained = str(folder / "trained")
             guided = not arm.command or arm.decoding
             flags["model_name_or_path"] = task.model if guided else trained
-            flags |= {"base_model_name_or_path": task.model, **task.loading}
+            flags |= {"base_model_name_or_path": task.model, **task.loading, **arm.loading}
             for name, value in arm.decoding.items():
                 flags[name] = [trained if x == "@" else x for x in value] if isinstance(value, list) else value
             command = ["-m", "trl_ext", "evaluate", *flags_of(flags)]

@@ -50,6 +50,8 @@ def completions_sampled(arm, task):
         return fields["num_iterations"] * task.rows * 2 * fields["num_generations"]
     if arm.command == "proxy_rlhf":
         return fields["max_steps"] // 16 * fields["per_device_train_batch_size"]
+    if arm.command == "vas":
+        return fields["num_iterations"] * task.rows * fields["num_generations"]
     return fields["num_train_epochs"] * fields.get("max_rows", task.rows) * fields["num_generations"]
 
 
