@@ -21,6 +21,7 @@ SUITES = {
     "quality": "reward, KL, fluency and cost of the four methods beside TRL's DPO, GRPO, PPO and best-of-n",
     "chat": "the four methods beside TRL's trainers, best-of-n and a principle on a chat model and constraints",
     "preferences": "pair accuracy of RRHF, DPO and a reward model on real preference data; training against it",
+    "tools": "valid function calls of a model behind an API, alone and guided by values",
     "imdb": "Proxy-RLHF, PSLE and VAS on the IMDB task: settings, ablations and seeds, on one GPU",
     "rrhf_step": "seconds and peak memory of an RRHF training step: naive, TRL's head, shared prompts, TRL's DPO",
     "scaling": "how time grows with K, lengths, prompts, the model and candidates: slopes beside those of arithmetic",
@@ -37,7 +38,7 @@ SUITES = {
 
 
 # What trains models and measures their completions; the other suites take turns.
-OUTCOMES = ("quality", "chat", "preferences", "imdb")
+OUTCOMES = ("quality", "chat", "preferences", "tools", "imdb")
 
 # Names for several: all that take turns.
 GROUPS = {
