@@ -114,7 +114,7 @@ def arms(task: Task) -> list[Arm]:
         "two_sided": True,
     }
     value = {**two_epochs, "num_epochs_per_batch": 1, "normalize_rewards": True}
-    guided = {
+    guided: dict[str, Any] = {
         "answers": 1,
         "through": "1, and k = 20 candidates through the value model",
         "forwards": 21,
