@@ -22,7 +22,7 @@ from benchmarks.harness.tables import NOT_MEASURED, table
 
 from . import paired
 from .experiment import Bench, Experiment, merged, require_files, run_all
-from .preferences_arms import AGAINST, BASE, ROWS, SCORES, Task, arm_name, arms
+from .preferences_arms import AGAINST, BASE, DPO_ANSWERS, ROWS, SCORES, Task, arm_name, arms
 from .preferences_bench import PreferencesBench
 from .preferences_data import DATASETS
 from .preferences_train import KINDS
@@ -122,13 +122,17 @@ def _section(name: str, cases: dict[str, Seeds]) -> list[str]:
     answers = {
         case.removeprefix(f"{name}: "): seeds
         for case, seeds in cases.items()
-        if case.endswith((ANSWERS, AGAINST)) and seeds[0]["metrics"].get("by_prompt")
+        if case.endswith((ANSWERS, AGAINST, DPO_ANSWERS)) and seeds[0]["metrics"].get("by_prompt")
     }
     lines: list[str] = []
     if ordering:
         lines += [f"### {name}: pair accuracy", "", *grid("", ordering, _accuracy_columns(ordering)), ""]
     if answers:
         lines += [f"### {name}: {AGAINST}", "", *grid("", answers, _answer_columns(answers)), ""]
+        judge = cases.get(arm_name(name, JUDGE_KEY), [])
+        if any("harm_accuracy" in case["metrics"] for case in judge):
+            right = metric("harm_accuracy", 2)(judge)
+            lines += [f"Harmful is what the judge says; of the held-out completions it is right about {right}.", ""]
     return lines
 
 
@@ -146,11 +150,13 @@ def _accuracy_columns(cases: dict[str, Seeds]) -> dict[str, Callable[[Seeds], st
 
 def _answer_columns(cases: dict[str, Seeds]) -> dict[str, Callable[[Seeds], str]]:
     base = cases.get(ANSWERS, [])
+    of_harm = any("harmful" in case["metrics"] for seeds in cases.values() for case in seeds)
     return {
         "the reward model's score": _mean(REWARD_KEY),
         "the judge's score": _mean(JUDGE_KEY),
         "wins against the base, by the judge": _compared(paired.win_rate, JUDGE_KEY, base, 2),
         "by the reward model": _compared(paired.win_rate, REWARD_KEY, base, 2),
+        **({"harmful": metric("harmful", 2)} if of_harm else {}),
         "KL to base": metric("kl", 1),
         "tokens": metric("completion_length", 1),
         "ended": metric("ended", 2),

@@ -7,14 +7,15 @@ What the suite `preferences` compares on each dataset.
 First, how often a trained model orders two held-out completions as people (or a judge) did: the base model by its mean
 log-probability, RRHF by the same, TRL's DPO by its implicit reward, TRL's reward model by its logit, and length alone.
 All train on the same rows. Then RRHF and PSLE are trained with that reward model as reward, on new completions, and
-judged by a second reward model, which was trained on other rows.
+judged by a second reward model, which was trained on other rows. On the pairs about harm, so are the answers of DPO
+and of the model that a value model of the reward guides (VAS).
 
 Nothing was tuned on these datasets. The adapter is that of the suite `chat`; the learning rate is ten times RRHF's own
 (2e-5), the factor between adapters and full training in TRL's recipe for LoRA without regret.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.harness.text import DATA
@@ -29,6 +30,7 @@ BETA = 0.1  # TRL's default of DPO
 ROWS, BASE, LENGTH, RRHF, DPO = "rows", "base", "the longer completion", "RRHF", "TRL's DPO"
 REWARD, JUDGE = "reward model", "judge"
 AGAINST = "against the reward model"
+DPO_ANSWERS = f"answers of {DPO}"
 # Which part of the rows a model is trained on, and how its score is computed (preferences_train.py).
 TRAINED_ON = {RRHF: TRAIN, DPO: TRAIN, REWARD: TRAIN, JUDGE: OTHER}
 SCORES = {
@@ -168,8 +170,16 @@ def dataset_arms(task: Task, dataset: Dataset) -> list[Arm]:
         "num_iterations": task.num_generations // 2,
         "two_sided": True,
     }
+    vas = {
+        **adapted,
+        "num_generations": task.num_generations,
+        "num_train_epochs": task.epochs,
+        "num_epochs_per_batch": 1,
+        "normalize_rewards": True,
+    }
+    guided = {"value_model_name_or_path": ["@"], "beta": ["2"], "guide_top_k": 20}
     both = (ROWS, REWARD, JUDGE)
-    return [
+    found = [
         arm(ROWS, "divide"),
         arm(BASE, "", {}, ROWS),
         arm(LENGTH, "", {}, ROWS),
@@ -181,6 +191,10 @@ def dataset_arms(task: Task, dataset: Dataset) -> list[Arm]:
         arm(f"{RRHF} {AGAINST}", "rrhf", rrhf, *both, series=RRHF),
         arm(f"PSLE {AGAINST}", "psle", psle, *both, series="PSLE"),
     ]
+    if dataset.of_harm:
+        value = arm(f"VAS {AGAINST}", "vas", vas, *both, series="VAS")
+        found += [arm(DPO_ANSWERS, "", {}, *both, DPO, series=DPO), replace(value, decoding=guided)]
+    return found
 
 
 def is_against(arm: Arm) -> bool:

@@ -46,6 +46,8 @@ class Dataset:
         principle (`str`): PSLE's.
         passages (`int`, *optional*, defaults to `0`): Tokens that its prompts may have beyond the task's limit,
             because they bring the texts that an answer is taken from.
+        of_harm (`bool`, *optional*, defaults to `False`): Whether the rejected completion of a pair is harmful, so
+            that a judge of the pairs can also tell harmful answers from others.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Dataset:
     source: str
     principle: str
     passages: int = 0
+    of_harm: bool = False
 
 
 DATASETS = {
@@ -63,6 +66,7 @@ DATASETS = {
             "hh_harmless_pairs.jsonl",
             "anthropics/hh-rlhf, harmless-base: `chosen` and `rejected`, two transcripts that share their beginning",
             "Be harmless: help nobody to hurt anybody, insult nobody, and decline kindly what would do harm.",
+            of_harm=True,
         ),
         Dataset(
             "alpaca",

@@ -7,6 +7,7 @@ import json
 import random
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 import torch
 from conftest import make_model, make_tokenizer
@@ -188,7 +189,7 @@ def completions_sampled(arm, task):
 def test_methods_against_a_reward_model_generate_equally_many_completions():
     task = Task()
     online = [arm for arm in arms(task) if is_against(arm) and arm.command]
-    assert {arm.command for arm in online} == {"rrhf", "psle"} and len(online) == 2 * len(DATASETS)
+    assert {arm.command for arm in online} == {"rrhf", "psle", "vas"} and len(online) == 2 * len(DATASETS) + 1
     assert {completions_sampled(arm, task) for arm in online} == {task.num_generations}
 
 
@@ -204,6 +205,20 @@ def test_needs_come_first():
     for arm in arms(Task()):
         assert set(arm.needs) <= before
         before.add(arm.name)
+
+
+def test_a_threshold_by_hand():
+    """Best completions at 1, 3 and 4, worst at 0, 2 and 2.5: one mistake between 2.5 and 3 and between 0 and 1."""
+    rows = [{"scores": [1.0, 0.0]}, {"scores": [1.0, 0.0]}, {"scores": [0.0, 1.0]}]
+    scores = [[1.0, 0.0], [3.0, 2.0], [2.5, 4.0]]
+    assert preferences_bench.best_threshold(rows, scores) == 2.75
+    assert preferences_bench.classified(rows, scores, 2.75) == [False, True, True, True, True, True]
+
+
+def test_a_threshold_lies_between_two_scores():
+    """Equal scores cannot be separated: the pair at 1 costs a mistake on either side."""
+    rows = [{"scores": [1.0, 0.0]}, {"scores": [1.0, 0.0]}]
+    assert preferences_bench.best_threshold(rows, [[1.0, 1.0], [5.0, 0.0]]) in (0.5, 3.0)
 
 
 # --------------------------------------------------------------------------------------------------------- the reports
@@ -337,6 +352,35 @@ SMALL = {
 }  # fmt: skip
 
 
+def test_a_tiny_run_about_harm(tmp_path, data, chat_model, in_this_process):
+    """The answers of the base, RRHF, PSLE, DPO and VAS, each with the share that the judge calls harmful."""
+    task = [x for name, value in SMALL.items() for x in (f"--{name}", str(value))]
+    places = ["--work", f"{tmp_path}/w", "--output", f"{tmp_path}/o", "--data", str(data), "--model", str(chat_model)]
+    asked = [*places, *task, "--allow_dirty", "--jobs", "0", "--seeds", "0", "--arms", "harmless"]
+    assert preferences.SUITE.main(asked) == 0
+    [file] = (tmp_path / "o").iterdir()
+    result = json.loads(file.read_text())
+    cases = {entry["name"].removeprefix("harmless: "): entry["metrics"] for entry in result["cases"]}
+    assert 0 <= cases["judge"]["harm_accuracy"] <= 1
+    answers = [name for name, metrics in cases.items() if "harmful" in metrics]
+    assert answers == [
+        "answers of the base",
+        "RRHF against the reward model",
+        "PSLE against the reward model",
+        "answers of TRL's DPO",
+        "VAS against the reward model",
+    ]
+    parquet = tmp_path / "w" / "harmless-answers" / "vas-0" / "evaluation-evaluation.parquet"
+    judged = [
+        row["reward/judge"]
+        for row in pyarrow.parquet.read_table(parquet).to_pylist()
+        if row["sample"] == "evaluated" and "beta" in row["model"]
+    ]
+    share = sum(score < cases["judge"]["harm_threshold"] for score in judged) / len(judged)
+    assert cases["VAS against the reward model"]["harmful"] == pytest.approx(share)
+    assert "of the held-out completions it is right about" in preferences.SUITE.report([result])
+
+
 def test_a_tiny_run_of_a_dataset_with_ragged_rows(tmp_path, data, chat_model, in_this_process):
     task = [x for name, value in SMALL.items() for x in (f"--{name}", str(value))]
     places = ["--work", f"{tmp_path}/w", "--output", f"{tmp_path}/o", "--data", str(data), "--model", str(chat_model)]
@@ -397,8 +441,8 @@ def test_what_a_model_scores(tmp_path, data, chat_model, in_this_process):
         bench.do(by_name[f"harmless: {name}"], 0)
     rows = read_rows(str(tmp_path / "harmless-rows-0" / "held_out.jsonl"))
     model, tokenizer = load_model(str(chat_model)), make_tokenizer(chat=True)
-    base = json.loads((tmp_path / "harmless-base-0" / "scores.json").read_text())
-    implicit = json.loads((tmp_path / "harmless-trl-s-dpo-0" / "scores.json").read_text())
+    base = json.loads((tmp_path / "harmless-base-0" / "scores-held_out.json").read_text())
+    implicit = json.loads((tmp_path / "harmless-trl-s-dpo-0" / "scores-held_out.json").read_text())
     assert len(rows) == 8
     for entry, scores, rewards in zip(rows, base, implicit, strict=True):
         ids = tokenize_row(entry, tokenizer)
@@ -427,7 +471,7 @@ def test_an_implicit_reward_is_beta_times_the_log_ratio(tmp_path, data, chat_mod
         own = ids["completion_ids"][0]
         logps = logits[len(ids["prompt_ids"]) - 1 : -1].log_softmax(-1)[range(len(own)), own]
         sums.append(logps.sum().item())
-    found = json.loads((folder / "scores.json").read_text())[0][0]
+    found = json.loads((folder / "scores-held_out.json").read_text())[0][0]
     assert abs(found) > 1e-3 and found == pytest.approx(0.1 * (sums[0] - sums[1]), abs=1e-4)
 
 
