@@ -42,6 +42,7 @@ class Task(quality_arms.Task):
         second (`str`): A reward that is measured and never trained on.
         temperature (`float`): Of all sampling.
         dtype (`str`): Of the model, in training and in measuring.
+        guided_kl_prompts (`int`): Prompts on which the KL of guided models is measured.
         texts (`int`), text_tokens (`int`): Human texts on which forgetting is measured, and their longest length.
     """
 
@@ -62,6 +63,7 @@ class Task(quality_arms.Task):
     second: str = f"{REWARDS}.readability.readability"
     temperature: float = 0.7
     dtype: str = "bfloat16"
+    guided_kl_prompts: int = 64
     texts: int = 200
     text_tokens: int = 128
 
@@ -114,7 +116,9 @@ def arms(task: Task) -> list[Arm]:
         "two_sided": True,
     }
     value = {**two_epochs, "num_epochs_per_batch": 1, "normalize_rewards": True}
+    # Guided answers are slow: their KL is that of some prompts.
     guided: dict[str, Any] = {
+        "loading": {"kl_prompts": task.guided_kl_prompts, "completion_logps": "false"},
         "answers": 1,
         "through": "1, and k = 20 candidates through the value model",
         "forwards": 21,

@@ -255,6 +255,25 @@ def test_kl_does_not_depend_on_whether_the_base_is_a_model_of_its_own(evaluate, 
     assert separate["kl"] == pytest.approx(shared["kl"], rel=1e-4)
 
 
+def test_the_kl_of_fewer_prompts_and_a_file_without_log_probabilities(evaluate, adapter_dir, tmp_path):
+    """The file has the log-probabilities of the completions of the KL, and no others."""
+    flags = ["--kl_prompts", "1", "--completion_logps", "false", "--top_k", "2"]
+    report = evaluate("--model_name_or_path", adapter_dir, *flags)[1]
+    row = report["models"][1]
+    assert row["kl"] is not None and row["notes"]["kl"].startswith("of the first 1 of ")
+    table = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    mine = [entry for entry in table if entry["model"] == adapter_dir]
+    assert {entry["row_index"] for entry in mine if entry["sample"] == "kl"} == {0}
+    for entry in mine:
+        assert (entry["logp"] is None) == (entry["sample"] == "evaluated")
+
+
+def test_settings_of_the_kl_and_the_file_are_checked(tiny_model_dir):
+    words = ["--model_name_or_path", tiny_model_dir, "--dataset_name", "no.jsonl"]
+    fails([*words, "--kl_prompts", "-1"], ValueError, "kl_prompts")
+    fails([*words, "--completion_logps", "false"], ValueError, "--output_file")
+
+
 def test_without_a_base_the_table_gives_the_reason_for_no_kl(evaluate, changed_dir, capsys):
     status, report = evaluate("--model_name_or_path", changed_dir)
     assert status == 0

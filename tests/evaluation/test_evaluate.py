@@ -145,6 +145,23 @@ def test_kl_of_a_model_to_itself_is_exactly_zero(model, tokenizer):
         assert (found["kl"], found["kl_se"]) == (0.0, 0.0)
 
 
+@pytest.mark.parametrize("settings", [PLAIN, GenerationSettings(num_generations=3, max_completion_length=4, top_k=2)])
+def test_the_kl_of_the_first_prompts_is_that_of_a_dataset_of_these(model, base, tokenizer, settings):
+    """Whether it has completions of its own (top-k) or those that are scored."""
+    few = evaluate_model(model, tokenizer, ROWS[:2], settings=settings, base_model=base)
+    found = evaluate_model(model, tokenizer, ROWS, settings=settings, base_model=base, kl_prompts=2, keep_logps=True)
+    assert len(ROWS) > 2 and len(found.completions) == len(ROWS)
+    assert found.notes["kl"] == f"of the first 2 of {len(ROWS)} prompts"
+    if found.kl_completions:
+        assert found.kl_completions == [*few.kl_completions, *([] for _ in ROWS[2:])]
+        assert found.metrics["kl"] == few.metrics["kl"]
+    for name in ("policy", "base"):
+        assert list(map(len, found.logps[name])) == list(map(len, found.completions))
+    none = evaluate_model(model, tokenizer, ROWS, settings=settings, base_model=base, kl_prompts=0)
+    assert none.metrics["kl"] is None and "`kl_prompts` is 0" in none.notes["kl"] and not none.kl_completions
+    assert none.metrics["perplexity"] == found.metrics["perplexity"]
+
+
 def test_kl_and_perplexity_are_those_of_a_loop(model, base, tokenizer):
     found = evaluate_model(model, tokenizer, ROWS, settings=PLAIN, base_model=base)
     kl, nll, tokens = [], 0.0, 0

@@ -85,6 +85,20 @@ class EvaluateArguments(PromptArguments, RewardArguments, RewardSettings, Sampli
         default=None,
         metadata={"help": "Model that the completions' perplexity is measured under. By default the base model."},
     )
+    kl_prompts: int | None = field(
+        default=None,
+        metadata={
+            "help": "Number of prompts, the first ones, on which the KL is measured: it takes completions of its own, "
+            "and their log-probabilities, which are slow for guided models. By default all prompts; 0 measures no KL."
+        },
+    )
+    completion_logps: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether the Parquet file also has the log-probabilities of the completions that are scored. For "
+            "a guided model they take as long as generating. The KL does not need them."
+        },
+    )
     best_of_n: list[int] | None = field(
         default=None,
         metadata={
@@ -131,6 +145,10 @@ class EvaluateArguments(PromptArguments, RewardArguments, RewardSettings, Sampli
         if self.output_file is not None and completions_file(self.output_file) == Path(self.output_file):
             raise ValueError(f"`output_file` is a JSON file, with a .parquet file beside it; got {self.output_file!r}")
         self.check_counts(max_num_prompts=0, generation_batch_size=0, num_completions_to_print=0)
+        if self.kl_prompts is not None:
+            self.check_counts(kl_prompts=0)
+        if not self.completion_logps and self.output_file is None:
+            raise ValueError("`completion_logps` is about the file of completions: pass --output_file too")
         if min(self.best_of_n or [1]) < 1:
             raise ValueError(f"`best_of_n` must be at least 1, got {min(self.best_of_n or [])}")
         if not self.rewards:
@@ -440,7 +458,8 @@ class Measurement:
                 rows=self.rows,
                 rewards=self.rewards,
                 reward_weights=self.args.reward_weights,
-                keep_logps=self.args.output_file is not None,
+                keep_logps=self.args.output_file is not None and self.args.completion_logps,
+                kl_prompts=self.args.kl_prompts,
                 settings=self.settings,
                 seed=self.args.seed,
             )

@@ -109,6 +109,7 @@ def evaluate_model(
     judge_tokenizer: PreTrainedTokenizerBase | None = None,
     batch_size: int = 64,
     seed: int = 42,
+    **kwargs: Any,
 ) -> Evaluation:
     """
     Evaluate a transformers model on prompts. See [`evaluate`] for the metrics and the errors.
@@ -126,6 +127,7 @@ def evaluate_model(
         judge_tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): Its tokenizer. By default `tokenizer`.
         batch_size (`int`, *optional*, defaults to `64`): Sequences to generate or score at once.
         seed (`int`, *optional*, defaults to `42`): Seed of the sampling.
+        kwargs: Passed to [`evaluate`].
     """
     policy = model_policy(model, tokenizer, batch_size=batch_size)
     base = judge = None
@@ -137,7 +139,7 @@ def evaluate_model(
         base = model_policy(model, tokenizer, name="base", batch_size=batch_size, use_adapter=False)
     if judge_model is not None:
         judge = model_policy(judge_model, judge_tokenizer or tokenizer, name="judge", batch_size=batch_size)
-    return evaluate(policy, rows, rewards, settings=settings, base=base, judge=judge, seed=seed)
+    return evaluate(policy, rows, rewards, settings=settings, base=base, judge=judge, seed=seed, **kwargs)
 
 
 def evaluate(
@@ -150,6 +152,7 @@ def evaluate(
     judge: Policy | None = None,
     reward_weights: Sequence[float] | None = None,
     keep_logps: bool = False,
+    kl_prompts: int | None = None,
     seed: int = 42,
 ) -> Evaluation:
     """
@@ -183,6 +186,8 @@ def evaluate(
         reward_weights (`Sequence[float]`, *optional*): One per reward, 1 by default, for the `scores` of the result.
         keep_logps (`bool`, *optional*, defaults to `False`): Whether to compute the `logps` of the completions also
             where no metric needs them, under the policy and the base.
+        kl_prompts (`int`, *optional*): Number of prompts, the first ones, on which the KL is measured. By default all
+            of them; `0` measures no KL.
         seed (`int`, *optional*, defaults to `42`): Seed of the sampling.
 
     Raises:
@@ -208,7 +213,7 @@ def evaluate(
 
     scored = None if policy.scored is None else policy.scored(result.completions, rewards)
     measure_rewards(result, rows, rewards, reward_weights, scored)
-    _measure_kl(result, policy, base, prompt_ids, settings, seed)
+    _measure_kl(result, policy, base, prompt_ids[:kl_prompts], settings, seed)
     _measure_perplexity(result, policy, base, judge or base, rows, prompt_ids)
     if keep_logps:
         _measure_logps(result, policy, base, prompt_ids)
@@ -288,6 +293,8 @@ def _measure_kl(
         return result.record("kl", (0.0, 0.0))
     if base is None:
         return result.skip_metric("kl", "no base model was named")
+    if not prompt_ids:
+        return result.skip_metric("kl", "not measured: `kl_prompts` is 0")
     if policy.logps is None and policy.kl_bound is not None:
         result.metrics["kl_bound"] = policy.kl_bound
         return result.skip_metric("kl", f"not measured; at most {policy.kl_bound:.2f} nats")
@@ -298,20 +305,23 @@ def _measure_kl(
     unreadable = f"{base.name} has another vocabulary"
     if not can_read(base.tokenizer, policy.tokenizer, prompt_ids):
         return result.skip_metric("kl", unreadable)
-    completions = result.completions
+    others = len(result.completions) - len(prompt_ids)  # prompts after those of the KL
+    completions = result.completions[: len(prompt_ids)]
     if settings != untruncated(settings):
         with fork_rng(seed):
             completions = policy.generate(prompt_ids, untruncated(settings))
-        result.kl_completions = completions
+        result.kl_completions = [*completions, *([] for _ in range(others))]
     ids = _ids(completions)
     if not can_read(base.tokenizer, policy.tokenizer, chain.from_iterable(ids)):
         return result.skip_metric("kl", unreadable)
     logps, base_logps = policy.logps(prompt_ids, ids), base.logps(prompt_ids, ids)
     found = {"policy": _sums(logps), "base": _sums(base_logps)}
     if result.kl_completions:
-        result.kl_logps = found
-    else:
+        result.kl_logps = {name: [*sums, *([] for _ in range(others))] for name, sums in found.items()}
+    elif not others:
         result.logps |= found
+    if others:
+        result.notes["kl"] = f"of the first {len(prompt_ids)} of {len(result.completions)} prompts"
     return result.record("kl", mean_and_se([response_kl(*pair) for pair in zip(logps, base_logps, strict=True)]))
 
 
