@@ -25,6 +25,7 @@ PRINCIPLE = (
     "Follow every instruction about the length, the format and the words of the answer to the letter. "
     "Check each one before you answer, and write nothing else."
 )
+KL_PROMPTS = 64  # on which the KL is measured
 # One adapter for all arms that train the model. Rank and targets are TRL's recipe for LoRA without regret, with a
 # rank for 135 M parameters; alpha is twice the rank, as in PEFT's examples.
 ADAPTER: dict[str, Any] = {"use_peft": True, "lora_r": 16, "lora_alpha": 32, "lora_target_modules": ["all-linear"]}
@@ -42,7 +43,6 @@ class Task(quality_arms.Task):
         second (`str`): A reward that is measured and never trained on.
         temperature (`float`): Of all sampling.
         dtype (`str`): Of the model, in training and in measuring.
-        guided_kl_prompts (`int`): Prompts on which the KL of guided models is measured.
         texts (`int`), text_tokens (`int`): Human texts on which forgetting is measured, and their longest length.
     """
 
@@ -63,7 +63,6 @@ class Task(quality_arms.Task):
     second: str = f"{REWARDS}.readability.readability"
     temperature: float = 0.7
     dtype: str = "bfloat16"
-    guided_kl_prompts: int = 64
     texts: int = 200
     text_tokens: int = 128
 
@@ -78,6 +77,10 @@ class Task(quality_arms.Task):
     @property
     def loading(self) -> dict[str, Any]:
         return {"dtype": self.dtype}
+
+    def measuring(self, place: str) -> dict[str, Any]:
+        # Log-probabilities take most of the time, and the KL on the other prompts is in no table.
+        return {"kl_prompts": KL_PROMPTS if place == "evaluation" else 0, "completion_logps": "false"}
 
     @property
     def rewards(self) -> list[str]:
@@ -116,9 +119,7 @@ def arms(task: Task) -> list[Arm]:
         "two_sided": True,
     }
     value = {**two_epochs, "num_epochs_per_batch": 1, "normalize_rewards": True}
-    # Guided answers are slow: their KL is that of some prompts.
     guided: dict[str, Any] = {
-        "loading": {"kl_prompts": task.guided_kl_prompts, "completion_logps": "false"},
         "answers": 1,
         "through": "1, and k = 20 candidates through the value model",
         "forwards": 21,

@@ -84,6 +84,10 @@ class Task:
         """Flags with which commands load a model that they do not train."""
         return {}
 
+    def measuring(self, place: str) -> dict[str, Any]:
+        """Flags with which completions are measured on the prompts of a place, `evaluation` or `other`."""
+        return {}
+
     @property
     def rewards(self) -> list[str]:
         """The rewards that are measured; the first is the one that is trained for."""

@@ -137,6 +137,7 @@ class QualityBench(Bench):
             "reward_weights": [1.0, *(0.0 for _ in task.rewards[1:])],
             "num_generations": arm.answers or (task.other_answers if place == "other" else task.answers),
             **task.sampling,
+            **task.measuring(place),
             "seed": seed,
             "output_file": str(file),
         }

@@ -146,7 +146,15 @@ def principle(config: dict[str, Any]) -> None:
     }
 
     def measure(policy: Policy) -> Evaluation:
-        return evaluate(policy, rows, rewards, settings=settings, base=base, seed=config["seed"])
+        return evaluate(
+            policy,
+            rows,
+            rewards,
+            settings=settings,
+            base=base,
+            kl_prompts=config.get("kl_prompts"),
+            seed=config["seed"],
+        )
 
     for policy in (base, with_prompts(base, f"{base.name} with a principle", guided)):
         report.add(policy.name, measure(policy))
