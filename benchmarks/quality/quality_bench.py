@@ -142,7 +142,7 @@ class QualityBench(Bench):
             "output_file": str(file),
         }
         if arm.command == "principle":
-            config = {**flags, "model_name_or_path": task.model, "principle": task.principle}
+            config = {**flags, **task.loading, "model_name_or_path": task.model, "principle": task.principle}
             config_file = folder / f"config-{place}.json"
             config_file.write_text(json.dumps(config, indent=1), encoding="utf-8")
             command = ["-m", "benchmarks.quality.quality_train", "principle", str(config_file)]
