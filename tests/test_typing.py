@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 import trl_ext
-from trl_ext.method import OWN_PACKAGE, discover
+from trl_ext.method import discover
+from trl_ext.plugins import OWN_PACKAGE
 
 
 ROOT = Path(__file__).resolve().parent.parent
