@@ -7,22 +7,15 @@ import sys
 
 import pytest
 import torch
+from conftest import REPOSITORY
+from pages import blocks
 from stranger import write_package
 
 from trl_ext import RankingLoss, RRHFConfig
 from trl_ext.methods.rrhf.ranking_registry import GROUP, OWN, find_ranking_loss
 
 
-LOSS = """
-    from trl_ext import RankingLoss
-
-    def exponential(p_N, scores_N, group_N, num_prompts, *, beta):
-        worse_NN = (group_N[:, None] == group_N[None, :]) & (scores_N[:, None] < scores_N[None, :])
-        loss_N = ((beta * (p_N[:, None] - p_N[None, :])).exp() * worse_NN).sum(dim=1)
-        return p_N.new_zeros(num_prompts).index_add(0, group_N, loss_N)
-
-    EXPONENTIAL = RankingLoss("exponential", exponential, source="Freund et al. 2003", beta=2.0)
-"""
+[LOSS] = [block.text for block in blocks(REPOSITORY / "docs" / "how_to" / "ranking_loss.md", "python")]
 
 
 @pytest.fixture
@@ -132,10 +125,12 @@ def test_a_reference_of_the_ranking_loss_can_follow_the_policy(tmp_path):
 
 
 def test_a_loss_of_another_package(folder):
-    """p = 0, ln 2 with the wrong one ahead, and beta 2: exp(2 ln 2) = 4."""
+    """That of the how-to page. p = 0, ln 2 with the wrong one ahead, and beta 2: exp(2 ln 2) = 4."""
+    assert len(LOSS.strip().splitlines()) <= 20
     write_loss(folder)
-    ranking = config(folder, ranking_loss="exponential").ranking
-    assert (ranking.beta, ranking.length_penalty, ranking.member.source) == (2.0, 1.0, "Freund et al. 2003")
+    assert config(folder, ranking_loss="exponential").ranking.beta == 1.0
+    ranking = config(folder, ranking_loss="exponential", ranking_beta=2.0).ranking
+    assert ranking.member.source == "RankBoost, Freund et al. 2003"
     p = torch.tensor([0.6931471805599453, 0.0], dtype=torch.float64)
     assert ranking(p, torch.tensor([0.0, 1.0]), torch.tensor([0, 0]), 1).tolist() == pytest.approx([4.0])
     assert ranking.describe() == "exponential, beta 2, length penalty 1"
@@ -146,7 +141,7 @@ def test_a_loss_of_another_package(folder):
 def test_a_broken_package_is_named_and_does_not_affect_others(folder):
     write_loss(folder)
     write_loss(folder, "import no_such_module", "broken-pkg", "broken")
-    assert find_ranking_loss("exponential").beta == 2.0
+    assert find_ranking_loss("exponential").beta == 1.0
     with pytest.raises(ValueError, match=r"qrpo, exponential, got 'broken'.*broken of broken-pkg 0\.3: Module"):
         find_ranking_loss("broken")
 
