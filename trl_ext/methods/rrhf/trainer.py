@@ -245,12 +245,15 @@ class RRHFTrainer(OnlineTrainer):
         """
         kept = self._kept(inputs)
         if not kept:
-            loss = self._zero_loss(lambda prompts, some: self._read(model, prompts, some)[0].logps, inputs)
+            # Where processes share a sharded reference, each has to run it.
+            self._reference_logps(inputs["prompt_ids"][:1], [[[self._tokenizer.pad_token_id]]])
+            loss = self._zero_loss(lambda prompts, some: self.log_probs(model, prompts, some).logps, inputs)
             nothing = {name: loss.new_empty(0) for name in ("p", "scores")}
             return (loss, nothing) if return_outputs else loss
         prompts = [inputs["prompt_ids"][b] for b in kept]
         completions = [inputs["completion_ids"][b] for b in kept]
-        tokens, reference_N = self._read(model, prompts, completions, aux_loss=self.aux_loss_enabled)
+        reference_N = self._reference_logps(prompts, completions)
+        tokens = self.log_probs(model, prompts, completions, aux_loss=self.aux_loss_enabled)
         device = tokens.logps.device
         scores = [score for b in kept for score in inputs["scores"][b]]
         scores_N = torch.tensor(scores, dtype=torch.float32, device=device)  # the dataset's may be whole numbers
@@ -268,16 +271,13 @@ class RRHFTrainer(OnlineTrainer):
         loss = self._with_aux_loss(loss, tokens, num_items_in_batch)
         return (loss, {"p": p_N, "scores": scores_N, "group": group_N}) if return_outputs else loss
 
-    def _read(
-        self, model: torch.nn.Module, prompts: list[list[int]], completions: list[list[list[int]]], **kwargs: Any
-    ) -> tuple[TokenLogps, torch.Tensor | float]:
-        """Log-probabilities of completions, and the reference's p -> (N,): 0 without `ranking_reference`."""
-        reference_N: torch.Tensor | float = 0.0
-        if self.args.ranking_reference == "policy":
-            assert self.reference is not None
-            tokens = self.reference.token_logps(self, self.log_probs, prompts, completions)
-            reference_N = normalized_logps(tokens.sums(), tokens.lengths(), self.ranking.length_penalty)
-        return self.log_probs(model, prompts, completions, **kwargs), reference_N
+    def _reference_logps(self, prompts: list[list[int]], completions: list[list[list[int]]]) -> torch.Tensor | float:
+        """Eq. (1) for the reference -> (N,): 0 if the ranking loss has none. Before the policy's own forward pass."""
+        if self.args.ranking_reference == "none":
+            return 0.0
+        assert self.reference is not None
+        tokens = self.reference.token_logps(self, self.log_probs, prompts, completions)
+        return normalized_logps(tokens.sums(), tokens.lengths(), self.ranking.length_penalty)
 
     @torch.no_grad()
     def _measure(
