@@ -197,10 +197,19 @@ def test_a_reference_is_kept_only_where_one_is_needed(tmp_path: Path, caplog: py
 
 
 def test_metrics_with_a_reference(tmp_path: Path) -> None:
-    """At the start p, the log-ratio, is the same for all: no pair is in order. `logps/` stay log-probabilities."""
+    """At the start all log-ratios are 0 but for rounding: every pair is tied. `logps/` stay log-probabilities."""
     run = offline(tmp_path, eval_rows=ROWS[:1], ranking_loss="listwise_dpo", **REFERENCE)
+    original = run.reference.token_logps
+
+    def rounded(*args: Any) -> Any:
+        tokens = original(*args)
+        tokens.logps = tokens.logps * (1 + 3e-7 * torch.rand_like(tokens.logps))
+        return tokens
+
+    run.reference.token_logps = rounded
     metrics = run.evaluate()
-    assert metrics["eval_rewards/margins"] == pytest.approx(0.0, abs=1e-4)
+    assert metrics["eval_rewards/margins"] == 0.0 and metrics["eval_rewards/accuracies"] == 0.5
+    assert "eval_kendall_tau" not in metrics
     assert metrics["eval_logps/chosen"] < -1
 
 

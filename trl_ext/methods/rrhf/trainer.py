@@ -293,6 +293,8 @@ class RRHFTrainer(OnlineTrainer):
     ) -> None:
         meters = self._meters[self._mode]
         num_prompts = len(best_B)
+        # Log-ratios that are rounding alone, as all are before the first step, are ties.
+        p_N = p_N * (p_N.abs() > 1e-5 * logps_N.abs())
         meters.add_values("loss/rank", rank_B)
         meters.add_values("loss/sft", sft_B)
         meters.add("rewards/accuracies", *pair_accuracy(p_N, scores_N, group_N))
