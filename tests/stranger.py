@@ -115,6 +115,7 @@ def write_package(
     files: dict[str, str] | None = None,
     entry_points: dict[str, str] | None = None,
     version: str = "0.3",
+    group: str = "trl_ext.methods",
 ) -> Path:
     """
     Write an installed package: its modules, and the metadata that names its entry points.
@@ -130,6 +131,8 @@ def write_package(
             Method name -> reference. If not set, that of the working method.
         version (`str`, *optional*, defaults to `"0.3"`):
             Version of the distribution.
+        group (`str`, *optional*, defaults to `"trl_ext.methods"`):
+            Group of the entry points.
     """
     module = package.replace("-", "_")
     files = {"__init__.py": METHOD, "training.py": TRAINING, "decoding.py": DECODING} if files is None else files
@@ -137,14 +140,16 @@ def write_package(
     (folder / module).mkdir(parents=True)
     for name, source in files.items():
         (folder / module / name).write_text(textwrap.dedent(source))
-    write_metadata(folder, package, entry_points, version)
+    write_metadata(folder, package, entry_points, version, group)
     return folder
 
 
-def write_metadata(folder: Path, package: str, entry_points: dict[str, str], version: str = "0.3") -> None:
-    """Write the metadata of an installed package: its name, its version and the methods that it declares."""
+def write_metadata(
+    folder: Path, package: str, entry_points: dict[str, str], version: str = "0.3", group: str = "trl_ext.methods"
+) -> None:
+    """Write the metadata of an installed package: its name, its version and what it declares."""
     info = folder / f"{package.replace('-', '_')}-{version}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
     lines = [f"{name} = {reference}" for name, reference in entry_points.items()]
-    (info / "entry_points.txt").write_text("\n".join(["[trl_ext.methods]", *lines, ""]))
+    (info / "entry_points.txt").write_text("\n".join([f"[{group}]", *lines, ""]))

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from conftest import REPOSITORY
 
-from trl_ext.method import OWN_PACKAGE, discover
+from trl_ext.method import discover
+from trl_ext.plugins import OWN_PACKAGE
 
 
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 import trl_ext
-from trl_ext.method import OWN_PACKAGE, discover
+from trl_ext.method import discover
+from trl_ext.plugins import OWN_PACKAGE
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,7 +24,7 @@ SCRIPT = """
 import trl_ext
 from trl_ext import ExtConfig, GenerationSettings, Method, best_of_n, discover, evaluate_model, load_dataset
 from trl_ext import PLEConfig, PLETrainer, ProxyConfig, ProxyModel, ProxyRLHFConfig, ProxyRLHFTrainer
-from trl_ext import PSLEConfig, PSLETrainer, RRHFConfig, RRHFTrainer
+from trl_ext import PSLEConfig, PSLETrainer, RankingLoss, RRHFConfig, RRHFTrainer
 from trl_ext import EndpointGuide, ValueAugmentedLogitsProcessor, ValueConfig, ValueModel, VASConfig, VASTrainer
 
 # a class
@@ -35,7 +36,8 @@ args = RRHFConfig("out", length_penalty=0.5, num_generations=8, use_vllm=True, l
 RRHFConfig("out", lenght_penalty=0.5)  # error: "lenght_penalty"
 RRHFConfig("out", num_generation=8)  # error: "num_generation"
 RRHFConfig("out", learning_rat=1e-5)  # error: "learning_rat"
-RRHFConfig("out", length_penalty="0.5")  # error: incompatible type "str"; expected "float"
+RRHFConfig("out", length_penalty="0.5")  # error: incompatible type "str"; expected "float | None"
+RRHFConfig("out", rank_weight="0.5")  # error: incompatible type "str"; expected "float"
 RRHFConfig("out", num_generations=8.5)  # error: incompatible type "float"; expected "int"
 RRHFConfig("out", learning_rate="fast")  # error: incompatible type "str"; expected "float"
 ExtConfig("out", max_lenght=8)  # error: "max_lenght"
@@ -50,7 +52,7 @@ rows = load_dataset("rows.jsonl", split="train")
 trainer = RRHFTrainer(model="model", args=args, train_dataset=rows)
 trainer.train()
 trainer.save_model("out")
-trainer.args.length_penalty + 1.0
+trainer.args.rank_weight + 1.0
 trainer.args.lenght_penalty  # error: has no attribute "lenght_penalty"
 trainer.trian()  # error: has no attribute "trian"
 RRHFTrainer(model="model", args=args, train_dataset=rows, nonsense=1)  # error: "nonsense"

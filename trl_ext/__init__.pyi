@@ -39,6 +39,7 @@ from .methods.psle.config import PSLEConfig as PSLEConfig
 from .methods.psle.trainer import PLETrainer as PLETrainer
 from .methods.psle.trainer import PSLETrainer as PSLETrainer
 from .methods.rrhf.config import RRHFConfig as RRHFConfig
+from .methods.rrhf.ranking_registry import RankingLoss as RankingLoss
 from .methods.rrhf.trainer import RRHFTrainer as RRHFTrainer
 from .methods.vas.config import VASConfig as VASConfig
 from .methods.vas.decoding.endpoint_guide import EndpointGuide as EndpointGuide

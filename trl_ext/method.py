@@ -17,13 +17,12 @@ import dataclasses
 import importlib
 import re
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
 
 from .commands import COMMANDS, Required
+from .plugins import Broken, FromPackage, canonical, load_plugins
 
 
 GROUP = "trl_ext.methods"
-OWN_PACKAGE = "trl-ext"
 
 # Commands of `trl-ext`: a method with such a name could not be called.
 RESERVED = (*COMMANDS, "help")
@@ -126,32 +125,12 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Found:
+class Found(FromPackage):
     """A usable method and the package that declares it."""
 
     method: Method
     package: str
     version: str
-
-    @property
-    def source(self) -> str:
-        """Package and version, as shown to people."""
-        return f"{self.package} {self.version}"
-
-
-@dataclass(frozen=True)
-class Broken:
-    """An entry point whose method cannot be used, with the reason."""
-
-    name: str
-    package: str
-    version: str
-    error: str
-
-    @property
-    def source(self) -> str:
-        """Package and version, as shown to people."""
-        return f"{self.package} {self.version}"
 
 
 @dataclass(frozen=True)
@@ -184,33 +163,17 @@ class Discovery:
         return next((by_class[base] for base in bases if base in by_class), None)
 
 
-def canonical(word: str) -> str:
-    """The declared form of a method's name that a user typed."""
-    return word.strip().lower().replace("-", "_")
-
-
 def discover() -> Discovery:
     """
     Find the methods of every installed package.
 
     A package that fails to import, or whose entry point is not a usable [`Method`], is listed under `broken`. If two
     packages declare the same name, this package's method is kept, or else that of the first package in alphabetical
-    order, which does not depend on `sys.path`. The other is listed under `broken`.
+    order. The other is listed under `broken`.
     """
-    found = Discovery()
-    for entry in sorted(entry_points(group=GROUP), key=_rank):
-        package, version = _owner(entry)
-        try:
-            method = _load(entry)
-            kept = found.methods.get(method.name)
-            if kept is not None:
-                raise ValueError(f"the name {method.name!r} is taken by {kept.source}, which is kept")
-        # SystemExit too: a module that calls sys.exit() on import must not end the command
-        except (Exception, SystemExit) as error:
-            found.broken.append(Broken(entry.name, package, version, _describe(error)))
-        else:
-            found.methods[method.name] = Found(method, package, version)
-    return found
+    plugins, broken = load_plugins(GROUP, Method, "method")
+    methods = {name: Found(each.value, each.package, each.version) for name, each in plugins.items()}
+    return Discovery(methods, broken)
 
 
 def import_class(reference: str) -> type:
@@ -226,28 +189,3 @@ def import_class(reference: str) -> type:
         return getattr(module, class_name)  # type: ignore[no-any-return]
     except AttributeError:
         raise ImportError(f"module {module_name!r} has no class {class_name!r}") from None
-
-
-def _load(entry: EntryPoint) -> Method:
-    method = entry.load()
-    if not isinstance(method, Method):
-        raise TypeError(f"{entry.value!r} must be a trl_ext.Method, but is a {type(method).__name__}")
-    if canonical(entry.name) != method.name:
-        raise ValueError(f"entry point {entry.name!r} names a method that calls itself {method.name!r}")
-    return method
-
-
-def _rank(entry: EntryPoint) -> tuple[bool, str, str]:
-    package, _ = _owner(entry)
-    return package != OWN_PACKAGE, package, entry.name
-
-
-def _owner(entry: EntryPoint) -> tuple[str, str]:
-    # An `EntryPoint` made by hand belongs to no distribution.
-    if entry.dist is None:
-        return entry.value.partition(":")[0].partition(".")[0], ""
-    return re.sub(r"[-_.]+", "-", entry.dist.name).lower(), entry.dist.version
-
-
-def _describe(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())

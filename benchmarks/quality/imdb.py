@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Proxy-RLHF, PSLE and VAS on the IMDB task: several settings and seeds at a time on one GPU, in minutes.
+The four methods on the IMDB task, RRHF with each of its ranking losses: several settings and seeds at a time on one
+GPU, in minutes.
 
     python -m benchmarks.quality.imdb_prompts  # once: the prompts, of the public dataset
     python -m benchmarks.run imdb --method psle --jobs 14 [--tune] [--time_limit 120]
@@ -29,7 +30,7 @@ from .imdb_arms import METHODS, Arm, Task, chosen, tuned
 from .tables import DECIMALS, HEADS, Seeds, by_name, cost, cost_of_one, grid, metric, outcome, sources
 
 
-TITLES = {"proxy_rlhf": "Proxy-RLHF", "psle": "PSLE", "vas": "VAS"}
+TITLES = {"proxy_rlhf": "Proxy-RLHF", "psle": "PSLE", "rrhf": "RRHF", "vas": "VAS"}
 # What makes results those of one task: how much goes through the model at once does not.
 SAME_TASK = ("model", "reward", "prompts", "evaluated", "max_completion_length", "top_k")
 
@@ -38,7 +39,7 @@ class Imdb(Experiment):
     """Arms of one method on the IMDB task."""
 
     name = "imdb"
-    what = "Proxy-RLHF, PSLE and VAS on the IMDB task: settings, ablations and seeds, on one GPU."
+    what = "Proxy-RLHF, PSLE, RRHF and VAS on the IMDB task: settings, ablations and seeds, on one GPU."
     task = Task
     jobs = 8
 
@@ -69,6 +70,7 @@ class Imdb(Experiment):
 
         import trl_ext.methods.proxy_rlhf.trainer
         import trl_ext.methods.psle.trainer
+        import trl_ext.methods.rrhf.trainer
         import trl_ext.methods.vas.trainer  # noqa: F401
 
         from .imdb_train import ImdbBench

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-What the suite `imdb` trains and measures: the arms of Proxy-RLHF, PSLE and VAS, and the settings tried before.
+What the suite `imdb` trains and measures: the arms of the four methods, and the settings tried before.
 
 An [`Arm`] is one piece of work for one seed. `tuned` has the settings that were tried with one seed to choose those of
 `chosen`; what they gave is kept, the bad ones included.
@@ -18,7 +18,7 @@ from benchmarks.harness.text import PRINCIPLE
 from benchmarks.quality import experiment
 
 
-METHODS = ("proxy_rlhf", "psle", "vas")
+METHODS = ("proxy_rlhf", "psle", "rrhf", "vas")
 BETAS = (1.0, 2.0, 3.0, 5.0, 8.0)
 PARTS = 4  # jobs that sample for VAS, each for a part of the prompts
 
@@ -153,6 +153,75 @@ def _psle_chosen() -> list[Arm]:
     ]
 
 
+# ----------------------------------------------------------------------------------------------------------- RRHF
+
+# The recipes' settings: 128 prompts a step, one pass over the prompts. Completions are either given, the same for all
+# losses, or new ones of the current model for every step.
+_RANKED = {
+    "num_generations": 4,
+    "per_device_train_batch_size": 128,
+    "num_train_epochs": 1,
+    "learning_rate": 3e-5,
+    "lr_scheduler_type": "constant_with_warmup",
+    "warmup_steps": 2,
+    "weight_decay": 0.0,
+}
+_NEW = {"resample_steps": 1, "beta": 0.04}
+_GIVEN = "samples of the base"
+# Each loss with the SFT term and the reference that its paper has; the numbers are the losses' own.
+_RANKING_LOSSES: dict[str, dict[str, Any]] = {
+    "rrhf": {},
+    "plackett_luce": {"sft_weight": 0.0},
+    "listnet": {"sft_weight": 0.0},
+    "lambda": {"sft_weight": 0.0, "ranking_reference": "policy"},
+    "slic": {},
+    "pro": {},
+    "listwise_dpo": {"sft_weight": 0.0, "ranking_reference": "policy"},
+    "qrpo": {"sft_weight": 0.0, "ranking_reference": "policy"},
+}
+
+
+def _rrhf(loss: str, given: bool, name: str = "", **changes: Any) -> Arm:
+    fields = {**_RANKED, "ranking_loss": loss, **_RANKING_LOSSES[loss], **({} if given else _NEW), **changes}
+    completions = "given completions" if given else "new completions"
+    return Arm(f"{name or loss}, {completions}", "rrhf", fields, _HALF, needs=(_GIVEN,) if given else ())
+
+
+def _given() -> Arm:
+    return Arm(_GIVEN, "samples", {"part": 0, "parts": 1, "num_generations": _RANKED["num_generations"]})
+
+
+def _rrhf_chosen() -> list[Arm]:
+    return [
+        BASE,
+        _given(),
+        *(_rrhf(loss, given) for given in (True, False) for loss in _RANKING_LOSSES),
+        _rrhf("rrhf", True, "SFT on the best", rank_weight=0.0),
+        _rrhf("rrhf", False, "SFT on the best", rank_weight=0.0),
+    ]
+
+
+def _rrhf_tuned() -> list[Arm]:
+    """Other learning rates and betas: a loss on sums is on another scale than one on means."""
+    rates = [
+        _rrhf(loss, True, f"{loss}, lr {rate:g}", learning_rate=rate)
+        for loss in _RANKING_LOSSES
+        for rate in (1e-5, 1e-4)
+    ]
+    betas = [
+        _rrhf(loss, True, f"{loss}, ranking_beta {beta:g}", ranking_beta=beta)
+        for loss, tried in (
+            ("plackett_luce", (0.3, 3.0)),
+            ("listnet", (0.3, 3.0)),
+            ("lambda", (0.2, 1.0)),
+            ("listwise_dpo", (0.05, 0.3)),
+            ("qrpo", (0.05, 0.3)),
+        )
+        for beta in tried
+    ]
+    return [BASE, _given(), *rates, *betas]
+
+
 # ----------------------------------------------------------------------------------------------------- Proxy-RLHF
 
 _PROXY = {
@@ -282,8 +351,8 @@ def _vas_tuned() -> list[Arm]:
     return [*_samples(), *tried, BASE, _guide(tried[0].name, 50, (2.0, 4.0))]
 
 
-_CHOSEN = {"proxy_rlhf": _proxy_chosen, "psle": _psle_chosen, "vas": _vas_chosen}
-_TUNED = {"proxy_rlhf": _proxy_tuned, "psle": _psle_tuned, "vas": _vas_tuned}
+_CHOSEN = {"proxy_rlhf": _proxy_chosen, "psle": _psle_chosen, "rrhf": _rrhf_chosen, "vas": _vas_chosen}
+_TUNED = {"proxy_rlhf": _proxy_tuned, "psle": _psle_tuned, "rrhf": _rrhf_tuned, "vas": _vas_tuned}
 
 
 def chosen(method: str) -> list[Arm]:

@@ -92,6 +92,10 @@ class ImdbBench(Bench):
     def prompts(self) -> list[dict[str, Any]]:
         return [{"prompt": row["prompt"]} for row in read_rows(self.task.train, self.task.prompts)]
 
+    def read_samples(self, name: str, seed: int) -> list[dict[str, Any]]:
+        """The scored samples that an arm left."""
+        return read_rows(str(self.folder(name, seed) / "samples.jsonl"))
+
     def reward(self, prompts: list[str], completions: list[str], **_: Any) -> list[float]:
         """The task's reward as a function, whose model is in memory once."""
         return self.rewards[0].func(prompts, completions)
@@ -216,6 +220,22 @@ def psle(bench: ImdbBench, arm: Arm, seed: int) -> list[dict[str, Any]]:
     return _train(bench, trainer, arm, seed, lambda: bench.measure(policy, seed, other=True))
 
 
+def rrhf(bench: ImdbBench, arm: Arm, seed: int) -> list[dict[str, Any]]:
+    """RRHF with one of the ranking losses, on completions that an arm left or on its own."""
+    from trl_ext import RRHFConfig, RRHFTrainer
+
+    args = RRHFConfig(generation_batch_size=bench.task.batch, **bench.fields(arm, seed))
+    given = [row for name in arm.needs for row in bench.read_samples(name, seed)]
+    trainer = RRHFTrainer(
+        bench.task.model,
+        args=args,
+        train_dataset=Dataset.from_list(given or bench.prompts),
+        reward_funcs=None if given else bench.reward,
+    )
+    policy = model_policy(trainer.model, bench.tokenizer, name=arm.name, batch_size=bench.task.batch)
+    return _train(bench, trainer, arm, seed, lambda: bench.measure(policy, seed))
+
+
 def proxy_rlhf(bench: ImdbBench, arm: Arm, seed: int) -> list[dict[str, Any]]:
     """Proxy-RLHF."""
     from trl_ext import ProxyRLHFConfig, ProxyRLHFTrainer
@@ -257,8 +277,9 @@ def _merged(bench: ImdbBench, adapted: Any, name: str) -> Policy:
 
 def samples(bench: ImdbBench, arm: Arm, seed: int) -> list[dict[str, Any]]:
     """Scored samples of the frozen policy, a part of the prompts; they are a file, not a case."""
-    part, rows = arm.fields["part"], bench.prompts[arm.fields["part"] :: PARTS]
-    settings = bench.settings(num_generations=bench.task.samples)
+    part = arm.fields["part"]
+    rows = bench.prompts[part :: arm.fields.get("parts", PARTS)]
+    settings = bench.settings(num_generations=arm.fields.get("num_generations", bench.task.samples))
     torch.manual_seed(seed * 1_000 + part)
     ids = [encode_prompt(bench.tokenizer, row["prompt"]) for row in rows]
     completions = generate(bench.model, bench.tokenizer, ids, settings, batch_size=2 * bench.task.batch)
@@ -289,7 +310,7 @@ def value(bench: ImdbBench, arm: Arm, seed: int) -> list[dict[str, Any]]:
         generation_batch_size=bench.task.batch, calibration_rollouts=10, per_device_eval_batch_size=128,
         value_model_name_or_path=getattr(bench.task, trunk) if trunk else None, **fields,
     )  # fmt: skip
-    rows = [r for name in arm.needs for r in read_rows(str(bench.folder(name, seed) / "samples.jsonl"))]
+    rows = [row for name in arm.needs for row in bench.read_samples(name, seed)]
     policy = bench.model if not trunk else bench.task.model
     held_out = Dataset.from_list([{"prompt": row["prompt"]} for row in bench.rows[:256]])
     trainer = VASTrainer(policy, bench.reward, args, Dataset.from_list(rows), held_out)
@@ -337,5 +358,5 @@ def _value_model(bench: ImdbBench, arm: Arm, seed: int) -> ValueModel:
 
 
 KINDS: dict[str, Callable[[ImdbBench, Arm, int], list[dict[str, Any]]]] = {
-    function.__name__: function for function in (base, psle, proxy_rlhf, grpo, samples, value, guide)
+    function.__name__: function for function in (base, psle, rrhf, proxy_rlhf, grpo, samples, value, guide)
 }

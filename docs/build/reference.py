@@ -25,7 +25,8 @@ import transformers
 import trl_ext
 from trl_ext.cli.main import main
 from trl_ext.commands import COMMANDS, TRL_COMMANDS
-from trl_ext.method import OWN_PACKAGE, discover
+from trl_ext.method import discover
+from trl_ext.plugins import OWN_PACKAGE
 
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from benchmarks.quality import experiment, imdb, imdb_train
 from benchmarks.quality.experiment import Job, needed_arms, run_all, slug
 from benchmarks.quality.imdb_arms import BETAS, METHODS, Arm, Task, chosen, tuned
 from benchmarks.quality.imdb_train import KINDS, ImdbBench, Milestones
+from trl_ext.methods.rrhf.ranking_registry import OWN
 
 
 MODELS = REPOSITORY / "recipes" / "quickstart" / "models"
@@ -127,6 +128,31 @@ def test_values_learn_from_all_parts_and_guide(tmp_path):
     cases = KINDS["guide"](bench, arms["2 M value, k = 10"], 0)
     assert [case["settings"]["betas"] for case in cases] == list(BETAS)
     assert cases[-1]["metrics"]["kl"] != cases[0]["metrics"]["kl"]
+
+
+@pytest.mark.parametrize("name", [*OWN, "SFT on the best"])
+def test_every_ranking_loss_trains_on_given_and_on_new_completions(name, tmp_path):
+    """Equal samples for all losses: the file of one arm, which each of those on given completions reads."""
+    bench = ImdbBench(TASK, tmp_path, {**SHORT, "num_generations": 2})
+    given, new = (f"{name}, {kind} completions" for kind in ("given", "new"))
+    arms = {arm.name: arm for arm in needed_arms(chosen("rrhf"), [given, new])}
+    assert list(arms) == ["samples of the base", given, new]
+    KINDS["samples"](bench, arms["samples of the base"], 0)
+    assert [len(row["scores"]) for row in bench.read_samples("samples of the base", 0)] == [4] * 8
+    for arm in (arms[given], arms[new]):
+        half, whole = KINDS["rrhf"](bench, arm, 0)
+        assert (half["cost"]["steps"], whole["cost"]["steps"]) == (1, 2) and whole["name"] == arm.name
+        assert half["metrics"]["kl"] != whole["metrics"]["kl"]
+        assert all(whole["metrics"][metric] is not None for metric in experiment.METRICS)
+
+
+def test_arms_of_ranking_losses_differ_in_the_loss_alone():
+    """But for the SFT term and the reference, as far as a paper has them."""
+    arms = [arm.fields for arm in chosen("rrhf") if arm.kind == "rrhf"]
+    own = ("ranking_loss", "ranking_reference", "sft_weight", "rank_weight")
+    rest = [{key: value for key, value in fields.items() if key not in own} for fields in arms]
+    assert len({json.dumps(fields, sort_keys=True) for fields in rest}) == 2  # on given and on new completions
+    assert {fields["ranking_loss"] for fields in arms} == set(OWN)
 
 
 def test_the_reward_model_as_value_says_what_the_reward_model_says(tmp_path):

@@ -30,7 +30,8 @@ from trl_ext.cli.config_file import split_config
 from trl_ext.cli.parser import Parser
 from trl_ext.cli.required import check_words
 from trl_ext.commands import COMMANDS
-from trl_ext.method import canonical, discover
+from trl_ext.method import discover
+from trl_ext.plugins import canonical
 from trl_ext.upstream import parser_actions
 
 

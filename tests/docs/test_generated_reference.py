@@ -15,7 +15,8 @@ from docs_build import hook
 
 import trl_ext
 from trl_ext.commands import COMMANDS
-from trl_ext.method import OWN_PACKAGE, discover
+from trl_ext.method import discover
+from trl_ext.plugins import OWN_PACKAGE
 
 
 reference = hook("reference")

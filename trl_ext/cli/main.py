@@ -12,7 +12,8 @@ import textwrap
 from collections.abc import Sequence
 
 from trl_ext.commands import COMMANDS, TRL_COMMANDS
-from trl_ext.method import Broken, Discovery, canonical, discover
+from trl_ext.method import Discovery, discover
+from trl_ext.plugins import Broken, canonical
 
 from .config_file import set_environment
 from .errors import guarded

@@ -14,7 +14,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from trl_ext.method import Method, canonical, discover
+from trl_ext.method import Method, discover
+from trl_ext.plugins import canonical
 
 from .config_file import recipes_folder
 

@@ -16,7 +16,8 @@ from dataclasses import replace
 from typing import Any
 
 from trl_ext.commands import COMMANDS, MODEL, Required, example, missing
-from trl_ext.method import Method, canonical, discover
+from trl_ext.method import Method, discover
+from trl_ext.plugins import canonical
 from trl_ext.validation import SettingErrors
 
 from .config_file import read_config, split_config

@@ -48,6 +48,7 @@ from trl_ext.inference.dataset_sampler import (
 )
 from trl_ext.packages import VLLM, require_package
 from trl_ext.progress import progress, shown
+from trl_ext.rewards.aggregation import AGGREGATION, SUM
 from trl_ext.rewards.functions import check_reward_columns, check_reward_prompts, load_rewards
 from trl_ext.rewards.scoring import check_reward_weights
 from trl_ext.rewards.settings import RewardSettings
@@ -100,6 +101,7 @@ class SampleArguments(
         default=None,
         metadata={"help": "Weights of the rewards in the score, --reward_model_name_or_path first. All 1 by default."},
     )
+    multi_objective_aggregation: str = field(default=SUM, metadata=AGGREGATION)
     num_generations: int = field(default=4, metadata={"help": "Completions per prompt from each model."})
     num_beams: int = field(
         default=1, metadata={"help": "Beams of a beam search; the best num_generations are kept. 1 means sampling."}
@@ -286,6 +288,7 @@ def _sampler(
         rewards,
         args.reward_weights,
         own_columns,
+        aggregation=args.multi_objective_aggregation,
         deduplicate=args.deduplicate,
         best_first=args.best_first,
         chat_template_kwargs=args.template_kwargs,

@@ -24,6 +24,7 @@ from trl_ext.data.sampled_ids import ID_COLUMNS, tokenizer_tag
 from trl_ext.data.schema import DataError, as_completion, check_row, is_conversational, where
 from trl_ext.data.scored_rows import to_scored_rows
 from trl_ext.generation_settings import GenerationSettings
+from trl_ext.rewards.aggregation import SUM
 from trl_ext.rewards.functions import Reward
 from trl_ext.rewards.scoring import ScoredCompletion, score_completions
 from trl_ext.seeds import seeded
@@ -233,6 +234,8 @@ class DatasetSampler:
             One per reward, 1 by default.
         own_columns (`Sequence[str]`, *optional*):
             Columns of the dataset whose completions are added to the sampled ones.
+        aggregation (`str`, *optional*, defaults to `"sum_then_normalize"`):
+            How a score is made of several rewards, see [`~trl_ext.rewards.aggregation.aggregate`].
         deduplicate (`bool`, *optional*, defaults to `False`):
             Whether to keep one of several equal completions of a prompt.
         seed (`int`, *optional*, defaults to `42`):
@@ -251,6 +254,7 @@ class DatasetSampler:
     rewards: list[Reward]
     weights: list[float] | None = None
     own_columns: Sequence[str] = ()
+    aggregation: str = SUM
     deduplicate: bool = False
     seed: int = 42
     name_sources: bool = False
@@ -332,7 +336,9 @@ class DatasetSampler:
         consumed = {"sources", *self.own_columns} - {"prompt"}
         inputs = [{name: value for name, value in row.items() if name not in consumed} for row in rows]
         made: list[dict[str, Any] | None] = []
-        scored_groups = score_completions(inputs, groups, self.rewards, self.weights, metrics=metrics)
+        scored_groups = score_completions(
+            inputs, groups, self.rewards, self.weights, aggregation=self.aggregation, metrics=metrics
+        )
         for row, ids, group in zip(rows, prompt_ids, scored_groups, strict=True):
             kept = [scored for scored in group if not self.rewards or not math.isnan(scored.score)]
             if self.rewards and self.best_first:

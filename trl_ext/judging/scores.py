@@ -99,9 +99,8 @@ class RewardJudge(Judge):
         groups = [[_completion(each.pair.a), _completion(each.pair.b)] for each in questions]
         rows = [each.pair.row for each in questions]
         # There is no trainer. A function that asks for its state gets an empty one, which imports torch.
-        state = (
-            {} if any("trainer_state" in _parameters(reward) for reward in self.rewards) else {"trainer_state": None}
-        )
+        asks = any("trainer_state" in _parameters(reward) for reward in self.rewards)
+        state: dict[str, Any] = {} if asks else {"trainer_state": None}
         scored = score_completions(rows, groups, self.rewards, self.weights, **state)
         return [_by_scores(each, *(x.score for x in group)) for each, group in zip(questions, scored, strict=True)]
 

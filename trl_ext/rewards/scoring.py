@@ -15,6 +15,7 @@ from trl_ext.data.completion import Completion
 from trl_ext.data.schema import extra_columns
 from trl_ext.progress import progress
 
+from .aggregation import SUM, aggregate
 from .async_calls import is_async
 from .functions import Reward, RewardError
 from .kept_scores import BatchScores, KeptScores
@@ -33,11 +34,13 @@ class ScoredCompletion:
         completion ([`~trl_ext.data.completion.Completion`]):
             Text, token ids, and whether it ended.
         score (`float`):
-            Weighted sum of its rewards; NaN if no reward function applied.
+            Weighted sum of its rewards, which may be normalised over its group; NaN if no reward function applied.
         rewards (`dict[str, float]`):
             Reward of each function by name, unweighted; NaN if the function did not apply.
         returned_nan (`tuple[str, ...]`, *optional*, defaults to `()`):
             Names of the functions that returned NaN itself. One that does not apply returns `None`.
+        reward (`float`, *optional*):
+            Weighted sum of its rewards as they are. By default the score.
         extra (`dict[str, Any]`, *optional*):
             The completion's entry in each column of `log_extra`; `None` where a call gave none.
     """
@@ -47,6 +50,11 @@ class ScoredCompletion:
     rewards: dict[str, float]
     returned_nan: tuple[str, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict, compare=False)
+    reward: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.reward is None:
+            object.__setattr__(self, "reward", self.score)
 
     @property
     def text(self) -> str:
@@ -60,12 +68,13 @@ def score_completions(
     rewards: Sequence[Reward],
     weights: Sequence[float] | None = None,
     *,
+    aggregation: str = SUM,
     metrics: dict[str, list[float]] | None = None,
     kept: KeptScores | None = None,
     **arguments: Any,
 ) -> list[list[ScoredCompletion]]:
     """
-    Calls every reward function in batches of whole groups, and adds up the rewards of each completion.
+    Calls every reward function in batches of whole groups, and makes one score of the rewards of each completion.
 
     As in TRL, a `None` or NaN is left out of the sum, and async functions run side by side.
 
@@ -78,6 +87,8 @@ def score_completions(
             From [`~trl_ext.rewards.functions.load_rewards`].
         weights (`Sequence[float]`, *optional*):
             One per reward, 1 by default.
+        aggregation (`str`, *optional*, defaults to `"sum_then_normalize"`):
+            See [`~trl_ext.rewards.aggregation.aggregate`].
         metrics (`dict[str, list[float]]`, *optional*):
             Receives the values that the functions give to `log_metric`.
         kept ([`~trl_ext.rewards.kept_scores.KeptScores`], *optional*):
@@ -113,17 +124,23 @@ def score_completions(
     extra = _columns(scored)
     found, start = [], 0
     for group in groups:
-        each = [
-            _with_score(
-                completion,
-                {name: values[name][i] for name in names},
-                weights,
-                {column: entries[i] for column, entries in extra.items()},
-            )
-            for i, completion in enumerate(group, start)
-        ]
-        found.append(each)
-        start += len(group)
+        end = start + len(group)
+        of_group = {name: values[name][start:end] for name in names}
+        columns = {column: entries[start:end] for column, entries in extra.items()}
+        scores, sums = (aggregate(of_group, weights, how) for how in (aggregation, SUM))
+        found.append(
+            [
+                _scored_completion(
+                    completion,
+                    scores[i] if names else math.nan,
+                    sums[i] if names else math.nan,
+                    {name: rewards_of[i] for name, rewards_of in of_group.items()},
+                    {column: entries[i] for column, entries in columns.items()},
+                )
+                for i, completion in enumerate(group)
+            ]
+        )
+        start = end
     return found
 
 
@@ -225,20 +242,12 @@ def _columns(scored: dict[str, list[BatchScores]]) -> dict[str, list[Any]]:
     return columns
 
 
-def _with_score(
-    completion: Completion, values: dict[str, float | None], weights: Sequence[float], extra: dict[str, Any]
+def _scored_completion(
+    completion: Completion, score: float, reward: float, values: dict[str, float | None], extra: dict[str, Any]
 ) -> ScoredCompletion:
-    """A completion with its rewards and their weighted sum."""
-    rewards, terms, returned_nan = {}, [], []
-    for (name, value), weight in zip(values.items(), weights, strict=True):
-        rewards[name] = math.nan if value is None else value
-        if value is None:
-            continue
-        if math.isnan(value):
-            returned_nan.append(name)
-        else:
-            terms.append(weight * value)
-    return ScoredCompletion(completion, sum(terms) if terms else math.nan, rewards, tuple(returned_nan), extra)
+    rewards = {name: math.nan if value is None else value for name, value in values.items()}
+    returned_nan = tuple(name for name, value in values.items() if value is not None and math.isnan(value))
+    return ScoredCompletion(completion, score, rewards, returned_nan, extra, reward)
 
 
 def check_reward_weights(weights: Sequence[float] | None, names: Sequence[str]) -> list[float]:

@@ -25,6 +25,7 @@ from trl_ext.logprobs.shared_prefix import SHARED_PREFIX_SETTINGS
 from trl_ext.models.modes import evaluation_mode
 from trl_ext.models.sharding import gathered
 from trl_ext.progress import progress
+from trl_ext.rewards.aggregation import AGGREGATION, SUM
 
 from .config import ExtConfig
 from .copies import sampling_copy
@@ -65,6 +66,12 @@ class EngineConfig(VLLMSettings, ExtConfig):
             Optimizer steps between two updates of the reference.
         vllm_structured_outputs_regex (`str`, *optional*, defaults to `""`):
             Regular expression that vLLM's completions match. Empty: none.
+        multi_objective_aggregation (`str`, *optional*, defaults to `"sum_then_normalize"`):
+            How the score of a completion is made of several rewards: `"sum_then_normalize"` is their weighted sum,
+            which the method may normalise; `"normalize_then_sum"` normalises each reward over the completions of a
+            prompt, which are all that are scored together, and then adds them up with their weights
+            (GDPO, https://huggingface.co/papers/2601.05242). TRL's names and default. The KL term is subtracted after
+            that. The metric `reward` is the weighted sum with either.
         mask_truncated_completions (`bool`, *optional*, defaults to `False`):
             Whether generated completions that `max_completion_length` cut off are left out of the loss.
         shared_prefix (`str`, *optional*, defaults to `"auto"`):
@@ -119,6 +126,7 @@ class EngineConfig(VLLMSettings, ExtConfig):
     vllm_structured_outputs_regex: str = field(
         default="", metadata={"help": "Regular expression that vLLM's completions match. Empty: none."}
     )
+    multi_objective_aggregation: str = field(default=SUM, metadata=AGGREGATION)
     mask_truncated_completions: bool = field(
         default=False, metadata={"help": "Whether generated completions that were cut off are left out of the loss."}
     )
@@ -171,8 +179,17 @@ class EngineConfig(VLLMSettings, ExtConfig):
         self._at_least("ref_model_sync_steps", 1)
         if not 0 <= self.ref_model_mixup_alpha <= 1:
             raise ValueError(f"`ref_model_mixup_alpha` must be between 0 and 1, got {self.ref_model_mixup_alpha}.")
-        if self.sync_ref_model and not self.beta:
-            raise ValueError("`sync_ref_model` needs a reference model, which only a KL term has: set `beta`.")
+        if self.sync_ref_model and not self.needs_reference(samples=True):
+            raise ValueError("`sync_ref_model` needs a reference model, and no setting asks for one: set `beta`.")
+
+    def needs_reference(self, samples: bool) -> bool:
+        """
+        Whether training has a reference model: with a KL term, which is for completions that training generates.
+
+        Args:
+            samples (`bool`): Whether training generates completions.
+        """
+        return samples and self.beta > 0
 
 
 class Engine:

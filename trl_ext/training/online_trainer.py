@@ -56,6 +56,7 @@ class OnlineTrainer(ExtTrainer):
     args: EngineConfig
     engine: Engine
     _rounds: RolloutSchedule
+    _reference_is_for = "a KL term (`beta`)"  # the settings with which there is a reference model
     # `compute_loss` divides by the prompts of all micro-batches and processes of a step.
     loss_is_scaled_for_ga = True
 
@@ -127,15 +128,15 @@ class OnlineTrainer(ExtTrainer):
     def _load_reference(
         self, model: Any, ref_model: Any, args: EngineConfig, quantization_config: BitsAndBytesConfig | None
     ) -> Reference | None:
-        if args.beta and self._samples:
+        if args.beta and not self._samples:
+            logger.warning("`beta` is ignored: the KL term is for completions that are generated in training.")
+        if args.needs_reference(self._samples):
             reference = Reference(model, ref_model, args, quantization_config)
             if args.cast_lm_head_to_fp32 and reference.model is not None:
                 cast_head_to_float32(reference.model)
             return reference
         if ref_model is not None:
-            logger.warning(f"`ref_model` is not used: {self._name} needs it only for a KL term (`beta`).")
-        if args.beta:
-            logger.warning("`beta` is ignored: the KL term is for completions that are generated in training.")
+            logger.warning(f"`ref_model` is not used: {self._name} needs it only for {self._reference_is_for}.")
         return None
 
     def _generation_context(self, args: EngineConfig) -> int:
@@ -167,7 +168,8 @@ class OnlineTrainer(ExtTrainer):
         if self._samples:
             lines["engine"] = self.engine.describe()
         if self.reference is not None:
-            lines["reference"] = f"{self.reference.describe()}, beta {self.args.beta:g}"
+            kl_term = f", beta {self.args.beta:g}" if self.args.beta else ""
+            lines["reference"] = f"{self.reference.describe()}{kl_term}"
         return lines
 
     # --------------------------------------------------------------------------------------------------- sampling
@@ -197,14 +199,16 @@ class OnlineTrainer(ExtTrainer):
         self, rows: list[dict[str, Any]], completions: list[list[Completion]], mode: str, **kwargs: Any
     ) -> Round:
         """Score the completions of a round, with the KL term if there is one; see [`score_round`] for `kwargs`."""
+        has_kl_term = self.reference is not None and self.args.beta > 0 and mode == "train"
         return score_round(
             rows,
             completions,
             self.rewards,
             self.args.reward_weights,
+            aggregation=self.args.multi_objective_aggregation,
             max_length=self.args.max_length,
             tokenizer=self._tokenizer,
-            penalty=self._kl_penalty if self.reference is not None and mode == "train" else None,
+            penalty=self._kl_penalty if has_kl_term else None,
             keep_truncated=not self.args.mask_truncated_completions or mode != "train",
             **self._scoring,
             **kwargs,

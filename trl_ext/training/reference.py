@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-The reference model of a KL term: a given model, or the policy as it was when training began.
+The reference model of a KL term or of a loss: a given model, or the policy as it was when training began.
 
 Of a policy with an adapter the weights that are trained are kept, and put back for the reference's forward pass. The
 policy with its adapter disabled would be another model if the adapter was trained before, or if its initialization
@@ -22,10 +22,10 @@ from torch.distributed.tensor import DTensor
 from transformers import BitsAndBytesConfig, PreTrainedModel, Trainer, TrainerCallback
 
 from trl_ext.atomic_files import write_tensors
-from trl_ext.logprobs.logprobs import LogProbs, completion_logps
+from trl_ext.logprobs.logprobs import LogProbs, TokenLogps, completion_logps
 from trl_ext.models.copies import independent_copy
 from trl_ext.models.load import freeze, load_model
-from trl_ext.models.modes import checkpointing_disabled
+from trl_ext.models.modes import checkpointing_disabled, evaluation_mode
 from trl_ext.models.properties import base_of, is_peft_model, is_quantized
 from trl_ext.models.sharding import assign, copy_of, reshard, shard
 from trl_ext.progress import progress
@@ -250,6 +250,42 @@ class Reference:
             self.log_probs = LogProbs(self._unwrapped(), policy.pad_token_id, shared_prefix=policy.shared_prefix)
         return self.log_probs
 
+    @contextmanager
+    def _active(self, trainer: Trainer, log_probs: LogProbs) -> Iterator[tuple[torch.nn.Module, LogProbs]]:
+        """
+        Context with the reference and what computes its log-probabilities. Where it is the policy with earlier
+        weights, the policy has these inside.
+        """
+        if self._weights is None:
+            yield self.model, self._builder(log_probs)
+            return
+        with self._weights.restored(trainer.accelerator.unwrap_model(trainer.model)):
+            yield trainer.model_wrapped, log_probs
+
+    @torch.no_grad()
+    def token_logps(
+        self,
+        trainer: Trainer,
+        log_probs: LogProbs,
+        prompts: list[list[int]],
+        completions: list[list[list[int]]],
+    ) -> TokenLogps:
+        """
+        Log-probabilities of the completions of one batch under the reference, without gradients.
+
+        Call it before the policy's own forward pass: the weights of an adapter are exchanged for it.
+
+        Args:
+            trainer, log_probs, prompts, completions: As for [`log_ratios`].
+        """
+        policy = trainer.accelerator.unwrap_model(trainer.model)
+        with (
+            checkpointing_disabled(policy),
+            self._active(trainer, log_probs) as (model, builder),
+            evaluation_mode(model),
+        ):
+            return builder(model, prompts, completions)
+
     def log_ratios(
         self,
         trainer: Trainer,
@@ -281,11 +317,8 @@ class Reference:
 
         with progress("log-probabilities", 2 * len(prompts)), checkpointing_disabled(policy):
             own = logps(trainer.model_wrapped, log_probs)
-            if self._weights is not None:
-                with self._weights.restored(policy):
-                    reference = logps(trainer.model_wrapped, log_probs)
-            else:
-                reference = logps(self.model, self._builder(log_probs))
+            with self._active(trainer, log_probs) as (model, builder):
+                reference = logps(model, builder)
         return [
             [float((p - q).sum()) for p, q in zip(group, others, strict=True)]
             for group, others in zip(own, reference, strict=True)

@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trl_ext.atomic_files import replacing, write_text
 from trl_ext.data.completion import Completion, truncated
+from trl_ext.rewards.aggregation import SUM
 from trl_ext.rewards.functions import Reward
 from trl_ext.rewards.kept_scores import KeptScores
 from trl_ext.rewards.scoring import ScoredCompletion, score_completions
@@ -39,7 +40,7 @@ class Rollout:
 
     Args:
         completion_ids (`list[list[int]]`): Token ids of each completion.
-        scores (`list[float]`): Weighted sum of the rewards of each, minus the KL term if there is one.
+        scores (`list[float]`): Score of each from its rewards, minus the KL term if there is one.
         rewards (`dict[str, list[float]]`, *optional*): Reward of each by reward function, NaN if it did not apply.
         marks (`list[int]`, *optional*): A number that the method gave each, such as the prompt it was sampled from.
     """
@@ -86,6 +87,9 @@ class Round:
             For each entry of the table, whether the model ended the completion.
         lengths (`list[int]`, *optional*):
             For each entry of the table, its number of tokens.
+        weighted_sums (`list[float]`, *optional*):
+            For each entry of the table, the weighted sum of its rewards as they are, minus the KL term if there is
+            one: the score, unless rewards are normalised before they are summed.
         nans (`list[tuple[str, int]]`, *optional*):
             Names of the reward functions that returned NaN, each with the number of the row.
     """
@@ -97,21 +101,23 @@ class Round:
     is_sampled: list[bool] = field(default_factory=list)
     ended: list[bool] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
+    weighted_sums: list[float] = field(default_factory=list)
     nans: list[tuple[str, int]] = field(default_factory=list)
 
     def shown(self) -> dict[str, Any]:
         """The table with the columns of `log_extra` under `extra`, for [`show_tables`]."""
         return self.table | {"extra": self.extra}
 
-    def append(self, row: dict[str, Any], scored: ScoredCompletion, score: float, *, is_sampled: bool) -> None:
-        """Add a completion to the table, with its score after the KL term."""
-        completion = scored.completion
+    def append(self, row: dict[str, Any], scored: ScoredCompletion, cost: float, *, is_sampled: bool) -> None:
+        """Add a completion to the table. `cost` is its KL term, which is subtracted from its score."""
+        completion, score = scored.completion, scored.score - cost
         entry = {"prompt": row["prompt"], "completion": completion.content(row), **scored.rewards, "score": score}
         for name, value in entry.items():
             self.table[name].append(value)
         for name, value in scored.extra.items():
             self.extra.setdefault(name, []).append(value)
         self.is_sampled.append(is_sampled)
+        self.weighted_sums.append((scored.score if scored.reward is None else scored.reward) - cost)
         self.ended.append(completion.ended)
         self.lengths.append(len(completion.ids))
         row_number = int(row.get("data_row", row["row_index"]))
@@ -124,6 +130,7 @@ def score_round(
     rewards: list[Reward],
     weights: list[float] | None,
     *,
+    aggregation: str = SUM,
     max_length: int = 0,
     tokenizer: PreTrainedTokenizerBase | None = None,
     penalty: Callable[[list[list[int]], list[list[list[int]]]], list[list[float]]] | None = None,
@@ -145,6 +152,9 @@ def score_round(
             See [`~trl_ext.rewards.functions.load_rewards`].
         weights (`list[float]`, *optional*):
             One per reward, 1 by default.
+        aggregation (`str`, *optional*, defaults to `"sum_then_normalize"`):
+            How a score is made of several rewards, see [`~trl_ext.rewards.aggregation.aggregate`]. The group of a
+            prompt is all of its completions that are scored together.
         max_length (`int`, *optional*, defaults to `0`):
             Maximum number of tokens of prompt and completion together. `0` means no limit.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
@@ -171,9 +181,8 @@ def score_round(
     for row, group in zip(rows, completions, strict=True):
         groups.append([*group, *_dataset_completions(row)] if keep_dataset_completions else group)
     metrics: dict[str, list[float]] = {}
-    scored_groups = score_completions(
-        rows, groups, rewards, weights, metrics=metrics, kept=kept, trainer_state=trainer_state
-    )
+    shared = {"metrics": metrics, "kept": kept, "trainer_state": trainer_state}
+    scored_groups = score_completions(rows, groups, rewards, weights, aggregation=aggregation, **shared)
     costs: list[list[float]] = [[] for _ in rows]
     if penalty is not None:
         costs = penalty([row["prompt_ids"] for row in rows], [[c.ids for c in group] for group in completions])
@@ -186,8 +195,9 @@ def score_round(
         max_tokens = max_length - len(row["prompt_ids"]) if max_length else math.inf
         rollout = Rollout([], [], {name: [] for name in names})
         for n, scored in enumerate(scored_group):
-            score = scored.score - costs_of_group[n] if n < len(costs_of_group) else scored.score
-            result.append(row, scored, score, is_sampled=n < num_sampled)
+            cost = costs_of_group[n] if n < len(costs_of_group) else 0.0
+            score = scored.score - cost
+            result.append(row, scored, cost, is_sampled=n < num_sampled)
             if n < num_sampled and not (keep_truncated or scored.completion.ended):
                 continue
             # A longer completion would be trained on without the end that was scored.
@@ -233,7 +243,7 @@ def measure_round(result: Round, rewards: list[Reward], meters: Meters) -> None:
         values = torch.tensor(result.table[reward.name], dtype=torch.float)[sampled]
         meters.add_values(f"rewards/{reward.name}/mean", values)
         meters.add_deviation(f"rewards/{reward.name}/std", values)
-    meters.add_values("reward", torch.tensor(result.table["score"])[sampled])
+    meters.add_values("reward", torch.tensor(result.weighted_sums)[sampled])
     stds = [torch.tensor(r.scores).std() for r in result.rollouts.values() if len(r.scores) > 1]
     if stds:
         meters.add_values("reward_std", torch.stack(stds))

@@ -34,7 +34,7 @@ REFUSED: dict[str, str] = {
     ),
     **_for(
         "epsilon delta epsilon_high sapo_temperature_neg sapo_temperature_pos vespo_k_pos vespo_lambda_pos "
-        "vespo_k_neg vespo_lambda_neg importance_sampling_level multi_objective_aggregation scale_rewards "
+        "vespo_k_neg vespo_lambda_neg importance_sampling_level scale_rewards "
         "top_entropy_quantile entropy_coef use_adaptive_entropy entropy_coef_min entropy_coef_max entropy_coef_delta "
         "entropy_target off_policy_mask_threshold use_bias_correction_kl vllm_importance_sampling_correction "
         "vllm_importance_sampling_mode vllm_importance_sampling_clip_max vllm_importance_sampling_clip_min "
@@ -138,6 +138,8 @@ FROZEN_MODEL: dict[str, str] = {
         "beta kl_coef sync_ref_model ref_model_mixup_alpha ref_model_sync_steps",
         "the language model is not trained, so there is no reference model: remove it",
     ),
+    "multi_objective_aggregation": "the language model is not trained, and completions of a prompt are not compared "
+    "with one another: set `reward_weights`",
     "cast_lm_head_to_fp32": "the language model is not trained: load it in another dtype (`model_init_kwargs`)",
     **_for(
         "use_vllm vllm_mode vllm_model_impl vllm_enable_sleep_mode vllm_structured_outputs_regex vllm_server_base_url "

@@ -89,6 +89,8 @@ ENDS = {"eos_token_id": list(range(1, 120))}
 CASES = {
     "full": partial(make, save_strategy="steps", save_steps=2),
     "lora": partial(make, lora=True),
+    "reference": partial(make, ranking_loss="listwise_dpo", ranking_reference="policy"),
+    "lora reference": partial(make, lora=True, ranking_loss="listwise_dpo", ranking_reference="policy"),
     "spoilt": make_spoilt,
     # With one candidate per token, completions do not depend on the RNG, nor on the process.
     "online": partial(make, online=True, resample_epochs=2, top_k=1, beta=0.1),

@@ -14,4 +14,5 @@ METHOD = Method(
     trainer="trl_ext.methods.rrhf.trainer:RRHFTrainer",
     columns=("prompt", "completions", "scores"),
     memory="trl_ext.methods.rrhf.memory:needs",
+    exports=("trl_ext.methods.rrhf.ranking_registry:RankingLoss",),
 )

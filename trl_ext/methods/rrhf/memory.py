@@ -9,5 +9,6 @@ from .config import RRHFConfig
 
 
 def needs(args: RRHFConfig) -> Needs:
-    """The policy is trained on all completions of a prompt; with a KL term there is a reference."""
-    return Needs(completions=args.num_generations, generates=generates_from(args), reference=args.beta > 0)
+    """The policy is trained on all completions of a prompt; a KL term and some ranking losses have a reference."""
+    reference = args.beta > 0 or args.ranking_reference == "policy"
+    return Needs(completions=args.num_generations, generates=generates_from(args), reference=reference)

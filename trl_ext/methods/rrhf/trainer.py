@@ -27,11 +27,13 @@ from trl_ext.training.online_trainer import OnlineTrainer
 from trl_ext.training.predictions import completion_table
 from trl_ext.training.rollouts import Round
 from trl_ext.training.rounds import resample_stream
+from trl_ext.training.summary import Run
 from trl_ext.training.trainer import EvalDataset
 
 from .config import RRHFConfig
 from .data import DataCollatorForScoredCompletions, group_index
-from .losses import best_completion, kendall_tau, normalized_logps, pair_accuracy, ranking_loss, sft_loss
+from .losses import best_completion, kendall_tau, normalized_logps, pair_accuracy, sft_loss
+from .ranking_registry import RRHF
 
 
 if TYPE_CHECKING:
@@ -51,10 +53,10 @@ class RRHFTrainer(OnlineTrainer):
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Model to be trained: a Hub id, a directory, or a model.
         ref_model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):
-            Reference of the KL term (`beta > 0`): a model, or a directory or Hub id, which is loaded as `model` is
-            (`trust_remote_code`, `model_init_kwargs`, `quantization_config`). By default `model` as it is when
-            training begins: a frozen copy, or the weights of its adapter as they were. Without a KL term no reference
-            is kept.
+            Reference of the KL term (`beta > 0`) and of `ranking_reference: policy`: a model, or a directory or Hub
+            id, which is loaded as `model` is (`trust_remote_code`, `model_init_kwargs`, `quantization_config`). By
+            default `model` as it is when training begins: a frozen copy, or the weights of its adapter as they were.
+            With neither setting no reference is kept.
         args ([`RRHFConfig`], *optional*):
             Configuration; the defaults are the paper's.
         data_collator (`DataCollator`, *optional*):
@@ -68,8 +70,8 @@ class RRHFTrainer(OnlineTrainer):
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer; by default the model's.
         compute_metrics (`Callable`, *optional*):
-            Called at evaluation with predictions p (Eq. (1)) and label_ids the scores, both of shape (rows, K) and NaN
-            where a row has fewer completions.
+            Called at evaluation with predictions p (Eq. (1), minus the reference's with `ranking_reference: policy`)
+            and label_ids the scores, both of shape (rows, K) and NaN where a row has fewer completions.
         callbacks (`list` of [`~transformers.TrainerCallback`], *optional*):
             Callbacks to add.
         optimizers (`tuple`, *optional*, defaults to `(None, None)`):
@@ -105,6 +107,7 @@ class RRHFTrainer(OnlineTrainer):
     _config_class: ClassVar[type[RRHFConfig]] = RRHFConfig
     _tag_names: ClassVar = ["trl", "trl-ext", "rrhf"]
     _name = "RRHF"
+    _reference_is_for = "a KL term (`beta`) or the ranking loss (`ranking_reference: policy`)"
     _paper: ClassVar = {
         "title": "RRHF: Rank Responses to Align Language Models with Human Feedback without tears",
         "id": "2304.05302",
@@ -144,6 +147,7 @@ class RRHFTrainer(OnlineTrainer):
         train_dataset, eval_dataset = self._prepare_datasets(train_dataset, eval_dataset, args)
         self._samples = self._check_sampling(args, train_dataset, reward_funcs)
         self._check_evaluation(eval_dataset, reward_funcs)
+        self.ranking = args.ranking
         super().__init__(
             model,
             args,
@@ -184,7 +188,8 @@ class RRHFTrainer(OnlineTrainer):
                 "The train dataset has completions and neither `resample_steps` nor `resample_epochs` is set: "
                 "`reward_funcs` are used in evaluation only."
             )
-        ranks = isinstance(dataset, Dataset) and not samples and args.rank_weight
+        compares = args.rank_weight and not args.ranking.member.is_pointwise
+        ranks = isinstance(dataset, Dataset) and not samples and compares
         if ranks and all(len(ids) < 2 for ids in dataset["completion_ids"]):
             logger.warning("Every row has one completion: there are no pairs to rank, and only the SFT loss is left.")
         if isinstance(dataset, IterableDataset) and args.resample_epochs:
@@ -206,6 +211,13 @@ class RRHFTrainer(OnlineTrainer):
             return in_dataset + self.args.completions_per_prompt()
         return super()._completions_in_step(in_dataset)
 
+    def _summary(self, run: Run) -> dict[str, str]:
+        lines = super()._summary(run)
+        if self.ranking.member is not RRHF or self.args.ranking_reference != "none":
+            of = ", of log-ratios to the reference" if self.args.ranking_reference == "policy" else ""
+            lines["ranking"] = self.ranking.describe() + of
+        return lines
+
     # --------------------------------------------------------------------------------------------------- sampling
 
     def _sample_round(self, rows: list[dict[str, Any]], mode: str = "train") -> Round:
@@ -226,39 +238,52 @@ class RRHFTrainer(OnlineTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """
-        Eq. (5): L = rank_weight * L_rank + sft_weight * L_ft, averaged over prompts.
+        Eq. (5): L = rank_weight * L_rank + sft_weight * L_ft, averaged over prompts. `ranking_loss` chooses L_rank.
 
         With `num_items_in_batch`, the number of prompts in all micro-batches and processes of a step, the sum over
         this batch is divided by that number, so the gradient depends neither on accumulation nor on unequal batches.
         """
         kept = self._kept(inputs)
         if not kept:
+            # Where processes share a sharded reference, each has to run it.
+            self._reference_logps(inputs["prompt_ids"][:1], [[[self._tokenizer.pad_token_id]]])
             loss = self._zero_loss(lambda prompts, some: self.log_probs(model, prompts, some).logps, inputs)
             nothing = {name: loss.new_empty(0) for name in ("p", "scores")}
             return (loss, nothing) if return_outputs else loss
         prompts = [inputs["prompt_ids"][b] for b in kept]
         completions = [inputs["completion_ids"][b] for b in kept]
+        reference_N = self._reference_logps(prompts, completions)
         tokens = self.log_probs(model, prompts, completions, aux_loss=self.aux_loss_enabled)
         device = tokens.logps.device
         scores = [score for b in kept for score in inputs["scores"][b]]
         scores_N = torch.tensor(scores, dtype=torch.float32, device=device)  # the dataset's may be whole numbers
         group_N = torch.tensor(group_index(completions), device=device)
         sums_N, lengths_N = tokens.sums(), tokens.lengths()
-        p_N = normalized_logps(sums_N, lengths_N, self.args.length_penalty)
-        rank_B = ranking_loss(p_N, scores_N, group_N, len(kept), self.args.margin)
+        logps_N = normalized_logps(sums_N, lengths_N, self.ranking.length_penalty)
+        p_N = logps_N - reference_N
+        rank_B = self.ranking(p_N, scores_N, group_N, len(kept))
         best_B = best_completion(scores_N, group_N, len(kept))
         sft_B = sft_loss(sums_N, lengths_N, best_B, self.args.sft_reduction)
         loss_B = self.args.rank_weight * rank_B + self.args.sft_weight * sft_B
-        self._measure(tokens, p_N, scores_N, group_N, best_B, rank_B, sft_B)
+        self._measure(tokens, logps_N, p_N, scores_N, group_N, best_B, rank_B, sft_B)
         self._add_tokens(prompts, completions)
         loss = self._mean(loss_B.sum(), len(loss_B), num_items_in_batch)
         loss = self._with_aux_loss(loss, tokens, num_items_in_batch)
         return (loss, {"p": p_N, "scores": scores_N, "group": group_N}) if return_outputs else loss
 
+    def _reference_logps(self, prompts: list[list[int]], completions: list[list[list[int]]]) -> torch.Tensor | float:
+        """Eq. (1) for the reference -> (N,): 0 if the ranking loss has none. Before the policy's own forward pass."""
+        if self.args.ranking_reference == "none":
+            return 0.0
+        assert self.reference is not None
+        tokens = self.reference.token_logps(self, self.log_probs, prompts, completions)
+        return normalized_logps(tokens.sums(), tokens.lengths(), self.ranking.length_penalty)
+
     @torch.no_grad()
     def _measure(
         self,
         tokens: TokenLogps,
+        logps_N: torch.Tensor,
         p_N: torch.Tensor,
         scores_N: torch.Tensor,
         group_N: torch.Tensor,
@@ -268,18 +293,23 @@ class RRHFTrainer(OnlineTrainer):
     ) -> None:
         meters = self._meters[self._mode]
         num_prompts = len(best_B)
+        # Log-ratios that are rounding alone, as all are before the first step, are ties.
+        p_N = p_N * (p_N.abs() > 1e-5 * logps_N.abs())
         meters.add_values("loss/rank", rank_B)
         meters.add_values("loss/sft", sft_B)
         meters.add("rewards/accuracies", *pair_accuracy(p_N, scores_N, group_N))
         meters.add_values("kendall_tau", kendall_tau(p_N, scores_N, group_N, num_prompts))
         is_best_N = torch.zeros_like(p_N, dtype=torch.bool)
         is_best_N[best_B] = True
-        others_B = p_N.new_zeros(num_prompts).index_add(0, group_N, p_N * ~is_best_N)
-        others_B = others_B / (torch.bincount(group_N, minlength=num_prompts) - 1)  # NaN where K = 1
-        meters.add_values("logps/chosen", p_N[best_B])
-        meters.add_values("logps/rejected", others_B)
-        meters.add_values("rewards/margins", p_N[best_B] - others_B)
-        meters.add_values("logps/mean", p_N)
+
+        def of_others(values_N: torch.Tensor) -> torch.Tensor:
+            total_B = values_N.new_zeros(num_prompts).index_add(0, group_N, values_N * ~is_best_N)
+            return total_B / (torch.bincount(group_N, minlength=num_prompts) - 1)  # NaN where K = 1
+
+        meters.add_values("logps/chosen", logps_N[best_B])
+        meters.add_values("logps/rejected", of_others(logps_N))
+        meters.add_values("rewards/margins", p_N[best_B] - of_others(p_N))
+        meters.add_values("logps/mean", logps_N)
         self._measure_tokens(tokens)
 
     # ------------------------------------------------------------------------------------------------- evaluation
