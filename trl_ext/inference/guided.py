@@ -40,6 +40,7 @@ def policy_with_processors(
     method: str = "",
     context: int = 0,
     weights: GuideWeights | None = None,
+    truncation: str = "",
 ) -> Policy:
     """
     The [`~trl_ext.inference.policy.Policy`] of a model whose logits go through processors.
@@ -55,8 +56,8 @@ def policy_with_processors(
             Name in tables and errors.
         batch_size (`int`, *optional*, defaults to `64`):
             Sequences to generate or score at once.
-        extras (`dict`, *optional*), series, method (`str`, *optional*, default to `""`), weights (*optional*):
-            See [`~trl_ext.inference.policy.Policy`].
+        extras (`dict`, *optional*), series, method, truncation (`str`, *optional*, default to `""`), weights
+            (*optional*): See [`~trl_ext.inference.policy.Policy`].
         context (`int`, *optional*, defaults to `0`):
             Context length, if models behind the processors have a shorter one. `0` means the model's.
     """
@@ -92,6 +93,7 @@ def policy_with_processors(
         context=context or context_length(model),
         model=model,
         weights=weights,
+        truncation=truncation,
     )
 
 

@@ -17,6 +17,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -279,8 +280,8 @@ def load_model(
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): 4-bit or 8-bit loading.
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
         trust_remote_code (`bool`, *optional*, defaults to `False`): Whether to run code from the Hub.
-        head (`str`, *optional*, defaults to `"causal_lm"`): `"causal_lm"`, `"sequence_classification"`, or `"none"`
-            for the layers below the head.
+        head (`str`, *optional*, defaults to `"causal_lm"`): `"causal_lm"`, `"sequence_classification"`,
+            `"token_classification"`, or `"none"` for the layers below the head.
         num_labels (`int`, *optional*, defaults to `0`): Labels of a sequence classification head. `0`: as saved, one
             under an adapter, whose base may be a language model without labels.
         is_trainable (`bool`, *optional*, defaults to `False`): Whether a loaded adapter is trained further.
@@ -329,12 +330,15 @@ def load_model(
         model = _create(source, AutoModelForSequenceClassification, init_kwargs)
     elif head == "causal_lm":
         model = _create(source, _architecture(source, init_kwargs), init_kwargs)
+    elif head == "token_classification":
+        model = _create(source, AutoModelForTokenClassification, init_kwargs)
     elif head == "none":
         if adapter is not None:
             raise ValueError(f"{name_or_path!r} is an adapter for a model with a head. Merge it into the model first.")
         model = _create(source, AutoModel, init_kwargs)
     else:
-        raise ValueError(f"`head` must be 'none', 'causal_lm' or 'sequence_classification', got {head!r}.")
+        heads = "'none', 'causal_lm', 'sequence_classification' or 'token_classification'"
+        raise ValueError(f"`head` must be {heads}, got {head!r}.")
     if not (saved.is_file() or scored):  # from the Hub
         refuse_other_kinds(source, {"architectures": model.config.architectures}, head)
     if init_kwargs.get("dtype") == "auto":
