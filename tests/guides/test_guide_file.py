@@ -92,6 +92,9 @@ F = function()
         ),
         ({"guides": [{"model": "x"}]}, r"guide 0 must have a `kind`, one of classifier, .*value_model; got None"),
         ({"guides": [{"kind": "classifier"}]}, r"guide 0: a classifier needs `model`"),
+        ({"guides": [{"kind": "classifier", "model": "./no"}]}, r"guide 0: There is no model at './no'"),
+        ({"guides": [{"kind": "value_model", "model": "./no"}]}, r"guide 0: There is no model at './no'"),
+        ({"guides": [{"kind": "language_model", "expert": "./no"}]}, r"guide 0: There is no model at './no'"),
         ({"guides": [{"kind": "language_model"}]}, r"guide 0: a language_model needs an `expert`"),
         (
             {"guides": [{"kind": "classifier", "model": "x", "output": "logits"}]},
@@ -186,6 +189,34 @@ def test_weights_of_heads(folder: Path, tmp_path: Path) -> None:
         else:
             [policy] = decoding.policies(model, tokenizer, name="base", batch_size=4)
             assert policy.weights is not None and policy.weights.values == wanted
+
+
+def test_a_classifier_that_is_an_adapter_and_one_without_a_tokenizer(
+    folder: Path, tiny_model_dir: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A LoRA reward model on the language model's base; what cannot be compared is said."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSequenceClassification
+
+    base = AutoModelForSequenceClassification.from_pretrained(tiny_model_dir, num_labels=1)
+    config = LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"], init_lora_weights=False)
+    reward = get_peft_model(base, config).eval()
+    reward.save_pretrained("reward")
+    make_model(len(make_tokenizer()), num_labels=1).save_pretrained("bare")
+    model, tokenizer = make_model(len(make_tokenizer())), make_tokenizer()
+    guides = [{"kind": "classifier", "model": "reward"}, {"kind": "classifier", "model": "bare", "weight": 0}]
+    decoding = GuideDecoding([write(folder, {"guide_top_k": 0, "guides": guides})])
+    decoding.check()
+    [policy] = decoding.policies(model, tokenizer, name="base", batch_size=4)
+    assert "The tokenizer of 'bare' cannot be loaded" in caplog.text
+    with torch.no_grad():
+        logits = model(torch.tensor([[5, 6, 7]])).logits[0, -1]
+        rewards = [reward(torch.tensor([[5, 6, 7, a]])).logits.item() for a in range(1, len(logits))]
+    # The token of padding is left out: the model's own forward takes the one before it for the end.
+    wanted = (logits[1:] + torch.tensor(rewards)).log_softmax(0)
+    [rows] = policy.logps([[5, 6, 7]], [[[a] for a in range(1, len(logits))]])
+    found = torch.cat(rows).log_softmax(0)
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_commands(folder: Path, tiny_model_dir: str, capsys: pytest.CaptureFixture[str]) -> None:

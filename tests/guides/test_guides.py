@@ -154,6 +154,32 @@ def test_a_classifier_of_another_vocabulary_reads_text(caplog: pytest.LogCapture
         LanguageModelGuide(make_model(len(other)), tokenizer=tokenizer, expert_tokenizer=other)
 
 
+@pytest.mark.parametrize("kind", ["classifier", "language model"])
+def test_a_language_model_with_more_tokens(kind: str) -> None:
+    """Tokens that only the language model has keep their logits as candidates, and are an error in a text."""
+    larger, tokenizer = make_model(VOCABULARY + 8), make_tokenizer()
+    small = classifier() if kind == "classifier" else make_model(VOCABULARY, seed=5)
+
+    def guide(known: bool) -> BaseGuide:
+        own = tokenizer if known else None
+        if kind == "classifier":
+            return ClassifierGuide(small, tokenizer=tokenizer, own_tokenizer=own)
+        return LanguageModelGuide(small, tokenizer=tokenizer, expert_tokenizer=own)
+
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        logits = larger(ids).logits[:, -1]
+    found = GuidedLogitsProcessor(guide(known=True), 1.0, 0)(ids, logits)
+    expected = GuidedLogitsProcessor(guide(known=True), 1.0, 0)(ids, logits[:, :VOCABULARY])
+    assert torch.equal(found[:, VOCABULARY:], logits[:, VOCABULARY:])
+    torch.testing.assert_close(found[:, :VOCABULARY], expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=f"Token {VOCABULARY + 3} is not in the vocabulary of the"):
+        GuidedLogitsProcessor(guide(known=True), 1.0, 5)(torch.tensor([[5, VOCABULARY + 3]]), logits)
+    argument = "own_tokenizer" if kind == "classifier" else "expert_tokenizer"
+    with pytest.raises(ValueError, match=f"pass both .`tokenizer=`, `{argument}=`."):
+        GuidedLogitsProcessor(guide(known=False), 1.0, 5)(ids, logits)
+
+
 def test_an_encoder_reads_text() -> None:
     torch.manual_seed(0)
     tokenizer = make_tokenizer()

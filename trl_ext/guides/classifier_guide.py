@@ -100,14 +100,14 @@ class ClassifierGuide(BaseGuide):
         base: Any = base_of(self.model)
         self.config = base.config
         size = base.config.get_text_config().vocab_size
-        differs = ""
-        if tokenizer is not None and own_tokenizer is not None:
-            differs = vocabulary_mismatch(tokenizer, own_tokenizer, self.who)
+        compared = tokenizer is not None and own_tokenizer is not None
+        differs = vocabulary_mismatch(tokenizer, own_tokenizer, self.who) if compared else ""  # type: ignore[arg-type]
         vocabulary = GuideVocabulary(
             size,
             self.who,
             tokenizer=tokenizer,
             own_tokenizer=own_tokenizer,
+            compared=compared,
             mismatch=differs and f"{differs} It can read the text in its own tokens, which is slow: `retokenize`.",
             retokenize=retokenize,
             argument="own_tokenizer",

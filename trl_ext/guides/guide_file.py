@@ -226,7 +226,7 @@ def _entry(guide: Any, where: str, problems: list[str]) -> GuideEntry | None:
     settings = cls(**found)
     try:
         settings.check()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         problems.append(f"{where}: {error}")
         return None
     return GuideEntry(str(guide.get("name") or settings.default_name), settings, weight)

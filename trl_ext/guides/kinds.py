@@ -8,6 +8,7 @@ A kind is a dataclass. Its fields are the keys of a guide in the file, beside `k
 without a default are required. Its `load` makes the guide.
 """
 
+import logging
 import re
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +19,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
 
 from trl_ext.method import discover, import_class
-from trl_ext.models.load import load_model, quantization_config_from, saved_config
+from trl_ext.models.load import (
+    adapter_config,
+    hub_arguments,
+    load_model,
+    quantization_config_from,
+    resolve_model_path,
+    saved_config,
+)
 from trl_ext.models.tokenizers import load_tokenizer
 from trl_ext.rewards.classifiers import load_classifier
 from trl_ext.rewards.functions import import_function
@@ -26,6 +34,9 @@ from trl_ext.rewards.functions import import_function
 from .base_guide import BaseGuide, FunctionGuide
 from .classifier_guide import OUTPUTS, ClassifierGuide
 from .language_model_guide import LanguageModelGuide
+
+
+logger = logging.getLogger(__name__)
 
 
 class GuideKind(Protocol):
@@ -43,7 +54,10 @@ class GuideKind(Protocol):
         ...
 
     def check(self) -> None:
-        """Raise a `ValueError` for settings that are out of range or contradict each other. Nothing is loaded."""
+        """
+        Raise a `ValueError` or an `OSError` for settings that are out of range, contradict each other, or name
+        something that is not there. Nothing is loaded.
+        """
 
     def load(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> BaseGuide:
         """
@@ -97,10 +111,15 @@ class LoadedGuide:
         return load_model(name, head=head, device=llm.device, device_map=None, **options).to(llm.device)
 
     def load_tokenizer(self, name: str) -> PreTrainedTokenizerBase | None:
-        """The tokenizer of a model; `None` if it was saved without one."""
+        """The tokenizer of a model; `None`, with a warning, if it was saved without one."""
         try:
             return load_tokenizer(name, **self.where)
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            logger.warning(
+                "The tokenizer of %r cannot be loaded: its vocabulary is not compared with the language model's (%s).",
+                name,
+                error,
+            )
             return None
 
 
@@ -133,12 +152,15 @@ class ClassifierKind(LoadedGuide):
         return Path(self.model).name
 
     def check(self) -> None:
-        """Nothing depends on anything else."""
+        """Raise an `OSError` if the model is written like a path and is no directory."""
+        resolve_model_path(self.model)
 
     def load(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> BaseGuide:
         """See [`GuideKind.load`]."""
-        saved = saved_config("classifier", self.model, **self.where)
-        of_tokens = any(name.endswith("ForTokenClassification") for name in saved.architectures or ())
+        of_tokens = False
+        if adapter_config(self.model, **hub_arguments(self.where)) is None:
+            saved = saved_config("classifier", self.model, **self.where)
+            of_tokens = any(name.endswith("ForTokenClassification") for name in saved.architectures or ())
         head = "token_classification" if of_tokens else "sequence_classification"
         return ClassifierGuide(
             self.load_model(self.model, model, head),
@@ -173,9 +195,11 @@ class LanguageModelKind(LoadedGuide):
         return Path(self.expert or self.anti_expert).name
 
     def check(self) -> None:
-        """Raise a `ValueError` if there is no model."""
+        """Raise a `ValueError` if there is no model, an `OSError` for a path that is no directory."""
         if not self.expert and not self.anti_expert:
             raise ValueError("a language_model needs an `expert`, an `anti_expert` or both")
+        for path in filter(None, (self.expert, self.anti_expert)):
+            resolve_model_path(path)
 
     def load(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> BaseGuide:
         """See [`GuideKind.load`]."""

@@ -126,11 +126,17 @@ class TokenLogProbs:
         own_tokenizer: PreTrainedTokenizerBase | None,
     ) -> None:
         self.llm = BackboneAndHead(model.eval())
-        differs = ""
-        if tokenizer is not None and own_tokenizer is not None:
-            differs = vocabulary_mismatch(tokenizer, own_tokenizer, who)
+        compared = tokenizer is not None and own_tokenizer is not None
+        differs = vocabulary_mismatch(tokenizer, own_tokenizer, who) if compared else ""  # type: ignore[arg-type]
         mismatch = differs and f"{differs} It scores tokens, so that both models need the same ones."
-        vocabulary = GuideVocabulary(self.llm.vocabulary, who, tokenizer=tokenizer, mismatch=mismatch)
+        vocabulary = GuideVocabulary(
+            self.llm.vocabulary,
+            who,
+            tokenizer=tokenizer,
+            compared=compared,
+            mismatch=mismatch,
+            argument=f"{who.partition(' ')[0].replace('-', '_')}_tokenizer",
+        )
         self.reader = BackboneReader(self.llm.backbone, vocabulary)
 
     def __call__(self, context: GuideContext, candidates_Nk: torch.Tensor) -> torch.Tensor:

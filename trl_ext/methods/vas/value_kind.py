@@ -9,6 +9,8 @@ from typing import ClassVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from trl_ext.models.load import resolve_model_path
+
 from .decoding.value_guide import ValueGuide
 from .policies import load_value_model
 
@@ -40,7 +42,8 @@ class ValueModelKind:
         return Path(self.model).name
 
     def check(self) -> None:
-        """Nothing depends on anything else."""
+        """Raise an `OSError` if the model is written like a path and is no directory."""
+        resolve_model_path(self.model)
 
     def load(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> ValueGuide:
         """See [`~trl_ext.guides.kinds.GuideKind.load`]."""

@@ -67,6 +67,7 @@ class ValueGuide(BaseGuide):
             self.who,
             tokenizer=tokenizer,
             own_tokenizer=value_tokenizer,
+            compared=tokenizer is not None,
             mismatch=differs,
             retokenize=retokenize,
             argument="value_tokenizer",
