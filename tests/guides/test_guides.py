@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import make_model, make_tokenizer
 from oracles import guide_formulas as formulas
-from oracles.guided_decoding import PROMPTS, make_value, state_value
+from oracles.guided_decoding import PROMPTS, make_value, run_generate, state_value
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForTokenClassification
 
 from trl_ext.data.tokenization import left_padded
@@ -117,6 +117,43 @@ def test_a_mixture_of_guides_adds_up(tiny_model: Any) -> None:
         ]
         torch.testing.assert_close(both[n], sum(alone, torch.zeros(VOCABULARY)), rtol=1e-4, atol=1e-4)
     assert not both[3].any()
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_generate_with_two_guides(tiny_model: Any, beams: int) -> None:
+    """Greedy tokens of a padded batch against loops; beams against no cache."""
+    model, expert = classifier(), make_model(VOCABULARY, seed=5)
+    guides = {"c": ClassifierGuide(model), "l": LanguageModelGuide(expert)}
+    weights = {"c": 1.5, "l": 0.5}
+    settings: dict[str, Any] = {"eos_token_id": None} if beams == 1 else {"eos_token_id": None, "num_beams": beams}
+
+    def processor() -> GuidedLogitsProcessor:
+        mask = left_padded(PROMPTS, 0)[1]
+        return GuidedLogitsProcessor(guides, weights, 6, candidates_only=True, attention_mask=mask)
+
+    found = run_generate(tiny_model, processor(), PROMPTS, 5, **settings)
+    if beams > 1:
+
+        class Uncached(GuidedLogitsProcessor):
+            def __call__(self, input_ids: Any, scores: Any) -> Any:
+                self.reset()
+                return super().__call__(input_ids, scores)
+
+        mask = left_padded(PROMPTS, 0)[1]
+        naive = Uncached(guides, weights, 6, candidates_only=True, attention_mask=mask)
+        assert found == run_generate(tiny_model, naive, PROMPTS, 5, **settings)
+        return
+    for prompt, row in zip(PROMPTS, found, strict=True):
+        text = list(prompt)
+        for token in row:
+            logits, logps = formulas.logits_of(tiny_model, text), formulas.probabilities(expert, text)
+            candidates = formulas.likeliest(logits, 6)
+            total = {
+                a: logits[a] + 1.5 * formulas.label_logits(model, [*text, a])[0] + 0.5 * math.log(logps[a])
+                for a in candidates
+            }
+            assert token == max(candidates, key=total.__getitem__)
+            text.append(token)
 
 
 # ---------------------------------------------------------------------------------------- vocabularies and encoders
