@@ -269,3 +269,28 @@ def test_the_reference_lists_all_keys() -> None:
         [line] = [line for line in page.splitlines() if line.startswith(f"| `{kind}` |")]
         keys = re.findall(r"`(\w+)`", line.split("|")[2])
         assert sorted(keys) == sorted(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+
+
+def test_the_function_of_the_how_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's function and file as they are written: candidates that end a sentence gain two nats."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_guides", raising=False)
+    page = (REPOSITORY / "docs" / "how_to" / "guides.md").read_text()
+    for title in ("my_guides.py", "short.yaml"):
+        [block] = re.findall(rf'```\w+ title="{title}"\n(.*?)```', page, flags=re.DOTALL)
+        (tmp_path / title).write_text(block)
+    model, tokenizer = make_model(len(make_tokenizer())), make_tokenizer()
+    decoding = GuideDecoding(["short.yaml"])
+    decoding.check()
+    [policy] = decoding.policies(model, tokenizer, name="base", batch_size=4)
+    assert policy.weights is not None and policy.weights.values == {"ends_in": 2.0}
+    with torch.no_grad():
+        logits = model(torch.tensor([[5, 6, 7]])).logits[0, -1]
+    candidates = logits.topk(50).indices.tolist()
+    ends = [a for a in candidates if tokenizer.decode([a]) in (".", "!", "?")]
+    gained = {a: 2 * ((a in ends) - len(ends) / 50) for a in candidates}
+    wanted = torch.tensor([float(x) + gained.get(a, 0.0) for a, x in enumerate(logits)]).log_softmax(0)
+    assert ends
+    other = next(a for a in candidates if a not in ends)
+    [rows] = policy.logps([[5, 6, 7]], [[[ends[0]], [other], [0]]])  # type: ignore[misc]
+    assert [float(row) for row in rows] == pytest.approx([float(wanted[a]) for a in (ends[0], other, 0)], abs=1e-4)

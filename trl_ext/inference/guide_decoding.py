@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -113,8 +113,6 @@ class GuideDecoding:
         guides (`dict[str, Any]`):
             What the files say, for reports. Set by [`check`].
     """
-
-    needs: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     guide: list[str] | None = field(
         default=None,
