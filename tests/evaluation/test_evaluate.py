@@ -162,6 +162,21 @@ def test_the_kl_of_the_first_prompts_is_that_of_a_dataset_of_these(model, base, 
     assert none.metrics["perplexity"] == found.metrics["perplexity"]
 
 
+def test_completions_without_a_probability_are_counted_in_a_note(model, base, tokenizer):
+    """A policy with few candidates may have sampled one that rounding leaves out when the text is read again."""
+    policy = model_policy(model, tokenizer)
+
+    def logps(prompt_ids, completion_ids):
+        found = policy.logps(prompt_ids, completion_ids)
+        found[0][0][-1] = -torch.inf
+        return found
+
+    base_policy = model_policy(base, tokenizer)
+    found = evaluate(dataclasses.replace(policy, logps=logps), ROWS, settings=PLAIN, base=base_policy)
+    assert found.metrics["kl"] is None
+    assert found.notes["kl"].startswith(f"not defined: 1 of {len(ROWS) * PLAIN.num_generations} completions")
+
+
 def test_kl_and_perplexity_are_those_of_a_loop(model, base, tokenizer):
     found = evaluate_model(model, tokenizer, ROWS, settings=PLAIN, base_model=base)
     kl, nll, tokens = [], 0.0, 0

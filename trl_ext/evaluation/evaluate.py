@@ -320,9 +320,15 @@ def _measure_kl(
         result.kl_logps = {name: [*sums, *([] for _ in range(others))] for name, sums in found.items()}
     elif not others:
         result.logps |= found
-    if others:
-        result.notes["kl"] = f"of the first {len(prompt_ids)} of {len(result.completions)} prompts"
-    return result.record("kl", mean_and_se([response_kl(*pair) for pair in zip(logps, base_logps, strict=True)]))
+    kl = [response_kl(*pair) for pair in zip(logps, base_logps, strict=True)]
+    notes = [f"of the first {len(prompt_ids)} of {len(result.completions)} prompts"] if others else []
+    if infinite := sum(not math.isfinite(value) for group in kl for value in group):
+        notes.append(
+            f"not defined: {infinite} of {sum(map(len, kl))} completions have no probability when they are read again"
+        )
+    if notes:
+        result.notes["kl"] = "; ".join(notes)
+    return result.record("kl", mean_and_se(kl))
 
 
 def _measure_logps(result: Evaluation, policy: Policy, base: Policy | None, prompt_ids: list[list[int]]) -> None:
