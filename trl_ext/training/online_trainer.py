@@ -93,6 +93,7 @@ class OnlineTrainer(ExtTrainer):
         self.log_probs = LogProbs(
             model,
             self._tokenizer.pad_token_id,
+            completions_per_forward=args.completions_per_forward,
             shared_prefix=args.shared_prefix,
             pad_to_multiple_of=args.pad_to_multiple_of,  # type: ignore[arg-type]  # a number since it was checked
         )
