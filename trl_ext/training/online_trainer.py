@@ -165,6 +165,8 @@ class OnlineTrainer(ExtTrainer):
 
     def _summary(self, run: Run) -> dict[str, str]:
         lines = super()._summary(run)
+        if self.args.completions_per_forward:
+            lines["step"] += f", at most {self.args.completions_per_forward} completions in a forward pass"
         if self._samples:
             lines["engine"] = self.engine.describe()
         if self.reference is not None:
