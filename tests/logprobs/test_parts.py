@@ -155,7 +155,7 @@ def test_log_probabilities_are_those_of_one_pass(form: str, size: int) -> None:
 def test_a_loss_that_forgets_the_parts_is_an_error() -> None:
     model = make_model(64)
     tokens = LogProbs(model, 0, completions_per_forward=1)(model, [[5, 6]], [[[7], [8]]])
-    with pytest.raises(RuntimeError, match="let `compute_loss` return `self._through_parts"):
+    with pytest.raises(RuntimeError, match=r"let `compute_loss` return `self\._through_parts"):
         tokens.sums().sum().backward()
 
 

@@ -138,11 +138,9 @@ PARTS = [
 
 @pytest.mark.parametrize(("name", "dtype", "bits", "peft_config", "settings"), PARTS, ids=_id)
 def test_parts_need_the_same_memory_whatever_their_number(name, dtype, bits, peft_config, settings) -> None:
-    """8 completions in a forward pass, of 8, 16 and 64: the formula is within 6%, and the last two counts within 2%."""
+    """8 completions in a forward pass, of 8, 16 and 64: the formula within 6%, and the last two within 2%."""
     model = build(name, dtype, bits, peft_config, settings.get("checkpointing", False))
-    log_probs = LogProbs(
-        model, 0, shared_prefix=settings.get("shared_prefix", "auto"), completions_per_forward=8
-    )
+    log_probs = LogProbs(model, 0, shared_prefix=settings.get("shared_prefix", "auto"), completions_per_forward=8)
     log_probs.verify = lambda model: None
     states = 2 * sum(p.nbytes for p in model.parameters() if p.requires_grad)
     counted = {}
