@@ -85,8 +85,8 @@ _EXPORTED = [
         "`sft`",
         "`prompt`, `completion`; `score`",
         "SFTTrainer",
-        "`keep`: the `best` completion (default), those above the `threshold`, or `random` ones; `keep_per_prompt`; all if "
-        "there are no scores",
+        "`keep`: the `best` completion (default), those above the `threshold`, or `random` ones; `keep_per_prompt`; "
+        "all if there are no scores",
     ),
 ]
 

@@ -61,7 +61,7 @@ class RejectionSamplingArguments(PromptArguments, RewardArguments, RewardSetting
             Rounds of sampling and fine-tuning. Ours.
         keep (`str`, *optional*, defaults to `"best"`):
             What is trained on of a prompt: its `"best"` completions, those above `score_threshold` (`"threshold"`), or
-            `"random"` ones, the control by which the effect of selection is told from that of training on own samples.
+            `"random"` ones, the control: it shows what training on own samples does without the selection.
         keep_per_prompt (`int`, *optional*, defaults to `0`):
             Most completions of a prompt that are trained on. `0`: one, or all with `"threshold"`.
         score_threshold (`float` or `str`, *optional*):
@@ -138,7 +138,7 @@ class FineTuningConfig(SFTConfig):
     def __post_init__(self) -> None:
         if not accelerator_count():
             self.use_cpu = True
-            self.bf16 = bool(self.bf16)
+            self.bf16 = bool(self.bf16)  # type: ignore[has-type]
         super().__post_init__()
         if accelerator_count() > 1 and not self.use_cpu:
             raise ValueError(
@@ -371,4 +371,5 @@ def main(argv: list[str]) -> int:
     parser = make_parser()
     flags = parser.parse_flags(argv)
     parser.check_files(flags)
-    return run(*parser.build(flags), parser.named_settings(flags), argv)
+    args, tuning, model_args = parser.build(flags)
+    return run(args, tuning, model_args, parser.named_settings(flags), argv)
