@@ -47,7 +47,7 @@ _CHANGEABLE = (
     *("num_rounds", "output_dir", "reward_batch_size", "reward_server_kwargs"),
     *("disable_tqdm", "report_to", "run_name"),
 )
-_CHANGEABLE_BEGINNINGS = ("logging_", "save_", "dataloader_", "log_")
+_CHANGEABLE_BEGINNINGS = ("logging_", "save_", "dataloader_", "log_", "hub_", "env")
 _COLUMNS = ("prompt", "completion", "chat_template_kwargs")  # that TRL's SFTTrainer reads
 
 
@@ -169,9 +169,8 @@ class Rounds:
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.file, self.settings = folder / "rounds.json", json.loads(json.dumps(settings))
         self.done: list[dict[str, Any]] = []
-        if (
-            folder / "round_1" / "kept.jsonl"
-        ).is_file():  # until then, `trl-ext sample` knows the settings of its file
+        # Before, there are only samples, of whose settings their own file keeps a note.
+        if (folder / "round_1" / "kept.jsonl").is_file():
             self._resume(folder)
         self._save()
 
