@@ -99,7 +99,7 @@ def cases() -> list[Case]:
     ]
     for switches in ({"shared_prefix": "never"}, {"gradient_checkpointing": False}, {"shared_prefix": "dense"}):
         found.append(Case("RRHF", "step, 4 prompts × 6", "rank", 4, switches))
-    for completions, per_forward in ((12, 0), (8, 4), (12, 4)):
+    for completions, per_forward in ((16, 0), (8, 4), (16, 4), (32, 4)):
         parts = {"completions": completions, "completions_per_forward": per_forward}
         found.append(Case("RRHF", f"step, 1 prompt × {completions}", "rank", 1, parts))
     return found
