@@ -85,7 +85,8 @@ _EXPORTED = [
         "`sft`",
         "`prompt`, `completion`; `score`",
         "SFTTrainer",
-        "the best completion, or all above `score_threshold`; all if there are no scores",
+        "`keep`: the `best` completion (default), those above the `threshold`, or `random` ones; `keep_per_prompt`; "
+        "all if there are no scores",
     ),
 ]
 

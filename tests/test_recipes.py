@@ -14,6 +14,7 @@ from conftest import LONG, REPOSITORY
 
 from trl_ext.cli.launch import launcher_options
 from trl_ext.cli.main import main
+from trl_ext.cli.rejection_sampling import make_parser as make_rejection_parser
 from trl_ext.cli.train import make_parser
 from trl_ext.method import discover
 
@@ -46,6 +47,9 @@ def test_a_recipe_is_parsed_strictly(path: Path, tmp_path: Path, monkeypatch: py
         from trl_ext.cli.evaluate import make_parser as make_evaluate_parser
 
         make_evaluate_parser().parse_args_and_config(["--config", str(path)])
+        return
+    if method_of(path) == "rejection_sampling":
+        make_rejection_parser().parse_args_and_config(["--config", str(path)])
         return
     parser = make_parser(discover().methods[method_of(path)].method)
     monkeypatch.chdir(tmp_path)
@@ -113,6 +117,22 @@ SHORT = {
     "psle": ["--resample_steps", "1", "--max_steps", "3"],
     "proxy_rlhf": ["--max_steps", "18", "--logging_steps", "6"],
 }
+
+
+@pytest.mark.slow
+def test_rejection_sampling_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As written in the long form, where the reward rises; otherwise with fewer prompts and completions."""
+    for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "recipes").symlink_to(FOLDER)
+    monkeypatch.chdir(tmp_path)
+    short = ["--max_num_prompts", "16", "--num_generations", "2", "--max_completion_length", "12", "--num_rounds", "2"]
+    recipe = "recipes/rejection_sampling/imdb-2m_full_imdb_cpu.yaml"
+    assert main(["rejection_sampling", "--config", recipe, *([] if LONG else short)]) == 0
+    rounds = json.loads(Path("outputs/rejection_sampling/rounds.json").read_text())["rounds"]
+    assert all(each["score_kept"] > each["score_sampled"] for each in rounds)
+    if LONG:
+        assert rounds[-1]["score_sampled"] > rounds[0]["score_sampled"] + 1
 
 
 @pytest.mark.slow

@@ -102,6 +102,8 @@ _ROWS = Required(
     ("output_file", "prompt"), "the file to write, .jsonl or .parquet; not needed for texts", "sampled.jsonl"
 )
 
+_FOLDER = Required(("output_dir",), "the folder of the rounds: rows, models and their state", "rejection-sampling")
+
 COMMANDS: dict[str, Command] = {
     "sample": Command(
         "generate completions for prompts, score them, write a dataset",
@@ -116,6 +118,13 @@ COMMANDS: dict[str, Command] = {
         "sample:make_best_of_n_parser",
         (_TO_SAMPLE, _TO_COMPLETE, REWARD, _ROWS),
         "--num_generations 16",
+    ),
+    "rejection_sampling": Command(
+        "in rounds: sample completions, keep the best of each prompt, fine-tune on them (RAFT, ReST)",
+        "rejection_sampling:main",
+        "rejection_sampling:make_parser",
+        (MODEL, PROMPTS, REWARD, _FOLDER),
+        "--num_generations 8 --num_rounds 3",
     ),
     "evaluate": Command(
         "measure models on prompts: reward, KL, perplexity, diversity",

@@ -156,6 +156,20 @@ def generators() -> dict[str, Any]:
     return {"devices": [torch.accelerator.current_device_index()], "device_type": kind.type}
 
 
+def generator_states() -> list[torch.Tensor]:
+    """The states of the generators that [`generators`] is about, the CPU's first."""
+    kind = accelerator()
+    states = [torch.get_rng_state()]
+    return states if kind is None else [*states, torch.get_device_module(kind).get_rng_state()]
+
+
+def set_generator_states(states: list[torch.Tensor]) -> None:
+    """Sets what [`generator_states`] returned."""
+    torch.set_rng_state(states[0])
+    for state in states[1:]:
+        torch.get_device_module(accelerator()).set_rng_state(state)
+
+
 def record_cuda_graph(
     step: Callable[[], Any], restore: Callable[[], None], device: torch.device, warm_up: int
 ) -> Callable[[], None]:

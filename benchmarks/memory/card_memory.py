@@ -99,6 +99,9 @@ def cases() -> list[Case]:
     ]
     for switches in ({"shared_prefix": "never"}, {"gradient_checkpointing": False}, {"shared_prefix": "dense"}):
         found.append(Case("RRHF", "step, 4 prompts × 6", "rank", 4, switches))
+    for completions, per_forward in ((16, 0), (8, 4), (16, 4), (32, 4)):
+        parts = {"completions": completions, "completions_per_forward": per_forward}
+        found.append(Case("RRHF", f"step, 1 prompt × {completions}", "rank", 1, parts))
     return found
 
 
@@ -245,9 +248,10 @@ class Card:
         """A step of weighted SFT on two completions of a prompt; ranking reads the same log-probabilities."""
         return self._step(self.sizes(2, batch), {}, lambda tokens, sized: _imitation(tokens))
 
-    def rank(self, batch: int, **switches: Any) -> Callable[[], Any]:
-        """A step of RRHF on six completions of a prompt."""
-        return self._step(self.sizes(6, batch), switches, lambda tokens, sized: rrhf_loss(tokens.sums(), sized))
+    def rank(self, batch: int, *, completions: int = 6, **switches: Any) -> Callable[[], Any]:
+        """A step of RRHF on the completions of a prompt."""
+        sized = self.sizes(completions, batch)
+        return self._step(sized, switches, lambda tokens, sized: rrhf_loss(tokens.sums(), sized))
 
     def _step(self, sized: Any, switches: dict[str, Any], loss: Callable[[Any, Any], torch.Tensor]) -> Any:
         model = self.adapted(switches.get("gradient_checkpointing", True))
@@ -255,10 +259,14 @@ class Card:
         plain = shared in ("never", "dense")
         log_probs.layout = Layout("dense", "compared") if shared == "dense" else self.layout
         log_probs.shared_prefix = "always" if shared == "dense" else shared
+        log_probs.completions_per_forward = switches.get("completions_per_forward", 0)
         base_of(model).set_attn_implementation("sdpa" if plain else log_probs.attention)
 
         def step() -> None:
-            loss(log_probs(model, sized.prompts, sized.completions), sized).backward()
+            tokens = log_probs(model, sized.prompts, sized.completions)
+            total = loss(tokens, sized)
+            for share in [total] if tokens.parts is None else tokens.parts.shares(total):
+                share.backward()
             self.optimizer.step()
             model.zero_grad()
 

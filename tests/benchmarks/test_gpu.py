@@ -173,7 +173,7 @@ def test_a_default_dtype_is_that_of_the_moment() -> None:
 
 
 def test_counting_writes_a_result_and_its_table(tmp_path: Any) -> None:
-    arguments = ["--policy", "tiny", "--value", "tiny", "--cases", "RRHF step, 1 prompt"]
+    arguments = ["--policy", "tiny", "--value", "tiny", "--cases", "RRHF step, 1 prompt × 6"]
     assert card_count.SUITE.main([*arguments, "--allow_dirty", "--output", str(tmp_path)]) == 0
     found = results.read_results("card_count", tmp_path)
     [case] = found[0]["cases"]

@@ -46,6 +46,15 @@ def test_a_copy_is_complete_and_replaces_nothing(tmp_path: Path, capsys: pytest.
     assert Path("other/rrhf/llama-7b_full_hh_8gpu.yaml").is_file()
 
 
+@pytest.mark.parametrize("name", ["rejection_sampling", "rejection_sampling/imdb-2m_full_imdb_cpu.yaml"])
+def test_a_recipe_with_the_model_of_the_quickstarts_comes_with_it(tmp_path: Path, name: str) -> None:
+    assert main(["recipes", "copy", name]) == 0
+    copied = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert "recipes/rejection_sampling/imdb-2m_full_imdb_cpu.yaml" in copied
+    assert {f"recipes/quickstart/models/{each}/model.safetensors" for each in ("imdb-2m", "imdb-2m-reward")} <= copied
+    assert "recipes/quickstart/rrhf.yaml" not in copied
+
+
 def test_a_script_comes_with_its_model(tmp_path: Path) -> None:
     assert main(["recipes", "copy", "scripts/own_reward.py"]) == 0
     copied = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}

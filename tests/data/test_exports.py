@@ -84,6 +84,32 @@ def test_demonstrations():
     assert export([unscored], "sft")[0] == [{"prompt": "film?", "completion": each} for each in "ab"]
 
 
+def test_which_demonstrations_are_kept():
+    def kept(*rows, **settings):
+        return [row["completion"] for row in export(rows, "sft", **settings)[0]]
+
+    assert kept(ROW, keep_per_prompt=3) == ["b", "d", "c"]
+    assert kept(TIED, SINGLE, keep="best", keep_per_prompt=9) == ["a", "b", "a"]  # equal scores keep their order
+    assert kept(ROW, keep="threshold", score_threshold=1) == ["b", "c", "d"]
+    assert kept(ROW, keep="threshold", score_threshold="mean", keep_per_prompt=1) == ["b"]
+    ended = ROW | {"ended": [True, False, True, True]}
+    assert kept(ended, ended_only=True, keep_per_prompt=2) == ["d", "c"]
+
+
+def test_random_demonstrations_depend_on_the_seed_alone():
+    """Each completion as often as any other: 400 rows, so 100 of each with a standard deviation of 9."""
+    rows = [ROW] * 400
+    found = [[row["completion"] for row in export(rows, "sft", keep="random", seed=seed)[0]] for seed in (1, 1, 2)]
+    assert found[0] == found[1] != found[2]
+    assert all(60 < found[0].count(each) < 140 for each in "abcd")
+    changed = [row | {"scores": [9.0, 0.0, 0.0, 0.0]} for row in rows]
+    assert [row["completion"] for row in export(changed, "sft", keep="random", seed=1)[0]] == found[0]
+    two = export(rows, "sft", keep="random", keep_per_prompt=2)[0]
+    assert all(a["completion"] != b["completion"] for a, b in zip(two[::2], two[1::2], strict=True))
+    unscored = {"prompt": "film?", "completions": ["a", "b"]}
+    assert len(export([unscored], "sft", keep="random")[0]) == 1
+
+
 def test_what_is_left_of_another_form_goes():
     """TRL's KTOTrainer would take rows with `chosen` and `rejected` for pairs."""
     row = ROW | {"chosen": "x", "rejected": "y", "sources": list("mmnn"), "completion_ids": [[1]] * 4, "extra": {}}
@@ -99,6 +125,11 @@ def test_what_is_left_of_another_form_goes():
         ("pairs", {"score_threshold": 0}, "`score_threshold` has no effect with --format pairs: it is for kto or sft"),
         ("kto", {"min_margin": 1}, "`min_margin` has no effect with --format kto: it is for pairs"),
         ("scored", {"ended_only": True}, "`ended_only` has no effect with --format scored"),
+        ("pairs", {"keep": "best"}, "`keep` has no effect with --format pairs: it is for sft"),
+        ("sft", {"keep": "worst"}, "`keep` must be one of best, threshold, random, got 'worst'"),
+        ("sft", {"keep": "threshold"}, "`keep: threshold` needs a `score_threshold`"),
+        ("sft", {"keep": "random", "score_threshold": 1}, "`score_threshold` has no effect with `keep: random`"),
+        ("sft", {"keep_per_prompt": -1}, "`keep_per_prompt` must be at least 0"),
         ("sft", {"score_threshold": "maen"}, "must be a number, mean or median, got 'maen'"),
     ],
 )

@@ -115,6 +115,29 @@ def test_the_nearest_settings_fit_and_each_is_needed(models) -> None:
     assert not fit(of_7b, 3).fits
 
 
+def test_many_completions_fit_in_parts(models, capsys) -> None:
+    """Memory does not grow with their number, and where they do not fit in one pass the size of a part is proposed."""
+    common = "--use_peft true --dtype bfloat16 --per_device_train_batch_size 1 --generation_batch_size 16"
+
+    def needed(k: int, per_forward: int) -> float:
+        flags = f"{common} --num_generations {k} --completions_per_forward {per_forward}"
+        return planner("rrhf", models["Qwen2.5-0.5B"], flags).estimate().total_gib
+
+    assert needed(128, 0) > 2 * needed(32, 0)
+    assert needed(128, 4) == pytest.approx(needed(8, 4), rel=0.01)
+    assert needed(4, 4) == needed(4, 0)  # they fit into one part, which is one pass
+    many = planner("rrhf", models["Qwen2.5-0.5B"], f"{common} --num_generations 128")
+    found = fit(many, 4)
+    assert found.fits and [list(change.settings) for change in found.changes] == [["completions_per_forward"]]
+    of_psle = planner("psle", models["Qwen2.5-0.5B"], f"{common} --num_generations 64 --reward_funcs f")
+    assert any("completions_per_forward" in change.settings for change in fit(of_psle, 4).changes)
+    flags = (
+        f"--model {models['Qwen2.5-0.5B']} --method rrhf --card 24GB --num_generations 64 --completions_per_forward 4"
+    )
+    plan.main(shlex.split(flags))
+    assert "at most 4 completions in a forward pass" in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_command_says_what_fits(models, capsys) -> None:
     model = models["Qwen2.5-0.5B"]
     assert plan.main(["--model", model, "--method", "rrhf", "--card", "24GB"]) == 0

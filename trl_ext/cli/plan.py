@@ -123,7 +123,8 @@ def _described(planner: Any, card: float) -> str:
     lines = [
         f"{planner.method.name}: {name}, {number(model.parameters)} parameters, on a card of {card:g} GiB",
         f"a step: {sizes.prompts} x (prompt of {sizes.prompt} + {needs.trained} completions of "
-        f"{sizes.completion} tokens)",
+        f"{sizes.completion} tokens)"
+        + (f", at most {sizes.per_forward} completions in a forward pass" if sizes.per_forward else ""),
     ]
     if needs.generates:
         lines.append(f"generation: {generated_rows(needs, sizes)[0]} sequences at once")

@@ -131,7 +131,7 @@ def _copy(names: Sequence[str], target: Path) -> None:
         if not source.exists() or not source.resolve().is_relative_to(recipes_folder()):
             raise ValueError(f"there is no recipe '{name}'; trl-ext recipes lists them")
         sources += _files(source) if source.is_dir() else [source]
-        if source.parent == _quickstarts() or source.resolve().is_relative_to(_scripts()):  # model and prompts too
+        if source.parent == _quickstarts() or _uses_quickstarts(source):  # model and prompts too
             sources += [path for path in _files(_quickstarts()) if path.suffix != ".yaml"]
     copies = {source: target / source.relative_to(recipes_folder()) for source in sources}
     existing = [str(path) for path in copies.values() if path.exists()]
@@ -142,6 +142,13 @@ def _copy(names: Sequence[str], target: Path) -> None:
         shutil.copyfile(source, path)
         if path.suffix in (".yaml", ".py"):
             print(path)
+
+
+def _uses_quickstarts(source: Path) -> bool:
+    """Whether a recipe or script, or a folder of them, names files of the quickstarts."""
+    texts = [source] if source.is_file() else _files(source)
+    named = any("../quickstart/" in path.read_text(encoding="utf-8") for path in texts if path.suffix == ".yaml")
+    return named or source.resolve().is_relative_to(_scripts())
 
 
 def _files(folder: Path) -> list[Path]:

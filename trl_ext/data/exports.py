@@ -9,6 +9,7 @@ stay messages. `formats` reads what they write.
 """
 
 import math
+import random
 import statistics
 from collections.abc import Callable, Iterable, MutableMapping
 from dataclasses import dataclass, field, fields
@@ -46,6 +47,9 @@ _OF_COMPLETIONS = {"completions", "scores", "ended", "sources", "rewards", "extr
 _OF_COMPLETIONS |= {"completion", "chosen", "rejected"}
 
 
+KEPT = ("best", "threshold", "random")
+
+
 @dataclass
 class ExportSettings:
     """
@@ -62,8 +66,16 @@ class ExportSettings:
             Least difference of the scores of a pair.
         score_threshold (`float` or `str`, *optional*):
             A number, or `"mean"` or `"median"` of the prompt's scores. With `"kto"`, completions with a higher score
-            get the label true; `"mean"` by default. With `"sft"`, all completions with a higher score are written; by
-            default the best.
+            get the label true; `"mean"` by default. With `"sft"`, all completions with a higher score are written
+            (`keep="threshold"`).
+        keep (`str`, *optional*):
+            What `"sft"` writes of a prompt: its `"best"` completions, those above the `"threshold"`, or `"random"`
+            ones, the control of an experiment. If not set, `"threshold"` with a `score_threshold`, else `"best"`.
+        keep_per_prompt (`int`, *optional*, defaults to `0`):
+            Most completions of a prompt that `"sft"` writes, the best first. `0`: one, or all with
+            `keep="threshold"`.
+        seed (`int`, *optional*, defaults to `42`):
+            Seed of `keep="random"`.
         ended_only (`bool`, *optional*, defaults to `False`):
             Whether to leave out completions that were cut off, whose column `ended` is false.
     """
@@ -93,6 +105,21 @@ class ExportSettings:
             "higher (default: mean). `sft`: all completions with a higher score (default: the best one)."
         },
     )
+    keep: str | None = field(
+        default=None,
+        metadata={
+            "help": "What `sft` writes of a prompt: its best completions, those above the threshold, or random ones, "
+            "as a control. By default `threshold` with a score_threshold, else `best`.",
+            "choices": list(KEPT),
+        },
+    )
+    keep_per_prompt: int = field(
+        default=0,
+        metadata={
+            "help": "Most completions of a prompt that `sft` writes, the best first. 0: one, and all with `threshold`."
+        },
+    )
+    seed: int = field(default=42, metadata={"help": "Seed of `keep random`."})
     ended_only: bool = field(
         default=False, metadata={"help": "Whether to leave out completions that were cut off at their maximum length."}
     )
@@ -109,6 +136,9 @@ class ExportSettings:
             if getattr(self, name) not in values:
                 raise ValueError(f"`{name}` must be one of {', '.join(values)}, got {getattr(self, name)!r}.")
         check_at_least("min_margin", self.min_margin, 0)
+        check_at_least("keep_per_prompt", self.keep_per_prompt, 0)
+        if self.keep is not None and self.keep not in KEPT:
+            raise ValueError(f"`keep` must be one of {', '.join(KEPT)}, got {self.keep!r}.")
         if isinstance(self.score_threshold, str) and self.score_threshold not in ("mean", "median"):
             try:
                 self.score_threshold = float(self.score_threshold)
@@ -116,10 +146,14 @@ class ExportSettings:
                 raise ValueError(
                     f"`score_threshold` must be a number, mean or median, got {self.score_threshold!r}."
                 ) from None
+        if self.keep == "threshold" and self.score_threshold is None:
+            raise ValueError("`keep: threshold` needs a `score_threshold`: a number, mean or median.")
+        if self.keep in ("best", "random") and self.score_threshold is not None:
+            raise ValueError(f"`score_threshold` has no effect with `keep: {self.keep}`: remove one of the two.")
         allowed = EXPORTS[self.format].settings
         for each in fields(ExportSettings):
             changed = getattr(self, each.name) != each.default
-            if changed and each.name != "format" and each.name not in allowed:
+            if changed and each.name not in ("format", "seed", *allowed):  # commands that sample have a seed too
                 users = " or ".join(name for name, export in EXPORTS.items() if each.name in export.settings)
                 raise ValueError(f"`{each.name}` has no effect with --format {self.format}: it is for {users}.")
 
@@ -168,7 +202,7 @@ def export_row(row: Row, index: int, settings: ExportSettings, counts: Counts) -
     export = EXPORTS[settings.format]
     if export.make is None:
         return [row]
-    scored = export.needs_scores or settings.score_threshold is not None
+    scored = export.needs_scores or settings.score_threshold is not None or settings.keep == "best"
     for name in ("completions", *(["scores"] if scored else [])):
         if row.get(name) is None:
             raise DataError(
@@ -186,6 +220,8 @@ def export_row(row: Row, index: int, settings: ExportSettings, counts: Counts) -
     if not found:
         _count(counts, "unended")
         return []
+    if settings.keep == "random":
+        random.Random(f"{settings.seed} {index}").shuffle(found)
     made = export.make(found, settings, counts)
     if row.get("scores") is None:
         made = [{name: value for name, value in new.items() if name != "score"} for new in made]
@@ -238,12 +274,17 @@ def _labels(completions: list[_Scored], settings: ExportSettings, counts: Counts
 
 
 def _demonstrations(completions: list[_Scored], settings: ExportSettings, counts: Counts) -> list[Row]:
+    most = settings.keep_per_prompt or 1
     kept = completions
-    if settings.score_threshold is not None:
+    if settings.keep == "random":
+        kept = completions[:most]  # they are shuffled
+    elif settings.score_threshold is not None:
         threshold = _threshold(completions, settings.score_threshold)
         kept = [each for each in completions if each.score > threshold]
+        if settings.keep_per_prompt:
+            kept = sorted(kept, key=lambda each: -each.score)[:most]
     elif not math.isnan(completions[0].score):
-        kept = [max(completions, key=lambda each: each.score)]
+        kept = sorted(completions, key=lambda each: -each.score)[:most]
     if not kept:
         _count(counts, "below_threshold")
     _count_cut_off(counts, *kept)
@@ -275,7 +316,12 @@ EXPORTS = {
     "scored": Export("the trainers of trl-ext", None, ()),
     "pairs": Export("TRL's DPOTrainer and RewardTrainer", _pairs, ("pairing", "min_margin", "ended_only")),
     "kto": Export("TRL's KTOTrainer", _labels, ("score_threshold", "ended_only")),
-    "sft": Export("TRL's SFTTrainer", _demonstrations, ("score_threshold", "ended_only"), needs_scores=False),
+    "sft": Export(
+        "TRL's SFTTrainer",
+        _demonstrations,
+        ("score_threshold", "keep", "keep_per_prompt", "ended_only"),
+        needs_scores=False,
+    ),
 }
 
 

@@ -8,9 +8,10 @@ It is a function of how often each expert is chosen for the tokens of a batch. A
 completions stands for K separate rows, so each token of the prompt counts K times: the loss is that of separate rows.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from transformers import PreTrainedModel
@@ -81,6 +82,33 @@ def router_logits(base: PreTrainedModel) -> Iterator[list[torch.Tensor]]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@dataclass
+class Routing:
+    """
+    The choices of experts in a batch, from which its load balancing loss is computed.
+
+    Args:
+        base ([`~transformers.PreTrainedModel`]): The model.
+        logits (`list[torch.Tensor]`): From [`router_logits`]: those of each layer, of shape (tokens, experts).
+        counts (`torch.Tensor` of shape (rows, L)): How many separate rows hold each token; 0 for padding.
+    """
+
+    base: PreTrainedModel
+    logits: list[torch.Tensor]
+    counts: torch.Tensor
+
+    @classmethod
+    def joined(cls, batches: Sequence[Self]) -> Self:
+        """That of several batches as one. The loss of a batch is no sum over its tokens."""
+        layers = zip(*(batch.logits for batch in batches), strict=True)
+        counts = torch.cat([batch.counts.flatten() for batch in batches])[None]
+        return cls(batches[0].base, [torch.cat(logits) for logits in layers], counts)
+
+    def loss(self) -> torch.Tensor:
+        """The load balancing loss of the batch."""
+        return balancing_loss(self.base, self.logits, self.counts)
 
 
 def balancing_loss(base: PreTrainedModel, logits: list[torch.Tensor], counts: torch.Tensor) -> torch.Tensor:

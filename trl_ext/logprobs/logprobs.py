@@ -9,9 +9,8 @@ Dimensions: B prompts, N completions in all, L tokens per row, R tokens of a com
 """
 
 import logging
-from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -24,52 +23,14 @@ from trl_ext.models.properties import base_of, has_virtual_tokens, inserted_toke
 from trl_ext.models.sharding import catch_up_calls
 from trl_ext.progress import progress
 
-from .balancing_loss import balancing_loss, can_return_router_logits, router_logits
+from .balancing_loss import Routing, can_return_router_logits, router_logits
 from .lm_head import add_fused_head, copy_with_own_weights, from_logits
+from .parts import Parts, split
 from .shared_prefix import IGNORE, SharedPrefixRows, unwrapped
+from .token_logps import TokenLogps
 
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class TokenLogps:
-    """
-    Per-token log-probabilities of the completions of a batch, in the layout of its rows.
-
-    Args:
-        logps (`torch.Tensor` of shape (rows, L)): log P of the token each position predicts, in nats; 0 elsewhere.
-        entropy (`torch.Tensor` of shape (rows, L)): Entropy of each of these predictions, in nats; 0 elsewhere.
-        is_top1 (`torch.Tensor` of shape (rows, L)): 1 where the token was the most likely one.
-        completion_index (`torch.Tensor` of shape (rows, L)): Completion that the token belongs to, -1 elsewhere.
-        num_completions (`int`): N.
-        form (`str`): `"separate"`, `"dense"` or `"cascade"` (see [`~trl_ext.logprobs.shared_prefix.Layout`]).
-        num_positions (`int`): Positions that went through the model, padding included.
-        aux_loss (`torch.Tensor` or `None`): The load balancing loss of the batch, if it was asked for.
-    """
-
-    logps: torch.Tensor
-    entropy: torch.Tensor
-    is_top1: torch.Tensor
-    completion_index: torch.Tensor
-    num_completions: int
-    form: str
-    num_positions: int
-    aux_loss: torch.Tensor | None = None
-
-    def sums(self) -> torch.Tensor:
-        """log P of each completion given its prompt, of shape (N,)."""
-        return self._sum(self.logps)
-
-    def lengths(self) -> torch.Tensor:
-        """Tokens of each completion, of shape (N,)."""
-        return self._sum(torch.ones_like(self.logps))
-
-    def _sum(self, values: torch.Tensor) -> torch.Tensor:
-        # One slot more than there are completions takes what belongs to none of them.
-        index = self.completion_index.flatten() % (self.num_completions + 1)
-        total = values.new_zeros(self.num_completions + 1)
-        return total.index_add(0, index, values.flatten())[:-1]
 
 
 class LogProbs(SharedPrefixRows):
@@ -85,6 +46,8 @@ class LogProbs(SharedPrefixRows):
             Its forward gains a fused head (see [`~trl_ext.logprobs.lm_head.add_fused_head`]); other forward
             passes and generation do not change.
         pad_token_id (`int`): Token in padding.
+        completions_per_forward (`int`, *optional*, defaults to `0`): Most completions in a forward pass. A larger
+            batch is read in parts, see [`~trl_ext.logprobs.parts.Parts`]. `0`: all completions in one.
         kwargs: `shared_prefix` and `pad_to_multiple_of`; see [`~trl_ext.logprobs.shared_prefix.SharedPrefixRows`].
 
     Raises:
@@ -93,9 +56,12 @@ class LogProbs(SharedPrefixRows):
 
     quantity = "log-probabilities"
 
-    def __init__(self, model: PreTrainedModel, pad_token_id: int, **kwargs: Any) -> None:
+    def __init__(
+        self, model: PreTrainedModel, pad_token_id: int, *, completions_per_forward: int = 0, **kwargs: Any
+    ) -> None:
         base = base_of(model)
         self.fused = True
+        self.completions_per_forward = completions_per_forward
         self.inserted = inserted_tokens(model)
         if has_virtual_tokens(model):  # they are not among the positions of a row
             kwargs["shared_prefix"] = "never"
@@ -121,10 +87,25 @@ class LogProbs(SharedPrefixRows):
             completions (`list[list[list[int]]]`): For each prompt its completions, of at least one token each.
             aux_loss (`bool`, *optional*, defaults to `False`): Whether to compute the load balancing loss of a mixture
                 of experts. It is that of separate rows.
+
+        Returns:
+            [`~trl_ext.logprobs.token_logps.TokenLogps`]: Where its `parts` are set, the gradient of a loss goes
+            through them ([`~trl_ext.logprobs.parts.Parts.shares`]), not through `backward`.
         """
         self.verify(model)
-        form = self.form_of(prompts, completions)
-        return self._forward(model, form, prompts, completions, self.fused, aux_loss)
+
+        def read(prompts: list[list[int]], completions: list[list[list[int]]]) -> TokenLogps:
+            form = self.form_of(prompts, completions)
+            return self._forward(model, form, prompts, completions, self.fused, aux_loss)
+
+        if not self.completions_per_forward:
+            return read(prompts, completions)
+        batches = split(prompts, completions, self.completions_per_forward)
+        # On a sharded model, every process has to make as many forward passes.
+        fillers = [([[self.pad_token_id]], [[[self.pad_token_id]]]) for _ in catch_up_calls(model, len(batches))]
+        if len(batches) + len(fillers) == 1:
+            return read(prompts, completions)
+        return Parts(model, read, batches, fillers).first_pass()
 
     def _forward(
         self, model: torch.nn.Module, form: str, prompts: list, completions: list, fused: bool, aux_loss: bool = False
@@ -150,7 +131,7 @@ class LogProbs(SharedPrefixRows):
             logps, entropy, is_top1, index, sum(map(len, completions)), form, rows["input_ids"].numel()
         )
         if aux_loss:
-            tokens.aux_loss = balancing_loss(base, routers, pad(rows["counts"], (self.inserted, 0), value=1))
+            tokens.routing = Routing(base, list(routers), pad(rows["counts"], (self.inserted, 0), value=1))
         return tokens
 
     def probe_values(self, model: torch.nn.Module, form: str, prompts: list, completions: list) -> torch.Tensor:
@@ -195,7 +176,7 @@ def completion_logps(
         prompts (`list[list[int]]`): B prompts.
         completions (`list[list[list[int]]]`): For each prompt its completions; an empty one gets an empty tensor.
         pad_token_id (`int`): Token in padding.
-        batch_size (`int`, *optional*, defaults to `64`): Completions per forward pass, at least those of one prompt.
+        batch_size (`int`, *optional*, defaults to `64`): Most completions per forward pass.
         log_probs ([`LogProbs`], *optional*): The object that computes them; a new one by default.
 
     Returns:
@@ -210,28 +191,16 @@ def completion_logps(
         (item for item in kept if item[1]),
         key=lambda item: len(prompts[item[0]]) + max(len(c) for c in completions[item[0]]),
     )
-    chunks = list(_chunks(kept, batch_size))
+    groups = [[completions[b][k] for k in ks] for b, ks in kept]
+    batches = split([prompts[b] for b, _ in kept], groups, batch_size)
+    places = ((b, k) for b, ks in kept for k in ks)
     with progress("log-probabilities", len(kept)) as phase, evaluation_mode(model):
-        for chunk in chunks:
-            groups = [[completions[b][k] for k in ks] for b, ks in chunk]
-            tokens = log_probs(model, [prompts[b] for b, _ in chunk], groups)
-            flat = [(b, k) for b, ks in chunk for k in ks]
-            for n, (b, k) in enumerate(flat):
+        fillers = catch_up_calls(model, len(batches))  # first: from here on, all processes make the same calls
+        for some, batch in batches:
+            tokens = log_probs(model, some, batch)
+            for n, (b, k) in enumerate(islice(places, tokens.num_completions)):
                 results[b][k] = tokens.logps[tokens.completion_index == n].float().cpu()
-            phase.advance(len(chunk))
-        for _ in catch_up_calls(model, len(chunks)):
+            phase.advance(len(some))
+        for _ in fillers:
             log_probs(model, [[pad_token_id]], [[[pad_token_id]]])
     return results
-
-
-def _chunks(items: list[tuple[int, list[int]]], size: int) -> Iterator[list[tuple[int, list[int]]]]:
-    chunk: list[tuple[int, list[int]]] = []
-    count = 0
-    for item in items:
-        if chunk and count + len(item[1]) > size:
-            yield chunk
-            chunk, count = [], 0
-        chunk.append(item)
-        count += len(item[1])
-    if chunk:
-        yield chunk

@@ -28,6 +28,9 @@ GIB = 2**30
 _TILE = (4096, 32768)
 # Bytes of a logit in our head on a CPU: in half precision, in float32, and what is computed from it.
 _CHUNKED_LOGIT = 14
+# Bytes of a position that is kept between the two passes of parts: log-probability, its derivative, entropy, whether
+# the token was the most likely one, and the number of its completion.
+_BETWEEN_PASSES = 24
 # Bytes of a logit while a token is sampled: in half precision, in float32, scaled, filtered, and its probability.
 _SAMPLED_LOGIT = 18
 
@@ -58,6 +61,7 @@ class Sizes:
         checkpointing (`bool`): Whether activations are computed again in the backward pass.
         offloading (`bool`): Whether activations are in CPU memory meanwhile.
         shared_prefix (`str`): See [`~trl_ext.logprobs.shared_prefix.SharedPrefixRows`].
+        per_forward (`int`): Most completions in a forward pass (`completions_per_forward`); 0 for all.
         accumulation (`int`): Steps whose gradients are added.
         optimizer (`str`): `optim` of the config.
         rows (`int`): Sequences that are generated at once.
@@ -74,6 +78,7 @@ class Sizes:
     checkpointing: bool = True
     offloading: bool = False
     shared_prefix: str = "auto"
+    per_forward: int = 0
     accumulation: int = 1
     optimizer: str = "adamw_torch_fused"
     rows: int = 128
@@ -106,6 +111,7 @@ class Sizes:
             checkpointing=bool(args.gradient_checkpointing),
             offloading=bool(args.activation_offloading),
             shared_prefix=getattr(args, "shared_prefix", "never"),
+            per_forward=int(getattr(args, "completions_per_forward", 0) or 0),
             accumulation=accumulation,
             optimizer=str(getattr(args.optim, "value", args.optim)),
             rows=int(args.generation_batch_size or (64 if on_cpu else 128)),
@@ -248,22 +254,39 @@ def _static(language_model: Inventory, trained: Inventory, needs: Needs, sizes: 
 # --------------------------------------------------------------------------------------------------- a training step
 
 
+def largest_part(k: int, sizes: Sizes) -> list[int]:
+    """
+    The completions of each prompt in the largest forward pass of a step.
+
+    Args:
+        k (`int`): Completions of a prompt in the step.
+        sizes ([`Sizes`]): The settings.
+    """
+    size = sizes.per_forward
+    if not size or k <= size:
+        prompts = min(sizes.prompts, size // k) if size else sizes.prompts
+        return [k] * prompts
+    if k % size and sizes.prompts > 1:  # the rest of a prompt, and the first of the next one
+        return [k % size, size - k % size]
+    return [size]
+
+
 def positions(k: int, sizes: Sizes, model: Inventory) -> tuple[int, int, str]:
     """
-    Positions of a step that go through the layers, those of them that predict a token, and the form of the rows.
+    Positions of a forward pass that go through the layers, those of them that predict a token, and the form of rows.
 
     Args:
         k (`int`): Completions of a prompt.
         sizes ([`Sizes`]): The settings.
         model ([`~trl_ext.memory.inventory.Inventory`]): The model that reads them.
     """
-    prompts = sizes.prompts
+    groups = largest_part(k, sizes)
     shared = "cascade" if sizes.gpu else "dense"
     layout = Layout(shared if model.shares_rows else "separate", "for an estimate")
-    lengths = [range(sizes.prompt)] * prompts, [[range(sizes.completion)] * k] * prompts
+    lengths = [range(sizes.prompt)] * len(groups), [[range(sizes.completion)] * n for n in groups]
     form = choose_form(layout, *lengths, model.hidden, sizes.shared_prefix)
-    predicted = prompts * k * sizes.completion
-    prompts_read = prompts * k if form == "separate" else prompts
+    predicted = sum(groups) * sizes.completion
+    prompts_read = sum(groups) if form == "separate" else len(groups)
     return predicted + prompts_read * (sizes.prompt - 1), predicted, form
 
 
@@ -312,7 +335,9 @@ def _training(model: Inventory, needs: Needs, sizes: Sizes, own: int) -> dict[st
     checkpoints = float(tokens * model.hidden * residual) * model.layers * outside
     final = float(tokens * model.hidden * (4 + residual * whole) + predicted * model.hidden * residual)
     gradients = float(model.trained_bytes + 4 * own)
-    before = gradients if sizes.accumulation > 1 else 0.0
+    in_parts = sizes.prompts * needs.trained > sum(largest_part(needs.trained, sizes))
+    adds = sizes.accumulation > 1 or in_parts  # to gradients of earlier backward passes
+    before = gradients if adds else 0.0
     table = float(model.vocabulary * model.hidden)
     of_head = (4 + (residual if residual < 4 else 0)) * table * whole * needs.log_probs
     working = _working(model, tokens, compute)
@@ -323,8 +348,10 @@ def _training(model: Inventory, needs: Needs, sizes: Sizes, own: int) -> dict[st
         kept = last = layers * outside if sizes.offloading else layers
         copied = cached = copies
     logits = _tile(model, predicted, compute, sizes.gpu) * needs.log_probs
-    embedding = table * residual * whole * (sizes.accumulation > 1 or not model.head)
-    return {
+    embedding = table * residual * whole * (adds or not model.head)
+    read = tokens * sizes.prompts * needs.trained / sum(largest_part(needs.trained, sizes))
+    between = {"log-probabilities": _BETWEEN_PASSES * read * in_parts}
+    phases = {
         "head, forward": {"activations": kept + final + cached, "logits": logits, "gradients": before},
         "head, backward": {
             "activations": kept + final + (0 if sizes.checkpointing else copies),
@@ -344,6 +371,7 @@ def _training(model: Inventory, needs: Needs, sizes: Sizes, own: int) -> dict[st
         "embedding": {"gradients": gradients + embedding},
         "optimizer": {"gradients": gradients * (2 if sizes.optimizer == "adamw_torch" else 1)},
     }  # fmt: skip
+    return {name: parts if name == "optimizer" else parts | between for name, parts in phases.items()}
 
 
 def _working(model: Inventory, tokens: int, compute: int) -> float:

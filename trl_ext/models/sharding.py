@@ -56,6 +56,11 @@ def check_launch(trainer: "Trainer") -> None:
             f"FSDP was asked for, and accelerate has set up {kind.value} instead: it supports FSDP on accelerators "
             "only. Launch without FSDP here (`--accelerate_config multi_gpu`, or `--num_processes` only)."
         )
+    if trainer.is_deepspeed_enabled and getattr(args, "completions_per_forward", 0):
+        raise ValueError(
+            "`completions_per_forward` has several backward passes in a step, and DeepSpeed takes its optimizer step "
+            "in the first of them. Launch with FSDP instead (`--accelerate_config fsdp2`), or set it to 0."
+        )
     if not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
         return
     if trainer.is_fsdp_enabled and trainer.accelerator.state.fsdp_plugin.fsdp_version == 1:

@@ -74,6 +74,10 @@ class EngineConfig(VLLMSettings, ExtConfig):
             that. The metric `reward` is the weighted sum with either.
         mask_truncated_completions (`bool`, *optional*, defaults to `False`):
             Whether generated completions that `max_completion_length` cut off are left out of the loss.
+        completions_per_forward (`int`, *optional*, defaults to `0`):
+            Most completions in a forward pass. The completions of a batch beyond it are read in parts of this many,
+            twice, with the gradient and loss of one pass over all of them: memory then does not grow with
+            `num_generations` or `per_device_train_batch_size`. `0`: one pass.
         shared_prefix (`str`, *optional*, defaults to `"auto"`):
             Whether a prompt is computed once for all of its completions: `"auto"` where that is cheaper, `"always"`
             wherever the model supports it, `"never"`. The result is the same.
@@ -130,6 +134,13 @@ class EngineConfig(VLLMSettings, ExtConfig):
     mask_truncated_completions: bool = field(
         default=False, metadata={"help": "Whether generated completions that were cut off are left out of the loss."}
     )
+    completions_per_forward: int = field(
+        default=0,
+        metadata={
+            "help": "Most completions in a forward pass: more of them are read in parts, twice, for the same gradient "
+            "with less memory. 0 means all in one pass."
+        },
+    )
     shared_prefix: str = field(
         default="auto",
         metadata={
@@ -154,6 +165,7 @@ class EngineConfig(VLLMSettings, ExtConfig):
         super().__post_init__()
         self.set_resample_steps()
         self._check_reference()
+        self._check_parts()
         self._at_least("beta", 0)
         if self.router_aux_loss_coef is not None:
             self._at_least("router_aux_loss_coef", 0)
@@ -174,6 +186,15 @@ class EngineConfig(VLLMSettings, ExtConfig):
             )
         if self.vllm_structured_outputs_regex and not self.use_vllm:
             raise ValueError("`vllm_structured_outputs_regex` has no effect without `use_vllm`.")
+
+    def _check_parts(self) -> None:
+        self._at_least("completions_per_forward", 0)
+        optim = str(getattr(self.optim, "value", self.optim))
+        if self.completions_per_forward and ("lomo" in optim or "layerwise" in optim):
+            raise ValueError(
+                f"`optim: {optim}` changes weights in the backward pass, and `completions_per_forward` has several of "
+                "them in a step: choose another optimizer, or set `completions_per_forward: 0`."
+            )
 
     def _check_reference(self) -> None:
         self._at_least("ref_model_sync_steps", 1)

@@ -94,6 +94,7 @@ class OnlineTrainer(ExtTrainer):
         self.log_probs = LogProbs(
             model,
             self._tokenizer.pad_token_id,
+            completions_per_forward=args.completions_per_forward,
             shared_prefix=args.shared_prefix,
             pad_to_multiple_of=args.pad_to_multiple_of,  # type: ignore[arg-type]  # a number since it was checked
         )
@@ -165,6 +166,8 @@ class OnlineTrainer(ExtTrainer):
 
     def _summary(self, run: Run) -> dict[str, str]:
         lines = super()._summary(run)
+        if self.args.completions_per_forward:
+            lines["step"] += f", at most {self.args.completions_per_forward} completions in a forward pass"
         if self._samples:
             lines["engine"] = self.engine.describe()
         if self.reference is not None:

@@ -247,7 +247,12 @@ class Reference:
 
     def _builder(self, policy: LogProbs) -> LogProbs:
         if self.log_probs is None:
-            self.log_probs = LogProbs(self._unwrapped(), policy.pad_token_id, shared_prefix=policy.shared_prefix)
+            self.log_probs = LogProbs(
+                self._unwrapped(),
+                policy.pad_token_id,
+                completions_per_forward=policy.completions_per_forward,
+                shared_prefix=policy.shared_prefix,
+            )
         return self.log_probs
 
     @contextmanager

@@ -7,6 +7,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeAlias
 
@@ -25,7 +26,7 @@ from trl_ext.data.scored_rows import form_of, require_scores, to_scored_rows
 from trl_ext.data.token_ids import check_token_ids_of_rows
 from trl_ext.data.tokenization import TOKENIZED_COLUMNS, check_positions, is_tokenized, prepare_dataset
 from trl_ext.generation_settings import eos_token_ids, stop_at_eos_token
-from trl_ext.logprobs.logprobs import TokenLogps
+from trl_ext.logprobs.token_logps import TokenLogps
 from trl_ext.models.adapters import cast_adapter, check_trainable
 from trl_ext.models.load import hub_arguments, loading_error
 from trl_ext.models.sharding import check_launch
@@ -688,21 +689,47 @@ class ExtTrainer(BaseTrainer):
             tokens: The log-probabilities or values of the batch, and its load balancing loss.
             count (`int` or `torch.Tensor`, *optional*): As for [`_mean`].
         """
-        if tokens.aux_loss is None:
+        aux_loss = tokens.aux_loss
+        if aux_loss is None:
             return loss
-        self._meters[self._mode].add_values("aux_loss", tokens.aux_loss.detach()[None])
+        self._meters[self._mode].add_values("aux_loss", aux_loss.detach()[None])
         batches = 1 if count is None else self.current_gradient_accumulation_steps
-        return loss + self.router_aux_loss_coef * tokens.aux_loss.to(loss.device) / batches
+        return loss + self.router_aux_loss_coef * aux_loss.to(loss.device) / batches
 
-    def _zero_loss(self, read: Callable[[Any, Any], torch.Tensor], inputs: dict[str, Any]) -> torch.Tensor:
+    def _through_parts(self, loss: torch.Tensor, tokens: TokenLogps) -> torch.Tensor:
+        """
+        The loss of a batch that was read in parts, after the backward passes of all of them but the last.
+
+        Its value is that of `loss`, and its gradient that of the last part. A batch that was read at once, or without
+        gradients, keeps its loss.
+
+        Args:
+            loss (`torch.Tensor`): The complete loss of the batch, a function of `tokens`.
+            tokens ([`~trl_ext.logprobs.token_logps.TokenLogps`]): The log-probabilities of the batch.
+        """
+        if tokens.parts is None:
+            return loss
+        shares = tokens.parts.shares(loss)
+        for share in islice(shares, len(tokens.parts) - 1):
+            self.accelerator.backward(share)
+        last = next(shares)
+        return loss.detach() + (last - last.detach())
+
+    def _zero_loss(
+        self, read: Callable[[Any, Any], TokenLogps | torch.Tensor], inputs: dict[str, Any]
+    ) -> torch.Tensor:
         """
         The loss, 0, of a batch without scored completions. The model runs all the same, as on every other process.
 
         Args:
-            read (`Callable`): From prompts and completions to a tensor that depends on the model's weights.
+            read (`Callable`): From prompts and completions to their log-probabilities, or to another tensor that
+                depends on the model's weights.
             inputs (`dict`): The batch.
         """
-        return read(inputs["prompt_ids"][:1], [[[self._tokenizer.pad_token_id]]]).sum() * 0.0
+        tokens = read(inputs["prompt_ids"][:1], [[[self._tokenizer.pad_token_id]]])
+        if isinstance(tokens, torch.Tensor):
+            return tokens.sum() * 0.0
+        return self._through_parts(tokens.logps.sum() * 0.0, tokens)
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         with self._offload:

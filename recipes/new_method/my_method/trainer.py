@@ -3,6 +3,7 @@
 
 """Trainer of MyMethod: learns from scored completions of a dataset, or from those that it generates and scores."""
 
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -100,7 +101,7 @@ class MyMethodTrainer(OnlineTrainer):
         """The ranking loss plus `sft_weight` times the SFT loss on the best completion, averaged over prompts."""
         kept = self._kept(inputs)  # prompts with completions
         if not kept:
-            loss = self._zero_loss(lambda prompts, some: self.log_probs(model, prompts, some).logps, inputs)
+            loss = self._zero_loss(partial(self.log_probs, model), inputs)
             return (loss, {"p": loss.new_empty(0), "scores": loss.new_empty(0)}) if return_outputs else loss
         prompts = [inputs["prompt_ids"][b] for b in kept]
         completions = [inputs["completion_ids"][b] for b in kept]
@@ -120,6 +121,7 @@ class MyMethodTrainer(OnlineTrainer):
         self._add_tokens(prompts, completions)  # num_tokens
         loss = self._mean(loss_B.sum(), len(loss_B), num_items_in_batch)
         loss = self._with_aux_loss(loss, tokens, num_items_in_batch)
+        loss = self._through_parts(loss, tokens)
         return (loss, {"p": p_N, "scores": scores_N}) if return_outputs else loss
 
     def prediction_step(

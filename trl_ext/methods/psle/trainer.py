@@ -7,6 +7,7 @@ import os
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -368,7 +369,7 @@ class PSLETrainer(OnlineTrainer):
         """
         kept, mixed = self._kept(inputs), inputs.get("mixed") or []
         if not kept and not mixed:
-            loss = self._zero_loss(lambda prompts, some: self.log_probs(model, prompts, some).logps, inputs)
+            loss = self._zero_loss(partial(self.log_probs, model), inputs)
             return (loss, {"logps": loss.new_empty(0)}) if return_outputs else loss
         prompts = [inputs["prompt_ids"][b] for b in kept] + [row["prompt_ids"] for row in mixed]
         completions = [inputs["completion_ids"][b] for b in kept]
@@ -384,6 +385,7 @@ class PSLETrainer(OnlineTrainer):
         self._add_tokens(prompts, completions)
         loss = self._mean(total, len(kept), num_items_in_batch)
         loss = self._with_aux_loss(loss, tokens, num_items_in_batch)
+        loss = self._through_parts(loss, tokens)
         return (loss, {"logps": l_N}) if return_outputs else loss
 
     def _prompt_losses(self, l_N: torch.Tensor, inputs: dict[str, Any], kept: list[int]) -> torch.Tensor:

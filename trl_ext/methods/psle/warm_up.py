@@ -101,6 +101,7 @@ class WarmUpTrainer(ExtTrainer):
         self._add_tokens(*ids)
         loss = self._mean(-l_N.sum(), len(l_N), num_items_in_batch)
         loss = self._with_aux_loss(loss, tokens, num_items_in_batch)
+        loss = self._through_parts(loss, tokens)
         return (loss, {"logps": l_N}) if return_outputs else loss
 
 

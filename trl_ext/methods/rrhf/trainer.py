@@ -5,6 +5,7 @@
 
 import textwrap
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -21,7 +22,7 @@ from transformers.utils import logging
 
 from trl_ext.data.schema import AnyDataset, DataError, column_names
 from trl_ext.data.scored_rows import REWARD_FLAGS, lacks_completions
-from trl_ext.logprobs.logprobs import TokenLogps
+from trl_ext.logprobs.token_logps import TokenLogps
 from trl_ext.rewards.functions import RewardFunc
 from trl_ext.training.online_trainer import OnlineTrainer
 from trl_ext.training.predictions import completion_table
@@ -247,7 +248,7 @@ class RRHFTrainer(OnlineTrainer):
         if not kept:
             # Where processes share a sharded reference, each has to run it.
             self._reference_logps(inputs["prompt_ids"][:1], [[[self._tokenizer.pad_token_id]]])
-            loss = self._zero_loss(lambda prompts, some: self.log_probs(model, prompts, some).logps, inputs)
+            loss = self._zero_loss(partial(self.log_probs, model), inputs)
             nothing = {name: loss.new_empty(0) for name in ("p", "scores")}
             return (loss, nothing) if return_outputs else loss
         prompts = [inputs["prompt_ids"][b] for b in kept]
@@ -269,6 +270,7 @@ class RRHFTrainer(OnlineTrainer):
         self._add_tokens(prompts, completions)
         loss = self._mean(loss_B.sum(), len(loss_B), num_items_in_batch)
         loss = self._with_aux_loss(loss, tokens, num_items_in_batch)
+        loss = self._through_parts(loss, tokens)
         return (loss, {"p": p_N, "scores": scores_N, "group": group_N}) if return_outputs else loss
 
     def _reference_logps(self, prompts: list[list[int]], completions: list[list[list[int]]]) -> torch.Tensor | float:

@@ -10,12 +10,13 @@ H heads.
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from trl_ext.logprobs.balancing_loss import balancing_loss, router_logits
+from trl_ext.logprobs.balancing_loss import Routing, router_logits
 from trl_ext.logprobs.shared_prefix import SharedPrefixRows, unwrapped
 from trl_ext.models.properties import base_of
 
@@ -30,14 +31,20 @@ class TokenValues:
         mask (`torch.Tensor` of shape `(N, T)`): True at tokens, False at padding.
         form (`str`): How the rows were laid out: `"separate"`, `"dense"` or `"cascade"`.
         num_positions (`int`): Positions in the forward pass, padding included.
-        aux_loss (`torch.Tensor` or `None`): The load balancing loss of the batch, if it was asked for.
+        routing ([`~trl_ext.logprobs.balancing_loss.Routing`] or `None`): From which the load balancing loss of the
+            batch is computed, if it was asked for.
     """
 
     values: torch.Tensor
     mask: torch.Tensor
     form: str
     num_positions: int
-    aux_loss: torch.Tensor | None = None
+    routing: Routing | None = None
+
+    @cached_property
+    def aux_loss(self) -> torch.Tensor | None:
+        """The load balancing loss of the batch, if it was asked for."""
+        return None if self.routing is None else self.routing.loss()
 
 
 class CompletionValues(SharedPrefixRows):
@@ -98,7 +105,7 @@ class CompletionValues(SharedPrefixRows):
         values_NTH = values_NTH.masked_scatter(mask_NT[..., None], values[index.to(values.device) >= 0])
         tokens = TokenValues(values_NTH, mask_NT, form, rows["input_ids"].numel())
         if aux_loss:
-            tokens.aux_loss = balancing_loss(base, routers, rows["counts"])
+            tokens.routing = Routing(base, list(routers), rows["counts"])
         return tokens
 
     def _forward(

@@ -4,6 +4,7 @@
 """Config and trainer of AWR. The base class has data, sampling, checkpoints, LoRA and several processes."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -69,7 +70,7 @@ class AWRTrainer(OnlineTrainer):
     ) -> Any:
         kept = self._kept(inputs)  # prompts with scored completions
         if not kept:
-            return self._zero_loss(lambda prompts, some: self.log_probs(model, prompts, some).logps, inputs)
+            return self._zero_loss(partial(self.log_probs, model), inputs)
         keys = ("prompt_ids", "completion_ids", "scores")
         prompts, completions, scores = ([inputs[key][b] for b in kept] for key in keys)
         tokens = self.log_probs(model, prompts, completions)
@@ -79,7 +80,8 @@ class AWRTrainer(OnlineTrainer):
         loss_B = torch.stack([weighted_nll(*pair) for pair in zip(sums_B, weights_B, strict=True)])
         self._meters[self._mode].add_values("weight/max", torch.stack([weights_K.max() for weights_K in weights_B]))
         self._add_tokens(prompts, completions)  # num_tokens
-        return self._mean(loss_B.sum(), len(loss_B), num_items_in_batch)  # over the prompts of a step
+        loss = self._mean(loss_B.sum(), len(loss_B), num_items_in_batch)  # over the prompts of a step
+        return self._through_parts(loss, tokens)
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         if not any(inputs["completion_ids"]):
