@@ -100,7 +100,7 @@ def assert_same(a: Any, b: Any) -> None:
     torch.testing.assert_close(weights(a), weights(b), rtol=1e-4, atol=1e-6)
     assert len(metrics(a)) == len(metrics(b)) > 1
     for one, two in zip(metrics(a), metrics(b), strict=True):
-        assert two == pytest.approx(one, rel=1e-4, abs=1e-6, nan_ok=True)
+        assert two == pytest.approx(one, rel=1e-4, abs=5e-6, nan_ok=True)
 
 
 def loss_and_gradient(run: Any, number: int = 0, count: int | None = 5) -> tuple[float, dict[str, torch.Tensor]]:
@@ -183,9 +183,11 @@ def test_rrhf_has_the_same_loss_and_gradient(tmp_path: Path, form: str, size: in
         {"gradient_checkpointing": True},
         {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
         {"lora": True, "gradient_checkpointing": True},
+        {"lora": True, "ranking_loss": "listwise_dpo", "ranking_reference": "policy"},
+        {"ranking_loss": "qrpo", "ranking_reference": "policy", "gradient_accumulation_steps": 2},
         {"max_grad_norm": 0.1, "optim": "adamw_torch", "learning_rate": 1e-4},
     ],
-    ids=["accumulation", "checkpointing", "reentrant checkpointing", "LoRA", "clipping"],
+    ids=["accumulation", "checkpointing", "reentrant checkpointing", "LoRA", "listwise DPO", "QRPO", "clipping"],
 )
 def test_runs_of_rrhf_are_the_same(tmp_path: Path, settings: dict[str, Any]) -> None:
     """Weights and everything that is logged, evaluations included."""
