@@ -7,7 +7,7 @@ import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ class Figure:
             prompts; infinite where none is known.
         seeds (`int`): How many; 0 for a number that no run measured.
         shown (`tuple[str, ...]`, *optional*): Other columns of the same row, as text.
+        by_prompt (`tuple[float | None, ...]`, *optional*): Of one seed, the mean of each prompt, where it is known:
+            two figures on the same prompts are compared prompt by prompt.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Figure:
     spread: float
     seeds: int
     shown: tuple[str, ...] = ()
+    by_prompt: tuple[float | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -206,7 +209,7 @@ def figure(reference: Reference, task: Task, sources: Sources, names: Sequence[s
     seeds = [case for case in rows[reference.row] if not reference.seeds or case["seed"] in reference.seeds]
     found = _measured(reference.row, seeds, reference.column)
     shown = [text for column in show if (text := _shown(seeds, column))]
-    return Figure(reference.name or reference.row, found.value, found.spread, found.seeds, tuple(shown))
+    return replace(found, name=reference.name or reference.row, shown=tuple(shown))
 
 
 def _value(case: Mapping[str, Any], column: str) -> float | None:
@@ -222,7 +225,20 @@ def _measured(name: str, seeds: Seeds, column: str) -> Figure:
         raise Missing(f"no result has the {label(column)} of “{name}”")
     error = _value(seeds[0], f"{column}_se")
     alone = math.inf if error is None else 2 * error
-    return Figure(name, found[0], found[1] if len(values) > 1 else alone, len(values))
+    if len(values) > 1:
+        return Figure(name, *found, len(values))
+    return Figure(name, found[0], alone, 1, by_prompt=_by_prompt(seeds[0], column))
+
+
+def _by_prompt(case: Mapping[str, Any], column: str) -> tuple[float | None, ...]:
+    """The values of each prompt of a column that has them: the rewards, in the order in which they were measured."""
+    part, _, key = column.rpartition(".")
+    found = case.get(part or "metrics", {}).get("by_prompt") or {}
+    if key in found:
+        return tuple(found[key])
+    rewards = list(found.values())
+    place = {"reward": 0, "second": 1}.get(key, len(rewards))
+    return tuple(rewards[place]) if place < len(rewards) else ()
 
 
 def _shown(seeds: Seeds, column: str) -> str:

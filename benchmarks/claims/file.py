@@ -107,7 +107,7 @@ def _claim(entry: dict[str, Any], tasks: Mapping[str, Task]) -> Claim:
     found = [_check(c, tasks, place) for c in (checks if isinstance(checks, list) else [checks])]
     premise = _check(entry["premise"], tasks, place) if "premise" in entry else None
     words = {key: " ".join(str(entry.get(key, "")).split()) for key in ("claim", "source", "run", "needs", "note")}
-    run = words.pop("run") or next((check.task.run for check in found), "")
+    run = words.pop("run") or next((" ".join(check.task.run.split()) for check in found), "")
     if not run and not words["needs"]:
         raise ValueError(f"{place}: `run`, the command that tests it, or `needs`, what is missing for that, is needed")
     return Claim(entry["id"], entry["paper"], checks=tuple(found), premise=premise, run=run, **words)

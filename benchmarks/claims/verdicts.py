@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
+from statistics import stdev
 
 from .figures import Figure, Reference, Sources, Task, figure, label, number
 
@@ -29,7 +30,8 @@ class Check:
     """
     A comparison of figures.
 
-    A difference counts if it is larger than the spreads of both figures together, so that their ranges do not overlap.
+    A difference counts if it is larger than the spreads of both figures together, so that their ranges do not overlap;
+    of two figures of one seed on the same prompts, if it is larger than twice its standard error over prompts.
 
     Args:
         task ([`Task`]): Where the figures are.
@@ -113,7 +115,7 @@ def _text(figure: Figure) -> str:
 
 
 def _compared(compare: str, left: Figure, right: Figure, by: float, tolerance: float) -> Verdict:
-    gap, margin = left.value - right.value, left.spread + right.spread
+    gap, margin = left.value - right.value, _margin(left, right)
     if math.isinf(margin):
         return Verdict.NOT_SHOWN
     if compare == "within":
@@ -121,6 +123,18 @@ def _compared(compare: str, left: Figure, right: Figure, by: float, tolerance: f
     if compare == "less":
         gap = -gap
     return _decided(gap + tolerance if compare == "as_good" else gap - by, margin)
+
+
+def _margin(left: Figure, right: Figure) -> float:
+    """
+    How far the difference of two figures may be off: their spreads together; of one seed on the same prompts, twice
+    the standard error of the differences of the prompts.
+    """
+    pairs = zip(left.by_prompt, right.by_prompt, strict=False)
+    differences = [a - b for a, b in pairs if a is not None and b is not None]
+    if len(left.by_prompt) != len(right.by_prompt) or len(differences) < 2:
+        return left.spread + right.spread
+    return 2 * stdev(differences) / math.sqrt(len(differences))
 
 
 def _decided(excess: float, margin: float) -> Verdict:

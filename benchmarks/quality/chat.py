@@ -11,11 +11,14 @@ Each arm and seed is one job of at most half an hour, with the commands that use
 jobs that are not done.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
 from benchmarks.harness.tables import NOT_MEASURED
+from trl_ext.instructions.readability import TEXTSTAT
+from trl_ext.packages import require_package
 
 from . import paired
 from .chat_arms import PRESETS, Task, arms
@@ -42,6 +45,19 @@ class Chat(Comparison):
     arms = staticmethod(arms)
     bench_class = ChatBench
 
+    def require(self, task: Any) -> None:
+        """
+        Stop before each arm fails for the same reason.
+
+        Raises:
+            `SystemExit`: A file, the model or a package is missing.
+        """
+        super().require(task)
+        try:
+            require_package("chat", TEXTSTAT)
+        except ImportError as error:
+            raise SystemExit(str(error)) from error
+
     def report(self, results: Sequence[dict[str, Any]]) -> str:
         """For each preset the outcomes, the comparisons, the costs, and where they come from."""
         found = self.by_preset(results)
@@ -59,7 +75,7 @@ def _section(preset: str, result: dict[str, Any]) -> str:
         "more than the base": lambda seeds: _compared(
             paired.difference, "metrics", "reward", seeds, against.get("base", [])
         ),
-        "KL to base": metric("kl", 1),
+        "KL to base": _kl,
         "kinds not trained on": _mean("other", "reward"),
         **{
             f"wins against {name}, {what}": _wins(place, key, seeds_of)
@@ -80,6 +96,7 @@ def _section(preset: str, result: dict[str, Any]) -> str:
         "tokens read in training": cost_of_one("tokens_read"),
         "10^12 operations: training": lambda seeds: outcome([_operations(case)[0] for case in seeds], 0),
         f"answering {ASKED:,} prompts": lambda seeds: outcome([_operations(case)[1] for case in seeds], 0),
+        "constraints met by best-of-n for the operations of both": _best_of_n(cases),
         "time per token of a completion, × base": metric("time_of_base", 2),
     }
     lines = [f"### Preset `{preset}`", "", *grid("", cases, outcomes), ""]
@@ -112,6 +129,12 @@ def _values(seeds: Seeds, place: str, key: str) -> list[list[float | None]]:
     return [values[index] for values in found if len(values) > index]
 
 
+def _kl(seeds: Seeds) -> str:
+    """The measured KL, or the bound of best-of-n."""
+    bound = metric("kl_bound", 1)(seeds)
+    return metric("kl", 1)(seeds) if bound == "-" else f"≤ {bound}"
+
+
 def _mean(place: str, key: str) -> Callable[[Seeds], str]:
     def cell(seeds: Seeds) -> str:
         values = _values(seeds, place, key)
@@ -128,7 +151,32 @@ def _compared(compare: Callable[..., Interval], place: str, key: str, seeds: See
 
 
 def _wins(place: str, key: str, others: Seeds) -> Callable[[Seeds], str]:
-    return lambda seeds: _compared(paired.win_rate, place, key, seeds, others)
+    """
+    The win rate over pairs of answers to a prompt.
+
+    Results from before 2026-11-30, 09:00, have only the means of each prompt. They are compared with arms of as many
+    answers: the mean of two is more often above a single answer than below, or the reverse, by its smaller spread.
+    """
+
+    def cell(seeds: Seeds) -> str:
+        pairs = [(a, b) for a in seeds for b in others if a["seed"] == b["seed"] and a["name"] != b["name"]]
+        answers = [[case[place].get("by_answer") for case in pair] for pair in pairs]
+        if answers and all(all(pair) for pair in answers):
+            index = 0 if key == "reward" else 1
+            first, second = ([list(pair[i].values())[index] for pair in answers] for i in (0, 1))
+            return paired.win_rate(first, second).text(2)
+        if any(_answers(a) != _answers(b) for a, b in pairs):
+            return "-"
+        return _compared(paired.win_rate, place, key, seeds, others)
+
+    return cell
+
+
+def _answers(case: dict[str, Any]) -> int:
+    """The answers to a prompt that were measured of a case."""
+    task = PRESETS["cpu"]
+    by_arm = {arm.name: arm.answers or task.answers for arm in arms(task)}
+    return by_arm.get(arm_of(case["name"], list(by_arm)), task.answers)
 
 
 def _at_kl(cases: dict[str, Seeds], kl: float) -> Callable[[Seeds], str]:
@@ -145,10 +193,11 @@ def _at_kl(cases: dict[str, Seeds], kl: float) -> Callable[[Seeds], str]:
 
 
 def _crossing(cases: dict[str, Seeds], case: dict[str, Any], kl: float) -> float | None:
-    arm = arm_of(case["name"], [entry.name for entry in arms(Task())])
+    names = _arm_names()
+    arm = arm_of(case["name"], names)
     points = [(0.0, c["metrics"]["reward"]) for c in cases.get("base", []) if c["seed"] == case["seed"]]
     for name, seeds in cases.items():
-        if name == arm or name.startswith(f"{arm}, "):
+        if arm_of(name, names) == arm:
             points += [(c["metrics"]["kl"], c["metrics"]["reward"]) for c in seeds
                        if c["seed"] == case["seed"] and c["metrics"].get("kl") is not None]  # fmt: skip
     points.sort()
@@ -158,13 +207,41 @@ def _crossing(cases: dict[str, Seeds], case: dict[str, Any], kl: float) -> float
     return None
 
 
+def _arm_names() -> list[str]:
+    return [arm.name for preset in PRESETS.values() for arm in arms(preset)]
+
+
+def _best_of_n(cases: dict[str, Seeds]) -> Callable[[Seeds], str]:
+    """
+    What best-of-n meets with as many operations as an arm takes for its training and 1,000 answers.
+
+    By straight lines over log n from the base (n = 1) through the measured n; no value beyond the largest.
+    """
+
+    def at(case: dict[str, Any]) -> float | None:
+        same = [c for seeds in cases.values() for c in seeds if c["seed"] == case["seed"]]
+        points = [(math.log(c["forwards"]), c["metrics"]["reward"]) for c in same if c["series"] == "best of n"]
+        base = [c for c in same if c["name"] == "base"]
+        trained, answering = _operations(case)
+        if not points or not base or trained is None or answering is None:
+            return None
+        points = sorted([(0.0, base[0]["metrics"]["reward"]), *points])
+        place = math.log(max(1.0, (trained + answering) / (_operations(base[0])[1] or 1.0)))
+        for (x, low), (z, high) in pairwise(points):
+            if x <= place <= z:
+                return low + (high - low) * (place - x) / (z - x)
+        return None
+
+    return lambda seeds: outcome([at(case) for case in seeds], 3) if seeds[0]["series"] != "best of n" else "-"
+
+
 def _operations(case: dict[str, Any]) -> tuple[float | None, float | None]:
     """
     10^12 operations of the arm's training, its samples included, and of answering 1,000 prompts.
 
     2 operations for each parameter and token forward, and 2 backward: only an adapter is trained, so the weights need
-    no gradient. TRL's DPO reads each token with its reference too. Prompts of sampled answers are left out, and
-    sampled answers count with the length of those measured.
+    no gradient. TRL's DPO and a KL term read each token with the reference too. Prompts of sampled answers are left
+    out, and sampled answers count with the length of those measured.
     """
     cost, metrics = case["cost"], case["metrics"]
     size = cost.get("model_parameters")
@@ -174,8 +251,8 @@ def _operations(case: dict[str, Any]) -> tuple[float | None, float | None]:
     if not cost.get("completions"):
         return 0.0, answering
     sampled = 2 * size * cost["completions"] * metrics["completion_length"] * cost.get("sampling_forwards", 1)
-    commands = {arm.name: arm.command for arm in arms(Task())}
-    for_token = 6 if commands.get(arm_of(case["name"], list(commands))) == "dpo" else 4
+    with_reference = case["series"] == "TRL's DPO" or (case["series"] == "RRHF" and case["settings"].get("beta"))
+    for_token = 6 if with_reference else 4
     trained = for_token * size * (cost["tokens_read"] or 0) if cost["backward"] else 0
     return (sampled + trained) / 1e12, answering
 

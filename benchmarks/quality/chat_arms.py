@@ -30,8 +30,8 @@ KL_PROMPTS = 64  # on which the KL is measured
 # rank for 135 M parameters; alpha is twice the rank, as in PEFT's examples.
 ADAPTER: dict[str, Any] = {"use_peft": True, "lora_r": 16, "lora_alpha": 32, "lora_target_modules": ["all-linear"]}
 
-# One arm of each trainer that trains the model has a second form, to see what 4 bits cost.
-IN_FOUR_BITS = ("TRL's SFT on the best of 4", "TRL's DPO", "TRL's GRPO", "RRHF, offline", "PSLE")
+# The base, and one arm of each trainer that trains the model, have a second form, to see what 4 bits cost.
+IN_FOUR_BITS = ("base", "TRL's SFT", "TRL's DPO", "TRL's GRPO", "RRHF, offline", "PSLE")
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ class Task(quality_arms.Task):
 PRESETS = {
     # Two cores with bfloat16 instructions.
     "cpu": Task(),
-    # Ten minutes of one large GPU: more prompts, completions and candidates of best-of-n.
-    "gpu": Task(prompts=1024, num_generations=8, batch=32, answers=4, texts=500),
+    # Ten minutes of one large GPU: more completions, and larger n of best-of-n.
+    "gpu": Task(passes=4, num_generations=8, batch=32, answers=4, texts=500),
 }
 
 
@@ -110,7 +110,8 @@ def arms(task: Task) -> list[Arm]:
     two_epochs = {**adapted, "num_train_epochs": 2}  # of samples that are there, which cost nothing more
     # TRL's GRPO holds the logits of a whole batch: 64 completions took 19 GiB.
     pieces = {"per_device_train_batch_size": task.batch // 4, "gradient_accumulation_steps": 4}
-    large = task.prompts > PRESETS["cpu"].prompts
+    large = task.budget > PRESETS["cpu"].budget
+    best = f"TRL's SFT on the best of {task.num_generations}"
     psle = {
         **adapted,
         "principles": [task.principle],
@@ -135,7 +136,7 @@ def arms(task: Task) -> list[Arm]:
             through="n",
         ),
         Arm("principle in the prompt", "principle in the prompt", "principle"),
-        Arm("TRL's SFT on the best of 4", "TRL's SFT", "sft", two_epochs, needs=(SAMPLES.name,)),
+        Arm(best, "TRL's SFT", "sft", two_epochs, needs=(SAMPLES.name,)),
         Arm("TRL's DPO", "TRL's DPO", "dpo", {**two_epochs, "beta": 0.1}, needs=(SAMPLES.name,)),
         Arm("TRL's GRPO", "TRL's GRPO", "grpo", {**adapted, **sampling, **pieces, "num_train_epochs": 1, "beta": 0.0}),
         Arm("RRHF, offline", "RRHF", "rrhf", two_epochs, needs=(SAMPLES.name,)),
@@ -207,10 +208,11 @@ def arms(task: Task) -> list[Arm]:
             **guided,
         ),
     ]
-    return [*found, *(in_four_bits(arm) for arm in found if arm.name in IN_FOUR_BITS)]
+    return [*found, *(in_four_bits(arm) for arm in found if arm.name.startswith(IN_FOUR_BITS))]
 
 
 def in_four_bits(arm: Arm) -> Arm:
     """QLoRA: the arm with the model's weights in 4 bits, in training and in measuring, that of the base included."""
     four_bits = {"load_in_4bit": True}
-    return replace(arm, name=f"{arm.name}, 4 bits", fields={**arm.fields, **four_bits}, loading=four_bits)
+    fields = {**arm.fields, **four_bits} if arm.command else {}
+    return replace(arm, name=f"{arm.name}, 4 bits", fields=fields, loading=four_bits)

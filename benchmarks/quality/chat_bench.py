@@ -28,9 +28,9 @@ class ChatBench(QualityBench):
         for case in cases:
             case["forwards"] = float(case["name"].rpartition(" ")[2]) if arm.through == "n" else arm.forwards
             case["cost"]["model_parameters"] = trainable_parameters(Path(self.task.model))
-            # Of the arms, only Proxy-RLHF samples in another way than it answers, and trains without the model.
+            # Only Proxy-RLHF trains without a backward pass through the model.
             frozen = arm.command == "proxy_rlhf"
-            case["cost"] |= {"sampling_forwards": arm.forwards if frozen else 1, "backward": not frozen}
+            case["cost"] |= {"sampling_forwards": sampling_forwards(arm), "backward": not frozen}
         changed = not arm.decoding and arm.command not in ("principle",)
         if arm != SAMPLES and changed and self.task.texts:
             cases[0]["metrics"]["text_perplexity"] = self._text_perplexity(arm, seed)
@@ -44,7 +44,9 @@ class ChatBench(QualityBench):
         )
         for row in measured_models(file, arm):
             metrics = found[case_name(row, arm)]
-            metrics["by_prompt"] = {name.partition("/")[2]: by_prompt(table, row["model"], name) for name in rewards}
+            answers = {name.partition("/")[2]: by_answer(table, row["model"], name) for name in rewards}
+            metrics["by_answer"] = answers
+            metrics["by_prompt"] = {name: list(map(_mean, of_prompts)) for name, of_prompts in answers.items()}
             if self.task.second:
                 second = reward_key(self.task.second)
                 metrics |= {"second": row[second], "second_se": row[f"{second}_se"]}
@@ -56,6 +58,7 @@ class ChatBench(QualityBench):
             "model_name_or_path": str(folder / "trained") if arm.command else task.model,
             "tokenizer": task.model,
             "dtype": task.dtype,
+            **arm.loading,
             "texts": task.texts,
             "tokens": task.text_tokens,
             "output_file": str(folder / "texts.json"),
@@ -66,11 +69,28 @@ class ChatBench(QualityBench):
         return round(json.loads((folder / "texts.json").read_text(encoding="utf-8"))["text_perplexity"], 3)
 
 
+def sampling_forwards(arm: Arm) -> float:
+    """Tokens through the model for each token that training samples: as for an answer where it is guided."""
+    if arm.command == "proxy_rlhf":
+        return arm.forwards
+    rounds = arm.fields.get("num_iterations", 1) if arm.command == "vas" else 1
+    return (1 + (rounds - 1) * arm.forwards) / rounds  # the first round is not guided
+
+
 def by_prompt(table: Any, model: str, reward: str) -> list[float | None]:
     """The mean reward of a model's evaluated completions of each prompt, in the order of the prompts."""
+    return [_mean(found) for found in by_answer(table, model, reward)]
+
+
+def by_answer(table: Any, model: str, reward: str) -> list[list[float]]:
+    """The rewards of a model's evaluated completions of each prompt, in the order of the prompts."""
     values: dict[int, list[float]] = {}
     columns = (table.column(name).to_pylist() for name in ("model", "row_index", "sample", reward))
     for name, index, sample, value in zip(*columns, strict=True):
         if name == model and sample == "evaluated":
-            values.setdefault(index, []).extend([] if value is None else [value])
-    return [round(sum(found) / len(found), 4) if found else None for _, found in sorted(values.items())]
+            values.setdefault(index, []).extend([] if value is None else [round(value, 4)])
+    return [found for _, found in sorted(values.items())]
+
+
+def _mean(values: list[float]) -> float | None:
+    return round(sum(values) / len(values), 4) if values else None

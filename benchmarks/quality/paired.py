@@ -17,6 +17,7 @@ LEVEL = 0.95
 _SIGNIFICANCE, _POWER = 1.96, 0.8416
 
 Values = Sequence[Sequence[float | None]]  # for each seed, the mean reward of each prompt; `None`: none applies
+Answers = Sequence[Sequence[float | Sequence[float] | None]]  # or the rewards of each prompt's answers
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,27 @@ def difference(first: Values, second: Values) -> Interval:
     return _compared(first, second, lambda a, b: a - b)
 
 
-def win_rate(first: Values, second: Values) -> Interval:
-    """The share of prompts on which the first arm has more than the second; equally much counts a half."""
-    return _compared(first, second, lambda a, b: (np.sign(a - b) + 1) / 2)
+def win_rate(first: Answers, second: Answers) -> Interval:
+    """
+    How often the first arm has more than the second: over all pairs of their answers to a prompt, then over prompts.
+
+    Equally much counts a half. Where one number stands for a prompt, it is one answer.
+    """
+    _check_prompts(first, second)
+    seeds = []
+    for one, two in zip(first, second, strict=True):
+        wins = []
+        for a, b in zip(one, two, strict=True):
+            of_a, of_b = (np.array([] if x is None else x, dtype=float).reshape(-1) for x in (a, b))
+            signs = np.sign(of_a[:, None] - of_b[None, :])
+            wins.append((signs.mean() + 1) / 2 if signs.size else np.nan)
+        seeds.append(np.array(wins))
+    return _bootstrap(seeds)
+
+
+def _check_prompts(first: Answers, second: Answers) -> None:
+    if [len(seed) for seed in first] != [len(seed) for seed in second]:
+        raise ValueError("Arms are compared on the same prompts and seeds only.")
 
 
 def detectable(values: Values) -> float:
@@ -98,8 +117,7 @@ def better_and_worse(first: Values, second: Values) -> tuple[int, int, float]:
 
 
 def _compared(first: Values, second: Values, compare: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Interval:
-    if [len(seed) for seed in first] != [len(seed) for seed in second]:
-        raise ValueError("Arms are compared on the same prompts and seeds only.")
+    _check_prompts(first, second)
     pairs = zip(first, second, strict=True)
     return _bootstrap([compare(np.array(a, dtype=float), np.array(b, dtype=float)) for a, b in pairs])
 

@@ -183,7 +183,7 @@ def measured_models(file: Path, arm: Arm) -> list[dict[str, Any]]:
     models = json.loads(file.read_text(encoding="utf-8"))["models"]
     untrained = {row.get("start") for row in models}  # such as a proxy before training, beside the trained one
     found = []
-    for row in models[:1] if arm.name == "base" else models[1:]:
+    for row in models[:1] if arm.series == "base" and not arm.command else models[1:]:
         if "error" in row:
             raise Failed(f"{arm.name}: {row['error']} ({file})")
         if row["model"] not in untrained:

@@ -31,7 +31,7 @@ from trl_ext.evaluation.report import Report
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.inference.policy import Policy, model_policy
 from trl_ext.methods.psle.data import with_principle
-from trl_ext.models.load import load_model
+from trl_ext.models.load import load_model, quantization_config_from
 from trl_ext.rewards.functions import load_rewards
 
 
@@ -166,7 +166,11 @@ def texts(config: dict[str, Any]) -> None:
 
     `exp` of the mean of -log p over all tokens but the first of each text.
     """
-    model = load_model(config["model_name_or_path"], dtype=config.get("dtype", "float32")).eval()
+    from trl import ModelConfig
+
+    quantization = quantization_config_from(ModelConfig(load_in_4bit=config.get("load_in_4bit", False)))
+    dtype = config.get("dtype", "float32")
+    model = load_model(config["model_name_or_path"], quantization_config=quantization, dtype=dtype).eval()
     tokenizer = AutoTokenizer.from_pretrained(config["tokenizer"])
     total, tokens = 0.0, 0
     for text in human_texts(config["texts"]):

@@ -85,6 +85,18 @@ def test_worked_comparisons():
     assert paired.win_rate(first, first).text() == "0.50 [0.50, 0.50]"
 
 
+def test_a_win_rate_is_over_pairs_of_answers():
+    """By hand: the answers 1 and 0 against 0.5 win half; 1 and 1 against 1 and 0 win 3/4; none is known of the last."""
+    assert paired.win_rate([[[1.0, 0.0], [1.0, 1.0], []]], [[[0.5], [1.0, 0.0], [1.0]]]).value == pytest.approx(0.625)
+
+
+def test_an_arm_against_itself_wins_half_whatever_the_number_of_its_answers():
+    """A reward of 1 with a probability of 0.2: one answer against two."""
+    random = np.random.default_rng(0)
+    one, two = ((random.random((4000, n)) < 0.2).astype(float).tolist() for n in (1, 2))
+    assert paired.win_rate([one], [two]).value == pytest.approx(0.5, abs=0.02)
+
+
 def test_an_interval_is_that_of_the_normal_distribution_for_many_prompts():
     values = np.random.default_rng(1).normal(size=(1, 400)).tolist()
     found = paired.mean(values)
@@ -142,6 +154,49 @@ def test_tables_compare_prompt_by_prompt(chat_result):
     # From the base, 0.25 at 0, to 0.75 at 10.
     assert [cell.strip() for cell in equal.strip("|").split("|")][1:] == ["0.350", "0.500", "0.750"]
     assert chat.SUITE.report([]) == "not measured"
+
+
+def test_another_form_of_an_arm_is_no_point_of_its_line(chat_result):
+    """With its 4-bit form at a KL of 2 and a reward of 0, "RRHF, offline" is still half-way at half of its KL."""
+    cases = [
+        case("base", 0, rewards=[0.0, 0.0], kl=0.0),
+        case("RRHF, offline", 0, rewards=[1.0, 1.0], kl=4.0),
+        case("RRHF, offline, 4 bits", 0, rewards=[0.0, 0.0], kl=2.0),
+    ]
+    text = chat.SUITE.report([chat_result(*cases)])
+    equal = [line for line in text.splitlines() if line.startswith("| RRHF, offline |")][2]
+    assert equal.split("|")[2].strip() == "0.500"
+
+
+def test_win_rates_of_arms_with_other_numbers_of_answers(chat_result):
+    """VAS has one answer for each prompt, the base two: of means alone nothing can be said, of answers it can."""
+    base = case("base", 0, rewards=[0.0, 0.0], other=[0.5, 0.5])
+    vas = case("VAS, beta 1.0", 0, rewards=[1.0, 1.0], other=[1.0, 1.0])
+    row = next(x for x in chat.SUITE.report([chat_result(base, vas)]).splitlines() if x.startswith("| VAS, beta 1.0"))
+    assert row.split("|")[6].strip() == "-"
+    base["other"]["by_answer"] = {"met": [[0.0, 1.0], [0.0, 1.0]]}
+    vas["other"]["by_answer"] = {"met": [[1.0], [1.0]]}
+    row = next(x for x in chat.SUITE.report([chat_result(base, vas)]).splitlines() if x.startswith("| VAS, beta 1.0"))
+    assert row.split("|")[6].strip().startswith("0.75 [")
+
+
+def test_best_of_n_for_the_operations_of_an_arm(chat_result):
+    """The base answers 1,000 prompts with 80 operations; an arm with 320 in all is compared with n = 4: 0.6."""
+    cases = [
+        case("base", 0, rewards=[0.2, 0.2], kl=0.0),
+        case("best of n, n 4", 0, rewards=[0.6, 0.6]) | {"series": "best of n", "forwards": 4.0},
+        case("X", 0, completions=0, tokens_read=0, backward=True) | {"forwards": 4.0},
+    ]
+    at = chat._best_of_n({entry["name"]: [entry] for entry in cases})
+    assert at([cases[2]]) == "0.600" and at([cases[1]]) == "-" and at([cases[0]]) == "0.200"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_prompts_of_a_preset_are_there(preset, tmp_path):
+    """In the file of the repository, so many as it asks for."""
+    task = PRESETS[preset]
+    path = ChatBench(task, tmp_path).prompts(tmp_path, task.rows)
+    assert len(open(path).readlines()) == task.rows
 
 
 def test_operations_by_hand(chat_result):

@@ -11,7 +11,7 @@ import pytest
 from conftest import REPOSITORY
 
 from benchmarks import report, run
-from benchmarks.claims import figures
+from benchmarks.claims import figures, verdicts
 from benchmarks.claims.figures import Figure, Missing, Reference, Sources, Task, number
 from benchmarks.claims.file import Claim, read_claims, verdict_of
 from benchmarks.claims.page import page
@@ -19,6 +19,9 @@ from benchmarks.claims.verdicts import Check, Verdict, judge
 from benchmarks.harness.results import RESULTS, read_results, write_result
 from benchmarks.quality import chat_arms, imdb_arms, preferences_arms, quality_arms, tools
 from benchmarks.quality.experiment import Experiment, arm_of
+from benchmarks.run import SUITES
+from trl_ext.commands import COMMANDS
+from trl_ext.method import discover
 
 
 CLAIMS = read_claims()
@@ -106,8 +109,44 @@ def test_another_number_gives_another_verdict(claim, check, sources):
         assert verdict_of(claim, shifted(sources, check, column, rows, far)).verdict is DOES_NOT_HOLD
     elif check.compare in ("greater", "less", "as_good"):
         assert judge(check, shifted(sources, check, column, rows, FAR if up else -FAR)).verdict is HOLDS
-    else:  # the others have several figures that would have to change
-        assert check.compare in ("ordered", "within")
+    elif check.compare == "ordered":
+        changed = sources
+        for place, reference in enumerate(check.left):  # so far apart that nothing else decides the order
+            changed = shifted(changed, check, reference.column, [reference.row, *reference.rows], place * FAR)
+        assert judge(check, changed).verdict is HOLDS
+    else:
+        assert check.compare == "within" and check.right is not None
+        left, right = (figures.figure(r, check.task, sources, check.names, ()) for r in (first, check.right))
+        moved = shifted(sources, check, column, rows, right.value - left.value)
+        assert judge(check, moved).verdict is not DOES_NOT_HOLD
+
+
+def test_commands_name_suites_and_commands_that_exist():
+    for claim in CLAIMS.claims:
+        for command in filter(None, [claim.run, *(check.task.run for check in claim.checks)]):
+            words = command.split()
+            if words[:3] == ["python", "-m", "benchmarks.run"]:
+                assert words[3] in SUITES, command
+            else:
+                assert words[0] in ("trl-ext", "lm-eval"), command
+                assert words[0] == "lm-eval" or words[1] in (*COMMANDS, *discover().methods), command
+
+
+def test_a_row_of_the_page_is_one_line(sources):
+    for line in page(CLAIMS, sources).splitlines():
+        assert not line.startswith("`") and line.count(" | ") in (0, 3) or line.startswith("| ---"), line
+
+
+def test_two_figures_of_one_seed_are_compared_prompt_by_prompt():
+    """Differences 0.1, 0.2, 0.1, 0.2: mean 0.15, standard deviation 0.0577, standard error 0.0289."""
+    low, high = (0.1, 0.5, 0.3, 0.9), (0.2, 0.7, 0.4, 1.1)
+    left = figures.Figure("a", 0.6, 0.5, 1, by_prompt=high)
+    right = figures.Figure("b", 0.45, 0.5, 1, by_prompt=low)
+    assert verdicts._margin(left, right) == pytest.approx(2 * 0.0288675)
+    assert verdicts._compared("greater", left, right, 0.0, 0.0) is HOLDS
+    assert verdicts._compared("greater", left, right, 0.1, 0.0) is NOT_SHOWN
+    other = figures.Figure("b", 0.45, 0.5, 1, by_prompt=low[:3])
+    assert verdicts._compared("greater", left, other, 0.0, 0.0) is NOT_SHOWN  # not the same prompts: spreads of 0.5
 
 
 def test_another_number_in_a_table_of_a_page_gives_another_verdict(judged):

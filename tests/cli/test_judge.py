@@ -213,6 +213,7 @@ SERVED = ["--endpoint", "http://127.0.0.1:1/v1", "--endpoint_model", "m", "--out
         ([*AB, "--by", "r", "--rubric", "x"], "`rubric` has no effect with --by"),
         ([*AB, "--by", "r", "--reward_batch_size", "2"], "`reward_batch_size` has no effect with --by"),
         ([*AB, "--judge_func", "judges_of_test:longer", "--retry_faults"], "`retry_faults` has no effect without"),
+        ([*AB, "--judge_func", "judges_of_test:longer", "--overwrite_output"], "`overwrite_output` has no effect"),
         ([*AB, *SERVED[:2]], "`endpoint` needs the name of the server's model"),
         ([*AB, *SERVED[:4]], "name a file that keeps them"),
         ([*AB, *SERVED, "--rubric", "none.txt"], "there is no rubric file 'none.txt'"),

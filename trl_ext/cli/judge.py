@@ -161,8 +161,9 @@ class JudgeArguments(RewardSettings):
                 "verdicts of a server cost time or money: name a file that keeps them, --output_file judged.json or "
                 "--verdicts_file verdicts.jsonl"
             )
-        if self.retry_faults and self.kept_in is None:
-            raise ValueError("`retry_faults` has no effect without --output_file or --verdicts_file")
+        for name in ("retry_faults", "overwrite_output"):
+            if getattr(self, name) and self.kept_in is None:
+                raise ValueError(f"`{name}` has no effect without --output_file or --verdicts_file")
         if self.output_file is not None and Path(self.output_file).suffix == ".jsonl":
             raise ValueError(f"`output_file` is a JSON file, with a .jsonl file beside it; got {self.output_file!r}")
         if self.verdicts_file is not None and Path(self.verdicts_file).suffix != ".jsonl":

@@ -252,8 +252,8 @@ def _compared(a: PolicyCompletions, b: PolicyCompletions, by: Judge) -> list[str
     reports = []
     for policy in (a, b):
         path = Path(policy.file).with_suffix(".json")
-        if not path.is_file():  # it was moved without it
-            return []
+        if not path.is_file():
+            return [f"{path} is not there, so nothing says how the completions of {policy.file} were made and scored"]
         reports.append(read_report(str(path))["comparison"])
     column = str(by.identity.get("column", ""))
     name = column.removeprefix("reward/")
