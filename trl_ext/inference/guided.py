@@ -17,6 +17,7 @@ from trl_ext.data.completion import Completion
 from trl_ext.generation.generate import Processors, generate
 from trl_ext.generation.streaming import TextStream
 from trl_ext.generation_settings import GenerationSettings, pad_token_id
+from trl_ext.guides.logits_processor import GuidedLogitsProcessor
 from trl_ext.models.modes import evaluation_mode
 from trl_ext.models.properties import accepts_argument, base_of, context_length
 from trl_ext.progress import progress
@@ -92,6 +93,11 @@ def policy_with_processors(
         model=model,
         weights=weights,
     )
+
+
+def guide_weights(processor: GuidedLogitsProcessor, change: Callable[[dict[str, float]], Policy]) -> GuideWeights:
+    """The weights of a processor's heads; `change` as for [`~trl_ext.inference.policy.GuideWeights`]."""
+    return GuideWeights(processor.weights_by_head, change, processor.about)
 
 
 @torch.no_grad()

@@ -12,7 +12,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.devices import default_device
-from trl_ext.inference.guided import policy_with_processors
+from trl_ext.guides.weights import describe_weights, full_names, head_weights, parse_weights
+from trl_ext.inference.guided import guide_weights, policy_with_processors
 from trl_ext.inference.policy import Policy
 from trl_ext.models.load import in_fast_dtype, quantization_config_from, same_source
 from trl_ext.models.properties import context_length
@@ -20,7 +21,6 @@ from trl_ext.models.tokenizers import load_tokenizer
 from trl_ext.upstream import get_config_model_id
 
 from .decoding.logits_processor import Beta, ValueAugmentedLogitsProcessor
-from .head_weights import describe_weights, full_names, head_weights, parse_weights
 from .value_model.config import ValueConfig
 from .value_model.model import ValueModel
 
@@ -78,7 +78,7 @@ def guided_policy(
         )
 
     [checked] = processors(*torch.ones(2, 1, 1, dtype=torch.long))  # raises errors before anything is generated
-    contexts = [context_length(model), *(guide.context for guide in checked.guides)]
+    contexts = [context_length(model), *(guide.context_length for guide in checked.guides)]
     return policy_with_processors(
         model,
         tokenizer,
@@ -89,7 +89,7 @@ def guided_policy(
         series=series,
         method="VAS",
         context=min((length for length in contexts if length), default=0),
-        weights=checked.guide_weights(change),
+        weights=guide_weights(checked, change),
     )
 
 
@@ -154,10 +154,10 @@ class VASDecoding:
             raise ValueError("`beta` is empty: give at least one weight.")
         betas = [parse_weights(text, "beta") for text in self.beta]
         for weights in betas:
-            head_weights(weights, list(weights) if isinstance(weights, dict) else ["value"])
+            head_weights(weights, list(weights) if isinstance(weights, dict) else ["value"], "beta")
         heads = self._saved_heads()
         for weights in betas if heads else ():
-            head_weights(weights, heads)
+            head_weights(weights, heads, "beta")
 
     def policies(
         self,
