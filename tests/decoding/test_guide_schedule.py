@@ -178,7 +178,7 @@ SCHEDULES = [
 def decisions(
     schedule: GuideSchedule, order: list[int], length: int = 12, follow: bool = True
 ) -> dict[int, list[bool]]:
-    """Decisions about random continuations of prompts, by prompt; in one batch, with logits that depend on the text."""
+    """Decisions about random continuations of prompts in one batch, by prompt."""
     tokenizer = make_tokenizer()
     ids, mask = left_padded([PROMPTS[i] for i in order], 0)
     rows, width, found = ScheduledRows(schedule, tokenizer=tokenizer), ids.shape[1], {i: [] for i in order}

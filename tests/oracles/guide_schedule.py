@@ -71,4 +71,4 @@ def is_guided(
 
 
 def _text(tokenizer: Any, token: int) -> str:
-    return "" if token in tokenizer.all_special_ids else tokenizer.decode([token])
+    return "\ufffd" if token in tokenizer.all_special_ids else tokenizer.decode([token])

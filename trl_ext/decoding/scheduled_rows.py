@@ -124,6 +124,10 @@ class ScheduledRows:
         """Replace the rows by these of them: beams, or the rest of a batch."""
         self.digest_N, self.text_N, self.ended_N = self.digest_N[rows], self.text_N[rows], self.ended_N[rows]
 
+    def forget(self) -> None:
+        """Take the next sequences of [`follow`] for prompts."""
+        self._known_NS = None
+
     def follow(self, ids_NS: torch.Tensor, mask_of: Callable[[torch.Tensor], torch.Tensor | None]) -> bool:
         """
         Start or append, whichever leads to these sequences: what a logits processor is called with.
@@ -189,6 +193,10 @@ class ScheduledRows:
             assert self.tokenizer is not None
             self._units = known = text_units(self.tokenizer, vocabulary).to(device)
         return known
+
+    def add_counts(self, other: "ScheduledRows") -> None:
+        """Add the counts of another object."""
+        self.counts_2 = self.counts_2 + other.counts_2.to(self.counts_2.device)
 
     def count(self, guided_N: torch.Tensor | None) -> None:
         """

@@ -65,9 +65,9 @@ class TextUnits:
     A token begins a word if it has a character that is no white space, and either begins with white space or follows
     some. It begins a sentence if such white space, its own included, follows a mark (`. ! ? ...`, after which quotes
     and brackets may close) or has a line break; in Chinese and Japanese no white space is needed. Special tokens, such
-    as the end of sequence, begin both: where they come is a decision of its own. So does the first token of a text. What begins a
-    sentence begins a word, the only one that languages without white space have. An abbreviation counts as the end of
-    a sentence.
+    as the end of sequence, begin both: where they come is a decision of its own. So does the first token of a text.
+    What begins a sentence begins a word, the only one that languages without white space have. An abbreviation counts
+    as the end of a sentence.
 
     Which token comes next is not known when it is decided whether to guide it. The decision is about the likeliest
     one: a token is guided if the language model's likeliest token begins a word.
@@ -86,12 +86,11 @@ class TextUnits:
         special = set(tokenizer.all_special_ids)
         texts = ["" if token in special else text for token, text in enumerate(token_names(tokenizer))]
         texts = [*texts[:vocabulary], *[""] * (vocabulary - len(texts))]
-        self.next_VZ = torch.tensor(
-            [[advance(state, text) if text else INSIDE for state in range(STATES)] for text in texts]
-        )
+        # An incomplete character has no text, but it is one.
+        seen = [text or "\ufffd" for text in texts]
+        self.next_VZ = torch.tensor([[advance(state, text) for state in range(STATES)] for text in seen])
         starts = [text[: len(text) - len(text.lstrip())] for text in texts]
         reached_VZ = torch.tensor([[advance(state, start) for state in range(STATES)] for start in starts])
-        # An incomplete character has no text, but it is one.
         visible_V1 = torch.tensor([[not text or start != text] for text, start in zip(texts, starts, strict=True)])
         end_V1 = torch.tensor([[token in special] for token in range(vocabulary)])
         first_Z = torch.arange(STATES) == START

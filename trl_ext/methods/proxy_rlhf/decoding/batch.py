@@ -147,7 +147,8 @@ def complete(
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): For a schedule of words or sentences.
 
     Raises:
-        `ValueError`: A prompt is empty, the schedule needs a tokenizer, or `cuda_graphs` is `"always"` and cannot be used.
+        `ValueError`: A prompt is empty, the schedule needs a tokenizer, or `cuda_graphs` is `"always"` and cannot be
+            used.
         `RuntimeError`: Out of memory; the message names settings that reduce it.
     """
     if next(proxy.parameters()).device != llm.device:
