@@ -50,7 +50,7 @@ def arguments(schedule: GuideSchedule) -> dict[str, Any]:
 def make_processor(value: Any, schedule: GuideSchedule, prompts: list[list[int]] | None = None, **kwargs: Any) -> Any:
     mask = None if prompts is None else left_padded(prompts, 0)[1]
     beta = kwargs.pop("beta", BETA)
-    common = {"pad_token_id": 0, "attention_mask": mask, "tokenizer": make_tokenizer(), "end_token_ids": [0, EOS]}
+    common = {"pad_token_id": 0, "attention_mask": mask, "tokenizer": make_tokenizer(), "end_token_ids": [EOS]}
     return ValueAugmentedLogitsProcessor(value, beta, K, **common | arguments(schedule) | kwargs)
 
 

@@ -53,8 +53,8 @@ class ScheduledRows:
         schedule ([`~trl_ext.decoding.guide_schedule.GuideSchedule`]): The schedule.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): The language model's tokenizer, for words
             and sentences.
-        ends (`Sequence[int]`, *optional*): Tokens that end a completion, padding included. Rows that have ended are
-            not guided, and what follows is not counted.
+        ends (`Sequence[int]`, *optional*): Tokens that end a completion. Rows that have ended are not guided, and
+            what follows is not counted.
 
     Attributes:
         position (`int`): Number of tokens of the completions so far.

@@ -99,8 +99,7 @@ class GuidedLogitsProcessor(LogitsProcessor):
             Further conditions, all of which have to be met: `entropy` of the language model, `margin` of the scores,
             and `random` with its `seed`.
         end_token_ids (`Sequence[int]`, *optional*):
-            With such conditions: tokens that end a completion, padding included. Rows that have ended are not guided,
-            and do not count.
+            With such conditions: tokens that end a completion. Rows that have ended are not guided, and do not count.
 
     Attributes:
         guides (`list[BaseGuide]`): The guides.

@@ -101,7 +101,7 @@ class Policy:
             The weights of what guides the policy, for `trl-ext chat`.
         guided ([`~trl_ext.decoding.scheduled_rows.GuidedTokens`], *optional*):
             Counts the tokens that `generate` makes and those that are guided, for a policy that is guided at some of
-            them.
+            them. Padding after a stop string counts too.
     """
 
     name: str

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl_ext.decoding.guide_schedule import GuideSchedule
 from trl_ext.decoding.scheduled_rows import GuidedTokens
 from trl_ext.devices import default_device
-from trl_ext.generation_settings import eos_token_ids, pad_token_id
+from trl_ext.generation_settings import eos_token_ids
 from trl_ext.guides.logits_processor import guide_schedule
 from trl_ext.guides.weights import describe_weights, full_names, head_weights, parse_weights
 from trl_ext.inference.guided import guide_weights, policy_with_processors
@@ -62,7 +62,7 @@ def guided_policy(
         `ValueError`: As for [`ValueAugmentedLogitsProcessor`].
     """
     settings |= {"guide_every": guide_every, "guide_when": guide_when}
-    settings["end_token_ids"] = [*eos_token_ids(model, tokenizer), pad_token_id(tokenizer)]
+    settings["end_token_ids"] = eos_token_ids(model, tokenizer)
 
     def processors(ids_PT: torch.Tensor, mask_PT: torch.Tensor) -> list[ValueAugmentedLogitsProcessor]:
         return [
