@@ -15,7 +15,7 @@ from benchmarks.harness.models import SHAPES
 from benchmarks.harness.suite import TimedSuite
 from benchmarks.harness.tables import newest
 from benchmarks.speed import vas_decode, vas_train
-from benchmarks.speed.vas_decode import BY_ONE, OURS, PLAIN, TILED
+from benchmarks.speed.vas_decode import BY_ONE, EVERY, GATED, OURS, PLAIN, TILED
 from benchmarks.speed.vas_naive import NaiveValues
 from benchmarks.speed.vas_train import REWARD, SEPARATE, SHARED
 
@@ -52,7 +52,7 @@ def decoding():
 
 def test_a_measured_decoding(decoded):
     assert list(decoded["variants"]) == list(vas_decode.ORDER)
-    assert len(decoded["ratios"]) == 6  # every pair
+    assert len(decoded["ratios"]) == 28  # every pair
     assert decoded["agreement"]["values"] < 1e-5
     counts = {name: variant["value_model"] for name, variant in decoded["variants"].items()}
     prompts, steps, k = 2 * 6, 4, 5
@@ -62,6 +62,12 @@ def test_a_measured_decoding(decoded):
     assert counts[BY_ONE] == {"calls": steps * (1 + k), "tokens": naive}
     assert counts[TILED] == {"calls": steps * 2, "tokens": naive}
     assert counts[OURS] == {"calls": 1 + steps, "tokens": prompts + 2 * steps * k}
+    # Every 2nd of four: the tokens between are read with the candidates.
+    assert counts[EVERY[2]] == {"calls": 3, "tokens": prompts + 2 * (2 * k + 2)}
+    assert counts[EVERY[8]] == {"calls": 2, "tokens": prompts + 2 * k}
+    shares = {name: variant["guided"] for name, variant in decoded["variants"].items()}
+    assert [shares[name] for name in (OURS, *EVERY.values(), PLAIN)] == [1, 0.5, 0.25, 0.25, 0]
+    assert 0.2 < shares[GATED] < 0.8
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5])
