@@ -123,7 +123,6 @@ def generate(
             f"{', '.join(n for n in trained.as_dict() if n != 'feature')}."
         )
     now = replace(trained, **process)
-    schedule = proxy_schedule(guide_every, guide_when)
     llm = BackboneAndHead(model)
     prompts = _prompts(input_ids if inputs is None else inputs, attention_mask, tokenizer)
     if not prompts:
@@ -161,7 +160,7 @@ def generate(
             first_candidates=first_candidates, cuda_graphs=cuda_graphs,
             show=None if streamer is None else lambda ids: streamer.put(torch.tensor(ids)),
             stop=StopStringCriteria(tokenizer, stops) if stops and tokenizer is not None else None,
-            schedule=schedule, tokenizer=tokenizer,
+            schedule=proxy_schedule(guide_every, guide_when), tokenizer=tokenizer,
         )  # fmt: skip
     if streamer is not None:
         streamer.end()
