@@ -77,6 +77,10 @@ class BaseGuide(ABC):
         """What to know about a head to choose its weight, by its name."""
         return {}
 
+    def blocks_unsupported_reason(self) -> str:
+        """Why it cannot score blocks, which the language model has generated before; `""` if it can."""
+        return ""
+
     def reset(self) -> None:  # noqa: B027 (most guides keep nothing)
         """Free the memory of caches."""
 

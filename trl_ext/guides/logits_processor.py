@@ -445,10 +445,12 @@ def _prompt_mask(
     known: Any = tokenizer or (config and config.get_text_config())
     if known is None:
         return PromptMask(attention_mask, pad_token_id, also_text=False)
-    eos = known.eos_token_id if isinstance(known.eos_token_id, list) else [known.eos_token_id]
-    candidates = [pad_token_id, None if tokenizer else config.pad_token_id, known.pad_token_id]
+    eos, bos = getattr(known, "eos_token_id", None), getattr(known, "bos_token_id", None)
+    eos = eos if isinstance(eos, list) else [eos]
+    candidates = [pad_token_id, *(getattr(each, "pad_token_id", None) for each in ([] if tokenizer else [config]))]
+    candidates.append(getattr(known, "pad_token_id", None))
     if attention_mask is None:
         # Many configs have no pad token. `generate` then pads with the end of sequence, and so do most tokenizers.
         candidates += eos[:1]
     pad = next((token for token in candidates if token is not None), None)
-    return PromptMask(attention_mask, pad, also_text=pad in [known.bos_token_id, *eos])
+    return PromptMask(attention_mask, pad, also_text=pad in [bos, *eos])

@@ -22,6 +22,8 @@ class GuideVocabulary:
         who (`str`): What it is, for messages.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): The language model's tokenizer.
         own_tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): The tokenizer of the model that guides.
+        compared (`bool`): Whether the two vocabularies have been compared. If not, they are taken to be equal where
+            they have one size.
         mismatch (`str`, *optional*, defaults to `""`): Why the two vocabularies differ; empty if they do not, or if
             that is not known.
         retokenize (`bool`, *optional*, defaults to `False`): Whether a model with another vocabulary reads the text in
@@ -44,12 +46,13 @@ class GuideVocabulary:
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         own_tokenizer: PreTrainedTokenizerBase | None = None,
+        compared: bool,
         mismatch: str = "",
         retokenize: bool = False,
         argument: str = "guide_tokenizer",
     ) -> None:
         self.size, self.who, self.argument = size, who, argument
-        self.tokenizers_match = tokenizer is not None
+        self.compared = compared
         self.pad = tokenizer.pad_token_id if tokenizer is not None else None
         self.retokenizer: Retokenizer | None = None
         if tokenizer is not None and mismatch:
@@ -74,7 +77,7 @@ class GuideVocabulary:
         """
         if vocabulary == self.size:
             return ids_NS
-        if not self.tokenizers_match:
+        if not self.compared:
             raise ValueError(
                 f"The language model has {vocabulary} tokens and the {self.who} {self.size}. If they have the same "
                 f"tokenizer, pass both (`tokenizer=`, `{self.argument}=`) so that they can be compared; if not, add "

@@ -42,6 +42,7 @@ def policy_with_processors(
     context: int = 0,
     weights: GuideWeights | None = None,
     guided: GuidedTokens | None = None,
+    truncation: str = "",
 ) -> Policy:
     """
     The [`~trl_ext.inference.policy.Policy`] of a model whose logits go through processors.
@@ -57,8 +58,8 @@ def policy_with_processors(
             Name in tables and errors.
         batch_size (`int`, *optional*, defaults to `64`):
             Sequences to generate or score at once.
-        extras (`dict`, *optional*), series, method (`str`, *optional*, default to `""`), weights (*optional*):
-            See [`~trl_ext.inference.policy.Policy`].
+        extras (`dict`, *optional*), series, method, truncation (`str`, *optional*, default to `""`), weights
+            (*optional*): See [`~trl_ext.inference.policy.Policy`].
         context (`int`, *optional*, defaults to `0`):
             Context length, if models behind the processors have a shorter one. `0` means the model's.
         guided ([`~trl_ext.decoding.scheduled_rows.GuidedTokens`], *optional*):
@@ -109,6 +110,7 @@ def policy_with_processors(
         model=model,
         weights=weights,
         guided=guided,
+        truncation=truncation,
     )
 
 

@@ -14,7 +14,6 @@ blocks in place of tokens, and samples in place of the sum over them. The paper 
 tokens only.
 """
 
-import math
 import random
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +34,7 @@ from trl_ext.endpoint.next_tokens import NextTokens, request_fields, sample_bloc
 from trl_ext.endpoint.protocol import Answer, Prompt
 from trl_ext.endpoint.tokens import Option, ServedText
 from trl_ext.generation_settings import GenerationSettings
+from trl_ext.guides.blocks import choose_block
 from trl_ext.guides.logits_processor import guide_schedule
 from trl_ext.guides.weights import describe_weights
 from trl_ext.inference.guided import guide_weights
@@ -255,9 +255,8 @@ class EndpointGuide:
                 break
             with self._lock:
                 logits_n = self._values(processor, text, blocks)
-            weights = logits_n.softmax(0).tolist()
-            [chosen] = rng.choices(range(len(blocks)), weights)
-            kl += math.log(len(blocks) * weights[chosen])
+            chosen, gain = choose_block(logits_n, rng.random())
+            kl += gain
             block, ended = blocks[chosen].text, blocks[chosen].ended
             written += length
             if not block and not ended:  # the server's context is full

@@ -67,6 +67,7 @@ class ValueGuide(BaseGuide):
             self.who,
             tokenizer=tokenizer,
             own_tokenizer=value_tokenizer,
+            compared=tokenizer is not None,
             mismatch=differs,
             retokenize=retokenize,
             argument="value_tokenizer",
@@ -109,6 +110,12 @@ class ValueGuide(BaseGuide):
                 "another: use one of the form 'state'."
             )
         return None if form == "policy" else BackboneReader(self.model.backbone, self._vocabulary)
+
+    def blocks_unsupported_reason(self) -> str:
+        """Why it cannot score blocks; `""` if it can."""
+        if self.reader is None:
+            return "it reads the language model's hidden states, which blocks no longer have; use the form 'state'"
+        return ""
 
     def reset(self) -> None:
         """Free the memory of caches and captured hidden states."""
