@@ -17,7 +17,10 @@ from trl_ext.decoding.guide_schedule import GuideSchedule
 from trl_ext.decoding.static_generate import static_generate
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.guides import logits_processor
+from trl_ext.guides.base_guide import FunctionGuide
+from trl_ext.guides.guide_file import read_guide_files
 from trl_ext.guides.logits_processor import GuidedLogitsProcessor
+from trl_ext.inference.guide_decoding import policy_with_guides
 from trl_ext.inference.guided import logps_with_processors
 from trl_ext.methods.vas.policies import VASDecoding, guided_policy
 
@@ -325,3 +328,43 @@ def test_flags() -> None:
 def test_words_need_the_tokenizer(policy: Any) -> None:
     with pytest.raises(ValueError, match="needs the language model's tokenizer"):
         ValueAugmentedLogitsProcessor(make_value("state", policy), guide_every="word")
+
+
+# -------------------------------------------------------------------------------------------------------- guide files
+
+
+def test_a_guide_file_has_a_schedule(policy: Any, tokenizer: Any, tmp_path: Any) -> None:
+    """The policy of a file guides as one of a processor does, and counts its tokens."""
+    file = tmp_path / "guides.yaml"
+    file.write_text(
+        "guide_every: 2\nguide_when: {margin: 0.5}\nguides: [{kind: function, function: string.capwords, name: own}]\n"
+    )
+    settings = read_guide_files([str(file)]).settings
+    assert settings.schedule == GuideSchedule(2, margin=0.5)
+    function = FunctionGuide(lambda context, candidates: (candidates % 7).float())
+    guided = policy_with_guides(policy, tokenizer, {"own": function}, 1.0, settings)
+    greedy = GenerationSettings(num_generations=1, max_completion_length=8, temperature=0.0)
+    found = [group[0].ids for group in guided.generate(PROMPTS, greedy)]
+    processor = GuidedLogitsProcessor(
+        function, 1.0, guide_every=2, guide_when={"margin": 0.5}, attention_mask=left_padded(PROMPTS, 0)[1]
+    )
+    assert found == run_generate(policy, processor, PROMPTS, 8)
+    assert guided.guided is not None
+    assert 0 < guided.guided.guided <= guided.guided.total // 2 + len(PROMPTS)
+    assert guided.extras["guide_every"] == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("guide_every: 0", "`guide_every` must be a whole number of at least 1"),
+        ("guide_when: {confidence: 0.8}", "`guide_when` has the condition 'confidence'"),
+        ("guide_when: 3", "`guide_when` must be a mapping"),
+        ("guide_blocks: 4\nguide_every: 2", "`guide_every` has no effect with `guide_blocks`"),
+    ],
+)
+def test_bad_schedules_in_a_guide_file(line: str, message: str, tmp_path: Any) -> None:
+    file = tmp_path / "guides.yaml"
+    file.write_text(f"{line}\nguides: [{{kind: function, function: string.capwords}}]\n")
+    with pytest.raises(ValueError, match=message):
+        read_guide_files([str(file)])
