@@ -15,6 +15,8 @@ from trl_ext.data.tokenization import left_padded
 from trl_ext.decoding.cuda_graph import cached_loops
 from trl_ext.decoding.guide_schedule import GuideSchedule
 from trl_ext.decoding.static_generate import static_generate
+from trl_ext.evaluation.evaluate import evaluate
+from trl_ext.evaluation.tables import metrics_of
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.guides import logits_processor
 from trl_ext.guides.base_guide import FunctionGuide
@@ -22,6 +24,7 @@ from trl_ext.guides.guide_file import read_guide_files
 from trl_ext.guides.logits_processor import GuidedLogitsProcessor
 from trl_ext.inference.guide_decoding import policy_with_guides
 from trl_ext.inference.guided import logps_with_processors
+from trl_ext.inference.policy import model_policy
 from trl_ext.methods.vas.policies import VASDecoding, guided_policy
 
 
@@ -368,3 +371,18 @@ def test_bad_schedules_in_a_guide_file(line: str, message: str, tmp_path: Any) -
     file.write_text(f"{line}\nguides: [{{kind: function, function: string.capwords}}]\n")
     with pytest.raises(ValueError, match=message):
         read_guide_files([str(file)])
+
+
+def test_evaluations_report_the_share_of_guided_tokens(policy: Any, tokenizer: Any) -> None:
+    """Of the evaluated completions, not of those that the KL is measured on; with a column only where it is known."""
+    guided = guided_policy(policy, tokenizer, make_value("state", policy), BETA, K, guide_every=3)
+    base = model_policy(policy, tokenizer, name="base")
+    settings = GenerationSettings(num_generations=2, max_completion_length=9, top_k=5)
+    rows = [{"prompt": "the film was"}, {"prompt": "I thought it"}]
+    found, of_base = evaluate(guided, rows, settings=settings, base=base), evaluate(base, rows, settings=settings)
+    lengths = [len(completion.ids) for group in found.completions for completion in group]
+    assert found.metrics["guided_tokens"] == pytest.approx(sum(-(-n // 3) for n in lengths) / sum(lengths))
+    assert found.kl_completions and found.metrics["kl"] is not None
+    assert "guided_tokens" not in of_base.metrics
+    assert metrics_of([found.metrics])[-1] == "guided_tokens"
+    assert "guided_tokens" not in metrics_of([of_base.metrics])
