@@ -64,29 +64,26 @@ class GuideSchedule:
         if isinstance(self.every, bool) or not (
             self.every >= 1 if isinstance(self.every, int) else self.every in UNITS
         ):
-            raise ValueError(f"must be a whole number of at least 1, 'word' or 'sentence', got {self.every!r}")
+            raise ValueError(
+                f"`every` must be a whole number of at least 1, 'word' or 'sentence', got {self.every!r}."
+            )
         for name in ("entropy", "margin"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"has the {name} {getattr(self, name)}, which must be 0 or more, in nats")
+                raise ValueError(f"`{name}` must be a number of nats, 0 or more, got {getattr(self, name)}.")
         if not 0 <= self.random <= 1:
-            raise ValueError(f"has the share random {self.random}, which must be between 0 and 1")
+            raise ValueError(f"`random` must be a share between 0 and 1, got {self.random}.")
         if self.confidence and not 0.5 <= self.confidence < 1:
             raise ValueError(
-                f"has the confidence {self.confidence}: the likelier of two decisions has a probability between 0.5 "
-                "and 1, so give a number from 0.5 to below 1, or 0 for no such condition"
+                f"`confidence` must be from 0.5 to below 1, or 0 for no such condition, got {self.confidence}: the "
+                "likelier of two decisions has a probability of at least 0.5."
             )
         if self.seed and not self.random:
-            raise ValueError("has a seed, which has no effect without `random`: remove it, or set `random`")
+            raise ValueError("`seed` has no effect without `random`: remove it, or set `random`.")
 
     @property
     def always(self) -> bool:
         """Whether every token is guided."""
         return self.every == 1 and not any(getattr(self, name) for name in NUMBERS)
-
-    @property
-    def of_logits(self) -> bool:
-        """Whether a decision needs the language model's distribution."""
-        return self.every in UNITS or self.entropy > 0
 
     def changes(self) -> dict[str, Any]:
         """The settings that are not the defaults, for a report."""
@@ -140,12 +137,14 @@ def read_schedule(
             raise ValueError(f"`{setting}`: {name} {error}.") from None
     if isinstance(every, str) and every.strip().lstrip("-").isdigit():
         every = int(every)
-    for name, arguments in ((f"{prefix}_every", {"every": every}), (setting, conditions)):
-        try:
-            GuideSchedule(**arguments)
-        except ValueError as error:
-            raise ValueError(f"`{name}` {error}.") from None
-    return GuideSchedule(every, **conditions)
+    try:
+        GuideSchedule(every)
+    except ValueError as error:
+        raise ValueError(str(error).replace("`every`", f"`{prefix}_every`")) from None
+    try:
+        return GuideSchedule(every, **conditions)
+    except ValueError as error:
+        raise ValueError(f"`{setting}`: {error}") from None
 
 
 # ---------------------------------------------------------------------------------------------------------- equations
