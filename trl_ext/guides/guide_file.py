@@ -102,6 +102,16 @@ class GuideSettings:
         """Which tokens are guided."""
         return guide_schedule(self.guide_every, self.guide_when)
 
+    def of_tokens(self) -> dict[str, Any]:
+        """The settings as arguments of [`~trl_ext.guides.logits_processor.GuidedLogitsProcessor`]."""
+        return {
+            "top_k": self.guide_top_k,
+            "candidates_only": self.guide_candidates_only,
+            "min_p": self.guide_min_p,
+            "guide_every": self.guide_every,
+            "guide_when": self.guide_when,
+        }
+
     def check_given(self, given: Sequence[str]) -> None:
         """Raise a `ValueError` for a setting that was given and has no effect beside the others."""
         of_tokens = ("guide_top_k", "guide_candidates_only", "guide_min_p", "guide_every", "guide_when")

@@ -53,21 +53,11 @@ def policy_with_guides(
     """
     settings = settings or GuideSettings()
 
+    ends = eos_token_ids(model, tokenizer)
+
     def processors(ids_PT: torch.Tensor | None, mask_PT: torch.Tensor | None) -> list[GuidedLogitsProcessor]:
-        return [
-            GuidedLogitsProcessor(
-                guides,
-                weights,
-                settings.guide_top_k,
-                candidates_only=settings.guide_candidates_only,
-                min_p=settings.guide_min_p,
-                attention_mask=mask_PT,
-                tokenizer=tokenizer,
-                guide_every=settings.guide_every,
-                guide_when=settings.guide_when,
-                end_token_ids=eos_token_ids(model, tokenizer),
-            )
-        ]
+        common = {"attention_mask": mask_PT, "tokenizer": tokenizer, "end_token_ids": ends}
+        return [GuidedLogitsProcessor(guides, weights, **settings.of_tokens(), **common)]
 
     [checked] = processors(None, None)  # raises errors before anything is generated
 
