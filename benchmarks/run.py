@@ -25,7 +25,7 @@ SUITES = {
     "imdb": "Proxy-RLHF, PSLE and VAS on the IMDB task: settings, ablations and seeds, on one GPU",
     "rrhf_step": "seconds and peak memory of an RRHF training step: naive, TRL's head, shared prompts, TRL's DPO",
     "scaling": "how time grows with K, lengths, prompts, the model and candidates: slopes beside those of arithmetic",
-    "vas_decode": "tokens/s of value-guided decoding: unguided, candidate by candidate, tiled, ours",
+    "vas_decode": "tokens/s of value-guided decoding: unguided, candidate by candidate, tiled, ours; of some tokens",
     "vas_train": "tokens/s of a VAS training step: separate rows, shared prompts, TRL's RewardTrainer",
     "proxy_decode": "tokens/s of Proxy-RLHF's decoding: plain, one candidate at a time, ours with 4, 8 and 20",
     "proxy_update": "seconds of Proxy-RLHF's PPO update, against an epoch of policy gradient through the model",

@@ -66,6 +66,8 @@ def speed_column(variant: str) -> Column:
     """Tokens per second of a variant, all rows together."""
 
     def value(case: DecodingCase, measured: dict[str, Any]) -> str:
+        if variant not in measured["variants"]:  # a result from before there was this variant
+            return "-"
         return f"{case.batch * case.new / median_seconds(measured, variant):.0f}"
 
     return Column(variant, value)

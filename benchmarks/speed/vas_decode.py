@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Tokens a second of value-guided decoding: a model alone, guided the naive way, guided by ours.
+Tokens a second of value-guided decoding: a model alone, guided the naive way, guided by ours; at every token, at every
+2nd, 4th or 8th, or where the model's entropy is above its median.
 
     python -m benchmarks.run vas_decode [--devices cpu cuda] [--cases TEXT ...] [--rounds N] [--output FOLDER]
 
@@ -22,6 +23,7 @@ from benchmarks.harness.models import SHAPES, build
 from benchmarks.harness.suite import TimedSuite, compare
 from benchmarks.harness.tables import Column, Table, agreement_column, median_seconds, ratio_column, sections
 from benchmarks.harness.timing import Variant
+from trl_ext.decoding.guide_schedule import GuideSchedule, entropy
 from trl_ext.methods.vas.decoding.logits_processor import ValueAugmentedLogitsProcessor
 from trl_ext.methods.vas.value_model.model import ValueModel
 
@@ -29,8 +31,18 @@ from .vas_naive import NaiveValues
 
 
 # The variants. A ratio in a result is of an earlier one to a later one.
-ORDER = (BY_ONE, TILED, OURS, PLAIN) = ("candidate by candidate", "tiled", "ours", "unguided")
+EVERY = {n: f"ours, every {n}" for n in (2, 4, 8)}
+GATED = "ours, entropy above the median"
+ORDER = (BY_ONE, TILED, OURS, *_, PLAIN) = (
+    "candidate by candidate",
+    "tiled",
+    "ours",
+    *EVERY.values(),
+    GATED,
+    "unguided",
+)
 BETA = 3.0
+SOME = "Guidance of some tokens"  # heading of a table of it
 
 
 @dataclass(frozen=True)
@@ -41,8 +53,8 @@ class Case(DecodingCase):
     Args:
         policy, value (`str`): Two of [`~benchmarks.harness.models.SHAPES`] with the same vocabulary.
         top_k (`int`): k.
-        targets (`dict[str, float]`): Goals of ours: times the time of `"unguided"` at most, times faster than
-            `"candidate by candidate"` at least.
+        targets (`dict[str, float]`): Goals of ours: times the time of `"unguided"` at most, for every token and for
+            every 4th; times faster than `"candidate by candidate"` at least.
     """
 
     policy: str
@@ -63,7 +75,7 @@ _SMALL: dict[str, Any] = {"device": "cpu", "prompt": 64, "new": 32}
 _LARGE: dict[str, Any] = {"device": "cuda", "dtype": "bfloat16", "prompt": 256, "new": 64}
 CASES = [
     *(
-        Case("imdb-7m", "imdb-2m", dtype=dtype, batch=batch, **_SMALL, targets={BY_ONE: 5.0})
+        Case("imdb-7m", "imdb-2m", dtype=dtype, batch=batch, **_SMALL, targets={BY_ONE: 5.0, EVERY[4]: 1.3})
         for dtype in ("float32", "bfloat16")
         for batch in (1, 16)
     ),
@@ -93,6 +105,21 @@ class Workload:
         self.value_model.head.weight.data.copy_(head)
         self.prompts = case.prompts(batches, generator)
         self.counts: dict[str, dict[str, int]] = {}
+        self.guided: dict[str, float] = {}  # shares of the tokens
+        self.threshold = self._median_entropy()
+        self.schedules = {name: GuideSchedule(n) for n, name in EVERY.items()}
+        self.schedules[GATED] = GuideSchedule(entropy=self.threshold)
+
+    def _median_entropy(self) -> float:
+        """The median of the entropies of the next token along the first batch, unguided."""
+        found: list[torch.Tensor] = []
+
+        def record(_: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            found.append(entropy(scores))
+            return scores
+
+        self.generate(0, [record])
+        return float(torch.cat(found).median())
 
     def processors(self) -> dict[str, Callable[[], Any]]:
         """What makes a processor of each guided variant, as new as a request is."""
@@ -101,6 +128,8 @@ class Workload:
             BY_ONE: partial(NaiveValues, *settings, chunk=1),
             TILED: partial(NaiveValues, *settings, chunk=self.case.top_k),
             OURS: partial(ValueAugmentedLogitsProcessor, *settings),
+            **{name: partial(ValueAugmentedLogitsProcessor, *settings, guide_every=n) for n, name in EVERY.items()},
+            GATED: partial(ValueAugmentedLogitsProcessor, *settings, guide_when={"entropy": self.threshold}),
         }
 
     def variants(self) -> list[Variant]:
@@ -113,8 +142,11 @@ class Workload:
         self.generate(i, [processor] if processor is not None else [])
         if processor is not None:
             self.counts[name] = {"calls": processor.value_calls, "tokens": processor.value_tokens}
+            if name in self.schedules:
+                guided, total = processor.scheduled.counts_2.tolist()
+                self.guided[name] = guided / total
 
-    def generate(self, i: int, processors: list[LogitsProcessor]) -> torch.Tensor:
+    def generate(self, i: int, processors: list[Any]) -> torch.Tensor:
         """Tokens of shape (N, new), greedily, for batch i."""
         ids = self.prompts[i]
         kwargs: dict[str, Any] = {"max_new_tokens": self.case.new, "do_sample": False}
@@ -135,11 +167,25 @@ class _Recorder(LogitsProcessor):
         return after
 
 
+class _Scheduled(LogitsProcessor):
+    """A processor at the tokens of a schedule, computed at all of them."""
+
+    def __init__(self, processor: Any, schedule: GuideSchedule) -> None:
+        self.processor, self.schedule, self.position = processor, schedule, 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        guided_N = entropy(scores) > self.schedule.entropy
+        guided_N &= not self.schedule.skips(self.position)
+        self.position += 1
+        return torch.where(guided_N[:, None], self.processor(input_ids, scores.clone()), scores)
+
+
 def check_agreement(work: Workload) -> dict[str, float]:
     """
     Compare what the guided variants add to the logits along one path, and their tokens, before anything is timed.
 
-    The path is that of the naive form, candidate by candidate; the others run each of its steps.
+    The path is that of the naive form, candidate by candidate; the others run each of its steps. In float32 the tokens
+    under a schedule are compared with those of the naive form at the tokens of the schedule.
 
     Returns:
         `dict`: The largest difference of a centred value; where weights are not float32, as a share of the deviation
@@ -168,6 +214,10 @@ def check_agreement(work: Workload) -> dict[str, float]:
             found = max(found, difference)
         if case.exact and not torch.equal(work.generate(0, [makers[name]()]), tokens):
             raise RuntimeError(f"{case.name}: {name!r} chooses other tokens than {BY_ONE!r}.")
+    for name, schedule in work.schedules.items() if case.exact else ():
+        expected = work.generate(0, [_Scheduled(makers[BY_ONE](), schedule)])
+        if not torch.equal(work.generate(0, [makers[name]()]), expected):
+            raise RuntimeError(f"{case.name}: {name!r} chooses other tokens than {BY_ONE!r} at the same places.")
     check_form(processor)
     return {"values": found}
 
@@ -192,9 +242,13 @@ def measure(case: Case, *, rounds: int, batches: int, seed: int) -> dict[str, An
         batches=batches,
         # On the CPU torch's profiler would measure it, which takes minutes over so many small operations.
         memory_of=lambda name: case.device == "cuda",
-        facts=lambda name: {"value_model": work.counts.get(name, {"calls": 0, "tokens": 0})},
+        facts=lambda name: {
+            "value_model": work.counts.get(name, {"calls": 0, "tokens": 0}),
+            "guided": work.guided.get(name, 0.0 if name == PLAIN else 1.0),
+        },
         settings={
             "beta": BETA,
+            "entropy": work.threshold,
             "weights": {name: SHAPES[name].weights_name for name in case.models},
             "shapes": {name: asdict(SHAPES[name]) for name in case.models},
         },
@@ -214,10 +268,15 @@ def tables(results: Sequence[dict[str, Any]]) -> str:
         Column("guidance alone", _guidance_alone),
         agreement_column("agreement of values"),
     ]
-    speeds = [speed_column(name) for name in (PLAIN, BY_ONE, TILED, OURS)]
+    some = [
+        ratio_column(f"{name}: × the time of unguided", f"{name} / {PLAIN}", "≤", name)
+        for name in (*EVERY.values(), GATED)
+    ]
+    speeds = [speed_column(name) for name in (PLAIN, BY_ONE, TILED, OURS, *EVERY.values(), GATED)]
     fed = Column("value tokens fed: one by one, tiled, ours", _tokens_fed)
     found = [
         Table("decoding", LABEL, ratios),
+        Table("decoding", LABEL, [*some, Column("tokens guided, by entropy", _gated_share)], SOME, measured_only=True),
         Table("decoding", LABEL, [*speeds, fed], SPEEDS, measured_only=True),
     ]
     return sections(results, CASES, {"cpu": "CPU", "cuda": "GPU"}, found)
@@ -227,6 +286,11 @@ def _guidance_alone(case: Case, measured: dict[str, Any]) -> str:
     """How many times faster than candidate by candidate ours is, without the time of the policy."""
     plain, slow, fast = (median_seconds(measured, name) for name in (PLAIN, BY_ONE, OURS))
     return f"{(slow - plain) / (fast - plain):.1f}" if fast > plain else "-"
+
+
+def _gated_share(case: Case, measured: dict[str, Any]) -> str:
+    variant = measured["variants"].get(GATED)
+    return f"{variant['guided']:.0%}" if variant else "-"
 
 
 def _tokens_fed(case: Case, measured: dict[str, Any]) -> str:

@@ -134,7 +134,7 @@ def test_commands_name_suites_and_commands_that_exist():
 
 def test_a_row_of_the_page_is_one_line(sources):
     for line in page(CLAIMS, sources).splitlines():
-        assert not line.startswith("`") and line.count(" | ") in (0, 3) or line.startswith("| ---"), line
+        assert (not line.startswith("`") and line.count(" | ") in (0, 3)) or line.startswith("| ---"), line
 
 
 def test_two_figures_of_one_seed_are_compared_prompt_by_prompt():

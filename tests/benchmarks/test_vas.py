@@ -4,6 +4,7 @@
 """The benchmarks of VAS measure what they say: variants agree, fallbacks stop them, tables show what was measured."""
 
 import argparse
+import copy
 import functools
 
 import pytest
@@ -15,7 +16,7 @@ from benchmarks.harness.models import SHAPES
 from benchmarks.harness.suite import TimedSuite
 from benchmarks.harness.tables import newest
 from benchmarks.speed import vas_decode, vas_train
-from benchmarks.speed.vas_decode import BY_ONE, OURS, PLAIN, TILED
+from benchmarks.speed.vas_decode import BY_ONE, EVERY, GATED, OURS, PLAIN, TILED
 from benchmarks.speed.vas_naive import NaiveValues
 from benchmarks.speed.vas_train import REWARD, SEPARATE, SHARED
 
@@ -52,7 +53,7 @@ def decoding():
 
 def test_a_measured_decoding(decoded):
     assert list(decoded["variants"]) == list(vas_decode.ORDER)
-    assert len(decoded["ratios"]) == 6  # every pair
+    assert len(decoded["ratios"]) == 28  # every pair
     assert decoded["agreement"]["values"] < 1e-5
     counts = {name: variant["value_model"] for name, variant in decoded["variants"].items()}
     prompts, steps, k = 2 * 6, 4, 5
@@ -62,6 +63,12 @@ def test_a_measured_decoding(decoded):
     assert counts[BY_ONE] == {"calls": steps * (1 + k), "tokens": naive}
     assert counts[TILED] == {"calls": steps * 2, "tokens": naive}
     assert counts[OURS] == {"calls": 1 + steps, "tokens": prompts + 2 * steps * k}
+    # Every 2nd of four: the tokens between are read with the candidates.
+    assert counts[EVERY[2]] == {"calls": 3, "tokens": prompts + 2 * (2 * k + 2)}
+    assert counts[EVERY[8]] == {"calls": 2, "tokens": prompts + 2 * k}
+    shares = {name: variant["guided"] for name, variant in decoded["variants"].items()}
+    assert [shares[name] for name in (OURS, *EVERY.values(), PLAIN)] == [1, 0.5, 0.25, 0.25, 0]
+    assert 0.2 < shares[GATED] < 0.8
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5])
@@ -239,7 +246,8 @@ def test_tables_of_decoding(decoded, dated):
     assert "≤ 1.75" in empty and "≥ 6.5" in empty and "≥ 5" in empty and "| not" not in empty
     assert "Tokens a second" not in empty
     result = dated(vas_decode.SUITE, decoded, f"{BY_ONE} / {OURS}", 22.22)
-    clock = {name: {"cpu": {"median": s}} for name, s in zip(vas_decode.ORDER, (9.0, 5.0, 2.0, 1.0), strict=True)}
+    medians = (9.0, 5.0, 2.0, 1.6, 1.4, 1.2, 1.5, 1.0)
+    clock = {name: {"cpu": {"median": s}} for name, s in zip(vas_decode.ORDER, medians, strict=True)}
     for name, seconds in clock.items():
         result["cases"][0]["variants"][name]["seconds"] = seconds
     result["cases"][0]["settings"]["clock"] = "cpu"
@@ -248,7 +256,15 @@ def test_tables_of_decoding(decoded, dated):
     assert "| 8.0 |" in text  # (9 - 1) / (2 - 1): guidance alone
     case = vas_decode.CASES[0]
     made = case.batch * case.new
-    assert f"| {made} | {made / 9:.0f} | {made / 5:.0f} | {made / 2:.0f} |" in text
+    assert f"| {made} | {made / 9:.0f} | {made / 5:.0f} | {made / 2:.0f} | {made / 1.6:.0f} |" in text
+    shares = [line for line in text.splitlines() if "[≤ 1.3]" in line and "%" in line]
+    assert len(shares) == 1, "every 4th has a goal, in the table of guidance of some tokens"
+    older = copy.deepcopy(result)
+    for name in (*EVERY.values(), GATED):
+        del older["cases"][0]["variants"][name]
+        older["cases"][0]["ratios"] = {k: v for k, v in older["cases"][0]["ratios"].items() if name not in k}
+    text = vas_decode.tables([older])
+    assert "| - | - | - | - | - |" in text, "a result from before there was guidance of some tokens"
 
 
 def test_tables_of_training(trained, dated):

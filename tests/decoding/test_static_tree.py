@@ -52,7 +52,7 @@ def test_hidden_states_are_those_of_separate_forwards(name: str) -> None:
     tree.keep(choice)
     rows = [[*row, some[i]] for row, some, i in zip(rows, CANDIDATES, choice.tolist(), strict=True)]
     after = torch.tensor([[50], [51], [52], [53]])
-    found = tree.branch(candidates, after_N1=after)
+    found = tree.branch(candidates, after_NT=after)
     rows = [[*row, *token] for row, token in zip(rows, after.tolist(), strict=True)]
     torch.testing.assert_close(found, branches_by_loop(model, rows, CANDIDATES), atol=1e-4, rtol=1e-4)
     found = tree.append(after + 4)

@@ -84,6 +84,27 @@ def test_shared_cache_is_exact(name, attention):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
+def test_candidates_of_some_rows_alone(name):
+    """They are those of these rows in a full batch; then all rows go on, and there is nothing to keep."""
+    model = backbone(name)
+    tree = Tree(model)
+    tree.start(*left_padded(PROMPTS, 0))
+    rows, some = [list(prompt) for prompt in PROMPTS], [3, 1]
+    for token in (9, 10):
+        candidates = [CANDIDATES[i] for i in some]
+        tree.branch(torch.tensor(CANDIDATES))
+        found = tree.branch_some(torch.tensor(some), torch.tensor(candidates))
+        assert close(found, branches_by_loop(model, [rows[i] for i in some], candidates))
+        with pytest.raises(ValueError, match="no candidates to keep"):
+            tree.keep(torch.tensor([0, 0, 0, 0]))
+        hidden = tree.append(torch.tensor([[token]] * 4))
+        rows = [[*row, token] for row in rows]
+        assert close(hidden[:, 0], torch.stack([states(model, row)[-1] for row in rows]))
+    with pytest.raises(ValueError, match=r"shape .* for 1 rows"):
+        tree.branch_some(torch.tensor([0]), torch.tensor(candidates))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
 def test_further_candidates_of_some_rows(name):
     """A row may keep a first or a further candidate; later hidden states are those of the tokens in order."""
     model = backbone(name)

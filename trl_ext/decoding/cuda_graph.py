@@ -25,7 +25,7 @@ KEPT, IDLE = 6, 2**30
 
 class Replay:
     """
-    A function without arguments whose inputs and outputs are tensors that keep their addresses.
+    A function whose inputs and outputs are tensors that keep their addresses.
 
     On a CUDA device the first call runs it a few times and records it as a graph. From then on each call replays the
     graph: one launch for all of its kernels. On other devices each call runs the function.
@@ -35,11 +35,14 @@ class Replay:
             a method, its object is referenced weakly, so that its memory is freed with the object.
         state (`Sequence[torch.Tensor]`): Tensors that it changes and reads again. Recording leaves them unchanged.
         device (`torch.device`): Where it computes.
+        arguments (*optional*): Constant arguments of the function.
     """
 
-    def __init__(self, step: Callable[[], Any], state: Sequence[torch.Tensor], device: torch.device) -> None:
-        owned = weakref.WeakMethod(step) if hasattr(step, "__self__") else None
-        self.step: Callable[[], Any] = step if owned is None else lambda: owned()()  # type: ignore[misc]
+    def __init__(
+        self, step: Callable[..., Any], state: Sequence[torch.Tensor], device: torch.device, *arguments: Any
+    ) -> None:
+        owned = weakref.WeakMethod(step) if hasattr(step, "__self__") else lambda: step
+        self.step: Callable[[], Any] = lambda: owned()(*arguments)  # type: ignore[misc]
         self.state, self.device = list(state), device
         self._replay: Callable[[], Any] | None = None
 

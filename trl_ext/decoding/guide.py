@@ -33,6 +33,12 @@ class GuideContext:
             processor has excluded are minus infinity.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             The language model's tokenizer.
+        batch ([`GuideContext`], *optional*):
+            The complete batch, where the sequences are some of it, for guides that keep a KV cache of all rows.
+        rows_N (`torch.Tensor` of shape `(N,)`, *optional*):
+            The rows of that batch that the sequences are.
+        goes_on (`bool`, *optional*, defaults to `False`):
+            Whether the sequences are those of the guide's previous call, grown token by token.
     """
 
     ids_NS: torch.Tensor
@@ -40,6 +46,16 @@ class GuideContext:
     vocabulary: int
     logits_Nk: torch.Tensor | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
+    batch: "GuideContext | None" = None
+    rows_N: torch.Tensor | None = None
+    goes_on: bool = False
+
+    def some(self, rows_R: torch.Tensor, logits_Rk: torch.Tensor | None) -> "GuideContext":
+        """The context of these rows, with the logits of their candidates."""
+        return GuideContext(
+            self.ids_NS[rows_R], lambda: self.mask()[rows_R], self.vocabulary, logits_Nk=logits_Rk,
+            tokenizer=self.tokenizer, batch=self, rows_N=rows_R, goes_on=self.goes_on,
+        )  # fmt: skip
 
     def texts(self, candidates_Nk: torch.Tensor) -> list[list[str]]:
         """

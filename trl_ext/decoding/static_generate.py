@@ -35,6 +35,7 @@ from trl_ext.models.properties import base_of, cache_name
 from trl_ext.models.sharding import synced_gpus_kwargs
 
 from .cuda_graph import CHECK_EVERY, Replay, cached_loops, graph_key
+from .scheduled_rows import ScheduledRows
 from .static_tree import StaticTree, static_columns, static_unsupported_reason
 from .token_sampling import SamplingProcessor, sample_columns
 
@@ -50,18 +51,30 @@ class StaticGuide(Protocol):
 
     state: list[torch.Tensor]
     trees: list[StaticTree]
+    scheduled: ScheduledRows | None
 
     def start(self, processor: Any, ids_NP: torch.Tensor, mask_NP: torch.Tensor) -> None:
         """Computes prompts without their last token, and copies the current settings of the processor."""
 
-    def __call__(self, scores_NV: torch.Tensor, token_N1: torch.Tensor, hidden_ND: torch.Tensor) -> torch.Tensor:
-        """Guided scores of the next token, from those of the language model and its hidden state of the last token."""
+    def __call__(self, scores_NV: torch.Tensor, after_NT: torch.Tensor, hidden_ND: torch.Tensor) -> torch.Tensor:
+        """
+        Guided scores of the next token, from those of the language model, the tokens since the previous call, and the
+        language model's hidden state of the last one.
+        """
         ...
 
 
 @runtime_checkable
 class StaticProcessor(Protocol):
-    """A logits processor that supports CUDA-graph decoding."""
+    """
+    A logits processor that supports CUDA-graph decoding.
+
+    A guide whose schedule skips positions is not called there, whatever the text: such a step is a graph of its own,
+    and the guide reads the tokens between at once. What depends on the text or the logits is a mask in the graph of
+    the step, and saves no time.
+    """
+
+    scheduled: ScheduledRows | None
 
     def static_unsupported_reason(self, llm: BackboneAndHead) -> str:
         """Why it does not for this language model; empty if it does."""
@@ -118,7 +131,8 @@ class StaticLoop:
         state = [self.tree.length_1, self.token_N1, self.written_NS, self.ended_N1, self.count_1]
         for step in self.steps:
             state += getattr(step, "state", [])
-        self.next = Replay(self._next, state, device)
+        self._state = state
+        self._replays: dict[tuple[int, ...], Replay] = {}
 
     @property
     def nbytes(self) -> int:
@@ -144,16 +158,24 @@ class StaticLoop:
         for step, processor in zip(self.steps, processors, strict=True):
             if isinstance(processor, StaticProcessor):
                 step.start(processor, before, mask)
+                if step.scheduled is not None:
+                    step.scheduled.start(ids_NP, mask_NP)
+                    step.scheduled.counts_2.zero_()
         if alone:
             for tree in (self.tree, *(tree for step in self.steps for tree in getattr(step, "trees", ()))):
                 tree.cut(0)
         self.token_N1.copy_(ids_NP[:, -1:])
         self.ended_N1.zero_()
         self.count_1.zero_()
+        unread = [1] * len(self.steps)
         for t in range(1, new + 1):
-            self.next()
+            self._advance(t - 1, unread)
             if len(self.ends) and t % CHECK_EVERY == 0 and bool(self.ended_N1.all()):
                 break
+        for step, processor in zip(self.steps, processors, strict=True):
+            if isinstance(processor, StaticProcessor) and step.scheduled is not None:
+                assert processor.scheduled is not None
+                processor.scheduled.add_counts(step.scheduled)
         written = self.written_NS[:, :t].clone()
         if not len(self.ends):
             return written
@@ -161,12 +183,33 @@ class StaticLoop:
         lengths = torch.where(hits.any(1), hits.int().argmax(1) + 1, t)
         return written[:, : int(lengths.max())]
 
-    def _next(self) -> None:
+    def _advance(self, position: int, unread: list[int]) -> None:
+        """
+        One step.
+
+        Args:
+            position (`int`): Number of new tokens so far.
+            unread (`list[int]`): For each processor, the last tokens that its guide has not read yet; changed.
+        """
+        asked = [not (s := getattr(step, "scheduled", None)) or not s.schedule.skips(position) for step in self.steps]
+        reads = tuple(count if yes else 0 for count, yes in zip(unread, asked, strict=True))
+        if reads not in self._replays:
+            self._replays[reads] = Replay(self._next, self._state, self.llm.device, reads)
+        self._replays[reads]()
+        for i, yes in enumerate(asked):
+            unread[i] = 1 if yes else unread[i] + 1
+
+    def _next(self, reads: tuple[int, ...]) -> None:
+        """A step in which the guides read so many of the last tokens; 0 leaves a guide out."""
         hidden_ND = self.tree.append(self.token_N1)
         scores = self.llm.logits(hidden_ND)
-        for step in self.steps:
-            guides = hasattr(step, "state")
-            scores = step(scores, self.token_N1, hidden_ND) if guides else step(self.token_N1, scores)
+        for step, count in zip(self.steps, reads, strict=True):
+            if not hasattr(step, "state"):
+                scores = step(self.token_N1, scores)
+            elif count:
+                scores = step(scores, self._last(count), hidden_ND)
+            else:
+                step.scheduled.count(None)
         token = sample_columns(scores.softmax(-1)) if self.sample else scores.argmax(-1, keepdim=True)
         if len(self.ends):
             token = torch.where(self.ended_N1, self.pad, token)
@@ -174,6 +217,16 @@ class StaticLoop:
         self.written_NS.index_copy_(1, self.count_1, token)
         self.token_N1.copy_(token)
         self.count_1.add_(1)
+        for step in self.steps:
+            if getattr(step, "scheduled", None) is not None:
+                step.scheduled.append(token.squeeze(1))
+
+    def _last(self, count: int) -> torch.Tensor:
+        """The last tokens (N, count); all but a single one are new ones."""
+        if count == 1:
+            return self.token_N1
+        columns = self.count_1 - count + torch.arange(count, device=self.count_1.device)
+        return self.written_NS.index_select(1, columns)
 
 
 class CUDAGraphsUnavailable(ValueError):

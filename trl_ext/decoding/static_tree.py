@@ -198,24 +198,25 @@ class StaticTree:
             stores.append(store.new_empty(shape))
         return StaticKVCache(stores, slots)
 
-    def append(self, ids_N1: torch.Tensor) -> torch.Tensor:
-        """Extends each prefix by a token (N, 1), and returns its hidden state (N, D)."""
-        return self._forward(ids_N1, 1)[:, 0]
+    def append(self, ids_NT: torch.Tensor) -> torch.Tensor:
+        """Extends each prefix by tokens (N, T), and returns the hidden state of the last (N, D)."""
+        return self._forward(ids_NT, ids_NT.shape[1])[:, -1]
 
-    def branch(self, candidates_Nk: torch.Tensor, after_N1: torch.Tensor | None = None) -> torch.Tensor:
+    def branch(self, candidates_Nk: torch.Tensor, after_NT: torch.Tensor | None = None) -> torch.Tensor:
         """
-        Evaluates candidate tokens, after extending each prefix by a token if one is passed.
+        Evaluates candidate tokens, after extending each prefix by tokens if some are passed.
 
         Args:
             candidates_Nk (`torch.Tensor` of shape `(N, k)`): The candidates.
-            after_N1 (`torch.Tensor` of shape `(N, 1)`, *optional*): The token before them.
+            after_NT (`torch.Tensor` of shape `(N, T)`, *optional*): The tokens before them.
 
         Returns:
             `torch.Tensor` of shape `(N, k, D)`: The hidden state of each candidate.
         """
-        if after_N1 is None:
+        if after_NT is None:
             return self._forward(candidates_Nk, 0)
-        return self._forward(torch.cat([after_N1, candidates_Nk], 1), 1)[:, 1:]
+        after = after_NT.shape[1]
+        return self._forward(torch.cat([after_NT, candidates_Nk], 1), after)[:, after:]
 
     def keep(self, choice_N: torch.Tensor) -> None:
         """Extends each prefix by one of the candidates of the last forward pass."""
@@ -302,7 +303,7 @@ def _static_probe_walk(backbone: torch.nn.Module, ids: torch.Tensor) -> torch.Te
     tree = StaticTree(backbone, 2, 20)
     states = [tree.start(ids[:, :7], mask[:, :7])[:, None], tree.branch(candidates)]
     tree.keep(choice)
-    states.append(tree.branch(candidates, after_N1=ids[:, 8:9]))
+    states.append(tree.branch(candidates, after_NT=ids[:, 8:9]))
     states += [tree.append(ids[:, i : i + 1])[:, None] for i in (9, 10, 11)]
-    Replay(lambda: tree.branch(candidates, after_N1=ids[:, 12:13]), [tree.length_1], ids.device)()
+    Replay(lambda: tree.branch(candidates, after_NT=ids[:, 12:13]), [tree.length_1], ids.device)()
     return torch.cat(states, 1)

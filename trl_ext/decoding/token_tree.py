@@ -148,16 +148,25 @@ class Tree:
         """
         if self.branches_Nk is None or self._branched_more:
             raise ValueError("Call `branch` first, and `branch_more` at most once after it.")
-        if candidates_Rk.ndim != 2 or len(candidates_Rk) != len(rows_R) or not candidates_Rk.shape[1]:
-            raise ValueError(f"The candidates have shape {tuple(candidates_Rk.shape)} for {len(rows_R)} rows.")
-        self.calls += 1
-        self.tokens += candidates_Rk.numel()
-        with torch.no_grad(), evaluating(self.backbone):
-            hidden = self._backend.forward_some(self.ids_NS, self.mask_NS, rows_R, candidates_Rk)
+        hidden = self._forward_some(rows_R, candidates_Rk)
         further = self.branches_Nk.new_zeros(len(self.branches_Nk), candidates_Rk.shape[1])
         self.branches_Nk = torch.cat([self.branches_Nk, further.index_copy(0, rows_R, candidates_Rk)], 1)
         self._branched_more = True
         return hidden
+
+    def branch_some(self, rows_R: torch.Tensor, candidates_Rk: torch.Tensor) -> torch.Tensor:
+        """
+        Evaluates candidates of some of the prefixes only. [`keep`] cannot choose from them.
+
+        Args:
+            rows_R (`torch.Tensor` of shape `(R,)`): The prefixes, each at most once.
+            candidates_Rk (`torch.Tensor` of shape `(R, k)`): Their candidates.
+
+        Returns:
+            `torch.Tensor` of shape `(R, k, D)`: The hidden state of each.
+        """
+        self.branches_Nk = None
+        return self._forward_some(rows_R, candidates_Rk)
 
     def keep(self, choice_N: torch.Tensor) -> None:
         """
@@ -222,6 +231,14 @@ class Tree:
                 "prefixes, and at least one column."
             )
         return ids
+
+    def _forward_some(self, rows_R: torch.Tensor, candidates_Rk: torch.Tensor) -> torch.Tensor:
+        if candidates_Rk.ndim != 2 or len(candidates_Rk) != len(rows_R) or not candidates_Rk.shape[1]:
+            raise ValueError(f"The candidates have shape {tuple(candidates_Rk.shape)} for {len(rows_R)} rows.")
+        self.calls += 1
+        self.tokens += candidates_Rk.numel()
+        with torch.no_grad(), evaluating(self.backbone):
+            return self._backend.forward_some(self.ids_NS, self.mask_NS, rows_R, candidates_Rk)
 
     def _extend(self, ids: torch.Tensor, mask: torch.Tensor) -> None:
         self.ids_NS, self.mask_NS = torch.cat([self.ids_NS, ids], 1), torch.cat([self.mask_NS, mask], 1)

@@ -17,7 +17,7 @@ from trl_ext.generation_settings import GenerationSettings
 
 from .client import Endpoint
 from .errors import BadAnswer, EndpointError, MissingLogprobs, RequestRefused, TooFewLogprobs
-from .protocol import Answer, ask, takes_ids
+from .protocol import Answer, ask, sampled_ids, takes_ids
 from .tokens import Option, ServedText, TokenNames
 
 
@@ -95,6 +95,39 @@ class NextTokens:
             if not self._returns_end:
                 break
         return []
+
+    def sample(self, text: ServedText, count: int, settings: GenerationSettings) -> tuple[int, bool]:
+        """
+        Continue a text by tokens that the server samples, all of them in one request.
+
+        Args:
+            text ([`~trl_ext.endpoint.tokens.ServedText`]): The text, which is extended.
+            count (`int`): Number of tokens.
+            settings ([`~trl_ext.generation_settings.GenerationSettings`]): How the server samples them.
+
+        Returns:
+            `tuple[int, bool]`: Number of tokens that the text has grown by, and whether the server has ended the
+                answer. Fewer than `count` without an end mean that its context is full.
+
+        Raises:
+            [`~trl_ext.endpoint.errors.EndpointError`]: The request failed.
+        """
+        fields, before = request_fields(settings), len(text.answer_ids)
+        if not text.by_id:
+            [answer] = sample_blocks(self.endpoint, text, 1, count, **fields)
+            text.add_text(answer.text)
+            full = answer.ended or not answer.text  # the server's tokens need not be those of the text
+            return len(text.answer_ids) - before if full else count, answer.ended
+        prompt, partial = text.request()
+        [answer, *_] = ask(
+            self.endpoint, prompt, partial=partial, max_tokens=count, logprobs=1, by_id=True, **text.fields, **fields
+        )
+        ids = sampled_ids(answer)
+        if ids is None:
+            raise BadAnswer(f"{self.endpoint.base_url}: an answer of {count} tokens came without their ids.")
+        for token in ids[:-1] if answer.ended and ids[-1:] and ids[-1] in self.names.ends else ids:
+            text.add_token(token, "")
+        return len(text.answer_ids) - before, answer.ended
 
     def _ask(self, text: ServedText) -> Answer:
         prompt, partial = text.request()

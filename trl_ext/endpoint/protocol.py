@@ -129,6 +129,13 @@ def ask(
     return found
 
 
+def sampled_ids(answer: Answer) -> list[int] | None:
+    """Token ids of an answer, from the names of its tokens; `None` if the server has not named them by id."""
+    names = answer.names or []
+    known = [name[len(_ID) :] for name in names if name.startswith(_ID) and name[len(_ID) :].isdigit()]
+    return [int(name) for name in known] if names and len(known) == len(names) else None
+
+
 def takes_ids(endpoint: Endpoint, prompt: list[int] | list[dict[str, Any]]) -> bool:
     """
     Whether the server accepts token ids and returns those of its candidates, found out by a request for one token.

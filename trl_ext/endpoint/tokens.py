@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from trl_ext.data.chat_template import end_of_turn
 from trl_ext.data.completion import decode_after, encode_after
 from trl_ext.data.tokenization import encode_prompt
+from trl_ext.models.tokenizers import token_names
 
 from .errors import RequestRefused
 from .protocol import Candidate, Prompt
@@ -240,19 +241,6 @@ def _ends_of_turns(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     first = tokenizer(end, add_special_tokens=False)["input_ids"][:1]
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     return [token for token in first if token in special]
-
-
-def token_names(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """
-    The text that each token adds to a text; empty for incomplete characters.
-
-    Tokens are decoded after another token, as some tokenizers drop a space at the start of a text.
-    """
-    anchor = tokenizer("a", add_special_tokens=False)["input_ids"][:1]
-    before = tokenizer.decode(anchor, clean_up_tokenization_spaces=False)
-    pairs = [[*anchor, token] for token in range(1 + max(tokenizer.get_vocab().values()))]
-    texts = tokenizer.batch_decode(pairs, clean_up_tokenization_spaces=False)
-    return [text[len(before) :] if text.startswith(before) and "\ufffd" not in text else "" for text in texts]
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:

@@ -39,7 +39,8 @@ class Evaluation:
         metrics (`dict[str, float | None]`):
             `reward/<name>`, `kl`, `perplexity`, `distinct_2`, `completion_length` and `ended`, each followed by its
             standard error `<key>_se`. `None` if undefined or not measured; `notes` has the reason. A policy of whose
-            KL only an upper bound is known has the metric `kl_bound`.
+            KL only an upper bound is known has the metric `kl_bound`. One that is guided at some tokens only has
+            `guided_tokens`, without a standard error.
         notes (`dict[str, str]`):
             By metric, why it is missing or which completions it ignores.
         completions (`list[list[Completion]]`):
@@ -171,6 +172,7 @@ def evaluate(
       number of completions, so only the first `num_generations` of each prompt count if a policy returns more.
     - `completion_length`: number of tokens of a completion, including the end-of-sequence token.
     - `ended`: share of completions that end with an end-of-sequence token within `max_completion_length`.
+    - `guided_tokens`: share of the completions' tokens that are guided, for a policy that is guided at some of them.
 
     The same seed gives the same numbers on the same machine with the same batch size. The state of torch's global
     generator is restored afterwards.
@@ -205,10 +207,14 @@ def evaluate(
     prompt_ids = policy.encode_rows(rows)
     policy.check_context_length(prompt_ids, settings)
     result = Evaluation(prompt_lengths=[len(ids) for ids in prompt_ids])
+    if policy.guided is not None:
+        policy.guided.clear()
     started = time.perf_counter()
     with fork_rng(seed):
         result.completions = policy.generate(prompt_ids, settings)
     result.seconds = time.perf_counter() - started
+    if policy.guided is not None:
+        result.metrics["guided_tokens"] = finite(policy.guided.share)
     ids = _ids(result.completions)
 
     scored = None if policy.scored is None else policy.scored(result.completions, rewards)

@@ -25,7 +25,9 @@ HEADINGS = {
     "distinct_2": "distinct-2",
     "completion_length": "length (tokens)",
     "ended": "ended",
+    "guided_tokens": "guided tokens",
 }
+_WHERE_KNOWN = ("guided_tokens",)  # no column where no model has them
 _PROMPT_LENGTH = 400  # characters of a prompt that are printed; the file has all
 _NAME_WIDTH = 24  # of the column of models
 _HEADING_WIDTH = 10
@@ -36,12 +38,13 @@ def metrics_of(rows: Iterable[Mapping[str, Any]], others: Sequence[str] = tuple(
     """Keys of the metrics that rows have: each reward, beside it its difference to the base, and `others`."""
     rows = list(rows)
     found = dict.fromkeys(key for row in rows for key in row)
+    known = [key for key in others if key not in _WHERE_KNOWN or key in found]
     rewards = []
     for key in found:
         if key.startswith("reward/") and f"{key}_se" in found:
             difference = key.replace("reward/", "difference/", 1)
             rewards += [key, *([difference] if difference in found else [])]
-    return [*rewards, *(key for key in found if key.startswith("metric/")), *others]
+    return [*rewards, *(key for key in found if key.startswith("metric/")), *known]
 
 
 def models_table(

@@ -84,9 +84,16 @@ class BackboneReader:
         """
         if isinstance(self.reads, TextReader):
             return self.reads.branch(context.ids_NS, context.mask(), candidates_Nk)
-        known_NS = self._checked(context, 1)
+        batch = context.batch or context  # the cache has all rows
+        known_NS = self._checked(batch, 1)
         candidates_Nk = self.vocabulary.within(candidates_Nk, context.vocabulary).to(self.device)
-        return self.reads.branch(known_NS, candidates_Nk, lambda _: context.mask())  # of ids with the padding tokens
+        return self.reads.branch(
+            known_NS,
+            candidates_Nk,
+            lambda _: batch.mask(),  # of ids with the padding tokens
+            rows_R=None if context.rows_N is None else context.rows_N.to(self.device),
+            goes_on=context.goes_on,
+        )
 
     def read(self, context: GuideContext) -> torch.Tensor:
         """
@@ -103,7 +110,9 @@ class BackboneReader:
         """
         if isinstance(self.reads, TextReader):
             raise ValueError(f"The {self.vocabulary.who} scores tokens of its own vocabulary, which is another.")
-        return self.reads.read(self._checked(context, 0), lambda _: context.mask())
+        batch = context.batch or context
+        hidden_ND = self.reads.read(self._checked(batch, 0), lambda _: batch.mask(), goes_on=context.goes_on)
+        return hidden_ND if context.rows_N is None else hidden_ND[context.rows_N.to(self.device)]
 
     def _checked(self, context: GuideContext, further: int) -> torch.Tensor:
         """The sequences as the model can read them, with so many `further` tokens."""

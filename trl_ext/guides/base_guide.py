@@ -24,14 +24,14 @@ class StaticScorer(Protocol):
     trees: list[StaticTree]
     device: torch.device
 
-    def score(self, candidates_Nk: torch.Tensor, token_N1: torch.Tensor, hidden_ND: torch.Tensor) -> torch.Tensor:
+    def score(self, candidates_Nk: torch.Tensor, after_NT: torch.Tensor, hidden_ND: torch.Tensor) -> torch.Tensor:
         """
         Scores of shape `(N, k, H)`.
 
         Args:
             candidates_Nk (`torch.Tensor` of shape `(N, k)`): Candidate tokens.
-            token_N1 (`torch.Tensor` of shape `(N, 1)`): Last token of each sequence, which the trees do not have yet.
-            hidden_ND (`torch.Tensor` of shape `(N, D)`): The language model's hidden states at it.
+            after_NT (`torch.Tensor` of shape `(N, T)`): Last tokens of each sequence, which the trees do not have yet.
+            hidden_ND (`torch.Tensor` of shape `(N, D)`): The language model's hidden states at the last one.
         """
         ...
 

@@ -58,6 +58,9 @@ class Follower:
         ids_NS: torch.Tensor,
         candidates_Nk: torch.Tensor,
         mask_of: Callable[[torch.Tensor], torch.Tensor | None] | None = None,
+        *,
+        rows_R: torch.Tensor | None = None,
+        goes_on: bool = False,
     ) -> torch.Tensor:
         """
         Hidden states of candidate tokens, each appended to its sequence.
@@ -67,6 +70,10 @@ class Follower:
             candidates_Nk (`torch.Tensor` of shape `(N, k)`): The candidate tokens.
             mask_of (`Callable`, *optional*): From `ids_NS` to its attention mask, called when sequences are read from
                 the start. Without it there is no padding.
+            rows_R (`torch.Tensor` of shape `(R,)`, *optional*): The sequences that the candidates are of, of shape
+                (R, k) then; by default all.
+            goes_on (`bool`, *optional*, defaults to `False`): Whether the sequences are known to have grown token by
+                token since the previous call. Otherwise weights and adapters may be others if they grew by several.
 
         Returns:
             `torch.Tensor` of shape `(N, k, D)`.
@@ -74,23 +81,31 @@ class Follower:
         Raises:
             `ValueError`: A sequence has no tokens.
         """
-        if not self._resume(ids_NS):
+        if not self._resume(ids_NS, goes_on):
             self._start(ids_NS, None if mask_of is None else mask_of(ids_NS))
         tree = self.tree
+        if rows_R is not None:
+            if ids_NS.shape[1] > tree.length:
+                tree.append(ids_NS[:, tree.length :])
+            return tree.branch_some(rows_R, candidates_Nk)
         if ids_NS.shape[1] == tree.length:
             return tree.branch(candidates_Nk)
         return tree.branch(candidates_Nk, after_NT=ids_NS[:, tree.length :])
 
     @without_gradients
     def read(
-        self, ids_NS: torch.Tensor, mask_of: Callable[[torch.Tensor], torch.Tensor | None] | None = None
+        self,
+        ids_NS: torch.Tensor,
+        mask_of: Callable[[torch.Tensor], torch.Tensor | None] | None = None,
+        *,
+        goes_on: bool = False,
     ) -> torch.Tensor:
         """
         Hidden states at the last token of the sequences. Of sequences that continue earlier ones, only new tokens are
         read.
 
         Args:
-            ids_NS, mask_of: As for [`branch`].
+            ids_NS, mask_of, goes_on: As for [`branch`].
 
         Returns:
             `torch.Tensor` of shape `(N, D)`.
@@ -98,7 +113,7 @@ class Follower:
         Raises:
             `ValueError`: A sequence has no tokens.
         """
-        tree, known = self.tree, self._resume(ids_NS)
+        tree, known = self.tree, self._resume(ids_NS, goes_on)
         if known and ids_NS.shape[1] == tree.length:  # the same sequences again: the states were not kept
             known = tree.length > 1 and bool(tree.mask_NS[:, -2].all())
             if known:
@@ -107,13 +122,13 @@ class Follower:
             return tree.append(ids_NS[:, tree.length :])[:, -1]
         return self._start(ids_NS, None if mask_of is None else mask_of(ids_NS))[:, -1]
 
-    def _resume(self, ids: torch.Tensor) -> bool:
+    def _resume(self, ids: torch.Tensor, goes_on: bool) -> bool:
         """Change the tree to hold a prefix of `ids`, all of them if the last was a candidate; whether that worked."""
         tree = self.tree
         if not tree.length or ids.device != tree.ids_NS.device:
             return False
         one_more = len(ids) == len(tree.ids_NS) and ids.shape[1] == tree.length + 1
-        if self._weights.updated() if one_more else self._weights.changed():
+        if self._weights.updated() if one_more or goes_on else self._weights.changed():
             return False
         known = tree.ids_NS
         if ids.shape[1] < tree.length:

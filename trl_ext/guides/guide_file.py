@@ -17,10 +17,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
+from trl_ext.decoding.guide_schedule import GuideSchedule
 from trl_ext.settings_file import plain, read_config
 from trl_ext.validation import SettingErrors, check_value, convert, did_you_mean
 
 from .kinds import GuideKind, guide_kinds
+from .logits_processor import guide_schedule
 
 
 @dataclass
@@ -37,6 +39,11 @@ class GuideSettings:
         guide_min_p (`float`, *optional*, defaults to `0.0`):
             Probability under the language model, relative to its likeliest token, that a token needs to be scored. `0`
             means no limit.
+        guide_every (`int` or `str`, *optional*, defaults to `1`):
+            Guides every n-th new token only, or the tokens that begin a `word` or a `sentence`.
+        guide_when (`dict`, *optional*):
+            Further conditions, all of which have to be met: `entropy`, `margin` and `random`; see
+            [`~trl_ext.decoding.guide_schedule.GuideSchedule`].
         guide_blocks (`int`, *optional*, defaults to `0`):
             Continuations to generate per round, of which the guides choose one. `0`: they choose tokens.
         guide_block_length (`int`, *optional*, defaults to `16`):
@@ -61,6 +68,12 @@ class GuideSettings:
             "help": "Probability, relative to the likeliest token's, that scored tokens have at least. 0 means off."
         },
     )
+    guide_every: int | str = field(
+        default=1, metadata={"help": "Guide every n-th token, or those that begin a `word` or a `sentence`."}
+    )
+    guide_when: dict[str, Any] | None = field(
+        default=None, metadata={"help": "Guide only there: a mapping with `entropy`, `margin` or `random`."}
+    )
     guide_blocks: int = field(
         default=0,
         metadata={"help": "Continuations per round, of which the guides choose one. 0: they choose tokens."},
@@ -80,12 +93,28 @@ class GuideSettings:
                 raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
         if not 0 <= self.guide_min_p <= 1:
             raise ValueError(f"`guide_min_p` must be between 0 (no limit) and 1, got {self.guide_min_p}.")
+        _ = self.schedule
         if self.guide_blocks == 1:
             raise ValueError("`guide_blocks` must be at least 2, or 0 to choose tokens: of one there is no choice.")
 
+    @property
+    def schedule(self) -> GuideSchedule:
+        """Which tokens are guided."""
+        return guide_schedule(self.guide_every, self.guide_when)
+
+    def of_tokens(self) -> dict[str, Any]:
+        """The settings as arguments of [`~trl_ext.guides.logits_processor.GuidedLogitsProcessor`]."""
+        return {
+            "top_k": self.guide_top_k,
+            "candidates_only": self.guide_candidates_only,
+            "min_p": self.guide_min_p,
+            "guide_every": self.guide_every,
+            "guide_when": self.guide_when,
+        }
+
     def check_given(self, given: Sequence[str]) -> None:
         """Raise a `ValueError` for a setting that was given and has no effect beside the others."""
-        of_tokens = ("guide_top_k", "guide_candidates_only", "guide_min_p")
+        of_tokens = ("guide_top_k", "guide_candidates_only", "guide_min_p", "guide_every", "guide_when")
         of_blocks = ("guide_block_length", "guide_block_choice")
         idle = [name for name in (of_tokens if self.guide_blocks else of_blocks) if name in given]
         if idle:

@@ -9,12 +9,15 @@ Dimensions: N sequences, P tokens of a prompt, k candidate tokens, H heads of al
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
 from trl_ext.decoding.guide import Guide, GuideContext
+from trl_ext.decoding.guide_schedule import GuideSchedule, margin, read_schedule
+from trl_ext.decoding.scheduled_rows import ScheduledRows
 from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.validation import check_value
 
@@ -28,6 +31,25 @@ AnyGuide = Guide | Callable[[GuideContext, torch.Tensor], Any]
 
 # From a guide, its positions among all heads and candidates (N, k) to the scores of these, (N, k, heads of the guide).
 Scores = Callable[[BaseGuide, torch.Tensor, torch.Tensor], torch.Tensor]
+
+# Candidates of rows that are not guided, above which the guides read the others alone, in a forward pass of their own
+# after that over the new tokens. On a CPU every token counts.
+WIDE_FORWARD = {"cpu": 16}
+WIDE_FORWARD_ELSEWHERE = 100
+
+
+def guide_schedule(every: int | str, when: Mapping[str, Any] | str | None) -> GuideSchedule:
+    """
+    The schedule of the settings `guide_every` and `guide_when`.
+
+    Raises:
+        `ValueError`: A value is not valid, or a condition is about the decisions of a proxy.
+    """
+    reason = (
+        "guides of this kind score candidates and decide nothing, so there is no probability of a decision. Use "
+        "`margin`, by how much their scores differ."
+    )
+    return read_schedule(every, when, refused={"confidence": reason})
 
 
 class GuidedLogitsProcessor(LogitsProcessor):
@@ -68,17 +90,28 @@ class GuidedLogitsProcessor(LogitsProcessor):
             end of a text, a run that all rows begin with is text. In a batch of conversations, assign the mask of
             each turn.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            The language model's tokenizer, which guides that read text need.
+            The language model's tokenizer, which guides that read text need, and guidance of words and sentences.
+        guide_every (`int` or `str`, *optional*, defaults to `1`):
+            Guides every n-th new token only, the first one included; or the tokens that begin a `"word"` or a
+            `"sentence"`. See [`~trl_ext.decoding.guide_schedule.GuideSchedule`]. The other tokens keep their logits,
+            and where no row is guided, the guides read nothing: they read the tokens between at once later.
+        guide_when (`dict`, *optional*):
+            Further conditions, all of which have to be met: `entropy` of the language model, `margin` of the scores,
+            and `random` with its `seed`.
+        end_token_ids (`Sequence[int]`, *optional*):
+            With such conditions: tokens that end a completion. Rows that have ended are not guided, and do not count.
 
     Attributes:
         guides (`list[BaseGuide]`): The guides.
         columns (`list[slice]`): Positions of the heads of each guide among all heads.
         heads (`tuple[str, ...]`): Names that `weights` may have.
+        schedule ([`~trl_ext.decoding.guide_schedule.GuideSchedule`]): Which tokens are guided.
 
     Raises:
-        `ValueError`: There is no guide, `top_k` or `min_p` is out of range, or `weights` are not finite or name a head
-            that does not exist. When called: `top_k` is larger than the vocabulary, `weights` do not fit the batch,
-            scores have another shape than the candidates, or what a guide raises.
+        `ValueError`: There is no guide, `guide_every` or `guide_when` is not valid or needs a `tokenizer`, `top_k` or
+            `min_p` is out of range, or `weights` are not finite or name a head that does not exist. When called:
+            `top_k` is larger than the vocabulary, `weights` do not fit the batch, scores have another shape than the
+            candidates, or what a guide raises.
         `TypeError`: A guide has no method `score`.
     """
 
@@ -95,7 +128,13 @@ class GuidedLogitsProcessor(LogitsProcessor):
         pad_token_id: int | None = None,
         attention_mask: torch.Tensor | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        guide_every: int | str = 1,
+        guide_when: Mapping[str, Any] | None = None,
+        end_token_ids: Sequence[int] = (),
     ) -> None:
+        self.schedule = guide_schedule(guide_every, guide_when)
+        self.scheduled = None if self.schedule.always else self._rows(tokenizer, end_token_ids)
+        self._goes_on = False
         self.top_k = check_value("top_k", top_k, int)
         if self.top_k < 0:
             raise ValueError(f"`top_k` must be at least 1, or 0 for the complete vocabulary; got {top_k}.")
@@ -165,6 +204,9 @@ class GuidedLogitsProcessor(LogitsProcessor):
 
     def reset(self) -> None:
         """Free the memory of the guides' KV caches."""
+        self._goes_on = False
+        if self.scheduled is not None:
+            self.scheduled.forget()
         for guide in self.guides:
             guide.reset()
 
@@ -176,19 +218,63 @@ class GuidedLogitsProcessor(LogitsProcessor):
         if not self._weights.any() and not self.candidates_only:
             return scores
         self._mask.check(input_ids)
-
-        def of_guide(guide: BaseGuide, candidates_Nk: torch.Tensor, logits_Nk: torch.Tensor) -> torch.Tensor:
-            context = GuideContext(
-                input_ids, lambda: self._mask(input_ids), vocabulary, logits_Nk=logits_Nk, tokenizer=self.tokenizer
-            )
-            return guide.score(context, candidates_Nk)
-
         weighted = [i for i, columns in enumerate(self.columns) if self._weights.any(columns)]
-        return self.guided_logits(scores, weights_NH, weighted, of_guide)
+        if self.scheduled is not None:
+            return self._scheduled_call(self.scheduled, input_ids, scores, weights_NH, weighted)
+        return self.guided_logits(scores, weights_NH, weighted, self._scores(self._context(input_ids, vocabulary)))[0]
+
+    def _context(self, ids_NS: torch.Tensor, vocabulary: int, goes_on: bool = False) -> GuideContext:
+        return GuideContext(ids_NS, lambda: self._mask(ids_NS), vocabulary, tokenizer=self.tokenizer, goes_on=goes_on)
+
+    def _scores(self, context: GuideContext, rows_R: torch.Tensor | None = None) -> Scores:
+        def of_guide(guide: BaseGuide, candidates_Nk: torch.Tensor, logits_Nk: torch.Tensor) -> torch.Tensor:
+            if rows_R is not None:
+                return guide.score(context.some(rows_R, logits_Nk), candidates_Nk)
+            return guide.score(replace(context, logits_Nk=logits_Nk), candidates_Nk)
+
+        return of_guide
+
+    def _rows(self, tokenizer: PreTrainedTokenizerBase | None, ends: Sequence[int]) -> ScheduledRows:
+        return ScheduledRows(self.schedule, tokenizer=tokenizer, ends=ends)
+
+    def _scheduled_call(
+        self,
+        scheduled: ScheduledRows,
+        ids_NS: torch.Tensor,
+        scores_NV: torch.Tensor,
+        weights_NH: torch.Tensor,
+        guides: Sequence[int],
+    ) -> Any:
+        """Guided logits of the rows that the schedule guides; the guides are not asked where that is none."""
+        n, vocabulary = scores_NV.shape
+        if not scheduled.follow(ids_NS, self._mask):
+            self._goes_on = False
+        guided_N = None if scheduled.schedule.skips(scheduled.position) else scheduled.guided(scores_NV)
+        count = 0 if guided_N is None else int(guided_N.sum())
+        if guided_N is None or not count:
+            scheduled.count(None)
+            return scores_NV
+        context = self._context(ids_NS, vocabulary, self._goes_on)
+        self._goes_on = True  # now the guides have read these sequences
+        k = self.top_k or vocabulary
+        if (n - count) * k <= WIDE_FORWARD.get(scores_NV.device.type, WIDE_FORWARD_ELSEWHERE):
+            found_NV, guided_N = self.guided_logits(scores_NV, weights_NH, guides, self._scores(context), guided_N)
+            scheduled.count(guided_N)
+            return found_NV
+        rows_R = guided_N.nonzero().squeeze(1)
+        of_guide, all_R = self._scores(context, rows_R), torch.ones_like(rows_R, dtype=torch.bool)
+        found_RV, guided_R = self.guided_logits(scores_NV[rows_R], weights_NH[rows_R], guides, of_guide, all_R)
+        scheduled.count(guided_N.index_copy(0, rows_R, guided_R))
+        return scores_NV.index_copy(0, rows_R, found_RV)
 
     def guided_logits(
-        self, scores_NV: torch.Tensor, weights_NH: torch.Tensor, guides: Sequence[int], of_guide: Scores
-    ) -> Any:
+        self,
+        scores_NV: torch.Tensor,
+        weights_NH: torch.Tensor,
+        guides: Sequence[int],
+        of_guide: Scores,
+        guided_N: torch.Tensor | None = None,
+    ) -> tuple[Any, Any]:
         """
         The logits plus the weighted and centred scores of the candidates.
 
@@ -198,9 +284,10 @@ class GuidedLogitsProcessor(LogitsProcessor):
             guides (`Sequence[int]`): Indices of the guides to use.
             of_guide (`Callable`): From a guide, candidates (N, k) and their logits (N, k) to their scores, (N, k) or
                 (N, k, heads of the guide).
+            guided_N (`torch.Tensor` of shape `(N,)`, *optional*): True for rows that are guided; by default all.
 
         Returns:
-            `torch.Tensor` of shape `(N, V)`.
+            The logits, `torch.Tensor` of shape `(N, V)`, and `guided_N` without rows whose scores differ too little.
         """
         n, vocabulary = scores_NV.shape
         if 0 < self.top_k < vocabulary:
@@ -219,11 +306,16 @@ class GuidedLogitsProcessor(LogitsProcessor):
             scores_NkH = _with_heads(of_guide(guide, candidates_Nk, top_Nk), candidates_Nk, guide)
             centred_NkH = _centred(scores_NkH.to(scores_NV.device), known_Nk)
             added_Nk += (centred_NkH * weights_NH[:, None, columns]).sum(-1)
+        if guided_N is not None:
+            if self.schedule.margin:
+                guided_N = guided_N & (margin(added_Nk, possible_Nk) > self.schedule.margin)
+            added_Nk = added_Nk.masked_fill(~guided_N[:, None], 0.0)
         added_Nk = added_Nk.to(scores_NV.dtype)
         if not self.candidates_only:
-            return scores_NV.scatter_add(1, candidates_Nk, added_Nk)
+            return scores_NV.scatter_add(1, candidates_Nk, added_Nk), guided_N
         chosen_Nk = (top_Nk + added_Nk).masked_fill(~possible_Nk, -torch.inf)
-        return torch.full_like(scores_NV, -torch.inf).scatter(1, candidates_Nk, chosen_Nk)
+        only_NV = torch.full_like(scores_NV, -torch.inf).scatter(1, candidates_Nk, chosen_Nk)
+        return only_NV if guided_N is None else torch.where(guided_N[:, None], only_NV, scores_NV), guided_N
 
     def row_weights(self, n: int, device: torch.device) -> torch.Tensor:
         """Weight of each head in each of N rows, (N, H)."""
@@ -251,7 +343,9 @@ class GuidedLogitsProcessor(LogitsProcessor):
     def static_key(self) -> Any:
         """Key of the recorded graph: everything that it depends on, except prompts and weights."""
         parts = [(columns.start, guide.static_key()) for guide, columns in zip(self.guides, self.columns, strict=True)]
-        return type(self), self.top_k, self.candidates_only, self.min_p, *parts
+        rows = self.scheduled
+        scheduled = () if rows is None else (self.schedule, id(rows.tokenizer), tuple(rows.ends))
+        return type(self), self.top_k, self.candidates_only, self.min_p, *scheduled, *parts
 
     def static_columns(self) -> int:
         """Columns of the static KV cache that the candidates of one step need."""
@@ -283,6 +377,12 @@ class StaticScores:
         device = next(iter(self._scorers.values())).device
         self.weights_NH = torch.zeros(rows, len(processor.heads), device=device)
         self.state = [self.weights_NH, *(tree.length_1 for tree in self.trees)]
+        self.scheduled: ScheduledRows | None = None
+        if processor.scheduled is not None:
+            given = processor.scheduled
+            self.scheduled = ScheduledRows(given.schedule, tokenizer=given.tokenizer, ends=given.ends)
+            self.scheduled.start(torch.zeros(rows, 1, dtype=torch.long, device=device))
+            self.state += self.scheduled.state
 
     def start(self, processor: GuidedLogitsProcessor, ids_NP: torch.Tensor, mask_NP: torch.Tensor) -> None:
         """Read the prompts, and copy the weights of this call."""
@@ -291,24 +391,28 @@ class StaticScores:
         weights = processor.row_weights(len(ids_NP), self.weights_NH.device)
         self.weights_NH.copy_(weights.expand_as(self.weights_NH))
 
-    def __call__(self, scores_NV: torch.Tensor, token_N1: torch.Tensor, hidden_ND: torch.Tensor) -> torch.Tensor:
+    def __call__(self, scores_NV: torch.Tensor, after_NT: torch.Tensor, hidden_ND: torch.Tensor) -> torch.Tensor:
         """
         Guided logits of the next step.
 
         Args:
             scores_NV (`torch.Tensor` of shape `(N, V)`): The language model's logits.
-            token_N1 (`torch.Tensor` of shape `(N, 1)`): Last token of each sequence.
-            hidden_ND (`torch.Tensor` of shape `(N, D)`): The language model's hidden states at it.
+            after_NT (`torch.Tensor` of shape `(N, T)`): Last tokens of each sequence, since the previous call.
+            hidden_ND (`torch.Tensor` of shape `(N, D)`): The language model's hidden states at the last one.
 
         Returns:
             `torch.Tensor` of shape `(N, V)`.
         """
 
         def of_guide(guide: BaseGuide, candidates_Nk: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-            return self._scorers[guide].score(candidates_Nk, token_N1, hidden_ND)
+            return self._scorers[guide].score(candidates_Nk, after_NT, hidden_ND)
 
-        guides = range(len(self.processor.guides))
-        return self.processor.guided_logits(scores_NV, self.weights_NH, guides, of_guide)
+        guides, scheduled = range(len(self.processor.guides)), self.scheduled
+        guided_N = None if scheduled is None else scheduled.guided(scores_NV)
+        found_NV, guided_N = self.processor.guided_logits(scores_NV, self.weights_NH, guides, of_guide, guided_N)
+        if scheduled is not None:
+            scheduled.count(guided_N)
+        return found_NV
 
 
 def _with_heads(scores: torch.Tensor, candidates_Nk: torch.Tensor, guide: BaseGuide) -> torch.Tensor:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from trl_ext.generation_settings import pad_token_id
+from trl_ext.decoding.scheduled_rows import GuidedTokens
+from trl_ext.generation_settings import eos_token_ids, pad_token_id
 from trl_ext.guides.base_guide import BaseGuide
 from trl_ext.guides.blocks import BlockScorer
 from trl_ext.guides.guide_file import GuideEntry, GuideFiles, GuideSettings, read_guide_files
@@ -52,18 +53,11 @@ def policy_with_guides(
     """
     settings = settings or GuideSettings()
 
+    ends = eos_token_ids(model, tokenizer)
+
     def processors(ids_PT: torch.Tensor | None, mask_PT: torch.Tensor | None) -> list[GuidedLogitsProcessor]:
-        return [
-            GuidedLogitsProcessor(
-                guides,
-                weights,
-                settings.guide_top_k,
-                candidates_only=settings.guide_candidates_only,
-                min_p=settings.guide_min_p,
-                attention_mask=mask_PT,
-                tokenizer=tokenizer,
-            )
-        ]
+        common = {"attention_mask": mask_PT, "tokenizer": tokenizer, "end_token_ids": ends}
+        return [GuidedLogitsProcessor(guides, weights, **settings.of_tokens(), **common)]
 
     [checked] = processors(None, None)  # raises errors before anything is generated
 
@@ -96,6 +90,7 @@ def policy_with_guides(
         return block_policy(model, tokenizer, scorer, settings, **common)
     only = settings.guide_candidates_only and (settings.guide_top_k or settings.guide_min_p)
     truncation = f"top-k {settings.guide_top_k}" if settings.guide_top_k else f"min-p {settings.guide_min_p}"
+    common["guided"] = None if settings.schedule.always else GuidedTokens()
     return policy_with_processors(model, tokenizer, processors, truncation=truncation if only else "", **common)
 
 
@@ -157,7 +152,7 @@ class GuideDecoding:
             )
         files = self.files()
         guides = {each.name: each.settings.load(model, tokenizer, each.name) for each in files.guides}
-        series = f"{name} + {', '.join(guides)}"
+        series = ", ".join(filter(None, [f"{name} + {', '.join(guides)}", str(files.settings.schedule)]))
         make = partial(
             policy_with_guides,
             model,

@@ -7,13 +7,14 @@ A frozen model whose logits go through logits processors, as a policy.
 Dimensions: N sequences, P tokens of a prompt, T tokens of a completion, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.data.completion import Completion
+from trl_ext.decoding.scheduled_rows import GuidedTokens
 from trl_ext.generation.generate import Processors, generate
 from trl_ext.generation.streaming import TextStream
 from trl_ext.generation_settings import GenerationSettings, pad_token_id
@@ -40,6 +41,7 @@ def policy_with_processors(
     method: str = "",
     context: int = 0,
     weights: GuideWeights | None = None,
+    guided: GuidedTokens | None = None,
     truncation: str = "",
 ) -> Policy:
     """
@@ -60,10 +62,24 @@ def policy_with_processors(
             (*optional*): See [`~trl_ext.inference.policy.Policy`].
         context (`int`, *optional*, defaults to `0`):
             Context length, if models behind the processors have a shorter one. `0` means the model's.
+        guided ([`~trl_ext.decoding.scheduled_rows.GuidedTokens`], *optional*):
+            Counts the tokens that `generate` makes, for processors that guide some of them.
     """
 
     def sample(prompt_ids: list[list[int]], settings: GenerationSettings) -> list[list[Completion]]:
-        return generate(model, tokenizer, prompt_ids, settings, batch_size=batch_size, processors=processors)
+        used: list[Any] = []
+
+        def kept(ids_PT: torch.Tensor, mask_PT: torch.Tensor) -> Sequence[Any]:
+            made = processors(ids_PT, mask_PT)
+            used.extend(made)
+            return made
+
+        found = generate(model, tokenizer, prompt_ids, settings, batch_size=batch_size, processors=kept)
+        if guided is not None:
+            for processor in used:
+                if getattr(processor, "scheduled", None) is not None:
+                    guided.add(*processor.scheduled.counts_2.tolist())
+        return found
 
     def logps(prompt_ids: list[list[int]], completion_ids: list[list[list[int]]]) -> list[list[torch.Tensor]]:
         return logps_with_processors(
@@ -93,6 +109,7 @@ def policy_with_processors(
         context=context or context_length(model),
         model=model,
         weights=weights,
+        guided=guided,
         truncation=truncation,
     )
 

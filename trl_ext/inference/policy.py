@@ -22,6 +22,7 @@ from trl_ext.data.row_errors import located
 from trl_ext.data.schema import DataError, where
 from trl_ext.data.token_ids import check_token_ids
 from trl_ext.data.tokenization import TEMPLATE_REMEDY, encode_prompt
+from trl_ext.decoding.scheduled_rows import GuidedTokens
 from trl_ext.generation.generate import generate
 from trl_ext.generation.streaming import TextStream
 from trl_ext.generation_settings import GenerationSettings, pad_token_id
@@ -98,6 +99,9 @@ class Policy:
             The model that generates, for a [`Decoding`] that guides it. `None` if a server has it.
         weights ([`GuideWeights`], *optional*):
             The weights of what guides the policy, for `trl-ext chat`.
+        guided ([`~trl_ext.decoding.scheduled_rows.GuidedTokens`], *optional*):
+            Counts the tokens that `generate` makes and those that are guided, for a policy that is guided at some of
+            them. Padding after a stop string counts too.
     """
 
     name: str
@@ -115,6 +119,7 @@ class Policy:
     context: int = 0
     model: PreTrainedModel | None = None
     weights: GuideWeights | None = None
+    guided: GuidedTokens | None = None
 
     def encode(self, prompt: str | list[dict[str, Any]], **chat_template_kwargs: Any) -> list[int]:
         """

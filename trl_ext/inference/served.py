@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from trl_ext.data.completion import Completion
 from trl_ext.data.prompts import check_several
 from trl_ext.data.row_threads import run_rows
 from trl_ext.data.schema import as_completion
+from trl_ext.decoding.scheduled_rows import GuidedTokens
 from trl_ext.endpoint.client import Endpoint
 from trl_ext.endpoint.next_tokens import request_fields, sample_blocks
 from trl_ext.endpoint.protocol import Prompt
@@ -41,12 +43,17 @@ class Served:
             the server's model. In block mode, the sum over rounds of log(n p), where p is the probability of the
             chosen one of n blocks: its mean over answers is an upper bound of that KL.
         tail (`float`):
-            Probability of the tokens that the server did not return, averaged over the answer; 0 in block mode.
+            Probability of the tokens that the server did not return, averaged over the tokens that were chosen here; 0
+            in block mode.
+        guided, tokens (`int`, *optional*, default to `0`):
+            Number of guided tokens, and of all tokens, in token mode.
     """
 
     completion: Completion
     kl: float
     tail: float
+    guided: int = 0
+    tokens: int = 0
 
 
 def answer_all(
@@ -162,11 +169,16 @@ def served_policy(
         fields: Further fields of the policy, among them its `name`.
     """
 
+    guided: GuidedTokens | None = fields.get("guided")
+
     def next_seed() -> int:
         return int(torch.randint(2**62, ()))
 
     def generate(prompts: list[list[int]], settings: GenerationSettings) -> list[list[Completion]]:
         answers = answer_all(answer, prompts, settings, workers=endpoint.max_concurrency, seed=next_seed())
+        if guided is not None:
+            for served in chain(*answers):
+                guided.add(served.guided, served.tokens)
         return [[served.completion for served in row] for row in answers]
 
     def stream(ids: list[int], settings: GenerationSettings, show: Callable[[str], None]) -> Completion:

@@ -140,3 +140,16 @@ def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerB
             )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def token_names(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """
+    The text that each token adds to a text; empty for incomplete characters.
+
+    Tokens are decoded after another token, as some tokenizers drop a space at the start of a text.
+    """
+    anchor = tokenizer("a", add_special_tokens=False)["input_ids"][:1]
+    before = tokenizer.decode(anchor, clean_up_tokenization_spaces=False)
+    pairs = [[*anchor, token] for token in range(1 + max(tokenizer.get_vocab().values()))]
+    texts = tokenizer.batch_decode(pairs, clean_up_tokenization_spaces=False)
+    return [text[len(before) :] if text.startswith(before) and "\ufffd" not in text else "" for text in texts]

@@ -91,10 +91,89 @@ def test_token_mode_over_ids_equals_generate(server, model, tokenizer, value_mod
     assert bodies[1]["prompt"][:-1] == bodies[0]["prompt"]
 
 
-def oracle_over_text(model, tokenizer, prompt, value_model, beta, top_k):
+@pytest.mark.parametrize("every", [3, "word", 100])
+def test_guidance_of_some_tokens_over_ids_equals_generate(server, model, tokenizer, value_model, every):
+    """Every third token takes two requests, one of them for the two tokens between."""
+    server.answer = ModelServer(model, tokenizer, "ids")
+    guided = guide(server, value_model, tokenizer, -2.0, guide_every=every)
+    for prompt in PROMPTS:
+        ids = torch.tensor([tokenizer(prompt)["input_ids"]])
+        processor = ValueAugmentedLogitsProcessor(
+            value_model, -2.0, 12, tokenizer=tokenizer, guide_every=every, end_token_ids=[tokenizer.eos_token_id]
+        )
+        made = model.generate(ids, do_sample=False, max_new_tokens=10, logits_processor=[processor], pad_token_id=0)
+        asked = len(server.requests)
+        found = guided.answer(prompt, GREEDY)
+        assert found.completion.ids == made[0, ids.shape[1] :].tolist()
+        assert [found.guided, found.tokens] == processor.scheduled.counts_2.tolist()
+        if every == 3 and found.tokens == 10:
+            first = prompt == PROMPTS[0]  # which finds out that ids are accepted
+            sizes = [body["max_tokens"] for _, body, _ in server.requests[asked + first :]]
+            assert sizes == [1, 2, 1, 2, 1, 2, 1]
+
+
+def test_guidance_of_some_tokens_over_text(server, model, tokenizer, value_model):
+    """Tokens between are the server's, which tokenizes the text again: a loop over texts, greedily."""
+    server.answer = ModelServer(model, tokenizer, "text")
+    server.answer.never_ends = True
+    guided = guide(server, value_model, tokenizer, 2.0, guide_every=4)
+    for prompt in PROMPTS:
+        text = ""
+        for start in range(0, 10, 4):
+            text = oracle_over_text(model, tokenizer, prompt, value_model, 2.0, 12, text, 1)
+            ids = tokenizer(prompt + text)["input_ids"]
+            fresh = []
+            for _ in range(min(3, 9 - start)):
+                with torch.no_grad():
+                    logits = model(torch.tensor([ids + fresh])).logits[0, -1]
+                logits[tokenizer.eos_token_id] = -torch.inf
+                fresh.append(int(logits.argmax()))
+            text += tokenizer.decode(fresh, skip_special_tokens=True)
+        assert guided.answer(prompt, GREEDY).completion.text == text
+
+
+def test_a_margin_over_a_server(server, model, tokenizer, value_model):
+    """Between 0 and infinity: the KL falls from that of every token to that of the candidates alone."""
+    server.answer = ModelServer(model, tokenizer, "ids")
+    settings = GenerationSettings(num_generations=1, max_completion_length=10)
+    found = {}
+    for margin in (1e-9, 45.0, 1e9):
+        guided = guide(server, value_model, tokenizer, 2.0, guide_when={"margin": margin})
+        answers = [guided.answer(prompt, settings, seed=1) for prompt in PROMPTS]
+        found[margin] = sum(x.guided for x in answers) / sum(x.tokens for x in answers)
+    assert found[1e-9] == 1
+    assert found[1e9] == 0
+    assert 0 < found[45.0] < 1
+
+
+def test_a_policy_of_a_server_counts_its_guided_tokens(server, model, tokenizer, value_model):
+    server.answer = ModelServer(model, tokenizer, "ids")
+    guided = guide(server, value_model, tokenizer, 1.0, guide_every=4)
+    policy = guided.policy("served")
+    assert policy.extras["every"] == 4
+    groups = policy.generate([tokenizer(p)["input_ids"] for p in PROMPTS], GREEDY)
+    lengths = [len(completion.ids) for [completion] in groups]
+    assert (policy.guided.guided, policy.guided.total) == (sum(-(-n // 4) for n in lengths), sum(lengths))
+    assert guide(server, value_model, tokenizer).policy("served").guided is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"guide_when": {"entropy": 1.0}}, "'entropy': a server returns its likeliest tokens only"),
+        ({"guide_every": 2, "mode": "block"}, "`guide_every` and `guide_when` are about single tokens"),
+        ({"guide_every": 0}, "`guide_every` must be a whole number"),
+    ],
+)
+def test_schedules_that_a_server_does_not_allow(server, tokenizer, value_model, settings, message):
+    with pytest.raises(ValueError, match=message):
+        guide(server, value_model, tokenizer, **settings)
+
+
+def oracle_over_text(model, tokenizer, prompt, value_model, beta, top_k, text="", length=10):
     """Greedy answer of a server that tokenizes the text again for each token: plain loops, no caches."""
-    text, names = "", [tokenizer.decode([i]) for i in range(len(tokenizer))]
-    for _ in range(10):
+    names = [tokenizer.decode([i]) for i in range(len(tokenizer))]
+    for _ in range(length):
         ids = tokenizer(prompt + text)["input_ids"]
         logps = model(torch.tensor([ids])).logits[0, -1].log_softmax(-1).tolist()
         shown = [i for i in range(len(logps)) if i not in tokenizer.all_special_ids]

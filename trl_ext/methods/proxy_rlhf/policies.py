@@ -18,6 +18,8 @@ from transformers.generation import StopStringCriteria
 
 from trl_ext.data.completion import Completion, decode_groups
 from trl_ext.data.tokenization import left_padded
+from trl_ext.decoding.guide_schedule import GuideSchedule
+from trl_ext.decoding.scheduled_rows import GuidedTokens
 from trl_ext.generation.streaming import TextStream
 from trl_ext.generation_settings import GenerationSettings, eos_token_ids, pad_token_id
 from trl_ext.inference.guided import logps_in_batches
@@ -27,7 +29,7 @@ from trl_ext.models.modes import evaluation_mode
 from trl_ext.progress import progress
 
 from .decision_process import DecisionProcess
-from .decoding.batch import ProxyCompletions, complete
+from .decoding.batch import ProxyCompletions, complete, proxy_schedule, scheduled_rows
 from .decoding.walk import Walk
 from .model import ProxyConfig, ProxyModel
 
@@ -44,6 +46,7 @@ def proxy_policy(
     extras: dict[str, Any] | None = None,
     series: str = "",
     start: str = "",
+    schedule: GuideSchedule | None = None,
 ) -> Policy:
     """
     The [`~trl_ext.inference.policy.Policy`] of a language model whose candidate tokens a proxy accepts or rejects.
@@ -65,7 +68,10 @@ def proxy_policy(
         greedy (`bool`, *optional*, defaults to `False`): Whether to take the likelier decision instead of sampling.
         name, batch_size, extras, series: As for [`~trl_ext.inference.guided.policy_with_processors`].
         start (`str`, *optional*, defaults to `""`): As in [`~trl_ext.inference.policy.Policy`].
+        schedule ([`~trl_ext.decoding.guide_schedule.GuideSchedule`], *optional*): Which tokens the proxy is asked
+            about; by default all. The others are samples of the language model among the candidates.
     """
+    guided = None if schedule is None or schedule.always else GuidedTokens()
     process = process or proxy.config.decision_process
     llm = BackboneAndHead(model)
     proxy.to(llm.device)
@@ -82,8 +88,10 @@ def proxy_policy(
                 eos=eos_token_ids(model, tokenizer), pad=pad_token_id(tokenizer), batch_size=batch_size,
                 greedy=greedy or not settings.temperature,
                 stop=StopStringCriteria(tokenizer, config.stop_strings) if config.stop_strings else None, show=show,
-                cuda_graphs=settings.cuda_graphs,
+                cuda_graphs=settings.cuda_graphs, schedule=schedule, tokenizer=tokenizer,
             )  # fmt: skip
+        if guided is not None:
+            guided.add(int(found.asked.sum()), sum(map(len, found.ids)))
         return decode_groups(found.ids, prompts, tokenizer, config)
 
     def sample(prompts: list[list[int]], settings: GenerationSettings) -> list[list[Completion]]:
@@ -103,12 +111,13 @@ def proxy_policy(
 
     def logps(prompts: list[list[int]], groups: list[list[list[int]]]) -> list[list[torch.Tensor]]:
         return proxy_logps(
-            llm, proxy, process, prompts, groups, pad_token_id=pad_token_id(tokenizer), batch_size=batch_size
-        )
+            llm, proxy, process, prompts, groups, pad_token_id=pad_token_id(tokenizer), batch_size=batch_size,
+            schedule=schedule, tokenizer=tokenizer,
+        )  # fmt: skip
 
     exact = process.exact and not greedy
     more: dict[str, Any] = {"extras": extras or {}, "series": series, "start": start, "context": llm.context}
-    more |= {"method": "Proxy-RLHF", "truncation": process.truncation}
+    more |= {"method": "Proxy-RLHF", "truncation": process.truncation, "guided": guided}
     return Policy(name, tokenizer, sample, logps if exact else None, stream, **more)
 
 
@@ -158,6 +167,8 @@ def proxy_logps(
     *,
     pad_token_id: int,
     batch_size: int = 64,
+    schedule: GuideSchedule | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> list[list[torch.Tensor]]:
     """
     Log-probabilities of the tokens of completions, as the decisions induce them.
@@ -169,11 +180,13 @@ def proxy_logps(
         groups (`list[list[list[int]]]`): For each prompt its completions. They may be empty.
         pad_token_id (`int`): Token id of padding.
         batch_size (`int`): Completions at once.
+        schedule ([`~trl_ext.decoding.guide_schedule.GuideSchedule`], *optional*), tokenizer (*optional*): As for
+            [`~trl_ext.methods.proxy_rlhf.decoding.batch.complete`]. What it decides is decided again.
 
     Returns:
         `list[list[torch.Tensor]]`: For each completion the log-probabilities of its tokens in nats, of shape (T,),
         float32 on the CPU; -inf for a token that is not a candidate. A token that is tied with the last candidate up
-        to rounding (0.001 in the logit in float32, 0.1 in half precision) takes the place of that candidate.
+        to rounding (0.001 in the logit in float32, 0.5 in bfloat16, 0.1 in float16) takes the place of that candidate.
 
     Raises:
         `ValueError`: The log-probabilities cannot be computed for this process.
@@ -186,7 +199,7 @@ def proxy_logps(
 
     def batch_logps(prompts: list[list[int]], completions: list[list[int]]) -> torch.Tensor:
         ids, mask = left_padded(prompts, pad_token_id, llm.device)
-        walk = Walk(llm, proxy.accept_logits, process, ids, mask)
+        walk = Walk(llm, proxy.accept_logits, process, ids, mask, scheduled=scheduled_rows(schedule, tokenizer))
         columns = []
         for t in range(len(completions[0])):
             tokens = [completion[t] if t < len(completion) else pad_token_id for completion in completions]
@@ -212,6 +225,11 @@ class ProxyDecoding:
             Candidates are among the k likeliest tokens (`0`: as in training).
         proxy_max_candidates (`int`, *optional*, defaults to `0`):
             Maximum number of candidates to examine (`0`: as in training).
+        proxy_every (`str`, *optional*, defaults to `"1"`):
+            The proxy is asked about every n-th new token, or about the tokens that begin a `word` or a `sentence`.
+        proxy_when (`dict`, *optional*):
+            Further conditions, all of which have to be met: `entropy`, `confidence` and `random`; see
+            [`~trl_ext.decoding.guide_schedule.GuideSchedule`].
         proxy_allow_other_model (`bool`, *optional*, defaults to `False`):
             Whether the proxy may have been trained on another language model of the same hidden size.
     """
@@ -235,6 +253,16 @@ class ProxyDecoding:
     proxy_max_candidates: int = field(
         default=0, metadata={"help": "Maximum number of candidates to examine. 0 means as in training."}
     )
+    proxy_every: str = field(
+        default="1",
+        metadata={"help": "Ask the proxy about every n-th token, or about those that begin a `word` or a `sentence`."},
+    )
+    proxy_when: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": 'Where to ask it: {"entropy": x}, {"confidence": x} or {"random": share}; JSON on a command line.'
+        },
+    )
     proxy_allow_other_model: bool = field(
         default=False,
         metadata={"help": "Whether the proxy may have been trained on another model of the same hidden size."},
@@ -254,8 +282,14 @@ class ProxyDecoding:
                     "candidate there is nothing to decide."
                 )
         self._with_flags(DecisionProcess())
+        _ = self.schedule
         for path in self.proxy_name_or_path or []:
             ProxyModel.check_saved(path)
+
+    @property
+    def schedule(self) -> GuideSchedule:
+        """Which tokens the proxy is asked about."""
+        return proxy_schedule(self.proxy_every, self.proxy_when, prefix="proxy")
 
     def _with_flags(self, process: DecisionProcess) -> DecisionProcess:
         given = {"order": self.proxy_order, "top_k": self.proxy_top_k, "max_candidates": self.proxy_max_candidates}
@@ -270,18 +304,18 @@ class ProxyDecoding:
         batch_size: int,
     ) -> list[Policy]:
         """One policy per proxy; see [`~trl_ext.inference.policy.Decoding`]."""
-        found = []
+        found, schedule = [], self.schedule
         for path in self.proxy_name_or_path or []:
             proxy = ProxyModel.from_pretrained(path).eval().to(model.device)
             proxy.check_model(model, allow_other=self.proxy_allow_other_model)
             process = self._with_flags(proxy.config.decision_process)
-            series = f"{name} + {Path(path).name}"
+            series = ", ".join(filter(None, [f"{name} + {Path(path).name}", str(schedule)]))
             found.append(
                 proxy_policy(
                     model, tokenizer, proxy, process, greedy=self.proxy_greedy, name=series,
                     batch_size=batch_size,
-                    extras={"proxy": path, "greedy": self.proxy_greedy, **process.as_dict()},
-                    series=series, start=_name_untrained(name, proxy.config, process),
+                    extras={"proxy": path, "greedy": self.proxy_greedy, **process.as_dict(), **schedule.changes()},
+                    series=series, start=_name_untrained(name, proxy.config, process, schedule), schedule=schedule,
                 )
             )  # fmt: skip
         return found
@@ -296,23 +330,25 @@ class ProxyDecoding:
     ) -> list[Policy]:
         """One policy per decision process of the proxies: without training, it differs from the model alone."""
         found: dict[str, Policy] = {}
+        schedule = self.schedule
         for path in self.proxy_name_or_path or []:
             config: ProxyConfig = ProxyModel.from_pretrained(path).config
             process = self._with_flags(config.decision_process)
-            own = _name_untrained(name, config, process)
-            extras = {"greedy": self.proxy_greedy, **process.as_dict()}
+            own = _name_untrained(name, config, process, schedule)
+            extras = {"greedy": self.proxy_greedy, **process.as_dict(), **schedule.changes()}
             if own not in found and process.exact and not self.proxy_greedy:
                 found[own] = proxy_policy(
                     model, tokenizer, untrained(config), process, name=own, batch_size=batch_size, extras=extras,
-                    series=own,
+                    series=own, schedule=schedule,
                 )  # fmt: skip
         return list(found.values())
 
 
-def _name_untrained(name: str, config: ProxyConfig, process: DecisionProcess) -> str:
+def _name_untrained(name: str, config: ProxyConfig, process: DecisionProcess, schedule: GuideSchedule) -> str:
     """Name of the policy before training, with the settings that are not the defaults."""
     usual = DecisionProcess().as_dict()
     unusual = {key: value for key, value in process.as_dict().items() if value != usual[key] and key != "feature"}
     if config.initial_accept_rate != ProxyConfig().initial_accept_rate:
         unusual["initial_accept_rate"] = config.initial_accept_rate
-    return ", ".join([f"{name} + untrained proxy", *(f"{key} {value}" for key, value in unusual.items())])
+    parts = [f"{name} + untrained proxy", *(f"{key} {value}" for key, value in unusual.items()), str(schedule)]
+    return ", ".join(filter(None, parts))

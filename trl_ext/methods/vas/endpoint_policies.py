@@ -158,7 +158,9 @@ class VASEndpointDecoding(VASDecoding):
         by_name: list[Any] = [value_tokenizers]
         if isinstance(value_tokenizers, dict):
             by_name = list(value_tokenizers.values())
-        series = f"{self.endpoint_model} + {', '.join(self.named_paths())}"
+        series = ", ".join(
+            filter(None, [f"{self.endpoint_model} + {', '.join(self.named_paths())}", str(self.schedule)])
+        )
         policies = []
         for text in self.beta:
             guide = EndpointGuide(
@@ -172,6 +174,7 @@ class VASEndpointDecoding(VASDecoding):
                 block_length=self.endpoint_block_length,
                 value_tokenizer=None if None in by_name else value_tokenizers,
                 retokenize=self.value_retokenize,
+                **self.schedule_arguments,
             )
             name = f"{series}, beta {text}"
             policies.append(guide.policy(name, series=series, method="VAS"))

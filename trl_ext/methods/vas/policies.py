@@ -11,7 +11,11 @@ from typing import Any, TypeAlias
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from trl_ext.decoding.guide_schedule import GuideSchedule
+from trl_ext.decoding.scheduled_rows import GuidedTokens
 from trl_ext.devices import default_device
+from trl_ext.generation_settings import eos_token_ids
+from trl_ext.guides.logits_processor import guide_schedule
 from trl_ext.guides.weights import describe_weights, full_names, head_weights, parse_weights
 from trl_ext.inference.guided import guide_weights, policy_with_processors
 from trl_ext.inference.policy import Policy
@@ -40,6 +44,8 @@ def guided_policy(
     batch_size: int = 64,
     extras: dict[str, Any] | None = None,
     series: str = "",
+    guide_every: int | str = 1,
+    guide_when: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Policy:
     """
@@ -50,11 +56,13 @@ def guided_policy(
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
         value_models, beta, top_k: As for [`ValueAugmentedLogitsProcessor`]; one `beta` for all rows.
         name, batch_size, extras, series: As for [`~trl_ext.inference.guided.policy_with_processors`].
-        settings: Passed to [`ValueAugmentedLogitsProcessor`].
+        guide_every, guide_when, settings: Passed to [`ValueAugmentedLogitsProcessor`].
 
     Raises:
         `ValueError`: As for [`ValueAugmentedLogitsProcessor`].
     """
+    settings |= {"guide_every": guide_every, "guide_when": guide_when}
+    settings["end_token_ids"] = eos_token_ids(model, tokenizer)
 
     def processors(ids_PT: torch.Tensor, mask_PT: torch.Tensor) -> list[ValueAugmentedLogitsProcessor]:
         return [
@@ -90,6 +98,7 @@ def guided_policy(
         method="VAS",
         context=min((length for length in contexts if length), default=0),
         weights=guide_weights(checked, change),
+        guided=None if checked.scheduled is None else GuidedTokens(),
     )
 
 
@@ -106,6 +115,11 @@ class VASDecoding:
             Weights of the values, one policy each: a number if there is one head, or `head=weight,head=weight`.
         guide_top_k (`int`, *optional*, defaults to `20`):
             Number of candidates per token.
+        guide_every (`str`, *optional*, defaults to `"1"`):
+            The values guide every n-th new token, or the tokens that begin a `word` or a `sentence`.
+        guide_when (`dict`, *optional*):
+            Further conditions, all of which have to be met: `entropy`, `margin` and `random`; see
+            [`~trl_ext.decoding.guide_schedule.GuideSchedule`].
         value_load_in_4bit (`bool`, *optional*, defaults to `False`):
             Whether to load the value models in 4 bits.
         value_retokenize (`bool`, *optional*, defaults to `False`):
@@ -126,6 +140,16 @@ class VASDecoding:
     guide_top_k: int = field(
         default=20, metadata={"help": "Number of likeliest tokens that the values re-rank at each step."}
     )
+    guide_every: str = field(
+        default="1",
+        metadata={"help": "Guide every n-th token, or the tokens that begin a `word` or a `sentence`."},
+    )
+    guide_when: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": 'Guide only there: {"entropy": x}, {"margin": x} or {"random": share}; JSON on a command line.'
+        },
+    )
     value_load_in_4bit: bool = field(default=False, metadata={"help": "Whether to load the value models in 4 bits."})
     value_retokenize: bool = field(
         default=False,
@@ -143,6 +167,17 @@ class VASDecoding:
         """Whether there are value models."""
         return bool(self.value_model_name_or_path)
 
+    @property
+    def schedule(self) -> GuideSchedule:
+        """Which tokens are guided."""
+        return guide_schedule(self.guide_every, self.guide_when)
+
+    @property
+    def schedule_arguments(self) -> dict[str, Any]:
+        """The schedule as arguments of [`ValueAugmentedLogitsProcessor`]."""
+        conditions = self.schedule.changes()
+        return {"guide_every": conditions.pop("every", 1), "guide_when": conditions or None}
+
     def check(self) -> None:
         """
         Raise `ValueError` for settings that are out of range or contradict each other, or for another kind of model
@@ -150,6 +185,7 @@ class VASDecoding:
         """
         if self.guide_top_k < 1:
             raise ValueError(f"`guide_top_k` must be at least 1, got {self.guide_top_k}.")
+        _ = self.schedule
         if not self.beta:
             raise ValueError("`beta` is empty: give at least one weight.")
         betas = [parse_weights(text, "beta") for text in self.beta]
@@ -169,7 +205,7 @@ class VASDecoding:
     ) -> list[Policy]:
         """One policy per `beta`; see [`~trl_ext.inference.policy.Decoding`]."""
         value_models, tokenizers = self.load_value_models(model)
-        series = f"{name} + {', '.join(self.named_paths())}"
+        series = ", ".join(filter(None, [f"{name} + {', '.join(self.named_paths())}", str(self.schedule)]))
         policies = []
         for text in self.beta:
             beta = parse_weights(text, "beta")
@@ -181,10 +217,11 @@ class VASDecoding:
                 self.guide_top_k,
                 name=f"{series}, beta {text}",
                 batch_size=batch_size,
-                extras={"beta": beta, "top_k": self.guide_top_k},
+                extras={"beta": beta, "top_k": self.guide_top_k, **self.schedule.changes()},
                 series=series,
                 value_tokenizer=tokenizers,
                 retokenize=self.value_retokenize,
+                **self.schedule_arguments,
             )
             policies.append(policy)
         return policies

@@ -15,10 +15,13 @@ from itertools import product
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 from transformers.generation import StopStringCriteria
 
 from trl_ext.data.tokenization import left_padded
 from trl_ext.decoding.cuda_graph import cached_loops
+from trl_ext.decoding.guide_schedule import GuideSchedule, read_schedule
+from trl_ext.decoding.scheduled_rows import ScheduledRows
 from trl_ext.devices import supports_cuda_graphs
 from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.models.modes import without_gradients
@@ -48,7 +51,7 @@ class ProxyCompletions:
         examined, rejected (`torch.Tensor` of shape `(N,)`): Number of candidates that the proxy was asked about, and
             that it rejected.
         forced, asked (`torch.Tensor` of shape `(N,)`): Number of positions at which all candidates were rejected, and
-            at which the proxy was asked.
+            at which the proxy was asked (with a schedule, and was sure of a decision).
         kl (`torch.Tensor` of shape `(N,)`): Estimate of log q - log pi_0 of the completion, NaN if it was not
             measured.
         decisions ([`Decisions`], *optional*): The decisions, if they were recorded.
@@ -111,6 +114,8 @@ def complete(
     show: Callable[[list[int]], Any] | None = None,
     store: torch.device | str | None = None,
     cuda_graphs: str = "auto",
+    schedule: GuideSchedule | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> ProxyCompletions:
     """
     Generate K completions of each prompt.
@@ -137,9 +142,13 @@ def complete(
             model's.
         cuda_graphs (`str`): CUDA-graph decoding: `"auto"` on a GPU, `"always"` or `"never"`. The completions are the
             same.
+        schedule ([`~trl_ext.decoding.guide_schedule.GuideSchedule`], *optional*): Which tokens the proxy is asked
+            about; by default all.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*): For a schedule of words or sentences.
 
     Raises:
-        `ValueError`: A prompt is empty, or `cuda_graphs` is `"always"` and cannot be used.
+        `ValueError`: A prompt is empty, the schedule needs a tokenizer, or `cuda_graphs` is `"always"` and cannot be
+            used.
         `RuntimeError`: Out of memory; the message names settings that reduce it.
     """
     if next(proxy.parameters()).device != llm.device:
@@ -165,6 +174,7 @@ def complete(
             walk = partial(
                 _walk, llm, proxy, process, batch, [seeds[place] for _, place in rows],
                 greedy=greedy, record=record, first_candidates=first_candidates,
+                scheduled=scheduled_rows(schedule, tokenizer),
             )  # fmt: skip
             run = partial(batch.run, measure_every=measure_every, stop=stop, show=show, store=store)
             try:
@@ -183,6 +193,22 @@ def complete(
                 ) from error
             phase.advance(len(rows) / k)
     return ProxyCompletions.join(parts).in_order(places)
+
+
+def proxy_schedule(every: int | str, when: dict[str, Any] | str | None, *, prefix: str = "guide") -> GuideSchedule:
+    """
+    The schedule of two settings, as [`~trl_ext.decoding.guide_schedule.read_schedule`] reads them.
+
+    Raises:
+        `ValueError`: A value is not valid, or a condition is about the values of a value model.
+    """
+    reason = "a proxy has no values that could differ. Use `confidence`, the probability of its decision."
+    return read_schedule(every, when, prefix=prefix, refused={"margin": reason})
+
+
+def scheduled_rows(schedule: GuideSchedule | None, tokenizer: PreTrainedTokenizerBase | None) -> ScheduledRows | None:
+    """What applies a schedule to the rows of a batch; `None` where every token is guided."""
+    return None if schedule is None or schedule.always else ScheduledRows(schedule, tokenizer=tokenizer)
 
 
 def _is_static(wanted: str, llm: BackboneAndHead, process: DecisionProcess, rows: int, first: int, stop: Any) -> bool:
@@ -206,6 +232,7 @@ def _walk(
     greedy: bool,
     record: bool,
     first_candidates: int,
+    scheduled: ScheduledRows | None,
 ) -> Walk | StaticWalk:
     """The walk of a batch, after reading the prompts. Random numbers do not depend on which of the two it is."""
     n, repeats = len(batch.limits), len(batch.limits) // len(batch.ids_PT)
@@ -214,9 +241,10 @@ def _walk(
         return Walk(
             llm, proxy.accept_logits, process, batch.ids_PT, batch.mask_PT,
             repeats=repeats, rng=rng, greedy=greedy, record=record, first_candidates=first_candidates,
+            scheduled=scheduled,
         )  # fmt: skip
     longest = batch.width + max(batch.limits)
-    walk = static_walk(llm, proxy, process, n, longest, greedy=greedy, ends=sorted(batch.eos))
+    walk = static_walk(llm, proxy, process, n, longest, greedy=greedy, ends=sorted(batch.eos), scheduled=scheduled)
     walk.start(batch.ids_PT, batch.mask_PT, repeats, rng, batch.limits, record)
     return walk
 

@@ -12,9 +12,13 @@ from dataclasses import dataclass
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
+from trl_ext.decoding.guide_schedule import sure
 from trl_ext.decoding.token_sampling import next_token_probabilities
 
 from ..decision_process import DecisionProcess
+
+
+ACCEPTED = 100.0  # a logit of accepting with probability 1 in float32, and small enough to be summed
 
 
 @dataclass
@@ -60,6 +64,7 @@ def propose(
     process: DecisionProcess,
     uniform_Nk: torch.Tensor | None,
     ids_NS: torch.Tensor | None = None,
+    plain_N: torch.Tensor | None = None,
 ) -> Proposals:
     """
     Truncate the distribution of the next token, and put the candidates in the order of examination.
@@ -69,18 +74,26 @@ def propose(
         process ([`DecisionProcess`]): Truncation, order, and maximum number of candidates.
         uniform_Nk (`torch.Tensor` of shape `(N, k)` or `None`): Uniform random numbers for the sampled order.
         ids_NS (`torch.Tensor` of shape `(N, S)`, *optional*): The sequences so far, for the repetition penalty.
+        plain_N (`torch.Tensor` of shape `(N,)`, *optional*): True for rows whose next token the proxy is not asked
+            about: their first candidate is a sample of the language model among all candidates, in either order.
+            Without random numbers it is the likeliest.
     """
     weights, tokens = next_token_probabilities(penalized_logits(logits_NV, process, ids_NS), process.settings())
     assert tokens is not None  # top-k has sorted them
     weights = weights / weights.sum(1, keepdim=True)
-    if process.order == "sampled":
+    if process.order == "sampled" or (plain_N is not None and uniform_Nk is not None):
         assert uniform_Nk is not None
         # Exponential arrival times with rates w come in the order of sampling without replacement.
         arrival = (-torch.log1p(-uniform_Nk) / weights).masked_fill(weights == 0, torch.inf)
         order = arrival.sort(1).indices
+        if process.order != "sampled" and plain_N is not None:
+            order = torch.where(plain_N[:, None], order, torch.arange(order.shape[1], device=order.device))
         weights, tokens = weights.gather(1, order), tokens.gather(1, order)
-    if process.max_candidates:
+    if process.max_candidates and plain_N is None:
         weights, tokens = weights[:, : process.max_candidates], tokens[:, : process.max_candidates]
+    elif process.max_candidates and plain_N is not None:
+        beyond = torch.arange(weights.shape[1], device=weights.device) >= process.max_candidates
+        weights = weights.masked_fill(beyond & ~plain_N[:, None], 0.0)
     return Proposals(tokens, weights, logits_NV.gather(1, tokens) - logits_NV.logsumexp(1, keepdim=True))
 
 
@@ -95,6 +108,28 @@ def accept(logits: torch.Tensor, uniform: torch.Tensor | None) -> torch.Tensor:
     if uniform is None:
         return logits >= 0
     return uniform[..., : logits.shape[-1]] < logits.sigmoid()
+
+
+def followed(logits: torch.Tensor, confidence: float) -> torch.Tensor:
+    """
+    The logits of accepting, where a candidate that the proxy is not sure about is accepted as it is proposed.
+
+    Args:
+        logits (`torch.Tensor`): The proxy's logits, of any shape.
+        confidence (`float`): See [`~trl_ext.decoding.guide_schedule.sure`]; 0 changes nothing.
+    """
+    return torch.where(sure(logits, confidence), logits, ACCEPTED) if confidence else logits
+
+
+def decided(examined_Nk: torch.Tensor, logits_Nk: torch.Tensor) -> torch.Tensor:
+    """
+    True for rows of which the proxy has decided about a candidate, rather than accept it unsure, shape (N,).
+
+    Args:
+        examined_Nk (`torch.Tensor` of shape `(N, k)`): True for candidates that were examined.
+        logits_Nk (`torch.Tensor` of shape `(N, k)`): From [`followed`].
+    """
+    return (examined_Nk & (logits_Nk != ACCEPTED)).any(1)
 
 
 def choose(

@@ -21,7 +21,7 @@ from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.models.modes import evaluation_mode
 from trl_ext.validation import check_at_least, check_value
 
-from .batch import ProxyCompletions, complete
+from .batch import ProxyCompletions, complete, proxy_schedule
 
 
 class ProxyGenerateOutput(NamedTuple):
@@ -68,6 +68,8 @@ def generate(
     first_candidates: int = 0,
     cuda_graphs: str = "auto",
     return_dict: bool = False,
+    guide_every: int | str = 1,
+    guide_when: dict[str, Any] | None = None,
     **process: Any,
 ) -> Any:
     """
@@ -99,6 +101,9 @@ def generate(
         cuda_graphs (`str`, *optional*, defaults to `"auto"`): CUDA-graph decoding: `"auto"` on a GPU where possible,
             `"always"` (an error says why it is not possible), or `"never"`. Completions are the same.
         return_dict (`bool`, *optional*, defaults to `False`): Whether to return a [`ProxyGenerateOutput`].
+        guide_every (`int` or `str`, *optional*, defaults to `1`), guide_when (`dict`, *optional*): Which tokens the
+            proxy is asked about; see [`~trl_ext.decoding.guide_schedule.GuideSchedule`]. The others are samples of the
+            language model among the candidates. Words and sentences need `tokenizer`.
         process: Fields of the [`DecisionProcess`] that differ from training: `top_k`, `top_p`, `min_p`,
             `temperature`, `repetition_penalty`, `order`, `forced`, `max_candidates`.
 
@@ -155,6 +160,7 @@ def generate(
             first_candidates=first_candidates, cuda_graphs=cuda_graphs,
             show=None if streamer is None else lambda ids: streamer.put(torch.tensor(ids)),
             stop=StopStringCriteria(tokenizer, stops) if stops and tokenizer is not None else None,
+            schedule=proxy_schedule(guide_every, guide_when), tokenizer=tokenizer,
         )  # fmt: skip
     if streamer is not None:
         streamer.end()

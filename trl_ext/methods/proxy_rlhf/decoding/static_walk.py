@@ -13,12 +13,14 @@ from typing import Any
 import torch
 
 from trl_ext.decoding.cuda_graph import CHECK_EVERY, Replay, cached_loops, graph_key, weights_key
+from trl_ext.decoding.guide_schedule import UNITS
+from trl_ext.decoding.scheduled_rows import ScheduledRows
 from trl_ext.decoding.static_tree import StaticTree, static_columns, static_unsupported_reason
 from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.models.properties import base_of
 
 from ..decision_process import DecisionProcess
-from .candidates import Proposals, accept, choose, propose
+from .candidates import Proposals, accept, choose, decided, followed, propose
 from .per_row_rng import PerRowRNG
 from .walk import Step, context_features, decision_records, token_kl
 
@@ -56,6 +58,9 @@ class StaticWalk:
         rows (`int`), columns (`int`): N and S.
         greedy (`bool`): Accept where p is at least a half.
         ends (`list[int]`): Tokens that end a sequence.
+        scheduled ([`~trl_ext.decoding.scheduled_rows.ScheduledRows`], *optional*): As for `Walk`. Tokens that no row
+            is guided at, whatever the text, are computed in a graph of their own, without candidates. The decisions
+            about the others are masks in the graph of all: they save no time there.
     """
 
     def __init__(
@@ -68,7 +73,9 @@ class StaticWalk:
         *,
         greedy: bool,
         ends: list[int],
+        scheduled: ScheduledRows | None = None,
     ) -> None:
+        self.scheduled = scheduled
         self.llm, self.proxy, self.process, self.greedy = llm, proxy, process, greedy
         device = llm.device
         self.tree = StaticTree(llm.backbone, rows, columns)
@@ -86,7 +93,13 @@ class StaticWalk:
         self.ends = torch.tensor(ends, dtype=torch.long, device=device)
         self.row_N = torch.arange(rows, device=device)
         state = [self.tree.length_1, self.hidden_ND, self.written_NS, self.counts_5N, self.over_N, self.ended_N]
+        if scheduled is not None:
+            scheduled.start(torch.zeros(rows, 1, dtype=torch.long, device=device))
+            if scheduled.schedule.every in UNITS:
+                scheduled.units(llm.vocabulary, device)
+            state += scheduled.state
         self.next = Replay(self._next, [*state, self.count_1], device)
+        self.next_plain = Replay(self._next_plain, [*state, self.count_1], device)
         self.record = False
         self.alive = self.row_N
 
@@ -122,38 +135,81 @@ class StaticWalk:
         for tensor in (self.counts_5N, self.over_N, self.ended_N, self.count_1):
             tensor.zero_()
         self.record, self.alive = record, self.row_N
+        if self.scheduled is not None:
+            self.scheduled.start(ids, mask)
 
     # ------------------------------------------------------------------------------------------------- the graph
 
     def _next(self) -> None:
         process = self.process
         order, uniform = self.uniform_NS2k.index_select(1, self.count_1)[:, 0].unbind(1)
-        found = propose(self.llm.logits(self.hidden_ND), process, order)
+        found, plain = self._propose(order)
         if process.feature == "candidate":
             features = self.tree.branch(found.tokens)
         else:
             features = context_features(self.llm, self.hidden_ND, found.tokens)
         logits = self.proxy.accept_logits(features)
-        accepted, asked = accept(logits, None if self.greedy else uniform), found.asked(process.forced)
+        asked = found.asked(process.forced)
+        if self.scheduled is not None and plain is not None:
+            logits, asked = followed(logits, self.scheduled.schedule.confidence), asked & ~plain[:, None]
+        accepted = accept(logits, None if self.greedy else uniform)
         choice, examined, forced = choose(accepted, asked, found.valid, process.forced)
+        by_proxy = asked.any(1)
+        if plain is not None:
+            choice, by_proxy = choice.masked_fill(plain, 0), by_proxy & decided(examined, logits)
         tokens = found.tokens.gather(1, choice[:, None])
         if process.feature == "candidate":
             self.tree.keep(choice)
             self.hidden_ND.copy_(features[self.row_N, choice])
         else:
             self.hidden_ND.copy_(self.tree.append(tokens))
-        self.written_NS.index_copy_(1, self.count_1, tokens)
-        tokens = tokens.squeeze(1)
-        going = ~self.over_N
         rejected = (examined & ~accepted).sum(1)
-        counts = (examined.sum(1), rejected, forced.long(), asked.any(1).long(), torch.ones_like(rejected))
-        self.counts_5N.add_(torch.stack(counts) * going)
+        self._write(tokens, torch.stack([examined.sum(1), rejected, forced.long(), by_proxy.long()]))
+        tokens = tokens.squeeze(1)
+        # In a graph these tensors stay where they are, and the next replay overwrites them.
+        self.last = (found, features, logits, accepted, examined, choice, tokens, rejected, forced, by_proxy, plain)
+
+    def _next_plain(self) -> None:
+        """A position at which the proxy is asked in no row."""
+        order, _ = self.uniform_NS2k.index_select(1, self.count_1)[:, 0].unbind(1)
+        found, _ = self._propose(order, torch.ones_like(self.over_N))
+        tokens = found.tokens[:, :1]
+        self.hidden_ND.copy_(self.tree.append(tokens))
+        self._write(tokens, torch.zeros_like(self.counts_5N[:4]))
+
+    def _propose(
+        self, uniform_Nk: torch.Tensor, plain_N: torch.Tensor | None = None
+    ) -> tuple[Proposals, torch.Tensor | None]:
+        logits = self.llm.logits(self.hidden_ND)
+        if self.scheduled is not None and plain_N is None:
+            plain_N = ~self.scheduled.guided(logits)
+        deterministic = self.greedy and self.process.order == "descending"
+        return propose(logits, self.process, None if deterministic else uniform_Nk, plain_N=plain_N), plain_N
+
+    def _write(self, tokens_N1: torch.Tensor, counts_4N: torch.Tensor) -> None:
+        """Write the next token of each row, and count what led to it."""
+        self.written_NS.index_copy_(1, self.count_1, tokens_N1)
+        tokens = tokens_N1.squeeze(1)
+        going = ~self.over_N
+        self.counts_5N.add_(torch.nn.functional.pad(counts_4N, (0, 0, 0, 1), value=1) * going)
         self.count_1.add_(1)
         if len(self.ends):
             self.ended_N.logical_or_(torch.isin(tokens, self.ends) & going)
         self.over_N.copy_(self.over_N | self.ended_N | (self.limits_N <= self.count_1))
-        # In a graph these tensors stay where they are, and the next replay overwrites them.
-        self.last = (found, features, logits, accepted, examined, choice, tokens, rejected, forced, asked.any(1))
+        if self.scheduled is not None:
+            self.scheduled.append(tokens)
+
+    def _advance(self) -> bool:
+        """Continue each row by a token; returns whether the proxy may have been asked."""
+        scheduled = self.scheduled
+        if scheduled is None:
+            self.next()
+            return True
+        position = scheduled.position
+        plain = scheduled.schedule.skips(position)
+        (self.next_plain if plain else self.next)()
+        scheduled.position = position + 1  # a replayed graph does not run `append`
+        return not plain
 
     # ----------------------------------------------------------------------------------- to the end, or step by step
 
@@ -167,7 +223,7 @@ class StaticWalk:
             of shape (4, N).
         """
         for t in range(1, int(self.limits_N.max()) + 1):
-            self.next()
+            self._advance()
             if len(self.ends) and t % CHECK_EVERY == 0 and bool(self.over_N.all()):
                 break
         written, counts = self.written_NS[:, :t].cpu(), self.counts_5N.clone().cpu()
@@ -177,13 +233,16 @@ class StaticWalk:
     @torch.no_grad()
     def step(self, measure: bool = False) -> Step:
         """As [`~trl_ext.methods.proxy_rlhf.decoding.walk.Walk.step`]."""
-        self.next()
-        found, features, logits, accepted, examined, choice, tokens, rejected, forced, asked = self.last
         rows = self.alive
+        if not self._advance():
+            tokens = self.written_NS.index_select(1, self.count_1 - 1)[rows, 0]
+            none = torch.zeros_like(tokens)
+            return Step(tokens, none, none, none.bool(), none.bool(), None, {})
+        found, features, logits, accepted, examined, choice, tokens, rejected, forced, asked, plain = self.last
         kl = None
         if measure:
             candidates = Proposals(found.tokens[rows], found.weights[rows], found.base_logps[rows])
-            kl = token_kl(self.process, candidates, logits[rows], choice[rows])
+            kl = token_kl(self.process, candidates, logits[rows], choice[rows], None if plain is None else plain[rows])
         records = {}
         if self.record:
             records = decision_records(features[rows], logits[rows], accepted[rows], examined[rows], kl)
@@ -204,17 +263,20 @@ def static_walk(
     *,
     greedy: bool,
     ends: list[int],
+    scheduled: ScheduledRows | None = None,
 ) -> StaticWalk:
     """
     A [`StaticWalk`] for sequences of up to `longest` tokens: a cached one if it fits.
 
     Args:
-        llm, proxy, process, rows, greedy, ends: As for [`StaticWalk`].
+        llm, proxy, process, rows, greedy, ends, scheduled: As for [`StaticWalk`].
         longest (`int`): Maximum number of tokens of a sequence, prompt included.
     """
     columns = static_columns(longest + process.top_k + 1)
-    key = ("walk", id(proxy), weights_key(proxy), process, rows, columns, greedy, tuple(ends))
+    key: tuple[Any, ...] = ("walk", id(proxy), weights_key(proxy), process, rows, columns, greedy, tuple(ends))
+    if scheduled is not None:
+        key = (*key, scheduled.schedule, id(scheduled.tokenizer))
     return cached_loops(base_of(llm.model)).get(
         (*key, *graph_key(llm.model)),
-        lambda: StaticWalk(llm, proxy, process, rows, columns, greedy=greedy, ends=ends),
+        lambda: StaticWalk(llm, proxy, process, rows, columns, greedy=greedy, ends=ends, scheduled=scheduled),
     )

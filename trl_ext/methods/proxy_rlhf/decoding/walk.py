@@ -18,12 +18,13 @@ from dataclasses import dataclass
 
 import torch
 
+from trl_ext.decoding.scheduled_rows import ScheduledRows
 from trl_ext.decoding.token_tree import Tree
 from trl_ext.models.backbone_and_head import BackboneAndHead
 
 from ..decision_process import DecisionProcess
 from ..losses import decision_logps, induced_logps, marginal_logps
-from .candidates import Proposals, accept, choose, penalized_logits, propose
+from .candidates import Proposals, accept, choose, decided, followed, penalized_logits, propose
 from .per_row_rng import PerRowRNG
 
 
@@ -33,9 +34,10 @@ WIDE_FORWARD = {"cpu": 16}
 WIDE_FORWARD_ELSEWHERE = 100
 FIRST_CANDIDATES = 4  # in the first forward pass, if all of them would be a wide one
 # How much lower than the last candidate's a token's logit may be to count as a tie. Rounding differs more between
-# batches in deeper models: this is a thousand units in the last place of a float32 number near 10, not two of a
-# bfloat16 number, 13 of a float16 number.
-TIE_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
+# batches in deeper models: this is a thousand units in the last place of a float32 number near 10, eight of a bfloat16
+# number, 13 of a float16 number. With 0.1 in bfloat16 (less than two units), 9 of 256 answers of a model of 30 layers
+# had no probability when they were read again.
+TIE_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.bfloat16: 0.5}
 TIE_TOLERANCE_ELSEWHERE = 0.1
 
 
@@ -48,7 +50,7 @@ class Step:
         tokens (`torch.Tensor` of shape `(N,)`): The next tokens.
         examined, rejected (`torch.Tensor` of shape `(N,)`): Number of candidates examined and rejected.
         forced (`torch.Tensor` of shape `(N,)`): True where all candidates were rejected.
-        asked (`torch.Tensor` of shape `(N,)`): True where the proxy was asked.
+        asked (`torch.Tensor` of shape `(N,)`): True where the proxy was asked, and with a schedule sure of a decision.
         kl (`torch.Tensor` of shape `(N,)` or `None`): log q - log pi_0 of the token, if it was measured.
         records (`dict`): `features`, `accepted`, `logps`, `row` and `kl` of the decisions, row by row; see
             [`decision_records`].
@@ -80,6 +82,9 @@ class Walk:
         record (`bool`, *optional*, defaults to `False`): Whether to record the decisions.
         first_candidates (`int`, *optional*, defaults to `0`): Candidates in the first forward pass. The others follow
             for rows that reject all of these. `0` chooses by the number of rows.
+        scheduled ([`~trl_ext.decoding.scheduled_rows.ScheduledRows`], *optional*): Decides which tokens the proxy is
+            asked about. The others are samples of the language model among all candidates; with greedy decisions in
+            descending order they are the likeliest. By default it is asked about all.
     """
 
     def __init__(
@@ -95,33 +100,54 @@ class Walk:
         greedy: bool = False,
         record: bool = False,
         first_candidates: int = 0,
+        scheduled: ScheduledRows | None = None,
     ) -> None:
         self.llm, self.accept_logits, self.process = llm, accept_logits, process
+        self.scheduled = scheduled
         self.rng, self.greedy, self.record, self.first_candidates = rng, greedy, record, first_candidates
         self.tree = Tree(llm.backbone)
         self.hidden_ND = self.tree.start(ids_PT, mask_PT)[:, -1]
         if repeats > 1:
             self._select(torch.arange(len(ids_PT), device=ids_PT.device).repeat_interleave(repeats))
+        if scheduled is not None:
+            scheduled.start(*(x.repeat_interleave(repeats, 0) for x in (ids_PT, mask_PT)))
 
     def keep(self, rows: torch.Tensor) -> None:
         """Continue with these rows only."""
         self._select(rows)
         if self.rng is not None:
             self.rng.keep(rows)
+        if self.scheduled is not None:
+            self.scheduled.select(rows)
 
     def _select(self, rows: torch.Tensor) -> None:
         self.tree.reorder(rows)
         self.hidden_ND = self.hidden_ND[rows]
 
-    def propose(self, uniform_Nk: torch.Tensor | None) -> Proposals:
-        """The candidates of the next position, without columns that are padding in all rows."""
-        process = self.process
-        proposals = propose(self.llm.logits(self.hidden_ND), process, uniform_Nk, self.tree.ids_NS)
+    def propose(self, uniform_Nk: torch.Tensor | None) -> tuple[Proposals, torch.Tensor | None]:
+        """
+        The candidates of the next position, without columns that are padding in all rows; and True for rows that the
+        schedule does not guide there, `None` if it guides all.
+        """
+        process, logits = self.process, self.llm.logits(self.hidden_ND)
+        plain_N = self._plain(logits)
+        # Greedy decisions in descending order are deterministic, and so is what comes between them.
+        order = None if self.greedy and process.order == "descending" else uniform_Nk
+        proposals = propose(logits, process, order, self.tree.ids_NS, plain_N)
         if process.top_p < 1 or process.min_p:
             most = int(proposals.valid.sum(1).max())
             parts = (proposals.tokens, proposals.weights, proposals.base_logps)
             proposals = Proposals(*(part[:, :most] for part in parts))
-        return proposals
+        return proposals, plain_N
+
+    def _plain(self, logits_NV: torch.Tensor) -> torch.Tensor | None:
+        scheduled = self.scheduled
+        if scheduled is None:
+            return None
+        if scheduled.schedule.skips(scheduled.position):
+            return torch.ones(len(logits_NV), dtype=torch.bool, device=logits_NV.device)
+        plain_N = ~scheduled.guided(logits_NV)
+        return plain_N if bool(plain_N.any()) else None
 
     @torch.no_grad()
     def step(self, measure: bool = False) -> Step:
@@ -134,13 +160,17 @@ class Walk:
         """
         process = self.process
         order, uniform = self.rng.uniform() if self.rng is not None else (None, None)
-        found = self.propose(order)
+        found, plain = self.propose(order)
+        if plain is not None and bool(plain.all()):
+            return self._plain_step(found, measure)
         uniform = None if self.greedy else uniform
         columns = found.tokens.shape[1]
         asked, valid = found.asked(process.forced), found.valid
+        if plain is not None:
+            asked = asked & ~plain[:, None]
         first = columns if measure or process.feature == "context" else self._first(*found.tokens.shape)
         features = self._features(found.tokens[:, :first])
-        logits = self.accept_logits(features)
+        logits = self._logits(features)
         accepted = accept(logits, uniform)
         more, late = torch.zeros(0, dtype=torch.long), None
         if first < columns:
@@ -149,15 +179,34 @@ class Walk:
             accepted, logits = (torch.nn.functional.pad(x, (0, columns - first)) for x in (accepted, logits))
         if len(more):
             late = self.tree.branch_more(more, found.tokens[more, first:])
-            logits[more, first:] = self.accept_logits(late)
+            logits[more, first:] = self._logits(late)
             accepted[more, first:] = accept(logits[more, first:], None if uniform is None else uniform[more, first:])
         choice, examined, forced = choose(accepted, asked, valid, process.forced)
+        choice = choice if plain is None else choice.masked_fill(plain, 0)
         tokens = found.tokens.gather(1, choice[:, None]).squeeze(1)
-        kl = token_kl(process, found, logits, choice) if measure else None
+        kl = token_kl(process, found, logits, choice, plain) if measure else None
         records = decision_records(features, logits, accepted, examined, kl, late, more) if self.record else {}
         self._append(tokens, choice, features, late, more, first)
         rejected = (examined & ~accepted).sum(1)
-        return Step(tokens, examined.sum(1), rejected, forced, asked.any(1), kl, records)
+        by_proxy = asked.any(1)
+        if self.scheduled is not None:
+            by_proxy = by_proxy & decided(examined, logits)
+            self.scheduled.append(tokens)
+        return Step(tokens, examined.sum(1), rejected, forced, by_proxy, kl, records)
+
+    def _plain_step(self, found: Proposals, measure: bool) -> Step:
+        """A position at which the proxy is asked in no row: each takes its first candidate."""
+        tokens, none_N = found.tokens[:, 0], torch.zeros_like(found.tokens[:, 0])
+        kl = found.weights[:, 0].log() - found.base_logps[:, 0] if measure else None
+        self.hidden_ND = self.tree.append(tokens[:, None])[:, -1]
+        assert self.scheduled is not None
+        self.scheduled.append(tokens)
+        return Step(tokens, none_N, none_N, none_N.bool(), none_N.bool(), kl, {})
+
+    def _logits(self, features: torch.Tensor) -> torch.Tensor:
+        """The proxy's logits of accepting, as far as the schedule follows them."""
+        logits = self.accept_logits(features)
+        return logits if self.scheduled is None else followed(logits, self.scheduled.schedule.confidence)
 
     @torch.no_grad()
     def follow(self, tokens_N: torch.Tensor) -> torch.Tensor:
@@ -173,11 +222,20 @@ class Walk:
         """
         # log q is summed over all orders, so that any order will do.
         middle = torch.full((len(tokens_N), self.process.top_k), 0.5, device=tokens_N.device)
-        found = self._with_ties(self.propose(middle[:, : self.llm.vocabulary]), tokens_N)
+        found, plain = self.propose(middle[:, : self.llm.vocabulary])
+        found = self._with_ties(found, tokens_N)
         same = (found.tokens == tokens_N[:, None]) & found.valid
         known, choice = same.any(1), same.int().argmax(1)
+        if self.scheduled is not None:
+            self.scheduled.append(tokens_N)
+        if plain is not None and bool(plain.all()):
+            self.hidden_ND = self.tree.append(tokens_N[:, None])[:, -1]
+            log_q = found.weights.gather(1, choice[:, None]).squeeze(1).log()
+            return log_q.masked_fill(~known, -torch.inf)
         features = self._features(found.tokens)
-        log_q = chosen_logps(self.process, found, self.accept_logits(features), choice).masked_fill(~known, -torch.inf)
+        log_q = chosen_logps(self.process, found, self._logits(features), choice, plain).masked_fill(
+            ~known, -torch.inf
+        )
         # The cache has no entry for a token that is not a candidate: if there is one, all rows read their token.
         if self.process.feature == "candidate" and bool(known.all()):
             self.tree.keep(choice)
@@ -250,7 +308,11 @@ def context_features(llm: BackboneAndHead, hidden_ND: torch.Tensor, tokens_Nk: t
 
 
 def chosen_logps(
-    process: DecisionProcess, found: Proposals, logits_Nk: torch.Tensor, choice_N: torch.Tensor
+    process: DecisionProcess,
+    found: Proposals,
+    logits_Nk: torch.Tensor,
+    choice_N: torch.Tensor,
+    plain_N: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
     log q of candidates, over all orders in which candidates may be examined.
@@ -260,22 +322,32 @@ def chosen_logps(
         found ([`Proposals`]): The candidates.
         logits_Nk (`torch.Tensor` of shape `(N, k)`): Logits of accepting.
         choice_N (`torch.Tensor` of shape `(N,)`): Column of one candidate per row.
+        plain_N (`torch.Tensor` of shape `(N,)`, *optional*): True for rows in which the proxy is not asked: q is the
+            language model's probability among the candidates.
 
     Returns:
         `torch.Tensor` of shape `(N,)`.
     """
     last = process.forced == "last"
     if process.order == "descending":
-        return induced_logps(logits_Nk, found.valid, last).gather(1, choice_N[:, None]).squeeze(1)
-    return marginal_logps(logits_Nk, found.weights, choice_N, last)
+        log_q = induced_logps(logits_Nk, found.valid, last).gather(1, choice_N[:, None]).squeeze(1)
+    else:
+        log_q = marginal_logps(logits_Nk, found.weights, choice_N, last)
+    if plain_N is None:
+        return log_q
+    return torch.where(plain_N, found.weights.gather(1, choice_N[:, None]).squeeze(1).log(), log_q)
 
 
 def token_kl(
-    process: DecisionProcess, found: Proposals, logits_Nk: torch.Tensor, choice_N: torch.Tensor
+    process: DecisionProcess,
+    found: Proposals,
+    logits_Nk: torch.Tensor,
+    choice_N: torch.Tensor,
+    plain_N: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """log q - log pi_0 of candidates, shape (N,). Arguments as for [`chosen_logps`]."""
     base_N = found.base_logps.gather(1, choice_N[:, None]).squeeze(1)
-    return chosen_logps(process, found, logits_Nk, choice_N) - base_N
+    return chosen_logps(process, found, logits_Nk, choice_N, plain_N) - base_N
 
 
 def decision_records(

@@ -5,7 +5,8 @@ Guides the model of an OpenAI-compatible server with value models, in one of two
 
 Token mode: for each token, the server returns its `top_k` likeliest tokens. Beta times their values is added to their
 log-probabilities, one is sampled, and the prefix with this token is sent again. Tokens that the server does not return
-are never sampled; the answer's `tail` is their probability.
+are never sampled; the answer's `tail` is their probability. Where every n-th token is guided, the server samples the
+n - 1 tokens between, in one request.
 
 Block mode, for servers without log-probabilities: in each round, the server generates `num_blocks` continuations, and
 one of them is chosen with probabilities softmax(beta times value). Reconstruction: the closed form of the paper, with
@@ -25,6 +26,8 @@ from transformers import PreTrainedTokenizerBase
 
 from trl_ext.data.completion import Completion
 from trl_ext.data.tokenization import encode_prompt
+from trl_ext.decoding.guide_schedule import GuideSchedule
+from trl_ext.decoding.scheduled_rows import GuidedTokens, ScheduledRows
 from trl_ext.endpoint.client import Endpoint
 from trl_ext.endpoint.errors import EndpointError, RequestRefused
 from trl_ext.endpoint.next_tokens import NextTokens, request_fields, sample_blocks, sample_option
@@ -32,6 +35,7 @@ from trl_ext.endpoint.protocol import Answer, Prompt
 from trl_ext.endpoint.tokens import Option, ServedText
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.guides.blocks import choose_block
+from trl_ext.guides.logits_processor import guide_schedule
 from trl_ext.guides.weights import describe_weights
 from trl_ext.inference.guided import guide_weights
 from trl_ext.inference.policy import Policy
@@ -84,6 +88,12 @@ class EndpointGuide:
         value_tokenizer, retokenize (*optional*):
             For value models of another vocabulary, as for [`ValueAugmentedLogitsProcessor`]. In block mode,
             `value_tokenizer` is enough.
+        guide_every, guide_when (*optional*):
+            In token mode, which tokens are guided, as for
+            [`~trl_ext.guides.logits_processor.GuidedLogitsProcessor`]; by default all. A number saves requests. With
+            `"word"`, `"sentence"` and the conditions each token still takes a request, and one that is not guided is
+            sampled here, among the tokens that the server returns. There is no condition `entropy`: the server does
+            not return the complete distribution.
 
     Raises:
         `ValueError`: A setting is out of range, or a value model has another vocabulary.
@@ -104,7 +114,10 @@ class EndpointGuide:
         end_tokens: Sequence[str] = (),
         value_tokenizer: PreTrainedTokenizerBase | Mapping[str, PreTrainedTokenizerBase] | None = None,
         retokenize: bool = False,
+        guide_every: int | str = 1,
+        guide_when: Mapping[str, Any] | None = None,
     ) -> None:
+        self.schedule = _served_schedule(guide_every, guide_when, mode)
         if mode not in ("token", "block"):
             raise ValueError(f"mode must be 'token' or 'block', got {mode!r}.")
         for name, number, least in (("num_blocks", num_blocks, 2), ("block_length", block_length, 1)):
@@ -114,6 +127,8 @@ class EndpointGuide:
         self.beta, self.top_k, self.num_blocks, self.block_length = beta, top_k, num_blocks, block_length
         self.next = NextTokens(endpoint, tokenizer, top_k, chat=chat, ends=end_tokens)
         self._make: dict[str, Any] = {"value_model": value_models, "top_k": top_k, "value_tokenizer": value_tokenizer}
+        if self.schedule.margin:
+            self._make["guide_when"] = {"margin": self.schedule.margin}
         if mode == "token" or value_tokenizer is None:
             self._make |= {"tokenizer": tokenizer, "retokenize": retokenize}
         models = value_models if isinstance(value_models, Mapping) else {"": value_models}
@@ -184,25 +199,44 @@ class EndpointGuide:
         rng: random.Random,
         show: Callable[[str], None],
     ) -> Served:
+        schedule, rows = self.schedule, ScheduledRows(self.schedule, tokenizer=self.tokenizer)
+        rows.start(torch.tensor([text.ids]))
         tails: list[float] = []
-        kl, ended = 0.0, False
-        while not ended and len(tails) < settings.max_completion_length:
-            with _full_context(len(tails)) as full:
+        kl, written, guided, ended = 0.0, 0, 0, False
+        while not ended and written < settings.max_completion_length:
+            if schedule.skips(written):
+                assert isinstance(schedule.every, int)
+                wanted = min(schedule.every - written % schedule.every, settings.max_completion_length - written)
+                with _full_context(written) as full:
+                    added, ended = self.next.sample(text, wanted, settings)
+                if full:
+                    break
+                written += added + ended
+                show(text.answer)
+                if not ended and added < wanted:  # the server's context is full
+                    break
+                continue
+            with _full_context(written) as full:
                 options = self.next.after(text)
             if full or (ended := not options):
                 break
             logps_k = torch.tensor([option.logprob for option in options])
-            with self._lock:
-                guided_k = _guided(processor, text.ids, options, logps_k, len(self.tokenizer))
+            guided_k = logps_k
+            if schedule.always or bool(rows.guided(_spread(options, logps_k, len(self.tokenizer)))):
+                with self._lock:
+                    guided_k = _guided(processor, text.ids, options, logps_k, len(self.tokenizer))
+                guided += processor.scheduled is None or not torch.equal(guided_k, logps_k)
             chosen = sample_option(guided_k, settings, rng)
             new_k = guided_k.log_softmax(0)
             kl += float((new_k.exp() * (new_k - logps_k)).sum())
             tails.append(max(0.0, 1.0 - float(logps_k.exp().sum())))
             ended = options[chosen].end
+            written += 1
+            rows.append(torch.tensor([options[chosen].id]))
             if not ended:
                 text.add_token(options[chosen].id, options[chosen].text)
                 show(text.answer)
-        return self._answer(text, ended, kl, sum(tails) / max(1, len(tails)))
+        return self._answer(text, ended, kl, sum(tails) / max(1, len(tails)), guided, written)
 
     def _blocks(
         self,
@@ -255,9 +289,11 @@ class EndpointGuide:
             total_n += values_nH.cpu() @ weights_H[columns]
         return total_n
 
-    def _answer(self, text: ServedText, ended: bool, kl: float, tail: float) -> Served:
+    def _answer(
+        self, text: ServedText, ended: bool, kl: float, tail: float, guided: int = 0, tokens: int = 0
+    ) -> Served:
         end = [self.tokenizer.eos_token_id] if ended or not text.answer_ids else []
-        return Served(Completion(text.answer, [*text.answer_ids, *end], ended), kl, tail)
+        return Served(Completion(text.answer, [*text.answer_ids, *end], ended), kl, tail, guided, tokens)
 
     def answer_all(
         self,
@@ -287,6 +323,7 @@ class EndpointGuide:
         made_with = {
             "endpoint": [self.endpoint.base_url, self.endpoint.model, self.endpoint.extra_body],
             "guide": [self.mode, self.chat, self.beta, self.top_k, self.num_blocks, self.block_length],
+            **({} if self.schedule.always else {"schedule": str(self.schedule), "seed": self.schedule.seed}),
             "values": [
                 float(sum(p.detach().double().norm() for p in g.model.parameters()))
                 for g in self._processor(None).value_guides
@@ -306,7 +343,8 @@ class EndpointGuide:
             fields: Further arguments of [`~trl_ext.inference.served.served_policy`], such as `series`.
         """
         beta = self.beta if beta is None else beta
-        extras = {"beta": beta, "mode": self.mode, "model": self.endpoint.model}
+        extras = {"beta": beta, "mode": self.mode, "model": self.endpoint.model, **self.schedule.changes()}
+        guided = None if self.schedule.always else GuidedTokens()
         answer = partial(self.answer, beta=beta)
 
         def change(weights: dict[str, float]) -> Policy:
@@ -316,7 +354,7 @@ class EndpointGuide:
 
         weights = guide_weights(self._processor(beta), change)
         return served_policy(
-            answer, self.tokenizer, self.endpoint, name=name, extras=extras, weights=weights, **fields
+            answer, self.tokenizer, self.endpoint, name=name, extras=extras, weights=weights, guided=guided, **fields
         )
 
 
@@ -344,6 +382,29 @@ def _checked(settings: GenerationSettings, mode: str) -> GenerationSettings:
     return settings
 
 
+def _served_schedule(every: int | str, when: Mapping[str, Any] | None, mode: str) -> GuideSchedule:
+    """The schedule of an answer, as far as a server allows it."""
+    schedule = guide_schedule(every, when)
+    if schedule.entropy:
+        raise ValueError(
+            "`guide_when` has the condition 'entropy': a server returns its likeliest tokens only, so the entropy of "
+            "its model's distribution is not known. Use `guide_every`, or `margin`."
+        )
+    if mode == "block" and not schedule.always:
+        raise ValueError(
+            "`guide_every` and `guide_when` are about single tokens, and in block mode whole blocks are chosen: leave "
+            "them out, or use the token mode. `block_length` is what makes block mode cheaper."
+        )
+    return schedule
+
+
+def _spread(options: list[Option], logps_k: torch.Tensor, vocabulary: int) -> torch.Tensor:
+    """The log-probabilities of the options among all tokens, shape (1, V); -inf elsewhere."""
+    tokens_k = torch.tensor([option.id for option in options])
+    vocabulary = max(vocabulary, 1 + int(tokens_k.max()))  # ids may have holes
+    return torch.full((1, vocabulary), -torch.inf).scatter(1, tokens_k[None], logps_k[None])
+
+
 def _guided(
     processor: ValueAugmentedLogitsProcessor,
     ids: list[int],
@@ -353,8 +414,7 @@ def _guided(
 ) -> torch.Tensor:
     """Guided logits of the options, shape (k,). All other tokens have probability 0."""
     tokens_k = torch.tensor([option.id for option in options])
-    vocabulary = max(vocabulary, 1 + int(tokens_k.max()))  # ids may have holes
-    scores_1V = torch.full((1, vocabulary), -torch.inf).scatter(1, tokens_k[None], logps_k[None])
+    scores_1V = _spread(options, logps_k, vocabulary)
     processor.top_k = len(options)
     guided_k = processor(torch.tensor([ids]), scores_1V)[0, tokens_k]
     if guided_k.isnan().any():

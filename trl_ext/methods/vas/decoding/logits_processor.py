@@ -3,7 +3,7 @@
 
 """Guided decoding by value models: their values are added to a frozen language model's logits."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -61,6 +61,9 @@ class ValueAugmentedLogitsProcessor(GuidedLogitsProcessor):
         retokenize (`bool`, *optional*, defaults to `False`):
             Whether value models with another vocabulary read the text in their own tokens, each candidate from the
             first token on: about fifty times slower. Needs `tokenizer` and `value_tokenizer`.
+        guide_every, guide_when, end_token_ids (*optional*):
+            Which tokens are guided, by default all; as for
+            [`~trl_ext.guides.logits_processor.GuidedLogitsProcessor`].
 
     Attributes:
         heads (`tuple[str, ...]`): Names that `beta` may have.
@@ -87,6 +90,9 @@ class ValueAugmentedLogitsProcessor(GuidedLogitsProcessor):
         tokenizer: PreTrainedTokenizerBase | None = None,
         value_tokenizer: PreTrainedTokenizerBase | Mapping[str, PreTrainedTokenizerBase] | None = None,
         retokenize: bool = False,
+        guide_every: int | str = 1,
+        guide_when: Mapping[str, Any] | None = None,
+        end_token_ids: Sequence[int] = (),
     ) -> None:
         if check_value("top_k", top_k, int) < 1:
             raise ValueError(f"`top_k` must be at least 1, got {top_k}: without candidates there is nothing to guide.")
@@ -110,7 +116,15 @@ class ValueAugmentedLogitsProcessor(GuidedLogitsProcessor):
         }
         self.value_guides = list(guides.values())
         super().__init__(
-            guides, beta, top_k, pad_token_id=pad_token_id, attention_mask=attention_mask, tokenizer=tokenizer
+            guides,
+            beta,
+            top_k,
+            pad_token_id=pad_token_id,
+            attention_mask=attention_mask,
+            tokenizer=tokenizer,
+            guide_every=guide_every,
+            guide_when=guide_when,
+            end_token_ids=end_token_ids,
         )
 
     @property

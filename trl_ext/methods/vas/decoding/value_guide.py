@@ -139,7 +139,8 @@ class ValueGuide(BaseGuide):
         else:
             self._vocabulary.known(context.ids_NS, context.vocabulary)
             assert self.model.captured is not None
-            hidden_ND = self.model.captured.after(context.ids_NS)
+            hidden_ND = self.model.captured.after((context.batch or context).ids_NS)
+            hidden_ND = hidden_ND if context.rows_N is None else hidden_ND[context.rows_N]
         candidates_Nk = self._vocabulary.within(candidates_Nk, context.vocabulary)
         return self.model.action_values(hidden_ND, candidates_Nk)
 
@@ -175,8 +176,8 @@ class StaticValues:
     """
     Values for CUDA-graph decoding; a [`~trl_ext.guides.base_guide.StaticScorer`].
 
-    In each step, a value model of the form `"state"` reads the last token and the candidates after it in one forward
-    pass, one of the form `"action"` reads the last token only, and one of the form `"policy"` reads nothing.
+    In each step, a value model of the form `"state"` reads the new tokens and the candidates after them in one forward
+    pass, one of the form `"action"` reads the new tokens only, and one of the form `"policy"` reads nothing.
 
     Args:
         model ([`ValueModel`]): The value model.
@@ -189,14 +190,14 @@ class StaticValues:
         own = model.config.form != "policy"
         self.trees = [StaticTree(model.backbone, rows, columns)] if own else []
 
-    def score(self, candidates_Nk: torch.Tensor, token_N1: torch.Tensor, hidden_ND: torch.Tensor) -> torch.Tensor:
+    def score(self, candidates_Nk: torch.Tensor, after_NT: torch.Tensor, hidden_ND: torch.Tensor) -> torch.Tensor:
         """See [`~trl_ext.guides.base_guide.StaticScorer.score`]."""
         if not self.trees:
             return self.model.action_values(hidden_ND, candidates_Nk)
         [tree] = self.trees
         if self.model.config.form == "action":
-            return self.model.action_values(tree.append(token_N1), candidates_Nk)
-        return self.model.value_of(tree.branch(candidates_Nk, after_N1=token_N1))
+            return self.model.action_values(tree.append(after_NT), candidates_Nk)
+        return self.model.value_of(tree.branch(candidates_Nk, after_NT=after_NT))
 
 
 def value_vocabulary_mismatch(
