@@ -5,6 +5,7 @@
 
 import json
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -86,7 +87,7 @@ def test_worked_comparisons():
 
 
 def test_a_win_rate_is_over_pairs_of_answers():
-    """By hand: the answers 1 and 0 against 0.5 win half; 1 and 1 against 1 and 0 win 3/4; none is known of the last."""
+    """By hand: the answers 1 and 0 against 0.5 win half, 1 and 1 against 1 and 0 win 3/4; the last prompt has none."""
     assert paired.win_rate([[[1.0, 0.0], [1.0, 1.0], []]], [[[0.5], [1.0, 0.0], [1.0]]]).value == pytest.approx(0.625)
 
 
@@ -196,7 +197,7 @@ def test_the_prompts_of_a_preset_are_there(preset, tmp_path):
     """In the file of the repository, so many as it asks for."""
     task = PRESETS[preset]
     path = ChatBench(task, tmp_path).prompts(tmp_path, task.rows)
-    assert len(open(path).readlines()) == task.rows
+    assert len(Path(path).read_text().splitlines()) == task.rows
 
 
 def test_operations_by_hand(chat_result):
