@@ -52,6 +52,8 @@ class Task:
         model (`str`): Tokenizer of the server's model, and the weights that the value model is an adapter of.
         prompts (`int`), num_generations (`int`): Training prompts, and the completions sampled for each.
         held_out (`int`), answers (`int`): Prompts to measure on, and the answers to each.
+        concurrency (`int`): Requests at a time. A server that keeps the state of one text only, such as llama.cpp with
+            one slot, reads a prompt again whenever two take turns.
         top_k (`int`): Next tokens that the server lists.
         epochs (`int`), batch (`int`): Of the value model's training; a batch is so many prompts.
     """
@@ -62,7 +64,8 @@ class Task:
     prompts: int = 96
     num_generations: int = 8
     held_out: int = 60
-    answers: int = 2
+    answers: int = 1
+    concurrency: int = 1
     max_completion_length: int = 48
     temperature: float = 0.7
     top_k: int = 20
@@ -78,6 +81,7 @@ class Task:
             "endpoint": self.endpoint,
             "endpoint_model": self.endpoint_model,
             "endpoint_tokenizer": self.model,
+            "endpoint_concurrency": self.concurrency,
             "max_completion_length": self.max_completion_length,
             "temperature": self.temperature,
         }
