@@ -188,7 +188,7 @@ def test_objects_and_functions_are_guides() -> None:
         ({"a": by_remainder}, {"weights": {"b": 1.0}}, "`weights` has a weight for 'b', which does not exist"),
         ({"a": by_remainder, "b": by_remainder}, {}, "`weights` is one number for a, b: say which"),
     ],
-    ids=["top_k", "min_p", "infinite weight", "unknown guide", "one weight for two"],
+    ids=["no guides", "top_k", "min_p", "infinite weight", "unknown guide", "one weight for two"],
 )
 def test_invalid_settings(guides: Any, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
