@@ -63,7 +63,7 @@ class Task:
     model: str = "HuggingFaceTB/SmolLM2-135M-Instruct"
     prompts: int = 96
     num_generations: int = 8
-    held_out: int = 60
+    held_out: int = 40
     answers: int = 1
     concurrency: int = 1
     max_completion_length: int = 48
@@ -88,7 +88,7 @@ class Task:
 
 
 def arms(task: Task) -> list[Arm]:
-    """The server's model alone, and guided by values with several weights."""
+    """The server's model alone, and guided by values."""
     value = {
         **ADAPTER,
         "learning_rate": task.learning_rate,
@@ -97,7 +97,7 @@ def arms(task: Task) -> list[Arm]:
         "num_epochs_per_batch": 1,
         "normalize_rewards": True,
     }
-    guided = {"value_model_name_or_path": ["@"], "beta": ["2", "4"], "guide_top_k": task.top_k}
+    guided = {"value_model_name_or_path": ["@"], "beta": ["4"], "guide_top_k": task.top_k}
     return [SAMPLES, BASE, Arm("VAS", "VAS", "vas", value, needs=(SAMPLES.name,), decoding=guided)]
 
 

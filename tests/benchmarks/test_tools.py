@@ -110,11 +110,11 @@ def test_a_tiny_run_samples_trains_and_measures(tmp_path, in_this_process, resul
         served.close()
     rows = read_rows(str(tmp_path / "samples-0" / "samples.jsonl"))
     assert len(rows) == 4 and all(len(row["completions"]) == len(row["scores"]) == 2 for row in rows)
-    assert [case["name"] for case in cases] == ["base", "VAS, beta 2.0", "VAS, beta 4.0"]
+    assert [case["name"] for case in cases] == ["base", "VAS, beta 4.0"]
     for case in cases:
         assert case["metrics"]["valid"] == 0.0 and len(case["metrics"]["by_prompt"]["valid"]) == 3
     assert not cases[0]["cost"] and cases[1]["cost"]["cpu_seconds"]
     found = result_of(tools.SUITE, *cases, seeds=[0], task={}) | {"failures": [], "skipped": []}
     text = tools.SUITE.report([found])
-    assert "| VAS, beta 2.0 | 0.000 [0.000, 0.000] | 0.000 [0.000, 0.000] |" in text
+    assert "| VAS, beta 4.0 | 0.000 [0.000, 0.000] | 0.000 [0.000, 0.000] |" in text
     assert tools.SUITE.report([]) == "not measured"
