@@ -19,7 +19,8 @@ from trl_ext.method import discover
 
 
 FOLDER = REPOSITORY / "recipes"
-RECIPES = sorted(path for path in FOLDER.glob("*/*.yaml") if path.parent.name != "accelerate")
+# Guide files have tests of their own, tests/guides/test_presets.py.
+RECIPES = sorted(path for path in FOLDER.glob("*/*.yaml") if path.parent.name not in ("accelerate", "decoding"))
 METHODS = ("rrhf", "vas", "psle", "proxy_rlhf")
 TRAINED = "full|lora|qlora|frozen|frozen4bit"
 HARDWARE = r"cpu|1gpu|24gb|8gpu"

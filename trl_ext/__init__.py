@@ -15,6 +15,7 @@ from typing import Any
 
 # Public names that belong to no method -> the module that defines them.
 _SHARED = {
+    "ClassifierGuide": "guides.classifier_guide",
     "ColumnJudge": "judging.scores",
     "DataError": "data.schema",
     "Decoding": "inference.policy",
@@ -24,7 +25,12 @@ _SHARED = {
     "ExtConfig": "training.config",
     "FunctionJudge": "judging.functions",
     "GenerationSettings": "generation_settings",
+    "Guide": "decoding.guide",
+    "GuideContext": "decoding.guide",
+    "GuideSettings": "guides.guide_file",
+    "GuidedLogitsProcessor": "guides.logits_processor",
     "JudgeResult": "judging.judge",
+    "LanguageModelGuide": "guides.language_model_guide",
     "Method": "method",
     "Policy": "inference.policy",
     "RewardError": "rewards.functions",
@@ -35,6 +41,7 @@ _SHARED = {
     "evaluate_model": "evaluation.evaluate",
     "judge": "judging.judge",
     "load_dataset": "data.load",
+    "policy_with_guides": "inference.guide_decoding",
     "from_scored_rows": "data.exports",
     "to_scored_rows": "data.scored_rows",
     "load_rewards": "rewards.functions",

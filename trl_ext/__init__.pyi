@@ -15,10 +15,17 @@ from .data.exports import from_scored_rows as from_scored_rows
 from .data.load import load_dataset as load_dataset
 from .data.schema import DataError as DataError
 from .data.scored_rows import to_scored_rows as to_scored_rows
+from .decoding.guide import Guide as Guide
+from .decoding.guide import GuideContext as GuideContext
 from .endpoint.client import Endpoint as Endpoint
 from .evaluation.evaluate import evaluate_model as evaluate_model
 from .generation_settings import GenerationSettings as GenerationSettings
+from .guides.classifier_guide import ClassifierGuide as ClassifierGuide
+from .guides.guide_file import GuideSettings as GuideSettings
+from .guides.language_model_guide import LanguageModelGuide as LanguageModelGuide
+from .guides.logits_processor import GuidedLogitsProcessor as GuidedLogitsProcessor
 from .inference.best_of_n import best_of_n as best_of_n
+from .inference.guide_decoding import policy_with_guides as policy_with_guides
 from .inference.policy import Decoding as Decoding
 from .inference.policy import Policy as Policy
 from .judging.endpoint import EndpointJudge as EndpointJudge

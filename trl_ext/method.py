@@ -52,6 +52,9 @@ class Method:
         decoding (`str`, *optional*, defaults to `""`):
             `"package.module:Class"` of its [`~trl_ext.inference.policy.Decoding`]: how the model that it trains guides
             a frozen model while that generates. Empty if the method trains an ordinary language model.
+        guide (`str`, *optional*, defaults to `""`):
+            `"package.module:Class"` of its [`~trl_ext.guides.kinds.GuideKind`]: a kind of guide in guide files
+            (`trl-ext generate --guide`), for a model that it trains. Empty if there is none.
         memory (`str`, *optional*, defaults to `""`):
             `"package.module:function"` that returns the [`~trl_ext.memory.needs.Needs`] of a config, for `trl-ext
             plan` and the summary before training. Empty if the method trains the language model on `num_generations`
@@ -76,6 +79,7 @@ class Method:
     trainer: str
     columns: tuple[str, ...] = ()
     decoding: str = ""
+    guide: str = ""
     memory: str = ""
     exports: tuple[str, ...] = ()
     required: tuple[Required, ...] = ()
@@ -88,7 +92,8 @@ class Method:
             )
         if self.name in RESERVED:
             raise ValueError(f"{self.name!r} is a command of trl-ext and cannot be the name of a method.")
-        for field in ("config", "trainer", *(name for name in ("decoding", "memory") if getattr(self, name) != "")):
+        optional = [name for name in ("decoding", "guide", "memory") if getattr(self, name) != ""]
+        for field in ("config", "trainer", *optional):
             reference = getattr(self, field)
             if not isinstance(reference, str) or not _REFERENCE.fullmatch(reference):
                 raise ValueError(

@@ -1,7 +1,10 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The settings of a run as a YAML file that repeats it from any working directory: absolute paths, no secrets."""
+"""
+Settings in YAML files: read strictly, and written so that they repeat a run from any working directory, with absolute
+paths and without secrets.
+"""
 
 import contextlib
 import dataclasses
@@ -29,7 +32,7 @@ PACKAGES = ("trl-ext", "trl", "transformers", "torch", "peft", "datasets", "acce
 # `datasets`.
 INPUTS = (
     *("path", "dataset_name", "reward_funcs", "accelerate_config", "datasets"),
-    *("principles_file", "config_file", "data_files", "data_dir", "deepspeed"),
+    *("principles_file", "config_file", "data_files", "data_dir", "deepspeed", "guide"),
 )
 _OUTPUTS = ("output_dir", "logging_dir", "output_file")
 
@@ -216,3 +219,49 @@ def _local_modules(reward_funcs: Any) -> list[str]:
 def _shortened(value: Any, limit: int = 60) -> str:
     text = " ".join(repr(value).split())
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """
+    The mapping in a YAML file.
+
+    Raises:
+        `ValueError`: The file is not YAML (with line and column), not a mapping, or has a key twice.
+        `OSError`: The file cannot be read.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            config = yaml.load(file, Loader=_UniqueKeys)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"config file not found: {path}") from None
+    except IsADirectoryError:
+        raise IsADirectoryError(f"the config {path} is a folder: name a YAML file in it") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(config, dict):
+        kind = "empty" if config is None else f"a {type(config).__name__}"
+        raise ValueError(f"{path} must contain a YAML mapping (`key: value` lines), but is {kind}")
+    spelt: dict[str, Any] = {}
+    for key in config:
+        other = spelt.setdefault(str(key).replace("-", "_"), key)
+        if other != key:
+            raise ValueError(f"{path}: {other!r} and {key!r} are two spellings of one key: remove one of them")
+    return config
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML's safe loader, but a key that appears twice in a mapping is an error; YAML keeps the last one."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        # Keys are compared as they are written: later, what `<<` merges stands beside the keys that override it.
+        node = super().compose_mapping_node(anchor)
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if not isinstance(key.value, str) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if (key.tag, key.value) in seen:
+                raise yaml.YAMLError(
+                    f"the key {key.value!r} appears twice, the second time in line {key.start_mark.line + 1}"
+                )
+            seen.add((key.tag, key.value))
+        return node

@@ -174,8 +174,8 @@ def check_agreement(work: Workload) -> dict[str, float]:
 
 def check_form(processor: ValueAugmentedLogitsProcessor) -> None:
     """Raise a `RuntimeError` if candidates do not share a cache of their prefix: that is not what is measured."""
-    readers: list[Any] = [guide.reader for guide in processor.guides]
-    trees = [reader.tree for reader in readers]
+    readers: list[Any] = [guide.reader for guide in processor.value_guides]
+    trees = [reader.reads.tree for reader in readers]
     for tree in trees:
         if tree.form != "shared":
             raise RuntimeError(f"{OURS!r} fell back to {tree.form!r} ({tree.reason}); nothing would be measured.")

@@ -33,7 +33,7 @@ REPOSITORY_PAGES = {
     },
     **{
         f"trl_ext/{name}/README.md": f"reference/{name}.md"
-        for name in ("decoding", "endpoint", "generation", "instructions", "rewards")
+        for name in ("decoding", "endpoint", "generation", "guides", "instructions", "rewards")
     },
     **{
         f"trl_ext/methods/{name}/README.md": f"reference/methods/{name}.md"

@@ -41,6 +41,15 @@ SHARED_NAMES = {
     "data": ("load_dataset", "to_scored_rows", "from_scored_rows", "DataError"),
     "rewards": ("RewardSettings", "load_rewards", "RewardError"),
     "generation": ("GenerationSettings", "best_of_n", "Policy", "Endpoint"),
+    "guides": (
+        "GuidedLogitsProcessor",
+        "Guide",
+        "GuideContext",
+        "ClassifierGuide",
+        "LanguageModelGuide",
+        "GuideSettings",
+        "policy_with_guides",
+    ),
     "evaluation": (
         "evaluate_model",
         "judge",

@@ -114,7 +114,7 @@ def test_guidance_that_does_nothing_is_not_timed():
 def test_a_fallback_of_decoding_is_not_timed(decoding):
     processor = decoding.processors()[OURS]()
     vas_decode.check_form(processor)
-    tree = processor.guides[0].reader.tree
+    tree = processor.guides[0].reader.reads.tree
     tree.form, tree.reason = "recompute", "a test"
     with pytest.raises(RuntimeError, match=r"fell back to 'recompute' \(a test\)"):
         vas_decode.check_form(processor)

@@ -231,3 +231,20 @@ Own:
 The end.
 """
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["--words", "a", "b", "--number", "2", "--words", "c"], ["a", "b", "c"]),
+        (["--words", "a", "--words=b", "--words", "c", "d"], ["a", "b", "c", "d"]),
+        (["--words=a", "--number", "2", "--words=b"], ["a", "b"]),
+        (["--words=a"], ["a"]),
+    ],
+)
+def test_a_flag_of_several_values_that_is_given_several_times(words, found):
+    """All of them count, in their order; a flag of one value has its last."""
+    [fields] = Parser([Fields], prog="p").parse_args_and_config(words)
+    assert fields.words == found
+    [fields] = Parser([Fields], prog="p").parse_args_and_config([*words, "--number", "3", "--number=4"])
+    assert (fields.words, fields.number) == (found, 4)

@@ -274,7 +274,9 @@ def test_a_model_that_cannot_be_loaded_is_named(load, name):
 
 
 def test_unknown_head(tiny_model_dir):
-    with pytest.raises(ValueError, match="'causal_lm' or 'sequence_classification', got 'value'"):
+    with pytest.raises(
+        ValueError, match="'causal_lm', 'sequence_classification', 'token_classification', got 'value'"
+    ):
         load_model(tiny_model_dir, head="value")
 
 

@@ -1,20 +1,21 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Flags of the decodings of installed methods, which guide a frozen model while it generates."""
+"""Flags of guide files and of the decodings of installed methods, which guide a frozen model while it generates."""
 
 import dataclasses
 import sys
 from collections.abc import Collection, Iterable
 from typing import Any
 
+from trl_ext.inference.guide_decoding import GuideDecoding
 from trl_ext.inference.policy import Decoding
 from trl_ext.method import discover
 
 
 def decoding_classes(others: Iterable[type]) -> list[type]:
     """
-    The [`~trl_ext.inference.policy.Decoding`] classes of all installed methods.
+    The [`~trl_ext.inference.policy.Decoding`] classes of guide files and of all installed methods.
 
     One that cannot be used (it does not import, is not a dataclass, or has a field whose name is taken) is reported on
     stderr and skipped, so that a plug-in cannot break a command.
@@ -25,7 +26,8 @@ def decoding_classes(others: Iterable[type]) -> list[type]:
     """
     taken = {field.name: cls.__name__ for cls in others for field in dataclasses.fields(cls)}
     taken |= dict.fromkeys(("config", "help"), "the command line")
-    classes = []
+    taken |= {field.name: GuideDecoding.__name__ for field in dataclasses.fields(GuideDecoding)}
+    classes: list[type] = [GuideDecoding]
     for found in discover().methods.values():
         try:
             cls = found.method.decoding_class()

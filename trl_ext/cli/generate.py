@@ -138,11 +138,15 @@ def open_output(
         return None
     of_decodings = settings_of(decodings)
     # Any text among the settings of a decoding may name a directory with weights.
-    names = [args.model_name_or_path]
-    for value in of_decodings.values():
-        names += value if isinstance(value, list) else [value]
-    models = [name for name in names if name and isinstance(name, str)]
+    models = [name for name in (args.model_name_or_path, *_texts(of_decodings)) if name]
     return args.open_output(rows, models, asdict(loading) | of_decodings)
+
+
+def _texts(value: Any) -> list[str]:
+    """All texts in a setting."""
+    if isinstance(value, dict | list):
+        return [text for item in (value.values() if isinstance(value, dict) else value) for text in _texts(item)]
+    return [value] if isinstance(value, str) else []
 
 
 def load(

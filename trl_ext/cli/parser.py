@@ -179,7 +179,7 @@ class Parser(TrlParser):
     def _parse_words(self, words: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
         """The values of flags, the words that belong to none, and what is wrong with values."""
         problems: list[str] = []
-        words = list(words)
+        words = self._joined(words)
         while True:
             try:
                 namespace, rest = self.parse_known_args(words)
@@ -191,6 +191,28 @@ class Parser(TrlParser):
             if value is not action.default and len(value) == 1:  # a text and a list of it may differ in meaning
                 setattr(namespace, action.dest, value[0])
         return namespace, rest, problems
+
+    def _joined(self, words: Sequence[str]) -> list[str]:
+        """The words; the values of a flag that takes several and is given several times follow its first one."""
+        lists = {flag for action in parser_actions(self) if action.nargs == "+" for flag in action.option_strings}
+        groups: list[list[str]] = []
+        first: dict[str, list[str]] = {}
+        for word in words:
+            flag, has_value, value = word.partition("=")
+            if flag in first:  # again
+                group = first[flag]
+                if "=" in group[0]:
+                    group[:] = [flag, group[0].partition("=")[2], *group[1:]]
+                group += [value] if has_value else []
+                current = group
+            elif word.startswith("--") or not groups:
+                current = [word]
+                groups.append(current)
+                if flag in lists:
+                    first[flag] = current
+            else:
+                current.append(word)
+        return [word for group in groups for word in group]
 
     def _take_wrong_flag(self, words: list[str], error: argparse.ArgumentError) -> str:
         """Remove the flag that an error is about from the words, and return what is wrong with it."""

@@ -17,6 +17,7 @@ from trl_ext.data.completion import Completion
 from trl_ext.generation.generate import Processors, generate
 from trl_ext.generation.streaming import TextStream
 from trl_ext.generation_settings import GenerationSettings, pad_token_id
+from trl_ext.guides.logits_processor import GuidedLogitsProcessor
 from trl_ext.models.modes import evaluation_mode
 from trl_ext.models.properties import accepts_argument, base_of, context_length
 from trl_ext.progress import progress
@@ -39,6 +40,7 @@ def policy_with_processors(
     method: str = "",
     context: int = 0,
     weights: GuideWeights | None = None,
+    truncation: str = "",
 ) -> Policy:
     """
     The [`~trl_ext.inference.policy.Policy`] of a model whose logits go through processors.
@@ -54,8 +56,8 @@ def policy_with_processors(
             Name in tables and errors.
         batch_size (`int`, *optional*, defaults to `64`):
             Sequences to generate or score at once.
-        extras (`dict`, *optional*), series, method (`str`, *optional*, default to `""`), weights (*optional*):
-            See [`~trl_ext.inference.policy.Policy`].
+        extras (`dict`, *optional*), series, method, truncation (`str`, *optional*, default to `""`), weights
+            (*optional*): See [`~trl_ext.inference.policy.Policy`].
         context (`int`, *optional*, defaults to `0`):
             Context length, if models behind the processors have a shorter one. `0` means the model's.
     """
@@ -91,7 +93,13 @@ def policy_with_processors(
         context=context or context_length(model),
         model=model,
         weights=weights,
+        truncation=truncation,
     )
+
+
+def guide_weights(processor: GuidedLogitsProcessor, change: Callable[[dict[str, float]], Policy]) -> GuideWeights:
+    """The weights of a processor's heads; `change` as for [`~trl_ext.inference.policy.GuideWeights`]."""
+    return GuideWeights(processor.weights_by_head, change, processor.about)
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -259,6 +260,14 @@ def _base_of_adapter(name: str, config: dict[str, Any]) -> str:
         ) from error
 
 
+_AUTO_CLASSES: dict[str, Any] = {
+    "none": AutoModel,
+    "causal_lm": None,  # the class that the config names, see `_architecture`
+    "sequence_classification": AutoModelForSequenceClassification,
+    "token_classification": AutoModelForTokenClassification,
+}
+
+
 def load_model(
     name_or_path: str,
     *,
@@ -279,8 +288,8 @@ def load_model(
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): 4-bit or 8-bit loading.
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
         trust_remote_code (`bool`, *optional*, defaults to `False`): Whether to run code from the Hub.
-        head (`str`, *optional*, defaults to `"causal_lm"`): `"causal_lm"`, `"sequence_classification"`, or `"none"`
-            for the layers below the head.
+        head (`str`, *optional*, defaults to `"causal_lm"`): `"causal_lm"`, `"sequence_classification"`,
+            `"token_classification"`, or `"none"` for the layers below the head.
         num_labels (`int`, *optional*, defaults to `0`): Labels of a sequence classification head. `0`: as saved, one
             under an adapter, whose base may be a language model without labels.
         is_trainable (`bool`, *optional*, defaults to `False`): Whether a loaded adapter is trained further.
@@ -323,18 +332,14 @@ def load_model(
         refuse_other_kinds(source, json.loads(saved.read_text(encoding="utf-8")), head)
     if revision is not None:
         init_kwargs["revision"] = revision
+    if head not in _AUTO_CLASSES:
+        raise ValueError(f"`head` must be one of {', '.join(map(repr, _AUTO_CLASSES))}, got {head!r}.")
+    if head == "none" and adapter is not None:
+        raise ValueError(f"{name_or_path!r} is an adapter for a model with a head. Merge it into the model first.")
     if head == "sequence_classification":
         num_labels = num_labels or int(adapter is not None)
         init_kwargs |= {"num_labels": num_labels} if num_labels else {}
-        model = _create(source, AutoModelForSequenceClassification, init_kwargs)
-    elif head == "causal_lm":
-        model = _create(source, _architecture(source, init_kwargs), init_kwargs)
-    elif head == "none":
-        if adapter is not None:
-            raise ValueError(f"{name_or_path!r} is an adapter for a model with a head. Merge it into the model first.")
-        model = _create(source, AutoModel, init_kwargs)
-    else:
-        raise ValueError(f"`head` must be 'none', 'causal_lm' or 'sequence_classification', got {head!r}.")
+    model = _create(source, _AUTO_CLASSES[head] or _architecture(source, init_kwargs), init_kwargs)
     if not (saved.is_file() or scored):  # from the Hub
         refuse_other_kinds(source, {"architectures": model.config.architectures}, head)
     if init_kwargs.get("dtype") == "auto":

@@ -72,7 +72,7 @@ class ClassifierReward(RewardModel):
         pairs: bool = False,
     ) -> None:
         config: Any = model.config
-        self.head = _label_index(config, head)
+        self.head = label_index(config, head)
         self.is_encoder = not is_causal(model)
         special = [tokenizer.num_special_tokens_to_add(pair=pair) for pair in (False, True)]
         if pairs and not (self.is_encoder and special[0] < special[1]):
@@ -128,7 +128,7 @@ class ClassifierReward(RewardModel):
             if tokenizer is None:
                 tokenizer = load_tokenizer(name, padding_side="right", **hub)
             if isinstance(model, str):
-                model, device = _load_classifier(model, options, device)
+                model, device = load_classifier(model, options, device)
         except OSError as error:
             raise loading_error("reward model", name, error) from error
         spread = len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1
@@ -209,6 +209,15 @@ class ClassifierReward(RewardModel):
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
         """Logit of each completion."""
+        logits = [logits[self.head] for logits in self.label_logits(prompts, completions, **columns)]
+        if not all(map(math.isfinite, logits)):
+            bad = next(i for i, logit in enumerate(logits) if not math.isfinite(logit))
+            raise ValueError(f"the reward model's logit for completion {bad} is {logits[bad]}.")
+        return logits
+
+    @torch.no_grad()
+    def label_logits(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[list[float]]:
+        """Logits of all labels for each completion."""
         rows = self._rows(self.texts(prompts, completions, **columns), rendered=not isinstance(prompts[0], str))
         if [] in (ids := [row["input_ids"] for row in rows]):
             raise ValueError(f"completion {ids.index([])} and its prompt are empty: there is nothing to score.")
@@ -217,21 +226,17 @@ class ClassifierReward(RewardModel):
         distinct = dict(zip(keys, rows, strict=True))
         with gathered_parameters(self.model):  # ZeRO-3 shards every model that is loaded
             found = self._logits(sorted(distinct, key=lambda key: len(key[0])), distinct)
-        logits = [found[key] for key in keys]
-        if not all(map(math.isfinite, logits)):
-            bad = next(i for i, logit in enumerate(logits) if not math.isfinite(logit))
-            raise ValueError(f"the reward model's logit for completion {bad} is {logits[bad]}.")
-        return logits
+        return [found[key] for key in keys]
 
-    def _logits(self, keys: list[Any], rows: dict[Any, dict[str, list[int]]]) -> dict[Any, float]:
-        """The logit of each row by its key, in batches of the given order."""
+    def _logits(self, keys: list[Any], rows: dict[Any, dict[str, list[int]]]) -> dict[Any, list[float]]:
+        """The logits of each row by its key, in batches of the given order."""
         device, size = next(self.model.parameters()).device, self.batch_size or len(keys)
-        found: dict[Any, float] = {}
+        found: dict[Any, list[float]] = {}
         for start in range(0, len(keys), size):
             chosen = keys[start : start + size]
             batch = {name: [rows[key][name] for key in chosen] for name in rows[chosen[0]]}
             inputs = self.tokenizer.pad(batch, padding_side="right", return_attention_mask=True, return_tensors="pt")
-            values = self.model(**inputs.to(device)).logits[:, self.head].float().tolist()
+            values = self.model(**inputs.to(device)).logits.float().tolist()
             found |= dict(zip(chosen, values, strict=True))
         return found
 
@@ -281,8 +286,19 @@ class ClassifierReward(RewardModel):
             self.warned = True
 
 
-def _label_index(config: Any, head: str) -> int:
-    """Index of the label that `head` names; 0 for a model with one label."""
+def label_index(config: Any, head: str, who: str = "reward model", setting: str = "reward_head") -> int:
+    """
+    Index of the label that `head` names; 0 for a model with one label.
+
+    Args:
+        config ([`~transformers.PreTrainedConfig`]): Config of the classifier.
+        head (`str`): Name or number of the label; `""` for the only one.
+        who (`str`, *optional*, defaults to `"reward model"`), setting (`str`, *optional*, defaults to
+            `"reward_head"`): What the classifier is, and the setting that names the label, for messages.
+
+    Raises:
+        `ValueError`: There is no such label, or several and no name.
+    """
     labels = {int(index): str(name) for index, name in (getattr(config, "id2label", None) or {0: "LABEL_0"}).items()}
     if head in labels.values():
         return next(index for index, name in labels.items() if name == head)
@@ -291,17 +307,24 @@ def _label_index(config: Any, head: str) -> int:
     name = get_config_model_id(config)
     listed = ", ".join(f"{index} ({label})" for index, label in sorted(labels.items()))
     if head:
-        raise ValueError(f"The reward model '{name}' has no label {head!r} (`reward_head`); its labels are {listed}.")
+        raise ValueError(f"The {who} '{name}' has no label {head!r} (`{setting}`); its labels are {listed}.")
     if len(labels) != 1:
         raise ValueError(
-            f"The reward model '{name}' has {len(labels)} labels, but a reward is one number: set `reward_head` to "
+            f"The {who} '{name}' has {len(labels)} labels, but its score is one number: set `{setting}` to "
             f"one of them, {listed}, or use a model that was trained with num_labels=1."
         )
     return 0
 
 
-def _load_classifier(name: str, options: dict[str, Any], device: Any) -> tuple[Any, Any]:
-    """A classifier, by default in the dtype of its checkpoint, and the device to move it to (`None`: leave it)."""
+def load_classifier(name: str, options: dict[str, Any], device: Any) -> tuple[Any, Any]:
+    """
+    A sequence classifier, by default in the dtype of its checkpoint, and the device to move it to (`None`: leave it).
+
+    Args:
+        name (`str`): Directory or Hub id.
+        options (`dict[str, Any]`): As `reward_model_init_kwargs`; changed.
+        device (`torch.device` or `str`, *optional*): Device, unless the options name one. By default the accelerator.
+    """
     device = options.pop("device", device)
     device = default_device() if device is None else torch.device(device)
     quantization = _quantization(options)

@@ -29,10 +29,10 @@ from transformers import (
 from trl_ext.data.tokenization import left_padded
 from trl_ext.generation.generate import generate
 from trl_ext.generation_settings import GenerationSettings
+from trl_ext.guides.retokenize import Retokenizer
 from trl_ext.inference.policy import Decoding
-from trl_ext.methods.vas.decoding.guide import value_vocabulary_mismatch
 from trl_ext.methods.vas.decoding.logits_processor import ValueAugmentedLogitsProcessor
-from trl_ext.methods.vas.decoding.retokenize import Retokenizer
+from trl_ext.methods.vas.decoding.value_guide import value_vocabulary_mismatch
 from trl_ext.methods.vas.policies import VASDecoding, guided_policy
 from trl_ext.methods.vas.value_model.model import ValueModel
 
@@ -567,7 +567,7 @@ def test_four_bit_value_model_and_policy(tiny_tokenizer, tmp_path):
     use_exact_4bit_on_cpu(policy)
     value = ValueModel.from_pretrained(tmp_path / "value", **kwargs)
     processor = ValueAugmentedLogitsProcessor(value, 3.0, K)
-    assert processor.guides[0].reader.tree.form == "shared"
+    assert processor.guides[0].reader.reads.tree.form == "shared"
     expected = [greedy(policy, [(value, 0, 3.0)], prompt, 6) for prompt in PROMPTS]
     assert run_generate(policy, processor, PROMPTS, 6) == expected
     assert "Linear4bit" in {type(module).__name__ for module in value.modules()}
@@ -776,7 +776,7 @@ def test_retokenize(tiny_model, tiny_tokenizer):
     same = ValueAugmentedLogitsProcessor(
         make_value(len(tiny_tokenizer)), tokenizer=tiny_tokenizer, value_tokenizer=tiny_tokenizer, retokenize=True
     )
-    assert hasattr(same.guides[0].reader, "tree"), "the same vocabulary: there is nothing to translate"
+    assert hasattr(same.guides[0].reader.reads, "tree"), "the same vocabulary: there is nothing to translate"
 
 
 def test_retokenizer_rows(tiny_tokenizer):

@@ -16,7 +16,7 @@ from trl_ext.decoding.cuda_graph import cached_loops
 from trl_ext.decoding.static_generate import static_generate
 from trl_ext.generation.generate import generate
 from trl_ext.generation_settings import GenerationSettings
-from trl_ext.methods.vas.decoding.guide import Guide
+from trl_ext.methods.vas.decoding.value_guide import ValueGuide
 from trl_ext.methods.vas.policies import guided_policy
 from trl_ext.models.backbone_and_head import BackboneAndHead
 
@@ -136,7 +136,7 @@ def test_value_model_with_another_vocabulary_is_rejected(policy: Any, tokenizer:
 def test_value_model_on_another_device_is_not_supported(policy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     processor = ValueAugmentedLogitsProcessor(value_model("state", policy), 2.0, K, pad_token_id=0)
     assert processor.static_unsupported_reason(BackboneAndHead(policy)) == ""
-    monkeypatch.setattr(Guide, "device", torch.device("meta"))
+    monkeypatch.setattr(ValueGuide, "device", torch.device("meta"))
     assert "another device" in processor.static_unsupported_reason(BackboneAndHead(policy))
 
 

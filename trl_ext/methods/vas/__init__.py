@@ -15,6 +15,7 @@ METHOD = Method(
     trainer="trl_ext.methods.vas.trainer:VASTrainer",
     columns=("prompt", "completions", "scores"),
     decoding="trl_ext.methods.vas.endpoint_policies:VASEndpointDecoding",
+    guide="trl_ext.methods.vas.value_kind:ValueModelKind",
     memory="trl_ext.methods.vas.memory:needs",
     required=(
         Required(

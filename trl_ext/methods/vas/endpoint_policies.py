@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from trl_ext.guides.weights import parse_weights
 from trl_ext.inference.policy import Policy
 from trl_ext.inference.served import unguided_policy
 from trl_ext.models.tokenizers import load_tokenizer
 from trl_ext.validation import as_mapping
 
-from .head_weights import parse_weights
 from .policies import VASDecoding
 
 

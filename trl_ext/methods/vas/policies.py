@@ -12,7 +12,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.devices import default_device
-from trl_ext.inference.guided import policy_with_processors
+from trl_ext.guides.weights import describe_weights, full_names, head_weights, parse_weights
+from trl_ext.inference.guided import guide_weights, policy_with_processors
 from trl_ext.inference.policy import Policy
 from trl_ext.models.load import in_fast_dtype, quantization_config_from, same_source
 from trl_ext.models.properties import context_length
@@ -20,7 +21,6 @@ from trl_ext.models.tokenizers import load_tokenizer
 from trl_ext.upstream import get_config_model_id
 
 from .decoding.logits_processor import Beta, ValueAugmentedLogitsProcessor
-from .head_weights import describe_weights, full_names, head_weights, parse_weights
 from .value_model.config import ValueConfig
 from .value_model.model import ValueModel
 
@@ -78,7 +78,7 @@ def guided_policy(
         )
 
     [checked] = processors(*torch.ones(2, 1, 1, dtype=torch.long))  # raises errors before anything is generated
-    contexts = [context_length(model), *(guide.context for guide in checked.guides)]
+    contexts = [context_length(model), *(guide.context_length for guide in checked.guides)]
     return policy_with_processors(
         model,
         tokenizer,
@@ -89,7 +89,7 @@ def guided_policy(
         series=series,
         method="VAS",
         context=min((length for length in contexts if length), default=0),
-        weights=checked.guide_weights(change),
+        weights=guide_weights(checked, change),
     )
 
 
@@ -154,10 +154,10 @@ class VASDecoding:
             raise ValueError("`beta` is empty: give at least one weight.")
         betas = [parse_weights(text, "beta") for text in self.beta]
         for weights in betas:
-            head_weights(weights, list(weights) if isinstance(weights, dict) else ["value"])
+            head_weights(weights, list(weights) if isinstance(weights, dict) else ["value"], "beta")
         heads = self._saved_heads()
         for weights in betas if heads else ():
-            head_weights(weights, heads)
+            head_weights(weights, heads, "beta")
 
     def policies(
         self,
@@ -225,11 +225,12 @@ class VASDecoding:
         """
         value_models, tokenizers = {}, {}
         for name, path in self.named_paths().items():
-            value_models[name] = self._load(path, model)
-            try:
-                tokenizers[name] = load_tokenizer(path, trust_remote_code=self.value_trust_remote_code)
-            except (OSError, ValueError):  # saved without one: the digest of its vocabulary is compared
-                tokenizers[name] = None
+            value_models[name], tokenizers[name] = load_value_model(
+                path,
+                model,
+                load_in_4bit=self.value_load_in_4bit,
+                trust_remote_code=self.value_trust_remote_code,
+            )
         if self._single_unnamed():
             return next(iter(value_models.values())), next(iter(tokenizers.values()))
         return value_models, tokenizers
@@ -246,29 +247,50 @@ class VASDecoding:
             heads += full_names("" if self._single_unnamed() else name, config.heads or ())
         return heads
 
-    def _load(self, path: str, model: PreTrainedModel | None) -> ValueModel:
-        # Backbones have the language model's dtype (`--dtype`), or their own beside a server; heads stay in float32.
-        kwargs: dict[str, Any] = {"dtype": "auto" if model is None else model.dtype}
-        if self.value_load_in_4bit:
-            from trl import ModelConfig
 
-            kwargs = {"quantization_config": quantization_config_from(ModelConfig(load_in_4bit=True))}
-        kwargs["trust_remote_code"] = self.value_trust_remote_code
-        config: ValueConfig = ValueModel.load_config(path)
-        if model is None and config.head_only:
-            raise ValueError(
-                f"The value model {path!r} reads the hidden states of the model that it guides, and those of a "
-                "server's model are not available: train a value model with a backbone of its own (`trl-ext vas "
-                "--value_model_name_or_path ...`)."
-            )
-        if model is not None:
-            on_this_model = config.adapter and same_source(config.backbone_name, get_config_model_id(model.config))
-            if config.head_only or on_this_model:
-                # share the language model's weights
-                kwargs = {"backbone": model, "trust_remote_code": self.value_trust_remote_code}
-        value_model = ValueModel.from_pretrained(path, **kwargs).eval()
-        if "dtype" not in kwargs:  # quantized, or on the language model's weights
-            return value_model
+def load_value_model(
+    path: str, model: PreTrainedModel | None, *, load_in_4bit: bool = False, trust_remote_code: bool = False
+) -> tuple[ValueModel, PreTrainedTokenizerBase | None]:
+    """
+    Load a value model to guide a language model, and its tokenizer.
+
+    Args:
+        path (`str`): Directory or Hub id.
+        model ([`~transformers.PreTrainedModel`] or `None`): The language model, if it is loaded.
+        load_in_4bit, trust_remote_code (`bool`, *optional*, default to `False`): As in [`VASDecoding`].
+
+    Returns:
+        The value model, and its tokenizer or `None` if it was saved without one.
+
+    Raises:
+        `ValueError` or `OSError`: It cannot be loaded, or needs the language model.
+    """
+    # Backbones have the language model's dtype (`--dtype`), or their own beside a server; heads stay in float32.
+    kwargs: dict[str, Any] = {"dtype": "auto" if model is None else model.dtype}
+    if load_in_4bit:
+        from trl import ModelConfig
+
+        kwargs = {"quantization_config": quantization_config_from(ModelConfig(load_in_4bit=True))}
+    kwargs["trust_remote_code"] = trust_remote_code
+    config: ValueConfig = ValueModel.load_config(path)
+    if model is None and config.head_only:
+        raise ValueError(
+            f"The value model {path!r} reads the hidden states of the model that it guides, and those of a "
+            "server's model are not available: train a value model with a backbone of its own (`trl-ext vas "
+            "--value_model_name_or_path ...`)."
+        )
+    if model is not None:
+        on_this_model = config.adapter and same_source(config.backbone_name, get_config_model_id(model.config))
+        if config.head_only or on_this_model:
+            # share the language model's weights
+            kwargs = {"backbone": model, "trust_remote_code": trust_remote_code}
+    value_model = ValueModel.from_pretrained(path, **kwargs).eval()
+    if "dtype" in kwargs:  # neither quantized nor on the language model's weights
         if model is None:
-            return in_fast_dtype(value_model, default_device()).to(default_device())
-        return value_model.to(model.device)
+            value_model = in_fast_dtype(value_model, default_device()).to(default_device())
+        else:
+            value_model = value_model.to(model.device)
+    try:
+        return value_model, load_tokenizer(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError):  # saved without one: the digest of its vocabulary is compared
+        return value_model, None

@@ -3,5 +3,5 @@
 
 """Decoding guided by a value model: in transformers' `generate`, in CUDA graphs and on a server's tokens.
 
-Imports the method's `value_model` and `head_weights`, and the folders below `methods`, but not its trainer.
+Imports the method's `value_model`, and the folders below `methods`, but not its trainer.
 """

@@ -13,7 +13,6 @@ blocks in place of tokens, and samples in place of the sum over them. The paper 
 tokens only.
 """
 
-import math
 import random
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,11 +31,13 @@ from trl_ext.endpoint.next_tokens import NextTokens, request_fields, sample_bloc
 from trl_ext.endpoint.protocol import Answer, Prompt
 from trl_ext.endpoint.tokens import Option, ServedText
 from trl_ext.generation_settings import GenerationSettings
+from trl_ext.guides.blocks import choose_block
+from trl_ext.guides.weights import describe_weights
+from trl_ext.inference.guided import guide_weights
 from trl_ext.inference.policy import Policy
 from trl_ext.inference.served import Served, answer_all, answer_file, check_served_settings, served_policy
 from trl_ext.models.modes import evaluation_mode
 
-from ..head_weights import describe_weights
 from ..value_model.model import ValueModel
 from .logits_processor import ValueAugmentedLogitsProcessor
 
@@ -220,9 +221,8 @@ class EndpointGuide:
                 break
             with self._lock:
                 logits_n = self._values(processor, text, blocks)
-            weights = logits_n.softmax(0).tolist()
-            [chosen] = rng.choices(range(len(blocks)), weights)
-            kl += math.log(len(blocks) * weights[chosen])
+            chosen, gain = choose_block(logits_n, rng.random())
+            kl += gain
             block, ended = blocks[chosen].text, blocks[chosen].ended
             written += length
             if not block and not ended:  # the server's context is full
@@ -236,8 +236,10 @@ class EndpointGuide:
     ) -> torch.Tensor:
         """Weighted values after each of the blocks, shape (n,)."""
         total_n = torch.zeros(len(blocks))
-        weights_H = processor._weights.tensor(1, torch.device("cpu"))[0]
-        for guide, tokenizer in zip(processor.guides, self._tokenizers, strict=True):
+        weights_H = processor.row_weights(1, torch.device("cpu"))[0]
+        placed = zip(processor.value_guides, processor.columns, self._tokenizers, strict=True)
+        for guide, columns, tokenizer in placed:
+            assert guide.reader is not None  # the form is "state"
             own = tokenizer or self.tokenizer
             rows = []
             for block in blocks:
@@ -246,11 +248,11 @@ class EndpointGuide:
                 else:
                     ids = encode_prompt(own, text.prompt + text.answer + block.text)
                 rows.append([*ids, own.eos_token_id] if block.ended and own.eos_token_id is not None else ids)
-            guide.check_length(max(map(len, rows)))
+            guide.reader.check_length(max(map(len, rows)))
             values_nH = _last_values(guide.model, rows)
             if not values_nH.isfinite().all():
                 raise ValueError(_NOT_FINITE)
-            total_n += values_nH.cpu() @ weights_H[guide.columns]
+            total_n += values_nH.cpu() @ weights_H[columns]
         return total_n
 
     def _answer(self, text: ServedText, ended: bool, kl: float, tail: float) -> Served:
@@ -287,7 +289,7 @@ class EndpointGuide:
             "guide": [self.mode, self.chat, self.beta, self.top_k, self.num_blocks, self.block_length],
             "values": [
                 float(sum(p.detach().double().norm() for p in g.model.parameters()))
-                for g in self._processor(None).guides
+                for g in self._processor(None).value_guides
             ],
         }
         return answer_file(
@@ -312,7 +314,7 @@ class EndpointGuide:
                 f"{fields.get('series') or name}, beta {describe_weights(weights)}", beta=weights, **fields
             )
 
-        weights = self._processor(beta).guide_weights(change)
+        weights = guide_weights(self._processor(beta), change)
         return served_policy(
             answer, self.tokenizer, self.endpoint, name=name, extras=extras, weights=weights, **fields
         )

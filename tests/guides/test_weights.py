@@ -5,7 +5,7 @@
 import pytest
 import torch
 
-from trl_ext.methods.vas.head_weights import RowWeights, parse_weights
+from trl_ext.guides.weights import RowWeights, parse_weights
 
 
 CPU = torch.device("cpu")

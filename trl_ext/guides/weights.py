@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Weights of the value heads (`beta`), one for all rows of a batch or one per row.
+Weights of the heads of guides, one for all rows of a batch or one per row.
 
 Dimensions: N rows, H heads.
 """
@@ -135,9 +135,9 @@ class RowWeights:
 
 def full_names(name: str, heads: Sequence[str]) -> list[str]:
     """
-    Names that `beta` uses for the heads of a value model.
+    Names that weights have for the heads of a guide.
 
-    They are the names of the heads for a value model without a name (`""`), the model's name if it has one head, and
+    They are the names of the heads for a guide without a name (`""`), the guide's name if it has one head, and
     `"name/head"` if it has several.
     """
     if not name:
@@ -145,11 +145,18 @@ def full_names(name: str, heads: Sequence[str]) -> list[str]:
     return [name] if len(heads) == 1 else [f"{name}/{head}" for head in heads]
 
 
-def head_weights(beta: Any, heads: Sequence[str]) -> RowWeights:
-    """The weights `beta` of heads with these full names; `"head"` may be written for `"name/head"` if unambiguous."""
+def head_weights(given: Any, heads: Sequence[str], field: str = "weights") -> RowWeights:
+    """
+    The weights of heads with these full names; `"head"` may be written for `"name/head"` if unambiguous.
+
+    Args:
+        given (`float`, `dict[str, float]`, or a sequence of those): As for [`RowWeights`].
+        heads (`Sequence[str]`): Full names of the heads.
+        field (`str`, *optional*, defaults to `"weights"`): Name of the setting in errors.
+    """
     short_names = [head.rpartition("/")[2] for head in heads]
     aliases = {}
     for short, full in zip(short_names, heads, strict=True):
         if short_names.count(short) == 1 and short not in heads:
             aliases[short] = full
-    return RowWeights(beta, heads, aliases=aliases, field="beta")
+    return RowWeights(given, heads, aliases=aliases, field=field)

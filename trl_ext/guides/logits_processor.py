@@ -1,0 +1,352 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""
+Guided decoding: adds the scores of the likeliest next tokens to a frozen language model's logits.
+
+Dimensions: N sequences, P tokens of a prompt, k candidate tokens, H heads of all guides, V vocabulary, D hidden size.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from transformers import LogitsProcessor, PreTrainedTokenizerBase
+
+from trl_ext.decoding.guide import Guide, GuideContext
+from trl_ext.models.backbone_and_head import BackboneAndHead
+from trl_ext.validation import check_value
+
+from .base_guide import BaseGuide, StaticScorer, as_guide
+from .prompt_mask import PromptMask
+from .weights import full_names, head_weights
+
+
+Weights = float | Mapping[str, float] | Sequence[float | Mapping[str, float]]
+AnyGuide = Guide | Callable[[GuideContext, torch.Tensor], Any]
+
+# From a guide, its positions among all heads and candidates (N, k) to the scores of these, (N, k, heads of the guide).
+Scores = Callable[[BaseGuide, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class GuidedLogitsProcessor(LogitsProcessor):
+    r"""
+    Adds weighted scores to the logits of the likeliest tokens.
+
+    Let the candidates K be the `top_k` likeliest tokens, and s_a the score of the text with the token a appended. The
+    logit of each a in K is raised by w (s_a - mean of s over K); other tokens keep theirs, or get probability 0 with
+    `candidates_only`. With several guides or heads the sum over them is added, for the same candidates. Where no token
+    keeps its logit, the mean has no effect, and the distribution is softmax(logit_a + w s_a) over K. Pass it to
+    `generate(..., logits_processor=[...])` of any causal language model; temperature, top-p and the like are applied
+    after it.
+
+    Guides keep a KV cache where they can. One processor may be used for several calls of `generate`, one after
+    another: its guides detect new prompts.
+
+    Args:
+        guides ([`~trl_ext.decoding.guide.Guide`], function, or `dict` of those):
+            What scores the candidates: an object with a method `score(context, candidates)`, or such a function. In a
+            dictionary, the head of a guide with one head has the guide's name; the heads of others are called
+            `"name/head"`, or `"head"` where only one head has this name.
+        weights (`float`, `dict[str, float]` or a sequence of those, *optional*, defaults to `1.0`):
+            Weight of a head's scores. A number if there is one head, else a weight for each head (0 for omitted ones).
+            A sequence has one entry per sequence of the batch, or one per prompt. Negative weights guide away from
+            high scores. May be assigned between calls.
+        top_k (`int`, *optional*, defaults to `20`):
+            Number of candidates. `0` means the complete vocabulary.
+        candidates_only (`bool`, *optional*, defaults to `False`):
+            Whether only candidates can be chosen, as in FUDGE, ARGS and RAD. Other tokens have probability 0.
+        min_p (`float`, *optional*, defaults to `0.0`):
+            Candidates have at least this probability under the language model, relative to the likeliest token, as in
+            contrastive decoding. `0` means no limit.
+        pad_token_id (`int`, *optional*):
+            Token id of the padding on the left. By default the `tokenizer`'s, or that of a guide's config.
+        attention_mask (`torch.Tensor` of shape `(N, P)`, *optional*):
+            Attention mask of the first prompts, which may have padding between tokens. Without it, or for other
+            prompts, padding is the run of `pad_token_id` that rows begin with. If that token is also the start or the
+            end of a text, a run that all rows begin with is text. In a batch of conversations, assign the mask of
+            each turn.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            The language model's tokenizer, which guides that read text need.
+
+    Attributes:
+        guides (`list[BaseGuide]`): The guides.
+        columns (`list[slice]`): Positions of the heads of each guide among all heads.
+        heads (`tuple[str, ...]`): Names that `weights` may have.
+
+    Raises:
+        `ValueError`: There is no guide, `top_k` or `min_p` is out of range, or `weights` are not finite or name a head
+            that does not exist. When called: `top_k` is larger than the vocabulary, `weights` do not fit the batch,
+            scores have another shape than the candidates, or what a guide raises.
+        `TypeError`: A guide has no method `score`.
+    """
+
+    weights_field: ClassVar[str] = "weights"  # in messages
+
+    def __init__(
+        self,
+        guides: AnyGuide | Mapping[str, AnyGuide],
+        weights: Weights = 1.0,
+        top_k: int = 20,
+        *,
+        candidates_only: bool = False,
+        min_p: float = 0.0,
+        pad_token_id: int | None = None,
+        attention_mask: torch.Tensor | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        self.top_k = check_value("top_k", top_k, int)
+        if self.top_k < 0:
+            raise ValueError(f"`top_k` must be at least 1, or 0 for the complete vocabulary; got {top_k}.")
+        self.min_p = check_value("min_p", min_p, float)
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"`min_p` must be between 0 (no limit) and 1, got {min_p}.")
+        self.candidates_only, self.tokenizer = candidates_only, tokenizer
+        by_name = dict(guides) if isinstance(guides, Mapping) else {"": guides}
+        if not by_name:
+            raise ValueError("`guides` is an empty dictionary: without a guide there is nothing to add.")
+        self.guides: list[BaseGuide] = []
+        self.columns: list[slice] = []
+        self.heads: tuple[str, ...] = ()
+        for name, given in by_name.items():
+            guide = as_guide(given, name)
+            names = full_names(name, list(guide.heads))
+            self.guides.append(guide)
+            self.columns.append(slice(len(self.heads), len(self.heads) + len(names)))
+            self.heads += tuple(names)
+        self.weights = weights
+        config = next((guide.config for guide in self.guides if guide.config is not None), None)
+        self._mask = _prompt_mask(attention_mask, pad_token_id, tokenizer, config)
+
+    @property
+    def weights(self) -> Any:
+        """The weights as they were given. To change them, assign new ones."""
+        return self._given_weights
+
+    @weights.setter
+    def weights(self, value: Any) -> None:
+        self._weights = head_weights(value, self.heads, self.weights_field)
+        self._given_weights = value
+
+    @property
+    def weights_by_head(self) -> dict[str, float]:
+        """The weight of each head in the first row."""
+        return dict(zip(self.heads, self._weights.rows[0], strict=True))
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What to know about heads to choose their weights, by name."""
+        found: dict[str, str] = {}
+        for guide, columns in zip(self.guides, self.columns, strict=True):
+            names = zip(self.heads[columns], guide.heads, strict=True)
+            found |= {full: guide.about[head] for full, head in names if head in guide.about}
+        return found
+
+    @property
+    def attention_mask(self) -> torch.Tensor | None:
+        """The attention mask of the first prompts."""
+        return self._mask.given
+
+    @attention_mask.setter
+    def attention_mask(self, value: torch.Tensor | None) -> None:
+        self._mask = PromptMask(value, self._mask.pad_token_id, also_text=self._mask.also_text)
+        self.reset()
+
+    @property
+    def guide_calls(self) -> int:
+        """Forward passes of the guides' models so far."""
+        return sum(guide.calls for guide in self.guides)
+
+    @property
+    def guide_tokens(self) -> int:
+        """Tokens in the forward passes of the guides' models so far, padding included."""
+        return sum(guide.tokens for guide in self.guides)
+
+    def reset(self) -> None:
+        """Free the memory of the guides' KV caches."""
+        for guide in self.guides:
+            guide.reset()
+
+    @torch.no_grad()
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        n, vocabulary = scores.shape
+        self._check_top_k(vocabulary)
+        weights_NH = self.row_weights(n, scores.device)
+        if not self._weights.any() and not self.candidates_only:
+            return scores
+        self._mask.check(input_ids)
+
+        def of_guide(guide: BaseGuide, candidates_Nk: torch.Tensor, logits_Nk: torch.Tensor) -> torch.Tensor:
+            context = GuideContext(
+                input_ids, lambda: self._mask(input_ids), vocabulary, logits_Nk=logits_Nk, tokenizer=self.tokenizer
+            )
+            return guide.score(context, candidates_Nk)
+
+        weighted = [i for i, columns in enumerate(self.columns) if self._weights.any(columns)]
+        return self.guided_logits(scores, weights_NH, weighted, of_guide)
+
+    def guided_logits(
+        self, scores_NV: torch.Tensor, weights_NH: torch.Tensor, guides: Sequence[int], of_guide: Scores
+    ) -> Any:
+        """
+        The logits plus the weighted and centred scores of the candidates.
+
+        Args:
+            scores_NV (`torch.Tensor` of shape `(N, V)`): The language model's logits.
+            weights_NH (`torch.Tensor` of shape `(N, H)`): Weight of each head.
+            guides (`Sequence[int]`): Indices of the guides to use.
+            of_guide (`Callable`): From a guide, candidates (N, k) and their logits (N, k) to their scores, (N, k) or
+                (N, k, heads of the guide).
+
+        Returns:
+            `torch.Tensor` of shape `(N, V)`.
+        """
+        n, vocabulary = scores_NV.shape
+        if 0 < self.top_k < vocabulary:
+            top_Nk, candidates_Nk = scores_NV.topk(self.top_k)
+        else:  # all tokens, which need no sorting
+            top_Nk, candidates_Nk = scores_NV, torch.arange(vocabulary, device=scores_NV.device).expand(n, -1)
+        possible_Nk = top_Nk > -torch.inf  # another processor may have left fewer than k
+        if self.min_p:
+            possible_Nk = possible_Nk & (top_Nk >= top_Nk.amax(1, keepdim=True) + math.log(self.min_p))
+        added_Nk = torch.zeros_like(top_Nk, dtype=torch.float32)
+        for i in guides:
+            guide, columns = self.guides[i], self.columns[i]
+            known_Nk = possible_Nk
+            if 0 < guide.vocabulary < vocabulary:
+                known_Nk = possible_Nk & (candidates_Nk < guide.vocabulary)
+            scores_NkH = _with_heads(of_guide(guide, candidates_Nk, top_Nk), candidates_Nk, guide)
+            centred_NkH = _centred(scores_NkH.to(scores_NV.device), known_Nk)
+            added_Nk += (centred_NkH * weights_NH[:, None, columns]).sum(-1)
+        added_Nk = added_Nk.to(scores_NV.dtype)
+        if not self.candidates_only:
+            return scores_NV.scatter_add(1, candidates_Nk, added_Nk)
+        chosen_Nk = (top_Nk + added_Nk).masked_fill(~possible_Nk, -torch.inf)
+        return torch.full_like(scores_NV, -torch.inf).scatter(1, candidates_Nk, chosen_Nk)
+
+    def row_weights(self, n: int, device: torch.device) -> torch.Tensor:
+        """Weight of each head in each of N rows, (N, H)."""
+        return self._weights.tensor(n, device)
+
+    def _check_top_k(self, vocabulary: int) -> None:
+        if self.top_k > vocabulary:
+            raise ValueError(f"`top_k` is {self.top_k}, but the vocabulary has only {vocabulary} tokens.")
+
+    # -------------------------------------------------- CUDA-graph decoding: see `trl_ext/decoding/static_generate.py`
+
+    def static_unsupported_reason(self, llm: BackboneAndHead) -> str:
+        """Why CUDA-graph decoding cannot guide this language model; `""` if it can."""
+        self._check_top_k(llm.vocabulary)
+        methods = [(getattr(type(self), name), getattr(GuidedLogitsProcessor, name)) for name in _GUIDANCE]
+        if any(own is not ours for own, ours in methods):
+            return f"{type(self).__name__} may change the logits in another way"
+        return next(filter(None, (guide.static_unsupported_reason(llm) for guide in self.guides)), "")
+
+    def static_length_reason(self, longest: int) -> str:
+        """Why CUDA-graph decoding cannot guide texts of up to so many columns; `""` if it can."""
+        short = [guide for guide in self.guides if 0 < guide.context_length < longest]
+        return f"texts may exceed the context of a {short[0].who}" if short else ""
+
+    def static_key(self) -> Any:
+        """Key of the recorded graph: everything that it depends on, except prompts and weights."""
+        parts = [(columns.start, guide.static_key()) for guide, columns in zip(self.guides, self.columns, strict=True)]
+        return type(self), self.top_k, self.candidates_only, self.min_p, *parts
+
+    def static_columns(self) -> int:
+        """Columns of the static KV cache that the candidates of one step need."""
+        return max(guide.static_columns(self.top_k or guide.vocabulary) for guide in self.guides)
+
+    def static_guide(self, rows: int, columns: int) -> "StaticScores":
+        """The guide for CUDA-graph decoding of `rows` sequences with a static KV cache of `columns` columns."""
+        return StaticScores(self, rows, columns)
+
+
+_GUIDANCE = ("__call__", "guided_logits")
+
+
+class StaticScores:
+    """
+    Scores for CUDA-graph decoding; a [`~trl_ext.decoding.static_generate.StaticGuide`] with static KV caches.
+
+    Args:
+        processor ([`GuidedLogitsProcessor`]): Processor with the guides and `top_k`.
+        rows (`int`), columns (`int`): Size of the static KV caches.
+    """
+
+    def __init__(self, processor: GuidedLogitsProcessor, rows: int, columns: int) -> None:
+        self.processor = processor
+        self._scorers: dict[BaseGuide, StaticScorer] = {
+            guide: guide.static_scorer(rows, columns) for guide in processor.guides
+        }
+        self.trees = [tree for scorer in self._scorers.values() for tree in scorer.trees]
+        device = next(iter(self._scorers.values())).device
+        self.weights_NH = torch.zeros(rows, len(processor.heads), device=device)
+        self.state = [self.weights_NH, *(tree.length_1 for tree in self.trees)]
+
+    def start(self, processor: GuidedLogitsProcessor, ids_NP: torch.Tensor, mask_NP: torch.Tensor) -> None:
+        """Read the prompts, and copy the weights of this call."""
+        for tree in self.trees:
+            tree.start(ids_NP.to(tree.device), mask_NP.to(tree.device))
+        weights = processor.row_weights(len(ids_NP), self.weights_NH.device)
+        self.weights_NH.copy_(weights.expand_as(self.weights_NH))
+
+    def __call__(self, scores_NV: torch.Tensor, token_N1: torch.Tensor, hidden_ND: torch.Tensor) -> torch.Tensor:
+        """
+        Guided logits of the next step.
+
+        Args:
+            scores_NV (`torch.Tensor` of shape `(N, V)`): The language model's logits.
+            token_N1 (`torch.Tensor` of shape `(N, 1)`): Last token of each sequence.
+            hidden_ND (`torch.Tensor` of shape `(N, D)`): The language model's hidden states at it.
+
+        Returns:
+            `torch.Tensor` of shape `(N, V)`.
+        """
+
+        def of_guide(guide: BaseGuide, candidates_Nk: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+            return self._scorers[guide].score(candidates_Nk, token_N1, hidden_ND)
+
+        guides = range(len(self.processor.guides))
+        return self.processor.guided_logits(scores_NV, self.weights_NH, guides, of_guide)
+
+
+def _with_heads(scores: torch.Tensor, candidates_Nk: torch.Tensor, guide: BaseGuide) -> torch.Tensor:
+    """Scores of shape (N, k, H)."""
+    heads = len(guide.heads)
+    if scores.shape == candidates_Nk.shape and heads == 1:
+        return scores[..., None]
+    if scores.shape != (*candidates_Nk.shape, heads):
+        raise ValueError(
+            f"The {guide.who} returned scores of shape {tuple(scores.shape)} for candidates of shape "
+            f"{tuple(candidates_Nk.shape)}: return one score for each candidate{' and head' if heads > 1 else ''}."
+        )
+    return scores
+
+
+def _centred(scores_NkH: torch.Tensor, possible_Nk: torch.Tensor) -> torch.Tensor:
+    """Scores minus their mean over the possible candidates; 0 for the others."""
+    possible = possible_Nk[..., None]
+    mean = scores_NkH.masked_fill(~possible, 0.0).sum(1, keepdim=True) / possible.sum(1, keepdim=True).clamp(min=1)
+    return (scores_NkH - mean).masked_fill(~possible, 0.0)
+
+
+def _prompt_mask(
+    attention_mask: torch.Tensor | None,
+    pad_token_id: int | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    config: Any,
+) -> PromptMask:
+    """How padding is recognised: the first pad token that is given or known, and whether texts may begin with it."""
+    known: Any = tokenizer or (config and config.get_text_config())
+    if known is None:
+        return PromptMask(attention_mask, pad_token_id, also_text=False)
+    eos, bos = getattr(known, "eos_token_id", None), getattr(known, "bos_token_id", None)
+    eos = eos if isinstance(eos, list) else [eos]
+    candidates = [pad_token_id, *(getattr(each, "pad_token_id", None) for each in ([] if tokenizer else [config]))]
+    candidates.append(getattr(known, "pad_token_id", None))
+    if attention_mask is None:
+        # Many configs have no pad token. `generate` then pads with the end of sequence, and so do most tokenizers.
+        candidates += eos[:1]
+    pad = next((token for token in candidates if token is not None), None)
+    return PromptMask(attention_mask, pad, also_text=pad in [bos, *eos])

@@ -1,0 +1,55 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""Value models as a kind of guide in guide files."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from trl_ext.models.load import resolve_model_path
+
+from .decoding.value_guide import ValueGuide
+from .policies import load_value_model
+
+
+@dataclass(kw_only=True)
+class ValueModelKind:
+    """
+    A value model; see [`~trl_ext.methods.vas.decoding.value_guide.ValueGuide`].
+
+    Parameters:
+        model (`str`):
+            Directory or Hub id.
+        load_in_4bit, retokenize, trust_remote_code (`bool`, *optional*, default to `False`):
+            As `value_load_in_4bit` and so on in [`~trl_ext.methods.vas.policies.VASDecoding`].
+    """
+
+    kind: ClassVar[str] = "value_model"
+
+    model: str = field(metadata={"help": "Value model: directory or Hub id."})
+    load_in_4bit: bool = field(default=False, metadata={"help": "Whether to load it in 4 bits."})
+    retokenize: bool = field(
+        default=False, metadata={"help": "Whether a value model of another vocabulary reads the text; slow."}
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "Whether to run code that comes with it."})
+
+    @property
+    def default_name(self) -> str:
+        """That of the directory."""
+        return Path(self.model).name
+
+    def check(self) -> None:
+        """Raise an `OSError` if the model is written like a path and is no directory."""
+        resolve_model_path(self.model)
+
+    def load(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> ValueGuide:
+        """See [`~trl_ext.guides.kinds.GuideKind.load`]."""
+        value_model, value_tokenizer = load_value_model(
+            self.model, model, load_in_4bit=self.load_in_4bit, trust_remote_code=self.trust_remote_code
+        )
+        return ValueGuide(
+            value_model, name, tokenizer=tokenizer, value_tokenizer=value_tokenizer, retokenize=self.retokenize
+        )
