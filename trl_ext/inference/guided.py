@@ -8,6 +8,7 @@ Dimensions: N sequences, P tokens of a prompt, T tokens of a completion, V vocab
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.data.completion import Completion
 from trl_ext.generation.generate import Processors, generate
-from trl_ext.generation.streaming import TextStream
+from trl_ext.generation.observer import Observer
+from trl_ext.generation.streaming import streamed
 from trl_ext.generation_settings import GenerationSettings, pad_token_id
 from trl_ext.guides.logits_processor import GuidedLogitsProcessor
 from trl_ext.models.modes import evaluation_mode
@@ -62,8 +64,12 @@ def policy_with_processors(
             Context length, if models behind the processors have a shorter one. `0` means the model's.
     """
 
-    def sample(prompt_ids: list[list[int]], settings: GenerationSettings) -> list[list[Completion]]:
-        return generate(model, tokenizer, prompt_ids, settings, batch_size=batch_size, processors=processors)
+    def sample(
+        prompt_ids: list[list[int]], settings: GenerationSettings, *, observer: Observer | None = None
+    ) -> list[list[Completion]]:
+        return generate(
+            model, tokenizer, prompt_ids, settings, batch_size=batch_size, processors=processors, observer=observer
+        )
 
     def logps(prompt_ids: list[list[int]], completion_ids: list[list[list[int]]]) -> list[list[torch.Tensor]]:
         return logps_with_processors(
@@ -75,18 +81,12 @@ def policy_with_processors(
             batch_size=batch_size,
         )
 
-    def stream(ids: list[int], settings: GenerationSettings, show: Callable[[str], None]) -> Completion:
-        streamer = TextStream(tokenizer, show)
-        [[completion]] = generate(model, tokenizer, [ids], settings, processors=processors, streamer=streamer)
-        streamer.finish(completion.text)
-        return completion
-
     return Policy(
         name=name,
         tokenizer=tokenizer,
         generate=sample,
         logps=logps,
-        stream=stream,
+        stream=partial(streamed, tokenizer, sample),
         extras=extras or {},
         series=series,
         method=method,
