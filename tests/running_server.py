@@ -8,10 +8,22 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+from conftest import make_model
+
+from trl_ext import ValueModel
 from trl_ext.serving.app import App
 from trl_ext.serving.limits import ServerLimits
 from trl_ext.serving.models import ServedModels
 from trl_ext.serving.server import Server, bind, run_in_thread
+
+
+def make_value_model(tokenizer: Any) -> ValueModel:
+    """A value model whose values differ: a new head is zero."""
+    model = ValueModel.from_backbone(make_model(len(tokenizer), seed=1)).eval()
+    with torch.no_grad():
+        model.head.weight.copy_(0.3 * torch.randn(model.head.weight.shape, generator=torch.Generator().manual_seed(7)))
+    return model
 
 
 class Running:

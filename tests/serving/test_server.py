@@ -20,9 +20,9 @@ from conftest import make_model, make_tokenizer
 
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 
-from running_server import Running, running
+from running_server import Running, make_value_model, running
 
-from trl_ext import ProxyModel, ValueModel
+from trl_ext import ProxyModel
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.inference.policy import Policy, model_policy
 from trl_ext.methods.proxy_rlhf.policies import proxy_policy
@@ -43,7 +43,7 @@ def shortest(completions: list[str], **_: Any) -> list[float]:
 def make_models() -> ServedModels:
     tokenizer = make_tokenizer(chat=True)
     model = make_model(len(tokenizer))
-    value_model = ValueModel.from_backbone(make_model(len(tokenizer), seed=1)).eval()
+    value_model = make_value_model(tokenizer)
     plain = model_policy(model, tokenizer, name="tiny", batch_size=16)
     guided = guided_policy(model, tokenizer, value_model, 2.0, name="tiny + value, beta 2", series="tiny + value")
     proxy = proxy_policy(model, tokenizer, make_proxy(model), name="tiny + proxy", series="tiny + proxy")
@@ -172,25 +172,19 @@ def test_stop_texts_are_cut(server: Running) -> None:
     assert "".join(event["choices"][0]["text"] for event in events) == expected
 
 
-def test_the_end_of_sequence_stops(server: Running) -> None:
-    """A model that always ends: its completion is empty and has one token."""
+def test_the_end_of_sequence_stops() -> None:
+    """The third token of the greedy completion becomes the end of sequence: the completion has three tokens then."""
     tokenizer = make_tokenizer()
     model = make_model(len(tokenizer))
-    with torch.no_grad():
-        model.lm_head.weight.zero_()
-        model.lm_head.weight[tokenizer.eos_token_id] = 5.0
-        model.model.norm.weight.fill_(1.0)
-    policy = model_policy(model, tokenizer, name="ends")
-    seen = policy.generate([IDS], GenerationSettings(num_generations=1, temperature=0.0, max_completion_length=4))[0][
-        0
-    ]
-    if not seen.ended:  # the sign of the hidden state's sum decides
-        with torch.no_grad():
-            model.lm_head.weight.neg_()
-    with running(ServedModels(policy)) as own:
-        choice = own.post({"prompt": IDS, **GREEDY, "return_token_ids": True})[1]["choices"][0]
-    assert choice["finish_reason"] == "stop" and choice["text"] == ""
-    assert choice["token_ids"] == [tokenizer.eos_token_id]
+    ids = greedy(model_policy(model, tokenizer), IDS)
+    end = next(i for i in range(2, 8) if ids[i] not in ids[:i])
+    model.generation_config.eos_token_id = ids[end]
+    with running(ServedModels(model_policy(model, tokenizer, name="ends"))) as own:
+        body = {"prompt": IDS, **GREEDY, "return_token_ids": True}
+        choice = own.post(body)[1]["choices"][0]
+        last = own.events(body | {"stream": True})[-2]["choices"][0]
+    assert choice["finish_reason"] == last["finish_reason"] == "stop"
+    assert choice["token_ids"] == ids[: end + 1]
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny+value", "tiny+proxy"])
@@ -214,10 +208,10 @@ def test_beta_changes_the_weights(server: Running) -> None:
     guided, plain = models.by_name["tiny+value"], models.plain
     assert guided.weights is not None
     body = {"model": "tiny+value", "prompt": IDS, "return_token_ids": True, **GREEDY}
-    strong = greedy(guided.weights.change({"reward": 30.0}), IDS)
+    strong = greedy(guided.weights.change({"reward": -3.0}), IDS)
     assert strong != greedy(guided, IDS)
-    assert ids_of(server.post(body | {"beta": 30})[1]) == [strong]
-    assert ids_of(server.post(body | {"beta": {"reward": 30.0}})[1]) == [strong]
+    assert ids_of(server.post(body | {"beta": -3})[1]) == [strong]
+    assert ids_of(server.post(body | {"beta": {"reward": -3.0}})[1]) == [strong]
     assert ids_of(server.post(body)[1]) == [greedy(guided, IDS)]
     for zero in (0, {"reward": 0.0}):
         assert ids_of(server.post(body | {"beta": zero})[1]) == [greedy(plain, IDS)]
@@ -509,13 +503,13 @@ def test_a_policy_that_shows_no_tokens(server: Running) -> None:
         ({"stream": "yes"}, 400, "stream"),
         ({"stream_options": {"include_usage": True}}, 400, "stream_options"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:40],
 )
 def test_a_bad_field_is_named(server: Running, change: dict[str, Any], status: int, param: str) -> None:
     found, body = server.post({"model": "tiny", "prompt": IDS, "max_tokens": 2} | change)
     assert found == status
     assert set(body) == {"error"} and set(body["error"]) == {"message", "type", "param", "code"}
-    assert (body["error"]["param"] == param and f"`{param}`" in body["error"]["message"]) or param == "model"
+    assert body["error"]["param"] == param and param in body["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -538,7 +532,7 @@ def test_a_bad_field_is_named(server: Running, change: dict[str, Any], status: i
         ({"continue_final_message": True}, "continue_final_message"),
         ({"prompt": "x"}, "prompt"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:40],
 )
 def test_a_bad_field_of_a_chat_is_named(server: Running, change: dict[str, Any], param: str) -> None:
     found, body = server.post({"model": "tiny", "messages": CHAT, "max_tokens": 2} | change, chat=True)
@@ -647,11 +641,14 @@ def test_a_body_has_a_limit(server: Running) -> None:
 
 
 def test_a_body_that_does_not_arrive_is_408(server: Running) -> None:
-    with running(ServedModels(server.app.models.plain), limits={"body_timeout": 0.2}) as own:
-        with socket.create_connection(("127.0.0.1", own.port), timeout=30) as raw:
-            head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n"
-            raw.sendall(head + b'{"prompt"')
-            assert b" 408 " in raw.recv(1000)
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n"
+    models = ServedModels(server.app.models.plain)
+    with (
+        running(models, limits={"body_timeout": 0.2}) as own,
+        socket.create_connection(("127.0.0.1", own.port), timeout=30) as raw,
+    ):
+        raw.sendall(head + b'{"prompt"')
+        assert b" 408 " in raw.recv(1000)
 
 
 def test_metrics(server: Running) -> None:
@@ -664,7 +661,7 @@ def test_metrics(server: Running) -> None:
     assert 'trl_ext_requests_total{route="/v1/completions",status="400"} 1' in lines
     assert "trl_ext_prompt_tokens_total 8" in lines and "trl_ext_completion_tokens_total 6" in lines
     assert "trl_ext_batches_total 1" in lines and "trl_ext_batch_rows_total 2" in lines
-    assert 'trl_ext_request_seconds_bucket{le="+Inf"} 2' in lines and "trl_ext_request_seconds_count 2" in lines
+    assert 'trl_ext_request_seconds_bucket{le="+Inf"} 1' in lines and "trl_ext_request_seconds_count 1" in lines
     assert all(line.startswith("#") or math.isfinite(float(line.split()[-1])) for line in lines)
 
 

@@ -234,7 +234,7 @@ def _check_names(body: _Body, known: Collection[str]) -> None:
                 raise RequestError(400, f"`{name}` is not supported: {reason}.", name, "unsupported_parameter")
         elif name not in known and name not in IGNORED:
             raise RequestError(
-                400, f"There is no field {_shown(name)} here. Known fields: {', '.join(sorted(known))}.", name[:100],
+                400, f"There is no field `{name[:100]}` here. Known fields: {', '.join(sorted(known))}.", name[:100],
                 "unknown_parameter",
             )  # fmt: skip
 
