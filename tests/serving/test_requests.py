@@ -3,12 +3,14 @@
 
 """Reading requests, growing texts, and malformed bodies of any kind."""
 
+import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import make_llama2_tokenizer, make_model, make_tokenizer
+from conftest import REPOSITORY, make_llama2_tokenizer, make_model, make_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +23,7 @@ from trl_ext.generation_settings import GenerationSettings
 from trl_ext.inference.policy import model_policy
 from trl_ext.serving.limits import RequestError, ServerLimits
 from trl_ext.serving.models import ServedModels
-from trl_ext.serving.requests import IGNORED, UNSUPPORTED, read_request
+from trl_ext.serving.requests import _CHAT, _COMPLETIONS, IGNORED, UNSUPPORTED, read_request
 from trl_ext.serving.text import GrowingText
 
 
@@ -128,3 +130,20 @@ def test_pieces_add_up_to_the_text(make: Any, stops: tuple[str, ...]) -> None:
 def test_limits_are_checked(name: str) -> None:
     with pytest.raises(ValueError, match=f"`{name}`"):
         ServerLimits(**{name: 0})
+
+
+def test_the_page_lists_the_fields() -> None:
+    """docs/how_to/serving.md names every field, those that are ignored or refused, and every limit with its default."""
+    page = (REPOSITORY / "docs" / "how_to" / "serving.md").read_text(encoding="utf-8")
+    names = {*FIELDS, *IGNORED, *UNSUPPORTED}
+    assert not [name for name in names if f"`{name}`" not in page]
+    assert names == _COMPLETIONS | _CHAT | IGNORED | UNSUPPORTED.keys()
+    ignored = page[page.index("Accepted without an effect") :].split("\n\n")[0]
+    assert set(re.findall(r"`(\w+)`", ignored)) == IGNORED
+    refused = page[page.index("Accepted where they ask for nothing") :].split("\n\n")[0]
+    assert set(re.findall(r"`(\w+)`", refused)) == set(UNSUPPORTED)
+    usual = ServerLimits()
+    rows = dict(re.findall(r"\| `--(\w+)` \| (\d+)", page))
+    assert {name: int(value) * (2**20 if name == "max_body_bytes" else 1) for name, value in rows.items()} == {
+        field.name: getattr(usual, field.name) for field in dataclasses.fields(usual) if field.name != "max_logprobs"
+    }
