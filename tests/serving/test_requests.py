@@ -133,7 +133,7 @@ def test_limits_are_checked(name: str) -> None:
 
 
 def test_the_page_lists_the_fields() -> None:
-    """docs/how_to/serving.md names every field, those that are ignored or refused, and every limit with its default."""
+    """docs/how_to/serving.md names every field, which are ignored or refused, and every limit with its default."""
     page = (REPOSITORY / "docs" / "how_to" / "serving.md").read_text(encoding="utf-8")
     names = {*FIELDS, *IGNORED, *UNSUPPORTED}
     assert not [name for name in names if f"`{name}`" not in page]

@@ -102,7 +102,6 @@ def load_models(
     """Load the model and what guides it."""
     size = limits.max_batch_size
     plain = replace(load_policy(str(args.model_name_or_path), loading, batch_size=size), name=args.served_name)
-    plain.max_prompt_length(args.settings())  # an error if no prompt at all would fit
     guided = [
         policy
         for decoding in decodings
