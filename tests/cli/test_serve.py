@@ -12,9 +12,13 @@ import urllib.request
 from typing import Any
 
 import pytest
+import torch
 from running_server import make_value_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from trl_ext import ProxyModel
 from trl_ext.cli import serve
+from trl_ext.cli.decoding_flags import active_decodings
 from trl_ext.cli.main import main
 from trl_ext.cli.serve import ServeArguments
 
@@ -78,12 +82,31 @@ def test_a_directory_is_not_shown(tmp_path: Any) -> None:
     assert ServeArguments(model_name_or_path="x", served_model_name="mine").served_name == "mine"
 
 
+def test_every_combination_is_a_model(save_model: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = save_model(tmp_path / "tiny")
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+    make_value_model(AutoTokenizer.from_pretrained(name)).save_pretrained(tmp_path / "value")
+    ProxyModel.for_model(model).save_pretrained(tmp_path / "proxy")
+    (tmp_path / "guides.yaml").write_text(f"guides:\n  - kind: value_model\n    name: again\n    model: {tmp_path / 'value'}\n")
+    words = ["--model_name_or_path", name, "--dtype", "float32", "--guide", str(tmp_path / "guides.yaml")]
+    words += ["--value_model_name_or_path", str(tmp_path / "value"), "--proxy_name_or_path", str(tmp_path / "proxy")]
+    parser = serve.make_parser()
+    args, limits, loading, *decodings = parser.parse_args_and_config(words)
+    models = serve.load_models(args, limits, loading, active_decodings(decodings, parser.given))
+    assert len(models.by_name) == 4 and {"tiny", "tiny+value", "tiny+proxy"} < set(models.by_name)
+    settings = args.settings(max_completion_length=2, temperature=0.0)
+    for policy in models.by_name.values():
+        assert policy.observable and len(policy.generate([[5, 6]], settings)[0][0].ids) == 2
+    args, limits, loading, *decodings = parser.parse_args_and_config([*words, "--beta", "1", "2"])
+    with pytest.raises(ValueError, match="'tiny\\+value'"):
+        serve.load_models(args, limits, loading, active_decodings(decodings, parser.given))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_the_command_serves_until_a_signal(save_model: Any, tmp_path: Any, number: signal.Signals) -> None:
     pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
     name = save_model(tmp_path / "tiny")
-    from transformers import AutoTokenizer
-
     make_value_model(AutoTokenizer.from_pretrained(name)).save_pretrained(tmp_path / "value")
     command = [sys.executable, "-m", "trl_ext", "serve", "--model_name_or_path", name, "--port", "0"]
     command += ["--value_model_name_or_path", str(tmp_path / "value"), "--beta", "2", "--dtype", "float32"]

@@ -103,6 +103,10 @@ def test_greedy_tokens_are_those_of_the_policy(server: Running, name: str) -> No
     texts = [event["choices"][0]["text"] for event in events[:-1]]
     assert "".join(texts) == found[0]["choices"][0]["text"] and len(texts) > 3
     assert [event["choices"][0]["finish_reason"] for event in events[:-1]] == [None] * (len(texts) - 1) + ["length"]
+    several = server.events(common | {"prompt": [IDS, text_ids], "stream": True})[:-1]
+    for index, ids in enumerate(expected):
+        mine = [event["choices"][0] for event in several if event["choices"][0]["index"] == index]
+        assert [i for choice in mine for i in choice["token_ids"]] == ids
 
 
 def test_chat(server: Running) -> None:
@@ -395,6 +399,22 @@ def test_a_client_that_vanishes_frees_its_place(server: Running, stream: bool) -
         until(lambda: own.app.metrics.value("cancelled_total") == 1)
 
 
+def test_a_client_that_vanishes_from_the_queue_leaves_it(server: Running) -> None:
+    policy, first, go = blocked(server)
+    with running(ServedModels(policy)) as own, ThreadPoolExecutor(1) as pool:
+        leader = pool.submit(own.post, {"prompt": [40], "max_tokens": 1})
+        assert first.wait(30)
+        body = json.dumps({"prompt": IDS, "max_tokens": 200}).encode()
+        head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        with socket.create_connection(("127.0.0.1", own.port)) as raw:
+            raw.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            until(lambda: own.app.engine.waiting == 1)
+        until(lambda: own.app.engine.waiting == 0)
+        go.set()
+        assert leader.result()[0] == 200
+        assert own.app.metrics.value("batches_total") == 1
+
+
 def test_a_vanished_client_leaves_the_rest_of_its_batch(server: Running) -> None:
     seen: list[int] = []
     policy = slow(server.app.models.plain, 0.02, seen)
@@ -685,10 +705,11 @@ def test_shutdown_finishes_what_runs(server: Running) -> None:
 def test_shutdown_has_a_limit(server: Running) -> None:
     seen: list[int] = []
     policy = slow(server.app.models.plain, 0.05, seen)
-    with running(ServedModels(policy), limits={"shutdown_timeout": 0.2}) as own, ThreadPoolExecutor(1) as pool:
-        pool.submit(own.post, {"prompt": IDS, "max_tokens": 200})
+    with running(ServedModels(policy), limits={"shutdown_timeout": 0.2}) as own, ThreadPoolExecutor(3) as pool:
+        answers = [pool.submit(own.post, {"prompt": IDS, "max_tokens": 200}) for _ in range(3)]
         until(lambda: seen)
         start = time.monotonic()
         own.server.stop()
         until(lambda: not own.app.engine.alive)
         assert time.monotonic() - start < 8 and len(seen) < 150
+        assert [answer.result()[0] for answer in answers] == [503] * 3

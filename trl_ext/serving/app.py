@@ -245,6 +245,7 @@ class App:
             notify,
             stop=request.stop,
             logprobs=request.logprobs,
+            stream=request.stream,
             best_of_n=request.best_of_n,
             reward_rows=[prompt_row(p, policy.tokenizer) for p in request.prompts for _ in range(request.n)],
         )

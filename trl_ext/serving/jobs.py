@@ -133,6 +133,8 @@ class Row:
         """
         self.tokens.append(token)
         over = ended or len(self.tokens) >= self.limit
+        if not (over or self.job.stream or self.job.stop):  # decoding at each step takes time
+            return False
         piece = self._text.grow(self.ids, final=over)
         if ended or self._text.stopped:
             self.finish_reason = "stop"
@@ -165,6 +167,7 @@ class Job:
         notify (`Callable`): Called with each [`Event`], in the thread that generates.
         stop (`tuple[str, ...]`, *optional*): Texts that end a completion.
         logprobs (`int`, *optional*): Number of likeliest tokens to return at each position; by default nothing.
+        stream (`bool`, *optional*, defaults to `False`): Whether pieces are wanted before the end.
         best_of_n (`int`, *optional*, defaults to `1`): Completions of which one is kept.
         reward_rows (`list[dict]`, *optional*): A row with the `prompt` for each group of `best_of_n` completions.
 
@@ -179,6 +182,7 @@ class Job:
     notify: Callable[[Event], Any]
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
+    stream: bool = False
     best_of_n: int = 1
     reward_rows: list[dict[str, Any]] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)

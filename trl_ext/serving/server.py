@@ -15,6 +15,8 @@ from typing import Any
 from trl_ext.packages import Package, is_installed
 
 from .app import App
+from .jobs import Failed
+from .limits import RequestError
 
 
 logger = logging.getLogger(__name__)
@@ -141,6 +143,7 @@ class Server:
     def _close(self) -> None:
         for job in list(self.app.in_flight):
             self.app.engine.cancel(job)
+            job.notify(Failed(RequestError(503, "The server has shut down before the end of the answer.")))
         self._server.should_exit = True
 
 

@@ -25,7 +25,7 @@ class GrowingText:
             its text.
 
     Attributes:
-        text (`str`): What was handed out so far.
+        text (`str`): The text so far, as far as it is final.
         stopped (`bool`): Whether a stop text has come.
     """
 
@@ -34,6 +34,7 @@ class GrowingText:
     ) -> None:
         self.tokenizer, self.prompt_ids, self.stops = tokenizer, list(prompt_ids), list(stops)
         self.text, self.stopped = "", False
+        self._sent = ""
 
     def grow(self, ids: Sequence[int], *, final: bool = False) -> str:
         """
@@ -55,9 +56,10 @@ class GrowingText:
             whole = whole[: min(found)]
         elif not final:
             whole = self._certain(whole)
-        # A tokenizer may take back what it has written, which cannot be taken back here.
-        piece = whole[len(self.text) :] if whole.startswith(self.text) else ""
-        self.text += piece
+        self.text = whole
+        if not whole.startswith(self._sent):  # the tokenizer takes back what it has written, which is sent already
+            return ""
+        piece, self._sent = whole[len(self._sent) :], whole
         return piece
 
     def _certain(self, text: str) -> str:
