@@ -17,10 +17,13 @@ from hypothesis import strategies as st
 
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 
-from running_server import Running, running
+from running_server import Running, make_value_model, running
 
+from trl_ext import ProxyModel
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.inference.policy import model_policy
+from trl_ext.methods.proxy_rlhf.policies import proxy_policy
+from trl_ext.methods.vas.policies import guided_policy
 from trl_ext.serving.limits import RequestError, ServerLimits
 from trl_ext.serving.models import ServedModels
 from trl_ext.serving.requests import _CHAT, _COMPLETIONS, IGNORED, UNSUPPORTED, read_request
@@ -54,8 +57,10 @@ BODIES = st.dictionaries(st.sampled_from([*FIELDS, *IGNORED, *UNSUPPORTED]), LIK
 def server() -> Iterator[Running]:
     tokenizer = make_tokenizer(chat=True)
     model = make_model(len(tokenizer))
+    guided = guided_policy(model, tokenizer, make_value_model(tokenizer), 2.0, name="tiny + value")
+    proxy = proxy_policy(model, tokenizer, ProxyModel.for_model(model).eval(), name="tiny + proxy")
     with running(
-        ServedModels(model_policy(model, tokenizer, name="tiny")),
+        ServedModels(model_policy(model, tokenizer, name="tiny"), [guided, proxy]),
         defaults=DEFAULTS,
         limits={"max_request_completions": 4, "max_logprobs": 5, "request_timeout": 30.0},
     ) as found:
@@ -67,11 +72,11 @@ def dumped(body: Any) -> bytes:
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-@given(body=BODIES, base=st.booleans(), chat=st.booleans())
-def test_no_body_breaks_the_server(server: Running, body: dict[str, Any], base: bool, chat: bool) -> None:
+@given(body=BODIES, base=st.sampled_from(["", "tiny", "tiny+value", "tiny+proxy"]), chat=st.booleans())
+def test_no_body_breaks_the_server(server: Running, body: dict[str, Any], base: str, chat: bool) -> None:
     """A completion or an error that says what is wrong: no status 500, and an answer in time."""
     start: dict[str, Any] = {"messages": [{"role": "user", "content": "a"}]} if chat else {"prompt": "a"}
-    body = (start | {"max_tokens": 2} if base else {}) | body
+    body = (start | {"model": base, "max_tokens": 2} if base else {}) | body
     status, headers, answer = server.send("POST", "/v1/chat/completions" if chat else "/v1/completions", dumped(body))
     assert status in (200, 400, 404), (status, body, answer)
     if status == 200 and "event-stream" in headers["content-type"]:

@@ -457,6 +457,20 @@ def test_a_failing_request_does_not_take_its_batch_with_it(server: Running) -> N
     assert [ids_of(body)[0] for _, body in found[1:]] == [greedy(server.app.models.plain, p) for p in (IDS, [9])]
 
 
+def test_settings_that_a_policy_refuses_are_400(server: Running) -> None:
+    """As those of guides that choose blocks, which need a temperature above 0."""
+
+    def generate(prompts: Any, settings: Any) -> Any:
+        if settings.temperature == 0:
+            raise ValueError("raise `temperature`")
+        return server.app.models.plain.generate(prompts, settings)
+
+    with running(ServedModels(replace(server.app.models.plain, generate=generate))) as own:
+        status, body = own.post({"prompt": IDS, **GREEDY})
+        assert status == 400 and "raise `temperature`" in body["error"]["message"]
+        assert own.post({"prompt": IDS, "max_tokens": 2})[0] == 200
+
+
 def test_a_policy_that_shows_no_tokens(server: Running) -> None:
     """One of a plug-in, whose `generate` has no observer: the same answers, at the end; seeds hold."""
     plain = server.app.models.plain

@@ -224,6 +224,9 @@ class Engine:
             return
         if isinstance(error, RequestError):
             answer = error
+        elif isinstance(error, ValueError):  # settings that this policy cannot have, such as temperature 0 for blocks
+            logger.warning("A batch of %d completions was refused.", len(rows), exc_info=error)
+            answer = RequestError(400, f"The model refuses this request: {str(error)[:500]}")
         elif isinstance(error, torch.OutOfMemoryError):
             logger.error("Out of memory with a batch of %d completions.", len(rows))
             answer = RequestError(

@@ -118,4 +118,4 @@ class Exchange:
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number in JSON")
+    raise ValueError(f"JSON has no {name}")

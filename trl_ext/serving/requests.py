@@ -76,7 +76,7 @@ class Request:
         stop (`tuple[str, ...]`): Texts that end a completion.
         seed (`int`, *optional*): Seed of the sampling.
         logprobs (`int`, *optional*): Number of likeliest tokens whose log-probabilities are returned.
-        stream (`bool`), include_usage (`bool`): Whether to send the answer in pieces, and the count of tokens last.
+        stream (`bool`), include_usage (`bool`): Whether to send the answer as it grows, and the count of tokens last.
         names_by_id (`bool`): Whether tokens are named `token_id:17`.
         with_ids (`bool`): Whether the answer has the ids of its tokens.
         template (`dict[str, Any]`): Arguments of the chat template.
