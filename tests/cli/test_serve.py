@@ -89,8 +89,6 @@ def test_every_combination_is_a_model(save_model: Any, tmp_path: Any, monkeypatc
     ProxyModel.for_model(model).save_pretrained(tmp_path / "proxy")
     guide = f"guides:\n  - kind: value_model\n    name: again\n    model: {tmp_path / 'value'}\n"
     (tmp_path / "guides.yaml").write_text(guide)
-        f"guides:\n  - kind: value_model\n    name: again\n    model: {tmp_path / 'value'}\n"
-    )
     words = ["--model_name_or_path", name, "--dtype", "float32", "--guide", str(tmp_path / "guides.yaml")]
     words += ["--value_model_name_or_path", str(tmp_path / "value"), "--proxy_name_or_path", str(tmp_path / "proxy")]
     parser = serve.make_parser()
