@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from trl_ext.packages import Package, is_installed
+from trl_ext.packages import UVICORN, is_installed
 
 from .app import App
 from .jobs import Failed
@@ -21,13 +21,11 @@ from .limits import RequestError
 
 logger = logging.getLogger(__name__)
 
-UVICORN = Package("'trl-ext[serve]'", ("uvicorn",))
-
 
 def check_uvicorn() -> None:
     """Raise an `ImportError` that says what to install, before models are loaded."""
     if not is_installed(UVICORN):
-        raise ImportError(f"a server needs uvicorn: pip install {UVICORN.pip}")
+        raise ImportError("a server needs uvicorn: pip install 'trl-ext[serve]'")
 
 
 def is_local(host: str) -> bool:
