@@ -170,7 +170,7 @@ def own_names() -> set[str]:
     names = set()
     for path in FILES:
         for node in ast.walk(tree(path)):
-            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 names.add(node.name)
             elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self":
                 names |= {node.attr} if isinstance(node.ctx, ast.Store) else set()

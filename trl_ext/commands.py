@@ -149,6 +149,9 @@ COMMANDS: dict[str, Command] = {
         '--prompt "Once upon a time"',
     ),
     "chat": Command("hold a conversation with a model", "chat:main", "chat:make_parser", (_GENERATOR,)),
+    "serve": Command(
+        "serve a model, guided or not, by OpenAI's API", "serve:main", "serve:make_parser", (MODEL,), "--port 8000"
+    ),
     "convert": Command(
         "read a dataset in any known form and write the rows that training takes",
         "convert:main",

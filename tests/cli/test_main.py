@@ -161,10 +161,11 @@ class TestEnv:
                     found |= {*re.findall(r"pip install '?([\w-]+\[\w+\]|{\w+})", call)} or {f"{path.name}: {call}"}
         assert found == {
             "trl-ext[vllm]",
+            "trl-ext[serve]",
             "httpx2[socks]",
             "{package}",  # that a reward function of TRL needs
         }
-        for package in (packages.VLLM, packages.DEEPSPEED):
+        for package in (packages.VLLM, packages.DEEPSPEED, packages.UVICORN):
             assert re.fullmatch(r"'trl-ext\[(\w+)\]'", package.pip)[1] in extras
 
     def test_trackers_are_those_of_transformers(self):

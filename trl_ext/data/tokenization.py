@@ -83,7 +83,7 @@ def encode_prompt(
     """
     if isinstance(prompt, str):
         return _encode(tokenizer, [prompt])[0]
-    text = render(tokenizer, prompt, add_generation_prompt=True, **chat_template_kwargs)
+    text = render(tokenizer, prompt, **{"add_generation_prompt": True} | chat_template_kwargs)
     return _encode_rendered(tokenizer, [text])[0]
 
 

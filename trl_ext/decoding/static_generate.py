@@ -354,7 +354,7 @@ def try_static_generate(
     settings: Any,
     config: GenerationConfig,
     steps: Sequence[Any],
-    streamer: Any,
+    observed: bool,
 ) -> torch.Tensor | None:
     """
     Generates by CUDA-graph decoding, or leaves it to the ordinary loop.
@@ -366,7 +366,7 @@ def try_static_generate(
         settings ([`~trl_ext.generation_settings.GenerationSettings`]), config ([`~transformers.GenerationConfig`]):
             The generation settings.
         steps (`Sequence[LogitsProcessor]`): The logits processors.
-        streamer ([`~transformers.generation.streamers.BaseStreamer`] or `None`): Where tokens are streamed to.
+        observed (`bool`): Whether an observer sees each token.
 
     Returns:
         `torch.Tensor` of shape `(P x k, T)` or `None`: Prompts and completions; `None` where the ordinary loop has to
@@ -378,7 +378,7 @@ def try_static_generate(
     always = settings.cuda_graphs == "always"
     try:
         with cached_loops(base_of(model)).lock:
-            reason = _settings_reason(k, settings, config, streamer) or unsupported_reason(model, steps, (), config)
+            reason = _settings_reason(k, settings, config, observed) or unsupported_reason(model, steps, (), config)
             if reason:
                 raise CUDAGraphsUnavailable(reason)
             return model.generate(
@@ -403,10 +403,10 @@ def try_static_generate(
     return None
 
 
-def _settings_reason(k: int, settings: Any, config: GenerationConfig, streamer: Any) -> str:
+def _settings_reason(k: int, settings: Any, config: GenerationConfig, observed: bool) -> str:
     """Why the loop does not support these settings; empty if it does."""
-    if streamer is not None:
-        return "tokens are streamed one by one"
+    if observed:
+        return "tokens are seen one by one"
     if config.repetition_penalty not in (None, 1.0) or settings.generation_kwargs or config.stop_strings:
         return "`repetition_penalty` and `generation_kwargs` may depend on the text so far"
     if k > 1 and not settings.own_sampling:

@@ -6,6 +6,7 @@ Sampling of the next token, faster than in `generate`, which uses it as a logits
 Dimensions: N sequences, V vocabulary, C candidates.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -43,7 +44,7 @@ def next_token_probabilities(
     return weights, tokens
 
 
-def sample_columns(weights_NC: torch.Tensor) -> torch.Tensor:
+def sample_columns(weights_NC: torch.Tensor, uniform_N1: torch.Tensor | None = None) -> torch.Tensor:
     """
     Samples one column per row with probabilities proportional to the weights.
 
@@ -52,6 +53,8 @@ def sample_columns(weights_NC: torch.Tensor) -> torch.Tensor:
 
     Args:
         weights_NC (`torch.Tensor` of shape `(N, C)`): Non-negative weights.
+        uniform_N1 (`torch.Tensor` of shape `(N, 1)`, *optional*): Random numbers in [0, 1). By default from torch's
+            global generator.
 
     Returns:
         `torch.Tensor` of shape `(N, 1)`: The columns.
@@ -59,8 +62,9 @@ def sample_columns(weights_NC: torch.Tensor) -> torch.Tensor:
     sums = weights_NC.cumsum(-1)
     total = sums[:, -1:]
     # Rounding may give the total itself, which no running sum exceeds.
-    uniform = torch.minimum(torch.rand_like(total) * total, total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(sums, uniform, right=True)
+    uniform_N1 = torch.rand_like(total) if uniform_N1 is None else uniform_N1
+    threshold = torch.minimum(uniform_N1 * total, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(sums, threshold, right=True)
 
 
 class SamplingProcessor(LogitsProcessor):
@@ -69,12 +73,20 @@ class SamplingProcessor(LogitsProcessor):
 
     Args:
         settings ([`~trl_ext.generation_settings.GenerationSettings`]): As for [`next_token_probabilities`].
+        seeds (`Sequence[int]`, *optional*): One seed per row, whose numbers then do not depend on the other rows. They
+            are made on the CPU, so that a seed gives the same numbers on every device. By default torch's global
+            generator is used.
     """
 
-    def __init__(self, settings: "GenerationSettings") -> None:
+    def __init__(self, settings: "GenerationSettings", seeds: Sequence[int] | None = None) -> None:
         self.settings = settings
+        self._generators = None if seeds is None else [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         weights, tokens = next_token_probabilities(scores, self.settings)
-        columns = sample_columns(weights)
+        uniform_N1 = None
+        if self._generators is not None:
+            numbers = [torch.rand(1, generator=generator) for generator in self._generators]
+            uniform_N1 = torch.stack(numbers).to(weights)
+        columns = sample_columns(weights, uniform_N1)
         return scores.zero_().scatter_(1, columns if tokens is None else tokens.gather(1, columns), 1.0)

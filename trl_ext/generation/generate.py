@@ -20,8 +20,8 @@ from transformers import (
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    StoppingCriteriaList,
 )
-from transformers.generation import BaseStreamer
 
 from trl_ext.data.completion import Completion, decode_completions
 from trl_ext.data.tokenization import left_padded
@@ -34,6 +34,8 @@ from trl_ext.models.properties import cache_name, has_virtual_tokens, inserted_t
 from trl_ext.models.sharding import catch_up_calls, synced_gpus_kwargs
 from trl_ext.progress import progress
 from trl_ext.validation import require
+
+from .observer import ObservedSteps, Observer, SavedLogprobs
 
 
 # Returns the logits processors for the left-padded prompts of one call of the model: ids and mask of shape (P, T).
@@ -53,7 +55,7 @@ def generate(
     *,
     batch_size: int = 128,
     processors: Processors | None = None,
-    streamer: BaseStreamer | None = None,
+    observer: Observer | None = None,
 ) -> list[list[Completion]]:
     """
     Generate K completions of each prompt.
@@ -76,15 +78,15 @@ def generate(
             `(ids_PT, mask_PT) -> processors`: called before each call of the model with its prompts, padded on the
             left. Returns [`~transformers.LogitsProcessor`]s, which are applied to the logits before temperature,
             top-k and the like.
-        streamer ([`~transformers.generation.streamers.BaseStreamer`], *optional*):
-            Streamer that `generate` passes the tokens to; for a single prompt and one completion.
+        observer ([`~trl_ext.generation.observer.Observer`], *optional*):
+            Sees each token and may end completions; for one completion per prompt.
 
     Returns:
         `list[list[Completion]]`: K completions for each prompt, in the order of `prompts`.
 
     Raises:
-        `ValueError`: A prompt is empty, `batch_size` is below 1, `generation_kwargs` has an unknown name, or PEFT does
-            not generate correctly with an adapter of this kind.
+        `ValueError`: A prompt is empty, `batch_size` is below 1, `generation_kwargs` has an unknown name, the observer
+            cannot see this generation, or PEFT does not generate correctly with an adapter of this kind.
         `OSError`: The code of the diverse beam search cannot be loaded.
     """
     require(batch_size >= 1, f"batch_size must be at least 1, got {batch_size}.")
@@ -95,11 +97,13 @@ def generate(
             "PEFT generates other tokens than it trains with prefix tuning since transformers 5.24: train on "
             "completions that a dataset has, or use LoRA or prompt tuning."
         )
-    with progress("sampling", len(prompts), hidden=streamer is not None) as phase:
+    if observer is not None:
+        check_observable(observer, settings)
+    with progress("sampling", len(prompts), hidden=observer is not None) as phase:
         if settings.searches_each and settings.num_generations > 1:
             return _searched_each(model, tokenizer, prompts, settings, batch_size, phase.advance, processors)
         return _in_batches(
-            model, tokenizer, prompts, settings, batch_size, phase.advance, processors=processors, streamer=streamer
+            model, tokenizer, prompts, settings, batch_size, phase.advance, processors=processors, observer=observer
         )
 
 
@@ -112,7 +116,7 @@ def _in_batches(
     advance: Callable[[float], Any],
     *,
     processors: Processors | None = None,
-    streamer: BaseStreamer | None = None,
+    observer: Observer | None = None,
 ) -> list[list[Completion]]:
     """K completions of each prompt. `advance` is called with the number of prompts, or part of one, just completed."""
     results: list[list[Completion]] = [[] for _ in prompts]
@@ -133,7 +137,8 @@ def _in_batches(
             for done in range(0, settings.num_generations, most):
                 k = min(most, settings.num_generations - done)
                 batch = [prompts[i] for i in chosen]
-                rows = _sequences(model, tokenizer, batch, k, settings, config, processors, streamer)
+                steps = None if observer is None else _Observation(observer, chosen, settings, config)
+                rows = _sequences(model, tokenizer, batch, k, settings, config, processors, steps)
                 for n, completion in enumerate(decode_completions(rows, batch, tokenizer, config)):
                     results[chosen[n // k]].append(completion)
                 advance(len(chosen) * k / settings.num_generations)
@@ -173,7 +178,7 @@ def _sequences(
     settings: GenerationSettings,
     config: GenerationConfig,
     processors: Processors | None,
-    streamer: BaseStreamer | None,
+    observation: "_Observation | None",
 ) -> list[list[int]]:
     """
     One call of the model.
@@ -184,11 +189,15 @@ def _sequences(
     """
     ids_PT, mask_PT = left_padded(prompts, config.pad_token_id, model.device)
     width = ids_PT.shape[1]
-    extra: dict[str, Any] = synced_gpus_kwargs(model) | ({"streamer": streamer} if streamer is not None else {})
+    extra: dict[str, Any] = synced_gpus_kwargs(model)
     steps = list(processors(ids_PT, mask_PT)) if processors is not None else []
+    seeds = None
+    if observation is not None:
+        steps, seeds = [*steps, *observation.processors], observation.seeds
+        extra["stopping_criteria"] = StoppingCriteriaList([observation.criterion])
     if settings.own_sampling:
-        steps.append(SamplingProcessor(settings))
-    output = _static_generate(model, ids_PT, mask_PT, k, settings, config, steps, streamer)
+        steps.append(SamplingProcessor(settings, seeds))
+    output = _static_generate(model, ids_PT, mask_PT, k, settings, config, steps, observation is not None)
     if output is not None:
         return output[:, width:].tolist()
     if _repeats_virtual_tokens(model):
@@ -215,6 +224,38 @@ def _sequences(
     return output[:, width:].tolist()
 
 
+def check_observable(observer: Observer, settings: GenerationSettings) -> None:
+    """
+    Check that an observer can see a generation.
+
+    Raises:
+        `ValueError`: There are several completions per prompt or a beam search, or the observer has seeds and
+            transformers samples (`generation_kwargs`).
+    """
+    require(settings.num_generations == 1, "An observer is for one completion per prompt: set num_generations to 1.")
+    require(
+        settings.num_beams == 1 and not settings.searches_each,
+        "A beam search chooses its tokens at the end, so an observer cannot see them: set num_beams to 1.",
+    )
+    require(
+        observer.seeds is None or not settings.generation_kwargs,
+        "With generation_kwargs transformers samples, which has one seed for all prompts: unset them.",
+    )
+
+
+class _Observation:
+    """What an observer adds to one call of the model, for the completions `rows`."""
+
+    def __init__(
+        self, observer: Observer, rows: Sequence[int], settings: GenerationSettings, config: GenerationConfig
+    ) -> None:
+        ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+        saved = None if observer.top_logprobs is None else SavedLogprobs(observer.top_logprobs)
+        self.processors = [] if saved is None else [saved]
+        self.criterion = ObservedSteps(observer, rows, ends, saved)
+        self.seeds = None if observer.seeds is None else [observer.seeds[row] for row in rows]
+
+
 def _repeats_virtual_tokens(model: PreTrainedModel) -> bool:
     """Whether an adapter adds its virtual tokens in every step: PEFT finds the KV cache under its former name only."""
     return has_virtual_tokens(model) and cache_name(model) != "past_key_values"
@@ -228,7 +269,7 @@ def _static_generate(
     settings: GenerationSettings,
     config: GenerationConfig,
     steps: Sequence[LogitsProcessor],
-    streamer: BaseStreamer | None,
+    observed: bool,
 ) -> torch.Tensor | None:
     """Result of [`~trl_ext.decoding.static_generate.try_static_generate`]; `None` if settings exclude CUDA graphs."""
     wanted = settings.cuda_graphs
@@ -236,4 +277,4 @@ def _static_generate(
         return None
     from trl_ext.decoding.static_generate import try_static_generate
 
-    return try_static_generate(model, ids_PT, mask_PT, k, settings, config, steps, streamer)
+    return try_static_generate(model, ids_PT, mask_PT, k, settings, config, steps, observed)

@@ -1,15 +1,19 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""A streamer that shows the text of a completion while the model generates it."""
+"""Shows the text of a completion while the model generates it."""
 
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.generation import BaseStreamer
 
-from trl_ext.data.completion import decode_after
+from trl_ext.data.completion import Completion, decode_after
+from trl_ext.generation_settings import GenerationSettings
+
+from .observer import StreamerObserver
 
 
 class TextStream(BaseStreamer):
@@ -52,3 +56,27 @@ class TextStream(BaseStreamer):
         if text.startswith(self._shown) and len(text) > len(self._shown):
             piece, self._shown = text[len(self._shown) :], text
             self.show(piece)
+
+
+def streamed(
+    tokenizer: PreTrainedTokenizerBase,
+    generate: Callable[..., list[list[Completion]]],
+    ids: list[int],
+    settings: GenerationSettings,
+    show: Callable[[str], Any],
+) -> Completion:
+    """
+    Generate one completion and show its text on the way.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer.
+        generate (`Callable`): `(prompt_ids, settings, *, observer) -> completions`, as a policy has it.
+        ids (`list[int]`): Token ids of the prompt.
+        settings ([`~trl_ext.generation_settings.GenerationSettings`]): Settings for one completion.
+        show (`Callable`): Called with each piece of the text.
+    """
+    stream = TextStream(tokenizer, show)
+    stream.put(torch.tensor(ids))
+    [[completion]] = generate([ids], settings, observer=StreamerObserver(stream))
+    stream.finish(completion.text)
+    return completion

@@ -8,6 +8,7 @@ Dimensions: N sequences, P tokens of a prompt, T tokens of a completion, V vocab
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl_ext.data.completion import Completion
 from trl_ext.decoding.scheduled_rows import GuidedTokens
 from trl_ext.generation.generate import Processors, generate
-from trl_ext.generation.streaming import TextStream
+from trl_ext.generation.observer import Observer
+from trl_ext.generation.streaming import streamed
 from trl_ext.generation_settings import GenerationSettings, pad_token_id
 from trl_ext.guides.logits_processor import GuidedLogitsProcessor
 from trl_ext.models.modes import evaluation_mode
@@ -66,7 +68,9 @@ def policy_with_processors(
             Counts the tokens that `generate` makes, for processors that guide some of them.
     """
 
-    def sample(prompt_ids: list[list[int]], settings: GenerationSettings) -> list[list[Completion]]:
+    def sample(
+        prompt_ids: list[list[int]], settings: GenerationSettings, *, observer: Observer | None = None
+    ) -> list[list[Completion]]:
         used: list[Any] = []
 
         def kept(ids_PT: torch.Tensor, mask_PT: torch.Tensor) -> Sequence[Any]:
@@ -74,7 +78,9 @@ def policy_with_processors(
             used.extend(made)
             return made
 
-        found = generate(model, tokenizer, prompt_ids, settings, batch_size=batch_size, processors=kept)
+        found = generate(
+            model, tokenizer, prompt_ids, settings, batch_size=batch_size, processors=kept, observer=observer
+        )
         if guided is not None:
             for processor in used:
                 if getattr(processor, "scheduled", None) is not None:
@@ -91,18 +97,12 @@ def policy_with_processors(
             batch_size=batch_size,
         )
 
-    def stream(ids: list[int], settings: GenerationSettings, show: Callable[[str], None]) -> Completion:
-        streamer = TextStream(tokenizer, show)
-        [[completion]] = generate(model, tokenizer, [ids], settings, processors=processors, streamer=streamer)
-        streamer.finish(completion.text)
-        return completion
-
     return Policy(
         name=name,
         tokenizer=tokenizer,
         generate=sample,
         logps=logps,
-        stream=stream,
+        stream=partial(streamed, tokenizer, sample),
         extras=extras or {},
         series=series,
         method=method,

@@ -9,8 +9,10 @@ makes policies of a frozen model and the value model or proxy that a method trai
 """
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -24,7 +26,8 @@ from trl_ext.data.token_ids import check_token_ids
 from trl_ext.data.tokenization import TEMPLATE_REMEDY, encode_prompt
 from trl_ext.decoding.scheduled_rows import GuidedTokens
 from trl_ext.generation.generate import generate
-from trl_ext.generation.streaming import TextStream
+from trl_ext.generation.observer import Observer
+from trl_ext.generation.streaming import streamed
 from trl_ext.generation_settings import GenerationSettings, pad_token_id
 from trl_ext.logprobs.logprobs import LogProbs, completion_logps
 from trl_ext.models.adapters import changes_base
@@ -66,7 +69,8 @@ class Policy:
             Encodes prompts to the token ids that the functions take.
         generate (`Callable`):
             `(prompt_ids, settings) -> completions`: for each prompt a list of
-            [`~trl_ext.data.completion.Completion`]s. Samples with torch's global generator.
+            [`~trl_ext.data.completion.Completion`]s. Samples with torch's global generator. If it has an argument
+            `observer`, a [`~trl_ext.generation.observer.Observer`] can see each token and end completions early.
         logps (`Callable`, *optional*):
             `(prompt_ids, completion_ids) -> logps`: for each completion of each prompt the log-probabilities of its
             tokens, in nats, a tensor of shape `(T,)`, under the distribution that `generate` samples from at
@@ -106,7 +110,7 @@ class Policy:
 
     name: str
     tokenizer: PreTrainedTokenizerBase
-    generate: Callable[[list[list[int]], GenerationSettings], list[list[Completion]]]
+    generate: Callable[..., list[list[Completion]]]
     logps: Callable[[list[list[int]], list[list[list[int]]]], list[list[torch.Tensor]]] | None = None
     stream: Callable[[list[int], GenerationSettings, Callable[[str], None]], Completion] | None = None
     scored: Callable[[list[list[Completion]], Sequence[Reward]], list[list[ScoredCompletion]] | None] | None = None
@@ -120,6 +124,11 @@ class Policy:
     model: PreTrainedModel | None = None
     weights: GuideWeights | None = None
     guided: GuidedTokens | None = None
+
+    @property
+    def observable(self) -> bool:
+        """Whether `generate` has an argument `observer`."""
+        return "observer" in inspect.signature(self.generate).parameters
 
     def encode(self, prompt: str | list[dict[str, Any]], **chat_template_kwargs: Any) -> list[int]:
         """
@@ -308,9 +317,11 @@ def model_policy(
     def adapter() -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if use_adapter else adapter_disabled(model)
 
-    def sample(prompt_ids: list[list[int]], settings: GenerationSettings) -> list[list[Completion]]:
+    def sample(
+        prompt_ids: list[list[int]], settings: GenerationSettings, *, observer: Observer | None = None
+    ) -> list[list[Completion]]:
         with adapter():
-            return generate(model, tokenizer, prompt_ids, settings, batch_size=batch_size)
+            return generate(model, tokenizer, prompt_ids, settings, batch_size=batch_size, observer=observer)
 
     def logps(prompt_ids: list[list[int]], completion_ids: list[list[list[int]]]) -> list[list[torch.Tensor]]:
         pad = pad_token_id(tokenizer)
@@ -321,19 +332,12 @@ def model_policy(
                 model, prompt_ids, completion_ids, pad_token_id=pad, batch_size=batch_size, log_probs=rows
             )
 
-    def stream(ids: list[int], settings: GenerationSettings, show: Callable[[str], None]) -> Completion:
-        streamer = TextStream(tokenizer, show)
-        with adapter():
-            [[completion]] = generate(model, tokenizer, [ids], settings, streamer=streamer)
-        streamer.finish(completion.text)
-        return completion
-
     return Policy(
         name=name,
         tokenizer=tokenizer,
         generate=sample,
         logps=logps,
-        stream=stream,
+        stream=partial(streamed, tokenizer, sample),
         context=context_length(model),
         model=model if use_adapter else None,
     )

@@ -9,9 +9,11 @@ import pytest
 import torch
 from conftest import make_model, make_tokenizer
 from transformers import BitsAndBytesConfig
+from transformers.generation import BaseStreamer
 
 from trl_ext import ProxyModel
 from trl_ext.decoding.cuda_graph import cached_loops
+from trl_ext.generation.observer import StreamerObserver
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.methods.proxy_rlhf.decision_process import DecisionProcess
 from trl_ext.methods.proxy_rlhf.decoding import static_walk as static
@@ -213,10 +215,21 @@ def test_other_weights_of_a_proxy_record_another_graph(model: Any) -> None:
     assert len(cached_loops(model)._loops) == 2
 
 
+class Shown(BaseStreamer):
+    def __init__(self) -> None:
+        self.tokens: list[list[int]] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        self.tokens.append(value.tolist())
+
+    def end(self) -> None:
+        pass
+
+
 def test_streamer_receives_every_token(model: Any) -> None:
-    proxy, shown = make_proxy(model), []
-    found = answers(model, proxy, "always", PROMPTS[:1], repeats=1, max_new_tokens=9, show=shown.append)
-    assert [token for [token] in shown] == found.ids[0]
+    proxy, shown = make_proxy(model), Shown()
+    found = answers(model, proxy, "always", PROMPTS[:1], repeats=1, max_new_tokens=9, observer=StreamerObserver(shown))
+    assert [token for [token] in shown.tokens] == found.ids[0]
 
 
 def test_table_of_random_numbers_equals_single_calls() -> None:

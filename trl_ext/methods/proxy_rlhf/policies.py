@@ -7,8 +7,8 @@ A language model with a proxy as a policy, and the flags of the command line for
 Dimensions: N completions, T tokens of one.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from trl_ext.data.completion import Completion, decode_groups
 from trl_ext.data.tokenization import left_padded
 from trl_ext.decoding.guide_schedule import GuideSchedule
 from trl_ext.decoding.scheduled_rows import GuidedTokens
-from trl_ext.generation.streaming import TextStream
+from trl_ext.generation.generate import check_observable
+from trl_ext.generation.observer import Observer
+from trl_ext.generation.streaming import streamed
 from trl_ext.generation_settings import GenerationSettings, eos_token_ids, pad_token_id
 from trl_ext.inference.guided import logps_in_batches
 from trl_ext.inference.policy import Policy
@@ -76,38 +78,39 @@ def proxy_policy(
     llm = BackboneAndHead(model)
     proxy.to(llm.device)
 
-    def run(prompts: list[list[int]], settings: GenerationSettings, show: Any = None) -> list[list[Completion]]:
+    def run(
+        prompts: list[list[int]], settings: GenerationSettings, observer: Observer | None
+    ) -> list[list[Completion]]:
         now = narrowed(process, settings)
         config = settings.generation_config(model, tokenizer)
         k = settings.num_generations
+        seeds = observer.seeds if observer is not None else None
         with evaluation_mode(model), evaluation_mode(proxy):
             found: ProxyCompletions = complete(
                 llm, proxy, now, prompts,
-                seeds=torch.randint(2**62, (len(prompts) * k,)).tolist(),
+                seeds=torch.randint(2**62, (len(prompts) * k,)).tolist() if seeds is None else seeds,
                 max_new_tokens=settings.max_completion_length, max_length=llm.context,
                 eos=eos_token_ids(model, tokenizer), pad=pad_token_id(tokenizer), batch_size=batch_size,
                 greedy=greedy or not settings.temperature,
-                stop=StopStringCriteria(tokenizer, config.stop_strings) if config.stop_strings else None, show=show,
-                cuda_graphs=settings.cuda_graphs, schedule=schedule, tokenizer=tokenizer,
+                stop=StopStringCriteria(tokenizer, config.stop_strings) if config.stop_strings else None,
+                observer=observer, cuda_graphs=settings.cuda_graphs, schedule=schedule, tokenizer=tokenizer,
             )  # fmt: skip
         if guided is not None:
             guided.add(int(found.asked.sum()), sum(map(len, found.ids)))
         return decode_groups(found.ids, prompts, tokenizer, config)
 
-    def sample(prompts: list[list[int]], settings: GenerationSettings) -> list[list[Completion]]:
+    def sample(
+        prompts: list[list[int]], settings: GenerationSettings, *, observer: Observer | None = None
+    ) -> list[list[Completion]]:
+        if observer is not None:
+            check_observable(observer, settings)
+            return run(prompts, settings, observer)
         # In several calls: prompts are sorted by length within a call, which decides what is padded together.
         step, groups = max(1, batch_size // settings.num_generations) * 4, []
         with progress("sampling", len(prompts)):
             for start in range(0, len(prompts), step):
-                groups += run(prompts[start : start + step], settings)
+                groups += run(prompts[start : start + step], settings, None)
         return groups
-
-    def stream(ids: list[int], settings: GenerationSettings, show: Callable[[str], None]) -> Completion:
-        streamer = TextStream(tokenizer, show)
-        streamer.put(torch.tensor(ids))
-        [[completion]] = run([ids], settings, lambda tokens: streamer.put(torch.tensor(tokens)))
-        streamer.finish(completion.text)
-        return completion
 
     def logps(prompts: list[list[int]], groups: list[list[list[int]]]) -> list[list[torch.Tensor]]:
         return proxy_logps(
@@ -118,7 +121,7 @@ def proxy_policy(
     exact = process.exact and not greedy
     more: dict[str, Any] = {"extras": extras or {}, "series": series, "start": start, "context": llm.context}
     more |= {"method": "Proxy-RLHF", "truncation": process.truncation, "guided": guided}
-    return Policy(name, tokenizer, sample, logps if exact else None, stream, **more)
+    return Policy(name, tokenizer, sample, logps if exact else None, partial(streamed, tokenizer, sample), **more)
 
 
 def untrained(config: ProxyConfig) -> ProxyModel:

@@ -23,6 +23,7 @@ from trl_ext.decoding.cuda_graph import cached_loops
 from trl_ext.decoding.guide_schedule import GuideSchedule, read_schedule
 from trl_ext.decoding.scheduled_rows import ScheduledRows
 from trl_ext.devices import supports_cuda_graphs
+from trl_ext.generation.observer import Observer, Step
 from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.models.modes import without_gradients
 from trl_ext.models.properties import base_of
@@ -111,7 +112,7 @@ def complete(
     measure_every: int = 0,
     first_candidates: int = 0,
     stop: StopStringCriteria | None = None,
-    show: Callable[[list[int]], Any] | None = None,
+    observer: Observer | None = None,
     store: torch.device | str | None = None,
     cuda_graphs: str = "auto",
     schedule: GuideSchedule | None = None,
@@ -137,7 +138,8 @@ def complete(
         measure_every (`int`): Measure the KL at one in so many positions (`0`: nowhere).
         first_candidates (`int`): See [`~trl_ext.methods.proxy_rlhf.decoding.walk.Walk`].
         stop ([`~transformers.StopStringCriteria`], *optional*): Stop strings.
-        show (`Callable`, *optional*): Called with the tokens of each position, of shape (N,); for one completion.
+        observer ([`~trl_ext.generation.observer.Observer`], *optional*): Sees the tokens of each position and may end
+            completions. Its `seeds` are not read, and it gets no log-probabilities.
         store (`torch.device`, *optional*): Device that recorded decisions are moved to. By default the language
             model's.
         cuda_graphs (`str`): CUDA-graph decoding: `"auto"` on a GPU, `"always"` or `"never"`. The completions are the
@@ -165,7 +167,7 @@ def complete(
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     step = max(1, batch_size // k)
     parts, places = [], []
-    with progress("sampling", len(prompts), hidden=show is not None) as phase:
+    with progress("sampling", len(prompts), hidden=observer is not None) as phase:
         for start, done in product(range(0, len(order), step), range(0, k, batch_size)):
             chosen, numbers = order[start : start + step], range(done, min(done + batch_size, k))
             rows = [(i, i * k + j) for i in chosen for j in numbers]  # prompt, completion
@@ -176,7 +178,8 @@ def complete(
                 greedy=greedy, record=record, first_candidates=first_candidates,
                 scheduled=scheduled_rows(schedule, tokenizer),
             )  # fmt: skip
-            run = partial(batch.run, measure_every=measure_every, stop=stop, show=show, store=store)
+            see = None if observer is None else partial(_see, observer, [place for _, place in rows])
+            run = partial(batch.run, measure_every=measure_every, stop=stop, see=see, store=store)
             try:
                 if _is_static(cuda_graphs, llm, process, len(rows), first_candidates, stop):
                     parts.append(_run_static(walk, run, llm, cuda_graphs))
@@ -265,6 +268,15 @@ def _run_static(
     return run(walk(static=False))
 
 
+def _see(
+    observer: Observer, places: Sequence[int], alive: torch.Tensor, tokens: torch.Tensor, over: torch.Tensor
+) -> torch.Tensor:
+    """Show the observer the tokens of the rows `alive`, whose completions are at `places`; which of them it ends."""
+    rows = [places[row] for row in alive.tolist()]
+    stopped = observer.see(Step(rows, tokens.tolist(), over.tolist()))
+    return torch.tensor([row in stopped for row in rows], device=over.device)
+
+
 def _out_of_memory(error: RuntimeError) -> bool:
     text = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
@@ -280,11 +292,11 @@ class _Batch:
         self.width, self.limits, self.eos, self.llm = self.ids_PT.shape[1], limits, eos, llm
 
     def run(
-        self, walk: Walk | StaticWalk, measure_every: int, stop: Any, show: Any, store: torch.device | str | None
+        self, walk: Walk | StaticWalk, measure_every: int, stop: Any, see: Any, store: torch.device | str | None
     ) -> ProxyCompletions:
         """Continue the sequences of a walk to their ends."""
         n, device = len(self.limits), self.llm.device
-        if isinstance(walk, StaticWalk) and not (walk.record or measure_every or show):
+        if isinstance(walk, StaticWalk) and not (walk.record or measure_every or see):
             ids, ended, (examined, rejected, forced, asked) = walk.run()
             return ProxyCompletions(ids, ended, examined, rejected, forced, asked, torch.full((n,), torch.nan))
         store = device if store is None else store
@@ -306,13 +318,13 @@ class _Batch:
                 row = alive[step.records.pop("row")]
                 part: dict[str, Any] = {**step.records, "response": row}
                 records.append({name: x.to(store) for name, x in part.items()})
-            if show is not None:
-                show(step.tokens.tolist())
             over = torch.isin(step.tokens, ends)
             if stop is not None:
                 over = over | stop(walk.tree.ids_NS[:, self.width :], None).to(over.device)  # type: ignore[arg-type,union-attr]
             over_N[alive] = over
             going = ~over & (limits[alive] > t + 1)
+            if see is not None:
+                going &= ~see(alive, step.tokens, over)
             if not bool(going.all()):
                 alive = alive[going]
                 if not len(alive):

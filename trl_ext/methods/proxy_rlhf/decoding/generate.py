@@ -16,6 +16,7 @@ from transformers.generation import StopStringCriteria
 
 from trl_ext.data.completion import decode_after
 from trl_ext.data.tokenization import encode_prompt
+from trl_ext.generation.observer import StreamerObserver
 from trl_ext.generation_settings import eos_token_ids
 from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.models.modes import evaluation_mode
@@ -158,7 +159,7 @@ def generate(
             max_new_tokens=limit, max_length=longest,
             eos=[eos] if isinstance(eos, int) else eos or [], pad=pad, batch_size=batch_size or n, greedy=greedy,
             first_candidates=first_candidates, cuda_graphs=cuda_graphs,
-            show=None if streamer is None else lambda ids: streamer.put(torch.tensor(ids)),
+            observer=None if streamer is None else StreamerObserver(streamer),
             stop=StopStringCriteria(tokenizer, stops) if stops and tokenizer is not None else None,
             schedule=proxy_schedule(guide_every, guide_when), tokenizer=tokenizer,
         )  # fmt: skip
