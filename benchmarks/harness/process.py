@@ -92,8 +92,8 @@ def _logged(text: str) -> list[dict[str, Any]]:
 
 
 def trainable_parameters(folder: Path) -> int | None:
-    """Parameters in what a training saved: its safetensors files, adapters and heads included."""
-    files = sorted(folder.glob("*.safetensors"))
+    """Parameters in what a training saved: in the safetensors files of a folder, and of the folders in it."""
+    files = sorted(folder.rglob("*.safetensors"))
     return sum(map(_parameters, files)) if files else None
 
 
