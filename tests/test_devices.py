@@ -200,7 +200,7 @@ def test_a_checkpoint_that_was_saved_quantized_is_loaded_as_it_is(slow_processor
 def test_a_value_model_beside_a_server_follows_the_processor(slow_processor, saved, tmp_path):
     value_model = ValueModel.from_backbone(saved(torch.bfloat16), dtype="bfloat16")
     value_model.save_pretrained(tmp_path / "value")
-    loaded = VASDecoding(value_model_name_or_path=[str(tmp_path / "value")])._load(str(tmp_path / "value"), None)
+    loaded, _ = VASDecoding(value_model_name_or_path=[str(tmp_path / "value")]).load_value_models(None)
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
 
 

@@ -57,7 +57,7 @@ def estimated(kind: str, batch: int, switches: dict[str, Any], models: dict[str,
     if kind in ("rank", "imitate"):
         sizes["per_forward"] = switches.get("completions_per_forward", 0)
         function, k = (rrhf_needs, switches.get("completions", 6)) if kind == "rank" else (psle_needs, 1)
-        args = SimpleNamespace(num_generations=k, sft_target="weighted", **NO_REWARDS)
+        args = SimpleNamespace(num_generations=k, sft_target="weighted", ranking_reference="none", **NO_REWARDS)
         found = estimate(models["adapted"], function(args), Sizes(prompts=batch, **sizes)).phases
         return max(sum(parts.values()) for name, parts in found.items() if name != "generation") / GIB
     if kind == "sample":

@@ -80,8 +80,7 @@ class AWRTrainer(OnlineTrainer):
         loss_B = torch.stack([weighted_nll(*pair) for pair in zip(sums_B, weights_B, strict=True)])
         self._meters[self._mode].add_values("weight/max", torch.stack([weights_K.max() for weights_K in weights_B]))
         self._add_tokens(prompts, completions)  # num_tokens
-        loss = self._mean(loss_B.sum(), len(loss_B), num_items_in_batch)  # over the prompts of a step
-        return self._through_parts(loss, tokens)
+        return self._through_parts(self._mean(loss_B.sum(), len(loss_B), num_items_in_batch), tokens)
 
     def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         if not any(inputs["completion_ids"]):
