@@ -83,7 +83,7 @@ def test_its_test_passes_and_its_recipe_trains(package: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-c", RUN],
         cwd=package,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": path, "PYTEST_ADDOPTS": ""},  # whose -q would hide the count
         capture_output=True,
         text=True,
         timeout=900,
