@@ -154,8 +154,8 @@ def _wins(place: str, key: str, others: Seeds) -> Callable[[Seeds], str]:
     """
     The win rate over pairs of answers to a prompt.
 
-    Results from before 2026-11-30, 09:00, have only the means of each prompt. They are compared with arms of as many
-    answers: the mean of two is more often above a single answer than below, or the reverse, by its smaller spread.
+    The first results have only the means of each prompt. They are compared with arms of as many answers: a mean of two
+    varies less than a single answer, so that it wins more often or less often than it should.
     """
 
     def cell(seeds: Seeds) -> str:

@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -240,17 +240,20 @@ class Experiment(Suite):
     Attributes:
         task (`type`): Dataclass of the models, prompts and lengths; each field is a flag.
         jobs (`int`): Processes at a time.
+        places (`tuple[str, ...]`): Fields of the task that say where a user keeps something. Of them, only the last
+            part is in results.
     """
 
     task: Any
     jobs: int
+    places: ClassVar[tuple[str, ...]] = ()
 
     def flags(self, parser: argparse.ArgumentParser) -> None:
         """Add flags of the suite's own."""
 
     def task_of(self, options: argparse.Namespace) -> Any:
         """The task before flags of its fields change it."""
-        raise NotImplementedError
+        return self.task()
 
     def arms_of(self, task: Any, options: argparse.Namespace) -> list[Any]:
         """All arms, each after those that it needs."""
@@ -258,7 +261,7 @@ class Experiment(Suite):
 
     def work_of(self, options: argparse.Namespace) -> Path:
         """The folder of what is done, unless `--work` names one."""
-        raise NotImplementedError
+        return ROOT / "outputs" / self.name
 
     def seeds_of(self, options: argparse.Namespace) -> list[int]:
         """The seeds of all arms."""
@@ -270,7 +273,13 @@ class Experiment(Suite):
 
     def settings(self, options: argparse.Namespace, task: Any) -> dict[str, Any]:
         """The settings of a result, beside its seeds."""
-        raise NotImplementedError
+        names = {name: Path(getattr(task, name)).name for name in self.places}
+        return {"fields": options.fields, "task": asdict(task) | names}
+
+    def newest(self, results: Sequence[dict[str, Any]], arms: Sequence[Any]) -> dict[str, Any]:
+        """The results of the newest task as one; see [`merged`]."""
+        task = results[-1]["settings"]["task"]
+        return merged([result for result in results if result["settings"]["task"] == task], arms)
 
     def by_task(self, results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """The results of each task, which have all settings but the seeds in common, as one; the newest task first."""

@@ -13,15 +13,14 @@ hour on one CPU core; a later call goes on with the jobs that are not done.
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.results import ROOT
 from benchmarks.harness.tables import NOT_MEASURED, table
 
 from . import paired
-from .experiment import Bench, Experiment, merged, require_files, run_all
+from .experiment import Bench, Experiment, require_files, run_all
 from .preferences_arms import AGAINST, BASE, DPO_ANSWERS, ROWS, SCORES, Task, arm_name, arms
 from .preferences_bench import PreferencesBench
 from .preferences_data import DATASETS
@@ -49,24 +48,14 @@ class Preferences(Experiment):
     what = "Pair accuracy of RRHF, DPO and a reward model on real preference data; RRHF and PSLE against that model."
     task = Task
     jobs = 1
-
-    def task_of(self, options: argparse.Namespace) -> Task:
-        return Task()
+    places = ("data", "model")
 
     def arms_of(self, task: Task, options: argparse.Namespace) -> list[Arm]:
         return arms(task)
 
-    def work_of(self, options: argparse.Namespace) -> Path:
-        return ROOT / "outputs" / "preferences"
-
     def bench(self, task: Task, work: Path, overrides: dict[str, Any]) -> Bench:
         # Commands run in the root of the clone, wherever the suite was called.
         return PreferencesBench(replace(task, data=str(Path(task.data).resolve())), work, overrides)
-
-    def settings(self, options: argparse.Namespace, task: Task) -> dict[str, Any]:
-        # Where a user keeps the data and the model is no part of the task.
-        names = {"data": Path(task.data).name, "model": Path(task.model).name}
-        return {"fields": options.fields, "task": asdict(task) | names}
 
     def require(self, task: Task) -> None:
         """
@@ -91,8 +80,7 @@ class Preferences(Experiment):
         """For each dataset the rows, how completions are ordered, and what training against the reward model gave."""
         if not results:
             return NOT_MEASURED
-        task = results[-1]["settings"]["task"]
-        found = merged([result for result in results if result["settings"]["task"] == task], arms(Task()))
+        found = self.newest(results, arms(Task()))
         cases = by_name(found)
         lines = ["### Rows", "", *_rows(cases), ""]
         for name in DATASETS:

@@ -151,8 +151,7 @@ class QualityBench(Bench):
             guided = not arm.command or arm.decoding
             flags["model_name_or_path"] = task.model if guided else trained
             flags |= {"base_model_name_or_path": task.model, **task.loading, **arm.loading}
-            for name, value in arm.decoding.items():
-                flags[name] = [trained if x == "@" else x for x in value] if isinstance(value, list) else value
+            flags |= decoding_flags(arm.decoding, trained)
             command = ["-m", "trl_ext", "evaluate", *flags_of(flags)]
         run(command, folder / f"evaluate-{place}.log")
         return file
@@ -222,6 +221,14 @@ def _ratio(row: dict[str, Any], base: dict[str, Any]) -> float | None:
     if not all(lengths) or not base["generation_seconds"]:
         return None
     return round(row["generation_seconds"] / lengths[0] / (base["generation_seconds"] / lengths[1]), 2)
+
+
+def decoding_flags(decoding: dict[str, Any], trained: str) -> dict[str, Any]:
+    """The flags of a decoding, with the folder of the trained model for `"@"`."""
+    return {
+        name: [trained if x == "@" else x for x in value] if isinstance(value, list) else value
+        for name, value in decoding.items()
+    }
 
 
 def flags_of(values: dict[str, Any]) -> Iterator[str]:

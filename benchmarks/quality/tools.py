@@ -16,23 +16,22 @@ requests and the checks. A later call goes on with what is not done.
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
 
 from benchmarks.harness.process import Failed, run, trainable_parameters
-from benchmarks.harness.results import ROOT
 from benchmarks.harness.tables import NOT_MEASURED
 
 from . import paired
 from .chat_arms import ADAPTER
 from .chat_bench import by_prompt
-from .experiment import Bench, Experiment, merged, run_all
+from .experiment import Bench, Experiment, run_all
 from .preferences_data import write_rows
 from .quality_arms import TRAINING, Arm
-from .quality_bench import case_name, flags_of, training_command
+from .quality_bench import case_name, decoding_flags, flags_of, training_command
 from .tables import Seeds, by_name, cost, grid, metric, missing, sources
 from .tool_calls import call_parts, make_prompts, valid_call
 
@@ -188,10 +187,7 @@ class ToolsBench(Bench):
             "seed": seed,
             "output_file": str(file),
         }
-        for name, value in decoding.items():
-            flags[name] = [str(folder / "trained") if each == "@" else each for each in value] if (
-                isinstance(value, list)
-            ) else value  # fmt: skip
+        flags |= decoding_flags(decoding, str(folder / "trained"))
         run(["-m", "trl_ext", "evaluate", *flags_of(flags)], folder / "evaluate.log")
         return file
 
@@ -203,24 +199,17 @@ class Tools(Experiment):
     what = "Valid function calls of a model behind an API, alone and guided by a value model of its own answers."
     task = Task
     jobs = 1
-
-    def task_of(self, options: argparse.Namespace) -> Task:
-        return Task()
+    places = ("model",)
 
     def arms_of(self, task: Task, options: argparse.Namespace) -> list[Arm]:
         return arms(task)
-
-    def work_of(self, options: argparse.Namespace) -> Path:
-        return ROOT / "outputs" / "tools"
 
     def bench(self, task: Task, work: Path, overrides: dict[str, Any]) -> Bench:
         model = Path(task.model)
         return ToolsBench(replace(task, model=str(model.resolve()) if model.exists() else task.model), work, overrides)
 
     def settings(self, options: argparse.Namespace, task: Task) -> dict[str, Any]:
-        # Where the server and the model are is no part of the task.
-        names = {"endpoint": "", "model": Path(task.model).name}
-        return {"fields": options.fields, "task": asdict(task) | names}
+        return super().settings(options, replace(task, endpoint=""))  # where the server is says nothing
 
     def measures(self) -> set[Any]:
         return {ToolsBench, run_all, Task, Arm, make_prompts, call_parts}
@@ -229,8 +218,7 @@ class Tools(Experiment):
         """Valid calls of each arm, and how many more than without guidance."""
         if not results:
             return NOT_MEASURED
-        task = results[-1]["settings"]["task"]
-        found = merged([result for result in results if result["settings"]["task"] == task], arms(Task()))
+        found = self.newest(results, arms(Task()))
         cases = by_name(found)
         columns: dict[str, Callable[[Seeds], str]] = {
             "valid calls": _mean,
