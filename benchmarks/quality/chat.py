@@ -219,14 +219,18 @@ def _best_of_n(cases: dict[str, Seeds]) -> Callable[[Seeds], str]:
     """
 
     def at(case: dict[str, Any]) -> float | None:
-        same = [c for seeds in cases.values() for c in seeds if c["seed"] == case["seed"]]
-        points = [(math.log(c["forwards"]), c["metrics"]["reward"]) for c in same if c["series"] == "best of n"]
-        base = [c for c in same if c["name"] == "base"]
+        points, base = [], None
+        for other in (c for seeds in cases.values() for c in seeds if c["seed"] == case["seed"]):
+            if other["name"] == "base":
+                base = other
+                points.append((0.0, other["metrics"]["reward"]))
+            elif other["series"] == "best of n":
+                points.append((math.log(other["forwards"]), other["metrics"]["reward"]))
         trained, answering = _operations(case)
-        if not points or not base or trained is None or answering is None:
+        if base is None or trained is None or answering is None:
             return None
-        points = sorted([(0.0, base[0]["metrics"]["reward"]), *points])
-        place = math.log(max(1.0, (trained + answering) / (_operations(base[0])[1] or 1.0)))
+        points.sort()
+        place = math.log(max(1.0, (trained + answering) / (_operations(base)[1] or 1.0)))
         for (x, low), (z, high) in pairwise(points):
             if x <= place <= z:
                 return low + (high - low) * (place - x) / (z - x)

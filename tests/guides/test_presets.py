@@ -177,16 +177,16 @@ def test_blocks(saved: dict[str, Any], tmp_path: Path, preset: str, monkeypatch:
         rounds.extend(zip(texts, blocks, logits.tolist(), strict=True))
         return logits
 
-    draws = iter([0.05, 0.5, 0.95] * 10)
+    numbers = iter([0.05, 0.5, 0.95] * 10)
     chosen: list[int] = []
 
-    def drawn(logits: torch.Tensor, uniform: float) -> tuple[int, float]:
-        found = choose_block(logits, next(draws))
+    def chosen(logits: torch.Tensor, uniform: float) -> tuple[int, float]:
+        found = choose_block(logits, next(numbers))
         chosen.append(found[0])
         return found
 
     monkeypatch.setattr(BlockScorer, "__call__", recorded)
-    monkeypatch.setattr(block_policy, "choose_block", drawn)
+    monkeypatch.setattr(block_policy, "choose_block", chosen)
     changes = {"guide_blocks": 3, "guide_block_length": 2}
     policy = policy_of(saved, preset, {"model": "value"}, tmp_path, **changes)
     settings = GenerationSettings(num_generations=1, max_completion_length=6)
