@@ -180,13 +180,13 @@ def test_blocks(saved: dict[str, Any], tmp_path: Path, preset: str, monkeypatch:
     numbers = iter([0.05, 0.5, 0.95] * 10)
     chosen: list[int] = []
 
-    def chosen(logits: torch.Tensor, uniform: float) -> tuple[int, float]:
+    def choose(logits: torch.Tensor, uniform: float) -> tuple[int, float]:
         found = choose_block(logits, next(numbers))
         chosen.append(found[0])
         return found
 
     monkeypatch.setattr(BlockScorer, "__call__", recorded)
-    monkeypatch.setattr(block_policy, "choose_block", chosen)
+    monkeypatch.setattr(block_policy, "choose_block", choose)
     changes = {"guide_blocks": 3, "guide_block_length": 2}
     policy = policy_of(saved, preset, {"model": "value"}, tmp_path, **changes)
     settings = GenerationSettings(num_generations=1, max_completion_length=6)
