@@ -120,6 +120,11 @@ class GuideSettings:
         if idle:
             other = "with" if self.guide_blocks else "without"
             raise ValueError(f"`{idle[0]}` has no effect {other} `guide_blocks`: remove one of them.")
+        if self.guide_candidates_only and not (self.guide_top_k or self.guide_min_p):
+            raise ValueError(
+                "`guide_candidates_only` has no effect with `guide_top_k: 0`, as all tokens are candidates: set "
+                "`guide_top_k` or `guide_min_p`, or remove it."
+            )
 
 
 @dataclass(frozen=True)
@@ -241,7 +246,7 @@ def _entry(guide: Any, where: str, problems: list[str]) -> GuideEntry | None:
     own = {key: value for key, value in guide.items() if key not in _COMMON}
     found = _fields(cls, own, where, problems, _COMMON)
     required = [each.name for each in dataclasses.fields(cls) if each.default is dataclasses.MISSING]
-    missing = [name for name in required if not found.get(name) and name not in own]
+    missing = [name for name in required if name not in own or found.get(name) == ""]
     problems += [f"{where}: a {cls.kind} needs `{name}`" for name in missing]
     weight: Any = 1.0
     try:
@@ -258,4 +263,8 @@ def _entry(guide: Any, where: str, problems: list[str]) -> GuideEntry | None:
     except (ValueError, OSError) as error:
         problems.append(f"{where}: {error}")
         return None
-    return GuideEntry(str(guide.get("name") or settings.default_name), settings, weight)
+    name = str(guide.get("name") or settings.default_name)
+    if any(each in name for each in "=,"):
+        problems.append(f"{where}: the name {name!r} has = or a comma, which separate weights; set another `name`")
+        return None
+    return GuideEntry(name, settings, weight)

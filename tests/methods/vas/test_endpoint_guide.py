@@ -91,15 +91,16 @@ def test_token_mode_over_ids_equals_generate(server, model, tokenizer, value_mod
     assert bodies[1]["prompt"][:-1] == bodies[0]["prompt"]
 
 
-@pytest.mark.parametrize("every", [3, "word", 100])
-def test_guidance_of_some_tokens_over_ids_equals_generate(server, model, tokenizer, value_model, every):
+@pytest.mark.parametrize(("every", "when"), [(3, None), ("word", None), (100, None), (2, {"random": 0.5})])
+def test_guidance_of_some_tokens_over_ids_equals_generate(server, model, tokenizer, value_model, every, when):
     """Every third token takes two requests, one of them for the two tokens between."""
     server.answer = ModelServer(model, tokenizer, "ids")
-    guided = guide(server, value_model, tokenizer, -2.0, guide_every=every)
+    schedule = {"guide_every": every, "guide_when": when}
+    guided = guide(server, value_model, tokenizer, -2.0, **schedule)
     for prompt in PROMPTS:
         ids = torch.tensor([tokenizer(prompt)["input_ids"]])
         processor = ValueAugmentedLogitsProcessor(
-            value_model, -2.0, 12, tokenizer=tokenizer, guide_every=every, end_token_ids=[tokenizer.eos_token_id]
+            value_model, -2.0, 12, tokenizer=tokenizer, end_token_ids=[tokenizer.eos_token_id], **schedule
         )
         made = model.generate(ids, do_sample=False, max_new_tokens=10, logits_processor=[processor], pad_token_id=0)
         asked = len(server.requests)

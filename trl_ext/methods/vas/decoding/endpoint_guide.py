@@ -207,11 +207,14 @@ class EndpointGuide:
             if schedule.skips(written):
                 assert isinstance(schedule.every, int)
                 wanted = min(schedule.every - written % schedule.every, settings.max_completion_length - written)
+                before = len(text.ids)
                 with _full_context(written) as full:
                     added, ended = self.next.sample(text, wanted, settings)
                 if full:
                     break
                 written += added + ended
+                for token in text.ids[before:]:  # of servers that take text: as this tokenizer reads it
+                    rows.append(torch.tensor([token]))
                 show(text.answer)
                 if not ended and added < wanted:  # the server's context is full
                     break
