@@ -119,6 +119,7 @@ class GuidedLogitsProcessor(LogitsProcessor):
     """
 
     weights_field: ClassVar[str] = "weights"  # in messages
+    supports_continuous_batching: ClassVar[bool] = False  # it would be given the last tokens alone
 
     def __init__(
         self,
