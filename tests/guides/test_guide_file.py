@@ -111,6 +111,10 @@ F = function()
         ({"guide_top_k": 3}, r"`guides` must be a list of guides"),
         ({"guide_top_k": -1, "guides": [F]}, r"`guide_top_k` must be at least 0, got -1"),
         ({"guide_blocks": 1, "guides": [F]}, r"`guide_blocks` must be at least 2, or 0"),
+        ({"guide_blocks": 2, "guide_beams": 3, "guides": [F]}, r"`guide_beams` above 1 .*set `guide_block_choice`"),
+        ({"guide_beams": 3, "guide_block_choice": "best", "guides": [F]}, r"no effect without `guide_blocks`"),
+        ({"guide_blocks": 2, "guide_drop": 0.5, "guides": [F]}, r"`guide_drop` has no effect on one text"),
+        ({"guide_blocks": 2, "guide_drop": 1, "guides": [F]}, r"`guide_drop` must be at least 0 and below 1, got 1"),
         ({"guide_min_p": 2, "guides": [F]}, r"`guide_min_p` must be between 0"),
         (
             {"guide_candidates_only": True, "guide_top_k": 0, "guides": [F]},

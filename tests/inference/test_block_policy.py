@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import make_model, make_tokenizer
 
+from trl_ext.data.completion import Completion
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.guides.guide_file import GuideSettings
 from trl_ext.inference import block_policy as module
@@ -35,12 +36,12 @@ def test_blocks_are_kept_until_a_completion_ends(monkeypatch: pytest.MonkeyPatch
         calls.append(args[3].max_completion_length)
         return generate(*args, **kwargs)
 
-    def scorer(texts: Sequence[Sequence[int]], blocks: Sequence[Sequence[Sequence[int]]]) -> torch.Tensor:
+    def scorer(texts: Sequence[Sequence[int]], blocks: Sequence[Sequence[Sequence[int]]]) -> Any:
         assert all(len(group) == 4 for group in blocks)
         scores = torch.tensor([[2.0 * (block[-1] in ends) + sum(block) / 1e4 for block in group] for group in blocks])
         for text, group, best in zip(texts, blocks, scores.argmax(1).tolist(), strict=True):
             grown.setdefault(tuple(text), []).extend(group[best])
-        return scores
+        return scores, torch.zeros_like(scores)
 
     monkeypatch.setattr(module, "generate", recorded)
     settings = GuideSettings(guide_blocks=4, guide_block_length=3, guide_block_choice="best")
@@ -64,6 +65,30 @@ def test_blocks_are_kept_until_a_completion_ends(monkeypatch: pytest.MonkeyPatch
     everything = [completion for group in found for completion in group]
     assert any(completion.ended for completion in everything)
     assert len({tuple(completion.ids) for completion in everything}) == 4
+
+
+def test_scores_of_tokens_add_up_along_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Worked by hand: beginnings A (token score 5) and B (1); B's continuation scores 9, A's 2. Sums of 7 and 10 keep B's
+    text, though A was better after the first round.
+    """
+    made = iter([[[[7]], [[8]]], [[[9]], [[10]]]])  # A is continued by 9, B by 10
+
+    def generate(*_: Any, **__: Any) -> Any:
+        return [[Completion("", ids, False) for ids in group] for group in next(made)]
+
+    monkeypatch.setattr(module, "generate", generate)
+    scores = {7: 5.0, 8: 1.0, 9: 2.0, 10: 9.0}
+
+    def scorer(texts: Sequence[Sequence[int]], blocks: Sequence[Sequence[Sequence[int]]]) -> Any:
+        of_blocks = torch.tensor([[scores[block[0]] for block in group] for group in blocks])
+        return torch.zeros_like(of_blocks), of_blocks
+
+    tokenizer = make_tokenizer()
+    settings = GuideSettings(guide_blocks=1, guide_block_length=1, guide_beams=2, guide_block_choice="best")
+    policy = block_policy(make_model(len(tokenizer)), tokenizer, scorer, settings, batch_size=4, name="b")
+    [[completion]] = policy.generate([[5]], GenerationSettings(num_generations=1, max_completion_length=2))
+    assert completion.ids == [8, 10]
 
 
 def test_settings_that_give_equal_blocks_are_refused() -> None:
