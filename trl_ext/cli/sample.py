@@ -216,6 +216,8 @@ def run(
     of_loading = {name: SERVER_FIELDS.get(name, value) for name, value in asdict(loading).items()}
     file = args.open_output(dataset, [*args.model_name_or_path, *args.rewards], of_loading)
     if file.complete:
+        if file.rows and not card_path(file.path).exists():  # the run that wrote the rows ended before
+            _write_card(file, args, loading)
         print(f"{file.path} is complete, with {file.rows} rows (--overwrite_output starts over).")
         return 0
     sampler = _sampler(args, loading, settings, dataset, own_columns)
