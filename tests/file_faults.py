@@ -31,10 +31,17 @@ COMPILER = shutil.which("cc")
 WORKS = sys.platform == "linux" and COMPILER is not None
 
 STEPS, SAVE_STEPS = 20, 12
+SMALL = {"num_hidden_layers": 1, "hidden_size": 32, "intermediate_size": 32}
 # Saved after step 12: within a round of each method, and for VAS between two updates on a batch.
 TRAININGS: dict[str, dict[str, Any]] = {
-    "rrhf": {"resample_steps": 8, "log_completions": True, "num_completions_to_print": 0},
-    "vas": {"resample_steps": 0, "num_epochs_per_batch": 2, "normalize_rewards": True},
+    "rrhf": {"resample_steps": 8},
+    "vas": {
+        "resample_steps": 0,
+        "num_epochs_per_batch": 2,
+        "normalize_rewards": True,
+        "log_completions": True,
+        "num_completions_to_print": 0,
+    },
     "psle": {"resample_steps": 5, "num_iterations": 4, "save_total_limit": 1},
     "proxy_rlhf": {"num_ppo_epochs": 5},
 }
@@ -119,7 +126,8 @@ def _train(method: str, output: Path) -> int:
     from trl_ext.training.checkpoints import last_checkpoint
 
     settings: dict[str, Any] = {"max_steps": STEPS, "save_strategy": "steps", "save_steps": SAVE_STEPS}
-    settings |= {"logging_steps": 4, "max_completion_length": 4, "use_cpu": True, "bf16": False}
+    settings |= {"logging_steps": 4, "max_completion_length": 3, "use_cpu": True, "bf16": False}
+    settings["model_changes"] = SMALL
     trainer = make_trainer(method, output, **settings, **TRAININGS[method])
     trainer.train(resume_from_checkpoint=last_checkpoint(output))
     trainer.save_model()
@@ -140,7 +148,7 @@ def _make_models(folder: Path) -> None:
     from tiny_trainers import PROMPTS
 
     tokenizer = make_tokenizer()
-    make_model(len(tokenizer)).save_pretrained(folder / "model")
+    make_model(len(tokenizer), **SMALL).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, PROMPTS)))
 
