@@ -110,7 +110,9 @@ class FaultServer:
         answer = self.process.stdout.readline()
         assert answer, "the server has ended"
         reports = (self.folder / "saved").read_text().split()
-        return Outcome(int(answer), (self.folder / "log").read_text(errors="replace"), int(reports[-1]) if reports else 0)
+        return Outcome(
+            int(answer), (self.folder / "log").read_text(errors="replace"), int(reports[-1]) if reports else 0
+        )
 
     def operations(self) -> list[str]:
         """The operations of the last run, as `write PATH`."""

@@ -27,7 +27,11 @@ def run_results(output: Path, *, every_checkpoint: bool = True) -> dict[str, Any
     """
     newest = newest_checkpoint(output)
     log = json.loads((newest / "trainer_state.json").read_text())["log_history"]
-    files = output.rglob("*.safetensors") if every_checkpoint else [*output.glob("*.safetensors"), *newest.glob("*.safetensors")]
+    files = (
+        output.rglob("*.safetensors")
+        if every_checkpoint
+        else [*output.glob("*.safetensors"), *newest.glob("*.safetensors")]
+    )
     return {
         "log": [{k: v for k, v in entry.items() if not any(part in k for part in TIMES)} for entry in log],
         "weights": {str(path.relative_to(output)): path.read_bytes() for path in files},

@@ -24,7 +24,6 @@ from conftest import LONG
 from file_faults import FAULTS, SAMPLINGS, TRAININGS, WORKS, FaultServer, Outcome
 from run_results import assert_alike, run_results
 
-from trl_ext.data.resumable_file import ResumableFile
 from trl_ext.training.checkpoints import last_checkpoint
 
 
@@ -115,6 +114,8 @@ def test_every_operation_may_fail(job: str, server: FaultServer, tmp_path: Path)
         first = server.run(job, output, number, fault)
         operation = operations[number - 1].replace(str(whole), "OUTPUT")
         print(f"{job}: {number} of {len(operations)}, {operation}, {fault}: status {first.status}", flush=True)
-        reports += [f"{number}, {operation}, {fault}: {line}" for line in problems(job, output, first, server, expected)]
+        reports += [
+            f"{number}, {operation}, {fault}: {line}" for line in problems(job, output, first, server, expected)
+        ]
         shutil.rmtree(output, ignore_errors=True)
     assert not reports, "\n\n".join([f"{len(reports)} of {len(numbers)}", *reports])

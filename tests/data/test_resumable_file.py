@@ -230,7 +230,9 @@ class TestResuming:
         path = tmp_path / "rows.jsonl"
         self.make(path)
         path.with_name("rows.jsonl.state.json").write_text(text)
-        with pytest.raises(ValueError, match=r"rows\.jsonl\.state\.json' is damaged; start over with overwrite_output"):
+        with pytest.raises(
+            ValueError, match=r"rows\.jsonl\.state\.json' is damaged; start over with overwrite_output"
+        ):
             ResumableFile(str(path), {})
 
     def test_a_state_of_an_earlier_version(self, tmp_path):

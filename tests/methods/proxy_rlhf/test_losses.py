@@ -87,7 +87,9 @@ def test_distribution_over_all_orders(forced_last: bool, spread: float) -> None:
         rows = logits[row].expand(5, 5), weights[row].expand(5, 5)
         found = marginal_logps(*rows, torch.arange(5), forced_last)
         # The inputs are float32, and so is the result; in between, float32 would lose four digits.
-        torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64).log().float(), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            found, torch.tensor(expected, dtype=torch.float64).log().float(), rtol=1e-6, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("forced_last", [False, True])
@@ -172,7 +174,11 @@ def test_value_loss() -> None:
     # Clipped to 0.2: (0.2 - 2)^2 is the larger
     torch.testing.assert_close(value_loss(values, old, returns, 0.2), torch.tensor([1.62, 1.62, 0.005]))
     # From 1 up to 1.2 and down to 0.8; from -1 no lower than -1.2
-    values, old, returns = torch.tensor([3.0, -2.0, -3.0]), torch.tensor([1.0, 1.0, -1.0]), torch.tensor([4.0, -4.0, -5.0])
+    values, old, returns = (
+        torch.tensor([3.0, -2.0, -3.0]),
+        torch.tensor([1.0, 1.0, -1.0]),
+        torch.tensor([4.0, -4.0, -5.0]),
+    )
     expected = 0.5 * torch.tensor([(1.2 - 4) ** 2, (0.8 + 4) ** 2, (-1.2 + 5) ** 2])
     torch.testing.assert_close(value_loss(values, old, returns, 0.2), expected)
     pulled = torch.tensor([1.0], requires_grad=True)
