@@ -3,13 +3,13 @@
 """
 Runs of which the n-th operation on a file fails, or in the middle of which the process is killed.
 
-`file_faults.c` is compiled and preloaded into a server (this file as a script), which imports everything once and forks
-a child a run. An operation is a file opened for writing, a write, fsync, truncation, renaming or removal, or a new
-folder, below the folder that the run writes to, whichever library does it. (A file that safetensors renames is the one
-exception: it asks the kernel without the C library. Its writes are seen.)
+`file_faults.c` is compiled and preloaded into a server (this file as a script), which imports everything once and
+forks a child a run. An operation is a file opened for writing, a write, fsync, truncation, renaming or removal, or a
+new folder, below the folder that the run writes to, whichever library does it. (The renaming of the temporary files of
+safetensors is the one exception: it asks the kernel without the C library. Their writes are seen.)
 
-A failing write has written half of its bytes. A disk that is full stays full until the run ends; the other errors occur
-once.
+A failing write has written half of its bytes. A disk that is full stays full until the run ends; the other errors
+occur once.
 """
 
 import ctypes
