@@ -9,8 +9,8 @@ Records the numbers of short trainings and guided decodings, which tests/test_tr
 There is a file for each kind of processor and minor version of torch, which decide about the last bits of a number.
 
 Everything runs on the CPU in float32, in one process and one thread, from fixed seeds. Of a training the file holds
-every number that the trainer logs (times aside), among them the loss and gradient norm of each step, and of the trained
-weights a digest of their bytes, the norm, and the norm of their change. Of a decoding it holds token ids and
+every number that the trainer logs (times aside), among them the loss and gradient norm of each step, and of the
+trained weights a digest of their bytes, the norm, and the norm of their change. Of a decoding it holds token ids and
 log-probabilities.
 """
 
