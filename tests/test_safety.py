@@ -213,7 +213,7 @@ class TestData:
         with pytest.raises(ValueError, match="is not an accelerate config: could not determine a constructor"):
             resolve_accelerate_config(str(file))
         with pytest.raises(DataError, match="is not YAML: could not determine a constructor"):
-            load_principles(PSLEConfig(output_dir=str(tmp_path), principles=str(file)))
+            load_principles(PSLEConfig(output_dir=str(tmp_path), principles_file=str(file)))
         assert not trace.exists()
         yaml.unsafe_load(file.read_text())
         assert trace.exists(), "the bomb works"
