@@ -134,8 +134,9 @@ class TestAppending:
         with pytest.raises(TypeError, match="keys must be"):
             file.append([{("a", "b"): 1}])
 
-    @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-    def test_an_error_leaves_the_file_as_it_was(self, error, tmp_path, monkeypatch):
+    @pytest.mark.parametrize("arguments", [(OSError, 28, "No space left on device"), (KeyboardInterrupt,)])
+    def test_an_error_leaves_the_file_as_it_was(self, arguments, tmp_path, monkeypatch):
+        error = arguments[0](*arguments[1:])
         file = ResumableFile(str(tmp_path / "rows.jsonl"), {})
         file.append(ROWS[:1], {"tokens": 1})
 
