@@ -97,6 +97,13 @@ class TestErrors:
             raise KeyboardInterrupt
         assert not hasattr(stopped.value, "__notes__")
 
+    def test_what_fails_after_a_checkpoint_is_complete(self, tmp_path: Path) -> None:
+        """Its upload, or the removal of an older one."""
+        path = checkpoint(tmp_path, 4)
+        with pytest.raises(ConnectionError) as caught, saving("The checkpoint", path, tmp_path):
+            raise ConnectionError
+        assert caught.value.__notes__ == [f"The run can be resumed from {path}."]
+
     def test_a_training_says_once_how_to_go_on(self, tmp_path: Path) -> None:
         note = resume_note(tmp_path)
         with pytest.raises(OSError) as caught, training_in(tmp_path):

@@ -74,7 +74,9 @@ def saving(what: str, folder: str | Path, output_dir: str | Path) -> Iterator[No
         yield
     except Exception as error:  # libraries raise others than OSError for files that they cannot write
         what_to_do = remedy(error) if isinstance(error, OSError) else "is the disk full?"
-        error.add_note(f"{what} {folder} is incomplete ({what_to_do}). {resume_note(output_dir)}")
+        incomplete = f"{what} {folder} is incomplete ({what_to_do}). "
+        # A checkpoint may be complete: what failed is its upload, or the removal of an older one.
+        error.add_note(("" if is_complete(folder) else incomplete) + resume_note(output_dir))
         raise
 
 
