@@ -14,6 +14,7 @@ which says why it computes the same.
 """
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -175,7 +176,8 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(words)
     if not arguments.report:
         run = [sys.executable, "-m", "mutmut", "run", "--max-children", str(arguments.processes)]
-        subprocess.run([*run, *arguments.mutants], cwd=REPOSITORY, check=True)
+        # hypothesis then takes the same examples each time, and however long they need on a machine that is busy.
+        subprocess.run([*run, *arguments.mutants], cwd=REPOSITORY, check=True, env={**os.environ, "CI": "true"})
     known = answers()
     found = modules(mutmut("results", "--all", "true"), lambda mutant: mutmut("show", mutant), known)
     REPORT.write_text(report(found, known), encoding="utf-8")
