@@ -3,12 +3,15 @@
 """
 Records the numbers of short trainings and guided decodings, which tests/test_trajectories.py compares.
 
-    python tests/record_trajectories.py                                    # all, into tests/trajectories/recorded.json
+    python tests/record_trajectories.py                                    # all, into a file of tests/trajectories/
     python tests/record_trajectories.py /tmp/before.json --runs vas psle   # two of them, elsewhere
 
+There is a file for each kind of processor and minor version of torch, which decide about the last bits of a number.
+
 Everything runs on the CPU in float32, in one process and one thread, from fixed seeds. Of a training the file holds
-every number that the trainer logs (times aside), and of the trained weights a digest of their bytes, the norm, and the
-norm of their change. Of a decoding it holds token ids and log-probabilities.
+every number that the trainer logs (times aside), among them the loss and gradient norm of each step, and of the
+trained weights a digest of their bytes, the norm, and the norm of their change. Of a decoding it holds token ids and
+log-probabilities.
 """
 
 import argparse
@@ -37,7 +40,7 @@ from tiny_trainers import OPENINGS, SCORED, make_trainer
 from trl_ext import GenerationSettings, ProxyConfig, ProxyModel, ValueModel, discover
 
 
-RECORDED = REPOSITORY / "tests" / "trajectories" / "recorded.json"
+FOLDER = REPOSITORY / "tests" / "trajectories"
 TIMES = re.compile(r"seconds/|.*(_runtime|_per_second)$")  # names of logged numbers that are no two times the same
 
 
@@ -48,6 +51,13 @@ def provenance() -> dict[str, str]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+
+
+def record_file(made_with: dict[str, str]) -> Path:
+    """The file for a kind of processor and a minor version of torch."""
+    version = ".".join(made_with["torch"].split(".")[:2])
+    processor = re.sub(r"[^A-Za-z0-9]+", "-", made_with["processor"]).strip("-")
+    return FOLDER / f"{processor}-torch-{version}.json"
 
 
 def _processor() -> str:
@@ -179,7 +189,8 @@ RUNS: dict[str, Callable[[Path], dict[str, Any]]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", nargs="?", type=Path, default=RECORDED, help="The file to write.")
+    here = record_file(provenance())
+    parser.add_argument("output", nargs="?", type=Path, default=here, help=f"The file to write; by default {here}.")
     parser.add_argument("--runs", nargs="+", choices=list(RUNS), default=list(RUNS), help="By default all.")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -10,22 +10,34 @@ import json
 import os
 import pickle
 import re
+import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 import torch
+import yaml
 from conftest import REPOSITORY, make_model, make_tokenizer
+from jinja2.exceptions import SecurityError
 from peft import LoraConfig, get_peft_model
 from tiny_trainers import METHODS, make_trainer
 
-from trl_ext import ProxyModel, ValueModel
+from trl_ext import ProxyModel, PSLEConfig, ValueModel
 from trl_ext.cli.arguments import LoadingArguments
 from trl_ext.cli.evaluate import EvaluateArguments, EvaluateLoadingArguments
+from trl_ext.cli.launch import resolve_accelerate_config
+from trl_ext.data.chat_template import render, use_chat_template
+from trl_ext.data.load import load_dataset
+from trl_ext.data.schema import DataError
 from trl_ext.method import discover
+from trl_ext.methods.psle.data import load_principles
 from trl_ext.models.load import load_model
+from trl_ext.models.tokenizers import load_tokenizer
 from trl_ext.rewards.functions import load_rewards
+from trl_ext.settings_file import read_config
 
 
 SOURCES = sorted((REPOSITORY / "trl_ext").rglob("*.py"))
@@ -124,14 +136,170 @@ class TestWeights:
             make_trainer("rrhf", tmp_path, **settings).train(resume_from_checkpoint=tmp_path / "checkpoint-1")
         assert not trace.exists()
 
+    @pytest.mark.parametrize(
+        ("method", "file"),
+        [
+            ("rrhf", "rollouts_0.json"),
+            ("vas", "targets_0.safetensors"),
+            ("vas", "normalization.json"),
+            ("psle", "iterations_0.json"),
+            ("proxy_rlhf", "decisions_0.json"),
+            ("proxy_rlhf", "decisions_0.safetensors"),
+            ("rrhf", "trl_ext_run.json"),
+            ("rrhf", "trainer_state.json"),
+            ("rrhf", "model.safetensors"),
+        ],
+    )
+    def test_a_pickle_in_place_of_a_file_of_ours_is_an_error(
+        self, method: str, file: str, tmp_path: Path, trace: Path
+    ) -> None:
+        """Whatever a checkpoint's file is named: it is read as JSON or safetensors, or not at all."""
+        settings: dict[str, Any] = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+        more: dict[str, dict[str, Any]] = {
+            "vas": {"resample_steps": 0, "num_epochs_per_batch": 2, "normalize_rewards": True},
+            "proxy_rlhf": {"num_ppo_epochs": 2},
+        }
+        settings |= more.get(method, {})
+        make_trainer(method, tmp_path, **settings).train()
+        planted = tmp_path / "checkpoint-1" / file
+        assert planted.is_file()
+        planted.write_bytes(pickle.dumps(Bomb(trace)))
+        with pytest.raises(Exception) as caught:
+            make_trainer(method, tmp_path, **settings).train(resume_from_checkpoint=tmp_path / "checkpoint-1")
+        assert isinstance(caught.value, ValueError) or type(caught.value).__name__ == "SafetensorError"
+        assert not trace.exists()
 
-def test_nothing_of_ours_is_pickled() -> None:
-    """`torch.save`, `torch.load` and `pickle` appear nowhere."""
+
+def test_nothing_of_ours_is_pickled_or_evaluated() -> None:
+    """What loads code from data appears nowhere: pickle and its relatives, `torch.load`, NumPy's objects, `eval`."""
+    unsafe = re.compile(
+        r"\btorch\.(?:save|load)\b|\b(?:c?[pP]ickle|joblib|dill|shelve|marshal)\b|allow_pickle|\bread_pickle\b"
+        r"|(?<![\w.])(?:eval|exec)\(|weights_only=False|\bjinja2\b|yaml\.(?:full_load|unsafe_load|Loader\b|FullLoader)"
+        r"|shell=True|os\.system"
+    )
     for path in SOURCES:
-        found = re.findall(
-            r"\btorch\.(?:save|load)\b|\b(?:c?[pP]ickle|joblib|dill|shelve|marshal)\b", path.read_text()
-        )
+        found = unsafe.findall(path.read_text())
         assert not found, f"{path}: {found}"
+
+
+class TestData:
+    """Datasets and settings are data."""
+
+    def test_pickled_files_are_not_read(self, tmp_path: Path, trace: Path) -> None:
+        (tmp_path / "rows").mkdir()
+        for name in ("rows.pkl", "rows/train.pkl", "rows/train.pickle"):
+            (tmp_path / name).write_bytes(pickle.dumps(Bomb(trace)))
+        for name in ("rows.pkl", "rows"):
+            with pytest.raises(Exception):  # noqa: B017 # ours for the file, that of `datasets` for the folder
+                load_dataset(str(tmp_path / name))
+        assert not trace.exists()
+
+    def test_a_script_beside_a_dataset_is_not_run(self, tmp_path: Path, trace: Path) -> None:
+        folder = tmp_path / "rows"
+        folder.mkdir()
+        (folder / "rows.py").write_text(f"import os\nos.mkdir({str(trace)!r})\n")
+        with pytest.raises(Exception):  # noqa: B017 # that of `datasets`
+            load_dataset(str(folder))
+        (folder / "train.jsonl").write_text('{"prompt": "a"}\n')
+        with contextlib.suppress(Exception):  # whether `datasets` takes the rows then or refuses the folder
+            load_dataset(str(folder))
+        assert not trace.exists()
+
+    def test_yaml_makes_no_objects(self, tmp_path: Path, trace: Path) -> None:
+        file = tmp_path / "settings.yaml"
+        file.write_text(f"seed: !!python/object/apply:os.mkdir [{str(trace)!r}]\n")
+        with pytest.raises(ValueError, match=r"settings\.yaml is not valid YAML: could not determine a constructor"):
+            read_config(str(file))
+        with pytest.raises(ValueError, match="is not an accelerate config: could not determine a constructor"):
+            resolve_accelerate_config(str(file))
+        with pytest.raises(DataError, match="is not YAML: could not determine a constructor"):
+            load_principles(PSLEConfig(output_dir=str(tmp_path), principles_file=str(file)))
+        assert not trace.exists()
+        yaml.unsafe_load(file.read_text())
+        assert trace.exists(), "the bomb works"
+
+
+MESSAGES = [{"role": "user", "content": "the film"}]
+
+
+class TestChatTemplates:
+    """They are rendered in the sandbox of transformers, wherever they come from."""
+
+    @pytest.fixture(params=["globals", "subclasses", "filter"])
+    def hostile(self, request: pytest.FixtureRequest, trace: Path) -> str:
+        """Templates that reach the modules of Python through the attributes of an object."""
+        path = repr(str(trace))
+        ways = {
+            "globals": f"{{{{ cycler.__init__.__globals__.os.mkdir({path}) }}}}",
+            "subclasses": "{% for c in ().__class__.__base__.__subclasses__() if c.__name__ == 'Cycler' %}"
+            f"{{{{ c.__init__.__globals__['os'].mkdir({path}) }}}}{{% endfor %}}",
+            "filter": f"{{{{ (joiner|attr('__init__')).__globals__['os'].mkdir({path}) }}}}",
+        }
+        return ways[request.param]
+
+    def test_the_bombs_work(self, hostile: str, trace: Path) -> None:
+        jinja2.Environment().from_string(hostile).render(messages=MESSAGES)
+        assert trace.exists()
+
+    def test_of_a_tokenizer(self, hostile: str, trace: Path, tmp_path: Path) -> None:
+        tokenizer = make_tokenizer(chat=True)
+        tokenizer.chat_template = hostile
+        with pytest.raises(SecurityError):
+            render(tokenizer, MESSAGES)
+        tokenizer.save_pretrained(tmp_path)
+        with pytest.raises(SecurityError):
+            render(load_tokenizer(str(tmp_path)), MESSAGES)
+        assert not trace.exists()
+
+    def test_of_a_file(self, hostile: str, trace: Path, tmp_path: Path) -> None:
+        (tmp_path / "template.jinja").write_text(hostile)
+        tokenizer = make_tokenizer()
+        use_chat_template(tokenizer, str(tmp_path / "template.jinja"))
+        with pytest.raises(SecurityError):
+            render(tokenizer, MESSAGES)
+        assert not trace.exists()
+
+    @pytest.mark.parametrize("method", METHODS)
+    def test_in_a_training(self, method: str, hostile: str, trace: Path, tmp_path: Path) -> None:
+        tokenizer = make_tokenizer(chat=True)
+        tokenizer.chat_template = hostile
+        rows = [{"prompt": MESSAGES}] * 4
+        with pytest.raises(Exception, match="unsafe"):
+            make_trainer(method, tmp_path / "out", rows, tokenizer=tokenizer, max_steps=1).train()
+        assert not trace.exists()
+
+    def test_of_a_row(self, hostile: str, trace: Path, tmp_path: Path) -> None:
+        """A row's arguments of the template may name another template."""
+        rows = [{"prompt": MESSAGES, "chat_template_kwargs": {"chat_template": hostile}}] * 4
+        with pytest.raises(Exception, match="unsafe"):
+            make_trainer("rrhf", tmp_path / "out", rows, chat=True, max_steps=1).train()
+        assert not trace.exists()
+
+    def test_the_text_of_a_message_is_no_template(self, hostile: str, trace: Path) -> None:
+        messages = [{"role": "user", "content": hostile}]
+        assert hostile in render(make_tokenizer(chat=True), messages) and not trace.exists()
+
+
+class TestWiring:
+    """What looks for known vulnerabilities every night cannot be run without a network; that it is run can be seen."""
+
+    def test_the_nightly_audit(self) -> None:
+        jobs = yaml.safe_load((REPOSITORY / ".github" / "workflows" / "nightly.yml").read_text())["jobs"]
+        assert [step["run"] for step in jobs["audit"]["steps"] if "run" in step] == [".ci/audit"]
+        script = REPOSITORY / ".ci" / "audit"
+        assert os.access(script, os.X_OK)
+        subprocess.run(["bash", "-n", str(script)], check=True)
+        assert re.search(r"pip-audit\S* .*--requirement constraints\.txt", script.read_text())
+
+    def test_the_audit_reads_every_line(self) -> None:
+        """Without resolving dependencies, pip-audit takes exact versions only."""
+        lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
+        pins = [line for line in lines if line.strip() and not line.startswith("#")]
+        assert len(pins) > 50 and all(re.fullmatch(r"[\w.-]+==[\w.+!-]+", pin) for pin in pins)
+
+    def test_the_linter_looks_for_unsafe_calls(self) -> None:
+        rules = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["ruff"]["lint"]
+        assert {"S102", "S301", "S302", "S307", "S506"} <= set(rules["select"]) and not set(rules["ignore"]) & {"S"}
 
 
 class TestRemoteCode:

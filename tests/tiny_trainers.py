@@ -33,6 +33,7 @@ def make_trainer(
     eval_rows: list[dict[str, Any]] | None = None,
     chat: bool = False,
     tokenizer: Any = None,
+    model_changes: dict[str, Any] | None = None,
     reward_funcs: Any = letter_reward,
     compute_metrics: Any = None,
     **settings: Any,
@@ -47,6 +48,7 @@ def make_trainer(
         eval_rows (`list[dict]`, *optional*): What it is evaluated on.
         chat (`bool`, *optional*): Whether the tokenizer has a chat template.
         tokenizer (*optional*): Another tokenizer.
+        model_changes (`dict`, *optional*): Fields of the models' config, see `conftest.make_model`.
         reward_funcs (*optional*): A reward that falls and rises with letters, unless another is given.
         compute_metrics (`Callable`, *optional*): Its argument of this name.
         settings: Fields of its config.
@@ -67,10 +69,11 @@ def make_trainer(
     }
     given = {name: value for name, value in (defaults | _SETTINGS[method] | settings).items() if value is not None}
     args = made.config_class()(output_dir=str(folder), **given)
-    more: dict[str, Any] = {"value_model": make_model(len(tokenizer), seed=1)} if method == "vas" else {}
+    changes = model_changes or {}
+    more: dict[str, Any] = {"value_model": make_model(len(tokenizer), seed=1, **changes)} if method == "vas" else {}
     more |= {"compute_metrics": compute_metrics} if compute_metrics else {}
     return made.trainer_class()(
-        model=make_model(len(tokenizer)),
+        model=make_model(len(tokenizer), **changes),
         args=args,
         train_dataset=Dataset.from_list(PROMPTS if rows is None else rows),
         eval_dataset=Dataset.from_list(eval_rows) if eval_rows else None,

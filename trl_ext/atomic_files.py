@@ -1,17 +1,61 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Atomic file writes: write to a temporary file, then rename."""
+"""Atomic file writes: write to a temporary file, then rename. An error says which file, and what to do."""
 
+import errno
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
     import torch
+
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EACCES: "make its folder writable",
+    errno.EPERM: "make its folder writable",
+    errno.EROFS: "choose a folder that can be written to",
+}
+
+
+def remedy(error: OSError) -> str:
+    """What to do about a file that could not be written, as a part of a sentence."""
+    return _REMEDIES.get(error.errno or 0, "check the disk")
+
+
+def make_folder(path: Path, setting: str) -> None:
+    """
+    Create a folder that a run will write to, before it does anything that takes long.
+
+    Args:
+        path (`Path`): The folder.
+        setting (`str`): The setting that it is from, for errors.
+
+    Raises:
+        `OSError`: It cannot be created or written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"`{setting}` {str(path)!r} cannot be created ({error.strerror}): set another one.") from error
+    if not os.access(path, os.W_OK):
+        raise OSError(f"`{setting}` {str(path)!r} cannot be written to: set another one.")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Inside this context `path` is written: an `OSError` gets a note that names it and says what to do."""
+    try:
+        yield
+    except OSError as error:
+        error.add_note(f"{path} was not written: {remedy(error)}, then run the same again.")
+        raise
 
 
 @contextmanager
@@ -26,21 +70,23 @@ def replacing(path: Path) -> Iterator[Path]:
         path (`Path`): File to replace or create. Its folder is created if it does not exist.
 
     Raises:
-        `OSError`: The file cannot be written. `path` is then unchanged.
+        `OSError`: The file cannot be written. `path` is then unchanged. A note names it and says what to do.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
-    try:
-        yield part
-        descriptor = os.open(part, os.O_RDWR)
+    with writing(path):
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield part
+            descriptor = os.open(part, os.O_RDWR)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            os.replace(part, path)
+        except BaseException:
+            with suppress(OSError):  # of the same disk
+                part.unlink(missing_ok=True)
+            raise
 
 
 def write_text(path: Path, text: str) -> None:

@@ -231,7 +231,7 @@ def read_config(path: str) -> dict[str, Any]:
     """
     try:
         with open(path, encoding="utf-8") as file:
-            config = yaml.load(file, Loader=_UniqueKeys)
+            config = yaml.load(file, Loader=_UniqueKeys)  # a safe loader # noqa: S506
     except FileNotFoundError:
         raise FileNotFoundError(f"config file not found: {path}") from None
     except IsADirectoryError:

@@ -191,6 +191,15 @@ class TestGuarded:
         guarded("trl-ext x", lambda: read_config("/no/such/file.yaml"))
         assert "TRL_EXT_DEBUG=1" not in capsys.readouterr().err
 
+    def test_notes_of_an_error_follow_it(self, capsys):
+        """What was kept of the work, and how to go on."""
+        error = OSError("no space")
+        error.add_note("The run can be resumed from checkpoint-2.")
+        assert guarded("trl-ext x", self.fail(error)) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[0].startswith("trl-ext x: error: no space")
+        assert lines[1:] == ["The run can be resumed from checkpoint-2."]
+
     def test_debug_shows_the_traceback(self, monkeypatch):
         monkeypatch.setenv("TRL_EXT_DEBUG", "1")
         with pytest.raises(ValueError, match="broken"):

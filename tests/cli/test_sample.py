@@ -552,6 +552,15 @@ def test_a_complete_file_is_left_alone(tiny_model_dir, prompts, capsys):
         assert sample(prompts, tiny_model_dir, output) == 0, "a file that was deleted is made again"
 
 
+def test_a_card_that_was_not_written_is_written_by_the_same_command(tiny_model_dir, prompts):
+    assert sample(prompts, tiny_model_dir) == 0
+    card = Path("out.jsonl.README.md")
+    expected = card.read_text()
+    card.unlink()
+    assert sample(prompts, tiny_model_dir) == 0
+    assert card.read_text() == expected
+
+
 def test_files_of_others_are_not_touched(tiny_model_dir, prompts, monkeypatch):
     for output in ("out.jsonl", "out.parquet"):
         Path(output).write_text("precious\n")

@@ -4,7 +4,7 @@
 """
 docs/reference/metrics.md has every metric that a training logs.
 
-The names are those of the recorded trainings of all methods (tests/trajectories/recorded.json, which
+The names are those of the recorded trainings of all methods (tests/trajectories/, which
 tests/test_trajectories.py keeps up to date), and those in the code, for metrics that only some settings log.
 """
 
@@ -31,7 +31,8 @@ def shown() -> set[str]:
 
 def recorded() -> set[str]:
     """The names in the logs of trainings, without the prefix of evaluations."""
-    runs = json.loads((REPOSITORY / "tests" / "trajectories" / "recorded.json").read_text())["runs"]
+    recording = min((REPOSITORY / "tests" / "trajectories").glob("*.json"))
+    runs = json.loads(recording.read_text())["runs"]
     logged = {name for run in runs.values() for entry in run.get("log", ()) for name in entry}
     return {REWARDS.sub("rewards/<name>/", name.removeprefix("eval_")) for name in logged}
 

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The checkpoint that a run resumes from if one of them is incomplete, overwritten, or met a full disk."""
 
+import errno
 import json
 from functools import cache
 from pathlib import Path
@@ -11,8 +12,15 @@ import pytest
 import torch
 from tiny_trainers import METHODS, make_trainer
 
-from trl_ext.atomic_files import replacing, write_tensors, write_text
-from trl_ext.training.checkpoints import begin, check_resumable, is_complete, last_checkpoint
+from trl_ext.training.checkpoints import (
+    begin,
+    check_resumable,
+    is_complete,
+    last_checkpoint,
+    resume_note,
+    saving,
+    training_in,
+)
 
 
 FULL = Path("/dev/full")  # every write to it fails, as on a full disk
@@ -66,34 +74,77 @@ class TestLastCheckpoint:
             make_trainer("rrhf", tmp_path, max_steps=1).train(resume_from_checkpoint=broken)
 
 
-class TestWholeFiles:
-    def test_the_old_file_stays_if_the_new_one_fails(self, tmp_path: Path) -> None:
-        path = tmp_path / "folder" / "file.json"
-        write_text(path, "old")
-        with pytest.raises(RuntimeError), replacing(path) as part:
-            part.write_text("half")
-            raise RuntimeError
-        assert path.read_text() == "old"
-        assert [p.name for p in path.parent.iterdir()] == ["file.json"]
+class TestErrors:
+    """What a run that cannot write says: which file, and how to go on."""
 
-    def test_what_a_killed_process_left_is_written_over(self, tmp_path: Path) -> None:
-        (tmp_path / "file.json.part").write_text("a much longer text than the new one")
-        write_text(tmp_path / "file.json", "new")
-        assert (tmp_path / "file.json").read_text() == "new"
-        assert [p.name for p in tmp_path.iterdir()] == ["file.json"]
+    def test_where_to_resume(self, tmp_path: Path) -> None:
+        assert resume_note(tmp_path) == f"There is no complete checkpoint in {tmp_path}: start the run again."
+        path = checkpoint(tmp_path, 4)
+        assert resume_note(tmp_path) == f"The run can be resumed from {path}."
 
-    def test_tensors(self, tmp_path: Path) -> None:
-        from safetensors.torch import load_file
+    def test_what_was_being_saved(self, tmp_path: Path) -> None:
+        path = checkpoint(tmp_path, 4)
+        for error, what in (
+            (OSError(errno.EACCES, "denied"), "make its folder writable"),
+            (RuntimeError("PytorchStreamWriter failed"), "is the disk full?"),
+        ):
+            with pytest.raises(type(error)) as caught, saving("The model in", tmp_path / "x", tmp_path):
+                raise error
+            assert caught.value.__notes__ == [
+                f"The model in {tmp_path / 'x'} is incomplete ({what}). The run can be resumed from {path}."
+            ]
+        with pytest.raises(KeyboardInterrupt) as stopped, saving("The model in", tmp_path / "x", tmp_path):
+            raise KeyboardInterrupt
+        assert not hasattr(stopped.value, "__notes__")
 
-        write_tensors(tmp_path / "x.safetensors", {"x": torch.arange(6).view(2, 3).T})
-        assert torch.equal(load_file(tmp_path / "x.safetensors")["x"], torch.arange(6).view(2, 3).T)
+    def test_what_fails_after_a_checkpoint_is_complete(self, tmp_path: Path) -> None:
+        """Its upload, or the removal of an older one."""
+        path = checkpoint(tmp_path, 4)
+        with pytest.raises(ConnectionError) as caught, saving("The checkpoint", path, tmp_path):
+            raise ConnectionError
+        assert caught.value.__notes__ == [f"The run can be resumed from {path}."]
 
-    @pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full")
-    def test_a_full_disk(self, tmp_path: Path) -> None:
-        (tmp_path / "file.json.part").symlink_to(FULL)
-        with pytest.raises(OSError, match="No space left"):
-            write_text(tmp_path / "file.json", "new")
-        assert not list(tmp_path.iterdir())
+    def test_a_training_says_once_how_to_go_on(self, tmp_path: Path) -> None:
+        note = resume_note(tmp_path)
+        with pytest.raises(OSError) as caught, training_in(tmp_path):
+            raise OSError(errno.EIO, "broken")
+        assert caught.value.__notes__ == [note]
+        with pytest.raises(OSError) as caught, training_in(tmp_path), saving("The checkpoint", "x", tmp_path):
+            raise OSError(errno.EIO, "broken")
+        assert caught.value.__notes__ == [f"The checkpoint x is incomplete (check the disk). {note}"]
+        with pytest.raises(ValueError) as other, training_in(tmp_path):
+            raise ValueError
+        assert not hasattr(other.value, "__notes__")
+
+    def test_a_folder_that_cannot_be_made(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(OSError, match=r"^`output_dir` '.*out' cannot be created \(Not a directory\): set another"):
+            make_trainer("rrhf", tmp_path / "file" / "out", max_steps=1)
+
+    def test_the_trained_model(self, tmp_path: Path) -> None:
+        trainer = make_trainer("rrhf", tmp_path / "out", max_steps=1, save_strategy="steps", save_steps=1)
+        trainer.train()
+        (tmp_path / "out" / "model.safetensors").mkdir()
+        with pytest.raises(Exception) as caught:
+            trainer.save_model()
+        (note,) = caught.value.__notes__
+        assert note.startswith(f"The model in {tmp_path / 'out'} is incomplete (")
+        assert note.endswith(f"The run can be resumed from {tmp_path / 'out' / 'checkpoint-1'}.")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_that_ended_trains_no_further_step(method: str, tmp_path: Path) -> None:
+    """Its last checkpoint is within an epoch, where transformers' loop goes on."""
+    settings: dict[str, Any] = {"max_steps": 3, "save_strategy": "steps", "save_steps": 3}
+    settings["lr_scheduler_type"] = "constant"
+    settings |= {"resample_steps": 0, "num_epochs_per_batch": 2} if method == "vas" else {}
+    first = make_trainer(method, tmp_path, **settings)
+    first.train()
+    trainer = make_trainer(method, tmp_path, **settings)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 3 and last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
+    for name, value in first.model.state_dict().items():
+        assert torch.equal(value, trainer.model.state_dict()[name]), name
 
 
 # Saved after step 3 of 4: within a round of Proxy-RLHF, between two updates of VAS, between two rounds of RRHF.
@@ -142,7 +193,7 @@ def test_a_full_disk_costs_the_checkpoint_that_was_being_saved(
     (broken / file).symlink_to(FULL)
     with pytest.raises(Exception) as caught:
         train(method, tmp_path)
-    (note,) = caught.value.__notes__
+    note = caught.value.__notes__[-1]
     assert f"{broken} is incomplete" in note and f"resumed from {tmp_path / 'checkpoint-2'}." in note
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
     (broken / file).unlink(missing_ok=True)  # the disk has space again

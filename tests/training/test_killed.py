@@ -15,14 +15,13 @@ from typing import Any
 import pytest
 from conftest import LONG, make_model, make_tokenizer
 from killable import Killing, Server, durations
+from run_results import assert_alike, run_results
 
 from trl_ext.training.checkpoints import is_complete
 
 
 KILLS = 10 if LONG else 3
 STEPS = 12
-# Of the log: what the steps, rounds and evaluations came to, but no times.
-TIMES = ("runtime", "per_second", "seconds/", "_time")
 
 SETTINGS: dict[str, dict[str, Any]] = {
     # A save between two rounds of sampling, with prompts that are sampled for and not yet trained on.
@@ -121,26 +120,6 @@ def points(timed: dict[str, list[float]], rng: random.Random) -> Iterator[Killin
             yield Killing(phase, rng.randint(1, min(3, len(timed[phase]))), rng.uniform(0, 1.2 * seconds))
 
 
-def record(output: Path) -> dict[str, Any]:
-    """The results of a run that do not depend on the clock: log, weights, completions."""
-    newest = max(output.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    log = json.loads((newest / "trainer_state.json").read_text())["log_history"]
-    weights = {str(path.relative_to(output)): path.read_bytes() for path in output.rglob("*.safetensors")}
-    return {
-        "log": [{k: v for k, v in entry.items() if not any(part in k for part in TIMES)} for entry in log],
-        "weights": weights,
-        "completions": {path.name: path.read_bytes() for path in (output / "completions").glob("*")},
-    }
-
-
-def assert_alike(one: dict[str, Any], other: dict[str, Any]) -> None:
-    assert [repr(entry) for entry in one["log"]] == [repr(entry) for entry in other["log"]]  # NaN is NaN
-    for kind in ("weights", "completions"):
-        assert one[kind].keys() == other[kind].keys()
-        differ = [name for name in one[kind] if one[kind][name] != other[kind][name]]
-        assert not differ, f"{kind} differ: {differ}"
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("method", SETTINGS)
 def test_a_killed_training_ends_with_the_same_weights(
@@ -148,7 +127,7 @@ def test_a_killed_training_ends_with_the_same_weights(
 ) -> None:
     whole, log = tmp_path / "whole", tmp_path / "log"
     server.must_end_well(training(method, folder, whole), log)
-    expected, timed = record(whole), durations(log)
+    expected, timed = run_results(whole), durations(log)
     assert {"sample", "step", "save", "evaluate"} <= timed.keys()
     assert len([entry for entry in expected["log"] if "loss" in entry]) == STEPS
     kills, runs, killings = 0, 0, points(timed, rng)
@@ -168,7 +147,7 @@ def test_a_killed_training_ends_with_the_same_weights(
             kills += status == -9
             if status == 0:
                 break
-        assert_alike(expected, record(output))
+        assert_alike(expected, run_results(output))
 
 
 @pytest.mark.slow

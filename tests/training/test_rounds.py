@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from datasets import Dataset, IterableDataset
 
 from trl_ext.training.rollouts import Rollout, load_rollouts
-from trl_ext.training.rounds import RolloutSchedule
+from trl_ext.training.rounds import RolloutSchedule, resample_stream
 
 
 DATASET = [{"row_index": i, "name": i} for i in range(6)]
@@ -223,3 +224,98 @@ def test_two_processes_sample_half_each_and_share(monkeypatch):
         steps = train(RolloutSchedule(sampler, accelerator), [0])
         assert sampler.rounds == [[i for i in range(6) if i % 2 == process]]
         assert steps == [[[1, i]] for i in range(6)]
+
+
+def test_batches_get_the_columns_of_their_rollouts():
+    def sample(rows):
+        return {row["row_index"]: Rollout([[7]], [2.0], {"a": [3.0]}, [row["row_index"]]) for row in rows}
+
+    (batch,) = RolloutSchedule(sample, ONE_PROCESS, every_steps=1).batches(epoch_loader(2), 1, 0, DATASET)
+    assert batch["rewards"] == [{"a": [3.0]}] * 2 and batch["marks"] == [[0], [1]]
+
+
+def test_rows_of_a_round_by_steps_are_numbered_and_keep_their_number_in_the_dataset(sampler):
+    schedule = RolloutSchedule(sampler, ONE_PROCESS, every_steps=2)
+    loader = epoch_loader(2)
+    next(loader)
+    batches = schedule.batches(loader, 1, 0, DATASET) + schedule.batches(loader, 1, 0, DATASET)
+    assert [batch["row_index"].tolist() for batch in batches] == [[0, 1], [2, 3]]
+    assert [batch["data_row"].tolist() for batch in batches] == [[2, 3], [4, 5]]
+    assert [(row["row_index"], row["data_row"]) for batch in batches for row in batch["rows"]] == [
+        *((0, 2), (1, 3), (2, 4), (3, 5))
+    ]
+
+
+def test_kept_rounds_add_up(sampler):
+    schedule = RolloutSchedule(sampler, ONE_PROCESS, every_epochs=1, keep=True)
+    for epoch in range(3):
+        (batch,) = schedule.batches(epoch_loader(), 1, epoch, DATASET)
+        assert batch["completion_ids"] == [[[n, 0] for n in range(1, epoch + 2)]]
+        assert batch["scores"] == [[float(n) for n in range(1, epoch + 2)]]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rounds"),
+    [
+        ({}, [0] * 10),
+        ({"every_epochs": 2}, [0] * 10),
+        ({"every_epochs": 1}, [0] * 5 + [1] * 5),
+        ({"every_steps": 1}, list(range(10))),
+        ({"every_steps": 2}, [0, 0, 1, 1, 2, 3, 3, 4, 4, 5]),  # the last round of an epoch of 5 steps has one
+        ({"every_steps": 5}, [0] * 5 + [1] * 5),
+    ],
+)
+def test_the_round_of_a_step(schedule, rounds, sampler):
+    found = [RolloutSchedule(sampler, ONE_PROCESS, **schedule).round_of(step, 5) for step in range(10)]
+    assert found == rounds
+
+
+def test_a_dataset_that_is_no_multiple_of_the_processes(monkeypatch):
+    """All processes sample equally often: the first row is sampled a second time."""
+    sampler = Sampler()
+    monkeypatch.setattr("trl_ext.training.rounds.gather_object", lambda mine: mine)
+    schedule = RolloutSchedule(sampler, SimpleNamespace(process_index=3, num_processes=4))
+    schedule._sample_epoch(0, DATASET)
+    assert sampler.rounds == [[3, 1]]
+
+
+def test_a_stream_is_sampled_for_each_step(caplog):
+    stream = IterableDataset.from_generator(lambda: iter(DATASET))
+    with caplog.at_level("INFO", "trl_ext.training.rounds"):
+        for dataset, given, steps in ((stream, 0, 1), (stream, 3, 3), (Dataset.from_list(DATASET), 0, 0)):
+            args = SimpleNamespace(resample_steps=given)
+            resample_stream(args, dataset)
+            assert args.resample_steps == steps
+    assert caplog.messages == [
+        "The train dataset is streamed: completions are generated for each step (`resample_steps` is 1)."
+    ]
+
+
+def test_a_checkpoint_without_completions_is_reported(tmp_path, sampler, caplog):
+    schedule = RolloutSchedule(sampler, SimpleNamespace(process_index=2, num_processes=4))
+    schedule.restore(None)
+    assert not caplog.messages
+    schedule.restore(tmp_path)
+    file = tmp_path / "rollouts_2.json"
+    assert caplog.messages == [f"{file} does not exist: completions are generated again."]
+    schedule.save(tmp_path)
+    assert file.is_file()
+
+
+def test_what_is_restored_is_used_in_place_of_what_was_there(tmp_path, sampler):
+    """A trainer may be resumed from an earlier checkpoint of its own run."""
+    first = RolloutSchedule(sampler, ONE_PROCESS, every_steps=3)
+    loader = epoch_loader()
+    first.batches(loader, 1, 0, DATASET)
+    first.save(tmp_path)
+    for _ in range(3):
+        first.batches(loader, 1, 0, DATASET)  # into the second round
+    first.restore(tmp_path)
+    loader = epoch_loader()
+    next(loader)
+    found = [
+        ids for _ in range(5) for batch in first.batches(loader, 1, 0, DATASET) for (ids,) in batch["completion_ids"]
+    ]
+    assert found == [[1, 1], [1, 2], [3, 3], [3, 4], [3, 5]]
+    first.restore(None)
+    assert first.batches(epoch_loader(), 1, 0, DATASET)[0]["completion_ids"] == [[[4, 0]]]

@@ -3,7 +3,9 @@
 
 """The metrics file over interrupted, resumed and repeated runs; a run from Python as settings of the command."""
 
+import errno
 import functools
+import io
 import json
 import math
 from dataclasses import MISSING, fields
@@ -106,6 +108,27 @@ def test_a_full_disk_does_not_end_training(tmp_path, caplog):
     run = Run(tmp_path)
     run.path.mkdir()
     run.log(1)
+
+
+@pytest.mark.parametrize("reports", ["an error", "fewer bytes"])
+def test_half_a_line_is_taken_back(reports, tmp_path, monkeypatch):
+    """A full disk takes half of a line. The next line begins where that one began."""
+    run = Run(tmp_path)
+    run.begin()
+    run.log(1)
+
+    class Half(io.FileIO):
+        def write(self, data):
+            written = super().write(data[: len(data) // 2])
+            if reports == "an error":
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return written
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(run.path), "open", lambda path, mode, buffering: Half(path, "a"))
+        run.log(2)
+    run.log(3)
+    assert run.steps() == [1, 3]
 
 
 # ------------------------------------------------------------------------------------------------- runs from Python

@@ -33,7 +33,7 @@ class RaisingParser(argparse.ArgumentParser):
 def guarded(prog: str, run: Callable[[], int]) -> int:
     """
     Run a command. Errors that a user can correct become one line on stderr, or a line for each of several settings,
-    unless `TRL_EXT_DEBUG` is set.
+    unless `TRL_EXT_DEBUG` is set. Notes of an error follow it.
 
     Other exceptions are bugs, of this package or of a library, and are raised with their traceback. A warning of
     bitsandbytes about a path that is never taken is hidden.
@@ -80,6 +80,7 @@ def _shown(start: str, error: BaseException) -> str:
     else:
         hint = "" if _is_ours(error) else " (TRL_EXT_DEBUG=1 shows the traceback)"
         lines = [start + (" ".join(str(error).split()) or type(error).__name__) + hint]
+    lines += getattr(error, "__notes__", [])  # what was kept, and how to go on
     if not sys.stderr.isatty():
         return "\n".join(lines)
     width = max(40, shutil.get_terminal_size().columns)

@@ -232,6 +232,8 @@ def run(
     weights = [*args.model_name_or_path, *args.rewards, *texts_in(of_decodings)]
     file = args.open_output(dataset, weights, of_loading | of_decodings)
     if file.complete:
+        if file.rows and not card_path(file.path).exists():  # the run that wrote the rows ended before
+            _write_card(file, args, loading)
         print(f"{file.path} is complete, with {file.rows} rows (--overwrite_output starts over).")
         return 0
     sampler = _sampler(args, loading, decodings, settings, dataset, own_columns)

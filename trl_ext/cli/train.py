@@ -20,6 +20,7 @@ from typing import Any
 
 from trl import ScriptArguments
 
+from trl_ext.atomic_files import make_folder
 from trl_ext.cards import is_hub_dataset
 from trl_ext.data.load import FILE_TYPES_TEXT
 from trl_ext.method import Found, Method, discover
@@ -113,7 +114,7 @@ def main(argv: Sequence[str], *, launched: bool = False) -> int:
     options = {} if launched else launcher_options(parser.other_flags(flags))
     script_args, model_args, training_args, mixture_args = parser.build(flags)
     check_packages(training_args)
-    _make_folder(training_args.output_dir)
+    make_folder(Path(training_args.output_dir), "output_dir")  # before the data and the models are loaded
     if not launched and needs_launcher(options):
         run: Callable[[], int] = lambda: launch(options, found.method.name, arguments)  # noqa: E731
         return with_resume_hint(run, parser.prog, training_args.output_dir)
@@ -256,16 +257,6 @@ def _find(name: str) -> Found:
     if found is None:
         raise ValueError(f"there is no method '{name}'; `trl-ext methods` lists those installed")
     return found
-
-
-def _make_folder(output_dir: str) -> None:
-    """Find out now that the folder cannot be written to, not after the data and the models are loaded."""
-    try:
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"`output_dir` {output_dir!r} cannot be created ({error.strerror}): set another one.") from error
-    if not os.access(output_dir, os.W_OK):
-        raise OSError(f"`output_dir` {output_dir!r} cannot be written to: set another one.")
 
 
 def _split(splits: Any, name: str, source: str, setting: str) -> Any:

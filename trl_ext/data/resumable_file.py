@@ -14,10 +14,11 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from trl_ext.atomic_files import replacing, write_text
+from trl_ext.atomic_files import replacing, write_text, writing
 from trl_ext.progress import library_progress
 
 from .schema import DataError
@@ -61,15 +62,16 @@ class ResumableFile:
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         self.batches, self.rows, self.bytes, self.sorted_bytes, self.complete = 0, 0, 0, 0, False
         self.totals: dict[str, float] = {}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if overwrite:
-            for old in (self.state_path, self.rows_path, self.path):
-                old.unlink(missing_ok=True)
-        if self._is_there():
-            self._resume()
-        else:
-            self.rows_path.write_bytes(b"")
-            self._save_state()
+        with writing(self.rows_path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if overwrite:
+                for old in (self.state_path, self.rows_path, self.path):
+                    old.unlink(missing_ok=True)
+            if self._is_there():
+                self._resume()
+            else:
+                self._save_state()  # first: a state file alone is no earlier run
+                self.rows_path.write_bytes(b"")
 
     def _is_there(self) -> bool:
         """Whether there is an earlier run to resume. A state file without a file of rows does not count."""
@@ -173,7 +175,7 @@ class ResumableFile:
         """
         data = b"".join(_line(row, self.rows + i) for i, row in enumerate(rows))
         try:
-            with self.rows_path.open("ab") as file:
+            with writing(self.rows_path), self.rows_path.open("ab") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -206,7 +208,8 @@ class ResumableFile:
         self.complete = True
         self._save_state()
         if self.path != self.rows_path:
-            self.rows_path.unlink()
+            with suppress(OSError):  # the output is complete without
+                self.rows_path.unlink()
 
     def _sort(self, column: str, drop: bool) -> None:
         """Sort the rows by a column. If this is interrupted, the next run sorts again, or finds the sorted file."""

@@ -1,10 +1,14 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Finds the checkpoints from which a run can be resumed."""
+"""Finds the checkpoints from which a run can be resumed, and says after an error which one that is."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from trl_ext.atomic_files import remedy
 
 
 # The main process writes this file last: if it is complete, so is the checkpoint.
@@ -46,6 +50,46 @@ def last_checkpoint(output_dir: str | Path) -> str | None:
     }
     newest_first = (numbers[n] for n in sorted(numbers, reverse=True))
     return next((str(folder) for folder in newest_first if is_complete(folder) and has_optimizer(folder)), None)
+
+
+def resume_note(output_dir: str | Path) -> str:
+    """How a run that an error has ended goes on."""
+    newest = last_checkpoint(output_dir)
+    if newest is None:
+        return f"There is no complete checkpoint in {output_dir}: start the run again."
+    return f"The run can be resumed from {newest}."
+
+
+@contextmanager
+def saving(what: str, folder: str | Path, output_dir: str | Path) -> Iterator[None]:
+    """
+    Inside this context, `what` is written to `folder`: an error gets a note with what to do.
+
+    Args:
+        what (`str`): What is saved, for the note.
+        folder (`str` or `Path`): Where it is saved.
+        output_dir (`str` or `Path`): The folder of the run, with its checkpoints.
+    """
+    try:
+        yield
+    except Exception as error:  # libraries raise others than OSError for files that they cannot write
+        what_to_do = remedy(error) if isinstance(error, OSError) else "is the disk full?"
+        incomplete = f"{what} {folder} is incomplete ({what_to_do}). "
+        # A checkpoint may be complete: what failed is its upload, or the removal of an older one.
+        error.add_note(("" if is_complete(folder) else incomplete) + resume_note(output_dir))
+        raise
+
+
+@contextmanager
+def training_in(output_dir: str | Path) -> Iterator[None]:
+    """Inside this context a run trains: an error about a file gets a note with how the run goes on."""
+    try:
+        yield
+    except OSError as error:
+        note = resume_note(output_dir)
+        if not any(note in earlier for earlier in getattr(error, "__notes__", [])):
+            error.add_note(note)
+        raise
 
 
 def check_resumable(folder: str | Path) -> None:

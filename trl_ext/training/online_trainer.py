@@ -181,7 +181,7 @@ class OnlineTrainer(ExtTrainer):
         """Indices of the prompts of a batch that its loss is a mean over: those with completions."""
         return [b for b, group in enumerate(batch["completion_ids"]) if group]
 
-    def get_batch_samples(
+    def _batches_of_step(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], int | None]:
         """
@@ -193,7 +193,7 @@ class OnlineTrainer(ExtTrainer):
             epoch = int(self.state.epoch or 0)
             batches = self._rounds.batches(epoch_iterator, num_batches, epoch, self.train_dataset)
         else:
-            batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+            batches, _ = super()._batches_of_step(epoch_iterator, num_batches, device)
         if not batches:
             return batches, None
         return batches, max(1, self._over_processes(sum(len(self._kept(batch)) for batch in batches)))

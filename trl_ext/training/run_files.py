@@ -3,8 +3,10 @@
 
 """The files that every run leaves in `output_dir`: its settings, its metrics and the model card."""
 
+import errno
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +112,15 @@ class _Lines:
             if self._own is None:  # an evaluation without training, or before it
                 self._own = len(self._read())
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(f"{line}\n")
+            data = f"{line}\n".encode()
+            with self.path.open("ab", buffering=0) as file:
+                size = file.tell()
+                try:
+                    if file.write(data) < len(data):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                except OSError:
+                    file.truncate(size)  # the next line does not continue half a line
+                    raise
         except OSError as error:
             logger.warning_once(f"{self.path} cannot be written to: {error}")
 

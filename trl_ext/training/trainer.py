@@ -18,7 +18,7 @@ from transformers import EvalPrediction, PreTrainedTokenizerBase, ProgressCallba
 from transformers.trainer_utils import PredictionOutput
 from transformers.utils import logging
 
-from trl_ext.atomic_files import write_text
+from trl_ext.atomic_files import make_folder, write_text
 from trl_ext.cards import quoted
 from trl_ext.data.chat_template import unstopped_turn, use_chat_template
 from trl_ext.data.schema import AnyDataset, column_names, first_row, is_conversational
@@ -47,7 +47,7 @@ from trl_ext.upstream import (
 )
 
 from .callbacks import OnTrainBegin
-from .checkpoints import begin, check_resumable, last_checkpoint
+from .checkpoints import begin, check_resumable, last_checkpoint, saving, training_in
 from .config import ExtConfig
 from .meters import Meters
 from .model_card import TrainedModel, language_model_card, model_card, rows_and_columns
@@ -129,6 +129,8 @@ class ExtTrainer(BaseTrainer):
         **kwargs: Any,
     ) -> None:
         kwargs["compute_metrics"] = on_tables(compute_metrics) if compute_metrics else None
+        if args.should_save:
+            make_folder(Path(args.output_dir), "output_dir")
         super().__init__(model=model, args=args, processing_class=self._tokenizer, **kwargs)
         check_launch(self)
         kwargs_of_checkpointing: Any = args.gradient_checkpointing_kwargs or {}
@@ -731,6 +733,25 @@ class ExtTrainer(BaseTrainer):
             return tokens.sum() * 0.0
         return self._through_parts(tokens.logps.sum() * 0.0, tokens)
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], Any]:
+        """
+        The micro-batches of one optimizer step, and what their loss is averaged over.
+
+        None are left after `max_steps`: transformers' loop would train a step more when it resumes from a last
+        checkpoint within an epoch.
+        """
+        if self.state.global_step >= self.state.max_steps:
+            return [], None
+        return self._batches_of_step(epoch_iterator, num_batches, device)
+
+    def _batches_of_step(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], Any]:
+        """The same for a step that there is; a method may add to the batches here."""
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         with self._offload:
             loss = super().training_step(model, inputs, *args, **kwargs)
@@ -833,7 +854,7 @@ class ExtTrainer(BaseTrainer):
             check_resumable(folder)
             self._check_continues(folder)
         self._checkpoint = folder
-        with self._showing_progress():
+        with self._showing_progress(), training_in(self.args.output_dir):
             return super().train(path, *args, **kwargs)
 
     def _begin_training(self) -> None:
@@ -885,19 +906,20 @@ class ExtTrainer(BaseTrainer):
         return language_model_card(self.model, place, language_model, self._tokenizer)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        with shown(not self.args.disable_tqdm), library_progress("saving the model"):
+        folder = output_dir or self.args.output_dir
+        note = contextlib.nullcontext() if _internal_call else saving("The model in", folder, self.args.output_dir)
+        with shown(not self.args.disable_tqdm), library_progress("saving the model"), note:
             super().save_model(output_dir, _internal_call)
-        if output_dir in (None, self.args.output_dir):
-            self.create_model_card()  # PEFT writes another with the adapter
+            if folder == self.args.output_dir:
+                self.create_model_card()  # PEFT writes another with the adapter
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         name = self.args.hub_model_id.split("/")[-1] if self.args.hub_model_id else Path(self.args.output_dir).name
-        self.create_model_card(model_name=name)
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save:
-            begin(folder)
-        try:
+        with saving("The checkpoint", folder, folder.parent):
+            self.create_model_card(model_name=name)
             if self.args.should_save:
+                begin(folder)
                 RunRecord.of(self).save(folder)
             self._count_tokens()
             # First, so that no checkpoint that is otherwise complete lacks its completions.
@@ -906,13 +928,6 @@ class ExtTrainer(BaseTrainer):
             self._save_state(folder)
             self.accelerator.wait_for_everyone()  # the main process writes the file that makes it complete last
             super()._save_checkpoint(model, trial)
-        except Exception as error:
-            newest = last_checkpoint(folder.parent)
-            error.add_note(
-                f"The checkpoint {folder} is incomplete (is the disk full?). "
-                + (f"The run can be resumed from {newest}." if newest else "There is no earlier checkpoint.")
-            )
-            raise
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         # transformers copies the files of a checkpoint, not its folders, to where it uploads from.

@@ -60,6 +60,11 @@ def test_induced_distribution(forced_last: bool) -> None:
     torch.testing.assert_close(found.sum(1), torch.ones(6))
 
 
+def test_the_first_candidate_is_forced_by_default() -> None:
+    logits, valid = torch.tensor([[-1.0, 0.5]]), torch.ones(1, 2, dtype=torch.bool)
+    torch.testing.assert_close(induced_logps(logits, valid), induced_logps(logits, valid, False))
+
+
 def oracle_marginal(p: list[float], w: list[float], forced_last: bool) -> list[float]:
     """The mean of the induced distribution over all orders, weighted by their probability without replacement."""
     q = [0.0] * len(p)
@@ -81,7 +86,38 @@ def test_distribution_over_all_orders(forced_last: bool, spread: float) -> None:
         expected = oracle_marginal(p, weights[row].double().tolist(), forced_last)
         rows = logits[row].expand(5, 5), weights[row].expand(5, 5)
         found = marginal_logps(*rows, torch.arange(5), forced_last)
-        torch.testing.assert_close(found, torch.tensor(expected).log(), rtol=1e-4, atol=1e-4)
+        # The inputs are float32, and so is the result; in between, float32 would lose four digits.
+        torch.testing.assert_close(
+            found, torch.tensor(expected, dtype=torch.float64).log().float(), rtol=1e-6, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("forced_last", [False, True])
+def test_the_integral_is_exact_to_eight_digits(forced_last: bool) -> None:
+    generator = torch.Generator().manual_seed(4)
+    logits = torch.randn(4, generator=generator, dtype=torch.float64)
+    weights = torch.randn(4, generator=generator, dtype=torch.float64).softmax(0)
+    expected = oracle_marginal([sigmoid(float(x)) for x in logits], weights.tolist(), forced_last)
+    found = marginal_logps(logits.expand(4, 4), weights.expand(4, 4), torch.arange(4), forced_last)
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64).log(), rtol=0, atol=4e-8)
+
+
+@pytest.mark.parametrize("forced_last", [False, True])
+def test_padding_changes_nothing(forced_last: bool) -> None:
+    """Also where candidates are mostly rejected, so that the forced one counts."""
+    logits = torch.tensor([[-2.0, -1.0, -3.0]]).expand(3, 3)
+    weights = torch.tensor([[0.5, 0.3, 0.2]]).expand(3, 3)
+    expected = marginal_logps(logits, weights, torch.arange(3), forced_last)
+    padded = torch.nn.functional.pad(logits, (0, 2), value=1.5), torch.nn.functional.pad(weights, (0, 2))
+    torch.testing.assert_close(marginal_logps(*padded, torch.arange(3), forced_last), expected)
+    assert float(expected.exp().sum()) == pytest.approx(1, abs=1e-6)
+
+
+def test_everything_is_computed_where_the_logits_are() -> None:
+    """A device without data: an operation that mixes it with the CPU is an error."""
+    logits, weights = torch.empty(3, 4, device="meta"), torch.empty(3, 4, device="meta")
+    found = marginal_logps(logits, weights, torch.empty(3, dtype=torch.long, device="meta"), True)
+    assert found.device.type == "meta" and found.shape == (3,) and found.dtype == torch.float32
 
 
 @pytest.mark.parametrize("forced_last", [False, True])
@@ -137,6 +173,14 @@ def test_value_loss() -> None:
     torch.testing.assert_close(value_loss(values, old, returns, 0.0), torch.tensor([0.5, 0.5, 0.005]))
     # Clipped to 0.2: (0.2 - 2)^2 is the larger
     torch.testing.assert_close(value_loss(values, old, returns, 0.2), torch.tensor([1.62, 1.62, 0.005]))
+    # From 1 up to 1.2 and down to 0.8; from -1 no lower than -1.2
+    values, old, returns = (
+        torch.tensor([3.0, -2.0, -3.0]),
+        torch.tensor([1.0, 1.0, -1.0]),
+        torch.tensor([4.0, -4.0, -5.0]),
+    )
+    expected = 0.5 * torch.tensor([(1.2 - 4) ** 2, (0.8 + 4) ** 2, (-1.2 + 5) ** 2])
+    torch.testing.assert_close(value_loss(values, old, returns, 0.2), expected)
     pulled = torch.tensor([1.0], requires_grad=True)
     value_loss(pulled, torch.tensor([1.0]), torch.tensor([2.0]), 0.2).sum().backward()
     assert float(pulled.grad) == -1.0  # type: ignore[arg-type]

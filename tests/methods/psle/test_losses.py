@@ -61,6 +61,14 @@ def test_worked_numbers():
     assert computed([[-1.5, -1.0]], [[0.0, 2.0]], [[0, 1]], 1.0, margin=1.0).tolist() == [0.5]
 
 
+def test_the_guided_answer_counts_as_the_better_one_of_a_tie():
+    """And there is no margin by default: l(plain) - l(guided) = 1."""
+    tied = losses.ranking_loss(torch.tensor([-1.0]), torch.tensor([-2.0]), torch.zeros(1), torch.zeros(1))
+    assert tied.tolist() == [1.0]
+    satisfied = losses.ranking_loss(torch.tensor([-2.0]), torch.tensor([-1.5]), torch.zeros(1), torch.ones(1))
+    assert satisfied.tolist() == [0.0]
+
+
 def test_a_gap_of_exactly_the_threshold_is_imitated():
     r = torch.tensor([0.0, 0.0, 0.0, 0.0]), torch.tensor([0.25, 0.2500001, -1.0, math.nan])
     assert losses.is_ranked(*r, 0.25).tolist() == [False, True, False, False]

@@ -15,6 +15,7 @@ from trl_ext.methods.rrhf.losses import (
     best_completion,
     kendall_tau,
     normalized_logps,
+    order,
     pair_accuracy,
     ranking_loss,
     sft_loss,
@@ -102,6 +103,30 @@ def test_values_that_differ_by_rounding_are_tied():
     p = -3.0 + torch.arange(6) * 1e-3
     assert [x.item() for x in pair_accuracy(p, scores, group)] == [15.0, 15.0]
     assert kendall_tau(p, scores, group, 1).item() == pytest.approx(1.0)
+
+
+def test_the_shortest_completions_are_divided_by_their_length_too():
+    lengths = torch.tensor([0, 1, 2])  # one without tokens has log-probability 0
+    assert normalized_logps(torch.tensor([0.0, -3.0, -3.0]), lengths).tolist() == [0.0, -3.0, -1.5]
+
+
+def test_rounding_is_relative_to_the_larger_value():
+    assert order(torch.tensor([100.0, 100.0005])).tolist() == [[0, 0], [0, 0]]
+    assert order(torch.tensor([0.001, 0.0010001])).tolist() == [[0, -1], [1, 0]]
+    assert order(torch.tensor([1e5, 1e5 - 1], dtype=torch.float64)).tolist() == [[0, 0], [0, 0]]  # 1e-5, no more
+
+
+def test_scores_may_have_another_dtype_than_log_probabilities():
+    """Means of rewards are float64; the result has the dtype of p."""
+    p, group = torch.tensor([-1.0, -2.0, -3.0]), torch.zeros(3, dtype=torch.long)
+    tau = kendall_tau(p, torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64), group, 1)
+    assert tau.dtype == torch.float32 and tau.item() == pytest.approx(1.0)
+
+
+def test_the_best_are_found_where_the_scores_are():
+    """A device without data: an operation that mixes it with the CPU is an error."""
+    scores, group = torch.empty(4, device="meta"), torch.empty(4, dtype=torch.long, device="meta")
+    assert best_completion(scores, group, 2).device.type == "meta"
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.3])

@@ -10,6 +10,8 @@ Dimensions: N positions, k candidates per position in the order in which they ar
 K completions per prompt.
 """
 
+import math
+
 import torch
 from torch.nn.functional import logsigmoid
 
@@ -79,7 +81,7 @@ def marginal_logps(
     device = torch.device("cpu") if logits_Nk.device.type == "mps" else logits_Nk.device  # MPS has no float64
     logits, weights = (x.to(device, torch.float64) for x in (logits_Nk, weights_Nk))
     chosen_N = chosen_N.to(device)
-    accept = logits.sigmoid().masked_fill(weights == 0, 0.0)
+    accept = logits.sigmoid()
     others = torch.ones_like(weights, dtype=torch.bool).scatter(1, chosen_N[:, None], False) & (weights > 0)
     w = weights.gather(1, chosen_N[:, None])
     x = torch.arange(-60, 11, dtype=weights.dtype, device=weights.device) / 2
@@ -90,7 +92,7 @@ def marginal_logps(
 
     def integral(factors: torch.Tensor) -> torch.Tensor:
         logs = factors.clamp(min=1e-300).log().masked_fill(~others[:, :, None], 0.0).sum(1)
-        return (density + logs).logsumexp(1) - torch.log(torch.tensor(2.0, dtype=weights.dtype))
+        return (density + logs).logsumexp(1) - math.log(2)
 
     own = accept.gather(1, chosen_N[:, None]).squeeze(1).log()
     first = own + integral(1 - accept[:, :, None] * arrived)
@@ -150,4 +152,4 @@ def leave_one_out(scores_BK: torch.Tensor) -> torch.Tensor:
     known = ~scores_BK.isnan()
     others = (known.sum(1, keepdim=True) - 1).clamp(min=0)
     total = scores_BK.nansum(1, keepdim=True)
-    return scores_BK - (total - scores_BK) / torch.where(others > 0, others.to(scores_BK.dtype), torch.nan)
+    return scores_BK - (total - scores_BK) / others  # 0 / 0 is NaN

@@ -215,7 +215,7 @@ class ProxyRLHFTrainer(ExtTrainer):
     def _repeats(self) -> int:
         return self.args.updates_per_round
 
-    def get_batch_samples(
+    def _batches_of_step(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], int | None]:
         """
@@ -223,7 +223,7 @@ class ProxyRLHFTrainer(ExtTrainer):
 
         The rows of a round come once for each of its updates. The first time, completions are generated for them.
         """
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches, _ = super()._batches_of_step(epoch_iterator, num_batches, device)
         if not batches:
             return batches, None
         update = self.state.global_step % self.args.updates_per_round

@@ -269,11 +269,11 @@ class PSLETrainer(OnlineTrainer):
 
     # --------------------------------------------------------------------------------------------------- sampling
 
-    def get_batch_samples(
+    def _batches_of_step(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], int | None]:
         self._begin_iteration(int(self.state.epoch or 0))
-        batches, prompts = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches, prompts = super()._batches_of_step(epoch_iterator, num_batches, device)
         return [{**batch, "mixed": self._mixed(i, batch)} for i, batch in enumerate(batches)], prompts
 
     def _kept(self, batch: dict[str, Any]) -> list[int]:

@@ -319,7 +319,7 @@ class VASTrainer(ExtTrainer):
     def _repeats(self) -> int:
         return self.args.num_epochs_per_batch
 
-    def get_batch_samples(
+    def _batches_of_step(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], int | None]:
         """The micro-batches of one optimizer step, with completions, and their number of tokens on all processes."""
@@ -332,7 +332,7 @@ class VASTrainer(ExtTrainer):
                     for rewards, scores in zip(batch.pop("rewards"), batch["scores"], strict=True)
                 ]
         else:
-            batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+            batches, _ = super()._batches_of_step(epoch_iterator, num_batches, device)
             if self.args.normalize_rewards and isinstance(self.train_dataset, IterableDataset):
                 self._add_rewards([group for batch in batches for group in batch["token_rewards"]])
         if self.state.global_step % self.args.num_epochs_per_batch == 0:
