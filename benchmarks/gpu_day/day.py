@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 from .parts import SUITES, Part
 
@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.gpu_day",
         description="Measure on one GPU what is not measured yet, most important first, in a given time.",
     )
-    found.add_argument("--minutes", type=float, default=None, help="of this call (10; 60 for a rehearsal)")
+    found.add_argument("--minutes", type=float, default=0.0, help="of this call (0: 10, 60 for a rehearsal)")
     found.add_argument("--suite", choices=SUITES, default="speed", help="speed and memory, or the chat comparison")
     found.add_argument("--parts", nargs="+", default=[""], help="parts of the names of those to run (default: all)")
     found.add_argument("--rehearse", action="store_true", help="everything at tiny sizes on the CPU")
@@ -59,8 +59,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     at = words.index("--") if "--" in words else len(words)
     options = parser().parse_args(words[:at])
-    if options.minutes is None:
-        options.minutes = 60.0 if options.rehearse else 10.0
     work = ROOT / "outputs" / NAME
     options.work = (options.work or (work / "rehearsal" if options.rehearse else work)).resolve()
     results = options.work if options.rehearse else ROOT / "benchmarks" / "results"
@@ -80,13 +78,15 @@ class Worker:
         log (`Path`): Where its output goes.
     """
 
+    command = (sys.executable, "-m", "benchmarks.gpu_day.worker")
+
     def __init__(self, part: Part, log: Path) -> None:
         self.part, self.log = part, log
         log.parent.mkdir(parents=True, exist_ok=True)
         env = {"TOKENIZERS_PARALLELISM": "false", **os.environ, "PYTHONUNBUFFERED": "1"}
         with log.open("w", encoding="utf-8") as stream:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.gpu_day.worker", part.suite],
+                [*self.command, part.suite],
                 cwd=ROOT,
                 env=env,
                 stdin=subprocess.PIPE,
@@ -97,7 +97,7 @@ class Worker:
             )
 
     @property
-    def input(self) -> TextIO:
+    def input(self) -> IO[str]:
         assert self.process.stdin is not None
         return self.process.stdin
 
@@ -157,7 +157,8 @@ class Day:
         self, options: argparse.Namespace, more: Sequence[str] = (), clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.options, self.more, self.clock = options, list(more), clock
-        self.end = clock() + 60 * options.minutes
+        self.minutes = options.minutes or (60.0 if options.rehearse else 10.0)
+        self.end = clock() + 60 * self.minutes
         self.parts = [p for p in SUITES[options.suite] if any(text in p.name for text in options.parts)]
         if not self.parts:
             names = ", ".join(part.name for part in SUITES[options.suite])
@@ -258,7 +259,7 @@ class Day:
         if device.type == "cpu" and not self.options.rehearse:
             raise SystemExit("There is no GPU here. `--rehearse` runs all parts at tiny sizes on the CPU.")
         facts = environment(device, {Day, Worker})
-        settings = {"seeds": [0], "kind": self._kind, "minutes": self.options.minutes}
+        settings = {"seeds": [0], "kind": self._kind, "minutes": self.minutes}
         if self.result and self.result["environment"]["commit"] != facts["commit"]:
             print(f"{self.file} is of another commit: everything is measured again", flush=True)
             self.file, self.states = None, {}

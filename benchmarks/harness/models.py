@@ -60,7 +60,7 @@ SHAPES = {
 }
 
 
-def tiny_models(case: Any) -> dict[str, str]:
+def tiny_models(case: Any) -> dict[str, Any]:
     """The fields of a case that name models, with the tiny one instead: for [`dataclasses.replace`]."""
     values = {each.name: getattr(case, each.name) for each in fields(case)}
     return {name: "tiny" for name, value in values.items() if isinstance(value, str) and value in SHAPES}
