@@ -182,13 +182,16 @@ class Day:
 
     def run(self) -> int:
         """Run the parts that are not done."""
-        todo = [part for part in self.parts if self._state(part) != DONE]
-        if not todo:
-            print("everything is measured; --fresh measures it again")
-            return 0
-        worker: Worker | None = self._start(todo[0])
+        worker: Worker | None = self._start((self._todo() or self.parts)[0])
         try:
             self._begin()
+            todo = self._todo()
+            if worker is not None and worker.part not in todo[:1]:
+                worker.end()
+                worker = None
+            if not todo:
+                print("everything is measured; --fresh measures it again")
+                return 0
             worker = self._do_all(todo, worker)
             # Those that their own limit has ended, in the time that is left.
             worker = self._do_all([part for part in todo if self._state(part) == STOPPED], worker)
@@ -197,6 +200,9 @@ class Day:
                 worker.end()
         print(f"wrote {self.file}; then: python -m benchmarks.report")
         return int(any(self._state(part) != DONE for part in self.parts))
+
+    def _todo(self) -> list[Part]:
+        return [part for part in self.parts if self._state(part) != DONE]
 
     def _state(self, part: Part) -> str:
         """The state of a part, empty before it has one."""
