@@ -247,8 +247,9 @@ class Day:
     def arguments(self, part: Part, limit: float) -> list[str]:
         """The command line of a part's suite."""
         places = {"seconds": f"{max(1.0, limit - 4 * GRACE):.0f}", "work": str(self.options.work)}
-        words = [word.format(**places) for word in part.arguments] + ["--output", str(self.options.output)]
-        if part.suite != "chat":
+        words = [*part.arguments, *(part.rehearsal if self.options.rehearse else ())]
+        words = [word.format(**places) for word in words] + ["--output", str(self.options.output)]
+        if not part.rehearsal:
             kind = ["--rehearse"] if self.options.rehearse else ["--devices", "cuda"]
             words += [*kind, "--label", f"{self.label}{f' {part.name}' if part.again else ''}"]
         return [*words, *(["--allow_dirty"] if self.options.allow_dirty else []), *self.more]
@@ -270,6 +271,10 @@ class Day:
             print(f"{self.file} is of another commit: everything is measured again", flush=True)
             self.file, self.states = None, {}
             self.label = _new_label()
+        if self.options.rehearse and any(part.rehearsal for part in self.parts):
+            from . import tiny_chat
+
+            tiny_chat.write(self.options.work / "tiny", ROOT / "recipes" / "instructions" / "prompts_train.jsonl")
         self._writer = ResultFile(NAME, device, self.options.output, self.file)
         self._head = {"settings": settings, "environment": facts, "label": self.label}
 

@@ -20,6 +20,7 @@ class Part:
         least (`float`, *optional*, defaults to `30`): Seconds without which it is not begun.
         most (`float`, *optional*, defaults to `120`): Seconds after which it is ended. It goes on after the other
             parts if time is left.
+        rehearsal (`tuple[str, ...]`, *optional*): More arguments in a rehearsal, of a suite that has no `--rehearse`.
         again (`bool`, *optional*, defaults to `False`): Whether it measures cases that an earlier part has measured,
             with all of their variants.
     """
@@ -30,6 +31,7 @@ class Part:
     arguments: tuple[str, ...] = ()
     least: float = 30
     most: float = 120
+    rehearsal: tuple[str, ...] = ()
     again: bool = False
 
 
@@ -86,6 +88,22 @@ SPEED = (
     Part("graph_all", "Guided decoding in CUDA graphs: all forms", "graph_decode", _FEW, least=60, again=True),
     Part("memory_settings", "Memory of an 8B in 4 bits by settings", "card_memory", most=200),
 )
+# Models and prompts of tiny_chat.py.
+_TINY_CHAT = {
+    "--model": "{work}/tiny/model",
+    "--train": "{work}/tiny/train.jsonl",
+    "--evaluation": "{work}/tiny/evaluation.jsonl",
+    "--other": "{work}/tiny/evaluation.jsonl",
+    "--dtype": "float32",
+    "--prompts": "32",
+    "--passes": "1",
+    "--num_generations": "2",
+    "--answers": "1",
+    "--batch": "4",
+    "--max_completion_length": "8",
+    "--texts": "4",
+    "--text_tokens": "16",
+}
 CHAT = (
     Part(
         "chat",
@@ -94,6 +112,7 @@ CHAT = (
         ("--preset", "gpu", "--seeds", "0", "--jobs", "4", "--time_limit", "{seconds}", "--work", "{work}/chat"),
         least=120,
         most=float("inf"),
+        rehearsal=tuple(word for flag, value in _TINY_CHAT.items() for word in (flag, value)),
     ),
 )
 SUITES = {"speed": SPEED, "chat": CHAT}

@@ -12,11 +12,13 @@ import sys
 import tarfile
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
+from transformers import AutoTokenizer
 
-from benchmarks.gpu_day import day, page, worker
+from benchmarks.gpu_day import day, page, tiny_chat, worker
 from benchmarks.gpu_day.day import DONE, INCOMPLETE, SKIPPED, STOPPED
 from benchmarks.gpu_day.parts import SUITES, Part
 from benchmarks.harness import results
@@ -240,6 +242,30 @@ def test_the_chat_comparison_has_a_day_of_its_own(mocks, monkeypatch):
     words = chat.arguments(chat.parts[0], 600.0)
     assert words[words.index("--time_limit") + 1] == "580" and words[-2:] == ["--model", "a-model"]
     assert words[words.index("--work") + 1] == str(mocks / "work" / "chat") and "--label" not in words
+
+
+def test_a_rehearsal_of_the_chat_comparison_has_a_tiny_model(mocks, monkeypatch):
+    """Last words of the command line count: they replace those of the preset."""
+    options = day.parser().parse_args(["--suite", "chat", "--rehearse", "--output", str(mocks), "--work", str(mocks)])
+    tiny_chat.write(mocks / "tiny", REPOSITORY / "recipes" / "instructions" / "prompts_train.jsonl")
+    words = day.Day(options).arguments(SUITES["chat"][0], 600.0)
+    taken = []
+
+    def run_all(jobs, bench, processes, limit):
+        taken.extend([bench.task, processes, limit])
+        return False
+
+    monkeypatch.setattr("benchmarks.quality.experiment.run_all", run_all)
+    monkeypatch.setattr("benchmarks.quality.comparison.Comparison.measures", lambda self: {Part})
+    suite_of("chat").main([*words, "--work", str(mocks / "chat")])
+    task, processes, limit = taken
+    assert (task.rows * task.num_generations, task.max_completion_length, processes, limit) == (64, 8, 4, 580.0)
+    tokenizer = AutoTokenizer.from_pretrained(task.model)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+    )
+    assert text == "user: Hi\nassistant: "
+    assert len(Path(task.train).read_text().splitlines()) == 32 and len(Path(task.other).read_text().splitlines()) == 4
 
 
 # ---------------------------------------------------------------------------------------------------- parts, processes
