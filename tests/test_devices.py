@@ -64,8 +64,9 @@ def test_a_missing_accelerator_is_none(missing_accelerator):
 def test_memory_is_limited_to_that_of_a_smaller_card(monkeypatch):
     """By hand: 20 of 80 bytes are a quarter; more than there is limits nothing."""
     fractions = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80))
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, device: fractions.append(share))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, index: fractions.append(share))
     with contextlib.suppress(ValueError), devices.limited_memory(CUDA, 20):
         raise ValueError
     with devices.limited_memory(CUDA, 100):

@@ -37,6 +37,7 @@ from benchmarks.harness.suite import (
 from benchmarks.harness.tables import Column, Table, provenance, unique
 from benchmarks.harness.trainers import make_tokenizer, trainer_args
 from benchmarks.speed.rrhf_workload import PAD, rrhf_loss
+from trl_ext.decoding.cuda_graph import cached_loops
 from trl_ext.devices import limited_memory, peak_memory, reset_peak_memory, synchronize
 from trl_ext.generation.generate import generate
 from trl_ext.generation_settings import GenerationSettings
@@ -156,6 +157,13 @@ class Card:
         self.trained: Any = None
         self._folder = tempfile.TemporaryDirectory()
         disable_progress_bars()
+
+    def release(self) -> None:
+        """Free what the model keeps for the next generation: static KV caches and graphs of the last one."""
+        for model in (self.model, self.trained):
+            if model is not None:
+                cached_loops(base_of(model)).clear()
+        free_memory(self.device)
 
     def prompts(self, count: int, length: int = 0) -> list[list[int]]:
         """Random ids."""
@@ -309,6 +317,8 @@ def measure(card: Card, case: Case) -> dict[str, Any]:
     """
     found: dict[str, Any] = {"static": 0, "allocated": 0, "reserved": 0, "seconds": 0.0}
     with limited_memory(card.device, int(CARDS.get(case.card, 0) * GIB)):
+        if card.device.type == "cuda":
+            reset_peak_memory(card.device)  # of what came before, such as the weights before they had 4 bits
         try:
             found |= _second_step(card, case)
         except torch.OutOfMemoryError:
@@ -348,7 +358,7 @@ def measured(card: Card, cases: Sequence[Case]) -> Iterator[dict[str, Any]]:
             gib = {key: f"{found['metrics'][key] / GIB:.2f}" for key in ("static", "allocated", "reserved")}
             print(f"{case.name}: {gib}, {found['metrics']['seconds']} s", file=sys.stderr, flush=True)
             yield found
-        free_memory(card.device)
+        card.release()
 
 
 _WHAT = Column("what", lambda case, _: case.what)

@@ -259,7 +259,7 @@ def test_a_rehearsal_of_the_chat_comparison_has_a_tiny_model(mocks, monkeypatch)
     monkeypatch.setattr("benchmarks.quality.comparison.Comparison.measures", lambda self: {Part})
     suite_of("chat").main([*words, "--work", str(mocks / "chat")])
     task, processes, limit = taken
-    assert (task.rows * task.num_generations, task.max_completion_length, processes, limit) == (64, 8, 4, 580.0)
+    assert (task.rows * task.num_generations, task.max_completion_length, processes, limit) == (64, 8, 4, 599.0)
     tokenizer = AutoTokenizer.from_pretrained(task.model)
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
