@@ -244,6 +244,22 @@ def test_a_killed_run_keeps_its_cases_and_goes_on_under_its_label(tmp_path, meas
     assert numbered_suite(measured, log).main([*words[:-3], "other", *words[-2:]]) == 0 and len(log) == 5
 
 
+def test_some_variants_of_a_step_give_a_table_with_gaps(result_of):
+    """Two are measured on the CPU; the second takes the place of the GPU's, which is not here, at the same speed."""
+    found = rrhf_step.measure(replace(TINY, variants=("TRL's head", "dense")), rounds=1, batches=1, seed=0)
+    assert list(found["variants"]) == [TRL_ROWS, DENSE] and found["agreement"]["gradient"] < 1e-5
+    case = next(case for case in CASES if case.qlora and case.targets.get("rows") == 1.85)
+    found["name"], found["variants"][CASCADE] = case.name, found["variants"][DENSE]
+    found["variants"][CASCADE]["memory"]["reserved"] = 2**30
+    for kind in ("", "memory: "):
+        found["ratios"][f"{kind}{TRL_ROWS} / {CASCADE}"] = found["ratios"].pop(f"{kind}{TRL_ROWS} / {DENSE}")
+    ratio = found["ratios"][f"{TRL_ROWS} / {CASCADE}"]["of_medians"]
+    text = rrhf_step.tables([result_of(rrhf_step.SUITE, found, gpu="a GPU")])
+    [row, *_] = [line for line in text.splitlines() if line.startswith("| llama-8b, nf4 + LoRA + checkpointing: 8")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[2:] == ["-", f"**{ratio:.2f}** [≥ 1.85]", "-", "-"]
+
+
 def test_variants_are_chosen_by_parts_of_their_names():
     variants = [counting(name, []) for name in ("plain", "ours", "ours, every 4")]
     assert [v.name for v in selected(variants, ["ours"])] == ["ours", "ours, every 4"]
