@@ -51,6 +51,7 @@ from .methods.rrhf.trainer import RRHFTrainer as RRHFTrainer
 from .methods.vas.config import VASConfig as VASConfig
 from .methods.vas.decoding.endpoint_guide import EndpointGuide as EndpointGuide
 from .methods.vas.decoding.logits_processor import ValueAugmentedLogitsProcessor as ValueAugmentedLogitsProcessor
+from .methods.vas.guided_generate import guided_generate as guided_generate
 from .methods.vas.trainer import VASTrainer as VASTrainer
 from .methods.vas.value_model.config import ValueConfig as ValueConfig
 from .methods.vas.value_model.model import ValueModel as ValueModel

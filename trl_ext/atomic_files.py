@@ -55,3 +55,29 @@ def write_tensors(path: Path, tensors: "Mapping[str, torch.Tensor]") -> None:
 
     with replacing(path) as part:
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, part)
+
+
+def write_same(path: Path, other: Path) -> bool:
+    """
+    Make `path` a second name of the file `other`, which takes no space. Files written by this module are never changed
+    in place, so that each name keeps its content.
+
+    Args:
+        path (`Path`): File to replace or create.
+        other (`Path`): A file that this module wrote.
+
+    Returns:
+        `bool`: Whether it was done. Some file systems have no such names, and `other` may be gone: `path` is then
+            unchanged.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.unlink(missing_ok=True)
+        os.link(other, part)
+        os.replace(part, path)
+    except OSError:
+        return False
+    finally:
+        part.unlink(missing_ok=True)  # a renaming to another name of the same file does nothing
+    return True

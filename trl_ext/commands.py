@@ -84,6 +84,7 @@ _TO_SAMPLE = Required(
     ("model_name_or_path", "dataset_completions"),
     "the models to sample from, or completions of the dataset to score",
     MODEL.example,
+    served=True,
 )
 _FROM = ("from", "from_file")
 _TO_MEASURE = Required(

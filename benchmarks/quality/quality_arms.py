@@ -293,6 +293,22 @@ def arms(task: Task) -> list[Arm]:
             through="k = 20 candidates in one forward",
             ablation=True,
         ),
+        *(
+            Arm(
+                f"Proxy-RLHF, hidden 32, {what}",
+                "Proxy-RLHF",
+                "proxy_rlhf",
+                {**proxy, "order": "sampled", "proxy_layer_sizes": [32], **fields},
+                decoding={"proxy_name_or_path": ["@"]},
+                through="k = 20 candidates in one forward",
+                ablation=True,
+            )
+            for what, fields in (
+                ("missing_eos_penalty 3", {"missing_eos_penalty": 3.0}),
+                ("missing_eos_penalty 3, kl_coef 0.05", {"missing_eos_penalty": 3.0, "kl_coef": 0.05}),
+                ("missing_eos_penalty 3, kl_coef 0.15", {"missing_eos_penalty": 3.0, "kl_coef": 0.15}),
+            )
+        ),
         Arm("VAS", "VAS", "vas", vas, needs=(SAMPLES.name,), decoding=guided, through=VALUES),
         # FUDGE's targets: the outcome itself for each state, instead of TD(0.95).
         Arm("FUDGE", "FUDGE", "vas", {**vas, "lam": 1.0}, needs=(SAMPLES.name,), decoding=guided, through=VALUES),

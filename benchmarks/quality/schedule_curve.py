@@ -14,7 +14,6 @@ which save no time, are a third.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from benchmarks.harness.models import MODELS, MODELS_7M
 from benchmarks.harness.tables import table
 from benchmarks.harness.text import DATA
-from trl_ext.atomic_files import write_text
+from benchmarks.quality.saved_lines import SavedLines
 from trl_ext.data.prompts import load_prompts
 from trl_ext.decoding.guide_schedule import GuideSchedule, entropy
 from trl_ext.evaluation.evaluate import evaluate
@@ -136,33 +135,22 @@ def run(curve: Curve, file: Path, about: dict[str, Any]) -> list[dict[str, Any]]
     Raises:
         `ValueError`: The file is of other settings.
     """
-    saved: dict[str, Any] = {"settings": about, "lines": []}
-    if file.is_file():
-        saved = json.loads(file.read_text(encoding="utf-8"))
-    if saved["settings"] != about:
-        raise ValueError(f"{file} was measured with other settings, {saved['settings']}: name another file.")
-    lines: list[dict[str, Any]] = saved["lines"]
-    by_name = {(line["name"], line["beta"]): line for line in lines}
+    made = SavedLines(file, about)
 
     def add(name: str, beta: float, make: Any) -> dict[str, Any]:
-        if (name, beta) not in by_name:
-            by_name[name, beta] = line = {"name": name, "beta": beta, **curve.measure(make())}
-            lines.append(line)
-            write_text(file, json.dumps(saved, indent=1))
-            print(f"{name}, beta {beta:g}: reward {line['reward']:.2f}, KL {line['kl']:.2f}", flush=True)
-        return by_name[name, beta]
+        return made.add({"name": name, "beta": beta}, lambda: curve.measure(make()))
 
-    if "entropies" not in saved:
-        saved["entropies"] = curve.entropies()
+    if "entropies" not in made.saved:
+        made.saved["entropies"] = curve.entropies()
     add("unguided", 0.0, lambda: model_policy(curve.model, curve.tokenizer, batch_size=curve.batch))
-    lines[0]["guided_tokens"] = 0.0
+    made.lines[0]["guided_tokens"] = 0.0
     for beta in curve.betas:
-        for name, schedule in curve.schedules(saved["entropies"]).items():
+        for name, schedule in curve.schedules(made.saved["entropies"]).items():
             share = add(name, beta, lambda s=schedule, b=beta: curve.policy(s, b))["guided_tokens"]
             if 0 < share < 1:
                 control = GuideSchedule(random=share, seed=1)
                 add(f"{RANDOM}{name}", beta, lambda s=control, b=beta: curve.policy(s, b))
-    return lines
+    return made.lines
 
 
 def show(lines: Sequence[dict[str, Any]]) -> str:

@@ -59,8 +59,8 @@ assert not slow, slow
 def test_all_that_is_missing_is_named_with_an_example():
     assert problems("best_of_n", "--reward_funcs", "r", "--seed", "3") == [
         "3 required settings are missing:",
-        "  --model_name_or_path or --dataset_completions: the models to sample from, or completions of the dataset to "
-        "score",
+        "  --model_name_or_path or --dataset_completions or --endpoint: the models to sample from, or completions of "
+        "the dataset to score",
         "  --dataset_name or --prompt: the prompts, by Hub id, directory or file of rows, or as texts",
         "  --output_file or --prompt: the file to write, .jsonl or .parquet; not needed for texts",
         "For example:",

@@ -662,7 +662,7 @@ def test_values_that_json_does_not_know(tiny_model_dir):
         ({"output": "out.csv"}, "must end in .jsonl or .parquet"),
         ({"output": "folder.jsonl"}, "is a directory"),
         ({"output": "./prompts.jsonl"}, "output_file is the dataset itself"),
-        ({"model": None}, "--model_name_or_path or --dataset_completions: the models to sample from"),
+        ({"model": None}, "--model_name_or_path or --dataset_completions or --endpoint: the models to sample from"),
         ({"model": "./nowhere"}, "Cannot load the model './nowhere'"),
         ({"model": "nobody/nothing"}, "Cannot load the model 'nobody/nothing'"),
         ({"reward_model_name_or_path": "./nowhere"}, "Unknown reward function './nowhere'"),

@@ -62,7 +62,10 @@ def test_kinds() -> None:
 
 
 def test_several_guides_and_files(folder: Path) -> None:
-    first = write(folder, {"guide_top_k": 7, "guides": [function(weight=2), function("below", name="small")]})
+    first = write(
+        folder,
+        {"guide_top_k": 7, "guides": [function(weight=2), function("below", name="small", arguments={"limit": 40})]},
+    )
     second = write(
         folder, {"guide_top_k": 7, "guide_candidates_only": True, "guides": [function(name="more")]}, "b.yaml"
     )
@@ -108,7 +111,27 @@ F = function()
         ({"guide_top_k": 3}, r"`guides` must be a list of guides"),
         ({"guide_top_k": -1, "guides": [F]}, r"`guide_top_k` must be at least 0, got -1"),
         ({"guide_blocks": 1, "guides": [F]}, r"`guide_blocks` must be at least 2, or 0"),
+        ({"guide_blocks": 2, "guide_beams": 3, "guides": [F]}, r"`guide_beams` above 1 .*set `guide_block_choice`"),
+        ({"guide_beams": 3, "guide_block_choice": "best", "guides": [F]}, r"no effect without `guide_blocks`"),
+        ({"guide_blocks": 2, "guide_drop": 0.5, "guides": [F]}, r"`guide_drop` has no effect on one text"),
+        ({"guide_blocks": 2, "guide_drop": 1, "guides": [F]}, r"`guide_drop` must be at least 0 and below 1, got 1"),
         ({"guide_min_p": 2, "guides": [F]}, r"`guide_min_p` must be between 0"),
+        (
+            {"guide_candidates_only": True, "guide_top_k": 0, "guides": [F]},
+            r"`guide_candidates_only` has no effect with `guide_top_k: 0`",
+        ),
+        ({"guides": [{"kind": "classifier", "model": ""}]}, r"guide 0: a classifier needs `model`"),
+        ({"guides": [{"kind": "classifier", "model": "x", "dtype": "float17"}]}, r"`dtype` must be .*'float17'"),
+        (
+            {"guides": [{"kind": "language_model", "expert": "x", "dtype": "float16", "load_in_4bit": True}]},
+            r"`dtype` has no effect with `load_in_4bit`",
+        ),
+        ({"guides": [function(name="a=b")]}, r"guide 0: the name 'a=b' has = or a comma"),
+        (
+            {"guides": [function("below", arguments={"limt": 3})]},
+            r"guide 0: my_guides.py:below cannot be called .*'limt'",
+        ),
+        ({"guides": [function("below")]}, r"guide 0: my_guides.py:below cannot be called .*'limit'"),
         (
             {"guide_block_length": 4, "guides": [F]},
             r"`guide_block_length` has no effect without `guide_blocks`",
@@ -167,6 +190,7 @@ def test_policies_of_the_flags(folder: Path) -> None:
         (["much"], "`guide_weights` must be a number"),
         (["a=inf"], "`guide_weights` must be a finite number"),
         (["2"], "one number for a, b: say which"),
+        (["a=1", "a=1,c=1"], "`guide_weights` has a weight for 'c', which does not exist; there is 'a', 'b'"),
     ],
 )
 def test_invalid_weights(folder: Path, weights: list[str], message: str) -> None:
@@ -189,6 +213,25 @@ def test_weights_of_heads(folder: Path, tmp_path: Path) -> None:
         else:
             [policy] = decoding.policies(model, tokenizer, name="base", batch_size=4)
             assert policy.weights is not None and policy.weights.values == wanted
+    decoding.guide_weights = ["short=1", "long=1"]
+    decoding.check()  # the heads are known when the value model is loaded
+    with pytest.raises(ValueError, match=r"`guide_weights` has a weight for 'long'.*'two/helpful', 'two/short'"):
+        decoding.policies(model, tokenizer, name="base", batch_size=4)
+
+
+def test_candidates_that_are_read_one_by_one_are_not_a_whole_vocabulary(folder: Path) -> None:
+    """A value model of the form `state` would need minutes a token; one of the form `action` reads one token."""
+    model, tokenizer = make_model(5000), make_tokenizer()
+    for form in ("state", "action"):
+        make_value(form, model).save_pretrained(form)
+        guide = {"kind": "value_model", "model": f"./{form}"}
+        decoding = GuideDecoding([write(folder, {"guide_top_k": 0, "guides": [guide]})])
+        decoding.check()
+        if form == "action":
+            assert len(decoding.policies(model, tokenizer, name="base", batch_size=4)) == 1
+            continue
+        with pytest.raises(ValueError, match=r"model 'state' would read 5000 candidates.*`top_k` of at most 409"):
+            decoding.policies(model, tokenizer, name="base", batch_size=4)
 
 
 def test_a_classifier_that_is_an_adapter_and_one_without_a_tokenizer(
@@ -240,6 +283,8 @@ def test_commands(folder: Path, tiny_model_dir: str, capsys: pytest.CaptureFixtu
     capsys.readouterr()
     with pytest.raises(ValueError, match="`guide_weights` has no effect without `guide`"):
         cli_generate.main([*common, "--guide_weights", "2", "--prompt", "a"])
+    with pytest.raises(ValueError, match=r"`guide_every` has no effect .*: write it in the guide file instead"):
+        cli_generate.main([*common, "--guide", path, "--guide_every", "4", "--prompt", "a"])
 
 
 def test_blocks_by_command(folder: Path, tiny_model_dir: str) -> None:

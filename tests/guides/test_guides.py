@@ -251,7 +251,9 @@ def test_scores_of_blocks(tiny_model: Any) -> None:
     found = {}
     for name, weights in (("v", {"v": 2.0}), ("l", {"l": -1.5}), ("both", {"v": 2.0, "l": -1.5})):
         processor = GuidedLogitsProcessor(guides, weights)
-        found[name] = BlockScorer(processor, VOCABULARY, 0, torch.device("cpu"))(texts, blocks)
+        of_texts, of_blocks = BlockScorer(processor, VOCABULARY, 0, torch.device("cpu"))(texts, blocks)
+        assert bool(of_texts.any()) is (name != "l") and bool(of_blocks.any()) is (name != "v")
+        found[name] = of_texts + of_blocks
     for n, text in enumerate(texts):
         for i, block in enumerate(blocks[n]):
             assert float(found["v"][n, i]) == pytest.approx(2 * state_value(value, [*text, *block]), abs=1e-4)

@@ -41,7 +41,7 @@ def test_a_preset_is_short_names_its_source_and_is_parsed(path: Path) -> None:
 
 
 def test_the_presets_are_those_of_the_literature() -> None:
-    names = "args cd_block cd_token fudge genarm ivr proxy_tuning rad vas"
+    names = "args best_of_n_pruned cd_block cd_token fudge genarm ivr proxy_tuning rad value_beam_search vas"
     assert " ".join(path.stem for path in PRESETS) == names
 
 
@@ -172,10 +172,11 @@ def test_blocks(saved: dict[str, Any], tmp_path: Path, preset: str, monkeypatch:
     rounds: list[tuple[list[int], list[list[int]], list[float]]] = []
     scored = BlockScorer.__call__
 
-    def recorded(self: Any, texts: Any, blocks: Any) -> torch.Tensor:
-        logits = scored(self, texts, blocks)
-        rounds.extend(zip(texts, blocks, logits.tolist(), strict=True))
-        return logits
+    def recorded(self: Any, texts: Any, blocks: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        found = scored(self, texts, blocks)
+        assert not found[1].any()  # no guide scores single tokens
+        rounds.extend(zip(texts, blocks, found[0].tolist(), strict=True))
+        return found
 
     numbers = iter([0.05, 0.5, 0.95] * 10)
     chosen: list[int] = []
@@ -205,6 +206,45 @@ def test_blocks(saved: dict[str, Any], tmp_path: Path, preset: str, monkeypatch:
     assert policy.logps is None
     with pytest.raises(ValueError, match="Temperature 0 and beam searches give the same block"):
         policy.generate(PROMPTS[:1], GenerationSettings(num_generations=1, temperature=0))
+
+
+@pytest.mark.parametrize("preset", ["value_beam_search", "best_of_n_pruned"])
+def test_beams_of_blocks(saved: dict[str, Any], tmp_path: Path, preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The texts that loops over all blocks keep, by the oracle's values; with pruning half as many in each round."""
+    from trl_ext.generation_settings import GenerationSettings
+    from trl_ext.inference import block_policy
+
+    generate, rounds = block_policy.generate, list[dict[tuple[int, ...], list[Any]]]()
+
+    def recorded(model: Any, tokenizer: Any, texts: list[list[int]], *args: Any, **kwargs: Any) -> Any:
+        found = generate(model, tokenizer, texts, *args, **kwargs)
+        rounds.append({})
+        for text, group in zip(texts, found, strict=True):
+            rounds[-1].setdefault(tuple(text), []).extend(group)
+        return found
+
+    monkeypatch.setattr(block_policy, "generate", recorded)
+    policy = policy_of(saved, preset, {"model": "value"}, tmp_path, guide_block_length=2)
+    torch.manual_seed(0)
+    [[completion]] = policy.generate(PROMPTS[:1], GenerationSettings(num_generations=1, max_completion_length=6))
+    prompt, ended = tuple(PROMPTS[0]), list[tuple[float, tuple[int, ...], bool]]()
+    kept: list[tuple[float, tuple[int, ...], bool]] = []
+    beams, blocks, share = (4, 4, 1.0) if preset == "value_beam_search" else (16, 1, 0.5)
+    for number, made in enumerate(rounds, 1):
+        assert sum(map(len, made.values())) == (beams * blocks if number == 1 else len(kept) * blocks)
+        options = [
+            (state_value(saved["value"], [*text, *block.ids]), (*text, *block.ids), block.ended)
+            for text, group in made.items()
+            for block in group
+        ]
+        best = sorted([*options, *ended], key=lambda each: -each[0])[: math.ceil(beams * share**number)]
+        ended = [each for each in best if each[2]]
+        kept = [each for each in best if not each[2]]
+        if number < len(rounds):
+            assert set(rounds[number]) == {text for _, text, _ in kept}
+    _, text, end = max([*kept, *ended])
+    assert (prompt + tuple(completion.ids), completion.ended) == (text, end)
+    assert len(rounds) == 3 or not kept
 
 
 def test_the_weights_of_a_block_are_a_softmax() -> None:

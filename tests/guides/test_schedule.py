@@ -159,15 +159,20 @@ def test_only_guided_rows_are_read(policy: Any, monkeypatch: pytest.MonkeyPatch)
     """Of two rows one is guided: its candidates alone are read, where that saves more than `WIDE_FORWARD`."""
     value = make_value("state", policy)
     schedule = GuideSchedule(random=0.5, seed=2)
-    tokens = {}
+    tokens, found = {}, {}
+    weights = [2.0, -1.0, 0.5, 3.0]  # one for each row: rows that are read alone keep their own
     for wide in (0, 10_000):
         monkeypatch.setitem(logits_processor.WIDE_FORWARD, "cpu", wide)
-        processor = make_processor(value, schedule, PROMPTS)
-        run_generate(policy, processor, PROMPTS, 9, eos_token_id=None)
+        processor = make_processor(value, schedule, PROMPTS, beta=weights)
+        found[wide] = run_generate(policy, processor, PROMPTS, 9, eos_token_id=None)
         tokens[wide] = processor.value_tokens
         guided = int(processor.scheduled.counts_2[0])
     assert tokens[0] < tokens[10_000]
     assert tokens[0] >= guided * K
+    for i, prompt in enumerate(PROMPTS):
+        alone = make_processor(value, schedule, [prompt], beta=weights[i])
+        expected = run_generate(policy, alone, [prompt], 9, eos_token_id=None)
+        assert [found[wide][i] for wide in found] == expected * 2
 
 
 def test_beam_search(policy: Any) -> None:

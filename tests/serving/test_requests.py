@@ -20,6 +20,7 @@ pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 from running_server import Running, make_value_model, running
 
 from trl_ext import ProxyModel
+from trl_ext.generation.growing_text import GrowingText
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.inference.policy import model_policy
 from trl_ext.methods.proxy_rlhf.policies import proxy_policy
@@ -27,7 +28,6 @@ from trl_ext.methods.vas.policies import guided_policy
 from trl_ext.serving.limits import RequestError, ServerLimits
 from trl_ext.serving.models import ServedModels
 from trl_ext.serving.requests import _CHAT, _COMPLETIONS, IGNORED, UNSUPPORTED, read_request
-from trl_ext.serving.text import GrowingText
 
 
 DEFAULTS = GenerationSettings(num_generations=1, max_completion_length=4)

@@ -82,6 +82,11 @@ def test_models_are_listed_with_their_weights(server: Running) -> None:
         "tiny+value": {"reward": 2.0},
         "tiny+proxy": None,
     }
+    for path in ("/v1/models/tiny+value", "/v1/models/tiny%2Bvalue"):
+        status, _, one = server.send("GET", path)
+        assert status == 200 and one == body["data"][1] and one["id"] == "tiny+value"
+    status, _, answer = server.send("GET", "/v1/models/none")
+    assert status == 404 and answer["error"]["code"] == "model_not_found"
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny+value"])
@@ -219,8 +224,9 @@ def test_beta_changes_the_weights(server: Running) -> None:
     assert ids_of(server.post(body)[1]) == [greedy(guided, IDS)]
     for zero in (0, {"reward": 0.0}):
         assert ids_of(server.post(body | {"beta": zero})[1]) == [greedy(plain, IDS)]
-    status, answer = server.post(body | {"beta": {"kindness": 1}})
-    assert status == 400 and answer["error"]["param"] == "beta" and "reward" in answer["error"]["message"]
+    for weight in (1, 0):
+        status, answer = server.post(body | {"beta": {"kindness": weight}})
+        assert status == 400 and answer["error"]["param"] == "beta" and "reward" in answer["error"]["message"]
     status, answer = server.post(body | {"model": "tiny", "beta": 1})
     assert status == 400 and "no guides" in answer["error"]["message"]
     assert server.post(body | {"model": "tiny", "beta": 0})[0] == 200
@@ -229,8 +235,10 @@ def test_beta_changes_the_weights(server: Running) -> None:
 def test_best_of_n_keeps_the_best(server: Running) -> None:
     """The reward prefers short texts: the kept one is the shortest of those that the same seed gives without it."""
     body = {"model": "tiny", "prompt": IDS, "max_tokens": 8, "seed": 3}
-    four = [choice["text"] for choice in server.post(body | {"n": 4})[1]["choices"]]
+    all_four = server.post(body | {"n": 4})[1]
+    four = [choice["text"] for choice in all_four["choices"]]
     answer = server.post(body | {"best_of_n": 4})[1]
+    assert answer["usage"] == all_four["usage"]  # completions that are not kept were generated, too
     assert [choice["text"] for choice in answer["choices"]] == [min(four, key=len)]
     two = server.post(body | {"best_of_n": 2, "n": 2})[1]["choices"]
     assert [c["text"] for c in two] == [min(four[:2], key=len), min(four[2:], key=len)]
@@ -251,9 +259,9 @@ def test_a_proxy_has_no_logprobs(server: Running) -> None:
 # ----------------------------------------------------------------------------------------------------------- batching
 
 
-def blocked(server: Running) -> Any:
+def blocked(server: Running, name: str = "tiny") -> Any:
     """A policy whose first call waits for an event, so that requests pile up behind it."""
-    policy, go = server.app.models.plain, threading.Event()
+    policy, go = server.app.models.by_name[name], threading.Event()
     first = threading.Event()
 
     def generate(prompts: Any, settings: Any, *, observer: Any = None) -> Any:
@@ -302,7 +310,34 @@ def test_prompts_that_do_not_fit_together_are_generated_apart(server: Running) -
         go.set()
         found = [ids_of(answer.result()[1])[0] for answer in answers]
         assert leader.result()[0] == 200
+        assert own.app.metrics.value("batches_total") == 3
     assert found == [greedy(policy, long, 4), greedy(policy, short, 40)]
+
+
+@pytest.mark.parametrize(
+    ("name", "statuses"), [("tiny", [200, 200, 200]), ("tiny+value", [200, 200, 200]), ("tiny+proxy", [200, 400, 400])]
+)
+def test_requests_with_and_without_logprobs_share_a_batch(server: Running, name: str, statuses: list[int]) -> None:
+    """Each gets as many as it asked for; where a policy has none, those that ask for none are answered."""
+    policy, first, go = blocked(server, name)
+    with running(ServedModels(policy)) as own, ThreadPoolExecutor(4) as pool:
+        leader = pool.submit(own.post, {"prompt": [40], "max_tokens": 1})
+        assert first.wait(30)
+        body = {"prompt": IDS, "max_tokens": 4, "temperature": 0, "return_token_ids": True}
+        answers = [pool.submit(own.post, body | ({"logprobs": n} if n else {})) for n in (0, 1, 3)]
+        until(lambda: own.app.engine.waiting == 3)
+        go.set()
+        found = [answer.result() for answer in answers]
+        assert leader.result()[0] == 200
+    assert [status for status, _ in found] == statuses
+    expected = greedy(policy, IDS, 4)
+    for (status, answer), asked in zip(found, (0, 1, 3), strict=True):
+        if status == 400:
+            assert answer["error"]["param"] == "logprobs"
+            continue
+        assert ids_of(answer) == [expected]
+        tables = (answer["choices"][0]["logprobs"] or {"top_logprobs": []})["top_logprobs"]
+        assert [len(table) for table in tables] == ([asked] * 4 if asked else [])  # greedy: its own token is on top
 
 
 def until(condition: Any, seconds: float = 30.0) -> None:
@@ -626,8 +661,10 @@ def test_malformed_bodies_are_400(server: Running, body: bytes) -> None:
 def test_other_routes_and_methods(server: Running) -> None:
     assert server.send("GET", "/health")[::2] == (200, {"status": "ok"})
     assert server.send("GET", "/v1/other")[0] == 404
-    assert server.send("GET", "/v1/completions")[0] == 405
-    assert server.send("POST", "/v1/models", {})[0] == 405
+    status, headers, _body = server.send("GET", "/v1/completions")
+    assert (status, headers["allow"]) == (405, "POST")
+    status, headers, _body = server.send("POST", "/v1/models", {})
+    assert (status, headers["allow"]) == (405, "GET")
     assert server.send("OPTIONS", "/v1/completions")[0] == 405  # no web page of another server may ask
     status, _, _body = server.send("POST", "/v1/completions", {"prompt": "x"}, {"Content-Type": "text/plain"})
     assert status == 415

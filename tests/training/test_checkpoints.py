@@ -162,6 +162,8 @@ def test_a_checkpoint_holds_nothing_pickled_of_ours(method: str, undisturbed: An
     transformers_own = {"optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"}
     assert transformers_own <= names
     others = names - transformers_own
+    if method == "vas":
+        others.remove("generate.py")  # for `generate` of transformers, which runs it if it is trusted
     assert {Path(name).suffix for name in others} <= TEXT | {".safetensors", ".parquet"}, others
     states = {
         "rrhf": {"rollouts_0.json"},

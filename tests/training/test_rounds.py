@@ -3,6 +3,7 @@
 
 """The rollout schedule: the completions that each step gets, and that a resumed run gets the same."""
 
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -114,6 +115,85 @@ def test_without_a_file_a_run_starts_afresh(tmp_path, sampler):
         rounds.restore(folder)
         train(rounds, [0])
     assert len(sampler.rounds) == 3
+
+
+def test_checkpoints_of_a_round_share_a_file(tmp_path, sampler):
+    """A round by epochs is written once: later checkpoints take no space for it, and each can be deleted."""
+    rounds = RolloutSchedule(sampler, ONE_PROCESS, every_epochs=1)
+    folders = [tmp_path / f"checkpoint-{n}" for n in range(4)]
+    train(rounds, [0])
+    for folder in folders[:2]:
+        rounds.save(folder)
+        rounds.save(folder)  # again, as after a failure
+    train(rounds, [1])
+    for folder in folders[2:]:
+        rounds.save(folder)
+    files = [folder / "rollouts_0.json" for folder in folders]
+    assert [file.stat().st_nlink for file in files] == [2, 2, 2, 2]
+    assert files[0].samefile(files[1]) and files[2].samefile(files[3]) and not files[1].samefile(files[2])
+    assert [sorted(path.name for path in folder.iterdir()) for folder in folders] == [["rollouts_0.json"]] * 4
+    shutil.rmtree(folders[2])
+    resumed = RolloutSchedule(sampler, ONE_PROCESS, every_epochs=1)
+    resumed.restore(folders[3])
+    assert train(resumed, [1]) == [[[2, i]] for i in range(6)] and len(sampler.rounds) == 2
+
+
+def test_without_second_names_of_files_a_round_is_written_again(tmp_path, sampler, monkeypatch):
+    """Some file systems have none; and a checkpoint may have been deleted by hand."""
+    rounds = RolloutSchedule(sampler, ONE_PROCESS)
+    train(rounds, [0])
+    rounds.save(tmp_path / "a")
+    with monkeypatch.context() as patch:
+        patch.setattr("os.link", lambda *_: (_ for _ in ()).throw(PermissionError("no links")))
+        rounds.save(tmp_path / "b")
+    shutil.rmtree(tmp_path / "b")
+    rounds.save(tmp_path / "c")
+    texts = {(tmp_path / name / "rollouts_0.json").read_text() for name in "ac"}
+    assert len(texts) == 1 and not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize("readers", [1, 2, 3, 5])
+def test_a_round_of_three_processes_is_read_by_any_number(tmp_path, monkeypatch, caplog, readers):
+    """Each process has written a third; each file is read once; a file that is missing is a warning."""
+    for process in range(3):
+        other = {i: Rollout([[1, i]], [1.0]) for i in range(6) if i % 3 != process}
+        monkeypatch.setattr("trl_ext.training.rounds.gather_object", lambda mine, other=other: [*mine, other])
+        rounds = RolloutSchedule(Sampler(), SimpleNamespace(process_index=process, num_processes=3))
+        train(rounds, [0])
+        rounds.save(tmp_path)
+        stored, _ = load_rollouts(tmp_path / f"rollouts_{process}.json")
+        assert sorted(stored) == [process, process + 3]
+    read = []
+    load = load_rollouts
+    monkeypatch.setattr("trl_ext.training.rounds.load_rollouts", lambda path: (read.append(path.name), load(path))[1])
+
+    def restored():
+        """The schedules of all processes: what each has read is gathered."""
+        parts = []
+        monkeypatch.setattr("trl_ext.training.rounds.gather_object", lambda mine: parts.extend(mine) or mine)
+        made = [SimpleNamespace(process_index=n, num_processes=readers) for n in range(readers)]
+        for accelerator in made:
+            RolloutSchedule(Sampler(), accelerator).restore(tmp_path)
+        monkeypatch.setattr("trl_ext.training.rounds.gather_object", lambda mine: sorted(parts, key=lambda p: p[0]))
+        schedules = [RolloutSchedule(Sampler(), accelerator) for accelerator in made]
+        read.clear()
+        for schedule in schedules:
+            schedule.restore(tmp_path)
+        return schedules
+
+    if readers > 1:
+        schedules = restored()
+        assert sorted(read) == [f"rollouts_{n}.json" for n in range(3)]
+    else:
+        schedules = [RolloutSchedule(Sampler(), ONE_PROCESS)]
+        schedules[0].restore(tmp_path)
+    for schedule in schedules:
+        assert train(schedule, [0]) == [[[1, i]] for i in range(6)] and not schedule.sample.rounds
+    assert sorted(row for schedule in schedules for row in schedule._own) == list(range(6))
+    (tmp_path / "rollouts_1.json").unlink()
+    schedule = restored()[0] if readers > 1 else RolloutSchedule(Sampler(), ONE_PROCESS)
+    schedule.restore(tmp_path)
+    assert schedule._epoch == -1 and "rollouts_1.json does not exist: completions are generated" in caplog.text
 
 
 def test_only_what_is_left_is_stored(tmp_path, sampler):

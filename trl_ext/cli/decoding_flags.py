@@ -67,14 +67,16 @@ def active_decodings(decodings: Iterable[Any], given: Collection[str]) -> list[D
     Raises:
         `ValueError`: A decoding rejects its settings, or a flag was given without one that it needs.
     """
-    active = []
+    active, decodings = [], list(decodings)
     for decoding in decodings:
         names = [field.name for field in dataclasses.fields(decoding)]
         for name in names[1:]:
             needed = getattr(decoding, "needs", {}).get(name, names[:1])
             missing = [each for each in needed if not getattr(decoding, each)]
             if name in given and missing:
-                raise ValueError(f"`{name}` has no effect without `{missing[0]}`: set that too, or remove it.")
+                in_files = any(name in getattr(other, "in_files", ()) for other in decodings if other.active)
+                advice = "write it in the guide file instead" if in_files else "set that too, or remove it"
+                raise ValueError(f"`{name}` has no effect without `{missing[0]}`: {advice}.")
         if decoding.active:
             decoding.check()
             active.append(decoding)

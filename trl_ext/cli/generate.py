@@ -137,15 +137,14 @@ def open_output(
     if args.output_file is None:
         return None
     of_decodings = settings_of(decodings)
-    # Any text among the settings of a decoding may name a directory with weights.
-    models = [name for name in (args.model_name_or_path, *_texts(of_decodings)) if name]
+    models = [name for name in (args.model_name_or_path, *texts_in(of_decodings)) if name]
     return args.open_output(rows, models, asdict(loading) | of_decodings)
 
 
-def _texts(value: Any) -> list[str]:
-    """All texts in a setting."""
+def texts_in(value: Any) -> list[str]:
+    """All texts in a setting. Any of them may name a directory with weights."""
     if isinstance(value, dict | list):
-        return [text for item in (value.values() if isinstance(value, dict) else value) for text in _texts(item)]
+        return [text for item in (value.values() if isinstance(value, dict) else value) for text in texts_in(item)]
     return [value] if isinstance(value, str) else []
 
 

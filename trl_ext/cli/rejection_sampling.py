@@ -270,7 +270,7 @@ def _sample(
         chat_template_path=tuning.chat_template_path,
         eos_token=tuning.eos_token,
     )
-    return sample.run(sampling, loading, "trl-ext rejection_sampling", words)
+    return sample.run(sampling, loading, prog="trl-ext rejection_sampling", words=words)
 
 
 def _select(args: RejectionSamplingArguments, folder: Path, seed: int) -> dict[str, Any]:

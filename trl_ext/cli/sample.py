@@ -8,6 +8,10 @@
     trl-ext best_of_n --model_name_or_path M --dataset_name prompts.jsonl --reward_funcs R1 R2 \\
         --num_generations 64 --output_file best.jsonl
     trl-ext best_of_n --model_name_or_path M --prompt "Once upon a time" --reward_funcs R
+    trl-ext sample --endpoint http://localhost:8000/v1 --endpoint_model M --endpoint_tokenizer M \\
+        --dataset_name prompts.jsonl --reward_funcs R --output_file sampled.jsonl
+
+The model may be guided, as in `trl-ext generate`, or be that of a server.
 
 A row of the output has `prompt`, `completions`, `scores`, `ended` (whether each completion ended before the maximum
 length), the token ids that were sampled (`completion_ids`, `prompt_ids`, and in `tokenizers` the tokenizer's name
@@ -36,6 +40,7 @@ from trl_ext.atomic_files import write_text
 from trl_ext.data.exports import ExportSettings, describe_export, export_row
 from trl_ext.data.resumable_file import ResumableFile
 from trl_ext.data.schema import DataError, first_row
+from trl_ext.endpoint.errors import EndpointError
 from trl_ext.generation.vllm_settings import SERVER_FIELDS, VLLMSettings
 from trl_ext.generation_settings import DIVERSE_BEAM_SEARCH, GenerationSettings
 from trl_ext.inference.dataset_card import card_path, dataset_card
@@ -46,6 +51,7 @@ from trl_ext.inference.dataset_sampler import (
     describe_logged,
     load_rows,
 )
+from trl_ext.inference.policy import Decoding, Policy, served_at_once
 from trl_ext.packages import VLLM, require_package
 from trl_ext.progress import progress, shown
 from trl_ext.rewards.aggregation import AGGREGATION, SUM
@@ -62,7 +68,8 @@ from .arguments import (
     TypedPromptArguments,
     as_message,
 )
-from .generate import text_of
+from .decoding_flags import active_decodings, decoding_classes, settings_of
+from .generate import text_of, texts_in
 from .models import load_model_tokenizer, load_policies
 from .parser import Parser
 
@@ -190,36 +197,45 @@ class SampleLoadingArguments(VLLMSettings, LoadingArguments):
 
 
 def run(
-    args: SampleArguments, loading: LoadingArguments, prog: str = "trl-ext sample", words: Sequence[str] = ()
+    args: SampleArguments,
+    loading: LoadingArguments,
+    decodings: Sequence[Decoding] = (),
+    prog: str = "trl-ext sample",
+    words: Sequence[str] = (),
 ) -> int:
     """
     Sample, score and write.
 
     Args:
         args ([`SampleArguments`]), loading ([`~trl_ext.cli.arguments.LoadingArguments`]): The settings.
+        decodings (`Sequence[Decoding]`, *optional*): Guidance of the model, already checked.
         prog (`str`), words (`Sequence[str]`): The command and its flags, for messages.
 
     Returns:
-        `int`: 0; 130 after Ctrl-C. Rows that were written before stay, and the same call resumes there.
+        `int`: 0; 1 if a server failed for good; 130 after Ctrl-C. Rows that were written before stay, and the same
+            call resumes there.
     """
     _check_environment(prog)
+    _check_models(args, loading, decodings)
     served = isinstance(loading, VLLMSettings) and loading.use_vllm and loading.vllm_mode == "server"
     if served and args.seed != SampleArguments.seed:
         raise ValueError("seed has no effect on a vLLM server, which samples with a seed of its own: remove it.")
     settings = args.settings(trust_remote_code=loading.trust_remote_code)
-    dataset, own_columns = _load(args, loading)
+    dataset, own_columns = _load(args, loading, decodings)
     if args.output_file is None:
-        sampler = _sampler(args, loading, settings, dataset, own_columns)
+        sampler = _sampler(args, loading, decodings, settings, dataset, own_columns)
         _print_rows(sampler(list(dataset), range(len(dataset))).rows)
         return 0
     # The rows do not depend on where a server is.
     of_loading = {name: SERVER_FIELDS.get(name, value) for name, value in asdict(loading).items()}
-    file = args.open_output(dataset, [*args.model_name_or_path, *args.rewards], of_loading)
+    of_decodings = settings_of(decodings)
+    weights = [*args.model_name_or_path, *args.rewards, *texts_in(of_decodings)]
+    file = args.open_output(dataset, weights, of_loading | of_decodings)
     if file.complete:
         print(f"{file.path} is complete, with {file.rows} rows (--overwrite_output starts over).")
         return 0
-    sampler = _sampler(args, loading, settings, dataset, own_columns)
-    batches = batches_of_similar_length(dataset["prompt"], _prompts_at_once(args, loading))
+    sampler = _sampler(args, loading, decodings, settings, dataset, own_columns)
+    batches = batches_of_similar_length(dataset["prompt"], _prompts_at_once(args, loading, decodings))
     try:
         seconds = _sample(sampler, dataset, batches, file, args)
     except BaseException as error:
@@ -232,19 +248,22 @@ def run(
             return 130
         if full:
             raise OSError(f"the disk is full: {file.path} (free some space, then run the same command)") from error
+        if isinstance(error, EndpointError):
+            print(f"{prog}: error: {error}", file=sys.stderr)
+            return 1
         raise
     if not file.rows:
         raise DataError(f"no row is left of {len(dataset)}: {_left_out(file)}.")
-    _write_card(file, args, loading)
+    _write_card(file, args, loading, [policy.name for policy in sampler.policies])
     print(_summary(file, seconds))
     return 0
 
 
-def _write_card(file: ResumableFile, args: SampleArguments, loading: LoadingArguments) -> None:
+def _write_card(file: ResumableFile, args: SampleArguments, loading: LoadingArguments, names: Sequence[str]) -> None:
     """Write a card beside the file."""
     settings = RunSettings.of(nondefault(args) | nondefault(loading) | {"seed": args.seed})
     card = dataset_card(
-        file, settings, dataset=args.dataset_name, models=args.model_name_or_path, rewards=args.rewards
+        file, settings, dataset=args.dataset_name, models=args.model_name_or_path or names, rewards=args.rewards
     )
     write_text(card_path(file.path), card)
 
@@ -254,8 +273,10 @@ def _again(prog: str, words: Sequence[str], args: SampleArguments) -> str:
     return shlex.join([*prog.split(), *words, *(["--overwrite_output", "false"] if args.overwrite_output else [])])
 
 
-def _prompts_at_once(args: SampleArguments, loading: LoadingArguments) -> int:
-    """Prompts per batch, whose rows are written together."""
+def _prompts_at_once(args: SampleArguments, loading: LoadingArguments, decodings: Sequence[Decoding]) -> int:
+    """Prompts per batch, whose rows are written together. With a server few, as few are lost then."""
+    if at_once := served_at_once(decodings):
+        return max(1, at_once // args.num_generations)
     vllm = isinstance(loading, VLLMSettings) and loading.use_vllm
     return max(1, args.generation_batch_size // args.num_generations) * (4 if vllm else 1)
 
@@ -265,15 +286,47 @@ def _done(batches: list[list[int]], file: ResumableFile) -> int:
     return sum(map(len, batches[: file.batches]))
 
 
+def _check_models(args: SampleArguments, loading: LoadingArguments, decodings: Sequence[Decoding]) -> None:
+    """Raise a `ValueError` for models that do not fit the flags of guides and servers."""
+    if not decodings:
+        return
+    if served_at_once(decodings) and args.model_name_or_path:
+        raise ValueError(
+            "the server's model generates: remove --model_name_or_path, or the flag that names the server."
+        )
+    if not served_at_once(decodings) and len(args.model_name_or_path) != 1:
+        raise ValueError("guides are for one model: pass one --model_name_or_path.")
+    if isinstance(loading, VLLMSettings) and loading.use_vllm:
+        raise ValueError(
+            "vLLM's samples are not guided here, and a server is one or the other: remove --use_vllm, or the flags of "
+            "the guide or --endpoint."
+        )
+
+
+def _policies(
+    args: SampleArguments, loading: LoadingArguments, decodings: Sequence[Decoding], settings: GenerationSettings
+) -> list[Policy]:
+    """What samples: models, guided ones, or a server's."""
+    size = args.generation_batch_size
+    policies = load_policies(args.model_name_or_path, loading, settings, size)
+    if not decodings:
+        return policies
+    plain = policies[0] if policies else None
+    model, tokenizer, name = (plain.model, plain.tokenizer, plain.name) if plain else (None, None, "")
+    found = [each for one in decodings for each in one.policies(model, tokenizer, name=name, batch_size=size)]
+    return found if plain else [loading.served(each) for each in found]
+
+
 def _sampler(
     args: SampleArguments,
     loading: LoadingArguments,
+    decodings: Sequence[Decoding],
     settings: GenerationSettings,
     dataset: Dataset,
     own_columns: tuple[str, ...],
 ) -> DatasetSampler:
     """Load the models and the rewards."""
-    policies = load_policies(args.model_name_or_path, loading, settings, args.generation_batch_size)
+    policies = _policies(args, loading, decodings, settings)
     rewards = load_rewards(
         args.rewards,
         settings=args,
@@ -293,14 +346,20 @@ def _sampler(
         best_first=args.best_first,
         chat_template_kwargs=args.template_kwargs,
         seed=args.seed,
-        name_sources=len(args.model_name_or_path) + len(own_columns) > 1
-        or (bool(own_columns) and "sources" in dataset.column_names),
+        name_sources=len(policies) + len(own_columns) > 1 or (bool(own_columns) and "sources" in dataset.column_names),
     )
 
 
-def _load(args: SampleArguments, loading: LoadingArguments) -> tuple[Dataset, tuple[str, ...]]:
+def _load(
+    args: SampleArguments, loading: LoadingArguments, decodings: Sequence[Decoding]
+) -> tuple[Dataset, tuple[str, ...]]:
     if args.prompt is not None:
-        opening = args.opening_messages(load_model_tokenizer(args.model_name_or_path[0], loading))
+        served = next((each for each in decodings if served_at_once([each])), None)
+        if served is not None:
+            tokenizer = served.served_tokenizer()  # type: ignore[attr-defined]
+        else:
+            tokenizer = load_model_tokenizer(args.model_name_or_path[0], loading)
+        opening = args.opening_messages(tokenizer)
         return Dataset.from_list([as_message({"prompt": prompt}, opening) for prompt in args.prompt]), ()
     return load_rows(
         str(args.dataset_name),
@@ -384,8 +443,9 @@ def _left_out(file: ResumableFile) -> str:
 
 def make_parser(prog: str = "trl-ext sample") -> Parser:
     """The parser of the command's flags and YAML file."""
+    own = [SampleArguments, SampleLoadingArguments]
     return Parser(
-        [SampleArguments, SampleLoadingArguments],
+        [*own, *decoding_classes(own)],
         prog=prog,
         description="Generate completions for prompts, score them and write a dataset for the trainers.",
         epilog=_EPILOG,
@@ -402,14 +462,16 @@ def main(argv: list[str]) -> int:
     Raises:
         `ValueError`, `OSError` or `ImportError`: Settings, data or models that cannot work.
     """
-    args, loading = make_parser().parse_args_and_config(argv)
-    return run(args, loading, words=argv)
+    parser = make_parser()
+    args, loading, *decodings = parser.parse_args_and_config(argv)
+    return run(args, loading, active_decodings(decodings, parser.given), words=argv)
 
 
 def make_best_of_n_parser(prog: str = "trl-ext best_of_n") -> Parser:
     """See [`make_parser`]."""
+    own = [BestOfNArguments, LoadingArguments]
     return Parser(
-        [BestOfNArguments, LoadingArguments],
+        [*own, *decoding_classes(own)],
         prog=prog,
         description="Generate n completions for each prompt, score them, and write all of them, the best first.",
         epilog="In Python: `from trl_ext import best_of_n`. `trl-ext evaluate --best_of_n` measures it.",
@@ -419,5 +481,5 @@ def make_best_of_n_parser(prog: str = "trl-ext best_of_n") -> Parser:
 def best_of_n(argv: list[str]) -> int:
     """`trl-ext best_of_n`. See [`main`]."""
     parser = make_best_of_n_parser()
-    args, loading = parser.parse_args_and_config(argv)
-    return run(args, loading, parser.prog, argv)
+    args, loading, *decodings = parser.parse_args_and_config(argv)
+    return run(args, loading, active_decodings(decodings, parser.given), parser.prog, argv)

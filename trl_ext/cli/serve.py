@@ -20,6 +20,7 @@ from typing import ClassVar
 
 from trl_ext.inference.policy import Decoding, served_at_once
 from trl_ext.rewards.functions import load_rewards
+from trl_ext.rewards.scoring import check_reward_weights
 from trl_ext.rewards.settings import RewardSettings
 from trl_ext.serving.app import App
 from trl_ext.serving.limits import ServerLimits
@@ -48,6 +49,13 @@ class ServeArguments(SamplingArguments, RewardArguments, RewardSettings):
     served_model_name: str | None = field(
         default=None, metadata={"help": "Its name in requests. By default the Hub id, or the directory's name."}
     )
+    reward_weights: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Weights of the rewards that rank the completions of `best_of_n`, --reward_model_name_or_path "
+            "first. All 1 by default."
+        },
+    )
     host: str = field(
         default="127.0.0.1", metadata={"help": "Address to listen on. By default only this machine reaches it."}
     )
@@ -63,6 +71,7 @@ class ServeArguments(SamplingArguments, RewardArguments, RewardSettings):
 
     def __post_init__(self) -> None:
         self.check_reward_settings()
+        check_reward_weights(self.reward_weights, self.rewards)
         if not 0 <= self.port < 2**16:
             raise ValueError(f"`port` must be between 0 and 65535, got {self.port}.")
         self.settings()
@@ -108,7 +117,7 @@ def load_models(
         for policy in decoding.policies(plain.model, plain.tokenizer, name=plain.name, batch_size=size)
     ]
     rewards = load_rewards(args.rewards, settings=args, trust_remote_code=loading.trust_remote_code)
-    return ServedModels(plain, guided, rewards=rewards)
+    return ServedModels(plain, guided, rewards=rewards, reward_weights=args.reward_weights)
 
 
 def run(

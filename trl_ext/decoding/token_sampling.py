@@ -7,7 +7,7 @@ Dimensions: N sequences, V vocabulary, C candidates.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from transformers import LogitsProcessor
@@ -77,6 +77,8 @@ class SamplingProcessor(LogitsProcessor):
             are made on the CPU, so that a seed gives the same numbers on every device. By default torch's global
             generator is used.
     """
+
+    supports_continuous_batching: ClassVar[bool] = False
 
     def __init__(self, settings: "GenerationSettings", seeds: Sequence[int] | None = None) -> None:
         self.settings = settings

@@ -94,6 +94,8 @@ class SavedLogprobs(LogitsProcessor):
         top (`int`): k, number of likeliest tokens to keep for each sequence.
     """
 
+    supports_continuous_batching: ClassVar[bool] = False
+
     def __init__(self, top: int) -> None:
         self.top = top
         self._logps_NV: torch.Tensor | None = None

@@ -10,9 +10,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.generation import BaseStreamer
 
-from trl_ext.data.completion import Completion, decode_after
+from trl_ext.data.completion import Completion
 from trl_ext.generation_settings import GenerationSettings
 
+from .growing_text import GrowingText
 from .observer import StreamerObserver
 
 
@@ -20,9 +21,8 @@ class TextStream(BaseStreamer):
     """
     A streamer that passes on each new piece of a completion's text as soon as it is final.
 
-    The pieces add up to the text of the [`~trl_ext.data.completion.Completion`]. Each call decodes all tokens again,
-    because the text of a token depends on its neighbours. Text that may still change is held back: incomplete
-    characters and trailing spaces.
+    The pieces add up to the text of the [`~trl_ext.data.completion.Completion`]. See
+    [`~trl_ext.generation.growing_text.GrowingText`] for what is held back.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer.
@@ -31,30 +31,26 @@ class TextStream(BaseStreamer):
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, show: Callable[[str], Any]) -> None:
         self.tokenizer, self.show = tokenizer, show
-        self._prompt: list[int] | None = None
+        self._text: GrowingText | None = None
         self._ids: list[int] = []
-        self._shown = ""
 
     def put(self, value: Any) -> None:
         """Receive the prompt, which comes first and is not shown, or the next tokens of the completion."""
-        if self._prompt is None:
-            self._prompt = value.flatten().tolist()
+        if self._text is None:
+            self._text = GrowingText(self.tokenizer, value.flatten().tolist())
             return
         self._ids += value.flatten().tolist()
-        [text] = decode_after(self.tokenizer, [self._prompt], [self._ids])
-        if not text.endswith("\ufffd"):
-            self._show(text.rstrip())
+        self._show(self._text.grow(self._ids))
 
     def end(self) -> None:
         """Do nothing. `generate` calls this without the final text; [`finish`] shows the rest."""
 
     def finish(self, text: str) -> None:
         """Show the rest of the completion's final text."""
-        self._show(text)
+        self._show(text if self._text is None else self._text.rest(text))
 
-    def _show(self, text: str) -> None:
-        if text.startswith(self._shown) and len(text) > len(self._shown):
-            piece, self._shown = text[len(self._shown) :], text
+    def _show(self, piece: str) -> None:
+        if piece:
             self.show(piece)
 
 

@@ -45,6 +45,8 @@ class BaseGuide(ABC):
         heads (`Sequence[str]`): Names of its H heads. With one head, scores may have the shape `(N, k)`.
         vocabulary (`int`): Number of tokens that it can score; `0` for any. Further tokens keep their logits.
         context_length (`int`): Maximum number of tokens of a text; `0` if not known.
+        reads_candidates (`bool`): Whether its model reads each candidate, so that many take long. Otherwise one
+            forward pass scores all of them.
         scores_tokens (`bool`): Whether scores are those of single tokens, so that the score of a text is their sum. By
             default a score is that of the whole text.
         config (`Any`): Config of its model, which may know the padding token; `None` if there is none.
@@ -55,6 +57,7 @@ class BaseGuide(ABC):
     heads: Sequence[str] = ("score",)
     vocabulary: int = 0
     context_length: int = 0
+    reads_candidates: bool = False
     scores_tokens: bool = False
     config: Any = None
 

@@ -64,7 +64,9 @@ class BlockScorer:
                 raise ValueError(f"The {who} cannot choose among blocks (`guide_blocks`): {reason}.")
 
     @torch.no_grad()
-    def __call__(self, texts: Sequence[Sequence[int]], blocks: Sequence[Sequence[Sequence[int]]]) -> torch.Tensor:
+    def __call__(
+        self, texts: Sequence[Sequence[int]], blocks: Sequence[Sequence[Sequence[int]]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Weighted scores of the blocks of some texts.
 
@@ -73,7 +75,9 @@ class BlockScorer:
             blocks (`Sequence[Sequence[Sequence[int]]]`): The k blocks of each text, of at least one token.
 
         Returns:
-            `torch.Tensor` of shape `(N, k)`, float32 on the CPU.
+            `tuple[torch.Tensor, torch.Tensor]`, each of shape `(N, k)`, float32 on the CPU: the scores of the texts
+            with the blocks, by guides that score texts; and those of the blocks, by guides that score tokens, which
+            add up along a text.
 
         Raises:
             `ValueError`: A score is not finite, or what a guide raises.
@@ -82,7 +86,7 @@ class BlockScorer:
         before = [list(text) for text in texts for _ in range(k)]
         after = [list(block) for group in blocks for block in group]
         weights_MH = self.processor.row_weights(n, torch.device("cpu")).repeat_interleave(k, 0)
-        total_M = torch.zeros(n * k)
+        of_texts_M, of_blocks_M = torch.zeros(n * k), torch.zeros(n * k)
         for guide, columns in zip(self.processor.guides, self.processor.columns, strict=True):
             weights = weights_MH[:, columns]
             if not weights.any():
@@ -94,8 +98,9 @@ class BlockScorer:
                     f"The {guide.who} returned a score that is not finite, so that there is no distribution to sample "
                     "from. Load it in a dtype of a larger range (bfloat16 or float32), and check its weights."
                 )
+            total_M = of_blocks_M if guide.scores_tokens else of_texts_M
             total_M += (scores_MH * weights).sum(1)
-        return total_M.unflatten(0, (n, k))
+        return of_texts_M.unflatten(0, (n, k)), of_blocks_M.unflatten(0, (n, k))
 
     def _at_the_end(self, guide: BaseGuide, texts: list[list[int]], blocks: list[list[int]]) -> torch.Tensor:
         """Scores (M, H) of M texts with their blocks: the last token is the only candidate after those before it."""

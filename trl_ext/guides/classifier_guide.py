@@ -64,6 +64,7 @@ class ClassifierGuide(BaseGuide):
     """
 
     heads = ("score",)
+    reads_candidates = True
 
     def __init__(
         self,

@@ -50,6 +50,11 @@ class GuideSettings:
             Length of these continuations, in tokens.
         guide_block_choice (`str`, *optional*, defaults to `"sample"`):
             How one is chosen: `"sample"` with probabilities softmax(weight times score), or the `"best"`.
+        guide_beams (`int`, *optional*, defaults to `1`):
+            Number of texts that are kept in each round, of which the best one is returned. More than one are a beam
+            search over scores, and need the choice `"best"`.
+        guide_drop (`float`, *optional*, defaults to `0.0`):
+            Share of these texts that is dropped after each round, down to one.
 
     Raises:
         `ValueError`: A setting is out of range, or has no effect beside another.
@@ -87,15 +92,28 @@ class GuideSettings:
         },
     )
 
+    guide_beams: int = field(
+        default=1, metadata={"help": "Texts that are kept in each round, of which the best one is returned."}
+    )
+    guide_drop: float = field(
+        default=0.0, metadata={"help": "Share of these texts that is dropped after each round, down to one."}
+    )
+
     def __post_init__(self) -> None:
-        for name, least in (("guide_top_k", 0), ("guide_blocks", 0), ("guide_block_length", 1)):
+        for name, least in (("guide_top_k", 0), ("guide_blocks", 0), ("guide_block_length", 1), ("guide_beams", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
         if not 0 <= self.guide_min_p <= 1:
             raise ValueError(f"`guide_min_p` must be between 0 (no limit) and 1, got {self.guide_min_p}.")
         _ = self.schedule
-        if self.guide_blocks == 1:
+        if self.guide_blocks == 1 and self.guide_beams == 1:
             raise ValueError("`guide_blocks` must be at least 2, or 0 to choose tokens: of one there is no choice.")
+        if self.guide_beams > 1 and self.guide_block_choice != "best":
+            raise ValueError("`guide_beams` above 1 keeps the best texts: set `guide_block_choice` to best.")
+        if not 0 <= self.guide_drop < 1:
+            raise ValueError(f"`guide_drop` must be at least 0 and below 1, got {self.guide_drop}.")
+        if self.guide_drop and self.guide_beams == 1:
+            raise ValueError("`guide_drop` has no effect on one text: raise `guide_beams`, or remove it.")
 
     @property
     def schedule(self) -> GuideSchedule:
@@ -115,11 +133,16 @@ class GuideSettings:
     def check_given(self, given: Sequence[str]) -> None:
         """Raise a `ValueError` for a setting that was given and has no effect beside the others."""
         of_tokens = ("guide_top_k", "guide_candidates_only", "guide_min_p", "guide_every", "guide_when")
-        of_blocks = ("guide_block_length", "guide_block_choice")
+        of_blocks = ("guide_block_length", "guide_block_choice", "guide_beams", "guide_drop")
         idle = [name for name in (of_tokens if self.guide_blocks else of_blocks) if name in given]
         if idle:
             other = "with" if self.guide_blocks else "without"
             raise ValueError(f"`{idle[0]}` has no effect {other} `guide_blocks`: remove one of them.")
+        if self.guide_candidates_only and not (self.guide_top_k or self.guide_min_p):
+            raise ValueError(
+                "`guide_candidates_only` has no effect with `guide_top_k: 0`, as all tokens are candidates: set "
+                "`guide_top_k` or `guide_min_p`, or remove it."
+            )
 
 
 @dataclass(frozen=True)
@@ -241,7 +264,7 @@ def _entry(guide: Any, where: str, problems: list[str]) -> GuideEntry | None:
     own = {key: value for key, value in guide.items() if key not in _COMMON}
     found = _fields(cls, own, where, problems, _COMMON)
     required = [each.name for each in dataclasses.fields(cls) if each.default is dataclasses.MISSING]
-    missing = [name for name in required if not found.get(name) and name not in own]
+    missing = [name for name in required if name not in own or found.get(name) == ""]
     problems += [f"{where}: a {cls.kind} needs `{name}`" for name in missing]
     weight: Any = 1.0
     try:
@@ -258,4 +281,8 @@ def _entry(guide: Any, where: str, problems: list[str]) -> GuideEntry | None:
     except (ValueError, OSError) as error:
         problems.append(f"{where}: {error}")
         return None
-    return GuideEntry(str(guide.get("name") or settings.default_name), settings, weight)
+    name = str(guide.get("name") or settings.default_name)
+    if any(each in name for each in "=,"):
+        problems.append(f"{where}: the name {name!r} has = or a comma, which separate weights; set another `name`")
+        return None
+    return GuideEntry(name, settings, weight)

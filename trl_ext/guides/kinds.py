@@ -8,6 +8,7 @@ A kind is a dataclass. Its fields are the keys of a guide in the file, beside `k
 without a default are required. Its `load` makes the guide.
 """
 
+import inspect
 import logging
 import re
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import ModelConfig
 
@@ -43,10 +45,11 @@ class GuideKind(Protocol):
     """
     The settings of one guide; a dataclass whose fields have a `help` in their metadata.
 
-    The class variable `kind` is its name in files.
+    The class variable `kind` is its name in files, and `one_head` says whether each guide of the kind has one head.
     """
 
     kind: ClassVar[str]
+    one_head: ClassVar[bool]
 
     @property
     def default_name(self) -> str:
@@ -82,6 +85,13 @@ class LoadedGuide:
     load_in_4bit: bool = field(default=False, metadata={"help": "Whether to load the model in 4 bits."})
     revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit on the Hub."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Whether to run code that comes with the model."})
+
+    def check_loading(self) -> None:
+        """Raise a `ValueError` for a dtype that does not exist, or that 4 bits replace."""
+        if self.dtype != "auto" and not getattr(getattr(torch, self.dtype, None), "is_floating_point", False):
+            raise ValueError(f"`dtype` must be auto, float32, bfloat16 or float16, got {self.dtype!r}")
+        if self.dtype != "auto" and self.load_in_4bit:
+            raise ValueError("`dtype` has no effect with `load_in_4bit`: remove one of them")
 
     @property
     def where(self) -> dict[str, Any]:
@@ -137,6 +147,7 @@ class ClassifierKind(LoadedGuide):
     """
 
     kind: ClassVar[str] = "classifier"
+    one_head: ClassVar[bool] = True
 
     model: str = field(metadata={"help": "Classifier or reward model: directory or Hub id."})
     label: str = field(default="", metadata={"help": "Label that is scored, by name or number."})
@@ -152,7 +163,8 @@ class ClassifierKind(LoadedGuide):
         return Path(self.model).name
 
     def check(self) -> None:
-        """Raise an `OSError` if the model is written like a path and is no directory."""
+        """Raise an `OSError` if the model is written like a path and is no directory, a `ValueError` for its dtype."""
+        self.check_loading()
         resolve_model_path(self.model)
 
     def load(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> BaseGuide:
@@ -185,6 +197,7 @@ class LanguageModelKind(LoadedGuide):
     """
 
     kind: ClassVar[str] = "language_model"
+    one_head: ClassVar[bool] = True
 
     expert: str = field(default="", metadata={"help": "Language model whose log-probabilities are added."})
     anti_expert: str = field(default="", metadata={"help": "Language model whose log-probabilities are subtracted."})
@@ -195,7 +208,8 @@ class LanguageModelKind(LoadedGuide):
         return Path(self.expert or self.anti_expert).name
 
     def check(self) -> None:
-        """Raise a `ValueError` if there is no model, an `OSError` for a path that is no directory."""
+        """Raise a `ValueError` without a model or for its dtype, an `OSError` for a path that is no directory."""
+        self.check_loading()
         if not self.expert and not self.anti_expert:
             raise ValueError("a language_model needs an `expert`, an `anti_expert` or both")
         for path in filter(None, (self.expert, self.anti_expert)):
@@ -229,6 +243,7 @@ class FunctionKind:
     """
 
     kind: ClassVar[str] = "function"
+    one_head: ClassVar[bool] = True
 
     function: str = field(metadata={"help": "Import path of the function, or file.py:function."})
     arguments: dict[str, Any] | None = field(default=None, metadata={"help": "Keyword arguments for it."})
@@ -239,8 +254,15 @@ class FunctionKind:
         return re.split("[.:]", self.function)[-1]
 
     def check(self) -> None:
-        """Raise a `ValueError` if there is no such function."""
-        import_function(self.function, "guide")
+        """Raise a `ValueError` if there is no such function, or it does not take the arguments."""
+        function = import_function(self.function, "guide")
+        try:
+            inspect.signature(function).bind(None, None, **(self.arguments or {}))
+        except TypeError as error:
+            raise ValueError(
+                f"{self.function} cannot be called with a context, candidates and the `arguments` "
+                f"{self.arguments or {}}: {error}"
+            ) from error
 
     def load(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> BaseGuide:
         """See [`GuideKind.load`]."""

@@ -32,6 +32,9 @@ AnyGuide = Guide | Callable[[GuideContext, torch.Tensor], Any]
 # From a guide, its positions among all heads and candidates (N, k) to the scores of these, (N, k, heads of the guide).
 Scores = Callable[[BaseGuide, torch.Tensor, torch.Tensor], torch.Tensor]
 
+# Candidates of a token, above which a guide that reads each of them is refused: it would take seconds a token.
+MOST_READ = 4096
+
 # Candidates of rows that are not guided, above which the guides read the others alone, in a forward pass of their own
 # after that over the new tokens. On a CPU every token counts.
 WIDE_FORWARD = {"cpu": 16}
@@ -116,6 +119,7 @@ class GuidedLogitsProcessor(LogitsProcessor):
     """
 
     weights_field: ClassVar[str] = "weights"  # in messages
+    supports_continuous_batching: ClassVar[bool] = False  # it would be given the last tokens alone
 
     def __init__(
         self,
@@ -213,7 +217,7 @@ class GuidedLogitsProcessor(LogitsProcessor):
     @torch.no_grad()
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         n, vocabulary = scores.shape
-        self._check_top_k(vocabulary)
+        self.check_top_k(vocabulary)
         weights_NH = self.row_weights(n, scores.device)
         if not self._weights.any() and not self.candidates_only:
             return scores
@@ -321,15 +325,23 @@ class GuidedLogitsProcessor(LogitsProcessor):
         """Weight of each head in each of N rows, (N, H)."""
         return self._weights.tensor(n, device)
 
-    def _check_top_k(self, vocabulary: int) -> None:
+    def check_top_k(self, vocabulary: int) -> None:
+        """Raise a `ValueError` if the candidates of a vocabulary of this size are too few or too many."""
         if self.top_k > vocabulary:
             raise ValueError(f"`top_k` is {self.top_k}, but the vocabulary has only {vocabulary} tokens.")
+        slow = [guide.who for guide in self.guides if guide.reads_candidates]
+        if slow and (self.top_k or vocabulary) > MOST_READ:
+            raise ValueError(
+                f"The {slow[0]} would read {self.top_k or vocabulary} candidates at each token, one by one: set a "
+                f"`top_k` of at most {MOST_READ} (`guide_top_k` in files and flags), or use a guide that scores all "
+                "tokens in one forward pass, such as a value model of the form 'action' or a language model."
+            )
 
     # -------------------------------------------------- CUDA-graph decoding: see `trl_ext/decoding/static_generate.py`
 
     def static_unsupported_reason(self, llm: BackboneAndHead) -> str:
         """Why CUDA-graph decoding cannot guide this language model; `""` if it can."""
-        self._check_top_k(llm.vocabulary)
+        self.check_top_k(llm.vocabulary)
         methods = [(getattr(type(self), name), getattr(GuidedLogitsProcessor, name)) for name in _GUIDANCE]
         if any(own is not ours for own, ours in methods):
             return f"{type(self).__name__} may change the logits in another way"

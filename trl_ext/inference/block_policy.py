@@ -4,13 +4,15 @@
 """
 A language model whose completions are put together from blocks that guides choose, as a policy.
 
-In each round, the model generates `guide_blocks` continuations of `guide_block_length` tokens, and one of them is
-kept: sampled with probabilities softmax(weight times score), as value-guided block search does, or the best one, as
-blockwise controlled decoding does.
+In each round, the model generates `guide_blocks` continuations of `guide_block_length` tokens of each text that is
+kept. One text is kept: sampled with probabilities softmax(weight times score), as value-guided block search does, or
+the best one, as blockwise controlled decoding does. Or the `guide_beams` best ones are kept, as in a beam search over
+values; with `guide_drop`, fewer in each round, as in best-of-n whose worst beginnings are dropped.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +25,24 @@ from trl_ext.guides.blocks import BlockScorer, choose_block
 from trl_ext.guides.guide_file import GuideSettings
 
 from .policy import Policy
+
+
+@dataclass(frozen=True)
+class _Text:
+    """
+    A text so far.
+
+    Args:
+        ids (`list[int]`): Its token ids after the prompt.
+        ended (`bool`): Whether the model ended it.
+        score (`float`): Its weighted score.
+        of_tokens (`float`): The part of the score that is a sum over its tokens.
+    """
+
+    ids: list[int]
+    ended: bool = False
+    score: float = 0.0
+    of_tokens: float = 0.0
 
 
 def block_policy(
@@ -56,7 +76,7 @@ def block_policy(
         k = settings.num_generations
         prompts = [list(ids) for ids in prompt_ids for _ in range(k)]
         rows: list[Completion] = []
-        at_once = max(1, batch_size // guide_settings.guide_blocks)
+        at_once = max(1, batch_size // (guide_settings.guide_blocks * guide_settings.guide_beams))
         for start in range(0, len(prompts), at_once):
             rows += _complete(
                 model, tokenizer, prompts[start : start + at_once], settings, scorer, guide_settings, batch_size
@@ -76,29 +96,37 @@ def _complete(
     batch_size: int,
 ) -> list[Completion]:
     """One completion of each prompt."""
-    written: list[list[int]] = [[] for _ in prompts]
-    ended = [False] * len(prompts)
-    while live := [i for i, ids in enumerate(written) if not ended[i] and len(ids) < settings.max_completion_length]:
-        # Completions that have not ended are of one length.
-        left = settings.max_completion_length - len(written[live[0]])
+    kept = [[_Text([]) for _ in range(guide_settings.guide_beams)] for _ in prompts]
+    length, rounds = 0, 0  # texts that have not ended are of one length
+    while live := [(i, text) for i, texts in enumerate(kept) for text in texts if not text.ended]:
+        if (left := settings.max_completion_length - length) < 1:
+            break
         of_round = replace(
             settings,
             num_generations=guide_settings.guide_blocks,
             max_completion_length=min(guide_settings.guide_block_length, left),
         )
-        texts = [prompts[i] + written[i] for i in live]
-        blocks = generate(model, tokenizer, texts, of_round, batch_size=batch_size)
-        chosen = _choose(scorer(texts, [[block.ids for block in group] for group in blocks]), guide_settings)
-        for i, group, index in zip(live, blocks, chosen, strict=True):
-            written[i] += group[index].ids
-            ended[i] = group[index].ended
-    decoded = decode_after(tokenizer, prompts, written)
-    return [Completion(text=text, ids=ids, ended=end) for text, ids, end in zip(decoded, written, ended, strict=True)]
+        before = [prompts[i] + text.ids for i, text in live]
+        blocks = generate(model, tokenizer, before, of_round, batch_size=batch_size)
+        scores = scorer(before, [[block.ids for block in group] for group in blocks])
+        candidates = [[text for text in texts if text.ended] for texts in kept]
+        for (i, text), group, of_texts, of_blocks in zip(
+            live, blocks, *(each.tolist() for each in scores), strict=True
+        ):
+            for block, of_text, of_block in zip(group, of_texts, of_blocks, strict=True):
+                of_tokens = text.of_tokens + of_block
+                candidates[i].append(_Text(text.ids + block.ids, block.ended, of_text + of_tokens, of_tokens))
+        length, rounds = length + of_round.max_completion_length, rounds + 1
+        kept = [_keep(texts, rounds, guide_settings) for texts in candidates]
+    best = [max(texts, key=lambda text: text.score) for texts in kept]
+    decoded = decode_after(tokenizer, prompts, [text.ids for text in best])
+    return [Completion(text=shown, ids=text.ids, ended=text.ended) for shown, text in zip(decoded, best, strict=True)]
 
 
-def _choose(logits_Nk: torch.Tensor, guide_settings: GuideSettings) -> Sequence[int]:
-    """Index of the block of each text that is kept."""
-    if guide_settings.guide_block_choice == "best":
-        return logits_Nk.argmax(1).tolist()  # type: ignore[no-any-return]
-    uniform_N = torch.rand(len(logits_Nk)).tolist()
-    return [choose_block(logits_k, uniform)[0] for logits_k, uniform in zip(logits_Nk, uniform_N, strict=True)]
+def _keep(texts: Sequence[_Text], rounds: int, guide_settings: GuideSettings) -> list[_Text]:
+    """The texts that are kept after so many rounds."""
+    if guide_settings.guide_block_choice == "sample":
+        scores_k = torch.tensor([text.score for text in texts], dtype=torch.float64)
+        return [texts[choose_block(scores_k, float(torch.rand(())))[0]]]
+    count = math.ceil(guide_settings.guide_beams * (1 - guide_settings.guide_drop) ** rounds)
+    return sorted(texts, key=lambda text: -text.score)[: max(1, count)]

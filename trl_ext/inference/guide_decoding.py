@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -60,6 +60,9 @@ def policy_with_guides(
         return [GuidedLogitsProcessor(guides, weights, **settings.of_tokens(), **common)]
 
     [checked] = processors(None, None)  # raises errors before anything is generated
+    vocabulary = base_of(model).config.get_text_config().vocab_size
+    if not settings.guide_blocks:
+        checked.check_top_k(vocabulary)
 
     def change(changed: dict[str, float]) -> Policy:
         return policy_with_guides(
@@ -85,7 +88,6 @@ def policy_with_guides(
         "weights": guide_weights(checked, change),
     }
     if settings.guide_blocks:
-        vocabulary = base_of(model).config.get_text_config().vocab_size
         scorer = BlockScorer(checked, vocabulary, pad_token_id(tokenizer), model.device)
         return block_policy(model, tokenizer, scorer, settings, **common)
     only = settings.guide_candidates_only and (settings.guide_top_k or settings.guide_min_p)
@@ -108,6 +110,8 @@ class GuideDecoding:
         guides (`dict[str, Any]`):
             What the files say, for reports. Set by [`check`].
     """
+
+    in_files: ClassVar[tuple[str, ...]] = tuple(each.name for each in dataclasses.fields(GuideSettings))
 
     guide: list[str] | None = field(
         default=None,
@@ -135,7 +139,9 @@ class GuideDecoding:
         self.guides = files.as_mapping()
         for text in self.guide_weights or []:
             weights = parse_weights(text, "guide_weights")
-            names = list(weights) if isinstance(weights, dict) else [each.name for each in files.guides]
+            names = [each.name for each in files.guides]
+            if isinstance(weights, dict) and not all(each.settings.one_head for each in files.guides):
+                names = list(weights)  # the heads are known when the guide is loaded
             head_weights(weights, names, "guide_weights")
 
     def files(self) -> GuideFiles:
@@ -168,9 +174,11 @@ class GuideDecoding:
             for each in files.guides:
                 weights |= entry_weights(each, guides[each.name])
             return [make(weights, name=f"{series}, weights {describe_weights(weights)}")]
-        return [
-            make(parse_weights(text, "guide_weights"), name=f"{series}, weights {text}") for text in self.guide_weights
-        ]
+        heads = [full for name, guide in guides.items() for full in full_names(name, list(guide.heads))]
+        given = {text: parse_weights(text, "guide_weights") for text in self.guide_weights}
+        for weight in given.values():
+            head_weights(weight, heads, "guide_weights")
+        return [make(weight, name=f"{series}, weights {text}") for text, weight in given.items()]
 
 
 def entry_weights(entry: GuideEntry, guide: BaseGuide) -> dict[str, float]:

@@ -57,6 +57,21 @@ class GuideWeights:
     about: dict[str, str] = field(default_factory=dict)
 
 
+class MessageIds(list[int]):
+    """
+    Token ids of a conversation that keep its messages, for policies that send messages to a server.
+
+    Args:
+        ids (`Sequence[int]`): The token ids.
+        messages (`list[dict]`): The messages.
+        template (`dict[str, Any]`): Arguments of the chat template.
+    """
+
+    def __init__(self, ids: Sequence[int], messages: list[dict[str, Any]], template: dict[str, Any]) -> None:
+        super().__init__(ids)
+        self.messages, self.template = messages, template
+
+
 @dataclass(frozen=True)
 class Policy:
     """
@@ -106,6 +121,8 @@ class Policy:
         guided ([`~trl_ext.decoding.scheduled_rows.GuidedTokens`], *optional*):
             Counts the tokens that `generate` makes and those that are guided, for a policy that is guided at some of
             them. Padding after a stop string counts too.
+        takes_messages (`bool`, *optional*, defaults to `False`):
+            Whether `generate` needs the messages of a conversation: [`encode`] returns [`MessageIds`] then.
     """
 
     name: str
@@ -124,6 +141,7 @@ class Policy:
     model: PreTrainedModel | None = None
     weights: GuideWeights | None = None
     guided: GuidedTokens | None = None
+    takes_messages: bool = False
 
     @property
     def observable(self) -> bool:
@@ -146,6 +164,8 @@ class Policy:
             ids = encode_prompt(self.tokenizer, prompt, **chat_template_kwargs)
             if self.model is not None:
                 check_token_ids(ids, embedding_rows(self.model), self.tokenizer)
+        if self.takes_messages and not isinstance(prompt, str):
+            return MessageIds(ids, prompt, chat_template_kwargs)
         return ids
 
     def encode_row(self, row: dict[str, Any]) -> list[int]:

@@ -26,7 +26,7 @@ from trl_ext.endpoint.tokens import ServedText
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.progress import progress
 
-from .policy import Policy
+from .policy import MessageIds, Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,8 @@ class Served:
         kl (`float`):
             How far guidance moved the answer from the server's model, in nats. In token mode, the sum over tokens of
             the KL from the guided distribution to the server's, at temperature 1: its mean over answers is the KL to
-            the server's model. In block mode, the sum over rounds of log(n p), where p is the probability of the
-            chosen one of n blocks: its mean over answers is an upper bound of that KL.
+            the server's model. In block and answer mode, the sum over rounds of log(n p), where p is the probability
+            of the chosen one of n blocks: its mean over answers is an upper bound of that KL.
         tail (`float`):
             Probability of the tokens that the server did not return, averaged over the tokens that were chosen here; 0
             in block mode.
@@ -166,10 +166,16 @@ def served_policy(
         answer (`Callable`): As for [`answer_all`]; also takes `show`, called with the text so far.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer for prompts.
         endpoint ([`~trl_ext.endpoint.client.Endpoint`]): The client of the server.
-        fields: Further fields of the policy, among them its `name`.
+        fields: Further fields of the policy, among them its `name`. With `takes_messages`, `answer` gets messages
+            and `chat_template_kwargs`.
+
+    Raises:
+        `ValueError`: When called: `takes_messages` is set, and a prompt is text.
     """
 
     guided: GuidedTokens | None = fields.get("guided")
+    if fields.get("takes_messages"):
+        answer = partial(_answer_messages, answer)
 
     def next_seed() -> int:
         return int(torch.randint(2**62, ()))
@@ -197,12 +203,27 @@ def served_policy(
     return Policy(tokenizer=tokenizer, generate=generate, stream=stream, **fields)
 
 
-def unguided_policy(tokenizer: PreTrainedTokenizerBase, endpoint: Endpoint, **fields: Any) -> Policy:
+def _answer_messages(
+    answer: Callable[..., Served], ids: list[int], settings: GenerationSettings, **kwargs: Any
+) -> Served:
+    """Answer the messages of a prompt."""
+    if not isinstance(ids, MessageIds):
+        raise ValueError(
+            "The chat endpoint takes messages, and a prompt is text: use the completions endpoint, or prompts of "
+            "messages."
+        )
+    return answer(ids.messages, settings, chat_template_kwargs=ids.template, **kwargs)
+
+
+def unguided_policy(
+    tokenizer: PreTrainedTokenizerBase, endpoint: Endpoint, *, chat: bool = False, **fields: Any
+) -> Policy:
     """
     The [`~trl_ext.inference.policy.Policy`] of a server's model as it is, the baseline of guided ones. The server
     samples with a seed of its own.
 
     Args:
+        chat (`bool`, *optional*, defaults to `False`): Whether to use the chat endpoint.
         tokenizer, endpoint, fields: As for [`served_policy`].
     """
 
@@ -212,9 +233,10 @@ def unguided_policy(tokenizer: PreTrainedTokenizerBase, endpoint: Endpoint, **fi
         *,
         seed: int | str = 0,
         show: Callable[[str], None] | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
     ) -> Served:
         check_served_settings(settings)
-        text = ServedText(tokenizer, prompt, chat=False, by_id=False)
+        text = ServedText(tokenizer, prompt, chat=chat, by_id=False, chat_template_kwargs=chat_template_kwargs)
         [found] = sample_blocks(endpoint, text, 1, settings.max_completion_length, **request_fields(settings))
         text.add_text(found.text)
         if show is not None:
@@ -222,7 +244,7 @@ def unguided_policy(tokenizer: PreTrainedTokenizerBase, endpoint: Endpoint, **fi
         end = [tokenizer.eos_token_id] if found.ended or not text.answer_ids else []
         return Served(Completion(text.answer, [*text.answer_ids, *end], found.ended), 0.0, 0.0)
 
-    return served_policy(answer, tokenizer, endpoint, **fields)
+    return served_policy(answer, tokenizer, endpoint, takes_messages=chat, **fields)
 
 
 def check_served_settings(settings: GenerationSettings) -> None:

@@ -62,6 +62,7 @@ class Answers:
     def whole(self, job: Job) -> dict[str, Any]:
         """The answer with all completions of a job."""
         choices = []
+        self.completion_tokens += job.unused_tokens
         for row in job.rows:
             self.completion_tokens += len(row.tokens)
             text: dict[str, Any] = {"text": row.text}

@@ -43,9 +43,11 @@ _ROUTES = {
     "/health": "GET",
     "/metrics": "GET",
     "/v1/models": "GET",
+    "/v1/models/{model}": "GET",
     "/v1/completions": "POST",
     "/v1/chat/completions": "POST",
 }
+_MODEL_ROUTE = "/v1/models/{model}"
 _LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -99,18 +101,19 @@ class App:
             logger.exception("A request failed.")
             if not exchange.status:
                 await exchange.respond_error(RequestError(500, "The server failed; its log has the reason."))
-        route = exchange.path if exchange.path in _ROUTES else "other"
+        route = _route_of(exchange.path) or "other"
         self.metrics.add("requests_total", route=route, status=str(exchange.status))
 
     async def _route(self, exchange: Exchange) -> None:
         self._check_host(exchange)
-        method = _ROUTES.get(exchange.path)
+        route = _route_of(exchange.path)
+        method = _ROUTES.get(route)
         if exchange.path != "/health":
             self._check_key(exchange)
         if method is None:
             raise RequestError(404, f"There is no {exchange.path[:200]!r} here. There are: {', '.join(_ROUTES)}.")
         if exchange.method != method and (exchange.method, method) != ("HEAD", "GET"):
-            raise RequestError(405, f"{exchange.path} takes {method}, not {exchange.method}.")
+            raise RequestError(405, f"{exchange.path} takes {method}, not {exchange.method}.", allow=method)
         if exchange.path == "/health":
             fine = self.engine.alive and not self.draining
             await exchange.respond(200 if fine else 503, {"status": "ok" if fine else "not serving"})
@@ -121,6 +124,8 @@ class App:
             await exchange.respond(
                 200, {"object": "list", "data": [self._about(name) for name in self.models.by_name]}
             )
+        elif route == _MODEL_ROUTE:
+            await exchange.respond(200, self._about(self.models.named(exchange.path.removeprefix("/v1/models/"))))
         else:
             await self._complete(exchange, chat=exchange.path.startswith("/v1/chat"))
 
@@ -268,6 +273,12 @@ class App:
             found = policy.encode(prompt, **request.template)  # type: ignore[arg-type]
             check_token_ids(found, self.models.vocabulary, policy.tokenizer)
         except DataError as error:
+            if request.chat and policy.tokenizer.chat_template is None:
+                message = (
+                    "The model has no chat template: use /v1/completions, or start the server with "
+                    "--chat_template_path."
+                )
+                raise RequestError(400, message, param) from error
             raise RequestError(400, str(error), param) from error
         except Exception as error:  # a chat template raises errors of its own
             if not request.chat:
@@ -300,6 +311,13 @@ class App:
                 "context_length_exceeded",
             )
         return min(asked, space)
+
+
+def _route_of(path: str) -> str:
+    """The route of a path; empty if there is none. Names of models may have slashes."""
+    if path.startswith("/v1/models/") and path != "/v1/models/":
+        return _MODEL_ROUTE
+    return path if path in _ROUTES and path != _MODEL_ROUTE else ""
 
 
 def _notify(events: "asyncio.Queue[Event]") -> Any:

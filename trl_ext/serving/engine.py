@@ -40,6 +40,8 @@ class _RowsObserver(Observer):
         self.top_logprobs = max(wanted) if wanted else None
 
     def see(self, step: Step) -> Collection[int]:
+        if self.top_logprobs is not None and step.logprobs is None:  # before any row has its token
+            raise _no_logprobs()
         over = set()
         for place, (number, token, ended) in enumerate(zip(step.rows, step.tokens, step.ended, strict=True)):
             row = self.rows[number]
@@ -48,8 +50,7 @@ class _RowsObserver(Observer):
                 continue
             logprobs = None
             if row.job.logprobs is not None:
-                if step.logprobs is None:
-                    raise _no_logprobs()
+                assert step.logprobs is not None
                 logprobs = replace(step.logprobs[place], top=step.logprobs[place].top[: row.job.logprobs])
             if row.add(Seen(token, logprobs), ended):
                 over.add(number)

@@ -91,6 +91,8 @@ class Exchange:
     async def respond_error(self, error: RequestError) -> None:
         """Send an error. Where the body was not read, the connection is closed."""
         headers = {"retry-after": str(error.retry_after)} if error.retry_after else {}
+        if error.allow:
+            headers["allow"] = error.allow
         if error.status == 401:
             headers["www-authenticate"] = "Bearer"
         if error.status in (408, 413):

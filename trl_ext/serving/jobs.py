@@ -10,11 +10,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from trl_ext.generation.growing_text import GrowingText
 from trl_ext.generation.observer import TokenLogprobs
 from trl_ext.generation_settings import GenerationSettings
 
 from .limits import RequestError
-from .text import GrowingText
 
 
 @dataclass(frozen=True)
@@ -173,6 +173,7 @@ class Job:
 
     Attributes:
         rows (`list[Row]`): The completions, those of a prompt next to each other.
+        unused_tokens (`int`): Tokens of completions that `best_of_n` did not keep.
         cancelled (`threading.Event`): Set if nobody waits for the completions any more.
         alone (`bool`): Whether to generate them without those of other jobs, as a batch with others has failed.
     """
@@ -188,6 +189,7 @@ class Job:
     rows: list[Row] = field(default_factory=list)
     cancelled: threading.Event = field(default_factory=threading.Event)
     alone: bool = False
+    unused_tokens: int = 0
 
     def add_rows(self, prompts: Sequence[list[int]], limits: Sequence[int], seeds: Sequence[int]) -> None:
         """Add a completion for each prompt, with its length limit and seed."""

@@ -3,7 +3,7 @@
 
 """Limits of the server, and the error that a request is refused with."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 
 class RequestError(Exception):
@@ -16,13 +16,22 @@ class RequestError(Exception):
         param (`str`, *optional*): The field of the body that is wrong.
         code (`str`, *optional*): OpenAI's code of the error.
         retry_after (`int`, *optional*, defaults to `0`): Seconds after which to try again. `0`: not said.
+        allow (`str`, *optional*, defaults to `""`): The HTTP method to use instead.
     """
 
     def __init__(
-        self, status: int, message: str, param: str | None = None, code: str | None = None, retry_after: int = 0
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        code: str | None = None,
+        *,
+        retry_after: int = 0,
+        allow: str = "",
     ) -> None:
         super().__init__(message)
-        self.status, self.message, self.param, self.code, self.retry_after = status, message, param, code, retry_after
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.retry_after, self.allow = retry_after, allow
 
     def body(self) -> dict[str, object]:
         """The error in OpenAI's form."""
@@ -85,8 +94,3 @@ class ServerLimits:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
         if not self.body_timeout > 0:
             raise ValueError(f"`body_timeout` must be above 0, got {self.body_timeout}.")
-
-    @classmethod
-    def of(cls, source: object) -> "ServerLimits":
-        """The limits among the fields of a command's arguments."""
-        return cls(**{each.name: getattr(source, each.name) for each in fields(cls)})

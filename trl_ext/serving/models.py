@@ -93,16 +93,17 @@ class ServedModels:
         """
         if given is None:
             return None
-        if not any(given.values() if isinstance(given, dict) else [given]):
-            return ()
         weights = self.by_name[name].weights
+        nothing = not any(given.values() if isinstance(given, dict) else [given])
+        if nothing and not (isinstance(given, dict) and given):
+            return ()
         if weights is None:
             raise RequestError(400, f"`beta` has no effect on {name!r}, which has no guides with weights.", "beta")
         try:
             found = head_weights(given, list(weights.values), "beta")
         except (ValueError, TypeError) as error:
             raise RequestError(400, str(error), "beta") from error
-        return tuple(zip(weights.values, found.rows[0], strict=True))
+        return () if nothing else tuple(zip(weights.values, found.rows[0], strict=True))
 
     def policy(self, name: str, beta: Beta | None) -> Policy:
         """The policy of a model with these weights. For one thread at a time."""
@@ -132,6 +133,7 @@ class ServedModels:
         for group, scores in zip(groups, scored, strict=True):
             ranks = [each.score if each.score == each.score else float("-inf") for each in scores]
             best.append(group[ranks.index(max(ranks))])
+        job.unused_tokens = sum(len(row.tokens) for row in job.rows) - sum(len(row.tokens) for row in best)
         for index, row in enumerate(best):
             row.index = index
         job.rows = best

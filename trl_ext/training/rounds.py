@@ -4,7 +4,8 @@
 """
 The rollout schedule: when training generates completions, and which completions each micro-batch gets.
 
-A round is the set of completions that one snapshot of the model generates. Checkpoints store the current round.
+A round is the set of completions that one snapshot of the model generates. Checkpoints store the current round: each
+process what it has sampled, once for all checkpoints of a round by epochs.
 """
 
 import logging
@@ -18,6 +19,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
+
+from trl_ext.atomic_files import write_same
 
 from .rollouts import Rollout, load_rollouts, save_rollouts
 
@@ -80,6 +83,8 @@ class RolloutSchedule:
         self._pending: deque[Batch] = deque()
         self._pending_to_restore = 0
         self._epoch = -1
+        self._own: set[int] = set()  # rows of a round by epochs that this process has sampled
+        self._stored: Path | None = None  # where they were written last
 
     def batches(self, loader: Iterator[Batch], num_batches: int, epoch: int, dataset: Dataset) -> list[Batch]:
         """
@@ -126,11 +131,12 @@ class RolloutSchedule:
         due = self._epoch < 0 or (self.every_epochs > 0 and epoch - self._epoch >= self.every_epochs)
         if not due:
             return
-        self._epoch = epoch
+        self._epoch, self._stored = epoch, None
         # Equally many rows per process, so that all call a sharded model equally often. A row may occur twice.
         processes = self.accelerator.num_processes
         mine = range(self.accelerator.process_index, -(-len(dataset) // processes) * processes, processes)
         sampled = self.sample([dataset[i % len(dataset)] for i in mine])
+        self._own = set(sampled)
         # In the next epoch, the rows are distributed across the processes in another way.
         parts = gather_object([sampled]) if self.accelerator.num_processes > 1 else [sampled]
         new = {row: rollout for part in parts for row, rollout in part.items()}
@@ -148,20 +154,61 @@ class RolloutSchedule:
         }
 
     def save(self, folder: Path) -> None:
-        """Store the completions that are not yet used, in a file of this process."""
-        left = [row for batch in self._pending for row in batch["row_index"].tolist()]
-        kept = {n: self._rollouts[row] for n, row in enumerate(left)} if self.every_steps else self._rollouts
-        save_rollouts(self._file(folder), kept, epoch=self._epoch, pending=len(self._pending))
+        """
+        Store the completions that are not yet used, in a file of this process.
+
+        Those of a round by epochs are the same in all of its checkpoints: the first one's file gets a second name.
+        """
+        file = self._file(folder, self.accelerator.process_index)
+        if self.every_steps:
+            left = [row for batch in self._pending for row in batch["row_index"].tolist()]
+            kept = {n: self._rollouts[row] for n, row in enumerate(left)}
+            save_rollouts(file, kept, pending=len(self._pending))
+            return
+        if self._stored is None or not write_same(file, self._stored):
+            kept = {row: rollout for row, rollout in self._rollouts.items() if row in self._own}
+            save_rollouts(file, kept, epoch=self._epoch, processes=self.accelerator.num_processes)
+        self._stored = file
 
     def restore(self, folder: Path | None) -> None:
-        """Load the completions in a checkpoint. Without a checkpoint, or without a file in it, start without any."""
+        """
+        Load the completions in a checkpoint. Without a checkpoint, or without its files, start without any.
+
+        A round by epochs may be read by another number of processes than have written it.
+        """
         self._pending.clear()
         self._rollouts, self._epoch, self._pending_to_restore = {}, -1, 0
-        if folder is not None and self._file(folder).is_file():
-            self._rollouts, state = load_rollouts(self._file(folder))
-            self._epoch, self._pending_to_restore = state["epoch"], state["pending"]
-        elif folder is not None:
-            logger.warning("%s does not exist: completions are generated again.", self._file(folder))
+        self._own, self._stored = set(), None
+        if folder is None:
+            return
+        missing = self._restore_steps(folder) if self.every_steps else self._restore_epochs(folder)
+        if missing:
+            logger.warning("%s does not exist: completions are generated again.", missing)
 
-    def _file(self, folder: Path) -> Path:
-        return folder / f"rollouts_{self.accelerator.process_index}.json"
+    def _restore_steps(self, folder: Path) -> Path | None:
+        """Load what this process has left; the file that is missing."""
+        file = self._file(folder, self.accelerator.process_index)
+        if not file.is_file():
+            return file
+        self._rollouts, state = load_rollouts(file)
+        self._pending_to_restore = state["pending"]
+        return None
+
+    def _restore_epochs(self, folder: Path) -> Path | None:
+        """Load what all processes have sampled; a file that is missing."""
+        index, processes = self.accelerator.process_index, self.accelerator.num_processes
+        numbers = [int(path.stem.rpartition("_")[2]) for path in folder.glob("rollouts_*.json")]
+        # Each is read by one process, as it may be on the disk of that one only.
+        own = [(n, *load_rollouts(self._file(folder, n))) for n in numbers if n % processes == index]
+        parts = gather_object(own) if processes > 1 else own
+        found = {number: rollouts for number, rollouts, _ in parts}
+        state = parts[0][2] if parts else {}
+        for number in range(state.get("processes", 1)):
+            if number not in found:
+                return self._file(folder, number)
+        self._rollouts = {row: rollout for rollouts in found.values() for row, rollout in rollouts.items()}
+        self._epoch, self._own = state["epoch"], {row for _, rollouts, _ in own for row in rollouts}
+        return None
+
+    def _file(self, folder: Path, process: int) -> Path:
+        return folder / f"rollouts_{process}.json"

@@ -5,6 +5,7 @@
 
 import io
 import json
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from scripted_server import ModelServer, ScriptedServer
 from trl_ext.cli import chat as cli_chat
 from trl_ext.cli import evaluate as cli_evaluate
 from trl_ext.cli import generate as cli_generate
+from trl_ext.cli import sample as cli_sample
 from trl_ext.endpoint.client import Endpoint
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.methods.vas.decoding.endpoint_guide import EndpointGuide
@@ -111,6 +113,107 @@ def test_block_mode_the_key_and_the_body(server, flags, value_dir, monkeypatch, 
         assert headers["Authorization"] == "Bearer secret"
 
 
+@pytest.fixture
+def chat_flags(server, value_dir, tmp_path):
+    """Flags for the chat endpoint of a server whose model has a chat template."""
+    chat = make_tokenizer(chat=True)
+    chat.save_pretrained(tmp_path / "chat")
+    server.answer = ModelServer(make_model(len(chat)), chat, "ids")
+    models = ["--endpoint", server.url, "--endpoint_model", "m", "--endpoint_tokenizer", f"{tmp_path}/chat"]
+    return [*models, "--endpoint_chat", "true", "--endpoint_concurrency", "2", "--max_completion_length", "5"]
+
+
+@pytest.mark.parametrize("command", [cli_generate, cli_evaluate, cli_sample])
+@pytest.mark.parametrize("guide", [[], ["--endpoint_mode", "answer", "--endpoint_blocks", "3", "--beta", "4"]])
+def test_commands_speak_the_chat_protocol(server, chat_flags, value_dir, command, guide, monkeypatch):
+    """The messages are sent as they are, and one answer is kept of as many as were asked for."""
+    rows = [{"prompt": [{"role": "user", "content": text}]} for text in PROMPTS[:2]]
+    Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("my_rewards.py").write_text(
+        "def length(completions, **_):\n    return [float(len(c)) for c in completions]\n"
+    )
+    monkeypatch.delitem(sys.modules, "my_rewards", raising=False)
+    name = "out.json" if command is cli_evaluate else "out.jsonl"
+    words = [*chat_flags, "--dataset_name", "in.jsonl", "--output_file", name, *guide]
+    words += ["--value_model_name_or_path", value_dir] if guide else []
+    words += [] if command is cli_generate else ["--reward_funcs", "my_rewards.py:length"]
+    words += ["--num_generations", "2"] if command is cli_sample else []
+    assert command.main(words) == 0
+    count = {cli_generate: 2, cli_evaluate: 2, cli_sample: 4}[command]
+    assert len(server.requests) == count
+    for path, body, _ in server.requests:
+        assert path == "/v1/chat/completions" and {"prompt": body["messages"]} in rows
+        assert body["n"] == (3 if guide else 1) and "continue_final_message" not in body
+    if command is not cli_evaluate:
+        made = read(name)
+        assert [row["prompt"] for row in made] == [row["prompt"] for row in rows]
+        assert all(each[-1]["role"] == "assistant" for row in made for each in row["completions"])
+    if command is cli_sample:
+        assert all(len(row["scores"]) == len(row["completion_ids"]) == 2 for row in made)
+        assert "m" in Path("out.jsonl.README.md").read_text()
+
+
+def test_the_chat_protocol_takes_messages(chat_flags):
+    write_prompts()
+    with pytest.raises(ValueError, match="The chat endpoint takes messages, and a prompt is text"):
+        cli_generate.main([*chat_flags, "--dataset_name", "in.jsonl", "--apply_chat_template", "false"])
+
+
+def test_samples_of_a_server_are_those_of_generate(server, flags, tokenizer, value_dir):
+    """Guided and greedy; a failure of the server keeps what is written, and the same command goes on."""
+    write_prompts()
+    command = [*flags, *GREEDY, "--dataset_name", "in.jsonl", "--output_file", "out.jsonl", "--beta", "2"]
+    command += ["--num_generations", "1"]
+    model, count = server.answer, []
+
+    def fail(path, body):
+        count.append(path)
+        return (400, {}, {"error": {"message": "no more"}}) if 18 < len(count) < 60 else model(path, body)
+
+    server.answer = fail
+    assert cli_sample.main(command) == 1
+    count[:] = range(60)
+    assert cli_sample.main(command) == 0
+    wanted = [guided(server, value_dir, tokenizer, prompt, 2.0) for prompt in PROMPTS]
+    assert [row["completions"] for row in read("out.jsonl")] == [[text] for text in wanted]
+    assert [row["tag"] for row in read("out.jsonl")] == [0, 1, 2, 3]
+
+
+def test_samples_of_a_guided_model(tmp_path, monkeypatch, tokenizer, value_dir):
+    """A round of samples under guidance, as `generate` makes them; two weights make two sources."""
+    monkeypatch.chdir(tmp_path)
+    model = make_model(len(tokenizer))
+    model.save_pretrained("base")
+    tokenizer.save_pretrained("base")
+    write_prompts()
+    guide = ["--model_name_or_path", "base", "--value_model_name_or_path", value_dir, "--beta", "0", "3"]
+    common = [*guide, *GREEDY, "--num_generations", "1", "--dataset_name", "in.jsonl"]
+    assert cli_sample.main([*common, "--output_file", "sampled.jsonl"]) == 0
+    assert cli_generate.main([*common, "--output_file", "generated.jsonl"]) == 0
+    sampled, generated = read("sampled.jsonl"), read("generated.jsonl")
+    assert [row["completions"] for row in sampled] == [row["completions"] for row in generated]
+    assert sampled[0]["sources"] == generated[0]["sources"] == ["base + kind, beta 0", "base + kind, beta 3"]
+    assert any(row["completions"][0] != row["completions"][1] for row in sampled)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--model_name_or_path", "x"], "the server's model generates: remove --model_name_or_path"),
+        (["--use_vllm", "--vllm_mode", "server"], "remove --use_vllm"),
+        (["--endpoint_blocks", "4"], "`endpoint_blocks` has no effect in token mode"),
+        (
+            ["--endpoint_mode", "answer", "--endpoint_block_length", "4"],
+            "`endpoint_block_length` has no effect in ans",
+        ),
+    ],
+)
+def test_flags_of_sample_that_contradict_each_other(server, flags, more, message):
+    write_prompts()
+    with pytest.raises(ValueError, match=message):
+        cli_sample.main([*flags, *more, "--dataset_name", "in.jsonl", "--output_file", "out.jsonl"])
+
+
 def test_a_failed_dataset_is_resumed(server, flags, value_dir, tokenizer, capsys):
     wanted = [guided(server, value_dir, tokenizer, prompt, 2.0) for prompt in PROMPTS]
     write_prompts()
@@ -182,7 +285,7 @@ def test_refused(server, flags, value_dir, tiny_model_dir, monkeypatch):
     fails("NO_SUCH_KEY", "--endpoint_key_variable", "NO_SUCH_KEY")
     fails("temperature 0", "--endpoint_mode", "block", "--temperature", "0")
     fails("repetition_penalty", "--repetition_penalty", "2")
-    with pytest.raises(ValueError, match="endpoint_mode` must be token or block, got 'words'"):
+    with pytest.raises(ValueError, match="endpoint_mode` must be one of token, block, answer, got 'words'"):
         VASEndpointDecoding([value_dir], endpoint=server.url, endpoint_model="m", endpoint_mode="words").check()
     assert server.requests == []  # all before anything is sent
 

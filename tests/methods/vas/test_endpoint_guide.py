@@ -14,6 +14,7 @@ import torch
 from conftest import CHAT_TEMPLATE, make_llama2_tokenizer, make_model, make_tokenizer
 from scripted_server import ModelServer, ScriptedServer, completion
 
+from trl_ext.data.tokenization import encode_prompt
 from trl_ext.endpoint.client import Endpoint
 from trl_ext.endpoint.errors import BadAnswer, EndpointFailed, MissingLogprobs, RequestRefused, TooFewLogprobs
 from trl_ext.generation_settings import GenerationSettings
@@ -91,15 +92,16 @@ def test_token_mode_over_ids_equals_generate(server, model, tokenizer, value_mod
     assert bodies[1]["prompt"][:-1] == bodies[0]["prompt"]
 
 
-@pytest.mark.parametrize("every", [3, "word", 100])
-def test_guidance_of_some_tokens_over_ids_equals_generate(server, model, tokenizer, value_model, every):
+@pytest.mark.parametrize(("every", "when"), [(3, None), ("word", None), (100, None), (2, {"random": 0.5})])
+def test_guidance_of_some_tokens_over_ids_equals_generate(server, model, tokenizer, value_model, every, when):
     """Every third token takes two requests, one of them for the two tokens between."""
     server.answer = ModelServer(model, tokenizer, "ids")
-    guided = guide(server, value_model, tokenizer, -2.0, guide_every=every)
+    schedule = {"guide_every": every, "guide_when": when}
+    guided = guide(server, value_model, tokenizer, -2.0, **schedule)
     for prompt in PROMPTS:
         ids = torch.tensor([tokenizer(prompt)["input_ids"]])
         processor = ValueAugmentedLogitsProcessor(
-            value_model, -2.0, 12, tokenizer=tokenizer, guide_every=every, end_token_ids=[tokenizer.eos_token_id]
+            value_model, -2.0, 12, tokenizer=tokenizer, end_token_ids=[tokenizer.eos_token_id], **schedule
         )
         made = model.generate(ids, do_sample=False, max_new_tokens=10, logits_processor=[processor], pad_token_id=0)
         asked = len(server.requests)
@@ -347,6 +349,40 @@ def test_a_block_is_chosen_by_softmax_of_beta_times_value(server, tokenizer, val
         p = weight / sum(weights)
         assert abs(len(found) / 300 - p) < 4 * math.sqrt(p * (1 - p) / 300) + 1e-9
         assert all(served.kl == pytest.approx(math.log(3 * p), abs=1e-4) for served in found)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_one_of_several_answers_is_chosen_by_softmax_of_beta_times_value(server, tokenizer, value_model, chat):
+    """In one request, which continues nothing: a server that only chats will do."""
+    texts = [" good story", " bad actor", " dull"]
+
+    def answer(path, body):
+        made = completion(*texts, ended=True)
+        for choice in made["choices"] if chat else ():
+            choice["message"] = {"role": "assistant", "content": choice.pop("text")}
+        return made
+
+    server.answer = answer
+    messages = [{"role": "user", "content": "was it good"}]
+    guided = guide(server, value_model, tokenizer, 0.3, mode="answer", num_blocks=3, block_length=2, chat=chat)
+    start, weights = encode_prompt(tokenizer, messages), []
+    for text in texts:
+        with torch.no_grad():
+            ids = [*start, *tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+            weights.append(math.exp(0.3 * value_model(torch.tensor([ids])).values[0, -1].item()))
+    settings = GenerationSettings(num_generations=1, max_completion_length=40)
+    sampled = [guided.answer(messages, settings, seed=seed) for seed in range(200)]
+    assert len(server.requests) == 200
+    path, body, _ = server.requests[0]
+    assert body["max_tokens"] == 40 and path.endswith("/chat/completions") is chat
+    assert body.get("messages") == (messages if chat else None)
+    for text, weight in zip(texts, weights, strict=True):
+        found = [served for served in sampled if served.completion.text == text]
+        p = weight / sum(weights)
+        assert abs(len(found) / 200 - p) < 4 * math.sqrt(p * (1 - p) / 200) + 1e-9
+        assert all(served.kl == pytest.approx(math.log(3 * p), abs=1e-4) for served in found)
+    with pytest.raises(ValueError, match="temperature 0 gives the same answer every time"):
+        guided.answer(messages, GREEDY)
 
 
 def test_the_value_of_a_block_that_ended_includes_the_end(server, tokenizer, value_model):

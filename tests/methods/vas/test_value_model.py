@@ -3,7 +3,6 @@
 
 """The value model: what it computes, how it is made, and that it comes back from disk as it was."""
 
-import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -155,18 +154,18 @@ def test_other_models_and_missing_backbones_are_rejected(tmp_path: Path, tiny_mo
         ValueModel.from_pretrained(tmp_path / "lora")
 
 
-def test_push_to_hub_is_inherited() -> None:
-    from transformers import PreTrainedModel
-
-    assert ValueModel.push_to_hub is PreTrainedModel.push_to_hub
-    assert {"repo_id", "private", "token"} <= set(inspect.signature(ValueModel.push_to_hub).parameters)
-
-
-def test_pushed_files_include_the_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`push_to_hub` saves to a folder and uploads what it finds there, one folder deep."""
+@pytest.mark.parametrize("has_card", [False, True])
+def test_what_is_pushed(monkeypatch: pytest.MonkeyPatch, has_card: bool) -> None:
+    """
+    The adapter and the code for `generate`, too: `push_to_hub` saves to a folder and uploads what it finds there, one
+    folder deep. A repository without a card gets one first.
+    """
     from huggingface_hub import ModelCard
 
+    import trl_ext.methods.vas.value_model.model as module
+
     seen: list[str] = []
+    cards: list[tuple[str, str]] = []
 
     class Api:
         def create_repo(self, repo_id: str, **kwargs: Any) -> Any:
@@ -177,8 +176,17 @@ def test_pushed_files_include_the_adapter(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr("transformers.utils.hub.hf_api", lambda *a, **k: Api())
     monkeypatch.setattr("transformers.utils.hub.create_and_tag_model_card", lambda *a, **k: ModelCard("---\n---\n"))
+    monkeypatch.setattr(module, "create_repo", Api().create_repo)
+    monkeypatch.setattr(module, "file_exists", lambda repo_id, name, **_: has_card and name == "README.md")
+    monkeypatch.setattr(
+        ModelCard, "push_to_hub", lambda self, repo_id, **_: cards.append((repo_id, self.text)), raising=True
+    )
     ValueModel.from_backbone(make_model(64), peft_config=LoraConfig(**LORA)).push_to_hub("somebody/value")
     assert {"config.json", "model.safetensors", "adapter/adapter_model.safetensors"} <= set(seen)
+    assert "custom_generate/generate.py" in seen
+    assert [repo for repo, text in cards if "custom_generate='somebody/value'" in text] == ["somebody/value"] * (
+        not has_card
+    )
 
 
 # ------------------------------------------------------------------------------------------ adapters and quantisation

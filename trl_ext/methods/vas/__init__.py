@@ -30,5 +30,6 @@ METHOD = Method(
         "trl_ext.methods.vas.value_model.model:ValueModel",
         "trl_ext.methods.vas.decoding.logits_processor:ValueAugmentedLogitsProcessor",
         "trl_ext.methods.vas.decoding.endpoint_guide:EndpointGuide",
+        "trl_ext.methods.vas.guided_generate:guided_generate",
     ),
 )

@@ -17,6 +17,14 @@ from trl_ext.validation import as_mapping
 from .policies import VASDecoding
 
 
+# By mode, settings that have no effect.
+_IDLE = {
+    "token": ("endpoint_blocks", "endpoint_block_length"),
+    "block": (),
+    "answer": ("endpoint_block_length",),
+}
+
+
 @dataclass
 class VASEndpointDecoding(VASDecoding):
     """
@@ -30,10 +38,12 @@ class VASEndpointDecoding(VASDecoding):
             Environment variable that holds the key; JSON object of fields to add to every request.
         endpoint_tokenizer (`str`, *optional*):
             Tokenizer of the server's model. By default that of the first value model; required without one.
+        endpoint_chat (`bool`, *optional*, defaults to `False`):
+            Whether to use the chat endpoint. Prompts then must be messages.
         endpoint_mode (`str`, *optional*, defaults to `"token"`):
-            `"token"` or `"block"`; see [`~trl_ext.EndpointGuide`].
+            `"token"`, `"block"` or `"answer"`; see [`~trl_ext.EndpointGuide`].
         endpoint_blocks, endpoint_block_length (`int`, *optional*, default to `8` and `16`):
-            Continuations per round in block mode, and their length in tokens.
+            Continuations per round in block mode, or answers in answer mode; and the length of blocks in tokens.
         endpoint_concurrency (`int`, *optional*, defaults to `8`):
             Maximum number of concurrent requests.
         kwargs: Those of [`VASDecoding`].
@@ -47,6 +57,7 @@ class VASEndpointDecoding(VASDecoding):
                 "endpoint_key_variable",
                 "endpoint_body",
                 "endpoint_tokenizer",
+                "endpoint_chat",
                 "endpoint_concurrency",
             ),
             ("endpoint",),
@@ -71,14 +82,23 @@ class VASEndpointDecoding(VASDecoding):
         default=None,
         metadata={"help": "Tokenizer of the server's model. By default that of the first value model."},
     )
+    endpoint_chat: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether to use the chat endpoint. By default messages are rendered here, by the tokenizer."
+        },
+    )
     endpoint_mode: str = field(
         default="token",
         metadata={
-            "help": "Whether to request the likeliest next tokens ('token') or short continuations ('block').",
-            "choices": ["token", "block"],
+            "help": "What to request and choose among: the likeliest next tokens ('token'), short continuations "
+            "('block'), or whole answers ('answer').",
+            "choices": ["token", "block", "answer"],
         },
     )
-    endpoint_blocks: int = field(default=8, metadata={"help": "Continuations per round in block mode."})
+    endpoint_blocks: int = field(
+        default=8, metadata={"help": "Continuations per round in block mode, or answers in answer mode."}
+    )
     endpoint_block_length: int = field(default=16, metadata={"help": "Length of these continuations, in tokens."})
     endpoint_concurrency: int = field(default=8, metadata={"help": "Maximum number of concurrent requests."})
 
@@ -103,8 +123,13 @@ class VASEndpointDecoding(VASDecoding):
                 "`endpoint` without a value model needs the tokenizer of the server's model: pass "
                 "--endpoint_tokenizer, or --value_model_name_or_path to guide it."
             )
-        if self.endpoint_mode not in ("token", "block"):
-            raise ValueError(f"`endpoint_mode` must be token or block, got {self.endpoint_mode!r}.")
+        if self.endpoint_mode not in _IDLE:
+            raise ValueError(f"`endpoint_mode` must be one of {', '.join(_IDLE)}, got {self.endpoint_mode!r}.")
+        for name in _IDLE[self.endpoint_mode]:
+            if getattr(self, name) != getattr(VASEndpointDecoding, name):
+                raise ValueError(
+                    f"`{name}` has no effect in {self.endpoint_mode} mode: remove it, or set `endpoint_mode` to block."
+                )
         if self.endpoint_concurrency < 1:
             raise ValueError(f"`endpoint_concurrency` must be at least 1, got {self.endpoint_concurrency}.")
         self._extra_body()
@@ -153,7 +178,7 @@ class VASEndpointDecoding(VASDecoding):
             extra_body=self._extra_body(),
         )
         if not self.value_model_name_or_path:
-            return [unguided_policy(tokenizer, endpoint, name=str(self.endpoint_model))]
+            return [unguided_policy(tokenizer, endpoint, chat=self.endpoint_chat, name=str(self.endpoint_model))]
         value_models, value_tokenizers = self.load_value_models(None)
         by_name: list[Any] = [value_tokenizers]
         if isinstance(value_tokenizers, dict):
@@ -169,6 +194,7 @@ class VASEndpointDecoding(VASDecoding):
                 parse_weights(text, "beta"),
                 tokenizer,
                 mode=self.endpoint_mode,
+                chat=self.endpoint_chat,
                 top_k=self.guide_top_k,
                 num_blocks=self.endpoint_blocks,
                 block_length=self.endpoint_block_length,

@@ -53,6 +53,7 @@ from .explained_variance import measure_values
 from .loading import load_value_model, trained_on_policy
 from .losses import normalize, value_loss
 from .token_values import CompletionValues, TokenValues
+from .value_model.card import TAG, quick_start, summary_of
 from .value_model.model import ValueModel
 
 
@@ -128,7 +129,7 @@ class VASTrainer(ExtTrainer):
     args: VASConfig
     _config_class: ClassVar[type[VASConfig]] = VASConfig
     _refused_arguments = FROZEN_MODEL_ARGUMENTS
-    _tag_names: ClassVar = ["trl", "trl-ext", "vas"]
+    _tag_names: ClassVar = ["trl", "trl-ext", "vas", TAG]
     _name = "VAS"
     _paper: ClassVar = {
         "title": "Value Augmented Sampling for Language Model Alignment and Personalization",
@@ -237,23 +238,8 @@ class VASTrainer(ExtTrainer):
     def _trained_model(self, place: str, language_model: str) -> TrainedModel:
         config = self.model.config
         model, shared = quoted(language_model, published=bool(self.hub_model_id)), self.model.shares_policy
-        beta = 2.0 if len(self.heads) == 1 else dict.fromkeys(self.heads, 2.0)
-        summary = (
-            f"A value model that guides {link(language_model)} while it generates: it predicts the reward of a text "
-            f"from its tokens so far ({', '.join(self.heads)}). It writes no text itself."
-        )
-        code = f"""
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl_ext import ValueAugmentedLogitsProcessor, ValueModel
-
-tokenizer = AutoTokenizer.from_pretrained({model})
-model = AutoModelForCausalLM.from_pretrained({model})
-value_model = ValueModel.from_pretrained({place}{", backbone=model" if shared else ""})
-inputs = tokenizer("The film was", return_tensors="pt")
-guide = ValueAugmentedLogitsProcessor(value_model, beta={beta!r}, attention_mask=inputs["attention_mask"])
-output = model.generate(**inputs, logits_processor=[guide], do_sample=True, max_new_tokens=64)
-print(tokenizer.decode(output[0]))
-"""
+        summary = summary_of(self.heads, link(language_model))
+        code = quick_start(self.heads, model, place, shared=shared)
         return TrainedModel(summary, code, "trl-ext", [language_model, config.backbone_name])
 
     def _tokenize(self, dataset: AnyDataset, args: VASConfig, name: str) -> tuple[AnyDataset, int]:

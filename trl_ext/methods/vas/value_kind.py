@@ -28,6 +28,7 @@ class ValueModelKind:
     """
 
     kind: ClassVar[str] = "value_model"
+    one_head: ClassVar[bool] = False
 
     model: str = field(metadata={"help": "Value model: directory or Hub id."})
     load_in_4bit: bool = field(default=False, metadata={"help": "Whether to load it in 4 bits."})

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 """
-Guides the model of an OpenAI-compatible server with value models, in one of two modes.
+Guides the model of an OpenAI-compatible server with value models, in one of three modes.
 
 Token mode: for each token, the server returns its `top_k` likeliest tokens. Beta times their values is added to their
 log-probabilities, one is sampled, and the prefix with this token is sent again. Tokens that the server does not return
@@ -12,6 +12,9 @@ Block mode, for servers without log-probabilities: in each round, the server gen
 one of them is chosen with probabilities softmax(beta times value). Reconstruction: the closed form of the paper, with
 blocks in place of tokens, and samples in place of the sum over them. The paper guides an API by the probabilities of
 tokens only.
+
+Answer mode, for servers that only chat: the server generates `num_blocks` whole answers, and one of them is chosen in
+the same way.
 """
 
 import random
@@ -48,6 +51,8 @@ from .logits_processor import ValueAugmentedLogitsProcessor
 
 Beta = float | Mapping[str, float]
 
+MODES = ("token", "block", "answer")
+
 _ONE_COMPLETION = GenerationSettings(num_generations=1)
 _NOT_FINITE = (
     "A value model returned a value that is not finite, so that there is no distribution to sample from. Load it in a "
@@ -59,8 +64,8 @@ class EndpointGuide:
     """
     A server's model, guided by value models. Safe to use from several threads.
 
-    An answer takes one request per token in token mode, and one per round in block mode (`num_blocks` if the server
-    ignores `n`). The value models compute for one answer at a time.
+    An answer takes one request per token in token mode, one per round in block mode, and one in answer mode
+    (`num_blocks` times as many if the server ignores `n`). The value models compute for one answer at a time.
 
     Args:
         endpoint ([`~trl_ext.endpoint.client.Endpoint`]):
@@ -71,22 +76,23 @@ class EndpointGuide:
             Weight of the values, one for all heads or one per head, as for [`ValueAugmentedLogitsProcessor`]. Calls
             may pass others.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The tokenizer of the server's model. Block mode also works with that of the value models.
+            The tokenizer of the server's model. Without log-probabilities, that of the value models will do.
         mode (`str`, *optional*, defaults to `"token"`):
-            `"token"` or `"block"`.
+            `"token"`, `"block"` or `"answer"`.
         chat (`bool`, *optional*, defaults to `False`):
-            Whether to use the chat endpoint, which must be able to continue an unfinished answer. Otherwise messages
-            are rendered here, with the tokenizer's chat template, for the completions endpoint.
+            Whether to use the chat endpoint, which must be able to continue an unfinished answer, except in answer
+            mode. Otherwise messages are rendered here, with the tokenizer's chat template, for the completions
+            endpoint.
         top_k (`int`, *optional*, defaults to `20`):
             Number of tokens to request and choose among. Servers have a limit, often 20 (vLLM: `--max-logprobs`).
         num_blocks (`int`, *optional*, defaults to `8`):
-            Continuations per round in block mode.
+            Continuations per round in block mode; whole answers in answer mode.
         block_length (`int`, *optional*, defaults to `16`):
             Their length, in tokens.
         end_tokens (`Sequence[str]`, *optional*):
             Tokens that end an answer, in addition to the tokenizer's end of sequence.
         value_tokenizer, retokenize (*optional*):
-            For value models of another vocabulary, as for [`ValueAugmentedLogitsProcessor`]. In block mode,
+            For value models of another vocabulary, as for [`ValueAugmentedLogitsProcessor`]. In block and answer mode,
             `value_tokenizer` is enough.
         guide_every, guide_when (*optional*):
             In token mode, which tokens are guided, as for
@@ -118,8 +124,8 @@ class EndpointGuide:
         guide_when: Mapping[str, Any] | None = None,
     ) -> None:
         self.schedule = _served_schedule(guide_every, guide_when, mode)
-        if mode not in ("token", "block"):
-            raise ValueError(f"mode must be 'token' or 'block', got {mode!r}.")
+        if mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}.")
         for name, number, least in (("num_blocks", num_blocks, 2), ("block_length", block_length, 1)):
             if number < least:
                 raise ValueError(f"{name} must be at least {least}, got {number}.")
@@ -134,7 +140,7 @@ class EndpointGuide:
         models = value_models if isinstance(value_models, Mapping) else {"": value_models}
         for model in models.values():
             form = model.config.form
-            if form == "policy" or (mode == "block" and form != "state"):
+            if form == "policy" or (mode != "token" and form != "state"):
                 raise ValueError(
                     f"A value model of the form {form!r} cannot guide a server in {mode} mode: use one of 'state'."
                 )
@@ -165,13 +171,13 @@ class EndpointGuide:
         Args:
             prompt (`str`, `list[int]` or `list[dict]`): Text, token ids or messages.
             settings ([`~trl_ext.generation_settings.GenerationSettings`], *optional*): Its `temperature`, `top_k`,
-                `top_p`, `min_p` and `max_completion_length` apply: in token mode to the guided candidates here, in
-                block mode on the server. By default [`GenerationSettings`]'s own, with one completion.
+                `top_p`, `min_p` and `max_completion_length` apply: in token mode to the guided candidates here, else
+                on the server. By default [`GenerationSettings`]'s own, with one completion.
             beta (`float` or `dict[str, float]`, *optional*): Replaces the guide's own.
             chat_template_kwargs (`dict[str, Any]`, *optional*): Arguments of the chat template for messages, such as
                 `{"enable_thinking": False}`, and `tools`. A chat endpoint is sent them.
             seed (`int` or `str`, *optional*, defaults to `0`): Seed of the choices made here. The server samples
-                blocks with a seed of its own.
+                blocks and answers with a seed of its own.
             show (`Callable`, *optional*): Called with the text so far, whenever it has grown.
 
         Raises:
@@ -207,11 +213,14 @@ class EndpointGuide:
             if schedule.skips(written):
                 assert isinstance(schedule.every, int)
                 wanted = min(schedule.every - written % schedule.every, settings.max_completion_length - written)
+                before = len(text.ids)
                 with _full_context(written) as full:
                     added, ended = self.next.sample(text, wanted, settings)
                 if full:
                     break
                 written += added + ended
+                for token in text.ids[before:]:  # of servers that take text: as this tokenizer reads it
+                    rows.append(torch.tensor([token]))
                 show(text.answer)
                 if not ended and added < wanted:  # the server's context is full
                     break
@@ -248,7 +257,8 @@ class EndpointGuide:
     ) -> Served:
         kl, written, ended = 0.0, 0, False
         while not ended and written < settings.max_completion_length:
-            length = min(self.block_length, settings.max_completion_length - written)
+            left = settings.max_completion_length - written
+            length = left if self.mode == "answer" else min(self.block_length, left)
             with _full_context(written) as full:
                 blocks = sample_blocks(self.endpoint, text, self.num_blocks, length, **request_fields(settings))
             if full:
@@ -354,7 +364,15 @@ class EndpointGuide:
 
         weights = guide_weights(self._processor(beta), change)
         return served_policy(
-            answer, self.tokenizer, self.endpoint, name=name, extras=extras, weights=weights, guided=guided, **fields
+            answer,
+            self.tokenizer,
+            self.endpoint,
+            name=name,
+            extras=extras,
+            weights=weights,
+            guided=guided,
+            takes_messages=self.chat,
+            **fields,
         )
 
 
@@ -377,8 +395,8 @@ def _full_context(written: int) -> Iterator[list[EndpointError]]:
 
 def _checked(settings: GenerationSettings, mode: str) -> GenerationSettings:
     check_served_settings(settings)
-    if mode == "block" and not settings.temperature:
-        raise ValueError("temperature 0 gives the same block every time: raise it, or use mode='token'.")
+    if mode != "token" and not settings.temperature:
+        raise ValueError(f"temperature 0 gives the same {mode} every time: raise it, or use mode='token'.")
     return settings
 
 
@@ -390,10 +408,10 @@ def _served_schedule(every: int | str, when: Mapping[str, Any] | None, mode: str
             "`guide_when` has the condition 'entropy': a server returns its likeliest tokens only, so the entropy of "
             "its model's distribution is not known. Use `guide_every`, or `margin`."
         )
-    if mode == "block" and not schedule.always:
+    if mode != "token" and not schedule.always:
         raise ValueError(
-            "`guide_every` and `guide_when` are about single tokens, and in block mode whole blocks are chosen: leave "
-            "them out, or use the token mode. `block_length` is what makes block mode cheaper."
+            f"`guide_every` and `guide_when` are about single tokens, and in {mode} mode whole {mode}s are chosen: "
+            "leave them out, or use the token mode. `block_length` is what makes block mode cheaper."
         )
     return schedule
 

@@ -77,6 +77,11 @@ class ValueGuide(BaseGuide):
         self.context_length = 0 if self.reader is None else self.reader.context_length
 
     @property
+    def reads_candidates(self) -> bool:  # type: ignore[override]
+        """Whether each candidate is a token to read: so it is for the form `"state"`."""
+        return self.model.config.form == "state"
+
+    @property
     def device(self) -> torch.device:
         """Where the value model reads."""
         return next(self.model.parameters()).device

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
+from huggingface_hub import ModelCard, create_repo, file_exists
 from torch import nn
 from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, PreTrainedModel
 
@@ -26,6 +27,7 @@ from trl_ext.upstream import get_config_model_id
 from .action_head import ActionHead
 from .backbone_model import BackboneModel
 from .backbones import add_adapter, headless, load_backbone, refuse_change_of_base
+from .card import value_model_card, write_use
 from .config import ValueConfig
 from .policy_weights import VALUE_ADAPTER
 from .shared_weights import adapters_unchanged
@@ -96,6 +98,44 @@ class ValueModel(BackboneModel):
             nn.init.zeros_(self.head.bias)
             if self.config.form != "state":
                 self.action.reset()
+
+    # ---------------------------------------------------------------------------------------------------- storage
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """
+        Save config, weights, `custom_generate/generate.py` (with which `generate` of transformers uses the value
+        model), and a `README.md` if there is none. With an adapter only those of adapter and heads.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): The directory. It is created.
+            args, kwargs: As for any [`~transformers.PreTrainedModel`].
+        """
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", True):
+            write_use(save_directory, self.config, shared=self.shares_policy)
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """
+        Upload what [`save_pretrained`] writes. A repository that has a card keeps it.
+
+        Args:
+            repo_id (`str`): The repository. It is created.
+            private, token, revision, kwargs: As for any [`~transformers.PreTrainedModel`].
+        """
+        repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+        if not file_exists(repo_id, "README.md", token=token):
+            # First, as transformers would write a card that says nothing.
+            card = ModelCard(value_model_card(self.config, repo_id, shared=self.shares_policy))
+            card.push_to_hub(repo_id, token=token if isinstance(token, str) else None)
+        return super().push_to_hub(repo_id, private=private, token=token, revision=revision, **kwargs)  # type: ignore[no-any-return]
 
     # ---------------------------------------------------------------------------------------------------- making
 

@@ -57,9 +57,13 @@ class GrowingText:
         elif not final:
             whole = self._certain(whole)
         self.text = whole
-        if not whole.startswith(self._sent):  # the tokenizer takes back what it has written, which is sent already
+        return self.rest(whole)
+
+    def rest(self, text: str) -> str:
+        """The piece of a text that was not handed out yet; empty if the tokenizer took back what was handed out."""
+        if not text.startswith(self._sent):
             return ""
-        piece, self._sent = whole[len(self._sent) :], whole
+        piece, self._sent = text[len(self._sent) :], text
         return piece
 
     def _certain(self, text: str) -> str:
