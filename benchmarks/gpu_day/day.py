@@ -225,10 +225,11 @@ class Day:
 
     def _do(self, part: Part, worker: Worker, queue: Sequence[Part]) -> Worker | None:
         """Run a part, or skip it; returns the process of the next part, which imports meanwhile."""
-        if self.left() < part.least and not self.options.rehearse:
+        least = 1.0 if self.options.rehearse else part.least
+        if self.left() < least:
             worker.end()
             if self._state(part) in ("", SKIPPED):
-                reason = f"needs about {part.least:.0f} s, and {max(0.0, self.left()):.0f} s were left"
+                reason = f"needs about {least:.0f} s, and {max(0.0, self.left()):.0f} s were left"
                 self._note(part, SKIPPED, reason, 0.0)
             return None
         limit = min(self.left(), part.most * (REHEARSAL if self.options.rehearse else 1))
@@ -304,7 +305,7 @@ class Day:
         part = path.with_name(f"{path.name}.part")
         with tarfile.open(part, "w:gz") as archive:
             for file in sorted(self.options.output.glob("*.json")):
-                if json.loads(file.read_text(encoding="utf-8")).get("label", "").startswith(self.label):
+                if self.label in file.read_text(encoding="utf-8"):
                     archive.add(file, file.name)
             for file in sorted(self.options.work.rglob("*")):
                 if file.suffix in (".log", ".half") or (file.suffix == ".json" and file.parent != self.options.output):

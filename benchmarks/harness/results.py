@@ -164,8 +164,12 @@ def write_result(suite: str, device: torch.device, result: dict[str, Any], folde
 
 def measured_names(suite: str, label: str, folder: Path = RESULTS) -> set[str]:
     """Names of the cases that runs of a label have measured; none without a label."""
-    found = read_results(suite, folder) if label else []
-    return {case["name"] for result in found if result.get("label") == label for case in result["cases"]}
+    names = set()
+    for file in folder.glob(f"*-{suite}-*.json") if label else ():
+        result = json.loads(file.read_text(encoding="utf-8"))
+        if result["suite"] == suite and result.get("label") == label:
+            names |= {case["name"] for case in result["cases"] if not case.get("error")}
+    return names
 
 
 def read_results(suite: str, folder: Path = RESULTS) -> list[dict[str, Any]]:

@@ -311,7 +311,7 @@ def test_a_process_waits_for_its_turn(monkeypatch):
     assert worker.main(["rrhf_step"]) == 0
 
 
-def test_a_first_run_says_what_fails(tmp_path):
+def test_a_first_run_says_what_fails(tmp_path, result_of):
     """A command that fails ends its case, with the end of its log; the next command does not run."""
     ending = ("-c", "import sys; print('what went wrong'); sys.exit(3)")
     listing = ("-c", "import os; print(sorted(os.listdir()))")
@@ -319,6 +319,9 @@ def test_a_first_run_says_what_fails(tmp_path):
     assert (
         broken["metrics"]["runs"] is False and "what went wrong" in broken["error"] and "status 3" in broken["error"]
     )
+    result = {**result_of(first_run.SUITE, broken, seeds=[0]), "label": "a"}
+    path = results.write_result("first_run", results.torch.device("cpu"), result, tmp_path)
+    assert path.exists() and results.measured_names("first_run", "a", tmp_path) == set()  # it is run again
     works = first_run.measure(first_run.Case("works", (listing,), rows=2))
     assert works["metrics"]["runs"] is True and works["error"] == ""
 
