@@ -311,6 +311,34 @@ def test_a_process_waits_for_its_turn(monkeypatch):
     assert worker.main(["rrhf_step"]) == 0
 
 
+def test_a_part_may_fork():
+    """A child closes its standard input, which a thread of its parent reads: neither waits for the other."""
+    program = """
+        import multiprocessing, sys, threading
+        from benchmarks.gpu_day import worker
+        sys.stdin.readline()
+        threading.Thread(target=worker._end_with_the_day, daemon=True).start()
+        child = multiprocessing.get_context("fork").Process(target=print)
+        child.start()
+        child.join(30)
+        print("ended with", child.exitcode, flush=True)
+        child.kill()
+        worker.os._exit(0)
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    process.stdin.write("turn\n")
+    process.stdin.flush()
+    assert "ended with 0" in process.stdout.read()
+
+
 def test_a_first_run_says_what_fails(tmp_path, result_of):
     """A command that fails ends its case, with the end of its log; the next command does not run."""
     ending = ("-c", "import sys; print('what went wrong'); sys.exit(3)")
