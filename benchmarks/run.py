@@ -31,7 +31,10 @@ SUITES = {
     "proxy_update": "seconds of Proxy-RLHF's PPO update, against an epoch of policy gradient through the model",
     "ppo_round": "seconds and memory of a round of Proxy-RLHF, against TRL's PPO as TRL last had it",
     "graph_decode": "tokens/s of decoding by CUDA graphs: unguided, by VAS in its three forms, by Proxy-RLHF",
+    "sampling": "tokens/s of sampling completions, against transformers' generate",
+    "first_run": "whether it runs at all on a GPU: the tests that need one, a few steps of each quickstart",
     "card_memory": "peak memory of each method on one card, an 8B in 4 bits, and the settings that lower it",
+    "gpu_day": "all of it that needs a GPU, most important first, in ten minutes: python -m benchmarks.gpu_day",
     "card_count": "what the tensors of card_memory's cases occupy, counted on a CPU",
     "psle_step": "seconds per prompt of PSLE's generation, reward and update, against TRL's GRPO",
 }
@@ -42,7 +45,7 @@ OUTCOMES = ("quality", "chat", "preferences", "tools", "imdb")
 
 # Names for several: all that take turns.
 GROUPS = {
-    name: [suite for suite in SUITES if suite not in (*OUTCOMES, "scaling", "card_count")]
+    name: [suite for suite in SUITES if suite not in (*OUTCOMES, "scaling", "card_count", "first_run", "gpu_day")]
     for name in ("speed", "memory")
 }
 
@@ -50,7 +53,8 @@ GROUPS = {
 def suite_of(name: str) -> Suite:
     """The suite of a name in [`SUITES`]."""
     folder = "quality" if name in OUTCOMES else "memory" if name.startswith("card") else "speed"
-    found: Suite = importlib.import_module(f"benchmarks.{folder}.{name}").SUITE
+    module = "benchmarks.gpu_day.page" if name == "gpu_day" else f"benchmarks.{folder}.{name}"
+    found: Suite = importlib.import_module(module).SUITE
     return found
 
 

@@ -61,6 +61,23 @@ def test_a_missing_accelerator_is_none(missing_accelerator):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_memory_is_limited_to_that_of_a_smaller_card(monkeypatch):
+    """By hand: 20 of 80 bytes are a quarter; more than there is limits nothing."""
+    fractions = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, index: fractions.append(share))
+    with contextlib.suppress(ValueError), devices.limited_memory(CUDA, 20):
+        raise ValueError
+    with devices.limited_memory(CUDA, 100):
+        pass
+    assert fractions == [0.25, 1.0, 1.0, 1.0]
+    for device, size in ((CPU, 20), (CUDA, 0)):
+        with devices.limited_memory(device, size):
+            pass
+    assert len(fractions) == 4
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_training_with_a_missing_accelerator(missing_accelerator, tmp_path, method):
     """The whole way of each method: prompts are sampled from, scored and trained on."""

@@ -9,7 +9,8 @@ the processor has no instructions. So nothing else asks torch (`tests/test_archi
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,6 +147,27 @@ def peak_memory(device: torch.device) -> dict[str, int]:
     """The largest bytes since [`reset_peak_memory`]: those of tensors (`allocated`), and those held (`reserved`)."""
     allocated = torch.accelerator.max_memory_allocated(device)
     return {"allocated": allocated, "reserved": torch.accelerator.max_memory_reserved(device)}
+
+
+@contextmanager
+def limited_memory(device: torch.device, size: int) -> Iterator[None]:
+    """
+    Context in which torch may hold as much of a GPU's memory as a smaller card has.
+
+    Args:
+        device (`torch.device`): A CUDA device; on another kind nothing is limited.
+        size (`int`): Bytes; 0 limits nothing.
+    """
+    if device.type != "cuda" or not size:
+        yield
+        return
+    index = torch.cuda.current_device() if device.index is None else device.index
+    total = torch.cuda.get_device_properties(index).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, size / total), index)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, index)
 
 
 def generators() -> dict[str, Any]:

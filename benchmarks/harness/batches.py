@@ -8,11 +8,12 @@ Letters: B prompts, K completions of each, N = K * B.
 """
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 
-from .models import SHAPES
+from .models import SHAPES, tiny_length, tiny_models
 
 
 RAGGED = (64, 192)  # 128 tokens +- 50 %
@@ -64,6 +65,14 @@ class BatchCase:
     def dtype(self) -> torch.dtype:
         """Of the weights, and of those that stay unquantised."""
         return torch.float32 if self.device == "cpu" else torch.bfloat16
+
+    def tiny(self) -> Self:
+        """The same case at tiny sizes, for a rehearsal on a CPU."""
+        prompt, completion = (
+            (tiny_length(low), tiny_length(high)) for low, high in (self.prompt_length, self.completion_length)
+        )
+        sizes: dict[str, Any] = {"prompts": min(2, self.prompts), "prompt_length": prompt}
+        return replace(self, device="cpu", completion_length=completion, **sizes, **tiny_models(self))
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 
 """What suites that time decoding share: the batch, prompts of random tokens, and columns of their tables."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import Any
+from typing import Any, Self
 
 import torch
 
-from .models import SHAPES
+from .models import SHAPES, tiny_length, tiny_models
 from .tables import Column, median_seconds
 
 
@@ -55,6 +55,11 @@ class DecodingCase:
     def exact(self) -> bool:
         """Whether everything is computed in float32."""
         return self.dtype == "float32"
+
+    def tiny(self) -> Self:
+        """The same case at tiny sizes, for a rehearsal on a CPU."""
+        sizes: dict[str, Any] = {"batch": min(2, self.batch), "prompt": tiny_length(self.prompt)}
+        return replace(self, device="cpu", new=tiny_length(2 * self.new), **sizes, **tiny_models(self))
 
     def prompts(self, batches: int, generator: torch.Generator) -> list[torch.Tensor]:
         """Batches of random tokens, each of shape (N, P)."""

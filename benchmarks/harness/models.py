@@ -3,7 +3,7 @@
 
 """Models of the sizes that suites measure. Random weights do: a step takes as long with them as with others."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,17 @@ SHAPES = {
     "llama-1b": Shape(2048, 8192, 16, 32, 8, 128256, True),
     "llama-8b": Shape(4096, 14336, 32, 32, 8, 128256, False),
 }
+
+
+def tiny_models(case: Any) -> dict[str, Any]:
+    """The fields of a case that name models, with the tiny one instead: for [`dataclasses.replace`]."""
+    values = {each.name: getattr(case, each.name) for each in fields(case)}
+    return {name: "tiny" for name, value in values.items() if isinstance(value, str) and value in SHAPES}
+
+
+def tiny_length(tokens: int) -> int:
+    """A sixteenth of a length in tokens, at least 4: different lengths stay different."""
+    return max(4, tokens // 16)
 
 
 def build(

@@ -42,7 +42,9 @@ class Finished:
         return float(found[-1]) if found else None
 
 
-def run(arguments: Sequence[str], log: Path, python: str = sys.executable, *, keep: bool = False) -> Finished:
+def run(
+    arguments: Sequence[str], log: Path, python: str = sys.executable, *, keep: bool = False, folder: Path = ROOT
+) -> Finished:
     """
     Run `python <arguments>` with one thread, its output in a file.
 
@@ -51,15 +53,18 @@ def run(arguments: Sequence[str], log: Path, python: str = sys.executable, *, ke
         log (`Path`): Where its output goes.
         python (`str`, *optional*): Another Python than this one.
         keep (`bool`, *optional*, defaults to `False`): Whether an error quotes the log's end, for a temporary log.
+        folder (`Path`, *optional*): Where it runs. The packages of the clone are found from there too.
 
     Raises:
         [`Failed`]: It ended with an error.
     """
     env = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", **os.environ}
+    if folder != ROOT:
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     started = time.perf_counter()
     with log.open("w", encoding="utf-8") as stream:
         process = subprocess.Popen(
-            [python, *arguments], cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream
+            [python, *arguments], cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream
         )
         try:
             _, status, usage = os.wait4(process.pid, 0)

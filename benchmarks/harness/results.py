@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from trl_ext import devices
+from trl_ext.atomic_files import write_text
 
 from .measured_code import reached, stamp
 from .timing import CLOCKS
@@ -108,30 +109,67 @@ def device_slug(device: torch.device) -> str:
     return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
 
 
-def write_result(suite: str, device: torch.device, result: dict[str, Any], folder: Path = RESULTS) -> Path:
+class ResultFile:
     """
-    Add a result file; no file is ever overwritten (a second run of the day gets a number).
+    The result file of one run, which is written again, atomically, whenever the run has measured something more.
+
+    The first writing adds a file: none of another run is ever overwritten (a second run of the day gets a number).
 
     Args:
         suite (`str`): Name of the suite.
-        device (`torch.device`): Where it ran.
-        result (`dict`): `cases`, `environment` and `settings`; see [`check_result`].
+        device (`torch.device`): Where it runs.
         folder (`Path`, *optional*): Where to.
+        path (`Path`, *optional*): The file of an interrupted run that goes on.
     """
-    now = datetime.now(UTC)
-    slug = device_slug(device)
-    result = {"schema": SCHEMA, "suite": suite, "device": slug, "time": now.isoformat(timespec="seconds"), **result}
-    check_result(result)
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in range(1, 1000):
-        file = folder / f"{now.date()}-{suite}-{slug}{'' if number == 1 else f'-{number}'}.json"
-        try:
-            with file.open("x", encoding="utf-8") as stream:
-                stream.write(json.dumps(result, indent=1) + "\n")
-        except FileExistsError:
-            continue
-        return file
-    raise FileExistsError(f"{folder} has 999 results of today; name another folder with --output.")
+
+    def __init__(self, suite: str, device: torch.device, folder: Path = RESULTS, path: Path | None = None) -> None:
+        self.suite, self.slug, self.folder, self.path = suite, device_slug(device), folder, path
+        self.began = datetime.now(UTC)
+
+    def write(self, result: dict[str, Any]) -> Path:
+        """
+        Write what was measured so far.
+
+        Args:
+            result (`dict`): `cases`, `environment` and `settings`; see [`check_result`].
+        """
+        time = self.began.isoformat(timespec="seconds")
+        result = {"schema": SCHEMA, "suite": self.suite, "device": self.slug, "time": time, **result}
+        check_result(result)
+        text = json.dumps(result, indent=1) + "\n"
+        if self.path is None:
+            self.path = self._add(text)
+        else:
+            write_text(self.path, text)
+        return self.path
+
+    def _add(self, text: str) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for number in range(1, 1000):
+            name = f"{self.began.date()}-{self.suite}-{self.slug}{'' if number == 1 else f'-{number}'}.json"
+            file = self.folder / name
+            try:
+                with file.open("x", encoding="utf-8") as stream:
+                    stream.write(text)
+            except FileExistsError:
+                continue
+            return file
+        raise FileExistsError(f"{self.folder} has 999 results of today; name another folder with --output.")
+
+
+def write_result(suite: str, device: torch.device, result: dict[str, Any], folder: Path = RESULTS) -> Path:
+    """Add the file of a result that is complete; see [`ResultFile`]."""
+    return ResultFile(suite, device, folder).write(result)
+
+
+def measured_names(suite: str, label: str, folder: Path = RESULTS) -> set[str]:
+    """Names of the cases that runs of a label have measured; none without a label."""
+    names = set()
+    for file in folder.glob(f"*-{suite}-*.json") if label else ():
+        result = json.loads(file.read_text(encoding="utf-8"))
+        if result["suite"] == suite and result.get("label") == label:
+            names |= {case["name"] for case in result["cases"] if not case.get("error")}
+    return names
 
 
 def read_results(suite: str, folder: Path = RESULTS) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import gc
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ import torch
 from trl_ext.devices import default_device, empty_cache
 
 from .memory import needed_memory, peak_memory
-from .results import RESULTS, environment, refuse_dirty, write_result
+from .results import RESULTS, ResultFile, environment, measured_names, refuse_dirty
 from .timing import Variant, all_pairs, alternate, clock_of, pair_ratios, ratio, spreads
 
 
 DEVICES = ("cpu", "cuda")
+FAILED = "not measured: "  # begins the line about a case that failed
 
 
 class Suite:
@@ -68,6 +69,8 @@ def add_case_flags(parser: argparse.ArgumentParser, devices: Sequence[str], defa
     """Flags of suites that have cases and devices."""
     parser.add_argument("--devices", nargs="+", choices=devices, default=list(default))
     parser.add_argument("--cases", nargs="+", default=[""], help="parts of names of cases to run (default: all)")
+    parser.add_argument("--label", default="", help="kept in the result; cases measured under it are not run again")
+    parser.add_argument("--rehearse", action="store_true", help="run the cases for a GPU at tiny sizes on the CPU")
 
 
 def chosen(cases: Iterable[Any], options: argparse.Namespace) -> list[Any]:
@@ -75,9 +78,22 @@ def chosen(cases: Iterable[Any], options: argparse.Namespace) -> list[Any]:
     return [case for case in cases if any(part in case.name for part in options.cases)]
 
 
+def not_measured(suite: str, cases: Iterable[Any], options: argparse.Namespace) -> list[Any]:
+    """The cases that no run of the same `--label` has measured."""
+    done = measured_names(suite, options.label, options.output)
+    return [case for case in cases if case.name not in done]
+
+
+def report_failure(case: str, error: Exception) -> None:
+    """Print why a case was not measured: the traceback, and [`FAILED`] with the case and the error in one line."""
+    traceback.print_exception(error)
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    print(f"{FAILED}{case}: {text[:300]}", file=sys.stderr, flush=True)
+
+
 def present_devices(options: argparse.Namespace) -> Iterable[torch.device]:
-    """The devices that `--devices` asks for and this machine has."""
-    for device in map(torch.device, options.devices):
+    """The devices that `--devices` asks for and this machine has; the CPU for a rehearsal."""
+    for device in map(torch.device, ["cpu"] if options.rehearse else options.devices):
         if device.type == "cuda" and default_device().type != "cuda":
             print("no GPU: the cases for one were not run")
         else:
@@ -98,7 +114,8 @@ class TimedSuite(Suite):
 
     Args:
         name (`str`), what (`str`): As for [`Suite`].
-        cases (`Sequence`): Settings of what is measured; each has a `name`, and a `device` (`"cpu"` or `"cuda"`).
+        cases (`Sequence`): Settings of what is measured; each has a `name`, a `device` (`"cpu"` or `"cuda"`), and, if
+            it is for a GPU, a method `tiny()`: the same case at tiny sizes for a CPU.
         measure (`Callable`): `(case, rounds=, batches=, seed=) -> dict`, a case of a result file.
         tables (`Callable`): `(results) -> str`, the tables of the results.
     """
@@ -121,34 +138,61 @@ class TimedSuite(Suite):
         parser.add_argument("--rounds", type=int, default=5, help="timed runs of each variant")
         parser.add_argument("--batches", type=int, default=2, help="different batches, each also a run of warm-up")
         parser.add_argument("--seed", type=int, default=0, help="of weights and batches")
+        if any(each.name == "variants" for case in self.cases for each in fields(case)):
+            parser.add_argument("--variants", nargs="+", help="parts of names of variants to measure (default: all)")
         options = parser.parse_args(argv)
         done = True
         for device in present_devices(options):
-            done &= self.run(
-                [case for case in chosen(self.cases, options) if case.device == device.type], device, options
-            )
+            done &= self.run(self.asked(device, options), device, options)
         return int(not done)
 
+    def asked(self, device: torch.device, options: argparse.Namespace) -> list[Any]:
+        """The cases of a device that the command line asks for."""
+        kind = "cuda" if options.rehearse else device.type
+        found = [case for case in chosen(self.cases, options) if case.device == kind]
+        if getattr(options, "variants", None):
+            found = [replace(case, variants=tuple(options.variants)) for case in found]
+        return not_measured(self.name, [case.tiny() for case in found] if options.rehearse else found, options)
+
     def run(self, cases: Sequence[Any], device: torch.device, options: argparse.Namespace) -> bool:
-        """Measure cases of one device and write their result file; one that fails does not cost the others."""
+        """
+        Measure cases of one device.
+
+        The result file is written again after each case, so that what comes after it cannot cost it; a case that fails
+        does not cost the others.
+        """
         facts = environment(device, self.measures())
-        measured = []
+        settings = {name: getattr(options, name) for name in ("seed", "rounds", "batches")}
+        result = {"settings": settings | {"clock": clock_of(device)}, "environment": facts, "label": options.label}
+        file, measured = ResultFile(self.name, device, options.output), []
         for case in cases:
             print(case.name, file=sys.stderr, flush=True)
             try:
                 measured.append(self.measure(case, rounds=options.rounds, batches=options.batches, seed=options.seed))
-            except Exception:
-                traceback.print_exc()
+            except Exception as error:
+                report_failure(case.name, error)
                 continue
             finally:
                 free_memory(device)
             for name, value in measured[-1]["ratios"].items():
                 print(f"  {value['of_medians']:6.2f}  {name}", file=sys.stderr, flush=True)
-        settings = {name: getattr(options, name) for name in ("seed", "rounds", "batches")}
+            file.write(result | {"cases": measured})
         if measured:
-            result = {"settings": settings | {"clock": clock_of(device)}, "environment": facts, "cases": measured}
-            print("wrote", write_result(self.name, device, result, options.output))
+            print("wrote", file.path)
         return len(measured) == len(cases)
+
+
+def selected(variants: Sequence[Variant], parts: Sequence[str]) -> list[Variant]:
+    """
+    The variants whose names have one of the parts, or all if there are none.
+
+    Raises:
+        `ValueError`: Fewer than two are left, so that there is nothing to compare.
+    """
+    found = [variant for variant in variants if not parts or any(part in variant.name for part in parts)]
+    if len(found) < 2:
+        raise ValueError(f"--variants {' '.join(parts)}: there are {', '.join(variant.name for variant in variants)}.")
+    return found
 
 
 def compare(

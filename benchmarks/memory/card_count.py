@@ -34,8 +34,8 @@ _CHUNKS = ("CHUNK_ELEMENTS", 1 << 23)
 
 
 def countable() -> list[Case]:
-    """Cases but for what moves tensors to the host, which is the same memory here."""
-    return [case for case in cases() if not case.switches.get("offload_decisions")]
+    """Cases but for those with a card's memory, and those that move tensors to the host, which is the same here."""
+    return [case for case in cases() if not case.card and not case.switches.get("offload_decisions")]
 
 
 def gpu_layout(model: Any) -> Layout:
@@ -87,8 +87,8 @@ class CountSuite(CardSuite):
     def cases(self) -> list[Case]:
         return countable()
 
-    def counted(self, options: argparse.Namespace, device: torch.device, some: list[Case]) -> list[dict[str, Any]]:
-        return list(counted(options.policy, options.value, some))
+    def counted(self, options: argparse.Namespace, device: torch.device, some: list[Case]) -> Iterator[dict[str, Any]]:
+        return counted(options.policy, options.value, some)
 
     def measures(self) -> set[Any]:
         return {counted, Card, Case}

@@ -14,9 +14,8 @@ import gc
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,21 @@ from datasets import Dataset, disable_progress_bars
 
 from benchmarks.harness.batches import Batch, BatchCase, make_batch
 from benchmarks.harness.models import SHAPES, build, lora_config
-from benchmarks.harness.results import RESULTS, environment, write_result
-from benchmarks.harness.suite import Suite, add_case_flags, chosen, free_memory, present_devices
+from benchmarks.harness.results import RESULTS, ResultFile, environment
+from benchmarks.harness.suite import (
+    Suite,
+    add_case_flags,
+    chosen,
+    free_memory,
+    not_measured,
+    present_devices,
+    report_failure,
+)
 from benchmarks.harness.tables import Column, Table, provenance, unique
 from benchmarks.harness.trainers import make_tokenizer, trainer_args
 from benchmarks.speed.rrhf_workload import PAD, rrhf_loss
-from trl_ext.devices import peak_memory, reset_peak_memory, synchronize
+from trl_ext.decoding.cuda_graph import cached_loops
+from trl_ext.devices import limited_memory, peak_memory, reset_peak_memory, synchronize
 from trl_ext.generation.generate import generate
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.logprobs.logprobs import LogProbs
@@ -49,7 +57,8 @@ from trl_ext.models.properties import base_of
 
 
 GIB = 2**30
-CARD = 15.0  # GiB that 16 GiB leave beside the CUDA context and a screen
+# GiB that cards of so many GB leave beside the CUDA context and a screen.
+CARDS = {8: 7.0, 12: 11.0, 16: 15.0, 24: 23.0}
 TARGETS = {"RRHF step, 1 prompt × 6": 7.5}
 
 
@@ -64,6 +73,7 @@ class Case:
         kind (`str`): Function of [`Card`].
         batch (`int`): Prompts at once.
         switches (`dict`, *optional*): Settings that differ from the default.
+        card (`int`, *optional*, defaults to `0`): GB of the card to which the memory is limited (`0`: all there is).
     """
 
     method: str
@@ -71,11 +81,13 @@ class Case:
     kind: str
     batch: int
     switches: dict[str, Any] = field(default_factory=dict)
+    card: int = 0
 
     @property
     def name(self) -> str:
         changed = ", ".join(f"{name} {value}" for name, value in self.switches.items())
-        return f"{self.method} {self.what}" + (f" ({changed})" if changed else "")
+        on_card = f", {self.card} GB card" if self.card else ""
+        return f"{self.method} {self.what}" + (f" ({changed})" if changed else "") + on_card
 
     @property
     def setting(self) -> str:
@@ -86,6 +98,9 @@ class Case:
 def cases() -> list[Case]:
     """In the order in which the model is built up: frozen, then with an adapter."""
     found = [
+        *on_cards("VAS", "guided sampling, {n} row{s}, k = 20, 1B value", "guide", (1, 16, 64, 128)),
+        *on_cards("VAS", "training the 1B value with LoRA, {n} prompt{s} × 6", "value", (1, 4, 16, 32)),
+        *on_cards("Proxy-RLHF", "round of {n} rows, k = 20, and its update", "decide", (8, 32, 64, 128)),
         *(Case("VAS", f"guided sampling, {n} rows, k = 20, 1B value", "guide", n) for n in (1, 8, 16)),
         Case("VAS", "training the 1B value with LoRA, 4 prompts × 6", "value", 4),
         Case("VAS", "training the 1B value with LoRA, 4 prompts × 6", "value", 4, {"gradient_checkpointing": False}),
@@ -93,6 +108,8 @@ def cases() -> list[Case]:
         *(Case("Proxy-RLHF", f"round of {n} rows, k = 20, and its update", "decide", n) for n in (1, 8, 32)),
         Case("Proxy-RLHF", "round of 32 rows, k = 20, and its update", "decide", 32, {"offload_decisions": True}),
         Case("Proxy-RLHF", "round of 32 rows, k = 20, and its update", "decide", 32, {"first_candidates": 20}),
+        *on_cards("RRHF", "step, {n} prompt{s} × 6", "rank", (1, 8, 16, 32)),
+        *on_cards("PSLE", "step, {n} prompts × 2", "imitate", (4, 16, 32, 64)),
         *(Case("PSLE", f"sampling for {n} prompts × 2", "sample", n) for n in (4, 16)),
         *(Case("PSLE", f"step, {n} prompts × 2", "imitate", n) for n in (1, 4, 8)),
         *(Case("RRHF", f"step, {n} prompt{'s' * (n > 1)} × 6", "rank", n) for n in (1, 4)),
@@ -103,6 +120,12 @@ def cases() -> list[Case]:
         parts = {"completions": completions, "completions_per_forward": per_forward}
         found.append(Case("RRHF", f"step, 1 prompt × {completions}", "rank", 1, parts))
     return found
+
+
+def on_cards(method: str, what: str, kind: str, batches: Sequence[int]) -> list[Case]:
+    """What a method does on each of [`CARDS`], with a batch that the counted tensors leave space for (card_count)."""
+    sizes = zip(CARDS, batches, strict=True)
+    return [Case(method, what.format(n=n, s="s" * (n > 1)), kind, n, card=gb) for gb, n in sizes]
 
 
 class Card:
@@ -134,6 +157,13 @@ class Card:
         self.trained: Any = None
         self._folder = tempfile.TemporaryDirectory()
         disable_progress_bars()
+
+    def release(self) -> None:
+        """Free what the model keeps for the next generation: static KV caches and graphs of the last one."""
+        for model in (self.model, self.trained):
+            if model is not None:
+                cached_loops(base_of(model)).clear()
+        free_memory(self.device)
 
     def prompts(self, count: int, length: int = 0) -> list[list[int]]:
         """Random ids."""
@@ -280,29 +310,41 @@ def _imitation(tokens: Any) -> torch.Tensor:
 
 
 def measure(card: Card, case: Case) -> dict[str, Any]:
-    """Peaks in bytes and seconds of the second of two steps: the first makes optimizer states and chooses kernels."""
+    """
+    Peaks in bytes and seconds of the second of two steps: the first makes optimizer states and chooses kernels.
+
+    With the memory of a card, running out of it is the result: `fits` is false, and the peaks are those until then.
+    """
+    found: dict[str, Any] = {"static": 0, "allocated": 0, "reserved": 0, "seconds": 0.0}
+    with limited_memory(card.device, int(CARDS.get(case.card, 0) * GIB)):
+        if card.device.type == "cuda":
+            reset_peak_memory(card.device)  # of what came before, such as the weights before they had 4 bits
+        try:
+            found |= _second_step(card, case)
+        except torch.OutOfMemoryError:
+            if not case.card:
+                raise
+            found |= {"fits": False, **peaks(card.device)}
+        else:
+            found |= {"fits": True} if case.card else {}
+    return {"name": case.name, "seed": 0, "settings": asdict(case), "metrics": found, "cost": {}}
+
+
+def _second_step(card: Card, case: Case) -> dict[str, Any]:
     step = getattr(card, case.kind)(case.batch, **case.switches)
     step()
     synchronize(card.device)
     gc.collect()
-    cuda = card.device.type == "cuda"
-    static = 0
-    if cuda:
-        static = reset_peak_memory(card.device)
+    static = reset_peak_memory(card.device) if card.device.type == "cuda" else 0
     started = time.perf_counter()
     step()
     synchronize(card.device)
-    seconds = time.perf_counter() - started
-    peaks = {"allocated": 0, "reserved": 0}
-    if cuda:
-        peaks = peak_memory(card.device)
-    return {
-        "name": case.name,
-        "seed": 0,
-        "settings": asdict(case),
-        "metrics": {"static": static, **peaks, "seconds": round(seconds, 3)},
-        "cost": {},
-    }
+    return {"static": static, "seconds": round(time.perf_counter() - started, 3), **peaks(card.device)}
+
+
+def peaks(device: torch.device) -> dict[str, int]:
+    """The largest memory of a GPU; on a CPU it is another thing, and 0 here."""
+    return peak_memory(device) if device.type == "cuda" else {"allocated": 0, "reserved": 0}
 
 
 def measured(card: Card, cases: Sequence[Case]) -> Iterator[dict[str, Any]]:
@@ -310,20 +352,36 @@ def measured(card: Card, cases: Sequence[Case]) -> Iterator[dict[str, Any]]:
     for case in cases:
         try:
             found = measure(card, case)
-        except Exception:  # the others' figures are worth having
-            print(case.name, file=sys.stderr)
-            traceback.print_exc()
+        except Exception as error:  # the others' figures are worth having
+            report_failure(case.name, error)
         else:
             gib = {key: f"{found['metrics'][key] / GIB:.2f}" for key in ("static", "allocated", "reserved")}
             print(f"{case.name}: {gib}, {found['metrics']['seconds']} s", file=sys.stderr, flush=True)
             yield found
-        free_memory(card.device)
+        card.release()
+
+
+_WHAT = Column("what", lambda case, _: case.what)
 
 
 def _table(columns: Sequence[Column]) -> Table:
     """A table of cases, each with its method and setting."""
-    described = [Column("what", lambda case, _: case.what), Column("setting", lambda case, _: case.setting)]
+    described = [_WHAT, Column("setting", lambda case, _: case.setting)]
     return Table("method", lambda case: case.method, [*described, *columns])
+
+
+def _table_of_cards() -> Table:
+    """A table of cases on cards of some sizes."""
+    columns = [
+        _WHAT,
+        Column("card", lambda case, _: f"{case.card} GB"),
+        Column("", lambda case, found: "fits" if found["metrics"]["fits"] else "does not fit"),
+        Column("peak reserved, GiB", lambda case, found: _gib(found, "reserved")),
+        Column("peak allocated", lambda case, found: _gib(found, "allocated")),
+        Column("s", lambda case, found: f"{found['metrics']['seconds']:.2g}" if found["metrics"]["fits"] else "-"),
+    ]
+    heading = "With the memory limited to what a card leaves"
+    return Table("method", lambda case: case.method, columns, heading, measured_only=True)
 
 
 class CardSuite(Suite):
@@ -343,16 +401,16 @@ class CardSuite(Suite):
         Column("peak allocated", lambda case, found: _gib(found, "allocated")),
         Column("before the step", lambda case, found: _gib(found, "static")),
         Column("s", lambda case, found: f"{found['metrics']['seconds']:.2g}"),
-        Column("16 GB", lambda case, found: "fits" if found["metrics"]["reserved"] / GIB <= CARD else "does not fit"),
+        Column("smallest card", lambda case, found: smallest_card(found["metrics"]["reserved"])),
     )
 
     def cases(self) -> list[Case]:
         return cases()
 
-    def counted(self, options: argparse.Namespace, device: torch.device, some: list[Case]) -> list[dict[str, Any]]:
-        """The cases that could be measured on a device."""
+    def counted(self, options: argparse.Namespace, device: torch.device, some: list[Case]) -> Iterator[dict[str, Any]]:
+        """The cases that could be measured on a device, as soon as each is done."""
         small: Any = {} if device.type == "cuda" else {"prompt": 32, "new": 16, "dtype": torch.float32}
-        return list(measured(Card(options.policy, options.value, device, **small), some))
+        return measured(Card(options.policy, options.value, device, **small), some)
 
     def measures(self) -> set[Any]:
         return {measure, Card, Case}
@@ -368,16 +426,27 @@ class CardSuite(Suite):
         some = chosen(self.cases(), options)
         if not some:
             parser.error(f"--cases: no case has {' or '.join(options.cases)} in its name.")
+        if options.rehearse:
+            options.policy = options.value = "tiny"
+            some = [replace(case, batch=min(2, case.batch)) for case in some]
         done = True
         for device in present_devices(options):
-            facts = environment(device, self.measures())
-            found = self.counted(options, device, some)
-            done &= len(found) == len(some)
-            if found:
-                settings = {"seeds": [0], "policy": options.policy, "value": options.value, "card": CARD}
-                result = {"settings": settings, "environment": facts, "cases": found}
-                print("wrote", write_result(self.name, device, result, options.output))
+            done &= self.run(not_measured(self.name, some, options), device, options)
         return int(not done)
+
+    def run(self, some: list[Case], device: torch.device, options: argparse.Namespace) -> bool:
+        """Measure cases; the result file is written again after each."""
+        if not some:
+            return True
+        settings = {"seeds": [0], "policy": options.policy, "value": options.value, "cards": CARDS}
+        result = {"settings": settings, "environment": environment(device, self.measures()), "label": options.label}
+        file, found = ResultFile(self.name, device, options.output), []
+        for case in self.counted(options, device, some):
+            found.append(case)
+            file.write(result | {"cases": found})
+        if found:
+            print("wrote", file.path)
+        return len(found) == len(some)
 
     def shown(self, results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """The results that count: on a CPU, memory is another thing."""
@@ -389,12 +458,24 @@ class CardSuite(Suite):
     def report(self, results: Sequence[dict[str, Any]]) -> str:
         """The newest measurement of each case."""
         found = {case["name"]: (result, case) for result in self.shown(results) for case in result["cases"]}
-        rows = [(case, *found.get(case.name, (None, None))) for case in sorted(self.cases(), key=lambda c: c.method)]
+        cases = sorted(self.cases(), key=lambda case: case.method)
+        rows, limited = (
+            [(case, *found.get(case.name, (None, None))) for case in cases if bool(case.card) == on_card]
+            for on_card in (False, True)
+        )
         if not found:
             goals = [f"{name} ≤ {value:g} GiB" for name, value in TARGETS.items()]
-            return f"Not measured yet: {len(rows)} settings. Goal: {', '.join(goals)} reserved at the peak."
-        used = unique(result for _, result, _ in rows if result)
-        return "\n".join([*_table(self.columns).lines(rows), *(f"\n{_provenance(result)}" for result in used)])
+            return f"Not measured yet: {len(cases)} settings. Goal: {', '.join(goals)} reserved at the peak."
+        used = unique(result for _, result, _ in [*rows, *limited] if result)
+        lines = [*_table(self.columns).lines(rows)]
+        if more := _table_of_cards().lines(limited):
+            lines += ["", *more]
+        return "\n".join([*lines, *(f"\n{_provenance(result)}" for result in used)])
+
+
+def smallest_card(reserved: int) -> str:
+    """The smallest of [`CARDS`] that leaves so many bytes."""
+    return next((f"{gb} GB" for gb, gib in CARDS.items() if reserved / GIB <= gib), "larger than 24 GB")
 
 
 def goal(case: Case) -> str:

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.harness.decoding import LABEL, SPEEDS, DecodingCase, speed_column
 from benchmarks.harness.models import SHAPES, build
-from benchmarks.harness.suite import TimedSuite, compare
+from benchmarks.harness.suite import TimedSuite, compare, selected
 from benchmarks.harness.tables import Column, Table, ratio_column, sections
 from benchmarks.harness.timing import Variant
 from trl_ext.decoding.cuda_graph import cached_loops
@@ -32,9 +32,11 @@ from trl_ext.methods.vas.value_model.model import ValueModel
 GENERATE = "plain `generate`"
 PLAIN = "unguided"
 FORMS = {form: f"VAS, form `{form}`" for form in ("state", "action", "policy")}
+EVERY = 4
+SOME = f"VAS, form `state`, every {EVERY}"
 PROXY = {k: f"Proxy-RLHF, k = {k}" for k in (20, 8, 4)}
 # A ratio in a result is of an earlier one to a later one.
-ORDER = (GENERATE, *FORMS.values(), *PROXY.values(), PLAIN)
+ORDER = (GENERATE, *FORMS.values(), SOME, *PROXY.values(), PLAIN)
 BETA, TOP_K = 3.0, 20
 
 
@@ -45,12 +47,14 @@ class Case(DecodingCase):
 
     Args:
         policy, value (`str`): Two of [`~benchmarks.harness.models.SHAPES`] with the same vocabulary.
+        variants (`tuple[str, ...]`): Parts of the names of the variants that are measured; all by default.
         targets (`dict[str, float]`): Times the time of `"unguided"` that a variant is to take at most.
         speedups (`dict[str, float]`): Times faster than plain `generate` that a variant is to be at least.
     """
 
     policy: str
     value: str
+    variants: tuple[str, ...] = ()
     targets: dict[str, float] = field(default_factory=dict)
     speedups: dict[str, float] = field(default_factory=dict)
 
@@ -59,7 +63,7 @@ class Case(DecodingCase):
         return self.policy, self.value
 
 
-_CHEAP = {FORMS["action"]: 1.12, FORMS["policy"]: 1.03}
+_CHEAP = {FORMS["action"]: 1.12, FORMS["policy"]: 1.03, SOME: 1.1}
 _LARGE: dict[str, Any] = {"device": "cuda", "dtype": "bfloat16", "prompt": 256, "new": 64}
 CASES = [
     Case("imdb-7m", "imdb-2m", device="cpu", dtype="float32", batch=4, prompt=64, new=32),
@@ -118,15 +122,17 @@ class Workload:
         steps: dict[str, Callable[[int], Any]] = {
             GENERATE: partial(self.generate, None, static=False),
             **{name: partial(self.generate, form, static=True) for form, name in FORMS.items()},
+            SOME: partial(self.generate, "state", static=True, every=EVERY),
             **{name: partial(self.decide, k, "always") for k, name in PROXY.items()},
             PLAIN: partial(self.generate, None, static=True),
         }
-        return [Variant(name, steps[name]) for name in ORDER]
+        return selected([Variant(name, steps[name]) for name in ORDER], self.case.variants)
 
-    def generate(self, form: str | None, i: int, *, static: bool) -> torch.Tensor:
-        """Tokens (N, new), greedily, guided by a value model or not."""
-        ids = self.prompts[i]
-        processors = [] if form is None else [ValueAugmentedLogitsProcessor(self.values[form], BETA, TOP_K)]
+    def generate(self, form: str | None, i: int, *, static: bool, every: int = 1) -> torch.Tensor:
+        """Tokens (N, new), greedily, guided by a value model at every so many tokens, or not."""
+        ids, processors = self.prompts[i], []
+        if form is not None:
+            processors.append(ValueAugmentedLogitsProcessor(self.values[form], BETA, TOP_K, guide_every=every))
         extra: dict[str, Any] = {"custom_generate": static_generate} if static else {}
         kwargs: dict[str, Any] = {"max_new_tokens": self.case.new, "do_sample": False, "logits_processor": processors}
         output = self.policy.generate(ids, attention_mask=torch.ones_like(ids), **kwargs, **extra)
@@ -139,9 +145,9 @@ class Workload:
         return self.proxy.generate(self.policy, ids, max_new_tokens=new, top_k=k, **kwargs)[:, ids.shape[1] :]
 
 
-def check_agreement(work: Workload) -> dict[str, float]:
+def check_agreement(work: Workload, variants: Sequence[Variant]) -> dict[str, float]:
     """
-    Compare the tokens with those of the ordinary loops, before anything is timed.
+    Compare the tokens of variants with those of the ordinary loops, before anything is timed.
 
     Returns:
         `dict`: For each variant the share of tokens from the first difference of a row on: 0 in float32. In half
@@ -153,10 +159,15 @@ def check_agreement(work: Workload) -> dict[str, float]:
     pairs = {PLAIN: (partial(work.generate, None, static=True), partial(work.generate, None, static=False))}
     for form, name in FORMS.items():
         pairs[name] = (partial(work.generate, form, static=True), partial(work.generate, form, static=False))
+    some: dict[str, Any] = {"every": EVERY}
+    pairs[SOME] = (
+        partial(work.generate, "state", static=True, **some),
+        partial(work.generate, "state", static=False, **some),
+    )
     for k, name in PROXY.items():
         pairs[name] = (partial(work.decide, k, "always"), partial(work.decide, k, "never"))
     found = {}
-    for name, (ours, expected) in pairs.items():
+    for name, (ours, expected) in ((v.name, pairs[v.name]) for v in variants if v.name in pairs):
         apart = (ours(0) != expected(0)).int().cummax(1).values.float().mean().item()
         if apart and work.case.dtype == "float32":
             raise RuntimeError(f"{work.case.name}: {name!r} takes other tokens than the ordinary loop.")
@@ -167,10 +178,11 @@ def check_agreement(work: Workload) -> dict[str, float]:
 def measure(case: Case, *, rounds: int, batches: int, seed: int) -> dict[str, Any]:
     """One case of a result file."""
     work = Workload(case, batches, seed)
-    agreement = check_agreement(work)
+    variants = work.variants()
+    agreement = check_agreement(work, variants)
     return compare(
         case,
-        work.variants(),
+        variants,
         rounds=rounds,
         batches=batches,
         memory_of=lambda name: case.device == "cuda",
@@ -190,7 +202,7 @@ def tables(results: Sequence[dict[str, Any]]) -> str:
     """How much time guidance costs under CUDA graphs, how much they save, and tokens per second."""
     slower = [
         ratio_column(f"{name}: × the time of unguided", f"{name} / {PLAIN}", "≤", name)
-        for name in (*FORMS.values(), *PROXY.values())
+        for name in (*FORMS.values(), SOME, *PROXY.values())
     ]
     faster = [
         replace(

@@ -11,13 +11,13 @@ N responses, T tokens of a response, M decisions.
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from datasets import Dataset, disable_progress_bars
 
-from benchmarks.harness.models import SHAPES, build
+from benchmarks.harness.models import SHAPES, build, tiny_length, tiny_models
 from benchmarks.harness.suite import TimedSuite, compare
 from benchmarks.harness.tables import BY_DTYPE, Column, Table, ratio_column, seconds_column, sections
 from benchmarks.harness.timing import Variant
@@ -64,6 +64,11 @@ class Case:
     def dtype(self) -> torch.dtype:
         """Of the language model's weights."""
         return torch.float32 if self.device == "cpu" else torch.bfloat16
+
+    def tiny(self) -> "Case":
+        """The same case at tiny sizes, for a rehearsal on a CPU."""
+        sizes: dict[str, Any] = {"prompt": tiny_length(self.prompt), "new": tiny_length(self.new), "rows": 2}
+        return replace(self, device="cpu", responses=4, **sizes, **tiny_models(self))
 
 
 CASES = [

@@ -14,7 +14,7 @@ import math
 import random
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from datasets import Dataset, disable_progress_bars
 from transformers import AutoModelForSequenceClassification
 from trl import GRPOConfig, GRPOTrainer
 
-from benchmarks.harness.models import MODELS, SHAPES, build
+from benchmarks.harness.models import MODELS, SHAPES, build, tiny_length, tiny_models
 from benchmarks.harness.suite import TimedSuite, compare
 from benchmarks.harness.tables import BY_DTYPE, Column, Table, agreement_column, median_seconds, ratio_column, sections
 from benchmarks.harness.timing import Variant
@@ -76,6 +76,11 @@ class Case:
     def dtype(self) -> torch.dtype:
         """Of the weights."""
         return torch.float32 if self.device == "cpu" else torch.bfloat16
+
+    def tiny(self) -> "Case":
+        """The same case at tiny sizes, for a rehearsal on a CPU."""
+        sizes: dict[str, Any] = {"prompt": tiny_length(self.prompt), "new": tiny_length(self.new)}
+        return replace(self, device="cpu", prompts=min(2, self.prompts), **sizes, **tiny_models(self))
 
 
 def _cases(model: str, device: str, prompts: int, prompt: int, new: int) -> list[Case]:

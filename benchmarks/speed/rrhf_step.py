@@ -36,7 +36,8 @@ from .rrhf_workload import CASCADE, CASES, DPO, NAIVE, ORDER, OUR_ROWS, TRL_ROWS
 
 def check_agreement(work: Workload, variants: Sequence[Variant]) -> dict[str, float]:
     """
-    Compare losses and gradients of all variants with the naive ones on the first batch, before anything is timed.
+    Compare losses and gradients of all variants with those of the first, the naive one unless it is left out, on the
+    first batch, before anything is timed.
 
     Returns:
         `dict`: The largest difference of a loss, and the largest relative difference of all gradients together.
@@ -48,7 +49,7 @@ def check_agreement(work: Workload, variants: Sequence[Variant]) -> dict[str, fl
     """
     limits = {"loss": 1e-4, "gradient": 1e-4} if work.case.exact else {"loss": 5e-2, "gradient": 0.25}
     found = dict.fromkeys(limits, 0.0)
-    first: tuple[float, list[torch.Tensor]] | None = None
+    first: tuple[str, float, list[torch.Tensor]] | None = None
     for variant in variants:
         variant.prepare()
         loss = variant.step(0)
@@ -58,11 +59,12 @@ def check_agreement(work: Workload, variants: Sequence[Variant]) -> dict[str, fl
             continue
         gradients = [p.grad for p in work.model.parameters() if p.grad is not None]
         if first is None:
-            first = loss, [g.clone() for g in gradients]
+            first = variant.name, loss, [g.clone() for g in gradients]
             continue
-        differences = {"loss": abs(loss - first[0]), "gradient": relative_difference(gradients, first[1])}
+        name, its_loss, its_gradients = first
+        differences = {"loss": abs(loss - its_loss), "gradient": relative_difference(gradients, its_gradients)}
         if any(differences[key] > limit for key, limit in limits.items()):
-            raise RuntimeError(f"{work.case.name}: {variant.name!r} disagrees with {NAIVE!r}: {differences}.")
+            raise RuntimeError(f"{work.case.name}: {variant.name!r} disagrees with {name!r}: {differences}.")
         found = {key: max(value, differences[key]) for key, value in found.items()}
     return found
 

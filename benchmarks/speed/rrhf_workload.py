@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.harness.batches import RAGGED, Batch, BatchCase, make_batch
 from benchmarks.harness.models import build
+from benchmarks.harness.suite import selected
 from benchmarks.harness.timing import Variant
 from benchmarks.harness.trainers import make_tokenizer, trainer_args
 from trl_ext.logprobs.logprobs import LogProbs
@@ -50,12 +51,14 @@ class Case(BatchCase):
     Args:
         qlora (`bool`): nf4 with a LoRA adapter of rank 16 and gradient checkpointing, instead of full fine-tuning.
         optimizer (`bool`): Include the step of AdamW (the memory anchor).
+        variants (`tuple[str, ...]`): Parts of the names of the variants that are measured; all by default.
         targets (`dict[str, float]`): Goals of the fastest form of shared rows: times faster than `"naive"` and
             `"rows"` (with TRL's head), times less `"memory"` above the weights than these, GiB `"reserved"` at most.
     """
 
     qlora: bool = False
     optimizer: bool = False
+    variants: tuple[str, ...] = ()
     targets: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -86,6 +89,8 @@ CASES = [
     Case("llama-1b", "cuda", 6, 4, (512, 512), RAGGED, targets={"naive": 3.2, "rows": 2.6, "memory": 3.0}),
     Case("llama-8b", "cuda", 6, 8, (128, 128), RAGGED, qlora=True, targets={"rows": 1.85, "memory": 3.0}),
     Case("llama-8b", "cuda", 6, 4, (512, 512), RAGGED, qlora=True, targets={"rows": 2.8, "memory": 3.0}),
+    # Eight long answers to a long prompt, where sharing saves most.
+    Case("llama-1b", "cuda", 8, 2, (1024, 1024), RAGGED, targets={"rows": 3.4}),
     # The memory anchor: whether a step on one prompt fits a card of 12 GB.
     Case("llama-8b", "cuda", 6, 1, (256, 256), RAGGED, qlora=True, optimizer=True, targets={"reserved": 7.5}),
 ]
@@ -143,7 +148,7 @@ class Workload:
         self.forwards: dict[str, Any] = {}
         self._keep_forward("trl", lambda: add_fused_lm_head(self.base, outputs=("log_probs",)))
         self._folder = tempfile.TemporaryDirectory()
-        if case.completions % 2 == 0:
+        if case.completions % 2 == 0 and (not case.variants or any(part in DPO for part in case.variants)):
             self._keep_forward("dpo", lambda: self._make_dpo(reference))
         self._keep_forward("ours", self._make_log_probs)
         trained = [p for p in self.model.parameters() if p.requires_grad]
@@ -197,7 +202,7 @@ class Workload:
         ]
         if "dpo" in self.forwards:
             variants.insert(0, Variant(DPO, self._dpo_step, partial(self._prepare, DPO, "dpo")))
-        return variants
+        return selected(variants, self.case.variants)
 
     def _prepare(self, name: str, head: str) -> None:
         self.base.__dict__.pop("forward", None)

@@ -12,7 +12,7 @@ from benchmarks.harness import results
 from benchmarks.memory import card_count, card_memory
 from benchmarks.memory.card_memory import Card
 from benchmarks.speed import graph_decode
-from benchmarks.speed.graph_decode import FORMS, GENERATE, PLAIN, PROXY
+from benchmarks.speed.graph_decode import FORMS, GENERATE, PLAIN, PROXY, SOME
 from trl_ext.memory import shape_only
 from trl_ext.memory.shape_only import ShapeOnlyMode
 from trl_ext.memory.tally import Tally, occupied
@@ -30,7 +30,7 @@ def decoded() -> dict[str, Any]:
 
 def test_graph_decode_measures_every_variant(decoded, result_of):
     """Tokens are those of the ordinary loops, which is checked before anything is timed."""
-    assert set(decoded["variants"]) == {GENERATE, PLAIN, *FORMS.values(), *PROXY.values()}
+    assert set(decoded["variants"]) == {GENERATE, PLAIN, SOME, *FORMS.values(), *PROXY.values()}
     assert set(decoded["agreement"].values()) == {0.0}
     results.check_result(result_of(graph_decode.SUITE, decoded))
 
@@ -39,12 +39,12 @@ def test_graph_decode_refuses_other_tokens(monkeypatch: pytest.MonkeyPatch) -> N
     work = graph_decode.Workload(TINY, 1, 0)
     generate = work.generate
 
-    def other(form: str | None, i: int, *, static: bool) -> torch.Tensor:
-        return generate(form, i, static=static) + int(static)
+    def other(form: str | None, i: int, *, static: bool, every: int = 1) -> torch.Tensor:
+        return generate(form, i, static=static, every=every) + int(static)
 
     monkeypatch.setattr(work, "generate", other)
     with pytest.raises(RuntimeError, match="takes other tokens than the ordinary loop"):
-        graph_decode.check_agreement(work)
+        graph_decode.check_agreement(work, work.variants())
 
 
 def test_tables_of_graph_decode(decoded, result_of, monkeypatch):
@@ -78,12 +78,43 @@ def test_the_table_of_a_card_says_what_fits(result_of):
     cases = [found(small, 7.0), found(large, 15.5)]
     settings = {"seeds": [0], "policy": "llama-8b", "value": "llama-1b"}
     rows = card_memory.SUITE.report([result_of(card_memory.SUITE, *cases, gpu="a GPU", **settings)]).splitlines()
-    [of_small] = [row for row in rows if "step, 1 prompt × 6" in row]
+    [of_small] = [row for row in rows if "step, 1 prompt × 6 | default" in row]
     [of_large] = [row for row in rows if "step, 8 prompts × 2" in row]
-    assert "**7.00** [≤ 7.5]" in of_small and of_small.endswith("| fits |")
-    assert of_large.endswith("| does not fit |")
+    assert "**7.00** [≤ 7.5]" in of_small and of_small.endswith("| 8 GB |")
+    assert of_large.endswith("| 24 GB |")
     on_cpu = card_memory.SUITE.report([result_of(card_memory.SUITE, *cases, **settings)])
     assert "7.00" not in on_cpu  # memory of a CPU is another thing
+
+
+def test_running_out_of_the_memory_of_a_card_is_a_result(monkeypatch, result_of):
+    """Without a card's limit it is an error. By hand: 7 GiB are for a card of 8 GB, 7.1 for one of 12."""
+    limits = []
+    monkeypatch.setattr(
+        card_memory, "limited_memory", lambda device, size: limits.append(size) or contextlib.nullcontext()
+    )
+
+    class Full:
+        device = torch.device("cpu")
+
+        def guide(self, batch: int) -> Any:
+            raise torch.OutOfMemoryError("a full card")
+
+    on_card = next(case for case in card_memory.cases() if case.kind == "guide" and case.card == 8)
+    found = card_memory.measure(Full(), on_card)
+    assert found["metrics"]["fits"] is False and limits == [7 * card_memory.GIB]
+    settings = {"seeds": [0], "policy": "llama-8b", "value": "llama-1b"}
+    text = card_memory.SUITE.report([result_of(card_memory.SUITE, found, gpu="a GPU", **settings)])
+    assert "| VAS | guided sampling, 1 row, k = 20, 1B value | 8 GB | does not fit | 0.00 | 0.00 | - |" in text
+    anywhere = next(case for case in card_memory.cases() if case.kind == "guide" and not case.card)
+    with pytest.raises(torch.OutOfMemoryError):
+        card_memory.measure(Full(), anywhere)
+    assert limits[1:] == [0]
+    sizes = (7.0, 7.1, 23.5)
+    assert [card_memory.smallest_card(int(s * card_memory.GIB)) for s in sizes] == [
+        "8 GB",
+        "12 GB",
+        "larger than 24 GB",
+    ]
 
 
 def test_a_tally_counts_what_is_made_and_not_freed() -> None:

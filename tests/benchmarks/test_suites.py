@@ -6,6 +6,7 @@
 import argparse
 import json
 import sys
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from benchmarks.harness import results, timing
 from benchmarks.harness.batches import make_batch
 from benchmarks.harness.memory import needed_memory, peak_memory
 from benchmarks.harness.models import SHAPES
+from benchmarks.harness.suite import TimedSuite, selected
 from benchmarks.harness.tables import Column, Table
 from benchmarks.speed import rrhf_step
 from benchmarks.speed.rrhf_workload import CASCADE, CASES, DENSE, DPO, NAIVE, OUR_ROWS, TRL_ROWS, Case, Workload
@@ -185,11 +187,96 @@ def test_batches_are_ragged_and_repeatable():
 
 def test_a_failing_case_does_not_cost_the_others(tmp_path, monkeypatch, capsys):
     broken = Case("tiny", "cpu", 2, 1, (4, 4), (0, 0))
-    options = argparse.Namespace(rounds=1, batches=1, seed=0, output=tmp_path)
+    options = argparse.Namespace(rounds=1, batches=1, seed=0, output=tmp_path, label="")
     assert not rrhf_step.SUITE.run([broken, TINY], CPU, options)
     (result,) = results.read_results("rrhf_step", tmp_path)
     assert [case["name"] for case in result["cases"]] == [TINY.name]
-    assert "Traceback" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "Traceback" in printed and f"not measured: {broken.name}: " in printed
+
+
+class Killed(BaseException):
+    """What ends a process in the middle of a case."""
+
+
+@dataclass(frozen=True)
+class Numbered:
+    number: int
+    device: str = "cuda"
+    size: int = 1000
+    variants: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"{self.device}/{self.number}-{self.size}"
+
+    def tiny(self) -> "Numbered":
+        return replace(self, device="cpu", size=1)
+
+
+def numbered_suite(measured, log, *, killed_at=None):
+    def measure(case, **_):
+        log.append((case.name, case.variants))
+        if case.number == killed_at:
+            raise Killed
+        return measured | {"name": case.name}
+
+    return timed_suite("numbered", "Cases.", [Numbered(n) for n in range(3)], measure, lambda results: "")
+
+
+def timed_suite(*args):
+    suite = TimedSuite(*args)
+    object.__setattr__(suite, "measures", lambda: {rrhf_step.measure})
+    return suite
+
+
+def test_a_killed_run_keeps_its_cases_and_goes_on_under_its_label(tmp_path, measured):
+    words = ["--rehearse", "--label", "a day", "--output", str(tmp_path)]
+    with pytest.raises(Killed):
+        numbered_suite(measured, [], killed_at=1).main(words)
+    (first,) = results.read_results("numbered", tmp_path)
+    assert [case["name"] for case in first["cases"]] == ["cpu/0-1"] and first["label"] == "a day"
+    log = []
+    assert numbered_suite(measured, log).main([*words, "--variants", "ours"]) == 0
+    assert log == [("cpu/1-1", ("ours",)), ("cpu/2-1", ("ours",))]
+    assert results.measured_names("numbered", "a day", tmp_path) == {"cpu/0-1", "cpu/1-1", "cpu/2-1"}
+    assert numbered_suite(measured, log).main(words) == 0 and len(log) == 2  # nothing is left
+    assert numbered_suite(measured, log).main([*words[:-3], "other", *words[-2:]]) == 0 and len(log) == 5
+
+
+def test_some_variants_of_a_step_give_a_table_with_gaps(result_of):
+    """Two are measured on the CPU; the second takes the place of the GPU's, which is not here, at the same speed."""
+    found = rrhf_step.measure(replace(TINY, variants=("TRL's head", "dense")), rounds=1, batches=1, seed=0)
+    assert list(found["variants"]) == [TRL_ROWS, DENSE] and found["agreement"]["gradient"] < 1e-5
+    case = next(case for case in CASES if case.qlora and case.targets.get("rows") == 1.85)
+    found["name"], found["variants"][CASCADE] = case.name, found["variants"][DENSE]
+    found["variants"][CASCADE]["memory"]["reserved"] = 2**30
+    for kind in ("", "memory: "):
+        found["ratios"][f"{kind}{TRL_ROWS} / {CASCADE}"] = found["ratios"].pop(f"{kind}{TRL_ROWS} / {DENSE}")
+    ratio = found["ratios"][f"{TRL_ROWS} / {CASCADE}"]["of_medians"]
+    text = rrhf_step.tables([result_of(rrhf_step.SUITE, found, gpu="a GPU")])
+    [row, *_] = [line for line in text.splitlines() if line.startswith("| llama-8b, nf4 + LoRA + checkpointing: 8")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[2:] == ["-", f"**{ratio:.2f}** [≥ 1.85]", "-", "-"]
+
+
+def test_variants_are_chosen_by_parts_of_their_names():
+    variants = [counting(name, []) for name in ("plain", "ours", "ours, every 4")]
+    assert [v.name for v in selected(variants, ["ours"])] == ["ours", "ours, every 4"]
+    assert selected(variants, []) == variants
+    with pytest.raises(ValueError, match="there are plain, ours, ours, every 4"):
+        selected(variants, ["plain"])
+
+
+def test_a_result_file_grows_and_no_other_is_overwritten(tmp_path, measured, result_of):
+    whole = result_of(rrhf_step.SUITE, measured, measured)
+    files = [results.ResultFile("rrhf_step", CPU, tmp_path) for _ in range(2)]
+    for file in files:
+        file.write(whole | {"cases": whole["cases"][:1]})
+    grown = files[0].write(whole)
+    assert grown == files[0].path != files[1].path
+    assert [len(json.loads(file.path.read_text())["cases"]) for file in files] == [2, 1]
+    assert not list(tmp_path.glob("*.part"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
