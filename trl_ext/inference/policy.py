@@ -106,6 +106,8 @@ class Policy:
         guided ([`~trl_ext.decoding.scheduled_rows.GuidedTokens`], *optional*):
             Counts the tokens that `generate` makes and those that are guided, for a policy that is guided at some of
             them. Padding after a stop string counts too.
+        shows_guidance (`bool`, *optional*, defaults to `False`):
+            Whether an observer with `top_candidates` sees what guides did at each token.
     """
 
     name: str
@@ -124,6 +126,7 @@ class Policy:
     model: PreTrainedModel | None = None
     weights: GuideWeights | None = None
     guided: GuidedTokens | None = None
+    shows_guidance: bool = False
 
     @property
     def observable(self) -> bool:
