@@ -114,7 +114,7 @@ def test_texts_are_never_markup(text: str) -> None:
 def test_a_card_has_the_candidates_with_their_probabilities() -> None:
     answer = Answer("m", {"reward": 2.0}, [token(" good", 1.5, 0.041, 0.123)], "stop")
     html = answer_html(answer)
-    assert "␣good reward 1.500" in html
+    assert "␣good: reward 1.500" in html
     assert re.search(r"<th>token</th><th>before</th><th>after</th><th>reward</th>", html)
     assert re.search(
         r'<tr class="tx-chosen"><td>␣good</td><td>4.1 %</td><td [^>]*>12.3 %</td><td>1.50</td></tr>', html

@@ -129,7 +129,7 @@ def _card(token: Token, found: Scale | None, value: float | None) -> str:
         words = "not among the scored candidates"
     elif guided and not heads:
         words = "no guidance at this token"
-    caption = f"<caption>{escape(_visible(token.name))} {escape(words)}</caption>"
+    caption = f"<caption>{escape(_visible(token.name))}{': ' if words else ''}{escape(words)}</caption>"
     return f'<span class="tx-card"><table>{caption}<tr>{head}</tr>{"".join(shown)}</table></span>'
 
 

@@ -237,7 +237,9 @@ def build(
     """
     page = Page(models, folder)
     columns = first_columns(models, MOST_ANSWERS)
-    with gr.Blocks(title="trl-ext playground", analytics_enabled=False, delete_cache=(3600, 86400)) as blocks:
+    with gr.Blocks(
+        title="trl-ext playground", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True
+    ) as blocks:
         gr.Markdown(f"## trl-ext playground\n{ABOUT}")
         history = gr.State(History())
         prompt = gr.Textbox(label="Prompt", lines=3, max_lines=12, autofocus=True)
