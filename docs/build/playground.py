@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Makes the pictures of the playground on docs/how_to/playground.md and in the README: a real page in a headless Chromium.
+Makes the pictures of the playground on docs/how_to/playground.md and in the README: a page in a headless Chromium.
 
     python docs/build/playground.py --model benchmarks/models/imdb-7m --value_model outputs/several_rewards
 
-It needs the extra `playground`, playwright, and Chromium (by its name, or in the variable CHROMIUM). The value model is
-trained as in recipes/scripts/several_rewards.py, on that model.
+It needs the extra `playground`, playwright, and Chromium (by its name, or in the variable CHROMIUM). The value model
+is trained as in recipes/scripts/several_rewards.py, on that model.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def picture(browser: Any, url: str, width: int) -> bytes:
     page.get_by_role("button", name="Compare").click()
     page.wait_for_function("document.querySelectorAll('.tx-card').length > 20", timeout=120_000)
     tokens = page.locator(".tx-answer").nth(1 if width > 600 else 0).locator(".tx-token[tabindex]")
-    token = tokens.nth(12)
+    token = tokens.nth(tokens.count() - 8)
     if width <= 600:
         page.locator(".tx-answer").first.evaluate("each => each.scrollIntoView()")
         token.hover()

@@ -237,9 +237,8 @@ def build(
     """
     page = Page(models, folder)
     columns = first_columns(models, MOST_ANSWERS)
-    with gr.Blocks(
-        title="trl-ext playground", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True
-    ) as blocks:
+    settings: dict[str, Any] = {"analytics_enabled": False, "delete_cache": (3600, 86400), "fill_width": True}
+    with gr.Blocks(title="trl-ext playground", **settings) as blocks:
         gr.Markdown(f"## trl-ext playground\n{ABOUT}")
         history = gr.State(History())
         prompt = gr.Textbox(label="Prompt", lines=3, max_lines=12, autofocus=True)

@@ -51,8 +51,8 @@ def models() -> tuple[Any, Any, ProxyModel]:
 @pytest.mark.parametrize("forced", ["first", "last"])
 def test_probabilities_are_those_of_the_policy(models: Any, order: str, forced: str) -> None:
     """
-    `after` is what the policy's own log-probabilities give for each candidate, and sums to 1 over all of them; `before`
-    is the language model's softmax. Completions are those that nobody watches.
+    `after` is what the policy's own log-probabilities give for each candidate, and sums to 1 over all of them;
+    `before` is the language model's softmax. Completions are those that nobody watches.
     """
     model, tokenizer, proxy = models
     process = DecisionProcess(order=order, forced=forced, top_k=5)
