@@ -86,13 +86,8 @@ class Page:
             raise gr.Error("The prompt is empty: type what the models are to answer or to continue.", duration=8)
         if system.strip() and send_as == TEXT:
             raise gr.Error("A text to continue has no system message: empty it, or send the prompt as a message.")
-        sampling: dict[str, Any] = {
-            "temperature": temperature,
-            "top_p": top_p,
-            "top_k": int(top_k),
-            "max_tokens": int(max_tokens),
-            "seed": int(seed),
-        }
+        numbers = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "max_tokens": max_tokens, "seed": seed}
+        sampling = _sampling_fields(numbers)
         chosen = self._columns(columns)[: int(count)]
         asked = [(self._model(column.model), column) for column in chosen]
         ask = Ask(prompt, send_as == MESSAGE, system.strip(), sampling, int(candidates))
@@ -216,6 +211,15 @@ class Page:
         colour = colour_by if colour_by in quantities(comparison.answers) else ""
         found = [str(export(comparison, folder, kind, colour)) for kind in ("json", "png")]
         return gr.update(value=found, visible=True)
+
+
+def _sampling_fields(numbers: dict[str, float | None]) -> dict[str, Any]:
+    """Fields of requests, from the parts of the page; one that a visitor has emptied is an error."""
+    for name, number in numbers.items():
+        if number is None:
+            raise gr.Error(f"There is no number for {name.replace('_', ' ')}: type one.")
+    whole = ("top_k", "max_tokens", "seed")
+    return {name: int(number or 0) if name in whole else number for name, number in numbers.items()}
 
 
 def build(

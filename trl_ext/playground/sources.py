@@ -147,7 +147,9 @@ def stream_chunks(
         # Some servers, and some models of ours, refuse requests for log-probabilities.
         if answer.tokens or not scores or not any(name in str(error) for name in ("logprob", "log-prob", "log_prob")):
             raise
-        answer.note = NOTHING
+        answer.note = (
+            f"The server refuses to return log-probabilities, so that tokens have no colours: {reason(error)}"
+        )
         yield from map(read_chunk, model.endpoint.stream(path, body))
 
 
