@@ -120,6 +120,7 @@ def test_a_card_has_the_candidates_with_their_probabilities() -> None:
         r'<tr class="tx-chosen"><td>␣good</td><td>4.1 %</td><td [^>]*>12.3 %</td><td>1.50</td></tr>', html
     )
     assert "<td>other</td><td>20.0 %</td>" in html
+    assert ">&lt;0.1 %<" in answer_html(Answer("m", None, [plain("a", 0.0001)], "stop"))
     assert "tx-card" not in answer_html(answer, details=False)
 
 

@@ -128,7 +128,7 @@ def test_stop_keeps_what_was_there(playground: Playground) -> None:
         ({"prompt": ""}, "The prompt is empty"),
         ({"prompt": " \n "}, "The prompt is empty"),
         ({"system": "be brief"}, "no system message"),
-        ({"seed": None}, "no number for seed"),
+        ({"seed": None}, "number for seed is missing"),
         ({"columns": ["nothing", *COLUMNS[1:]]}, "nothing"),
     ],
 )

@@ -148,7 +148,7 @@ def _row(option: Option, heads: Sequence[str], guided: bool, chosen: bool) -> st
 def _percent(probability: float | None) -> str:
     if probability is None or probability != probability:
         return "–"
-    return f"{100 * probability:.1f} %" if probability >= 0.0005 else "<0.1 %"
+    return f"{100 * probability:.1f} %" if probability >= 0.0005 else "&lt;0.1 %"
 
 
 def _share(probability: float) -> float:

@@ -217,7 +217,7 @@ def _sampling_fields(numbers: dict[str, float | None]) -> dict[str, Any]:
     """Fields of requests, from the parts of the page; one that a visitor has emptied is an error."""
     for name, number in numbers.items():
         if number is None:
-            raise gr.Error(f"There is no number for {name.replace('_', ' ')}: type one.")
+            raise gr.Error(f"The number for {name.replace('_', ' ')} is missing: type one.")
     whole = ("top_k", "max_tokens", "seed")
     return {name: int(number or 0) if name in whole else number for name, number in numbers.items()}
 
