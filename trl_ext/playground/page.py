@@ -15,9 +15,10 @@ from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
 from secrets import compare_digest
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trl_ext.generation_settings import GenerationSettings
+from trl_ext.packages import GRADIO, is_installed
 
 from .answers import Answer, Comparison, quantities
 from .columns import Column, default_column, first_columns, weights_of
@@ -27,9 +28,9 @@ from .run import Run
 from .sources import Ask, SourceModel
 
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-
-import gradio as gr
+if TYPE_CHECKING or is_installed(GRADIO):  # without the extra, the module can be imported but not used
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    import gradio as gr
 
 
 MOST_ANSWERS = 3
@@ -65,7 +66,7 @@ class Page:
 
     def compare(
         self,
-        request: gr.Request,
+        request: "gr.Request",
         prompt: str,
         send_as: str,
         system: str,
@@ -115,7 +116,7 @@ class Page:
                 if self._runs.get(session) is run:
                     del self._runs[session]
 
-    def stop(self, request: gr.Request) -> None:
+    def stop(self, request: "gr.Request") -> None:
         """End the visitor's answers as they are."""
         with self._lock:
             run = self._runs.get(str(request.session_hash))
@@ -229,7 +230,7 @@ def build(
     seed: int = 42,
     max_weight: float = 10.0,
     folder: Path,
-) -> gr.Blocks:
+) -> "gr.Blocks":
     """
     The page.
 
@@ -338,7 +339,7 @@ def _column(page: Page, column: Column, number: int, max_weight: float) -> dict[
     return {"box": box, "settings": [model, *sliders], "answer": answer}
 
 
-def start(page: gr.Blocks, *, host: str, port: int, password: str, **settings: Any) -> str:
+def start(page: "gr.Blocks", *, host: str, port: int, password: str, **settings: Any) -> str:
     """
     Start the page's server.
 
