@@ -153,6 +153,12 @@ COMMANDS: dict[str, Command] = {
     "serve": Command(
         "serve a model, guided or not, by OpenAI's API", "serve:main", "serve:make_parser", (MODEL,), "--port 8000"
     ),
+    "playground": Command(
+        "compare answers on a page: models, guides and weights, with the value of each token",
+        "playground:main",
+        "playground:make_parser",
+        (Required(("model_name_or_path", "server"), "the models, by Hub id or directory, or servers", MODEL.example),),
+    ),
     "convert": Command(
         "read a dataset in any known form and write the rows that training takes",
         "convert:main",

@@ -49,6 +49,7 @@ OPTIMIZERS = {
 }
 VLLM = Package("'trl-ext[vllm]'", ("vllm",))
 LIGER = Package("liger-kernel")
+GRADIO = Package("'trl-ext[playground]'", ("gradio",))
 UVICORN = Package("'trl-ext[serve]'", ("uvicorn",))
 DEEPSPEED = Package("'trl-ext[deepspeed]'", ("deepspeed",))
 

@@ -37,6 +37,7 @@ TITLES = {
     "methods/rrhf": "RRHF",
     "methods/vas": "VAS",
     "models": "Models, adapters and tokenizers",
+    "playground": "The playground",
     "rewards": "Rewards",
     "training": "Training, for all methods",
 }

@@ -162,10 +162,11 @@ class TestEnv:
         assert found == {
             "trl-ext[vllm]",
             "trl-ext[serve]",
+            "trl-ext[playground]",
             "httpx2[socks]",
             "{package}",  # that a reward function of TRL needs
         }
-        for package in (packages.VLLM, packages.DEEPSPEED, packages.UVICORN):
+        for package in (packages.VLLM, packages.DEEPSPEED, packages.UVICORN, packages.GRADIO):
             assert re.fullmatch(r"'trl-ext\[(\w+)\]'", package.pip)[1] in extras
 
     def test_trackers_are_those_of_transformers(self):

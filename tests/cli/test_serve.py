@@ -20,7 +20,7 @@ from trl_ext import ProxyModel
 from trl_ext.cli import serve
 from trl_ext.cli.decoding_flags import active_decodings
 from trl_ext.cli.main import main
-from trl_ext.cli.serve import ServeArguments
+from trl_ext.cli.models import public_name
 
 
 def error(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -77,9 +77,8 @@ def test_without_uvicorn(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
 
 
 def test_a_directory_is_not_shown(tmp_path: Any) -> None:
-    assert ServeArguments(model_name_or_path=str(tmp_path / ".." / tmp_path.name)).served_name == tmp_path.name
-    assert ServeArguments(model_name_or_path="Qwen/Qwen3-0.6B").served_name == "Qwen/Qwen3-0.6B"
-    assert ServeArguments(model_name_or_path="x", served_model_name="mine").served_name == "mine"
+    assert public_name(str(tmp_path / ".." / tmp_path.name)) == tmp_path.name
+    assert public_name("Qwen/Qwen3-0.6B") == "Qwen/Qwen3-0.6B"
 
 
 def test_every_combination_is_a_model(save_model: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

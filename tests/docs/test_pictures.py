@@ -26,6 +26,11 @@ def of_tutorials() -> set[Path]:
     return {REPOSITORY / "docs" / "tutorials" / f"{name}{mode}.png" for name in names for mode in ("", "-dark")}
 
 
+def of_the_playground() -> set[Path]:
+    """Those of docs/build/playground.py, which needs a browser."""
+    return {REPOSITORY / "docs" / "how_to" / name for name in hook("playground").PICTURES}
+
+
 @pytest.fixture(scope="module")
 def of_results(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Those of `python -m benchmarks.report`, plotted again from the results into another folder."""
@@ -42,7 +47,7 @@ def test_every_picture_of_the_repository_has_a_generator(of_results: list[Path])
         for kind in ("png", "svg", "jpg", "gif", "webp")
         for file in folder.rglob(f"*.{kind}")
     }
-    assert kept == of_tutorials() | {RESULTS / file.name for file in of_results}
+    assert kept == of_tutorials() | of_the_playground() | {RESULTS / file.name for file in of_results}
 
 
 def test_pictures_of_results_are_what_the_results_give(of_results: list[Path]) -> None:
@@ -54,8 +59,14 @@ def test_pictures_of_results_are_what_the_results_give(of_results: list[Path]) -
         assert compare_images(str(RESULTS / plotted.name), str(plotted), tol=10) is None
 
 
+def test_pictures_of_the_playground_are_small() -> None:
+    assert all(0 < file.stat().st_size < hook("playground").LARGEST for file in of_the_playground())
+
+
 def test_pages_show_no_other_pictures(of_results: list[Path]) -> None:
-    generated = of_tutorials() | made_with_the_site() | {RESULTS / file.name for file in of_results}
+    generated = (
+        of_tutorials() | of_the_playground() | made_with_the_site() | {RESULTS / file.name for file in of_results}
+    )
     shown = {
         (page.parent / (markdown or html)).resolve(): page
         for page in DOCUMENTS

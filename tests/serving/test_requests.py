@@ -33,8 +33,8 @@ from trl_ext.serving.requests import _CHAT, _COMPLETIONS, IGNORED, UNSUPPORTED, 
 DEFAULTS = GenerationSettings(num_generations=1, max_completion_length=4)
 FIELDS = (
     "model prompt messages stream stream_options n max_tokens max_completion_tokens max_completion_length temperature "
-    "top_p top_k min_p repetition_penalty stop seed beta best_of_n logprobs top_logprobs chat_template_kwargs "
-    "add_generation_prompt continue_final_message return_token_ids return_tokens_as_token_ids"
+    "top_p top_k min_p repetition_penalty stop seed beta best_of_n logprobs top_logprobs guidance "
+    "chat_template_kwargs add_generation_prompt continue_final_message return_token_ids return_tokens_as_token_ids"
 ).split()
 
 JSON = st.recursive(

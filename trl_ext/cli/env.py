@@ -17,7 +17,7 @@ _PACKAGES = (
     *("numpy", "matplotlib"),
 )
 # Each with the extra that installs it.
-_OPTIONAL = {"vllm": "vllm", "deepspeed": "deepspeed", "uvicorn": "serve"}
+_OPTIONAL = {"vllm": "vllm", "deepspeed": "deepspeed", "uvicorn": "serve", "gradio": "playground"}
 # Used by transformers if installed: for attention, and as trackers in `report_to`.
 _FOUND = ("flash-attn", "kernels", "liger-kernel", "wandb", "trackio", "tensorboard")
 # Environment variables that change how a command runs.

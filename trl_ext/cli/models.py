@@ -20,7 +20,7 @@ from trl_ext.evaluation.evaluate import Evaluation, evaluate
 from trl_ext.generation.generate import usual_batch_size
 from trl_ext.generation.vllm_settings import VLLMSettings, stopping_at
 from trl_ext.generation_settings import GenerationSettings
-from trl_ext.inference.policy import Policy, model_policy
+from trl_ext.inference.policy import Decoding, Policy, model_policy
 from trl_ext.models.adapters import changes_base
 from trl_ext.models.load import adapter_base, adapter_config, loading_error, same_source
 from trl_ext.models.properties import context_length
@@ -45,6 +45,44 @@ def load_policy(name: str, loading: LoadingArguments, *, batch_size: int = 64) -
     except OSError as error:
         raise loading_error("model", name, error) from error
     return model_policy(model, tokenizer, name=name, batch_size=batch_size)
+
+
+def load_guided(
+    name: str,
+    loading: LoadingArguments,
+    decodings: Sequence[Decoding],
+    *,
+    batch_size: int,
+    served_name: str = "",
+) -> tuple[Policy, list[Policy]]:
+    """
+    Load a model and what guides it, to be served.
+
+    Args:
+        name (`str`): Hub id, directory or LoRA adapter directory.
+        loading ([`~trl_ext.cli.arguments.LoadingArguments`]): How it is loaded.
+        decodings (`Sequence[Decoding]`): Guidance of the model, already checked.
+        batch_size (`int`): Sequences to generate at once.
+        served_name (`str`, *optional*, defaults to `""`): Its name in requests. By default that of [`public_name`].
+
+    Returns:
+        `tuple[Policy, list[Policy]]`: The model without guidance, and with each of its guides.
+
+    Raises:
+        `ValueError` or `OSError`: Something cannot be loaded, or does not fit the model.
+    """
+    plain = replace(load_policy(name, loading, batch_size=batch_size), name=served_name or public_name(name))
+    guided = [
+        policy
+        for decoding in decodings
+        for policy in decoding.policies(plain.model, plain.tokenizer, name=plain.name, batch_size=batch_size)  # type: ignore[arg-type]
+    ]
+    return plain, guided
+
+
+def public_name(name: str) -> str:
+    """Name of a model for visitors: the Hub id, or the directory's name, which does not show where it is."""
+    return Path(name).resolve().name if Path(name).is_dir() else name
 
 
 def load_model_tokenizer(name: str, loading: LoadingArguments) -> PreTrainedTokenizerBase:

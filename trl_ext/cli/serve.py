@@ -14,8 +14,7 @@ Each combination that is loaded is a model of its own for clients. A request may
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from trl_ext.inference.policy import Decoding, served_at_once
@@ -29,7 +28,7 @@ from trl_ext.serving.server import Server, bind, check_uvicorn, is_local
 
 from .arguments import LoadingArguments, RewardArguments, SamplingArguments
 from .decoding_flags import active_decodings, decoding_classes
-from .models import load_policy
+from .models import load_guided
 from .parser import Parser
 
 
@@ -98,24 +97,18 @@ class ServeArguments(SamplingArguments, RewardArguments, RewardSettings):
             )
         return key
 
-    @property
-    def served_name(self) -> str:
-        """Name of the model in requests. It does not show where a directory is."""
-        name = str(self.model_name_or_path)
-        return self.served_model_name or (Path(name).resolve().name if Path(name).is_dir() else name)
-
 
 def load_models(
     args: ServeArguments, limits: ServerLimits, loading: LoadingArguments, decodings: Sequence[Decoding] = ()
 ) -> ServedModels:
     """Load the model and what guides it."""
-    size = limits.max_batch_size
-    plain = replace(load_policy(str(args.model_name_or_path), loading, batch_size=size), name=args.served_name)
-    guided = [
-        policy
-        for decoding in decodings
-        for policy in decoding.policies(plain.model, plain.tokenizer, name=plain.name, batch_size=size)
-    ]
+    plain, guided = load_guided(
+        str(args.model_name_or_path),
+        loading,
+        decodings,
+        batch_size=limits.max_batch_size,
+        served_name=args.served_model_name or "",
+    )
     rewards = load_rewards(args.rewards, settings=args, trust_remote_code=loading.trust_remote_code)
     return ServedModels(plain, guided, rewards=rewards, reward_weights=args.reward_weights)
 

@@ -16,16 +16,25 @@ import random
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx2
 
-from .errors import BadAnswer, EndpointClosed, EndpointError, EndpointUnreachable, error_of_status, excerpt
+from .errors import (
+    BadAnswer,
+    EndpointClosed,
+    EndpointError,
+    EndpointFailed,
+    EndpointUnreachable,
+    error_of_status,
+    excerpt,
+)
 
 
-# Fields of a request that decide how its answer is read. The answers are read whole, not as a stream.
+# Fields of a request that decide how its answer is read.
 _OWN_FIELDS = frozenset("prompt messages stream n best_of echo max_tokens logprobs top_logprobs".split())
 
 
@@ -80,6 +89,8 @@ class Endpoint:
             Requests in flight at once. Further ones wait for their turn.
         extra_body (`dict[str, Any]`, *optional*):
             Fields to add to every request, for options that only this server has.
+        use_proxies (`bool`, *optional*, defaults to `True`):
+            Whether the environment's proxies are used.
 
     Raises:
         `ValueError`: A setting is out of range, the address is invalid, `extra_body` has a field that the client sets
@@ -99,6 +110,7 @@ class Endpoint:
         max_wait: float = 60.0,
         max_concurrency: int = 8,
         extra_body: dict[str, Any] | None = None,
+        use_proxies: bool = True,
     ) -> None:
         for name, value in (("timeout", timeout), ("max_concurrency", max_concurrency)):
             if not value > 0:
@@ -114,7 +126,7 @@ class Endpoint:
         self.timeout, self.max_retries, self.backoff, self.max_wait = timeout, max_retries, backoff, max_wait
         self.max_concurrency = max_concurrency
         self.extra_body = dict(extra_body or {})
-        self._client = _http_client(self._key, timeout, max_concurrency)
+        self._client = _http_client(self._key, timeout, max_concurrency, use_proxies)
         self._lock = threading.Lock()  # of the fields below
         self._cost = Cost()
         self._not_before = 0.0
@@ -182,6 +194,47 @@ class Endpoint:
                 self._wait(self._delay(error, attempt))
         raise AssertionError("unreachable")
 
+    def stream(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """
+        Send a request, and return the chunks of its answer as the server generates it (server-sent events).
+
+        A failure is not retried. To stop the server, close the iterator: the connection is then closed.
+
+        Args:
+            path (`str`): As for [`post`].
+            body (`dict[str, Any]`): The request. `stream`, the model's name and `extra_body` are added.
+
+        Raises:
+            [`EndpointError`]: It failed; the message contains the server's.
+        """
+        self._wait(0.0)
+        where = f"{self.base_url}/{path}"
+        named = {"model": self.model} if self.model else {}
+        data = json.dumps({**named, **body, **self.extra_body, "stream": True}).encode()
+        with self._connection(where, retry=False), self._client.stream("POST", where, content=data) as response:
+            if response.status_code != 200:
+                response.read()
+                raise error_of_status(where, response.status_code, response.headers, self._excerpt(response))
+            for line in response.iter_lines():
+                text = line.removeprefix("data:").strip() if line.startswith("data:") else ""
+                if text == "[DONE]":
+                    return
+                if text:
+                    yield self._chunk(where, text)
+
+    def _chunk(self, where: str, text: str) -> dict[str, Any]:
+        try:
+            chunk = json.loads(text)
+        except ValueError as error:
+            raise BadAnswer(f"{where}: a chunk is not JSON: {excerpt(self._masked(text))}", status=200) from error
+        if not isinstance(chunk, dict):
+            raise BadAnswer(f"{where}: a chunk is not a JSON object: {excerpt(self._masked(text))}", status=200)
+        if chunk.get("error"):
+            found = chunk["error"]
+            message = found.get("message", found) if isinstance(found, dict) else found
+            raise EndpointFailed(f"{where}: {excerpt(self._masked(str(message)))}", status=200)
+        return chunk
+
     def _wait(self, seconds: float) -> None:
         if self._closed.wait(seconds) if seconds > 0 else self._closed.is_set():
             raise self._closed_error()
@@ -234,13 +287,19 @@ class Endpoint:
         return answer
 
     def _exchange(self, method: str, where: str, data: bytes | None, retry: bool) -> httpx2.Response:
+        with self._connection(where, retry):
+            return self._client.request(method, where, content=data)
+
+    @contextmanager
+    def _connection(self, where: str, retry: bool) -> Iterator[None]:
+        """Count a request, and give errors of the connection our own types."""
         with self._lock:
             if self._closed.is_set():
                 raise self._closed_error()
             self._in_flight += 1
             self._cost = replace(self._cost, requests=self._cost.requests + 1, retries=self._cost.retries + retry)
         try:
-            return self._client.request(method, where, content=data)
+            yield
         except httpx2.TimeoutException as error:
             raise EndpointUnreachable(f"{where}: no answer within {self.timeout:g} s.", transient=True) from error
         except httpx2.RequestError as error:
@@ -289,13 +348,14 @@ def _key(variable: str) -> str:
     return key
 
 
-def _http_client(key: str, timeout: float, max_concurrency: int) -> httpx2.Client:
+def _http_client(key: str, timeout: float, max_concurrency: int, use_proxies: bool) -> httpx2.Client:
     headers = {"Content-Type": "application/json", "Accept": "application/json"}
     if key:
         headers["Authorization"] = f"Bearer {key}"
     try:
         return httpx2.Client(
             headers=headers,
+            trust_env=use_proxies,
             timeout=httpx2.Timeout(timeout if timeout < math.inf else None, pool=None),
             # The connections are the limit on concurrency: requests above it wait for one.
             limits=httpx2.Limits(max_connections=max_concurrency, max_keepalive_connections=max_concurrency),

@@ -36,6 +36,7 @@ from trl_ext.progress import progress
 from trl_ext.validation import require
 
 from .observer import ObservedSteps, Observer, SavedLogprobs
+from .token_guidance import GuidingProcessor, SavedGuidance
 
 
 # Returns the logits processors for the left-padded prompts of one call of the model: ids and mask of shape (P, T).
@@ -86,7 +87,8 @@ def generate(
 
     Raises:
         `ValueError`: A prompt is empty, `batch_size` is below 1, `generation_kwargs` has an unknown name, the observer
-            cannot see this generation, or PEFT does not generate correctly with an adapter of this kind.
+            cannot see this generation or asks for the candidates of several processors, or PEFT does not generate
+            correctly with an adapter of this kind.
         `OSError`: The code of the diverse beam search cannot be loaded.
     """
     require(batch_size >= 1, f"batch_size must be at least 1, got {batch_size}.")
@@ -193,6 +195,7 @@ def _sequences(
     steps = list(processors(ids_PT, mask_PT)) if processors is not None else []
     seeds = None
     if observation is not None:
+        observation.watch(steps)
         steps, seeds = [*steps, *observation.processors], observation.seeds
         extra["stopping_criteria"] = StoppingCriteriaList([observation.criterion])
     if settings.own_sampling:
@@ -254,6 +257,15 @@ class _Observation:
         self.processors = [] if saved is None else [saved]
         self.criterion = ObservedSteps(observer, rows, ends, saved)
         self.seeds = None if observer.seeds is None else [observer.seeds[row] for row in rows]
+
+    def watch(self, steps: Sequence[LogitsProcessor]) -> None:
+        """Have the processor that guides say what it does, if the observer asks for that."""
+        guiding = [step for step in steps if isinstance(step, GuidingProcessor)]
+        top = self.criterion.observer.top_candidates
+        if top is None or not guiding:
+            return
+        require(len(guiding) == 1, "An observer sees one logits processor that guides: join their guides in one.")
+        guiding[0].saved = self.criterion.guidance = SavedGuidance(top)
 
 
 def _repeats_virtual_tokens(model: PreTrainedModel) -> bool:

@@ -4,6 +4,10 @@
 """
 Observers of a generation: they see each token when it is chosen, and may end completions.
 
+A token comes with what the observer asks for: log-probabilities (`top_logprobs`), and where something guides the
+model the values of the candidates and their probabilities before and after guidance (`top_candidates`). Streaming,
+the server and the playground see tokens in this way.
+
 Dimensions: N sequences, V vocabulary, k likeliest tokens.
 """
 
@@ -14,6 +18,8 @@ from typing import Any, ClassVar
 import torch
 from transformers import LogitsProcessor, StoppingCriteria
 from transformers.generation import BaseStreamer
+
+from .token_guidance import SavedGuidance, TokenGuidance
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +46,15 @@ class Step:
         tokens (`list[int]`): Their next tokens.
         ended (`list[bool]`): Whether the token ends the completion.
         logprobs (`list[TokenLogprobs]`, *optional*): Their log-probabilities, if the observer asks for them.
+        guidance (`list[TokenGuidance]`, *optional*): What guides did there, if the observer asks for it and something
+            guides the model token by token.
     """
 
     rows: list[int]
     tokens: list[int]
     ended: list[bool]
     logprobs: list[TokenLogprobs] | None = None
+    guidance: list[TokenGuidance] | None = None
 
 
 class Observer:
@@ -57,10 +66,14 @@ class Observer:
             own, whatever other prompts are in the batch. By default all are sampled with torch's global generator.
         top_logprobs (`int`, *optional*): Number of likeliest tokens whose log-probabilities are computed at each step.
             By default none are computed, nor those of the chosen tokens.
+        top_candidates (`int`, *optional*): Number of candidate tokens to return at each step of a guided model, with
+            their values and probabilities. Guides are then asked at weight 0 too. By default nothing of this is
+            returned.
     """
 
     seeds: Sequence[int] | None = None
     top_logprobs: int | None = None
+    top_candidates: int | None = None
 
     def see(self, step: Step) -> Collection[int]:
         """
@@ -122,14 +135,22 @@ class ObservedSteps(StoppingCriteria):
         rows (`Sequence[int]`): For each sequence of the batch the number of its completion.
         ends (`Collection[int]`): Tokens that end a completion.
         logprobs ([`SavedLogprobs`], *optional*): The processor that keeps the log-probabilities, if they are wanted.
+        guidance ([`~trl_ext.generation.token_guidance.SavedGuidance`], *optional*): What a processor that guides
+            writes down, if that is wanted.
     """
 
     supports_continuous_batching: ClassVar[bool] = False
 
     def __init__(
-        self, observer: Observer, rows: Sequence[int], ends: Collection[int], logprobs: SavedLogprobs | None = None
+        self,
+        observer: Observer,
+        rows: Sequence[int],
+        ends: Collection[int],
+        logprobs: SavedLogprobs | None = None,
+        guidance: SavedGuidance | None = None,
     ) -> None:
-        self.observer, self.rows, self.ends, self.logprobs = observer, list(rows), set(ends), logprobs
+        self.observer, self.rows, self.ends = observer, list(rows), set(ends)
+        self.logprobs, self.guidance = logprobs, guidance
         self._over = [False] * len(self.rows)
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
@@ -138,11 +159,13 @@ class ObservedSteps(StoppingCriteria):
             tokens_N = input_ids[:, -1]
             tokens = tokens_N.tolist()
             saved = None if self.logprobs is None else self.logprobs.of(tokens_N)
+            guidance = None if self.guidance is None else self.guidance.of(tokens_N)
             step = Step(
                 [self.rows[i] for i in places],
                 [tokens[i] for i in places],
                 [tokens[i] in self.ends for i in places],
                 None if saved is None else [saved[i] for i in places],
+                None if guidance is None else [guidance[i] for i in places],
             )
             stopped = self.observer.see(step)
             for place in places:

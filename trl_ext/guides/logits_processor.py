@@ -18,6 +18,7 @@ from transformers import LogitsProcessor, PreTrainedTokenizerBase
 from trl_ext.decoding.guide import Guide, GuideContext
 from trl_ext.decoding.guide_schedule import GuideSchedule, margin, read_schedule
 from trl_ext.decoding.scheduled_rows import ScheduledRows
+from trl_ext.generation.token_guidance import SavedGuidance
 from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.validation import check_value
 
@@ -109,6 +110,9 @@ class GuidedLogitsProcessor(LogitsProcessor):
         columns (`list[slice]`): Positions of the heads of each guide among all heads.
         heads (`tuple[str, ...]`): Names that `weights` may have.
         schedule ([`~trl_ext.decoding.guide_schedule.GuideSchedule`]): Which tokens are guided.
+        saved ([`~trl_ext.generation.token_guidance.SavedGuidance`], *optional*): Where each step writes the values of
+            the candidates and the logits before and after guidance. An
+            [`~trl_ext.generation.observer.Observer`] with `top_candidates` sets it.
 
     Raises:
         `ValueError`: There is no guide, `guide_every` or `guide_when` is not valid or needs a `tokenizer`, `top_k` or
@@ -139,6 +143,7 @@ class GuidedLogitsProcessor(LogitsProcessor):
         self.schedule = guide_schedule(guide_every, guide_when)
         self.scheduled = None if self.schedule.always else self._rows(tokenizer, end_token_ids)
         self._goes_on = False
+        self.saved: SavedGuidance | None = None
         self.top_k = check_value("top_k", top_k, int)
         if self.top_k < 0:
             raise ValueError(f"`top_k` must be at least 1, or 0 for the complete vocabulary; got {top_k}.")
@@ -219,13 +224,21 @@ class GuidedLogitsProcessor(LogitsProcessor):
         n, vocabulary = scores.shape
         self.check_top_k(vocabulary)
         weights_NH = self.row_weights(n, scores.device)
-        if not self._weights.any() and not self.candidates_only:
+        saved = self.saved
+        if not self._weights.any() and not self.candidates_only and saved is None:
             return scores
         self._mask.check(input_ids)
-        weighted = [i for i, columns in enumerate(self.columns) if self._weights.any(columns)]
+        used = [i for i, columns in enumerate(self.columns) if saved is not None or self._weights.any(columns)]
+        if saved is not None:
+            saved.begin(scores, self.heads, weights_NH.expand(n, -1))
         if self.scheduled is not None:
-            return self._scheduled_call(self.scheduled, input_ids, scores, weights_NH, weighted)
-        return self.guided_logits(scores, weights_NH, weighted, self._scores(self._context(input_ids, vocabulary)))[0]
+            found = self._scheduled_call(self.scheduled, input_ids, scores, weights_NH, used)
+        else:
+            scores_of = self._scores(self._context(input_ids, vocabulary))
+            found = self.guided_logits(scores, weights_NH, used, scores_of)[0]
+        if saved is not None:
+            saved.end(found)
+        return found
 
     def _context(self, ids_NS: torch.Tensor, vocabulary: int, goes_on: bool = False) -> GuideContext:
         return GuideContext(ids_NS, lambda: self._mask(ids_NS), vocabulary, tokenizer=self.tokenizer, goes_on=goes_on)
@@ -267,7 +280,7 @@ class GuidedLogitsProcessor(LogitsProcessor):
             return found_NV
         rows_R = guided_N.nonzero().squeeze(1)
         of_guide, all_R = self._scores(context, rows_R), torch.ones_like(rows_R, dtype=torch.bool)
-        found_RV, guided_R = self.guided_logits(scores_NV[rows_R], weights_NH[rows_R], guides, of_guide, all_R)
+        found_RV, guided_R = self.guided_logits(scores_NV[rows_R], weights_NH[rows_R], guides, of_guide, all_R, rows_R)
         scheduled.count(guided_N.index_copy(0, rows_R, guided_R))
         return scores_NV.index_copy(0, rows_R, found_RV)
 
@@ -278,6 +291,7 @@ class GuidedLogitsProcessor(LogitsProcessor):
         guides: Sequence[int],
         of_guide: Scores,
         guided_N: torch.Tensor | None = None,
+        rows_N: torch.Tensor | None = None,
     ) -> tuple[Any, Any]:
         """
         The logits plus the weighted and centred scores of the candidates.
@@ -289,6 +303,8 @@ class GuidedLogitsProcessor(LogitsProcessor):
             of_guide (`Callable`): From a guide, candidates (N, k) and their logits (N, k) to their scores, (N, k) or
                 (N, k, heads of the guide).
             guided_N (`torch.Tensor` of shape `(N,)`, *optional*): True for rows that are guided; by default all.
+            rows_N (`torch.Tensor` of shape `(N,)`, *optional*): The rows of the batch that these are, for `saved`; by
+                default all of it.
 
         Returns:
             The logits, `torch.Tensor` of shape `(N, V)`, and `guided_N` without rows whose scores differ too little.
@@ -302,14 +318,20 @@ class GuidedLogitsProcessor(LogitsProcessor):
         if self.min_p:
             possible_Nk = possible_Nk & (top_Nk >= top_Nk.amax(1, keepdim=True) + math.log(self.min_p))
         added_Nk = torch.zeros_like(top_Nk, dtype=torch.float32)
+        values: list[torch.Tensor] = []
         for i in guides:
             guide, columns = self.guides[i], self.columns[i]
             known_Nk = possible_Nk
             if 0 < guide.vocabulary < vocabulary:
                 known_Nk = possible_Nk & (candidates_Nk < guide.vocabulary)
-            scores_NkH = _with_heads(of_guide(guide, candidates_Nk, top_Nk), candidates_Nk, guide)
-            centred_NkH = _centred(scores_NkH.to(scores_NV.device), known_Nk)
+            scores_NkH = _with_heads(of_guide(guide, candidates_Nk, top_Nk), candidates_Nk, guide).to(scores_NV.device)
+            centred_NkH = _centred(scores_NkH, known_Nk)
+            if self.saved is not None:
+                values.append(scores_NkH.float().masked_fill(~known_Nk[..., None], torch.nan))
             added_Nk += (centred_NkH * weights_NH[:, None, columns]).sum(-1)
+        if self.saved is not None:
+            scored_Nk = possible_Nk if guided_N is None else possible_Nk & guided_N[:, None]
+            self.saved.keep(candidates_Nk, scored_Nk, torch.cat(values, -1), rows_N)
         if guided_N is not None:
             if self.schedule.margin:
                 guided_N = guided_N & (margin(added_Nk, possible_Nk) > self.schedule.margin)
@@ -342,6 +364,8 @@ class GuidedLogitsProcessor(LogitsProcessor):
     def static_unsupported_reason(self, llm: BackboneAndHead) -> str:
         """Why CUDA-graph decoding cannot guide this language model; `""` if it can."""
         self.check_top_k(llm.vocabulary)
+        if self.saved is not None:
+            return "an observer sees the candidates of each token"
         methods = [(getattr(type(self), name), getattr(GuidedLogitsProcessor, name)) for name in _GUIDANCE]
         if any(own is not ours for own, ours in methods):
             return f"{type(self).__name__} may change the logits in another way"

@@ -111,6 +111,7 @@ def policy_with_processors(
         weights=weights,
         guided=guided,
         truncation=truncation,
+        shows_guidance=weights is not None,
     )
 
 

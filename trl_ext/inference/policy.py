@@ -123,6 +123,8 @@ class Policy:
             them. Padding after a stop string counts too.
         takes_messages (`bool`, *optional*, defaults to `False`):
             Whether `generate` needs the messages of a conversation: [`encode`] returns [`MessageIds`] then.
+        shows_guidance (`bool`, *optional*, defaults to `False`):
+            Whether an observer with `top_candidates` sees what guides did at each token.
     """
 
     name: str
@@ -142,6 +144,7 @@ class Policy:
     weights: GuideWeights | None = None
     guided: GuidedTokens | None = None
     takes_messages: bool = False
+    shows_guidance: bool = False
 
     @property
     def observable(self) -> bool:

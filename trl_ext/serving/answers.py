@@ -11,6 +11,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from trl_ext.generation.token_guidance import Candidate
+
 from .jobs import Job, Piece, Seen
 from .requests import Request
 
@@ -108,6 +110,8 @@ class Answers:
         self, index: int, text: dict[str, Any], tokens: Sequence[Seen], finish_reason: str | None
     ) -> dict[str, Any]:
         choice = {"index": index, **text, "logprobs": self._logprobs(index, tokens), "finish_reason": finish_reason}
+        if self.request.guidance is not None:
+            choice["guidance"] = [self._guidance(token) for token in tokens]
         return choice | ({"token_ids": [token.id for token in tokens]} if self.request.with_ids else {})
 
     def _name(self, token: int) -> str:
@@ -141,6 +145,17 @@ class Answers:
         own = _of(token)
         top = [self._entry(other, logprob) for other, logprob in own.top]
         return self._entry(token.id, own.logprob) | {"top_logprobs": top}
+
+    def _guidance(self, token: Seen) -> dict[str, Any]:
+        """What guides did at a token: the token, and the candidates, the likeliest with guidance first."""
+        found = token.guidance
+        assert found is not None
+
+        def entry(each: Candidate) -> dict[str, Any]:
+            values = dict(zip(found.heads, each.values, strict=True)) if each.values else None
+            return {"token": self._name(each.token), "before": each.before, "after": each.after, "values": values}
+
+        return entry(found.chosen) | {"candidates": [entry(each) for each in found.candidates]}
 
     def _entry(self, token: int, logprob: float) -> dict[str, Any]:
         text = self.texts.of(token)

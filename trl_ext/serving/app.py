@@ -150,6 +150,8 @@ class App:
         policy = self.models.by_name[name]
         weights = None if policy.weights is None else policy.weights.values
         about: dict[str, Any] = {"max_model_len": policy.context or None, "beta": weights}
+        about |= {"beta_about": {} if policy.weights is None else policy.weights.about}
+        about |= {"guidance": policy.shows_guidance, "chat": policy.tokenizer.chat_template is not None}
         return {"id": name, "object": "model", "created": self._started, "owned_by": "trl-ext", **about}
 
     # ----------------------------------------------------------------------------------------------- completions
@@ -239,17 +241,21 @@ class App:
                 "best_of_n",
             )  # fmt: skip
         beta = self.models.beta(name, request.beta)
+        if request.guidance is not None:
+            self.models.check_guidance(name)
         with self._encoding:
             encoded = [self._encode(policy, prompt, request) for prompt in request.prompts]
         limits = [self._limit(policy, ids, request) for ids in encoded]
         settings = replace(request.settings, max_completion_length=1)  # lengths may differ in a batch
-        key = BatchKey(name, beta, settings, None if policy.observable else request.seed)
+        shown = request.guidance is not None
+        key = BatchKey(name, beta, settings, None if policy.observable else request.seed, shown)
         job = Job(
             key,
             policy.tokenizer,
             notify,
             stop=request.stop,
             logprobs=request.logprobs,
+            guidance=request.guidance,
             stream=request.stream,
             best_of_n=request.best_of_n,
             reward_rows=[prompt_row(p, policy.tokenizer) for p in request.prompts for _ in range(request.n)],

@@ -24,7 +24,7 @@ from trl_ext.seeds import fork_rng
 from .jobs import Done, Failed, Job, Row, Seen
 from .limits import RequestError, ServerLimits
 from .metrics import Metrics
-from .models import ServedModels
+from .models import ServedModels, no_guidance
 
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,8 @@ class _RowsObserver(Observer):
         self.seeds = [row.seed for row in rows]
         wanted = [row.job.logprobs for row in rows if row.job.logprobs is not None]
         self.top_logprobs = max(wanted) if wanted else None
+        shown = [row.job.guidance for row in rows if row.job.guidance is not None]
+        self.top_candidates = max(shown) if shown else None
 
     def see(self, step: Step) -> Collection[int]:
         if self.top_logprobs is not None and step.logprobs is None:  # before any row has its token
@@ -52,7 +54,13 @@ class _RowsObserver(Observer):
             if row.job.logprobs is not None:
                 assert step.logprobs is not None
                 logprobs = replace(step.logprobs[place], top=step.logprobs[place].top[: row.job.logprobs])
-            if row.add(Seen(token, logprobs), ended):
+            guidance = None
+            if row.job.guidance is not None:
+                if step.guidance is None:
+                    raise no_guidance(row.job.key.model)
+                guidance = step.guidance[place]
+                guidance = replace(guidance, candidates=guidance.candidates[: row.job.guidance])
+            if row.add(Seen(token, logprobs, guidance), ended):
                 over.add(number)
         return over
 
@@ -172,7 +180,7 @@ class Engine:
 
     def _generate(self, rows: list[Row]) -> None:
         key = rows[0].job.key
-        policy = self.models.policy(key.model, key.beta)
+        policy = self.models.policy(key.model, key.beta, shows_guidance=key.shows_guidance)
         settings = replace(key.settings, max_completion_length=max(row.limit for row in rows))
         prompts = [row.prompt_ids for row in rows]
         observer = _RowsObserver(rows)

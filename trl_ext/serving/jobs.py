@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trl_ext.generation.growing_text import GrowingText
 from trl_ext.generation.observer import TokenLogprobs
+from trl_ext.generation.token_guidance import TokenGuidance
 from trl_ext.generation_settings import GenerationSettings
 
 from .limits import RequestError
@@ -25,10 +26,12 @@ class Seen:
     Args:
         id (`int`): Its id.
         logprobs ([`~trl_ext.generation.observer.TokenLogprobs`], *optional*): Log-probabilities at its position.
+        guidance ([`~trl_ext.generation.token_guidance.TokenGuidance`], *optional*): What guides did there.
     """
 
     id: int
     logprobs: TokenLogprobs | None = None
+    guidance: TokenGuidance | None = None
 
 
 @dataclass(frozen=True)
@@ -79,12 +82,15 @@ class BatchKey:
         beta (`tuple`, *optional*): Weights of the guides, as sorted pairs.
         settings ([`~trl_ext.generation_settings.GenerationSettings`]): Settings of the sampling.
         seed (`int`, *optional*): The seed, for a policy that has one seed for a batch.
+        shows_guidance (`bool`, *optional*, defaults to `False`): Whether guides say what they do. They are then
+            asked at weight 0 too.
     """
 
     model: str
     beta: tuple[tuple[str, float], ...] | None
     settings: GenerationSettings
     seed: int | None = None
+    shows_guidance: bool = False
 
 
 class Row:
@@ -167,6 +173,7 @@ class Job:
         notify (`Callable`): Called with each [`Event`], in the thread that generates.
         stop (`tuple[str, ...]`, *optional*): Texts that end a completion.
         logprobs (`int`, *optional*): Number of likeliest tokens to return at each position; by default nothing.
+        guidance (`int`, *optional*): Number of candidates to return at each position; by default nothing.
         stream (`bool`, *optional*, defaults to `False`): Whether pieces are wanted before the end.
         best_of_n (`int`, *optional*, defaults to `1`): Completions of which one is kept.
         reward_rows (`list[dict]`, *optional*): A row with the `prompt` for each group of `best_of_n` completions.
@@ -183,6 +190,7 @@ class Job:
     notify: Callable[[Event], Any]
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
+    guidance: int | None = None
     stream: bool = False
     best_of_n: int = 1
     reward_rows: list[dict[str, Any]] = field(default_factory=list)

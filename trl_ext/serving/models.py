@@ -105,12 +105,19 @@ class ServedModels:
             raise RequestError(400, str(error), "beta") from error
         return () if nothing else tuple(zip(weights.values, found.rows[0], strict=True))
 
-    def policy(self, name: str, beta: Beta | None) -> Policy:
-        """The policy of a model with these weights. For one thread at a time."""
+    def policy(self, name: str, beta: Beta | None, *, shows_guidance: bool = False) -> Policy:
+        """
+        The policy of a model with these weights. For one thread at a time.
+
+        With `shows_guidance`, guides are there at weight 0 too, to say what they think of the tokens.
+        """
         if beta is None:
             return self.by_name[name]
         if not any(weight for _, weight in beta):
-            return self.plain
+            weights = self.by_name[name].weights
+            if not shows_guidance or weights is None:
+                return self.plain
+            beta = tuple((head, 0.0) for head in weights.values)
         if (name, beta) not in self._weighted:
             weights = self.by_name[name].weights
             assert weights is not None
@@ -122,6 +129,11 @@ class ServedModels:
                 self._weighted.popitem(last=False)
         self._weighted.move_to_end((name, beta))
         return self._weighted[name, beta]
+
+    def check_guidance(self, name: str) -> None:
+        """Raise a [`~trl_ext.serving.limits.RequestError`] if nothing says what it does at the tokens of a model."""
+        if not self.by_name[name].shows_guidance:
+            raise no_guidance(name)
 
     def keep_best(self, job: Job) -> None:
         """Score the completions of a job, and keep the best of each group of `best_of_n`."""
@@ -137,6 +149,12 @@ class ServedModels:
         for index, row in enumerate(best):
             row.index = index
         job.rows = best
+
+
+def no_guidance(name: str) -> RequestError:
+    """The error of a request for `guidance` where nothing scores tokens."""
+    message = f"`guidance` is not available for {name!r}: nothing that scores its tokens one by one guides it."
+    return RequestError(400, message, "guidance")
 
 
 def served_name(policy: Policy) -> str:

@@ -27,7 +27,8 @@ Prompt = str | list[int] | list[dict[str, Any]]
 IGNORED = frozenset("user metadata store service_tier safety_identifier prompt_cache_key".split())
 _COMMON = frozenset(
     "model stream stream_options n max_tokens max_completion_tokens max_completion_length temperature top_p top_k "
-    "min_p repetition_penalty stop seed beta best_of_n logprobs return_token_ids return_tokens_as_token_ids".split()
+    "min_p repetition_penalty stop seed beta best_of_n logprobs guidance return_token_ids "
+    "return_tokens_as_token_ids".split()
 )
 _COMPLETIONS = _COMMON | {"prompt"}
 _CHAT = _COMMON | frozenset(
@@ -76,6 +77,8 @@ class Request:
         stop (`tuple[str, ...]`): Texts that end a completion.
         seed (`int`, *optional*): Seed of the sampling.
         logprobs (`int`, *optional*): Number of likeliest tokens whose log-probabilities are returned.
+        guidance (`int`, *optional*): Number of candidates that are returned for each token, with their values and
+            their probabilities before and after guidance.
         stream (`bool`), include_usage (`bool`): Whether to send the answer as it grows, and the count of tokens last.
         names_by_id (`bool`): Whether tokens are named `token_id:17`.
         with_ids (`bool`): Whether the answer has the ids of its tokens.
@@ -94,6 +97,7 @@ class Request:
     stop: tuple[str, ...] = ()
     seed: int | None = None
     logprobs: int | None = None
+    guidance: int | None = None
     stream: bool = False
     include_usage: bool = False
     names_by_id: bool = False
@@ -218,6 +222,7 @@ def read_request(
         stop=_stop(body),
         seed=body.number("seed", -(2**63), 2**63 - 1, whole=True),
         logprobs=_logprobs(body, chat, limits.max_logprobs),
+        guidance=body.number("guidance", 0, limits.max_logprobs, whole=True),
         stream=stream,
         include_usage=_include_usage(body, stream),
         names_by_id=body.get("return_tokens_as_token_ids", "true or false", False),

@@ -121,6 +121,7 @@ def proxy_policy(
     exact = process.exact and not greedy
     more: dict[str, Any] = {"extras": extras or {}, "series": series, "start": start, "context": llm.context}
     more |= {"method": "Proxy-RLHF", "truncation": process.truncation, "guided": guided}
+    more["shows_guidance"] = process.exact
     return Policy(name, tokenizer, sample, logps if exact else None, partial(streamed, tokenizer, sample), **more)
 
 

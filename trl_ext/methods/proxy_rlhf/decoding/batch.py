@@ -24,6 +24,7 @@ from trl_ext.decoding.guide_schedule import GuideSchedule, read_schedule
 from trl_ext.decoding.scheduled_rows import ScheduledRows
 from trl_ext.devices import supports_cuda_graphs
 from trl_ext.generation.observer import Observer, Step
+from trl_ext.generation.token_guidance import SavedGuidance
 from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.models.modes import without_gradients
 from trl_ext.models.properties import base_of
@@ -139,7 +140,8 @@ def complete(
         first_candidates (`int`): See [`~trl_ext.methods.proxy_rlhf.decoding.walk.Walk`].
         stop ([`~transformers.StopStringCriteria`], *optional*): Stop strings.
         observer ([`~trl_ext.generation.observer.Observer`], *optional*): Sees the tokens of each position and may end
-            completions. Its `seeds` are not read, and it gets no log-probabilities.
+            completions. Its `seeds` are not read, and it gets no log-probabilities. With `top_candidates` it gets the
+            probabilities of candidates, where they can be computed exactly.
         store (`torch.device`, *optional*): Device that recorded decisions are moved to. By default the language
             model's.
         cuda_graphs (`str`): CUDA-graph decoding: `"auto"` on a GPU, `"always"` or `"never"`. The completions are the
@@ -178,13 +180,15 @@ def complete(
                 greedy=greedy, record=record, first_candidates=first_candidates,
                 scheduled=scheduled_rows(schedule, tokenizer),
             )  # fmt: skip
-            see = None if observer is None else partial(_see, observer, [place for _, place in rows])
+            top = None if observer is None or not process.exact else observer.top_candidates
+            saved = None if top is None else SavedGuidance(top)
+            see = None if observer is None else partial(_see, observer, [place for _, place in rows], saved)
             run = partial(batch.run, measure_every=measure_every, stop=stop, see=see, store=store)
             try:
-                if _is_static(cuda_graphs, llm, process, len(rows), first_candidates, stop):
+                if _is_static(cuda_graphs, llm, process, len(rows), first_candidates, stop, saved is not None):
                     parts.append(_run_static(walk, run, llm, cuda_graphs))
                 else:
-                    parts.append(run(walk(static=False)))
+                    parts.append(run(_watched(walk(static=False), saved)))
             except RuntimeError as error:
                 if not _out_of_memory(error):
                     raise
@@ -214,11 +218,24 @@ def scheduled_rows(schedule: GuideSchedule | None, tokenizer: PreTrainedTokenize
     return None if schedule is None or schedule.always else ScheduledRows(schedule, tokenizer=tokenizer)
 
 
-def _is_static(wanted: str, llm: BackboneAndHead, process: DecisionProcess, rows: int, first: int, stop: Any) -> bool:
+def _watched(walk: Walk | StaticWalk, saved: SavedGuidance | None) -> Walk | StaticWalk:
+    """The walk, which writes down what an observer asks for."""
+    if saved is not None:
+        assert isinstance(walk, Walk)
+        walk.saved = saved
+    return walk
+
+
+def _is_static(
+    wanted: str, llm: BackboneAndHead, process: DecisionProcess, rows: int, first: int, stop: Any, watched: bool
+) -> bool:
     """Whether to use CUDA-graph decoding."""
     if wanted == "never" or (wanted == "auto" and (first or not supports_cuda_graphs(llm.device))):
         return False
-    reason = "stop strings depend on the text so far" if stop is not None else static_walk_reason(llm, process, rows)
+    if stop is not None:
+        reason = "stop strings depend on the text so far"
+    else:
+        reason = "an observer sees the candidates" if watched else static_walk_reason(llm, process, rows)
     if reason and wanted == "always":
         raise ValueError(f"`cuda_graphs` is 'always', but CUDA-graph decoding cannot be used: {reason}.")
     return not reason
@@ -269,11 +286,17 @@ def _run_static(
 
 
 def _see(
-    observer: Observer, places: Sequence[int], alive: torch.Tensor, tokens: torch.Tensor, over: torch.Tensor
+    observer: Observer,
+    places: Sequence[int],
+    saved: SavedGuidance | None,
+    alive: torch.Tensor,
+    tokens: torch.Tensor,
+    over: torch.Tensor,
 ) -> torch.Tensor:
     """Show the observer the tokens of the rows `alive`, whose completions are at `places`; which of them it ends."""
     rows = [places[row] for row in alive.tolist()]
-    stopped = observer.see(Step(rows, tokens.tolist(), over.tolist()))
+    guidance = None if saved is None else saved.of(tokens)
+    stopped = observer.see(Step(rows, tokens.tolist(), over.tolist(), guidance=guidance))
     return torch.tensor([row in stopped for row in rows], device=over.device)
 
 

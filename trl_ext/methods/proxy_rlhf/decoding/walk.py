@@ -20,6 +20,7 @@ import torch
 
 from trl_ext.decoding.scheduled_rows import ScheduledRows
 from trl_ext.decoding.token_tree import Tree
+from trl_ext.generation.token_guidance import SavedGuidance
 from trl_ext.models.backbone_and_head import BackboneAndHead
 
 from ..decision_process import DecisionProcess
@@ -39,6 +40,8 @@ FIRST_CANDIDATES = 4  # in the first forward pass, if all of them would be a wid
 # had no probability when they were read again.
 TIE_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.bfloat16: 0.5}
 TIE_TOLERANCE_ELSEWHERE = 0.1
+ACCEPTED = "accepted"  # name of the value of a candidate for observers: the probability that the proxy accepts it
+_CERTAIN = 40.0  # logit of a greedy decision; sigmoid(-40) is 4e-18
 
 
 @dataclass
@@ -85,6 +88,10 @@ class Walk:
         scheduled ([`~trl_ext.decoding.scheduled_rows.ScheduledRows`], *optional*): Decides which tokens the proxy is
             asked about. The others are samples of the language model among all candidates; with greedy decisions in
             descending order they are the likeliest. By default it is asked about all.
+
+    Attributes:
+        saved ([`~trl_ext.generation.token_guidance.SavedGuidance`], *optional*): Where each step writes the
+            probabilities of candidates and of their acceptance. All candidates are then in the first forward pass.
     """
 
     def __init__(
@@ -104,6 +111,7 @@ class Walk:
     ) -> None:
         self.llm, self.accept_logits, self.process = llm, accept_logits, process
         self.scheduled = scheduled
+        self.saved: SavedGuidance | None = None
         self.rng, self.greedy, self.record, self.first_candidates = rng, greedy, record, first_candidates
         self.tree = Tree(llm.backbone)
         self.hidden_ND = self.tree.start(ids_PT, mask_PT)[:, -1]
@@ -168,7 +176,8 @@ class Walk:
         asked, valid = found.asked(process.forced), found.valid
         if plain is not None:
             asked = asked & ~plain[:, None]
-        first = columns if measure or process.feature == "context" else self._first(*found.tokens.shape)
+        whole = measure or self.saved is not None or process.feature == "context"
+        first = columns if whole else self._first(*found.tokens.shape)
         features = self._features(found.tokens[:, :first])
         logits = self._logits(features)
         accepted = accept(logits, uniform)
@@ -185,6 +194,7 @@ class Walk:
         choice = choice if plain is None else choice.masked_fill(plain, 0)
         tokens = found.tokens.gather(1, choice[:, None]).squeeze(1)
         kl = token_kl(process, found, logits, choice, plain) if measure else None
+        self._save(found, logits, plain)
         records = decision_records(features, logits, accepted, examined, kl, late, more) if self.record else {}
         self._append(tokens, choice, features, late, more, first)
         rejected = (examined & ~accepted).sum(1)
@@ -197,11 +207,29 @@ class Walk:
     def _plain_step(self, found: Proposals, measure: bool) -> Step:
         """A position at which the proxy is asked in no row: each takes its first candidate."""
         tokens, none_N = found.tokens[:, 0], torch.zeros_like(found.tokens[:, 0])
+        self._save(found, torch.zeros_like(found.weights), torch.ones_like(none_N, dtype=torch.bool))
         kl = found.weights[:, 0].log() - found.base_logps[:, 0] if measure else None
         self.hidden_ND = self.tree.append(tokens[:, None])[:, -1]
         assert self.scheduled is not None
         self.scheduled.append(tokens)
         return Step(tokens, none_N, none_N, none_N.bool(), none_N.bool(), kl, {})
+
+    def _save(self, found: Proposals, logits_Nk: torch.Tensor, plain_N: torch.Tensor | None) -> None:
+        """Write down the probabilities of all candidates before and after the proxy, and those of accepting them."""
+        if self.saved is None:
+            return
+        if self.greedy:
+            logits_Nk = torch.where(logits_Nk >= 0, _CERTAIN, -_CERTAIN)
+        model_NV = self.llm.logits(self.hidden_ND)
+        self.saved.begin(model_NV, (ACCEPTED,), torch.ones(len(model_NV), 1, device=model_NV.device))
+        asked_Nk = found.valid if plain_N is None else found.valid & ~plain_N[:, None]
+        self.saved.keep(found.tokens, asked_Nk, logits_Nk.sigmoid()[..., None])
+        columns = torch.arange(found.tokens.shape[1], device=found.tokens.device)
+        q_Nk = torch.stack(
+            [chosen_logps(self.process, found, logits_Nk, j.expand(len(model_NV)), plain_N) for j in columns], 1
+        ).masked_fill(~found.valid, -torch.inf)
+        only_NV = torch.full_like(model_NV, -torch.inf)
+        self.saved.end(only_NV.scatter(1, found.tokens, q_Nk.to(only_NV.dtype)))
 
     def _logits(self, features: torch.Tensor) -> torch.Tensor:
         """The proxy's logits of accepting, as far as the schedule follows them."""
