@@ -229,7 +229,7 @@ def _report(of_slot: int, slots: int, size: EngineSize) -> None:
         return
     few = "" if slots == size.texts else f", of at most {size.texts} in a batch: `value_cache_gib` limits it"
     logger.info(
-        "The value models' cache takes %.2f GiB: %d texts of up to %d tokens%s.",
+        "The value models' cache takes %.3g GiB: %d texts of up to %d tokens%s.",
         of_slot * slots / GIB,
         slots,
         size.tokens,
