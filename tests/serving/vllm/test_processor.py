@@ -384,3 +384,15 @@ def test_without_the_engines_config_only_the_form_is_checked(
     wrong = Request(PROMPTS[0], "x=1")
     assert server.run([wrong]) == [expected(policy, value, Request(PROMPTS[0]))]
     assert "A request is not guided: `beta` has a weight for 'x'" in caplog.text
+
+
+def test_a_frontend_that_does_not_have_the_value_model(policy: Any, tmp_path: Path, caplog: Any) -> None:
+    """It checks what it can: plain requests pass, and others whose weights are finite numbers."""
+    frontend = Frontend(engine_config(str(tmp_path / "elsewhere"), policy))
+    frontend.check({"other": 1})
+    frontend.check(None)
+    assert not caplog.text
+    frontend.check({"beta": "a=1"})
+    assert "names of heads in requests are not checked here" in caplog.text and "elsewhere" in caplog.text
+    with pytest.raises(ValueError, match="finite"):
+        frontend.check({"beta": "a=nan"})

@@ -24,7 +24,7 @@ from trl_ext.models.tokenizers import load_tokenizer
 from trl_ext.upstream import vllm_config_of_caller, watch_vllm_hidden_states
 
 from .guided_batch import GIB, EngineSize, GuidedBatch, GuidedRow
-from .settings import heads_of_config, read_settings, request_weights
+from .settings import given_weight, heads_of_config, read_settings, request_weights
 
 
 logger = logging.getLogger("vllm.trl_ext")
@@ -166,9 +166,8 @@ class ValueGuide(*_bases()):  # type: ignore[misc]
         Raises:
             `ValueError`: As for [`~trl_ext.serving.vllm.settings.request_weights`].
         """
-        config = vllm_config_of_caller()
-        heads = None if config is None else heads_of_config(config.additional_config)
-        request_weights(sampling_params, heads)
+        if given_weight(sampling_params) is not None:
+            request_weights(sampling_params, _heads_of_caller())
 
     def is_argmax_invariant(self) -> bool:
         """Guidance changes which token is likeliest."""
@@ -262,6 +261,18 @@ class ValueGuide(*_bases()):  # type: ignore[misc]
         request = self.requests.pop(place, None)
         if request is not None:
             self.batch.release(request.number)
+
+
+def _heads_of_caller() -> tuple[str, ...] | None:
+    """Names of the heads, from the config of the engine that asks; `None` where it cannot be found or read."""
+    config = vllm_config_of_caller()
+    if config is None:
+        return None
+    try:
+        return heads_of_config(config.additional_config)
+    except OSError as error:  # of an engine on another machine; what it has loaded itself it knows
+        logger.warning("The names of heads in requests are not checked here: %s", error)
+        return None
 
 
 def _refuse(vllm_config: Any) -> None:

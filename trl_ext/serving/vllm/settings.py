@@ -129,6 +129,11 @@ def heads_of_config(additional_config: Any) -> tuple[str, ...]:
     return _heads_of_text(json.dumps({KEY: additional_config.get(KEY)}, sort_keys=True))
 
 
+def given_weight(sampling_params: Any) -> Any:
+    """What a request says about its weight; `None` if it says nothing."""
+    return (getattr(sampling_params, "extra_args", None) or {}).get(WEIGHT)
+
+
 def request_weights(sampling_params: Any, heads: Sequence[str] | None) -> tuple[float, ...] | None:
     """
     The weights of a request.
@@ -145,7 +150,7 @@ def request_weights(sampling_params: Any, heads: Sequence[str] | None) -> tuple[
     Raises:
         `ValueError`: The weights are not finite numbers, or name a head that does not exist.
     """
-    given = (getattr(sampling_params, "extra_args", None) or {}).get(WEIGHT)
+    given = given_weight(sampling_params)
     if given is None:
         return None
     if isinstance(given, bool) or not isinstance(given, int | float | str | Mapping):
