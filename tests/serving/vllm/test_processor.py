@@ -393,6 +393,9 @@ def test_a_frontend_that_does_not_have_the_value_model(policy: Any, tmp_path: Pa
     frontend.check(None)
     assert not caplog.text
     frontend.check({"beta": "a=1"})
-    assert "names of heads in requests are not checked here" in caplog.text and "elsewhere" in caplog.text
+    assert (
+        "names of heads in requests are not checked before they reach the engine" in caplog.text
+        and "elsewhere" in caplog.text
+    )
     with pytest.raises(ValueError, match="finite"):
         frontend.check({"beta": "a=nan"})

@@ -167,7 +167,9 @@ class ValueGuide(*_bases()):  # type: ignore[misc]
             `ValueError`: As for [`~trl_ext.serving.vllm.settings.request_weights`].
         """
         if given_weight(sampling_params) is not None:
-            request_weights(sampling_params, _heads_of_caller())
+            config = vllm_config_of_caller()
+            heads = None if config is None else heads_of_config(config.additional_config)
+            request_weights(sampling_params, heads)
 
     def is_argmax_invariant(self) -> bool:
         """Guidance changes which token is likeliest."""
@@ -261,18 +263,6 @@ class ValueGuide(*_bases()):  # type: ignore[misc]
         request = self.requests.pop(place, None)
         if request is not None:
             self.batch.release(request.number)
-
-
-def _heads_of_caller() -> tuple[str, ...] | None:
-    """Names of the heads, from the config of the engine that asks; `None` where it cannot be found or read."""
-    config = vllm_config_of_caller()
-    if config is None:
-        return None
-    try:
-        return heads_of_config(config.additional_config)
-    except OSError as error:  # of an engine on another machine; what it has loaded itself it knows
-        logger.warning("The names of heads in requests are not checked here: %s", error)
-        return None
 
 
 def _refuse(vllm_config: Any) -> None:

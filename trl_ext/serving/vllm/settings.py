@@ -6,6 +6,7 @@
 import dataclasses
 import functools
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,8 @@ from trl_ext.guides.kinds import EngineGuideKind, guide_kinds
 from trl_ext.guides.weights import full_names, head_weights, parse_weights
 from trl_ext.validation import SettingErrors, check_value, did_you_mean
 
+
+logger = logging.getLogger("vllm.trl_ext")  # vLLM shows what its own loggers say
 
 KEY = "trl_ext"  # in vLLM's `additional_config`
 WEIGHT = "beta"  # in a request's `vllm_xargs`
@@ -120,12 +123,16 @@ def heads_of(settings: ServingSettings) -> list[str]:
 
 
 @functools.lru_cache(maxsize=8)
-def _heads_of_text(text: str) -> tuple[str, ...]:
-    return tuple(heads_of(read_settings(json.loads(text))))
+def _heads_of_text(text: str) -> tuple[str, ...] | None:
+    try:
+        return tuple(heads_of(read_settings(json.loads(text))))
+    except OSError as error:  # of an engine on another machine
+        logger.warning("The names of heads in requests are not checked before they reach the engine: %s", error)
+        return None
 
 
-def heads_of_config(additional_config: Any) -> tuple[str, ...]:
-    """As [`heads_of`], for vLLM's `additional_config`. Configs are read once."""
+def heads_of_config(additional_config: Any) -> tuple[str, ...] | None:
+    """As [`heads_of`], for vLLM's `additional_config`, read once; `None` if the value models are not here."""
     return _heads_of_text(json.dumps({KEY: additional_config.get(KEY)}, sort_keys=True))
 
 
