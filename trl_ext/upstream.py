@@ -368,6 +368,8 @@ __all__ = [
     "supports_attention_backend",
     "tree_leaves",
     "tree_map_only",
+    "vllm_config_of_caller",
     "vllm_generation",
+    "watch_vllm_hidden_states",
     "weight_versions",
 ]

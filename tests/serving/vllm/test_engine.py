@@ -3,7 +3,7 @@
 
 """
 Guided requests in vLLM itself, where it is installed (`tests/generation/test_vllm.py` says how); the other tests of
-this folder drive a stand-in.
+this folder use a mock of the engine.
 
     pytest tests/serving/vllm/test_engine.py
 
@@ -37,8 +37,8 @@ CASES = ["plain and guided", "chunked prefill", "prefix caching", "n > 1", "pree
 
 
 def environment() -> dict[str, str]:
-    known = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
-    return {**os.environ, **known, "VLLM_USE_V2_MODEL_RUNNER": "0"}
+    known = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "INFO"}
+    return {**os.environ, **known, "OMP_NUM_THREADS": "1", "VLLM_USE_V2_MODEL_RUNNER": "0"}
 
 
 @pytest.fixture(scope="module", params=["state", "action", "policy"])

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""The logits processor in a stand-in for vLLM's engine, against plain loops over one sequence and one candidate."""
+"""The logits processor in a mock of vLLM's engine, against plain loops over one sequence and one candidate."""
 
 import random
 from pathlib import Path
@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import make_model, make_tokenizer
 from oracles.guided_decoding import PROMPTS, K, greedy, guided_logits, make_value, run_generate
-from vllm_stand_in import VERSIONS, Request, StandIn, engine_config
+from vllm_mock_engine import VERSIONS, MockEngine, Request, engine_config
 
 from trl_ext import ValueAugmentedLogitsProcessor
 from trl_ext.decoding import slot_tree
@@ -39,7 +39,7 @@ def engine(version: str, policy: Any, folder: Path, monkeypatch: Any, form: str,
     value = make_value(form, policy)
     chunk = settings.pop("chunk", 99)
     config = engine_config(saved(folder, value), policy, **settings)
-    return StandIn(version, policy, config, monkeypatch, chunk), value
+    return MockEngine(version, policy, config, monkeypatch, chunk), value
 
 
 def expected(policy: Any, value: Any, request: Request) -> list[int]:
@@ -73,7 +73,7 @@ def test_tokens_are_those_of_a_loop_and_of_generate(
 def test_requests_that_come_go_move_and_are_preempted(
     version: str, form: str, slots: int, policy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Prompts in chunks of 3 tokens, some equal; with fewer slots than requests, texts are read anew."""
+    """Prompts in chunks of 3 tokens, some equal; with fewer slots than requests, texts are read again."""
     monkeypatch.setattr(slot_tree, "CHUNK", 4)
     server, value = engine(version, policy, tmp_path, monkeypatch, form, chunk=3)
     if slots < 8 and form != "policy":
@@ -137,7 +137,7 @@ def test_heads_and_value_models_add_up(
     """Two heads of one value model and another of the form state; weights of a part of them only."""
     first, second = make_value(form, policy, ("helpful", "concise")), make_value("state", policy, seed=9)
     paths = {"a": saved(tmp_path / "a", first), "b": saved(tmp_path / "b", second)}
-    server = StandIn("V2", policy, engine_config(paths, policy), monkeypatch)
+    server = MockEngine("V2", policy, engine_config(paths, policy), monkeypatch)
     assert server.processor.batch.heads == ("a/helpful", "a/concise", "b")
     cases: list[tuple[Any, Any]] = [
         ("helpful=1,concise=-0.5,b=2", [(first, 0, 1.0), (first, 1, -0.5), (second, 0, 2.0)]),
@@ -155,7 +155,7 @@ def test_a_weight_of_another_guide_only_leaves_its_text_behind(
     """The second value model reads nothing while no request weighs it, and catches up when one does."""
     first, second = make_value("state", policy), make_value("state", policy, seed=9)
     paths = {"a": saved(tmp_path / "a", first), "b": saved(tmp_path / "b", second)}
-    server = StandIn("V1", policy, engine_config(paths, policy), monkeypatch)
+    server = MockEngine("V1", policy, engine_config(paths, policy), monkeypatch)
     alone, both = Request(PROMPTS[2], "a=2", 12), Request(PROMPTS[0], "a=1,b=1", 3)
     server.add(alone)
     server.step()
@@ -279,7 +279,7 @@ def test_settings_that_do_not_fit(policy: Any, tmp_path: Path, monkeypatch: pyte
         with pytest.raises(ValueError, match=message):
             engine("V1", policy, tmp_path, monkeypatch, "state", **settings)
     with pytest.raises(OSError, match="nowhere"):
-        StandIn("V1", policy, engine_config(str(tmp_path / "nowhere"), policy), monkeypatch)
+        MockEngine("V1", policy, engine_config(str(tmp_path / "nowhere"), policy), monkeypatch)
 
 
 def test_a_value_model_of_another_vocabulary_is_refused(tmp_path: Path) -> None:

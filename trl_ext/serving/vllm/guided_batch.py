@@ -145,7 +145,7 @@ class GuidedBatch:
         if self._pool.count < len(rows) and not self._warned:
             self._warned = True
             logger.warning(
-                "%d requests are guided at once, and the value models' cache holds %d texts: the others are read anew "
+                "%d requests are guided at once, and the value models' cache holds %d texts: others are read again "
                 "at every token, which is slow. Raise `value_cache_gib`, or lower `--max-num-seqs` or "
                 "`--max-model-len`.",
                 len(rows),

@@ -278,7 +278,7 @@ def _refuse(vllm_config: Any) -> None:
 
 
 def _tokenizer(model_config: Any) -> Any:
-    """The tokenizer of the served model; `None` if vLLM was told to do without."""
+    """The tokenizer of the served model; `None` if vLLM does without."""
     if model_config.skip_tokenizer_init:
         return None
     return load_tokenizer(

@@ -12,7 +12,7 @@ class SlotPool:
     Slots that requests take when they are guided, and keep as long as there are enough.
 
     Where more requests are guided at once than there are slots, some take the slots of others in the same step, and
-    their texts are read anew at every token.
+    their texts are read again at every token.
 
     Args:
         count (`int`): Number of slots.

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-A stand-in for vLLM's engine: continuous batching of a transformers model, with the interfaces of both model runners.
+A mock of vLLM's engine: continuous batching of a transformers model, with the interfaces of both model runners.
 
 What a logits processor is passed is made here from a few tensors and lists, as vLLM's interface describes them.
 """
@@ -69,7 +69,7 @@ class Direction(Enum):
     SWAP = 2
 
 
-class StandIn:
+class MockEngine:
     """
     An engine of one of the versions.
 
@@ -141,7 +141,7 @@ class StandIn:
         self._flush()
 
     def swap(self, first: int, second: int) -> None:
-        """Two rows change places: V1 says so, V2 orders rows anew at every step."""
+        """Two rows change places: V1 says so, V2 orders rows at every step."""
         self._flush()
         self.rows[first], self.rows[second] = self.rows[second], self.rows[first]
         self._moved.append((first, second, Direction.SWAP))
