@@ -618,3 +618,52 @@ def test_vllm_generation():
     takes(engine.sync_weights, None)
     takes(engine.generate, None, prompts=[], images=None, num_generations=1)
     assert "self.vllm_client.generate(" in inspect.getsource(engine.generate)
+
+
+@contract
+def test_watch_vllm_hidden_states(monkeypatch):
+    """The layer's arguments, in a mock of its module; and in vLLM itself, where it is installed."""
+    module, seen = SimpleNamespace(), []
+
+    class LogitsProcessor:
+        def forward(self, lm_head, hidden_states, embedding_bias=None, skip_gather=False):
+            return lm_head(hidden_states), embedding_bias, skip_gather
+
+    module.LogitsProcessor = LogitsProcessor
+    name = "vllm.model_executor.layers.logits_processor"
+    if "vllm" not in sys.modules:
+        for parent in ("vllm", "vllm.model_executor", "vllm.model_executor.layers"):
+            monkeypatch.setitem(sys.modules, parent, SimpleNamespace(__path__=[]))
+    monkeypatch.setitem(sys.modules, name, module)
+    upstream.watch_vllm_hidden_states(seen.append)
+    layer = LogitsProcessor()
+    assert layer.forward(torch.neg, IDS, skip_gather=True)[1:] == (None, True)
+    layer.forward(torch.neg, hidden_states=IDS + 1)
+    assert [found.tolist() for found in seen] == [IDS.tolist(), (IDS + 1).tolist()]
+
+
+def test_vllms_layer_takes_hidden_states():
+    layer = pytest.importorskip("vllm.model_executor.layers.logits_processor").LogitsProcessor
+    assert list(inspect.signature(layer.forward).parameters)[:3] == ["self", "lm_head", "hidden_states"]
+
+
+@contract
+def test_vllm_config_of_caller():
+    """The nearest caller that is a method of an object with the engine's config."""
+
+    class Frontend:
+        def __init__(self, config):
+            self.vllm_config = config
+
+        def ask(self):
+            return (lambda: upstream.vllm_config_of_caller())()
+
+    config = SimpleNamespace(additional_config={})
+    assert Frontend(config).ask() is config
+    assert Frontend(SimpleNamespace()).ask() is None
+    assert upstream.vllm_config_of_caller() is None
+
+
+def test_vllms_frontend_has_the_engines_config():
+    source = inspect.getsource(pytest.importorskip("vllm.v1.engine.input_processor").InputProcessor)
+    assert "self.vllm_config = vllm_config" in source and "params.verify(" in source

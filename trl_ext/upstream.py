@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Undocumented API of TRL, transformers, torch, PEFT and argparse that this package uses: the one file that a release of
-theirs can break.
+Undocumented API of TRL, transformers, torch, PEFT, vLLM and argparse that this package uses: the one file that a
+release of theirs can break.
 
 Each entry gives the reason for its use: imported symbols, functions around private attributes, and in `HOOKS` the
 private names that our subclasses override or call. `tests/test_upstream.py` has one contract for each: it exists,
@@ -15,7 +15,7 @@ import argparse
 import inspect
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -73,6 +73,42 @@ def vllm_generation() -> type:
     from trl.generation.vllm_generation import VLLMGeneration
 
     return VLLMGeneration
+
+
+def watch_vllm_hidden_states(watcher: Callable[[torch.Tensor], None]) -> None:
+    """
+    Calls `watcher` with the hidden states from which a model of vLLM is about to compute logits, in this process.
+
+    Every model computes its logits by this layer, right before they are sampled from. vLLM hands hidden states to
+    nobody else: its own way writes those of finished requests to files.
+
+    Args:
+        watcher (`Callable`): Called with a tensor of shape `(rows, hidden size)`.
+    """
+    from vllm.model_executor.layers.logits_processor import LogitsProcessor
+
+    forward = LogitsProcessor.forward
+
+    def watched(self: Any, lm_head: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        watcher(hidden_states)
+        return forward(self, lm_head, hidden_states, *args, **kwargs)
+
+    LogitsProcessor.forward = watched
+
+
+def vllm_config_of_caller() -> Any:
+    """
+    The config of the vLLM engine from whose code this function is called, or `None`.
+
+    vLLM asks a logits processor's class about the settings of a request, and does not pass it the engine's.
+    """
+    frame: Any = inspect.currentframe()
+    while frame is not None:
+        config = getattr(frame.f_locals.get("self"), "vllm_config", None)
+        if hasattr(config, "additional_config"):
+            return config
+        frame = frame.f_back
+    return None
 
 
 # Private names of a library's class that our subclasses define or call, and why.
@@ -332,6 +368,8 @@ __all__ = [
     "supports_attention_backend",
     "tree_leaves",
     "tree_map_only",
+    "vllm_config_of_caller",
     "vllm_generation",
+    "watch_vllm_hidden_states",
     "weight_versions",
 ]

@@ -188,15 +188,7 @@ class StaticTree:
         self.length_1.fill_(columns)
 
     def _allocate(self) -> StaticKVCache:
-        layers = [id(layer) for layer in self.prompts.cache.layers]
-        slots = [[(layers.index(id(layer)), side) for layer, side in row] for row in self.prompts.slots]
-        if sum(map(len, slots)) != 2 * len(layers):
-            raise ValueError("The model has layers that keep no keys and values of their own.")
-        stores = []
-        for store in self.prompts.stores:
-            shape = (store.shape[0], self.rows, store.shape[2], self.columns, store.shape[4])
-            stores.append(store.new_empty(shape))
-        return StaticKVCache(stores, slots)
+        return StaticKVCache(*static_stores(self.prompts, self.rows, self.columns))
 
     def append(self, ids_NT: torch.Tensor) -> torch.Tensor:
         """Extends each prefix by tokens (N, T), and returns the hidden state of the last (N, D)."""
@@ -256,6 +248,27 @@ class StaticTree:
         return torch.zeros_like(sees, dtype=dtype).masked_fill_(~sees, torch.finfo(dtype).min)[:, None]
 
 
+def static_stores(
+    read: SharedCacheBackend, rows: int, columns: int
+) -> tuple[list[torch.Tensor], list[list[tuple[int, int]]]]:
+    """
+    Memory for a KV cache of constant shape, as [`StaticKVCache`] takes it. It is not initialised.
+
+    Args:
+        read ([`~trl_ext.decoding.tree_backends.SharedCacheBackend`]): A cache that holds at least one token.
+        rows (`int`), columns (`int`): N and S.
+
+    Raises:
+        `ValueError`: The model has layers that share keys and values with others.
+    """
+    layers = [id(layer) for layer in read.cache.layers]
+    slots = [[(layers.index(id(layer)), side) for layer, side in row] for row in read.slots]
+    if sum(map(len, slots)) != 2 * len(layers):
+        raise ValueError("The model has layers that keep no keys and values of their own.")
+    shapes = [(store.shape[0], rows, store.shape[2], columns, store.shape[4]) for store in read.stores]
+    return [store.new_empty(shape) for store, shape in zip(read.stores, shapes, strict=True)], slots
+
+
 def static_columns(length: int) -> int:
     """Columns of a static KV cache for this many tokens, the last candidates included."""
     return -(-length // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
@@ -272,7 +285,7 @@ def static_unsupported_reason(backbone: torch.nn.Module) -> str:
     """
     base = base_of(backbone)
     with cached_loops(base).lock:  # the verification and every loop change the model's settings for a while
-        reason = _config_reason(backbone, base)
+        reason = static_config_reason(backbone, base)
         if reason is None:
             _, reason = shared_cache_support(backbone, {})
         if reason is None:
@@ -280,7 +293,8 @@ def static_unsupported_reason(backbone: torch.nn.Module) -> str:
     return reason or ""
 
 
-def _config_reason(backbone: torch.nn.Module, base: Any) -> str | None:
+def static_config_reason(backbone: torch.nn.Module, base: Any) -> str | None:
+    """Why a model cannot use a static KV cache, as far as its config and weights say; `None` if they do not."""
     if is_sharded(backbone):
         return "it is sharded over several devices"
     if len({parameter.device for parameter in base.parameters()}) > 1:

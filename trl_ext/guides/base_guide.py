@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from trl_ext.decoding.guide import Guide, GuideContext
+from trl_ext.decoding.slot_tree import SlotTree
 from trl_ext.decoding.static_tree import StaticTree
 from trl_ext.models.backbone_and_head import BackboneAndHead
 
@@ -36,6 +37,32 @@ class StaticScorer(Protocol):
         ...
 
 
+class SlotScorer(Protocol):
+    """Scores of candidate tokens for texts that are in slots, in an engine that batches continuously."""
+
+    trees: list[SlotTree]
+    reads_hidden: bool
+
+    def score(
+        self,
+        candidates_Nk: torch.Tensor,
+        slots: Sequence[int],
+        next_N: torch.Tensor,
+        hidden_ND: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """
+        Scores of shape `(N, k, H)`.
+
+        Args:
+            candidates_Nk (`torch.Tensor` of shape `(N, k)`): Candidate tokens.
+            slots (`Sequence[int]`): N different slots, in which the trees have the texts but for their last tokens.
+            next_N (`torch.Tensor` of shape `(N,)`): These last tokens.
+            hidden_ND (`torch.Tensor` of shape `(N, D)`): The language model's hidden states at them; `None` if there
+                `reads_hidden` is false.
+        """
+        ...
+
+
 class BaseGuide(ABC):
     """
     A [`~trl_ext.decoding.guide.Guide`] with defaults for what a logits processor asks it.
@@ -47,6 +74,7 @@ class BaseGuide(ABC):
         context_length (`int`): Maximum number of tokens of a text; `0` if not known.
         reads_candidates (`bool`): Whether its model reads each candidate, so that many take long. Otherwise one
             forward pass scores all of them.
+        learned_positions (`bool`): Whether it cannot read longer texts at all.
         scores_tokens (`bool`): Whether scores are those of single tokens, so that the score of a text is their sum. By
             default a score is that of the whole text.
         config (`Any`): Config of its model, which may know the padding token; `None` if there is none.
@@ -58,6 +86,7 @@ class BaseGuide(ABC):
     vocabulary: int = 0
     context_length: int = 0
     reads_candidates: bool = False
+    learned_positions: bool = False
     scores_tokens: bool = False
     config: Any = None
 
@@ -104,6 +133,21 @@ class BaseGuide(ABC):
     def static_scorer(self, rows: int, columns: int) -> StaticScorer:
         """Scores for CUDA-graph decoding of `rows` sequences with a static KV cache of `columns` columns."""
         raise NotImplementedError(f"{type(self).__name__} has no scores for CUDA-graph decoding.")
+
+    # ------------------------------------------------ engines that batch continuously: see `trl_ext/serving/vllm`
+
+    def slot_bytes(self, columns: int) -> int:
+        """Bytes of the KV cache for one text of so many columns, its candidates included."""
+        raise NotImplementedError(f"{type(self).__name__} has no scores for texts in slots.")
+
+    def slot_scorer(self, slots: int, columns: int) -> SlotScorer:
+        """
+        Scores for texts in `slots` slots of `columns` columns.
+
+        Raises:
+            `ValueError`: Its model cannot read texts in slots.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no scores for texts in slots.")
 
 
 class FunctionGuide(BaseGuide):

@@ -11,6 +11,7 @@ without a default are required. Its `load` makes the guide.
 import inspect
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -70,6 +71,36 @@ class GuideKind(Protocol):
             model ([`~transformers.PreTrainedModel`]): The language model that it guides.
             tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Its tokenizer.
             name (`str`): Name of the guide in messages.
+
+        Raises:
+            `ValueError` or `OSError`: It cannot be loaded, or does not fit the language model.
+        """
+        ...
+
+
+class EngineGuideKind(GuideKind, Protocol):
+    """A kind of guide that also works beside an engine, which has the language model and batches continuously."""
+
+    def saved_heads(self) -> Sequence[str]:
+        """
+        Names of the guide's heads. Nothing is loaded but a config.
+
+        Raises:
+            `ValueError` or `OSError`: There is no such guide.
+        """
+        ...
+
+    def load_beside_engine(
+        self, tokenizer: PreTrainedTokenizerBase | None, name: str, dtype: torch.dtype, device: torch.device
+    ) -> BaseGuide:
+        """
+        Load the guide.
+
+        Args:
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`] or `None`): The language model's tokenizer, if known.
+            name (`str`): Name of the guide in messages.
+            dtype (`torch.dtype`): Dtype of its weights.
+            device (`torch.device`): Device of the engine.
 
         Raises:
             `ValueError` or `OSError`: It cannot be loaded, or does not fit the language model.

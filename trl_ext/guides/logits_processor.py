@@ -309,6 +309,38 @@ class GuidedLogitsProcessor(LogitsProcessor):
         Returns:
             The logits, `torch.Tensor` of shape `(N, V)`, and `guided_N` without rows whose scores differ too little.
         """
+        top_Nk, candidates_Nk, possible_Nk, added_Nk = self.candidate_scores(
+            scores_NV, weights_NH, guides, of_guide, guided_N, rows_N
+        )
+        if guided_N is not None:
+            if self.schedule.margin:
+                guided_N = guided_N & (margin(added_Nk, possible_Nk) > self.schedule.margin)
+            added_Nk = added_Nk.masked_fill(~guided_N[:, None], 0.0)
+        added_Nk = added_Nk.to(scores_NV.dtype)
+        if not self.candidates_only:
+            return scores_NV.scatter_add(1, candidates_Nk, added_Nk), guided_N
+        chosen_Nk = (top_Nk + added_Nk).masked_fill(~possible_Nk, -torch.inf)
+        only_NV = torch.full_like(scores_NV, -torch.inf).scatter(1, candidates_Nk, chosen_Nk)
+        return only_NV if guided_N is None else torch.where(guided_N[:, None], only_NV, scores_NV), guided_N
+
+    def candidate_scores(
+        self,
+        scores_NV: torch.Tensor,
+        weights_NH: torch.Tensor,
+        guides: Sequence[int],
+        of_guide: Scores,
+        guided_N: torch.Tensor | None = None,
+        rows_N: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        The candidates, and what guidance adds to their logits.
+
+        Args:
+            scores_NV, weights_NH, guides, of_guide, guided_N, rows_N: As for [`guided_logits`].
+
+        Returns:
+            Logits of the candidates, the candidates, whether each is possible, and what is added, all of shape (N, k).
+        """
         n, vocabulary = scores_NV.shape
         if 0 < self.top_k < vocabulary:
             top_Nk, candidates_Nk = scores_NV.topk(self.top_k)
@@ -332,16 +364,7 @@ class GuidedLogitsProcessor(LogitsProcessor):
         if self.saved is not None:
             scored_Nk = possible_Nk if guided_N is None else possible_Nk & guided_N[:, None]
             self.saved.keep(candidates_Nk, scored_Nk, torch.cat(values, -1), rows_N)
-        if guided_N is not None:
-            if self.schedule.margin:
-                guided_N = guided_N & (margin(added_Nk, possible_Nk) > self.schedule.margin)
-            added_Nk = added_Nk.masked_fill(~guided_N[:, None], 0.0)
-        added_Nk = added_Nk.to(scores_NV.dtype)
-        if not self.candidates_only:
-            return scores_NV.scatter_add(1, candidates_Nk, added_Nk), guided_N
-        chosen_Nk = (top_Nk + added_Nk).masked_fill(~possible_Nk, -torch.inf)
-        only_NV = torch.full_like(scores_NV, -torch.inf).scatter(1, candidates_Nk, chosen_Nk)
-        return only_NV if guided_N is None else torch.where(guided_N[:, None], only_NV, scores_NV), guided_N
+        return top_Nk, candidates_Nk, possible_Nk, added_Nk
 
     def row_weights(self, n: int, device: torch.device) -> torch.Tensor:
         """Weight of each head in each of N rows, (N, H)."""

@@ -635,3 +635,21 @@ def test_form_that_differs_from_the_models_is_rejected(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=word):
             VASConfig(str(tmp_path), **changes)
+
+
+# ------------------------------------------------------------------------------------------------- beside an engine
+
+
+def test_heads_without_the_language_model(tmp_path: Path) -> None:
+    """An engine passes hidden states: the same values as of the complete model, and no weights of a backbone."""
+    policy = make_model(64)
+    model = make_value("policy", policy, ("a", "b"))
+    model.save_pretrained(tmp_path)
+    heads = ValueModel.heads_from_pretrained(str(tmp_path))
+    hidden, ids = torch.randn(5, 64), torch.randint(64, (5, 7))
+    assert torch.equal(heads.action_values(hidden, ids), model.action_values(hidden, ids))
+    assert all(parameter.is_meta for parameter in heads.backbone.parameters())
+    assert not any(parameter.requires_grad for parameter in heads.parameters())
+    make_value("state", policy).save_pretrained(tmp_path / "state")
+    with pytest.raises(ValueError, match="has the form 'state', whose backbone is needed"):
+        ValueModel.heads_from_pretrained(str(tmp_path / "state"))

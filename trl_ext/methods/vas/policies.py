@@ -327,7 +327,12 @@ def load_value_model(
             value_model = in_fast_dtype(value_model, default_device()).to(default_device())
         else:
             value_model = value_model.to(model.device)
+    return value_model, value_tokenizer_of(path, trust_remote_code)
+
+
+def value_tokenizer_of(path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a saved value model; `None` without one: the digest of its vocabulary is then compared."""
     try:
-        return value_model, load_tokenizer(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError):  # saved without one: the digest of its vocabulary is compared
-        return value_model, None
+        return load_tokenizer(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError):
+        return None

@@ -3,16 +3,19 @@
 
 """Value models as a kind of guide in guide files."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_ext.models.load import resolve_model_path
 
-from .decoding.value_guide import ValueGuide
-from .policies import load_value_model
+from .decoding.value_guide import ValueGuide, value_vocabulary_mismatch
+from .policies import load_value_model, value_tokenizer_of
+from .value_model.model import ValueModel
 
 
 @dataclass(kw_only=True)
@@ -54,3 +57,24 @@ class ValueModelKind:
         return ValueGuide(
             value_model, name, tokenizer=tokenizer, value_tokenizer=value_tokenizer, retokenize=self.retokenize
         )
+
+    # ------------------------------------------- beside an engine: see [`~trl_ext.guides.kinds.EngineGuideKind`]
+
+    def saved_heads(self) -> Sequence[str]:
+        """Names of the value model's heads."""
+        return tuple(ValueModel.load_config(self.model).heads)
+
+    def load_beside_engine(
+        self, tokenizer: PreTrainedTokenizerBase | None, name: str, dtype: torch.dtype, device: torch.device
+    ) -> ValueGuide:
+        """See [`~trl_ext.guides.kinds.EngineGuideKind.load_beside_engine`]."""
+        if ValueModel.load_config(self.model).head_only:
+            model = ValueModel.heads_from_pretrained(self.model).heads_to(device)
+        else:
+            where: dict[str, Any] = {"device_map": None, "trust_remote_code": self.trust_remote_code}
+            model = ValueModel.from_pretrained(self.model, dtype=dtype, **where).eval().to(device)
+        own = value_tokenizer_of(self.model, self.trust_remote_code)
+        differs = tokenizer and value_vocabulary_mismatch(tokenizer, own or model, name, may_retokenize=False)
+        if differs:
+            raise ValueError(differs)
+        return ValueGuide(model, name, tokenizer=tokenizer, value_tokenizer=own)

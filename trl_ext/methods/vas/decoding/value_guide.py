@@ -7,13 +7,14 @@ A value model as a guide: its values of candidate tokens, and whether it shares 
 Dimensions: N sequences, k candidate tokens, D hidden size, H heads of the value model.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from trl_ext.decoding.cuda_graph import graph_key, weights_key
 from trl_ext.decoding.guide import GuideContext
+from trl_ext.decoding.slot_tree import SlotTree, slot_bytes, slot_unsupported_reason
 from trl_ext.decoding.static_tree import StaticTree, static_unsupported_reason
 from trl_ext.guides.backbone_reader import BackboneReader
 from trl_ext.guides.base_guide import BaseGuide
@@ -75,6 +76,7 @@ class ValueGuide(BaseGuide):
         self.vocabulary = 0 if self._vocabulary.retokenizer else self._vocabulary.size
         self.reader = self._make_reader()
         self.context_length = 0 if self.reader is None else self.reader.context_length
+        self.learned_positions = self.reader is not None and self.reader.learned_positions
 
     @property
     def reads_candidates(self) -> bool:  # type: ignore[override]
@@ -176,6 +178,25 @@ class ValueGuide(BaseGuide):
         """Values for CUDA-graph decoding of `rows` sequences with a static KV cache of `columns` columns."""
         return StaticValues(self.model, self.device, rows, columns)
 
+    # ------------------------------------------------ engines that batch continuously: see `trl_ext/serving/vllm`
+
+    def slot_bytes(self, columns: int) -> int:
+        """Bytes of the KV cache for one text of so many columns; 0 if the language model's states are used."""
+        self._check_slots()
+        return 0 if self.reader is None else slot_bytes(self.model.backbone, columns)
+
+    def slot_scorer(self, slots: int, columns: int) -> "SlotValues":
+        """Values for texts in `slots` slots of `columns` columns. Raises `ValueError` if it cannot read them."""
+        self._check_slots()
+        return SlotValues(self.model, slots, columns)
+
+    def _check_slots(self) -> None:
+        reason = "" if self.reader is None else slot_unsupported_reason(self.model.backbone)
+        if self._vocabulary.retokenizer is not None:
+            reason = "it reads the text in tokens of its own"
+        if reason:
+            raise ValueError(f"The {self.who} cannot read many texts at once on one KV cache: {reason}.")
+
 
 class StaticValues:
     """
@@ -205,8 +226,41 @@ class StaticValues:
         return self.model.value_of(tree.branch(candidates_Nk, after_NT=after_NT))
 
 
+class SlotValues:
+    """
+    Values for texts in slots; a [`~trl_ext.guides.base_guide.SlotScorer`].
+
+    Args:
+        model ([`ValueModel`]): The value model.
+        slots (`int`), columns (`int`): Size of its KV cache, for all forms but `"policy"`.
+    """
+
+    def __init__(self, model: ValueModel, slots: int, columns: int) -> None:
+        self.model, self.reads_hidden = model, model.config.form == "policy"
+        self.trees = [] if self.reads_hidden else [SlotTree(model.backbone, slots, columns)]
+
+    def score(
+        self,
+        candidates_Nk: torch.Tensor,
+        slots: Sequence[int],
+        next_N: torch.Tensor,
+        hidden_ND: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """See [`~trl_ext.guides.base_guide.SlotScorer.score`]."""
+        if hidden_ND is not None and not self.trees:
+            return self.model.action_values(hidden_ND, candidates_Nk)
+        [tree] = self.trees
+        if self.model.config.form == "action":
+            return self.model.action_values(tree.step(slots, next_N)[:, 0], candidates_Nk)
+        return self.model.value_of(tree.step(slots, next_N, candidates_Nk))
+
+
 def value_vocabulary_mismatch(
-    tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase | ValueModel, name: str = ""
+    tokenizer: PreTrainedTokenizerBase,
+    other: PreTrainedTokenizerBase | ValueModel,
+    name: str = "",
+    *,
+    may_retokenize: bool = True,
 ) -> str:
     """
     Why token ids mean different things to a language model and a value model; `""` if they mean the same.
@@ -216,6 +270,8 @@ def value_vocabulary_mismatch(
         other ([`~transformers.PreTrainedTokenizerBase`] or [`ValueModel`]): The value model's tokenizer, or the value
             model, whose config has a digest of its vocabulary. One vocabulary may be the other with further tokens.
         name (`str`, *optional*, defaults to `""`): Name of the value model in the message.
+        may_retokenize (`bool`, *optional*, defaults to `True`): Whether the value model could read the text in its own
+            tokens, which the message advises then.
     """
     who = f"value model {name!r}" if name else "value model"
     reason = ""
@@ -227,7 +283,9 @@ def value_vocabulary_mismatch(
             f"The {who} was trained with another vocabulary{trained_with} than the language model's, or with one that "
             "has more tokens: pass `value_tokenizer` to compare the two token by token."
         )
-    return reason and (
-        f"{reason} Use a value model that was trained with the language model's tokenizer, or let it read the text in "
-        "its own tokens, which is slow: `retokenize=True` with `tokenizer` and `value_tokenizer`."
+    slow = (
+        ", or let it read the text in its own tokens, which is slow: `retokenize=True` with `tokenizer` and "
+        "`value_tokenizer`"
     )
+    advice = "Use a value model that was trained with the language model's tokenizer"
+    return reason and f"{reason} {advice}{slow if may_retokenize else ''}."

@@ -90,10 +90,13 @@ class BackboneModel(PreTrainedModel):
 
     def to_device_of(self, backbone: Any) -> Any:
         """Move the heads to the device of the backbone's last layer, and take its training mode."""
-        device = list(backbone.parameters())[-1].device
+        return self.heads_to(list(backbone.parameters())[-1].device).train(backbone.training)
+
+    def heads_to(self, device: torch.device) -> Any:
+        """Move the heads to a device."""
         for _, head in self._heads():
             head.to(device)
-        return self.train(backbone.training)
+        return self
 
     def _heads(self) -> Iterator[tuple[str, nn.Module]]:
         return ((name, module) for name, module in self.named_children() if name != "backbone")

@@ -18,9 +18,10 @@ import torch
 from huggingface_hub import ModelCard, create_repo, file_exists
 from torch import nn
 from transformers import AutoConfig, AutoModel, BitsAndBytesConfig, PreTrainedModel
+from transformers.utils import cached_file
 
 from trl_ext.models.architecture import hidden_width
-from trl_ext.models.load import use_exact_4bit_on_cpu
+from trl_ext.models.load import locate, use_exact_4bit_on_cpu
 from trl_ext.models.properties import base_of, is_peft_model
 from trl_ext.upstream import get_config_model_id
 
@@ -30,7 +31,7 @@ from .backbones import add_adapter, headless, load_backbone, refuse_change_of_ba
 from .card import value_model_card, write_use
 from .config import ValueConfig
 from .policy_weights import VALUE_ADAPTER
-from .shared_weights import adapters_unchanged
+from .shared_weights import LastHiddenStates, adapters_unchanged
 
 
 if TYPE_CHECKING:
@@ -250,6 +251,33 @@ class ValueModel(BackboneModel):
         if form != "state" and weight is not None and weight.shape == shape:
             model.action.start_from(weight)
         return model.to_device_of(backbone)
+
+    @classmethod
+    def heads_from_pretrained(cls, name: str, **hub: Any) -> "ValueModel":
+        """
+        Load the heads of a saved value model of the form `"policy"`, for an engine that has the language model.
+
+        Whoever calls [`ValueModel.action_values`] passes the hidden states of the language model; the backbone has no
+        weights here.
+
+        Args:
+            name (`str`): Directory or Hub id.
+            hub: `revision`, `subfolder`, `token`, `cache_dir` and the like.
+
+        Raises:
+            `OSError`: There is no such model.
+            `ValueError`: It is another kind of model, or has another form.
+        """
+        config = cls.load_config(name, **hub)
+        if config.form != "policy":
+            raise ValueError(f"The value model {name!r} has the form {config.form!r}, whose backbone is needed too.")
+        with torch.device("meta"):
+            backbone = AutoModel.from_config(config.backbone_config)
+        model = cls(config, backbone)
+        path, inside = locate(name, hub.pop("subfolder", None))
+        model._load_heads(cached_file(path, "model.safetensors", **hub, **inside))
+        model.captured = LastHiddenStates()
+        return model.requires_grad_(False).eval()
 
     # --------------------------------------------------------------------------------------------------- forward
 

@@ -1,0 +1,6 @@
+# Copyright 2026 The trl-ext authors
+# SPDX-License-Identifier: Apache-2.0
+
+"""What vLLM is given by name: `--logits-processors trl_ext.vllm:ValueGuide`."""
+
+from .serving.vllm.processor import ValueGuide as ValueGuide
