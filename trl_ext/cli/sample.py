@@ -233,7 +233,7 @@ def run(
     file = args.open_output(dataset, weights, of_loading | of_decodings)
     if file.complete:
         if file.rows and not card_path(file.path).exists():  # the run that wrote the rows ended before
-            _write_card(file, args, loading)
+            _write_card(file, args, loading, decodings)
         print(f"{file.path} is complete, with {file.rows} rows (--overwrite_output starts over).")
         return 0
     sampler = _sampler(args, loading, decodings, settings, dataset, own_columns)
@@ -256,17 +256,20 @@ def run(
         raise
     if not file.rows:
         raise DataError(f"no row is left of {len(dataset)}: {_left_out(file)}.")
-    _write_card(file, args, loading, [policy.name for policy in sampler.policies])
+    _write_card(file, args, loading, decodings)
     print(_summary(file, seconds))
     return 0
 
 
-def _write_card(file: ResumableFile, args: SampleArguments, loading: LoadingArguments, names: Sequence[str]) -> None:
+def _write_card(
+    file: ResumableFile, args: SampleArguments, loading: LoadingArguments, decodings: Sequence[Decoding]
+) -> None:
     """Write a card beside the file."""
-    settings = RunSettings.of(nondefault(args) | nondefault(loading) | {"seed": args.seed})
-    card = dataset_card(
-        file, settings, dataset=args.dataset_name, models=args.model_name_or_path or names, rewards=args.rewards
-    )
+    of_decodings = {name: value for each in decodings for name, value in nondefault(each).items()}
+    settings = RunSettings.of(nondefault(args) | nondefault(loading) | of_decodings | {"seed": args.seed})
+    served = [name for each in decodings if (name := getattr(each, "endpoint_model", None))]
+    models = args.model_name_or_path or served
+    card = dataset_card(file, settings, dataset=args.dataset_name, models=models, rewards=args.rewards)
     write_text(card_path(file.path), card)
 
 
