@@ -7,8 +7,9 @@ What guidance costs inside vLLM: requests of one engine in turns, without a weig
     python -m benchmarks.speed.vllm_guide [--model MODEL] [--value_backbone MODEL] [--dtype float32] [--forms state]
 
 Not a suite, as vLLM is in few environments: it prints figures, which docs/how_to/serving_overview.md quotes. The value
-models have random heads, on which the time does not depend. "plain again" shows what two equal variants differ by. The engine is in this process and has one thread,
-so that CPU seconds leave out the time in which other processes held the core.
+models have random heads, on which the time does not depend. "plain again" shows how far two equal variants are apart.
+The engine is in this process and has one thread, so that CPU seconds leave out the time in which other processes held
+the core.
 """
 
 import argparse
