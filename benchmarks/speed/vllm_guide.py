@@ -13,6 +13,7 @@ the core.
 """
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -85,7 +86,7 @@ def measure(form: str, options: argparse.Namespace) -> dict[str, Any]:
 
         device = torch.device("cpu")
         names = {"plain": 0.0, "plain again": 0.0, "guided": 2.0}
-        variants = [Variant(name, lambda batch, beta=beta: ask(batch, beta)) for name, beta in names.items()]
+        variants = [Variant(name, functools.partial(ask, beta=beta)) for name, beta in names.items()]
         seconds = alternate(variants, rounds=options.rounds, batches=1, device=device)
     clock = clock_of(device)
     count = options.requests * options.tokens
