@@ -35,6 +35,7 @@ def engine_config(value_model: Any, policy: Any, *, texts: int = 8, tokens: int 
             max_model_len=tokens,
             dtype=torch.float32,
             get_vocab_size=lambda: policy.config.vocab_size,
+            get_hidden_size=lambda: policy.config.hidden_size,
             skip_tokenizer_init=True,
             tokenizer="",
             tokenizer_revision=None,

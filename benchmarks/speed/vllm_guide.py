@@ -6,18 +6,19 @@ What guidance costs inside vLLM: requests of one engine in turns, without a weig
 
     python -m benchmarks.speed.vllm_guide [--model MODEL] [--value_backbone MODEL] [--dtype float32] [--forms state]
 
-Not a suite, as vLLM is in few environments: it prints a table, which docs/how_to/serving_overview.md quotes. The value
-models have random heads; what they compute does not depend on them. The engine is in this process and has one thread,
-so that CPU seconds leave out the time in which other processes held the core.
+Not a suite, as vLLM is in few environments: it prints figures, which docs/how_to/serving_overview.md quotes. The value
+models have random heads, on which the time does not depend. "plain again" shows how far two equal variants are apart.
+The engine is in this process and has one thread, so that CPU seconds leave out the time in which other processes held
+the core.
 """
 
 import argparse
+import functools
 import json
 import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def measure(form: str, options: argparse.Namespace) -> dict[str, Any]:
 
         device = torch.device("cpu")
         names = {"plain": 0.0, "plain again": 0.0, "guided": 2.0}
-        variants = [Variant(name, partial(ask, beta=beta)) for name, beta in names.items()]
+        variants = [Variant(name, functools.partial(ask, beta=beta)) for name, beta in names.items()]
         seconds = alternate(variants, rounds=options.rounds, batches=1, device=device)
     clock = clock_of(device)
     count = options.requests * options.tokens

@@ -38,10 +38,16 @@ class StaticScorer(Protocol):
 
 
 class SlotScorer(Protocol):
-    """Scores of candidate tokens for texts that are in slots, in an engine that batches continuously."""
+    """
+    Scores of candidate tokens for texts that are in slots, in an engine that batches continuously.
+
+    Attributes:
+        trees (`list[SlotTree]`): The texts.
+        hidden_size (`int`): Channels of the language model's hidden states, if it reads them; else `0`.
+    """
 
     trees: list[SlotTree]
-    reads_hidden: bool
+    hidden_size: int
 
     def score(
         self,
@@ -58,7 +64,7 @@ class SlotScorer(Protocol):
             slots (`Sequence[int]`): N different slots, in which the trees have the texts but for their last tokens.
             next_N (`torch.Tensor` of shape `(N,)`): These last tokens.
             hidden_ND (`torch.Tensor` of shape `(N, D)`): The language model's hidden states at them; `None` if there
-                `reads_hidden` is false.
+                `hidden_size` is 0.
         """
         ...
 

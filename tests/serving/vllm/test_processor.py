@@ -282,6 +282,14 @@ def test_settings_that_do_not_fit(policy: Any, tmp_path: Path, monkeypatch: pyte
         MockEngine("V1", policy, engine_config(str(tmp_path / "nowhere"), policy), monkeypatch)
 
 
+def test_a_head_of_a_model_of_another_size_is_refused(policy: Any, tmp_path: Path) -> None:
+    changes = {"model_config__get_hidden_size": lambda: 96}
+    message = "hidden states of size 64, and those of the served model have 96: it was trained on another model"
+    with pytest.raises(ValueError, match=message):
+        make(policy, tmp_path, "policy", **changes)
+    assert make(policy, tmp_path, "state", **changes).batch.nbytes
+
+
 def test_a_value_model_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
     """The served model's tokenizer is compared with the value model's, or with the digest in its config."""
     tokenizer = make_tokenizer()

@@ -37,11 +37,13 @@ class EngineSize:
         texts (`int`): Most requests in one batch.
         tokens (`int`): Longest text, completion included.
         vocabulary (`int`): V.
+        hidden (`int`): D.
     """
 
     texts: int
     tokens: int
     vocabulary: int
+    hidden: int
 
 
 class GuidedRow(NamedTuple):
@@ -108,7 +110,13 @@ class GuidedBatch:
                 f"{of_slot / GIB:.3g} GiB in the value models' cache: raise it, or lower `--max-model-len`."
             )
         self._scorers = {guide: guide.slot_scorer(self.slots, columns) for guide in self.processor.guides}
-        self.reads_hidden = any(scorer.reads_hidden for scorer in self._scorers.values())
+        self.reads_hidden = any(scorer.hidden_size for scorer in self._scorers.values())
+        for guide, scorer in self._scorers.items():
+            if scorer.hidden_size not in (0, size.hidden):
+                raise ValueError(
+                    f"The {guide.who} reads hidden states of size {scorer.hidden_size}, and those of the served model "
+                    f"have {size.hidden}: it was trained on another model. Serve that one, or another value model."
+                )
         # Whose text is in which slot of a tree, which may not have read what another guide has.
         self._owners: dict[SlotScorer, dict[int, Hashable]] = {scorer: {} for scorer in self._scorers.values()}
         self._pool, self._warned = SlotPool(self.slots), False

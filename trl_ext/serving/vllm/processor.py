@@ -126,6 +126,7 @@ class ValueGuide(*_bases()):  # type: ignore[misc]
             texts=vllm_config.scheduler_config.max_num_seqs,
             tokens=vllm_config.model_config.max_model_len,
             vocabulary=vllm_config.model_config.get_vocab_size(),
+            hidden=vllm_config.model_config.get_hidden_size(),
         )
         dtype = fast_dtype(vllm_config.model_config.dtype, self.device)
         tokenizer = _tokenizer(vllm_config.model_config)

@@ -236,8 +236,9 @@ class SlotValues:
     """
 
     def __init__(self, model: ValueModel, slots: int, columns: int) -> None:
-        self.model, self.reads_hidden = model, model.config.form == "policy"
-        self.trees = [] if self.reads_hidden else [SlotTree(model.backbone, slots, columns)]
+        self.model = model
+        self.hidden_size = model.head.in_features if model.config.form == "policy" else 0
+        self.trees = [] if self.hidden_size else [SlotTree(model.backbone, slots, columns)]
 
     def score(
         self,
