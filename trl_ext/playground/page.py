@@ -10,7 +10,7 @@ Everything is loaded from the page's own server: gradio's statistics are off, an
 import os
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
@@ -214,7 +214,7 @@ class Page:
         return gr.update(value=found, visible=True)
 
 
-def _sampling_fields(numbers: dict[str, float | None]) -> dict[str, Any]:
+def _sampling_fields(numbers: Mapping[str, float | None]) -> dict[str, Any]:
     """Fields of requests, from the parts of the page; one that a visitor has emptied is an error."""
     for name, number in numbers.items():
         if number is None:
