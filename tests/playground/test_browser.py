@@ -81,7 +81,7 @@ def test_nothing_is_loaded_from_elsewhere(visit: Any, playground: Any) -> None:
     window.compare("the film was")
     window.page.get_by_role("button", name="Export").click()
     window.page.locator("a[href*=the-film-was]").first.wait_for()
-    window.page.wait_for_load_state("networkidle")
+    window.page.wait_for_timeout(1000)  # gradio keeps a connection open, so that the network is never idle
     assert window.hosts - {""} == {urlsplit(playground.url).netloc}
 
 
