@@ -181,6 +181,9 @@ def test_value_loss() -> None:
     )
     expected = 0.5 * torch.tensor([(1.2 - 4) ** 2, (0.8 + 4) ** 2, (-1.2 + 5) ** 2])
     torch.testing.assert_close(value_loss(values, old, returns, 0.2), expected)
+    # Within the range nothing is clipped
+    within = value_loss(torch.tensor([1.1]), torch.tensor([1.0]), torch.tensor([0.0]), 0.2)
+    torch.testing.assert_close(within, torch.tensor([0.605]))
     pulled = torch.tensor([1.0], requires_grad=True)
     value_loss(pulled, torch.tensor([1.0]), torch.tensor([2.0]), 0.2).sum().backward()
     assert float(pulled.grad) == -1.0  # type: ignore[arg-type]
