@@ -5,6 +5,7 @@
 
 import json
 import os
+from contextlib import nullcontext
 
 import pytest
 
@@ -284,6 +285,24 @@ class TestFinishing:
         assert list(frame.columns) == ["x"] and frame["x"].tolist() == ["a", "b", "c", "d"]
         assert {path.name for path in tmp_path.iterdir()} == {"rows.parquet", "rows.parquet.state.json"}
         assert ResumableFile(str(file.path), {}).complete
+
+    def test_what_is_shown_while_a_file_is_converted(self, tmp_path, monkeypatch):
+        shown = []
+        monkeypatch.setattr(resumable_file, "library_progress", lambda text: shown.append(text) or nullcontext())
+        self.unsorted(tmp_path / "rows.parquet").finish()
+        assert shown == ["writing rows.parquet"]
+
+    def test_the_temporary_rows_may_stay(self, tmp_path, monkeypatch):
+        """The output is complete without removing them."""
+        file = self.unsorted(tmp_path / "rows.parquet")
+
+        def fails(*_, **__):
+            raise OSError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(file.path), "unlink", fails)
+            file.finish()
+        assert file.path.exists() and ResumableFile(str(file.path), {}).complete
 
     @pytest.mark.parametrize("drop", [False, True])
     @pytest.mark.parametrize("broken", ["_save_state", "_to_parquet"])
