@@ -5,6 +5,7 @@
 
 import json
 import os
+from contextlib import nullcontext
 
 import pytest
 
@@ -285,6 +286,24 @@ class TestFinishing:
         assert {path.name for path in tmp_path.iterdir()} == {"rows.parquet", "rows.parquet.state.json"}
         assert ResumableFile(str(file.path), {}).complete
 
+    def test_what_is_shown_while_a_file_is_converted(self, tmp_path, monkeypatch):
+        shown = []
+        monkeypatch.setattr(resumable_file, "library_progress", lambda text: shown.append(text) or nullcontext())
+        self.unsorted(tmp_path / "rows.parquet").finish()
+        assert shown == ["writing rows.parquet"]
+
+    def test_the_temporary_rows_may_stay(self, tmp_path, monkeypatch):
+        """The output is complete without removing them."""
+        file = self.unsorted(tmp_path / "rows.parquet")
+
+        def fails(*_, **__):
+            raise OSError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(file.path), "unlink", fails)
+            file.finish()
+        assert file.path.exists() and ResumableFile(str(file.path), {}).complete
+
     @pytest.mark.parametrize("drop", [False, True])
     @pytest.mark.parametrize("broken", ["_save_state", "_to_parquet"])
     def test_interrupted_after_the_sorting(self, broken, drop, tmp_path, monkeypatch):
@@ -332,7 +351,7 @@ class TestFingerprints:
         assert weights_fingerprint(str(tmp_path)) is None
         weights = tmp_path / "model.safetensors"
         seen = set()
-        for data in (b"one", b"two", bytes(1 << 16) + b"one", bytes(1 << 17) + b"one"):
+        for data in (b"one", b"two", b"xne", bytes(1 << 16) + b"one", bytes(1 << 17) + b"one"):
             weights.write_bytes(data)
             seen.add(weights_fingerprint(str(tmp_path)))
             assert weights_fingerprint(str(tmp_path)) in seen
@@ -340,7 +359,7 @@ class TestFingerprints:
         seen.add(weights_fingerprint(str(tmp_path)))
         weights.rename(tmp_path / "other.safetensors")
         seen.add(weights_fingerprint(str(tmp_path)))
-        assert len(seen) == 6 and all(len(found) == 16 for found in seen)
+        assert len(seen) == 7 and all(len(found) == 16 for found in seen)
         # Only the ends of large files are read.
         weights.write_bytes(b"a" + bytes(1 << 16))
         end = weights_fingerprint(str(tmp_path))

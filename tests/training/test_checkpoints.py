@@ -50,13 +50,17 @@ class TestLastCheckpoint:
         assert is_complete(path)
         begin(path)
         assert not is_complete(path) and last_checkpoint(tmp_path) is None
+        begin(tmp_path / "not" / "yet" / "there")
+        assert (tmp_path / "not" / "yet" / "there").is_dir()
 
     def test_a_broken_one_that_is_named(self, tmp_path: Path) -> None:
         complete, broken = checkpoint(tmp_path, 2), checkpoint(tmp_path, 4, "")
         check_resumable(complete)
         with pytest.raises(ValueError, match=r"checkpoint-4' is incomplete.* is .*checkpoint-2\.$"):
             check_resumable(broken)
-        with pytest.raises(ValueError, match=r"nowhere/checkpoint-1' does not exist.*There is no usable one"):
+        with pytest.raises(
+            ValueError, match=r"nowhere/checkpoint-1' does not exist.*\. There is no usable one beside it\.$"
+        ):
             check_resumable(tmp_path / "nowhere" / "checkpoint-1")
 
     def test_one_without_the_optimizer_is_another_run(self, tmp_path: Path) -> None:

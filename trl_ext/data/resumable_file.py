@@ -245,7 +245,7 @@ def rows_fingerprint(dataset: Iterable[dict[str, Any]]) -> str:
     count = 0
     for row in dataset:
         count += 1
-        digest.update(json.dumps(row, default=repr).encode("utf-8", errors="replace"))
+        digest.update(json.dumps(row, default=repr).encode())  # JSON escapes what is not ASCII
     return f"{count} rows, sha256 {digest.hexdigest()[:16]}"
 
 

@@ -86,10 +86,17 @@ def test_distribution_over_all_orders(forced_last: bool, spread: float) -> None:
         expected = oracle_marginal(p, weights[row].double().tolist(), forced_last)
         rows = logits[row].expand(5, 5), weights[row].expand(5, 5)
         found = marginal_logps(*rows, torch.arange(5), forced_last)
-        # The inputs are float32, and so is the result; in between, float32 would lose four digits.
         torch.testing.assert_close(
             found, torch.tensor(expected, dtype=torch.float64).log().float(), rtol=1e-6, atol=1e-6
         )
+
+
+def test_rejections_that_are_almost_certain_not_to_happen() -> None:
+    """1 - sigmoid(10) has three digits in float32: the integral is computed in float64."""
+    logits, weights = torch.tensor([10.0, 10.0, 0.0]), torch.tensor([0.6, 0.4, 1e-9])
+    expected = oracle_marginal([sigmoid(float(x)) for x in logits], weights.double().tolist(), False)
+    found = marginal_logps(logits[None], weights[None], torch.tensor([2]))
+    torch.testing.assert_close(found, torch.tensor([math.log(expected[2])]), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("forced_last", [False, True])
@@ -181,6 +188,9 @@ def test_value_loss() -> None:
     )
     expected = 0.5 * torch.tensor([(1.2 - 4) ** 2, (0.8 + 4) ** 2, (-1.2 + 5) ** 2])
     torch.testing.assert_close(value_loss(values, old, returns, 0.2), expected)
+    # Within the range nothing is clipped
+    within = value_loss(torch.tensor([1.1]), torch.tensor([1.0]), torch.tensor([0.0]), 0.2)
+    torch.testing.assert_close(within, torch.tensor([0.605]))
     pulled = torch.tensor([1.0], requires_grad=True)
     value_loss(pulled, torch.tensor([1.0]), torch.tensor([2.0]), 0.2).sum().backward()
     assert float(pulled.grad) == -1.0  # type: ignore[arg-type]
