@@ -86,8 +86,15 @@ class TestNewFile:
         assert file.path == path and file.rows_path.read_bytes() == b""
         assert file.rows_path.name == ("rows.jsonl" if suffix == "jsonl" else "rows.parquet.rows.jsonl")
         state = state_of(path)
+        assert file.state_path.read_text() == json.dumps(state, indent=2), "people read it"
         assert state.pop("settings") == {"seed": 1}
         assert state == {"complete": False, "batches": 0, "rows": 0, "bytes": 0, "sorted_bytes": 0, "totals": {}}
+
+    def test_an_error_names_the_file(self, tmp_path):
+        (tmp_path / "file").touch()
+        with pytest.raises(OSError) as caught:
+            ResumableFile(str(tmp_path / "file" / "rows.jsonl"), {})
+        assert caught.value.__notes__[-1].startswith(f"{tmp_path / 'file' / 'rows.jsonl'} was not written: ")
 
     def test_the_home_directory(self, tmp_path, monkeypatch):
         monkeypatch.setenv("HOME", str(tmp_path))
@@ -125,7 +132,10 @@ class TestAppending:
     def test_values_that_are_no_json(self, value, reason, tmp_path):
         file = ResumableFile(str(tmp_path / "rows.jsonl"), {})
         file.append(ROWS)
-        message = rf"^Output row 3, column 'bad': cannot be written as JSON \(.*{reason}.*\)\. Remove the column"
+        message = (
+            rf"^Output row 3, column 'bad': cannot be written as JSON \(.*{reason}.*\)\. Remove the column from the"
+        )
+        message += r" dataset, or turn it into text\.$"
         with pytest.raises(DataError, match=message):
             file.append([ROWS[0], {"good": 1, "bad": value}])
         assert file.rows_path.read_text() == TEXT and file.rows == 2
@@ -192,8 +202,12 @@ class TestResuming:
     def test_a_file_of_another_origin(self, tmp_path):
         path = tmp_path / "rows.jsonl"
         path.write_text(TEXT)
-        with pytest.raises(ValueError, match=r"rows\.jsonl' exists and was not left by an interrupted run: choose"):
+        with pytest.raises(ValueError) as caught:
             ResumableFile(str(path), {})
+        assert str(caught.value) == (
+            f"output_file '{path}' exists and was not left by an interrupted run: choose another name, or start over "
+            "with overwrite_output."
+        )
         assert path.read_text() == TEXT
         assert ResumableFile(str(path), {}, overwrite=True).rows == 0
         assert path.read_text() == ""

@@ -15,6 +15,7 @@ from tiny_trainers import METHODS, make_trainer
 from trl_ext.training.checkpoints import (
     begin,
     check_resumable,
+    has_optimizer,
     is_complete,
     last_checkpoint,
     resume_note,
@@ -69,6 +70,7 @@ class TestLastCheckpoint:
         assert last_checkpoint(tmp_path) == str(complete)
         with pytest.raises(ValueError, match=r"checkpoint-4' was saved with `save_only_model`.*checkpoint-2\.$"):
             check_resumable(bare)
+        assert not has_optimizer(tmp_path / "nowhere")
         (bare / "global_step4").mkdir()  # DeepSpeed's
         check_resumable(bare)
 

@@ -227,3 +227,18 @@ def test_defaults_are_not_written(tmp_path, parsed):
     args = VASConfig(**(defaults if parsed else {}) | {"output_dir": str(tmp_path)})
     trainer.args, trainer.accelerator = args, SimpleNamespace(num_processes=1)
     assert list(python_settings(trainer).values) == ["model_name_or_path", "output_dir", "seed"]
+
+
+def test_the_model_card_is_written_at_the_end_of_training_and_after_later_evaluations(tmp_path):
+    written = []
+    run = Run(tmp_path)
+    run.files.trainer.create_model_card = lambda: written.append(len(written))
+    args = run.files.trainer.args
+    run.begin()
+    run.files.on_evaluate(args, run.state, None)
+    assert written == []
+    run.files.on_train_end(SimpleNamespace(output_dir=str(tmp_path / "warm_up")), run.state, None)
+    assert written == [], "an earlier phase has another folder"
+    run.end()
+    run.files.on_evaluate(args, run.state, None)
+    assert written == [0, 1]

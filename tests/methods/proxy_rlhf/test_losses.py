@@ -96,7 +96,7 @@ def test_rejections_that_are_almost_certain_not_to_happen() -> None:
     logits, weights = torch.tensor([10.0, 10.0, 0.0]), torch.tensor([0.6, 0.4, 1e-9])
     expected = oracle_marginal([sigmoid(float(x)) for x in logits], weights.double().tolist(), False)
     found = marginal_logps(logits[None], weights[None], torch.tensor([2]))
-    torch.testing.assert_close(found, torch.tensor([math.log(expected[2])]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found, torch.tensor([math.log(expected[2])]), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("forced_last", [False, True])
