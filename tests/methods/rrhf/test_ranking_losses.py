@@ -324,3 +324,10 @@ def test_equal_values_are_ranked_however_close_their_scores_are():
     """Equal ranks would leave no gradient when training begins with a reference."""
     p, group = torch.zeros(2), torch.zeros(2, dtype=torch.long)
     assert ranking_losses.lambda_loss(p, torch.tensor([0.0, 0.5]), group, 1).item() > 0
+
+
+def test_everything_is_computed_where_the_values_are():
+    """A device without data: an operation that mixes it with the CPU is an error."""
+    group = torch.empty(3, dtype=torch.long, device="meta")
+    p, scores = torch.empty(3, device="meta"), torch.empty(3, device="meta")
+    assert ranking_losses.plackett_luce_loss(p, scores, group, 2).device.type == "meta"
