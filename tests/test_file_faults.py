@@ -49,7 +49,8 @@ def results(job: str, output: Path) -> Any:
     """What a run came to."""
     if job in TRAININGS:
         return run_results(output, every_checkpoint=False)
-    files = [path for path in output.glob("sample.*") if path.suffix != ".part"]
+    # Temporary files may stay, also the rows of which a complete Parquet file was made.
+    files = [path for path in output.glob("sample.*") if path.suffix != ".part" and ".parquet.rows" not in path.name]
     return {path.name: path.read_bytes().replace(os.fsencode(output), b"OUTPUT") for path in files}
 
 
@@ -58,7 +59,8 @@ def saved(job: str, output: Path) -> int:
     if job in TRAININGS:
         newest = last_checkpoint(output)
         return int(newest.rpartition("-")[2]) if newest else 0
-    return sum(1 for _ in (output / "sample.jsonl").open()) if job == "sample.jsonl" else 0
+    rows = output / "sample.jsonl"
+    return sum(1 for _ in rows.open()) if rows.exists() else 0
 
 
 def explains(outcome: Outcome, output: Path) -> bool:

@@ -110,3 +110,18 @@ def test_the_last_target_is_the_reward_and_values_pull_targets_their_way():
 
 def test_no_tokens():
     assert td_lambda(torch.zeros(2, 0), torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.bool)).shape == (2, 0)
+
+
+def test_defaults_are_those_of_the_docstrings():
+    """No discount, and lambda 0.95."""
+    rewards, values, mask = torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[0.5, 0.25, 1.0]]), torch.ones(1, 3)
+    assert discounted_sums(rewards).tolist() == [[7.0, 6.0, 4.0]]
+    for function in (gae, td_lambda):
+        assert torch.equal(function(rewards, values, mask), function(rewards, values, mask, 1.0, 0.95))
+
+
+def test_a_mask_of_any_dtype_keeps_that_of_the_values():
+    rewards, values = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, 0.25]])
+    for dtype in (torch.bool, torch.long, torch.float64):
+        for function in (gae, td_lambda):
+            assert function(rewards, values, torch.ones(1, 2, dtype=dtype)).dtype == torch.float32

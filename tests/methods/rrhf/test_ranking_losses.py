@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from oracles.ranking import ORACLES
 from torch.nn.functional import logsigmoid, softplus
 
+from trl_ext.methods.rrhf import ranking_losses
 from trl_ext.methods.rrhf.ranking_losses import (
     lambda_loss,
     listnet_loss,
@@ -306,3 +307,27 @@ def test_scores_may_be_of_another_dtype(name):
     found = ranking_of(name)(p.bfloat16(), scores.float(), group, 5)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), expected, rtol=0.1, atol=0.1)
+
+
+def test_betas_are_those_of_the_papers():
+    p, scores, group = (
+        torch.tensor([-1.0, -2.0, -4.0]),
+        torch.tensor([0.0, 2.0, 1.0]),
+        torch.zeros(3, dtype=torch.long),
+    )
+    for loss, beta in ((ranking_losses.lambda_loss, 0.05), (ranking_losses.qrpo_loss, 0.1)):
+        assert torch.equal(loss(p, scores, group, 1), loss(p, scores, group, 1, beta=beta))
+        assert not torch.equal(loss(p, scores, group, 1), loss(p, scores, group, 1, beta=2 * beta))
+
+
+def test_equal_values_are_ranked_however_close_their_scores_are():
+    """Equal ranks would leave no gradient when training begins with a reference."""
+    p, group = torch.zeros(2), torch.zeros(2, dtype=torch.long)
+    assert ranking_losses.lambda_loss(p, torch.tensor([0.0, 0.5]), group, 1).item() > 0
+
+
+def test_everything_is_computed_where_the_values_are():
+    """A device without data: an operation that mixes it with the CPU is an error."""
+    group = torch.empty(3, dtype=torch.long, device="meta")
+    p, scores = torch.empty(3, device="meta"), torch.empty(3, device="meta")
+    assert ranking_losses.plackett_luce_loss(p, scores, group, 2).device.type == "meta"
