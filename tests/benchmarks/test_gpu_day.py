@@ -246,6 +246,7 @@ def test_the_chat_comparison_has_a_day_of_its_own(mocks, monkeypatch):
 
 def test_a_rehearsal_of_the_chat_comparison_has_a_tiny_model(mocks, monkeypatch):
     """Last words of the command line count: they replace those of the preset."""
+    pytest.importorskip("textstat", reason="the extra `instructions` is not installed")
     options = day.parser().parse_args(["--suite", "chat", "--rehearse", "--output", str(mocks), "--work", str(mocks)])
     tiny_chat.write(mocks / "tiny", REPOSITORY / "recipes" / "instructions" / "prompts_train.jsonl")
     words = day.Day(options).arguments(SUITES["chat"][0], 600.0)

@@ -201,8 +201,9 @@ class RolloutSchedule:
         # Each is read by one process, as it may be on the disk of that one only.
         own = [(n, *load_rollouts(self._file(folder, n))) for n in numbers if n % processes == index]
         parts = gather_object(own) if processes > 1 else own
-        found = {number: rollouts for number, rollouts, _ in parts}
-        state = parts[0][2] if parts else {}
+        if not parts:
+            return self._file(folder, index)
+        found, state = {number: rollouts for number, rollouts, _ in parts}, parts[0][2]
         for number in range(state.get("processes", 1)):
             if number not in found:
                 return self._file(folder, number)
