@@ -7,6 +7,7 @@ Processes rows and writes each result to a resumable file as soon as it is compl
 """
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -15,6 +16,10 @@ from typing import Any
 from trl_ext.progress import progress
 
 from .resumable_file import ROW_INDEX, ResumableFile, rows_fingerprint
+
+
+class _NotBegun(Exception):
+    """A row that was left out, as another one has failed."""
 
 
 def run_rows(
@@ -59,14 +64,17 @@ def run_rows(
     file, missing = _opened(rows, output_file, settings, overwrite, again)
     if file.complete:
         return 0
+    failed = threading.Event()
     with (
         progress(name, len(rows), unit, done=len(rows) - len(missing)) as phase,
         ThreadPoolExecutor(max_workers=workers) as pool,
     ):
-        jobs = {pool.submit(work, index, rows[index]): index for index in missing}
+        jobs = {pool.submit(_until_a_failure(work, failed), index, rows[index]): index for index in missing}
         with _noting(file, len(rows)):
             try:
                 for job in as_completed(jobs):
+                    if isinstance(job.exception(), _NotBegun):
+                        continue  # the error itself follows
                     _write(file, job, jobs[job], len(rows))
                     phase.advance()
             except BaseException as error:
@@ -78,6 +86,26 @@ def run_rows(
                 raise
     file.finish(sort_by=ROW_INDEX)
     return len(missing)
+
+
+def _until_a_failure(
+    work: Callable[[int, dict[str, Any]], dict[str, Any]], failed: threading.Event
+) -> Callable[[int, dict[str, Any]], dict[str, Any]]:
+    """
+    `work` that begins no further row after one has failed. The main thread would cancel them too late: it may wait for
+    the processor while the threads go on.
+    """
+
+    def begin(index: int, row: dict[str, Any]) -> dict[str, Any]:
+        if failed.is_set():
+            raise _NotBegun
+        try:
+            return work(index, row)
+        except BaseException:
+            failed.set()
+            raise
+
+    return begin
 
 
 def run_batches(
