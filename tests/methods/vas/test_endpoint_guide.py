@@ -656,15 +656,17 @@ def test_a_resumed_file_equals_an_uninterrupted_one(server, model, tokenizer, va
 
 def test_rows_in_progress_at_a_failure_are_kept(server, model, tokenizer, value_model, tmp_path):
     serve = ModelServer(model, tokenizer, "ids")
-    failed = threading.Event()
+    begun, failed = threading.Event(), threading.Event()
 
     def answer(path, body):
         if body["logprobs"] == 1:  # the request that finds out whether ids are accepted
             return serve(path, body)
         if body["prompt"][: len(first)] == first:
+            begun.wait(30)  # until another row is in progress
             failed.set()
             return 400, {}, {"error": "the prompt is too long"}
-        failed.wait(5)
+        begun.set()
+        failed.wait(30)
         return serve(path, body)
 
     first = tokenizer(ROWS[0]["prompt"])["input_ids"]
