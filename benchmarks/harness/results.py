@@ -172,9 +172,16 @@ def measured_names(suite: str, label: str, folder: Path = RESULTS) -> set[str]:
     return names
 
 
+def _numbered(stem: str) -> tuple[str, int]:
+    """A file's name without its number, and the number: the first of a day has none."""
+    name, _, number = stem.rpartition("-")
+    return (name, int(number)) if name and number.isdigit() else (stem, 1)
+
+
 def read_results(suite: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
-    """All results of a suite, oldest first."""
-    results = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
+    """All results of a suite, oldest first; of the same second, in the order of the numbers of their files."""
+    files = sorted(folder.glob("*.json"), key=lambda file: _numbered(file.stem))
+    results = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     return sorted((r for r in results if r["suite"] == suite), key=lambda r: r["time"])
 
 
