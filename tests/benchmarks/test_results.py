@@ -9,7 +9,7 @@ from benchmarks.harness.results import read_results
 
 
 def test_results_of_one_second_are_in_the_order_of_their_numbers(tmp_path):
-    """The first file of a day has no number, and the tenth comes after the ninth."""
+    """The name of the first file of a day ends without one, and the tenth comes after the ninth."""
     for number in (1, 2, 3, 9, 10, 11):
         name = "2026-01-02-speed-nvidia-h200" + (f"-{number}" if number > 1 else "")
         content = {"suite": "speed", "time": "2026-01-02T03:04:05", "number": number}
