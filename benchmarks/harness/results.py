@@ -173,7 +173,7 @@ def measured_names(suite: str, label: str, folder: Path = RESULTS) -> set[str]:
 
 
 def _numbered(stem: str) -> tuple[str, int]:
-    """A file's name without its number, and the number: that of the first of a day ends without one."""
+    """A file's name without its number, and the number; 1 where the name ends without one."""
     name, _, number = stem.rpartition("-")
     return (name, int(number)) if name and number.isdigit() else (stem, 1)
 
