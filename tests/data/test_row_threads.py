@@ -30,7 +30,7 @@ def test_no_row_begins_after_a_failure(tmp_path: Path, monkeypatch: pytest.Monke
 
     def late(jobs: Any) -> list[Any]:
         done = futures.wait(jobs).done  # those that were not begun come first
-        return sorted(done, key=lambda job: not isinstance(job.exception(), row_threads._NotBegun))
+        return sorted(done, key=lambda job: not isinstance(job.exception(), row_threads.NotBegun))
 
     monkeypatch.setattr(row_threads, "as_completed", late)
     rows = [{"number": i} for i in range(50)]

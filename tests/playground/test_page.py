@@ -84,11 +84,11 @@ def test_history_colours_and_export(playground: Playground) -> None:
     assert list(restored[:10]) == COMMON[:10]
     assert [part["value"] if isinstance(part, dict) else part for part in restored[10:18]] == COLUMNS[:8]
     made = client.predict(label, "short", api_name="/export")
-    saved, drawn = (Path(path) for path in made["value"])
+    saved, picture = (Path(path) for path in made["value"])
     comparison = read_comparison(saved)
     assert comparison.prompt == "the film was" and comparison.answers[0].text == texts(first[0])
     assert json.loads(saved.read_text(encoding="utf-8"))["settings"]["seed"] == 1
-    with Image.open(drawn) as image:
+    with Image.open(picture) as image:
         assert image.format == "PNG" and image.width > 500
 
 

@@ -18,8 +18,8 @@ from trl_ext.progress import progress
 from .resumable_file import ROW_INDEX, ResumableFile, rows_fingerprint
 
 
-class _NotBegun(Exception):
-    """A row that was left out, as another one has failed."""
+class NotBegun(Exception):
+    """Work that was left out, as some other has failed."""
 
 
 def run_rows(
@@ -69,11 +69,11 @@ def run_rows(
         progress(name, len(rows), unit, done=len(rows) - len(missing)) as phase,
         ThreadPoolExecutor(max_workers=workers) as pool,
     ):
-        jobs = {pool.submit(_until_a_failure(work, failed), index, rows[index]): index for index in missing}
+        jobs = {pool.submit(until_a_failure(work, failed), index, rows[index]): index for index in missing}
         with _noting(file, len(rows)):
             try:
                 for job in as_completed(jobs):
-                    if isinstance(job.exception(), _NotBegun):
+                    if isinstance(job.exception(), NotBegun):
                         continue  # the error itself follows
                     _write(file, job, jobs[job], len(rows))
                     phase.advance()
@@ -88,19 +88,25 @@ def run_rows(
     return len(missing)
 
 
-def _until_a_failure(
-    work: Callable[[int, dict[str, Any]], dict[str, Any]], failed: threading.Event
-) -> Callable[[int, dict[str, Any]], dict[str, Any]]:
+def until_a_failure(work: Callable[..., Any], failed: threading.Event) -> Callable[..., Any]:
     """
-    `work` that begins no further row after one has failed. The main thread would cancel them too late: it may wait for
-    the processor while the threads go on.
+    A function for several threads that does nothing more once it has failed in one of them.
+
+    The main thread would cancel the rest too late: it may wait for the processor while the other threads go on.
+
+    Args:
+        work (`Callable`): The function.
+        failed (`threading.Event`): Set when it has failed.
+
+    Raises:
+        [`NotBegun`]: When called: it has failed before.
     """
 
-    def begin(index: int, row: dict[str, Any]) -> dict[str, Any]:
+    def begin(*args: Any, **kwargs: Any) -> Any:
         if failed.is_set():
-            raise _NotBegun
+            raise NotBegun
         try:
-            return work(index, row)
+            return work(*args, **kwargs)
         except BaseException:
             failed.set()
             raise

@@ -3,8 +3,9 @@
 
 """Answers of a server to many prompts: several at once, written to a file, or as a policy; guided or not."""
 
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
@@ -16,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from trl_ext.data.chat_template import template_kwargs
 from trl_ext.data.completion import Completion
 from trl_ext.data.prompts import check_several
-from trl_ext.data.row_threads import run_rows
+from trl_ext.data.row_threads import NotBegun, run_rows, until_a_failure
 from trl_ext.data.schema import as_completion
 from trl_ext.decoding.scheduled_rows import GuidedTokens
 from trl_ext.endpoint.client import Endpoint
@@ -81,9 +82,10 @@ def answer_all(
         `ValueError`: `prompts` is a single prompt.
     """
     check_several(prompts)
+    begin = until_a_failure(answer, threading.Event())
     with progress("sampling", len(prompts)) as phase, ThreadPoolExecutor(workers) as pool:
         jobs = [
-            [pool.submit(answer, prompt, settings, seed=f"{seed} {i} {k}") for k in range(settings.num_generations)]
+            [pool.submit(begin, prompt, settings, seed=f"{seed} {i} {k}") for k in range(settings.num_generations)]
             for i, prompt in enumerate(prompts)
         ]
         answers = []
@@ -91,6 +93,10 @@ def answer_all(
             for row in jobs:
                 answers.append([job.result() for job in row])
                 phase.advance()
+        except NotBegun:
+            wait(chain(*jobs))
+            failures = (error for job in chain(*jobs) if (error := job.exception()) is not None)
+            raise next(error for error in failures if not isinstance(error, NotBegun)) from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

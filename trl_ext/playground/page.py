@@ -253,7 +253,7 @@ def build(
         with gr.Accordion("Sampling", open=False):
             common = _sampling(defaults, seed, all(model.chat for model in models))
         with gr.Row(equal_height=False):
-            drawn = [_column(page, column, number, max_weight) for number, column in enumerate(columns)]
+            made = [_column(page, column, number, max_weight) for number, column in enumerate(columns)]
         legend = gr.HTML()
         with gr.Row():
             colour = gr.Dropdown([AUTO], value=AUTO, label="Colours show", min_width=160)
@@ -265,17 +265,17 @@ def build(
 
         inputs = [prompt, *common]
         controls = {"compare": compare, "stop": stop, "again": again, "save": save}
-        _connect(page, inputs, controls, drawn, [legend, colour, past, history, exported])
+        _connect(page, inputs, controls, made, [legend, colour, past, history, exported])
     return blocks
 
 
 def _connect(
-    page: Page, inputs: list[Any], controls: dict[str, Any], drawn: list[dict[str, Any]], shared: list[Any]
+    page: Page, inputs: list[Any], controls: dict[str, Any], made: list[dict[str, Any]], shared: list[Any]
 ) -> None:
     """What happens when a visitor uses the parts."""
     legend, colour, past, history, exported = shared
-    texts = [parts["answer"] for parts in drawn]
-    settings = [part for parts in drawn for part in parts["settings"]]
+    texts = [parts["answer"] for parts in made]
+    settings = [part for parts in made for part in parts["settings"]]
     prompt, _, _, count, *_ = inputs
     run: dict[str, Any] = {
         "fn": page.compare,
@@ -292,12 +292,12 @@ def _connect(
     past.input(page.select, [past, colour, history], [*texts, legend, colour], api_name="select", **quiet)
     controls["again"].click(page.restore, [past, history], [*inputs, *settings], api_name="restore", **quiet)
     controls["save"].click(page.export, [past, colour, history], exported, api_name="export", concurrency_limit=4)
-    boxes = [parts["box"] for parts in drawn]
+    boxes = [parts["box"] for parts in made]
     count.change(
         lambda n: [gr.update(visible=i < int(n)) for i in range(MOST_ANSWERS)], count, boxes, api_name=False,
         show_progress="hidden",
     )  # fmt: skip
-    for parts in drawn:
+    for parts in made:
         model, *sliders = parts["settings"]
         model.input(page.choose_model, model, sliders, api_name=False, show_progress="hidden")
 

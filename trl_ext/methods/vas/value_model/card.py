@@ -66,6 +66,17 @@ inputs = tokenizer("The film was", return_tensors="pt")
 guide = ValueAugmentedLogitsProcessor(value_model, beta={beta!r}, attention_mask=inputs["attention_mask"])
 output = model.generate(**inputs, logits_processor=[guide], do_sample=True, max_new_tokens=64)
 print(tokenizer.decode(output[0]))
+
+# The same by the code that is stored with the value model:
+output = model.generate(
+    **inputs,
+    custom_generate={place},
+    trust_remote_code=True,
+    value_model=value_model,
+    beta={beta!r},
+    do_sample=True,
+    max_new_tokens=64,
+)
 """
 
 
@@ -86,13 +97,6 @@ def value_model_card(config: ValueConfig, place: str, *, shared: bool) -> str:
     card = Card("A value model", data, [summary_of(heads, who)])
     quoted = repr(name or "LANGUAGE_MODEL")
     card.add("Quick start", code(quick_start(heads, quoted, repr(place), shared=shared)))
-    beta = "2.0" if len(heads) == 1 else repr(dict.fromkeys(heads, 2.0))
-    call = f"""
-output = model.generate(
-    **inputs, custom_generate={place!r}, trust_remote_code=True, value_model={place!r}, beta={beta}, max_new_tokens=64
-)
-"""
-    card.add("In `generate`, with trl-ext installed", code(call))
     card.add("Framework versions", versions_list())
     return card.text()
 
