@@ -5,6 +5,7 @@
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,17 @@ def test_three_answers_and_other_models(visit: Any) -> None:
     playwright.expect(window.page.locator(".tx-answer")).to_have_count(3)
 
 
-def test_stop(visit: Any) -> None:
+def test_stop(visit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While an answer is written: each token takes its time, as on a real model."""
+    from trl_ext.generation.observer import ObservedSteps
+
+    step = ObservedSteps.__call__
+
+    def slowly(self: Any, *args: Any, **kwargs: Any) -> Any:
+        time.sleep(0.2)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(ObservedSteps, "__call__", slowly)
     window = visit()
     window.page.get_by_text("Sampling").click()
     window.page.get_by_label("number input for Maximum length, in tokens").fill("120")

@@ -3,6 +3,7 @@
 
 """The logits processor in a mock of vLLM's engine, against plain loops over one sequence and one candidate."""
 
+import logging
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,13 @@ from trl_ext.vllm import ValueGuide
 
 FORMS = ["state", "action", "policy"]
 VOCABULARY = 64
+
+
+@pytest.fixture(autouse=True)
+def _seen(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """vLLM's loggers write for themselves once it is imported, from a level of their own; pytest is to see them."""
+    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+    caplog.set_level("WARNING", "vllm.trl_ext")
 
 
 @pytest.fixture
