@@ -713,7 +713,11 @@ def test_a_body_has_a_limit(server: Running) -> None:
 
 @pytest.mark.parametrize(
     ("path", "kind", "status"),
-    [("/v1/completions", "application/json", 413), ("/v1/completions", "text/plain", 415), ("/nowhere", "text/plain", 404)],
+    [
+        ("/v1/completions", "application/json", 413),
+        ("/v1/completions", "text/plain", 415),
+        ("/nowhere", "text/plain", 404),
+    ],
 )
 def test_a_refused_request_gets_its_answer_though_it_sends_a_long_body(
     server: Running, path: str, kind: str, status: int
