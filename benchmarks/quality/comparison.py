@@ -57,7 +57,8 @@ class Comparison(Experiment):
         for preset in sorted({result["settings"]["preset"] for result in results}):
             of_preset = [result for result in results if result["settings"]["preset"] == preset]
             work = _work(of_preset[-1])
-            found[preset] = merged([result for result in of_preset if _work(result) == work], self.arms(self.task()))
+            of_task = [result for result in of_preset if _work(result) == work]
+            found[preset] = merged(of_task, self.arms(self.presets[preset]))
         return found
 
 

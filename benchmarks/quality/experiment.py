@@ -19,7 +19,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -139,7 +139,19 @@ class Job:
 
     def is_done(self, bench: Bench) -> bool:
         found = self.result()
-        return found is not None and "cases" in found and found["asked"] == self.asked(bench)
+        if found is None or "cases" not in found:
+            return False
+        # A field that is newer than the result had its default then.
+        newer = {entry.name: _default(entry) for entry in fields(self.arm) if entry.name not in found["asked"]["arm"]}
+        arm = json.loads(json.dumps(newer)) | found["asked"]["arm"]
+        return bool(found["asked"] | {"arm": arm} == self.asked(bench))
+
+
+def _default(entry: Field[Any]) -> Any:
+    """The default of a dataclass's field; `None` if it has none."""
+    if entry.default_factory is not MISSING:
+        return entry.default_factory()
+    return None if entry.default is MISSING else entry.default
 
 
 def now() -> float:

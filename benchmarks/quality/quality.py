@@ -62,6 +62,8 @@ class Quality(Comparison):
         """Write the plots of each preset, for a light and for a dark page."""
         files = []
         for preset, result in self.by_preset(results).items():
+            if not _is_plotted(result):
+                continue
             for mode, name in PLOTS.items():
                 files.append(folder / name.format(preset=preset))
                 title = "Reward over KL to the base model"
@@ -77,6 +79,8 @@ def _section(preset: str, result: dict[str, Any]) -> str:
     light, dark = (name.format(preset=preset) for name in PLOTS.values())
     outcomes: dict[str, Callable[[Seeds], str]] = {HEADS[key]: metric(key, DECIMALS[key]) for key in HEADS}
     outcomes[HEADS["kl"]] = _kl
+    if any("judge" in case["metrics"] for case in result["cases"]):
+        outcomes["judge"] = metric("judge", 2)
     outcomes["reward, other prompts"] = lambda seeds: outcome([case["other"].get("reward") for case in seeds], 2)
     costs: dict[str, Callable[[Seeds], str]] = {
         "trained parameters": cost_of_one("trainable_parameters"),
@@ -87,14 +91,17 @@ def _section(preset: str, result: dict[str, Any]) -> str:
         "time per token of a completion, × base": metric("time_of_base", 2),
         "through the model for a token": _through,
     }
+    picture = [
+        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+        f'<img src="{light}" alt="Reward over KL to the base model, one point for each arm and setting"></picture>',
+        "",
+    ]
     lines = [
         f"### Preset `{preset}`",
         "",
         *grid("", cases, outcomes),
         "",
-        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img src="{light}" alt="Reward over KL to the base model, one point for each arm and setting"></picture>',
-        "",
+        *(picture if _is_plotted(result) else []),
         "What it cost",
         "",
         *grid("", cases, costs),
@@ -117,14 +124,19 @@ def _cpu_seconds(seeds: Seeds) -> str:
 
 
 def _through(seeds: Seeds) -> str:
-    by_arm = {arm.name: arm.through for arm in arms(Task())}
+    by_arm = {arm.name: arm.through for preset in PRESETS.values() for arm in arms(preset)}
     arm = arm_of(seeds[0]["name"], list(by_arm))
     return by_arm[arm] if arm in by_arm else str(seeds[0]["through"])
 
 
+def _is_plotted(result: dict[str, Any]) -> bool:
+    """Whether there is anything to compare beside the base: ablations are not plotted."""
+    return len(points(result)["series"]) > 1
+
+
 def points(result: dict[str, Any]) -> dict[str, Any]:
     """Mean over seeds of each arm and setting, in the form of [`~trl_ext.evaluation.frontier.frontier`]."""
-    by_arm = {arm.name: arm for arm in arms(Task())}
+    by_arm = {arm.name: arm for preset in PRESETS.values() for arm in arms(preset)}
     series: dict[str, dict[str, Any]] = {}
     for name, seeds in by_name(result).items():
         arm = by_arm.get(arm_of(name, list(by_arm)))

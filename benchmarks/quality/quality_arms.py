@@ -4,9 +4,10 @@
 """
 What the suite `quality` compares: the four methods, TRL's DPO, GRPO and PPO, best-of-n, a principle in the prompt.
 
-All trained arms get the same prompts, the same reward and the same number of sampled completions ([`Task.budget`]);
-those that train on scored samples share one file of them. Each arm has one setting, taken from runs on a larger model
-(recipes/rrhf/README.md describes its task): none was tuned on the task here.
+All trained arms get the same prompts, the same reward and the same number of sampled completions ([`Task.budget`]),
+except where an arm's name has another number; those that train on scored samples share one file of them. Each arm has
+one setting, taken from runs on a larger model (recipes/rrhf/README.md describes its task): none was tuned on the task
+here.
 """
 
 from dataclasses import dataclass, field
@@ -27,6 +28,12 @@ TRAINING: dict[str, Any] = {
     "gradient_checkpointing": False,
     "bf16": True,
 }
+# The two classifiers of the repository. Where one is the reward, the other one judges: no arm is trained on it.
+REWARDS = (str(MODELS / "imdb-2m-reward"), str(MODELS_7M / "imdb-7m-reward"))
+# Prompts, and scored samples of each, that value models learn from: equally many samples in two groups (3,200; 800).
+PARTS = ((3200, 1), (1600, 2), (800, 4), (400, 8), (200, 16), (200, 4), (50, 16))
+# Samples that each of these value models reads in training, and those of a step: as many as for the arm `VAS`.
+READ, STEP = 3200, 64
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class Task:
     """
 
     model: str = str(MODELS / "imdb-2m")
-    reward: str = str(MODELS / "imdb-2m-reward")
+    reward: str = REWARDS[0]
     value: str = str(MODELS / "imdb-2m")
     train: str = str(ROOT / "recipes" / "quickstart" / "prompts_train.jsonl")
     evaluation: str = str(ROOT / "benchmarks" / "prompts" / "films.jsonl")
@@ -91,7 +98,12 @@ class Task:
     @property
     def rewards(self) -> list[str]:
         """The rewards that are measured; the first is the one that is trained for."""
-        return [self.reward]
+        return [self.reward, self.judge] if self.judge else [self.reward]
+
+    @property
+    def judge(self) -> str:
+        """A reward that is measured and never trained on, where the task has one."""
+        return next(reward for reward in REWARDS if reward != self.reward) if self.reward in REWARDS else ""
 
     @property
     def principle(self) -> str:
@@ -110,7 +122,7 @@ PRESETS = {
     # The IMDB task of recipes/rrhf/README.md, whose prompts `imdb_prompts` makes.
     "gpu": Task(
         model=str(MODELS_7M / "imdb-7m"),
-        reward=str(MODELS_7M / "imdb-7m-reward"),
+        reward=REWARDS[1],
         value=str(MODELS_7M / "imdb-7m"),
         train=str(DATA / "imdb_prompts_train.jsonl"),
         evaluation=str(DATA / "imdb_prompts_eval.jsonl"),
@@ -119,6 +131,8 @@ PRESETS = {
         batch=64,
         learning_rate=3e-5,
     ),
+    # The models of `cpu` and the prompts of the IMDB task, for arms that need more prompts than the repository has.
+    "cpu-imdb": Task(train=str(DATA / "imdb_prompts_train.jsonl"), prompts=3200, passes=1, num_generations=16),
 }
 
 
@@ -141,6 +155,8 @@ class Arm(experiment.Arm):
         forwards (`float`, *optional*, defaults to `1`): The same as a number of tokens, through models of its size.
         ablation (`bool`, *optional*, defaults to `False`): It shows what a setting of another arm is good for: it is
             in the tables, and not in the plot.
+        budget (`float`, *optional*, defaults to `1`): Completions that it is trained on, in the task's budget.
+        part (`tuple[int, int]`, *optional*): Prompts, and samples of each, that it trains on of the scored samples.
     """
 
     series: str
@@ -153,6 +169,8 @@ class Arm(experiment.Arm):
     through: str = "1"
     forwards: float = 1
     ablation: bool = False
+    budget: float = 1
+    part: tuple[int, int] | None = None
 
 
 # What goes through models for a token that is guided.
@@ -214,6 +232,8 @@ def arms(task: Task) -> list[Arm]:
         "per_device_train_batch_size": 8,
     }
     guided = {"value_model_name_or_path": ["@"], "beta": ["1", "2", "4"], "guide_top_k": 50}
+    parts = [(n, each) for n, each in PARTS if n <= task.prompts and each <= task.passes * task.num_generations]
+    online = {**one_by_one, **half, "resample_steps": 1}
     return [
         SAMPLES,
         Arm("base", "base"),
@@ -222,6 +242,7 @@ def arms(task: Task) -> list[Arm]:
         Arm("TRL's DPO", "TRL's DPO", "dpo", {**one_by_one, "beta": 0.1}, needs=(SAMPLES.name,)),
         Arm("TRL's GRPO", "TRL's GRPO", "grpo", {**one_by_one, **sampling, "beta": 0.05}),
         Arm(PPO, PPO, "ppo", ppo),
+        Arm(f"{PPO}, KL coefficient 0.1", PPO, "ppo", {**ppo, "kl_coef": 0.1}, ablation=True),
         Arm("RRHF, offline", "RRHF", "rrhf", one_by_one, needs=(SAMPLES.name,)),
         *(
             Arm(
@@ -252,12 +273,18 @@ def arms(task: Task) -> list[Arm]:
             # Three rounds on a third of the rows with all completions: the budget.
             {**one_by_one, **sampling, "resample_epochs": 1, "num_train_epochs": 3, "max_rows": task.rows // 3},
         ),
-        Arm("RRHF, OP-k", "RRHF", "rrhf", {**one_by_one, **half, "resample_steps": 1, "num_train_epochs": 2}),
+        Arm("RRHF, OP-k", "RRHF", "rrhf", {**online, "num_train_epochs": 2}),
+        Arm("RRHF, OP-k with a KL term", "RRHF", "rrhf", {**online, "num_train_epochs": 2, "beta": 0.05}),
         Arm(
-            "RRHF, OP-k with a KL term",
+            "RRHF, OP-k, KL coefficient 0.1",
             "RRHF",
             "rrhf",
-            {**one_by_one, **half, "resample_steps": 1, "num_train_epochs": 2, "beta": 0.05},
+            {**online, "num_train_epochs": 2, "beta": 0.1},
+            ablation=True,
+        ),
+        # On the processor of the first results, as much CPU time as PPO takes for the task's budget.
+        Arm(
+            "RRHF, OP-k, 8 x the samples", "RRHF", "rrhf", {**online, "num_train_epochs": 16}, ablation=True, budget=8
         ),
         Arm("PSLE", "PSLE", "psle", psle),
         Arm(
@@ -312,4 +339,19 @@ def arms(task: Task) -> list[Arm]:
         Arm("VAS", "VAS", "vas", vas, needs=(SAMPLES.name,), decoding=guided, through=VALUES),
         # FUDGE's targets: the outcome itself for each state, instead of TD(0.95).
         Arm("FUDGE", "FUDGE", "vas", {**vas, "lam": 1.0}, needs=(SAMPLES.name,), decoding=guided, through=VALUES),
+        *(
+            Arm(
+                f"VAS, {each} sample{'s' if each > 1 else ''} of {prompts:,} prompts",
+                "VAS",
+                "vas",
+                {**vas, "max_steps": READ // STEP, "per_device_train_batch_size": STEP // each},
+                needs=(SAMPLES.name,),
+                decoding=guided,
+                through=VALUES,
+                ablation=True,
+                budget=prompts * each / task.budget,
+                part=(prompts, each),
+            )
+            for prompts, each in parts
+        ),
     ]

@@ -40,7 +40,7 @@ class QualityBench(Bench):
             place: self.measured(self._evaluate(arm, seed, folder, place, prompts), arm)
             for place, prompts in places.items()
         }
-        samples = scores_of(read_rows(str(self.samples(seed)))) if SAMPLES.name in arm.needs else {}
+        samples = scores_of(read_rows(self.dataset(arm, seed, folder))) if SAMPLES.name in arm.needs else {}
         return [
             {
                 "name": name,
@@ -69,6 +69,17 @@ class QualityBench(Bench):
         path.write_text("\n".join(lines[:limit]) + "\n", encoding="utf-8")
         return str(path)
 
+    def dataset(self, arm: Arm, seed: int, folder: Path) -> str:
+        """The file that an arm trains on: prompts, all scored samples, or a part of them."""
+        if SAMPLES.name not in arm.needs:
+            return self.prompts(folder, arm.fields.get("max_rows", self.task.rows))
+        if arm.part is None:
+            return str(self.samples(seed))
+        rows = part_of(read_rows(str(self.samples(seed))), self.task.prompts, *arm.part)
+        path = folder / "samples.jsonl"
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        return str(path)
+
     def samples(self, seed: int) -> Path:
         """The scored samples of a seed, which several arms train on; their cost is beside them."""
         return self.folder(SAMPLES.name, seed) / "samples.jsonl"
@@ -89,14 +100,14 @@ class QualityBench(Bench):
 
     def _train(self, arm: Arm, seed: int, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         fields, task = dict(arm.fields), self.task
-        limit = fields.pop("max_rows", task.rows)
+        fields.pop("max_rows", None)
         trains_on_samples = SAMPLES.name in arm.needs
         config: dict[str, Any] = {
             **task.training,
             **fields,
             **self.overrides,
             "model_name_or_path": task.model,
-            "dataset_name": str(self.samples(seed)) if trains_on_samples else self.prompts(folder, limit),
+            "dataset_name": self.dataset(arm, seed, folder),
             "output_dir": str(folder / "trained"),
             "seed": seed,
         }
@@ -120,7 +131,7 @@ class QualityBench(Bench):
         cost = {
             **found.cost,
             "tokens_read": found.last("num_tokens"),
-            "completions": task.budget,
+            "completions": round(arm.budget * task.budget),
             "trainable_parameters": trainable_parameters(folder / "trained"),
         }
         if trains_on_samples:
@@ -155,6 +166,30 @@ class QualityBench(Bench):
             command = ["-m", "trl_ext", "evaluate", *flags_of(flags)]
         run(command, folder / f"evaluate-{place}.log")
         return file
+
+
+def part_of(rows: list[dict[str, Any]], all_prompts: int, prompts: int, each: int) -> list[dict[str, Any]]:
+    """
+    Some of the scored samples, a row for each prompt.
+
+    Args:
+        rows (`list[dict]`): Scored samples, pass after pass over all prompts.
+        all_prompts (`int`): Prompts of a pass.
+        prompts (`int`), each (`int`): How many of them, the first ones; how many samples of each, the first ones.
+
+    Raises:
+        `ValueError`: There are not as many.
+    """
+    found = []
+    for place in range(min(prompts, all_prompts)):
+        passes = rows[place::all_prompts]
+        row = {name: [x for own in passes for x in own[name]][:each] for name in ("completions", "scores", "ended")}
+        if len(row["scores"]) < each:
+            raise ValueError(f"prompt {place} has {len(row['scores'])} scored samples; {each} are asked for.")
+        found.append({"prompt": passes[0]["prompt"], **row})
+    if len(found) < prompts:
+        raise ValueError(f"there are scored samples of {len(found)} prompts; {prompts} are asked for.")
+    return found
 
 
 def scores_of(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -204,6 +239,9 @@ def measured_rows(file: Path, arm: Arm, task: Task) -> dict[str, dict[str, Any]]
     for row in measured_models(file, arm):
         metrics = {key: row.get(key) for name in METRICS[1:] for key in (name, f"{name}_se")}
         metrics |= {"reward": row[reward], "reward_se": row[f"{reward}_se"], "kl_bound": row.get("kl_bound")}
+        if task.judge:
+            judge = reward_key(task.judge)
+            metrics |= {"judge": row[judge], "judge_se": row[f"{judge}_se"]}
         # Generated in one process beside the base, whose time is the unit.
         metrics["time_of_base"] = None if arm.through == "n" else _ratio(row, base)
         found[case_name(row, arm)] = metrics

@@ -19,7 +19,8 @@ from benchmarks.harness import ppo_environment, results
 from benchmarks.harness import process as quality_process
 from benchmarks.harness.text import read_rows
 from benchmarks.quality import quality, quality_bench
-from benchmarks.quality.quality_arms import PRESETS, Arm, Task, arms
+from benchmarks.quality.quality_arms import PRESETS, REWARDS, Arm, Task, arms
+from benchmarks.quality.quality_bench import part_of
 from benchmarks.quality.quality_train import best_rows, preference_rows, with_prompts
 from trl_ext.evaluation.evaluate import evaluate
 from trl_ext.generation_settings import GenerationSettings
@@ -52,6 +53,9 @@ def quality_result(result_of):
 def completions_sampled(arm, task):
     """How many completions a trained arm samples, from its own settings."""
     fields = arm.fields
+    if arm.part:
+        prompts, each = arm.part
+        return prompts * each
     if arm.needs:
         return task.rows * task.num_generations
     if arm.command == "psle":
@@ -65,12 +69,47 @@ def completions_sampled(arm, task):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_trained_arm_samples_the_same_number_of_completions(preset):
+def test_every_trained_arm_samples_the_budget_or_what_its_name_says(preset):
     task = PRESETS[preset]
     trained = [arm for arm in arms(task) if arm.command not in ("", "principle", "sample")]
     assert len({arm.command for arm in trained}) == 7
     for arm in trained:
-        assert completions_sampled(arm, task) == pytest.approx(task.budget, rel=0.01), arm.name
+        assert completions_sampled(arm, task) == pytest.approx(arm.budget * task.budget, rel=0.01), arm.name
+        assert arm.budget == 1 or arm.part or arm.name == "RRHF, OP-k, 8 x the samples"
+
+
+def test_value_models_learn_from_equally_many_samples_in_equally_many_steps():
+    arms_of_parts = {arm.part: arm for arm in arms(PRESETS["cpu-imdb"]) if arm.part}
+    assert [(n, each) for n, each in arms_of_parts if n * each == 3200] == [
+        (3200, 1),
+        (1600, 2),
+        (800, 4),
+        (400, 8),
+        (200, 16),
+    ]
+    assert [part for part in arms_of_parts if part[0] * part[1] == 800] == [(200, 4), (50, 16)]
+    for (_, each), arm in arms_of_parts.items():
+        assert arm.fields["max_steps"] * arm.fields["per_device_train_batch_size"] * each == 3200
+    # What the repository has prompts for, and so many samples of each as the arm `VAS` learns from.
+    assert [arm.part for arm in arms(Task()) if arm.part] == [(200, 16), (200, 4), (50, 16)]
+    assert Task().budget == 200 * 16
+
+
+def test_a_part_of_the_samples_has_the_first_of_each_prompt_over_all_passes():
+    rows = [
+        {"prompt": p, "completions": [f"{p}{n}", f"{p}{n + 1}"], "scores": [n, n + 1.0], "ended": [True, n > 1]}
+        for n in (0, 2)
+        for p in "abc"
+    ]
+    found = part_of(rows, 3, 2, 3)
+    assert found == [
+        {"prompt": p, "completions": [f"{p}0", f"{p}1", f"{p}2"], "scores": [0, 1.0, 2], "ended": [True, False, True]}
+        for p in "ab"
+    ]
+    with pytest.raises(ValueError, match="prompt 0 has 4 scored samples; 5 are asked for"):
+        part_of(rows, 3, 1, 5)
+    with pytest.raises(ValueError, match="scored samples of 3 prompts; 4 are asked for"):
+        part_of(rows, 3, 4, 1)
 
 
 def test_prompts_measured_are_not_those_trained_on():
@@ -118,7 +157,7 @@ class Commands:
     """In place of processes: what was asked for, and files such as the commands leave."""
 
     def __init__(self, failing=""):
-        self.asked, self.failing, self.pythons = [], failing, []
+        self.asked, self.failing, self.pythons, self.samples = [], failing, [], 1
 
     def __call__(self, command, log, python=sys.executable):
         self.asked.append(command)
@@ -132,7 +171,8 @@ class Commands:
             rows = [self.row("base", 0.0), self.row("trained", 2.0)]
             Path(file).write_text(json.dumps({"models": rows}))
         elif "sample" in command:
-            rows = [{"prompt": "p", "completions": ["a", "b"], "scores": [0.0, 1.0]}]
+            row = {"prompt": "p", "completions": ["a", "b"], "scores": [0.0, 1.0], "ended": [True, True]}
+            rows = [row] * self.samples
             Path(flags["--output_file"]).write_text("\n".join(map(json.dumps, rows)))
         return quality_process.Finished({"seconds": 2.0, "cpu_seconds": 1.0, "peak_mib": 3}, [{"num_tokens": "7"}])
 
@@ -141,6 +181,7 @@ class Commands:
         return {
             **{key: value for key, value in METRICS.items() if not key.startswith("reward")},
             **{"model": name, "reward/imdb-2m-reward": reward, "reward/imdb-2m-reward_se": 0.1},
+            **{"reward/imdb-7m-reward": reward - 1, "reward/imdb-7m-reward_se": 0.1},
             **{"kl": reward, "kl_se": 0.1, "ended": 0.5, "generation_seconds": 1.0 + reward, "extras": {}},
         }
 
@@ -177,10 +218,46 @@ def test_arms_are_run_once_and_kept(tmp_path, commands):
     assert sum("sample" in command for command in commands.asked) == 2  # one a seed, for the arms that need it
 
     commands.asked.clear()
+    # What an arm had no field for when it was done had its default; another value is another arm.
+    done = tmp_path / "w" / "rrhf-ip-3-0.json"
+    kept = json.loads(done.read_text())
+    del kept["asked"]["arm"]["budget"], kept["asked"]["arm"]["loading"]
+    done.write_text(json.dumps(kept))
     assert quality.SUITE.main([*flags, "--arms", "base", "DPO", "IP-3"]) == 0
     assert commands.asked == []
+    kept["asked"]["arm"]["budget"] = 2
+    done.write_text(json.dumps(kept))
+    assert quality.SUITE.main([*flags, "--arms", "IP-3"]) == 0
+    assert len(commands.asked) == 3
+    commands.asked.clear()
     assert quality.SUITE.main([*flags, "--arms", "base", "--answers", "3"]) == 0  # another task is measured again
     assert len(commands.asked) == 8  # two arms have "base" in their names
+
+
+def test_a_value_model_learns_from_a_part_of_the_samples(tmp_path, commands):
+    commands.samples = Task().rows
+    flags = flags_of(tmp_path, "--arms", "VAS, 4 samples of 200 prompts")
+    assert quality.SUITE.main([*flags]) == 0
+    [file] = (tmp_path / "o").iterdir()
+    [case] = json.loads(file.read_text())["cases"]
+    assert case["cost"]["completions"] == 800 and case["metrics"]["samples_best"] == 1.0
+    config = json.loads((tmp_path / "w" / "vas-4-samples-of-200-prompts-0" / "config.json").read_text())
+    rows = read_rows(config["dataset_name"])
+    assert len(rows) == 200 and all(row["completions"] == ["a", "b", "a", "b"] for row in rows)
+
+
+def test_the_other_classifier_of_the_repository_judges(tmp_path, commands):
+    assert [PRESETS[preset].judge for preset in ("cpu", "gpu")] == list(REWARDS[::-1])
+    assert Task(reward="another").judge == "" and Task(reward="another").rewards == ["another"]
+    assert quality.SUITE.main(flags_of(tmp_path, "--arms", "best of n")) == 0
+    [command] = commands.asked
+    place = command.index("--reward_funcs")
+    assert command[place + 1 : place + 3] == list(REWARDS)
+    # Best-of-n chooses by the reward alone.
+    assert command[command.index("--reward_weights") + 1 :][:2] == ["1.0", "0.0"]
+    [file] = (tmp_path / "o").iterdir()
+    [case] = json.loads(file.read_text())["cases"]
+    assert (case["metrics"]["reward"], case["metrics"]["judge"]) == (2.0, 1.0)
 
 
 def test_an_arm_that_fails_is_named_and_does_not_cost_the_others(tmp_path, commands, capsys):
@@ -194,9 +271,10 @@ def test_an_arm_that_fails_is_named_and_does_not_cost_the_others(tmp_path, comma
 def test_ppo_runs_in_its_own_environment(tmp_path, commands, monkeypatch):
     monkeypatch.setattr(ppo_environment, "python", lambda: "another/python")
     assert quality.SUITE.main(flags_of(tmp_path, "--arms", "TRL's PPO", "DPO")) == 0
-    [place] = [i for i, command in enumerate(commands.asked) if "benchmarks.harness.ppo_driver" in command]
-    assert [i for i, python in enumerate(commands.pythons) if python == "another/python"] == [place]
-    config = json.loads(Path(commands.asked[place][-1]).read_text())
+    places = [i for i, command in enumerate(commands.asked) if "benchmarks.harness.ppo_driver" in command]
+    assert [i for i, python in enumerate(commands.pythons) if python == "another/python"] == places
+    config, other = (json.loads(Path(commands.asked[place][-1]).read_text()) for place in places)
+    assert "kl_coef" not in config and other["kl_coef"] == 0.1
     assert config["total_episodes"] == Task().budget and config["max_completion_length"] == 48
     [file] = (tmp_path / "o").iterdir()
     assert str(REPOSITORY) not in file.read_text()  # where the clone lies is not told
@@ -209,9 +287,10 @@ def test_without_an_index_ppo_is_skipped_and_that_is_said(tmp_path, commands, mo
     assert quality.SUITE.main(flags_of(tmp_path, "--arms", "TRL's PPO", "DPO")) == 0
     result = json.loads(next((tmp_path / "o").iterdir()).read_text())
     assert {c["name"] for c in result["cases"]} == {"TRL's DPO"} and not result["failures"]
+    assert len(result["skipped"]) == 2  # with another coefficient, too
     assert result["skipped"][0]["arm"] == "TRL's PPO (trl 1.12)" and "no index" in result["skipped"][0]["reason"]
     assert "skipped. no index" in capsys.readouterr().err
-    assert "Skipped: TRL's PPO (trl 1.12) (seed 0)." in quality.SUITE.report([result])
+    assert "Skipped: TRL's PPO (trl 1.12) (seed 0)," in quality.SUITE.report([result])
     refusing.fails_at = "nothing"
     environment = tmp_path / "environment"
     assert ppo_environment.python(environment) == str(environment / "bin" / "python")  # what was begun is made again
@@ -265,8 +344,21 @@ def test_parameters_are_counted_in_what_was_saved(tmp_path):
 def test_tables_give_mean_and_farthest_seed(quality_result):
     result = quality_result(case("base", 0, reward=0.0, kl=0.0), case("X", 0, reward=2.0), case("X", 1, reward=3.0))
     text = quality.SUITE.report([result])
+    assert "judge" not in text
     assert "| X | 2.50 ± 0.50 | 2.00 ± 0.00 |" in text and "| base | 0.00 |" in text and "1.50 ± 0.50 |" in text
     assert quality.SUITE.report([]) == "not measured"
+    for each in result["cases"]:
+        each["metrics"]["judge"] = each["metrics"]["reward"] + 1
+    head, _, base = (line.split(" | ") for line in quality.SUITE.report([result]).split("\n")[2:5])
+    assert base[head.index("judge")] == "1.00"
+
+
+def test_ablations_alone_have_no_plot(tmp_path, quality_result):
+    ablation = "VAS, 4 samples of 200 prompts, beta 1.0"
+    result = quality_result(case("base", 0, series="base"), case(ablation, 0, series="VAS"))
+    assert quality.SUITE.plot([result], tmp_path) == [] and "<picture>" not in quality.SUITE.report([result])
+    result["cases"].append(case("VAS, beta 1.0", 0, series="VAS"))
+    assert len(quality.SUITE.plot([result], tmp_path)) == 2 and "<picture>" in quality.SUITE.report([result])
 
 
 def test_a_later_file_brings_an_arm_and_renews_a_seed(quality_result):
