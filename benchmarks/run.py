@@ -20,6 +20,7 @@ from .harness.suite import Suite
 SUITES = {
     "quality": "reward, KL, fluency and cost of the four methods beside TRL's DPO, GRPO, PPO and best-of-n",
     "chat": "the four methods beside TRL's trainers, best-of-n and a principle on a chat model and constraints",
+    "ifeval": "what the arms of chat follow of IFEval's instructions, by lm-eval's checkers",
     "preferences": "pair accuracy of RRHF, DPO and a reward model on real preference data; training against it",
     "tools": "valid function calls of a model behind an API, alone and guided by values",
     "imdb": "Proxy-RLHF, PSLE and VAS on the IMDB task: settings, ablations and seeds, on one GPU",
@@ -41,7 +42,7 @@ SUITES = {
 
 
 # What trains models and measures their completions; the other suites take turns.
-OUTCOMES = ("quality", "chat", "preferences", "tools", "imdb")
+OUTCOMES = ("quality", "chat", "ifeval", "preferences", "tools", "imdb")
 
 # Names for several: all that take turns.
 GROUPS = {

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run_log import pytest_configure  # noqa: F401  # pytest calls it by its name
 
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -17,7 +17,7 @@ from benchmarks.claims.file import Claim, read_claims, verdict_of
 from benchmarks.claims.page import page
 from benchmarks.claims.verdicts import Check, Verdict, judge
 from benchmarks.harness.results import RESULTS, read_results, write_result
-from benchmarks.quality import chat_arms, imdb_arms, preferences_arms, quality_arms, tools
+from benchmarks.quality import chat_arms, ifeval, imdb_arms, preferences_arms, quality_arms, tools
 from benchmarks.quality.experiment import Experiment, arm_of
 from benchmarks.run import SUITES
 from trl_ext.commands import COMMANDS
@@ -56,7 +56,8 @@ def test_every_method_has_claims_and_every_verdict_occurs(judged):
 
 def arms_of(task):
     """The names of the arms that a suite of a task can measure."""
-    compared = {"quality": quality_arms, "chat": chat_arms, "preferences": preferences_arms, "tools": tools}
+    compared = {"quality": quality_arms, "chat": chat_arms, "ifeval": ifeval, "preferences": preferences_arms}
+    compared["tools"] = tools
     if task.suite in compared:
         return [arm.name for arm in compared[task.suite].arms(compared[task.suite].Task())]
     return [arm.name for arm in imdb_arms.chosen(task.where["method"])]

@@ -711,6 +711,43 @@ def test_a_body_has_a_limit(server: Running) -> None:
         connection.close()
 
 
+@pytest.mark.parametrize(
+    ("path", "kind", "status"),
+    [
+        ("/v1/completions", "application/json", 413),
+        ("/v1/completions", "text/plain", 415),
+        ("/nowhere", "text/plain", 404),
+    ],
+)
+def test_a_refused_request_gets_its_answer_though_it_sends_a_long_body(
+    server: Running, path: str, kind: str, status: int
+) -> None:
+    """A client reads when it has sent all: a server that closes before would reset the connection, answer and all."""
+    with running(ServedModels(server.app.models.plain), limits={"max_body_bytes": 1000}) as own:
+        connection = own.connect()
+        connection.putrequest("POST", path)
+        connection.putheader("Content-Type", kind)
+        connection.putheader("Content-Length", str(2**23))
+        connection.endheaders()
+        for _ in range(2**23 // 2**16):
+            connection.send(b" " * 2**16)
+        assert connection.getresponse().status == status
+        connection.close()
+
+
+def test_a_client_that_waits_for_a_permission_gets_the_refusal_instead(server: Running) -> None:
+    head = (
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Content-Length: 5000\r\nExpect: 100-continue\r\n\r\n"
+    )
+    with (
+        running(ServedModels(server.app.models.plain), limits={"max_body_bytes": 1000}) as own,
+        socket.create_connection(("127.0.0.1", own.port), timeout=30) as raw,
+    ):
+        raw.sendall(head)
+        assert b" 413 " in raw.recv(1000).splitlines()[0]
+
+
 def test_a_body_that_does_not_arrive_is_408(server: Running) -> None:
     head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n"
     models = ServedModels(server.app.models.plain)

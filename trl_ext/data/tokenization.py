@@ -348,7 +348,12 @@ def prepare_dataset(
 
 
 def without_full_prompts(
-    dataset: Dataset | IterableDataset, max_length: int, *, name: str, num_proc: int | None = None
+    dataset: Dataset | IterableDataset,
+    max_length: int,
+    *,
+    name: str,
+    num_proc: int | None = None,
+    column: str = "prompt_ids",
 ) -> tuple[Dataset | IterableDataset, int]:
     """
     The rows whose prompt leaves room for a completion, and how many others there are (0 for a stream).
@@ -358,6 +363,7 @@ def without_full_prompts(
         max_length (`int`): Maximum number of tokens of a prompt with its completion. `0` means no limit.
         name (`str`): Name of the dataset in error messages.
         num_proc (`int`, *optional*): Number of processes.
+        column (`str`, *optional*, defaults to `"prompt_ids"`): The token ids of the prompts.
 
     Raises:
         `DataError`: No row is left.
@@ -366,8 +372,8 @@ def without_full_prompts(
         return dataset, 0
     short = this_version(partial(_has_room, max_length=max_length))
     if not isinstance(dataset, Dataset):
-        return dataset.filter(short, input_columns="prompt_ids"), 0
-    kept = dataset.filter(short, input_columns="prompt_ids", num_proc=num_proc)
+        return dataset.filter(short, input_columns=column), 0
+    kept = dataset.filter(short, input_columns=column, num_proc=num_proc)
     if len(kept) == 0:
         raise DataError(f"Every prompt of the {name} dataset fills max_length={max_length}. Raise `max_length`.")
     return kept, len(dataset) - len(kept)

@@ -83,6 +83,7 @@ class BaseGuide(ABC):
         learned_positions (`bool`): Whether it cannot read longer texts at all.
         scores_tokens (`bool`): Whether scores are those of single tokens, so that the score of a text is their sum. By
             default a score is that of the whole text.
+        own_prompts (`bool`): Whether it reads `guide_prompts` of the processor in place of the prompts.
         config (`Any`): Config of its model, which may know the padding token; `None` if there is none.
         calls (`int`), tokens (`int`): Forward passes of its models so far, and tokens in them, padding included.
     """
@@ -94,6 +95,7 @@ class BaseGuide(ABC):
     reads_candidates: bool = False
     learned_positions: bool = False
     scores_tokens: bool = False
+    own_prompts: bool = False
     config: Any = None
 
     @abstractmethod

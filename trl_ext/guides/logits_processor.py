@@ -23,6 +23,7 @@ from trl_ext.models.backbone_and_head import BackboneAndHead
 from trl_ext.validation import check_value
 
 from .base_guide import BaseGuide, StaticScorer, as_guide
+from .guide_prompts import GuidePrompts
 from .prompt_mask import PromptMask
 from .weights import full_names, head_weights
 
@@ -104,6 +105,9 @@ class GuidedLogitsProcessor(LogitsProcessor):
             and `random` with its `seed`.
         end_token_ids (`Sequence[int]`, *optional*):
             With such conditions: tokens that end a completion. Rows that have ended are not guided, and do not count.
+        guide_prompts (`Sequence[Sequence[int]]`, *optional*):
+            For each prompt of the batch the token ids that guides with `own_prompts` read in place of it. Needs
+            `attention_mask`, and serves one batch.
 
     Attributes:
         guides (`list[BaseGuide]`): The guides.
@@ -117,8 +121,8 @@ class GuidedLogitsProcessor(LogitsProcessor):
     Raises:
         `ValueError`: There is no guide, `guide_every` or `guide_when` is not valid or needs a `tokenizer`, `top_k` or
             `min_p` is out of range, or `weights` are not finite or name a head that does not exist. When called:
-            `top_k` is larger than the vocabulary, `weights` do not fit the batch, scores have another shape than the
-            candidates, or what a guide raises.
+            `top_k` is larger than the vocabulary, `weights` or `guide_prompts` do not fit the batch, scores have
+            another shape than the candidates, or what a guide raises.
         `TypeError`: A guide has no method `score`.
     """
 
@@ -139,6 +143,7 @@ class GuidedLogitsProcessor(LogitsProcessor):
         guide_every: int | str = 1,
         guide_when: Mapping[str, Any] | None = None,
         end_token_ids: Sequence[int] = (),
+        guide_prompts: Sequence[Sequence[int]] | None = None,
     ) -> None:
         self.schedule = guide_schedule(guide_every, guide_when)
         self.scheduled = None if self.schedule.always else self._rows(tokenizer, end_token_ids)
@@ -166,6 +171,7 @@ class GuidedLogitsProcessor(LogitsProcessor):
         self.weights = weights
         config = next((guide.config for guide in self.guides if guide.config is not None), None)
         self._mask = _prompt_mask(attention_mask, pad_token_id, tokenizer, config)
+        self._prompts = self._own_prompts(guide_prompts)
 
     @property
     def weights(self) -> Any:
@@ -245,11 +251,29 @@ class GuidedLogitsProcessor(LogitsProcessor):
 
     def _scores(self, context: GuideContext, rows_R: torch.Tensor | None = None) -> Scores:
         def of_guide(guide: BaseGuide, candidates_Nk: torch.Tensor, logits_Nk: torch.Tensor) -> torch.Tensor:
-            if rows_R is not None:
-                return guide.score(context.some(rows_R, logits_Nk), candidates_Nk)
-            return guide.score(replace(context, logits_Nk=logits_Nk), candidates_Nk)
+            seen = replace(context, logits_Nk=logits_Nk) if rows_R is None else context.some(rows_R, logits_Nk)
+            if guide.own_prompts and self._prompts is not None:
+                seen = self._prompts.context(seen)
+            return guide.score(seen, candidates_Nk)
 
         return of_guide
+
+    def _own_prompts(self, prompts: Sequence[Sequence[int]] | None) -> GuidePrompts | None:
+        """Prompts that guides read in place of the language model's; raise `ValueError` if they need some."""
+        own = [guide for guide in self.guides if guide.own_prompts]
+        if own and prompts is None:
+            raise ValueError(
+                f"The {own[0].who} reads a prompt of its own in place of the language model's: pass the token ids for "
+                "each prompt (`value_prompts` for value models; a column `value_prompt` in datasets)."
+            )
+        if prompts is None:
+            return None
+        if not own:
+            raise ValueError("No guide reads a prompt of its own: `guide_prompts` would have no effect.")
+        given = self._mask.given
+        if given is None or len(given) != len(prompts):
+            raise ValueError("`guide_prompts` needs the `attention_mask` of the prompts, with a row for each of them.")
+        return GuidePrompts(prompts, given.shape[1], self._mask.pad_token_id or 0)
 
     def _rows(self, tokenizer: PreTrainedTokenizerBase | None, ends: Sequence[int]) -> ScheduledRows:
         return ScheduledRows(self.schedule, tokenizer=tokenizer, ends=ends)
@@ -389,6 +413,8 @@ class GuidedLogitsProcessor(LogitsProcessor):
         self.check_top_k(llm.vocabulary)
         if self.saved is not None:
             return "an observer sees the candidates of each token"
+        if self._prompts is not None:
+            return "a guide reads a prompt of its own"
         methods = [(getattr(type(self), name), getattr(GuidedLogitsProcessor, name)) for name in _GUIDANCE]
         if any(own is not ours for own, ours in methods):
             return f"{type(self).__name__} may change the logits in another way"

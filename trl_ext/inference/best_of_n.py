@@ -176,6 +176,7 @@ class _Pool:
             series="best-of-n",
             method="best-of-n",
             context=self.policy.context,
+            sees_row=self.policy.sees_row,
         )
 
     def scored(self, prompt_ids: list[list[int]], settings: GenerationSettings) -> list[list[ScoredCompletion]]:

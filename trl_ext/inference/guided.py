@@ -45,6 +45,7 @@ def policy_with_processors(
     weights: GuideWeights | None = None,
     guided: GuidedTokens | None = None,
     truncation: str = "",
+    sees_row: Callable[[dict[str, Any], list[int]], None] | None = None,
 ) -> Policy:
     """
     The [`~trl_ext.inference.policy.Policy`] of a model whose logits go through processors.
@@ -60,7 +61,7 @@ def policy_with_processors(
             Name in tables and errors.
         batch_size (`int`, *optional*, defaults to `64`):
             Sequences to generate or score at once.
-        extras (`dict`, *optional*), series, method, truncation (`str`, *optional*, default to `""`), weights
+        extras (`dict`, *optional*), series, method, truncation (`str`, *optional*, default to `""`), weights, sees_row
             (*optional*): See [`~trl_ext.inference.policy.Policy`].
         context (`int`, *optional*, defaults to `0`):
             Context length, if models behind the processors have a shorter one. `0` means the model's.
@@ -112,6 +113,7 @@ def policy_with_processors(
         guided=guided,
         truncation=truncation,
         shows_guidance=weights is not None,
+        sees_row=sees_row,
     )
 
 

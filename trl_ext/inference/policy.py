@@ -125,6 +125,9 @@ class Policy:
             Whether `generate` needs the messages of a conversation: [`encode`] returns [`MessageIds`] then.
         shows_guidance (`bool`, *optional*, defaults to `False`):
             Whether an observer with `top_candidates` sees what guides did at each token.
+        sees_row (`Callable`, *optional*):
+            `(row, prompt_ids) -> None`: called with each row before its prompt is passed to `generate` or `logps`, for
+            a guide that reads other columns. Then prompts without a row are refused.
     """
 
     name: str
@@ -145,6 +148,7 @@ class Policy:
     guided: GuidedTokens | None = None
     takes_messages: bool = False
     shows_guidance: bool = False
+    sees_row: Callable[[dict[str, Any], list[int]], None] | None = None
 
     @property
     def observable(self) -> bool:
@@ -160,9 +164,17 @@ class Policy:
             chat_template_kwargs: Arguments of the chat template, such as `tools`.
 
         Raises:
-            [`~trl_ext.data.schema.DataError`]: The chat template refuses the prompt, there is none, or a token has no
-                embedding. The message names the policy.
+            [`~trl_ext.data.schema.DataError`]: The chat template refuses the prompt, there is none, a token has no
+                embedding, or the policy needs the row that the prompt is from. The message names the policy.
         """
+        if self.sees_row is not None:
+            raise DataError(
+                f"{self.name!r} reads other columns of a row than its prompt, and this is a prompt alone: use a "
+                "command that reads a dataset with them."
+            )
+        return self._encode(prompt, chat_template_kwargs)
+
+    def _encode(self, prompt: str | list[dict[str, Any]], chat_template_kwargs: dict[str, Any]) -> list[int]:
         with located(repr(self.name), TEMPLATE_REMEDY):
             ids = encode_prompt(self.tokenizer, prompt, **chat_template_kwargs)
             if self.model is not None:
@@ -173,7 +185,10 @@ class Policy:
 
     def encode_row(self, row: dict[str, Any]) -> list[int]:
         """Token ids of a row's prompt. Its columns `tools` and `chat_template_kwargs` reach the chat template."""
-        return self.encode(row["prompt"], **template_kwargs(row))
+        ids = self._encode(row["prompt"], template_kwargs(row))
+        if self.sees_row is not None:
+            self.sees_row(row, ids)
+        return ids
 
     def encode_rows(self, rows: Sequence[dict[str, Any]], first: int = 0) -> list[list[int]]:
         """

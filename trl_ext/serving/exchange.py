@@ -15,6 +15,11 @@ Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
+# How much of the body of a refused request is read, and for how long, so that the client gets the response.
+MAX_DISCARDED_BYTES = 64 * 2**20
+MAX_DISCARD_SECONDS = 2.0
+
+
 class ClientGone(Exception):
     """The client has closed the connection."""
 
@@ -37,6 +42,7 @@ class Exchange:
         self.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         self.status = 0
         self._receive, self._send = receive, send
+        self._body_read = False
 
     async def read_json(self, limits: ServerLimits) -> Any:
         """
@@ -63,17 +69,36 @@ class Exchange:
         declared = self.headers.get("content-length", "0")
         size = int(declared) if declared.isdecimal() else 0
         parts: list[bytes] = []
-        read, more = 0, size <= most
-        while more:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            parts.append(message.get("body", b""))
+        read = 0
+        while max(size, read) <= most and not self._body_read:
+            parts.append(await self._body_part())
             read += len(parts[-1])
-            more = message.get("more_body", False) and read <= most
         if max(size, read) > most:
             raise RequestError(413, f"The body is longer than {most} bytes.")
         return b"".join(parts)
+
+    async def _body_part(self) -> bytes:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        self._body_read = not message.get("more_body", False)
+        return bytes(message.get("body", b""))
+
+    async def _discard_body(self) -> None:
+        """
+        Read what is left of the body, within limits.
+
+        A server that closes a connection while the client still sends resets it, and the client loses the response.
+        """
+        if "expect" in self.headers:  # the client waits for a permission before it sends a body
+            return
+        left = MAX_DISCARDED_BYTES
+        try:
+            async with asyncio.timeout(MAX_DISCARD_SECONDS):
+                while not self._body_read and left > 0:
+                    left -= len(await self._body_part())
+        except (TimeoutError, ClientGone):
+            pass
 
     async def gone(self) -> None:
         """Wait until the client closes the connection. For a request whose body was read."""
@@ -89,7 +114,9 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": b"" if self.method == "HEAD" else data})
 
     async def respond_error(self, error: RequestError) -> None:
-        """Send an error. Where the body was not read, the connection is closed."""
+        """Send an error. What is left of the body is read first; after errors 408 and 413 the connection is closed."""
+        if error.status != 408:  # that body does not arrive
+            await self._discard_body()
         headers = {"retry-after": str(error.retry_after)} if error.retry_after else {}
         if error.allow:
             headers["allow"] = error.allow

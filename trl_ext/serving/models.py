@@ -40,7 +40,8 @@ class ServedModels:
         by_name (`dict[str, Policy]`): The models.
 
     Raises:
-        `ValueError`: Two models have the same name, such as one value model with two weights.
+        `ValueError`: Two models have the same name, such as one value model with two weights; or a value model reads
+            other columns of a dataset than the prompt.
     """
 
     def __init__(
@@ -59,6 +60,11 @@ class ServedModels:
                 raise ValueError(
                     f"two models would be called {name!r}: start with one setting of each, as requests choose "
                     "weights themselves (`beta`)."
+                )
+            if policy.sees_row is not None:
+                raise ValueError(
+                    f"{name!r} reads a column of a dataset beside the prompt (`value_prompt`), which requests do not "
+                    "have: use a value model that was trained without it."
                 )
             self.by_name[name] = policy
         self.vocabulary = embedding_rows(plain.model) if plain.model is not None else len(plain.tokenizer)

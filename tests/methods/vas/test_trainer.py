@@ -493,9 +493,9 @@ def test_rounds_add_samples_generated_with_guidance(tmp_path: Path, keep: bool, 
     )  # fmt: skip
     original = run._guides
 
-    def guides() -> Any:
+    def guides(rows: list[dict]) -> Any:
         guided.append(run.state.epoch)
-        return original()
+        return original(rows)
 
     run._guides = guides  # type: ignore[method-assign]
     sizes: list[int] = []
@@ -515,7 +515,7 @@ def test_guidance_uses_a_copy_with_cast_for_generation(tmp_path: Path) -> None:
     settings["cast_for_generation"] = True
     run = trainer(tmp_path, PROMPTS[:4], reward_funcs=letter_reward, args=settings)
     ids = torch.ones(1, 3, dtype=torch.long)
-    [guide] = run._guides()(ids, torch.ones_like(ids))
+    [guide] = run._guides([])(ids, torch.ones_like(ids))
     dtypes = {p.dtype for p in guide.guides[0].model.backbone.parameters()}
     assert dtypes == {torch.bfloat16} and {p.dtype for p in run.model.parameters()} == {torch.float32}
 
@@ -531,7 +531,7 @@ def test_guidance_in_training_uses_reward_weights(tmp_path: Path) -> None:
     made = value_model(make_tokenizer(), ("one", "other"))
     run = trainer(tmp_path, PROMPTS[:4], reward_funcs=[one, other], value_model=made, args=settings)
     ids = torch.ones(1, 3, dtype=torch.long)
-    [guide] = run._guides()(ids, torch.ones_like(ids))
+    [guide] = run._guides([])(ids, torch.ones_like(ids))
     assert guide.beta == {"one": 6.0, "other": -1.5}
 
 

@@ -22,8 +22,13 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from trl_ext.data.row_cache import this_version
+from trl_ext.data.row_errors import located
 from trl_ext.data.schema import AnyDataset, DataError, column_names, first_row, where
 from trl_ext.data.tokenization import prepare_dataset, truncate_completions, without_full_prompts
+
+from .value_prompts import COLUMN as VALUE_PROMPT
+from .value_prompts import IDS as VALUE_PROMPT_IDS
+from .value_prompts import encode_value_prompt
 
 
 DEFAULT_HEAD = "reward"  # learns `scores`, or the weighted sum of the reward functions
@@ -34,10 +39,10 @@ class DataCollatorForValues:
     """
     Collates tokenised rows without padding: how rows are laid out is chosen later, for each batch.
 
-    A batch is a `dict` with `row_index` (`torch.Tensor` of shape (B,)), `prompt_ids` (`list[list[int]]`),
-    `completion_ids` (`list[list[list[int]]]`), `token_rewards`, and `rows` (the unchanged rows, for reward
-    functions). `completion_ids` and `token_rewards` are empty lists for rows whose completions are sampled in
-    training.
+    A batch is a `dict` with `row_index` (`torch.Tensor` of shape (B,)), `prompt_ids` (`list[list[int]]`), which are
+    those of the column `value_prompt` if there is one, `completion_ids` (`list[list[list[int]]]`), `token_rewards`,
+    and `rows` (the unchanged rows, for reward functions). `completion_ids` and `token_rewards` are empty lists for
+    rows whose completions are sampled in training.
 
     Examples:
     ```python
@@ -53,11 +58,17 @@ class DataCollatorForValues:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         return {
             "row_index": torch.tensor([row["row_index"] for row in rows]),
-            "prompt_ids": [row["prompt_ids"] for row in rows],
+            "prompt_ids": [read_prompt(row) for row in rows],
             "completion_ids": [row.get("completion_ids") or [] for row in rows],
             "token_rewards": [row.get("token_rewards") or [] for row in rows],
             "rows": rows,
         }
+
+
+def read_prompt(row: dict[str, Any]) -> list[int]:
+    """Token ids of the prompt that the value model reads for a tokenized row."""
+    ids: list[int] = row.get(VALUE_PROMPT_IDS) or row["prompt_ids"]
+    return ids
 
 
 def reward_tensors(
@@ -170,7 +181,8 @@ def prepare_values(
         chat_template_kwargs (`dict[str, Any]`, *optional*): See [`~trl_ext.data.tokenization.prepare_dataset`].
 
     Returns:
-        The dataset, and the number of rows that were dropped because their prompt fills `max_length`.
+        The dataset, with `value_prompt_ids` if it has a column `value_prompt`, and the number of rows that were
+        dropped because a prompt fills `max_length`.
 
     Raises:
         [`~trl_ext.data.schema.DataError`]: A row or column is unusable; the message names it.
@@ -182,10 +194,22 @@ def prepare_values(
     dataset, _ = prepare_dataset(
         dataset, tokenizer, name=name, max_length=0, num_proc=num_proc, chat_template_kwargs=chat_template_kwargs
     )
+    if VALUE_PROMPT in column_names(dataset):
+        arguments: dict[str, Any] = {"name": name, "tokenizer": tokenizer}
+        dataset = dataset.map(this_version(_add_value_prompt), fn_kwargs=arguments, **kwargs)
     if "completion_ids" in column_names(dataset):
         arguments = {"heads": list(heads), "max_length": max_length, "name": name, "tokenizer": tokenizer}
         dataset = dataset.map(this_version(_add_rewards), fn_kwargs=arguments, **kwargs)
-    return without_full_prompts(dataset, max_length, name=name, num_proc=num_proc)
+    kept, dropped = without_full_prompts(dataset, max_length, name=name, num_proc=num_proc)
+    if VALUE_PROMPT not in column_names(dataset):
+        return kept, dropped
+    kept, more = without_full_prompts(kept, max_length, name=name, num_proc=num_proc, column=VALUE_PROMPT_IDS)
+    return kept, dropped + more
+
+
+def _add_value_prompt(row: dict[str, Any], name: str, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    with located(where(row["row_index"], name)):
+        return {VALUE_PROMPT_IDS: encode_value_prompt(tokenizer, row)}
 
 
 def _has_lists(scores: Any) -> bool:
@@ -218,7 +242,9 @@ def _add_rewards(
             rewards[i].append(_numbers(entry, len(ids[i]), ended[i], place))
     if not max_length:
         return {"token_rewards": rewards}
-    cut = truncate_completions(row, max_length, tokenizer)
+    # The completion has to fit behind the longer of the two prompts.
+    excess = max(len(read_prompt(row)) - len(row["prompt_ids"]), 0)
+    cut = truncate_completions(row, max_length - excess, tokenizer)
     for by_head, ids in zip(rewards, cut["completion_ids"], strict=True):
         # A single number is of the complete completion, and stays.
         by_head[:] = [numbers[: len(ids)] if len(numbers) > 1 else numbers for numbers in by_head]

@@ -27,6 +27,7 @@ from trl_ext.upstream import get_config_model_id
 from .decoding.logits_processor import Beta, ValueAugmentedLogitsProcessor
 from .value_model.config import ValueConfig
 from .value_model.model import ValueModel
+from .value_prompts import ValuePrompts
 
 
 ValueModels: TypeAlias = ValueModel | dict[str, ValueModel]
@@ -64,12 +65,15 @@ def guided_policy(
     settings |= {"guide_every": guide_every, "guide_when": guide_when}
     settings["end_token_ids"] = eos_token_ids(model, tokenizer)
 
+    models = value_models.values() if isinstance(value_models, Mapping) else [value_models]
+    prompts = ValuePrompts(tokenizer) if any(each.config.value_prompt for each in models) else None
+
+    def processor(mask_PT: torch.Tensor, value_prompts: list[list[int]] | None) -> ValueAugmentedLogitsProcessor:
+        given = {"attention_mask": mask_PT, "value_prompts": value_prompts, "tokenizer": tokenizer}
+        return ValueAugmentedLogitsProcessor(value_models, beta, top_k, **given, **settings)
+
     def processors(ids_PT: torch.Tensor, mask_PT: torch.Tensor) -> list[ValueAugmentedLogitsProcessor]:
-        return [
-            ValueAugmentedLogitsProcessor(
-                value_models, beta, top_k, attention_mask=mask_PT, tokenizer=tokenizer, **settings
-            )
-        ]
+        return [processor(mask_PT, None if prompts is None else prompts.of(ids_PT, mask_PT))]
 
     def change(weights: dict[str, float]) -> Policy:
         return guided_policy(
@@ -85,7 +89,8 @@ def guided_policy(
             **settings,
         )
 
-    [checked] = processors(*torch.ones(2, 1, 1, dtype=torch.long))  # raises errors before anything is generated
+    # raises errors before anything is generated
+    checked = processor(torch.ones(1, 1, dtype=torch.long), None if prompts is None else [[0]])
     contexts = [context_length(model), *(guide.context_length for guide in checked.guides)]
     return policy_with_processors(
         model,
@@ -99,6 +104,7 @@ def guided_policy(
         context=min((length for length in contexts if length), default=0),
         weights=guide_weights(checked, change),
         guided=None if checked.scheduled is None else GuidedTokens(),
+        sees_row=None if prompts is None else prompts.add_row,
     )
 
 

@@ -24,10 +24,11 @@ from transformers.utils import logging
 
 from trl_ext.atomic_files import write_tensors
 from trl_ext.cards import link, quoted
+from trl_ext.data.row_errors import located
 from trl_ext.data.schema import AnyDataset, DataError, column_names, where
 from trl_ext.data.scored_rows import REWARD_FLAGS, lacks_completions
 from trl_ext.decoding.static_generate import release_static_caches
-from trl_ext.generation.generate import generate
+from trl_ext.generation.generate import Processors, generate
 from trl_ext.logprobs.balancing_loss import router_aux_loss_coef
 from trl_ext.models.properties import context_length, embedding_rows
 from trl_ext.progress import titled
@@ -45,9 +46,10 @@ from trl_ext.training.summary import Run, describe_generate, describe_model, mod
 from trl_ext.training.trainer import EvalDataset, ExtTrainer
 from trl_ext.training.trl_settings import FROZEN_MODEL_ARGUMENTS
 
+from . import value_prompts
 from .calibration import HalfCompletion, measure_calibration, roll_out, sample_halves
 from .config import VASConfig
-from .data import DataCollatorForValues, choose_heads, prepare_values, reward_tensors, total_rewards
+from .data import DataCollatorForValues, choose_heads, prepare_values, read_prompt, reward_tensors, total_rewards
 from .decoding.logits_processor import ValueAugmentedLogitsProcessor
 from .explained_variance import measure_values
 from .loading import load_value_model, trained_on_policy
@@ -143,7 +145,7 @@ class VASTrainer(ExtTrainer):
                 eprint       = {arXiv:2405.06639},
             }"""),
     }
-    _row_columns: ClassVar = ("token_rewards",)
+    _row_columns: ClassVar = ("token_rewards", value_prompts.IDS)
     _rounds: RolloutSchedule
     # `compute_loss` divides by the number of tokens in all micro-batches and processes of a step.
     loss_is_scaled_for_ga = True
@@ -185,6 +187,7 @@ class VASTrainer(ExtTrainer):
         model = load_value_model(
             value_model, self.policy, self._tokenizer, self.heads, args, quantization_config, peft_config
         )
+        model.config.value_prompt = self._reads_value_prompts
         models = [each for each in (model.backbone, self.policy) if each is not None]
         self._embeddings = min(filter(None, map(embedding_rows, models)), default=0)
         self._trained = trained_on_policy(model)
@@ -243,12 +246,26 @@ class VASTrainer(ExtTrainer):
         return TrainedModel(summary, code, "trl-ext", [language_model, config.backbone_name])
 
     def _tokenize(self, dataset: AnyDataset, args: VASConfig, name: str) -> tuple[AnyDataset, int]:
+        has_column = value_prompts.COLUMN in column_names(dataset)
+        if name == "train":
+            self._reads_value_prompts = has_column
+            if has_column and args.value_form == "policy":
+                raise ValueError(
+                    f"A value model of the form 'policy' reads the language model's hidden states, not the column "
+                    f"`{value_prompts.COLUMN}`: set `value_form` to 'state' or 'action', or remove the column."
+                )
+        value_prompts.check_column(column_names(dataset), self._reads_value_prompts, name=name)
         settings: dict[str, Any] = {
             "max_length": args.max_length,
             "num_proc": args.dataset_num_proc,
             "chat_template_kwargs": args.chat_template_kwargs,
         }
         return prepare_values(dataset, self._tokenizer, name=name, heads=self.heads, **settings)
+
+    def _check_context_length(self, dataset: AnyDataset, args: Any, name: str, *, samples: bool = False) -> AnyDataset:
+        dataset = super()._check_context_length(dataset, args, name, samples=samples)
+        generated = args.max_completion_length if samples or "completion_ids" not in column_names(dataset) else 0
+        return value_prompts.check_lengths(dataset, self._context, name=name, max_new_tokens=generated)
 
     def _needs_policy(self, args: VASConfig, evals: Any) -> bool:
         """Whether completions are sampled, in training or evaluation."""
@@ -365,7 +382,7 @@ class VASTrainer(ExtTrainer):
                     [row["prompt_ids"] for row in rows],
                     args.generation_settings(mode),
                     batch_size=sampling_batch_size(self),
-                    processors=self._guides() if guided else None,
+                    processors=self._guides(rows) if guided else None,
                 )
                 release_static_caches(policy)  # frees the memory of CUDA graphs for the training of the value model
             sampled = score_round(
@@ -391,9 +408,10 @@ class VASTrainer(ExtTrainer):
     def _sampling_policy(self) -> Any:
         return sampling_from(self.policy, self, shared=self.model.shares_policy)
 
-    def _guides(self) -> Callable[[torch.Tensor, torch.Tensor], list[ValueAugmentedLogitsProcessor]]:
-        """A function that creates the logits processor for a batch of prompts, with the current value model."""
+    def _guides(self, rows: list[dict[str, Any]]) -> Processors:
+        """A function that creates the logits processor for a batch of these rows, with the current value model."""
         args = self.args
+        prompts = self._value_prompts(rows)
         weights = dict(zip([reward.name for reward in self.rewards], args.reward_weights or [], strict=False))
         beta = {head: args.sampling_beta * weights.get(head, 1.0) for head in self.heads}
         # If they share weights, a copy of the value model would be a copy of the policy.
@@ -407,10 +425,21 @@ class VASTrainer(ExtTrainer):
                     top_k=args.sampling_candidates,
                     pad_token_id=self._tokenizer.pad_token_id,
                     attention_mask=mask_PT,
+                    value_prompts=None if prompts is None else prompts.of(ids_PT, mask_PT),
                 )
             ]
 
         return guides
+
+    def _value_prompts(self, rows: list[dict[str, Any]]) -> value_prompts.ValuePrompts | None:
+        """What the value model reads for the prompts of these rows, if that is another prompt."""
+        if not self._reads_value_prompts:
+            return None
+        found = value_prompts.ValuePrompts(self._tokenizer)
+        for row in rows:
+            with located(where(row["row_index"], "train")):
+                found.add(row["prompt_ids"], row[value_prompts.IDS])
+        return found
 
     def _add_rewards(self, groups: list[Any], gather: bool = True) -> None:
         """Add rewards, those of all processes if `gather`, to the statistics of the data."""
@@ -564,7 +593,7 @@ class VASTrainer(ExtTrainer):
         values, size = [torch.zeros(0, len(self.heads))], sampling_batch_size(self)
         for start in range(0, len(halves), size):
             part = halves[start : start + size]
-            prompts = [half.row["prompt_ids"] for half in part]
+            prompts = [read_prompt(half.row) for half in part]
             tokens = self.token_values(self.model, prompts, [[half.completion_ids] for half in part])
             last_N = tokens.mask.sum(dim=1) - 1
             values.append(tokens.values[torch.arange(len(part)), last_N].float().cpu())

@@ -144,6 +144,11 @@ class EndpointGuide:
                 raise ValueError(
                     f"A value model of the form {form!r} cannot guide a server in {mode} mode: use one of 'state'."
                 )
+            if model.config.value_prompt:
+                raise ValueError(
+                    "The value model reads a column `value_prompt`, which prompts for a server do not have: use one "
+                    "that was trained without it."
+                )
         by_name = value_tokenizer if isinstance(value_tokenizer, Mapping) else dict.fromkeys(models, value_tokenizer)
         self._tokenizers = [by_name.get(model) for model in models]
         self._lock = threading.Lock()  # of the value models

@@ -64,6 +64,9 @@ class ValueAugmentedLogitsProcessor(GuidedLogitsProcessor):
         guide_every, guide_when, end_token_ids (*optional*):
             Which tokens are guided, by default all; as for
             [`~trl_ext.guides.logits_processor.GuidedLogitsProcessor`].
+        value_prompts (`Sequence[Sequence[int]]`, *optional*):
+            For each prompt of the batch what value models read in place of it, which were trained with a column
+            `value_prompt`: token ids. Needs `attention_mask`, and serves one batch.
 
     Attributes:
         heads (`tuple[str, ...]`): Names that `beta` may have.
@@ -93,6 +96,7 @@ class ValueAugmentedLogitsProcessor(GuidedLogitsProcessor):
         guide_every: int | str = 1,
         guide_when: Mapping[str, Any] | None = None,
         end_token_ids: Sequence[int] = (),
+        value_prompts: Sequence[Sequence[int]] | None = None,
     ) -> None:
         if check_value("top_k", top_k, int) < 1:
             raise ValueError(f"`top_k` must be at least 1, got {top_k}: without candidates there is nothing to guide.")
@@ -125,6 +129,7 @@ class ValueAugmentedLogitsProcessor(GuidedLogitsProcessor):
             guide_every=guide_every,
             guide_when=guide_when,
             end_token_ids=end_token_ids,
+            guide_prompts=value_prompts,
         )
 
     @property

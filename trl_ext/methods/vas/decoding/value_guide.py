@@ -84,6 +84,11 @@ class ValueGuide(BaseGuide):
         return self.model.config.form == "state"
 
     @property
+    def own_prompts(self) -> bool:  # type: ignore[override]
+        """Whether it was trained on prompts of its own."""
+        return bool(self.model.config.value_prompt)
+
+    @property
     def device(self) -> torch.device:
         """Where the value model reads."""
         return next(self.model.parameters()).device
@@ -122,6 +127,8 @@ class ValueGuide(BaseGuide):
         """Why it cannot score blocks; `""` if it can."""
         if self.reader is None:
             return "it reads the language model's hidden states, which blocks no longer have; use the form 'state'"
+        if self.own_prompts:
+            return "it reads a prompt of its own"
         return ""
 
     def reset(self) -> None:
@@ -194,6 +201,8 @@ class ValueGuide(BaseGuide):
         reason = "" if self.reader is None else slot_unsupported_reason(self.model.backbone)
         if self._vocabulary.retokenizer is not None:
             reason = "it reads the text in tokens of its own"
+        if self.own_prompts:
+            reason = "it reads a prompt of its own, which requests do not have"
         if reason:
             raise ValueError(f"The {self.who} cannot read many texts at once on one KV cache: {reason}.")
 

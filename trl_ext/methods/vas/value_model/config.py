@@ -117,6 +117,8 @@ class ValueConfig(BackboneConfig):
             Its [`~trl_ext.vocabulary.vocabulary_digest`]; `""` if unknown.
         vocabulary_count (`int`, *optional*, defaults to `0`):
             Number of its tokens, so that a tokenizer with further ones is recognised; `0` if unknown.
+        value_prompt (`bool`, *optional*, defaults to `False`):
+            Whether it was trained on prompts of its own, the column `value_prompt`.
         kwargs: Those of [`~trl_ext.methods.vas.value_model.config.BackboneConfig`].
     """
 
@@ -134,6 +136,7 @@ class ValueConfig(BackboneConfig):
     tokenizer_name: str = ""
     vocabulary: str = ""
     vocabulary_count: int = 0
+    value_prompt: bool = False
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
