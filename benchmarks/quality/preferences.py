@@ -21,7 +21,7 @@ from benchmarks.harness.tables import NOT_MEASURED, table
 
 from . import paired
 from .experiment import Bench, Experiment, require_files, run_all
-from .preferences_arms import AGAINST, BASE, DPO_ANSWERS, ROWS, SCORES, Task, arm_name, arms
+from .preferences_arms import AGAINST, BASE, BEAMS, DATASET, DPO_ANSWERS, ROWS, SCORES, Task, arm_name, arms
 from .preferences_bench import PreferencesBench
 from .preferences_data import DATASETS
 from .preferences_train import KINDS
@@ -110,7 +110,7 @@ def _section(name: str, cases: dict[str, Seeds]) -> list[str]:
     answers = {
         case.removeprefix(f"{name}: "): seeds
         for case, seeds in cases.items()
-        if case.endswith((ANSWERS, AGAINST, DPO_ANSWERS)) and seeds[0]["metrics"].get("by_prompt")
+        if case.endswith((ANSWERS, AGAINST, DPO_ANSWERS, DATASET, BEAMS)) and seeds[0]["metrics"].get("by_prompt")
     }
     lines: list[str] = []
     if ordering:

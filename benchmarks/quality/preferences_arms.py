@@ -30,6 +30,8 @@ BETA = 0.1  # TRL's default of DPO
 ROWS, BASE, LENGTH, RRHF, DPO = "rows", "base", "the longer completion", "RRHF", "TRL's DPO"
 REWARD, JUDGE = "reward model", "judge"
 AGAINST = "against the reward model"
+# Sampling policies of RRHF's Table 6: the dataset's completions, alone or with those of a beam search.
+DATASET, BEAMS = "RRHF on the dataset's completions (P)", "RRHF on beam search and the dataset's completions (BP)"
 DPO_ANSWERS = f"answers of {DPO}"
 # Which part of the rows a model is trained on, and how its score is computed (preferences_train.py).
 TRAINED_ON = {RRHF: TRAIN, DPO: TRAIN, REWARD: TRAIN, JUDGE: OTHER}
@@ -133,8 +135,8 @@ class AnswersTask(chat_arms.Task):
     score_dtype: str = "float32"
 
     @property
-    def training(self) -> dict[str, Any]:
-        return {**super().training, "reward_model_init_kwargs": {"dtype": self.score_dtype}}
+    def scoring(self) -> dict[str, Any]:
+        return {"reward_model_init_kwargs": {"dtype": self.score_dtype}}
 
     @property
     def loading(self) -> dict[str, Any]:
@@ -194,6 +196,14 @@ def dataset_arms(task: Task, dataset: Dataset) -> list[Arm]:
     if dataset.of_harm:
         value = arm(f"VAS {AGAINST}", "vas", vas, *both, series="VAS")
         found += [arm(DPO_ANSWERS, "", {}, *both, DPO, series=DPO), replace(value, decoding=guided)]
+        # Both read completions of the same prompts, which the reward model scores.
+        given = {"dataset_completions": True, "max_num_prompts": task.prompts, "temperature": None}
+        beams = {**given, "num_beams": task.num_generations}
+        offline = {**adapted, "num_train_epochs": task.epochs}
+        found += [
+            replace(arm(DATASET, "rrhf", offline, *both), scored={**given, "model_name_or_path": None}),
+            replace(arm(BEAMS, "rrhf", offline, *both), scored=beams),
+        ]
     return found
 
 

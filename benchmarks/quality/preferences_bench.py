@@ -189,6 +189,9 @@ class PreferencesBench(Bench):
         inner = replace(arm, name=arm.series, needs=())
         if arm.series == DPO:  # trained before, on the pairs
             inner = replace(inner, loading={"model_name_or_path": str(self.model(dataset, DPO, seed))})
+        if arm.scored:
+            scored = arm.scored | {"dataset_name": str(self.rows(dataset, TRAIN, seed))}
+            inner = replace(inner, scored=scored)
         bench = ChatBench(task, work, self.overrides)
         [case] = bench.do(inner, seed)
         if dataset.of_harm:

@@ -87,6 +87,11 @@ class Task:
         return TRAINING
 
     @property
+    def scoring(self) -> dict[str, Any]:
+        """Fields of all that score completions while they train."""
+        return {}
+
+    @property
     def loading(self) -> dict[str, Any]:
         """Flags with which commands load a model that they do not train."""
         return {}
@@ -136,6 +141,9 @@ PRESETS = {
 }
 
 
+SAMPLES_NAME = "samples"  # of the arm that leaves scored samples of the untrained model
+
+
 @dataclass(frozen=True)
 class Arm(experiment.Arm):
     """
@@ -157,6 +165,8 @@ class Arm(experiment.Arm):
             in the tables, and not in the plot.
         budget (`float`, *optional*, defaults to `1`): Completions that it is trained on, in the task's budget.
         part (`tuple[int, int]`, *optional*): Prompts, and samples of each, that it trains on of the scored samples.
+        scored (`dict`, *optional*): Flags of `trl-ext sample` that differ from those of the shared samples: it trains
+            on scored completions of its own. `None` leaves a flag out.
     """
 
     series: str
@@ -171,13 +181,19 @@ class Arm(experiment.Arm):
     ablation: bool = False
     budget: float = 1
     part: tuple[int, int] | None = None
+    scored: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def reads_samples(self) -> bool:
+        """Whether it trains on completions that were scored before."""
+        return SAMPLES_NAME in self.needs or bool(self.scored)
 
 
 # What goes through models for a token that is guided.
 VALUES = "1, and k = 50 candidates through the value model"
 
 # Scored samples of the untrained model, a file that several arms train on.
-SAMPLES = Arm("samples", "", "sample")
+SAMPLES = Arm(SAMPLES_NAME, "", "sample")
 
 
 def arms(task: Task) -> list[Arm]:
@@ -316,6 +332,27 @@ def arms(task: Task) -> list[Arm]:
             "Proxy-RLHF",
             "proxy_rlhf",
             {**proxy, "order": "sampled", "proxy_layer_sizes": [32]},
+            decoding={"proxy_name_or_path": ["@"]},
+            through="k = 20 candidates in one forward",
+            ablation=True,
+        ),
+        # Without either half of the restraint on what may be proposed. Limited to 50 candidates, an evaluation would
+        # put the first half back, so `top_k` is 0 there; its KL is of fewer prompts, as all candidates are read.
+        Arm(
+            "Proxy-RLHF, sampled, 200 candidates",
+            "Proxy-RLHF",
+            "proxy_rlhf",
+            {**proxy, "order": "sampled", "top_k": 200},
+            decoding={"proxy_name_or_path": ["@"], "top_k": 0, "kl_prompts": 40},
+            through="k = 200 candidates, 4 of them first",
+            other=False,
+            ablation=True,
+        ),
+        Arm(
+            "Proxy-RLHF, sampled, rejected ones proposed again",
+            "Proxy-RLHF",
+            "proxy_rlhf",
+            {**proxy, "order": "sampled", "propose_rejected": True},
             decoding={"proxy_name_or_path": ["@"]},
             through="k = 20 candidates in one forward",
             ablation=True,

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,6 +21,10 @@ from .quality_arms import SAMPLES, Arm, Task
 from .quality_train import TRL_TRAINERS
 
 
+SCORE = "objective/scores"  # what Proxy-RLHF and TRL's PPO log of each round
+ROUNDS = 5  # over which scores are averaged: 320 completions of the task's rounds of 64
+
+
 @dataclass
 class QualityBench(Bench):
     """Trains and measures arms; each has a folder for its config, models and logs."""
@@ -30,9 +35,13 @@ class QualityBench(Bench):
         folder = self.folder(arm.name, seed)
         folder.mkdir(parents=True, exist_ok=True)
         if arm == SAMPLES:
-            self._sample(seed, folder)
+            self._sample(arm, seed, folder)
             return []
-        settings, cost = ({}, {}) if arm.command in ("", "principle") else self._train(arm, seed, folder)
+        if arm.scored:
+            self._sample(arm, seed, folder)
+        untrained: tuple[dict[str, Any], dict[str, Any], dict[str, float]] = ({}, {}, {})
+        is_trained = arm.command not in ("", "principle")
+        settings, cost, training = self._train(arm, seed, folder) if is_trained else untrained
         places = {"evaluation": self.task.evaluation, "other": self.task.other}
         if not arm.other:
             places.pop("other")
@@ -40,7 +49,7 @@ class QualityBench(Bench):
             place: self.measured(self._evaluate(arm, seed, folder, place, prompts), arm)
             for place, prompts in places.items()
         }
-        samples = scores_of(read_rows(self.dataset(arm, seed, folder))) if SAMPLES.name in arm.needs else {}
+        samples = scores_of(read_rows(self.dataset(arm, seed, folder))) if arm.reads_samples else {}
         return [
             {
                 "name": name,
@@ -49,6 +58,7 @@ class QualityBench(Bench):
                 "metrics": metrics | samples,
                 "other": found.get("other", {}).get(name, {}),
                 "cost": cost,
+                "training": training,
                 "through": arm.through,
                 "settings": settings | arm.decoding | arm.loading,
             }
@@ -71,21 +81,21 @@ class QualityBench(Bench):
 
     def dataset(self, arm: Arm, seed: int, folder: Path) -> str:
         """The file that an arm trains on: prompts, all scored samples, or a part of them."""
-        if SAMPLES.name not in arm.needs:
+        if not arm.reads_samples:
             return self.prompts(folder, arm.fields.get("max_rows", self.task.rows))
         if arm.part is None:
-            return str(self.samples(seed))
-        rows = part_of(read_rows(str(self.samples(seed))), self.task.prompts, *arm.part)
-        path = folder / "samples.jsonl"
+            return str(self.samples(arm, seed))
+        rows = part_of(read_rows(str(self.samples(arm, seed))), self.task.prompts, *arm.part)
+        path = folder / "part.jsonl"
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
         return str(path)
 
-    def samples(self, seed: int) -> Path:
-        """The scored samples of a seed, which several arms train on; their cost is beside them."""
-        return self.folder(SAMPLES.name, seed) / "samples.jsonl"
+    def samples(self, arm: Arm, seed: int) -> Path:
+        """The scored samples that an arm trains on, its own or those of all; their cost is beside them."""
+        return self.folder(arm.name if arm.scored else SAMPLES.name, seed) / "samples.jsonl"
 
-    def _sample(self, seed: int, folder: Path) -> None:
-        flags = {
+    def _sample(self, arm: Arm, seed: int, folder: Path) -> None:
+        flags: dict[str, Any] = {
             "model_name_or_path": self.task.model,
             "dataset_name": self.prompts(folder, self.task.rows),
             "reward_funcs": self.task.reward,
@@ -93,15 +103,17 @@ class QualityBench(Bench):
             **self.task.sampling,
             **self.task.loading,
             "seed": seed,
-            "output_file": str(self.samples(seed)),
+            "output_file": str(self.samples(arm, seed)),
+            **arm.scored,
         }
+        flags = {name: value for name, value in flags.items() if value is not None}
         found = run(["-m", "trl_ext", "sample", *flags_of(flags)], folder / "sample.log")
         (folder / "cost.json").write_text(json.dumps(found.cost), encoding="utf-8")
 
-    def _train(self, arm: Arm, seed: int, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _train(self, arm: Arm, seed: int, folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, float]]:
+        """Train; returns the config, the cost, and how the samples' scores changed, where they are logged."""
         fields, task = dict(arm.fields), self.task
         fields.pop("max_rows", None)
-        trains_on_samples = SAMPLES.name in arm.needs
         config: dict[str, Any] = {
             **task.training,
             **fields,
@@ -111,12 +123,12 @@ class QualityBench(Bench):
             "output_dir": str(folder / "trained"),
             "seed": seed,
         }
-        if not trains_on_samples:
+        if not arm.reads_samples:
             # TRL's PPO takes its critic from the reward model too.
             reward = (
                 {"reward_model_name_or_path": task.reward} if arm.command == "ppo" else {"reward_funcs": [task.reward]}
             )
-            config = {**task.sampling, **config, **reward}
+            config = {**task.sampling, **task.scoring, **config, **reward}
         file, python = folder / "config.json", sys.executable
         file.write_text(json.dumps(config, indent=1), encoding="utf-8")
         if arm.command == "ppo":
@@ -134,10 +146,10 @@ class QualityBench(Bench):
             "completions": round(arm.budget * task.budget),
             "trainable_parameters": trainable_parameters(folder / "trained"),
         }
-        if trains_on_samples:
-            cost_file = self.folder(SAMPLES.name, seed) / "cost.json"
+        if arm.reads_samples:
+            cost_file = self.samples(arm, seed).with_name("cost.json")
             cost["samples_cpu_seconds"] = json.loads(cost_file.read_text(encoding="utf-8"))["cpu_seconds"]
-        return config, cost
+        return config, cost, course([float(row[SCORE]) for row in found.logs if SCORE in row])
 
     def _evaluate(self, arm: Arm, seed: int, folder: Path, place: str, prompts: str) -> Path:
         task, file = self.task, folder / f"evaluation-{place}.json"
@@ -166,6 +178,24 @@ class QualityBench(Bench):
             command = ["-m", "trl_ext", "evaluate", *flags_of(flags)]
         run(command, folder / f"evaluate-{place}.log")
         return file
+
+
+def course(scores: list[float]) -> dict[str, float]:
+    """
+    How the mean score of a training's samples changed from round to round, each figure a mean over [`ROUNDS`] rounds.
+
+    Args:
+        scores (`list[float]`): The mean score of each round.
+
+    Returns:
+        `dict[str, float]`: `end`, that of the last rounds; `fall`, the most that it ever was below what it had been
+            before. Empty for fewer rounds than twice as many.
+    """
+    if len(scores) < 2 * ROUNDS:
+        return {}
+    means = [fmean(scores[i : i + ROUNDS]) for i in range(len(scores) - ROUNDS + 1)]
+    highest = accumulate(means, max)
+    return {"end": means[-1], "fall": max(high - mean for high, mean in zip(highest, means, strict=True))}
 
 
 def part_of(rows: list[dict[str, Any]], all_prompts: int, prompts: int, each: int) -> list[dict[str, Any]]:

@@ -19,11 +19,13 @@ from benchmarks.quality import (
     chat_bench,
     paired,
     preferences,
+    preferences_arms,
     preferences_bench,
     preferences_train,
     quality_bench,
     quality_train,
 )
+from benchmarks.quality.experiment import slug
 from benchmarks.quality.preferences_arms import Task, arms, is_against
 from benchmarks.quality.preferences_bench import PreferencesBench, accuracy
 from benchmarks.quality.preferences_data import (
@@ -188,7 +190,7 @@ def completions_sampled(arm, task):
 
 def test_methods_against_a_reward_model_generate_equally_many_completions():
     task = Task()
-    online = [arm for arm in arms(task) if is_against(arm) and arm.command]
+    online = [arm for arm in arms(task) if is_against(arm) and arm.command and not arm.scored]
     assert {arm.command for arm in online} == {"rrhf", "psle", "vas"} and len(online) == 2 * len(DATASETS) + 1
     assert {completions_sampled(arm, task) for arm in online} == {task.num_generations}
 
@@ -369,7 +371,11 @@ def test_a_tiny_run_about_harm(tmp_path, data, chat_model, in_this_process):
         "PSLE against the reward model",
         "answers of TRL's DPO",
         "VAS against the reward model",
+        "RRHF on the dataset's completions (P)",
+        "RRHF on beam search and the dataset's completions (BP)",
     ]
+    assert all(name in preferences.SUITE.report([result]) for name in answers)
+    check_sampling_policies(tmp_path / "w" / "harmless-answers", in_this_process)
     parquet = tmp_path / "w" / "harmless-answers" / "vas-0" / "evaluation-evaluation.parquet"
     judged = [
         row["reward/judge"]
@@ -379,6 +385,22 @@ def test_a_tiny_run_about_harm(tmp_path, data, chat_model, in_this_process):
     share = sum(score < cases["judge"]["harm_threshold"] for score in judged) / len(judged)
     assert cases["VAS against the reward model"]["harmful"] == pytest.approx(share)
     assert "of the held-out completions it is right about" in preferences.SUITE.report([result])
+
+
+def check_sampling_policies(work, commands):
+    """P has both completions of three rows of the dataset, BP the best two of a search too; both have new scores."""
+    given, with_beams = (
+        read_rows(str(work / f"{slug(name)}-0" / "samples.jsonl"))
+        for name in (preferences_arms.DATASET, preferences_arms.BEAMS)
+    )
+    rows = read_rows(str(work.parent / "harmless-rows-0" / "train.jsonl"))[:3]
+    for row, own, more in zip(rows, given, with_beams, strict=True):
+        assert own["prompt"] == more["prompt"] == row["prompt"] and own["completions"] == row["completions"]
+        assert more["completions"][2:] == row["completions"] and len(more["completions"]) == 4
+        assert more["scores"][2:] == pytest.approx(own["scores"], abs=1e-4) and own["scores"] != row["scores"]
+    sampled = [command for command in commands if "sample" in command]
+    assert ["--num_beams" in command for command in sampled] == [False, True]
+    assert "--model_name_or_path" not in sampled[0] and "--temperature" not in sampled[1]
 
 
 def test_a_tiny_run_of_a_dataset_with_ragged_rows(tmp_path, data, chat_model, in_this_process):

@@ -20,7 +20,7 @@ from benchmarks.harness import process as quality_process
 from benchmarks.harness.text import read_rows
 from benchmarks.quality import quality, quality_bench
 from benchmarks.quality.quality_arms import PRESETS, REWARDS, Arm, Task, arms
-from benchmarks.quality.quality_bench import part_of
+from benchmarks.quality.quality_bench import course, part_of
 from benchmarks.quality.quality_train import best_rows, preference_rows, with_prompts
 from trl_ext.evaluation.evaluate import evaluate
 from trl_ext.generation_settings import GenerationSettings
@@ -93,6 +93,14 @@ def test_value_models_learn_from_equally_many_samples_in_equally_many_steps():
     # What the repository has prompts for, and so many samples of each as the arm `VAS` learns from.
     assert [arm.part for arm in arms(Task()) if arm.part] == [(200, 16), (200, 4), (50, 16)]
     assert Task().budget == 200 * 16
+
+
+def test_the_largest_fall_of_a_training_by_hand():
+    """Means of five rounds: 1, 2, 3, 2.6, 2.2, 1.8, 2.2; the most below an earlier one is 1.8 below 3."""
+    scores = [1.0, 1.0, 1.0, 1.0, 1.0, 6.0, 6.0, -1.0, -1.0, -1.0, 8.0]
+    assert course(scores) == {"end": pytest.approx(2.2), "fall": pytest.approx(1.2)}
+    assert course([float(i) for i in range(10)]) == {"end": 7.0, "fall": 0.0}
+    assert course(scores[:9]) == {}
 
 
 def test_a_part_of_the_samples_has_the_first_of_each_prompt_over_all_passes():
@@ -174,7 +182,10 @@ class Commands:
             row = {"prompt": "p", "completions": ["a", "b"], "scores": [0.0, 1.0], "ended": [True, True]}
             rows = [row] * self.samples
             Path(flags["--output_file"]).write_text("\n".join(map(json.dumps, rows)))
-        return quality_process.Finished({"seconds": 2.0, "cpu_seconds": 1.0, "peak_mib": 3}, [{"num_tokens": "7"}])
+        logs = [{"objective/scores": str(i)} for i in range(20, 10, -1)]
+        return quality_process.Finished(
+            {"seconds": 2.0, "cpu_seconds": 1.0, "peak_mib": 3}, [*logs, {"num_tokens": "7"}]
+        )
 
     @staticmethod
     def row(name, reward):
@@ -209,6 +220,7 @@ def test_arms_are_run_once_and_kept(tmp_path, commands):
     assert len(found) == 8 and found["base", 0]["metrics"]["reward"] == 0 and found["TRL's DPO", 1]["seed"] == 1
     assert found["TRL's DPO", 0]["cost"]["samples_cpu_seconds"] == 1.0
     assert found["TRL's DPO", 0]["metrics"]["time_of_base"] == 3.0
+    assert found["TRL's DPO", 0]["training"] == {"end": 13.0, "fall": 5.0} and found["base", 0]["training"] == {}
     # Scores 0 and 1 of one prompt, which DPO trained on and IP-3 did not.
     assert found["TRL's DPO", 0]["metrics"]["samples_best"] == 1.0
     assert found["TRL's DPO", 0]["metrics"]["samples_mean"] == 0.5

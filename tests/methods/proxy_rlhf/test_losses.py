@@ -15,6 +15,7 @@ from trl_ext.methods.proxy_rlhf.losses import (
     leave_one_out,
     marginal_logps,
     policy_loss,
+    repeated_logps,
     value_loss,
 )
 
@@ -89,6 +90,56 @@ def test_distribution_over_all_orders(forced_last: bool, spread: float) -> None:
         torch.testing.assert_close(
             found, torch.tensor(expected, dtype=torch.float64).log().float(), rtol=1e-6, atol=1e-6
         )
+
+
+def oracle_repeated(p: list[float], w: list[float], proposals: int, forced_last: bool) -> list[float]:
+    """The mean of the induced distribution over all sequences of proposals with replacement."""
+    q = [0.0] * len(p)
+    for sequence in itertools.product(range(len(p)), repeat=proposals):
+        probability = math.prod(w[c] for c in sequence)
+        for c, x in zip(sequence, oracle_q([p[c] for c in sequence], forced_last), strict=True):
+            q[c] += probability * x
+    return q
+
+
+@pytest.mark.parametrize("forced_last", [False, True])
+@pytest.mark.parametrize("spread", [0.5, 4.0])
+def test_distribution_where_rejected_candidates_are_proposed_again(forced_last: bool, spread: float) -> None:
+    """Also for fewer candidates, which padding follows, and for fewer proposals than candidates."""
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(4, 4, generator=generator) * 2
+    weights = (torch.randn(4, 4, generator=generator) * spread).softmax(1)
+    counts, proposals = [4, 3, 1, 4], torch.tensor([4, 3, 1, 2])
+    weights = weights * (torch.arange(4) < torch.tensor(counts)[:, None])
+    weights = weights / weights.sum(1, keepdim=True)
+    total = torch.zeros(4)
+    for column in range(4):
+        found = repeated_logps(logits, weights, torch.full((4,), column), proposals, forced_last)
+        total += found.exp()
+        for row, count in enumerate(counts):
+            p = [sigmoid(float(x)) for x in logits[row, :count]]
+            own = oracle_repeated(p, weights[row, :count].double().tolist(), int(proposals[row]), forced_last)
+            expected = math.log(own[column]) if column < count else -math.inf
+            assert float(found[row]) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    torch.testing.assert_close(total, torch.ones(4))
+
+
+def test_proposals_by_hand() -> None:
+    """Two candidates of weights 0.75 and 0.25, accepted with 0.5 and 0.2: r = 0.575, at most two proposals."""
+    logits = torch.tensor([[0.0, math.log(0.2 / 0.8)]]).expand(2, 2)
+    weights, both, two = torch.tensor([[0.75, 0.25]]).expand(2, 2), torch.arange(2), torch.tensor([2, 2])
+    first = [0.375 * 1.575 + 0.375 * 0.575, 0.05 * 1.575 + 0.2 * 0.575]
+    torch.testing.assert_close(repeated_logps(logits, weights, both, two).exp(), torch.tensor(first))
+    last = [0.375 + 0.75 * 0.575, 0.05 + 0.25 * 0.575]
+    torch.testing.assert_close(repeated_logps(logits, weights, both, two, True).exp(), torch.tensor(last))
+
+
+@pytest.mark.parametrize("logit", [200.0, -200.0], ids=["always", "never"])
+@pytest.mark.parametrize("forced_last", [False, True])
+def test_proposals_that_are_always_or_never_accepted_are_samples(logit: float, forced_last: bool) -> None:
+    weights, m = torch.tensor([[0.7, 0.2, 0.1]]).expand(3, 3), torch.full((3,), 300)
+    found = repeated_logps(torch.full((3, 3), logit), weights, torch.arange(3), m, forced_last)
+    torch.testing.assert_close(found.exp(), weights[0])
 
 
 def test_rejections_that_are_almost_certain_not_to_happen() -> None:

@@ -18,6 +18,7 @@ from transformers import BitsAndBytesConfig, TrainerCallback
 from trl_ext import ProxyModel, ProxyRLHFConfig, ProxyRLHFTrainer
 from trl_ext.data.schema import DataError
 from trl_ext.methods.proxy_rlhf.data import Decisions, minibatch
+from trl_ext.methods.proxy_rlhf.losses import decision_logps
 from trl_ext.methods.proxy_rlhf.trainer import _seeds
 
 
@@ -123,6 +124,21 @@ def test_logged_kl_equals_the_kl_in_the_rewards(tmp_path: Path) -> None:
     decisions = trainer._start_round(list(trainer.train_dataset))
     paid = torch.zeros(n).index_add(0, decisions.response, decisions.kl)
     torch.testing.assert_close(paid[decided], answers.kl[decided], atol=1e-5, rtol=1e-5)
+
+
+def test_rejected_candidates_may_be_proposed_again(tmp_path: Path) -> None:
+    """The setting reaches the rollouts and the saved proxy, and the KL of some of the candidates is still exact."""
+    trainer = make_trainer(tmp_path, propose_rejected=True, max_candidates=3, kl_coef=0.1)
+    answers, _ = trainer._roll_out(list(trainer.train_dataset), "train")
+    kept = answers.decisions
+    place = (kept.response[1:] == kept.response[:-1]) & ~kept.accepted[:-1]
+    assert (kept.features[1:][place] == kept.features[:-1][place]).all(1).any()
+    torch.testing.assert_close(decision_logps(trainer.model(kept.features).logits, kept.accepted), kept.logps)
+    assert answers.kl.isfinite().all() and (answers.kl != 0).all()
+    trainer.train()
+    assert all(math.isfinite(row["objective/kl"]) for row in trainer.state.log_history if "objective/kl" in row)
+    trainer.save_model()
+    assert ProxyModel.from_pretrained(tmp_path).config.decision_process.propose_rejected
 
 
 def test_repeated_row_has_different_completions(tmp_path: Path) -> None:
@@ -456,6 +472,8 @@ def test_out_of_memory_error_names_settings(tmp_path: Path, monkeypatch: pytest.
         ({"advantage_estimator": "rloo"}, "num_generations"),
         ({"advantage_estimator": "a2c"}, "one of gae, rloo"),
         ({"kl_coef": 0.1, "max_candidates": 3}, "max_candidates=0"),
+        ({"propose_rejected": True, "order": "descending"}, "set order='sampled' or propose_rejected=False"),
+        ({"propose_rejected": True, "first_candidates": 2}, "set it to 0"),
         ({"num_ppo_epochs": 0}, "`num_ppo_epochs`"),
         ({"cliprange": -1}, "`cliprange`"),
         ({"generation_kwargs": {"stop_strings": ["."]}}, "stop_strings.* are not supported"),

@@ -3,12 +3,15 @@
 """Decoding with a proxy against a loop that runs the complete model for every candidate, and limiting cases."""
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from conftest import make_model
 
+from trl_ext.decoding.guide_schedule import GuideSchedule
+from trl_ext.generation_settings import GenerationSettings
 from trl_ext.methods.proxy_rlhf.decision_process import DecisionProcess
 from trl_ext.methods.proxy_rlhf.decoding.batch import complete
 from trl_ext.methods.proxy_rlhf.decoding.candidates import choose, penalized_logits, propose
@@ -16,13 +19,14 @@ from trl_ext.methods.proxy_rlhf.decoding.per_row_rng import PerRowRNG
 from trl_ext.methods.proxy_rlhf.decoding.walk import Walk
 from trl_ext.methods.proxy_rlhf.losses import decision_logps
 from trl_ext.methods.proxy_rlhf.model import ProxyModel
-from trl_ext.methods.proxy_rlhf.policies import proxy_logps
+from trl_ext.methods.proxy_rlhf.policies import narrowed, proxy_logps
 from trl_ext.models.backbone_and_head import BackboneAndHead
 
 
 V = 60
 PROMPTS = [[5, 9, 11, 3], [7, 2], [30, 31, 32, 33, 34, 35], [8]]
 EOS = 1
+REPEATED: dict[str, Any] = {"propose_rejected": True}
 
 
 def make_proxy(model: Any, process: DecisionProcess, *, sharp: float = 3.0) -> ProxyModel:
@@ -64,7 +68,11 @@ def oracle(
                 kept.append((token, weight))
             total += weight
         mass = sum(weight for _, weight in kept)
-        if process.order == "sampled":
+        if process.propose_rejected:  # each random number falls into the part of [0, 1] of one candidate
+            ends = list(itertools.accumulate(weight / mass for _, weight in kept))
+            columns = [next(c for c, end in enumerate(ends) if float(order[0, i]) < end) for i in range(len(kept))]
+            kept = [kept[c] for c in columns]
+        elif process.order == "sampled":
             arrivals = [-torch.log1p(-order[0, i]).item() / (w / mass) for i, (_, w) in enumerate(kept)]
             kept = [kept[i] for i in sorted(range(len(kept)), key=lambda i: arrivals[i])]
         kept = kept[: process.max_candidates or None]
@@ -99,18 +107,22 @@ PROCESSES = [
         ["sampled", "descending"], ["candidate", "context"], ["first", "last"], [(1.0, 0), (0.6, 0), (1.0, 3)]
     )
 ]
+AGAIN = [replace(process, propose_rejected=True) for process in PROCESSES if process.order == "sampled"]
 
 
-@pytest.mark.parametrize(
-    "process", PROCESSES, ids=lambda p: f"{p.order}-{p.feature}-{p.forced}-{p.top_p}-{p.max_candidates}"
-)
+def name_of(process: DecisionProcess) -> str:
+    order = "again" if process.propose_rejected else process.order
+    return f"{order}-{process.feature}-{process.forced}-{process.top_p}-{process.max_candidates}"
+
+
+@pytest.mark.parametrize("process", [*PROCESSES, *AGAIN], ids=name_of)
 def test_completions_equal_those_of_the_oracle(process: DecisionProcess) -> None:
     """For batches with left padding and shared prompts, and any number of candidates in the first forward pass."""
     model = make_model(V)
     proxy = make_proxy(model, process)
     llm, seeds = BackboneAndHead(model), list(range(2 * len(PROMPTS)))
     expected = [oracle(model, proxy.accept_logits, process, PROMPTS[i // 2], i, 8) for i in seeds]
-    for first, batch_size in [(0, 64), (2, 64), (1, 3), (6, 1)]:
+    for first, batch_size in [(0, 64), (0, 3)] if process.propose_rejected else [(0, 64), (2, 64), (1, 3), (6, 1)]:
         found = complete(
             llm, proxy, process, PROMPTS, seeds=seeds, max_new_tokens=8, eos=[EOS], batch_size=batch_size,
             first_candidates=first,
@@ -165,17 +177,18 @@ def test_always_accepting_in_sampled_order_is_truncated_sampling(logit: float) -
     assert bool(((share - p).abs() <= 4 * error + 1e-6).all())
 
 
-@pytest.mark.parametrize("order", ["sampled", "descending"])
+@pytest.mark.parametrize("fields", [{}, {"order": "descending"}, REPEATED, REPEATED | {"max_candidates": 3}], ids=str)
 @pytest.mark.parametrize("forced", ["first", "last"])
-def test_token_counts_match_their_log_probabilities(order: str, forced: str) -> None:
+def test_token_counts_match_their_log_probabilities(fields: dict[str, Any], forced: str) -> None:
     """By counts of 4,000 samples, forced tokens included; and the probabilities sum to 1."""
     model = make_model(V)
-    process = DecisionProcess(top_k=6, order=order, forced=forced)
+    process = DecisionProcess(top_k=6, forced=forced, **fields)
     proxy, llm, n = make_proxy(model, process), BackboneAndHead(model), 4000
     prompt = PROMPTS[2]
     walk = Walk(
         llm, proxy.accept_logits, process, torch.tensor([prompt]), torch.ones(1, 6, dtype=torch.long), repeats=n,
-        rng=PerRowRNG(list(range(n)), 6, torch.device("cpu")), first_candidates=3,
+        rng=PerRowRNG(list(range(n)), 6, torch.device("cpu")),
+        first_candidates=0 if process.propose_rejected else 3,
     )  # fmt: skip
     tokens = walk.step().tokens
     ids = model(torch.tensor([prompt])).logits[0, -1].topk(6).indices.tolist()
@@ -188,11 +201,11 @@ def test_token_counts_match_their_log_probabilities(order: str, forced: str) -> 
     assert outside == -torch.inf
 
 
-@pytest.mark.parametrize("order", ["sampled", "descending"])
+@pytest.mark.parametrize("fields", [{}, {"order": "descending"}, REPEATED, REPEATED | {"top_p": 0.6}], ids=str)
 @pytest.mark.parametrize("feature", ["candidate", "context"])
-def test_measured_kl_equals_log_probabilities(order: str, feature: str) -> None:
+def test_measured_kl_equals_log_probabilities(fields: dict[str, Any], feature: str) -> None:
     """The KL during generation equals log q of the finished completions minus the log-probability of the model."""
-    model, process = make_model(V), DecisionProcess(top_k=6, order=order, feature=feature)
+    model, process = make_model(V), DecisionProcess(top_k=6, feature=feature, **fields)
     proxy, llm = make_proxy(model, process), BackboneAndHead(model)
     found = complete(llm, proxy, process, PROMPTS, seeds=range(4), max_new_tokens=6, eos=[EOS], measure_every=1)
     logps = proxy_logps(llm, proxy, process, PROMPTS, [[ids] for ids in found.ids], pad_token_id=0, batch_size=3)
@@ -224,11 +237,11 @@ def test_max_length_limits_prompt_plus_completion() -> None:
     assert not any(found.ended)
 
 
-@pytest.mark.parametrize("first", [0, 2])
+@pytest.mark.parametrize(("first", "fields"), [(0, {}), (2, {}), (0, REPEATED)])
 @pytest.mark.parametrize("feature", ["candidate", "context"])
-def test_recorded_decisions(first: int, feature: str) -> None:
+def test_recorded_decisions(first: int, fields: dict[str, Any], feature: str) -> None:
     """Log-probabilities from the stored features equal the recorded ones, one per examined candidate."""
-    model, process = make_model(V), DecisionProcess(top_k=6, feature=feature)
+    model, process = make_model(V), DecisionProcess(top_k=6, feature=feature, **fields)
     proxy, llm = make_proxy(model, process), BackboneAndHead(model)
     found = complete(
         llm, proxy, process, PROMPTS, seeds=range(8), max_new_tokens=7, eos=[EOS], record=True, batch_size=3,
@@ -245,8 +258,42 @@ def test_recorded_decisions(first: int, feature: str) -> None:
     torch.testing.assert_close(decision_logps(output.logits, kept.accepted), kept.logps, rtol=0, atol=1e-5)
 
 
-def test_no_decision_with_one_candidate() -> None:
-    model, process = make_model(V), DecisionProcess(top_k=6, top_p=1e-6)
+def test_a_candidate_that_is_proposed_again_is_decided_about_again() -> None:
+    """Of two candidates and two proposals, half of the rejections of an equally likely one meet it a second time."""
+    model, process = make_model(V), DecisionProcess(top_k=2, temperature=1e4, **REPEATED)
+    proxy, llm = make_proxy(model, process), BackboneAndHead(model)
+    n = 400
+    found = complete(llm, proxy, process, [PROMPTS[0]], seeds=range(n), max_new_tokens=1, record=True)
+    assert found.decisions is not None
+    features, response = found.decisions.features, found.decisions.response
+    second = (response[1:] == response[:-1]).nonzero().squeeze(1)
+    assert len(second) > 50
+    same = (features[second] == features[second + 1]).all(1).float().mean()
+    assert 0.3 < float(same) < 0.7
+    never = complete(llm, proxy, replace(process, propose_rejected=False), [PROMPTS[0]], seeds=range(n),
+                     max_new_tokens=1, record=True).decisions  # fmt: skip
+    assert never is not None
+    second = (never.response[1:] == never.response[:-1]).nonzero().squeeze(1)
+    assert len(second) > 50 and not (never.features[second] == never.features[second + 1]).all(1).any()
+
+
+def test_what_does_not_go_with_repeated_proposals() -> None:
+    model, process = make_model(V), DecisionProcess(top_k=6, **REPEATED)
+    proxy, llm = make_proxy(model, process), BackboneAndHead(model)
+    common: dict[str, Any] = {"seeds": range(4), "max_new_tokens": 3}
+    with pytest.raises(ValueError, match=r"`first_candidates` .2. saves forward passes"):
+        complete(llm, proxy, process, PROMPTS, first_candidates=2, **common)
+    with pytest.raises(ValueError, match="asked about every token: leave out `proxy_every`"):
+        complete(llm, proxy, process, PROMPTS, schedule=GuideSchedule(2), **common)
+    with pytest.raises(ValueError, match=r"'always'.*a rejected candidate may be proposed again"):
+        complete(llm, proxy, process, PROMPTS, cuda_graphs="always", **common)
+    with pytest.raises(ValueError, match=r"samples candidates with replacement.*set order='sampled'"):
+        narrowed(process, GenerationSettings(1, temperature=0))
+
+
+@pytest.mark.parametrize("fields", [{}, REPEATED], ids=str)
+def test_no_decision_with_one_candidate(fields: dict[str, Any]) -> None:
+    model, process = make_model(V), DecisionProcess(top_k=6, top_p=1e-6, **fields)
     found = complete(
         BackboneAndHead(model), make_proxy(model, process), process, PROMPTS, seeds=range(4), max_new_tokens=5,
         eos=[EOS], record=True,
@@ -322,6 +369,7 @@ def test_choose() -> None:
         ({"order": "random"}, "one of sampled, descending"),
         ({"feature": "logits"}, "one of candidate, context"),
         ({"forced": "best"}, "one of first, last"),
+        ({"propose_rejected": True, "order": "descending"}, "with replacement, and order='descending' does not"),
         ({"top_p": 0.0}, "top_p"),
     ],
 )

@@ -44,6 +44,10 @@ class ProxyRLHFConfig(ExtConfig):
             Candidate that is taken when all are rejected, in training and decoding: the `"first"` or the `"last"`.
         max_candidates (`int`, *optional*, defaults to `0`):
             Maximum number of candidates to examine (`0`: all).
+        propose_rejected (`bool`, *optional*, defaults to `False`):
+            Whether a rejected candidate may be proposed again. In the paper's design it may not; `True` measures what
+            that is good for. Candidates are then sampled with replacement, at most as often as there are candidates,
+            without CUDA graphs. For the sampled order only.
         first_candidates (`int`, *optional*, defaults to `0`):
             Candidates in the first forward pass of the language model; the others follow only where all of these are
             rejected. Affects speed, not results. `0` chooses by the size of the batch.
@@ -147,6 +151,12 @@ class ProxyRLHFConfig(ExtConfig):
         metadata={"help": "Candidate that is taken when all are rejected.", "choices": list(FORCED)},
     )
     max_candidates: int = field(default=0, metadata={"help": "Maximum number of candidates to examine. 0 means all."})
+    propose_rejected: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether a rejected candidate may be proposed again: candidates are then sampled with replacement."
+        },
+    )
     first_candidates: int = field(
         default=0,
         metadata={
@@ -243,6 +253,7 @@ class ProxyRLHFConfig(ExtConfig):
                 "on `temperature`, `top_k`, `top_p`, `min_p` and `repetition_penalty`. Remove them."
             )
         process = self.process()
+        process.check_examination(self.first_candidates)
         if self.kl_coef and not process.exact:
             raise ValueError(
                 "`kl_coef` needs the token probabilities that the decisions induce, which cannot be computed for a "

@@ -42,6 +42,9 @@ class DecisionProcess:
             is then not asked.
         max_candidates (`int`, *optional*, defaults to `0`):
             Maximum number of candidates to examine (`0`: all).
+        propose_rejected (`bool`, *optional*, defaults to `False`):
+            Whether a rejected candidate may be proposed again: they are then sampled with replacement, at most as
+            often as there are candidates. For the sampled order only.
 
     Raises:
         `ValueError`: A field is out of its range.
@@ -56,6 +59,7 @@ class DecisionProcess:
     feature: str = "candidate"
     forced: str = "first"
     max_candidates: int = 0
+    propose_rejected: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self, [each.name for each in fields(self)])
@@ -74,10 +78,37 @@ class DecisionProcess:
                 f"`temperature` must be positive, got {self.temperature}; for deterministic completions use greedy "
                 "decisions (`greedy`) and the descending order."
             )
+        if self.propose_rejected and self.order != "sampled":
+            raise ValueError(
+                f"`propose_rejected` samples candidates with replacement, and order={self.order!r} does not sample "
+                "them (nor do greedy decisions at temperature 0): set order='sampled' or propose_rejected=False."
+            )
         for name, choices in (("order", ORDERS), ("feature", tuple(FEATURES)), ("forced", FORCED)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
         self.settings()
+
+    def check_examination(self, first_candidates: int = 0, is_scheduled: bool = False) -> None:
+        """
+        Check settings of how candidates are examined, which are not part of the process.
+
+        Args:
+            first_candidates (`int`, *optional*, defaults to `0`): Candidates in the first forward pass.
+            is_scheduled (`bool`, *optional*, defaults to `False`): Whether the proxy is asked about some tokens only.
+
+        Raises:
+            `ValueError`: One of them does not go with `propose_rejected`.
+        """
+        if self.propose_rejected and first_candidates:
+            raise ValueError(
+                f"`first_candidates` ({first_candidates}) saves forward passes where candidates are examined once. "
+                "With `propose_rejected` all are in one forward pass: set it to 0."
+            )
+        if self.propose_rejected and is_scheduled:
+            raise ValueError(
+                "With `propose_rejected` the proxy is asked about every token: leave out `proxy_every` and "
+                "`proxy_when` (`guide_every`, `guide_when`)."
+            )
 
     def settings(self) -> GenerationSettings:
         """Temperature and truncation as generation settings."""
@@ -98,4 +129,4 @@ class DecisionProcess:
     @property
     def exact(self) -> bool:
         """Whether the token probabilities that the decisions induce can be computed."""
-        return self.order == "descending" or self.max_candidates in (0, self.top_k)
+        return self.order == "descending" or self.propose_rejected or self.max_candidates in (0, self.top_k)

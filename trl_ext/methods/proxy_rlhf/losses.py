@@ -101,6 +101,44 @@ def marginal_logps(
     return torch.logaddexp(first, none + forced).to(logits_Nk)
 
 
+def repeated_logps(
+    logits_Nk: torch.Tensor,
+    weights_Nk: torch.Tensor,
+    chosen_N: torch.Tensor,
+    proposals_N: torch.Tensor,
+    forced_last: bool = False,
+) -> torch.Tensor:
+    r"""
+    Reconstruction: log q(c) of a candidate where rejected ones may be proposed again, over all proposals -> (N,).
+
+    Each of m proposals is sampled with replacement, so that it is rejected with probability r = sum_j w_j (1 - p_j)
+    whatever the others were:
+
+        q(c) = w_c p_c sum_{i < m} r^i      +  w_c (1 - p_c) r^{m-1}   if the first proposal is forced
+        q(c) = w_c p_c sum_{i < m - 1} r^i  +  w_c r^{m-1}             if the last one is, whatever its own p
+
+    Args:
+        logits_Nk (`torch.Tensor` of shape `(N, k)`): Logits of accepting, in any order.
+        weights_Nk (`torch.Tensor` of shape `(N, k)`): Sampling probabilities of the candidates; rows sum to 1, 0 is
+            padding.
+        chosen_N (`torch.Tensor` of shape `(N,)`): Column of the candidate c in each row.
+        proposals_N (`torch.Tensor` of shape `(N,)`): m of each row, at least 1.
+        forced_last (`bool`, *optional*, defaults to `False`): Whether the last proposal, instead of the first, is
+            taken if none is accepted.
+    """
+    device = torch.device("cpu") if logits_Nk.device.type == "mps" else logits_Nk.device  # MPS has no float64
+    logits, log_w = (x.to(device, torch.float64) for x in (logits_Nk, weights_Nk.log()))
+    chosen, m = chosen_N.to(device)[:, None], proposals_N.to(device)[:, None]
+    own_w, own_logit = log_w.gather(1, chosen), logits.gather(1, chosen)
+    log_r = (log_w + logsigmoid(-logits)).logsumexp(1, keepdim=True).clamp(min=-1e4)  # so that 0 times it is 0
+    power = torch.arange(int(m.max()), dtype=log_r.dtype, device=device)
+    terms = (power * log_r).masked_fill(power >= m - int(forced_last), -torch.inf)
+    accepted = logsigmoid(own_logit) + terms.logsumexp(1, keepdim=True)
+    forced = (m - 1) * log_r
+    forced = forced if forced_last else forced + logsigmoid(-own_logit)
+    return (own_w + torch.logaddexp(accepted, forced)).squeeze(1).to(logits_Nk)
+
+
 def policy_loss(
     logps_M: torch.Tensor, old_logps_M: torch.Tensor, advantages_M: torch.Tensor, cliprange: float
 ) -> torch.Tensor:

@@ -24,32 +24,53 @@ ACCEPTED = 100.0  # a logit of accepting with probability 1 in float32, and smal
 @dataclass
 class Proposals:
     """
-    Candidates of one position of N sequences, in the order of examination.
+    Candidates of one position of N sequences, and the proposals to examine in order: each candidate once, or with
+    `columns` candidates that may come several times.
 
     Args:
         tokens (`torch.Tensor` of shape `(N, k)`): Token ids.
         weights (`torch.Tensor` of shape `(N, k)`): Sampling probabilities among all candidates of a row, 0 at padding.
         base_logps (`torch.Tensor` of shape `(N, k)`): log pi_0, without truncation and at temperature 1.
+        columns (`torch.Tensor` of shape `(N, m)`, *optional*): The candidate of each proposal. A row has as many
+            proposals as candidates, but at most m.
     """
 
     tokens: torch.Tensor
     weights: torch.Tensor
     base_logps: torch.Tensor
+    columns: torch.Tensor | None = None
 
     @property
     def valid(self) -> torch.Tensor:
         """True for candidates, which precede padding, shape (N, k)."""
         return self.weights > 0
 
+    @property
+    def proposed(self) -> torch.Tensor:
+        """True for proposals, which precede padding, shape (N, k) or (N, m)."""
+        return self.valid if self.columns is None else self.valid[:, : self.columns.shape[1]]
+
     def asked(self, forced: str) -> torch.Tensor:
         """
-        True where the proxy's decision matters, shape (N, k).
+        True for proposals about which the proxy's decision matters, shape (N, k) or (N, m).
 
-        It does not for a single candidate, nor for the last one if that is taken whenever the others are rejected.
+        It does not for a single candidate, nor for the last proposal if that is taken whenever the others are
+        rejected.
         """
-        counts = self.valid.sum(1, keepdim=True)
-        columns = torch.arange(self.tokens.shape[1], device=self.tokens.device)
-        return (columns < counts - int(forced == "last")) & (counts > 1)
+        counts = self.proposed.sum(1, keepdim=True)
+        places = torch.arange(self.proposed.shape[1], device=self.tokens.device)
+        return (places < counts - int(forced == "last")) & (counts > 1)
+
+    def of_proposals(self, of_candidates: torch.Tensor) -> torch.Tensor:
+        """What candidates have, shape (N, k, ...), for each proposal, shape (N, k, ...) or (N, m, ...)."""
+        if self.columns is None:
+            return of_candidates
+        rows = torch.arange(len(self.columns), device=self.columns.device)
+        return of_candidates[rows[:, None], self.columns]
+
+    def column(self, choice_N: torch.Tensor) -> torch.Tensor:
+        """The column of the candidate of one proposal in each row, shape (N,)."""
+        return choice_N if self.columns is None else self.columns.gather(1, choice_N[:, None]).squeeze(1)
 
 
 def penalized_logits(logits_NV: torch.Tensor, process: DecisionProcess, ids_NS: torch.Tensor | None) -> torch.Tensor:
@@ -69,6 +90,9 @@ def propose(
     """
     Truncate the distribution of the next token, and put the candidates in the order of examination.
 
+    With `propose_rejected` the candidates are by decreasing probability, and `columns` are samples of them with
+    replacement.
+
     Args:
         logits_NV (`torch.Tensor` of shape `(N, V)`): The language model's logits, float32.
         process ([`DecisionProcess`]): Truncation, order, and maximum number of candidates.
@@ -81,6 +105,10 @@ def propose(
     weights, tokens = next_token_probabilities(penalized_logits(logits_NV, process, ids_NS), process.settings())
     assert tokens is not None  # top-k has sorted them
     weights = weights / weights.sum(1, keepdim=True)
+    if process.propose_rejected:
+        assert uniform_Nk is not None
+        columns = with_replacement(weights, uniform_Nk[:, : process.max_candidates or None])
+        return Proposals(tokens, weights, _base_logps(logits_NV, tokens), columns)
     if process.order == "sampled" or (plain_N is not None and uniform_Nk is not None):
         assert uniform_Nk is not None
         # Exponential arrival times with rates w come in the order of sampling without replacement.
@@ -94,7 +122,24 @@ def propose(
     elif process.max_candidates and plain_N is not None:
         beyond = torch.arange(weights.shape[1], device=weights.device) >= process.max_candidates
         weights = weights.masked_fill(beyond & ~plain_N[:, None], 0.0)
-    return Proposals(tokens, weights, logits_NV.gather(1, tokens) - logits_NV.logsumexp(1, keepdim=True))
+    return Proposals(tokens, weights, _base_logps(logits_NV, tokens))
+
+
+def _base_logps(logits_NV: torch.Tensor, tokens_Nk: torch.Tensor) -> torch.Tensor:
+    return logits_NV.gather(1, tokens_Nk) - logits_NV.logsumexp(1, keepdim=True)
+
+
+def with_replacement(weights_Nk: torch.Tensor, uniform_Nm: torch.Tensor) -> torch.Tensor:
+    """
+    Columns sampled with probabilities `weights_Nk`, independently of each other, shape (N, m).
+
+    Args:
+        weights_Nk (`torch.Tensor` of shape `(N, k)`): Probabilities; 0 is padding, on the right.
+        uniform_Nm (`torch.Tensor` of shape `(N, m)`): Uniform random numbers in [0, 1).
+    """
+    columns = torch.searchsorted(weights_Nk.cumsum(1), uniform_Nm.to(weights_Nk.dtype).contiguous(), right=True)
+    # Rounding may leave the sum of all probabilities below a random number.
+    return columns.minimum((weights_Nk > 0).sum(1, keepdim=True) - 1)
 
 
 def accept(logits: torch.Tensor, uniform: torch.Tensor | None) -> torch.Tensor:

@@ -39,6 +39,8 @@ def static_walk_reason(llm: BackboneAndHead, process: DecisionProcess, rows: int
         process ([`~trl_ext.methods.proxy_rlhf.decision_process.DecisionProcess`]): The decision process.
         rows (`int`): N.
     """
+    if process.propose_rejected:
+        return "a rejected candidate may be proposed again (`propose_rejected`)"
     if process.repetition_penalty != 1:
         return "a repetition penalty depends on the text so far"
     weights = sum(p.numel() for p in llm.backbone.parameters())

@@ -24,7 +24,7 @@ from trl_ext.generation.token_guidance import SavedGuidance
 from trl_ext.models.backbone_and_head import BackboneAndHead
 
 from ..decision_process import DecisionProcess
-from ..losses import decision_logps, induced_logps, marginal_logps
+from ..losses import decision_logps, induced_logps, marginal_logps, repeated_logps
 from .candidates import Proposals, accept, choose, decided, followed, penalized_logits, propose
 from .per_row_rng import PerRowRNG
 
@@ -109,6 +109,7 @@ class Walk:
         first_candidates: int = 0,
         scheduled: ScheduledRows | None = None,
     ) -> None:
+        process.check_examination(first_candidates, is_scheduled=scheduled is not None)
         self.llm, self.accept_logits, self.process = llm, accept_logits, process
         self.scheduled = scheduled
         self.saved: SavedGuidance | None = None
@@ -144,8 +145,8 @@ class Walk:
         proposals = propose(logits, process, order, self.tree.ids_NS, plain_N)
         if process.top_p < 1 or process.min_p:
             most = int(proposals.valid.sum(1).max())
-            parts = (proposals.tokens, proposals.weights, proposals.base_logps)
-            proposals = Proposals(*(part[:, :most] for part in parts))
+            parts = (proposals.tokens, proposals.weights, proposals.base_logps, proposals.columns)
+            proposals = Proposals(*(None if part is None else part[:, :most] for part in parts))
         return proposals, plain_N
 
     def _plain(self, logits_NV: torch.Tensor) -> torch.Tensor | None:
@@ -173,13 +174,14 @@ class Walk:
             return self._plain_step(found, measure)
         uniform = None if self.greedy else uniform
         columns = found.tokens.shape[1]
-        asked, valid = found.asked(process.forced), found.valid
+        asked, valid = found.asked(process.forced), found.proposed
         if plain is not None:
             asked = asked & ~plain[:, None]
-        whole = measure or self.saved is not None or process.feature == "context"
+        whole = measure or self.saved is not None or process.feature == "context" or process.propose_rejected
         first = columns if whole else self._first(*found.tokens.shape)
         features = self._features(found.tokens[:, :first])
-        logits = self._logits(features)
+        of_candidates = self._logits(features)
+        logits = found.of_proposals(of_candidates)
         accepted = accept(logits, uniform)
         more, late = torch.zeros(0, dtype=torch.long), None
         if first < columns:
@@ -191,11 +193,14 @@ class Walk:
             logits[more, first:] = self._logits(late)
             accepted[more, first:] = accept(logits[more, first:], None if uniform is None else uniform[more, first:])
         choice, examined, forced = choose(accepted, asked, valid, process.forced)
-        choice = choice if plain is None else choice.masked_fill(plain, 0)
+        choice = found.column(choice if plain is None else choice.masked_fill(plain, 0))
         tokens = found.tokens.gather(1, choice[:, None]).squeeze(1)
-        kl = token_kl(process, found, logits, choice, plain) if measure else None
-        self._save(found, logits, plain)
-        records = decision_records(features, logits, accepted, examined, kl, late, more) if self.record else {}
+        kl = token_kl(process, found, of_candidates, choice, plain) if measure else None
+        self._save(found, of_candidates, plain)
+        records = {}
+        if self.record:
+            examined_features = found.of_proposals(features)
+            records = decision_records(examined_features, logits, accepted, examined, kl, late, more)
         self._append(tokens, choice, features, late, more, first)
         rejected = (examined & ~accepted).sum(1)
         by_proxy = asked.any(1)
@@ -291,7 +296,7 @@ class Walk:
         logps = logits.log_softmax(-1).gather(1, tokens_N[:, None])
         tokens = found.tokens.scatter(1, last, torch.where(tied, tokens_N[:, None], found.tokens.gather(1, last)))
         base_logps = found.base_logps.scatter(1, last, torch.where(tied, logps, found.base_logps.gather(1, last)))
-        return Proposals(tokens, found.weights, base_logps)
+        return Proposals(tokens, found.weights, base_logps, found.columns)
 
     def _first(self, rows: int, columns: int) -> int:
         """Number of candidates in the first forward pass."""
@@ -359,6 +364,8 @@ def chosen_logps(
     last = process.forced == "last"
     if process.order == "descending":
         log_q = induced_logps(logits_Nk, found.valid, last).gather(1, choice_N[:, None]).squeeze(1)
+    elif process.propose_rejected:
+        log_q = repeated_logps(logits_Nk, found.weights, choice_N, found.proposed.sum(1), last)
     else:
         log_q = marginal_logps(logits_Nk, found.weights, choice_N, last)
     if plain_N is None:
