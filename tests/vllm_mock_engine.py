@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from trl_ext.serving.vllm import processor as module
-from trl_ext.serving.vllm.processor import ValueGuide
+from trl_ext.serving.vllm.value_guide import ValueGuide
 
 
 VERSIONS = ["V1", "V2"]

@@ -3,4 +3,4 @@
 
 """What vLLM is given by name: `--logits-processors trl_ext.vllm:ValueGuide`."""
 
-from .serving.vllm.processor import ValueGuide as ValueGuide
+from .serving.vllm.value_guide import ValueGuide as ValueGuide
