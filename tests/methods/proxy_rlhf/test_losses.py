@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from oracles.proxy import oracle_marginal, oracle_q, sigmoid
 
 from trl_ext.methods.proxy_rlhf.losses import (
     decision_entropy,
@@ -17,10 +18,6 @@ from trl_ext.methods.proxy_rlhf.losses import (
     policy_loss,
     value_loss,
 )
-
-
-def sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x))
 
 
 def test_log_probabilities_of_decisions() -> None:
@@ -35,16 +32,6 @@ def test_entropy_is_largest_at_one_half() -> None:
     expected = -p * math.log(p) - (1 - p) * math.log(1 - p)
     found = decision_entropy(torch.tensor([0.0, 1.2, -1.2, 50.0]))
     torch.testing.assert_close(found, torch.tensor([math.log(2), expected, expected, 0.0]))
-
-
-def oracle_q(p: list[float], forced_last: bool) -> list[float]:
-    """Probability of each candidate, summed over all outcomes of all decisions."""
-    q = [0.0] * len(p)
-    for outcome in itertools.product([True, False], repeat=len(p)):
-        probability = math.prod(x if yes else 1 - x for x, yes in zip(p, outcome, strict=True))
-        taken = outcome.index(True) if any(outcome) else len(p) - 1 if forced_last else 0
-        q[taken] += probability
-    return q
 
 
 @pytest.mark.parametrize("forced_last", [False, True])
@@ -63,16 +50,6 @@ def test_induced_distribution(forced_last: bool) -> None:
 def test_the_first_candidate_is_forced_by_default() -> None:
     logits, valid = torch.tensor([[-1.0, 0.5]]), torch.ones(1, 2, dtype=torch.bool)
     torch.testing.assert_close(induced_logps(logits, valid), induced_logps(logits, valid, False))
-
-
-def oracle_marginal(p: list[float], w: list[float], forced_last: bool) -> list[float]:
-    """The mean of the induced distribution over all orders, weighted by their probability without replacement."""
-    q = [0.0] * len(p)
-    for order in itertools.permutations(range(len(p))):
-        probability = math.prod(w[c] / math.fsum(w[d] for d in order[i:]) for i, c in enumerate(order))
-        for c, x in zip(order, oracle_q([p[c] for c in order], forced_last), strict=True):
-            q[c] += probability * x
-    return q
 
 
 @pytest.mark.parametrize("forced_last", [False, True])

@@ -10,6 +10,7 @@ Dimensions: M candidates, F features of a candidate.
 import hashlib
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +28,8 @@ from .decoding.generate import generate
 
 
 logger = logging.getLogger(__name__)
+
+DIGEST_TOKENS = 8  # whose embeddings are part of a model's fingerprint
 
 
 class ProxyConfig(PreTrainedConfig):
@@ -74,6 +77,57 @@ class ProxyConfig(PreTrainedConfig):
     def decision_process(self) -> DecisionProcess:
         """The decision process that the proxy was trained with."""
         return DecisionProcess(**self.process or {})
+
+    def check_size(self, size: int, name: str) -> None:
+        """
+        Check that a language model has the hidden size that the proxy was trained with.
+
+        Args:
+            size (`int`): Its hidden size.
+            name (`str`): Its name.
+
+        Raises:
+            `ValueError`: It has another one; the message names both models.
+        """
+        if size != self.llm_hidden_size:
+            raise ValueError(
+                f"The proxy was trained on {_named(self.llm_name)}, whose hidden size is {self.llm_hidden_size}; that "
+                f"of {_named(name)} is {size}. A proxy works only with models of the same hidden size."
+            )
+
+    def check_digest(
+        self,
+        digest: str,
+        name: str,
+        *,
+        allow_other: bool,
+        setting: str = "`allow_other_model=True` (`--proxy_allow_other_model`)",
+    ) -> None:
+        """
+        Check that a language model is the one that the proxy was trained on.
+
+        Args:
+            digest (`str`): Its [`llm_digest`]; `""` if it is not known, and then nothing is checked.
+            name (`str`): Its name.
+            allow_other (`bool`): Log a warning, instead of raising an error, for another model.
+            setting (`str`, *optional*): What to set for that, for the message.
+
+        Raises:
+            `ValueError`: It is another model; the message names both.
+        """
+        if not (self.llm_digest and digest) or set(digest.split("-")) & set(self.llm_digest.split("-")):
+            return
+        mine, its = _named(self.llm_name), _named(name)
+        found = f"The proxy was trained on {mine} and is used with {its}, which has other weights"
+        if not allow_other:
+            raise ValueError(
+                f"{found}. Use the model that it was trained on, or pass {setting} to try it with this one."
+            )
+        logger.warning("%s: what it learned may not transfer.", found)
+
+
+def _named(name: str) -> str:
+    return repr(name or "a model without a name")
 
 
 def default_layer_sizes(hidden_size: int) -> list[int]:
@@ -152,7 +206,7 @@ class ProxyModel(PreTrainedModel):
         return super().from_pretrained(path, *args, **inside, **kwargs)  # type: ignore[no-any-return]
 
     @classmethod
-    def check_saved(cls, name: str, **hub: Any) -> None:
+    def check_saved(cls, name: str, **hub: Any) -> ProxyConfig:
         """
         Check that a saved model is a proxy, without loading it.
 
@@ -160,12 +214,15 @@ class ProxyModel(PreTrainedModel):
             name (`str`): Directory or Hub id.
             hub: `revision`, `subfolder`, `token`, `cache_dir` and the like.
 
+        Returns:
+            [`ProxyConfig`]: Its config.
+
         Raises:
             `OSError`: There is no such model.
             `ValueError`: It is another kind of model.
         """
         remedy = "Create one for it with `ProxyModel.for_model`, and train it."
-        saved_config("proxy", name, ProxyConfig, remedy, **hub)
+        return saved_config("proxy", name, ProxyConfig, remedy, **hub)  # type: ignore[return-value]
 
     @classmethod
     def for_model(cls, model: Any, process: DecisionProcess | None = None, **settings: Any) -> "ProxyModel":
@@ -240,23 +297,8 @@ class ProxyModel(PreTrainedModel):
             `ValueError`: It was trained on another model; the message names both.
         """
         config: ProxyConfig = self.config
-        size = hidden_width(base_of(model).config.get_text_config())
-        mine, its = config.llm_name or "a model without a name", llm_name(model) or "a model without a name"
-        if size != config.llm_hidden_size:
-            raise ValueError(
-                f"The proxy was trained on {mine!r}, whose hidden size is {config.llm_hidden_size}; that of {its!r} "
-                f"is {size}. A proxy works only with models of the same hidden size."
-            )
-        digest = llm_digest(model)
-        if not (config.llm_digest and digest) or set(digest.split("-")) & set(config.llm_digest.split("-")):
-            return
-        found = f"The proxy was trained on {mine!r} and is used with {its!r}, which has other weights"
-        if not allow_other:
-            raise ValueError(
-                f"{found}. Use the model that it was trained on, or pass `allow_other_model=True` "
-                "(`--proxy_allow_other_model`) to try it with this one."
-            )
-        logger.warning("%s: what it learned may not transfer.", found)
+        config.check_size(hidden_width(base_of(model).config.get_text_config()), llm_name(model))
+        config.check_digest(llm_digest(model), llm_name(model), allow_other=allow_other)
 
 
 def _network(width: int, sizes: list[int]) -> nn.Sequential:
@@ -282,15 +324,26 @@ def llm_digest(model: Any) -> str:
     a meta device, or sharded by ZeRO-3).
     """
     base: Any = base_of(model)
-    config = base.config.get_text_config()
-    shape = [config.model_type, config.hidden_size, config.num_hidden_layers, config.vocab_size]
     vectors = [p for n, p in base.named_parameters() if p.ndim == 1 and "lora_" not in n]
     active = [f".{name}." for name in getattr(model, "active_adapters", ())] if model is not base else []
     # Other models may have put adapters of their own on the weights.
     adapter = [p for n, p in model.named_parameters() if ".lora_" in n and any(name in n for name in active)][:2]
-    parts = [base.get_input_embeddings().weight[:8], *vectors[-1:], *adapter]
+    parts = [base.get_input_embeddings().weight[:DIGEST_TOKENS], *vectors[-1:], *adapter]
     if any(part.is_meta or not part.numel() for part in parts):
         return ""
+    return digest_of(base.config.get_text_config(), parts)
+
+
+def digest_of(config: Any, parts: Sequence[torch.Tensor]) -> str:
+    """
+    The fingerprints of [`llm_digest`] from what they cover.
+
+    Args:
+        config ([`~transformers.PreTrainedConfig`]): Config of the text model, for its sizes.
+        parts (`Sequence[torch.Tensor]`): Embeddings of the first `DIGEST_TOKENS` tokens, the last norm, and the first
+            weights of the active adapter.
+    """
+    shape = [config.model_type, config.hidden_size, config.num_hidden_layers, config.vocab_size]
     digests = []
     for dtype in (torch.bfloat16, torch.float16):  # 4-bit and 8-bit models keep these tensors in one of them
         digest = hashlib.sha256(repr(shape).encode())
