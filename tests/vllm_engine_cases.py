@@ -4,8 +4,8 @@
 """
 Cases of guided requests in vLLM's engine, in a process of its own: `python tests/vllm_engine_cases.py KIND FOLDER`.
 
-KIND is a form of value model, or `proxy`. Writes `FOLDER/found.json`: for each case the tokens of the engine, and those
-of our own decoding with the same guide and settings.
+KIND is a form of value model, or `proxy`. Writes `FOLDER/found.json`: for each case the tokens of the engine, and
+those of our own decoding with the same guide and settings.
 """
 
 import functools

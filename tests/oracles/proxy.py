@@ -74,10 +74,14 @@ def next_tokens(
 
 def _accept_logit(proxy: Any, state: torch.Tensor, embedding: torch.Tensor) -> float:
     """The actor's output for one candidate, whose feature is rounded to bfloat16 as in training."""
-    x = torch.cat([state, embedding]).to(torch.bfloat16).float()
-    mean, variance = float(x.mean()), float(((x - x.mean()) ** 2).mean())
     norm, *linears = [layer for layer in proxy.actor if hasattr(layer, "weight")]
-    x = (x - mean) / math.sqrt(variance + norm.eps) * norm.weight + norm.bias
+    parts = []
+    for part in (state, embedding):
+        rounded = part.to(torch.bfloat16).float()
+        mean = float(rounded.mean())
+        variance = float(((rounded - mean) ** 2).mean())
+        parts.append((rounded - mean) / math.sqrt(variance + norm.eps))
+    x = torch.cat(parts) * norm.weight + norm.bias
     for layer in linears[:-1]:
         x = layer.weight @ x + layer.bias
         x = x * torch.sigmoid(x)

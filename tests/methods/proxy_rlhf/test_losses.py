@@ -61,8 +61,7 @@ def test_distribution_over_all_orders(forced_last: bool, spread: float) -> None:
     for row in range(3):
         p = [sigmoid(float(x)) for x in logits[row]]
         expected = oracle_marginal(p, weights[row].double().tolist(), forced_last)
-        rows = logits[row].expand(5, 5), weights[row].expand(5, 5)
-        found = marginal_logps(*rows, torch.arange(5), forced_last)
+        [found] = marginal_logps(logits[row, None], weights[row, None], forced_last)
         torch.testing.assert_close(
             found, torch.tensor(expected, dtype=torch.float64).log().float(), rtol=1e-6, atol=1e-6
         )
@@ -72,8 +71,25 @@ def test_rejections_that_are_almost_certain_not_to_happen() -> None:
     """1 - sigmoid(10) has three digits in float32: the integral is computed in float64."""
     logits, weights = torch.tensor([10.0, 10.0, 0.0]), torch.tensor([0.6, 0.4, 1e-9])
     expected = oracle_marginal([sigmoid(float(x)) for x in logits], weights.double().tolist(), False)
-    found = marginal_logps(logits[None], weights[None], torch.tensor([2]))
-    torch.testing.assert_close(found, torch.tensor([math.log(expected[2])]), rtol=0, atol=1e-4)
+    [found] = marginal_logps(logits[None], weights[None])
+    torch.testing.assert_close(found, torch.tensor(expected).log(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("logit", [2.0, 38.0, 100.0])
+@pytest.mark.parametrize("least", [1e-13, 1e-37])
+def test_candidates_of_hardly_any_weight(logit: float, least: float) -> None:
+    """Also in float32's least weights, beside two that are mostly rejected; `oracle_marginal`."""
+    logits, weights = torch.tensor([-logit, -logit, 1.0]), torch.tensor([0.6, 0.4, least])
+    [found] = marginal_logps(logits[None], weights[None])
+    expected = oracle_marginal([sigmoid(float(x)) for x in logits], weights.double().tolist(), False)
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64).log().float(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("logit", [38.0, 100.0])
+def test_rejections_that_float64_cannot_tell_from_zero(logit: float) -> None:
+    """1 - sigmoid(38) is 3e-17. Two equal candidates are taken with probability 1/2 each, whatever their logit."""
+    [found] = marginal_logps(torch.full((1, 2), logit), torch.full((1, 2), 0.5))
+    torch.testing.assert_close(found, torch.full((2,), 0.5).log())
 
 
 @pytest.mark.parametrize("forced_last", [False, True])
@@ -82,26 +98,27 @@ def test_the_integral_is_exact_to_eight_digits(forced_last: bool) -> None:
     logits = torch.randn(4, generator=generator, dtype=torch.float64)
     weights = torch.randn(4, generator=generator, dtype=torch.float64).softmax(0)
     expected = oracle_marginal([sigmoid(float(x)) for x in logits], weights.tolist(), forced_last)
-    found = marginal_logps(logits.expand(4, 4), weights.expand(4, 4), torch.arange(4), forced_last)
+    [found] = marginal_logps(logits[None], weights[None], forced_last)
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64).log(), rtol=0, atol=4e-8)
 
 
 @pytest.mark.parametrize("forced_last", [False, True])
 def test_padding_changes_nothing(forced_last: bool) -> None:
     """Also where candidates are mostly rejected, so that the forced one counts."""
-    logits = torch.tensor([[-2.0, -1.0, -3.0]]).expand(3, 3)
-    weights = torch.tensor([[0.5, 0.3, 0.2]]).expand(3, 3)
-    expected = marginal_logps(logits, weights, torch.arange(3), forced_last)
+    logits, weights = torch.tensor([[-2.0, -1.0, -3.0]]), torch.tensor([[0.5, 0.3, 0.2]])
+    expected = marginal_logps(logits, weights, forced_last)
     padded = torch.nn.functional.pad(logits, (0, 2), value=1.5), torch.nn.functional.pad(weights, (0, 2))
-    torch.testing.assert_close(marginal_logps(*padded, torch.arange(3), forced_last), expected)
+    found = marginal_logps(*padded, forced_last)
+    torch.testing.assert_close(found[:, :3], expected)
+    assert found[0, 3:].tolist() == [-math.inf, -math.inf]
     assert float(expected.exp().sum()) == pytest.approx(1, abs=1e-6)
 
 
 def test_everything_is_computed_where_the_logits_are() -> None:
     """A device without data: an operation that mixes it with the CPU is an error."""
     logits, weights = torch.empty(3, 4, device="meta"), torch.empty(3, 4, device="meta")
-    found = marginal_logps(logits, weights, torch.empty(3, dtype=torch.long, device="meta"), True)
-    assert found.device.type == "meta" and found.shape == (3,) and found.dtype == torch.float32
+    found = marginal_logps(logits, weights, True)
+    assert found.device.type == "meta" and found.shape == (3, 4) and found.dtype == torch.float32
 
 
 @pytest.mark.parametrize("forced_last", [False, True])
@@ -111,16 +128,16 @@ def test_distribution_over_all_orders_sums_to_one(forced_last: bool) -> None:
     weights = (torch.randn(20, generator=generator) * 3).softmax(0)
     weights[17:] = 0
     weights = weights / weights.sum()
-    found = marginal_logps(logits.expand(17, 20), weights.expand(17, 20), torch.arange(17), forced_last)
+    found = marginal_logps(logits[None], weights[None], forced_last)
     assert float(found.exp().sum()) == pytest.approx(1, abs=1e-5)
 
 
 def test_constant_decisions_give_the_weights() -> None:
     """Always accepting is sampling by the weights; so is always rejecting, if the first candidate is forced."""
-    weights = torch.tensor([0.6, 0.3, 0.1]).expand(3, 3)
+    weights = torch.tensor([[0.6, 0.3, 0.1]])
     for logit in (40.0, -40.0):
-        found = marginal_logps(torch.full((3, 3), logit), weights, torch.arange(3))
-        torch.testing.assert_close(found.exp(), weights[0])
+        found = marginal_logps(torch.full((1, 3), logit), weights)
+        torch.testing.assert_close(found.exp(), weights)
 
 
 def test_policy_loss_against_loops() -> None:

@@ -362,23 +362,19 @@ def chosen_logps(
     Returns:
         `torch.Tensor` of shape `(N,)`.
     """
-    last = process.forced == "last"
-    if process.order == "descending":
-        log_q = induced_logps(logits_Nk, found.valid, last).gather(1, choice_N[:, None]).squeeze(1)
-    else:
-        log_q = marginal_logps(logits_Nk, found.weights, choice_N, last)
-    if plain_N is None:
-        return log_q
-    return torch.where(plain_N, found.weights.gather(1, choice_N[:, None]).squeeze(1).log(), log_q)
+    return candidate_logps(process, found, logits_Nk, plain_N).gather(1, choice_N[:, None]).squeeze(1)
 
 
 def candidate_logps(
     process: DecisionProcess, found: Proposals, logits_Nk: torch.Tensor, plain_N: torch.Tensor | None = None
 ) -> torch.Tensor:
     """log q of all candidates, shape (N, k), -inf at padding. Arguments as for [`chosen_logps`]."""
-    columns = torch.arange(found.tokens.shape[1], device=found.tokens.device)
-    each = [chosen_logps(process, found, logits_Nk, j.expand(len(logits_Nk)), plain_N) for j in columns]
-    return torch.stack(each, 1).masked_fill(~found.valid, -torch.inf)
+    last = process.forced == "last"
+    if process.order == "descending":
+        log_q = induced_logps(logits_Nk, found.valid, last)
+    else:
+        log_q = marginal_logps(logits_Nk, found.weights, last)
+    return log_q if plain_N is None else torch.where(plain_N[:, None], found.weights.log(), log_q)
 
 
 def token_kl(
