@@ -15,9 +15,10 @@ from trl_ext.methods.proxy_rlhf.decision_process import DecisionProcess
 from trl_ext.methods.proxy_rlhf.model import PartwiseLayerNorm, ProxyConfig, ProxyModel
 
 
-def proxy_of(feature: str) -> ProxyModel:
+def proxy_of(feature: str, **changes: Any) -> ProxyModel:
     torch.manual_seed(0)
-    proxy = ProxyModel(ProxyConfig(llm_hidden_size=16, layer_sizes=[8], process={"feature": feature})).eval()
+    settings = {"llm_hidden_size": 16, "layer_sizes": [8], "process": {"feature": feature}, **changes}
+    proxy = ProxyModel(ProxyConfig(**settings)).eval()
     with torch.no_grad():
         proxy.actor[-1].weight.normal_()
     return proxy
@@ -43,7 +44,7 @@ def test_each_part_is_normalised_by_itself() -> None:
 
 def test_the_scale_of_embeddings_does_not_matter() -> None:
     """A candidate is seen as well where embeddings are much smaller than hidden states, as in most models."""
-    proxy = proxy_of("context")
+    proxy = proxy_of("context", partwise_norm=True)
     states, embeddings = torch.randn(5, 16) * 2, torch.randn(5, 16)
     expected = proxy.accept_logits(torch.cat([states, embeddings], -1))
     for scale in (2.0**-3, 2.0**4):  # exact in bfloat16
@@ -51,6 +52,13 @@ def test_the_scale_of_embeddings_does_not_matter() -> None:
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
     other = proxy.accept_logits(torch.cat([states, embeddings.roll(1, 0)], -1))
     assert float((other - expected).abs().min()) > 1e-3
+
+
+def test_proxies_that_were_trained_before_keep_their_norm() -> None:
+    """Their config says nothing about it: one LayerNorm over both parts."""
+    assert type(proxy_of("context").actor[0]) is torch.nn.LayerNorm
+    for feature, kind in (("context", PartwiseLayerNorm), ("candidate", torch.nn.LayerNorm)):
+        assert type(proxy_of(feature, partwise_norm=True).actor[0]) is kind
 
 
 @pytest.mark.parametrize("feature", ["candidate", "context"])

@@ -277,17 +277,8 @@ def test_the_feature_context_costs_no_forward_pass_of_candidates(measure: bool) 
     """One forward pass over one token for each row and token, also where the KL is measured."""
     model, process = make_model(V), DecisionProcess(top_k=6, feature="context")
     ids, rng = torch.tensor([PROMPTS[0]]), PerRowRNG([0, 1], 6, torch.device("cpu"))
-    proxy = make_proxy(model, process)
-    walk = Walk(
-        BackboneAndHead(model),
-        proxy.accept_logits,
-        process,
-        ids,
-        torch.ones_like(ids),
-        repeats=2,
-        rng=rng,
-        record=True,
-    )
+    llm, proxy = BackboneAndHead(model), make_proxy(model, process)
+    walk = Walk(llm, proxy.accept_logits, process, ids, torch.ones_like(ids), repeats=2, rng=rng, record=True)
     seen: list[int] = []
     model.model.register_forward_hook(lambda module, args, output: seen.append(output.last_hidden_state.shape[1]))
     for _ in range(5):

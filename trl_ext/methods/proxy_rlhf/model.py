@@ -47,6 +47,9 @@ class ProxyConfig(PreTrainedConfig):
             Probability with which an untrained proxy accepts.
         process (`dict`, *optional*):
             Fields of the [`~trl_ext.methods.proxy_rlhf.decision_process.DecisionProcess`] that it was trained with.
+        partwise_norm (`bool`, *optional*, defaults to `False`):
+            Whether each part of the feature `"context"` has a LayerNorm of its own. [`ProxyModel.for_model`] sets it;
+            proxies that were trained before have one for both.
         llm_name (`str`, *optional*, defaults to `""`):
             Hub id or directory of the language model.
         llm_digest (`str`, *optional*, defaults to `""`):
@@ -60,6 +63,7 @@ class ProxyConfig(PreTrainedConfig):
     critic: bool = True
     initial_accept_rate: float = 0.5
     process: dict | None = None
+    partwise_norm: bool = False
     llm_name: str = ""
     llm_digest: str = ""
 
@@ -168,9 +172,8 @@ class ProxyModel(PreTrainedModel):
 
     def __init__(self, config: ProxyConfig) -> None:
         super().__init__(config)
-        parts = FEATURES[config.decision_process.feature]
-        self.actor = _network(config.llm_hidden_size, parts, config.layer_sizes or [])
-        self.critic = _network(config.llm_hidden_size, parts, config.layer_sizes or []) if config.critic else None
+        self.actor = _network(config)
+        self.critic = _network(config) if config.critic else None
         self.post_init()
         rate = config.initial_accept_rate
         with torch.no_grad():
@@ -240,6 +243,7 @@ class ProxyModel(PreTrainedModel):
         config = ProxyConfig(
             llm_hidden_size=hidden_width(base.config.get_text_config()),
             process=(process or DecisionProcess()).as_dict(),
+            partwise_norm=True,
             llm_name=llm_name(model),
             llm_digest=llm_digest(model),
             **settings,
@@ -324,10 +328,11 @@ class PartwiseLayerNorm(nn.LayerNorm):
         return normed * self.weight + self.bias
 
 
-def _network(hidden_size: int, parts: int, sizes: list[int]) -> nn.Sequential:
-    layers: list[nn.Module] = [nn.LayerNorm(hidden_size) if parts == 1 else PartwiseLayerNorm(hidden_size, parts)]
-    width = hidden_size * parts
-    for size in sizes:
+def _network(config: ProxyConfig) -> nn.Sequential:
+    parts = FEATURES[config.decision_process.feature]
+    width, own = config.llm_hidden_size * parts, parts > 1 and config.partwise_norm
+    layers: list[nn.Module] = [PartwiseLayerNorm(config.llm_hidden_size, parts) if own else nn.LayerNorm(width)]
+    for size in config.layer_sizes or []:
         layers += [nn.Linear(width, size), nn.SiLU()]
         width = size
     return nn.Sequential(*layers, nn.Linear(width, 1))
