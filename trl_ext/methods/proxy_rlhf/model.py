@@ -311,7 +311,8 @@ class PartwiseLayerNorm(nn.LayerNorm):
     LayerNorm of each part of a feature by itself.
 
     Embeddings are often twenty times smaller than hidden states after the last norm. Normalised together with the
-    state before it, a candidate would hardly be seen: the proxy of the quickstart then gained 0.8 of reward instead of 5.5.
+    state before it, a candidate would hardly be seen: the proxy of the quickstart then gained 0.8 of reward instead of
+    5.5.
 
     Args:
         width (`int`): Channels of a part.
