@@ -21,6 +21,7 @@ def test_the_defaults_are_those_of_the_docstring():
         "feature": "candidate",
         "forced": "first",
         "max_candidates": 0,
+        "propose_rejected": False,
     }
 
 
