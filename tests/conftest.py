@@ -24,6 +24,8 @@ from run_log import pytest_configure  # noqa: F401  # pytest calls it by its nam
 
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+# Seconds after which what a test waits for will not come. A busy machine takes a minute to start a Python with torch.
+HANGS = 600
 QUICKSTART = REPOSITORY / "recipes" / "quickstart"
 # What is slow by nature (killed runs, thousands of steps, whole quickstarts) has a short form; this asks for the long.
 LONG = os.environ.get("TRL_EXT_LONG", "0") not in ("", "0")

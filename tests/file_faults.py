@@ -91,7 +91,7 @@ class FaultServer:
     def __exit__(self, *_: Any) -> None:
         assert self.process.stdin is not None
         self.process.stdin.close()  # which ends it
-        self.process.wait(timeout=60)
+        self.process.wait(timeout=600)
 
     def run(self, job: str, output: Path, number: int = 0, fault: str = "full") -> Outcome:
         """

@@ -41,7 +41,7 @@ class Server:
     def __exit__(self, *_: Any) -> None:
         assert self.process.stdin is not None
         self.process.stdin.close()  # which ends it
-        self.process.wait(timeout=60)
+        self.process.wait(timeout=600)
 
     def run(self, words: list[str], log: Path, killing: Killing | None = None) -> int:
         """`trl-ext WORDS`; its exit status, negative for the signal that ended it. `log` has what it printed."""

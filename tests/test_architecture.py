@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import HANGS
 
 from trl_ext import upstream
 from trl_ext.method import discover
@@ -88,7 +89,7 @@ def test_import_contracts():
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=HANGS,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert "4 kept, 0 broken" in result.stdout
@@ -319,7 +320,7 @@ print("elapsed", elapsed)
 """
     times = []
     for _ in range(3):
-        result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+        result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=HANGS)
         assert result.returncode == 0, result.stderr
         times.append(float(result.stdout.split()[-1]))
     assert min(times) < seconds

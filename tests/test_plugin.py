@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import HANGS
 from stranger import write_package
 
 
@@ -59,7 +60,7 @@ def run(site, *words, **env):
         stdout, stderr = process.communicate(timeout=600)
     except subprocess.TimeoutExpired:
         process.terminate()  # accelerate's launcher ends its workers, which are sessions of their own
-        stdout, stderr = process.communicate(timeout=60)
+        stdout, stderr = process.communicate(timeout=HANGS)
         pytest.fail(f"hangs\n{stdout}\n{stderr}")
     return subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
 

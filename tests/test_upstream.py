@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import make_model, make_tokenizer
+from conftest import HANGS, make_model, make_tokenizer
 from datasets import Dataset
 from peft import LoHaConfig, LoraConfig, get_peft_model
 from transformers import (
@@ -599,7 +599,7 @@ def lint(code, name):
     pytest.importorskip("ruff")
     command = [sys.executable, "-m", "ruff", "check", "--quiet", "--no-cache", "--select", "TID251"]
     command += ["--output-format", "concise", "--stdin-filename", name, "-"]
-    result = subprocess.run(command, input=code, capture_output=True, text=True, cwd=ROOT, check=False, timeout=60)
+    result = subprocess.run(command, input=code, capture_output=True, text=True, cwd=ROOT, check=False, timeout=HANGS)
     assert result.returncode in (0, 1), result.stderr
     return result.stdout
 

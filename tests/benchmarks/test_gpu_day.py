@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from conftest import HANGS, REPOSITORY
 from transformers import AutoTokenizer
 
 from benchmarks.gpu_day import day, page, tiny_chat, worker
@@ -109,7 +109,7 @@ def alive(pid):
     return "Z" not in subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=HANGS):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"
@@ -204,7 +204,7 @@ def test_a_day_that_is_killed_ends_its_part_loses_nothing_and_goes_on(mocks, mon
         day.main(["--rehearse", "--output", {str(mocks)!r}, "--work", {str(mocks / "work")!r}])
     """
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], cwd=REPOSITORY)
-    wait_for((mocks / "pids").exists, 300)
+    wait_for((mocks / "pids").exists)
     process.send_signal(signal.SIGKILL)
     process.wait()
     for pid in map(int, (mocks / "pids").read_text().split()):

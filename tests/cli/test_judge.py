@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import HANGS
 from evaluation_files import write_evaluation
 from scripted_server import ScriptedServer
 
@@ -140,7 +141,7 @@ def slow(server, answers):
 
 
 def wait_until(condition):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + HANGS
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -155,7 +156,7 @@ def test_an_interrupted_run_loses_no_verdict(server, how, capsys):
     wait_until(lambda: state.exists() and json.loads(state.read_text())["rows"] == 10 and len(server.requests) == 12)
     process.send_signal(how)
     goes_on.set()
-    error = process.communicate(timeout=60)[1]
+    error = process.communicate(timeout=HANGS)[1]
     # A busy process may ask for more before it sees the signal: whatever it has asked for, it keeps.
     kept = 10 if how == signal.SIGKILL else len(server.requests)
     assert 12 <= len(server.requests) < 24
@@ -189,7 +190,7 @@ for words in {judges!r}:
     assert "torch" not in sys.modules, words
 """
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    found = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=120)
+    found = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=HANGS)
     assert found.returncode == 0, found.stderr
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import HANGS
 from running_server import make_value_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -123,7 +124,7 @@ def test_the_command_serves_until_a_signal(save_model: Any, tmp_path: Any, numbe
         request = urllib.request.Request(
             f"{url}/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=60) as response:
+        with urllib.request.urlopen(request, timeout=HANGS) as response:
             assert json.load(response)["usage"]["completion_tokens"] == 4
         start = time.monotonic()
         process.send_signal(number)

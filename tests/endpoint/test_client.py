@@ -12,6 +12,7 @@ from email.utils import format_datetime
 from importlib.util import find_spec
 
 import pytest
+from conftest import HANGS
 from scripted_server import CUT, HALF, SILENT, ScriptedServer, completion
 
 from trl_ext.endpoint.client import Endpoint
@@ -204,11 +205,11 @@ def test_concurrency_is_limited(server):
     def slow(path, body):
         if server.at_once == 3:
             full.set()
-        full.wait(5)
+        full.wait(HANGS)
         return completion("ok")
 
     server.answer = slow
-    endpoint = client(server, max_concurrency=3, timeout=10)
+    endpoint = client(server, max_concurrency=3, timeout=HANGS)
     threads = [threading.Thread(target=ask, args=(endpoint, "x")) for _ in range(9)]
     for thread in threads:
         thread.start()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from conftest import HANGS
 from scripted_server import CUT, ScriptedServer
 
 from trl_ext.endpoint.client import Endpoint
@@ -31,7 +32,7 @@ def stream(*events: Any) -> tuple[int, dict[str, str], bytes]:
 
 
 def client(server: ScriptedServer, **settings: Any) -> Endpoint:
-    return Endpoint(server.url, "", timeout=5.0, **settings)
+    return Endpoint(server.url, "", timeout=HANGS, **settings)
 
 
 def test_chunks_until_the_end(server: ScriptedServer) -> None:

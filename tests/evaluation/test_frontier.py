@@ -9,6 +9,7 @@ import sys
 from itertools import combinations
 
 import pytest
+from conftest import HANGS
 
 from trl_ext.cli.frontier import main
 from trl_ext.evaluation.frontier import check_frontier, frontier, join, replaced_name, write_frontier
@@ -276,4 +277,4 @@ def test_the_command(tmp_path, capsys, monkeypatch):
 
 def test_the_command_imports_no_torch():
     code = "import sys, trl_ext.cli.frontier, trl_ext.evaluation.frontier_plot; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=HANGS).returncode == 0

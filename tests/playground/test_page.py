@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import make_model, make_tokenizer
+from conftest import HANGS, make_model, make_tokenizer
 
 
 pytest.importorskip("gradio", reason="the extra `playground` is not installed")
@@ -118,7 +118,7 @@ def test_stop_keeps_what_was_there(playground: Playground) -> None:
     while not any("tx-token" in str(output) for output in job.outputs()):
         assert not job.done()
     client.predict(api_name="/stop")
-    last = job.result(timeout=30)
+    last = job.result(timeout=HANGS)
     assert "stopped by you" in last[0] + last[1] and last[5]["value"].startswith("1. ")
 
 

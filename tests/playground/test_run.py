@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import make_model, make_tokenizer
+from conftest import HANGS, make_model, make_tokenizer
 from scripted_server import ScriptedServer
 
 
@@ -130,7 +130,7 @@ def chunked(*choices: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
 
 def foreign(other: ScriptedServer) -> SourceModel:
     other.script = [(200, {}, {"data": [{"id": "m", "object": "model", "owned_by": "vllm", "max_model_len": 9}]})]
-    [model] = models_of(Endpoint(other.url, "", timeout=5.0), "there")
+    [model] = models_of(Endpoint(other.url, "", timeout=HANGS), "there")
     return model
 
 
@@ -228,7 +228,7 @@ def test_stop_ends_the_answers_and_the_server(server: Running, models: dict[str,
         [answer] = run.answers
         count = len(answer.tokens)
         assert answer.finish_reason == "stopped" and 0 < count < 100
-        end = time.monotonic() + 10
+        end = time.monotonic() + HANGS
         while server.app.engine.running and time.monotonic() < end:
             time.sleep(0.02)
         assert not server.app.engine.running and len(answer.tokens) == count

@@ -14,7 +14,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from conftest import make_model, make_tokenizer
+from conftest import HANGS, make_model, make_tokenizer
 from tiny_trainers import make_trainer
 
 from trl_ext.data.completion import Completion
@@ -202,7 +202,7 @@ def test_async_functions_share_one_loop_and_run_side_by_side():
             if not events:
                 events.extend([asyncio.Event(), asyncio.Event()])
             events[mine].set()
-            await asyncio.wait_for(events[other].wait(), 10)
+            await asyncio.wait_for(events[other].wait(), HANGS)
             return [float(mine)] * len(completions)
 
         return func

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_model, make_tokenizer
+from conftest import HANGS, make_model, make_tokenizer
 
 
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
@@ -340,8 +340,8 @@ def test_requests_with_and_without_logprobs_share_a_batch(server: Running, name:
         assert [len(table) for table in tables] == ([asked] * 4 if asked else [])  # greedy: its own token is on top
 
 
-def until(condition: Any, seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
+def until(condition: Any) -> None:
+    end = time.monotonic() + HANGS
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.01)
@@ -742,7 +742,7 @@ def test_a_client_that_waits_for_a_permission_gets_the_refusal_instead(server: R
     )
     with (
         running(ServedModels(server.app.models.plain), limits={"max_body_bytes": 1000}) as own,
-        socket.create_connection(("127.0.0.1", own.port), timeout=30) as raw,
+        socket.create_connection(("127.0.0.1", own.port), timeout=HANGS) as raw,
     ):
         raw.sendall(head)
         assert b" 413 " in raw.recv(1000).splitlines()[0]
@@ -753,7 +753,7 @@ def test_a_body_that_does_not_arrive_is_408(server: Running) -> None:
     models = ServedModels(server.app.models.plain)
     with (
         running(models, limits={"body_timeout": 0.2}) as own,
-        socket.create_connection(("127.0.0.1", own.port), timeout=30) as raw,
+        socket.create_connection(("127.0.0.1", own.port), timeout=HANGS) as raw,
     ):
         raw.sendall(head + b'{"prompt"')
         assert b" 408 " in raw.recv(1000)

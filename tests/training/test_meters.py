@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from conftest import HANGS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -173,7 +174,7 @@ def test_every_kind_of_metric_is_over_both_processes(monkeypatch):
     first.add_deviation("first std", torch.tensor([1.0, 3.0]))
     second.add_extremes("second least", "second most", torch.tensor([4.0]))
     second.add_pairs(x[:2], y[:2], mean="second mean")
-    parts, barrier = [None, None], threading.Barrier(2, timeout=60)
+    parts, barrier = [None, None], threading.Barrier(2, timeout=HANGS)
     with ThreadPoolExecutor(2) as pool:
         jobs = [pool.submit(OneOfTwo(i, parts, barrier).pop, meters) for i, meters in enumerate((first, second))]
     found, other = (job.result() for job in jobs)

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import LONG
+from conftest import HANGS, LONG
 from scripted_server import free_port
 from tiny_trainers import METHODS
 
@@ -46,7 +46,7 @@ def test_the_other_process_ends_with_an_error(method: str, victim: int, tmp_path
         _wait_until_they_train(processes, tmp_path)
         processes[victim].kill()
         killed = time.monotonic()
-        status = processes[1 - victim].wait(timeout=60)
+        status = processes[1 - victim].wait(timeout=HANGS)
         print(f"{method}: the other process ended {time.monotonic() - killed:.1f} s later, status {status}")
         assert status != 0
         assert "Error" in (tmp_path / f"log-{1 - victim}").read_text()

@@ -10,7 +10,7 @@ import tomllib
 from typing import Any
 
 import pytest
-from conftest import REPOSITORY
+from conftest import HANGS, REPOSITORY
 
 from trl_ext.serving.vllm.settings import ServingSettings, read_settings
 from trl_ext.serving.vllm.slots import SlotPool
@@ -57,7 +57,7 @@ def test_no_entry_point_is_declared() -> None:
 def test_the_name_that_vllm_is_given() -> None:
     """Imported as vLLM does, in a process of its own; vLLM need not be installed."""
     code = "import importlib; print(importlib.import_module('trl_ext.vllm').ValueGuide.__name__)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANGS, check=True)
     assert done.stdout.strip().endswith("ValueGuide")
 
 
