@@ -343,7 +343,7 @@ def arms(task: Task) -> list[Arm]:
             "Proxy-RLHF",
             "proxy_rlhf",
             {**proxy, "order": "sampled", "top_k": 200},
-            decoding={"proxy_name_or_path": ["@"], "top_k": 0, "kl_prompts": 40},
+            decoding={"proxy_name_or_path": ["@"], "top_k": 0, "kl_prompts": 40, "completion_logps": "false"},
             through="k = 200 candidates, 4 of them first",
             other=False,
             ablation=True,
