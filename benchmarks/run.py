@@ -37,6 +37,7 @@ SUITES = {
     "card_memory": "peak memory of each method on one card, an 8B in 4 bits, and the settings that lower it",
     "gpu_day": "all of it that needs a GPU, most important first, in ten minutes: python -m benchmarks.gpu_day",
     "card_count": "what the tensors of card_memory's cases occupy, counted on a CPU",
+    "row_count": "peak memory as the number of rows grows: training on a stream, sampling and scoring",
     "psle_step": "seconds per prompt of PSLE's generation, reward and update, against TRL's GRPO",
 }
 
@@ -44,16 +45,19 @@ SUITES = {
 # What trains models and measures their completions; the other suites take turns.
 OUTCOMES = ("quality", "chat", "ifeval", "preferences", "tools", "imdb")
 
+# What measures memory alone.
+MEMORY = ("card_memory", "card_count", "row_count")
+
+# Suites that no name for several includes: they compare no variants that take turns.
+ALONE = (*OUTCOMES, "scaling", "card_count", "row_count", "first_run", "gpu_day")
+
 # Names for several: all that take turns.
-GROUPS = {
-    name: [suite for suite in SUITES if suite not in (*OUTCOMES, "scaling", "card_count", "first_run", "gpu_day")]
-    for name in ("speed", "memory")
-}
+GROUPS = {name: [suite for suite in SUITES if suite not in ALONE] for name in ("speed", "memory")}
 
 
 def suite_of(name: str) -> Suite:
     """The suite of a name in [`SUITES`]."""
-    folder = "quality" if name in OUTCOMES else "memory" if name.startswith("card") else "speed"
+    folder = "quality" if name in OUTCOMES else "memory" if name in MEMORY else "speed"
     module = "benchmarks.gpu_day.page" if name == "gpu_day" else f"benchmarks.{folder}.{name}"
     found: Suite = importlib.import_module(module).SUITE
     return found

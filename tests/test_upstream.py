@@ -664,6 +664,32 @@ def test_vllm_config_of_caller():
     assert upstream.vllm_config_of_caller() is None
 
 
+@contract
+def test_vllm_model_of_caller():
+    """The nearest caller that is a method of a model of vLLM's, through the layer that it calls."""
+
+    class Layer:
+        def forward(self):
+            return upstream.vllm_model_of_caller()
+
+    class Model:
+        def embed_input_ids(self, ids):
+            return ids
+
+        def compute_logits(self):
+            return Layer().forward()
+
+    model = Model()
+    assert model.compute_logits() is model
+    assert Layer().forward() is None and upstream.vllm_model_of_caller() is None
+
+
+def test_vllms_models_embed_tokens_and_compute_logits():
+    interfaces = pytest.importorskip("vllm.model_executor.models.interfaces_base")
+    assert list(inspect.signature(interfaces.VllmModel.embed_input_ids).parameters) == ["self", "input_ids"]
+    assert hasattr(interfaces.VllmModelForTextGeneration, "compute_logits")
+
+
 def test_vllms_frontend_has_the_engines_config():
     source = inspect.getsource(pytest.importorskip("vllm.v1.engine.input_processor").InputProcessor)
     assert "self.vllm_config = vllm_config" in source and "params.verify(" in source

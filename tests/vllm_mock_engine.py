@@ -18,20 +18,27 @@ import pytest
 import torch
 
 from trl_ext.serving.vllm import processor as module
-from trl_ext.serving.vllm.processor import ValueGuide
+from trl_ext.serving.vllm.value_guide import ValueGuide
 
 
 VERSIONS = ["V1", "V2"]
 
 
 def engine_config(value_model: Any, policy: Any, *, texts: int = 8, tokens: int = 64, **settings: Any) -> Any:
-    """The parts of a `VllmConfig` that guidance reads; without a tokenizer."""
+    """The parts of a `VllmConfig` that guidance by a value model reads; without a tokenizer."""
+    return config_with({"value_model": value_model, "top_k": 6, **settings}, policy, texts=texts, tokens=tokens)
+
+
+def config_with(settings: dict[str, Any], policy: Any, *, texts: int = 8, tokens: int = 64) -> Any:
+    """The parts of a `VllmConfig` that guidance reads."""
     return SimpleNamespace(
-        additional_config={"trl_ext": {"value_model": value_model, "top_k": 6, **settings}},
+        additional_config={"trl_ext": settings},
         scheduler_config=SimpleNamespace(max_num_seqs=texts),
-        parallel_config=SimpleNamespace(enable_batch_sharded_sampling=None),
+        parallel_config=SimpleNamespace(enable_batch_sharded_sampling=None, pipeline_parallel_size=1),
         speculative_config=None,
         model_config=SimpleNamespace(
+            model="served",
+            hf_text_config=policy.config,
             max_model_len=tokens,
             dtype=torch.float32,
             get_vocab_size=lambda: policy.config.vocab_size,
@@ -55,6 +62,9 @@ class Request:
     output: list[int] = field(default_factory=list)
     logprobs: list[torch.Tensor] = field(default_factory=list)
     read: int = 0
+    extra: dict[str, Any] | None = None
+    temperature: float = 0.0
+    top_k: int = 0
 
     @property
     def text(self) -> list[int]:
@@ -62,7 +72,28 @@ class Request:
 
     @property
     def params(self) -> Any:
-        return SimpleNamespace(extra_args=None if self.beta is None else {"beta": self.beta})
+        extra = self.extra if self.beta is None else {"beta": self.beta}
+        return SimpleNamespace(extra_args=extra, temperature=self.temperature, top_k=self.top_k)
+
+
+class ServedModel:
+    """A model as vLLM has it: logits of hidden states, which watchers see, and embeddings of a row of tokens."""
+
+    def __init__(self, policy: Any) -> None:
+        self.policy = policy
+        self.watchers: list[Any] = []
+
+    def parameters(self) -> Any:
+        return self.policy.parameters()
+
+    def compute_logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
+        for watcher in self.watchers:
+            watcher(hidden_ND)
+        return self.policy.lm_head(hidden_ND).float()
+
+    def embed_input_ids(self, ids_N: torch.Tensor) -> torch.Tensor:
+        assert ids_N.ndim == 1
+        return self.policy.get_input_embeddings()(ids_N)
 
 
 class Direction(Enum):
@@ -79,19 +110,27 @@ class MockEngine:
         policy: The language model. Logits are computed from complete texts, one row at a time.
         config: As from [`engine_config`].
         chunk (`int`): Tokens of a prompt that a step reads.
+        kind (`type`): The class of the logits processor.
     """
 
     def __init__(
-        self, version: str, policy: Any, config: Any, monkeypatch: pytest.MonkeyPatch, chunk: int = 99
+        self,
+        version: str,
+        policy: Any,
+        config: Any,
+        monkeypatch: pytest.MonkeyPatch,
+        chunk: int = 99,
+        kind: Any = ValueGuide,
     ) -> None:
         self.version, self.policy, self.chunk = version, policy, chunk
         self.rows: list[Request] = []
         size, tokens = config.scheduler_config.max_num_seqs, config.model_config.max_model_len
         device = torch.device("cpu")
-        self.watchers: list[Any] = []
+        self.served = ServedModel(policy)
+        self.watchers = self.served.watchers
         monkeypatch.setattr(module, "watch_vllm_hidden_states", self.watchers.append)
         if version == "V1":
-            self.processor = ValueGuide(config, device, False)
+            self.processor: Any = kind(config, device, False)
         else:
             self.states = SimpleNamespace(
                 device=device,
@@ -100,7 +139,7 @@ class MockEngine:
                 all_token_ids=SimpleNamespace(gpu=torch.full((size, tokens), -1, dtype=torch.int32)),
                 prefill_len=SimpleNamespace(np=numpy.zeros(size, dtype=numpy.int32)),
             )
-            self.processor = ValueGuide(config, self.states)
+            self.processor = kind(config, self.states)
         self.slots: dict[int, Request] = {}  # V2
         self._removed: list[int] = []
         self._added: list[Any] = []
@@ -165,15 +204,13 @@ class MockEngine:
             self.policy.model(torch.tensor([request.text[:end]])).last_hidden_state[0, -1]
             for request, end in zip(self.rows, ends, strict=True)
         ]
-        hidden_ND = torch.stack(hidden)
-        for watcher in self.watchers:
-            watcher(hidden_ND)
-        logits_NV = self.policy.lm_head(hidden_ND).float()
+        logits_NV = self.served.compute_logits(torch.stack(hidden))
         logits_NV = self.processor.apply(logits_NV, *self._context(ends))
         for row, (request, end) in enumerate(zip(self.rows, ends, strict=True)):
             complete, request.read = end == len(request.text), end
             if complete:
-                request.logprobs.append(logits_NV[row].log_softmax(-1))
+                scaled = logits_NV[row] / (request.temperature or 1.0)
+                request.logprobs.append(scaled.log_softmax(-1))
                 request.output.append(int(logits_NV[row].argmax()))
                 if self.version == "V2":
                     [slot] = [slot for slot, each in self.slots.items() if each is request]

@@ -55,6 +55,9 @@ class Method:
         guide (`str`, *optional*, defaults to `""`):
             `"package.module:Class"` of its [`~trl_ext.guides.kinds.GuideKind`]: a kind of guide in guide files
             (`trl-ext generate --guide`), for a model that it trains. Empty if there is none.
+        engine (`str`, *optional*, defaults to `""`):
+            `"package.module:Class"` of its [`~trl_ext.inference.engine_decoding.EngineDecoding`]: how the model that
+            it trains chooses tokens inside vLLM, if it does so in another way than a guide. Empty if it does not.
         memory (`str`, *optional*, defaults to `""`):
             `"package.module:function"` that returns the [`~trl_ext.memory.needs.Needs`] of a config, for `trl-ext
             plan` and the summary before training. Empty if the method trains the language model on `num_generations`
@@ -80,6 +83,7 @@ class Method:
     columns: tuple[str, ...] = ()
     decoding: str = ""
     guide: str = ""
+    engine: str = ""
     memory: str = ""
     exports: tuple[str, ...] = ()
     required: tuple[Required, ...] = ()
@@ -92,7 +96,7 @@ class Method:
             )
         if self.name in RESERVED:
             raise ValueError(f"{self.name!r} is a command of trl-ext and cannot be the name of a method.")
-        optional = [name for name in ("decoding", "guide", "memory") if getattr(self, name) != ""]
+        optional = [name for name in ("decoding", "guide", "engine", "memory") if getattr(self, name) != ""]
         for field in ("config", "trainer", *optional):
             reference = getattr(self, field)
             if not isinstance(reference, str) or not _REFERENCE.fullmatch(reference):

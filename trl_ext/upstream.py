@@ -102,11 +102,34 @@ def vllm_config_of_caller() -> Any:
 
     vLLM asks a logits processor's class about the settings of a request, and does not pass it the engine's.
     """
+
+    def config_of(caller: Any) -> Any:
+        config = getattr(caller, "vllm_config", None)
+        return config if hasattr(config, "additional_config") else None
+
+    return _of_callers(config_of)
+
+
+def vllm_model_of_caller() -> Any:
+    """
+    The model of vLLM's that computes logits by calling this function, or `None`.
+
+    vLLM hands a logits processor no model. Each has `compute_logits`, and `embed_input_ids` for embeddings of tokens.
+    """
+
+    def model_of(caller: Any) -> Any:
+        return caller if hasattr(caller, "compute_logits") and hasattr(caller, "embed_input_ids") else None
+
+    return _of_callers(model_of)
+
+
+def _of_callers(find: Callable[[Any], Any]) -> Any:
+    """What is found in the nearest object whose method is calling, or `None`."""
     frame: Any = inspect.currentframe()
     while frame is not None:
-        config = getattr(frame.f_locals.get("self"), "vllm_config", None)
-        if hasattr(config, "additional_config"):
-            return config
+        found = find(frame.f_locals.get("self"))
+        if found is not None:
+            return found
         frame = frame.f_back
     return None
 
@@ -370,6 +393,7 @@ __all__ = [
     "tree_map_only",
     "vllm_config_of_caller",
     "vllm_generation",
+    "vllm_model_of_caller",
     "watch_vllm_hidden_states",
     "weight_versions",
 ]

@@ -2,14 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-What guidance costs inside vLLM: requests of one engine in turns, without a weight and with one.
+What guidance costs inside vLLM: requests of one engine in turns, plain ones and guided ones.
 
     python -m benchmarks.speed.vllm_guide [--model MODEL] [--value_backbone MODEL] [--dtype float32] [--forms state]
 
-Not a suite, as vLLM is in few environments: it prints figures, which docs/how_to/serving_overview.md quotes. The value
-models have random heads, on which the time does not depend. "plain again" shows how far two equal variants are apart.
-The engine is in this process and has one thread, so that CPU seconds leave out the time in which other processes held
-the core.
+A form is one of a value model, or `proxy`. Not a suite, as vLLM is in few environments: it prints figures, which
+docs/how_to/serving_overview.md quotes. Value models and proxies have random heads, on which the time does not depend.
+"plain again" shows how far two equal variants are apart. The engine is in this process and has one thread, so that CPU
+seconds leave out the time in which other processes held the core.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from benchmarks.harness.models import MODELS
 from benchmarks.harness.timing import Variant, alternate, clock_of, ratio, spread
 
 
-FORMS = ("state", "action", "policy")
+FORMS = ("state", "action", "policy", "proxy")
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -62,31 +62,48 @@ def save_value_model(form: str, options: argparse.Namespace, folder: str) -> Non
     value.save_pretrained(folder)
 
 
+def save_proxy(options: argparse.Namespace, folder: str) -> None:
+    """A new proxy."""
+    from transformers import AutoModelForCausalLM
+
+    from trl_ext import ProxyModel
+    from trl_ext.methods.proxy_rlhf.decision_process import DecisionProcess
+
+    model = AutoModelForCausalLM.from_pretrained(options.model)
+    ProxyModel.for_model(model, DecisionProcess(feature="context", top_k=20)).save_pretrained(folder)
+
+
 def measure(form: str, options: argparse.Namespace) -> dict[str, Any]:
     """Seconds of plain and of guided requests, and how many times longer the guided ones take."""
     from vllm import LLM, SamplingParams
 
     with tempfile.TemporaryDirectory() as folder:
-        save_value_model(form, options, folder)
+        if form == "proxy":
+            save_proxy(options, folder)
+            name, settings, switch = "ProxyGuide", {"proxy": folder}, {"proxy": 1.0}
+        else:
+            save_value_model(form, options, folder)
+            name, settings, switch = "ValueGuide", {"value_model": folder}, {"beta": 2.0}
         engine = LLM(
             options.model,
             dtype=options.dtype,
             max_model_len=256,
             max_num_seqs=options.requests,
             enforce_eager=True,
-            logits_processors=["trl_ext.vllm:ValueGuide"],
-            additional_config={"trl_ext": {"value_model": folder, "top_k": 20}},
+            logits_processors=[f"trl_ext.vllm:{name}"],
+            additional_config={"trl_ext": settings},
         )
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(10, 4000, (options.rounds, options.requests, options.prompt), generator=generator).tolist()
 
-        def ask(batch: int, beta: float) -> None:
-            params = SamplingParams(max_tokens=options.tokens, ignore_eos=True, extra_args={"beta": beta}, seed=batch)
+        def ask(batch: int, guided: bool) -> None:
+            extra = switch if guided else None
+            params = SamplingParams(max_tokens=options.tokens, ignore_eos=True, extra_args=extra, seed=batch)
             engine.generate([{"prompt_token_ids": prompt} for prompt in ids[batch]], params, use_tqdm=False)
 
         device = torch.device("cpu")
-        names = {"plain": 0.0, "plain again": 0.0, "guided": 2.0}
-        variants = [Variant(name, functools.partial(ask, beta=beta)) for name, beta in names.items()]
+        names = {"plain": False, "plain again": False, "guided": True}
+        variants = [Variant(name, functools.partial(ask, guided=guided)) for name, guided in names.items()]
         seconds = alternate(variants, rounds=options.rounds, batches=1, device=device)
     clock = clock_of(device)
     count = options.requests * options.tokens

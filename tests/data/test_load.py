@@ -11,7 +11,9 @@ import lzma
 import datasets
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
+from datasets.packaged_modules.json.json import Json
 
+from trl_ext.data import load
 from trl_ext.data.load import load_dataset
 from trl_ext.data.schema import DataError
 from trl_ext.data.tokenization import prepare_dataset
@@ -66,6 +68,35 @@ def test_a_streamed_file(tmp_path, suffix):
     dataset = load_dataset(write_rows(tmp_path / f"rows{suffix}"), split="train", streaming=True)
     assert isinstance(dataset, IterableDataset)
     assert list(dataset) == ROWS
+
+
+def test_a_stream_is_not_read_ahead(tmp_path, monkeypatch):
+    """Of a large file, a stream holds one chunk: what it reads does not depend on the number of rows."""
+    rows = [{"prompt": f"{number}", "filler": "x" * 1000} for number in range(4000)]
+    name = write_lines(tmp_path / "rows.jsonl", rows)
+    monkeypatch.setattr(load, "STREAM_CHUNK", 100_000)
+    read = []
+    tables = Json._generate_tables
+
+    def counted(self, *args, **kwargs):
+        for key, table in tables(self, *args, **kwargs):
+            read.append(len(table))
+            yield key, table
+
+    monkeypatch.setattr(Json, "_generate_tables", counted)
+    stream = load_dataset(name, split="train", streaming=True)
+    assert next(iter(stream)) == rows[0]
+    assert 0 < sum(read) < 400
+    assert list(stream) == rows
+
+
+def test_a_type_that_comes_later_in_a_stream_is_an_error_or_kept(tmp_path, monkeypatch):
+    """Types come from the first chunk. A score of 0.5 after whole numbers must not become 0."""
+    monkeypatch.setattr(load, "STREAM_CHUNK", 1000)
+    rows = [{"prompt": "a" * 200, "score": 1}] * 20 + [{"prompt": "b", "score": 0.5}]
+    stream = load_dataset(write_lines(tmp_path / "rows.jsonl", rows), split="train", streaming=True)
+    with pytest.raises(Exception, match=r"0\.5"):
+        list(stream)
 
 
 def test_a_file_in_the_home_directory(tmp_path, monkeypatch):

@@ -100,6 +100,21 @@ def test_the_digest_is_that_of_the_files(tmp_path: Path) -> None:
     assert row_cache._digest(str(source)) != first
 
 
+def test_a_function_without_a_source_file_is_versioned_by_the_folder_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A callable object, and what was typed into a shell: no file can be read."""
+
+    class Doubled:
+        def __call__(self, row: dict[str, int]) -> dict[str, int]:
+            return {"a": 2 * row["a"]}
+
+    assert row_cache._source(Doubled()) == ""
+    assert row_cache._digest("<stdin>") == row_cache._digest("")
+    versioned = row_cache.this_version(Doubled())
+    assert Dataset.from_list([{"a": 2}]).map(versioned)["a"] == [4]
+    monkeypatch.setattr(trl_ext, "__version__", "0.0.1", raising=False)
+    assert row_cache.this_version(Doubled()) != versioned
+
+
 def test_all_maps_of_the_package_are_versioned() -> None:
     """`dataset.map(f)` and `dataset.filter(f)`: `f` is wrapped, here or in the line before."""
     for path in sorted(ROOT.rglob("*.py")):

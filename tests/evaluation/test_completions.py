@@ -6,6 +6,7 @@
 import json
 import math
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -103,6 +104,9 @@ def test_files_that_do_not_belong_together(written, tmp_path):
     content["models"][0]["model"] = "other"
     (tmp_path / "out.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="lacks the completions of 'other'"):
+        read_evaluations(written)
+    pq.write_table(pa.table({"prompt": ["a"]}), tmp_path / "out.parquet")
+    with pytest.raises(ValueError, match=r"not written by trl-ext evaluate: it lacks the columns .*completion"):
         read_evaluations(written)
     (tmp_path / "out.parquet").unlink()
     with pytest.raises(FileNotFoundError, match=r"no file '.*out\.parquet', which holds the completions"):

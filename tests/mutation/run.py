@@ -4,23 +4,31 @@
 Mutation tests: mutmut changes the code, one place at a time, and the tests must notice.
 
     pip install -c constraints.txt -e ".[test,mutation]"
-    python tests/mutation/run.py                                  # what pyproject.toml lists, see [tool.mutmut]
-    python tests/mutation/run.py "trl_ext.methods.psle.losses.*"  # again, some of it
-    python tests/mutation/run.py --report                         # the report alone, of what ran before
+    python tests/mutation/run.py                        # the files of modules.yaml; those that are done are left out
+    python tests/mutation/run.py --files losses         # some of them
+    python tests/mutation/run.py --per_module 60        # a sample of the changes of each file
+    python tests/mutation/run.py --survivors            # again, what was not noticed and has no answer
+    python tests/mutation/run.py --again                # also what is done
+    python tests/mutation/run.py --report               # the report alone, of what ran before
 
-Torch is imported once: each mutant is a fork that runs the tests which call the changed function. The command writes
-`report.md`. It fails if under 95 % of the mutants are noticed, or one that is not has no entry in `answers.yaml`,
-which says why it computes the same.
+A file is done if neither it nor its tests have changed since it ran, with the same sample or all changes. An
+interrupted run goes on where it stopped. `results.json` has what each file came to, and `report.md` the table; both
+are committed. The command fails if under 95 % of the changes are noticed, or one that is not has no entry in
+`answers.yaml`, which says why it computes the same.
 """
 
 import argparse
+import hashlib
+import json
 import os
+import random
 import re
 import subprocess
 import sys
-from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +37,8 @@ import yaml
 
 FOLDER = Path(__file__).resolve().parent
 REPOSITORY = FOLDER.parent.parent
-ANSWERS, REPORT = FOLDER / "answers.yaml", FOLDER / "report.md"
+FILES, ANSWERS = FOLDER / "modules.yaml", FOLDER / "answers.yaml"
+RESULTS, REPORT = FOLDER / "results.json", FOLDER / "report.md"
 ENOUGH = 0.95
 NOTICED = {"killed", "timeout", "segfault", "caught by type check"}
 _NAME = re.compile(r"(?P<module>[\w.]+)\.x(?:ǁ(?P<cls>\w+)ǁ|_)(?P<function>\w+)__mutmut_\d+$")
@@ -51,40 +60,94 @@ class Change:
 
 
 @dataclass
-class Module:
+class Outcome:
     """
-    The mutants of a module.
+    What a file came to.
 
     Args:
+        contents (`str`): A hash of the file and of its tests.
+        date (`str`): When it ran.
+        mutants (`int`): Number of changes that mutmut can make.
+        tried (`int`): Number of those that were made.
+        seed (`int`): Of the sample, if it is one.
         noticed (`int`): Number of those that a test noticed.
-        answered (`list[Change]`): Those that none noticed, with an entry in `answers.yaml`.
-        unanswered (`list[Change]`): Those without.
+        survivors (`dict[str, dict[str, str]]`): The others, as [`Change`], by mutmut's name.
     """
 
-    noticed: int = 0
-    answered: list[Change] = field(default_factory=list)
-    unanswered: list[Change] = field(default_factory=list)
+    contents: str
+    date: str
+    mutants: int
+    tried: int
+    seed: int
+    noticed: int
+    survivors: dict[str, dict[str, str]] = field(default_factory=dict)
 
-    @property
-    def mutants(self) -> int:
-        """Number of mutants."""
-        return self.noticed + len(self.answered) + len(self.unanswered)
+    def changes(self) -> dict[str, Change]:
+        """The changes that no test noticed, by mutmut's name."""
+        return {name: Change(**change) for name, change in self.survivors.items()}
+
+    def covers(self, contents: str, per_module: int, seed: int) -> bool:
+        """Whether it is of these contents and has all changes, or the sample that is asked for."""
+        asked = min(per_module, self.mutants) if per_module else self.mutants
+        whole = self.tried == self.mutants
+        return self.contents == contents and (whole or (self.tried, self.seed) == (asked, seed))
 
 
-def function_of(mutant: str) -> tuple[str, str]:
-    """Module and dotted path of the function that a mutant, by mutmut's name for it, changes."""
+# ---------------------------------------------------------------------------------------------------- what mutmut says
+
+
+def function_of(mutant: str) -> str:
+    """Dotted path of the function that a mutant, by mutmut's name for it, changes."""
     found = _NAME.match(mutant)
     if found is None:
         raise ValueError(f"{mutant!r} is no name of a mutant")
-    parts = [part for part in (found["module"], found["cls"], found["function"]) if part]
-    return found["module"], ".".join(parts)
+    return ".".join(part for part in (found["module"], found["cls"], found["function"]) if part)
 
 
 def change_of(mutant: str, diff: str) -> Change:
-    """The change in a diff of `mutmut show`."""
+    """The change in a diff of mutmut."""
     lines = [line for line in diff.splitlines() if not line.startswith(("---", "+++"))]
     sides = [" ".join(" ".join(line[1:].split()) for line in lines if line.startswith(sign)) for sign in "-+"]
-    return Change(function_of(mutant)[1], *sides)
+    return Change(function_of(mutant), *sides)
+
+
+def outcome(found: dict[str, Any], contents: str, seed: int, earlier: Outcome | None = None) -> Outcome:
+    """
+    What a file came to.
+
+    Args:
+        found (`dict`): What `mutate.py` wrote: `mutants` and `results` (mutant -> `status`, `diff`).
+        contents (`str`), seed (`int`): As for [`Outcome`].
+        earlier ([`Outcome`], *optional*): Of the same code, of which only some survivors ran again.
+    """
+    results = {name: result for name, result in found["results"].items() if result["status"] != "skipped"}
+    survivors = {
+        name: asdict(change_of(name, result["diff"]))
+        for name, result in results.items()
+        if result["status"] not in NOTICED
+    }
+    tried = len(results)
+    if earlier is not None:
+        kept = {name: change for name, change in earlier.survivors.items() if name not in results}
+        survivors, tried = kept | survivors, earlier.tried
+    date = datetime.now(UTC).date().isoformat()
+    return Outcome(contents, date, found["mutants"], tried, seed, tried - len(survivors), survivors)
+
+
+# ----------------------------------------------------------------------------------------------------------- our files
+
+
+def files() -> dict[str, list[str]]:
+    """The files to change, and the tests of each."""
+    return dict(yaml.safe_load(FILES.read_text(encoding="utf-8")))
+
+
+def contents_of(file: str, tests: Iterable[str], root: Path = REPOSITORY) -> str:
+    """A hash of a file and of the files of its tests."""
+    digest = hashlib.sha256()
+    for name in [file, *sorted({test.partition("::")[0] for test in tests})]:
+        digest.update((root / name).read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def answers(file: Path = ANSWERS) -> dict[Change, str]:
@@ -96,65 +159,68 @@ def answers(file: Path = ANSWERS) -> dict[Change, str]:
     return found
 
 
-def modules(results: str, show: Any, known: dict[Change, str]) -> dict[str, Module]:
-    """
-    The mutants of each module.
-
-    Args:
-        results (`str`): What `mutmut results --all true` prints: lines of `NAME: STATUS`.
-        show (`Callable`): Returns the diff of a mutant.
-        known (`dict`): From [`answers`].
-    """
-    found: dict[str, Module] = defaultdict(Module)
-    for line in results.splitlines():
-        mutant, _, status = line.strip().partition(": ")
-        if status in ("", "not checked", "skipped"):
-            continue
-        module = found[function_of(mutant)[0]]
-        if status in NOTICED:
-            module.noticed += 1
-        else:
-            change = change_of(mutant, show(mutant))
-            (module.answered if change in known else module.unanswered).append(change)
-    return dict(sorted(found.items()))
+def read_results(file: Path) -> dict[str, Outcome]:
+    """What each file came to."""
+    stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return {name: Outcome(**value) for name, value in stored.items()}
 
 
-def score(found: dict[str, Module]) -> float:
-    """The share of the mutants that tests noticed."""
-    return sum(module.noticed for module in found.values()) / max(1, sum(module.mutants for module in found.values()))
+def write_results(file: Path, results: dict[str, Outcome]) -> None:
+    """Write `results.json`."""
+    stored = {name: asdict(results[name]) for name in sorted(results)}
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(file)
 
 
-def report(found: dict[str, Module], known: dict[Change, str]) -> str:
+# ---------------------------------------------------------------------------------------------------------- the report
+
+
+def share(results: Iterable[Outcome]) -> float:
+    """The share of the changes that tests noticed."""
+    counts = [(each.noticed, each.tried) for each in results]
+    return sum(noticed for noticed, _ in counts) / max(1, sum(tried for _, tried in counts))
+
+
+def report(results: dict[str, Outcome], known: dict[Change, str]) -> str:
     """The page."""
     lines = [
         "# Mutation tests",
         "",
         "`python tests/mutation/run.py` writes this page. mutmut changes the code one place at a time; a test must",
-        "notice. A change that none notices is answered in `answers.yaml`: why it computes the same.",
+        "notice. A change that none notices is answered in `answers.yaml`: why it computes the same. Where fewer",
+        "changes were tried than there are, they are a sample by the seed.",
         "",
-        "| module | mutants | noticed | share | not noticed, answered | not answered |",
-        "|---|---|---|---|---|---|",
+        "| file | changes | tried | noticed | share | not noticed, answered | not answered | seed | ran on |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    total = Module()
-    for name, module in found.items():
-        lines.append(_row(f"`{name.removeprefix('trl_ext.')}`", module))
-        total.noticed += module.noticed
-        total.answered += module.answered
-        total.unanswered += module.unanswered
-    lines.append(_row("all", total))
-    for title, changes in (("Not answered", total.unanswered), ("Answered", total.answered)):
-        if changes:
+    every = dict(sorted(results.items()))
+    for name, found in every.items():
+        seed = f"{found.seed}" if found.tried < found.mutants else ""
+        lines.append(_row(f"`{name.removeprefix('trl_ext/')}`", [found], known, f"{seed} | {found.date}"))
+    missing = [name for name in files() if name not in results]
+    lines.append(_row("all", list(every.values()), known, " | "))
+    if missing:
+        lines += ["", f"Not run yet: {', '.join(f'`{name}`' for name in missing)}."]
+    changes = [change for found in every.values() for change in found.changes().values()]
+    for title, some in (
+        ("Not answered", [change for change in changes if change not in known]),
+        ("Answered", [change for change in changes if change in known]),
+    ):
+        if some:
             lines += ["", f"## {title}", ""]
             lines += [
-                _item(change, known.get(change, "")) for change in sorted(changes, key=lambda c: (c.function, c.after))
+                _item(change, known.get(change, "")) for change in sorted(some, key=lambda c: (c.function, c.after))
             ]
     return "\n".join([*lines, ""])
 
 
-def _row(name: str, module: Module) -> str:
-    share = f"{module.noticed / max(1, module.mutants):.1%}"
-    counts = f"{module.mutants} | {module.noticed} | {share} | {len(module.answered)} | {len(module.unanswered)}"
-    return f"| {name} | {counts} |"
+def _row(name: str, found: list[Outcome], known: dict[Change, str], end: str) -> str:
+    changes = [change for each in found for change in each.changes().values()]
+    answered = sum(change in known for change in changes)
+    mutants, tried, noticed = (sum(getattr(each, key) for each in found) for key in ("mutants", "tried", "noticed"))
+    counts = f"{mutants} | {tried} | {noticed} | {share(found):.1%} | {answered} | {len(changes) - answered}"
+    return f"| {name} | {counts} | {end} |"
 
 
 def _item(change: Change, reason: str) -> str:
@@ -162,28 +228,60 @@ def _item(change: Change, reason: str) -> str:
     return f"- `{function}`: ``{change.before}`` became ``{change.after}``" + (f". {reason}" if reason else "")
 
 
-def mutmut(*words: str) -> str:
-    """What a command of mutmut prints."""
-    command = [sys.executable, "-m", "mutmut", *words]
-    return subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout
+# ------------------------------------------------------------------------------------------------------------- running
+
+
+def chosen(names: list[str], number: int, seed: int) -> list[str]:
+    """A sample of mutants, the same for the same names and seed. `0`: all."""
+    names = sorted(names)
+    return sorted(random.Random(seed).sample(names, number)) if 0 < number < len(names) else names
+
+
+def run_file(file: str, tests: list[str], names: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
+    """Change a file, in a process of its own; what `mutate.py` found."""
+    with tempfile.TemporaryDirectory() as folder:
+        task, results = Path(folder) / "task.json", Path(folder) / "results.json"
+        settings = {"per_module": options.per_module, "seed": options.seed, "processes": options.processes}
+        contents = {"file": file, "tests": tests, "contents": contents_of(file, tests)}
+        task.write_text(json.dumps({**contents, **settings, "names": list(names), "results": str(results)}))
+        # hypothesis then takes the same examples each time, and however long they need on a machine that is busy.
+        command = [sys.executable, str(FOLDER / "mutate.py"), str(task)]
+        subprocess.run(command, cwd=REPOSITORY, check=True, env={**os.environ, "CI": "true"})
+        found: dict[str, Any] = json.loads(results.read_text(encoding="utf-8"))
+    return found
 
 
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("mutants", nargs="*", help="Names of mutants, with *; by default all.")
-    parser.add_argument("--processes", type=int, default=2, help="How many mutants run at a time.")
+    parser.add_argument("--files", nargs="+", default=[""], help="Parts of names of files (default: all).")
+    parser.add_argument("--per_module", type=int, default=0, help="Changes of a file to try (0: all).")
+    parser.add_argument("--seed", type=int, default=0, help="Of the sample that --per_module takes.")
+    parser.add_argument("--processes", type=int, default=2, help="How many changes are tried at a time.")
+    parser.add_argument("--survivors", action="store_true", help="Try again what was not noticed and has no answer.")
+    parser.add_argument("--again", action="store_true", help="Run files that are done as well.")
     parser.add_argument("--report", action="store_true", help="Run nothing; write the report of what ran before.")
-    arguments = parser.parse_args(words)
-    if not arguments.report:
-        run = [sys.executable, "-m", "mutmut", "run", "--max-children", str(arguments.processes)]
-        # hypothesis then takes the same examples each time, and however long they need on a machine that is busy.
-        subprocess.run([*run, *arguments.mutants], cwd=REPOSITORY, check=True, env={**os.environ, "CI": "true"})
-    known = answers()
-    found = modules(mutmut("results", "--all", "true"), lambda mutant: mutmut("show", mutant), known)
-    REPORT.write_text(report(found, known), encoding="utf-8")
-    unanswered = sum(len(module.unanswered) for module in found.values())
-    print(f"{REPORT}: {score(found):.1%} noticed, {unanswered} that are not noticed have no answer")
-    return int(score(found) < ENOUGH or unanswered > 0)
+    options = parser.parse_args(words)
+    known, results = answers(), read_results(RESULTS)
+    some = {file: tests for file, tests in files().items() if any(part in file for part in options.files)}
+    for file, tests in {} if options.report else some.items():
+        contents, earlier = contents_of(file, tests), results.get(file)
+        names: list[str] = []
+        if options.survivors:
+            names = [n for n, change in earlier.changes().items() if change not in known] if earlier else []
+            if not names:
+                continue
+        elif earlier and not options.again and earlier.covers(contents, options.per_module, options.seed):
+            print(f"{file}: done on {earlier.date}", flush=True)
+            continue
+        found = run_file(file, tests, names, options)
+        seed = earlier.seed if earlier and names else options.seed
+        results[file] = outcome(found, contents, seed, earlier if names else None)
+        write_results(RESULTS, results)
+        REPORT.write_text(report(results, known), encoding="utf-8")
+    REPORT.write_text(report(results, known), encoding="utf-8")
+    unanswered = sum(change not in known for found in results.values() for change in found.changes().values())
+    print(f"{REPORT}: {share(results.values()):.1%} noticed, {unanswered} that are not noticed have no answer")
+    return int(share(results.values()) < ENOUGH or unanswered > 0)
 
 
 if __name__ == "__main__":

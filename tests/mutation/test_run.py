@@ -1,12 +1,13 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
-"""The report of the mutation tests, on printed results of mutmut; and that its answers are about code that exists."""
+"""What the mutation tests run and report, without mutmut; and that the answers are about code that exists."""
 
 import importlib.util
+import json
 import sys
-import tomllib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from conftest import REPOSITORY
@@ -22,16 +23,7 @@ def run() -> ModuleType:
     return module
 
 
-RESULTS = """
-    trl_ext.a.x_one__mutmut_1: killed
-    trl_ext.a.x_one__mutmut_2: timeout
-    trl_ext.a.x_one__mutmut_3: survived
-    trl_ext.a.xǁSomeǁtwo__mutmut_10: no tests
-    trl_ext.b.x__private__mutmut_1: killed
-    trl_ext.b.x__private__mutmut_2: not checked
-"""
 DIFF = """\
-# trl_ext.a.x_one__mutmut_3: survived
 --- trl_ext/a.py
 +++ trl_ext/a.py
 @@ -1,2 +1,2 @@
@@ -41,37 +33,120 @@ DIFF = """\
 +    return x +
 +        2
 """
+FOUND = {
+    "mutants": 9,
+    "results": {
+        "trl_ext.a.x_one__mutmut_1": {"status": "killed", "diff": ""},
+        "trl_ext.a.x_one__mutmut_2": {"status": "timeout", "diff": ""},
+        "trl_ext.a.x_one__mutmut_3": {"status": "survived", "diff": DIFF},
+        "trl_ext.a.xǁSomeǁtwo__mutmut_10": {"status": "no tests", "diff": DIFF},
+        "trl_ext.a.x_one__mutmut_4": {"status": "skipped", "diff": ""},
+    },
+}
+SAME = {"function": "trl_ext.a.one", "before": "return x + 1", "after": "return x + 2"}
+
+
+@pytest.fixture
+def project(run: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with two files to change, whose mutation takes no time: `run.calls` has what was asked for."""
+    (tmp_path / "trl_ext").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "trl_ext" / f"{name}.py").write_text("def one(x):\n    return x + 1\n")
+        (tmp_path / f"test_{name}.py").write_text("")
+    listed = {f"trl_ext/{name}.py": [f"test_{name}.py::test"] for name in ("a", "b")}
+    (tmp_path / "modules.yaml").write_text(json.dumps(listed))
+    for name, file in (("RESULTS", "results.json"), ("REPORT", "report.md"), ("FILES", "modules.yaml")):
+        monkeypatch.setattr(run, name, tmp_path / file)
+    monkeypatch.setattr(run, "answers", dict)
+    contents = run.contents_of
+    monkeypatch.setattr(run, "contents_of", lambda file, tests: contents(file, tests, tmp_path))
+    monkeypatch.setattr(run, "calls", [], raising=False)
+
+    def run_file(file: str, tests: list[str], names: list[str], options: Any) -> dict[str, Any]:
+        run.calls.append((file, names, options.per_module, options.seed))
+        if names:
+            return FOUND | {"results": {name: {"status": "killed", "diff": ""} for name in names}}
+        return FOUND
+
+    monkeypatch.setattr(run, "run_file", run_file)
+    return tmp_path
 
 
 def test_what_was_noticed_and_what_was_not(run: ModuleType) -> None:
-    known = {run.Change("trl_ext.a.one", "return x + 1", "return x + 2"): "They are the same."}
-    found = run.modules(RESULTS, lambda mutant: DIFF, known)
-    one, other = found["trl_ext.a"], found["trl_ext.b"]
-    assert (one.noticed, one.mutants, other.noticed, other.mutants) == (2, 4, 1, 1)
-    assert [change.function for change in one.answered] == ["trl_ext.a.one"]
-    assert [change.function for change in one.unanswered] == ["trl_ext.a.Some.two"]
-    assert run.score(found) == 3 / 5
-    text = run.report(found, known)
-    assert "| `a` | 4 | 2 | 50.0% | 1 | 1 |" in text and "| all | 5 | 3 | 60.0% | 1 | 1 |" in text
+    found = run.outcome(FOUND, "1234", 5)
+    assert (found.mutants, found.tried, found.noticed, found.seed) == (9, 4, 2, 5)
+    assert list(found.survivors) == ["trl_ext.a.x_one__mutmut_3", "trl_ext.a.xǁSomeǁtwo__mutmut_10"]
+    assert run.share([found]) == 0.5
+    again = {"mutants": 9, "results": {"trl_ext.a.x_one__mutmut_3": {"status": "killed", "diff": ""}}}
+    later = run.outcome(again, "1235", 5, found)
+    assert (later.tried, later.noticed, list(later.survivors)) == (4, 3, ["trl_ext.a.xǁSomeǁtwo__mutmut_10"])
+
+
+def test_the_report_has_counts_samples_and_answers(run: ModuleType, project: Path) -> None:
+    found = run.outcome(FOUND, "1234", 5)
+    text = run.report({"trl_ext/a.py": found}, {run.Change(**SAME): "They are the same."})
+    assert f"| `a.py` | 9 | 4 | 2 | 50.0% | 1 | 1 | 5 | {found.date} |" in text
+    assert "| all | 9 | 4 | 2 | 50.0% | 1 | 1 |" in text
     assert "- `a.one`: ``return x + 1`` became ``return x + 2``. They are the same." in text
+    assert "- `a.Some.two`: ``return x + 1`` became ``return x + 2``\n" in text
+    assert "Not run yet: `trl_ext/b.py`." in text
 
 
 def test_names(run: ModuleType) -> None:
-    assert run.function_of("trl_ext.b.x__private__mutmut_12") == ("trl_ext.b", "trl_ext.b._private")
-    assert run.function_of("trl_ext.b.xǁSomeǁ__init____mutmut_1") == ("trl_ext.b", "trl_ext.b.Some.__init__")
+    assert run.function_of("trl_ext.b.x__private__mutmut_12") == "trl_ext.b._private"
+    assert run.function_of("trl_ext.b.xǁSomeǁ__init____mutmut_1") == "trl_ext.b.Some.__init__"
     with pytest.raises(ValueError, match="no name of a mutant"):
         run.function_of("trl_ext.b.function")
 
 
-def test_a_survivor_without_an_answer_fails(run: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    printed = {"results": "trl_ext.a.x_one__mutmut_3: survived\n" + "trl_ext.a.x_one__mutmut_1: killed\n" * 30}
-    monkeypatch.setattr(run, "mutmut", lambda command, *_: printed.get(command, DIFF))
-    monkeypatch.setattr(run, "REPORT", tmp_path / "report.md")
-    monkeypatch.setattr(run, "answers", dict)
+def test_what_is_done_is_left_out_until_it_or_its_tests_change(run: ModuleType, project: Path) -> None:
+    sample = ["--per_module", "4", "--seed", "5"]
+    run.main(sample)
+    assert [call[0] for call in run.calls] == ["trl_ext/a.py", "trl_ext/b.py"]
+    assert run.calls[0] == ("trl_ext/a.py", [], 4, 5)
+    run.calls.clear()
+    run.main(sample)
+    assert run.calls == []
+    (project / "test_b.py").write_text("def test(): pass")
+    run.main(sample)
+    assert [call[0] for call in run.calls] == ["trl_ext/b.py"]
+    run.calls.clear()
+    run.main(["--per_module", "4", "--seed", "6", "--files", "a.py"])  # another sample
+    run.main(["--files", "a.py"])  # and all changes
+    run.main([*sample, "--again", "--files", "b.py"])
+    assert [call[0] for call in run.calls] == ["trl_ext/a.py", "trl_ext/a.py", "trl_ext/b.py"]
+
+
+def test_a_sample_depends_on_the_seed_alone(run: ModuleType) -> None:
+    names = [f"trl_ext.a.x_one__mutmut_{number}" for number in range(1, 31)]
+    sample = run.chosen(names, 10, 0)
+    assert len(set(sample)) == 10 and set(sample) < set(names)
+    assert sample == run.chosen(names[::-1], 10, 0) != run.chosen(names, 10, 1)
+    assert run.chosen(names, 0, 0) == run.chosen(names, 30, 0) == sorted(names)
+
+
+def test_survivors_alone_run_again(run: ModuleType, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.main(["--per_module", "4", "--files", "a.py"])
+    monkeypatch.setattr(run, "answers", lambda: {run.Change(**SAME): "Same."})
+    run.calls.clear()
+    run.main(["--survivors"])
+    assert run.calls == [("trl_ext/a.py", ["trl_ext.a.xǁSomeǁtwo__mutmut_10"], 0, 0)]
+    found = run.read_results(run.RESULTS)["trl_ext/a.py"]
+    assert (found.tried, found.noticed) == (4, 3)
+    run.calls.clear()
+    run.main(["--survivors"])
+    assert run.calls == []
+
+
+def test_a_survivor_without_an_answer_fails(run: ModuleType, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = run.Outcome("1234", "2026-01-02", 40, 40, 0, 39, {"trl_ext.a.x_one__mutmut_3": SAME})
+    run.write_results(run.RESULTS, {"trl_ext/a.py": found})
     assert run.main(["--report"]) == 1
-    monkeypatch.setattr(run, "answers", lambda: {run.Change("trl_ext.a.one", "return x + 1", "return x + 2"): "Same."})
-    assert run.main(["--report"]) == 0
-    printed["results"] = printed["results"][: -34 * 20]
+    monkeypatch.setattr(run, "answers", lambda: {run.Change(**SAME): "Same."})
+    assert run.main(["--report"]) == 0 and run.calls == []
+    found.tried = 10
+    found.noticed = 9
+    run.write_results(run.RESULTS, {"trl_ext/a.py": found})
     assert run.main(["--report"]) == 1, "under 95 %"
 
 
@@ -87,9 +162,14 @@ def test_answers_are_about_code_that_exists(run: ModuleType) -> None:
         assert change.before != change.after and reason.endswith(".")
 
 
-def test_every_listed_file_exists() -> None:
-    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["mutmut"]
-    for pattern in settings["only_mutate"]:
-        assert list(REPOSITORY.glob(pattern)), pattern
-    for test in settings["pytest_add_cli_args_test_selection"]:
-        assert (REPOSITORY / test.partition("::")[0]).is_file(), test
+def test_every_listed_file_exists(run: ModuleType) -> None:
+    for file, tests in run.files().items():
+        assert (REPOSITORY / file).is_file(), file
+        assert tests and all((REPOSITORY / test.partition("::")[0]).is_file() for test in tests), file
+
+
+def test_the_report_is_that_of_the_results(run: ModuleType) -> None:
+    results = run.read_results(run.RESULTS)
+    assert run.REPORT.read_text(encoding="utf-8") == run.report(results, run.answers()), "run with --report"
+    for file, found in results.items():
+        assert file in run.files() and found.tried - found.noticed == len(found.survivors), file

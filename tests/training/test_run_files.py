@@ -22,6 +22,7 @@ from trl import ModelConfig
 from trl_ext import PSLETrainer, RRHFConfig, RRHFTrainer, VASConfig, VASTrainer
 from trl_ext.models.adapters import peft_config_from
 from trl_ext.models.load import quantization_config_from
+from trl_ext.settings_file import RunSettings
 from trl_ext.training.run_files import RunFiles
 from trl_ext.training.run_settings import Arguments, command_of, python_settings
 
@@ -217,6 +218,17 @@ def test_the_settings_that_were_given_or_changed(tmp_path, monkeypatch):
     }
     assert "hf_secret" not in settings.text("A run") and "`hub_token`" in settings.text("A run")
     assert command_of(trainer) == "trl-ext rrhf" and command_of(object()) == ""
+
+
+def test_the_settings_of_a_run_are_those_of_its_command_if_one_started_it(tmp_path):
+    trainer = RRHFTrainer.__new__(RRHFTrainer, "org/policy")
+    trainer.args = RRHFConfig(str(tmp_path), learning_rate=1e-4, bf16=False, use_cpu=True)
+    trainer.accelerator = SimpleNamespace(num_processes=1)
+    files = RunFiles(trainer)
+    found = files.run_settings()
+    assert found.values == python_settings(trainer).values and found.values["learning_rate"] == 1e-4
+    files.settings = RunSettings.of({"learning_rate": 2e-4})
+    assert files.run_settings().values == {"learning_rate": 2e-4}
 
 
 @pytest.mark.parametrize("parsed", [False, True])

@@ -18,6 +18,9 @@ from .schema import AnyDataset, DataError
 
 FILE_TYPES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
 COMPRESSED = (".gz", ".zst", ".xz", ".bz2")  # behind .jsonl, .json, .csv and .tsv
+# Bytes of JSON that a stream reads at once. The first of these become Python objects, several times as large; and the
+# types of the columns are found in them, so that they should not be few.
+STREAM_CHUNK = 2 << 20
 FILE_TYPES_TEXT = ".jsonl, .json, .parquet, .csv or .tsv (also .gz, .zst, .xz, .bz2)"
 
 
@@ -101,7 +104,7 @@ def _read_file(path: Path, streaming: bool) -> DatasetDict | IterableDatasetDict
         kwargs["delimiter"] = "\t"
     if kind == "json":
         # `datasets` infers the types from the first chunk and silently turns other types in later chunks into text.
-        kwargs["chunksize"] = min(max(path.stat().st_size, 10 << 20), 256 << 20)
+        kwargs["chunksize"] = STREAM_CHUNK if streaming else min(max(path.stat().st_size, 10 << 20), 256 << 20)
     try:
         return datasets.load_dataset(kind, data_files=str(path), streaming=streaming, **kwargs)
     except (datasets.exceptions.DatasetGenerationError, ValueError, TypeError, KeyError, EOFError, OSError) as error:

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from oracles.proxy import oracle_marginal, oracle_q, sigmoid
 
 from trl_ext.methods.proxy_rlhf.losses import (
     decision_entropy,
@@ -18,10 +19,6 @@ from trl_ext.methods.proxy_rlhf.losses import (
     repeated_logps,
     value_loss,
 )
-
-
-def sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x))
 
 
 def test_log_probabilities_of_decisions() -> None:
@@ -36,16 +33,6 @@ def test_entropy_is_largest_at_one_half() -> None:
     expected = -p * math.log(p) - (1 - p) * math.log(1 - p)
     found = decision_entropy(torch.tensor([0.0, 1.2, -1.2, 50.0]))
     torch.testing.assert_close(found, torch.tensor([math.log(2), expected, expected, 0.0]))
-
-
-def oracle_q(p: list[float], forced_last: bool) -> list[float]:
-    """Probability of each candidate, summed over all outcomes of all decisions."""
-    q = [0.0] * len(p)
-    for outcome in itertools.product([True, False], repeat=len(p)):
-        probability = math.prod(x if yes else 1 - x for x, yes in zip(p, outcome, strict=True))
-        taken = outcome.index(True) if any(outcome) else len(p) - 1 if forced_last else 0
-        q[taken] += probability
-    return q
 
 
 @pytest.mark.parametrize("forced_last", [False, True])
@@ -66,16 +53,6 @@ def test_the_first_candidate_is_forced_by_default() -> None:
     torch.testing.assert_close(induced_logps(logits, valid), induced_logps(logits, valid, False))
 
 
-def oracle_marginal(p: list[float], w: list[float], forced_last: bool) -> list[float]:
-    """The mean of the induced distribution over all orders, weighted by their probability without replacement."""
-    q = [0.0] * len(p)
-    for order in itertools.permutations(range(len(p))):
-        probability = math.prod(w[c] / math.fsum(w[d] for d in order[i:]) for i, c in enumerate(order))
-        for c, x in zip(order, oracle_q([p[c] for c in order], forced_last), strict=True):
-            q[c] += probability * x
-    return q
-
-
 @pytest.mark.parametrize("forced_last", [False, True])
 @pytest.mark.parametrize("spread", [0.5, 4.0, 12.0])
 def test_distribution_over_all_orders(forced_last: bool, spread: float) -> None:
@@ -85,8 +62,7 @@ def test_distribution_over_all_orders(forced_last: bool, spread: float) -> None:
     for row in range(3):
         p = [sigmoid(float(x)) for x in logits[row]]
         expected = oracle_marginal(p, weights[row].double().tolist(), forced_last)
-        rows = logits[row].expand(5, 5), weights[row].expand(5, 5)
-        found = marginal_logps(*rows, torch.arange(5), forced_last)
+        [found] = marginal_logps(logits[row, None], weights[row, None], forced_last)
         torch.testing.assert_close(
             found, torch.tensor(expected, dtype=torch.float64).log().float(), rtol=1e-6, atol=1e-6
         )
@@ -112,42 +88,56 @@ def test_distribution_where_rejected_candidates_are_proposed_again(forced_last: 
     counts, proposals = [4, 3, 1, 4], torch.tensor([4, 3, 1, 2])
     weights = weights * (torch.arange(4) < torch.tensor(counts)[:, None])
     weights = weights / weights.sum(1, keepdim=True)
-    total = torch.zeros(4)
-    for column in range(4):
-        found = repeated_logps(logits, weights, torch.full((4,), column), proposals, forced_last)
-        total += found.exp()
-        for row, count in enumerate(counts):
-            p = [sigmoid(float(x)) for x in logits[row, :count]]
-            own = oracle_repeated(p, weights[row, :count].double().tolist(), int(proposals[row]), forced_last)
-            expected = math.log(own[column]) if column < count else -math.inf
-            assert float(found[row]) == pytest.approx(expected, rel=1e-5, abs=1e-6)
-    torch.testing.assert_close(total, torch.ones(4))
+    found = repeated_logps(logits, weights, proposals, forced_last)
+    torch.testing.assert_close(found.exp().sum(1), torch.ones(4))
+    for row, count in enumerate(counts):
+        p = [sigmoid(float(x)) for x in logits[row, :count]]
+        own = oracle_repeated(p, weights[row, :count].double().tolist(), int(proposals[row]), forced_last)
+        expected = [*map(math.log, own), *[-math.inf] * (4 - count)]
+        assert found[row].tolist() == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
 def test_proposals_by_hand() -> None:
     """Two candidates of weights 0.75 and 0.25, accepted with 0.5 and 0.2: r = 0.575, at most two proposals."""
-    logits = torch.tensor([[0.0, math.log(0.2 / 0.8)]]).expand(2, 2)
-    weights, both, two = torch.tensor([[0.75, 0.25]]).expand(2, 2), torch.arange(2), torch.tensor([2, 2])
+    logits, two = torch.tensor([[0.0, math.log(0.2 / 0.8)]]), torch.tensor([2])
+    weights = torch.tensor([[0.75, 0.25]])
     first = [0.375 * 1.575 + 0.375 * 0.575, 0.05 * 1.575 + 0.2 * 0.575]
-    torch.testing.assert_close(repeated_logps(logits, weights, both, two).exp(), torch.tensor(first))
+    torch.testing.assert_close(repeated_logps(logits, weights, two).exp(), torch.tensor([first]))
     last = [0.375 + 0.75 * 0.575, 0.05 + 0.25 * 0.575]
-    torch.testing.assert_close(repeated_logps(logits, weights, both, two, True).exp(), torch.tensor(last))
+    torch.testing.assert_close(repeated_logps(logits, weights, two, True).exp(), torch.tensor([last]))
 
 
 @pytest.mark.parametrize("logit", [200.0, -200.0], ids=["always", "never"])
 @pytest.mark.parametrize("forced_last", [False, True])
 def test_proposals_that_are_always_or_never_accepted_are_samples(logit: float, forced_last: bool) -> None:
-    weights, m = torch.tensor([[0.7, 0.2, 0.1]]).expand(3, 3), torch.full((3,), 300)
-    found = repeated_logps(torch.full((3, 3), logit), weights, torch.arange(3), m, forced_last)
-    torch.testing.assert_close(found.exp(), weights[0])
+    weights = torch.tensor([[0.7, 0.2, 0.1]])
+    found = repeated_logps(torch.full((1, 3), logit), weights, torch.tensor([300]), forced_last)
+    torch.testing.assert_close(found.exp(), weights)
 
 
 def test_rejections_that_are_almost_certain_not_to_happen() -> None:
     """1 - sigmoid(10) has three digits in float32: the integral is computed in float64."""
     logits, weights = torch.tensor([10.0, 10.0, 0.0]), torch.tensor([0.6, 0.4, 1e-9])
     expected = oracle_marginal([sigmoid(float(x)) for x in logits], weights.double().tolist(), False)
-    found = marginal_logps(logits[None], weights[None], torch.tensor([2]))
-    torch.testing.assert_close(found, torch.tensor([math.log(expected[2])]), rtol=0, atol=1e-4)
+    [found] = marginal_logps(logits[None], weights[None])
+    torch.testing.assert_close(found, torch.tensor(expected).log(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("logit", [2.0, 38.0, 100.0])
+@pytest.mark.parametrize("least", [1e-13, 1e-37])
+def test_candidates_of_hardly_any_weight(logit: float, least: float) -> None:
+    """Also in float32's least weights, beside two that are mostly rejected; `oracle_marginal`."""
+    logits, weights = torch.tensor([-logit, -logit, 1.0]), torch.tensor([0.6, 0.4, least])
+    [found] = marginal_logps(logits[None], weights[None])
+    expected = oracle_marginal([sigmoid(float(x)) for x in logits], weights.double().tolist(), False)
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64).log().float(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("logit", [38.0, 100.0])
+def test_rejections_that_float64_cannot_tell_from_zero(logit: float) -> None:
+    """1 - sigmoid(38) is 3e-17. Two equal candidates are taken with probability 1/2 each, whatever their logit."""
+    [found] = marginal_logps(torch.full((1, 2), logit), torch.full((1, 2), 0.5))
+    torch.testing.assert_close(found, torch.full((2,), 0.5).log())
 
 
 @pytest.mark.parametrize("forced_last", [False, True])
@@ -156,26 +146,27 @@ def test_the_integral_is_exact_to_eight_digits(forced_last: bool) -> None:
     logits = torch.randn(4, generator=generator, dtype=torch.float64)
     weights = torch.randn(4, generator=generator, dtype=torch.float64).softmax(0)
     expected = oracle_marginal([sigmoid(float(x)) for x in logits], weights.tolist(), forced_last)
-    found = marginal_logps(logits.expand(4, 4), weights.expand(4, 4), torch.arange(4), forced_last)
+    [found] = marginal_logps(logits[None], weights[None], forced_last)
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64).log(), rtol=0, atol=4e-8)
 
 
 @pytest.mark.parametrize("forced_last", [False, True])
 def test_padding_changes_nothing(forced_last: bool) -> None:
     """Also where candidates are mostly rejected, so that the forced one counts."""
-    logits = torch.tensor([[-2.0, -1.0, -3.0]]).expand(3, 3)
-    weights = torch.tensor([[0.5, 0.3, 0.2]]).expand(3, 3)
-    expected = marginal_logps(logits, weights, torch.arange(3), forced_last)
+    logits, weights = torch.tensor([[-2.0, -1.0, -3.0]]), torch.tensor([[0.5, 0.3, 0.2]])
+    expected = marginal_logps(logits, weights, forced_last)
     padded = torch.nn.functional.pad(logits, (0, 2), value=1.5), torch.nn.functional.pad(weights, (0, 2))
-    torch.testing.assert_close(marginal_logps(*padded, torch.arange(3), forced_last), expected)
+    found = marginal_logps(*padded, forced_last)
+    torch.testing.assert_close(found[:, :3], expected)
+    assert found[0, 3:].tolist() == [-math.inf, -math.inf]
     assert float(expected.exp().sum()) == pytest.approx(1, abs=1e-6)
 
 
 def test_everything_is_computed_where_the_logits_are() -> None:
     """A device without data: an operation that mixes it with the CPU is an error."""
     logits, weights = torch.empty(3, 4, device="meta"), torch.empty(3, 4, device="meta")
-    found = marginal_logps(logits, weights, torch.empty(3, dtype=torch.long, device="meta"), True)
-    assert found.device.type == "meta" and found.shape == (3,) and found.dtype == torch.float32
+    found = marginal_logps(logits, weights, True)
+    assert found.device.type == "meta" and found.shape == (3, 4) and found.dtype == torch.float32
 
 
 @pytest.mark.parametrize("forced_last", [False, True])
@@ -185,16 +176,16 @@ def test_distribution_over_all_orders_sums_to_one(forced_last: bool) -> None:
     weights = (torch.randn(20, generator=generator) * 3).softmax(0)
     weights[17:] = 0
     weights = weights / weights.sum()
-    found = marginal_logps(logits.expand(17, 20), weights.expand(17, 20), torch.arange(17), forced_last)
+    found = marginal_logps(logits[None], weights[None], forced_last)
     assert float(found.exp().sum()) == pytest.approx(1, abs=1e-5)
 
 
 def test_constant_decisions_give_the_weights() -> None:
     """Always accepting is sampling by the weights; so is always rejecting, if the first candidate is forced."""
-    weights = torch.tensor([0.6, 0.3, 0.1]).expand(3, 3)
+    weights = torch.tensor([[0.6, 0.3, 0.1]])
     for logit in (40.0, -40.0):
-        found = marginal_logps(torch.full((3, 3), logit), weights, torch.arange(3))
-        torch.testing.assert_close(found.exp(), weights[0])
+        found = marginal_logps(torch.full((1, 3), logit), weights)
+        torch.testing.assert_close(found.exp(), weights)
 
 
 def test_policy_loss_against_loops() -> None:

@@ -319,6 +319,20 @@ def test_one_forward_pass_per_token() -> None:
         assert walk.tree.form == "shared"
 
 
+@pytest.mark.parametrize("measure", [False, True])
+def test_the_feature_context_costs_no_forward_pass_of_candidates(measure: bool) -> None:
+    """One forward pass over one token for each row and token, also where the KL is measured."""
+    model, process = make_model(V), DecisionProcess(top_k=6, feature="context")
+    ids, rng = torch.tensor([PROMPTS[0]]), PerRowRNG([0, 1], 6, torch.device("cpu"))
+    llm, proxy = BackboneAndHead(model), make_proxy(model, process)
+    walk = Walk(llm, proxy.accept_logits, process, ids, torch.ones_like(ids), repeats=2, rng=rng, record=True)
+    seen: list[int] = []
+    model.model.register_forward_hook(lambda module, args, output: seen.append(output.last_hidden_state.shape[1]))
+    for _ in range(5):
+        walk.step(measure=measure)
+    assert seen == [1] * 5
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_models_without_a_shared_cache(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Recomputing the sequences gives the same completions."""

@@ -7,7 +7,7 @@ this folder use a mock of the engine.
 
     pytest tests/serving/vllm/test_engine.py
 
-takes about four minutes on two cores. With vLLM 0.31 or newer these tests are about the first model runner: on a CPU,
+takes about six minutes on two cores. With vLLM 0.31 or newer these tests are about the first model runner: on a CPU,
 vLLM takes no other.
 """
 
@@ -27,7 +27,7 @@ import torch
 from conftest import REPOSITORY
 from scripted_server import free_port
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from vllm_engine_cases import MODELS, TEXTS, K, Reference, random_value_model
+from vllm_engine_cases import MODELS, TEXTS, ProxyReference, Reference, random_proxy, random_value_model
 
 
 pytest.importorskip("vllm", reason="vLLM is not installed (pip install 'trl-ext[vllm]')")
@@ -41,9 +41,9 @@ def environment() -> dict[str, str]:
     return {**os.environ, **known, "OMP_NUM_THREADS": "1", "VLLM_USE_V2_MODEL_RUNNER": "0"}
 
 
-@pytest.fixture(scope="module", params=["state", "action", "policy"])
+@pytest.fixture(scope="module", params=["state", "action", "policy", "proxy"])
 def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What an engine with a value model of each form generated, and what `generate` did."""
+    """What an engine with a value model of each form, or a proxy, generated, and what our own decoding did."""
     folder = tmp_path_factory.mktemp(request.param)
     command = [sys.executable, str(REPOSITORY / "tests" / "vllm_engine_cases.py"), request.param, str(folder)]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=500, check=False)
@@ -63,27 +63,33 @@ def test_requests_were_preempted(found: Any) -> None:
 
 
 def test_log_probabilities_are_those_of_the_guided_distribution(found: Any) -> None:
-    engine, guided, plain = found["logprobs"]
-    assert engine == pytest.approx(guided, abs=1e-3) and abs(guided - plain) > 0.1
+    """Of the likeliest tokens after guidance; `-inf` is not a number of JSON that another program reads."""
+    engine, guided, plain = zip(*found["logprobs"], strict=True)
+    assert engine == pytest.approx(guided, abs=1e-3) and len(engine) >= 10
+    assert max(abs(x - y) for x, y in zip(guided, plain, strict=True)) > 0.1
 
 
 # --------------------------------------------------------------------------------------------------------------- HTTP
 
 
 class Server:
-    """vLLM's server of a model with a value model, and the reference for its completions."""
+    """vLLM's server of a model with a value model or a proxy, and the reference for its completions."""
 
-    def __init__(self, folder: Path) -> None:
-        path = str(MODELS / "imdb-2m")
+    def __init__(self, folder: Path, proxy: bool = False) -> None:
+        path, guide = str(MODELS / "imdb-2m"), folder / "guide"
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         policy = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-        value = random_value_model("state", policy, self.tokenizer, folder / "value")
-        self.reference, self.port = Reference(policy, value), free_port()
-        settings = json.dumps({"trl_ext": {"value_model": str(folder / "value"), "top_k": K}})
+        self.reference: Any
+        if proxy:
+            self.reference = ProxyReference(policy, random_proxy(policy, guide), guide)
+        else:
+            value = random_value_model("state", policy, self.tokenizer, guide)
+            self.reference = Reference(policy, value, guide)
+        self.port, settings = free_port(), json.dumps({"trl_ext": self.reference.settings})
         # `vllm serve` does not start in the third party's build for CPUs.
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", path, "--dtype", "float32"]
         command += ["--max-model-len", "256", "--enforce-eager", "--logprobs-mode", "processed_logprobs"]
-        command += ["--logits-processors", "trl_ext.vllm:ValueGuide", "--additional-config", settings]
+        command += ["--logits-processors", self.reference.processor, "--additional-config", settings]
         (folder / "template.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
         command += ["--chat-template", str(folder / "template.jinja")]
         command += ["--port", str(self.port), "--served-model-name", "guided"]
@@ -116,15 +122,23 @@ class Server:
         return self.tokenizer.decode(self.reference(prompt, beta, 16))
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    made = Server(tmp_path_factory.mktemp("server"))
+def running(made: Server) -> Iterator[Server]:
     try:
         made.wait()
         yield made
     finally:
         made.process.terminate()
         made.process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    yield from running(Server(tmp_path_factory.mktemp("server")))
+
+
+@pytest.fixture(scope="module")
+def proxy_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    yield from running(Server(tmp_path_factory.mktemp("proxy_server"), proxy=True))
 
 
 def test_completions_are_guided_by_request(server: Server) -> None:
@@ -177,3 +191,34 @@ def test_a_bad_weight_is_a_400_that_names_it(server: Server, beta: Any, message:
 
 def test_the_log_says_what_the_cache_takes(server: Server) -> None:
     assert "The value models' cache takes" in server.log.read_text()
+
+
+# ------------------------------------------------------------------------------------------------------------- a proxy
+
+
+def test_a_proxy_is_switched_on_by_request(proxy_server: Server) -> None:
+    texts = []
+    for xargs in ({"vllm_xargs": {"proxy": 1}}, {}, {"vllm_xargs": {"proxy": 0}}):
+        prompt = proxy_server.tokenizer(TEXTS[0]).input_ids
+        status, answer = proxy_server.post("completions", prompt=prompt, **xargs)
+        assert status == 200, answer
+        switch = {"proxy": 1} if xargs.get("vllm_xargs") == {"proxy": 1} else None
+        expected = proxy_server.reference.expected(prompt, switch, 16, certain=False)
+        texts.append(json.loads(answer)["choices"][0]["text"])
+        assert texts[-1] == proxy_server.tokenizer.decode(expected)
+    assert texts[0] != texts[1] == texts[2]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"vllm_xargs": {"proxy": 2}}, "`proxy` must be 1, which lets the proxy accept or reject tokens, or 0"),
+        ({"vllm_xargs": {"proxy": "yes"}}, "the model alone, got 'yes'"),
+        ({"vllm_xargs": {"proxy": 1}, "temperature": 1.0, "top_k": 1}, "`top_k` is 1, which leaves nothing for the"),
+    ],
+)
+def test_a_bad_switch_is_a_400_that_names_it(proxy_server: Server, fields: Any, message: str) -> None:
+    status, answer = proxy_server.post("completions", prompt=[5, 6], **fields)
+    assert status == 400 and message in json.loads(answer)["error"]["message"]
+    status, _ = proxy_server.post("completions", prompt=[5, 6], max_tokens=1)
+    assert status == 200, "the server goes on"

@@ -17,7 +17,7 @@ from vllm_mock_engine import VERSIONS, MockEngine, Request, engine_config
 
 from trl_ext import ValueAugmentedLogitsProcessor
 from trl_ext.decoding import slot_tree
-from trl_ext.serving.vllm import processor as module
+from trl_ext.serving.vllm import value_guide as module
 from trl_ext.vllm import ValueGuide
 
 

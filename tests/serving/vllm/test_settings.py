@@ -17,10 +17,12 @@ from trl_ext.serving.vllm.slots import SlotPool
 
 
 def test_settings_are_read_beside_those_of_others() -> None:
-    found = read_settings({"other": 1, "trl_ext": {"value_model": "outputs/value", "top_k": 8}})
+    found = read_settings({"other": 1, "trl_ext": {"value_model": "outputs/value", "top_k": 8}}, ServingSettings)
     assert found == ServingSettings("outputs/value", top_k=8)
     assert (found.top_k, ServingSettings("x").top_k, found.value_cache_gib) == (8, 20, 2.0)
-    several = read_settings({"trl_ext": {"value_model": {"a": "x", "b": "y"}, "trust_remote_code": True}})
+    several = read_settings(
+        {"trl_ext": {"value_model": {"a": "x", "b": "y"}, "trust_remote_code": True}}, ServingSettings
+    )
     assert {name: (kind.model, kind.trust_remote_code) for name, kind in several.kinds.items()} == {
         "a": ("x", True),
         "b": ("y", True),
@@ -44,7 +46,7 @@ def test_settings_are_read_beside_those_of_others() -> None:
 )
 def test_mistakes_say_where_they_are(given: Any, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)) as error:
-        read_settings({} if given is None else {"trl_ext": given})
+        read_settings({} if given is None else {"trl_ext": given}, ServingSettings)
     assert "--additional-config" in str(error.value)
 
 

@@ -16,6 +16,7 @@ METHOD = Method(
     columns=("prompt",),
     required=(REWARD,),
     decoding="trl_ext.methods.proxy_rlhf.policies:ProxyDecoding",
+    engine="trl_ext.methods.proxy_rlhf.engine_decoding:ProxyEngineDecoding",
     memory="trl_ext.methods.proxy_rlhf.memory:needs",
     exports=(
         "trl_ext.methods.proxy_rlhf.model:ProxyConfig",

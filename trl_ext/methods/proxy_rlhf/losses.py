@@ -54,11 +54,9 @@ def induced_logps(logits_Nk: torch.Tensor, valid_Nk: torch.Tensor, forced_last: 
     return q.scatter(1, forced, torch.logaddexp(q.gather(1, forced), none))
 
 
-def marginal_logps(
-    logits_Nk: torch.Tensor, weights_Nk: torch.Tensor, chosen_N: torch.Tensor, forced_last: bool = False
-) -> torch.Tensor:
+def marginal_logps(logits_Nk: torch.Tensor, weights_Nk: torch.Tensor, forced_last: bool = False) -> torch.Tensor:
     r"""
-    Reconstruction: log q(c) of a candidate under the sampled order, summed over all orders -> (N,).
+    Reconstruction: log q(c) of each candidate under the sampled order, summed over all orders -> (N, k).
 
     Sampling without replacement is equivalent to a race: candidate j arrives at an exponential time of rate w_j. A
     candidate that arrived by time t was accepted with probability p_j, so that
@@ -68,48 +66,44 @@ def marginal_logps(
     where c is forced with probability w_c if the first candidate is (c arrives first), and otherwise with the
     probability that c arrives last, which is the same integral with p = 1 for arrival. With t = e^x the integrand is
     analytic and decays on both sides, so that the trapezoidal rule converges exponentially: steps of 1/2 leave a
-    relative error of about 1e-8, below that of float32.
+    relative error of about 1e-8, below that of float32. -inf at padding.
 
     Args:
         logits_Nk (`torch.Tensor` of shape `(N, k)`): Logits of accepting, in any order.
         weights_Nk (`torch.Tensor` of shape `(N, k)`): Sampling probabilities of the candidates; rows sum to 1, 0 is
             padding.
-        chosen_N (`torch.Tensor` of shape `(N,)`): Column of the candidate c in each row.
         forced_last (`bool`, *optional*, defaults to `False`): Whether the last candidate, instead of the first, is
             taken if none is accepted.
     """
     device = torch.device("cpu") if logits_Nk.device.type == "mps" else logits_Nk.device  # MPS has no float64
     logits, weights = (x.to(device, torch.float64) for x in (logits_Nk, weights_Nk))
-    chosen_N = chosen_N.to(device)
-    accept = logits.sigmoid()
-    others = torch.ones_like(weights, dtype=torch.bool).scatter(1, chosen_N[:, None], False) & (weights > 0)
-    w = weights.gather(1, chosen_N[:, None])
-    x = torch.arange(-60, 11, dtype=weights.dtype, device=weights.device) / 2
-    # From e^-30 to e^5 times the mean arrival time 1 / w of this candidate; the rest is below 1e-13.
-    time = x.exp() / w.clamp(min=1e-300)
-    density = x - x.exp()  # log of w t e^{-w t}, where dt = t dx
-    arrived = -torch.expm1(-weights[:, :, None] * time[:, None, :])  # (N, k, nodes)
+    padding = weights == 0
+    # From e^-30 times the mean arrival time of a candidate of weight 1 to e^5 times that of the least weight in
+    # float32, e^-88; the rest is below 1e-13.
+    x = torch.arange(-60, 187, dtype=weights.dtype, device=weights.device) / 2
+    elapsed = weights[:, :, None] * x.exp()  # (N, k, nodes)
+    density = weights.clamp(min=1e-300).log()[:, :, None] + x - elapsed  # log of w t e^{-w t}, where dt = t dx
 
     def integral(factors: torch.Tensor) -> torch.Tensor:
-        logs = factors.clamp(min=1e-300).log().masked_fill(~others[:, :, None], 0.0).sum(1)
-        return (density + logs).logsumexp(1) - math.log(2)
+        logs = factors.clamp(min=1e-300).log().masked_fill(padding[:, :, None], 0.0)
+        return (density + logs.sum(1, keepdim=True) - logs).logsumexp(2) - math.log(2)
 
-    own = accept.gather(1, chosen_N[:, None]).squeeze(1).log()
-    first = own + integral(1 - accept[:, :, None] * arrived)
-    none = logsigmoid(-logits).masked_fill(weights == 0, 0.0).sum(1)
-    forced = integral(arrived) if forced_last else w.squeeze(1).log()
-    return torch.logaddexp(first, none + forced).to(logits_Nk)
+    # 1 - p (1 - e^{-w t}), without cancellation where p is near 1
+    not_accepted = (-logits).sigmoid()[:, :, None] + logits.sigmoid()[:, :, None] * (-elapsed).exp()
+    first = logsigmoid(logits) + integral(not_accepted)
+    none = logsigmoid(-logits).masked_fill(padding, 0.0).sum(1, keepdim=True)
+    forced = integral(-torch.expm1(-elapsed)) if forced_last else weights.log()
+    return torch.logaddexp(first, none + forced).masked_fill(padding, -torch.inf).to(logits_Nk)
 
 
 def repeated_logps(
     logits_Nk: torch.Tensor,
     weights_Nk: torch.Tensor,
-    chosen_N: torch.Tensor,
     proposals_N: torch.Tensor,
     forced_last: bool = False,
 ) -> torch.Tensor:
     r"""
-    Reconstruction: log q(c) of a candidate where rejected ones may be proposed again, over all proposals -> (N,).
+    Reconstruction: log q(c) of all candidates where rejected ones may be proposed again, over all proposals -> (N, k).
 
     Each of m proposals is sampled with replacement, so that it is rejected with probability r = sum_j w_j (1 - p_j)
     whatever the others were:
@@ -121,22 +115,20 @@ def repeated_logps(
         logits_Nk (`torch.Tensor` of shape `(N, k)`): Logits of accepting, in any order.
         weights_Nk (`torch.Tensor` of shape `(N, k)`): Sampling probabilities of the candidates; rows sum to 1, 0 is
             padding.
-        chosen_N (`torch.Tensor` of shape `(N,)`): Column of the candidate c in each row.
         proposals_N (`torch.Tensor` of shape `(N,)`): m of each row, at least 1.
         forced_last (`bool`, *optional*, defaults to `False`): Whether the last proposal, instead of the first, is
             taken if none is accepted.
     """
     device = torch.device("cpu") if logits_Nk.device.type == "mps" else logits_Nk.device  # MPS has no float64
     logits, log_w = (x.to(device, torch.float64) for x in (logits_Nk, weights_Nk.log()))
-    chosen, m = chosen_N.to(device)[:, None], proposals_N.to(device)[:, None]
-    own_w, own_logit = log_w.gather(1, chosen), logits.gather(1, chosen)
+    m = proposals_N.to(device)[:, None]
     log_r = (log_w + logsigmoid(-logits)).logsumexp(1, keepdim=True).clamp(min=-1e4)  # so that 0 times it is 0
     power = torch.arange(int(m.max()), dtype=log_r.dtype, device=device)
     terms = (power * log_r).masked_fill(power >= m - int(forced_last), -torch.inf)
-    accepted = logsigmoid(own_logit) + terms.logsumexp(1, keepdim=True)
+    accepted = logsigmoid(logits) + terms.logsumexp(1, keepdim=True)
     forced = (m - 1) * log_r
-    forced = forced if forced_last else forced + logsigmoid(-own_logit)
-    return (own_w + torch.logaddexp(accepted, forced)).squeeze(1).to(logits_Nk)
+    forced = forced if forced_last else forced + logsigmoid(-logits)
+    return (log_w + torch.logaddexp(accepted, forced)).to(logits_Nk)
 
 
 def policy_loss(

@@ -10,6 +10,7 @@ Dimensions: M candidates, F features of a candidate.
 import hashlib
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +29,8 @@ from .decoding.generate import generate
 
 logger = logging.getLogger(__name__)
 
+DIGEST_TOKENS = 8  # whose embeddings are part of a model's fingerprint
+
 
 class ProxyConfig(PreTrainedConfig):
     r"""
@@ -44,6 +47,9 @@ class ProxyConfig(PreTrainedConfig):
             Probability with which an untrained proxy accepts.
         process (`dict`, *optional*):
             Fields of the [`~trl_ext.methods.proxy_rlhf.decision_process.DecisionProcess`] that it was trained with.
+        partwise_norm (`bool`, *optional*, defaults to `False`):
+            Whether each part of the feature `"context"` has a LayerNorm of its own. [`ProxyModel.for_model`] sets it;
+            proxies that were trained before have one for both.
         llm_name (`str`, *optional*, defaults to `""`):
             Hub id or directory of the language model.
         llm_digest (`str`, *optional*, defaults to `""`):
@@ -57,6 +63,7 @@ class ProxyConfig(PreTrainedConfig):
     critic: bool = True
     initial_accept_rate: float = 0.5
     process: dict | None = None
+    partwise_norm: bool = False
     llm_name: str = ""
     llm_digest: str = ""
 
@@ -74,6 +81,57 @@ class ProxyConfig(PreTrainedConfig):
     def decision_process(self) -> DecisionProcess:
         """The decision process that the proxy was trained with."""
         return DecisionProcess(**self.process or {})
+
+    def check_size(self, size: int, name: str) -> None:
+        """
+        Check that a language model has the hidden size that the proxy was trained with.
+
+        Args:
+            size (`int`): Its hidden size.
+            name (`str`): Its name.
+
+        Raises:
+            `ValueError`: It has another one; the message names both models.
+        """
+        if size != self.llm_hidden_size:
+            raise ValueError(
+                f"The proxy was trained on {_named(self.llm_name)}, whose hidden size is {self.llm_hidden_size}; that "
+                f"of {_named(name)} is {size}. A proxy works only with models of the same hidden size."
+            )
+
+    def check_digest(
+        self,
+        digest: str,
+        name: str,
+        *,
+        allow_other: bool,
+        setting: str = "`allow_other_model=True` (`--proxy_allow_other_model`)",
+    ) -> None:
+        """
+        Check that a language model is the one that the proxy was trained on.
+
+        Args:
+            digest (`str`): Its [`llm_digest`]; `""` if it is not known, and then nothing is checked.
+            name (`str`): Its name.
+            allow_other (`bool`): Log a warning, instead of raising an error, for another model.
+            setting (`str`, *optional*): What to set for that, for the message.
+
+        Raises:
+            `ValueError`: It is another model; the message names both.
+        """
+        if not (self.llm_digest and digest) or set(digest.split("-")) & set(self.llm_digest.split("-")):
+            return
+        mine, its = _named(self.llm_name), _named(name)
+        found = f"The proxy was trained on {mine} and is used with {its}, which has other weights"
+        if not allow_other:
+            raise ValueError(
+                f"{found}. Use the model that it was trained on, or pass {setting} to try it with this one."
+            )
+        logger.warning("%s: what it learned may not transfer.", found)
+
+
+def _named(name: str) -> str:
+    return repr(name or "a model without a name")
 
 
 def default_layer_sizes(hidden_size: int) -> list[int]:
@@ -100,7 +158,8 @@ class ProxyModel(PreTrainedModel):
 
     Create it with [`ProxyModel.for_model`] or [`ProxyModel.from_pretrained`]; save it, with its critic, with
     `save_pretrained` or `push_to_hub`. MARA: both networks are a LayerNorm followed by linear layers. Here the actor
-    has one logit, which is equivalent to MARA's difference of two.
+    has one logit, which is equivalent to MARA's difference of two; and where the feature has two parts, each is
+    normalised by itself ([`PartwiseLayerNorm`]).
 
     Args:
         config ([`ProxyConfig`]): The configuration.
@@ -113,9 +172,8 @@ class ProxyModel(PreTrainedModel):
 
     def __init__(self, config: ProxyConfig) -> None:
         super().__init__(config)
-        width = config.llm_hidden_size * FEATURES[config.decision_process.feature]
-        self.actor = _network(width, config.layer_sizes or [])
-        self.critic = _network(width, config.layer_sizes or []) if config.critic else None
+        self.actor = _network(config)
+        self.critic = _network(config) if config.critic else None
         self.post_init()
         rate = config.initial_accept_rate
         with torch.no_grad():
@@ -152,7 +210,7 @@ class ProxyModel(PreTrainedModel):
         return super().from_pretrained(path, *args, **inside, **kwargs)  # type: ignore[no-any-return]
 
     @classmethod
-    def check_saved(cls, name: str, **hub: Any) -> None:
+    def check_saved(cls, name: str, **hub: Any) -> ProxyConfig:
         """
         Check that a saved model is a proxy, without loading it.
 
@@ -160,12 +218,15 @@ class ProxyModel(PreTrainedModel):
             name (`str`): Directory or Hub id.
             hub: `revision`, `subfolder`, `token`, `cache_dir` and the like.
 
+        Returns:
+            [`ProxyConfig`]: Its config.
+
         Raises:
             `OSError`: There is no such model.
             `ValueError`: It is another kind of model.
         """
         remedy = "Create one for it with `ProxyModel.for_model`, and train it."
-        saved_config("proxy", name, ProxyConfig, remedy, **hub)
+        return saved_config("proxy", name, ProxyConfig, remedy, **hub)  # type: ignore[return-value]
 
     @classmethod
     def for_model(cls, model: Any, process: DecisionProcess | None = None, **settings: Any) -> "ProxyModel":
@@ -182,6 +243,7 @@ class ProxyModel(PreTrainedModel):
         config = ProxyConfig(
             llm_hidden_size=hidden_width(base.config.get_text_config()),
             process=(process or DecisionProcess()).as_dict(),
+            partwise_norm=True,
             llm_name=llm_name(model),
             llm_digest=llm_digest(model),
             **settings,
@@ -240,28 +302,38 @@ class ProxyModel(PreTrainedModel):
             `ValueError`: It was trained on another model; the message names both.
         """
         config: ProxyConfig = self.config
-        size = hidden_width(base_of(model).config.get_text_config())
-        mine, its = config.llm_name or "a model without a name", llm_name(model) or "a model without a name"
-        if size != config.llm_hidden_size:
-            raise ValueError(
-                f"The proxy was trained on {mine!r}, whose hidden size is {config.llm_hidden_size}; that of {its!r} "
-                f"is {size}. A proxy works only with models of the same hidden size."
-            )
-        digest = llm_digest(model)
-        if not (config.llm_digest and digest) or set(digest.split("-")) & set(config.llm_digest.split("-")):
-            return
-        found = f"The proxy was trained on {mine!r} and is used with {its!r}, which has other weights"
-        if not allow_other:
-            raise ValueError(
-                f"{found}. Use the model that it was trained on, or pass `allow_other_model=True` "
-                "(`--proxy_allow_other_model`) to try it with this one."
-            )
-        logger.warning("%s: what it learned may not transfer.", found)
+        config.check_size(hidden_width(base_of(model).config.get_text_config()), llm_name(model))
+        config.check_digest(llm_digest(model), llm_name(model), allow_other=allow_other)
 
 
-def _network(width: int, sizes: list[int]) -> nn.Sequential:
-    layers: list[nn.Module] = [nn.LayerNorm(width)]
-    for size in sizes:
+class PartwiseLayerNorm(nn.LayerNorm):
+    """
+    LayerNorm of each part of a feature by itself.
+
+    Embeddings are often twenty times smaller than hidden states after the last norm. Normalised together with the
+    state before it, a candidate would hardly be seen: the proxy of the quickstart then gained 0.8 of reward instead of
+    5.5.
+
+    Args:
+        width (`int`): Channels of a part.
+        parts (`int`): Parts of a feature. Each channel of each has a weight and a bias.
+    """
+
+    def __init__(self, width: int, parts: int) -> None:
+        super().__init__(width * parts)
+        self.parts = parts
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        each = input.unflatten(-1, (self.parts, -1))
+        normed = nn.functional.layer_norm(each, each.shape[-1:], eps=self.eps).flatten(-2)
+        return normed * self.weight + self.bias
+
+
+def _network(config: ProxyConfig) -> nn.Sequential:
+    parts = FEATURES[config.decision_process.feature]
+    width, own = config.llm_hidden_size * parts, parts > 1 and config.partwise_norm
+    layers: list[nn.Module] = [PartwiseLayerNorm(config.llm_hidden_size, parts) if own else nn.LayerNorm(width)]
+    for size in config.layer_sizes or []:
         layers += [nn.Linear(width, size), nn.SiLU()]
         width = size
     return nn.Sequential(*layers, nn.Linear(width, 1))
@@ -282,15 +354,26 @@ def llm_digest(model: Any) -> str:
     a meta device, or sharded by ZeRO-3).
     """
     base: Any = base_of(model)
-    config = base.config.get_text_config()
-    shape = [config.model_type, config.hidden_size, config.num_hidden_layers, config.vocab_size]
     vectors = [p for n, p in base.named_parameters() if p.ndim == 1 and "lora_" not in n]
     active = [f".{name}." for name in getattr(model, "active_adapters", ())] if model is not base else []
     # Other models may have put adapters of their own on the weights.
     adapter = [p for n, p in model.named_parameters() if ".lora_" in n and any(name in n for name in active)][:2]
-    parts = [base.get_input_embeddings().weight[:8], *vectors[-1:], *adapter]
+    parts = [base.get_input_embeddings().weight[:DIGEST_TOKENS], *vectors[-1:], *adapter]
     if any(part.is_meta or not part.numel() for part in parts):
         return ""
+    return digest_of(base.config.get_text_config(), parts)
+
+
+def digest_of(config: Any, parts: Sequence[torch.Tensor]) -> str:
+    """
+    The fingerprints of [`llm_digest`] from what they cover.
+
+    Args:
+        config ([`~transformers.PreTrainedConfig`]): Config of the text model, for its sizes.
+        parts (`Sequence[torch.Tensor]`): Embeddings of the first `DIGEST_TOKENS` tokens, the last norm, and the first
+            weights of the active adapter.
+    """
+    shape = [config.model_type, config.hidden_size, config.num_hidden_layers, config.vocab_size]
     digests = []
     for dtype in (torch.bfloat16, torch.float16):  # 4-bit and 8-bit models keep these tensors in one of them
         digest = hashlib.sha256(repr(shape).encode())

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Guidance of models that vLLM serves, as a logits processor of vLLM's (`trl_ext.vllm:ValueGuide`).
+Guidance of models that vLLM serves, as logits processors of vLLM's (`trl_ext.vllm:ValueGuide` and `ProxyGuide`).
 
-Imports `guides` and the folders below it, and vLLM where it is installed; it knows a value model as a kind of guide.
+Imports `inference`, `guides` and the folders below them, and vLLM where it is installed; it knows a value model as a
+kind of guide, and a proxy by what a method declares for engines.
 """

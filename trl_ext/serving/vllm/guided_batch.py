@@ -12,67 +12,19 @@ Dimensions: N rows that are guided, V vocabulary, k candidate tokens, D hidden s
 
 import logging
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol
 
 import torch
 
 from trl_ext.guides.base_guide import BaseGuide, SlotScorer
 from trl_ext.guides.logits_processor import GuidedLogitsProcessor
 
+from .processor import EngineSize, GuidedRow, Texts
 from .slots import SlotPool
 
 
 logger = logging.getLogger("vllm.trl_ext")  # vLLM shows what its own loggers say
 GIB = 1 << 30
-
-
-@dataclass(frozen=True)
-class EngineSize:
-    """
-    What an engine says about its batches.
-
-    Args:
-        texts (`int`): Most requests in one batch.
-        tokens (`int`): Longest text, completion included.
-        vocabulary (`int`): V.
-        hidden (`int`): D.
-    """
-
-    texts: int
-    tokens: int
-    vocabulary: int
-    hidden: int
-
-
-class GuidedRow(NamedTuple):
-    """
-    A row of logits that is guided.
-
-    Args:
-        place (`int`): Which row.
-        request (`Hashable`): Whose it is, different for each request that the engine has ever added.
-        length (`int`): Tokens of its text so far.
-        weights (`tuple[float, ...]`): H weights.
-    """
-
-    place: int
-    request: Hashable
-    length: int
-    weights: tuple[float, ...]
-
-
-class Texts(Protocol):
-    """The texts of an engine's requests."""
-
-    def last(self, rows: Sequence[GuidedRow]) -> torch.Tensor:
-        """Last token of each text, `torch.Tensor` of shape `(N,)`, int64, on the engine's device."""
-        ...
-
-    def complete(self, row: GuidedRow) -> list[int]:
-        """All tokens of a text."""
-        ...
 
 
 class GuidedBatch:
@@ -145,7 +97,7 @@ class GuidedBatch:
 
         Args:
             logits_NV (`torch.Tensor` of shape `(rows of the batch, V)`): The language model's logits.
-            rows (`Sequence[GuidedRow]`): Rows to guide.
+            rows (`Sequence[GuidedRow]`): Rows to guide, with a weight for each head.
             texts ([`Texts`]): Their texts.
             hidden_ND (`torch.Tensor` of shape `(rows of the batch, D)`): The hidden states that the logits were
                 computed from, if `reads_hidden`.
@@ -171,9 +123,9 @@ class GuidedBatch:
             hidden_ND = hidden_ND[index_N]
         slots = self._pool.assign([row.request for row in rows]) if self.nbytes else []
         score = partial(self._score, rows=rows, slots=slots, texts=texts, hidden_ND=hidden_ND)
-        weights_NH = torch.tensor([row.weights for row in rows], device=logits_NV.device)
+        weights_NH = torch.tensor([row.settings for row in rows], device=logits_NV.device)
         weighted = [
-            i for i, heads in enumerate(self.processor.columns) if any(any(row.weights[heads]) for row in rows)
+            i for i, heads in enumerate(self.processor.columns) if any(any(row.settings[heads]) for row in rows)
         ]
         scores_NV = logits_NV if complete else logits_NV[index_N]
         _, candidates_Nk, _, added_Nk = self.processor.candidate_scores(scores_NV, weights_NH, weighted, score)

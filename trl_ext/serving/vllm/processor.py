@@ -2,32 +2,29 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-The logits processor that vLLM loads, one class for both of its interfaces.
+Base of the logits processors that vLLM loads, one class for both of its interfaces.
 
 vLLM's first model runner (V1) passes rows of a batch, which it adds, removes and moves; its second (Model Runner V2,
 which takes logits processors since vLLM 0.31) passes slots, which stay. Each runner requires a subclass of its own
 base class.
+
+Dimensions: D hidden size, V vocabulary.
 """
 
 import importlib
 import itertools
 import logging
 import weakref
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from trl_ext.devices import fast_dtype
-from trl_ext.models.tokenizers import load_tokenizer
-from trl_ext.upstream import vllm_config_of_caller, watch_vllm_hidden_states
-
-from .guided_batch import GIB, EngineSize, GuidedBatch, GuidedRow
-from .settings import given_weight, heads_of_config, read_settings, request_weights
+from trl_ext.upstream import watch_vllm_hidden_states
 
 
-logger = logging.getLogger("vllm.trl_ext")
+logger = logging.getLogger("vllm.trl_ext")  # vLLM shows what its own loggers say
 
 _INTERFACES = ("vllm.v1.sample.logits_processor.interface", "vllm.v1.worker.gpu.sample.logits_processor.interface")
 
@@ -43,27 +40,84 @@ def _bases() -> tuple[type, ...]:
     return tuple(found) or (object,)
 
 
+@dataclass(frozen=True)
+class EngineSize:
+    """
+    What an engine says about its batches.
+
+    Args:
+        texts (`int`): Most requests in one batch.
+        tokens (`int`): Longest text, completion included.
+        vocabulary (`int`): V.
+        hidden (`int`): D.
+    """
+
+    texts: int
+    tokens: int
+    vocabulary: int
+    hidden: int
+
+    @classmethod
+    def of(cls, vllm_config: Any) -> "EngineSize":
+        """That of an engine with this `vllm.config.VllmConfig`."""
+        return cls(
+            texts=vllm_config.scheduler_config.max_num_seqs,
+            tokens=vllm_config.model_config.max_model_len,
+            vocabulary=vllm_config.model_config.get_vocab_size(),
+            hidden=vllm_config.model_config.get_hidden_size(),
+        )
+
+
 @dataclass
-class _Request:
+class EngineRequest:
     """
     A guided request.
 
     Args:
         number (`int`): Its number; no two requests have the same.
-        weights (`tuple[float, ...]`): A weight for each head.
+        settings (`Any`): What it asks for, from [`EngineProcessor.request_settings`].
         prompt (`list[int]`), output (`list[int]`): Its tokens, which V1 passes and keeps up to date.
     """
 
     number: int
-    weights: tuple[float, ...]
+    settings: Any
     prompt: Sequence[int] = ()
     output: Sequence[int] = ()
+
+
+class GuidedRow(NamedTuple):
+    """
+    A row of logits that is guided.
+
+    Args:
+        place (`int`): Which row.
+        request (`Hashable`): Whose it is, different for each request that the engine has ever added.
+        length (`int`): Tokens of its text so far.
+        settings (`Any`): What its request asks for.
+    """
+
+    place: int
+    request: Hashable
+    length: int
+    settings: Any
+
+
+class Texts(Protocol):
+    """The texts of an engine's requests."""
+
+    def last(self, rows: Sequence[GuidedRow]) -> torch.Tensor:
+        """Last token of each text, `torch.Tensor` of shape `(N,)`, int64, on the engine's device."""
+        ...
+
+    def complete(self, row: GuidedRow) -> list[int]:
+        """All tokens of a text."""
+        ...
 
 
 class _RowTexts:
     """Texts as V1 has them: lists of tokens."""
 
-    def __init__(self, requests: dict[int, _Request], device: torch.device) -> None:
+    def __init__(self, requests: dict[int, EngineRequest], device: torch.device) -> None:
         self.requests, self.device = requests, device
 
     def last(self, rows: Sequence[GuidedRow]) -> torch.Tensor:
@@ -91,92 +145,104 @@ class _SlotTexts:
         return found
 
 
-class ValueGuide(*_bases()):  # type: ignore[misc]
+class EngineProcessor(*_bases()):  # type: ignore[misc]
     """
-    Guides the models that vLLM serves by value models.
+    What guides some of an engine's requests. vLLM makes the object.
 
-    Give it to vLLM by name, and its settings in `additional_config`:
-
-        vllm serve MODEL --logits-processors trl_ext.vllm:ValueGuide \
-            --additional-config '{"trl_ext": {"value_model": "outputs/value", "top_k": 20}}'
-
-    A request is guided if it has a weight: `"vllm_xargs": {"beta": 2.0}` over HTTP,
-    `SamplingParams(extra_args={"beta": 2.0})` in Python; `"helpful=1,concise=0.5"` for several heads. Requests without
-    one, or with 0, cost nothing, in the same batch too.
-
-    vLLM makes the object. Its settings are those of [`~trl_ext.serving.vllm.settings.ServingSettings`].
+    A subclass defines [`setup`], [`request_settings`], [`guide`] and, if it keeps something about requests,
+    [`release`].
 
     Args:
         vllm_config (`vllm.config.VllmConfig`): The engine's config.
         where (`torch.device` or `LogitsProcRequestState`): The device (V1), or the engine's requests (V2).
         is_pin_memory (`bool`, *optional*): Of V1's interface; not used.
 
+    Attributes:
+        reads_hidden (`bool`): Whether it needs the language model's hidden states.
+
     Raises:
-        `ValueError`: A setting is wrong, a value model does not fit the model or the engine, or the engine has a
-            feature that guidance cannot work with.
-        `OSError`: There is no such value model.
+        `ValueError`: The engine has a feature that guidance cannot work with; and what [`setup`] raises.
     """
 
+    reads_hidden: bool = False
+
     def __init__(self, vllm_config: Any, where: Any, is_pin_memory: bool | None = None) -> None:
-        settings = read_settings(vllm_config.additional_config)
         self.states: Any = where if is_pin_memory is None else None
-        self.device = where.device if is_pin_memory is None else where
-        _refuse(vllm_config)
-        size = EngineSize(
-            texts=vllm_config.scheduler_config.max_num_seqs,
-            tokens=vllm_config.model_config.max_model_len,
-            vocabulary=vllm_config.model_config.get_vocab_size(),
-            hidden=vllm_config.model_config.get_hidden_size(),
-        )
-        dtype = fast_dtype(vllm_config.model_config.dtype, self.device)
-        tokenizer = _tokenizer(vllm_config.model_config)
-        guides = {
-            name: kind.load_beside_engine(tokenizer, name, dtype, self.device) for name, kind in settings.kinds.items()
-        }
-        for guide in guides.values():
-            if tokenizer is None and guide.vocabulary != size.vocabulary:
-                raise ValueError(
-                    f"The model has {size.vocabulary} tokens and the {guide.who} {guide.vocabulary}. Whether they are "
-                    "the same can be compared only with the model's tokenizer: start vLLM without "
-                    "`--skip-tokenizer-init`."
-                )
-        self.batch = GuidedBatch(guides, settings.top_k, size, int(settings.value_cache_gib * GIB))
-        if self.batch.nbytes and getattr(vllm_config.model_config, "enable_prompt_embeds", False):
-            raise ValueError(
-                "`--enable-prompt-embeds` lets requests have prompts without tokens, which a value model cannot read: "
-                "leave it out, or use a value model of the form 'policy'."
-            )
-        self.requests: dict[int, _Request] = {}  # by row (V1) or slot (V2)
+        self.device: torch.device = where.device if is_pin_memory is None else where
+        self.requests: dict[int, EngineRequest] = {}  # by row (V1) or slot (V2)
         self._numbers = itertools.count()
         self._hidden: torch.Tensor | None = None
-        if self.batch.reads_hidden:
-            watch = weakref.WeakMethod(self._watch)  # an engine that has ended is not kept
+        _refuse(vllm_config)
+        self.setup(vllm_config)
+        if self.reads_hidden:
+            watch = weakref.WeakMethod(self.see_hidden)  # an engine that has ended is not kept
             watch_vllm_hidden_states(lambda hidden: None if (take := watch()) is None else take(hidden))
 
-    def _watch(self, hidden: torch.Tensor) -> None:
-        self._hidden = hidden
+    # ------------------------------------------------------------------------------------------ what subclasses define
 
-    @classmethod
-    def validate_params(cls, sampling_params: Any) -> None:
+    def setup(self, vllm_config: Any) -> None:
         """
-        Check the weight of a request. vLLM answers a `ValueError` with status 400 and its message.
+        Read the settings and load what guides. Sets `reads_hidden`.
+
+        Raises:
+            `ValueError` or `OSError`: A setting is wrong, or what guides does not fit the engine.
+        """
+        raise NotImplementedError
+
+    def request_settings(self, sampling_params: Any) -> Any:
+        """
+        What a request asks for; `None` if it is not guided.
 
         Args:
             sampling_params (`vllm.SamplingParams`): The request's settings.
 
         Raises:
-            `ValueError`: As for [`~trl_ext.serving.vllm.settings.request_weights`].
+            `ValueError`: They are wrong.
         """
-        if given_weight(sampling_params) is not None:
-            config = vllm_config_of_caller()
-            heads = None if config is None else heads_of_config(config.additional_config)
-            request_weights(sampling_params, heads)
+        raise NotImplementedError
+
+    def guide(self, logits_NV: torch.Tensor, rows: Sequence[GuidedRow], texts: Texts) -> None:
+        """
+        Change the logits of rows in place.
+
+        Args:
+            logits_NV (`torch.Tensor` of shape `(rows of the batch, V)`): The language model's logits, float32.
+            rows (`Sequence[GuidedRow]`): Rows to guide.
+            texts ([`Texts`]): Their texts.
+        """
+        raise NotImplementedError
+
+    def release(self, request: Hashable) -> None:
+        """A request has ended. By default nothing is kept about it."""
+
+    # --------------------------------------------------------------------------------------------------- hidden states
+
+    def see_hidden(self, hidden_ND: torch.Tensor) -> None:
+        """The language model is about to compute logits from these hidden states, one row for each of theirs."""
+        self._hidden = hidden_ND
+
+    def hidden_of(self, logits_NV: torch.Tensor) -> torch.Tensor | None:
+        """
+        The hidden states that logits were computed from; `None` if they are not read.
+
+        Raises:
+            `RuntimeError`: vLLM computed others.
+        """
+        if not self.reads_hidden:
+            return None
+        found = 0 if self._hidden is None else len(self._hidden)
+        if found != len(logits_NV):
+            raise RuntimeError(
+                f"vLLM computed {found} hidden states and passes logits of {len(logits_NV)} rows: this version cannot "
+                "be guided by what reads hidden states."
+            )
+        return self._hidden
+
+    # --------------------------------------------------------------------------------------------------- interface V1
 
     def is_argmax_invariant(self) -> bool:
         """Guidance changes which token is likeliest."""
         return False
-
-    # ------------------------------------------------------------------------------------------------- interface V1
 
     def update_state(self, batch_update: Any) -> None:
         """Rows that were removed, added and moved since the last step (V1)."""
@@ -193,18 +259,18 @@ class ValueGuide(*_bases()):  # type: ignore[misc]
             if other is not None and direction.name == "SWAP":
                 self.requests[source] = other
             elif other is not None:
-                self.batch.release(other.number)
+                self.release(other.number)
 
-    # ------------------------------------------------------------------------------------------------- interface V2
+    # --------------------------------------------------------------------------------------------------- interface V2
 
     def add_request(self, req_idx: int, sampling_params: Any) -> bool:
         """A request takes a slot (V2). Returns whether it is guided."""
         return self._add(req_idx, sampling_params)
 
     def apply_staged_writes(self) -> None:
-        """Has no effect: weights are passed with each step."""
+        """Has no effect: what requests ask for is passed with each step."""
 
-    # --------------------------------------------------------------------------------------------------------- both
+    # ----------------------------------------------------------------------------------------------------------- both
 
     def apply(self, logits: torch.Tensor, ctx: Any = None) -> torch.Tensor:
         """
@@ -218,14 +284,14 @@ class ValueGuide(*_bases()):  # type: ignore[misc]
             return logits
         if ctx is None:
             rows = [
-                GuidedRow(index, each.number, len(each.prompt) + len(each.output), each.weights)
+                GuidedRow(index, each.number, len(each.prompt) + len(each.output), each.settings)
                 for index, each in sorted(self.requests.items())
             ]
             texts: Any = _RowTexts(self.requests, self.device)
         else:
             rows, texts = self._rows_of_slots(ctx), _SlotTexts(self.states, ctx.idx_mapping_np.tolist())
         if rows:
-            self.batch.apply(logits, rows, texts, self._states_of(logits))
+            self.guide(logits, rows, texts)
         return logits
 
     def _rows_of_slots(self, ctx: Any) -> list[GuidedRow]:
@@ -234,56 +300,34 @@ class ValueGuide(*_bases()):  # type: ignore[misc]
             request, length = self.requests.get(slot), int(ctx.seq_lens_upper_bound_np[index])
             # Of a prompt that is read in chunks, the logits count only after the last one.
             if request is not None and length >= int(self.states.prefill_len.np[slot]):
-                rows.append(GuidedRow(index, request.number, length, request.weights))
+                rows.append(GuidedRow(index, request.number, length, request.settings))
         return rows
-
-    def _states_of(self, logits: torch.Tensor) -> torch.Tensor | None:
-        if not self.batch.reads_hidden:
-            return None
-        found = 0 if self._hidden is None else len(self._hidden)
-        if found != len(logits):
-            raise RuntimeError(
-                f"vLLM computed {found} hidden states and passes logits of {len(logits)} rows: this version cannot be "
-                "guided by a value model of the form 'policy'. Use one of the form 'state' or 'action'."
-            )
-        return self._hidden
 
     def _add(self, place: int, sampling_params: Any, prompt: Sequence[int] = (), output: Sequence[int] = ()) -> bool:
         self._remove(place)
         try:
-            weights = request_weights(sampling_params, self.batch.heads)
-        except ValueError as error:  # `validate_params` has refused it, unless it did not know the heads
+            settings = self.request_settings(sampling_params)
+        except ValueError as error:  # `validate_params` has refused it, unless it did not know enough
             logger.error("A request is not guided: %s", error)
             return False
-        if weights is None:
+        if settings is None:
             return False
-        self.requests[place] = _Request(next(self._numbers), weights, prompt, output)
+        self.requests[place] = EngineRequest(next(self._numbers), settings, prompt, output)
         return True
 
     def _remove(self, place: int) -> None:
         request = self.requests.pop(place, None)
         if request is not None:
-            self.batch.release(request.number)
+            self.release(request.number)
 
 
 def _refuse(vllm_config: Any) -> None:
     """Raise `ValueError` for features of an engine that guidance cannot work with."""
     if vllm_config.speculative_config is not None:
         raise ValueError(
-            "Guidance by value models does not work with speculative decoding: leave out `--speculative-config`."
+            "Guidance inside vLLM does not work with speculative decoding: leave out `--speculative-config`."
         )
     if getattr(vllm_config.parallel_config, "enable_batch_sharded_sampling", False):
         raise ValueError(
-            "Guidance by value models needs all rows on every rank: leave out `--enable-batch-sharded-sampling`."
+            "Guidance inside vLLM needs all rows on every rank: leave out `--enable-batch-sharded-sampling`."
         )
-
-
-def _tokenizer(model_config: Any) -> Any:
-    """The tokenizer of the served model; `None` if vLLM does without."""
-    if model_config.skip_tokenizer_init:
-        return None
-    return load_tokenizer(
-        model_config.tokenizer,
-        revision=model_config.tokenizer_revision,
-        trust_remote_code=model_config.trust_remote_code,
-    )

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Settings of guidance inside vLLM: those of the engine, and the weights of a request."""
+"""Settings of guidance inside vLLM: those of the engine, and the weights of a request for value models."""
 
 import dataclasses
 import functools
@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 from trl_ext.guides.kinds import EngineGuideKind, guide_kinds
 from trl_ext.guides.weights import full_names, head_weights, parse_weights
@@ -22,13 +22,14 @@ KEY = "trl_ext"  # in vLLM's `additional_config`
 WEIGHT = "beta"  # in a request's `vllm_xargs`
 
 _WHERE = f"`--additional-config '{{\"{KEY}\": {{...}}}}'` of vLLM"
-_EXAMPLE = f'Write, for example, --additional-config \'{{"{KEY}": {{"value_model": "outputs/value", "top_k": 20}}}}\'.'
+
+Settings = TypeVar("Settings")
 
 
 @dataclass(frozen=True)
 class ServingSettings:
     """
-    Guidance inside an engine: the object `"trl_ext"` in vLLM's `--additional-config`.
+    Value models inside an engine: the object `"trl_ext"` in vLLM's `--additional-config`.
 
     Parameters:
         value_model (`str` or `dict[str, str]`):
@@ -46,6 +47,8 @@ class ServingSettings:
         `ValueError`: A setting is out of range or of the wrong type.
     """
 
+    example: ClassVar[dict[str, Any]] = {"value_model": "outputs/value", "top_k": 20}
+
     value_model: str | dict[str, str] = field(
         metadata={"help": "Value model: directory or Hub id; or several by name."}
     )
@@ -55,7 +58,7 @@ class ServingSettings:
 
     def __post_init__(self) -> None:
         if not self.value_model:
-            raise ValueError(f"`value_model` is empty. {_EXAMPLE}")
+            raise ValueError(f"`value_model` is empty. {_example(ServingSettings)}")
         if self.top_k < 1:
             raise ValueError(f"`top_k` must be at least 1, got {self.top_k}: without candidates nothing is guided.")
         if not self.value_cache_gib > 0:
@@ -77,21 +80,24 @@ class ServingSettings:
         return {name: make(model=path) for name, path in paths.items()}
 
 
-def read_settings(additional_config: Any) -> ServingSettings:
+def read_settings(additional_config: Any, kind: type[Settings]) -> Settings:
     """
     The settings of guidance from vLLM's `additional_config`.
 
     Args:
-        additional_config (`dict`): With a dictionary `"trl_ext"`, the fields of [`ServingSettings`].
+        additional_config (`dict`): With a dictionary `"trl_ext"`, the fields of the settings.
+        kind (`type`): Their class: a dataclass with an `example`, a dictionary of some of its fields.
 
     Raises:
-        `ValueError`: There is none, or it has an unknown key, a value of the wrong type or none for `value_model`.
+        `ValueError`: There is none, or it has an unknown key, a value of the wrong type, or none for a field without a
+            default.
     """
     given = additional_config.get(KEY) if isinstance(additional_config, Mapping) else None
     if not isinstance(given, Mapping):
         what = "is missing" if given is None else f"must be an object, got {given!r}"
-        raise ValueError(f"`{KEY}` in `--additional-config` of vLLM {what}. {_EXAMPLE}")
-    fields = {each.name: each.type for each in dataclasses.fields(ServingSettings)}
+        raise ValueError(f"`{KEY}` in `--additional-config` of vLLM {what}. {_example(kind)}")
+    known: Any = dataclasses.fields(kind)  # type: ignore[arg-type]
+    fields = {each.name: each.type for each in known}
     problems, found = [], {}
     for key, value in given.items():
         if key not in fields:
@@ -102,14 +108,18 @@ def read_settings(additional_config: Any) -> ServingSettings:
             found[key] = check_value(key, value, fields[key])
         except ValueError as error:
             problems.append(str(error))
-    if "value_model" not in given:
-        problems.append(f"`value_model` is missing. {_EXAMPLE}")
+    required = [each.name for each in known if each.default is dataclasses.MISSING]
+    problems += [f"`{name}` is missing. {_example(kind)}" for name in required if name not in given]
     if not problems:
         try:
-            return ServingSettings(**found)
+            return kind(**found)
         except ValueError as error:
             problems.append(str(error))
     raise SettingErrors([f"{_WHERE}: {problem}" for problem in problems])
+
+
+def _example(kind: Any) -> str:
+    return f"Write, for example, --additional-config '{json.dumps({KEY: kind.example})}'."
 
 
 def heads_of(settings: ServingSettings) -> list[str]:
@@ -125,7 +135,7 @@ def heads_of(settings: ServingSettings) -> list[str]:
 @functools.lru_cache(maxsize=8)
 def _heads_of_text(text: str) -> tuple[str, ...] | None:
     try:
-        return tuple(heads_of(read_settings(json.loads(text))))
+        return tuple(heads_of(read_settings(json.loads(text), ServingSettings)))
     except OSError as error:  # of an engine on another machine
         logger.warning("The names of heads in requests are not checked before they reach the engine: %s", error)
         return None

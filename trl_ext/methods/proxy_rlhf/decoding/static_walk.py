@@ -149,7 +149,7 @@ class StaticWalk:
         if process.feature == "candidate":
             features = self.tree.branch(found.tokens)
         else:
-            features = context_features(self.llm, self.hidden_ND, found.tokens)
+            features = context_features(self.llm.embedding, self.hidden_ND, found.tokens)
         logits = self.proxy.accept_logits(features)
         asked = found.asked(process.forced)
         if self.scheduled is not None and plain is not None:

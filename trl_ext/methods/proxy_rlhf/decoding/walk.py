@@ -229,10 +229,7 @@ class Walk:
         self.saved.begin(model_NV, (ACCEPTED,), torch.ones(len(model_NV), 1, device=model_NV.device))
         asked_Nk = found.valid if plain_N is None else found.valid & ~plain_N[:, None]
         self.saved.keep(found.tokens, asked_Nk, logits_Nk.sigmoid()[..., None])
-        columns = torch.arange(found.tokens.shape[1], device=found.tokens.device)
-        q_Nk = torch.stack(
-            [chosen_logps(self.process, found, logits_Nk, j.expand(len(model_NV)), plain_N) for j in columns], 1
-        ).masked_fill(~found.valid, -torch.inf)
+        q_Nk = candidate_logps(self.process, found, logits_Nk, plain_N)
         only_NV = torch.full_like(model_NV, -torch.inf)
         self.saved.end(only_NV.scatter(1, found.tokens, q_Nk.to(only_NV.dtype)))
 
@@ -309,7 +306,7 @@ class Walk:
         """The proxy's features of candidates, shape (N, k, F)."""
         if self.process.feature == "candidate":
             return self.tree.branch(tokens_Nk)
-        return context_features(self.llm, self.hidden_ND, tokens_Nk)
+        return context_features(self.llm.embedding, self.hidden_ND, tokens_Nk)
 
     def _append(
         self,
@@ -334,10 +331,19 @@ class Walk:
             self.hidden_ND[more] = torch.where(beyond[:, None], taken, self.hidden_ND[more])
 
 
-def context_features(llm: BackboneAndHead, hidden_ND: torch.Tensor, tokens_Nk: torch.Tensor) -> torch.Tensor:
-    """The feature `"context"`: the hidden state before the candidates and their embeddings, shape (N, k, 2 D)."""
+def context_features(
+    embed: Callable[[torch.Tensor], torch.Tensor], hidden_ND: torch.Tensor, tokens_Nk: torch.Tensor
+) -> torch.Tensor:
+    """
+    The feature `"context"`: the hidden state before the candidates and their embeddings, shape (N, k, 2 D).
+
+    Args:
+        embed (`Callable`): The language model's embeddings (..., D) of tokens (...).
+        hidden_ND (`torch.Tensor` of shape `(N, D)`): The last hidden states, from which the candidates were predicted.
+        tokens_Nk (`torch.Tensor` of shape `(N, k)`): The candidates.
+    """
     before = hidden_ND[:, None].expand(-1, tokens_Nk.shape[1], -1)
-    return torch.cat([before, llm.embedding(tokens_Nk).to(before.dtype)], -1)
+    return torch.cat([before, embed(tokens_Nk).to(before.dtype)], -1)
 
 
 def chosen_logps(
@@ -361,16 +367,21 @@ def chosen_logps(
     Returns:
         `torch.Tensor` of shape `(N,)`.
     """
+    return candidate_logps(process, found, logits_Nk, plain_N).gather(1, choice_N[:, None]).squeeze(1)
+
+
+def candidate_logps(
+    process: DecisionProcess, found: Proposals, logits_Nk: torch.Tensor, plain_N: torch.Tensor | None = None
+) -> torch.Tensor:
+    """log q of all candidates, shape (N, k), -inf at padding. Arguments as for [`chosen_logps`]."""
     last = process.forced == "last"
     if process.order == "descending":
-        log_q = induced_logps(logits_Nk, found.valid, last).gather(1, choice_N[:, None]).squeeze(1)
+        log_q = induced_logps(logits_Nk, found.valid, last)
     elif process.propose_rejected:
-        log_q = repeated_logps(logits_Nk, found.weights, choice_N, found.proposed.sum(1), last)
+        log_q = repeated_logps(logits_Nk, found.weights, found.proposed.sum(1), last)
     else:
-        log_q = marginal_logps(logits_Nk, found.weights, choice_N, last)
-    if plain_N is None:
-        return log_q
-    return torch.where(plain_N, found.weights.gather(1, choice_N[:, None]).squeeze(1).log(), log_q)
+        log_q = marginal_logps(logits_Nk, found.weights, last)
+    return log_q if plain_N is None else torch.where(plain_N[:, None], found.weights.log(), log_q)
 
 
 def token_kl(
