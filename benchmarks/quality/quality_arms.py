@@ -343,7 +343,7 @@ def arms(task: Task) -> list[Arm]:
             "Proxy-RLHF",
             "proxy_rlhf",
             {**proxy, "order": "sampled", "top_k": 200},
-            decoding={"proxy_name_or_path": ["@"], "top_k": 0, "kl_prompts": 40},
+            decoding={"proxy_name_or_path": ["@"], "top_k": 0, "kl_prompts": 40, "completion_logps": "false"},
             through="k = 200 candidates, 4 of them first",
             other=False,
             ablation=True,
@@ -376,6 +376,24 @@ def arms(task: Task) -> list[Arm]:
         Arm("VAS", "VAS", "vas", vas, needs=(SAMPLES.name,), decoding=guided, through=VALUES),
         # FUDGE's targets: the outcome itself for each state, instead of TD(0.95).
         Arm("FUDGE", "FUDGE", "vas", {**vas, "lam": 1.0}, needs=(SAMPLES.name,), decoding=guided, through=VALUES),
+        # As FUDGE, with the distribution of the reward: what guides is another statistic of it.
+        *(
+            Arm(
+                f"VAS, distribution of the reward, {what}",
+                "VAS",
+                "vas",
+                {**vas, "lam": 1.0, "value_head": "categorical"},
+                needs=(SAMPLES.name,),
+                decoding={**guided, "value_statistic": statistic},
+                through=VALUES,
+                ablation=True,
+            )
+            for what, statistic in (
+                ("its mean", "mean"),
+                ("log-mean-exp of 2", "log_mean_exp=2"),
+                ("quantile 0.2", "quantile=0.2"),
+            )
+        ),
         *(
             Arm(
                 f"VAS, {each} sample{'s' if each > 1 else ''} of {prompts:,} prompts",

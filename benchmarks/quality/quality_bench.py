@@ -39,16 +39,15 @@ class QualityBench(Bench):
             return []
         if arm.scored:
             self._sample(arm, seed, folder)
-        untrained: tuple[dict[str, Any], dict[str, Any], dict[str, float]] = ({}, {}, {})
+        nothing: tuple[dict[str, Any], dict[str, Any], dict[str, float]] = ({}, {}, {})
         is_trained = arm.command not in ("", "principle")
-        settings, cost, training = self._train(arm, seed, folder) if is_trained else untrained
+        settings, cost, training = self._train(arm, seed, folder) if is_trained else nothing
         places = {"evaluation": self.task.evaluation, "other": self.task.other}
         if not arm.other:
             places.pop("other")
-        found = {
-            place: self.measured(self._evaluate(arm, seed, folder, place, prompts), arm)
-            for place, prompts in places.items()
-        }
+        files = {place: self._evaluate(arm, seed, folder, place, prompts) for place, prompts in places.items()}
+        found = {place: self.measured(file, arm) for place, file in files.items()}
+        untrained = untrained_rows(files["evaluation"], arm, self.task)
         samples = scores_of(read_rows(self.dataset(arm, seed, folder))) if arm.reads_samples else {}
         return [
             {
@@ -57,6 +56,7 @@ class QualityBench(Bench):
                 "seed": seed,
                 "metrics": metrics | samples,
                 "other": found.get("other", {}).get(name, {}),
+                "untrained": untrained.get(name, {}),
                 "cost": cost,
                 "training": training,
                 "through": arm.through,
@@ -252,6 +252,17 @@ def measured_models(file: Path, arm: Arm) -> list[dict[str, Any]]:
             raise Failed(f"{arm.name}: {row['error']} ({file})")
         if row["model"] not in untrained:
             found.append(row)
+    return found
+
+
+def untrained_rows(file: Path, arm: Arm, task: Task) -> dict[str, dict[str, Any]]:
+    """What an arm's rows began as, such as a proxy that accepts half of all tokens, by the names of the cases."""
+    by_model = {row["model"]: row for row in json.loads(file.read_text(encoding="utf-8"))["models"]}
+    reward, found = reward_key(task.reward), {}
+    for row in measured_models(file, arm):
+        if start := by_model.get(row.get("start")):
+            metrics = {key: start.get(key) for name in ("kl", "perplexity") for key in (name, f"{name}_se")}
+            found[case_name(row, arm)] = metrics | {"reward": start[reward], "reward_se": start[f"{reward}_se"]}
     return found
 
 

@@ -258,7 +258,7 @@ class Done:
     """In place of a finished process."""
 
     def __init__(self):
-        self.cost = {}
+        self.cost, self.logs = {}, []
 
     def last(self, name):
         return None

@@ -166,6 +166,7 @@ class Commands:
 
     def __init__(self, failing=""):
         self.asked, self.failing, self.pythons, self.samples = [], failing, [], 1
+        self.rows = [self.row("base", 0.0), self.row("trained", 2.0)]
 
     def __call__(self, command, log, python=sys.executable):
         self.asked.append(command)
@@ -176,8 +177,7 @@ class Commands:
         if "evaluate" in command or "principle" in command:
             config = json.loads(Path(command[-1]).read_text()) if "principle" in command else {}
             file = flags.get("--output_file") or config["output_file"]
-            rows = [self.row("base", 0.0), self.row("trained", 2.0)]
-            Path(file).write_text(json.dumps({"models": rows}))
+            Path(file).write_text(json.dumps({"models": self.rows}))
         elif "sample" in command:
             row = {"prompt": "p", "completions": ["a", "b"], "scores": [0.0, 1.0], "ended": [True, True]}
             rows = [row] * self.samples
@@ -221,6 +221,7 @@ def test_arms_are_run_once_and_kept(tmp_path, commands):
     assert found["TRL's DPO", 0]["cost"]["samples_cpu_seconds"] == 1.0
     assert found["TRL's DPO", 0]["metrics"]["time_of_base"] == 3.0
     assert found["TRL's DPO", 0]["training"] == {"end": 13.0, "fall": 5.0} and found["base", 0]["training"] == {}
+    assert found["TRL's DPO", 0]["untrained"] == {}
     # Scores 0 and 1 of one prompt, which DPO trained on and IP-3 did not.
     assert found["TRL's DPO", 0]["metrics"]["samples_best"] == 1.0
     assert found["TRL's DPO", 0]["metrics"]["samples_mean"] == 0.5
@@ -270,6 +271,19 @@ def test_the_other_classifier_of_the_repository_judges(tmp_path, commands):
     [file] = (tmp_path / "o").iterdir()
     [case] = json.loads(file.read_text())["cases"]
     assert (case["metrics"]["reward"], case["metrics"]["judge"]) == (2.0, 1.0)
+
+
+def test_what_a_proxy_began_as_is_kept(tmp_path, commands, monkeypatch):
+    def rows(name, reward):
+        row = Commands.row(name, reward)
+        return row | ({"start": "untrained"} if name == "trained" else {})
+
+    monkeypatch.setattr(commands, "rows", [rows("base", 0.0), rows("untrained", 1.0), rows("trained", 2.0)])
+    assert quality.SUITE.main(flags_of(tmp_path, "--arms", "Proxy-RLHF, descending")) == 0
+    [file] = (tmp_path / "o").iterdir()
+    [case] = json.loads(file.read_text())["cases"]
+    assert case["metrics"]["reward"] == 2.0
+    assert case["untrained"]["reward"] == case["untrained"]["kl"] == 1.0 and case["untrained"]["perplexity"] == 20.0
 
 
 def test_an_arm_that_fails_is_named_and_does_not_cost_the_others(tmp_path, commands, capsys):

@@ -18,6 +18,7 @@ from trl_ext.generation.generate import generate
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.methods.vas.decoding.value_guide import ValueGuide
 from trl_ext.methods.vas.policies import guided_policy
+from trl_ext.methods.vas.value_model.distribution import Statistic
 from trl_ext.models.backbone_and_head import BackboneAndHead
 
 
@@ -96,6 +97,19 @@ def test_updated_head_weights_are_used(policy: Any) -> None:
     expected = tokens(policy, value, 2.0, static=False)
     assert torch.equal(tokens(policy, value, 2.0, static=True), expected)
     assert not torch.equal(expected, before)
+
+
+def test_each_statistic_of_a_distribution_has_its_own_graph(policy: Any) -> None:
+    value = ValueModel.from_backbone(make_model(policy.config.vocab_size, seed=5), num_atoms=7)
+    value.config.low, value.config.high = [-2.0], [6.0]
+    value = randomize(value, 7)
+    found = set()
+    for text in ("mean", "quantile=0.1", "log_mean_exp=3"):
+        value.statistic = Statistic.read(text)
+        expected = tokens(policy, value, 4.0, static=False)
+        assert torch.equal(tokens(policy, value, 4.0, static=True), expected)
+        found.add(str(expected.tolist()))
+    assert len(found) == len(cached_loops(policy)._loops) == 3
 
 
 def test_forms_combined(policy: Any) -> None:

@@ -14,6 +14,9 @@ from trl_ext.training.trl_settings import FROZEN_MODEL, RESTRICTED_FROZEN_MODEL
 from .value_model.config import FORMS
 
 
+VALUE_HEADS = ("mean", "categorical")  # what a head predicts of the return
+
+
 @dataclass
 class VASConfig(ExtConfig):
     r"""
@@ -40,6 +43,15 @@ class VASConfig(ExtConfig):
             Rank of the term of the value that depends on the token, for `"action"` and `"policy"`. Ours: on film
             reviews (one run each) guidance with rank 256 was closer to that of a well-trained exact value than with
             rank 64. Over the complete vocabulary, 256 makes decoding a few per cent slower.
+        value_head (`str`, *optional*, defaults to `"mean"`):
+            What a head predicts of the return. `"mean"`: its mean, the paper's. `"categorical"`: its distribution over
+            `num_atoms` numbers, by the cross-entropy with the two numbers around the target; decoding can then use
+            other statistics than the mean (`value_statistic`). Ours, for the form `"state"`.
+        num_atoms (`int`, *optional*, defaults to `51`):
+            Numbers of a categorical head. That of C51 (arXiv 1707.06887).
+        value_range (`list[float]`, *optional*):
+            The lowest and the highest of these numbers, in units of the reward. By default those of the completions
+            in the dataset; required where completions are sampled in training, or the dataset is streamed.
         heads (`list[str]`, *optional*):
             Rewards that get a head each. By default those of the column `rewards`, or the reward functions if there
             are several; otherwise one head named `reward`, which learns the column `scores` or the weighted sum of
@@ -155,6 +167,22 @@ class VASConfig(ExtConfig):
         default=256,
         metadata={"help": "Rank of the term of the value that depends on the token, for 'action' and 'policy'."},
     )
+    value_head: str = field(
+        default="mean",
+        metadata={
+            "help": "What a head predicts of the return: its mean, or its distribution ('categorical').",
+            "choices": list(VALUE_HEADS),
+        },
+    )
+    num_atoms: int = field(
+        default=51, metadata={"help": "Numbers over which a categorical head predicts the distribution."}
+    )
+    value_range: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Lowest and highest of these numbers, in units of the reward. If not set, those of the dataset."
+        },
+    )
     heads: list[str] | None = field(
         default=None,
         metadata={"help": "Rewards that get a head each. If not set, those of the data or of the reward functions."},
@@ -251,6 +279,28 @@ class VASConfig(ExtConfig):
         if self.heads is not None and len(set(self.heads)) < len(self.heads):
             raise ValueError(f"`heads` must have different names, got {self.heads}.")
         self._check_rounds()
+        self._check_head()
+
+    @property
+    def atoms(self) -> int:
+        """Atoms of each head; 0 for heads that predict the mean."""
+        return self.num_atoms if self.value_head == "categorical" else 0
+
+    def _check_head(self) -> None:
+        self._at_least("num_atoms", 2)
+        if self.value_head == "categorical" and self.value_form != "state":
+            raise ValueError(
+                f"`value_head='categorical'` is for value_form='state', got {self.value_form!r}: the other forms "
+                "add a number for each next token."
+            )
+        if self.value_range is None:
+            return
+        if self.value_head != "categorical":
+            raise ValueError("`value_range` is that of a categorical head: set value_head='categorical'.")
+        if len(self.value_range) != 2 or not self.value_range[0] < self.value_range[1]:
+            raise ValueError(
+                f"`value_range` must be two numbers, the lowest return and a higher one, got {self.value_range}."
+            )
 
     def _check_rounds(self) -> None:
         if self.resample_steps and self.num_iterations > 1:

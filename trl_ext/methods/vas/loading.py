@@ -56,7 +56,7 @@ def load_value_model(
         `ValueError`: There is neither a value model nor a backbone for one, or it has another vocabulary, other heads
             or another form.
     """
-    form: dict[str, Any] = {"form": args.value_form, "action_rank": args.action_rank}
+    form: dict[str, Any] = {"form": args.value_form, "action_rank": args.action_rank, "num_atoms": args.atoms}
     if value_model is None:
         if peft_config is None and args.value_form != "policy":
             raise ValueError(
@@ -132,6 +132,12 @@ def _check_value_model(
         raise ValueError(
             f"The value model has the form {model.config.form!r}, but `value_form` is {args.value_form!r}: set it "
             "to that of the model, or train a new one."
+        )
+    if model.config.num_atoms != args.atoms:
+        found, asked = (f"{n} atoms" if n else "the mean alone" for n in (model.config.num_atoms, args.atoms))
+        raise ValueError(
+            f"The value model predicts {found}, but `value_head` and `num_atoms` ask for {asked}: set them to those "
+            "of the model, or train a new one."
         )
     if is_quantized(model.backbone) and not model.saves_parts:
         raise ValueError(

@@ -26,6 +26,7 @@ from trl_ext.upstream import get_config_model_id
 
 from .decoding.logits_processor import Beta, ValueAugmentedLogitsProcessor
 from .value_model.config import ValueConfig
+from .value_model.distribution import Statistic
 from .value_model.model import ValueModel
 from .value_prompts import ValuePrompts
 
@@ -126,6 +127,10 @@ class VASDecoding:
         guide_when (`dict`, *optional*):
             Further conditions, all of which have to be met: `entropy`, `margin` and `random`; see
             [`~trl_ext.decoding.guide_schedule.GuideSchedule`].
+        value_statistic (`str`, *optional*, defaults to `"mean"`):
+            What guides of the distribution of the reward R that a categorical head predicts: `mean`, `log_mean_exp=c`
+            (log E exp(c R) / c), or `quantile=c`. With `log_mean_exp` and c = beta, log E exp(beta R) is added to the
+            log-probabilities.
         value_load_in_4bit (`bool`, *optional*, defaults to `False`):
             Whether to load the value models in 4 bits.
         value_retokenize (`bool`, *optional*, defaults to `False`):
@@ -155,6 +160,10 @@ class VASDecoding:
         metadata={
             "help": 'Guide only there: {"entropy": x}, {"margin": x} or {"random": share}; JSON on a command line.'
         },
+    )
+    value_statistic: str = field(
+        default="mean",
+        metadata={"help": "Of a categorical head: `mean`, `log_mean_exp=c` or `quantile=c` of the return guides."},
     )
     value_load_in_4bit: bool = field(default=False, metadata={"help": "Whether to load the value models in 4 bits."})
     value_retokenize: bool = field(
@@ -192,6 +201,7 @@ class VASDecoding:
         if self.guide_top_k < 1:
             raise ValueError(f"`guide_top_k` must be at least 1, got {self.guide_top_k}.")
         _ = self.schedule
+        Statistic.read(self.value_statistic)
         if not self.beta:
             raise ValueError("`beta` is empty: give at least one weight.")
         betas = [parse_weights(text, "beta") for text in self.beta]
@@ -273,6 +283,7 @@ class VASDecoding:
                 model,
                 load_in_4bit=self.value_load_in_4bit,
                 trust_remote_code=self.value_trust_remote_code,
+                statistic=self.value_statistic,
             )
         if self._single_unnamed():
             return next(iter(value_models.values())), next(iter(tokenizers.values()))
@@ -292,7 +303,12 @@ class VASDecoding:
 
 
 def load_value_model(
-    path: str, model: PreTrainedModel | None, *, load_in_4bit: bool = False, trust_remote_code: bool = False
+    path: str,
+    model: PreTrainedModel | None,
+    *,
+    load_in_4bit: bool = False,
+    trust_remote_code: bool = False,
+    statistic: str = "mean",
 ) -> tuple[ValueModel, PreTrainedTokenizerBase | None]:
     """
     Load a value model to guide a language model, and its tokenizer.
@@ -301,6 +317,7 @@ def load_value_model(
         path (`str`): Directory or Hub id.
         model ([`~transformers.PreTrainedModel`] or `None`): The language model, if it is loaded.
         load_in_4bit, trust_remote_code (`bool`, *optional*, default to `False`): As in [`VASDecoding`].
+        statistic (`str`, *optional*, defaults to `"mean"`): Its `value_statistic`.
 
     Returns:
         The value model, and its tokenizer or `None` if it was saved without one.
@@ -333,6 +350,7 @@ def load_value_model(
             value_model = in_fast_dtype(value_model, default_device()).to(default_device())
         else:
             value_model = value_model.to(model.device)
+    value_model.statistic = Statistic.read(statistic)
     return value_model, value_tokenizer_of(path, trust_remote_code)
 
 

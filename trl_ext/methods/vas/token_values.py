@@ -5,7 +5,7 @@
 Values of every token of a batch's completions. Where it is cheaper, a prompt is computed once for its completions.
 
 Dimensions: B prompts, N completions in the batch, T tokens of the longest completion, L tokens per row, D hidden size,
-H heads.
+H heads, A atoms of a categorical head.
 """
 
 from contextlib import nullcontext
@@ -33,6 +33,8 @@ class TokenValues:
         num_positions (`int`): Positions in the forward pass, padding included.
         routing ([`~trl_ext.logprobs.balancing_loss.Routing`] or `None`): From which the load balancing loss of the
             batch is computed, if it was asked for.
+        logits (`torch.Tensor` of shape `(N, T, H, A)` or `None`): Of categorical heads, the unnormalised
+            log-probabilities of the atoms; 0 at padding.
     """
 
     values: torch.Tensor
@@ -40,6 +42,7 @@ class TokenValues:
     form: str
     num_positions: int
     routing: Routing | None = None
+    logits: torch.Tensor | None = None
 
     @cached_property
     def aux_loss(self) -> torch.Tensor | None:
@@ -104,6 +107,11 @@ class CompletionValues(SharedPrefixRows):
         values_NTH = values.new_zeros(*mask_NT.shape, values.shape[-1])
         values_NTH = values_NTH.masked_scatter(mask_NT[..., None], values[index.to(values.device) >= 0])
         tokens = TokenValues(values_NTH, mask_NT, form, rows["input_ids"].numel())
+        if output.logits is not None:
+            logits = output.logits[index.to(values.device) >= 0]
+            tokens.logits = logits.new_zeros(*mask_NT.shape, *logits.shape[1:]).masked_scatter(
+                mask_NT[..., None, None], logits
+            )
         if aux_loss:
             tokens.routing = Routing(base, list(routers), rows["counts"])
         return tokens

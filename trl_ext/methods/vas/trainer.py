@@ -53,7 +53,7 @@ from .data import DataCollatorForValues, choose_heads, prepare_values, read_prom
 from .decoding.logits_processor import ValueAugmentedLogitsProcessor
 from .explained_variance import measure_values
 from .loading import load_value_model, trained_on_policy
-from .losses import normalize, value_loss
+from .losses import categorical_loss, normalize, value_loss
 from .token_values import CompletionValues, TokenValues
 from .value_model.card import TAG, quick_start, summary_of
 from .value_model.model import ValueModel
@@ -230,6 +230,33 @@ class VASTrainer(ExtTrainer):
         self._reward_statistics = RunningColumns(len(self.heads))
         if not self._samples and isinstance(dataset, Dataset):
             self._add_rewards(dataset["token_rewards"], gather=False)
+        if self.args.atoms:
+            self._set_range(dataset)
+
+    def _set_range(self, dataset: AnyDataset) -> None:
+        """The returns that the atoms of categorical heads stand for: those of the settings, or of the dataset."""
+        args, config = self.args, self.model.config
+        if config.low is not None and args.value_range is not None:
+            raise ValueError(
+                "`value_range` is that of a new value model, and this one has learned with "
+                f"{list(zip(config.low, config.high, strict=True))}: leave it out."
+            )
+        if config.low is not None:
+            return
+        known = not self._samples and isinstance(dataset, Dataset)
+        if not known and (args.value_range is None or args.normalize_rewards):
+            raise ValueError(
+                "`value_head='categorical'` needs the range of the returns before training, and the rewards of "
+                "completions that are sampled, or read from a stream, are not known then: set `value_range`, and "
+                "normalize_rewards=False."
+            )
+        low, high = [], []
+        for h, head in enumerate(self.heads):
+            found = args.value_range or _range_of(total_rewards(dataset["token_rewards"], h), head)
+            scaled = [(x - config.reward_mean[h]) / config.reward_std[h] for x in found]
+            low.append(scaled[0])
+            high.append(scaled[1])
+        config.low, config.high = low, high
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         for parameter in self._trained:  # which another trainer of the same language model may have frozen
@@ -324,6 +351,10 @@ class VASTrainer(ExtTrainer):
         lines = super()._summary(run)
         backbone = "the policy's weights" if self.model.shares_policy else model_label(self.model.config.backbone_name)
         value_model = f"form `{self.args.value_form}` on {backbone}, heads {', '.join(self.heads)}"
+        if self.args.atoms:
+            config = self.model.config
+            ranges = [f"{low:.3g} to {high:.3g}" for low, high in zip(config.low, config.high, strict=True)]
+            value_model += f", distributions over {self.args.atoms} numbers ({', '.join(ranges)})"
         lines["model"] = "not loaded, as the dataset has the completions"
         if self.policy is not None:
             lines["model"] = describe_model(self.policy, self._language_model, self) + ", frozen"
@@ -463,7 +494,7 @@ class VASTrainer(ExtTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """
-        0.5 * (V - target)^2, summed over heads and averaged over tokens.
+        0.5 * (V - target)^2, or the cross-entropy of categorical heads, summed over heads and averaged over tokens.
 
         With `num_items_in_batch` (the number of tokens in all micro-batches and processes of a step) the sum over this
         batch is divided by that number, so that the gradient does not depend on how a step is split.
@@ -485,7 +516,10 @@ class VASTrainer(ExtTrainer):
         mean_H, std_H = (torch.tensor(x, device=device) for x in (config.reward_mean, config.reward_std))
         rewards_NTH = normalize(rewards_NTH, tokens.mask, mean_H, std_H).masked_fill(~mask_NTH, 0.0)
         targets_NTH = self._targets_of(inputs, tokens, rewards_NTH)
-        loss_NTH = value_loss(tokens.values, targets_NTH, mask_NTH)
+        if tokens.logits is None:
+            loss_NTH = value_loss(tokens.values, targets_NTH, mask_NTH)
+        else:
+            loss_NTH = categorical_loss(tokens.logits, targets_NTH, mask_NTH, self.model.atoms(device))
         self._measure(tokens, rewards_NTH, mask_NTH, loss_NTH)
         self._add_tokens(prompts, completions)
         loss = self._mean(loss_NTH.sum(), sum(lengths), num_items_in_batch)
@@ -622,3 +656,14 @@ class VASTrainer(ExtTrainer):
         if (folder / "normalization.json").is_file():
             self._reward_statistics.load(folder / "normalization.json")
             self._record_statistics()
+
+
+def _range_of(rewards: list[float], head: str) -> list[float]:
+    """The lowest and the highest of the rewards that are known."""
+    known = [x for x in rewards if not math.isnan(x)]
+    if not known or min(known) == max(known):
+        raise DataError(
+            f"The rewards of the head {head!r} have one value or none, so that there is no distribution to learn: set "
+            "`value_range`, or value_head='mean'."
+        )
+    return [min(known), max(known)]

@@ -15,6 +15,7 @@ from trl_ext.models.load import resolve_model_path
 
 from .decoding.value_guide import ValueGuide, value_vocabulary_mismatch
 from .policies import load_value_model, value_tokenizer_of
+from .value_model.distribution import Statistic
 from .value_model.model import ValueModel
 
 
@@ -26,6 +27,8 @@ class ValueModelKind:
     Parameters:
         model (`str`):
             Directory or Hub id.
+        statistic (`str`, *optional*, defaults to `"mean"`):
+            As `value_statistic` in [`~trl_ext.methods.vas.policies.VASDecoding`].
         load_in_4bit, retokenize, trust_remote_code (`bool`, *optional*, default to `False`):
             As `value_load_in_4bit` and so on in [`~trl_ext.methods.vas.policies.VASDecoding`].
     """
@@ -34,6 +37,10 @@ class ValueModelKind:
     one_head: ClassVar[bool] = False
 
     model: str = field(metadata={"help": "Value model: directory or Hub id."})
+    statistic: str = field(
+        default="mean",
+        metadata={"help": "Of a categorical head: `mean`, `log_mean_exp=c` or `quantile=c` of the return."},
+    )
     load_in_4bit: bool = field(default=False, metadata={"help": "Whether to load it in 4 bits."})
     retokenize: bool = field(
         default=False, metadata={"help": "Whether a value model of another vocabulary reads the text; slow."}
@@ -48,12 +55,14 @@ class ValueModelKind:
     def check(self) -> None:
         """Raise an `OSError` if the model is written like a path and is no directory."""
         resolve_model_path(self.model)
+        Statistic.read(self.statistic)
 
     def load(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> ValueGuide:
         """See [`~trl_ext.guides.kinds.GuideKind.load`]."""
         value_model, value_tokenizer = load_value_model(
-            self.model, model, load_in_4bit=self.load_in_4bit, trust_remote_code=self.trust_remote_code
-        )
+            self.model, model, load_in_4bit=self.load_in_4bit, trust_remote_code=self.trust_remote_code,
+            statistic=self.statistic,
+        )  # fmt: skip
         return ValueGuide(
             value_model, name, tokenizer=tokenizer, value_tokenizer=value_tokenizer, retokenize=self.retokenize
         )
@@ -73,6 +82,7 @@ class ValueModelKind:
         else:
             where: dict[str, Any] = {"device_map": None, "trust_remote_code": self.trust_remote_code}
             model = ValueModel.from_pretrained(self.model, dtype=dtype, **where).eval().to(device)
+        model.statistic = Statistic.read(self.statistic)
         own = value_tokenizer_of(self.model, self.trust_remote_code)
         differs = tokenizer and value_vocabulary_mismatch(tokenizer, own or model, name, may_retokenize=False)
         if differs:

@@ -175,7 +175,7 @@ class ValueGuide(BaseGuide):
         """Key of the recorded graph: its model and the places of its weights."""
         model = self.model
         heads = [weights_key(part) for name, part in model.named_children() if name != "backbone"]
-        return id(model), graph_key(model.backbone), *heads
+        return id(model), model.statistic, graph_key(model.backbone), *heads
 
     def static_columns(self, top_k: int) -> int:
         """Columns of the static KV cache for the candidates, which only the form `"state"` reads."""

@@ -100,6 +100,10 @@ class ValueConfig(BackboneConfig):
             before it. `"policy"`: Q(s, a), from the language model's own hidden state.
         action_rank (`int`, *optional*, defaults to `256`):
             Rank of the term of Q(s, a) that depends on the token a.
+        num_atoms (`int`, *optional*, defaults to `0`):
+            Numbers over which each head predicts the distribution of the return. `0`: it predicts the mean alone.
+        low, high (`list[float]`, *optional*):
+            The lowest and the highest of these numbers for each head, in the units of training.
         reward_mean (`list[float]`, *optional*, defaults to zeros):
             Mean that was subtracted from the rewards of each head before training.
         reward_std (`list[float]`, *optional*, defaults to ones):
@@ -127,6 +131,9 @@ class ValueConfig(BackboneConfig):
     heads: list[str] | None = None
     form: str = "state"
     action_rank: int = 256
+    num_atoms: int = 0
+    low: list[float] | None = None
+    high: list[float] | None = None
     reward_mean: list[float] | None = None
     reward_std: list[float] | None = None
     observed_mean: list[float] | None = None
@@ -147,6 +154,11 @@ class ValueConfig(BackboneConfig):
             raise ValueError(f"The form of a value model must be one of {', '.join(FORMS)}, got {self.form!r}.")
         if self.form != "state" and self.action_rank < 1:
             raise ValueError(f"`action_rank` must be at least 1, got {self.action_rank}.")
+        if self.num_atoms and (self.num_atoms < 2 or self.form != "state"):
+            raise ValueError(
+                f"A categorical head has at least 2 atoms, and the form 'state'; got {self.num_atoms} and "
+                f"{self.form!r}."
+            )
         self.head_only = self.form == "policy"
         self.reward_mean = self.reward_mean or [0.0] * len(self.heads)
         self.reward_std = self.reward_std or [1.0] * len(self.heads)

@@ -8,7 +8,7 @@ The exact form (`"state"`) predicts V(s + a) from the hidden state after the tok
 Q(s, a) for every next token a from the hidden state before it: `"action"` needs one forward pass for all candidates,
 `"policy"` none, because the hidden state is the language model's own.
 
-Dimensions: N sequences, T tokens, D hidden size, H heads, k candidate tokens.
+Dimensions: N sequences, T tokens, D hidden size, H heads, A atoms of a categorical head, k candidate tokens.
 """
 
 from collections.abc import Sequence
@@ -30,6 +30,7 @@ from .backbone_model import BackboneModel
 from .backbones import add_adapter, headless, load_backbone, refuse_change_of_base
 from .card import value_model_card, write_use
 from .config import ValueConfig
+from .distribution import MEAN, Statistic, atoms_of, statistic_of
 from .policy_weights import VALUE_ADAPTER
 from .shared_weights import LastHiddenStates, adapters_unchanged
 
@@ -49,11 +50,14 @@ class ValueOutput(NamedTuple):
             Hidden states that the heads were applied to.
         past_key_values (*optional*):
             The backbone's KV cache, if requested.
+        logits (`torch.Tensor` of shape `(N, T, H, A)`, *optional*):
+            Of a categorical head, the unnormalised log-probabilities of its atoms.
     """
 
     values: torch.Tensor
     last_hidden_state: torch.Tensor
     past_key_values: Any = None
+    logits: torch.Tensor | None = None
 
 
 class ValueModel(BackboneModel):
@@ -82,7 +86,8 @@ class ValueModel(BackboneModel):
         text, heads = config.get_text_config(), len(config.heads or ())
         # float32 whatever the default dtype: see above
         width = hidden_width(text)
-        self.head = nn.Linear(width, heads, dtype=torch.float32)
+        self.head = nn.Linear(width, heads * max(1, config.num_atoms), dtype=torch.float32)
+        self._statistic = Statistic()
         if config.form != "state":
             self.action = ActionHead(width, text.vocab_size, config.action_rank, heads)
         self.post_init()
@@ -93,7 +98,8 @@ class ValueModel(BackboneModel):
             self._reset_heads()
 
     def _reset_heads(self) -> None:
-        # Reference code: the head starts at zero, so that the first targets are discounted rewards.
+        # Reference code: the head starts at zero, so that the first targets are discounted rewards. A categorical one
+        # starts with equal probabilities.
         if not self.head.weight.is_meta:
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
@@ -148,6 +154,7 @@ class ValueModel(BackboneModel):
         *,
         form: str = "state",
         action_rank: int = 256,
+        num_atoms: int = 0,
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: "PeftConfig | None" = None,
         **init_kwargs: Any,
@@ -163,6 +170,8 @@ class ValueModel(BackboneModel):
                 Names of the heads.
             form (`str`, *optional*, defaults to `"state"`), action_rank (`int`, *optional*, defaults to `256`):
                 See [`ValueConfig`].
+            num_atoms (`int`, *optional*, defaults to `0`):
+                Atoms of categorical heads; their `config.low` and `config.high` are to be set before use.
             quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
                 Quantisation of a backbone given by name.
             peft_config ([`~peft.PeftConfig`], *optional*):
@@ -180,7 +189,8 @@ class ValueModel(BackboneModel):
         model, name = load_backbone(
             backbone, quantization_config=quantization_config, peft_config=peft_config, **init_kwargs
         )
-        made = cls._build(model, name, heads, form, action_rank, base_of(model).get_input_embeddings())
+        embeddings = base_of(model).get_input_embeddings()
+        made = cls._build(model, name, heads, embeddings, form=form, action_rank=action_rank, num_atoms=num_atoms)
         if isinstance(backbone, str):
             made.config.backbone_revision = init_kwargs.get("revision") or ""
             made.config.backbone_subfolder = init_kwargs.get("subfolder") or ""
@@ -194,6 +204,7 @@ class ValueModel(BackboneModel):
         *,
         form: str = "state",
         action_rank: int = 256,
+        num_atoms: int = 0,
         peft_config: "PeftConfig | None" = None,
     ) -> "ValueModel":
         """
@@ -209,6 +220,7 @@ class ValueModel(BackboneModel):
             heads (`Sequence[str]`, *optional*, defaults to `("reward",)`): Names of the heads.
             form (`str`, *optional*, defaults to `"state"`), action_rank (`int`, *optional*, defaults to `256`):
                 See [`ValueConfig`].
+            num_atoms (`int`, *optional*, defaults to `0`): As for [`ValueModel.from_backbone`].
             peft_config ([`~peft.PeftConfig`], *optional*): The adapter; required for the other two forms.
 
         Raises:
@@ -230,25 +242,23 @@ class ValueModel(BackboneModel):
             else:
                 embeddings = base.get_input_embeddings()
                 backbone = add_adapter(backbone, peft_config, name=VALUE_ADAPTER)
-            model = cls._build(backbone, name, heads, form, action_rank, embeddings)
+            sizes: dict[str, Any] = {"form": form, "action_rank": action_rank, "num_atoms": num_atoms}
+            model = cls._build(backbone, name, heads, embeddings, **sizes)
             model._share(policy)
         return model
 
     @classmethod
-    def _build(
-        cls, backbone: Any, name: str, heads: Sequence[str], form: str, action_rank: int, embeddings: Any
-    ) -> "ValueModel":
+    def _build(cls, backbone: Any, name: str, heads: Sequence[str], embeddings: Any, **sizes: Any) -> "ValueModel":
         config = ValueConfig(
             backbone_config=base_of(backbone).config,
             heads=list(heads),
-            form=form,
-            action_rank=action_rank,
             backbone_name=name,
+            **sizes,
         )
         model = cls(config, backbone)
         weight = getattr(embeddings, "weight", None)
         shape = (config.get_text_config().vocab_size, model.head.in_features)
-        if form != "state" and weight is not None and weight.shape == shape:
+        if config.form != "state" and weight is not None and weight.shape == shape:
             model.action.start_from(weight)
         return model.to_device_of(backbone)
 
@@ -305,6 +315,8 @@ class ValueModel(BackboneModel):
             mean, std = known.get(name, (None, None))
             seen = f"rewards {mean:.3g} ± {std:.3g} in training" if mean is not None else "rewards not recorded"
             lines.append(f"{name}: {seen}, a value of 1 is a reward of {unit:.3g}")
+        if config.num_atoms:
+            lines.append(f"distributions over {config.num_atoms} returns, statistic {self.statistic}")
         return "\n".join([f"form={config.form!r}", *lines])
 
     def forward(
@@ -332,14 +344,17 @@ class ValueModel(BackboneModel):
             the first token is NaN, because there is no hidden state before it.
         """
         hidden_NTD, cache = self.encode(input_ids, attention_mask, position_ids, past_key_values, use_cache, **kwargs)
-        if self.config.form == "state":
+        logits = self.atom_logits(hidden_NTD) if self.config.num_atoms else None
+        if logits is not None:
+            values_NTH = self._statistic_of(logits)
+        elif self.config.form == "state":
             values_NTH = self.value_of(hidden_NTD)
         elif next_ids is not None:
             values_NTH = self.action_values(hidden_NTD, next_ids.clamp(min=0)[..., None])[..., 0, :]
         else:
             values_NTH = self._after_each(hidden_NTD, input_ids, attention_mask)
         values = values_NTH[..., 0] if len(self.config.heads) == 1 else values_NTH
-        return ValueOutput(values, hidden_NTD, cache)
+        return ValueOutput(values, hidden_NTD, cache, logits)
 
     def _after_each(self, hidden_NTD: torch.Tensor, ids_NT: Any, mask: torch.Tensor | None) -> torch.Tensor:
         """Q of each token, from the hidden state before it."""
@@ -370,8 +385,55 @@ class ValueModel(BackboneModel):
                 f"A value model of the form {self.config.form!r} needs the next token as well: use `action_values`, "
                 "or the `values` of its forward."
             )
+        if self.config.num_atoms:
+            return self._statistic_of(self.atom_logits(hidden))
         with torch.autocast(hidden.device.type, enabled=False):  # see `_keep_in_fp32_modules_strict`
             return self.head(hidden.to(self.head.weight.dtype)).float()
+
+    def atom_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """
+        Unnormalised log-probabilities of the returns that the atoms stand for, from hidden states as for `value_of`.
+
+        Args:
+            hidden (`torch.Tensor` of shape `(..., D)`): Hidden states.
+
+        Returns:
+            `torch.Tensor` of shape `(..., H, A)`, float32.
+
+        Raises:
+            `ValueError`: The heads are not categorical.
+        """
+        if not self.config.num_atoms:
+            raise ValueError("This value model predicts means alone: train one with `value_head='categorical'`.")
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits = self.head(hidden.to(self.head.weight.dtype)).float()
+        return logits.unflatten(-1, (len(self.config.heads), self.config.num_atoms))
+
+    def atoms(self, device: torch.device) -> torch.Tensor:
+        """The returns over which categorical heads predict a distribution, (H, A), in the units of training."""
+        config = self.config
+        if config.low is None or config.high is None:
+            raise ValueError(
+                "The range of the returns is not known: set `config.low` and `config.high` for each head."
+            )
+        return atoms_of(config.low, config.high, config.num_atoms, device)
+
+    def _statistic_of(self, logits: torch.Tensor) -> torch.Tensor:
+        return statistic_of(logits, self.atoms(logits.device), self._statistic)
+
+    @property
+    def statistic(self) -> Statistic:
+        """What [`ValueModel.value_of`] and `forward` return of the distribution that categorical heads predict."""
+        return self._statistic
+
+    @statistic.setter
+    def statistic(self, value: Statistic) -> None:
+        if value.kind != MEAN and not self.config.num_atoms:
+            raise ValueError(
+                f"`value_statistic` is '{value}', and the value model predicts the mean alone: use `mean`, or train a "
+                "value model with `value_head='categorical'`."
+            )
+        self._statistic = value
 
     def action_values(self, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """
