@@ -29,7 +29,7 @@ class Finished:
 
     Args:
         cost (`dict`): `seconds` of the clock on the wall, `cpu_seconds` of all its threads, `peak_mib` of resident
-            memory (libraries included).
+            memory (libraries included; never less than this process has, which a new one is forked from).
         logs (`list[dict]`): What a trainer logged, in order.
     """
 

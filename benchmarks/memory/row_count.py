@@ -99,7 +99,7 @@ def one(what: str, count: int, folder: Path, most: int) -> dict[str, Any]:
         state = json.loads((folder / "sampled.jsonl.state.json").read_text(encoding="utf-8"))
         kept = {"kept_rows": state["rows"]}
     cost = run(job, folder / "log", keep=True).cost
-    return json.loads((folder / "found.json").read_text(encoding="utf-8")) | kept | cost
+    return cost | json.loads((folder / "found.json").read_text(encoding="utf-8")) | kept
 
 
 class RowCountSuite(Suite):

@@ -220,6 +220,7 @@ def main(words: Sequence[str] | None = None) -> int:
     else:
         generate = options.what == "sample"
         found = sample(options.count, options.folder, generate=generate, kill_after=options.kill_after)
+    found["peak_mib"] = resident("VmHWM") // MIB  # what a parent sees has its own size in it, from before `exec`
     (options.folder / "found.json").write_text(json.dumps(found), encoding="utf-8")
     return 0
 

@@ -323,6 +323,24 @@ def test_bad_input():
             tree.crop(length)
 
 
+def test_prefixes_are_cut_after_a_token_of_every_row():
+    """The second row has padding between its tokens: it may end before it or behind it, not in it."""
+    model = make_model(64).model
+    tree = Tree(model)
+    tree.start(torch.tensor([[5, 6, 7, 8], [9, 0, 11, 12]]), torch.tensor([[1, 1, 1, 1], [1, 0, 1, 1]]))
+    candidates = torch.tensor([[20, 21], [22, 23]])
+    tree.branch(candidates)
+    tree.crop(4)  # all of it: the candidates stay
+    assert tree.length == 4 and torch.equal(tree.branches_Nk, candidates)
+    with pytest.raises(ValueError, match="Cannot keep 2 of 4 columns"):
+        tree.crop(2)
+    tree.crop(3)
+    assert tree.branches_Nk is None
+    assert close(tree.branch(candidates), branches_by_loop(model, [[5, 6, 7], [9, 11]], candidates.tolist()))
+    with pytest.raises(ValueError, match=r"^The tokens have shape \(1, 1\)"):
+        tree.branch(candidates, after_NT=torch.tensor([[3]]))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", SHARED)
