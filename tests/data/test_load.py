@@ -90,12 +90,26 @@ def test_a_stream_is_not_read_ahead(tmp_path, monkeypatch):
     assert list(stream) == rows
 
 
-def test_a_type_that_comes_later_in_a_stream_is_an_error_or_kept(tmp_path, monkeypatch):
-    """Types come from the first chunk. A score of 0.5 after whole numbers must not become 0."""
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+def test_types_that_come_later_in_a_stream(tmp_path, monkeypatch, suffix):
+    """Fractions after whole numbers, also in lists and dictionaries, and text where there was nothing."""
     monkeypatch.setattr(load, "STREAM_CHUNK", 1000)
-    rows = [{"prompt": "a" * 200, "score": 1}] * 20 + [{"prompt": "b", "score": 0.5}]
+    first = {"prompt": "a" * 200, "scores": [1, 2], "rewards": {"kind": [3, None]}, "note": None}
+    last = {"prompt": "b", "scores": [0.5, 1], "rewards": {"kind": [2.5, 1]}, "note": "seen", "new": True}
+    name = tmp_path / f"rows{suffix}"
+    lines = "\n".join(json.dumps(row) for row in [*[first] * 20, last])
+    name.write_bytes(gzip.compress(lines.encode()) if suffix.endswith("gz") else lines.encode())
+    rows = list(load_dataset(str(name), split="train", streaming=True))
+    assert len(rows) == 21 and rows[0] == {**first, "scores": [1.0, 2.0], "new": None}
+    assert rows[-1] == last
+
+
+def test_types_that_do_not_go_together_are_an_error(tmp_path, monkeypatch):
+    """A score that is text must not become a number, nor the other way round."""
+    monkeypatch.setattr(load, "STREAM_CHUNK", 1000)
+    rows = [{"prompt": "a" * 200, "score": 1}] * 20 + [{"prompt": "b", "score": "high"}]
     stream = load_dataset(write_lines(tmp_path / "rows.jsonl", rows), split="train", streaming=True)
-    with pytest.raises(Exception, match=r"0\.5"):
+    with pytest.raises(Exception, match="high"):
         list(stream)
 
 

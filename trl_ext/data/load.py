@@ -3,12 +3,16 @@
 
 """Loads a dataset from the Hub, a directory or a file."""
 
+import io
 import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, overload
 
 import datasets
+import fsspec
+import pyarrow
+import pyarrow.json
 from datasets import DatasetDict, IterableDatasetDict
 
 from trl_ext.progress import library_progress
@@ -18,9 +22,10 @@ from .schema import AnyDataset, DataError
 
 FILE_TYPES = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".tsv": "csv"}
 COMPRESSED = (".gz", ".zst", ".xz", ".bz2")  # behind .jsonl, .json, .csv and .tsv
-# Bytes of JSON that a stream reads at once. The first of these become Python objects, several times as large; and the
-# types of the columns are found in them, so that they should not be few.
+# Bytes of JSON that a stream reads at once; the first of these become Python objects, several times as large.
 STREAM_CHUNK = 2 << 20
+# Bytes in which the types of the columns are found. Types that come later are errors in a stream.
+TYPED_BYTES = 256 << 20
 FILE_TYPES_TEXT = ".jsonl, .json, .parquet, .csv or .tsv (also .gz, .zst, .xz, .bz2)"
 
 
@@ -104,12 +109,38 @@ def _read_file(path: Path, streaming: bool) -> DatasetDict | IterableDatasetDict
         kwargs["delimiter"] = "\t"
     if kind == "json":
         # `datasets` infers the types from the first chunk and silently turns other types in later chunks into text.
-        kwargs["chunksize"] = STREAM_CHUNK if streaming else min(max(path.stat().st_size, 10 << 20), 256 << 20)
+        kwargs["chunksize"] = STREAM_CHUNK if streaming else min(max(path.stat().st_size, 10 << 20), TYPED_BYTES)
+        kwargs["features"] = _later_types(path) if streaming else None
     try:
         return datasets.load_dataset(kind, data_files=str(path), streaming=streaming, **kwargs)
     except (datasets.exceptions.DatasetGenerationError, ValueError, TypeError, KeyError, EOFError, OSError) as error:
         reason = _broken_line(path) if path.suffix == ".jsonl" else None
         raise DataError(f"{str(path)!r} cannot be read: {reason or error.__cause__ or error}") from error
+
+
+def _later_types(path: Path) -> datasets.Features | None:
+    """
+    Types of the columns of JSON lines where a later chunk has others than the first, such as 0.5 after whole numbers.
+
+    Read chunk by chunk, so that memory does not grow with the file. `None` if the first chunk has all types, or
+    `datasets` has to find them.
+    """
+    schemas: list[pyarrow.Schema] = []
+    left = TYPED_BYTES
+    try:
+        with fsspec.open(str(path), "rb", compression="infer") as file:
+            while left > 0 and (chunk := file.read(STREAM_CHUNK)):
+                chunk += file.readline()
+                left -= len(chunk)
+                whole = pyarrow.json.ReadOptions(block_size=max(len(chunk), 1 << 16))
+                schema = pyarrow.json.read_json(io.BytesIO(chunk), read_options=whole).schema
+                if schema not in schemas:
+                    schemas.append(schema)
+        if len(schemas) < 2:
+            return None
+        return datasets.Features.from_arrow_schema(pyarrow.unify_schemas(schemas, promote_options="permissive"))
+    except (pyarrow.ArrowException, OSError, EOFError, ValueError):
+        return None
 
 
 def _broken_line(path: Path) -> str | None:
