@@ -88,7 +88,7 @@ def test_distribution_where_rejected_candidates_are_proposed_again(forced_last: 
     counts, proposals = [4, 3, 1, 4], torch.tensor([4, 3, 1, 2])
     weights = weights * (torch.arange(4) < torch.tensor(counts)[:, None])
     weights = weights / weights.sum(1, keepdim=True)
-    found = repeated_logps(logits, weights, proposals, forced_last)
+    found = repeated_logps(logits, weights, proposals)
     torch.testing.assert_close(found.exp().sum(1), torch.ones(4))
     for row, count in enumerate(counts):
         p = [sigmoid(float(x)) for x in logits[row, :count]]
@@ -98,21 +98,30 @@ def test_distribution_where_rejected_candidates_are_proposed_again(forced_last: 
 
 
 def test_proposals_by_hand() -> None:
-    """Two candidates of weights 0.75 and 0.25, accepted with 0.5 and 0.2: r = 0.575, at most two proposals."""
-    logits, two = torch.tensor([[0.0, math.log(0.2 / 0.8)]]), torch.tensor([2])
-    weights = torch.tensor([[0.75, 0.25]])
-    first = [0.375 * 1.575 + 0.375 * 0.575, 0.05 * 1.575 + 0.2 * 0.575]
-    torch.testing.assert_close(repeated_logps(logits, weights, two).exp(), torch.tensor([first]))
-    last = [0.375 + 0.75 * 0.575, 0.05 + 0.25 * 0.575]
-    torch.testing.assert_close(repeated_logps(logits, weights, two, True).exp(), torch.tensor([last]))
+    """
+    Two candidates of weights 0.75 and 0.25, accepted with 0.5 and 0.2: r = 0.375 + 0.2 = 0.575. With two proposals the
+    first is 0.5 * 0.75 + 0.75 r, with three 0.375 (1 + r) + 0.75 r^2.
+    """
+    logits, weights = torch.tensor([[0.0, math.log(0.2 / 0.8)]]), torch.tensor([[0.75, 0.25]])
+    two = [0.375 + 0.75 * 0.575, 0.05 + 0.25 * 0.575]
+    three = [0.375 * 1.575 + 0.75 * 0.575**2, 0.05 * 1.575 + 0.25 * 0.575**2]
+    found = repeated_logps(logits.expand(3, 2), weights.expand(3, 2), torch.tensor([1, 2, 3]))
+    torch.testing.assert_close(found.exp(), torch.tensor([[0.75, 0.25], two, three]))
 
 
 @pytest.mark.parametrize("logit", [200.0, -200.0], ids=["always", "never"])
-@pytest.mark.parametrize("forced_last", [False, True])
-def test_proposals_that_are_always_or_never_accepted_are_samples(logit: float, forced_last: bool) -> None:
+def test_proposals_that_are_always_or_never_accepted_are_samples(logit: float) -> None:
     weights = torch.tensor([[0.7, 0.2, 0.1]])
-    found = repeated_logps(torch.full((1, 3), logit), weights, torch.tensor([300]), forced_last)
+    found = repeated_logps(torch.full((1, 3), logit), weights, torch.tensor([300]))
     torch.testing.assert_close(found.exp(), weights)
+
+
+def test_many_proposals_are_computed_in_float64() -> None:
+    """Of 1,000,000 proposals none is accepted with probability (1 - 1e-7)^1000000 = 0.905; float32 has no 1 - 1e-8."""
+    logits, weights = torch.tensor([[math.log(2e-7), -40.0]]), torch.tensor([[0.5, 0.5]])
+    [found] = repeated_logps(logits, weights, torch.tensor([1_000_001])).exp()
+    assert float(found[1]) == pytest.approx(0.5 * (1 - 1e-7) ** 1_000_000, rel=1e-5)
+    assert float(found.sum()) == pytest.approx(1.0, rel=1e-5)
 
 
 def test_rejections_that_are_almost_certain_not_to_happen() -> None:

@@ -96,39 +96,33 @@ def marginal_logps(logits_Nk: torch.Tensor, weights_Nk: torch.Tensor, forced_las
     return torch.logaddexp(first, none + forced).masked_fill(padding, -torch.inf).to(logits_Nk)
 
 
-def repeated_logps(
-    logits_Nk: torch.Tensor,
-    weights_Nk: torch.Tensor,
-    proposals_N: torch.Tensor,
-    forced_last: bool = False,
-) -> torch.Tensor:
+def repeated_logps(logits_Nk: torch.Tensor, weights_Nk: torch.Tensor, proposals_N: torch.Tensor) -> torch.Tensor:
     r"""
     Reconstruction: log q(c) of all candidates where rejected ones may be proposed again, over all proposals -> (N, k).
 
     Each of m proposals is sampled with replacement, so that it is rejected with probability r = sum_j w_j (1 - p_j)
     whatever the others were:
 
-        q(c) = w_c p_c sum_{i < m} r^i      +  w_c (1 - p_c) r^{m-1}   if the first proposal is forced
-        q(c) = w_c p_c sum_{i < m - 1} r^i  +  w_c r^{m-1}             if the last one is, whatever its own p
+        q(c) = w_c p_c sum_{i < m - 1} r^i  +  w_c r^{m-1}
+
+    The last term is that of the last proposal, which is taken after m - 1 rejections. Where the first one is taken
+    after m rejections, the sum has a further term, w_c p_c r^{m-1}, and the last one is w_c (1 - p_c) r^{m-1}: as much
+    together.
 
     Args:
         logits_Nk (`torch.Tensor` of shape `(N, k)`): Logits of accepting, in any order.
         weights_Nk (`torch.Tensor` of shape `(N, k)`): Sampling probabilities of the candidates; rows sum to 1, 0 is
             padding.
         proposals_N (`torch.Tensor` of shape `(N,)`): m of each row, at least 1.
-        forced_last (`bool`, *optional*, defaults to `False`): Whether the last proposal, instead of the first, is
-            taken if none is accepted.
     """
     device = torch.device("cpu") if logits_Nk.device.type == "mps" else logits_Nk.device  # MPS has no float64
-    logits, log_w = (x.to(device, torch.float64) for x in (logits_Nk, weights_Nk.log()))
-    m = proposals_N.to(device)[:, None]
+    logits, weights, m = (x.to(device, torch.float64) for x in (logits_Nk, weights_Nk, proposals_N[:, None]))
+    log_w = weights.log()
     log_r = (log_w + logsigmoid(-logits)).logsumexp(1, keepdim=True).clamp(min=-1e4)  # so that 0 times it is 0
-    power = torch.arange(int(m.max()), dtype=log_r.dtype, device=device)
-    terms = (power * log_r).masked_fill(power >= m - int(forced_last), -torch.inf)
+    powers = torch.arange(int(m.max()), device=device)
+    terms = (powers * log_r).masked_fill(powers >= m - 1, -torch.inf)
     accepted = logsigmoid(logits) + terms.logsumexp(1, keepdim=True)
-    forced = (m - 1) * log_r
-    forced = forced if forced_last else forced + logsigmoid(-logits)
-    return (log_w + torch.logaddexp(accepted, forced)).to(logits_Nk)
+    return (log_w + torch.logaddexp(accepted, (m - 1) * log_r)).to(logits_Nk)
 
 
 def policy_loss(

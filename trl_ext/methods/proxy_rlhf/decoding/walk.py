@@ -378,7 +378,7 @@ def candidate_logps(
     if process.order == "descending":
         log_q = induced_logps(logits_Nk, found.valid, last)
     elif process.propose_rejected:
-        log_q = repeated_logps(logits_Nk, found.weights, found.proposed.sum(1), last)
+        log_q = repeated_logps(logits_Nk, found.weights, found.proposed.sum(1))
     else:
         log_q = marginal_logps(logits_Nk, found.weights, last)
     return log_q if plain_N is None else torch.where(plain_N[:, None], found.weights.log(), log_q)
