@@ -97,6 +97,15 @@ def test_distribution_where_rejected_candidates_are_proposed_again(forced_last: 
         assert found[row].tolist() == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.parametrize("forced_last", [False, True])
+def test_rows_do_not_depend_on_one_another(forced_last: bool) -> None:
+    generator = torch.Generator().manual_seed(2)
+    logits, weights = torch.randn(3, 4, generator=generator), torch.rand(3, 4, generator=generator)
+    weights = weights / weights.sum(1, keepdim=True)
+    for row, found in enumerate(marginal_logps(logits, weights, forced_last)):
+        torch.testing.assert_close(found, marginal_logps(logits[row, None], weights[row, None], forced_last)[0])
+
+
 def test_proposals_by_hand() -> None:
     """
     Two candidates of weights 0.75 and 0.25, accepted with 0.5 and 0.2: r = 0.375 + 0.2 = 0.575. With two proposals the
