@@ -72,6 +72,7 @@ def estimated(kind: str, batch: int, switches: dict[str, Any], models: dict[str,
             num_iterations=1,
             keep_samples=True,
             value_form="state",
+            value_head="mean",
             value_model_name_or_path="1B",
             **NO_REWARDS,
         )

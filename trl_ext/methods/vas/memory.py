@@ -19,7 +19,7 @@ def needs(args: VASConfig) -> Needs:
     heads, rank = len(args.heads or ["reward"]), args.action_rank
 
     def own(hidden: int, vocabulary: int) -> int:
-        head = heads * (hidden + 1) * (args.atoms or 1)
+        head = heads * (hidden + 1) * (args.num_atoms if args.value_head == "categorical" else 1)
         return head if args.value_form == "state" else head + rank * (vocabulary + heads * hidden)
 
     def update(model: Inventory, sizes: Sizes, completions: int) -> float:

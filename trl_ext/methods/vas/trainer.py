@@ -290,9 +290,9 @@ class VASTrainer(ExtTrainer):
         return prepare_values(dataset, self._tokenizer, name=name, heads=self.heads, **settings)
 
     def _check_context_length(self, dataset: AnyDataset, args: Any, name: str, *, samples: bool = False) -> AnyDataset:
-        dataset = super()._check_context_length(dataset, args, name, samples=samples)
         generated = args.max_completion_length if samples or "completion_ids" not in column_names(dataset) else 0
-        return value_prompts.check_lengths(dataset, self._context, name=name, max_new_tokens=generated)
+        dataset = value_prompts.check_lengths(dataset, self._context, name=name, max_new_tokens=generated)
+        return super()._check_context_length(dataset, args, name, samples=samples)
 
     def _needs_policy(self, args: VASConfig, evals: Any) -> bool:
         """Whether completions are sampled, in training or evaluation."""
