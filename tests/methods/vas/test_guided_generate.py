@@ -120,6 +120,23 @@ def test_the_card(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     assert (path / "README.md").read_text() == "mine"
 
 
+def test_the_card_of_a_value_model_with_a_prompt_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its code passes one, and runs; the stored code, which cannot, is not shown."""
+    tokenizer = make_tokenizer()
+    llm, value = make_model(len(tokenizer)), make_value("state", make_model(len(tokenizer)))
+    llm.save_pretrained(tmp_path / "llm")
+    tokenizer.save_pretrained(tmp_path / "llm")
+    value.config.value_prompt = True
+    value.save_pretrained(tmp_path / "value")
+    [start] = re.findall(r"```python\n(.*?)```", (tmp_path / "value" / "README.md").read_text(), flags=re.DOTALL)
+    assert "custom_generate" not in start
+    monkeypatch.chdir(tmp_path)
+    exec(start.replace("LANGUAGE_MODEL", "llm"), {})
+    assert capsys.readouterr().out.strip()
+
+
 def test_processors_refuse_continuous_batching() -> None:
     """It would call them with the last tokens alone."""
     for cls in (GuidedLogitsProcessor, ValueAugmentedLogitsProcessor, SamplingProcessor, SavedLogprobs):

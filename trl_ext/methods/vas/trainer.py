@@ -269,7 +269,7 @@ class VASTrainer(ExtTrainer):
         config = self.model.config
         model, shared = quoted(language_model, published=bool(self.hub_model_id)), self.model.shares_policy
         summary = summary_of(self.heads, link(language_model))
-        code = quick_start(self.heads, model, place, shared=shared)
+        code = quick_start(self.heads, model, place, shared=shared, value_prompt=config.value_prompt)
         return TrainedModel(summary, code, "trl-ext", [language_model, config.backbone_name])
 
     def _tokenize(self, dataset: AnyDataset, args: VASConfig, name: str) -> tuple[AnyDataset, int]:

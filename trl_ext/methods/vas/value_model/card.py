@@ -44,7 +44,7 @@ def summary_of(heads: list[str], language_model: str) -> str:
     )
 
 
-def quick_start(heads: list[str], model: str, place: str, *, shared: bool) -> str:
+def quick_start(heads: list[str], model: str, place: str, *, shared: bool, value_prompt: bool = False) -> str:
     """
     Code that guides a language model.
 
@@ -53,20 +53,17 @@ def quick_start(heads: list[str], model: str, place: str, *, shared: bool) -> st
         model (`str`): The language model, as a Python string with its quotes.
         place (`str`): Where the value model is, likewise.
         shared (`bool`): Whether the value model is put on the language model's weights.
+        value_prompt (`bool`, *optional*, defaults to `False`): Whether it reads a prompt of its own. The code that is
+            stored with a value model has none to give.
     """
     beta: Any = 2.0 if len(heads) == 1 else dict.fromkeys(heads, 2.0)
-    return f"""
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl_ext import ValueAugmentedLogitsProcessor, ValueModel
-
-tokenizer = AutoTokenizer.from_pretrained({model})
-model = AutoModelForCausalLM.from_pretrained({model})
-value_model = ValueModel.from_pretrained({place}{", backbone=model" if shared else ""})
-inputs = tokenizer("The film was", return_tensors="pt")
-guide = ValueAugmentedLogitsProcessor(value_model, beta={beta!r}, attention_mask=inputs["attention_mask"])
-output = model.generate(**inputs, logits_processor=[guide], do_sample=True, max_new_tokens=64)
-print(tokenizer.decode(output[0]))
-
+    given, own = 'attention_mask=inputs["attention_mask"]', ""
+    if value_prompt:
+        given += ", value_prompts=own_prompts"
+        own = """
+# What it reads in place of the prompt, as the column `value_prompt` in training:
+own_prompts = tokenizer(["In favour of the film. The film was"])["input_ids"]"""
+    stored = f"""
 # The same by the code that is stored with the value model:
 output = model.generate(
     **inputs,
@@ -78,6 +75,18 @@ output = model.generate(
     max_new_tokens=64,
 )
 """
+    return f"""
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl_ext import ValueAugmentedLogitsProcessor, ValueModel
+
+tokenizer = AutoTokenizer.from_pretrained({model})
+model = AutoModelForCausalLM.from_pretrained({model})
+value_model = ValueModel.from_pretrained({place}{", backbone=model" if shared else ""})
+inputs = tokenizer("The film was", return_tensors="pt"){own}
+guide = ValueAugmentedLogitsProcessor(value_model, beta={beta!r}, {given})
+output = model.generate(**inputs, logits_processor=[guide], do_sample=True, max_new_tokens=64)
+print(tokenizer.decode(output[0]))
+{"" if value_prompt else stored}"""
 
 
 def value_model_card(config: ValueConfig, place: str, *, shared: bool) -> str:
@@ -96,7 +105,9 @@ def value_model_card(config: ValueConfig, place: str, *, shared: bool) -> str:
     who = link(name) if name else "a language model of the same vocabulary"
     card = Card("A value model", data, [summary_of(heads, who)])
     quoted = repr(name or "LANGUAGE_MODEL")
-    card.add("Quick start", code(quick_start(heads, quoted, repr(place), shared=shared)))
+    card.add(
+        "Quick start", code(quick_start(heads, quoted, repr(place), shared=shared, value_prompt=config.value_prompt))
+    )
     card.add("Framework versions", versions_list())
     return card.text()
 
