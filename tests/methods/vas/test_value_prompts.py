@@ -19,6 +19,7 @@ from trl_ext.data.schema import DataError
 from trl_ext.data.tokenization import encode_prompt, left_padded
 from trl_ext.endpoint.client import Endpoint
 from trl_ext.generation_settings import GenerationSettings
+from trl_ext.methods.vas.calibration import HalfCompletion
 from trl_ext.methods.vas.decoding.endpoint_guide import EndpointGuide
 from trl_ext.methods.vas.decoding.logits_processor import ValueAugmentedLogitsProcessor
 from trl_ext.methods.vas.decoding.value_guide import ValueGuide
@@ -209,6 +210,19 @@ def test_sampling_is_from_the_plain_prompt_and_guided_with_the_other(tmp_path: P
     assert {tuple(ids) for _, given in seen for ids in given} == prompts
     lengths = {int(n) for mask, _ in seen for n in mask.sum(1)}
     assert lengths == {len(encode_prompt(tokenizer, text)) for text in TEXTS}
+
+
+def test_calibration_reads_the_value_prompt(tmp_path: Path) -> None:
+    """The value of half a completion, by one forward pass over the value prompt and this half."""
+    run = trained(tmp_path, with_value_prompts(ROWS))
+    rows = list(run.train_dataset)
+    halves = [HalfCompletion(row, row["completion_ids"][0][:1]) for row in rows]
+    run.model.eval()
+    found = run._values_at(halves)
+    for row, half, value in zip(rows, halves, found[:, 0].tolist(), strict=True):
+        assert value == pytest.approx(
+            state_value(run.model, [*row["value_prompt_ids"], *half.completion_ids]), abs=1e-4
+        )
 
 
 def test_completions_are_cut_behind_the_longer_prompt(tmp_path: Path) -> None:
