@@ -68,14 +68,28 @@ class Suite:
 def add_case_flags(parser: argparse.ArgumentParser, devices: Sequence[str], default: Sequence[str]) -> None:
     """Flags of suites that have cases and devices."""
     parser.add_argument("--devices", nargs="+", choices=devices, default=list(default))
-    parser.add_argument("--cases", nargs="+", default=[""], help="parts of names of cases to run (default: all)")
+    parser.add_argument("--cases", nargs="+", default=[""], help=names_help("cases"))
     parser.add_argument("--label", default="", help="kept in the result; cases measured under it are not run again")
     parser.add_argument("--rehearse", action="store_true", help="run the cases for a GPU at tiny sizes on the CPU")
 
 
+def names_help(what: str) -> str:
+    """The help of a flag whose texts [`names_chosen`] reads."""
+    return f"names, or parts of names, of {what} to run (default: all)"
+
+
+def names_chosen(names: Iterable[str], text: str) -> set[str]:
+    """The names that a text asks for: a whole name asks for that one alone, a part for all names that have it."""
+    every = set(names)
+    return {text} & every or {name for name in every if text in name}
+
+
 def chosen(cases: Iterable[Any], options: argparse.Namespace) -> list[Any]:
     """The cases that `--cases` asks for."""
-    return [case for case in cases if any(part in case.name for part in options.cases)]
+    every = list(cases)
+    names = [case.name for case in every]
+    asked = set().union(*(names_chosen(names, text) for text in options.cases))
+    return [case for case in every if case.name in asked]
 
 
 def not_measured(suite: str, cases: Iterable[Any], options: argparse.Namespace) -> list[Any]:

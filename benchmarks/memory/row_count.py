@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.harness.process import Failed, run
 from benchmarks.harness.results import RESULTS, ResultFile, environment, refuse_dirty
-from benchmarks.harness.suite import Suite, chosen, report_failure
+from benchmarks.harness.suite import Suite, chosen, names_help, report_failure
 from benchmarks.harness.tables import Column, Table, provenance, unique
 
 from .row_count_job import PER_PROMPT
@@ -113,7 +113,7 @@ class RowCountSuite(Suite):
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         parser = self.parser()
-        parser.add_argument("--cases", nargs="+", default=[""], help="parts of names of cases to run (default: all)")
+        parser.add_argument("--cases", nargs="+", default=[""], help=names_help("cases"))
         parser.add_argument("--most", type=int, default=0, help="prompts of a stream to train on at most (0: all)")
         parser.add_argument("--scale", type=float, default=1.0, help="share of the rows, for a rehearsal")
         options = parser.parse_args(argv)

@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 import torch
 
 from benchmarks.harness.results import ROOT, device_name, environment, refuse_dirty, write_result
-from benchmarks.harness.suite import Suite
+from benchmarks.harness.suite import Suite, names_chosen, names_help
 from trl_ext.devices import accelerator_started, allow_tf32, default_device
 
 
@@ -342,7 +342,7 @@ class Experiment(Suite):
     def _options(self, argv: Sequence[str] | None) -> argparse.Namespace:
         parser = self.parser()
         parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-        parser.add_argument("--arms", nargs="+", default=[""], help="parts of names of arms to run (default: all)")
+        parser.add_argument("--arms", nargs="+", default=[""], help=names_help("arms"))
         parser.add_argument("--jobs", type=int, default=self.jobs, help="processes at a time; 0: all in this one")
         parser.add_argument("--time_limit", type=float, default=0.0, help="seconds after which to stop (0: none)")
         parser.add_argument("--work", type=Path, default=None, help="folder of what is done (in outputs/)")
@@ -403,13 +403,16 @@ def require_files(task: Any) -> None:
 
 
 def needed_arms(arms: Sequence[Any], parts: Sequence[str]) -> list[Any]:
-    """The arms whose names have one of the parts, and those that they need, in order."""
+    """The arms that names or parts of names ask for, and those that they need, in order."""
     by_name = {arm.name: arm for arm in arms}
-    wanted = {arm.name for arm in arms if any(part in arm.name for part in parts)}
+    wanted: set[str] = set()
+    for text in parts:
+        these = names_chosen(by_name, text)
+        if not these:
+            raise SystemExit(f"--arms: no arm's name has `{text}`. There are: {', '.join(by_name)}")
+        wanted |= these
     while more := {need for name in wanted for need in by_name[name].needs} - wanted:
         wanted |= more
-    if not wanted:
-        raise SystemExit(f"no arm is named so; there are: {', '.join(by_name)}")
     return [arm for arm in arms if arm.name in wanted]
 
 

@@ -4,7 +4,9 @@
 """The verdicts on the papers' claims are what the results give, and change with them."""
 
 import copy
+import itertools
 import json
+import shlex
 from dataclasses import replace
 
 import pytest
@@ -18,7 +20,7 @@ from benchmarks.claims.page import page
 from benchmarks.claims.verdicts import Check, Verdict, judge
 from benchmarks.harness.results import RESULTS, read_results, write_result
 from benchmarks.quality import chat_arms, ifeval, imdb_arms, preferences_arms, quality_arms, tools
-from benchmarks.quality.experiment import Experiment, arm_of
+from benchmarks.quality.experiment import Experiment, arm_of, needed_arms
 from benchmarks.run import SUITES
 from trl_ext.commands import COMMANDS
 from trl_ext.method import discover
@@ -55,12 +57,12 @@ def test_every_method_has_claims_and_every_verdict_occurs(judged):
 
 
 def arms_of(task):
-    """The names of the arms that a suite of a task can measure."""
+    """The arms that a suite of a task can measure."""
     compared = {"quality": quality_arms, "chat": chat_arms, "ifeval": ifeval, "preferences": preferences_arms}
     compared["tools"] = tools
     if task.suite in compared:
-        return [arm.name for arm in compared[task.suite].arms(compared[task.suite].Task())]
-    return [arm.name for arm in imdb_arms.chosen(task.where["method"])]
+        return compared[task.suite].arms(compared[task.suite].Task())
+    return imdb_arms.chosen(task.where["method"])
 
 
 @pytest.mark.parametrize("claim", [c for c in CLAIMS.claims if c.checks], ids=lambda claim: claim.id)
@@ -69,13 +71,29 @@ def test_what_a_claim_names_exists(claim, judged, sources):
     for check in claim.checks:
         for name in check.names:
             if check.task.suite:
-                assert arm_of(name, arms := arms_of(check.task)) in arms, name
+                names = [arm.name for arm in arms_of(check.task)]
+                assert arm_of(name, names) in names, name
         try:
             judge(check, sources)
         except Missing:
             assert judged[claim.id].verdict in (NOT_TESTED, DOES_NOT_HOLD, NOT_SHOWN) and judged[claim.id].missing
     if judged[claim.id].verdict is NOT_TESTED:
         assert judged[claim.id].missing and claim.run
+
+
+@pytest.mark.parametrize("claim", [c for c in CLAIMS.claims if "benchmarks.run" in c.run], ids=lambda claim: claim.id)
+def test_the_command_of_a_claim_measures_all_that_the_claim_compares(claim):
+    words = shlex.split(claim.run)
+    texts = [""]
+    if "--arms" in words:
+        after = words[words.index("--arms") + 1 :]
+        texts = list(itertools.takewhile(lambda word: not word.startswith("--"), after))
+    for check in claim.checks:
+        if check.task.suite == words[3]:
+            every = arms_of(check.task)
+            measured = {arm.name for arm in needed_arms(every, texts)}
+            asked = {arm_of(name, [arm.name for arm in every]) for name in check.names}
+            assert asked <= measured, f"{claim.run}: does not measure {', '.join(sorted(asked - measured))}"
 
 
 def shifted(sources, check, column, rows, by):

@@ -71,8 +71,14 @@ def _fields(method, kind):
 def test_needed_arms_come_along_and_unknown_ones_are_refused():
     names = [arm.name for arm in needed_arms(chosen("vas"), ["2 M value, k = 20"])]
     assert names == ["samples 0", "samples 1", "samples 2", "samples 3", "2 M value", "2 M value, k = 20"]
-    with pytest.raises(SystemExit, match="no arm is named so"):
-        needed_arms(chosen("psle"), ["no such arm"])
+    with pytest.raises(SystemExit, match="--arms: no arm's name has `no such arm`"):
+        needed_arms(chosen("psle"), ["base", "no such arm"])
+
+
+def test_a_whole_name_asks_for_one_arm_and_a_part_for_all_that_have_it():
+    assert [arm.name for arm in needed_arms(chosen("psle"), ["PSLE"])] == ["PSLE"]
+    names = [arm.name for arm in needed_arms(chosen("psle"), ["PSLE,", "PSLE as"])]
+    assert len(names) == 3 and all(name.startswith(("PSLE, ", "PSLE as ")) for name in names)
 
 
 # ----------------------------------------------------------------------------------------------------------- training
