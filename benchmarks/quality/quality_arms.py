@@ -165,6 +165,7 @@ class Arm(experiment.Arm):
             in the tables, and not in the plot.
         budget (`float`, *optional*, defaults to `1`): Completions that it is trained on, in the task's budget.
         part (`tuple[int, int]`, *optional*): Prompts, and samples of each, that it trains on of the scored samples.
+        value_prompt (`str`, *optional*): Text before each prompt that its value model alone reads.
         scored (`dict`, *optional*): Flags of `trl-ext sample` that differ from those of the shared samples: it trains
             on scored completions of its own. `None` leaves a flag out.
     """
@@ -181,6 +182,7 @@ class Arm(experiment.Arm):
     ablation: bool = False
     budget: float = 1
     part: tuple[int, int] | None = None
+    value_prompt: str = ""
     scored: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -386,6 +388,7 @@ def arms(task: Task) -> list[Arm]:
                 needs=(SAMPLES.name,),
                 decoding={**guided, "value_statistic": statistic},
                 through=VALUES,
+                other=False,
                 ablation=True,
             )
             for what, statistic in (
@@ -393,6 +396,18 @@ def arms(task: Task) -> list[Arm]:
                 ("log-mean-exp of 2", "log_mean_exp=2"),
                 ("quantile 0.2", "quantile=0.2"),
             )
+        ),
+        Arm(
+            "VAS, values that read the principle",
+            "VAS",
+            "vas",
+            vas,
+            needs=(SAMPLES.name,),
+            decoding=guided,
+            through=VALUES,
+            other=False,
+            ablation=True,
+            value_prompt=task.principle + "\n",
         ),
         *(
             Arm(
@@ -403,6 +418,7 @@ def arms(task: Task) -> list[Arm]:
                 needs=(SAMPLES.name,),
                 decoding=guided,
                 through=VALUES,
+                other=False,
                 ablation=True,
                 budget=prompts * each / task.budget,
                 part=(prompts, each),

@@ -79,16 +79,24 @@ class QualityBench(Bench):
         path.write_text("\n".join(lines[:limit]) + "\n", encoding="utf-8")
         return str(path)
 
-    def dataset(self, arm: Arm, seed: int, folder: Path) -> str:
-        """The file that an arm trains on: prompts, all scored samples, or a part of them."""
-        if not arm.reads_samples:
-            return self.prompts(folder, arm.fields.get("max_rows", self.task.rows))
-        if arm.part is None:
-            return str(self.samples(arm, seed))
-        rows = part_of(read_rows(str(self.samples(arm, seed))), self.task.prompts, *arm.part)
-        path = folder / "part.jsonl"
+    def _rows(self, rows: list[dict[str, Any]], arm: Arm, path: Path) -> str:
+        """A file of rows, with what the arm's value model reads in place of their prompts."""
+        if arm.value_prompt:
+            rows = [{**row, "value_prompt": arm.value_prompt + row["prompt"]} for row in rows]
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
         return str(path)
+
+    def dataset(self, arm: Arm, seed: int, folder: Path) -> str:
+        """The file that an arm trains on: prompts, all scored samples, a part of them, or these with value prompts."""
+        if not arm.reads_samples:
+            return self.prompts(folder, arm.fields.get("max_rows", self.task.rows))
+        file = str(self.samples(arm, seed))
+        if arm.part is None and not arm.value_prompt:
+            return file
+        rows = read_rows(file)
+        if arm.part is not None:
+            rows = part_of(rows, self.task.prompts, *arm.part)
+        return self._rows(rows, arm, folder / "rows.jsonl")
 
     def samples(self, arm: Arm, seed: int) -> Path:
         """The scored samples that an arm trains on, its own or those of all; their cost is beside them."""
@@ -153,6 +161,8 @@ class QualityBench(Bench):
 
     def _evaluate(self, arm: Arm, seed: int, folder: Path, place: str, prompts: str) -> Path:
         task, file = self.task, folder / f"evaluation-{place}.json"
+        if arm.value_prompt:
+            prompts = self._rows(read_rows(prompts), arm, folder / f"prompts-{place}.jsonl")
         flags: dict[str, Any] = {
             "dataset_name": prompts,
             "reward_funcs": task.rewards,

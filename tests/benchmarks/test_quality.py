@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from benchmarks.harness import ppo_environment, results
 from benchmarks.harness import process as quality_process
-from benchmarks.harness.text import read_rows
+from benchmarks.harness.text import PRINCIPLE, read_rows
 from benchmarks.quality import quality, quality_bench
 from benchmarks.quality.quality_arms import PRESETS, REWARDS, Arm, Task, arms
 from benchmarks.quality.quality_bench import course, part_of
@@ -217,7 +217,7 @@ def test_arms_are_run_once_and_kept(tmp_path, commands):
     result = json.loads(file.read_text())
     results.check_result(result)
     found = {(c["name"], c["seed"]): c for c in result["cases"]}
-    assert len(found) == 8 and found["base", 0]["metrics"]["reward"] == 0 and found["TRL's DPO", 1]["seed"] == 1
+    assert len(found) == 6 and found["base", 0]["metrics"]["reward"] == 0 and found["TRL's DPO", 1]["seed"] == 1
     assert found["TRL's DPO", 0]["cost"]["samples_cpu_seconds"] == 1.0
     assert found["TRL's DPO", 0]["metrics"]["time_of_base"] == 3.0
     assert found["TRL's DPO", 0]["training"] == {"end": 13.0, "fall": 5.0} and found["base", 0]["training"] == {}
@@ -244,7 +244,7 @@ def test_arms_are_run_once_and_kept(tmp_path, commands):
     assert len(commands.asked) == 3
     commands.asked.clear()
     assert quality.SUITE.main([*flags, "--arms", "base", "--answers", "3"]) == 0  # another task is measured again
-    assert len(commands.asked) == 8  # two arms have "base" in their names
+    assert len(commands.asked) == 4  # both files of prompts, for each seed
 
 
 def test_a_value_model_learns_from_a_part_of_the_samples(tmp_path, commands):
@@ -257,6 +257,18 @@ def test_a_value_model_learns_from_a_part_of_the_samples(tmp_path, commands):
     config = json.loads((tmp_path / "w" / "vas-4-samples-of-200-prompts-0" / "config.json").read_text())
     rows = read_rows(config["dataset_name"])
     assert len(rows) == 200 and all(row["completions"] == ["a", "b", "a", "b"] for row in rows)
+
+
+def test_a_value_model_may_read_the_principle_and_nothing_else_does(tmp_path, commands):
+    assert quality.SUITE.main(flags_of(tmp_path, "--arms", "VAS", "VAS, values that read the principle")) == 0
+    folders = [tmp_path / "w" / name for name in ("vas-0", "vas-values-that-read-the-principle-0")]
+    plain, principled = (json.loads((folder / "config.json").read_text()) for folder in folders)
+    assert {k for k in plain if plain[k] != principled[k]} == {"dataset_name", "output_dir"}
+    rows, with_values = (read_rows(config["dataset_name"]) for config in (plain, principled))
+    assert [{**row, "value_prompt": PRINCIPLE + row["prompt"]} for row in rows] == with_values
+    command = next(c for c in commands.asked if "evaluate" in c and str(folders[1] / "trained") in c)
+    asked = read_rows(command[command.index("--dataset_name") + 1])
+    assert asked == [{**row, "value_prompt": PRINCIPLE + row["prompt"]} for row in read_rows(Task().evaluation)]
 
 
 def test_the_other_classifier_of_the_repository_judges(tmp_path, commands):
@@ -290,7 +302,7 @@ def test_an_arm_that_fails_is_named_and_does_not_cost_the_others(tmp_path, comma
     commands.failing = "dpo"
     assert quality.SUITE.main(flags_of(tmp_path, "--arms", "base", "DPO")) == 1
     result = json.loads(next((tmp_path / "o").iterdir()).read_text())
-    assert {c["name"] for c in result["cases"]} == {"base", "base with the principle in its prompt"}
+    assert {c["name"] for c in result["cases"]} == {"base"}
     assert result["failures"][0]["arm"] == "TRL's DPO" and "train.log" in capsys.readouterr().err
 
 
