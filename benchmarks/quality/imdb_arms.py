@@ -273,8 +273,10 @@ def _proxy_chosen() -> list[Arm]:
         for order in ("sampled", "descending")
         for feature in ("candidate", "context")
     ]
-    wider = _proxy("sampled, candidate, 50 candidates", top_k=50)  # more of the model's variety is left to it
-    return [BASE, *arms, wider, GRPO]
+    # More of the model's variety is left to it. The layer makes it 0.5 % of the model.
+    wider = _proxy("sampled, candidate, 50 candidates", top_k=50)
+    widest = _proxy("sampled, candidate, 200 candidates, hidden 64", top_k=200, proxy_layer_sizes=[64])
+    return [BASE, *arms, wider, widest, GRPO]
 
 
 # ------------------------------------------------------------------------------------------------------------- VAS

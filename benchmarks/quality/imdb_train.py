@@ -49,6 +49,8 @@ QUIET: dict[str, Any] = {
     "dataloader_pin_memory": False,
 }
 
+KL_PROMPTS = 64  # on which the KL of a proxy with many candidates is measured
+
 
 @dataclass
 class ImdbBench(Bench):
@@ -112,16 +114,21 @@ class ImdbBench(Bench):
         folder = self.folder(arm.name, seed) / "run"
         return {**QUIET, **sampling, **arm.fields, **self.overrides, "seed": seed, "output_dir": str(folder)}
 
-    def measure(self, policy: Policy, seed: int, other: bool = False) -> dict[str, Any]:
+    def measure(self, policy: Policy, seed: int, other: bool = False, **how: Any) -> dict[str, Any]:
         """A policy's metrics on the evaluation prompts, and on those of another kind."""
-        kl_of = self.base if policy is not self.base else policy
-        found = {"metrics": self._measure(policy, self.rows, kl_of, seed)}
+        found = {"metrics": self._measure(policy, self.rows, seed, **how)}
         if other:
-            found["other"] = self._measure(policy, load_prompts(self.task.other), kl_of, seed)
+            found["other"] = self._measure(policy, load_prompts(self.task.other), seed, **how)
         return found
 
-    def _measure(self, policy: Policy, rows: list[dict[str, Any]], base: Policy, seed: int) -> dict[str, Any]:
-        found = evaluate(policy, rows, self.rewards, settings=self.settings(), base=base, seed=seed)
+    def _measure(
+        self, policy: Policy, rows: list[dict[str, Any]], seed: int, kl_prompts: int | None = None, **changes: Any
+    ) -> dict[str, Any]:
+        """The metrics on some rows; `changes` are of [`settings`]."""
+        settings = self.settings(**changes)
+        found = evaluate(
+            policy, rows, self.rewards, settings=settings, base=self.base, kl_prompts=kl_prompts, seed=seed
+        )
         named = {key.partition("/")[0] + ("_se" if key.endswith("_se") else ""): value
                  for key, value in found.metrics.items() if key.startswith("reward/")}  # fmt: skip
         kept = {key: found.metrics.get(key) for name in METRICS[1:] for key in (name, f"{name}_se")}
@@ -243,7 +250,9 @@ def proxy_rlhf(bench: ImdbBench, arm: Arm, seed: int) -> list[dict[str, Any]]:
     args = ProxyRLHFConfig(generation_batch_size=bench.task.batch, **bench.fields(arm, seed))
     trainer = ProxyRLHFTrainer(bench.model, bench.reward, args, Dataset.from_list(bench.prompts))
     policy = proxy_policy(bench.model, bench.tokenizer, trainer.model, name=arm.name, batch_size=bench.task.batch)
-    return _train(bench, trainer, arm, seed, lambda: bench.measure(policy, seed))
+    # The task's top-k would take candidates away from a proxy that has more, and its KL reads all of them.
+    how: dict[str, Any] = {"top_k": 0, "kl_prompts": KL_PROMPTS} if args.top_k > bench.task.top_k else {}
+    return _train(bench, trainer, arm, seed, lambda: bench.measure(policy, seed, **how))
 
 
 def grpo(bench: ImdbBench, arm: Arm, seed: int) -> list[dict[str, Any]]:

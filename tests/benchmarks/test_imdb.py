@@ -7,6 +7,7 @@ import copy
 import json
 import pickle
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -119,6 +120,21 @@ def test_a_trained_arm_gives_a_case_at_each_mark(arm, tmp_path):
     share = whole["cost"]["trainable_share"]
     assert share == 1 if arm.kind == "psle" else 0 < share < 0.2
     assert not list(tmp_path.glob("**/*.safetensors"))
+
+
+def test_a_proxy_with_more_candidates_than_the_tasks_top_k_is_measured_with_all_of_them(tmp_path, monkeypatch):
+    asked = []
+
+    def measured(*_, settings, kl_prompts, **__):
+        asked.append((settings.top_k, kl_prompts))
+        return SimpleNamespace(metrics={}, seconds=0.0)
+
+    monkeypatch.setattr(imdb_train, "evaluate", measured)
+    arms = {arm.fields["top_k"]: arm for arm in chosen("proxy_rlhf") if arm.kind == "proxy_rlhf"}
+    for top_k in (50, 200):
+        arm, task = replace(arms[top_k], marks=(1.0,)), replace(TASK, top_k=50)
+        KINDS["proxy_rlhf"](ImdbBench(task, tmp_path, SHORT | {"num_ppo_epochs": 1, "num_mini_batches": 1}), arm, 0)
+    assert asked == [(50, None), (0, imdb_train.KL_PROMPTS)]
 
 
 def test_values_learn_from_all_parts_and_guide(tmp_path):
