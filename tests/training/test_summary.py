@@ -81,6 +81,19 @@ def test_memory_is_estimated_for_the_completions_of_a_step(method, settings, cou
     assert passed["prompt"] == 2
 
 
+def test_rows_that_were_dropped_need_no_memory(tmp_path, monkeypatch):
+    """A filtered dataset keeps the table with all rows, and a list of those that are left."""
+    monkeypatch.setattr(summary, "_ROWS_AT_ONCE", 1)
+    rows = [
+        {"prompt": "the film", "completions": [" was good", " bad", " on"], "scores": [1.0, 0.0, 0.5]},
+        {"prompt": "a " * 40, "completions": [" was"] * 9, "scores": [1.0] * 9},  # its prompt fills max_length
+        {"prompt": "a", "completions": [" was not so good", " bad"], "scores": [1.0, 0.0]},
+    ]
+    run = make_trainer("rrhf", tmp_path, rows, reward_funcs=None, resample_steps=0, max_length=12)
+    assert len(run.train_dataset) == 2
+    assert summary._longest_row(run.train_dataset) == (2, 5, 3)  # two words; four words and an end; three completions
+
+
 def test_ten_completions_need_more_than_the_four_of_the_config():
     args = RRHFConfig(output_dir="out", num_generations=4)
     model = make_model(len(make_tokenizer()))

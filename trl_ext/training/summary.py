@@ -32,6 +32,7 @@ _WIDTH = 80
 _TITLES = 13  # width of the column of titles
 _MOST_COLUMNS = 6  # of a dataset that are named
 _MOST_MODULES = 4  # of an adapter that are named
+_ROWS_AT_ONCE = 10_000  # whose lengths are read, so that memory does not grow with the dataset
 
 
 @dataclass(frozen=True)
@@ -211,11 +212,16 @@ def _longest_row(dataset: Any) -> tuple[int, int, int]:
     """Tokens of the longest prompt and completion, and most completions of a row; 0 for what only a stream has."""
     if not isinstance(dataset, Dataset):
         return 0, 0, 0
-    prompt = _longest(dataset.data["prompt_ids"])
-    if "completion_ids" not in dataset.column_names:
-        return prompt, 0, 0
-    completions = dataset.data["completion_ids"]
-    return prompt, _longest(pyarrow.compute.list_flatten(completions)), _longest(completions)
+    prompt = completion = completions = 0
+    columns = [name for name in ("prompt_ids", "completion_ids") if name in dataset.column_names]
+    # Not `dataset.data`, which still has the rows that were dropped, such as those whose prompt is too long.
+    for table in dataset.select_columns(columns).with_format("arrow").iter(batch_size=_ROWS_AT_ONCE):
+        prompt = max(prompt, _longest(table["prompt_ids"]))
+        if "completion_ids" in columns:
+            of_rows = table["completion_ids"]
+            completion = max(completion, _longest(pyarrow.compute.list_flatten(of_rows)))
+            completions = max(completions, _longest(of_rows))
+    return prompt, completion, completions
 
 
 def _longest(lists: Any) -> int:
