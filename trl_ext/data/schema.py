@@ -186,5 +186,7 @@ def _check_text(
     for message in value:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             fail(f"holds {message!r}, which is not a message: messages have a `role` and a `content`.")
+        if not isinstance(message.get("content"), str | None):
+            fail(f"holds a message whose content is `{type(message['content']).__name__}`, not text: join its parts.")
     if not may_be_empty and not value[-1].get("content"):
         fail("ends with an empty message, although it was cut off (`ended` is false). Remove it.")
