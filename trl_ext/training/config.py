@@ -25,6 +25,7 @@ from trl_ext.validation import (
     true_false_or_auto,
 )
 
+from .best_metric import smaller_is_better
 from .trl_settings import (
     OTHER_MEANINGS,
     REFUSED,
@@ -377,7 +378,10 @@ class ExtConfig(RewardSettings, BaseConfig):
         if getattr(self, "activation_checkpointing", False) is None:
             # transformers' new name for TRL's setting; it would warn about the default too.
             self.activation_checkpointing = self.gradient_checkpointing
+        undecided = self.greater_is_better is None  # type: ignore[has-type]
         super().__post_init__()
+        if undecided and self.metric_for_best_model:
+            self.greater_is_better = not smaller_is_better(self.metric_for_best_model)
         check_restricted(self, self.restricted_settings)
         if self.use_liger_kernel:
             given: Any = self.liger_kernel_config  # type: ignore[has-type]

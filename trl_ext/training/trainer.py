@@ -46,6 +46,7 @@ from trl_ext.upstream import (
     global_then_local_main_first,
 )
 
+from .best_metric import check_best_metric
 from .callbacks import OnTrainBegin
 from .checkpoints import begin, check_resumable, last_checkpoint, saving, training_in
 from .config import ExtConfig
@@ -774,12 +775,15 @@ class ExtTrainer(BaseTrainer):
             parts = self.eval_dataset if eval_dataset is None else self.eval_dataset[eval_dataset]
         else:
             parts = eval_dataset
+        metrics: dict[str, float] = {}
         if isinstance(parts, dict):
-            metrics: dict[str, float] = {}
             for name, part in parts.items():
                 metrics |= self._evaluate_one(part, ignore_keys, f"{metric_key_prefix}_{name}", name)
-            return metrics
-        return self._evaluate_one(parts, ignore_keys, metric_key_prefix)
+        else:
+            metrics = self._evaluate_one(parts, ignore_keys, metric_key_prefix)
+        if self.is_in_train and eval_dataset is None:  # before transformers looks for it, with a `KeyError`
+            check_best_metric(self.args.metric_for_best_model, metrics)
+        return metrics
 
     def _before_evaluation(self, dataset: Any) -> None:
         """Called with the tokenized rows before they are evaluated."""
