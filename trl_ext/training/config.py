@@ -372,6 +372,9 @@ class ExtConfig(RewardSettings, BaseConfig):
         if not accelerator_count():
             self.use_cpu = True
         self.bf16 = self._read_bf16()
+        if self.use_cpu and self.fp16:
+            logger.warning_once("`fp16` has no effect on a CPU: training computes in the dtype of the weights.")
+            self.fp16 = False  # accelerate would ignore it without a word
         if self.use_cpu:
             self.activation_offloading = False  # activations are in CPU memory; TRL's context manager fails there
         self._check_inherited()

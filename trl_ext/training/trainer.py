@@ -63,7 +63,7 @@ from .run_files import RunFiles
 from .run_record import RunRecord, check_continues
 from .run_settings import Arguments
 from .summary import Run, SummaryCallback, common_lines
-from .trl_settings import REFUSED_ARGUMENTS, check_arguments
+from .trl_settings import REFUSED_ARGUMENTS, check_arguments, unused_without_generation
 
 
 logger = logging.get_logger(__name__)
@@ -428,6 +428,11 @@ class ExtTrainer(BaseTrainer):
         Without this check the error would come from deep inside the model.
         """
         self._context = context
+        if not self._samples and not self.rewards and (unused := unused_without_generation(args)):
+            logger.warning(
+                f"Ignored: `{'`, `'.join(unused)}`. No completions are generated, as the dataset has them and there are "
+                "no `reward_funcs`."
+            )
         train = self._check_context_length(train, args, "train", samples=self._samples)
         if isinstance(evals, dict):
             return train, {
