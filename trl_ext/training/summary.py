@@ -15,6 +15,7 @@ from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
+from trl_ext.data.schema import first_row
 from trl_ext.devices import supports_cuda_graphs
 from trl_ext.memory.estimate import estimate_memory
 from trl_ext.models.properties import base_of, is_peft_model, is_quantized, parameter_count, quantized_bits
@@ -258,7 +259,13 @@ def _data(trainer: "ExtTrainer", run: Run) -> str:
         len(part) for part in (evals.values() if isinstance(evals, dict) else [evals]) if hasattr(part, "__len__")
     ]
     evaluated = f"; evaluation on {sum(sizes):,} rows" if sizes and trainer.args.eval_strategy != "no" else ""
-    return f"{rows}{form} (columns {', '.join(names[:_MOST_COLUMNS])}{more}){evaluated}"
+    return f"{rows}{form} (columns {', '.join(names[:_MOST_COLUMNS])}{more}){_without_template(trainer)}{evaluated}"
+
+
+def _without_template(trainer: "ExtTrainer") -> str:
+    """That a chat model is trained on text, which is seldom meant; empty for messages, and without a template."""
+    row = first_row(trainer.train_dataset, "train") if trainer._tokenizer.chat_template else {}
+    return ", text without the chat template" if isinstance(row.get("prompt"), str) else ""
 
 
 def _batch(args: Any) -> str:

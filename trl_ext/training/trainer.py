@@ -430,8 +430,8 @@ class ExtTrainer(BaseTrainer):
         self._context = context
         if not self._samples and not self.rewards and (unused := unused_without_generation(args)):
             logger.warning(
-                f"Ignored: `{'`, `'.join(unused)}`. No completions are generated, as the dataset has them and there are "
-                "no `reward_funcs`."
+                f"Ignored: `{'`, `'.join(unused)}`. No completions are generated, as the dataset has them and there "
+                "are no `reward_funcs`."
             )
         train = self._check_context_length(train, args, "train", samples=self._samples)
         if isinstance(evals, dict):
