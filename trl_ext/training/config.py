@@ -372,11 +372,8 @@ class ExtConfig(RewardSettings, BaseConfig):
         if not accelerator_count():
             self.use_cpu = True
         self.bf16 = self._read_bf16()
-        if self.use_cpu and self.fp16:
-            logger.warning_once("`fp16` has no effect on a CPU: training computes in the dtype of the weights.")
-            self.fp16 = False  # accelerate would ignore it without a word
         if self.use_cpu:
-            self.activation_offloading = False  # activations are in CPU memory; TRL's context manager fails there
+            self._set_for_cpu()
         self._check_inherited()
         if getattr(self, "activation_checkpointing", False) is None:
             # transformers' new name for TRL's setting; it would warn about the default too.
@@ -420,6 +417,13 @@ class ExtConfig(RewardSettings, BaseConfig):
         for note in notes_on(self, self.other_meanings):
             if self.process_index == 0:
                 logger.warning_once(note)
+
+    def _set_for_cpu(self) -> None:
+        """Switch off what a CPU cannot do."""
+        self.activation_offloading = False  # activations are in CPU memory; TRL's context manager fails there
+        if self.fp16:  # type: ignore[has-type]
+            logger.warning_once("`fp16` has no effect on a CPU: training computes in the dtype of the weights.")
+            self.fp16 = False  # accelerate would ignore it without a word
 
     def _check_inherited(self) -> None:
         """What transformers does not check, or names no setting in its error about."""
