@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-def user(text: str) -> dict[str, Any]:
+def user(text: Any) -> dict[str, Any]:
     return {"role": "user", "content": text}
 
 
@@ -50,6 +50,7 @@ def becomes(prompt: Any, completions: list[Any], scores: list[float] | None = No
 
 
 QUESTION, GOOD, BAD = [user("Socks?")], [assistant("Fold.")], [assistant("No.")]
+IN_PARTS = [{"type": "text", "text": "So"}, {"type": "text", "text": "cks?"}]
 TALK = "\n\nHuman: Hi.\n\nAssistant: Hello.\n\nHuman: Socks?\n\nAssistant:"
 
 AS_THEY_ARE = [
@@ -387,9 +388,30 @@ PAIRS = [
         [{"instruction": "Socks?", "input": "", "output_1": "No.", "output_2": "Fold.", "preference": 2}],
         [becomes("Socks?", ["No.", "Fold."], [0.0, 1.0])],
     ),
+    Form(
+        "files for OpenAI's fine-tuning by preferences",
+        "openai_preference",
+        "the prompt is `messages` of `input`; its `tools` reach the chat template",
+        [{"input": {"messages": QUESTION, "tools": []}, "preferred_output": GOOD, "non_preferred_output": BAD}],
+        [becomes(QUESTION, [GOOD, BAD], [1.0, 0.0])],
+    ),
+    Form(
+        "messages with contents in parts, all of them text",
+        "preference",
+        'the texts of `[{"type": "text", "text": ...}]` are joined, in all forms',
+        [{"prompt": [user(IN_PARTS)], "chosen": GOOD, "rejected": BAD}],
+        [becomes(QUESTION, [GOOD, BAD], [1.0, 0.0])],
+    ),
 ]
 
 LISTS = [
+    Form(
+        "the row schema beside a system prompt",
+        "scored_behind_system",
+        "the prompt is `prompt` behind `system`, unless it begins with it; the same without `scores`",
+        [{"system": "Be brief.", "prompt": "Socks?", "completions": [" Fold.", " No."], "scores": [2.0, 1.0]}],
+        [becomes("Be brief.\n\nSocks?", [" Fold.", " No."], [2.0, 1.0])],
+    ),
     Form(
         "the reference code of RRHF: `query`, `responses`, `scores`",
         "query_responses",
@@ -659,6 +681,13 @@ REFUSED = [
         "as TRL does for a text model",
         [{"prompt": "Socks?", "chosen": "Fold.", "rejected": "No.", "images": ["socks.png"]}],
         error="has a column 'images', but the methods here train on text",
+    ),
+    Form(
+        "messages with parts that are images, sounds or files",
+        "",
+        "the same",
+        [{"prompt": [user([*IN_PARTS[:1], {"type": "image", "text": None}])], "chosen": GOOD, "rejected": BAD}],
+        error="Row 0 of the train dataset, column 'prompt': holds a message with a part of type 'image', but the ",
     ),
     Form(
         "any other columns",

@@ -238,9 +238,11 @@ def test_bf16_auto_says_that_it_is_float32(slow_processor, tmp_path, caplog):
     assert line.startswith("`bf16: auto` is float32 here: this processor has no bfloat16 instructions")
 
 
-def test_bf16_auto_leaves_fp16_alone(tmp_path):
+def test_fp16_on_a_cpu_is_off_and_says_so(tmp_path, caplog):
+    """accelerate ignores it there; `bf16: auto` does not take its place."""
     args = ExtConfig(str(tmp_path), report_to="none", use_cpu=True, bf16="auto", fp16=True)
-    assert args.fp16 and not args.bf16
+    assert not args.fp16 and not args.bf16
+    assert "`fp16` has no effect on a CPU: training computes in the dtype of the weights." in caplog.messages
 
 
 def test_bf16_of_another_kind_is_an_error(tmp_path):

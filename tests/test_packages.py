@@ -45,6 +45,12 @@ def test_all_that_are_missing_are_named_with_the_command_that_installs_them(noth
     ]
 
 
+@pytest.mark.parametrize("alone", ["none", "all"])
+def test_none_and_all_are_no_trackers_beside_others(alone):
+    with pytest.raises(ValueError, match=f"`report_to` is {alone}, wandb, but {alone} cannot stand beside others"):
+        check_packages(settings(report_to=[alone, "wandb"]))
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_trainers_ask_before_anything_is_loaded(tmp_path, nothing_installed, method):
     found = discover().methods[method].method

@@ -71,6 +71,9 @@ def check_packages(args: Any) -> None:
         `ValueError`: A tracker in `report_to` does not exist, or packages are not installed; the message has the
             command that installs them.
     """
+    if len(args.report_to) > 1 and (alone := {"all", "none"} & set(args.report_to)):
+        names = ", ".join(args.report_to)
+        raise ValueError(f"`report_to` is {names}, but {' and '.join(sorted(alone))} cannot stand beside others.")
     unknown = [name for name in args.report_to if name not in TRACKERS]
     problems = [
         f"`report_to` has no {name!r}, only {', '.join(TRACKERS)}, or all or none"

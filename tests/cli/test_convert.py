@@ -46,9 +46,75 @@ def test_rows_are_shown_and_written(output, capsys, caplog):
 def test_columns_formats_and_a_limit(capsys):
     Path("rows.jsonl").write_text('{"ask": "a", "replies": ["b"], "marks": [1]}\n' * 3)
     assert convert("--columns", "prompt=ask,completions=replies,scores=marks", "--max_num_prompts", "2") == 0
-    assert "2 rows with prompts, 1 completions" in capsys.readouterr().out
+    assert "2 rows with prompts, 1 completion in" in capsys.readouterr().out
     assert convert("--columns", '{"prompt": "ask"}', "--dataset_format", "prompt_only") == 0
     assert "prompts only" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"scores": [1.0]}, "column 'scores': has 1 entries for 2 completions"),
+        ({"scores": ["good", "bad"]}, "column 'scores': [0] must be a number, got 'good'"),
+        ({"scores": [1.0, float("nan")]}, "column 'scores': [1] is nan"),
+        ({"completions": ["", "b"]}, "column 'completions': [0] is empty text"),
+        ({"completions": '["a", "b"]', "scores": "[1, 0]"}, "column 'completions': must be a list, got text"),
+        ({"prompt": ["a"]}, "column 'prompt': holds 'a', which is not a message"),
+        ({"prompt": ""}, "column 'prompt': is empty text"),
+    ],
+)
+@pytest.mark.parametrize("last", [False, True])
+def test_a_row_that_training_refuses_is_refused(row, message, last, capsys):
+    """Every row is checked, not only those that are shown, and nothing is written."""
+    good = {"prompt": "a", "completions": ["a", "b"], "scores": [1.0, 0.0]}
+    rows = [good] * 4 + [{**good, **row}] if last else [{**good, **row}] * 5
+    if last and any(type(row[name]) is not type(good[name]) for name in row):
+        pytest.skip("a column has one type")
+    Path("rows.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    assert convert("--output_file", "out.jsonl") == 2
+    assert f"Row {4 if last else 0} of the 'rows.jsonl' dataset, {message}" in capsys.readouterr().err
+    assert not Path("out.jsonl").exists()
+
+
+def test_completions_without_scores_are_checked_too(capsys):
+    Path("rows.jsonl").write_text('{"prompt": "a", "completions": ["a"]}\n{"prompt": "a", "completions": []}\n')
+    assert convert() == 2
+    assert "Row 1 of the 'rows.jsonl' dataset, column 'completions': is empty (K = 0)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "rows.csv",
+            "prompt;chosen;rejected\na;b;c\n",
+            "has one column, 'prompt;chosen;rejected': it is a table that",
+        ),
+        (
+            "rows.json",
+            '{"data": [{"prompt": "a", "chosen": "b", "rejected": "c"}]}',
+            "rows in lists called 'data': write",
+        ),
+        ("rows.json", '{"train": [{"prompt": "a"}], "test": []}', "rows in lists called 'train': write the rows"),
+        (
+            "rows.jsonl",
+            '{"prompt": "a"}\n{"prompt": "b\n',
+            "line 2 is not valid JSON (Invalid control character, column",
+        ),
+    ],
+)
+def test_a_file_of_another_shape_is_explained(name, text, message, capsys):
+    Path(name).write_text(text)
+    assert main(["convert", "--dataset_name", name]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
+def test_another_encoding_is_explained(name, capsys):
+    text = "prompt,chosen,rejected\nFüße,größer,nö\n" if name == "rows.csv" else '{"prompt": "Füße"}\n'
+    Path(name).write_text(text, encoding="latin-1")
+    assert main(["convert", "--dataset_name", name]) == 2
+    assert f"{name}' cannot be read: it is not in UTF-8. Save it in that encoding" in capsys.readouterr().err
 
 
 def test_rows_for_other_trainers(capsys):

@@ -3,6 +3,8 @@
 
 """What chat templates do to prompts and completions: reasoning, ends of turns, arguments."""
 
+import json
+
 import pytest
 from dataset_rows import USER, assistant
 from thinking import END, TEMPLATES, make_byte_tokenizer
@@ -11,6 +13,7 @@ from trl_ext.data.chat_template import (
     continuation,
     end_of_turn,
     lost_part,
+    missing_tools,
     render,
     template_kwargs,
     unstopped_turn,
@@ -113,6 +116,35 @@ def test_reasoning_lost_in_a_completion_of_several_messages_is_noted():
     text = rendered(make_byte_tokenizer("r1"), turns, True, notes)
     assert text.endswith(f"bad{END}")
     assert notes["lost"] == "the plot\n</think>"
+
+
+CALL = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Paris"}}}
+
+
+@pytest.mark.parametrize("content", ["", "I look."])
+def test_a_tool_call_that_a_template_ignores_is_noted(content):
+    """Otherwise the model would learn to say nothing where it should call a tool."""
+    notes = {}
+    turn = [{"role": "assistant", "content": content, "tool_calls": [CALL]}]
+    rendered(make_byte_tokenizer("plain"), turn, True, notes)
+    assert json.loads(notes["lost"]) == CALL["function"]
+
+
+def test_a_tool_call_that_a_template_writes_is_not_noted():
+    notes, tokenizer = {}, make_byte_tokenizer("plain")
+    tokenizer.chat_template = tokenizer.chat_template.replace("m.content", "m.content + (m.tool_calls or '') | string")
+    turn = [{"role": "assistant", "content": "", "tool_calls": [CALL]}]
+    assert "get_weather" in rendered(tokenizer, turn, True, notes)
+    assert notes == {}
+
+
+def test_tools_that_a_text_lacks():
+    other = {"name": "music"}  # without the wrapper, as some datasets have tools
+    assert missing_tools([CALL, other], "get_weather and music") == ""
+    assert missing_tools([CALL, other], "get_weather") == '{"name": "music"}'
+    assert json.loads(missing_tools([CALL, other], "music")) == CALL["function"]
+    for unknown in (None, [], [{}], [None], [{"function": None}], [{"name": 3}], "music", {"name": "music"}):
+        assert missing_tools(unknown, "") == ""
 
 
 def test_the_lost_part_of_a_text():

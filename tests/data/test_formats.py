@@ -3,6 +3,8 @@
 
 """Data in the forms in which it is published becomes the row schema; the page that lists the forms."""
 
+import json
+
 import pytest
 from dataset_forms import AS_THEY_ARE, CONVERTED, REFUSED, user
 from dataset_rows import assistant, stream
@@ -196,3 +198,52 @@ def test_scores_that_are_written_as_text():
 def test_answers_that_are_messages():
     (row,) = convert([{"question": [user("q")], "responses": [assistant("a"), assistant("b")], "scores": [1, 2]}])
     assert row["completions"] == [assistant("a"), assistant("b")]
+
+
+# ---------------------------------------------------------------------------------------------------------- messages
+
+
+def test_messages_in_parts_are_read_in_every_place():
+    """In completions, behind a first message of text in a stream, and as plain texts in the list of parts."""
+    parts = [{"type": "text", "text": "Fo"}, {"type": "text", "text": "ld."}]
+    row = {
+        "prompt": [user("Socks?")],
+        "completions": [[assistant_in(parts)], [assistant_in(parts[:1])]],
+        "scores": [1, 0],
+    }
+    assert convert([row])[0]["completions"] == [assistant("Fold."), assistant("Fo")]
+    turns = [user("Socks?"), {"role": "user", "content": ["They ", "hide."]}]
+    found = list(to_scored_rows(stream([{"prompt": turns, "chosen": "a", "rejected": "b"}]), "train"))
+    assert found[0]["prompt"] == [user("Socks?"), user("They hide.")]
+
+
+def assistant_in(parts):
+    return {"role": "assistant", "content": parts}
+
+
+@pytest.mark.parametrize("part", [{"type": "image_url", "image_url": {"url": "x"}}, {"type": "text", "text": None}, 3])
+def test_a_part_that_is_no_text_is_an_error(part):
+    rows = [{"prompt": [user([part])], "chosen": "a", "rejected": "b"}]
+    with pytest.raises(DataError, match="Row 0 of the train dataset, column 'prompt': holds a message with a part of"):
+        list(to_scored_rows(stream(rows), "train"))
+
+
+def test_a_system_prompt_is_not_written_twice():
+    chat = [{"role": "system", "content": "Be brief."}, user("Socks?")]
+    row = {"system": "Be brief.", "prompt": chat, "completions": [assistant("a")], "scores": [1.0]}
+    assert convert([row])[0]["prompt"] == chat
+    assert convert([row | {"prompt": chat[1:]}])[0]["prompt"] == chat
+    [named] = convert([row | {"prompt": chat[1:]}], dataset_format="scored")
+    assert named["prompt"] == chat[1:]  # as it is
+
+
+def test_the_tools_of_openais_files_are_kept():
+    tool = {"type": "function", "function": {"name": "get_weather"}}
+    row = {"input": {"messages": [user("Rain?")], "tools": [tool]}, "preferred_output": assistant("No.")}
+    [found] = convert([row | {"non_preferred_output": assistant("Yes.")}])
+    assert json.loads(found["tools"]) == [tool]
+
+
+def test_a_prompt_of_nothing_is_said_to_be_nothing():
+    with pytest.raises(DataError, match=r"Row 0 of the train dataset: the prompt is nothing \(null\), and"):
+        convert([{"prompt": None, "chosen": "Two.", "rejected": "Six."}])

@@ -384,6 +384,29 @@ def test_reasoning_that_a_template_drops_is_told_once(caplog):
     assert repr("the plot\n</think>") in warning
 
 
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "get_weather", "arguments": {}}}]}
+
+
+@pytest.mark.parametrize("prompts_only", [False, True])
+@pytest.mark.parametrize(
+    "change",
+    [{"tools": json.dumps([{"name": "get_weather"}])}, {"prompt": [*USER, CALL, {"role": "tool", "content": "sun"}]}],
+    ids=["tools", "calls"],
+)
+def test_tools_that_a_template_leaves_out_of_a_prompt_are_told_once(change, prompts_only, chat_tokenizer, caplog):
+    row = {**CHAT, **change}
+    if prompts_only:
+        row = {name: row[name] for name in ("prompt", "tools") if name in row}
+    prepare([row, row], chat_tokenizer)
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "Row 0 of the train dataset: the chat template leaves this tool, or call of a tool, out" in warning
+    assert "get_weather" in warning
+    caplog.clear()
+    chat_tokenizer.chat_template = "get_weather " + chat_tokenizer.chat_template
+    prepare([row, row], chat_tokenizer)
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("start", ["<|im_start|>", EOS])
 def test_a_text_with_a_start_token_gets_no_second_one(start):
     """Prompts that went through a chat template, and a tokenizer that puts a start token in front of every text."""

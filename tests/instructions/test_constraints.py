@@ -197,6 +197,7 @@ CASES: dict[str, list[tuple[Any, list[str], list[str]]]] = {
                 f"{JSON} I hope this helps you.",
                 '{"name": "Rex the very good dog"}',
                 '{"name": "Rex the dog", "reason": ""}',
+                *(f'{{"name": "Rex the very good dog", "reason": {empty}}}' for empty in ("null", "[]", "{}")),
                 '{"name": "Rex the dog", "reason": "It is short", "cost": 1}',
                 '{"name": "Rex the dog", "reason": NaN, "reason": "a b c", "reason": NaN}',
                 '[{"name": "Rex", "reason": "It is short and loud."}]',

@@ -4,6 +4,7 @@
 """Win rates, their intervals and length control, against numbers worked out by hand."""
 
 import math
+import statistics
 
 import numpy as np
 import pytest
@@ -34,6 +35,15 @@ def test_the_interval_is_over_prompts_not_pairs():
         [x for x in (1.0, 0.0, 1.0, 1.0, 0.0, 1.0) for _ in range(10)], [i for i in range(6) for _ in range(10)]
     )
     assert win_rate(ten).interval == pytest.approx(win_rate(one).interval)
+
+
+def test_lengths_are_divided_by_the_standard_deviation_of_a_sample():
+    """As pandas' `std` does in AlpacaEval 2: divided by n - 1, which shows where there are three pairs."""
+    outcomes, differences = [1.0, 0.0, 1.0], [30, -10, 5]
+    features = np.tanh(np.array(differences) / statistics.stdev(differences))
+    theta, _ = fit(np.ones((1, 3)), features, np.array(outcomes))
+    found = length_controlled_win_rate(values(outcomes, differences=differences), samples=0)
+    assert found.value == pytest.approx(1 / (1 + math.exp(-theta[0])), abs=1e-9)
 
 
 def test_the_seed_decides_about_the_interval():

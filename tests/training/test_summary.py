@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import make_model, make_tokenizer
-from tiny_trainers import METHODS, make_trainer
+from tiny_trainers import METHODS, PROMPTS, make_trainer
 
 from trl_ext import RRHFConfig
 from trl_ext.memory.estimate import estimate_memory
@@ -81,6 +81,19 @@ def test_memory_is_estimated_for_the_completions_of_a_step(method, settings, cou
     assert passed["prompt"] == 2
 
 
+def test_rows_that_were_dropped_need_no_memory(tmp_path, monkeypatch):
+    """A filtered dataset keeps the table with all rows, and a list of those that are left."""
+    monkeypatch.setattr(summary, "_ROWS_AT_ONCE", 1)
+    rows = [
+        {"prompt": "the film", "completions": [" was good", " bad", " on"], "scores": [1.0, 0.0, 0.5]},
+        {"prompt": "a " * 40, "completions": [" was"] * 9, "scores": [1.0] * 9},  # its prompt fills max_length
+        {"prompt": "a", "completions": [" was not so good", " bad"], "scores": [1.0, 0.0]},
+    ]
+    run = make_trainer("rrhf", tmp_path, rows, reward_funcs=None, resample_steps=0, max_length=12)
+    assert len(run.train_dataset) == 2
+    assert summary._longest_row(run.train_dataset) == (2, 5, 3)  # two words; four words and an end; three completions
+
+
 def test_ten_completions_need_more_than_the_four_of_the_config():
     args = RRHFConfig(output_dir="out", num_generations=4)
     model = make_model(len(make_tokenizer()))
@@ -88,6 +101,22 @@ def test_ten_completions_need_more_than_the_four_of_the_config():
     assert of_ten.total_gib > of_four.total_gib
     ten = RRHFConfig(output_dir="out", num_generations=10)
     assert of_ten == estimate_memory(model, ten, generates=False)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("chat", [False, True])
+def test_text_for_a_chat_model_is_said_to_be_text(method, chat, tmp_path):
+    note = "text without the chat template"
+    assert (note in summary._without_template(make_trainer(method, tmp_path, chat=chat))) is chat
+    rows = [{"prompt": [{"role": "user", "content": row["prompt"]}]} for row in PROMPTS]
+    if chat:
+        assert not summary._without_template(make_trainer(method, tmp_path, rows, chat=True))
+
+
+def test_the_note_on_text_is_printed(tmp_path, capsys):
+    make_trainer("rrhf", tmp_path, chat=True, max_steps=1).train()
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "read as `prompt_only` (columns prompt), text without the chat template" in printed
 
 
 def test_one_step_is_no_steps(tmp_path, capsys):

@@ -20,7 +20,7 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
 from trl_ext import PSLEConfig, RRHFConfig
 from trl_ext.cli.train import make_parser
 from trl_ext.method import discover
-from trl_ext.training.trl_settings import REFUSED, RESTRICTED
+from trl_ext.training.trl_settings import REFUSED, RESTRICTED, unused_without_generation
 
 
 CONFIGS = {name: discover().methods[name].method.config_class() for name in METHODS}
@@ -413,3 +413,33 @@ def test_liger_leaves_the_head_to_ours(tmp_path: Path, monkeypatch: pytest.Monke
 def test_values_that_transformers_does_not_check(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RRHFConfig(str(tmp_path), **changes)
+
+
+# ---------------------------------------------------------------------------------- settings without generation
+
+
+def ignored(caplog):
+    return [text for text in caplog.messages if "No completions are generated" in text]
+
+
+@pytest.mark.parametrize("method", ["rrhf", "vas"])
+def test_settings_of_generation_are_said_to_be_ignored_where_there_is_none(method, tmp_path, caplog):
+    settings = {"resample_steps": 0, "num_generations": 7, "temperature": 0.3, "log_completions": True}
+    make_trainer(method, tmp_path, SCORED, reward_funcs=None, **settings)
+    [line] = ignored(caplog)
+    for name in ("num_generations", "temperature", "log_completions"):
+        assert f"`{name}`" in line
+    assert line.startswith("Ignored: `") and "as the dataset has them and there are no `reward_funcs`" in line
+
+
+@pytest.mark.parametrize("method", ["rrhf", "vas"])
+def test_settings_of_generation_are_used_where_rewards_score_completions(method, tmp_path, caplog):
+    """In evaluations too, where training has completions of its own."""
+    make_trainer(method, tmp_path, SCORED, resample_steps=0, temperature=0.3)
+    assert not ignored(caplog)
+
+
+def test_defaults_are_not_said_to_be_ignored(tmp_path):
+    assert unused_without_generation(RRHFConfig(str(tmp_path))) == []
+    assert unused_without_generation(RRHFConfig(str(tmp_path), top_k=0, top_p=1.0, num_generations=4)) == []
+    assert unused_without_generation(RRHFConfig(str(tmp_path), num_generations=5)) == ["num_generations"]

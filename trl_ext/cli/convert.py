@@ -8,9 +8,9 @@
     trl-ext convert --dataset_name mine.jsonl --columns prompt=question,completions=candidates,scores=ratings
     trl-ext convert --dataset_name scored.jsonl --format dpo --min_margin 0.5 --output_file pairs.jsonl
 
-Trainers and commands read the same forms themselves. The command shows what they would read: it prints three rows, and
-writes all of them if there is an `output_file`. `format` makes rows for TRL's trainers of scored completions, as
-`trl-ext sample --format` does.
+Trainers and commands read the same forms themselves. The command shows what they would read: it checks all rows as
+they do, prints three of them, and writes all of them if there is an `output_file`. `format` makes rows for TRL's
+trainers of scored completions, as `trl-ext sample --format` does.
 """
 
 import json
@@ -23,6 +23,7 @@ from datasets import Dataset
 from trl_ext.atomic_files import replacing
 from trl_ext.data.exports import EXPORTS, ExportSettings, describe_export, export_rows
 from trl_ext.data.load import load_dataset, short_name
+from trl_ext.data.schema import check_row, is_conversational
 from trl_ext.data.scored_rows import recognise, to_scored_rows
 from trl_ext.progress import library_progress
 from trl_ext.validation import check_at_least
@@ -67,11 +68,12 @@ def run(args: ConvertArguments) -> int:
     dataset, shown = load_dataset(name, args.dataset_config, args.dataset_train_split), short_name(name)
     dataset, found = recognise(dataset, shown, columns=args.columns, dataset_format=args.dataset_format)
     rows: Any = to_scored_rows(dataset, shown, dataset_format=found.name, limit=args.max_num_prompts)
-    contents = f"{len(rows)} rows with {_contents(rows[0])}"
+    _check(rows, shown)
+    contents = f"{_counted(len(rows), 'row')} with {_contents(rows[0])}"
     if args.format != "scored":
         made, counts = export_rows(rows, args)
         rows = Dataset.from_list(made)
-        made_of = f"{len(rows)} rows for {EXPORTS[args.format].trainers}"
+        made_of = f"{_counted(len(rows), 'row')} for {EXPORTS[args.format].trainers}"
         contents = ", ".join(filter(None, [f"{contents}\n{made_of}", describe_export(counts)]))
     for row in rows.select(range(min(_SHOWN, len(rows)))):
         print(
@@ -87,11 +89,27 @@ def run(args: ConvertArguments) -> int:
     return 0
 
 
+def _check(rows: Dataset, name: str) -> None:
+    """
+    Check every row, as training and sampling do: what is shown here must work there.
+
+    Raises:
+        `DataError`: A row cannot be used. The message names it.
+    """
+    conversational, has_scores = is_conversational(rows[0]), "scores" in rows.column_names
+    for index, row in enumerate(rows):
+        check_row(row, index, conversational, name, needs_scores=has_scores)
+
+
 def _contents(row: dict[str, Any]) -> str:
     if "completions" not in row:
         return "prompts only: completions are generated in training, or by `trl-ext sample`"
     scores = "scores" if "scores" in row else "no scores (`trl-ext sample --dataset_completions` adds them)"
-    return f"prompts, {len(row['completions'])} completions in the first row, and {scores}"
+    return f"prompts, {_counted(len(row['completions']), 'completion')} in the first row, and {scores}"
+
+
+def _counted(number: int, one: str) -> str:
+    return f"{number} {one}{'' if number == 1 else 's'}"
 
 
 def _shortened(value: Any) -> Any:

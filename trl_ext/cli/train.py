@@ -12,7 +12,6 @@ import inspect
 import os
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -171,13 +170,15 @@ def load_datasets(script_args: Any, training_args: Any, mixture_args: Any) -> tu
     Raises:
         `ValueError`: A split does not exist; the message names those that do.
     """
+    from transformers.utils import logging
     from trl import get_dataset
 
     from trl_ext.data.load import load_dataset
 
+    logger = logging.get_logger(__name__)
     if mixture_args.datasets:
         if script_args.dataset_name:
-            warnings.warn("`datasets` and `dataset_name` are both given; `dataset_name` is ignored.", stacklevel=2)
+            logger.warning("`datasets` and `dataset_name` are both given; `dataset_name` is ignored.")
         with library_progress("loading the datasets"):
             source, splits = "datasets", get_dataset(mixture_args)
     else:
@@ -186,7 +187,7 @@ def load_datasets(script_args: Any, training_args: Any, mixture_args: Any) -> tu
     train_set = _split(splits, script_args.dataset_train_split, source, "dataset_train_split")
     if str(getattr(training_args.eval_strategy, "value", training_args.eval_strategy)) == "no":
         if script_args.eval_dataset_name:
-            warnings.warn("`eval_dataset_name` is not used, as `eval_strategy` is 'no'.", stacklevel=2)
+            logger.warning("`eval_dataset_name` is not used, as `eval_strategy` is 'no'.")
         return train_set, None
     if script_args.eval_dataset_name:
         source, splits = script_args.eval_dataset_name, load_dataset(script_args.eval_dataset_name)

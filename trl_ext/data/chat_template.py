@@ -260,11 +260,26 @@ def left_out(completion: Messages, text: str, *, content: bool = True) -> str:
     Args:
         completion (`list[dict]`): The completion. Only the assistant's messages count.
         text (`str`): The text that should have it.
-        content (`bool`, *optional*, defaults to `True`): Whether the content counts, or only fields with reasoning.
+        content (`bool`, *optional*, defaults to `True`): Whether the content counts, or only what is in other fields:
+            reasoning and tool calls.
     """
     for message in completion:
         for field in (*_REASONING, *(["content"] if content else [])):
             value = message.get(field) if message.get("role") == "assistant" else None
             if isinstance(value, str) and value.strip() not in text:
                 return lost_part(value.strip(), text)
+    return missing_tools([call for message in completion for call in message.get("tool_calls") or ()], text)
+
+
+def missing_tools(tools: Any, text: str) -> str:
+    """
+    The first of some tools, or calls of tools, whose name is not in a rendered text; empty if all are.
+
+    Many templates write neither, without an error: `apply_chat_template` passes them to every template.
+    """
+    for tool in tools if isinstance(tools, list) else ():
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        name = function.get("name") if isinstance(function, dict) else None
+        if isinstance(name, str) and name not in text:
+            return json.dumps(function, ensure_ascii=False, default=str)
     return ""

@@ -112,10 +112,13 @@ def _read_file(path: Path, streaming: bool) -> DatasetDict | IterableDatasetDict
         kwargs["chunksize"] = STREAM_CHUNK if streaming else min(max(path.stat().st_size, 10 << 20), TYPED_BYTES)
         kwargs["features"] = _later_types(path) if streaming else None
     try:
-        return datasets.load_dataset(kind, data_files=str(path), streaming=streaming, **kwargs)
+        found = datasets.load_dataset(kind, data_files=str(path), streaming=streaming, **kwargs)
+        if kind == "json" and isinstance(found, DatasetDict):  # its reader takes bytes that are no text
+            for part in found.values():
+                part.data.validate(full=True)
+        return found
     except (datasets.exceptions.DatasetGenerationError, ValueError, TypeError, KeyError, EOFError, OSError) as error:
-        reason = _broken_line(path) if path.suffix == ".jsonl" else None
-        raise DataError(f"{str(path)!r} cannot be read: {reason or error.__cause__ or error}") from error
+        raise DataError(f"{str(path)!r} cannot be read: {_reason(path, error)}") from error
 
 
 def _later_types(path: Path) -> datasets.Features | None:
@@ -143,12 +146,20 @@ def _later_types(path: Path) -> datasets.Features | None:
         return None
 
 
+def _reason(path: Path, error: Exception) -> str:
+    """Why a file cannot be read, and what to do where that is known."""
+    cause = error.__cause__ or error
+    if isinstance(cause, UnicodeDecodeError) or "Invalid UTF8" in str(cause):
+        return "it is not in UTF-8. Save it in that encoding (a spreadsheet calls it CSV UTF-8)."
+    return (_broken_line(path) if path.suffix == ".jsonl" else None) or str(cause)
+
+
 def _broken_line(path: Path) -> str | None:
     """Number of the first line that is not valid JSON, and the error; `None` if there is no such line."""
-    with path.open(encoding="utf-8", errors="replace") as lines:
+    with path.open(encoding="utf-8-sig", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
             try:
                 json.loads(line if line.strip() else "null")
             except json.JSONDecodeError as error:
-                return f"line {number} is not valid JSON ({error.msg})."
+                return f"line {number} is not valid JSON ({error.msg.removesuffix(' at')}, column {error.colno})."
     return None

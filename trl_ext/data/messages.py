@@ -1,7 +1,10 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Messages as `role` and `content`: from the form of ShareGPT, `from` and `value`, wherever a row has it."""
+"""
+Messages as `role` and `content`, a text: from the form of ShareGPT (`from` and `value`), and from contents in parts
+(`[{"type": "text", "text": ...}]`), wherever a row has them.
+"""
 
 from typing import Any
 
@@ -36,12 +39,17 @@ def is_messages(value: Any) -> bool:
 
 
 def needs_roles(value: Any) -> bool:
-    """Whether a value holds messages in another form: `from` and `value`, or a single message without a list."""
+    """
+    Whether a value holds messages in another form: `from` and `value`, contents in parts, or a single message without
+    a list.
+    """
     if is_message(value):
         return True
     if not isinstance(value, list) or not value:
         return False
-    return (is_message(value[0]) and "role" not in value[0]) or (isinstance(value[0], list) and needs_roles(value[0]))
+    if isinstance(value[0], list):
+        return any(map(needs_roles, value))
+    return is_message(value[0]) and ("role" not in value[0] or any(map(_has_parts, value)))
 
 
 def with_roles(value: Any) -> Any:
@@ -49,7 +57,7 @@ def with_roles(value: Any) -> Any:
     Messages as lists of `role` and `content`; a list of completions is converted one by one, other values stay.
 
     Raises:
-        `DataError`: A speaker is not known.
+        `DataError`: A speaker is not known, or a message has an image or another part that is no text.
     """
     if is_message(value):
         return [_with_role(value)]
@@ -59,6 +67,8 @@ def with_roles(value: Any) -> Any:
 
 
 def _with_role(message: dict[str, Any]) -> dict[str, Any]:
+    if _has_parts(message):
+        message = message | {"content": "".join(map(_text_of, message["content"]))}
     if message.get("role") is not None or "from" not in message:
         return message
     speaker = str(message["from"]).lower()
@@ -67,3 +77,26 @@ def _with_role(message: dict[str, Any]) -> dict[str, Any]:
             f"holds a message from {message['from']!r}, who is not known: speakers are {', '.join(_ROLES)}. Rename it."
         )
     return {"role": _ROLES[speaker], "content": message["value"]}
+
+
+def _has_parts(message: Any) -> bool:
+    """Whether the content of a message is a list of parts, such as texts and images."""
+    return isinstance(message, dict) and isinstance(message.get("content"), list)
+
+
+def _text_of(part: Any) -> str:
+    """
+    The text of a part of a content.
+
+    Raises:
+        `DataError`: The part is something else, such as an image.
+    """
+    if isinstance(part, str):
+        return part
+    kind, text = (part.get("type"), part.get("text")) if isinstance(part, dict) else (None, None)
+    if kind not in (None, "text") or not isinstance(text, str):
+        raise DataError(
+            f"holds a message with a part of type {kind!r}, but the methods here train on text: the model would learn "
+            "to describe what it does not see. Remove the part if the row makes sense without it, or else the row."
+        )
+    return text

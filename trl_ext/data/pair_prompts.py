@@ -54,8 +54,7 @@ def split_pair(row: dict[str, Any], *, words: bool = False) -> tuple[Any, Any, A
         shared = shared_messages(chosen, rejected)
         if all(message["role"] == "system" for message in chosen[:shared]):
             raise DataError(
-                "there is no column for the prompt, and `chosen` and `rejected` share no user's message. "
-                f"{_columns(row)}."
+                f"{_lacks_prompt(row)}, and `chosen` and `rejected` share no user's message. {_columns(row)}."
             )
         return chosen[:shared], chosen[shared:], rejected[shared:]
     end = transcript_end(chosen, rejected)
@@ -70,8 +69,8 @@ def split_pair(row: dict[str, Any], *, words: bool = False) -> tuple[Any, Any, A
         end = words_end(chosen, rejected)
     if end == 0:
         raise DataError(
-            "there is no column for the prompt, and `chosen` and `rejected` do not begin with words that end before "
-            f"two different answers. {_columns(row)}, or remove the row."
+            f"{_lacks_prompt(row)}, and `chosen` and `rejected` do not begin with words that end before two different "
+            f"answers. {_columns(row)}, or remove the row."
         )
     return chosen[:end], chosen[end:], rejected[end:]
 
@@ -111,6 +110,10 @@ def text_columns(row: dict[str, Any]) -> list[str]:
         and not _METADATA.search(name.lower())
         and (is_messages(value) or (isinstance(value, str) and bool(value.strip())))
     ]
+
+
+def _lacks_prompt(row: dict[str, Any]) -> str:
+    return "the prompt is nothing (null)" if "prompt" in row else "there is no column for the prompt"
 
 
 def _columns(row: dict[str, Any]) -> str:

@@ -94,7 +94,9 @@ def with_check(dataset: AnyDataset, check: Callable[[dict[str, Any]], None], col
     return dataset.map(passed)
 
 
-def check_row(row: dict[str, Any], index: int, conversational: bool, name: str = "") -> None:
+def check_row(
+    row: dict[str, Any], index: int, conversational: bool, name: str = "", *, needs_scores: bool = True
+) -> None:
     """
     Check that a row follows the schema.
 
@@ -103,6 +105,7 @@ def check_row(row: dict[str, Any], index: int, conversational: bool, name: str =
         index (`int`): Its number in the dataset, for error messages.
         conversational (`bool`): Whether the dataset's first row is conversational. All rows must be like the first.
         name (`str`, *optional*): Name of the dataset, for error messages.
+        needs_scores (`bool`, *optional*, defaults to `True`): Whether completions must have scores.
 
     Raises:
         `DataError`: The row does not follow the schema. The message names the row, the column and the remedy.
@@ -136,7 +139,8 @@ def check_row(row: dict[str, Any], index: int, conversational: bool, name: str =
         may_be_empty = bool(ended[i]) if ended else conversational
         remedy = "Remove it, or if a model ended the completion there, add a column `ended` that is true for it."
         _check_text(completion, conversational, partial(fail, "completions", item=f"[{i}] "), may_be_empty, remedy)
-    check_scores(row, index, name)
+    if needs_scores:
+        check_scores(row, index, name)
 
 
 def check_scores(row: dict[str, Any], index: int, name: str = "") -> None:
@@ -186,5 +190,7 @@ def _check_text(
     for message in value:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             fail(f"holds {message!r}, which is not a message: messages have a `role` and a `content`.")
+        if not isinstance(message.get("content"), str | None):
+            fail(f"holds a message whose content is `{type(message['content']).__name__}`, not text: join its parts.")
     if not may_be_empty and not value[-1].get("content"):
         fail("ends with an empty message, although it was cut off (`ended` is false). Remove it.")

@@ -112,7 +112,7 @@ def recognise(
     except DataError as error:
         raise DataError(f"The {name} dataset: {error}") from None
     if found is None:
-        raise _unknown_form(list(row), name)
+        raise _unknown_form(row, name)
     return dataset, found
 
 
@@ -157,7 +157,19 @@ def _refuse_images(columns: Sequence[str], name: str) -> None:
             )
 
 
-def _unknown_form(columns: list[str], name: str) -> DataError:
+def _unknown_form(row: dict[str, Any], name: str) -> DataError:
+    columns = list(row)
+    if len(columns) == 1 and (delimiter := next((mark for mark in ";\t|" if mark in columns[0]), "")):
+        return DataError(
+            f"The {name} dataset has one column, {columns[0]!r}: it is a table that is separated by {delimiter!r}. "
+            "Save it with commas, or with tabs as .tsv."
+        )
+    nested = [column for column, value in row.items() if isinstance(value, list) and value and _is_row(value[0])]
+    if nested and len(nested) == sum(value not in (None, []) for value in row.values()):
+        return DataError(
+            f"The {name} dataset has the rows in lists called {', '.join(map(repr, nested))}: write the rows of one "
+            "list alone, each on a line of a .jsonl file."
+        )
     if "completions" in columns:
         wanted = ["prompt", "completions", "scores"]
     elif "chosen" in columns or "rejected" in columns:
@@ -167,6 +179,11 @@ def _unknown_form(columns: list[str], name: str) -> DataError:
     missing = [column for column in wanted if column not in columns]
     what = f"lacks the column {' and '.join(map(repr, missing))}" if missing else "has no form that is known"
     return DataError(f"The {name} dataset {what}; it has {', '.join(map(repr, columns))}. {_FORMS}")
+
+
+def _is_row(value: Any) -> bool:
+    """Whether a value is a row with columns of its own, not a message or an answer."""
+    return isinstance(value, dict) and find_format(value) is not None
 
 
 def _converted(

@@ -13,7 +13,15 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .chat_template import common_length, continuation, only_text, render, template_kwargs, with_template_kwargs
+from .chat_template import (
+    common_length,
+    continuation,
+    missing_tools,
+    only_text,
+    render,
+    template_kwargs,
+    with_template_kwargs,
+)
 from .completion import decode_after
 from .row_cache import this_version
 from .row_errors import located, shortened
@@ -34,8 +42,8 @@ from .schema import (
 logger = logging.get_logger(__name__)
 
 TEMPLATE_REMEDY = (
-    "If the chat template refuses the row, change or remove it (many templates take no system message, or want user "
-    "and assistant in turn), or use another template with `chat_template_path`."
+    "If the chat template refuses the row, change or remove it (many templates take no system message and no tool "
+    "calls, or want user and assistant in turn), or use another template with `chat_template_path`."
 )
 TOKENIZED_COLUMNS = ("row_index", "prompt_ids", "completion_ids", "ended", "scores")
 
@@ -139,9 +147,9 @@ def _tokenize_row(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The result of [`tokenize_row`], and what the user has to know about it, by kind; see `_NOTES`."""
     prompt, completions = row["prompt"], row.get("completions")
-    if completions is None:
-        return {"prompt_ids": encode_row(tokenizer, row)}, {}
     notes: dict[str, str] = {}
+    if completions is None:
+        return {"prompt_ids": _encode_checked_prompt(row, tokenizer, notes)}, notes
     ended = [bool(flag) for flag in row.get("ended") or [True] * len(completions)]
     completion_ids = _sampled_ids(row, tokenizer, tag, notes) if tag else [[] for _ in completions]
     unknown = [i for i, ids in enumerate(completion_ids) if not ids]
@@ -151,6 +159,8 @@ def _tokenize_row(
     else:
         kwargs = template_kwargs(row)
         before, encode = render(tokenizer, prompt, add_generation_prompt=True, **kwargs), _encode_rendered
+        if lost := _missing_in_prompt(prompt, kwargs, before):
+            notes["tools"] = lost
         shared: dict[str, Any] = {"before": before, "notes": notes, **kwargs}
         texts = [continuation(tokenizer, prompt, completions[i], ended[i], **shared) for i in unknown]
     # Prompt and completion are tokenized together, so that there is one start token and the usual token boundaries.
@@ -167,6 +177,25 @@ def _tokenize_row(
         "ended": ended,
         "scores": [float(score) for score in row["scores"]],
     }, notes
+
+
+def _encode_checked_prompt(
+    row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, notes: dict[str, str]
+) -> list[int]:
+    """[`encode_row`], with a note on tools that the prompt lacks."""
+    prompt, kwargs = row["prompt"], template_kwargs(row)
+    if isinstance(prompt, str):
+        return encode_prompt(tokenizer, prompt)
+    text = render(tokenizer, prompt, **{"add_generation_prompt": True} | kwargs)
+    if lost := _missing_in_prompt(prompt, kwargs, text):
+        notes["tools"] = lost
+    return _encode_rendered(tokenizer, [text])[0]
+
+
+def _missing_in_prompt(prompt: list[dict[str, Any]], kwargs: dict[str, Any], text: str) -> str:
+    """The first tool, or call of a tool, that a rendered prompt lacks; empty if it has all."""
+    calls = [call for message in prompt for call in message.get("tool_calls") or ()]
+    return missing_tools(kwargs.get("tools"), text) or missing_tools(calls, text)
 
 
 def _sampled_ids(
@@ -212,8 +241,10 @@ _NOTES = {
     "prompt that opens a thought, use completions with reasoning, or `chat_template_kwargs` that switch thinking off.",
     "left out": "the chat template drops or changes a part of the completion ({text}). It is trained on as the "
     "dataset has it.",
-    "lost": "the chat template leaves this out of a completion, so it is not trained on: {text}. Write reasoning into "
-    "the `content` of the message, or use a chat template that keeps it (`chat_template_path`).",
+    "lost": "the chat template leaves this out of a completion, so it is not trained on: {text}. Write it into the "
+    "`content` of the message, or use a chat template that keeps it (`chat_template_path`).",
+    "tools": "the chat template leaves this tool, or call of a tool, out of the prompt: {text}. Use a chat template "
+    "that writes it (`chat_template_path`), describe it in a message, or remove the row.",
     "tokenizer": "the token ids of completions are those of another tokenizer, {text}, so that the completions are "
     "tokenized again. Train with the model that they were sampled from to use its tokens.",
     "text": "the token ids of a completion do not stand for its text ({text}), so it is tokenized again.",

@@ -163,9 +163,9 @@ def _column(row: dict[str, Any], index: int, column: str) -> tuple[list[Any], li
         "prompt": row["prompt"],
         "completions": [as_completion(row, x) if isinstance(x, str) else x for x in contents],
         "ended": row.get("ended") if is_list else None,
-        "scores": [0.0] * len(contents),  # they are computed again, so the scores of the row need not be valid
     }
-    check_row(checked, index, is_conversational(row))
+    # The scores are computed again, so those of the row need not be valid.
+    check_row(checked, index, is_conversational(row), needs_scores=False)
     sources = (row.get("sources") if is_list else None) or [column] * len(contents)
     if len(sources) != len(contents):
         place = where(index, column="sources")

@@ -25,6 +25,7 @@ from trl_ext.validation import (
     true_false_or_auto,
 )
 
+from .best_metric import smaller_is_better
 from .trl_settings import (
     OTHER_MEANINGS,
     REFUSED,
@@ -372,12 +373,15 @@ class ExtConfig(RewardSettings, BaseConfig):
             self.use_cpu = True
         self.bf16 = self._read_bf16()
         if self.use_cpu:
-            self.activation_offloading = False  # activations are in CPU memory; TRL's context manager fails there
+            self._set_for_cpu()
         self._check_inherited()
         if getattr(self, "activation_checkpointing", False) is None:
             # transformers' new name for TRL's setting; it would warn about the default too.
             self.activation_checkpointing = self.gradient_checkpointing
+        undecided = self.greater_is_better is None  # type: ignore[has-type]
         super().__post_init__()
+        if undecided and self.metric_for_best_model:
+            self.greater_is_better = not smaller_is_better(self.metric_for_best_model)
         check_restricted(self, self.restricted_settings)
         if self.use_liger_kernel:
             given: Any = self.liger_kernel_config  # type: ignore[has-type]
@@ -413,6 +417,13 @@ class ExtConfig(RewardSettings, BaseConfig):
         for note in notes_on(self, self.other_meanings):
             if self.process_index == 0:
                 logger.warning_once(note)
+
+    def _set_for_cpu(self) -> None:
+        """Switch off what a CPU cannot do."""
+        self.activation_offloading = False  # activations are in CPU memory; TRL's context manager fails there
+        if self.fp16:  # type: ignore[has-type]
+            logger.warning_once("`fp16` has no effect on a CPU: training computes in the dtype of the weights.")
+            self.fp16 = False  # accelerate would ignore it without a word
 
     def _check_inherited(self) -> None:
         """What transformers does not check, or names no setting in its error about."""

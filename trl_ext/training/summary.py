@@ -15,6 +15,7 @@ from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
+from trl_ext.data.schema import first_row
 from trl_ext.devices import supports_cuda_graphs
 from trl_ext.memory.estimate import estimate_memory
 from trl_ext.models.properties import base_of, is_peft_model, is_quantized, parameter_count, quantized_bits
@@ -32,6 +33,7 @@ _WIDTH = 80
 _TITLES = 13  # width of the column of titles
 _MOST_COLUMNS = 6  # of a dataset that are named
 _MOST_MODULES = 4  # of an adapter that are named
+_ROWS_AT_ONCE = 10_000  # whose lengths are read, so that memory does not grow with the dataset
 
 
 @dataclass(frozen=True)
@@ -211,11 +213,16 @@ def _longest_row(dataset: Any) -> tuple[int, int, int]:
     """Tokens of the longest prompt and completion, and most completions of a row; 0 for what only a stream has."""
     if not isinstance(dataset, Dataset):
         return 0, 0, 0
-    prompt = _longest(dataset.data["prompt_ids"])
-    if "completion_ids" not in dataset.column_names:
-        return prompt, 0, 0
-    completions = dataset.data["completion_ids"]
-    return prompt, _longest(pyarrow.compute.list_flatten(completions)), _longest(completions)
+    prompt = completion = completions = 0
+    columns = [name for name in ("prompt_ids", "completion_ids") if name in dataset.column_names]
+    # Not `dataset.data`, which still has the rows that were dropped, such as those whose prompt is too long.
+    for table in dataset.select_columns(columns).with_format("arrow").iter(batch_size=_ROWS_AT_ONCE):
+        prompt = max(prompt, _longest(table["prompt_ids"]))
+        if "completion_ids" in columns:
+            of_rows = table["completion_ids"]
+            completion = max(completion, _longest(pyarrow.compute.list_flatten(of_rows)))
+            completions = max(completions, _longest(of_rows))
+    return prompt, completion, completions
 
 
 def _longest(lists: Any) -> int:
@@ -252,7 +259,13 @@ def _data(trainer: "ExtTrainer", run: Run) -> str:
         len(part) for part in (evals.values() if isinstance(evals, dict) else [evals]) if hasattr(part, "__len__")
     ]
     evaluated = f"; evaluation on {sum(sizes):,} rows" if sizes and trainer.args.eval_strategy != "no" else ""
-    return f"{rows}{form} (columns {', '.join(names[:_MOST_COLUMNS])}{more}){evaluated}"
+    return f"{rows}{form} (columns {', '.join(names[:_MOST_COLUMNS])}{more}){_without_template(trainer)}{evaluated}"
+
+
+def _without_template(trainer: "ExtTrainer") -> str:
+    """That a chat model is trained on text, which is seldom meant; empty for messages, and without a template."""
+    row = first_row(trainer.train_dataset, "train") if trainer._tokenizer.chat_template else {}
+    return ", text without the chat template" if isinstance(row.get("prompt"), str) else ""
 
 
 def _batch(args: Any) -> str:

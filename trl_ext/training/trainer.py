@@ -46,6 +46,7 @@ from trl_ext.upstream import (
     global_then_local_main_first,
 )
 
+from .best_metric import check_best_metric
 from .callbacks import OnTrainBegin
 from .checkpoints import begin, check_resumable, last_checkpoint, saving, training_in
 from .config import ExtConfig
@@ -62,7 +63,7 @@ from .run_files import RunFiles
 from .run_record import RunRecord, check_continues
 from .run_settings import Arguments
 from .summary import Run, SummaryCallback, common_lines
-from .trl_settings import REFUSED_ARGUMENTS, check_arguments
+from .trl_settings import REFUSED_ARGUMENTS, check_arguments, unused_without_generation
 
 
 logger = logging.get_logger(__name__)
@@ -427,6 +428,11 @@ class ExtTrainer(BaseTrainer):
         Without this check the error would come from deep inside the model.
         """
         self._context = context
+        if not self._samples and not self.rewards and (unused := unused_without_generation(args)):
+            logger.warning(
+                f"Ignored: `{'`, `'.join(unused)}`. No completions are generated, as the dataset has them and there "
+                "are no `reward_funcs`."
+            )
         train = self._check_context_length(train, args, "train", samples=self._samples)
         if isinstance(evals, dict):
             return train, {
@@ -774,12 +780,15 @@ class ExtTrainer(BaseTrainer):
             parts = self.eval_dataset if eval_dataset is None else self.eval_dataset[eval_dataset]
         else:
             parts = eval_dataset
+        metrics: dict[str, float] = {}
         if isinstance(parts, dict):
-            metrics: dict[str, float] = {}
             for name, part in parts.items():
                 metrics |= self._evaluate_one(part, ignore_keys, f"{metric_key_prefix}_{name}", name)
-            return metrics
-        return self._evaluate_one(parts, ignore_keys, metric_key_prefix)
+        else:
+            metrics = self._evaluate_one(parts, ignore_keys, metric_key_prefix)
+        if self.is_in_train and eval_dataset is None:  # before transformers looks for it, with a `KeyError`
+            check_best_metric(self.args.metric_for_best_model, metrics)
+        return metrics
 
     def _before_evaluation(self, dataset: Any) -> None:
         """Called with the tokenized rows before they are evaluated."""

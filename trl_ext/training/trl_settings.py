@@ -14,8 +14,10 @@ had. A method adds its own reasons in its config (`refused_settings`).
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from typing import Any
 
+from trl_ext.generation_settings import GenerationSettings
 from trl_ext.validation import SettingErrors, did_you_mean, require, unknown_settings
 
 
@@ -290,3 +292,21 @@ def notes_on(config: Any, meanings: Mapping[str, str]) -> Iterable[str]:
         each = type(config).__dataclass_fields__.get(name)
         if each is not None and getattr(config, name) not in (each.default, None):
             yield f"`{name}` is {meaning}."
+
+
+# Settings that only matter where completions are generated. Those that ask for it are an error without rewards.
+_OF_GENERATION = [
+    *(each.name for each in fields(GenerationSettings) if each.name not in ("custom_generate", "trust_remote_code")),
+    *("num_generations_eval", "generation_batch_size", "mask_truncated_completions", "log_completions"),
+]
+
+
+def unused_without_generation(config: Any) -> list[str]:
+    """Settings of a config that are not at their default and have no effect if no completions are generated."""
+    known = type(config).__dataclass_fields__
+    return [name for name in _OF_GENERATION if name in known and _is_set(config, name)]
+
+
+def _is_set(config: Any, name: str) -> bool:
+    default = type(config).__dataclass_fields__[name].default
+    return bool(getattr(config, name) not in (default, None, "") and (getattr(config, name) or default))

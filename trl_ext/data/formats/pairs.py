@@ -3,10 +3,11 @@
 
 """Formats with two answers to a prompt, of which one is better."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
-from ..messages import is_messages
+from ..messages import is_messages, with_roles
 from ..pair_prompts import shared_messages, split_pair, transcript_end
 from ..schema import DataError, as_completion
 from .dataset_format import DatasetFormat, Row, is_number, prompt_of, required_prompt, scored_row, with_system
@@ -141,6 +142,16 @@ def _summaries(row: Row) -> list[Row]:
     return scored_row(prompt, texts, _is_first(row["choice"], 0, 1), sources=sources)
 
 
+def _openai(row: Row) -> list[Row]:
+    """The file for OpenAI's fine-tuning by preferences: `input` has the messages of the prompt and the tools."""
+    source = row["input"]
+    prompt = with_roles(source["messages"])
+    found = _chosen_and_rejected(prompt, row["preferred_output"], row["non_preferred_output"])
+    if source.get("tools"):
+        found[0]["tools"] = json.dumps(source["tools"])
+    return found
+
+
 def _arena(row: Row) -> list[Row]:
     """Two conversations that begin alike; a tie gives both the same score."""
     first, second = row["conversation_a"], row["conversation_b"]
@@ -236,6 +247,14 @@ FORMATS = [
         ("chosen_response", "rejected_response"),
         _renamed("chosen_response", "rejected_response"),
         consumes=("chosen_response", "rejected_response"),
+    ),
+    DatasetFormat(
+        "openai_preference",
+        "files for OpenAI's fine-tuning by preferences",
+        ("input", "preferred_output", "non_preferred_output"),
+        _openai,
+        matches=lambda row: isinstance(row["input"], dict) and "messages" in row["input"],
+        consumes=("input", "preferred_output", "non_preferred_output"),
     ),
     DatasetFormat(
         "preference",

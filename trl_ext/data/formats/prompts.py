@@ -68,12 +68,25 @@ def _is_schema(row: Row) -> bool:
     return not isinstance(completions, list) or not completions or not isinstance(completions[0], dict)
 
 
+def _behind_system(row: Row) -> list[Row]:
+    """The row behind its system prompt, unless it begins with that, as in files of `trl-ext sample`."""
+    return [{"prompt": with_system(row, row["prompt"])}]
+
+
 def _is_unscored(row: Row) -> bool:
     """Whether no column could hold a list of scores."""
     return _is_schema(row) and not any(isinstance(row.get(name), list) for name in (*SCORES, *SCORE_LISTS))
 
 
+_BESIDE_SYSTEM = DatasetFormat(
+    "scored_behind_system",
+    "the row schema, beside a column `system` or `system_prompt`",
+    ("prompt", "completions"),
+    _behind_system,
+    matches=lambda row: has_system(row) and (("scores" in row and _is_schema(row)) or _is_unscored(row)),
+)
 AS_THEY_ARE = [
+    _BESIDE_SYSTEM,
     DatasetFormat("scored", "the row schema", ("prompt", "completions", "scores"), matches=_is_schema),
     DatasetFormat("completions", "the row schema without scores", ("prompt", "completions"), matches=_is_unscored),
 ]
@@ -102,7 +115,7 @@ FORMATS = [
     ),
     DatasetFormat(
         "question",
-        "prompts in a column `question`, `query` or `instruction`, or beside a column `system`",
+        "prompts in a column `question`, `query`, `instruction` or `conversations`, or beside a column `system`",
         ("|".join(("prompt", *PROMPT_COLUMNS)),),
         _prompt,
         matches=lambda row: has_prompt(row) and not _is_pair(row),

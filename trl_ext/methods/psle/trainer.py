@@ -116,9 +116,9 @@ class PSLETrainer(OnlineTrainer):
 
     >>> trainer = PSLETrainer(
     ...     model="Qwen/Qwen2.5-0.5B-Instruct",
-    ...     reward_funcs="my_organisation/my-reward-model",
+    ...     reward_funcs="trl-lib/Qwen2-0.5B-Reward",
     ...     args=PSLEConfig(output_dir="psle", principles=["Be helpful, honest and harmless."]),
-    ...     train_dataset=load_dataset("json", data_files="prompts.jsonl", split="train"),
+    ...     train_dataset=load_dataset("trl-lib/ultrafeedback-prompt", split="train"),
     ... )
     >>> trainer.train()
     ```
