@@ -368,7 +368,9 @@ class Frontend:
     [
         ("c=1", "`beta` has a weight for 'c', which does not exist; there is 'a', 'b'"),
         (1.5, "`beta` is one number for a, b: say which"),
-        ("a=nan", "`beta` must be a finite number, got nan for 'a'"),
+        ("a=nan", "`beta` must be a finite number from -10000 to 10000, got nan for 'a'"),
+        ("a=1e39", r"`beta` must be a finite number from -10000 to 10000, got 1e\+39 for 'a'"),
+        ({"a": 1, "b": 1e39}, "got 1e.39 for 'b'"),
         ("a=inf", "finite"),
         ("much", "`beta` must be a number, or name=number,name=number"),
         ("", "`beta` must be a number, or name=number,name=number"),
