@@ -101,7 +101,7 @@ class PlaygroundArguments(SamplingArguments):
         `server_beta` by head, of which the only one may have no name.
 
         Raises:
-            `ValueError`: It is no number and no list of them.
+            `ValueError`: It is neither a number nor a list of heads with numbers.
         """
         if not self.server_beta:
             return None
