@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import make_llama2_tokenizer, make_model, make_tokenizer
+from conftest import HANGS, make_llama2_tokenizer, make_model, make_tokenizer
 
 from trl_ext import ValueModel
 from trl_ext.cli import playground
@@ -122,6 +122,6 @@ def test_the_command_until_a_signal(saved: dict[str, str], tmp_path: Path) -> No
                     break
             assert "trl-ext playground" in urllib.request.urlopen(url).read().decode()
             process.send_signal(signal.SIGINT)
-            assert process.wait(60) == 0
+            assert process.wait(HANGS) == 0
         finally:
             process.kill()
