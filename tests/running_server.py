@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from conftest import make_model
+from conftest import HANGS, make_model
 
 from trl_ext import ValueModel
 from trl_ext.serving.app import App
@@ -34,7 +34,7 @@ class Running:
         self.port = server.sock.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/v1"
 
-    def connect(self, timeout: float = 60.0) -> http.client.HTTPConnection:
+    def connect(self, timeout: float = HANGS) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
 
     def send(

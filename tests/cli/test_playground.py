@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import make_llama2_tokenizer, make_model, make_tokenizer
+from conftest import HANGS, make_llama2_tokenizer, make_model, make_tokenizer
 
 from trl_ext import ValueModel
 from trl_ext.cli import playground
@@ -41,6 +41,9 @@ S = ["--server", "http://127.0.0.1:9/v1"]
         ([*M, "--temperature", "-1"], "temperature"),
         ([*M, "M"], "two models called 'M'"),
         ([*M, "--server_timeout", "3"], "without `server`"),
+        ([*M, "--server_beta", "3"], "without `server`"),
+        ([*S, "--server_beta", "much"], "`server_beta` must be a number, or name=number"),
+        ([*S, "--server_beta", "a=1e39"], "`server_beta` must be a finite number"),
         ([*S, "--server_timeout", "-3"], "server_timeout"),
         ([*S, "--load_in_4bit", "true"], "without `model_name_or_path`"),
         ([*S, "--max_batch_size", "3"], "without `model_name_or_path`"),
@@ -119,6 +122,6 @@ def test_the_command_until_a_signal(saved: dict[str, str], tmp_path: Path) -> No
                     break
             assert "trl-ext playground" in urllib.request.urlopen(url).read().decode()
             process.send_signal(signal.SIGINT)
-            assert process.wait(60) == 0
+            assert process.wait(HANGS) == 0
         finally:
             process.kill()

@@ -7,7 +7,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from typing import Any
 
@@ -111,6 +110,7 @@ def test_the_command_serves_until_a_signal(save_model: Any, tmp_path: Any, numbe
     make_value_model(AutoTokenizer.from_pretrained(name)).save_pretrained(tmp_path / "value")
     command = [sys.executable, "-m", "trl_ext", "serve", "--model_name_or_path", name, "--port", "0"]
     command += ["--value_model_name_or_path", str(tmp_path / "value"), "--beta", "2", "--dtype", "float32"]
+    command += ["--shutdown_timeout", str(2 * HANGS)]  # nothing runs, so that it is not waited for
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
@@ -126,10 +126,8 @@ def test_the_command_serves_until_a_signal(save_model: Any, tmp_path: Any, numbe
         )
         with urllib.request.urlopen(request, timeout=HANGS) as response:
             assert json.load(response)["usage"]["completion_tokens"] == 4
-        start = time.monotonic()
         process.send_signal(number)
-        assert process.wait(30) == 0
-        assert time.monotonic() - start < 20
+        assert process.wait(HANGS) == 0
     finally:
         process.kill()
         process.wait()

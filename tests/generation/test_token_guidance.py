@@ -109,6 +109,8 @@ def test_tokens_that_a_guide_does_not_know_and_impossible_ones() -> None:
     [found] = processor.saved.of(torch.tensor([3]))
     assert {each.token: each.values for each in found.candidates} == {0: (1, 1), 1: (3, 3), 3: (0, None)}
     assert found.chosen.values == (0.0, None) and found.heads == ("a", "b")
+    processor.saved.top = 2  # those are not listed in place of candidates
+    assert [each.token for each in processor.saved.of(torch.tensor([3]))[0].candidates] == [1, 0]
 
 
 @pytest.fixture(scope="module")

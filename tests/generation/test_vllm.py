@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import HANGS
 from scripted_server import free_port
 
 
@@ -57,7 +58,7 @@ def run(
     script.write_text(start + code)
     launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={free_port()}"]
     command = [sys.executable, *(launcher if processes > 1 else []), str(script), *arguments]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=500, check=False)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=2 * HANGS, check=False)
     assert done.returncode == status, done.stderr[-4000:]
     return done
 

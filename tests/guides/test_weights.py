@@ -60,9 +60,12 @@ def test_any_nonzero_weight():
 def test_invalid_row_weights():
     for given, message in (
         ({"d": 1}, "weights` has a weight for 'd', which does not exist; there is 'a', 'b'"),
-        ([{"a": 1}, {"a": float("nan")}], "weights` of row 1 must be a finite number, got nan for 'a'"),
+        ([{"a": 1}, {"a": float("nan")}], "weights` of row 1 must be a finite number from .* got nan for 'a'"),
+        ({"b": -1e39}, r"must be a finite number from -10000 to 10000, got -1e\+39 for 'b'"),
+        ({"b": 10_001}, "must be a finite number from"),
+        ({"b": 10**400}, "must be a finite number from"),
         (1.0, r"one number for a, b: say which, as in a=1 on the command line and \{'a': 1\} in Python"),
-        ({"a": "x"}, "must be a finite number, got 'x' for 'a'"),
+        ({"a": "x"}, "must be a finite number from -10000 to 10000, got 'x' for 'a'"),
         ([], "empty list"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from conftest import HANGS
 
 
 pytest.importorskip("gradio", reason="the extra `playground` is not installed")
@@ -27,8 +28,9 @@ ATTACK = "<img src=x onerror=\"document.title='taken'\"><script>document.title='
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as running:
+        playwright.expect.set_options(timeout=1000 * HANGS)  # milliseconds
         flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        found = running.chromium.launch(executable_path=CHROMIUM, args=flags)
+        found = running.chromium.launch(executable_path=CHROMIUM, args=flags, timeout=1000 * HANGS)
         yield found
         found.close()
 
@@ -38,7 +40,7 @@ class Visit:
 
     def __init__(self, browser: Any, url: str, width: int = 1280, scheme: str = "light") -> None:
         self.page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        self.page.set_default_timeout(120_000)
+        self.page.set_default_timeout(1000 * HANGS)
         self.hosts: set[str] = set()
         self.errors: list[str] = []
         self.page.on("request", lambda request: self.hosts.add(urlsplit(request.url).netloc))

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import threading
+import time
 import urllib.request
 from html import unescape
 from pathlib import Path
@@ -20,13 +21,18 @@ pytest.importorskip("gradio", reason="the extra `playground` is not installed")
 
 from gradio_client import Client
 from gradio_client.exceptions import AppError
+from oracles.guided_decoding import make_value
 from PIL import Image
 
+from trl_ext.endpoint.client import Endpoint
 from trl_ext.endpoint.errors import EndpointUnreachable
+from trl_ext.generation_settings import GenerationSettings
 from trl_ext.inference.policy import model_policy
+from trl_ext.methods.vas.policies import guided_policy
 from trl_ext.playground.history import read_comparison
-from trl_ext.playground.page import AUTO, MESSAGE, TEXT
+from trl_ext.playground.page import AUTO, MESSAGE, TEXT, Page
 from trl_ext.playground.running import Playground, check_open, launch
+from trl_ext.playground.sources import SourceModel
 from trl_ext.serving.models import ServedModels
 
 
@@ -105,7 +111,7 @@ def test_visitors_have_histories_of_their_own(playground: Playground) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(HANGS)
     assert [texts(found[number][0]) for number in range(2)] == alone
     with pytest.raises(AppError, match="not in the list of choices"):
         clients[1].predict(found[0][5]["value"], AUTO, api_name="/select")
@@ -183,10 +189,52 @@ def test_what_cannot_start() -> None:
         launch(served("tiny"), host="0.0.0.0")
     with pytest.raises(EndpointUnreachable, match="Is the server running"):
         launch(served("tiny"), servers=["http://127.0.0.1:9/v1"])
-    for thread in threading.enumerate():
-        if "serve" in thread.name:
-            thread.join(10)
-    assert threading.active_count() <= before + 1
+    end = time.monotonic() + HANGS
+    while threading.active_count() > before + 1:  # servers that were started end in threads of their own
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_settings_to_begin_with_are_in_the_range_of_their_sliders() -> None:
+    """gradio refuses others, also those of an answer that is not shown."""
+    tokenizer = make_tokenizer()
+    model = make_model(len(tokenizer))
+    guided = guided_policy(model, tokenizer, make_value("state", model), 8.0, name="v", series="tiny + value")
+    models = ServedModels(model_policy(model, tokenizer, name="tiny"), [guided])
+    defaults = GenerationSettings(
+        num_generations=1, temperature=3.0, top_k=300, top_p=0.005, max_completion_length=5000
+    )
+    own = launch(models, defaults=defaults, inline=False)
+    try:
+        columns = ["tiny+value", 0.0, "tiny+value", 8.0, "tiny+value", 16.0]
+        shown = compare(visitor(own), columns=columns, temperature=3.0, top_k=300, top_p=0.005)
+        assert "tx-token" in shown[0] and "tx-token" in shown[1]
+        with pytest.raises(AppError, match="greater than maximum"):
+            compare(visitor(own), columns=[*columns[:5], 17.0])
+    finally:
+        own.close()
+
+
+def test_a_model_comes_with_its_own_sliders(tmp_path: Path) -> None:
+    """Labels, and what to know about the heads, change with the model; one name may be the end of another."""
+    endpoint = Endpoint("http://127.0.0.1:9/v1", "")
+    two = {"kind": 2.0, "unkind": -1.0}
+    about = {"kind": "rewards of 1 ± 2 in training", "unkind": "rewards of 3 ± 4 in training"}
+    models = [
+        SourceModel(endpoint, "a", "a", ours=True, weights=two, about=about),
+        SourceModel(endpoint, "b", "b", ours=True, weights={"kind": 3.0}, about={"kind": "rewards of 5 ± 6"}),
+        SourceModel(endpoint, "c", "c", weights={"": 1.0}),
+        SourceModel(endpoint, "d", "d"),
+    ]
+    page = Page(models, tmp_path)
+
+    def shown(label: str) -> list[tuple[str, str]]:
+        return [(each["label"], each["info"]) for each in page.choose_model(label) if each["visible"]]
+
+    assert shown("a") == [("beta", ""), ("weight of kind", about["kind"]), ("weight of unkind", about["unkind"])]
+    assert shown("b") == [("beta (kind)", "rewards of 5 ± 6")]
+    assert shown("c") == [("beta", "")]
+    assert shown("d") == []
 
 
 def test_an_open_page_needs_a_password_except_on_a_space(monkeypatch: pytest.MonkeyPatch) -> None:

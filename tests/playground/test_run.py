@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,10 +25,13 @@ from trl_ext.generation_settings import GenerationSettings
 from trl_ext.inference.policy import Policy, model_policy
 from trl_ext.methods.vas.policies import guided_policy
 from trl_ext.playground.answers import Answer
+from trl_ext.playground.columns import Column, weights_of
 from trl_ext.playground.recorder import record
 from trl_ext.playground.run import Run
+from trl_ext.playground.running import known_models
 from trl_ext.playground.sources import NO_GUIDES, NOTHING, ONLY_LOGPROBS, Ask, SourceModel, models_of
 from trl_ext.serving.models import ServedModels
+from trl_ext.serving.vllm.settings import request_weights
 
 
 SAMPLING = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "max_tokens": 6, "seed": 1}
@@ -128,9 +132,9 @@ def chunked(*choices: dict[str, Any]) -> tuple[int, dict[str, str], bytes]:
     return 200, {"Content-Type": "text/event-stream"}, data.encode()
 
 
-def foreign(other: ScriptedServer) -> SourceModel:
+def foreign(other: ScriptedServer, weights: dict[str, float] | None = None) -> SourceModel:
     other.script = [(200, {}, {"data": [{"id": "m", "object": "model", "owned_by": "vllm", "max_model_len": 9}]})]
-    [model] = models_of(Endpoint(other.url, "", timeout=HANGS), "there")
+    [model] = models_of(Endpoint(other.url, "", timeout=HANGS), "there", weights)
     return model
 
 
@@ -145,6 +149,38 @@ def test_a_server_with_log_probabilities(other: ScriptedServer) -> None:
     assert answer.tokens[0].chosen is not None and answer.tokens[0].chosen.before is None
     body = other.requests[-1][1]
     assert body["logprobs"] == 3 and not {"top_k", "beta", "guidance"} & body.keys()
+
+
+@pytest.mark.parametrize(
+    ("inside", "chosen", "sent"),
+    [
+        ({"": 2.0}, Column("m", 1.5), 1.5),
+        ({"": 2.0}, Column("m", 0.0), 0.0),
+        ({"kind": 2.0}, Column("m", -1.0), "kind=-1.0"),
+        ({"kind": 2.0, "short": 1.0}, Column("m", 2.0, [1.0, -0.25]), "kind=2.0,short=-0.5"),
+    ],
+)
+def test_weights_of_value_models_inside_vllm(
+    other: ScriptedServer, inside: dict[str, float], chosen: Column, sent: Any
+) -> None:
+    """They are sent as `vllm_xargs`, in the form that the engine reads."""
+    model = foreign(other, inside)
+    assert model.weights == inside and not model.guidance
+    weights = weights_of(model, chosen)
+    other.script = [chunked({"text": "good", "finish_reason": "stop"})]
+    [answer] = finished(TEXT, (model, weights))
+    assert answer.error == "" and answer.title.startswith("m (there), ")
+    body = other.requests[-1][1]
+    assert body["vllm_xargs"] == {"beta": sent} and "beta" not in body
+    heads = list(inside) if "" not in inside else ["reward"]
+    params = SimpleNamespace(extra_args=body["vllm_xargs"])
+    read = request_weights(params, heads)
+    assert list(read or [0.0]) == list((weights or {}).values())
+
+
+def test_weights_for_servers_that_list_their_own(server: Running) -> None:
+    with pytest.raises(ValueError, match="`server_beta` has no effect"):
+        known_models([Endpoint(server.url, "")], {"": 2.0})
 
 
 @pytest.mark.parametrize("refused", [False, True])

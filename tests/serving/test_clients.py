@@ -3,12 +3,15 @@
 
 """Clients against the server: this package's own and OpenAI's."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import make_model, make_tokenizer
+from oracles.guided_decoding import state_value
 
 
 pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
@@ -16,6 +19,7 @@ pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 from running_server import Running, make_value_model, running
 
 from trl_ext import EndpointGuide
+from trl_ext.cli import generate as cli_generate
 from trl_ext.endpoint.client import Endpoint
 from trl_ext.endpoint.errors import EndpointBusy, RequestRefused, TooFewLogprobs
 from trl_ext.endpoint.next_tokens import NextTokens
@@ -105,6 +109,42 @@ def test_a_guide_of_an_endpoint_gives_what_the_guided_model_gives(
     [answer] = ask(served, prompt, max_tokens=settings.max_completion_length, temperature=0)
     assert answer.text == expected.text
     served.close()
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("mode", ["block", "answer"])
+def test_blocks_and_answers_are_chosen_by_their_values(
+    server: Running, endpoint: Endpoint, value_model: Any, mode: str, chat: bool
+) -> None:
+    """A weight of 1,000 takes the best of six, one of -1,000 the worst."""
+    plain = server.app.models.plain
+    prompt: Any = CHAT if chat else IDS
+    start = plain.encode(CHAT) if chat else IDS
+    lengths = {"block_length": 4} if mode == "block" else {}
+    guide = EndpointGuide(endpoint, value_model, 0.0, plain.tokenizer, mode=mode, chat=chat, num_blocks=6, **lengths)
+    settings = replace(GREEDY, temperature=1.0, max_completion_length=4)
+
+    def value(beta: float, seed: int) -> float:
+        completion = guide.answer(prompt, settings, beta=beta, seed=seed).completion
+        return state_value(value_model, [*start, *completion.ids])
+
+    worst, best = (sum(value(beta, seed) for seed in range(4)) for beta in (-1e3, 1e3))
+    assert worst < best
+
+
+@pytest.mark.parametrize("beta", [0.0, 6.0])
+def test_commands_ask_for_a_weight_of_the_server(
+    server: Running, beta: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--endpoint_body` has it, as the page about the server says. The prompt is a message, as there is a template."""
+    guided = server.app.models.by_name["tiny+value"]
+    guided.tokenizer.save_pretrained(tmp_path)
+    assert guided.weights is not None
+    expected = guided.weights.change({"reward": beta}).generate([guided.encode(CHAT)], GREEDY)[0][0].text
+    words = ["--endpoint", server.url, "--endpoint_model", "tiny+value", "--endpoint_tokenizer", str(tmp_path)]
+    words += ["--endpoint_body", json.dumps({"beta": beta}), "--temperature", "0", "--max_completion_length", "8"]
+    assert cli_generate.main([*words, "--prompt", CHAT[0]["content"]]) == 0
+    assert capsys.readouterr().out == expected + "\n"
 
 
 def test_our_client_reads_errors(server: Running, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import REPOSITORY, make_llama2_tokenizer, make_model, make_tokenizer
+from conftest import HANGS, REPOSITORY, make_llama2_tokenizer, make_model, make_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -33,7 +33,7 @@ from trl_ext.serving.requests import _CHAT, _COMPLETIONS, IGNORED, UNSUPPORTED, 
 DEFAULTS = GenerationSettings(num_generations=1, max_completion_length=4)
 FIELDS = (
     "model prompt messages stream stream_options n max_tokens max_completion_tokens max_completion_length temperature "
-    "top_p top_k min_p repetition_penalty stop seed beta best_of_n logprobs top_logprobs guidance "
+    "top_p top_k min_p repetition_penalty stop seed beta best_of_n reward_weights logprobs top_logprobs guidance "
     "chat_template_kwargs add_generation_prompt continue_final_message return_token_ids return_tokens_as_token_ids"
 ).split()
 
@@ -62,7 +62,7 @@ def server() -> Iterator[Running]:
     with running(
         ServedModels(model_policy(model, tokenizer, name="tiny"), [guided, proxy]),
         defaults=DEFAULTS,
-        limits={"max_request_completions": 4, "max_logprobs": 5, "request_timeout": 30.0},
+        limits={"max_request_completions": 4, "max_logprobs": 5, "request_timeout": float(HANGS)},
     ) as found:
         yield found
 

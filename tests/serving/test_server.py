@@ -249,6 +249,67 @@ def test_best_of_n_keeps_the_best(server: Running) -> None:
         assert status == 400 and "--reward_funcs" in answer["error"]["message"]
 
 
+def count_e(completions: list[str], **_: Any) -> list[float]:
+    return [float(text.count("e")) for text in completions]
+
+
+def test_weights_of_rewards_are_chosen_per_request(server: Running) -> None:
+    """By hand: the best of the four texts that the same seed gives, by the weighted sum of two rewards."""
+    models = ServedModels(
+        server.app.models.plain, rewards=load_rewards([shortest, count_e]), reward_weights=[1.0, 0.0]
+    )
+    body = {"model": "tiny", "prompt": IDS, "max_tokens": 12, "seed": 3}
+    with running(models) as own:
+        four = [choice["text"] for choice in own.post(body | {"n": 4})[1]["choices"]]
+        kept = set()
+        for given in (None, {"shortest": 2}, {"shortest": -1}, {"count_e": -1}, {"shortest": -0.5, "count_e": 3}):
+            weights = given or {"shortest": 1.0}
+            first, second = weights.get("shortest", 0), weights.get("count_e", 0)
+            scores = [first * shortest([text])[0] + second * count_e([text])[0] for text in four]
+            answer = own.post(body | {"best_of_n": 4, "reward_weights": given})[1]
+            assert answer["choices"][0]["text"] == four[scores.index(max(scores))], given
+            kept.add(answer["choices"][0]["text"])
+        assert len(kept) > 1
+        for given, message in (
+            ({"length": 1}, "'length', which is no reward here. There are: shortest, count_e"),
+            ({"shortest": 0}, "no weight but 0"),
+            ({"shortest": "much"}, "an object of a number for each reward"),
+            (2, "an object of a number for each reward"),
+        ):
+            status, answer = own.post(body | {"best_of_n": 4, "reward_weights": given})
+            assert status == 400 and message in answer["error"]["message"]
+            assert answer["error"]["param"] == "reward_weights"
+        status, answer = own.post(body | {"reward_weights": {"shortest": 1}})
+        assert status == 400 and "`best_of_n`: set it above 1" in answer["error"]["message"]
+        assert own.send("GET", "/v1/models/tiny")[2]["rewards"] == {"shortest": 1.0, "count_e": 0.0}
+
+
+def test_a_completion_without_a_reward_is_never_the_best(server: Running) -> None:
+    """Rewards are `None` where they do not apply."""
+
+    def only_long(completions: list[str], **_: Any) -> list[float | None]:
+        middle = sorted(map(len, completions))[len(completions) // 2]
+        return [-float(len(text)) if len(text) >= middle else None for text in completions]
+
+    body = {"model": "tiny", "prompt": IDS, "max_tokens": 8, "seed": 3}
+    with running(ServedModels(server.app.models.plain, rewards=load_rewards([only_long]))) as own:
+        four = [choice["text"] for choice in own.post(body | {"n": 4})[1]["choices"]]
+        assert len(set(map(len, four))) > 2
+        kept = own.post(body | {"best_of_n": 4})[1]["choices"][0]["text"]
+    assert len(kept) == sorted(map(len, four))[2]
+
+
+def test_a_completion_ends_where_the_context_does(server: Running) -> None:
+    """The default is cut to what the prompt leaves; a length that is asked for and does not fit is an error."""
+    context = server.app.models.plain.context
+    prompt = [5] * (context - 5)
+    status, answer = server.post({"model": "tiny", "prompt": prompt, "temperature": 0})
+    assert status == 200 and answer["usage"]["completion_tokens"] == 5
+    assert answer["choices"][0]["finish_reason"] == "length"
+    status, answer = server.post({"model": "tiny", "prompt": prompt, "max_tokens": 6})
+    assert status == 400 and answer["error"]["code"] == "context_length_exceeded"
+
+
 def test_a_proxy_has_no_logprobs(server: Running) -> None:
     body = {"model": "tiny+proxy", "prompt": IDS, "max_tokens": 4}
     assert server.post(body)[0] == 200
@@ -267,7 +328,7 @@ def blocked(server: Running, name: str = "tiny") -> Any:
     def generate(prompts: Any, settings: Any, *, observer: Any = None) -> Any:
         if not first.is_set():
             first.set()
-            assert go.wait(30)
+            assert go.wait(HANGS)
         return policy.generate(prompts, settings, observer=observer)
 
     return replace(policy, generate=generate), first, go
@@ -280,7 +341,7 @@ def test_waiting_requests_share_a_batch_with_the_same_greedy_answers(server: Run
     policy, first, go = blocked(server)
     with running(ServedModels(policy)) as own, ThreadPoolExecutor(8) as pool:
         leader = pool.submit(own.post, {"prompt": [40], "max_tokens": 1})
-        assert first.wait(30)
+        assert first.wait(HANGS)
         bodies = [
             {"prompt": p, "max_tokens": n, "temperature": 0, "return_token_ids": True}
             for p, n in zip(prompts, lengths, strict=True)
@@ -301,7 +362,7 @@ def test_prompts_that_do_not_fit_together_are_generated_apart(server: Running) -
     long, short = [5 + i % 60 for i in range(250)], [9, 10]
     with running(ServedModels(policy)) as own, ThreadPoolExecutor(4) as pool:
         leader = pool.submit(own.post, {"prompt": [40], "max_tokens": 1})
-        assert first.wait(30)
+        assert first.wait(HANGS)
         answers = [
             pool.submit(own.post, {"prompt": p, "max_tokens": n, "temperature": 0, "return_token_ids": True})
             for p, n in ((long, 4), (short, 40))
@@ -322,7 +383,7 @@ def test_requests_with_and_without_logprobs_share_a_batch(server: Running, name:
     policy, first, go = blocked(server, name)
     with running(ServedModels(policy)) as own, ThreadPoolExecutor(4) as pool:
         leader = pool.submit(own.post, {"prompt": [40], "max_tokens": 1})
-        assert first.wait(30)
+        assert first.wait(HANGS)
         body = {"prompt": IDS, "max_tokens": 4, "temperature": 0, "return_token_ids": True}
         answers = [pool.submit(own.post, body | ({"logprobs": n} if n else {})) for n in (0, 1, 3)]
         until(lambda: own.app.engine.waiting == 3)
@@ -371,7 +432,7 @@ def test_a_full_queue_is_429(server: Running) -> None:
     policy, first, go = blocked(server)
     with running(ServedModels(policy), limits={"max_waiting": 2}) as own, ThreadPoolExecutor(4) as pool:
         answers = [pool.submit(own.post, {"prompt": [40], "max_tokens": 1})]
-        assert first.wait(30)
+        assert first.wait(HANGS)
         answers += [pool.submit(own.post, {"prompt": [41], "max_tokens": 1}) for _ in range(2)]
         until(lambda: own.app.engine.waiting == 2)
         status, headers, body = own.send("POST", "/v1/completions", {"prompt": [42], "max_tokens": 1})
@@ -438,7 +499,7 @@ def test_a_client_that_vanishes_from_the_queue_leaves_it(server: Running) -> Non
     policy, first, go = blocked(server)
     with running(ServedModels(policy)) as own, ThreadPoolExecutor(1) as pool:
         leader = pool.submit(own.post, {"prompt": [40], "max_tokens": 1})
-        assert first.wait(30)
+        assert first.wait(HANGS)
         body = json.dumps({"prompt": IDS, "max_tokens": 200}).encode()
         head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         with socket.create_connection(("127.0.0.1", own.port)) as raw:
@@ -481,7 +542,7 @@ def test_a_failing_request_does_not_take_its_batch_with_it(server: Running) -> N
 
     with running(ServedModels(replace(policy, generate=generate))) as own, ThreadPoolExecutor(4) as pool:
         leader = pool.submit(own.post, {"prompt": [40], "max_tokens": 1})
-        assert first.wait(30)
+        assert first.wait(HANGS)
         answers = [pool.submit(own.post, {"prompt": p, **GREEDY, "return_token_ids": True}) for p in ([66], IDS, [9])]
         until(lambda: own.app.engine.waiting == 3)
         go.set()
@@ -560,7 +621,7 @@ def test_a_policy_that_shows_no_tokens(server: Running) -> None:
         ({"logprobs": 1000}, 400, "logprobs"),
         ({"logprobs": True}, 400, "logprobs"),
         ({"beta": "much"}, 400, "beta"),
-        ({"beta": 1e300}, 400, "beta"),
+        ({"model": "tiny+value", "beta": 1e39}, 400, "beta"),
         ({"echo": True}, 400, "echo"),
         ({"best_of": 3}, 400, "best_of"),
         ({"suffix": "x"}, 400, "suffix"),
@@ -589,7 +650,7 @@ def test_a_bad_field_is_named(server: Running, change: dict[str, Any], status: i
         ({"messages": "hi"}, "messages"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"messages": [{"role": "oracle", "content": "x"}]}, "messages[0].role"),
-        ({"messages": [*CHAT, {"role": "assistant", "content": "x", "tool_calls": []}]}, "messages[1].tool_calls"),
+        ({"messages": [*CHAT, {"role": "assistant", "content": "x", "tool_calls": [{}]}]}, "messages[1].tool_calls"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages[0].content"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
@@ -620,10 +681,12 @@ def test_fields_that_change_nothing_are_accepted(server: Running) -> None:
         "top_k": -1,
     }
     assert ids_of(server.post(body | more)[1]) == ids_of(server.post(body)[1])
-    assert (
-        server.post({"model": "tiny", "messages": CHAT, "max_tokens": 1, "tools": [], "store": True}, chat=True)[0]
-        == 200
-    )
+    chat = {"model": "tiny", "messages": CHAT, "return_token_ids": True, **GREEDY}
+    theirs = [
+        CHAT[0] | {"tool_calls": [], "annotations": [], "refusal": None}
+    ]  # as answers of other servers have them
+    sent_back = server.post(chat | {"messages": theirs, "tools": [], "store": True}, chat=True)[1]
+    assert ids_of(sent_back) == ids_of(server.post(chat, chat=True)[1])
 
 
 def test_templates_that_fail_are_400(server: Running) -> None:
@@ -735,6 +798,17 @@ def test_a_refused_request_gets_its_answer_though_it_sends_a_long_body(
         connection.close()
 
 
+def test_a_body_without_an_end_is_refused_at_the_limit(server: Running) -> None:
+    """It is not read on until `body_timeout`, which would be a 408, nor kept in memory."""
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with (
+        running(ServedModels(server.app.models.plain), limits={"max_body_bytes": 1000, "body_timeout": 20.0}) as own,
+        socket.create_connection(("127.0.0.1", own.port), timeout=HANGS) as raw,
+    ):
+        raw.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n" + b"400\r\n" + b" " * 1024 + b"\r\n")
+        assert b" 413 " in raw.recv(1000).splitlines()[0]
+
+
 def test_a_client_that_waits_for_a_permission_gets_the_refusal_instead(server: Running) -> None:
     head = (
         b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -780,7 +854,7 @@ def test_shutdown_finishes_what_runs(server: Running) -> None:
     policy, first, go = blocked(server)
     with running(ServedModels(policy)) as own, ThreadPoolExecutor(2) as pool:
         answer = pool.submit(own.post, {"prompt": IDS, **GREEDY})
-        assert first.wait(30)
+        assert first.wait(HANGS)
         own.server.stop()
         until(lambda: own.app.draining)
         status, headers, _body = own.send("POST", "/v1/completions", {"prompt": IDS})
@@ -796,8 +870,7 @@ def test_shutdown_has_a_limit(server: Running) -> None:
     with running(ServedModels(policy), limits={"shutdown_timeout": 0.2}) as own, ThreadPoolExecutor(3) as pool:
         answers = [pool.submit(own.post, {"prompt": IDS, "max_tokens": 200}) for _ in range(3)]
         until(lambda: seen)
-        start = time.monotonic()
         own.server.stop()
         until(lambda: not own.app.engine.alive)
-        assert time.monotonic() - start < 8 and len(seen) < 150
+        assert len(seen) < 150
         assert [answer.result()[0] for answer in answers] == [503] * 3

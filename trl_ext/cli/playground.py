@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
 from trl_ext.endpoint.errors import EndpointError
+from trl_ext.guides.weights import head_weights, parse_weights
 from trl_ext.inference.policy import Decoding, served_at_once
 from trl_ext.playground.running import check_gradio, check_open, known_models, launch, remote
 from trl_ext.serving.limits import ServerLimits
@@ -53,6 +54,13 @@ class PlaygroundArguments(SamplingArguments):
     server_timeout: float = field(
         default=300.0, metadata={"help": "Seconds to wait for the next token of a server. 0 means no limit."}
     )
+    server_beta: str = field(
+        default="",
+        metadata={
+            "help": "Weights of the value models inside servers of vLLM (trl_ext.vllm:ValueGuide), which do not list "
+            "them: a number, or head=number,head=number. The sliders begin with them."
+        },
+    )
     max_weight: float = field(default=10.0, metadata={"help": "Sliders of weights go from minus this to this."})
     max_batch_size: int = field(
         default=16, metadata={"help": "Answers to generate at once with a model that is loaded."}
@@ -80,12 +88,26 @@ class PlaygroundArguments(SamplingArguments):
             raise ValueError(f"`server_timeout` must not be negative, got {self.server_timeout}.")
         if not self.max_weight > 0:
             raise ValueError(f"`max_weight` must be above 0, got {self.max_weight}.")
+        self.server_weights()
         names = [public_name(name) for name in self.model_name_or_path or []]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"`model_name_or_path` has two models called {name!r}: rename a directory.")
         self.settings()
         check_open(self.host, self.password())
+
+    def server_weights(self) -> dict[str, float] | None:
+        """
+        `server_beta` by head, of which the only one may have no name.
+
+        Raises:
+            `ValueError`: It is neither a number nor a list of heads with numbers.
+        """
+        if not self.server_beta:
+            return None
+        given = parse_weights(self.server_beta, "server_beta")
+        heads = list(given) if isinstance(given, dict) else [""]
+        return dict(zip(heads, head_weights(given, heads, "server_beta").rows[0], strict=True))
 
     def password(self) -> str:
         """
@@ -115,7 +137,7 @@ def check_given(args: PlaygroundArguments, decodings: Sequence[Decoding], given:
             idle = [*(each.name for each in fields(decodings[0])), *idle]  # type: ignore[arg-type]
     needed = "model_name_or_path"
     if not args.server:
-        idle, needed = (idle, needed) if idle else (["server_key_variable", "server_timeout"], "server")
+        idle, needed = (idle, needed) if idle else (["server_key_variable", "server_timeout", "server_beta"], "server")
     for name in idle:
         if name in given:
             raise ValueError(f"`{name}` has no effect without `{needed}`: set that too, or remove it.")
@@ -171,10 +193,11 @@ def run(args: PlaygroundArguments, loading: LoadingArguments, decodings: Sequenc
     timeout = args.server_timeout or float("inf")
     servers = [remote(each, key_variable=args.server_key_variable, timeout=timeout) for each in args.server or []]
     try:
-        known_models(servers)  # before models are loaded
+        known_models(servers, args.server_weights())  # before models are loaded
         page = launch(
             *load_models(args, loading, decodings),
             servers=servers,
+            server_beta=args.server_weights(),
             defaults=args.settings(),
             limits=ServerLimits(max_batch_size=args.max_batch_size, request_timeout=0),
             seed=args.seed,

@@ -7,12 +7,15 @@ Weights of the heads of guides, one for all rows of a batch or one per row.
 Dimensions: N rows, H heads.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
 import torch
+
+
+# Far larger ones overflow in float32: infinity minus infinity is NaN, and NaN logits sample any token.
+MAX_WEIGHT = 1e4
 
 
 def parse_weights(text: str, field: str = "weights") -> float | dict[str, float]:
@@ -58,7 +61,8 @@ class RowWeights:
         field (`str`, *optional*, defaults to `"weights"`): Name of the setting in errors.
 
     Raises:
-        `ValueError`: A weight is not a finite number, a name does not exist, or there is one number for several names.
+        `ValueError`: A weight is not a finite number of up to `MAX_WEIGHT` in size, a name does not exist, or there is
+            one number for several names.
         `TypeError`: `given` has another type.
     """
 
@@ -99,8 +103,12 @@ class RowWeights:
                     f"`{self.field}`{where} has a weight for {name!r}, which does not exist; there is "
                     f"{', '.join(map(repr, self.names))}."
                 )
-            if not isinstance(weight, Real) or not math.isfinite(weight):
-                raise ValueError(f"`{self.field}`{where} must be a finite number, got {weight!r} for {name!r}.")
+            number: Any = weight  # compared as it is: an integer may be too large for a float
+            if not isinstance(weight, Real) or not -MAX_WEIGHT <= number <= MAX_WEIGHT:
+                raise ValueError(
+                    f"`{self.field}`{where} must be a finite number from {-MAX_WEIGHT:g} to {MAX_WEIGHT:g}, got "
+                    f"{weight!r} for {name!r}."
+                )
             found[known] = float(weight)
         return list(found.values())
 

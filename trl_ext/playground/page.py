@@ -52,11 +52,17 @@ class Page:
     Args:
         models (`Sequence[SourceModel]`): The models that visitors choose from.
         folder (`Path`): Where exports are written.
+        max_weight (`float`, *optional*, defaults to `10.0`): Sliders of weights go from minus this to this, and
+            further if a model begins with more.
     """
 
-    def __init__(self, models: Sequence[SourceModel], folder: Path) -> None:
+    def __init__(self, models: Sequence[SourceModel], folder: Path, max_weight: float = 10.0) -> None:
         self.models = {model.label: model for model in models}
         self.folder = folder
+        # gradio refuses a value outside the range of its slider.
+        begin = [default_column(model, 2.0) for model in models]
+        self.max_weight = max([max_weight, *(abs(weight) for each in begin for weight in (each.beta, *each.weights))])
+        self.min_beta = -self.max_weight if any(len(model.weights or {}) == 1 for model in models) else 0.0
         self.heads = max((len(model.weights or {}) for model in models), default=0)
         self.sliders = self.heads if self.heads > 1 else 0  # with one head, beta is its weight
         self._runs: dict[str, Run] = {}
@@ -187,18 +193,25 @@ class Page:
 
     def _parts(self, column: Column) -> list[Any]:
         """Updates of the parts of an answer's settings."""
-        heads = self._model(column.model).weights or {}
+        model = self._model(column.model)
+        heads, about = model.weights or {}, model.about
         several = len(heads) > 1
         label = next(iter(heads)) if len(heads) == 1 else ""
         names = list(heads) if several else []
         found = [
             gr.update(value=column.model),
-            gr.update(value=column.beta, visible=bool(heads), label=f"beta ({label})" if label else "beta"),
+            gr.update(
+                value=column.beta,
+                visible=bool(heads),
+                label=f"beta ({label})" if label else "beta",
+                info=about.get(label, "") if len(heads) == 1 else "",
+            ),
         ]
         for i in range(self.sliders):
             shown = i < len(names)
             value = column.weights[i] if shown and i < len(column.weights) else 0.0
-            found.append(gr.update(value=value, visible=shown, label=f"weight of {names[i]}" if shown else ""))
+            label, info = (f"weight of {names[i]}", about.get(names[i], "")) if shown else ("", "")
+            found.append(gr.update(value=value, visible=shown, label=label, info=info))
         return found
 
     def choose_model(self, label: str) -> list[Any]:
@@ -240,7 +253,7 @@ def build(
             [`~trl_ext.playground.running.launch`].
         folder (`Path`): Where exports are written.
     """
-    page = Page(models, folder)
+    page = Page(models, folder, max_weight)
     columns = first_columns(models, MOST_ANSWERS)
     settings: dict[str, Any] = {"analytics_enabled": False, "delete_cache": (3600, 86400), "fill_width": True}
     with gr.Blocks(title="trl-ext playground", **settings) as blocks:
@@ -253,7 +266,7 @@ def build(
         with gr.Accordion("Sampling", open=False):
             common = _sampling(defaults, seed, all(model.chat for model in models))
         with gr.Row(equal_height=False):
-            made = [_column(page, column, number, max_weight) for number, column in enumerate(columns)]
+            made = [_column(page, column, number) for number, column in enumerate(columns)]
         legend = gr.HTML()
         with gr.Row():
             colour = gr.Dropdown([AUTO], value=AUTO, label="Colours show", min_width=160)
@@ -307,34 +320,33 @@ def _sampling(defaults: GenerationSettings, seed: int, chat: bool) -> list[Any]:
     with gr.Row():
         send_as = gr.Radio([MESSAGE, TEXT], value=MESSAGE if chat else TEXT, label="The prompt is", min_width=220)
         count = gr.Radio([2, 3], value=2, label="Answers", min_width=120)
-        limit = min(defaults.max_completion_length, 4096)
-        max_tokens = gr.Slider(1, 4096, value=limit, step=1, label="Maximum length, in tokens", min_width=220)
+        length = defaults.max_completion_length
+        max_tokens = _slider(1, 4096, length, 1, label="Maximum length, in tokens", min_width=220)
     system = gr.Textbox(label="System message", lines=1, max_lines=6)
     with gr.Row():
-        temperature = gr.Slider(0, 2, value=defaults.temperature, step=0.05, label="Temperature", min_width=180)
-        top_p = gr.Slider(0.01, 1, value=defaults.top_p, step=0.01, label="Top-p", min_width=180)
-        top_k = gr.Slider(0, 200, value=defaults.top_k, step=1, label="Top-k (0: off)", min_width=180)
+        temperature = _slider(0, 2, defaults.temperature, 0.05, label="Temperature", min_width=180)
+        top_p = _slider(0.01, 1, defaults.top_p, 0.01, label="Top-p", min_width=180)
+        top_k = _slider(0, 200, defaults.top_k, 1, label="Top-k (0: off)", min_width=180)
         seed_part = gr.Number(value=seed, precision=0, label="Seed, of all answers", min_width=120)
         candidates = gr.Slider(0, 20, value=8, step=1, label="Candidates to show", min_width=180)
     return [send_as, system, count, temperature, top_p, top_k, max_tokens, seed_part, candidates]
 
 
-def _column(page: Page, column: Column, number: int, max_weight: float) -> dict[str, Any]:
+def _slider(low: float, high: float, value: float, step: float, **settings: Any) -> "gr.Slider":
+    """A slider whose range has the value that it begins with: gradio refuses others."""
+    return gr.Slider(min(low, value), max(high, value), value=value, step=step, **settings)
+
+
+def _column(page: Page, column: Column, number: int) -> dict[str, Any]:
     """The parts of an answer: its settings, in the order of `Page.compare`, and its text."""
     updates = page._parts(column)
-    about = page.models[column.model].about
     with gr.Column(min_width=300, visible=number < 2, variant="panel") as box:
         model = gr.Dropdown(list(page.models), value=column.model, label=f"Model {'ABC'[number]}")
         sliders = []
         for i, update in enumerate(updates[1:]):
-            name = update.get("label", "")
-            low = 0.0 if i == 0 and page.sliders else -max_weight
-            info = next((text for head, text in about.items() if name.endswith(head) or f"({head})" in name), None)
-            sliders.append(
-                gr.Slider(
-                    low, max_weight, value=update["value"], step=0.1, label=name, visible=update["visible"], info=info
-                )
-            )
+            low = -page.max_weight if i else page.min_beta
+            own = {name: update[name] for name in ("label", "visible", "info")}
+            sliders.append(gr.Slider(low, page.max_weight, value=update["value"], step=0.1, **own))
         answer = gr.HTML(elem_classes=["tx-column"])
     return {"box": box, "settings": [model, *sliders], "answer": answer}
 

@@ -5,7 +5,7 @@
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +86,7 @@ class Playground:
 def launch(
     *models: ServedModels,
     servers: Sequence[str | Endpoint] = (),
+    server_beta: Mapping[str, float] | None = None,
     defaults: GenerationSettings | None = None,
     limits: ServerLimits | None = None,
     seed: int = 42,
@@ -103,6 +104,9 @@ def launch(
             Models that are loaded, each plain and with whatever guides it.
         servers (`Sequence[str | Endpoint]`, *optional*):
             Servers with OpenAI's API, by address or as a client: those of `trl-ext serve`, vLLM and others.
+        server_beta (`dict[str, float]`, *optional*):
+            Weights of the value models inside these servers, for vLLM with `trl_ext.vllm:ValueGuide`, which does not
+            list them; `{"": 2.0}` for one head without a name. The sliders begin with them.
         defaults ([`~trl_ext.generation_settings.GenerationSettings`], *optional*):
             The sampling settings that the page begins with.
         limits ([`~trl_ext.serving.limits.ServerLimits`], *optional*):
@@ -110,7 +114,7 @@ def launch(
         seed (`int`, *optional*, defaults to `42`):
             The seed that the page begins with.
         max_weight (`float`, *optional*, defaults to `10.0`):
-            Sliders of weights go from minus this to this.
+            Sliders of weights go from minus this to this, and further if a model begins with more.
         host (`str`, *optional*, defaults to `"127.0.0.1"`), port (`int`, *optional*, defaults to `0`):
             Where the page is. Port 0 takes the first free one from 7860.
         password (`str`, *optional*, defaults to `""`):
@@ -129,7 +133,7 @@ def launch(
         raise ValueError(f"`max_weight` must be above 0, got {max_weight}.")
     defaults = defaults or GenerationSettings(num_generations=1)
     endpoints = [each if isinstance(each, Endpoint) else remote(each) for each in servers]
-    found = known_models(endpoints)
+    found = known_models(endpoints, server_beta)
     started: list[Server] = []
     folder: tempfile.TemporaryDirectory[str] | None = None
     try:
@@ -161,11 +165,16 @@ def remote(address: str, *, key_variable: str = "", timeout: float = 300.0) -> E
     return Endpoint(address, "", api_key_variable=key_variable, timeout=timeout, max_concurrency=CONNECTIONS)
 
 
-def known_models(endpoints: Sequence[Endpoint]) -> list[SourceModel]:
+def known_models(endpoints: Sequence[Endpoint], weights: Mapping[str, float] | None = None) -> list[SourceModel]:
     """
     The models of servers.
 
+    Args:
+        endpoints (`Sequence[Endpoint]`): The servers.
+        weights (`dict[str, float]`, *optional*): As `server_beta` of [`launch`].
+
     Raises:
+        `ValueError`: There are weights, and all servers list their own.
         [`~trl_ext.endpoint.errors.EndpointError`]: A server cannot be reached, or does not list models. The message
             has its address.
     """
@@ -173,9 +182,11 @@ def known_models(endpoints: Sequence[Endpoint]) -> list[SourceModel]:
     for endpoint in endpoints:
         title = endpoint.base_url.partition("://")[2].removesuffix("/v1")
         try:
-            found += models_of(endpoint, title)
+            found += models_of(endpoint, title, weights)
         except EndpointError as error:
             raise type(error)(f"{endpoint.base_url}: {reason(error)}", status=error.status) from error
+    if weights is not None and all(model.ours for model in found):
+        raise ValueError("`server_beta` has no effect: the models of `trl-ext serve` come with their weights.")
     return found
 
 

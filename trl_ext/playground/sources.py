@@ -32,7 +32,8 @@ class SourceModel:
         name (`str`): Its name on the server.
         label (`str`): Its name on the page, which no other model has.
         ours (`bool`): Whether the server is `trl-ext serve`.
-        weights (`dict[str, float]`, *optional*): Weights of what guides it; `None` if requests cannot change them.
+        weights (`dict[str, float]`, *optional*): Weights of what guides it; `None` if requests cannot change them. The
+            only head may have the name `""`, if it is not known.
         about (`dict[str, str]`): What to know about heads to choose their weights.
         guidance (`bool`): Whether answers have values of tokens.
         chat (`bool`): Whether it takes messages, as far as the server says.
@@ -48,20 +49,22 @@ class SourceModel:
     chat: bool = True
 
 
-def models_of(endpoint: Endpoint, title: str = "") -> list[SourceModel]:
+def models_of(endpoint: Endpoint, title: str = "", weights: Mapping[str, float] | None = None) -> list[SourceModel]:
     """
     The models of a server.
 
     Args:
         endpoint ([`~trl_ext.endpoint.client.Endpoint`]): The server.
         title (`str`, *optional*, defaults to `""`): What labels have beside the name, to tell servers apart.
+        weights (`dict[str, float]`, *optional*): Weights of the value models inside a server of vLLM, which does not
+            list them. A server of `trl-ext serve` does, and these are not used.
 
     Raises:
         [`~trl_ext.endpoint.errors.EndpointError`]: The server cannot be reached, or does not list models.
     """
     body = endpoint.get("models")
     try:
-        found = [_model(endpoint, each, title) for each in body["data"]]
+        found = [_model(endpoint, each, title, weights) for each in body["data"]]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadAnswer(f"{endpoint.base_url}/models: not a list of models: {excerpt(str(body))}") from error
     if not found:
@@ -69,10 +72,12 @@ def models_of(endpoint: Endpoint, title: str = "") -> list[SourceModel]:
     return found
 
 
-def _model(endpoint: Endpoint, given: Mapping[str, Any], title: str) -> SourceModel:
+def _model(
+    endpoint: Endpoint, given: Mapping[str, Any], title: str, inside: Mapping[str, float] | None
+) -> SourceModel:
     name = str(given["id"])
     ours = given.get("owned_by") == "trl-ext"
-    weights = given.get("beta") if ours else None
+    weights = given.get("beta") if ours else inside
     return SourceModel(
         endpoint,
         name,
@@ -112,8 +117,7 @@ class Ask:
             text = {"messages": [*system, {"role": "user", "content": self.prompt}]}
         # Only some servers have top_k, where 0 is off.
         sampling = {name: value for name, value in self.sampling.items() if name != "top_k" or value or model.ours}
-        beta = {} if weights is None else {"beta": dict(weights)}
-        return {"model": model.name, **text, **sampling, **beta}
+        return {"model": model.name, **text, **sampling, **_weight_fields(model, weights)}
 
     def scores(self, model: SourceModel) -> dict[str, Any]:
         """The fields that ask for values, or else for log-probabilities."""
@@ -124,6 +128,17 @@ class Ask:
         if self.chat:
             return {"logprobs": True, "top_logprobs": self.candidates}
         return {"logprobs": self.candidates}
+
+
+def _weight_fields(model: SourceModel, weights: Mapping[str, float] | None) -> dict[str, Any]:
+    """The fields of a request that have its weights: those of `trl-ext serve`, or of value models inside vLLM."""
+    if weights is None:
+        return {}
+    if model.ours:
+        return {"beta": dict(weights)}
+    alone = weights.get("")
+    named = ",".join(f"{head}={weight}" for head, weight in weights.items())
+    return {"vllm_xargs": {"beta": named if alone is None else alone}}
 
 
 def stream_chunks(

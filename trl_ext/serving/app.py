@@ -152,6 +152,7 @@ class App:
         about: dict[str, Any] = {"max_model_len": policy.context or None, "beta": weights}
         about |= {"beta_about": {} if policy.weights is None else policy.weights.about}
         about |= {"guidance": policy.shows_guidance, "chat": policy.tokenizer.chat_template is not None}
+        about |= {"rewards": self.models.reward_weights}
         return {"id": name, "object": "model", "created": self._started, "owned_by": "trl-ext", **about}
 
     # ----------------------------------------------------------------------------------------------- completions
@@ -235,11 +236,9 @@ class App:
         """
         name = self.models.named(request.model)
         policy = self.models.by_name[name]
-        if request.best_of_n > 1 and not self.models.rewards:
-            raise RequestError(
-                400, "`best_of_n` needs a reward that ranks completions: start the server with --reward_funcs.",
-                "best_of_n",
-            )  # fmt: skip
+        if request.best_of_n > 1:
+            self.models.check_rewards()
+        reward_weights = self.models.weights_of_rewards(request.reward_weights)
         beta = self.models.beta(name, request.beta)
         if request.guidance is not None:
             self.models.check_guidance(name)
@@ -258,6 +257,7 @@ class App:
             guidance=request.guidance,
             stream=request.stream,
             best_of_n=request.best_of_n,
+            reward_weights=reward_weights,
             reward_rows=[prompt_row(p, policy.tokenizer) for p in request.prompts for _ in range(request.n)],
         )
         k = request.n * request.best_of_n

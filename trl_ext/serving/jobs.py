@@ -176,6 +176,7 @@ class Job:
         guidance (`int`, *optional*): Number of candidates to return at each position; by default nothing.
         stream (`bool`, *optional*, defaults to `False`): Whether pieces are wanted before the end.
         best_of_n (`int`, *optional*, defaults to `1`): Completions of which one is kept.
+        reward_weights (`Sequence[float]`, *optional*): A weight for each reward that chooses it, 1 by default.
         reward_rows (`list[dict]`, *optional*): A row with the `prompt` for each group of `best_of_n` completions.
 
     Attributes:
@@ -193,6 +194,7 @@ class Job:
     guidance: int | None = None
     stream: bool = False
     best_of_n: int = 1
+    reward_weights: Sequence[float] | None = None
     reward_rows: list[dict[str, Any]] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     cancelled: threading.Event = field(default_factory=threading.Event)

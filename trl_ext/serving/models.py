@@ -4,7 +4,7 @@
 """The models of a server by name, the guides that can be weighted per request, and the rewards of best-of-n."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from trl_ext.data.completion import Completion
@@ -12,7 +12,7 @@ from trl_ext.guides.weights import head_weights
 from trl_ext.inference.policy import Policy
 from trl_ext.models.properties import embedding_rows
 from trl_ext.rewards.functions import Reward
-from trl_ext.rewards.scoring import score_completions
+from trl_ext.rewards.scoring import check_reward_weights, score_completions
 
 from .jobs import Job, Row
 from .limits import RequestError
@@ -38,10 +38,11 @@ class ServedModels:
 
     Attributes:
         by_name (`dict[str, Policy]`): The models.
+        reward_weights (`dict[str, float]`): The weights of the rewards, by name.
 
     Raises:
-        `ValueError`: Two models have the same name, such as one value model with two weights; or a value model reads
-            other columns of a dataset than the prompt.
+        `ValueError`: Two models have the same name, such as one value model with two weights; a value model reads
+            other columns of a dataset than the prompt; or there is not one weight per reward.
     """
 
     def __init__(
@@ -52,7 +53,9 @@ class ServedModels:
         rewards: Sequence[Reward] = (),
         reward_weights: Sequence[float] | None = None,
     ) -> None:
-        self.plain, self.rewards, self.reward_weights = plain, list(rewards), reward_weights
+        self.plain, self.rewards = plain, list(rewards)
+        names = [reward.name for reward in self.rewards]
+        self.reward_weights = dict(zip(names, check_reward_weights(reward_weights, names), strict=True))
         self.by_name = {plain.name: plain}
         for policy in guided:
             name = served_name(policy)
@@ -141,12 +144,40 @@ class ServedModels:
         if not self.by_name[name].shows_guidance:
             raise no_guidance(name)
 
+    def check_rewards(self) -> None:
+        """Raise a [`~trl_ext.serving.limits.RequestError`] if nothing ranks the completions of `best_of_n`."""
+        if not self.rewards:
+            raise RequestError(
+                400,
+                "`best_of_n` needs a reward that ranks completions: start the server with --reward_funcs.",
+                "best_of_n",
+            )
+
+    def weights_of_rewards(self, given: Mapping[str, float] | None) -> list[float]:
+        """
+        A weight for each reward, as a request gives them by name: 0 for omitted ones; by default the server's.
+
+        Raises:
+            [`~trl_ext.serving.limits.RequestError`]: There is no such reward, or no weight but 0.
+        """
+        if given is None:
+            return list(self.reward_weights.values())
+        for name in given:
+            if name not in self.reward_weights:
+                raise RequestError(
+                    400, f"`reward_weights` has {name[:100]!r}, which is no reward here. There are: "
+                    f"{', '.join(self.reward_weights)}.", "reward_weights",
+                )  # fmt: skip
+        if not any(given.values()):
+            raise RequestError(400, "`reward_weights` has no weight but 0: nothing is ranked.", "reward_weights")
+        return [given.get(name, 0.0) for name in self.reward_weights]
+
     def keep_best(self, job: Job) -> None:
         """Score the completions of a job, and keep the best of each group of `best_of_n`."""
         n = job.best_of_n
         groups = [job.rows[start : start + n] for start in range(0, len(job.rows), n)]
         completions = [[Completion(row.text, row.ids, row.finish_reason == "stop") for row in each] for each in groups]
-        scored = score_completions(job.reward_rows, completions, self.rewards, self.reward_weights)
+        scored = score_completions(job.reward_rows, completions, self.rewards, job.reward_weights)
         best: list[Row] = []
         for group, scores in zip(groups, scored, strict=True):
             ranks = [each.score if each.score == each.score else float("-inf") for each in scores]

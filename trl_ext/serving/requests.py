@@ -27,7 +27,7 @@ Prompt = str | list[int] | list[dict[str, Any]]
 IGNORED = frozenset("user metadata store service_tier safety_identifier prompt_cache_key".split())
 _COMMON = frozenset(
     "model stream stream_options n max_tokens max_completion_tokens max_completion_length temperature top_p top_k "
-    "min_p repetition_penalty stop seed beta best_of_n logprobs guidance return_token_ids "
+    "min_p repetition_penalty stop seed beta best_of_n reward_weights logprobs guidance return_token_ids "
     "return_tokens_as_token_ids".split()
 )
 _COMPLETIONS = _COMMON | {"prompt"}
@@ -73,6 +73,7 @@ class Request:
         max_tokens_field (`str`): The field that gave it.
         n (`int`): Completions per prompt.
         best_of_n (`int`): Completions of which the best one is kept.
+        reward_weights (`dict[str, float]`, *optional*): Weights of the rewards that choose it.
         beta (`float` or `dict[str, float]`, *optional*): Weights of the guides.
         stop (`tuple[str, ...]`): Texts that end a completion.
         seed (`int`, *optional*): Seed of the sampling.
@@ -93,6 +94,7 @@ class Request:
     max_tokens_field: str = "max_tokens"
     n: int = 1
     best_of_n: int = 1
+    reward_weights: dict[str, float] | None = None
     beta: float | dict[str, float] | None = None
     stop: tuple[str, ...] = ()
     seed: int | None = None
@@ -209,6 +211,11 @@ def read_request(
         raise RequestError(
             400, "`best_of_n` is chosen when all completions are there: set `stream` to false.", "stream"
         )
+    reward_weights = _weights(body, "reward_weights", "an object of a number for each reward")
+    if reward_weights is not None and best_of_n == 1:
+        raise RequestError(
+            400, "`reward_weights` choose among the completions of `best_of_n`: set it above 1.", "reward_weights"
+        )
     return Request(
         chat=chat,
         model=body.get("model", "text"),
@@ -218,6 +225,7 @@ def read_request(
         max_tokens_field=max_tokens_field,
         n=n,
         best_of_n=best_of_n,
+        reward_weights=reward_weights,
         beta=_beta(body),
         stop=_stop(body),
         seed=body.number("seed", -(2**63), 2**63 - 1, whole=True),
@@ -286,16 +294,19 @@ def _stop(body: _Body) -> tuple[str, ...]:
 
 
 def _beta(body: _Body) -> float | dict[str, float] | None:
-    value = body.fields.get("beta")
-    weights: dict[str, Any] = value if isinstance(value, dict) else {"": value}
-    # Larger ones overflow.
-    if value is not None and not all(_is_number(weight) and abs(weight) <= 1e4 for weight in weights.values()):
-        raise RequestError(
-            400, f"`beta` must be a number, or an object of a number for each head; got {_shown(value)}.", "beta"
-        )
-    if isinstance(value, dict):
-        return {name: float(weight) for name, weight in value.items()}
-    return None if value is None else float(value)
+    value: Any = body.fields.get("beta")
+    if _is_number(value):
+        return float(value)
+    return _weights(body, "beta", "a number, or an object of a number for each head")
+
+
+def _weights(body: _Body, name: str, kind: str) -> dict[str, float] | None:
+    value = body.fields.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, dict) or not all(map(_is_number, value.values())):
+        raise RequestError(400, f"`{name}` must be {kind}; got {_shown(value)}.", name)
+    return {key: float(weight) for key, weight in value.items()}
 
 
 def _logprobs(body: _Body, chat: bool, most: int) -> int | None:
@@ -349,7 +360,8 @@ def _message(message: Any, where: str) -> dict[str, Any]:
         raise RequestError(
             400, f"`{where}` must be an object with `role` and `content`, got {_shown(message)}.", where
         )
-    found = {name: value for name, value in message.items() if value is not None}
+    # Servers write lists that are empty, such as `tool_calls`, and clients send answers back as they are.
+    found = {name: value for name, value in message.items() if value is not None and value != []}
     for name in found:
         if name not in _MESSAGE_FIELDS:
             raise RequestError(

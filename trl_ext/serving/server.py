@@ -139,8 +139,7 @@ class Server:
         self._close()
 
     def _close(self) -> None:
-        for job in list(self.app.in_flight):
-            self.app.engine.cancel(job)
+        for job in list(self.app.in_flight):  # its request then ends, and cancels it
             job.notify(Failed(RequestError(503, "The server has shut down before the end of the answer.")))
         self._server.should_exit = True
 

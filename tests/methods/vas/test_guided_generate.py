@@ -123,7 +123,7 @@ def test_the_card(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
 def test_the_card_of_a_value_model_with_a_prompt_of_its_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its code passes one, and runs; the stored code, which cannot, is not shown."""
+    """Its code passes one, by the processor and by the stored code, and runs."""
     tokenizer = make_tokenizer()
     llm, value = make_model(len(tokenizer)), make_value("state", make_model(len(tokenizer)))
     llm.save_pretrained(tmp_path / "llm")
@@ -131,10 +131,26 @@ def test_the_card_of_a_value_model_with_a_prompt_of_its_own(
     value.config.value_prompt = True
     value.save_pretrained(tmp_path / "value")
     [start] = re.findall(r"```python\n(.*?)```", (tmp_path / "value" / "README.md").read_text(), flags=re.DOTALL)
-    assert "custom_generate" not in start
+    assert start.count("value_prompts=own_prompts") == 2
     monkeypatch.chdir(tmp_path)
-    exec(start.replace("LANGUAGE_MODEL", "llm"), {})
+    names: dict[str, Any] = {}
+    exec(start.replace("LANGUAGE_MODEL", "llm"), names)
     assert capsys.readouterr().out.strip()
+    assert names["output"].shape[0] == 1
+
+
+def test_prompts_of_the_value_models_own(model: Any, inputs: dict[str, torch.Tensor]) -> None:
+    """They reach the guide; without them the error names the argument that is missing."""
+    value = make_value("state", model)
+    value.config.value_prompt = True
+    own = [[5, 6, 7], [11]]
+    processor = ValueAugmentedLogitsProcessor(value, 3.0, attention_mask=inputs["attention_mask"], value_prompts=own)
+    expected = model.generate(**inputs, **COMMON, logits_processor=LogitsProcessorList([processor]))
+    assert torch.equal(guided_generate(model, value_model=value, value_prompts=own, **inputs, **COMMON), expected)
+    other = guided_generate(model, value_model=value, value_prompts=[[9, 10], [5, 6, 7, 8]], **inputs, **COMMON)
+    assert not torch.equal(other, expected)
+    with pytest.raises(ValueError, match="`value_prompts` for value models"):
+        guided_generate(model, value_model=value, **inputs, **COMMON)
 
 
 def test_processors_refuse_continuous_batching() -> None:

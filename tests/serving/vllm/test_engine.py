@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import HANGS, REPOSITORY
 from scripted_server import free_port
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from vllm_engine_cases import MODELS, TEXTS, ProxyReference, Reference, random_proxy, random_value_model
@@ -46,7 +46,7 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """What an engine with a value model of each form, or a proxy, generated, and what our own decoding did."""
     folder = tmp_path_factory.mktemp(request.param)
     command = [sys.executable, str(REPOSITORY / "tests" / "vllm_engine_cases.py"), request.param, str(folder)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=500, check=False)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=2 * HANGS, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads((folder / "found.json").read_text())
 
@@ -98,8 +98,8 @@ class Server:
             self.process = subprocess.Popen(command, env=environment(), stdout=log, stderr=log)
 
     def wait(self) -> None:
-        """Until it answers; three processes import vLLM, which takes minutes on a busy machine."""
-        for _ in range(900):
+        """Until it answers. Three processes import vLLM, and compile, which takes minutes on a busy machine."""
+        for _ in range(2 * HANGS):
             assert self.process.poll() is None, self.log.read_text()[-4000:]
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5)
@@ -113,7 +113,7 @@ class Server:
         data, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}/v1/{route}", data, headers)
         try:
-            with urllib.request.urlopen(request, timeout=120) as answer:
+            with urllib.request.urlopen(request, timeout=HANGS) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()

@@ -113,6 +113,21 @@ def test_an_aborted_request_leaves_nothing_to_the_next(
         assert server.run([request]) == [expected(policy, value, request)]
 
 
+def test_a_request_that_another_moves_over_gives_its_slot_back(
+    policy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, _ = engine("V1", policy, tmp_path, monkeypatch, "state")
+    for prompt in PROMPTS[:2]:
+        server.add(Request(prompt, 2.0, 5))
+    server.step()
+    processor = server.processor
+    kept = processor.requests[1]
+    assert len(processor.batch._pool) == 2
+    moved = [(1, 0, SimpleNamespace(name="UNIDIRECTIONAL"))]
+    processor.update_state(SimpleNamespace(removed=[], added=[], moved=moved))
+    assert processor.requests == {0: kept} and len(processor.batch._pool) == 1
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_several_completions_of_one_prompt_read_it_once(
     version: str, policy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -368,7 +383,9 @@ class Frontend:
     [
         ("c=1", "`beta` has a weight for 'c', which does not exist; there is 'a', 'b'"),
         (1.5, "`beta` is one number for a, b: say which"),
-        ("a=nan", "`beta` must be a finite number, got nan for 'a'"),
+        ("a=nan", "`beta` must be a finite number from -10000 to 10000, got nan for 'a'"),
+        ("a=1e39", r"`beta` must be a finite number from -10000 to 10000, got 1e\+39 for 'a'"),
+        ({"a": 1, "b": 1e39}, "got 1e.39 for 'b'"),
         ("a=inf", "finite"),
         ("much", "`beta` must be a number, or name=number,name=number"),
         ("", "`beta` must be a number, or name=number,name=number"),

@@ -4,7 +4,7 @@
 """Guided decoding in one call, which `generate(custom_generate=...)` of a published value model uses."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import LogitsProcessorList, PreTrainedModel
@@ -27,6 +27,7 @@ def guided_generate(
     guide_top_k: int = 20,
     guide_every: int | str = 1,
     guide_when: Mapping[str, Any] | None = None,
+    value_prompts: Sequence[Sequence[int]] | None = None,
     **kwargs: Any,
 ) -> Any:
     """
@@ -41,9 +42,9 @@ def guided_generate(
         value_model (`str`, [`ValueModel`] or `dict` of those):
             Directory or Hub id of a value model, which is loaded for this call, or the value model itself, for many
             calls. Several in a dictionary by name.
-        beta, guide_top_k, guide_every, guide_when:
-            As `beta`, `top_k`, `guide_every` and `guide_when` of [`ValueAugmentedLogitsProcessor`]: `top_k` is a
-            setting of `generate`'s own.
+        beta, guide_top_k, guide_every, guide_when, value_prompts:
+            As `beta`, `top_k`, `guide_every`, `guide_when` and `value_prompts` of [`ValueAugmentedLogitsProcessor`]:
+            `top_k` is a setting of `generate`'s own.
         kwargs:
             Arguments of `generate`. Its `attention_mask` and `tokenizer`, if they are given, are the guide's too.
 
@@ -70,6 +71,7 @@ def guided_generate(
         pad_token_id=kwargs.get("pad_token_id"),
         guide_every=guide_every,
         guide_when=guide_when,
+        value_prompts=value_prompts,
         end_token_ids=eos_token_ids(model, tokenizer) if tokenizer is not None else (),
     )
     return model.generate(**kwargs, logits_processor=LogitsProcessorList([*(processors or ()), guide]))

@@ -165,7 +165,7 @@ def request_weights(sampling_params: Any, heads: Sequence[str] | None) -> tuple[
         `tuple[float, ...]` or `None`: A weight for each head; `None` for a request that is not guided.
 
     Raises:
-        `ValueError`: The weights are not finite numbers, or name a head that does not exist.
+        `ValueError`: The weights are not finite numbers of up to 10,000 in size, or name a head that does not exist.
     """
     given = given_weight(sampling_params)
     if given is None:

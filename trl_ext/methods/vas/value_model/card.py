@@ -53,28 +53,16 @@ def quick_start(heads: list[str], model: str, place: str, *, shared: bool, value
         model (`str`): The language model, as a Python string with its quotes.
         place (`str`): Where the value model is, likewise.
         shared (`bool`): Whether the value model is put on the language model's weights.
-        value_prompt (`bool`, *optional*, defaults to `False`): Whether it reads a prompt of its own. The code that is
-            stored with a value model has none to give.
+        value_prompt (`bool`, *optional*, defaults to `False`): Whether it reads a prompt of its own.
     """
     beta: Any = 2.0 if len(heads) == 1 else dict.fromkeys(heads, 2.0)
-    given, own = 'attention_mask=inputs["attention_mask"]', ""
+    given, own, stored = 'attention_mask=inputs["attention_mask"]', "", ""
     if value_prompt:
         given += ", value_prompts=own_prompts"
+        stored = "    value_prompts=own_prompts,\n"
         own = """
 # What it reads in place of the prompt, as the column `value_prompt` in training:
 own_prompts = tokenizer(["In favour of the film. The film was"])["input_ids"]"""
-    stored = f"""
-# The same by the code that is stored with the value model:
-output = model.generate(
-    **inputs,
-    custom_generate={place},
-    trust_remote_code=True,
-    value_model=value_model,
-    beta={beta!r},
-    do_sample=True,
-    max_new_tokens=64,
-)
-"""
     return f"""
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl_ext import ValueAugmentedLogitsProcessor, ValueModel
@@ -86,7 +74,18 @@ inputs = tokenizer("The film was", return_tensors="pt"){own}
 guide = ValueAugmentedLogitsProcessor(value_model, beta={beta!r}, {given})
 output = model.generate(**inputs, logits_processor=[guide], do_sample=True, max_new_tokens=64)
 print(tokenizer.decode(output[0]))
-{"" if value_prompt else stored}"""
+
+# The same by the code that is stored with the value model:
+output = model.generate(
+    **inputs,
+    custom_generate={place},
+    trust_remote_code=True,
+    value_model=value_model,
+    beta={beta!r},
+{stored}    do_sample=True,
+    max_new_tokens=64,
+)
+"""
 
 
 def value_model_card(config: ValueConfig, place: str, *, shared: bool) -> str:
