@@ -275,8 +275,16 @@ def _proxy_chosen() -> list[Arm]:
     ]
     # More of the model's variety is left to it. The layer makes it 0.5 % of the model.
     wider = _proxy("sampled, candidate, 50 candidates", top_k=50)
-    widest = _proxy("sampled, candidate, 200 candidates, hidden 64", top_k=200, proxy_layer_sizes=[64])
-    return [BASE, *arms, wider, widest, GRPO]
+    widest = {"top_k": 200, "proxy_layer_sizes": [64]}
+    named = "sampled, candidate, 200 candidates, hidden 64"
+    return [
+        BASE,
+        *arms,
+        wider,
+        _proxy(named, **widest),
+        _proxy(f"{named}, lr 3e-3", **widest, learning_rate=3e-3),
+        GRPO,
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------------- VAS
