@@ -148,3 +148,12 @@ def test_what_a_sampled_choice_adds_to_the_kl_bounds_it() -> None:
             added += p * gain
     kl = sum(p * math.log(p / tokens[token]) for token, p in q.items())
     assert 0.02 < kl < added < math.log(2) - 0.5
+
+
+@pytest.mark.parametrize(("beams", "drop", "counts"), [(5, 0.5, [3, 2, 1, 1]), (4, 0.0, [4, 4]), (6, 0.3, [5, 3, 3])])
+def test_how_many_texts_are_kept(beams: int, drop: float, counts: list[int]) -> None:
+    """Those that are left of the first number after dropping a share per round, rounded up; the best ones."""
+    settings = GuideSettings(guide_blocks=2, guide_beams=beams, guide_drop=drop, guide_block_choice="best")
+    texts = [module._Text([i], score=float(-i)) for i in range(2 * beams)]
+    for number, count in enumerate(counts, 1):
+        assert [text.ids[0] for text in module._keep(texts[::-1], number, settings)] == list(range(count))
