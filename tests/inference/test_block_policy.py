@@ -157,3 +157,12 @@ def test_how_many_texts_are_kept(beams: int, drop: float, counts: list[int]) -> 
     texts = [module._Text([i], score=float(-i)) for i in range(2 * beams)]
     for number, count in enumerate(counts, 1):
         assert [text.ids[0] for text in module._keep(texts[::-1], number, settings)] == list(range(count))
+
+
+def test_stop_strings_are_refused() -> None:
+    """One of them may begin in a block and end in the next."""
+    tokenizer = make_tokenizer()
+    settings = GuideSettings(guide_blocks=2, guide_block_length=3)
+    policy = block_policy(make_model(len(tokenizer)), tokenizer, None, settings, batch_size=4, name="blocks")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="`stop_strings` may be split between two blocks"):
+        policy.generate(PROMPTS, GenerationSettings(generation_kwargs={"stop_strings": ["the"]}))

@@ -76,6 +76,11 @@ def block_policy(
                 "Temperature 0 and beam searches give the same block every time: raise `temperature` and set "
                 "`num_beams` to 1, or remove `guide_blocks` from the guide file."
             )
+        if settings.generation_config(model, tokenizer).stop_strings:
+            raise ValueError(
+                "`stop_strings` may be split between two blocks, where they would not be noticed: remove them, or "
+                "`guide_blocks` from the guide file."
+            )
         k = settings.num_generations
         prompts = [list(ids) for ids in prompt_ids for _ in range(k)]
         rows: list[Completion] = []
