@@ -170,7 +170,7 @@ def test_statistics_of_a_certain_return_are_that_return():
         ("median", "is `mean`, `log_mean_exp=c` or `quantile=c`, got 'median'"),
         ("quantile", "needs a c between 0 and 1, got 0"),
         ("quantile=1", "between 0 and 1"),
-        ("mean=2", "`mean` has no number, got 2"),
+        ("mean=2", "`mean` takes no parameter, got 2"),
         ("log_mean_exp=0", "other than 0"),
         ("log_mean_exp=inf", "needs a finite number"),
         ("log_mean_exp=nan", "needs a finite number"),

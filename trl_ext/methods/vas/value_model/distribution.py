@@ -40,7 +40,9 @@ class Statistic:
         if self.kind not in (MEAN, LOG_MEAN_EXP, QUANTILE):
             raise ValueError(f"A statistic of values is `mean`, `log_mean_exp=c` or `quantile=c`, got {self.kind!r}.")
         if self.kind == MEAN and self.parameter:
-            raise ValueError(f"`mean` has no number, got {self.parameter:g}: remove it, or use another statistic.")
+            raise ValueError(
+                f"`mean` takes no parameter, got {self.parameter:g}: remove it, or use another statistic."
+            )
         if self.kind == LOG_MEAN_EXP and not (self.parameter and math.isfinite(self.parameter)):
             raise ValueError(
                 f"`log_mean_exp=c` needs a finite number c other than 0, got {self.parameter:g}; for c = 0 use `mean`."
