@@ -13,13 +13,17 @@ from stranger import DECODING, METHOD, write_package
 
 from trl_ext.cli import evaluate as cli_evaluate
 from trl_ext.cli import generate as cli_generate
-from trl_ext.cli.decoding_flags import active_decodings, decoding_classes
+from trl_ext.cli import sample as cli_sample
+from trl_ext.cli.decoding_flags import active_decodings, check_beside_server, decoding_classes
 from trl_ext.inference.policy import Decoding
 
 
 REWARD = """
 def goods(completions, **kwargs):
     return [float(text.count("good")) for text in completions]
+
+def score(context, candidates):
+    return candidates * 0.0
 """
 
 
@@ -81,6 +85,30 @@ def test_a_setting_without_those_that_it_needs_is_an_error():
     ):
         with pytest.raises(ValueError, match=f"`{given}` has no effect without `{missing}`"):
             active_decodings([Idle(**settings)], {given})
+
+
+@dataclasses.dataclass
+class Server(Idle):
+    """A decoding that brings its model."""
+
+    served_at_once: ClassVar[int] = 4
+
+
+def test_what_guides_a_loaded_model_is_refused_beside_a_server():
+    check_beside_server([Idle()])
+    check_beside_server([Server()])
+    with pytest.raises(ValueError, match="`path` guides a model that is loaded here, and a server's model"):
+        check_beside_server([Server(), Idle()])
+
+
+@pytest.mark.parametrize("command", [cli_generate, cli_sample])
+def test_commands_refuse_it_before_they_ask_the_server(command, site):
+    """The server does not exist, and the guide file's function is never called."""
+    (site / "guide.yaml").write_text("guides: [{kind: function, function: goods_reward.score}]\n")
+    words = ["--endpoint", "http://localhost:1/v1", "--endpoint_model", "m", "--endpoint_tokenizer", "nowhere"]
+    more = ["--dataset_name", "prompts.jsonl", "--output_file", "out.jsonl", "--guide", "guide.yaml"]
+    with pytest.raises(ValueError, match="`guide` guides a model that is loaded here"):
+        command.main([*words, *more])
 
 
 @pytest.mark.parametrize("words", [["--beta", "3"], ["--beta=3"], ["--config", "config.yaml"], ["--proxy_top_k", "0"]])

@@ -24,6 +24,10 @@ REWARDS = """
 def letters(completions, **_):
     texts = [text if isinstance(text, str) else text[-1]["content"] for text in completions]
     return [float(text.count("o") - text.count("a")) for text in texts]
+
+def long(completions, **_):
+    texts = [text if isinstance(text, str) else text[-1]["content"] for text in completions]
+    return [1000.0 * len(text) for text in texts]
 """
 FLAGS = (
     "--reward_funcs rejection_rewards.letters --num_rounds 2 --num_generations 4 --max_completion_length 6 "
@@ -150,6 +154,19 @@ def test_those_above_a_threshold(tiny_model_dir: str, trained_on: list) -> None:
     assert [row["completion"] for row in trained_on[0]] == expected
     with pytest.raises(DataError, match="no row is left: 8 prompts without a completion above score_threshold"):
         run(tiny_model_dir, "--keep", "threshold", "--score_threshold", "99", output="none")
+
+
+def test_several_rewards_may_be_normalized_before_they_are_summed(tiny_model_dir: str) -> None:
+    """The reward in thousands no longer decides alone."""
+    both = ["--reward_funcs", "rejection_rewards.letters", "rejection_rewards.long", "--num_rounds", "1"]
+    hows = ("sum_then_normalize", "normalize_then_sum")
+    for how in hows:
+        assert run(tiny_model_dir, *both, "--multi_objective_aggregation", how, output=how) == 0
+    plain, scaled = (read(how, "round_1", "sampled.jsonl") for how in hows)
+    assert [row["completions"] for row in plain] == [row["completions"] for row in scaled]
+    assert all(abs(sum(row["scores"])) < 1e-6 for row in scaled) and max(max(row["scores"]) for row in plain) > 1000
+    kept = [[row["completion"] for row in read(how, "round_1", "kept.jsonl")] for how in hows]
+    assert kept[0] != kept[1]
 
 
 def test_an_adapter_is_trained_on_from_round_to_round(tiny_model_dir: str) -> None:

@@ -297,7 +297,7 @@ def test_settings_are_read_as_commands_and_files_write_them() -> None:
         (1, {"confidence": 1}, "`guide_when`: `confidence` .* got 1.0"),
         (1, {"seed": 2}, "`guide_when`: `seed` has no effect without `random`"),
         (1, {"entropy": "high"}, "`guide_when`: entropy .*'high'"),
-        (1, {"entrpy": 1}, "`guide_when` has the condition 'entrpy', of which there is none.*entropy"),
+        (1, {"entrpy": 1}, "condition 'entrpy', which does not exist: there is .*seed; did you mean 'entropy'\\?$"),
         (1, {"margin": 1}, "`guide_when` has the condition 'margin': not here"),
     ],
 )  # fmt: skip

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from trl_ext.data.completion import Completion
 from trl_ext.data.schema import DataError
-from trl_ext.evaluation.evaluate import Evaluation, evaluate, evaluate_model
+from trl_ext.evaluation.evaluate import Evaluation, evaluate, evaluate_model, untruncated
 from trl_ext.evaluation.metrics import distinct_n
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.inference.policy import model_policy
@@ -353,6 +353,28 @@ def test_a_policy_without_log_probabilities_has_no_kl_but_a_perplexity(model, ba
     assert found.metrics["kl"] is None
     assert found.notes["kl"] == "it has no log-probabilities"
     assert found.metrics["perplexity"] > 1
+
+
+@pytest.mark.parametrize("settings", [PLAIN, dataclasses.replace(PLAIN, top_k=3)])
+def test_a_policy_that_computes_its_kl_while_it_generates(model, tokenizer, settings):
+    """Its mean is reported without a base; of completions that are not truncated, and as a bound if it is one."""
+    plain = model_policy(model, tokenizer)
+
+    def generate(prompts, wanted):
+        found = plain.generate(prompts, wanted)
+        offset = 0.0 if wanted == untruncated(settings) else 100.0
+        return [[dataclasses.replace(c, kl=offset + len(c.ids)) for c in row] for row in found]
+
+    policy = dataclasses.replace(plain, generate=generate, logps=None, own_kl="exact")
+    found = evaluate(policy, ROWS, settings=settings)
+    assert 0 < found.metrics["kl"] <= settings.max_completion_length and found.metrics["kl_se"] is not None
+    assert "kl" not in found.notes and "kl_bound" not in found.metrics
+    first = evaluate(policy, ROWS, settings=settings, kl_prompts=2)
+    assert first.notes["kl"] == f"of the first 2 of {len(ROWS)} prompts"
+    assert evaluate(policy, ROWS, settings=settings, kl_prompts=0).metrics["kl"] is None
+    bounded = evaluate(dataclasses.replace(policy, own_kl="bound"), ROWS, settings=settings)
+    assert bounded.metrics["kl_bound"] == found.metrics["kl"] and bounded.metrics["kl"] is None
+    assert bounded.notes["kl"].startswith("not measured; at most ")
 
 
 def test_another_vocabulary_has_no_kl_and_the_perplexity_of_its_text(model, base, tokenizer):

@@ -203,7 +203,14 @@ def test_blocks(saved: dict[str, Any], tmp_path: Path, preset: str, monkeypatch:
         text += blocks[index]
     assert completion.ids == text[len(PROMPTS[0]) :]
     assert len(rounds) >= 1 and completion.ended == (completion.ids[-1] == 1)
-    assert policy.logps is None
+    assert policy.logps is None and policy.own_kl == "bound"
+    gains = [math.log(3) - 2 / 3 for _ in rounds]
+    if preset == "ivr":
+        gains = [
+            math.log(3 * float(torch.tensor(logits).softmax(0)[index]))
+            for (_, _, logits), index in zip(rounds, chosen, strict=True)
+        ]
+    assert completion.kl == pytest.approx(sum(gains), abs=1e-4)
     with pytest.raises(ValueError, match="Temperature 0 and beam searches give the same block"):
         policy.generate(PROMPTS[:1], GenerationSettings(num_generations=1, temperature=0))
 
@@ -245,6 +252,8 @@ def test_beams_of_blocks(saved: dict[str, Any], tmp_path: Path, preset: str, mon
     _, text, end = max([*kept, *ended])
     assert (prompt + tuple(completion.ids), completion.ended) == (text, end)
     assert len(rounds) == 3 or not kept
+    of_text = math.ceil(len(completion.ids) / 2)  # rounds
+    assert completion.kl == pytest.approx(math.log(beams) + of_text * math.log(blocks))
 
 
 def test_the_weights_of_a_block_are_a_softmax() -> None:

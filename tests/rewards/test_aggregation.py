@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_trainers import make_trainer
 
+from trl_ext.cli.sample import SampleArguments
 from trl_ext.data.completion import Completion
 from trl_ext.methods.rrhf.config import RRHFConfig
-from trl_ext.rewards.aggregation import AGGREGATIONS, NORMALIZED_SUM, SUM, aggregate, normalized
+from trl_ext.rewards.aggregation import AGGREGATIONS, NORMALIZED_SUM, SUM, aggregate, check_aggregation, normalized
 from trl_ext.rewards.functions import Reward
 from trl_ext.rewards.scoring import score_completions
 
@@ -117,3 +118,15 @@ def test_trls_name_and_values(tmp_path):
     with pytest.raises(ValueError, match="`multi_objective_aggregation` must be one of"):
         RRHFConfig(str(tmp_path), multi_objective_aggregation="sum")
     assert RRHFConfig(str(tmp_path)).multi_objective_aggregation == "sum_then_normalize"
+
+
+def test_without_rewards_there_is_nothing_to_aggregate(tmp_path):
+    """Scores of a dataset are taken as they are: the setting would be ignored."""
+    message = "`multi_objective_aggregation: normalize_then_sum` has no effect without reward functions"
+    check_aggregation("sum_then_normalize", [])
+    with pytest.raises(ValueError, match=message):
+        check_aggregation("normalize_then_sum", [])
+    with pytest.raises(ValueError, match=message):
+        make_trainer("rrhf", tmp_path, reward_funcs=None, multi_objective_aggregation="normalize_then_sum")
+    with pytest.raises(ValueError, match=message):
+        SampleArguments(dataset_name="d", output_file="f.jsonl", multi_objective_aggregation="normalize_then_sum")

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from trl_ext.inference.guide_decoding import GuideDecoding
-from trl_ext.inference.policy import Decoding
+from trl_ext.inference.policy import Decoding, served_at_once
 from trl_ext.method import discover
 
 
@@ -81,6 +81,23 @@ def active_decodings(decodings: Iterable[Any], given: Collection[str]) -> list[D
             decoding.check()
             active.append(decoding)
     return active
+
+
+def check_beside_server(decodings: Iterable[Decoding]) -> None:
+    """
+    Raise a `ValueError` for a decoding that guides a loaded model, where a server's model generates.
+
+    Args:
+        decodings (`Iterable[Decoding]`): The active decodings.
+    """
+    decodings = list(decodings)
+    for decoding in decodings if served_at_once(decodings) else ():
+        if not served_at_once([decoding]):
+            flag = dataclasses.fields(decoding)[0].name  # type: ignore[arg-type]
+            raise ValueError(
+                f"`{flag}` guides a model that is loaded here, and a server's model generates: remove `{flag}`; or "
+                "remove the flag that names the server, and pass --model_name_or_path."
+            )
 
 
 def settings_of(decodings: Iterable[Decoding]) -> dict[str, Any]:

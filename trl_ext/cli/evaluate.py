@@ -12,7 +12,7 @@
 
 Guidance is measured as well, on the base model: best-of-n, and the decodings that installed methods declare, whose
 flags are among those of the command (`trl-ext evaluate --help`). If such flags name a server, its model is measured
-too; it has no KL, and a perplexity only under a model that is named.
+too; it has a KL if value models guide it, and a perplexity only under a model that is named.
 
 The last line scores the completions of an evaluation again with other rewards (`rescore`).
 
@@ -21,10 +21,10 @@ has to have in common with this one to be joined by `trl-ext frontier`. `models`
 with `model` (its name), `reward/<name>`, `kl`, `perplexity`, `distinct_2`, `completion_length` and `ended`, each with
 its standard error under `<key>_se` (`null` if it was not measured), `difference/<name>` (the reward minus the base's,
 paired by prompt), `generation_seconds` (wall time of generating the completions) and `notes` on what is missing and
-why; best-of-n has `kl_bound` if its KL is not measured; a model with one of several settings has its `series` and its
-`extras` (the setting); a model that failed has `model` and `error`. `completions`: for the first prompts, each model's
-completion and rewards. A Parquet file beside it (`out.parquet`) has every completion; `evaluation/completions.py` has
-its columns. Both files are replaced atomically after every model.
+why; best-of-n and blocks that guides choose have `kl_bound`, as their KL is not known; a model with one of several
+settings has its `series` and its `extras` (the setting); a model that failed has `model` and `error`. `completions`:
+for the first prompts, each model's completion and rewards. A Parquet file beside it (`out.parquet`) has every
+completion; `evaluation/completions.py` has its columns. Both files are replaced atomically after every model.
 """
 
 import gc
@@ -287,7 +287,7 @@ def rescore(args: EvaluateArguments, loading: LoadingArguments, given: Collectio
             continue
         found = saved.evaluations[row["model"]]
         measure_rewards(found, saved.prompts, rewards, args.reward_weights)
-        if "kl_bound" in row:
+        if row.get("series") == "best-of-n":
             for key in (f"reward/{reward.name}" for reward in rewards):
                 found.notes[key] = "; ".join(filter(None, [found.notes.get(key), chosen]))
         report.add(row["model"], found, **{key: row[key] for key in DESCRIPTION if key in row})

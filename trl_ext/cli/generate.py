@@ -33,7 +33,7 @@ from trl_ext.inference.completer import Completer
 from trl_ext.inference.policy import Decoding, served_at_once
 
 from .arguments import LoadingArguments, OutputArguments, SamplingArguments, TypedPromptArguments, as_message
-from .decoding_flags import active_decodings, decoding_classes, settings_of
+from .decoding_flags import active_decodings, check_beside_server, decoding_classes, settings_of
 from .models import load_policy
 from .parser import Parser
 
@@ -128,6 +128,7 @@ def check_model(args: GenerateArguments, decodings: Sequence[Decoding]) -> None:
             if args.model_name_or_path is None
             else "the server's model generates: remove --model_name_or_path, or the flag that names the server."
         )
+    check_beside_server(decodings)
 
 
 def open_output(

@@ -31,6 +31,7 @@ from trl_ext.atomic_files import write_text
 from trl_ext.data.exports import KEPT, ExportSettings, describe_export, export_rows
 from trl_ext.devices import accelerator_count, empty_cache
 from trl_ext.generation_settings import setting
+from trl_ext.rewards.aggregation import AGGREGATION, SUM, check_aggregation
 from trl_ext.rewards.scoring import check_reward_weights
 from trl_ext.rewards.settings import RewardSettings
 from trl_ext.settings_file import plain
@@ -57,6 +58,9 @@ class RejectionSamplingArguments(PromptArguments, RewardArguments, RewardSetting
     What is sampled in each round, and which of it is trained on.
 
     Parameters:
+        multi_objective_aggregation (`str`, *optional*, defaults to `"sum_then_normalize"`):
+            How several rewards become the score by which completions are kept: `"sum_then_normalize"`, their weighted
+            sum; `"normalize_then_sum"`, each normalised over the completions of its prompt first (GDPO).
         num_rounds (`int`, *optional*, defaults to `3`):
             Rounds of sampling and fine-tuning. Ours.
         keep (`str`, *optional*, defaults to `"best"`):
@@ -75,6 +79,7 @@ class RejectionSamplingArguments(PromptArguments, RewardArguments, RewardSetting
         default=None,
         metadata={"help": "Weights of the rewards in the score, --reward_model_name_or_path first. All 1 by default."},
     )
+    multi_objective_aggregation: str = field(default=SUM, metadata=AGGREGATION)
     num_rounds: int = field(default=3, metadata={"help": "Rounds of sampling and fine-tuning."})
     keep: str = field(
         default="best",
@@ -109,6 +114,7 @@ class RejectionSamplingArguments(PromptArguments, RewardArguments, RewardSetting
         for name, least in (("num_rounds", 1), ("num_generations", 1), ("max_num_prompts", 0)):
             check_at_least(name, getattr(self, name), least)
         check_reward_weights(self.reward_weights, self.rewards)
+        check_aggregation(self.multi_objective_aggregation, self.rewards)
         self.check_prompts()
         self.check_reward_settings()
         self.export(0)

@@ -54,7 +54,7 @@ from trl_ext.inference.dataset_sampler import (
 from trl_ext.inference.policy import Decoding, Policy, served_at_once
 from trl_ext.packages import VLLM, require_package
 from trl_ext.progress import progress, shown
-from trl_ext.rewards.aggregation import AGGREGATION, SUM
+from trl_ext.rewards.aggregation import AGGREGATION, SUM, check_aggregation
 from trl_ext.rewards.functions import check_reward_columns, check_reward_prompts, load_rewards
 from trl_ext.rewards.scoring import check_reward_weights
 from trl_ext.rewards.settings import RewardSettings
@@ -68,7 +68,7 @@ from .arguments import (
     TypedPromptArguments,
     as_message,
 )
-from .decoding_flags import active_decodings, decoding_classes, settings_of
+from .decoding_flags import active_decodings, check_beside_server, decoding_classes, settings_of
 from .generate import text_of, texts_in
 from .models import load_model_tokenizer, load_policies
 from .parser import Parser
@@ -163,6 +163,7 @@ class SampleArguments(
                 "there is no reward to find the best by: pass --reward_model_name_or_path or --reward_funcs."
             )
         check_reward_weights(self.reward_weights, self.rewards)
+        check_aggregation(self.multi_objective_aggregation, self.rewards)
         self.check_export()
         if self.format in ("pairs", "kto") and not self.rewards:
             raise ValueError(
@@ -299,6 +300,7 @@ def _check_models(args: SampleArguments, loading: LoadingArguments, decodings: S
         raise ValueError(
             "the server's model generates: remove --model_name_or_path, or the flag that names the server."
         )
+    check_beside_server(decodings)
     if not served_at_once(decodings) and len(args.model_name_or_path) != 1:
         raise ValueError("guides are for one model: pass one --model_name_or_path.")
     if isinstance(loading, VLLMSettings) and loading.use_vllm:

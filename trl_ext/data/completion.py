@@ -4,7 +4,7 @@
 """A completion: its text, its token ids and whether the model ended it. Decoding and truncation of completions."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -34,6 +34,8 @@ class Completion:
         messages (`list[dict[str, Any]]`, *optional*):
             The completion as a dataset has it, where that is several messages. By default it is one message of the
             assistant if the prompt is conversational.
+        kl (`float`, *optional*):
+            How far a guided policy that has `own_kl` moved the completion from the model that it guides, in nats.
     """
 
     text: str
@@ -42,6 +44,7 @@ class Completion:
     source: str = ""
     tokenizer: str = ""
     messages: list[dict[str, Any]] | None = None
+    kl: float | None = field(default=None, compare=False)
 
     def content(self, row: dict[str, Any]) -> str | list[dict[str, Any]]:
         """The completion in the form of the row's prompt: text, or a list of messages."""

@@ -127,10 +127,8 @@ def read_schedule(
         if name in (refused or {}):
             raise ValueError(f"`{setting}` has the condition {name!r}: {(refused or {})[name]}")
         if name not in usable:
-            hint = did_you_mean(str(name), usable, repr)
-            raise ValueError(
-                f"`{setting}` has the condition {name!r}, of which there is none: {', '.join(usable)}.{hint}"
-            )
+            there_is = f"{', '.join(usable)}{did_you_mean(str(name), usable, repr) or '.'}"
+            raise ValueError(f"`{setting}` has the condition {name!r}, which does not exist: there is {there_is}")
         try:
             conditions[name] = convert(value, int if name == "seed" else float)
         except ValueError as error:

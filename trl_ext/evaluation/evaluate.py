@@ -165,6 +165,7 @@ def evaluate(
       `max_completion_length` tokens. The responses are sampled from the policy at temperature 1, without top-k, top-p
       and the like. They are generated in addition to the completions unless `settings` are the same. The KL is exactly
       0 if `base` is `policy`. A policy that has a `kl_bound` instead of log-probabilities gets the metric `kl_bound`.
+      One that has `own_kl` gets the mean of its completions' own `kl`, as `kl` or as `kl_bound`, also without `base`.
     - `perplexity`: [`~trl_ext.evaluation.metrics.perplexity_and_se`] of the completions under `judge`, given their
       prompts. For a judge with another vocabulary, the completions are tokenized again; its perplexity is per token of
       its own.
@@ -297,6 +298,8 @@ def _measure_kl(
 ) -> None:
     if base is policy:
         return result.record("kl", (0.0, 0.0))
+    if policy.own_kl and prompt_ids:
+        return _record_own_kl(result, policy.own_kl, _kl_completions(result, policy, prompt_ids, settings, seed))
     if base is None:
         return result.skip_metric("kl", "no base model was named")
     if not prompt_ids:
@@ -311,13 +314,8 @@ def _measure_kl(
     unreadable = f"{base.name} has another vocabulary"
     if not can_read(base.tokenizer, policy.tokenizer, prompt_ids):
         return result.skip_metric("kl", unreadable)
+    ids = _ids(_kl_completions(result, policy, prompt_ids, settings, seed))
     others = len(result.completions) - len(prompt_ids)  # prompts after those of the KL
-    completions = result.completions[: len(prompt_ids)]
-    if settings != untruncated(settings):
-        with fork_rng(seed):
-            completions = policy.generate(prompt_ids, untruncated(settings))
-        result.kl_completions = [*completions, *([] for _ in range(others))]
-    ids = _ids(completions)
     if not can_read(base.tokenizer, policy.tokenizer, chain.from_iterable(ids)):
         return result.skip_metric("kl", unreadable)
     logps, base_logps = policy.logps(prompt_ids, ids), base.logps(prompt_ids, ids)
@@ -327,7 +325,7 @@ def _measure_kl(
     elif not others:
         result.logps |= found
     kl = [response_kl(*pair) for pair in zip(logps, base_logps, strict=True)]
-    notes = [f"of the first {len(prompt_ids)} of {len(result.completions)} prompts"] if others else []
+    notes = _first_prompts(result, prompt_ids)
     if infinite := sum(not math.isfinite(value) for group in kl for value in group):
         notes.append(
             f"not defined: {infinite} of {sum(map(len, kl))} completions have no probability when they are read again"
@@ -335,6 +333,37 @@ def _measure_kl(
     if notes:
         result.notes["kl"] = "; ".join(notes)
     return result.record("kl", mean_and_se(kl))
+
+
+def _kl_completions(
+    result: Evaluation, policy: Policy, prompt_ids: list[list[int]], settings: GenerationSettings, seed: int
+) -> list[list[Completion]]:
+    """The completions that the KL is measured on: those of the evaluation, or others that are not truncated."""
+    if settings == untruncated(settings):
+        return result.completions[: len(prompt_ids)]
+    with fork_rng(seed):
+        completions = policy.generate(prompt_ids, untruncated(settings))
+    result.kl_completions = [*completions, *([] for _ in result.completions[len(prompt_ids) :])]
+    return completions
+
+
+def _record_own_kl(result: Evaluation, kind: str, completions: list[list[Completion]]) -> None:
+    """The KL of a policy that computes it while it generates, or its upper bound."""
+    found = mean_and_se([[math.nan if x.kl is None else x.kl for x in row] for row in completions])
+    notes = _first_prompts(result, completions)
+    if kind == "exact":
+        result.record("kl", found)
+    else:
+        result.metrics["kl_bound"] = finite(found[0])
+        result.skip_metric("kl", f"not measured; at most {found[0]:.2f} nats")
+    if notes:
+        result.notes["kl"] = "; ".join(filter(None, [result.notes.get("kl", ""), *notes]))
+
+
+def _first_prompts(result: Evaluation, measured: Sequence[Any]) -> list[str]:
+    """A note if the KL was measured on the first prompts only."""
+    total = len(result.completions)
+    return [f"of the first {len(measured)} of {total} prompts"] if len(measured) < total else []
 
 
 def _measure_logps(result: Evaluation, policy: Policy, base: Policy | None, prompt_ids: list[list[int]]) -> None:

@@ -236,7 +236,7 @@ def _merged(
     if not others:
         return [row]
     files = ", ".join(file for file, _ in others)
-    if name == joined.base or "kl_bound" in row or "error" in row:
+    if name == joined.base or row.get("series") == "best-of-n" or "error" in row:
         joined.notes.append(f"{name}: measured again in {files} with other results; those of {first} are shown")
         return [row]
     joined.notes.append(f"{name}: has other results in {first} and {files}; each is named with its file")

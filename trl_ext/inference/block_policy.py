@@ -24,6 +24,7 @@ from trl_ext.generation_settings import GenerationSettings
 from trl_ext.guides.blocks import BlockScorer, choose_block
 from trl_ext.guides.guide_file import GuideSettings
 
+from .best_of_n import kl_bound
 from .policy import Policy
 
 
@@ -37,12 +38,14 @@ class _Text:
         ended (`bool`): Whether the model ended it.
         score (`float`): Its weighted score.
         of_tokens (`float`): The part of the score that is a sum over its tokens.
+        kl (`float`): Upper bound, in expectation, of the KL to the language model; see [`kl_of_round`].
     """
 
     ids: list[int]
     ended: bool = False
     score: float = 0.0
     of_tokens: float = 0.0
+    kl: float = 0.0
 
 
 def block_policy(
@@ -55,8 +58,8 @@ def block_policy(
     **fields: Any,
 ) -> Policy:
     """
-    The [`~trl_ext.inference.policy.Policy`] of a language model whose blocks guides choose. It has no `logps`: the
-    probability of a completion is that of all ways to choose it.
+    The [`~trl_ext.inference.policy.Policy`] of a language model whose blocks guides choose. It has no `logps`, as the
+    probability of a completion is that of all ways to choose it; its completions have a bound of the KL.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): The language model.
@@ -73,6 +76,11 @@ def block_policy(
                 "Temperature 0 and beam searches give the same block every time: raise `temperature` and set "
                 "`num_beams` to 1, or remove `guide_blocks` from the guide file."
             )
+        if settings.generation_config(model, tokenizer).stop_strings:
+            raise ValueError(
+                "`stop_strings` may be split between two blocks, where they would not be noticed: remove them, or "
+                "`guide_blocks` from the guide file."
+            )
         k = settings.num_generations
         prompts = [list(ids) for ids in prompt_ids for _ in range(k)]
         rows: list[Completion] = []
@@ -83,7 +91,23 @@ def block_policy(
             )
         return [rows[start : start + k] for start in range(0, len(rows), k)]
 
-    return Policy(tokenizer=tokenizer, generate=sample, model=model, **fields)
+    return Policy(tokenizer=tokenizer, generate=sample, model=model, own_kl="bound", **fields)
+
+
+def kl_of_round(guide_settings: GuideSettings) -> float:
+    """
+    What choosing the best of a round's continuations adds to the KL at most, in nats per text.
+
+    One of k continuations of the only text is best-of-n with n = k: log k - (k - 1) / k. With m texts, a completion
+    after R rounds can have come about in m k^R ways, each as probable as under the language model, so that its
+    probability is at most m k^R times that one: log m once, and log k in each round.
+
+    A sampled choice is not counted here: [`~trl_ext.guides.blocks.choose_block`] says what it adds.
+    """
+    if guide_settings.guide_block_choice == "sample":
+        return 0.0
+    k = guide_settings.guide_blocks
+    return kl_bound(k) if guide_settings.guide_beams == 1 else math.log(k)
 
 
 def _complete(
@@ -96,7 +120,8 @@ def _complete(
     batch_size: int,
 ) -> list[Completion]:
     """One completion of each prompt."""
-    kept = [[_Text([]) for _ in range(guide_settings.guide_beams)] for _ in prompts]
+    first, added_kl = _Text([], kl=math.log(guide_settings.guide_beams)), kl_of_round(guide_settings)
+    kept = [[first] * guide_settings.guide_beams for _ in prompts]
     length, rounds = 0, 0  # texts that have not ended are of one length
     while live := [(i, text) for i, texts in enumerate(kept) for text in texts if not text.ended]:
         if (left := settings.max_completion_length - length) < 1:
@@ -115,18 +140,23 @@ def _complete(
         ):
             for block, of_text, of_block in zip(group, of_texts, of_blocks, strict=True):
                 of_tokens = text.of_tokens + of_block
-                candidates[i].append(_Text(text.ids + block.ids, block.ended, of_text + of_tokens, of_tokens))
+                score, kl = of_text + of_tokens, text.kl + added_kl
+                candidates[i].append(_Text(text.ids + block.ids, block.ended, score, of_tokens, kl))
         length, rounds = length + of_round.max_completion_length, rounds + 1
         kept = [_keep(texts, rounds, guide_settings) for texts in candidates]
     best = [max(texts, key=lambda text: text.score) for texts in kept]
     decoded = decode_after(tokenizer, prompts, [text.ids for text in best])
-    return [Completion(text=shown, ids=text.ids, ended=text.ended) for shown, text in zip(decoded, best, strict=True)]
+    return [
+        Completion(text=shown, ids=text.ids, ended=text.ended, kl=text.kl)
+        for shown, text in zip(decoded, best, strict=True)
+    ]
 
 
 def _keep(texts: Sequence[_Text], rounds: int, guide_settings: GuideSettings) -> list[_Text]:
     """The texts that are kept after so many rounds."""
     if guide_settings.guide_block_choice == "sample":
         scores_k = torch.tensor([text.score for text in texts], dtype=torch.float64)
-        return [texts[choose_block(scores_k, float(torch.rand(())))[0]]]
+        chosen, gain = choose_block(scores_k, float(torch.rand(())))
+        return [replace(texts[chosen], kl=texts[chosen].kl + gain)]
     count = math.ceil(guide_settings.guide_beams * (1 - guide_settings.guide_drop) ** rounds)
     return sorted(texts, key=lambda text: -text.score)[: max(1, count)]

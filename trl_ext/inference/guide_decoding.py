@@ -149,13 +149,9 @@ class GuideDecoding:
         return read_guide_files(self.guide or [])
 
     def policies(
-        self, model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase, *, name: str, batch_size: int
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str, batch_size: int
     ) -> list[Policy]:
         """One policy per entry of `guide_weights`; see [`~trl_ext.inference.policy.Decoding`]."""
-        if model is None:
-            raise ValueError(
-                "`guide` needs a model that is loaded here: pass --model_name_or_path, or remove --guide."
-            )
         files = self.files()
         guides = {each.name: each.settings.load(model, tokenizer, each.name) for each in files.guides}
         series = ", ".join(filter(None, [f"{name} + {', '.join(guides)}", str(files.settings.schedule)]))

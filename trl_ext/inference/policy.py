@@ -103,6 +103,9 @@ class Policy:
             `series`, such as `{"beta": 2.0}`. They must be serializable as JSON.
         kl_bound (`float`, *optional*):
             Upper bound of the KL to the base model in nats per completion, for a policy without `logps`.
+        own_kl (`str`, *optional*, defaults to `""`):
+            What the mean over completions of their `kl` is, for a policy without `logps` that computes it while it
+            generates: `"exact"` is the KL to the model that it guides, `"bound"` an upper bound of it.
         series (`str`, *optional*, defaults to `""`):
             Line of the reward-KL frontier that the policy is a point of. By default it is a line of its own.
         method (`str`, *optional*, defaults to `""`):
@@ -138,6 +141,7 @@ class Policy:
     scored: Callable[[list[list[Completion]], Sequence[Reward]], list[list[ScoredCompletion]] | None] | None = None
     extras: dict[str, Any] = field(default_factory=dict)
     kl_bound: float | None = None
+    own_kl: str = ""
     series: str = ""
     method: str = ""
     truncation: str = ""

@@ -6,7 +6,7 @@
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -165,8 +165,8 @@ def served_policy(
     **fields: Any,
 ) -> Policy:
     """
-    A [`~trl_ext.inference.policy.Policy`] that gets its completions from a server. It has no `logps`; the `kl` of its
-    answers is in [`Served`].
+    A [`~trl_ext.inference.policy.Policy`] that gets its completions from a server. It has no `logps`; its completions
+    have the `kl` of [`Served`].
 
     Args:
         answer (`Callable`): As for [`answer_all`]; also takes `show`, called with the text so far.
@@ -191,7 +191,7 @@ def served_policy(
         if guided is not None:
             for served in chain(*answers):
                 guided.add(served.guided, served.tokens)
-        return [[served.completion for served in row] for row in answers]
+        return [[replace(served.completion, kl=served.kl) for served in row] for row in answers]
 
     def stream(ids: list[int], settings: GenerationSettings, show: Callable[[str], None]) -> Completion:
         shown = 0

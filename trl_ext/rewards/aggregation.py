@@ -43,16 +43,36 @@ def aggregate(
     Raises:
         `ValueError`: There is no such aggregation.
     """
-    if aggregation not in AGGREGATIONS:
-        raise ValueError(
-            f"`multi_objective_aggregation` must be one of {', '.join(AGGREGATIONS)}, got {aggregation!r}."
-        )
+    if rewards:
+        check_aggregation(aggregation, list(rewards))
     columns = [normalized(values) if aggregation == NORMALIZED_SUM else values for values in rewards.values()]
     scores = []
     for values in zip(*columns, strict=True):
         terms = [weight * value for weight, value in zip(weights, values, strict=True) if applies(value)]
         scores.append(sum(terms) if terms else math.nan)
     return scores
+
+
+def check_aggregation(aggregation: str, names: Sequence[str]) -> None:
+    """
+    Check a setting `multi_objective_aggregation`.
+
+    Args:
+        aggregation (`str`): The setting.
+        names (`Sequence[str]`): Names of the rewards.
+
+    Raises:
+        `ValueError`: There is no such aggregation, or no reward that could be aggregated.
+    """
+    if aggregation not in AGGREGATIONS:
+        raise ValueError(
+            f"`multi_objective_aggregation` must be one of {', '.join(AGGREGATIONS)}, got {aggregation!r}."
+        )
+    if aggregation != SUM and not names:
+        raise ValueError(
+            f"`multi_objective_aggregation: {aggregation}` has no effect without reward functions: scores of a "
+            "dataset are taken as they are. Remove it, or pass reward functions."
+        )
 
 
 def normalized(rewards: Sequence[float | None]) -> list[float | None]:

@@ -17,6 +17,7 @@ from trl_ext.logprobs.balancing_loss import router_aux_loss_coef
 from trl_ext.logprobs.logprobs import LogProbs
 from trl_ext.models.float32_head import cast_head_to_float32
 from trl_ext.models.properties import context_length, embedding_rows, is_peft_model
+from trl_ext.rewards.aggregation import check_aggregation
 
 from .engine import Engine, EngineConfig
 from .model_loading import load_policy
@@ -110,6 +111,11 @@ class OnlineTrainer(ExtTrainer):
             every_steps=args.resample_steps,
             every_epochs=epochs_per_round,
         )
+
+    def _setup(self, model: Any, args: Any, *more: Any) -> AnyDataset:
+        dataset = super()._setup(model, args, *more)
+        check_aggregation(args.multi_objective_aggregation, self.reward_func_names)
+        return dataset
 
     @property
     def ref_model(self) -> Any:

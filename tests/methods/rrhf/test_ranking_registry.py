@@ -90,6 +90,16 @@ def test_numbers_that_are_not_set_are_those_of_the_loss(tmp_path, settings, beta
     assert (ranking.beta, ranking.margin, ranking.length_penalty) == (beta, margin, length_penalty)
 
 
+@pytest.mark.parametrize("name", OWN)
+def test_a_margin_of_0_is_no_margin(tmp_path, name):
+    """It is off, so every loss takes it: also one whose equation has none."""
+    reference = {"ranking_reference": "policy"} if OWN[name].needs_reference else {}
+    ranking = config(tmp_path, ranking_loss=name, margin=0, **reference).ranking
+    assert ranking.margin == (0 if name in ("rrhf", "slic") else None)
+    loss_B = ranking(torch.tensor([-1.0, -2.0]), torch.tensor([0.0, 1.0]), torch.tensor([0, 0]), 1)
+    assert loss_B.shape == (1,)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -104,6 +114,8 @@ def test_numbers_that_are_not_set_are_those_of_the_loss(tmp_path, settings, beta
         ({"ranking_loss": "listwise_dpo"}, "'listwise_dpo' compares the policy .*set `ranking_reference: policy`"),
         ({"ranking_loss": "qrpo"}, "'qrpo' compares the policy .*set `ranking_reference: policy`"),
         ({"ranking_reference": "policy", "rank_weight": 0.0}, "`ranking_reference: policy` has no effect without"),
+        ({"ranking_loss": "listnet", "rank_weight": 0.0}, "`ranking_loss: listnet` has no effect without"),
+        ({"margin": 0.2, "rank_weight": 0.0}, "`margin: 0.2` has no effect without"),
         ({"ranking_reference": "other"}, "`ranking_reference` must be one of none, policy"),
         ({"margin": -0.5}, "`margin` must be at least 0"),
         ({"length_penalty": -0.5}, "`length_penalty` must be at least 0"),

@@ -170,7 +170,11 @@ def test_statistics_of_a_certain_return_are_that_return():
         ("median", "is `mean`, `log_mean_exp=c` or `quantile=c`, got 'median'"),
         ("quantile", "needs a c between 0 and 1, got 0"),
         ("quantile=1", "between 0 and 1"),
+        ("mean=2", "`mean` takes no parameter, got 2"),
         ("log_mean_exp=0", "other than 0"),
+        ("log_mean_exp=inf", "needs a finite number"),
+        ("log_mean_exp=nan", "needs a finite number"),
+        ("quantile=nan", "between 0 and 1"),
         ("quantile=low", "could not convert"),
     ],
 )
@@ -335,7 +339,7 @@ def test_a_value_model_that_is_trained_further_keeps_its_range(tmp_path: Path):
     with pytest.raises(ValueError, match="predicts 5 atoms, but `value_head` and `num_atoms` ask for 7 atoms"):
         make_trainer(tmp_path, value_model=saved, num_atoms=7)
     with pytest.raises(ValueError, match="ask for the mean alone"):
-        make_trainer(tmp_path, value_model=saved, value_head="mean")
+        make_trainer(tmp_path, value_model=saved, value_head="mean", num_atoms=51)
 
 
 def test_sampled_completions_need_a_range(tmp_path: Path):
@@ -362,6 +366,7 @@ def test_equal_scores_are_no_distribution(tmp_path: Path):
         ({"value_range": [1.0]}, "must be two numbers"),
         ({"value_range": [2.0, 1.0]}, "the lowest return and a higher one"),
         ({"value_range": [0.0, 1.0], "value_head": "mean"}, "`value_range` is that of a categorical head"),
+        ({"value_head": "mean"}, "`num_atoms` is that of a categorical head"),
         ({"value_head": "histogram"}, "value_head"),
     ],
 )

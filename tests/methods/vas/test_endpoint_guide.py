@@ -594,6 +594,18 @@ def test_policy(server, model, tokenizer, value_model):
     assert len(pieces) > 3
 
 
+@pytest.mark.parametrize(("mode", "own"), [("token", "exact"), ("block", "bound")])
+def test_completions_of_a_policy_have_the_kl_of_their_answers(server, model, tokenizer, value_model, mode, own):
+    server.answer = ModelServer(model, tokenizer, "ids")
+    policy = guide(server, value_model, tokenizer, 2.0, mode=mode, num_blocks=2, block_length=2).policy("served")
+    ids = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
+    groups = policy.generate(ids, GenerationSettings(num_generations=2, max_completion_length=4))
+    assert policy.own_kl == own
+    assert all(isinstance(each.kl, float) and each.kl != 0 for row in groups for each in row)
+    if mode == "token":
+        assert all(each.kl > 0 for row in groups for each in row)
+
+
 ROWS = [{"prompt": f"the film {word}", "label": i} for i, word in enumerate("was had and very so not".split())]
 
 

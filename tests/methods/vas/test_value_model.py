@@ -14,6 +14,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from trl_ext import ValueConfig, ValueModel
+from trl_ext.models.tokenizers import vocabulary_difference
 from trl_ext.vocabulary import vocabulary_digest
 
 
@@ -288,3 +289,20 @@ def test_vocabulary_digest_differs_between_vocabularies() -> None:
     assert vocabulary_digest(tokenizer) == vocabulary_digest(make_tokenizer(chat=True))
     tokenizer.add_tokens(["new"])
     assert vocabulary_digest(tokenizer) != vocabulary_digest(make_tokenizer())
+
+
+def test_vocabularies_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guide compares them for each batch. After tokens were added, they are compared again."""
+    tokenizer, other = make_tokenizer(), make_tokenizer()
+    calls: list[Any] = []
+    read = type(tokenizer).get_vocab
+    monkeypatch.setattr(type(tokenizer), "get_vocab", lambda self: calls.append(self) or read(self))
+    for _ in range(3):
+        assert vocabulary_digest(tokenizer) == vocabulary_digest(other)
+        assert vocabulary_difference(tokenizer, other) is None
+    assert len(calls) == 4
+    other.add_tokens(["new"])
+    assert vocabulary_digest(tokenizer) != vocabulary_digest(other)
+    assert vocabulary_difference(tokenizer, other) is None  # one of them may have more tokens
+    tokenizer.add_tokens(["old"])
+    assert vocabulary_difference(tokenizer, other) == (len(tokenizer) - 1, "old", "new")

@@ -13,6 +13,9 @@ from trl_ext.training.engine import EngineConfig
 from .ranking_registry import OWN, Ranking, find_ranking_loss
 
 
+_OF_RANKING = ("ranking_loss", "ranking_reference", "ranking_beta", "margin")
+
+
 @dataclass
 class RRHFConfig(EngineConfig):
     r"""
@@ -172,7 +175,8 @@ class RRHFConfig(EngineConfig):
         member = find_ranking_loss(self.ranking_loss)
         own = {"beta": member.beta, "margin": member.margin, "length_penalty": member.length_penalty}
         given = {"beta": self.ranking_beta, "margin": self.margin, "length_penalty": self.length_penalty}
-        chosen: dict = {name: own[name] if value is None else value for name, value in given.items()}
+        # What the equation does not have stays `None`: a `margin` of 0 is allowed beside any loss.
+        chosen: dict = {name: own[name] if None in (value, own[name]) else value for name, value in given.items()}
         return Ranking(member, **chosen)
 
     def needs_reference(self, samples: bool) -> bool:
@@ -203,7 +207,9 @@ class RRHFConfig(EngineConfig):
                 f"The ranking loss '{member.name}' compares the policy with a reference: set "
                 "`ranking_reference: policy`."
             )
-        if self.ranking_reference == "policy" and not self.rank_weight:
+        values = {name: getattr(self, name) for name in _OF_RANKING}
+        idle = [name for name, value in values.items() if value and value != getattr(RRHFConfig, name)]
+        if idle and not self.rank_weight:
             raise ValueError(
-                "`ranking_reference: policy` has no effect without a ranking loss (`rank_weight` is 0): remove it."
+                f"`{idle[0]}: {values[idle[0]]}` has no effect without a ranking loss (`rank_weight` is 0): remove it."
             )

@@ -293,10 +293,12 @@ class VASConfig(ExtConfig):
                 f"`value_head='categorical'` is for value_form='state', got {self.value_form!r}: the other forms "
                 "add a number for each next token."
             )
+        if self.value_head != "categorical":
+            for name in ("value_range", "num_atoms"):
+                if getattr(self, name) != getattr(VASConfig, name):
+                    raise ValueError(f"`{name}` is that of a categorical head: set value_head='categorical'.")
         if self.value_range is None:
             return
-        if self.value_head != "categorical":
-            raise ValueError("`value_range` is that of a categorical head: set value_head='categorical'.")
         if len(self.value_range) != 2 or not self.value_range[0] < self.value_range[1]:
             raise ValueError(
                 f"`value_range` must be two numbers, the lowest return and a higher one, got {self.value_range}."

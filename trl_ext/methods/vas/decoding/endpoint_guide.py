@@ -377,6 +377,7 @@ class EndpointGuide:
             weights=weights,
             guided=guided,
             takes_messages=self.chat,
+            own_kl="exact" if self.mode == "token" else "bound",
             **fields,
         )
 

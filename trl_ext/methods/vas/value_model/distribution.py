@@ -7,6 +7,7 @@ Categorical value heads: a distribution of the return over equally distant numbe
 Dimensions: H heads, A atoms.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,8 +39,14 @@ class Statistic:
     def __post_init__(self) -> None:
         if self.kind not in (MEAN, LOG_MEAN_EXP, QUANTILE):
             raise ValueError(f"A statistic of values is `mean`, `log_mean_exp=c` or `quantile=c`, got {self.kind!r}.")
-        if self.kind == LOG_MEAN_EXP and not self.parameter:
-            raise ValueError("`log_mean_exp=c` needs a number c other than 0; for c = 0 use `mean`.")
+        if self.kind == MEAN and self.parameter:
+            raise ValueError(
+                f"`mean` takes no parameter, got {self.parameter:g}: remove it, or use another statistic."
+            )
+        if self.kind == LOG_MEAN_EXP and not (self.parameter and math.isfinite(self.parameter)):
+            raise ValueError(
+                f"`log_mean_exp=c` needs a finite number c other than 0, got {self.parameter:g}; for c = 0 use `mean`."
+            )
         if self.kind == QUANTILE and not 0 < self.parameter < 1:
             raise ValueError(f"`quantile=c` needs a c between 0 and 1, got {self.parameter:g}.")
 
