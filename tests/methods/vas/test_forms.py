@@ -428,6 +428,8 @@ def trainer(tmp_path: Path, form: str, rows: list[dict], **kwargs: Any) -> VASTr
         "num_generations": 3,
     }
     settings |= kwargs.pop("args", {})
+    if form == "state":
+        del settings["action_rank"]
     tokenizer = kwargs.pop("processing_class", None) or make_tokenizer()
     model = kwargs.pop("model", None) or make_model(len(tokenizer))
     if form != "policy" and "value_model" not in kwargs and "peft_config" not in kwargs:
@@ -632,6 +634,7 @@ def test_form_that_differs_from_the_models_is_rejected(tmp_path: Path) -> None:
     for changes, word in (
         ({"value_form": "future"}, "value_form"),
         ({"action_rank": 0}, "action_rank"),
+        ({"action_rank": 8}, "is that of the forms 'action' and 'policy'"),
     ):
         with pytest.raises(ValueError, match=word):
             VASConfig(str(tmp_path), **changes)

@@ -288,6 +288,8 @@ class VASConfig(ExtConfig):
 
     def _check_head(self) -> None:
         self._at_least("num_atoms", 2)
+        if self.value_form == "state" and self.action_rank != VASConfig.action_rank:
+            raise ValueError("`action_rank` is that of the forms 'action' and 'policy': set one as `value_form`.")
         if self.value_head == "categorical" and self.value_form != "state":
             raise ValueError(
                 f"`value_head='categorical'` is for value_form='state', got {self.value_form!r}: the other forms "
