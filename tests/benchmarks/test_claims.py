@@ -108,11 +108,23 @@ def shifted(sources, check, column, rows, by):
     return found
 
 
+COMMITTED = Sources()
+
+
+def has_figures(check):
+    """Whether the results have what a check compares; where they do not, another check decides the claim."""
+    try:
+        judge(check, COMMITTED)
+    except Missing:
+        return False
+    return True
+
+
 DECIDED = [
     (claim, check)
     for claim in CLAIMS.claims
     for check in claim.checks
-    if check.task.suite and verdict_of(claim, Sources()).verdict in (HOLDS, DOES_NOT_HOLD)
+    if check.task.suite and verdict_of(claim, COMMITTED).verdict in (HOLDS, DOES_NOT_HOLD) and has_figures(check)
 ]
 
 
