@@ -51,29 +51,35 @@ def test_columns_formats_and_a_limit(capsys):
     assert "prompts only" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"scores": [1.0]}, "column 'scores': has 1 entries for 2 completions"),
-        ({"scores": ["good", "bad"]}, "column 'scores': [0] must be a number, got 'good'"),
-        ({"scores": [1.0, float("nan")]}, "column 'scores': [1] is nan"),
-        ({"completions": ["", "b"]}, "column 'completions': [0] is empty text"),
-        ({"completions": '["a", "b"]', "scores": "[1, 0]"}, "column 'completions': must be a list, got text"),
-        ({"prompt": ["a"]}, "column 'prompt': holds 'a', which is not a message"),
-        ({"prompt": ""}, "column 'prompt': is empty text"),
-    ],
-)
-@pytest.mark.parametrize("last", [False, True])
-def test_a_row_that_training_refuses_is_refused(row, message, last, capsys):
-    """Every row is checked, not only those that are shown, and nothing is written."""
-    good = {"prompt": "a", "completions": ["a", "b"], "scores": [1.0, 0.0]}
-    rows = [good] * 4 + [{**good, **row}] if last else [{**good, **row}] * 5
-    if last and any(type(row[name]) is not type(good[name]) for name in row):
-        pytest.skip("a column has one type")
+GOOD = {"prompt": "a", "completions": ["a", "b"], "scores": [1.0, 0.0]}
+WRONG_VALUES = [
+    ({"scores": [1.0]}, "column 'scores': has 1 entries for 2 completions"),
+    ({"scores": [1.0, float("nan")]}, "column 'scores': [1] is nan"),
+    ({"completions": ["", "b"]}, "column 'completions': [0] is empty text"),
+    ({"prompt": ""}, "column 'prompt': is empty text"),
+]
+WRONG_TYPES = [  # of all rows, as a column has one type
+    ({"scores": ["good", "bad"]}, "column 'scores': [0] must be a number, got 'good'"),
+    ({"completions": '["a", "b"]', "scores": "[1, 0]"}, "column 'completions': must be a list, got text"),
+    ({"prompt": ["a"]}, "column 'prompt': holds 'a', which is not a message"),
+]
+
+
+def refused(rows, message, capsys):
     Path("rows.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
     assert convert("--output_file", "out.jsonl") == 2
-    assert f"Row {4 if last else 0} of the 'rows.jsonl' dataset, {message}" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not Path("out.jsonl").exists()
+
+
+@pytest.mark.parametrize(("row", "message"), WRONG_VALUES + WRONG_TYPES)
+def test_rows_that_training_refuses_are_refused(row, message, capsys):
+    refused([{**GOOD, **row}] * 5, f"Row 0 of the 'rows.jsonl' dataset, {message}", capsys)
+
+
+@pytest.mark.parametrize(("row", "message"), WRONG_VALUES)
+def test_every_row_is_checked_and_not_only_those_that_are_shown(row, message, capsys):
+    refused([GOOD] * 4 + [{**GOOD, **row}], f"Row 4 of the 'rows.jsonl' dataset, {message}", capsys)
 
 
 def test_completions_without_scores_are_checked_too(capsys):
