@@ -9,7 +9,7 @@ What guidance of some tokens gives and costs on the IMDB task: reward, a second 
 
 Every token, every 2nd, 4th and 8th, words and sentences, gates by entropy and by margin; and for each of them random
 tokens of the same share, the control. Each line is written as soon as it is measured, and a later call goes on from
-there. 200 prompts, two weights and a 7 M value model take about two hours on one core, of which the gates by margin,
+there, with other `--betas` and `--arms` too. 200 prompts, two weights and a 7 M value model take about two hours on one core, of which the gates by margin,
 which save no time, are a third.
 """
 
@@ -57,6 +57,7 @@ class Curve:
         top_k (`int`): Candidates.
         batch (`int`): Sequences at once.
         seed (`int`): Of all sampling.
+        arms (`Sequence[str]`, *optional*): Words: only the arms whose name has one of them. All, without.
     """
 
     model: Any
@@ -69,6 +70,7 @@ class Curve:
     top_k: int = 20
     batch: int = 50
     seed: int = 0
+    arms: Sequence[str] = ()
 
     @property
     def settings(self) -> GenerationSettings:
@@ -94,13 +96,23 @@ class Curve:
         return [round(float(values.quantile(q)), 3) for q in QUANTILES]
 
     def schedules(self, entropies: Sequence[float]) -> dict[str, GuideSchedule]:
-        """The arms by name, without their controls."""
+        """
+        The arms by name, without their controls.
+
+        Raises:
+            `ValueError`: A word of `arms` is in no name.
+        """
         every: tuple[int | str, ...] = (1, 2, 4, 8, "word", "sentence")
-        return {
+        found = {
             **{f"every {n}": GuideSchedule(n) for n in every},
             **{f"entropy above {x:g}": GuideSchedule(entropy=x) for x in entropies},
             **{f"margin above {x:g}": GuideSchedule(margin=x) for x in MARGINS},
         }
+        unknown = [word for word in self.arms if not any(word in name for name in found)]
+        if unknown:
+            raise ValueError(f"--arms: {', '.join(unknown)} is in no name of {', '.join(found)}.")
+        asked = self.arms or [""]
+        return {name: schedule for name, schedule in found.items() if any(word in name for word in asked)}
 
     def measure(self, policy: Policy) -> dict[str, Any]:
         """Metrics of a policy."""
@@ -188,6 +200,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompts", type=Path, default=DATA / "imdb_prompts_eval.jsonl")
     parser.add_argument("--num", type=int, default=200, help="prompts")
     parser.add_argument("--betas", nargs="+", type=float, default=[2.0, 4.0])
+    parser.add_argument("--arms", nargs="+", default=[], help="words: only the arms whose name has one of them")
     parser.add_argument("--length", type=int, default=48, help="largest number of tokens of a completion")
     parser.add_argument("--batch", type=int, default=50, help="sequences at once")
     parser.add_argument("--seed", type=int, default=0)
@@ -206,9 +219,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         flags.length,
         batch=flags.batch,
         seed=flags.seed,
+        arms=flags.arms,
     )
     about = {name: str(value) if isinstance(value, Path) else value for name, value in vars(flags).items()}
-    del about["output_file"]
+    for name in ("output_file", "betas", "arms"):  # which lines, not how they are measured
+        del about[name]
     flags.output_file.parent.mkdir(parents=True, exist_ok=True)
     print(show(run(curve, flags.output_file, about)))
 

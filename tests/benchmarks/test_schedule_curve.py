@@ -4,6 +4,7 @@
 """The curve of guidance of some tokens: its arms, their controls, and a measurement that goes on where it ended."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from conftest import make_model, make_tokenizer
@@ -63,3 +64,13 @@ def test_a_measurement_goes_on_where_it_ended(curve, tmp_path, monkeypatch):
     assert count == done
     with pytest.raises(ValueError, match="was measured with other settings"):
         run(curve, file, {"seed": 1})
+
+
+def test_arms_are_chosen_by_their_names(curve, tmp_path):
+    file = tmp_path / "curve.json"
+    chosen = replace(curve, arms=["every 4"])
+    assert [line["name"] for line in run(chosen, file, {})] == ["unguided", "every 4", f"{RANDOM}every 4"]
+    more = run(replace(curve, arms=["every 1"], betas=[1.0]), file, {})
+    assert [(line["name"], line["beta"]) for line in more[3:]] == [("every 1", 1.0)]
+    with pytest.raises(ValueError, match="fifth is in no name of every 1"):
+        run(replace(curve, arms=["fifth"]), file, {})
