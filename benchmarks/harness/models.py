@@ -18,6 +18,8 @@ from .results import ROOT
 
 MODELS = ROOT / "recipes" / "quickstart" / "models"
 MODELS_7M = ROOT / "benchmarks" / "models"  # not in the distribution
+# The two classifiers of the repository. Where one is the reward, the other one judges: no arm is trained on it.
+REWARDS = (str(MODELS / "imdb-2m-reward"), str(MODELS_7M / "imdb-7m-reward"))
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -58,6 +60,13 @@ SHAPES = {
     "llama-1b": Shape(2048, 8192, 16, 32, 8, 128256, True),
     "llama-8b": Shape(4096, 14336, 32, 32, 8, 128256, False),
 }
+
+
+def judge_of(reward: str) -> str:
+    """The classifier of the repository that judges where another one, by its folder's name, is the reward; or `""`."""
+    names = [Path(each).name for each in REWARDS]
+    name = Path(reward).name
+    return REWARDS[1 - names.index(name)] if name in names else ""
 
 
 def tiny_models(case: Any) -> dict[str, Any]:

@@ -219,6 +219,8 @@ def _outcomes(cases: dict[str, Seeds]) -> list[str]:
 
     decimals = DECIMALS | {"distinct_2": 3}
     columns: dict[str, Callable[[Seeds], str]] = {HEADS[key]: metric(key, decimals[key]) for key in HEADS}
+    if any("judge" in case["metrics"] for seeds in cases.values() for case in seeds):
+        columns["judge"] = metric("judge", 2)
     columns["perplexity, × base"] = perplexity_ratio
     if any(seeds[0].get("other") for seeds in cases.values()):
         columns["reward, other prompts"] = other_reward

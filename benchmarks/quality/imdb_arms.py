@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.models import MODELS
+from benchmarks.harness.models import MODELS, judge_of
 from benchmarks.harness.results import ROOT
 from benchmarks.harness.text import PRINCIPLE
 from benchmarks.quality import experiment
@@ -51,6 +51,11 @@ class Task:
     top_k: int = 50
     samples: int = 12
     batch: int = 750
+
+    @property
+    def judge(self) -> str:
+        """A classifier that is measured beside the reward and that no arm is trained on, where there is one."""
+        return judge_of(self.reward)
 
     @classmethod
     def of(cls, models: Path, data: Path, **changes: Any) -> "Task":
@@ -167,6 +172,14 @@ _RANKED = {
     "weight_decay": 0.0,
 }
 _NEW = {"resample_steps": 1, "beta": 0.04}
+# As many completions a step and in all, with all parameters trained: what the losses on new completions are measured
+# against.
+GRPO = Arm(
+    "TRL's GRPO, new completions",
+    "grpo",
+    {**_RANKED, "per_device_train_batch_size": 64, "num_generations": 8, "beta": 0.04},
+    _HALF,
+)
 _GIVEN = "samples of the base"
 # Each loss with the SFT term and the reference that its paper has; the numbers are the losses' own.
 _RANKING_LOSSES: dict[str, dict[str, Any]] = {
@@ -198,6 +211,7 @@ def _rrhf_chosen() -> list[Arm]:
         *(_rrhf(loss, given) for given in (True, False) for loss in _RANKING_LOSSES),
         _rrhf("rrhf", True, "SFT on the best", rank_weight=0.0),
         _rrhf("rrhf", False, "SFT on the best", rank_weight=0.0),
+        GRPO,
     ]
 
 
@@ -240,7 +254,7 @@ def _proxy(name: str, **changes: Any) -> Arm:
 
 
 # The share of an adapter of rank 6 on all linear layers of a 7 M model is 2.6 %.
-GRPO = Arm(
+GRPO_LORA = Arm(
     "TRL's GRPO with LoRA",
     "grpo",
     {"lora_r": 6, "per_device_train_batch_size": 64, "num_generations": 8, "learning_rate": 1e-3, "beta": 0.05,
@@ -263,7 +277,7 @@ def _proxy_tuned() -> list[Arm]:
         _proxy("sampled, context, lr 1e-3, kl 0.05", feature="context", kl_coef=0.05),
         _proxy("descending, candidate, lr 1e-3", order="descending"),
         _proxy("descending, context, lr 1e-3", order="descending", feature="context"),
-        GRPO,
+        GRPO_LORA,
     ]
 
 
@@ -283,7 +297,7 @@ def _proxy_chosen() -> list[Arm]:
         wider,
         _proxy(named, **widest),
         _proxy(f"{named}, lr 3e-3", **widest, learning_rate=3e-3),
-        GRPO,
+        GRPO_LORA,
     ]
 
 

@@ -79,8 +79,9 @@ class ImdbBench(Bench):
 
     @cached_property
     def rewards(self) -> list[Reward]:
+        """The reward, and the judge where the task has one."""
         return load_rewards(
-            self.task.reward,
+            [self.task.reward, self.task.judge] if self.task.judge else [self.task.reward],
             # float32, as in the results so far; the weights are saved in bfloat16
             settings=RewardSettings(self.task.batch, reward_model_init_kwargs={"dtype": "float32"}),
             device=self.device,
@@ -129,8 +130,9 @@ class ImdbBench(Bench):
         found = evaluate(
             policy, rows, self.rewards, settings=settings, base=self.base, kl_prompts=kl_prompts, seed=seed
         )
-        named = {key.partition("/")[0] + ("_se" if key.endswith("_se") else ""): value
-                 for key, value in found.metrics.items() if key.startswith("reward/")}  # fmt: skip
+        named = {}
+        for name, reward in zip(("reward", "judge"), self.rewards, strict=False):
+            named |= {f"{name}{se}": found.metrics.get(f"reward/{reward.name}{se}") for se in ("", "_se")}
         kept = {key: found.metrics.get(key) for name in METRICS[1:] for key in (name, f"{name}_se")}
         return {**named, **kept, "seconds": round(found.seconds, 2)}
 
@@ -256,12 +258,13 @@ def proxy_rlhf(bench: ImdbBench, arm: Arm, seed: int) -> list[dict[str, Any]]:
 
 
 def grpo(bench: ImdbBench, arm: Arm, seed: int) -> list[dict[str, Any]]:
-    """TRL's GRPO with an adapter; `per_device_train_batch_size` counts prompts, as ours does."""
+    """TRL's GRPO, with an adapter if `lora_r` is set; `per_device_train_batch_size` counts prompts, as ours does."""
     from peft import LoraConfig
     from trl import GRPOConfig, GRPOTrainer
 
     fields = bench.fields(arm, seed)
-    rank = fields.pop("lora_r")
+    rank = fields.pop("lora_r", 0)
+    adapter = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     fields["per_device_train_batch_size"] *= fields["num_generations"]  # TRL counts completions
     args = GRPOConfig(use_cpu=bench.device.type == "cpu", **fields)
     trainer = GRPOTrainer(
@@ -269,19 +272,23 @@ def grpo(bench: ImdbBench, arm: Arm, seed: int) -> list[dict[str, Any]]:
         reward_funcs=bench.reward,
         args=args,
         train_dataset=Dataset.from_list(bench.prompts),
-        peft_config=LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"),
+        peft_config=adapter if rank else None,
     )
-    return _train(bench, trainer, arm, seed, lambda: bench.measure(_merged(bench, trainer.model, arm.name), seed))
+    return _train(bench, trainer, arm, seed, lambda: bench.measure(_copied(bench, trainer.model, arm.name), seed))
 
 
-def _merged(bench: ImdbBench, adapted: Any, name: str) -> Policy:
-    """A model of its own with the adapter merged: TRL's forward of the one in training is not for measuring."""
-    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+def _copied(bench: ImdbBench, trained: Any, name: str) -> Policy:
+    """A model of its own, an adapter merged: TRL's forward of the one in training is not for measuring."""
+    from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
-    fresh = AutoModelForCausalLM.from_pretrained(bench.task.model, dtype=torch.float32).to(bench.device)
-    copy = get_peft_model(fresh, adapted.peft_config["default"])
-    set_peft_model_state_dict(copy, get_peft_model_state_dict(adapted))
-    return model_policy(copy.merge_and_unload().eval(), bench.tokenizer, name=name, batch_size=bench.task.batch)
+    copy = AutoModelForCausalLM.from_pretrained(bench.task.model, dtype=torch.float32).to(bench.device)
+    if isinstance(trained, PeftModel):
+        adapted = get_peft_model(copy, trained.peft_config["default"])
+        set_peft_model_state_dict(adapted, get_peft_model_state_dict(trained))
+        copy = adapted.merge_and_unload()
+    else:
+        copy.load_state_dict(trained.state_dict())
+    return model_policy(copy.eval(), bench.tokenizer, name=name, batch_size=bench.task.batch)
 
 
 def samples(bench: ImdbBench, arm: Arm, seed: int) -> list[dict[str, Any]]:
@@ -300,7 +307,7 @@ def samples(bench: ImdbBench, arm: Arm, seed: int) -> list[dict[str, Any]]:
             "ended": [x.completion.ended for x in group],
             "scores": [x.score for x in group],
         }
-        for row, group in zip(rows, score_completions(rows, completions, bench.rewards), strict=True)
+        for row, group in zip(rows, score_completions(rows, completions, bench.rewards[:1]), strict=True)
     ]
     lines = map(json.dumps, scored)
     folder = bench.folder(arm.name, seed)

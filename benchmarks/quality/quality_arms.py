@@ -13,7 +13,7 @@ here.
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.harness.models import MODELS, MODELS_7M
+from benchmarks.harness.models import MODELS, MODELS_7M, REWARDS, judge_of
 from benchmarks.harness.ppo_environment import PPO
 from benchmarks.harness.results import ROOT
 from benchmarks.harness.text import DATA, PRINCIPLE, WRONG_PRINCIPLE
@@ -28,8 +28,6 @@ TRAINING: dict[str, Any] = {
     "gradient_checkpointing": False,
     "bf16": True,
 }
-# The two classifiers of the repository. Where one is the reward, the other one judges: no arm is trained on it.
-REWARDS = (str(MODELS / "imdb-2m-reward"), str(MODELS_7M / "imdb-7m-reward"))
 # Prompts, and scored samples of each, that value models learn from: equally many samples in two groups (3,200; 800).
 PARTS = ((3200, 1), (1600, 2), (800, 4), (400, 8), (200, 16), (200, 4), (50, 16))
 # Samples that each of these value models reads in training, and those of a step: as many as for the arm `VAS`.
@@ -108,7 +106,7 @@ class Task:
     @property
     def judge(self) -> str:
         """A reward that is measured and never trained on, where the task has one."""
-        return next(reward for reward in REWARDS if reward != self.reward) if self.reward in REWARDS else ""
+        return judge_of(self.reward)
 
     @property
     def principle(self) -> str:

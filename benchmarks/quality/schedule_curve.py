@@ -9,8 +9,8 @@ What guidance of some tokens gives and costs on the IMDB task: reward, a second 
 
 Every token, every 2nd, 4th and 8th, words and sentences, gates by entropy and by margin; and for each of them random
 tokens of the same share, the control. Each line is written as soon as it is measured, and a later call goes on from
-there, with other `--betas` and `--arms` too. 200 prompts, two weights and a 7 M value model take about two hours on one core, of which the gates by margin,
-which save no time, are a third.
+there, with other `--betas` and `--arms` too. 200 prompts, two weights and a 7 M value model take about two hours on
+one core, of which the gates by margin, which save no time, are a third.
 """
 
 import argparse

@@ -122,6 +122,23 @@ def test_a_trained_arm_gives_a_case_at_each_mark(arm, tmp_path):
     assert not list(tmp_path.glob("**/*.safetensors"))
 
 
+@pytest.mark.parametrize("arm", [chosen("rrhf")[-1], chosen("proxy_rlhf")[-1]], ids=lambda arm: arm.name)
+def test_grpo_is_measured_as_it_is_after_its_training(arm, tmp_path):
+    half, whole = KINDS["grpo"](ImdbBench(TASK, tmp_path, SHORT), arm, 0)
+    assert half["metrics"]["kl"] != whole["metrics"]["kl"] != 0
+    assert (whole["cost"]["trainable_share"] == 1) == ("LoRA" not in arm.name)
+
+
+def test_a_judge_is_measured_that_is_not_the_reward(tmp_path, imdb_result):
+    (case,) = KINDS["base"](ImdbBench(TASK, tmp_path, {}), chosen("rrhf")[0], 0)
+    found = case["metrics"]
+    assert found["judge"] != found["reward"] and found["judge_se"] > 0
+    text = imdb.tables([imdb_result("rrhf", case)], "rrhf")
+    assert text.count("| judge |") == 1 and f"| {found['judge']:.2f} |" in text
+    del found["judge"]
+    assert "judge" not in imdb.tables([imdb_result("rrhf", case)], "rrhf")
+
+
 def test_a_proxy_with_more_candidates_than_the_tasks_top_k_is_measured_with_all_of_them(tmp_path, monkeypatch):
     asked = []
 

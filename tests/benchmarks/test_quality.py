@@ -17,9 +17,10 @@ from safetensors.torch import save_file
 
 from benchmarks.harness import ppo_environment, results
 from benchmarks.harness import process as quality_process
+from benchmarks.harness.models import REWARDS
 from benchmarks.harness.text import PRINCIPLE, read_rows
 from benchmarks.quality import quality, quality_bench
-from benchmarks.quality.quality_arms import PRESETS, REWARDS, Arm, Task, arms
+from benchmarks.quality.quality_arms import PRESETS, Arm, Task, arms
 from benchmarks.quality.quality_bench import course, part_of
 from benchmarks.quality.quality_train import best_rows, preference_rows, with_prompts
 from trl_ext.evaluation.evaluate import evaluate
