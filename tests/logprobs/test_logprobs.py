@@ -5,6 +5,7 @@
 
 import copy
 import logging
+import re
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from oracles.logprobs import (
     sums_by_loop,
     token_logps,
 )
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import trl_ext.logprobs.logprobs as logprobs
@@ -298,7 +299,9 @@ def assert_falls_back(model, caplog, expected, setting="always"):
         tokens = log_probs(model, PROMPTS, COMPLETIONS)
         log_probs(model, PROMPTS, COMPLETIONS)
     assert log_probs.layout.form == tokens.form == "separate"
-    assert len([r for r in caplog.records if "not shared" in r.message]) == 1
+    (message,) = (m for m in caplog.messages if "not shared" in m)
+    assert message == f"Prompts are not shared between completions, because then {log_probs.layout.reason}."
+    assert re.search("log-probabilities (of|differ)|its forward fails", message), message
     torch.testing.assert_close(tokens.sums(), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -378,13 +381,17 @@ def test_unknown_attention_keeps_separate_rows():
     torch.testing.assert_close(tokens.sums(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_device_without_flash_kernels_falls_back_to_a_mask(monkeypatch):
+def test_a_device_without_flash_kernels_falls_back_to_a_mask(monkeypatch, caplog):
     monkeypatch.undo()  # the real kernels, which the CPU has not
     model = llama(CASCADE)
     expected = sums_by_loop(model, LONG_PROMPTS, LONG_COMPLETIONS).float()
-    tokens = LogProbs(model, 0, shared_prefix="always")(model, LONG_PROMPTS, LONG_COMPLETIONS)
+    log_probs = LogProbs(model, 0, shared_prefix="always")
+    with caplog.at_level(logging.WARNING, logger="trl_ext.logprobs.shared_prefix"):
+        tokens = log_probs(model, LONG_PROMPTS, LONG_COMPLETIONS)
     assert tokens.form == "dense"
-    assert model.config._attn_implementation == "sdpa"
+    assert model.config._attn_implementation == log_probs.attention == "sdpa"
+    (message,) = caplog.messages
+    assert re.match("Shared prompts use a mask instead of flash attention, with which its forward fails", message)
     torch.testing.assert_close(tokens.sums(), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -596,7 +603,8 @@ def test_heads_that_are_more_than_a_matrix_get_full_logits(name, caplog):
     with caplog.at_level(logging.WARNING, logger="trl_ext.logprobs.logprobs"):
         tokens = log_probs(model, PROMPTS, COMPLETIONS)
     assert not log_probs.fused
-    assert any("full logits" in record.message for record in caplog.records)
+    (message,) = (m for m in caplog.messages if "full logits" in m)
+    assert "with the fused head it computes something else (log-probabilities differ by" in message
     torch.testing.assert_close(tokens.sums(), expected, rtol=1e-4, atol=1e-4)
     tokens.sums().square().sum().backward()
     assert_close_in_size(gradients(model), expected_gradients)
@@ -607,6 +615,28 @@ def test_an_ordinary_head_is_fused():
     log_probs = LogProbs(model, 0)
     log_probs(model, PROMPTS, COMPLETIONS)
     assert log_probs.fused
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_no_forward_pass_fills_a_cache(fused):
+    """It would hold the keys and values of all rows beside what the gradient needs."""
+    model = llama()
+    log_probs = LogProbs(model, 0)
+    log_probs(model, PROMPTS, COMPLETIONS)
+    log_probs.fused, seen = fused, []
+    model.model.register_forward_hook(lambda *given: seen.append(given[-1].past_key_values))
+    log_probs(model, PROMPTS, COMPLETIONS)
+    assert seen == [None]
+
+
+def test_virtual_tokens_keep_separate_rows():
+    """They are not among the positions of a row."""
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    model = get_peft_model(llama(), config).eval()
+    log_probs = LogProbs(model, 0, shared_prefix="always")
+    assert log_probs.layout == Layout("separate", "`shared_prefix` is 'never'")
+    expected = sums_by_loop(model, PROMPTS, COMPLETIONS).float()
+    torch.testing.assert_close(log_probs(model, PROMPTS, COMPLETIONS).sums(), expected, rtol=1e-4, atol=1e-4)
 
 
 # --------------------------------------------------------------------------------------------------- completion_logps

@@ -279,6 +279,41 @@ def test_choose_form(layout, batch, setting, form):
     assert choose_form(layout, *batch, hidden_size=256, setting=setting) == form
 
 
+@given(
+    st.lists(
+        st.tuples(st.integers(2, 60), st.lists(st.integers(1, 40), min_size=1, max_size=5)), min_size=1, max_size=4
+    )
+)
+@settings(max_examples=200, deadline=None)
+def test_the_form_with_fewer_operations_is_chosen(groups):
+    """Twice the docstring's operations of a layer, counted row by row; within 5 % either form is fine."""
+
+    def operations(rows):
+        return sum(positions * (24 * 64**2 + 4 * 64 * keys) for positions, keys in rows)
+
+    prompts, completions = ([[1] * p for p, _ in groups], [[[1] * c for c in group] for _, group in groups])
+    longest = max(p + c - 1 for p, group in groups for c in group)
+    totals = [p - 1 + sum(group) for p, group in groups]
+    separate = operations([(longest, longest) for _, group in groups for _ in group])
+    shared = {
+        "dense": operations([(max(totals), max(totals)) for _ in groups]),
+        "cascade": operations([(total, longest) for total in totals]),
+    }
+    for layout in (DENSE, FLASH):
+        chosen = choose_form(layout, prompts, completions, hidden_size=64)
+        assert chosen == (layout.form if shared[layout.form] < 0.95 * separate else "separate")
+
+
+def test_padding_of_short_rows_counts_for_a_mask_and_not_for_flash_attention():
+    prompts, completions = zip(*(x for n in (600, 8, 8, 8) for x in zip(*lengths(n, 8, 8), strict=True)), strict=True)
+    assert choose_form(DENSE, list(prompts), list(completions), hidden_size=256) == "dense"
+    prompts, completions = zip(*(x for n in (8, 8, 8) for x in zip(*lengths(n, 4, 4), strict=True)), strict=True)
+    long_group = lengths(8, *[60] * 6)
+    batch = [*prompts, *long_group[0]], [*completions, *long_group[1]]
+    assert choose_form(DENSE, *batch, hidden_size=256) == "separate"
+    assert choose_form(FLASH, *batch, hidden_size=256) == "cascade"
+
+
 @pytest.mark.parametrize("layout", [DENSE, FLASH], ids=lambda layout: layout.form)
 def test_rows_are_shared_where_they_have_a_third_fewer_tokens(layout):
     prompts, completions = lengths(48, *[48] * 4)  # 4 x 95 positions become 47 + 4 x 48
@@ -306,3 +341,30 @@ def test_shared_rows_may_round_as_much_as_padding_does(rounding, form):
     assert rows.layout.form == "dense"
     rows.verify(model)
     assert rows.layout.form == form and rows.pad_to_multiple_of == 0
+
+
+def test_rows_of_flash_attention_are_not_padded():
+    """Its kernels take any length, and padding would need a segment of its own."""
+    model = make_model(64)
+    rows = SharedPrefixRows(model, pad_token_id=PAD, pad_to_multiple_of=64)
+    for form, length in (("separate", 64), ("dense", 64), ("cascade", (2 + 1) + (2 + 1 + 1))):
+        columns, inputs = rows.inputs(model, form, PROMPTS, COMPLETIONS)
+        assert columns["input_ids"].shape[1] == inputs["input_ids"].shape[1] == length, form
+    assert inputs["attention_mask"].shape == (1, 1, 1, 1)  # what transformers passes on as it is
+
+
+def test_the_layout_is_chosen_once_for_a_model_that_stays_where_it_is(monkeypatch, caplog):
+    chosen = []
+    monkeypatch.setattr(
+        shared_prefix, "supported_layout", lambda base: chosen.append(base) or Layout("dense", "a test")
+    )
+
+    class Rows(SharedPrefixRows):
+        def probe_values(self, model, form, prompts, completions):
+            return torch.tensor([[float(sum(map(sum, prompts)))]])
+
+    model = make_model(64)
+    with caplog.at_level("INFO", logger="trl_ext.logprobs.shared_prefix"):
+        Rows(model, pad_token_id=0).verify(model)
+    assert chosen == [model]
+    assert caplog.messages == ["Prompts are shared between completions by a test."]
