@@ -219,14 +219,14 @@ def _value(case: Mapping[str, Any], column: str) -> float | None:
 
 
 def _measured(name: str, seeds: Seeds, column: str) -> Figure:
-    values = [value for case in seeds if (value := _value(case, column)) is not None]
-    found = mean_and_spread(values)
+    seeds = [case for case in seeds if _value(case, column) is not None]  # a column can be newer than some of them
+    found = mean_and_spread([_value(case, column) for case in seeds])
     if found is None:
         raise Missing(f"no result has the {label(column)} of “{name}”")
+    if len(seeds) > 1:
+        return Figure(name, *found, len(seeds))
     error = _value(seeds[0], f"{column}_se")
     alone = math.inf if error is None else 2 * error
-    if len(values) > 1:
-        return Figure(name, *found, len(values))
     return Figure(name, found[0], alone, 1, by_prompt=_by_prompt(seeds[0], column))
 
 

@@ -180,6 +180,12 @@ def test_two_figures_of_one_seed_are_compared_prompt_by_prompt():
     assert verdicts._compared("greater", left, other, 0.0, 0.0) is NOT_SHOWN  # not the same prompts: spreads of 0.5
 
 
+def test_a_column_that_one_seed_has_is_of_that_seed():
+    old, new = {"reward": 1.0}, {"reward": 2.0, "judge": 3.0, "judge_se": 0.25}
+    found = figures.figure(Reference("a", "judge"), MADE, Made(a=[old, new]), ["a"], ())
+    assert (found.value, found.spread, found.seeds) == (3.0, 0.5, 1)
+
+
 def test_another_number_in_a_table_of_a_page_gives_another_verdict(judged):
     """The reward of a guided model behind an API is 4.98 in the table, and the unguided one's -0.53."""
     assert judged["vas-api"].verdict is HOLDS and "4.98" in judged["vas-api"].findings[0].text
