@@ -617,6 +617,13 @@ def test_an_ordinary_head_is_fused():
     assert log_probs.fused
 
 
+def test_a_batch_that_fits_in_one_part_has_none():
+    model = llama()
+    tokens = LogProbs(model, 0, completions_per_forward=16)(model, PROMPTS, COMPLETIONS)
+    assert tokens.parts is None
+    torch.testing.assert_close(tokens.sums(), sums_by_loop(model, PROMPTS, COMPLETIONS).float(), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("fused", [True, False])
 def test_no_forward_pass_fills_a_cache(fused):
     """It would hold the keys and values of all rows beside what the gradient needs."""

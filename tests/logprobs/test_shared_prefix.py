@@ -79,6 +79,12 @@ def test_cascade_rows():
     }
 
 
+@pytest.mark.parametrize("form", ["separate", "dense", "cascade"])
+def test_a_prompt_without_completions_is_an_error(form):
+    with pytest.raises(ValueError, match="zip"):
+        build_rows([*PROMPTS, [6]], COMPLETIONS, form=form, pad_token_id=PAD)
+
+
 @pytest.mark.parametrize("form", ["separate", "dense"])
 def test_rows_are_padded_to_a_multiple(form):
     plain = build_rows(PROMPTS, COMPLETIONS, form=form, pad_token_id=PAD)

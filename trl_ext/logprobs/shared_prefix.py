@@ -178,8 +178,8 @@ def _completion_pieces(prompt: list[int], group: list[list[int]], first: int, ba
 def _shared_pieces(prompts: list, completions: list, back: int) -> list[list[dict]]:
     firsts = accumulate((len(group) for group in completions), initial=0)
     return [
-        [_piece(p[: len(p) - back], 0, [], -1, 0, len(group)), *_completion_pieces(p, group, first, back)]
-        for p, group, first in zip(prompts, completions, firsts, strict=False)
+        [_piece(p[: len(p) - back], 0, [], -1, 0, len(group)), *_completion_pieces(p, group, next(firsts), back)]
+        for p, group in zip(prompts, completions, strict=True)
     ]
 
 
