@@ -27,9 +27,24 @@ ROWS = [
 PROMPTS = [{"prompt": row["prompt"]} for row in ROWS]
 
 
+def with_value_prompts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same rows, whose value model reads a prompt of another length."""
+    return [{**row, "value_prompt": "good " * (i % 3) + row["prompt"]} for i, row in enumerate(rows)]
+
+
 def make(
-    folder: str, batch_size: int, *, online: bool = False, lora: bool = False, own: bool = True, **changes: Any
+    folder: str,
+    batch_size: int,
+    *,
+    online: bool = False,
+    lora: bool = False,
+    own: bool = True,
+    value_prompts: bool = False,
+    **changes: Any,
 ) -> VASTrainer:
+    train, held_out = PROMPTS if online else ROWS, ROWS
+    if value_prompts:
+        train, held_out = with_value_prompts(train), with_value_prompts(held_out)
     settings: dict[str, Any] = {
         "output_dir": folder,
         "bf16": False,
@@ -52,8 +67,8 @@ def make(
         model_of(folder),
         letter_reward if online else None,
         VASConfig(**settings | changes),
-        Dataset.from_list(PROMPTS if online else ROWS),
-        Dataset.from_list(ROWS),
+        Dataset.from_list(train),
+        Dataset.from_list(held_out),
         peft_config=LoraConfig(target_modules="all-linear") if lora else None,
         value_model=model_of(folder, 1) if own else None,
     )
@@ -63,6 +78,7 @@ CASES = {
     "full": make,
     "lora": partial(make, lora=True, save_strategy="steps", save_steps=2),
     "online": partial(make, online=True, num_iterations=2, sampling_beta=1.0, calibration_rollouts=2),
+    "value prompts": partial(make, online=True, value_prompts=True, num_iterations=2, sampling_beta=1.0),
     # An adapter on the language model's own weights is for DDP only.
     "shared": partial(make, lora=True, own=False, online=True, num_iterations=2, sampling_beta=1.0),
 }
