@@ -746,11 +746,14 @@ class ExtTrainer(BaseTrainer):
         The micro-batches of one optimizer step, and what their loss is averaged over.
 
         None are left after `max_steps`: transformers' loop would train a step more when it resumes from a last
-        checkpoint within an epoch.
+        checkpoint within an epoch. A stream may end within a step. Batches without completions fill that step up: the
+        loop would take no step after fewer than `num_batches`, and add their gradient to that of the next step.
         """
         if self.state.global_step >= self.state.max_steps:
             return [], None
-        return self._batches_of_step(epoch_iterator, num_batches, device)
+        batches, count = self._batches_of_step(epoch_iterator, num_batches, device)
+        missing = num_batches - len(batches) if batches else 0
+        return [*batches, *(_without_completions(batches[0]) for _ in range(missing))], count
 
     def _batches_of_step(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
@@ -962,6 +965,14 @@ class ExtTrainer(BaseTrainer):
         if self._loads_parts:
             self.model.load_adapter_and_head(self.state.best_model_checkpoint)
         else:
+def _without_completions(batch: dict[str, Any]) -> dict[str, Any]:
+    """A micro-batch whose loss is 0: a prompt of `batch`, without completions."""
+    return {
+        "prompt_ids": batch["prompt_ids"][:1],
+        **{name: [[]] for name in ("completion_ids", "scores", "rewards", "marks", "token_rewards")},
+    }
+
+
             super()._load_best_model()
             cast_adapter(self.model)
 
