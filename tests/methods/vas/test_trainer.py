@@ -5,6 +5,7 @@
 import copy
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -718,6 +719,24 @@ def test_invalid_arguments(tmp_path: Path, rows: list[dict], kwargs: dict, words
     with pytest.raises(ValueError) as caught:
         trainer(tmp_path, rows, **kwargs)
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+def test_max_steps_and_the_number_of_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds are counted in epochs: `max_steps` may end the last one earlier, but there are no further rounds."""
+    said: list[str] = []
+    monkeypatch.setattr("trl_ext.methods.vas.trainer.logger.warning", said.append)
+    rows, common = PROMPTS[:4], {"num_iterations": 2, "num_train_epochs": 4, "num_epochs_per_batch": 2}
+    arithmetic = "a round is 8 steps (4 rows, `num_train_epochs` / `num_iterations` = 2, `num_epochs_per_batch` 2), so"
+
+    def make(max_steps: int) -> None:
+        trainer(tmp_path, rows, reward_funcs=letter_reward, args=common | {"max_steps": max_steps})
+
+    make(16)
+    assert not said
+    with pytest.raises(ValueError, match=re.escape(f"`max_steps` (17) needs 3 rounds: {arithmetic}")):
+        make(17)
+    make(8)
+    assert len(said) == 1 and said[0].startswith(f"`max_steps` (8) ends the run in round 1 of 2: {arithmetic}")
+
 
 
 def test_contradictory_settings(tmp_path: Path) -> None:

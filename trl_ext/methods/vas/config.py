@@ -313,7 +313,8 @@ class VASConfig(ExtConfig):
             )
         if self.resample_steps and self.num_epochs_per_batch > 1:
             raise ValueError("`resample_steps` samples for batches that are used once: set num_epochs_per_batch=1.")
-        if self.num_iterations > 1 and (self.num_train_epochs / self.num_iterations) % 1:
+        epochs = self.num_train_epochs / self.num_iterations
+        if self.num_iterations > 1 and (epochs < 1 or epochs % 1):
             raise ValueError(
                 f"`num_train_epochs` ({self.num_train_epochs}) must be a multiple of `num_iterations` "
                 f"({self.num_iterations}): each round trains for the same number of complete epochs."

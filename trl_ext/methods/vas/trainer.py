@@ -41,6 +41,7 @@ from trl_ext.training.predictions import completion_table
 from trl_ext.training.returns import discounted_sums, td_lambda
 from trl_ext.training.rollouts import Rollout, Round, score_round
 from trl_ext.training.rounds import RolloutSchedule, resample_stream
+from trl_ext.training.row_order import steps_in_epoch
 from trl_ext.training.statistics import RunningColumns
 from trl_ext.training.summary import Run, describe_generate, describe_model, model_label
 from trl_ext.training.trainer import EvalDataset, ExtTrainer
@@ -328,6 +329,8 @@ class VASTrainer(ExtTrainer):
                 resample_stream(args, dataset)
         return samples
 
+        elif args.num_iterations > 1 and args.max_steps > 0:
+            _check_max_steps(args, dataset)
     def _epochs_per_round(self) -> int:
         return int(self.args.num_train_epochs // self.args.num_iterations) if self.args.num_iterations > 1 else 0
 
@@ -660,6 +663,26 @@ class VASTrainer(ExtTrainer):
 
 def _range_of(rewards: list[float], head: str) -> list[float]:
     """The lowest and the highest of the rewards that are known."""
+def _check_max_steps(args: VASConfig, dataset: Dataset) -> None:
+    """Raise a `ValueError` if `max_steps` needs more rounds than there are, and warn if it ends before the last."""
+    epochs, repeats = int(args.num_train_epochs // args.num_iterations), args.num_epochs_per_batch
+    per_round = steps_in_epoch(args, len(dataset), repeats) * epochs
+    needed, planned = -(-args.max_steps // per_round), args.num_iterations * per_round
+    arithmetic = (
+        f"a round is {per_round} steps ({len(dataset)} rows, `num_train_epochs` / `num_iterations` = {epochs}, "
+        f"`num_epochs_per_batch` {repeats}), so `num_iterations` ({args.num_iterations}) is {planned} steps"
+    )
+    if needed > args.num_iterations:
+        raise ValueError(
+            f"`max_steps` ({args.max_steps}) needs {needed} rounds: {arithmetic}. Set `max_steps` to {planned} at "
+            "most (-1: all of them), or raise `num_train_epochs`."
+        )
+    if args.max_steps < planned:
+        logger.warning(
+            f"`max_steps` ({args.max_steps}) ends the run in round {needed} of {args.num_iterations}: {arithmetic}."
+        )
+
+
     known = [x for x in rewards if not math.isnan(x)]
     if not known or min(known) == max(known):
         raise DataError(
