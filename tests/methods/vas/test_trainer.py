@@ -737,6 +737,13 @@ def test_max_steps_and_the_number_of_rounds(tmp_path: Path, monkeypatch: pytest.
     make(8)
     assert len(said) == 1 and said[0].startswith(f"`max_steps` (8) ends the run in round 1 of 2: {arithmetic}")
 
+def test_arguments_for_loading_a_value_model_that_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("trl_ext.methods.vas.loading.logger.warning", said.append)
+    trainer(tmp_path, args={"value_model_init_kwargs": {"dtype": "bfloat16"}})
+    assert said == ["`value_model_init_kwargs` is ignored: no value model is loaded by name."]
+
+
 
 
 def test_contradictory_settings(tmp_path: Path) -> None:

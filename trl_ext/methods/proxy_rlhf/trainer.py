@@ -161,7 +161,7 @@ class ProxyRLHFTrainer(ExtTrainer):
         proxy_model: str | ProxyModel | None = None,
     ):
         args = self._config_for(model, args)
-        _check_arguments(model, train_dataset, reward_funcs, quantization_config, peft_config)
+        _check_arguments(train_dataset, reward_funcs, peft_config)
         train_dataset = self._setup(
             model, args, train_dataset, processing_class, reward_funcs, reward_processing_classes
         )
@@ -504,11 +504,7 @@ print(output.texts[0])
             self._decisions = Decisions.load(self._file(folder, "safetensors")).to(device)
 
 
-def _check_arguments(
-    model: Any, train_dataset: Any, reward_funcs: Any, quantization_config: Any, peft_config: Any
-) -> None:
-    if quantization_config is not None and not isinstance(model, str):
-        raise ValueError("`quantization_config` was given for a model that is loaded already.")
+def _check_arguments(train_dataset: Any, reward_funcs: Any, peft_config: Any) -> None:
     if peft_config is not None:
         raise ValueError(
             "`peft_config` (`--use_peft`) is not supported: the language model is not trained, and all parameters of "

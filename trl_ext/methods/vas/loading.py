@@ -3,6 +3,7 @@
 
 """Loads the value model to train: a saved one, a new one on a backbone, or an adapter and a head on the policy."""
 
+import logging
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from .value_model.backbones import add_adapter
 from .value_model.config import ValueConfig
 from .value_model.model import ValueModel
 
+
+logger = logging.getLogger(__name__)
 
 _OTHER_VOCABULARY = (
     "Values are learned for the language model's tokens: use a value model with its tokenizer (a smaller model of "
@@ -57,6 +60,8 @@ def load_value_model(
             or another form.
     """
     form: dict[str, Any] = {"form": args.value_form, "action_rank": args.action_rank, "num_atoms": args.atoms}
+    if args.value_model_init_kwargs is not None and not isinstance(value_model, str):
+        logger.warning("`value_model_init_kwargs` is ignored: no value model is loaded by name.")
     if value_model is None:
         if peft_config is None and args.value_form != "policy":
             raise ValueError(

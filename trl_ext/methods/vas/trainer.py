@@ -180,7 +180,9 @@ class VASTrainer(ExtTrainer):
         value_model = args.value_model_name_or_path if value_model is None else value_model
         needs_policy = value_model is None or args.value_form == "policy" or self._needs_policy(args, eval_dataset)
         trained = trained_on_policy(value_model, model)
-        self.policy = load_frozen(model, args, quantization_config) if needs_policy else None
+        only_value_model = isinstance(value_model, str) and not isinstance(model, str)  # is loaded, and quantised
+        quantization = None if only_value_model else quantization_config
+        self.policy = load_frozen(model, args, quantization) if needs_policy else None
         for parameter in trained:
             parameter.requires_grad_(True)
         if self.policy is not None:
