@@ -506,6 +506,7 @@ def test_model_whose_backbone_returns_no_hidden_states(tmp_path: Path) -> None:
         try:
             return forward(*args, **kwargs)
         finally:
+        ({"advantage_estimator": "rloo", "num_generations": 2, "lam": 0.9}, "`lam: 0.9` has no effect with"),
             model.model.forward = without_states
 
     model.forward, model.model.forward = complete_forward, without_states

@@ -690,6 +690,7 @@ def test_contradictory_settings_are_refused(tmp_path: Path) -> None:
 
 def test_no_train_dataset_and_wrong_types(tmp_path: Path) -> None:
     model = make_model(10)
+        ({"sft_reduction": "sum", "sft_weight": 0.0}, "`sft_reduction: sum` has no effect without an SFT loss"),
     with pytest.raises(ValueError, match="train_dataset"):
         RRHFTrainer(model, args=config(tmp_path), processing_class=make_tokenizer())
     with pytest.raises(TypeError, match="processing_class"):

@@ -788,6 +788,9 @@ def test_heads_that_do_not_match_and_wrong_types(tmp_path: Path) -> None:
         trainer(tmp_path, value_model=value_model(make_tokenizer(), ("kind", "short")))
     with pytest.raises(ValueError, match="train_dataset"):
         VASTrainer(make_model(10), args=config(tmp_path), processing_class=make_tokenizer())
+        ({"sampling_candidates": 5}, "`sampling_candidates: 5` has no effect without `sampling_beta`"),
+        ({"calibration_states": 5}, "`calibration_states: 5` has no effect without `calibration_rollouts`"),
+        ({"keep_samples": False}, "`keep_samples: False` has no effect in a single round"),
     with pytest.raises(TypeError, match="processing_class"):
         trainer(tmp_path, processing_class=object(), model=make_model(10), value_model=make_model(10))
     stream = Dataset.from_list(PROMPTS).to_iterable_dataset()

@@ -307,6 +307,12 @@ class VASConfig(ExtConfig):
             )
 
     def _check_rounds(self) -> None:
+        if self.num_iterations == 1:
+            self._refuse_idle(["keep_samples"], "in a single round (`num_iterations` is 1)")
+        if not self.sampling_beta:
+            self._refuse_idle(["sampling_candidates"], "without `sampling_beta`")
+        if not self.calibration_rollouts:
+            self._refuse_idle(["calibration_states"], "without `calibration_rollouts`")
         if self.resample_steps and self.num_iterations > 1:
             raise ValueError(
                 "`resample_steps` and `num_iterations` cannot be combined: set one of them (0 and 1 switch them off)."
