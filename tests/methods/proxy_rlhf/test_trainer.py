@@ -347,6 +347,9 @@ def test_critic_is_saved_and_trained_further(tmp_path: Path) -> None:
     assert same(graph_key(further.model), graph_key(trainer.model))
     with pytest.raises(ValueError, match="trained with the feature 'candidate'"):
         make_trainer(tmp_path / "c", model=model, proxy_model=proxy, feature="context")
+    for setting, value in (("proxy_layer_sizes", [8]), ("initial_accept_rate", 0.7)):
+        with pytest.raises(ValueError, match=f"`{setting}` is for a new proxy"):
+            make_trainer(tmp_path / "c", model=model, proxy_model=proxy, **{setting: value})
 
 
 def test_training_a_proxy_further_with_another_model(

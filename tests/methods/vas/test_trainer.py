@@ -743,6 +743,12 @@ def test_arguments_for_loading_a_value_model_that_is_loaded(tmp_path: Path, monk
     trainer(tmp_path, args={"value_model_init_kwargs": {"dtype": "bfloat16"}})
     assert said == ["`value_model_init_kwargs` is ignored: no value model is loaded by name."]
 
+def test_the_rank_of_a_value_model_that_is_trained_further(tmp_path: Path) -> None:
+    made = ValueModel.from_backbone(make_model(len(make_tokenizer())), form="action", action_rank=5)
+    for rank in ({}, {"action_rank": 5}):
+        assert trainer(tmp_path, value_model=made, args={"value_form": "action"} | rank).model is made
+    with pytest.raises(ValueError, match="has the rank 5, but `action_rank` is 7"):
+        trainer(tmp_path, value_model=made, args={"value_form": "action", "action_rank": 7})
 
 
 

@@ -136,6 +136,11 @@ def _check_value_model(
     if model.config.form != args.value_form:
         raise ValueError(
             f"The value model has the form {model.config.form!r}, but `value_form` is {args.value_form!r}: set it "
+    if args.action_rank not in (VASConfig.action_rank, model.config.action_rank):
+        raise ValueError(
+            f"The value model has the rank {model.config.action_rank}, but `action_rank` is {args.action_rank}: "
+            "remove it, or train a new one."
+        )
             "to that of the model, or train a new one."
         )
     if model.config.num_atoms != args.atoms:
