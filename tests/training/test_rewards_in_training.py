@@ -4,6 +4,7 @@
 """Rewards in the trainers of all methods: GRPO's protocol of reward functions, attributes, failures, columns."""
 
 import asyncio
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import letter_reward, make_model, make_tokenizer
+from datasets import Dataset
 from tiny_trainers import METHODS, PROMPTS, make_trainer
 
 from trl_ext.rewards.functions import RewardError
@@ -55,6 +57,28 @@ def test_functions_are_called_as_by_grpo(method: str, tmp_path: Path) -> None:
     assert 0 <= found["eval_labels"] <= 1 and "labels" not in found
     tables = sorted((tmp_path / "completions").glob("*.parquet"))
     assert len(tables) >= 2 and all(set(pd.read_parquet(table)["kind"].map(type)) == {str} for table in tables)
+
+def test_a_reward_model_that_training_would_change(tmp_path: Path) -> None:
+    """A value model that begins as the reward model is its own copy: `ValueModel` takes the weights themselves."""
+    made = make_trainer("vas", tmp_path)
+    tokenizer = made.processing_class
+    judge = make_model(len(tokenizer), num_labels=1)
+
+    def trainer(value_model: Any) -> Any:
+        return type(made)(
+            made.policy,
+            judge,
+            made.args,
+            Dataset.from_list(PROMPTS),
+            value_model=value_model,
+            processing_class=tokenizer,
+            reward_processing_classes=tokenizer,
+        )
+
+    with pytest.raises(ValueError, match="'LlamaForSequenceClassification' has weights that are trained here"):
+        trainer(judge)
+    trainer(copy.deepcopy(judge))
+
 
 
 @pytest.mark.parametrize("method", METHODS)

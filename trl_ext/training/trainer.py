@@ -30,6 +30,7 @@ from trl_ext.logprobs.token_logps import TokenLogps
 from trl_ext.models.adapters import cast_adapter, check_trainable
 from trl_ext.models.load import hub_arguments, loading_error
 from trl_ext.models.sharding import check_launch
+from trl_ext.models.properties import trains_weights_of
 from trl_ext.models.tokenizers import ensure_pad_token, load_tokenizer, use_eos_token
 from trl_ext.packages import check_packages
 from trl_ext.progress import library_progress, shown
@@ -135,6 +136,7 @@ class ExtTrainer(BaseTrainer):
         super().__init__(model=model, args=args, processing_class=self._tokenizer, **kwargs)
         check_launch(self)
         kwargs_of_checkpointing: Any = args.gradient_checkpointing_kwargs or {}
+        self._check_reward_models()
         if self.aux_loss_enabled and args.gradient_checkpointing and kwargs_of_checkpointing.get("use_reentrant"):
             raise ValueError(
                 "With `use_reentrant` in `gradient_checkpointing_kwargs` the load balancing loss of a mixture of "
@@ -293,6 +295,15 @@ class ExtTrainer(BaseTrainer):
         )
 
     # Attributes of TRL's trainers, under their names.
+    def _check_reward_models(self) -> None:
+        """Raise a `ValueError` if training would change a reward model."""
+        for reward in self.rewards:
+            if isinstance(reward.func, ClassifierReward) and trains_weights_of(self.model, reward.func.model):
+                raise ValueError(
+                    f"The reward model '{reward.name}' has weights that are trained here, so that its rewards would "
+                    "change with every step: pass a copy of it (`copy.deepcopy(model)`), or load it again."
+                )
+
 
     @property
     def reward_funcs(self) -> list[Any]:
