@@ -4,6 +4,7 @@
 """Base class of the trainers of all methods: dataset preparation, evaluation, metrics and checkpointing."""
 
 import contextlib
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -601,10 +602,7 @@ class ExtTrainer(BaseTrainer):
             self._meters[mode].add("rewards/nan_ratio", len(sampled.nans), len(sampled.is_sampled))
         measure_round(sampled, self.rewards, self._meters[mode])
         if sampled.is_sampled and not any(rollout.scores for rollout in sampled.rollouts.values()):
-            logger.warning(
-                f"Step {self.state.global_step}: none of the {len(sampled.is_sampled)} completions has a score, "
-                "so this step has no effect: the reward functions returned None or NaN."
-            )
+            logger.warning(f"Step {self.state.global_step}: {_nothing_to_learn_from(sampled)}")
         if self.args.log_completions and mode == "train":
             show_tables([sampled.shown()], self.accelerator, self.args, self.state.global_step, mode)
         elif self.args.log_completions:
@@ -976,6 +974,24 @@ class ExtTrainer(BaseTrainer):
         if self._loads_parts:
             self.model.load_adapter_and_head(self.state.best_model_checkpoint)
         else:
+            super()._load_best_model()
+            cast_adapter(self.model)
+
+
+def _nothing_to_learn_from(sampled: Round) -> str:
+    """Why a round whose completions are all left out has no effect."""
+    number = len(sampled.is_sampled)
+    if any(math.isfinite(score) for score in sampled.table["score"]):
+        return (
+            f"all of the {number} completions were cut off, so this step has no effect: "
+            "`mask_truncated_completions` leaves them out. Raise `max_completion_length`, or switch it off."
+        )
+    return (
+        f"none of the {number} completions has a score, so this step has no effect: the reward functions returned "
+        "None or NaN."
+    )
+
+
 def _without_completions(batch: dict[str, Any]) -> dict[str, Any]:
     """A micro-batch whose loss is 0: a prompt of `batch`, without completions."""
     return {
