@@ -880,7 +880,7 @@ class ExtTrainer(BaseTrainer):
 
     def _begin_training(self) -> None:
         """Start from the checkpoint, or the beginning; again for each size that `auto_find_batch_size` tries."""
-        self._meters["train"], self._num_tokens = Meters(), 0
+        self._meters["train"], self._num_tokens, self._guard.skipped = Meters(), 0, 0
         if self._samples and self._rounds is not None:
             self._rounds.restore(self._checkpoint)
         self._restore_state(self._checkpoint)

@@ -524,4 +524,11 @@ def test_checkpoints_contain_the_complete_proxy(tmp_path: Path) -> None:
     assert (folder / "decisions_0.safetensors").is_file()
     assert json.loads((folder / "decisions_0.json").read_text())["episodes"] == 4
     assert not (tmp_path / "checkpoint-8" / "decisions_0.safetensors").exists()
+def test_a_second_training_counts_from_its_own_start(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, max_steps=1)
+    counts = []
+    for _ in range(2):
+        trainer.train()
+        counts += [log["episode"] for log in trainer.state.log_history if "episode" in log]
+    assert len(counts) == 2 and counts[0] == counts[1]
     copy.deepcopy(ProxyModel.from_pretrained(folder))

@@ -494,6 +494,7 @@ print(output.texts[0])
     def _restore_state(self, folder: Path | None) -> None:
         self._decisions, self._stopped = None, False
         if folder is None:
+        self._last_kl, self._episodes = torch.zeros(2), 0
             return
         if self._file(folder, "json").is_file():
             state = json.loads(self._file(folder, "json").read_text())
