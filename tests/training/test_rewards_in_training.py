@@ -58,6 +58,7 @@ def test_functions_are_called_as_by_grpo(method: str, tmp_path: Path) -> None:
     tables = sorted((tmp_path / "completions").glob("*.parquet"))
     assert len(tables) >= 2 and all(set(pd.read_parquet(table)["kind"].map(type)) == {str} for table in tables)
 
+
 def test_a_reward_model_that_training_would_change(tmp_path: Path) -> None:
     """A value model that begins as the reward model is its own copy: `ValueModel` takes the weights themselves."""
     made = make_trainer("vas", tmp_path)
@@ -78,7 +79,6 @@ def test_a_reward_model_that_training_would_change(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'LlamaForSequenceClassification' has weights that are trained here"):
         trainer(judge)
     trainer(copy.deepcopy(judge))
-
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -154,6 +154,20 @@ def test_what_was_scored_is_kept_if_a_later_call_fails(method: str, tmp_path: Pa
     assert [entry.get("reward") for entry in again.state.log_history] == [
         entry.get("reward") for entry in whole.state.log_history
     ]
+
+
+@pytest.mark.parametrize("method", ["rrhf", "psle", "proxy_rlhf"])
+def test_functions_may_compare_with_the_answers_of_pairs(method: str, tmp_path: Path) -> None:
+    """As with GRPO, `chosen` and `rejected` are columns like others for methods that take only the prompts."""
+    seen = set()
+
+    def closer(completions: list[str], chosen: list[str], rejected: list[str], **_: Any) -> list[float]:
+        seen.update(zip(chosen, rejected, strict=True))
+        return letter_reward(completions)
+
+    rows = [{**row, "chosen": " was good", "rejected": " was bad"} for row in PROMPTS]
+    make_trainer(method, tmp_path, rows, reward_funcs=closer, max_steps=1).train()
+    assert seen == {(" was good", " was bad")}
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -194,7 +194,8 @@ class ProxyRLHFTrainer(ExtTrainer):
     def _tokenize(self, dataset: AnyDataset, args: ProxyRLHFConfig, name: str) -> tuple[AnyDataset, int]:
         columns = set(column_names(dataset))
         if "prompt" in columns:
-            dataset = dataset.remove_columns(sorted(columns & {"completions", "scores", "chosen", "rejected"}))
+            # `chosen` and `rejected` stay, for reward functions that compare with them.
+            dataset = dataset.remove_columns(sorted(columns & {"completions", "scores"}))
         return super()._tokenize(dataset, args, name)
 
     def _place(self, args: ProxyRLHFConfig) -> None:
@@ -493,8 +494,8 @@ print(output.texts[0])
 
     def _restore_state(self, folder: Path | None) -> None:
         self._decisions, self._stopped = None, False
-        if folder is None:
         self._last_kl, self._episodes = torch.zeros(2), 0
+        if folder is None:
             return
         if self._file(folder, "json").is_file():
             state = json.loads(self._file(folder, "json").read_text())
