@@ -50,7 +50,15 @@ from trl_ext.training.trl_settings import FROZEN_MODEL_ARGUMENTS
 from . import value_prompts
 from .calibration import HalfCompletion, measure_calibration, roll_out, sample_halves
 from .config import VASConfig
-from .data import DataCollatorForValues, choose_heads, prepare_values, read_prompt, reward_tensors, total_rewards
+from .data import (
+    DEFAULT_HEAD,
+    DataCollatorForValues,
+    choose_heads,
+    prepare_values,
+    read_prompt,
+    reward_tensors,
+    total_rewards,
+)
 from .decoding.logits_processor import ValueAugmentedLogitsProcessor
 from .explained_variance import measure_values
 from .loading import load_value_model, trained_on_policy
@@ -180,9 +188,8 @@ class VASTrainer(ExtTrainer):
         value_model = args.value_model_name_or_path if value_model is None else value_model
         needs_policy = value_model is None or args.value_form == "policy" or self._needs_policy(args, eval_dataset)
         trained = trained_on_policy(value_model, model)
-        only_value_model = isinstance(value_model, str) and not isinstance(model, str)  # is loaded, and quantised
-        quantization = None if only_value_model else quantization_config
-        self.policy = load_frozen(model, args, quantization) if needs_policy else None
+        of_policy = quantization_config if isinstance(model, str) or not isinstance(value_model, str) else None
+        self.policy = load_frozen(model, args, of_policy) if needs_policy else None
         for parameter in trained:
             parameter.requires_grad_(True)
         if self.policy is not None:
@@ -329,10 +336,10 @@ class VASTrainer(ExtTrainer):
                 raise ValueError("A streamed dataset has no epochs for `num_iterations` rounds: set `resample_steps`.")
             if samples:
                 resample_stream(args, dataset)
-        return samples
-
         elif args.num_iterations > 1 and args.max_steps > 0:
             _check_max_steps(args, dataset)
+        return samples
+
     def _epochs_per_round(self) -> int:
         return int(self.args.num_train_epochs // self.args.num_iterations) if self.args.num_iterations > 1 else 0
 
@@ -427,6 +434,9 @@ class VASTrainer(ExtTrainer):
                 keep_truncated=not args.mask_truncated_completions or mode != "train",
             )  # fmt: skip
             self._log_round(sampled, mode)
+            if self.heads == [DEFAULT_HEAD]:  # the weighted sum, also if a function has this name
+                for rollout in sampled.rollouts.values():
+                    rollout.rewards = {DEFAULT_HEAD: rollout.scores}
         if mode == "train" and not self._round():
             self._add_rewards([self._by_head(r.rewards, r.scores) for r in sampled.rollouts.values()])
         return sampled
@@ -663,8 +673,6 @@ class VASTrainer(ExtTrainer):
             self._record_statistics()
 
 
-def _range_of(rewards: list[float], head: str) -> list[float]:
-    """The lowest and the highest of the rewards that are known."""
 def _check_max_steps(args: VASConfig, dataset: Dataset) -> None:
     """Raise a `ValueError` if `max_steps` needs more rounds than there are, and warn if it ends before the last."""
     epochs, repeats = int(args.num_train_epochs // args.num_iterations), args.num_epochs_per_batch
@@ -685,6 +693,8 @@ def _check_max_steps(args: VASConfig, dataset: Dataset) -> None:
         )
 
 
+def _range_of(rewards: list[float], head: str) -> list[float]:
+    """The lowest and the highest of the rewards that are known."""
     known = [x for x in rewards if not math.isnan(x)]
     if not known or min(known) == max(known):
         raise DataError(
