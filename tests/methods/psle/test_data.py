@@ -323,6 +323,8 @@ def test_answers_that_cannot_be_imitated_are_named_by_their_columns(tmp_path, ro
         ({"reward_scaling": "minmax"}, "reward_scaling"),
         ({"use_vllm": True, "use_transformers_continuous_batching": True}, "exclude"),
         ({"use_transformers_continuous_batching": True, "repetition_penalty": 1.2}, "repetition_penalty"),
+        ({"use_transformers_continuous_batching": True, "cuda_graphs": "always"}, "`cuda_graphs` and `num_beams` out"),
+        ({"use_vllm": True, "cast_for_generation": True}, "`cast_for_generation: True` has no effect with `use_vllm`"),
         ({"vllm_mode": "cloud"}, "vllm_mode"),
         ({"beta": -1.0}, "beta"),
         ({"sft_mix": -1.0}, "sft_mix"),
