@@ -6,7 +6,7 @@
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from trl_ext.atomic_files import remedy
@@ -42,10 +42,11 @@ def begin(folder: str | Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _STATE).unlink(missing_ok=True)  # first: without it, what is left of the others is no checkpoint
     for path in list(folder.iterdir()):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another node that shares the disk has removed it
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def last_checkpoint(output_dir: str | Path) -> str | None:

@@ -30,8 +30,8 @@ from trl_ext.generation_settings import eos_token_ids, stop_at_eos_token
 from trl_ext.logprobs.token_logps import TokenLogps
 from trl_ext.models.adapters import cast_adapter, check_trainable
 from trl_ext.models.load import hub_arguments, loading_error
-from trl_ext.models.sharding import check_launch
 from trl_ext.models.properties import trains_weights_of
+from trl_ext.models.sharding import check_launch
 from trl_ext.models.tokenizers import ensure_pad_token, load_tokenizer, use_eos_token
 from trl_ext.packages import check_packages
 from trl_ext.progress import library_progress, shown
@@ -136,8 +136,8 @@ class ExtTrainer(BaseTrainer):
             make_folder(Path(args.output_dir), "output_dir")
         super().__init__(model=model, args=args, processing_class=self._tokenizer, **kwargs)
         check_launch(self)
-        kwargs_of_checkpointing: Any = args.gradient_checkpointing_kwargs or {}
         self._check_reward_models()
+        kwargs_of_checkpointing: Any = args.gradient_checkpointing_kwargs or {}
         if self.aux_loss_enabled and args.gradient_checkpointing and kwargs_of_checkpointing.get("use_reentrant"):
             raise ValueError(
                 "With `use_reentrant` in `gradient_checkpointing_kwargs` the load balancing loss of a mixture of "
@@ -295,7 +295,6 @@ class ExtTrainer(BaseTrainer):
             trust_remote_code=args.trust_remote_code,
         )
 
-    # Attributes of TRL's trainers, under their names.
     def _check_reward_models(self) -> None:
         """Raise a `ValueError` if training would change a reward model."""
         for reward in self.rewards:
@@ -305,6 +304,7 @@ class ExtTrainer(BaseTrainer):
                     "change with every step: pass a copy of it (`copy.deepcopy(model)`), or load it again."
                 )
 
+    # Attributes of TRL's trainers, under their names.
 
     @property
     def reward_funcs(self) -> list[Any]:
@@ -998,10 +998,6 @@ def _without_completions(batch: dict[str, Any]) -> dict[str, Any]:
         "prompt_ids": batch["prompt_ids"][:1],
         **{name: [[]] for name in ("completion_ids", "scores", "rewards", "marks", "token_rewards")},
     }
-
-
-            super()._load_best_model()
-            cast_adapter(self.model)
 
 
 def _has_completions(dataset: AnyDataset) -> bool:
