@@ -31,6 +31,7 @@ def make_trainer(
     rows: list[dict[str, Any]] | None = None,
     *,
     eval_rows: list[dict[str, Any]] | None = None,
+    streams: bool = False,
     chat: bool = False,
     tokenizer: Any = None,
     model_changes: dict[str, Any] | None = None,
@@ -46,6 +47,7 @@ def make_trainer(
         folder (`Path`): Where it writes to.
         rows (`list[dict]`, *optional*): Its dataset.
         eval_rows (`list[dict]`, *optional*): What it is evaluated on.
+        streams (`bool`, *optional*): Whether the dataset is streamed.
         chat (`bool`, *optional*): Whether the tokenizer has a chat template.
         tokenizer (*optional*): Another tokenizer.
         model_changes (`dict`, *optional*): Fields of the models' config, see `conftest.make_model`.
@@ -71,11 +73,12 @@ def make_trainer(
     args = made.config_class()(output_dir=str(folder), **given)
     changes = model_changes or {}
     more: dict[str, Any] = {"value_model": make_model(len(tokenizer), seed=1, **changes)} if method == "vas" else {}
+    dataset = Dataset.from_list(PROMPTS if rows is None else rows)
     more |= {"compute_metrics": compute_metrics} if compute_metrics else {}
     return made.trainer_class()(
         model=make_model(len(tokenizer), **changes),
         args=args,
-        train_dataset=Dataset.from_list(PROMPTS if rows is None else rows),
+        train_dataset=dataset.to_iterable_dataset() if streams else dataset,
         eval_dataset=Dataset.from_list(eval_rows) if eval_rows else None,
         processing_class=tokenizer,
         reward_funcs=reward_funcs,

@@ -153,6 +153,14 @@ def test_pairs_need_a_tokenizer_that_has_a_form_for_them(tiny_tokenizer):
         )
 
 
+def test_the_precision_of_a_trainer_around_it_does_not_matter(tiny_tokenizer):
+    """`evaluate` of VAS scores continuations where the language model computes under autocast."""
+    [reward] = load_rewards(make_model(len(tiny_tokenizer), num_labels=1), [tiny_tokenizer])
+    alone = reward(PROMPTS, COMPLETIONS)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert reward(PROMPTS, COMPLETIONS) == alone
+
+
 def test_equal_texts_are_read_once_and_have_equal_rewards(tiny_tokenizer):
     """Beside longer texts, padding may change a logit's last bits: equal completions would not tie."""
     model = make_model(len(tiny_tokenizer), num_labels=1)

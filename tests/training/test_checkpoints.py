@@ -54,6 +54,22 @@ class TestLastCheckpoint:
         begin(tmp_path / "not" / "yet" / "there")
         assert (tmp_path / "not" / "yet" / "there").is_dir()
 
+    def test_what_an_earlier_run_left_in_it_is_removed(self, tmp_path: Path) -> None:
+        """That run had two processes, and its completions would be read as those of this run."""
+        path = tmp_path / "checkpoint-2"
+        (path / "adapter").mkdir(parents=True)
+        left = {"rollouts": {"0": {"ids": [[5]], "scores": [9.0]}}, "epoch": 0, "processes": 2}
+        for name in ("rollouts_1.json", "adapter/weights", "trainer_state.json"):
+            (path / name).write_text(json.dumps(left))
+        settings: dict[str, Any] = {"resample_steps": 0, "max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+        trainer = make_trainer("rrhf", tmp_path, **settings)
+        trainer.train()
+        assert is_complete(path) and sorted(path.glob("rollouts_*")) == [path / "rollouts_0.json"]
+        assert not (path / "adapter").exists()
+        sampled = dict(trainer._rounds._rollouts)
+        trainer._rounds.restore(path)
+        assert trainer._rounds._rollouts == sampled
+
     def test_a_broken_one_that_is_named(self, tmp_path: Path) -> None:
         complete, broken = checkpoint(tmp_path, 2), checkpoint(tmp_path, 4, "")
         check_resumable(complete)

@@ -268,3 +268,11 @@ def test_arguments_of_chat_templates(tmp_path):
     kwargs = {"enable_thinking": False}
     assert config(tmp_path, chat_template_kwargs=kwargs).chat_template_kwargs == kwargs
     assert config(tmp_path, chat_template_kwargs='{"enable_thinking": false}').chat_template_kwargs == kwargs
+
+
+def test_rows_cannot_be_in_order_and_grouped(tmp_path):
+    assert config(tmp_path, shuffle_dataset=False).train_sampling_strategy == "sequential"
+    assert config(tmp_path, train_sampling_strategy="group_by_length").train_sampling_strategy == "group_by_length"
+    for strategy in ("group_by_length", "batch_rebalance"):
+        with pytest.raises(ValueError, match=f"`train_sampling_strategy: {strategy}` has another one"):
+            config(tmp_path, shuffle_dataset=False, train_sampling_strategy=strategy)

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import make_model
+from transformers import BitsAndBytesConfig
 
 from trl_ext.training import frozen_model
-from trl_ext.training.frozen_model import place_frozen
+from trl_ext.training.frozen_model import load_frozen, place_frozen
 
 
 def trainer(*, fsdp=False, deepspeed=False):
@@ -43,3 +44,14 @@ def test_a_model_that_shares_its_weights_is_not_sharded(kind):
     with pytest.raises(ValueError, match=r"shares the weights .* cannot be trained under DeepSpeed or FSDP"):
         place_frozen(make_model(64), trainer(**kind), shared=True)
     assert place_frozen(make_model(64), trainer(), shared=True) is not None
+
+
+def test_what_is_for_loading_is_not_ignored_for_a_model_that_is_loaded(monkeypatch):
+    said = []
+    monkeypatch.setattr("trl_ext.training.model_loading.logger.warning", said.append)
+    model, args = make_model(64), SimpleNamespace(model_init_kwargs=None)
+    assert load_frozen(model, args) is model and not said
+    with pytest.raises(ValueError, match="`quantization_config` was given for a model that is loaded already"):
+        load_frozen(model, args, BitsAndBytesConfig(load_in_8bit=True))
+    load_frozen(model, SimpleNamespace(model_init_kwargs={"dtype": "bfloat16"}))
+    assert said == ["`model_init_kwargs` is ignored: the model is loaded already."]

@@ -110,6 +110,10 @@ def test_the_model_itself_is_no_reference():
     model = make_model(64)
     with pytest.raises(ValueError, match="same object"):
         Reference(model, model)
+    policy = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))  # changes `model`
+    with pytest.raises(ValueError, match="`ref_model` has weights that are trained with `model`"):
+        Reference(policy, model)
+    assert Reference(policy, make_model(64)).model is not None
 
 
 def test_saved_weights_belong_to_one_model(tmp_path):

@@ -4,6 +4,7 @@
 """Rewards in the trainers of all methods: GRPO's protocol of reward functions, attributes, failures, columns."""
 
 import asyncio
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import letter_reward, make_model, make_tokenizer
+from datasets import Dataset
 from tiny_trainers import METHODS, PROMPTS, make_trainer
 
 from trl_ext.rewards.functions import RewardError
@@ -55,6 +57,28 @@ def test_functions_are_called_as_by_grpo(method: str, tmp_path: Path) -> None:
     assert 0 <= found["eval_labels"] <= 1 and "labels" not in found
     tables = sorted((tmp_path / "completions").glob("*.parquet"))
     assert len(tables) >= 2 and all(set(pd.read_parquet(table)["kind"].map(type)) == {str} for table in tables)
+
+
+def test_a_reward_model_that_training_would_change(tmp_path: Path) -> None:
+    """A value model that begins as the reward model is its own copy: `ValueModel` takes the weights themselves."""
+    made = make_trainer("vas", tmp_path)
+    tokenizer = made.processing_class
+    judge = make_model(len(tokenizer), num_labels=1)
+
+    def trainer(value_model: Any) -> Any:
+        return type(made)(
+            made.policy,
+            judge,
+            made.args,
+            Dataset.from_list(PROMPTS),
+            value_model=value_model,
+            processing_class=tokenizer,
+            reward_processing_classes=tokenizer,
+        )
+
+    with pytest.raises(ValueError, match="'LlamaForSequenceClassification' has weights that are trained here"):
+        trainer(judge)
+    trainer(copy.deepcopy(judge))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -130,6 +154,20 @@ def test_what_was_scored_is_kept_if_a_later_call_fails(method: str, tmp_path: Pa
     assert [entry.get("reward") for entry in again.state.log_history] == [
         entry.get("reward") for entry in whole.state.log_history
     ]
+
+
+@pytest.mark.parametrize("method", ["rrhf", "psle", "proxy_rlhf"])
+def test_functions_may_compare_with_the_answers_of_pairs(method: str, tmp_path: Path) -> None:
+    """As with GRPO, `chosen` and `rejected` are columns like others for methods that take only the prompts."""
+    seen = set()
+
+    def closer(completions: list[str], chosen: list[str], rejected: list[str], **_: Any) -> list[float]:
+        seen.update(zip(chosen, rejected, strict=True))
+        return letter_reward(completions)
+
+    rows = [{**row, "chosen": " was good", "rejected": " was bad"} for row in PROMPTS]
+    make_trainer(method, tmp_path, rows, reward_funcs=closer, max_steps=1).train()
+    assert seen == {(" was good", " was bad")}
 
 
 @pytest.mark.parametrize("method", METHODS)

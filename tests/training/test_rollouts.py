@@ -211,6 +211,23 @@ def test_metrics_have_grpos_names_and_these_values():
     )
 
 
+def test_rewards_with_names_of_the_tables_columns():
+    rewards = [Reward("score", good), Reward("completion", length)]
+    plain = [Reward("a", good), Reward("b", length)]
+    found, expected = Meters(), Meters()
+    sampled = score_round(ROWS, COMPLETIONS, rewards, [2.0, -1.0])
+    measure_round(sampled, rewards, found)
+    other = score_round(ROWS, COMPLETIONS, plain, [2.0, -1.0])
+    measure_round(other, plain, expected)
+    names = {"a": "score", "b": "completion"}
+    table = {f"rewards/{names[name]}" if name in names else name: values for name, values in other.table.items()}
+    assert sampled.table == table
+    found, expected = found.pop(OneProcess()), expected.pop(OneProcess())
+    for name, its in names.items():
+        assert found[f"rewards/{its}/mean"] == expected[f"rewards/{name}/mean"]
+    assert found["reward"] == expected["reward"]
+
+
 def test_rewards_that_do_not_apply_do_not_enter_the_mean():
     rewards = [reward(only_if_dull)]
     meters = Meters()

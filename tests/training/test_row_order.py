@@ -3,9 +3,11 @@
 
 """The order of rows: repeated steps, rows of one length in a step."""
 
+from types import SimpleNamespace
+
 import pytest
 
-from trl_ext.training.row_order import RowOrder
+from trl_ext.training.row_order import RowOrder, steps_in_epoch
 
 
 @pytest.mark.parametrize(("rows", "step", "repeats"), [(8, 4, 2), (7, 4, 2), (3, 4, 3), (5, 1, 2)])
@@ -41,3 +43,14 @@ def test_rows_of_one_length_share_a_step(repeats):
     assert [sorted(lengths[row] for row in step) for step in steps[:2]] == [[9, 9, 9, 9], [1, 5, 5, 5]]
     assert sorted(row for step in steps for row in step)[:11] == list(range(11)) or repeats == 2
     assert len(order) == len(RowOrder(11, 4, repeats, seed=4, epoch=lambda: 0, lengths=lengths))
+
+
+@pytest.mark.parametrize(
+    ("rows", "repeats", "drops"), [(9, 1, False), (9, 1, True), (8, 1, False), (9, 3, True), (1, 1, True)]
+)
+def test_steps_are_counted_before_there_is_a_trainer(rows, repeats, drops):
+    """Two processes with batches of two rows, two of which are a step."""
+    args = SimpleNamespace(train_batch_size=2, world_size=2, gradient_accumulation_steps=2, dataloader_drop_last=drops)
+    order = len(RowOrder(rows, 8, repeats, seed=0, epoch=lambda: 0))
+    batches = order // 4 if drops else -(-order // 4)
+    assert steps_in_epoch(args, rows, repeats) == max(1, -(-batches // 2))

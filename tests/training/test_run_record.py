@@ -52,6 +52,22 @@ def test_steps_of_the_same_rows_may_be_split_in_another_way(tmp_path: Path) -> N
     assert losses(other) == pytest.approx(losses(whole), rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("method", "settings", "changes", "words"),
+    [
+        ("vas", {**OFFLINE, "num_epochs_per_batch": 2}, {"num_epochs_per_batch": 1}, "was 2 and is 1"),
+        ("proxy_rlhf", {"num_mini_batches": 4}, {"num_ppo_epochs": 2}, "was 4 and is 8"),
+    ],
+)
+def test_steps_on_the_same_rows_are_as_many(
+    method: str, settings: dict[str, Any], changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    """Otherwise the rows that are skipped are not those that were trained on."""
+    run(method, tmp_path, **settings)
+    with pytest.raises(ValueError, match=f"the number of steps on the same rows {words}"):
+        run(method, tmp_path, resume=True, **settings | changes)
+
+
 def test_completions_belong_to_their_micro_batches(tmp_path: Path) -> None:
     run("rrhf", tmp_path)
     with pytest.raises(

@@ -367,6 +367,28 @@ def test_a_stream_of_prompts_needs_no_more_settings_than_in_trl(tmp_path: Path, 
     assert trainer.args.dataloader_num_workers == 0
 
 
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("rrhf", {}),
+        ("rrhf", {"resample_steps": 0, "reward_funcs": None, "rows": SCORED[:3]}),
+        ("psle", {}),
+        ("vas", {}),
+    ],
+)
+def test_a_stream_that_ends_within_a_step(tmp_path: Path, method: str, settings: dict[str, Any]) -> None:
+    """The step is taken with what there is, as with a dataset; its gradient does not go into the next one."""
+    common: dict[str, Any] = {"rows": PROMPTS[:3], "max_steps": 4, "shuffle_dataset": False}
+    common |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "max_grad_norm": 0.0}
+
+    def steps(**changes: Any) -> list[tuple[float, float]]:
+        trainer = make_trainer(method, tmp_path, **common | settings | changes)
+        trainer.train()
+        return [(log["loss"], log["grad_norm"]) for log in trainer.state.log_history if "loss" in log]
+
+    assert steps(streams=True) == steps()
+
+
 def test_attributes_that_scripts_read(tmp_path: Path) -> None:
     trainer = make_trainer("rrhf", tmp_path, beta=0.1, num_generations=3)
     assert (trainer.beta, trainer.num_generations, trainer.num_generations_eval) == (0.1, 3, 3)

@@ -21,6 +21,12 @@ def base_of(model: torch.nn.Module) -> PreTrainedModel:
     return model.get_base_model() if is_peft_model(model) else model  # type: ignore[operator,return-value]
 
 
+def trains_weights_of(model: torch.nn.Module, other: torch.nn.Module) -> bool:
+    """Whether `other` changes when `model` is trained: they share a parameter that requires gradients in `model`."""
+    trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    return any(id(parameter) in trained for parameter in other.parameters())
+
+
 def backbone_of(model: torch.nn.Module) -> PreTrainedModel:
     """
     The layers of a model below its head, whose output has a `last_hidden_state`; the model itself if it has no head.

@@ -224,7 +224,9 @@ class ClassifierReward(RewardModel):
         # Equal texts are read once: in two batches, padding could make their rewards differ in the last bits.
         keys = [tuple(tuple(values) for values in row.values()) for row in rows]
         distinct = dict(zip(keys, rows, strict=True))
-        with gathered_parameters(self.model):  # ZeRO-3 shards every model that is loaded
+        device = next(self.model.parameters()).device.type
+        # ZeRO-3 shards every model that is loaded. Autocast is that of whoever asks, such as a trainer in bf16.
+        with gathered_parameters(self.model), torch.autocast(device, enabled=False):
             found = self._logits(sorted(distinct, key=lambda key: len(key[0])), distinct)
         return [found[key] for key in keys]
 

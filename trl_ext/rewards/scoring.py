@@ -25,6 +25,11 @@ from .kept_scores import BatchScores, KeptScores
 _TABLE_COLUMNS = ("step", "prompt", "completion", "score", "guided")
 
 
+def reward_column(name: str) -> str:
+    """The column of a reward in tables of completions: its name, or `rewards/name` where that is another column."""
+    return f"rewards/{name}" if name in _TABLE_COLUMNS else name
+
+
 @dataclass(frozen=True)
 class ScoredCompletion:
     """
@@ -181,7 +186,7 @@ class _Inputs:
 
 def _all_scores(inputs: _Inputs, rewards: Sequence[Reward], kept: KeptScores) -> dict[str, list[BatchScores]]:
     """The scores of all batches by reward: async functions side by side, the others in this thread."""
-    taken = {*_TABLE_COLUMNS, *(reward.name for reward in rewards)}
+    taken = {*_TABLE_COLUMNS, *(reward_column(reward.name) for reward in rewards)}
 
     def score(reward: Reward) -> list[BatchScores]:
         found = []

@@ -4,8 +4,9 @@
 """Finds the checkpoints from which a run can be resumed, and says after an error which one that is."""
 
 import json
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from trl_ext.atomic_files import remedy
@@ -31,9 +32,21 @@ def has_optimizer(folder: str | Path) -> bool:
 
 
 def begin(folder: str | Path) -> None:
-    """Create `folder` for a checkpoint; one that an earlier run left there is incomplete from now on."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    (Path(folder) / _STATE).unlink(missing_ok=True)
+    """
+    Create `folder` for a checkpoint, and remove what an earlier run left there.
+
+    A run that is resumed would take files that this one does not write for its own: the completions of further
+    processes, the state of an optimizer that is not saved, an adapter.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _STATE).unlink(missing_ok=True)  # first: without it, what is left of the others is no checkpoint
+    for path in list(folder.iterdir()):
+        with suppress(FileNotFoundError):  # another node that shares the disk has removed it
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def last_checkpoint(output_dir: str | Path) -> str | None:

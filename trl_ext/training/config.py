@@ -3,7 +3,7 @@
 
 """Settings that all methods share, on top of TRL's base config."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -413,10 +413,33 @@ class ExtConfig(RewardSettings, BaseConfig):
         if not getattr(self, "use_vllm", False):
             settings.check_generation_kwargs()
         if not self.shuffle_dataset:
-            self.train_sampling_strategy = "sequential"
+            self._set_sequential()
         for note in notes_on(self, self.other_meanings):
             if self.process_index == 0:
                 logger.warning_once(note)
+
+    def _set_sequential(self) -> None:
+        """Set the order of rows that `shuffle_dataset: false` asks for."""
+        strategy = str(self.train_sampling_strategy)  # type: ignore[has-type]
+        if strategy not in ("random", "sequential"):
+            raise ValueError(
+                f"`shuffle_dataset: false` keeps rows in the order of the dataset, and `train_sampling_strategy: "
+                f"{strategy}` has another one: leave out one of the two."
+            )
+        self.train_sampling_strategy = "sequential"
+
+    def _refuse_idle(self, names: Iterable[str], why: str) -> None:
+        """
+        Raise a `ValueError` for a setting that has no effect beside the others, unless it is at its default.
+
+        Args:
+            names (`Iterable[str]`): The settings.
+            why (`str`): The reason, which follows "has no effect".
+        """
+        for name in names:
+            value = getattr(self, name)
+            if value != getattr(type(self), name):
+                raise ValueError(f"`{name}: {value}` has no effect {why}: remove it.")
 
     def _set_for_cpu(self) -> None:
         """Switch off what a CPU cannot do."""

@@ -178,12 +178,14 @@ class EngineConfig(VLLMSettings, ExtConfig):
                 "token of a text: leave out one of the two."
             )
         if self.use_transformers_continuous_batching and (
-            self.cache_implementation or "num_beams" in (self.generation_kwargs or {})
+            self.cache_implementation or self.cuda_graphs == "always" or "num_beams" in (self.generation_kwargs or {})
         ):
             raise ValueError(
-                "transformers' continuous batching has its own KV cache and no beam search: leave out "
-                "`cache_implementation` and `num_beams`."
+                "transformers' continuous batching has its own KV cache and CUDA graphs, and no beam search: leave "
+                "`cache_implementation`, `cuda_graphs` and `num_beams` out."
             )
+        if self.use_vllm:
+            self._refuse_idle(["cast_for_generation"], "with `use_vllm`, which has weights of its own")
         if self.vllm_structured_outputs_regex and not self.use_vllm:
             raise ValueError("`vllm_structured_outputs_regex` has no effect without `use_vllm`.")
 

@@ -18,7 +18,7 @@ from trl_ext.models.sharding import gathered, shard
 
 from .config import ExtConfig
 from .copies import sampling_copy
-from .model_loading import init_kwargs
+from .model_loading import init_kwargs, refuse_loading_arguments
 
 
 def load_frozen(
@@ -31,9 +31,14 @@ def load_frozen(
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): A Hub id, a directory, or a model.
         args ([`~trl_ext.training.config.ExtConfig`]): The trainer's config.
         quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): Quantization of a model given by name.
+
+    Raises:
+        `ValueError`: `quantization_config` is given twice, or for a model that is loaded already.
     """
     if isinstance(model, str):
         model = load_model(model, **init_kwargs(args, quantization_config))
+    else:
+        refuse_loading_arguments(args, quantization_config)
     use_exact_4bit_on_cpu(model)
     return freeze(model)
 

@@ -48,6 +48,26 @@ def init_kwargs(
     return kwargs
 
 
+def refuse_loading_arguments(args: ExtConfig, quantization_config: BitsAndBytesConfig | None) -> None:
+    """
+    Report what is for loading a model and was given for one that is loaded already.
+
+    Args:
+        args ([`~trl_ext.training.config.ExtConfig`]): The trainer's config. Its `model_init_kwargs` are a warning.
+        quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*): The trainer's argument.
+
+    Raises:
+        `ValueError`: `quantization_config` is given.
+    """
+    if quantization_config is not None:
+        raise ValueError(
+            "`quantization_config` was given for a model that is loaded already. Pass the model as a name or path, or "
+            "quantize it when you load it."
+        )
+    if args.model_init_kwargs is not None:
+        logger.warning("`model_init_kwargs` is ignored: the model is loaded already.")
+
+
 def load_policy(
     model: "str | PreTrainedModel | PeftModel",
     args: ExtConfig,
@@ -74,13 +94,7 @@ def load_policy(
         if peft_config is not None and init.get("revision"):
             kwargs["revision"] = init["revision"]  # saved with the adapter, for whoever loads it
     else:
-        if quantization_config is not None:
-            raise ValueError(
-                "`quantization_config` was given for a model that is loaded already. Pass the model as a name or "
-                "path, or quantize it when you load it."
-            )
-        if args.model_init_kwargs is not None:
-            logger.warning("`model_init_kwargs` is ignored: the model is loaded already.")
+        refuse_loading_arguments(args, quantization_config)
         use_exact_4bit_on_cpu(model)
     if args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3 and not is_quantized(model):
         kwargs["autocast_adapter_dtype"] = False  # ZeRO-3 gathers parameters of a single dtype

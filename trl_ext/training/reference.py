@@ -26,7 +26,7 @@ from trl_ext.logprobs.logprobs import LogProbs, TokenLogps, completion_logps
 from trl_ext.models.copies import independent_copy
 from trl_ext.models.load import freeze, load_model
 from trl_ext.models.modes import checkpointing_disabled, evaluation_mode
-from trl_ext.models.properties import base_of, is_peft_model, is_quantized
+from trl_ext.models.properties import base_of, is_peft_model, is_quantized, trains_weights_of
 from trl_ext.models.sharding import assign, copy_of, reshard, shard
 from trl_ext.progress import progress
 
@@ -138,7 +138,7 @@ class Reference:
 
     Raises:
         `TypeError`: `ref_model` is neither a model nor a name.
-        `ValueError`: `ref_model` is the policy itself.
+        `ValueError`: `ref_model` is the policy itself, or has weights that are trained with it.
     """
 
     def __init__(
@@ -155,6 +155,11 @@ class Reference:
         elif ref_model is not None and not isinstance(ref_model, torch.nn.Module):
             raise TypeError(
                 f"`ref_model` must be a model, or its directory or Hub id, got `{type(ref_model).__name__}`."
+            )
+        elif ref_model is not None and trains_weights_of(model, ref_model):
+            raise ValueError(
+                "`ref_model` has weights that are trained with `model`, as PEFT puts an adapter into the model that "
+                "it is given: leave out `ref_model` to compare with the model as it is now, or load it again."
             )
         self.is_given = ref_model is not None
         self.model: Any = None

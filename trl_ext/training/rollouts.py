@@ -26,7 +26,7 @@ from trl_ext.data.completion import Completion, truncated
 from trl_ext.rewards.aggregation import SUM
 from trl_ext.rewards.functions import Reward
 from trl_ext.rewards.kept_scores import KeptScores
-from trl_ext.rewards.scoring import ScoredCompletion, score_completions
+from trl_ext.rewards.scoring import ScoredCompletion, reward_column, score_completions
 from trl_ext.upstream import print_prompt_completions_sample
 
 from .config import ExtConfig
@@ -111,7 +111,8 @@ class Round:
     def append(self, row: dict[str, Any], scored: ScoredCompletion, cost: float, *, is_sampled: bool) -> None:
         """Add a completion to the table. `cost` is its KL term, which is subtracted from its score."""
         completion, score = scored.completion, scored.score - cost
-        entry = {"prompt": row["prompt"], "completion": completion.content(row), **scored.rewards, "score": score}
+        rewards = {reward_column(name): value for name, value in scored.rewards.items()}
+        entry = {"prompt": row["prompt"], "completion": completion.content(row), **rewards, "score": score}
         for name, value in entry.items():
             self.table[name].append(value)
         for name, value in scored.extra.items():
@@ -188,7 +189,8 @@ def score_round(
         costs = penalty([row["prompt_ids"] for row in rows], [[c.ids for c in group] for group in completions])
 
     names = [reward.name for reward in rewards]
-    result = Round({}, table={name: [] for name in ("prompt", "completion", *names, "score")}, metrics=metrics)
+    columns = ("prompt", "completion", *map(reward_column, names), "score")
+    result = Round({}, table={name: [] for name in columns}, metrics=metrics)
     for row, num_sampled, scored_group, costs_of_group in zip(
         rows, map(len, completions), scored_groups, costs, strict=True
     ):
@@ -240,7 +242,7 @@ def measure_round(result: Round, rewards: list[Reward], meters: Meters) -> None:
         meters.add_values(name, torch.tensor(logged))
     sampled = torch.tensor(result.is_sampled, dtype=torch.bool)
     for reward in rewards:
-        values = torch.tensor(result.table[reward.name], dtype=torch.float)[sampled]
+        values = torch.tensor(result.table[reward_column(reward.name)], dtype=torch.float)[sampled]
         meters.add_values(f"rewards/{reward.name}/mean", values)
         meters.add_deviation(f"rewards/{reward.name}/std", values)
     meters.add_values("reward", torch.tensor(result.weighted_sums)[sampled])

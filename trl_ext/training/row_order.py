@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence, Sized
 import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 
 _GROUPED_STEPS = 50  # steps whose rows are sorted together, as in transformers' sampler
@@ -83,6 +83,22 @@ class RowOrder(Sampler[int]):
         if self.repeats == 1:
             return self.num_rows
         return -(-self.num_rows // self.step_size) * self.step_size * self.repeats
+
+
+def steps_in_epoch(args: TrainingArguments, num_rows: int, repeats: int = 1) -> int:
+    """
+    Number of optimizer steps in an epoch, before there is a trainer.
+
+    Args:
+        args ([`~transformers.TrainingArguments`]): The trainer's config.
+        num_rows (`int`): Number of rows of the dataset.
+        repeats (`int`, *optional*, defaults to `1`): How many times each step occurs.
+    """
+    batch = args.train_batch_size * args.world_size
+    if repeats > 1:  # the last step is filled up
+        return -(-num_rows // (batch * args.gradient_accumulation_steps)) * repeats
+    batches = num_rows // batch if args.dataloader_drop_last else -(-num_rows // batch)
+    return max(1, -(-batches // args.gradient_accumulation_steps))
 
 
 def row_lengths(dataset: Dataset, column: str) -> list[int]:

@@ -24,7 +24,7 @@ from trl_ext.atomic_files import write_text
 FILE = "trl_ext_run.json"
 
 # Increase it whenever an older checkpoint would be continued differently: files of the trainers, order of rows, seeds.
-FORMAT = 1
+FORMAT = 2
 
 _SAMPLED_ROWS = 64  # that stand for the dataset
 _LAYOUT = {
@@ -49,6 +49,7 @@ class RunRecord:
         num_processes (`int`): Number of processes.
         seed (`int`), data_seed (`int`, *optional*): Seeds of the run and of the order of rows.
         train_sampling_strategy (`str`), dataloader_drop_last (`bool`): What else the order depends on.
+        repeats (`int`): Consecutive optimizer steps on the same rows.
         rows (`str`): Number of rows, and a hash of some of them; empty for a stream.
     """
 
@@ -62,6 +63,7 @@ class RunRecord:
     data_seed: int | None
     train_sampling_strategy: str
     dataloader_drop_last: bool
+    repeats: int
     rows: str
 
     @classmethod
@@ -74,6 +76,7 @@ class RunRecord:
             method=trainer._name,
             per_device_train_batch_size=args.train_batch_size,
             num_processes=args.world_size,
+            repeats=trainer._repeats(),
             rows=rows_digest(trainer.train_dataset),
             **{name: getattr(args, name) for name in (*_ORDER, "gradient_accumulation_steps")},
         )
@@ -117,7 +120,8 @@ def check_continues(folder: Path, run: RunRecord, *, exact_layout: bool, finds_b
     before = RunRecord(**{each.name: recorded[each.name] for each in fields(RunRecord)})
     # With these settings, rows of an epoch's last step or of any step depend on how steps are split.
     exact_layout = exact_layout or run.dataloader_drop_last or run.train_sampling_strategy == "batch_rebalance"
-    compared = {name: name for name in ("method", *_ORDER)}
+    compared = {name: f"`{name}`" for name in ("method", *_ORDER)}
+    compared["repeats"] = "the number of steps on the same rows"
     if exact_layout or before.rows_per_step != run.rows_per_step:
         compared |= _LAYOUT
     elif not run.rows:  # each process reads its own part of a stream
@@ -125,8 +129,7 @@ def check_continues(folder: Path, run: RunRecord, *, exact_layout: bool, finds_b
     if finds_batch_size:
         compared.pop("per_device_train_batch_size", None)
     changes = [
-        f"{shown if shown in _LAYOUT.values() else f'`{name}`'} was {getattr(before, name)!r} and is "
-        f"{getattr(run, name)!r}"
+        f"{shown} was {getattr(before, name)!r} and is {getattr(run, name)!r}"
         for name, shown in compared.items()
         if getattr(before, name) != getattr(run, name)
     ]

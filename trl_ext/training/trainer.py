@@ -4,6 +4,7 @@
 """Base class of the trainers of all methods: dataset preparation, evaluation, metrics and checkpointing."""
 
 import contextlib
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +30,7 @@ from trl_ext.generation_settings import eos_token_ids, stop_at_eos_token
 from trl_ext.logprobs.token_logps import TokenLogps
 from trl_ext.models.adapters import cast_adapter, check_trainable
 from trl_ext.models.load import hub_arguments, loading_error
+from trl_ext.models.properties import trains_weights_of
 from trl_ext.models.sharding import check_launch
 from trl_ext.models.tokenizers import ensure_pad_token, load_tokenizer, use_eos_token
 from trl_ext.packages import check_packages
@@ -134,6 +136,7 @@ class ExtTrainer(BaseTrainer):
             make_folder(Path(args.output_dir), "output_dir")
         super().__init__(model=model, args=args, processing_class=self._tokenizer, **kwargs)
         check_launch(self)
+        self._check_reward_models()
         kwargs_of_checkpointing: Any = args.gradient_checkpointing_kwargs or {}
         if self.aux_loss_enabled and args.gradient_checkpointing and kwargs_of_checkpointing.get("use_reentrant"):
             raise ValueError(
@@ -291,6 +294,15 @@ class ExtTrainer(BaseTrainer):
             device=args.device,
             trust_remote_code=args.trust_remote_code,
         )
+
+    def _check_reward_models(self) -> None:
+        """Raise a `ValueError` if training would change a reward model."""
+        for reward in self.rewards:
+            if isinstance(reward.func, ClassifierReward) and trains_weights_of(self.model, reward.func.model):
+                raise ValueError(
+                    f"The reward model '{reward.name}' has weights that are trained here, so that its rewards would "
+                    "change with every step: pass a copy of it (`copy.deepcopy(model)`), or load it again."
+                )
 
     # Attributes of TRL's trainers, under their names.
 
@@ -590,10 +602,7 @@ class ExtTrainer(BaseTrainer):
             self._meters[mode].add("rewards/nan_ratio", len(sampled.nans), len(sampled.is_sampled))
         measure_round(sampled, self.rewards, self._meters[mode])
         if sampled.is_sampled and not any(rollout.scores for rollout in sampled.rollouts.values()):
-            logger.warning(
-                f"Step {self.state.global_step}: none of the {len(sampled.is_sampled)} completions has a score, "
-                "so this step has no effect: the reward functions returned None or NaN."
-            )
+            logger.warning(f"Step {self.state.global_step}: {_nothing_to_learn_from(sampled)}")
         if self.args.log_completions and mode == "train":
             show_tables([sampled.shown()], self.accelerator, self.args, self.state.global_step, mode)
         elif self.args.log_completions:
@@ -746,11 +755,14 @@ class ExtTrainer(BaseTrainer):
         The micro-batches of one optimizer step, and what their loss is averaged over.
 
         None are left after `max_steps`: transformers' loop would train a step more when it resumes from a last
-        checkpoint within an epoch.
+        checkpoint within an epoch. A stream may end within a step. Batches without completions fill that step up: the
+        loop would take no step after fewer than `num_batches`, and add their gradient to that of the next step.
         """
         if self.state.global_step >= self.state.max_steps:
             return [], None
-        return self._batches_of_step(epoch_iterator, num_batches, device)
+        batches, count = self._batches_of_step(epoch_iterator, num_batches, device)
+        missing = num_batches - len(batches) if batches else 0
+        return [*batches, *(_without_completions(batches[0]) for _ in range(missing))], count
 
     def _batches_of_step(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
@@ -868,7 +880,7 @@ class ExtTrainer(BaseTrainer):
 
     def _begin_training(self) -> None:
         """Start from the checkpoint, or the beginning; again for each size that `auto_find_batch_size` tries."""
-        self._meters["train"], self._num_tokens = Meters(), 0
+        self._meters["train"], self._num_tokens, self._guard.skipped = Meters(), 0, 0
         if self._samples and self._rounds is not None:
             self._rounds.restore(self._checkpoint)
         self._restore_state(self._checkpoint)
@@ -964,6 +976,28 @@ class ExtTrainer(BaseTrainer):
         else:
             super()._load_best_model()
             cast_adapter(self.model)
+
+
+def _nothing_to_learn_from(sampled: Round) -> str:
+    """Why a round whose completions are all left out has no effect."""
+    number = len(sampled.is_sampled)
+    if any(math.isfinite(score) for score in sampled.table["score"]):
+        return (
+            f"all of the {number} completions were cut off, so this step has no effect: "
+            "`mask_truncated_completions` leaves them out. Raise `max_completion_length`, or switch it off."
+        )
+    return (
+        f"none of the {number} completions has a score, so this step has no effect: the reward functions returned "
+        "None or NaN."
+    )
+
+
+def _without_completions(batch: dict[str, Any]) -> dict[str, Any]:
+    """A micro-batch whose loss is 0: a prompt of `batch`, without completions."""
+    return {
+        "prompt_ids": batch["prompt_ids"][:1],
+        **{name: [[]] for name in ("completion_ids", "scores", "rewards", "marks", "token_rewards")},
+    }
 
 
 def _has_completions(dataset: AnyDataset) -> bool:

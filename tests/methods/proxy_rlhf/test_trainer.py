@@ -347,6 +347,9 @@ def test_critic_is_saved_and_trained_further(tmp_path: Path) -> None:
     assert same(graph_key(further.model), graph_key(trainer.model))
     with pytest.raises(ValueError, match="trained with the feature 'candidate'"):
         make_trainer(tmp_path / "c", model=model, proxy_model=proxy, feature="context")
+    for setting, value in (("proxy_layer_sizes", [8]), ("initial_accept_rate", 0.7)):
+        with pytest.raises(ValueError, match=f"`{setting}` is for a new proxy"):
+            make_trainer(tmp_path / "c", model=model, proxy_model=proxy, **{setting: value})
 
 
 def test_training_a_proxy_further_with_another_model(
@@ -395,6 +398,38 @@ def test_approximate_kl_is_over_all_micro_batches(tmp_path: Path) -> None:
         found.append(trainer._last_kl)
     assert found[0][1] == len(decisions) and found[0][0] > 0
     torch.testing.assert_close(found[0], found[1])
+
+
+def test_metrics_of_an_update_against_loops(tmp_path: Path) -> None:
+    """They show whether a step went too far, and nothing else depends on them."""
+    trainer = make_trainer(tmp_path, cliprange=0.2, cliprange_value=0.1)
+    decisions = trainer._start_round(list(trainer.train_dataset))
+    trainer._meters["train"].pop(trainer.accelerator)
+    with torch.no_grad():
+        trainer.model.actor[-1].weight.mul_(3.0).add_(0.1)
+        trainer.model.critic[-1].weight.mul_(3.0).add_(0.1)
+    trainer.model.train()
+    trainer.compute_loss(trainer.model, {n: getattr(decisions, n) for n in Decisions.__dataclass_fields__})
+    found = trainer._meters["train"].pop(trainer.accelerator)
+    with torch.no_grad():
+        output = trainer.model(decisions.features)
+    ratios, entropies, moved = [], [], []
+    for n in range(len(decisions)):
+        p = 1 / (1 + math.exp(-float(output.logits[n])))
+        now = p if decisions.accepted[n] else 1 - p
+        ratios.append(now / math.exp(float(decisions.logps[n])))
+        entropies.append(-p * math.log(p) - (1 - p) * math.log(1 - p))
+        moved.append(abs(float(output.values[n]) - float(decisions.values[n])) > 0.1)
+    expected = {
+        "policy/approxkl_avg": [ratio - 1 - math.log(ratio) for ratio in ratios],
+        "policy/clipfrac_avg": [float(not 0.8 <= ratio <= 1.2) for ratio in ratios],
+        "policy/entropy_avg": entropies,
+        "val/ratio": ratios,
+        "val/clipfrac_avg": [float(value) for value in moved],
+    }
+    means = {name: sum(values) / len(values) for name, values in expected.items()}
+    assert 0 < means["policy/clipfrac_avg"] < 1 and 0 < means["val/clipfrac_avg"] < 1
+    assert {name: found[name] for name in means} == pytest.approx(means, abs=1e-4)
 
 
 def test_gradient_accumulation_does_not_change_the_update(tmp_path: Path) -> None:
@@ -471,6 +506,7 @@ def test_out_of_memory_error_names_settings(tmp_path: Path, monkeypatch: pytest.
         ({"gamma": 1.5}, "`gamma` must be between 0 and 1"),
         ({"advantage_estimator": "rloo"}, "num_generations"),
         ({"advantage_estimator": "a2c"}, "one of gae, rloo"),
+        ({"advantage_estimator": "rloo", "num_generations": 2, "lam": 0.9}, "`lam: 0.9` has no effect with"),
         ({"kl_coef": 0.1, "max_candidates": 3}, "max_candidates=0"),
         ({"propose_rejected": True, "order": "descending"}, "set order='sampled' or propose_rejected=False"),
         ({"propose_rejected": True, "first_candidates": 2}, "set it to 0"),
@@ -521,3 +557,12 @@ def test_checkpoints_contain_the_complete_proxy(tmp_path: Path) -> None:
     assert json.loads((folder / "decisions_0.json").read_text())["episodes"] == 4
     assert not (tmp_path / "checkpoint-8" / "decisions_0.safetensors").exists()
     copy.deepcopy(ProxyModel.from_pretrained(folder))
+
+
+def test_a_second_training_counts_from_its_own_start(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, max_steps=1)
+    counts = []
+    for _ in range(2):
+        trainer.train()
+        counts += [log["episode"] for log in trainer.state.log_history if "episode" in log]
+    assert len(counts) == 2 and counts[0] == counts[1]

@@ -323,9 +323,15 @@ def test_answers_that_cannot_be_imitated_are_named_by_their_columns(tmp_path, ro
         ({"reward_scaling": "minmax"}, "reward_scaling"),
         ({"use_vllm": True, "use_transformers_continuous_batching": True}, "exclude"),
         ({"use_transformers_continuous_batching": True, "repetition_penalty": 1.2}, "repetition_penalty"),
+        ({"use_transformers_continuous_batching": True, "cuda_graphs": "always"}, "`cuda_graphs` and `num_beams` out"),
+        ({"use_vllm": True, "cast_for_generation": True}, "`cast_for_generation: True` has no effect with `use_vllm`"),
         ({"vllm_mode": "cloud"}, "vllm_mode"),
         ({"beta": -1.0}, "beta"),
         ({"sft_mix": -1.0}, "sft_mix"),
+        ({"margin": 0.1, "rank_weight": 0.0}, "`margin: 0.1` has no effect without a ranking loss"),
+        ({"reward_temperature": 2.0, "sft_target": "guided"}, "`reward_temperature: 2.0` has no effect where no pair"),
+        ({"reward_temperature": 2.0, "sft_weight": 0.0}, "`reward_temperature: 2.0` has no effect where no pair"),
+        ({"sft_learning_rate": 1e-5}, "`sft_learning_rate: 1e-05` has no effect without a warm-up"),
     ],
 )
 def test_settings_that_cannot_be_meant(tmp_path, changes, words):

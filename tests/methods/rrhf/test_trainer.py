@@ -290,6 +290,17 @@ def test_a_round_without_any_score_is_told(tmp_path: Path, caplog: Any) -> None:
     assert "none of the" in caplog.text and "this step has no effect" in caplog.text
 
 
+def test_a_round_of_cut_completions_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have scores: what leaves them out is another setting."""
+    said: list[str] = []
+    monkeypatch.setattr("trl_ext.training.trainer.logger.warning", said.append)
+    settings = {"max_steps": 1, "resample_steps": 1, "max_completion_length": 1, "mask_truncated_completions": True}
+    prompts = [{"prompt": row["prompt"]} for row in ROWS]
+    trainer(tmp_path, prompts, reward_funcs=lambda completions, **_: [*range(len(completions))], args=settings).train()
+    (text,) = [text for text in said if "this step has no effect" in text]
+    assert "completions were cut off" in text and "`mask_truncated_completions` leaves them out" in text
+
+
 def test_tokens_are_counted_over_checkpoints_and_resuming(tmp_path: Path) -> None:
     settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 2}
     whole, resumed = Losses(), Losses()
@@ -679,6 +690,7 @@ def test_contradictory_settings_are_refused(tmp_path: Path) -> None:
         ({"resample_steps": 1, "resample_epochs": 1}, "exclude"),
         ({"rank_weight": 0.0, "sft_weight": 0.0}, "nothing to learn"),
         ({"sft_reduction": "median"}, "sft_reduction"),
+        ({"sft_reduction": "sum", "sft_weight": 0.0}, "`sft_reduction: sum` has no effect without an SFT loss"),
         ({"shared_prefix": "maybe"}, "shared_prefix"),
         ({"temperature": 0.0}, "temperature"),
         ({"num_generations": 0}, "num_generations"),

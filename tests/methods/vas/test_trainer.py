@@ -5,6 +5,7 @@
 import copy
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -463,6 +464,22 @@ def test_completions_of_prompts_are_sampled_from_the_frozen_model(tmp_path: Path
     assert {"eval_reward", "eval_loss", "eval_explained_variance"} <= set(metrics)
 
 
+def test_a_function_that_is_called_as_the_head_is_weighted_too(tmp_path: Path) -> None:
+    """The head `reward` learns the weighted sum, whatever the functions are called."""
+
+    def reward(completions: list[str], **_: Any) -> list[float]:
+        return letter_reward(completions)
+
+    found = []
+    for func in (reward, letter_reward):
+        run = trainer(tmp_path, PROMPTS, reward_funcs=func, args={"reward_weights": [-3.0], "max_steps": 1})
+        run.train()
+        scores = [s for rollout in run._rounds._rollouts.values() for s in rollout.scores]
+        assert run.model.config.observed_mean == [pytest.approx(sum(scores) / len(scores))]
+        found.append(scores)
+    assert found[0] == found[1] and any(found[0])
+
+
 def test_several_reward_functions_train_several_heads(tmp_path: Path) -> None:
     both = {"reward_funcs": [letter_reward, vowel_reward]}
     run = trainer(
@@ -720,6 +737,47 @@ def test_invalid_arguments(tmp_path: Path, rows: list[dict], kwargs: dict, words
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+def test_max_steps_and_the_number_of_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds are counted in epochs: `max_steps` may end the last one earlier, but there are no further rounds."""
+    said: list[str] = []
+    monkeypatch.setattr("trl_ext.methods.vas.trainer.logger.warning", said.append)
+    rows, common = PROMPTS[:4], {"num_iterations": 2, "num_train_epochs": 4, "num_epochs_per_batch": 2}
+    arithmetic = "a round is 8 steps (4 rows, `num_train_epochs` / `num_iterations` = 2, `num_epochs_per_batch` 2), so"
+
+    def make(max_steps: int) -> None:
+        trainer(tmp_path, rows, reward_funcs=letter_reward, args=common | {"max_steps": max_steps})
+
+    make(16)
+    assert not said
+    with pytest.raises(ValueError, match=re.escape(f"`max_steps` (17) needs 3 rounds: {arithmetic}")):
+        make(17)
+    make(8)
+    assert len(said) == 1 and said[0].startswith(f"`max_steps` (8) ends the run in round 1 of 2: {arithmetic}")
+
+
+def test_arguments_for_loading_a_value_model_that_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("trl_ext.methods.vas.loading.logger.warning", said.append)
+    trainer(tmp_path, args={"value_model_init_kwargs": {"dtype": "bfloat16"}})
+    assert said == ["`value_model_init_kwargs` is ignored: no value model is loaded by name."]
+
+
+def test_the_language_model_is_no_value_model(tmp_path: Path) -> None:
+    """It would be frozen with the language model, or trained with the value model."""
+    model = make_model(len(make_tokenizer()))
+    for more in ({}, {"peft_config": LoraConfig(**LORA)}):
+        with pytest.raises(ValueError, match="The value model's backbone is the language model itself"):
+            trainer(tmp_path, model=model, value_model=model, **more)
+
+
+def test_the_rank_of_a_value_model_that_is_trained_further(tmp_path: Path) -> None:
+    made = ValueModel.from_backbone(make_model(len(make_tokenizer())), form="action", action_rank=5)
+    for rank in ({}, {"action_rank": 5}):
+        assert trainer(tmp_path, value_model=made, args={"value_form": "action"} | rank).model is made
+    with pytest.raises(ValueError, match="has the rank 5, but `action_rank` is 7"):
+        trainer(tmp_path, value_model=made, args={"value_form": "action", "action_rank": 7})
+
+
 def test_contradictory_settings(tmp_path: Path) -> None:
     for changes, word in (
         ({"resample_steps": 1, "num_iterations": 2, "num_train_epochs": 2}, "cannot be combined"),
@@ -730,6 +788,9 @@ def test_contradictory_settings(tmp_path: Path) -> None:
         ({"lam": -0.1}, "lam"),
         ({"sampling_beta": math.nan}, "sampling_beta"),
         ({"sampling_candidates": 0}, "sampling_candidates"),
+        ({"sampling_candidates": 5}, "`sampling_candidates: 5` has no effect without `sampling_beta`"),
+        ({"calibration_states": 5}, "`calibration_states: 5` has no effect without `calibration_rollouts`"),
+        ({"keep_samples": False}, "`keep_samples: False` has no effect in a single round"),
         ({"shared_prefix": "maybe"}, "shared_prefix"),
         ({"heads": ["a", "a"]}, "heads"),
         ({"temperature": 0.0}, "temperature"),

@@ -243,6 +243,9 @@ class ProxyRLHFConfig(ExtConfig):
             raise ValueError(
                 "advantage_estimator='rloo' compares completions of a prompt: set num_generations to 2 or more."
             )
+        if self.advantage_estimator == "rloo":
+            of_critic = ["gamma", "lam", "vf_coef", "cliprange_value"]
+            self._refuse_idle(of_critic, "with advantage_estimator='rloo', which has no critic and no discount")
         if self.cache_implementation:
             raise ValueError(
                 "`cache_implementation` is not supported: candidates need a cache of their own. Remove it."

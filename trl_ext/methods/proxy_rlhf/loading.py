@@ -40,6 +40,13 @@ def load_proxy(proxy: str | ProxyModel | None, llm: Any, args: ProxyRLHFConfig) 
         )
     proxy = ProxyModel.from_pretrained(proxy) if isinstance(proxy, str) else proxy
     proxy.check_model(llm, allow_other=args.allow_other_model)
+    sizes = {"proxy_layer_sizes": proxy.config.layer_sizes, "initial_accept_rate": proxy.config.initial_accept_rate}
+    for name, own in sizes.items():
+        if getattr(args, name) not in (getattr(ProxyRLHFConfig, name), own):
+            raise ValueError(
+                f"`{name}` is for a new proxy, and the one that is trained further has {own!r}, not "
+                f"{getattr(args, name)!r}: remove it."
+            )
     trained = proxy.config.decision_process
     if trained.feature != args.feature:
         raise ValueError(

@@ -161,7 +161,7 @@ class ProxyRLHFTrainer(ExtTrainer):
         proxy_model: str | ProxyModel | None = None,
     ):
         args = self._config_for(model, args)
-        _check_arguments(model, train_dataset, reward_funcs, quantization_config, peft_config)
+        _check_arguments(train_dataset, reward_funcs, peft_config)
         train_dataset = self._setup(
             model, args, train_dataset, processing_class, reward_funcs, reward_processing_classes
         )
@@ -194,7 +194,8 @@ class ProxyRLHFTrainer(ExtTrainer):
     def _tokenize(self, dataset: AnyDataset, args: ProxyRLHFConfig, name: str) -> tuple[AnyDataset, int]:
         columns = set(column_names(dataset))
         if "prompt" in columns:
-            dataset = dataset.remove_columns(sorted(columns & {"completions", "scores", "chosen", "rejected"}))
+            # `chosen` and `rejected` stay, for reward functions that compare with them.
+            dataset = dataset.remove_columns(sorted(columns & {"completions", "scores"}))
         return super()._tokenize(dataset, args, name)
 
     def _place(self, args: ProxyRLHFConfig) -> None:
@@ -493,6 +494,7 @@ print(output.texts[0])
 
     def _restore_state(self, folder: Path | None) -> None:
         self._decisions, self._stopped = None, False
+        self._last_kl, self._episodes = torch.zeros(2), 0
         if folder is None:
             return
         if self._file(folder, "json").is_file():
@@ -504,11 +506,7 @@ print(output.texts[0])
             self._decisions = Decisions.load(self._file(folder, "safetensors")).to(device)
 
 
-def _check_arguments(
-    model: Any, train_dataset: Any, reward_funcs: Any, quantization_config: Any, peft_config: Any
-) -> None:
-    if quantization_config is not None and not isinstance(model, str):
-        raise ValueError("`quantization_config` was given for a model that is loaded already.")
+def _check_arguments(train_dataset: Any, reward_funcs: Any, peft_config: Any) -> None:
     if peft_config is not None:
         raise ValueError(
             "`peft_config` (`--use_peft`) is not supported: the language model is not trained, and all parameters of "

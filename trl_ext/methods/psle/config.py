@@ -214,6 +214,7 @@ class PSLEConfig(EngineConfig):
             self._at_least(name, 0)
         self._check_threshold()
         self._check_template()
+        self._check_idle()
         epochs = self.num_iterations * self.epochs_per_iteration
         if self.num_train_epochs not in (0, epochs):
             raise ValueError(
@@ -221,6 +222,15 @@ class PSLEConfig(EngineConfig):
                 f"`epochs_per_iteration` ({epochs}): set those instead."
             )
         self.num_train_epochs = float(epochs)
+
+    def _check_idle(self) -> None:
+        if not self.rank_weight:
+            self._refuse_idle(["margin"], "without a ranking loss (`rank_weight` is 0)")
+        if not self.sft_weight or self.sft_target != "weighted":
+            why = "where no pair is imitated by its rewards (`sft_target` is not weighted, or `sft_weight` is 0)"
+            self._refuse_idle(["reward_temperature"], why)
+        if not self.sft_epochs:
+            self._refuse_idle(["sft_learning_rate"], "without a warm-up (`sft_epochs` is 0)")
 
     def _check_threshold(self) -> None:
         # Not `_at_least`: instead of infinity, there are settings to use.

@@ -30,8 +30,9 @@ from .config import PSLEConfig
 # The mark of each completion: generated from the plain prompt, or from the prompt with a principle.
 PLAIN, GUIDED = 0, 1
 
-# Columns that are ignored: PSLE takes prompts, as GRPO does, and generates the completions itself.
-_COMPLETION_COLUMNS = ("completion", "completions", "chosen", "rejected", "scores", "ended", *ID_COLUMNS)
+# Columns that are ignored: PSLE takes prompts, as GRPO does, and generates the completions itself. `chosen` and
+# `rejected` stay, for reward functions that compare with them.
+_COMPLETION_COLUMNS = ("completion", "completions", "scores", "ended", *ID_COLUMNS)
 
 
 @dataclass

@@ -16,6 +16,7 @@ from trl_ext.data.completion import Completion
 from trl_ext.evaluation.metrics import distinct_n
 from trl_ext.training.engine import GenerateFunction
 from trl_ext.training.rollouts import Rollout
+from trl_ext.training.row_order import steps_in_epoch
 from trl_ext.training.statistics import Running
 
 from .config import PSLEConfig
@@ -85,10 +86,7 @@ def check_max_steps(args: PSLEConfig, num_rows: int) -> None:
             )
         return
     batch = args.train_batch_size * args.world_size
-    steps = -(-num_rows // (batch * args.gradient_accumulation_steps))
-    if args.dataloader_drop_last:
-        steps = max(1, -(-(num_rows // batch) // args.gradient_accumulation_steps))
-    per_iteration = steps * args.epochs_per_iteration
+    per_iteration = steps_in_epoch(args, num_rows) * args.epochs_per_iteration
     needed, planned = -(-args.max_steps // per_iteration), args.num_iterations * per_iteration
     arithmetic = (
         f"an iteration is {per_iteration} steps ({num_rows} rows, {batch * args.gradient_accumulation_steps} in a "

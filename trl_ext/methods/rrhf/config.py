@@ -162,6 +162,8 @@ class RRHFConfig(EngineConfig):
         for name in ("rank_weight", "sft_weight", "resample_epochs"):
             self._at_least(name, 0)
         self._check_ranking()
+        if not self.sft_weight:
+            self._refuse_idle(["sft_reduction"], "without an SFT loss (`sft_weight` is 0)")
         if self.resample_steps and self.resample_epochs:
             raise ValueError(
                 "`resample_steps` (OP-k) and `resample_epochs` (IP-n) exclude each other; set one of them to 0."
@@ -207,9 +209,6 @@ class RRHFConfig(EngineConfig):
                 f"The ranking loss '{member.name}' compares the policy with a reference: set "
                 "`ranking_reference: policy`."
             )
-        values = {name: getattr(self, name) for name in _OF_RANKING}
-        idle = [name for name, value in values.items() if value and value != getattr(RRHFConfig, name)]
-        if idle and not self.rank_weight:
-            raise ValueError(
-                f"`{idle[0]}: {values[idle[0]]}` has no effect without a ranking loss (`rank_weight` is 0): remove it."
-            )
+        if not self.rank_weight:
+            given = [name for name in _OF_RANKING if getattr(self, name)]  # a `margin` of 0 is allowed
+            self._refuse_idle(given, "without a ranking loss (`rank_weight` is 0)")

@@ -17,6 +17,8 @@ from trl_ext.rewards.functions import Reward
 from trl_ext.rewards.scoring import ScoredCompletion, score_completions
 from trl_ext.training.meters import Meters
 
+from .data import DEFAULT_HEAD
+
 
 @dataclass(frozen=True)
 class HalfCompletion:
@@ -139,12 +141,14 @@ def measure_calibration(
 
     Args:
         meters ([`~trl_ext.training.meters.Meters`]): The metrics.
-        heads (`Sequence[str]`): Names of the H heads. One that is not a reward function's name is their weighted sum.
+        heads (`Sequence[str]`): Names of the H heads. One that is not a reward function's name is their weighted sum,
+            and so is `reward` if it is the only one.
         values_NH (`torch.Tensor` of shape `(N, H)`): Values of N texts, in units of the rewards.
         groups (`list[list[ScoredCompletion]]`): The continuations of these texts, from [`roll_out`].
     """
     for h, head in enumerate(heads if groups else ()):
-        rewards = [[scored.rewards.get(head, scored.score) for scored in group] for group in groups]
+        name = "" if list(heads) == [DEFAULT_HEAD] else head
+        rewards = [[scored.rewards.get(name, scored.score) for scored in group] for group in groups]
         suffix = f"/{head}" if len(heads) > 1 else ""
         meters.add_pairs(
             values_NH[:, h],

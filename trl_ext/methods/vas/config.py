@@ -307,13 +307,20 @@ class VASConfig(ExtConfig):
             )
 
     def _check_rounds(self) -> None:
+        if self.num_iterations == 1:
+            self._refuse_idle(["keep_samples"], "in a single round (`num_iterations` is 1)")
+        if not self.sampling_beta:
+            self._refuse_idle(["sampling_candidates"], "without `sampling_beta`")
+        if not self.calibration_rollouts:
+            self._refuse_idle(["calibration_states"], "without `calibration_rollouts`")
         if self.resample_steps and self.num_iterations > 1:
             raise ValueError(
                 "`resample_steps` and `num_iterations` cannot be combined: set one of them (0 and 1 switch them off)."
             )
         if self.resample_steps and self.num_epochs_per_batch > 1:
             raise ValueError("`resample_steps` samples for batches that are used once: set num_epochs_per_batch=1.")
-        if self.num_iterations > 1 and (self.num_train_epochs / self.num_iterations) % 1:
+        epochs = self.num_train_epochs / self.num_iterations
+        if self.num_iterations > 1 and (epochs < 1 or epochs % 1):
             raise ValueError(
                 f"`num_train_epochs` ({self.num_train_epochs}) must be a multiple of `num_iterations` "
                 f"({self.num_iterations}): each round trains for the same number of complete epochs."

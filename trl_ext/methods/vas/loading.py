@@ -3,6 +3,7 @@
 
 """Loads the value model to train: a saved one, a new one on a backbone, or an adapter and a head on the policy."""
 
+import logging
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trl_ext.models.dropout import disable_dropout
 from trl_ext.models.load import hub_arguments, saved_config
-from trl_ext.models.properties import is_peft_model, is_quantized
+from trl_ext.models.properties import is_peft_model, is_quantized, trains_weights_of
 from trl_ext.models.tokenizers import load_tokenizer, vocabulary_mismatch
 from trl_ext.training.model_loading import init_kwargs
 
@@ -19,6 +20,8 @@ from .value_model.backbones import add_adapter
 from .value_model.config import ValueConfig
 from .value_model.model import ValueModel
 
+
+logger = logging.getLogger(__name__)
 
 _OTHER_VOCABULARY = (
     "Values are learned for the language model's tokens: use a value model with its tokenizer (a smaller model of "
@@ -57,6 +60,8 @@ def load_value_model(
             or another form.
     """
     form: dict[str, Any] = {"form": args.value_form, "action_rank": args.action_rank, "num_atoms": args.atoms}
+    if args.value_model_init_kwargs is not None and not isinstance(value_model, str):
+        logger.warning("`value_model_init_kwargs` is ignored: no value model is loaded by name.")
     if value_model is None:
         if peft_config is None and args.value_form != "policy":
             raise ValueError(
@@ -89,19 +94,17 @@ def trained_on_policy(value_model: Any, policy: Any = None) -> list[torch.nn.Par
     The parameters that are trained of a value model that shares the weights of a language model, which is frozen.
 
     Args:
-        value_model ([`ValueModel`] or anything else): For anything else there are none.
+        value_model ([`ValueModel`], [`~transformers.PreTrainedModel`] or anything else): There are none for others
+            than the first.
         policy ([`~transformers.PreTrainedModel`] or anything else, *optional*): The language model.
 
     Raises:
         `ValueError`: The value model would train the language model's own weights.
     """
-    if not isinstance(value_model, ValueModel):
-        return []
-    trained = [parameter for parameter in value_model.parameters() if parameter.requires_grad]
-    if value_model.shares_policy:
-        return trained
-    frozen = set(map(id, policy.parameters())) if isinstance(policy, torch.nn.Module) else set()
-    if any(id(parameter) in frozen for parameter in trained):
+    if isinstance(value_model, ValueModel) and value_model.shares_policy:
+        return [parameter for parameter in value_model.parameters() if parameter.requires_grad]
+    are_models = isinstance(value_model, torch.nn.Module) and isinstance(policy, torch.nn.Module)
+    if are_models and trains_weights_of(value_model, policy):
         raise ValueError(
             "The value model's backbone is the language model itself, which would be trained with it: put an adapter "
             "on it (`ValueModel.on_policy(model, peft_config=...)`), or load a second copy of it for the value model."
@@ -132,6 +135,11 @@ def _check_value_model(
         raise ValueError(
             f"The value model has the form {model.config.form!r}, but `value_form` is {args.value_form!r}: set it "
             "to that of the model, or train a new one."
+        )
+    if args.action_rank not in (VASConfig.action_rank, model.config.action_rank):
+        raise ValueError(
+            f"The value model has the rank {model.config.action_rank}, but `action_rank` is {args.action_rank}: "
+            "remove it, or train a new one."
         )
     if model.config.num_atoms != args.atoms:
         found, asked = (f"{n} atoms" if n else "the mean alone" for n in (model.config.num_atoms, args.atoms))

@@ -41,6 +41,7 @@ from trl_ext.training.predictions import completion_table
 from trl_ext.training.returns import discounted_sums, td_lambda
 from trl_ext.training.rollouts import Rollout, Round, score_round
 from trl_ext.training.rounds import RolloutSchedule, resample_stream
+from trl_ext.training.row_order import steps_in_epoch
 from trl_ext.training.statistics import RunningColumns
 from trl_ext.training.summary import Run, describe_generate, describe_model, model_label
 from trl_ext.training.trainer import EvalDataset, ExtTrainer
@@ -49,7 +50,15 @@ from trl_ext.training.trl_settings import FROZEN_MODEL_ARGUMENTS
 from . import value_prompts
 from .calibration import HalfCompletion, measure_calibration, roll_out, sample_halves
 from .config import VASConfig
-from .data import DataCollatorForValues, choose_heads, prepare_values, read_prompt, reward_tensors, total_rewards
+from .data import (
+    DEFAULT_HEAD,
+    DataCollatorForValues,
+    choose_heads,
+    prepare_values,
+    read_prompt,
+    reward_tensors,
+    total_rewards,
+)
 from .decoding.logits_processor import ValueAugmentedLogitsProcessor
 from .explained_variance import measure_values
 from .loading import load_value_model, trained_on_policy
@@ -179,7 +188,8 @@ class VASTrainer(ExtTrainer):
         value_model = args.value_model_name_or_path if value_model is None else value_model
         needs_policy = value_model is None or args.value_form == "policy" or self._needs_policy(args, eval_dataset)
         trained = trained_on_policy(value_model, model)
-        self.policy = load_frozen(model, args, quantization_config) if needs_policy else None
+        of_policy = quantization_config if isinstance(model, str) or not isinstance(value_model, str) else None
+        self.policy = load_frozen(model, args, of_policy) if needs_policy else None
         for parameter in trained:
             parameter.requires_grad_(True)
         if self.policy is not None:
@@ -326,6 +336,8 @@ class VASTrainer(ExtTrainer):
                 raise ValueError("A streamed dataset has no epochs for `num_iterations` rounds: set `resample_steps`.")
             if samples:
                 resample_stream(args, dataset)
+        elif args.num_iterations > 1 and args.max_steps > 0:
+            _check_max_steps(args, dataset)
         return samples
 
     def _epochs_per_round(self) -> int:
@@ -422,6 +434,9 @@ class VASTrainer(ExtTrainer):
                 keep_truncated=not args.mask_truncated_completions or mode != "train",
             )  # fmt: skip
             self._log_round(sampled, mode)
+            if self.heads == [DEFAULT_HEAD]:  # the weighted sum, also if a function has this name
+                for rollout in sampled.rollouts.values():
+                    rollout.rewards = {DEFAULT_HEAD: rollout.scores}
         if mode == "train" and not self._round():
             self._add_rewards([self._by_head(r.rewards, r.scores) for r in sampled.rollouts.values()])
         return sampled
@@ -656,6 +671,26 @@ class VASTrainer(ExtTrainer):
         if (folder / "normalization.json").is_file():
             self._reward_statistics.load(folder / "normalization.json")
             self._record_statistics()
+
+
+def _check_max_steps(args: VASConfig, dataset: Dataset) -> None:
+    """Raise a `ValueError` if `max_steps` needs more rounds than there are, and warn if it ends before the last."""
+    epochs, repeats = int(args.num_train_epochs // args.num_iterations), args.num_epochs_per_batch
+    per_round = steps_in_epoch(args, len(dataset), repeats) * epochs
+    needed, planned = -(-args.max_steps // per_round), args.num_iterations * per_round
+    arithmetic = (
+        f"a round is {per_round} steps ({len(dataset)} rows, `num_train_epochs` / `num_iterations` = {epochs}, "
+        f"`num_epochs_per_batch` {repeats}), so `num_iterations` ({args.num_iterations}) is {planned} steps"
+    )
+    if needed > args.num_iterations:
+        raise ValueError(
+            f"`max_steps` ({args.max_steps}) needs {needed} rounds: {arithmetic}. Set `max_steps` to {planned} at "
+            "most (-1: all of them), or raise `num_train_epochs`."
+        )
+    if args.max_steps < planned:
+        logger.warning(
+            f"`max_steps` ({args.max_steps}) ends the run in round {needed} of {args.num_iterations}: {arithmetic}."
+        )
 
 
 def _range_of(rewards: list[float], head: str) -> list[float]:
