@@ -130,7 +130,7 @@ class ImdbBench(Bench):
         found = evaluate(
             policy, rows, self.rewards, settings=settings, base=self.base, kl_prompts=kl_prompts, seed=seed
         )
-        named = {}
+        named: dict[str, Any] = {}
         for name, reward in zip(("reward", "judge"), self.rewards, strict=False):
             named |= {f"{name}{se}": found.metrics.get(f"reward/{reward.name}{se}") for se in ("", "_se")}
         kept = {key: found.metrics.get(key) for name in METRICS[1:] for key in (name, f"{name}_se")}

@@ -942,7 +942,7 @@ class ExtTrainer(BaseTrainer):
             if self.args.should_save:
                 begin(folder)
                 RunRecord.of(self).save(folder)
-            self._count_tokens()
+            self._count_tokens()  # a reduction: no process goes on before the folder is empty
             # First, so that no checkpoint that is otherwise complete lacks its completions.
             if self._samples and self._rounds is not None:
                 self._rounds.save(folder)
