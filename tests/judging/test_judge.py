@@ -219,3 +219,14 @@ def test_verdicts_of_another_judge_or_of_other_files_are_refused(two, evaluated,
     assert judge(*two, FunctionJudge(longer), verdicts_file=path, overwrite=True).num_judged == 4
     with pytest.raises(ValueError, match=r"must end in \.jsonl"):
         judge(*two, ColumnJudge("r"), verdicts_file=str(tmp_path / "v.parquet"))
+
+
+def test_completions_that_were_scored_again_have_no_kept_verdicts(evaluated, tmp_path):
+    """The texts are the same, the rewards are not: A won, and loses now."""
+    path = str(tmp_path / "v.jsonl")
+    a, b = (evaluated(name, {name: [["text"]]}, rewards=[[reward]]) for name, reward in (("a", 2.0), ("b", 1.0)))
+    assert judge(a, b, ColumnJudge("r"), verdicts_file=path).wins == 1
+    a = evaluated("a", {"a": [["text"]]}, rewards=[[0.0]])
+    with pytest.raises(ValueError, match="contents of the rows was"):
+        judge(a, b, ColumnJudge("r"), verdicts_file=path)
+    assert judge(a, b, ColumnJudge("r"), verdicts_file=path, overwrite=True).losses == 1
