@@ -14,7 +14,7 @@ import hashlib
 import inspect
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any
 
 from trl_ext.atomic_files import write_text
 
-from .functions import Reward
+from .functions import Reward, resolved
 
 
 logger = logging.getLogger(__name__)
@@ -123,6 +123,21 @@ def _key(reward: Reward, call: dict[str, Any]) -> str:
 def identity_of(reward: Reward) -> str:
     """What distinguishes a reward from another one of the same name; `""` if its source is unknown."""
     return source_of(reward.func) if reward.model is None else reward.model.identity
+
+
+def sources_of(names: Sequence[str]) -> dict[str, str]:
+    """
+    What a file of scores keeps of reward functions, so that it is not continued with others of the same name.
+
+    Args:
+        names (`Sequence[str]`): Rewards as [`~trl_ext.rewards.functions.load_rewards`] takes them.
+
+    Returns:
+        `dict[str, str]`: For each that is a function in Python, `source of <name>` and a hash of its source.
+    """
+    found = {name: resolved(name) for name in names}
+    sources = {name: source_of(func) for name, func in found.items() if callable(func)}
+    return {f"source of {name}": hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in sources.items()}
 
 
 def source_of(func: Any) -> str:
