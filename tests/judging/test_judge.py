@@ -69,6 +69,17 @@ def test_a_win_in_one_order_and_a_tie_in_the_other_is_three_quarters(evaluated):
     assert "no interval: there is one prompt" in found.notes
 
 
+def test_ties_alone_have_an_interval_of_no_width_and_a_note(evaluated):
+    a, b = (evaluated(name, {name: [[text]] * 3}, rewards=[[1.0]] * 3) for name, text in (("a", "x"), ("b", "y")))
+    found = judge(a, b, ColumnJudge("r"))
+    assert found.win_rate.interval == (0.5, 0.5)
+    [note] = found.notes
+    assert (
+        note.startswith("all verdicts are alike") and "with 3 prompts, up to 63.2% of others" in note
+    )  # 1 - 0.05^(1/3)
+    assert not judge(a, b, ColumnJudge("r"), bootstrap_samples=0).notes
+
+
 def test_pairs_without_a_verdict_are_left_out_and_counted(evaluated):
     """One prompt has no reward on one side, one NaN: of four pairs two are judged, both won by A."""
     texts = [["one"], ["two"], ["three"], ["four"]]
