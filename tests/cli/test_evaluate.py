@@ -453,6 +453,11 @@ def test_bad_settings(prompts, changed_dir, tmp_path):
         given("--output_file", str(tmp_path / "no" / "out.json")), ValueError, "folder of --output_file does not exist"
     )
     fails(given("--output_file", str(tmp_path)), ValueError, "--output_file is a folder")
+    for name in ("beta_0.5", "out.jsn", "out"):  # beta_0.7 would have the same Parquet file as beta_0.5
+        fails(given("--output_file", str(tmp_path / name)), ValueError, r"its name must end in \.json")
+    for name in ("rows.json", "rows.parquet"):
+        replaced = ["--model_name_or_path", changed_dir, "--dataset_name", str(tmp_path / name)]
+        fails([*replaced, "--output_file", str(tmp_path / "rows.json")], ValueError, f"{name}' is the dataset")
     if os.path.isdir("/proc/self"):  # no file can be made there, whatever its permissions say to whom
         nowhere = ["--model_name_or_path", "./no/model", "--dataset_name", "./no/rows.jsonl"]
         nowhere += ["--output_file", "/proc/self/out.json"]
