@@ -3,6 +3,7 @@
 
 """`trl-ext evaluate` from its arguments to its table and file."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -162,7 +163,10 @@ def test_completions_are_kept_and_scored_again_without_a_model(
         "output_file": str(tmp_path / "again.json"), "num_completions_to_print": 1,
     }  # fmt: skip
     assert second["comparison"]["prompts"] == first["comparison"]["prompts"]
-    assert second["comparison"]["rewards"] == {"words": {"name": "more_rewards.words", "weights": None}}
+    [(name, words)] = second["comparison"]["rewards"].items()
+    assert (name, words["name"], words["weights"]) == ("words", "more_rewards.words", None)
+    own = "def words(completions, **_):\n    return [len(text.split()) for text in completions]\n"
+    assert words["source"] == hashlib.sha256(own.encode()).hexdigest()[:16]  # not that of the rest of the file
     scored = pq.read_table(tmp_path / "again.parquet").to_pylist()
     assert [row["completion"] for row in scored] == [row["completion"] for row in table]
     assert all(row["reward"] == len(row["completion"].split()) for row in scored if row["sample"] == "evaluated")

@@ -54,6 +54,7 @@ from trl_ext.inference.policy import Decoding, Policy, served_at_once
 from trl_ext.models.load import adapter_base
 from trl_ext.progress import duration, titled
 from trl_ext.rewards.functions import Reward, check_reward_columns, check_reward_prompts, load_rewards
+from trl_ext.rewards.kept_scores import fingerprint_of
 from trl_ext.rewards.scoring import check_reward_weights
 from trl_ext.rewards.settings import RewardSettings
 from trl_ext.settings_file import versions
@@ -364,7 +365,11 @@ def _comparison(
 
 
 def _sources(rewards: Sequence[Reward], names: Sequence[str]) -> dict[str, Any]:
-    return {reward.name: _source(name) for reward, name in zip(rewards, names, strict=True)}
+    found = {}
+    for reward, name in zip(rewards, names, strict=True):
+        source = fingerprint_of(reward)
+        found[reward.name] = _source(name) | ({} if source is None else {"source": source})
+    return found
 
 
 def _source(name: str) -> dict[str, str | None]:

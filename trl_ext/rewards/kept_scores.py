@@ -140,11 +140,32 @@ def sources_of(names: Sequence[str]) -> dict[str, str]:
     return {f"source of {name}": hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in sources.items()}
 
 
-def source_of(func: Any) -> str:
-    """The source of the file that defines a function, which may be corrected before the next run; `""` if unknown."""
+def fingerprint_of(reward: Reward) -> str | None:
+    """
+    Hash of the source of a reward function, without the rest of its file, to recognize the same one in another
+    evaluation; `None` for a model, and for a function whose source is unknown.
+    """
+    if reward.model is not None:
+        return None
+    func, given = _without_arguments(reward.func)
+    try:
+        text = given + inspect.getsource(func if inspect.isroutine(func) else type(func))
+    except (OSError, TypeError):
+        return None
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _without_arguments(func: Any) -> tuple[Any, str]:
+    """A function, and the arguments that a `partial` gives it."""
     given = ""
     while isinstance(func, functools.partial):
         func, given = func.func, f"{given}{func.args}{func.keywords}"
+    return func, given
+
+
+def source_of(func: Any) -> str:
+    """The source of the file that defines a function, which may be corrected before the next run; `""` if unknown."""
+    func, given = _without_arguments(func)
     source = func if inspect.isroutine(func) else type(func)
     try:
         module = inspect.getmodule(source)
