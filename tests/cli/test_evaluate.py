@@ -3,6 +3,7 @@
 
 """`trl-ext evaluate` from its arguments to its table and file."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -162,7 +163,10 @@ def test_completions_are_kept_and_scored_again_without_a_model(
         "output_file": str(tmp_path / "again.json"), "num_completions_to_print": 1,
     }  # fmt: skip
     assert second["comparison"]["prompts"] == first["comparison"]["prompts"]
-    assert second["comparison"]["rewards"] == {"words": {"name": "more_rewards.words", "weights": None}}
+    [(name, words)] = second["comparison"]["rewards"].items()
+    assert (name, words["name"], words["weights"]) == ("words", "more_rewards.words", None)
+    own = "def words(completions, **_):\n    return [len(text.split()) for text in completions]\n"
+    assert words["source"] == hashlib.sha256(own.encode()).hexdigest()[:16]  # not that of the rest of the file
     scored = pq.read_table(tmp_path / "again.parquet").to_pylist()
     assert [row["completion"] for row in scored] == [row["completion"] for row in table]
     assert all(row["reward"] == len(row["completion"].split()) for row in scored if row["sample"] == "evaluated")
@@ -453,6 +457,11 @@ def test_bad_settings(prompts, changed_dir, tmp_path):
         given("--output_file", str(tmp_path / "no" / "out.json")), ValueError, "folder of --output_file does not exist"
     )
     fails(given("--output_file", str(tmp_path)), ValueError, "--output_file is a folder")
+    for name in ("beta_0.5", "out.jsn", "out"):  # beta_0.7 would have the same Parquet file as beta_0.5
+        fails(given("--output_file", str(tmp_path / name)), ValueError, r"its name must end in \.json")
+    for name in ("rows.json", "rows.parquet"):
+        replaced = ["--model_name_or_path", changed_dir, "--dataset_name", str(tmp_path / name)]
+        fails([*replaced, "--output_file", str(tmp_path / "rows.json")], ValueError, f"{name}' is the dataset")
     if os.path.isdir("/proc/self"):  # no file can be made there, whatever its permissions say to whom
         nowhere = ["--model_name_or_path", "./no/model", "--dataset_name", "./no/rows.jsonl"]
         nowhere += ["--output_file", "/proc/self/out.json"]

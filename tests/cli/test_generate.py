@@ -89,6 +89,47 @@ def test_a_dataset_is_completed_in_batches_and_keeps_its_columns(plain_dir, caps
     assert "is complete, with 3 rows" in capsys.readouterr().out
 
 
+def test_what_belongs_to_completions_of_the_dataset_is_not_written_beside_others(plain_dir):
+    """Its scores would be taken for those of the new completions."""
+    own = {"completions": ["x", "y"], "scores": [1.0, 0.0], "sources": ["m", "n"], "ended": [True, True]}
+    Path("in.jsonl").write_text(json.dumps({"prompt": "film", **own, "id": 7}) + "\n")
+    assert run(plain_dir, "--dataset_name", "in.jsonl", "--num_generations", "2", "--output_file", "out.jsonl") == 0
+    [row] = read()
+    assert list(row) == ["prompt", "completions", "ended", "id"] and row["completions"] != own["completions"]
+
+
+def test_a_run_is_not_resumed_with_batches_of_another_size(plain_dir, monkeypatch):
+    """By default their size depends on the device, and the number of batches says which prompts are done."""
+    from trl_ext.cli import generate
+    from trl_ext.inference.completer import Completer
+
+    Path("in.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n" for p in "abcdef"))
+    words = ["--dataset_name", "in.jsonl", "--output_file", "out.jsonl"]
+    batch = Completer.batch
+
+    def interrupted(self, rows, start):
+        if start == 2:
+            raise KeyboardInterrupt
+        return batch(self, rows, start)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Completer, "batch", interrupted)
+        patch.setattr(generate, "usual_batch_size", lambda device: 2)
+        assert run(plain_dir, *words) == 130
+    monkeypatch.setattr(generate, "usual_batch_size", lambda device: 4)
+    with pytest.raises(ValueError, match="generation_batch_size was 2 and is 4"):
+        run(plain_dir, *words)
+    assert run(plain_dir, *words, "--generation_batch_size", "2") == 0
+    assert [row["prompt"] for row in read()] == list("abcdef")
+
+
+def test_the_dataset_is_not_replaced(plain_dir):
+    Path("in.jsonl").write_text(json.dumps({"prompt": "film"}) + "\n")
+    with pytest.raises(ValueError, match="output_file is the dataset itself"):
+        run(plain_dir, "--dataset_name", "in.jsonl", "--output_file", "./in.jsonl", "--overwrite_output")
+    assert read("in.jsonl") == [{"prompt": "film"}]
+
+
 def test_an_interrupted_run_resumes_to_the_same_file(plain_dir, monkeypatch, capsys):
     words = ["--prompt", "the", "film", "was", "--output_file"]
     assert run(plain_dir, *words, "complete.jsonl") == 0

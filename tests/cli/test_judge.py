@@ -225,6 +225,8 @@ SERVED = ["--endpoint", "http://127.0.0.1:1/v1", "--endpoint_model", "m", "--out
         ([*AB, "--by", "r", "--seed", "x"], "seed"),
         ([*AB, "--by", "r", "--colour", "x"], "--colour"),
         ([*AB, "--by", "r", "--output_file", "out.jsonl"], "is a JSON file, with a .jsonl file beside it"),
+        ([*AB, "--by", "r", "--output_file", "judged_0.5"], "its name must end in .json"),
+        ([*AB, "--by", "r", "--output_file", "./b.json"], "would replace ./b.json, which belongs to b.parquet"),
         ([*AB, "--by", "r", "--output_file", "no/out.json"], "the folder of --output_file does not exist"),
         ([*AB, "--by", "r", "--verdicts_file", "v.json"], "must end in .jsonl"),
         ([*AB, "--judge_func", "none.py:f"], "Cannot load the judge 'none.py:f': there is no file"),

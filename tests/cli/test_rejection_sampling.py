@@ -3,6 +3,8 @@
 """`trl-ext rejection_sampling`: what is trained on, that an interrupted run ends as any other, and bad input."""
 
 import json
+import linecache
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +244,25 @@ def test_a_resumed_run_is_the_same(stop: Any, tiny_model_dir: str, monkeypatch: 
         for column in ("completion_ids", "scores"):
             assert [row[column] for row in own] == [row[column] for row in other]
     assert rounds() == rounds("whole")
+
+
+def test_rounds_are_not_scored_by_a_function_that_was_edited(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = {"sampled": 1, "score_sampled": 0.0, "kept": 1, "score_kept": 0.0}
+
+    def select(args: Any, folder: Path, seed: int) -> dict[str, Any]:
+        folder.mkdir(parents=True)
+        (folder / "kept.jsonl").write_text("")
+        return counts
+
+    for name, step in (("_sample", lambda *_: 0), ("_select", select), ("_fine_tune", lambda *_: None)):
+        monkeypatch.setattr(rejection_sampling, name, step)
+    assert run("no model", "--num_rounds", "1") == 0
+    Path("rejection_rewards.py").write_text(REWARDS.replace('count("o") -', 'count("o") +'))
+    sys.modules.pop("rejection_rewards")
+    linecache.clearcache()
+    with pytest.raises(ValueError, match=r"other settings: source of rejection_rewards\.letters was"):
+        run("no model", "--num_rounds", "2")
+    assert rounds() == [{"round": 1, **counts}]
 
 
 def test_a_finished_run_can_have_more_rounds(

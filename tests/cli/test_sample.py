@@ -3,9 +3,12 @@
 """`trl-ext sample` and `best_of_n`: what they write, that nothing is lost or repeated, and errors for bad input."""
 
 import errno
+import importlib
 import json
+import linecache
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -429,6 +432,30 @@ def test_resumed_equals_uninterrupted(tiny_model_dir, prompts, monkeypatch, caps
     assert sample(prompts, tiny_model_dir, **BATCHES) == 0
     assert Path("out.jsonl").read_bytes() == expected
     assert not list(Path().glob("*.part"))
+
+
+@pytest.mark.parametrize("changed", ["reward", "template"])
+def test_a_file_that_was_edited_ends_a_run(tiny_model_dir, prompts, monkeypatch, changed):
+    """The rest would be scored by another function, or rendered by another template, under the same name."""
+    template = "{% for message in messages %}{{ message.content }} {% endfor %}"
+    Path("template.jinja").write_text(template)
+    settings = BATCHES | {"reward_funcs": "edited_rewards.py:length", "chat_template_path": "template.jinja"}
+    Path("edited_rewards.py").write_text(REWARDS)
+    with monkeypatch.context() as patch:
+        stop_at(patch, "fsync", 6, KeyboardInterrupt())
+        assert sample(prompts, tiny_model_dir, **settings) == 130
+    sys.modules.pop("edited_rewards")
+    if changed == "reward":
+        Path("edited_rewards.py").write_text(REWARDS.replace("float(len", "-float(len"))
+        message = "source of edited_rewards.py:length was"
+    else:
+        Path("template.jinja").write_text(template + "{# #}")
+        message = "contents of template.jinja was"
+    importlib.invalidate_caches()
+    linecache.clearcache()
+    with pytest.raises(ValueError, match=message):
+        sample(prompts, tiny_model_dir, **settings)
+    sys.modules.pop("edited_rewards")
 
 
 def test_the_command_that_goes_on_does_not_start_over(tiny_model_dir, prompts, monkeypatch, capsys):

@@ -177,6 +177,20 @@ def test_completions_without_a_probability_are_counted_in_a_note(model, base, to
     assert found.notes["kl"].startswith(f"not defined: 1 of {len(ROWS) * PLAIN.num_generations} completions")
 
 
+def test_metrics_that_are_not_defined_have_a_reason(model, base, tokenizer):
+    """Completions of one token have no bigrams, and one of probability 0 has no perplexity."""
+    policy = model_policy(base, tokenizer, name="base")
+
+    def impossible(prompt_ids, completion_ids):
+        return [[torch.full((len(ids),), -torch.inf) for ids in group] for group in completion_ids]
+
+    judge = dataclasses.replace(policy, logps=impossible)
+    found = evaluate_given(model, tokenizer, [[completion(3)] for _ in ROWS], judge=judge)
+    assert found.metrics["distinct_2"] is None and found.metrics["perplexity"] is None
+    assert found.notes["distinct_2"] == "not defined: no completion has two tokens"
+    assert found.notes["perplexity"] == "not defined: a completion has no probability under base"
+
+
 def test_kl_and_perplexity_are_those_of_a_loop(model, base, tokenizer):
     found = evaluate_model(model, tokenizer, ROWS, settings=PLAIN, base_model=base)
     kl, nll, tokens = [], 0.0, 0

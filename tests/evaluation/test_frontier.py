@@ -239,6 +239,12 @@ def test_what_differs_is_named():
     both = message(sampling={"max_completion_length": 64, "top_k": 0})
     assert "max_completion_length: 48 and 64" in both and "top_k: 50 and 0" in both
     assert "reward 'r': rewards.r and mine.r" in message(rewards={"r": {"name": "mine.r", "weights": None}})
+    edited = {"r": {"name": "rewards.r", "weights": None, "source": "s1"}}
+    with pytest.raises(ValueError, match=r"reward 'r': rewards.r \(source s0\) and rewards.r \(source s1\)"):
+        join({"a.json": report(rewards={"r": edited["r"] | {"source": "s0"}}), "b.json": report(rewards=edited)})
+    moved = {"r": edited["r"] | {"name": "folder/rewards.py:r"}}
+    join({"a.json": report(rewards=moved), "b.json": report(rewards=edited)})
+    join({"a.json": report(rewards=edited), "b.json": report()})  # its source is not known
     assert "reward functions: r and s" in message(rewards={"s": {"name": "rewards.s", "weights": None}})
     with pytest.raises(ValueError, match="has no base model"):
         join({"a.json": report(base_model=None)})

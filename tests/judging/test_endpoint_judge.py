@@ -77,6 +77,9 @@ def made(server, **settings):
         ('{"verdict": "tie"}', True, (None, "other verdict")),
         ('{"verdict": ["A"]}', True, (None, "other verdict")),
         ('{"winner": "A"}', True, (None, "other verdict")),
+        ('{"verdict": "A", "reason": "no, wait", "verdict": "B"}', True, (None, "other verdict")),
+        ("[" * 100_000, True, (None, "no verdict")),
+        ('{"a":' * 100_000, False, (None, "cut")),
     ],
 )
 def test_verdicts_are_read_strictly(text, complete, expected):
@@ -108,6 +111,20 @@ def test_each_pair_is_asked_in_both_orders(server, two, tmp_path):
             ("BA", "TIE"),
         )
     ]
+
+
+def test_calls_of_tools_are_shown(server, evaluated):
+    """An answer to a prompt whose tools were called cannot be judged without the calls."""
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Kraków"}}}
+    prompt = [
+        {"role": "user", "content": "Will it rain?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "no"},
+    ]
+    a, b = evaluated("a", {"m": [["No."]]}, [prompt]), evaluated("b", {"n": [["Yes."]]}, [prompt])
+    judge(a, b, made(server))
+    lines = shown(server.requests[0][1])[0].split("\n")
+    assert lines == ["user: Will it rain?", f"assistant: {json.dumps(call, ensure_ascii=False)}", "tool: no"]
 
 
 def test_a_second_run_asks_nothing(server, two, tmp_path):

@@ -69,6 +69,17 @@ def test_a_win_in_one_order_and_a_tie_in_the_other_is_three_quarters(evaluated):
     assert "no interval: there is one prompt" in found.notes
 
 
+def test_ties_alone_have_an_interval_of_no_width_and_a_note(evaluated):
+    a, b = (evaluated(name, {name: [[text]] * 3}, rewards=[[1.0]] * 3) for name, text in (("a", "x"), ("b", "y")))
+    found = judge(a, b, ColumnJudge("r"))
+    assert found.win_rate.interval == (0.5, 0.5)
+    [note] = found.notes
+    assert (
+        note.startswith("all verdicts are alike") and "with 3 prompts, up to 63.2% of others" in note
+    )  # 1 - 0.05^(1/3)
+    assert not judge(a, b, ColumnJudge("r"), bootstrap_samples=0).notes
+
+
 def test_pairs_without_a_verdict_are_left_out_and_counted(evaluated):
     """One prompt has no reward on one side, one NaN: of four pairs two are judged, both won by A."""
     texts = [["one"], ["two"], ["three"], ["four"]]
@@ -219,3 +230,14 @@ def test_verdicts_of_another_judge_or_of_other_files_are_refused(two, evaluated,
     assert judge(*two, FunctionJudge(longer), verdicts_file=path, overwrite=True).num_judged == 4
     with pytest.raises(ValueError, match=r"must end in \.jsonl"):
         judge(*two, ColumnJudge("r"), verdicts_file=str(tmp_path / "v.parquet"))
+
+
+def test_completions_that_were_scored_again_have_no_kept_verdicts(evaluated, tmp_path):
+    """The texts are the same, the rewards are not: A won, and loses now."""
+    path = str(tmp_path / "v.jsonl")
+    a, b = (evaluated(name, {name: [["text"]]}, rewards=[[reward]]) for name, reward in (("a", 2.0), ("b", 1.0)))
+    assert judge(a, b, ColumnJudge("r"), verdicts_file=path).wins == 1
+    a = evaluated("a", {"a": [["text"]]}, rewards=[[0.0]])
+    with pytest.raises(ValueError, match="contents of the rows was"):
+        judge(a, b, ColumnJudge("r"), verdicts_file=path)
+    assert judge(a, b, ColumnJudge("r"), verdicts_file=path, overwrite=True).losses == 1

@@ -34,6 +34,29 @@ def test_prompts_are_matched_by_content_and_completions_by_number(evaluated):
     assert matched.notes == []
 
 
+def test_a_prompt_that_comes_twice_is_matched_by_its_other_columns(evaluated):
+    """By the order of rows, a completion would be compared with one to another question, and scored by its answer."""
+    rows = [{"prompt": "p", "answer": answer} for answer in ("one", "two", "three")]
+    a = read_completions(evaluated("a", {"m": [["1"], ["2"], ["3"]]}, rows))
+    b = read_completions(evaluated("b", {"n": [["3"], ["1"], ["2"]]}, [rows[2], rows[0], rows[1]]))
+    matched = paired(a, b)
+    assert [(pair.row["answer"], pair.a["completion"], pair.b["completion"]) for pair in matched.pairs] == [
+        *(("one", "1", "1"), ("two", "2", "2"), ("three", "3", "3")),
+    ]
+    assert matched.notes == []
+
+
+def test_columns_with_other_values_are_a_note(evaluated):
+    """A reward function is called with the columns of A. Scores that the dataset has are no column that it gets."""
+    a = read_completions(evaluated("a", {"m": [["1"], ["2"]]}, [{"prompt": "p", "answer": 1, "scores": [1]}, "q"]))
+    b = read_completions(evaluated("b", {"n": [["x"], ["y"]]}, [{"prompt": "p", "answer": 2, "scores": [2]}, "q"]))
+    matched = paired(a, b)
+    assert texts(matched.pairs) == [("p", "1", "x"), ("q", "2", "y")]
+    assert matched.notes == [
+        "1 of 2 prompts have other values of 'answer' in the two files: a judge gets those of A",
+    ]
+
+
 def test_policies_are_chosen_by_name_or_its_last_part(evaluated):
     file = evaluated("a", {"run/base": [["1"]], "run/base best of 4": [["2"]]})
     assert read_completions(file, "base best of 4").groups[0][0]["completion"] == "2"

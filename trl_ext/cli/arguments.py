@@ -3,6 +3,7 @@
 
 """Flags that several commands share: prompts, rewards, sampling, output, model loading."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
@@ -14,7 +15,7 @@ from trl_ext.data.chat_template import use_chat_template
 from trl_ext.data.dataset_settings import COLUMNS, DATASET_FORMAT
 from trl_ext.data.load import FILE_TYPES_TEXT
 from trl_ext.data.prompts import has_system_prompt
-from trl_ext.data.resumable_file import ResumableFile, rows_fingerprint, weights_fingerprint
+from trl_ext.data.resumable_file import ResumableFile, file_fingerprint, rows_fingerprint, weights_fingerprint
 from trl_ext.devices import default_device
 from trl_ext.generation_settings import GenerationSettings, setting
 from trl_ext.inference.policy import Policy
@@ -175,6 +176,11 @@ class OutputArguments:
     )
     overwrite_output: bool = field(default=False, metadata={"help": "Whether to start over if the file exists."})
 
+    def check_output(self, dataset_name: str | None) -> None:
+        """Raise a `ValueError` if the output would replace the dataset that is read."""
+        if self.output_file and dataset_name and os.path.realpath(self.output_file) == os.path.realpath(dataset_name):
+            raise ValueError(f"output_file is the dataset itself, {dataset_name!r}: choose another name.")
+
     def open_output(
         self, rows: Iterable[dict[str, Any]], models: Iterable[str], further_settings: dict[str, Any]
     ) -> ResumableFile:
@@ -183,7 +189,8 @@ class OutputArguments:
 
         Args:
             rows (`Iterable[dict[str, Any]]`): The dataset.
-            models (`Iterable[str]`): Names of the models; weights of those in directories are compared.
+            models (`Iterable[str]`): Names of the models; weights of those in directories are compared, and the
+                contents of those that are files, such as guide files.
             further_settings (`dict[str, Any]`): Settings beside the fields of this dataclass.
 
         Raises:
@@ -194,9 +201,11 @@ class OutputArguments:
         for name in ("output_file", "overwrite_output", "reward_batch_size", "reward_server_kwargs"):
             settings.pop(name, None)
         settings["contents of the dataset"] = rows_fingerprint(rows)
-        for name in models:
+        for name in filter(None, [*models, settings.get("chat_template_path")]):
             if (fingerprint := weights_fingerprint(name)) is not None:
                 settings[f"weights of {name}"] = fingerprint
+            elif (fingerprint := file_fingerprint(name)) is not None:
+                settings[f"contents of {name}"] = fingerprint
         return ResumableFile(str(self.output_file), settings, overwrite=self.overwrite_output)
 
 

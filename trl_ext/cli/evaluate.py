@@ -54,6 +54,7 @@ from trl_ext.inference.policy import Decoding, Policy, served_at_once
 from trl_ext.models.load import adapter_base
 from trl_ext.progress import duration, titled
 from trl_ext.rewards.functions import Reward, check_reward_columns, check_reward_prompts, load_rewards
+from trl_ext.rewards.kept_scores import fingerprint_of
 from trl_ext.rewards.scoring import check_reward_weights
 from trl_ext.rewards.settings import RewardSettings
 from trl_ext.settings_file import versions
@@ -123,7 +124,7 @@ class EvaluateArguments(PromptArguments, RewardArguments, RewardSettings, Sampli
     output_file: str | None = field(
         default=None,
         metadata={
-            "help": "JSON file for the results. A Parquet file beside it has every completion with its rewards and "
+            "help": "File for the results, .json. A Parquet file beside it has every completion with its rewards and "
             "log-probabilities. Both are replaced."
         },
     )
@@ -142,8 +143,7 @@ class EvaluateArguments(PromptArguments, RewardArguments, RewardSettings, Sampli
 
     def __post_init__(self) -> None:
         self.model_name_or_path = list(dict.fromkeys(self.model_name_or_path))
-        if self.output_file is not None and completions_file(self.output_file) == Path(self.output_file):
-            raise ValueError(f"`output_file` is a JSON file, with a .parquet file beside it; got {self.output_file!r}")
+        self._check_output()
         self.check_counts(max_num_prompts=0, generation_batch_size=0, num_completions_to_print=0)
         if self.kl_prompts is not None:
             self.check_counts(kl_prompts=0)
@@ -159,6 +159,20 @@ class EvaluateArguments(PromptArguments, RewardArguments, RewardSettings, Sampli
         self.check_prompts()
         self.check_reward_settings()
         self.settings()
+
+    def _check_output(self) -> None:
+        """Raise a `ValueError` if the two files would have the name of another one."""
+        if self.output_file is None:
+            return
+        # Without the suffix, those of `beta_0.5` and `beta_0.7` would both be beta_0.parquet.
+        if Path(self.output_file).suffix != ".json" and not Path(self.output_file).is_dir():
+            raise ValueError(
+                f"`output_file` is a JSON file, with a .parquet file beside it: its name must end in .json, got "
+                f"{self.output_file!r}"
+            )
+        for file in (Path(self.output_file), completions_file(self.output_file)):
+            if self.dataset_name is not None and file.resolve() == Path(self.dataset_name).resolve():
+                raise ValueError(f"`output_file`: '{file}' is the dataset, which is read: choose another name")
 
 
 @dataclass
@@ -351,7 +365,11 @@ def _comparison(
 
 
 def _sources(rewards: Sequence[Reward], names: Sequence[str]) -> dict[str, Any]:
-    return {reward.name: _source(name) for reward, name in zip(rewards, names, strict=True)}
+    found = {}
+    for reward, name in zip(rewards, names, strict=True):
+        source = fingerprint_of(reward)
+        found[reward.name] = _source(name) | ({} if source is None else {"source": source})
+    return found
 
 
 def _source(name: str) -> dict[str, str | None]:

@@ -12,8 +12,9 @@ it generates add flags of their own; with several settings of these, each settin
 name a server, the server's model generates and no model is loaded.
 
 Completions are printed to stdout, everything else to stderr. A row of the output file has `prompt`, `completions`,
-`ended`, the other columns of the dataset and, with several settings, `sources`. It is written as soon as it is
-complete; with --prompt or a dataset, the same command resumes an interrupted run.
+`ended`, the other columns of the dataset and, with several settings, `sources`; scores and the like of completions
+that the dataset has are left out. It is written as soon as it is complete; with --prompt or a dataset, the same
+command resumes an interrupted run.
 """
 
 import sys
@@ -57,6 +58,7 @@ class GenerateArguments(TypedPromptArguments, SamplingArguments, OutputArguments
                 f"completions of typed prompts are written line by line, to .jsonl, not {self.output_file!r}."
             )
         self.check_prompts()
+        self.check_output(self.dataset_name)
         self.settings()
 
     @property
@@ -139,7 +141,9 @@ def open_output(
         return None
     of_decodings = settings_of(decodings)
     models = [name for name in (args.model_name_or_path, *texts_in(of_decodings)) if name]
-    return args.open_output(rows, models, asdict(loading) | of_decodings)
+    # The size of a batch says which rows are done, and by default it depends on the machine.
+    batch = {} if args.interactive else {"generation_batch_size": _batch_size(args, decodings)}
+    return args.open_output(rows, models, asdict(loading) | of_decodings | batch)
 
 
 def texts_in(value: Any) -> list[str]:

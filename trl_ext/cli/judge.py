@@ -164,8 +164,11 @@ class JudgeArguments(RewardSettings):
         for name in ("retry_faults", "overwrite_output"):
             if getattr(self, name) and self.kept_in is None:
                 raise ValueError(f"`{name}` has no effect without --output_file or --verdicts_file")
-        if self.output_file is not None and Path(self.output_file).suffix == ".jsonl":
-            raise ValueError(f"`output_file` is a JSON file, with a .jsonl file beside it; got {self.output_file!r}")
+        if self.output_file is not None and Path(self.output_file).suffix != ".json":
+            raise ValueError(
+                f"`output_file` is a JSON file, with a .jsonl file beside it: its name must end in .json, got "
+                f"{self.output_file!r}"
+            )
         if self.verdicts_file is not None and Path(self.verdicts_file).suffix != ".jsonl":
             raise ValueError(f"`verdicts_file` must end in .jsonl, got {self.verdicts_file!r}")
         check_at_least("endpoint_concurrency", self.endpoint_concurrency, 1)
@@ -273,6 +276,12 @@ def run(file_a: str, file_b: str, args: JudgeArguments) -> int:
     from trl_ext.judging.judge import judge
     from trl_ext.judging.report import report
 
+    if args.output_file is not None:
+        for file in (file_a, file_b):
+            if Path(args.output_file).resolve() == Path(file).with_suffix(".json").resolve():
+                raise ValueError(
+                    f"--output_file would replace {args.output_file}, which belongs to {file}: choose another name"
+                )
     check_writable(args.output_file, "output_file")
     check_writable(args.kept_in, "verdicts_file")
     try:

@@ -32,6 +32,7 @@ from trl_ext.data.exports import KEPT, ExportSettings, describe_export, export_r
 from trl_ext.devices import accelerator_count, empty_cache
 from trl_ext.generation_settings import setting
 from trl_ext.rewards.aggregation import AGGREGATION, SUM, check_aggregation
+from trl_ext.rewards.kept_scores import sources_of
 from trl_ext.rewards.scoring import check_reward_weights
 from trl_ext.rewards.settings import RewardSettings
 from trl_ext.settings_file import plain
@@ -223,7 +224,7 @@ def run(
     """
     folder = Path(tuning.output_dir)
     kept = {n: plain(v) for n, v in given.items() if n not in _CHANGEABLE and not n.startswith(_CHANGEABLE_BEGINNINGS)}
-    rounds = Rounds(folder, kept)
+    rounds = Rounds(folder, kept | sources_of(args.rewards))
     if len(rounds.done) >= args.num_rounds:
         print(f"{folder}: all {len(rounds.done)} rounds are done; a higher num_rounds adds more.")
     for number in range(len(rounds.done) + 1, args.num_rounds + 1):

@@ -56,6 +56,7 @@ from trl_ext.packages import VLLM, require_package
 from trl_ext.progress import progress, shown
 from trl_ext.rewards.aggregation import AGGREGATION, SUM, check_aggregation
 from trl_ext.rewards.functions import check_reward_columns, check_reward_prompts, load_rewards
+from trl_ext.rewards.kept_scores import sources_of
 from trl_ext.rewards.scoring import check_reward_weights
 from trl_ext.rewards.settings import RewardSettings
 from trl_ext.settings_file import RunSettings, nondefault
@@ -153,8 +154,7 @@ class SampleArguments(
             )
         if self.output_file is None and self.format != "scored":
             raise ValueError("--format is the form of a file: pass --output_file.")
-        if self.dataset_name and os.path.realpath(str(self.output_file)) == os.path.realpath(self.dataset_name):
-            raise ValueError(f"output_file is the dataset itself, {self.dataset_name!r}: choose another name.")
+        self.check_output(self.dataset_name)
         if self.completion_columns and not self.dataset_completions:
             raise ValueError("completion_columns has no effect without --dataset_completions.")
         self.check_counts(max_num_prompts=0, generation_batch_size=1)
@@ -231,7 +231,7 @@ def run(
     of_loading = {name: SERVER_FIELDS.get(name, value) for name, value in asdict(loading).items()}
     of_decodings = settings_of(decodings)
     weights = [*args.model_name_or_path, *args.rewards, *texts_in(of_decodings)]
-    file = args.open_output(dataset, weights, of_loading | of_decodings)
+    file = args.open_output(dataset, weights, of_loading | of_decodings | sources_of(args.rewards))
     if file.complete:
         if file.rows and not card_path(file.path).exists():  # the run that wrote the rows ended before
             _write_card(file, args, loading, decodings)

@@ -6,6 +6,8 @@ Messages as `role` and `content`, a text: from the form of ShareGPT (`from` and 
 (`[{"type": "text", "text": ...}]`), wherever a row has them.
 """
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 from .schema import DataError
@@ -77,6 +79,21 @@ def _with_role(message: dict[str, Any]) -> dict[str, Any]:
             f"holds a message from {message['from']!r}, who is not known: speakers are {', '.join(_ROLES)}. Rename it."
         )
     return {"role": _ROLES[speaker], "content": message["value"]}
+
+
+def lines_of(messages: Sequence[dict[str, Any]]) -> str:
+    """
+    Messages as text for a reader: each with its role, and its calls of tools as JSON.
+
+    Args:
+        messages (`Sequence[dict[str, Any]]`): Messages with `role`.
+    """
+    return "\n".join(f"{message['role']}: {_shown(message)}" for message in messages)
+
+
+def _shown(message: dict[str, Any]) -> str:
+    calls = [json.dumps(call, ensure_ascii=False, default=str) for call in message.get("tool_calls") or []]
+    return " ".join(filter(None, [str(message.get("content") or ""), *calls]))
 
 
 def _has_parts(message: Any) -> bool:

@@ -268,6 +268,14 @@ def weights_fingerprint(name: str) -> str | None:
     return digest.hexdigest()[:16]
 
 
+def file_fingerprint(name: str) -> str | None:
+    """Hash of the contents of a file, to recognize the same one; `None` if there is no such file."""
+    try:
+        return hashlib.sha256(Path(name).read_bytes()).hexdigest()[:16]
+    except (OSError, ValueError):  # it is a Hub id, or text that is no path
+        return None
+
+
 def _differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """A description of each setting that has changed."""
     names = [*then, *(name for name in now if name not in then)]

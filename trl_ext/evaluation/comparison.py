@@ -14,7 +14,8 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str
     Args:
         first, second (`Mapping[str, Any]`): The `comparison` of two reports: `prompts` (a hash of the rows),
             `base_model`, `rewards` (by name) and `sampling` (settings). A model or reward has its `name` and, if it is
-            a folder, a hash of its `weights`. Rewards that only one of them has are no difference.
+            a folder, a hash of its `weights`; a function may have one of its `source`. Rewards that only one of them
+            has are no difference.
     """
     found = []
     if not same_source(first["base_model"], second["base_model"]):
@@ -36,15 +37,17 @@ def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str
 
 
 def same_source(first: Mapping[str, Any] | None, second: Mapping[str, Any] | None) -> bool:
-    """Whether two models or rewards are the same: by their weights if both are known, otherwise by name."""
+    """Whether two models or rewards are the same: by weights or source if both are known, otherwise by name."""
     if first is None or second is None:
         return first is second
-    if first["weights"] and second["weights"]:
-        return bool(first["weights"] == second["weights"])
+    for key in ("weights", "source"):
+        if first.get(key) and second.get(key):
+            return bool(first[key] == second[key])
     return bool(first["name"] == second["name"])
 
 
 def _named(source: Mapping[str, Any] | None) -> str:
     if source is None:
         return "none"
-    return f"{source['name']} (weights {source['weights']})" if source["weights"] else str(source["name"])
+    known = [f"{key} {source[key]}" for key in ("weights", "source") if source.get(key)]
+    return f"{source['name']} ({known[0]})" if known else str(source["name"])

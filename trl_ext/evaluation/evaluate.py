@@ -225,6 +225,8 @@ def evaluate(
     if keep_logps:
         _measure_logps(result, policy, base, prompt_ids)
     result.record("distinct_2", distinct_n_and_se([row[: settings.num_generations] for row in ids]))
+    if result.metrics["distinct_2"] is None:
+        result.notes["distinct_2"] = "not defined: no completion has two tokens"
     result.record("completion_length", mean_and_se([[float(len(x)) for x in row] for row in ids]))
     result.record("ended", mean_and_se([[float(x.ended) for x in row] for row in result.completions]))
     if len(rows) == 1:
@@ -398,7 +400,11 @@ def _measure_perplexity(
     if judge is base and same_tokens:
         names = ("policy", "base") if base is policy else ("base",)
         result.logps |= dict.fromkeys(names, _sums(logps))
-    return result.record("perplexity", perplexity_and_se(logps))
+    result.record("perplexity", perplexity_and_se(logps))
+    if result.metrics["perplexity"] is None:
+        tokens = any(len(of_tokens) for group in logps for of_tokens in group)
+        reason = "a completion has no probability" if tokens else "no completion has a token"
+        result.notes["perplexity"] = f"not defined: {reason} under {judge.name}"
 
 
 def _retokenized(completion: Completion, tokenizer: PreTrainedTokenizerBase) -> list[int]:

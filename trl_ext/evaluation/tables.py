@@ -17,6 +17,8 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from trl_ext.data.messages import lines_of
+
 
 # Headings of metrics, in the order of the columns. Rewards and what their functions log come first.
 HEADINGS = {
@@ -174,7 +176,7 @@ def print_completions(console: Console, completions: Sequence[Mapping[str, Any]]
 def prompt_text(prompt: Any) -> Text:
     """A prompt to be printed: the end of a long one, which the completions continue."""
     if not isinstance(prompt, str):
-        prompt = "\n".join(f"{message['role']}: {message.get('content')}" for message in prompt)
+        prompt = lines_of(prompt)
     prompt = prompt.strip()
     return Text(prompt if len(prompt) <= _PROMPT_LENGTH else f"[...] {prompt[-_PROMPT_LENGTH:].lstrip()}")
 

@@ -12,6 +12,7 @@ from trl_ext.data.completion import Completion
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.seeds import seeded
 
+from .dataset_sampler import OUTPUT_COLUMNS
 from .policy import Policy
 
 
@@ -45,7 +46,8 @@ class Completer:
             start (`int`): Number of the first one.
 
         Returns:
-            `list[dict]`: The rows with `completions`, `ended` and, if there are several policies, `sources`.
+            `list[dict]`: The rows with `completions`, `ended` and, if there are several policies, `sources`. Columns
+                that belong to completions of the dataset, such as their scores, are left out.
 
         Raises:
             `ValueError`: A prompt is empty or too long. The message has its number.
@@ -104,4 +106,4 @@ class Completer:
         }
         if len(self.policies) > 1:
             made["sources"] = [completion.source for completion in group]
-        return made | {name: value for name, value in row.items() if name not in made}
+        return made | {name: value for name, value in row.items() if name not in OUTPUT_COLUMNS}

@@ -27,6 +27,7 @@ from trl_ext.endpoint.tokens import ServedText
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.progress import progress
 
+from .dataset_sampler import OUTPUT_COLUMNS
 from .policy import MessageIds, Policy
 
 
@@ -121,7 +122,7 @@ def answer_file(
     Args:
         answer (`Callable`): As for [`answer_all`]; also takes `chat_template_kwargs`.
         rows (`Sequence[dict]`): Rows with a `prompt`. `tools` and `chat_template_kwargs` reach the chat template.
-            Other columns are kept.
+            Other columns are kept, but for those of completions that the dataset has, such as their scores.
         output_file (`str`): `.jsonl` or `.parquet`. Rows get the columns `completions`, `ended`, `kl` and `tail`
             (lists) and `row_index`; `trl-ext sample --dataset_completions` can score them.
         settings ([`~trl_ext.generation_settings.GenerationSettings`]): How to answer.
@@ -140,7 +141,8 @@ def answer_file(
     def work(index: int, row: dict[str, Any]) -> dict[str, Any]:
         one = partial(answer, row["prompt"], settings, chat_template_kwargs=template_kwargs(row))
         found = [one(seed=f"{seed} {index} {k}") for k in range(settings.num_generations)]
-        return row | {
+        kept = {name: value for name, value in row.items() if name == "prompt" or name not in OUTPUT_COLUMNS}
+        return kept | {
             "completions": [as_completion(row, served.completion.text) for served in found],
             "ended": [served.completion.ended for served in found],
             "kl": [served.kl for served in found],

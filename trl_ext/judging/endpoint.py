@@ -13,6 +13,7 @@ import threading
 from pathlib import Path
 from typing import Any, ClassVar
 
+from trl_ext.data.messages import lines_of
 from trl_ext.endpoint.client import Endpoint
 from trl_ext.endpoint.errors import RequestRefused
 from trl_ext.endpoint.protocol import ask
@@ -62,9 +63,9 @@ class EndpointJudge(ConcurrentJudge):
     orders. Equal texts are a tie without a request.
 
     A verdict is read strictly. The whole answer, apart from white space around it, is one of the words `A`, `B` and
-    `TIE`, or a JSON object (which may be in a fenced code block) whose `"verdict"` is one of them; other keys, such as
-    a reason, are allowed. Anything else is a fault, which is counted by kind and is no tie: `"empty"`, `"cut"`,
-    `"no verdict"`, `"other verdict"`, `"refused"`.
+    `TIE`, or a JSON object (which may be in a fenced code block) whose only `"verdict"` is one of them; other keys,
+    such as a reason, are allowed. Anything else is a fault, which is counted by kind and is no tie: `"empty"`,
+    `"cut"`, `"no verdict"`, `"other verdict"`, `"refused"`.
 
     Args:
         endpoint ([`~trl_ext.Endpoint`]):
@@ -179,13 +180,19 @@ def read_verdict(text: str, *, complete: bool = True) -> tuple[str | None, str |
         return (text, None) if complete else (None, "cut")
     fenced = _FENCED.fullmatch(text)
     try:
-        found = json.loads(fenced[1] if fenced else text)
-    except ValueError:
+        found = json.loads(fenced[1] if fenced else text, object_pairs_hook=_object)
+    except (ValueError, RecursionError):  # the second one after hundreds of brackets
         return None, "no verdict" if complete else "cut"
     if not isinstance(found, dict):
         return None, "no verdict"
     verdict = found.get("verdict")
     return (verdict, None) if isinstance(verdict, str) and verdict in VERDICTS else (None, "other verdict")
+
+
+def _object(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. One with two verdicts has a list of them, where `json` would take the last."""
+    verdicts = [value for name, value in items if name == "verdict"]
+    return {**dict(items), **({"verdict": verdicts} if len(verdicts) > 1 else {})}
 
 
 def read_rubric(path: str) -> str:
@@ -209,6 +216,4 @@ def read_rubric(path: str) -> str:
 
 def _as_text(prompt: Any) -> str:
     """A prompt as text: messages line by line with their role."""
-    if isinstance(prompt, str):
-        return prompt
-    return "\n".join(f"{message['role']}: {message.get('content') or ''}" for message in prompt)
+    return prompt if isinstance(prompt, str) else lines_of(prompt)

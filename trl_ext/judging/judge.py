@@ -215,16 +215,16 @@ def _estimate(
     result.length_controlled = length_controlled_win_rate(values, samples, seed)
     if result.length_controlled is None:
         result.notes.append("no length-controlled win rate: all pairs differ by the same number of characters")
-    if result.win_rate.value in (0.0, 1.0):
-        unseen = largest_unseen_rate(values.num_prompts)
-        result.notes.append(
-            f"all verdicts are alike, so that the bootstrap has no width; with {values.num_prompts} prompts, up to "
-            f"{unseen:.1%} of others are not excluded"
-        )
     if 2 * result.inconsistent > result.num_judged - result.identical:
         result.notes.append(
             f"{result.inconsistent} of {result.num_judged} pairs have opposite verdicts in the two orders: this judge "
             "looks at the place more than at the text, and its win rate says little"
+        )
+    if result.win_rate.interval is not None and len(set(values.values_N)) == 1:
+        unseen = largest_unseen_rate(values.num_prompts)
+        result.notes.append(
+            f"all verdicts are alike, so that the bootstrap has no width; with {values.num_prompts} prompts, up to "
+            f"{unseen:.1%} of others are not excluded"
         )
     if samples and values.num_prompts < 2:
         result.notes.append("no interval: there is one prompt")

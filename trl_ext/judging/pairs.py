@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from trl_ext.data.schema import as_completion
+from trl_ext.data.schema import as_completion, extra_columns
 from trl_ext.evaluation.files import short_names
 
 
@@ -83,7 +83,8 @@ class Pairs:
 
     Args:
         pairs (`list[Pair]`): In the order of the prompts of A.
-        notes (`list[str]`): What is not judged because only one of the policies has it.
+        notes (`list[str]`): What is not judged because only one of the policies has it, and columns of the dataset
+            that have other values in the two files.
     """
 
     pairs: list[Pair]
@@ -144,7 +145,8 @@ def paired(a: PolicyCompletions, b: PolicyCompletions, *, allow_missing: bool = 
     """
     Match the completions of two policies: prompts by their content, completions of a prompt by their number.
 
-    A prompt that a dataset has twice is matched in the order of the rows.
+    A prompt that a dataset has twice is matched by its other columns, and where these do not tell, in the order of the
+    rows. Judges get the columns of A.
 
     Args:
         a, b ([`PolicyCompletions`]): The two policies.
@@ -155,52 +157,87 @@ def paired(a: PolicyCompletions, b: PolicyCompletions, *, allow_missing: bool = 
         `ValueError`: They have no prompt in common; or one has a prompt, or more completions of one, than the other,
             and `allow_missing` is not set.
     """
-    of_a, of_b = _keyed(a), _keyed(b)
-    common = [key for key in of_a if key in of_b]
-    if not common:
+    places = _places(a, b)
+    if not places:
         raise ValueError(
             f"'{a.file}' and '{b.file}' have no prompt in common: pass two evaluations of the same prompts. The first "
-            f"ones are {_shown(next(iter(of_a))[0])} and {_shown(next(iter(of_b))[0])}"
+            f"ones are {_shown(a.prompts[0])} and {_shown(b.prompts[0])}"
         )
     problems = [
-        *_only(a, [key for key in of_a if key not in of_b], len(of_a)),
-        *_only(b, [key for key in of_b if key not in of_a], len(of_b)),
+        *_only(a, [index for index in range(len(a.prompts)) if index not in places]),
+        *_only(b, sorted(set(range(len(b.prompts))) - set(places.values()))),
     ]
     pairs: list[Pair] = []
     uneven = []
-    for number, key in enumerate(common):
-        row, (first, second) = a.prompts[of_a[key]], (a.groups[of_a[key]], b.groups[of_b[key]])
-        uneven += [(key, len(first), len(second))] if len(first) != len(second) else []
+    for number, index in enumerate(sorted(places)):
+        row, (first, second) = a.prompts[index], (a.groups[index], b.groups[places[index]])
+        uneven += [(row, len(first), len(second))] if len(first) != len(second) else []
         pairs += [Pair(number, k, row, x, y) for k, (x, y) in enumerate(zip(first, second, strict=False))]
     if uneven:
-        key, first_count, second_count = uneven[0]
+        row, first_count, second_count = uneven[0]
         problems.append(
-            f"{len(uneven)} of {len(common)} prompts have another number of completions in the two files, such as "
-            f"{first_count} and {second_count} of {_shown(key[0])}"
+            f"{len(uneven)} of {len(places)} prompts have another number of completions in the two files, such as "
+            f"{first_count} and {second_count} of {_shown(row)}"
         )
     if problems and not allow_missing:
         raise ValueError(
             f"{'; '.join(problems)}. Evaluate both on the same prompts, or set allow_missing to leave out what only "
             "one of them has"
         )
-    return Pairs(pairs, [f"left out: {problem}" for problem in problems])
+    return Pairs(pairs, [*(f"left out: {problem}" for problem in problems), *_other_columns(a, b, places)])
 
 
-def _keyed(policy: PolicyCompletions) -> dict[tuple[str, int], int]:
-    """The index of each prompt by its content and how often it came before."""
+def _places(a: PolicyCompletions, b: PolicyCompletions) -> dict[int, int]:
+    """By the index of a prompt of A, that of B: first of rows that are equal, then of those with the same prompt."""
+    places: dict[int, int] = {}
+    for names in (None, ("prompt",)):
+        left_a = [index for index in range(len(a.prompts)) if index not in places]
+        left_b = sorted(set(range(len(b.prompts))) - set(places.values()))
+        of_a, of_b = _keyed(a, left_a, names), _keyed(b, left_b, names)
+        places |= {index: of_b[key] for key, index in of_a.items() if key in of_b}
+    return places
+
+
+def _keyed(
+    policy: PolicyCompletions, indices: Iterable[int], names: Sequence[str] | None
+) -> dict[tuple[str, int], int]:
+    """The indices by the columns of their rows, all without `names`, and by how often the same came before."""
     seen: dict[str, int] = {}
     found = {}
-    for index, row in enumerate(policy.prompts):
-        text = json.dumps(row["prompt"], sort_keys=True, ensure_ascii=False)
+    for index in indices:
+        row = policy.prompts[index]
+        text = _json(row if names is None else [row[name] for name in names])
         found[text, seen.get(text, 0)] = index
         seen[text] = seen.get(text, 0) + 1
     return found
 
 
-def _only(policy: PolicyCompletions, keys: Sequence[tuple[str, int]], total: int) -> Iterable[str]:
-    if keys:
-        yield f"{len(keys)} of {total} prompts are only in '{policy.file}', such as {_shown(keys[0][0])}"
+def _other_columns(a: PolicyCompletions, b: PolicyCompletions, places: Mapping[int, int]) -> Iterable[str]:
+    """A note if columns that judges get have other values in the two files."""
+    names: dict[str, None] = {}
+    count = 0
+    for i, j in places.items():
+        both = [extra_columns([row]) for row in (a.prompts[i], b.prompts[j])]
+        differ = [name for name in {**both[0], **both[1]} if _json(both[0].get(name)) != _json(both[1].get(name))]
+        names |= dict.fromkeys(differ)
+        count += bool(differ)
+    if count:
+        yield (
+            f"{count} of {len(places)} prompts have other values of {', '.join(map(repr, names))} in the two files: a "
+            "judge gets those of A"
+        )
 
 
-def _shown(prompt: str) -> str:
+def _only(policy: PolicyCompletions, indices: Sequence[int]) -> Iterable[str]:
+    if indices:
+        shown = _shown(policy.prompts[indices[0]])
+        yield f"{len(indices)} of {len(policy.prompts)} prompts are only in '{policy.file}', such as {shown}"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+def _shown(row: Mapping[str, Any]) -> str:
+    prompt = _json(row["prompt"])
     return prompt if len(prompt) <= _SHOWN else f"{prompt[:_SHOWN]}[...]"

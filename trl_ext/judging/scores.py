@@ -56,6 +56,10 @@ class ColumnJudge(Judge):
             raise ValueError(f"the column {self.column!r} {problem}: numbers in both are in {', '.join(numeric)}")
         self.column = found[0]
 
+    def contents(self, question: Question) -> dict[str, Any]:
+        """With the numbers: completions that were scored again have others."""
+        return {**question.contents, "scores": [side[self.column] for side in (question.pair.a, question.pair.b)]}
+
     def judge(self, questions: Sequence[Question]) -> list[dict[str, Any]]:
         return [_by_scores(each, each.pair.a[self.column], each.pair.b[self.column]) for each in questions]
 
@@ -92,6 +96,11 @@ class RewardJudge(Judge):
     def check(self, pairs: Sequence[Pair], columns: Sequence[Iterable[str]]) -> None:
         check_reward_columns(self.rewards, pairs[0].row)
         check_reward_prompts(self.rewards, pairs[0].row["prompt"])
+
+    def contents(self, question: Question) -> dict[str, Any]:
+        """With the token ids, which reward functions get."""
+        ids = [side.get("completion_ids") for side in (question.pair.a, question.pair.b)]
+        return {**question.contents, "completion_ids": ids}
 
     def judge(self, questions: Sequence[Question]) -> list[dict[str, Any]]:
         from trl_ext.rewards.scoring import score_completions

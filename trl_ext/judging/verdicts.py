@@ -45,7 +45,7 @@ class Question:
 
     @property
     def contents(self) -> dict[str, Any]:
-        """Everything that the verdict depends on besides the judge."""
+        """The row and the texts, which every judge sees. See [`Judge.contents`] for those that see more."""
         sides = (self.pair.b, self.pair.a) if self.swapped else (self.pair.a, self.pair.b)
         return {"row": self.pair.row, "completions": [side["completion"] for side in sides]}
 
@@ -91,6 +91,10 @@ class Judge(ABC):
     def judge(self, questions: Sequence[Question]) -> list[dict[str, Any]]:
         """The row of each question, from [`Question.answered`]."""
 
+    def contents(self, question: Question) -> dict[str, Any]:
+        """Everything of a question that the verdict depends on. If it changes, kept verdicts are not used."""
+        return question.contents
+
     def check(self, pairs: Sequence[Pair], columns: Sequence[Iterable[str]]) -> None:  # noqa: B027
         """
         Raise a `ValueError` if it cannot judge pairs.
@@ -103,7 +107,7 @@ class Judge(ABC):
     def collect(self, questions: Sequence[Question], **file: Any) -> None:
         """Have all questions answered into a file, whose settings are arguments of `run_rows` and `run_batches`."""
         run_batches(
-            [question.contents for question in questions],
+            [self.contents(question) for question in questions],
             lambda indices: self.judge([questions[index] for index in indices]),
             settings=self.identity,
             batch_size=self.batch_size,
@@ -128,7 +132,7 @@ class ConcurrentJudge(Judge):
 
     def collect(self, questions: Sequence[Question], **file: Any) -> None:
         run_rows(
-            [question.contents for question in questions],
+            [self.contents(question) for question in questions],
             lambda index, _: self.ask(questions[index]),
             settings=self.identity,
             workers=self.workers,

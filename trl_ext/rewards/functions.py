@@ -226,7 +226,7 @@ def load_rewards(
     tokenizers, heads = _one_each(processing_classes, names), settings.heads_of(names)
     rewards = []
     for spec, name, tokenizer, head in zip(specs, names, tokenizers, heads, strict=True):
-        func: Any = _resolve(spec) if isinstance(spec, str) else spec
+        func: Any = resolved(spec) if isinstance(spec, str) else spec
         if isinstance(func, str) and is_address(func):
             from .servers import ServerReward
 
@@ -323,8 +323,16 @@ def _one_each(processing_classes: Any, names: Sequence[str]) -> list[Any]:
     return list(processing_classes)
 
 
-def _resolve(spec: str) -> Any:
-    """The function that a name or path refers to; `spec` itself if it is a classifier or the address of a server."""
+def resolved(spec: str) -> Any:
+    """
+    The function that a name or path refers to; `spec` itself if it is a classifier or the address of a server.
+
+    Args:
+        spec (`str`): A reward as [`load_rewards`] takes it.
+
+    Raises:
+        `ValueError` or `ImportError`: See [`load_rewards`].
+    """
     if spec in _NEEDS_ARGUMENTS:
         raise ValueError(
             f"TRL's reward function '{spec}' needs an argument, `{_NEEDS_ARGUMENTS[spec]}`: define `my_reward = "

@@ -14,7 +14,7 @@ import hashlib
 import inspect
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any
 
 from trl_ext.atomic_files import write_text
 
-from .functions import Reward
+from .functions import Reward, resolved
 
 
 logger = logging.getLogger(__name__)
@@ -125,11 +125,47 @@ def identity_of(reward: Reward) -> str:
     return source_of(reward.func) if reward.model is None else reward.model.identity
 
 
-def source_of(func: Any) -> str:
-    """The source of the file that defines a function, which may be corrected before the next run; `""` if unknown."""
+def sources_of(names: Sequence[str]) -> dict[str, str]:
+    """
+    What a file of scores keeps of reward functions, so that it is not continued with others of the same name.
+
+    Args:
+        names (`Sequence[str]`): Rewards as [`~trl_ext.rewards.functions.load_rewards`] takes them.
+
+    Returns:
+        `dict[str, str]`: For each that is a function in Python, `source of <name>` and a hash of its source.
+    """
+    found = {name: resolved(name) for name in names}
+    sources = {name: source_of(func) for name, func in found.items() if callable(func)}
+    return {f"source of {name}": hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in sources.items()}
+
+
+def fingerprint_of(reward: Reward) -> str | None:
+    """
+    Hash of the source of a reward function, without the rest of its file, to recognize the same one in another
+    evaluation; `None` for a model, and for a function whose source is unknown.
+    """
+    if reward.model is not None:
+        return None
+    func, given = _without_arguments(reward.func)
+    try:
+        text = given + inspect.getsource(func if inspect.isroutine(func) else type(func))
+    except (OSError, TypeError):
+        return None
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _without_arguments(func: Any) -> tuple[Any, str]:
+    """A function, and the arguments that a `partial` gives it."""
     given = ""
     while isinstance(func, functools.partial):
         func, given = func.func, f"{given}{func.args}{func.keywords}"
+    return func, given
+
+
+def source_of(func: Any) -> str:
+    """The source of the file that defines a function, which may be corrected before the next run; `""` if unknown."""
+    func, given = _without_arguments(func)
     source = func if inspect.isroutine(func) else type(func)
     try:
         module = inspect.getmodule(source)

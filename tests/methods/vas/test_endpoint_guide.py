@@ -286,6 +286,15 @@ def test_settings_of_the_chat_template_in_the_rows_of_a_file(server, model, toke
     assert server.requests[-1][1]["chat_template_kwargs"] == {"thinking": True}
 
 
+def test_a_file_has_no_scores_of_completions_that_the_dataset_has(server, model, tokenizer, value_model, tmp_path):
+    server.answer = ModelServer(model, tokenizer, "ids")
+    row = {"prompt": "was it good", "completions": ["yes", "no"], "scores": [1.0, 0.0], "id": 7}
+    settings = GenerationSettings(num_generations=2, max_completion_length=1)
+    guide(server, value_model, tokenizer).answer_file([row], str(tmp_path / "out.jsonl"), settings)
+    found = json.loads((tmp_path / "out.jsonl").read_text())
+    assert set(found) == {"prompt", "completions", "ended", "kl", "tail", "id", "row_index"}
+
+
 def test_chat_endpoint_that_starts_another_answer(server, model, tokenizer, value_model):
     serve = ModelServer(model, tokenizer, "ids")
 
