@@ -208,13 +208,19 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Any:
     ],
 )
 def test_a_full_disk_costs_the_checkpoint_that_was_being_saved(
-    method: str, file: str, tmp_path: Path, undisturbed: Any
+    method: str, file: str, tmp_path: Path, undisturbed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = tmp_path / "checkpoint-3"
-    broken.mkdir()
-    (broken / file).symlink_to(FULL)
+
+    def begin_full(folder: Path) -> None:
+        begin(folder)
+        if folder == broken:
+            (broken / file).symlink_to(FULL)
+
+    monkeypatch.setattr("trl_ext.training.trainer.begin", begin_full)
     with pytest.raises(Exception) as caught:
         train(method, tmp_path)
+    monkeypatch.undo()
     note = caught.value.__notes__[-1]
     assert f"{broken} is incomplete" in note and f"resumed from {tmp_path / 'checkpoint-2'}." in note
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")

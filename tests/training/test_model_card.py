@@ -47,7 +47,7 @@ def psle(model: Any, **kwargs: Any) -> Any:
 
 def vas(model: Any, **kwargs: Any) -> Any:
     if "peft_config" not in kwargs:
-        kwargs["value_model"] = model
+        kwargs = {"value_model": model} | kwargs
     return VASTrainer(model, args=VASConfig("out", **SETTINGS), train_dataset=rows(), **kwargs)
 
 
