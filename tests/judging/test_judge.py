@@ -91,6 +91,7 @@ def test_pairs_without_a_verdict_are_left_out_and_counted(evaluated):
     [note] = [note for note in found.notes if "verdicts are alike" in note]
     assert "with 2 prompts, up to 77.6% of others" in note  # 1 - 0.05^(1/2)
     text = report(found)
+    assert (found.num_prompts, found.num_judged_prompts) == (4, 2) and "2 of 2 pairs, on 2 prompts" in text
     assert "2 verdicts: 2 of 4 pairs are left out" in text and max(map(len, text.splitlines())) <= 80
 
 

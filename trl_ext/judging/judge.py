@@ -33,8 +33,8 @@ class JudgeResult:
             Under `"A"` and `"B"` the `policy` and its `file`.
         num_prompts, num_pairs (`int`):
             Prompts and pairs of completions that both have.
-        num_judged (`int`):
-            Pairs with a verdict in every order. The others have a fault and are left out.
+        num_judged, num_judged_prompts (`int`):
+            Pairs with a verdict in every order, and their prompts. The others have a fault and are left out.
         wins, ties, losses (`int`):
             Pairs that A won, that were a tie, and that B won. A pair that was judged in two orders is won if the
             verdicts are for one policy, or for it and a tie; opposite verdicts are a tie.
@@ -71,6 +71,7 @@ class JudgeResult:
     num_prompts: int
     num_pairs: int
     num_judged: int = 0
+    num_judged_prompts: int = 0
     wins: int = 0
     ties: int = 0
     losses: int = 0
@@ -181,6 +182,7 @@ def _count(result: JudgeResult, pairs: Sequence[Pair], rows: Sequence[Mapping[st
     judged = [(pair, found) for pair, found in zip(pairs, _by_pair(pairs, rows), strict=True) if found]
     values = [_value(verdicts) for _, verdicts in judged]
     result.num_judged = len(judged)
+    result.num_judged_prompts = len({pair.prompt_index for pair, _ in judged})
     result.wins, result.losses = sum(value > 0.5 for value in values), sum(value < 0.5 for value in values)
     result.ties = len(judged) - result.wins - result.losses
     result.identical = sum(pair.identical and set(verdicts) == {TIE} for pair, verdicts in judged)

@@ -38,7 +38,7 @@ def _entries(result: JudgeResult) -> Iterator[tuple[str, str]]:
     yield "judge", result.judge
     yield "win rate of A", _estimate(result.win_rate)
     yield "length-controlled", _estimate(result.length_controlled)
-    yield "wins of A", f"{result.wins} of {result.num_judged} pairs, on {result.num_prompts} prompts"
+    yield "wins of A", f"{result.wins} of {result.num_judged} pairs, on {result.num_judged_prompts} prompts"
     yield "ties", f"{result.ties}{_kinds_of_ties(result)}"
     yield "losses", str(result.losses)
     if result.lengths:
