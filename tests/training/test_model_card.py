@@ -151,12 +151,34 @@ def test_the_dataset_is_known_from_where_it_was_loaded() -> None:
     assert dataset_name(dataset.map(lambda row: row)) == "org/data"
 
 
+def trained(history: list[dict[str, Any]], step: int, best: int | None = None) -> Any:
+    state = SimpleNamespace(log_history=history, global_step=step, best_global_step=best)
+    return SimpleNamespace(state=state, args=SimpleNamespace(load_best_model_at_end=best is not None))
+
+
 def test_the_last_results_of_training_and_evaluation_stand_side_by_side() -> None:
     history = [
         {"step": 1, "loss": 3.0, "learning_rate": 0.1},
         {"step": 2, "loss": 2.0, "epoch": 1.0, "reward": 0.5},
         {"step": 2, "eval_loss": 2.5, "eval_runtime": 9.0, "eval_samples_per_second": 1.0},
     ]
-    [said, lines] = _results(SimpleNamespace(state=SimpleNamespace(log_history=history, global_step=2)))
+    [said, lines] = _results(trained(history, 2))
     assert lines.splitlines()[2:] == ["| `loss` | 2 | 2.5 |", "| `reward` | 0.5 |  |"] and "at step 2" in said
-    assert not _results(SimpleNamespace(state=SimpleNamespace(log_history=[], global_step=0)))
+    assert not _results(trained([], 0))
+
+
+def test_results_are_those_of_the_step_that_was_taken_back() -> None:
+    """`load_best_model_at_end`: the model is that of step 1; while it trains on, a checkpoint has the last step's."""
+    history = [
+        {"step": 1, "loss": 2.0},
+        {"step": 1, "eval_loss": 2.5},
+        {"step": 2, "loss": 1.0},
+        {"step": 2, "eval_loss": 3.5},
+    ]
+    [said, lines] = _results(trained(history, 2, best=1))
+    assert lines.splitlines()[2:] == ["| `loss` | 1 | 3.5 |"] and "at step 2" in said
+    history.append({"step": 2, "train_runtime": 9.0, "train_loss": 1.5})
+    [said, lines] = _results(trained(history, 2, best=1))
+    assert lines.splitlines()[2:] == ["| `loss` | 2 | 2.5 |"] and "at step 1" in said
+    [_, lines] = _results(trained([*history, {"step": 2, "eval_reward": 0.5}], 2, best=1))
+    assert lines.splitlines()[2:] == ["| `loss` | 2 | 2.5 |", "| `reward` |  | 0.5 |"]

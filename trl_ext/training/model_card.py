@@ -147,9 +147,10 @@ def _data(trainer: Any, dataset: str | None) -> list[str]:
 
 
 def _results(trainer: Any) -> list[str]:
-    """The last metrics of training and of evaluations."""
+    """The last metrics of training and of evaluations, up to the step that the weights are of."""
     last: dict[str, float] = {}
-    for entry in trainer.state.log_history:
+    step, history = _of_the_weights(trainer)
+    for entry in history:
         last |= {name: value for name, value in entry.items() if _is_result(name, value)}
     evaluated = {name.removeprefix("eval_"): value for name, value in last.items() if name.startswith("eval_")}
     trained = {name: value for name, value in last.items() if not name.startswith("eval_")}
@@ -160,10 +161,21 @@ def _results(trainer: Any) -> list[str]:
     if not rows:
         return []
     return [
-        f"The last logged values, at step {trainer.state.global_step} or before; all are in `metrics.jsonl`. `trl-ext "
-        "evaluate` compares the model with its base.",
+        f"The last logged values, at step {step} or before; all are in `metrics.jsonl`. `trl-ext evaluate` compares "
+        "the model with its base.",
         table(["metric", "training", "evaluation"], rows),
     ]
+
+
+def _of_the_weights(trainer: Any) -> tuple[int, list[dict[str, Any]]]:
+    """The step that the model is of, and what was logged of it or before: `load_best_model_at_end` takes it back."""
+    state = trainer.state
+    history = state.log_history
+    ends = [i for i, entry in enumerate(history) if "train_runtime" in entry and entry["step"] == state.global_step]
+    if not (trainer.args.load_best_model_at_end and state.best_global_step and ends):
+        return state.global_step, history
+    before = [entry for entry in history[: ends[-1]] if entry["step"] <= state.best_global_step]
+    return state.best_global_step, before + history[ends[-1] + 1 :]  # what is evaluated later is of these weights
 
 
 def _is_result(name: str, value: Any) -> bool:
