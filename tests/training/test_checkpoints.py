@@ -54,6 +54,15 @@ class TestLastCheckpoint:
         begin(tmp_path / "not" / "yet" / "there")
         assert (tmp_path / "not" / "yet" / "there").is_dir()
 
+    def test_two_nodes_may_begin_one_at_the_same_time(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The other one has removed what this one has just listed."""
+        path = checkpoint(tmp_path, 2)
+        (path / "adapter").mkdir()
+        (path / "optimizer.pt").unlink()
+        monkeypatch.setattr(Path, "iterdir", lambda folder: iter([folder / "optimizer.pt", folder / "adapter"]))
+        begin(path)
+        assert not (path / "adapter").exists()
+
     def test_what_an_earlier_run_left_in_it_is_removed(self, tmp_path: Path) -> None:
         """That run had two processes, and its completions would be read as those of this run."""
         path = tmp_path / "checkpoint-2"
