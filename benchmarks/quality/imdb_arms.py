@@ -177,7 +177,7 @@ _NEW = {"resample_steps": 1, "beta": 0.04}
 GRPO = Arm(
     "TRL's GRPO, new completions",
     "grpo",
-    {**_RANKED, "per_device_train_batch_size": 64, "num_generations": 8, "beta": 0.04},
+    {**_RANKED, "beta": 0.04},
     _HALF,
 )
 _GIVEN = "samples of the base"

@@ -8,6 +8,7 @@ import itertools
 import json
 import shlex
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 from conftest import REPOSITORY
@@ -158,6 +159,8 @@ def test_commands_name_suites_and_commands_that_exist():
             words = command.split()
             if words[:3] == ["python", "-m", "benchmarks.run"]:
                 assert words[3] in SUITES, command
+            elif words[:2] == ["python", "-m"]:
+                assert words[2].startswith("benchmarks.") and find_spec(words[2]), command
             else:
                 assert words[0] in ("trl-ext", "lm-eval"), command
                 assert words[0] == "lm-eval" or words[1] in (*COMMANDS, *discover().methods), command

@@ -185,6 +185,13 @@ def test_every_ranking_loss_trains_on_given_and_on_new_completions(name, tmp_pat
         assert all(whole["metrics"][metric] is not None for metric in experiment.METRICS)
 
 
+def test_grpo_has_the_completions_and_steps_of_the_losses_on_new_ones():
+    ranked, grpo = (next(arm.fields for arm in chosen("rrhf") if arm.name == name)
+                    for name in ("rrhf, new completions", "TRL's GRPO, new completions"))  # fmt: skip
+    own = ("ranking_loss", "resample_steps")
+    assert {key: value for key, value in ranked.items() if key not in own} == grpo
+
+
 def test_arms_of_ranking_losses_differ_in_the_loss_alone():
     """But for the SFT term and the reference, as far as a paper has them."""
     arms = [arm.fields for arm in chosen("rrhf") if arm.kind == "rrhf"]
