@@ -219,7 +219,8 @@ def _value(case: Mapping[str, Any], column: str) -> float | None:
 
 
 def _measured(name: str, seeds: Seeds, column: str) -> Figure:
-    seeds = [case for case in seeds if _value(case, column) is not None]  # a column can be newer than some of them
+    # A column can be newer than some of the results.
+    seeds = [case for case in seeds if _value(case, column) is not None]
     found = mean_and_spread([_value(case, column) for case in seeds])
     if found is None:
         raise Missing(f"no result has the {label(column)} of “{name}”")

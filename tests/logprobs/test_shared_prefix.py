@@ -311,13 +311,12 @@ def test_the_form_with_fewer_operations_is_chosen(groups):
 
 
 def test_padding_of_short_rows_counts_for_a_mask_and_not_for_flash_attention():
-    prompts, completions = zip(*(x for n in (600, 8, 8, 8) for x in zip(*lengths(n, 8, 8), strict=True)), strict=True)
-    assert choose_form(DENSE, list(prompts), list(completions), hidden_size=256) == "dense"
-    prompts, completions = zip(*(x for n in (8, 8, 8) for x in zip(*lengths(n, 4, 4), strict=True)), strict=True)
-    long_group = lengths(8, *[60] * 6)
-    batch = [*prompts, *long_group[0]], [*completions, *long_group[1]]
-    assert choose_form(DENSE, *batch, hidden_size=256) == "separate"
-    assert choose_form(FLASH, *batch, hidden_size=256) == "cascade"
+    """Three prompts with two short completions, and one with six of 60 tokens: rows with a mask are all that long."""
+    short, long = lengths(8, 4, 4), lengths(8, *[60] * 6)
+    prompts, completions = 3 * short[0] + long[0], 3 * short[1] + long[1]
+    assert choose_form(DENSE, prompts, completions, hidden_size=256) == "separate"
+    assert choose_form(FLASH, prompts, completions, hidden_size=256) == "cascade"
+    assert choose_form(DENSE, *lengths(600, 8, 8), hidden_size=256) == "dense"
 
 
 @pytest.mark.parametrize("layout", [DENSE, FLASH], ids=lambda layout: layout.form)

@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 import threading
-from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -199,8 +198,11 @@ def _object(items: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _mark(*texts: str) -> str:
     """What sets the tags apart from tags in the texts: an answer cannot end itself and go on as the question."""
-    marks = ("" if n == 0 else f"_{n}" for n in count())
-    return next(mark for mark in marks if not any(f"{name}{mark}>" in text for text in texts for name in _TAGS))
+    together, mark, number = "\n".join(texts), "", 0
+    while any(f"{tag}{mark}>" in together for tag in _TAGS):
+        number += 1
+        mark = f"_{number}"
+    return mark
 
 
 def read_rubric(path: str) -> str:

@@ -217,8 +217,8 @@ def _other_columns(a: PolicyCompletions, b: PolicyCompletions, places: Mapping[i
     names: dict[str, None] = {}
     count = 0
     for i, j in places.items():
-        both = [extra_columns([row]) for row in (a.prompts[i], b.prompts[j])]
-        differ = [name for name in {**both[0], **both[1]} if _json(both[0].get(name)) != _json(both[1].get(name))]
+        of_a, of_b = extra_columns([a.prompts[i]]), extra_columns([b.prompts[j]])
+        differ = [name for name in of_a | of_b if _json(of_a.get(name)) != _json(of_b.get(name))]
         names |= dict.fromkeys(differ)
         count += bool(differ)
     if count:

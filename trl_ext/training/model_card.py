@@ -171,11 +171,14 @@ def _of_the_weights(trainer: Any) -> tuple[int, list[dict[str, Any]]]:
     """The step that the model is of, and what was logged of it or before: `load_best_model_at_end` takes it back."""
     state = trainer.state
     history = state.log_history
-    ends = [i for i, entry in enumerate(history) if "train_runtime" in entry and entry["step"] == state.global_step]
-    if not (trainer.args.load_best_model_at_end and state.best_global_step and ends):
+    end = None  # of the training: then the weights are those of the best step
+    for place, entry in enumerate(history):
+        if "train_runtime" in entry and entry["step"] == state.global_step:
+            end = place
+    if end is None or not (trainer.args.load_best_model_at_end and state.best_global_step):
         return state.global_step, history
-    before = [entry for entry in history[: ends[-1]] if entry["step"] <= state.best_global_step]
-    return state.best_global_step, before + history[ends[-1] + 1 :]  # what is evaluated later is of these weights
+    before = [entry for entry in history[:end] if entry["step"] <= state.best_global_step]
+    return state.best_global_step, before + history[end + 1 :]  # what is evaluated later is of these weights
 
 
 def _is_result(name: str, value: Any) -> bool:
