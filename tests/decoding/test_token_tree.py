@@ -282,7 +282,7 @@ def test_a_text_is_read_anew_after_an_interruption(layer):
 
     follower, passes = Follower(model), 0
     longer, expected = guided_text(follower)
-    for stop_at in range(1, passes + 1):
+    for stop_at in range(1, passes + 1):  # noqa: B007 (the hook reads it)
         for goes_on in (False, True):
             follower, passes = Follower(model), 0
             with pytest.raises(KeyboardInterrupt):
