@@ -122,7 +122,7 @@ def check_row(
         return
     completions, ended = row["completions"], row.get("ended")
     if not isinstance(completions, list):
-        fail("completions", f"must be a list, got {_kind(completions)}.")
+        fail("completions", f"must be a list, got {_kind(completions)}.{_NO_LISTS if completions else ''}")
     if not completions:
         fail("completions", "is empty (K = 0). Remove the row or give it at least one completion.")
     if ended is not None and (not isinstance(ended, list) or len(ended) != len(completions)):
@@ -151,14 +151,21 @@ def check_scores(row: dict[str, Any], index: int, name: str = "") -> None:
 
     scores, number = row.get("scores"), len(row["completions"])
     if not isinstance(scores, list):
-        fail("must be a list with one number per completion (ranks are enough; higher is better).")
+        fail(f"must be a list with one number per completion, got {_kind(scores)}.{_NO_LISTS if scores else ''}")
     if len(scores) != number:
         fail(f"has {len(scores)} entries for {number} completions.")
     for i, score in enumerate(scores):
         if isinstance(score, bool) or not isinstance(score, int | float):
-            fail(f"[{i}] must be a number, got {score!r}.")
+            fail(f"[{i}] must be a number, got {score!r}. Write it as one, or remove the completion.")
         if not math.isfinite(score):
             fail(f"[{i}] is {score}. Scores must be finite: remove the completion or score it.")
+
+
+# What to do about a single value where a list belongs.
+_NO_LISTS = (
+    " A CSV file cannot hold lists: write .jsonl or .parquet, or one completion in each row, in columns called "
+    "`completion` and `score` (`columns: {completion: ..., score: ...}`)."
+)
 
 
 def _check_tools(text: str, fail: Callable[[str], NoReturn]) -> None:
