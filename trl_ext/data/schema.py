@@ -16,6 +16,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from os import PathLike
 from typing import Any, NoReturn, TypeAlias
 
 from datasets import Dataset, IterableDataset
@@ -26,6 +27,35 @@ AnyDataset: TypeAlias = Dataset | IterableDataset
 
 class DataError(ValueError):
     """A row or column that cannot be used. The message names it and the remedy."""
+
+
+def check_dataset(value: Any, setting: str, *, streamed: bool = True) -> None:
+    """
+    Check that an argument is a dataset.
+
+    Args:
+        value (`Any`): The argument.
+        setting (`str`): Its name, for the error.
+        streamed (`bool`, *optional*, defaults to `True`): Whether it may be an [`~datasets.IterableDataset`].
+
+    Raises:
+        `TypeError`: It is something else. The message says how to make a dataset of it.
+    """
+    if isinstance(value, Dataset | IterableDataset if streamed else Dataset):
+        return
+    remedy = ""
+    if (
+        isinstance(value, dict)
+        and value
+        and all(isinstance(part, Dataset | IterableDataset) for part in value.values())
+    ):
+        remedy = f" It has the splits {', '.join(map(repr, value))}: pass one, as in `dataset[{next(iter(value))!r}]`."
+    elif isinstance(value, list | tuple):
+        remedy = " Make one of the rows: `Dataset.from_list(rows)`."
+    elif isinstance(value, str | PathLike):
+        remedy = f" Load it: `trl_ext.load_dataset({str(value)!r}, split='train')`."
+    wanted = "a `Dataset` or `IterableDataset`" if streamed else "a `Dataset`"
+    raise TypeError(f"`{setting}` must be {wanted}, got `{type(value).__name__}`.{remedy}")
 
 
 def where(index: int, name: str = "", column: str = "") -> str:
