@@ -361,12 +361,12 @@ def measured(card: Card, cases: Sequence[Case]) -> Iterator[dict[str, Any]]:
         card.release()
 
 
-_WHAT = Column("what", lambda case, _: case.what)
+_WHAT = Column("what", lambda case, _: case.what, known=True)
 
 
 def _table(columns: Sequence[Column]) -> Table:
     """A table of cases, each with its method and setting."""
-    described = [_WHAT, Column("setting", lambda case, _: case.setting)]
+    described = [_WHAT, Column("setting", lambda case, _: case.setting, known=True)]
     return Table("method", lambda case: case.method, [*described, *columns])
 
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The trl-ext authors
 # SPDX-License-Identifier: Apache-2.0
 
-"""Figures that pages quote are those of the results: a text of quoted_figures.yaml, filled in anew, is in its page."""
+"""Figures that pages quote are those of the results: a text of quoted_figures.yaml, filled in, is in its page."""
 
 import functools
 import re
