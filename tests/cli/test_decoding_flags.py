@@ -11,6 +11,7 @@ from typing import ClassVar
 import pytest
 from stranger import DECODING, METHOD, write_package
 
+from trl_ext.cli import chat as cli_chat
 from trl_ext.cli import evaluate as cli_evaluate
 from trl_ext.cli import generate as cli_generate
 from trl_ext.cli import sample as cli_sample
@@ -109,6 +110,24 @@ def test_commands_refuse_it_before_they_ask_the_server(command, site):
     more = ["--dataset_name", "prompts.jsonl", "--output_file", "out.jsonl", "--guide", "guide.yaml"]
     with pytest.raises(ValueError, match="`guide` guides a model that is loaded here"):
         command.main([*words, *more])
+
+
+@pytest.mark.parametrize("command", [cli_generate, cli_chat, cli_sample])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("dtype", "float16"),
+        ("load_in_4bit", "true"),
+        ("attn_implementation", "eager"),
+        ("model_revision", "v2"),
+        ("cuda_graphs", "never"),
+    ],
+)
+def test_settings_of_a_loaded_model_are_refused_beside_a_server(command, name, value, site):
+    words = ["--endpoint", "http://localhost:1/v1", "--endpoint_model", "m", "--endpoint_tokenizer", "nowhere"]
+    more = [] if command is cli_chat else ["--dataset_name", "prompts.jsonl", "--output_file", "out.jsonl"]
+    with pytest.raises(ValueError, match=f"`{name}` is about a model that is loaded here"):
+        command.main([*words, *more, f"--{name}", value])
 
 
 @pytest.mark.parametrize("words", [["--beta", "3"], ["--beta=3"], ["--config", "config.yaml"], ["--proxy_top_k", "0"]])

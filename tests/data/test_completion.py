@@ -48,6 +48,16 @@ def test_a_completion_without_a_text_before_it_is_decoded_by_itself():
     assert decode_after(tokenizer, [[tokenizer.bos_token_id]], [ids]) == ["was good"]
 
 
+def test_characters_of_several_tokens_go_on_behind_the_prompt():
+    """The last tokens of the prompt begin within a character; nothing but bytes comes until the completion."""
+    tokenizer = make_llama2_tokenizer()
+    for length in range(1, 14):
+        text = "語" * length
+        prompt_ids, ids = split(tokenizer, text, text + "日本 was good")
+        assert len(prompt_ids) >= 3 * length
+        assert decode_after(tokenizer, [prompt_ids], [ids]) == ["日本 was good"]
+
+
 def test_generated_completions_are_trained_as_they_were_sampled():
     """The stub writes given tokens: the row that is made of its text has the same ones again."""
     tokenizer = make_llama2_tokenizer()

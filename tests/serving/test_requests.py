@@ -20,6 +20,7 @@ pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
 from running_server import Running, make_value_model, running
 
 from trl_ext import ProxyModel
+from trl_ext.generation import growing_text
 from trl_ext.generation.growing_text import GrowingText
 from trl_ext.generation_settings import GenerationSettings
 from trl_ext.inference.policy import model_policy
@@ -123,11 +124,15 @@ def test_a_request_may_have_as_many_completions_as_the_limit_and_no_more(fields:
 
 @pytest.mark.parametrize("make", [make_tokenizer, make_llama2_tokenizer])
 @pytest.mark.parametrize("stops", [(), (" good", "d."), ("\n",), ("the film",)])
-def test_pieces_add_up_to_the_text(make: Any, stops: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("window", [1, 3, growing_text.WINDOW])
+def test_pieces_add_up_to_the_text(
+    make: Any, stops: tuple[str, ...], window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The pieces are the text before the first stop text, found by a search in the whole text."""
+    monkeypatch.setattr(growing_text, "WINDOW", window)
     tokenizer = make()
     prompt = tokenizer("I", add_special_tokens=False)["input_ids"]
-    for text in ("the film was good\nbad.", " was  the  film", "a good . \n\n bad", "the"):
+    for text in ("the film was good\nbad.", " was  the  film", "a good . \n\n bad", "the", "é 日本語語 the film"):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         whole = tokenizer.decode(prompt + ids, skip_special_tokens=True)[len(tokenizer.decode(prompt)) :]
         places = [whole.index(stop) for stop in stops if stop in whole]
@@ -138,6 +143,24 @@ def test_pieces_add_up_to_the_text(make: Any, stops: tuple[str, ...]) -> None:
             assert expected.startswith(growing.text)
         assert "".join(pieces) == growing.text == expected
         assert growing.stopped == bool(places)
+
+
+def test_a_token_takes_as_long_at_the_end_of_a_long_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, decoded = make_tokenizer(), []
+    decode = tokenizer.batch_decode
+
+    def counted(rows: Any, **kwargs: Any) -> Any:
+        decoded.append(sum(map(len, rows)))
+        return decode(rows, **kwargs)
+
+    monkeypatch.setattr(tokenizer, "batch_decode", counted)
+    ids = tokenizer("the film was good. " * 100, add_special_tokens=False)["input_ids"]
+    growing = GrowingText(tokenizer, ids[:5])
+    for n in range(1, len(ids)):
+        growing.grow(ids[:n])
+    assert len(ids) > 400 and max(decoded) == growing_text.WINDOW
+    growing.grow(ids, final=True)
+    assert growing.text == tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize("name", ["max_batch_size", "max_waiting", "max_body_bytes", "body_timeout"])

@@ -262,7 +262,7 @@ def run(args: ChatArguments, loading: LoadingArguments, decodings: Sequence[Deco
     Returns:
         `int`: 0; 1 if a server failed for good and the input is no terminal.
     """
-    check_model(args, decodings)
+    check_model(args, loading, decodings)
     _check_template(args, loading, decodings)
     file = open_output(args, loading, decodings, [])
     completer, tokenizer = load(args, loading, decodings)

@@ -83,14 +83,33 @@ def active_decodings(decodings: Iterable[Any], given: Collection[str]) -> list[D
     return active
 
 
-def check_beside_server(decodings: Iterable[Decoding]) -> None:
+# Settings of a model that is loaded here. What guides has its own.
+_OF_LOADED_MODELS = (
+    "model_revision",
+    "dtype",
+    "attn_implementation",
+    "load_in_4bit",
+    "load_in_8bit",
+    "bnb_4bit_quant_type",
+    "cuda_graphs",
+)
+
+
+def check_beside_server(decodings: Iterable[Decoding], *settings: Any) -> None:
     """
-    Raise a `ValueError` for a decoding that guides a loaded model, where a server's model generates.
+    Raise a `ValueError` for what is about a loaded model, where a server's model generates.
 
     Args:
-        decodings (`Iterable[Decoding]`): The active decodings.
+        decodings (`Iterable[Decoding]`): The active decodings. None of them may guide a loaded model.
+        settings: Dataclasses of the command. Fields about loading the model must have their defaults.
     """
     decodings = list(decodings)
+    fields = [(each, part) for part in settings for each in dataclasses.fields(part)]
+    for field, part in fields if served_at_once(decodings) else ():
+        if field.name in _OF_LOADED_MODELS and getattr(part, field.name) != field.default:
+            raise ValueError(
+                f"`{field.name}` is about a model that is loaded here, and a server's model generates: remove it."
+            )
     for decoding in decodings if served_at_once(decodings) else ():
         if not served_at_once([decoding]):
             flag = dataclasses.fields(decoding)[0].name  # type: ignore[arg-type]

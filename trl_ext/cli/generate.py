@@ -93,7 +93,7 @@ def run(args: GenerateArguments, loading: LoadingArguments, decodings: Sequence[
         `int`: 0; 1 if a server failed for good; 130 after Ctrl-C. Completions that were finished before are printed
         and written in any case.
     """
-    check_model(args, decodings)
+    check_model(args, loading, decodings)
     rows = args.rows()
     file = open_output(args, loading, decodings, rows)
     if file is not None and file.complete:
@@ -122,15 +122,15 @@ def run(args: GenerateArguments, loading: LoadingArguments, decodings: Sequence[
     return 0
 
 
-def check_model(args: GenerateArguments, decodings: Sequence[Decoding]) -> None:
-    """Raise a `ValueError` unless either a model or a server generates."""
+def check_model(args: GenerateArguments, loading: LoadingArguments, decodings: Sequence[Decoding]) -> None:
+    """Raise a `ValueError` unless either a model or a server generates, and for settings that only the other has."""
     if (args.model_name_or_path is None) is not bool(served_at_once(decodings)):
         raise ValueError(
             "there is no model to generate with: pass --model_name_or_path."
             if args.model_name_or_path is None
             else "the server's model generates: remove --model_name_or_path, or the flag that names the server."
         )
-    check_beside_server(decodings)
+    check_beside_server(decodings, args, loading)
 
 
 def open_output(

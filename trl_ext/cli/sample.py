@@ -300,7 +300,7 @@ def _check_models(args: SampleArguments, loading: LoadingArguments, decodings: S
         raise ValueError(
             "the server's model generates: remove --model_name_or_path, or the flag that names the server."
         )
-    check_beside_server(decodings)
+    check_beside_server(decodings, args, loading)
     if not served_at_once(decodings) and len(args.model_name_or_path) != 1:
         raise ValueError("guides are for one model: pass one --model_name_or_path.")
     if isinstance(loading, VLLMSettings) and loading.use_vllm:

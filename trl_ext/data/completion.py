@@ -94,8 +94,7 @@ def decode_after(
     alone: list[str] = tokenizer.batch_decode([list(ids) for ids in completions], skip_special_tokens=True)
     if not drops_first_space(tokenizer):
         return alone
-    ends = [list(prompt[-_CONTEXT:]) for prompt in prompts]
-    before = tokenizer.batch_decode(ends, skip_special_tokens=True)
+    ends, before = _ends(tokenizer, prompts)
     together = tokenizer.batch_decode(
         [end + list(ids) for end, ids in zip(ends, completions, strict=True)], skip_special_tokens=True
     )
@@ -104,6 +103,22 @@ def decode_after(
         whole[len(start) :] if whole.startswith(start) else text
         for whole, start, text in zip(together, before, alone, strict=True)
     ]
+
+
+def _ends(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[str]]:
+    """
+    The last tokens of prompts and their texts, which begin with a complete character.
+
+    Where a character has a token for each of its bytes, one that lacks some makes all characters incomplete that
+    follow without another token in between.
+    """
+    ends = [list(prompt[-_CONTEXT:]) for prompt in prompts]
+    texts: list[str] = tokenizer.batch_decode(ends, skip_special_tokens=True)
+    for i, prompt in enumerate(prompts):
+        while texts[i].startswith("\ufffd") and len(ends[i]) < len(prompt):
+            ends[i] = list(prompt[-4 * len(ends[i]) :])
+            texts[i] = str(tokenizer.decode(ends[i], skip_special_tokens=True))
+    return ends, texts
 
 
 def encode_after(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

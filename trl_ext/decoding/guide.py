@@ -39,6 +39,8 @@ class GuideContext:
             The rows of that batch that the sequences are.
         goes_on (`bool`, *optional*, defaults to `False`):
             Whether the sequences are those of the guide's previous call, grown token by token.
+        end_token_ids (`frozenset[int]`, *optional*):
+            Tokens that end a completion, as far as they are known.
     """
 
     ids_NS: torch.Tensor
@@ -49,12 +51,14 @@ class GuideContext:
     batch: "GuideContext | None" = None
     rows_N: torch.Tensor | None = None
     goes_on: bool = False
+    end_token_ids: frozenset[int] = frozenset()
 
     def some(self, rows_R: torch.Tensor, logits_Rk: torch.Tensor | None) -> "GuideContext":
         """The context of these rows, with the logits of their candidates."""
         return GuideContext(
             self.ids_NS[rows_R], lambda: self.mask()[rows_R], self.vocabulary, logits_Nk=logits_Rk,
             tokenizer=self.tokenizer, batch=self, rows_N=rows_R, goes_on=self.goes_on,
+            end_token_ids=self.end_token_ids,
         )  # fmt: skip
 
     def texts(self, candidates_Nk: torch.Tensor) -> list[list[str]]:

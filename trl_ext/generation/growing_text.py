@@ -10,13 +10,17 @@ from transformers import PreTrainedTokenizerBase
 from trl_ext.data.completion import decode_after
 
 
+WINDOW = 32
+
+
 class GrowingText:
     """
     The text of a completion, token by token.
 
-    All tokens are decoded again at each step, as the text of a token depends on its neighbours. A piece is handed out
-    when nothing can change it: an incomplete character, trailing spaces (which some tokenizers clean up) and the
-    beginning of a stop text are held back.
+    The last tokens are decoded again at each step, as the text of a token depends on its neighbours: up to `WINDOW` of
+    them, so that a step takes as long at the end of a long text as at its start. A piece is handed out when nothing
+    can change it: an incomplete character, trailing spaces (which some tokenizers clean up) and the beginning of a
+    stop text are held back.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer.
@@ -35,6 +39,7 @@ class GrowingText:
         self.tokenizer, self.prompt_ids, self.stops = tokenizer, list(prompt_ids), list(stops)
         self.text, self.stopped = "", False
         self._sent = ""
+        self._settled, self._settled_text = 0, ""  # tokens that are not decoded again, and their text
 
     def grow(self, ids: Sequence[int], *, final: bool = False) -> str:
         """
@@ -49,7 +54,7 @@ class GrowingText:
         """
         if self.stopped:
             return ""
-        [whole] = decode_after(self.tokenizer, [self.prompt_ids], [list(ids)])
+        whole = self._decode(list(ids), final)
         found = [place for stop in self.stops if (place := whole.find(stop)) >= 0]
         if found:
             self.stopped = True
@@ -58,6 +63,18 @@ class GrowingText:
             whole = self._certain(whole)
         self.text = whole
         return self.rest(whole)
+
+    def _decode(self, ids: list[int], final: bool) -> str:
+        """The text of the tokens so far; once more as a whole when it is final."""
+        if final:
+            self._settled, self._settled_text = 0, ""
+        known = self._settled
+        [new] = decode_after(self.tokenizer, [self.prompt_ids + ids[:known]], [ids[known:]])
+        whole = self._settled_text + new
+        # Between two characters the text of what follows does not depend on where it begins.
+        if len(ids) - known >= WINDOW and not whole.endswith("\ufffd"):
+            self._settled, self._settled_text = len(ids), whole
+        return whole
 
     def rest(self, text: str) -> str:
         """The piece of a text that was not handed out yet; empty if the tokenizer took back what was handed out."""

@@ -83,7 +83,7 @@ class BackboneReader:
             `ValueError`: A sequence has a token that the model does not have, or more of them than it has positions.
         """
         if isinstance(self.reads, TextReader):
-            return self.reads.branch(context.ids_NS, context.mask(), candidates_Nk)
+            return self.reads.branch(context.ids_NS, context.mask(), candidates_Nk, context.end_token_ids)
         batch = context.batch or context  # the cache has all rows
         known_NS = self._checked(batch, 1)
         candidates_Nk = self.vocabulary.within(candidates_Nk, context.vocabulary).to(self.device)

@@ -125,4 +125,5 @@ class BlockScorer:
         return total_MH
 
     def _context(self, ids_MS: torch.Tensor, mask_MS: torch.Tensor) -> GuideContext:
-        return GuideContext(ids_MS, lambda: mask_MS, self.vocabulary, tokenizer=self.processor.tokenizer)
+        known = {"tokenizer": self.processor.tokenizer, "end_token_ids": self.processor.end_token_ids}
+        return GuideContext(ids_MS, lambda: mask_MS, self.vocabulary, **known)  # type: ignore[arg-type]

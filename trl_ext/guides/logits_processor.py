@@ -104,7 +104,8 @@ class GuidedLogitsProcessor(LogitsProcessor):
             Further conditions, all of which have to be met: `entropy` of the language model, `margin` of the scores,
             and `random` with its `seed`.
         end_token_ids (`Sequence[int]`, *optional*):
-            With such conditions: tokens that end a completion. Rows that have ended are not guided, and do not count.
+            Tokens that end a completion, for guides that read text: by default the `tokenizer`'s end of sequence. With
+            conditions, rows that have ended are not guided, and do not count.
         guide_prompts (`Sequence[Sequence[int]]`, *optional*):
             For each prompt of the batch the token ids that guides with `own_prompts` read in place of it. Needs
             `attention_mask`, and serves one batch.
@@ -156,6 +157,7 @@ class GuidedLogitsProcessor(LogitsProcessor):
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"`min_p` must be between 0 (no limit) and 1, got {min_p}.")
         self.candidates_only, self.tokenizer = candidates_only, tokenizer
+        self.end_token_ids = frozenset(end_token_ids)
         by_name = dict(guides) if isinstance(guides, Mapping) else {"": guides}
         if not by_name:
             raise ValueError("`guides` is an empty dictionary: without a guide there is nothing to add.")
@@ -247,7 +249,10 @@ class GuidedLogitsProcessor(LogitsProcessor):
         return found
 
     def _context(self, ids_NS: torch.Tensor, vocabulary: int, goes_on: bool = False) -> GuideContext:
-        return GuideContext(ids_NS, lambda: self._mask(ids_NS), vocabulary, tokenizer=self.tokenizer, goes_on=goes_on)
+        return GuideContext(
+            ids_NS, lambda: self._mask(ids_NS), vocabulary, tokenizer=self.tokenizer, goes_on=goes_on,
+            end_token_ids=self.end_token_ids,
+        )  # fmt: skip
 
     def _scores(self, context: GuideContext, rows_R: torch.Tensor | None = None) -> Scores:
         def of_guide(guide: BaseGuide, candidates_Nk: torch.Tensor, logits_Nk: torch.Tensor) -> torch.Tensor:

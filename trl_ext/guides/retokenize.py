@@ -7,6 +7,8 @@ Converts candidate tokens of one vocabulary into sequences of another, through t
 Dimensions: N sequences, S columns of the sequences so far, k candidate tokens, D hidden size.
 """
 
+from collections.abc import Collection
+
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -20,9 +22,9 @@ class Retokenizer:
     """
     Tokenizes sequences with each of their candidate tokens again, for a model with another tokenizer.
 
-    Special tokens have no text and are left out, except for a candidate that ends the sequence: it becomes the other
-    tokenizer's end of sequence. An incomplete character at the end is left out too, so a candidate that is one leads
-    to the text before it.
+    Special tokens have no text and are left out, except for a candidate that ends the sequence, as the end of a turn
+    does: it becomes the other tokenizer's end of sequence. An incomplete character at the end is left out too, so a
+    candidate that is one leads to the text before it.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The tokenizer of the given ids.
@@ -34,7 +36,13 @@ class Retokenizer:
         last = list(other("x")["input_ids"])[-1:]
         self.appends_end = other.eos_token_id is not None and last == [other.eos_token_id]
 
-    def rows(self, ids_NS: torch.Tensor, mask_NS: torch.Tensor, candidates_Nk: torch.Tensor) -> list[list[int]]:
+    def rows(
+        self,
+        ids_NS: torch.Tensor,
+        mask_NS: torch.Tensor,
+        candidates_Nk: torch.Tensor,
+        end_token_ids: Collection[int] = (),
+    ) -> list[list[int]]:
         """
         Sequences in the other tokenizer's ids.
 
@@ -42,6 +50,8 @@ class Retokenizer:
             ids_NS (`torch.LongTensor`): Sequences of shape (N, S).
             mask_NS (`torch.Tensor`): 1 for their tokens, 0 for padding, of shape (N, S).
             candidates_Nk (`torch.LongTensor`): Candidate tokens of shape (N, k).
+            end_token_ids (`Collection[int]`, *optional*): Tokens that end a sequence, beside the tokenizer's end of
+                sequence.
 
         Returns:
             `list[list[int]]`: N x k sequences, those of one prefix next to one another.
@@ -49,7 +59,7 @@ class Retokenizer:
         Raises:
             `ValueError`: A sequence has no text.
         """
-        eos, end = self.tokenizer.eos_token_id, self.other.eos_token_id
+        ends, end = {self.tokenizer.eos_token_id, *end_token_ids}, self.other.eos_token_id
         prefixes = [ids[mask].tolist() for ids, mask in zip(ids_NS, mask_NS.bool(), strict=True)]
         pairs = [
             (prefix, token)
@@ -65,7 +75,7 @@ class Retokenizer:
             if not row:
                 n = i // candidates_Nk.shape[1]
                 raise ValueError(f"Row {n} has no text, so there is nothing to tokenize for the other model.")
-            found.append([*row, end] if pairs[i][1] == eos and end is not None else row)
+            found.append([*row, end] if pairs[i][1] in ends and end is not None else row)
         return found
 
 
@@ -89,12 +99,18 @@ class TextReader:
         self.calls = self.tokens = 0
 
     @torch.no_grad()
-    def branch(self, ids_NS: torch.Tensor, mask_NS: torch.Tensor, candidates_Nk: torch.Tensor) -> torch.Tensor:
+    def branch(
+        self,
+        ids_NS: torch.Tensor,
+        mask_NS: torch.Tensor,
+        candidates_Nk: torch.Tensor,
+        end_token_ids: Collection[int] = (),
+    ) -> torch.Tensor:
         """
         Hidden states after each candidate.
 
         Args:
-            ids_NS, mask_NS, candidates_Nk (`torch.Tensor`): As for [`Retokenizer.rows`].
+            ids_NS, mask_NS, candidates_Nk, end_token_ids: As for [`Retokenizer.rows`].
 
         Returns:
             `torch.Tensor`: Hidden states of shape (N, k, D).
@@ -102,7 +118,7 @@ class TextReader:
         Raises:
             `ValueError`: A sequence has no text.
         """
-        rows = self.retokenizer.rows(ids_NS, mask_NS, candidates_Nk)
+        rows = self.retokenizer.rows(ids_NS, mask_NS, candidates_Nk, end_token_ids)
         device = next(self.backbone.parameters()).device
         ids, mask = left_padded(rows, pad_token_id(self.retokenizer.other), device)
         self.calls += 1

@@ -28,7 +28,8 @@ from transformers import (
 
 from trl_ext.data.tokenization import left_padded
 from trl_ext.generation.generate import generate
-from trl_ext.generation_settings import GenerationSettings
+from trl_ext.generation_settings import GenerationSettings, eos_token_ids
+from trl_ext.guides.blocks import BlockScorer
 from trl_ext.guides.retokenize import Retokenizer
 from trl_ext.inference.policy import Decoding
 from trl_ext.methods.vas.decoding.logits_processor import ValueAugmentedLogitsProcessor
@@ -777,6 +778,37 @@ def test_retokenize(tiny_model, tiny_tokenizer):
         make_value(len(tiny_tokenizer)), tokenizer=tiny_tokenizer, value_tokenizer=tiny_tokenizer, retokenize=True
     )
     assert hasattr(same.guides[0].reader.reads, "tree"), "the same vocabulary: there is nothing to translate"
+
+
+def test_retokenize_ends_with_the_turn(tiny_model, tiny_tokenizer):
+    """Its end is that of the value model's text, though the tokenizer has another end of sequence: Gemma's chat."""
+    other = other_tokenizer()
+    value = make_value(len(other), seed=9)
+    turn = tiny_tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert turn != tiny_tokenizer.eos_token_id
+    tiny_model.generation_config.eos_token_id = [tiny_tokenizer.eos_token_id, turn]
+    names = {"tokenizer": tiny_tokenizer, "value_tokenizer": other, "retokenize": True}
+    ends = eos_token_ids(tiny_model, tiny_tokenizer)
+    ids = torch.tensor(PROMPTS[:1])
+    logits = torch.randn(1, len(tiny_tokenizer), generator=torch.Generator().manual_seed(0))
+    logits[:, turn] = 9.0
+    candidates = logits[0].topk(K).indices.tolist()
+    found = ValueAugmentedLogitsProcessor(value, 3.0, K, end_token_ids=ends, **names)(ids, logits)
+
+    def value_of(token):
+        text = tiny_tokenizer.decode([*PROMPTS[0], token], skip_special_tokens=True)
+        return state_value(value, other(text)["input_ids"] + ([other.eos_token_id] if token in ends else []))
+
+    values = [value_of(a) for a in candidates]
+    expected = [float(logits[0, a]) + 3 * (v - sum(values) / K) for a, v in zip(candidates, values, strict=True)]
+    assert found[0, candidates].tolist() == pytest.approx(expected, abs=1e-3)
+    scorer = BlockScorer(
+        ValueAugmentedLogitsProcessor(value, 3.0, K, end_token_ids=ends, **names), len(tiny_tokenizer), 0, ids.device
+    )
+    of_texts, _ = scorer(PROMPTS[:1], [[[candidates[1], turn], [candidates[1]]]])
+    text = other(tiny_tokenizer.decode([*PROMPTS[0], candidates[1]], skip_special_tokens=True))["input_ids"]
+    wanted = [3 * state_value(value, row) for row in ([*text, other.eos_token_id], text)]
+    assert of_texts[0].tolist() == pytest.approx(wanted, abs=1e-3)
 
 
 def test_retokenizer_rows(tiny_tokenizer):

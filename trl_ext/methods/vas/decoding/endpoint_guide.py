@@ -137,6 +137,7 @@ class EndpointGuide:
             self._make["guide_when"] = {"margin": self.schedule.margin}
         if mode == "token" or value_tokenizer is None:
             self._make |= {"tokenizer": tokenizer, "retokenize": retokenize}
+        self._make["end_token_ids"] = sorted(self.next.names.ends)
         models = value_models if isinstance(value_models, Mapping) else {"": value_models}
         for model in models.values():
             form = model.config.form

@@ -62,7 +62,7 @@ class ValueAugmentedLogitsProcessor(GuidedLogitsProcessor):
             Whether value models with another vocabulary read the text in their own tokens, each candidate from the
             first token on: about fifty times slower. Needs `tokenizer` and `value_tokenizer`.
         guide_every, guide_when, end_token_ids (*optional*):
-            Which tokens are guided, by default all; as for
+            Which tokens are guided, by default all, and which end a completion; as for
             [`~trl_ext.guides.logits_processor.GuidedLogitsProcessor`].
         value_prompts (`Sequence[Sequence[int]]`, *optional*):
             For each prompt of the batch what value models read in place of it, which were trained with a column
