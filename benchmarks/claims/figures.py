@@ -26,6 +26,8 @@ LABELS = {
     "samples_best": "best of its training samples",
     "samples_mean": "mean of its training samples",
 }
+# Columns of seconds, which count for nothing between two processors.
+TIMES = ("cost.cpu_seconds", "cost.samples_cpu_seconds", "cost.seconds")
 _CELL = re.compile(r"\*{0,2}([-−]?[\d,]*\.?\d+)(?:\s*%)?\*{0,2}(?:\s*(?:±|\+-)\s*([\d,]*\.?\d+))?")
 
 
@@ -47,6 +49,7 @@ class Figure:
         shown (`tuple[str, ...]`, *optional*): Other columns of the same row, as text.
         by_prompt (`tuple[float | None, ...]`, *optional*): Of one seed, the mean of each prompt, where it is known:
             two figures on the same prompts are compared prompt by prompt.
+        processors (`tuple[str, ...]`, *optional*): Of seconds, what they were measured on.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Figure:
     seeds: int
     shown: tuple[str, ...] = ()
     by_prompt: tuple[float | None, ...] = ()
+    processors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -224,11 +228,12 @@ def _measured(name: str, seeds: Seeds, column: str) -> Figure:
     found = mean_and_spread([_value(case, column) for case in seeds])
     if found is None:
         raise Missing(f"no result has the {label(column)} of “{name}”")
+    processors = tuple(sorted({case["processor"] for case in seeds})) if column in TIMES else ()
     if len(seeds) > 1:
-        return Figure(name, *found, len(seeds))
+        return Figure(name, *found, len(seeds), processors=processors)
     error = _value(seeds[0], f"{column}_se")
     alone = math.inf if error is None else 2 * error
-    return Figure(name, found[0], alone, 1, by_prompt=_by_prompt(seeds[0], column))
+    return Figure(name, found[0], alone, 1, by_prompt=_by_prompt(seeds[0], column), processors=processors)
 
 
 def _by_prompt(case: Mapping[str, Any], column: str) -> tuple[float | None, ...]:
@@ -247,7 +252,8 @@ def _shown(seeds: Seeds, column: str) -> str:
         found = _measured("", seeds, column)
     except Missing:
         return ""
-    return f"{label(column)} {number(found)}"
+    of = f" of {' and '.join(found.processors)}" if found.processors else ""
+    return f"{label(column)} {number(found)}{of}"
 
 
 def label(column: str) -> str:

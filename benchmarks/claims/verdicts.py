@@ -10,7 +10,7 @@ from enum import StrEnum
 from itertools import pairwise
 from statistics import stdev
 
-from .figures import Figure, Reference, Sources, Task, figure, label, number
+from .figures import Figure, Missing, Reference, Sources, Task, figure, label, number
 
 
 COMPARISONS = ("greater", "less", "as_good", "within", "ordered")
@@ -88,7 +88,7 @@ def judge(check: Check, sources: Sources) -> Finding:
     The verdict of a check.
 
     Raises:
-        [`~benchmarks.claims.figures.Missing`]: A figure is not there.
+        [`~benchmarks.claims.figures.Missing`]: A figure is not there, or two of seconds are of different processors.
     """
 
     def of(reference: Reference) -> Figure:
@@ -105,6 +105,10 @@ def judge(check: Check, sources: Sources) -> Finding:
             tolerance *= abs(right.value - of(check.share_above).value)
         found, shown = _compared(check.compare, left[0], right, check.by, tolerance), [left[0], right]
     unit = check.unit or label(check.left[0].column)
+    measured = [figure for figure in shown if figure.processors]
+    if len({figure.processors for figure in measured}) > 1:
+        where = ", ".join(f"of “{figure.name}” on {' and '.join(figure.processors)}" for figure in measured)
+        raise Missing(f"{unit}: seconds of different processors say nothing ({where})")
     seeds = min((figure.seeds for figure in shown if figure.seeds), default=0)
     return Finding(found, f"{unit}: {', '.join(map(_text, shown))}", seeds)
 

@@ -83,7 +83,8 @@ class Worker:
     def __init__(self, part: Part, log: Path) -> None:
         self.part, self.log = part, log
         log.parent.mkdir(parents=True, exist_ok=True)
-        env = {"TOKENIZERS_PARALLELISM": "false", **os.environ, "PYTHONUNBUFFERED": "1"}
+        # Offline: a machine without a network would spend the day on waiting for the Hub, of which nothing is needed.
+        env = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", **os.environ, "PYTHONUNBUFFERED": "1"}
         with log.open("w", encoding="utf-8") as stream:
             self.process = subprocess.Popen(
                 [*self.command, part.suite],

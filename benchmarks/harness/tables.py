@@ -30,14 +30,16 @@ class Column:
         head (`str`): Its title.
         value (`Callable`): `(case, measured) -> str`, the cell of a measured case; `"-"` if it has no such figure.
         goal (`Callable`, *optional*): `(case, measured | None) -> str`, shown in brackets unless empty.
+        of_case (`bool`, *optional*, defaults to `False`): Whether `value` describes the case, measured or not.
     """
 
     head: str
     value: Callable[[Any, dict[str, Any]], str]
     goal: Callable[[Any, dict[str, Any] | None], str] = lambda case, measured: ""
+    of_case: bool = False
 
     def cell(self, case: Any, measured: dict[str, Any] | None) -> str:
-        value = NOT_MEASURED if measured is None else self.value(case, measured)
+        value = NOT_MEASURED if measured is None and not self.of_case else self.value(case, measured or {})
         goal = self.goal(case, measured)
         return f"{value} [{goal}]" if goal and value != "-" else value
 

@@ -21,7 +21,7 @@ from trl_ext.instructions.readability import TEXTSTAT
 from trl_ext.packages import require_package
 
 from . import paired
-from .chat_arms import PRESETS, Task, arms
+from .chat_arms import PRESETS, Task, arms, base_of
 from .chat_bench import ChatBench
 from .comparison import Comparison
 from .experiment import arm_of
@@ -183,7 +183,8 @@ def _at_kl(cases: dict[str, Seeds], kl: float) -> Callable[[Seeds], str]:
     """
     The reward where a series crosses a KL: by straight lines from the base through the points of the series.
 
-    A series is concave, so this errs downwards for one with a single point.
+    The base is that which the KL is to: of an arm in 4 bits, the base in 4 bits. A series is concave, so this errs
+    downwards for one with a single point.
     """
 
     def cell(seeds: Seeds) -> str:
@@ -195,7 +196,10 @@ def _at_kl(cases: dict[str, Seeds], kl: float) -> Callable[[Seeds], str]:
 def _crossing(cases: dict[str, Seeds], case: dict[str, Any], kl: float) -> float | None:
     names = _arm_names()
     arm = arm_of(case["name"], names)
-    points = [(0.0, c["metrics"]["reward"]) for c in cases.get("base", []) if c["seed"] == case["seed"]]
+    bases = [c for c in cases.get(base_of(arm), []) if c["seed"] == case["seed"]]
+    if not bases:
+        return None
+    points = [(0.0, c["metrics"]["reward"]) for c in bases]
     for name, seeds in cases.items():
         if arm_of(name, names) == arm:
             points += [(c["metrics"]["kl"], c["metrics"]["reward"]) for c in seeds
@@ -215,7 +219,8 @@ def _best_of_n(cases: dict[str, Seeds]) -> Callable[[Seeds], str]:
     """
     What best-of-n meets with as many operations as an arm takes for its training and 1,000 answers.
 
-    By straight lines over log n from the base (n = 1) through the measured n; no value beyond the largest.
+    By straight lines over log n from the base (n = 1) through the measured n; no value beyond the largest, and none
+    for an arm in 4 bits, as best-of-n was measured in full precision.
     """
 
     def at(case: dict[str, Any]) -> float | None:
@@ -236,7 +241,11 @@ def _best_of_n(cases: dict[str, Seeds]) -> Callable[[Seeds], str]:
                 return low + (high - low) * (place - x) / (z - x)
         return None
 
-    return lambda seeds: outcome([at(case) for case in seeds], 3) if seeds[0]["series"] != "best of n" else "-"
+    def cell(seeds: Seeds) -> str:
+        no_rival = seeds[0]["series"] == "best of n" or base_of(arm_of(seeds[0]["name"], _arm_names())) != "base"
+        return "-" if no_rival else outcome([at(case) for case in seeds], 3)
+
+    return cell
 
 
 def _operations(case: dict[str, Any]) -> tuple[float | None, float | None]:

@@ -212,8 +212,16 @@ def arms(task: Task) -> list[Arm]:
     return [*found, *(in_four_bits(arm) for arm in found if arm.name.startswith(IN_FOUR_BITS))]
 
 
+FOUR_BITS = ", 4 bits"  # ends the name of an arm in 4 bits
+
+
 def in_four_bits(arm: Arm) -> Arm:
     """QLoRA: the arm with the model's weights in 4 bits, in training and in measuring, that of the base included."""
     four_bits = {"load_in_4bit": True}
     fields = {**arm.fields, **four_bits} if arm.command else {}
-    return replace(arm, name=f"{arm.name}, 4 bits", fields=fields, loading=four_bits)
+    return replace(arm, name=f"{arm.name}{FOUR_BITS}", fields=fields, loading=four_bits)
+
+
+def base_of(arm: str) -> str:
+    """The name of the base that the KL of an arm is to."""
+    return f"base{FOUR_BITS}" if arm.endswith(FOUR_BITS) else "base"

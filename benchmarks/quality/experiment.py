@@ -6,14 +6,18 @@ Experiments: arms that are trained and measured for several seeds, in processes 
 
 Processes are forked from one that has imported everything: importing torch, transformers and trl takes longer than
 training a small model does. Nothing may have touched the GPU before, as its state does not survive a fork. The result
-of each arm and seed is a file as soon as it is done; a later call goes on from there.
+of each arm and seed is a file as soon as it is done; a later call goes on from there. The file also has the code,
+versions and processor that measured it, and which results of other arms it was given: what a later commit collects
+stays a result of the commit that measured it.
 """
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -31,7 +35,9 @@ from trl_ext.devices import accelerator_started, allow_tf32, default_device
 
 
 METRICS = ("reward", "kl", "perplexity", "distinct_2", "completion_length", "ended")
-NOT_BEGUN = "not done in the time that was given"  # the reason in a result for an arm of which nothing is known
+# Reasons in a result for an arm that has none.
+NOT_BEGUN = "not done in the time that was given"
+OTHER_WORK = "done with other settings, or on other results of what it needs"
 WAIT = 0.2  # seconds between two looks for the file of another process
 
 
@@ -67,12 +73,15 @@ class Bench:
         work (`Path`): Where arms leave what others read.
         overrides (`dict`, *optional*): Fields that replace those of trained arms (short runs).
         keep (`Callable`, *optional*): Called with the cases so far whenever an arm that goes on has a new one.
+        environment (`dict`, *optional*): Code, versions and hardware that measure now; see
+            [`~benchmarks.harness.results.environment`].
     """
 
     task: Any
     work: Path
     overrides: dict[str, Any] = field(default_factory=dict)
     keep: Callable[[list[dict[str, Any]]], None] = _forget
+    environment: dict[str, Any] = field(default_factory=dict)
 
     def do(self, arm: Any, seed: int) -> list[dict[str, Any]]:
         """
@@ -118,13 +127,10 @@ class Job:
         """Its cases, the error that ended it or the reason to skip it; `None` if it is not done."""
         return json.loads(self.file.read_text(encoding="utf-8")) if self.file.is_file() else None
 
-    def cases(self) -> list[dict[str, Any]]:
-        """All cases that are there: of a job that is not done, those that it had when it was ended."""
-        found = self.result()
-        if found is not None and "cases" in found:
-            return list(found["cases"])
+    def half(self) -> dict[str, Any] | None:
+        """As [`Job.result`], of a job that was ended: the cases that it had by then; `None` without any."""
         half = self.file.with_suffix(".half")
-        return list(json.loads(half.read_text(encoding="utf-8"))) if half.is_file() else []
+        return json.loads(half.read_text(encoding="utf-8")) if half.is_file() else None
 
     def write(self, found: Any, suffix: str = ".json") -> None:
         """Write the job's file atomically."""
@@ -137,9 +143,28 @@ class Job:
         work = {"task": asdict(bench.task), "arm": asdict(self.arm), "overrides": bench.overrides}
         return dict(json.loads(json.dumps(work)))
 
+    @property
+    def needs(self) -> list["Job"]:
+        """The jobs of the same seed that leave what it reads."""
+        return [Job(Arm(name), self.seed, self.folder) for name in self.arm.needs]
+
+    def given(self) -> dict[str, str]:
+        """A digest of the result of each arm that it reads: another result gives it something else."""
+        found = {}
+        for need in self.needs:
+            result = need.file.read_bytes() if need.file.is_file() else b""
+            found[need.arm.name] = hashlib.sha256(result).hexdigest()[:16]
+        return found
+
     def is_done(self, bench: Bench) -> bool:
+        """Whether its result is of the work that is asked for now, on what its needs give now."""
         found = self.result()
-        if found is None or "cases" not in found:
+        return found is not None and "cases" in found and self.is_current(found, bench)
+
+    def is_current(self, found: dict[str, Any], bench: Bench) -> bool:
+        """Whether a result of it, whole or half, is of the work that is asked for now."""
+        given = self.given()
+        if found.get("given", given) != given:  # results from before these digests have none
             return False
         # A field that is newer than the result had its default then.
         newer = {entry.name: _default(entry) for entry in fields(self.arm) if entry.name not in found["asked"]["arm"]}
@@ -172,8 +197,14 @@ def run_all(jobs: Sequence[Job], bench: Bench, processes: int, limit: float = 0.
     Returns:
         `bool`: Whether the time sufficed.
     """
-    todo = [job for job in jobs if not job.is_done(bench)]
+    todo: list[Job] = []
+    for job in jobs:
+        again = any(other.seed == job.seed and other.arm.name in job.arm.needs for other in todo)
+        if again or not job.is_done(bench):
+            todo.append(job)
     for job in todo:
+        if job.file.is_file():  # it failed, or was other work: nothing of that may pass for what is asked for now
+            shutil.rmtree(bench.folder(job.arm.name, job.seed), ignore_errors=True)
         for suffix in (".json", ".half"):
             job.file.with_suffix(suffix).unlink(missing_ok=True)
     if not processes:
@@ -228,9 +259,10 @@ def _work(todo: Sequence[Job], bench: Bench, counter: Any, number: int) -> None:
 def _do(job: Job, bench: Bench) -> None:
     """Do a job; its file gets the cases, the error or the reason to skip it."""
     started = time.perf_counter()
-    found: dict[str, Any] = {"asked": job.asked(bench)}
-    bench.keep = lambda cases: job.write(cases, ".half")
+    found: dict[str, Any] = {"asked": job.asked(bench), "given": job.given(), "environment": bench.environment}
+    bench.keep = lambda cases: job.write(found | {"cases": cases}, ".half")
     try:
+        _require_needs(job)
         found["cases"] = bench.do(job.arm, job.seed)
     except Skipped as reason:
         found["skipped"] = str(reason)
@@ -240,6 +272,22 @@ def _do(job: Job, bench: Bench) -> None:
     found["seconds"] = round(time.perf_counter() - started, 1)
     job.write(found)
     sys.stdout.flush()
+
+
+def _require_needs(job: Job) -> None:
+    """
+    Stop before a job reads what an earlier run of an arm that it needs has left.
+
+    Raises:
+        [`Skipped`]: The arm was skipped.
+        `RuntimeError`: It failed, or was not done.
+    """
+    for need in job.needs:
+        found = need.result() or {"error": NOT_BEGUN}
+        if "skipped" in found:
+            raise Skipped(f"it needs “{need.arm.name}”, which was skipped: {found['skipped']}")
+        if "cases" not in found:
+            raise RuntimeError(f"it needs “{need.arm.name}”, which has no result: {found['error']}")
 
 
 # ----------------------------------------------------------------------------------------------------------- the suite
@@ -335,9 +383,10 @@ class Experiment(Suite):
         arms, seeds = needed_arms(self.arms_of(task, options), options.arms), self.seeds_of(options)
         jobs = [Job(arm, seed, work) for arm in arms for seed in seeds]
         bench = self.bench(task, work, options.fields)
+        bench.environment = facts
         if not options.collect and not run_all(jobs, bench, options.jobs, options.time_limit):
             print(f"stopped after {options.time_limit:g} seconds", file=sys.stderr)
-        return self._write(jobs, self.settings(options, task) | {"seeds": seeds}, facts, options.output)
+        return self._write(jobs, bench, self.settings(options, task) | {"seeds": seeds}, options.output)
 
     def _options(self, argv: Sequence[str] | None) -> argparse.Namespace:
         parser = self.parser()
@@ -353,35 +402,89 @@ class Experiment(Suite):
         self.flags(parser)
         return parser.parse_args(argv)
 
-    def _write(self, jobs: Sequence[Job], settings: dict[str, Any], facts: dict[str, Any], output: Path) -> int:
-        """The result file of what is done; 1 if something is not."""
-        cases: list[dict[str, Any]] = []
+    def _write(self, jobs: Sequence[Job], bench: Bench, settings: dict[str, Any], output: Path) -> int:
+        """The result files of what is done, one for all that the same code has measured; 1 if something is not."""
         failures, skipped = [], []
+        now = _Measured(bench.environment)
+        by_code = {now.code: now}
         for job in jobs:
             found = job.result() or {"error": NOT_BEGUN}
             place = {"arm": job.arm.name, "seed": job.seed}
+            if "cases" in found and not job.is_current(found, bench):
+                found = {"error": OTHER_WORK}
             if "error" in found:
                 failures.append({**place, "error": found["error"]})
                 print(f"{job.arm.name}, seed {job.seed}: {found['error']}", file=sys.stderr)
             elif "skipped" in found:
                 skipped.append({**place, "reason": found["skipped"]})
                 print(f"{job.arm.name}, seed {job.seed}: skipped. {found['skipped']}", file=sys.stderr)
-            cases += [{**case, "job_seconds": found.get("seconds")} for case in job.cases()]
-        for case in cases:
-            shown = {}
-            for name, value in case["metrics"].items():
-                if isinstance(value, int | float) and value and "_se" not in name:
-                    shown[name] = round(value, 3)
-            print(f"{case['name']}, seed {case['seed']}: {shown}, {case['cost'].get('seconds')} s", flush=True)
-        if cases:
+            half = None if "cases" in found else job.half()
+            if half is not None and job.is_current(half, bench):
+                found = half
+            if cases := found.get("cases"):
+                if "environment" not in found:  # older than these records
+                    print(f"{job.arm.name}, seed {job.seed}: no record says which code measured it", file=sys.stderr)
+                of = _Measured(found.get("environment") or bench.environment)
+                of = by_code.setdefault(of.code, of)
+                of.cases += [{**case, "job_seconds": found.get("seconds")} for case in cases]
+                of.given += of.given_by_others(job)
+        groups = [of for of in (*list(by_code.values())[1:], now) if of.cases]
+        for of in groups:
+            _show(of.cases)
+            if of is not now:
+                print(f"these {len(of.cases)} cases are of commit {of.environment['commit']}: a file of their own")
+            missing = (
+                {"failures": failures, "skipped": skipped} if of is groups[-1] else {"failures": [], "skipped": []}
+            )
             device = default_device()
-            facts["hardware"]["gpu"] = device_name(device)  # asked for when no process is forked any more
-            result = {"settings": settings, "environment": facts, "cases": cases}
-            result |= {"failures": failures, "skipped": skipped}
+            of.environment["hardware"]["gpu"] = device_name(device)  # asked for when no process is forked any more
+            result = {"settings": settings, "environment": of.environment, "cases": of.cases, "given": of.given}
             # Runs of clones in different places are of one task.
-            result = json.loads(json.dumps(result).replace(f"{ROOT}/", ""))
+            result = json.loads(json.dumps(result | missing).replace(f"{ROOT}/", ""))
             print("wrote", write_result(self.name, device, result, output))
         return int(bool(failures))
+
+
+@dataclass
+class _Measured:
+    """
+    What one state of the code has measured.
+
+    Args:
+        environment (`dict`): Code, versions and hardware.
+        cases (`list[dict]`, *optional*): The cases.
+        given (`list[dict]`, *optional*): What other code had left for them: `arm`, `seed`, `need` and its `commit`.
+    """
+
+    environment: dict[str, Any]
+    cases: list[dict[str, Any]] = field(default_factory=list)
+    given: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def code(self) -> str:
+        """What makes measurements comparable: the code, the versions of packages and the processor."""
+        facts = self.environment
+        return json.dumps([facts["sources"]["digest"], facts["versions"], facts["hardware"]["cpu"]], sort_keys=True)
+
+    def given_by_others(self, job: Job) -> list[dict[str, Any]]:
+        """Which of a job's needs other code has done."""
+        found = []
+        for need in job.needs:
+            facts = (need.result() or {}).get("environment")
+            if facts and _Measured(facts).code != self.code:
+                place = {"arm": job.arm.name, "seed": job.seed, "need": need.arm.name}
+                found.append({**place, "commit": facts["commit"], "code": facts["sources"]["digest"]})
+        return found
+
+
+def _show(cases: Sequence[dict[str, Any]]) -> None:
+    """Print the metrics of cases."""
+    for case in cases:
+        shown = {}
+        for name, value in case["metrics"].items():
+            if isinstance(value, int | float) and value and "_se" not in name:
+                shown[name] = round(value, 3)
+        print(f"{case['name']}, seed {case['seed']}: {shown}, {case['cost'].get('seconds')} s", flush=True)
 
 
 def require_files(task: Any) -> None:
@@ -431,8 +534,9 @@ def merged(results: Sequence[dict[str, Any]], arms: Sequence[Any]) -> dict[str, 
         arms (`Sequence[Arm]`): Those of the suite.
 
     Returns:
-        `dict`: `cases`, in the order of the arms; `failures` and `skipped` without those done since; under `from` the
-            results that cases come from, and under `arms` the names of the arms of each; `settings` of the newest.
+        `dict`: `cases`, in the order of the arms, each with the `processor` that it ran on; `failures` and `skipped`
+            without those done since; under `from` the results that cases come from, and under `arms` the names of the
+            arms of each; `settings` of the newest.
     """
     needs = {arm.name: arm.needs for arm in arms}
     order = list(needs)
@@ -467,12 +571,19 @@ def merged(results: Sequence[dict[str, Any]], arms: Sequence[Any]) -> dict[str, 
     ]
     kept.sort(key=lambda pair: place(pair[0]))
     sources = [result for result in results if any(result is source for _, source in kept)]
-    found: dict[str, Any] = {"cases": [case for case, _ in kept], "from": sources, "settings": results[-1]["settings"]}
+    cases = [{**case, "processor": _processor(result)} for case, result in kept]
+    found: dict[str, Any] = {"cases": cases, "from": sources, "settings": results[-1]["settings"]}
     found["arms"] = [list(dict.fromkeys(arm_of(c["name"], order) for c, s in kept if s is of)) for of in sources]
     for kind in ("failures", "skipped"):
         entries = {(e["arm"], e["seed"]): (e, i) for i, result in enumerate(results) for e in result.get(kind, [])}
         found[kind] = [entry for entry, i in entries.values() if is_missing(entry, i)]
     return found
+
+
+def _processor(result: dict[str, Any]) -> str:
+    """The GPU, or else the processor, that a result was measured on."""
+    hardware = result["environment"]["hardware"]
+    return str(hardware["gpu"] or hardware["cpu"])
 
 
 def arm_of(case: str, arms: Sequence[str]) -> str:

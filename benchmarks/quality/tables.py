@@ -84,8 +84,18 @@ def sources(result: dict[str, Any], *, name_arms: bool = False) -> str:
         seeds = ", ".join(map(str, source["settings"]["seeds"]))
         how = f"; seeds {seeds}: mean ± the largest distance of a seed from it"
         on_cpu = f"{source['environment']['hardware']['cpu']}, one thread a process"
-        made.append(provenance(source, how, on_cpu=on_cpu, note=note))
+        made.append(provenance(source, how, on_cpu=on_cpu, note=note) + _given(source))
     return "\n\n".join(made)
+
+
+def _given(source: dict[str, Any]) -> str:
+    """What other code than that of a result had left for its arms."""
+    needs: dict[str, list[str]] = {}
+    for entry in source.get("given", []):
+        names = needs.setdefault(f"commit {entry['commit']}, code {entry['code']}", [])
+        if entry["need"] not in names:
+            names.append(entry["need"])
+    return "".join(f" What they read is of {code}: {', '.join(names)}." for code, names in needs.items())
 
 
 def missing(result: dict[str, Any]) -> list[str]:

@@ -169,6 +169,25 @@ def test_another_form_of_an_arm_is_no_point_of_its_line(chat_result):
     assert equal.split("|")[2].strip() == "0.500"
 
 
+def test_an_arm_in_four_bits_is_compared_from_the_base_in_four_bits(chat_result):
+    """Its KL is to that base: half-way from 0.2 to 1 is 0.6, not the 0.7 from the 0.4 of the base in bfloat16."""
+    cases = [
+        case("base", 0, rewards=[0.4, 0.4], kl=0.0),
+        case("best of n, n 4", 0, rewards=[0.9, 0.9]) | {"series": "best of n", "forwards": 4.0},
+        case("RRHF, offline, 4 bits", 0, rewards=[1.0, 1.0], kl=4.0, completions=0),
+        case("base, 4 bits", 0, rewards=[0.2, 0.2], kl=0.0),
+    ]
+
+    def cells(*some):
+        text = chat.SUITE.report([chat_result(*some)])
+        lines = [line for line in text.splitlines() if line.startswith("| RRHF, offline, 4 bits |")]
+        return [[cell.strip() for cell in line.split("|")[2:-1]] for line in lines]
+
+    assert cells(*cases)[2] == ["0.600", "-", "-"]
+    assert cells(*cases)[3][7] == "-"  # best-of-n was not measured in 4 bits
+    assert cells(*cases[:3])[2] == ["-", "-", "-"]
+
+
 def test_win_rates_of_arms_with_other_numbers_of_answers(chat_result):
     """VAS has one answer for each prompt, the base two: of means alone nothing can be said, of answers it can."""
     base = case("base", 0, rewards=[0.0, 0.0], other=[0.5, 0.5])

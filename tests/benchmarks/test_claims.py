@@ -328,6 +328,24 @@ def test_columns_seeds_and_settings():
         judge(check_of("greater", Reference("a", "cost.seconds")), made)
 
 
+def test_seconds_of_two_processors_are_not_compared():
+    def made(*processors):
+        found = Made(a=(1.0, 1.0), b=(2.0, 2.0))
+        for case in found._tasks["made"][0]["cases"]:
+            case["cost"]["cpu_seconds"] = 9.0 if case["name"] == "b" else 4.0
+            case["processor"] = processors[case["name"] == "b"]
+        return found
+
+    seconds = [Reference(name, "cost.cpu_seconds") for name in "ab"]
+    check = check_of("less", seconds[0], right=seconds[1])
+    assert judge(check, made("one", "one")).verdict is HOLDS
+    with pytest.raises(Missing, match=r"different processors say nothing \(of “a” on one, of “b” on another"):
+        judge(check, made("one", "another"))
+    assert (
+        "CPU seconds 4.00 ± 0.00 of one" in judge(check_of("less", show=["cost.cpu_seconds"]), made("one", "two")).text
+    )
+
+
 @pytest.mark.parametrize(
     ("value", "spread", "text"),
     [

@@ -82,6 +82,9 @@ def test_the_table_of_a_card_says_what_fits(result_of):
     [of_large] = [row for row in rows if "step, 8 prompts × 2" in row]
     assert "**7.00** [≤ 7.5]" in of_small and of_small.endswith("| 8 GB |")
     assert of_large.endswith("| 24 GB |")
+    cells = [row.split(" | ") for row in rows if row.startswith("| ")]
+    assert any(row[3].startswith("not measured") for row in cells)
+    assert not any("not measured" in row[1:3] for row in cells)  # what was not measured has a name all the same
     on_cpu = card_memory.SUITE.report([result_of(card_memory.SUITE, *cases, **settings)])
     assert "7.00" not in on_cpu  # memory of a CPU is another thing
 
@@ -211,4 +214,6 @@ def test_counting_writes_a_result_and_its_table(tmp_path: Any) -> None:
     rows = card_count.SUITE.report(found).splitlines()
     [row] = [row for row in rows if "step, 1 prompt × 6" in row]
     assert f"**{case['metrics']['peak'] / card_memory.GIB:.2f}** [≤ 7.5 reserved]" in row
-    assert len([row for row in rows if "not measured" in row]) == len(card_count.countable()) - 1
+    missing = [row for row in rows if "not measured" in row]
+    assert len(missing) == len(card_count.countable()) - 1
+    assert all(row.endswith("| not measured | not measured |") and row.count("not measured") == 2 for row in missing)

@@ -143,6 +143,15 @@ def test_a_part_that_fails_prints_its_error_and_the_next_runs(mocks, monkeypatch
     assert "OutOfMemoryError" in capsys.readouterr().out
 
 
+def test_parts_ask_no_hub(mocks, monkeypatch, tmp_path):
+    """On a machine without a network each question would wait, and the day is ten minutes."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    program = "import os; print(os.environ['HF_HUB_OFFLINE'])"
+    monkeypatch.setattr(day.Worker, "command", (sys.executable, "-c", program))
+    process = day.Worker(part("a"), tmp_path / "a.log")
+    assert process.run([], HANGS) == 0 and (tmp_path / "a.log").read_text() == "1\n"
+
+
 def test_a_part_that_hangs_is_ended_with_what_it_started_and_goes_on_last(mocks, monkeypatch):
     status, result = run_day(mocks, monkeypatch, [part("a", "hangs", most=1.0), part("b")])
     assert status == 1 and states(result) == {"a": STOPPED, "b": DONE}

@@ -15,7 +15,7 @@ from conftest import REPOSITORY
 
 from benchmarks.harness import results
 from benchmarks.harness.text import read_rows
-from benchmarks.quality import experiment, imdb, imdb_train
+from benchmarks.quality import experiment, imdb, imdb_train, tables
 from benchmarks.quality.experiment import Job, needed_arms, run_all, slug
 from benchmarks.quality.imdb_arms import BETAS, METHODS, Arm, Task, chosen, tuned
 from benchmarks.quality.imdb_train import KINDS, ImdbBench, Milestones
@@ -262,10 +262,12 @@ def test_a_failing_arm_does_not_cost_the_others_and_is_run_again(kinds, tmp_path
 def test_at_the_limit_what_runs_is_ended_and_what_is_done_is_there(kinds, monkeypatch, tmp_path):
     """The clock jumps over the limit when one job is done and the other has its first case."""
     jobs = jobs_of(tmp_path, "good", "slow")
-    monkeypatch.setattr(experiment, "now", lambda: 9.0 if jobs[0].result() and jobs[1].cases() else 0.0)
+    monkeypatch.setattr(experiment, "now", lambda: 9.0 if jobs[0].result() and jobs[1].half() else 0.0)
     assert not run_all(jobs, ImdbBench(TASK, tmp_path), 2, limit=5.0)
     assert jobs[0].result()["cases"] and jobs[1].result() is None
-    assert [case["metrics"] for case in jobs[1].cases()] == [{"reward": 0.5}]  # what it had measured until then
+    assert [case["metrics"] for case in jobs[1].half()["cases"]] == [
+        {"reward": 0.5}
+    ]  # what it had measured until then
 
 
 def test_what_workers_are_given_can_be_sent_to_another_process(tmp_path):
@@ -289,6 +291,60 @@ def test_an_arm_waits_for_what_it_needs(kinds, monkeypatch, tmp_path):
     assert "error" not in jobs[1].result()
 
 
+@pytest.mark.parametrize("processes", [0, 2])
+@pytest.mark.parametrize("outcome", ["error", "skipped"])
+def test_an_arm_whose_need_has_no_result_reads_no_leftover_of_it(kinds, monkeypatch, tmp_path, processes, outcome):
+    """What an earlier run has left in the folder of an arm is not what the arm was asked for now."""
+
+    def need(bench, arm, seed):
+        raise (experiment.Skipped if outcome == "skipped" else RuntimeError)("out of luck")
+
+    monkeypatch.setitem(KINDS, "need", need)
+    bench = ImdbBench(TASK, tmp_path)
+    jobs = [Job(Arm("need", "need"), 0, tmp_path), Job(Arm("reader", "good", needs=("need",)), 0, tmp_path)]
+    run_all(jobs, bench, processes)
+    assert "it needs “need”, which" in jobs[1].result()[outcome] and "out of luck" in jobs[1].result()[outcome]
+    assert not list(tmp_path.glob("ran-reader*"))
+
+
+def test_work_that_is_done_again_begins_with_an_empty_folder(kinds, monkeypatch, tmp_path):
+    def sampled(bench, arm, seed):
+        folder = bench.folder(arm.name, seed)
+        folder.mkdir(exist_ok=True)
+        with (folder / "samples.jsonl").open("x"):  # as `trl-ext sample`, which refuses a file of other settings
+            return []
+
+    monkeypatch.setitem(KINDS, "sampled", sampled)
+    jobs = jobs_of(tmp_path, "sampled")
+    for fields in ({}, {"learning_rate": 1.0}):
+        run_all(jobs, ImdbBench(TASK, tmp_path, fields), 0)
+        assert jobs[0].result()["cases"] == [], jobs[0].result()
+
+
+def test_another_value_model_is_measured_again_though_nothing_else_has_changed(kinds, tmp_path):
+    """Its settings have changed, or it was trained again on its own: what was measured is of the one before."""
+
+    def jobs(learning_rate):
+        value = Arm("value", "good", {"learning_rate": learning_rate})
+        return [Job(value, 0, tmp_path), Job(Arm("guide", "good", needs=("value",)), 0, tmp_path)]
+
+    def runs():
+        return [(tmp_path / f"ran-{name}-0").read_text() for name in ("value", "guide")]
+
+    bench = ImdbBench(TASK, tmp_path)
+    run_all(jobs(1.0), bench, 0)
+    first = runs()
+    run_all(jobs(1.0), bench, 0)
+    assert runs() == first
+    run_all(jobs(2.0), bench, 0)
+    second = runs()
+    assert second[0] != first[0] and second[1] != first[1]
+    run_all(jobs(3.0)[:1], bench, 0)  # the value model alone
+    assert not jobs(3.0)[1].is_done(bench)
+    run_all(jobs(3.0), bench, 0)
+    assert runs()[1] != second[1]
+
+
 def test_the_command_writes_a_result_and_names_what_is_missing(kinds, monkeypatch, tmp_path, capsys):
     arms = [Arm("base", "good"), Arm("PSLE", "bad")]
     monkeypatch.setattr(imdb, "chosen", lambda method: arms)
@@ -304,6 +360,47 @@ def test_the_command_writes_a_result_and_names_what_is_missing(kinds, monkeypatc
     results.check_result(result)
     assert [case["seed"] for case in result["cases"]] == [0, 1] and len(result["failures"]) == 2
     assert imdb.SUITE.main([*command, "--collect"]) == 1 and len(list((tmp_path / "out").glob("*.json"))) == 2
+
+
+def test_what_other_code_has_measured_is_a_result_of_that_code(kinds, monkeypatch, tmp_path, capsys):
+    """A run that goes on with another commit: its cases are of two commits, and so are its files."""
+    arms = [Arm("base", "good"), Arm("PSLE", "good", needs=("base",))]
+    monkeypatch.setattr(imdb, "chosen", lambda method: arms)
+    command = ["--method", "psle", "--jobs", "0", "--work", str(tmp_path / "work"), "--output", str(tmp_path / "out")]
+    command += ["--allow_dirty", "--seeds", "0"]
+    for name in ("train", "evaluation"):
+        (tmp_path / f"{name}.jsonl").write_text('{"prompt": "p"}\n')
+        command += [f"--{name}", str(tmp_path / f"{name}.jsonl")]
+
+    def files():
+        found = results.read_results("imdb", tmp_path / "out")
+        return [(r["environment"]["commit"], [case["name"] for case in r["cases"]], r["given"]) for r in found]
+
+    assert imdb.SUITE.main([*command, "--arms", "base"]) == 0
+    monkeypatch.setattr(results, "_commit", lambda: "ba9876543210")
+    assert imdb.SUITE.main([*command, "--arms", "base"]) == 0  # the same code in another commit
+    assert files() == [("0123456789ab", ["base"], []), ("ba9876543210", ["base"], [])]
+    monkeypatch.setattr(results, "reached", lambda measures, root: {"0a1b2c3d": "a definition that has changed"})
+    assert imdb.SUITE.main(command) == 0
+    code = json.loads((tmp_path / "work" / "base-0.json").read_text())["environment"]["sources"]["digest"]
+    given = {"arm": "PSLE", "seed": 0, "need": "base", "commit": "0123456789ab", "code": code}
+    assert files()[2:] == [("0123456789ab", ["base"], []), ("ba9876543210", ["PSLE"], [given])]
+    assert "these 1 cases are of commit 0123456789ab" in capsys.readouterr().out
+    found = results.read_results("imdb", tmp_path / "out")
+    text = tables.sources({"from": found, "arms": [["PSLE"]] * len(found)})
+    assert text.count(f"What they read is of commit 0123456789ab, code {code}: base.") == 1
+
+
+def test_a_collected_result_has_no_cases_of_other_settings(kinds, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(imdb, "chosen", lambda method: [Arm("base", "good")])
+    command = ["--method", "psle", "--jobs", "0", "--work", str(tmp_path / "work"), "--output", str(tmp_path / "out")]
+    command += ["--allow_dirty", "--seeds", "0"]
+    for name in ("train", "evaluation"):
+        (tmp_path / f"{name}.jsonl").write_text('{"prompt": "p"}\n')
+        command += [f"--{name}", str(tmp_path / f"{name}.jsonl")]
+    assert imdb.SUITE.main(command) == 0
+    assert imdb.SUITE.main([*command, "--collect", "--evaluated", "7"]) == 1
+    assert len(list((tmp_path / "out").glob("*.json"))) == 1 and "done with other settings" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------------------- tables

@@ -14,7 +14,7 @@ from record_memory_table import BEGIN, CONFIGS, END, PAGE, table
 from trl_ext.cli import plan
 from trl_ext.cli.recipes import _recipes
 from trl_ext.cli.train import make_parser
-from trl_ext.memory.fitting import fit
+from trl_ext.memory.fitting import fit, largest_batch
 from trl_ext.memory.needs import Needs, needs_of
 from trl_ext.memory.planner import Planner
 from trl_ext.method import Discovery, Found, Method, discover
@@ -51,6 +51,17 @@ def test_weights_are_those_of_the_config(models) -> None:
     # LoRA of rank 16 on the linear maps of 24 layers, in bfloat16: inputs + outputs of each
     of_a_layer = 2 * (896 + 896) + 2 * (896 + 128) + 3 * (896 + 4864)
     assert parts["adapter"] * GIB == 24 * 16 * of_a_layer * 2
+
+
+def test_the_largest_batch_by_hand() -> None:
+    """1 GiB and half a GiB for each prompt: 6 of them need 4 GiB, 1 needs 1.5, and with 1.4 there is none."""
+
+    class HalfAGiBEach:
+        def estimate(self, settings: dict[str, int]) -> Namespace:
+            return Namespace(needed_gib=1 + settings["per_device_train_batch_size"] / 2)
+
+    for card, prompts in ((4.0, 6), (4.4, 6), (4.5, 7), (1.5, 1), (1.4, 0)):
+        assert largest_batch(HalfAGiBEach(), card) == prompts
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ Mutation tests: mutmut changes the code, one place at a time, and the tests must
     python tests/mutation/run.py --report               # the report alone, of what ran before
 
 A file is done if neither it nor its tests have changed since it ran, with the same sample or all changes. An
-interrupted run goes on where it stopped. `results.json` has what each file came to, and `report.md` the table; both
-are committed. The command fails if under 95 % of the changes are noticed, or one that is not has no entry in
-`answers.yaml`, which says why it computes the same.
+interrupted run goes on where it stopped, and its end names the files that have changed since they ran. `results.json`
+has what each file came to, and `report.md` the table; both are committed. The command fails if under 95 % of the
+changes are noticed, or one that is not has no entry in `answers.yaml`, which says why it computes the same.
 """
 
 import argparse
@@ -72,6 +72,7 @@ class Outcome:
         seed (`int`): Of the sample, if it is one.
         noticed (`int`): Number of those that a test noticed.
         survivors (`dict[str, dict[str, str]]`): The others, as [`Change`], by mutmut's name.
+        code (`str`, *optional*): A hash of the file alone, by which mutmut numbers its changes.
     """
 
     contents: str
@@ -81,6 +82,7 @@ class Outcome:
     seed: int
     noticed: int
     survivors: dict[str, dict[str, str]] = field(default_factory=dict)
+    code: str = ""
 
     def changes(self) -> dict[str, Change]:
         """The changes that no test noticed, by mutmut's name."""
@@ -111,14 +113,17 @@ def change_of(mutant: str, diff: str) -> Change:
     return Change(function_of(mutant), *sides)
 
 
-def outcome(found: dict[str, Any], contents: str, seed: int, earlier: Outcome | None = None) -> Outcome:
+def outcome(
+    found: dict[str, Any], contents: str, seed: int, earlier: Outcome | None = None, code: str = ""
+) -> Outcome:
     """
     What a file came to.
 
     Args:
         found (`dict`): What `mutate.py` wrote: `mutants` and `results` (mutant -> `status`, `diff`).
-        contents (`str`), seed (`int`): As for [`Outcome`].
-        earlier ([`Outcome`], *optional*): Of the same code, of which only some survivors ran again.
+        contents (`str`), seed (`int`), code (`str`, *optional*): As for [`Outcome`].
+        earlier ([`Outcome`], *optional*): Of the same code, of which only some survivors ran again. What was noticed
+            then was noticed by the tests of then, so the whole stays of their contents.
     """
     results = {name: result for name, result in found["results"].items() if result["status"] != "skipped"}
     survivors = {
@@ -129,9 +134,9 @@ def outcome(found: dict[str, Any], contents: str, seed: int, earlier: Outcome | 
     tried = len(results)
     if earlier is not None:
         kept = {name: change for name, change in earlier.survivors.items() if name not in results}
-        survivors, tried = kept | survivors, earlier.tried
+        survivors, tried, contents = kept | survivors, earlier.tried, earlier.contents
     date = datetime.now(UTC).date().isoformat()
-    return Outcome(contents, date, found["mutants"], tried, seed, tried - len(survivors), survivors)
+    return Outcome(contents, date, found["mutants"], tried, seed, tried - len(survivors), survivors, code)
 
 
 # ----------------------------------------------------------------------------------------------------------- our files
@@ -148,6 +153,16 @@ def contents_of(file: str, tests: Iterable[str], root: Path = REPOSITORY) -> str
     for name in [file, *sorted({test.partition("::")[0] for test in tests})]:
         digest.update((root / name).read_bytes())
     return digest.hexdigest()[:16]
+
+
+def changed(results: dict[str, Outcome]) -> list[str]:
+    """The files that have changed since they ran, or whose tests have."""
+    listed = files()
+    return [
+        name
+        for name, found in results.items()
+        if name not in listed or contents_of(name, listed[name]) != found.contents
+    ]
 
 
 def answers(file: Path = ANSWERS) -> dict[Change, str]:
@@ -189,7 +204,8 @@ def report(results: dict[str, Outcome], known: dict[Change, str]) -> str:
         "",
         "`python tests/mutation/run.py` writes this page. mutmut changes the code one place at a time; a test must",
         "notice. A change that none notices is answered in `answers.yaml`: why it computes the same. Where fewer",
-        "changes were tried than there are, they are a sample by the seed.",
+        "changes were tried than there are, they are a sample by the seed. A row is of code and tests of its date;",
+        "`python tests/mutation/run.py --report` names the files that have changed since.",
         "",
         "| file | changes | tried | noticed | share | not noticed, answered | not answered | seed | ran on |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -264,22 +280,27 @@ def main(words: Sequence[str] | None = None) -> int:
     known, results = answers(), read_results(RESULTS)
     some = {file: tests for file, tests in files().items() if any(part in file for part in options.files)}
     for file, tests in {} if options.report else some.items():
-        contents, earlier = contents_of(file, tests), results.get(file)
+        contents, code, earlier = contents_of(file, tests), contents_of(file, ()), results.get(file)
         names: list[str] = []
         if options.survivors:
             names = [n for n, change in earlier.changes().items() if change not in known] if earlier else []
             if not names:
                 continue
+            if earlier and earlier.code != code:  # the same names are of other changes
+                print(f"{file}: has changed since {earlier.date}, so all of its changes run", flush=True)
+                names = []
         elif earlier and not options.again and earlier.covers(contents, options.per_module, options.seed):
             print(f"{file}: done on {earlier.date}", flush=True)
             continue
         found = run_file(file, tests, names, options)
         seed = earlier.seed if earlier and names else options.seed
-        results[file] = outcome(found, contents, seed, earlier if names else None)
+        results[file] = outcome(found, contents, seed, earlier if names else None, code)
         write_results(RESULTS, results)
         REPORT.write_text(report(results, known), encoding="utf-8")
     REPORT.write_text(report(results, known), encoding="utf-8")
     unanswered = sum(change not in known for found in results.values() for change in found.changes().values())
+    if others := changed(results):
+        print(f"Changed since they ran: {', '.join(others)}.")
     print(f"{REPORT}: {share(results.values()):.1%} noticed, {unanswered} that are not noticed have no answer")
     return int(share(results.values()) < ENOUGH or unanswered > 0)
 

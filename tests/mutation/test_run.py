@@ -80,6 +80,7 @@ def test_what_was_noticed_and_what_was_not(run: ModuleType) -> None:
     again = {"mutants": 9, "results": {"trl_ext.a.x_one__mutmut_3": {"status": "killed", "diff": ""}}}
     later = run.outcome(again, "1235", 5, found)
     assert (later.tried, later.noticed, list(later.survivors)) == (4, 3, ["trl_ext.a.xǁSomeǁtwo__mutmut_10"])
+    assert later.contents == "1234"  # the two that were noticed were so by the tests of then
 
 
 def test_the_report_has_counts_samples_and_answers(run: ModuleType, project: Path) -> None:
@@ -136,6 +137,24 @@ def test_survivors_alone_run_again(run: ModuleType, project: Path, monkeypatch: 
     run.calls.clear()
     run.main(["--survivors"])
     assert run.calls == []
+
+
+def test_survivors_of_other_code_are_other_changes(
+    run: ModuleType, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """mutmut numbers the changes of a file: after an edit, number 3 is another one. With other tests it is not."""
+    run.main(["--files", "a.py"])
+    (project / "test_a.py").write_text("def test(): pass")
+    run.calls.clear()
+    run.main(["--survivors", "--files", "a.py"])
+    assert len(run.calls[0][1]) == 2
+    assert "Changed since they ran: trl_ext/a.py." in capsys.readouterr().out
+    run.main(["--files", "a.py"])
+    assert run.calls[1][1] == [], "what older tests have noticed counts for nothing beside the new ones"
+    assert "Changed since" not in capsys.readouterr().out
+    (project / "trl_ext" / "a.py").write_text("def one(x):\n    return 1 + x\n")
+    run.main(["--survivors", "--files", "a.py"])
+    assert run.calls[2][1] == [] and "has changed since" in capsys.readouterr().out
 
 
 def test_a_survivor_without_an_answer_fails(run: ModuleType, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,6 +112,15 @@ def test_the_servers_settings_are_the_defaults_of_requests() -> None:
     assert (read.temperature, read.top_k, read.min_p) == (0.5, 3, 0.1)
 
 
+@pytest.mark.parametrize(("fields", "param"), [({"n": 3}, "n"), ({"prompt": ["x"] * 3}, "prompt")])
+def test_a_request_may_have_as_many_completions_as_the_limit_and_no_more(fields: dict[str, Any], param: str) -> None:
+    body = {"prompt": "x"} | fields
+    read_request(body, chat=False, defaults=DEFAULTS, limits=ServerLimits(max_request_completions=3))
+    with pytest.raises(RequestError) as caught:
+        read_request(body, chat=False, defaults=DEFAULTS, limits=ServerLimits(max_request_completions=2))
+    assert caught.value.param == param
+
+
 @pytest.mark.parametrize("make", [make_tokenizer, make_llama2_tokenizer])
 @pytest.mark.parametrize("stops", [(), (" good", "d."), ("\n",), ("the film",)])
 def test_pieces_add_up_to_the_text(make: Any, stops: tuple[str, ...]) -> None:
