@@ -129,6 +129,14 @@ def test_a_directory_of_files(tmp_path):
     assert list(load_dataset(str(folder), split="test")) == ROWS[:1]
 
 
+def test_a_directory_with_other_files_than_data(tmp_path):
+    """As a folder with a model; `datasets` raises an error that is neither a ValueError nor an OSError."""
+    (tmp_path / "rows.json").write_text('[{"prompt": "a"}]')
+    (tmp_path / "settings.json").write_text('[{"size": 3}]')
+    with pytest.raises(DataError, match=r"cannot be read: .*Its files must be data of one form: name one of them"):
+        load_dataset(str(tmp_path))
+
+
 def test_a_directory_written_by_save_to_disk(tmp_path):
     dataset = Dataset.from_list(ROWS)
     dataset.save_to_disk(tmp_path / "one")

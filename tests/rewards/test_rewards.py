@@ -395,6 +395,27 @@ def test_wrong_output_names_the_function(output, message):
         scores([reward(output)])
 
 
+@pytest.mark.parametrize(
+    ("func", "completion", "hint"),
+    [
+        (
+            lambda completions, **_: [len(text.split()) for text in completions],
+            [{"role": "assistant"}],
+            "messages here",
+        ),
+        (lambda completions, **_: [len(each[-1]["content"]) for each in completions], "good", "texts here"),
+    ],
+)
+def test_a_function_for_the_other_form_of_completions_learns_which_they_are(func, completion, hint):
+    with pytest.raises(
+        RewardError, match=f"raised (Attribute|Type)Error: .* Completions are .*{hint}, as the prompts"
+    ):
+        Reward("x", func)(["a"], [completion])
+    with pytest.raises(RewardError) as caught:
+        Reward("x", lambda **_: 1 / 0)(["a"], [completion])
+    assert "here" not in str(caught.value)
+
+
 def test_a_function_that_raises_is_named_and_chained():
     def broken(**_):
         raise KeyError("gold")

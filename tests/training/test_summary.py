@@ -10,9 +10,11 @@ import pytest
 import torch
 from conftest import make_model, make_tokenizer
 from tiny_trainers import METHODS, PROMPTS, make_trainer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from trl_ext import RRHFConfig
 from trl_ext.memory.estimate import estimate_memory
+from trl_ext.models.adapters import wrap_with_peft
 from trl_ext.models.properties import parameter_count
 from trl_ext.training import summary
 from trl_ext.training.summary import describe_model, describe_trained, number, summary_text
@@ -153,6 +155,12 @@ def test_what_is_trained_of_a_model():
     adapter = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "o_proj"]))
     assert parameter_count(adapter, trainable=True) == 2 * 2 * 2 * 4 * 64
     assert describe_trained(adapter).startswith("LoRA adapter of rank 4 on o_proj, q_proj: 2.05k parameters (")
+    everywhere = wrap_with_peft(make_model(64), LoraConfig(r=4, target_modules="all-linear"))
+    assert len(everywhere.active_peft_config.target_modules) == 14  # of both blocks
+    assert describe_trained(everywhere).startswith("LoRA adapter of rank 4 on 7 layers of each block: ")
+    config = AutoConfig.for_model("mamba", hidden_size=16, num_hidden_layers=2, state_size=4, vocab_size=64)
+    mamba = wrap_with_peft(AutoModelForCausalLM.from_config(config), LoraConfig(r=4, target_modules="all-linear"))
+    assert describe_trained(mamba).startswith("LoRA adapter of rank 4 on dt_proj, in_proj, x_proj: ")
     args = SimpleNamespace(bf16=False, fp16=False, device=torch.device("cpu"), world_size=1)
     described = describe_model(adapter, "a-model", SimpleNamespace(args=args))
     assert described == f"a-model (LlamaForCausalLM), {number(total)} parameters, float32 on cpu"

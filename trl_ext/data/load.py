@@ -83,7 +83,14 @@ def _load(name: str, config: str | None, streaming: bool) -> DatasetDict | Itera
         return DatasetDict(train=datasets.load_from_disk(str(path)))
     if name.startswith((".", "/", "~")) and not path.exists():
         raise DataError(f"There is no file or directory {name!r}.")
-    return datasets.load_dataset(str(path) if path.exists() else name, name=config, streaming=streaming)
+    try:
+        return datasets.load_dataset(str(path) if path.exists() else name, name=config, streaming=streaming)
+    except datasets.exceptions.DatasetGenerationError as error:
+        remedy = ""
+        if path.is_dir():
+            remedy = ". Its files must be data of one form: name one of them, or a folder that has nothing else."
+        reason = " ".join(_reason(path, error).split())
+        raise DataError(f"{name!r} cannot be read: {reason[:200]}{'...' * (len(reason) > 200)}{remedy}") from error
 
 
 def file_type(path: Path) -> str:
@@ -151,7 +158,7 @@ def _reason(path: Path, error: Exception) -> str:
     cause = error.__cause__ or error
     if isinstance(cause, UnicodeDecodeError) or "Invalid UTF8" in str(cause):
         return "it is not in UTF-8. Save it in that encoding (a spreadsheet calls it CSV UTF-8)."
-    return (_broken_line(path) if path.suffix == ".jsonl" else None) or str(cause)
+    return (_broken_line(path) if path.suffix == ".jsonl" and path.is_file() else None) or str(cause)
 
 
 def _broken_line(path: Path) -> str | None:

@@ -54,6 +54,13 @@ _ARGUMENTS = ("prompts", "completions", "completion_ids")
 _OPTIONAL_ARGUMENTS = ("trainer_state", "log_metric", "log_extra")
 
 
+def _form_of(completions: Sequence[Any]) -> str:
+    """What completions are, for an error of a function that took them for something else."""
+    if completions and isinstance(completions[0], list):
+        return " Completions are lists of messages here, as the prompts are: the text is `completion[-1]['content']`."
+    return " Completions are texts here, as the prompts are." if completions else ""
+
+
 class RewardError(ValueError):
     """A reward function raised, or did not return one number per completion. The message names the function."""
 
@@ -132,6 +139,7 @@ class Reward:
             raise RewardError(
                 f"The reward function '{self.name}' raised {type(error).__name__}: {error} (called with "
                 f"{len(prompts)} completions and the columns {sorted(set(columns) - set(_OPTIONAL_ARGUMENTS))})."
+                f"{_form_of(completions) if isinstance(error, AttributeError | TypeError) else ''}"
             ) from error
         return self._checked(output, len(prompts))
 

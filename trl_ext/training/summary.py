@@ -152,6 +152,10 @@ def describe_trained(model: Any) -> str:
     kind = str(getattr(config.peft_type, "value", config.peft_type)).replace("LORA", "LoRA")
     rank = f" of rank {config.r}" if getattr(config, "r", None) else ""
     modules = getattr(config, "target_modules", None) or ()
+    if not isinstance(modules, str) and len(modules) > _MOST_MODULES:
+        # PEFT writes "all-linear" out, block by block, those that it leaves out included.
+        found = getattr(model.base_model, "targeted_module_names", modules)
+        modules = {name.rpartition(".")[2] for name in found}
     names = modules if isinstance(modules, str) else ", ".join(sorted(modules))
     if not isinstance(modules, str) and len(modules) > _MOST_MODULES:
         names = f"{len(modules)} layers of each block"
