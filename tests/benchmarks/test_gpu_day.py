@@ -126,6 +126,7 @@ def test_parts_run_in_order_and_the_next_imports_meanwhile(mocks, monkeypatch):
     assert [one, two, three] == ["one", "two", "three"]
     assert turn_of_one < turn_of_two and begun_two < turn_of_two
     assert words[words.index("--label") + 1] == result["label"] and "--rehearse" in words
+    assert "--allow_dirty" in words  # asked once, when the day began: a later edit costs no part
     assert result["cases"][0]["metrics"]["measured"] == ["first", "second"]
     assert result["settings"]["kind"] == {"suite": "speed", "rehearsal": True}
     results.check_result(result)
