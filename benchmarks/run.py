@@ -37,7 +37,7 @@ SUITES = {
     "card_memory": "peak memory of each method on one card, an 8B in 4 bits, and the settings that lower it",
     "gpu_day": "all of it that needs a GPU, most important first, in ten minutes: python -m benchmarks.gpu_day",
     "card_count": "what the tensors of card_memory's cases occupy, counted on a CPU",
-    "row_count": "peak memory as the number of rows grows: training on a stream, sampling and scoring",
+    "row_count": "peak memory as the number of rows grows: a stream, a large round, sampling and scoring",
     "psle_step": "seconds per prompt of PSLE's generation, reward and update, against TRL's GRPO",
 }
 

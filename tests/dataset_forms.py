@@ -406,6 +406,20 @@ PAIRS = [
 
 LISTS = [
     Form(
+        "a conversation as the prompt, texts as completions",
+        "messages_and_texts",
+        "completions become messages of the assistant; one message needs no list; the same without `scores`",
+        [{"prompt": QUESTION, "completions": ["Fold.", "No."], "scores": [2.0, 1.0]}],
+        [becomes(QUESTION, [GOOD, BAD], [2.0, 1.0])],
+    ),
+    Form(
+        "a text as the prompt, messages as completions",
+        "messages_and_texts",
+        "the prompt becomes a message of the user",
+        [{"prompt": "Socks?", "completions": [GOOD, BAD], "scores": [2.0, 1.0]}],
+        [becomes(QUESTION, [GOOD, BAD], [2.0, 1.0])],
+    ),
+    Form(
         "the row schema beside a system prompt",
         "scored_behind_system",
         "the prompt is `prompt` behind `system`, unless it begins with it; the same without `scores`",
@@ -566,9 +580,19 @@ GROUPS = [
         [becomes(QUESTION, [GOOD, BAD], [1.0, 0.0])],
     ),
     Form(
+        "conversations whose last message has a score",
+        "scored_conversation",
+        "the same; `score`, `reward` or `rating`, or `rank`, of which 1 is the best",
+        [
+            {"messages": QUESTION + GOOD, "score": 4.5, "by": "x"},
+            {"messages": QUESTION + BAD, "score": 1.0, "by": "x"},
+        ],
+        [becomes(QUESTION, [GOOD, BAD], [4.5, 1.0]) | {"by": "x"}],
+    ),
+    Form(
         "files with one answer and its score in each row",
         "one_answer_per_row",
-        "rows with the same prompt become one; columns that differ between them are left out",
+        "rows with the same prompt become one; columns that differ between them are left out; a score may be text",
         [
             {"question": "Socks?", "answer": "No.", "score": 0.5, "topic": "socks", "by": "x"},
             {"question": "Socks?", "answer": "Fold.", "score": 1.5, "topic": "socks", "by": "y"},

@@ -34,9 +34,10 @@ that, in Python, in YAML and on the command line:
 `trl-ext convert --dataset_name DATA --output_file rows.parquet` shows three converted rows and writes all of them.
 In Python that is `trl_ext.to_scored_rows(dataset, "train")`.
 
-Texts stay texts and messages stay messages; a chat template is used for messages only. Answers that are missing or
-have no score are left out, and so are rows without any other. Forms in which several rows become one ({grouped})
-cannot be streamed: write them to a file first.
+Texts stay texts and messages stay messages; where one part of a row is messages, the other becomes messages. A chat
+template is used for messages only. An answer that is missing or has no score is an error in the row schema and in
+pairs; in other forms it is left out, and so are rows without any other. Forms in which several rows become one
+({grouped}) cannot be streamed: write them to a file first.
 
 ## Taken as they are
 

@@ -30,16 +30,16 @@ class Column:
         head (`str`): Its title.
         value (`Callable`): `(case, measured) -> str`, the cell of a measured case; `"-"` if it has no such figure.
         goal (`Callable`, *optional*): `(case, measured | None) -> str`, shown in brackets unless empty.
-        known (`bool`, *optional*, defaults to `False`): The cells describe the case, measured or not.
+        of_case (`bool`, *optional*, defaults to `False`): Whether `value` describes the case, measured or not.
     """
 
     head: str
     value: Callable[[Any, dict[str, Any]], str]
     goal: Callable[[Any, dict[str, Any] | None], str] = lambda case, measured: ""
-    known: bool = False
+    of_case: bool = False
 
     def cell(self, case: Any, measured: dict[str, Any] | None) -> str:
-        value = NOT_MEASURED if measured is None and not self.known else self.value(case, measured or {})
+        value = NOT_MEASURED if measured is None and not self.of_case else self.value(case, measured or {})
         goal = self.goal(case, measured)
         return f"{value} [{goal}]" if goal and value != "-" else value
 

@@ -361,12 +361,12 @@ def measured(card: Card, cases: Sequence[Case]) -> Iterator[dict[str, Any]]:
         card.release()
 
 
-_WHAT = Column("what", lambda case, _: case.what, known=True)
+_WHAT = Column("what", lambda case, _: case.what, of_case=True)
 
 
 def _table(columns: Sequence[Column]) -> Table:
     """A table of cases, each with its method and setting."""
-    described = [_WHAT, Column("setting", lambda case, _: case.setting, known=True)]
+    described = [_WHAT, Column("setting", lambda case, _: case.setting, of_case=True)]
     return Table("method", lambda case: case.method, [*described, *columns])
 
 
@@ -374,7 +374,7 @@ def _table_of_cards() -> Table:
     """A table of cases on cards of some sizes."""
     columns = [
         _WHAT,
-        Column("card", lambda case, _: f"{case.card} GB"),
+        Column("card", lambda case, _: f"{case.card} GB", of_case=True),
         Column("", lambda case, found: "fits" if found["metrics"]["fits"] else "does not fit"),
         Column("peak reserved, GiB", lambda case, found: _gib(found, "reserved")),
         Column("peak allocated", lambda case, found: _gib(found, "allocated")),

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 
 """
-Peak memory as the number of rows grows: training on a streamed file, sampling and scoring a dataset.
+Peak memory as the number of rows grows: training on a streamed file or on one large round, sampling, scoring.
 
     python -m benchmarks.run row_count [--cases TEXT ...] [--most PROMPTS] [--scale SHARE] [--output FOLDER]
 
@@ -31,6 +31,7 @@ from .row_count_job import PER_PROMPT
 
 WHAT = {
     "stream": "RRHF on a streamed file of prompts",
+    "round": "RRHF, ten steps on one round of completions",
     "sample": "`trl-ext sample`, a model's completions",
     "score": "`trl-ext sample`, scoring a dataset's completions",
 }
@@ -44,7 +45,7 @@ class Case:
 
     Args:
         what (`str`): One of [`WHAT`].
-        few (`int`), many (`int`): Numbers of prompts; of completions where these are sampled or scored.
+        few (`int`), many (`int`): Numbers of prompts; of completions in a round, and where they are sampled or scored.
     """
 
     what: str
@@ -60,7 +61,13 @@ class Case:
         return Case(self.what, *(PER_PROMPT * max(1, round(n * share / PER_PROMPT)) for n in (self.few, self.many)))
 
 
-CASES = (Case("stream", 10_000, 1_000_000), Case("sample", 20_000, 200_000), Case("score", 20_000, 200_000))
+CASES = (
+    Case("stream", 10_000, 1_000_000),
+    Case("sample", 20_000, 200_000),
+    Case("score", 20_000, 200_000),
+    Case("round", 20_000, 200_000),
+)
+KILLED = ("sample", "score")  # half-way, and started again
 
 
 def measure(case: Case, folder: Path, most: int = 0) -> dict[str, dict[str, Any]]:
@@ -88,7 +95,7 @@ def one(what: str, count: int, folder: Path, most: int) -> dict[str, Any]:
     """A run, or two where the first is killed half-way."""
     job = ["-m", "benchmarks.memory.row_count_job", what, str(count), str(folder), "--most", str(most)]
     kept: dict[str, Any] = {}
-    if what != "stream":
+    if what in KILLED:
         try:
             run([*job, "--kill_after", str(count // PER_PROMPT // 2)], folder / "killed.log", keep=True)
         except Failed as error:
@@ -106,7 +113,7 @@ class RowCountSuite(Suite):
     """See the module."""
 
     name = "row_count"
-    what = "Peak memory as the number of rows grows: training on a stream, sampling and scoring."
+    what = "Peak memory as the number of rows grows: training on a stream or a large round, sampling and scoring."
 
     def measures(self) -> set[Any]:
         return {measure, Case}
@@ -193,6 +200,7 @@ _TABLE = Table(
         Column("prompts read", lambda case, found: _both(found, "rows_read", ",")),
         Column("CPU seconds to the end of the first step", lambda case, found: _both(found, "first_step_cpu", ".1f")),
         Column("rows kept when it was killed", _kept),
+        Column("completions in two checkpoints, MiB", lambda case, found: _both(found, "rollouts_mib", ".1f")),
         Column("CPU seconds", lambda case, found: _both(found, "cpu_seconds", ",.0f")),
     ),
 )

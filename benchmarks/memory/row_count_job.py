@@ -4,10 +4,11 @@
 """
 One run of the suite `row_count`, in a process of its own.
 
-    python -m benchmarks.memory.row_count_job {stream,sample,score} COUNT FOLDER [--kill_after ROWS] [--most PROMPTS]
+    python -m benchmarks.memory.row_count_job WHAT COUNT FOLDER [--kill_after ROWS] [--most PROMPTS]
 
-It writes what it found to `found.json` in the folder. With `--kill_after` it kills itself (SIGKILL) as soon as so many
-rows are in its output; with `--most` a stream is not read to its end.
+WHAT is `stream`, `round`, `sample` or `score`. The job writes what it found to `found.json` in the folder. With
+`--kill_after` it kills itself (SIGKILL) as soon as so many rows are in its output; with `--most` a stream is not read
+to its end.
 """
 
 import argparse
@@ -129,37 +130,70 @@ def stream(count: int, folder: Path, *, most: int = 0) -> dict[str, Any]:
     """
     rows = folder / "rows.jsonl"
     write_rows(rows, count)
-    tokenizer = make_tokenizer()
     begin = time.perf_counter(), time.process_time()
     size = min(STEP, count, most or count)
     steps = (min(count, most) if most else count) // size
+    marks = _Marks(begin, max(1, steps // 20))
+    settings = {"num_generations": 2, "max_completion_length": 1, "save_strategy": "no"}
+    dataset = load_dataset(str(rows), split="train", streaming=True)
+    trainer = make_trainer(folder, dataset, marks, max_steps=steps, per_device_train_batch_size=size, **settings)
+    trainer.train()
+    read = trainer.state.global_step * size
+    return {**marks.first, "rows": count, "rows_read": read, "resident_mib": marks.resident_mib}
+
+
+def round_of_all(count: int, folder: Path) -> dict[str, Any]:
+    """
+    Train RRHF on one round of completions of the whole dataset, for ten steps, with a checkpoint after five and ten.
+
+    Args:
+        count (`int`): Number of completions, of up to four tokens.
+        folder (`Path`): Where the file and the run are.
+    """
+    rows = folder / "rows.jsonl"
+    prompts = count // PER_PROMPT
+    write_rows(rows, prompts)
+    begin = time.perf_counter(), time.process_time()
+    marks = _Marks(begin, 1)
+    settings = {"num_generations": PER_PROMPT, "max_completion_length": 4, "save_steps": 5}
+    size = max(1, min(STEP, prompts // 10)) // PER_PROMPT or 1
+    dataset = load_dataset(str(rows), split="train")
+    trainer = make_trainer(folder, dataset, marks, max_steps=10, per_device_train_batch_size=size, **settings)
+    trainer.train()
+    checkpoints = sorted((folder / "run").glob("checkpoint-*"))
+    rollouts = [file.stat() for folder in checkpoints for file in folder.glob("rollouts_*.json")]
+    stored = {status.st_ino: status.st_size for status in rollouts}  # a file with two names is there once
+    return {
+        **marks.first,
+        "completions": count,
+        "resident_mib": marks.resident_mib,
+        "checkpoints": len(checkpoints),
+        "rollouts_mib": sum(stored.values()) / MIB,
+    }
+
+
+def make_trainer(folder: Path, dataset: Any, marks: TrainerCallback, **settings: Any) -> RRHFTrainer:
+    """A trainer of the small model on prompts of up to four words."""
+    tokenizer = make_tokenizer()
     args = RRHFConfig(
         str(folder / "run"),
-        per_device_train_batch_size=size,
-        max_steps=steps,
-        num_generations=2,
-        max_completion_length=1,
         max_length=16,
         gradient_checkpointing=False,
         use_cpu=True,
         bf16=False,
-        logging_steps=max(1, steps // 10),
-        save_strategy="no",
+        logging_steps=max(1, settings["max_steps"] // 10),
         report_to="none",
         disable_tqdm=True,
+        **settings,
     )
-    marks = _Marks(begin, max(1, steps // 20))
-    trainer = RRHFTrainer(
+    return RRHFTrainer(
         model=make_model(len(tokenizer)),
         args=args,
-        train_dataset=load_dataset(str(rows), split="train", streaming=True),
+        train_dataset=dataset,
         processing_class=tokenizer,
         reward_funcs=reward,
         callbacks=[marks],
     )
-    trainer.train()
-    read = trainer.state.global_step * size
-    return {**marks.first, "rows": count, "rows_read": read, "resident_mib": marks.resident_mib}
 
 
 def sample(count: int, folder: Path, *, generate: bool, kill_after: int = 0) -> dict[str, Any]:
@@ -209,7 +243,7 @@ def _kill(output: Path, rows: int) -> None:
 
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("stream", "sample", "score"))
+    parser.add_argument("what", choices=("stream", "round", "sample", "score"))
     parser.add_argument("count", type=int)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kill_after", type=int, default=0)
@@ -217,6 +251,8 @@ def main(words: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     if options.what == "stream":
         found = stream(options.count, options.folder, most=options.most)
+    elif options.what == "round":
+        found = round_of_all(options.count, options.folder)
     else:
         generate = options.what == "sample"
         found = sample(options.count, options.folder, generate=generate, kill_after=options.kill_after)

@@ -24,6 +24,15 @@ def test_a_stream_is_trained_on_once(tmp_path, monkeypatch):
     assert found["first_step_cpu"] > 0
 
 
+def test_a_round_is_in_two_checkpoints_once(tmp_path):
+    found = row_count_job.round_of_all(160, tmp_path)
+    assert found["completions"] == 160 and found["checkpoints"] == 2 and len(found["resident_mib"]) == 10
+    files = list(tmp_path.glob("run/checkpoint-*/rollouts_0.json"))
+    rows = json.loads(files[0].read_text())["rollouts"]
+    assert sum(len(row["ids"]) for row in rows.values()) == 160
+    assert len(files) == 2 and found["rollouts_mib"] * row_count_job.MIB == files[0].stat().st_size
+
+
 @pytest.mark.parametrize("generate", [True, False])
 def test_all_completions_are_sampled_and_scored(generate, tmp_path):
     found = row_count_job.sample(40, tmp_path, generate=generate)

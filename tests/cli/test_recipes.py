@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`trl-ext recipes`, `trl-ext quickstart`, and the paths in a recipe."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,31 @@ def test_a_recipe_with_the_model_of_the_quickstarts_comes_with_it(tmp_path: Path
     assert "recipes/rejection_sampling/imdb-2m_full_imdb_cpu.yaml" in copied
     assert {f"recipes/quickstart/models/{each}/model.safetensors" for each in ("imdb-2m", "imdb-2m-reward")} <= copied
     assert "recipes/quickstart/rrhf.yaml" not in copied
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "proxy_rlhf/smollm2-135m_frozen_instructions_cpu.yaml",  # names the prompts in its dataset
+        "rrhf/smollm2-135m_lora_instructions_cpu.yaml",  # in the command of its header
+        "psle",
+    ],
+)
+def test_a_recipe_comes_with_its_prompts(tmp_path: Path, name: str) -> None:
+    assert main(["recipes", "copy", name]) == 0
+    copied = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert "recipes/instructions/prompts_train.jsonl" in copied
+    assert not any(each.startswith("recipes/quickstart") for each in copied)
+
+
+def test_every_file_beside_which_a_recipe_looks_is_copied_with_it(tmp_path: Path) -> None:
+    """Paths that go through another folder of recipes, which a user without a clone does not have."""
+    for source in recipes_folder().glob("*/*.yaml"):
+        named = re.findall(r"\.\./\w+/[\w./-]+", source.read_text(encoding="utf-8"))
+        if named and source.parent.name != "accelerate":
+            target = tmp_path / source.parent.name / source.stem
+            assert main(["recipes", "copy", str(source.relative_to(recipes_folder())), "--to", str(target)]) == 0
+            assert all((target / source.parent.name / path).exists() for path in named), source
 
 
 def test_a_script_comes_with_its_model(tmp_path: Path) -> None:

@@ -195,6 +195,44 @@ def test_scores_that_are_written_as_text():
     assert (row["completions"], row["scores"]) == (["a", "b"], [1.0, 4.5])
 
 
+def test_a_score_of_one_answer_may_be_text():
+    rows = [{"question": "q", "answer": "a", "score": s} for s in ("4.5", "N/A", "1")]
+    assert convert(rows)[0]["scores"] == [4.5, 1.0]
+    rows = [{"question": "q", "answer": "a", "rank": s} for s in ("1", "2")]
+    assert convert(rows)[0]["scores"] == [-1.0, -2.0]
+    rows = [{"prompt": "q", "completion": "a", "rating": "PG-13"}]
+    assert "scores" not in convert(rows)[0]
+
+
+@pytest.mark.parametrize("scores", [{}, {"scores": [2, 1]}])
+@pytest.mark.parametrize("make", [Dataset.from_list, stream])
+def test_texts_behind_messages_become_messages(scores, make):
+    """Also behind a system prompt in a column, and where a completion is one message without a list."""
+    rows = [{"prompt": [user("q")], "completions": ["a", "b"], **scores}]
+    for row in (
+        rows[0],
+        rows[0] | {"system": "Be brief."},
+        rows[0] | {"completions": [*assistant("a"), *assistant("b")]},
+    ):
+        (found,) = to_scored_rows(make([row]), "train")
+        assert found["completions"] == [assistant("a"), assistant("b")]
+        assert found["prompt"][-1] == user("q")
+    (found,) = to_scored_rows(make([{"prompt": "q", "completions": [assistant("a")], "scores": [1]}]), "train")
+    assert found["prompt"] == [user("q")]
+
+
+def test_a_scored_conversation_ends_with_an_answer():
+    talk = [user("q"), *assistant("a")]
+    with pytest.raises(DataError, match=r"row 1, column 'messages': must be a conversation whose last message is the"):
+        convert([{"messages": talk, "score": 1.0}, {"messages": talk[:1], "score": 1.0}])
+    assert convert([{"messages": talk, "score": 1.0}, {"messages": None, "score": 1.0}])[0]["scores"] == [1.0]
+
+
+def test_lists_in_a_pair_are_told_apart_from_a_missing_answer():
+    with pytest.raises(DataError, match=r"column 'rejected': must be text or messages.*`completions`, beside their"):
+        convert([{"prompt": "q", "chosen": "a", "rejected": ["b", "c"]}])
+
+
 def test_answers_that_are_messages():
     (row,) = convert([{"question": [user("q")], "responses": [assistant("a"), assistant("b")], "scores": [1, 2]}])
     assert row["completions"] == [assistant("a"), assistant("b")]

@@ -61,7 +61,11 @@ def without(row, *columns):
 BAD_PLAIN_ROWS = {
     "no completions": ({"completions": []}, "completions", "is empty .K = 0."),
     "completions missing": ({"completions": None}, "completions", "must be a list, got nothing"),
-    "completions are text": ({"completions": "good"}, "completions", "must be a list, got text"),
+    "completions are text": (
+        {"completions": "good"},
+        "completions",
+        "must be a list, got text. A CSV file cannot hold lists",
+    ),
     "completions are a number": ({"completions": 3}, "completions", "must be a list, got `int`"),
     "empty completion": ({"completions": [" a", ""]}, "completions", r"\[1\] is empty text"),
     "null completion": ({"completions": [" a", None]}, "completions", r"\[1\] must be text.*got nothing"),
@@ -73,7 +77,7 @@ BAD_PLAIN_ROWS = {
     "too few scores": ({"scores": [1.0]}, "scores", "has 1 entries for 2 completions"),
     "too many scores": ({"scores": [1.0, 2.0, 3.0]}, "scores", "has 3 entries for 2 completions"),
     "no scores": ({"scores": None}, "scores", "must be a list with one number per completion"),
-    "one score": ({"scores": 1.0}, "scores", "must be a list with one number per completion"),
+    "one score": ({"scores": 1.0}, "scores", "must be a list with one number per completion, got `float`. A CSV"),
     "NaN score": ({"scores": [1.0, float("nan")]}, "scores", r"\[1\] is nan"),
     "infinite score": ({"scores": [float("-inf"), 1.0]}, "scores", r"\[0\] is -inf"),
     "text score": ({"scores": [1.0, "2"]}, "scores", r"\[1\] must be a number, got '2'"),

@@ -176,6 +176,16 @@ def test_an_empty_chat_completion_has_its_end_of_turn(chat_tokenizer):
     assert chat_tokenizer.decode(row["completion_ids"][0]) == "<|im_end|>\n"
 
 
+@pytest.mark.parametrize("columns", [["prompt"], ["prompt", "completions", "scores"]])
+def test_a_prompt_that_ends_with_an_answer_is_warned_about(chat_tokenizer, columns, caplog):
+    """Its last message is rendered as complete, so that completions would be second answers."""
+    row = {name: value for name, value in CHAT.items() if name in columns}
+    prepare([row], chat_tokenizer)
+    assert not caplog.records
+    prepare([row, row | {"prompt": [*USER, *assistant("Sure, ")]}], chat_tokenizer)
+    assert "Row 1 of the train dataset: the prompt ends with a message of the assistant, 'Sure, '" in caplog.text
+
+
 def test_completions_of_several_messages(chat_tokenizer):
     turns = [*assistant("good"), *USER, *assistant("bad")]
     row = tokenize_row(CHAT | {"completions": [turns, assistant("bad")]}, chat_tokenizer)

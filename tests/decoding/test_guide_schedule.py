@@ -5,12 +5,13 @@
 import itertools
 import math
 import random
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from conftest import make_tokenizer
 from oracles import guide_schedule as oracle
+from transformers import AddedToken
 
 from trl_ext.data.tokenization import left_padded
 from trl_ext.decoding.guide_schedule import (
@@ -136,6 +137,7 @@ class _Named:
     """A tokenizer whose tokens are given texts."""
 
     all_special_ids = ()
+    added_tokens_decoder: ClassVar[dict[int, Any]] = {}
 
     def __init__(self, texts: list[str]) -> None:
         self.texts = texts
@@ -154,10 +156,16 @@ class _Named:
 
 
 def test_special_tokens_begin_both() -> None:
+    """Also one without a name in the tokenizer, as the end of a turn has none in that of Gemma 3."""
     tokenizer = make_tokenizer()
+    tokenizer.add_tokens([AddedToken("<end_of_turn>", special=True), AddedToken("<think>", special=False)])
+    turn, think = tokenizer.convert_tokens_to_ids(["<end_of_turn>", "<think>"])
+    assert turn not in tokenizer.all_special_ids
     units = text_units(tokenizer, len(tokenizer) + 2)
     for unit in ("word", "sentence"):
         assert units.begins[unit][tokenizer.eos_token_id].all()
+        assert units.begins[unit][turn].all()
+        assert not units.begins[unit][think].all()
         assert units.begins[unit][:, START].all()
     film = tokenizer.convert_tokens_to_ids("\u0120film")
     assert units.begins["word"][film].all()

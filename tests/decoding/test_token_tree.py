@@ -31,6 +31,7 @@ from trl_ext.data.tokenization import left_padded
 from trl_ext.decoding import tree_backends
 from trl_ext.decoding.token_tree import Tree
 from trl_ext.decoding.tree_backends import RecomputeBackend, probe_walk
+from trl_ext.guides.follower import Follower
 from trl_ext.models.probe import probe_tokens
 
 
@@ -250,6 +251,46 @@ def test_a_tree_starts_again():
         tree.start(*left_padded(prompts, 0))
         candidates = CANDIDATES[: len(prompts)]
         assert close(tree.branch(torch.tensor(candidates)), branches_by_loop(model, prompts, candidates))
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_text_is_read_anew_after_an_interruption(layer):
+    """
+    Ctrl-C within any forward pass of a guide, in its first layer or between two: the text is guided again, or goes on,
+    as with a new guide.
+    """
+    model = backbone()
+    passes, stop_at = 0, 0
+
+    def interrupt(module, inputs):
+        nonlocal passes
+        passes += 1
+        if passes == stop_at:
+            raise KeyboardInterrupt
+
+    model.layers[layer].mlp.register_forward_pre_hook(interrupt)
+    candidates = torch.tensor(CANDIDATES[:2])
+
+    def guided_text(follower):
+        """One token is a candidate, one is not; then some rows are guided, and all rows again."""
+        ids, found = torch.tensor([PROMPTS[0]] * 2), []
+        for step in range(4):
+            rows = torch.tensor([1]) if step == 2 else None
+            found.append(follower.branch(ids, candidates if rows is None else candidates[1:], rows_R=rows))
+            ids = torch.cat([ids, candidates[:, :1] if step == 0 else torch.full((2, 1), 40 + step)], 1)
+        return ids, found
+
+    follower, passes = Follower(model), 0
+    longer, expected = guided_text(follower)
+    for stop_at in range(1, passes + 1):  # noqa: B007 (the hook reads it)
+        for goes_on in (False, True):
+            follower, passes = Follower(model), 0
+            with pytest.raises(KeyboardInterrupt):
+                guided_text(follower)
+            if goes_on:
+                assert close(follower.branch(longer, candidates), Follower(model).branch(longer, candidates))
+            else:
+                assert all(close(a, b) for a, b in zip(guided_text(follower)[1], expected, strict=True))
 
 
 def test_training_mode_is_restored_and_dropout_is_off():

@@ -387,6 +387,30 @@ def test_the_repetition_penalty_covers_prompt_and_completion(tiny_model, tiny_to
     assert len(set(greedy_loop(tiny_model, [5, 6, 7], 30))) < 30, "the model repeats tokens without the penalty"
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.0},
+        {"top_k": 1},
+        {"top_k": 1, "num_generations": 3},
+        {"num_beams": 2},
+        {"generation_kwargs": {"do_sample": False}},
+    ],
+    ids=str,
+)
+def test_the_repetition_penalty_is_about_the_text_without_its_padding(tiny_model, tiny_tokenizer, settings):
+    """Otherwise a row that is padded would not end: mostly the padding is the end of sequence."""
+    given = {"num_generations": 1, "max_completion_length": 6, "repetition_penalty": 1e6}
+    settings = GenerationSettings(**given | settings)
+    short, long = [5, 6, 7], [9, 8, 7, 6, 5, 10, 11, 12]
+    first = generate(tiny_model, tiny_tokenizer, [short], settings)[0][0].ids[0]
+    assert first not in short
+    tiny_tokenizer.pad_token = tiny_tokenizer.convert_ids_to_tokens(first)
+    alone = [generate(tiny_model, tiny_tokenizer, [prompt], settings)[0] for prompt in (short, long)]
+    assert alone[0][0].ids[0] == first
+    assert generate(tiny_model, tiny_tokenizer, [short, long], settings) == alone
+
+
 def test_generation_kwargs_reach_transformers(tiny_model, tiny_tokenizer):
     banned = list(range(5, 40))
     settings = GenerationSettings(num_generations=20, generation_kwargs={"suppress_tokens": banned})

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import make_model, make_tokenizer
 from peft import IA3Config, LoraConfig, MultitaskPromptTuningConfig, PeftModel, VeraConfig, get_peft_model
-from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
 from trl import ModelConfig
 
 import trl_ext.models.load as models
@@ -474,6 +474,19 @@ def test_the_adapter_of_the_command_is_on_all_linear_layers_but_the_head():
     adapted = {name.split(".")[-4] for name, _ in model.named_parameters() if "lora_A" in name}
     assert adapted == {f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")}
     assert peft_config_from(ModelConfig()) is None
+
+
+def test_the_adapter_of_the_command_leaves_out_what_peft_refuses():
+    """PEFT refuses `out_proj` of Mamba, also among all linear layers, where nobody named it."""
+    config = AutoConfig.for_model("mamba", hidden_size=16, num_hidden_layers=2, state_size=4, vocab_size=64)
+    asked = peft_config_from(ModelConfig(use_peft=True))
+    model = wrap_with_peft(AutoModelForCausalLM.from_config(config), asked)
+    adapted = {name.split(".")[-4] for name, _ in model.named_parameters() if "lora_A" in name}
+    assert adapted == {"in_proj", "x_proj", "dt_proj"}
+    assert (asked.target_modules, asked.exclude_modules) == ("all-linear", None)  # the caller's own is not changed
+    named = LoraConfig(task_type="CAUSAL_LM", target_modules=["out_proj"])
+    with pytest.raises(ValueError, match="Module 'out_proj' is incompatible with Mamba"):
+        wrap_with_peft(AutoModelForCausalLM.from_config(config), named)
 
 
 @pytest.mark.parametrize("wrap", [wrap_with_peft, lambda m, c: wrap_with_peft(get_peft_model(m, c), None)])

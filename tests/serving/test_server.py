@@ -584,6 +584,26 @@ def test_a_policy_that_shows_no_tokens(server: Running) -> None:
         assert own.post(body | {"logprobs": 1})[1]["error"]["param"] == "logprobs"
 
 
+def test_a_seed_holds_beside_others_where_a_batch_has_one(server: Running) -> None:
+    """Requests with one seed wait together, as those of a loop over prompts: each gets what it gets alone."""
+    policy, first, go = blocked(server)
+
+    def generate(prompts: Any, settings: Any) -> Any:
+        return policy.generate(prompts, settings)
+
+    prompts = [IDS, [9, 10], [11, 12, 13]]
+    with running(ServedModels(replace(policy, generate=generate))) as own, ThreadPoolExecutor(4) as pool:
+        body = {"max_tokens": 6, "seed": 3, "n": 2, "return_token_ids": True}
+        leader = pool.submit(own.post, {"prompt": [40], "max_tokens": 1})
+        assert first.wait(HANGS)
+        answers = [pool.submit(own.post, body | {"prompt": p}) for p in prompts]
+        until(lambda: own.app.engine.waiting == len(prompts))
+        go.set()
+        together = [ids_of(answer.result()[1]) for answer in answers]
+        assert leader.result()[0] == 200
+        assert together == [ids_of(own.post(body | {"prompt": p})[1]) for p in prompts]
+
+
 # ------------------------------------------------------------------------------------------------------------- errors
 
 

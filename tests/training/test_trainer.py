@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from conftest import letter_reward, make_model, make_tokenizer
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_trainers import METHODS as ALL
 from tiny_trainers import PROMPTS, SCORED, make_trainer
@@ -399,6 +399,39 @@ def test_attributes_that_scripts_read(tmp_path: Path) -> None:
     unused = RRHFTrainer(given, make_model(193), train_dataset=Dataset.from_list(SCORED), **common)
     assert unused.ref_model is not None
     assert unused.reference is None
+
+
+SPLITS = DatasetDict(first=Dataset.from_list(PROMPTS), second=Dataset.from_list(PROMPTS))
+NO_DATASETS = [
+    (SPLITS, r"`DatasetDict`. It has the splits 'first', 'second': pass one, as in `dataset\['first'\]`"),
+    (PROMPTS, r"`list`. Make one of the rows: `Dataset.from_list\(rows\)`"),
+    (Path("rows.jsonl"), r"Load it: `trl_ext.load_dataset\('rows.jsonl', split='train'\)`"),
+    (3, "got `int`"),
+]
+
+
+@pytest.mark.parametrize(("value", "message"), NO_DATASETS)
+@pytest.mark.parametrize("method", ALL)
+def test_what_is_no_dataset_is_an_error_with_a_remedy(tmp_path: Path, method: str, value: Any, message: str) -> None:
+    trainer = discover().methods[method].method.trainer_class()
+    args = trainer._config_class(str(tmp_path), report_to="none")
+    with pytest.raises(TypeError, match=f"`train_dataset` must be a `Dataset`.*{message}"):
+        trainer(model="x", args=args, reward_funcs=letter_reward, train_dataset=value)
+
+
+def test_an_evaluation_on_what_is_no_dataset_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"`eval_dataset` must be a `Dataset` or .*Make one of the rows"):
+        scored_trainer(tmp_path, "rrhf", 64, eval_rows=SCORED)
+    with pytest.raises(TypeError, match=r"`eval_dataset\['long'\]` must be .*Make one of the rows"):
+        scored_trainer(tmp_path, "rrhf", 64, eval_rows={"long": SCORED})
+
+
+def test_a_model_that_was_not_loaded_by_name_needs_a_tokenizer(tmp_path: Path, monkeypatch: Any) -> None:
+    """Also in a folder that has one: a nameless model is not the one of the working directory."""
+    make_tokenizer().save_pretrained(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"was not loaded from a folder or the Hub.*pass it as `processing_class`"):
+        RRHFTrainer(make_model(64), args=RRHFConfig("x", report_to="none"), train_dataset=Dataset.from_list(SCORED))
 
 
 @pytest.mark.parametrize("method", ALL)

@@ -4,6 +4,7 @@
 """`trl-ext recipes` and `trl-ext quickstart`: lists, copies and runs the recipes that come with the package."""
 
 import ast
+import re
 import shutil
 import textwrap
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from .config_file import recipes_folder
 
+
+_FOLDER = re.compile(r"(?:\.\./|\brecipes/)(\w+)/")  # in a recipe: a folder of recipes or of their data
 
 _RECIPES_HELP = """\
 usage: trl-ext recipes
@@ -131,8 +134,8 @@ def _copy(names: Sequence[str], target: Path) -> None:
         if not source.exists() or not source.resolve().is_relative_to(recipes_folder()):
             raise ValueError(f"there is no recipe '{name}'; trl-ext recipes lists them")
         sources += _files(source) if source.is_dir() else [source]
-        if source.parent == _quickstarts() or _uses_quickstarts(source):  # model and prompts too
-            sources += [path for path in _files(_quickstarts()) if path.suffix != ".yaml"]
+        for folder in _data_of(source):
+            sources += [path for path in _files(folder) if path.suffix != ".yaml"]
     copies = {source: target / source.relative_to(recipes_folder()) for source in sources}
     existing = [str(path) for path in copies.values() if path.exists()]
     if existing:
@@ -144,11 +147,13 @@ def _copy(names: Sequence[str], target: Path) -> None:
             print(path)
 
 
-def _uses_quickstarts(source: Path) -> bool:
-    """Whether a recipe or script, or a folder of them, names files of the quickstarts."""
-    texts = [source] if source.is_file() else _files(source)
-    named = any("../quickstart/" in path.read_text(encoding="utf-8") for path in texts if path.suffix == ".yaml")
-    return named or source.resolve().is_relative_to(_scripts())
+def _data_of(source: Path) -> list[Path]:
+    """The folders with models and prompts that a recipe or script, or a folder of them, names."""
+    texts = [path for path in ([source] if source.is_file() else _files(source)) if path.suffix == ".yaml"]
+    names = {name for path in texts for name in _FOLDER.findall(path.read_text(encoding="utf-8"))}
+    if source.parent == _quickstarts() or source.resolve().is_relative_to(_scripts()):
+        names.add(_quickstarts().name)
+    return [folder for name in sorted(names) if any((folder := recipes_folder() / name).glob("*.jsonl"))]
 
 
 def _files(folder: Path) -> list[Path]:

@@ -16,6 +16,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from os import PathLike
 from typing import Any, NoReturn, TypeAlias
 
 from datasets import Dataset, IterableDataset
@@ -26,6 +27,35 @@ AnyDataset: TypeAlias = Dataset | IterableDataset
 
 class DataError(ValueError):
     """A row or column that cannot be used. The message names it and the remedy."""
+
+
+def check_dataset(value: Any, setting: str, *, streamed: bool = True) -> None:
+    """
+    Check that an argument is a dataset.
+
+    Args:
+        value (`Any`): The argument.
+        setting (`str`): Its name, for the error.
+        streamed (`bool`, *optional*, defaults to `True`): Whether it may be an [`~datasets.IterableDataset`].
+
+    Raises:
+        `TypeError`: It is something else. The message says how to make a dataset of it.
+    """
+    if isinstance(value, Dataset | IterableDataset if streamed else Dataset):
+        return
+    remedy = ""
+    if (
+        isinstance(value, dict)
+        and value
+        and all(isinstance(part, Dataset | IterableDataset) for part in value.values())
+    ):
+        remedy = f" It has the splits {', '.join(map(repr, value))}: pass one, as in `dataset[{next(iter(value))!r}]`."
+    elif isinstance(value, list | tuple):
+        remedy = " Make one of the rows: `Dataset.from_list(rows)`."
+    elif isinstance(value, str | PathLike):
+        remedy = f" Load it: `trl_ext.load_dataset({str(value)!r}, split='train')`."
+    wanted = "a `Dataset` or `IterableDataset`" if streamed else "a `Dataset`"
+    raise TypeError(f"`{setting}` must be {wanted}, got `{type(value).__name__}`.{remedy}")
 
 
 def where(index: int, name: str = "", column: str = "") -> str:
@@ -122,7 +152,7 @@ def check_row(
         return
     completions, ended = row["completions"], row.get("ended")
     if not isinstance(completions, list):
-        fail("completions", f"must be a list, got {_kind(completions)}.")
+        fail("completions", f"must be a list, got {_kind(completions)}.{_NO_LISTS if completions else ''}")
     if not completions:
         fail("completions", "is empty (K = 0). Remove the row or give it at least one completion.")
     if ended is not None and (not isinstance(ended, list) or len(ended) != len(completions)):
@@ -151,14 +181,21 @@ def check_scores(row: dict[str, Any], index: int, name: str = "") -> None:
 
     scores, number = row.get("scores"), len(row["completions"])
     if not isinstance(scores, list):
-        fail("must be a list with one number per completion (ranks are enough; higher is better).")
+        fail(f"must be a list with one number per completion, got {_kind(scores)}.{_NO_LISTS if scores else ''}")
     if len(scores) != number:
         fail(f"has {len(scores)} entries for {number} completions.")
     for i, score in enumerate(scores):
         if isinstance(score, bool) or not isinstance(score, int | float):
-            fail(f"[{i}] must be a number, got {score!r}.")
+            fail(f"[{i}] must be a number, got {score!r}. Write it as one, or remove the completion.")
         if not math.isfinite(score):
             fail(f"[{i}] is {score}. Scores must be finite: remove the completion or score it.")
+
+
+# What to do about a single value where a list belongs.
+_NO_LISTS = (
+    " A CSV file cannot hold lists: write .jsonl or .parquet, or one completion in each row, in columns called "
+    "`completion` and `score` (`columns: {completion: ..., score: ...}`)."
+)
 
 
 def _check_tools(text: str, fail: Callable[[str], NoReturn]) -> None:

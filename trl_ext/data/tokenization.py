@@ -148,6 +148,8 @@ def _tokenize_row(
     """The result of [`tokenize_row`], and what the user has to know about it, by kind; see `_NOTES`."""
     prompt, completions = row["prompt"], row.get("completions")
     notes: dict[str, str] = {}
+    if not isinstance(prompt, str) and prompt[-1].get("role") == "assistant":
+        notes["answered"] = str(prompt[-1].get("content") or "")
     if completions is None:
         return {"prompt_ids": _encode_checked_prompt(row, tokenizer, notes)}, notes
     ended = [bool(flag) for flag in row.get("ended") or [True] * len(completions)]
@@ -239,6 +241,9 @@ _NOTES = {
     "the completion, or the chat template leaves it out. Completions are trained on behind the complete prompt, as "
     "they are generated. For text, move a space from the end of the prompts to the start of the completions. For a "
     "prompt that opens a thought, use completions with reasoning, or `chat_template_kwargs` that switch thinking off.",
+    "answered": "the prompt ends with a message of the assistant, {text}. It is taken for a complete one, behind "
+    "which the model begins another. If it is the answer, take it out of the prompt; if it is the beginning of one, "
+    "move it to the start of the completions.",
     "left out": "the chat template drops or changes a part of the completion ({text}). It is trained on as the "
     "dataset has it.",
     "lost": "the chat template leaves this out of a completion, so it is not trained on: {text}. Write it into the "

@@ -83,7 +83,9 @@ class TextUnits:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> None:
-        special = set(tokenizer.all_special_ids)
+        # `all_special_ids` has those with a name, such as the end of sequence; the end of a turn need not have one.
+        added = tokenizer.added_tokens_decoder
+        special = {*tokenizer.all_special_ids, *(token for token, entry in added.items() if entry.special)}
         texts = ["" if token in special else text for token, text in enumerate(token_names(tokenizer))]
         texts = [*texts[:vocabulary], *[""] * (vocabulary - len(texts))]
         # An incomplete character has no text, but it is one.

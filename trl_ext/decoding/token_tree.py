@@ -12,7 +12,8 @@ Dimensions: N prefixes (rows), P tokens of a prompt, S columns of a prefix, T ne
 D hidden size.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,7 +30,8 @@ class Tree:
 
     Exact: hidden states are those of separate uncached forward passes, up to rounding. Whether the attention of a
     model supports this is read from its config and verified once per model on a few tokens. For other models the
-    candidates are computed as rows of their own, without a cache (see `form` and `reason`).
+    candidates are computed as rows of their own, without a cache (see `form` and `reason`). After an error within a
+    forward pass, Ctrl-C included, the tree has no prefixes.
 
     Args:
         backbone ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -181,8 +183,9 @@ class Tree:
         if self.branches_Nk is None:
             raise ValueError("There are no candidates to keep: call `branch` first, and `keep` once after it.")
         chosen = self.branches_Nk.gather(1, choice_N[:, None])
-        self._backend.keep(choice_N)
-        self._extend(chosen, torch.ones_like(chosen, dtype=torch.bool))
+        with self._empty_after_an_error():
+            self._backend.keep(choice_N)
+            self._extend(chosen, torch.ones_like(chosen, dtype=torch.bool))
 
     def append(self, ids_NT: torch.Tensor) -> torch.Tensor:
         """
@@ -204,10 +207,11 @@ class Tree:
         Args:
             rows (`torch.Tensor`): Indices of rows: beams, repeats, or the rest of a batch.
         """
-        self.ids_NS, self.mask_NS = self.ids_NS[rows], self.mask_NS[rows]
-        kept = self.branches_Nk is not None and not self._branched_more
-        self.branches_Nk = self.branches_Nk[rows] if kept and self.branches_Nk is not None else None
-        self._backend.select(rows)
+        with self._empty_after_an_error():
+            self.ids_NS, self.mask_NS = self.ids_NS[rows], self.mask_NS[rows]
+            kept = self.branches_Nk is not None and not self._branched_more
+            self.branches_Nk = self.branches_Nk[rows] if kept and self.branches_Nk is not None else None
+            self._backend.select(rows)
 
     def crop(self, length: int) -> None:
         """
@@ -237,8 +241,20 @@ class Tree:
             raise ValueError(f"The candidates have shape {tuple(candidates_Rk.shape)} for {len(rows_R)} rows.")
         self.calls += 1
         self.tokens += candidates_Rk.numel()
-        with torch.no_grad(), evaluating(self.backbone):
+        with torch.no_grad(), evaluating(self.backbone), self._empty_after_an_error():
             return self._backend.forward_some(self.ids_NS, self.mask_NS, rows_R, candidates_Rk)
+
+    @contextmanager
+    def _empty_after_an_error(self) -> Iterator[None]:
+        """
+        Inside this context the cache may change in part only, by Ctrl-C or for lack of memory: some layers then have
+        tokens that others lack. The tree is cleared, so that the next text is read from the start.
+        """
+        try:
+            yield
+        except BaseException:
+            self.clear()
+            raise
 
     def _extend(self, ids: torch.Tensor, mask: torch.Tensor) -> None:
         self.ids_NS, self.mask_NS = torch.cat([self.ids_NS, ids], 1), torch.cat([self.mask_NS, mask], 1)
@@ -251,5 +267,5 @@ class Tree:
             self._extend(ids, mask)
         self.calls += 1
         self.tokens += ids.numel() + (0 if candidates is None else candidates.numel())
-        with evaluating(self.backbone):
+        with evaluating(self.backbone), self._empty_after_an_error():
             return self._backend.forward(self.ids_NS, self.mask_NS, new, candidates)

@@ -26,6 +26,7 @@ from transformers import (
 from trl_ext.data.completion import Completion, decode_completions
 from trl_ext.data.tokenization import left_padded
 from trl_ext.decoding.kv_cache import prompt_cache
+from trl_ext.decoding.repetition_penalty import RepetitionPenalty
 from trl_ext.decoding.token_sampling import SamplingProcessor
 from trl_ext.devices import supports_cuda_graphs
 from trl_ext.generation_settings import INSTEAD_OF_DIVERSE_BEAMS, GenerationSettings
@@ -203,6 +204,10 @@ def _sequences(
     output = _static_generate(model, ids_PT, mask_PT, k, settings, config, steps, observation is not None)
     if output is not None:
         return output[:, width:].tolist()
+    if (penalty := config.repetition_penalty or 1.0) != 1:
+        config = copy.deepcopy(config)
+        config.repetition_penalty = 1.0
+        steps.insert(0, RepetitionPenalty(penalty, mask_PT))
     if _repeats_virtual_tokens(model):
         extra["use_cache"] = False  # every step then reads all tokens, the virtual ones once
     if settings.own_sampling and "use_cache" not in extra:

@@ -28,6 +28,9 @@ _FACTORS = ("lora_magnitude_vector", "vera_lambda")
 # Initializations of LoRA that move a part of the base weights into the adapter.
 _CHANGE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
+# Models with layers that PEFT 0.21 refuses to put an adapter on.
+_MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
+
 # Adapters whose forward pass takes a task or a type for each token.
 _OWN_INPUTS = ("MULTITASK_PROMPT_TUNING", "CPT", "POLY")
 
@@ -51,6 +54,21 @@ def peft_config_from(model_args: ModelConfig) -> "PeftConfig | None":
     model_args = copy.copy(model_args)
     model_args.lora_target_modules = targets
     return get_peft_config(model_args)
+
+
+def _leave_out_refused(model: PreTrainedModel, peft_config: "PeftConfig") -> "PeftConfig":
+    """
+    The adapter without layers that PEFT refuses, if it is on "all-linear", which does not name them.
+
+    Kernels of Mamba read the weight of `out_proj` themselves, so that an adapter on it has no effect.
+    """
+    refused = {name.rpartition(".")[2] for name, _ in model.named_modules()} & {"out_proj"}
+    targets, excluded = (getattr(peft_config, name, None) for name in ("target_modules", "exclude_modules"))
+    if not refused or targets != "all-linear" or model.config.model_type not in _MAMBA or isinstance(excluded, str):
+        return peft_config
+    peft_config = copy.copy(peft_config)
+    peft_config.exclude_modules = {*(excluded or ()), *refused}  # type: ignore[attr-defined]
+    return peft_config
 
 
 @contextlib.contextmanager
@@ -103,7 +121,7 @@ def wrap_with_peft(model: PreTrainedModel, peft_config: "PeftConfig | None", **k
                 "(`model.merge_and_unload()`), or leave `peft_config` out to train the adapter that is there."
             )
         with _without_deprecations():
-            model = get_peft_model(model, peft_config, **kwargs)
+            model = get_peft_model(model, _leave_out_refused(model, peft_config), **kwargs)
     elif is_quantized(model) and not is_peft_model(model):
         raise ValueError(
             "A quantized model cannot be trained without an adapter: pass `peft_config` "

@@ -247,7 +247,7 @@ class App:
         limits = [self._limit(policy, ids, request) for ids in encoded]
         settings = replace(request.settings, max_completion_length=1)  # lengths may differ in a batch
         shown = request.guidance is not None
-        key = BatchKey(name, beta, settings, None if policy.observable else request.seed, shown)
+        key = BatchKey(name, beta, settings, shown)
         job = Job(
             key,
             policy.tokenizer,
@@ -259,6 +259,7 @@ class App:
             best_of_n=request.best_of_n,
             reward_weights=reward_weights,
             reward_rows=[prompt_row(p, policy.tokenizer) for p in request.prompts for _ in range(request.n)],
+            alone=request.seed is not None and not policy.observable,
         )
         k = request.n * request.best_of_n
         first = self._rng.getrandbits(62) if request.seed is None else request.seed

@@ -81,7 +81,6 @@ class BatchKey:
         model (`str`): Name of the model.
         beta (`tuple`, *optional*): Weights of the guides, as sorted pairs.
         settings ([`~trl_ext.generation_settings.GenerationSettings`]): Settings of the sampling.
-        seed (`int`, *optional*): The seed, for a policy that has one seed for a batch.
         shows_guidance (`bool`, *optional*, defaults to `False`): Whether guides say what they do. They are then
             asked at weight 0 too.
     """
@@ -89,7 +88,6 @@ class BatchKey:
     model: str
     beta: tuple[tuple[str, float], ...] | None
     settings: GenerationSettings
-    seed: int | None = None
     shows_guidance: bool = False
 
 
@@ -178,12 +176,13 @@ class Job:
         best_of_n (`int`, *optional*, defaults to `1`): Completions of which one is kept.
         reward_weights (`Sequence[float]`, *optional*): A weight for each reward that chooses it, 1 by default.
         reward_rows (`list[dict]`, *optional*): A row with the `prompt` for each group of `best_of_n` completions.
+        alone (`bool`, *optional*, defaults to `False`): Whether to generate them without those of other jobs: a batch
+            with others has failed, or the policy samples a batch with one seed and the request gives its own.
 
     Attributes:
         rows (`list[Row]`): The completions, those of a prompt next to each other.
         unused_tokens (`int`): Tokens of completions that `best_of_n` did not keep.
         cancelled (`threading.Event`): Set if nobody waits for the completions any more.
-        alone (`bool`): Whether to generate them without those of other jobs, as a batch with others has failed.
     """
 
     key: BatchKey
@@ -196,9 +195,9 @@ class Job:
     best_of_n: int = 1
     reward_weights: Sequence[float] | None = None
     reward_rows: list[dict[str, Any]] = field(default_factory=list)
+    alone: bool = False
     rows: list[Row] = field(default_factory=list)
     cancelled: threading.Event = field(default_factory=threading.Event)
-    alone: bool = False
     unused_tokens: int = 0
 
     def add_rows(self, prompts: Sequence[list[int]], limits: Sequence[int], seeds: Sequence[int]) -> None:

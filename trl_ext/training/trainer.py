@@ -22,7 +22,7 @@ from transformers.utils import logging
 from trl_ext.atomic_files import make_folder, write_text
 from trl_ext.cards import quoted
 from trl_ext.data.chat_template import unstopped_turn, use_chat_template
-from trl_ext.data.schema import AnyDataset, column_names, first_row, is_conversational
+from trl_ext.data.schema import AnyDataset, check_dataset, column_names, first_row, is_conversational
 from trl_ext.data.scored_rows import form_of, require_scores, to_scored_rows
 from trl_ext.data.token_ids import check_token_ids_of_rows
 from trl_ext.data.tokenization import TOKENIZED_COLUMNS, check_positions, is_tokenized, prepare_dataset
@@ -253,10 +253,7 @@ class ExtTrainer(BaseTrainer):
         """
         if train_dataset is None:
             raise ValueError("`train_dataset` is required.")
-        if not isinstance(train_dataset, Dataset | IterableDataset):
-            raise TypeError(
-                f"`train_dataset` must be a `Dataset` or `IterableDataset`, got `{type(train_dataset).__name__}`."
-            )
+        check_dataset(train_dataset, "train_dataset")
         args.accelerator_config.dispatch_batches = False  # also for a stream that is evaluated only
         if isinstance(train_dataset, IterableDataset):
             args.dataloader_num_workers = _workers_for(train_dataset, args)
@@ -336,6 +333,11 @@ class ExtTrainer(BaseTrainer):
     def _load_tokenizer(cls, model: Any, args: ExtConfig, processing_class: Any) -> PreTrainedTokenizerBase:
         if processing_class is None:
             name = _name_of(model)
+            if not name:
+                raise ValueError(
+                    "The model was not loaded from a folder or the Hub, so its tokenizer is not known: pass it as "
+                    "`processing_class`."
+                )
             kwargs = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
             where = hub_arguments(kwargs) if isinstance(model, str) else {}
             try:
@@ -399,11 +401,14 @@ class ExtTrainer(BaseTrainer):
         """Both datasets, checked and tokenized. The train dataset has the form that [`_setup`] returned."""
         train_dataset = self._prepare_dataset(train_dataset, args, "train")
         if isinstance(eval_dataset, dict):
+            for name, part in eval_dataset.items():
+                check_dataset(part, f"eval_dataset[{name!r}]")
             eval_dataset = {
                 name: self._prepare_dataset(self._as_scored_rows(part, args, name), args, name)
                 for name, part in eval_dataset.items()
             }
         elif eval_dataset is not None:
+            check_dataset(eval_dataset, "eval_dataset")
             eval_dataset = self._prepare_dataset(self._as_scored_rows(eval_dataset, args, "eval"), args, "eval")
         check_reward_columns(self.rewards, self._raw_columns)
         return train_dataset, eval_dataset

@@ -478,6 +478,22 @@ def test_ties_in_every_process(settings: dict[str, Any], dtype: torch.dtype) -> 
 
 
 @pytest.mark.parametrize("order", ["sampled", "descending"])
+def test_the_repetition_penalty_is_about_the_text_without_its_padding(order: str) -> None:
+    """A row has the log-probabilities that it has alone, also of the token that pads it in a batch."""
+    short, long = [5, 6, 7], [9, 8, 7, 6, 5, 10, 11, 12]
+    pad = int(make_model(V)(torch.tensor([short])).logits[0, -1].argmax())
+    assert pad not in short
+    process = DecisionProcess(top_k=4, order=order, repetition_penalty=1.5)
+    llm, proxy = BackboneAndHead(make_model(V)), make_proxy(make_model(V), process)
+    texts = [[[pad, 20, pad]], [[pad, 21, 22]]]
+    together = proxy_logps(llm, proxy, process, [short, long], texts, pad_token_id=pad)
+    for prompt, text, [found] in zip((short, long), texts, together, strict=True):
+        [[alone]] = proxy_logps(llm, proxy, process, [prompt], [text], pad_token_id=pad)
+        torch.testing.assert_close(found, alone, rtol=0, atol=1e-4)
+    assert together[0][0][0] > -torch.inf
+
+
+@pytest.mark.parametrize("order", ["sampled", "descending"])
 @pytest.mark.parametrize("penalty", [1.5, 0.7])
 def test_ties_compare_penalized_logits(order: str, penalty: float) -> None:
     """With a repetition penalty, the model's own probabilities may be tied where the penalized logits are not."""

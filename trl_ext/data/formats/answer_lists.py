@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..schema import DataError
-from .dataset_format import DatasetFormat, Row, has_prompt, is_number, required_prompt, scored_row
+from .dataset_format import DatasetFormat, Row, as_number, has_prompt, is_number, required_prompt, scored_row
 
 
 ANSWER_LISTS = ("completions", "responses", "answers", "outputs", "output", "generations", "candidates")
@@ -37,7 +37,7 @@ def _parallel(row: Row) -> list[Row]:
     sources = row.get("models") or row.get("generation_models") or row.get("sources") or [answers] * len(row[answers])
     sources = sources if len(sources) == len(row[answers]) else [answers] * len(row[answers])
     return scored_row(
-        required_prompt(row), row[answers], _scores(scores, [*map(_number, row[scores])]), sources=sources
+        required_prompt(row), row[answers], _scores(scores, [*map(as_number, row[scores])]), sources=sources
     )
 
 
@@ -59,19 +59,11 @@ def _objects(column: str, prompt: Callable[[Row], Any] = required_prompt) -> Cal
         scores: list[Any] = []
         for answer in answers:
             name = _first_of(_SCORES, answer)
-            scores += _scores(name, [_number(answer[name])]) if name else [None]
+            scores += _scores(name, [as_number(answer[name])]) if name else [None]
         sources = [answer.get("model") or column for answer in answers]
         return scored_row(prompt(row), texts, scores, sources=sources)
 
     return convert
-
-
-def _number(value: Any) -> Any:
-    """A number that may be written as text; `None` for "N/A"."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
 
 
 def _has_objects(row: Row) -> bool:

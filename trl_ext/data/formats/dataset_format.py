@@ -100,6 +100,22 @@ def has_prompt(row: Row) -> bool:
     return "prompt" in row or any(_is_content(row.get(name)) for name in (*PROMPT_COLUMNS, "messages"))
 
 
+def last_answer(messages: Any, column: str) -> tuple[list[Row], list[Row]]:
+    """
+    The messages of a conversation before its last one, and the last one.
+
+    Raises:
+        `DataError`: The last message is not the assistant's, or there is no other.
+    """
+    roles = [message["role"] for message in messages] if is_messages(messages) else []
+    if len(roles) < 2 or roles[-1] != "assistant":
+        raise DataError(
+            f"column {column!r}: must be a conversation whose last message is the assistant's; its roles are "
+            f"{', '.join(map(repr, roles)) or 'none'}. Remove the row."
+        )
+    return messages[:-1], messages[-1:]
+
+
 def _is_content(value: Any) -> bool:
     return is_messages(value) or (isinstance(value, str) and bool(value))
 
@@ -169,6 +185,14 @@ def scored_row(
 def is_number(value: Any) -> bool:
     """Whether a value is a finite number or a boolean."""
     return isinstance(value, int | float) and math.isfinite(value)
+
+
+def as_number(value: Any) -> float | None:
+    """A number, also one that is written as text; `None` for "N/A"."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
 
 
 def _as_answer(prompt: Any, answer: Any) -> Any:

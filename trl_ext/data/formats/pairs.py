@@ -50,7 +50,10 @@ def _check_pair(row: Row) -> None:
         value = row[name]
         if not isinstance(value, str) and not is_messages(value):
             found = "nothing (null)" if value is None else f"{type(value).__name__} {str(value)[:60]!r}"
-            raise DataError(f"column {name!r}: must be text or messages, got {found}. Remove the row.")
+            remedy = "Remove the row."
+            if isinstance(value, list) and value:
+                remedy = "Several answers belong in a column `completions`, beside their `scores`."
+            raise DataError(f"column {name!r}: must be text or messages, got {found}. {remedy}")
     if isinstance(row["chosen"], str) is not isinstance(row["rejected"], str):
         raise DataError("columns 'chosen' and 'rejected': one is text, the other messages. Make them alike.")
 

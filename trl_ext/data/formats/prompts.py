@@ -3,8 +3,10 @@
 
 """Formats without scores: prompts, and prompts with an answer."""
 
+from typing import Any
+
 from ..messages import is_messages
-from ..schema import DataError, as_completion
+from ..schema import as_completion
 from .answer_lists import SCORE_LISTS
 from .dataset_format import (
     CONVERSATIONS,
@@ -13,6 +15,7 @@ from .dataset_format import (
     Row,
     has_prompt,
     has_system,
+    last_answer,
     required_prompt,
     with_system,
 )
@@ -38,14 +41,8 @@ def _column(row: Row) -> str:
 
 def _conversation(row: Row) -> list[Row]:
     """The last answer of a conversation is its completion."""
-    messages = row[_column(row)]
-    roles = [message["role"] for message in messages] if is_messages(messages) else []
-    if len(roles) < 2 or roles[-1] != "assistant":
-        raise DataError(
-            f"column {_column(row)!r}: must be a conversation whose last message is the assistant's; its roles are "
-            f"{', '.join(map(repr, roles)) or 'none'}. Remove the row."
-        )
-    return [{"prompt": with_system(row, messages[:-1]), "completions": [messages[-1:]], "ended": [True]}]
+    prompt, answer = last_answer(row[_column(row)], _column(row))
+    return [{"prompt": with_system(row, prompt), "completions": [answer], "ended": [True]}]
 
 
 def _prompt(row: Row) -> list[Row]:
@@ -65,12 +62,42 @@ def _is_pair(row: Row) -> bool:
 def _is_schema(row: Row) -> bool:
     """Whether completions are texts or messages, not dictionaries with a text and a score."""
     completions = row["completions"]
-    return not isinstance(completions, list) or not completions or not isinstance(completions[0], dict)
+    if not isinstance(completions, list) or not completions or not isinstance(completions[0], dict):
+        return True
+    return "role" in completions[0] and not any(name in completions[0] for name in SCORES)
 
 
 def _behind_system(row: Row) -> list[Row]:
     """The row behind its system prompt, unless it begins with that, as in files of `trl-ext sample`."""
-    return [{"prompt": with_system(row, row["prompt"])}]
+    return _alike(row | {"prompt": with_system(row, row["prompt"])})
+
+
+def _alike(row: Row) -> list[Row]:
+    """Prompt and completions as messages, where the one or the others are."""
+    prompt, completions = row["prompt"], row["completions"]
+    if not isinstance(completions, list):
+        return [{"prompt": prompt}]
+    if isinstance(prompt, str) and any(map(_is_talk, completions)):
+        prompt = [{"role": "user", "content": prompt}]
+    if is_messages(prompt):
+        completions = [[each] if isinstance(each, dict) else each for each in completions]
+        completions = [as_completion({"prompt": prompt}, x) if isinstance(x, str) else x for x in completions]
+    return [{"prompt": prompt, "completions": completions}]
+
+
+def _is_talk(completion: Any) -> bool:
+    """Whether a completion is messages, or one message without a list."""
+    return is_messages(completion) or (isinstance(completion, dict) and "role" in completion)
+
+
+def _differs(row: Row) -> bool:
+    """Whether the prompt is messages and the first completion is not a list of them, or the other way round."""
+    prompt, completions = row["prompt"], row["completions"]
+    if not isinstance(completions, list) or not completions:
+        return False
+    if is_messages(prompt):
+        return isinstance(completions[0], str | dict)
+    return isinstance(prompt, str) and _is_talk(completions[0])
 
 
 def _is_unscored(row: Row) -> bool:
@@ -85,8 +112,16 @@ _BESIDE_SYSTEM = DatasetFormat(
     _behind_system,
     matches=lambda row: has_system(row) and (("scores" in row and _is_schema(row)) or _is_unscored(row)),
 )
+_MIXED = DatasetFormat(
+    "messages_and_texts",
+    "the row schema with messages as the prompt and texts as completions, or the other way round",
+    ("prompt", "completions"),
+    _alike,
+    matches=lambda row: _differs(row) and (("scores" in row and _is_schema(row)) or _is_unscored(row)),
+)
 AS_THEY_ARE = [
     _BESIDE_SYSTEM,
+    _MIXED,
     DatasetFormat("scored", "the row schema", ("prompt", "completions", "scores"), matches=_is_schema),
     DatasetFormat("completions", "the row schema without scores", ("prompt", "completions"), matches=_is_unscored),
 ]

@@ -8,7 +8,17 @@ from collections.abc import Callable
 from typing import Any
 
 from ..messages import is_messages
-from .dataset_format import CONVERSATIONS, DatasetFormat, Row, is_number, required_prompt, scored_row, with_system
+from ..schema import DataError
+from .dataset_format import (
+    CONVERSATIONS,
+    DatasetFormat,
+    Row,
+    as_number,
+    last_answer,
+    required_prompt,
+    scored_row,
+    with_system,
+)
 
 
 ANSWERS = ("completion", "response", "answer", "output")
@@ -46,15 +56,24 @@ def _constant_columns(groups: list[list[Row]]) -> list[str]:
     return [name for name in names if all(row[name] == rows[0][name] for rows in groups for row in rows)]
 
 
-def _conversations(rows: list[Row]) -> list[Row]:
-    """Conversations whose last message is labelled, as rows with a prompt and a completion."""
-    column = next(name for name in CONVERSATIONS if name in rows[0])
-    split = [
-        {"prompt": with_system(row, row[column][:-1]), "completion": row[column][-1:], "label": row["label"]}
-        for row in rows
-        if is_messages(row[column]) and len(row[column]) > 1
-    ]
-    return _grouped(("completion",), _label)(split) if split else []
+def _conversations(score: Callable[[Row], Any]) -> Callable[[list[Row]], list[Row]]:
+    """The same for conversations, whose last message has the score. Rows without a conversation are left out."""
+
+    def group(rows: list[Row]) -> list[Row]:
+        column = next(name for name in CONVERSATIONS if name in rows[0])
+        split: list[Row] = []
+        for index, row in enumerate(rows):
+            if not row[column]:
+                continue
+            try:
+                prompt, answer = last_answer(row[column], column)
+            except DataError as error:
+                raise DataError(f"row {index}, {error}") from None
+            others = {name: value for name, value in row.items() if name != column}
+            split.append(others | {"prompt": with_system(row, prompt), "completion": answer})
+        return _grouped(("completion",), score)(split) if split else []
+
+    return group
 
 
 def _label(row: Row) -> Any:
@@ -63,14 +82,21 @@ def _label(row: Row) -> Any:
 
 def _score(row: Row) -> Any:
     name = next(name for name in SCORES if name in row)
-    value = row[name]
-    return -value if name == "rank" and is_number(value) else value
+    value = as_number(row[name])
+    return -value if name == "rank" and value is not None else value
 
 
 def _has_score(row: Row) -> bool:
     score = next((row[name] for name in SCORES if name in row), None)
     answer = next((row[name] for name in ANSWERS if name in row), None)
-    return (score is None or isinstance(score, int | float)) and (answer is None or isinstance(answer, str | list))
+    return (score is None or as_number(score) is not None) and (answer is None or isinstance(answer, str | list))
+
+
+def _has_scored_conversation(row: Row) -> bool:
+    messages = next(row[name] for name in CONVERSATIONS if name in row)
+    if "prompt" in row or not is_messages(messages) or messages[-1]["role"] != "assistant":
+        return False
+    return as_number(next(row[name] for name in SCORES if name in row)) is not None
 
 
 FORMATS = [
@@ -94,9 +120,18 @@ FORMATS = [
         "unpaired_conversation",
         "LLaMA-Factory's data for KTO",
         ("|".join(CONVERSATIONS), "label"),
-        group=_conversations,
+        group=_conversations(_label),
+        consumes=(*CONVERSATIONS, "completion", "label"),
         labels=True,
         matches=lambda row: "prompt" not in row and row["label"] in (True, False),
+    ),
+    DatasetFormat(
+        "scored_conversation",
+        "conversations with a score of their last message",
+        ("|".join(CONVERSATIONS), "|".join(SCORES)),
+        group=_conversations(_score),
+        consumes=(*CONVERSATIONS, "completion", *SCORES),
+        matches=_has_scored_conversation,
     ),
     DatasetFormat(
         "one_answer_per_row",

@@ -25,7 +25,7 @@ from transformers.utils import logging
 from trl_ext.atomic_files import write_text
 from trl_ext.cards import link, quoted
 from trl_ext.data.completion import Completion, decode_after
-from trl_ext.data.schema import AnyDataset, DataError, column_names
+from trl_ext.data.schema import AnyDataset, DataError, check_dataset, column_names
 from trl_ext.data.scored_rows import REWARD_FLAGS
 from trl_ext.generation_settings import eos_token_ids, pad_token_id
 from trl_ext.models.backbone_and_head import BackboneAndHead
@@ -517,9 +517,9 @@ def _check_arguments(train_dataset: Any, reward_funcs: Any, peft_config: Any) ->
             "`train_dataset` is streamed, but the rows of a round are read once for each of its updates. Load it "
             "(`Dataset.from_list(list(stream.take(n)))`)."
         )
-    if not isinstance(train_dataset, Dataset):
-        kind = ValueError if train_dataset is None else TypeError  # as TRL
-        raise kind(f"`train_dataset` is required and must be a `Dataset`, got `{type(train_dataset).__name__}`.")
+    if train_dataset is None:
+        raise ValueError("`train_dataset` is required.")  # as TRL
+    check_dataset(train_dataset, "train_dataset", streamed=False)
     if not reward_funcs:
         raise ValueError(
             f"`reward_funcs` is required {REWARD_FLAGS}: the proxy learns from their scores of completions."

@@ -25,7 +25,7 @@ from transformers import (
 from transformers.utils import logging
 
 from trl_ext.data.load import load_dataset
-from trl_ext.data.schema import AnyDataset, first_row
+from trl_ext.data.schema import AnyDataset, check_dataset, first_row
 from trl_ext.data.scored_rows import REWARD_FLAGS
 from trl_ext.progress import library_progress, shown
 from trl_ext.rewards.functions import RewardFunc
@@ -238,11 +238,12 @@ class PSLETrainer(OnlineTrainer):
                 raise ValueError("`sft_epochs` and `sft_mix` need completions to imitate: set `sft_dataset_name`.")
             splits = load_dataset(args.sft_dataset_name)
             dataset = splits["train"] if "train" in splits else next(iter(splits.values()))
-        if not isinstance(dataset, Dataset):
+        if isinstance(dataset, IterableDataset):
             raise TypeError(
-                f"`sft_dataset` must be a `Dataset`, got `{type(dataset).__name__}`. Choose one split of several; a "
-                "stream has no length, which the epochs of the warm-up and the random rows of `sft_mix` need."
+                "`sft_dataset` must be a `Dataset`, got `IterableDataset`: a stream has no length, which the epochs "
+                "of the warm-up and the random rows of `sft_mix` need."
             )
+        check_dataset(dataset, "sft_dataset", streamed=False)
         with (
             shown(not args.disable_tqdm),
             library_progress("tokenizing the SFT dataset"),

@@ -10,9 +10,9 @@ Dimensions: N sequences, S columns of the sequences so far, V vocabulary, k cand
 from dataclasses import dataclass
 
 import torch
-from transformers import RepetitionPenaltyLogitsProcessor
 
 from trl_ext.decoding.guide_schedule import sure
+from trl_ext.decoding.repetition_penalty import penalize_repetition
 from trl_ext.decoding.token_sampling import next_token_probabilities
 
 from ..decision_process import DecisionProcess
@@ -73,11 +73,17 @@ class Proposals:
         return choice_N if self.columns is None else self.columns.gather(1, choice_N[:, None]).squeeze(1)
 
 
-def penalized_logits(logits_NV: torch.Tensor, process: DecisionProcess, ids_NS: torch.Tensor | None) -> torch.Tensor:
+def penalized_logits(
+    logits_NV: torch.Tensor,
+    process: DecisionProcess,
+    ids_NS: torch.Tensor | None,
+    mask_NS: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Logits after the process's repetition penalty for tokens of the sequences so far, shape (N, V)."""
     if process.repetition_penalty == 1 or ids_NS is None:
         return logits_NV
-    return RepetitionPenaltyLogitsProcessor(process.repetition_penalty)(ids_NS, logits_NV.clone())
+    mask_NS = torch.ones_like(ids_NS) if mask_NS is None else mask_NS
+    return penalize_repetition(logits_NV.clone(), ids_NS, mask_NS, process.repetition_penalty)
 
 
 def propose(
@@ -86,6 +92,7 @@ def propose(
     uniform_Nk: torch.Tensor | None,
     ids_NS: torch.Tensor | None = None,
     plain_N: torch.Tensor | None = None,
+    mask_NS: torch.Tensor | None = None,
 ) -> Proposals:
     """
     Truncate the distribution of the next token, and put the candidates in the order of examination.
@@ -101,8 +108,11 @@ def propose(
         plain_N (`torch.Tensor` of shape `(N,)`, *optional*): True for rows whose next token the proxy is not asked
             about: their first candidate is a sample of the language model among all candidates, in either order.
             Without random numbers it is the likeliest.
+        mask_NS (`torch.Tensor` of shape `(N, S)`, *optional*): False at the padding of the sequences; by default they
+            have none.
     """
-    weights, tokens = next_token_probabilities(penalized_logits(logits_NV, process, ids_NS), process.settings())
+    penalized_NV = penalized_logits(logits_NV, process, ids_NS, mask_NS)
+    weights, tokens = next_token_probabilities(penalized_NV, process.settings())
     assert tokens is not None  # top-k has sorted them
     weights = weights / weights.sum(1, keepdim=True)
     if process.propose_rejected:

@@ -142,7 +142,7 @@ class Walk:
         plain_N = self._plain(logits)
         # Greedy decisions in descending order are deterministic, and so is what comes between them.
         order = None if self.greedy and process.order == "descending" else uniform_Nk
-        proposals = propose(logits, process, order, self.tree.ids_NS, plain_N)
+        proposals = propose(logits, process, order, self.tree.ids_NS, plain_N, self.tree.mask_NS)
         if process.top_p < 1 or process.min_p:
             most = int(proposals.valid.sum(1).max())
             parts = (proposals.tokens, proposals.weights, proposals.base_logps, proposals.columns)
@@ -286,7 +286,9 @@ class Walk:
         if not bool(outside.any()):
             return found
         logits = self.llm.logits(self.hidden_ND)
-        scores = penalized_logits(logits, self.process, self.tree.ids_NS)  # by which candidates are selected
+        scores = penalized_logits(
+            logits, self.process, self.tree.ids_NS, self.tree.mask_NS
+        )  # by which candidates are selected
         last = found.weights.masked_fill(~found.valid, torch.inf).argmin(1, keepdim=True)
         gap = scores.gather(1, found.tokens.gather(1, last)) - scores.gather(1, tokens_N[:, None])
         tied = outside & (gap < TIE_TOLERANCE.get(self.hidden_ND.dtype, TIE_TOLERANCE_ELSEWHERE))
