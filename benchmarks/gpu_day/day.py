@@ -254,7 +254,9 @@ class Day:
         if not part.rehearsal:
             kind = ["--rehearse"] if self.options.rehearse else ["--devices", "cuda"]
             words += [*kind, "--label", f"{self.label}{f' {part.name}' if part.again else ''}"]
-        return [*words, *(["--allow_dirty"] if self.options.allow_dirty else []), *self.more]
+        # The day has asked whether the tree is that of its commit. A file that is edited meanwhile must not cost the
+        # parts that follow: their results say `-dirty`.
+        return [*words, "--allow_dirty", *self.more]
 
     # ------------------------------------------------------------------------------------------------------ the result
 

@@ -42,7 +42,7 @@ def environment(device: torch.device, measures: Iterable[Any]) -> dict[str, Any]
             whether a later commit changed it (see measured_code.py).
     """
     return {
-        "commit": _commit(),
+        "commit": current_commit(),
         "sources": stamp(reached(measures, ROOT)),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "hardware": {
@@ -69,7 +69,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
+def current_commit() -> str | None:
     """The commit, with `-dirty` where a tracked file differs from it; `None` outside a clone."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
@@ -86,7 +86,7 @@ def refuse_dirty(allowed: bool) -> None:
     Raises:
         `SystemExit`: A tracked file differs from the commit, and this was not allowed.
     """
-    commit = _commit()
+    commit = current_commit()
     if not allowed and commit is not None and commit.endswith("-dirty"):
         raise SystemExit(
             "The tree differs from its commit: commit first, or measure it all the same with --allow_dirty."

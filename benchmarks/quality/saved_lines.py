@@ -4,10 +4,12 @@
 """A long measurement whose lines are written one by one: a later call goes on where an earlier one ended."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness import results
 from trl_ext.atomic_files import write_text
 
 
@@ -40,11 +42,19 @@ class SavedLines:
         return self.saved["lines"]  # type: ignore[no-any-return]
 
     def add(self, key: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The line with these values, which is measured if the file does not have it."""
+        """
+        The line with these values, which is measured if the file does not have it.
+
+        A line has the commit that measured it; one of another commit than the current one is named when it is kept.
+        """
+        commit = results.current_commit()
         for line in self.lines:
             if all(line[name] == value for name, value in key.items()):
+                if line.get("commit") != commit:
+                    names = ", ".join(map(str, key.values()))
+                    print(f"{names}: kept, of commit {line.get('commit', 'that is not known')}", file=sys.stderr)
                 return line
-        line = {**key, **measure()}
+        line = {**key, **measure(), "commit": commit}
         self.lines.append(line)
         write_text(self.file, json.dumps(self.saved, indent=1))
         print(", ".join(f"{name} {_short(value)}" for name, value in line.items()), flush=True)

@@ -20,7 +20,7 @@ from benchmarks.harness import results
 @pytest.fixture(autouse=True)
 def committed(monkeypatch):
     """What is being worked on differs from its commit, which suites refuse to measure."""
-    monkeypatch.setattr(results, "_commit", lambda: "0123456789ab")
+    monkeypatch.setattr(results, "current_commit", lambda: "0123456789ab")
 
 
 @functools.cache

@@ -126,6 +126,7 @@ def test_parts_run_in_order_and_the_next_imports_meanwhile(mocks, monkeypatch):
     assert [one, two, three] == ["one", "two", "three"]
     assert turn_of_one < turn_of_two and begun_two < turn_of_two
     assert words[words.index("--label") + 1] == result["label"] and "--rehearse" in words
+    assert "--allow_dirty" in words  # asked once, when the day began: a later edit costs no part
     assert result["cases"][0]["metrics"]["measured"] == ["first", "second"]
     assert result["settings"]["kind"] == {"suite": "speed", "rehearsal": True}
     results.check_result(result)
@@ -191,7 +192,7 @@ def test_the_same_command_goes_on_with_what_is_not_done(mocks, monkeypatch, caps
 
 def test_another_commit_is_measured_from_the_beginning(mocks, monkeypatch):
     run_day(mocks, monkeypatch, [part("a")], "--parts", "a")
-    monkeypatch.setattr(results, "_commit", lambda: "ba9876543210")
+    monkeypatch.setattr(results, "current_commit", lambda: "ba9876543210")
     _, second = run_day(mocks, monkeypatch, [part("a"), part("b")])
     assert [turn[0] for turn in turns(mocks)] == ["works", "works", "works"]
     assert second["environment"]["commit"] == "ba9876543210" and set(states(second)) == {"a", "b"}
@@ -206,7 +207,7 @@ def test_a_day_that_is_killed_ends_its_part_loses_nothing_and_goes_on(mocks, mon
         from benchmarks.gpu_day import day
         from benchmarks.gpu_day.parts import Part
         from benchmarks.harness import results
-        results._commit = lambda: "0123456789ab"
+        results.current_commit = lambda: "0123456789ab"
         day.Worker.command = (sys.executable, {str(mocks / "mock.py")!r})
         parts = (Part("a", "", "works", least=0), Part("b", "", "hangs", least=0))
         day.SUITES["speed"] = parts

@@ -377,7 +377,7 @@ def test_what_other_code_has_measured_is_a_result_of_that_code(kinds, monkeypatc
         return [(r["environment"]["commit"], [case["name"] for case in r["cases"]], r["given"]) for r in found]
 
     assert imdb.SUITE.main([*command, "--arms", "base"]) == 0
-    monkeypatch.setattr(results, "_commit", lambda: "ba9876543210")
+    monkeypatch.setattr(results, "current_commit", lambda: "ba9876543210")
     assert imdb.SUITE.main([*command, "--arms", "base"]) == 0  # the same code in another commit
     assert files() == [("0123456789ab", ["base"], []), ("ba9876543210", ["base"], [])]
     monkeypatch.setattr(results, "reached", lambda measures, root: {"0a1b2c3d": "a definition that has changed"})

@@ -358,7 +358,7 @@ def test_what_a_failed_environment_says(tmp_path):
 
 
 def test_a_tree_that_differs_from_its_commit_is_refused(monkeypatch):
-    monkeypatch.setattr(results, "_commit", lambda: "0123456789ab-dirty")
+    monkeypatch.setattr(results, "current_commit", lambda: "0123456789ab-dirty")
     with pytest.raises(SystemExit, match="--allow_dirty"):
         quality.SUITE.main([])
 

@@ -10,6 +10,7 @@ import torch
 from conftest import make_model, make_tokenizer
 from oracles.guided_decoding import make_value
 
+from benchmarks.harness import results
 from benchmarks.quality.saved_lines import SavedLines
 from benchmarks.quality.search_curve import Search, counted, run, show
 from trl_ext.rewards.functions import Reward
@@ -52,6 +53,17 @@ def test_all_ways_are_measured_and_a_measurement_goes_on(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="other settings"):
         SavedLines(file, {"seed": 1})
     assert len(show(lines).splitlines()) == 2 + len(lines)
+
+
+def test_a_line_of_another_commit_is_kept_and_named(tmp_path, monkeypatch, capsys):
+    lines = SavedLines(tmp_path / "lines.json", {})
+    lines.add({"name": "a", "beta": 2}, lambda: {"reward": 1.0})
+    lines.add({"name": "a", "beta": 2}, lambda: pytest.fail("it is there"))
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(results, "current_commit", lambda: "ba9876543210")
+    kept = SavedLines(tmp_path / "lines.json", {}).add({"name": "a", "beta": 2}, lambda: pytest.fail("it is there"))
+    assert kept == {"name": "a", "beta": 2, "reward": 1.0, "commit": "0123456789ab"}
+    assert "a, 2: kept, of commit 0123456789ab" in capsys.readouterr().err
 
 
 def test_tokens_are_counted(tmp_path):
