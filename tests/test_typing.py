@@ -90,12 +90,14 @@ def test_stub_has_the_names_of_the_package():
 @pytest.mark.slow
 def test_mypy_finds_the_mistakes_in_a_script(tmp_path, pytestconfig):
     """
-    With mypy's default settings. Its cache is kept between runs of pytest: reading torch, transformers and TRL takes a
-    minute.
+    With mypy's default settings. Its cache is kept between runs of pytest, if that keeps any: reading torch,
+    transformers and TRL takes a minute.
     """
     (tmp_path / "script.py").write_text(SCRIPT)
     # `silent`, as mypy treats an installed package: it reads what a script imports and reports only on the script
-    flags = ["--config-file=", "--follow-imports=silent", f"--cache-dir={pytestconfig.cache.mkdir('mypy')}"]
+    kept = getattr(pytestconfig, "cache", None)  # none with `-p no:cacheprovider`
+    cache = tmp_path / "mypy" if kept is None else kept.mkdir("mypy")
+    flags = ["--config-file=", "--follow-imports=silent", f"--cache-dir={cache}"]
     result = subprocess.run(
         [sys.executable, "-m", "mypy", *flags, "script.py"],
         cwd=tmp_path,

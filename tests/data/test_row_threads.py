@@ -38,7 +38,10 @@ def test_no_row_begins_after_a_failure(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(ValueError, match=r"row \d is bad"):
         run_rows(rows, work, output, {}, workers=workers)
     assert len(begun) <= 3 + workers
+    kept = [json.loads(line)["number"] for line in Path(output).read_text().splitlines()]
+    # A thread that was held up between taking row 2 and beginning it finds that row 3 has failed meanwhile.
+    assert set(kept) <= {0, 1, 2} and len(kept) > 3 - workers
     begun.clear()
     rest = run_rows(rows, lambda index, row: begun.append(index) or row, output, {}, workers=workers)  # type: ignore[func-returns-value]
-    assert rest == 47 and sorted(begun) == list(range(3, 50))
+    assert rest == 50 - len(kept) and sorted([*kept, *begun]) == list(range(50))
     assert [json.loads(line)["number"] for line in Path(output).read_text().splitlines()] == list(range(50))

@@ -136,7 +136,7 @@ def test_a_prompt_without_tokens_is_named(merging_tokenizer):
         prepare([{"prompt": "dd", **row}, {"prompt": "x", **row}], merging_tokenizer)  # x is not in its vocabulary
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     prompt=st.text("abcd", min_size=1, max_size=6),
     completions=st.lists(st.text("abcd", min_size=1, max_size=6), min_size=1, max_size=4),

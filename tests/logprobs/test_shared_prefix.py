@@ -114,7 +114,7 @@ prompts_and_completions = st.lists(
 
 
 @pytest.mark.parametrize("form", ["separate", "dense", "cascade"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(batch=prompts_and_completions)
 def test_every_token_is_predicted_once_from_its_complete_prefix(form, batch):
     """In all forms, the position that predicts token t of a completion sees prompt + completion[:t], in order."""
@@ -143,7 +143,7 @@ def test_every_token_is_predicted_once_from_its_complete_prefix(form, batch):
 
 
 @pytest.mark.parametrize("form", ["dense", "cascade"])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(batch=prompts_and_completions)
 def test_shared_rows_hold_each_prompt_once(form, batch):
     prompts, completions = batch
@@ -290,7 +290,7 @@ def test_choose_form(layout, batch, setting, form):
         st.tuples(st.integers(2, 60), st.lists(st.integers(1, 40), min_size=1, max_size=5)), min_size=1, max_size=4
     )
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_form_with_fewer_operations_is_chosen(groups):
     """Twice the docstring's operations of a layer, counted row by row; within 5 % either form is fine."""
 

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trl_ext.playground.answers import Option, Token
@@ -39,7 +39,6 @@ def test_parts_of_a_text(text: str, names: list[str], parts: list[str]) -> None:
     assert [token.text for token in with_texts(text, named(*names))] == parts
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(max_size=30), st.lists(st.text(max_size=4), max_size=6))
 def test_parts_add_up_to_the_text(text: str, names: list[str]) -> None:
     """Whatever a server names its tokens: no character is lost, doubled or moved."""

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trl_ext.playground.answers import CHANGE, LOGPROB, Answer, Option, Token, quantities, quantity
@@ -93,7 +93,6 @@ ATTACK = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'&lt;</span></t
 ALLOWED = {"div", "span", "table", "caption", "tr", "th", "td"}
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(max_size=20).filter(lambda text: "\r" not in text and "\0" not in text))
 def test_texts_are_never_markup(text: str) -> None:
     hostile = text + ATTACK

@@ -72,7 +72,7 @@ def dumped(body: Any) -> bytes:
     return json.dumps(body).encode()  # NaN, infinity and halves of surrogate pairs included
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
 @given(body=BODIES, base=st.sampled_from(["", "tiny", "tiny+value", "tiny+proxy"]), chat=st.booleans())
 def test_no_body_breaks_the_server(server: Running, body: dict[str, Any], base: str, chat: bool) -> None:
     """A completion or an error that says what is wrong: no status 500, and an answer in time."""
@@ -88,7 +88,7 @@ def test_no_body_breaks_the_server(server: Running, body: dict[str, Any], base: 
         assert answer["error"]["message"] and answer["error"]["type"] == "invalid_request_error"
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(body=st.binary(max_size=60))
 def test_no_bytes_break_the_server(server: Running, body: bytes) -> None:
     assert server.post(body)[0] == 400

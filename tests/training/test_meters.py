@@ -90,7 +90,7 @@ def test_it_works_with_an_accelerator():
     assert meters.pop(Accelerator(cpu=True)) == {"x": 2.5}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.lists(st.floats(-100, 100, width=32), max_size=5), min_size=1, max_size=5))
 def test_how_values_are_split_does_not_matter(batches):
     split, whole = Meters(), Meters()

@@ -5,7 +5,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trl_ext.training.returns import discounted_sums, gae, td_lambda
@@ -50,7 +50,6 @@ def tensors(sequences, padding=0):
     return rewards, values, mask
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.lists(st.floats(-5, 5), min_size=1, max_size=9), min_size=1, max_size=4),
     st.sampled_from([0.0, 0.5, 1.0]),
@@ -68,7 +67,6 @@ def test_sums_are_of_what_is_still_to_come(sequences, discount):
     torch.testing.assert_close(discounted_sums(heads, discount), torch.stack([found, -2 * found], dim=2))
 
 
-@settings(deadline=None)
 @given(sequences, st.sampled_from([0.0, 0.5, 0.9, 1.0]), st.sampled_from([0.0, 0.5, 0.95, 1.0]), st.integers(0, 3))
 def test_targets_equal_loops_whatever_the_padding(sequences, gamma, lam, padding):
     rewards, values, mask = tensors(sequences, padding)

@@ -327,7 +327,7 @@ def same(found, expected):
         torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-9, equal_nan=True, msg=name)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(batches, st.randoms(use_true_random=False))
 def test_order_of_completions_does_not_matter(groups, random):
     order = list(range(sum(map(len, groups))))
@@ -335,7 +335,7 @@ def test_order_of_completions_does_not_matter(groups, random):
     same(measures(Batch(groups, order)), measures(Batch(groups)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(batches, batches)
 def test_batches_can_be_split(first, second):
     one, two, both = (measures(Batch(groups)) for groups in (first, second, first + second))
@@ -343,7 +343,7 @@ def test_batches_can_be_split(first, second):
     same(both, split | {"pairs": one["pairs"] + two["pairs"]})
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(batches)
 def test_only_the_order_of_scores_matters(groups):
     stretched = [[(logp, length, math.exp(3 * score) - 7) for logp, length, score in group] for group in groups]
@@ -354,7 +354,7 @@ def test_only_the_order_of_scores_matters(groups):
     same({**found, "best score": expected["best score"]}, expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(batches)
 def test_ranking_loss_is_zero_where_the_order_is_right(groups):
     ordered = [[(float(score), 1, score) for *_, score in group] for group in groups]
@@ -365,7 +365,7 @@ def test_ranking_loss_is_zero_where_the_order_is_right(groups):
     assert right == pairs
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(batches)
 def test_a_step_down_the_ranking_loss_never_raises_it(groups):
     batch = Batch(groups)

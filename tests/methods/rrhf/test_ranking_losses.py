@@ -229,7 +229,7 @@ def test_descent_ends_in_the_order_of_the_scores(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(groups=batches, random=st.randoms(use_true_random=False))
 def test_order_of_completions_does_not_matter(name, groups, random):
     order = list(range(sum(map(len, groups))))
@@ -243,7 +243,7 @@ def test_order_of_completions_does_not_matter(name, groups, random):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(first=batches, second=batches)
 def test_batches_can_be_split(name, first, second):
     both = loss_of(name, first + second)[0]
@@ -284,7 +284,7 @@ def test_listnet_makes_tied_completions_equally_likely():
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("listnet", "lambda", "pro")])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(groups=batches)
 def test_losses_that_use_the_order_of_scores_only(name, groups):
     stretched = [[(p, math.exp(3 * score) - 7) for p, score in group] for group in groups]
