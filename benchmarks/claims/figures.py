@@ -6,6 +6,7 @@
 import functools
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -211,9 +212,21 @@ def figure(reference: Reference, task: Task, sources: Sources, names: Sequence[s
     if reference.rows:
         return _between(reference, rows)
     seeds = [case for case in rows[reference.row] if not reference.seeds or case["seed"] in reference.seeds]
+    if reference.column in TIMES:
+        seeds = _on_one_processor(seeds, [rows[name] for name in names])
     found = _measured(reference.row, seeds, reference.column)
     shown = [text for column in show if (text := _shown(seeds, column))]
     return replace(found, name=reference.name or reference.row, shown=tuple(shown))
+
+
+def _on_one_processor(seeds: Seeds, compared: Sequence[Seeds]) -> Seeds:
+    """Those seeds that ran on the processor with the most runs, if one has run all that is compared; else all."""
+    runs = [Counter(case.get("processor") for case in row) for row in compared]
+    common = set.intersection(*(set(counted) for counted in runs)) - {None}
+    if not common:
+        return seeds
+    most = max(common, key=lambda processor: (sum(counted[processor] for counted in runs), str(processor)))
+    return [case for case in seeds if case.get("processor") == most]
 
 
 def _value(case: Mapping[str, Any], column: str) -> float | None:

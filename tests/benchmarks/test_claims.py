@@ -341,6 +341,9 @@ def test_seconds_of_two_processors_are_not_compared():
     assert judge(check, made("one", "one")).verdict is HOLDS
     with pytest.raises(Missing, match=r"different processors say nothing \(of “a” on one, of “b” on another"):
         judge(check, made("one", "another"))
+    mixed = made("one", "one")
+    mixed._tasks["made"][0]["cases"][0].update(processor="another", cost={"cpu_seconds": 400.0})
+    assert judge(check, mixed).text == "CPU seconds: “a” 4.00, “b” 9.00 ± 0.00"  # on the processor that has both
     assert (
         "CPU seconds 4.00 ± 0.00 of one" in judge(check_of("less", show=["cost.cpu_seconds"]), made("one", "two")).text
     )
