@@ -344,6 +344,14 @@ def test_seconds_of_two_processors_are_not_compared():
     mixed = made("one", "one")
     mixed._tasks["made"][0]["cases"][0].update(processor="another", cost={"cpu_seconds": 400.0})
     assert judge(check, mixed).text == "CPU seconds: “a” 4.00, “b” 9.00 ± 0.00"  # on the processor that has both
+    both = Made(a=(1.0, 1.0, 1.0), b=(2.0, 2.0, 2.0))
+    for case in both._tasks["made"][0]["cases"]:
+        of_b, once = case["name"] == "b", case["seed"] == 0
+        case |= {
+            "processor": "another" if once else "one",
+            "cost": {"cpu_seconds": (9.0 if of_b else 4.0) + 90 * once},
+        }
+    assert judge(check, both).text == "CPU seconds: “a” 4.00 ± 0.00, “b” 9.00 ± 0.00"  # on the one with more runs
     assert (
         "CPU seconds 4.00 ± 0.00 of one" in judge(check_of("less", show=["cost.cpu_seconds"]), made("one", "two")).text
     )

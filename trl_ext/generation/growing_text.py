@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from trl_ext.data.completion import decode_after
 
 
-WINDOW = 32
+WINDOW = 32  # tokens; a character, or what a tokenizer joins, has a few
 
 
 class GrowingText:

@@ -105,19 +105,24 @@ def _is_unscored(row: Row) -> bool:
     return _is_schema(row) and not any(isinstance(row.get(name), list) for name in (*SCORES, *SCORE_LISTS))
 
 
+def _is_row(row: Row) -> bool:
+    """Whether the columns are those of the row schema, with scores or without."""
+    return ("scores" in row and _is_schema(row)) or _is_unscored(row)
+
+
 _BESIDE_SYSTEM = DatasetFormat(
     "scored_behind_system",
     "the row schema, beside a column `system` or `system_prompt`",
     ("prompt", "completions"),
     _behind_system,
-    matches=lambda row: has_system(row) and (("scores" in row and _is_schema(row)) or _is_unscored(row)),
+    matches=lambda row: has_system(row) and _is_row(row),
 )
 _MIXED = DatasetFormat(
     "messages_and_texts",
     "the row schema with messages as the prompt and texts as completions, or the other way round",
     ("prompt", "completions"),
     _alike,
-    matches=lambda row: _differs(row) and (("scores" in row and _is_schema(row)) or _is_unscored(row)),
+    matches=lambda row: _differs(row) and _is_row(row),
 )
 AS_THEY_ARE = [
     _BESIDE_SYSTEM,
